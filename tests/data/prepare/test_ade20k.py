@@ -57,7 +57,7 @@ def test_ade20k_makes_a_row_of_each_picture(tmp_path) -> None:
     row = train[1]
     assert row["image"] == {"bytes": None, "path": str(root / "images/training/ADE_train_00000002.jpg")}
     assert (row["image_id"], row["captions"], row["source"]) == ("ADE_train_00000002", [], "ade20k")
-    assert any("train has 3 rows; the whole set has 20,210" in warning for warning in summary.warnings())
+    assert "warning: train has 3 rows; the whole set has 20,210" in summary.lines()
 
 
 def test_ade20k_mask_counts_classes_from_zero_and_marks_what_is_ignored(tmp_path) -> None:
@@ -91,13 +91,13 @@ def test_ade20k_labels_are_the_published_names(tmp_path) -> None:
     summary = prepare("ade20k", root=tmp_path / "root", out=tmp_path / "out")
     labels = labels_of(tmp_path / "out")
     assert (len(labels), labels[0], labels[149]) == (150, "thing 1, item 1", "thing 150, item 150")
-    assert summary.notes == ()
+    assert summary.notes == []
 
 
 def test_ade20k_labels_are_numbers_without_a_list_of_names(tmp_path) -> None:
     summary = prepare("ade20k", root=toy(tmp_path / "root"), out=tmp_path / "out")
     assert labels_of(tmp_path / "out") == [str(number) for number in range(1, 151)]
-    assert summary.notes == ("objectInfo150.txt is not there; classes are called by their numbers",)
+    assert summary.notes == ["objectInfo150.txt is not there; classes are called by their numbers"]
 
 
 def test_ade20k_rejects_a_list_of_names_that_is_cut_off(tmp_path) -> None:

@@ -69,7 +69,7 @@ def test_tars_give_a_row_a_pair(tars, tmp_path, name: str) -> None:
     assert rows["image_id"][:] == [f"{name}/00000000{number}" for number in (0, 1)] + [f"{name}/000010000"]
     assert [decode_image(row["image"]).getpixel((0, 0))[0] for row in rows] == [0, 1, 2]
     assert rows["source"][0] == name
-    assert not summary.warnings()
+    assert not [line for line in summary.lines() if line.startswith("warning")]
     assert not summary.notes
 
 
@@ -181,7 +181,7 @@ def test_parquet_of_the_hubs_form_is_read(tmp_path) -> None:
 
 def test_parquet_with_links_alone_is_an_error(tmp_path) -> None:
     file = write_parquet(tmp_path / "in" / "list.parquet", [{"url": URL, "caption": "x"}])
-    with pytest.raises(ValueError, match=r"a file without images.*found url, caption\).*img2dataset first") as caught:
+    with pytest.raises(ValueError, match=r"a file without images.*img2dataset first") as caught:
         prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
     assert str(file) in str(caught.value)
     write_parquet(file, [{"jpg": jpeg(0), "url": URL}])
@@ -192,7 +192,7 @@ def test_parquet_with_links_alone_is_an_error(tmp_path) -> None:
 def test_list_of_links_beside_tars_is_noted(tars, tmp_path) -> None:
     write_parquet(tars / "list.parquet", [{"url": URL, "caption": "x"}])
     summary = prepare("sbu", root=tars, out=tmp_path / "out")
-    assert summary.notes == (f"1 parquet files without images are left out, such as {tars / 'list.parquet'}",)
+    assert summary.notes == [f"1 parquet files without images are left out, such as {tars / 'list.parquet'}"]
 
 
 def test_folder_without_shards_says_what_is_expected(tmp_path) -> None:

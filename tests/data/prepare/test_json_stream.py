@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from vlmo.data.prepare.json_stream import read_records
+from vlmo.data.prepare.parts import read_records
 
 RECORDS = [{"id": 1, "text": 'a ] } " é\u2028'}, [1, [2]], 12345, "end", None, 1.5e3]
 

@@ -86,7 +86,7 @@ def test_nlvr2_reads_the_layout_of_the_repository(tmp_path) -> None:
     root = Toy().write(tmp_path / "root", tables="nlvr2/data", pictures="images")
     summary = prepare("nlvr2", root=root, out=tmp_path / "out")
     assert {split: counts.rows for split, counts in summary.splits.items()} == {"train": 8, "validation": 4, "test": 2}
-    assert any("train has 8 rows; the whole set has 86,373" in warning for warning in summary.warnings())
+    assert "warning: train has 8 rows; the whole set has 86,373" in summary.lines()
 
 
 def test_nlvr2_does_without_a_split(tmp_path) -> None:
@@ -94,7 +94,7 @@ def test_nlvr2_does_without_a_split(tmp_path) -> None:
     del toy.records["test1"]
     summary = prepare("nlvr2", root=toy.write(tmp_path / "root"), out=tmp_path / "out")
     assert list(summary.splits) == ["train", "validation"]
-    assert summary.notes == ("test1.json is not there",)
+    assert summary.notes == ["test1.json is not there"]
 
 
 def test_nlvr2_quarantines_bad_records(tmp_path) -> None:
@@ -113,8 +113,8 @@ def test_nlvr2_quarantines_bad_records(tmp_path) -> None:
     summary = prepare("nlvr2", root=root, out=tmp_path / "out")
     reasons = quarantined(tmp_path / "out")
     assert len(reasons) == summary.splits["validation"].quarantined == 5
-    assert reasons["test1-5-0-0"].endswith("dev.json:5: split 'test1' in a file of 'dev'")
-    assert reasons["dev-7-0-0"].endswith("dev.json:6: label 'perhaps'; expected True or False")
+    assert reasons["test1-5-0-0"].endswith("dev.json:5: 'test1' with label 'True'; expected 'dev', True or False")
+    assert reasons["dev-7-0-0"].endswith("dev.json:6: 'dev' with label 'perhaps'; expected 'dev', True or False")
     assert reasons["dev-850-0-0"] == "image_id dev-850-0-0 repeats that of an earlier row"
     assert "dev-8-0-img1.png: cannot be read: No such file" in reasons["dev-8-0-0"]
     assert "dev-8-1-img1.png: cannot be decoded" in reasons["dev-8-1-0"]

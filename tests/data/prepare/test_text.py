@@ -117,5 +117,5 @@ def test_text_errors_say_what_is_expected(tmp_path) -> None:
         prepare("text", root=tmp_path / "in", out=tmp_path / "out")
     (tmp_path / "in" / "a.parquet").unlink()
     write(tmp_path / "in" / "a.txt", "\n \n")
-    with pytest.raises(ValueError, match="there are no rows of text in it"):
+    with pytest.raises(ValueError, match="not one row of text can be used; there are none"):
         prepare("text", root=tmp_path / "in", out=tmp_path / "out")

@@ -39,7 +39,7 @@ def test_visual_genome_phrases_are_captions_of_the_whole_picture(root, tmp_path)
     assert rows["captions"][:] == [[f"thing {number}", "the sky"] for number in range(4)]
     assert [decode_image(row["image"]).getpixel((0, 0))[0] for row in rows] == [0, 1, 2, 3]
     assert summary.splits["train"].captions == 8
-    assert not summary.warnings()
+    assert not [line for line in summary.lines() if line.startswith("warning")]
 
 
 def test_visual_genome_names_cocos_pictures_as_coco_does(root, tmp_path) -> None:
@@ -54,7 +54,7 @@ def test_visual_genome_keeps_cocos_held_out_pictures_apart(root, tmp_path) -> No
     records = [coco_record(77, "test"), coco_record(88, "restval"), coco_record(99, "val")]
     write(root / "dataset_coco.json", json.dumps({"images": records}))
     summary = prepare("visual_genome", root=root, out=tmp_path / "with")
-    assert summary.notes == ()
+    assert summary.notes == []
     assert {split: counts.rows for split, counts in summary.splits.items()} == {"train": 3, "coco_held_out": 1}
     assert open_source(str(tmp_path / "with"), split="coco_held_out")["image_id"][:] == ["coco/77"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vlmo.data.decoding import decode_image, decode_mask, encode_image
-from vlmo.data.prepare.parts import BadRow, Part, Row, SetOnDisk, file_key, find, image_at
+from vlmo.data.prepare.parts import BadRow, Part, Row, SetOnDisk, find, first_of, image_at
 from vlmo.data.schema import SEGMENT_FEATURES, make_row
 
 NAME = "ade20k"
@@ -35,45 +34,38 @@ _LAYOUT = (
 def open_set(root: Path) -> SetOnDisk:
     """Find one row an image. Masks are stored with class n as n - 1, and 255 where the annotation has 0 (no class)."""
     base = find(root, "images", "ADEChallengeData2016/images", layout=_LAYOUT).parent
-    for name in ("images", "annotations"):
-        for folder in _SPLITS:
-            find(base, f"{name}/{folder}", layout=_LAYOUT)
-    file = next((place / _NAMES_FILE for place in (base, base.parent) if (place / _NAMES_FILE).is_file()), None)
+    parts = []
+    for folder, split in _SPLITS.items():
+        images, masks = (
+            {file.stem: file for file in find(base, f"{name}/{folder}", layout=_LAYOUT).glob(f"*.{suffix}")}
+            for name, suffix in (("images", "jpg"), ("annotations", "png"))
+        )
+        names = iter(sorted(images.keys() | masks.keys()))
+        while chunk := list(itertools.islice(names, _PART_ROWS)):
+            pairs = [(name, images.get(name), masks.get(name)) for name in chunk]
+            stamps = [file.stat().st_mtime_ns for pair in pairs for file in pair[1:] if file]
+            parts.append(Part(repr((split, pairs, stamps)), functools.partial(_rows, split=split, pairs=pairs)))
+    file = first_of(base, _NAMES_FILE) or first_of(base.parent, _NAMES_FILE)
     return SetOnDisk(
-        parts=list(_parts(base)),
+        parts=parts,
         licence=LICENCE,
         known_sizes={"train": 20_210, "validation": 2_000},
         features=SEGMENT_FEATURES,
         labels=[str(number) for number in range(1, NUM_CLASSES + 1)] if file is None else _class_names(file),
         needs_caption=False,
-        notes=(f"{_NAMES_FILE} is not there; classes are called by their numbers",) if file is None else (),
+        notes=[] if file else [f"{_NAMES_FILE} is not there; classes are called by their numbers"],
     )
 
 
 def _class_names(file: Path) -> list[str]:
-    found: dict[int, str] = {}
-    for line in file.read_text(encoding="utf-8").splitlines()[1:]:
-        cells = [cell.strip() for cell in line.split("\t")]
-        if cells[0].isdecimal():
-            found[int(cells[0])] = cells[-1]
+    lines = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
+    found = {int(cells[0]): cells[-1].strip() for cells in lines if cells[0].strip().isdecimal()}
     if sorted(found) != list(range(1, NUM_CLASSES + 1)) or len(set(found.values())) != NUM_CLASSES:
         raise ValueError(
             f"{file}: {len(found)} classes with {len(set(found.values()))} names; expected a heading, then "
             f"{NUM_CLASSES} lines of fields with tabs between: first the number, last the name"
         )
     return [found[number] for number in range(1, NUM_CLASSES + 1)]
-
-
-def _parts(base: Path) -> Iterator[Part]:
-    for folder, split in _SPLITS.items():
-        images = {file.stem: file for file in sorted((base / "images" / folder).glob("*.jpg"))}
-        masks = {file.stem: file for file in sorted((base / "annotations" / folder).glob("*.png"))}
-        names = iter(sorted(images.keys() | masks.keys()))
-        while chunk := list(itertools.islice(names, _PART_ROWS)):
-            pairs = [(name, images.get(name), masks.get(name)) for name in chunk]
-            files = [file_key(file) for pair in pairs for file in pair[1:] if file is not None]
-            key = hashlib.sha256(repr((split, pairs, files)).encode()).hexdigest()
-            yield Part(key=key, rows=functools.partial(_rows, split=split, pairs=pairs))
 
 
 def _rows(*, split: str, pairs: list[tuple[str, Path | None, Path | None]]) -> Iterator[Row | BadRow]:

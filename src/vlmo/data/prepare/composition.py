@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from datasets import Features, Value
 
 from vlmo.data.decoding import ImageCell, decode_image, encode_image
 from vlmo.data.prepare import parts
-from vlmo.data.prepare.parts import BadRow, Record, Row, SetOnDisk, find, first_of
+from vlmo.data.prepare.parts import BadRow, Part, Record, Row, SetOnDisk, chunked, find, first_of
 from vlmo.data.schema import COMPOSITION_FEATURES, make_row
 
 SPLIT = "test"
@@ -35,17 +34,17 @@ def open_sugarcrepe(root: Path) -> SetOnDisk:
     if not files:
         find(root, f"data/{SUGARCREPE[0]}.json", layout=_SUGARCREPE_LAYOUT)
     images = find(root, "val2017", "images/val2017", "images", layout=_SUGARCREPE_LAYOUT)
-    read = functools.partial(_row, names=("filename", "caption", "negative_caption"), images=images)
+    names, licence = ("filename", "caption", "negative_caption"), "MIT; image of COCO"
     rows = (
-        read(record, where, image_id=f"sugarcrepe/{kind}/{key}", kind=kind, licence="MIT; image of COCO")
+        _row(record, where, names, images, image_id=f"sugarcrepe/{kind}/{key}", kind=kind, licence=licence)
         for kind, file in files.items()
         for key, record, where in _records(file)
     )
     return SetOnDisk(
-        parts=list(parts.chunked(rows)),
+        parts=chunked(rows),
         licence="captions MIT (SugarCrepe); images under the terms of their owners (COCO)",
         features=COMPOSITION_FEATURES,
-        notes=tuple(f"{kind}.json is not there" for kind in SUGARCREPE if kind not in files),
+        notes=[f"{kind}.json is not there" for kind in SUGARCREPE if kind not in files],
     )
 
 
@@ -53,14 +52,14 @@ def open_aro(root: Path) -> SetOnDisk:
     """Find one row a record; its image is what the record's box shows, as JPEG of quality 95."""
     files = {kind: find(root, name, layout=_ARO_LAYOUT) for name, kind in ARO.items()}
     images = find(root, "images", layout=_ARO_LAYOUT)
-    read = functools.partial(_row, names=("image_path", "true_caption", "false_caption"), images=images)
+    names, licence = ("image_path", "true_caption", "false_caption"), "MIT; image CC-BY-4.0"
     rows = (
-        read(record, where, image_id=f"aro/{kind}/{key}", kind=kind, licence="MIT; image CC-BY-4.0", box=_BOX)
+        _row(record, where, names, images, image_id=f"aro/{kind}/{key}", kind=kind, licence=licence, box=_BOX)
         for kind, file in files.items()
         for key, record, where in _records(file)
     )
     return SetOnDisk(
-        parts=[replace(part, rows=functools.partial(_cropped, part.rows)) for part in parts.chunked(rows)],
+        parts=[Part(part.key, functools.partial(_cropped, part)) for part in chunked(rows)],
         licence="captions MIT (ARO); images CC-BY-4.0 (Visual Genome)",
         features=COMPOSITION_FEATURES,
         known_sizes={SPLIT: 23_937 + 28_748},
@@ -78,10 +77,7 @@ def open_winoground(root: Path) -> SetOnDisk:
         files = [find(root, "examples.jsonl", "data/examples.jsonl", layout=_WINOGROUND_LAYOUT)]
         images = find(root, "images", "data/images", layout=_WINOGROUND_LAYOUT)
     return SetOnDisk(
-        parts=[
-            parts.Part(parts.file_key(file), functools.partial(_examples, file, images=images), images_apart=True)
-            for file in files
-        ],
+        parts=[Part(parts.file_key(file), functools.partial(_examples, file, images=images)) for file in files],
         licence="for research with image-text models only (Winoground; images of Getty Images)",
         features=WINOGROUND_FEATURES,
         known_sizes={SPLIT: 800},
@@ -89,41 +85,33 @@ def open_winoground(root: Path) -> SetOnDisk:
 
 
 def _records(file: Path) -> Iterator[tuple[str, Any, str]]:
-    """Yield key, record and place of each record of a JSON list or object, or of JSON lines."""
+    """Yield key, record and place of each record of a JSON list or object, of JSON lines or of a parquet file."""
     try:
-        text = file.read_text(encoding="utf-8")
-        content = [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
-        records = content.items() if isinstance(content, dict) else enumerate(content)
-    except (ValueError, TypeError) as error:
+        if file.suffix == ".parquet":
+            batches = pq.ParquetFile(file).iter_batches(batch_size=16)
+            records = enumerate(record for batch in batches for record in batch.to_pylist())
+        elif file.suffix == ".jsonl":
+            records = enumerate(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
+        else:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            records = content.items() if isinstance(content, dict) else enumerate(content)
+        for key, record in records:
+            yield str(key), record, f"{file}, record {key}"
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: expected records in JSON ({error}); is the file cut off?") from error
-    for key, record in records:
-        yield str(key), record, f"{file}, record {key}"
 
 
 def _examples(file: Path, *, images: Path) -> Iterator[Row]:
-    if file.suffix == ".parquet":
-        batches = pq.ParquetFile(file).iter_batches(batch_size=16)
-        examples = enumerate(record for batch in batches for record in batch.to_pylist())
-        records: Iterator[Any] = ((number, record, f"{file}, example {number}") for number, record in examples)
-    else:
-        records = _records(file)
-    for number, record, where in records:
+    for number, record, where in _records(file):
         group = f"winoground/{file.stem}/{number}"
         for own, other in ((0, 1), (1, 0)):
-            yield _row(
-                record,
-                where,
-                names=(f"image_{own}", f"caption_{own}", f"caption_{other}"),
-                images=images,
-                image_id=f"{group}/{own}",
-                kind=str(record.get("collapsed_tag") or "all"),
-                licence="research only",
-                group=group,
-            )
+            names, tag = (f"image_{own}", f"caption_{own}", f"caption_{other}"), record.get("collapsed_tag")
+            facts = {"kind": str(tag or "all"), "licence": "research only", "group": group}
+            yield _row(record, where, names, images, image_id=f"{group}/{own}", **facts)
 
 
 def _row(
-    record: Any, where: str, *, names: tuple[str, str, str], images: Path, box: tuple[str, ...] = (), **columns: Any
+    record: Any, where: str, names: tuple[str, str, str], images: Path, *, box: tuple[str, ...] = (), **columns: Any
 ) -> Row:
     """Return a row with the fields `names` of a record: image, true caption, false caption."""
     try:
@@ -140,17 +128,17 @@ def _row(
     return Row(SPLIT, make_row(image=cell, captions=[true], false_caption=false, source=source, **columns))
 
 
-def _cropped(rows: Callable[[], Iterable[Record]]) -> Iterator[Record]:
-    for row in rows():
+def _cropped(part: Part) -> Iterator[Record]:
+    for row in part.rows():
         assert isinstance(row, Row)  # all that `_row` makes
-        left, top, width, height = row.values["box"]
-        values = {name: value for name, value in row.values.items() if name != "box"}
+        (left, top, width, height), values = row.values["box"], {**row.values}
+        del values["box"]
         try:
             if width < 1 or height < 1:
                 raise ValueError(f"a box of {width} x {height} pixels")
-            part = decode_image(values["image"]).crop((left, top, left + width, top + height))
+            shown = decode_image(values["image"]).crop((left, top, left + width, top + height))
         except ValueError as error:
             yield BadRow(row.split, values["image_id"], str(error), path=values["image"]["path"])
             continue
-        cell = encode_image(part, Path(values["image"]["path"]).name, kind="JPEG", quality=95, subsampling=0)
+        cell = encode_image(shown, Path(values["image"]["path"]).name, kind="JPEG", quality=95, subsampling=0)
         yield Row(row.split, values | {"image": cell})

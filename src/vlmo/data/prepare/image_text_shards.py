@@ -22,7 +22,6 @@ from vlmo.data.prepare.parts import (
 from vlmo.data.schema import make_row
 from vlmo.data.stream.records import CAPTION_COLUMNS, IMAGE_COLUMNS, Bad, read_shard
 
-_SPLIT = "train"
 _LAYOUT = "00000.tar, 00001.tar, ... (or .parquet) as img2dataset writes them"
 
 
@@ -43,30 +42,30 @@ def _open(root: Path, *, name: str, licence: str) -> SetOnDisk:
     Images in tar shards stay there; those in parquet files are copied.
     """
     require_folder(root, layout=_LAYOUT)
-    files = list(walk(root))
-    tars = [file for file in files if file.suffix == ".tar"]
-    # Beside a tar, img2dataset leaves a parquet file of the same name with what it knows but the images.
-    tables = [file for file in files if file.suffix == ".parquet" and not file.with_suffix(".tar").is_file()]
-    if not tars and not tables:
-        raise ValueError(f"{root}: no .tar and no .parquet in it; --root must be a folder with {_LAYOUT}")
-    columns = {file: read_table_schema(file).names for file in tables}
-    links = [file for file in tables if set(IMAGE_COLUMNS).isdisjoint(columns[file])]
-    if not tars and links:
+    shards, links = [], []
+    for file in walk(root):
+        # Beside a tar, img2dataset leaves a parquet file of the same name with what it knows but the images.
+        if file.suffix == ".parquet" and not file.with_suffix(".tar").is_file():
+            columns = read_table_schema(file).names
+            has_images = not set(IMAGE_COLUMNS).isdisjoint(columns)
+            if has_images and set(CAPTION_COLUMNS).isdisjoint(columns):
+                raise ValueError(f"{file}: none of the columns {', '.join(CAPTION_COLUMNS)}, so there are no captions")
+            (shards if has_images else links).append(file)
+        elif file.suffix == ".tar":
+            shards.append(file)
+    if not shards and links:
         raise ValueError(
-            f"{links[0]}: a file without images, as it has none of the columns {', '.join(IMAGE_COLUMNS)} (found "
-            f"{', '.join(columns[links[0]])}). Download them with img2dataset first, and give its output "
-            "folder as --root."
+            f"{links[0]}: a file without images, as it has none of the columns {', '.join(IMAGE_COLUMNS)}. Download "
+            "them with img2dataset first, and give its output folder as --root."
         )
-    for file in tables:
-        if file not in links and set(CAPTION_COLUMNS).isdisjoint(columns[file]):
-            raise ValueError(f"{file}: none of the columns {', '.join(CAPTION_COLUMNS)}, so there are no captions")
-    notes = [f"{len(links)} parquet files without images are left out, such as {links[0]}"] if links else []
+    if not shards:
+        raise ValueError(f"{root}: no .tar and no .parquet in it; --root must be a folder with {_LAYOUT}")
     parts = [
-        Part(key=file_key(file, name), rows=functools.partial(_rows, file, root=root, name=name, licence=licence))
-        for file in [*tars, *tables]
-        if file not in links
+        Part(file_key(file, name), functools.partial(_rows, file, root=root, name=name, licence=licence))
+        for file in sorted(shards, key=lambda file: file.suffix != ".tar")
     ]
-    return SetOnDisk(parts=parts, licence=licence, notes=tuple(notes))
+    notes = [f"{len(links)} parquet files without images are left out, such as {links[0]}"] if links else []
+    return SetOnDisk(parts=parts, licence=licence, notes=notes)
 
 
 def _rows(file: Path, *, root: Path, name: str, licence: str) -> Iterator[Record]:
@@ -75,17 +74,17 @@ def _rows(file: Path, *, root: Path, name: str, licence: str) -> Iterator[Record
     has_keys = file.suffix == ".tar" or "key" in read_table_schema(file).names
     for record, _ in read_shard(str(file.absolute()), images="places", absent=True):
         key = record.key if has_keys else f"{file.stem}/{record.index + 1}"
-        if isinstance(record, Bad):
-            if record.kind == "absent":
-                yield Absent(_SPLIT, record.reason)
-            else:
-                image_id = f"{prefix}/{file.name if record.kind == 'shard' else key}"
-                yield BadRow(_SPLIT, image_id, f"{file}: {record.reason}", path=str(file))
-            continue
-        image: ImageCell | None = None
-        if record.image is not None:
-            image = {"bytes": record.image, "path": f"{file.name}/{key}"}
-        elif file.suffix == ".tar":
-            image = {"bytes": None, "path": record.path}
-        row = make_row(f"{prefix}/{key}", image=image, captions=record.captions, source=name, licence=licence)
-        yield Row(_SPLIT, row)
+        if isinstance(record, Bad) and record.kind == "absent":
+            yield Absent("train", record.reason)
+        elif isinstance(record, Bad):
+            image_id = f"{prefix}/{file.name if record.kind == 'shard' else key}"
+            yield BadRow("train", image_id, f"{file}: {record.reason}", path=str(file))
+        else:
+            image: ImageCell | None = None
+            if record.image is not None:
+                image = {"bytes": record.image, "path": f"{file.name}/{key}"}
+            elif file.suffix == ".tar":
+                image = {"bytes": None, "path": record.path}
+            captions = record.captions
+            row = make_row(f"{prefix}/{key}", image=image, captions=captions, source=name, licence=licence)
+            yield Row("train", row)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, count_chunks, first_of, image_at, require_folder
+from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, first_of, image_at, require_folder
 from vlmo.data.rows import SUMMARY_FILE
 from vlmo.data.schema import class_features, make_row
 
@@ -31,32 +31,38 @@ def open_set(root: Path) -> SetOnDisk:
     splits = _split_folders(root)
     found = {split: _class_folders(folder) for split, folder in splits.items()}
     classes = found["train"]
-    if not classes:
-        raise ValueError(f"{splits['train']}: no folder in it; --root must be a folder with {_LAYOUT}")
     for split, names in found.items():
         if not names:
-            raise ValueError(f"{splits[split]}: no folder for any class in it; sort its images into such folders")
+            raise ValueError(f"{splits[split]}: no folder of a class in it; --root must be a folder with {_LAYOUT}")
         if unknown := set(names).difference(classes):
             raise ValueError(
-                f"{splits[split]}: class {min(unknown)!r} is not among the {len(classes)} classes of train ({split})"
+                f"{splits[split]}: class {min(unknown)!r} is not among the {len(classes)} classes of train"
             )
+
+    def rows() -> Iterator[Row]:
+        for split, folder in splits.items():
+            for name in found[split]:
+                label = classes.index(name)
+                with os.scandir(folder / name) as entries:
+                    files = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+                for file in (folder / name / each for each in files):
+                    image_id = f"{NAME}/{file.relative_to(root).as_posix()}"
+                    row = make_row(image_id, image=image_at(file), source=NAME, licence=LICENCE, label=label)
+                    yield Row(split, row)
+
     is_1k = len(classes) == 1_000 and all(name.startswith("n") and name[1:].isdigit() for name in classes)
-    known = {split: _KNOWN_SIZES_1K[split] for split in splits} if is_1k else {}
     labels = _read_names(root)
     names = [labels.get(name, name) for name in classes]
     uses = Counter(names)
     return SetOnDisk(
-        parts=chunked(_rows(splits, found, root=root)),
+        parts=chunked(rows),
         licence=LICENCE,
         features=class_features(classes),
         # ImageNet has two classes "crane".
         labels=[name if uses[name] == 1 else f"{name} ({folder})" for name, folder in zip(names, classes, strict=True)],
         unique=None,
         needs_caption=False,
-        num_parts=count_chunks(
-            file for split, names in found.items() for name in names for file in _files(splits[split] / name)
-        ),
-        known_sizes=known,
+        known_sizes={split: _KNOWN_SIZES_1K[split] for split in splits} if is_1k else {},
     )
 
 
@@ -72,24 +78,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _class_folders(folder: Path) -> list[str]:
     """Return the names of the folders but hidden ones, and those that `--out` has become or is about to become."""
-    with os.scandir(folder) as entries:
-        paths = [Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    paths = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     return sorted(path.name for path in paths if path.suffix != ".unfinished" and not (path / SUMMARY_FILE).is_file())
-
-
-def _rows(splits: dict[str, Path], present: dict[str, list[str]], *, root: Path) -> Iterator[Row]:
-    numbers = {name: number for number, name in enumerate(present["train"])}
-    for split, folder in splits.items():
-        for name in present[split]:
-            for file in _files(folder / name):
-                image_id, cell = f"{NAME}/{file.relative_to(root).as_posix()}", image_at(file)
-                row = make_row(image_id, image=cell, source=NAME, licence=LICENCE, label=numbers[name])
-                yield Row(split, row)
-
-
-def _files(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        return sorted(folder / entry.name for entry in entries if not entry.name.startswith("."))
 
 
 def _read_names(root: Path) -> dict[str, str]:
@@ -98,17 +88,14 @@ def _read_names(root: Path) -> dict[str, str]:
     if file is None:
         return {}
     text = file.read_text(encoding="utf-8-sig")
-    if file.suffix == ".json":
-        try:
+    try:
+        if file.suffix == ".json":
             return {str(folder): str(name) for folder, name in json.loads(text).values()}
-        except (ValueError, TypeError, AttributeError) as error:
-            expected = '{"0": ["n01440764", "tench"], ...}'
-            raise ValueError(f"{file}: expected JSON such as {expected} ({error})") from error
-    names = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split(maxsplit=1)  # a synset, then a space or tab, then its words
-        if len(words) == 1:
-            raise ValueError(f"{file}:{number}: expected a folder's name and a class's name, found {line!r}")
-        if words:
-            names[words[0]] = words[1].strip()
-    return names
+        # A synset, then a space or tab, then its words.
+        lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+        return {folder: name.strip() for folder, name in lines}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file}: expected a folder's and a class's name a line, or JSON such as "
+            f'{{"0": ["n01440764", "tench"], ...}} ({error})'
+        ) from error

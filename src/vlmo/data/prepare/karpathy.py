@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vlmo.data.prepare.json_stream import read_records
-from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, count_chunks, find, image_at, text_of
+from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, find, image_at, read_records, text_of
 from vlmo.data.schema import make_row
 
 COCO_FILES = ("dataset_coco.json", "karpathy/dataset_coco.json")
@@ -25,9 +24,7 @@ def open_coco(root: Path) -> SetOnDisk:
         find(root, folder, layout=layout)
     licence = "captions CC-BY-4.0; images under the Flickr terms of their owners"
     sizes = {"train": 113_287, "validation": 5_000, "test": 5_000}
-    return _open(
-        "coco", file, folder=root, licence=licence, sizes=sizes, image_id=lambda of: coco_image_id(of["cocoid"])
-    )
+    return _open("coco", file, root, licence=licence, sizes=sizes, image_id=lambda of: coco_image_id(of["cocoid"]))
 
 
 def open_flickr30k(root: Path) -> SetOnDisk:
@@ -37,11 +34,10 @@ def open_flickr30k(root: Path) -> SetOnDisk:
     folder = find(root, "flickr30k-images", "flickr30k_images", layout=layout)
     licence = "research and education, not commercial; images under the Flickr terms of their owners"
     sizes = {"train": 29_000, "validation": 1_014, "test": 1_000}
-
-    def image_id(record: dict[str, Any]) -> str:
-        return f"flickr30k/{Path(record['filename']).stem}"
-
-    return _open("flickr30k", file, folder=folder, licence=licence, sizes=sizes, image_id=image_id)
+    name = "flickr30k"
+    return _open(
+        name, file, folder, licence=licence, sizes=sizes, image_id=lambda of: f"{name}/{Path(of['filename']).stem}"
+    )
 
 
 def coco_image_id(number: int) -> str:
@@ -50,13 +46,7 @@ def coco_image_id(number: int) -> str:
 
 
 def _open(
-    name: str,
-    file: Path,
-    *,
-    folder: Path,
-    licence: str,
-    sizes: dict[str, int],
-    image_id: Callable[[dict[str, Any]], str],
+    name: str, file: Path, folder: Path, *, licence: str, sizes: dict[str, int], image_id: Callable[[Any], str]
 ) -> SetOnDisk:
     """A row an image, with all its sentences. A record's `filepath`, if it has one, is a folder below `folder`."""
 
@@ -67,6 +57,5 @@ def _open(
         return Row(split, make_row(image_id(record), image=cell, captions=captions, source=name, licence=licence))
 
     needs = f"filename, split ({', '.join(_SPLITS)}), sentences[].raw and in COCO cocoid"
-    rows: Callable[[], Iterator[Row]] = functools.partial(read_records, file, row, key="images", needs=needs)
-    # Read once before any image is, so that errors come at the start.
-    return SetOnDisk(parts=chunked(rows()), num_parts=count_chunks(rows()), licence=licence, known_sizes=sizes)
+    rows = functools.partial(read_records, file, row, key="images", needs=needs)
+    return SetOnDisk(parts=chunked(rows), licence=licence, known_sizes=sizes)

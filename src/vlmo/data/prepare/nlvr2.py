@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, first_of, image_at, text_of
@@ -23,55 +24,45 @@ _LAYOUT = (
 
 def open_set(root: Path) -> SetOnDisk:
     """Find one row a sentence; its images are the left and the right one."""
-    places = (
-        (part, first_of(root, *(f"{folder}{part}.json" for folder in ("", "data/", "nlvr2/data/")))) for part in _SPLITS
-    )
-    files = {part: file for part, file in places if file is not None}
+    found = {
+        part: first_of(root, *(f"{folder}{part}.json" for folder in ("", "data/", "nlvr2/data/"))) for part in _SPLITS
+    }
+    files = {part: file for part, file in found.items() if file is not None}
     if not files:
         find(root, "train.json", "dev.json", "test1.json", layout=_LAYOUT)
     folders = {part: find(root, f"images/{part}", part, layout=_LAYOUT) for part in files}
-    rows = (
-        _row(line, where=f"{file}:{number}", part=part, folder=folders[part])
-        for part, file in files.items()
-        for number, line in enumerate(file.read_bytes().splitlines(), start=1)
-        if line.strip()
-    )
+
+    def rows() -> Iterator[Row | BadRow]:
+        for part, file in files.items():
+            for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+                if line.strip():
+                    yield _row(line, where=f"{file}:{number}", part=part, folder=folders[part])
+
     return SetOnDisk(
-        parts=list(chunked(rows)),
+        parts=chunked(rows),
         licence=LICENCE,
         features=REASONING_FEATURES,
         known_sizes={_SPLITS[part]: KNOWN_SIZES[_SPLITS[part]] for part in files},
-        notes=tuple(f"{part}.json is not there" for part in _SPLITS if part not in files),
+        notes=[f"{part}.json is not there" for part in _SPLITS if part not in files],
     )
 
 
 def _row(line: bytes, *, where: str, part: str, folder: Path) -> Row | BadRow:
     try:
         record = json.loads(line)
-        identifier, sentence = record["identifier"], text_of(record["sentence"])
-        label = record.get("label")
+        identifier, sentence, label = record["identifier"], text_of(record["sentence"]), str(record.get("label"))
         of_part, images, pair, sentence_number = identifier.split("-")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{where}: expected an object with sentence, label and identifier (such as dev-850-0-1): {error!r}"
         ) from error
     split = _SPLITS[part]
-    if of_part != part:
-        return BadRow(split, identifier, f"{where}: split {of_part!r} in a file of {part!r}")
-    if str(label).lower() not in _LABELS:
-        return BadRow(split, identifier, f"{where}: label {label!r}; expected True or False")
+    if of_part != part or label.lower() not in _LABELS:
+        return BadRow(split, identifier, f"{where}: {of_part!r} with label {label!r}; expected {part!r}, True or False")
     # Only the training images are in folders, by a number that their records have.
     folder = folder / str(record["directory"]) if "directory" in record else folder
-    left, right = (folder / f"{part}-{images}-{pair}-img{side}.png" for side in (0, 1))
-    row = make_row(
-        identifier,
-        image=image_at(left),
-        captions=[sentence],
-        source=NAME,
-        licence=LICENCE,
-        second_image=image_at(right),
-        label=_LABELS[str(label).lower()],
-        # As the official metric does it: a sentence was written for the four pairs of one set of images.
-        sentence_group=f"{part}-{images}-{sentence_number}",
-    )
-    return Row(split, row)
+    left, right = (image_at(folder / f"{part}-{images}-{pair}-img{side}.png") for side in (0, 1))
+    row = make_row(identifier, image=left, captions=[sentence], source=NAME, licence=LICENCE, second_image=right)
+    # As the official metric does it: a sentence was written for the four pairs of one set of images.
+    group = f"{part}-{images}-{sentence_number}"
+    return Row(split, row | {"label": _LABELS[label.lower()], "sentence_group": group})

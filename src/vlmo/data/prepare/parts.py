@@ -1,4 +1,4 @@
-"""The records of a set in parts, as a preparer hands them to the engine.
+"""The records of a set in parts, as a preparer hands them to the engine, and what preparers share.
 
 A preparer is a function `open_set(root) -> SetOnDisk`, which first checks that every file is there; ValueError if not.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,12 +23,16 @@ from datasets import Features
 from vlmo.data.decoding import ImageCell
 from vlmo.data.schema import FEATURES, hash_share
 
+Item = TypeVar("Item")
+
 ROWS_A_PART = 1024
 """Rows that are validated and kept as one piece of work: about ten seconds of one process."""
 
 TYPED = ("{}", "{}", "a picture of {}", "an icon of {}")
 """Words that people type around a name with its article."""
 _AN = re.compile(r"(?!eu|ewe|one\b|once|uni(?!n)|us[aeb]|uti|uk|url)[aeiou]|hour|heir|honest")
+
+_BLOCK_CHARS, _MAX_CHARS = 1 << 20, 1 << 26  # that are read at once, and of one value, of a JSON file
 
 
 @dataclass(frozen=True)
@@ -60,18 +66,12 @@ Record = Row | BadRow | Absent
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of work: its rows are read and validated in one process, and kept when a later part fails.
-
-    Attributes:
-        key: Tells whether a part kept from an interrupted run is still the same; see `chunked` and `file_key`.
-        rows: Gives the records, perhaps in another process.
-        images_apart: The key does not change with the images' files: a kept part with bad rows is read again, as the
-            files may have been repaired.
-    """
+    """A piece of work: its rows are read and validated in one process, and kept when a later part fails."""
 
     key: str
+    """Tells whether a part kept from an interrupted run is still the same; see `file_key`."""
     rows: Callable[[], Iterable[Record]]
-    images_apart: bool = False
+    """Gives the records, perhaps in another process."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class SetOnDisk:
     """The contents of `--root`.
 
     Attributes:
-        parts: May be a generator; it must give the same parts each time.
+        parts: Has a length; gives the same parts each time.
         licence: One line about the terms.
         features: Columns of every split; each column of images is decoded once.
         labels: Names of answers or classes, for tasks that have them.
@@ -87,34 +87,42 @@ class SetOnDisk:
             are different by their making, such as files of a folder.
         needs_image: A row without an image is invalid.
         needs_caption: A row without a caption is invalid.
-        num_parts: Number of parts, for the progress bar, where `parts` has no length.
         known_sizes: Rows by split, for sets of published sizes.
         notes: Lines for the report, such as which optional files are not there.
     """
 
-    parts: Iterable[Part]
+    parts: Collection[Part]
     licence: str
     features: Features = field(default_factory=lambda: FEATURES)
     labels: list[str] | None = None
     unique: str | None = "image_id"
     needs_image: bool = True
     needs_caption: bool = True
-    num_parts: int | None = None
     known_sizes: Mapping[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
 
 
-def chunked(rows: Iterable[Record], *, size: int = ROWS_A_PART) -> Iterator[Part]:
-    """Yield parts of `size` rows each, for rows that are cheap to list: images by path, not by their bytes."""
-    rows = iter(rows)
-    while chunk := list(itertools.islice(rows, size)):
-        key = hashlib.sha256(repr(chunk).encode()).hexdigest()
-        yield Part(key=key, rows=functools.partial(list, chunk), images_apart=True)
+class chunked(Collection[Part]):  # noqa: N801
+    """Parts of `size` rows each, for rows that are cheap to list: images by path, not by their bytes.
 
+    `rows` may be a function that lists them anew each time: they are then never all in memory.
+    """
 
-def count_chunks(rows: Iterable[object]) -> int:
-    """Return the number of parts that `chunked` makes of so many rows."""
-    return -(-sum(1 for _ in rows) // ROWS_A_PART)
+    def __init__(self, rows: Iterable[Record] | Callable[[], Iterable[Record]], *, size: int = ROWS_A_PART) -> None:
+        self._rows = rows if callable(rows) else functools.partial(list, list(rows))
+        self._size = size
+
+    def __len__(self) -> int:
+        return math.ceil(sum(1 for _ in self._rows()) / self._size)
+
+    def __iter__(self) -> Iterator[Part]:
+        rows = iter(self._rows())
+        while chunk := list(itertools.islice(rows, self._size)):
+            key = hashlib.sha256(repr(chunk).encode()).hexdigest()
+            yield Part(key, functools.partial(list, chunk))
+
+    def __contains__(self, part: object) -> bool:
+        return any(part == each for each in self)
 
 
 def with_article(captions: Sequence[str], *, key: str) -> tuple[str, ...]:
@@ -148,14 +156,6 @@ def find(root: Path, *candidates: str, layout: str) -> Path:
     raise ValueError(f"{root}: {' or '.join(candidates)} is missing; --root must be a folder with {layout}")
 
 
-def read_table_schema(file: Path) -> pa.Schema:
-    """Return the columns of a parquet file; ValueError for one that is cut off."""
-    try:
-        return pq.read_schema(file)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file}: not a whole parquet file ({error}); remove it or download it again") from error
-
-
 def first_of(root: Path, *candidates: str) -> Path | None:
     """Return the first file or folder of `candidates` (paths relative to `root`); None where none is there."""
     paths = (root / candidate for candidate in candidates)
@@ -168,6 +168,14 @@ def require_folder(root: Path, *, layout: str) -> None:
         raise ValueError(f"{root}: no such folder; --root must be a folder with {layout}")
 
 
+def read_table_schema(file: Path) -> pa.Schema:
+    """Return the columns of a parquet file; ValueError for one that is cut off."""
+    try:
+        return pq.read_schema(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file}: not a whole parquet file ({error}); remove it or download it again") from error
+
+
 def text_of(value: Any) -> str:
     """Return the text that a record gives; TypeError where it gives something else."""
     if not isinstance(value, str):
@@ -178,3 +186,94 @@ def text_of(value: Any) -> str:
 def image_at(file: Path) -> ImageCell:
     """Return the cell of an image column for a file on the disk, which the engine then tries to decode."""
     return {"bytes": None, "path": str(file.absolute())}
+
+
+def read_records(file: Path, read: Callable[[Any], Item], *, needs: str, key: str | None = None) -> Iterator[Item]:
+    """Yield `read` of each element of the JSON array that `file` holds, or of the array under `key` of its object.
+
+    Only a few elements are in memory at a time, so a file of gigabytes can be read.
+
+    Args:
+        needs: Fields that `read` takes from an element, for the error.
+
+    Raises:
+        ValueError: Not such JSON, no element, or one that lacks a field; the message names the file, and the number of
+            the element with `needs`.
+    """
+    number = -1
+    with file.open(encoding="utf-8-sig") as opened:
+        records = enumerate(_elements(opened, key))
+        while True:
+            try:
+                number, record = next(records)
+            except StopIteration:
+                break
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{file}: after {number + 1} records it is no JSON in UTF-8 ({error}); is it cut off?"
+                ) from error
+            try:
+                item = read(record)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ValueError(
+                    f"{file}: {key or ''}[{number}]: {needs} are needed ({error!r}); is it the file of another set?"
+                ) from error
+            yield item
+    if number < 0:
+        raise ValueError(f"{file}: it holds no list{f' {key!r}' if key else ''}, or an empty one")
+
+
+class _Json:
+    """Values of JSON text one after another, in little memory."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._text, self._at, self._decode = file, "", 0, json.JSONDecoder().raw_decode
+
+    def sign(self, expected: str = "") -> str:
+        """Return the next character that is no space; step over it if it is expected."""
+        while (found := self._text[self._at : self._at + 1]).isspace() or not found:
+            self._at += 1
+            if not found:
+                self._text, self._at = self._file.read(_BLOCK_CHARS), 0
+                if not self._text:
+                    raise ValueError("it ends early")
+        self._at += found == expected
+        return found
+
+    def value(self) -> Any:
+        """Return the next value; ValueError if it is damaged, or has more than `_MAX_CHARS` characters."""
+        self.sign()
+        while True:
+            try:
+                found, end = self._decode(self._text, self._at)
+            except json.JSONDecodeError:
+                found, end = None, len(self._text)
+            if end < len(self._text):  # else it may go on
+                self._at = end
+                return found
+            size = len(self._text) - self._at
+            more = self._file.read(max(_BLOCK_CHARS, size))
+            if not more or size > _MAX_CHARS:
+                raise ValueError("it ends early, or a value is damaged or too long")
+            self._text, self._at = self._text[self._at :] + more, 0
+
+
+def _elements(file: TextIO, key: str | None) -> Iterator[Any]:
+    """Yield the elements of an array, or of that under `key` of an object; none where there is no such array."""
+    text = _Json(file)
+    if key is not None:
+        if text.sign("{") != "{":
+            return
+        while text.value() != key:
+            text.sign(":")
+            text.value()
+            if text.sign(",") != ",":
+                return
+        text.sign(":")
+    if text.sign("[") != "[" or text.sign("]") == "]":
+        return
+    yield text.value()
+    while text.sign(",") == ",":
+        yield text.value()
+    if text.sign() != "]":
+        raise ValueError(f"found {text.sign()!r} between values")

@@ -36,24 +36,19 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """The contents of a prepared folder.
+    """The contents of a prepared folder: `layout` is its version, `sources` the folders that it was read from.
 
-    Attributes:
-        layout: Version of the folder's layout.
-        sources: Folders that the set was read from.
-        labels: Names of answers or classes, None where the task has none.
-        notes: Remarks of the preparer.
-        already: The folder was there before, so that nothing was done.
+    `already`: the folder was there before, so that nothing was done.
     """
 
     name: str
     folder: Path
     layout: int
     licence: str
-    sources: tuple[str, ...]
+    sources: list[str]
     splits: dict[str, SplitSummary]
     labels: list[str] | None = None
-    notes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
     already: bool = False
 
     HEADER = ("split", "rows", "captions", "quarantined", "known size")
@@ -68,51 +63,38 @@ class Summary:
 
     def lines(self) -> list[str]:
         """Return warnings, notes, the terms, and where the folder is."""
-        notes = list(self.notes)
+        warnings, notes, terms = [], list(self.notes), Counter[str]()
         for split, counts in self.splits.items():
+            bad, total = counts.quarantined, counts.rows + counts.quarantined
+            if counts.expected is not None and counts.rows != counts.expected:
+                known = f"{counts.rows:,} rows" + (f" ({bad:,} quarantined)" if bad else "")
+                warnings.append(f"{split} has {known}; the whole set has {counts.expected:,}")
+            if bad > MANY_BAD * total:
+                warnings.append(f"{bad / total:.1%} of {split} cannot be used; quarantine.jsonl says why")
+            if counts.shared_with_train:
+                warnings.append(f"{counts.shared_with_train:,} rows of {split} are in train too")
             notes += [f"{split}: {count:,} records left out: {reason}" for reason, count in counts.absent.items()]
-            if counts.removed_captions:
-                notes.append(
-                    f"{split}: {counts.removed_captions:,} empty captions removed; quarantine.jsonl lists them"
-                )
-        terms: Counter[str] = Counter()
-        for counts in self.splits.values():
+            if count := counts.removed_captions:
+                notes.append(f"{split}: {count:,} empty captions removed; quarantine.jsonl lists them")
             terms.update(counts.licences)
         rows = ", ".join(f"{licence} {count:,}" for licence, count in terms.most_common())
         done = "was prepared before and is as it was; remove it to prepare it anew" if self.already else "is ready"
         return [
-            *(f"warning: {warning}" for warning in self.warnings()),
+            *(f"warning: {warning}" for warning in warnings),
             *(f"note: {note}" for note in notes),
             *([f"labels: {len(self.labels):,}"] if self.labels else []),
             f"licence: {self.licence}" + (f" ({rows})" if len(terms) > 1 else ""),
             f"{self.folder} {done}",
         ]
 
-    def warnings(self) -> list[str]:
-        """Return remarks about splits to look into before training."""
-        found = []
-        for split, counts in self.splits.items():
-            if counts.expected is not None and counts.rows != counts.expected:
-                bad = f" ({counts.quarantined:,} quarantined)" if counts.quarantined else ""
-                found.append(f"{split} has {counts.rows:,} rows{bad}; the whole set has {counts.expected:,}")
-            if counts.quarantined > MANY_BAD * (counts.rows + counts.quarantined):
-                share = counts.quarantined / (counts.rows + counts.quarantined)
-                found.append(f"{share:.1%} of {split} cannot be used; quarantine.jsonl says why")
-            if counts.shared_with_train:
-                found.append(f"{counts.shared_with_train:,} rows of {split} are in train too")
-        return found
-
     def to_json(self) -> dict[str, Any]:
         """Return the content of `prepared.json`."""
-        quarantined = sum(counts.quarantined for counts in self.splits.values())
-        facts = dataclasses.asdict(self) | {"sources": list(self.sources), "notes": list(self.notes)}
-        del facts["folder"], facts["already"]
-        return facts | {"quarantined": quarantined}
+        facts = dataclasses.asdict(self) | {"quarantined": sum(each.quarantined for each in self.splits.values())}
+        return {name: value for name, value in facts.items() if name not in ("folder", "already")}
 
     @classmethod
     def from_json(cls, facts: dict[str, Any], *, folder: Path) -> Summary:
         """Return the summary of a folder that was prepared before."""
-        own = {name: facts[name] for name in ("name", "layout", "licence", "labels")}
+        names = ("name", "layout", "licence", "labels", "sources", "notes")
         splits = {split: SplitSummary(**counts) for split, counts in facts["splits"].items()}
-        sources, notes = tuple(facts["sources"]), tuple(facts["notes"])
-        return cls(folder=folder, sources=sources, splits=splits, notes=notes, already=True, **own)
+        return cls(folder=folder, splits=splits, already=True, **{name: facts[name] for name in names})

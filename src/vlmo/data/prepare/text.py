@@ -24,42 +24,33 @@ _BATCH_ROWS = 1000
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row a line, or a piece of a long one; ValueError if nothing there is text."""
+    """Find a row a line, or a piece of a long one; ValueError if nothing there is text."""
     if not root.exists():
         raise ValueError(f"{root}: no such file or folder; --root must hold {_LAYOUT}")
+    folder = root.parent if root.is_file() else root
     files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
     texts = [file for file in files if file.suffix.lower() == ".txt"]
     tables = [file for file in files if file.suffix.lower() == ".parquet"]
     if not texts and not tables:
         raise ValueError(f"{root}: none of its {len(files)} files is text; --root must hold {_LAYOUT}")
-    for file in tables:
-        schema = read_table_schema(file)
-        kind = schema.field(_COLUMN).type if _COLUMN in schema.names else None
-        if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-            raise ValueError(f"{file}: it needs a column {_COLUMN!r} of strings; found {columns}")
-    folder = root.parent if root.is_file() else root
-    num_parts = len(tables) + sum(-(-file.stat().st_size // _BLOCK_BYTES) for file in texts)
-    return SetOnDisk(
-        parts=_parts(texts, tables, folder=folder),
-        licence="that of your own files, which is not known here",
-        unique=None,
-        needs_image=False,
-        num_parts=num_parts,
-    )
-
-
-def _parts(texts: list[Path], tables: list[Path], *, folder: Path) -> Iterator[Part]:
+    parts = []
     for file in texts:
         start, line = 0, 1
         with file.open("rb") as opened:
             while block := opened.read(_BLOCK_BYTES) + opened.readline():  # whole lines
                 end = start + len(block)
                 rows = functools.partial(_text_rows, file, start, end, line, folder=folder)
-                yield Part(key=file_key(file, start, end), rows=rows)
+                parts.append(Part(file_key(file, start, end), rows))
                 start, line = end, line + block.count(b"\n")
     for file in tables:
-        yield Part(key=file_key(file), rows=functools.partial(_table_rows, file, folder=folder))
+        schema = read_table_schema(file)
+        kind = schema.field(_COLUMN).type if _COLUMN in schema.names else None
+        if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+            raise ValueError(f"{file}: it needs a column {_COLUMN!r} of strings; found {columns}")
+        parts.append(Part(file_key(file), functools.partial(_table_rows, file, folder=folder)))
+    licence = "that of your own files, which is not known here"
+    return SetOnDisk(parts=parts, licence=licence, unique=None, needs_image=False)
 
 
 def _text_rows(file: Path, start: int, end: int, first: int, *, folder: Path) -> Iterator[Record]:
@@ -93,6 +84,5 @@ def _table_rows(file: Path, *, folder: Path) -> Iterator[Record]:
 
 
 def _line_rows(line: str, *, image_id: str, source: str, document: str | None = None) -> Iterator[Row]:
-    """Pieces of a line; an empty line has none."""
     split = "test" if hash_share((document or line).strip()) < TEST_SHARE else "train"
     yield from (Row(split, row) for row in text_rows(line, image_id=image_id, source=source))

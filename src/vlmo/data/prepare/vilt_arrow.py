@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,17 +26,8 @@ _SIZES = {
 }
 """Published sizes; the sets of VQA lost the questions without a known answer."""
 
-_SPLITS = {
-    "train": "train",
-    "restval": "train",
-    "trainable_val": "train",
-    "val": "validation",
-    "rest_val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "test1": "test",
-    "test-dev": "test_dev",
-}
+_SPLITS = {"train": "train", "restval": "train", "trainable_val": "train", "dev": "validation", "test-dev": "test_dev"}
+_SPLITS |= {"val": "validation", "rest_val": "validation", "test": "test", "test1": "test"}
 _NAME = re.compile(rf"(?P<set>.+?)(?:_(?P<split>{'|'.join(sorted(_SPLITS, key=len, reverse=True))}))?(?:_\d+)?")
 """Such as `vqav2_trainable_val`, `conceptual_caption_train_12`, `sbu_3` and `vg`."""
 
@@ -52,30 +43,39 @@ def open_set(root: Path) -> SetOnDisk:
     Raises:
         ValueError: No such files, of several sets, damaged, or with columns that no published preparation writes.
     """
-    name, files = _files_of_one_set(root)
-    tables = [_Table.open(file) for file in files]
-    kind = next(
-        (kind for kind in _KINDS if all(set(kind.needed) <= set(table.reader.schema.names) for table in tables)), None
-    )
+    folder = root if root.is_dir() else root.parent
+    sets: dict[str, dict[Path, str | None]] = {}
+    for file in sorted(folder.glob("*.arrow")):
+        found = _NAME.fullmatch(file.stem)
+        assert found is not None  # it matches whatever is not empty
+        sets.setdefault(found["set"], {})[file] = found["split"]
+    if not sets:
+        raise ValueError(f"{root}: no .arrow file; --root must be a folder with files such as vqav2_train.arrow")
+    name = next(iter(sets)) if folder == root and len(sets) == 1 else root.name
+    if name not in sets or (folder == root and len(sets) > 1):
+        raise ValueError(
+            f"{root}: {folder} holds the sets {', '.join(sets)}; name one of them, such as --root {folder / min(sets)}"
+        )
+    tables = {file: _open(file)[1] for file in sets[name]}
+    columns = {file: table.schema.names for file, table in tables.items()}
+    kind = next((kind for kind in _KINDS if all({*kind.needed}.issubset(names) for names in columns.values())), None)
     if kind is None:
-        found = "; ".join(f"{table.file.name}: {', '.join(table.reader.schema.names)}" for table in tables)
         raise ValueError(
             "columns that no published preparation writes. Expected in each file "
-            f"{' or '.join(', '.join(kind.needed) for kind in _KINDS)}. Found {found}"
+            f"{' or '.join(', '.join(kind.needed) for kind in _KINDS)}. Found "
+            + "; ".join(f"{file.name}: {', '.join(names)}" for file, names in columns.items())
         )
     labels, notes = _answers(tables) if kind is _QUESTIONS else (None, [])
     parts: dict[str, list[Part]] = {}
-    for table in tables:
-        split = _split(table.file, files)
-        if split is None:
-            notes.append(f"{table.file.name} is left out: its rows are in the files of its two halves")
+    for file, given in sets[name].items():
+        if given == "val" and not {"trainable_val", "rest_val"}.isdisjoint(sets[name].values()):
+            notes.append(f"{file.name} is left out: its rows are in the files of its two halves")
             continue
-        for batch in range(table.reader.num_record_batches):
-            for first in range(0, table.reader.get_batch(batch).num_rows, _PART_IMAGES):
-                rows = functools.partial(_rows, table.file, batch, first, kind=kind, split=split, name=name)
-                part = Part(key=file_key(table.file, batch, first, split, name), rows=rows)
-                parts.setdefault(split, []).append(part)
-    known = _SIZES.get(name, {})
+        split = "test_std" if (name, given) == ("vqav2", "test") else _SPLITS[given or "train"]
+        for batch in range(tables[file].num_record_batches):
+            for first in range(0, tables[file].get_batch(batch).num_rows, _PART_IMAGES):
+                rows = functools.partial(_rows, file, batch, first, kind=kind, split=split, name=name)
+                parts.setdefault(split, []).append(Part(file_key(file, batch, first, split, name), rows))
     return SetOnDisk(
         parts=[part for of_split in parts.values() for part in of_split],
         licence=LICENCE,
@@ -83,74 +83,37 @@ def open_set(root: Path) -> SetOnDisk:
         labels=labels,
         unique=kind.unique,
         needs_caption=kind is not _QUESTIONS,
-        known_sizes={split: size for split, size in known.items() if split in parts},
-        notes=(*notes, "images stay in the Arrow files: keep those where they are"),
+        known_sizes={split: size for split, size in _SIZES.get(name, {}).items() if split in parts},
+        notes=[*notes, "images stay in the Arrow files: keep those where they are"],
     )
 
 
-def _files_of_one_set(root: Path) -> tuple[str, list[Path]]:
-    folder = root if root.is_dir() else root.parent
-    sets: dict[str, list[Path]] = {}
-    for file in sorted(folder.glob("*.arrow")):
-        sets.setdefault(_parsed(file)["set"], []).append(file)
-    if not sets:
-        raise ValueError(f"{root}: no .arrow file; --root must be a folder with files such as vqav2_train.arrow")
-    if folder == root and len(sets) == 1:
-        return next(iter(sets.items()))
-    if folder == root or root.name not in sets:
-        raise ValueError(
-            f"{root}: {folder} holds the sets {', '.join(sets)}; name one of them, such as --root {folder / min(sets)}"
-        )
-    return root.name, sets[root.name]
+def _open(file: Path) -> tuple[pa.Buffer, pa.ipc.RecordBatchFileReader]:
+    """Map an Arrow file into memory: only what is looked at is read from the disk."""
+    try:
+        with pa.memory_map(str(file)) as source:
+            memory = source.read_buffer()
+        return memory, pa.ipc.open_file(memory)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file}: not an Arrow file, or cut off ({error})") from error
 
 
-def _parsed(file: Path) -> re.Match[str]:
-    match = _NAME.fullmatch(file.stem)
-    if match is None:
-        raise ValueError(f"{file}: expected a name such as vqav2_train.arrow")
-    return match
-
-
-def _split(file: Path, files: Sequence[Path]) -> str | None:
-    """Return the split of a file's rows; None for `vqav2_val` where its two halves are there too."""
-    name, given = _parsed(file)["set"], _parsed(file)["split"]
-    if given == "val" and {_parsed(other)["split"] for other in files} & {"trainable_val", "rest_val"}:
-        return None
-    return "test_std" if name == "vqav2" and given == "test" else _SPLITS[given or "train"]
-
-
-class _Table(NamedTuple):
-    """An Arrow file, mapped into memory: only what is looked at is read from the disk."""
-
-    file: Path
-    memory: pa.Buffer
-    reader: pa.ipc.RecordBatchFileReader
-
-    @classmethod
-    def open(cls, file: Path) -> _Table:
-        try:
-            with pa.memory_map(str(file)) as source:
-                memory = source.read_buffer()
-            return cls(file, memory, pa.ipc.open_file(memory))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{file}: not an Arrow file, or cut off ({error})") from error
-
-    def image_cells(self, column: pa.Array) -> list[dict[str, Any] | None]:
-        """Return the range of each image of a column in the file, unread; ValueError unless it holds plain bytes."""
-        if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-            raise ValueError(f"{self.file}: a column of images holds {column.type}; expected their bytes (binary)")
-        if not len(column):
-            return []
-        _, offsets, data = column.buffers()
-        start = 0 if data is None else data.address - self.memory.address
-        if data is not None and not 0 <= start <= self.memory.size - data.size:
-            raise ValueError(f"{self.file}: its images are compressed by Arrow; write the file without compression")
-        kind = np.int64 if pa.types.is_large_binary(column.type) else np.int32
-        places = np.frombuffer(offsets, dtype=kind)[column.offset : column.offset + len(column) + 1].tolist()
-        return [
-            {"bytes": None, "path": range_path(self.file, start=start + first, length=end - first)} if valid else None
-            for valid, first, end in zip(column.is_valid().to_pylist(), places[:-1], places[1:], strict=True)
-        ]
+def _image_cells(file: Path, memory: pa.Buffer, column: pa.Array) -> list[dict[str, Any] | None]:
+    """Return the range of each image of a column in the file, unread; ValueError unless it holds plain bytes."""
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        raise ValueError(f"{file}: a column of images holds {column.type}; expected their bytes (binary)")
+    if not len(column):
+        return []
+    _, offsets, data = column.buffers()
+    start = 0 if data is None else data.address - memory.address
+    if data is not None and not 0 <= start <= memory.size - data.size:
+        raise ValueError(f"{file}: its images are compressed by Arrow; write the file without compression")
+    kind = np.int64 if pa.types.is_large_binary(column.type) else np.int32
+    ends = np.frombuffer(offsets, dtype=kind)[column.offset : column.offset + len(column) + 1].tolist()
+    return [
+        {"bytes": None, "path": range_path(file, start=start + first, length=end - first)} if valid else None
+        for valid, first, end in zip(column.is_valid().to_pylist(), ends[:-1], ends[1:], strict=True)
+    ]
 
 
 def _caption_rows(image: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -168,18 +131,10 @@ def _question_rows(image: dict[str, Any]) -> Iterator[dict[str, Any] | ValueErro
                 "scores from 0 to 1 as numbers from 0 up"
             )
             continue
-        yield {
-            "captions": [],
-            "image_id": f"coco/{image['image_id']}",
-            "question": question,
-            "question_id": str(number),
-            "question_type": "",
-            "answer_type": "",
-            # The published files keep no annotator's words: only numbers and scores of the answers in the list.
-            "answers": [],
-            "answer_labels": numbers,
-            "answer_scores": targets,
-        }
+        row = {"captions": [], "image_id": f"coco/{image['image_id']}", "question_type": "", "answer_type": ""}
+        # The published files keep no annotator's words: only numbers and scores of the answers in the list.
+        row |= {"question": question, "question_id": str(number), "answers": []}
+        yield row | {"answer_labels": numbers, "answer_scores": targets}
 
 
 def _reasoning_rows(pair: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -198,16 +153,19 @@ def _reasoning_rows(pair: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 class _Kind(NamedTuple):
-    """One of the three table layouts of the published preparation."""
+    """One of the three table layouts of the published preparation.
+
+    Attributes:
+        images: Our columns of images, and theirs.
+        columns: Their other columns that are needed.
+        rows: Makes rows, without images, of a row of theirs; an error stands for one that it cannot make.
+    """
 
     images: dict[str, str]
-    """Our columns of images, and theirs."""
     columns: tuple[str, ...]
-    """Their other columns that are needed."""
     features: Features
     unique: str
     rows: Callable[[dict[str, Any]], Iterator[dict[str, Any] | ValueError]]
-    """Makes rows, without images, of a row of theirs; an error stands for one that it cannot make."""
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -236,44 +194,44 @@ _KINDS = (
 
 def _rows(file: Path, batch: int, first: int, *, kind: _Kind, split: str, name: str) -> Iterator[Record]:
     """Yield rows of some images of a file: those from `first` on of one batch."""
-    table = _Table.open(file)
-    rows = table.reader.get_batch(batch).slice(first, _PART_IMAGES)
-    cells = {ours: table.image_cells(rows.column(theirs)) for ours, theirs in kind.images.items()}
+    memory, reader = _open(file)
+    rows = reader.get_batch(batch).slice(first, _PART_IMAGES)
+    cells = {ours: _image_cells(file, memory, rows.column(theirs)) for ours, theirs in kind.images.items()}
     for number, columns in enumerate(rows.select(list(kind.columns)).to_pylist()):
         images = {ours: column[number] for ours, column in cells.items()}
-        where = f"{file.stem}/{batch}/{first + number}"
-
-        def bad(error: Exception, where: str = where) -> BadRow:
-            return BadRow(split, where, f"batch/row {where}: {error}", path=str(file))
-
-        try:
-            for values in kind.rows(columns):
+        made = kind.rows(columns)
+        while True:
+            try:
+                values = next(made)
                 if isinstance(values, ValueError):
-                    yield bad(values)
-                else:
-                    yield Row(split, {**images, "source": name, "licence": LICENCE, **values})
-        except (TypeError, ValueError) as error:
-            yield bad(error)
+                    raise values
+            except StopIteration:
+                break
+            except (TypeError, ValueError) as error:  # an error that the generator raises is its end
+                where = f"{file.stem}/{batch}/{first + number}"
+                yield BadRow(split, where, f"batch/row {where}: {error}", path=str(file))
+            else:
+                yield Row(split, {**images, "source": name, "licence": LICENCE, **values})
 
 
-def _answers(tables: Sequence[_Table]) -> tuple[list[str], list[str]]:
+def _answers(tables: dict[Path, pa.ipc.RecordBatchFileReader]) -> tuple[list[str], list[str]]:
     """Return the name of each answer's number, from the rows that have both, and notes about unused numbers."""
     names: dict[int, str] = {}
-    for table in tables:
-        for batch in map(table.reader.get_batch, range(table.reader.num_record_batches)):
+    for file, table in tables.items():
+        for batch in map(table.get_batch, range(table.num_record_batches)):
             texts, numbers = _flat(batch.column("answers")), _flat(batch.column("answer_labels"))
             if len(texts) != len(numbers):
-                raise ValueError(f"{table.file}: {len(texts)} answers with {len(numbers)} numbers; expected as many")
-            found, places = np.unique(numbers.to_numpy(zero_copy_only=False), return_index=True)
-            for number, text in zip(found.tolist(), texts.take(pa.array(places)).to_pylist(), strict=True):
+                raise ValueError(f"{file}: {len(texts)} answers with {len(numbers)} numbers; expected as many")
+            found, rows = np.unique(numbers.to_numpy(zero_copy_only=False), return_index=True)
+            for number, text in zip(found.tolist(), texts.take(pa.array(rows)).to_pylist(), strict=True):
                 # The question of a number below 0 is quarantined.
                 if number >= 0 and names.setdefault(int(number), text) != text:
                     raise ValueError(
-                        f"{table.file}: answer {number} is {text!r}, in another file {names[number]!r}; the files are "
+                        f"{file}: answer {number} is {text!r}, in another file {names[number]!r}; the files are "
                         "of different preparations"
                     )
     if not names:
-        raise ValueError(f"{', '.join(table.file.name for table in tables)}: no answers; a file for training is needed")
+        raise ValueError(f"{', '.join(file.name for file in tables)}: no answers; a file for training is needed")
     missing = [number for number in range(max(names)) if number not in names]
     notes = [f"{len(missing)} numbers of answers occur in no row; they are called #NUMBER"] if missing else []
     return [names.get(number, f"#{number}") for number in range(max(names) + 1)], notes

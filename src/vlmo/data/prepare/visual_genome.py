@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlmo.data.prepare.json_stream import read_records
 from vlmo.data.prepare.karpathy import COCO_FILES, coco_image_id
-from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, count_chunks, find, first_of, image_at, text_of
+from vlmo.data.prepare.parts import Row, SetOnDisk, chunked, find, first_of, image_at, read_records, text_of
 from vlmo.data.schema import make_row
 
 NAME = "visual_genome"
@@ -26,8 +25,12 @@ def open_set(root: Path) -> SetOnDisk:
     regions = find(root, "region_descriptions.json", "annotations/region_descriptions.json", layout=_LAYOUT)
     facts = find(root, "image_data.json", "annotations/image_data.json", layout=_LAYOUT)
     folders = {name: find(root, name, f"images/{name}", layout=_LAYOUT) for name in _FOLDERS}
+
+    def place(record: dict[str, Any]) -> tuple[int, tuple[str, int | None]]:
+        return int(record["image_id"]), (PurePosixPath(record["url"]).parent.name, record.get("coco_id"))
+
     # Folder of each image, and its number in COCO if it is from there.
-    images = dict(read_records(facts, _facts, needs="image_id and url"))
+    images = dict(read_records(facts, place, needs="image_id and url"))
     shared = {coco_id for _, coco_id in images.values() if coco_id is not None}
     file = first_of(root, *COCO_FILES)
     held_out: set[int] = set()
@@ -57,12 +60,5 @@ def open_set(root: Path) -> SetOnDisk:
         )
         return Row(HELD_OUT_SPLIT if coco_id in held_out else "train", values)
 
-    def rows() -> Iterator[Row]:
-        return read_records(regions, row, needs="id and regions[].phrase")
-
-    # Read once before any image is, so that errors come at the start.
-    return SetOnDisk(parts=chunked(rows()), num_parts=count_chunks(rows()), licence=LICENCE, notes=tuple(notes))
-
-
-def _facts(record: dict[str, Any]) -> tuple[int, tuple[str, int | None]]:
-    return int(record["image_id"]), (PurePosixPath(record["url"]).parent.name, record.get("coco_id"))
+    rows = functools.partial(read_records, regions, row, needs="id and regions[].phrase")
+    return SetOnDisk(parts=chunked(rows), licence=LICENCE, notes=notes)
