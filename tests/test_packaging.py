@@ -13,7 +13,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
 from packaging.version import Version
 from PIL import Image, ImageDraw
@@ -21,7 +20,7 @@ from PIL import Image, ImageDraw
 import vlmo
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
 from vlmo.data.sources import open_source
-from vlmo.folder.card import read_data
+from vlmo.folder.card import read_data, read_results
 from vlmo.model import VLMoConfig
 from vlmo.recipes import describe, find_recipe
 from vlmo.release import MAX_BYTES
@@ -112,7 +111,8 @@ def test_wheel_brings_the_released_models(tmp_path) -> None:
     assert f"{PROJECT['urls']['Repository']}/raw/main/docs/images/block.svg" in links
     assert all(link.startswith("https://") for link in links)
     assert [model.name for model in MODELS.values() if not model.address] == [SMALL]
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"):
+    names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "results.json")
+    for name in (*names, "data_sources.json"):
         assert f"vlmo/released/{SMALL}/{name}" in shipped
     assert f"vlmo/released/{SMALL}/processor_config.json" in shipped
 
@@ -132,7 +132,7 @@ def test_released_model_is_small_and_says_what_it_is() -> None:
 
 
 def test_released_models_metrics_are_those_of_its_card() -> None:
-    card = ModelCard.load(RELEASED / SMALL / "README.md").data.eval_results
+    card = read_results(RELEASED / SMALL)
     recall = {
         (each.dataset_name, each.metric_type): f"{each.metric_value:.1f}"
         for each in card

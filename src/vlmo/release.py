@@ -22,7 +22,7 @@ from vlmo.tasks.result import data_name
 
 MAX_BYTES = 20_000_000
 _SPLIT = "test"
-_FILES = ("README.md", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+_FILES = ("README.md", "data_sources.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def write_release(

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
-from huggingface_hub import metadata_load
 from PIL import Image
 from tests.recipes.toy_recipes import STEPS, shrunk
 
 from vlmo.data.sources import open_source
-from vlmo.folder.card import DataSource, read_data
+from vlmo.folder.card import DataSource, read_data, read_results
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import Recipe
 from vlmo.run import build
@@ -145,8 +144,7 @@ def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
         told = f"{round(100 * value, 2)} %" + (f" ({' to '.join(ends)})" if ends else "")
         assert row[metric.startswith("rerank_")] == told
         assert row[2:] == [f"{round(100 * result.chance[metric], 2)} %", f"`vlmo evaluate`, {TODAY}"]
-    results = metadata_load(folder / "README.md")["model-index"][0]["results"]
-    assert {metric["type"] for entry in results for metric in entry["metrics"]} == set(result.metrics)
+    assert {each.metric_type for each in read_results(folder)} == set(result.metrics)
     assert section(folder, "Data") == before
 
 
@@ -174,7 +172,7 @@ def test_damaged_card_of_a_start_folder_is_told_before_training(chain, pictures,
     start.mkdir()
     for file in chain[2].iterdir():
         (start / file.name).write_bytes(file.read_bytes())
-    (start / "README.md").write_text("---\na: [\n---\n")
+    (start / "data_sources.json").write_text("[")
     recipe: Recipe = shrunk(find_recipe("shapes-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
-    with pytest.raises(ValueError, match=r"README\.md: its front matter cannot be read"):
+    with pytest.raises(ValueError, match=r"data_sources\.json"):
         build(dataclasses.replace(recipe, init=str(start)), run_dir=tmp_path / "run")

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from unittest.mock import Mock
 
-import huggingface_hub
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -24,6 +23,7 @@ from tests.toy_questions import (
 from vlmo.data import validation
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES
+from vlmo.folder.card import read_results
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
@@ -115,8 +115,7 @@ def test_figures_are_those_of_the_run_and_on_its_card(task, runs, sources):
     assert result.metrics.keys() == result.chance.keys() == result.meanings.keys()
     assert len(result.predictions) == 16
     assert result.examples == {"accuracy": 16}
-    card = huggingface_hub.ModelCard.load(runs[task] / "model" / "README.md")
-    figures = {figure.metric_type: figure for figure in card.data.eval_results}
+    figures = {figure.metric_type: figure for figure in read_results(runs[task] / "model")}
     assert figures["accuracy"].metric_value == pytest.approx(100 * result.metrics["accuracy"], abs=PERCENT)
     json.dumps(result.predictions)
 

@@ -1,11 +1,12 @@
 """The card of a model folder (`README.md`): description, usage, recipe, data and metrics.
 
-The front matter is what Hugging Face's hub reads. It also holds what is read back here: metrics as the hub's
-`model-index` (with chance, meaning, source and date as arguments of the metric), and the data under `data_sources`.
+The front matter has fields of Hugging Face's hub. What is read back here lies beside the card: `results.json` has every
+result with interval, chance, meaning, source and date, `data_sources.json` the training data with their licences.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,13 +22,18 @@ from safetensors import safe_open
 from vlmo.folder import architectures, read_config, read_json, weight_files
 from vlmo.folder.atomic import write_file
 
-CARD = "README.md"
+CARD, RESULTS_FILE, DATA_FILE = "README.md", "results.json", "data_sources.json"
 UNKNOWN = "not known"
 NOT_STATED = "not stated: as its owner states"
 _PERCENT = "percent"
 _RERANKED, _RERANKED_MEANING = "rerank_", "reranked: after the fusion encoder has reordered the first candidates"
 _FACTS = "## What it is"
 _METRICS = "## Metrics"
+_MOST_SHOWN = 16
+"""Results in a card; of more, it shows the primary ones."""
+_PRIMARY = {"ir@1", "rerank_ir@1", "accuracy", "top1", "miou", "dual", "fusion", "dual_group", "fusion_group"}
+_MOST_LETTERS = 200
+"""Longest list of licences with their sources in a card; longer lists name the licences alone."""
 _LIMITS = "## Limits"
 _PLACE = '"path/to/this/folder"'
 _CODE = """\
@@ -72,13 +78,11 @@ class DataSource:
         name: Of the data set; for own data, the name of the file or folder, without its path.
         use: Its use, such as "stage 3" or "vocabulary".
         licences: Its terms; empty if they are not stated.
-        is_data: False for a model folder whose card does not name its data.
     """
 
     name: str
     use: str
     licences: tuple[str, ...] = ()
-    is_data: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class ModelCard:
 
 
 def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) -> Path:
-    """Write `README.md` into a folder that holds `config.json`, replacing any before it; return its path.
+    """Write `README.md`, and metrics and data beside it, into a folder that holds `config.json`; return its path.
 
     Args:
         usage: Purpose and code of the class, as its task declares them.
@@ -132,10 +136,6 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
         library_name="transformers",
         pipeline_tag=usage.pipeline if usage else None,
         tags=["vlmo", "beit3"] if is_beit3 else ["vlmo"],
-        datasets=sorted({identifier(source.name) for source in card.data if source.is_data}) or None,
-        model_name=title if card.metrics else None,  # the hub reads it as the name in model-index only
-        eval_results=list(card.metrics) or None,
-        data_sources=_by_terms(card.data) or None,
     )
     recipe = f"`{card.recipe}`" if card.recipe else UNKNOWN
     if card.changed:
@@ -155,6 +155,8 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
     ]
     path = folder / CARD
     write_file(path, f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+    _write_json(folder / RESULTS_FILE, [_facts_of(result) for result in card.metrics])
+    _write_json(folder / DATA_FILE, _by_terms(card.data))
     return path
 
 
@@ -173,13 +175,13 @@ def add_metrics(folder: str | Path, metrics: Sequence[EvalResult], *, usage: Usa
     card = _load(path)
     front: Any = card.data
     named = {(result.metric_type, result.dataset_name, result.dataset_split): result for result in metrics}
-    before: list[EvalResult] = front.eval_results or []
+    before = read_results(folder)
     kept = [result for result in before if (result.metric_type, result.dataset_name, result.dataset_split) not in named]
-    front.eval_results = [*kept, *metrics]
-    title = re.search(r"^# (.+)$", card.text, flags=re.MULTILINE)
-    front.model_name = front.model_name or (title[1].strip() if title else Path(folder).resolve().name)
-    card.text = _with_section(card.text, _METRICS, _metrics_table(front.eval_results))
+    results = [*kept, *metrics]
+    front.eval_results = front.model_name = None
+    card.text = _with_section(card.text, _METRICS, _metrics_table(results))
     write_file(path, str(card))
+    _write_json(path.parent / RESULTS_FILE, [_facts_of(result) for result in results])
     return path
 
 
@@ -204,6 +206,7 @@ def rename_card(
     card = _load(path)
     front: Any = card.data
     front.eval_results = front.model_name = None
+    (folder / RESULTS_FILE).unlink(missing_ok=True)
     head = f"# {title}" + (f"\n\n{note}" if note else "")
     text = re.sub(r"^# .+$", lambda _: head, card.text, count=1, flags=re.MULTILINE).replace(_PLACE, f'"{title}"')
     if usage is not None:
@@ -213,7 +216,8 @@ def rename_card(
         front.license = licence
         text = _with_section(text, "## Licence", _licence(ModelCard(licence=licence, data=read_data(folder))))
     if data := read_data(folder):
-        front.data_sources = _by_terms(data)
+        front.__dict__.pop("data_sources", None)  # where cards had the data before
+        _write_json(folder / DATA_FILE, _by_terms(data))
         text = _with_section(text, "## Data", _data_table(data))
     card.text = _with_section(text, _METRICS, _metrics_table(()))
     write_file(path, str(card))
@@ -232,23 +236,58 @@ def add_section(folder: str | Path, *, title: str, body: str) -> None:
 
 
 def read_data(folder: str | Path) -> tuple[DataSource, ...]:
-    """Return the training data of a folder's model, as its card says; empty if it has no card of ours.
+    """Return the training data of a folder's model; empty if neither it nor its card says anything of them.
 
     Raises:
-        ValueError: The front matter of its card cannot be read.
+        ValueError: `data_sources.json`, or the front matter of an older card, cannot be read.
     """
-    path = Path(folder) / CARD
-    if not path.exists():
+    path = Path(folder) / DATA_FILE
+    if path.exists():
+        entries = read_json(path)
+    elif (path := Path(folder) / CARD).exists():
+        entries = _load(path).data.get("data_sources", [])
+    else:
         return ()
     try:
-        entries = _load(path).data.get("data_sources", [])
         return tuple(
-            DataSource(entry["name"], use, tuple(entry["licences"]), is_data=entry.get("is_data", True))
+            DataSource(entry["name"], use, tuple(entry["licences"]))
             for entry in entries
             for use in ([entry["use"]] if isinstance(entry["use"], str) else entry["use"])
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: data_sources in its front matter cannot be read ({error!r}); mend it") from error
+        raise ValueError(f"{path}: the data_sources in it cannot be read ({error!r}); mend it") from error
+
+
+def read_results(folder: str | Path) -> list[EvalResult]:
+    """Return all results of a folder: those of `results.json`, else those in the front matter of a card of others.
+
+    Raises:
+        ValueError: The file, or the front matter, cannot be read.
+    """
+    path, card = Path(folder) / RESULTS_FILE, Path(folder) / CARD
+    if not path.exists():
+        return (_load(card).data.get("eval_results") or []) if card.exists() else []
+    try:
+        return [EvalResult(**entry) for entry in read_json(path)]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); mend or remove the file") from error
+
+
+def _shown(results: Sequence[EvalResult]) -> list[EvalResult]:
+    many = len(results) > _MOST_SHOWN
+    return [result for result in results if not many or result.metric_type in _PRIMARY] or list(results)
+
+
+def _facts_of(result: EvalResult) -> dict[str, Any]:
+    return {name: value for name, value in asdict(result).items() if value is not None}
+
+
+def _write_json(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Write a list with an entry a line; without entries, remove the file."""
+    if entries:
+        write_file(path, "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> huggingface_hub.ModelCard:
@@ -319,11 +358,20 @@ def _by_terms(data: Sequence[DataSource]) -> list[dict[str, Any]]:
 def _data_table(data: Sequence[DataSource]) -> str:
     if not data:
         return f"Training data: {UNKNOWN}."
-    rows = [
-        (f"`{entry['name']}`", "; ".join(entry["use"]), ", ".join(entry["licences"]) or NOT_STATED)
-        for entry in _by_terms(data)
-    ]
-    return _table(("data", "used for", "licence"), rows)
+    entries = _by_terms(data)
+    rows = [(f"`{each['name']}`", "; ".join(each["use"]), _terms(each["licences"])) for each in entries]
+    note = f"\n\n`{DATA_FILE}` has the sources under each licence." if any(map(_is_long, entries)) else ""
+    return _table(("data", "used for", "licence"), rows) + note
+
+
+def _is_long(entry: Mapping[str, Any]) -> bool:
+    return len(", ".join(entry["licences"])) > _MOST_LETTERS
+
+
+def _terms(licences: Sequence[str]) -> str:
+    """Return licences, with the sources that have them ("MIT: a, b") if the list is short."""
+    text = ", ".join(licences) or NOT_STATED
+    return ", ".join(each.partition(":")[0] for each in licences) if len(text) > _MOST_LETTERS else text
 
 
 def _licence(card: ModelCard) -> str:
@@ -351,9 +399,10 @@ def _metrics_table(results: Sequence[EvalResult]) -> str:
     """
     if not results:
         return "Not measured."
-    by_key = {_key(each, each.metric_type): each for each in results}
+    shown = _shown(results)
+    by_key = {_key(each, each.metric_type): each for each in shown}
     rows, meanings = [], {}
-    for result in results:
+    for result in shown:
         data, split, metric = result.dataset_name, result.dataset_split, result.metric_type
         if metric.startswith(_RERANKED) and _key(result, metric.removeprefix(_RERANKED)) in by_key:
             continue
@@ -376,7 +425,8 @@ def _metrics_table(results: Sequence[EvalResult]) -> str:
     head = ("measured on", "metric", "value (95 % interval)", "reranked", "chance", "source")
     if not any(row[3] for row in rows):
         head, rows = (head[:3] + head[4:]), [row[:3] + row[4:] for row in rows]
-    return _table(head, rows) + (f"\n\n{_bullets(meanings)}" if meanings else "")
+    note = f"\n\n`{RESULTS_FILE}` has all {len(results)} results." if len(shown) < len(results) else ""
+    return _table(head, rows) + (f"\n\n{_bullets(meanings)}" if meanings else "") + note
 
 
 def _key(result: EvalResult, metric: str) -> tuple[Any, ...]:

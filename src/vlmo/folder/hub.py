@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import HfApi
 
 from vlmo.folder import file_in
-from vlmo.folder.card import CARD, rename_card
+from vlmo.folder.card import CARD, DATA_FILE, rename_card
 
 _PROCESSOR = ("*processor_config.json", "tokenizer*.json")
 
@@ -34,7 +34,7 @@ def upload_beside(
         The revision of the pull request, where one was opened.
     """
     folder, api = Path(folder), HfApi(token=token)
-    files = [file for pattern in (*_PROCESSOR, CARD) for file in folder.glob(pattern)]
+    files = [file for pattern in (*_PROCESSOR, CARD, DATA_FILE) for file in folder.glob(pattern)]
     if not files:
         return None
     files = [file_in(folder, file.name) for file in (*files, folder / "config.json")]

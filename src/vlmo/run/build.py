@@ -287,7 +287,7 @@ def data_source(source: str, rows: Dataset, *, use: str) -> DataSource:
 def _inherited(folder: str) -> tuple[DataSource, ...]:
     """Return the data of the model of a folder; an entry that says so if its card does not name them."""
     name = _folder_name(folder)
-    unknown = DataSource(name, f"whatever `{name}` was trained on: its card does not say", is_data=False)
+    unknown = DataSource(name, f"whatever `{name}` was trained on: its card does not say")
     return read_data(find_model(folder)) or (unknown,)
 
 

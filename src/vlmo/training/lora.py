@@ -31,7 +31,8 @@ from vlmo.training.config import LORA_LAYERS, LoraConfig
 BASE, CONFIG, WEIGHTS = "base.json", "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT's
 _TRAINED_WHOLE = ("pooler", "modality_types")
-_BESIDE = ("README.md", "preprocessor_config", "processor_config", "special_tokens", "tokenizer", "vocab")
+_PROCESSOR = ("preprocessor_config", "processor_config", "special_tokens", "tokenizer", "vocab")
+_BESIDE = ("README.md", "data_sources.json", *_PROCESSOR)
 _SECTION = "Adapter"
 _MOST = 1 << 24  # of r and lora_alpha, which are ten to a thousand
 _SETTINGS = {
