@@ -128,7 +128,7 @@ def test_release_can_compute_in_bfloat16(released):
 def test_card_names_the_model_its_data_and_what_was_measured(folder, released):
     card = (released / "README.md").read_text()
     assert "# toy-release\n\nA note.\n\nWhat the recipe does." in card
-    assert 'model="toy-release"' in card
+    assert 'model_path("toy-release")' in card
     assert "license: cc-by-sa-4.0" in card
     assert "The weights are under cc-by-sa-4.0. The data's terms stand above." in card
     assert read_data(released) == read_data(folder)

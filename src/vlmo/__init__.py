@@ -1,11 +1,15 @@
-"""VLMo: vision-language pre-training with one backbone and an expert for each modality."""
+"""VLMo: vision-language pre-training with one backbone and an expert for each modality.
+
+torch and transformers take seconds to import, and `import vlmo` brings neither. The first use of a name of this
+package, such as `vlmo.model_path`, registers the models with transformers; so does `import vlmo` after `transformers`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from vlmo.lazy import lazy_names
-from vlmo.registration import register
 
 if TYPE_CHECKING:
     from vlmo.model import (
@@ -42,9 +46,7 @@ __all__ = [
     "model_path",
 ]
 
-register()
-
-__getattr__ = lazy_names(
+_import_name = lazy_names(
     __name__,
     {
         ".model": " ".join(name for name in __all__ if name not in {"Searcher", "VLMoProcessor", "model_path"}),
@@ -55,5 +57,21 @@ __getattr__ = lazy_names(
 )
 
 
+def _register() -> None:
+    from vlmo.integrations.auto import register
+
+    register()
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        _register()
+    return _import_name(name)
+
+
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if "transformers" in sys.modules:
+    _register()

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from vlmo.checkpoints.loading import check_model_folder, load_model
 from vlmo.data import builtin
-from vlmo.folder import WEIGHTS, file_in, read_config
+from vlmo.folder import WEIGHTS, file_in, read_config, write_modules
 from vlmo.folder.atomic import write_folder
 from vlmo.folder.card import add_metrics, add_section, read_data, rename_card
 from vlmo.model import VLMoForImageTextRetrieval
@@ -93,6 +93,7 @@ def _write_model(folder: Path, out: Path) -> None:
     settings |= {"architectures": [VLMoForImageTextRetrieval.__name__], "dtype": "float32"}
     text = json.dumps(settings, indent=2, sort_keys=True)
     (out / "config.json").write_text(text + "\n", encoding="utf-8")
+    write_modules(out)
     for name in _FILES:
         if (folder / name).is_file():
             shutil.copyfile(file_in(folder, name), out / name)

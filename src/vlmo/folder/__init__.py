@@ -1,6 +1,7 @@
 """Model folders: atomic writes, the model card, and what is read of folders that strangers may have made."""
 
 import json
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,12 @@ def architectures(folder: str | Path) -> list[str]:
     if not isinstance(named, list):
         raise ValueError(f"{folder}/config.json: architectures is {named!r}; expected a list of names")
     return [str(name) for name in named]
+
+
+def write_modules(folder: str | PathLike) -> None:
+    """Write the file by which sentence-transformers finds the class that embeds by a model folder."""
+    module = {"idx": 0, "name": "0", "path": "", "type": "vlmo.integrations.sentence_transformers.VLMoEmbedder"}
+    (Path(folder) / "modules.json").write_text(json.dumps([module]) + "\n", encoding="utf-8")
 
 
 def check_processor(folder: str | Path) -> None:

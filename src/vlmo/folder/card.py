@@ -40,7 +40,7 @@ _CODE = """\
 import vlmo  # registers the class with transformers
 from transformers import pipeline
 
-run = pipeline("{pipeline}", model="path/to/this/folder")
+run = pipeline("{pipeline}", model=vlmo.model_path("path/to/this/folder"))
 result = run({arguments})
 """
 _MEASURED = (
@@ -208,7 +208,10 @@ def rename_card(
     front.eval_results = front.model_name = None
     (folder / RESULTS_FILE).unlink(missing_ok=True)
     head = f"# {title}" + (f"\n\n{note}" if note else "")
-    text = re.sub(r"^# .+$", lambda _: head, card.text, count=1, flags=re.MULTILINE).replace(_PLACE, f'"{title}"')
+    text = re.sub(r"^# .+$", lambda _: head, card.text, count=1, flags=re.MULTILINE)
+    if "/" in title:  # `model_path` takes names of the hub by their scheme
+        text = text.replace(f"model_path({_PLACE})", f'model_path("hf://{title}")')
+    text = text.replace(_PLACE, f'"{title}"')
     if usage is not None:
         stage = re.search(r"^- Stage: (.+)$", text, flags=re.MULTILINE)
         text = _with_section(text, _FACTS, _bullets(_facts(folder, usage=usage, stage=stage[1] if stage else UNKNOWN)))

@@ -1,13 +1,19 @@
-"""Registration of the models with transformers' Auto classes."""
+"""Registration of models, processor and pipelines with transformers."""
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
-from transformers.models.auto import configuration_auto, modeling_auto
+from transformers import (
+    AutoConfig,
+    AutoModelForVisualQuestionAnswering,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    pipelines,
+)
+from transformers.models.auto import modeling_auto
 
 from vlmo import model
-from vlmo.released import taking_names
+from vlmo.integrations.pipelines import ImageTextMatchingPipeline, VisualQuestionAnsweringPipeline
+from vlmo.processing import VLMoProcessor
 
 AUTO_CLASSES = {
     "AutoModel": model.VLMoModel,
@@ -19,46 +25,27 @@ AUTO_CLASSES = {
     "AutoModelForImageClassification": model.VLMoForImageClassification,
     "AutoModelForSemanticSegmentation": model.VLMoForSemanticSegmentation,
 }
-
-
-def _complete(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `from_pretrained` that loads no incomplete model for a pipeline: a head with initial weights answers too.
-
-    Missing tensors are a LookupError; transformers would bury a ValueError under its own attempts to load.
-    """
-
-    @functools.wraps(load)
-    def loaded(cls: Any, name: Any, *args: Any, **options: Any) -> Any:
-        found = load(cls, name, *args, **options)
-        if "_from_pipeline" not in options or not isinstance(found, model.VLMoPreTrainedModel):
-            return found
-        kind = type(found).__name__
-        del found
-        # Loaded again: classes of other libraries need not know how to report what was missing.
-        found, report = load(cls, name, *args, **options, output_loading_info=True)
-        if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
-            is_stage = kind in {"VLMoForMaskedLM", "VLMoForMaskedImageModeling"}
-            data = " --data english-text" if kind == "VLMoForMaskedLM" else ""
-            stage = f"train RECIPE --init {name}{data} (vlmo recipes)"
-            command = stage if is_stage else f"finetune {name} --data DATA"
-            raise LookupError(
-                f"{name} lacks {len(missing)} tensors of {kind} ({missing[0]}, ...): it holds a model "
-                f"for another purpose. Train one for this task from it first: vlmo {command}"
-            )
-        return found
-
-    return loaded
+PIPELINES = {
+    "visual-question-answering": (VisualQuestionAnsweringPipeline, AutoModelForVisualQuestionAnswering),
+    "image-text-matching": (ImageTextMatchingPipeline, AutoModelForZeroShotImageClassification),
+}
 
 
 def register() -> None:
-    """Register configuration and models, so that `AutoModel.from_pretrained` takes a model folder or a name."""
+    """Let Auto classes and `pipeline` of transformers load model folders, and add the two pipelines that it lacks."""
     config = model.VLMoConfig
-    configuration_auto.AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoProcessor.register(config, VLMoProcessor, exist_ok=True)
     for name, own in AUTO_CLASSES.items():
-        auto: Any = getattr(modeling_auto, name)
-        auto.register(config, own, exist_ok=True)
-        auto.from_pretrained = classmethod(taking_names(_complete(auto.from_pretrained.__func__)))
+        getattr(modeling_auto, name).register(config, own, exist_ok=True)
     # The segmentation pipeline reads a copy of this table, which lacks registered classes, and logs an error for ours
     # although they work.
     names = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
     names[config.model_type] = model.VLMoForSemanticSegmentation.__name__
+    # transformers 5 has dropped a pipeline of this name, and refuses the name before it looks for a registered one.
+    vars(pipelines).get("REMOVED_TASKS", {}).pop("visual-question-answering", None)
+    # Not by `register_pipeline`: it makes `Pipeline.save_pretrained` copy this package's file into the folder, which
+    # then asks for `trust_remote_code`.
+    for task, (pipeline, loader) in PIPELINES.items():
+        entry = {"impl": pipeline, "pt": (loader,), "type": "multimodal"}
+        pipelines.PIPELINE_REGISTRY.supported_tasks[task] = entry

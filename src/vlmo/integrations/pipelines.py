@@ -1,8 +1,4 @@
-"""Two pipelines that transformers lacks, visual question answering and image-text matching, and their registration.
-
-`import vlmo` registers them, so `transformers.pipeline("visual-question-answering", model=FOLDER)` works as for any
-other task.
-"""
+"""Two pipelines that transformers lacks: visual question answering, and image-text matching."""
 
 from __future__ import annotations
 
@@ -12,20 +8,12 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageOps
-from transformers import (
-    AutoModelForVisualQuestionAnswering,
-    AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-    BatchFeature,
-    PreTrainedModel,
-    pipelines,
-)
+from transformers import BatchFeature, PreTrainedModel
 from transformers.image_utils import load_image
 from transformers.pipelines.base import ChunkPipeline, Pipeline
 from transformers.processing_utils import ProcessorMixin
 
 from vlmo.model import (
-    VLMoConfig,
     VLMoForImageTextRetrieval,
     VLMoForPreTraining,
     VLMoForVisualQuestionAnswering,
@@ -33,20 +21,13 @@ from vlmo.model import (
 )
 from vlmo.processing import VLMoProcessor
 from vlmo.processing.images import open_upright
-from vlmo.released import taking_names
-
-QUESTION_TASK = "visual-question-answering"
-MATCHING_TASK = "image-text-matching"
 
 
 class _PairPipeline(Pipeline):
     """Pipeline over pairs of an image and a text; the processor is by default that of the model's folder."""
 
     _load_processor = None
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_video_processor = False
+    _load_tokenizer = _load_image_processor = _load_feature_extractor = _load_video_processor = False
 
     model: Any
     processor: Any
@@ -55,18 +36,18 @@ class _PairPipeline(Pipeline):
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None = None, **options: Any) -> None:
         # A wrapper, such as PEFT's, is no class of ours and passes calls on.
-        if isinstance(model, VLMoPreTrainedModel) and not isinstance(model, self.model_classes):
-            wanted = " or ".join(each.__name__ for each in self.model_classes)
-            raise ValueError(f"{type(self).__name__} got a {type(model).__name__}: expected {wanted}")
+        names = [each.__name__ for each in self.model_classes]
+        if isinstance(model, VLMoPreTrainedModel):
+            # What a folder held: a head that it lacks would have initial weights, and answer too.
+            held = [type(model).__name__, *(model.config.architectures or names)]
+            if not isinstance(model, self.model_classes) or not set(held[1:]) & set(names):
+                raise ValueError(f"{type(self).__name__} got {held[0]} of {held[1]}: expected {' or '.join(names)}")
         if processor is None:
-            folder = model.name_or_path or ""
             try:
-                processor = VLMoProcessor.from_pretrained(folder)
+                processor = VLMoProcessor.from_pretrained(model.name_or_path or "")
             except (OSError, ValueError, TypeError) as error:
-                where = f"in {folder}" if folder else "for a model that came from no folder"
-                raise ValueError(
-                    f"there is no processor {where}: pass processor=..., or a folder that holds one"
-                ) from error
+                where = f"in {model.name_or_path}" if model.name_or_path else "for a model that came from no folder"
+                raise ValueError(f"there is no processor {where}: pass processor=...") from error
         super().__init__(model, processor=processor, **options)
 
     def __call__(self, image: Any = None, **options: Any) -> Any:
@@ -74,8 +55,7 @@ class _PairPipeline(Pipeline):
 
         Args:
             image: A PIL image, a local path or what transformers' `load_image` takes; or, without a text, a list,
-                generator or data set of dictionaries with `image` and the text, such as
-                `{"image": ..., "question": ...}`.
+                generator or data set of dictionaries with `image` and the text.
             options: The text, as `question` or `text`; `top_k` (of questions, 5 by default), `timeout` in seconds for
                 images that are fetched, `batch_size`.
 
@@ -146,7 +126,6 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
     match = pipeline("image-text-matching", model="FOLDER")
     match("cat.png", text=["a black cat", "a dog"], batch_size=8)
     # [{"text": "a black cat", "score": 0.98}, {"text": "a dog", "score": 0.01}]
-    match([{"image": "cat.png", "text": "a black cat"}, {"image": "dog.png", "text": ["a dog", "a fox"]}])
     ```
 
     Each pair is scored by itself, so the scores of several texts do not compete. For many texts the task
@@ -186,24 +165,6 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
             for output in model_outputs
         ]
         return sorted(scored, key=lambda entry: -entry["score"])
-
-
-def register() -> None:
-    """Register the processor and both pipelines with transformers."""
-    AutoProcessor.register(VLMoConfig, VLMoProcessor, exist_ok=True)
-    # transformers 5 has dropped a pipeline of this name, and refuses the name before it looks for a registered one.
-    vars(pipelines).get("REMOVED_TASKS", {}).pop(QUESTION_TASK, None)
-    # Not by `register_pipeline`: it makes `Pipeline.save_pretrained` copy this file into the folder, which then asks
-    # for `trust_remote_code`.
-    for task, pipeline_class, loader in (
-        (QUESTION_TASK, VisualQuestionAnsweringPipeline, AutoModelForVisualQuestionAnswering),
-        (MATCHING_TASK, ImageTextMatchingPipeline, AutoModelForZeroShotImageClassification),
-    ):
-        entry = {"impl": pipeline_class, "pt": (loader,), "type": "multimodal"}
-        pipelines.PIPELINE_REGISTRY.supported_tasks[task] = entry
-    # What `pipeline` asks the hub with, beside the Auto classes. It may have been imported before, so it stays itself.
-    for name in ("resolve_revision", "find_adapter_config_file"):
-        vars(pipelines)[name] = taking_names(vars(pipelines)[name])
 
 
 def open_image(image: Image.Image | str | Path, *, timeout: float | None = None) -> Image.Image:

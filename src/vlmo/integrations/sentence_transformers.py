@@ -1,15 +1,13 @@
 """Adapter of a model folder for sentence-transformers: dual encoder, and both encoders as a cross-encoder.
 
-After `import vlmo`, `SentenceTransformer(FOLDER)` and `CrossEncoder(FOLDER)` load a model folder by the classes below;
-sentence-transformers would take the mean of the last states instead. `SentenceTransformer.save` writes a model folder
-that names these classes in `modules.json`; they need no `trust_remote_code=True`.
+`modules.json` of a folder names `VLMoEmbedder`, so `SentenceTransformer(FOLDER, trust_remote_code=True)` finds it; the
+library asks for this of each class that is not its own. The functions below do without it, and run no code of a folder.
 """
 
 from __future__ import annotations
 
-import functools
 from abc import ABC
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -17,15 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from vlmo.checkpoints.loading import check_model_folder, load_complete, one_line_errors
+from vlmo.folder import read_json
 from vlmo.lazy import install_command
-from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.model.reranking import rerank_score
 from vlmo.processing import VLMoProcessor
 from vlmo.processing.wordpiece import PAD_MULTIPLE
-from vlmo.released import taking_names
 
 try:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -95,7 +93,7 @@ class _FolderModule(InputModule, ABC):
                 f"{processor_kwargs} and {config_kwargs}. Change the folder's files instead."
             )
         # Other arguments, such as `trust_remote_code`, have no effect: no code is loaded here.
-        hub = _hub(kwargs)
+        hub = {ours: kwargs[theirs] for theirs, ours in _HUB.items() if kwargs.get(theirs) is not None}
         if Path(model_name_or_path).is_dir():
             check_model_folder(model_name_or_path, VLMoForImageTextRetrieval)
         model = load_complete(model_name_or_path, VLMoForImageTextRetrieval, **hub, **dict(model_kwargs or {})).eval()
@@ -215,7 +213,7 @@ class VLMoPairScorer(_FolderModule):
 
 def load_sentence_transformer(folder: str | Path, *, device: Device = None) -> SentenceTransformer:
     """Load the dual encoder of a model folder, or of one of `SentenceTransformer.save`; ValueError for other models."""
-    return cast("SentenceTransformer", _load(SentenceTransformer, folder, device))
+    return cast("SentenceTransformer", _load(SentenceTransformer, VLMoEmbedder, folder, device=device))
 
 
 def load_cross_encoder(
@@ -232,44 +230,24 @@ def load_cross_encoder(
     Raises:
         ValueError: The folder holds no model that scores pairs, or the weight is out of range.
     """
-    both = ("rerank_weight", "rerank_weight_image_to_text")
-    weights = None if rerank_weight is None else dict.fromkeys(both, float(rerank_weight))
-    return cast("CrossEncoder", _load(CrossEncoder, folder, device, model_kwargs=weights))
-
-
-def register() -> None:
-    """Let both classes of sentence-transformers load model folders, and models by name, by the modules here."""
-    ours: dict[Any, type[_FolderModule]] = {SentenceTransformer: VLMoEmbedder, CrossEncoder: VLMoPairScorer}
-    for library_class, module in ours.items():
-        library_class._module_classes = {f"{each.__module__}.{each.__name__}": each for each in ours.values()}
-        library_class._load_default_modules = _or_ours(library_class._load_default_modules, module)
-        library_class.__init__ = taking_names(library_class.__init__)
-
-
-def _or_ours(load_default: Callable[..., Any], module: type[_FolderModule]) -> Callable[..., Any]:
-    """Return the method that builds modules of a folder without `modules.json`, for folders of ours by `module`."""
-
-    @functools.wraps(load_default)
-    def load(self: Any, model_name_or_path: str, **options: Any) -> Any:
-        config, _ = PreTrainedConfig.get_config_dict(model_name_or_path, **_hub(options))
-        if config.get("model_type") != VLMoConfig.model_type:
-            return load_default(self, model_name_or_path, **options)
-        if isinstance(self, CrossEncoder) and self.activation_fn is None:
-            self.activation_fn = nn.Identity()
-        return [module.load(model_name_or_path, backend=self.backend, **options)], {}
-
-    return load
+    weights: dict[str, Any] | None = None
+    if rerank_weight is not None:
+        weights = dict.fromkeys(("rerank_weight", "rerank_weight_image_to_text"), float(rerank_weight))
+    return cast("CrossEncoder", _load(CrossEncoder, VLMoPairScorer, folder, device=device, model_kwargs=weights))
 
 
 def _load(
-    library_class: type, folder: str | Path, device: Device, **options: Any
+    library_class: Any, module: type[_FolderModule], folder: str | Path, *, device: Device, **options: Any
 ) -> SentenceTransformer | CrossEncoder:
     folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval)
-    return library_class(str(folder), device=None if device is None else str(device), local_files_only=True, **options)
-
-
-def _hub(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {ours: options[theirs] for theirs, ours in _HUB.items() if options.get(theirs) is not None}
+    device = None if device is None else str(device)
+    settings = folder / "config_sentence_transformers.json"
+    if settings.is_file() and read_json(settings).get("model_type", "SentenceTransformer") == library_class.__name__:
+        ours = {f"{each.__module__}.{each.__name__}": each for each in (VLMoEmbedder, VLMoPairScorer)}
+        options |= {"device": device, "local_files_only": True}
+        return library_class._load_with_module_classes(str(folder), ours, **options)
+    given = {"activation_fn": nn.Identity()} if library_class is CrossEncoder else {}
+    return library_class(modules=[module.load(str(folder), **options)], device=device, **given)
 
 
 def _classify(entry: Any) -> tuple[Literal["image", "text"], Any]:

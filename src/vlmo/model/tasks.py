@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from os import PathLike
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import MaskedImageModelingOutput, MaskedLMOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
+from vlmo.folder import write_modules
 from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.heads import ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead
@@ -49,6 +51,11 @@ class _DualEncoder(VLMoPreTrainedModel):
         self.vlmo = VLMoModel(config)
         self.contrast_head = ContrastHead(config)
         self.match_head = MatchHead(config) if config.use_match_head else None
+
+    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """Write a model folder, with the file by which sentence-transformers finds its class; as transformers does."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_modules(save_directory)
 
     def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Return L2-normalised `image_embeds`."""

@@ -6,13 +6,12 @@ A model folder of the same name in the working directory takes precedence.
 from __future__ import annotations
 
 import difflib
-import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from vlmo.released.published import MODELS
 
@@ -63,20 +62,6 @@ def model_path(name: str | PathLike) -> str:
     if not (folder / "config.json").is_file():
         raise ValueError(no_model(name))
     return str(folder)
-
-
-def taking_names(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` for strings that name a model too: it gets the model's path instead."""
-
-    def path_of(value: Any) -> Any:
-        is_name = isinstance(value, str) and (value in MODELS or _HUB.fullmatch(value))
-        return str(find_model(value)) if is_name else value
-
-    @functools.wraps(function)
-    def called(*args: Any, **options: Any) -> Any:
-        return function(*map(path_of, args), **{name: path_of(value) for name, value in options.items()})
-
-    return called
 
 
 def is_released(folder: str | PathLike) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from vlmo.progress import Progress
-from vlmo.released.published import VOCABULARIES, NamedModel, converter
+from vlmo.released.published import VOCABULARIES, NamedModel
 
 MIRROR = "VLMO_WEIGHTS"
 """Environment variable: folder or address that has the published files, instead of their publishers."""
@@ -102,7 +103,16 @@ def _fetch_and_convert(model: NamedModel, folder: Path, *, keep_file: bool) -> N
         files.append(_fetch_file(VOCABULARIES[model.layout]))
     _LOGGER.info("converting %s", files[0].path.name)
     try:
-        converter()(model, folder, *(file.path for file in files))
+        # By their names: the conversion stands on the models, whose `from_pretrained` stands on this file.
+        importlib.import_module("vlmo.checkpoints.importing").import_checkpoint(
+            files[0].path,
+            folder,
+            kind=model.layout,
+            vocabulary=files[1].path if files[1:] else None,
+            licence=model.licence.lower(),
+            address=model.address,
+            usage_of=importlib.import_module("vlmo.tasks").usage_of,
+        )
     except ValueError as problem:
         for file in files:
             _store(file, keep=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 _BEIT = "https://github.com/addf400/files/releases/download/"
@@ -143,17 +142,3 @@ def _read_table() -> dict[str, NamedModel]:
 
 MODELS = _read_table()
 """All models that have a name, by it."""
-
-Converter = Callable[..., object]
-"""Writes the model folder of a published file: `convert(model, folder, file[, vocabulary])`."""
-_converters: list[Converter] = []
-
-
-def register_converter(convert: Converter) -> None:
-    """Set the converter, which stands on models and processors, and these on this package; `import vlmo` does it."""
-    _converters[:] = [convert]
-
-
-def converter() -> Converter:
-    """Return the registered converter."""
-    return _converters[0]
