@@ -24,10 +24,8 @@ from vlmo.types import Batch
 
 logger = logging.getLogger(__name__)
 
-# Samples that a process has met before the share of bad ones among them says anything.
-_ENOUGH = 10_000
-# Cursors that are kept for steps gone by: the trainer asks for that of the newest one.
-_KEPT = 4
+_ENOUGH = 10_000  # samples that a process has met before the share of bad ones among them says anything
+_KEPT = 4  # cursors of steps gone by: the trainer asks for that of the newest one
 
 LaneStates = dict[str, Any]
 """State of each lane by its number, as text: ready for JSON."""

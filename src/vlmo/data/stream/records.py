@@ -11,7 +11,7 @@ import json
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, NamedTuple, cast
@@ -57,12 +57,10 @@ _RECORD_ERRORS = (ValueError, AttributeError, TypeError, OverflowError, Recursio
 
 
 class Offset(NamedTuple):
-    """The place of a record in its shard."""
+    """A record's number in its shard (bad ones counted), and in tar files the byte where its first header begins."""
 
     index: int = 0
-    """Number of the record, bad ones counted."""
     byte: int = 0
-    """Place of its first header, in tar files."""
 
 
 _FIRST = Offset()
@@ -70,7 +68,12 @@ _FIRST = Offset()
 
 @dataclass(frozen=True)
 class Sample:
-    """One record as it is stored."""
+    """One record as it is stored.
+
+    Attributes:
+        path: Path of the image, if the record names it and does not hold it, or is asked for ranges alone.
+        metadata: Further facts of the record, if they were asked for.
+    """
 
     shard: str
     index: int
@@ -78,9 +81,7 @@ class Sample:
     image: bytes | None
     captions: tuple[str, ...]
     path: str | None = None
-    """Path of the image, if the record names it and does not hold it, or is asked for places alone."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts of the record, if they were asked for."""
 
     @property
     def sample_id(self) -> int:
@@ -159,22 +160,46 @@ def _rest_is_lost(shard: str, start: Offset, error: Exception) -> Bad:
     return Bad("shard", shard, start.index, "", f"{how_far}: {reason}")
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    """Return the texts that are not empty."""
-    texts = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"expected a text or a list of texts, found {value!r:.60}")
-    "".join(texts).encode()  # a ValueError for half a character, which JSON may hold and nobody takes
-    return tuple(text for text in texts if text.strip())
+def _record(
+    shard: str,
+    index: int,
+    key: str,
+    image: Any,
+    captions: Any,
+    metadata: dict[str, Any],
+    *,
+    why_not: Callable[[str], str | None] | None = None,
+) -> Record:
+    """Return the sample, or why it cannot be read: each fact becomes a column of an index, each caption is encoded.
 
+    Args:
+        image: Its bytes, its path, or a cell of both.
+        why_not: Says what is wrong with a path.
+    """
 
-def _bounded(sample: Sample) -> Record:
-    """Return the sample, or why not: each fact becomes a column of an index, and each caption is encoded."""
-    captions, facts = len(sample.captions), sum(value is not None for value in sample.metadata.values())
-    if captions <= _MAX_CAPTIONS and facts <= _MAX_FACTS:
-        return sample
-    reason = f"{captions:,} captions and {facts:,} further facts; at most {_MAX_CAPTIONS:,} and {_MAX_FACTS:,} are read"
-    return Bad("row", sample.shard, sample.index, sample.key, reason)
+    def bad(reason: str) -> Bad:
+        return Bad("row", shard, index, key, reason)
+
+    texts = [captions] if isinstance(captions, str) else [] if captions is None else captions
+    try:
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"expected a text or a list of texts, found {captions!r:.60}")
+        "".join(texts).encode()  # an error for half a character, which JSON may hold and nobody takes
+    except _RECORD_ERRORS as error:
+        return bad(f"the caption of {key} cannot be read: {error}")
+    texts = tuple(text for text in texts if text.strip())
+    cell = image if isinstance(image, dict) else {"bytes": image, "path": image}
+    data = cell.get("bytes") if isinstance(cell.get("bytes"), bytes) else None
+    path = cell.get("path") if data is None and isinstance(cell.get("path"), str) else None
+    if data is not None and len(data) > MAX_MEMBER_BYTES:
+        return bad(f"its image has {len(data):,} bytes; at most {MAX_MEMBER_BYTES:,} are read")
+    if path is not None and why_not is not None and (reason := why_not(path)):
+        return bad(f"its image {path!r:.80} {reason}")
+    facts = sum(value is not None for value in metadata.values())
+    if len(texts) > _MAX_CAPTIONS or facts > _MAX_FACTS:
+        most = f"at most {_MAX_CAPTIONS:,} and {_MAX_FACTS:,} are read"
+        return bad(f"{len(texts):,} captions and {facts:,} further facts; {most}")
+    return Sample(shard, index, key, data, texts, path=path, metadata=metadata)
 
 
 # ---------------------------------------------------------------------------------------------------------------- tar
@@ -185,8 +210,6 @@ _EXTENDED = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
-
-
 _TEXTS = (".txt", ".json")
 
 
@@ -278,13 +301,12 @@ def _tar_record(
     text, told = cast(bytes | None, parts.get(".txt")), cast(bytes | None, parts.get(".json"))
     try:
         facts = json.loads(told) if told is not None and (options.details or text is None) else {}
-        captions = _texts(facts.get("captions", facts.get("caption")) if text is None else text.decode())
+        captions = facts.get("captions", facts.get("caption")) if text is None else text.decode()
         metadata = {name: value for name, value in facts.items() if options.details and name not in _OWN_NAMES}
         json.dumps(metadata, ensure_ascii=False).encode()
     except _RECORD_ERRORS as error:
         return Bad("row", shard, index, key, f"the caption of {key} cannot be read: {error}")
-    data, path = (None, image) if isinstance(image, str) else (image, None)
-    return _bounded(Sample(shard, index, key, data, captions, path=path, metadata=metadata))
+    return _record(shard, index, key, image, captions, metadata)
 
 
 # ------------------------------------------------------------------------------------------------------------ parquet
@@ -293,6 +315,11 @@ def _tar_record(
 def _parquet_records(
     file: IO[bytes], shard: str, start: Offset, options: _Options
 ) -> Iterator[tuple[Record, Offset | None]]:
+    folder = None if is_remote(shard) else Path(shard).parent
+
+    def outside(path: str) -> str | None:
+        return None if is_confined(path, folder) else "lies outside the shard's folder"
+
     with pq.ParquetFile(file) as opened:
         names = opened.schema_arrow.names
         columns = {
@@ -308,11 +335,12 @@ def _parquet_records(
                 yield Bad("row", shard, index, str(index), f"it cannot be read: {row}"), Offset(index + 1)
                 continue
             values = {meaning: row[name] for meaning, name in found.items()}
-            values["metadata"] = {name: row[name] for name in others}
+            metadata = {name: row[name] for name in others}
             key = str(index) if values.get("key") is None else str(values["key"])
             # img2dataset keeps rows of images that could not be had.
             if (status := values.get("status", "success")) == "success":
-                yield _parquet_record(shard, index, key, values), Offset(index + 1)
+                image, captions = values.get("image"), values.get("captions")
+                yield _record(shard, index, key, image, captions, metadata, why_not=outside), Offset(index + 1)
             elif options.absent:
                 yield Bad("absent", shard, index, key, str(status)), Offset(index + 1)
 
@@ -339,24 +367,6 @@ def _python_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Exception]:
         if len(batch) == 1:
             return [error]
         return [row for start in range(len(batch)) for row in _python_rows(batch.slice(start, 1))]
-
-
-def _parquet_record(shard: str, index: int, key: str, values: dict[str, Any]) -> Record:
-    image = values.get("image")
-    try:
-        captions = _texts(values.get("captions"))
-    except _RECORD_ERRORS as error:
-        return Bad("row", shard, index, key, f"the caption of {key} cannot be read: {error}")
-    data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, image)
-    data, path = (data if isinstance(data, bytes) else None), (path if isinstance(path, str) else None)
-    if data is not None and len(data) > MAX_MEMBER_BYTES:
-        return Bad(
-            "row", shard, index, key, f"its image has {len(data):,} bytes; at most {MAX_MEMBER_BYTES:,} are read"
-        )
-    folder = None if is_remote(shard) else Path(shard).parent
-    if data is None and path is not None and not is_confined(path, folder):
-        return Bad("row", shard, index, key, f"its image {path!r:.80} lies outside the shard's folder")
-    return _bounded(Sample(shard, index, key, data, captions, path=path, metadata=values["metadata"]))
 
 
 def is_confined(path: str, folder: Path | None) -> bool:
@@ -396,24 +406,13 @@ def read_saved(folder: Path) -> Iterator[Record]:
 
 def _saved_record(row: dict[str, Any], folder: str, index: int, *, images: list[str], split: str | None) -> Record:
     name = "image" if "image" in images or not images else images[0]
-    cell = row.get(name) or {}
-    image: dict[str, Any] = {"path": cell} if isinstance(cell, str) else cell
     key = next((str(row[key]) for key in _SAVED_KEYS if row.get(key) is not None), str(index))
-    try:
-        captions = _texts(next((row[name] for name in _SAVED_CAPTIONS if row.get(name)), []))
-    except _RECORD_ERRORS as error:
-        return Bad("row", folder, index, key, f"the caption of {key} cannot be read: {error}")
+    captions = next((row[name] for name in _SAVED_CAPTIONS if row.get(name)), None)
     metadata = {key: value for key, value in row.items() if key not in (*images, name, *_SAVED_CAPTIONS)}
-    place = image.get("path") or ""
-    if is_remote(place) and place.partition("://")[0] not in _STORES:
-        return Bad("row", folder, index, key, f"its image {place!r:.80} is in no store of {', '.join(_STORES)}")
-    sample = Sample(
-        shard=folder,
-        index=index,
-        key=key,
-        image=image.get("bytes"),
-        captions=captions,
-        path=None if image.get("bytes") else image.get("path"),
-        metadata=metadata if split is None else {**metadata, "split": split},
-    )
-    return _bounded(sample)
+    metadata |= {} if split is None else {"split": split}
+    return _record(folder, index, key, row.get(name), captions, metadata, why_not=_in_no_store)
+
+
+def _in_no_store(path: str) -> str | None:
+    is_known = not is_remote(path) or path.partition("://")[0] in _STORES
+    return None if is_known else f"is in no store of {', '.join(_STORES)}"
