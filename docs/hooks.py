@@ -19,6 +19,7 @@ from mkdocs.structure.pages import Page
 
 import notebooks
 from figures import html  # mkdocs finds what lies beside this file
+from tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "vlmo"
@@ -52,6 +53,7 @@ REFERENCE = {
 }
 """Packages with a page in the reference, and its title."""
 _FIGURE = re.compile(r"^<!-- figure: (?P<name>\S+) -->$", flags=re.MULTILINE)
+_TABLE = re.compile(r"^<!-- table: (?P<name>.+) -->$", flags=re.MULTILINE)
 _BADGES = re.compile(r"<!-- badges -->.*?<!-- /badges -->\n", flags=re.DOTALL)
 _LINK = re.compile(r"(?P<words>!?\[(?:[^\]\[]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)")
 
@@ -90,7 +92,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Insert figures; turn links to files outside docs/ into links to their pages, or into plain text."""
+    """Insert figures and tables; turn links to files outside docs/ into links to their pages, or into plain text."""
     here = page.file.src_uri
     source = OUTSIDE.get(here, f"docs/{here}")
 
@@ -107,7 +109,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         relative = posixpath.relpath(there, posixpath.dirname(here) or ".")
         return f"{words}({relative}{'#' + anchor if anchor else ''})"
 
-    return _FIGURE.sub(lambda line: html(line["name"]), _LINK.sub(moved, _BADGES.sub("", markdown)))
+    text = _LINK.sub(moved, _BADGES.sub("", markdown))
+    return _FIGURE.sub(lambda line: html(line["name"]), _TABLE.sub(lambda line: TABLES[line["name"]](), text))
 
 
 def page_of(path: str) -> tuple[str, str] | None:
