@@ -1,0 +1,145 @@
+"""The site is built without a warning; what pages name (files, commands, options, anchors, numbers) exists."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+import figures
+import hooks
+import tables
+import vlmo
+from figures.images import images
+from vlmo.cli import main
+from vlmo.recipes import RECIPES, describe
+from vlmo.released.published import MODELS
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """All pages; the notebooks without outputs, since only the command itself runs them."""
+    folder = tmp_path_factory.mktemp("site")
+    # Strict by mkdocs.yml: a link or an anchor that leads nowhere ends the build.
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder)))
+    return folder
+
+
+@pytest.mark.slow
+def test_site_has_its_pages_figures_images_and_no_sources(site):
+    page = (site / "explained.html").read_text()
+    assert page.count('<figure class="vlmo"') == len(figures.FIGURES)
+    for name in re.findall(r": (\S+)\.md$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE):
+        assert (site / f"{name}.html").is_file(), name
+    assert not [file for file in site.rglob("*") if file.suffix in {".py", ".pyc"}]
+    for page in site.glob("*.html"):
+        for image in re.findall(r"<img [^>]*>", page.read_text()):
+            assert re.search(r'alt="[^"]+"', image), (page.name, image)
+            assert (site / re.search(r'src="([^"]+)"', image)[1]).is_file(), (page.name, image)
+
+
+@pytest.mark.parametrize(
+    ("path", "page"),
+    [
+        ("README.md", ("index.md", "")),
+        ("docs/data.md", ("data.md", "")),
+        ("benchmarks/results/parity.json", ("results/parity.json", "")),
+        ("src/vlmo/losses/itc.py", ("reference/losses.md", "vlmo.losses.itc")),
+        ("examples/train_vqa.py", ("scripts.md", "train_vqa")),
+        ("tests/losses/test_itc.py", None),
+    ],
+)
+def test_page_of_a_file(path, page):
+    assert hooks.page_of(path) == page
+
+
+@pytest.mark.parametrize(
+    ("here", "before", "after"),
+    [
+        ("index.md", "![queries](docs/images/a.png)", "![queries](images/a.png)"),
+        ("log.md", "[ITC](../src/vlmo/losses/itc.py)", "[ITC](reference/losses.md#vlmo.losses.itc)"),
+        ("log.md", "a [test](../tests/test_cli.py) and [`code`](../tests/x.py)", "a test and `code`"),
+        (
+            "log.md",
+            "[there](https://example.org/a.md), [here](#now)",
+            "[there](https://example.org/a.md), [here](#now)",
+        ),
+        ("index.md", "<!-- badges -->\n[![a](b)](c)\n<!-- /badges -->\nx", "x"),
+    ],
+)
+def test_links_lead_to_pages(here, before, after):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=here))
+    assert hooks.on_page_markdown(before, page=page, config=None, files=None) == after
+
+
+def test_made_pages_have_everything():
+    assert all(f"## {file.stem}\n" in hooks.scripts() for file in (ROOT / "examples").glob("*.py"))
+    cards = hooks.recipe_cards()
+    assert all(f"| [`{name}`](#{name}) | {describe(name).splitlines()[0]} |" in cards for name in RECIPES)
+    assert all(f"[`{name}`](" in hooks.reference_index() for name in vlmo.__all__)
+    packages = {folder.name for folder in (ROOT / "src" / "vlmo").iterdir() if (folder / "__init__.py").is_file()}
+    assert packages - {"cli"} == set(hooks.REFERENCE)
+    assert tables.published_models().count("\n") == len(MODELS) + 1
+
+
+def test_images_of_readme_are_made_from_data_and_code():
+    """`python docs/figures/images.py` writes them anew."""
+    for name, svg in images().items():
+        assert (ROOT / "docs" / "images" / name).read_text() == svg, name
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Calls of `vlmo` in blocks and inline code, with the page of each; those of the table of models too."""
+    found = [("table", tables.command(model)) for model in MODELS.values()]
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        blocks = "".join(re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+        lines = [*blocks.splitlines(), *re.findall(r"`(vlmo [^`]+)`", text)]
+        found += [(page.name, line) for line in lines]
+    calls = [(page, re.match(r"(?:vlmo|\S*torchrun .*-m vlmo\.cli) ([a-z][^#]*)", line)) for page, line in found]
+    return [(page, call[1].split()) for page, call in calls if call]
+
+
+def help_of(words: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0, words
+    return re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+
+
+def test_commands_options_and_recipes_of_the_pages_exist(capsys):
+    helps: dict[str, str] = {}
+    faults = []
+    for page, words in commands():
+        command = words[:2] if words[0] in {"train", "data"} else words[:1]
+        if words[0] == "train" and (len(words) == 1 or words[1] not in RECIPES):
+            known = len(words) == 1 or "--import" in words or not re.fullmatch(r"[a-z0-9-]+", words[1])
+            faults += [] if known else [f"{page}: no recipe {words[1]!r}"]
+            continue
+        if (key := " ".join(command)) not in helps:
+            more = [["train", "shapes-matching"], ["finetune"]] if words[0] in {"train", "finetune"} else []
+            helps[key] = "--import --help".join([help_of(each, capsys) for each in [command, *more]] + [""])
+        options = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
+        faults += [f"{page}: vlmo {key} has no {option}" for option in options if option not in helps[key]]
+    assert not faults, "\n".join(faults)
+
+
+def test_addresses_and_versions_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == project["version"]
+    config = hooks.on_config(SimpleNamespace(site_url=None, repo_url=None))
+    assert config.repo_url == project["urls"]["Repository"]
+    owner = re.compile(re.escape(project["urls"]["Repository"]))
+    named = [
+        page.name for page in [*PAGES, ROOT / "mkdocs.yml", ROOT / "CITATION.cff"] if owner.search(page.read_text())
+    ]
+    assert named == []  # only pyproject.toml names the address
