@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlmo.data.examples import Example, collate, pad
+from vlmo.data.examples import Example, collate, merge, pad
 
 
 def text(length: int) -> np.ndarray:
@@ -58,3 +58,16 @@ def test_collate_keeps_pictures_8_bit_with_channels_last_in_memory():
     assert batch["pixel_values"].dtype == torch.uint8
     assert torch.equal(batch["pixel_values"], torch.stack(pictures))
     assert batch["pixel_values"].movedim(-3, -1).is_contiguous()
+
+
+def test_merge_pads_every_text_field_as_collate_does():
+    examples = [
+        Example(sample_id=number, **{name: text(length) for name in TEXTS}) for number, length in enumerate((3, 20, 9))
+    ]
+    merged = merge([collate([example], pad_token_id=77) for example in examples], pad_token_id=77)
+    whole = collate(examples, pad_token_id=77)
+    assert merged.keys() == whole.keys()
+    assert all(torch.equal(merged[name], tensor) for name, tensor in whole.items())
+
+
+TEXTS = ("input_ids", "false_input_ids", "mlm_input_ids", "mlm_labels")

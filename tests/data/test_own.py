@@ -332,14 +332,18 @@ def test_empty_splits_are_left_out_and_val_is_validation(tmp_path) -> None:
         everything(tmp_path / "empty")
 
 
-def test_second_images_of_parquet_may_be_paths_and_cells_may_be_mixed(tmp_path) -> None:
+def test_second_images_of_parquet_may_be_paths_and_cells_may_not_be_mixed(tmp_path) -> None:
     draw(tmp_path / "a.png")
-    cells = pa.array([{"bytes": None, "path": "a.png"}, PICTURES[0]], KINDS["struct"])
+    cells = pa.array(PICTURES[:2], KINDS["struct"])
     columns = {"image": cells, "second_image": ["a.png"] * 2, "sentence": ["one", "two"], "label": ["true", "no"]}
     pq.write_table(pa.table(columns), tmp_path / "0.parquet")
     rows = everything(tmp_path / "0.parquet")
-    assert [decode_image(each).size for each in rows["image"]] == [(4, 4), (24, 20)]
+    assert [decode_image(each).size for each in rows["image"]] == [(24, 20)] * 2
     assert [decode_image(each).size for each in rows["second_image"]] == [(4, 4)] * 2
+    columns["image"] = pa.array([{"bytes": None, "path": "a.png"}, PICTURES[0]], KINDS["struct"])
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    with pytest.raises(ValueError, match="column image holds 1 paths among images"):
+        everything(tmp_path / "0.parquet")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tests.distributed.gloo import run_processes
 from vlmo.data import validation
 from vlmo.data.builtin import built_folder
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, REASONING_FEATURES
-from vlmo.data.validation import RowValidator, filter_invalid_rows
+from vlmo.data.validation import ImageValidator, filter_invalid_rows
 
 
 def png(shade: int) -> dict:
@@ -163,16 +163,16 @@ def test_filter_needs_the_schema(tmp_path) -> None:
 
 
 def share_the_look(file: str) -> dict[str, object]:
-    seen: list[str] = []
-    validate = RowValidator.__call__
-    RowValidator.__call__ = lambda self, row: seen.append(row["image_id"]) or validate(self, row)
+    seen: list[int] = []
+    validate = ImageValidator.__call__
+    ImageValidator.__call__ = lambda self, row: seen.append(1) or validate(self, row)
     told: list[None] = []
     try:
         good = filter_invalid_rows(
             mixed(), quarantine=Path(file), max_share=1.0, shared=True, progress=lambda: told.append(None)
         )
     finally:
-        RowValidator.__call__ = validate
+        ImageValidator.__call__ = validate
     return {"good": good.to_list(), "seen": len(seen), "told": len(told)}
 
 
@@ -219,16 +219,13 @@ def test_rows_of_a_saved_set_are_decoded_once_for_all_runs(tmp_path, decoded) ->
     os.utime(saved, (1, 1))
     filter_invalid_rows(rows, quarantine=tmp_path / "third", max_share=1.0)
     assert len(decoded) == 22
-    filter_invalid_rows(rows, quarantine=tmp_path / "images", max_share=1.0, needs_caption=False)
-    assert len(decoded) == 33  # other conditions
 
 
 @pytest.mark.parametrize(
     ("changes", "count"),
     [
         ({}, 0),
-        ({"captions": []}, 2),  # captions were not needed when it was prepared
-        ({"captions": ["x", " "]}, 2),
+        ({"captions": []}, 0),  # captions were not needed when it was prepared
         ({"image": None}, 1),
     ],
 )
@@ -319,15 +316,13 @@ def test_verdicts_are_those_of_the_bytes_and_forgotten_in_time(monkeypatch) -> N
     true, decoded = validation.decode_image, []
     monkeypatch.setattr(validation, "decode_image", lambda cell, **more: (decoded.append(cell), true(cell, **more))[1])
     monkeypatch.setattr(validation, "_REMEMBERED", 2)
-    validator = RowValidator(images=["image"], needs_caption=True)
+    validator = ImageValidator(["image"])
 
-    def check(image: dict) -> str | None:
-        return validator(row(0, image=image)).reason
-
-    assert check(png(1) | {"path": "same.png"}) is None
-    assert check({"bytes": b"other", "path": "same.png"}) == "same.png: not an image in a known format (5 bytes)"
+    assert validator({"image": png(1) | {"path": "same.png"}}) == []
+    other = {"image": {"bytes": b"other", "path": "same.png"}}
+    assert validator(other) == ["same.png: not an image in a known format (5 bytes)"]
     for shade in (1, 1, 2, 3, 1):
-        assert check(png(shade)) is None
+        assert validator({"image": png(shade)}) == []
     assert len(decoded) == 2 + 4  # the first image had been forgotten
 
 

@@ -326,32 +326,43 @@ class _Texts:
 def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
     """Stack the examples to one batch; texts are padded to the longest of them, rounded up to 8.
 
-    Padding is `pad_token_id` in ids, 0 in `attention_mask` and -100 in `mlm_labels`.
+    Padding is `pad_token_id` in ids, 0 in attention masks and -100 in `mlm_labels`.
     """
     first = examples[0]
-    batch: Batch = {"sample_ids": torch.tensor([example["sample_id"] for example in examples], dtype=torch.int64)}
+
+    def each(name: str) -> list[Any]:
+        return [cast(dict[str, Any], example)[name] for example in examples]
+
+    batch: Batch = {"sample_ids": torch.tensor(each("sample_id"), dtype=torch.int64)}
     if "image_id" in first:
-        batch["image_ids"] = torch.tensor([example["image_id"] for example in examples], dtype=torch.int64)
+        batch["image_ids"] = torch.tensor(each("image_id"), dtype=torch.int64)
     if "pixel_values" in first:
-        images = [example["pixel_values"] for example in examples]
+        images = each("pixel_values")
         if images[0].dtype == torch.uint8:
             # As they lie in memory, channels last: normalising brings the channels forward in the same pass.
             batch["pixel_values"] = default_collate([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
         else:
             batch["pixel_values"] = default_collate(images)
     if "labels" in first:
-        batch["labels"] = torch.stack([example["labels"] for example in examples])
+        batch["labels"] = torch.stack(each("labels"))
     if "bool_masked_pos" in first:
-        batch["bool_masked_pos"] = torch.from_numpy(np.stack([example["bool_masked_pos"] for example in examples]))
-    for ids, mask in (("input_ids", "attention_mask"), ("false_input_ids", "false_attention_mask")):
-        if ids in first:
-            texts = [example[ids] for example in examples]
-            batch[ids] = pad(texts, value=pad_token_id)
-            batch[mask] = pad([np.ones_like(text) for text in texts], value=0)
-    if "mlm_labels" in first:
-        batch["mlm_input_ids"] = pad([example["mlm_input_ids"] for example in examples], value=pad_token_id)
-        batch["mlm_labels"] = pad([example["mlm_labels"] for example in examples], value=IGNORED)
-    return batch
+        batch["bool_masked_pos"] = torch.from_numpy(np.stack(each("bool_masked_pos")))
+    texts = {name: each(name) for name in _FILLS if name in first}
+    for kind in ("", "false_"):
+        if ids := texts.get(f"{kind}input_ids"):
+            texts[f"{kind}attention_mask"] = [np.ones_like(text) for text in ids]
+    padded = {name: pad(rows, value=_fill(name, pad_token_id)) for name, rows in texts.items()}
+    return cast(Batch, {**batch, **padded})
+
+
+_FILLS = {"input_ids": None, "false_input_ids": None, "mlm_input_ids": None, "mlm_labels": IGNORED}
+_FILLS |= {"attention_mask": 0, "false_attention_mask": 0}
+"""Padding of texts in a batch; None stands for the id of the padding token."""
+
+
+def _fill(name: str, pad_token_id: int) -> int:
+    fill = _FILLS[name]
+    return pad_token_id if fill is None else fill
 
 
 def pad(rows: list[Int64[np.ndarray, "text"]], *, value: int) -> Int64[Tensor, "batch longest"]:
@@ -367,13 +378,12 @@ def merge(parts: list[Batch], *, pad_token_id: int = 0) -> Batch:
     """Join the rows of several batches, padded to the longest text."""
     if len(parts) == 1:
         return parts[0]
-    fills = {"input_ids": pad_token_id, "mlm_input_ids": pad_token_id, "attention_mask": 0, "mlm_labels": IGNORED}
-    tensors = cast(list[dict[str, Tensor]], parts)
     merged: dict[str, Tensor] = {}
-    for name in tensors[0]:
-        columns = [part[name] for part in tensors]
-        if name in fills:
+    for name in parts[0]:
+        columns = [cast(dict[str, Tensor], part)[name] for part in parts]
+        if name in _FILLS:
             longest = max(column.shape[1] for column in columns)
-            columns = [pad_to(column, (0, longest - column.shape[1]), value=fills[name]) for column in columns]
+            value = _fill(name, pad_token_id)
+            columns = [pad_to(column, (0, longest - column.shape[1]), value=value) for column in columns]
         merged[name] = torch.cat(columns)
     return cast(Batch, merged)

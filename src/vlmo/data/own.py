@@ -1,61 +1,70 @@
-"""People's own files as rows: tables beside images, folders of images by class, images with masks (docs/data.md)."""
+"""People's own tables, shards and saved sets, with columns of their choice, as rows (docs/data.md)."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from datasets import Dataset, Features, Value, concatenate_datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets
+from datasets.exceptions import DatasetsError
 
-from vlmo.data.decoding import ImageCell
-from vlmo.data.listing import IMAGE_SUFFIXES, walk
+from vlmo.data.decoding import ImageCell, is_range
+from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES, regular_file, walk
 from vlmo.data.rows import column
-from vlmo.data.saved import is_saved
+from vlmo.data.saved import ADVICE, is_saved, naming_damage, open_saved, read_about, saved_splits
 from vlmo.data.schema import (
     FEATURES,
     QUESTION_FEATURES,
     REASONING_FEATURES,
-    SEGMENT_FEATURES,
     class_features,
     make_row,
 )
-from vlmo.data.stored import Stored, read_shards, read_splits, shards_of
+from vlmo.data.stream.records import IMAGE_COLUMNS as SHARD_IMAGES
+from vlmo.data.stream.records import Bad, read_shard
 from vlmo.data.tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     SECOND_COLUMNS,
     SPLITS,
-    TABLE_SUFFIXES,
     captions_of,
     column_of,
-    find_table,
     table_records,
+    tables_of,
 )
 from vlmo.processing.answers import MIN_ANNOTATORS, soft_targets
+from vlmo.released.download import cache_folder
 
 CLASS_LIST = "classes.txt"
 """Names of the classes of masks, one a line, in the order of their numbers."""
 _TRUTH = dict.fromkeys(("true", "1", "yes"), 1) | dict.fromkeys(("false", "0", "no"), 0)
-_MASKS = ("masks", "annotations")
+_TASK_COLUMNS = (*CAPTION_COLUMNS, "question", "answer", "answers", "label")
+_FACTS = ("question_id", "question_type", "answer_type", "image_id", "source", "licence", "license", "split")
+_TEXT_COLUMNS = (*_TASK_COLUMNS, *_FACTS)
 
 Rows = list[dict[str, Any]]
 
 
 class Record(NamedTuple):
-    """A line of a table.
+    """A line of a table, or a row of a shard or saved set.
 
     Attributes:
+        number: Number among all records.
         where: The table and the line, for errors.
-        folder: Folder of the table.
+        folder: Folder that paths of images are relative to.
         cells: By column.
-        stored: Cells of images are those of `Stored`; else they are paths.
+        held: Images that need no path, by column: those of tars, and in `to_dataset` those of `images`.
     """
 
+    number: int
     where: str
     folder: Path
     cells: dict[str, Any]
-    stored: bool = False
+    held: dict[str, ImageCell] = {}
 
     def value(self, *names: str) -> Any:
         """Return the cell of the first of these columns that is there; ValueError without any."""
@@ -74,82 +83,15 @@ class Record(NamedTuple):
 
     def image(self, *names: str, root: Path) -> ImageCell:
         """Return the image of the first of these columns: a file in `root`, relative to the table; else ValueError."""
+        if held := self.held.get(names[0]):
+            return held
         image = self.value(*names)
-        if self.stored and isinstance(image, dict):
-            return cast(ImageCell, image)
-        if not isinstance(image, str) or not image.strip() or "\0" in image:
+        if not isinstance(image, str) or not image.strip() or "\0" in image or is_range(image):
             raise ValueError(f"{self.where}: no image is named; give its path relative to {self.folder}")
         file = (self.folder / image.strip().replace("\\", "/")).resolve()
         if not file.is_relative_to(root):
             raise ValueError(f"{self.where}: {image} lies outside {root}; move the image or the table")
-        return _cell(file)
-
-
-def tables_of(path: Path) -> list[Path]:
-    """Return the table that `path` is or holds, or those of its folders of splits; ValueError if one has none."""
-    if not path.is_dir():
-        return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
-    if table := find_table(path):
-        return [table]
-    parts = [each for each in sorted(path.iterdir()) if each.name.lower() in SPLITS and each.is_dir()]
-    tables = {part: find_table(part) for part in parts}
-    found = [table for table in tables.values() if table]
-    if found and len(found) < len(parts):
-        without = next(part for part, table in tables.items() if table is None)
-        raise ValueError(f"{without} has no table such as {found[0]} beside its images; add one, or move the folder")
-    return found
-
-
-def _read_tables(path: Path, tables: Sequence[Path]) -> Dataset:
-    """Return the rows of `tables_of(path)`; each table in a folder of its own has that split."""
-    several = path.is_dir() and tables[0].parent != path
-    root = (path if several else tables[0].parent).resolve()
-    records = []
-    for table in tables:
-        own = {"split": SPLITS.get(table.parent.name.lower())} if several else {}
-        records += [Record(f"{table}:{line}", table.parent, own | cells) for line, cells in table_records(table)]
-    if not records:
-        raise ValueError(f"{tables[0]}: the table has no rows")
-    return _rows_of(records, path=path, root=root)
-
-
-def _read_stored(path: Path, stored: Stored) -> Dataset:
-    folder = (path if path.is_dir() else path.parent).resolve()
-    records = [Record(f"{path}, row {n}", folder, cells, stored=True) for n, cells in enumerate(stored.cells)]
-    if not records:
-        raise ValueError(f"{path} holds no record")
-    return _rows_of(records, path=path, root=folder, stored=stored)
-
-
-def _rows_of(records: list[Record], *, path: Path, root: Path, stored: Stored | None = None) -> Dataset:
-    names = records[0].cells.keys()
-    if "question" in names:
-        rows, features = _questions(records, root)
-    elif column_of(names, SECOND_COLUMNS):
-        rows, features = _sentences(records, root)
-    elif "label" in names and not column_of(names, CAPTION_COLUMNS):
-        rows, features = _labelled(records, root, names=stored.classes if stored else None)
-    else:
-        rows, features = _captioned(records, root)
-    return _dataset(rows, features, path=path, images=stored.images if stored else None)
-
-
-def read_images(path: Path, images: Sequence[Path]) -> Dataset:
-    """Return the image files of a folder: with masks, with classes (folders in it, or in those of splits), or alone.
-
-    ValueError if an image has no mask, or the masks' classes have no names.
-    """
-    if masks := _masks_of(path):
-        return _masked(path, masks)
-    split, places = _split_of([file.relative_to(path).parts for file in images])
-    names = sorted({place[0] for place in places if len(place) > 1})
-    if len(names) < 2 or any(len(place) == 1 for place in places):
-        return Dataset.from_list([image_row(file, root=path) for file in images], features=FEATURES)
-    rows = [
-        image_row(file, root=path) | {"label": names.index(place[0]), "split": part}
-        for file, place, part in zip(images, places, split, strict=True)
-    ]
-    return _dataset(rows, class_features(names), path=path)
+        return image_cell(file)
 
 
 def open_own(path: Path) -> Dataset | None:
@@ -163,16 +105,23 @@ def open_own(path: Path) -> Dataset | None:
         ValueError: A column is missing, or a value cannot be used; the message names the line.
     """
     if is_saved(path):
-        stored = read_splits(path)
-        return None if stored is None else _read_stored(path, stored)
+        splits = saved_splits(path) or {None: path}
+        first = next(iter(splits.values()))
+        with naming_damage(first, advice=ADVICE):
+            about = json.loads(read_about(first / "dataset_info.json"))
+            if FEATURES.keys() <= (about["features"] or {}).keys():
+                return None
+        return _read_columns(path, [(split, open_saved(folder), path) for split, folder in splits.items()])
     tables = tables_of(path)
-    return _read_tables(path, tables) if tables else None
-
-
-def open_shards(path: Path, files: Sequence[Path]) -> Dataset | None:
-    """Return all rows of the shard that `path` is, or of those among the files of the folder; None without any."""
-    shards = shards_of(files)
-    return _read_stored(path, read_shards(path, shards)) if shards else None
+    if not tables:
+        return None
+    several = path.is_dir() and tables[0].parent != path  # each in a folder of its split
+    records = []
+    for table in tables:
+        own = {"split": SPLITS.get(table.parent.name.lower())} if several else {}
+        for line, cells in table_records(table):
+            records.append(Record(len(records), f"{table}:{line}", table.parent, own | cells))
+    return _rows_of(records, path=path, root=path if several else tables[0].parent)
 
 
 def own_labels(path: Path) -> list[str]:
@@ -191,25 +140,37 @@ def own_labels(path: Path) -> list[str]:
     return _sorted_answers(column(rows, "answers"))
 
 
-def image_row(file: Path, *, root: Path, captions: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the row of an image file below `root`, under its path there."""
-    name = file.relative_to(root).as_posix()
-    return make_row(name, image=_cell(file), captions=captions, source=root.name, licence="unknown")
+# ---------------------------------------------------------------------------------------------- from records to rows
 
 
-# ---------------------------------------------------------------------------------------------- tables
+def _rows_of(
+    records: list[Record], *, path: Path, root: Path, images: Dataset | None = None, classes: list[str] | None = None
+) -> Dataset:
+    """Return the rows of records, of which `images` holds columns of images, one of each record."""
+    if not records:
+        raise ValueError(f"{path} has no rows")
+    names, root = records[0].cells.keys(), root.resolve()
+    make = _captioned
+    if "question" in names:
+        make = _questions
+    elif column_of(names, SECOND_COLUMNS) or SECOND_COLUMNS[0] in records[0].held:
+        make = _sentences
+    elif "label" in names and not column_of(names, CAPTION_COLUMNS):
+        make = _labelled
+    rows, features = make(records, root, classes)
+    return to_dataset(rows, features, path=path, images=images)
 
 
-def _captioned(records: list[Record], root: Path) -> tuple[Rows, Features]:
+def _captioned(records: list[Record], root: Path, _: list[str] | None) -> tuple[Rows, Features]:
     rows: dict[str, dict[str, Any]] = {}
     for record in records:
-        has_captions = not record.stored or column_of(record.cells, CAPTION_COLUMNS)
+        has_captions = "image" not in record.held or column_of(record.cells, CAPTION_COLUMNS)
         captions = captions_of(record.value(*CAPTION_COLUMNS) if has_captions else None, where=record.where)
         row = _row(record, root=root, captions=captions)
         known = rows.setdefault(row["image_id"], row)
         if known is row:
             continue
-        for key in ("split",) if record.stored else ("image", "split"):
+        for key in ("split",) if record.held else ("image", "split"):
             if known.get(key) != row.get(key):
                 raise ValueError(
                     f"{record.where}: {row['image_id']} has {key} {row.get(key)!r}, an earlier line said "
@@ -219,15 +180,15 @@ def _captioned(records: list[Record], root: Path) -> tuple[Rows, Features]:
     return list(rows.values()), FEATURES
 
 
-def _questions(records: list[Record], root: Path) -> tuple[Rows, Features]:
+def _questions(records: list[Record], root: Path, _: list[str] | None) -> tuple[Rows, Features]:
     given = [_answers(record) for record in records]
     numbers = {name: number for number, name in enumerate(_sorted_answers(given))}
     rows = []
-    for number, (record, answers) in enumerate(zip(records, given, strict=True)):
+    for record, answers in zip(records, given, strict=True):
         labels, scores = soft_targets(answers, numbers=numbers)
         row = _row(record, root=root) | {
             "question": record.text("question"),
-            "question_id": str(record.cells.get("question_id") or number),
+            "question_id": str(record.cells.get("question_id") or record.number),
             "answers": answers,
             "answer_labels": labels,
             "answer_scores": [1.0] if len(answers) == 1 else scores,
@@ -254,77 +215,43 @@ def _sorted_answers(given: Iterable[Sequence[str]]) -> list[str]:
     return sorted({answer for answers in given for answer in answers})
 
 
-def _sentences(records: list[Record], root: Path) -> tuple[Rows, Features]:
+def _sentences(records: list[Record], root: Path, _: list[str] | None) -> tuple[Rows, Features]:
     rows = []
-    for number, record in enumerate(records):
+    for record in records:
         sentence, label = record.text(*CAPTION_COLUMNS), record.text("label").lower()
         if label not in _TRUTH:
             raise ValueError(f"{record.where}: label is {label!r}; expected one of {', '.join(_TRUTH)}")
         row = _row(record, root=root, captions=[sentence])
         second = record.image(*SECOND_COLUMNS, root=root)
         own = {"second_image": second, "label": _TRUTH[label], "sentence_group": sentence}
-        rows.append(row | own | {"image_id": f"{row['image_id']}#{number}"})
+        rows.append(row | own | {"image_id": f"{row['image_id']}#{record.number}"})
     return rows, REASONING_FEATURES
 
 
-def _labelled(records: list[Record], root: Path, *, names: list[str] | None) -> tuple[Rows, Features]:
+def _labelled(records: list[Record], root: Path, names: list[str] | None) -> tuple[Rows, Features]:
     labels = [record.text("label") for record in records]
     names = names or sorted(set(labels))
-    rows = [
-        _row(record, root=root) | {"label": names.index(label)} for record, label in zip(records, labels, strict=True)
-    ]
+    numbers = {name: number for number, name in enumerate(names)}
+    rows = [_row(record, root=root) | {"label": numbers[label]} for record, label in zip(records, labels, strict=True)]
     return rows, class_features(names)
 
 
 def _row(record: Record, *, root: Path, captions: Sequence[str] = ()) -> dict[str, Any]:
     image = record.image(*IMAGE_COLUMNS, root=root)
-    name = "" if record.stored else Path(cast(str, image["path"])).relative_to(root).as_posix()
-    row = make_row(name, image=image, captions=captions, source=root.name, licence="unknown")
+    name = "" if record.held else Path(cast(str, image["path"])).relative_to(root).as_posix()
+    row = make_row(name, image=image, captions=captions, source=root.name, licence="unknown", number=record.number)
     row |= {key: str(record.cells[key]) for key in ("image_id", "source", "split") if record.cells.get(key)}
     licence = record.cells.get("licence") or record.cells.get("license")
     return row | ({"licence": str(licence)} if licence else {})
 
 
-def _cell(file: Path) -> ImageCell:
+def image_cell(file: Path) -> ImageCell:
+    """Return the cell of an image file."""
     return {"bytes": None, "path": str(file)}
 
 
-# ---------------------------------------------------------------------------------------------- folders
-
-
-def _split_of(places: list[tuple[str, ...]]) -> tuple[list[str | None], list[tuple[str, ...]]]:
-    """Return the split of each path and the path in it, if the outermost folders are those of splits."""
-    if all(len(place) > 1 and place[0].lower() in SPLITS for place in places):
-        return [SPLITS[place[0].lower()] for place in places], [place[1:] for place in places]
-    return [None for _ in places], places
-
-
-def _masks_of(path: Path) -> dict[str, Path]:
-    """Return the masks by their paths without the suffix; empty for a folder without images and masks side by side."""
-    folder = next((path / name for name in _MASKS if (path / name).is_dir()), None)
-    if folder is None or not (path / "images").is_dir():
-        return {}
-    files = [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
-
-
-def _masked(path: Path, masks: dict[str, Path]) -> Dataset:
-    folder = path / "images"
-    images = [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
-    if not (path / CLASS_LIST).is_file():
-        raise ValueError(f"{path} has images and masks, but no {CLASS_LIST} with a name a line: class 0, class 1, ...")
-    places = [file.relative_to(folder) for file in images]
-    if missing := [place for place in places if place.with_suffix("").as_posix() not in masks]:
-        raise ValueError(f"{len(missing)} images of {folder} have no mask of the same name, such as {missing[0]}")
-    split, _ = _split_of([place.parts for place in places])
-    rows = [
-        image_row(file, root=path) | {"mask": _cell(masks[place.with_suffix("").as_posix()]), "split": part}
-        for file, place, part in zip(images, places, split, strict=True)
-    ]
-    return _dataset(rows, SEGMENT_FEATURES, path=path)
-
-
-def _dataset(rows: Rows, features: Features, *, path: Path, images: Dataset | None = None) -> Dataset:
+def to_dataset(rows: Rows, features: Features, *, path: Path, images: Dataset | None = None) -> Dataset:
+    """Return rows as a data set; columns of `images` join them by `number`; ValueError if only some have a split."""
     without = [row["image_id"] for row in rows if not row.get("split")]
     if without and len(without) < len(rows):
         raise ValueError(
@@ -335,10 +262,173 @@ def _dataset(rows: Rows, features: Features, *, path: Path, images: Dataset | No
     if images is None:
         return Dataset.from_list([{name: row[name] for name in features} for row in rows], features=features)
     # Columns are joined before rows are chosen: afterwards every image would be copied.
-    kept = [int(cast(str, row["image"]["path"])) for row in rows]
     others = Features({name: feature for name, feature in features.items() if name not in images.column_names})
     lines: Rows = [{} for _ in range(len(images))]
-    for number, row in zip(kept, rows, strict=True):
-        lines[number] = {name: row[name] for name in others}
+    for row in rows:
+        lines[row["number"]] = {name: row[name] for name in others}
     joined: Any = concatenate_datasets([images, Dataset.from_list(lines, features=others)], axis=1)
-    return joined.select_columns(list(features)).select(kept)
+    return joined.select_columns(list(features)).select([row["number"] for row in rows])
+
+
+# ---------------------------------------------------------------------------------------- shards and saved sets
+
+
+def open_shards(path: Path, files: Sequence[Path]) -> Dataset | None:
+    """Return all rows of the shard that `path` is, or of those among the files of the folder; None without any.
+
+    Images in tars stay there; parquet files are copied into the cache folder. A folder, or the first word of a file's
+    name, tells the split: `train/0.tar`, `test-00000-of-00001.parquet`.
+
+    Raises:
+        ValueError: A record or file cannot be read, or the columns are no images with captions, questions or classes.
+    """
+    shards = _shards_of(files)
+    if not shards:
+        return None
+    if len({file.suffix.lower() for file in shards}) > 1:
+        raise ValueError(f"{path} holds tar and parquet files, such as {shards[0]}; name a folder of one kind")
+    if _is_tar(shards[0]):
+        records = [record for tar in shards for record in _tar_records(tar, path)]
+        records = [record._replace(number=number) for number, record in enumerate(records)]
+        return _rows_of(records, path=path, root=path)
+    groups: dict[tuple[str | None, Path], list[str]] = {}
+    for file in shards:
+        regular_file(file)
+        groups.setdefault((_split_of(file, path), file.parent), []).append(str(file))
+    cache = str(cache_folder() / "parquet")
+    try:
+        parts: Any = [
+            (split, Dataset.from_parquet(cast(Any, names), cache_dir=cache), folder)
+            for (split, folder), names in groups.items()
+        ]
+    except (DatasetsError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
+    return _read_columns(path, parts)
+
+
+def _is_tar(file: Path) -> bool:
+    return file.suffix.lower() == ".tar"
+
+
+def _shards_of(files: Sequence[Path]) -> list[Path]:
+    """Return the shards among the files of a folder, but tables that img2dataset left beside its tars.
+
+    Beside images, which may be what shards were unpacked to, these are tables that name them; beside texts, those with
+    images.
+    """
+    suffixes = {file.suffix.lower() for file in files}
+    known = {file for file in files if file.suffix.lower() in SHARD_SUFFIXES}
+    shards = [file for file in files if file in known and (_is_tar(file) or file.with_suffix(".tar") not in known)]
+    if not suffixes.isdisjoint(IMAGE_SUFFIXES):
+        tables = {file: _columns_and_image(file) for file in shards if not _is_tar(file)}
+        return [
+            file
+            for file, (names, image) in tables.items()
+            if (isinstance(image, str) or (isinstance(image, dict) and image.get("bytes") is None))
+            and column_of(names, _TASK_COLUMNS)
+        ]
+    if ".txt" in suffixes and ".tar" not in suffixes:
+        return [file for file in shards if _columns_and_image(file)[1] is not None]
+    return shards
+
+
+def _columns_and_image(file: Path) -> tuple[list[str], Any]:
+    """Return the columns of a parquet file and its first image; None as that without any."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            schema = opened.schema_arrow
+            structs = [each.name for each in schema if pa.types.is_struct(each.type) and "bytes" in each.type.names]
+            name = column_of(schema.names, (*SHARD_IMAGES, *IMAGE_COLUMNS, *structs))
+            batches = opened.iter_batches(16, columns=[name]) if name else ()
+            cells = (cell for batch in batches for cell in batch.column(0).to_pylist() if cell is not None)
+            return schema.names, next(cells, None)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _split_of(file: Path, path: Path) -> str | None:
+    below = file.relative_to(path)  # of a file that is given itself ".", which has no name
+    words = [*below.parts[:-1], *re.split(r"[-_.]", below.name)[:1]]
+    return next((SPLITS[word.lower()] for word in words if word.lower() in SPLITS), None)
+
+
+def _tar_records(tar: Path, path: Path) -> Iterable[Record]:
+    name = tar.relative_to(path.parent).as_posix()  # with that of the folder: others have a 00000.tar too
+    split = _split_of(tar, path)
+    for record, _ in read_shard(str(tar), images="places", details=True):
+        if isinstance(record, Bad):
+            raise ValueError(
+                f"{tar}, record {record.index}: {record.reason}. Repair it, or train on streams, which list such "
+                f"records and go on: --data.streams.patterns {path}"
+            )
+        facts = {key: value for key, value in record.metadata.items() if key in _TEXT_COLUMNS}
+        captions = {"captions": list(record.captions)} if record.captions else {}
+        cells = {"image_id": f"{name}#{record.key}", "split": split, **captions, **facts}
+        yield Record(0, f"{path}, {name}#{record.key}", path, cells, {"image": {"bytes": None, "path": record.path}})
+
+
+def _read_columns(path: Path, parts: Sequence[tuple[str | None, Dataset, Path]]) -> Dataset:
+    """Return the rows of sets with columns of others' choice, each with its split and the folder of its paths.
+
+    A column of images holds paths, or images, which stay where they are.
+    """
+    records: list[Record] = []
+    images: list[Dataset] = []
+    classes = None
+    root = path if path.is_dir() else path.parent
+    for split, rows, folder in parts:
+        names = rows.column_names
+        found = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+        image = column_of(found, ("image", *found)) or column_of(names, (*SHARD_IMAGES, *IMAGE_COLUMNS))
+        if image is None or ({*names} - {image, *FEATURES, "split"} and not column_of(names, _TASK_COLUMNS)):
+            raise ValueError(
+                f"{path}: its columns are {', '.join(names)}; expected images (image) and beside them captions (one of "
+                f"{', '.join(CAPTION_COLUMNS)}), question and answer or answers, or label; rename_column of datasets "
+                "gives them these names"
+            )
+        second = column_of(names, SECOND_COLUMNS)
+        read: Any = rows.select_columns(
+            [name for name in names if name not in (image, second) and name in _TEXT_COLUMNS]
+        )
+        lines = read.to_list() if read.column_names else [{} for _ in range(len(rows))]
+        held: dict[str, Dataset] = {}
+        for given, name in [(image, "image"), *([(second, SECOND_COLUMNS[0])] if second else [])]:
+            cells, paths = _paths_of(rows, given, path=path, may_lie_elsewhere=given in found and is_saved(path))
+            if paths is None:
+                held[name] = cells.rename_column(given, name) if given != name else cells
+            else:
+                for line, each in zip(lines, paths, strict=True):
+                    line[name] = each
+        if isinstance(label := rows.features.get("label"), ClassLabel):
+            classes = label.names
+        for line in lines:
+            number = len(records)
+            if classes is not None:
+                line["label"] = classes[line["label"]] if line["label"] in range(len(classes)) else None
+            line = ({"image_id": f"{path.name}#{number}"} if held else {}) | line | ({"split": split} if split else {})
+            cells_held = {name: image_cell(Path(str(number))) for name in held}
+            records.append(Record(number, f"{path}, row {number}", folder, line, cells_held))
+        if held:
+            images.append(cast(Dataset, concatenate_datasets(list(held.values()), axis=1)))
+    joined = cast(Dataset, concatenate_datasets(images)) if images else None
+    if joined is not None and len(joined) < len(records):
+        raise ValueError(f"{path}: some of its files hold images and others their paths; give all in one way")
+    return _rows_of(records, path=path, root=root, images=joined, classes=classes)
+
+
+def _paths_of(rows: Dataset, name: str, *, path: Path, may_lie_elsewhere: bool) -> tuple[Any, list[str | None] | None]:
+    """Return a column of images as such, and its paths if it holds nothing else; ValueError if it holds neither."""
+    cells: Any = rows.select_columns([name])
+    if rows.features[name] in (Value("string"), Value("large_string")):
+        return cells, column(rows, name)
+    try:
+        cells = cells.cast_column(name, Image(decode=False))
+    except (pa.ArrowException, TypeError) as error:
+        raise ValueError(f"{path}: its column {name} holds neither images nor paths ({error})") from error
+    data, paths = cells.data.column(name).flatten()
+    apart = len(paths.filter(data.is_null()).drop_null())
+    if apart == 0 or may_lie_elsewhere:
+        return cells, None
+    if data.null_count < len(data):
+        raise ValueError(f"{path}: its column {name} holds {apart} paths among images; give all as paths, or as images")
+    return cells, paths.to_pylist()

@@ -28,10 +28,10 @@ from vlmo.data.listing import (
     walk,
     warn_of_skipped,
 )
-from vlmo.data.own import open_own, open_shards, read_images
+from vlmo.data.own import CLASS_LIST, image_cell, open_own, open_shards, to_dataset
 from vlmo.data.rows import column, false_captions, select_rows
 from vlmo.data.saved import is_saved, open_saved, saved_splits
-from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, hash_share, make_row
+from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, SEGMENT_FEATURES, class_features, hash_share, make_row
 from vlmo.data.tables import SPLITS, TABLE_STEMS
 
 __all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source"]
@@ -43,6 +43,7 @@ MAX_WORDS = 128
 _warn_once = functools.lru_cache(8)(warn_of_skipped)  # each split of a folder is opened by itself
 _TEST_ROWS = 50
 """Fewest rows of a test split: of fewer, one is more than two points of a metric. Small sets give a fifth."""
+_MASKS = ("masks", "annotations")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -175,7 +176,7 @@ def _read(path: Path) -> Dataset:
     )
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if images:
-        return read_images(path, images)
+        return _read_images(path, images)
     texts = [file for file in files if file.suffix.lower() == ".txt"]
     if texts:
         return _read_text(texts, root=path)
@@ -183,6 +184,55 @@ def _read(path: Path) -> Dataset:
         f"{path}: {len(files)} files, but no table ({', '.join(TABLE_STEMS)}, each .csv, .tsv or .jsonl), no image, no "
         f".parquet, .tar or .txt and no saved data set; images end with {', '.join(sorted(IMAGE_SUFFIXES))}"
     )
+
+
+def _read_images(path: Path, images: Sequence[Path]) -> Dataset:
+    """Return the image files of a folder: with masks, with classes (folders in it, or in those of splits), or alone.
+
+    ValueError if an image has no mask, or the masks' classes have no names.
+    """
+    masks = next((path / name for name in _MASKS if (path / name).is_dir()), None)
+    if masks is not None and (path / "images").is_dir() and (found := _images_of(masks)):
+        return _masked(path, {file.relative_to(masks).with_suffix(""): file for file in found})
+    splits, below = _split_folders([file.relative_to(path).parts for file in images])
+    names = sorted({parts[0] for parts in below if len(parts) > 1})
+    if len(names) < 2 or any(len(parts) == 1 for parts in below):
+        return Dataset.from_list([_image_row(file, root=path) for file in images], features=FEATURES)
+    rows = [
+        _image_row(file, root=path) | {"label": names.index(parts[0]), "split": split}
+        for file, parts, split in zip(images, below, splits, strict=True)
+    ]
+    return to_dataset(rows, class_features(names), path=path)
+
+
+def _image_row(file: Path, *, root: Path) -> dict[str, Any]:
+    return make_row(file.relative_to(root).as_posix(), image=image_cell(file), source=root.name, licence="unknown")
+
+
+def _images_of(folder: Path) -> list[Path]:
+    return [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _split_folders(files: list[tuple[str, ...]]) -> tuple[list[str | None], list[tuple[str, ...]]]:
+    """Return the split of each path and the path in it, if the outermost folders are those of splits."""
+    if all(len(parts) > 1 and parts[0].lower() in SPLITS for parts in files):
+        return [SPLITS[parts[0].lower()] for parts in files], [parts[1:] for parts in files]
+    return [None for _ in files], files
+
+
+def _masked(path: Path, masks: dict[Path, Path]) -> Dataset:
+    folder = path / "images"
+    if not (path / CLASS_LIST).is_file():
+        raise ValueError(f"{path} has images and masks, but no {CLASS_LIST} with a name a line: class 0, class 1, ...")
+    images = {file: file.relative_to(folder) for file in _images_of(folder)}
+    if missing := [name for name in images.values() if name.with_suffix("") not in masks]:
+        raise ValueError(f"{len(missing)} images of {folder} have no mask of the same name, such as {missing[0]}")
+    splits, _ = _split_folders([name.parts for name in images.values()])
+    rows = [
+        _image_row(file, root=path) | {"mask": image_cell(masks[name.with_suffix("")]), "split": split}
+        for (file, name), split in zip(images.items(), splits, strict=True)
+    ]
+    return to_dataset(rows, SEGMENT_FEATURES, path=path)
 
 
 def _read_text(files: list[Path], *, root: Path) -> Dataset:

@@ -41,6 +41,21 @@ def find_table(folder: Path, *, stems: Sequence[str] = TABLE_STEMS) -> Path | No
     return None
 
 
+def tables_of(path: Path) -> list[Path]:
+    """Return the table that `path` is or holds, or those of its folders of splits; ValueError if one has none."""
+    if not path.is_dir():
+        return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
+    if table := find_table(path):
+        return [table]
+    parts = [each for each in sorted(path.iterdir()) if each.name.lower() in SPLITS and each.is_dir()]
+    tables = {part: find_table(part) for part in parts}
+    found = [table for table in tables.values() if table]
+    if found and len(found) < len(parts):
+        without = next(part for part, table in tables.items() if table is None)
+        raise ValueError(f"{without} has no table such as {found[0]} beside its images; add one, or move the folder")
+    return found
+
+
 def _names_images(file: Path) -> bool:
     record = next(table_records(file), (0, {}))[1]
     return column_of(record, IMAGE_COLUMNS) is not None

@@ -18,7 +18,7 @@ from datasets.table import ConcatenationTable, InMemoryTable
 from vlmo.data.builtin import built_folder
 from vlmo.data.decoding import decode_image
 from vlmo.data.quarantine import first_reasons, to_lines
-from vlmo.data.rows import SUMMARY_FILE, arrow_table, column, select_rows
+from vlmo.data.rows import SUMMARY_FILE, column, select_rows
 from vlmo.data.schema import FEATURES, require_columns
 from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
 from vlmo.folder.atomic import cached_file, keep_file, write_file
@@ -30,47 +30,62 @@ _PROGRESS_EVERY = 64
 """Rows between two updates of the bar, and calls of `progress`."""
 _BATCH = 10_000
 _REMEMBERED = 16
-"""Images whose verdict is kept: rows about one image stand together, or nearly so."""
+"""Images whose faults are kept: rows about one image stand together, or nearly so."""
 
 
 class Verdict(NamedTuple):
-    """The result of validating a row.
-
-    Attributes:
-        reason: Why the row is invalid; None for a valid one.
-        empty: Numbers of its empty captions, from 1.
-    """
+    """Why a row is invalid (None: it is valid), and the numbers of its empty captions, from 1."""
 
     reason: str | None
     empty: list[int]
 
+    @classmethod
+    def of(cls, row: dict[str, Any], *, faults: Sequence[str], needs_caption: bool) -> Verdict:
+        """Validate a row's id and captions; `faults` are those of its images."""
+        captions = row["captions"] or []
+        empty = [number for number, caption in enumerate(captions, start=1) if not caption or not caption.strip()]
+        reasons = [*([] if row["image_id"] else ["image_id is empty"]), *faults]
+        if needs_caption and len(empty) == len(captions):
+            reasons.append("every caption is empty" if captions else "the row has no caption")
+        return cls("; ".join(reasons) or None, empty)
 
-class RowValidator:
-    """Validates rows: columns `images` are decoded, and with `needs_caption` rows without a caption are invalid.
+    def kept(self, captions: Sequence[str] | None) -> list[str]:
+        """Return the captions but the empty ones."""
+        return [caption for number, caption in enumerate(captions or (), start=1) if number not in self.empty]
 
-    The verdicts of the last images are remembered, as several rows of questions show the same one. Make a new validator
+    def lines(self, row: dict[str, Any], *, number: int, split: str | None = None) -> list[dict[str, Any]]:
+        """Return the lines of the quarantine file: the reason, or each empty caption of a valid row."""
+        facts: dict[str, Any] = {"row": number} if split is None else {"split": split, "row": number}
+        facts |= {"image_id": row["image_id"], "path": row["image"]["path"] if row["image"] else None}
+        facts["source"] = row["source"]
+        if self.reason is not None:
+            return [{"kind": "row", **facts, "reason": self.reason}]
+        reasons = (f"caption {caption} is empty; removed, the row is kept" for caption in self.empty)
+        return [{"kind": "caption", **facts, "reason": reason} for reason in reasons]
+
+
+class ImageValidator:
+    """Decodes the columns `images` of rows, and says what is wrong with them.
+
+    The results of the last images are remembered, as several rows of questions show the same one. Make a new validator
     for each pass over a data set: files may have been repaired since.
     """
 
-    def __init__(self, *, images: Sequence[str], needs_caption: bool) -> None:
-        self._images, self._needs_caption = images, needs_caption
-        self._image_error = functools.lru_cache(_REMEMBERED)(_image_error)
+    def __init__(self, images: Sequence[str]) -> None:
+        self._images = images
+        self._fault = functools.lru_cache(_REMEMBERED)(_fault)
 
-    def __call__(self, row: dict[str, Any]) -> Verdict:
-        """Decode the row's images and look for empty texts."""
-        captions = row["captions"] or []
-        empty = [number for number, caption in enumerate(captions, start=1) if not caption or not caption.strip()]
-        reasons = [] if row["image_id"] else ["image_id is empty"]
-        for name in self._images:
-            cell = row[name]
-            reason = f"the row has no {name}" if cell is None else self._image_error(cell["path"], cell["bytes"])
-            reasons += [reason] if reason else []
-        if self._needs_caption and len(empty) == len(captions):
-            reasons.append("every caption is empty" if captions else "the row has no caption")
-        return Verdict("; ".join(reasons) or None, empty)
+    def __call__(self, row: dict[str, Any]) -> list[str]:
+        """Return a line for each image that is missing or cannot be decoded."""
+        cells = {name: row[name] for name in self._images}
+        found = (
+            f"the row has no {name}" if cell is None else self._fault(cell["path"], cell["bytes"])
+            for name, cell in cells.items()
+        )
+        return [fault for fault in found if fault]
 
 
-def _image_error(path: str | None, data: bytes | None) -> str | None:
+def _fault(path: str | None, data: bytes | None) -> str | None:
     try:
         decode_image({"bytes": data, "path": path})
     except ValueError as error:
@@ -82,26 +97,6 @@ def image_columns(features: Features) -> list[str]:
     """Return the columns of images that nothing has decoded yet, `image` first."""
     found = [name for name, feature in features.items() if isinstance(feature, Image) and not feature.decode]
     return ["image", *(name for name in found if name != "image")]
-
-
-def quarantine_lines(
-    cells: dict[str, Any], verdict: Verdict, *, row: int, split: str | None = None
-) -> list[dict[str, Any]]:
-    """Return the lines about row number `row`: its reason, or each empty caption of a valid row."""
-    facts: dict[str, Any] = {"row": row} if split is None else {"split": split, "row": row}
-    facts |= {"image_id": cells["image_id"], "path": cells["image"]["path"] if cells["image"] else None}
-    facts["source"] = cells["source"]
-    if verdict.reason is not None:
-        return [{"kind": "row", **facts, "reason": verdict.reason}]
-    return [
-        {"kind": "caption", **facts, "reason": f"caption {number} is empty; removed, the row is kept"}
-        for number in verdict.empty
-    ]
-
-
-def without_empty(captions: Sequence[str], verdict: Verdict) -> list[str]:
-    """Return the captions but the empty ones."""
-    return [caption for number, caption in enumerate(captions, start=1) if number not in verdict.empty]
 
 
 def filter_invalid_rows(
@@ -128,21 +123,26 @@ def filter_invalid_rows(
             or cannot be read.
         needs_caption: Drop rows that have no caption left.
         unique_ids: Drop rows whose `image_id` an earlier valid row has; off for sets with several rows an image.
-        shared: All processes of the group call this for the same rows: each validates a share of them, and the main one
+        shared: All processes of the group call this for the same rows: each decodes a share of them, and the main one
             writes the file.
         progress: Called every few rows, for who watches over long work.
     """
     require_columns(dataset, name="data set")
     if not len(dataset):
         raise ValueError("the data set has no rows; nothing can be trained or tested on it")
-    images = image_columns(dataset.features) if needs_image else []
-    verdicts = _verdicts(dataset, images=images, needs_caption=needs_caption, shared=shared, progress=progress)
+    faults = _image_faults(dataset, shared=shared, progress=progress) if needs_image else {}
+    verdicts: dict[int, Verdict] = {}
     first: dict[str, int] = {}
-    for row, image_id in enumerate(column(dataset, "image_id") if unique_ids else ()):
-        known = verdicts.get(row, Verdict(None, []))
-        if known.reason is None and first.setdefault(image_id, row) != row:
-            verdicts[row] = known._replace(reason=f"image_id repeats that of row {first[image_id]}")
-    lines = [line for row in sorted(verdicts) for line in quarantine_lines(dataset[row], verdicts[row], row=row)]
+    for number, (image_id, captions) in enumerate(
+        zip(column(dataset, "image_id"), column(dataset, "captions"), strict=True)
+    ):
+        row = {"image_id": image_id, "captions": captions}
+        verdict = Verdict.of(row, faults=faults.get(number, ()), needs_caption=needs_caption)
+        if unique_ids and verdict.reason is None and first.setdefault(image_id, number) != number:
+            verdict = verdict._replace(reason=f"image_id repeats that of row {first[image_id]}")
+        if verdict.reason is not None or verdict.empty:
+            verdicts[number] = verdict
+    lines = [line for number, verdict in verdicts.items() for line in verdict.lines(dataset[number], number=number)]
     if is_main():
         quarantine.parent.mkdir(parents=True, exist_ok=True)
         write_file(quarantine, to_lines(lines))
@@ -161,45 +161,55 @@ def filter_invalid_rows(
     if any(verdict.empty for verdict in verdicts.values()):
         # Before rows are chosen: afterwards every image would be copied.
         names = dataset.column_names
-        for name in ("captions", "false_captions"):
-            if name in names:
-                texts = column(dataset, name)
-                for row, verdict in verdicts.items():
-                    texts[row] = without_empty(texts[row] or [], verdict)
-                others = cast(Dataset, dataset.remove_columns(name))
-                dataset = cast(Dataset, others.add_column(name, texts, feature=FEATURES["captions"]))
+        for name in {"captions", "false_captions"}.intersection(names):
+            texts = column(dataset, name)
+            for row, verdict in verdicts.items():
+                texts[row] = verdict.kept(texts[row])
+            others = cast(Dataset, dataset.remove_columns(name))
+            dataset = cast(Dataset, others.add_column(name, texts, feature=FEATURES["captions"]))
         dataset = cast(Dataset, dataset.select_columns(names))
     return dataset if len(valid) == len(dataset) else select_rows(dataset, valid)
 
 
-def _verdicts(
-    dataset: Dataset, *, images: list[str], needs_caption: bool, shared: bool, progress: Callable[[], None]
-) -> dict[int, Verdict]:
-    """Return the verdicts about rows that have an error, by their number.
+def _image_faults(dataset: Dataset, *, shared: bool, progress: Callable[[], None]) -> dict[int, list[str]]:
+    """Return what is wrong with the images of rows, by the rows' numbers.
 
     Rows of a prepared folder have been validated, and images of built-in sets come from packages or are drawn from
-    descriptions. Verdicts about other files of `datasets` are kept in the cache folder for the next time. Images in
-    files of their own, which may change, are decoded each time.
+    descriptions. Faults of other files of `datasets` are kept in the cache folder for the next time. Images in files of
+    their own, which may change, are decoded each time, and rows in memory, of which no file tells.
     """
-    file, known = None, None
-    files = [Path(each["filename"]) for each in dataset.cache_files]
+    images = image_columns(dataset.features)
+    files, file, known = [Path(each["filename"]) for each in dataset.cache_files], None, None
+    table = dataset.data
+    parts = itertools.chain(*table.blocks) if isinstance(table, ConcatenationTable) else [table]
+    in_memory = any(isinstance(each, InMemoryTable) and not {*images}.isdisjoint(each.column_names) for each in parts)
     missing, apart = _without_bytes(dataset, images) if files else (0, 0)
-    if files and not apart and not _holds_in_memory(dataset, images):
+    if files and not apart and not in_memory:
         stamps = [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
-        file = cached_file("validated", dataset._fingerprint, stamps, images, needs_caption)
-        if all(map(_is_prepared, files)) and not missing and _has_texts(dataset, needs_caption=needs_caption):
+        file = cached_file("validated", dataset._fingerprint, stamps, images)
+        if not missing and all(map(_is_prepared, files)):
             known = {}
         elif file.is_file():
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            known = {int(row): Verdict(*verdict) for row, verdict in kept.items()}
-    if None not in (found := gather_objects(known) if shared else [known]):
-        return found[0]
-    verdicts = _validate(
-        dataset, RowValidator(images=images, needs_caption=needs_caption), shared=shared, progress=progress
-    )
+            known = {int(row): faults for row, faults in json.loads(file.read_text(encoding="utf-8")).items()}
+    if None not in (kept := gather_objects(known) if shared else [known]):
+        return kept[0]
+    share, shares = (rank(), world_size()) if shared else (0, 1)
+    own = range(len(dataset) * share // shares, len(dataset) * (share + 1) // shares)
+    validate, found = ImageValidator(images), {}
+    # Never from a cache of `datasets`: the files behind the paths may have changed since the last pass.
+    rows = cast("Iterable[dict[str, Any]]", cast(Any, dataset.select_columns(images)).select(own))
+    with Progress.on_stderr() if is_main() else Progress(None) as bar:
+        for done, (number, row) in enumerate(zip(own, rows, strict=True)):
+            if done % _PROGRESS_EVERY == 0:
+                bar.update("validating rows", done, len(own))
+                progress()
+            if faults := validate(row):
+                found[number] = faults
+    if shared:
+        found = {number: faults for part in gather_objects(found) for number, faults in part.items()}
     if file is not None and is_main():
-        keep_file(file, lambda path: path.write_text(json.dumps(verdicts), encoding="utf-8"))
-    return verdicts
+        keep_file(file, lambda path: path.write_text(json.dumps(found), encoding="utf-8"))
+    return found
 
 
 def _is_prepared(file: Path) -> bool:
@@ -214,50 +224,13 @@ def _is_prepared(file: Path) -> bool:
     return newer and '"layout"' in summary.read_text(encoding="utf-8")
 
 
-def _holds_in_memory(dataset: Dataset, columns: list[str]) -> bool:
-    """Return True if one of the columns lies in memory for some rows, of which no file tells."""
-    table = dataset.data
-    parts = itertools.chain(*table.blocks) if isinstance(table, ConcatenationTable) else [table]
-    return any(isinstance(part, InMemoryTable) and not {*columns}.isdisjoint(part.column_names) for part in parts)
-
-
 def _without_bytes(dataset: Dataset, images: list[str]) -> tuple[int, int]:
     """Return how many images the rows do not hold, and how many of these lie in files of their own."""
     rows = cast(Dataset, dataset.select_columns(images)).with_format("arrow")
     missing = apart = 0
-    for batch in cast("Iterable[pa.Table]", rows.iter(batch_size=_BATCH)) if images else ():
+    for batch in cast("Iterable[pa.Table]", rows.iter(batch_size=_BATCH)):
         for name in images:
             data, path = (_compute.struct_field(batch[name], part) for part in ("bytes", "path"))
             missing += data.null_count
             apart += path.filter(data.is_null()).drop_null().length()
     return missing, apart
-
-
-def _has_texts(dataset: Dataset, *, needs_caption: bool) -> bool:
-    """Return True if no row has an empty text and, where captions are needed, each has one."""
-    names, captions = arrow_table(dataset, ["image_id", "captions"]).columns
-    texts = pa.chunked_array([*names.chunks, *_compute.list_flatten(captions).chunks], pa.string())
-    lengths = _compute.utf8_length(_compute.utf8_trim_whitespace(texts))
-    counts = [lengths, *([_compute.list_value_length(captions)] if needs_caption else [])]
-    return all(_compute.min(_compute.fill_null(each, 0)).as_py() > 0 for each in counts)
-
-
-def _validate(
-    dataset: Dataset, validator: RowValidator, *, shared: bool, progress: Callable[[], None]
-) -> dict[int, Verdict]:
-    """Return the verdicts, each process about a share of the rows."""
-    place, places = (rank(), world_size()) if shared else (0, 1)
-    own = range(len(dataset) * place // places, len(dataset) * (place + 1) // places)
-    verdicts = {}
-    # Never from a cache: the files behind the paths may have changed since the last pass.
-    rows = cast("Iterable[dict[str, Any]]", dataset.select(own))
-    with Progress.on_stderr() if is_main() else Progress(None) as bar:
-        for done, (row, cells) in enumerate(zip(own, rows, strict=True)):
-            if done % _PROGRESS_EVERY == 0:
-                bar.update("validating rows", done, len(own))
-                progress()
-            verdict = validator(cells)
-            if verdict.reason is not None or verdict.empty:
-                verdicts[row] = verdict
-    parts = gather_objects(verdicts) if shared else [verdicts]
-    return {row: verdict for part in parts for row, verdict in part.items()}

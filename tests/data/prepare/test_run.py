@@ -257,7 +257,7 @@ def test_parts_are_kept_until_the_folder_is_whole(tmp_path, monkeypatch) -> None
             prepare_toy([toy_row(number) for number in range(4)], tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.unfinished"]
     with monkeypatch.context() as patched:
-        patched.setattr("vlmo.data.prepare.engine.RowValidator", full_disk)
+        patched.setattr("vlmo.data.prepare.engine.ImageValidator", full_disk)
         prepare_toy([toy_row(number) for number in range(4)], tmp_path)
     assert ids(tmp_path / "out") == [f"toy/{number}" for number in range(4)]
 

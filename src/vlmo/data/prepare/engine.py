@@ -23,7 +23,7 @@ from vlmo.data.prepare.parts import Absent, BadRow, Part, Record, SetOnDisk
 from vlmo.data.prepare.summary import SplitSummary, Summary
 from vlmo.data.quarantine import to_lines
 from vlmo.data.rows import SUMMARY_FILE, arrow_table, select_rows
-from vlmo.data.validation import RowValidator, Verdict, image_columns, quarantine_lines, without_empty
+from vlmo.data.validation import ImageValidator, Verdict, image_columns
 from vlmo.folder.atomic import LOCK_FILE, atomic_file, lock_folder, write_folder
 from vlmo.progress import Progress
 
@@ -118,20 +118,20 @@ class _PartWriter(torch.utils.data.Dataset):
 
     def _write(self, file: Path, part: Part) -> None:
         images = image_columns(self.features)
-        validator = RowValidator(images=images if self.needs_image else [], needs_caption=self.needs_caption)
+        validate = ImageValidator(images if self.needs_image else [])
         stored = {name: _IMAGE if isinstance(feature, Image) else feature for name, feature in self.features.items()}
         schema = Features({**stored, **_FACTS}).arrow_schema
         waiting, size = [], 0
         with atomic_file(file) as aside, aside.open("wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for record in part.rows():
-                waiting.append(self._validated(record, validator))
+                waiting.append(self._validated(record, validate))
                 size += sum(len(cell["bytes"] or b"") for name in images if (cell := waiting[-1].get(name)))
                 if len(waiting) >= _BATCH_ROWS or size > _BATCH_BYTES:
                     writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
                     waiting, size = [], 0
             writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
 
-    def _validated(self, record: Record, validator: RowValidator) -> dict[str, Any]:
+    def _validated(self, record: Record, validate: ImageValidator) -> dict[str, Any]:
         facts: dict[str, Any] = {"_split": record.split, "_absent": False}
         if isinstance(record, Absent):
             return facts | {"_absent": True, "_reason": record.reason}
@@ -141,12 +141,12 @@ class _PartWriter(torch.utils.data.Dataset):
         values = record.values
         if values.keys() != self.features.keys():
             raise KeyError(f"row {values['image_id']} has columns {list(values)}; expected {list(self.features)}")
-        verdict = validator(values)
+        verdict = Verdict.of(values, faults=validate(values), needs_caption=self.needs_caption)
         if verdict.reason is not None:
             image = values["image"] and {"bytes": None, "path": values["image"]["path"]}
             cells = {"image": image, "image_id": values["image_id"], "source": values["source"]}
             return facts | cells | {"_reason": verdict.reason}
-        captions = without_empty(values["captions"], verdict)
+        captions = verdict.kept(values["captions"])
         counts = {"_captions": len(captions), "_empty": json.dumps(verdict.empty) if verdict.empty else None}
         return values | facts | counts | {"captions": captions}
 
@@ -213,7 +213,7 @@ def _assemble(files: list[Path], found: SetOnDisk, *, name: str, root: Path, out
             if reason is None and not kept[row]:
                 reason = f"{unique} {cells[unique or 'image_id']} repeats that of an earlier row"
             verdict = Verdict(reason, json.loads(cells["_empty"] or "[]"))
-            lines += quarantine_lines(cells, verdict, split=split, row=int(numbers[row]))
+            lines += verdict.lines(cells, number=int(numbers[row]), split=split)
         absent, licences = (counted.value_counts() for counted in (facts["_reason"][own & ~present], chosen["licence"]))
         summaries[split] = SplitSummary(
             rows=len(chosen),
