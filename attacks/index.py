@@ -48,26 +48,26 @@ class Terminal(io.TextIOBase):
 def build_and_log(model: Path, images: list[Path], out: Path, log: Path, pause_s: float) -> None:
     """Run `vlmo index` in batches of two, and log the hash of each image that goes through the model."""
     from vlmo import cli
-    from vlmo.retrieval.executor import RecordEncoder
+    from vlmo.retrieval import embedding
 
-    finish = RecordEncoder.finish
+    embed = embedding.embed_decoded
 
-    def logged(self, batch, started):
+    def logged(encoder, decoding):
         time.sleep(pause_s)
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit[1], limit[1]))  # the log is on another disk
         with log.open("a") as file:
-            file.write("".join(record.hash + "\n" for record in batch))
+            file.write("".join(digest + "\n" for digest in decoding))
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        return finish(self, batch, started)
+        return embed(encoder, decoding)
 
-    RecordEncoder.finish = logged
+    embedding.embed_decoded = logged
     sys.stdout = sys.stderr = Terminal()
     cli.main(["index", str(model), *map(str, images), "--out", str(out), "--batch-size", str(BATCH)])
 
 
 class Target:
-    """A model, images, and the rows of their undisturbed index."""
+    """A model, images, and the rows of an index of them that nothing harmed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.model, half = folder, trained_folder(folder / "model"), NUM // 2
@@ -104,7 +104,7 @@ class Target:
             if not same or not np.allclose(row["vector"], self.expected[place]["vector"], rtol=0, atol=CLOSE):
                 faults.append(f"{name}: another row of {place}")
         if left := [
-            path.name for path in (self.folder / name).iterdir() if path.name == "pending" or "aside" in path.name
+            path.name for path in (self.folder / name).iterdir() if "pending" in path.name or "aside" in path.name
         ]:
             faults.append(f"{name}: {left} are left")
         return faults

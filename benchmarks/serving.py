@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +127,12 @@ def make_index(options: Options, folder: Path, *, console: Console) -> dict[str,
         store.optimize(lookups=True, alone=True)
         made = make_approximate(store, least=APPROXIMATE_FROM, before=None, console=console)
         facts = read_facts(folder) | {
-            "pictures": store.images.count_rows(),
-            "approximate": None if made is None else asdict(made),
+            "images": store.images.count_rows(),
+            "approximate": None if made is None else made.as_facts(),
         }
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
     facts = read_facts(folder)
-    return {"images": facts["pictures"], "dim": facts["model"]["dim"], "approximate": facts["approximate"]}
+    return {"images": facts["images"], "dim": facts["model"]["dim"], "approximate": facts["approximate"]}
 
 
 def _write_drawings(folder: Path, *, number: int) -> None:

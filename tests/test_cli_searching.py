@@ -71,7 +71,7 @@ def test_index_of_broken_files_alone_ends_with_their_reasons(model, tmp_path, ca
 def test_new_index_that_fails_before_its_first_image_leaves_nothing(model, tmp_path, capsys, monkeypatch):
     folder, index = write_folder(tmp_path / "images", numbers=range(2)), tmp_path / "index"
     main(["index", str(model), str(folder), "--out", str(index)])
-    monkeypatch.setattr(building, "_executor", Mock(side_effect=ValueError("no such thing")))
+    monkeypatch.setattr(building, "embed_works", Mock(side_effect=ValueError("no such thing")))
     for out in (index, tmp_path / "new"):
         refused(["index", str(model), str(folder), "--out", str(out)], capsys)
     assert index.exists()

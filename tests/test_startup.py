@@ -88,9 +88,7 @@ main(["search", sys.argv[1], "a red square", "--json", "--engine", "torch"])
 found = [name for name in HEAVY if name in sys.modules]
 assert not found, found
 """
-# A model is all that it needs; another process opens the vector store meanwhile.
 TRAINING = (
-    "lancedb",
     *("datasets", "timm", "ray", "tensorboard", "transformers.pipelines", "torch.utils.tensorboard"),
     *("vlmo.tasks", "vlmo.training", "vlmo.retrieval.building", "vlmo.integrations.pipelines"),
 )

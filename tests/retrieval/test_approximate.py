@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,7 +8,8 @@ from tests.retrieval.toy_index import NUM, build, write_folder
 
 from vlmo.retrieval import Index, approximate
 from vlmo.retrieval.approximate import make_approximate
-from vlmo.retrieval.executor import Encoded, Rows
+from vlmo.retrieval.embedding import Batch, Encoded
+from vlmo.retrieval.pending import as_rows
 from vlmo.retrieval.sources import Record
 from vlmo.retrieval.store import Store
 
@@ -39,16 +39,15 @@ def filled(folder, *, number: int, captions: bool) -> tuple[Store, np.ndarray]:
         )
         for row in range(number)
     ]
-    told = [vector[None] if captions else np.zeros((0, DIM), np.float32) for vector in vectors]
+    of_captions = [vector[None] if captions else np.zeros((0, DIM), np.float32) for vector in vectors]
     store = Store(folder, dim=DIM)
-    encoded = [Encoded(vector, b"", 1, 1) for vector in vectors]
-    store.write(Rows(records, encoded, told, number).as_table(), fresh=True)
+    store.write(as_rows(Batch(records, [Encoded(vector, b"", 1, 1) for vector in vectors], of_captions)))
     return store, vectors
 
 
 def written(store: Store, approximate: dict | None) -> Index:
     model = {"folder": "nowhere", "fingerprint": "x", "dim": DIM}
-    facts = {"version": 1, "model": model, "approximate": approximate}
+    facts = {"version": 2, "model": model, "approximate": approximate}
     (store.folder / "index.json").write_text(json.dumps(facts))
     return Index(store.folder)
 
@@ -60,7 +59,7 @@ def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_pat
     assert made is not None
     assert made.recall.asked_with == ("captions" if captions else "images")
     assert (made.captions is not None) == captions
-    index = written(store, asdict(made))
+    index = written(store, made.as_facts())
     assert index.approximate is not None
     assert index.approximate.nprobes < 55  # not all partitions
     found = []
@@ -96,7 +95,7 @@ def test_filter_that_few_pass_costs_no_recall(few, plain, monkeypatch):
     """Also where few partitions are looked through: those that pass are compared all, or partitions are added."""
     monkeypatch.setattr("vlmo.retrieval.index._FEW", few)
     store, vectors, made = plain
-    index = written(store, {**asdict(made), "search": {"kind": "IVF_RQ", "nprobes": 2, "candidates": 200}})
+    index = written(store, {**made.as_facts(), "images": {"partitions": 55, "nprobes": 2, "candidates": 200}})
     shares = []
     for query in vectors[5::300]:
         for where, passing in (
@@ -118,7 +117,7 @@ def test_filter_that_few_pass_costs_no_recall(few, plain, monkeypatch):
 
 def test_search_for_more_than_the_partitions_hold_is_exact(plain):
     store, vectors, made = plain
-    index = written(store, {**asdict(made), "search": {"kind": "IVF_RQ", "nprobes": 1, "candidates": 200}})
+    index = written(store, {**made.as_facts(), "images": {"partitions": 55, "nprobes": 1, "candidates": 200}})
     assert len(index.nearest(vectors[5], top=2000)) == 2000
 
 
@@ -129,7 +128,7 @@ def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     assert made is not None
     assert made.recall.value == 0
     assert made.recall.is_low
-    assert (made.search.nprobes, made.search.candidates) == (39, 3200)  # it tried all that there is
+    assert (made.images.nprobes, made.images.candidates) == (39, 3200)  # it tried all that there is
 
 
 def test_candidates_are_added_where_partitions_do_not_help(tmp_path, monkeypatch):
@@ -146,9 +145,9 @@ def test_candidates_are_added_where_partitions_do_not_help(tmp_path, monkeypatch
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None
     assert list(dict.fromkeys(asked)) == [(25, 200), (39, 400), (39, 800), (39, 1600)]
-    assert (made.search.nprobes, made.search.candidates) == (39, 1600)
+    assert (made.images.nprobes, made.images.candidates) == (39, 1600)
     assert not made.recall.is_low
-    assert written(store, asdict(made)).approximate == made.search
+    assert written(store, made.as_facts()).approximate == made.images
 
 
 def test_index_stays_until_the_table_has_doubled(tmp_path, monkeypatch):
@@ -157,11 +156,11 @@ def test_index_stays_until_the_table_has_doubled(tmp_path, monkeypatch):
     made = make_approximate(store, least=1000, before=None, console=None)
     assert made is not None
     uuids = [index.index_uuid for index in store.images.list_indices()]
-    again = make_approximate(store, least=1000, before=asdict(made), console=None)
+    again = make_approximate(store, least=1000, before=made.as_facts(), console=None)
     assert again is not None
     assert [index.index_uuid for index in store.images.list_indices()] == uuids
-    assert again.made_for == 1200
-    new = make_approximate(store, least=1000, before={**asdict(made), "made_for": 500}, console=None)
+    assert again.images.partitions == 35
+    new = make_approximate(store, least=1000, before={"images": {"partitions": 24}}, console=None)
     assert new is not None
     assert [index.index_uuid for index in store.images.list_indices()] != uuids
 

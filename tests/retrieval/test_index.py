@@ -135,11 +135,11 @@ def _other_version(folder):
 
 
 def _no_model(folder):
-    (folder / "index.json").write_text(json.dumps({"version": 1}))
+    (folder / "index.json").write_text(json.dumps({"version": 2}))
 
 
 def _no_table(folder):
-    shutil.rmtree(folder / "pictures.lance")
+    shutil.rmtree(folder / "images.lance")
 
 
 def _no_versions(folder):
@@ -168,7 +168,7 @@ def test_damaged_index_is_one_line(damage, words, gallery, tmp_path):
 
 def test_damaged_data_is_one_line(gallery, tmp_path):
     copy = shutil.copytree(gallery[1], tmp_path / "index")
-    for file in (copy / "pictures.lance" / "data").rglob("*.lance"):
+    for file in (copy / "images.lance" / "data").rglob("*.lance"):
         file.write_bytes(file.read_bytes()[:100])
     index = Index(copy)
     with pytest.raises(ValueError, match="the index is damaged") as caught:

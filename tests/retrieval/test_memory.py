@@ -135,7 +135,7 @@ def test_an_index_that_is_gone_ends_no_thread(encoder, quick, tmp_path):
     build(encoder, write_folder(tmp_path / "images", numbers=range(3)), out=tmp_path / "index")
     index = Index(tmp_path / "index", in_memory=True)
     shutil.rmtree(tmp_path / "index")
-    index._memory._read((0,))
+    index._memory.read((0,))
     assert index._memory.nearest(vectors(0), top=1, version=(0,)) is None
 
 

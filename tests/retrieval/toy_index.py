@@ -89,5 +89,5 @@ def rows(out: Path) -> dict[str, dict]:
     """The table by place, as LanceDB itself reads it."""
     import lancedb
 
-    found = lancedb.connect(out).open_table("pictures").to_arrow().to_pylist()
+    found = lancedb.connect(out).open_table("images").to_arrow().to_pylist()
     return {row["place"]: row for row in found}

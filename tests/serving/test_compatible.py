@@ -206,7 +206,7 @@ def test_order_is_that_of_a_search_that_reranks_the_same_images(client, parts, w
 
 
 def test_order_of_sure_matches_is_that_of_their_log_odds(client, parts, files, monkeypatch) -> None:
-    monkeypatch.setattr(parts.encoder, "match_pixels", lambda *_: np.asarray([40, 50, 45, 50], dtype=np.float32))
+    monkeypatch.setattr(parts.encoder._engine, "match", lambda *_: np.asarray([40, 50, 45, 50], dtype=np.float32))
     found = rerank(client, query=TEXTS[0], documents=files, rerank_weight=1)["results"]
     assert [each["index"] for each in found] == [1, 3, 2, 0]
     assert {each["relevance_score"] for each in found} == {1.0}

@@ -32,12 +32,12 @@ BODY = {"text": "a red circle", "rerank": 24, "top": 24}
 def test_budget_ends_the_wait_for_a_model_that_is_busy(parts, monkeypatch) -> None:
     held, go, clock = threading.Event(), threading.Event(), SimpleNamespace(perf_counter=lambda: 0.0)
 
-    def match(_encoder, pixels, _texts) -> list[float]:
+    def match(_encoder, pairs) -> list[float]:
         held.set()
         assert go.wait(PATIENCE_S)
-        return [0.0] * len(pixels)
+        return [0.0] * len(pairs)
 
-    monkeypatch.setattr(Encoder, "match_pixels", match)
+    monkeypatch.setattr(Encoder, "match_pairs", match)
 
     async def search():
         service = Service(parts, Settings())
@@ -57,13 +57,13 @@ def test_budget_ends_the_wait_for_a_model_that_is_busy(parts, monkeypatch) -> No
 
 
 def test_budget_is_kept_while_others_rerank(parts, monkeypatch) -> None:
-    match = Encoder.match_pixels
+    match = Encoder.match_pairs
 
-    def slow(encoder, pixels, texts):
+    def slow(encoder, pairs):
         time.sleep(CALL_S)
-        return match(encoder, pixels, texts)
+        return match(encoder, pairs)
 
-    monkeypatch.setattr(Encoder, "match_pixels", slow)
+    monkeypatch.setattr(Encoder, "match_pairs", slow)
     app = create_app(parts, Settings(max_batch=16))
     with TestClient(app) as client, ThreadPoolExecutor(LOAD) as threads:
         others = [threads.submit(client.post, "/v1/search", json=BODY) for _ in range(LOAD)]
@@ -78,32 +78,18 @@ def test_budget_is_kept_while_others_rerank(parts, monkeypatch) -> None:
 
 
 def test_pairs_of_several_clients_are_scored_together(parts, monkeypatch) -> None:
-    sizes, match = [], Encoder.match_pixels
+    sizes, match = [], Encoder.match_pairs
 
-    def slow(encoder, pixels, texts):
-        sizes.append(len(pixels))
+    def slow(encoder, pairs):
+        sizes.append(len(pairs))
         time.sleep(0.05)
-        return match(encoder, pixels, texts)
+        return match(encoder, pairs)
 
+    monkeypatch.setattr(Encoder, "match_pairs", slow)
     with TestClient(create_app(parts)) as client, ThreadPoolExecutor(4) as threads:
         expected = client.post("/v1/search", json=BODY).json()["hits"]
-        monkeypatch.setattr(Encoder, "match_pixels", slow)
+        sizes.clear()
         found = list(threads.map(lambda _: client.post("/v1/search", json=BODY).json()["hits"], range(4)))
     assert [[hit["id"] for hit in hits] for hits in found] == [[hit["id"] for hit in expected]] * 4
     assert sum(sizes) == 4 * 24
     assert max(sizes) > 8  # a client sends 8 at a time
-
-
-def test_first_search_of_a_service_knows_how_long_a_pair_takes(parts, monkeypatch) -> None:
-    seen, match = [], Encoder.match_pixels
-
-    def slow(encoder, pixels, texts):
-        seen.extend(texts)
-        time.sleep(0.05 * len(texts))
-        return match(encoder, pixels, texts)
-
-    monkeypatch.setattr(Encoder, "match_pixels", slow)
-    with TestClient(create_app(parts)) as client:
-        found = client.post("/v1/search", json={"text": "a red circle", "rerank": 24, "budget": 0.045}).json()
-    assert found["num_reranked"] == 0
-    assert set(seen) == {"an image"}  # the text of the warm-up

@@ -210,15 +210,10 @@ def search_command(options: SearchOptions) -> None:
     if options.query is None and options.image is not None:
         options = replace(options, query=str(options.image), image=None)  # it is the query, as without `--image`
     _check_search(options)  # before models are loaded
-    folder, store = options.index.expanduser(), None
-    if "torch" not in sys.modules and folder.is_dir():  # the tables are opened while this process imports torch
-        from vlmo.retrieval.process import StoreProcess
-
-        store = StoreProcess(folder)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of "Loading weights", if transformers gets imported
     from vlmo.retrieval import Index, Searcher
 
-    index = Index(folder, store=store)
+    index = Index(options.index)
     model = Path(index.model_folder) if options.model is None else Path(find_model(options.model))
     if options.model is None and not model.is_dir():
         raise ValueError(f"the model of this index was in {model}, which is gone; give --model with its folder")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -13,13 +13,11 @@ from lancedb.index import IvfRq
 from lancedb.table import Table
 from rich.console import Console
 
-from vlmo.retrieval.store import DISTANCE, IMAGES, Approximate, Store, one_line
+from vlmo.retrieval.store import DISTANCE, Approximate, Store, one_line
 
-# One bit a number, and the vectors themselves for the best candidates. Of LanceDB's types, the one that is built in
-# minutes for a million vectors on two cores and finds 99 of 100 of the truly nearest (benchmarks/search.py).
-_KIND = "IVF_RQ"
-_AT = 10
-_QUERIES = 100
+# Of LanceDB's types, the one that is built in minutes for a million vectors on two cores and finds 99 of 100 of the
+# truly nearest (benchmarks/search.py): one bit a number, and the vectors themselves for the best candidates.
+_QUERIES, _AT = 100, 10
 ENOUGH = 0.97
 """Recall below which twice as many partitions are searched, and twice as many candidates compared."""
 _MOST_CANDIDATES = 3200
@@ -49,27 +47,20 @@ class Recall:
         return self.value < ENOUGH
 
 
-@dataclass(frozen=True)
-class Made:
-    """An approximate index, as `index.json` describes it.
+class Made(NamedTuple):
+    """Parameters of searches in approximate indexes of images and of captions (None without one), and the recall."""
 
-    Attributes:
-        search: Its search parameters.
-        recall: Its recall with these parameters.
-        made_for: Number of vectors when its partitions were made.
-        captions: Search parameters of that of the captions; None without one.
-        captions_made_for: Number of captions when its partitions were made.
-    """
-
-    search: Approximate
-    recall: Recall
-    made_for: int
+    images: Approximate
     captions: Approximate | None
-    captions_made_for: int
+    recall: Recall
+
+    def as_facts(self) -> dict[str, Any]:
+        """Return what `index.json` says of it."""
+        return {name: part and asdict(part) for name, part in self._asdict().items()}
 
 
 def make_approximate(
-    store: Store, *, least: int, before: dict[str, Any] | None, console: Console | None
+    store: Store, *, least: int, before: Mapping[str, Any] | None, console: Console | None
 ) -> Made | None:
     """Build an approximate index of the images, and of the captions where there are as many, and measure its recall.
 
@@ -79,50 +70,40 @@ def make_approximate(
     Args:
         store: The tables.
         least: Number of rows from which on there is one.
-        before: `Made` of the last run as a dictionary.
+        before: `Made.as_facts` of the last run.
         console: Console for progress.
     """
     if store.images.count_rows() < least:
         return None
-    made_for = _make(store, store.images, made_for=(before or {}).get("made_for", 0), console=console)
-    captions, captions_made_for = None, 0
+    search = _make(store, store.images, before=(before or {}).get("images"), console=console)
+    captions = None
     if store.captions.count_rows() >= least:
-        earlier = (before or {}).get("captions_made_for", 0)
-        captions_made_for = _make(store, store.captions, made_for=earlier, console=console)
-        captions = _search_for(captions_made_for)
+        captions = _make(store, store.captions, before=(before or {}).get("captions"), console=console)
     queries, asked_with = _sample(store)
     exact = _exactly_nearest(store, queries)
-    search = _search_for(made_for)
     recall = _recall(store, queries, exact, search)
     while recall < ENOUGH:
         # Twice as much of each, as far as there is more: one bit a number may be too coarse for a few candidates.
-        nprobes = min(2 * search.nprobes, _partitions(made_for))
+        nprobes = min(2 * search.nprobes, search.partitions)
         wider = replace(search, nprobes=nprobes, candidates=min(2 * search.candidates, _MOST_CANDIDATES))
         if wider == search:
             break
         search, recall = wider, _recall(store, queries, exact, wider)
-    return Made(search, Recall(_AT, recall, len(queries), asked_with), made_for, captions, captions_made_for)
+    return Made(search, captions, Recall(_AT, recall, len(queries), asked_with))
 
 
-def _make(store: Store, table: Table, *, made_for: int, console: Console | None) -> int:
-    """Build the table's index unless it has one that fits; return the number of vectors that it was made for."""
+def _make(store: Store, table: Table, *, before: Mapping[str, int] | None, console: Console | None) -> Approximate:
+    """Build the table's index unless it has one that fits; return the parameters to begin with."""
     total = table.count_rows()
+    partitions = 0 if before is None else before["partitions"]
     with one_line(store.folder):
-        if total <= _GROWN * made_for and any("vector" in index.columns for index in table.list_indices()):
-            return made_for
-        if console is not None:
-            console.print(f"building the approximate index of {total} vectors", highlight=False)
-        table.create_index("vector", config=IvfRq(distance_type=DISTANCE, num_partitions=_partitions(total)))
-    return total
-
-
-def _partitions(total: int) -> int:
-    return max(1, round(math.sqrt(total)))
-
-
-def _search_for(total: int) -> Approximate:
-    partitions = _partitions(total)
-    return Approximate(_KIND, nprobes=min(partitions, max(20, round(4 * math.sqrt(partitions)))))
+        has_index = any("vector" in index.columns for index in table.list_indices())
+        if total > _GROWN * partitions**2 or not has_index:
+            if console is not None:
+                console.print(f"building the approximate index of {total} vectors", highlight=False)
+            partitions = max(1, round(math.sqrt(total)))
+            table.create_index("vector", config=IvfRq(distance_type=DISTANCE, num_partitions=partitions))
+    return Approximate(partitions, nprobes=min(partitions, max(20, round(4 * math.sqrt(partitions)))))
 
 
 def _sample(store: Store) -> tuple[Float32[np.ndarray, "query dim"], str]:
@@ -153,6 +134,6 @@ def _recall(
     store: Store, queries: Float32[np.ndarray, "query dim"], exact: Sequence[set[str]], search: Approximate
 ) -> float:
     with one_line(store.folder):
-        rows = [store.nearest(IMAGES, query, top=_AT, columns=["id"], search=search) for query in queries]
-    found = [{row["id"] for row in each} for each in rows]
-    return float(np.mean([len(truth & ids) / len(truth) for truth, ids in zip(exact, found, strict=True)]))
+        found = [store.nearest(store.images, query, top=_AT, columns=["id"], search=search) for query in queries]
+    pairs = zip(exact, [{row["id"] for row in rows} for rows in found], strict=True)
+    return float(np.mean([len(truth & ids) / len(truth) for truth, ids in pairs]))

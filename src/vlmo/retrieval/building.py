@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
-import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
+from vlmo.data.quarantine import QuarantineFile, read_lines, to_lines
 from vlmo.folder.atomic import LOCK_FILE, lock_folder, write_file
 from vlmo.lazy import install_command
 from vlmo.progress import Progress
 from vlmo.retrieval.approximate import Recall, make_approximate
+from vlmo.retrieval.embedding import Batch, Work, embed_works
 from vlmo.retrieval.encoder import BATCH, Encoder
 from vlmo.retrieval.engines import EngineChoice, Precision
-from vlmo.retrieval.executor import Executor, local_executor
 from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
 from vlmo.retrieval.metadata import MetadataTable
-from vlmo.retrieval.sources import Found, Reader, as_origin, find, was_deleted
+from vlmo.retrieval.pending import PENDING_FILE, Pending
+from vlmo.retrieval.sources import Found, Reader, as_origin, find, image_id, was_deleted
 from vlmo.retrieval.store import Store
-from vlmo.retrieval.update import Update
 
-_LOOKUPS_FROM = 20_000
-"""Images from which on the table's columns of ids and hashes are indexed."""
+SHARDS_FILE, QUARANTINE_FILE = "shards.jsonl", "quarantine.jsonl"
 APPROXIMATE_FROM = 50_000
 """Images from which on an approximate index is built beside the exact search."""
-_LISTED_EVERY = 1000
-"""Listed files between two updates of the progress."""
+_LOOKUPS_FROM = 20_000
+"""Images from which on the table's columns of ids and hashes are indexed."""
+_LISTED_EVERY, _LOOKED_UP, _TOGETHER, _DELETED_AT_ONCE = 1000, 2048, 128, 1024
+"""Files between two updates of the progress; that are looked up in the table, given to an executor, and deleted, at
+a time."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,17 @@ def build_index(
             raise ValueError(f"{name} is {value}; give a number from 1 up")
     start, folder = time.perf_counter(), Path(out).expanduser()
     earlier = _facts_of(folder)
-    remembered = _remembered(earlier, store_bytes=store_bytes, metadata=metadata, forget=forget)
-    table = None if remembered["metadata"] is None else MetadataTable(Path(remembered["metadata"]))
-    origins = _origins(earlier, inputs, forget)
-    made_with = {} if earlier is None else earlier["model"]
+    facts: dict[str, Any] = earlier or {
+        "created": _now(),
+        "inputs": [],
+        "images": 0,
+        "captions": 0,
+        "approximate": None,
+    }
+    settings = _settings(facts, store_bytes=store_bytes, metadata=metadata, forget=forget)
+    table = None if settings["metadata"] is None else MetadataTable(Path(settings["metadata"]))
+    origins = _origins(facts, inputs, forget)
+    made_with = facts.get("model", {})
     if isinstance(model, Encoder):
         encoder = model
     else:
@@ -133,44 +143,33 @@ def build_index(
             f"{made_with['fingerprint'][:8]}, {made_with['dim']} dimensions) than {encoder.folder} "
             f"({encoder.fingerprint[:8]}, {encoder.dim}); name a new folder"
         )
-    with _listing(folder) as listing:
-        before = () if earlier is None else earlier["inputs"]
-        with Progress(console) as progress:
-            size = sum(_list(origin, listing, before=before, progress=progress) for origin in origins)
-        with lock_folder(folder, work="writing this index"), _leaving_nothing(folder, is_new=earlier is None):
-            facts: dict[str, Any] = {
-                **(earlier or {"created": _now(), "pictures": 0, "captions": 0, "approximate": None}),
-                "version": VERSION,
-                "model": {
-                    "folder": str(encoder.folder.absolute()),
-                    "fingerprint": encoder.fingerprint,
-                    "dim": encoder.dim,
-                },
-                "metric": "cosine",
-                "inputs": origins,
-                "told": remembered,
-                "complete": False,
-            }
-            write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
-            store = Store(folder, dim=encoder.dim)
-            reader = Reader(remembered["store_bytes"], table)
-            with Progress(console, in_bytes=True) as progress:
-                update = Update(store, reader=reader, size=size, progress=progress)
-                listing.seek(0)
-                found = (Found(**json.loads(line)) for line in listing)
-                counts = update.run(_executor(executor, encoder, batch=batch, workers=workers), found)
-            images = store.images.count_rows()
-            store.optimize(lookups=images >= _LOOKUPS_FROM, alone="updated" not in facts)
-            approximate = make_approximate(store, least=approximate_from, before=facts["approximate"], console=console)
-            captions = store.captions.count_rows()
-            facts |= {
-                "complete": True,
-                "pictures": images,
-                "captions": captions,
-                "updated": _now(),
-                "approximate": None if approximate is None else asdict(approximate),
-            }
-            write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
+    embed: Callable[..., Iterator[Batch]] = embed_works
+    if executor == "ray":
+        try:
+            from vlmo.retrieval.ray_executor import embed_on_ray
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"{error}. Ray needs more packages: {install_command('ray')}") from error
+        embed = functools.partial(embed_on_ray, workers=workers)
+    with Progress(console) as progress:
+        listed = [each for origin in origins for each in _list(origin, before=facts["inputs"], progress=progress)]
+    found = list({each.place: each for each in reversed(listed)}.values())[
+        ::-1
+    ]  # of two inputs that lead there, the first
+    with lock_folder(folder, work="writing this index"), _leaving_nothing(folder, is_new=earlier is None):
+        made_by = {"folder": str(encoder.folder.absolute()), "fingerprint": encoder.fingerprint, "dim": encoder.dim}
+        facts |= {"version": VERSION, "model": made_by, "metric": "cosine", "inputs": origins, "settings": settings}
+        facts["complete"] = False
+        write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
+        store, reader = Store(folder, dim=encoder.dim), Reader(settings["store_bytes"], table)
+        with Progress(console, in_bytes=True) as progress:
+            update = _Update(store, reader, found, progress)
+            counts = update.run(functools.partial(embed, encoder=encoder, reader=reader, batch=batch))
+        images, captions = store.images.count_rows(), store.captions.count_rows()
+        store.optimize(lookups=images >= _LOOKUPS_FROM, alone="updated" not in facts)
+        approximate = make_approximate(store, least=approximate_from, before=facts["approximate"], console=console)
+        facts |= {"complete": True, "images": images, "captions": captions, "updated": _now()}
+        facts["approximate"] = None if approximate is None else approximate.as_facts()
+        write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
     return BuildReport(
         images=images,
         captions=captions,
@@ -187,20 +186,8 @@ def _leaving_nothing(folder: Path, *, is_new: bool) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if is_new and not any(folder.glob("*.lance/data/*")) and not any(folder.glob("pending/*.arrow")):  # `Journal`
+        if is_new and not any(folder.glob("*.lance/data/*")) and not (folder / PENDING_FILE).exists():
             shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _listing(folder: Path) -> Iterator[IO[str]]:
-    """Yield a temporary file for the list of inputs, as lists of millions need no memory there."""
-    try:
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
-            yield file
-    except OSError as error:
-        if error.filename is None:  # a full disk
-            error.filename = f"{folder}, whose list of inputs is in {tempfile.gettempdir()}"
         raise
 
 
@@ -215,36 +202,28 @@ def _facts_of(folder: Path) -> dict[str, Any] | None:
     return read_facts(folder)
 
 
-def _remembered(
-    facts: dict[str, Any] | None,
-    *,
-    store_bytes: bool | None,
-    metadata: str | Path | None,
-    forget: Sequence[str | Path],
+def _settings(
+    facts: dict[str, Any], *, store_bytes: bool | None, metadata: str | Path | None, forget: Sequence[str | Path]
 ) -> dict[str, Any]:
     """Settings that stay in force for later runs until they are given anew."""
-    remembered: dict[str, Any] = {
-        "metadata": None,
-        "store_bytes": False,
-        **({} if facts is None else facts.get("told", {})),
-    }
+    settings: dict[str, Any] = {"metadata": None, "store_bytes": False, **facts.get("settings", {})}
     if store_bytes is not None:
-        remembered["store_bytes"] = store_bytes
+        settings["store_bytes"] = store_bytes
+    before = settings["metadata"]
     if metadata is not None:
-        remembered["metadata"] = as_origin(str(metadata))
-    elif remembered["metadata"] in [as_origin(str(given)) for given in forget]:
-        remembered["metadata"] = None
-    elif remembered["metadata"] is not None and not Path(remembered["metadata"]).is_file():
+        settings["metadata"] = as_origin(str(metadata))
+    elif before in [as_origin(str(given)) for given in forget]:
+        settings["metadata"] = None
+    elif before is not None and not Path(before).is_file():
         raise ValueError(
-            f"{remembered['metadata']}, this index's table of metadata, is gone; give --metadata with its new place, "
-            f"or take it out with --remove {remembered['metadata']}"
+            f"{before}, this index's table of metadata, is gone; give --metadata with its new place, or take it out "
+            f"with --remove {before}"
         )
-    return remembered
+    return settings
 
 
-def _origins(facts: dict[str, Any] | None, inputs: Sequence[str | Path], forget: Sequence[str | Path]) -> list[str]:
-    before = [] if facts is None else facts["inputs"]
-    table = None if facts is None else facts.get("told", {}).get("metadata")
+def _origins(facts: dict[str, Any], inputs: Sequence[str | Path], forget: Sequence[str | Path]) -> list[str]:
+    before, table = facts["inputs"], facts.get("settings", {}).get("metadata")
     dropped = [origin for given in forget if (origin := as_origin(str(given))) != table]
     if unknown := [origin for origin in dropped if origin not in before]:
         raise ValueError(f"{unknown[0]} is no input of this index; its inputs are {', '.join(before) or 'none'}")
@@ -255,38 +234,131 @@ def _origins(facts: dict[str, Any] | None, inputs: Sequence[str | Path], forget:
     return origins
 
 
-def _list(origin: str, listing: IO[str], *, before: Collection[str], progress: Progress) -> int:
-    """Write everything in an input to a file, a line each; return its size in bytes."""
+def _list(origin: str, *, before: Sequence[str], progress: Progress) -> list[Found]:
+    """Return everything in an input."""
     if origin in before and was_deleted(origin):
-        return 0
-    size = number = 0
+        return []
+    listed: list[Found] = []
     try:
-        for number, found in enumerate(find(origin), start=1):
-            listing.write(json.dumps(asdict(found)) + "\n")
-            size += found.size
-            if number % _LISTED_EVERY == 0:
-                progress.update(f"listing {origin}", number, None)
+        for found in find(origin):
+            listed.append(found)
+            if len(listed) % _LISTED_EVERY == 0:
+                progress.update(f"listing {origin}", len(listed), None)
     except ValueError as error:
         if origin not in before:
             raise
         raise ValueError(f"{error}. The index has images of it; --remove {origin} takes them out") from error
-    if not number:
+    if not listed:
         raise ValueError(
             f"{origin} holds no image, video, .tar or .parquet file; an input that is empty on purpose is taken out of "
             "an index with --remove"
         )
-    return size
-
-
-def _executor(name: Literal["local", "ray"], encoder: Encoder, *, batch: int, workers: int) -> Executor:
-    if name == "local":
-        return local_executor(encoder, batch=batch)
-    try:
-        from vlmo.retrieval.ray_executor import ray_executor
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}. Ray needs more packages: {install_command('ray')}") from error
-    return ray_executor(encoder, batch=batch, workers=workers)
+    return listed
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class _Update:
+    """One run over all inputs of an index."""
+
+    def __init__(self, store: Store, reader: Reader, found: Sequence[Found], progress: Progress) -> None:
+        self._store, self._reader, self._found, self._progress = store, reader, found, progress
+        self._size, self._read = sum(each.size for each in found), 0
+        self._counts = dict.fromkeys(("encoded", "reused", "unchanged", "deleted", "bad"), 0)
+        self._there: set[str] = set()  # ids of images that were seen
+        self._done = {line["shard"]: line["stamp"] for line in read_lines(store.folder / SHARDS_FILE)}
+        self._unread: set[str] = set()  # shards that were done before and have not changed
+        self._broken: set[str] = set()  # shards that could not be read to their ends: images in the rest may exist
+
+    def run(self, embed: Callable[..., Iterator[Batch]]) -> dict[str, int]:
+        """Embed new images and remove those that are gone; the tables are valid whenever this is interrupted.
+
+        Return the numbers of images by what was done with them, as in `BuildReport`.
+
+        Raises:
+            ValueError: The index is damaged.
+        """
+        pending, counts = Pending(self._store), self._counts
+        quarantine = QuarantineFile(self._store.folder / QUARANTINE_FILE)
+        bad_before, bad_now = read_lines(self._store.folder / QUARANTINE_FILE), []
+        for batch in embed(self._works(), lookup=pending.encoded):
+            pending.add(batch)
+            self._there.update([record.id for record in batch.records], batch.unchanged)
+            counts["encoded"] += batch.num_encoded
+            counts["reused"] += len(batch.records) - batch.num_encoded
+            quarantine.add(batch.bad)
+            bad_now += [bad.line() for bad in batch.bad]
+            self._broken.update(bad.shard for bad in batch.bad if bad.kind == "shard")
+            if batch.finished is not None:
+                self._finish(batch.finished)
+            self._advance(batch.size, unchanged=len(batch.unchanged))
+        pending.flush()
+        self._delete()
+        write_file(self._store.folder / SHARDS_FILE, to_lines([_done_line(*done) for done in self._done.items()]))
+        # Lines of this run, and older ones about shards that were not read again.
+        bad_before = [line for line in bad_before if line["path"] in self._unread | self._broken]
+        lines = list(dict.fromkeys(to_lines([line]) for line in [*bad_before, *bad_now]))
+        write_file(self._store.folder / QUARANTINE_FILE, "".join(lines))
+        counts["bad"] = len(lines)
+        return counts
+
+    def _works(self) -> Iterator[Work]:
+        """Yield what is new or may have changed; the rest counts as unchanged."""
+        for found in self._found:
+            if found.kind == "file":
+                continue
+            if self._done.get(found.place) == self._reader.stamp(found):
+                self._unread.add(found.place)
+                self._advance(found.size, unchanged=0)
+            else:
+                yield Work([found], self._store.known("shard", [found.place]))
+        files = [found for found in self._found if found.kind == "file"]
+        for start in range(0, len(files), _LOOKED_UP):
+            some = {image_id(found.place): found for found in files[start : start + _LOOKED_UP]}
+            known, size = self._store.known("id", list(some)), 0
+            changed: list[Found] = []
+            for id, found in some.items():  # noqa: A001
+                stamp = self._reader.stamp(found)  # of new files too: it marks names in tables as used
+                if id in known and known[id][0] == stamp:
+                    self._there.add(id)
+                    size += found.size
+                else:
+                    changed.append(found)
+            self._advance(size, unchanged=len(some) - len(changed))
+            for first in range(0, len(changed), _TOGETHER):
+                yield Work(changed[first : first + _TOGETHER], known)
+
+    def _finish(self, shard: Found) -> None:
+        """Note a shard that was read to its end, so that it is not read again before it changes."""
+        if shard.place in self._broken:
+            self._done.pop(shard.place, None)
+        else:
+            self._done[shard.place] = self._reader.stamp(shard)
+            with (self._store.folder / SHARDS_FILE).open("a", encoding="utf-8") as file:
+                file.write(to_lines([_done_line(shard.place, self._done[shard.place])]))
+
+    def _advance(self, size: int, *, unchanged: int) -> None:
+        self._counts["unchanged"] += unchanged
+        self._read += size
+        done = sum(self._counts[name] for name in ("encoded", "reused", "unchanged"))
+        self._progress.update("indexing", self._read, self._size, note=f"{done} images")
+
+    def _delete(self) -> None:
+        """Remove images that were not seen, unless their shard or folder was not read."""
+        folders = tuple(f"{found.place}/" for found in self._found if found.kind == "unreadable")
+        gone: list[str] = []
+        for rows in self._store.scan(["id", "shard", "place"]):
+            for id, shard, place in zip(*(column.to_pylist() for column in rows.columns), strict=True):  # noqa: A001
+                if shard in self._unread:
+                    self._counts["unchanged"] += 1
+                elif not (id in self._there or shard in self._broken or place.startswith(folders)):
+                    gone.append(id)
+        for start in range(0, len(gone), _DELETED_AT_ONCE):
+            self._store.delete(gone[start : start + _DELETED_AT_ONCE])
+        self._counts["deleted"] = len(gone)
+
+
+def _done_line(shard: str, stamp: str) -> dict[str, str]:
+    return {"shard": shard, "stamp": stamp}

@@ -193,7 +193,10 @@ class Encoder:
         """`match` of images from `pixels`; ValueError unless there are as many texts."""
         if len(pixels) != len(texts):
             raise ValueError(f"given are {len(pixels)} images and {len(texts)} texts; expected pairs")
-        pairs = list(zip(pixels, texts, strict=True))
+        return self.match_pairs(list(zip(pixels, texts, strict=True)))
+
+    def match_pairs(self, pairs: Sequence[tuple[Pixels, str]]) -> Float32[np.ndarray, " pair"]:
+        """`match` of pairs of pixels and text."""
         return self._in_batches(pairs, lambda part: self._engine.match(*zip(*part, strict=True)), like=[])
 
     def attention(self, image: Image.Image, text: str) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:

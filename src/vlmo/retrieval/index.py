@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,14 @@ from vlmo.data.decoding import decode_image
 from vlmo.folder import read_json
 from vlmo.retrieval.filters import check_condition, filter_error, is_filter_error
 from vlmo.retrieval.memory import ImageMemory
-from vlmo.retrieval.process import StoreProcess
 from vlmo.retrieval.sources import read_place
-from vlmo.retrieval.store import CAPTIONS, IMAGES, RESERVED, Approximate, DamagedError, Store, one_line
+from vlmo.retrieval.store import RESERVED, Approximate, DamagedError, Store, one_line
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 INDEX_FILE = "index.json"
-VERSION = 1
+VERSION = 2
 MAX_TOP = 10_000
 _LOGGER = logging.getLogger(__name__)
 
@@ -34,13 +36,6 @@ approximate index searches may hold few or none of them."""
 _FILE = ["place", "path", "bytes"]
 _SHOWN = ["id", "place", "path", "captions", "width", "height", "hash"]
 _NO_METADATA = RESERVED | {"_distance", "_rowid"}
-
-
-class Stored(NamedTuple):
-    """Hash of an image when it was indexed, and its row, where a search from memory has found it."""
-
-    hash: str = ""
-    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,8 @@ class Hit:
         width: In pixels.
         height: In pixels.
         place: Source of the image, for people: a file, or a shard and the record in it.
-        stored: What the table knows it by; a writer may change that.
+        hash: Digest of its bytes when it was indexed.
+        row: Its row in the table, where a search from memory has found it; a writer may move it.
     """
 
     id: str
@@ -71,7 +67,8 @@ class Hit:
     width: int
     height: int
     place: str = ""
-    stored: Stored = field(default=Stored(), compare=False, repr=False)
+    hash: str = field(default="", compare=False, repr=False)
+    row: int | None = field(default=None, compare=False, repr=False)
 
 
 class Index:
@@ -85,7 +82,6 @@ class Index:
 
     Args:
         folder: The folder.
-        store: Its tables, if they are open already.
         in_memory: Keep vectors and columns in memory, for many searches: those without a filter are exact then, and
             faster.
 
@@ -93,9 +89,7 @@ class Index:
         ValueError: It is no index, damaged, or its first run has not ended.
     """
 
-    def __init__(
-        self, folder: str | Path, *, store: Store | StoreProcess | None = None, in_memory: bool = False
-    ) -> None:
+    def __init__(self, folder: str | Path, *, in_memory: bool = False) -> None:
         self.folder = Path(folder).expanduser()
         self._version: tuple[int, ...] = ()
         facts = self._read_changed()
@@ -110,9 +104,8 @@ class Index:
                 "again",
                 folder,
             )
-        self._store = Store(self.folder) if store is None else store
-        self._memory: ImageMemory | None = None
-        if in_memory and isinstance(self._store, Store):
+        self._store, self._memory = Store(self.folder), None
+        if in_memory:
             self._memory = ImageMemory(self._store, columns=self._visible, version=self.version)
 
     fingerprint: str
@@ -130,19 +123,19 @@ class Index:
         """Numbers that change when images do, or when another index takes the folder."""
         self._read_changed()
         with one_line(self.folder):
-            return *self._version, self._store.version()
+            return *self._version, self._store.images.version
 
     @property
     def num_images(self) -> int:
         """Number of images."""
         with one_line(self.folder):
-            return self._store.count(IMAGES)
+            return self._store.images.count_rows()
 
     @property
     def num_captions(self) -> int:
         """Number of captions."""
         with one_line(self.folder):
-            return self._store.count(CAPTIONS)
+            return self._store.captions.count_rows()
 
     @property
     def columns(self) -> dict[str, str]:
@@ -171,7 +164,7 @@ class Index:
             found = self._memory.nearest(vector, top=top, version=version)
         if found is None:
             search, columns = None if exact else self.approximate, self._visible()
-            found = self._search(IMAGES, vector, top=top, where=where, search=search, columns=columns)
+            found = self._search(self._store.images, vector, top=top, where=where, search=search, columns=columns)
         return [_hit(row) for row in found]
 
     def nearest_captions(self, vector: Float32[np.ndarray, " dim"], *, top: int) -> list[Hit]:
@@ -183,13 +176,15 @@ class Index:
         if not self.num_captions:
             raise ValueError(f"{self.folder}: no image of this index has a caption to be found")
         self._read_changed()
-        columns = ["picture", "caption"]
-        found = self._search(CAPTIONS, vector, top=top, where=None, search=self._search_captions, columns=columns)
-        owners = {row["id"]: row for row in self._rows([row["picture"] for row in found], self._visible())}
+        columns = ["image", "caption"]
+        found = self._search(
+            self._store.captions, vector, top=top, where=None, search=self._search_captions, columns=columns
+        )
+        owners = {row["id"]: row for row in self._rows([row["image"] for row in found], self._visible())}
         return [
-            _hit({**owners[row["picture"]], "captions": [row["caption"]], "_distance": row["_distance"]})
+            _hit({**owners[row["image"]], "captions": [row["caption"]], "_distance": row["_distance"]})
             for row in found
-            if row["picture"] in owners
+            if row["image"] in owners
         ]
 
     def thumbnail(self, id: str) -> bytes:  # noqa: A002
@@ -229,11 +224,11 @@ class Index:
 
     def loaders(self, hits: Sequence[Hit]) -> list[Callable[[], Image.Image]]:
         """Functions that read and decode an image each, to be called on any thread; they raise as `image` does."""
-        numbers = [hit.stored.row for hit in hits if hit.stored.row is not None]
-        taken = (self._store.take(numbers, columns=["id", *_FILE]) or {}) if numbers else {}
-        rows = {row["id"]: row for row in taken.values()}
-        moved = [hit.id for hit in hits if hit.id not in rows]
-        rows |= {row["id"]: row for row in self._rows(moved, ["id", *_FILE])}
+        numbers = [hit.row for hit in hits if hit.row is not None]
+        taken = self._store.take(numbers, columns=["id", *_FILE]) if numbers else []
+        rows = {row["id"]: row for row in taken}
+        others = [hit.id for hit in hits if hit.id not in rows]
+        rows |= {row["id"]: row for row in self._rows(others, ["id", *_FILE])}
 
         def load(id: str) -> Image.Image:  # noqa: A002
             if id not in rows:
@@ -256,9 +251,9 @@ class Index:
             made_with = facts["model"]
             self.fingerprint, self.model_folder = made_with["fingerprint"], made_with["folder"]
             self.dim = made_with["dim"]
-            made = facts["approximate"] or {"search": None, "captions": None}
+            made = facts["approximate"] or {"images": None, "captions": None}
             self._search_images, self._search_captions = (
-                None if made[name] is None else Approximate(**made[name]) for name in ("search", "captions")
+                None if made[name] is None else Approximate(**made[name]) for name in ("images", "captions")
             )
         except (KeyError, TypeError) as error:
             raise DamagedError(f"{self.folder}: the index is damaged, it lacks {error}; build it anew") from error
@@ -287,7 +282,7 @@ class Index:
 
     def _search(
         self,
-        table: str,
+        table: Table,
         vector: Float32[np.ndarray, " dim"],
         *,
         top: int,
@@ -304,8 +299,8 @@ class Index:
 
         try:
             if search is not None:
-                total = self._store.count(table)
-                passing = total if where is None else self._store.count(table, where)
+                total = table.count_rows()
+                passing = total if where is None else table.count_rows(where)
                 if where is None or passing > max(_FEW, _FEW_SHARE * total):
                     # If few pass, as many more partitions are searched.
                     nprobes = math.ceil(total / max(1, passing) * search.nprobes)
@@ -333,7 +328,8 @@ def _hit(row: Mapping[str, Any]) -> Hit:
         width=row["width"],
         height=row["height"],
         place=row["place"],
-        stored=Stored(row["hash"], row.get("_rowid")),
+        hash=row["hash"],
+        row=row.get("_rowid"),
     )
 
 
@@ -366,5 +362,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"{error}; build the index anew") from error
     version = facts.get("version") if isinstance(facts, dict) else None
     if version != VERSION:
-        raise DamagedError(f"{path} has version {version}; this program reads version {VERSION}. Build the index anew.")
+        raise DamagedError(
+            f"{path} has version {version}; this program reads version {VERSION}. Index the images again."
+        )
     return facts

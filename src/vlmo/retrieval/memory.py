@@ -6,11 +6,9 @@ An exact search in memory costs an eighth of one by LanceDB, and a third of an a
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,16 +21,6 @@ from vlmo.retrieval.store import Store
 MAX_BYTES = 2**29
 """If the vectors take more, or the columns, both stay on the disk. A million of 128 dimensions fit, 174,762 of 768."""
 _PIXEL_BYTES = 2**28
-_READ_SHARE = 0.1
-"""Share of a thread's time that reading may take while a writer changes the index again and again."""
-
-
-@dataclass(frozen=True)
-class _Snapshot:
-    """Images of one version of the index; None if there are none, or too many."""
-
-    version: tuple[int, ...]
-    images: tuple[pa.Table, Float32[np.ndarray, "image dim"]] | None
 
 
 class ImageMemory:
@@ -42,9 +30,9 @@ class ImageMemory:
     """
 
     def __init__(self, store: Store, *, columns: Callable[[], list[str]], version: tuple[int, ...]) -> None:
-        self._store, self._columns, self._lock, self._next_read = store, columns, threading.Lock(), 0.0
-        self._snapshot: _Snapshot | None = None
-        self._read(version)
+        self._store, self._columns, self._lock = store, columns, threading.Lock()
+        self._copy: tuple[tuple[int, ...] | None, tuple[pa.Table, Float32[np.ndarray, "image dim"]] | None] = None, None
+        self.read(version)
 
     def nearest(
         self, vector: Float32[np.ndarray, " dim"], *, top: int, version: tuple[int, ...]
@@ -53,13 +41,14 @@ class ImageMemory:
 
         None where the table must be asked: the copy is of another version than this one, or holds no images.
         """
-        known = self._snapshot
-        if known is None or known.version != version:
-            self._read_aside(version)
+        known, images = self._copy
+        if known != version:
+            if self._lock.acquire(blocking=False):
+                threading.Thread(target=self._read_locked, args=(version,), daemon=True).start()
             return None
-        if known.images is None:
+        if images is None:
             return None
-        table, vectors = known.images
+        table, vectors = images
         # One thread: a matrix product takes several, which then spin while the model could use their cores.
         similar = np.vecdot(vectors, np.asarray(vector, np.float32))
         top = min(top, len(similar))
@@ -67,22 +56,17 @@ class ImageMemory:
         best = best[np.argsort(-similar[best], kind="stable")]
         return table.take(best).append_column("_distance", pa.array(1 - similar[best])).to_pylist()
 
-    def _read_aside(self, version: tuple[int, ...]) -> None:
-        if time.monotonic() >= self._next_read and self._lock.acquire(blocking=False):
-            threading.Thread(target=self._read_locked, args=(version,), daemon=True).start()
-
     def _read_locked(self, version: tuple[int, ...]) -> None:
         try:
-            self._read(version)
+            self.read(version)
         finally:
             self._lock.release()
 
-    def _read(self, version: tuple[int, ...]) -> None:
-        began = time.monotonic()
+    def read(self, version: tuple[int, ...]) -> None:
+        """Copy the images, none if there are too many."""
         # A writer may have removed the version that was being read, or the index; the table tells what is wrong.
         with suppress(ValueError):
-            self._snapshot = _Snapshot(version, self._store.all_images(self._columns(), max_bytes=MAX_BYTES))
-        self._next_read = time.monotonic() + (time.monotonic() - began) / _READ_SHARE
+            self._copy = version, self._store.all_images(self._columns(), max_bytes=MAX_BYTES)
 
 
 class PixelMemory:
@@ -101,7 +85,7 @@ class PixelMemory:
             return self._pixels[key]
 
     def add(self, key: tuple[Any, ...] | None, pixels: Pixels) -> None:
-        """Take the pixels of an image, but for a key that is None, and let go of those that were used least lately."""
+        """Take the pixels of an image, but for a key that is None, and drop those that were used least lately."""
         if key is None:
             return
         with self._lock:

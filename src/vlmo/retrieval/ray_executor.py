@@ -1,7 +1,7 @@
 """Embeds images with Ray Data, on this machine or on a cluster.
 
-Tasks are read wherever there is room, and their images stream through actors that hold a model each, to this process,
-which alone writes the tables. Every machine must see the model folder and the inputs at the same places.
+Files and shards go to actors that hold a model each; what they embed streams to this process, which alone writes the
+tables. Every machine must see the model folder and the inputs under the same paths.
 """
 
 from __future__ import annotations
@@ -9,61 +9,58 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from vlmo.retrieval.executor import Executor, Finished, Group, Lookup, RecordEncoder, Rows, Step, Task, read_groups
+from vlmo.retrieval.embedding import Batch, Lookup, Work, embed_works
+from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.sources import Reader
 
-if TYPE_CHECKING:
-    from vlmo.retrieval.encoder import Encoder
-
 _SHARE = 0.5
-"""CPUs that a reading task or an actor asks for, so that both find room on a machine of two."""
+"""CPUs that an actor asks for, so that two and Ray's own tasks find room on a machine of two."""
 
 
-def ray_executor(encoder: Encoder, *, batch: int, workers: int) -> Executor:
-    """Return the executor of some actors of a Ray cluster, each with the model.
+def embed_on_ray(
+    works: Iterable[Work], encoder: Encoder, *, reader: Reader, lookup: Lookup, batch: int, workers: int
+) -> Iterator[Batch]:
+    """Do what `embed_works` does in some actors of a Ray cluster, each with the model.
 
-    The cluster is the one that this process has joined, that `RAY_ADDRESS` names, or a new one on this machine. Images
-    with the same bytes are embedded once a group, or not if their row exists.
-
-    Args:
-        encoder: The model, whose folder the actors read.
-        batch: Images that go through a model at a time.
-        workers: Number of actors.
+    The cluster is the one that this process has joined, that `RAY_ADDRESS` names, or a new one on this machine. An
+    actor does not embed images again that have not changed but for their metadata, or that its last batches held.
     """
+    items = [{"work": pickle.dumps(work)} for work in works]
+    if not items:
+        return
     device = encoder.device.partition(":")[0]
     settings = {"dim": encoder.dim, "engine": encoder.engine, "precision": encoder.precision, "device": device}
-
-    def run(tasks: Iterable[Task], reader: Reader, lookup: Lookup) -> Iterator[Step]:
-        given = list(tasks)
-        if not given:
-            return
-        items = [{"task": number, "content": pickle.dumps(task)} for number, task in enumerate(given)]
-        function: Any = _read  # Ray's annotation knows no functions with more arguments
-        with _cluster(workers):
-            read = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-                function, batch_size=1, batch_format="pyarrow", fn_kwargs={"reader": reader}, num_cpus=_SHARE
-            )
-            results = read.map_batches(
-                _Embedder,
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=workers),
-                fn_constructor_kwargs={"folder": str(encoder.folder.absolute()), "batch": batch, **settings},
-                num_cpus=_SHARE,
-                num_gpus=1 if device == "cuda" else None,
-            )
-            yield from _steps(results.iter_batches(batch_size=None, batch_format="pyarrow"), given, lookup)
-
-    return run
+    with _cluster(workers):
+        batches = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            _Actor,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=workers),
+            fn_constructor_kwargs={
+                "folder": str(encoder.folder.absolute()),
+                "reader": reader,
+                "batch": batch,
+                **settings,
+            },
+            num_cpus=_SHARE,
+            num_gpus=1 if device == "cuda" else None,
+        )
+        tables: Iterator[Any] = iter(batches.iter_batches(batch_size=None, batch_format="pyarrow"))
+        for table in tables:
+            for data in table["batch"].to_pylist():
+                found: Batch = pickle.loads(data)
+                pairs = list(zip(found.records, found.encoded, strict=True))
+                known = lookup([record.hash for record, result in pairs if result is None])
+                yield replace(found, encoded=[result or known[record.hash] for record, result in pairs])
 
 
 @contextmanager
@@ -85,68 +82,23 @@ def _cluster(workers: int) -> Iterator[None]:
             ray.shutdown()
 
 
-# Rows travel as pickles. A reader sends each group of a task with the hashes that the index knows, and then the number
-# of groups. An actor sends the steps of each group.
+class _Actor:
+    """A model, and what reads images for it; batches travel as pickles."""
 
-
-def _row(task: int, content: Any) -> pa.Table:
-    return pa.table({"task": [task], "content": pa.array([pickle.dumps(content)], pa.large_binary())})
-
-
-def _read(rows: pa.Table, *, reader: Reader) -> Iterator[pa.Table]:
-    """Read a task."""
-    number, task = rows["task"][0].as_py(), pickle.loads(rows["content"][0].as_py())
-    known = {known.hash for known in task.known.values()}
-    count = 0
-    for group in read_groups(task, reader):
-        count += 1
-        yield _row(number, (group, known.intersection(record.hash for record in group.records)))
-    yield _row(number, count)
-
-
-class _Embedder:
-    """An actor's model, for the images of groups."""
-
-    def __init__(self, *, folder: str, batch: int, **settings: Any) -> None:
+    def __init__(self, *, folder: str, reader: Reader, batch: int, **settings: Any) -> None:
         import torch
 
-        from vlmo.retrieval.encoder import Encoder
-
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
-        self._encoder = RecordEncoder(Encoder(folder, **settings), batch=batch)
+        self._encoder, self._reader, self._batch = Encoder(folder, **settings), reader, batch
 
-    def __call__(self, row: pa.Table) -> pa.Table:
-        """Return a group with the rows of its images; `None` stands for results that the index has."""
-        content = pickle.loads(row["content"][0].as_py())
-        if isinstance(content, int):
-            return row
-        group, known = content
-        started = self._encoder.start(record for record in group.records if record.hash not in known)
-        results: Any = dict.fromkeys(known)
-        steps = [group._replace(records=[]), *self._encoder.embed(group.records, started, results=results)]
-        return _row(row["task"][0].as_py(), steps)
+    def __call__(self, row: pa.Table) -> Iterator[pa.Table]:
+        """Yield the batches of a work; the tables have the results that are None."""
+        work: Work = pickle.loads(row["work"][0].as_py())
+        known = {digest for _, digest in work.known.values()}
 
+        def lookup(hashes: Iterable[str]) -> dict[str, None]:
+            return dict.fromkeys(known.intersection(hashes))
 
-def _steps(tables: Iterable[pa.Table], tasks: Sequence[Task], lookup: Lookup) -> Iterator[Step]:
-    """Turn Ray's rows, in whatever order they come, into the steps of an executor."""
-    arrived: Counter[int] = Counter()
-    ends: dict[int, int] = {}
-    for table in tables:
-        for task, data in zip(table["task"].to_pylist(), table["content"].to_pylist(), strict=True):
-            content: int | list[Group | Rows] = pickle.loads(data)
-            if isinstance(content, int):
-                ends[task] = content
-            else:
-                arrived[task] += 1
-                for step in content:
-                    yield _filled(step, lookup) if isinstance(step, Rows) else step
-            shard = tasks[task].shard
-            if shard is not None and arrived[task] == ends.get(task):
-                yield Finished(shard)
-
-
-def _filled(rows: Rows, lookup: Lookup) -> Rows:
-    """Return the rows with the results that the index has."""
-    pairs = list(zip(rows.records, rows.encoded, strict=True))
-    known = lookup([record.hash for record, result in pairs if result is None])
-    return rows._replace(encoded=[result or known[record.hash] for record, result in pairs])
+        for found in embed_works([work], self._encoder, reader=self._reader, lookup=lookup, batch=self._batch):
+            found.records = [record if record.keep_bytes else replace(record, data=b"") for record in found.records]
+            yield pa.table({"batch": pa.array([pickle.dumps(found)], pa.large_binary())})

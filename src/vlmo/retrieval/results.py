@@ -38,7 +38,7 @@ def as_json(query: str, result: SearchResult) -> dict[str, Any]:
     """Everything about a result, as JSON takes it."""
     hits = [{**asdict(hit), "captions": list(hit.captions), "metadata": dict(hit.metadata)} for hit in result.hits]
     for hit in hits:
-        del hit["stored"]
+        del hit["hash"], hit["row"]
     return {
         "query": query,
         "hits": hits,

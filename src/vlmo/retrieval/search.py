@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -26,7 +25,8 @@ SEARCH_RERANK = 32
 """Candidates that a search by words or for captions reranks unless another number is given: from Python, on the command
 line, over HTTP and on the web page. As many are read and scored at a time without a deadline."""
 RERANK_BATCH = 8
-"""Pairs that go through the fusion encoder between two looks at the clock."""
+"""Pairs that go through the fusion encoder, at most, between two looks at the clock."""
+TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD = "texts", "images", "tokens", "pairs", "index", "load"
 _HEAT_PIXELS = 288
 
 
@@ -94,117 +94,26 @@ class SearchResult:
         return "; ".join(notes) or None
 
 
-class Speed:
-    """Seconds a pair of the last calls of the fusion encoder, to tell how many can still be scored in time."""
+class Ask(NamedTuple):
+    """Work that a search needs, which whoever drives it does where and when it likes.
 
-    _REMEMBERED = 16
+    Attributes:
+        rows: Rows for the encoder's functions by their kind: `TEXTS`, `IMAGES` (as pixels), `TOKENS`, `PAIRS` (of
+            pixels and text); or functions to call, which ask the index (`INDEX`), or read and resize an image (`LOAD`).
+        until: Time by `time.perf_counter` after which the answer is of no use: the search takes a `TimeoutError`.
+    """
 
-    def __init__(self) -> None:
-        self._lately: list[float] = []
-        self._lock = threading.Lock()
+    rows: dict[str, list[Any]]
+    until: float | None = None
 
-    def add(self, seconds: float) -> None:
-        """Remember the seconds that a pair took."""
-        with self._lock:
-            self._lately = [*self._lately[1 - self._REMEMBERED :], seconds]
 
-    def number_until(self, deadline: float) -> int:
-        """Return how many pairs end before the deadline, up to a batch, if they are as slow as the slowest lately.
-
-        One if no pair has been timed. Where it is none, the slowest is forgotten, but for the last: a busy moment shall
-        not end reranking for good.
-        """
-        left = deadline - time.perf_counter()
-        if left <= 0:
-            return 0
-        with self._lock:
-            if not self._lately:
-                return 1
-            slowest = max(self._lately)
-            if slowest > left and len(self._lately) > 1:
-                self._lately.remove(slowest)
-        return RERANK_BATCH if slowest * RERANK_BATCH <= left else int(left / slowest)
+Steps: TypeAlias = Generator[Ask, dict[str, Sequence[Any]], SearchResult]
+"""A search, which takes the results of what it asks for by kind, in the order of the rows."""
 
 
 def sigmoid(odds: float) -> float:
     """Return the probability of log-odds."""
     return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
-
-
-class Reranking:
-    """Order of a shortlist while its candidates are scored, a few at a time, from the best down.
-
-    The caller scores the candidates of `next_batch` and hands their scores to `add` until there are none left, or the
-    time is up.
-
-    Args:
-        shortlist: Hits in the order of their similarity.
-        rerank: Number of candidates that are scored.
-        weight: Share of the match score in the order.
-        scale: Inverse temperature of the similarity.
-        deadline: Time by `time.perf_counter` at which scoring must have ended; None: no limit.
-        speed: Remembers how long a pair takes.
-        cutoff: Probability below which no candidate is a match; None: not known.
-        unknown: As in `SearchResult`.
-    """
-
-    def __init__(
-        self,
-        shortlist: Sequence[Hit],
-        *,
-        rerank: int,
-        weight: float,
-        scale: float,
-        deadline: float | None,
-        speed: Speed,
-        cutoff: float | None = None,
-        unknown: bool = False,
-    ) -> None:
-        self._left, self._rest = list(shortlist[:rerank]), list(shortlist[rerank:])
-        self._weight, self._scale, self._speed = weight, scale, speed
-        self.deadline, self._cutoff, self._unknown = deadline, cutoff, unknown
-        self._batch: list[Hit] = []
-        self._started = self._began = time.perf_counter()
-        self._scored: list[Hit] = []
-        self._unreadable: list[Hit] = []
-        self._used = rerank > 0
-
-    def next_batch(self) -> list[Hit]:
-        """Candidates to score now; none if all are scored or no more can be scored in time."""
-        count = SEARCH_RERANK if self.deadline is None else self._speed.number_until(self.deadline)
-        self._batch, self._started = self._left[:count], time.perf_counter()
-        return self._batch
-
-    def add(self, log_odds: Sequence[float | None], *, timed: bool = True) -> None:
-        """Take the match scores of the batch: None for an unreadable image. Not `timed` if some were in memory."""
-        if timed:
-            self._speed.add((time.perf_counter() - self._started) / len(self._batch))
-        for hit, match in zip(self._batch, log_odds, strict=True):
-            if match is None:
-                self._unreadable.append(hit)
-            else:
-                score = rerank_score(hit.similarity, match, weight=self._weight, scale=self._scale)
-                self._scored.append(replace(hit, score=score, match=match))
-        self._left, self._batch = self._left[len(self._batch) :], []
-
-    def result(self, *, top: int, seconds: Mapping[str, float]) -> SearchResult:
-        """Scored hits by their scores (equal ones in the order of the vectors), then all others by the vectors."""
-        now = time.perf_counter()
-        if self._batch:  # given up
-            self._speed.add((now - self._started) / len(self._batch))
-        scored = sorted(self._scored, key=lambda hit: -hit.score)
-        others = sorted([*self._unreadable, *self._left, *self._rest], key=lambda hit: -hit.similarity)
-        odds = max((hit.match for hit in scored if hit.match is not None), default=None)
-        return SearchResult(
-            hits=[*scored, *others][:top],
-            probability=None if odds is None else sigmoid(odds),
-            cutoff=self._cutoff,
-            unknown=self._unknown,
-            num_reranked=len(scored),
-            num_late=len(self._left),
-            unreadable=tuple(self._unreadable),
-            seconds={**seconds, "rerank": now - self._began} if self._used else seconds,
-        )
 
 
 class Searcher:
@@ -229,7 +138,7 @@ class Searcher:
                 f"({self.encoder.fingerprint[:8]}, {self.encoder.dim}): their vectors cannot be compared. Use that "
                 "model with that dim, or build an index with this one"
             )
-        self._speed, self._memory = Speed(), PixelMemory()
+        self._memory = PixelMemory()
 
     encoder: Encoder
     index: Index
@@ -252,9 +161,9 @@ class Searcher:
 
             score = (1 - weight) * similarity / temperature + weight * log-odds of a match
 
-        It scores from the best candidate down, a few at a time, and stops before the budget would be overrun. Those it
-        has scored stand first, in the order of their scores; the others follow in the order of the vectors. So a search
-        that ran out of time gives the result of a smaller `rerank`.
+        It scores from the best candidate down, a few at a time, until the time is up. Those it has scored stand first,
+        in the order of their scores; the others follow in the order of the vectors. So a search that ran out of time
+        gives the result of a smaller `rerank`.
 
         Args:
             query: A text; an image, or the `Path` of an image file. A text that names a file is refused.
@@ -264,46 +173,25 @@ class Searcher:
                 but none for other queries and models without a matching head.
             weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
             where: A filter in SQL over the columns of metadata.
-            budget: Seconds for the whole search; None: no limit. Vectors are always compared.
+            budget: Seconds after which no more candidates are scored; None: no limit. Those that are being scored then,
+                `RERANK_BATCH` at most, are finished.
             cutoff: Probability of a match, 0 to 1, below which `no_match` is true of the result, if the fusion encoder
                 scores candidates; None: the one in the model's configuration, if one was chosen.
 
         Raises:
             ValueError: An argument is wrong; the message says what is right.
         """
-        start = time.perf_counter()
-        text = query if isinstance(query, str) and image is None else None
-        if isinstance(query, str):
-            # Programs search for texts of strangers, who must not search by the program's files.
-            if image_named(_filled(query)) is not None:
-                raise ValueError(f"{query} is an image file; give a Path or an image to search by it, or words")
-        elif image is not None:
+        began = time.perf_counter()
+        text = query if isinstance(query, str) else None
+        if text is None and image is not None:
             raise ValueError("the query and image are both images; give a text with the image")
-        rerank = self.candidates(rerank, text=text)
-        weight = self.check(text, top=top, rerank=rerank, weight=weight, budget=budget, cutoff=cutoff)
-        cutoff = self.encoder.match_cutoff if cutoff is None else cutoff
-        if isinstance(query, str):
-            vector = self.encoder.embed_texts([query])[0]
-            if image is not None:
-                vector = vector + self.encoder.embed_images([_opened(image)])[0]
-                vector /= np.linalg.norm(vector)
-        else:
-            vector = self.encoder.embed_images([_opened(query)])[0]
-        encoded = time.perf_counter()
-        shortlist = self.index.nearest(vector, top=max(top, rerank), where=where)
-        seconds = {"encode": encoded - start, "index": time.perf_counter() - encoded}
-        deadline = None if budget is None else start + budget
-        unknown = text is not None and cutoff != 0
-        unknown = unknown and self.encoder.is_unknown(text, tokens=self.encoder.count_tokens([text])[0])
-        options = {"rerank": rerank, "weight": weight, "cutoff": cutoff, "unknown": unknown}
-        ranking = self.reranking(shortlist, deadline=deadline, **options)
-        while batch := ranking.next_batch():
-            known = self.pixels_of(batch)
-            pixels = list(self.encoder.pool.map(lambda each: each() if callable(each) else each, known))
-            readable = [each for each in pixels if each is not None]
-            odds = iter(self.encoder.match_pixels(readable, [text or ""] * len(readable)).tolist())
-            ranking.add([None if each is None else next(odds) for each in pixels], timed=all(map(callable, known)))
-        return ranking.result(top=top, seconds=seconds)
+        # Programs search for texts of strangers, who must not search by the program's files.
+        if text is not None and image_named(_filled(text)) is not None:
+            raise ValueError(f"{query} is an image file; give a Path or an image to search by it, or words")
+        given = image if text is not None else query
+        pixels = None if given is None else self.encoder.pixels(_opened(given))
+        options = {"top": top, "rerank": rerank, "weight": weight, "where": where, "budget": budget, "cutoff": cutoff}
+        return self._run(self.steps(text, pixels, began=began, **options))
 
     def captions(
         self,
@@ -318,21 +206,10 @@ class Searcher:
 
         Arguments as for `search`.
         """
-        start = time.perf_counter()
+        began, pixels = time.perf_counter(), self.encoder.pixels(_opened(image))
         weight = self.encoder.rerank_weight_image_to_text if weight is None else weight
-        rerank = self.candidates(rerank, text="captions")
-        weight = self.check("captions", top=top, rerank=rerank, weight=weight, budget=budget)
-        pixels = self.encoder.pixels(_opened(image))
-        vector = self.encoder.embed_pixels([pixels])[0]
-        encoded = time.perf_counter()
-        shortlist = self.index.nearest_captions(vector, top=max(top, rerank))
-        seconds = {"encode": encoded - start, "index": time.perf_counter() - encoded}
-        deadline = None if budget is None else start + budget
-        ranking = self.reranking(shortlist, rerank=rerank, weight=weight, deadline=deadline)
-        while batch := ranking.next_batch():
-            texts = [hit.captions[0] for hit in batch]
-            ranking.add(self.encoder.match_pixels([pixels] * len(batch), texts).tolist())
-        return ranking.result(top=top, seconds=seconds)
+        options = {"top": top, "rerank": rerank, "weight": weight, "budget": budget}
+        return self._run(self.steps(None, pixels, captions=True, began=began, **options))
 
     def similar(self, id: str, *, top: int = 10, where: str | None = None) -> SearchResult:  # noqa: A002
         """Search images like one of the index, without itself.
@@ -361,39 +238,144 @@ class Searcher:
         return list(zip(words, heats, strict=True))
 
     def warm_up(self) -> None:
-        """Measure how long the fusion encoder takes for a pair, so that the first search keeps its budget too."""
+        """Load the fusion encoder, so that the first search finds it ready."""
         if self.encoder.can_match:
-            blank = Image.new("RGB", (256, 256), "white")
-            for count in (1, RERANK_BATCH):  # the first call of a model takes longer than those that follow
-                start = time.perf_counter()
-                self.encoder.match([blank] * count, ["an image"] * count)
-            self._speed.add((time.perf_counter() - start) / RERANK_BATCH)
+            self.encoder.match([Image.new("RGB", (256, 256), "white")], ["an image"])
 
-    # ----------------------------------------------------------------------- parts, for callers that share the model
+    # ------------------------------------------------------------------------------ steps, for whoever shares the model
 
-    def candidates(self, rerank: int | None, *, text: str | None) -> int:
-        """Return the number of candidates to rerank, given or by default."""
-        if rerank is None:
-            return SEARCH_RERANK if text is not None and self.encoder.can_match else 0
-        return rerank
-
-    def check(
+    def steps(
         self,
         text: str | None,
+        pixels: Pixels | None,
         *,
-        top: int,
-        rerank: int,
-        weight: float | None,
-        budget: float | None,
+        captions: bool = False,
+        top: int = 10,
+        rerank: int | None = None,
+        weight: float | None = None,
+        where: str | None = None,
+        budget: float | None = None,
         cutoff: float | None = None,
-    ) -> float:
-        """Validate the arguments of a search; return the weight.
+        began: float | None = None,
+    ) -> Steps:
+        """Search by a text, by an image, or by both together, as a generator that asks for all work to be done.
+
+        Args:
+            text: A text.
+            pixels: An image, from `Encoder.pixels`.
+            captions: Search captions for the image.
+            began: Time by `time.perf_counter` that durations and the budget count from; None: now.
+            top: As for `search`, like the others.
 
         Raises:
-            ValueError: One of them is wrong.
+            ValueError: An argument is wrong.
         """
+        began = time.perf_counter() if began is None else began
+        encoder, alone = self.encoder, (text is not None and pixels is None)
+        if rerank is None:
+            rerank = SEARCH_RERANK if (alone or captions) and encoder.can_match else 0
+        self._check(top, rerank, weight, budget, cutoff)
+        if rerank and not (alone or captions):
+            raise ValueError("the query is or has an image, and the fusion encoder scores texts; leave rerank at 0")
+        weight = encoder.rerank_weight if weight is None else weight
+        cutoff = encoder.match_cutoff if cutoff is None and not captions else cutoff
+        asked: dict[str, list[Any]] = {IMAGES: [pixels]} if pixels is not None else {}
         if text is not None:
-            _filled(text)
+            asked |= {TEXTS: [_filled(text)]} | ({TOKENS: [text]} if alone and cutoff != 0 else {})
+        answers = yield Ask(asked)
+        vectors = [answers[kind][0] for kind in (TEXTS, IMAGES) if kind in answers]
+        unknown = TOKENS in answers and encoder.is_unknown(text or "", tokens=answers[TOKENS][0])
+        vector = vectors[0]
+        if len(vectors) == 2:
+            vector = vectors[0] + vectors[1]
+            vector /= np.linalg.norm(vector)
+        encoded, number = time.perf_counter(), max(top, rerank)
+        find = functools.partial(self.index.nearest, vector, top=number, where=where)
+        if captions:
+            find = functools.partial(self.index.nearest_captions, vector, top=number)
+        ((shortlist,),) = (yield Ask({INDEX: [find]})).values()
+        seconds = {"encode": encoded - began, "index": time.perf_counter() - encoded}
+
+        start, until = time.perf_counter(), None if budget is None else began + budget
+        left, size = list(shortlist[:rerank]), SEARCH_RERANK if budget is None else 1
+        scored: list[Hit] = []
+        unreadable: list[Hit] = []
+        try:
+            while left and (until is None or time.perf_counter() < until):
+                batch = left[:size]
+                if captions:
+                    pairs: list[Any] = [(pixels, hit.captions[0]) for hit in batch]
+                else:
+                    images = yield from self._images(batch, until)
+                    pairs = [None if each is None else (each, text) for each in images]
+                answers = yield Ask({PAIRS: [pair for pair in pairs if pair is not None]}, until)
+                odds = iter(answers[PAIRS])
+                for hit, pair in zip(batch, pairs, strict=True):
+                    if pair is None:
+                        unreadable.append(hit)
+                    else:
+                        match = float(next(odds))
+                        score = rerank_score(hit.similarity, match, weight=weight, scale=encoder.inverse_temperature)
+                        scored.append(replace(hit, score=score, match=match))
+                # Twice as many next time, so that a slow model is not late by a whole batch.
+                left, size = left[size:], size if budget is None else min(2 * size, RERANK_BATCH)
+        except TimeoutError:  # from whoever does the work
+            pass
+        # Equal scores in the order of the vectors, then all others by the vectors.
+        scored.sort(key=lambda hit: -hit.score)
+        others = sorted([*unreadable, *left, *shortlist[rerank:]], key=lambda hit: -hit.similarity)
+        return SearchResult(
+            hits=[*scored, *others][:top],
+            probability=sigmoid(max(hit.match or 0.0 for hit in scored)) if scored else None,
+            cutoff=cutoff,
+            unknown=unknown,
+            num_reranked=len(scored),
+            num_late=len(left),
+            unreadable=tuple(unreadable),
+            seconds={**seconds, "rerank": time.perf_counter() - start} if rerank else seconds,
+        )
+
+    def _images(self, hits: Sequence[Hit], until: float | None) -> Generator[Ask, dict[str, Any], list[Pixels | None]]:
+        """Pixels of images, from memory or read and resized; None of those that are unreadable."""
+        ((known,),) = (yield Ask({INDEX: [functools.partial(self._known_pixels, hits)]}, until)).values()
+        missing = [each for each in known if callable(each)]
+        loaded = iter((yield Ask({LOAD: missing}, until))[LOAD] if missing else ())
+        return [next(loaded) if callable(each) else each for each in known]
+
+    def _known_pixels(self, hits: Sequence[Hit]) -> list[Pixels | Callable[[], Pixels | None]]:
+        keys = [_pixel_key(hit) for hit in hits]
+        found: list[Any] = [self._memory.get(key) for key in keys]
+        missing = [number for number, pixels in enumerate(found) if pixels is None]
+        for number, load in zip(missing, self.index.loaders([hits[number] for number in missing]), strict=True):
+            found[number] = functools.partial(self._load_pixels, keys[number], load)
+        return found
+
+    def _load_pixels(self, key: tuple[Any, ...] | None, load: Callable[[], Image.Image]) -> Pixels | None:
+        try:
+            pixels = self.encoder.pixels(load())
+        except ValueError:
+            return None
+        self._memory.add(key, pixels)
+        return pixels
+
+    def _run(self, steps: Steps) -> SearchResult:
+        """Do the work of a search in this thread."""
+        work: dict[str, Callable[[list[Any]], Any]] = {
+            TEXTS: self.encoder.embed_texts,
+            IMAGES: self.encoder.embed_pixels,
+            TOKENS: self.encoder.count_tokens,
+            PAIRS: self.encoder.match_pairs,
+            INDEX: lambda calls: [call() for call in calls],
+            LOAD: lambda calls: list(self.encoder.pool.map(lambda call: call(), calls)),
+        }
+        asked = next(steps)
+        while True:
+            try:
+                asked = steps.send({kind: work[kind](rows) for kind, rows in asked.rows.items()})
+            except StopIteration as end:
+                return end.value
+
+    def _check(self, top: int, rerank: int, weight: float | None, budget: float | None, cutoff: float | None) -> None:
         for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
             if not least <= value <= MAX_TOP:
                 raise ValueError(f"{name} is {value}; give a number from {least} to {MAX_TOP}")
@@ -406,35 +388,8 @@ class Searcher:
                 f"cutoff is {cutoff} and rerank {rerank}; give a probability from 0 to 1, with a rerank from 1: the "
                 "fusion encoder's probability is compared with it"
             )
-        if rerank and text is None:
-            raise ValueError("the query is or has an image, and the fusion encoder scores texts; leave rerank at 0")
         if rerank and not self.encoder.can_match:
             raise ValueError(f"{self.encoder.folder}: this model has no matching head; leave rerank at 0")
-        return self.encoder.rerank_weight if weight is None else weight
-
-    def reranking(self, shortlist: Sequence[Hit], **options: Any) -> Reranking:
-        """Begin to rerank a shortlist; options are those of `Reranking`."""
-        return Reranking(shortlist, scale=self.encoder.inverse_temperature, speed=self._speed, **options)
-
-    def pixels_of(self, hits: Sequence[Hit]) -> list[Pixels | Callable[[], Pixels | None]]:
-        """Pixels of the images that were reranked lately; of others, functions to be called on any thread.
-
-        A function returns the image as the model takes it, or None if it cannot be read.
-        """
-        keys = [_pixel_key(hit) for hit in hits]
-        found: list[Any] = [self._memory.get(key) for key in keys]
-        missing = [place for place, pixels in enumerate(found) if pixels is None]
-        for place, load in zip(missing, self.index.loaders([hits[place] for place in missing]), strict=True):
-            found[place] = functools.partial(self._load_pixels, keys[place], load)
-        return found
-
-    def _load_pixels(self, key: tuple[Any, ...] | None, load: Callable[[], Image.Image]) -> Pixels | None:
-        try:
-            pixels = self.encoder.pixels(load())
-        except ValueError:
-            return None
-        self._memory.add(key, pixels)
-        return pixels
 
 
 def _pixel_key(hit: Hit) -> tuple[Any, ...] | None:
@@ -443,12 +398,12 @@ def _pixel_key(hit: Hit) -> tuple[Any, ...] | None:
     None for a file that is gone or lies elsewhere: it is read anew.
     """
     if hit.path is None:
-        return hit.id, hit.stored.hash
+        return hit.id, hit.hash
     try:
         status = Path(hit.path).stat()
     except OSError:
         return None
-    return hit.id, hit.stored.hash, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
+    return hit.id, hit.hash, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
 
 def _filled(query: str) -> str:

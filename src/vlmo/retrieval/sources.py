@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from vlmo.data.decoding import MAX_FILE_BYTES, read_path
 from vlmo.data.listing import (
@@ -44,15 +44,14 @@ _VERSIONS = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated"
 _READERS = 8
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """An image file, a video, a shard, a saved data set, or a folder that cannot be listed.
 
     Attributes:
         place: Absolute path or URI.
         origin: The input that led there.
         kind: "file", "video", "shard", "dataset" or "unreadable".
-        stamp: Changes when the content does, as far as its size and time tell.
+        stamp: Changes when the content does, as far as its size and time show.
         size: In bytes.
         root: The folder below which names count, for a table of metadata.
     """
@@ -82,7 +81,6 @@ class Record:
         size: Bytes of the input that were read for it.
         captions: Texts.
         metadata: Further columns.
-        replaces: The table has an older row of it.
     """
 
     id: str
@@ -97,11 +95,6 @@ class Record:
     size: int
     captions: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
-    replaces: bool = False
-
-    def bad(self, reason: str) -> Bad:
-        """Line of the quarantine about it."""
-        return Bad("row", self.shard or self.place, 0, self.place, reason)
 
 
 def image_id(place: str) -> str:
@@ -299,11 +292,11 @@ class Reader:
     _tables: dict[str, MetadataTable | None] = field(default_factory=dict, repr=False)
 
     def stamp(self, found: Found) -> str:
-        """A text that changes when the file or its metadata may have changed."""
+        """Return a text that changes when the file or its metadata may have changed."""
         return f"{found.stamp}-{_stamp(self._annotation(found), self.keep_bytes)}"
 
     def unmatched(self) -> str | None:
-        """Tell of names in tables that no file had whose stamp was asked for here; None if there are none."""
+        """Return a sentence about names in tables that no file had whose stamp was asked for; None without any."""
         tables = [table for table in [*self._tables.values(), self.table] if table is not None]
         unused = [(name, table.path) for table in tables for name in table.unused()]
         if not unused:
@@ -311,19 +304,17 @@ class Reader:
         total, (name, path) = sum(map(len, tables)), unused[0]
         return f"{len(unused)} of {total} names in tables of metadata belong to no image, such as {name} in {path}"
 
-    def files(self, files: Iterable[Found]) -> list[Record | Bad]:
-        """Read files in parallel."""
+    def read_files(self, files: Iterable[Found]) -> list[Record | Bad]:
+        """Read image files in parallel."""
         with ThreadPoolExecutor(_READERS) as workers:
             return list(workers.map(self._file, files))
 
-    def records(self, found: Found) -> Iterator[Record | Bad]:
+    def read_shard(self, found: Found) -> Iterator[Record | Bad]:
         """Read a shard, saved data set or video from front to back; its last record may be a `Bad` of kind "shard"."""
         if found.kind == "unreadable":
-            yield Bad(
-                "shard", found.place, 0, "", "the folder cannot be listed, or the state.json in it cannot be read"
-            )
-            return
-        if found.kind == "video":
+            reason = "the folder cannot be listed, or the state.json in it cannot be read"
+            yield Bad("shard", found.place, 0, "", reason)
+        elif found.kind == "video":
             captions, columns = self._annotation(found)
             for frame in read_key_frames(found.place):
                 if isinstance(frame, Bad):
@@ -331,17 +322,20 @@ class Reader:
                     continue
                 about = Annotation(captions, {**columns, "seconds": frame.seconds})
                 place = f"{found.place}#{frame.seconds:.3f}"
-                yield self._made(place, frame.data, found, path=found.place, about=about, size=frame.size)
-            return
-        if found.kind == "dataset":
+                yield self._record(place, frame.data, found, path=found.place, about=about, size=frame.size)
+        else:
             from vlmo.data.stream.records import read_saved
 
-            samples = read_saved(Path(found.place))
-        else:
-            samples = (record for record, _ in read_shard(found.place, details=True))
-        seen: set[str] = set()
-        for sample in samples:
-            yield sample if isinstance(sample, Bad) else self._record(sample, found, seen=seen)
+            saved = found.kind == "dataset"
+            keys: set[str] = set()
+            shard = (record for record, _ in read_shard(found.place, details=True))
+            for sample in read_saved(Path(found.place)) if saved else shard:
+                if isinstance(sample, Bad):
+                    yield sample
+                    continue
+                key = sample.key if sample.key not in keys else f"{sample.key}#{sample.index}"
+                keys.add(key)
+                yield self._sample(sample, found, key=key)
 
     def _annotation(self, found: Found) -> Annotation:
         table = self.table
@@ -361,12 +355,9 @@ class Reader:
             data = read_place(found.place)
         except OSError as error:
             return Bad("row", found.place, 0, found.place, f"cannot be read: {error.strerror or error}")
-        return self._made(found.place, data, found, path=found.place, about=self._annotation(found))
+        return self._record(found.place, data, found, path=found.place, about=self._annotation(found))
 
-    def _record(self, sample: Sample, found: Found, *, seen: set[str]) -> Record | Bad:
-        key = sample.key if sample.key not in seen else f"{sample.key}#{sample.index}"
-        seen.add(key)
-        place = f"{found.place}#{key}"
+    def _sample(self, sample: Sample, found: Found, *, key: str) -> Record | Bad:
         data, path = sample.image, None
         if data is None and sample.path is not None:
             path = sample.path
@@ -379,9 +370,9 @@ class Reader:
         if data is None:
             return Bad("row", found.place, sample.index, sample.key, "it has no image")
         about = Annotation(sample.captions, clean_metadata(sample.metadata))
-        return self._made(place, data, found, path=path, about=about)
+        return self._record(f"{found.place}#{key}", data, found, path=path, about=about)
 
-    def _made(
+    def _record(
         self, place: str, data: bytes, found: Found, *, path: str | None, about: Annotation, size: int | None = None
     ) -> Record:
         keep_bytes = self.keep_bytes or path is None or found.kind == "video"

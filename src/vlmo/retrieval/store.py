@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lancedb.query import LanceVectorQueryBuilder
     from lancedb.table import Table
 
-IMAGES, CAPTIONS = "pictures", "captions"
+IMAGES, CAPTIONS = "images", "captions"
 """Names of the tables on the disk."""
 DISTANCE = "cosine"
 """LanceDB's word for 1 - cosine."""
@@ -89,27 +89,19 @@ class Approximate:
     """Parameters of a search in an approximate index of the vectors.
 
     Attributes:
-        kind: LanceDB's name of the index type.
+        partitions: Number of parts of the index.
         nprobes: Partitions that are searched.
         candidates: Number of the best that are compared once more, by their whole vectors; never less than twice `top`.
     """
 
-    kind: str
+    partitions: int
     nprobes: int
     candidates: int = 200
 
 
-class Known(NamedTuple):
-    """Stamp and hash of an image in the table: enough to tell if it has changed."""
-
-    stamp: str
-    hash: str
-
-
 def encoded_schema(dim: int) -> pa.Schema:
     """Schema of rows on their way to the table: metadata as JSON, caption vectors as bytes of float32."""
-    more = {"metadata": pa.string(), "vector": _vector(dim), "caption_vectors": pa.large_binary()}
-    return pa.schema({**_OWN, **more})
+    return pa.schema({**_OWN, "metadata": pa.string(), "vector": _vector(dim), "caption_vectors": pa.large_binary()})
 
 
 def _vector(dim: int) -> pa.DataType:
@@ -156,7 +148,7 @@ class Store:
     def __init__(self, folder: Path, *, dim: int | None = None) -> None:
         import lancedb  # brings pandas and clients of services, and takes a second
 
-        self.folder, self._told = folder, False
+        self.folder, self._has_warned = folder, False
         with one_line(folder):
             interval = _READ_EVERY if dim is None else timedelta(0)
             self._connection = lancedb.connect(folder, read_consistency_interval=interval)
@@ -168,8 +160,7 @@ class Store:
 
     def _create(self, dim: int) -> None:
         images = pa.schema({**_OWN, "vector": _vector(dim)})
-        texts = {"id": pa.string(), "picture": pa.string(), "caption": pa.string()}
-        captions = pa.schema({**texts, "vector": _vector(dim)})
+        captions = pa.schema({"id": pa.string(), "image": pa.string(), "caption": pa.string(), "vector": _vector(dim)})
         existing = set(self._connection.list_tables().tables)
         # A creation ends with a manifest, and a table that has held rows has data: neither is there if it was cut off.
         table = self.folder / f"{IMAGES}.lance"
@@ -182,13 +173,9 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def count(self, table: str, where: str | None = None) -> int:
-        """Return the number of rows of `IMAGES` or `CAPTIONS`, or of those that pass `where`."""
-        return self._table(table).count_rows(where)
-
     def nearest(
         self,
-        table: str,
+        table: Table,
         vector: Float32[np.ndarray, " dim"],
         *,
         top: int,
@@ -199,16 +186,14 @@ class Store:
         """Columns and "_distance" of the rows whose vectors are most similar, best first.
 
         Args:
-            table: `IMAGES` or `CAPTIONS`.
+            table: `images` or `captions`.
             vector: L2-normalised.
             top: Number of rows, at most.
             columns: Names of the columns.
             search: Parameters of the approximate index; None compares with every vector.
             where: A filter in SQL; only rows that pass it are compared.
         """
-        asked = self._table(table).search(
-            np.asarray(vector, np.float32), vector_column_name="vector", query_type="vector"
-        )
+        asked = table.search(np.asarray(vector, np.float32), vector_column_name="vector", query_type="vector")
         query = cast("LanceVectorQueryBuilder", asked).distance_type(DISTANCE).limit(top)
         if search is None:
             query = query.bypass_vector_index()
@@ -216,9 +201,6 @@ class Store:
             query = query.nprobes(search.nprobes).refine_factor(max(2, -(-search.candidates // top)))
         query = query.select([*columns, "_distance"])
         return (query if where is None else query.where(where, prefilter=True)).to_arrow().to_pylist()
-
-    def _table(self, name: str) -> Table:
-        return {IMAGES: self.images, CAPTIONS: self.captions}[name]
 
     def columns(self) -> dict[str, str]:
         """Return the columns of metadata with their types, in words."""
@@ -228,21 +210,17 @@ class Store:
         with one_line(self.folder):
             return {field.name: field.type for field in self.images.schema if field.name not in RESERVED}
 
-    def known(self, ids: Sequence[str]) -> dict[str, Known]:
-        """Return those of these images that are in the table."""
-        rows = self.rows("id", ids, columns=["id", "stamp", "hash"])
-        return {row["id"]: Known(row["stamp"], row["hash"]) for row in rows}
+    def known(self, column: str, values: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return stamps and hashes, by their ids, of the images that have one of the values in a column."""
+        rows = self.rows(column, values, columns=["id", "stamp", "hash"])
+        return {row["id"]: (row["stamp"], row["hash"]) for row in rows}
 
     def rows(self, column: str, values: Sequence[str], *, columns: list[str]) -> list[dict[str, Any]]:
-        """Columns of the rows that have one of the values, in no order."""
+        """Columns of the images that have one of the values, in no order."""
         if not values:
             return []
         with one_line(self.folder):
             return self.images.search().where(_among(column, values)).select(columns).to_arrow().to_pylist()
-
-    def version(self) -> int:
-        """Return the number of the newest version of the images that this reader sees."""
-        return self.images.version
 
     def all_images(
         self, columns: Sequence[str], *, max_bytes: int
@@ -266,66 +244,59 @@ class Store:
                     return None
         return pa.Table.from_batches(shown).combine_chunks(), vectors[:start]
 
-    def take(self, rows: Sequence[int], *, columns: Sequence[str]) -> dict[int, dict[str, Any]] | None:
-        """Return columns of images by their row ids; None if a writer has moved or removed one of them."""
+    def take(self, rows: Sequence[int], *, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Return columns of images by their row ids, without those that a writer has moved or removed."""
         try:
-            taken = self.images.take_row_ids(list(rows)).select(list(columns)).with_row_id().to_arrow().to_pylist()
+            return self.images.take_row_ids(list(rows)).select(list(columns)).to_arrow().to_pylist()
         except (ValueError, RuntimeError, OSError):
-            return None
-        found = {row.pop("_rowid"): row for row in taken}
-        return found if len(found) == len(rows) else None
+            return []
 
-    def scan(self, columns: list[str], *, where: str | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows, or those that pass `where`."""
+    def scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """All images."""
         with one_line(self.folder):
-            query = self.images.search().select(columns)
-            yield from (query if where is None else query.where(where)).to_batches(8192)
+            yield from self.images.search().select(columns).to_batches(8192)
 
     # ------------------------------------------------------------------------------------------------------- writing
 
-    def write(self, encoded: pa.Table, *, fresh: bool) -> None:
+    def write(self, encoded: pa.Table) -> None:
         """Put images and their captions into the tables, in place of older rows of the same images.
 
         Captions go first, and writing twice changes nothing: the next run repairs what a crash leaves.
 
         Args:
             encoded: Rows of `encoded_schema`.
-            fresh: True if there are no older rows, which is faster.
         """
-        metadata = [json.loads(text) for text in encoded["metadata"].to_pylist()]
-        self._write_captions(encoded, fresh=fresh)
-        columns = self._metadata_columns(metadata)
-        table = encoded.select([*_OWN, "vector"])
-        for name, column in columns.items():
-            table = table.append_column(name, column)
-        with one_line(self.folder):
-            if fresh:
-                self.images.add(table)
-            else:
-                merge = self.images.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-                merge.execute(table)
-
-    def _write_captions(self, encoded: pa.Table, *, fresh: bool) -> None:
         ids, texts = encoded["id"].to_pylist(), encoded["captions"].to_pylist()
-        owners = [owner for owner, captions in zip(ids, texts, strict=True) for _ in captions]
-        numbers = [number for captions in texts for number in range(len(captions))]
-        data = b"".join(encoded["caption_vectors"].to_pylist())
-        rows = {
-            "id": pa.array([f"{owner}-{number}" for owner, number in zip(owners, numbers, strict=True)], pa.string()),
-            "picture": pa.array(owners, pa.string()),
-            "caption": pa.array([caption for captions in texts for caption in captions], pa.string()),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(np.frombuffer(data, np.float32)), self.dim),
+        owned = [
+            (owner, number, text) for owner, each in zip(ids, texts, strict=True) for number, text in enumerate(each)
+        ]
+        vectors = np.frombuffer(b"".join(encoded["caption_vectors"].to_pylist()), np.float32)
+        captions = {
+            "id": pa.array([f"{owner}-{number}" for owner, number, _ in owned], pa.string()),
+            "image": pa.array([owner for owner, *_ in owned], pa.string()),
+            "caption": pa.array([text for *_, text in owned], pa.string()),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors), self.dim),
         }
+        table = encoded.select([*_OWN, "vector"])
+        for name, column in self._metadata_columns(
+            [json.loads(each) for each in encoded["metadata"].to_pylist()]
+        ).items():
+            table = table.append_column(name, column)
+        known = self.known("id", ids)
+        old, new = (table.filter(pa.array([(id in known) == is_known for id in ids])) for is_known in (True, False))  # noqa: A001
         with one_line(self.folder):
-            if not fresh:
-                self.captions.delete(_among("picture", ids))
-            if owners:
-                self.captions.add(pa.table(rows))
+            self.captions.delete(_among("image", ids))
+            if owned:
+                self.captions.add(pa.table(captions))
+            if len(new):  # in their order, which a merge would not keep
+                self.images.add(new)
+            if len(old):
+                self.images.merge_insert("id").when_matched_update_all().execute(old)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove images and their captions."""
         with one_line(self.folder):
-            self.captions.delete(_among("picture", ids))
+            self.captions.delete(_among("image", ids))
             self.images.delete(_among("id", ids))
 
     def optimize(self, *, lookups: bool, alone: bool) -> None:
@@ -339,7 +310,7 @@ class Store:
 
         with one_line(self.folder):
             if lookups:
-                for table, columns in ((self.images, ("id", "hash")), (self.captions, ("picture",))):
+                for table, columns in ((self.images, ("id", "hash")), (self.captions, ("image",))):
                     indexed = {column for index in table.list_indices() for column in index.columns}
                     for column in columns:
                         if column not in indexed:
@@ -357,10 +328,10 @@ class Store:
             existing = self._types()
             new = [name for name in wanted if name not in existing]
             if lost := new[max(0, _MAX_COLUMNS - len(existing)) :]:
-                if not self._told:
-                    told = "an index keeps %d columns of metadata; left out are %.80r and more"
-                    _LOGGER.warning(told, _MAX_COLUMNS, lost[0])
-                self._told = True
+                if not self._has_warned:
+                    message = "an index keeps %d columns of metadata; left out are %.80r and more"
+                    _LOGGER.warning(message, _MAX_COLUMNS, lost[0])
+                self._has_warned = True
                 wanted = {name: kind for name, kind in wanted.items() if name not in lost}
             if added := {name: wanted[name] for name in new if name in wanted}:
                 self.images.add_columns(pa.schema(added))
@@ -386,6 +357,6 @@ class Store:
 
 
 def _among(column: str, values: Iterable[str]) -> str:
-    """SQL condition; the values are hexadecimal or hold no quotes."""
-    listed = "', '".join(values)
+    """SQL condition."""
+    listed = "', '".join(value.replace("'", "''") for value in values)
     return f"{column} in ('{listed}')"

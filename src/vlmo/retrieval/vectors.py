@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,24 +17,16 @@ from rich.console import Console
 from vlmo.data.quarantine import Bad, to_lines
 from vlmo.folder.atomic import atomic_file
 from vlmo.progress import Progress
+from vlmo.retrieval.embedding import Encoded, Work, embed_works
 from vlmo.retrieval.encoder import BATCH, Encoder
-from vlmo.retrieval.executor import Group, Rows, Task, local_executor
 from vlmo.retrieval.sources import Reader, as_origin, find
 
-_FILES = 2048
-_NAMES = ".ids.txt"
-_QUARANTINE = ".quarantine.jsonl"
+_Rows: TypeAlias = Iterator[tuple[Sequence[str], Float32[np.ndarray, "row dim"]]]
+"""Names and their vectors."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """Files of vectors.
-
-    Attributes:
-        rows: Number of vectors.
-        bad: Number of images that have none; each has a line in `OUT.quarantine.jsonl`.
-        files: Every file that was written.
-    """
+class Written(NamedTuple):
+    """Number of vectors; number of images that have none, each with a line in `OUT.quarantine.jsonl`; all files."""
 
     rows: int
     bad: int
@@ -56,8 +47,7 @@ def embed_images(
         encoder: The model.
         inputs: Folders, image files, videos, shards, saved data sets, or patterns and URIs of these.
         out: .parquet, with the columns `path` and `vector`; or .npy, with the paths beside it in `OUT.ids.txt`, one a
-            line. Rows stand in the order of the images' places within each input, but images with the same bytes may
-            stand next to each other.
+            line. An image that two inputs lead to is written once.
         batch: Images that go through the model at a time.
         console: Console for progress.
 
@@ -66,31 +56,30 @@ def embed_images(
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}; give a number from 1 up")
-    out = Path(out).expanduser()
-    bad: list[Bad] = []
-    with _writing(out, name="path", dim=encoder.dim) as writer:
-        # An image that two inputs lead to is written once.
+    out, bad = Path(out).expanduser(), list[Bad]()
+
+    def rows() -> _Rows:
         found = list({each.place: each for given in inputs for each in find(as_origin(str(given)))}.values())
         if not found:
             raise ValueError(f"there is no image in {', '.join(map(str, inputs)) or 'nothing'}")
         files = [each for each in found if each.kind == "file"]
-        tasks = [Task(files[start : start + _FILES]) for start in range(0, len(files), _FILES)]
-        tasks += [Task([each]) for each in found if each.kind != "file"]
-        size, read = sum(each.size for each in found), 0
+        works = ([Work(files)] if files else []) + [Work([each]) for each in found if each.kind != "file"]
+        size, read, number = sum(each.size for each in found), 0, 0
         with Progress(console, in_bytes=True) as progress:
-            for step in local_executor(encoder, batch=batch)(tasks, Reader(), lambda _: {}):
-                if isinstance(step, Rows):
-                    vectors = np.stack([each.vector for each in step.encoded])
-                    writer.add([record.place for record in step.records], vectors)
-                elif isinstance(step, Group):
-                    bad += step.bad
-                    read += step.size
-                    progress.update("embedding", read, size, note=f"{writer.rows} images")
-    quarantine = out.with_name(out.name + _QUARANTINE)
+            for part in embed_works(works, encoder, reader=Reader(), lookup=lambda _: {}, batch=batch):
+                bad.extend(part.bad)
+                read, number = read + part.size, number + len(part.records)
+                progress.update("embedding", read, size, note=f"{number} images")
+                if part.records:
+                    vectors = np.stack([cast("Encoded", each).vector for each in part.encoded])
+                    yield [record.place for record in part.records], vectors
+
+    number, files = _write(out, rows(), name="path", dim=encoder.dim)
+    quarantine = out.with_name(f"{out.name}.quarantine.jsonl")
     quarantine.unlink(missing_ok=True)  # of vectors that are gone
     if bad:
         quarantine.write_text(to_lines([each.line() for each in bad]), encoding="utf-8")
-    return Written(writer.rows, len(bad), (*writer.files, *([quarantine] if bad else [])))
+    return Written(number, len(bad), (*files, *([quarantine] if bad else [])))
 
 
 def embed_texts(encoder: Encoder, texts: Iterable[str], *, out: str | Path) -> Written:
@@ -99,52 +88,45 @@ def embed_texts(encoder: Encoder, texts: Iterable[str], *, out: str | Path) -> W
     Raises:
         ValueError: There is no text, another kind of file, or one that exists.
     """
-    with _writing(Path(out).expanduser(), name="text", dim=encoder.dim) as writer:
+
+    def rows() -> _Rows:
         remaining = iter(texts)
-        while part := list(islice(remaining, BATCH)):
-            writer.add(part, encoder.embed_texts(part))
-        if not writer.rows:
+        if not (part := list(islice(remaining, BATCH))):
             raise ValueError("there is no text to embed: every line is empty")
-    return Written(writer.rows, 0, writer.files)
+        while part:
+            yield part, encoder.embed_texts(part)
+            part = list(islice(remaining, BATCH))
+
+    number, files = _write(Path(out).expanduser(), rows(), name="text", dim=encoder.dim)
+    return Written(number, 0, files)
 
 
-class _Writer:
-    """Appends rows to a parquet file under a hidden name."""
-
-    def __init__(self, file: pq.ParquetWriter) -> None:
-        self._file, self.rows = file, 0
-        self.files: tuple[Path, ...] = ()
-
-    def add(self, names: Sequence[str], vectors: Float32[np.ndarray, "row dim"]) -> None:
-        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-        self._file.write_table(pa.table([pa.array(names), column], schema=self._file.schema))
-        self.rows += len(names)
-
-
-@contextmanager
-def _writing(out: Path, *, name: str, dim: int) -> Iterator[_Writer]:
-    """A writer whose files get their names when everything has been written, and are removed if something fails."""
-    if out.suffix.lower() not in {".parquet", ".npy"}:
+def _write(out: Path, rows: _Rows, *, name: str, dim: int) -> tuple[int, tuple[Path, ...]]:
+    """Write a file, and the names beside it, once there are all rows; return their number and the files."""
+    suffix = out.suffix.lower()
+    if suffix not in {".parquet", ".npy"}:
         raise ValueError(f"{out}: vectors are written to a file that ends with .parquet or .npy")
     if out.exists():
         raise ValueError(f"{out} exists already; name a new file, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    schema = pa.schema([(name, pa.string()), ("vector", pa.list_(pa.float32(), dim))])
-    with atomic_file(out) as aside, tempfile.TemporaryDirectory(dir=out.parent, prefix=".vectors-") as folder:
-        rows = Path(folder) / "rows.parquet"
-        with pq.ParquetWriter(rows, schema) as file:
-            writer = _Writer(file)
-            yield writer
-        if out.suffix.lower() == ".parquet":
-            writer.files = (out,)
-            rows.replace(aside)
-            return
-        names = out.with_name(out.name + _NAMES)
-        writer.files = (out, names)
-        array, start = np.lib.format.open_memmap(aside, "w+", dtype="<f4", shape=(writer.rows, dim)), 0
-        with pq.ParquetFile(rows) as written, atomic_file(names) as listed, listed.open("w", encoding="utf-8") as lines:
-            for batch in written.iter_batches():
-                array[start : start + len(batch)] = batch["vector"].flatten().to_numpy().reshape(-1, dim)
-                lines.writelines(each.replace("\n", " ") + "\n" for each in batch[name].to_pylist())
-                start += len(batch)
-        array.flush()
+    number, names = 0, out.with_name(f"{out.name}.ids.txt")
+    with ExitStack() as stack:
+        aside = stack.enter_context(atomic_file(out))
+        if suffix == ".parquet":
+            schema = pa.schema([(name, pa.string()), ("vector", pa.list_(pa.float32(), dim))])
+            table = stack.enter_context(pq.ParquetWriter(aside, schema))
+            for titles, vectors in rows:
+                column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
+                table.write_table(pa.table([pa.array(titles), column], schema=schema))
+                number += len(titles)
+            return number, (out,)
+        listed = stack.enter_context(stack.enter_context(atomic_file(names)).open("w", encoding="utf-8"))
+        file, header = stack.enter_context(aside.open("wb")), {"descr": "<f4", "fortran_order": False}
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, dim)})  # it has room for a larger number
+        for titles, vectors in rows:
+            listed.writelines(title.replace("\n", " ") + "\n" for title in titles)
+            file.write(vectors.astype("<f4").tobytes())
+            number += len(titles)
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (number, dim)})
+    return number, (out, names)

@@ -19,7 +19,7 @@ from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.encoder import shorten
 from vlmo.retrieval.filters import check_comparisons
-from vlmo.retrieval.search import sigmoid
+from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, TEXTS, TOKENS, sigmoid
 from vlmo.retrieval.store import DamagedError
 from vlmo.serving import compatible, schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
@@ -28,7 +28,7 @@ from vlmo.serving.parts import Parts, Question
 from vlmo.serving.schemas import BusyError, ServiceError, StoppingError
 from vlmo.serving.settings import Settings
 
-TEXTS, IMAGES, PAIRS, QUESTIONS, TOKENS = "texts", "images", "pairs", "questions", "tokens"
+QUESTIONS = "questions"
 _DECODERS = 2
 """Uploads, and images of the index, that are decoded and resized at a time."""
 _MOST_IMAGES = 4
@@ -63,7 +63,7 @@ class Service:
         self._decoders = Decoders(_DECODERS, max_pixels=settings.max_pixels)
 
     def warm_up(self) -> None:
-        """Measure the speed of reranking, so that the first searches keep their budgets too. Blocks."""
+        """Load the models, so that the first searches keep their budgets too. Blocks."""
         if self._can_search:
             self._searcher.warm_up()
 
@@ -114,38 +114,43 @@ class Service:
             ServiceError: There is no index, the request cannot be met by this model, or its image cannot be read.
         """
         began = time.perf_counter()
-        index, encoder, searcher = self._index(), self._encoder(), self._searcher
+        self._index()
+        encoder, searcher = self._encoder(), self._searcher
         if request.rerank and not encoder.can_match:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
-        unknown = False
-        if request.text is not None:
-            (vector,), (tokens,) = await asyncio.gather(*[self._run(each, [request.text]) for each in (TEXTS, TOKENS)])
-            unknown = encoder.is_unknown(request.text, tokens=tokens)
-        else:
-            (vector,) = await self._run(IMAGES, await self._read([request.image or b""], encoder.pixels))
-        encoded = time.perf_counter()
-        rerank = searcher.candidates(request.rerank, text=request.text)
-        where, top = request.where or None, max(request.top, rerank)
-        shortlist = await self._ask_index(lambda: index.nearest(vector, top=top, where=where), where=where)
-        seconds = {"encode": encoded - began, "index": time.perf_counter() - encoded}
-        weight = encoder.rerank_weight if request.weight is None else request.weight
-        deadline = None if request.budget is None else began + request.budget
-        options = {"weight": weight, "deadline": deadline, "cutoff": encoder.match_cutoff, "unknown": unknown}
-        ranking = searcher.reranking(shortlist, rerank=rerank, **options)
+        pixels, where = None, request.where or None
+        if request.text is None:
+            (pixels,) = await self._read([request.image or b""], encoder.pixels)
+        steps = searcher.steps(
+            request.text,
+            pixels,
+            top=request.top,
+            rerank=request.rerank,
+            weight=request.weight,
+            where=where,
+            budget=request.budget,
+            began=began,
+        )
+        work: dict[str, Callable[[Any], Awaitable[Any]]] = {
+            INDEX: lambda call: self._ask_index(call, where=where),
+            LOAD: self._decode,
+        }
+
+        async def do(kind: str, rows: list[Any]) -> list[Any]:
+            return await asyncio.gather(*map(work[kind], rows)) if kind in work else await self._run(kind, rows)
+
         try:
-            async with asyncio.timeout(None if deadline is None else deadline - time.perf_counter()):
-                while batch := ranking.next_batch():
-                    known = await asyncio.to_thread(searcher.pixels_of, batch)
-                    read = iter(await asyncio.gather(*[self._decode(each) for each in known if callable(each)]))
-                    pixels = [next(read) if callable(each) else each for each in known]
-                    pairs = [(each, request.text) for each in pixels if each is not None]
-                    odds = iter(await self._run(PAIRS, pairs))
-                    scores = [None if each is None else float(next(odds)) for each in pixels]
-                    ranking.add(scores, timed=all(map(callable, known)))
-        except TimeoutError:
-            pass  # the result says how far it came
-        result = ranking.result(top=request.top, seconds=seconds)
-        return schemas.SearchResponse.of(result, total=time.perf_counter() - began)
+            asked = next(steps)
+            while True:
+                try:
+                    async with asyncio.timeout(None if asked.until is None else asked.until - time.perf_counter()):
+                        answers = await asyncio.gather(*[do(kind, rows) for kind, rows in asked.rows.items()])
+                except TimeoutError as error:
+                    asked = steps.throw(error)  # the result says how far it came
+                else:
+                    asked = steps.send(dict(zip(asked.rows, answers, strict=True)))
+        except StopIteration as end:
+            return schemas.SearchResponse.of(end.value, total=time.perf_counter() - began)
 
     async def similar(self, request: schemas.SimilarRequest) -> schemas.SearchResponse:
         """Indexed images that are like one of them."""
@@ -395,7 +400,7 @@ def _calls(parts: Parts) -> dict[str, Call]:
     encoder = parts.encoder
     if encoder is not None:
         calls |= {TEXTS: encoder.embed_texts, IMAGES: encoder.embed_pixels, TOKENS: encoder.count_tokens}
-        calls[PAIRS] = lambda rows: encoder.match_pixels([pixels for pixels, _ in rows], [text for _, text in rows])
+        calls[PAIRS] = encoder.match_pairs
     if parts.answerer is not None:
         calls[QUESTIONS] = parts.answerer
     return calls
