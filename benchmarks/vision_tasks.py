@@ -76,7 +76,7 @@ def train(name: str, options: Options, *, console: Console) -> tuple[Path, dict[
             sys.exit("stopped; the same command goes on")
         progress = dataclasses.asdict(result)
     else:
-        progress = found.progress | {"steps": found.progress["step"]}
+        progress = found[1] | {"steps": found[1]["step"]}
     spent = {key: progress[key] for key in ("steps", "samples_seen", "seconds")}
     return folder / "model", spent | {"trained_in_this_call": found is None}
 

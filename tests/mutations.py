@@ -225,7 +225,7 @@ MUTATIONS = (
     Mutation(
         "pixels of BEiT-3's classifier not folded",
         "checkpoints/beit3.py",
-        "imagenet_pixels=model_class is models.VLMoForImageClassification",
+        "imagenet_pixels=task is _CLASSES",
         "imagenet_pixels=False",
         ("checkpoints/test_importing.py",),
     ),

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
-import httpx2
 import pytest
 import timm
 import torch
@@ -382,18 +380,16 @@ class AcceptedError(Exception):
 @pytest.mark.parametrize("kind", MUTATED)
 def test_tensor_of_any_other_shape_is_one_line(tmp_path, vocabulary, monkeypatch, capfd, kind):
     make, options = MUTATED[kind]
-    origin = importing.Origin()
     monkeypatch.setattr(importing, "_make_processor", lambda *_, **__: None)  # slow, and not what is asked here
     monkeypatch.setattr(importing, "write_folder", Mock(side_effect=AcceptedError))
     cases = dict(mutations(make()))
     assert len(cases) > 12
     for case, weights in cases.items():
-        monkeypatch.setattr(importing, "read_state_dict", Mock(return_value=(weights, origin)))
+        monkeypatch.setattr(importing, "read_state_dict", Mock(return_value=(weights, [])))
         with pytest.raises((ValueError, AcceptedError)) as ended:
             import_checkpoint("file.pt", tmp_path / "out", **{"vocabulary": vocabulary} | options)
         assert ended.type is ValueError or FREE.fullmatch(case), f"accepted: {case}"
         assert "\n" not in str(ended.value)
-        assert "do not make a model" not in str(ended.value), f"nobody thought of: {case}"
     assert capfd.readouterr().err == ""
 
 
@@ -465,52 +461,24 @@ def test_folder_that_lost_its_top_block_is_refused(tmp_path):
         import_checkpoint(folder, tmp_path / "out")
 
 
-def test_berts_vocabulary_comes_from_the_hub(tmp_path, with_berts_words, monkeypatch):
+def test_berts_vocabulary_comes_from_the_hub_or_the_refusal_is_one_line(tmp_path, with_berts_words, monkeypatch):
     asked = []
 
     def fetch(repository: str, file: str, **options: object) -> str:
         asked.append((repository, file, *options))
-        if "local_files_only" in options:
-            raise LocalEntryNotFoundError("not in the cache")
-        return str(write_vocabulary(tmp_path / "fetched.txt", size=30522))
+        if not (tmp_path / "fetched.txt").exists():
+            raise LocalEntryNotFoundError("no network\nand no cache")
+        return str(tmp_path / "fetched.txt")
 
     monkeypatch.setattr(importing, "hf_hub_download", fetch)
-    monkeypatch.setattr(importing, "get_hf_file_metadata", lambda url, **_: asked.append((url.rpartition("/")[2],)))
-    import_checkpoint(with_berts_words, tmp_path / "out")
-    model = ("google-bert/bert-base-uncased", "vocab.txt")
-    assert asked == [(*model, "local_files_only"), ("vocab.txt",), (*model, "etag_timeout")]
-    assert AutoProcessor.from_pretrained(tmp_path / "out").vocab_size == 30522
-
-
-@pytest.mark.parametrize("fails", ["metadata", "download"])
-def test_hub_that_cannot_be_reached_is_one_line(tmp_path, with_berts_words, monkeypatch, capfd, fails):
-    logger = logging.getLogger("huggingface_hub.utils._http")
-    library = logging.getLogger("huggingface_hub")
-    stream, level = logging.StreamHandler(), library.level
-    library.addHandler(stream)
-
-    def fetch(repository: str, file: str, **options: object) -> str:
-        logger.warning("Retrying in 1s")
-        logger.error("no route")
-        raise LocalEntryNotFoundError("no network\nand no cache")
-
-    def look(url: str, timeout: float) -> None:
-        assert timeout <= 10
-        if fails == "metadata":
-            logger.warning("thrown while requesting")
-            raise httpx2.ConnectError("no name")
-
-    monkeypatch.setattr(importing, "hf_hub_download", fetch)
-    monkeypatch.setattr(importing, "get_hf_file_metadata", look)
-    try:
-        with pytest.raises(ValueError, match=r"could not be fetched.*--vocabulary") as refused:
-            import_checkpoint(with_berts_words, tmp_path / "out")
-    finally:
-        library.removeHandler(stream)
+    with pytest.raises(ValueError, match=r"could not be fetched.*--vocabulary") as refused:
+        import_checkpoint(with_berts_words, tmp_path / "out")
     assert "\n" not in str(refused.value)
-    assert capfd.readouterr().err == ""
-    assert library.level == level
     assert not (tmp_path / "out").exists()
+    write_vocabulary(tmp_path / "fetched.txt", size=30522)
+    import_checkpoint(with_berts_words, tmp_path / "out")
+    assert asked == 2 * [("google-bert/bert-base-uncased", "vocab.txt", "etag_timeout")]
+    assert AutoProcessor.from_pretrained(tmp_path / "out").vocab_size == 30522
 
 
 def beit_folder(folder: Path) -> Path:

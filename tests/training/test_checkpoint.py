@@ -20,7 +20,6 @@ from vlmo.recipes import find_recipe
 from vlmo.training import TrainingError, checkpoint
 from vlmo.training.checkpoint import (
     MAY_DIFFER,
-    SavedState,
     StateStore,
     claim_run_folder,
     newest_state,
@@ -45,7 +44,7 @@ def save(folder: Path, step: int, *, keep: int = 2, in_background: bool = False)
 def load(folder: Path) -> tuple[int, float]:
     state = newest_state(folder)
     assert state is not None
-    return state.progress["step"], saved_tensors(state.path)["w"][0].item()
+    return state[1]["step"], saved_tensors(state[0])["w"][0].item()
 
 
 class Runs:
@@ -101,9 +100,9 @@ def test_state_comes_back(tmp_path, steps, in_background) -> None:
     store.wait()
     state = newest_state(tmp_path)
     assert state is not None
-    assert (state.path, state.progress) == (tmp_path / "step_00000007", {"step": 7, "skipped": 1})
+    assert state == (tmp_path / "step_00000007", {"step": 7, "skipped": 1})
     other, other_optimizer = trained(steps=0)
-    StateStore(tmp_path, keep=1, in_background=False).load(state, other, other_optimizer)
+    StateStore(tmp_path, keep=1, in_background=False).load(state[0], other, other_optimizer)
     assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
     assert other_optimizer.param_groups[0]["lr"] == 0.1  # the run's, not the state's
     for parameter, other_parameter in zip(module.parameters(), other.parameters(), strict=True):
@@ -121,7 +120,7 @@ def test_state_of_another_model_is_refused(tmp_path) -> None:
     assert state is not None
     module = nn.ModuleDict({"first": nn.Linear(3, 2)})
     with pytest.raises(TrainingError, match=r"2 of them, such as objective\.second\.bias \(only in the state\)"):
-        store.load(state, module, torch.optim.AdamW(module.parameters()))
+        store.load(state[0], module, torch.optim.AdamW(module.parameters()))
 
 
 def test_save_that_fails_in_the_background_is_told_by_the_next_one(tmp_path, monkeypatch) -> None:
@@ -275,7 +274,7 @@ def test_state_of_strangers_is_refused_in_a_line(tmp_path, monkeypatch, content,
         file.write_bytes(file.read_bytes() + content)
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(TrainingError, match=words):
-        store.load(SavedState(path, {}), module, optimizer)
+        store.load(path, module, optimizer)
     assert not Path("ran").exists()
 
 

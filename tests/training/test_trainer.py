@@ -178,7 +178,7 @@ def test_bad_steps_in_a_row_end_the_run(tmp_path) -> None:
         with pytest.raises(RuntimeError, match="the last 10 steps, up to step 17") as caught:
             make_trainer(tmp_path, config=config, settings=settings).fit()
         assert "'loss': nan" in str(caught.value)
-        assert f"the last good state is {tmp_path}/state/step_00000015" in str(caught.value)
+        assert f"the last saved state is {tmp_path}/state/step_00000015" in str(caught.value)
     assert len([line for line in read_metrics(tmp_path) if "skipped" in line]) == 10
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor
+from transformers import BeitConfig, Data2VecVisionConfig
 
 from vlmo import model as models
 from vlmo.checkpoints.layout import (
@@ -19,25 +20,22 @@ from vlmo.checkpoints.layout import (
     OUR_IMAGE_POSITIONS,
     OUR_TABLE,
     Conversion,
+    HeadTask,
     NameTable,
-    check_alike,
-    count_blocks,
-    count_heads,
+    common_sizes,
+    find_task,
     grid_of_positions,
     grid_of_table,
     note_on_depth,
-    shape_of,
+    one_line,
     translate,
 )
 
 _LARGE_DEPTH = 24
-_NORM_EPS, _HUGGING_FACE_NORM_EPS = 1e-6, 1e-12  # of the published code, and BeitConfig's default
+_NORM_EPS = 1e-6  # of the published code
 _CLASS_TOKEN = "vlmo.image_embeddings.cls_token"
-_PATCHES, _FIRST_LAYER = "vlmo.image_embeddings.projection.weight", "vlmo.blocks.0.experts.vision.fc1.weight"
 _NORM, _MASK_TOKEN, _TOKEN_HEAD = "vlmo.norm.weight", "mim_head.mask_token", "mim_head.decoder.weight"
-_DATA2VEC = "data2vec-vision"  # arXiv 2202.03555: BEiT's model, trained in another way
 _SHARED = "shared_table"  # which is joined with each `layer_table` into our table
-_CLASSIFIER = {"classifier_norm.weight", "classifier.weight"}
 # Also the layers in which BEiT-2 (arXiv 2208.06366) pre-trains its class token.
 _LEFTOVERS = re.compile(r"(.*\.)?(relative_position_index|num_batches_tracked)|cls_pt_(layers|lm_head)\..+")
 _BIAS = "relative_position_bias_table"
@@ -103,6 +101,22 @@ HUGGING_FACE = NameTable(
 )
 
 
+_CLASSIFIED = HeadTask(
+    "fine-tuned on {} classes",
+    ("classifier_norm.weight", "classifier.weight"),
+    models.VLMoForImageClassification,
+    {"num_labels": "classifier.weight"},
+)
+TASKS = (
+    _CLASSIFIED,
+    HeadTask("pre-trained", (_TOKEN_HEAD,), models.VLMoForMaskedImageModeling, {"num_visual_tokens": _TOKEN_HEAD}),
+    HeadTask("without a head", (), models.VLMoForMaskedImageModeling),
+)
+# arXiv 2202.03555: BEiT's model, trained in another way
+_CONFIGS = {"beit": BeitConfig, "data2vec-vision": Data2VecVisionConfig}
+_SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "image_size", "patch_size")
+
+
 def is_published(state_dict: Mapping[str, Tensor]) -> bool:
     """Return True for the keys of the published layout; those of a plain vision Transformer have no `q_bias`."""
     return {"cls_token", "blocks.0.norm2.weight", "blocks.0.attn.q_bias"} <= state_dict.keys()
@@ -131,45 +145,55 @@ def convert(
     Raises:
         ValueError: VLMo does not have the file's architecture, or its sizes do not fit together.
     """
-    given = _checked_config(config or {})
+    given: Any = None if config is None else _read_config(config)
     original = is_published(state_dict)
     named, sources = translate(state_dict, PUBLISHED if original else HUGGING_FACE)
-    fine_tuned = named.keys() >= _CLASSIFIER
-    depth = count_blocks(named)
-    table = _join_tables(named, sources, depth=depth)
-    ours = _config(named, table, depth=depth, given=given, asked=num_attention_heads, original=original)
-    read = vars(ours)
-    wrong = [
-        f"{name} {given[name]}, the weights {read[name]}"
-        for name in _SIZES
-        if given.get(name, read[name]) != read[name]
-    ]
-    if wrong:
+    task, title, settings = find_task(TASKS, named, PUBLISHED)
+    table = _join_tables(named, sources)
+    asked = num_attention_heads or (None if given is None else given.num_attention_heads)
+    sizes = common_sizes(named, PUBLISHED, columns=None if table is None else table.shape[1], num_attention_heads=asked)
+    sizes["image_size"] = sizes["patch_size"] * _grid(named, table, given, patch_size=sizes["patch_size"])
+    told = {name: getattr(given, name, sizes[name]) for name in _SIZES}
+    if wrong := [f"{name} {value}, the weights {sizes[name]}" for name, value in told.items() if value != sizes[name]]:
         raise ValueError(f"config.json says {'; '.join(wrong)}; expected the same. Is the folder whole?")
-    foreign = "mim_head." if fine_tuned else "classifier"
+    layer_scale = 1e-5 if sizes["num_hidden_layers"] >= _LARGE_DEPTH else 0.1
+    layer_scale = layer_scale if given is None else given.layer_scale_init_value
+    settings.setdefault("num_visual_tokens", 8192 if given is None else given.vocab_size)
+    if task is _CLASSIFIED and config is not None and config.get("id2label") is not None:
+        names, count = given.id2label, settings.pop("num_labels")
+        if sorted(names) != list(range(count)):
+            raise ValueError(f"id2label of config.json does not name the {count} classes by numbers from 0.")
+        settings |= {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    ours = models.VLMoConfig(
+        num_fusion_layers=0,  # stage 3 adds them, from the expert that its recipe names
+        max_text_positions=MAX_TEXT_POSITIONS,
+        position_embedding="absolute" if OUR_IMAGE_POSITIONS in named else "relative",
+        layer_scale_init=layer_scale if "vlmo.blocks.0.gamma_1" in named else None,
+        layer_norm_eps=_NORM_EPS if original else (given or BeitConfig()).layer_norm_eps,
+        **sizes,
+        **settings,
+    )
+    foreign = "mim_head." if task is _CLASSIFIED else "classifier"
     weights = {name: tensor for name, tensor in named.items() if not name.startswith(foreign)}
     if table is not None:
         weights[OUR_TABLE] = _with_text_rows(table)
     # A truncated file must not pass for one whose last norm is that of the pooled vector.
-    mean_pooled = "classifier_norm.weight" in named or bool(given.get("use_mean_pooling"))
+    mean_pooled = "classifier_norm.weight" in named or (given is not None and given.use_mean_pooling)
     neutral, notes = _neutral(weights, ours, without_norm=mean_pooled and _TOKEN_HEAD not in named)
     notes += note_on_depth("BEiT", ours)
-    if "classifier.weight" in named and not fine_tuned:
+    if "classifier.weight" in named and task is not _CLASSIFIED:
         notes.append("Its classifier reads [I_CLS] and ours the mean of the patches, so it was left out.")
     others = state_dict.keys() - sources.values()
     unused = [sources[name] for name in named if name.startswith(foreign)]
     unused += [key for key in others if _LEFTOVERS.fullmatch(key)]
     created = [r"vlmo\.text_embeddings\.", r"vlmo\.blocks\.\d+\.experts\.language\."]
-    if not fine_tuned:
+    if task is not _CLASSIFIED:
         created += [r"mim_head\.mask_token"] * (_MASK_TOKEN not in named)
         created += [r"mim_head\.decoder\."] * (_TOKEN_HEAD not in named)
-    state = "pre-trained" if _TOKEN_HEAD in named else "without a head"
-    if fine_tuned:
-        state = f"fine-tuned on {len(named['classifier.weight'])} classes"
-    family = "Data2Vec" if given.get("model_type") == _DATA2VEC else "BEiT"
+    family = "Data2Vec" if isinstance(given, Data2VecVisionConfig) else "BEiT"
     return Conversion(
-        kind=f"{family}{'' if original else ' of Hugging Face'}, {state}",
-        model_class=models.VLMoForImageClassification if fine_tuned else models.VLMoForMaskedImageModeling,
+        kind=f"{family}{'' if original else ' of Hugging Face'}, {title}",
+        model_class=task.model_class,
         config=ours,
         weights=weights | neutral,
         unused={key: state_dict[key] for key in sorted(unused)},
@@ -179,10 +203,37 @@ def convert(
     )
 
 
-def _join_tables(
-    named: dict[str, Tensor], sources: Mapping[str, str], *, depth: int
-) -> Float[Tensor, "rows layers*heads"] | None:
+def _read_config(config: Mapping[str, Any]) -> Any:
+    """Return `config.json` of a folder as transformers reads it, images and patches as one number."""
+    if (kind := config.get("model_type", "beit")) not in _CONFIGS:
+        raise ValueError(f"config.json is of a model of type {kind!r}; expected {' or '.join(_CONFIGS)}.")
+    try:
+        given: Any = _CONFIGS[kind].from_dict(dict(config))
+    except (StrictDataclassError, LookupError, TypeError, ValueError, AttributeError) as problem:
+        raise ValueError(f"config.json cannot be read ({one_line(problem)}).") from None
+    if given.hidden_act != "gelu":
+        raise ValueError(f"config.json has hidden_act {given.hidden_act!r}; VLMo computes 'gelu'.")
+    for name in ("image_size", "patch_size"):
+        match getattr(given, name):
+            case [height, width] if height == width:
+                setattr(given, name, height)
+    return given
+
+
+def _grid(named: Mapping[str, Tensor], table: Tensor | None, given: Any, *, patch_size: int) -> int:
+    """Return the patches along a side of a square image."""
+    if table is not None:
+        return grid_of_table("the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS)
+    if OUR_IMAGE_POSITIONS in named:
+        return grid_of_positions("pos_embed", len(named[OUR_IMAGE_POSITIONS]))
+    if given is None:
+        raise ValueError("no position table tells the image size of this BEiT; give its folder, with config.json.")
+    return given.image_size // patch_size
+
+
+def _join_tables(named: dict[str, Tensor], sources: Mapping[str, str]) -> Float[Tensor, "rows layers*heads"] | None:
     """Take the tables of all layers out of `named` and join them; a shared one is added to that of each layer."""
+    depth = 1 + max((int(name.split(".")[2]) for name in named if name.startswith("vlmo.blocks.")), default=0)
     tables = {name: named.pop(name) for name in list(named) if name.startswith(("layer_table.", _SHARED))}
     if not tables:
         return None
@@ -191,7 +242,6 @@ def _join_tables(
             f"this BEiT has absolute positions ({sources[OUR_IMAGE_POSITIONS]}) and relative ones"
             f" ({sources[min(tables)]}); VLMo has either the one or the other, so it cannot be imported."
         )
-    check_alike({sources[name]: table for name, table in sorted(tables.items())})
     shared = tables.pop(_SHARED, None)
     own = [tables[name] for layer in range(depth) if (name := f"layer_table.{layer}") in tables]
     if tables and (len(own) != depth or len(tables) != depth):
@@ -205,50 +255,6 @@ def _with_text_rows(table: Float[Tensor, "image_rows columns"]) -> Float[Tensor,
     """Add zeros for the rows of text and pair."""
     num_new = NUM_CROSS_ROWS + 2 * MAX_TEXT_POSITIONS
     return torch.cat([table, table.new_zeros(num_new, table.shape[1])])
-
-
-def _config(
-    named: Mapping[str, Tensor],
-    table: Tensor | None,
-    *,
-    depth: int,
-    given: Mapping[str, Any],
-    asked: int | None,
-    original: bool,
-) -> models.VLMoConfig:
-    shape = partial(shape_of, named, names=PUBLISHED)
-    width, channels, patch_size, _ = shape(_PATCHES, axes=4)
-    layer_scale = float(given.get("layer_scale_init_value", 1e-5 if depth >= _LARGE_DEPTH else 0.1))
-    if table is not None:
-        grid = grid_of_table("the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS)
-    elif OUR_IMAGE_POSITIONS in named:
-        grid = grid_of_positions("pos_embed", len(named[OUR_IMAGE_POSITIONS]))
-    elif "image_size" in given:
-        grid = given["image_size"] // patch_size
-    else:
-        raise ValueError("no position table tells the image size of this BEiT; give its folder, with config.json.")
-    has_classes = named.keys() >= _CLASSIFIER
-    return models.VLMoConfig(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=count_heads(
-            None if table is None else table.shape[1],
-            width=width,
-            depth=depth,
-            asked=asked or given.get("num_attention_heads"),
-        ),
-        intermediate_size=shape(_FIRST_LAYER, axes=2)[0],
-        num_fusion_layers=0,  # stage 3 adds them, from the expert that its recipe names
-        image_size=patch_size * grid,
-        patch_size=patch_size,
-        num_channels=channels,
-        max_text_positions=MAX_TEXT_POSITIONS,
-        position_embedding="absolute" if OUR_IMAGE_POSITIONS in named else "relative",
-        layer_scale_init=layer_scale if "vlmo.blocks.0.gamma_1" in named else None,
-        layer_norm_eps=_NORM_EPS if original else float(given.get("layer_norm_eps", _HUGGING_FACE_NORM_EPS)),
-        num_visual_tokens=shape(_TOKEN_HEAD, axes=2)[0] if _TOKEN_HEAD in named else given.get("vocab_size", 8192),
-        **(_class_names(given, count=shape("classifier.weight", axes=2)[0]) if has_classes else {}),
-    )
 
 
 def _neutral(
@@ -268,41 +274,3 @@ def _neutral(
         neutral |= {_NORM: like.new_ones(width), "vlmo.norm.bias": like.new_zeros(width)}
         notes.append("It has no final norm: the norm starts as the identity (weight one, bias zero).")
     return neutral, notes
-
-
-_SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "image_size", "patch_size")
-
-
-def _checked_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate `config.json` of a Beit folder; pairs of equal image or patch sizes become one number."""
-    given = dict(config)
-    if (kind := given.get("model_type", "beit")) not in {"beit", _DATA2VEC}:
-        raise ValueError(f"config.json is of a model of type {kind!r}; expected 'beit' or {_DATA2VEC!r}.")
-    if (activation := given.get("hidden_act", "gelu")) != "gelu":
-        raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
-    for name in ("image_size", "patch_size"):
-        match given.get(name):
-            case [height, width] if height == width:
-                given[name] = height
-    for name in (*_SIZES, "vocab_size"):
-        if name in given and (type(given[name]) is not int or given[name] < 1):
-            raise ValueError(f"config.json has {name} {given[name]!r}; expected a whole number of at least 1.")
-    for name, least in (("layer_norm_eps", "above 0"), ("layer_scale_init_value", "of at least 0")):
-        value = given.get(name, 1.0)
-        if type(value) not in {int, float} or value < 0 or (value == 0 and least == "above 0"):
-            raise ValueError(f"config.json has {name} {value!r}; expected a number {least}.")
-    return given
-
-
-def _class_names(given: Mapping[str, Any], *, count: int) -> dict[str, Any]:
-    """Return the names of the classes as `VLMoConfig` takes them; their number where `config.json` names none."""
-    named = given.get("id2label")
-    if named is None:
-        return {"num_labels": count}
-    names: dict[int, str] = {}
-    if isinstance(named, dict):
-        pairs = cast("dict[Any, Any]", named).items()
-        names = {int(number): name for number, name in pairs if str(number).isdecimal() and isinstance(name, str)}
-    if sorted(names) != list(range(count)) or len(names) != len(named):
-        raise ValueError(f"id2label of config.json does not name the {count} classes by numbers from 0.")
-    return {"id2label": names, "label2id": {name: number for number, name in names.items()}}

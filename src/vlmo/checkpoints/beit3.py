@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,13 +12,14 @@ from vlmo import model as models
 from vlmo.checkpoints.layout import (
     OUR_IMAGE_POSITIONS,
     OUR_TEXT_POSITIONS,
+    OUR_WORDS,
     Conversion,
+    HeadTask,
     NameTable,
-    count_blocks,
-    count_heads,
+    common_sizes,
+    find_task,
     grid_of_positions,
     note_on_depth,
-    reasoning_labels,
     shape_of,
     translate,
 )
@@ -27,19 +27,17 @@ from vlmo.checkpoints.layout import (
 _BLOCK = "vlmo.blocks.{layer}."
 _NUM_UNUSED_POSITIONS = 2  # in front of both position tables
 _IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
-_TEXT_POSITIONS = "beit3.encoder.embed_positions.B.weight"
 _WORDS = "beit3.text_embed.weight"
-_PROJECTION = "vlmo.image_embeddings.projection.weight"
 _JOINT_BIAS = "joint_bias"  # of query, key and value
 _UNUSED = re.compile(r"beit3\.vision_embed\.mask_token|(mlm_head|mim_head)\..+|.*num_batches_tracked")
 
 NAMES = NameTable(
     (
-        (_WORDS, "vlmo.text_embeddings.words.weight"),
+        (_WORDS, OUR_WORDS),
         ("beit3.vision_embed.cls_token", "vlmo.image_embeddings.cls_token"),
         ("beit3.vision_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
-        (_IMAGE_POSITIONS, "vlmo.image_embeddings.positions"),
-        (_TEXT_POSITIONS, "vlmo.text_embeddings.positions"),
+        (_IMAGE_POSITIONS, OUR_IMAGE_POSITIONS),
+        ("beit3.encoder.embed_positions.B.weight", OUR_TEXT_POSITIONS),
         ("beit3.encoder.layer_norm.{expert}.{kind}", "vlmo.norm.{expert}.{kind}"),
         # Files for VQA have no norm after the blocks, but one before the pooler, which reads the image's first token.
         ("pooler.norm.{kind}", "vlmo.norm.vision.{kind}"),
@@ -76,6 +74,38 @@ NAMES = NameTable(
 )
 
 
+_CLASSES = HeadTask(
+    "fine-tuned on {} classes",
+    ("classifier_norm.", "classifier."),
+    models.VLMoForImageClassification,
+    {"num_labels": "classifier.weight"},
+)
+_BACKBONE = HeadTask("without a head", (), models.VLMoModel)
+TASKS = (
+    HeadTask(
+        "fine-tuned on VQA",
+        ("answer_head.",),
+        models.VLMoForVisualQuestionAnswering,
+        {"num_labels": "answer_head.classifier.weight"},
+        {"use_pooler": True},
+    ),
+    HeadTask(
+        "fine-tuned on NLVR2",
+        ("reasoning_head.",),
+        models.VLMoForVisualReasoning,
+        {"num_labels": "reasoning_head.classifier.weight"},
+    ),
+    _CLASSES,
+    HeadTask(
+        "with contrast heads",
+        ("contrast_head.",),
+        models.VLMoForImageTextRetrieval,
+        {"projection_size": "contrast_head.image_projection.weight"},
+    ),
+    _BACKBONE,
+)
+
+
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:
     """Return True for the keys of BEiT-3."""
     return {_IMAGE_POSITIONS, _WORDS} <= state_dict.keys()
@@ -91,26 +121,26 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         ValueError: A tensor that tells the sizes is missing, or the sizes do not fit together.
     """
     weights, keys = translate(state_dict, NAMES)
-    state, model_class, changes = _task_of(state_dict, heads={name.partition(".")[0] for name in weights})
-    texts = shape_of(state_dict, _TEXT_POSITIONS, axes=2)[0] - _NUM_UNUSED_POSITIONS
-    words = shape_of(state_dict, _WORDS, axes=2)[0]
+    task, title, settings = find_task(TASKS, weights, NAMES)
+    texts = shape_of(weights, OUR_TEXT_POSITIONS, axes=2, names=NAMES)[0] - _NUM_UNUSED_POSITIONS
+    words = shape_of(weights, OUR_WORDS, axes=2, names=NAMES)[0]
     if texts < 1 or words < 2:  # padding is number 1
         raise ValueError(f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2.")
-    sizes = {"vocab_size": words, "max_text_positions": texts} | changes
-    config = _config(weights, NAMES, asked=num_attention_heads, changes=sizes, num_unused=_NUM_UNUSED_POSITIONS)
+    settings |= {"vocab_size": words, "max_text_positions": texts}
+    config = _config(weights, NAMES, settings, asked=num_attention_heads, num_unused=_NUM_UNUSED_POSITIONS)
     notes: list[str] = []
-    if model_class in {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}:
+    if task.model_class in {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}:
         # The published code has no norm after the blocks in these tasks.
         _add_norms(weights, config, sides=("language",) if config.use_pooler else ("vision", "language"))
-    elif model_class in {models.VLMoModel, models.VLMoForImageTextRetrieval}:
+    elif task.model_class is not models.VLMoForVisualReasoning:
         notes.append(
             "BEiT-3 has no matching head and no pooler: it embeds images, texts and pairs, and scores no pair."
         )
     weights |= {name: weights[name][_NUM_UNUSED_POSITIONS:] for name in (OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS)}
     others = state_dict.keys() - keys.values()
     return Conversion(
-        kind=f"BEiT-3, {state}",
-        model_class=model_class,
+        kind=f"BEiT-3, {title}",
+        model_class=task.model_class,
         config=config,
         weights=weights,
         unused={key: state_dict[key] for key in others if _UNUSED.fullmatch(key)},
@@ -119,47 +149,25 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         max_text_length=min(64, config.max_text_positions),
         text="sentencepiece",
         # The published code: datasets.py, build_imagenet_transform; build_transform of every other task takes 0.5.
-        imagenet_pixels=model_class is models.VLMoForImageClassification,
+        imagenet_pixels=task is _CLASSES,
         notes=notes + note_on_depth("BEiT-3", config),
     )
 
 
-def _task_of(
-    state_dict: Mapping[str, Tensor], *, heads: set[str]
-) -> tuple[str, type[models.VLMoPreTrainedModel], dict[str, Any]]:
-    """Return the task in words, its model, and settings that it asks for."""
-    if "answer_head" in heads:
-        answers = shape_of(state_dict, "head.3.weight", axes=2)[0]
-        return "fine-tuned on VQA", models.VLMoForVisualQuestionAnswering, {"num_labels": answers, "use_pooler": True}
-    if "reasoning_head" in heads:
-        number = shape_of(state_dict, "head.dense2.weight", axes=2)[0]
-        return "fine-tuned on NLVR2", models.VLMoForVisualReasoning, reasoning_labels(number)
-    if {"classifier", "classifier_norm"} <= heads:
-        classes = shape_of(state_dict, "head.weight", axes=2)[0]
-        return f"fine-tuned on {classes} classes", models.VLMoForImageClassification, {"num_labels": classes}
-    if "contrast_head" in heads:
-        size = shape_of(state_dict, "vision_head.weight", axes=2)[0]
-        return "with contrast heads", models.VLMoForImageTextRetrieval, {"projection_size": size}
-    return "without a head", models.VLMoModel, {}
-
-
 def _config(
-    named: Mapping[str, Tensor], names: NameTable, *, asked: int | None, changes: Mapping[str, Any], num_unused: int = 0
+    named: Mapping[str, Tensor],
+    names: NameTable,
+    settings: Mapping[str, Any],
+    *,
+    asked: int | None,
+    num_unused: int = 0,
 ) -> models.VLMoConfig:
-    """Return the sizes of a file, with `changes`; `num_unused` positions stand in front of the image's."""
-    shape = partial(shape_of, named, names=names)
-    width, channels, patch_size, _ = shape(_PROJECTION, axes=4)
-    depth, positions = count_blocks(named), shape(OUR_IMAGE_POSITIONS, axes=2)[0] - num_unused
-    return models.VLMoConfig.beit3_base(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=count_heads(None, width=width, depth=depth, asked=asked),
-        intermediate_size=shape("vlmo.blocks.0.experts.vision.fc1.weight", axes=2)[0],
-        image_size=patch_size * grid_of_positions(str(names.published(OUR_IMAGE_POSITIONS)), positions),
-        patch_size=patch_size,
-        num_channels=channels,
-        **{"projection_size": width, **changes},
-    )
+    """Return the sizes of a file, with `settings`; `num_unused` positions stand in front of the image's."""
+    sizes = common_sizes(named, names, columns=None, num_attention_heads=asked)
+    positions = shape_of(named, OUR_IMAGE_POSITIONS, axes=2, names=names)[0] - num_unused
+    grid = grid_of_positions(str(names.published(OUR_IMAGE_POSITIONS)), positions)
+    sizes |= {"image_size": sizes["patch_size"] * grid, "projection_size": sizes["hidden_size"]}
+    return models.VLMoConfig.beit3_base(**{**sizes, **settings})
 
 
 # timm's models beit3_*: the vision branch alone, as a Transformer of timm.
@@ -201,10 +209,10 @@ def convert_timm(
 ) -> Conversion:
     """Convert timm's BEiT-3 to an image classifier, or without a classifier to a backbone; ValueError as `convert`."""
     named, keys = translate(state_dict, TIMM)
-    is_classifier = "classifier.weight" in named
-    changes = {"num_labels": shape_of(named, "classifier.weight", axes=2, names=TIMM)[0]} if is_classifier else {}
+    task, title, settings = find_task((_CLASSES, _BACKBONE), named, TIMM)
+    is_classifier = task is _CLASSES
     # It reads no text.
-    config = _config(named, TIMM, asked=num_attention_heads, changes={"vocab_size": 2} | changes)
+    config = _config(named, TIMM, settings | {"vocab_size": 2}, asked=num_attention_heads)
     width = config.hidden_size
     weights = {name: tensor for name, tensor in named.items() if is_classifier or not name.startswith("classifier")}
     unused = [keys[name] for name in named if name not in weights]
@@ -218,8 +226,8 @@ def convert_timm(
         notes.append("It has no norm after the blocks: that starts at weight one and bias zero.")
     _add_norms(weights, config, sides=("vision", "language"))
     return Conversion(
-        kind=f"BEiT-3 of timm, {f'fine-tuned on {config.num_labels} classes' if is_classifier else 'without a head'}",
-        model_class=models.VLMoForImageClassification if is_classifier else models.VLMoModel,
+        kind=f"BEiT-3 of timm, {title}",
+        model_class=task.model_class,
         config=config,
         weights=weights,
         unused={key: state_dict[key] for key in unused},

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, StrictDataclassError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BeitImageProcessor
@@ -24,6 +23,7 @@ from vlmo.checkpoints.layout import (
     OUR_IMAGE_POSITIONS,
     OUR_TABLE,
     OUR_TEXT_POSITIONS,
+    OUR_WORDS,
     Conversion,
     NameTable,
     grouped,
@@ -31,9 +31,9 @@ from vlmo.checkpoints.layout import (
     one_line,
     printable,
 )
-from vlmo.checkpoints.loading import Origin, check_model_folder, read_labels, read_state_dict
+from vlmo.checkpoints.loading import check_model_folder, read_labels, read_state_dict
 from vlmo.checkpoints.official import PUBLISHED_EXTRAS, VLMO_LAYOUT
-from vlmo.folder import read_json
+from vlmo.folder import read_config, read_json
 from vlmo.folder.atomic import write_file, write_folder
 from vlmo.folder.card import ModelCard, Usage, write_card
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
@@ -63,7 +63,6 @@ _SEED = 0
 _CLASSIFIERS = {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}
 # Errors of tensors whose shapes no check foresees.
 _UNFORESEEN = (LookupError, TypeError, RuntimeError, AssertionError, ArithmeticError, StrictDataclassError)
-_WORDS = "vlmo.text_embeddings.words.weight"
 # Mean and deviation of pixels from 0 to 1; docs/checkpoints.md lists which published file has which.
 _OURS = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -98,10 +97,8 @@ class ImportReport:
         """Return class, sizes and task as pairs of a word and a value."""
         conversion, config = self.conversion, self.conversion.config
         dtype, millions = str(self.dtype).removeprefix("torch."), self.num_parameters / 1e6
-        fused = f"vision_language in the top {config.num_fusion_layers}"
-        if not config.num_fusion_layers:
-            fused = "no vision_language"
-        resized = f" ({self.file_image_size} in the file)" if self.resized else ""
+        top, resized = config.num_fusion_layers, f" ({self.file_image_size} in the file)" if self.resized else ""
+        fused = f"vision_language in the top {top}" if top else "no vision_language"
         rows = [
             ("found", conversion.kind),
             ("model", f"{conversion.model_class.__name__}, {millions:.1f} M parameters, {dtype}"),
@@ -118,10 +115,13 @@ class ImportReport:
 
     def lines(self) -> list[str]:
         """Return every key that was not simply loaded, and the notes."""
-        lines = [f"resized: {name}" for name in grouped(self.resized)]
-        lines += [f"in the file, without a use: {key}" for key in grouped(self.conversion.unused)]
-        lines += [f"in the file, not known, left out: {key}" for key in grouped(self.left_out)]
-        lines += [f"not in the file, started anew: {name}" for name in grouped(self.created)]
+        groups = {
+            "resized": self.resized,
+            "in the file, without a use": self.conversion.unused,
+            "in the file, not known, left out": self.left_out,
+            "not in the file, started anew": self.created,
+        }
+        lines = [f"{words}: {name}" for words, names in groups.items() for name in grouped(names)]
         return lines + [f"note: {note}" for note in self.conversion.notes]
 
 
@@ -170,14 +170,15 @@ def import_checkpoint(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "exists and is not empty" if out.is_dir() else "is a file"
         raise ValueError(f"{out} {what}; give the name of a new folder")
-    state_dict, origin = read_state_dict(path)
+    state_dict, beside = read_state_dict(path)
+    config = read_config(path) if (path / "config.json").is_file() else None
     try:
-        layout = LAYOUTS[_kind_of(state_dict, origin, asked=kind)]
-        conversion = layout.convert(state_dict, config=origin.config, num_attention_heads=num_attention_heads)
+        layout = LAYOUTS[_kind_of(state_dict, config, asked=kind)]
+        conversion = layout.convert(state_dict, config=config, num_attention_heads=num_attention_heads)
         file_image_size, notes = conversion.config.image_size, conversion.notes
         left_out = _complete(conversion, layout.names, allow_partial=allow_partial)
-        if origin.beside:
-            notes.append(f"the file also holds entries that are no weights, and were not read: {listed(origin.beside)}")
+        if beside:
+            notes.append(f"the file also holds entries that are no weights, and were not read: {listed(beside)}")
         resized = _resize_images(conversion, image_size)
         length = _fit_text(conversion, asked=text_length, vocabulary=vocabulary)
         processor = _make_processor(conversion, vocabulary=vocabulary, length=length)
@@ -187,9 +188,7 @@ def import_checkpoint(
             conversion.model_class in _CLASSIFIERS
             and cast("dict[int, str]", conversion.config.id2label).get(0) == "LABEL_0"
         ):
-            notes.append(
-                f"its {conversion.config.num_labels} classes are called LABEL_0 and on; --labels FILE names them"
-            )
+            notes.append(f"its {conversion.config.num_labels} classes are called LABEL_0 and on; --labels names them")
         dtype = _common_dtype(conversion.weights, notes)
         model, created = _build(conversion, dtype)
         norm = _pixel_norm(path, asked=imagenet_pixels, known=conversion.imagenet_pixels)
@@ -199,8 +198,8 @@ def import_checkpoint(
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
     except _UNFORESEEN as problem:
-        told = f"{type(problem).__name__}: {one_line(problem)}"
-        raise ValueError(f"{path}: its tensors do not make a model ({told}). Is the file whole?") from None
+        reason = f"{type(problem).__name__}: {one_line(problem)}"
+        raise ValueError(f"{path}: its tensors do not make a model ({reason}). Is the file whole?") from None
     with write_folder(out) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
@@ -216,6 +215,7 @@ def import_checkpoint(
             stage=conversion.kind,
             about=f"Imported from `{path.name}` by `vlmo import`.",
             start=f"`{path.name}`" + (f" of <{address}>" if address else ""),
+            language=None if length is None else "en",
             licence=licence,
             licence_note="The terms of that file hold for this copy of it.",
             limits=tuple(limits),
@@ -228,12 +228,12 @@ def import_checkpoint(
     return ImportReport(conversion, dtype, num_parameters, length, left_out, created, resized, file_image_size)
 
 
-def _kind_of(state_dict: Mapping[str, Tensor], origin: Origin, *, asked: str) -> str:
+def _kind_of(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None, *, asked: str) -> str:
     """Return the name of the layout that the keys are of."""
+    if (config or {}).get("model_type") == models.VLMoConfig.model_type:
+        raise ValueError("this is a model folder of this project already; load it with from_pretrained")
     if asked not in {"auto", *LAYOUTS}:
         raise ValueError(f"kind is {asked!r}; expected auto, {', '.join(LAYOUTS)}")
-    if (origin.config or {}).get("model_type") == models.VLMoConfig.model_type:
-        raise ValueError("this is a model folder of this project already; load it with from_pretrained")
     fitting = [name for name, layout in LAYOUTS.items() if layout.recognises(state_dict)]
     if not fitting:
         first = ", ".join(map(printable, sorted(state_dict)[:3]))
@@ -244,15 +244,11 @@ def _kind_of(state_dict: Mapping[str, Tensor], origin: Origin, *, asked: str) ->
 
 
 def _complete(conversion: Conversion, names: NameTable, *, allow_partial: bool) -> list[str]:
-    """Drop weights that the model has no place for; return all keys that are left out."""
-    needed = _shapes(conversion)
-    homeless = conversion.weights.keys() - needed.keys()
-    missing = [
-        name
-        for name in needed.keys() - conversion.weights.keys()
-        if not any(re.match(pattern, name) for pattern in conversion.created)
-    ]
-    left_out = sorted([*conversion.unknown, *homeless])
+    """Drop weights that the model does not have; return the keys of all that is left out."""
+    needed, weights = _shapes(conversion).keys(), conversion.weights
+    missing = [name for name in needed - weights if not any(re.match(each, name) for each in conversion.created)]
+    foreign = [(name, names.published(name) or name) for name in weights.keys() - needed]
+    left_out = sorted([*conversion.unknown, *(key for _, key in foreign)])
     problems = []
     if left_out:
         problems.append(f"keys that this kind ({conversion.kind}) does not have: {listed(left_out)}")
@@ -260,8 +256,8 @@ def _complete(conversion: Conversion, names: NameTable, *, allow_partial: bool) 
         problems.append(f"keys that are missing: {listed(names.published(name) or name for name in missing)}")
     if problems and not allow_partial:
         raise ValueError(f"{'; '.join(problems)}. Is the file whole? Else give --allow-partial")
-    for name in homeless:
-        del conversion.weights[name]
+    for name, _ in foreign:
+        del weights[name]
     return left_out
 
 
@@ -360,7 +356,7 @@ def _make_processor(
     else:
         processor = VLMoProcessor.from_vocabulary(vocabulary or _hub_vocabulary(config.vocab_size), **sizes)
     padding = processor.tokenizer.pad_token_id
-    if _WORDS not in conversion.weights:
+    if OUR_WORDS not in conversion.weights:
         config.vocab_size, config.pad_token_id = processor.vocab_size, padding
     elif not 0 <= config.vocab_size - processor.vocab_size <= allowed or padding != config.pad_token_id:
         raise ValueError(
@@ -372,24 +368,17 @@ def _make_processor(
 
 
 def _hub_vocabulary(num_words: int) -> str:
-    """Return BERT's vocabulary from the cache, or else from the hub if that answers within seconds."""
+    """Return BERT's vocabulary from the cache, or else from the hub."""
     repository, file, size, timeout = "google-bert/bert-base-uncased", "vocab.txt", 30522, 5.0  # seconds
     if num_words != size:
         raise ValueError(f"the word table has {num_words} rows, not BERT's {size}: give its vocab.txt (--vocabulary)")
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # it logs each try; the outcome is raised
     try:
-        try:
-            return hf_hub_download(repository, file, local_files_only=True)
-        except LocalEntryNotFoundError:
-            get_hf_file_metadata(hf_hub_url(repository, file), timeout=timeout)
-            return hf_hub_download(repository, file, etag_timeout=timeout)
+        return hf_hub_download(repository, file, etag_timeout=timeout)
     except (OSError, HTTPError) as problem:
-        told = f"{file} of {repository} could not be fetched ({type(problem).__name__})"
-        raise ValueError(f"{told}: give BERT's vocab.txt, or a folder that holds it (--vocabulary)") from None
-    finally:
-        logger.setLevel(level)
+        raise ValueError(
+            f"{file} of {repository} could not be fetched ({type(problem).__name__}): give BERT's vocab.txt, or a"
+            " folder that holds it (--vocabulary)"
+        ) from None
 
 
 def name_labels(folder: str | Path, labels: str | Path) -> None:
@@ -412,10 +401,9 @@ def _name_labels(
 
 def _common_dtype(weights: dict[str, Tensor], notes: list[str]) -> torch.dtype:
     """Return the type of all weights; where they differ, convert all to float32."""
-    dtypes = {tensor.dtype for tensor in weights.values()}
-    if any(not dtype.is_floating_point for dtype in dtypes):
-        wrong = sorted(name for name, tensor in weights.items() if not tensor.is_floating_point())
+    if wrong := sorted(name for name, tensor in weights.items() if not tensor.is_floating_point()):
         raise ValueError(f"weights are no floating-point numbers: {listed(wrong)}")
+    dtypes = {tensor.dtype for tensor in weights.values()}
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
     if len(dtypes) > 1:
         notes.append(f"the file mixes {names}: all is float32 now")

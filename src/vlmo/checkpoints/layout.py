@@ -1,4 +1,4 @@
-"""Shared parts of the published layouts: name tables, sizes from tensor shapes, and names in messages."""
+"""Shared parts of the published layouts: tables of names and tasks, sizes from tensor shapes, names in messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NUM_CROSS_ROWS = 2
 USUAL_SIZES = {768: (12, 12), 544: (16, 24), 1024: (16, 24)}
 """Heads and blocks by width: base, base_plus and large of VLMo, BEiT and BEiT-3."""
 OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS = "vlmo.image_embeddings.positions", "vlmo.text_embeddings.positions"
-OUR_TABLE = "vlmo.position_bias.table"
+OUR_TABLE, OUR_WORDS = "vlmo.position_bias.table", "vlmo.text_embeddings.words.weight"
 
 _PARTS = {
     "layer": r"\d+",
@@ -69,6 +69,38 @@ class Conversion:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class HeadTask:
+    """A task of a layout, told by heads of the file; the rows of a table stand in the order of precedence.
+
+    Attributes:
+        title: Words for people; `{}` is the number of classes.
+        heads: Starts of our names that a file of this task has, all of them.
+        model_class: Model that the file becomes.
+        sizes: Setting of the configuration -> our name of the tensor whose first axis tells it.
+        settings: Further settings of the configuration.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    model_class: type[VLMoPreTrainedModel]
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_task(
+    tasks: Sequence[HeadTask], named: Mapping[str, Tensor], names: NameTable
+) -> tuple[HeadTask, str, dict[str, Any]]:
+    """Return the first task whose heads are all there, its title, and the settings that the heads tell."""
+    task = next(task for task in tasks if all(any(name.startswith(head) for name in named) for head in task.heads))
+    sizes = {size: shape_of(named, name, axes=2, names=names)[0] for size, name in task.sizes.items()}
+    title, settings = task.title.format(sizes.get("num_labels")), {**task.settings, **sizes}
+    if any(head.startswith("reasoning_head") for head in task.heads) and sizes["num_labels"] == 2:
+        del settings["num_labels"]
+        settings |= {"id2label": {0: "False", 1: "True"}, "label2id": {"False": 0, "True": 1}}  # NLVR2
+    return task, title, settings
+
+
 class NameTable:
     """Translation of tensor names by pairs of templates such as `blocks.{layer}.norm1.{kind}`.
 
@@ -103,11 +135,9 @@ def _translate(name: str, rules: Iterable[tuple[re.Pattern[str], str]], experts:
     for pattern, template in rules:
         if match := pattern.fullmatch(name):
             parts = match.groupdict()
-            if "expert" in parts:
-                if parts["expert"] not in experts:
-                    return None
-                parts["expert"] = experts[parts["expert"]]
-            return template.format(**parts)
+            if "expert" in parts and (expert := experts.get(parts["expert"])) is None:
+                return None
+            return template.format(**parts | ({"expert": expert} if "expert" in parts else {}))
     return None
 
 
@@ -129,49 +159,61 @@ def translate(state_dict: Mapping[str, Tensor], names: NameTable) -> tuple[dict[
         elif name == OUR_IMAGE_POSITIONS and tensor.ndim == 3 and len(tensor) == 1:
             tensor = tensor[0]
         named[name], keys[name] = tensor, key
-    _join_projections(named)
+    # Query, key and value matrices of each block become one.
+    for name in [name for name in named if re.fullmatch(r"vlmo\.blocks\.\d+\.attention\.q\.\w+\.weight", name)]:
+        parts = [name.replace(".attention.q.", f".attention.{part}.") for part in "qkv"]
+        if all(part in named and named[part].is_floating_point() for part in parts):
+            named[name.replace(".attention.q.", ".attention.qkv.")] = torch.cat([named.pop(part) for part in parts])
     return named, keys
 
 
-def _join_projections(weights: dict[str, Tensor]) -> None:
-    """Join query, key and value matrices of each block into one, in place; ValueError if the three are not alike."""
-    for name in [name for name in weights if re.fullmatch(r"vlmo\.blocks\.\d+\.attention\.q\.\w+\.weight", name)]:
-        parts = [name.replace(".attention.q.", f".attention.{part}.") for part in "qkv"]
-        if all(part in weights for part in parts):
-            matrices = {part: weights.pop(part) for part in parts}
-            check_alike(matrices)
-            weights[name.replace(".attention.q.", ".attention.qkv.")] = torch.cat(list(matrices.values()))
-
-
-def check_alike(parts: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if tensors cannot be joined: no matrices, of several shapes, or not floating point."""
-    shapes = {tuple(tensor.shape) for tensor in parts.values()}
-    for key, tensor in parts.items():
-        if tensor.ndim != 2 or len(shapes) > 1:
-            raise ValueError(f"{key} and its likes have shapes {sorted(shapes)}; expected two axes, the same for all")
-        if not tensor.is_floating_point():
-            raise ValueError(f"weights are no floating-point numbers: {key}")
-
-
-def shape_of(
-    state_dict: Mapping[str, Tensor], key: str, *, axes: int, names: NameTable | None = None
-) -> tuple[int, ...]:
-    """Return the shape of a tensor.
-
-    Args:
-        axes: Number of axes that it must have.
-        names: Names of a layout, whose one for `key` messages show; by default they show the key.
-
-    Raises:
-        ValueError: The tensor is missing, or has another number of axes or an empty one.
-    """
-    shown = (names and names.published(key)) or key
-    if key not in state_dict:
+def shape_of(named: Mapping[str, Tensor], name: str, *, axes: int, names: NameTable) -> tuple[int, ...]:
+    """Return the shape of a tensor; ValueError if it is missing, or has not `axes` axes, or an empty one."""
+    shown = names.published(name) or name
+    if name not in named:
         raise ValueError(f"{shown} is not there; the sizes of the model cannot be read without it. Is the file whole?")
-    shape = tuple(state_dict[key].shape)
+    shape = tuple(named[name].shape)
     if len(shape) != axes or 0 in shape:
         raise ValueError(f"{shown} has shape {shape}; expected {axes} axes, none of them empty")
     return shape
+
+
+def common_sizes(
+    named: Mapping[str, Tensor], names: NameTable, *, columns: int | None, num_attention_heads: int | None
+) -> dict[str, Any]:
+    """Return the settings of `VLMoConfig` that the tensors of every layout tell.
+
+    Args:
+        columns: Of the position table, for all layers; None without one.
+        num_attention_heads: As asked for, or as another file tells it.
+
+    Raises:
+        ValueError: A tensor is missing, blocks are, or the number of heads is unknown or does not fit.
+    """
+    width, channels, patch_size, _ = shape_of(named, "vlmo.image_embeddings.projection.weight", axes=4, names=names)
+    blocks = {int(match[2]) for name in named if (match := _BLOCK_NUMBER.search(name))}
+    if not blocks or max(blocks) != len(blocks) - 1:
+        raise ValueError(f"blocks are numbered {spans(blocks)}; expected 0 and on without gaps. The file is incomplete")
+    depth, (usual, _) = len(blocks), USUAL_SIZES.get(width, (None, None))
+    heads = num_attention_heads or usual if columns is None else columns // depth
+    if heads is None:
+        raise ValueError(f"no tensor tells the attention heads of a model of width {width}; --num-attention-heads")
+    if columns is not None and (columns % depth or num_attention_heads not in {None, heads}):
+        wanted = "" if num_attention_heads is None else f" of {num_attention_heads} heads"
+        raise ValueError(f"the position table has {columns} columns, which do not fit {depth} layers{wanted}")
+    if num_attention_heads is None and usual not in {None, heads}:
+        raise ValueError(
+            f"the position table has {columns} columns for {depth} layers, so {heads} heads; published models of width"
+            f" {width} have {usual}. Is the file whole? Give --num-attention-heads {heads} if it is"
+        )
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": shape_of(named, "vlmo.blocks.0.experts.vision.fc1.weight", axes=2, names=names)[0],
+        "patch_size": patch_size,
+        "num_channels": channels,
+    }
 
 
 def grid_of_table(name: str, rows: int, *, num_fixed: int) -> int:
@@ -188,40 +230,6 @@ def grid_of_positions(name: str, count: int) -> int:
     if side == 0 or side * side != count - 1:
         raise ValueError(f"{name} has {count} positions; expected w^2 + 1 for an image of w x w patches")
     return side
-
-
-def count_blocks(names: Iterable[str]) -> int:
-    """Return the number of blocks by the names of their tensors; ValueError if it is not 0 and on without gaps."""
-    found = {int(match[2]) for name in names if (match := _BLOCK_NUMBER.search(name))}
-    if not found or max(found) != len(found) - 1:
-        raise ValueError(f"blocks are numbered {spans(found)}; expected 0 and on without gaps. The file is incomplete")
-    return len(found)
-
-
-def count_heads(columns: int | None, *, width: int, depth: int, asked: int | None) -> int:
-    """Return the attention heads by the columns of the position table, or by the width; ValueError if unknown."""
-    usual, _ = USUAL_SIZES.get(width, (None, None))
-    if columns is None:
-        if (known := asked or usual) is None:
-            raise ValueError(f"no tensor tells the attention heads of a model of width {width}; --num-attention-heads")
-        return known
-    heads = columns // depth
-    if columns % depth or asked not in {None, heads}:
-        wanted = "" if asked is None else f" of {asked} heads"
-        raise ValueError(f"the position table has {columns} columns, which do not fit {depth} layers{wanted}")
-    if asked is None and usual not in {None, heads}:
-        raise ValueError(
-            f"the position table has {columns} columns for {depth} layers, so {heads} heads; published models of width"
-            f" {width} have {usual}. Is the file whole? Give --num-attention-heads {heads} if it is"
-        )
-    return heads
-
-
-def reasoning_labels(number: int) -> dict[str, Any]:
-    """Return the names of the classes of NLVR2 as `VLMoConfig` takes them; their number if it is not two."""
-    if number != 2:
-        return {"num_labels": number}
-    return {"id2label": {0: "False", 1: "True"}, "label2id": {"False": 0, "True": 1}}
 
 
 def note_on_depth(model: str, config: VLMoConfig) -> list[str]:

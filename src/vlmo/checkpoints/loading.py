@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import pickletools
 import re
 import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -25,7 +22,7 @@ import vlmo.model
 import vlmo.processing
 from vlmo.checkpoints.layout import listed, one_line, printable, spans
 from vlmo.distributed import choose_device
-from vlmo.folder import WEIGHTS, architectures, check_processor, read_config, weight_files
+from vlmo.folder import WEIGHTS, architectures, check_processor, weight_files
 from vlmo.folder.pickles import check_pickles
 from vlmo.released import find_model, no_checkpoint
 
@@ -39,12 +36,11 @@ _WRAPPERS = ("state_dict", "module", "model")
 _PARALLEL_PREFIX = "module."
 _MOST_SHARED = 4  # times that a byte of a checkpoint may stand in tensors, as tied weights do
 _FOLDER_FILES = (WEIGHTS, "pytorch_model.bin")
-# Name of the refused function in torch's messages.
 _CULPRIT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)|unrecognized function <?(?:[\w-]+ )*([\w.]+)")
 # Errors of a damaged pickle, which depend on the byte where it breaks. MemoryError: a length of 2 to the 62nd.
 _DAMAGED_PICKLE = (
     *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError),
-    *(OSError, struct.error, MemoryError),
+    *(OSError, struct.error, MemoryError, pickle.UnpicklingError),
 )
 
 
@@ -125,11 +121,10 @@ def load_complete(name: str | Path, model_class: type[Model], **options: Any) ->
         loaded: Any = None, {"missing_keys": _missing(Path(name), model_class) if Path(name).is_dir() else []}
         if not loaded[1]["missing_keys"]:
             loaded = model_class.from_pretrained(name, output_loading_info=True, **options)
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
+    if missing := sorted(loaded[1]["missing_keys"]):
         shown = ", ".join(missing[:3])
         raise ValueError(f"{name} lacks {len(missing)} tensors of {model_class.__name__} ({shown}, ...); is it whole?")
-    return cast("Model", model)
+    return cast("Model", loaded[0])
 
 
 def _missing(folder: Path, model_class: type[VLMoPreTrainedModel]) -> list[str]:
@@ -140,17 +135,15 @@ def _missing(folder: Path, model_class: type[VLMoPreTrainedModel]) -> list[str]:
     """
     with torch.device("meta"):
         wanted = model_class(vlmo.model.VLMoConfig.from_pretrained(folder)).state_dict()
+    plain = {name.removeprefix("vlmo."): (name, [*tensor.shape]) for name, tensor in wanted.items()}
     found: dict[str, list[int]] = {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
-            found |= {_plain(name): file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
-    if found and any(found.get(_plain(name), [*tensor.shape]) != [*tensor.shape] for name, tensor in wanted.items()):
+            # A backbone alone does without "vlmo."
+            found |= {name.removeprefix("vlmo."): file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    if any(found.get(key, shape) != shape for key, (_, shape) in plain.items()):
         raise ValueError("its tensors have other shapes than its config.json says")
-    return [name for name in wanted if found and _plain(name) not in found]
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("vlmo.")  # which a backbone alone does without
+    return [name for key, (name, _) in plain.items() if found and key not in found]
 
 
 @contextmanager
@@ -170,18 +163,11 @@ def one_line_errors(folder: str | Path) -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Entries of a file beside its weights, such as `epoch`, and the `config.json` of a folder."""
-
-    beside: list[str] = field(default_factory=list)
-    config: dict[str, Any] | None = None
-
-
-def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], Origin]:
+def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     """Return the named tensors of a torch file, a safetensors file, or a folder with one of these, maybe in shards.
 
-    Tensors of large files stay on the disk until they are used.
+    Tensors of large files stay on the disk until they are used. Beside them stand the names of other entries of the
+    file, such as "epoch".
 
     Raises:
         ValueError: There is no such file, no weights in it, it is damaged, or reading it would run code.
@@ -194,14 +180,13 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], Origin]:
     shards = weight_files(path, *_FOLDER_FILES)
     if not shards:
         raise ValueError(f"{path} holds no weights: expected {' or '.join(_FOLDER_FILES)}, maybe in shards")
-    config = read_config(path) if (path / "config.json").is_file() else None
     weights: dict[str, Tensor] = {}
     beside: list[str] = []
     for shard in shards:
-        part, origin = _unwrap(_read_file(shard), shard)
+        part, others = _unwrap(_read_file(shard), shard)
         weights |= part
-        beside += origin.beside
-    return weights, Origin(beside, config)
+        beside += others
+    return weights, beside
 
 
 def read_labels(path: str | Path, *, count: int) -> list[str]:
@@ -245,49 +230,20 @@ def _read_file(path: Path) -> object:
     with path.open("rb") as file:
         check_pickles(file, path)
         zipped = file.read(4) == b"PK\x03\x04"  # the form before torch 1.6 cannot be mapped into memory
-    damaged = f"{path} cannot be read: it is truncated, damaged, or no checkpoint of torch"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the form of the pickle; an unreadable one fails below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as problem:
-        if (culprit := _foreign_code(str(problem), path)) is None:
-            raise ValueError(damaged) from None
+    except _DAMAGED_PICKLE as problem:
+        culprit = _CULPRIT.search(str(problem))
+        code = f" ({printable(culprit[1] or culprit[2])})" if culprit else ""
         raise ValueError(
-            f"{path} was refused: reading it would run code ({culprit}). If you trust its author, re-save its weights"
-            " alone where it was made: torch.save({'state_dict': model.state_dict()}, FILE)"
+            f"{path} was refused: it is truncated, damaged, no checkpoint of torch, or reading it would run code{code}."
+            " If you trust its author, re-save its weights alone: torch.save(model.state_dict(), FILE)"
         ) from None
-    except _DAMAGED_PICKLE:
-        raise ValueError(damaged) from None
 
 
-def _foreign_code(message: str, path: Path) -> str | None:
-    """Return the function that torch refused to call, by its message or by the first name in a bare pickle.
-
-    None where the file breaks off inside that name, which torch then takes for the whole of it, less a last byte.
-    """
-    if found := _CULPRIT.search(message):
-        culprit = printable(found[1] or found[2])
-        last = culprit.rpartition(".")[2].encode()
-        with path.open("rb") as file:
-            file.seek(-min(len(last) + 1, path.stat().st_size), os.SEEK_END)
-            return None if not last or file.read()[:-1] == last else culprit
-    strings: list[str] = []
-    try:
-        with path.open("rb") as file:
-            for operation, value, _ in pickletools.genops(file):
-                if operation.name == "GLOBAL":
-                    return str(value).replace(" ", ".")
-                if operation.name == "STACK_GLOBAL":
-                    return ".".join(strings[-2:])
-                if isinstance(value, str):
-                    strings.append(value)
-    except _DAMAGED_PICKLE:
-        return None
-    return None
-
-
-def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], Origin]:
+def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Return the weights in the content of a file, and the names of all else."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of named tensors")
@@ -312,12 +268,12 @@ def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], Origin]:
             f"{path} holds sparse, nested, expanded or quantised tensors: {listed(foreign)}. Save them dense"
         )
     storages = {(storage := tensor.untyped_storage()).data_ptr(): storage.nbytes() for tensor in weights.values()}
-    if (told := sum(tensor.nbytes for tensor in weights.values())) > _MOST_SHARED * sum(storages.values()):
-        raise ValueError(f"{path} holds tensors of {told:,} bytes in {sum(storages.values()):,}. Save them apart")
+    if (claimed := sum(tensor.nbytes for tensor in weights.values())) > _MOST_SHARED * sum(storages.values()):
+        raise ValueError(f"{path} holds tensors of {claimed:,} bytes in {sum(storages.values()):,}. Save them apart")
     beside += [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
         weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}
-    return weights, Origin(beside)
+    return weights, beside
 
 
 def _parse_labels(text: str) -> list[tuple[int, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,20 @@ from vlmo.checkpoints.layout import (
     NUM_CLASS_ROWS,
     NUM_CROSS_ROWS,
     OUR_IMAGE_POSITIONS,
+    OUR_TABLE,
     OUR_TEXT_POSITIONS,
+    OUR_WORDS,
     USUAL_SIZES,
     Conversion,
+    HeadTask,
     NameTable,
-    count_blocks,
-    count_heads,
+    common_sizes,
+    find_task,
     grid_of_positions,
     grid_of_table,
     listed,
     note_on_depth,
     one_line,
-    reasoning_labels,
     shape_of,
     spans,
     translate,
@@ -111,25 +112,36 @@ _FIXED = {
 _CONSTANTS = {"layer_norm_eps": 1e-6, "text_layer_norm_eps": 1e-12}
 
 
-@dataclass(frozen=True)
-class _State:
-    """One of the published states, told by its heads."""
-
-    kind: str
-    model_class: type[models.VLMoPreTrainedModel]
-    heads: tuple[str, ...]  # our names
-
-
-_VQA = _State("fine-tuned on VQA", models.VLMoForVisualQuestionAnswering, ("answer_head",))
-_NLVR2 = _State("fine-tuned on NLVR2", models.VLMoForVisualReasoning, ("reasoning_head",))
-_PRETRAINED = _State(
-    "pre-trained on pairs (stage 3)",
-    models.VLMoForPreTraining,
-    ("contrast_head", "fusion_contrast_head", "match_head", "mlm_head"),
+_RETRIEVAL_HEADS = ("contrast_head", "match_head")
+_LANGUAGE = HeadTask("pre-trained on text (stage 2)", ("mlm_head",), models.VLMoForMaskedLM)
+TASKS = (
+    HeadTask(
+        "fine-tuned on VQA",
+        ("answer_head",),
+        models.VLMoForVisualQuestionAnswering,
+        {"num_labels": "answer_head.classifier.weight"},
+        {"use_pooler": True},
+    ),
+    HeadTask(
+        "fine-tuned on NLVR2",
+        ("reasoning_head",),
+        models.VLMoForVisualReasoning,
+        {"num_labels": "reasoning_head.classifier.weight"},
+        {"use_pooler": True},
+    ),
+    *(
+        HeadTask(
+            "pre-trained on pairs (stage 3)",
+            (head, "mlm_head"),
+            models.VLMoForPreTraining,
+            settings={"use_pooler": True, "use_match_head": True},
+        )
+        for head in _RETRIEVAL_HEADS
+    ),
+    *(HeadTask("fine-tuned for retrieval", (head,), models.VLMoForImageTextRetrieval) for head in _RETRIEVAL_HEADS),
+    _LANGUAGE,
+    HeadTask("backbone without heads", (), models.VLMoModel),
 )
-_RETRIEVAL = _State("fine-tuned for retrieval", models.VLMoForImageTextRetrieval, ("contrast_head", "match_head"))
-_LANGUAGE = _State("pre-trained on text (stage 2)", models.VLMoForMaskedLM, ("mlm_head",))
-_BACKBONE = _State("backbone without heads", models.VLMoModel, ())
 
 
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:
@@ -144,85 +156,62 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     tensor that tells a size is missing, or sizes do not fit together.
     """
     named, keys = translate(state_dict, NAMES)
-    state = _state_of({name.split(".")[0] for name in named})
-    config = _config(state_dict, named, state, num_attention_heads=num_attention_heads)
+    task, title, settings = find_task(TASKS, named, NAMES)
+    config = _config(named, settings, num_attention_heads=num_attention_heads, reads_pooler=task is not _LANGUAGE)
+    text_length = DEFAULT_TEXT_LENGTH
+    if OUR_TEXT_POSITIONS in named:
+        text_length = shape_of(named, OUR_TEXT_POSITIONS, axes=2, names=NAMES)[0]
     # Published files carry text positions beside a table and the pooler of stage 2, and never use them.
     idle = {OUR_TEXT_POSITIONS} if config.position_embedding == "relative" else set()
-    idle |= {name for name in named if state is _LANGUAGE and "pooler" in name}
-    own = ("vlmo.", *(f"{head}." for head in state.heads))
-    weights = {name: tensor for name, tensor in named.items() if name.startswith(own) and name not in idle}
+    idle |= {name for name in named if task is _LANGUAGE and "pooler" in name}
     unused = [key for key in state_dict if _LEFTOVERS.fullmatch(key)] + [keys[name] for name in named if name in idle]
-    known = {*unused, *(keys[name] for name in weights)}
-    text_length = DEFAULT_TEXT_LENGTH
-    if TEXT_POSITIONS in state_dict:
-        text_length = shape_of(state_dict, TEXT_POSITIONS, axes=2)[0]
     return Conversion(
-        kind=f"VLMo, {state.kind}",
-        model_class=state.model_class,
+        kind=f"VLMo, {title}",
+        model_class=task.model_class,
         config=config,
-        weights=weights,
+        weights={name: tensor for name, tensor in named.items() if name not in idle},
         unused={key: state_dict[key] for key in unused},
-        unknown=[key for key in state_dict if key not in known],
+        unknown=[key for key in state_dict if key not in {*unused, *keys.values()}],
         max_text_length=text_length,
         text="wordpiece",
         notes=note_on_depth("VLMo", config),
     )
 
 
-def _state_of(heads: set[str]) -> _State:
-    if "answer_head" in heads:
-        return _VQA
-    if "reasoning_head" in heads:
-        return _NLVR2
-    if heads & {"contrast_head", "match_head"}:
-        return _PRETRAINED if "mlm_head" in heads else _RETRIEVAL
-    return _LANGUAGE if "mlm_head" in heads else _BACKBONE
-
-
 def _config(
-    state_dict: Mapping[str, Tensor], named: Mapping[str, Tensor], state: _State, *, num_attention_heads: int | None
+    named: Mapping[str, Tensor], settings: dict[str, Any], *, num_attention_heads: int | None, reads_pooler: bool
 ) -> models.VLMoConfig:
-    width, channels, patch, _ = shape_of(state_dict, "transformer.patch_embed.proj.weight", axes=4)
-    depth = count_blocks(named)
+    table = shape_of(named, OUR_TABLE, axes=2, names=NAMES) if OUR_TABLE in named else None
+    sizes = common_sizes(
+        named, NAMES, columns=None if table is None else table[1], num_attention_heads=num_attention_heads
+    )
     fused = {int(name.split(".")[2]) for name in named if ".vision_language." in name}
+    depth = sizes["num_hidden_layers"]
     if fused != set(range(depth - len(fused), depth)):
         raise ValueError(f"of blocks 0-{depth - 1}, those with mlp_vl are {spans(fused)}; expected the top ones")
-    if relative := TABLE in state_dict:
-        rows, columns = shape_of(state_dict, TABLE, axes=2)
-        grid = grid_of_table(TABLE, rows, num_fixed=NUM_FIXED_ROWS)
+    if table is not None:
+        grid = grid_of_table(TABLE, table[0], num_fixed=NUM_FIXED_ROWS)
     elif OUR_IMAGE_POSITIONS in named:
-        positions, columns = shape_of(named, OUR_IMAGE_POSITIONS, axes=2, names=NAMES)[0], None
+        positions = shape_of(named, OUR_IMAGE_POSITIONS, axes=2, names=NAMES)[0]
         grid = grid_of_positions("transformer.pos_embed", positions)
+        sizes["max_text_positions"] = shape_of(named, OUR_TEXT_POSITIONS, axes=2, names=NAMES)[0]
     else:
         raise ValueError(f"neither {TABLE} nor transformer.pos_embed is there; expected one of them")
-    optional: dict[str, Any] = {}
-    if "itc_image_proj.fc.weight" in state_dict:
-        optional["projection_size"] = shape_of(state_dict, "itc_image_proj.fc.weight", axes=2)[0]
-    if state is _VQA:
-        optional["num_labels"] = shape_of(state_dict, "vqa_classifier.3.weight", axes=2)[0]
-    if state is _NLVR2:
-        optional |= reasoning_labels(shape_of(state_dict, "nlvr2_classifier.3.weight", axes=2)[0])
-    if not relative:
-        optional["max_text_positions"] = shape_of(state_dict, TEXT_POSITIONS, axes=2)[0]
-    pooled = any(key.startswith("pooler.") for key in state_dict) and state is not _LANGUAGE
+    if (projection := "contrast_head.image_projection.weight") in named:
+        sizes["projection_size"] = shape_of(named, projection, axes=2, names=NAMES)[0]
+    sizes["use_pooler"] = reads_pooler and any(name.startswith("vlmo.pooler.") for name in named)
+    sizes["use_match_head"] = any(name.startswith("match_head.") for name in named)
+    sizes |= settings
     return models.VLMoConfig(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=count_heads(columns, width=width, depth=depth, asked=num_attention_heads),
-        intermediate_size=shape_of(state_dict, "transformer.blocks.0.mlp_imag.fc1.weight", axes=2)[0],
         num_fusion_layers=len(fused),
-        image_size=grid * patch,
-        patch_size=patch,
-        num_channels=channels,
-        vocab_size=shape_of(state_dict, "text_embeddings.word_embeddings.weight", axes=2)[0],
-        position_embedding="relative" if relative else "absolute",
+        image_size=grid * sizes["patch_size"],
+        vocab_size=shape_of(named, OUR_WORDS, axes=2, names=NAMES)[0],
+        position_embedding="absolute" if table is None else "relative",
         # Of BEiT's base and large; only a newly initialised model reads it.
-        layer_scale_init=(0.1 if depth <= 12 else 1e-5) if "transformer.blocks.0.gamma_1" in state_dict else None,
-        contrast_fusion_branch="itc_vl_image_proj.fc.weight" in state_dict,
-        num_modality_types=shape_of(state_dict, "token_type_embeddings.weight", axes=2)[0],
-        use_pooler=pooled or state in {_VQA, _NLVR2, _PRETRAINED},
-        use_match_head=state is _PRETRAINED or any(key.startswith("itm_score.") for key in state_dict),
-        **optional,
+        layer_scale_init=(0.1 if depth <= 12 else 1e-5) if "vlmo.blocks.0.gamma_1" in named else None,
+        contrast_fusion_branch="fusion_contrast_head.image_projection.weight" in named,
+        num_modality_types=shape_of(named, "vlmo.modality_types.weight", axes=2, names=NAMES)[0],
+        **sizes,
     )
 
 
@@ -285,10 +274,9 @@ def _check_fits(
     config: models.VLMoConfig, weights: dict[str, Tensor], model_class: type[models.VLMoPreTrainedModel], folder: Path
 ) -> None:
     """Refuse a model that the layout cannot hold, and a folder that lacks tensors of its model, or holds others."""
+    given = vars(config)
     problems = [
-        f"{name} {value!r}, where it has {fixed!r}"
-        for name, fixed in _FIXED.items()
-        if (value := vars(config)[name]) != fixed
+        f"{name} {given[name]!r}, where it has {fixed!r}" for name, fixed in _FIXED.items() if given[name] != fixed
     ]
     if not config.num_modality_types:
         problems.append("no modality types")
@@ -298,14 +286,16 @@ def _check_fits(
         raise ValueError(f"{folder}: the published VLMo layout cannot hold this model: {'; '.join(problems)}")
     with torch.device("meta"):
         shapes = {key: tensor.shape for key, tensor in model_class(config).state_dict().items()}
-    if missing := shapes.keys() - weights.keys():
-        problems.append(f"without {listed(missing)}")
-    if foreign := weights.keys() - shapes.keys():
-        problems.append(f"with {listed(foreign)}, which {model_class.__name__} does not have")
-    if wrong := [key for key in shapes.keys() & weights.keys() if weights[key].shape != shapes[key]]:
-        problems.append(f"with other shapes than its config.json asks for: {listed(wrong)}")
-    if problems:
-        raise ValueError(f"{folder} is broken: {model_class.__name__} {'; '.join(problems)}")
+    for problem, keys in (
+        ("without {}", shapes.keys() - weights.keys()),
+        ("with {}, which it does not have", weights.keys() - shapes.keys()),
+        (
+            "with other shapes than its config.json asks for: {}",
+            {k for k in weights if weights[k].shape != shapes.get(k)},
+        ),
+    ):
+        if keys:
+            raise ValueError(f"{folder} is broken: {model_class.__name__} {problem.format(listed(keys))}")
 
 
 def _published(
@@ -321,7 +311,7 @@ def _published(
             published[key] = published[key][None]
     foreign = [name for name in weights if name not in named]
     if not all(name.startswith("mim_head.") for name in foreign):
-        raise ValueError(f"{folder}: the published VLMo layout has no place for {listed(foreign)}")
+        raise ValueError(f"{folder}: the published VLMo layout has no name for {listed(foreign)}")
     notes = [f"not in the layout, left out: {listed(foreign)}"] if foreign else []
     notes += [
         f"the published code computes with {name} {fixed:g}; this model was made with {value:g}"

@@ -98,6 +98,7 @@ class ModelCard:
         settings: File with every setting of the run.
         start: Folder of the initial weights.
         data: All training data.
+        language: Of the texts, by its code, such as "en".
         licence: Of the weights, by the hub's identifier, such as "apache-2.0".
         licence_note: Further sentences about it.
         metrics: Results of `TaskResult.measurements`.
@@ -112,6 +113,7 @@ class ModelCard:
     settings: str | None = None
     start: str | None = None
     data: tuple[DataSource, ...] = ()
+    language: str | None = None
     licence: str | None = None
     licence_note: str = ""
     metrics: tuple[EvalResult, ...] = ()
@@ -132,6 +134,7 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
     title = card.title or card.recipe or _kind(folder)
     is_beit3 = config.get("inner_norm") and config.get("token_order") == "image_first"
     front = ModelCardData(
+        language=card.language,
         license=card.licence or "unknown",
         library_name="transformers",
         pipeline_tag=usage.pipeline if usage else None,

@@ -18,7 +18,6 @@ import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +28,6 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -83,15 +81,6 @@ _NAMES = ("metrics.jsonl", "model", "quarantine.jsonl", "recipe.json", "tensorbo
 MANIFEST, CHECKSUMS = "manifest.json", "checksums-{rank}.json"
 
 
-@dataclass(frozen=True)
-class SavedState:
-    """A training state on disk whose checksums were right."""
-
-    path: Path
-    progress: dict[str, Any]
-    """Step number and counters."""
-
-
 def state_path(folder: Path, step: int) -> Path:
     """Return the folder of the state of a step."""
     return folder / f"step_{step:08d}"
@@ -118,9 +107,7 @@ class StateStore:
     def save(self, tensors: dict[str, Any], *, progress: Mapping[str, Any]) -> None:
         """Write the state `folder`/step_00001234 once the last one is complete; remove all but the `keep` newest.
 
-        Args:
-            tensors: Nested dictionaries of tensors, sharded or not.
-            progress: Ready for JSON; `progress["step"]` names the state.
+        `tensors` are nested dictionaries, sharded or not; `progress` is ready for JSON, and its "step" names the state.
 
         Raises:
             TrainingError: This state, or the one before it, could not be written.
@@ -143,52 +130,43 @@ class StateStore:
 
     def last_saved(self, *, finish: bool) -> str:
         """Return which state a run goes on from, for the end of a message; `finish` waits for one being written."""
-        if finish:
-            with contextlib.suppress(TrainingError, RuntimeError, OSError):
+        with contextlib.suppress(TrainingError, RuntimeError, OSError):
+            if finish:
                 self.wait()
-        saved = max(self.folder.glob("step_????????"), default=None)
+        saved = max(_states(self.folder), default=None)
         return (
             f"{f'the last saved state is {saved}, and' if saved else 'nothing was saved yet;'} the same command goes on"
         )
 
-    def load(self, saved: SavedState, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def load(self, path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Load weights and optimizer from a state of any number of processes; TrainingError if its tensors differ."""
-        reader = _StateReader(saved.path)
+        reader = _StateReader(path)
         try:
             names = set(reader.read_metadata().state_dict_metadata)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise TrainingError(
-                f"training state {saved.path} lists no tensors that this version reads ({error!r}); give a new run"
-                " folder, or the version that has written it"
-            ) from error
-        tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
-        groups = []
-        if any(name.startswith("optimizer.") for name in names):
-            state = get_optimizer_state_dict(objective, optimizer)
-            groups, of_parameters = state["param_groups"], cast("dict[str, Any]", state["state"])
-            # What no step has used yet has no state, here as before.
-            tensors["optimizer"] = {n: of for n, of in of_parameters.items() if f"optimizer.{n}.step" in names}
-        own = {f"objective.{n}" for n in tensors["objective"]}
-        own |= {f"optimizer.{n}.{moment}" for n, of in tensors.get("optimizer", {}).items() for moment in of}
-        if differing := sorted(names ^ own):
-            place = "state" if differing[0] in names else "run"
-            raise TrainingError(
-                f"training state {saved.path} holds other tensors than this run, {len(differing)} of them, such as"
-                f" {differing[0]} (only in the {place}); give a new run folder, or the version that has written it"
-            )
-        try:
+            tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
+            groups = []
+            if any(name.startswith("optimizer.") for name in names):
+                state = get_optimizer_state_dict(objective, optimizer)
+                groups, of_parameters = state["param_groups"], cast("dict[str, Any]", state["state"])
+                # What no step has used yet has no state, here as before.
+                tensors["optimizer"] = {n: of for n, of in of_parameters.items() if f"optimizer.{n}.step" in names}
+            own = {f"objective.{n}" for n in tensors["objective"]}
+            own |= {f"optimizer.{n}.{moment}" for n, of in tensors.get("optimizer", {}).items() for moment in of}
+            if differing := sorted(names ^ own):
+                raise LookupError(
+                    f"its tensors are others than this run's, {len(differing)} of them, such as {differing[0]} (only in"
+                    f" the {'state' if differing[0] in names else 'run'})"
+                )
             dcp.load(tensors, storage_reader=reader, process_group=self._group)
-        except CheckpointException as error:
-            _, (cause, _) = min(error.failures.items())
-            raise TrainingError(f"training state {saved.path} cannot be read: {cause}") from error
+        except (CheckpointException, ValueError, LookupError, TypeError, AttributeError) as error:
+            cause = min(error.failures.items())[1][0] if isinstance(error, CheckpointException) else error
+            raise TrainingError(
+                f"training state {path} cannot be read: {cause}; give a new run folder, or the version that wrote it"
+            ) from error
         set_model_state_dict(objective, tensors["objective"])
         if groups:
-            set_optimizer_state_dict(
-                objective,
-                optimizer,
-                {"state": tensors["optimizer"], "param_groups": groups},
-                options=StateDictOptions(strict=False),
-            )
+            moments, options = {"state": tensors["optimizer"], "param_groups": groups}, StateDictOptions(strict=False)
+            set_optimizer_state_dict(objective, optimizer, moments, options=options)
 
 
 def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -202,8 +180,8 @@ def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> 
     return tensors
 
 
-def newest_state(folder: Path) -> SavedState | None:
-    """Return the newest undamaged state in `folder`, or None if there has never been one.
+def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest undamaged state in `folder` and its progress, or None if there has never been one.
 
     Newer states that are damaged are renamed to step_00001234.damaged, each with a warning. Leftovers of interrupted
     saves are removed.
@@ -215,7 +193,7 @@ def newest_state(folder: Path) -> SavedState | None:
     damaged = sorted(folder.glob("*.damaged"))
     for path in reversed(_states(folder)):
         try:
-            return SavedState(path, _verified_progress(path))
+            return path, _verified_progress(path)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
             logger.warning("training state %s is damaged (%s); going back to the one before it", path, problem)
             renamed = path.with_name(f"{path.name}.damaged")
@@ -277,7 +255,7 @@ def lock_run(run_dir: Path) -> contextlib.AbstractContextManager[Any]:
 
 
 class _StateWriter(dcp.FileSystemWriter):
-    """Writer of one state."""
+    """Writer of one state: the main process makes its folder, all write into it, the main one completes it."""
 
     def __init__(self, target: Path, *, progress: dict[str, Any], keep: int) -> None:
         super().__init__(path_aside(target))
@@ -285,17 +263,14 @@ class _StateWriter(dcp.FileSystemWriter):
         self._folder = contextlib.ExitStack()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """Return the plan of a process; the main one makes the folder when it has the plans of all."""
-        return plan
+        return plan  # the folder is made when the plans of all are there
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Open the folder, on the main process, before any writes."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self._folder.enter_context(write_folder(self.target))
         return super().prepare_global_plan(plans)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
-        """Write this process's share, and checksums of it."""
         written = super().write_data(plan, planner)
         names = {result.storage_data.relative_path for result in written.value()}
         path = Path(self.path) / CHECKSUMS.format(rank=rank())
@@ -303,14 +278,22 @@ class _StateWriter(dcp.FileSystemWriter):
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Complete the state, on the main process, when all have written, and remove those that are too old."""
         aside = Path(self.path)
         files: dict[str, Any] = {}
         for path in aside.glob(CHECKSUMS.format(rank="*")):
             files |= json.loads(path.read_text())
             path.unlink()
-        places = {result.index: result.storage_data for of_process in results for result in of_process}
-        manifest: dict[str, Any] = {"files": files, "progress": self.progress, "tensors": _listed(metadata, places)}
+        stored = {result.index: result.storage_data for of_process in results for result in of_process}
+        tensors = {}
+        for name, tensor in metadata.state_dict_metadata.items():
+            assert isinstance(tensor, TensorStorageMetadata)  # nothing else is saved
+            chunks = []  # of each: offsets and sizes in the tensor; file, first byte in it and number of bytes
+            for chunk in tensor.chunks:
+                at = stored[MetadataIndex(name, chunk.offsets)]
+                chunks.append((chunk.offsets, chunk.sizes, at.relative_path, at.offset, at.length))
+            dtype = str(tensor.properties.dtype).removeprefix("torch.")
+            tensors[name] = {"dtype": dtype, "size": tensor.size, "chunks": chunks}
+        manifest: dict[str, Any] = {"files": files, "progress": self.progress, "tensors": tensors}
         manifest["sha256"] = _digest_of(manifest)
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         self._folder.close()
@@ -327,16 +310,16 @@ class _StateWriter(dcp.FileSystemWriter):
                 self._folder.__exit__(type(error), error, error.__traceback__)
             if not isinstance(error, CheckpointException):
                 raise
-            place, (cause, _) = min(error.failures.items())
+            process, (cause, _) = min(error.failures.items())
             if not isinstance(cause, Exception):
                 raise cause from None  # such as an interrupt
             refused = system_error(cause)
             # PyTorch's own words are about its file format; between processes the system's are lost.
             reason = f"{type(cause).__name__}: {cause}" if refused is None else refused.strerror
-            told = "" if refused is None and isinstance(cause, RuntimeError) else f" ({reason})"
+            reason = "" if refused is None and isinstance(cause, RuntimeError) else f" ({reason})"
             newest = max(_states(self.target.parent), default=None)
             raise TrainingError(
-                f"training state {self.target} could not be written by process {place}{told}; the newest one is "
+                f"training state {self.target} could not be written by process {process}{reason}; the newest one is "
                 f"{newest}; {advise_on_saving(refused or cause)}, and the same command goes on"
             ) from cause
 
@@ -345,18 +328,17 @@ class _StateReader(dcp.FileSystemReader):
     """Reader of a state that runs no code of it and reads no files beside it."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """Return which tensor lies where."""
-        tensors: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-        places: dict[MetadataIndex, _StorageInfo] = {}
-        for name, told in read_json(Path(self.path) / MANIFEST)["tensors"].items():
+        tensors: dict[str, Any] = {}
+        stored: dict[MetadataIndex, _StorageInfo] = {}
+        for name, tensor in read_json(Path(self.path) / MANIFEST)["tensors"].items():
             chunks = []
-            for offsets, sizes, file, start, length in told["chunks"]:
+            for offsets, sizes, file, start, length in tensor["chunks"]:
                 chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
-                place = file_in(Path(self.path), file).name
-                places[MetadataIndex(name, offsets)] = _StorageInfo(place, int(start), int(length))
-            properties = TensorProperties(getattr(torch, told["dtype"]))
-            tensors[name] = TensorStorageMetadata(properties, torch.Size(told["size"]), chunks)
-        return Metadata(tensors, storage_data=places, storage_meta=StorageMeta(load_id=self.load_id))
+                file = file_in(Path(self.path), file).name
+                stored[MetadataIndex(name, offsets)] = _StorageInfo(file, int(start), int(length))
+            properties = TensorProperties(getattr(torch, tensor["dtype"]))
+            tensors[name] = TensorStorageMetadata(properties, torch.Size(tensor["size"]), chunks)
+        return Metadata(tensors, storage_data=stored, storage_meta=StorageMeta(load_id=self.load_id))
 
     def _slice_file(self, file: Any, sinfo: _StorageInfo) -> Any:
         part = super()._slice_file(file, sinfo)
@@ -380,31 +362,17 @@ def _verified_progress(path: Path) -> dict[str, Any]:
     return dict(manifest["progress"])
 
 
-def _listed(metadata: Metadata, places: Mapping[MetadataIndex, _StorageInfo]) -> dict[str, Any]:
-    """Return type, size and chunks of each tensor: offsets and sizes in it; file, place in the file and bytes."""
-    listed = {}
-    for name, tensor in metadata.state_dict_metadata.items():
-        assert isinstance(tensor, TensorStorageMetadata)  # nothing else is saved
-        chunks = []
-        for chunk in tensor.chunks:
-            place = places[MetadataIndex(name, chunk.offsets)]
-            chunks.append((chunk.offsets, chunk.sizes, place.relative_path, place.offset, place.length))
-        dtype = str(tensor.properties.dtype).removeprefix("torch.")
-        listed[name] = {"dtype": dtype, "size": tensor.size, "chunks": chunks}
-    return listed
-
-
 def _digest_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path) -> str:
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str]]:
-    """Return the dotted name of each leaf of nested dictionaries that differs, and a phrase that tells how."""
+    """Return the dotted name of each leaf of nested dictionaries that differs, and a phrase that says how."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in sorted(old.keys() | new.keys()):

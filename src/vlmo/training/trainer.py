@@ -33,7 +33,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from vlmo.distributed import all_reduce, barrier, choose_device, gather_objects, is_main, rank, world_size
 from vlmo.folder.atomic import write_folder
-from vlmo.training.checkpoint import SavedState, StateStore, claim_run_folder, lock_run, newest_state, state_path
+from vlmo.training.checkpoint import StateStore, claim_run_folder, lock_run, newest_state
 from vlmo.training.config import Precision, TrainerConfig
 from vlmo.training.engine import Engine, choose_precision, gradient_norm
 from vlmo.training.errors import TrainingError, explained_faults
@@ -45,32 +45,16 @@ from vlmo.types import Batch
 logger = logging.getLogger(__name__)
 
 
-class RunSettings(Protocol):
-    """Settings of a run, such as a recipe."""
-
+class _Recipe(Protocol):
     @property
-    def trainer(self) -> TrainerConfig:
-        """Length, numerics, and how often to log, save and evaluate."""
-        ...
-
+    def trainer(self) -> TrainerConfig: ...
     @property
-    def optimizer(self) -> OptimizerConfig:
-        """Settings of AdamW."""
-        ...
-
+    def optimizer(self) -> OptimizerConfig: ...
     @property
-    def schedule(self) -> ScheduleConfig:
-        """Course of the learning rate."""
-        ...
-
+    def schedule(self) -> ScheduleConfig: ...
     @property
-    def seed(self) -> int:
-        """Seed of dropout and all other randomness in the objective."""
-        ...
-
-    def to_json(self) -> str:
-        """Return all settings as a JSON object; a run folder holds runs of one recipe only."""
-        ...
+    def seed(self) -> int: ...
+    def to_json(self) -> str: ...
 
 
 class BatchLoader(Protocol):
@@ -95,20 +79,23 @@ class CursorLoader(Protocol):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Outcome of a run."""
+    """Outcome of a run.
+
+    Attributes:
+        status: "stopped" if a signal ended it early: its state is saved, and the same command goes on.
+        seconds: Wall time of all steps, saves and evaluations of the run, over all its starts.
+        skipped: Updates that were skipped because of a non-finite loss or gradient.
+        metrics: The newest value of each name in metrics.jsonl.
+        model_dir: Model folder; there if the run has finished.
+    """
 
     status: Literal["finished", "already_finished", "stopped"]
-    """"stopped" if a signal ended it early: its state is saved, and the same command goes on."""
     steps: int
     seconds: float
-    """Wall time of all steps, saves and evaluations of the run, over all its starts."""
     samples_seen: int
     skipped: int
-    """Updates that were skipped because of a non-finite loss or gradient."""
     metrics: dict[str, Any]
-    """The newest value of each name in metrics.jsonl."""
     model_dir: Path
-    """Model folder; there if the run has finished."""
 
 
 @dataclass
@@ -132,6 +119,7 @@ class Trainer:
     Args:
         objective: `objective(batch)` returns named scalars, of which "loss" is minimised; it holds a module `model`,
             whose `no_weight_decay()`, if it has one, names parameters of two or more dimensions that are not decayed.
+        recipe: Settings of the run; `to_json()` returns all of them, and a run folder holds runs of one recipe only.
         save_model: Writes the files of the model folder into the empty folder it is given, with the weights it is
             given (a state dictionary of `model`).
         lr_scale: Name of a parameter in the objective -> factor on its learning rate.
@@ -148,7 +136,7 @@ class Trainer:
         loader: BatchLoader,
         *,
         run_dir: str | Path,
-        recipe: RunSettings,
+        recipe: _Recipe,
         save_model: Callable[[Path, dict[str, Tensor]], None],
         lr_scale: Mapping[str, float] | None = None,
         evaluators: Sequence[Callable[[nn.Module], Mapping[str, float]]] = (),
@@ -180,7 +168,6 @@ class Trainer:
         self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
         self._states = StateStore(self.state_dir, keep=self.config.keep_states, in_background=self.config.async_save)
         self._counters, self._began, self._lr = _Counters(), 0.0, 0.0
-        self._good_state: Path | None = None
         self._unreported = 0, 0.0  # samples and seconds of training since the last line
 
     def fit(self) -> TrainingResult:
@@ -269,8 +256,8 @@ class Trainer:
             counters.bad_in_row = 0
             if config.clip_norm is not None:
                 clip_grads_with_norm_(parameters, config.clip_norm, grad_norm)
-            rates = self.recipe.optimizer.lr, self.recipe.schedule
-            self._lr = lr_at(counters.step, base_lr=rates[0], max_steps=config.max_steps, config=rates[1])
+            base_lr, schedule = self.recipe.optimizer.lr, self.recipe.schedule
+            self._lr = lr_at(counters.step, base_lr=base_lr, max_steps=config.max_steps, config=schedule)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._lr * group["lr_scale"]
             self.optimizer.step()
@@ -329,11 +316,10 @@ class Trainer:
             }
             tracker.log_training(counters.step, losses=named, numbers=numbers)
         if counters.bad_in_row >= config.max_bad_steps:
-            self._finish_saving()
             raise TrainingError(
                 f"the last {counters.bad_in_row} steps, up to step {counters.step}, had a non-finite loss or gradient:"
-                f" losses {named}, gradient norm {norm}; the last good state is {self._good_state}. Lower the rate,"
-                f" clip gradients, or look at the samples that {self.run_dir / 'metrics.jsonl'} names"
+                f" losses {named}, gradient norm {norm}. Lower the rate, clip gradients, or look at the samples that"
+                f" {self.run_dir / 'metrics.jsonl'} names; {self._states.last_saved(finish=True)}"
             )
 
     def _evaluate_if_due(self, tracker: Tracker | None) -> None:
@@ -360,7 +346,6 @@ class Trainer:
         if isinstance(self.loader, CursorLoader):
             parts = gather_objects(self.loader.cursor(counters.step))
             counters.cursor = {name: value for part in parts for name, value in part.items()}
-        self._good_state = state_path(self.state_dir, counters.step)
         if tracker is not None:
             tracker.flush()  # first, so that a restored state never lacks lines
         self._states.save(self._engine.training_state(self.optimizer), progress=asdict(counters))
@@ -374,13 +359,18 @@ class Trainer:
         recipe = self.recipe.to_json()
         claim_run_folder(self.run_dir, recipe_json=recipe, write=False)
         # One process chooses, so that all go on from the same state.
-        saved = from_main(newest_state(self.state_dir) if is_main() else None)
-        if saved is not None:
-            self._states.load(saved, self.objective, self.optimizer)
-            self._counters, self._good_state = _counters_of(saved), saved.path
+        if saved := from_main(newest_state(self.state_dir) if is_main() else None):
+            path, progress = saved
+            self._states.load(path, self.objective, self.optimizer)
+            try:
+                self._counters = _Counters(**progress)
+            except TypeError as error:
+                raise TrainingError(
+                    f"training state {path} was written by another version ({error}); use that"
+                ) from error
             if isinstance(self.loader, CursorLoader):
                 self.loader.go_on_from(self._counters.step, self._counters.cursor or {})
-            logger.info("%s: going on from %s", self.title, saved.path)
+            logger.info("%s: going on from %s", self.title, path)
         self._began = time.monotonic() - self._counters.seconds
         finished = self._counters.step >= self.config.max_steps and from_main(self.model_dir.exists())
         if not finished:  # else its settings stay those that it was trained with
@@ -401,15 +391,6 @@ class Trainer:
             metrics={name: value for line in read_metrics(self.run_dir) for name, value in line.items()},
             model_dir=self.model_dir,
         )
-
-
-def _counters_of(saved: SavedState) -> _Counters:
-    try:
-        return _Counters(**saved.progress)
-    except TypeError as error:
-        raise TrainingError(
-            f"training state {saved.path} was written by another version ({error}); use that"
-        ) from error
 
 
 def forward_seed(seed: int, *, step: int, micro: int, rank: int) -> int:
