@@ -16,13 +16,8 @@ from fsspec.implementations.local import LocalFileSystem
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 )
-UNREAD_SUFFIXES = frozenset(
-    (
-        *(".heic", ".heif", ".hif", ".jxl", ".jfif", ".svg", ".psd", ".tga", ".ico", ".eps"),
-        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef"),  # of cameras
-    )
-)
-"""Suffixes of images that are not read."""
+UNREAD_SUFFIXES = frozenset((".heic", ".heif", ".hif", ".jxl", ".jfif", ".svg", ".psd", ".tga", ".ico", ".eps"))
+UNREAD_SUFFIXES |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef"}  # of cameras
 SHARD_SUFFIXES = (".tar", ".parquet")
 
 _WILDCARDS = frozenset("*?[")
@@ -70,11 +65,7 @@ def warn_of_skipped(folder: str | Path, counts: Iterable[tuple[str, int]]) -> No
 def image_named(query: str, *, must_exist: bool = False) -> Path | None:
     """Return the image file that a query names; None for words.
 
-    Args:
-        must_exist: A name of an image that is not there is an error, not words.
-
-    Raises:
-        ValueError: It names a file that is no image by its suffix, or an image that is not there.
+    ValueError for a file that is no image by its suffix, and with `must_exist` for an image that is not there.
     """
     path = Path(query)
     is_image = path.suffix.lower() in IMAGE_SUFFIXES
@@ -120,9 +111,7 @@ def walk(folder: Path, *, seen: set[tuple[int, int]] | None = None, lost: list[P
             if (status.st_dev, status.st_ino) in seen:
                 return
             seen.add((status.st_dev, status.st_ino))
-            with os.scandir(path) as entries:
-                names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-            inside = [(path / name, (path / name).is_dir(), (path / name).is_file()) for name in names]
+            inside = [(each, each.is_dir(), each.is_file()) for each in sorted(path.iterdir()) if each.name[0] != "."]
         except OSError:
             if lost is None or path == folder:
                 raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import signal
@@ -22,8 +21,7 @@ from vlmo.data.examples import Examples
 from vlmo.data.sampler import Key, batch_seed, global_batch, micro_batches
 from vlmo.types import Batch
 
-_LAST_WORD_S = 5.0
-_PARENT_CHECK_S = 1.0
+_LAST_WORD_S, _PARENT_CHECK_S = 5.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -152,28 +150,19 @@ def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | Non
         # Of its own, so that starting a loader takes nothing from the global generator.
         generator=torch.Generator().manual_seed(0),
     )
-    with warnings.catch_warnings(), _sigterm_blocked():
-        # From Python 3.12 on, any process with threads warns when it forks. A worker never enters what its
-        # parent's threads may hold: PyTorch runs it on one thread, and it calls PIL, NumPy and small operations.
-        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-        items = iter(loader)
-    return _until_a_worker_ends(items) if num_workers else items
-
-
-@contextlib.contextmanager
-def _sigterm_blocked() -> Iterator[None]:
-    """Block SIGTERM while workers fork, so that each of their threads does.
-
-    Some libraries (Lance, BLAS) start threads of a worker while it forks, before `worker_init_fn` could say so.
-    """
-    if sys.platform != "linux":
-        yield
-        return
-    usual = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # Each thread of a worker blocks SIGTERM: some libraries (Lance, BLAS) start theirs while it forks, before
+    # `worker_init_fn` could say so.
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}) if sys.platform == "linux" else None
     try:
-        yield
+        with warnings.catch_warnings():
+            # From Python 3.12 on, any process with threads warns when it forks. A worker never enters what its
+            # parent's threads may hold: PyTorch runs it on one thread, and it calls PIL, NumPy and small operations.
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            items = iter(loader)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+        if usual is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+    return _until_a_worker_ends(items) if num_workers else items
 
 
 def _until_a_worker_ends(items: Iterator[Any]) -> Iterator[Any]:

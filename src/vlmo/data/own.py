@@ -285,9 +285,7 @@ def open_shards(path: Path, files: Sequence[Path]) -> Dataset | None:
     shards = _shards_of(files)
     if not shards:
         return None
-    if len({file.suffix.lower() for file in shards}) > 1:
-        raise ValueError(f"{path} holds tar and parquet files, such as {shards[0]}; name a folder of one kind")
-    if _is_tar(shards[0]):
+    if shards[0].suffix.lower() == ".tar":
         records = [record for tar in shards for record in _tar_records(tar, path)]
         records = [record._replace(number=number) for number, record in enumerate(records)]
         return _rows_of(records, path=path, root=path)
@@ -306,44 +304,31 @@ def open_shards(path: Path, files: Sequence[Path]) -> Dataset | None:
     return _read_columns(path, parts)
 
 
-def _is_tar(file: Path) -> bool:
-    return file.suffix.lower() == ".tar"
-
-
 def _shards_of(files: Sequence[Path]) -> list[Path]:
-    """Return the shards among the files of a folder, but tables that img2dataset left beside its tars.
+    """Return the tars among the files of a folder, or else its parquet files: beside tars, img2dataset leaves tables.
 
-    Beside images, which may be what shards were unpacked to, these are tables that name them; beside texts, those with
-    images.
+    Beside images, which may be what shards were unpacked to, these are tables of images' paths and captions or the
+    like; beside texts, those with a column of images.
+
+    Raises:
+        ValueError: A parquet file beside images or texts cannot be read.
     """
     suffixes = {file.suffix.lower() for file in files}
-    known = {file for file in files if file.suffix.lower() in SHARD_SUFFIXES}
-    shards = [file for file in files if file in known and (_is_tar(file) or file.with_suffix(".tar") not in known)]
+    tars, tables = ([file for file in files if file.suffix.lower() == suffix] for suffix in SHARD_SUFFIXES)
     if not suffixes.isdisjoint(IMAGE_SUFFIXES):
-        tables = {file: _columns_and_image(file) for file in shards if not _is_tar(file)}
-        return [
-            file
-            for file, (names, image) in tables.items()
-            if (isinstance(image, str) or (isinstance(image, dict) and image.get("bytes") is None))
-            and column_of(names, _TASK_COLUMNS)
-        ]
-    if ".txt" in suffixes and ".tar" not in suffixes:
-        return [file for file in shards if _columns_and_image(file)[1] is not None]
-    return shards
+        return [file for file in tables if _columns(file)[1] and column_of(_columns(file)[0], _TASK_COLUMNS)]
+    return tars or [file for file in tables if ".txt" not in suffixes or any(_columns(file))]
 
 
-def _columns_and_image(file: Path) -> tuple[list[str], Any]:
-    """Return the columns of a parquet file and its first image; None as that without any."""
+def _columns(file: Path) -> tuple[list[str], bool]:
+    """Return the columns of a parquet file with images, and True if these may be paths."""
     try:
-        with pq.ParquetFile(file) as opened:
-            schema = opened.schema_arrow
-            structs = [each.name for each in schema if pa.types.is_struct(each.type) and "bytes" in each.type.names]
-            name = column_of(schema.names, (*SHARD_IMAGES, *IMAGE_COLUMNS, *structs))
-            batches = opened.iter_batches(16, columns=[name]) if name else ()
-            cells = (cell for batch in batches for cell in batch.column(0).to_pylist() if cell is not None)
-            return schema.names, next(cells, None)
+        schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
+    structs = [each.name for each in schema if pa.types.is_struct(each.type) and "bytes" in each.type.names]
+    name = column_of(schema.names, (*SHARD_IMAGES, *IMAGE_COLUMNS, *structs))
+    return (schema.names if name else []), name is not None and not pa.types.is_binary(schema.field(name).type)
 
 
 def _split_of(file: Path, path: Path) -> str | None:

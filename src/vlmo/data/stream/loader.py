@@ -60,8 +60,8 @@ class StreamLoader:
 
     The samples of a step depend on (sources, configuration, seed) alone: not on the workers, the processes, or where
     the run was cut off. A row of the global batch comes from the lane that its number says; processes and micro-steps
-    have lanes of their own. Where a sample cannot be used, the next one of its lane takes its place, so the step number
-    does not tell where the lanes are: `cursor` does.
+    have lanes of their own. The next sample of a lane stands in for one that cannot be used, so the step number does
+    not tell how far the lanes are: `cursor` does.
 
     Args:
         quarantine: File for bad records of this process; those of further processes have their rank in the name.
@@ -169,15 +169,10 @@ class StreamLoader:
         """Add to the quarantine; log the first shard that cannot be read to its end, the second, the fourth, ..."""
         self._quarantine.add(bad)
         for record in bad:
-            if record.kind == "shard":
-                self._lost_shards += 1
-                if self._lost_shards.bit_count() == 1:
-                    logger.warning(
-                        "streams: %s: %s; %d such so far in this process, each named in the quarantine file",
-                        record.shard,
-                        record.reason,
-                        self._lost_shards,
-                    )
+            self._lost_shards += record.kind == "shard"
+            if record.kind == "shard" and self._lost_shards.bit_count() == 1:
+                warning = "streams: %s: %s; %d such so far in this process, each named in the quarantine file"
+                logger.warning(warning, record.shard, record.reason, self._lost_shards)
 
 
 @dataclass(eq=False)
@@ -216,14 +211,11 @@ class _LaneReader(IterableDataset):
 
 def validate_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int) -> None:
     """Raise ValueError unless lanes can be divided over processes and micro-steps, and rows of a batch over lanes."""
-    pieces = processes * loader.accumulation
-    if config.lanes % pieces:
+    pieces, lanes, size = processes * loader.accumulation, config.lanes, loader.global_batch_size
+    if lanes % pieces:
         raise ValueError(
-            f"streams.lanes is {config.lanes}, not a multiple of {processes} processes x {loader.accumulation} "
-            f"micro-steps: change it to a multiple of {pieces}"
+            f"streams.lanes is {lanes}, not a multiple of {processes} processes x {loader.accumulation} micro-steps: "
+            f"change it to a multiple of {pieces}"
         )
-    if loader.global_batch_size % config.lanes:
-        raise ValueError(
-            f"global_batch_size is {loader.global_batch_size}, not a multiple of {config.lanes} lanes (streams.lanes): "
-            "change one of them"
-        )
+    if size % lanes:
+        raise ValueError(f"global_batch_size is {size}, not a multiple of {lanes} lanes (streams.lanes): change one")
