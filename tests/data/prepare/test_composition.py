@@ -133,30 +133,22 @@ def test_winoground_makes_two_rows_of_each_example(tmp_path, kind) -> None:
     [
         ("sugarcrepe", "data/add_obj.json", '{"0": {"filename": "1.jpg", "caption": "a"}}', "record 0: .*negative_cap"),
         ("sugarcrepe", "data/add_obj.json", '{"0": ', "add_obj.json: expected records in JSON .*cut off"),
-        (
-            "aro",
-            "visual_genome_relation.json",
-            '[{"image_path": "3.jpg"}]',
-            "record 0: expected .*true_caption.*bbox_h",
-        ),
+        ("sugarcrepe", "data/add_obj.json", "[" * 100_000, "add_obj.json: expected records in JSON"),
+        ("aro", "visual_genome_relation.json", '[{"image_path": "3.jpg"}]', "record 0: .*true_caption.*bbox_h"),
         ("winoground", "examples.jsonl", '{"image_0": "a", "image_1": 3, "caption_0": "b"}', "record 0: .*caption_1"),
+        ("winoground", "test.parquet", "PAR1", r"test\.parquet: not a whole parquet file"),
+        ("sugarcrepe", "data/add_obj.json", None, "add_obj.json.* is missing; --root must be a folder with"),
+        ("aro", "visual_genome_relation.json", None, "visual_genome_relation.json.* is missing; --root must be"),
+        ("winoground", "examples.jsonl", None, "examples.jsonl.* is missing; --root must be a folder with"),
     ],
 )
-def test_record_of_another_form_is_named(tmp_path, name, file, content, message) -> None:
-    root = sugarcrepe(aro(tmp_path / "root"))
-    write(root / file, content)
+def test_other_files_are_named(tmp_path, name, file, content, message) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    if content is not None:
+        write(sugarcrepe(aro(root)) / file, content)
     with pytest.raises(ValueError, match=message):
         prepare(name, root=root, out=tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("name", "missing"),
-    [("sugarcrepe", "add_obj.json"), ("aro", "visual_genome_relation.json"), ("winoground", "examples.jsonl")],
-)
-def test_missing_files_are_named(tmp_path, name, missing) -> None:
-    (tmp_path / "root").mkdir()
-    with pytest.raises(ValueError, match=f"{missing}.* is missing; --root must be a folder with"):
-        prepare(name, root=tmp_path / "root", out=tmp_path / "out")
 
 
 def test_parquet_of_another_set_is_refused(tmp_path) -> None:

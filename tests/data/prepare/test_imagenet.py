@@ -24,7 +24,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_imagenet_classes_are_the_folders_in_order(root, tmp_path) -> None:
-    prepare("imagenet", root=root, out=tmp_path / "out")
+    lines = prepare("imagenet", root=root, out=tmp_path / "out").lines()
+    assert not [line for line in lines if line.startswith("warning")]  # nobody knows the size of such a set
     train = open_source(str(tmp_path / "out"))
     assert train.features == class_features(SYNSETS)
     assert train["label"][:] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -54,18 +55,6 @@ def test_imagenet_names_come_from_the_files_that_people_have(root, tmp_path, nam
     assert "labels: 3" in summary.lines()
 
 
-def test_imagenet_folders_of_classes_alone_are_for_training(root, tmp_path) -> None:
-    summary = prepare("imagenet", root=root / "train", out=tmp_path / "out")
-    assert {split: counts.rows for split, counts in summary.splits.items()} == {"train": 9}
-
-
-def test_imagenet_in_the_folders_of_its_download(root, tmp_path) -> None:
-    (tmp_path / "all" / "ILSVRC" / "Data").mkdir(parents=True)
-    root.rename(tmp_path / "all" / "ILSVRC" / "Data" / "CLS-LOC")
-    summary = prepare("imagenet", root=tmp_path / "all", out=tmp_path / "out")
-    assert {split: counts.rows for split, counts in summary.splits.items()} == {"train": 9, "validation": 3}
-
-
 def test_imagenet_1k_is_known_by_its_thousand_synsets(tmp_path) -> None:
     for number in range(1000):
         write(tmp_path / "in" / "train" / f"n{number:08}" / "a.JPEG", jpeg(number % 256))
@@ -73,11 +62,6 @@ def test_imagenet_1k_is_known_by_its_thousand_synsets(tmp_path) -> None:
     lines = prepare("imagenet", root=tmp_path / "in", out=tmp_path / "out").lines()
     assert "warning: train has 1,000 rows; the whole set has 1,281,167" in lines
     assert "warning: validation has 1 rows; the whole set has 50,000" in lines
-
-
-def test_imagenet_other_numbers_of_classes_have_no_known_size(root, tmp_path) -> None:
-    lines = prepare("imagenet", root=root, out=tmp_path / "out").lines()
-    assert not [line for line in lines if line.startswith("warning")]
 
 
 def test_imagenet_bad_files_are_quarantined(root, tmp_path) -> None:
@@ -110,15 +94,6 @@ def test_imagenet_layouts_that_cannot_be_read_are_named(root, tmp_path) -> None:
     refused("no folder of a class in it; --root must be")
 
 
-def test_imagenet_names_that_cannot_be_read_are_named(root, tmp_path) -> None:
-    write(root / "words.txt", "n01440764 tench\nn02012849\n")
-    with pytest.raises(ValueError, match=r"words\.txt: expected a folder's and a class's name a line"):
-        prepare("imagenet", root=root, out=tmp_path / "out")
-    write(root / "imagenet_class_index.json", "[1, 2]")
-    with pytest.raises(ValueError, match=r"imagenet_class_index\.json: expected .* JSON such as"):
-        prepare("imagenet", root=root, out=tmp_path / "out")
-
-
 def test_imagenet_prepared_folders_beside_the_classes_are_no_classes(tmp_path) -> None:
     root = tmp_path / "imagenet22k"
     for synset in SYNSETS:
@@ -128,3 +103,21 @@ def test_imagenet_prepared_folders_beside_the_classes_are_no_classes(tmp_path) -
     prepare("imagenet", root=root, out=root / "later")
     assert labels_of(root / "later") == SYNSETS
     assert (tmp_path / "imagenet22k" / "prepared" / "prepared.json").is_file()
+
+
+@pytest.mark.parametrize(("below", "splits"), [("train", {"train": 9}), ("", {"train": 9, "validation": 3})])
+def test_imagenet_is_read_as_it_is_downloaded_and_as_folders_of_classes(root, tmp_path, below, splits) -> None:
+    place = tmp_path / "all" / "ILSVRC" / "Data" / "CLS-LOC"
+    place.parent.mkdir(parents=True)
+    root.rename(place)
+    summary = prepare("imagenet", root=place / below if below else tmp_path / "all", out=tmp_path / "out")
+    assert {split: counts.rows for split, counts in summary.splits.items()} == splits
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("words.txt", "n01440764 tench\nn02012849\n"), ("imagenet_class_index.json", "[1, 2]")]
+)
+def test_imagenet_names_that_cannot_be_read_are_named(root, tmp_path, name, text) -> None:
+    write(root / name, text)
+    with pytest.raises(ValueError, match=f"{name}: expected a folder's and a class's name a line, or JSON such as"):
+        prepare("imagenet", root=root, out=tmp_path / "out")

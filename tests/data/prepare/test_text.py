@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,26 +29,23 @@ def test_text_files_give_a_row_a_line(tmp_path) -> None:
         "a/c.TXT:3": "Second line.",
         "b.txt:1": "Third.",
     }
+    assert prepared(tmp_path / "in" / "b.txt", tmp_path / "one") == {"b.txt:1": "Third."}
     rows = open_source(str(tmp_path / "out"))
     assert rows.features == FEATURES
     assert rows[0]["image"] is None
     assert (rows[0]["source"], rows[0]["licence"]) == ("in", "unknown")
 
 
-def test_text_of_one_file_may_be_the_root(tmp_path) -> None:
-    write(tmp_path / "in" / "b.txt", "One.\nTwo.\n")
-    assert prepared(tmp_path / "in" / "b.txt", tmp_path / "out") == {"b.txt:1": "One.", "b.txt:2": "Two."}
-
-
 def test_text_cuts_long_lines_between_sentences(tmp_path) -> None:
     sentences = [" ".join([f"w{number}"] * 99) + " end." for number in range(3)]
-    write(tmp_path / "in" / "b.txt", " ".join(sentences) + "\nshort\n")
+    write(tmp_path / "in" / "b.txt", (" ".join(sentences) + "\nshort\ndéjà\n").encode("latin-1"))
     assert prepared(tmp_path / "in", tmp_path / "out") == {
         "b.txt:1": sentences[0],
         "b.txt:1:1": sentences[1],
         "b.txt:1:2": sentences[2],
         "b.txt:2": "short",
     }
+    assert "b.txt:3: not UTF-8" in quarantined(tmp_path / "out")["b.txt:3"]
 
 
 def test_text_in_pieces_is_the_text_as_a_whole(tmp_path, monkeypatch) -> None:
@@ -97,25 +95,22 @@ def test_text_documents_are_on_one_side_whole(tmp_path) -> None:
     assert names == kept
 
 
-def test_text_lines_in_another_encoding_are_quarantined(tmp_path) -> None:
-    write(tmp_path / "in" / "a.txt", b"fine\n" + "d\u00e9j\u00e0\n".encode("latin-1") + b"fine too\n")
-    assert prepared(tmp_path / "in", tmp_path / "out") == {"a.txt:1": "fine", "a.txt:3": "fine too"}
-    assert "a.txt:2: not UTF-8" in quarantined(tmp_path / "out")["a.txt:2"]
+def parquet_of(**columns: list) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
 
 
-def test_text_errors_say_what_is_expected(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"no such file or folder; --root must hold \.txt files, or"):
-        prepare("text", root=tmp_path / "nowhere", out=tmp_path / "out")
-    write(tmp_path / "in" / "notes.md", "x")
-    with pytest.raises(ValueError, match=r"none of its 1 files is text; --root must hold \.txt"):
-        prepare("text", root=tmp_path / "in", out=tmp_path / "out")
-    pq.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / "in" / "a.parquet")
-    with pytest.raises(ValueError, match=r"needs a column 'text' of strings; found id \(int64\), body \(string\)"):
-        prepare("text", root=tmp_path / "in", out=tmp_path / "out")
-    write(tmp_path / "in" / "a.parquet", b"PAR1")
-    with pytest.raises(ValueError, match="not a whole parquet file"):
-        prepare("text", root=tmp_path / "in", out=tmp_path / "out")
-    (tmp_path / "in" / "a.parquet").unlink()
-    write(tmp_path / "in" / "a.txt", "\n \n")
-    with pytest.raises(ValueError, match="not one row of text can be used; there are none"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("notes.md", b"x", r"none of its 1 files is text; --root must hold \.txt"),
+        ("a.parquet", parquet_of(id=[1], body=["x"]), r"column 'text' of strings; found id \(int64\), body \(string\)"),
+        ("a.parquet", b"PAR1", "not a whole parquet file"),
+        ("a.txt", b"\n \n", "not one row of text can be used; there are none"),
+    ],
+)
+def test_text_errors_say_what_is_expected(tmp_path, name, content, message) -> None:
+    write(tmp_path / "in" / name, content)
+    with pytest.raises(ValueError, match=message):
         prepare("text", root=tmp_path / "in", out=tmp_path / "out")

@@ -14,7 +14,6 @@ from vlmo.data.prepare import labels_of, prepare
 from vlmo.data.prepare.vilt_arrow import open_set
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.data.sources import decode_image, open_source
-from vlmo.data.validation import filter_invalid_rows
 
 # What a float32 leaves of 0.3.
 FLOAT32 = 1e-6
@@ -145,15 +144,6 @@ def encoded(picture: np.ndarray) -> bytes:
         return stream.getvalue().to_pybytes()
 
 
-def test_vilt_arrow_pictures_can_be_pickled_and_selected(tmp_path) -> None:
-    prepare("vilt_arrow", root=write_captions(tmp_path / "arrows"), out=tmp_path / "out")
-    train = open_source(str(tmp_path / "out"), split="train").select([3, 3, 0])
-    again = pickle.loads(pickle.dumps(train))
-    np.testing.assert_array_equal(pixels(again[1]["image"]), expected_pixels(jpeg(1)))
-    good = filter_invalid_rows(again, quarantine=tmp_path / "quarantine.jsonl", unique_ids=False)
-    assert good["image_id"][:] == train["image_id"][:]
-
-
 def test_vilt_arrow_parts_run_in_other_processes(tmp_path) -> None:
     parts = list(open_set(write_questions(tmp_path / "arrows")).parts)
     again = pickle.loads(pickle.dumps(parts))
@@ -180,6 +170,8 @@ def test_vilt_arrow_questions_become_a_row_each(tmp_path) -> None:
     summary = prepare("vilt_arrow", root=write_questions(tmp_path / "arrows"), out=tmp_path / "out")
     counts = {split: counts.rows for split, counts in summary.splits.items()}
     assert counts == {"train": 10, "validation": 2, "test_dev": 2, "test_std": 4}
+    assert labels_of(tmp_path / "out") == ["yes", "no", "#2", "2"]
+    assert "1 numbers of answers occur in no row; they are called #NUMBER" in summary.notes
     assert "vqav2_val.arrow is left out: its rows are in the files of its two halves" in summary.notes
     train = open_source(str(tmp_path / "out"), split="train")
     assert train.features == QUESTION_FEATURES
@@ -192,12 +184,6 @@ def test_vilt_arrow_questions_become_a_row_each(tmp_path) -> None:
     assert second["answer_scores"] == pytest.approx([0.9, 0.3], abs=FLOAT32)
     test_std = open_source(str(tmp_path / "out"), split="test_std")
     assert test_std["answer_labels"][:] == [[]] * 4
-
-
-def test_vilt_arrow_labels_are_the_answers_of_the_numbers(tmp_path) -> None:
-    summary = prepare("vilt_arrow", root=write_questions(tmp_path / "arrows"), out=tmp_path / "out")
-    assert labels_of(tmp_path / "out") == ["yes", "no", "#2", "2"]
-    assert "1 numbers of answers occur in no row; they are called #NUMBER" in summary.notes
 
 
 def test_vilt_arrow_val_is_validation_without_its_halves(tmp_path) -> None:
@@ -260,84 +246,6 @@ def test_vilt_arrow_quarantines_bad_rows(tmp_path) -> None:
     assert (summary.splits["train"].rows, summary.splits["train"].quarantined) == (7, 8)
 
 
-def test_vilt_arrow_quarantines_an_unknown_truth_value(tmp_path) -> None:
-    rows = [pair("dev-1-0", ["A."], ["perhaps"]), pair("dev-1-1", ["A."], ["True"])]
-    root = write_arrow(tmp_path / "arrows/nlvr2_dev.arrow", rows).parent
-    prepare("vilt_arrow", root=root, out=tmp_path / "out")
-    reasons = quarantined(tmp_path / "out")
-    assert reasons["nlvr2_dev/0/0"].endswith("dev-1-0: answer 'perhaps'; expected True or False")
-
-
-def test_vilt_arrow_pictures_whose_file_is_gone_are_named(tmp_path) -> None:
-    root = write_captions(tmp_path / "arrows")
-    prepare("vilt_arrow", root=root, out=tmp_path / "out")
-    row = open_source(str(tmp_path / "out"), split="test")[0]
-    file = root / "coco_caption_karpathy_test.arrow"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:600])
-    with pytest.raises(ValueError, match=r"karpathy_test.arrow#bytes=\d+\+\d+: (empty file|cannot be decoded|not a)"):
-        decode_image(row["image"])
-    file.unlink()
-    with pytest.raises(ValueError, match=r"karpathy_test.arrow#bytes=.*: cannot be read: No such file"):
-        decode_image(row["image"])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda table: table.drop_columns(["caption"]),
-            r"columns that no published preparation writes. .*Found vg.arrow",
-        ),
-        (
-            lambda table: table.set_column(0, "image", pa.array(["a", "b"])),
-            "a column of images holds string; expected",
-        ),
-    ],
-)
-def test_vilt_arrow_rejects_other_columns(tmp_path, change: Any, message: str) -> None:
-    table = change(pa.Table.from_pandas(pd.DataFrame([captioned(1, "train"), captioned(2, "train")])))
-    write_table(tmp_path / "vg.arrow", table)
-    with pytest.raises(ValueError, match=message):
-        prepare("vilt_arrow", root=tmp_path, out=tmp_path / "out")
-
-
-def test_vilt_arrow_rejects_compressed_pictures(tmp_path) -> None:
-    write_arrow(tmp_path / "vg.arrow", [captioned(1, "train") | {"image": b"a" * 10_000}], compression="zstd")
-    with pytest.raises(ValueError, match=r"vg.arrow: its images are compressed by Arrow; write the file without"):
-        prepare("vilt_arrow", root=tmp_path, out=tmp_path / "out")
-
-
-def test_vilt_arrow_rejects_files_that_are_cut_off(tmp_path) -> None:
-    file = write_arrow(tmp_path / "vg.arrow", [captioned(1, "train")])
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"vg.arrow: not an Arrow file, or cut off"):
-        open_set(tmp_path)
-
-
-def test_vilt_arrow_rejects_a_folder_without_arrow_files(tmp_path) -> None:
-    with pytest.raises(
-        ValueError, match=r"no .arrow file; --root must be a folder with files such as vqav2_train.arrow"
-    ):
-        open_set(tmp_path)
-    with pytest.raises(ValueError, match=r"no .arrow file"):
-        open_set(tmp_path / "missing" / "vqav2")
-
-
-def test_vilt_arrow_rejects_answers_of_two_preparations(tmp_path) -> None:
-    root = write_questions(tmp_path / "arrows")
-    rows = [questions(31, split="trainable_val") | {"answers": [["no"], ["2", "yes"]]}]
-    write_arrow(root / "vqav2_trainable_val.arrow", rows)
-    with pytest.raises(ValueError, match=r"answer 0 is 'no', in another file 'yes'|answer 0 is 'yes', in another file"):
-        open_set(root)
-
-
-def test_vilt_arrow_rejects_questions_without_any_answer(tmp_path) -> None:
-    write_arrow(tmp_path / "vqav2_test.arrow", [questions(21, split="test", known=False)])
-    with pytest.raises(ValueError, match=r"vqav2_test.arrow: no answers; a file for training is needed"):
-        open_set(tmp_path)
-
-
 @pytest.mark.parametrize(
     "targets",
     [
@@ -356,9 +264,48 @@ def test_vilt_arrow_quarantines_targets_that_do_not_fit_together(targets, tmp_pa
     assert len(open_source(str(tmp_path / "out"))) == 3
 
 
-def test_vilt_arrow_rejects_answers_without_numbers(tmp_path) -> None:
-    write_arrow(
-        tmp_path / "arrows" / "vqav2_train.arrow", [questions(1, split="train") | {"answer_labels": [[0], [3]]}]
-    )
-    with pytest.raises(ValueError, match="3 answers with 2 numbers"):
+def cut_off(root: Path) -> None:
+    file = write_arrow(root / "vg.arrow", [captioned(1, "train")])
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def other_images(root: Path) -> None:
+    table = pa.Table.from_pandas(pd.DataFrame([captioned(1, "train"), captioned(2, "train")]))
+    write_table(root / "vg.arrow", table.set_column(0, "image", pa.array(["a", "b"])))
+
+
+def of_two_preparations(root: Path) -> None:
+    write_questions(root)
+    rows = [questions(31, split="trainable_val") | {"answers": [["no"], ["2", "yes"]]}]
+    write_arrow(root / "vqav2_trainable_val.arrow", rows)
+
+
+def questions_without(root: Path, split: str = "train", **changes: Any) -> None:
+    write_arrow(root / f"vqav2_{split}.arrow", [questions(21, split=split, known=split == "train") | changes])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: root.mkdir(), "no .arrow file; --root must be a folder with files such as vqav2_train.arrow"),
+        (
+            lambda root: write_arrow(root / "vg.arrow", [{"image": jpeg(1), "image_id": "a"}]),
+            "columns that no published preparation writes. .*Found vg.arrow",
+        ),
+        (other_images, "a column of images holds string; expected"),
+        (
+            lambda root: write_arrow(
+                root / "vg.arrow", [captioned(1, "train") | {"image": b"a" * 10_000}], compression="zstd"
+            ),
+            "vg.arrow: its images are compressed by Arrow; write the file without",
+        ),
+        (cut_off, "vg.arrow: not an Arrow file, or cut off"),
+        (of_two_preparations, "answer 0 is 'no', in another file 'yes'|answer 0 is 'yes', in another file"),
+        (lambda root: questions_without(root, "test"), "vqav2_test.arrow: no answers; a file for training is needed"),
+        (lambda root: questions_without(root, answer_labels=[[0], [3]]), "3 answers with 2 numbers"),
+    ],
+)
+def test_vilt_arrow_refuses_other_files(tmp_path, spoil: Any, message: str) -> None:
+    spoil(tmp_path / "arrows")
+    with pytest.raises(ValueError, match=message):
         prepare("vilt_arrow", root=tmp_path / "arrows", out=tmp_path / "out")

@@ -36,16 +36,11 @@ def root(tmp_path: Path) -> Path:
 def test_visual_genome_phrases_are_captions_of_the_whole_picture(root, tmp_path) -> None:
     summary = prepare("visual_genome", root=root, out=tmp_path / "out")
     rows = open_source(str(tmp_path / "out"))
+    assert rows["image_id"][:] == ["visual_genome/1", "coco/77", "visual_genome/2417997", "coco/88"]
     assert rows["captions"][:] == [[f"thing {number}", "the sky"] for number in range(4)]
     assert [decode_image(row["image"]).getpixel((0, 0))[0] for row in rows] == [0, 1, 2, 3]
     assert summary.splits["train"].captions == 8
     assert not [line for line in summary.lines() if line.startswith("warning")]
-
-
-def test_visual_genome_names_cocos_pictures_as_coco_does(root, tmp_path) -> None:
-    prepare("visual_genome", root=root, out=tmp_path / "out")
-    names = ["visual_genome/1", "coco/77", "visual_genome/2417997", "coco/88"]
-    assert open_source(str(tmp_path / "out"))["image_id"][:] == names
 
 
 def test_visual_genome_keeps_cocos_held_out_pictures_apart(root, tmp_path) -> None:
@@ -88,22 +83,16 @@ def test_visual_genome_missing_file_is_named(root, tmp_path, missing: str) -> No
         prepare("visual_genome", root=root, out=tmp_path / "out")
 
 
-def test_visual_genome_other_json_is_an_error(root, tmp_path) -> None:
-    (root / "region_descriptions.json").write_text('[{"id": 1}]')
-    with pytest.raises(ValueError, match=r"region_descriptions\.json: \[0\]: id and regions"):
-        prepare("visual_genome", root=root, out=tmp_path / "out")
-    (root / "image_data.json").write_text('[{"image_id": 1}]')
-    with pytest.raises(ValueError, match=r"image_data\.json: \[0\]: image_id and url"):
-        prepare("visual_genome", root=root, out=tmp_path / "out")
-
-
-def test_visual_genome_with_the_split_of_another_set_is_an_error(root, tmp_path) -> None:
-    write(root / "dataset_coco.json", json.dumps({"images": [{"split": "val", "filename": "1.jpg"}]}))
-    with pytest.raises(ValueError, match=r"dataset_coco\.json: images\[0\]: cocoid and split are needed"):
-        prepare("visual_genome", root=root, out=tmp_path / "out")
-
-
-def test_visual_genome_phrase_that_is_no_text_is_an_error(root, tmp_path) -> None:
-    write(root / "region_descriptions.json", json.dumps([{"id": 1, "regions": [{"phrase": None}]}]))
-    with pytest.raises(ValueError, match=r"\[0\]: id and regions\[\]\.phrase are needed \(TypeError\('None is no text"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("region_descriptions.json", [{"id": 1}], r"\[0\]: id and regions"),
+        ("region_descriptions.json", [{"id": 1, "regions": [{"phrase": None}]}], "TypeError.*None is no text"),
+        ("image_data.json", [{"image_id": 1}], r"\[0\]: image_id and url"),
+        ("dataset_coco.json", {"images": [{"split": "val", "filename": "1.jpg"}]}, r"images\[0\]: cocoid and split"),
+    ],
+)
+def test_visual_genome_other_json_is_an_error(root, tmp_path, name, content, message) -> None:
+    write(root / name, json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{name}: .*{message}"):
         prepare("visual_genome", root=root, out=tmp_path / "out")

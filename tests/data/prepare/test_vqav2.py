@@ -8,7 +8,6 @@ from tests.data.prepare.toy_task_files import jpeg, quarantined, write
 from vlmo.data.prepare import labels_of, prepare
 from vlmo.data.schema import QUESTION_FEATURES
 from vlmo.data.sources import open_source
-from vlmo.data.validation import filter_invalid_rows
 
 TRAIN_IMAGES = range(1, 13)
 VAL_IMAGES = range(101, 105)
@@ -78,8 +77,8 @@ def picture(root: Path, part: str, image: int) -> Path:
     return root / part / f"COCO_{part}_{image:012}.jpg"
 
 
-def prepared(toy: Toy, folder: Path, **options: int) -> Path:
-    prepare("vqav2", root=toy.write(folder / "root"), out=folder / "out", **options)
+def prepared(toy: Toy, folder: Path) -> Path:
+    prepare("vqav2", root=toy.write(folder / "root"), out=folder / "out")
     return folder / "out"
 
 
@@ -104,7 +103,7 @@ def test_vqav2_leaves_out_training_questions_without_a_known_answer(tmp_path) ->
     summary = prepare("vqav2", root=Toy().write(tmp_path / "root"), out=tmp_path / "out")
     train = open_source(str(tmp_path / "out"), split="train")
     validation = open_source(str(tmp_path / "out"), split="validation")
-    # Two of four pictures of val2014 are held out; their unanswerable questions stay, for an honest score.
+    # Two of four images of val2014 are held out; their unanswerable questions stay, for an honest score.
     assert len(train) == 2 * (len(TRAIN_IMAGES) + 2)
     assert len(validation) == 3 * 2
     assert sum(labels == [] for labels in validation["answer_labels"]) == 2
@@ -116,9 +115,10 @@ def test_vqav2_leaves_out_training_questions_without_a_known_answer(tmp_path) ->
     assert "the questions about 2 images of val2014 are for validation" in notes
     assert "48 questions have answers; in the whole set 658,111 have" in notes
     assert summary.splits["train"].quarantined == 0
+    assert "warning: test_std has 3 rows; the whole set has 447,793" in summary.lines()
 
 
-def test_vqav2_holds_out_the_same_pictures_whatever_the_order(tmp_path) -> None:
+def test_vqav2_holds_out_the_same_images_whatever_the_order(tmp_path) -> None:
     first, second = Toy(), Toy()
     second.questions["val2014"].reverse()
     second.annotations["val2014"].reverse()
@@ -130,30 +130,19 @@ def test_vqav2_holds_out_the_same_pictures_whatever_the_order(tmp_path) -> None:
     assert len(held_out[0]) == 2
 
 
-def test_vqav2_test_splits_have_no_answers(tmp_path) -> None:
+def test_vqav2_test_splits_have_no_answers_and_need_not_be_there(tmp_path) -> None:
     out = prepared(Toy(), tmp_path)
-    test_std = open_source(str(out), split="test_std")
+    assert open_source(str(out), split="test_std")["question_id"][:] == [str(image * 1000) for image in TEST_IMAGES]
     test_dev = open_source(str(out), split="test_dev")
-    assert test_std["question_id"][:] == [str(image * 1000) for image in TEST_IMAGES]
     assert test_dev["question_id"][:] == ["201000"]
     row = test_dev[0]
     assert (row["answers"], row["answer_labels"], row["answer_scores"], row["answer_type"]) == ([], [], [], "")
     assert row["image"]["path"] == str(picture(tmp_path / "root", "test2015", 201))
-
-
-@pytest.mark.slow
-def test_vqav2_gives_the_same_with_two_processes(tmp_path) -> None:
-    one, two = prepared(Toy(), tmp_path / "one"), prepared(Toy(), tmp_path / "two", num_proc=2)
-    for split in ("train", "validation", "test_std"):
-        assert (
-            open_source(str(one), split=split)["question_id"][:] == open_source(str(two), split=split)["question_id"][:]
-        )
-
-
-def test_vqav2_rows_pass_the_check_before_a_run(tmp_path) -> None:
-    rows = open_source(str(prepared(Toy(), tmp_path)), split="train")
-    good = filter_invalid_rows(rows, quarantine=tmp_path / "quarantine.jsonl", needs_caption=False, unique_ids=False)
-    assert len(good) == len(rows)
+    for part in ("test2015", "test-dev2015"):
+        (tmp_path / "root" / f"v2_OpenEnded_mscoco_{part}_questions.json").unlink()
+    summary = prepare("vqav2", root=tmp_path / "root", out=tmp_path / "without")
+    assert list(summary.splits) == ["train", "validation"]
+    assert "no questions of test-dev2015 are there" in summary.notes
 
 
 def test_vqav2_quarantines_what_does_not_fit_together(tmp_path) -> None:
@@ -163,6 +152,7 @@ def test_vqav2_quarantines_what_does_not_fit_together(tmp_path) -> None:
     extra = {"question_type": "is", "answer_type": "yes/no", "multiple_choice_answer": "yes"}
     extra["answers"] = annotators(yes=10)
     toy.annotations["train2014"].append(extra | {"image_id": 5, "question_id": 4008})
+    toy.annotations["train2014"][6]["answers"] = annotators(yes=3)  # of the image 3
     root = toy.write(tmp_path / "root")
     picture(root, "train2014", 7).unlink()
     file = picture(root, "train2014", 8)
@@ -171,25 +161,12 @@ def test_vqav2_quarantines_what_does_not_fit_together(tmp_path) -> None:
     reasons = quarantined(tmp_path / "out")
     assert "question_id 1000 repeats that of an earlier row" in reasons["coco/1"]
     assert reasons["coco/2"] == "question 2009 needs an annotation of its image with 10 answers: none"
+    assert reasons["coco/3"].endswith(": image 3, 3 answers")
     assert reasons["coco/4"].endswith(": image 5, 10 answers")
     assert "No such file" in reasons["coco/7"]
     assert "cannot be decoded" in reasons["coco/8"]
-    assert summary.splits["train"].rows == 2 * (len(TRAIN_IMAGES) + 2) - 2 * 2
-    assert summary.splits["train"].quarantined == 3 + 2 * 2
-
-
-def test_vqav2_does_without_test_splits(tmp_path) -> None:
-    toy = Toy()
-    del toy.questions["test2015"], toy.questions["test-dev2015"]
-    summary = prepare("vqav2", root=toy.write(tmp_path / "root"), out=tmp_path / "out")
-    assert list(summary.splits) == ["train", "validation"]
-    assert "no questions of test-dev2015 are there" in summary.notes
-    assert not [line for line in summary.lines() if line.startswith("warning: test")]
-
-
-def test_vqav2_warns_where_a_test_split_is_not_whole(tmp_path) -> None:
-    summary = prepare("vqav2", root=Toy().write(tmp_path / "root"), out=tmp_path / "out")
-    assert "warning: test_std has 3 rows; the whole set has 447,793" in summary.lines()
+    assert summary.splits["train"].rows == 2 * (len(TRAIN_IMAGES) + 2) - 2 * 2 - 1
+    assert summary.splits["train"].quarantined == 4 + 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -200,47 +177,40 @@ def test_vqav2_warns_where_a_test_split_is_not_whole(tmp_path) -> None:
         ("test2015", "test2015 or images/test2015 or coco/test2015 is missing"),
     ],
 )
-def test_vqav2_says_at_the_door_what_is_missing(tmp_path, missing: str, message: str) -> None:
+def test_vqav2_names_a_file_that_is_missing(tmp_path, missing: str, message: str) -> None:
     root = Toy().write(tmp_path / "root")
     (root / missing).rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=message):
         prepare("vqav2", root=root, out=tmp_path / "out")
 
 
-def test_vqav2_names_a_record_that_lacks_a_key(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda toy: toy.annotations["val2014"][1].pop("answers"),
+            r"val2014_annotations.json: annotations\[1\]: .*answers\[\].answer are needed",
+        ),
+        (
+            lambda toy: toy.questions["train2014"][2].pop("image_id"),
+            r"train2014_questions.json: questions\[2\]: question_id, image_id and",
+        ),
+        (
+            lambda toy: toy.annotations["train2014"].append(toy.annotations["train2014"][0]),
+            "question 1000 has two annotations",
+        ),
+        (
+            lambda toy: [
+                record.update(multiple_choice_answer=str(record["question_id"]))
+                for records in toy.annotations.values()
+                for record in records
+            ],
+            "no answer is given to 9 questions",
+        ),
+    ],
+)
+def test_vqav2_refuses_other_files(tmp_path, damage, message: str) -> None:
     toy = Toy()
-    del toy.annotations["val2014"][1]["answers"]
-    with pytest.raises(
-        ValueError, match=r"val2014_annotations.json: annotations\[1\]: .*answers\[\].answer are needed"
-    ):
-        prepared(toy, tmp_path / "first")
-    toy = Toy()
-    del toy.questions["train2014"][2]["image_id"]
-    with pytest.raises(ValueError, match=r"train2014_questions.json: questions\[2\]: question_id, image_id and"):
-        prepared(toy, tmp_path / "second")
-
-
-def test_vqav2_rejects_annotations_without_a_frequent_answer(tmp_path) -> None:
-    toy = Toy()
-    for records in toy.annotations.values():
-        for number, record in enumerate(records):
-            record["multiple_choice_answer"] = f"{record['image_id']}-{number}"
-    with pytest.raises(ValueError, match="no answer is given to 9 questions"):
-        prepared(toy, tmp_path)
-
-
-def test_vqav2_quarantines_questions_without_ten_answers(tmp_path) -> None:
-    toy = Toy()
-    for part, count in (("train2014", 0), ("val2014", 3)):
-        toy.annotations[part][0]["answers"] = toy.annotations[part][0]["answers"][:count]
-    reasons = sorted(quarantined(prepared(toy, tmp_path)).values())
-    for number, count, reason in zip((1000, 101000), (0, 3), reasons, strict=True):
-        assert reason.startswith(f"question {number} needs an annotation")
-        assert reason.endswith(f", {count} answers")
-
-
-def test_vqav2_refuses_a_second_annotation(tmp_path) -> None:
-    toy = Toy()
-    toy.annotations["train2014"].append(toy.annotations["train2014"][0] | {"answers": annotators(no=10)})
-    with pytest.raises(ValueError, match="question 1000 has two annotations"):
+    damage(toy)
+    with pytest.raises(ValueError, match=message):
         prepared(toy, tmp_path)

@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.data.prepare.karpathy_files import coco_record, write_coco
-from tests.data.prepare.toy_task_files import jpeg, quarantined
+from tests.data.prepare.karpathy_files import coco_record, flickr_record, write_coco
+from tests.data.prepare.toy_task_files import jpeg, quarantined, write
 
 from vlmo.data.decoding import decode_image
 from vlmo.data.prepare import prepare
@@ -19,7 +19,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_coco_trains_on_restval_too(root, tmp_path) -> None:
-    prepare("coco", root=root, out=tmp_path / "out")
+    (root / "karpathy").mkdir()
+    (root / "dataset_coco.json").rename(root / "karpathy" / "dataset_coco.json")
+    lines = prepare("coco", root=root, out=tmp_path / "out").lines()
+    assert "warning: train has 3 rows; the whole set has 113,287" in lines
     found = {split: open_source(str(tmp_path / "out"), split=split) for split in ("train", "validation", "test")}
     assert {split: rows["image_id"][:] for split, rows in found.items()} == {
         "train": ["coco/0", "coco/1", "coco/4"],
@@ -32,19 +35,6 @@ def test_coco_trains_on_restval_too(root, tmp_path) -> None:
     assert row["image"] == {"bytes": None, "path": str(root / "val2014" / "COCO_val2014_000000000001.jpg")}
     assert decode_image(row["image"]).getpixel((0, 0)) == (1, 1, 1)
     assert row["source"] == "coco"
-
-
-def test_coco_finds_the_split_in_a_folder_of_its_own(root, tmp_path) -> None:
-    (root / "karpathy").mkdir()
-    (root / "dataset_coco.json").rename(root / "karpathy" / "dataset_coco.json")
-    assert prepare("coco", root=root, out=tmp_path / "out").splits["train"].rows == 3
-
-
-def test_coco_warns_where_sizes_differ(root, tmp_path) -> None:
-    lines = prepare("coco", root=root, out=tmp_path / "out").lines()
-    assert "warning: train has 3 rows; the whole set has 113,287" in lines
-    assert "warning: validation has 1 rows; the whole set has 5,000" in lines
-    assert "warning: test has 1 rows; the whole set has 5,000" in lines
 
 
 def test_coco_bad_records_are_quarantined_with_a_reason(tmp_path) -> None:
@@ -69,15 +59,6 @@ def test_coco_bad_records_are_quarantined_with_a_reason(tmp_path) -> None:
     assert "warning: 50.0% of train cannot be used; quarantine.jsonl says why" in summary.lines()
 
 
-def test_coco_unknown_split_is_named_before_any_work(root, tmp_path) -> None:
-    records = [coco_record(0, "train"), coco_record(1, "dev")]
-    write_coco(root, records)
-    with pytest.raises(ValueError, match=r"images\[1\]: .*split \(.*restval.*'dev'"):
-        prepare("coco", root=root, out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "out.unfinished").exists()
-
-
 @pytest.mark.parametrize("missing", ["dataset_coco.json", "train2014", "val2014"])
 def test_coco_missing_file_is_named_with_the_layout(root, tmp_path, missing: str) -> None:
     (root / missing).rename(tmp_path / "elsewhere")
@@ -85,10 +66,34 @@ def test_coco_missing_file_is_named_with_the_layout(root, tmp_path, missing: str
         prepare("coco", root=root, out=tmp_path / "out")
 
 
-def test_coco_file_of_another_set_is_an_error(root, tmp_path) -> None:
-    text = json.dumps({"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "x"}]}]})
-    (root / "dataset_coco.json").write_text(text)
-    with pytest.raises(
-        ValueError, match=r"images\[0\]: .*are needed \(KeyError\('cocoid'\)\); is it the file of another set"
-    ):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"split": "dev"}, r"images\[1\]: .*split \(.*restval.*'dev'"), ({"cocoid": None}, r"images\[1\]: .*'cocoid'")],
+)
+def test_coco_other_records_are_named_before_any_work(root, tmp_path, change, message) -> None:
+    record = coco_record(1, "train") | change
+    records = [coco_record(0, "train"), {name: value for name, value in record.items() if value is not None}]
+    write_coco(root, records)
+    with pytest.raises(ValueError, match=message + ".*is it the file of another set"):
         prepare("coco", root=root, out=tmp_path / "out")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["coco"]
+
+
+def test_flickr30k_has_karpathys_split(tmp_path) -> None:
+    records = [flickr_record(number, split) for number, split in enumerate(["train", "val", "test", "train"])]
+    for record in records:
+        write(tmp_path / "flickr" / "flickr30k-images" / record["filename"], jpeg(record["imgid"]))
+    write(tmp_path / "flickr" / "dataset_flickr30k.json", json.dumps({"images": records, "dataset": "flickr30k"}))
+    summary = prepare("flickr30k", root=tmp_path / "flickr", out=tmp_path / "out")
+    rows = open_source(str(tmp_path / "out"), split="train")
+    assert rows["image_id"][:] == ["flickr30k/1000", "flickr30k/1003"]
+    assert rows["captions"][:] == [["Caption 0."], ["Caption 3."]]
+    assert decode_image(rows[1]["image"]).getpixel((0, 0)) == (3, 3, 3)
+    assert [(split, counts.rows, counts.expected) for split, counts in summary.splits.items()] == [
+        ("train", 2, 29_000),
+        ("validation", 1, 1_014),
+        ("test", 1, 1_000),
+    ]
+    (tmp_path / "flickr" / "flickr30k-images").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"flickr30k-images or flickr30k_images is missing; --root must be a folder"):
+        prepare("flickr30k", root=tmp_path / "flickr", out=tmp_path / "none")
