@@ -12,7 +12,6 @@ from tests.parity.plain_vlmo import write_vocabulary
 from vlmo import cli
 from vlmo.cli import main, runs
 from vlmo.cli.output import say, say_json
-from vlmo.cli.runs import RecipesOptions
 from vlmo.recipes import RECIPES
 
 
@@ -220,10 +219,10 @@ def test_damaged_model_folder_is_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["closed", None])
 def test_place_that_may_not_be_written_is_named(name, capsys, monkeypatch):
-    def refuse(_):
+    def refuse():
         raise PermissionError(13, "Permission denied", name)
 
-    monkeypatch.setitem(cli._COMMANDS, "recipes", (RecipesOptions, refuse))
+    monkeypatch.setitem(cli._COMMANDS, "recipes", refuse)
     said = f"no permission for {name}; choose another place, or change its rights" if name else "Permission denied"
     assert refused(["recipes"], capsys) == f"vlmo: {said}"
 

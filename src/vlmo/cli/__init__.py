@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import functools
 import gc
 import importlib
 import logging
@@ -15,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 from safetensors import SafetensorError
@@ -27,28 +29,27 @@ from vlmo.lazy import install_command
 from vlmo.terminal import without_controls
 
 _STDERR = Console(stderr=True)
-# Options and function of each command. The first line of the options' docstring is what `vlmo --help` shows.
-_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "quickstart": (runs.QuickstartOptions, runs.quickstart_command),
-    "train": (runs.TrainName, lambda given: runs.train(given.name, [])),
-    "finetune": (runs.FinetuneOptions, lambda _: runs.finetune([])),
-    "evaluate": (tasks.EvaluateOptions, tasks.evaluate_command),
-    "predict": (tasks.PredictOptions, tasks.predict_command),
-    "index": (searching.IndexOptions, searching.index_command),
-    "search": (searching.SearchOptions, searching.search_command),
-    "embed": (searching.EmbedOptions, searching.embed_command),
-    "duplicates": (searching.DuplicatesOptions, searching.duplicates_command),
-    "clusters": (searching.ClustersOptions, searching.clusters_command),
-    "serve": (serving.ServeOptions, serving.serve_command),
-    "data prepare": (tasks.PrepareOptions, tasks.prepare_command),
-    "recipes": (runs.RecipesOptions, runs.recipes_command),
-    "models": (folders.ModelsOptions, folders.models_command),
-    "import": (folders.ImportOptions, folders.import_command),
-    "merge": (folders.MergeOptions, folders.merge_command),
-    "export": (folders.ExportOptions, folders.export_command),
-    "release": (folders.ReleaseOptions, folders.release_command),
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "quickstart": runs.quickstart,
+    "train": runs.train,
+    "finetune": runs.finetune,
+    "evaluate": tasks.evaluate,
+    "predict": tasks.predict,
+    "index": searching.index,
+    "search": searching.search,
+    "embed": searching.embed,
+    "duplicates": searching.duplicates,
+    "clusters": searching.clusters,
+    "serve": serving.serve,
+    "data prepare": tasks.prepare,
+    "recipes": runs.recipes,
+    "models": folders.models,
+    "import": folders.import_,
+    "merge": folders.merge,
+    "export": folders.export,
+    "release": folders.release,
 }
-
+"""Function of each command: its arguments are the options, and its docstring the help."""
 _EXTRAS = {
     **dict.fromkeys(("index", "search", "embed", "duplicates", "clusters"), "retrieval"),
     "serve": "serve",
@@ -137,37 +138,46 @@ def _dispatch(arguments: list[str]) -> None:
         sys.stdout.write(f"vlmo {version('vlmo')}\n")
         return
     command = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    words = [name.split()[0] for name in _COMMANDS]
+    words, others = [name.split()[0] for name in _COMMANDS], arguments[1:]
+    asks_help = bool({"-h", "--help"} & set(others))
     if command is not None and command not in words:
         raise ValueError(f"no command {command!r}; did you mean {nearest(command, words)!r}? All: vlmo --help")
-    if command == "train" and arguments[1:] and not arguments[1].startswith("-"):
-        runs.train(arguments[1], arguments[2:])  # its options are the settings of the recipe
-        return
-    if command == "train" and arguments[1:] and set(arguments[1:]) <= {"-h", "--help"}:
+    if command == "train" and others and not others[0].startswith("-"):
+        runs.train(others[0], arguments=tuple(others[1:]))  # its options are the settings of the recipe
+    elif command == "train" and asks_help:
         runs.train_help()
-        return
-    if command == "finetune" and not {"-h", "--help"} & set(arguments):
-        runs.finetune(arguments[1:])
-        return
-    options = parse(_app(command).cli, arguments or ["--help"], prog="vlmo")
-    if vars(options).get("precision") == "int8" and vars(options).get("engine") == "torch":  # before torch is imported
-        raise ValueError("--precision int8 belongs to the engines onnx and openvino; leave out --engine torch")
-    run = next(run for kind, run in _COMMANDS.values() if kind is type(options))
-    run(options)
+    elif command == "finetune" and not asks_help:
+        if others and others[0].startswith("-"):
+            raise ValueError(f"{others[0]} stands before the model; expected vlmo finetune MODEL --data DATA [OPTIONS]")
+        parser = functools.partial(tyro.cli, _deferred(runs.finetune))
+        call, rest = parse(parser, others, prog="vlmo finetune", return_unknown_args=True)
+        call(arguments=tuple(rest))
+    else:
+        parse(_app(command).cli, arguments or ["--help"], prog="vlmo")()
 
 
 def _app(command: str | None) -> SubcommandApp:
     """All commands; or one, so that tyro suggests its options alone."""
     app, data = SubcommandApp(), SubcommandApp()
-    data.command(name="prepare")(tasks.PrepareOptions)
-    for name, (options, _) in _COMMANDS.items():
+    data.command(name="prepare")(_deferred(tasks.prepare))
+    for name, function in _COMMANDS.items():
         if command not in {None, name.split()[0]}:
             continue
         if name == "data prepare":
             app.command(data, name="data", help="Published data sets: vlmo data prepare NAME --root DIR --out DIR.")
         else:
-            app.command(name=name)(options)
+            app.command(name=name)(_deferred(function))
     return app
+
+
+def _deferred(function: Callable[..., None]) -> Callable[..., Callable[..., None]]:
+    """Return a function that returns the call, so that `parse` reads tyro's errors and not those of the command."""
+
+    @functools.wraps(function)
+    def deferred(*args: Any, **options: Any) -> Callable[..., None]:
+        return functools.partial(function, *args, **options)
+
+    return deferred
 
 
 def _fail(message: str, *, code: int = 2) -> None:

@@ -9,6 +9,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,19 +23,35 @@ ModelFolder = Annotated[
         help="Folder that a run leaves under model/, a name that vlmo models lists, or hf://OWNER/NAME.",
     ),
 ]
+Device = Annotated[
+    str | None, tyro.conf.arg(help="cpu, cuda, cuda:N or mps; by default a GPU if there is one.", metavar="DEVICE")
+]
 
-Engine = Annotated[
-    Literal["auto", "torch", "onnx", "openvino"],
-    tyro.conf.arg(
-        help="PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache. auto: "
-        "OpenVINO, else ONNX Runtime, if the model is exported already and there is no GPU; else PyTorch. vlmo index "
-        "exports the model of an index of 100 images or more where the extra onnx is installed."
-    ),
-]
-Precision = Annotated[
-    Literal["float32", "int8"],
-    tyro.conf.arg(help="int8 is for the engines onnx and openvino, of which auto then takes one (docs/engines.md)."),
-]
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Options of an `Encoder`."""
+
+    engine: Literal["auto", "torch", "onnx", "openvino"] = "auto"
+    """PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache. auto:
+    OpenVINO, else ONNX Runtime, if the model is exported already and there is no GPU; else PyTorch. vlmo index
+    exports the model of an index of 100 images or more where the extra onnx is installed."""
+    precision: Literal["float32", "int8"] = "float32"
+    """int8 is for the engines onnx and openvino, of which auto then takes one (docs/engines.md)."""
+    device: Device = None
+
+    def __post_init__(self) -> None:
+        """Validate before torch is imported."""
+        check_precision(self.engine, self.precision)
+
+
+Engines = Annotated[EngineOptions, tyro.conf.arg(name="")]
+
+
+def check_precision(engine: str | None, precision: str | None) -> None:
+    """Raise ValueError for int8 in PyTorch."""
+    if precision == "int8" and engine == "torch":
+        raise ValueError("--precision int8 belongs to the engines onnx and openvino; leave out --engine torch")
 
 
 def parse(cli: Callable[..., Any], arguments: Sequence[str], **settings: Any) -> Any:

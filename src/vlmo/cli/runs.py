@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ import tyro
 from rich.console import Console
 
 from vlmo.cli.output import say
-from vlmo.cli.parsing import ModelFolder, hide_loading_bars, parse, without_garbage_collection
+from vlmo.cli.parsing import Device, ModelFolder, hide_loading_bars, parse, without_garbage_collection
 from vlmo.lazy import need_package
 
 _COMMON = {
@@ -41,22 +42,13 @@ _COMMON_HELP = (
 
 
 @dataclass(frozen=True)
-class TrainName:
-    """Train a recipe: vlmo train NAME [--init MODEL_FOLDER] [--run-dir FOLDER] [--optimizer.lr 1e-4 ...]."""
-
-    name: tyro.conf.Positional[str]
-    """Recipe; vlmo recipes lists them, and vlmo train NAME --help every setting with its default."""
-
-
-@dataclass(frozen=True)
 class TrainOptions:
     """Options of a run, and the recipe that it follows."""
 
     recipe: Annotated[Any, tyro.conf.arg(name="")]
     run_dir: Path
     """Run folder; a run that was interrupted goes on where it was."""
-    device: str | None = None
-    """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
+    device: Device = None
     dry_run: bool = False
     """Only tell what the run will need: memory, traffic between processes, operations. vlmo train reads no data for it;
     vlmo finetune reads all, as the run does."""
@@ -69,58 +61,29 @@ class TrainOptions:
     the data, an evaluation and a save may take four times as long."""
 
 
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """Fine-tune a model on own data: vlmo finetune MODEL --data DATA [--lr 3e-5] [--batch-size 32] [--steps 500]."""
+def quickstart(
+    run_dir: Path = Path("runs/quickstart"), *, scale: float = 1.0, seed: int = 0, fast: bool = False
+) -> None:
+    """Train all stages on scenes of shapes in 9 to 18 minutes on two cores; --fast: search with a ready model.
 
-    folder: ModelFolder
-    data: str | None = None
-    """Captions, questions, sentences about two images, classes or masks (docs/data.md), which tell the task."""
-    patterns: Annotated[tuple[str, ...], tyro.conf.arg(name="data.streams.patterns")] = ()
-    """Shards of images with captions, .tar or .parquet, that are read as a stream (docs/data.md, "Streams"): paths,
-    wildcards, braces, folders, URLs. --data, if given too, are then measured on alone."""
-    task: str | None = None
-    """retrieval, vqa, nlvr2, classification or segmentation, where the data do not tell it. Every option of vlmo train
-    is one here too: --lr, --batch-size, --steps, --output-dir, --dry-run, ..."""
-
-
-@dataclass(frozen=True)
-class RecipesOptions:
-    """List the recipes; vlmo recipes NAME shows one with its settings, --json the settings alone."""
-
-    name: Annotated[str | None, tyro.conf.Positional] = None
-    """Recipe to show; all by default."""
-    json: bool = False
-    """Print its settings alone, as JSON."""
-
-
-@dataclass(frozen=True)
-class QuickstartOptions:
-    """Train all stages on scenes of shapes in 9 to 18 minutes on two cores; --fast: search with a ready model."""
-
-    run_dir: Path = Path("runs/quickstart")
-    """Folder for all runs and the report; interrupted work goes on where it was."""
-    scale: float = 1.0
-    """Share of the steps of each stage, and of the test scenes; small values only show that everything works."""
-    seed: int = 0
-    """Seed of all stages; results vary with it."""
-    fast: bool = False
-    """Train nothing: index 21,000 icons and drawings, and search them with the model that comes with the package."""
-
-
-def quickstart_command(options: QuickstartOptions) -> None:
-    """Run `vlmo quickstart`."""
-    if options.fast and options.scale != 1:
+    Args:
+        run_dir: Folder for all runs and the report; interrupted work goes on where it was.
+        scale: Share of the steps of each stage, and of the test scenes; small values only show that everything works.
+        seed: Seed of all stages; results vary with it.
+        fast: Train nothing: index 21,000 icons and drawings, and search them with the model that comes with the
+            package.
+    """
+    if fast and scale != 1:
         raise ValueError("--scale shortens the training, and --fast leaves it out; give one of them")
     hide_loading_bars()
-    if options.fast:
+    if fast:
         from vlmo.demo.fast import run_fast_start
 
-        run_fast_start(options.run_dir / "fast", console=Console())
+        run_fast_start(run_dir / "fast", console=Console())
         return
     from vlmo.demo.quickstart import run_quickstart
 
-    run_quickstart(options.run_dir, scale=options.scale, seed=options.seed, console=Console())
+    run_quickstart(run_dir, scale=scale, seed=seed, console=Console())
 
 
 def train_help() -> None:
@@ -129,8 +92,13 @@ def train_help() -> None:
     say("usage: vlmo train NAME [OPTIONS]", "", *options, "", "Recipes:", *_listed())
 
 
-def train(name: str, arguments: list[str]) -> None:
-    """Run `vlmo train NAME ...`; every setting of the recipe is an option."""
+def train(name: tyro.conf.Positional[str], *, arguments: tyro.conf.Suppress[tuple[str, ...]] = ()) -> None:
+    """Train a recipe: vlmo train NAME [--init MODEL_FOLDER] [--run-dir FOLDER] [--optimizer.lr 1e-4 ...].
+
+    Args:
+        name: Recipe; vlmo recipes lists them, and vlmo train NAME --help every setting with its default.
+        arguments: The other words; every setting of the recipe is an option.
+    """
     common = _common_options(arguments)  # before the slow imports
     with without_garbage_collection():
         from vlmo.recipes import describe, find_recipe
@@ -143,25 +111,35 @@ def train(name: str, arguments: list[str]) -> None:
         _run(options, original=recipe, name=name, about=about)
 
 
-def finetune(arguments: list[str]) -> None:
-    """Run `vlmo finetune MODEL --data DATA ...`; every option of `vlmo train` is one."""
-    prog = "vlmo finetune"
-    if arguments and arguments[0].startswith("-"):
-        raise ValueError(f"{arguments[0]} stands before the model; expected {prog} MODEL --data DATA [OPTIONS]")
-    options, others = parse(
-        functools.partial(tyro.cli, FinetuneOptions), arguments, prog=prog, return_unknown_args=True
-    )
-    common = _common_options(others)
+def finetune(
+    folder: ModelFolder,
+    *,
+    data: str | None = None,
+    patterns: Annotated[tuple[str, ...], tyro.conf.arg(name="data.streams.patterns")] = (),
+    task: str | None = None,
+    arguments: tyro.conf.Suppress[tuple[str, ...]] = (),
+) -> None:
+    """Fine-tune a model on own data: vlmo finetune MODEL --data DATA [--lr 3e-5] [--batch-size 32] [--steps 500].
+
+    Args:
+        data: Captions, questions, sentences about two images, classes or masks (docs/data.md), which tell the task.
+        patterns: Shards of images with captions, .tar or .parquet, that are read as a stream (docs/data.md, "Streams"):
+            paths, wildcards, braces, folders, URLs. --data, if given too, are then measured on alone.
+        task: retrieval, vqa, nlvr2, classification or segmentation, where the data do not tell it. Every option of
+            vlmo train is one here too: --lr, --batch-size, --steps, --output-dir, --dry-run, ...
+        arguments: The other words.
+    """
+    common = _common_options(arguments)
     hide_loading_bars()
     from vlmo.distributed import choose_device
     from vlmo.recipes.finetune import finetune_recipe
     from vlmo.run import build
     from vlmo.tasks.result import data_name
 
-    recipe, about = finetune_recipe(options.folder, options.data, task=options.task, streams=options.patterns)
-    folder = Path(options.folder).resolve()
-    name = f"{folder.parent.name if folder.name == 'model' else folder.name}-{data_name(options.data or 'streams')}"
-    run = _run_options(recipe, *common, prog=prog, about=about, run_dir=Path("runs") / name)
+    recipe, about = finetune_recipe(folder, data, task=task, streams=patterns)
+    folder = folder.resolve()
+    name = f"{folder.parent.name if folder.name == 'model' else folder.name}-{data_name(data or 'streams')}"
+    run = _run_options(recipe, *common, prog="vlmo finetune", about=about, run_dir=Path("runs") / name)
     loader, trainer, rate = run.recipe.loader, run.recipe.trainer, run.recipe.optimizer.lr
     choice = f"batches of {loader.global_batch_size}, {trainer.max_steps:,} steps, learning rate {rate:g}"
     Console(stderr=True, soft_wrap=True).print(f"{about} Chosen: {choice}.", markup=False, highlight=False)
@@ -269,7 +247,7 @@ def _is_to_come(model: str | None, own: str | None) -> bool:
     return model is not None and model == own and not Path(find_model(model)).exists()
 
 
-def _common_options(arguments: list[str]) -> tuple[list[str], int | None]:
+def _common_options(arguments: Sequence[str]) -> tuple[list[str], int | None]:
     """Return arguments with the whole names of options, and the number of `--steps`, if it is given.
 
     Raises:
@@ -300,19 +278,22 @@ def _listed() -> list[str]:
     return [f"{name:<{width}}  {describe(name).splitlines()[0]}" for name in RECIPES]
 
 
-def recipes_command(options: RecipesOptions) -> None:
-    """Run `vlmo recipes`."""
+def recipes(name: Annotated[str | None, tyro.conf.Positional] = None, *, json: bool = False) -> None:
+    """List the recipes; vlmo recipes NAME shows one with its settings, --json the settings alone.
+
+    Args:
+        name: Recipe to show; all by default.
+        json: Print its settings alone, as JSON.
+    """
     from vlmo.recipes import describe, find_recipe
 
-    if options.json:
-        if options.name is None:
+    if name is None:
+        if json:
             raise ValueError("vlmo recipes --json needs the name of a recipe")
-        sys.stdout.write(find_recipe(options.name).to_json() + "\n")
-        return
-    if options.name is None:
         say(*_listed())
-        return
-    description = textwrap.indent(describe(options.name), "  ").split("\n")
-    Console().print(f"[bold]{options.name}[/bold]", highlight=False)
-    say(*description, "")
-    Console(soft_wrap=True).print(find_recipe(options.name).to_json(), markup=False)
+    elif json:
+        sys.stdout.write(find_recipe(name).to_json() + "\n")
+    else:
+        Console().print(f"[bold]{name}[/bold]", highlight=False)
+        say(*textwrap.indent(describe(name), "  ").split("\n"), "")
+        Console(soft_wrap=True).print(find_recipe(name).to_json(), markup=False)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from vlmo.cli.output import say, say_json
-from vlmo.cli.parsing import ModelFolder, Precision, check_given, check_new_file, hide_loading_bars
+from vlmo.cli.parsing import Device, ModelFolder, check_given, check_new_file, check_precision, hide_loading_bars
 from vlmo.released import find_model, is_released, notes_folder
 from vlmo.released.published import MODELS
 from vlmo.terminal import escaped
@@ -28,7 +28,7 @@ _CHOOSING = {"folder", "task", "data", "split", "limit", "batch_size", "rerank",
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Measure a model: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME]."""
+    """Options of `vlmo evaluate`."""
 
     folder: ModelFolder
     task: str | None = None
@@ -49,7 +49,7 @@ class EvaluateOptions:
     """retrieval: published is the published code's order of 32 candidates, cosine similarity + logit of a match."""
     engine: Literal["torch", "onnx", "openvino"] | None = None
     """retrieval: what computes vectors and matching scores (torch; for int8 openvino, else onnx)."""
-    precision: Precision | None = None
+    precision: Literal["float32", "int8"] | None = None
     """retrieval: float32 or int8."""
     choose_rerank_weight: bool = False
     """retrieval: measure recall by weight on a split that was neither trained on nor is measured on afterwards, and
@@ -61,8 +61,7 @@ class EvaluateOptions:
     """classification: the model's own classifier (head), one fitted on the split train, or the classes' names."""
     submission: Path | None = None
     """vqa, nlvr2: write the file that the evaluation server takes instead of measuring."""
-    device: str | None = None
-    """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
+    device: Device = None
     out: Path | None = None
     """JSON file for metrics and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or here if
     the model was given by a name, with the method in its name where one is given."""
@@ -70,44 +69,9 @@ class EvaluateOptions:
     """Put the metrics into the folder's README.md."""
 
 
-@dataclass(frozen=True)
-class PredictOptions:
-    """Answer about own images: vlmo predict MODEL_FOLDER --image FILE [--question TEXT | --text TEXT ...]."""
-
-    folder: ModelFolder
-    image: tuple[Path, ...] = ()
-    """Image; two for a sentence about two, any number for retrieval and classification."""
-    question: str | None = None
-    """Question about the image."""
-    text: tuple[str, ...] = ()
-    """Sentence about two images, or texts to compare with images."""
-    top: int = 5
-    """Answers, classes, or texts of an image that are shown."""
-    save: Path | None = None
-    """PNG file: attention of the question over the image, or the classes of the pixels."""
-    json: bool = False
-    """Print JSON instead of a table."""
-    device: str | None = None
-    """cpu, cuda, cuda:N or mps; by default a GPU if there is one."""
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """Turn the files of a published data set into a folder that every command reads."""
-
-    name: tyro.conf.Positional[str]
-    """coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, sugarcrepe, aro, winoground,
-    imagenet, ade20k, text, vilt_arrow, icons, clipart, drawings, glosses."""
-    root: Path
-    """Folder with the set's files as its publisher gives them."""
-    out: Path
-    """New folder."""
-    num_proc: int = 1
-    """Processes that read and decode."""
-
-
-def evaluate_command(options: EvaluateOptions) -> None:
-    """Run `vlmo evaluate`."""
+def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> None:
+    """Measure a model: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME]."""
+    check_precision(options.engine, options.precision)
     folder, choosing = Path(find_model(options.folder)), options.choose_rerank_weight or options.choose_cutoff
     writing = ("write_card", "choose_rerank_weight", "choose_cutoff")
     if is_released(folder) and (given := [f"--{_flag(name)}" for name in writing if vars(options)[name]]):
@@ -120,7 +84,8 @@ def evaluate_command(options: EvaluateOptions) -> None:
     check_new_file(options.submission, option="--submission")
     hide_loading_bars()
     from vlmo.distributed import is_main
-    from vlmo.tasks import evaluate, write_submission
+    from vlmo.tasks import evaluate as measure
+    from vlmo.tasks import write_submission
     from vlmo.training import launch
 
     graphs = options.precision == "int8" or options.engine not in {None, "torch"}
@@ -137,7 +102,7 @@ def evaluate_command(options: EvaluateOptions) -> None:
             _choose(options, folder=folder, **where)
         else:
             given = {name: vars(options)[name] for name in _TASK_OPTIONS}
-            result = evaluate(folder, **where, limit=options.limit, batch_size=options.batch_size, **given)
+            result = measure(folder, **where, limit=options.limit, batch_size=options.batch_size, **given)
             if is_main():
                 _show(result, folder=folder, options=options)
 
@@ -163,17 +128,36 @@ def _choose(options: EvaluateOptions, *, folder: Path, task: str | None, source:
         say(f"{choice.summary()} in {folder / 'config.json'}")
 
 
-def predict_command(options: PredictOptions) -> None:
-    """Run `vlmo predict`."""
-    folder = Path(find_model(options.folder))
-    check_given(options.image, expected="an image")
-    check_new_file(options.save, option="--save")
-    hide_loading_bars()
-    from vlmo.tasks import Inputs, predict
+def predict(
+    folder: ModelFolder,
+    *,
+    image: tuple[Path, ...] = (),
+    question: str | None = None,
+    text: tuple[str, ...] = (),
+    top: int = 5,
+    save: Path | None = None,
+    json: bool = False,
+    device: Device = None,
+) -> None:
+    """Answer about own images: vlmo predict MODEL_FOLDER --image FILE [--question TEXT | --text TEXT ...].
 
-    inputs = Inputs(images=options.image, texts=options.text, question=options.question)
-    found = predict(folder, inputs, top=options.top, save=options.save, device=options.device)
-    if options.json:
+    Args:
+        image: Image; two for a sentence about two, any number for retrieval and classification.
+        question: Question about the image.
+        text: Sentence about two images, or texts to compare with images.
+        top: Answers, classes, or texts of an image that are shown.
+        save: PNG file: attention of the question over the image, or the classes of the pixels.
+        json: Print JSON instead of a table.
+    """
+    folder = Path(find_model(folder))
+    check_given(image, expected="an image")
+    check_new_file(save, option="--save")
+    hide_loading_bars()
+    from vlmo.tasks import Inputs
+    from vlmo.tasks import predict as ask
+
+    found = ask(folder, Inputs(images=image, texts=text, question=question), top=top, save=save, device=device)
+    if json:
         say_json(found.rows)
         return
     Console(soft_wrap=True).print(found.table())
@@ -181,18 +165,24 @@ def predict_command(options: PredictOptions) -> None:
         say(f"image {found.image}")
 
 
-def prepare_command(options: PrepareOptions) -> None:
-    """Run `vlmo data prepare`."""
-    from vlmo.data.prepare import prepare
+def prepare(name: tyro.conf.Positional[str], *, root: Path, out: Path, num_proc: int = 1) -> None:
+    """Turn the files of a published data set into a folder that every command reads.
+
+    Args:
+        name: coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, sugarcrepe, aro, winoground,
+            imagenet, ade20k, text, vilt_arrow, icons, clipart, drawings, glosses.
+        root: Folder with the set's files as its publisher gives them.
+        out: New folder.
+        num_proc: Processes that read and decode.
+    """
+    from vlmo.data.prepare import prepare as convert
     from vlmo.progress import Progress
 
     with Progress(_STDERR) as progress:
-        summary = prepare(
-            options.name, root=options.root, out=options.out, num_proc=options.num_proc, progress=progress
-        )
+        summary = convert(name, root=root, out=out, num_proc=num_proc, progress=progress)
     table = Table(title=summary.name)
-    for number, name in enumerate(summary.HEADER):
-        table.add_column(name, justify="right" if number else "left")
+    for number, column in enumerate(summary.HEADER):
+        table.add_column(column, justify="right" if number else "left")
     for row in summary.rows():
         table.add_row(*map(escaped, row))
     Console(soft_wrap=True).print(table)
