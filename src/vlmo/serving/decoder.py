@@ -1,8 +1,11 @@
-"""Pool of worker processes that decode untrusted images: one that takes too much, or crashes, is replaced."""
+"""Pool of worker processes that decode untrusted images: one that takes too much, or crashes, is replaced.
+
+Pools of libraries unpickle what a worker answers. An image that takes a worker over could then run code in the server;
+here an answer is a size and pixels.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import json
@@ -53,11 +56,8 @@ class Decoders:
         self, count: int, *, max_pixels: int, cpu_seconds: float | None = None, memory: int | None = None
     ) -> None:
         self.cpu_seconds = cpu_seconds or min(_LONGEST_S, _USUAL_SECONDS * max(1.0, max_pixels / _USUAL_PIXELS))
-        self._limits = {
-            "max_pixels": max_pixels,
-            "cpu_seconds": self.cpu_seconds,
-            "memory": memory or _IMAGE_BYTES * max_pixels + max(_USUAL_BYTES, _OTHER_BYTES * max_pixels),
-        }
+        memory = memory or _IMAGE_BYTES * max_pixels + max(_USUAL_BYTES, _OTHER_BYTES * max_pixels)
+        self._limits = {"max_pixels": max_pixels, "cpu_seconds": self.cpu_seconds, "memory": memory}
         self._lock, self._is_closed = threading.Lock(), False
         self._running: set[subprocess.Popen[bytes]] = set()
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes] | None] = queue.SimpleQueue()
@@ -123,13 +123,11 @@ class Decoders:
         return process
 
     def _ask(self, process: subprocess.Popen[bytes], data: bytes) -> tuple[int, int, float, bytes]:
-        """Return what a process answers, which is not trusted: an image may have taken it over."""
         write, read = cast("BinaryIO", process.stdin), cast("BinaryIO", process.stdout)
         timer = threading.Timer(_LONGEST_S, process.kill)
         timer.start()
         try:
-            write.write(_LENGTH.pack(len(data)))
-            write.write(data)
+            write.write(_LENGTH.pack(len(data)) + data)
             write.flush()
             width, height, seconds = _ANSWER.unpack(read.read(_ANSWER.size))
             if width * height > self._limits["max_pixels"]:
@@ -142,8 +140,10 @@ class Decoders:
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
+            try:
                 cast("BinaryIO", pipe).close()
+            except OSError:  # what was not sent is lost
+                continue
         with self._lock:
             self._running.discard(process)
 
@@ -158,50 +158,38 @@ def memory_trimmer() -> Callable[[], object]:
 
 
 def _work(read: BinaryIO, write: BinaryIO, *, max_pixels: int, cpu_seconds: float, memory: int) -> None:
-    """Answer each file until there are no more."""
+    """Answer each file until there are no more. SIGPROF ends the process when a file has taken its time."""
     Image.init()  # which would otherwise take its time from the first image
     trim = memory_trimmer()
-    _limit_memory(memory)
-    write.write(_READY)
-    write.flush()
-    while length := read.read(_LENGTH.size):
-        data = read.read(*_LENGTH.unpack(length))
-        if _answer(data, write, max_pixels=max_pixels, cpu_seconds=cpu_seconds) > _LARGE_BLOCK:
-            trim()
-
-
-def _answer(data: bytes, write: BinaryIO, *, max_pixels: int, cpu_seconds: float) -> int:
-    """Decode a file, write the answer, and return about how many bytes the image took."""
-    limits: Any = {"max_pixels": max_pixels, "formats": COMMON_FORMATS}
-    image = None
-    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF ends the process
-    try:
-        image = decode_image({"bytes": data, "path": None}, **limits)
-        reason = ""
-    except ValueError as error:
-        too_large = isinstance(error.__cause__, MemoryError)
-        reason = "cannot be decoded: it takes too much memory for its size" if too_large else str(error)
-    seconds = max(0.0, cpu_seconds - signal.setitimer(signal.ITIMER_PROF, 0)[0])  # the clock has coarse ticks
-    if image is None:
-        content = reason.encode()
-        write.write(_ANSWER.pack(0, len(content), seconds) + content)
-    else:
-        write.write(_ANSWER.pack(*image.size, seconds))
-        for _, strip in strips(image):
-            write.write(strip.tobytes())
-    write.flush()
-    return 0 if image is None else 4 * image.width * image.height
-
-
-def _limit_memory(size: int) -> None:
-    """Let the process take this many bytes more than now, if the system lets it."""
-    if _SIZE.exists():
+    if _SIZE.exists():  # the limit is on what the process takes more than now
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
         taken = int(_SIZE.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (min(taken + size, most), hard))
+        most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+        resource.setrlimit(resource.RLIMIT_AS, (min(taken + memory, most), hard))
+    write.write(_READY)
+    write.flush()
+    limits: Any = {"max_pixels": max_pixels, "formats": COMMON_FORMATS}
+    while length := read.read(_LENGTH.size):
+        data, image, reason = read.read(*_LENGTH.unpack(length)), None, ""
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        try:
+            image = decode_image({"bytes": data, "path": None}, **limits)
+        except ValueError as error:
+            too_large = isinstance(error.__cause__, MemoryError)
+            reason = "cannot be decoded: it takes too much memory for its size" if too_large else str(error)
+        seconds = max(0.0, cpu_seconds - signal.setitimer(signal.ITIMER_PROF, 0)[0])  # the clock has coarse ticks
+        if image is None:
+            write.write(_ANSWER.pack(0, len(content := reason.encode()), seconds) + content)
+        else:
+            write.write(_ANSWER.pack(*image.size, seconds))
+            for _, strip in strips(image):
+                write.write(strip.tobytes())
+        write.flush()
+        if image is not None and _IMAGE_BYTES * image.width * image.height > _LARGE_BLOCK:
+            del image
+            trim()
 
 
 if __name__ == "__main__":

@@ -49,25 +49,17 @@ class Metrics:
     """Prometheus metrics of one server; another one in the same process has its own."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        self.requests = Counter(
-            "vlmo_requests", "Requests by route and status", ["method", "route", "status"], registry=registry
-        )
-        self.latency = Histogram(
-            "vlmo_request_seconds",
-            "Seconds from the head of a request to the end of its answer",
-            ["route"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.queue = Gauge("vlmo_queue_length", "Requests that are admitted and not answered", registry=registry)
-        self._rows = Histogram(
-            "vlmo_batch_rows", "Rows of a call of the model", ["kind"], buckets=_ROWS, registry=registry
-        )
+        self.registry = CollectorRegistry()
+        own: Any = {"registry": self.registry}
+        ProcessCollector(**own)
+        PlatformCollector(**own)
+        self.requests = Counter("vlmo_requests", "Requests by route and status", ["method", "route", "status"], **own)
+        about = "Seconds from the head of a request to the end of its answer"
+        self.latency = Histogram("vlmo_request_seconds", about, ["route"], buckets=_SECONDS, **own)
+        self.queue = Gauge("vlmo_queue_length", "Requests that are admitted and not answered", **own)
+        self._rows = Histogram("vlmo_batch_rows", "Rows of a call of the model", ["kind"], buckets=_ROWS, **own)
         self._batch = Histogram(
-            "vlmo_batch_seconds", "Seconds of a call of the model", ["kind"], buckets=_SECONDS, registry=registry
+            "vlmo_batch_seconds", "Seconds of a call of the model", ["kind"], buckets=_SECONDS, **own
         )
 
     def observe_batch(self, kind: str, rows: int, seconds: float) -> None:
@@ -121,50 +113,39 @@ class Guard:
             self._metrics.latency.labels(route).observe(time.monotonic() - exchange.began)
 
     def _check(self, path: str, method: str, headers: Headers) -> None:
-        host = headers.get("host", "")
+        host, settings = headers.get("host", ""), self.settings
         name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
         if self._names and name.lower() not in self._names:
             # A page elsewhere can point its own name here; its requests then have that name.
             raise ServiceError(421, "this server has another name", hint="start it with --server-name and this one")
         origin = headers.get("origin")
-        if method not in _READING and origin is not None and not self._is_allowed(origin, host=host):
+        is_own = origin is None or {origin, "*"} & {*settings.cors_origin} or _netloc(origin) == host
+        if method not in _READING and not is_own:
             raise ServiceError(403, "pages of other origins may not call this service", hint="see --cors-origin")
         if not (path in _OPEN or path.startswith(_STATIC)):
-            self._check_key(headers)
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            given = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+            wanted = settings.api_key
+            if wanted is not None and not hmac.compare_digest(given.encode(), wanted.encode()):
+                raise ServiceError(401, "the API key is missing or wrong", hint="send it as Authorization: Bearer KEY")
             if self._stopping() and path.startswith(("/v1/", "/v2/")):
                 raise StoppingError
         length = headers.get("content-length", "0")
-        if length.isdecimal():
-            self._check_size(int(length))
+        self.check_size(int(length) if length.isdecimal() else 0)
 
-    def _is_allowed(self, origin: str, *, host: str) -> bool:
-        allowed = self.settings.cors_origin
-        try:
-            return origin in allowed or "*" in allowed or urlsplit(origin).netloc == host
-        except ValueError:  # such as that of "http://["
-            return False
-
-    def _check_key(self, headers: Headers) -> None:
-        wanted = self.settings.api_key
-        if wanted is None:
-            return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        given = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if not hmac.compare_digest(given.encode(), wanted.encode()):
-            raise ServiceError(401, "the API key is missing or wrong", hint="send it as Authorization: Bearer KEY")
-
-    def count(self, number: int, received: int) -> None:
-        """Count `number` more bytes of a request that has sent `received`; ServiceError for too many in one or all."""
-        self.buffered += number
-        self._check_size(received)
-        if self.buffered > self.settings.buffered_bytes:
-            raise BusyError("too many bytes are being received at a time")
-
-    def _check_size(self, received: int) -> None:
+    def check_size(self, received: int) -> None:
+        """Raise ServiceError if a request has too many bytes."""
         limit = self.settings.request_bytes
         if received > limit:
             reason = f"the request has more than {limit:,} bytes"
             raise ServiceError(413, reason, hint="send less at a time, or smaller images")
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # such as that of "http://["
+        return None
 
 
 class _Exchange:
@@ -188,8 +169,11 @@ class _Exchange:
         if message["type"] == "http.request":
             number = len(message.get("body", b""))
             self.received += number
+            self._guard.buffered += number
             self._complete = not message.get("more_body", False)
-            self._guard.count(number, self.received)
+            self._guard.check_size(self.received)
+            if self._guard.buffered > self._guard.settings.buffered_bytes:
+                raise BusyError("too many bytes are being received at a time")
         return message
 
     async def send(self, message: Message) -> None:

@@ -100,13 +100,7 @@ def read_key(file: Path | None) -> str | None:
     """Read the API key from a file, else from VLMO_API_KEY; None without either, ValueError if the file has no text."""
     if file is None:
         return os.environ.get("VLMO_API_KEY") or None
-    try:
-        key = file.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"--api-key-file {file} is no text in UTF-8 ({error.reason}); write the key into it"
-        ) from error
-    if not key:
+    if not (key := file.read_text(encoding="utf-8", errors="replace").strip()):  # settings refuse what is no ASCII
         raise ValueError(f"--api-key-file {file} is empty; write the key into it")
     return key
 
