@@ -256,14 +256,16 @@ def write_world(run: Path, *, scale: float) -> None:
             (run / "world.new").rename(run / "world")
 
 
-def restore(file: Path, *, run: Path) -> None:
+def restore(file: Path, *, run: Path, scale: float = 1.0) -> None:
     """Write the results of `publish` into the folders of jobs that have none, so that they are not run again."""
     for known in json.loads(file.read_text(encoding="utf-8")):
-        job = Job(known["variant"], known["seed"], run)
+        job = Job(known["variant"], known["seed"], run, scale)
         if not (job.folder / RESULT).is_file():
             job.folder.mkdir(parents=True, exist_ok=True)
             items = {name: [int(digit) / 2 for digit in digits] for name, digits in known["items"].items()}
-            (job.folder / RESULT).write_text(json.dumps(known | {"items": items}) + "\n")
+            # Settings may have had other names when the file was written.
+            found = known | {"items": items, "settings": job.settings()}
+            (job.folder / RESULT).write_text(json.dumps(found) + "\n")
 
 
 # ----------------------------------------------------------------------------------------------------- command line
@@ -296,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     failures: list[str] | None = []
     if options.results is not None:
-        restore(options.results, run=run)
+        restore(options.results, run=run, scale=options.scale)
     jobs = jobs_of(options.names, seeds=options.seeds, run=run, scale=options.scale)
     if not options.report:
         write_world(run, scale=options.scale)

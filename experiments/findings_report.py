@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-import shape_world
 from findings_design import CLAIMS, CONFIRMATIONS, MATCHING, PROBE, RECALL, SECONDARY, VARIANTS, Claim
 
 MARK = "<!-- all below is written by experiments/findings.py -->"
@@ -97,7 +96,6 @@ def report(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
 
 def _variants(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
     names = (RECALL, MATCHING, PROBE)
-    names += tuple(f"{encoder}[{kind}]" for encoder in ("fusion", "dual") for kind in shape_world.KINDS)
     rows = [["", "parameters", "GFLOPs a pair", *names]]
     for variant, known in VARIANTS.items():
         found = [each for (name, _), each in results.items() if name == variant]
