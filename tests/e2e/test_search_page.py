@@ -93,7 +93,7 @@ def test_limits_on_the_page_are_those_of_the_code():
     from vlmo.retrieval.sources import MAX_BYTES
     from vlmo.retrieval.videos import VIDEO_SUFFIXES
 
-    assert f"more than {MAX_BYTES // 10**6} MB or {MAX_PIXELS // 10**6}\n" in PAGE
+    assert f"more than {MAX_BYTES // 10**6} MB or {MAX_PIXELS // 10**6} million" in PAGE
     assert f"From {APPROXIMATE_FROM // 1000} thousand images on" in PAGE
     assert f"for the best {Approximate('', 1).candidates} candidates" in PAGE
     assert re.findall(r"\.\w+", re.search(r"a video \((.*?)\)", PAGE)[1]) == list(VIDEO_SUFFIXES)

@@ -14,7 +14,7 @@ from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Searcher, build_index
 
 COUNT = 100
-PAGE = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+PAGE = " ".join((Path(__file__).parents[2] / "docs" / "search.md").read_text().split())
 
 
 def made_up_word(choose: random.Random) -> str:
