@@ -114,7 +114,7 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
     training = rows.select([number for number in range(len(rows)) if number % _HELD_OUT])
     validation = PairSet(rows.select(held_out), source=data.source, split="held out", processor=processor)
     tests = {
-        source: PairSet.read(source, split="test", processor=processor, quarantine=options.run / "test.jsonl")
+        source: PairSet.read(source=source, split="test", processor=processor, notes=options.run)
         for source in options.tests
     }
 

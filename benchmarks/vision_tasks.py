@@ -27,12 +27,12 @@ from rich.logging import RichHandler
 from surroundings import surroundings, write_result
 from vlmo.data.sources import decode_image
 from vlmo.evaluation.classification import fit_linear_probe
-from vlmo.evaluation.segmentation import count_pixels
+from vlmo.evaluation.metrics import count_pixels
 from vlmo.processing.segmentation import IGNORED_CLASS
 from vlmo.recipes import Recipe, find_recipe
 from vlmo.released import SMALL
 from vlmo.run import build
-from vlmo.tasks import ClassificationTask, SegmentationTask
+from vlmo.tasks import evaluate
 from vlmo.tasks.classification import ClassSet, evaluate_linear_probe, evaluate_zero_shot
 from vlmo.tasks.result import TaskResult
 from vlmo.tasks.segmentation import SegmentRows, SegmentSet
@@ -98,15 +98,12 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
     """Fine-tuned, probed and zero-shot figures, and logistic regression on pixels."""
     settings = settings_of(name, options)
     source, tested = settings.evaluate_on or name, settings.evaluate_split
-    rows = {
-        split: ClassificationTask.read(source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl")
-        for split in ("train", tested)
-    }
+    rows = {split: ClassSet.read(source=source, split=split, notes=options.run / name) for split in ("train", tested)}
     where: dict[str, Any] = {"source": source, "split": tested}
     models: dict[str, Any] = {}
     for recipe in (name, name + FROM_NOTHING):
         folder, spent = train(recipe, options, console=console)
-        models[recipe] = spent | figures(ClassificationTask.evaluate(folder, **where))
+        models[recipe] = spent | figures(evaluate(folder, **where))
     began = time.monotonic()
     baseline = logistic_regression(rows["train"], rows[tested], side=CLASS_RECIPES[name])
     models["logistic regression on pixels"] = {"seconds": time.monotonic() - began} | figures(baseline)
@@ -126,14 +123,11 @@ def segmentation(name: str, options: Options, *, console: Console) -> dict[str, 
     """Metrics after fine-tuning, and what colours alone tell."""
     settings = settings_of(name, options)
     source, tested = settings.evaluate_on or name, settings.evaluate_split
-    rows = {
-        split: SegmentationTask.read(source, split=split, quarantine=options.run / f"{name}.{split}.quarantine.jsonl")
-        for split in ("train", tested)
-    }
+    rows = {split: SegmentSet.read(source=source, split=split, notes=options.run / name) for split in ("train", tested)}
     models: dict[str, Any] = {}
     for recipe in (name, name + FROM_NOTHING):
         folder, spent = train(recipe, options, console=console)
-        models[recipe] = spent | figures(SegmentationTask.evaluate(folder, source=source, split=tested))
+        models[recipe] = spent | figures(evaluate(folder, source=source, split=tested))
     began = time.monotonic()
     colours = colour_table(rows["train"])
     baseline = segment_by_colour(rows[tested], colours)
@@ -147,7 +141,7 @@ def logistic_regression(train_rows: ClassSet, test_rows: ClassSet, *, side: int)
     vectors = [pixel_vectors(rows, side=side) for rows in (train_rows, test_rows)]
     probe = fit_linear_probe(vectors[0], train_rows.labels, num_classes=len(train_rows.names))
     method = {"method": "logistic regression on pixels", "l2": probe.l2}
-    return dataclasses.replace(test_rows, method=method).result(probe(vectors[1]))
+    return dataclasses.replace(test_rows, settings=method).result(probe(vectors[1]))
 
 
 def pixel_vectors(rows: ClassSet, *, side: int) -> torch.Tensor:

@@ -91,7 +91,7 @@ def test_card_tells_rows_that_could_not_be_measured_on(folder, tmp_path, monkeyp
         (aside / f"{split}.quarantine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return SimpleNamespace(source=source, split=split, predictions=[], measurements=lambda **_: [])
 
-    monkeypatch.setattr(release.RetrievalTask, "evaluate", evaluate)
+    monkeypatch.setattr(release, "evaluate", evaluate)
     release.write_release(folder, tmp_path / "out", recall_on=list(bad))
     card = (tmp_path / "out" / "README.md").read_text()
     lines = "- `first`: 2 rows of the split cannot be used\n- `third`: 1 rows of the split cannot be used\n"

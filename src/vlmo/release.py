@@ -17,7 +17,7 @@ from vlmo.folder import WEIGHTS, file_in, read_config, write_modules
 from vlmo.folder.atomic import write_folder
 from vlmo.folder.card import add_metrics, add_section, read_data, rename_card
 from vlmo.model import VLMoForImageTextRetrieval
-from vlmo.tasks import RetrievalTask, TaskResult, usage_of
+from vlmo.tasks import TaskResult, evaluate, usage_of
 from vlmo.tasks.result import data_name
 
 MAX_BYTES = 20_000_000
@@ -107,7 +107,7 @@ def _evaluate(
     `folder` is removed when the source has too many of them; the list of reasons is then copied to a file beside `out`.
     """
     try:
-        result = RetrievalTask.evaluate(folder, source=source, split=_SPLIT, device=device, console=console)
+        result = evaluate(folder, task="retrieval", source=source, split=_SPLIT, device=device, console=console)
     except ValueError as error:
         message = str(error)
         for file in folder.glob("*.quarantine.jsonl"):

@@ -15,7 +15,8 @@ from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import model_config
-from vlmo.tasks import ClassificationTask, SegmentationTask
+from vlmo.tasks.classification import ClassSet
+from vlmo.tasks.segmentation import SegmentSet
 
 MODELS = {
     "scenes-kinds": {
@@ -45,7 +46,7 @@ def sets(tmp_path_factory) -> dict[str, Path]:
 
 def test_colours_tell_these_squares_apart(sets, tmp_path):
     rows = {
-        split: SegmentationTask.read(str(sets["scenes-masks"]), split=split, quarantine=tmp_path / split)
+        split: SegmentSet.read(source=str(sets["scenes-masks"]), split=split, notes=tmp_path)
         for split in ("train", "test")
     }
     table = vision_tasks.colour_table(rows["train"])
@@ -57,8 +58,7 @@ def test_colours_tell_these_squares_apart(sets, tmp_path):
 
 def test_pixels_tell_these_images_apart(sets, tmp_path):
     train, test = (
-        ClassificationTask.read(str(sets["scenes-kinds"]), split=split, quarantine=tmp_path / split)
-        for split in ("train", "test")
+        ClassSet.read(source=str(sets["scenes-kinds"]), split=split, notes=tmp_path) for split in ("train", "test")
     )
     vectors = vision_tasks.pixel_vectors(test, side=4)
     assert vectors.shape == (8, 48)

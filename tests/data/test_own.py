@@ -17,7 +17,7 @@ from vlmo.data.own import own_labels
 from vlmo.data.schema import FEATURES, make_row
 from vlmo.data.sources import open_source
 from vlmo.data.validation import filter_invalid_rows
-from vlmo.tasks.evaluation_set import names_of_source
+from vlmo.tasks.labels import names_of_source
 
 
 def draw(*files: Path) -> None:

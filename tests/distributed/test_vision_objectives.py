@@ -6,8 +6,9 @@ from torch import Tensor
 
 from tests.distributed.gloo import run_processes
 from vlmo import distributed
-from vlmo.losses.downstream import ClassificationConfig, ClassificationObjective, SegmentationObjective
 from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForSemanticSegmentation
+from vlmo.tasks.classification import ClassificationConfig, ClassificationObjective
+from vlmo.tasks.segmentation import SegmentationObjective
 from vlmo.types import Batch
 
 ATOL = 1e-5  # float32 sums in another order

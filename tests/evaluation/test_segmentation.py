@@ -1,17 +1,17 @@
-"""Windows, and the three figures of a segmentation."""
+"""Windows, and the picture of a segmentation."""
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.toy_model import pictures, toy
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassJaccardIndex
 
-from vlmo.evaluation.segmentation import count_pixels, segment, segmentation_metrics, window_starts
+from vlmo.evaluation.segmentation import overlay, palette, segment, window_starts
 from vlmo.model import VLMoForSemanticSegmentation
 
-IGNORED = 255
 BATCH_ATOL = 1e-4  # one window at a time or several in a batch: sums in another order, of logits around 14
 
 
@@ -89,39 +89,30 @@ def test_nan_is_refused() -> None:
         segment(Painter(), torch.full((3, 32, 32), torch.nan))
 
 
-def test_figures_by_hand() -> None:
-    target = torch.tensor([[0, 0, 0, 0], [1, 1, 2, IGNORED]])
-    predicted = torch.tensor([[0, 0, 0, 1], [1, 0, 2, 3]])
-    metrics, iou = segmentation_metrics(count_pixels(predicted, target, num_classes=4))
-    # Class 0: 3 of 4 right, one more called so: 3/5. Class 1: 1/3. Class 2: 1. Class 3 only where nothing counts.
-    assert iou == [pytest.approx(0.6), pytest.approx(1 / 3), 1.0, None]
-    assert metrics == {
-        "miou": pytest.approx((0.6 + 1 / 3 + 1) / 3),
-        "aacc": pytest.approx(5 / 7),
-        "macc": pytest.approx(0.75),
-    }
+def test_colours_differ_and_stay() -> None:
+    colors = palette(150)
+    assert len({tuple(color) for color in colors.tolist()}) > 140
+    assert np.array_equal(palette(13), colors[:13])
+    assert colors[0].tolist() == [128, 128, 128]
 
 
-def test_a_class_that_is_only_predicted_counts_for_iou_alone() -> None:
-    metrics, iou = segmentation_metrics(torch.tensor([[2, 2], [0, 0]]))
-    assert iou == [0.5, 0.0]
-    assert metrics == {"miou": 0.25, "aacc": 0.5, "macc": 0.5}
+def test_overlay_tints_each_class_and_names_it_once() -> None:
+    picture = Image.new("RGB", (40, 20), (200, 200, 200))
+    classes = np.zeros((20, 40), dtype=np.uint8)
+    classes[:, 30:] = 2
+    drawn = np.asarray(overlay(picture, classes, names=["background", "cat", "dog"]))
+    assert drawn.shape[1] == 40
+    assert drawn.shape[0] == 20 + 6 + 2 * 18  # two names below the picture
+    colors = palette(3)
+    for column, number in ((0, 0), (39, 2)):
+        expected = np.rint(0.45 * 200 + 0.55 * colors[number])
+        assert np.abs(drawn[10, column] - expected).max() <= 1
+    assert (drawn[20 + 6 + 4, 6 + 4] == colors[0]).all()  # the larger share comes first
+    assert (drawn[20 + 6 + 18 + 4, 6 + 4] == colors[2]).all()
 
 
-def test_pictures_are_counted_together() -> None:
-    """Intersections and unions are summed over pictures before they are divided."""
-    counts = torch.zeros(2, 2, dtype=torch.long)
-    generator = torch.Generator().manual_seed(0)
-    pairs = [torch.randint(0, 2, (2, 5, 5), generator=generator) for _ in range(3)]
-    peer = MulticlassJaccardIndex(num_classes=2, ignore_index=IGNORED)
-    for predicted, target in pairs:
-        target[0] = IGNORED
-        counts += count_pixels(predicted, target, num_classes=2)
-        peer.update(predicted, target)
-    assert segmentation_metrics(counts)[0]["miou"] == pytest.approx(peer.compute().item())
-
-
-def test_nothing_to_count_is_refused() -> None:
-    ignored = count_pixels(torch.zeros(2, 2, dtype=torch.long), torch.full((2, 2), IGNORED), num_classes=2)
-    with pytest.raises(ValueError, match="no pixel counts"):
-        segmentation_metrics(ignored)
+@pytest.mark.parametrize(("shape", "names"), [((20, 41), ["a", "b"]), ((20, 40), ["a"])])
+def test_overlay_refuses_other_sizes_and_unknown_classes(shape, names) -> None:
+    classes = np.ones(shape, dtype=np.uint8)
+    with pytest.raises(ValueError, match="expected equal sizes and a name"):
+        overlay(Image.new("RGB", (40, 20)), classes, names=names)

@@ -36,7 +36,7 @@ from vlmo.integrations.sentence_transformers import (
     load_sentence_transformer,
 )
 from vlmo.retrieval import Searcher, build_index
-from vlmo.tasks.rerank_weight import write_settings
+from vlmo.tasks.calibration import write_settings
 
 # Batches of other sizes and padding; sums come in another order. Measured: 1e-7 on vectors of length one.
 SAME = 1e-6

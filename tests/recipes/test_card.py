@@ -140,7 +140,7 @@ def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
     for metric, value in result.metrics.items():
         plain = metric.removeprefix("rerank_")
         row = rows[MATCHING[metric][0] if metric in MATCHING else f"{plain.upper()}, dual encoder"]
-        ends = [str(round(100 * end, 1)) for end in result.intervals.get(metric, ())]
+        ends = [str(round(100 * end, 1)) for end in result[metric].interval or ()]
         told = f"{round(100 * value, 2)} %" + (f" ({' to '.join(ends)})" if ends else "")
         assert row[metric.startswith("rerank_")] == told
         assert row[2:] == [f"{round(100 * result.chance[metric], 2)} %", f"`vlmo evaluate`, {TODAY}"]

@@ -19,12 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlmo import cli, model_path
 from vlmo.data.loader import LoaderConfig
-from vlmo.losses.downstream import (
-    ClassificationObjective,
-    QuestionObjective,
-    ReasoningObjective,
-    SegmentationObjective,
-)
 from vlmo.model import VLMoConfig
 from vlmo.recipes import Recipe, describe, find_recipe
 from vlmo.recipes.schema import model_config
@@ -38,9 +32,13 @@ from vlmo.tasks import (
     VisionTask,
     VQATask,
 )
+from vlmo.tasks.classification import ClassificationObjective
 from vlmo.tasks.language import LanguageObjective
+from vlmo.tasks.nlvr2 import ReasoningObjective
+from vlmo.tasks.segmentation import SegmentationObjective
 from vlmo.tasks.vision import VisionObjective
 from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.tasks.vqa import QuestionObjective
 from vlmo.training.config import EngineConfig
 from vlmo.training.engine import Engine
 from vlmo.types import Batch

@@ -1,6 +1,7 @@
 """Pictures with classes, and with the class of each pixel."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from vlmo.data.examples import Examples
 from vlmo.data.schema import FEATURES, SEGMENT_FEATURES, class_features
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import SegmentTrainTransform, SegmentTransformConfig
+from vlmo.recipes import find_recipe
 from vlmo.tasks import ClassificationTask, RunContext
 from vlmo.tasks.classification import checked_labels, class_names
-from vlmo.tasks.evaluation_set import names_of_source
+from vlmo.tasks.labels import names_of_source
 from vlmo.tasks.segmentation import SegmentExamples
 
 SIZE = 32
@@ -36,9 +38,10 @@ def class_set(count: int = 6) -> Dataset:
 
 
 def labelled(dataset: Dataset, **options) -> Examples:
-    run = RunContext(
-        Path(), dataset, source="", processor=None, model={}, transform=TransformConfig(image_size=SIZE), **options
-    )
+    recipe = find_recipe("scenes-kinds")
+    data = replace(recipe.data, transform=TransformConfig(), **options)
+    recipe = replace(recipe, data=data, model=replace(recipe.model, image_size=SIZE))
+    run = RunContext(Path(), recipe, dataset, processor=None, model={})
     return ClassificationTask().examples(run)
 
 

@@ -1,6 +1,7 @@
 """Own pictures and texts: each task asks for what it needs, and answers in rows, a table and a picture."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,20 +28,21 @@ def files(tmp_path_factory):
     return {name: folder / f"{name}.png" for name in COLORS}
 
 
-def inputs_for(task, files) -> Inputs:
+def inputs_for(task, files, **options) -> Inputs:
     images = (files["red"], files["blue"])
-    return {
+    inputs = {
         "retrieval": Inputs(images=images, texts=("is it red", "is it blue", "what color")),
         "vqa": Inputs(images=images[:1], question="what color is it?"),
         "nlvr2": Inputs(images=images, texts=(SENTENCE,)),
         "classification": Inputs(images=images[:1]),
         "segmentation": Inputs(images=images[:1]),
     }[task]
+    return replace(inputs, **options)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_answers(task, folders, files):
-    found = predict(folders[task], inputs_for(task, files), top=2, device="cpu")
+    found = predict(folders[task], inputs_for(task, files, top=2), device="cpu")
     assert found.task == task
     first = found.rows[0]
     known = {
@@ -69,8 +71,8 @@ def test_table_shows_no_control_characters_of_a_model() -> None:
 
 
 def test_pairs_are_those_of_the_model(folders, files):
-    given = inputs_for("retrieval", files)
-    rows = predict(folders["retrieval"], given, top=3, device="cpu").rows
+    given = inputs_for("retrieval", files, top=3)
+    rows = predict(folders["retrieval"], given, device="cpu").rows
     model = VLMoForImageTextRetrieval.from_pretrained(folders["retrieval"]).eval()
     processor = VLMoProcessor.from_pretrained(folders["retrieval"])
     pictures = [Image.new("RGB", (40, 30), COLORS[file.stem]) for file in given.images]
@@ -93,7 +95,7 @@ def test_pairs_are_those_of_the_model(folders, files):
 
 
 def test_one_text_finds_the_best_pictures(folders, files):
-    rows = predict(folders["dual"], Inputs(tuple(files.values()), texts=("is it red",)), top=3, device="cpu").rows
+    rows = predict(folders["dual"], Inputs(tuple(files.values()), texts=("is it red",), top=3), device="cpu").rows
     assert len(rows) == 3
     assert [row["similarity"] for row in rows] == sorted((row["similarity"] for row in rows), reverse=True)
     assert "match" not in rows[0]
@@ -101,7 +103,7 @@ def test_one_text_finds_the_best_pictures(folders, files):
 
 @pytest.mark.parametrize("task", ["vqa", "segmentation"])
 def test_result_is_drawn(task, folders, files, tmp_path):
-    found = predict(folders[task], inputs_for(task, files), save=tmp_path / "new" / "seen.png", device="cpu")
+    found = predict(folders[task], inputs_for(task, files, save=tmp_path / "new" / "seen.png"), device="cpu")
     assert found.image == tmp_path / "new" / "seen.png"
     with Image.open(found.image) as drawn:
         assert drawn.format == "PNG"
@@ -140,9 +142,9 @@ def test_other_mistakes_are_told(folders, files, tmp_path):
     with pytest.raises(
         ValueError, match=r"--save is for the tasks vqa and segmentation; the model of .* is for classification"
     ):
-        predict(folders["classification"], inputs_for("classification", files), save=tmp_path / "x.png")
+        predict(folders["classification"], inputs_for("classification", files, save=tmp_path / "x.png"))
     with pytest.raises(ValueError, match="top is 0"):
-        predict(folders["vqa"], inputs_for("vqa", files), top=0)
+        predict(folders["vqa"], inputs_for("vqa", files, top=0))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     for name in ("broken.png", "missing.png"):
         with pytest.raises(ValueError, match=name):

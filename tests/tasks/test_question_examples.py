@@ -18,7 +18,7 @@ from vlmo.data.examples import RowExamples
 from vlmo.data.loader import LoaderConfig, RowLoader
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.processing import TransformConfig, eval_transform, train_transform
-from vlmo.tasks.evaluation_set import names_of_source
+from vlmo.tasks.labels import names_of_source
 from vlmo.tasks.nlvr2 import reasoning_examples
 from vlmo.tasks.vqa import question_examples
 from vlmo.types import normalize_pixels

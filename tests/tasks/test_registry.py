@@ -31,7 +31,7 @@ def test_folder_tells_its_task(task, folders, sources, tmp_path):
     assert next(iter(result.metrics)) == FIRST[task]
     assert set(result.chance) <= set(result.metrics)
     assert all(0 <= value <= 1 for value in [*result.metrics.values(), *result.chance.values()])
-    assert FIRST[task] in result.meanings
+    assert result[FIRST[task]].meaning
     read = json.loads(result.write_json(tmp_path / "figures.json", folder=folders[task]).read_text())
     assert read["metrics"] == result.metrics
     assert len(read["predictions"]) == read["num_predictions"] > 0
@@ -155,8 +155,7 @@ def test_task_that_lacks_what_it_promises_is_not_registered() -> None:
     class Silent(LanguageTask):
         name = "silent"
         inputs = "one text"
-        submits = True
 
-    with pytest.raises(TypeError, match="Silent lacks answer, submission, evaluation"):
+    with pytest.raises(TypeError, match="Silent has inputs; give it the attribute evaluation"):
         register(Silent)
     assert "silent" not in registry.TASKS

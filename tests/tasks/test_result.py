@@ -11,17 +11,18 @@ from tests.toy_model import toy
 from vlmo.folder.card import ModelCard, read_results, write_card
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.tasks import result
-from vlmo.tasks.result import TaskResult, circumstances, data_name, score_interval
+from vlmo.tasks.result import Metric, TaskResult, circumstances, data_name
 
 RESULT = TaskResult(
     task="vqa",
     source="/private/way/questions",
     split="test",
-    metrics={"accuracy": 0.75, "accuracy[other]": 0.5},
-    chance={"accuracy": 0.25},
-    meanings={"accuracy": "share of questions that get the right answer"},
-    names={"accuracy": "VQA accuracy"},
-    examples={"accuracy": 4},
+    measured=[
+        Metric(
+            "accuracy", 0.75, 0.25, n=4, label="VQA accuracy", meaning="share of questions that get the right answer"
+        ),
+        Metric("accuracy[other]", 0.5),
+    ],
     predictions=[{"question_id": "1", "answer": "café"}, {"question_id": "2", "answer": "no"}],
     settings={"top": 1},
     hub_task="visual-question-answering",
@@ -43,17 +44,6 @@ def test_table_shows_percent_chance_and_meaning():
     assert [cell.strip() for cell in lines[1].strip("│").split("│")] == ["accuracy[other]", "50.0", "", "", ""]
     assert "vqa, questions test, 2 rows, percent" in shown.get()
     assert "private" not in shown.get()
-
-
-@pytest.mark.parametrize(
-    ("share", "count", "low", "high"), [(0.5, 10, 0.2366, 0.7634), (0, 10, 0, 0.2775), (0.134, 1903, 0.1194, 0.1500)]
-)
-def test_interval_is_that_of_the_score_test(share, count, low, high):
-    """Both ends differ from the share by 1.96 standard errors at the end itself."""
-    ends = score_interval(share, count)
-    assert ends == pytest.approx((low, high), abs=1e-4)
-    for end in ends:
-        assert (share - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / count, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +113,7 @@ def test_commit_is_that_of_this_checkout():
 
 
 def test_numbers_that_are_none_are_refused(tmp_path):
-    bad = TaskResult(task="vqa", source="x", split="test", metrics={"accuracy": float("nan")})
+    bad = TaskResult(task="vqa", source="x", split="test", measured=[Metric("accuracy", float("nan"))])
     with pytest.raises(ValueError, match="JSON"):
         bad.write_json(tmp_path / "figures.json", folder=tmp_path)
     assert not (tmp_path / "figures.json").exists()

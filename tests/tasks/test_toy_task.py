@@ -26,7 +26,7 @@ from vlmo.recipes import Recipe, find_recipe
 from vlmo.recipes.schema import DataConfig, model_config
 from vlmo.run import build
 from vlmo.run.estimate import estimate
-from vlmo.tasks import TASKS, EvaluationSet, Inputs, Task, TaskResult, evaluate, predict, register, task_of
+from vlmo.tasks import TASKS, EvaluationSet, Inputs, Metric, Task, TaskResult, evaluate, predict, register, task_of
 from vlmo.training import OptimizerConfig, TrainerConfig, read_metrics
 
 STEPS = 20
@@ -63,7 +63,6 @@ def brightness_of(image: Image.Image) -> float:
 class BrightnessSet(EvaluationSet):
     task: ClassVar[str] = "brightness"
     hub_task: ClassVar[str] = "image-regression"
-    meanings: ClassVar[dict[str, str]] = {"close": "share of images whose brightness is less than 0.2 off"}
     batch_size: ClassVar[int] = BATCH
 
     def predict(self, model: Any, rows: range) -> list[dict[str, Any]]:
@@ -76,11 +75,10 @@ class BrightnessSet(EvaluationSet):
             for place, (row, value) in enumerate(zip(rows, values, strict=True))
         ]
 
-    def metrics(self, outputs: list[dict[str, Any]]) -> dict[str, float]:
-        return {"close": float(np.mean([abs(row["brightness"] - row["label"]) < 0.2 for row in outputs]))}
-
-    def chance(self, outputs: Any = None) -> dict[str, float]:
-        return {"close": 0.4}
+    def metrics(self, outputs: list[dict[str, Any]]) -> list[Metric]:
+        close = float(np.mean([abs(row["brightness"] - row["label"]) < 0.2 for row in outputs]))
+        meaning = "share of images whose brightness is less than 0.2 off"
+        return [Metric("close", close, chance=0.4, n=len(outputs), meaning=meaning)]
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class BrightnessTask(Task):
         )
 
     @classmethod
-    def answer(cls, model: Any, processor: Any, images: Any, inputs: Inputs, **_: Any) -> list[dict[str, Any]]:
+    def answer(cls, model: Any, processor: Any, images: Any, inputs: Inputs) -> list[dict[str, Any]]:
         del processor, inputs
         pixels = eval_transform(TransformConfig(image_size=64))(images[0])[None]
         return [{"brightness": model(pixels.to(model.device)).logits.item()}]

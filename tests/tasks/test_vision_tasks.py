@@ -11,7 +11,8 @@ from PIL import Image
 from tests.tasks.toy_vision import NAMES, PIXELS, class_rows, segment_rows, write_class_set, write_segment_set
 from tests.toy_model import toy
 
-from vlmo.evaluation.segmentation import segment, segmentation_metrics
+from vlmo.evaluation.metrics import segmentation_metrics
+from vlmo.evaluation.segmentation import segment
 from vlmo.model import (
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
@@ -19,7 +20,7 @@ from vlmo.model import (
 )
 from vlmo.processing import VLMoProcessor
 from vlmo.processing.segmentation import eval_pixel_values
-from vlmo.tasks import ClassificationTask, Inputs, SegmentationTask
+from vlmo.tasks import Inputs, evaluate, predict
 from vlmo.tasks.classification import evaluate_linear_probe, evaluate_zero_shot
 
 
@@ -68,8 +69,8 @@ def picture(tmp_path) -> Path:
 
 
 def test_classifier_is_scored_on_its_predictions(classifier, class_set) -> None:
-    result = ClassificationTask.evaluate(classifier, source=class_set, split="test", batch_size=3)
-    assert result.examples == dict.fromkeys(result.metrics, len(result.predictions))
+    result = evaluate(classifier, source=class_set, split="test", batch_size=3)
+    assert {each.n for each in result.measured} == {len(result.predictions)}
     assert list(result.metrics) == ["top1"]  # five of three classes would always be right
     assert result.chance == {"top1": 1 / 3}
     rows = result.predictions
@@ -77,11 +78,11 @@ def test_classifier_is_scored_on_its_predictions(classifier, class_set) -> None:
     assert [row["label"] for row in rows] == [NAMES[number % 3] for number in range(8)]
     assert result.metrics["top1"] == np.mean([row["prediction"] == row["label"] for row in rows])
     assert all(sorted(row["guesses"]) == sorted(NAMES) and row["guesses"][0] == row["prediction"] for row in rows)
-    assert ClassificationTask.evaluate(classifier, source=class_set, split="test", limit=2).predictions == rows[:2]
+    assert evaluate(classifier, source=class_set, split="test", limit=2).predictions == rows[:2]
 
 
 def test_scored_result_is_written_whole(classifier, class_set, tmp_path) -> None:
-    result = ClassificationTask.evaluate(classifier, source=class_set, split="test")
+    result = evaluate(classifier, source=class_set, split="test")
     content = json.loads(result.write_json(tmp_path / "figures.json", folder=classifier).read_text())
     assert content["task"] == "classification"
     assert len(content["predictions"]) == 8
@@ -121,15 +122,15 @@ def test_zero_shot_compares_with_sentences(retrieval, class_set) -> None:
 
 
 def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
-    result = SegmentationTask.evaluate(segmenter, source=segment_set, split="test")
-    assert not result.examples  # pixels of an image are no independent examples
+    result = evaluate(segmenter, source=segment_set, split="test")
+    assert not any(each.n for each in result.measured)  # pixels of an image are no independent examples
     assert list(result.metrics)[:3] == ["miou", "aacc", "macc"]
     assert {name for name in result.metrics if "[" in name} <= {f"iou[{name}]" for name in PIXELS}
     counts = torch.zeros(4, 4, dtype=torch.long)
     for row in result.predictions:
         for true, predicted, pixels in row["pixels"]:
             counts[true, predicted] += pixels
-    assert segmentation_metrics(counts)[0] == {name: result.metrics[name] for name in ("miou", "aacc", "macc")}
+    assert segmentation_metrics(counts, names=PIXELS) == result.measured
     assert int(counts.sum()) == 8 * 63 * 80  # the first row of each mask does not count
     background = 1 - 8 * 32 * 32 / (8 * 63 * 80)
     assert result.chance["aacc"] == pytest.approx(background, abs=0.01)
@@ -140,22 +141,22 @@ def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
 def test_segmentation_at_another_size_counts_the_same_pixels(segment_set, tmp_path) -> None:
     half = toy(VLMoForSemanticSegmentation, image_size=32, segmentation_channels=8, **labels(PIXELS))
     half.save_pretrained(tmp_path)
-    small = SegmentationTask.evaluate(tmp_path, source=segment_set, split="test", limit=3)
+    small = evaluate(tmp_path, source=segment_set, split="test", limit=3)
     totals = [sum(cell[2] for cell in row["pixels"]) for row in small.predictions]
     assert set(totals) == {63 * 80}  # counted at the mask's size, whatever the model saw
 
 
 def test_classes_of_a_picture(classifier, picture) -> None:
-    rows = ClassificationTask.predict(classifier, Inputs((picture,)))
+    rows = predict(classifier, Inputs((picture,))).rows
     assert sorted(row["class"] for row in rows) == sorted(NAMES)
     assert sum(row["confidence"] for row in rows) == pytest.approx(1, abs=1e-3)
     assert [row["confidence"] for row in rows] == sorted((row["confidence"] for row in rows), reverse=True)
-    assert len(ClassificationTask.predict(classifier, Inputs((picture,)), top=1)) == 1
+    assert len(predict(classifier, Inputs((picture,), top=1)).rows) == 1
 
 
 def test_pixels_of_a_picture(segmenter, picture, tmp_path) -> None:
     drawn = tmp_path / "new" / "drawn.png"
-    rows = SegmentationTask.predict(segmenter, Inputs((picture,)), save=drawn)
+    rows = predict(segmenter, Inputs((picture,), save=drawn)).rows
     with Image.open(picture) as opened:
         pixels = eval_pixel_values(opened, short_side=64)
     classes = segment(VLMoForSemanticSegmentation.from_pretrained(segmenter), pixels).argmax(dim=0)
@@ -173,9 +174,9 @@ def test_folders_of_another_task_are_refused(
     classifier, segmenter, retrieval, class_set, segment_set, tmp_path
 ) -> None:
     with pytest.raises(ValueError, match=r"expected VLMoForImageClassification\. The task classification"):
-        ClassificationTask.evaluate(segmenter, source=class_set, split="test")
+        evaluate(segmenter, task="classification", source=class_set)
     with pytest.raises(ValueError, match=r"expected VLMoForSemanticSegmentation\. The task segmentation"):
-        SegmentationTask.evaluate(classifier, source=segment_set, split="test")
+        evaluate(classifier, task="segmentation", source=segment_set)
     with pytest.raises(ValueError, match="VLMoForImageClassification; expected VLMoForImageTextRetrieval"):
         evaluate_zero_shot(classifier, source=class_set, split="test")
     with pytest.raises(ValueError, match=r"no config\.json"):
@@ -187,23 +188,23 @@ def test_folders_of_another_task_are_refused(
 
 def test_data_of_another_task_is_refused(classifier, segmenter, retrieval, class_set, segment_set) -> None:
     with pytest.raises(ValueError, match="these rows have no classes"):
-        ClassificationTask.evaluate(classifier, source=segment_set, split="test")
+        evaluate(classifier, source=segment_set, split="test")
     with pytest.raises(ValueError, match="these rows have no masks"):
-        SegmentationTask.evaluate(segmenter, source=class_set, split="test")
+        evaluate(segmenter, source=class_set, split="test")
 
 
 def test_other_classes_are_refused(classifier, segmenter, class_set) -> None:
     with pytest.raises(ValueError, match=r"the model has 3 classes \(red, .*\), scenes-kinds has 15 \(animal, "):
-        ClassificationTask.evaluate(classifier, source="scenes-kinds", split="test", limit=2)
+        evaluate(classifier, source="scenes-kinds", split="test", limit=2)
 
 
 def test_limit_of_zero_is_refused(classifier, class_set) -> None:
     with pytest.raises(ValueError, match="limit is 0"):
-        ClassificationTask.evaluate(classifier, source=class_set, split="test", limit=0)
+        evaluate(classifier, source=class_set, split="test", limit=0)
 
 
 def test_damaged_pictures_are_named(classifier, tmp_path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png: not an image"):
-        ClassificationTask.predict(classifier, Inputs((broken,)))
+        predict(classifier, Inputs((broken,)))

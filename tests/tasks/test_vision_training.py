@@ -10,7 +10,6 @@ from tests.tasks.toy_vision import NAMES, PIXELS, write_class_set, write_segment
 from tests.toy_model import toy
 from torch import nn
 
-from vlmo.losses.downstream import ClassificationConfig
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageClassification,
@@ -24,6 +23,7 @@ from vlmo.recipes.schema import DataConfig, Recipe, model_config
 from vlmo.run import build
 from vlmo.run.build import model_settings
 from vlmo.tasks import ClassificationTask, SegmentationTask
+from vlmo.tasks.classification import ClassificationConfig, ClassSet
 from vlmo.tasks.segmentation import with_shared_statistics
 from vlmo.training import OptimizerConfig, TrainerConfig, read_metrics
 
@@ -169,7 +169,7 @@ def test_other_classes_for_the_evaluation_are_refused(class_set, tmp_path) -> No
 
 
 def test_classes_that_a_model_only_numbers_are_compared_by_their_number(class_set, tmp_path) -> None:
-    rows = ClassificationTask.read(str(class_set), split="train", processor=None, quarantine=tmp_path / "q.jsonl")
+    rows = ClassSet.read(source=str(class_set), split="train", notes=tmp_path)
     rows.check(toy(VLMoForImageClassification, num_labels=3))
     with pytest.raises(ValueError, match="LABEL_3"):
         rows.check(toy(VLMoForImageClassification, num_labels=4))

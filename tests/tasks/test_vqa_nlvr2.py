@@ -28,7 +28,8 @@ from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
 from vlmo.run.build import build
-from vlmo.tasks import Inputs, NLVR2Task, VQATask, write_submission
+from vlmo.tasks import Inputs, NLVR2Task, VQATask, evaluate, predict, write_submission
+from vlmo.tasks.vqa import QuestionSet
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
 
 HERE = {"device": "cpu"}
@@ -91,8 +92,8 @@ def picture(tmp_path_factory):
     return file
 
 
-def asked(image, question) -> Inputs:
-    return Inputs((image,), question=question)
+def asked(image, question, **options) -> Inputs:
+    return Inputs((image,), question=question, **options)
 
 
 @pytest.mark.parametrize(("task", "figure"), [("vqa", "vqa_score"), ("nlvr2", "nlvr2_accuracy")])
@@ -108,13 +109,13 @@ def test_training_learns_and_measures(task, figure, runs):
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])
 def test_figures_are_those_of_the_run_and_on_its_card(task, runs, sources):
-    evaluate = {"vqa": VQATask, "nlvr2": NLVR2Task}[task].evaluate
     result = evaluate(runs[task] / "model", source=str(sources[task]), split="test", batch_size=5, **HERE)
     line = next(line for line in read_metrics(runs[task]) if "test/accuracy" in line)
     assert result.metrics["accuracy"] == line["test/accuracy"]
-    assert result.metrics.keys() == result.chance.keys() == result.meanings.keys()
+    assert result.metrics.keys() == result.chance.keys()
+    assert all(each.meaning for each in result.measured)
     assert len(result.predictions) == 16
-    assert result.examples == {"accuracy": 16}
+    assert {each.name: each.n for each in result.measured if each.n} == {"accuracy": 16}
     figures = {figure.metric_type: figure for figure in read_results(runs[task] / "model")}
     assert figures["accuracy"].metric_value == pytest.approx(100 * result.metrics["accuracy"], abs=PERCENT)
     json.dumps(result.predictions)
@@ -128,7 +129,7 @@ def test_head_has_a_learning_rate_of_its_own(start, sources, tmp_path):
         trainer = build(recipe(stage, sources[task], init=str(start)), run_dir=tmp_path / task, **HERE)
         scales = {id(p): group["lr_scale"] for group in trainer.optimizer.param_groups for p in group["params"]}
         for name, parameter in trainer.objective.model.named_parameters():
-            expected = task.head_lr_scale if name.startswith(f"{head}.") else 1
+            expected = stage.head_lr_scale if name.startswith(f"{head}.") else 1
             assert scales[id(parameter)] == expected, name
 
 
@@ -147,23 +148,23 @@ def test_second_picture_starts_with_the_type_of_the_first(start, sources, tmp_pa
 
 
 def test_scores_can_be_told_from_the_predictions(runs, sources):
-    result = VQATask.evaluate(runs["vqa"] / "model", source=str(sources["vqa"]), split="test", **HERE)
+    result = evaluate(runs["vqa"] / "model", source=str(sources["vqa"]), split="test", **HERE)
     scores = [row["score"] for row in result.predictions]
     assert sum(scores) / len(scores) == pytest.approx(result.metrics["accuracy"], abs=1e-4)  # rows are rounded
     first = result.predictions[0]
     assert (first["question_id"], first["question"]) == ("100", "what color is it?")
     assert first["annotators"] == ["red"] * 8 + ["no"] * 2
-    result = NLVR2Task.evaluate(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
+    result = evaluate(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
     right = [row["prediction"] == row["label"] for row in result.predictions]
     assert sum(right) / len(right) == result.metrics["accuracy"]
 
 
 def test_limit_reads_the_first_rows(runs, sources):
     task = {"source": str(sources["vqa"]), "split": "test", **HERE}
-    result = VQATask.evaluate(runs["vqa"] / "model", limit=3, **task)
+    result = evaluate(runs["vqa"] / "model", limit=3, **task)
     assert [row["question_id"] for row in result.predictions] == ["100", "101", "102"]
     with pytest.raises(ValueError, match="limit is 0"):
-        VQATask.evaluate(runs["vqa"] / "model", limit=0, **task)
+        evaluate(runs["vqa"] / "model", limit=0, **task)
 
 
 def test_submissions_need_no_answers(runs, sources, tmp_path):
@@ -180,55 +181,55 @@ def test_submissions_need_no_answers(runs, sources, tmp_path):
 
 
 def test_identifiers_that_are_no_numbers_are_submitted_as_they_are():
-    assert json.loads(VQATask.submission([{"question_id": "a-1", "answer": "yes"}])) == [
+    assert json.loads(QuestionSet.submission([{"question_id": "a-1", "answer": "yes"}])) == [
         {"question_id": "a-1", "answer": "yes"}
     ]
 
 
 def test_a_split_without_answers_cannot_be_measured(runs, sources):
     with pytest.raises(ValueError, match="none of 4 questions has a known answer"):
-        VQATask.evaluate(runs["vqa"] / "model", source=str(sources["vqa"]), split="test_dev", **HERE)
+        evaluate(runs["vqa"] / "model", source=str(sources["vqa"]), split="test_dev", **HERE)
     with pytest.raises(ValueError, match="the label of none of 4 sentences"):
-        NLVR2Task.evaluate(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test_dev", **HERE)
+        evaluate(runs["nlvr2"] / "model", source=str(sources["nlvr2"]), split="test_dev", **HERE)
 
 
 def test_other_models_and_other_rows_are_refused(runs, sources, start):
     with pytest.raises(ValueError, match=r"expected VLMoForVisualQuestionAnswering\. The task vqa needs it"):
-        VQATask.evaluate(start, source=str(sources["vqa"]), split="test", **HERE)
+        evaluate(start, task="vqa", source=str(sources["vqa"]), split="test", **HERE)
     with pytest.raises(ValueError, match="no questions about images"):
-        VQATask.evaluate(runs["vqa"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
+        evaluate(runs["vqa"] / "model", source=str(sources["nlvr2"]), split="test", **HERE)
     with pytest.raises(ValueError, match="no sentences about two images"):
-        NLVR2Task.evaluate(runs["nlvr2"] / "model", source=str(sources["vqa"]), split="test", **HERE)
+        evaluate(runs["nlvr2"] / "model", source=str(sources["vqa"]), split="test", **HERE)
 
 
 def test_questions_are_answered_and_what_was_looked_at_is_drawn(runs, picture, tmp_path):
     model, drawn = runs["vqa"] / "model", tmp_path / "new" / "attention.png"
-    answers = VQATask.predict(model, asked(picture, "what color is it?"), top=3, save=drawn, **HERE)
+    answers = predict(model, asked(picture, "what color is it?", top=3, save=drawn), **HERE).rows
     assert len({row["answer"] for row in answers}) == 3
     assert answers[0]["confidence"] >= answers[1]["confidence"] >= answers[2]["confidence"]
     with Image.open(drawn) as image:
         assert image.size == (384, 256)
-    assert len(VQATask.predict(model, asked(picture, "is it red?"), top=99, **HERE)) == len(ANSWERS)
+    assert len(predict(model, asked(picture, "is it red?", top=99), **HERE).rows) == len(ANSWERS)
     with pytest.raises(ValueError, match="texts that are not empty"):
-        VQATask.predict(model, asked(picture, " "), **HERE)
+        predict(model, asked(picture, " "), **HERE)
     with pytest.raises(ValueError, match=r"nowhere\.png"):
-        VQATask.predict(model, asked(tmp_path / "nowhere.png", "is it red?"), **HERE)
+        predict(model, asked(tmp_path / "nowhere.png", "is it red?"), **HERE)
 
 
 def test_sentences_about_two_pictures_are_judged(runs, picture, tmp_path):
     model = runs["nlvr2"] / "model"
     pair = (picture, picture)
     asked_of_two = Inputs(pair, texts=("both pictures are red",))
-    (judged,) = NLVR2Task.predict(model, asked_of_two, **HERE)
+    (judged,) = predict(model, asked_of_two, **HERE).rows
     assert judged["confidence"] >= 0.5
     images, processor = [Image.open(file) for file in pair], VLMoProcessor.from_pretrained(model)
     judge = Mock(device="cpu")
     for logits, prediction in (([1.0, 0.0], False), ([0.0, 1.0], True)):
         judge.return_value.logits = torch.tensor([logits])
-        (judged,) = NLVR2Task.answer(judge, processor, images, asked_of_two, top=1, save=None)
+        (judged,) = NLVR2Task.answer(judge, processor, images, asked_of_two)
         assert judged == {"prediction": prediction, "confidence": 0.7311}  # of the answer: e / (1 + e)
     with pytest.raises(ValueError, match="texts that are not empty"):
-        NLVR2Task.predict(model, Inputs(pair, texts=("",)), **HERE)
+        predict(model, Inputs(pair, texts=("",)), **HERE)
 
 
 def test_training_needs_labels(start, sources, tmp_path):
@@ -255,14 +256,14 @@ def test_sets_without_the_annotators_words_are_scored_by_their_labels(runs, tmp_
     rows = [question_row(number, answers=[]) for number in range(12)]
     rows.append(question_row(12, known=False))
     source = changed(tmp_path / "soft", rows, kind="vqa", features=QUESTION_FEATURES)
-    result = VQATask.evaluate(runs["vqa"] / "model", source=source, split="test", **HERE)
+    result = evaluate(runs["vqa"] / "model", source=source, split="test", **HERE)
     scores = [row["soft_scores"].get(row["answer"], 0.0) for row in result.predictions[:12]]
     assert [row["score"] for row in result.predictions[:12]] == scores
     assert result.metrics["accuracy"] == pytest.approx(sum(scores) / 12)
     assert result.metrics["accuracy"] > 0
     assert result.predictions[0]["soft_scores"] == {"red": 1.0, "no": 0.6}
     assert "score" not in result.predictions[12]
-    assert "words are not in it" in result.meanings["accuracy"]
+    assert "words are not in it" in result["accuracy"].meaning
 
 
 @pytest.mark.parametrize(
@@ -280,7 +281,6 @@ def test_labels_outside_the_range_are_named_before_any_work(task, change, words,
     }[task]
     source = changed(tmp_path / "odd", [make(0), make(1, **change)], kind=task, features=features)
     monkeypatch.setattr(validation, "filter_invalid_rows", lambda *_, **__: pytest.fail("pictures were looked at"))
-    evaluate = {"vqa": VQATask, "nlvr2": NLVR2Task}[task].evaluate
     with pytest.raises(ValueError, match=words):
         evaluate(runs[task] / "model", source=source, split="test", **HERE)
 
@@ -289,6 +289,6 @@ def test_second_pictures_that_cannot_be_read_are_quarantined(runs, tmp_path):
     rows = [reasoning_row(number) for number in range(120)]
     rows[5]["second_image"] = {"bytes": b"no picture", "path": "right.png"}
     source = changed(tmp_path / "broken", rows, kind="nlvr2", features=REASONING_FEATURES)
-    result = NLVR2Task.evaluate(runs["nlvr2"] / "model", source=source, split="test", **HERE)
+    result = evaluate(runs["nlvr2"] / "model", source=source, split="test", **HERE)
     assert len(result.predictions) == 119
     assert "right.png" in (runs["nlvr2"] / "model" / "test.quarantine.jsonl").read_text()

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from vlmo.tasks import TaskResult
 
 _STDERR = Console(stderr=True)
-_TASK_OPTIONS = ("rerank", "rerank_weight", "rerank_score", "engine", "precision", "method")
+_TASK_OPTIONS = ("rerank", "rerank_weight", "rerank_score", "method")
+_RECORDED = (*_TASK_OPTIONS, "engine", "precision", "limit")
 _SUBMITTING = {"folder", "task", "data", "split", "submission", "device"}
 _CHOOSING = {"folder", "task", "data", "split", "limit", "batch_size", "rerank", "device"}
 
@@ -101,8 +102,11 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
         elif choosing:
             _choose(options, folder=folder, **where)
         else:
-            given = {name: vars(options)[name] for name in _TASK_OPTIONS}
-            result = measure(folder, **where, limit=options.limit, batch_size=options.batch_size, **given)
+            own: dict[str, Any] = {name: vars(options)[name] for name in _TASK_OPTIONS}
+            loaded, engine = _graphs(options, folder, device=where["device"]) if graphs else (None, {})
+            own |= {"limit": options.limit, "batch_size": options.batch_size, "loaded": loaded}
+            result = measure(folder, **where, **own)
+            result = replace(result, settings=result.settings | engine)
             if is_main():
                 _show(result, folder=folder, options=options)
 
@@ -110,9 +114,8 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
 def _choose(options: EvaluateOptions, *, folder: Path, task: str | None, source: str | None, **where: Any) -> None:
     from vlmo.distributed import is_main
     from vlmo.tasks import RetrievalTask, find_task, task_of
-    from vlmo.tasks.match_cutoff import choose_cutoff
+    from vlmo.tasks.calibration import choose_cutoff, choose_rerank_weight
     from vlmo.tasks.registry import source_of
-    from vlmo.tasks.rerank_weight import choose_rerank_weight
 
     name = "choose_cutoff" if options.choose_cutoff else "choose_rerank_weight"
     _check_read(options, {*_CHOOSING, name}, because=f"--{_flag(name)} chooses a setting and measures nothing else")
@@ -124,8 +127,26 @@ def _choose(options: EvaluateOptions, *, folder: Path, task: str | None, source:
     choose = choose_cutoff if options.choose_cutoff else choose_rerank_weight
     choice = choose(folder, source=source_of(source, task=found), limit=options.limit, **where, **given)
     if is_main():
-        Console(soft_wrap=True).print(choice.table())
+        Console(soft_wrap=True).print(choice.table)
         say(f"{choice.summary()} in {folder / 'config.json'}")
+
+
+def _graphs(options: EvaluateOptions, folder: Path, *, device: str) -> tuple[tuple[Any, Any], dict[str, Any]]:
+    """Return model and processor of a folder's graphs, and what the result says of them."""
+    from vlmo.checkpoints.loading import load_processor
+    from vlmo.export.runtime import OnnxRetrievalModel
+    from vlmo.model import VLMoConfig
+    from vlmo.retrieval.encoder import Encoder
+    from vlmo.retrieval.engines import graph_engine
+    from vlmo.tasks import RetrievalTask, find_task, task_of
+
+    if (found := task_of(folder) if options.task is None else find_task(options.task)) is not RetrievalTask:
+        name = "engine" if options.engine else "precision"
+        raise ValueError(f"--{name} belongs to the task retrieval; this is {found.name}")
+    how: dict[str, Any] = {"engine": options.engine or graph_engine(), "precision": options.precision or "float32"}
+    encoder = Encoder(folder, **how, device=device)
+    model = OnnxRetrievalModel(encoder.graphs, config=VLMoConfig.from_pretrained(encoder.folder))
+    return (model, load_processor(encoder.folder)), how
 
 
 def predict(
@@ -156,7 +177,7 @@ def predict(
     from vlmo.tasks import Inputs
     from vlmo.tasks import predict as ask
 
-    found = ask(folder, Inputs(images=image, texts=text, question=question), top=top, save=save, device=device)
+    found = ask(folder, Inputs(image, text, question, top=top, save=save), device=device)
     if json:
         say_json(found.rows)
         return
@@ -213,11 +234,7 @@ def _show(result: TaskResult, *, folder: Path, options: EvaluateOptions) -> None
     result.write_json(out, folder=folder)
     say(f"metrics and {len(result.predictions)} predictions in {out}")
     if options.write_card:
-        given = [
-            f" --{_flag(name)} {value}"
-            for name in (*_TASK_OPTIONS, "limit")
-            if (value := vars(options)[name]) is not None
-        ]
+        given = [f" --{_flag(name)} {value}" for name in _RECORDED if (value := vars(options)[name]) is not None]
         from vlmo.tasks import usage_of
 
         command = f"`vlmo evaluate --split {options.split}{''.join(given)}`"

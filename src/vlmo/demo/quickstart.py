@@ -250,7 +250,7 @@ def _write(
 ) -> Path:
     """Write the report and the sheet of decisions; return the report's path."""
     result = results["shapes"]
-    count = result.examples["ir@1"]
+    count = result["ir@1"].n
     rows = open_source("shapes", split="test")
     trained = {text for texts in column(open_source("shapes", split="train"), "captions") for text in texts}
     repeated = sum(text in trained for texts in column(rows, "captions")[:count] for text in texts)

@@ -1,4 +1,4 @@
-"""Image classification: accuracy, a linear probe on features, and classes from words alone (zero-shot)."""
+"""Classes of images without a classifier of their own: a linear probe on features, and classes from words alone."""
 
 from __future__ import annotations
 
@@ -27,53 +27,23 @@ _LBFGS_STEPS = 200
 _HELD_OUT = 5  # every fifth row chooses the strength of the penalty
 
 
-def topk_accuracy(
-    logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"], *, ks: Sequence[int] = (1, 5)
-) -> dict[str, float]:
-    """Return the share of rows whose class is among the `k` most likely, as `top1`; a tie counts against the model.
-
-    `k` from the number of classes up is left out: it would always be 1.
-
-    Raises:
-        ValueError: There are no rows, a label is no class, or the logits contain NaN.
-    """
-    if not len(labels) or not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-        raise ValueError(f"expected at least one row, and labels from 0 to {logits.shape[1] - 1}")
-    if logits.isnan().any():
-        raise ValueError("the logits contain NaN; check the weights of the model")
-    own = logits.gather(1, labels[:, None])
-    ranks = (logits >= own).sum(dim=1)
-    return {f"top{k}": (ranks <= k).double().mean().item() for k in ks if k < logits.shape[1]}
-
-
-def chance_accuracy(num_classes: int, *, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """Return the accuracies of a guess among all classes."""
-    return {f"top{k}": k / num_classes for k in ks if k < num_classes}
-
-
 @dataclass(frozen=True)
 class LinearProbe:
-    """A linear classifier of vectors at mean 0 and deviation 1, fitted with a penalty `l2` on the squared weights."""
+    """A linear classifier of vectors, fitted with a penalty `l2` on the squared weights."""
 
-    mean: Float[Tensor, "dim"]
-    deviation: Float[Tensor, "dim"]
     weight: Float[Tensor, "classes dim"]
     bias: Float[Tensor, "classes"]
     l2: float
 
     def __call__(self, vectors: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows classes"]:
         """Return logits."""
-        return F.linear((vectors - self.mean) / self.deviation, self.weight, self.bias)
+        return F.linear(vectors, self.weight, self.bias)
 
 
 def fit_linear_probe(
-    vectors: Float[Tensor, "rows dim"],
-    labels: Int[Tensor, "rows"],
-    *,
-    num_classes: int,
-    l2: float | None = None,
+    vectors: Float[Tensor, "rows dim"], labels: Int[Tensor, "rows"], *, num_classes: int, l2: float | None = None
 ) -> LinearProbe:
-    """Fit a logistic regression by L-BFGS until it converges.
+    """Fit a logistic regression on vectors at mean 0 and deviation 1, by L-BFGS until it converges.
 
     Args:
         l2: Strength of the penalty, a half of the squared weights times this; None: the one of 1e-4 to 0.1 that
@@ -90,18 +60,11 @@ def fit_linear_probe(
             raise ValueError(f"{len(labels)} rows are too few to choose l2 by; give at least {_HELD_OUT}, or l2")
 
         def score(candidate: float) -> float:
-            probe = _fit(vectors[~held_out], labels[~held_out], num_classes=num_classes, l2=candidate)
-            right = probe(vectors[held_out]).argmax(dim=1) == labels[held_out]
-            return right.double().mean().item()
+            probe = fit_linear_probe(vectors[~held_out], labels[~held_out], num_classes=num_classes, l2=candidate)
+            return (probe(vectors[held_out]).argmax(dim=1) == labels[held_out]).double().mean().item()
 
         l2 = max(_L2_GRID, key=score)
-    return _fit(vectors, labels, num_classes=num_classes, l2=l2)
-
-
-def _fit(
-    vectors: Float[Tensor, "rows dim"], labels: Int[Tensor, "rows"], *, num_classes: int, l2: float
-) -> LinearProbe:
-    vectors = vectors.double()
+    vectors, strength = vectors.double(), l2
     mean, deviation = vectors.mean(dim=0), vectors.std(dim=0).clamp(min=1e-6)
     inputs = (vectors - mean) / deviation
     weight = torch.zeros(num_classes, vectors.shape[1], dtype=torch.float64, requires_grad=True)
@@ -110,14 +73,14 @@ def _fit(
 
     def closure() -> float:
         optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(inputs, weight, bias), labels) + 0.5 * l2 * weight.square().sum()
+        loss = F.cross_entropy(F.linear(inputs, weight, bias), labels) + 0.5 * strength * weight.square().sum()
         loss.backward()
         return loss.item()
 
     with torch.enable_grad():
         optimizer.step(closure)
-    parts = (mean, deviation, weight.detach(), bias.detach())
-    return LinearProbe(*(part.float() for part in parts), l2=l2)
+    scaled = weight.detach() / deviation
+    return LinearProbe(scaled.float(), (bias.detach() - scaled @ mean).float(), l2=l2)
 
 
 def zero_shot_classifier(

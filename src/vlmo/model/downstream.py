@@ -22,7 +22,7 @@ from vlmo.model.heads import FeaturePyramid, TaskHead
 from vlmo.model.sequence import LANGUAGE, VISION, Sequence
 
 # Of mmsegmentation's UPerNet with BEiT: the auxiliary head reads the third level and weighs 0.4.
-_AUXILIARY_LEVEL, _AUXILIARY_CHANNELS, _AUXILIARY_WEIGHT = 2, 256, 0.4
+_AUXILIARY_LEVEL, _AUXILIARY_CHANNELS = 2, 256
 IGNORED_CLASS = 255
 
 
@@ -170,6 +170,8 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
         ValueError: The number of classes is not 2 to 255.
     """
 
+    auxiliary_weight = 0.4
+
     def __init__(self, config: VLMoConfig) -> None:
         from transformers.models.upernet.modeling_upernet import UperNetConfig, UperNetFCNHead, UperNetHead
 
@@ -215,5 +217,5 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
         if labels is not None:
             auxiliary = F.interpolate(self.auxiliary_head(levels), **to_image)
             loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_CLASS)
-            loss = loss + _AUXILIARY_WEIGHT * F.cross_entropy(auxiliary.float(), labels, ignore_index=IGNORED_CLASS)
+            loss = loss + self.auxiliary_weight * F.cross_entropy(auxiliary.float(), labels, ignore_index=IGNORED_CLASS)
         return SemanticSegmenterOutput(loss=loss, logits=logits)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+SEARCH_RERANK = 32
+"""Candidates that a search reranks by default."""
+
 
 def rerank_score(similarity: Any, match: Any, *, weight: Any, scale: Any) -> Any:
     """Return the score that candidates are ordered by, in nats, of numbers, arrays or tensors.

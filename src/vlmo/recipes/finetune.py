@@ -12,7 +12,6 @@ from vlmo.data.rows import column
 from vlmo.data.sources import open_source
 from vlmo.data.stream.loader import StreamConfig
 from vlmo.folder import read_json
-from vlmo.losses.downstream import ClassificationConfig
 from vlmo.model import VLMoConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
@@ -26,6 +25,7 @@ from vlmo.tasks import (
     VQATask,
     find_task,
 )
+from vlmo.tasks.classification import ClassificationConfig
 from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import StreamConfig
-from vlmo.losses.downstream import ClassificationConfig
 from vlmo.model import VLMoConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
@@ -24,6 +23,7 @@ from vlmo.tasks import (
     VisionTask,
     VQATask,
 )
+from vlmo.tasks.classification import ClassificationConfig
 from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import EngineConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 

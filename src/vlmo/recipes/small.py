@@ -8,7 +8,6 @@ icons`, test; one of them is `lucide-icons`).
 from dataclasses import replace
 
 from vlmo.data.loader import LoaderConfig
-from vlmo.losses.downstream import ClassificationConfig
 from vlmo.model import VLMoConfig
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import SegmentTransformConfig
@@ -35,6 +34,7 @@ from vlmo.tasks import (
     VisionTask,
     VQATask,
 )
+from vlmo.tasks.classification import ClassificationConfig
 from vlmo.tasks.tokenizer import VisualTokenizerConfig
 from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig

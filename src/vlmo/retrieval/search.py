@@ -16,14 +16,11 @@ from PIL import Image
 from vlmo.data.decoding import decode_image
 from vlmo.data.listing import image_named
 from vlmo.export.sessions import Pixels
-from vlmo.model.reranking import rerank_score
+from vlmo.model.reranking import SEARCH_RERANK, rerank_score
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.index import MAX_TOP, Hit, Index
 from vlmo.retrieval.memory import PixelMemory
 
-SEARCH_RERANK = 32
-"""Candidates that a search by words or for captions reranks unless another number is given: from Python, on the command
-line, over HTTP and on the web page. As many are read and scored at a time without a deadline."""
 RERANK_BATCH = 8
 """Pairs that go through the fusion encoder, at most, between two looks at the clock."""
 TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD = "texts", "images", "tokens", "pairs", "index", "load"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -16,7 +17,6 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from vlmo.data.loader import RowLoader
-from vlmo.data.masking import WordMaskConfig
 from vlmo.data.rows import arrow_table, column
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import open_source
@@ -25,7 +25,7 @@ from vlmo.data.stream.loader import StreamLoader
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import is_main, world_size
 from vlmo.folder import read_config
-from vlmo.folder.atomic import cached_file, keep_file, need_writable
+from vlmo.folder.atomic import cached_file, keep_file, need_writable, write_file
 from vlmo.folder.card import DataSource, ModelCard, read_data, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
@@ -34,8 +34,8 @@ from vlmo.progress import Progress
 from vlmo.recipes.schema import LEARN_VOCABULARY, Recipe, changed_settings, check_recipe
 from vlmo.released import find_model, no_model
 from vlmo.run.estimate import check_start
-from vlmo.tasks.base import EvaluationSet, RunContext
-from vlmo.tasks.registry import usage_of
+from vlmo.tasks import Metric, RunContext, usage_of
+from vlmo.tasks.labels import check_names
 from vlmo.tasks.result import data_name
 from vlmo.training import Trainer, claim_run_folder, lock_run, read_metrics, report_progress
 from vlmo.training.lora import add_adapters, save_adapter
@@ -74,25 +74,8 @@ def build(
         pass  # `fit` holds it; another run is told of now
     torch.manual_seed(recipe.seed)
     processor = build_processor(recipe) if task.reads_text else None
-    run = RunContext(
-        folder=run_dir,
-        rows=_read_rows(recipe, run_dir=run_dir),
-        source=recipe.data.source,
-        processor=processor,
-        model=model_settings(recipe, processor),
-        seed=recipe.seed,
-        init=recipe.init,
-        transform=dataclasses.replace(recipe.data.transform, image_size=recipe.model.image_size),
-        unit=recipe.data.unit,
-        cache_images=recipe.data.cache_images,
-        words=WordMaskConfig(
-            probability=recipe.data.mlm_probability,
-            only=recipe.data.mask_only,
-            only_share=recipe.data.mask_only_share,
-        ),
-        evaluate_on=recipe.evaluate_on,
-        evaluate_split=recipe.evaluate_split,
-    )
+    rows = _read_rows(recipe, run_dir=run_dir)
+    run = RunContext(run_dir, recipe, rows, processor, model=model_settings(recipe, processor))
     objective = task.objective(run)
     model = cast(PreTrainedModel, objective.get_submodule("model"))
     start = recipe.init or ""
@@ -102,7 +85,7 @@ def build(
     if adapted:
         add_adapters(model, recipe.lora, start=start, missing=run.missing)
     loader = _loader(recipe, run)
-    evaluators = task.evaluators(run)
+    evaluator = None if recipe.evaluate_on is None else Evaluator(run)
     # Before the training, so that a damaged card of the start folder is reported now.
     card = run_card(recipe, run.rows, title=title, about=about, changed=changed_settings(original or recipe, recipe))
 
@@ -116,7 +99,7 @@ def build(
             processor.save_pretrained(folder)
         elif isinstance(model, VLMoPreTrainedModel):
             image_processor_for(model.config.image_size).save_pretrained(folder)
-        measured = _last_measurements(evaluators, run_dir=run_dir)
+        measured = () if evaluator is None else evaluator.measurements()
         write_card(folder, dataclasses.replace(card, metrics=measured), usage_of(folder))
         if adapted:
             experts: Any = getattr(task, "fusion_experts_from", "language")
@@ -129,8 +112,8 @@ def build(
         recipe=recipe,
         save_model=save_model,
         lr_scale={f"model.{name}": scale for name, scale in task.lr_scale(model).items()},
-        evaluators=evaluators,
-        measured_on=" and ".join(data_name(each.source) for each in evaluators),
+        evaluators=() if evaluator is None else (evaluator,),
+        measured_on="" if recipe.evaluate_on is None else data_name(recipe.evaluate_on),
         device=device,
         console=console,
         title=title or "training",
@@ -138,6 +121,38 @@ def build(
     if isinstance(model, VLMoForPreTraining | VLMoForImageTextRetrieval):
         trainer.optimizer.register_step_post_hook(lambda *_: model.clamp_logit_scale_())
     return trainer
+
+
+class Evaluator:
+    """Measures the model in training on the rows that its recipe names.
+
+    What is known of the metrics is kept in the run folder for the model's card: a resumed run may not measure again.
+    """
+
+    def __init__(self, run: RunContext) -> None:
+        split, evaluation = run.recipe.evaluate_split, run.recipe.task.evaluation
+        given = {"source": run.recipe.evaluate_on, "split": split, "notes": run.folder}
+        self.rows = evaluation.read(processor=run.processor, **given)
+        if names := self.rows.names:
+            own = evaluation(run.rows, source=run.source, split="train").names
+            check_names(names, own, owner=f"evaluate_on {self.rows.source}", source=run.source)
+        self.run_dir, self.file = run.folder, run.folder / "measured.json"
+
+    def __call__(self, model: torch.nn.Module) -> dict[str, float]:
+        """Return the metrics as "SPLIT/METRIC", without those of parts (`metric[part]`)."""
+        metrics = self.rows.metrics(self.rows.outputs(model))
+        whole = [each for each in metrics if "[" not in each.name]
+        if is_main():
+            write_file(self.file, json.dumps([asdict(each) for each in whole]))
+        return {f"{self.rows.split}/{each.name}": each.value for each in whole}
+
+    def measurements(self) -> tuple[EvalResult, ...]:
+        """Return the last metrics for the card; none if nothing was measured."""
+        steps = [line["step"] for line in read_metrics(self.run_dir) if any("/" in name for name in line)]
+        if not steps or not self.file.is_file():
+            return ()
+        result = self.rows.result_of([Metric(**facts) for facts in json.loads(self.file.read_text())])
+        return tuple(result.measurements(measured_by=f"last evaluation of the run, step {steps[-1]}"))
 
 
 def _read_rows(recipe: Recipe, *, run_dir: Path) -> Dataset:
@@ -294,14 +309,3 @@ def _inherited(folder: str) -> tuple[DataSource, ...]:
 def _folder_name(folder: str) -> str:
     """Return the end of a path, enough to recognise the folder."""
     return "/".join(part for part in Path(folder).parts[-3:] if part != "/")
-
-
-def _last_measurements(evaluators: Sequence[EvaluationSet], *, run_dir: Path) -> tuple[EvalResult, ...]:
-    """Return the metrics of a run's last evaluation, if it had one."""
-    lines = [line for line in read_metrics(run_dir) if any("/" in name for name in line)]
-    if not lines:
-        return ()
-    line, measured_by = lines[-1], f"last evaluation of the run, step {lines[-1]['step']}"
-    return tuple(
-        found for each in evaluators for found in each.measurements(each.logged(line), measured_by=measured_by)
-    )

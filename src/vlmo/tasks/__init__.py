@@ -1,8 +1,8 @@
 """Tasks: each is declared once, in one file, and everything that lists tasks reads `TASKS`."""
 
-from vlmo.tasks.base import Inputs, RunContext, Task, label_settings
 from vlmo.tasks.classification import ClassificationTask
-from vlmo.tasks.evaluation_set import EvaluationSet, names_of_source
+from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.labels import label_settings, names_of_source
 from vlmo.tasks.language import LanguageTask
 from vlmo.tasks.nlvr2 import NLVR2Task
 from vlmo.tasks.registry import (
@@ -15,9 +15,11 @@ from vlmo.tasks.registry import (
     usage_of,
     write_submission,
 )
-from vlmo.tasks.result import TaskResult
+from vlmo.tasks.result import Metric, TaskResult
 from vlmo.tasks.retrieval import RetrievalTask
+from vlmo.tasks.run_context import RunContext
 from vlmo.tasks.segmentation import SegmentationTask
+from vlmo.tasks.task import Inputs, Task
 from vlmo.tasks.tokenizer import TokenizerTask, VisualTokenizerConfig
 from vlmo.tasks.vision import VisionTask
 from vlmo.tasks.vision_language import VisionLanguageTask
@@ -29,6 +31,7 @@ __all__ = [
     "EvaluationSet",
     "Inputs",
     "LanguageTask",
+    "Metric",
     "NLVR2Task",
     "RetrievalTask",
     "RunContext",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -12,30 +12,29 @@ from jaxtyping import Float, Int
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlmo.checkpoints.loading import load_model
 from vlmo.data.decoding import decode_image
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.rows import column
-from vlmo.evaluation.classification import (
-    PROMPTS,
-    chance_accuracy,
-    fit_linear_probe,
-    topk_accuracy,
-    zero_shot_classifier,
-)
+from vlmo.evaluation.classification import PROMPTS, fit_linear_probe, zero_shot_classifier
+from vlmo.evaluation.metrics import Metric, topk_accuracy
 from vlmo.folder.card import Usage
-from vlmo.losses.downstream import ClassificationConfig, ClassificationObjective
 from vlmo.processing import TransformConfig, eval_transform
-from vlmo.tasks.base import Inputs, RunContext, Task, best_labels, label_settings, quarantine_of
-from vlmo.tasks.evaluation_set import EvaluationSet, check_names
+from vlmo.released import notes_folder
+from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.labels import best_labels, check_names, label_settings
 from vlmo.tasks.result import Prediction, TaskResult
 from vlmo.tasks.retrieval import RetrievalTask
+from vlmo.tasks.run_context import RunContext
+from vlmo.tasks.task import Inputs, Task
+from vlmo.types import Batch, normalize_pixels
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from vlmo.model import VLMoPreTrainedModel
+    from vlmo.model import VLMoForImageClassification, VLMoPreTrainedModel
 
 Features = Literal["mean", "class"]
 """Feature of an image: the mean of its patches, or the class token; after the final norm."""
@@ -75,15 +74,9 @@ def checked_labels(dataset: Dataset) -> list[int]:
 class ClassSet(EvaluationSet):
     """Images of a split with their classes; outputs are the logits of all rows, whichever classifier they are from."""
 
-    method: dict[str, Any] = field(default_factory=dict)
-    """Settings of the classifier, for `TaskResult.settings`."""
-
     task: ClassVar[str] = "classification"
     hub_task: ClassVar[str] = "image-classification"
-    meanings: ClassVar[dict[str, str]] = {
-        "top1": "share of images whose class is the model's first guess",
-        "top5": "share of images whose class is among the model's first five guesses",
-    }
+    options: ClassVar[tuple[str, ...]] = ("method",)
     batch_size: ClassVar[int] = 128
 
     @classmethod
@@ -91,10 +84,10 @@ class ClassSet(EvaluationSet):
         """Raise ValueError for rows without classes, and for numbers that are no class."""
         checked_labels(rows)
 
-    @classmethod
-    def classes(cls, rows: Dataset, _source: str) -> list[str]:
-        """Return the names of the column `label`."""
-        return class_names(rows)
+    @property
+    def names(self) -> list[str]:
+        """Names of the column `label`."""
+        return class_names(self.rows)
 
     @property
     def labels(self) -> Int[Tensor, " rows"]:
@@ -125,21 +118,9 @@ class ClassSet(EvaluationSet):
         """Return the logits of a classifier."""
         return self.encode(model, lambda pixels: model(pixels).logits, batch_size=batch_size, console=console)
 
-    def metrics(self, outputs: Float[Tensor, "rows classes"]) -> dict[str, float]:
+    def metrics(self, outputs: Float[Tensor, "rows classes"]) -> list[Metric]:
         """Return top-1 and top-5 accuracy."""
         return topk_accuracy(outputs, self.labels)
-
-    def chance(self, _outputs: Float[Tensor, "rows classes"] | None = None) -> dict[str, float]:
-        """Return the accuracies of a guess among all classes."""
-        return chance_accuracy(len(self.names))
-
-    def num_examples(self, _metric: str) -> int:
-        """Return the number of images."""
-        return len(self.rows)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings of the classifier."""
-        return self.method
 
     def predictions(self, outputs: Float[Tensor, "rows classes"]) -> list[Prediction]:
         """Return the first guess of each row with its share, and the next ones in their order."""
@@ -161,6 +142,72 @@ class ClassSet(EvaluationSet):
 
 
 @dataclass(frozen=True)
+class ClassificationConfig:
+    """Mixup and cutmix; the defaults are those of BEiT's recipe for ImageNet."""
+
+    mixup: float = 0.8
+    """Alpha of mixup, which adds images; 0 leaves it out."""
+    cutmix: float = 1.0
+    """Alpha of cutmix, which puts a part of one image into another; 0 leaves it out."""
+    mix_probability: float = 1.0
+    """Share of the micro-batches that are mixed."""
+    cutmix_share: float = 0.5
+    """Share of cutmix among them, where mixup is on too."""
+    label_smoothing: float = 0.1
+    """Share of a label that is spread over all classes."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if mixing is below 0, or a share is not from 0 to 1."""
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError(f"mixup is {self.mixup} and cutmix {self.cutmix}; give numbers from 0 up")
+        shares = (self.mix_probability, self.cutmix_share, self.label_smoothing)
+        if not all(0 <= share <= 1 for share in shares) or self.label_smoothing == 1:
+            raise ValueError(f"mix_probability, cutmix_share, label_smoothing are {shares}; give 0 to 1 (last below)")
+
+
+class ClassificationObjective(nn.Module):
+    """Cross-entropy of classes, with mixup and cutmix while training (BEiT's recipe)."""
+
+    def __init__(self, model: VLMoForImageClassification, *, config: ClassificationConfig | None = None) -> None:
+        from timm.data import Mixup  # takes seconds
+
+        super().__init__()
+        self.model = model
+        self.config = config = config or ClassificationConfig()
+        self._mixup = Mixup(
+            mixup_alpha=config.mixup,
+            cutmix_alpha=config.cutmix,
+            prob=config.mix_probability,
+            switch_prob=config.cutmix_share,
+            label_smoothing=config.label_smoothing,
+            num_classes=cast("int", model.config.num_labels),
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` and `accuracy` (of mixed images, the share whose larger part is recognised); reads `labels`.
+
+        Every process has equally many rows, so the mean over processes of each value is that of the global batch.
+        Mixed are rows of one micro-batch of one process.
+
+        Raises:
+            ValueError: The rows cannot be mixed in pairs.
+        """
+        pixels, labels = normalize_pixels(batch["pixel_values"]), batch["labels"]
+        config = self.config
+        share, classes = config.label_smoothing, cast("int", self.model.config.num_labels)
+        targets = F.one_hot(labels, classes) * (1 - share) + share / classes
+        if self.training and (config.mixup > 0 or config.cutmix > 0) and config.mix_probability > 0:
+            if len(pixels) % 2:
+                raise ValueError(
+                    f"{len(pixels)} images; mixup and cutmix need an even number (loader.global_batch_size)"
+                )
+            pixels, targets = self._mixup(pixels.clone(), labels)  # it writes into what it is given
+        output = self.model(pixel_values=pixels, labels=targets)
+        right = output.logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)
+        return {"loss": output.loss, "accuracy": right.float().mean()}
+
+
+@dataclass(frozen=True)
 class ClassificationTask(Task):
     """Fine-tuning on classes of images, as BEiT on ImageNet."""
 
@@ -171,7 +218,6 @@ class ClassificationTask(Task):
     num_classes: ClassVar[int | None] = 1000
     architectures = ("VLMoForImageClassification",)
     usage: ClassVar[Usage | None] = Usage("names the class of an image", "image-classification", '"image.png"')
-    options: ClassVar[tuple[str, ...]] = ("method",)
     inputs: ClassVar[str] = "images after --image"
     losses: ClassificationConfig = ClassificationConfig()
     """Mixing of images and classes."""
@@ -187,7 +233,9 @@ class ClassificationTask(Task):
     def examples(self, run: RunContext) -> Examples:
         """Return images with their class."""
         labels = torch.tensor(checked_labels(run.rows))
-        return RowExamples(run.rows, labels=labels.__getitem__, cache_images=run.cache_images, **self.contents(run))
+        return RowExamples(
+            run.rows, labels=labels.__getitem__, cache_images=run.recipe.data.cache_images, **self.contents(run)
+        )
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors that fall from the head to the embeddings."""
@@ -196,16 +244,19 @@ class ClassificationTask(Task):
         return layer_decay_factors(cast("VLMoPreTrainedModel", model), decay=self.layer_decay)
 
     @classmethod
-    def evaluate(cls, folder: str | Path, **arguments: Any) -> TaskResult:
-        """Return the accuracies of a model folder on a split; arguments and errors as in `Task.evaluate`, and `method`.
+    def evaluate(cls, folder: str | Path, *, options: dict[str, Any], **arguments: Any) -> TaskResult:
+        """Return the accuracies of a model folder on a split; arguments and errors as in `Task.evaluate`.
 
-        `method` is "head" (the model's own classifier), "linear-probe" or "zero-shot" (see the functions below), else
-        ValueError.
+        The option `method` is "head" (the model's own classifier), "linear-probe" or "zero-shot" (see the functions
+        below), else ValueError.
         """
-        methods = {"head": super().evaluate, "linear-probe": evaluate_linear_probe, "zero-shot": evaluate_zero_shot}
-        method = arguments.pop("method", "head")
+        methods = {"linear-probe": evaluate_linear_probe, "zero-shot": evaluate_zero_shot}
+        method = options.get("method", "head")
+        if method == "head":
+            return super().evaluate(folder, options={}, **arguments)
         if method not in methods:
-            raise ValueError(f"method is {method!r}; give one of {', '.join(methods)}")
+            raise ValueError(f"method is {method!r}; give one of head, {', '.join(methods)}")
+        del arguments["loaded"]
         return methods[method](folder, **arguments)
 
     @classmethod
@@ -214,30 +265,27 @@ class ClassificationTask(Task):
         return bool(inputs.images) and not inputs.texts and inputs.question is None
 
     @classmethod
-    def answer(
-        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
-    ) -> list[Prediction]:
-        """Return the likeliest `top` classes of each image, each with its share."""
-        del processor, save
+    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
+        """Return the likeliest classes of each image, each with its share."""
+        del processor
         transform = eval_transform(TransformConfig(image_size=model.config.image_size))
         rows: list[Prediction] = []
         for file, image in zip(inputs.images, images, strict=True):
             shares = model(transform(image)[None].to(model.device)).logits[0].float().softmax(dim=-1)
             whose = {"image": str(file)} if len(images) > 1 else {}
-            rows += [whose | row for row in best_labels(model, shares, top=top, kind="class")]
+            rows += [whose | row for row in best_labels(model, shares, top=inputs.top, kind="class")]
         return rows
 
 
 def evaluate_linear_probe(
     folder: str | Path,
     *,
-    source: str,
     split: str,
     features: Features = "mean",
     l2: float | None = None,
-    limit: int | None = None,
     device: str | None = None,
-    **how: Any,
+    how: dict[str, Any] | None = None,
+    **read: Any,
 ) -> TaskResult:
     """Return the accuracies of a linear classifier on the image encoder of any model folder, which stays as it is.
 
@@ -245,49 +293,48 @@ def evaluate_linear_probe(
 
     Args:
         features: The mean of the patches, or the class token, after the final norm.
-        limit: Read the first rows of each split only.
         how: `batch_size` and `console`, as in `Task.evaluate`.
+        read: Other arguments of `EvaluationSet.read`, for both splits.
 
     Raises:
         ValueError: The folder holds no VLMo model, or the splits have other classes.
     """
+    given: dict[str, Any] = {"notes": notes_folder(folder)} | read
+    how = how or {}
     model = load_model(folder, device=device, hint="A linear probe needs its image encoder.").backbone
-    train, test = (
-        ClassSet.read(source, split=part, quarantine=quarantine_of(folder, part), limit=limit)
-        for part in ("train", split)
-    )
-    check_names(train.names, test.names, owner=f"{source}, train", source=f"{source}, {split}")
+    train, test = (ClassSet.read(split=part, **given) for part in ("train", split))
+    check_names(train.names, test.names, owner=f"{train.source}, train", source=f"{test.source}, {split}")
 
     def encode(pixels: Tensor) -> Tensor:
         states = cast(Tensor, model(pixel_values=pixels).image_hidden_state)
         return states[:, 1:].mean(dim=1) if features == "mean" else states[:, 0]
 
     probe = fit_linear_probe(train.encode(model, encode, **how), train.labels, num_classes=len(train.names), l2=l2)
-    method = {"method": "linear probe", "train_split": "train", "features": features, "l2": probe.l2}
-    return replace(test, method=method).result(probe(test.encode(model, encode, **how)))
+    settings = {"method": "linear probe", "train_split": "train", "features": features, "l2": probe.l2}
+    return replace(test, settings=settings).result(probe(test.encode(model, encode, **how)))
 
 
 def evaluate_zero_shot(
     folder: str | Path,
     *,
-    source: str,
-    split: str,
     prompts: Sequence[str] = PROMPTS,
-    limit: int | None = None,
     device: str | None = None,
-    **how: Any,
+    how: dict[str, Any] | None = None,
+    **read: Any,
 ) -> TaskResult:
     """Return the accuracies of a dual encoder that never saw the classes: the class whose sentences fit best.
 
     Args:
         prompts: Sentences with `{}` for the name of the class; a class is the mean of its sentences' vectors.
         how: `batch_size` and `console`, as in `Task.evaluate`.
+        read: Arguments of `EvaluationSet.read`.
 
     Raises:
         ValueError: The folder holds no model that retrieves, or a prompt has no place for the name.
     """
     model, processor = RetrievalTask.load(folder, device=device)
-    rows = ClassSet.read(source, split=split, quarantine=quarantine_of(folder, split), limit=limit)
+    given: dict[str, Any] = {"notes": notes_folder(folder)} | read
+    rows = ClassSet.read(**given)
 
     def embed_texts(texts: list[str]) -> Tensor:
         with torch.inference_mode():
@@ -295,7 +342,6 @@ def evaluate_zero_shot(
             return model.get_text_features(**encoded).float().cpu()
 
     classes = zero_shot_classifier(embed_texts, rows.names, prompts=prompts)
-    vectors = rows.encode(model, lambda pixels: model.get_image_features(pixel_values=pixels), **how)
+    vectors = rows.encode(model, lambda pixels: model.get_image_features(pixel_values=pixels), **(how or {}))
     scale = model.contrast_head.logit_scale.detach().float().exp().item()
-    method = {"method": "zero-shot", "prompts": list(prompts)}
-    return replace(rows, method=method).result(scale * vectors @ classes.T)
+    return replace(rows, settings={"method": "zero-shot", "prompts": list(prompts)}).result(scale * vectors @ classes.T)

@@ -11,8 +11,9 @@ from vlmo import model as models
 from vlmo.folder.card import Usage
 from vlmo.losses.masked import accuracy, masked_loss
 from vlmo.model.sequence import LANGUAGE, masked_positions
-from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import Pass, SampleSizes, Work, encode, masked_words
+from vlmo.tasks.run_context import RunContext
+from vlmo.tasks.task import Task
 from vlmo.types import Batch
 
 if TYPE_CHECKING:

@@ -6,27 +6,29 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.rows import column, select_rows
-from vlmo.evaluation import nlvr2
+from vlmo.evaluation.metrics import Metric, nlvr2_metrics
 from vlmo.folder.card import Usage
-from vlmo.losses.downstream import ReasoningObjective
 from vlmo.model.config import FusionStart
-from vlmo.tasks.base import Inputs, RunContext, Task, head_lr_scale, label_settings
 from vlmo.tasks.costs import SampleSizes, Work, encoder_work
-from vlmo.tasks.evaluation_set import EvaluationSet, check_task, eval_options, pair_logits
+from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.labels import check_task, eval_options, head_lr_scale, label_settings, pair_logits
 from vlmo.tasks.result import Prediction
+from vlmo.tasks.run_context import RunContext
+from vlmo.tasks.task import Inputs, Task
+from vlmo.types import Batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from vlmo.model import VLMoForVisualReasoning
 
 _UNKNOWN = -1
 _SNIPPET = """\
@@ -80,20 +82,7 @@ class ReasoningSet(EvaluationSet):
 
     task: ClassVar[str] = "nlvr2"
     hub_task: ClassVar[str] = "visual-reasoning"
-    meanings: ClassVar[dict[str, str]] = {
-        nlvr2.ACCURACY: "share of sentences that are rightly judged true or false of their two images",
-        nlvr2.CONSISTENCY: "share of sentences that are judged rightly of all pairs of images that share them",
-    }
     needs: ClassVar[dict[str, Any]] = {}
-
-    @cached_property
-    def sentences(self) -> list[nlvr2.Sentence]:
-        """The sentences with their labels."""
-        names = ("image_id", "captions", "sentence_group", "label")
-        return [
-            nlvr2.Sentence(identifier, captions[0], group=group, label=bool(label) if label in {0, 1} else None)
-            for identifier, captions, group, label in zip(*(column(self.rows, name) for name in names), strict=True)
-        ]
 
     @classmethod
     def check_rows(cls, rows: Dataset, _source: str) -> None:
@@ -102,28 +91,45 @@ class ReasoningSet(EvaluationSet):
         check_truth(rows, needs_all=False)
 
     def predict(self, model: Any, rows: range) -> list[Prediction]:
-        """Return the judgement of each sentence; `confidence` is its share of the softmax."""
+        """Return whether each sentence is true; `confidence` is the answer's share of the softmax."""
         chosen = select_rows(self.rows, rows)
         logits = pair_logits(model, reasoning_examples(chosen, labelled=False, **eval_options(self.processor)))
         shares, best = (found.tolist() for found in logits.softmax(dim=-1).max(dim=-1))
+        names = ("image_id", "captions", "sentence_group", "label")
         predictions: list[Prediction] = []
-        for of, share, number in zip(self.sentences[rows.start : rows.stop], shares, best, strict=True):
-            row = {"identifier": of.identifier, "sentence": of.sentence, "prediction": number == 1}
-            known = {} if of.label is None else {"label": of.label, "group": of.group}
+        for (identifier, captions, group, label), share, number in zip(
+            zip(*(column(chosen, name) for name in names), strict=True), shares, best, strict=True
+        ):
+            row = {"identifier": identifier, "sentence": captions[0], "prediction": number == 1}
+            known = {"label": bool(label), "group": group} if label in {0, 1} else {}
             predictions.append(row | {"confidence": round(share, 4)} | known)
         return predictions
 
-    def metrics(self, outputs: list[Prediction]) -> dict[str, float]:
+    def metrics(self, outputs: list[Prediction]) -> list[Metric]:
         """Return accuracy and consistency."""
-        return nlvr2.nlvr2_metrics(self.sentences, [prediction["prediction"] for prediction in outputs])
+        right = [row["prediction"] == row["label"] if "label" in row else None for row in outputs]
+        return nlvr2_metrics([row.get("group", "") for row in outputs], right)
 
-    def num_examples(self, metric: str) -> int | None:
-        """Return the number of pairs of images whose sentence is known to be true or false."""
-        return sum(each.label is not None for each in self.sentences) if metric == "accuracy" else None
+    @staticmethod
+    def submission(predictions: Sequence[Prediction]) -> str:
+        """Return CSV without a headline: identifier, then True or False."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows((row["identifier"], row["prediction"]) for row in predictions)
+        return text.getvalue()
 
-    def chance(self, _outputs: list[Prediction] | None = None) -> dict[str, float]:
-        """Return the metrics of a coin."""
-        return nlvr2.guessed_metrics(self.sentences)
+
+class ReasoningObjective(nn.Module):
+    """NLVR2: is a sentence about two images true? (VLMo, "Vision-Language Classification")."""
+
+    def __init__(self, model: VLMoForVisualReasoning) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` (= `nlvr2`) and `nlvr2_accuracy`; reads as `QuestionObjective`, with two images a row."""
+        output = self.model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], batch["labels"])
+        right = output.logits.argmax(dim=-1) == batch["labels"]
+        return {"loss": output.loss, "nlvr2": output.loss.detach(), "nlvr2_accuracy": right.float().mean()}
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,6 @@ class NLVR2Task(Task):
     architectures = ("VLMoForVisualReasoning",)
     usage: ClassVar[Usage | None] = Usage("tells whether a sentence about two images is true", snippet=_SNIPPET)
     inputs: ClassVar[str] = "two images after --image and one --text"
-    submits: ClassVar[bool] = True
     head_lr_scale: float = 1.0
     """Factor on the learning rate of the head, which starts at random."""
     fusion_experts_from: FusionStart = "language"
@@ -157,7 +162,7 @@ class NLVR2Task(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return sentences with their images and labels."""
-        return reasoning_examples(run.rows, cache_images=run.cache_images, **self.contents(run))
+        return reasoning_examples(run.rows, cache_images=run.recipe.data.cache_images, **self.contents(run))
 
     def work(self, model: Any, sample: SampleSizes) -> Work:
         """Return the work of two pairs and the head."""
@@ -168,23 +173,13 @@ class NLVR2Task(Task):
         return head_lr_scale(model, head="reasoning_head", scale=self.head_lr_scale)
 
     @classmethod
-    def submission(cls, predictions: Sequence[Prediction]) -> str:
-        """Return CSV without a headline: identifier, then True or False."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows((row["identifier"], row["prediction"]) for row in predictions)
-        return text.getvalue()
-
-    @classmethod
     def accepts(cls, inputs: Inputs) -> bool:
         """Return True for two images with one sentence."""
         return len(inputs.images) == 2 and len(inputs.texts) == 1 and inputs.question is None
 
     @classmethod
-    def answer(
-        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
-    ) -> list[Prediction]:
-        """Return the judgement of the sentence, with its share of the softmax."""
-        del top, save
+    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
+        """Return whether the sentence is true, with its share of the softmax."""
         encoded: Any = processor(images=list(images), text=inputs.texts[0], return_tensors="pt").to(model.device)
         encoded["pixel_values"] = encoded["pixel_values"][None]
         shares = model(**encoded).logits[0].float().softmax(dim=-1).tolist()

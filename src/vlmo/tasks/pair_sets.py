@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import torch
 from PIL import Image
@@ -15,20 +15,23 @@ from torch import Tensor
 
 from vlmo.data.decoding import ImageCell, decode_image
 from vlmo.data.rows import column
-from vlmo.evaluation import RetrievalResult, RetrievalSet, Weights, chance_metrics, evaluate_retrieval
-from vlmo.evaluation.composition import EXAMPLE_CHANCE, example_scores, words_alone
+from vlmo.evaluation import RetrievalResult, RetrievalSet, Weights, evaluate_retrieval
 from vlmo.evaluation.inference import BATCH
+from vlmo.evaluation.metrics import EXAMPLE_CHANCE, Metric, example_scores, words_alone
 from vlmo.evaluation.scoring import embed_images, embed_texts, match_pairs
-from vlmo.export.sessions import Precision
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.progress import Progress
-from vlmo.retrieval.engines import EngineName
-from vlmo.tasks.evaluation_set import EvaluationSet, check_task
+from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.labels import check_task
 from vlmo.tasks.result import Prediction
 
 if TYPE_CHECKING:
     from vlmo.processing import VLMoProcessor
 
+SHORTLIST = 16
+"""Candidates of each query that an evaluation reranks by default."""
+PUBLISHED_SHORTLIST = 32
+"""The same in the published code."""
 _RERANKED = "rerank_"
 MATCHING = {
     "match_auc": ("AUC of matching", "share of (true pair, random pair) where matching ranks the true one higher"),
@@ -40,7 +43,9 @@ MATCHING = {
 }
 """Label and meaning of the metrics of matching."""
 _ENCODERS = {"dual": "dual encoder", "fusion": "fusion encoder", "words": "words alone"}
-"""Each judge of true and false captions, with its name."""
+"""What may tell true captions from false ones, with its name."""
+_ENCODER_MEANING = "share of images whose true caption has the higher score"
+_WORDS_MEANING = "share of true captions that a linear model prefers which reads the words and sees no image"
 _EXAMPLE_MEANINGS = {
     "text": "share of pairs of images where both prefer their own caption",
     "image": "share of pairs of images where both captions prefer their own image",
@@ -63,24 +68,61 @@ class PairSet(EvaluationSet):
     """Share of the matching score in the new order, or one for each direction."""
     rerank_score: Literal["weighted", "published"] = "weighted"
     """published: the order of cosine similarity + logit of a match, as in the published code; without weight."""
-    engine: EngineName = "torch"
-    """Software that computes vectors and matching scores: torch, onnx or openvino."""
-    precision: Precision = "float32"
-    """float32 or int8, of the engines onnx and openvino."""
 
     task: ClassVar[str] = "retrieval"
     hub_task: ClassVar[str] = "image-text-retrieval"
     needs: ClassVar[dict[str, Any]] = {}
     batch_size: ClassVar[int] = BATCH
+    default_data: ClassVar[str | None] = "emoji-pairs"
+    options: ClassVar[tuple[str, ...]] = ("rerank", "rerank_weight", "rerank_score")
 
     @classmethod
-    def read(cls, source: str, **arguments: Any) -> PairSet:
+    def read(cls, *, source: str, **arguments: Any) -> PairSet:
         """Return the valid rows of a split, as `CompositionSet` if they have false captions; see `EvaluationSet`."""
-        found = super().read(source, **arguments)
+        found = super().read(source=source, **arguments)
         if "false_caption" not in found.rows.column_names:
             return found
         CompositionSet.check_rows(found.rows, source)
         return CompositionSet(found.rows, source=source, split=found.split, processor=found.processor)
+
+    def with_options(
+        self,
+        model: Any,
+        *,
+        rerank: int | None = None,
+        rerank_weight: float | None = None,
+        rerank_score: Literal["weighted", "published"] = "weighted",
+    ) -> Self:
+        """Return the set with a shortlist (by default 16, or 32 for the published score), weight and kind of score.
+
+        Raises:
+            ValueError: The model cannot rerank, or a value is out of range.
+        """
+        has_head, published = model.match_head is not None, rerank_score == "published"
+        if rerank is None:
+            rerank = (PUBLISHED_SHORTLIST if published else SHORTLIST) if has_head else 0
+        if rerank and not has_head:
+            raise ValueError("this model has no matching head, so that nothing can be reordered; give --rerank 0")
+        if rerank < 0 or (rerank_weight is not None and not 0 <= rerank_weight <= 1):
+            raise ValueError(
+                f"rerank is {rerank} and rerank_weight {rerank_weight}; give a number of candidates from 0 up, and a "
+                "share from 0 to 1"
+            )
+        if not rerank and (rerank_weight is not None or published):
+            given = f"rerank_weight is {rerank_weight}" if rerank_weight is not None else "the published score is given"
+            raise ValueError(f"{given}, but nothing is reordered (rerank is 0); leave one out")
+        if published and rerank_weight is not None:
+            raise ValueError(f"rerank_weight is {rerank_weight}, but the published score has no weight; leave one out")
+        weights = Weights(*model.config.rerank_weights)
+        own = weights.text_to_image if weights.image_to_text == weights.text_to_image else weights
+        weight = own if rerank_weight is None else rerank_weight
+        chosen: dict[str, Any] = {"rerank": rerank}
+        if published:
+            chosen["rerank_score"] = rerank_score
+        elif rerank:
+            chosen["rerank_weight"] = weight._asdict() if isinstance(weight, Weights) else weight
+        settings = chosen | self.settings
+        return replace(self, rerank=rerank, rerank_weight=weight, rerank_score=rerank_score, settings=settings)
 
     @cached_property
     def captions(self) -> list[str]:
@@ -124,51 +166,23 @@ class PairSet(EvaluationSet):
                 progress=progress.update,
             )
 
-    def metrics(self, outputs: RetrievalResult) -> dict[str, float]:
+    def metrics(self, outputs: RetrievalResult) -> list[Metric]:
         """Return `tr@K` and `ir@K`; with a shortlist also `rerank_tr@K`, `rerank_ir@K` and those of matching."""
-        return outputs.metrics
-
-    def chance(self, outputs: RetrievalResult | None = None) -> dict[str, float]:
-        """Return recalls of a random order, for both encoders."""
-        plain = chance_metrics(self.as_set().text_to_image) if outputs is None else outputs.chance
-        if not self.rerank:
-            return plain
-        matching = {} if self.rerank_score == "published" else dict.fromkeys(MATCHING, 0.5)
-        return plain | {f"{_RERANKED}{metric}": value for metric, value in plain.items()} | matching
-
-    def num_examples(self, metric: str) -> int | None:
-        """Return the number of captions, or of images, that were looked for with."""
-        counts = {"ir": len(self.captions), "tr": len(self.rows)}
-        return counts.get(metric.removeprefix(_RERANKED).partition("@")[0])
-
-    def meaning(self, metric: str) -> str:
-        """Return a sentence about a recall."""
-        if metric in MATCHING:
-            return MATCHING[metric][1]
-        direction, _, k = metric.removeprefix(_RERANKED).partition("@")
-        reordered = ", reordered by the fusion encoder" if metric.startswith(_RERANKED) else ""
-        return _MEANINGS[direction].format(k=k) + reordered
-
-    def label(self, metric: str) -> str:
-        """Return a name such as "IR@1, dual encoder"."""
-        if metric in MATCHING:
-            return MATCHING[metric][0]
-        encoder = "reranked" if metric.startswith(_RERANKED) else "dual encoder"
-        return f"{metric.removeprefix(_RERANKED).upper()}, {encoder}"
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings of reranking, and an engine other than torch."""
-        engine = self._engine()
-        if not self.rerank:
-            return {"rerank": 0, **engine}
-        if self.rerank_score == "published":
-            return {"rerank": self.rerank, "rerank_score": "published", **engine}
-        given = self.rerank_weight
-        weight = given._asdict() if isinstance(given, Weights) else given
-        return {"rerank": self.rerank, "rerank_weight": weight, **engine}
-
-    def _engine(self) -> dict[str, Any]:
-        return {} if self.engine == "torch" else {"engine": self.engine, "precision": self.precision}
+        queries = {"ir": len(self.captions), "tr": len(self.rows)}
+        found = []
+        for name, value in outputs.metrics.items():
+            if name in MATCHING:
+                label, meaning = MATCHING[name]
+                found.append(Metric(name, value, chance=0.5, label=label, meaning=meaning))
+                continue
+            recall = name.removeprefix(_RERANKED)
+            direction, _, k = recall.partition("@")
+            encoder, meaning = "dual encoder", _MEANINGS[direction].format(k=k)
+            if name != recall:
+                encoder, meaning = "reranked", f"{meaning}, reordered by the fusion encoder"
+            chance, label = outputs.chance[recall], f"{recall.upper()}, {encoder}"
+            found.append(Metric(name, value, chance=chance, n=queries[direction], label=label, meaning=meaning))
+        return found
 
     def predictions(self, outputs: RetrievalResult) -> list[Prediction]:
         """Return a row for each caption that is looked for, then for each image."""
@@ -221,6 +235,11 @@ class CompositionSet(PairSet):
                         "other's false ones (with --limit, an even number)"
                     )
 
+    def with_options(self, model: Any, **options: Any) -> Self:
+        """Return the set itself: options are validated, but nothing is reranked."""
+        super().with_options(model, **options)
+        return self
+
     @cached_property
     def captions(self) -> list[str]:
         """The true captions, then the false ones."""
@@ -258,16 +277,23 @@ class CompositionSet(PairSet):
             outputs[row] |= {"group": group} | {f"{name}_scores": each[:, row].tolist() for name, each in both.items()}
         return outputs
 
-    def metrics(self, outputs: list[Prediction]) -> dict[str, float]:
+    def metrics(self, outputs: list[Prediction]) -> list[Metric]:
         """Return accuracies of each encoder, over all rows and over the rows of each kind (`dual[swap]`).
 
-        Groups also have Winoground's scores, `dual_text`, `dual_image` and `dual_group`.
+        Groups also have Winoground's scores, `dual_text`, `dual_image` and `dual_group`; chance is a random order.
         """
-        metrics = {}
-        for encoder in (name for name in _ENCODERS if name in outputs[0]):
-            for kind in (None, *dict.fromkeys(row["kind"] for row in outputs)):
+        metrics = []
+        for encoder, title in _ENCODERS.items():
+            for kind in (None, *dict.fromkeys(row["kind"] for row in outputs)) if encoder in outputs[0] else ():
                 right = [row[encoder] for row in outputs if kind in (None, row["kind"])]
-                metrics[encoder + ("" if kind is None else f"[{kind}]")] = sum(right) / len(right)
+                meaning = "share of images whose true caption has the higher score" if kind is None else ""
+                if encoder == "words" and kind is None:
+                    meaning = (
+                        "share of true captions that a linear model prefers which reads the words and sees no image"
+                    )
+                name, label = encoder + (f"[{kind}]" if kind else ""), f"{kind or 'all'}, {title}"
+                value = sum(right) / len(right)
+                metrics.append(Metric(name, value, chance=0.5, n=len(right), label=label, meaning=meaning))
         examples: dict[str, list[Prediction]] = {}
         for row in outputs if "group" in outputs[0] else ():
             examples.setdefault(row["group"], []).append(row)
@@ -275,38 +301,10 @@ class CompositionSet(PairSet):
         for encoder in ("dual", "fusion") if whole else ():
             if (name := f"{encoder}_scores") in outputs[0]:  # the second row's true caption is caption 1
                 scores = torch.tensor([[first[name], second[name][::-1]] for first, second in whole])
-                metrics |= {f"{encoder}_{score}": share for score, share in example_scores(scores).items()}
+                for score, share in example_scores(scores).items():
+                    facts = {"label": f"{score} score, {_ENCODERS[encoder]}", "meaning": _EXAMPLE_MEANINGS[score]}
+                    metrics.append(Metric(f"{encoder}_{score}", share, chance=EXAMPLE_CHANCE[score], **facts))
         return metrics
-
-    def chance(self, outputs: list[Prediction] | None = None) -> dict[str, float]:
-        """Return one half for each accuracy, and what a random order gives for Winoground's scores."""
-        names = _ENCODERS if outputs is None else self.metrics(outputs)
-        return {name: EXAMPLE_CHANCE.get(name.partition("_")[2], 0.5) for name in names}
-
-    def num_examples(self, metric: str) -> int | None:
-        """Return the number of images, in all or of a kind; None for Winoground's scores."""
-        encoder, _, kind = metric.removesuffix("]").partition("[")
-        return sum(kind in ("", own) for own in column(self.rows, "kind")) if encoder in _ENCODERS else None
-
-    def meaning(self, metric: str) -> str:
-        """Return a sentence about an accuracy over all rows."""
-        if metric == "words":
-            return "share of true captions that a linear model prefers which reads the words and sees no image"
-        if metric.partition("_")[2] in _EXAMPLE_MEANINGS:
-            return _EXAMPLE_MEANINGS[metric.partition("_")[2]]
-        return "share of images whose true caption has the higher score" if metric in _ENCODERS else ""
-
-    def label(self, metric: str) -> str:
-        """Return a name such as "swap, fusion encoder"."""
-        encoder, _, kind = metric.removesuffix("]").partition("[")
-        if encoder not in _ENCODERS:
-            encoder, _, score = encoder.partition("_")
-            kind = f"{score} score"
-        return f"{kind or 'all'}, {_ENCODERS[encoder]}"
-
-    def settings(self) -> dict[str, Any]:
-        """Return an engine other than torch; nothing is reranked."""
-        return self._engine()
 
     def predictions(self, outputs: list[Prediction]) -> list[Prediction]:
         """Return the outputs, which are rows already."""

@@ -3,52 +3,38 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from vlmo.data.decoding import decode_image
 from vlmo.distributed import is_main
 from vlmo.folder import architectures, read_config
 from vlmo.folder.atomic import write_file
 from vlmo.folder.card import Usage
-from vlmo.tasks.base import Inputs, Task, quarantine_of, with_parent
+from vlmo.released import notes_folder
 from vlmo.tasks.classification import ClassificationTask
+from vlmo.tasks.labels import are_numbers, names_of_model
 from vlmo.tasks.language import LanguageTask
 from vlmo.tasks.nlvr2 import NLVR2Task
 from vlmo.tasks.result import Prediction, TaskResult
 from vlmo.tasks.retrieval import RetrievalTask
 from vlmo.tasks.segmentation import SegmentationTask
+from vlmo.tasks.task import Inputs, Task
 from vlmo.tasks.tokenizer import TokenizerTask
 from vlmo.tasks.vision import VisionTask
 from vlmo.tasks.vision_language import VisionLanguageTask
 from vlmo.tasks.vqa import VQATask
 from vlmo.terminal import escaped
 
-TASKS: dict[str, type[Task]] = {}
-"""Every task by its name. Add one of your own with `register`."""
-_BACKBONE = Usage("gives states of images, texts or pairs", "image-feature-extraction", '"image.png"')
-_PERCENT = ("confidence", "share", "match")
+logger = logging.getLogger(__name__)
 
-
-def register(task: type[Task]) -> type[Task]:
-    """Add a task to those that commands know; usable as a decorator. TypeError if it lacks a method it promises."""
-    promised = {"inputs": "answer", "submits": "submission"}
-    missing = [
-        method
-        for flag, method in promised.items()
-        if getattr(task, flag) and getattr(task, method).__func__ is getattr(Task, method).__func__
-    ]
-    missing += ["evaluation"] if task.inputs and task.evaluation is None else []
-    if missing:
-        raise TypeError(f"{task.__name__} lacks {', '.join(missing)}, which its class attributes promise")
-    TASKS[task.name] = task
-    return task
-
-
-for _task in (
+_OWN = (
     TokenizerTask,
     VisionTask,
     LanguageTask,
@@ -58,8 +44,19 @@ for _task in (
     NLVR2Task,
     ClassificationTask,
     SegmentationTask,
-):
-    register(_task)
+)
+TASKS: dict[str, type[Task]] = {task.name: task for task in _OWN}
+"""Every task by its name. Add one of your own with `register`."""
+_BACKBONE = Usage("gives states of images, texts or pairs", "image-feature-extraction", '"image.png"')
+_PERCENT = ("confidence", "share", "match")
+
+
+def register(task: type[Task]) -> type[Task]:
+    """Add a task to those that commands know; usable as a decorator. TypeError if it has `inputs` and cannot answer."""
+    if task.inputs and (task.evaluation is None or task.answer.__func__ is Task.answer.__func__):
+        raise TypeError(f"{task.__name__} has inputs; give it the attribute evaluation and the method answer too")
+    TASKS[task.name] = task
+    return task
 
 
 def evaluated_tasks() -> dict[str, type[Task]]:
@@ -108,6 +105,7 @@ def evaluate(
     batch_size: int | None = None,
     device: str | None = None,
     console: Console | None = None,
+    loaded: tuple[Any, Any] | None = None,
     **options: Any,
 ) -> TaskResult:
     """Return the metrics of a model folder on a split. Several processes share the rows.
@@ -119,6 +117,7 @@ def evaluate(
         batch_size: Rows that go through the model at a time; None takes the task's.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         console: Shows a progress bar; None shows nothing.
+        loaded: Model and processor that stand for the folder's, such as its ONNX graphs.
         options: Options of the task, such as `rerank`; None stands for the task's choice.
 
     Raises:
@@ -129,19 +128,22 @@ def evaluate(
     found = task_of(folder) if task is None else find_task(task)
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
-        if name not in found.options:
-            owners = [other.name for other in evaluated_tasks().values() if name in other.options]
+        owners = [
+            each.name for each in evaluated_tasks().values() if each.evaluation and name in each.evaluation.options
+        ]
+        if found.name not in owners:
             belongs = f"belongs to the task {owners[0]}" if owners else "is no option of a task"
             raise ValueError(f"--{name.replace('_', '-')} {belongs}; this is {found.name}")
     return found.evaluate(
         folder,
+        loaded=loaded,
+        device=device,
+        how={"batch_size": batch_size, "console": console},
+        options=given,
         source=source_of(source, task=found),
         split=split,
         limit=limit,
-        batch_size=batch_size,
-        device=device,
-        console=console,
-        **given,
+        notes=notes_folder(folder),
     )
 
 
@@ -157,24 +159,27 @@ def write_submission(
 ) -> int:
     """Write a split's predictions for its task's evaluation server (ValueError without one); return their number."""
     found = task_of(folder) if task is None else find_task(task)
-    if not found.submits:
-        able = " and ".join(name for name, each in TASKS.items() if each.submits)
+    assert found.evaluation is not None  # as every task that measures
+    if found.evaluation.submission is None:
+        able = " and ".join(n for n, each in TASKS.items() if each.evaluation and each.evaluation.submission)
         raise ValueError(f"a submission is for the tasks {able}; this is {found.name}")
     model, processor = found.load(folder, device=device)
-    quarantine = quarantine_of(folder, split)
-    rows = found.read(source_of(source, task=found), split=split, processor=processor, quarantine=quarantine)
+    given: dict[str, Any] = {"processor": processor, "split": split, "notes": notes_folder(folder)}
+    rows = found.evaluation.read(source=source_of(source, task=found), **given)
     rows.check(model)
     predictions = rows.predictions(rows.outputs(model, console=console))
     if is_main():
-        write_file(with_parent(file), found.submission(predictions))
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        write_file(Path(file), found.evaluation.submission(predictions))
     return len(predictions)
 
 
 def source_of(source: str | None, *, task: type[Task]) -> str:
     """Return the data to measure a task on; ValueError if none are given, and the task has no default."""
-    if source is None and task.default_data is None:
+    default = task.evaluation and task.evaluation.default_data
+    if source is None and default is None:
         raise ValueError(f"the task {task.name} needs data: give --data with a built-in name or a path (docs/data.md)")
-    return source or str(task.default_data)
+    return source or str(default)
 
 
 @dataclass(frozen=True)
@@ -197,24 +202,14 @@ class Predicted:
         return table
 
 
-def predict(
-    folder: str | Path,
-    inputs: Inputs,
-    *,
-    top: int = 5,
-    save: str | Path | None = None,
-    device: str | None = None,
-) -> Predicted:
+def predict(folder: str | Path, inputs: Inputs, *, device: str | None = None) -> Predicted:
     """Return what the model of a folder predicts for these images and texts.
 
-    Args:
-        top: Answers, classes, or texts of an image that are returned.
-        save: PNG file for an image of the result: the attention of a question, or the classes of the pixels.
-
     Raises:
-        ValueError: The folder is for no task, or for one that needs other inputs; an image cannot be read.
+        ValueError: The folder is for no task, or for one that needs other inputs; a text is empty, or an image cannot
+            be read.
     """
-    task = task_of(folder)
+    task, save = task_of(folder), inputs.save
     if inputs.question is not None and task is not VQATask:
         raise ValueError(
             f"a question was given, but the model of {folder} is for {task.name} and has no head for answers. Give it "
@@ -228,12 +223,22 @@ def predict(
     if save is not None and not task.draws:
         able = " and ".join(name for name, each in TASKS.items() if each.draws)
         raise ValueError(f"--save is for the tasks {able}; the model of {folder} is for {task.name}")
-    if save is not None and Path(save).suffix.lower() != ".png":
+    if save is not None and save.suffix.lower() != ".png":
         raise ValueError(f"--save {save}: the image is a PNG file; give a name that ends with .png")
-    if top < 1:
-        raise ValueError(f"top is {top}; give a number from 1 up")
-    rows = task.predict(folder, inputs, top=top, save=save, device=device)
-    return Predicted(task.name, rows=rows, image=None if save is None else Path(save))
+    if inputs.top < 1:
+        raise ValueError(f"top is {inputs.top}; give a number from 1 up")
+    texts = [*inputs.texts, *([] if inputs.question is None else [inputs.question])]
+    if not all(text.strip() for text in texts):
+        raise ValueError(f"given are the texts {texts}; give texts that are not empty")
+    images = [decode_image({"bytes": None, "path": str(file.expanduser())}) for file in inputs.images]
+    model, processor = task.load(folder, device=device)
+    if task.num_classes is not None and are_numbers(names_of_model(model)):
+        hint = "--labels of vlmo models NAME, or of vlmo import, names them"
+        logger.warning("%s has no names for its answers or classes: %s", folder, hint)
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        return Predicted(task.name, rows=task.answer(model, processor, images, inputs), image=save)
 
 
 def _shown(name: str, value: Any) -> str:

@@ -20,6 +20,7 @@ from huggingface_hub import EvalResult
 from rich.table import Table
 
 from vlmo.data.listing import source_names
+from vlmo.evaluation.metrics import Metric
 from vlmo.folder.atomic import write_file
 from vlmo.folder.card import Usage, add_metrics, identifier
 from vlmo.terminal import escaped
@@ -46,11 +47,7 @@ class TaskResult:
 
     Attributes:
         source: The data, a built-in name or a path.
-        metrics: Fractions by name, in the order in which they are shown.
-        chance: Metrics of a guess that reads no input, by the same names; a name may be missing.
-        meanings: A sentence for each metric.
-        names: Display names of metrics.
-        examples: Number of examples whose mean score, each in [0, 1], a metric is; of other metrics nothing.
+        measured: The metrics, in the order in which they are shown.
         predictions: A row for each example, with its identifier.
         settings: Other settings that the metrics depend on, such as the length of a shortlist.
         hub_task: Hugging Face's name of the task, or one like it.
@@ -59,22 +56,24 @@ class TaskResult:
     task: str
     source: str
     split: str
-    metrics: dict[str, float]
-    chance: dict[str, float] = field(default_factory=dict)
-    meanings: dict[str, str] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    examples: dict[str, int] = field(default_factory=dict)
+    measured: list[Metric]
     predictions: list[Prediction] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     hub_task: str = ""
 
-    @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % intervals of these metrics (Wilson's score interval of independent examples).
+    def __getitem__(self, name: str) -> Metric:
+        """Return a metric by its name; KeyError for one that was not measured."""
+        return {each.name: each for each in self.measured}[name]
 
-        Too wide where examples may be partly right, too narrow where they share captions, sentences or images.
-        """
-        return {name: score_interval(self.metrics[name], count) for name, count in self.examples.items()}
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Values by name."""
+        return {each.name: each.value for each in self.measured}
+
+    @property
+    def chance(self) -> dict[str, float]:
+        """Values of a guess by name, as far as they are known."""
+        return {each.name: each.chance for each in self.measured if each.chance is not None}
 
     def table(self, *, reported: Sequence[tuple[str, str, float]] = ()) -> Table:
         """Return metrics in percent, with 95 % interval, chance and meaning beside each.
@@ -88,24 +87,20 @@ class TaskResult:
         paper = {metric: percent for split, metric, percent in reported if split == shown}
         rows = f"{len(self.predictions)} rows, percent"
         table = Table("", title=escaped(f"{self.task}, {data_name(self.source)} {self.split}, {rows}"))
-        intervals = self.intervals
-        for header in (
-            "model",
-            *(["95 %"] if intervals else []),
-            *([f"paper, {shown}", "difference"] if shown else []),
-            "chance",
-        ):
+        intervals = any(each.interval for each in self.measured)
+        headers = ["model", *(["95 %"] if intervals else []), *([f"paper, {shown}", "difference"] if shown else [])]
+        for header in (*headers, "chance"):
             table.add_column(header, justify="right")
         table.add_column("meaning")
-        for name, value in self.metrics.items():
-            numbers = [f"{100 * value:.1f}"]
+        for each in self.measured:
+            numbers = [f"{100 * each.value:.1f}"]
             if intervals:
-                numbers.append(" to ".join(f"{100 * end:.1f}" for end in intervals.get(name, ())))
+                numbers.append(" to ".join(f"{100 * end:.1f}" for end in each.interval or ()))
             if shown:
-                known = name in paper
-                numbers += [f"{paper[name]:.1f}", f"{100 * value - paper[name]:+.1f}"] if known else ["", ""]
-            numbers.append(f"{100 * self.chance[name]:.1f}" if name in self.chance else "")
-            table.add_row(escaped(self.names.get(name, name)), *numbers, escaped(self.meanings.get(name, "")))
+                known = paper.get(each.name)
+                numbers += ["", ""] if known is None else [f"{known:.1f}", f"{100 * each.value - known:+.1f}"]
+            numbers.append("" if each.chance is None else f"{100 * each.chance:.1f}")
+            table.add_row(escaped(each.label or each.name), *numbers, escaped(each.meaning))
         return table
 
     def write_json(self, path: str | Path, *, folder: str | Path, predictions: bool = True) -> Path:
@@ -119,8 +114,8 @@ class TaskResult:
             "split": self.split,
             "metrics": self.metrics,
             "chance": self.chance,
-            "intervals": self.intervals,
-            "meanings": self.meanings,
+            "intervals": {each.name: each.interval for each in self.measured if each.interval},
+            "meanings": {each.name: each.meaning for each in self.measured if each.meaning},
             "settings": self.settings,
             "num_predictions": len(self.predictions),
             **circumstances(folder),
@@ -136,22 +131,22 @@ class TaskResult:
 
     def measurements(self, *, measured_by: str) -> list[EvalResult]:
         """Return the metrics in the hub's form, as a model card shows them: in percent, dated today."""
-        data, intervals, found = data_name(self.source), self.intervals, []
-        for metric, value in self.metrics.items():
+        data, found = data_name(self.source), []
+        for each in self.measured:
             facts: dict[str, Any] = {"unit": "percent"}
-            if metric in intervals:
-                facts["interval"] = [round(100 * end, 1) for end in intervals[metric]]
-            if metric in self.chance:
-                facts["chance"] = round(100 * self.chance[metric], 2)
-            facts |= {"meaning": self.meanings.get(metric, ""), "measured_by": measured_by}
+            if each.interval is not None:
+                facts["interval"] = [round(100 * end, 1) for end in each.interval]
+            if each.chance is not None:
+                facts["chance"] = round(100 * each.chance, 2)
+            facts |= {"meaning": each.meaning, "measured_by": measured_by}
             result = EvalResult(
                 task_type=self.hub_task,
                 dataset_type=identifier(data),
                 dataset_name=data,
                 dataset_split=self.split,
-                metric_type=metric,
-                metric_name=self.names.get(metric, metric),
-                metric_value=round(100 * value, 2),
+                metric_type=each.name,
+                metric_name=each.label or each.name,
+                metric_value=round(100 * each.value, 2),
                 metric_args=facts | {"date": datetime.date.today().isoformat()},
             )
             found.append(result)
@@ -160,14 +155,6 @@ class TaskResult:
     def write_card(self, folder: str | Path, *, measured_by: str, usage: Usage | None = None) -> Path:
         """Put the metrics into the card of a model folder; the rest stays. A new card gets `usage`."""
         return add_metrics(folder, self.measurements(measured_by=measured_by), usage=usage)
-
-
-def score_interval(share: float, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % score interval of a share of `count` independent examples."""
-    spread = 1.959964**2 / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = (spread * share * (1 - share) + spread**2 / 4) ** 0.5 / (1 + spread)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def circumstances(folder: str | Path) -> dict[str, Any]:

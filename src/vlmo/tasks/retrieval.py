@@ -11,14 +11,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from vlmo.checkpoints.loading import load_processor, load_retrieval_model
-from vlmo.evaluation import Weights
-from vlmo.export.runtime import OnnxRetrievalModel
+from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.folder.card import Usage
-from vlmo.model import VLMoConfig
-from vlmo.retrieval.encoder import Encoder
-from vlmo.tasks.base import Inputs, RunContext
 from vlmo.tasks.result import Prediction
+from vlmo.tasks.run_context import RunContext
+from vlmo.tasks.task import Inputs
 from vlmo.tasks.vision_language import RETRIEVAL_PIPELINE, PairTask, VisionLanguageConfig
 
 if TYPE_CHECKING:
@@ -27,10 +24,6 @@ if TYPE_CHECKING:
 
 CONTRAST_ALONE = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
 """The paper's fine-tuning: the dual encoder alone."""
-SHORTLIST = 16
-"""Candidates of each query that an evaluation reranks by default."""
-PUBLISHED_SHORTLIST = 32
-"""The same in the published code."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +36,6 @@ class RetrievalTask(PairTask):
     usage: ClassVar[Usage | None] = Usage(
         "finds texts for images and images for texts, and scores whether a pair belongs together", *RETRIEVAL_PIPELINE
     )
-    default_data: ClassVar[str | None] = "emoji-pairs"
-    options: ClassVar[tuple[str, ...]] = ("rerank", "rerank_weight", "rerank_score", "engine", "precision")
     inputs: ClassVar[str] = "images after --image and texts after --text"
     losses: VisionLanguageConfig = CONTRAST_ALONE
     """Weights and switches; with an itm_weight above 0 the model keeps its matching head. mlm_weight must be 0."""
@@ -84,64 +75,21 @@ class RetrievalTask(PairTask):
         return load_retrieval_model(folder, device=device)
 
     @classmethod
-    def load_for(cls, options: dict[str, Any], folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
-        """Return the model of the engine that `options` name, and the processor; see `Encoder`."""
-        chosen = _engine_options(options)
-        if set(chosen.values()) <= {"torch", "float32"}:
-            return cls.load(folder, device=device)
-        encoder = Encoder(folder, **chosen, device=device)
-        model = OnnxRetrievalModel(encoder.graphs, config=VLMoConfig.from_pretrained(encoder.folder))
-        return model, load_processor(encoder.folder)
-
-    @classmethod
-    def resolve(cls, model: VLMoForImageTextRetrieval, options: dict[str, Any]) -> dict[str, Any]:
-        """Return length of the shortlist (16, or 32 for the published score), weight and kind of score, validated.
-
-        Raises:
-            ValueError: The model cannot rerank, or a value is out of range.
-        """
-        has_head, given = model.match_head is not None, options.get("rerank_weight")
-        score = options.get("rerank_score", "weighted")
-        published = score == "published"
-        rerank = options.get("rerank", (PUBLISHED_SHORTLIST if published else SHORTLIST) if has_head else 0)
-        if rerank and not has_head:
-            raise ValueError("this model has no matching head, so that nothing can be reordered; give --rerank 0")
-        if rerank < 0 or (given is not None and not 0 <= given <= 1):
-            raise ValueError(
-                f"rerank is {rerank} and rerank_weight {given}; give a number of candidates from 0 up, and a share "
-                "from 0 to 1"
-            )
-        if not rerank and given is not None:
-            raise ValueError(f"rerank_weight is {given}, but nothing is reordered (rerank is 0); leave one out")
-        if published and not rerank:
-            raise ValueError("the published score is given, but nothing is reordered (rerank is 0); leave it out")
-        if published and given is not None:
-            raise ValueError(f"rerank_weight is {given}, but the published score has no weight; leave one out")
-        weights = Weights(*model.config.rerank_weights)
-        if weights.image_to_text == weights.text_to_image:
-            weights = weights.text_to_image
-        chosen = {"rerank": rerank, "rerank_weight": weights if given is None else given, "rerank_score": score}
-        return chosen | _engine_options(options)
-
-    @classmethod
     def accepts(cls, inputs: Inputs) -> bool:
         """Return True for any number of images and texts."""
         return bool(inputs.images and inputs.texts) and inputs.question is None
 
     @classmethod
-    def answer(
-        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
-    ) -> list[Prediction]:
+    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
         """Return the best `top` texts of each image by cosine similarity; of one text, the best images.
 
         With a matching head, each pair also has the fusion encoder's probability that the text describes the image.
         """
-        del save
         texts = list(inputs.texts)
         encoded: Any = processor(images=list(images), text=texts, return_tensors="pt").to(model.device)
         output = model(**encoded)
         similarity = output.image_embeds @ output.text_embeds.T
-        pairs = _best_pairs(similarity, top=top)
+        pairs = _best_pairs(similarity, top=inputs.top)
         rows: list[Prediction] = [
             {"image": str(inputs.images[i]), "text": texts[t], "similarity": round(similarity[i, t].item(), 4)}
             for i, t in pairs
@@ -152,13 +100,6 @@ class RetrievalTask(PairTask):
         pixels, ids = encoded["pixel_values"][image_rows], encoded["input_ids"][text_rows]
         matches = model.match(pixels, ids, encoded["attention_mask"][text_rows]).float().softmax(dim=-1)[:, 1]
         return [row | {"match": round(match, 4)} for row, match in zip(rows, matches.tolist(), strict=True)]
-
-
-def _engine_options(options: dict[str, Any]) -> dict[str, Any]:
-    from vlmo.retrieval.engines import graph_engine
-
-    default = {"engine": graph_engine()} if options.get("precision") == "int8" else {}
-    return default | {name: options[name] for name in ("engine", "precision") if name in options}
 
 
 def _best_pairs(similarity: Float[Tensor, "images texts"], *, top: int) -> list[tuple[int, int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -13,16 +12,17 @@ from jaxtyping import UInt8
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, distributed, nn
+from torch.nn import functional as F
 
 from vlmo.data.decoding import decode_image, decode_mask
 from vlmo.data.examples import Example, Examples, collate
 from vlmo.data.rows import column
 from vlmo.data.sampler import Key, sample_generator, stable_id
-from vlmo.evaluation.masks import overlay
-from vlmo.evaluation.segmentation import count_pixels, segment, segmentation_metrics
+from vlmo.distributed import global_mean
+from vlmo.evaluation.metrics import Metric, count_pixels, segmentation_metrics
+from vlmo.evaluation.segmentation import overlay, segment
 from vlmo.folder.atomic import atomic_file
 from vlmo.folder.card import Usage
-from vlmo.losses.downstream import SegmentationObjective
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import (
     IGNORED_CLASS,
@@ -30,7 +30,6 @@ from vlmo.processing.segmentation import (
     SegmentTransformConfig,
     eval_pixel_values,
 )
-from vlmo.tasks.base import Inputs, RunContext, Task, label_settings, with_parent
 from vlmo.tasks.costs import (
     FLOAT32,
     LOGIT_COPIES,
@@ -42,8 +41,11 @@ from vlmo.tasks.costs import (
     image_tokens,
     image_values,
 )
-from vlmo.tasks.evaluation_set import EvaluationSet, names_of_model, names_of_source
+from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.labels import label_settings, names_of_model, names_of_source
 from vlmo.tasks.result import Prediction
+from vlmo.tasks.run_context import RunContext
+from vlmo.tasks.task import Inputs, Task
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -145,21 +147,16 @@ class SegmentSet(EvaluationSet):
 
     task: ClassVar[str] = "segmentation"
     hub_task: ClassVar[str] = "image-segmentation"
-    meanings: ClassVar[dict[str, str]] = {
-        "miou": "intersection of predicted and true pixels over their union, mean over classes",
-        "aacc": "share of pixels whose class is right",
-        "macc": "share of a class's pixels that are right, mean over classes",
-    }
 
     @classmethod
     def check_rows(cls, rows: Dataset, source: str) -> None:
         """Raise ValueError for rows without masks, or a set without a list of classes."""
         SegmentRows(rows, num_classes=len(names_of_source(source)))
 
-    @classmethod
-    def classes(cls, _rows: Dataset, source: str) -> list[str]:
-        """Return the set's list."""
-        return names_of_source(source)
+    @property
+    def names(self) -> list[str]:
+        """The set's list."""
+        return names_of_source(self.source)
 
     def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> list[Prediction]:
         """Return the counts of all images, at each mask's own size; `batch_size` is in windows."""
@@ -178,27 +175,46 @@ class SegmentSet(EvaluationSet):
 
         return self.map(count, model, batch=1, console=console)
 
-    def _counts(self, outputs: Sequence[Prediction]) -> Tensor:
-        counts = torch.zeros(len(self.names), len(self.names), dtype=torch.int64)
+    def metrics(self, outputs: Sequence[Prediction]) -> list[Metric]:
+        """Return mIoU, aAcc and mAcc, and `iou[NAME]` for each class that occurs or was predicted."""
+        names = self.names
+        counts = torch.zeros(len(names), len(names), dtype=torch.int64)
         for row in outputs:
             for true, predicted, pixels in row["pixels"]:
                 counts[true, predicted] += pixels
-        return counts
+        return segmentation_metrics(counts, names=names)
 
-    def metrics(self, outputs: Sequence[Prediction]) -> dict[str, float]:
-        """Return mIoU, aAcc and mAcc, and `iou[NAME]` for each class that occurs or was predicted."""
-        metrics, iou = segmentation_metrics(self._counts(outputs))
-        by_class = zip(self.names, iou, strict=True)
-        return metrics | {f"iou[{name}]": value for name, value in by_class if value is not None}
 
-    def chance(self, outputs: Sequence[Prediction] | None = None) -> dict[str, float]:
-        """Return the metrics of the most frequent class for every pixel, which is known with the outputs."""
-        if outputs is None:
-            return {}
-        true = self._counts(outputs).sum(dim=1)
-        constant = torch.zeros(len(true), len(true), dtype=torch.int64)
-        constant[:, true.argmax()] = true
-        return segmentation_metrics(constant)[0]
+class SegmentationObjective(nn.Module):
+    """Cross-entropy of each pixel's class, in the main and the auxiliary head; pixels of class 255 do not count.
+
+    Processes may have different numbers of pixels that count. Batch normalisation is over the rows of one process, and
+    over those of all on GPUs.
+    """
+
+    def __init__(self, model: VLMoForSemanticSegmentation) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` and its parts `segmentation` and `auxiliary`, and `pixel_accuracy`; reads `labels`."""
+        labels, model = batch["labels"], self.model
+        levels = model.pyramid(model.levels(batch["pixel_values"]))
+        heads: dict[str, nn.Module] = {"segmentation": model.decode_head, "auxiliary": model.auxiliary_head}
+        counted = labels != IGNORED_CLASS
+        size, count = (labels.shape[1], labels.shape[2]), counted.sum().float()
+        logits = {
+            name: F.interpolate(head(levels).float(), size=size, mode="bilinear", align_corners=False)
+            for name, head in heads.items()
+        }
+        losses = {
+            name: global_mean(F.cross_entropy(each, labels, ignore_index=IGNORED_CLASS, reduction="sum"), count)
+            for name, each in logits.items()
+        }
+        loss = losses["segmentation"] + model.auxiliary_weight * losses["auxiliary"]
+        right = ((logits["segmentation"].detach().argmax(dim=1) == labels) & counted).sum().to(count)
+        named = {name: value.detach() for name, value in losses.items()}
+        return {"loss": loss, **named, "pixel_accuracy": global_mean(right, count)}
 
 
 @dataclass(frozen=True)
@@ -247,8 +263,8 @@ class SegmentationTask(Task):
             run.rows,
             transform=SegmentTrainTransform(self.augmentation, crop_size=size),
             num_classes=len(names_of_source(run.source)),
-            seed=run.seed,
-            cache_images=run.cache_images,
+            seed=run.recipe.seed,
+            cache_images=run.recipe.data.cache_images,
         )
 
     def work(self, model: Any, _sample: SampleSizes) -> Work:
@@ -283,22 +299,19 @@ class SegmentationTask(Task):
         return layer_decay_factors(cast("VLMoPreTrainedModel", model), decay=self.layer_decay)
 
     @classmethod
-    def answer(
-        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
-    ) -> list[Prediction]:
+    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
         """Return the classes of an image's pixels and the share of each, the largest first.
 
-        Args:
-            save: PNG file for the image with its classes in colour, and their names below it.
+        The image that can be saved shows the classes in color, and their names below it.
         """
-        del processor, inputs, top
+        del processor
         image = images[0]
         pixels = eval_pixel_values(image, short_side=model.config.image_size)
         logits = segment(model, pixels, size=(image.height, image.width))
         classes = logits.argmax(dim=0).cpu().numpy().astype(np.uint8)
         names = names_of_model(model)
-        if save is not None:
-            with atomic_file(with_parent(save)) as aside:
+        if inputs.save is not None:
+            with atomic_file(inputs.save) as aside:
                 overlay(image, classes, names=names).save(aside, format="PNG")
         counts = np.bincount(classes.ravel(), minlength=len(names))
         order = [number for number in np.argsort(-counts, kind="stable").tolist() if counts[number]]

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from vlmo.folder.card import Usage
 from vlmo.model.config import VQVisualTokenizerConfig
-from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import FLOAT32, SampleSizes, Work
+from vlmo.tasks.run_context import RunContext
+from vlmo.tasks.task import Task
 from vlmo.types import Batch
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from vlmo.data.masking import BlockMaskConfig
 from vlmo.folder.card import Usage
 from vlmo.losses.masked import accuracy, masked_loss
-from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import FLOAT32, LOGIT_COPIES, Pass, SampleSizes, Work, encode, image_tokens, image_values
+from vlmo.tasks.run_context import RunContext
+from vlmo.tasks.task import Task
 from vlmo.types import Batch, normalize_pixels
 
 if TYPE_CHECKING:

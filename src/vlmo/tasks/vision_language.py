@@ -26,10 +26,11 @@ from vlmo.losses.masked import accuracy
 from vlmo.model.config import FusionStart
 from vlmo.model.heads import ContrastHead
 from vlmo.model.sequence import LANGUAGE, masked_positions
-from vlmo.tasks.base import RunContext, Task
 from vlmo.tasks.costs import SampleSizes, Work, pair_work
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.pair_sets import PairSet
+from vlmo.tasks.run_context import RunContext
+from vlmo.tasks.task import Task
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -492,8 +493,8 @@ class PairTask(Task):
         false = false_captions(run.rows) if self.losses.itm_weight else []
         return RowExamples(
             run.rows,
-            unit=run.unit,
-            cache_images=run.cache_images,
+            unit=run.recipe.data.unit,
+            cache_images=run.recipe.data.cache_images,
             false_texts=false if any(map(any, false)) else None,
             **self.contents(run),
         )

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,32 +16,35 @@ from torch import Tensor, nn
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.rows import column, select_rows
 from vlmo.distributed import is_main
-from vlmo.evaluation.vqa import ACCURACY, Question, guessed_metrics, vqa_metrics
+from vlmo.evaluation.metrics import Metric, Question, vqa_metrics
 from vlmo.folder.atomic import atomic_file
 from vlmo.folder.card import Usage
-from vlmo.losses.downstream import QuestionObjective
 from vlmo.model.config import FusionStart
 from vlmo.processing.answers import MIN_ANNOTATORS
-from vlmo.tasks.base import Inputs, RunContext, Task, best_labels, head_lr_scale, label_settings, with_parent
-from vlmo.tasks.evaluation_set import (
-    EvaluationSet,
+from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.labels import (
     are_numbers,
+    best_labels,
     check_task,
     eval_options,
+    head_lr_scale,
+    label_settings,
     names_of_model,
     names_of_source,
     pair_logits,
 )
 from vlmo.tasks.result import Prediction
+from vlmo.tasks.run_context import RunContext
+from vlmo.tasks.task import Inputs, Task
+from vlmo.types import Batch
 from vlmo.visualization import heat_map
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from vlmo.model import VLMoForVisualQuestionAnswering
+
 _LOGGER = logging.getLogger(__name__)
-_TEN_ANSWERS = "VQA's accuracy: an answer scores by how many of ten people gave it, mean over leaving out each of them"
-_ONE_ANSWER = "share of questions that get the one right answer"
-_SOFT = "mean score that the set gives to the answer (0, 0.3, 0.6, 0.9, 1); the ten people's words are not in it"
 _SHOWN_PIXELS = 384
 
 
@@ -156,26 +158,18 @@ class QuestionSet(EvaluationSet):
         found = zip(self.questions[rows.start : rows.stop], best.values.tolist(), best.indices.tolist(), strict=True)
         return [_answered(question, model.config.id2label[number], share) for question, share, number in found]
 
-    def metrics(self, outputs: list[Prediction]) -> dict[str, float]:
+    def metrics(self, outputs: list[Prediction]) -> list[Metric]:
         """Return VQA's accuracy: of all questions, and by answer type and question type."""
         return vqa_metrics(self.questions, [prediction["answer"] for prediction in outputs])
 
-    def chance(self, _outputs: list[Prediction] | None = None) -> dict[str, float]:
-        """Return the accuracies of the most frequent answer."""
-        return guessed_metrics(self.questions)
-
-    def num_examples(self, metric: str) -> int | None:
-        """Return the number of questions with known answers."""
-        return sum(bool(each.answers or each.soft_scores) for each in self.questions) if metric == ACCURACY else None
-
-    def meaning(self, metric: str) -> str:
-        """Return a sentence about an accuracy."""
-        if metric != ACCURACY:
-            kind, _, name = metric.removeprefix(f"{ACCURACY}[").removesuffix("]").partition(": ")
-            return f"of these, {kind} type {name!r}"
-        meaning = _TEN_ANSWERS if any(len(question.answers) > 1 for question in self.questions) else _ONE_ANSWER
-        meaning = _SOFT if any(question.soft_scores for question in self.questions) else meaning
-        return f"{meaning}; chance is the most frequent answer"
+    @staticmethod
+    def submission(predictions: Sequence[Prediction]) -> str:
+        """Return JSON, a list of `{"question_id", "answer"}`; identifiers that are numbers are written as numbers."""
+        rows = [
+            {"question_id": int(name) if (name := row["question_id"]).isdecimal() else name, "answer": row["answer"]}
+            for row in predictions
+        ]
+        return json.dumps(rows, ensure_ascii=False) + "\n"
 
 
 def _answered(question: Question, answer: str, confidence: float) -> Prediction:
@@ -193,6 +187,25 @@ def _answered(question: Question, answer: str, confidence: float) -> Prediction:
     return row | {"score": round(question.score(answer), 4)} if question.is_known else row
 
 
+class QuestionObjective(nn.Module):
+    """VQA: a score of every answer to a question (VLMo, "Vision-Language Classification")."""
+
+    def __init__(self, model: VLMoForVisualQuestionAnswering) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` (= `vqa`) and `vqa_score`, the labels' own score of the best answer.
+
+        Reads `pixel_values`, `input_ids`, `attention_mask` and `labels`. Every process has equally many rows, so that
+        the mean over processes of each value is that of the global batch.
+        """
+        labels = batch["labels"]
+        output = self.model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], labels)
+        score = labels.gather(1, output.logits.argmax(dim=-1, keepdim=True)).mean()
+        return {"loss": output.loss, "vqa": output.loss.detach(), "vqa_score": score}
+
+
 @dataclass(frozen=True)
 class VQATask(Task):
     """Fine-tuning on questions, VQA."""
@@ -206,11 +219,10 @@ class VQATask(Task):
     usage: ClassVar[Usage | None] = Usage(
         "answers a question about an image with one of a fixed set of answers",
         "visual-question-answering",
-        '"image.png", question="what colour is it?"',
+        '"image.png", question="what color is it?"',
     )
     inputs: ClassVar[str] = "one --image and a --question"
     draws: ClassVar[bool] = True
-    submits: ClassVar[bool] = True
     head_lr_scale: float = 20.0
     """Factor on the learning rate of the answer head, which starts at random."""
     fusion_experts_from: FusionStart = "language"
@@ -224,7 +236,8 @@ class VQATask(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return questions with their images and the score of each answer."""
-        options = self.contents(run) | {"tokenizer": run.text_processor.tokenizer, "cache_images": run.cache_images}
+        options = self.contents(run) | {"tokenizer": run.text_processor.tokenizer}
+        options["cache_images"] = run.recipe.data.cache_images
         return question_examples(run.rows, num_answers=len(names_of_source(run.source)), **options)
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
@@ -232,35 +245,23 @@ class VQATask(Task):
         return head_lr_scale(model, head="answer_head", scale=self.head_lr_scale)
 
     @classmethod
-    def submission(cls, predictions: Sequence[Prediction]) -> str:
-        """Return JSON, a list of `{"question_id", "answer"}`; identifiers that are numbers are written as numbers."""
-        rows = [
-            {"question_id": int(name) if (name := row["question_id"]).isdecimal() else name, "answer": row["answer"]}
-            for row in predictions
-        ]
-        return json.dumps(rows, ensure_ascii=False) + "\n"
-
-    @classmethod
     def accepts(cls, inputs: Inputs) -> bool:
         """Return True for one image with a question."""
         return len(inputs.images) == 1 and inputs.question is not None and not inputs.texts
 
     @classmethod
-    def answer(
-        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs, *, top: int, save: Path | None
-    ) -> list[Prediction]:
-        """Return the best `top` answers, each with its confidence, the sigmoid of its logit.
+    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
+        """Return the best answers, each with its confidence, the sigmoid of its logit.
 
-        Args:
-            save: PNG file for the image with the attention of the question's first token, out of whose state the answer
-                is read; the mean over the fusion layers.
+        The image that can be saved shows the attention of the question's first token, out of whose state the answer is
+        read; the mean over the fusion layers.
         """
         encoded: Any = processor(images=images[0], text=inputs.question, return_tensors="pt").to(model.device)
         scores = model(**encoded).logits[0].float().sigmoid()
-        if save is not None:
+        if inputs.save is not None:
             from vlmo.model.attention_maps import attention_maps
 
             seen = heat_map(images[0], attention_maps(model, **encoded)[0, 0].float().cpu(), size=_SHOWN_PIXELS)
-            with atomic_file(with_parent(save)) as aside:
+            with atomic_file(inputs.save) as aside:
                 seen.save(aside, format="PNG")
-        return best_labels(model, scores, top=top, kind="answer")
+        return best_labels(model, scores, top=inputs.top, kind="answer")

@@ -11,19 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import distributed
-from vlmo.losses.downstream import (
-    ClassificationConfig,
-    ClassificationObjective,
-    QuestionObjective,
-    ReasoningObjective,
-    SegmentationObjective,
-)
 from vlmo.model import (
     VLMoForImageClassification,
     VLMoForSemanticSegmentation,
     VLMoForVisualQuestionAnswering,
     VLMoForVisualReasoning,
 )
+from vlmo.tasks.classification import ClassificationConfig, ClassificationObjective
+from vlmo.tasks.nlvr2 import ReasoningObjective
+from vlmo.tasks.segmentation import SegmentationObjective
+from vlmo.tasks.vqa import QuestionObjective
 
 ATOL = 1e-5  # float32 sums in another order
 CLASSES = 4

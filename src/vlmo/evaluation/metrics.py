@@ -1,0 +1,292 @@
+"""Metrics as pure functions: of classes, answers, statements, pixels and captions, each with its chance and meaning."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vlmo.processing.answers import leave_one_out_score, normalize_answer
+from vlmo.processing.segmentation import IGNORED_CLASS
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric and what is known of it.
+
+    Attributes:
+        value: A fraction.
+        chance: The same of a guess that reads no input, where it is known.
+        n: Examples whose mean score, each in [0, 1], the value is; None for another metric.
+        label: Display name; by default the name.
+        meaning: A sentence.
+    """
+
+    name: str
+    value: float
+    chance: float | None = None
+    n: int | None = None
+    label: str = ""
+    meaning: str = ""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval (Wilson's score interval of independent examples); None without `n`.
+
+        Too wide where examples may be partly right, too narrow where they share captions, sentences or images.
+        """
+        if self.n is None:
+            return None
+        spread = 1.959964**2 / self.n
+        middle = (self.value + spread / 2) / (1 + spread)
+        half = (spread * self.value * (1 - self.value) + spread**2 / 4) ** 0.5 / (1 + spread)
+        return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+# ---- Classes of images
+
+_TOP = {1: "share of images whose class is the model's first guess"}
+_TOP[5] = "share of images whose class is among the model's first five guesses"
+
+
+def topk_accuracy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]) -> list[Metric]:
+    """Return `top1` and `top5`, the share of rows whose class is among the likeliest; a tie counts against the model.
+
+    `top5` of at most five classes is left out: it would always be 1. Chance is a guess among all classes.
+
+    Raises:
+        ValueError: There are no rows, a label is no class, or the logits contain NaN.
+    """
+    classes = logits.shape[1]
+    if not len(labels) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(f"expected at least one row, and labels from 0 to {classes - 1}")
+    if logits.isnan().any():
+        raise ValueError("the logits contain NaN; check the weights of the model")
+    ranks = (logits >= logits.gather(1, labels[:, None])).sum(dim=1)
+    return [
+        Metric(f"top{k}", (ranks <= k).double().mean().item(), chance=k / classes, n=len(labels), meaning=meaning)
+        for k, meaning in _TOP.items()
+        if k < classes
+    ]
+
+
+# ---- Answers
+
+ACCURACY = "accuracy"
+_ONE_ANSWER_STANDS_FOR = 10  # annotators, as many as VQA has
+_TEN_ANSWERS = "VQA's accuracy: an answer scores by how many of ten people gave it, mean over leaving out each of them"
+_ONE_ANSWER = "share of questions that get the one right answer"
+_SOFT = "mean score that the set gives to the answer (0, 0.3, 0.6, 0.9, 1); the ten people's words are not in it"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its known answers.
+
+    Attributes:
+        answers: The annotators' own words: ten in VQA, one where a set has one right answer, none in a test split.
+        soft_scores: Score of each answer, for sets that keep no annotators' words; read if `answers` is empty.
+    """
+
+    question_id: str
+    image_id: str
+    question: str
+    question_type: str = ""
+    answer_type: str = ""
+    answers: tuple[str, ...] = ()
+    soft_scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_known(self) -> bool:
+        """True if an answer can be scored."""
+        return bool(self.answers or self.soft_scores)
+
+    def score(self, answer: str) -> float:
+        """Return the official accuracy of an answer, 0 to 1; with one right answer, 1 for that one.
+
+        Without the annotators' words it is the answer's soft score, 0 for an answer that has none. ValueError if there
+        are too few answers for VQA's accuracy, or none.
+        """
+        if not self.answers and self.soft_scores:
+            return self.soft_scores.get(answer, 0.0)
+        times = _ONE_ANSWER_STANDS_FOR if len(self.answers) == 1 else 1
+        return leave_one_out_score(answer, self.answers * times)
+
+
+def vqa_metrics(questions: Sequence[Question], answers: Sequence[str]) -> list[Metric]:
+    """Return `accuracy`, the mean over all questions with known answers, and that of each answer and question type.
+
+    Chance is the most frequent answer of each of them, for all its questions.
+
+    Raises:
+        ValueError: No question has a known answer, or lengths differ.
+    """
+    known = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.is_known]
+    if not known:
+        raise ValueError(
+            f"none of {len(questions)} questions has a known answer: nothing can be measured. Such a split is for "
+            "submissions; measure on another"
+        )
+    meaning = _TEN_ANSWERS if any(len(question.answers) > 1 for question in questions) else _ONE_ANSWER
+    meaning = _SOFT if any(question.soft_scores for question in questions) else meaning
+    groups: dict[tuple[str, str], list[tuple[Question, str]]] = {("", ""): known}
+    for of in ("answer", "question"):
+        names = sorted({name for question, _ in known if (name := vars(question)[f"{of}_type"])})
+        groups |= {(of, name): [each for each in known if vars(each[0])[f"{of}_type"] == name] for name in names}
+    found = []
+    for (of, name), members in groups.items():
+        given: Counter[str] = Counter()
+        for question, _ in members:
+            given.update(normalize_answer(answer) for answer in question.answers)
+            given.update({} if question.answers else question.soft_scores)
+        most_frequent, count = given.most_common(1)[0][0], len(members)
+        value = sum(question.score(answer) for question, answer in members) / count
+        chance = sum(question.score(most_frequent) for question, _ in members) / count
+        if of:
+            found.append(Metric(f"{ACCURACY}[{of}: {name}]", value, chance, meaning=f"of these, {of} type {name!r}"))
+        else:
+            found.append(
+                Metric(ACCURACY, value, chance, n=count, meaning=f"{meaning}; chance is the most frequent answer")
+            )
+    return found
+
+
+# ---- Statements
+
+
+def nlvr2_metrics(groups: Sequence[str], right: Sequence[bool | None]) -> list[Metric]:
+    """Return `accuracy` of rows and `consistency`, the share of groups that are wholly right; chance is a coin.
+
+    Args:
+        groups: Group of each row; rows of a group share their sentence.
+        right: None where the label is not known.
+
+    Raises:
+        ValueError: No label is known.
+    """
+    by_group = defaultdict(list)
+    for group, is_right in zip(groups, right, strict=True):
+        if is_right is not None:
+            by_group[group].append(is_right)
+    if not by_group:
+        raise ValueError(
+            f"the label of none of {len(right)} sentences is known: nothing can be measured. Such a split is for "
+            "submissions; measure on another"
+        )
+    known = [is_right for group in by_group.values() for is_right in group]
+    chance = sum(0.5 ** len(group) for group in by_group.values()) / len(by_group)
+    meanings = (
+        "share of sentences that are rightly called true or false of their two images",
+        "share of sentences that are called rightly of all pairs of images that share them",
+    )
+    return [
+        Metric(ACCURACY, sum(known) / len(known), chance=0.5, n=len(known), meaning=meanings[0]),
+        Metric("consistency", sum(map(all, by_group.values())) / len(by_group), chance=chance, meaning=meanings[1]),
+    ]
+
+
+# ---- Pixels
+
+_PIXEL_MEANINGS = {
+    "miou": "intersection of predicted and true pixels over their union, mean over classes",
+    "aacc": "share of pixels whose class is right",
+    "macc": "share of a class's pixels that are right, mean over classes",
+}
+
+
+def count_pixels(
+    predicted: Int[Tensor, "height width"], target: Int[Tensor, "height width"], *, num_classes: int
+) -> Int[Tensor, "true predicted"]:
+    """Return the numbers of pixels of an image by true and predicted class; pixels of class 255 do not count."""
+    predicted, target = predicted.cpu().long(), target.cpu().long()
+    counted = target != IGNORED_CLASS
+    cells = target[counted] * num_classes + predicted[counted]
+    return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def segmentation_metrics(counts: Int[Tensor, "true predicted"], *, names: Sequence[str]) -> list[Metric]:
+    """Return metrics from numbers of pixels by true and predicted class, as mmsegmentation counts.
+
+    `miou` is the mean over classes of intersection over union, `aacc` the share of pixels that are right, `macc` the
+    mean over classes of the share of their pixels that are right, `iou[NAME]` the intersection over union of a class.
+    A class that neither occurs nor was predicted is left out. Chance is the most frequent class for every pixel.
+
+    Raises:
+        ValueError: There are no pixels.
+    """
+    if not int(counts.sum()):
+        raise ValueError("no pixel counts: there are no images, or every pixel is ignored")
+
+    def measured(counts: Tensor) -> tuple[dict[str, float], list[float]]:
+        counts = counts.double()
+        right, true, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
+        iou = right / (true + predicted - right)  # 0 / 0 is NaN: the class does not count
+        metrics = {"miou": iou.nanmean(), "aacc": right.sum() / counts.sum(), "macc": (right / true).nanmean()}
+        return {name: value.item() for name, value in metrics.items()}, iou.tolist()
+
+    true, constant = counts.sum(dim=1), torch.zeros_like(counts)
+    constant[:, true.argmax()] = true
+    (metrics, by_class), (chance, _) = measured(counts), measured(constant)
+    found = [Metric(name, value, chance[name], meaning=_PIXEL_MEANINGS[name]) for name, value in metrics.items()]
+    return found + [Metric(f"iou[{name}]", iou) for name, iou in zip(names, by_class, strict=True) if iou == iou]
+
+
+# ---- True and false captions
+
+EXAMPLE_CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
+"""Scores of a random order of the four pairs of an example."""
+_FOLDS = 5
+_TOLERANCE = 1e-10
+
+
+def example_scores(scores: Float[Tensor, "example image caption"]) -> dict[str, float]:
+    """Return Winoground's scores of two images and two captions an example; a tie counts as wrong.
+
+    text: each image's own caption scores higher than the other one. image: each caption's own image does. group: both.
+    Source: Thrush et al., "Winoground", CVPR 2022, section "Metrics".
+
+    Args:
+        scores: Of each image with each caption; image 0 belongs to caption 0, and 1 to 1.
+    """
+    own, other = scores.diagonal(dim1=1, dim2=2), scores.flip(2).diagonal(dim1=1, dim2=2)
+    text, image = (own > other).all(dim=1), (own > other.flip(1)).all(dim=1)
+    right = {"text": text, "image": image, "group": text & image}
+    return {name: each.double().mean().item() for name, each in right.items()}
+
+
+def words_alone(captions: list[str]) -> Float[Tensor, " images"]:
+    """Return the margins of a linear model that learns from words and word pairs which captions are true.
+
+    It shows how far a set can be solved without its images. The rows of each fold are scored by a ridge regression on
+    the other folds; rows with the same two captions share a fold.
+
+    Args:
+        captions: True captions, then the false ones.
+    """
+    from scipy.sparse import csr_array  # takes 0.3 s, which `vlmo train NAME --help` has no use for
+    from scipy.sparse.linalg import lsqr
+
+    numbers: defaultdict[Hashable, int] = defaultdict(itertools.count().__next__)
+    found = []
+    for row, caption in enumerate(captions):
+        words = caption.lower().split()
+        found += [(row, numbers[key]) for key in (*words, *itertools.pairwise(words))]
+    cells = np.array(found, dtype=np.int64).reshape(-1, 2).T
+    counts: Any = csr_array((np.ones(len(found)), tuple(cells)), shape=(len(captions), len(numbers)))
+    half = len(captions) // 2
+    difference = counts[:half] - counts[half:]
+    both = [frozenset(pair) for pair in zip(captions[:half], captions[half:], strict=True)]
+    order = {pair: number for number, pair in enumerate(dict.fromkeys(both))}
+    folds, margins = np.array([order[pair] % _FOLDS for pair in both]), np.zeros(half)
+    for fold in np.unique(folds):
+        known = difference[folds != fold]
+        weights = lsqr(known, np.ones(known.shape[0]), damp=1.0, atol=_TOLERANCE, btol=_TOLERANCE)[0]
+        margins[folds == fold] = difference[folds == fold] @ weights
+    return torch.from_numpy(margins).float().round(decimals=6)  # what is left of no preference is rounding

@@ -1,0 +1,227 @@
+"""Metrics by hand: classes, answers, statements, pixels, true and false captions."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from vlmo.evaluation.metrics import (
+    EXAMPLE_CHANCE,
+    Metric,
+    Question,
+    count_pixels,
+    example_scores,
+    nlvr2_metrics,
+    segmentation_metrics,
+    topk_accuracy,
+    vqa_metrics,
+    words_alone,
+)
+
+EXACT = 1e-12  # a few divisions in double precision
+IGNORED = 255
+
+
+def values(metrics: list[Metric]) -> dict[str, float]:
+    return {each.name: each.value for each in metrics}
+
+
+def chance(metrics: list[Metric]) -> dict[str, float | None]:
+    return {each.name: each.chance for each in metrics}
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "low", "high"), [(0.5, 10, 0.2366, 0.7634), (0, 10, 0, 0.2775), (0.134, 1903, 0.1194, 0.1500)]
+)
+def test_interval_is_that_of_the_score_test(share, count, low, high):
+    """Both ends differ from the share by 1.96 standard errors at the end itself."""
+    ends = Metric("accuracy", share, n=count).interval
+    assert ends == pytest.approx((low, high), abs=1e-4)
+    for end in ends:
+        assert (share - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / count, abs=1e-9)
+
+
+def test_topk_counts_ties_against_the_model_and_leaves_out_what_is_always_one() -> None:
+    rows = torch.tensor([[3.0, 2, 1, 0, 0, 0]] * 3 + [[1.0, 1, 0, 0, 0, 0]])
+    found = topk_accuracy(rows, torch.tensor([0, 1, 3, 0]))
+    assert values(found) == {"top1": 0.25, "top5": 0.75}  # 3 ties with 4 and 5: rank 6
+    assert chance(found) == {"top1": 1 / 6, "top5": 5 / 6}
+    assert [each.n for each in found] == [4, 4]
+    assert list(values(topk_accuracy(torch.eye(5), torch.arange(5)))) == ["top1"]
+    assert values(topk_accuracy(torch.zeros(4, 6), torch.arange(4))) == {"top1": 0.0, "top5": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), "at least one row"),
+        (torch.zeros(1, 3), torch.tensor([3]), "labels from 0 to 2"),
+        (torch.zeros(1, 3), torch.tensor([-1]), "labels from 0 to 2"),
+        (torch.full((1, 3), torch.nan), torch.tensor([0]), "NaN"),
+    ],
+)
+def test_classes_that_cannot_be_scored_are_refused(logits, labels, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        topk_accuracy(logits, labels)
+
+
+def question(name: str, answers: list[str], *, kind: str = "other", asked: str = "what is", **soft: float) -> Question:
+    return Question(name, f"picture of {name}", "what is it?", asked, kind, tuple(answers), soft)
+
+
+def test_score_is_the_official_accuracy():
+    asked = question("1", ["cat"] * 2 + ["dog"] * 8)
+    # Leaving out one of the two who say "cat" leaves 1 of 3, the other eight times 2 of 3: (2 * 1/3 + 8 * 2/3) / 10.
+    for answer, score in {"cat": 0.6, "dog": 1, "The Dog!": 1, "bird": 0}.items():
+        assert asked.score(answer) == pytest.approx(score, abs=EXACT)
+    for answer, score in {"circle": 1, "rectangle": 0}.items():
+        assert question("1", ["circle"]).score(answer) == score
+    for answers in (["cat", "dog"], []):
+        with pytest.raises(ValueError, match=f"{len(answers)} annotators"):
+            question("1", answers).score("cat")
+    both = dataclasses.replace(question("1", ["cat"] * 10), soft_scores={"dog": 1.0})  # the annotators' words count
+    assert (both.score("cat"), both.score("dog")) == (1, 0)
+
+
+def test_metrics_of_answers_are_means_over_all_and_over_parts():
+    questions = [
+        question("1", ["yes"] * 10, kind="yes/no", asked="is it"),
+        question("2", ["no"] * 10, kind="yes/no", asked="is it"),
+        question("3", ["cat"] * 2 + ["dog"] * 8),
+        question("4", [], kind="", asked=""),
+    ]
+    found = vqa_metrics(questions, ["yes", "yes", "cat", "whatever"])
+    expected = {
+        "accuracy": (1 + 0 + 0.6) / 3,
+        "accuracy[answer: other]": 0.6,
+        "accuracy[answer: yes/no]": 0.5,
+        "accuracy[question: is it]": 0.5,
+        "accuracy[question: what is]": 0.6,
+    }
+    assert values(found) == pytest.approx(expected, abs=EXACT)
+    assert list(values(found)) == list(expected)
+    assert [each.n for each in found] == [3, None, None, None, None]
+    with pytest.raises(ValueError, match="none of 1 questions has a known answer"):
+        vqa_metrics([question("1", [])], ["yes"])
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        vqa_metrics([question("1", ["yes"])], [])
+
+
+def test_chance_of_answers_is_the_most_frequent_one_of_each_part():
+    answers = [("yes", "yes/no"), ("yes", "yes/no"), ("no", "yes/no"), ("cat", "other")]
+    questions = [question("1", [answer], kind=kind) for answer, kind in answers] + [question("5", [])]
+    expected = {"accuracy": 0.5, "accuracy[answer: yes/no]": 2 / 3, "accuracy[answer: other]": 1}
+    found = chance(vqa_metrics(questions, ["yes"] * 5))
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=EXACT)
+
+
+def test_without_the_annotators_words_an_answer_has_its_own_score():
+    questions = [question("1", [], cat=0.6, dog=1.0), question("2", [], cat=0.9), question("3", [])]
+    assert [questions[0].score(answer) for answer in ("cat", "dog", "bird")] == [0.6, 1.0, 0.0]
+    found = vqa_metrics(questions, ["dog", "dog", "dog"])
+    assert values(found)["accuracy"] == pytest.approx(0.5, abs=EXACT)
+    assert chance(found)["accuracy"] == pytest.approx(0.75, abs=EXACT)  # "cat" has 0.6 and 0.9, "dog" 1
+    assert "words are not in it" in found[0].meaning
+
+
+@pytest.mark.parametrize(
+    ("groups", "right", "expected", "coin"),
+    [
+        ("aabbbc", [True, False, True, True, True, True], (5 / 6, 2 / 3), (0.25 + 0.125 + 0.5) / 3),
+        ("aabb", [True, None, False, None], (0.5, 0.5), 0.5),  # rows without a label count for nothing
+        ("aaab", [True, False, None, True], (2 / 3, 0.5), (0.25 + 0.5) / 2),
+    ],
+)
+def test_consistency_counts_groups_of_which_every_row_is_right(groups, right, expected, coin):
+    found = nlvr2_metrics(groups, right)
+    assert tuple(values(found).values()) == pytest.approx(expected)
+    assert tuple(chance(found).values()) == pytest.approx((0.5, coin))
+
+
+def test_statements_without_a_label_are_refused():
+    with pytest.raises(ValueError, match="the label of none of 2 sentences is known"):
+        nlvr2_metrics("ab", [None, None])
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        # Class 0: 3 of 4 right, one more called so: 3/5. Class 1: 1/3. Class 2: 1. Class 3 only where nothing counts.
+        ("by hand", {"miou": (0.6 + 1 / 3 + 1) / 3, "aacc": 5 / 7, "macc": 0.75, "a": 0.6, "b": 1 / 3, "c": 1.0}),
+        # A class that is only predicted counts for its intersection over union alone.
+        (torch.tensor([[2, 2], [0, 0]]), {"miou": 0.25, "aacc": 0.5, "macc": 0.5, "a": 0.5, "b": 0.0}),
+    ],
+)
+def test_pixels_by_hand(counts, expected) -> None:
+    if isinstance(counts, str):
+        target = torch.tensor([[0, 0, 0, 0], [1, 1, 2, IGNORED]])
+        counts = count_pixels(torch.tensor([[0, 0, 0, 1], [1, 0, 2, 3]]), target, num_classes=4)
+    found = values(segmentation_metrics(counts, names="abcd"[: len(counts)]))
+    named = {name if len(name) > 1 else f"iou[{name}]": value for name, value in expected.items()}
+    assert found == pytest.approx(named)
+
+
+def test_pixels_of_all_pictures_are_summed_before_they_are_divided() -> None:
+    counts = torch.zeros(2, 2, dtype=torch.long)
+    generator = torch.Generator().manual_seed(0)
+    peer = MulticlassJaccardIndex(num_classes=2, ignore_index=IGNORED)
+    for predicted, target in [torch.randint(0, 2, (2, 5, 5), generator=generator) for _ in range(3)]:
+        target[0] = IGNORED
+        counts += count_pixels(predicted, target, num_classes=2)
+        peer.update(predicted, target)
+    assert values(segmentation_metrics(counts, names="ab"))["miou"] == pytest.approx(peer.compute().item())
+    ignored = count_pixels(torch.zeros(2, 2, dtype=torch.long), torch.full((2, 2), IGNORED), num_classes=2)
+    with pytest.raises(ValueError, match="no pixel counts"):
+        segmentation_metrics(ignored, names="ab")
+
+
+def test_winoground_scores_are_those_worked_out_by_hand():
+    # Rows: image 0 and 1, columns: caption 0 and 1.
+    scores = [
+        [[0.9, 0.1], [0.2, 0.8]],  # all four preferences are right
+        [[0.9, 0.8], [0.1, 0.2]],  # each image prefers its caption; caption 1 prefers image 0
+        [[0.3, 0.9], [0.1, 0.95]],  # each caption prefers its image; image 0 prefers caption 1
+        [[0.5, 0.5], [0.5, 0.5]],  # ties are wrong
+        [[0.1, 0.9], [0.8, 0.2]],  # all wrong
+    ]
+    assert example_scores(torch.tensor(scores)) == {"text": 2 / 5, "image": 2 / 5, "group": 1 / 5}
+    orders = torch.tensor(list(itertools.permutations([1.0, 2.0, 3.0, 4.0]))).view(-1, 2, 2)
+    assert example_scores(orders) == pytest.approx(EXAMPLE_CHANCE)
+
+
+def test_words_alone_solve_what_their_distribution_gives_away_and_no_more():
+    colors, shapes = ("red", "green", "blue"), ("ring", "star", "disc", "cross")
+    true = [f"a {color} {shape} on the left" for color in colors for shape in shapes]
+    odd = [caption.replace("a ", "purple a ", 1) for caption in true]
+    assert (words_alone(true + odd) > 0).all()
+    pairs = [pair for one, two in zip(true[::2], true[1::2], strict=True) for pair in ((one, two), (two, one))]
+    assert not words_alone([one for one, _ in pairs] + [two for _, two in pairs]).any()
+
+
+def test_words_alone_are_those_of_a_dense_regression_on_the_other_folds():
+    parts = itertools.product(("red", "green", "blue"), ("ring", "star"), ("up", "down"))
+    true = [f"a {' '.join(part)}" for part in parts]
+    false = [caption.replace("up", "near").replace("red", "blue") for caption in true]
+    words = sorted({word for caption in true + false for word in caption.split()})
+    pairs = sorted({pair for caption in true + false for pair in itertools.pairwise(caption.split())})
+
+    def counts(caption):
+        own = caption.split()
+        return [own.count(word) for word in words] + [list(itertools.pairwise(own)).count(pair) for pair in pairs]
+
+    difference = torch.tensor([counts(caption) for caption in true]) - torch.tensor([counts(text) for text in false])
+    difference, folds = difference.double(), torch.arange(len(true)) % 5
+    for fold in range(5):
+        known = difference[folds != fold]
+        weights = torch.linalg.solve(known.T @ known + torch.eye(known.shape[1]), known.sum(dim=0))
+        expected = difference[folds == fold] @ weights
+        torch.testing.assert_close(words_alone(true + false)[folds == fold].double(), expected, atol=1e-6, rtol=0)
+
+
+def test_words_alone_take_sets_of_published_sizes():
+    true, false = ([f"{row}{side} {row}x {row}{side}{side}" for row in range(20_000)] for side in "tf")
+    margins = words_alone(true + false)  # 140,000 words and pairs: 45 GB if all were counted for each caption
+    assert margins.shape == (20_000,)
+    assert not margins.any()  # no two rows share a word
