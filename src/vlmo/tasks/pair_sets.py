@@ -43,7 +43,7 @@ MATCHING = {
 }
 """Label and meaning of the metrics of matching."""
 _ENCODERS = {"dual": "dual encoder", "fusion": "fusion encoder", "words": "words alone"}
-"""What may tell true captions from false ones, with its name."""
+"""Scorers of true and false captions, with their names."""
 _ENCODER_MEANING = "share of images whose true caption has the higher score"
 _WORDS_MEANING = "share of true captions that a linear model prefers which reads the words and sees no image"
 _EXAMPLE_MEANINGS = {
