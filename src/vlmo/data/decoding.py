@@ -100,13 +100,15 @@ class EncodedImage:
     Only JPEG is decoded lazily: other formats cannot be decoded at a smaller scale, and are decoded at once.
 
     Args:
-        image: The file.
         max_pixels: Largest width x height that is accepted.
         formats: Pillow's names of the formats that are accepted.
 
     Raises:
         ValueError: As `decode_image`, for what the header tells.
     """
+
+    size: tuple[int, int]
+    """Width and height, EXIF orientation applied."""
 
     def __init__(self, image: ImageCell, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> None:
         self._where = image["path"] or "bytes in memory"
@@ -120,9 +122,6 @@ class EncodedImage:
             else:
                 self._image = _load_upright_rgb(self._image)
                 self.size = self._image.size
-
-    size: tuple[int, int]
-    """Width and height, EXIF orientation applied."""
 
     def decode(self, reduction: int = 1) -> Image.Image:
         """Return the image as `decode_image` does; a JPEG at 1 / `reduction` of its size (1, 2, 4 or 8), rounded up.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
@@ -40,12 +40,9 @@ if TYPE_CHECKING:
 
 ImageTransform = TrainTransform | EvalTransform
 Unit = Literal["image", "pair"]
-Result = TypeVar("Result")
 
-# Texts that are tokenised in one call: enough to be fast, few enough to keep Python's lists of ids small.
-_CHUNK = 10_000
-_KEPT_FROM = 50_000
-"""Different texts from which on their tokens are kept in the cache folder for the next run."""
+_CHUNK = 10_000  # texts that are tokenised in one call: enough to be fast, few enough to keep lists of ids small
+_KEPT_FROM = 50_000  # different texts from which on their tokens are kept in the cache folder for the next run
 
 
 class Example(TypedDict, total=False):
@@ -179,7 +176,7 @@ class RowExamples(_Examples):
             if self._of_pairs:
                 row = self._texts.row(text)
             else:
-                first, end = self._texts.first(row), self._texts.first(row + 1)
+                first, end = self._texts.first_of_row[row : row + 2].tolist()
                 text = first + self._choose_caption(end - first, epoch=epoch, index=row)
             example["input_ids"] = self._texts.ids(text)
             if self._false is not None:
@@ -236,35 +233,27 @@ class _Images:
     def pixel_values(self, row: int, *, epoch: int, index: int, seed: int) -> UInt8[Tensor, "3 size size"]:
         """Return the row's image as it looks in the example `index` of `epoch`, not yet normalised."""
         generator = sample_generator(seed, epoch=epoch, index=index, purpose=self._column)
-        if self._cache:
-            return self._transform.pixels(self._resized(row), generator)
-        return self._apply(lambda image: self._transform.pixels(image, generator), row=row)
-
-    def _resized(self, row: int) -> UInt8[np.ndarray, "height width 3"]:
-        if row not in self._by_row:
-            cell = self._cell(row)
-            data, path = (cell["bytes"], cell["path"]) if cell else (None, None)
-            key = blake2b(data, digest_size=16).digest() if data else path
-            if key not in self._by_content:
-                self._by_content[key] = self._apply(self._transform.resize, row=row)
-            self._by_row[row] = self._by_content[key]
-        return self._by_row[row]
-
-    def _cell(self, row: int) -> ImageCell | None:
-        columns: Any = self._rows[row]
-        return columns[self._column]
-
-    def _apply(self, function: Callable[[EncodedImage], Result], *, row: int) -> Result:
-        """Apply a function to the row's image; errors name the row."""
         try:
+            if row in self._by_row:
+                return self._transform.pixels(self._by_row[row], generator)
             if (cell := self._cell(row)) is None:
                 raise ValueError(f"the row holds no {self._column}")
-            return function(EncodedImage(cell))
+            if not self._cache:
+                return self._transform.pixels(EncodedImage(cell), generator)
+            key = blake2b(cell["bytes"], digest_size=16).digest() if cell["bytes"] else cell["path"]
+            if key not in self._by_content:
+                self._by_content[key] = self._transform.resize(EncodedImage(cell))
         except ValueError as error:
             raise ValueError(
                 f"sample {row} (image_id {self._names[row]!r}): {error}. "
                 "Validate the data set before training: invalid rows go to quarantine.jsonl"
             ) from error
+        self._by_row[row] = self._by_content[key]
+        return self._transform.pixels(self._by_row[row], generator)
+
+    def _cell(self, row: int) -> ImageCell | None:
+        columns: Any = self._rows[row]
+        return columns[self._column]
 
 
 class _Texts:
@@ -308,10 +297,6 @@ class _Texts:
 
     def __len__(self) -> int:
         return len(self._number)
-
-    def first(self, row: int) -> int:
-        """Return the number of the row's first text, which ends those of the row before."""
-        return int(self.first_of_row[row])
 
     def row(self, text: int) -> int:
         """Return the row that has this text."""

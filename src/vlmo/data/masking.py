@@ -36,12 +36,7 @@ class BlockMaskConfig:
     def for_grid(cls, height: int, *, width: int) -> BlockMaskConfig:
         """Scale BEiT's shares (75 and 16 of 196 patches) to a grid of another size."""
         patches = height * width
-        return cls(
-            grid_height=height,
-            grid_width=width,
-            num_masked=round(patches * 75 / 196),
-            min_block=max(1, round(patches * 16 / 196)),
-        )
+        return cls(height, width, num_masked=round(patches * 75 / 196), min_block=max(1, round(patches * 16 / 196)))
 
     def __post_init__(self) -> None:
         """Raise ValueError if the numbers describe no possible blocks."""
@@ -110,15 +105,18 @@ class WordMaskConfig:
 
 @dataclass(frozen=True)
 class MaskingVocabulary:
-    """The facts about a vocabulary that whole-word masking needs."""
+    """The facts about a vocabulary that whole-word masking needs.
+
+    Attributes:
+        special: True for ids that are never hidden nor used as a random replacement.
+        continuation: True for ids that continue a word.
+        only: True for ids of the words of `WordMaskConfig.only`; None without any.
+    """
 
     special: Bool[np.ndarray, "vocab"]
-    """True for ids that are never hidden nor used as a random replacement."""
     continuation: Bool[np.ndarray, "vocab"]
-    """True for ids that continue a word."""
     mask_token_id: int
     only: Bool[np.ndarray, "vocab"] | None = None
-    """True for ids of the words of `WordMaskConfig.only`; None without any."""
 
     @classmethod
     def of(cls, tokenizer: BertTokenizer, *, only: tuple[str, ...] = ()) -> MaskingVocabulary:
@@ -154,7 +152,7 @@ def whole_word_mask(
     named[:-1] &= ~vocabulary.continuation[input_ids[1:]]  # "under" that begins "underground" is another word
     chosen = np.flatnonzero(named)
     if len(chosen) == 0 or generator.random() >= config.only_share:
-        chosen = _choose_words(input_ids, vocabulary=vocabulary, probability=config.probability, generator=generator)
+        chosen = _choose_words(input_ids, vocabulary, config.probability, generator)
     corrupted, labels = input_ids.copy(), np.full_like(input_ids, IGNORED)
     labels[chosen] = input_ids[chosen]
     fate = generator.random(len(chosen))
@@ -168,11 +166,7 @@ def whole_word_mask(
 
 
 def _choose_words(
-    input_ids: Int64[np.ndarray, "text"],
-    *,
-    vocabulary: MaskingVocabulary,
-    probability: float,
-    generator: np.random.Generator,
+    input_ids: Int64[np.ndarray, "text"], vocabulary: MaskingVocabulary, probability: float, rng: np.random.Generator
 ) -> Int64[np.ndarray, "chosen"]:
     """Return the positions of the tokens of the chosen words."""
     positions = np.flatnonzero(~vocabulary.special[input_ids])
@@ -184,11 +178,11 @@ def _choose_words(
     begins[1:] |= np.diff(positions) > 1
     words = np.split(positions, np.flatnonzero(begins)[1:])
     missing = max(1, round(probability * len(positions)))
-    turns = generator.permutation(len(words)).tolist()
+    turns = rng.permutation(len(words)).tolist()
     chosen = []
     for turn in turns:
         length = len(words[turn])
-        if length <= missing or generator.random() < missing / length:
+        if length <= missing or rng.random() < missing / length:
             chosen.append(words[turn])
             missing -= length
         # Going on after a refusal would give the next word another chance, and mask too much on average.
