@@ -21,19 +21,23 @@ def picture(number: int) -> bytes:
 
 def tar_bytes(keys: list[str], *, broken: frozenset[str] = frozenset()) -> bytes:
     """A tar of webdataset's layout; the pictures of `broken` keys are cut off."""
+    members = {}
+    for key in keys:
+        image = picture(zlib.crc32(key.encode()))
+        members[f"{key}.png"] = image[:40] if key in broken else image
+        members[f"{key}.txt"] = f"a picture of thing {key}".encode()
+        members[f"{key}.json"] = json.dumps({"caption": "not read, as there is a text"}).encode()
+    return pack(members)
+
+
+def pack(members: dict[str, bytes], **options: str) -> bytes:
+    """A tar of these files."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for key in keys:
-            image = picture(zlib.crc32(key.encode()))
-            image = image[:40] if key in broken else image
-            for suffix, data in (
-                ("png", image),
-                ("txt", f"a picture of thing {key}".encode()),
-                ("json", json.dumps({"caption": "not read, as there is a text"}).encode()),
-            ):
-                member = tarfile.TarInfo(f"{key}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+    with tarfile.open(fileobj=buffer, mode="w", **options) as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 
 

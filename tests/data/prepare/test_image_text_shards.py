@@ -1,12 +1,11 @@
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.data.prepare.toy_task_files import jpeg, png, quarantined, write
+from tests.toy_shards import pack
 
 from vlmo.data.decoding import decode_image
 from vlmo.data.prepare import prepare
@@ -28,13 +27,7 @@ def members(key: str, shade: int, *, caption: str | None = None, without: str = 
 
 
 def write_tar(file: Path, content: dict[str, bytes]) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, "w") as tar:
-        for name, data in content.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return file
+    return write(file, pack(content))
 
 
 def write_parquet(file: Path, rows: list[dict]) -> Path:
@@ -69,36 +62,25 @@ def test_tars_give_a_row_a_pair(tars, tmp_path, name: str) -> None:
     assert rows["image_id"][:] == [f"{name}/00000000{number}" for number in (0, 1)] + [f"{name}/000010000"]
     assert [decode_image(row["image"]).getpixel((0, 0))[0] for row in rows] == [0, 1, 2]
     assert rows["source"][0] == name
+    assert rows[0]["image"]["bytes"] is None  # it is not copied
+    assert rows[0]["image"]["path"].startswith(f"{tars}/00000.tar#bytes=")
     assert not [line for line in summary.lines() if line.startswith("warning")]
     assert not summary.notes
-
-
-def test_tars_are_not_copied(tars, tmp_path) -> None:
-    prepare("sbu", root=tars, out=tmp_path / "out")
-    cell = open_source(str(tmp_path / "out"))[0]["image"]
-    assert cell["bytes"] is None
-    assert cell["path"].startswith(f"{tars}/00000.tar#bytes=")
-
-
-def test_tars_in_folders_keep_their_keys_apart(tmp_path) -> None:
-    for folder in ("part1", "part2"):
-        write_tar(tmp_path / "laion" / folder / "00000.tar", members("000000000", 0))
-    prepare("conceptual_captions", root=tmp_path / "laion", out=tmp_path / "out")
-    names = ["conceptual_captions/part1/000000000", "conceptual_captions/part2/000000000"]
-    assert open_source(str(tmp_path / "out"))["image_id"][:] == names
-
-
-def test_tar_captions_come_from_json_where_there_is_no_txt(tmp_path) -> None:
-    write_tar(tmp_path / "in" / "0.tar", {**members("a", 1, without=".txt"), **members("b", 2, without=".json")})
-    prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
-    assert open_source(str(tmp_path / "out"))["captions"][:] == [["Caption 1."], ["Caption 2."]]
+    write_parquet(tars / "list.parquet", [{"url": URL, "caption": "x"}])
+    (tars / "part2").mkdir()
+    (tars / "00001.tar").rename(tars / "part2" / "00000.tar")
+    notes = prepare(name, root=tars, out=tmp_path / "again").notes
+    assert notes[-1] == f"2 parquet files without images are left out, such as {tars / '00001.parquet'}"
+    assert open_source(str(tmp_path / "again"))["image_id"][2] == f"{name}/part2/000010000"
 
 
 def test_tar_takes_other_formats_and_capitals(tmp_path) -> None:
     content = {"a.PNG": png(7), "a.txt": b"a", "sub/b.x.webp": jpeg(8), "sub/b.txt": b"b"}
+    content |= members("c", 3, without=".txt")
     write_tar(tmp_path / "in" / "0.tar", content)
     prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
-    assert open_source(str(tmp_path / "out"))["image_id"][:] == ["sbu/a"]
+    assert open_source(str(tmp_path / "out"))["image_id"][:] == ["sbu/a", "sbu/c"]
+    assert open_source(str(tmp_path / "out"))["captions"][:] == [["a"], ["Caption 3."]]
     assert "sub/b has no image, only .x.webp, .txt" in quarantined(tmp_path / "out")["sbu/sub/b"]
 
 
@@ -151,10 +133,11 @@ def test_parquet_gives_a_row_a_pair(tmp_path) -> None:
     root = tmp_path / "in"
     write_parquet(root / "00000.parquet", [parquet_row("000000000", 0), parquet_row("000000001", 1)])
     write_parquet(root / "00001.parquet", [parquet_row("000010000", 2)])
+    write_parquet(root / "hub.parquet", [{"image": {"bytes": jpeg(3), "path": None}, "caption": "c"}])
     prepare("conceptual_captions", root=root, out=tmp_path / "out")
     rows = open_source(str(tmp_path / "out"))
-    assert rows["captions"][:] == [["Caption 0."], ["Caption 1."], ["Caption 2."]]
-    assert rows["image_id"][1] == "conceptual_captions/000000001"
+    assert rows["captions"][:] == [["Caption 0."], ["Caption 1."], ["Caption 2."], ["c"]]
+    assert rows["image_id"][1::2] == ["conceptual_captions/000000001", "conceptual_captions/hub/1"]
     assert rows[1]["image"] == {"bytes": jpeg(1), "path": "00000.parquet/000000001"}
 
 
@@ -172,40 +155,6 @@ def test_parquet_counts_what_was_not_downloaded(tmp_path) -> None:
     }
 
 
-def test_parquet_of_the_hubs_form_is_read(tmp_path) -> None:
-    rows = [{"image": {"bytes": jpeg(number), "path": None}, "caption": f"c {number}"} for number in range(2)]
-    write_parquet(tmp_path / "in" / "train-0.parquet", rows)
-    prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
-    assert open_source(str(tmp_path / "out"))["image_id"][:] == ["sbu/train-0/1", "sbu/train-0/2"]
-
-
-def test_parquet_with_links_alone_is_an_error(tmp_path) -> None:
-    file = write_parquet(tmp_path / "in" / "list.parquet", [{"url": URL, "caption": "x"}])
-    with pytest.raises(ValueError, match=r"a file without images.*img2dataset first") as caught:
-        prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
-    assert str(file) in str(caught.value)
-    write_parquet(file, [{"jpg": jpeg(0), "url": URL}])
-    with pytest.raises(ValueError, match="none of the columns txt, caption, TEXT, text, so there are no captions"):
-        prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
-
-
-def test_list_of_links_beside_tars_is_noted(tars, tmp_path) -> None:
-    write_parquet(tars / "list.parquet", [{"url": URL, "caption": "x"}])
-    summary = prepare("sbu", root=tars, out=tmp_path / "out")
-    assert summary.notes == [f"1 parquet files without images are left out, such as {tars / 'list.parquet'}"]
-
-
-def test_folder_without_shards_says_what_is_expected(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"no such folder; --root must be a folder with 00000\.tar"):
-        prepare("sbu", root=tmp_path / "nowhere", out=tmp_path / "out")
-    (tmp_path / "in").mkdir()
-    with pytest.raises(ValueError, match=r"no \.tar and no \.parquet in it; --root must be"):
-        prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
-    write(tmp_path / "in" / "0.parquet", b"PAR1 cut off")
-    with pytest.raises(ValueError, match="not a whole parquet file"):
-        prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
-
-
 def test_parquet_rows_of_other_types_are_quarantined(tmp_path) -> None:
     root = tmp_path / "odd"
     write_parquet(root / "a.parquet", [{"jpg": jpeg(1), "caption": 7}])
@@ -220,3 +169,22 @@ def test_parquet_rows_of_other_types_are_quarantined(tmp_path) -> None:
     assert found["sbu/0"].endswith("the caption of 0 cannot be read: expected a text or a list of texts, found 7")
     assert len(found) == 4
     assert len(open_source(str(tmp_path / "out"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"url": URL, "caption": "x"}, "list.parquet: a file without images.*img2dataset first"),
+        ({"jpg": b"x", "url": URL}, "none of the columns txt, caption, TEXT, text, so there are no captions"),
+        (None, "not a whole parquet file"),
+        ({}, r"no \.tar and no \.parquet in it; --root must be"),
+    ],
+)
+def test_folder_without_images_and_captions_says_what_is_expected(tmp_path, columns, message) -> None:
+    (tmp_path / "in").mkdir()
+    if columns:
+        write_parquet(tmp_path / "in" / "list.parquet", [columns])
+    elif columns is None:
+        write(tmp_path / "in" / "0.parquet", b"PAR1 cut off")
+    with pytest.raises(ValueError, match=message):
+        prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")

@@ -1,3 +1,5 @@
+import itertools
+import json
 import os
 from pathlib import Path
 
@@ -5,7 +7,7 @@ import pytest
 from tests.data.prepare.toy_task_files import write
 
 from vlmo.data.prepare import PREPARERS, find_preparer, labels_of, prepare
-from vlmo.data.prepare.parts import find, with_article
+from vlmo.data.prepare.parts import find, read_records, with_article
 
 
 @pytest.mark.parametrize("name", PREPARERS)
@@ -20,10 +22,16 @@ def test_every_preparer_says_what_a_missing_root_should_be(name: str, tmp_path: 
     assert [entry.name for entry in tmp_path.iterdir()] == ["empty"]
 
 
-def test_pipe_is_no_file_of_a_set(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.json")
-    with pytest.raises(ValueError, match=r"a\.json is missing"):
-        find(tmp_path, "a.json", layout="a.json")
+def test_find_takes_the_first_that_exists(tmp_path: Path) -> None:
+    write(tmp_path / "b" / "c.json", "")
+    assert find(tmp_path, "c.json", "b/c.json", layout="c.json") == tmp_path / "b" / "c.json"
+    write(tmp_path / "c.json", "")
+    assert find(tmp_path, "c.json", "b/c.json", layout="c.json") == tmp_path / "c.json"
+    os.mkfifo(tmp_path / "d.json")
+    with pytest.raises(ValueError, match=r"d\.json or e\.json is missing; --root must be a folder with d\.json"):
+        find(tmp_path, "d.json", "e.json", layout="d.json")
+    with pytest.raises(ValueError, match=r"nowhere: no such folder; --root must be"):
+        find(tmp_path / "nowhere", "d.json", layout="d.json")
 
 
 def test_unknown_name_gets_the_nearest() -> None:
@@ -76,3 +84,62 @@ def test_every_way_of_typing_is_used_about_as_often_as_planned() -> None:
     typed = [with_article(["bell"], key=f"set:{number}")[1] for number in range(400)]
     shares = [typed.count(words) / 400 for words in ("a bell", "a picture of a bell", "an icon of a bell")]
     assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.08)
+
+
+RECORDS = [{"id": 1, "text": 'a ] } " é\u2028'}, [1, [2]], 12345, "end", None, 1.5e3]
+
+
+def read(file, key=None):
+    return list(read_records(file, lambda record: record, needs="nothing", key=key))
+
+
+def test_records_are_those_of_json(tmp_path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(RECORDS, ensure_ascii=False), encoding="utf-8-sig")
+    assert read(file) == RECORDS
+    whole = {"info": {"images": [0]}, "number": 17, "others": [[1], 2], "images": RECORDS, "after": [3]}
+    file.write_text(json.dumps(whole, indent=2))
+    assert read(file, "images") == RECORDS
+
+
+def test_one_part_of_a_file_is_in_memory(tmp_path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("[" + ",".join(f'{{"number": {number}}}' for number in range(100_000)))
+    records = read_records(file, lambda record: record["number"], needs="number")
+    # The file is cut off, which only shows at its end: what comes before is read without it.
+    assert list(itertools.islice(records, 50_000)) == list(range(50_000))
+    with pytest.raises(ValueError, match="cut off"):
+        list(records)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message"),
+    [
+        (b'[{"a": 1}, {"a"', None, "is it cut off"),
+        (b"[1, 2", None, "is it cut off"),
+        (b"[1 2]", None, "is it cut off"),
+        (b'["\xe9"]', None, "no JSON in UTF-8"),
+        (b'{"images": [1]}', None, "it holds no list, or an empty one"),
+        (b"[1]", "images", "it holds no list 'images'"),
+        (b'{"annotations": [1], "images": 3}', "images", "no list 'images'"),
+        (b'{"images": []}', "images", "an empty one"),
+        (b"", "images", "is it cut off"),
+        (b"[" * 100_000, None, "recursion depth"),
+        (b'{"info": ' + b'{"a":' * 100_000, "images", "recursion depth"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text: bytes, key: str | None, message: str) -> None:
+    file = tmp_path / "a.json"
+    file.write_bytes(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read(file, key)
+    assert str(file) in str(caught.value)
+
+
+def test_a_record_that_lacks_a_field_is_told_by_its_number(tmp_path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"images": [{"id": 1}, {"name": 2}]}')
+    records = read_records(file, lambda record: record["id"], needs="id", key="images")
+    assert next(records) == 1
+    with pytest.raises(ValueError, match=r"images\[1\]: id are needed \(KeyError\('id'\)\)"):
+        next(records)

@@ -15,10 +15,9 @@ from tests.data.prepare.toy_task_files import jpeg, quarantined, write
 from tests.forkserver import Process, start
 
 from vlmo.data import decoding
-from vlmo.data.prepare import parts as parts_module
 from vlmo.data.prepare import prepare
 from vlmo.data.prepare.engine import prepare_set
-from vlmo.data.prepare.parts import ROWS_A_PART, Absent, BadRow, Part, Record, Row, SetOnDisk, chunked, file_key, find
+from vlmo.data.prepare.parts import ROWS_A_PART, Absent, BadRow, Part, Record, Row, SetOnDisk, chunked, file_key
 from vlmo.data.sources import open_source
 
 SECONDS = 120
@@ -112,39 +111,32 @@ def test_repeats_of_bad_rows_and_of_other_splits_are_kept(tmp_path) -> None:
     # Whoever tests on what was trained on should know.
     assert "warning: 1 rows of test are in train too" in summary.lines()
     assert summary.splits["train"].captions == 3
-
-
-def test_rows_that_are_different_by_their_making_are_not_compared(tmp_path) -> None:
-    prepare_toy([toy_row(0), toy_row(0)], tmp_path, unique=None)
-    assert ids(tmp_path / "out") == ["toy/0", "toy/0"]
+    # Rows that are different by their making are not compared.
+    prepare_set("toy", ToySet([toy_row(0)] * 2, unique=None).open_set, root=tmp_path, out=tmp_path / "two")
+    assert ids(tmp_path / "two") == ["toy/0", "toy/0"]
 
 
 def test_prepared_folder_tells_what_it_holds(tmp_path) -> None:
     summary = prepare_toy(
-        [toy_row(number) for number in range(5)], tmp_path, labels=["a", "b"], known_sizes={"train": 6}, notes=("x",)
+        [toy_row(number) for number in range(5)],
+        tmp_path,
+        labels=["a", "b"],
+        known_sizes={"train": 6, "test": 5},
+        notes=("x",),
     )
     facts = json.loads((tmp_path / "out" / "prepared.json").read_text())
     assert facts == summary.to_json()
-    assert facts["name"] == "toy"
-    assert facts["layout"] == 1
-    assert facts["licence"] == "CC0-1.0"
-    assert facts["sources"] == [str(tmp_path)]
-    assert facts["labels"] == ["a", "b"]
-    assert facts["notes"] == ["x"]
-    assert facts["splits"]["train"]["rows"] == 5
-    assert facts["splits"]["train"]["expected"] == 6
+    assert (facts["name"], facts["layout"], facts["licence"]) == ("toy", 1, "CC0-1.0")
+    assert (facts["sources"], facts["labels"], facts["notes"]) == ([str(tmp_path)], ["a", "b"], ["x"])
+    assert (facts["splits"]["train"]["rows"], facts["splits"]["train"]["expected"]) == (5, 6)
     assert summary.lines() == [
         "warning: train has 5 rows; the whole set has 6",
+        "warning: test has 0 rows; the whole set has 5",
         "note: x",
         "labels: 2",
         "licence: CC0-1.0",
         f"{tmp_path / 'out'} is ready",
     ]
-
-
-def test_split_that_is_known_and_not_there_is_a_warning(tmp_path) -> None:
-    summary = prepare_toy([toy_row(0)], tmp_path, known_sizes={"train": 1, "test": 5})
-    assert "warning: test has 0 rows; the whole set has 5" in summary.lines()
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
         open_source(str(tmp_path / "out"), split="test")
 
@@ -159,12 +151,14 @@ def test_rows_are_written_to_files_of_some_size(tmp_path, monkeypatch) -> None:
     assert names == ids(tmp_path / "out") == [f"toy/{number}" for number in range(12)]
 
 
-def test_nothing_good_is_an_error_with_the_first_reason(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"not one row of toy can be used; the first one: the row has no image"):
-        prepare_toy([toy_row(0, image=None), toy_row(1, image=None)], tmp_path)
-    with pytest.raises(ValueError, match="there are no rows of toy"):
-        prepare_set("toy", ToySet([]).open_set, root=tmp_path, out=tmp_path / "none", num_proc=1)
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [([toy_row(0, image=None)] * 2, "can be used; the first one: the row has no image"), ([], "there are no rows")],
+)
+def test_nothing_good_is_an_error_with_the_first_reason_and_leaves_nothing(records, message, tmp_path) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare_toy(records, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_prepared_folder_is_left_as_it_is(tmp_path) -> None:
@@ -193,17 +187,27 @@ def test_second_run_into_one_folder_is_refused_until_the_first_has_ended(tmp_pat
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
-def test_run_without_a_row_leaves_nothing(tmp_path) -> None:
-    with pytest.raises(ValueError, match="there are no rows of toy"):
-        prepare_toy([], tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])
 def test_summary_that_cannot_be_read_is_one_line(text, tmp_path) -> None:
     write(tmp_path / "out" / "prepared.json", text)
     with pytest.raises(ValueError, match=r"prepared\.json .*choose another --out"):
         prepare_toy([toy_row(0)], tmp_path)
+
+
+def test_chunks_and_files_have_keys_of_their_content(tmp_path) -> None:
+    rows = [toy_row(number) for number in range(5)]
+    found = list(chunked(rows, size=2))
+    assert [len(list(part.rows())) for part in found] == [2, 2, 1]
+    assert len(chunked(lambda: iter(rows), size=2)) == 3
+    changed = [part.key for part in chunked(lambda: [*rows[:3], toy_row(9), rows[4]], size=2)]
+    assert [old.key == new for old, new in zip(found, changed, strict=True)] == [True, False, True]
+    file = write(tmp_path / "a", "one")
+    key = file_key(file, 1)
+    assert key == file_key(file, 1) != file_key(file, 2)
+    file.write_text("longer")
+    longer = file_key(file, 1)
+    os.utime(file, (1, 1))
+    assert len({key, longer, file_key(file, 1)}) == 3
 
 
 def test_folder_with_other_things_is_never_replaced(tmp_path) -> None:
@@ -334,35 +338,3 @@ def test_two_processes_write_what_one_writes(tmp_path) -> None:
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert one.rows() == two.rows()
     assert set(quarantined(tmp_path / "two")) == {"coco/0", "coco/1"}
-
-
-def test_chunked_parts_have_keys_of_their_content() -> None:
-    rows = [toy_row(number) for number in range(5)]
-    found = list(chunked(iter(rows), size=2))
-    assert [len(list(part.rows())) for part in found] == [2, 2, 1]
-    assert [part.key for part in chunked(rows, size=2)] == [part.key for part in found]
-    changed = [part.key for part in chunked([*rows[:3], toy_row(9), rows[4]], size=2)]
-    assert [old.key == new for old, new in zip(found, changed, strict=True)] == [True, False, True]
-
-
-def test_file_key_changes_with_the_file(tmp_path) -> None:
-    file = write(tmp_path / "a", "one")
-    key = file_key(file, 1)
-    assert key == file_key(file, 1) != file_key(file, 2)
-    file.write_text("longer")
-    assert file_key(file, 1) != key
-    key = file_key(file, 1)
-    os.utime(file, (1, 1))
-    assert file_key(file, 1) != key
-
-
-def test_find_takes_the_first_that_exists(tmp_path) -> None:
-    write(tmp_path / "b" / "c.json", "")
-    assert find(tmp_path, "c.json", "b/c.json", layout="c.json") == tmp_path / "b" / "c.json"
-    write(tmp_path / "c.json", "")
-    assert find(tmp_path, "c.json", "b/c.json", layout="c.json") == tmp_path / "c.json"
-    with pytest.raises(ValueError, match=r"d\.json or e\.json is missing; --root must be a folder with d\.json"):
-        find(tmp_path, "d.json", "e.json", layout="d.json")
-    with pytest.raises(ValueError, match=r"nowhere: no such folder; --root must be"):
-        find(tmp_path / "nowhere", "d.json", layout="d.json")
-    assert parts_module.image_at(tmp_path / "x.jpg") == {"bytes": None, "path": str(tmp_path / "x.jpg")}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from tests.toy_shards import tar_bytes, write_parquet
+from tests.toy_shards import pack, tar_bytes, write_parquet
 
 from vlmo.data.decoding import read_path
 from vlmo.data.schema import make_row
@@ -119,18 +119,15 @@ def test_a_damaged_row_group_ends_a_parquet_file_there(tmp_path):
 
 def test_captions_that_are_no_text_make_a_bad_record(tmp_path):
     path = tmp_path / "0.tar"
-    with tarfile.open(path, "w") as tar:
-        for name, data in (
-            ("a.json", b'{"captions": ["one", " ", "two"]}'),
-            ("b.json", b'{"caption": 3}'),
-            ("c.json", b"{"),
-            ("d.txt", b"\xff\xfe"),
-            ("e.json", b"[1]"),
-            ("f.cls", b"7"),
-        ):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    members = {
+        "a.json": b'{"captions": ["one", " ", "two"]}',
+        "b.json": b'{"caption": 3}',
+        "c.json": b"{",
+        "d.txt": b"\xff\xfe",
+        "e.json": b"[1]",
+        "f.cls": b"7",
+    }
+    path.write_bytes(pack(members))
     first, *bad, last = read(path)
     assert first.captions == ("one", "two")
     assert [record.key for record in bad] == ["b", "c", "d", "e"]
@@ -200,18 +197,15 @@ def test_a_process_with_too_many_open_files_is_no_reason_to_lose_a_shard(monkeyp
 
 def test_details_are_what_else_a_record_says(tmp_path):
     tar = tmp_path / "0.tar"
-    with tarfile.open(tar, "w") as file:
-        for name, data in (
-            ("a.png", b"picture"),
-            ("a.txt", b"a caption"),
-            ("a.json", b'{"caption": "other", "key": "a", "status": "success", "url": "u", "size": {"w": 3}}'),
-            ("b.png", b"picture"),
-            ("c.png", b"picture"),
-            ("c.json", b"[1, 2]"),
-        ):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            file.addfile(member, io.BytesIO(data))
+    members = {
+        "a.png": b"picture",
+        "a.txt": b"a caption",
+        "a.json": b'{"caption": "other", "key": "a", "status": "success", "url": "u", "size": {"w": 3}}',
+        "b.png": b"picture",
+        "c.png": b"picture",
+        "c.json": b"[1, 2]",
+    }
+    tar.write_bytes(pack(members))
     first, second, third = read(tar, details=True)
     assert first.metadata == {"url": "u", "size": {"w": 3}}
     assert first.captions == ("a caption",)
@@ -251,17 +245,14 @@ def test_a_path_that_leaves_the_folder_of_the_shard_is_a_bad_record(tmp_path, pa
 def test_hostile_members_cost_one_record(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "MAX_MEMBER_BYTES", 300_000)
     path = tmp_path / "0.tar"
-    with tarfile.open(path, "w") as tar:
-        for name, data in (
-            ("a.json", b"[" * 100_000),
-            ("b.png", bytes(300_001)),
-            ("c.json", b'{"caption": "' + b"{" * 1000 + b'"}'),
-            ("d.json", b'{"captions": {"x": 1}}'),
-            ("e.txt", b"fine"),
-        ):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    members = {
+        "a.json": b"[" * 100_000,
+        "b.png": bytes(300_001),
+        "c.json": b'{"caption": "' + b"{" * 1000 + b'"}',
+        "d.json": b'{"captions": {"x": 1}}',
+        "e.txt": b"fine",
+    }
+    path.write_bytes(pack(members))
     deep, large, odd, mapping, fine = read(path, details=True)
     assert [each.kind for each in (deep, large, mapping)] == ["row"] * 3
     assert "claims 300,001 bytes; at most 300,000 are read" in large.reason
@@ -271,15 +262,12 @@ def test_hostile_members_cost_one_record(tmp_path, monkeypatch):
 
 def test_half_characters_and_names_that_are_no_text_cost_one_record_at_most(tmp_path):
     path = tmp_path / "0.tar"
-    with tarfile.open(path, "w", errors="surrogateescape") as tar:
-        for name, data in (
-            ("a.json", b'{"caption": "\\ud800"}'),
-            ("b.json", b'{"caption": "x", "place": "\\ud800"}'),
-            ("c\udcff.txt", b"fine"),
-        ):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    members = {
+        "a.json": b'{"caption": "\\ud800"}',
+        "b.json": b'{"caption": "x", "place": "\\ud800"}',
+        "c\udcff.txt": b"fine",
+    }
+    path.write_bytes(pack(members, errors="surrogateescape"))
     caption, metadata, fine = read(path, details=True)
     assert [(each.kind, each.key) for each in (caption, metadata)] == [("row", "a"), ("row", "b")]
     assert (fine.key, fine.captions) == (r"c\xff", ("fine",))
