@@ -52,74 +52,62 @@ def test_decode_reads_a_path(tmp_path) -> None:
     np.testing.assert_array_equal(pixels({"bytes": None, "path": str(tmp_path / "a.png")}), np.asarray(noise()))
 
 
-def test_decode_palette_gives_its_colours() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 200, 100, 50])
-    image.putpixel((1, 0), 1)
-    assert pixels(cell(image)).tolist() == [[[10, 20, 30], [200, 100, 50]]]
+def of_pixels(mode: str, *values: object, palette: bool = False) -> Image.Image:
+    image = Image.new(mode, (len(values), 1))
+    if palette:
+        image.putpalette([10, 20, 30, 200, 100, 50])
+    for column, value in enumerate(values):
+        image.putpixel((column, 0), value)
+    return image
 
 
-def test_decode_palette_transparency_becomes_white() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 200, 100, 50])
-    image.putpixel((1, 0), 1)
-    assert pixels(cell(image, transparency=0)).tolist() == [[[255, 255, 255], [200, 100, 50]]]
-    half = cell(image, transparency=b"\xff\x00")
-    assert pixels(half).tolist() == [[[10, 20, 30], [255, 255, 255]]]
-
-
-def test_decode_rgba_is_composited_on_white() -> None:
-    image = Image.new("RGBA", (3, 1))
-    for column, colour in enumerate(((255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 51))):
-        image.putpixel((column, 0), colour)
-    assert pixels(cell(image)).tolist() == [[[255, 0, 0], [255, 255, 255], [204, 204, 204]]]
-
-
-def test_decode_grey_with_alpha_is_composited_on_white() -> None:
-    image = Image.new("LA", (2, 1))
-    image.putpixel((0, 0), (100, 255))
-    image.putpixel((1, 0), (0, 0))
-    assert pixels(cell(image)).tolist() == [[[100] * 3, [255] * 3]]
-
-
-def test_decode_rgb_with_one_transparent_colour() -> None:
-    image = Image.new("RGB", (2, 1), (1, 2, 3))
-    image.putpixel((1, 0), (9, 9, 9))
-    assert pixels(cell(image, transparency=(1, 2, 3))).tolist() == [[[255, 255, 255], [9, 9, 9]]]
-
-
-def test_decode_grey_and_bilevel() -> None:
-    grey = Image.new("L", (1, 1), 77)
-    assert pixels(cell(grey)).tolist() == [[[77, 77, 77]]]
-    bits = Image.new("1", (2, 1))
-    bits.putpixel((1, 0), 1)
-    assert pixels(cell(bits)).tolist() == [[[0] * 3, [255] * 3]]
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-def test_decode_16_bit_grey_is_scaled(file_format: str) -> None:
-    values = np.array([[0, 257, 128, 32896, 65535]], dtype=np.uint16)
-    assert pixels(cell(Image.fromarray(values), file_format))[0, :, 0].tolist() == [0, 1, 0, 128, 255]
-
-
-def test_decode_16_bit_pgm_is_scaled() -> None:
-    data = b"P5 2 1 65535\n" + struct.pack(">HH", 32896, 65535)
-    assert pixels({"bytes": data, "path": None})[0, :, 0].tolist() == [128, 255]
-
-
-def test_decode_16_bit_grey_with_transparent_value() -> None:
-    values = np.array([[0, 65535, 32896]], dtype=np.uint16)
-    image = cell(Image.fromarray(values))
+def with_transparent_zero() -> dict:
+    """A PNG of 16 bits with a chunk that calls the value 0 transparent, as Pillow does not write it."""
+    image = cell(Image.fromarray(np.array([[0, 65535, 32896]], dtype=np.uint16)))
     at = image["bytes"].index(b"IDAT") - 4
     body = b"tRNS" + struct.pack(">H", 0)
     chunk = struct.pack(">I", 2) + body + struct.pack(">I", zlib.crc32(body))
-    image["bytes"] = image["bytes"][:at] + chunk + image["bytes"][at:]
-    assert pixels(image)[0, :, 0].tolist() == [255, 255, 128]
+    return image | {"bytes": image["bytes"][:at] + chunk + image["bytes"][at:]}
+
+
+DEEP = Image.fromarray(np.array([[0, 257, 128, 32896, 65535]], dtype=np.uint16))
+FLOATS = Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32))
+DECODED = {
+    "palette": (cell(of_pixels("P", 0, 1, palette=True)), [(10, 20, 30), (200, 100, 50)]),
+    "transparent index": (
+        cell(of_pixels("P", 0, 1, palette=True), transparency=0),
+        [(255, 255, 255), (200, 100, 50)],
+    ),
+    "opaque indices": (
+        cell(of_pixels("P", 0, 1, palette=True), transparency=b"\xff\x00"),
+        [(10, 20, 30), (255, 255, 255)],
+    ),
+    "alpha": (
+        cell(of_pixels("RGBA", (255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 51))),
+        [(255, 0, 0), (255, 255, 255), (204, 204, 204)],
+    ),
+    "grey with alpha": (cell(of_pixels("LA", (100, 255), (0, 0))), [100, 255]),
+    "one transparent color": (
+        cell(of_pixels("RGB", (1, 2, 3), (9, 9, 9)), transparency=(1, 2, 3)),
+        [(255, 255, 255), (9, 9, 9)],
+    ),
+    "grey": (cell(of_pixels("L", 77)), [77]),
+    "bilevel": (cell(of_pixels("1", 0, 1)), [0, 255]),
+    "16 bits": (cell(DEEP), [0, 1, 0, 128, 255]),
+    "16 bits in TIFF": (cell(DEEP, "TIFF"), [0, 1, 0, 128, 255]),
+    "16 bits in PGM": ({"bytes": b"P5 2 1 65535\n" + struct.pack(">HH", 32896, 65535), "path": None}, [128, 255]),
+    "16 bits with a transparent value": (with_transparent_zero(), [255, 255, 128]),
+    "floats": (cell(FLOATS, "TIFF"), [0, 51, 255]),
+}
+
+
+@pytest.mark.parametrize("name", DECODED)
+def test_decode_gives_the_colors_of_every_mode(name: str) -> None:
+    image, expected = DECODED[name]
+    assert pixels(image)[0].tolist() == [list(value) if isinstance(value, tuple) else [value] * 3 for value in expected]
 
 
 def test_decode_float_needs_0_to_1() -> None:
-    ones = Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32))
-    assert pixels(cell(ones, "TIFF"))[0, :, 0].tolist() == [0, 51, 255]
     with pytest.raises(ValueError, match=r"mode F with values 0 to 300; expected 0 to 1"):
         decode_image(cell(Image.fromarray(np.array([[0, 300]], dtype=np.float32)), "TIFF"))
 
@@ -179,19 +167,36 @@ def test_decode_refuses_to_run_where_cut_files_would_look_whole(monkeypatch) -> 
         decode_image(cell(noise()))
 
 
-def test_decode_names_file_and_reason(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("empty.jpg", "empty file"),
+        ("text.png", "not an image in a known format"),
+        ("none.png", "cannot be read: No such file"),
+        (".", "directory"),
+        ("whole.png#bytes=99999+9", "empty file"),
+        ("whole.png#bytes=0+500", "cannot be decoded"),
+        ("none.png#bytes=0+9", "cannot be read: No such file"),
+        ("pipe.png", "no regular file"),
+        ("zeros.png", "no regular file"),
+        ("sparse.png", "6,442,450,944 bytes; at most"),
+        ("sparse.png#bytes=1+9999999999", "9,999,999,999 bytes; at most"),
+    ],
+)
+def test_decode_names_file_and_reason_and_reads_no_endless_file(tmp_path, name: str, reason: str) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.png").write_text("I am a text.")
-    cases = {
-        "empty.jpg": "empty file",
-        "text.png": "not an image in a known format",
-        "none.png": "No such file",
-        ".": "directory",
-    }
-    for name, reason in cases.items():
-        with pytest.raises(ValueError, match=reason) as caught:
-            decode_image({"bytes": None, "path": str(tmp_path / name)})
-        assert str(tmp_path / name) in str(caught.value)
+    noise().save(tmp_path / "whole.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(6 << 30)
+    with pytest.raises(ValueError, match=reason) as caught:
+        decode_image({"bytes": None, "path": str(tmp_path / name)})
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_decode_needs_bytes_or_a_path() -> None:
     with pytest.raises(ValueError, match="bytes or a path"):
         decode_image({"bytes": None, "path": None})
 
@@ -236,33 +241,6 @@ def test_decode_reads_a_piece_of_a_file(tmp_path) -> None:
     path = range_path(file, start=6, length=len(picture))
     assert path == f"{file}#bytes=6+{len(picture)}"
     np.testing.assert_array_equal(pixels({"bytes": None, "path": path}), np.asarray(noise()))
-
-
-def test_decode_names_a_piece_that_is_not_there(tmp_path) -> None:
-    file = tmp_path / "many.tar"
-    file.write_bytes(cell(noise())["bytes"])
-    with pytest.raises(ValueError, match=r"many.tar#bytes=99999\+9: empty file"):
-        decode_image({"bytes": None, "path": range_path(file, start=99_999, length=9)})
-    with pytest.raises(ValueError, match=r"many.tar#bytes=0\+500: cannot be decoded"):
-        decode_image({"bytes": None, "path": range_path(file, start=0, length=500)})
-    with pytest.raises(ValueError, match=r"gone.tar#bytes=0\+9: cannot be read: No such file"):
-        decode_image({"bytes": None, "path": range_path(tmp_path / "gone.tar", start=0, length=9)})
-
-
-def test_pipes_devices_and_endless_files_are_not_read(tmp_path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "zeros.png").symlink_to("/dev/zero")
-    with (tmp_path / "sparse.png").open("wb") as file:
-        file.truncate(6 << 30)
-    cases = {
-        "pipe.png": "no regular file",
-        "zeros.png": "no regular file",
-        "sparse.png": "6,442,450,944 bytes; at most",
-    }
-    cases["sparse.png#bytes=1+9999999999"] = "9,999,999,999 bytes; at most"
-    for name, reason in cases.items():
-        with pytest.raises(ValueError, match=reason):
-            decode_image({"bytes": None, "path": str(tmp_path / name)})
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
