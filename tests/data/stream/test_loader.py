@@ -2,15 +2,12 @@ import importlib.resources
 import itertools
 import json
 import multiprocessing
-import time
 from collections import Counter
 from pathlib import Path
 
 import fsspec
 import pytest
 import torch
-from tests.forkserver import PATIENCE_S
-from tests.killing import kill_when
 from tests.toy_shards import tar_bytes, write_parquet, write_tars
 
 from vlmo.data.examples import StreamExamples
@@ -264,44 +261,3 @@ def test_half_a_line_in_the_quarantine_is_removed(source, examples, tmp_path, wh
     path.write_bytes(content[:-20])
     take(make(source, examples, tmp_path), 12)
     assert path.read_bytes() == content
-
-
-def train(run, source, examples, workers, hangs_after=None):
-    """What a trainer does with a loader: steps, and now and then a state; it goes on from the state that it finds.
-
-    After the step `hangs_after` it waits for its end.
-    """
-    stream_loader, state, start = make(source, examples, run, workers=workers), run / "state.json", 0
-    if state.exists():
-        saved = json.loads(state.read_text())
-        start = saved["step"]
-        stream_loader.go_on_from(start, saved["cursor"])
-    steps = stream_loader(start)
-    for step in range(start, 12):
-        (batch,) = next(steps)
-        with (run / "seen.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, "ids": batch["sample_ids"].tolist()}) + "\n")
-        if step % 3 == 2:
-            aside = run / "aside.json"
-            aside.write_text(json.dumps({"step": step + 1, "cursor": stream_loader.cursor(step + 1)}))
-            aside.replace(state)
-        if step == hangs_after:
-            time.sleep(PATIENCE_S)
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-@pytest.mark.parametrize("workers", [0, 3])
-def test_a_process_killed_in_the_middle_of_an_epoch_goes_on_exactly(whole, source, examples, tmp_path, workers):
-    start = multiprocessing.get_context("fork").Process
-    process, log = start(target=train, args=(tmp_path, source, examples, workers, 4)), tmp_path / "seen.jsonl"
-    kill_when(process, lambda: log.exists() and log.read_text().count("\n") == 5, within_s=PATIENCE_S)
-    process = start(target=train, args=(tmp_path, source, examples, workers))
-    process.start()
-    process.join(PATIENCE_S)
-    assert process.exitcode == 0
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    kept = {line["step"]: line["ids"] for line in lines}
-    assert len(lines) > 12  # the steps after the saved state were repeated
-    for line in lines:  # and were the same
-        assert kept[line["step"]] == line["ids"]
-    assert [kept[step] for step in range(12)] == ids(whole[0])

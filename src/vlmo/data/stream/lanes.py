@@ -37,8 +37,7 @@ _MAX_BAD_RECORDS = 10_000
 Position = tuple[int, int, int, int]
 """Epoch, number among the lane's pieces of the epoch, and `Offset` in the shard, of a record."""
 Cursor = tuple[Position, Position | None, tuple[int, int, int] | None]
-"""First record of a block, the record after it (None where the block has not been begun), and the sample of it that was
-given last: its hash, number of the piece and index (None if none was)."""
+"""First record of a block; the record after it (once the block is begun); hash, piece and index of what came last."""
 START: Cursor = ((0, 0, 0, 0), None, None)
 
 
@@ -94,14 +93,7 @@ def _read_list(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def read_stream(
-    source: Source,
-    *,
-    lane: int,
-    lanes: int,
-    seed: int,
-    block: int,
-    cursor: Cursor = START,
-    images: bool = True,
+    source: Source, *, lane: int, lanes: int, seed: int, block: int, cursor: Cursor = START, images: bool = True
 ) -> Iterator[tuple[int, Record, Cursor]]:
     """Yield without end the records of one lane's share, each with its epoch and the cursor after it.
 

@@ -27,8 +27,6 @@ from vlmo.data.sampler import stable_id
 from vlmo.data.saved import open_saved, saved_splits
 from vlmo.data.tables import column_of
 
-__all__ = ["Bad", "Offset", "Record", "Sample", "read_saved", "read_shard", "sample_id"]
-
 IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image")
 """Names under which parquet files hold images, the first one found counts."""
 CAPTION_COLUMNS = ("txt", "caption", "TEXT", "text")
@@ -61,9 +59,6 @@ class Offset(NamedTuple):
 
     index: int = 0
     byte: int = 0
-
-
-_FIRST = Offset()
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ class _Options(NamedTuple):
 def read_shard(
     shard: str,
     *,
-    start: Offset = _FIRST,
+    start: Offset | None = None,
     images: bool | Literal["places"] = True,
     details: bool = False,
     absent: bool = False,
@@ -125,7 +120,7 @@ def read_shard(
     Raises:
         ValueError: The process has too many open files.
     """
-    options = _Options(images, details, absent)
+    start, options = start or Offset(), _Options(images, details, absent)
     read = _tar_records if shard.lower().endswith(".tar") else _parquet_records
     waits = iter(_WAITS if is_remote(shard) else ())
     # aiohttp, under fsspec's object stores, has errors of its own; it is imported only where one is used.
@@ -205,12 +200,12 @@ def _record(
 # ---------------------------------------------------------------------------------------------------------------- tar
 
 
+_TEXTS = (".txt", ".json")
 # Headers whose contents are a longer name, or other facts of the next member.
 _EXTENDED = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
-_TEXTS = (".txt", ".json")
 
 
 class _Member(tarfile.TarInfo):
@@ -246,8 +241,7 @@ def _tar_records(
     file.seek(start.byte)
     key: str | None = None
     parts: dict[str, bytes | str] = {}
-    fault: str | None = None
-    place, end = start, start.byte
+    fault, error, index, end = None, None, start.index, start.byte
     try:
         with cast(
             Any, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member, bufsize=_BUFFER, errors="backslashreplace")
@@ -262,32 +256,28 @@ def _tar_records(
                 found, suffix = split_name(member.name)
                 if found != key:
                     if key is not None:
-                        place = Offset(place.index + 1, start.byte + member.offset)
-                        yield _tar_record(shard, place.index - 1, key, parts, fault, options), place
+                        record, index = _tar_record(shard, index, key, parts, fault, options), index + 1
+                        yield record, Offset(index, start.byte + member.offset)
                     key, parts, fault = found, {}, None
+                limit = _MAX_TEXT_BYTES if suffix in _TEXTS else MAX_MEMBER_BYTES
                 if suffix not in IMAGE_SUFFIXES and suffix not in _TEXTS:
                     parts[suffix] = b""
-                elif reason := _why_not_read(member, limit=_MAX_TEXT_BYTES if suffix in _TEXTS else MAX_MEMBER_BYTES):
-                    fault = reason
+                elif member.issparse() or member.size > limit:
+                    large = f"claims {member.size:,} bytes; at most {limit:,} are read"
+                    sparse = "is a sparse file; write the tar without --sparse"
+                    fault = f"{member.name} {sparse if member.issparse() else large}"
                 elif suffix in IMAGE_SUFFIXES and options.images == "places":
                     parts[suffix] = range_path(shard, start=start.byte + member.offset_data, length=member.size)
                 else:
                     parts[suffix] = tar.extractfile(member).read()
     # tarfile lets through what it finds in facts of a header.
-    except (tarfile.TarError, IndexError, *_RECORD_ERRORS) as error:
-        if key is not None:
-            index, place = place.index, Offset(place.index + 1, end)
-            yield _tar_record(shard, index, key, parts, fault, options), place
-        yield _rest_is_lost(shard, place, error), None
-        return
+    except (tarfile.TarError, IndexError, *_RECORD_ERRORS) as caught:
+        error = caught
     if key is not None:
-        yield _tar_record(shard, place.index, key, parts, fault, options), None
-
-
-def _why_not_read(member: tarfile.TarInfo, *, limit: int) -> str | None:
-    if member.issparse():
-        return f"{member.name} is a sparse file; write the tar without --sparse"
-    return f"{member.name} claims {member.size:,} bytes; at most {limit:,} are read" if member.size > limit else None
+        record, index = _tar_record(shard, index, key, parts, fault, options), index + 1
+        yield record, None if error is None else Offset(index, end)
+    if error is not None:
+        yield _rest_is_lost(shard, Offset(index, end), error), None
 
 
 def _tar_record(
@@ -410,9 +400,9 @@ def _saved_record(row: dict[str, Any], folder: str, index: int, *, images: list[
     captions = next((row[name] for name in _SAVED_CAPTIONS if row.get(name)), None)
     metadata = {key: value for key, value in row.items() if key not in (*images, name, *_SAVED_CAPTIONS)}
     metadata |= {} if split is None else {"split": split}
-    return _record(folder, index, key, row.get(name), captions, metadata, why_not=_in_no_store)
 
+    def in_no_store(path: str) -> str | None:
+        is_known = not is_remote(path) or path.partition("://")[0] in _STORES
+        return None if is_known else f"is in no store of {', '.join(_STORES)}"
 
-def _in_no_store(path: str) -> str | None:
-    is_known = not is_remote(path) or path.partition("://")[0] in _STORES
-    return None if is_known else f"is in no store of {', '.join(_STORES)}"
+    return _record(folder, index, key, row.get(name), captions, metadata, why_not=in_no_store)
