@@ -45,7 +45,7 @@ for line in ("train", "evaluate", "predict", "index", "search", "embed", "duplic
              "index vlmo-small nowhere --out x", "embed vlmo-small nowhere --out x.npy",
              "embed vlmo-small --texts nowhere --out x.npy", "serve vlmo-small --index nowhere",
              "predict vlmo-small --image nowhere --text a",
-             "import", "import nowhere.pt out", "merge nowhere --out x", "export nowhere --to onnx --out x",
+             "import", "export nowhere --to onnx --out x",
              "train shapes-stage3 --steps 0", "finetune vlmo-small --data x --steps=0",
              "train shapes-stage3 --lora.rank 4", "finetune vlmo-small --data x --lora.rank=4",
              *(f"{line} --precision int8 --engine torch" for line in (

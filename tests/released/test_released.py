@@ -17,11 +17,9 @@ from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 import vlmo.released
 from vlmo import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel, VLMoProcessor, model_path
 from vlmo.cli import main
-from vlmo.model.stages import start_from
 from vlmo.recipes import find_recipe
 from vlmo.released import find_model, notes_folder
 from vlmo.released.published import MODELS, NamedModel
-from vlmo.retrieval import Encoder
 from vlmo.run import build
 
 
@@ -33,11 +31,6 @@ def released(toy_release, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return toy_release / "toy"
-
-
-def test_a_name_stands_for_the_folder_that_comes_along(released):
-    assert find_model("toy") == released
-    assert find_model("an/other") == "an/other"
 
 
 def test_path_of_a_name_is_for_libraries_that_know_paths_only(released):
@@ -73,18 +66,6 @@ def test_unknown_names_are_answered_with_the_known_ones(released, loader):
     with pytest.raises(OSError, match=r"vlmo-small and others, which `vlmo models` lists\.$") as raised:
         loader.from_pretrained("vlmo-smal")
     assert str(raised.value).count("vlmo models") == 1
-
-
-def test_encoder_takes_a_name(released):
-    assert Encoder("toy").fingerprint == Encoder(released).fingerprint
-
-
-def test_a_start_takes_a_name(released):
-    model = VLMoForImageTextRetrieval.from_pretrained(released)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    torch.nn.init.zeros_(model.match_head.classifier.weight)
-    assert start_from(model, "toy").missing == []
-    torch.testing.assert_close(model.match_head.classifier.weight, weights["match_head.classifier.weight"])
 
 
 def test_a_run_starts_from_a_name(released, tmp_path):

@@ -63,15 +63,6 @@ def test_compiled_and_checkpointed_blocks_give_the_same_update(monkeypatch) -> N
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-def test_one_process_shards_nothing(tmp_path) -> None:
-    config = TrainerConfig(max_steps=3, log_every=1, engine=EngineConfig(data_parallel="fsdp"))
-    trainer = make_trainer(tmp_path / "fsdp", config=config)
-    trainer.fit()
-    plain = make_trainer(tmp_path / "ddp", config=TrainerConfig(max_steps=3, log_every=1))
-    plain.fit()
-    torch.testing.assert_close(trainer.objective.state_dict(), plain.objective.state_dict(), atol=0, rtol=0)
-
-
 def stopped_and_resumed(folder: Path, *, async_save: bool) -> list[float]:
     """The loss of each step of a run that is asked to stop in its third step, and goes on at once."""
     config = TrainerConfig(max_steps=6, log_every=1, save_every=2, async_save=async_save)
@@ -92,11 +83,6 @@ def test_states_saved_in_the_background_and_at_once_lead_to_the_same_run(tmp_pat
     assert curve == stopped_and_resumed(tmp_path / "at once", async_save=False)
 
 
-def test_configuration_names_a_wrong_setting() -> None:
-    with pytest.raises(ValueError, match="data_parallel is 'zero'; give 'ddp' or 'fsdp'"):
-        EngineConfig(data_parallel="zero")
-
-
 def cpu_with(*instructions: str) -> dict[str, bool]:
     return {name: name in instructions for name in ("avx512_f", "avx512_bf16", "amx_bf16", "bf16")}
 
@@ -114,16 +100,6 @@ def test_precision_follows_the_instructions_of_the_cpu(instructions, there, monk
     assert not caplog.text
     assert choose_precision("bf16", device=cpu) == "bf16"
     assert ("float32 may be faster" in caplog.text) != there
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_older_releases_tell_of_cpus_by_other_names(there, monkeypatch) -> None:
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there, raising=False)
-    assert multiplies_in_bf16(torch.device("cpu")) == there
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
-    assert choose_precision("auto", device=torch.device("cpu")) == "float32"
 
 
 def test_precision_is_asked_of_the_card_that_computes(monkeypatch) -> None:

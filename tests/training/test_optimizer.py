@@ -76,36 +76,10 @@ def test_groups_decay_matrices_only_and_not_those_named() -> None:
     }
 
 
-def test_groups_hold_every_trainable_parameter_once() -> None:
-    model = Model()
-    groups = param_groups(model, weight_decay=0.1, no_weight_decay={"position_bias"}, lr_scale={"head.bias": 20})
-    held = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(held) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
-    assert {group["name"]: (group["weight_decay"], group["lr_scale"], len(group["params"])) for group in groups} == {
-        "decay_x1": (0.1, 1.0, 2),
-        "no_decay_x1": (0.0, 1.0, 2),
-        "no_decay_x20": (0.0, 20.0, 1),
-    }
-
-
-def test_groups_know_a_shared_parameter_by_each_of_its_names() -> None:
-    assert listing(Model(), weight_decay=0.1, no_weight_decay={"head.weight"})["embed.weight"] == [[5, 3], 0.0, 1.0]
-
-
-def test_groups_keep_close_scales_apart() -> None:
-    groups = param_groups(Model(), weight_decay=0.0, lr_scale={"head.bias": 0.123456781, "logit_scale": 0.123456782})
-    assert len({group["lr_scale"] for group in groups}) == 3
-
-
 @pytest.mark.parametrize("rule", [{"no_weight_decay": {"position"}}, {"lr_scale": {"head": 2.0}}])
 def test_groups_refuse_a_name_that_no_parameter_has(rule) -> None:
     with pytest.raises(ValueError, match=r"no parameter is called (position|head); give names"):
         param_groups(Model(), weight_decay=0.1, **rule)
-
-
-def test_groups_refuse_a_module_that_is_all_frozen() -> None:
-    with pytest.raises(ValueError, match="no parameter is trainable"):
-        param_groups(Model().requires_grad_(requires_grad=False), weight_decay=0.1)
 
 
 def test_optimizer_steps_as_adamw_does_by_hand() -> None:
@@ -116,12 +90,6 @@ def test_optimizer_steps_as_adamw_does_by_hand() -> None:
     optimizer.step()
     # Decay: 2 (1 - 0.1 * 0.5) = 1.9. The first Adam step has length lr whatever the gradient: 1.9 - 0.1.
     assert module.weight.item() == pytest.approx(1.8)
-
-
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"betas": (0.9, 1.0)}, {"eps": 0.0}, {"weight_decay": -1.0}])
-def test_optimizer_names_a_wrong_setting(wrong) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        OptimizerConfig(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -139,19 +107,9 @@ def test_lr_follows_the_curve_worked_out_by_hand(kind, min_ratio, expected) -> N
     assert [lr_at(step, base_lr=2.0, max_steps=6, config=config) for step in range(7)] == pytest.approx(expected)
 
 
-def test_lr_without_warmup_starts_at_the_full_rate() -> None:
-    assert lr_at(0, base_lr=3.0, max_steps=10, config=ScheduleConfig()) == 3.0
-
-
 def test_lr_of_a_run_shorter_than_its_warmup_only_rises() -> None:
     config = ScheduleConfig(warmup_steps=100)
     assert [lr_at(step, base_lr=1.0, max_steps=3, config=config) for step in range(3)] == [0.01, 0.02, 0.03]
-
-
-@pytest.mark.parametrize("wrong", [{"warmup_steps": -1}, {"kind": "step"}, {"min_ratio": 1.5}])
-def test_schedule_names_a_wrong_setting(wrong) -> None:
-    with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
-        ScheduleConfig(**wrong)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from tests.forkserver import finish, start_group
-from tests.training.toy_run import Settings, make_trainer
+from tests.training.toy_run import Settings, curve, is_same, make_trainer
 from torch import nn
 
-from vlmo.distributed import barrier, gather_objects, rank
+from vlmo.distributed import barrier, rank
 from vlmo.training import Trainer, TrainerConfig, TrainingResult
 from vlmo.training.checkpoint import StateStore
 from vlmo.training.engine import Engine
-from vlmo.training.parallel import StopSignal, from_main, launch
-from vlmo.training.tracking import read_metrics
+from vlmo.training.parallel import StopSignal, launch
 from vlmo.training.trainer import forward_seed
 
 # Sums over rows are taken in another order; float32 keeps about 7 digits, and AdamW's first steps amplify differences.
@@ -86,15 +85,6 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return parameters(torch.load(path, weights_only=True))
 
 
-def is_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def curve(run_dir: Path) -> list[dict[str, object]]:
-    timing = {"seconds", "samples_per_s"}
-    return [{name: value for name, value in line.items() if name not in timing} for line in read_metrics(run_dir)]
-
-
 def test_two_processes_train_as_one_with_the_joined_batch(runs, tmp_path) -> None:
     trainer = make_trainer(tmp_path, settings=EQUAL, config=SHORT)
     trainer.fit()
@@ -136,11 +126,6 @@ def test_processes_hold_the_same_weights(runs) -> None:
         assert is_same(first, second)
 
 
-def test_only_the_main_process_logs(runs) -> None:
-    assert len(list((runs / "equal" / "tensorboard").iterdir())) == 1
-    assert sorted(path.name for path in (runs / "equal" / "state").iterdir()) == ["step_00000002", "step_00000003"]
-
-
 def group_that_ends(folder: Path) -> None:
     def threads() -> int:
         return sum("gloo" in task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir())
@@ -160,14 +145,6 @@ def test_the_end_of_a_group_waits_for_no_thread(tmp_path) -> None:
     """Where it does, with the interpreter's lock held, a run hangs at its end; a group whose threads live has not."""
     finish(start_group(group_that_ends, tmp_path))
     assert sorted(file.name for file in tmp_path.glob("rank*")) == ["rank0", "rank1"]
-
-
-def test_one_process_needs_no_launcher() -> None:
-    with launch("cpu") as device:
-        assert device == torch.device("cpu")
-        assert not torch.distributed.is_initialized()
-        assert gather_objects("x") == ["x"]
-        assert from_main("x") == "x"
 
 
 def test_run_objective_leads_back_from_the_loss_alone() -> None:
@@ -196,13 +173,6 @@ def test_second_interrupt_aborts() -> None:
                 os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def test_signals_have_their_usual_effect_afterwards() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with StopSignal():
-        assert signal.getsignal(signal.SIGTERM) != before[1]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_seeds_differ_between_steps_micro_batches_processes_and_runs() -> None:

@@ -6,7 +6,6 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from attacks.training import is_equal
@@ -15,6 +14,7 @@ from tests.forkserver import PATIENCE_S, Process, start
 from tests.killing import wait_until
 from tests.training import toy_run
 from tests.training.saved_tensors import saved_tensors
+from tests.training.toy_run import curve
 
 from vlmo.training import read_metrics
 
@@ -57,12 +57,6 @@ def send_after(run_dir: Path, process: Process, *, step: int, number: int) -> No
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     return finish(tmp_path_factory.mktemp("whole") / "run", waits=False)
-
-
-def curve(run_dir: Path) -> list[dict[str, Any]]:
-    """Losses, learning rates, gradient norms and sample ids of each step, and evaluations."""
-    timing = {"seconds", "samples_per_s"}
-    return [{name: value for name, value in line.items() if name not in timing} for line in read_metrics(run_dir)]
 
 
 def assert_same_run(run_dir: Path, expected: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import os
 import signal
 from dataclasses import replace
@@ -8,13 +7,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from tests.training.saved_tensors import saved_tensors
-from tests.training.toy_run import Objective, Settings, make_loader, make_trainer
+from tests.training.toy_run import Objective, Settings, is_same, make_loader, make_trainer
 from torch import nn
 
-from vlmo.training import ScheduleConfig, TrainerConfig, read_metrics
+from vlmo.training import EngineConfig, LoraConfig, OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
 from vlmo.training.errors import TrainingError
 from vlmo.training.optimizer import lr_at
 from vlmo.training.trainer import forward_seed
@@ -26,10 +24,6 @@ CALM = Settings(dropout=0.0)
 
 def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def is_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def no_loader(start_step: int):
@@ -138,9 +132,6 @@ def test_half_precision_keeps_weights_and_losses_in_float32(tmp_path) -> None:
     assert trainer.fit().metrics["loss"] == pytest.approx(exact.metrics["loss"], rel=0.05)
 
 
-# --------------------------------------------------------------------------------------------- updates that are skipped
-
-
 def test_bad_step_is_skipped_counted_and_named(tmp_path) -> None:
     config = replace(CONFIG, save_every=1, keep_states=9)
     result = make_trainer(tmp_path, settings=Settings(bad_from=2, bad_to=4), config=config).fit()
@@ -187,9 +178,6 @@ def test_good_step_starts_the_count_of_bad_ones_again(tmp_path) -> None:
     assert trainer.fit().skipped == 2
 
 
-# ----------------------------------------------------------------------------------------------------------- evaluation
-
-
 def test_evaluators_see_the_model_in_evaluation_mode_and_leave_no_trace(tmp_path) -> None:
     seen = []
 
@@ -212,9 +200,6 @@ def test_evaluators_see_the_model_in_evaluation_mode_and_leave_no_trace(tmp_path
     without = make_trainer(tmp_path / "without")
     without.fit()
     assert is_same(trainer.objective.state_dict(), without.objective.state_dict())
-
-
-# ------------------------------------------------------------------------------------------------ stopping and resuming
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -269,49 +254,33 @@ def test_run_that_died_while_the_model_folder_was_written_only_writes_it(tmp_pat
     assert len(evaluations) == 1
 
 
-def test_damaged_newest_state_costs_the_steps_since_the_one_before(tmp_path, caplog) -> None:
-    first = make_trainer(tmp_path)
-    first.fit()
-    newest = tmp_path / "state" / "step_00000006" / "__0_0.distcp"
-    newest.write_bytes(newest.read_bytes()[:1000])
-    again = make_trainer(tmp_path)
-    assert again.fit().status == "finished"
-    assert "step_00000006 is damaged" in caplog.text
-    assert is_same(again.objective.state_dict(), first.objective.state_dict())
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
-
-
-def test_run_folder_of_another_recipe_is_refused(tmp_path) -> None:
-    make_trainer(tmp_path).fit()
-    with pytest.raises(ValueError, match=r"trainer\.max_steps was 6 and is now 9"):
-        make_trainer(tmp_path, config=replace(CONFIG, max_steps=9)).fit()
-
-
-# ------------------------------------------------------------------------------------------------------------- the rest
-
-
-def test_progress_is_shown_on_the_console_it_is_given(tmp_path, capfd) -> None:
-    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
-    make_trainer(tmp_path / "shown", console=terminal, title="stage 3").fit()
-    assert "stage 3" in terminal.file.getvalue()
-    assert "6/6" in terminal.file.getvalue()
-    make_trainer(tmp_path / "quiet").fit()
-    assert capfd.readouterr() == ("", "")
-
-
 def test_name_that_no_parameter_has_is_refused_before_anything_is_written(tmp_path) -> None:
     with pytest.raises(ValueError, match="no parameter is called nothing"):
         make_trainer(tmp_path / "run", lr_scale={"nothing": 2.0})
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *[("max_steps", 0), ("precision", "fp16"), ("clip_norm", 0.0), ("log_every", 0)],
-        *[("save_every", -1), ("keep_states", 0), ("eval_every", 0), ("max_bad_steps", 0)],
-    ],
-)
-def test_configuration_names_a_wrong_setting(name, value) -> None:
-    with pytest.raises(ValueError, match=f"{name} is {value!r}"):
-        replace(CONFIG, **{name: value})
+WRONG = {
+    CONFIG: {
+        "max_steps": 0,
+        "precision": "fp16",
+        "clip_norm": 0.0,
+        "log_every": 0,
+        "save_every": -1,
+        "keep_states": 0,
+        "eval_every": 0,
+        "max_bad_steps": 0,
+        "report_to": ("comet",),
+    },
+    OptimizerConfig(): {"lr": 0.0, "betas": (0.9, 1.0), "eps": 0.0, "weight_decay": -1.0},
+    ScheduleConfig(): {"warmup_steps": -1, "kind": "step", "min_ratio": 1.5},
+    EngineConfig(): {"data_parallel": "zero"},
+    LoraConfig(rank=4): {"rank": 0, "alpha": 0, "dropout": 1.0, "targets": ("q_proj",)},
+}
+
+
+@pytest.mark.parametrize("config", WRONG, ids=lambda config: type(config).__name__)
+def test_settings_out_of_range_are_named(config) -> None:
+    for name, value in WRONG[config].items():
+        with pytest.raises(ValueError, match=name):
+            replace(config, **{name: value})

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmo.distributed import rank, world_size
-from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, TrainingError, launch
+from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, TrainingError, launch, read_metrics
 from vlmo.types import Batch
 
 
@@ -130,6 +130,16 @@ def make_trainer(
     trainer = Trainer(Objective(settings), load or make_loader(settings), run_dir=run_dir, recipe=recipe, **arguments)
     trainer.optimizer.register_step_post_hook(lambda *_: after_step())
     return trainer
+
+
+def curve(run_dir: Path) -> list[dict[str, Any]]:
+    """Losses, learning rates, gradient norms and sample ids of each step, and evaluations; without times."""
+    timing = {"seconds", "samples_per_s"}
+    return [{name: value for name, value in line.items() if name not in timing} for line in read_metrics(run_dir)]
+
+
+def is_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def main(run_dir: Path, **changes: Any) -> None:

@@ -101,15 +101,10 @@ HUGGING_FACE = NameTable(
 )
 
 
-_CLASSIFIED = HeadTask(
-    "fine-tuned on {} classes",
-    ("classifier_norm.weight", "classifier.weight"),
-    models.VLMoForImageClassification,
-    {"num_labels": "classifier.weight"},
-)
+_CLASSIFIED = HeadTask("fine-tuned on {} classes", ("classifier_norm", "classifier"), models.VLMoForImageClassification)
 TASKS = (
     _CLASSIFIED,
-    HeadTask("pre-trained", (_TOKEN_HEAD,), models.VLMoForMaskedImageModeling, {"num_visual_tokens": _TOKEN_HEAD}),
+    HeadTask("pre-trained", ("mim_head.decoder",), models.VLMoForMaskedImageModeling),
     HeadTask("without a head", (), models.VLMoForMaskedImageModeling),
 )
 # arXiv 2202.03555: BEiT's model, trained in another way

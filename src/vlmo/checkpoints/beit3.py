@@ -74,34 +74,13 @@ NAMES = NameTable(
 )
 
 
-_CLASSES = HeadTask(
-    "fine-tuned on {} classes",
-    ("classifier_norm.", "classifier."),
-    models.VLMoForImageClassification,
-    {"num_labels": "classifier.weight"},
-)
+_CLASSES = HeadTask("fine-tuned on {} classes", ("classifier_norm", "classifier"), models.VLMoForImageClassification)
 _BACKBONE = HeadTask("without a head", (), models.VLMoModel)
 TASKS = (
-    HeadTask(
-        "fine-tuned on VQA",
-        ("answer_head.",),
-        models.VLMoForVisualQuestionAnswering,
-        {"num_labels": "answer_head.classifier.weight"},
-        {"use_pooler": True},
-    ),
-    HeadTask(
-        "fine-tuned on NLVR2",
-        ("reasoning_head.",),
-        models.VLMoForVisualReasoning,
-        {"num_labels": "reasoning_head.classifier.weight"},
-    ),
+    HeadTask("fine-tuned on VQA", ("answer_head",), models.VLMoForVisualQuestionAnswering, {"use_pooler": True}),
+    HeadTask("fine-tuned on NLVR2", ("reasoning_head",), models.VLMoForVisualReasoning),
     _CLASSES,
-    HeadTask(
-        "with contrast heads",
-        ("contrast_head.",),
-        models.VLMoForImageTextRetrieval,
-        {"projection_size": "contrast_head.image_projection.weight"},
-    ),
+    HeadTask("with contrast heads", ("contrast_head",), models.VLMoForImageTextRetrieval),
     _BACKBONE,
 )
 

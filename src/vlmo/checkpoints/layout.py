@@ -69,22 +69,29 @@ class Conversion:
     notes: list[str] = field(default_factory=list)
 
 
+_SIZES_OF_HEADS = {
+    "answer_head": ("num_labels", "answer_head.classifier.weight"),
+    "reasoning_head": ("num_labels", "reasoning_head.classifier.weight"),
+    "classifier": ("num_labels", "classifier.weight"),
+    "contrast_head": ("projection_size", "contrast_head.image_projection.weight"),
+    "mim_head.decoder": ("num_visual_tokens", "mim_head.decoder.weight"),
+}
+"""Setting of `VLMoConfig` that the first axis of a head's tensor tells."""
+
+
 @dataclass(frozen=True)
 class HeadTask:
     """A task of a layout, told by heads of the file; the rows of a table stand in the order of precedence.
 
     Attributes:
         title: Words for people; `{}` is the number of classes.
-        heads: Starts of our names that a file of this task has, all of them.
-        model_class: Model that the file becomes.
-        sizes: Setting of the configuration -> our name of the tensor whose first axis tells it.
-        settings: Further settings of the configuration.
+        heads: Modules, by our names, that a file of this task has, all of them.
+        settings: Of the configuration.
     """
 
     title: str
     heads: tuple[str, ...]
     model_class: type[VLMoPreTrainedModel]
-    sizes: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -92,12 +99,16 @@ def find_task(
     tasks: Sequence[HeadTask], named: Mapping[str, Tensor], names: NameTable
 ) -> tuple[HeadTask, str, dict[str, Any]]:
     """Return the first task whose heads are all there, its title, and the settings that the heads tell."""
-    task = next(task for task in tasks if all(any(name.startswith(head) for name in named) for head in task.heads))
-    sizes = {size: shape_of(named, name, axes=2, names=names)[0] for size, name in task.sizes.items()}
-    title, settings = task.title.format(sizes.get("num_labels")), {**task.settings, **sizes}
-    if any(head.startswith("reasoning_head") for head in task.heads) and sizes["num_labels"] == 2:
+    there = {name.rpartition(".")[0] for name in named} | {name.partition(".")[0] for name in named}
+    task = next(task for task in tasks if there.issuperset(task.heads))
+    settings = dict(task.settings)
+    for size, name in (_SIZES_OF_HEADS[head] for head in task.heads if head in _SIZES_OF_HEADS):
+        if name in named or size == "num_labels":
+            settings[size] = shape_of(named, name, axes=2, names=names)[0]
+    title = task.title.format(settings.get("num_labels"))
+    if "reasoning_head" in task.heads and settings["num_labels"] == 2:  # NLVR2
         del settings["num_labels"]
-        settings |= {"id2label": {0: "False", 1: "True"}, "label2id": {"False": 0, "True": 1}}  # NLVR2
+        settings |= {"id2label": {0: "False", 1: "True"}, "label2id": {"False": 0, "True": 1}}
     return task, title, settings
 
 

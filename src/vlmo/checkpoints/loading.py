@@ -24,7 +24,7 @@ from vlmo.checkpoints.layout import listed, one_line, printable, spans
 from vlmo.distributed import choose_device
 from vlmo.folder import WEIGHTS, architectures, check_processor, weight_files
 from vlmo.folder.pickles import check_pickles
-from vlmo.released import find_model, no_checkpoint
+from vlmo.released import find_model
 
 if TYPE_CHECKING:
     from vlmo.model import VLMoForImageTextRetrieval, VLMoPreTrainedModel
@@ -175,7 +175,7 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     path = Path(path)
     if not path.is_dir():
         if not path.is_file():
-            raise ValueError(no_checkpoint(path))
+            raise ValueError(f"no file {path}: expected a checkpoint, or a folder with config.json and weights")
         return _unwrap(_read_file(path), path)
     shards = weight_files(path, *_FOLDER_FILES)
     if not shards:

@@ -112,33 +112,15 @@ _FIXED = {
 _CONSTANTS = {"layer_norm_eps": 1e-6, "text_layer_norm_eps": 1e-12}
 
 
-_RETRIEVAL_HEADS = ("contrast_head", "match_head")
+_FOR_PAIRS = {"use_pooler": True, "use_match_head": True}
 _LANGUAGE = HeadTask("pre-trained on text (stage 2)", ("mlm_head",), models.VLMoForMaskedLM)
 TASKS = (
-    HeadTask(
-        "fine-tuned on VQA",
-        ("answer_head",),
-        models.VLMoForVisualQuestionAnswering,
-        {"num_labels": "answer_head.classifier.weight"},
-        {"use_pooler": True},
-    ),
-    HeadTask(
-        "fine-tuned on NLVR2",
-        ("reasoning_head",),
-        models.VLMoForVisualReasoning,
-        {"num_labels": "reasoning_head.classifier.weight"},
-        {"use_pooler": True},
-    ),
-    *(
-        HeadTask(
-            "pre-trained on pairs (stage 3)",
-            (head, "mlm_head"),
-            models.VLMoForPreTraining,
-            settings={"use_pooler": True, "use_match_head": True},
-        )
-        for head in _RETRIEVAL_HEADS
-    ),
-    *(HeadTask("fine-tuned for retrieval", (head,), models.VLMoForImageTextRetrieval) for head in _RETRIEVAL_HEADS),
+    HeadTask("fine-tuned on VQA", ("answer_head",), models.VLMoForVisualQuestionAnswering, {"use_pooler": True}),
+    HeadTask("fine-tuned on NLVR2", ("reasoning_head",), models.VLMoForVisualReasoning, {"use_pooler": True}),
+    HeadTask("pre-trained on pairs (stage 3)", ("contrast_head", "mlm_head"), models.VLMoForPreTraining, _FOR_PAIRS),
+    HeadTask("pre-trained on pairs (stage 3)", ("match_head", "mlm_head"), models.VLMoForPreTraining, _FOR_PAIRS),
+    HeadTask("fine-tuned for retrieval", ("contrast_head",), models.VLMoForImageTextRetrieval),
+    HeadTask("fine-tuned for retrieval", ("match_head",), models.VLMoForImageTextRetrieval),
     _LANGUAGE,
     HeadTask("backbone without heads", (), models.VLMoModel),
 )
@@ -197,8 +179,6 @@ def _config(
         sizes["max_text_positions"] = shape_of(named, OUR_TEXT_POSITIONS, axes=2, names=NAMES)[0]
     else:
         raise ValueError(f"neither {TABLE} nor transformer.pos_embed is there; expected one of them")
-    if (projection := "contrast_head.image_projection.weight") in named:
-        sizes["projection_size"] = shape_of(named, projection, axes=2, names=NAMES)[0]
     sizes["use_pooler"] = reads_pooler and any(name.startswith("vlmo.pooler.") for name in named)
     sizes["use_match_head"] = any(name.startswith("match_head.") for name in named)
     sizes |= settings

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vlmo.cli.output import say
 from vlmo.cli.parsing import Device, ModelFolder, hide_loading_bars, nearest
-from vlmo.released import find_model, no_adapter, no_checkpoint, no_model
+from vlmo.released import find_model, no_model
 from vlmo.released.published import MODELS
 from vlmo.terminal import escaped
 
@@ -83,8 +83,6 @@ def import_(
         allow_partial: Leave out keys that nobody knows, and start anew what is missing, instead of stopping.
     """
     given = dict(locals())
-    if not path.exists():  # before the slow imports
-        raise ValueError(no_checkpoint(path))
     hide_loading_bars()
     from vlmo.checkpoints.importing import import_checkpoint
     from vlmo.tasks import usage_of
@@ -104,8 +102,6 @@ def merge(adapter: Annotated[Path, tyro.conf.Positional], *, out: Path) -> None:
         adapter: Folder that a run with --lora.rank leaves under model/, or one that PEFT has saved.
         out: New model folder.
     """
-    if not adapter.is_dir():
-        raise ValueError(no_adapter(adapter))
     hide_loading_bars()
     from vlmo.training.lora import merge_adapter
 

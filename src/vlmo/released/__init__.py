@@ -89,16 +89,6 @@ def no_model(folder: str | PathLike) -> str:
     return f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models(folder)}"
 
 
-def no_adapter(folder: str | PathLike) -> str:
-    """Return an error about a folder without an adapter."""
-    return f"{folder} is no adapter: expected a folder with adapter_config.json and adapter_model.safetensors"
-
-
-def no_checkpoint(path: str | PathLike) -> str:
-    """Return an error about a checkpoint that is not there."""
-    return f"no file {path}: expected a checkpoint, or a folder with config.json and weights"
-
-
 def known_models(wrong: str | PathLike) -> str:
     """Return a sentence about names, for errors, with the one that is most like a `wrong` one."""
     near = difflib.get_close_matches(str(wrong), MODELS, n=1)
@@ -108,11 +98,7 @@ def known_models(wrong: str | PathLike) -> str:
 
 @contextmanager
 def naming_released(name: object) -> Iterator[None]:
-    """Add the names to the error that transformers raises about an unknown name.
-
-    Raises:
-        OSError: There is no such model, here or on the hub.
-    """
+    """Add the names of models to the OSError that transformers raises about an unknown name."""
     try:
         yield
     except OSError as error:

@@ -13,10 +13,9 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
@@ -36,15 +35,6 @@ _TRIES, _PAUSE_S, _TIMEOUT_S = 5, 1.0, 30.0
 _BLOCK = 2**20
 _TAG = re.compile(r'"[\x21\x23-\x7e]+"|[A-Z][a-z]{2}, [\w :]{21}GMT')
 """A strong ETag, or the date of Last-Modified: a download that has neither begins anew."""
-
-
-@dataclass(frozen=True)
-class _File:
-    """A published file on this machine; `ours` if it was downloaded, so that it may be deleted."""
-
-    path: Path
-    sha256: str
-    ours: bool
 
 
 def cache_folder() -> Path:
@@ -98,17 +88,16 @@ def fetch_hub_folder(repository: str) -> Path:
 def _fetch_and_convert(model: NamedModel, folder: Path, *, keep_file: bool) -> None:
     if folder.is_symlink():
         raise ValueError(f"{folder} is a link to no model folder, and would be replaced behind the link; remove it")
-    files = [_fetch_file(model.address)]
-    if model.layout in VOCABULARIES:
-        files.append(_fetch_file(VOCABULARIES[model.layout]))
-    _LOGGER.info("converting %s", files[0].path.name)
+    addresses = [model.address, *([VOCABULARIES[model.layout]] if model.layout in VOCABULARIES else [])]
+    files = [_fetch_file(address) for address in addresses]
+    _LOGGER.info("converting %s", files[0].name)
     try:
         # By their names: the conversion stands on the models, whose `from_pretrained` stands on this file.
         importlib.import_module("vlmo.checkpoints.importing").import_checkpoint(
-            files[0].path,
+            files[0],
             folder,
             kind=model.layout,
-            vocabulary=files[1].path if files[1:] else None,
+            vocabulary=files[1] if files[1:] else None,
             licence=model.licence.lower(),
             address=model.address,
             usage_of=importlib.import_module("vlmo.tasks").usage_of,
@@ -117,65 +106,62 @@ def _fetch_and_convert(model: NamedModel, folder: Path, *, keep_file: bool) -> N
         for file in files:
             _store(file, keep=False)
         raise ValueError(f"{model.name}, which is published at {model.address}: {problem}") from None
+    sums = _read_sums() | {file.name: _sum_of(file) for file in files}
+    partial = _no_link(_sums_file().with_suffix(".partial"))
+    partial.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    partial.replace(_sums_file())
     for number, file in enumerate(files):
-        _pin(file)
         _store(file, keep=keep_file or number > 0)
 
 
 # ---------------------------------------------------------------------------------------------- files and sums
 
 
-def _fetch_file(address: str) -> _File:
+def _fetch_file(address: str) -> Path:
     """Return a published file: of the user, of a mirror that is a folder, or downloaded."""
     name, mirror = address.rpartition("/")[2], os.environ.get(MIRROR, "")
     is_address = "://" in mirror
     folders = [cache_folder() / "files", *([Path(mirror).expanduser()] if mirror and not is_address else [])]
-    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    if path is None and mirror and not is_address:
-        raise ValueError(f"{mirror}, which {MIRROR} names, holds no {name}; it is published at {address}")
-    if ours := path is None:
-        path = cache_folder() / "downloads" / name
-        if not path.is_file():
-            _download(f"{mirror.rstrip('/')}/{name}" if is_address else address, path)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    pinned = _read_sums().get(name, {}).get("sha256", digest)
-    if pinned != digest:
-        if ours:
-            path.unlink()
+    path = next((folder / name for folder in folders if (folder / name).is_file()), _downloads() / name)
+    if not path.is_file():
+        if mirror and not is_address:
+            raise ValueError(f"{mirror}, which {MIRROR} names, holds no {name}; it is published at {address}")
+        _download(f"{mirror.rstrip('/')}/{name}" if is_address else address, path)
+    found, pinned = _sum_of(path)["sha256"], _read_sums().get(name, {}).get("sha256")
+    if pinned not in {None, found}:
+        _store(path, keep=False)
         raise ValueError(
-            f"{name} is another file than the first that was used under this name: its SHA-256 is {digest}, not"
+            f"{name} is another file than the first that was used under this name: its SHA-256 is {found}, not"
             f" {pinned}. If its publisher has replaced it, remove its entry from {_sums_file()}"
         )
-    return _File(path, digest, ours)
+    return path
 
 
-def _pin(file: _File) -> None:
-    """Keep the sum of a file that could be used; every later file of its name must have it."""
-    sums = _read_sums()
-    sums.setdefault(file.path.name, {"sha256": file.sha256, "bytes": file.path.stat().st_size})
-    partial = _no_link(_sums_file().with_suffix(".partial"))
-    partial.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
-    partial.replace(_sums_file())
+def _store(file: Path, *, keep: bool) -> None:
+    """Keep or delete a downloaded file after its use; files of the user stay where they are."""
+    if file.parent == _downloads():
+        if keep:
+            (cache_folder() / "files").mkdir(parents=True, exist_ok=True)
+            file.replace(cache_folder() / "files" / file.name)
+        else:
+            file.unlink()
 
 
-def _store(file: _File, *, keep: bool) -> None:
-    """Keep or delete a file after its use; files of the user stay where they are."""
-    if not file.ours:
-        return
-    if keep:
-        target = cache_folder() / "files" / file.path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file.path.replace(target)
-    else:
-        file.path.unlink()
+def _downloads() -> Path:
+    return cache_folder() / "downloads"
 
 
 def _sums_file() -> Path:
     return cache_folder() / "checksums.json"
 
 
+def _sum_of(file: Path) -> dict[str, str | int]:
+    with file.open("rb") as stream:
+        return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
+
+
 def _read_sums() -> dict[str, dict[str, str | int]]:
+    """Return the sums of files that were used; every later file of its name must have the same."""
     if not _sums_file().is_file():
         return {}
     try:
@@ -209,21 +195,12 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
-        """Return the next request."""
-        _check_address(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-    def http_error_302(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
-    ) -> Any:
-        """Return the answer of the next address; ValueError if it is none."""
         try:
-            return super().http_error_302(req, fp, code, msg, headers)
+            _check_address(newurl)
         except ValueError as problem:
             fp.close()
             raise ValueError(f"{req.full_url} leads elsewhere: {problem}") from None
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _check_address(address: str) -> None:
@@ -306,16 +283,13 @@ def _read_rest(address: str, partial: Path, *, progress: Progress) -> None:
 def _extent(response: HTTPResponse) -> tuple[int, int]:
     """Return where the content of a response begins in the file, and the size of the file."""
     if response.status == 206:
-        found = re.fullmatch(
-            r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", response.headers.get("Content-Range", "")
-        )
-        start, total = (int(found[1]), int(found[2])) if found else (0, -1)
+        pattern, header = r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", "Content-Range"
     else:
-        length = response.headers.get("Content-Length", "")
-        start, total = 0, int(length) if re.fullmatch(r"[0-9]{1,18}", length) else -1
-    if total < 1:
+        pattern, header = r"()([0-9]{1,18})", "Content-Length"
+    found = re.fullmatch(pattern, response.headers.get(header, ""))
+    if found is None or not int(found[2]):
         raise ValueError(f"{response.url} does not state the size of the file; it was not read")
-    return start, total
+    return int(found[1] or 0), int(found[2])
 
 
 def _tag_of(partial: Path) -> str:

@@ -25,7 +25,7 @@ from vlmo.folder.card import add_section
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.stages import start_from
-from vlmo.released import find_model, no_adapter
+from vlmo.released import find_model
 from vlmo.training.config import LORA_LAYERS, LoraConfig
 
 BASE, CONFIG, WEIGHTS = "base.json", "adapter_config.json", "adapter_model.safetensors"
@@ -100,8 +100,8 @@ def save_adapter(
     base = {"start": start, "fusion_experts_from": fusion_experts_from, "config": config}
     (folder / BASE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
     (folder / "config.json").unlink()
-    told = f"This folder holds a LoRA adapter of `{start}`. `vlmo merge FOLDER --out MODEL` makes a model folder of it."
-    add_section(folder, title=_SECTION, body=told)
+    body = f"This folder holds a LoRA adapter of `{start}`. `vlmo merge FOLDER --out MODEL` makes a model folder of it."
+    add_section(folder, title=_SECTION, body=body)
 
 
 def merge_adapter(folder: str | Path, out: str | Path) -> None:
@@ -115,7 +115,7 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
     """
     folder, out = Path(folder), Path(out)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise ValueError(no_adapter(folder))
+        raise ValueError(f"{folder} is no adapter: expected a folder with {CONFIG} and {WEIGHTS}")
     if out.exists():
         raise FileExistsError(17, "exists already", str(out))
     settings = _read_settings(folder)
@@ -132,8 +132,7 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
             if file.name.startswith(_BESIDE):
                 shutil.copy(file_in(source, file.name), aside / file.name)
         if (aside / "README.md").is_file():
-            told = f"Trained with LoRA from `{start}`; merged."
-            add_section(aside, title=_SECTION, body=told)
+            add_section(aside, title=_SECTION, body=f"Trained with LoRA from `{start}`; merged.")
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -145,11 +144,11 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     others = [name for name, known in kinds.items() if settings.get(name) not in known]
     if others := others + [name for name, value in settings.items() if value and name not in _SETTINGS]:
         raise ValueError(f"{folder} holds an adapter of another kind than plain LoRA ({others[0]}); merge it with PEFT")
-    rank, alpha, start = map(settings.get, ("r", "lora_alpha", "base_model_name_or_path"))
-    numbers = isinstance(rank, int) and isinstance(alpha, int | float) and 1 <= rank < _MOST and abs(alpha) < _MOST
-    if not numbers or not isinstance(start, str):
-        raise ValueError(f"{folder / CONFIG}: expected r and lora_alpha, below {_MOST}, and base_model_name_or_path")
-    return settings
+    match settings:
+        case {"r": int(rank), "lora_alpha": int(alpha) | float(alpha), "base_model_name_or_path": str()}:
+            if 1 <= rank < _MOST and abs(alpha) < _MOST:
+                return settings
+    raise ValueError(f"{folder / CONFIG}: expected r and lora_alpha, below {_MOST}, and base_model_name_or_path")
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import logging
 import math
@@ -43,13 +43,10 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
 
 def check_report_to(names: Sequence[str]) -> None:
     """Raise ModuleNotFoundError if a package that a run is to report to is not installed."""
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"trainer.report_to names {name}, which is not installed; pip install {name}, or leave it out"
-            ) from error
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise ModuleNotFoundError(
+            f"trainer.report_to names {missing[0]}, which is not installed; pip install {missing[0]}, or leave it out"
+        )
 
 
 def _start_reports(names: Sequence[str], *, run_dir: Path, settings: Mapping[str, Any]) -> list[Any]:
@@ -109,8 +106,7 @@ class Tracker:
 
     Args:
         step: Finished steps in the state that the run goes on from.
-        report_to: "wandb" and "trackio", which get the same numbers.
-        settings: Of the run, for these.
+        report_to: "wandb" and "trackio", which get the same numbers, and the run's `settings`.
         note: Text beside the losses, from the number of finished steps.
     """
 
@@ -167,17 +163,16 @@ class Tracker:
         self, step: int, *, losses: Mapping[str, float], grad_norm: float, sample_ids: Sequence[int], skipped: int
     ) -> None:
         """Write the line of a step whose update was skipped; `skipped` counts them since the start of the run."""
+        named = {name: _json_number(value) for name, value in losses.items()}
         values = {
             "skipped": skipped,
-            "losses": {name: _json_number(value) for name, value in losses.items()},
+            "losses": named,
             "grad_norm": _json_number(grad_norm),
             "sample_ids": list(sample_ids),
         }
         self._write(step, values, prefix="train/")
-        logger.warning(
-            "%s: step %d was skipped: losses %s, gradient norm %g, samples %s",
-            *(self._title, step, dict(losses), grad_norm, list(sample_ids)),
-        )
+        found = dict(losses), grad_norm, list(sample_ids)
+        logger.warning("%s: step %d was skipped: losses %s, gradient norm %g, samples %s", self._title, step, *found)
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float], *, data: str) -> None:
         """Write the line of an evaluation, fractions by "SPLIT/METRIC"; `data` are named where they are shown."""
