@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
-import json
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -36,19 +35,21 @@ from vlmo.serving.service import Service
 from vlmo.serving.settings import Settings
 
 _STATIC = Path(__file__).parent / "static"
-_ERRORS = {
-    400: "The body cannot be read.",
-    401: "The API key is missing or wrong.",
-    403: "The origin is not allowed.",
-    404: "This service cannot do it, or there is no such image.",
-    408: "The body took too long.",
-    413: "Too many bytes or pixels.",
-    415: "Another content type than JSON or a form.",
-    421: "The server has another name.",
-    422: "A value is wrong.",
-    503: "The queue is full, the server is stopping, or the index cannot be read; `Retry-After` says when to retry.",
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    number: {"model": schemas.ErrorResponse, "description": description}
+    for number, description in {
+        400: "The body cannot be read.",
+        401: "The API key is missing or wrong.",
+        403: "The origin is not allowed.",
+        404: "This service cannot do it, or there is no such image.",
+        408: "The body took too long.",
+        413: "Too many bytes or pixels.",
+        415: "Another content type than JSON or a form.",
+        421: "The server has another name.",
+        422: "A value is wrong.",
+        503: "The queue is full, the server is stopping, or the index cannot be read; `Retry-After` says when to try.",
+    }.items()
 }
-_WITHOUT_BODY = (401, 404, 421, 422, 503)
 _JPEG = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}}
 _METRICS = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Metrics"}}
 _JSON, _FORM, _CHARSETS = "application/json", "multipart/form-data", {"", "utf-8", "utf8", "utf_8", "ascii", "us-ascii"}
@@ -149,6 +150,7 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
         docs_url=None,  # FastAPI's pages fetch their scripts from other servers
         redoc_url=None,
         exception_handlers={HTTPException: _http_error},
+        responses=_ERRORS,
     )
     app.state.vlmo = state
     _add_api(app, state)
@@ -165,34 +167,27 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
     return app
 
 
-# --------------------------------------------------------------------------------------------------------------- routes
-
-
-def _errors(*numbers: int) -> dict[int | str, dict[str, Any]]:
-    return {number: {"model": schemas.ErrorResponse, "description": _ERRORS[number]} for number in numbers}
-
-
 def _add_api(app: FastAPI, state: State) -> None:
     """Add the routes of the models and the index."""
     for path, body, answer, work in _POSTS:
         _add_post(app, state, path, body=body, answer=answer, work=work)
 
-    @app.get("/v1/images/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
+    @app.get("/v1/images/{id:path}", response_class=Response, responses=_JPEG)
     async def image(request: Request, id: str) -> Response:  # noqa: A002 - the path's name
         """An indexed image, of at most 2048 pixels a side."""
         return await state.answer(request, state.service.image(id))
 
-    @app.get("/v1/thumbnails/{id:path}", response_class=Response, responses={**_JPEG, **_errors(*_WITHOUT_BODY)})
+    @app.get("/v1/thumbnails/{id:path}", response_class=Response, responses=_JPEG)
     async def thumbnail(id: str) -> Response:  # noqa: A002
         """A small copy of an indexed image."""
         return _jpeg(await state.service.thumbnail(id))
 
-    @app.get("/v1/about", responses=_errors(*_WITHOUT_BODY))
+    @app.get("/v1/about")
     def about() -> schemas.About:  # no coroutine, so that it runs on a thread
         """Abilities of this service, its columns and its limits."""
         return state.service.about()
 
-    @app.get("/v1/models", responses=_errors(*_WITHOUT_BODY))
+    @app.get("/v1/models")
     def models() -> compatible.ModelList:
         """Models of this service, as OpenAI's clients list them, and the routes that each answers."""
         return state.service.models()
@@ -208,7 +203,7 @@ def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], answer
         name=path.rpartition("/")[2],
         description=inspect.getdoc(work),
         response_class=JSONResponse,
-        responses={200: {"model": answer}, **_errors(*_ERRORS)},
+        responses={200: {"model": answer}},
         openapi_extra=_described(body),
     )(route)
 
@@ -223,7 +218,7 @@ def _add_pages(app: FastAPI, state: State) -> None:
             response.status_code = 503
         return schemas.Health(status="stopping" if state.stopping else "ready")
 
-    @app.get("/metrics", response_class=Response, responses={**_METRICS, **_errors(401)})
+    @app.get("/metrics", response_class=Response, responses=_METRICS)
     async def metrics() -> Response:
         """Metrics in Prometheus's text format."""
         return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4")
@@ -247,9 +242,6 @@ async def _http_error(_request: Request, error: Exception) -> Response:
         raise error
     hint = "GET /openapi.json lists all routes" if error.status_code in {404, 405} else _HINT
     return ServiceError(error.status_code, str(error.detail), hint=hint, headers=error.headers).response()
-
-
-# --------------------------------------------------------------------------------------------------------------- bodies
 
 
 async def read_body(request: Request, kind: type[Body]) -> bytes | dict[str, Any]:
@@ -303,13 +295,14 @@ async def _read_form(request: Request, kind: type[Body]) -> dict[str, Any]:
 
 
 def _described(kind: type[Body]) -> dict[str, Any]:
-    """OpenAPI description of a body that `read_body` reads."""
+    """OpenAPI description of a body that `read_body` reads; a form has files where JSON has base64."""
     schema = kind.model_json_schema()
-    form = json.loads(json.dumps(schema))
-    for name, field in form["properties"].items():
-        if name in {"image", "images"}:
-            file = {"type": "string", "contentMediaType": "application/octet-stream"}
-            counted = {limit: field[limit] for limit in ("minItems", "maxItems") if limit in field}
-            form["properties"][name] = {"type": "array", "items": file, **counted} if name == "images" else file
-            form["properties"][name]["description"] = field.get("description", "An image file.")
-    return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}, _FORM: {"schema": form}}}}
+    file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    about = {"description": "An image file."}
+    fields = dict(schema["properties"])
+    if "image" in fields:
+        fields["image"] = file | about
+    if "images" in fields:
+        fields["images"] = {**fields["images"], "items": file, **about}
+    content = {_JSON: {"schema": schema}, _FORM: {"schema": {**schema, "properties": fields}}}
+    return {"requestBody": {"required": True, "content": content}}
