@@ -16,9 +16,8 @@ import pytest
 import tyro
 import yaml
 
+from vlmo.cli import _COMMANDS, _deferred
 from vlmo.cli.parsing import parse
-from vlmo.cli.runs import QuickstartOptions
-from vlmo.cli.serving import ServeOptions
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,17 +93,22 @@ def test_container_serves_icons_an_index_or_images(instructions, tmp_path, fille
         assert line.startswith(
             functools.reduce(lambda text, name: text.replace(name, str(folders[name])), folders, wanted)
         )
-    serve = parse(functools.partial(tyro.cli, ServeOptions), lines[-1].split()[1:], prog="vlmo serve")
+    serve = options_of(lines[-1].split())
     model = folders["MODEL"] if "model" in filled else Path("vlmo-small")
-    assert (serve.folder, serve.host, serve.port) == (model, "0.0.0.0", 8000)
-    assert serve.settings.queue == (8 if "--queue" in words else 64)
+    assert (serve["folder"], serve["host"], serve["port"]) == (model, "0.0.0.0", 8000)
+    assert serve["settings"].queue == (8 if "--queue" in words else 64)
+
+
+def options_of(line: list[str]) -> dict[str, Any]:
+    """What a command is called with."""
+    return parse(functools.partial(tyro.cli, _deferred(_COMMANDS[line[0]])), line[1:], prog=line[0]).keywords
 
 
 def test_icons_are_indexed_where_the_container_looks_for_them(instructions) -> None:
     (command,) = [rest for rest in values(instructions, "RUN") if rest.startswith("vlmo ")]
-    name, *arguments = shlex.split(command)[1:]
-    options = parse(functools.partial(tyro.cli, QuickstartOptions), arguments, prog="vlmo quickstart")
-    assert (name, options.fast, str(options.run_dir)) == ("quickstart", True, "icons")
+    assert command.startswith("vlmo quickstart ")
+    options = options_of(shlex.split(command)[1:])
+    assert (options["fast"], str(options["run_dir"])) == (True, "icons")
 
 
 def test_compose_needs_no_file_and_publishes_on_loopback(service) -> None:

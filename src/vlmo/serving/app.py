@@ -50,8 +50,12 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         503: "The queue is full, the server is stopping, or the index cannot be read; `Retry-After` says when to try.",
     }.items()
 }
-_JPEG = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}}
-_METRICS = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Metrics"}}
+_JPEG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}
+}
+_METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Metrics"}
+}
 _JSON, _FORM, _CHARSETS = "application/json", "multipart/form-data", {"", "utf-8", "utf8", "utf_8", "ascii", "us-ascii"}
 _FIELDS = MAX_TEXTS + MAX_LABELS + 10
 # UTF-8 takes up to four bytes a character; texts are checked exactly afterwards.
