@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +31,8 @@ from torch import Tensor
 import encoder_speed
 from surroundings import surroundings, write_result
 from timing import Call, rates_by_turns
-from vlmo.export.graphs import Graph, graphs_of
-from vlmo.export.onnx import OnnxGraph, OnnxReport, load_for_export, noise, write_onnx
+from vlmo.export.graphs import Graph, GraphModule, graphs_of
+from vlmo.export.onnx import load_for_export, noise, write_onnx
 from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, OnnxSession, OpenVinoSession, read_description
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoPreTrainedModel
 from vlmo.released import find_model
@@ -121,7 +121,7 @@ def peer_calls(graph: Graph, peers: dict[str, encoder_speed.Encoder], *, batch: 
 def time_graph(
     model: VLMoPreTrainedModel,
     graph: Graph,
-    written: OnnxGraph,
+    written: dict[str, Any],
     *,
     folder: Path,
     length: int,
@@ -130,23 +130,23 @@ def time_graph(
     console: Console,
 ) -> dict[str, Any]:
     """Rates of one graph for each batch size."""
-    files = {"float32": written.float32, "int8": written.int8}
+    module = GraphModule(model, graph)
     sessions = {
-        name: session(folder / file.file, num_threads=options.threads)
+        name: session(folder / file["file"], num_threads=options.threads)
         for name, (session, precision) in GRAPHS.items()
-        if (file := files[precision]) is not None
+        if (file := written[precision]) is not None
     }
     timed: dict[str, Any] = {}
     for batch in options.batches:
         inputs = full_inputs(graph, model.config, batch=batch, length=length)
-        calls: dict[str, Call] = {TORCH: lambda inputs=inputs: graph.call(model, *inputs)}
+        calls: dict[str, Call] = {TORCH: lambda inputs=inputs: module(*inputs)}
         for name, session in sessions.items():
             calls[name] = lambda session=session, inputs=inputs: session(*inputs)
         calls |= peer_calls(graph, peers, batch=batch, length=length)
         console.print(f"{graph.name}, batch {batch}: {len(calls)} engines, {options.turns} turns each", highlight=False)
         timed[f"batch {batch}"] = by_turns(calls, rows=batch, turns=options.turns, seconds=options.seconds)
     inputs = full_inputs(graph, model.config, batch=NUM_SAMPLES, length=length)
-    expected = graph.call(model, *inputs)[0].flatten(1)
+    expected = module(*inputs)[0].flatten(1)
     cosines = {
         name: float(torch.cosine_similarity(torch.from_numpy(session(*inputs)[0]).flatten(1), expected).min())
         for name, session in sessions.items()
@@ -154,13 +154,13 @@ def time_graph(
     }
     return {
         "text_length": length if graph.reads_text else None,
-        "float32": asdict(written.float32),
-        "int8": None if written.int8 is None else asdict(written.int8),
+        "float32": written["float32"],
+        "int8": written["int8"],
         "cosine": cosines,
     } | timed
 
 
-def export(folder: Path, out: Path, options: Options) -> OnnxReport:
+def export(folder: Path, out: Path, options: Options) -> dict[str, Any]:
     """Exports a folder with int8 variants; a preset, which has no processor, is calibrated on noise."""
     if options.preset is None:
         return export_graphs(folder, out, int8=True)
@@ -193,11 +193,11 @@ def measure(folder: Path, options: Options, *, console: Console) -> dict[str, An
             "console": console,
         }
         graphs = {
-            graph.name: time_graph(model, graph, report.graphs[graph.name], **given) for graph in graphs_of(model)
+            graph.name: time_graph(model, graph, report["graphs"][graph.name], **given) for graph in graphs_of(model)
         }
     return {
         "model": {
-            "class": report.model_class,
+            "class": report["model_class"],
             "hidden_size": model.config.hidden_size,
             "num_hidden_layers": model.config.num_hidden_layers,
             "image_size": model.config.image_size,

@@ -179,7 +179,7 @@ def test_folder_holds_all_that_is_needed(exported, processor):
 
 
 def test_report_says_sizes_and_differences(exported):
-    lines = exported.report.lines()
+    lines = onnx_export.describe_files(exported.report)
     assert len(lines) == 6
     assert re.fullmatch(r"image_encoder\.onnx: 0\.\d MB, largest difference to PyTorch \d\.\de-07", lines[0])
     assert lines[1].startswith("image_encoder.int8.onnx: ")
@@ -201,8 +201,8 @@ def test_int8_files_multiply_in_int8_and_agree_roughly(exported):
         cosines = (actual * expected).sum(dim=1)
         assert INT8_COSINE < cosines.min() < 1 - CLOSE
     close(quantised.match(pixels, *text), exported.model.match(pixels, *text), atol=INT8_LOGITS)
-    graphs = exported.report.graphs.values()
-    assert all(graph.int8.num_bytes < 0.75 * graph.float32.num_bytes for graph in graphs)
+    graphs = exported.report["graphs"].values()
+    assert all(graph["int8"]["num_bytes"] < 0.75 * graph["float32"]["num_bytes"] for graph in graphs)
 
 
 def test_retrieval_model_finds_what_pytorch_finds(exported, processor):
@@ -259,7 +259,7 @@ def export(model_class, tmp_path: Path, **changes) -> tuple[torch.nn.Module, dic
     model = toy(model_class, **SMALL | changes)
     model.save_pretrained(tmp_path / "model")
     report = write_onnx(tmp_path / "model", tmp_path / "exported")
-    return model, {name: OnnxSession(tmp_path / "exported" / f"{name}.onnx") for name in report.graphs}
+    return model, {name: OnnxSession(tmp_path / "exported" / f"{name}.onnx") for name in report["graphs"]}
 
 
 def inputs_of(name: str) -> tuple[Tensor, ...]:
@@ -393,12 +393,12 @@ def test_weights_that_are_not_numbers_are_refused(classifier, tmp_path):
 def test_large_weights_lie_beside_the_graph(classifier_export, tmp_path):
     assert not classifier_export.logged  # the quantiser's log
     moved = shutil.copytree(classifier_export.folder / "exported", tmp_path / "moved")
-    graph = classifier_export.report.graphs["image_encoder"]
-    for variant in (graph.float32, graph.int8):
-        sizes = [(moved / f"{variant.file}{suffix}").stat().st_size for suffix in ("", ".data")]
-        assert sum(sizes) == variant.num_bytes
-        assert np.isfinite(OnnxSession(moved / variant.file)(pictures(2))[0]).all()
-    close(OnnxSession(moved / graph.float32.file)(pictures(2))[0], classifier_export.model(pictures(2)).logits)
+    graph = classifier_export.report["graphs"]["image_encoder"]
+    for variant in (graph["float32"], graph["int8"]):
+        sizes = [(moved / f"{variant['file']}{suffix}").stat().st_size for suffix in ("", ".data")]
+        assert sum(sizes) == variant["num_bytes"]
+        assert np.isfinite(OnnxSession(moved / variant["file"])(pictures(2))[0]).all()
+    close(OnnxSession(moved / graph["float32"]["file"])(pictures(2))[0], classifier_export.model(pictures(2)).logits)
     assert len(json.loads((moved / "onnx.json").read_text())["labels"]) == 2
 
 

@@ -28,9 +28,9 @@ def index_of(gallery, monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("block", [7, 64, 1024])
-def test_groups_are_those_of_single_linkage(block, index_of, monkeypatch):
-    monkeypatch.setattr(groups, "_BLOCK", block)
+@pytest.mark.parametrize("cells", [7, 4000, 1 << 20])
+def test_groups_are_those_of_single_linkage(cells, index_of, monkeypatch):
+    monkeypatch.setattr(groups, "_CELLS", cells)
     generator = np.random.default_rng(0)
     vectors = generator.standard_normal((60, 16))[generator.integers(0, 60, 300)]
     vectors += 0.25 * generator.standard_normal((300, 16))
@@ -68,7 +68,7 @@ def test_equal_vectors_are_found_at_a_threshold_of_one(index_of):
 
 
 def test_memory_does_not_grow_with_the_number_of_pairs(index_of, monkeypatch):
-    monkeypatch.setattr(groups, "_BLOCK", 64)
+    monkeypatch.setattr(groups, "_CELLS", 64 * 64)
     index = index_of(np.ones((2000, 8)))
     tracemalloc.start()
     try:
@@ -99,13 +99,13 @@ def test_copies_in_an_index_are_found_with_their_places(encoder, tmp_path):
 
 def test_progress_is_shown(index_of, monkeypatch):
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
-    monkeypatch.setattr(groups, "_BLOCK", 10)
+    monkeypatch.setattr(groups, "_CELLS", 400)
     console = Console(file=io.StringIO(), width=100)
     find_duplicates(index_of(np.ones((40, 8))), console=console)
     lines = console.file.getvalue().splitlines()
-    assert lines[0] == "comparing pairs: 100 of 1600"
-    assert lines[-1].startswith("comparing pairs of groups: 1600 of 1600")
-    assert "left" in lines[3]
+    assert lines[0] == "comparing pairs: 700 of 1600"
+    assert lines[-1].startswith("comparing pairs: 1600 of 1600")
+    assert "left" in lines[1]
 
 
 @pytest.mark.parametrize("threshold", [0, -0.5, 1.01, 95, float("nan")])

@@ -124,9 +124,10 @@ def export(folder: ModelFolder, *, out: Path, to: Literal["official", "onnx"] = 
         raise ValueError(no_model(folder))
     hide_loading_bars()
     if to == "onnx":
+        from vlmo.export.onnx import describe_files
         from vlmo.retrieval.engines import export_graphs
 
-        lines = export_graphs(folder, out, int8=int8).lines()
+        lines = describe_files(export_graphs(folder, out, int8=int8))
     else:
         from vlmo.checkpoints.official import export_official
 

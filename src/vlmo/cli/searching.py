@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -309,7 +308,7 @@ def _show_groups(groups: Sequence[ImageGroup], *, is_json: bool, most: int | Non
     from vlmo.retrieval.results import groups_as_table
 
     if is_json:
-        say_json([asdict(group) for group in groups])
+        say_json([group._asdict() for group in groups])
         return
     if groups:
         _wide_console().print(groups_as_table(groups, most=most))

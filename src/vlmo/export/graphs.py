@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,11 +37,6 @@ class Graph:
     fields: tuple[str, ...] | None = None
     num_images: int = 1
 
-    def call(self, model: models.VLMoPreTrainedModel, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs of a model for inputs in the order of `inputs`."""
-        result = getattr(model, self.method)(**dict(zip(self.inputs, inputs, strict=True)))
-        return (result,) if isinstance(result, Tensor) else tuple(result[name] for name in self.fields or self.outputs)
-
     @property
     def reads_text(self) -> bool:
         """True if texts are among the inputs."""
@@ -54,15 +49,19 @@ class Graph:
 
 
 class GraphModule(nn.Module):
-    """A graph as a module, as exporters need it."""
+    """A graph of a model as a module, as exporters need it."""
 
     def __init__(self, model: models.VLMoPreTrainedModel, graph: Graph) -> None:
         super().__init__()
         self.model, self.graph = model, graph
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs of the graph."""
-        return self.graph.call(self.model, *inputs)
+        """Return the outputs of the graph for inputs in the order of `Graph.inputs`."""
+        graph = self.graph
+        result = getattr(self.model, graph.method)(**dict(zip(graph.inputs, inputs, strict=True)))
+        if isinstance(result, Tensor):
+            return (result,)
+        return tuple(result[name] for name in graph.fields or graph.outputs)
 
 
 def graphs_of(model: models.VLMoPreTrainedModel) -> tuple[Graph, ...]:
@@ -122,45 +121,28 @@ class NoPositionBias(nn.Module):
 
 
 class AnyLengthPositionBias(nn.Module):
-    """Relative position bias for the longest text, cut to the given one.
+    """Relative position bias for the longest text and the image, cut to the given text.
 
-    `RelativePositionBias` makes its index for each length in Python, so a graph would hold that of one length. Here the
-    blocks text to text and image to image do not depend on the inputs, so ONNX Runtime computes them once, when it
-    loads the file, which holds the small table and index. The blocks between the modalities are one number a head.
+    `RelativePositionBias` makes its index for each length in Python, so a graph would hold that of one length. This one
+    does not depend on the inputs, so ONNX Runtime computes it once, when it loads the file, which holds the small table
+    and index.
     """
 
-    text_index: Tensor
-    image_index: Tensor
-    cross_index: Tensor
+    index: Tensor
 
     def __init__(self, source: RelativePositionBias) -> None:
         super().__init__()
-        self.table, self.grid = source.table, source.grid
+        self.table, self.grid, self.longest = source.table, source.grid, source.max_text
         self.shape = (source.num_layers, source.num_heads)
-        cut = source.max_text
-        index = relative_position_index(num_text=cut, grid=self.grid, max_text=cut, table_grid=self.grid)
-        self.register_buffer("text_index", index[:cut, :cut].clone(), persistent=False)
-        self.register_buffer("image_index", index[cut:, cut:].clone(), persistent=False)
-        self.register_buffer("cross_index", torch.stack([index[:1, cut], index[cut, :1]]), persistent=False)
+        sizes = {"num_text": self.longest, "max_text": self.longest, "grid": self.grid, "table_grid": self.grid}
+        self.register_buffer("index", relative_position_index(**sizes), persistent=False)
 
     def forward(self, *, num_text: int, grid: tuple[int, int] | None) -> list[Float[Tensor, "heads seq seq"]]:
         """Return the bias of each layer, as `RelativePositionBias` does; ValueError for another `grid`."""
         if grid is not None and grid != self.grid:
             raise ValueError(f"A grid of {grid} patches; this bias is for the configured one, {self.grid}.")
-        if num_text == 0:
-            return self._blocks(self.image_index)
-        texts = [block[:, :num_text, :num_text] for block in self._blocks(self.text_index)]
-        if grid is None:
-            return texts
-        joined = []
-        for text, image, cross in zip(
-            texts, self._blocks(self.image_index), self._blocks(self.cross_index), strict=True
-        ):
-            num_image = image.shape[1]
-            upper = torch.cat([text, cross[:, :1].expand(-1, num_text, num_image)], dim=2)
-            lower = torch.cat([cross[:, 1:].expand(-1, num_image, num_text), image], dim=2)
-            joined.append(torch.cat([upper, lower], dim=1))
-        return joined
-
-    def _blocks(self, index: Int[Tensor, "rows columns"]) -> list[Float[Tensor, "heads rows columns"]]:
-        return list(F.embedding(index, self.table).permute(2, 0, 1).unflatten(0, self.shape).unbind(0))
+        bias = F.embedding(self.index, self.table).permute(2, 0, 1)
+        for dim in (1, 2):
+            text, image = bias.narrow(dim, 0, num_text), bias.narrow(dim, self.longest, bias.shape[dim] - self.longest)
+            bias = image if num_text == 0 else text if grid is None else torch.cat([text, image], dim=dim)
+        return list(bias.unflatten(0, self.shape).unbind(0))

@@ -9,7 +9,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,51 +44,13 @@ _PROCESSOR_FILES = (
     *("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.txt"),
 )
+_CLASSIFIERS = (
+    models.VLMoForImageClassification,
+    models.VLMoForSemanticSegmentation,
+    models.VLMoForVisualQuestionAnswering,
+    models.VLMoForVisualReasoning,
+)
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-
-
-@dataclass(frozen=True)
-class OnnxFile:
-    """One variant of a graph.
-
-    Attributes:
-        file: Name in the folder; weights of large models lie in a second file with `.data` behind it.
-        num_bytes: With the weights.
-        largest_difference: Of any output value to PyTorch's, over all comparisons; relative to the largest value of
-            its tensor where that is above 1, as that of logits may be.
-    """
-
-    file: str
-    num_bytes: int
-    largest_difference: float
-
-
-@dataclass(frozen=True)
-class OnnxGraph:
-    """An encoder; names, types and shapes of inputs and outputs as ONNX Runtime gives them."""
-
-    inputs: dict[str, dict[str, Any]]
-    outputs: dict[str, dict[str, Any]]
-    float32: OnnxFile
-    int8: OnnxFile | None
-
-
-@dataclass(frozen=True)
-class OnnxReport:
-    """Written files, and their difference to PyTorch."""
-
-    folder: Path
-    model_class: str
-    graphs: dict[str, OnnxGraph]
-
-    def lines(self) -> list[str]:
-        """Return a line for each file."""
-        return [
-            f"{file.file}: {file.num_bytes / 1e6:,.1f} MB, largest difference to PyTorch {file.largest_difference:.1e}"
-            for graph in self.graphs.values()
-            for file in (graph.float32, graph.int8)
-            if file is not None
-        ]
 
 
 def write_onnx(
@@ -99,7 +60,7 @@ def write_onnx(
     int8: bool = False,
     samples: Samples | None = None,
     report: Callable[[str, int, int], None] = lambda *_: None,
-) -> OnnxReport:
+) -> dict[str, Any]:
     """Write the encoders of a model folder as ONNX graphs, with the processor's files and a description.
 
     Batch and text length are free, up to `max_text_positions`; the image size is the configured one. Every graph is run
@@ -112,6 +73,12 @@ def write_onnx(
         samples: Inputs of the model by name, a row for each sample, which the scales of activations are taken from;
             None: scales are taken at run time.
         report: Called before each graph, with a title, the number of graphs that are done, and that of all.
+
+    Returns:
+        The description, as `onnx.json` holds it. Its "graphs" have, by name, "inputs" and "outputs" (types and shapes
+        as ONNX Runtime gives them), and "float32" and "int8" (None if not asked for): "file", "num_bytes" with weights,
+        which of large models lie in a second file with `.data` behind its name, and "largest_difference" of any output
+        value to PyTorch's, relative to the largest value of its tensor where that is above 1, as that of logits may be.
 
     Raises:
         ValueError: `folder` cannot be exported, `out` holds something else, or a graph differs from PyTorch by more
@@ -135,21 +102,31 @@ def write_onnx(
                 noise(graph, model.config, batch=batch, length=min(length, longest), seed=seed)
                 for seed, (batch, length) in enumerate(sizes)
             ]
-            cases[graph.name] = [(given, graph.call(model, *given)) for given in inputs]
+            cases[graph.name] = [(given, GraphModule(model, graph)(*given)) for given in inputs]
     free_text_length(model)
     with write_folder(out) as partial:
         written = {}
         for done, graph in enumerate(graphs):
             report(f"exporting {graph.name}", done, len(graphs))
-            written[graph.name] = _write_graph(
-                model, graph, cases[graph.name], folder=partial, int8=int8, samples=samples
-            )
+            rows = None if samples is None or not int8 else _rows(graph, samples)
+            written[graph.name] = _write_graph(model, graph, cases[graph.name], folder=partial, int8=int8, rows=rows)
         for name in _PROCESSOR_FILES:
             if (folder / name).is_file():
                 shutil.copy2(file_in(folder, name), partial / name)
-        result = OnnxReport(out, model_class=type(model).__name__, graphs=written)
-        (partial / DESCRIPTION).write_text(_json(_describe(model, folder, result)), encoding="utf-8")
-    return result
+        description = _describe(model, folder) | {"graphs": written}
+        (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return description
+
+
+def describe_files(description: dict[str, Any]) -> list[str]:
+    """Return a line for each file of an export."""
+    return [
+        f"{file['file']}: {file['num_bytes'] / 1e6:,.1f} MB, largest difference to PyTorch "
+        f"{file['largest_difference']:.1e}"
+        for graph in description["graphs"].values()
+        for file in (graph["float32"], graph["int8"])
+        if file is not None
+    ]
 
 
 def load_for_export(folder: str | Path) -> models.VLMoPreTrainedModel:
@@ -184,40 +161,34 @@ def _write_graph(
     *,
     folder: Path,
     int8: bool,
-    samples: Samples | None,
-) -> OnnxGraph:
+    rows: list[dict[str, np.ndarray]] | None,
+) -> dict[str, Any]:
     file = folder / f"{graph.name}.onnx"
+    quantised = file.with_suffix(".int8.onnx")
     large = _convert(model, graph, file)
     session = OnnxSession(file)
-    difference = _largest_difference(session, cases)
-    if not difference <= TOLERANCE:  # NaN is not below either
+    written: dict[str, Any] = {"inputs": session.inputs, "outputs": session.outputs, "float32": None, "int8": None}
+    written["float32"] = _compared(file, cases)
+    if not (difference := written["float32"]["largest_difference"]) <= TOLERANCE:  # NaN is not below either
         raise ValueError(
             f"{file.name} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; check weights and "
             "versions of torch, onnxscript and onnxruntime."
         )
-    differences = {file: difference}
     if int8:
-        quantised = file.with_suffix(".int8.onnx")
-        _quantise(file, quantised, large=large, rows=None if samples is None else _rows(graph, samples))
-        differences[quantised] = _largest_difference(OnnxSession(quantised), cases)
-    files = [
-        OnnxFile(
-            written.name,
-            num_bytes=sum(part.stat().st_size for part in folder.glob(f"{written.name}*")),
-            largest_difference=found,
-        )
-        for written, found in differences.items()
-    ]
-    return OnnxGraph(session.inputs, session.outputs, float32=files[0], int8=files[1] if int8 else None)
+        _quantise(file, quantised, large=large, rows=rows)
+        written["int8"] = _compared(quantised, cases)
+    return written
 
 
-def _largest_difference(session: OnnxSession, cases: Sequence[_Case]) -> float:
+def _compared(file: Path, cases: Sequence[_Case]) -> dict[str, Any]:
+    session = OnnxSession(file)
     differences = [
         (torch.from_numpy(actual) - expected).abs().max() / expected.abs().max().clamp(min=1)
         for inputs, outputs in cases
         for actual, expected in zip(session(*inputs), outputs, strict=True)
     ]
-    return float(torch.stack(differences).max())
+    size = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
+    return {"file": file.name, "num_bytes": size, "largest_difference": float(torch.stack(differences).max())}
 
 
 def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> bool:
@@ -312,8 +283,8 @@ def _quantise(source: Path, target: Path, *, large: bool, rows: list[dict[str, n
         logging.disable(before)
 
 
-def _describe(model: models.VLMoPreTrainedModel, folder: Path, report: OnnxReport) -> dict[str, Any]:
-    """Return all that a program needs to run the graphs, beside the tokenizer's file."""
+def _describe(model: models.VLMoPreTrainedModel, folder: Path) -> dict[str, Any]:
+    """Return all that a program needs to run the graphs, beside them and the tokenizer's file."""
     config = model.config
     image: dict[str, Any] = {"size": [config.image_size, config.image_size]}
     text: dict[str, Any] = {"max_positions": config.max_text_positions, "pad_token_id": config.pad_token_id}
@@ -325,33 +296,18 @@ def _describe(model: models.VLMoPreTrainedModel, folder: Path, report: OnnxRepor
     elif (folder / "preprocessor_config.json").is_file():  # of a model that reads no text
         images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     if images is not None:
-        image |= {
-            "resample": _RESAMPLING[int(images.resample)],
-            "transparency": "on white",
-            "rescale": images.rescale_factor,
-            "mean": list(images.image_mean),
-            "std": list(images.image_std),
-        }
+        mean, std = list(images.image_mean), list(images.image_std)
+        resample = _RESAMPLING[int(images.resample)]
+        image |= {"resample": resample, "transparency": "on white", "rescale": images.rescale_factor}
+        image |= {"mean": mean, "std": std}
     head: Any = getattr(model, "contrast_head", None)
-    classifies = isinstance(
-        model,
-        models.VLMoForImageClassification
-        | models.VLMoForSemanticSegmentation
-        | models.VLMoForVisualQuestionAnswering
-        | models.VLMoForVisualReasoning,
-    )
     labels = {str(number): label for number, label in (config.id2label or {}).items()}
     return {
         "format": FORMAT,
-        "model_class": report.model_class,
+        "model_class": type(model).__name__,
         "opset": OPSET,
         "image": image,
         "text": text,
         "logit_scale": None if head is None else float(head.logit_scale),
-        "labels": labels if classifies else None,
-        "graphs": {name: asdict(graph) for name, graph in report.graphs.items()},
+        "labels": labels if isinstance(model, _CLASSIFIERS) else None,
     }
-
-
-def _json(description: dict[str, Any]) -> str:
-    return json.dumps(description, indent=2) + "\n"

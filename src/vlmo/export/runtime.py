@@ -15,9 +15,7 @@ from vlmo.model import VLMoConfig
 
 
 class OnnxRetrievalModel(nn.Module):
-    """Dual encoder and, if it was exported, fusion encoder of a folder.
-
-    It has the methods of `VLMoForImageTextRetrieval` that `evaluate_retrieval` calls, which takes it as a model.
+    """Dual and fusion encoder of a folder, with the methods of `VLMoForImageTextRetrieval` that evaluation calls.
 
     Args:
         folder: Written by `write_onnx`, or its graphs.

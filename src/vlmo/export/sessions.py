@@ -24,6 +24,9 @@ Pixels = UInt8[np.ndarray, "3 size size"]
 """Levels of an image at the model's size."""
 
 
+_CORE_LOCK = threading.Lock()
+
+
 class OnnxSession:
     """A graph in ONNX Runtime on the CPU.
 
@@ -66,29 +69,23 @@ class OpenVinoSession:
         settings["INFERENCE_NUM_THREADS"] = str(num_threads or _default_threads())
         if cache is not None:
             settings["CACHE_DIR"] = str(cache)
-        self.model = _openvino_core().compile_model(str(file), "CPU", settings)
+        with _CORE_LOCK:  # two threads may both be the first
+            core = _openvino_core()
+        self.model = core.compile_model(str(file), "CPU", settings)
 
     def __call__(self, *arrays: Any) -> list[np.ndarray]:
-        """Return the outputs for inputs (arrays, or tensors on the CPU) in the order of the graph."""
+        """Return the outputs for inputs, as `OnnxSession` does."""
         found = self.model([np.ascontiguousarray(array) for array in arrays])
         return [found[output] for output in self.model.outputs]
 
 
-_CORE_LOCK = threading.Lock()
-
-
+@functools.cache
 def _openvino_core() -> Any:
     """Return OpenVINO's core, one for the life of the process.
 
     Each sets an alternate signal stack and puts back the one before when it goes. Two that go in the order in which
     they came leave the process with a stack that is freed, and the next signal that has a handler is its end.
     """
-    with _CORE_LOCK:
-        return _make_core()
-
-
-@functools.cache
-def _make_core() -> Any:
     # Else the import reports itself over the network, in a process forked from this one and its threads.
     cast("dict[str, Any]", sys.modules).setdefault("openvino_telemetry", None)
     import openvino

@@ -67,6 +67,19 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 class Encoder:
     """The retrieval model of a folder. Threads may share one: they take turns in the model.
 
+    Attributes:
+        folder: The model folder.
+        fingerprint: The same for every copy of the folder; see `model_fingerprint`.
+        dim: Size of a vector.
+        device: Device of the model, such as "cpu" or "cuda:0".
+        can_match: True if the model has a matching head, so that `match` works.
+        inverse_temperature: Factor that turns similarities into logits, as in training.
+        rerank_weight: Share of the match score in the order of images for a text, from config.json.
+        rerank_weight_image_to_text: The same in the order of texts for an image.
+        match_cutoff: Probability that the best candidate of a text must reach to be a match, from config.json; None:
+            not chosen.
+        pool: Threads that decode and resize images.
+
     Args:
         folder: Model folder, of stage 3 or fine-tuned for retrieval, or the name of a model such as "vlmo-base-coco".
         dim: Size of the vectors: the first dimensions of the model's, L2-normalised again. A multiple of 8; None: all.
@@ -81,6 +94,9 @@ class Encoder:
         ModuleNotFoundError: The engine is not installed.
     """
 
+    engine: EngineName
+    match_cutoff: float | None
+
     def __init__(
         self,
         folder: str | Path,
@@ -94,10 +110,10 @@ class Encoder:
         architectures(self.folder)  # raises if it is no model folder
         check_processor(self.folder)
         self.fingerprint = model_fingerprint(self.folder)
-        if engine == "auto" and precision == "int8":
-            engine = graph_engine()
-        elif engine == "auto":
-            engine = choose_engine(self.folder, self.fingerprint, device=device)
+        if engine == "auto":
+            engine = (
+                graph_engine() if precision == "int8" else choose_engine(self.folder, self.fingerprint, device=device)
+            )
         self.engine, self.precision = engine, precision
         self._engine = open_engine(engine, self.folder, self.fingerprint, precision=precision, device=device)
         size = self._engine.dim
@@ -117,28 +133,6 @@ class Encoder:
         self._lock = threading.RLock()
         self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vlmo-decode")
 
-    folder: Path
-    fingerprint: str
-    """The same for every copy of the folder; see `model_fingerprint`."""
-    rerank_weight: float
-    """Share of the match score in the order of images for a text, from config.json."""
-    rerank_weight_image_to_text: float
-    """The same in the order of texts for an image."""
-    match_cutoff: float | None
-    """Probability that the best candidate of a text must reach to be a match, from config.json; None: not chosen."""
-    inverse_temperature: float
-    """Factor that turns similarities into logits, as in training."""
-    can_match: bool
-    """True if the model has a matching head, so that `match` works."""
-    device: str
-    """Device of the model, such as "cpu" or "cuda:0"."""
-    dim: int
-    """Size of a vector."""
-    engine: EngineName
-    precision: Precision
-    pool: ThreadPoolExecutor
-    """Threads that decode and resize images."""
-
     @property
     def graphs(self) -> RetrievalGraphs:
         """The graphs of an engine other than torch."""
@@ -146,7 +140,7 @@ class Encoder:
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
         """L2-normalised vectors of texts; a text that is too long is cut."""
-        return self._in_batches(texts, lambda part: shorten(self._engine.embed_texts(part), self.dim), like=[self.dim])
+        return self._in_batches(texts, self._engine.embed_texts, dim=self.dim)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Numbers of tokens that the model reads of texts, special ones among them."""
@@ -158,7 +152,7 @@ class Encoder:
         return self.embed_pixels(list(self.pool.map(self.pixels, images)))
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """An image as `embed_pixels` and `match_pixels` take it. Does not wait for the model."""
+        """An image as `embed_pixels` and `match_pairs` take it. Does not wait for the model."""
         return self._engine.pixels(image if image.mode == "RGB" else on_white(image))
 
     def is_unknown(self, text: str, *, tokens: int) -> bool:
@@ -177,9 +171,7 @@ class Encoder:
 
     def embed_pixels(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
         """L2-normalised vectors of images from `pixels`."""
-        return self._in_batches(
-            pixels, lambda part: shorten(self._engine.embed_images(part), self.dim), like=[self.dim]
-        )
+        return self._in_batches(pixels, self._engine.embed_images, dim=self.dim)
 
     def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
         """Log-odds that each text belongs to the image at the same position.
@@ -187,17 +179,13 @@ class Encoder:
         Raises:
             ValueError: The model has no matching head, or there are not as many texts as images.
         """
-        return self.match_pixels(list(self.pool.map(self.pixels, images)), texts)
-
-    def match_pixels(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
-        """`match` of images from `pixels`; ValueError unless there are as many texts."""
-        if len(pixels) != len(texts):
-            raise ValueError(f"given are {len(pixels)} images and {len(texts)} texts; expected pairs")
-        return self.match_pairs(list(zip(pixels, texts, strict=True)))
+        if len(images) != len(texts):
+            raise ValueError(f"given are {len(images)} images and {len(texts)} texts; expected pairs")
+        return self.match_pairs(list(zip(self.pool.map(self.pixels, images), texts, strict=True)))
 
     def match_pairs(self, pairs: Sequence[tuple[Pixels, str]]) -> Float32[np.ndarray, " pair"]:
         """`match` of pairs of pixels and text."""
-        return self._in_batches(pairs, lambda part: self._engine.match(*zip(*part, strict=True)), like=[])
+        return self._in_batches(pairs, lambda part: self._engine.match(*zip(*part, strict=True)))
 
     def attention(self, image: Image.Image, text: str) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:
         """The words of a text, and the attention of each to each patch of the image in the fusion encoder's layers.
@@ -217,12 +205,13 @@ class Encoder:
         return self._engine if isinstance(self._engine, TorchEngine) else TorchEngine(self.folder, device="cpu")
 
     def _in_batches(
-        self, rows: Sequence[Any], run: Callable[[Any], np.ndarray], *, like: list[int]
+        self, rows: Sequence[Any], run: Callable[[Any], np.ndarray], *, dim: int | None = None
     ) -> Float32[np.ndarray, "row *dim"]:
-        results = [np.zeros((0, *like), dtype=np.float32)]
+        results = [np.zeros((0,) if dim is None else (0, dim), dtype=np.float32)]
         for start in range(0, len(rows), BATCH):
             with self._lock:
-                results.append(run(rows[start : start + BATCH]))
+                found = run(rows[start : start + BATCH])
+            results.append(found if dim is None else shorten(found, dim))
         found = np.concatenate(results)
         if np.isnan(found).any():
             raise ValueError(f"{self.folder}: the model gives NaN; check its weights")

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -31,7 +31,6 @@ from vlmo.lazy import install_command, need_package
 from vlmo.progress import Progress
 
 if TYPE_CHECKING:
-    from vlmo.export.onnx import OnnxReport
     from vlmo.retrieval.torch_engine import TorchEngine
 
 EngineName = Literal["torch", "onnx", "openvino"]
@@ -59,7 +58,7 @@ def choose_engine(folder: Path, fingerprint: str, *, device: str | None = None) 
 
 
 def graph_engine() -> GraphEngine:
-    """Return the engine for graphs that is installed, the faster one of two; onnx where none is."""
+    """Return the faster engine for graphs that is installed; onnx where none is."""
     return next((name for name, package in _PACKAGES.items() if _is_installed(package)), "onnx")
 
 
@@ -74,23 +73,11 @@ def _takes_graphs(device: str | None) -> bool:
 
 
 def open_engine(
-    name: EngineName,
-    folder: Path,
-    fingerprint: str,
-    *,
-    precision: Precision = "float32",
-    device: str | None = None,
+    name: EngineName, folder: Path, fingerprint: str, *, precision: Precision = "float32", device: str | None = None
 ) -> TorchEngine | GraphsEngine:
     """Return the engine of a model folder, which one thread at a time may call, but for `pixels`.
 
-    Args:
-        name: As for `Encoder`, like precision and device.
-        folder: Model folder.
-        fingerprint: Of the folder: graphs of another one are not used.
-
-    Raises:
-        ValueError: There is no such engine, its options do not go together, or the model does not retrieve.
-        ModuleNotFoundError: The engine is not installed.
+    Arguments and errors are those of `Encoder`; graphs of a model with another fingerprint are not used.
     """
     if precision not in {"float32", "int8"}:
         raise ValueError(f"precision is {precision!r}; expected float32 or int8")
@@ -110,13 +97,7 @@ def open_engine(
 
 
 class GraphsEngine:
-    """Graphs of a folder that `write_onnx` has written.
-
-    Args:
-        folder: With the graphs.
-        engine: onnx or openvino.
-        precision: float32 or int8.
-    """
+    """Graphs in a folder that `write_onnx` has written."""
 
     device = "cpu"
 
@@ -140,19 +121,19 @@ class GraphsEngine:
         return np.asarray(resized).transpose(2, 0, 1)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return numbers of tokens, special ones among them."""
+        """Numbers of tokens, special ones among them."""
         return self._tokens(texts)[1].sum(axis=1).tolist()
 
     def embed_images(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
-        """Return L2-normalised vectors."""
+        """L2-normalised vectors."""
         return self.graphs.run(IMAGE_ENCODER, _pixel_values(pixels))
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
-        """Return L2-normalised vectors."""
+        """L2-normalised vectors."""
         return self.graphs.run(TEXT_ENCODER, *self._tokens(texts))
 
     def match(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
-        """Return log-odds that each text belongs to its image."""
+        """Log-odds that each text belongs to its image."""
         logits = self.graphs.run(FUSION_ENCODER, _pixel_values(pixels), *self._tokens(texts))
         return logits[:, 1] - logits[:, 0]
 
@@ -190,7 +171,7 @@ def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Pat
     return target
 
 
-def export_graphs(folder: Path, out: Path, *, int8: bool) -> OnnxReport:
+def export_graphs(folder: Path, out: Path, *, int8: bool) -> dict[str, Any]:
     """`write_onnx` with progress; int8 is calibrated for models that retrieve and have a processor."""
     from vlmo.export.onnx import write_onnx
     from vlmo.folder import architectures

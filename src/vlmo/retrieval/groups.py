@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations_with_replacement
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
 from rich.console import Console
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -16,16 +13,15 @@ from scipy.sparse.csgraph import connected_components
 from vlmo.progress import Progress
 from vlmo.retrieval.index import Index
 
-_BLOCK = 1024
-"""Images that are compared with as many others at a time."""
+_CELLS = 1 << 24
+"""Similarities that are computed at a time."""
 _BATCH = 4096
 """Images of a step of k-means."""
 _ROUNDING = 1e-6
 """Error of a cosine similarity in float32: equal vectors may have a little less than 1."""
 
 
-@dataclass(frozen=True)
-class ImageGroup:
+class ImageGroup(NamedTuple):
     """Images of an index that belong together.
 
     Attributes:
@@ -59,26 +55,29 @@ def find_duplicates(
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give a cosine similarity above 0, up to 1")
-    ids, places, vectors = _vectors(index)
-    labels = np.arange(len(ids))
+    ids, places, vectors = _opened(index).vectors()
+    total = len(ids)
+    labels, rows = np.arange(total), max(1, _CELLS // max(1, total))
     with Progress(console) as progress:
-        for _, row, column, similar in _blocks(vectors, [np.arange(len(ids))], progress, title="comparing pairs"):
-            first, second = np.nonzero(similar >= threshold - _ROUNDING)
-            first, second = labels[first + row], labels[second + column]
+        for start in range(0, total, rows):
+            first, second = np.nonzero(vectors[start : start + rows] @ vectors[start:].T >= threshold - _ROUNDING)
+            first, second = labels[first + start], labels[second + start]
             joins = first != second
             if joins.any():
-                pairs = coo_array((joins[joins], (first[joins], second[joins])), shape=(len(ids), len(ids)))
+                pairs = coo_array((joins[joins], (first[joins], second[joins])), shape=(total, total))
                 labels = connected_components(pairs, directed=False)[1][labels]
-        order = np.argsort(labels, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-        groups = [group for group in groups if len(group) > 1]
-        smallest = np.ones(len(groups))
-        for number, _, _, similar in _blocks(vectors, groups, progress, title="comparing pairs of groups"):
-            smallest[number] = min(smallest[number], similar.min())
+            end = min(start + rows, total)
+            progress.update("comparing pairs", end * (2 * total - end), total**2)
+    order = np.argsort(labels, kind="stable")
     found = []
-    for group, similarity in zip(groups, smallest.tolist(), strict=True):
-        rows = sorted(group, key=lambda row: (places[row], ids[row]))
-        found.append(ImageGroup(similarity, tuple(ids[row] for row in rows), tuple(places[row] for row in rows)))
+    for group in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        if len(group) > 1:
+            parts = np.array_split(group, -(-(len(group) ** 2) // _CELLS))
+            similarity = min(float((vectors[part] @ vectors[group].T).min()) for part in parts if len(part))
+            images = sorted(group, key=lambda row: (places[row], ids[row]))
+            found.append(
+                ImageGroup(min(similarity, 1.0), *(tuple(each[row] for row in images) for each in (ids, places)))
+            )
     return sorted(found, key=lambda each: (-len(each.ids), -each.similarity, each.places))
 
 
@@ -96,7 +95,7 @@ def find_clusters(index: Index | str | Path, number: int) -> list[ImageGroup]:
     """
     from sklearn.cluster import MiniBatchKMeans  # takes a second
 
-    ids, places, vectors = _vectors(index)
+    ids, places, vectors = _opened(index).vectors()
     if not 1 <= number <= len(ids):
         raise ValueError(f"the number of clusters is {number}; give one from 1 to {len(ids)}, the number of images")
     means = MiniBatchKMeans(number, batch_size=_BATCH, random_state=0).fit(vectors)
@@ -111,22 +110,5 @@ def find_clusters(index: Index | str | Path, number: int) -> list[ImageGroup]:
     return sorted(found, key=lambda each: -len(each.ids))
 
 
-def _vectors(index: Index | str | Path) -> tuple[list[str], list[str], Float32[np.ndarray, "image dim"]]:
-    return (index if isinstance(index, Index) else Index(index)).vectors()
-
-
-def _blocks(
-    vectors: Float32[np.ndarray, "image dim"],
-    groups: Sequence[Int[np.ndarray, " row"]],
-    progress: Progress,
-    *,
-    title: str,
-) -> Iterator[tuple[int, int, int, Float32[np.ndarray, "row column"]]]:
-    """Yield the similarities of all pairs within each group in blocks: number of the group, first row and column."""
-    done, total = 0, sum(len(group) ** 2 for group in groups)
-    for number, group in enumerate(groups):
-        for row, column in combinations_with_replacement(range(0, len(group), _BLOCK), 2):
-            similar = vectors[group[row : row + _BLOCK]] @ vectors[group[column : column + _BLOCK]].T
-            yield number, row, column, similar
-            done += similar.size if row == column else 2 * similar.size  # the block on the other side is the same
-            progress.update(title, done, total)
+def _opened(index: Index | str | Path) -> Index:
+    return index if isinstance(index, Index) else Index(index)

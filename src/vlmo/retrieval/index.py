@@ -188,27 +188,15 @@ class Index:
         ]
 
     def thumbnail(self, id: str) -> bytes:  # noqa: A002
-        """A small JPEG file of an image.
-
-        Raises:
-            ValueError: There is no such image.
-        """
+        """A small JPEG file of an image; ValueError if there is no such image."""
         return self._row(id, ["thumbnail"])["thumbnail"]
 
     def vector(self, id: str) -> Float32[np.ndarray, " dim"]:  # noqa: A002
-        """The vector of an image.
-
-        Raises:
-            ValueError: There is no such image.
-        """
+        """The vector of an image; ValueError if there is no such image."""
         return np.array(self._row(id, ["vector"])["vector"], dtype=np.float32)
 
     def vectors(self) -> tuple[list[str], list[str], Float32[np.ndarray, "image dim"]]:
-        """Ids, places and vectors of all images.
-
-        Raises:
-            ValueError: The index is damaged.
-        """
+        """Ids, places and vectors of all images; ValueError if the index is damaged."""
         batches = list(self._store.scan(["id", "place", "vector"]))
         parts = [batch["vector"].flatten().to_numpy().reshape(-1, self.dim) for batch in batches]
         ids, places = ([name for batch in batches for name in batch[column].to_pylist()] for column in ("id", "place"))
@@ -220,7 +208,7 @@ class Index:
         Raises:
             ValueError: There is no such image, or its file is gone or damaged.
         """
-        return _load(self._row(id, _FILE))
+        return _load(self._row(id, _FILE), id)
 
     def loaders(self, hits: Sequence[Hit]) -> list[Callable[[], Image.Image]]:
         """Functions that read and decode an image each, to be called on any thread; they raise as `image` does."""
@@ -229,13 +217,7 @@ class Index:
         rows = {row["id"]: row for row in taken}
         others = [hit.id for hit in hits if hit.id not in rows]
         rows |= {row["id"]: row for row in self._rows(others, ["id", *_FILE])}
-
-        def load(id: str) -> Image.Image:  # noqa: A002
-            if id not in rows:
-                raise self._no_image(id)
-            return _load(rows[id])
-
-        return [functools.partial(load, hit.id) for hit in hits]
+        return [functools.partial(_load, rows.get(hit.id), hit.id) for hit in hits]
 
     # ----------------------------------------------------------------------------------------------------- searching
 
@@ -263,16 +245,13 @@ class Index:
     def _visible(self) -> list[str]:
         return [*_SHOWN, *self._store.columns()]
 
+    def _rows(self, ids: Sequence[str], columns: list[str]) -> list[dict[str, Any]]:
+        return self._store.rows("id", [id for id in ids if id.isalnum()], columns=columns)  # noqa: A001
+
     def _row(self, id: str, columns: list[str]) -> dict[str, Any]:  # noqa: A002
         for row in self._rows([id], columns):
             return row
-        raise self._no_image(id)
-
-    def _no_image(self, id: str) -> ValueError:  # noqa: A002
-        return ValueError(f"{self.folder}: no image has the id {id!r}")
-
-    def _rows(self, ids: Sequence[str], columns: list[str]) -> list[dict[str, Any]]:
-        return self._store.rows("id", [id for id in ids if id.isalnum()], columns=columns)  # noqa: A001
+        raise ValueError(f"{self.folder}: no image has the id {id!r}")
 
     def _check(self, vector: Float32[np.ndarray, " dim"], *, top: int) -> None:
         if np.shape(vector) != (self.dim,):
@@ -333,8 +312,10 @@ def _hit(row: Mapping[str, Any]) -> Hit:
     )
 
 
-def _load(row: Mapping[str, Any]) -> Image.Image:
-    """Read and decode the image of a row; ValueError if its file is gone or damaged."""
+def _load(row: Mapping[str, Any] | None, id: str) -> Image.Image:  # noqa: A002
+    """Read and decode the image of a row; ValueError if it is missing, or its file is gone or damaged."""
+    if row is None:
+        raise ValueError(f"no image has the id {id!r}")
     place, data = row["place"], row["bytes"]
     if data is None:
         try:
@@ -342,9 +323,6 @@ def _load(row: Mapping[str, Any]) -> Image.Image:
         except OSError as error:
             raise ValueError(f"{place} is gone, or cannot be read: {error.strerror or error}") from error
     return decode_image({"bytes": data, "path": place})
-
-
-# --------------------------------------------------------------------------------------------------------------- facts
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -24,14 +24,17 @@ if TYPE_CHECKING:  # it imports scipy
 _COLUMNS, _TILE, _GAP, _MARGIN = 4, 200, 16, 28
 _HEAD, _LINE = 44, 18
 _EXPLAINED_IMAGES, _EXPLAINED_WORDS = 3, 8
-_STYLE = (
-    "body{font:16px/1.4 system-ui,sans-serif;color:#1f2328;margin:2rem}"
-    "ol{list-style:none;padding:0;display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(200px,1fr))}"
-    "figure{margin:0}img{max-width:100%;border:1px solid #dfe2e6;border-radius:10px;padding:8px}"
-    "figcaption{overflow-wrap:anywhere}small{color:#6e7681}.no-match{opacity:.6}"
-)
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>\
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">\
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>\
+body{{font:16px/1.4 system-ui,sans-serif;color:#1f2328;margin:2rem}}\
+ol{{list-style:none;padding:0;display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(200px,1fr))}}\
+figure{{margin:0}}img{{max-width:100%;border:1px solid #dfe2e6;border-radius:10px;padding:8px}}\
+figcaption{{overflow-wrap:anywhere}}small{{color:#6e7681}}.no-match{{opacity:.6}}</style>\
+<h1>{title}</h1>{note}{found}</html>
+"""
+_FIGURE = """<li><figure><img src="{image}" alt="{title}"><figcaption><b>{number}. {score:.3f}</b> {title}<br>\
+<small>{place}<br>{metadata}</small></figcaption></figure></li>"""
 
 
 def as_json(query: str, result: SearchResult) -> dict[str, Any]:
@@ -53,20 +56,20 @@ def as_json(query: str, result: SearchResult) -> dict[str, Any]:
 def as_table(query: str, result: SearchResult) -> Table:
     """A row for each hit, with the match scores if any were reranked; no column is empty."""
     table = Table(title=_headed(escaped(query), result), row_styles=["dim" if result.no_match else ""])
-    reranked = result.num_reranked > 0
-    for name in ["", "score", *(["similarity", "match"] if reranked else [])]:
-        table.add_column(name, justify="right")
-    texts = {"image": [hit.path or hit.place for hit in result.hits]}
-    texts["caption"] = [hit.captions[0] if hit.captions else "" for hit in result.hits]
-    texts["metadata"] = [_metadata(hit) for hit in result.hits]
+    numbers = {"": list(map(str, range(1, len(result.hits) + 1))), "score": [f"{hit.score:.3f}" for hit in result.hits]}
+    if result.num_reranked:
+        numbers["similarity"] = [f"{hit.similarity:.3f}" for hit in result.hits]
+        numbers["match"] = ["" if hit.match is None else f"{hit.match:.2f}" for hit in result.hits]
+    texts = {
+        "image": [hit.path or hit.place for hit in result.hits],
+        "caption": [hit.captions[0] if hit.captions else "" for hit in result.hits],
+        "metadata": [_metadata(hit) for hit in result.hits],
+    }
     texts = {name: column for name, column in texts.items() if any(column)}
-    for name in texts:
-        table.add_column(name, overflow="fold")
-    for rank, (hit, *row) in enumerate(zip(result.hits, *texts.values(), strict=True), start=1):
-        numbers = [f"{hit.score:.3f}"]
-        if reranked:
-            numbers += [f"{hit.similarity:.3f}", "" if hit.match is None else f"{hit.match:.2f}"]
-        table.add_row(*map(escaped, [str(rank), *numbers, *row]))
+    for name in numbers | texts:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    for row in zip(*numbers.values(), *texts.values(), strict=True):
+        table.add_row(*map(escaped, row))
     return table
 
 
@@ -84,23 +87,31 @@ def groups_as_table(groups: Sequence[ImageGroup], *, most: int | None = None) ->
     return table
 
 
-def _headed(query: str, result: SearchResult) -> str:
-    """The query as a heading, which says so if nothing matches."""
-    return f"No match: {query}" if result.no_match else query
-
-
 def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -> None:
     """Write the images in a grid, best first, as an HTML page that needs no other file, or else as an image."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix.lower() == ".html":
-        write_file(file, _page(query, result, index))
+    images = [Image.open(io.BytesIO(index.thumbnail(hit.id))).convert("RGB") for hit in result.hits]
+    if file.suffix.lower() != ".html":
+        ranked = enumerate(zip(images, result.hits, strict=True), start=1)
+        tiles = [(image, f"{number}. {hit.score:.3f}", _title(hit)) for number, (image, hit) in ranked]
+        rows = [tiles[start : start + _COLUMNS] for start in range(0, max(1, len(tiles)), _COLUMNS)]
+        _write_image(file, _headed(query, result), rows, columns=_COLUMNS, caption_lines=2)
         return
-    tiles = [
-        (_thumbnail(index, hit), f"{number}. {hit.score:.3f}", _title(hit))
-        for number, hit in enumerate(result.hits, start=1)
+    figures = [
+        _FIGURE.format(
+            image=data_uri(image, size=_TILE),
+            number=number,
+            score=hit.score,
+            title=_shown(_title(hit)),
+            place=_shown(hit.path or hit.place),
+            metadata=_shown(_metadata(hit)),
+        )
+        for number, (image, hit) in enumerate(zip(images, result.hits, strict=True), start=1)
     ]
-    rows = [tiles[start : start + _COLUMNS] for start in range(0, max(1, len(tiles)), _COLUMNS)]
-    _save(_sheet(_headed(query, result), rows, columns=_COLUMNS, caption_lines=2), file)
+    found = f"<ol{' class=no-match' if result.no_match else ''}>{''.join(figures)}</ol>"
+    note = f"<p>{_shown(result.note)}.</p>" if result.note else ""
+    title = _shown(_headed(query, result))
+    write_file(file, _PAGE.format(title=title, note=note, found=found if figures else "<p>Nothing was found.</p>"))
 
 
 def write_explanation(file: Path, *, query: str, result: SearchResult, searcher: Searcher) -> list[Hit]:
@@ -114,33 +125,28 @@ def write_explanation(file: Path, *, query: str, result: SearchResult, searcher:
     """
     if not result.hits:
         raise ValueError("nothing was found, so that there is nothing to explain")
-    explained, lost = [], []
+    rows, lost = [], []
     for hit in result.hits:
-        if len(explained) == _EXPLAINED_IMAGES:
+        if len(rows) == _EXPLAINED_IMAGES:
             break
         try:
             image = searcher.index.image(hit.id)
         except ValueError:
             lost.append(hit)
             continue
-        explained.append([(_title(hit), image), *searcher.explain(query, hit.id)[:_EXPLAINED_WORDS]])
-    if not explained:
+        heats = [(heat, word, "") for word, heat in searcher.explain(query, hit.id)[:_EXPLAINED_WORDS]]
+        rows.append([(image, _title(hit), ""), *heats])
+    if not rows:
         raise ValueError(f"no image can be read that was found, such as {lost[0].place}; nothing can be explained")
     file.parent.mkdir(parents=True, exist_ok=True)
-    rows = [[(image, word, "") for word, image in tiles] for tiles in explained]
-    _save(_sheet(query, rows, columns=max(map(len, rows)), caption_lines=0), file)
+    _write_image(file, query, rows, columns=max(map(len, rows)), caption_lines=0)
     return lost
 
 
-def _save(image: Image.Image, file: Path) -> None:
-    with atomic_file(file) as aside:
-        image.save(aside, format=Image.registered_extensions().get(file.suffix.lower()))
-
-
-def _sheet(
-    query: str, rows: Sequence[Sequence[tuple[Image.Image, str, str]]], *, columns: int, caption_lines: int
-) -> Image.Image:
-    """Rows of images below the query, each above a grey line and a caption."""
+def _write_image(
+    file: Path, query: str, rows: Sequence[Sequence[tuple[Image.Image, str, str]]], *, columns: int, caption_lines: int
+) -> None:
+    """Write rows of images below the query, each above a grey line and a caption."""
     row_height = _TILE + (1 + caption_lines) * _LINE + _GAP
     width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
     sheet = Sheet(width, 2 * _MARGIN + _HEAD + len(rows) * row_height - _GAP)
@@ -156,36 +162,17 @@ def _sheet(
             sheet.text(line, x=x, y=y + _TILE + 4, size=13, colour=MUTED)
             for number, text in enumerate(sheet.wrapped(caption, width=_TILE, max_lines=caption_lines, size=13), 1):
                 sheet.text(text, x=x, y=y + _TILE + 4 + number * _LINE, size=13)
-    return sheet.finished()
+    with atomic_file(file) as aside:
+        sheet.finished().save(aside, format=Image.registered_extensions().get(file.suffix.lower()))
 
 
-def _page(query: str, result: SearchResult, index: Index) -> str:
-    figures = []
-    for number, hit in enumerate(result.hits, start=1):
-        title, place, metadata = map(_shown, (_title(hit), hit.path or hit.place, _metadata(hit)))
-        figures.append(
-            f'<li><figure><img src="{data_uri(_thumbnail(index, hit), size=_TILE)}" alt="{title}">'
-            f"<figcaption><b>{number}. {hit.score:.3f}</b> {title}<br><small>{place}<br>{metadata}</small></figcaption>"
-            "</figure></li>"
-        )
-    note = f"<p>{_shown(result.note)}.</p>" if result.note else ""
-    kind = " class=no-match" if result.no_match else ""
-    found = f"<ol{kind}>{''.join(figures)}</ol>" if figures else "<p>Nothing was found.</p>"
-    title = _shown(_headed(query, result))
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style><h1>{title}</h1>{note}{found}</html>\n"
-    )
+def _headed(query: str, result: SearchResult) -> str:
+    """Return the query as a heading, which says so if nothing matches."""
+    return f"No match: {query}" if result.no_match else query
 
 
 def _shown(text: str) -> str:
     return html.escape(without_controls(text))
-
-
-def _thumbnail(index: Index, hit: Hit) -> Image.Image:
-    return Image.open(io.BytesIO(index.thumbnail(hit.id))).convert("RGB")
 
 
 def _title(hit: Hit) -> str:

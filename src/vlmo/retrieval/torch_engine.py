@@ -20,15 +20,7 @@ from vlmo.types import normalize_pixels
 
 
 class TorchEngine:
-    """The model; also shows attention.
-
-    Args:
-        folder: Model folder.
-        device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
-
-    Raises:
-        ValueError: It is no model folder, or its model does not retrieve; or there is no such device.
-    """
+    """The model; also shows attention. Arguments and errors are those of `Encoder`."""
 
     def __init__(self, folder: Path, *, device: str | None = None) -> None:
         chosen = choose_device(device)
@@ -43,26 +35,26 @@ class TorchEngine:
         self.inverse_temperature = float(model.contrast_head.logit_scale.exp())
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """Return an RGB image at the model's size."""
+        """An RGB image at the model's size."""
         return self._transform.pixels(image).numpy()
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return numbers of tokens, special ones among them."""
+        """Numbers of tokens, special ones among them."""
         return self._tokens(texts)["attention_mask"].sum(dim=1).tolist()
 
     @torch.inference_mode()
     def embed_images(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
-        """Return L2-normalised vectors."""
+        """L2-normalised vectors."""
         return _array(self._model.get_image_features(self._pixel_values(pixels)))
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
-        """Return L2-normalised vectors."""
+        """L2-normalised vectors."""
         return _array(self._model.get_text_features(**self._tokens(texts)))
 
     @torch.inference_mode()
     def match(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
-        """Return log-odds that each text belongs to its image."""
+        """Log-odds that each text belongs to its image."""
         logits = self._model.match(self._pixel_values(pixels), **self._tokens(texts)).float()
         return _array(logits[:, 1] - logits[:, 0])
 
@@ -80,7 +72,6 @@ class TorchEngine:
         return normalize_pixels(torch.from_numpy(np.stack(pixels)).to(self.device)).to(self._model.dtype)
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Tokenize; one thread at a time, as the tokenizer changes while it is used."""
         encoded = self._processor(text=list(texts), return_tensors="pt")
         return {name: encoded[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
