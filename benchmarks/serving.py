@@ -128,7 +128,7 @@ def make_index(options: Options, folder: Path, *, console: Console) -> dict[str,
         made = make_approximate(store, least=APPROXIMATE_FROM, before=None, console=console)
         facts = read_facts(folder) | {
             "images": store.images.count_rows(),
-            "approximate": None if made is None else made.as_facts(),
+            "approximate": made,
         }
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
     facts = read_facts(folder)

@@ -320,6 +320,8 @@ def _wide_console() -> Console:
 
 
 def _show_report(report: BuildReport, *, out: Path) -> None:
+    from vlmo.retrieval.approximate import ENOUGH
+
     known = f"with bytes that were known {report.reused}, unchanged {report.unchanged}"
     lines = [
         f"{report.images} images with {report.captions} captions in {out} ({report.seconds:.0f} s)",
@@ -333,10 +335,10 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
         lines.append("search compares with every vector (exact)")
     else:
         lines.append(
-            f"approximate index: recall@{recall.at} {100 * recall.value:.1f} % against exact search, {recall.queries} "
-            f"queries by {recall.asked_with}"
+            f"approximate index: recall@{recall['at']} {100 * recall['value']:.1f} % against exact search, "
+            f"{recall['queries']} queries by {recall['asked_with']}"
         )
-        if recall.is_low:
+        if recall["value"] < ENOUGH:
             lines.append(
                 f"this recall is low: search misses some of the nearest. --ann-threshold {report.images + 1} "
                 "makes it compare with every vector"

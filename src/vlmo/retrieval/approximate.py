@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -18,6 +18,7 @@ from vlmo.retrieval.store import DISTANCE, Approximate, Store, one_line
 # Of LanceDB's types, the one that is built in minutes for a million vectors on two cores and finds 99 of 100 of the
 # truly nearest (benchmarks/search.py): one bit a number, and the vectors themselves for the best candidates.
 _QUERIES, _AT = 100, 10
+"""Queries whose recall is measured, and number of their nearest images that count."""
 ENOUGH = 0.97
 """Recall below which twice as many partitions are searched, and twice as many candidates compared."""
 _MOST_CANDIDATES = 3200
@@ -25,43 +26,9 @@ _GROWN = 2.0
 """Growth of the number of vectors from which on the partitions are made anew."""
 
 
-@dataclass(frozen=True)
-class Recall:
-    """Share of the truly nearest images that the approximate index finds.
-
-    Attributes:
-        at: Number of nearest images of each query that count.
-        value: 0 to 1.
-        queries: Number of queries.
-        asked_with: Kind of the queries' vectors: of "captions", or of "images".
-    """
-
-    at: int
-    value: float
-    queries: int
-    asked_with: str
-
-    @property
-    def is_low(self) -> bool:
-        """True if it stayed below `ENOUGH` although the search was widened as far as possible."""
-        return self.value < ENOUGH
-
-
-class Made(NamedTuple):
-    """Parameters of searches in approximate indexes of images and of captions (None without one), and the recall."""
-
-    images: Approximate
-    captions: Approximate | None
-    recall: Recall
-
-    def as_facts(self) -> dict[str, Any]:
-        """Return what `index.json` says of it."""
-        return {name: part and asdict(part) for name, part in self._asdict().items()}
-
-
 def make_approximate(
     store: Store, *, least: int, before: Mapping[str, Any] | None, console: Console | None
-) -> Made | None:
+) -> dict[str, Any] | None:
     """Build an approximate index of the images, and of the captions where there are as many, and measure its recall.
 
     An index whose table has not grown to twice its size stays, and is only measured again: LanceDB has added the new
@@ -70,15 +37,21 @@ def make_approximate(
     Args:
         store: The tables.
         least: Number of rows from which on there is one.
-        before: `Made.as_facts` of the last run.
+        before: Result of the last run.
         console: Console for progress.
+
+    Returns:
+        What `index.json` says: parameters of searches (`Approximate`) of "images" and of "captions" (None without an
+        index of them); "recall", with the share ("value") of the nearest images ("at") that it finds, the number of
+        "queries", and what they are vectors of ("asked_with").
     """
     if store.images.count_rows() < least:
         return None
-    search = _make(store, store.images, before=(before or {}).get("images"), console=console)
+    before = before or {}
+    search = _make(store, store.images, before=before.get("images"), console=console)
     captions = None
     if store.captions.count_rows() >= least:
-        captions = _make(store, store.captions, before=(before or {}).get("captions"), console=console)
+        captions = _make(store, store.captions, before=before.get("captions"), console=console)
     queries, asked_with = _sample(store)
     exact = _exactly_nearest(store, queries)
     recall = _recall(store, queries, exact, search)
@@ -89,7 +62,8 @@ def make_approximate(
         if wider == search:
             break
         search, recall = wider, _recall(store, queries, exact, wider)
-    return Made(search, captions, Recall(_AT, recall, len(queries), asked_with))
+    measured = {"at": _AT, "value": recall, "queries": len(queries), "asked_with": asked_with}
+    return {"images": asdict(search), "captions": captions and asdict(captions), "recall": measured}
 
 
 def _make(store: Store, table: Table, *, before: Mapping[str, int] | None, console: Console | None) -> Approximate:

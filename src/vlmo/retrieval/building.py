@@ -6,7 +6,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from vlmo.data.quarantine import QuarantineFile, read_lines, to_lines
 from vlmo.folder.atomic import LOCK_FILE, lock_folder, write_file
 from vlmo.lazy import install_command
 from vlmo.progress import Progress
-from vlmo.retrieval.approximate import Recall, make_approximate
+from vlmo.retrieval.approximate import make_approximate
 from vlmo.retrieval.embedding import Batch, Work, embed_works
 from vlmo.retrieval.encoder import BATCH, Encoder
 from vlmo.retrieval.engines import EngineChoice, Precision
@@ -52,7 +52,7 @@ class BuildReport:
         deleted: Images that are gone.
         bad: Lines in the quarantine.
         seconds: Duration of the whole run.
-        recall: Recall of the approximate index; None without one.
+        recall: Recall of the approximate index, as `make_approximate` measures it; None without one.
         unmatched: A sentence about names in tables of metadata that no image has; None: every name has one.
     """
 
@@ -64,7 +64,7 @@ class BuildReport:
     deleted: int
     bad: int
     seconds: float
-    recall: Recall | None
+    recall: Mapping[str, Any] | None
     unmatched: str | None = None
 
 
@@ -168,14 +168,14 @@ def build_index(
         store.optimize(lookups=images >= _LOOKUPS_FROM, alone="updated" not in facts)
         approximate = make_approximate(store, least=approximate_from, before=facts["approximate"], console=console)
         facts |= {"complete": True, "images": images, "captions": captions, "updated": _now()}
-        facts["approximate"] = None if approximate is None else approximate.as_facts()
+        facts["approximate"] = approximate
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
     return BuildReport(
         images=images,
         captions=captions,
         **counts,
         seconds=time.perf_counter() - start,
-        recall=None if approximate is None else approximate.recall,
+        recall=None if approximate is None else approximate["recall"],
         unmatched=reader.unmatched(),
     )
 

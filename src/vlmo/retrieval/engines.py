@@ -77,7 +77,7 @@ def open_engine(
 ) -> TorchEngine | GraphsEngine:
     """Return the engine of a model folder, which one thread at a time may call, but for `pixels`.
 
-    Arguments and errors are those of `Encoder`; graphs of a model with another fingerprint are not used.
+    Graphs of a model with another fingerprint are not used; ValueError and other errors as for `Encoder`.
     """
     if precision not in {"float32", "int8"}:
         raise ValueError(f"precision is {precision!r}; expected float32 or int8")

@@ -157,11 +157,10 @@ class Index:
         Raises:
             ValueError: An argument is wrong, or the index is damaged.
         """
+        self._check(vector, top=top)
         found = None
         if self._memory is not None and where is None:
-            self._check(vector, top=top)
-            version = self.version
-            found = self._memory.nearest(vector, top=top, version=version)
+            found = self._memory.nearest(vector, top=top, version=self.version)
         if found is None:
             search, columns = None if exact else self.approximate, self._visible()
             found = self._search(self._store.images, vector, top=top, where=where, search=search, columns=columns)
@@ -173,6 +172,7 @@ class Index:
         Raises:
             ValueError: The index holds no captions, or as for `nearest`.
         """
+        self._check(vector, top=top)
         if not self.num_captions:
             raise ValueError(f"{self.folder}: no image of this index has a caption to be found")
         self._read_changed()
@@ -218,8 +218,6 @@ class Index:
         others = [hit.id for hit in hits if hit.id not in rows]
         rows |= {row["id"]: row for row in self._rows(others, ["id", *_FILE])}
         return [functools.partial(_load, rows.get(hit.id), hit.id) for hit in hits]
-
-    # ----------------------------------------------------------------------------------------------------- searching
 
     def _read_changed(self) -> dict[str, Any]:
         """Read `index.json` if it is another file than the one that was read last; return its contents, or {}."""
@@ -269,7 +267,6 @@ class Index:
         search: Approximate | None,
         columns: list[str],
     ) -> list[dict[str, Any]]:
-        self._check(vector, top=top)
         if where is not None:
             check_condition(where, columns=self.columns)
 

@@ -58,10 +58,7 @@ class SearchResult:
 
     @property
     def no_match(self) -> bool:
-        """True if the query is unknown, or all candidates were scored and none reaches the cut-off.
-
-        The hits are the nearest images even so.
-        """
+        """True if the query is unknown, or all candidates were scored and none reaches the cut-off."""
         if self.unknown or self.probability is None or self.cutoff is None:
             return self.unknown
         return self.complete and not self.unreadable and self.probability < self.cutoff
@@ -158,9 +155,8 @@ class Searcher:
 
             score = (1 - weight) * similarity / temperature + weight * log-odds of a match
 
-        It scores from the best candidate down, a few at a time, until the time is up. Those it has scored stand first,
-        in the order of their scores; the others follow in the order of the vectors. So a search that ran out of time
-        gives the result of a smaller `rerank`.
+        It scores from the best candidate down, a few at a time, until the time is up. Those it has scored stand first;
+        the others follow in the order of the vectors, so that the result is that of a smaller `rerank`.
 
         Args:
             query: A text; an image, or the `Path` of an image file. A text that names a file is refused.
@@ -199,21 +195,14 @@ class Searcher:
         weight: float | None = None,
         budget: float | None = None,
     ) -> SearchResult:
-        """Search captions that describe an image; each hit has one, and is the image that it was written for.
-
-        Arguments as for `search`.
-        """
+        """Search captions of an image; each hit has one, and is its image. Arguments are those of `search`."""
         began, pixels = time.perf_counter(), self.encoder.pixels(_opened(image))
         weight = self.encoder.rerank_weight_image_to_text if weight is None else weight
         options = {"top": top, "rerank": rerank, "weight": weight, "budget": budget}
         return self._run(self.steps(None, pixels, captions=True, began=began, **options))
 
     def similar(self, id: str, *, top: int = 10, where: str | None = None) -> SearchResult:  # noqa: A002
-        """Search images like one of the index, without itself.
-
-        Raises:
-            ValueError: There is no such image, or an argument is wrong.
-        """
+        """Search images like one of the index, without itself; ValueError if there is no such image."""
         start = time.perf_counter()
         if not 1 <= top < MAX_TOP:
             raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP - 1}")
@@ -222,11 +211,7 @@ class Searcher:
         return SearchResult(hits, seconds={"encode": 0.0, "index": time.perf_counter() - start})
 
     def explain(self, query: str, id: str) -> list[tuple[str, Image.Image]]:  # noqa: A002
-        """For each word of a text, the image with a heat map of the fusion encoder's attention from that word.
-
-        Raises:
-            ValueError: There is no such image, or no word in the text.
-        """
+        """Words of a text, and a heat map of the attention from each; ValueError without such an image or a word."""
         from vlmo.visualization import heat_map
 
         image = self.index.image(id)
@@ -271,7 +256,17 @@ class Searcher:
         encoder, alone = self.encoder, (text is not None and pixels is None)
         if rerank is None:
             rerank = SEARCH_RERANK if (alone or captions) and encoder.can_match else 0
-        self._check(top, rerank, weight, budget, cutoff)
+        for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
+            if not least <= value <= MAX_TOP:
+                raise ValueError(f"{name} is {value}; give a number from {least} to {MAX_TOP}")
+        if weight is not None and not 0 <= weight <= 1:
+            raise ValueError(f"weight is {weight}; give the share of the match score, from 0 to 1")
+        if budget is not None and not budget > 0:
+            raise ValueError(f"budget is {budget}; give a number of seconds above 0, or none for no limit")
+        if cutoff and not (0 < cutoff <= 1 and rerank):
+            raise ValueError(f"cutoff is {cutoff} and rerank {rerank}; give a probability from 0 to 1, and candidates")
+        if rerank and not encoder.can_match:
+            raise ValueError(f"{encoder.folder}: this model has no matching head; leave rerank at 0")
         if rerank and not (alone or captions):
             raise ValueError("the query is or has an image, and the fusion encoder scores texts; leave rerank at 0")
         weight = encoder.rerank_weight if weight is None else weight
@@ -293,43 +288,54 @@ class Searcher:
         ((shortlist,),) = (yield Ask({INDEX: [find]})).values()
         seconds = {"encode": encoded - began, "index": time.perf_counter() - encoded}
 
-        start, until = time.perf_counter(), None if budget is None else began + budget
-        left, size = list(shortlist[:rerank]), SEARCH_RERANK if budget is None else 1
+        until = None if budget is None else began + budget
+        result = yield from self._rerank(shortlist, (text, pixels), rerank=rerank, weight=weight, until=until)
+        seconds |= result.seconds if rerank else {}
+        return replace(result, hits=result.hits[:top], cutoff=cutoff, unknown=unknown, seconds=seconds)
+
+    def _rerank(
+        self,
+        shortlist: Sequence[Hit],
+        query: tuple[str | None, Pixels | None],
+        *,
+        rerank: int,
+        weight: float,
+        until: float | None,
+    ) -> Steps:
+        """Score the first candidates, from the best down: images for a text, or captions for an image."""
+        (text, pixels), start = query, time.perf_counter()
+        left, size = list(shortlist[:rerank]), SEARCH_RERANK if until is None else 1
         scored: list[Hit] = []
         unreadable: list[Hit] = []
         try:
             while left and (until is None or time.perf_counter() < until):
                 batch = left[:size]
-                if captions:
+                if text is None:
                     pairs: list[Any] = [(pixels, hit.captions[0]) for hit in batch]
                 else:
                     images = yield from self._images(batch, until)
                     pairs = [None if each is None else (each, text) for each in images]
-                answers = yield Ask({PAIRS: [pair for pair in pairs if pair is not None]}, until)
-                odds = iter(answers[PAIRS])
+                odds = iter((yield Ask({PAIRS: [pair for pair in pairs if pair is not None]}, until))[PAIRS])
                 for hit, pair in zip(batch, pairs, strict=True):
                     if pair is None:
                         unreadable.append(hit)
-                    else:
-                        match = float(next(odds))
-                        score = rerank_score(hit.similarity, match, weight=weight, scale=encoder.inverse_temperature)
-                        scored.append(replace(hit, score=score, match=match))
+                        continue
+                    match, scale = float(next(odds)), self.encoder.inverse_temperature
+                    score = rerank_score(hit.similarity, match, weight=weight, scale=scale)
+                    scored.append(replace(hit, score=score, match=match))
                 # Twice as many next time, so that a slow model is not late by a whole batch.
-                left, size = left[size:], size if budget is None else min(2 * size, RERANK_BATCH)
+                left, size = left[size:], size if until is None else min(2 * size, RERANK_BATCH)
         except TimeoutError:  # from whoever does the work
             pass
-        # Equal scores in the order of the vectors, then all others by the vectors.
-        scored.sort(key=lambda hit: -hit.score)
+        scored.sort(key=lambda hit: -hit.score)  # equal scores in the order of the vectors
         others = sorted([*unreadable, *left, *shortlist[rerank:]], key=lambda hit: -hit.similarity)
         return SearchResult(
-            hits=[*scored, *others][:top],
+            hits=[*scored, *others],
             probability=sigmoid(max(hit.match or 0.0 for hit in scored)) if scored else None,
-            cutoff=cutoff,
-            unknown=unknown,
             num_reranked=len(scored),
             num_late=len(left),
             unreadable=tuple(unreadable),
-            seconds={**seconds, "rerank": time.perf_counter() - start} if rerank else seconds,
+            seconds={"rerank": time.perf_counter() - start},
         )
 
     def _images(self, hits: Sequence[Hit], until: float | None) -> Generator[Ask, dict[str, Any], list[Pixels | None]]:
@@ -343,17 +349,18 @@ class Searcher:
         keys = [_pixel_key(hit) for hit in hits]
         found: list[Any] = [self._memory.get(key) for key in keys]
         missing = [number for number, pixels in enumerate(found) if pixels is None]
-        for number, load in zip(missing, self.index.loaders([hits[number] for number in missing]), strict=True):
-            found[number] = functools.partial(self._load_pixels, keys[number], load)
-        return found
 
-    def _load_pixels(self, key: tuple[Any, ...] | None, load: Callable[[], Image.Image]) -> Pixels | None:
-        try:
-            pixels = self.encoder.pixels(load())
-        except ValueError:
-            return None
-        self._memory.add(key, pixels)
-        return pixels
+        def load_pixels(key: tuple[Any, ...] | None, load: Callable[[], Image.Image]) -> Pixels | None:
+            try:
+                pixels = self.encoder.pixels(load())
+            except ValueError:
+                return None
+            self._memory.add(key, pixels)
+            return pixels
+
+        for number, load in zip(missing, self.index.loaders([hits[number] for number in missing]), strict=True):
+            found[number] = functools.partial(load_pixels, keys[number], load)
+        return found
 
     def _run(self, steps: Steps) -> SearchResult:
         """Do the work of a search in this thread."""
@@ -371,22 +378,6 @@ class Searcher:
                 asked = steps.send({kind: work[kind](rows) for kind, rows in asked.rows.items()})
             except StopIteration as end:
                 return end.value
-
-    def _check(self, top: int, rerank: int, weight: float | None, budget: float | None, cutoff: float | None) -> None:
-        for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
-            if not least <= value <= MAX_TOP:
-                raise ValueError(f"{name} is {value}; give a number from {least} to {MAX_TOP}")
-        if weight is not None and not 0 <= weight <= 1:
-            raise ValueError(f"weight is {weight}; give the share of the match score, from 0 to 1")
-        if budget is not None and not budget > 0:
-            raise ValueError(f"budget is {budget}; give a number of seconds above 0, or none for no limit")
-        if cutoff and not (0 < cutoff <= 1 and rerank):
-            raise ValueError(
-                f"cutoff is {cutoff} and rerank {rerank}; give a probability from 0 to 1, with a rerank from 1: the "
-                "fusion encoder's probability is compared with it"
-            )
-        if rerank and not self.encoder.can_match:
-            raise ValueError(f"{self.encoder.folder}: this model has no matching head; leave rerank at 0")
 
 
 def _pixel_key(hit: Hit) -> tuple[Any, ...] | None:

@@ -42,6 +42,7 @@ Kind = Literal["file", "video", "shard", "dataset", "unreadable", "skipped"]
 # What object stores call the time or the version of a file.
 _VERSIONS = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated", "generation", "created")
 _READERS = 8
+_EXPECTED = "give a folder, an image, a video, or a .tar or .parquet file"
 
 
 class Found(NamedTuple):
@@ -66,7 +67,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """An image as it was read, not yet decoded.
+    """An image as it was read, not yet decoded; most fields are columns of the index.
 
     Attributes:
         id: See `image_id`.
@@ -75,12 +76,9 @@ class Record:
         shard: The shard, saved data set or video; None of a file.
         stamp: Changes when the file or its metadata have changed.
         hash: Digest of the bytes.
-        data: The file's bytes.
+        data: The file's bytes, which the index is to hold if `keep_bytes`.
         path: File from which it can be read again, or its video; None if there is none.
-        keep_bytes: The index is to hold the bytes.
         size: Bytes of the input that were read for it.
-        captions: Texts.
-        metadata: Further columns.
     """
 
     id: str
@@ -129,9 +127,6 @@ def read_place(place: str) -> bytes:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-# -------------------------------------------------------------------------------------------------------------- listing
-
-
 def find(origin: str) -> Iterator[Found]:
     """List everything below an input, in the order of names, then log what images are skipped.
 
@@ -159,28 +154,20 @@ def _find(origin: str) -> Iterator[Found]:
     elif os.path.lexists(origin) or not has_wildcards(origin, braces=True):
         given = Path(origin)
         if not given.exists():
-            raise ValueError(
-                f"there is nothing at {given}; give a folder, an image, a video, or a .tar or .parquet file"
-            )
+            raise ValueError(f"there is nothing at {given}; {_EXPECTED}")
         regular_file(given)
+        kind = _kind(given.name.lstrip("."))  # it may begin with a dot, as it was given outright
         if given.is_dir():
             yield from _below(given, origin=origin, seen=set())
-        elif (kind := _kind(given.name.lstrip("."))) not in {
-            None,
-            "skipped",
-        }:  # its name may begin with a dot, as it was given outright
-            yield _local(given, kind=kind, origin=origin, root=given.parent)
+        elif kind is None or kind == "skipped":
+            names = ", ".join((*sorted(IMAGE_SUFFIXES), *VIDEO_SUFFIXES, *SHARD_SUFFIXES))
+            raise ValueError(f"{given} is no image by its name, no video and no shard ({names})")
         else:
-            images, *others = map(", ".join, (sorted(IMAGE_SUFFIXES), VIDEO_SUFFIXES, SHARD_SUFFIXES))
-            raise ValueError(
-                "{} is no image by its name ({}), no video ({}) and no shard ({})".format(given, images, *others)
-            )
+            yield _local(given, kind=kind, origin=origin, root=given.parent)
     else:
         matches = {match for pattern in expand_braces(origin) for match in files.glob(pattern)}
         if not matches:
-            raise ValueError(
-                f"{origin} matches nothing; give folders, images, videos, .tar or .parquet files that exist"
-            )
+            raise ValueError(f"{origin} matches nothing; {_EXPECTED}")
         seen: set[tuple[int, int]] = set()
         for match in sorted(map(Path, matches), key=lambda path: (path.is_symlink(), str(path))):  # as in a folder
             if match.is_dir() and not match.name.startswith("."):
@@ -247,7 +234,7 @@ def _find_remote(files: Any, path: str, *, origin: str) -> Iterator[Found]:
         raise ValueError(f"{origin} cannot be listed: {error}") from error
     names = sorted(name for name, info in details.items() if info.get("type", "file") == "file")
     if not names:
-        raise ValueError(f"there is nothing at {origin}; give a folder, an image, a video, or a .tar or .parquet file")
+        raise ValueError(f"there is nothing at {origin}; {_EXPECTED}")
     for name in names:
         tar = f"{name.rpartition('.')[0]}.tar"
         if (kind := _kind(name, has_tar=lambda tar=tar: tar in details)) is not None:
@@ -273,9 +260,6 @@ def _kind(name: str, *, has_tar: Callable[[], bool] = lambda: False) -> Kind | N
     if suffix in UNREAD_SUFFIXES:
         return "skipped"
     return "shard" if suffix in SHARD_SUFFIXES and not (suffix == ".parquet" and has_tar()) else None
-
-
-# -------------------------------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
