@@ -78,10 +78,9 @@ def image_bytes(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def read_path(path: str) -> bytes:
-    """Read a file, or the piece that a `range_path` names.
+    """Read a file, or the piece of one that a `range_path` names.
 
-    Raises:
-        OSError: It cannot be read, has more than `MAX_FILE_BYTES`, or is a device or a pipe, which may never end.
+    OSError if it cannot be read, has more than `MAX_FILE_BYTES`, or is a device or a pipe, which may never end.
     """
     piece = _RANGE.fullmatch(path)
     file = Path(path if piece is None else piece["file"])
@@ -97,14 +96,8 @@ def read_path(path: str) -> bytes:
 class EncodedImage:
     """An image of which only the header has been read; `decode` gives the pixels, once.
 
-    Only JPEG is decoded lazily: other formats cannot be decoded at a smaller scale, and are decoded at once.
-
-    Args:
-        max_pixels: Largest width x height that is accepted.
-        formats: Pillow's names of the formats that are accepted.
-
-    Raises:
-        ValueError: As `decode_image`, for what the header tells.
+    Only JPEG is decoded lazily: other formats cannot be decoded at a smaller scale, and are decoded at once. At most
+    `max_pixels` (width x height), and `formats` by Pillow's names, are accepted; ValueError as `decode_image`.
     """
 
     size: tuple[int, int]
@@ -127,10 +120,7 @@ class EncodedImage:
         """Return the image as `decode_image` does; a JPEG at 1 / `reduction` of its size (1, 2, 4 or 8), rounded up.
 
         The JPEG decoder itself gives the smaller scale, which costs less than decoding all and resizing. A pixel is
-        then about the mean of reduction x reduction pixels.
-
-        Raises:
-            ValueError: Cut off or damaged.
+        then about the mean of reduction x reduction pixels. ValueError for a file that is cut off or damaged.
         """
         if not self._is_lazy:
             return self._image
@@ -144,7 +134,7 @@ class EncodedImage:
 def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
     """Decode to mode RGB: first frame, EXIF orientation applied, transparency on white, 16-bit grey scaled to 8 bits.
 
-    Colour profiles are not applied.
+    Color profiles are not applied.
 
     Raises:
         ValueError: Nothing to read, not an image, cut off, damaged, more than `max_pixels` pixels, or made so that it
@@ -156,8 +146,7 @@ def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS, formats: tup
 def decode_mask(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width"]:
     """Return the stored numbers of an image with one channel: greyscale of 8 bits, or indices of a palette.
 
-    Raises:
-        ValueError: As `decode_image`, and for an image with more channels or bits.
+    ValueError as `decode_image`, and for an image with more channels or bits.
     """
     where = image["path"] or "bytes in memory"
     data = _read_bytes(image, where=where)

@@ -117,9 +117,8 @@ def _check_bmp(data: bytes) -> None:
 def check_directory(data: bytes, *, is_file: bool = False) -> None:
     """Check the first directory of a TIFF file (`is_file`), or of EXIF data.
 
-    Raises:
-        ValueError: It has too many tags or strips, or names more bytes than there are; or a file's pixels are JPEG.
-        struct.error: It is missing.
+    ValueError if it has too many tags or strips, or names more bytes than there are, or a file's pixels are JPEG;
+    struct.error if it is missing.
     """
     order, is_big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
     (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)

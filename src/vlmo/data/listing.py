@@ -96,11 +96,8 @@ def walk(folder: Path, *, seen: set[tuple[int, int]] | None = None, lost: list[P
     """Yield the files below a folder of this machine, by name; hidden ones are passed over.
 
     Links to folders are followed; each real folder is visited once, and by its real path if that is below too: tables
-    name files by it.
-
-    Args:
-        seen: Device and number of folders that were visited before; those of this call are added.
-        lost: Takes folders below that cannot be listed; without it, they are errors.
+    name files by it. `seen` holds device and number of folders visited before, and gets those of this call; `lost`
+    takes folders below that cannot be listed, which are errors without it.
     """
     seen = set() if seen is None else seen
     root = folder.resolve()
@@ -132,16 +129,12 @@ def is_visible(path: Path, root: Path) -> bool:
 
 
 def list_shards(pattern: str) -> tuple[str, ...]:
-    """Return the shards that a pattern names, sorted.
+    """Return the shards that a pattern names, sorted; ValueError if nothing matches, or something that is no shard.
 
-    Args:
-        pattern: A path or an fsspec URL of .tar or .parquet files, with braces ({00000..00331}, {a,b}) and wildcards
-            (*, ?, [0-9], **), or a folder. Files that braces name are not looked for: a missing shard is found when it
-            is read, and goes to the quarantine. Of a folder, tar files are taken, or else parquet files: beside tars,
-            img2dataset leaves parquet without images.
-
-    Raises:
-        ValueError: Nothing matches, or something other than a shard does.
+    A pattern is a path or an fsspec URL of .tar or .parquet files, with braces ({00000..00331}, {a,b}) and wildcards
+    (*, ?, [0-9], **), or a folder. Files that braces name are not looked for: a missing shard is found when it is read,
+    and goes to the quarantine. Of a folder, tar files are taken, or else parquet files: beside tars, img2dataset leaves
+    parquet without images.
     """
     urls = expand_braces(pattern)
     files, _ = open_file_system(urls[0])  # one for all: there may be a hundred thousand of them

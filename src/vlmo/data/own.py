@@ -99,10 +99,8 @@ def open_own(path: Path) -> Dataset | None:
 
     A saved set with the columns of `FEATURES` is something else. Images' paths are relative to their table's folder.
     `question` and `answer` make questions; `second_image`, a sentence and `label` sentences about two images; `label`
-    without a caption classes; anything else captions, with one row an image, in the order of first mention.
-
-    Raises:
-        ValueError: A column is missing, or a value cannot be used; the message names the line.
+    without a caption classes; anything else captions, with one row an image, in the order of first mention. ValueError
+    names the line where a column is missing, or a value cannot be used.
     """
     if is_saved(path):
         splits = saved_splits(path) or {None: path}
@@ -277,10 +275,8 @@ def open_shards(path: Path, files: Sequence[Path]) -> Dataset | None:
     """Return all rows of the shard that `path` is, or of those among the files of the folder; None without any.
 
     Images in tars stay there; parquet files are copied into the cache folder. A folder, or the first word of a file's
-    name, tells the split: `train/0.tar`, `test-00000-of-00001.parquet`.
-
-    Raises:
-        ValueError: A record or file cannot be read, or the columns are no images with captions, questions or classes.
+    name, tells the split: `train/0.tar`, `test-00000-of-00001.parquet`. ValueError for a record or file that cannot be
+    read, or columns that are no images with captions, questions or classes.
     """
     shards = _shards_of(files)
     if not shards:
@@ -309,9 +305,6 @@ def _shards_of(files: Sequence[Path]) -> list[Path]:
 
     Beside images, which may be what shards were unpacked to, these are tables of images' paths and captions or the
     like; beside texts, those with a column of images.
-
-    Raises:
-        ValueError: A parquet file beside images or texts cannot be read.
     """
     suffixes = {file.suffix.lower() for file in files}
     tars, tables = ([file for file in files if file.suffix.lower() == suffix] for suffix in SHARD_SUFFIXES)

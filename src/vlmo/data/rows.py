@@ -30,11 +30,7 @@ def select_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
 
 
 def false_captions(rows: Dataset) -> list[list[str]]:
-    """Return a false version of each caption of each row; "" where there is none.
-
-    Raises:
-        ValueError: A row has more or fewer than captions.
-    """
+    """Return a false version of each caption of each row, "" where there is none; ValueError for more or fewer."""
     captions = [texts or [] for texts in column(rows, "captions")]
     false = column(rows, "false_captions") if "false_captions" in rows.column_names else [None] * len(captions)
     found = [

@@ -33,10 +33,8 @@ def is_saved(folder: Path) -> bool:
 def saved_splits(folder: Path) -> dict[str, Path]:
     """Return the folders of the splits that have rows, by name; empty where it is itself a split, or not a saved set.
 
-    `val` and the like are called as in `SPLITS`, unless another split has that name.
-
-    Raises:
-        ValueError: The list of splits is damaged, or none has rows.
+    `val` and the like are called as in `SPLITS`, unless another split has that name. ValueError if the list of splits
+    is damaged, or none has rows.
     """
     file = folder / "dataset_dict.json"
     if not file.is_file():
@@ -59,11 +57,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def open_saved(folder: Path) -> Dataset:
-    """Open the rows of a split.
-
-    Raises:
-        ValueError: It is damaged, or empty: then `datasets` writes no file and cannot read that itself.
-    """
+    """Open the rows of a split; ValueError if it is damaged, or empty, which `datasets` itself cannot read."""
     from datasets import Dataset  # takes a second
 
     if _is_empty(folder):

@@ -145,11 +145,7 @@ def file_key(file: Path, *details: object) -> str:
 
 
 def find(root: Path, *candidates: str, layout: str) -> Path:
-    """Return the first of `candidates` (paths relative to `root`) that exists; ValueError without any.
-
-    Args:
-        layout: The expected files of the folder, for the error, such as "train2014/, val2014/ and dataset_coco.json".
-    """
+    """Return the first of `candidates`, paths relative to `root`, that exists; ValueError with the `layout` if none."""
     require_folder(root, layout=layout)
     if (found := first_of(root, *candidates)) is not None:
         return found
@@ -191,14 +187,8 @@ def image_at(file: Path) -> ImageCell:
 def read_records(file: Path, read: Callable[[Any], Item], *, needs: str, key: str | None = None) -> Iterator[Item]:
     """Yield `read` of each element of the JSON array that `file` holds, or of the array under `key` of its object.
 
-    Only a few elements are in memory at a time, so a file of gigabytes can be read.
-
-    Args:
-        needs: Fields that `read` takes from an element, for the error.
-
-    Raises:
-        ValueError: Not such JSON, no element, or one that lacks a field; the message names the file, and the number of
-            the element with `needs`.
+    Only a few elements are in memory at a time, so a file of gigabytes can be read. ValueError for other JSON, no
+    element, or one that lacks a field: it names the file, the number of the element, and the fields that it `needs`.
     """
     number = -1
     with file.open(encoding="utf-8-sig") as opened:

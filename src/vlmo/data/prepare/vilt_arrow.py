@@ -39,9 +39,7 @@ def open_set(root: Path) -> SetOnDisk:
     """Find the rows of one set; a row an image with captions, a question, or a sentence about two images.
 
     `root` is a folder that holds the files of one set, or FOLDER/SET, such as `arrows/vqav2`, where it holds several.
-
-    Raises:
-        ValueError: No such files, of several sets, damaged, or with columns that no published preparation writes.
+    ValueError for files that are missing, of several sets, damaged, or of columns that no published preparation writes.
     """
     folder = root if root.is_dir() else root.parent
     sets: dict[str, dict[Path, str | None]] = {}
