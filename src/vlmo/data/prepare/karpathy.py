@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,5 +56,5 @@ def _open(
         return Row(split, make_row(image_id(record), image=cell, captions=captions, source=name, licence=licence))
 
     needs = f"filename, split ({', '.join(_SPLITS)}), sentences[].raw and in COCO cocoid"
-    rows = functools.partial(read_records, file, row, key="images", needs=needs)
+    rows = read_records(file, row, key="images", needs=needs)
     return SetOnDisk(parts=chunked(rows), licence=licence, known_sizes=sizes)

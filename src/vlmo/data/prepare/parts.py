@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,8 +31,6 @@ ROWS_A_PART = 1024
 TYPED = ("{}", "{}", "a picture of {}", "an icon of {}")
 """Words that people type around a name with its article."""
 _AN = re.compile(r"(?!eu|ewe|one\b|once|uni(?!n)|us[aeb]|uti|uk|url)[aeiou]|hour|heir|honest")
-
-_BLOCK_CHARS, _MAX_CHARS = 1 << 20, 1 << 26  # that are read at once, and of one value, of a JSON file
 
 
 @dataclass(frozen=True)
@@ -184,86 +182,25 @@ def image_at(file: Path) -> ImageCell:
     return {"bytes": None, "path": str(file.absolute())}
 
 
-def read_records(file: Path, read: Callable[[Any], Item], *, needs: str, key: str | None = None) -> Iterator[Item]:
-    """Yield `read` of each element of the JSON array that `file` holds, or of the array under `key` of its object.
+def read_records(file: Path, read: Callable[[Any], Item], *, needs: str, key: str | None = None) -> list[Item]:
+    """Return `read` of each element of the JSON array that `file` holds, or of the array under `key` of its object.
 
-    Only a few elements are in memory at a time, so a file of gigabytes can be read. ValueError for other JSON, no
-    element, or one that lacks a field: it names the file, the number of the element, and the fields that it `needs`.
+    ValueError for other JSON, no element, or one that lacks a field: it names the file, the number of the element, and
+    the fields that it `needs`.
     """
-    number = -1
-    with file.open(encoding="utf-8-sig") as opened:
-        records = enumerate(_elements(opened, key))
-        while True:
-            try:
-                number, record = next(records)
-            except StopIteration:
-                break
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"{file}: after {number + 1} records it is no JSON in UTF-8 ({error}); is it cut off?"
-                ) from error
-            try:
-                item = read(record)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ValueError(
-                    f"{file}: {key or ''}[{number}]: {needs} are needed ({error!r}); is it the file of another set?"
-                ) from error
-            yield item
-    if number < 0:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: it is no JSON in UTF-8 ({error}); is it cut off?") from error
+    records = content if key is None else content.get(key) if isinstance(content, dict) else None
+    if not isinstance(records, list) or not records:
         raise ValueError(f"{file}: it holds no list{f' {key!r}' if key else ''}, or an empty one")
-
-
-class _Json:
-    """Values of JSON text one after another, in little memory."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file, self._text, self._at, self._decode = file, "", 0, json.JSONDecoder().raw_decode
-
-    def sign(self, expected: str = "") -> str:
-        """Return the next character that is no space; step over it if it is expected."""
-        while (found := self._text[self._at : self._at + 1]).isspace() or not found:
-            self._at += 1
-            if not found:
-                self._text, self._at = self._file.read(_BLOCK_CHARS), 0
-                if not self._text:
-                    raise ValueError("it ends early")
-        self._at += found == expected
-        return found
-
-    def value(self) -> Any:
-        """Return the next value; ValueError if it is damaged, or has more than `_MAX_CHARS` characters."""
-        self.sign()
-        while True:
-            try:
-                found, end = self._decode(self._text, self._at)
-            except json.JSONDecodeError:
-                found, end = None, len(self._text)
-            if end < len(self._text):  # else it may go on
-                self._at = end
-                return found
-            size = len(self._text) - self._at
-            more = self._file.read(max(_BLOCK_CHARS, size))
-            if not more or size > _MAX_CHARS:
-                raise ValueError("it ends early, or a value is damaged or too long")
-            self._text, self._at = self._text[self._at :] + more, 0
-
-
-def _elements(file: TextIO, key: str | None) -> Iterator[Any]:
-    """Yield the elements of an array, or of that under `key` of an object; none where there is no such array."""
-    text = _Json(file)
-    if key is not None:
-        if text.sign("{") != "{":
-            return
-        while text.value() != key:
-            text.sign(":")
-            text.value()
-            if text.sign(",") != ",":
-                return
-        text.sign(":")
-    if text.sign("[") != "[" or text.sign("]") == "]":
-        return
-    yield text.value()
-    while text.sign(",") == ",":
-        yield text.value()
-    if text.sign() != "]":
-        raise ValueError(f"found {text.sign()!r} between values")
+    found = []
+    for number, record in enumerate(records):
+        try:
+            found.append(read(record))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{file}: {key or ''}[{number}]: {needs} are needed ({error!r}); is it the file of another set?"
+            ) from error
+    return found

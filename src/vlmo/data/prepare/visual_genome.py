@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -60,5 +59,5 @@ def open_set(root: Path) -> SetOnDisk:
         )
         return Row(HELD_OUT_SPLIT if coco_id in held_out else "train", values)
 
-    rows = functools.partial(read_records, regions, row, needs="id and regions[].phrase")
+    rows = read_records(regions, row, needs="id and regions[].phrase")
     return SetOnDisk(parts=chunked(rows), licence=LICENCE, notes=notes)

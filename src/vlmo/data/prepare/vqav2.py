@@ -139,7 +139,7 @@ def _read_annotations(file: Path) -> dict[int, _Annotation]:
     return found
 
 
-def _read_questions(file: Path) -> Iterator[tuple[int, int, str]]:
+def _read_questions(file: Path) -> list[tuple[int, int, str]]:
     def read(record: dict[str, Any]) -> tuple[int, int, str]:
         return int(record["question_id"]), int(record["image_id"]), text_of(record["question"])
 
