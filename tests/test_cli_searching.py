@@ -117,24 +117,17 @@ def test_search_shows_a_table(made, capsys, monkeypatch):
     assert "nothing was found" in printed(["search", made[1], "x", "--where", "year = 0"], capsys)
 
 
-def test_search_by_words_and_an_image(made, capsys, tmp_path):
-    file = tmp_path / "blue.png"
-    drawings()[8].save(file)
-    main(["search", str(made[1]), "a red square", "--image", str(file), "--json", "--top", "2"])
-    found = json.loads(capsys.readouterr().out)
-    main(["search", str(made[1]), "a red square", "--json", "--top", "2", "--rerank", "0"])
-    assert found["num_reranked"] == 0
-    assert found["hits"][0]["score"] != json.loads(capsys.readouterr().out)["hits"][0]["score"]
+def test_image_joins_words_or_is_the_query(made, capsys, tmp_path):
+    drawings()[8].save(tmp_path / "query.png")
 
+    def hits(*words) -> dict:
+        return json.loads(printed(["search", made[1], *words, "--json", "--top", "2"], capsys))
 
-def test_image_without_words_is_the_query(made, capsys, tmp_path):
-    drawings()[0].save(tmp_path / "query.png")
-    alone, named = (
-        json.loads(printed(["search", made[1], *words, tmp_path / "query.png", "--json"], capsys))["hits"]
-        for words in (["--image"], [])
-    )
-    assert alone == named
-    assert alone
+    joined = hits("a red square", "--image", tmp_path / "query.png")
+    assert joined["num_reranked"] == 0
+    assert joined["hits"][0]["score"] != hits("a red square", "--rerank", "0")["hits"][0]["score"]
+    alone, named = hits("--image", tmp_path / "query.png")["hits"], hits(tmp_path / "query.png")["hits"]
+    assert alone == named != []
 
 
 def test_search_says_no_match_above_the_nearest_images(made, capsys):

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.forkserver import run_command
 from tests.tasks.toy_folders import write_folders
 from tests.tasks.toy_vision import write_class_set
+from tests.test_cli import refused
 from tests.toy_questions import ANSWERS, COLORS, write_questions, write_sentences
 from vlmo.checkpoints.importing import name_labels
 from vlmo.cli import main
@@ -45,18 +46,6 @@ def picture(tmp_path_factory):
     file = tmp_path_factory.mktemp("pictures") / "red.png"
     Image.new("RGB", (40, 30), COLORS["red"]).save(file)
     return str(file)
-
-
-def refused(arguments, capsys) -> str:
-    """The one line of a command that ends with exit code 2."""
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if line.startswith("vlmo: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in error
-    return lines[0]
 
 
 def test_evaluate_prints_a_table_and_writes_what_it_takes_to_score_again(folders, questions, capsys, tmp_path):
@@ -232,14 +221,6 @@ def test_data_are_prepared(tmp_path, capsys):
     assert "was prepared before" in capsys.readouterr().out
 
 
-def test_help_shows_options(capsys):
-    for command, option in (("evaluate", "--rerank-weight"), ("predict", "--question"), ("data prepare", "--num-proc")):
-        with pytest.raises(SystemExit) as stopped:
-            main([*command.split(), "--help"])
-        assert stopped.value.code == 0
-        assert option in capsys.readouterr().out
-
-
 def test_processes_print_one_table_and_write_one_file(folders, pairs, tmp_path):
     """Under torchrun with two processes; `tests/tasks/test_processes.py` compares their metrics with those of one."""
     out = tmp_path / "shared.json"
@@ -295,9 +276,7 @@ def test_folders_that_are_damaged_are_one_line(folders, questions, pairs, capsys
     (tmp_path / "cut" / "model.safetensors").write_bytes(weights[:-100])
     for folder, data, words in (
         (cut, questions, "cannot be loaded"),
-        (damaged(vqa, tmp_path / "empty", remove="model.safetensors"), questions, "cannot be loaded"),
         (damaged(vqa, tmp_path / "wordless", remove="tokenizer.json"), questions, "knows no words"),
-        (damaged(vqa, tmp_path / "wide", hidden_size=48), questions, "other shapes than its config.json says"),
         (damaged(retrieval, tmp_path / "deep", hidden_size=48), pairs, "other shapes than its config.json says"),
         (damaged(vqa, tmp_path / "odd", architectures="A"), questions, "expected a list of names"),
     ):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
-from urllib.request import url2pathname
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
@@ -37,15 +34,5 @@ def need_package(package: str, *, extra: str, user: str) -> None:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs the packages of an extra, from where this package was installed (PEP 610)."""
-    try:
-        source = json.loads(distribution("vlmo").read_text("direct_url.json") or "{}")
-    except PackageNotFoundError:  # found by PYTHONPATH
-        source = {}
-    url = source.get("url", "")
-    if "dir_info" in source:
-        option = "--editable " if source["dir_info"].get("editable") else ""
-        return f"pip install {option}'{url2pathname(url.removeprefix('file://'))}[{extra}]'"
-    if (control := source.get("vcs_info")) is not None:
-        url = f"{control['vcs']}+{url}@{control.get('requested_revision') or control['commit_id']}"
-    return f"pip install 'vlmo[{extra}] @ {url}'" if url else f"pip install 'vlmo[{extra}]'"
+    """Return the command that installs the packages of an extra, wherever this package was installed from."""
+    return f"pip install 'vlmo[{extra}]'"

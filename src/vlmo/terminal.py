@@ -1,6 +1,9 @@
-"""Texts of others for a terminal."""
+"""Output on a terminal, which names and texts of others cannot control."""
 
+import json
 import re
+import sys
+from typing import Any
 
 from rich.markup import escape
 
@@ -18,3 +21,15 @@ def without_controls(text: str) -> str:
 def escaped(text: str) -> str:
     """Return a text for one of rich's tables: no control characters, and no markup."""
     return escape(without_controls(text))
+
+
+def say(*lines: str) -> None:
+    """Print lines whole, as they are but for control characters, of which an end of line is one."""
+    sys.stdout.write("".join(f"{without_controls(line)}\n" for line in lines))
+    sys.stdout.flush()
+
+
+def say_json(value: Any) -> None:
+    """Print a value as JSON, in which every control character is escaped."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    sys.stdout.write(re.sub(rf"[{HIDDEN}]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")

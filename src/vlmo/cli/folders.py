@@ -9,11 +9,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vlmo.cli.output import say
 from vlmo.cli.parsing import Device, ModelFolder, hide_loading_bars, nearest
 from vlmo.released import find_model, no_model
 from vlmo.released.published import MODELS
-from vlmo.terminal import escaped
+from vlmo.terminal import escaped, say
 
 
 def models(

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from vlmo.cli.output import say
 from vlmo.cli.parsing import Device, ModelFolder, hide_loading_bars, parse, without_garbage_collection
 from vlmo.lazy import need_package
+from vlmo.terminal import say
 
 _COMMON = {
     "--lr": "--optimizer.lr",

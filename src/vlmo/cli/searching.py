@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from vlmo.cli.output import say, say_json
 from vlmo.cli.parsing import (
     EngineOptions,
     Engines,
@@ -25,7 +24,7 @@ from vlmo.cli.parsing import (
     without_garbage_collection,
 )
 from vlmo.released import find_model
-from vlmo.terminal import without_controls
+from vlmo.terminal import say, say_json, without_controls
 
 if TYPE_CHECKING:
     from vlmo.retrieval import BuildReport, ImageGroup, Searcher

@@ -11,11 +11,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vlmo.cli.output import say, say_json
 from vlmo.cli.parsing import Device, ModelFolder, check_given, check_new_file, check_precision, hide_loading_bars
 from vlmo.released import find_model, is_released, notes_folder
 from vlmo.released.published import MODELS
-from vlmo.terminal import escaped
+from vlmo.terminal import escaped, say, say_json
 
 if TYPE_CHECKING:
     from vlmo.tasks import TaskResult
