@@ -38,7 +38,7 @@ def is_lost_contact(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or named
 
 
-def describe_fault(error: OSError | EOFError | RuntimeError, *, run_dir: Path) -> str | None:
+def describe_fault(error: OSError | EOFError | RuntimeError, *, run_dir: Path | None) -> str | None:
     """Return what the machine did to a run and what to do about it, in one phrase; None for errors of another kind."""
     if is_lost_contact(error):
         reason = " ".join(str(error).split())[:200]
@@ -48,18 +48,21 @@ def describe_fault(error: OSError | EOFError | RuntimeError, *, run_dir: Path) -
             f"a worker that prepares batches is gone ({worker[1]}), most often because memory ran out: give the machine"
             " more, or lower loader.num_workers"
         )
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError) or run_dir is None:
         return None
     advice = _ADVICE.get(error.errno or 0)
     return f"{error.filename or run_dir}: {error}" + (f"; {advice}" if advice else "")
 
 
 @contextlib.contextmanager
-def explained_faults(where: Callable[[], str], *, run_dir: Path, last_saved: Callable[..., str]) -> Iterator[None]:
+def explained_faults(
+    where: Callable[[], str], *, run_dir: Path | None, last_saved: Callable[..., str]
+) -> Iterator[None]:
     """Turn faults of the machine into TrainingError; other errors pass.
 
     Args:
         where: Names the run and its step.
+        run_dir: Of the run, for files that the system refuses; None lets these errors pass.
         last_saved: Says what the same command goes on from; `finish` waits for a state that is being written.
     """
     try:
