@@ -176,23 +176,6 @@ def test_metrics_stand_beside_chance_and_source_and_are_explained(folder):
     ]
 
 
-def test_reranked_values_stand_beside_those_of_the_dual_encoder(folder):
-    reranked = measurement("rerank_ir@1", value=0.5, interval=[40.0, 60.0])
-    alone = measurement("rerank_tr@1", value=0.25)
-    later = (measurement("ir@5"), measurement("rerank_ir@5", value=0.75, date="2026-02-04"))
-    card = write_card(folder, ModelCard(metrics=(reranked, measurement(), measurement(split="train"), alone, *later)))
-    *rows, _, _, meaning, _, _, _ = section(card, "Metrics").splitlines()
-    assert meaning == "- reranked: after the fusion encoder has reordered the first candidates"
-    assert [row.split(" | ")[:4] for row in rows if "---" not in row] == [
-        ["| measured on", "metric", "value (95 % interval)", "reranked"],
-        ["| `emoji-pairs`, test", "IR@1, dual encoder", "12.34 %", "50.0 % (40.0 to 60.0)"],
-        ["| `emoji-pairs`, train", "IR@1, dual encoder", "12.34 %", ""],
-        ["| `emoji-pairs`, test", "RERANK_TR@1, dual encoder", "25.0 %", ""],
-        ["| `emoji-pairs`, test", "IR@5, dual encoder", "12.34 %", ""],
-        ["| `emoji-pairs`, test", "RERANK_IR@5, dual encoder", "75.0 %", ""],  # of another day
-    ]
-
-
 def test_uses_of_one_data_set_share_a_row(folder):
     data = (DataSource("a", "stage 3", ("MIT",)), DataSource("a", "stage 1", ("MIT",)), DataSource("a", "vocabulary"))
     card = write_card(folder, ModelCard(data=data))

@@ -136,14 +136,15 @@ def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
     result = evaluate(folder, source=str(test_pairs), split="test", rerank=2)
     result.write_card(folder, measured_by="`vlmo evaluate`")
     rows = {row[1]: row[2:] for row in cells(section(folder, "Metrics").partition("\n\n")[0])}
-    assert len(rows) == 9  # 6 recalls of both encoders, and 3 metrics of matching
+    assert len(rows) == 15  # 6 recalls of each encoder, and 3 metrics of matching
     for metric, value in result.metrics.items():
-        plain = metric.removeprefix("rerank_")
-        row = rows[MATCHING[metric][0] if metric in MATCHING else f"{plain.upper()}, dual encoder"]
+        encoder = "reranked" if metric.startswith("rerank_") else "dual encoder"
+        name = f"{metric.removeprefix('rerank_').upper()}, {encoder}"
+        row = rows[MATCHING[metric][0] if metric in MATCHING else name]
         ends = [str(round(100 * end, 1)) for end in result[metric].interval or ()]
         told = f"{round(100 * value, 2)} %" + (f" ({' to '.join(ends)})" if ends else "")
-        assert row[metric.startswith("rerank_")] == told
-        assert row[2:] == [f"{round(100 * result.chance[metric], 2)} %", f"`vlmo evaluate`, {TODAY}"]
+        assert row[0] == told
+        assert row[1:] == [f"{round(100 * result.chance[metric], 2)} %", f"`vlmo evaluate`, {TODAY}"]
     assert {each.metric_type for each in read_results(folder)} == set(result.metrics)
     assert section(folder, "Data") == before
 

@@ -25,17 +25,12 @@ from vlmo.folder.atomic import write_file
 CARD, RESULTS_FILE, DATA_FILE = "README.md", "results.json", "data_sources.json"
 UNKNOWN = "not known"
 NOT_STATED = "not stated: as its owner states"
-_PERCENT = "percent"
-_RERANKED, _RERANKED_MEANING = "rerank_", "reranked: after the fusion encoder has reordered the first candidates"
-_FACTS = "## What it is"
-_METRICS = "## Metrics"
 _MOST_SHOWN = 16
 """Results in a card; of more, it shows the primary ones."""
 _PRIMARY = {"ir@1", "rerank_ir@1", "accuracy", "top1", "miou", "dual", "fusion", "dual_group", "fusion_group"}
 _MOST_LETTERS = 200
 """Longest list of licences with their sources in a card; longer lists name the licences alone."""
-_LIMITS = "## Limits"
-_PLACE = '"path/to/this/folder"'
+_OWN_PATH = '"path/to/this/folder"'
 _CODE = """\
 import vlmo  # registers the class with transformers
 from transformers import pipeline
@@ -87,7 +82,7 @@ class DataSource:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Content of a card that `config.json` does not tell; the card shows the rest as "not known".
+    """Content of a card that `config.json` does not hold; the card shows the rest as "not known".
 
     Attributes:
         title: Headline; by default the recipe's name, or the class.
@@ -144,17 +139,17 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
     if card.changed:
         recipe = f"derived from {recipe}, with other settings: {', '.join(f'`{name}`' for name in card.changed)}"
     start = card.start or ("random weights" if card.recipe else UNKNOWN)
-    cut = ", and longer texts are cut" if (folder / "tokenizer_config.json").is_file() else ""
-    limits = (*card.limits, f"Images are resized to a square without a crop{cut}.", _MEASURED)
+    shortened = ", and longer texts are cut" if (folder / "tokenizer_config.json").is_file() else ""
+    limits = (*card.limits, f"Images are resized to a square without a crop{shortened}.", _MEASURED)
     sections = [
         f"# {title}\n\n{card.about}".rstrip(),
-        f"{_FACTS}\n\n{_bullets(_facts(folder, usage=usage, stage=card.stage))}",
+        f"## What it is\n\n{_facts(folder, usage=usage, stage=card.stage)}",
         *([f"## How to use\n\n```python\n{usage.code}```"] if usage else []),
         f"## Recipe\n\n{_bullets([f'Recipe: {recipe}', f'Settings: {card.settings or UNKNOWN}', f'Start: {start}'])}",
         f"## Data\n\n{_data_table(card.data)}",
         f"## Licence\n\n{_licence(card)}",
-        f"{_METRICS}\n\n{_metrics_table(card.metrics)}",
-        f"{_LIMITS}\n\n{_bullets(limits)}",
+        f"## Metrics\n\n{_metrics_table(card.metrics)}",
+        f"## Limits\n\n{_bullets(limits)}",
     ]
     path = folder / CARD
     write_file(path, f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
@@ -182,7 +177,7 @@ def add_metrics(folder: str | Path, metrics: Sequence[EvalResult], *, usage: Usa
     kept = [result for result in before if (result.metric_type, result.dataset_name, result.dataset_split) not in named]
     results = [*kept, *metrics]
     front.eval_results = front.model_name = None
-    card.text = _with_section(card.text, _METRICS, _metrics_table(results))
+    card.text = _with_section(card.text, "Metrics", _metrics_table(results))
     write_file(path, str(card))
     _write_json(path.parent / RESULTS_FILE, [_facts_of(result) for result in results])
     return path
@@ -213,19 +208,20 @@ def rename_card(
     head = f"# {title}" + (f"\n\n{note}" if note else "")
     text = re.sub(r"^# .+$", lambda _: head, card.text, count=1, flags=re.MULTILINE)
     if "/" in title:  # `model_path` takes names of the hub by their scheme
-        text = text.replace(f"model_path({_PLACE})", f'model_path("hf://{title}")')
-    text = text.replace(_PLACE, f'"{title}"')
+        text = text.replace(f"model_path({_OWN_PATH})", f'model_path("hf://{title}")')
+    text = text.replace(_OWN_PATH, f'"{title}"')
     if usage is not None:
         stage = re.search(r"^- Stage: (.+)$", text, flags=re.MULTILINE)
-        text = _with_section(text, _FACTS, _bullets(_facts(folder, usage=usage, stage=stage[1] if stage else UNKNOWN)))
+        facts = _facts(folder, usage=usage, stage=stage[1] if stage else UNKNOWN)
+        text = _with_section(text, "What it is", facts)
     if licence is not None:
         front.license = licence
-        text = _with_section(text, "## Licence", _licence(ModelCard(licence=licence, data=read_data(folder))))
+        text = _with_section(text, "Licence", _licence(ModelCard(licence=licence, data=read_data(folder))))
     if data := read_data(folder):
         front.__dict__.pop("data_sources", None)  # where cards had the data before
         _write_json(folder / DATA_FILE, _by_terms(data))
-        text = _with_section(text, "## Data", _data_table(data))
-    card.text = _with_section(text, _METRICS, _metrics_table(()))
+        text = _with_section(text, "Data", _data_table(data))
+    card.text = _with_section(text, "Metrics", _metrics_table(()))
     write_file(path, str(card))
 
 
@@ -237,7 +233,7 @@ def add_section(folder: str | Path, *, title: str, body: str) -> None:
     """
     path = Path(folder) / CARD
     card = _load(path)
-    card.text = _with_section(card.text, f"## {title}", body)
+    card.text = _with_section(card.text, title, body)
     write_file(path, str(card))
 
 
@@ -303,13 +299,13 @@ def _load(path: Path) -> huggingface_hub.ModelCard:
         raise ValueError(f"{path}: its front matter cannot be read ({error}); mend or remove the file") from error
 
 
-def _with_section(text: str, heading: str, body: str) -> str:
-    section = f"{heading}\n\n{body}\n"
-    pattern = rf"^{re.escape(heading)}[ \t]*\n.*?(?P<gap>\n(?=#{{1,2}} )|\Z)"
+def _with_section(text: str, title: str, body: str) -> str:
+    section = f"## {title}\n\n{body}\n"
+    pattern = rf"^## {re.escape(title)}[ \t]*\n.*?(?P<gap>\n(?=#{{1,2}} )|\Z)"
     there = re.compile(pattern, flags=re.MULTILINE | re.DOTALL)
     if there.search(text):
         return there.sub(lambda found: section + found["gap"], text, count=1)
-    above, limits, below = text.partition(f"\n{_LIMITS}\n") if heading != _METRICS else (text, "", "")
+    above, limits, below = text.partition("\n## Limits\n") if title != "Metrics" else (text, "", "")
     return f"{above.rstrip()}\n\n{section}{limits}{below}"
 
 
@@ -322,8 +318,8 @@ def _kind(folder: Path) -> str:
     return str(next(iter(architectures(folder)), UNKNOWN))
 
 
-def _facts(folder: Path, *, usage: Usage | None, stage: str) -> list[str]:
-    """Return class, stage and sizes."""
+def _facts(folder: Path, *, usage: Usage | None, stage: str) -> str:
+    """Return class, stage and sizes, a line each."""
     config = read_config(folder)
     words = {
         "num_hidden_layers": "blocks: {}",
@@ -350,7 +346,7 @@ def _facts(folder: Path, *, usage: Usage | None, stage: str) -> list[str]:
     if tokenizer.is_file():
         length = read_json(tokenizer).get("model_max_length", UNKNOWN)
         facts.append(f"Texts: at most {length} tokens; a vocabulary of {config.get('vocab_size', UNKNOWN)}.")
-    return facts
+    return _bullets(facts)
 
 
 def _by_terms(data: Sequence[DataSource]) -> list[dict[str, Any]]:
@@ -382,64 +378,28 @@ def _terms(licences: Sequence[str]) -> str:
 
 def _licence(card: ModelCard) -> str:
     known = f"The weights are under {card.licence}." if card.licence else "The weights' licence is not stated."
-    return " ".join(
-        line for line in (known, card.licence_note, "The data's terms stand above." if card.data else "") if line
-    )
-
-
-def _value(result: EvalResult) -> str:
-    facts = result.metric_args or {}
-    ends = facts.get("interval")  # in cards of others, whatever they mean by it
-    interval = f" ({ends[0]} to {ends[1]})" if isinstance(ends, list) and len(ends) == 2 else ""
-    return f"{result.metric_value}{_unit(facts)}{interval}"
-
-
-def _unit(facts: Mapping[str, Any]) -> str:
-    return " %" if facts.get("unit") == _PERCENT else ""
+    return " ".join(filter(None, (known, card.licence_note, "The data's terms stand above." if card.data else "")))
 
 
 def _metrics_table(results: Sequence[EvalResult]) -> str:
-    """Return the table of our metrics and of others', which may tell less, and what the metrics mean.
-
-    A value after reranking stands beside that of the dual encoder from the same source.
-    """
+    """Return the table of our metrics and of others', which may tell less, and what the metrics mean."""
     if not results:
         return "Not measured."
-    shown = _shown(results)
-    by_key = {_key(each, each.metric_type): each for each in shown}
-    rows, meanings = [], {}
+    shown, rows, meanings = _shown(results), [], {}
     for result in shown:
-        data, split, metric = result.dataset_name, result.dataset_split, result.metric_type
-        if metric.startswith(_RERANKED) and _key(result, metric.removeprefix(_RERANKED)) in by_key:
-            continue
-        facts, reranked = result.metric_args or {}, by_key.get(_key(result, _RERANKED + metric))
-        name = result.metric_name or metric
-        rows.append(
-            (
-                f"`{data}`, {split or 'split ' + UNKNOWN}",
-                name,
-                _value(result),
-                _value(reranked) if reranked else "",
-                f"{facts['chance']}{_unit(facts)}" if "chance" in facts else UNKNOWN,
-                ", ".join(str(facts[key]) for key in ("measured_by", "date") if key in facts) or UNKNOWN,
-            )
-        )
+        facts, name = result.metric_args or {}, result.metric_name or result.metric_type
+        unit = " %" if facts.get("unit") == "percent" else ""
+        ends = facts.get("interval")  # in cards of others, whatever they mean by it
+        interval = f" ({ends[0]} to {ends[1]})" if isinstance(ends, list) and len(ends) == 2 else ""
+        data = f"`{result.dataset_name}`, {result.dataset_split or 'split ' + UNKNOWN}"
+        chance = f"{facts['chance']}{unit}" if "chance" in facts else UNKNOWN
+        source = ", ".join(str(facts[key]) for key in ("measured_by", "date") if key in facts)
+        rows.append((data, name, f"{result.metric_value}{unit}{interval}", chance, source or UNKNOWN))
         if facts.get("meaning"):
             meanings[f"{name}: {facts['meaning']}"] = None
-        if reranked:
-            meanings[_RERANKED_MEANING] = None
-    head = ("measured on", "metric", "value (95 % interval)", "reranked", "chance", "source")
-    if not any(row[3] for row in rows):
-        head, rows = (head[:3] + head[4:]), [row[:3] + row[4:] for row in rows]
     note = f"\n\n`{RESULTS_FILE}` has all {len(results)} results." if len(shown) < len(results) else ""
+    head = ("measured on", "metric", "value (95 % interval)", "chance", "source")
     return _table(head, rows) + (f"\n\n{_bullets(meanings)}" if meanings else "") + note
-
-
-def _key(result: EvalResult, metric: str) -> tuple[Any, ...]:
-    """Return what a value of `metric` has in common with this one: data and source."""
-    facts = result.metric_args or {}
-    source = (facts.get("measured_by"), facts.get("date"))
-    return result.dataset_name, result.dataset_config, result.dataset_split, *source, metric
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
