@@ -46,7 +46,7 @@ def commands(folder: Path, *, steps: int) -> dict[str, list[str]]:
     """The measured commands by name; `OUT` stands for a new folder."""
     images = folder / "images"
     images.mkdir()
-    rows = open_source("drawings-pairs").select(range(_IMAGES))
+    rows = open_source("emoji-pairs").select(range(_IMAGES))
     with (images / "metadata.jsonl").open("w") as file:
         for number, row in enumerate(rows):
             decode_image(row["image"]).save(images / f"{number:04}.png")

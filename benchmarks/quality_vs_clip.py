@@ -1,6 +1,6 @@
 """Retrieval of VLMo's dual encoder and of open_clip's CLIP, both trained from nothing by contrast for the same time.
 
-    python benchmarks/quality_vs_clip.py --seconds 600 --out benchmarks/results/quality-vs-clip.json
+    PYTHONPATH=. python benchmarks/quality_vs_clip.py --seconds 600 --out benchmarks/results/quality-vs-clip.json
 
 Both see the same pairs, images (same augmentation), word pieces, patches, batch size and precision in one loop with
 the same loss, which leaves equal captions out, and are searched by the same code on the same sets. Each side takes the
@@ -22,6 +22,7 @@ import tyro
 from datasets import Dataset
 from rich.console import Console
 
+import worlds  # noqa: F401  (registers its recipes and sets)
 from clip_peer import CLIP_OPTIMIZER, Peer, train_dual
 from surroundings import surroundings, write_result
 from vlmo.checkpoints.loading import load_processor

@@ -1,6 +1,6 @@
 """Classification and segmentation on small real data: from the small model, from nothing, and plain baselines.
 
-    python benchmarks/vision_tasks.py --out benchmarks/results/vision-tasks.json
+    PYTHONPATH=. python benchmarks/vision_tasks.py --out benchmarks/results/vision-tasks.json
 
 All are measured on the same test rows. Baselines know pixels alone: logistic regression on small pictures for classes
 (its penalty chosen on training rows), and for the pixels of a scene the most frequent class, and the class that each
@@ -24,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.logging import RichHandler
 
+import worlds  # noqa: F401  (registers its recipes and sets)
 from surroundings import surroundings, write_result
 from vlmo.data.sources import decode_image
 from vlmo.evaluation.classification import fit_linear_probe

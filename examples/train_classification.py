@@ -1,7 +1,8 @@
-"""Fine-tune a model on classes of images: python examples/train_classification.py.
+"""Fine-tune a model on classes of images: python examples/train_classification.py --data photos.
 
-Rows have `image` and `label`. Every option of TrainingArguments is one here, such as
---max-steps 500, --learning-rate 1e-4, --report-to wandb, --resume-from-checkpoint runs/classification/checkpoint-500.
+Data are images in folders by class, or rows with `image` and `label` (docs/data.md). Every option of TrainingArguments
+is one here, such as --max-steps 500, --learning-rate 1e-4, --report-to wandb, --resume-from-checkpoint
+runs/classification/checkpoint-500.
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from vlmo.tasks import label_settings
 class Options:
     """Model and data."""
 
+    data: str
     model: str = "vlmo-small"
-    data: str = "scenes-kinds"
 
 
 def main(arguments: list[str] | None = None) -> None:

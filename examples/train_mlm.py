@@ -18,7 +18,7 @@ class Options:
     """Model and data."""
 
     model: str = "vlmo-small"
-    data: str = "english-text"
+    data: str = "shapes"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,7 +1,8 @@
-"""Fine-tune a model on the class of each pixel: python examples/train_segmentation.py.
+"""Fine-tune a model on the class of each pixel: python examples/train_segmentation.py --data photos.
 
-Rows have `image` and `mask`. Every option of TrainingArguments is one here, such as
---max-steps 500, --learning-rate 1e-4, --report-to wandb, --resume-from-checkpoint runs/segmentation/checkpoint-500.
+Data are images with masks, or rows with `image` and `mask` (docs/data.md). Every option of TrainingArguments
+is one here, such as --max-steps 500, --learning-rate 1e-4, --report-to wandb, --resume-from-checkpoint
+runs/segmentation/checkpoint-500.
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from vlmo.tasks import label_settings, names_of_source
 class Options:
     """Model and data."""
 
+    data: str
     model: str = "vlmo-small"
-    data: str = "scenes-masks"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -19,7 +19,7 @@ class Options:
     """Model and data."""
 
     model: str = "vlmo-small"
-    data: str = "easy-vqa"
+    data: str = "shapes-questions"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Value
 
-from vlmo.data.builtin.world import SHAPE, Choices, Placed, Scene, Thing, background, paint
+from vlmo.data.builtin.scenes import Choices, Placed, Scene, Thing, background, paint
 from vlmo.data.schema import FEATURES, make_row
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
@@ -38,7 +38,7 @@ def make_scene(choices: Choices, *, alone: float = 0.0) -> Scene:
     for color, shape, quarter in zip(colors, shapes, quarters, strict=True):
         side = choices.one_of(_SIDES)
         left, top = (_QUARTER * half + 1 + choices.below(_QUARTER - side - 1) for half in (quarter % 2, quarter // 2))
-        objects.append(Placed(Thing(shape, color, SHAPE, shape), left, top, side, paint(color, choices)))
+        objects.append(Placed(Thing(shape, color, shape), left, top, side, paint(color, choices)))
     return Scene(tuple(objects), background(choices))
 
 
@@ -66,7 +66,7 @@ def changed(scene: Scene, choices: Choices, *, kind: str) -> Scene:
         color = choices.one_of([each for each in COLORS if each not in (one.color, two.color)])
         return scene.replaced({first: one._replace(color=color)}, choices)
     shape = choices.one_of([each for each in SHAPES if each not in (one.name, two.name)])
-    return scene.replaced({first: one._replace(name=shape, file=shape)}, choices)
+    return scene.replaced({first: one._replace(name=shape, image=shape)}, choices)
 
 
 def _row(name: str, scene: Scene, caption: str, **columns: Any) -> dict[str, Any]:

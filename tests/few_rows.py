@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset
 
 from vlmo.data import builtin
-from vlmo.data.builtin import scene_questions, scene_statements, scenes
+from vlmo.data.builtin import shapes
 
 
 @contextmanager
@@ -45,12 +45,12 @@ def few_rows(number: int) -> Iterator[None]:
 def _few_scenes(rows: int) -> Iterator[None]:
     """Let each set of scenes that is built have about `rows` rows in each split."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, rows_of_each in (
-            (scenes, "NUM_SCENES", 1),
-            (scene_questions, "NUM_QUESTIONS", 1),
-            (scene_statements, "NUM_GROUPS", 4),
+        for name, rows_of_each in (
+            ("NUM_SCENES", 1),
+            ("NUM_QUESTIONS", 1),
+            ("NUM_STATEMENTS", 4),
+            ("NUM_BINDING", 2 * len(shapes.BINDING_KINDS)),
         ):
-            known = vars(module)[name]
-            patch.setattr(module, name, {split: min(count, rows // rows_of_each) for split, count in known.items()})
-        patch.setattr(scenes, "NUM_BINDING", min(scenes.NUM_BINDING, rows // (2 * len(scenes.BINDING_KINDS))))
+            known = vars(shapes)[name]
+            patch.setattr(shapes, name, {split: min(count, rows // rows_of_each) for split, count in known.items()})
         yield

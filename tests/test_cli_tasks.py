@@ -198,8 +198,17 @@ def test_labels_outside_the_range_are_one_line(folders, capsys, tmp_path):
         "--evaluate-on",
         str(folder),
     ]
-    sizes += ["--model.initializer-range", "0.02", "--model.layer-scale-init", "0.1"]
-    line = refused(["train", "easy-vqa", *run, *sizes], capsys)
+    sizes += [
+        "--model.image-size",
+        "64",
+        "--model.patch-size",
+        "16",
+        "--model.initializer-range",
+        "0.02",
+        "--model.layer-scale-init",
+        "0.1",
+    ]
+    line = refused(["train", "shapes-questions", *run, *sizes], capsys)
     assert "answer" in line
 
 
@@ -289,12 +298,12 @@ MY_TASK = """
 import sys
 from dataclasses import replace
 from tests.tasks.test_toy_task import BrightnessTask
-from vlmo.recipes import RECIPES, find_recipe
+from vlmo import recipes
 from vlmo.tasks import register
 
 sys.path.append("added by the module")
 register(BrightnessTask)
-RECIPES["brightness"] = replace(find_recipe("scenes-kinds"), task=BrightnessTask(), evaluate_on=None)
+recipes.register("brightness", replace(recipes.find_recipe("shapes-stage1"), task=BrightnessTask()))
 """
 
 

@@ -95,7 +95,7 @@ PRIVATE_WORDS = re.compile(
 )
 # Columns of an index on disk, a prompt, a key of older folders; sentences of a data set are data.
 ALLOWED = re.compile(r"contrast fusion ending|\"pictures?\"|\"a picture of (?:a )?\{\}\.?\"")
-SENTENCES = {"data/builtin/scene_statements.py", "data/builtin/scenes.py"}
+SENTENCES = {"data/builtin/shapes.py"}
 
 
 def word_faults(file: Path) -> Iterator[str]:

@@ -18,6 +18,7 @@ from packaging.version import Version
 from PIL import Image, ImageDraw
 
 import vlmo
+import worlds  # noqa: F401  (registers the recipe of the released model)
 from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
 from vlmo.data.sources import open_source
 from vlmo.folder.card import read_data, read_results

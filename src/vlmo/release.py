@@ -58,7 +58,7 @@ def write_release(
     with write_folder(out) as new:
         _write_model(folder, new)
         rename_card(new, title=out.name, usage=usage_of(new), licence=licence, note=note)
-        names = dict.fromkeys(source.name for source in read_data(new) if builtin.is_built_in(source.name))
+        names = dict.fromkeys(source.name for source in read_data(new) if source.name in builtin.SETS)
         if names:
             packages = {name: builtin.packages(name).items() for name in names}
             lines = [f"- `{name}`: {', '.join(f'{p} {v}' for p, v in found)}" for name, found in packages.items()]

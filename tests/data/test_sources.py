@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Image
 from PIL import Image as PILImage
 
-from vlmo.data.builtin import NAMES
+from vlmo.data.builtin import SETS
 from vlmo.data.rows import false_captions
 from vlmo.data.schema import CONTRAST_FEATURES, hash_share
 from vlmo.data.sources import FEATURES, decode_image, open_source, split_words
@@ -31,7 +31,7 @@ def everything(path: Path, **options) -> Dataset:
 def test_open_source_names_the_nearest_right_name() -> None:
     with pytest.raises(ValueError, match=r"no data set 'emoji-pair'.*Did you mean 'emoji-pairs'\?") as caught:
         open_source("emoji-pair")
-    assert all(name in str(caught.value) for name in NAMES)
+    assert all(name in str(caught.value) for name in SETS)
 
 
 def test_open_source_checks_its_arguments(tmp_path) -> None:

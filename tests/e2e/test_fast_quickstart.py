@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 def test_fast_quickstart_finds_drawings_and_so_do_the_commands_that_it_tells(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fast, "SOURCES", (("drawings-pairs", "test"), ("lucide-icons", "test")))
+    monkeypatch.setattr(fast, "SOURCES", (("emoji-pairs", "test"), ("lucide-icons", "test")))
     main(["quickstart", "--fast"])
     shown = capsys.readouterr().out
     assert "search among 2,344 images" in shown

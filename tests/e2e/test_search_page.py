@@ -74,7 +74,7 @@ def test_commands_run(place, monkeypatch, capsys):
 
 def test_options_of_the_page_exist(capsys):
     helps = ""
-    for command in ("index", "search", "embed", "duplicates", "clusters", "evaluate", "train vlmo-small"):
+    for command in ("index", "search", "embed", "duplicates", "clusters", "evaluate", "train shapes-stage3"):
         with pytest.raises(SystemExit) as ended:
             main([*command.split(), "--help"])
         assert ended.value.code == 0

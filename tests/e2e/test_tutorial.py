@@ -141,7 +141,7 @@ def test_options_of_the_page_run_together(place, monkeypatch):
 
 def test_options_of_the_page_exist(capsys):
     helps = ""
-    for command in ("train small-tokenizer", "train small-stage1", "train small-stage3", "evaluate", "predict"):
+    for command in ("train shapes-tokenizer", "train shapes-stage1", "train shapes-stage3", "evaluate", "predict"):
         with pytest.raises(SystemExit) as ended:
             main([*command.split(), "--help"])
         assert ended.value.code == 0

@@ -15,7 +15,7 @@ import shape_world
 from findings_design import CLAIMS, CONFIRMATIONS, MATCHING, PROBE, RECALL, SECONDARY, VARIANTS, Claim
 from findings_report import Effect, effect, effect_of
 from vlmo import VLMoConfig, VLMoForMaskedLM
-from vlmo.data.builtin.world import COLORS, Choices
+from vlmo.data.builtin.scenes import COLORS, Choices
 from vlmo.data.compose import compose
 from vlmo.folder.atomic import lock_folder
 from vlmo.recipes.schema import changed_settings

@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 
 import quickstart_seeds
+from vlmo.demo.quickstart import STEPS
+
+LOSSES = {loss for step in STEPS.values() for loss in step.losses}
 
 
 def table(dual: float, fusion: float) -> dict[str, dict[str, float]]:
@@ -12,9 +15,12 @@ def table(dual: float, fusion: float) -> dict[str, dict[str, float]]:
 def test_each_cell_has_median_and_range_over_seeds(monkeypatch, tmp_path):
     found = {3: table(0.1, 0.8), 4: table(0.3, 0.9), 5: table(0.2, 0.5)}
     monkeypatch.setattr(quickstart_seeds, "run_quickstart", lambda *_, seed, **__: found[seed])
+    lines = [{"step": step, "loss": 1.0, **dict.fromkeys(LOSSES, 20.0 - step)} for step in range(1, 21)]
+    monkeypatch.setattr(quickstart_seeds, "read_metrics", lambda _: lines)
     out = tmp_path / "out.json"
     quickstart_seeds.main(["--seeds", "3", "4", "5", "--out", str(out), "--run-dir", str(tmp_path / "runs")])
     result = json.loads(out.read_text())
     assert result["summary"]["Dual encoder"]["R@1"] == {"median": 0.2, "lowest": 0.1, "highest": 0.3}
     assert result["summary"]["Fusion encoder"]["R@1"] == {"median": 0.8, "lowest": 0.5, "highest": 0.9}
+    assert result["stages"]["shapes-stage1"]["mim"] == {"median": 0.5, "lowest": 0.5, "highest": 0.5}
     assert result["seeds"]["5"] == found[5]

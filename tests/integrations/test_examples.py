@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from tests.few_rows import few_rows
+from tests.tasks.toy_vision import write_class_set, write_segment_set
 from transformers import AutoConfig
 
 import vlmo
-from vlmo.data.sources import open_source
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "trainer.md"
@@ -31,8 +31,6 @@ MOST_LINES = 60
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_rows() -> Iterator[None]:
-    for name in ("scenes-kinds", "scenes-masks"):  # built from all drawings, before these become few
-        open_source(name, split="test")
     with few_rows(64):
         yield
 
@@ -46,7 +44,9 @@ def test_example_trains_evaluates_and_writes_a_model_folder(task, tmp_path, caps
     spec = importlib.util.spec_from_file_location(task, example(task))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main([*SHORT, "--output-dir", str(tmp_path)])
+    own = {"classification": write_class_set, "segmentation": write_segment_set}
+    data = ["--data", str(own[task](tmp_path / "data"))] if task in own else []
+    module.main([*SHORT, *data, "--output-dir", str(tmp_path)])
     measured = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
     assert measured["eval_loss"] > 0
     assert AutoConfig.from_pretrained(tmp_path).architectures == [CLASSES[task]]

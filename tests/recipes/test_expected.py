@@ -1,7 +1,7 @@
 """Recipes tell of the quickstart what `vlmo/recipes/quickstart.json` holds; README's chart is made from it too."""
 
 from vlmo.recipes import describe
-from vlmo.recipes.expected import DUAL, FUSION, over_seeds, which_runs
+from vlmo.recipes.quickstart import DUAL, FUSION, over_seeds, which_runs
 
 
 def test_recipes_have_the_quickstarts_numbers() -> None:

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from tests.recipes.toy_recipes import STEPS, shrunk
 
-from vlmo.data.prepare import PREPARERS
-from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.model.heads import MAX_LOGIT_SCALE, ContrastHead
-from vlmo.recipes import RECIPES, Recipe, describe, find_recipe, small
+from vlmo.recipes import Recipe, describe, find_recipe
+from vlmo.recipes.paper import PAPER as OF_PAPER
+from vlmo.recipes.quickstart import QUICKSTART
 from vlmo.recipes.schema import TextConfig, changed_settings, check_recipe
 from vlmo.run import build
 from vlmo.tasks import TASKS, RetrievalTask, VisionLanguageTask
@@ -34,12 +34,18 @@ def kind_of(recipe: Recipe) -> tuple[Any, ...]:
     return type(task), losses, model.experts, model.attention, model.num_fusion_layers > 0, position, streams
 
 
-KINDS = {kind_of(recipe): name for name, recipe in reversed(RECIPES.items())}
+ALL = {name: entry.recipe for name, entry in (QUICKSTART | OF_PAPER).items()}
+KINDS = {kind_of(recipe): name for name, recipe in reversed(ALL.items())}
 
 
 @pytest.mark.parametrize("name", KINDS.values())
 def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, task_sets, tmp_path):
     recipe = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, task_sets=task_sets)
+    check_training(name, recipe, tmp_path)
+
+
+def check_training(name: str, recipe: Recipe, tmp_path: Path) -> None:
+    """Train a shrunk recipe, and compare its losses with the golden ones."""
     trainer = build(recipe, run_dir=tmp_path)
     heads = [module for module in trainer.objective.modules() if isinstance(module, ContrastHead)]
     assert bool(heads) == isinstance(recipe.task, VisionLanguageTask | RetrievalTask)
@@ -65,10 +71,10 @@ def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, task_sets, tmp_p
     np.testing.assert_allclose(losses, json.loads(LOSSES.read_text())[name], rtol=2e-3)
 
 
-def settings_table() -> str:
+def settings_table(recipes: dict[str, Recipe]) -> str:
     """Every recipe with its settings that are not the defaults, a part of the recipe a line."""
     lines = []
-    for name, recipe in RECIPES.items():
+    for name, recipe in recipes.items():
         lines += [name, *(f"  {part}: {' '.join(words)}" for part, words in _parts(recipe).items())]
     return "\n".join(lines) + "\n"
 
@@ -96,13 +102,13 @@ def _given(part: Any) -> list[tuple[str, Any]]:
 
 
 def test_settings_are_golden():
-    assert settings_table() == GOLDEN.read_text(), (
+    assert settings_table(ALL) == GOLDEN.read_text(), (
         "settings changed; if that is wanted: python -m tests.recipes.test_recipes"
     )
 
 
 def test_descriptions_say_data_start_command_and_numbers():
-    for name, recipe in RECIPES.items():
+    for name, recipe in ALL.items():
         about, *fields = describe(name).splitlines()
         assert about.endswith(".")
         words = [line.split()[0] for line in fields if not line.startswith(" ")]
@@ -114,32 +120,9 @@ def test_descriptions_say_data_start_command_and_numbers():
 
 
 def test_every_recipe_is_valid_on_eight_processes():
-    for name, recipe in RECIPES.items():
-        check_recipe(recipe, processes=1 if name in small.SMALL else 8)
-    kinds = {type(recipe.task) for recipe in RECIPES.values()}
-    assert kinds == set(TASKS.values())
-
-
-def test_stages_of_the_released_model_read_nothing_about_its_held_out_concepts():
-    folders = ("tokenizer", *(f"stage{n}" for n in (1, 2, 3)), "retrieval", "retrieval-long", "retrieval-again")
-    folders += ("scenes", "matching", "drawings", "longer", "matching-again", "matching-longer", "sizes")
-    stages = [find_recipe(name) for name in (*(f"small-{folder}" for folder in folders), "vlmo-small")]
-    read = {name for stage in stages for name in (*stage.data.source.split("+"), *stage.text.learn_from)}
-    prepared = {name for name in read if name.startswith("data/")}  # their splits "train" hold nothing of the tests
-    assert prepared == {f"data/{name}" for name in ("icons", "drawings", "clipart", "glosses")}
-    assert all(name.removeprefix("data/") in PREPARERS for name in prepared)
-    # No drawing of the held-out concepts, and none that is kept for testing, stands in a training scene.
-    assert read - prepared == {"shapes", "scenes", "english-text"}
-    assert {stage.data.split for stage in stages} == {"train"}
-    starts = (stages[1].task.visual_tokenizer, *(stage.init for stage in stages[2:]))
-    for folder, start in zip(folders, starts, strict=True):
-        assert start == f"{small.VLMO_SMALL}/{folder}/model"
-        assert f"--run-dir {small.VLMO_SMALL}/{folder}\n" in describe(f"small-{folder}")
-    assert {stage.task.teacher for stage in stages[-8:]} == {f"{small.VLMO_SMALL}/retrieval-again/model"}
-    sizes = vars(stages[-1].model) | {"vocab_size": stages[-1].text.vocab_size}
-    model = VLMoForImageTextRetrieval(VLMoConfig(**sizes))
-    assert model.num_parameters() <= 10_000_000
-    assert model.match_head is not None
+    for name, recipe in ALL.items():
+        check_recipe(recipe, processes=1 if name in QUICKSTART else 8)
+    assert {type(recipe.task) for recipe in ALL.values()} == set(TASKS.values())
 
 
 def test_paper_settings():
@@ -272,4 +255,4 @@ def test_changed_settings_are_named_but_for_folders_and_the_seed():
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(settings_table())
+    GOLDEN.write_text(settings_table(ALL))

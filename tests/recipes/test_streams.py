@@ -39,9 +39,6 @@ def make(pictures, visual_tokenizer):
 
     def recipe(name: str, *, steps: int, save_every: int = 500, workers: int = 0):
         found = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer)
-        if name == "small-retrieval":  # a sixteenth of 8 rows is none
-            losses = dataclasses.replace(found.task.losses, itm_stride=8)
-            found = dataclasses.replace(found, task=dataclasses.replace(found.task, losses=losses))
         return dataclasses.replace(
             found,
             data=dataclasses.replace(found.data, source="", streams=streams, cache_images=False, max_bad_share=0.5),
@@ -64,14 +61,16 @@ def quarantined(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "quarantine.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["small-tokenizer", "small-stage1", "small-stage2", "base-stage3", "vlmo-small"])
+@pytest.mark.parametrize(
+    "name", ["shapes-tokenizer", "shapes-stage1", "shapes-stage2", "base-stage3", "base-coco-retrieval"]
+)
 def test_every_stage_of_pre_training_reads_streams(make, name, tmp_path):
     result = build(make(name, steps=5), run_dir=tmp_path).fit()
     assert result.status == "finished"
     assert result.samples_seen == 40
     reasons = {Path(line["path"]).name: line["reason"] for line in quarantined(tmp_path)}
     assert reasons.keys() >= {"00004.tar", "00005.tar"}
-    assert ("00001.tar" in reasons) == (name != "small-stage2")  # whose pictures are not read
+    assert ("00001.tar" in reasons) == (name != "shapes-stage2")  # whose pictures are not read
     assert "00005" in (tmp_path / "shards.json").read_text()
     (data, *_) = read_data(result.model_dir)
     assert re.fullmatch(r"pictures\d+-shards/\{00000\.\.00005\}\.tar", data.name)
@@ -79,7 +78,7 @@ def test_every_stage_of_pre_training_reads_streams(make, name, tmp_path):
 
 def test_stages_that_need_rows_refuse_streams(make, tmp_path):
     recipe = make("base-stage3", steps=1)
-    recipe = dataclasses.replace(recipe, task=find_recipe("scenes-kinds").task)
+    recipe = dataclasses.replace(recipe, task=find_recipe("base-imagenet").task)
     with pytest.raises(ValueError, match=r"data.streams is given, but .* does not read streams"):
         build(recipe, run_dir=tmp_path)
     with pytest.raises(ValueError, match=r"data.source is empty"):
@@ -163,7 +162,7 @@ def test_the_command_line_trains_on_streams_with_weights(make, pictures, tmp_pat
 
 
 def test_settings_of_the_recipe_that_another_makes_void_are_not_asked_to_be_left_out() -> None:
-    original = find_recipe("vlmo-small")
+    original = find_recipe("shapes-stage3")
     data = replace(original.data, weights=(1.0, 2.0), unit="pair", source="a+b", cache_images=True)
     original = replace(original, data=data, evaluate_on="c", trainer=replace(original.trainer, eval_every=5))
     other = replace(original, data=replace(data, source="mine", streams=StreamConfig(patterns=("x.tar",))))

@@ -70,7 +70,7 @@ def test_unknown_names_are_answered_with_the_known_ones(released, loader):
 
 def test_a_run_starts_from_a_name(released, tmp_path):
     pictures = write_folder(tmp_path / "pictures")
-    recipe = shrunk(find_recipe("vlmo-small"), source=pictures, visual_tokenizer=tmp_path)
+    recipe = shrunk(find_recipe("shapes-matching"), source=pictures, visual_tokenizer=tmp_path)
     recipe = dataclasses.replace(recipe, init="toy", trainer=dataclasses.replace(recipe.trainer, max_steps=1))
     result = build(recipe, run_dir=tmp_path / "run").fit()
     assert "tensors loaded" in (tmp_path / "run" / "start.txt").read_text()

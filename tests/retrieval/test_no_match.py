@@ -39,7 +39,7 @@ def test_nonsense_is_unknown_and_names_are_known(encoder) -> None:
     letters = ["".join(choose.choices(string.ascii_lowercase, k=choose.randint(5, 10))) for _ in range(COUNT)]
     names = sorted({row["captions"][0] for row in open_source("lucide-icons", split="test").select_columns("captions")})
     found = [round(COUNT * share_unknown(encoder, texts)) for texts in (words, pairs, letters)]
-    emoji = open_source("drawings-pairs", split="test").select_columns("captions")
+    emoji = open_source("emoji-pairs", split="test").select_columns("captions")
     captions = sorted({text for row in emoji for text in row["captions"]})
     numbers = "{} of 100 made-up words of two to four syllables, {} of 100 pairs of such words and {} of 100 strings"
     assert numbers.format(*found) in PAGE

@@ -194,7 +194,7 @@ def test_activations_that_are_computed_again_are_the_measured_peak(chunk, again,
 
 
 @pytest.mark.parametrize(
-    "name", ["shapes-tokenizer", "shapes-stage3", "scenes-statements", "scenes-masks", "large-plusplus-stage3"]
+    "name", ["shapes-tokenizer", "shapes-stage3", "shapes-statements", "base-ade20k", "large-plusplus-stage3"]
 )
 def test_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -288,13 +288,15 @@ def test_start_teacher_and_data_that_are_missing_are_named(tmp_path, monkeypatch
     assert f"{recipe.init}, which is not there" in capsys.readouterr().out
     cli.main(["train", "shapes-stage3", "--dry-run", "--init", "None"])
     assert "not there" not in capsys.readouterr().out
-    cli.main(["train", "small-stage2", "--dry-run", "--init", "vlmo-small"])
-    assert "Not there yet of its data: data/glosses;" in capsys.readouterr().out
-    cli.main(["train", "vlmo-small", "--dry-run"])
+    cli.main(["train", "base-stage2", "--dry-run", "--init", "None"])
+    assert "Not there yet of its data: data/text;" in capsys.readouterr().out
+    cli.main(["train", "vlmo-small", "--dry-run", "--import", "worlds"])
     output = capsys.readouterr().out
     assert "It starts from runs/vlmo-small/sizes/model, which is not there" in output
     assert "Its teacher is runs/vlmo-small/retrieval-again/model, not there either" in output
-    cli.main(["train", "vlmo-small", "--dry-run", "--task.teacher", "vlmo-small", "--init", "None"])
+    cli.main(
+        ["train", "vlmo-small", "--dry-run", "--task.teacher", "vlmo-small", "--init", "None", "--import", "worlds"]
+    )
     assert "train that first" not in capsys.readouterr().out
 
 

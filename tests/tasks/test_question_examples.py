@@ -168,9 +168,8 @@ def test_examples_go_through_the_loader_in_worker_processes(words):
 
 def test_names_of_source_built_in_and_prepared_sets(tmp_path):
     assert names_of_source(str(write_questions(tmp_path / "questions"))) == ANSWERS
-    assert {"circle", "teal", "yes"} < set(names_of_source("easy-vqa"))
-    assert names_of_source("easy-vqa-balanced") == names_of_source("easy-vqa")
-    with pytest.raises(ValueError, match="emoji-pairs has neither answers"):
+    assert {"circle", "red", "yes"} < set(names_of_source("shapes-questions"))
+    with pytest.raises(ValueError, match="emoji-pairs has no answers"):
         names_of_source("emoji-pairs")
     with pytest.raises(ValueError, match="no answers or classes"):
         names_of_source(str(write_sentences(tmp_path / "sentences")))

@@ -148,7 +148,7 @@ def test_submissions_are_for_two_tasks(folders, sources, tmp_path):
         assert count == 4
         assert (tmp_path / file).read_text().strip()
     with pytest.raises(ValueError, match="a submission is for the tasks vqa and nlvr2; this is segmentation"):
-        write_submission(folders["segmentation"], tmp_path / "x", source="scenes-masks")
+        write_submission(folders["segmentation"], tmp_path / "x", source="shapes")
 
 
 def test_task_that_lacks_what_it_promises_is_not_registered() -> None:

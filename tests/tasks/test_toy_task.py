@@ -111,13 +111,13 @@ class BrightnessTask(Task):
     def examples_of(rows: Any) -> RowExamples:
         labels = torch.tensor([brightness_of(decode_image(cell)) for cell in rows["image"]])
         return RowExamples(
-            rows, seed=0, transform=eval_transform(TransformConfig(image_size=64)), labels=labels.__getitem__
+            rows, seed=0, transform=eval_transform(TransformConfig(image_size=48)), labels=labels.__getitem__
         )
 
     @classmethod
     def answer(cls, model: Any, processor: Any, images: Any, inputs: Inputs) -> list[dict[str, Any]]:
         del processor, inputs
-        pixels = eval_transform(TransformConfig(image_size=64))(images[0])[None]
+        pixels = eval_transform(TransformConfig(image_size=48))(images[0])[None]
         return [{"brightness": model(pixels.to(model.device)).logits.item()}]
 
 
@@ -129,7 +129,7 @@ def registered():
 
 
 def test_one_file_is_all_that_a_task_needs(pictures, tmp_path):
-    base = find_recipe("scenes-kinds")
+    base = find_recipe("shapes-stage1")
     recipe: Recipe = dataclasses.replace(
         base,
         task=BrightnessTask(),

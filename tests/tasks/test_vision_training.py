@@ -50,7 +50,7 @@ def start(tmp_path_factory) -> Path:
 
 
 def recipe(task, *, source: Path, **changes) -> Recipe:
-    base = find_recipe("scenes-kinds")
+    base = find_recipe("shapes-stage1")
     plain = {
         "task": task,
         "model": model_config(VLMoConfig.tiny(num_fusion_layers=0)),
@@ -164,8 +164,9 @@ def test_data_of_another_task_is_refused(task, class_set, segment_set, tmp_path)
 
 
 def test_other_classes_for_the_evaluation_are_refused(class_set, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"evaluate_on scenes-kinds has 15 classes \(animal, .* 3 \(red"):
-        build(recipe(ClassificationTask(), source=class_set, evaluate_on="scenes-kinds"), run_dir=tmp_path)
+    other = write_class_set(tmp_path / "other", names=["cat", "dog", "cow"])
+    with pytest.raises(ValueError, match=r"evaluate_on .*other has 3 classes \(cat, .* 3 \(red"):
+        build(recipe(ClassificationTask(), source=class_set, evaluate_on=str(other)), run_dir=tmp_path / "run")
 
 
 def test_classes_that_a_model_only_numbers_are_compared_by_their_number(class_set, tmp_path) -> None:
@@ -194,6 +195,6 @@ def test_shared_statistics_keep_every_name(monkeypatch) -> None:
 
 
 def test_recipe_tells_its_settings() -> None:
-    settings = json.loads(find_recipe("scenes-masks").to_json())
+    settings = json.loads(find_recipe("base-ade20k").to_json())
     assert settings["task_name"] == "SegmentationTask"
-    assert settings["task"]["augmentation"]["scale"] == [0.75, 1.5]
+    assert settings["task"]["augmentation"]["scale"] == [0.5, 2.0]

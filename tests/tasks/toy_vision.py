@@ -69,10 +69,10 @@ def segment_rows(split: str, count: int) -> list[dict]:
     return rows
 
 
-def write_class_set(folder: Path) -> Path:
-    features = class_features(NAMES)
+def write_class_set(folder: Path, *, names: list[str] = NAMES) -> Path:
+    features = class_features(names)
     parts = {split: Dataset.from_list(class_rows(split, count), features=features) for split, count in COUNTS.items()}
-    return _write(parts, folder=folder, labels=NAMES)
+    return _write(parts, folder=folder, labels=names)
 
 
 def write_segment_set(folder: Path) -> Path:

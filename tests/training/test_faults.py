@@ -231,7 +231,7 @@ def test_run_folder_that_cannot_be_written_is_told_at_once(tmp_path, capsys) -> 
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
     with ordinary_rights(), pytest.raises(SystemExit) as end:
-        cli.main(["train", "small-stage1", "--run-dir", str(closed / "run")])
+        cli.main(["train", "shapes-stage1", "--run-dir", str(closed / "run")])
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"nothing can be written in {closed / 'run'} (Permission denied); make room" in line

@@ -63,7 +63,7 @@ def open_source(
     Lines of more than `MAX_WORDS` words are cut into pieces, at ends of sentences where possible.
 
     Args:
-        name: A built-in name (`vlmo.data.builtin.NAMES`), a path, or several with "+" between them, such as
+        name: A built-in name (`vlmo.data.builtin.SETS`), a path, or several with "+" between them, such as
             `data/coco+data/sbu`. Rows of one image (equal `image_id`) become one row with all captions; from the split
             "train", images are left out that a source has in its "validation" or "test".
         split: "train" or "test"; for data with a `split` column, any value of it.
@@ -82,17 +82,17 @@ def open_source(
     if len(names) > 1 or weights:
         options: dict[str, Any] = {"cache_dir": cache_dir, "test_share": test_share}
         return _join(names, split=split, weights=weights or [1.0] * len(names), **options)
-    if builtin.is_built_in(name):
+    if name in builtin.SETS:
         return builtin.load(name, split=split, cache_dir=cache_dir)
     path = Path(name).expanduser().absolute()
     if not path.exists():
-        near = difflib.get_close_matches(name, builtin.NAMES, n=1)
+        near = difflib.get_close_matches(name, builtin.SETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         if is_remote(name) or has_wildcards(name, braces=True):
             hint = f" Shards by pattern or URL are read as streams: --data.streams.patterns {name!r}."
         raise ValueError(
             f"no data set {name!r}: it is neither a built-in name nor a path that exists.{hint} "
-            f"Built-in names: {', '.join(builtin.NAMES)}."
+            f"Built-in names: {', '.join(builtin.SETS)}."
         )
     regular_file(path)
     splits = saved_splits(path)

@@ -21,13 +21,8 @@ from vlmo.retrieval import Encoder, Searcher, build_index
 from vlmo.retrieval.encoder import prepare_searches
 from vlmo.terminal import escaped
 
-SOURCES = (
-    ("icon-fonts", "test"),
-    ("lucide-icons", "test"),
-    ("drawings-pairs", "train"),
-    ("drawings-pairs", "test"),
-)
-"""Sets and splits of 21,000 icons and drawings; training of `vlmo-small` left out `lucide-icons` and the last."""
+SOURCES = (("icon-fonts", "test"), ("lucide-icons", "test"), ("emoji-pairs", "train"), ("emoji-pairs", "test"))
+"""Sets and splits of 18,600 icons and drawings; training of `vlmo-small` left out `lucide-icons` and the last."""
 QUERIES = ("shopping cart", "bicycle", "umbrella", "camera", "calendar", "gift", "mountain", "red heart")
 _TOP, _NUM_CAPTIONS = 8, 3
 

@@ -24,8 +24,18 @@ from vlmo.data.sources import decode_image, open_source
 from vlmo.demo.examples import Decision, decision_sheet, decisions, example_queries
 from vlmo.demo.report import AttentionMap, Report, write_report
 from vlmo.distributed import choose_device
-from vlmo.recipes import describe, expected, find_recipe
-from vlmo.recipes.expected import DUAL, FUSION, over_seeds
+from vlmo.recipes import describe, find_recipe
+from vlmo.recipes.quickstart import (
+    DUAL,
+    FUSION,
+    IMAGE_RECALL,
+    QUESTION_ROW,
+    SIDES,
+    STATEMENT_ROW,
+    TEXT_RECALL,
+    over_seeds,
+    which_runs,
+)
 from vlmo.recipes.schema import Recipe, scaled
 from vlmo.retrieval import Encoder
 from vlmo.run.build import build
@@ -205,7 +215,7 @@ def _metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
             columns[{"dual": DUAL, "fusion": FUSION, "blind": BLIND, "chance": CHANCE}[name]][row] = value
 
     found, told = results["shapes"], results["shapes-binding"].metrics
-    for row, metric in {expected.IMAGE_RECALL: "ir@1", expected.TEXT_RECALL: "tr@1"}.items():
+    for row, metric in {IMAGE_RECALL: "ir@1", TEXT_RECALL: "tr@1"}.items():
         dual, fusion = found.metrics[metric], found.metrics[f"rerank_{metric}"]
         add(row, dual=dual, fusion=fusion, chance=found.chance[metric])
     for kind, meaning in _KINDS.items():
@@ -218,8 +228,8 @@ def _metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
         )
     questions = results[QUESTIONS]
     name = next(iter(questions.metrics))
-    add(expected.QUESTIONS, fusion=questions.metrics[name], blind=blind_accuracy(), chance=questions.chance[name])
-    add(expected.STATEMENTS, fusion=results[STATEMENTS].metrics["accuracy"], blind=0.5, chance=0.5)
+    add(QUESTION_ROW, fusion=questions.metrics[name], blind=blind_accuracy(), chance=questions.chance[name])
+    add(STATEMENT_ROW, fusion=results[STATEMENTS].metrics["accuracy"], blind=0.5, chance=0.5)
     return columns
 
 
@@ -254,7 +264,7 @@ def _write(
     rows = open_source("shapes", split="test")
     trained = {text for texts in column(open_source("shapes", split="train"), "captions") for text in texts}
     repeated = sum(text in trained for texts in column(rows, "captions")[:count] for text in texts)
-    headline = (expected.IMAGE_RECALL, expected.SIDES, expected.QUESTIONS)
+    headline = (IMAGE_RECALL, SIDES, QUESTION_ROW)
     images = {name: decode_image(rows[number]["image"]) for number, name in enumerate(rows["image_id"])}
     encoder = Encoder(run / MATCHING / "model")
     gained, lost = decisions(result.predictions)
@@ -288,7 +298,7 @@ def _write(
             f"encoder reorders the {result.settings['rerank']} best of the dual encoder. Of a scene's own caption and "
             "one with a change, the encoder prefers the right one. Each caption is true of one scene and false of "
             "another, each statement true of two pairs of scenes and false of two others, so no text alone tells. "
-            f"Whole runs reached with the fusion encoder, {expected.which_runs()}, percent: "
+            f"Whole runs reached with the fusion encoder, {which_runs()}, percent: "
             f"{'; '.join(f'{row} {over_seeds(FUSION, row)}' for row in headline)}."
         ),
         decisions=shown,

@@ -5,20 +5,26 @@ from __future__ import annotations
 import difflib
 
 from vlmo.recipes.paper import PAPER
+from vlmo.recipes.quickstart import QUICKSTART
 from vlmo.recipes.schema import Entry, Recipe
-from vlmo.recipes.small import SMALL
 
-_ENTRIES = SMALL | PAPER
-RECIPES: dict[str, Recipe] = {name: entry.recipe for name, entry in _ENTRIES.items()}
-"""Every recipe by its name; code of one's own may add some."""
+_ENTRIES: dict[str, Entry] = {}
+RECIPES: dict[str, Recipe] = {}
+"""Every recipe by its name; `register` adds some."""
+
+
+def register(name: str, entry: Entry | Recipe) -> None:
+    """Make a recipe known by a name, or with its description."""
+    _ENTRIES[name] = entry if isinstance(entry, Entry) else Entry(entry, f"{entry.task.title}.")
+    RECIPES[name] = _ENTRIES[name].recipe
+
+
+for _name, _entry in (QUICKSTART | PAPER).items():
+    register(_name, _entry)
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe called `name`.
-
-    Raises:
-        ValueError: There is none; the message has the nearest name.
-    """
+    """Return the recipe called `name`; ValueError names the nearest if there is none."""
     if name in RECIPES:
         return RECIPES[name]
     nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0)
@@ -27,6 +33,5 @@ def find_recipe(name: str) -> Recipe:
 
 def describe(name: str) -> str:
     """Return the description of the recipe called `name`: what it trains, data, start, command, numbers to expect."""
-    recipe = find_recipe(name)
-    entry = _ENTRIES.get(name) or Entry(recipe, f"{recipe.task.title}, a recipe of a module given by --import.", "-")
-    return entry.describe(name)
+    find_recipe(name)
+    return _ENTRIES[name].describe(name)

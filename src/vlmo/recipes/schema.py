@@ -151,7 +151,7 @@ class Entry:
 
     recipe: Recipe
     about: str
-    expect: str
+    expect: str = ""
     data: str = "{source}."
     command: str = "vlmo train {name}"
     notes: str = ""
@@ -213,9 +213,7 @@ def missing_sources(source: str) -> list[str]:
     """Return the parts of a data source that are no built-in set and not there."""
     from vlmo.data import builtin
 
-    return [
-        name for name in source_names(source) if not builtin.is_built_in(name) and not Path(name).expanduser().exists()
-    ]
+    return [name for name in source_names(source) if name not in builtin.SETS and not Path(name).expanduser().exists()]
 
 
 def check_recipe(recipe: Recipe, *, processes: int) -> None:

@@ -27,7 +27,7 @@ def names_of_source(source: str) -> list[str]:
     from vlmo.data.own import own_labels
     from vlmo.data.prepare import labels_of
 
-    if builtin.is_built_in(source):
+    if source in builtin.SETS:
         return builtin.labels(source)
     path = Path(source).expanduser()
     return labels_of(path) if (path / SUMMARY_FILE).is_file() else own_labels(path)

@@ -33,11 +33,10 @@ _PACKAGES = ("vlmo", "torch", "transformers", "datasets")
 
 def data_name(source: str) -> str:
     """Return the name of a source for cards and files: a built-in name, or the last part of a path; of several, all."""
-    from vlmo.data.builtin import is_built_in
+    from vlmo.data import builtin
 
     return " + ".join(
-        part.partition(":")[0] if is_built_in(part) else Path(part).expanduser().absolute().name
-        for part in source_names(source)
+        part if part in builtin.SETS else Path(part).expanduser().absolute().name for part in source_names(source)
     )
 
 

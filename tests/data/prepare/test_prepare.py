@@ -6,7 +6,7 @@ import pytest
 from tests.data.prepare.toy_task_files import write
 
 from vlmo.data.prepare import PREPARERS, find_preparer, labels_of, prepare
-from vlmo.data.prepare.parts import find, read_records, with_article
+from vlmo.data.prepare.parts import find, read_records
 
 
 @pytest.mark.parametrize("name", PREPARERS)
@@ -48,41 +48,6 @@ def test_labels_of_other_folders_is_an_error(tmp_path) -> None:
         labels_of(tmp_path)
     write(tmp_path / "prepared.json", '{"labels": ["a", "b"]}')
     assert labels_of(tmp_path) == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("name", "typed"),
-    [
-        ("red bell", "a red bell"),
-        ("umbrella", "an umbrella"),
-        ("icon", "an icon"),
-        ("user", "a user"),
-        ("usb drive", "a usb drive"),
-        ("unicorn", "a unicorn"),
-        ("uninstall", "an uninstall"),
-        ("one o'clock", "a one o'clock"),
-        ("onion", "an onion"),
-        ("euro", "a euro"),
-        ("ewe", "a ewe"),
-        ("hourglass", "an hourglass"),
-        ("house", "a house"),
-        ("3d cube", None),
-        ("Japan", None),
-    ],
-)
-def test_names_get_their_article(name: str, typed: str | None) -> None:
-    captions = with_article([name, "synonym"], key="x")
-    if typed is None:
-        assert captions == (name, "synonym")
-        return
-    assert captions[:2] == (name, "synonym")
-    assert captions[2] in {typed, f"a picture of {typed}", f"an icon of {typed}"}
-
-
-def test_every_way_of_typing_is_used_about_as_often_as_planned() -> None:
-    typed = [with_article(["bell"], key=f"set:{number}")[1] for number in range(400)]
-    shares = [typed.count(words) / 400 for words in ("a bell", "a picture of a bell", "an icon of a bell")]
-    assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.08)
 
 
 RECORDS = [{"id": 1, "text": 'a ] } " é\u2028'}, [1, [2]], 12345, "end", None, 1.5e3]

@@ -6,72 +6,43 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from datasets import Dataset
 from filelock import FileLock
 
+from vlmo.data import compose, decoding, schema
 from vlmo.folder.atomic import write_folder
 from vlmo.lazy import install_command
 from vlmo.released.download import cache_folder
 
-_MODULES = {
-    name: module
-    for module, names in {
-        "emoji": "emoji-pairs drawings-pairs drawings-concepts",
-        "icons": "lucide-icons icon-fonts",
-        "english": "english-text",
-        "easy_vqa": "easy-vqa easy-vqa-balanced",
-        "scenes": "scenes scenes-binding",
-        "scene_questions": "scenes-questions",
-        "scene_statements": "scenes-statements",
-        "scene_pixels": "scenes-masks scenes-kinds",
-    }.items()
-    for name in names.split()
-}
-"""Name of each set and the module here that builds it: `PACKAGES` it reads and `build() -> dict[name, Built]`.
-
-A module whose sets hold rows of another set names it as `SOURCE_SET`; its `build` takes that set's rows by split.
-"""
-
-_MODULES |= {
-    name.replace("scenes", "shapes"): module
-    for name, module in _MODULES.items()
-    if name.startswith("scenes") and module != "scene_pixels"
-}
-"""Scenes of shapes alone are built by the same modules."""
-
-NAMES = tuple(_MODULES)
-_WITH_LABELS = (
-    "easy-vqa",
-    "easy-vqa-balanced",
-    "scenes-questions",
-    "scenes-masks",
-    "shapes-questions",
-)
+SETS: dict[str, str] = {}
+"""Name of each set, and of the module that builds it."""
 
 
-def is_built_in(name: str) -> bool:
-    """Return True for the name of a set, and for that of a set of scenes with a folder after it (`scenes:FOLDER`)."""
-    base, colon, _ = name.partition(":")
-    return base in NAMES and (not colon or base.startswith("scenes"))
+def register(module: str, *names: str) -> None:
+    """Make the sets of a module known by their names.
+
+    Args:
+        module: Dotted name of a module with `SETS`, a function without arguments by the name of each set, which
+            returns its features and the rows of each split; `PACKAGES`, the distributions that it reads; and `LABELS`,
+            the answers or classes of sets that have them, by name.
+    """
+    SETS.update(dict.fromkeys(names, module))
+
+
+register(f"{__name__}.emoji", "emoji-pairs")
+register(f"{__name__}.icons", "lucide-icons", "icon-fonts")
+register(f"{__name__}.shapes", "shapes", "shapes-binding", "shapes-questions", "shapes-statements")
 
 
 def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
     """Load rows of `split` of the built-in set `name`, which is built where the cache does not hold it yet (seconds).
 
-    After the name of a set of scenes, ":FOLDER" may name a prepared set of icons, which its scenes then show too.
-
     Raises:
-        ValueError: The set has no such split, or the folder is no prepared set.
+        ValueError: The set has no such split.
         ModuleNotFoundError: A package that the set comes from is not installed.
     """
-    root = cache_dir or cache_folder()
-    name, _, icons = name.partition(":")
-    options: dict[str, Any] = {"icons": Path(icons).expanduser().absolute()} if icons else {}
-    if name.startswith("shapes"):
-        options["only_shapes"] = True
-    folder = _built(_MODULES[name], root=root, options=options) / name.replace("shapes", "scenes")
+    folder = _built(name, root=cache_dir or cache_folder())
     splits = sorted(entry.name for entry in folder.iterdir())
     if split not in splits:
         raise ValueError(f"{name}: no split {split!r}; it has {', '.join(splits)}")
@@ -79,15 +50,11 @@ def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
 
 
 def labels(name: str) -> list[str]:
-    """Return the answers, or classes of pixels, of the built-in set `name`, in the order of their numbers.
-
-    Raises:
-        ValueError: The set has none.
-    """
-    name = name.partition(":")[0]
-    if name not in _WITH_LABELS:
-        raise ValueError(f"{name} has neither answers nor classes of pixels; {', '.join(_WITH_LABELS)} have")
-    return list(importlib.import_module(f"{__name__}.{_MODULES[name]}").LABELS)
+    """Return the answers or classes of the built-in set `name`, in the order of their numbers; ValueError without."""
+    found = getattr(_builder(name), "LABELS", {})
+    if name not in found:
+        raise ValueError(f"the built-in set {name} has no answers or classes; name data that have")
+    return list(found[name])
 
 
 def packages(name: str) -> dict[str, str]:
@@ -96,7 +63,7 @@ def packages(name: str) -> dict[str, str]:
     Raises:
         ModuleNotFoundError: One of them is not installed.
     """
-    return {package: version(package) for package in _builder(_MODULES[name.partition(":")[0]]).PACKAGES}
+    return {package: version(package) for package in _builder(name).PACKAGES}
 
 
 def built_folder(root: Path | None = None) -> Path:
@@ -104,51 +71,33 @@ def built_folder(root: Path | None = None) -> Path:
     return (root or cache_folder()) / "builtin"
 
 
-def _built(module_name: str, *, root: Path, options: dict[str, Any]) -> Path:
-    """Return the folder with every set of one module, which is written atomically."""
-    module = _builder(module_name)
-    # Any builder's code, the code that builders share, the versions of the packages read and of Python.
-    here = Path(__file__).parent
+def _built(name: str, *, root: Path) -> Path:
+    """Return the folder of a set, which is written atomically, and anew where code or packages have changed."""
+    module = _builder(name)
+    own = Path(str(module.__file__))
+    files = {*Path(__file__).parent.glob("*.py"), *(own.parent.glob("*.py") if module.__package__ else [own])}
+    files |= {Path(str(shared.__file__)) for shared in (compose, decoding, schema)}
     digest = hashlib.sha256(platform.python_version().encode())
-    for file in (
-        *sorted(here.glob("*.py")),
-        *(
-            here.parent / f"{name}.py"
-            for name in ("schema", "decoding", "compose", "prepare/icon_names", "prepare/svg")
-        ),
-    ):
+    for file in sorted(files):
         digest.update(file.read_bytes())
     for package in module.PACKAGES:
         digest.update(f"{package}=={version(package)}".encode())
-    digest.update(repr(options).encode() if options else b"")
-    if icons := options.get("icons"):
-        if not (icons / "train" / "state.json").is_file():
-            raise ValueError(f"{icons} is no prepared set; vlmo data prepare icons writes one")
-        digest.update((icons / "train" / "state.json").read_bytes())
-    folder = built_folder(root) / f"{module_name}-{digest.hexdigest()[:16]}"
+    folder = built_folder(root) / f"{name}-{digest.hexdigest()[:16]}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{module_name}.lock"):  # others wait instead of building the same
+    with FileLock(root / f".{name}.lock"):  # others wait instead of building the same
         if not folder.is_dir():
-            _build(module, folder, root=root, options=options)
+            with write_folder(folder) as aside:
+                features, splits = module.SETS[name]()
+                for split, rows in splits.items():
+                    Dataset.from_list(rows, features=features).save_to_disk(str(aside / split))
     return folder
 
 
-def _build(module: ModuleType, folder: Path, *, root: Path, options: dict[str, Any]) -> None:
-    given: tuple[dict[str, list[dict[str, Any]]], ...] = ()
-    if source := getattr(module, "SOURCE_SET", None):
-        splits = () if options.get("only_shapes") else ("train", "test")
-        given = ({split: load(source, split=split, cache_dir=root).to_list() for split in splits},)
-    with write_folder(folder) as aside:
-        for name, (features, splits) in module.build(*given, **options).items():
-            for split, rows in splits.items():
-                Dataset.from_list(rows, features=features).save_to_disk(str(aside / name / split))
-
-
-def _builder(module_name: str) -> ModuleType:
+def _builder(name: str) -> ModuleType:
     try:
-        module = importlib.import_module(f"{__name__}.{module_name}")
+        module = importlib.import_module(SETS[name])
         for package in module.PACKAGES:
             version(package)
     except (ModuleNotFoundError, PackageNotFoundError) as error:

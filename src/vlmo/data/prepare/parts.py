@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +20,12 @@ import pyarrow.parquet as pq
 from datasets import Features
 
 from vlmo.data.decoding import ImageCell
-from vlmo.data.schema import FEATURES, hash_share
+from vlmo.data.schema import FEATURES
 
 Item = TypeVar("Item")
 
 ROWS_A_PART = 1024
 """Rows that are validated and kept as one piece of work: about ten seconds of one process."""
-
-TYPED = ("{}", "{}", "a picture of {}", "an icon of {}")
-"""Words that people type around a name with its article."""
-_AN = re.compile(r"(?!eu|ewe|one\b|once|uni(?!n)|us[aeb]|uti|uk|url)[aeiou]|hour|heir|honest")
 
 
 @dataclass(frozen=True)
@@ -121,19 +116,6 @@ class chunked(Collection[Part]):  # noqa: N801
 
     def __contains__(self, part: object) -> bool:
         return any(part == each for each in self)
-
-
-def with_article(captions: Sequence[str], *, key: str) -> tuple[str, ...]:
-    """Return captions, and the first one as people type it, such as "a red bell" or "an icon of a red bell".
-
-    A hash of `key` chooses the words. Proper names, which start with a capital, are left alone. If only some kinds of
-    images had captions with articles, queries with an article would find those kinds.
-    """
-    name = captions[0]
-    if not name[0].islower():
-        return tuple(captions)
-    words = TYPED[int(hash_share(f"{key}/typed") * len(TYPED))]
-    return (*captions, words.format(f"{'an' if _AN.match(name) else 'a'} {name}"))
 
 
 def file_key(file: Path, *details: object) -> str:

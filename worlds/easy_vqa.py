@@ -14,20 +14,20 @@ SOURCE = "easy-vqa"
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
-LABELS = (*SHAPES, *COLORS, "no", "yes")
-"""Every answer; an answer's number is its place here."""
+ANSWERS = (*SHAPES, *COLORS, "no", "yes")
 
 BALANCED_SHARE = 0.3
 """Share of the training questions "is there something red?" that `easy-vqa-balanced` keeps, chosen by a hash."""
 
 
-def build() -> dict[str, Built]:
-    """Questions about images, all of them and a more even part.
+def all_questions() -> Built:
+    """Return a row a question, so rows of one image share its `image_id`."""
+    return QUESTION_FEATURES, {split: _rows(split) for split in ("train", "test")}
 
-    `easy-vqa` has a row a question, so rows of one image share its `image_id`. More than half of the questions ask for
-    a yes or no about a colour; `easy-vqa-balanced` has fewer of these to train on, and the same test.
-    """
-    rows = {split: _rows(split) for split in ("train", "test")}
+
+def balanced() -> Built:
+    """Return fewer of the training questions that ask for a yes or no about a color, more than half of all."""
+    features, rows = all_questions()
     kept = [
         row
         for row in rows["train"]
@@ -35,10 +35,11 @@ def build() -> dict[str, Built]:
         or _named(row["question"], COLORS) is None
         or hash_share(row["question_id"]) < BALANCED_SHARE
     ]
-    return {
-        "easy-vqa": (QUESTION_FEATURES, rows),
-        "easy-vqa-balanced": (QUESTION_FEATURES, {**rows, "train": kept}),
-    }
+    return features, {**rows, "train": kept}
+
+
+SETS = {"easy-vqa": all_questions, "easy-vqa-balanced": balanced}
+LABELS = dict.fromkeys(SETS, ANSWERS)
 
 
 def distinct_questions() -> set[str]:
@@ -83,7 +84,7 @@ def _rows(split: str) -> list[dict[str, Any]]:
             question_type=question_type(question),
             answer_type="yes/no" if answer in {"yes", "no"} else "other",
             answers=[answer],
-            answer_labels=[LABELS.index(answer)],
+            answer_labels=[ANSWERS.index(answer)],
             answer_scores=[1.0],
         )
         for row, (question, answer, number) in enumerate(zip(*asked, strict=True))

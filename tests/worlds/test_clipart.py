@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from tests.data.prepare.toy_task_files import quarantined, write
 
-from vlmo.data.prepare import clipart, prepare
+from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
+from worlds import clipart
 
 FILE = """<?xml version="1.0"?>
 <svg xmlns="http://www.w3.org/2000/svg" xmlns:cc="http://web.resource.org/cc/"

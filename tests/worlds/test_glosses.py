@@ -1,8 +1,9 @@
 import pytest
 from tests.data.prepare.toy_task_files import quarantined, write
 
-from vlmo.data.prepare import glosses, prepare
+from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
+from worlds import glosses
 
 NOTICE = "  1 A licence, at the head of each file.  \n"
 FILES = {

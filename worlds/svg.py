@@ -9,15 +9,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import resvg_py
 from jaxtyping import Float
 from numpy import ndarray
 from PIL import Image, ImageChops, ImageOps
 
 from vlmo.data.prepare.parts import Absent, BadRow, Record, Row
 
-_DPI = 96
-"""Pixels of an inch: sizes may be in millimetres."""
 _LOOK_PIXELS = 16
 _SAME_LOOK = 28.0
 """Root mean square difference of two looks (0 to 255) below which two images count as one.
@@ -54,12 +51,6 @@ class Looks:
     def __contains__(self, look: Float[ndarray, "look"]) -> bool:
         distances = self.squares - 2 * (self.pixels @ look) + (look**2).sum()
         return bool((distances < _SAME_LOOK**2 * look.size).any())
-
-
-def draw(svg: str, *, pixels: int) -> Image.Image:
-    """Return a drawing with its transparency, `pixels` at its longer side; ValueError where it is damaged."""
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, height=pixels, dpi=_DPI, skip_system_fonts=True)
-    return open_png(bytes(png))
 
 
 def open_png(png: bytes) -> Image.Image:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmo.data.builtin import easy_vqa
 from vlmo.data.schema import FEATURES, Built, hash_share, make_row
+from worlds import easy_vqa
 
 PACKAGES = easy_vqa.PACKAGES
 SOURCE, LICENCE = "python", "PSF-2.0"
@@ -34,8 +34,8 @@ _MIN_WORDS, _MAX_WORDS = 4, 50
 _MIN_WORD_SHARE = 0.8
 
 
-def build() -> dict[str, Built]:
-    """`english-text`: each sentence once, in the order of its hash."""
+def english_text() -> Built:
+    """Return each sentence once, in the order of its hash."""
     sentences = dict.fromkeys(_python_sentences(), (SOURCE, LICENCE))
     sentences |= dict.fromkeys(easy_vqa.distinct_questions(), (easy_vqa.SOURCE, easy_vqa.LICENCE))
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
@@ -43,7 +43,10 @@ def build() -> dict[str, Built]:
         source, licence = sentences[sentence]
         row = make_row(f"text/{sentence}", captions=[sentence], source=source, licence=licence)
         splits["test" if hash_share(sentence) < _TEST_SHARE else "train"].append(row)
-    return {"english-text": (FEATURES, splits)}
+    return FEATURES, splits
+
+
+SETS = {"english-text": english_text}
 
 
 def prose_sentences(text: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
+from vlmo.data.builtin.icons import draw_svg
 from vlmo.data.decoding import encode_image
 from vlmo.data.listing import walk
 from vlmo.data.prepare.parts import (
@@ -27,10 +28,10 @@ from vlmo.data.prepare.parts import (
     file_key,
     first_of,
     require_folder,
-    with_article,
 )
-from vlmo.data.prepare.svg import Looks, draw, record_of
 from vlmo.data.schema import hash_share, make_row
+from worlds.naming import with_article
+from worlds.svg import Looks, record_of
 
 LICENCE = "public domain, by the dedication of each author"
 TEST_SHARE = 0.1
@@ -151,7 +152,7 @@ def _without_author(name: str, author: str) -> str:
 
 def _draw(file: Path) -> Image.Image:
     """Return a drawing without its margin, in the middle of a square; ValueError where it cannot be drawn."""
-    image = draw(file.read_text(encoding="utf-8", errors="replace"), pixels=2 * PIXELS)
+    image = draw_svg(file.read_text(encoding="utf-8", errors="replace"), pixels=2 * PIXELS)
     box = image.getchannel("A").getbbox()
     return ImageOps.pad(image if box is None else image.crop(box), (PIXELS, PIXELS), color=(0, 0, 0, 0))
 

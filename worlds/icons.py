@@ -22,11 +22,13 @@ import numpy as np
 from PIL import Image
 
 from vlmo.data.builtin import emoji
+from vlmo.data.builtin.icons import caption_of, draw_svg, is_brand
 from vlmo.data.decoding import encode_image
-from vlmo.data.prepare.icon_names import Naming, caption_of, category_of, is_brand
-from vlmo.data.prepare.parts import ROWS_A_PART, TYPED, Part, Record, Row, SetOnDisk, file_key, find, with_article
-from vlmo.data.prepare.svg import Looks, draw, open_png, record_of
+from vlmo.data.prepare.parts import ROWS_A_PART, Part, Record, Row, SetOnDisk, file_key, find
 from vlmo.data.schema import hash_share, make_row
+from worlds.emoji import read_emoji
+from worlds.naming import TYPED, Naming, category_of, is_sign, with_article
+from worlds.svg import Looks, open_png, record_of
 
 LICENCE = "that of each icon's set; sets under the GPL, and for non-commercial use alone, are left out"
 
@@ -221,24 +223,22 @@ def _read_icons(icon_set: IconSet, *, hidden: frozenset[str]) -> Iterator[Icon]:
         own = categories.get(key, [])
         captions = dict.fromkeys(filter(None, (caption_of(naming.bare(name, own)) for name in known)))
         is_hidden = icon_set.category == _EMOJI and not hidden.isdisjoint(captions)
-        if captions and not is_hidden and not is_brand(key, own):
+        if captions and not is_hidden and not is_sign(key, own):
             digest = hashlib.sha256(_svg(found, key).encode()).digest()
             yield Icon(icon_set, key, tuple(captions), category_of(own), digest)
 
 
 def _held_out_emoji() -> tuple[frozenset[str], list[emoji.Drawing]]:
     """Return the names of the concepts in `drawings-concepts` and of their variants; the drawings kept for testing."""
-    names = emoji.english_names()
-    twemoji, openmoji = emoji.read_style(emoji.TWEMOJI), emoji.read_style(emoji.OPENMOJI)
-    split = emoji.choose_split(names, twemoji=twemoji, openmoji=openmoji)
-    bases = {emoji.base_codes(codes) for codes in split.new}
+    found = read_emoji()
+    bases = {emoji.base_codes(drawing.codes) for drawing in found.new}
     hidden = frozenset(
         " ".join(re.findall(r"[a-z0-9]+", _ascii(name).lower().replace("'", "")))
-        for codes, known in names.items()
+        for codes, known in found.names.items()
         if emoji.base_codes(codes) in bases
         for name in known
     )
-    return hidden, [openmoji[codes] for codes in split.test] + emoji.new_drawings(split, twemoji, openmoji)
+    return hidden, found.test + found.of_new(found.twemoji, found.openmoji)
 
 
 def _ascii(text: str) -> str:
@@ -356,7 +356,7 @@ def paint(image: Image.Image, *, key: str) -> tuple[Image.Image, str | None]:
 
 
 def _draw(found: Mapping[str, Any], key: str) -> Image.Image:
-    return draw(_svg(found, key), pixels=PIXELS)
+    return draw_svg(_svg(found, key), pixels=PIXELS)
 
 
 def _svg(found: Mapping[str, Any], key: str) -> str:

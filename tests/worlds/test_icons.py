@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,13 @@ from PIL import Image
 from tests.data.prepare.toy_task_files import quarantined, write
 
 from vlmo.data.builtin import emoji
-from vlmo.data.prepare import icons, prepare
-from vlmo.data.prepare.icon_names import Naming, caption_of, category_of
+from vlmo.data.builtin.icons import LOOK_ALIKES, caption_of, lucide_rows
+from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
+from worlds import icons
+from worlds.emoji import Emoji
+from worlds.naming import Naming, category_of
+from worlds.svg import Looks, look_of, open_png
 
 FILL = 'fill="currentColor"'
 BELL = f'<path {FILL} d="M4 12V8a4 4 0 018 0v4z"/>'
@@ -235,10 +241,10 @@ def test_emoji_that_are_held_out_are_left_out_by_name_and_by_look(tmp_path, monk
     Image.new("RGBA", (40, 40), (0, 0, 255, 255)).save(png, "PNG")
     drawings = {"1f400": emoji.Drawing("openmoji", "1f400", "", png.getvalue(), np.zeros(1, np.float32))}
     names = {"1f436": ("dog face",), "1f400": ("rat",), "1f468-1f3fb": ("man: light", "côte d'or")}
-    split = emoji.Split(("1f436", "1f400"), (), ("1f400", "1f468"), frozenset())
-    monkeypatch.setattr(emoji, "english_names", lambda: names)
-    monkeypatch.setattr(emoji, "read_style", {"twemoji": {}, "openmoji": drawings}.__getitem__)
-    monkeypatch.setattr(emoji, "choose_split", lambda _names, **_: split)
+    concepts = emoji.Concepts(("1f436", "1f400"), ("1f400", "1f468"), frozenset())
+    monkeypatch.setattr(emoji, "NUM_TEST", 0)
+    twemoji = drawings | {"1f468": replace(drawings["1f400"], codes="1f468")}
+    monkeypatch.setattr(icons, "read_emoji", lambda: Emoji(names, twemoji, drawings, concepts))
     blue = '<path fill="#00f" d="M2 2h9v9h-9z"/>'
     drawn = {"dog-face": BELL, "rat": DISH, "cote-dor": TOWER, "square": blue}
     sets = {"noto": ("Apache-2.0", "Emoji", drawn), "plain": ("MIT", "UI 24px", {"rat": GATE})}
@@ -255,3 +261,15 @@ def test_the_package_is_found_where_npm_leaves_it_and_else_asked_for(tmp_path):
     (root / "node_modules/@iconify/json/json/plain.json").unlink()
     with pytest.raises(ValueError, match=r"plain\.json; get the package again"):
         prepare("icons", root=root, out=tmp_path / "no")
+
+
+def test_lucide_is_held_out_and_its_icons_look_like_none_of_the_fonts_that_were_trained_on(shared_folder):
+    fonts = open_source("icon-fonts", split="test", cache_dir=shared_folder)
+    trained = Looks.of([partial(open_png, cell["bytes"]) for cell in fonts["image"][:]])
+    alike = {
+        row["image_id"].removeprefix("lucide:")
+        for row in lucide_rows()
+        if look_of(open_png(row["image"]["bytes"])) in trained
+    }
+    assert alike == LOOK_ALIKES
+    assert set(open_source("lucide-icons", split="test", cache_dir=shared_folder)["source"]) < icons.HELD_OUT

@@ -13,6 +13,7 @@ from tests.data.prepare.toy_task_files import write
 from vlmo.data.builtin import emoji
 from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
+from worlds import emoji as worlds_emoji
 
 # Concepts with names of their own, a variant of one in skin tone, and one that looks as another does.
 CODES = ("1f600", "1f436", "1f34e", "1f680", "1f44d", "1f31e")
@@ -29,10 +30,10 @@ def drawing(style: str, codes: str, *, kind: str = "PNG") -> bytes:
 
 
 @pytest.fixture
-def split(monkeypatch) -> emoji.Split:
+def found(monkeypatch) -> worlds_emoji.Emoji:
     """One concept kept in OpenMoji's style and one kept altogether, out of six in two styles."""
     monkeypatch.setattr(emoji, "NUM_TEST", 1)
-    monkeypatch.setattr(emoji, "NUM_NEW", 1)
+    monkeypatch.setattr(worlds_emoji, "NUM_NEW", 1)
     styles = {
         style: emoji.read_drawings(style, {f"{codes}.png": drawing(style, codes) for codes in (*CODES, TONE)})
         for style in ("twemoji", "openmoji")
@@ -40,10 +41,10 @@ def split(monkeypatch) -> emoji.Split:
     monkeypatch.setattr(emoji, "read_style", styles.__getitem__)
     names = {codes: known for codes, known in emoji.english_names().items() if codes in {*CODES, TONE}}
     monkeypatch.setattr(emoji, "english_names", lambda: names)
-    return emoji.choose_split(names, **styles)
+    return worlds_emoji.read_emoji()
 
 
-def packages(root: Path, split: emoji.Split, *, fluent: bool = True, keywords: bool = True) -> Path:
+def packages(root: Path, *, fluent: bool = True, keywords: bool = True) -> Path:
     for codes in (*CODES, TONE):
         write(root / "emoji-datasource-google/img/google/64" / f"{codes}.png", drawing("noto", codes))
         if fluent:
@@ -56,10 +57,10 @@ def packages(root: Path, split: emoji.Split, *, fluent: bool = True, keywords: b
     return root
 
 
-def test_drawings_of_further_styles_join_those_of_the_builtin_set(split, tmp_path):
-    prepare("drawings", root=packages(tmp_path / "node_modules", split), out=tmp_path / "out")
+def test_drawings_of_further_styles_join_those_of_the_builtin_set(found, tmp_path):
+    prepare("drawings", root=packages(tmp_path / "node_modules"), out=tmp_path / "out")
     train, test, concepts = (open_source(str(tmp_path / "out"), split=part) for part in ("train", "test", "concepts"))
-    (kept,), (new,) = split.test, split.new
+    (kept,), (new,) = ([drawing.codes for drawing in each] for each in (found.test, found.new))
     known = {codes for codes in (*CODES, TONE) if emoji.base_codes(codes) != emoji.base_codes(new)}
     expected = {f"{style}/{codes}" for style in STYLES for codes in known}
     expected -= {f"openmoji/{codes}" for codes in known if emoji.base_codes(codes) == emoji.base_codes(kept)}
@@ -70,8 +71,8 @@ def test_drawings_of_further_styles_join_those_of_the_builtin_set(split, tmp_pat
     assert licences == {"twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0", "noto": "Apache-2.0", "fluent": "MIT"}
 
 
-def test_keywords_are_one_more_caption_in_training(split, tmp_path):
-    prepare("drawings", root=packages(tmp_path / "in", split), out=tmp_path / "out")
+def test_keywords_are_one_more_caption_in_training(found, tmp_path):
+    prepare("drawings", root=packages(tmp_path / "in"), out=tmp_path / "out")
     train = open_source(str(tmp_path / "out"))
     captions = dict(zip(train["image_id"], train["captions"], strict=True))
     for image_id, texts in captions.items():
@@ -84,9 +85,9 @@ def test_keywords_are_one_more_caption_in_training(split, tmp_path):
     assert all(len(texts) == 1 for texts in open_source(str(tmp_path / "out"), split="test")["captions"])
 
 
-def test_drawings_that_look_like_a_kept_one_are_left_out(split, tmp_path):
-    root = packages(tmp_path / "in", split, fluent=False)
-    (kept,), (new,) = split.test, split.new
+def test_drawings_that_look_like_a_kept_one_are_left_out(found, tmp_path):
+    root = packages(tmp_path / "in", fluent=False)
+    (kept,), (new,) = ([drawing.codes for drawing in each] for each in (found.test, found.new))
     others = [codes for codes in CODES if codes not in {kept, new}]
     noto = root / "emoji-datasource-google/img/google/64"
     write(noto / f"{others[0]}.png", drawing("openmoji", kept))
@@ -98,10 +99,8 @@ def test_drawings_that_look_like_a_kept_one_are_left_out(split, tmp_path):
     assert {f"noto/{codes}" for codes in others[3:]} <= drawn
 
 
-def test_missing_packages_are_told(split, tmp_path):
-    summary = prepare(
-        "drawings", root=packages(tmp_path / "in", split, fluent=False, keywords=False), out=tmp_path / "out"
-    )
+def test_missing_packages_are_told(found, tmp_path):
+    summary = prepare("drawings", root=packages(tmp_path / "in", fluent=False, keywords=False), out=tmp_path / "out")
     told = " ".join(summary.lines())
     assert "@lobehub/fluent-emoji-3d/assets is not there" in told
     assert "captions are names alone" in told
@@ -112,8 +111,8 @@ def test_missing_packages_are_told(split, tmp_path):
         prepare("drawings", root=tmp_path / "nowhere", out=tmp_path / "no")
 
 
-def test_damaged_keywords_are_told(split, tmp_path):
-    root = packages(tmp_path / "in", split)
+def test_damaged_keywords_are_told(found, tmp_path):
+    root = packages(tmp_path / "in")
     write(root / "emojibase-data/en/data.json", "[{]")
     with pytest.raises(ValueError, match="keywords cannot be read"):
         prepare("drawings", root=root, out=tmp_path / "out")

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from vlmo.data.builtin import emoji
 from vlmo.data.builtin.emoji import Drawing
-from vlmo.data.prepare.parts import Record, Row, SetOnDisk, chunked, require_folder, with_article
+from vlmo.data.prepare.parts import Record, Row, SetOnDisk, chunked, require_folder
+from worlds.emoji import read_emoji
+from worlds.naming import with_article
 
 LICENCE = "Noto Emoji: Apache-2.0; Fluent Emoji and keywords: MIT; Twemoji: CC-BY-4.0; OpenMoji: CC-BY-SA-4.0"
 
@@ -39,15 +41,12 @@ def open_set(root: Path) -> SetOnDisk:
 
 
 def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record]:
-    names = emoji.english_names()
-    twemoji, openmoji = emoji.read_style(emoji.TWEMOJI), emoji.read_style(emoji.OPENMOJI)
-    split = emoji.choose_split(names, twemoji=twemoji, openmoji=openmoji)
+    names, twemoji, openmoji, concepts = found = read_emoji()
     styles = {emoji.TWEMOJI: twemoji, emoji.OPENMOJI: openmoji}
     for style, folder in folders.items():
         kept = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES}
         styles[style] = emoji.read_drawings(style, kept)
-    new = emoji.new_drawings(split, *styles.values())
-    test = [openmoji[codes] for codes in split.test]
+    new = found.of_new(*styles.values())
     captions = {
         codes: with_article((*known, keywords[codes]) if codes in keywords else known, key=codes)
         for codes, known in names.items()
@@ -56,15 +55,15 @@ def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record
     for style, drawings in styles.items():
         usable = emoji.unlike(drawings, new)
         if style == emoji.OPENMOJI:
-            usable &= split.trainable
+            usable &= concepts.trainable
         elif style != emoji.TWEMOJI:
-            usable &= emoji.unlike(drawings, test, variants=False)
+            usable &= emoji.unlike(drawings, found.test, variants=False)
         train += [drawings[codes] for codes in names if codes in usable]
     plain = emoji.first_names(names)
-    kept = {"train": (train, captions), "test": (test, plain), "concepts": ([twemoji[c] for c in split.new], plain)}
-    for part, (drawings, known) in kept.items():
+    splits = {"train": (train, captions), "test": (found.test, plain), "concepts": (found.new, plain)}
+    for split, (drawings, known) in splits.items():
         for row in emoji.rows_of(drawings, names=known, licences=_LICENCES):
-            yield Row(part, row)
+            yield Row(split, row)
 
 
 def _read_keywords(file: Path) -> dict[str, str]:

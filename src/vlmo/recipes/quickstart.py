@@ -1,0 +1,202 @@
+"""The quickstart's recipes: every stage and task on scenes of shapes, for two CPU cores; and what runs reached."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import replace
+from importlib.resources import files
+from typing import Any
+
+from vlmo.data.loader import LoaderConfig
+from vlmo.model import VLMoConfig
+from vlmo.processing import TransformConfig
+from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
+from vlmo.tasks import LanguageTask, NLVR2Task, TokenizerTask, VisionLanguageTask, VisionTask, VQATask
+from vlmo.tasks.tokenizer import VisualTokenizerConfig
+from vlmo.tasks.vision_language import VisionLanguageConfig
+from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
+
+FILE = "quickstart.json"
+"""Results over several seeds, as `experiments/quickstart_seeds.py` writes them."""
+DUAL, FUSION = "Dual encoder", "Fusion encoder"
+IMAGE_RECALL, TEXT_RECALL, SIDES = "Text to image R@1", "Image to text R@1", "Caption or one with the opposite side"
+QUESTION_ROW, STATEMENT_ROW = "Questions", "Two scenes, true or false"
+"""Columns and rows of the quickstart's table."""
+
+
+@functools.cache
+def quickstart_runs() -> dict[str, Any]:
+    """Return the file: `summary` by column and row of the quickstart's table, `stages`, all seeds, the machine."""
+    return json.loads((files("vlmo.recipes") / FILE).read_text(encoding="utf-8"))
+
+
+def over_seeds(column: str, row: str) -> str:
+    """Return a cell of the quickstart's table in percent as "MEDIAN (LOWEST to HIGHEST)"."""
+    cell = quickstart_runs()["summary"][column][row]
+    median, lowest, highest = (f"{100 * cell[name]:.1f}" for name in ("median", "lowest", "highest"))
+    return f"{median} ({lowest} to {highest})"
+
+
+def which_runs() -> str:
+    """Return what the numbers are of, such as "median (lowest to highest) of 5 seeds, Intel Xeon"."""
+    runs = quickstart_runs()
+    return f"median (lowest to highest) of {len(runs['seeds'])} seeds, {runs['hardware']['cpu']}"
+
+
+def _losses(name: str) -> str:
+    """Return the losses of a stage over the last tenth of its steps."""
+    cells = quickstart_runs()["stages"][name]
+    listed = ("{} {median:.3g} ({lowest:.3g} to {highest:.3g})".format(loss, **cell) for loss, cell in cells.items())
+    return f"losses at the end: {', '.join(listed)}; {which_runs()}."
+
+
+# Initial weights of 0.02 suit a width of 768; at 128 they hold contrast on a plateau for most of a short run. The ITC
+# branch of the vision-language experts is left out: it costs a quarter of the contrastive passes here. Positions that
+# start as sines and cosines tell sides from the first step (docs/log.md).
+_MODEL = model_config(
+    VLMoConfig.small(
+        hidden_size=128,
+        num_attention_heads=4,
+        num_hidden_layers=4,
+        num_fusion_layers=2,
+        image_size=48,
+        patch_size=12,
+        position_embedding="absolute",
+        position_init="sincos",
+        layer_scale_init=None,
+        contrast_fusion_branch=False,
+        initializer_range=0.08,
+    )
+)
+# Of questions and statements too: in a vocabulary of captions alone their words fall into letters and [UNK].
+_TEXT = TextConfig(vocab_size=300, learn_from=("shapes", "shapes-questions", "shapes-statements"), max_length=32)
+_SHAPES = DataConfig(source="shapes", transform=TransformConfig(image_size=48, rand_augment_ops=0, horizontal_flip=0.0))
+# An image worker would only take turns with training on two cores.
+_LOADER = LoaderConfig(global_batch_size=128, num_workers=0)
+_ADAMW = OptimizerConfig(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
+_TRAINER = TrainerConfig(max_steps=1, precision="auto", clip_norm=3.0, log_every=10)
+_RUNS = "runs/quickstart"
+
+_tokenizer = Recipe(
+    task=TokenizerTask(tokenizer=VisualTokenizerConfig(patch_size=12, num_tokens=256)),
+    model=_MODEL,
+    data=_SHAPES,
+    loader=_LOADER,
+    optimizer=OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0),
+    schedule=ScheduleConfig(warmup_steps=20, kind="cosine", min_ratio=0.05),
+    trainer=TrainerConfig(max_steps=130, clip_norm=1.0, log_every=5),
+)
+_stage1 = Recipe(
+    task=VisionTask(visual_tokenizer=f"{_RUNS}/shapes-tokenizer/model"),
+    model=replace(_MODEL, num_fusion_layers=0),
+    text=_TEXT,
+    data=_SHAPES,
+    loader=_LOADER,
+    optimizer=_ADAMW,
+    schedule=ScheduleConfig(warmup_steps=40),
+    trainer=replace(_TRAINER, max_steps=300),
+)
+_stage2 = replace(
+    _stage1,
+    task=LanguageTask(),
+    data=replace(_SHAPES, mlm_probability=0.5),
+    schedule=ScheduleConfig(warmup_steps=30),
+    trainer=replace(_TRAINER, max_steps=200),
+    init=f"{_RUNS}/shapes-stage1/model",
+)
+_stage3 = Recipe(
+    # ITM learns little before MLM knows what stands where: a quarter of the rows keeps it going.
+    task=VisionLanguageTask(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=4)),
+    model=_MODEL,
+    text=_TEXT,
+    # What stands where is learnt last, so words of places are often masked alone, beside words that are seen; and it
+    # takes a high rate for most of the run (docs/log.md).
+    data=replace(
+        _SHAPES,
+        mlm_probability=0.3,
+        mask_only=("left", "right", "above", "below", "under", "top", "bottom"),
+        mask_only_share=0.6,
+    ),
+    loader=replace(_LOADER, global_batch_size=64),
+    optimizer=replace(_ADAMW, lr=2e-3),
+    schedule=ScheduleConfig(warmup_steps=80, kind="cosine", min_ratio=0.05),
+    trainer=replace(_TRAINER, max_steps=1100, save_every=200),
+    init=f"{_RUNS}/shapes-stage2/model",
+)
+_matching = replace(
+    _stage3,
+    # ITM learns relations after MLM has learnt them, and at a rate that is high again.
+    task=VisionLanguageTask(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=2)),
+    optimizer=_ADAMW,
+    schedule=ScheduleConfig(warmup_steps=20),
+    trainer=replace(_TRAINER, max_steps=400, save_every=200),
+    init=f"{_RUNS}/shapes-stage3/model",
+)
+_questions = replace(
+    _matching,
+    task=VQATask(head_lr_scale=1.0),
+    data=replace(_SHAPES, source="shapes-questions"),
+    schedule=ScheduleConfig(warmup_steps=40),
+    trainer=replace(_TRAINER, max_steps=400),
+    init=f"{_RUNS}/shapes-matching/model",
+    evaluate_on="shapes-questions",
+)
+_statements = replace(
+    _questions,
+    # At 1e-3 the head's first gradients undo what the fusion encoder knows, and nothing is learnt (docs/log.md).
+    task=NLVR2Task(head_lr_scale=4.0),
+    data=replace(_SHAPES, source="shapes-statements"),
+    optimizer=replace(_ADAMW, lr=3e-4),
+    evaluate_on="shapes-statements",
+)
+
+
+def _entry(recipe: Recipe, about: str, *, expect: str, data: str = "{source}.") -> Entry:
+    return Entry(recipe, about, expect=expect, data=data, command=f"vlmo train {{name}} --run-dir {_RUNS}/{{name}}")
+
+
+QUICKSTART = {
+    "shapes-tokenizer": _entry(
+        _tokenizer,
+        "Visual tokenizer of 256 tokens, the targets of shapes-stage1.",
+        data="{source}: 50,000 scenes of one or two colored shapes; all stages of the quickstart train on them.",
+        expect=_losses("shapes-tokenizer"),
+    ),
+    "shapes-stage1": _entry(
+        _stage1, "Stage 1 on scenes of shapes: masked image modelling.", expect=_losses("shapes-stage1")
+    ),
+    "shapes-stage2": _entry(
+        _stage2,
+        "Stage 2 on captions of scenes: masked language modelling; attention and vision experts are frozen.",
+        expect=_losses("shapes-stage2"),
+    ),
+    "shapes-stage3": _entry(
+        _stage3,
+        "Stage 3 on scenes of shapes: the fusion encoder learns what stands where.",
+        data="{source}: 50,000 scenes of one or two colored shapes; 1,000 others are for testing.",
+        expect=_losses("shapes-stage3"),
+    ),
+    "shapes-matching": _entry(
+        _matching,
+        "shapes-stage3 for longer, with more rows in ITM: the fusion encoder learns to tell left from right.",
+        expect=f"on 1,000 new images IR@1 {over_seeds(DUAL, IMAGE_RECALL)} and TR@1 {over_seeds(DUAL, TEXT_RECALL)} %, "
+        f"reranked (32) {over_seeds(FUSION, IMAGE_RECALL)} and {over_seeds(FUSION, TEXT_RECALL)} % (chance 0.1); which "
+        f"of two captions is true, left or right: {over_seeds(FUSION, SIDES)} %, by the dual encoder "
+        f"{over_seeds(DUAL, SIDES)} %; {which_runs()}.",
+    ),
+    "shapes-questions": _entry(
+        _questions,
+        "Questions about scenes of shapes: colors, shapes, numbers, yes or no.",
+        data="{source}: 40,000 questions about as many scenes; 2,000 others are for testing.",
+        expect=f"accuracy {over_seeds(FUSION, QUESTION_ROW)} % (the most frequent answer to each question 35.5 %); "
+        f"{which_runs()}.",
+    ),
+    "shapes-statements": _entry(
+        _statements,
+        "Sentences that are true or false of two scenes of shapes, as in NLVR2.",
+        data="{source}: 20,000 pairs of scenes with 5,000 sentences; 2,000 other pairs are for testing.",
+        expect=f"accuracy {over_seeds(FUSION, STATEMENT_ROW)} % (chance 50); {which_runs()}.",
+    ),
+}
+"""By name."""

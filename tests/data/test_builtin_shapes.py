@@ -1,0 +1,264 @@
+"""Scenes of shapes: texts that are true of them and false of others, and rows that never change."""
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from vlmo.data import builtin
+from vlmo.data.builtin import scenes, shapes
+from vlmo.data.builtin.scenes import Choices, Phrase, Placed, Pool, Scene, Sentence, Thing
+from vlmo.data.decoding import decode_image
+
+RED_STAR, BLUE_STAR = (Thing("star", color, "star") for color in ("red", "blue"))
+DOG = Thing("dog", None, "twemoji/1f436", "animal")
+TINY = {"NUM_SCENES": 300, "NUM_BINDING": 40, "NUM_QUESTIONS": 300, "NUM_STATEMENTS": 60}
+DIGESTS = {
+    "shapes": "a1a0dd80f725c3c1",
+    "shapes-binding": "956f450894f8ed09",
+    "shapes-questions": "61d7b76ac6a6e21f",
+    "shapes-statements": "f93cd0fc1c36b82a",
+}
+
+
+def placed(thing: Thing, left: int, top: int, side: int = 24) -> Placed:
+    return Placed(thing, left, top, side, "dc1c24" if thing.color else "")
+
+
+@pytest.fixture(scope="module")
+def pools() -> dict[str, Pool]:
+    return shapes.pools()
+
+
+def some_rows(split: str, pool: Pool, number: int) -> list[dict]:
+    return list(itertools.islice(shapes.pair_rows(split, pool), number))
+
+
+@pytest.mark.parametrize("name", shapes.SETS)
+def test_rows_are_those_of_earlier_versions(name, monkeypatch):
+    for numbers, count in TINY.items():
+        monkeypatch.setattr(shapes, numbers, dict.fromkeys(vars(shapes)[numbers], count))
+    _, splits = shapes.SETS[name]()
+    text = json.dumps(splits, sort_keys=True, default=bytes.hex)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == DIGESTS[name]
+    rows = [row for rows in splits.values() for row in rows]
+    assert {row["licence"] for row in rows} == {"CC0-1.0"}
+    # Joined sources take rows of one id for one image.
+    assert all(row["image_id"].startswith(f"{name}/") and row["source"] == "shapes" for row in rows)
+    assert decode_image(rows[0]["image"]).size == (96, 96)
+
+
+def test_relations_are_told_where_people_would_tell_them():
+    left, right, far = placed(RED_STAR, 5, 40), placed(DOG, 60, 44), placed(BLUE_STAR, 54, 2)
+    assert left.relation_to(right) == "left of"
+    assert right.relation_to(left) == "right of"
+    assert far.relation_to(right) == "above"
+    assert right.relation_to(far) == "below"
+    assert placed(RED_STAR, 5, 50).relation_to(far) is None  # as much to the left as below
+    assert placed(DOG, 40, 40).relation_to(placed(DOG, 44, 41)) is None  # nearly one place
+
+
+def test_truth_of_sentences():
+    scene = Scene((placed(RED_STAR, 2, 40), placed(DOG, 60, 44, 40), placed(BLUE_STAR, 40, 2)), "ffffff")
+    red, blue, dog = Phrase("star", "red"), Phrase("star", "blue"), Phrase("dog")
+    left = Sentence((red, dog), ((0, "left of", 1),), "{0} left of {1}")
+    assert str(left) == "a red star left of a dog"
+    assert str(Sentence((red, blue, dog))) == "a red star, a blue star and a dog"
+    for sentence, truth in (
+        (left, True),
+        (Sentence((red, dog), ((0, "right of", 1),)), False),
+        (Sentence((red, dog), ((0, "above", 1),)), None),  # neither said nor denied
+        (Sentence((red, blue, dog)), True),
+        (Sentence((Phrase("star", "green"), dog)), False),
+        (Sentence((Phrase("star"), dog)), None),  # there are two
+        (Sentence((Phrase("star", count=2), dog)), True),
+        (Sentence((Phrase("dog", size="large"),)), True),
+        (Sentence((Phrase("dog", size="small"),)), False),
+    ):
+        assert scene.truth(sentence) is truth, sentence
+
+
+@pytest.mark.parametrize(
+    ("phrase", "text"),
+    [
+        (Phrase("star", "orange"), "an orange star"),
+        (Phrase("octopus", size="small"), "a small octopus"),
+        (Phrase("unicorn"), "a unicorn"),
+        (Phrase("cat", where="at the top left"), "a cat at the top left"),
+        (Phrase("cross", "red", count=2), "two red crosses"),
+        (Phrase("cherry", count=3), "three cherries"),
+        (Phrase("mouse", count=2), "two mice"),
+    ],
+)
+def test_words_of_phrases(phrase, text):
+    assert str(phrase) == text
+
+
+@pytest.mark.parametrize(
+    ("left", "top", "where"),
+    [
+        (0, 0, "at the top left"),
+        (72, 0, "at the top right"),
+        (36, 40, "in the middle"),
+        (60, 42, "on the right"),
+        (30, 72, "at the bottom"),
+        (0, 72, "at the bottom left"),
+    ],
+)
+def test_places_in_a_scene(left, top, where):
+    there = placed(RED_STAR, left, top)
+    assert there.where == where
+    assert Phrase("star", where=where).fits(there)
+    assert not Phrase("star", where="on the left").fits(there)
+
+
+def test_captions_tell_where_things_lie(pools):
+    pool = pools["train"]
+    for number in range(60):
+        scene, choices = shapes.make_scene("train", number, pool)
+        told = shapes.sentences(scene, choices)
+        assert all(scene.truth(sentence) for sentence in told)
+        assert all(
+            sentence.relations or all(each.where or each.count > 1 for each in sentence.phrases) for sentence in told
+        )
+        if len(told) == 3:  # the last one tells places and the relation
+            assert all(each.where for each in told[2].phrases)
+            assert told[2].relations == told[1].relations
+        assert len({(each.left // 48, each.top // 48) for each in scene.objects}) == len(scene.objects)
+        assert all(each.left % 48 + each.side < 48 and each.top % 48 + each.side < 48 for each in scene.objects)
+    shown = [shapes.make_scene("train", number, pool)[0].objects for number in range(500)]
+    assert 70 <= sum(len(objects) == 1 for objects in shown) <= 130
+
+
+def test_false_captions_are_what_another_scene_would_be_told(pools):
+    pool = pools["train"]
+    known = {(each.name, each.color) for each in pool.shapes}
+    sides = {"left of": ("left", "right"), "right of": ("right", "left"), "above": ("top", "bottom")}
+    sides["below"] = ("bottom", "top")
+    edits = Counter()
+    for number in range(300):
+        scene, choices = shapes.make_scene("train", number, pool)
+        for sentence in shapes.sentences(scene, choices):
+            false = shapes.false_sentence(scene, sentence, pool, choices)
+            assert scene.truth(false) is False
+            assert len({(each.name, each.color) for each in false.phrases}) == len(false.phrases)
+            assert {(each.name, each.color) for each in false.phrases} <= known
+            assert [each.where is None for each in false.phrases] == [each.where is None for each in sentence.phrases]
+            if not false.relations:
+                assert [each.color for each in false.phrases] == sorted(each.color for each in false.phrases)
+            elif false.phrases[0].where:
+                (_, relation, _) = false.relations[0]
+                assert all(side in each.where for side, each in zip(sides[relation], false.phrases, strict=True))
+            changed = {(each.name, each.color) for each in false.phrases} != {
+                (each.name, each.color) for each in sentence.phrases
+            }
+            edits["thing" if changed else "place"] += 1
+    assert min(edits.values()) > 200
+    assert all(len(row["false_captions"]) == len(row["captions"]) for row in some_rows("train", pool, 20))
+    assert not any(row["false_captions"] for row in some_rows("test", pools["test"], 5))
+
+
+def test_captions_for_evaluation_are_true_of_no_other_scene(pools):
+    pool, told = pools["test"], []
+    for row in some_rows("test", pool, 300):
+        scene, choices = shapes.make_scene("test", int(row["image_id"].rpartition("/")[2]), pool)
+        told.append((scene, next(s for s in shapes.sentences(scene, choices) if str(s) == row["captions"][0])))
+    for (scene, sentence), (other, _) in itertools.permutations(told, 2):
+        assert scene.truth(sentence)
+        assert not other.truth(sentence)
+    assert sum(bool(sentence.relations) for _, sentence in told) == 150
+    names = [frozenset(each.thing for each in scene.objects) for scene, _ in told]
+    assert len(set(names)) < 0.9 * len(names)  # the same things in other places
+
+
+def test_pairs_of_a_color_and_a_shape_are_held_out(pools):
+    shown = {
+        split: [
+            {each.thing for each in shapes.make_scene(split, number, pools[split])[0].objects} for number in range(200)
+        ]
+        for split in ("train", "combinations")
+    }
+    assert set.union(*shown["train"]) == set(pools["train"].shapes)
+    assert all(things & set(pools["train"].unseen) for things in shown["combinations"])
+    assert 10 <= len(scenes.shapes(held_out=True)) <= 20
+
+
+@pytest.mark.parametrize("kind", shapes.BINDING_KINDS)
+def test_each_caption_of_a_pair_is_true_of_one_image_and_false_of_the_other(kind, pools):
+    for number in range(15):
+        first, second = shapes.binding_rows("test", number, pools["test"], kind=kind)
+        assert first["captions"] == [second["false_caption"]]
+        assert second["captions"] == [first["false_caption"]]
+        assert first["image"]["bytes"] != second["image"]["bytes"]
+        words, others = (text.split() for text in (first["captions"][0], first["false_caption"]))
+        if kind == "swap":
+            assert Counter(words) - Counter(("a", "an")) == Counter(others) - Counter(("a", "an"))
+        assert first["kind"] == second["kind"] == kind
+
+
+def test_answers_are_what_the_scene_shows(pools):
+    scene = Scene((placed(RED_STAR, 2, 40), placed(DOG, 60, 44, 40), placed(BLUE_STAR, 10, 2)), "ffffff")
+    asked = {kind: set() for kind in shapes.QUESTIONS}
+    for number in range(300):
+        case = shapes.Case(scene, pools["test"], Choices(str(number)), number)
+        for kind, ask in shapes.QUESTIONS.items():
+            asked[kind].add(ask(case))
+    assert asked["what color"] == {None}  # there are two stars
+    assert asked["what shape"] - {None} == {
+        ("what shape is above the red star?", "star"),
+        ("what shape is below the blue star?", "star"),
+    }  # both stars lie to the left of the dog
+    assert asked["how many"] - {None} == {
+        ("how many stars are there?", "2"),
+        ("how many dogs are there?", "1"),
+        ("how many red shapes are there?", "1"),
+        ("how many blue shapes are there?", "1"),
+    }
+    there = {question for question, answer in asked["is there"] - {None} if answer == "yes"}
+    assert there == {"is there a red star?", "is there a blue star?", "is there a dog?"}
+    assert {("is the red star left of the dog?", "yes"), ("is the red star right of the dog?", "no")} <= asked["is the"]
+    assert ("is the dog left of the red star?", "no") in asked["is the"]
+    assert builtin.labels("shapes-questions") == list(shapes.ANSWERS)
+
+
+def test_no_text_alone_tells_whether_it_is_true(pools):
+    texts, labels = [], []
+    for kind, number in itertools.product(shapes.BINDING_KINDS, range(40)):
+        for row in shapes.binding_rows("test", number, pools["test"], kind=kind):
+            texts += [row["captions"][0], row["false_caption"]]
+            labels += [1, 0]
+    words = CountVectorizer(ngram_range=(1, 2)).fit_transform(texts)
+    half = len(labels) // 2
+    model = LogisticRegression(max_iter=200).fit(words[:half], labels[:half])
+    assert model.score(words[half:], labels[half:]) == 0.5  # each text stands once as true and once as false
+
+
+def test_a_statement_is_true_of_two_pairs_and_false_of_two_that_share_an_image(pools):
+    for number in range(12):
+        rows = list(shapes.statement_rows("train", number, pools["train"]))
+        assert [row["label"] for row in rows] == [1, 0, 1, 0]
+        assert len({row["captions"][0] for row in rows}) == len({row["sentence_group"] for row in rows}) == 1
+        for true, false in (rows[:2], rows[2:]):
+            same = [true[name]["bytes"] == false[name]["bytes"] for name in ("image", "second_image")]
+            assert sorted(same) == [False, True]
+
+
+def test_claims_hold_for_their_pairs():
+    truths = {
+        "both": lambda left, right: left and right,
+        "exactly": lambda left, right: left != right,
+        "neither": lambda left, right: not left and not right,
+        "the left": lambda left, _: left,
+        "the right": lambda _, right: right,
+    }
+    for (wording, _), claims in shapes.CLAIMS.items():
+        (holds,) = [truth for start, truth in truths.items() if wording.startswith(start)]
+        for claim in claims:
+            so, not_so = ([sign == "1" for sign in signs] for signs in claim.split())
+            assert holds(*so)
+            assert not holds(*not_so)
+            assert sum(one != other for one, other in zip(so, not_so, strict=True)) == 1

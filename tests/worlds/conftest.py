@@ -1,0 +1,1 @@
+from tests.recipes.conftest import pictures, task_sets, visual_tokenizer  # noqa: F401

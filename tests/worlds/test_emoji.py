@@ -1,0 +1,73 @@
+"""Named drawings without new concepts, in any style, variant or look."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from tests.data.test_builtin_emoji import SAME_LOOK, names_without_variant, small_images, smallest_distances
+
+from vlmo.data.builtin.emoji import english_names
+from vlmo.data.sources import open_source
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def sets(shared_folder) -> dict[str, Dataset]:
+    return {
+        f"{name}/{split}": open_source(name, split=split, cache_dir=shared_folder)
+        for name, split in (
+            ("emoji-pairs", "train"),
+            ("emoji-pairs", "test"),
+            ("drawings-pairs", "train"),
+            ("drawings-pairs", "test"),
+            ("drawings-concepts", "test"),
+        )
+    }
+
+
+def test_counts(sets) -> None:
+    assert {name: len(rows) for name, rows in sets.items()} == {
+        "emoji-pairs/train": 2933,
+        "emoji-pairs/test": 500,
+        "drawings-pairs/train": 5377,
+        "drawings-pairs/test": 500,
+        "drawings-concepts/test": 150,
+    }
+    assert sets["drawings-pairs/test"].to_list() == sets["emoji-pairs/test"].to_list()
+    concepts, pairs = (set(sets[f"{name}/train"]["image_id"]) for name in ("emoji-pairs", "drawings-pairs"))
+    # Two drawings of each new concept, and of others that look like them.
+    assert 300 <= len(concepts - pairs) < 330
+
+
+def test_no_training_drawing_is_one_for_testing_or_looks_like_it_or_is_its_variant(sets) -> None:
+    train, test = sets["drawings-pairs/train"], sets["drawings-pairs/test"]
+    assert not set(train["image_id"]) & set(test["image_id"])
+    assert smallest_distances(small_images(train), small_images(test)).min() >= SAME_LOOK
+    names, held_out = english_names(), {captions[0] for captions in test["captions"]}
+    for image_id in train["image_id"]:
+        style, codes = image_id.split("/")
+        if style == "openmoji" and codes in names:
+            assert not names_without_variant(names[codes][0]) & held_out
+
+
+def test_new_concepts_have_a_name_of_their_own_and_are_not_those_of_the_other_test(sets) -> None:
+    new = sets["drawings-concepts/test"]
+    assert set(new["source"]) == {"twemoji"}
+    names = [caption for (caption,) in new["captions"]]
+    assert len(set(names)) == 150
+    assert not set(names) & {caption for (caption,) in sets["emoji-pairs/test"]["captions"]}
+
+
+def test_new_concepts_are_absent_in_every_style_variant_and_look(sets) -> None:
+    names, train, new = english_names(), sets["drawings-pairs/train"], sets["drawings-concepts/test"]
+    held_out = {caption for (caption,) in new["captions"]}
+    for image_id in train["image_id"]:
+        codes = image_id.split("/")[1]
+        assert codes not in names or not names_without_variant(names[codes][0]) & held_out
+    assert not held_out & {caption for captions in train["captions"] for caption in captions}
+    # In both styles: `emoji-pairs` holds the drawings of the new concepts.
+    pairs, codes = sets["emoji-pairs/train"], {image_id.split("/")[1] for image_id in new["image_id"]}
+    drawn = [row for row, image_id in enumerate(pairs["image_id"]) if image_id.split("/")[1] in codes]
+    assert 290 < len(drawn) <= 300  # some of OpenMoji's look like its test drawings, and so are in no set
+    looks = np.concatenate([small_images(pairs.select(drawn)), small_images(new)])
+    assert smallest_distances(small_images(train), looks).min() >= SAME_LOOK

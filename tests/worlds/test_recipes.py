@@ -1,0 +1,61 @@
+"""The recipes of `vlmo-small` have the settings of the golden table, and read nothing that it is tested on."""
+
+from pathlib import Path
+
+import pytest
+from tests.recipes.test_recipes import ALL, check_training, kind_of, settings_table
+from tests.recipes.toy_recipes import shrunk
+
+import worlds
+from vlmo.data.prepare import PREPARERS
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.recipes import describe, find_recipe
+from vlmo.recipes.schema import check_recipe
+from worlds.recipes import RUN, STEPS, entries
+
+GOLDEN = Path(__file__).with_name("recipes.txt")
+RECIPES = {name: entry.recipe for name, entry in entries().items()}
+OTHER_KINDS = {
+    kind: name
+    for name, recipe in reversed(RECIPES.items())
+    if (kind := kind_of(recipe)) not in {kind_of(known) for known in ALL.values()}
+}
+
+
+def test_settings_are_golden():
+    assert settings_table(RECIPES) == GOLDEN.read_text(), "if that is wanted: python -m tests.worlds.test_recipes"
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS.values())
+def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, task_sets, tmp_path):
+    recipe = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, task_sets=task_sets)
+    check_training(name, recipe, tmp_path)
+
+
+def test_recipes_are_valid_and_described():
+    for name, recipe in RECIPES.items():
+        check_recipe(recipe, processes=1)
+        assert f"train {name} --import worlds" in describe(name)
+        assert "Expect:" in describe(name)
+
+
+def test_steps_form_a_chain_that_reads_nothing_about_held_out_concepts():
+    recipes = [find_recipe("vlmo-small" if name == "released" else f"small-{name}") for name in STEPS]
+    read = {name for recipe in recipes for name in (*recipe.data.source.split("+"), *recipe.text.learn_from)}
+    prepared = {name for name in read if name.startswith("data/")}  # their splits "train" hold nothing of the tests
+    assert prepared == {f"data/{name}" for name in worlds.PREPARED} <= {f"data/{name}" for name in PREPARERS}
+    # No drawing of the held-out concepts, and none that is kept for testing, stands in a training scene.
+    assert read - prepared == {"shapes", "scenes", "english-text"}
+    assert {recipe.data.split for recipe in recipes} == {"train"}
+    starts = (recipes[1].task.visual_tokenizer, *(recipe.init for recipe in recipes[2:]))
+    for folder, start in zip(list(STEPS)[:-1], starts, strict=True):
+        assert start == f"{RUN}/{folder}/model"
+    assert {recipe.task.teacher for recipe in recipes[-8:]} == {f"{RUN}/retrieval-again/model"}
+    sizes = vars(recipes[-1].model) | {"vocab_size": recipes[-1].text.vocab_size}
+    model = VLMoForImageTextRetrieval(VLMoConfig(**sizes))
+    assert model.num_parameters() <= 10_000_000
+    assert model.match_head is not None
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(settings_table(RECIPES))

@@ -1,0 +1,211 @@
+"""Scenes with drawings: captions that are true of them, false ones, masks and kinds."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from vlmo.data import builtin
+from vlmo.data.builtin import shapes
+from vlmo.data.builtin.scenes import COLORS, SHAPE, Placed, Pool, Scene, Thing
+from vlmo.data.compose import SHAPES, cutout
+from vlmo.data.decoding import decode_image, decode_mask
+from worlds import scenes
+
+DOG = Thing("dog", None, "twemoji/1f436", "animal")
+HELD_OUT = {"1f404", "1f405", "1f40c"}  # a cow, a tiger and a snail
+
+
+@pytest.fixture(scope="module")
+def pools() -> dict[str, Pool]:
+    return scenes.make_pools(scenes.drawings(), HELD_OUT)
+
+
+def some_rows(split: str, pool: Pool, number: int) -> list[dict]:
+    return list(itertools.islice(scenes.pair_rows(split, pool), number))
+
+
+def make_scene(split: str, number: int, pools: dict[str, Pool]) -> tuple:
+    return shapes.make_scene(split, number, pools[split], alone=0.4)
+
+
+def test_scenes_show_drawings_that_models_train_on_alone():
+    drawn, pools = scenes.drawings(), scenes.pools()
+    shown = {row["image_id"] for row in builtin.load("drawings-pairs", split="train").select_columns("image_id")}
+    tested = {row["image_id"] for row in builtin.load("drawings-pairs", split="test").select_columns("image_id")}
+    concepts = {row["image_id"] for row in builtin.load("drawings-concepts", split="test").select_columns("image_id")}
+    assert (
+        set(pools["train"].drawings)
+        == {thing for thing in drawn if f"twemoji/{scenes.codes_of(thing)}" in shown}
+        < set(drawn)
+    )
+    assert {f"twemoji/{scenes.codes_of(thing)}" for thing in {*drawn} - {*pools["train"].drawings}} <= concepts
+    assert {f"openmoji/{scenes.codes_of(thing)}" for thing in pools["artist"].first} <= tested
+
+
+def test_drawings_have_names_of_their_own_that_are_no_shape_or_color():
+    names = [thing.name for thing in scenes.drawings()]
+    assert len(names) == len(set(names)) > 400
+    words = {word for name in names for word in name.split()}
+    assert not words & ({*COLORS} | {*SHAPES})
+    assert Counter(thing.kind for thing in scenes.drawings()).keys() == scenes.KINDS.keys()
+    assert {"dog", "cat", "bicycle"} <= set(names)
+
+
+def test_drawings_keep_their_transparency_and_have_no_margin():
+    drawing = cutout("openmoji/1F436", 30)
+    assert (drawing.size, drawing.mode) == ((30, 30), "RGBA")
+    left, top, right, bottom = drawing.getchannel("A").getbbox()
+    assert max(right - left, bottom - top) >= 29
+    text = b"scene:96|00ff00|square,0,0,96,ff0000|twemoji/1f534,24,24,48"  # a red circle of another red
+    image = np.asarray(decode_image({"bytes": text, "path": "0"}))
+    assert tuple(image[1, 48]) != tuple(image[48, 48])
+    assert tuple(image[26, 26]) == (255, 0, 0)  # a corner of the drawing shows the square
+    for name in ("twemoji/nothing", "twemoji/../1f534"):
+        with pytest.raises(ValueError, match="drawing"):
+            cutout(name, 30)
+
+
+def test_two_of_five_training_scenes_show_one_object(pools):
+    alone = sum(len(make_scene("train", number, pools)[0].objects) == 1 for number in range(500))
+    assert 170 <= alone <= 230
+
+
+@pytest.mark.parametrize("split", ["train", "artist", "combinations", "longer"])
+def test_every_caption_is_true(split, pools):
+    rows, shown = some_rows(split, pools[split], 60), []
+    for row in rows:
+        scene, choices = make_scene(split, int(row["image_id"].rpartition("/")[2]), pools)
+        told = [scenes.long_sentence(scene, choices)] if split == "longer" else scenes.sentences(scene, choices)
+        assert all(scene.truth(sentence) for sentence in told)
+        known = list(dict.fromkeys(map(str, told)))
+        assert row["captions"] == known if split == "train" else set(row["captions"]) <= set(known)
+        shown.append((scene, next(sentence for sentence in told if str(sentence) == row["captions"][0])))
+        assert (1 if split == "train" else 2) <= len(scene.objects) <= 5
+        for place, each in enumerate(scene.objects):
+            assert min(each.left, each.top) >= 0
+            assert max(each.left, each.top) + each.side <= 96
+            assert all(scenes.is_free(each.left, each.top, each.side, other) for other in scene.objects[:place])
+    if split != "train":
+        assert {len(row["captions"]) for row in rows} == {1}
+        for (_, sentence), (other, _) in itertools.permutations(shown, 2):
+            assert other.truth(sentence) is False  # nor unclear
+
+
+def test_false_captions_exchange_two_things_or_name_another(pools):
+    pool = pools["train"]
+    known = {(each.name, each.color) for each in pool.shapes + pool.drawings}
+    edits, none = Counter(), 0
+    for number in range(300):
+        scene, choices = make_scene("train", number, pools)
+        for sentence in scenes.sentences(scene, choices):
+            false = scenes.edited_sentence(scene, sentence, pool, choices)
+            if false is None:
+                none += 1
+                continue
+            assert scene.truth(false) is False
+            assert {(each.name, each.color) for each in false.phrases} <= known
+            assert (false.form, len(false.phrases)) == (sentence.form, len(sentence.phrases))
+            changed = {
+                field
+                for before, after in zip(sentence.phrases, false.phrases, strict=True)
+                for field in before._fields
+                if getattr(before, field) != getattr(after, field)
+            }
+            edits[" ".join(sorted(changed))] += 1
+    assert min(edits[kind] for kind in ("where", "size", "color", "name", "color name")) > 10
+    assert edits["where"] > 100
+    shown = [make_scene("train", number, pools)[0].objects for number in range(300)]
+    assert {each.where for objects in shown for each in objects} == set(scenes.PLACES)
+    assert none < 50
+    for row in some_rows("train", pool, 20):
+        assert len(row["false_captions"]) == len(row["captions"])
+        assert any(row["false_captions"])
+        assert not set(row["false_captions"]) & set(row["captions"])
+
+
+def test_what_splits_hold_out(pools):
+    def things(split: str) -> list[set[Thing]]:
+        return [{each.thing for each in make_scene(split, number, pools)[0].objects} for number in range(80)]
+
+    held_out = set(pools["train"].unseen)
+    assert 10 <= len(held_out) <= 20
+    trained = set.union(*things("train"))
+    assert not trained & held_out
+    assert {thing.color for thing in trained} == {None, *COLORS}
+    assert all(found & held_out for found in things("combinations"))
+    assert {thing.image for thing in set.union(*things("artist")) if thing.color is None} == {
+        "openmoji/1F404", "openmoji/1F405", "openmoji/1F40C",
+    }  # fmt: skip
+    words = [
+        max(len(text.split()) for text in row["captions"])
+        for split in ("train", "longer")
+        for row in some_rows(split, pools[split], 40)
+    ]
+    assert sum(words[40:]) > 1.2 * sum(words[:40])
+
+
+@pytest.mark.parametrize("kind", shapes.BINDING_KINDS)
+def test_each_caption_of_a_pair_is_true_of_one_image_and_false_of_the_other(kind, pools):
+    for number in range(15):
+        first, second = shapes.binding_rows("test", number, pools["test"], kind=kind)
+        assert first["captions"] == [second["false_caption"]]
+        assert first["image"]["bytes"] != second["image"]["bytes"]
+        if kind == "swap":
+            words, others = (text.split() for text in (first["captions"][0], first["false_caption"]))
+            assert Counter(w for w in words if w not in ("a", "an")) == Counter(
+                w for w in others if w not in ("a", "an")
+            )
+
+
+def test_no_question_alone_tells_its_answer(pools):
+    rows = [row for number in range(900) for row in shapes.question_rows("test", number, pools["test"])]
+    words = CountVectorizer(ngram_range=(1, 2)).fit_transform([row["question"] for row in rows])
+    chances = {"what color": 0.1, "what shape": 0.1, "how many": 1 / 3, "is there": 0.5, "is the": 0.5}
+    for kind, chance in chances.items():
+        chosen = [number for number, row in enumerate(rows) if row["question_type"] == kind]
+        answers = [rows[number]["answers"][0] for number in chosen]
+        half = len(chosen) // 2
+        model = LogisticRegression(max_iter=200).fit(words[chosen[:half]], answers[:half])
+        assert model.score(words[chosen[half:]], answers[half:]) < chance + 0.16, kind  # three standard errors of 90
+    assert all(shapes.ANSWERS[row["answer_labels"][0]] == row["answers"][0] for row in rows)
+
+
+def test_pairs_that_training_does_not_show_are_also_asked_for_where_they_are_not(pools):
+    pool = pools["combinations"]
+    rows = [row for number in range(3, 1000, 5) for row in shapes.question_rows("combinations", number, pool)]
+    held_out = {f"is there {thing.phrase()}?" for thing in pool.unseen}
+    answers = Counter(row["answers"][0] for row in rows if row["question"] in held_out)
+    assert min(answers["yes"], answers["no"]) > 10
+
+
+def test_statements_speak_of_scenes_of_five_objects_too(pools):
+    rows = list(shapes.statement_rows("train", 76, pools["train"]))
+    assert [row["label"] for row in rows] == [1, 0, 1, 0]
+
+
+def test_masks_are_where_the_objects_are(pools):
+    square = Placed(Thing("square", "red", "square"), 10, 40, 24, "dc1c24")
+    scene = Scene((square, Placed(DOG, 60, 44, 30, "")), "ffffff")
+    mask = decode_mask(scenes.mask_cell(scene, "m"))
+    assert mask.shape == (96, 96)
+    assert set(np.unique(mask)) == {0, scenes.PIXEL_KINDS.index(SHAPE), scenes.PIXEL_KINDS.index("animal")}
+    image = np.asarray(decode_image(scene.cell("s"))).astype(int)
+    red = np.abs(image - (0xDC, 0x1C, 0x24)).max(axis=2) < 120
+    np.testing.assert_array_equal((mask == 1)[:, :50], red[:, :50])
+    assert (image[mask == 0] > 120).all()
+    (row,) = scenes.mask_rows("test", 0, pools["test"])
+    assert decode_mask(row["mask"]).max() < len(scenes.PIXEL_KINDS)
+    assert builtin.labels("scenes-masks") == list(scenes.PIXEL_KINDS)
+
+
+def test_kinds_are_those_of_the_drawing_and_equally_frequent(pools):
+    kinds, drawn = list(scenes.KINDS), {thing.image: thing.kind for thing in scenes.drawings()}
+    rows = [row for number in range(30) for row in scenes.kind_rows("train", number, pools["train"])]
+    assert Counter(row["label"] for row in rows) == dict.fromkeys(range(15), 2)
+    for row in rows:
+        (shown,) = row["image"]["bytes"].decode().split("|")[2:]
+        assert drawn[shown.split(",")[0]] == kinds[row["label"]]
