@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import vlmo.released
 from tests.integrations.toy_gallery import retrieval_set, trained_folder
 from tests.retrieval.toy_index import write_folder
 from tests.tasks.toy_folders import write_folders
@@ -23,7 +22,6 @@ from vlmo.evaluation import evaluate_retrieval
 from vlmo.evaluation.scoring import embed_images, embed_texts
 from vlmo.folder import architectures
 from vlmo.folder.card import DataSource, ModelCard, read_data, write_card
-from vlmo.released.published import MODELS, NamedModel
 from vlmo.tasks import usage_of
 
 # A bfloat16 has eight significant bits. Weights of the toy are ten times larger than usual, and so is what rounding
@@ -120,11 +118,6 @@ def test_release_computes_in_float32_and_ranks_alike(folder, released):
     assert figures[1] == pytest.approx(figures[0], abs=ONE_RANK)
 
 
-def test_release_can_compute_in_bfloat16(released):
-    model = VLMoForImageTextRetrieval.from_pretrained(released, dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-
-
 def test_card_names_the_model_its_data_and_what_was_measured(folder, released):
     card = (released / "README.md").read_text()
     assert "# toy-release\n\nA note.\n\nWhat the recipe does." in card
@@ -136,12 +129,6 @@ def test_card_names_the_model_its_data_and_what_was_measured(folder, released):
     assert re.search(r"\| IR@1, dual encoder( \| [\d.]+ % \([\d.]+ to [\d.]+\))+ \| [\d.]+ % \|.*`vlmo release`", card)
     assert card.index("## Metrics") < card.index("## Packages") < card.index("## Limits")
     assert not list(released.glob("*.jsonl"))
-
-
-def test_a_release_is_found_by_its_name(released, monkeypatch):
-    monkeypatch.setattr(vlmo.released, "FOLDER", released.parent)
-    monkeypatch.setitem(MODELS, "toy-release", NamedModel("toy-release", "retrieval", "small", 64))
-    assert VLMoForImageTextRetrieval.from_pretrained("toy-release").match_head is not None
 
 
 def test_release_refuses_what_it_cannot_make(folder, released, tmp_path, capsys, monkeypatch):

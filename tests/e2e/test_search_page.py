@@ -70,31 +70,3 @@ def test_commands_run(place, monkeypatch, capsys):
     config = json.loads(Path("runs/mine/model/config.json").read_text())
     assert config["rerank_weight"] <= 1
     assert 0 < config["match_cutoff"] < 1
-
-
-def test_options_of_the_page_exist(capsys):
-    helps = ""
-    for command in ("index", "search", "embed", "duplicates", "clusters", "evaluate", "train shapes-stage3"):
-        with pytest.raises(SystemExit) as ended:
-            main([*command.split(), "--help"])
-        assert ended.value.code == 0
-        helps += capsys.readouterr().out
-    quoted = re.findall(r"`([^`\n]*--[^`]+)`", PAGE)
-    told = {name for options in quoted for name in re.findall(r"--[\w.-]+", options)}
-    assert len(told) > 5
-    assert told <= set(re.findall(r"--[a-z][\w.-]*", helps))
-
-
-def test_limits_on_the_page_are_those_of_the_code():
-    from vlmo.data.decoding import MAX_PIXELS
-    from vlmo.data.listing import IMAGE_SUFFIXES
-    from vlmo.retrieval.building import APPROXIMATE_FROM
-    from vlmo.retrieval.index import Approximate
-    from vlmo.retrieval.sources import MAX_BYTES
-    from vlmo.retrieval.videos import VIDEO_SUFFIXES
-
-    assert f"more than {MAX_BYTES // 10**6} MB or {MAX_PIXELS // 10**6} million" in PAGE
-    assert f"From {APPROXIMATE_FROM // 1000} thousand images on" in PAGE
-    assert f"for the best {Approximate('', 1).candidates} candidates" in PAGE
-    assert re.findall(r"\.\w+", re.search(r"a video \((.*?)\)", PAGE)[1]) == list(VIDEO_SUFFIXES)
-    assert set(re.findall(r"\.\w+", re.search(r"by their suffix \((.*?)\)", PAGE)[1])) <= IMAGE_SUFFIXES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import json
 import re
 import shlex
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import tyro
 from fastapi.testclient import TestClient
 
 from tests.integrations.toy_gallery import drawings
@@ -151,23 +149,3 @@ def test_endpoints_of_the_table_are_those_of_the_service(client):
     table = [line.split("|")[1] for line in PAGE.splitlines() if line.startswith(("| `POST", "| `GET"))]
     told = {path for cell in table for path in re.findall(r"/[\w/]+", cell)}
     assert told == there
-
-
-def test_options_of_the_page_exist(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["serve", "--help"])
-    assert ended.value.code == 0
-    there = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out)) | {"--store-bytes", "--soak"}  # of others
-    told = {name for options in re.findall(r"`(--[^`]+)`", PAGE) for name in re.findall(r"--[\w.-]+", options)}
-    assert len(told) > 8
-    assert told <= there
-
-
-def test_load_is_asked_for_with_options_that_there_are(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    serving = importlib.import_module("serving")
-    asked = lines("python")
-    assert {words[0] for words in asked} == {"benchmarks/serving.py"}
-    plain, soak = (tyro.cli(serving.Options, args=words[1:]) for words in asked)
-    assert (plain.soak, soak.soak) == (0, 3600)
-    assert str(plain.out) == "benchmarks/results/serving.json"

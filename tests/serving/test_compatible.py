@@ -109,20 +109,17 @@ def test_openai_client_lists_the_models_and_what_they_can_do(openai_client, gall
     assert (second.id, second.routes) == (gallery.vqa.name, ["/v1/vqa"])
 
 
-def test_openai_client_gets_one_vector_for_one_text_and_images_by_address(openai_client, parts, addresses) -> None:
-    (one,) = openai_client.embeddings.create(model="any", input=TEXTS[0], dimensions=parts.encoder.dim).data
-    np.testing.assert_allclose(one.embedding, parts.encoder.embed_texts(TEXTS[:1])[0], atol=TOLERANCE)
-    (image,) = openai_client.embeddings.create(model="any", input=addresses[0]).data
-    expected = parts.encoder.embed_images([drawings()[IMAGES[0]]])[0]
-    np.testing.assert_allclose(image.embedding, expected, atol=TOLERANCE)
-
-
-def test_openai_client_gets_short_vectors(openai_client, parts, addresses) -> None:
-    answer = openai_client.embeddings.create(model="any", input=[*TEXTS, addresses[0]], dimensions=5)
+@pytest.mark.parametrize("dim", [None, 5])
+def test_openai_client_gets_vectors_of_texts_and_of_images_by_address(openai_client, parts, addresses, dim) -> None:
     image = parts.encoder.embed_images([drawings()[IMAGES[0]]])
-    first = np.concatenate([parts.encoder.embed_texts(TEXTS), image])[:, :5]
+    first = np.concatenate([parts.encoder.embed_texts(TEXTS), image])[:, :dim]
     expected = first / np.sqrt((first**2).sum(axis=1, keepdims=True))
+    size = {} if dim is None else {"dimensions": dim}
+    answer = openai_client.embeddings.create(model="any", input=[*TEXTS, addresses[0]], **size)
     np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=TOLERANCE)
+    for alone, wanted in ((TEXTS[0], expected[0]), (addresses[0], expected[-1])):
+        (one,) = openai_client.embeddings.create(model="any", input=alone, **size).data
+        np.testing.assert_allclose(one.embedding, wanted, atol=TOLERANCE)
 
 
 def test_texts_may_contain_or_be_addresses(client, parts) -> None:
@@ -176,6 +173,8 @@ def test_cohere_client_gets_texts_for_an_image_with_the_documents(address, parts
         answer = client.rerank(model="any", query=addresses[1], documents=TEXTS, return_documents=True)
     scores = mixed(parts, IMAGES[1:2], TEXTS)
     assert [each.document.text for each in answer.results] == [TEXTS[index] for index in np.argsort(-scores)]
+    given = [each.relevance_score for each in answer.results]
+    np.testing.assert_allclose(given, sigmoid(np.sort(scores)[::-1]), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("form", ["objects", "base64", "addresses", "text object"])
@@ -212,16 +211,6 @@ def test_order_of_sure_matches_is_that_of_their_log_odds(client, parts, files, m
     assert {each["relevance_score"] for each in found} == {1.0}
 
 
-def test_texts_are_ranked_for_an_image_and_sent_back(client, parts, files) -> None:
-    scores = mixed(parts, IMAGES[1:2], TEXTS)
-    documents = [TEXTS[0], {"text": TEXTS[1]}, TEXTS[2]]
-    found = rerank(client, query={"image": files[1]}, documents=documents, return_documents=True)["results"]
-    assert [each["document"] for each in found] == [{"text": TEXTS[index]} for index in np.argsort(-scores)]
-    np.testing.assert_allclose(
-        [each["relevance_score"] for each in found], sigmoid(np.sort(scores)[::-1]), atol=TOLERANCE
-    )
-
-
 def test_images_are_sent_back_as_they_came(client, files, addresses) -> None:
     found = rerank(client, query=TEXTS[0], documents=[{"image": files[0]}, addresses[1]], return_documents=True)
     assert {each["index"]: each["document"] for each in found["results"]} == {
@@ -230,13 +219,10 @@ def test_images_are_sent_back_as_they_came(client, files, addresses) -> None:
     }
 
 
-def test_rerank_takes_a_form_with_files(client, scores) -> None:
+def test_rerank_takes_a_form_with_files_and_as_many_documents_as_search_reranks(client, scores, files) -> None:
     uploads = [("documents", png(drawings()[number])) for number in IMAGES]
     found = client.post("/v2/rerank", data={"query": TEXTS[0], "top_n": "2"}, files=uploads).json()["results"]
     assert [each["index"] for each in found] == list(np.argsort(-scores))[:2]
-
-
-def test_rerank_takes_as_many_documents_as_search_reranks(client, files) -> None:
     assert len(rerank(client, query="two", documents=files[:1] * MAX_RERANK)["results"]) == MAX_RERANK
 
 
