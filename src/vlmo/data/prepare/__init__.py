@@ -9,22 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmo.data.prepare.summary import Summary
 from vlmo.data.rows import SUMMARY_FILE
 from vlmo.data.saved import naming_damage
 
 if TYPE_CHECKING:
+    from vlmo.data.prepare.engine import Summary
     from vlmo.data.prepare.parts import SetOnDisk
     from vlmo.progress import Progress
 
-__all__ = ["PREPARERS", "Summary", "find_preparer", "labels_of", "name_of", "prepare", "register"]
+__all__ = ["PREPARERS", "find_preparer", "labels_of", "name_of", "prepare", "register"]
 
 PREPARERS = {
-    "coco": "karpathy.open_coco",
-    "flickr30k": "karpathy.open_flickr30k",
-    "visual_genome": "visual_genome.open_set",
-    "sbu": "image_text_shards.open_sbu",
-    "conceptual_captions": "image_text_shards.open_conceptual_captions",
+    "coco": "captions.open_coco",
+    "flickr30k": "captions.open_flickr30k",
+    "visual_genome": "captions.open_visual_genome",
+    "sbu": "captions.open_sbu",
+    "conceptual_captions": "captions.open_conceptual_captions",
     "vqav2": "vqav2.open_set",
     "nlvr2": "nlvr2.open_set",
     "sugarcrepe": "composition.open_sugarcrepe",
