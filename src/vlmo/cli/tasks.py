@@ -190,7 +190,7 @@ def prepare(name: tyro.conf.Positional[str], *, root: Path, out: Path, num_proc:
 
     Args:
         name: coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, sugarcrepe, aro, winoground,
-            imagenet, ade20k, text, vilt_arrow, icons, clipart, drawings, glosses.
+            imagenet, ade20k, text, vilt_arrow.
         root: Folder with the set's files as its publisher gives them.
         out: New folder.
         num_proc: Processes that read and decode.

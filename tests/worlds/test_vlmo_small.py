@@ -1,0 +1,88 @@
+"""One command prepares data, trains every step and writes the folder to share, and goes on where it was; on toys."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+from tests.data.prepare.toy_task_files import write
+from tests.worlds import test_clipart, test_drawings, test_glosses, test_icons
+
+from vlmo import VLMoForImageTextRetrieval
+from vlmo.data import builtin
+from vlmo.data.schema import FEATURES
+from vlmo.folder.card import read_results
+from vlmo.model import VLMoConfig
+from vlmo.recipes import Recipe
+from vlmo.recipes.schema import model_config
+from vlmo.tasks import LanguageTask, TokenizerTask, VisualTokenizerConfig
+from vlmo.training import read_metrics
+from worlds import icons, vlmo_small
+from worlds.recipes import STEPS
+
+found = test_drawings.found  # a fixture: few emoji in toy styles
+STOPPED = SimpleNamespace(status="stopped")
+
+
+@pytest.fixture
+def roots(tmp_path, found, monkeypatch):
+    monkeypatch.setattr(icons, "KNOWN_FROM", 1)
+    for name, text in test_glosses.FILES.items():
+        write(tmp_path / "glosses" / name, text)
+    for name, text in test_clipart.FILES.items():
+        write(tmp_path / "clipart" / name, text)
+    return {
+        "icons": test_icons.package(tmp_path / "icons"),
+        "drawings": test_drawings.packages(tmp_path / "node_modules"),
+        "clipart": tmp_path / "clipart",
+        "glosses": tmp_path / "glosses",
+    }
+
+
+def tiny(recipe: Recipe) -> Recipe:
+    """The recipe with its own data and start, on a tiny model, for two steps."""
+    task = recipe.task
+    if isinstance(task, TokenizerTask):
+        small = VisualTokenizerConfig(hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
+        task = TokenizerTask(tokenizer=small)
+    sizes = VLMoConfig.tiny(
+        image_size=64,
+        patch_size=16,
+        position_embedding=recipe.model.position_embedding,
+        num_fusion_layers=min(1, recipe.model.num_fusion_layers),
+    )
+    return dataclasses.replace(
+        recipe,
+        task=task,
+        model=model_config(sizes),
+        text=dataclasses.replace(recipe.text, vocab_size=90, max_length=16),
+        loader=dataclasses.replace(recipe.loader, global_batch_size=2 if isinstance(task, LanguageTask) else 16),
+        trainer=dataclasses.replace(recipe.trainer, max_steps=2, precision="float32"),
+        schedule=dataclasses.replace(recipe.schedule, warmup_steps=1),
+    )
+
+
+@pytest.mark.slow
+def test_it_goes_on_where_it_was(roots, tmp_path, monkeypatch):
+    def toy_set(name: str, *, split: str, **_: object) -> Dataset:
+        return Dataset.load_from_disk(str(tmp_path / "data" / "drawings" / split)).cast(FEATURES)
+
+    monkeypatch.setattr(builtin, "load", toy_set)
+    monkeypatch.setattr(vlmo_small, "MEASURED_ON", ("data/icons", "scenes"))
+    run, began, build = tmp_path / "runs", [], vlmo_small.build
+
+    def stopping(recipe, **options):
+        began.append(options["run_dir"].name)
+        return SimpleNamespace(fit=lambda: STOPPED) if len(began) == 3 else build(recipe, **options)
+
+    monkeypatch.setattr(vlmo_small, "build", stopping)
+    options = {"data": tmp_path / "data", "roots": roots, "change": tiny}
+    assert vlmo_small.rebuild(run, **options) is None
+    out = vlmo_small.rebuild(run, **options)
+    assert out == run / "vlmo-small"
+    assert began == [*list(STEPS)[:3], *list(STEPS)[2:]]
+    assert all(read_metrics(run / step)[-1]["step"] == 2 for step in STEPS)
+    assert {each.dataset_name for each in read_results(out)} == {"icons", "scenes"}
+    assert VLMoForImageTextRetrieval.from_pretrained(out).match_head is not None
+    assert vlmo_small.rebuild(run, **options) == out
+    assert len(began) == len(STEPS) + 1
