@@ -115,12 +115,6 @@ def test_filter_that_few_pass_costs_no_recall(few, plain, monkeypatch):
     assert few or np.mean(shares) >= 0.8  # partitions begin at random
 
 
-def test_search_for_more_than_the_partitions_hold_is_exact(plain):
-    store, vectors, made = plain
-    index = written(store, {**made, "images": {"partitions": 55, "nprobes": 1, "candidates": 200}})
-    assert len(index.nearest(vectors[5], top=2000)) == 2000
-
-
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     store, _ = filled(tmp_path, number=1500, captions=False)
     monkeypatch.setattr(Store, "nearest", lambda *_, **__: [{"id": "nobody"}])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +53,6 @@ def test_short_vectors_are_the_first_dimensions_normalised_again(encoder, model)
             Encoder(model, dim=wrong)
 
 
-def test_settings_of_a_processor_that_are_none_are_refused(model, tmp_path):
-    folder = Path(shutil.copytree(model, tmp_path / "model"))
-    (folder / "processor_config.json").write_text('{"image_processor": "x"}')
-    with pytest.raises(ValueError, match=r"processor_config\.json holds 'x'; expected an object"):
-        Encoder(folder)
-
-
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("image_mean", [0.485, 0.456, 0.406]), ("image_std", [0.2, 0.5, 0.5]), ("resample", 2), ("do_normalize", False)],
@@ -107,15 +99,6 @@ def test_images_of_any_mode_are_embedded_on_white(encoder):
     np.testing.assert_allclose(vectors, vectors[[2, 2, 2, 2]], atol=CLOSE)
 
 
-def test_attention_has_a_map_for_each_word(encoder):
-    words, maps = encoder.attention(drawings()[0], "a red square")
-    assert words == ["a", "red", "square"]
-    assert maps.shape == (3, 4, 4)
-    assert (maps > 0).all()
-    # The model is as it was: another kernel may take over again.
-    np.testing.assert_allclose(encoder.match(drawings()[:1], ["a red square"]).shape, (1,))
-
-
 def test_fingerprint_follows_content_and_not_place(encoder, model, tmp_path):
     copy = shutil.copytree(model, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
@@ -126,27 +109,3 @@ def test_fingerprint_follows_content_and_not_place(encoder, model, tmp_path):
     weights = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(weights[:-4] + bytes(4 if weights[-4:] != bytes(4) else b"\0\0\0?"))
     assert Encoder(copy).fingerprint != encoder.fingerprint
-
-
-def test_threads_share_an_encoder(encoder):
-    expected = encoder.embed_texts([captions[0] for captions in CAPTIONS])
-    failed = []
-
-    def work(row: int) -> None:
-        for _ in range(5):
-            text = CAPTIONS[row][0]
-            if np.abs(encoder.embed_texts([text])[0] - expected[row]).max() > CLOSE:
-                failed.append(text)
-            encoder.match(drawings()[:1], [text])
-
-    threads = [threading.Thread(target=work, args=(row,)) for row in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
-
-
-def test_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no model folder"):
-        Encoder(tmp_path)

@@ -121,16 +121,6 @@ def test_another_index_in_the_folder_is_noticed(encoder, quick, asked, tmp_path)
         wait_until_read(index, asked)
 
 
-def test_vectors_that_cannot_be_read_are_left_to_the_table(gallery, asked, monkeypatch):
-    def fail(*_, **__):
-        raise ValueError("a writer has removed this version")
-
-    monkeypatch.setattr(store.Store, "all_images", fail)
-    index = Index(gallery[1], in_memory=True)
-    assert len(places(index)) == NUM
-    assert asked
-
-
 def test_an_index_that_is_gone_ends_no_thread(encoder, quick, tmp_path):
     build(encoder, write_folder(tmp_path / "images", numbers=range(3)), out=tmp_path / "index")
     index = Index(tmp_path / "index", in_memory=True)

@@ -86,7 +86,7 @@ def test_metadata_becomes_plain():
 
 
 def written(path, text):
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
@@ -124,14 +124,9 @@ def test_names_that_no_image_has_are_counted(tmp_path):
         ("a.jsonl", "[]\n", "expected an object"),
         ("a.jsonl", '{"image": "1.png", "captions": 3}\n', "captions must be a text"),
         ("a.txt", "", "expected a table"),
+        ("a.csv", b"image,caption\n1.png,s\xfc\xdf\n", "not UTF-8"),
     ],
 )
 def test_wrong_table_is_one_line(name, text, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         MetadataTable(written(tmp_path / name, text))
-
-
-def test_table_in_another_encoding_is_refused(tmp_path):
-    (tmp_path / "a.csv").write_bytes("image,caption\n1.png,süß\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not UTF-8"):
-        MetadataTable(tmp_path / "a.csv")

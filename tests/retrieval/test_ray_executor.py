@@ -58,8 +58,3 @@ def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):
     write_parquet(tmp_path / "parquet" / "0.parquet", numbers=range(14, 20))
     # What has not changed is not encoded again.
     both(encoded=1, images=22, deleted=4)
-
-
-def test_no_workers_are_refused(model, tmp_path):
-    with pytest.raises(ValueError, match="workers is 0"):
-        build_index(model, [tmp_path], out=tmp_path / "index", executor="ray", workers=0)

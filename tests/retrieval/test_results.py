@@ -39,12 +39,6 @@ def test_table_shows_match_scores_only_if_there_are_any(result, searcher):
     assert plain.row_count == 2
 
 
-def test_table_has_no_empty_columns(result):
-    bare = [replace(hit, captions=(), metadata={"year": None}) for hit in result.hits[:2]]
-    table = as_table(QUERY, replace(result, hits=bare))
-    assert [column.header for column in table.columns] == ["", "score", "similarity", "match", "image"]
-
-
 def test_table_and_page_show_no_control_characters_of_captions(result, searcher, tmp_path):
     captions = ("\x1b]0;title\x07 gr\u00fcn \x9b31m \u202e", *result.hits[0].captions)
     hostile = replace(result, hits=[replace(result.hits[0], captions=captions)])
@@ -127,12 +121,3 @@ def test_explanation_leaves_out_what_is_gone(model, tmp_path):
     Path(found.hits[0].place).unlink()
     with pytest.raises(ValueError, match="no image can be read that was found"):
         write_explanation(tmp_path / "e.png", query="red", result=found, searcher=searcher)
-
-
-def test_explanation_has_a_tile_for_each_word(result, searcher, tmp_path):
-    widths = []
-    for query in ("red", "a red square"):
-        write_explanation(tmp_path / "e.png", query=query, result=result, searcher=searcher)
-        with Image.open(tmp_path / "e.png") as drawn:
-            widths.append(drawn.width)
-    assert widths[1] - widths[0] == 2 * 216

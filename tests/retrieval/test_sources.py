@@ -8,7 +8,7 @@ import pytest
 from tests.toy_shards import write_parquet, write_tars
 
 from vlmo.retrieval import sources
-from vlmo.retrieval.sources import as_origin, find, image_id, was_deleted
+from vlmo.retrieval.sources import as_origin, find, was_deleted
 
 
 def touch(path: Path) -> Path:
@@ -32,17 +32,6 @@ def test_folder_gives_images_and_shards_in_the_order_of_names(tmp_path):
         ("c.webp", "file"), ("b.JPG", "file"), ("c.MP4", "video"), ("00000.tar", "shard"), ("00001.parquet", "shard"),
         ("z.gif", "file"),
     ]  # fmt: skip
-
-
-def test_stamp_follows_size_and_time(tmp_path):
-    path = touch(tmp_path / "a.png")
-    (first,) = find(str(tmp_path))
-    (again,) = find(str(tmp_path))
-    path.write_bytes(b"other content")
-    (changed,) = find(str(tmp_path))
-    assert first == again
-    assert first.stamp != changed.stamp
-    assert image_id(first.place) == image_id(changed.place)
 
 
 def test_patterns_name_files_and_folders(tmp_path):
@@ -187,10 +176,3 @@ def test_what_holds_no_images_is_refused(origin, words, tmp_path, monkeypatch):
         os.mkfifo(origin)
     with pytest.raises((OSError, ValueError), match=words):
         list(find(as_origin(origin)))
-
-
-def test_origins_are_absolute(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert as_origin("a/../b") == str(tmp_path / "b")
-    assert as_origin("file:///a/b") == "/a/b"
-    assert as_origin("s3://bucket/a") == "s3://bucket/a"

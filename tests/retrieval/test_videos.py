@@ -4,7 +4,6 @@ import io
 import re
 import sys
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +14,6 @@ from tests.retrieval.toy_video import write_video
 
 from vlmo.data.quarantine import Bad
 from vlmo.retrieval import Searcher, videos
-from vlmo.retrieval.vectors import embed_images
 from vlmo.retrieval.videos import VIDEO_SUFFIXES, read_key_frames
 
 
@@ -81,17 +79,6 @@ def test_what_is_no_video_is_told_and_never_opens_other_files(name, content, rea
     assert isinstance(bad, Bad)
     assert (bad.kind, bad.shard) == ("shard", name)
     assert reason in bad.reason
-
-
-def test_file_of_sound_alone_is_told(tmp_path):
-    with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        sound.rate = 8000
-        container.mux(stream.encode(sound))
-        container.mux(stream.encode())
-    (bad,) = read_key_frames(str(tmp_path / "a.mp4"))
-    assert bad.reason == "the video cannot be read: it has no video stream"
 
 
 def test_stream_without_a_decoder_is_told(tmp_path):
@@ -161,9 +148,3 @@ def test_missing_package_is_told_with_the_command_that_installs_it(encoder, tmp_
     assert line["reason"].startswith("videos need PyAV: pip install ")
     assert "[video]'" in line["reason"]
     assert build(encoder, folder, out=out).images == 4  # once it is there, the same command reads them
-
-
-def test_frames_are_embedded_for_other_tools(encoder, tmp_path):
-    clip = write_video(tmp_path / "clip.mov", seconds=2)
-    assert embed_images(encoder, [clip], out=tmp_path / "v.npy").rows == 2
-    assert (tmp_path / "v.npy.ids.txt").read_text().splitlines() == [f"{clip}#0.000", f"{clip}#1.000"]

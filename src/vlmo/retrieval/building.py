@@ -41,17 +41,13 @@ a time."""
 
 @dataclass(frozen=True)
 class BuildReport:
-    """Result of a run.
+    """Result of a run: numbers of images and captions that the index holds, and of images by what was done with them.
 
     Attributes:
-        images: Number of images that the index holds now.
-        captions: Number of captions.
         encoded: Images that went through the model.
         reused: New or changed images whose bytes the index had a vector of.
-        unchanged: Images that were left as they are.
         deleted: Images that are gone.
         bad: Lines in the quarantine.
-        seconds: Duration of the whole run.
         recall: Recall of the approximate index, as `make_approximate` measures it; None without one.
         unmatched: A sentence about names in tables of metadata that no image has; None: every name has one.
     """
@@ -107,10 +103,7 @@ def build_index(
         workers: Number of these actors.
         dim: Size of the vectors, as for `Encoder`, if a folder is given. None: as in the first run; there all.
         engine: As for `Encoder`, if a folder is given; so are precision and device.
-        precision: float32 or int8.
-        device: None takes a GPU if there is one and the engine is torch.
-        console: Console for the progress, as a bar, or as a line every ten seconds where it is no terminal; None shows
-            nothing.
+        console: Takes a bar of progress, or a line every ten seconds where it is no terminal; None shows nothing.
 
     Raises:
         ValueError: Nothing to index, something that cannot be read, an index of another model or size of vectors,
@@ -192,14 +185,14 @@ def _leaving_nothing(folder: Path, *, is_new: bool) -> Iterator[None]:
 
 
 def _facts_of(folder: Path) -> dict[str, Any] | None:
-    """Contents of the index file; None of a folder that is missing or empty."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    if not folder.is_dir() or not (folder / INDEX_FILE).is_file():
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK_FILE, f"{INDEX_FILE}.aside"}:
-            return None  # a start that was cut off
-        raise ValueError(f"{folder} holds something else than an index; name a new folder")
-    return read_facts(folder)
+    """Contents of the index file; None of a folder that is missing or empty, or where a start was cut off."""
+    if (folder / INDEX_FILE).is_file():
+        return read_facts(folder)
+    if folder.exists():
+        begun = {LOCK_FILE, f"{INDEX_FILE}.aside"}
+        if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= begun:
+            raise ValueError(f"{folder} holds something else than an index; name a new folder")
+    return None
 
 
 def _settings(

@@ -156,13 +156,10 @@ class Encoder:
         return self._engine.pixels(image if image.mode == "RGB" else on_white(image))
 
     def is_unknown(self, text: str, *, tokens: int) -> bool:
-        """Return True for a text in ASCII whose words the model reads in as many short pieces as nonsense.
+        """Return True for a text whose words the model reads in as many short pieces (`count_tokens`) as nonsense.
 
-        False of vocabularies as large as BERT's, which split rare words that the model may know, and with a
-        `match_cutoff` of 0. Other scripts may write words without blanks.
-
-        Args:
-            tokens: Number of its tokens, from `count_tokens`.
+        False of vocabularies as large as BERT's, which split rare words that the model may know, with a `match_cutoff`
+        of 0, and of texts that are not in ASCII: other scripts may write words without blanks.
         """
         if self._vocabulary_size > _LEARNT_VOCABULARY or self.match_cutoff == 0 or not text.isascii():
             return False
@@ -188,12 +185,9 @@ class Encoder:
         return self._in_batches(pairs, lambda part: self._engine.match(*zip(*part, strict=True)))
 
     def attention(self, image: Image.Image, text: str) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:
-        """The words of a text, and the attention of each to each patch of the image in the fusion encoder's layers.
+        """The words of a text, and the attention of each to each patch of the image; ValueError if no word is left.
 
         Graphs keep no attention: PyTorch computes it, whatever the engine is.
-
-        Raises:
-            ValueError: No word is left of the text.
         """
         with self._lock:
             return self._torch.attention(self._torch.pixels(image if image.mode == "RGB" else on_white(image)), text)
@@ -233,10 +227,9 @@ def shorten(vectors: Float32[np.ndarray, "*row size"], dim: int) -> Float32[np.n
 
 
 def prepare_searches(folder: Path, *, images: int, device: str | None = None) -> None:
-    """Export the model of a new index, so that searches start without PyTorch, in a third of the time.
+    """Export the model of an index from `PREPARED_FROM` images on, so that searches start without PyTorch.
 
-    Nothing is exported for fewer than `PREPARED_FROM` images, where there may be a GPU, or where a package that exports
-    is missing. A failure is logged: searches then run in PyTorch.
+    Nothing is exported where there may be a GPU, or a package is missing. A failure is logged.
     """
     if images >= PREPARED_FROM and can_prepare(device):
         try:

@@ -50,8 +50,6 @@ class Hit:
         path: File of the image, or video of the key frame; None if the index holds it.
         captions: Its captions; of a search for captions, the one that was found.
         metadata: Every other column.
-        width: In pixels.
-        height: In pixels.
         place: Source of the image, for people: a file, or a shard and the record in it.
         hash: Digest of its bytes when it was indexed.
         row: Its row in the table, where a search from memory has found it; a writer may move it.
@@ -81,7 +79,6 @@ class Index:
         dim: Size of a vector.
 
     Args:
-        folder: The folder.
         in_memory: Keep vectors and columns in memory, for many searches: those without a filter are exact then, and
             faster.
 
@@ -323,11 +320,7 @@ def _load(row: Mapping[str, Any] | None, id: str) -> Image.Image:  # noqa: A002
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Read `index.json`.
-
-    Raises:
-        DamagedError: The folder is no index, or one of another version.
-    """
+    """Read `index.json`; DamagedError if the folder is no index, or one of another version."""
     path = folder / INDEX_FILE
     if not path.is_file():
         raise DamagedError(f"{folder} is no index: it has no {INDEX_FILE}. Make one: vlmo index MODEL IMAGES --out DIR")

@@ -86,13 +86,7 @@ def converted(value: Any, kind: pa.DataType) -> Any:
 
 @dataclass(frozen=True)
 class Approximate:
-    """Parameters of a search in an approximate index of the vectors.
-
-    Attributes:
-        partitions: Number of parts of the index.
-        nprobes: Partitions that are searched.
-        candidates: Number of the best that are compared once more, by their whole vectors; never less than twice `top`.
-    """
+    """Search of `nprobes` of an index's `partitions`; the best `candidates` are compared again, by whole vectors."""
 
     partitions: int
     nprobes: int
@@ -171,8 +165,6 @@ class Store:
                 self._connection.create_table(name, schema=schema)
         self._finish_widening()
 
-    # ------------------------------------------------------------------------------------------------------- reading
-
     def nearest(
         self,
         table: Table,
@@ -183,13 +175,11 @@ class Store:
         search: Approximate | None = None,
         where: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Columns and "_distance" of the rows whose vectors are most similar, best first.
+        """Columns and "_distance" of the `top` rows whose vectors are most similar, best first.
 
         Args:
             table: `images` or `captions`.
             vector: L2-normalised.
-            top: Number of rows, at most.
-            columns: Names of the columns.
             search: Parameters of the approximate index; None compares with every vector.
             where: A filter in SQL; only rows that pass it are compared.
         """
@@ -256,8 +246,6 @@ class Store:
         with one_line(self.folder):
             yield from self.images.search().select(columns).to_batches(8192)
 
-    # ------------------------------------------------------------------------------------------------------- writing
-
     def write(self, encoded: pa.Table) -> None:
         """Put images and their captions into the tables, in place of older rows of the same images.
 
@@ -318,8 +306,6 @@ class Store:
             for table in (self.images, self.captions):
                 table.optimize(cleanup_older_than=_ANY_AGE if alone else _OLD)
 
-    # ------------------------------------------------------------------------------------------- columns of metadata
-
     def _metadata_columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
         """Values of each column of metadata; missing ones are added, up to `_MAX_COLUMNS`, too narrow ones widened."""
         names = sorted({name for row in rows for name in row})
@@ -327,17 +313,15 @@ class Store:
         with one_line(self.folder):
             existing = self._types()
             new = [name for name in wanted if name not in existing]
-            if lost := new[max(0, _MAX_COLUMNS - len(existing)) :]:
-                if not self._has_warned:
-                    message = "an index keeps %d columns of metadata; left out are %.80r and more"
-                    _LOGGER.warning(message, _MAX_COLUMNS, lost[0])
+            free = max(0, _MAX_COLUMNS - len(existing))
+            if new[free:] and not self._has_warned:
+                message = "an index keeps %d columns of metadata; left out are %.80r and more"
+                _LOGGER.warning(message, _MAX_COLUMNS, new[free])
                 self._has_warned = True
-                wanted = {name: kind for name, kind in wanted.items() if name not in lost}
-            if added := {name: wanted[name] for name in new if name in wanted}:
-                self.images.add_columns(pa.schema(added))
-            for name, kind in wanted.items():
-                wider = _wider(existing.get(name, kind), kind)
-                if wider != existing.get(name, wider):
+            if new[:free]:
+                self.images.add_columns(pa.schema({name: wanted[name] for name in new[:free]}))
+            for name, kind in existing.items():
+                if (wider := _wider(kind, wanted.get(name, kind))) != kind:
                     self.images.add_columns({f"{name}{WIDER}": f"cast(`{name}` as {_TYPES[wider][1]})"})
                     self._finish_widening()
         return {

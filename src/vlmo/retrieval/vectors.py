@@ -44,12 +44,10 @@ def embed_images(
     """Write vectors of all images in `inputs`, which are as for `build_index`; bad ones go to a quarantine file.
 
     Args:
-        encoder: The model.
         inputs: Folders, image files, videos, shards, saved data sets, or patterns and URIs of these.
         out: .parquet, with the columns `path` and `vector`; or .npy, with the paths beside it in `OUT.ids.txt`, one a
             line. An image that two inputs lead to is written once.
         batch: Images that go through the model at a time.
-        console: Console for progress.
 
     Raises:
         ValueError: Nothing to embed, another kind of file, one that exists, or a batch below 1.

@@ -22,13 +22,7 @@ _CONTAINERS = "mov,matroska,avi"
 
 
 class KeyFrame(NamedTuple):
-    """A frame of a video that is stored as a whole.
-
-    Attributes:
-        seconds: Its time in the video.
-        data: The frame as a JPEG file, upright.
-        size: Bytes of the video that were read since the frame before.
-    """
+    """A frame that is stored as a whole: its time, an upright JPEG file, and bytes read since the frame before."""
 
     seconds: float
     data: bytes
@@ -36,12 +30,9 @@ class KeyFrame(NamedTuple):
 
 
 def read_key_frames(place: str) -> Iterator[KeyFrame | Bad]:
-    """Yield the key frames of a video that are at least a second apart, in the order of time.
+    """Yield the key frames of a video (path or URI) that are at least a second apart, in the order of time.
 
     The last item is a `Bad` of kind "shard" if the video cannot be read to its end, or PyAV is missing.
-
-    Args:
-        place: Path or URI of the video.
     """
     try:
         import av
