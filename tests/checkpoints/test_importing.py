@@ -36,7 +36,7 @@ from transformers import (
     BertModel,
 )
 
-import vlmo  # noqa: F401 (registers the Auto classes)
+from vlmo import VLMoProcessor  # registers the Auto classes
 from vlmo.checkpoints import importing
 from vlmo.checkpoints.importing import PUBLISHED_EXTRAS, import_checkpoint
 from vlmo.checkpoints.layout import grouped
@@ -49,7 +49,6 @@ from vlmo.model import (
     VLMoForVisualReasoning,
     VLMoModel,
 )
-from vlmo.processing import VLMoProcessor
 
 RELATIVE = Sizes(relative=True)
 ABSOLUTE = Sizes()

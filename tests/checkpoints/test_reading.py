@@ -121,17 +121,6 @@ def test_truncated_file_is_one_clear_line(tmp_path, form, share):
     assert "\n" not in str(refused.value)
 
 
-def test_bare_pickle_cut_at_any_byte_is_truncated_and_no_code(tmp_path):
-    file = tmp_path / "checkpoint.pt"
-    torch.save({"state_dict": WEIGHTS}, file, _use_new_zipfile_serialization=False)
-    whole = file.read_bytes()
-    first_name = whole.index(b"ctorch")
-    for share in range(2, 60):
-        file.write_bytes(whole[: first_name + share])
-        with pytest.raises(ValueError, match="truncated"):
-            read_state_dict(file)
-
-
 # A dictionary whose key is a pair of pairs of pairs ..., each of them the same twice: its hash takes forever.
 NESTED = b"\x80\x02})q\x00" + b"".join(b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(60)) + b"K\x01s."
 

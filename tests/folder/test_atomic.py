@@ -104,17 +104,6 @@ def test_folder_comes_back_after_a_crash_between_the_two_renames(tmp_path) -> No
     assert (tmp_path / "model" / "old.txt").read_text() == "old"
 
 
-def test_folders_that_only_have_a_similar_name_stay(tmp_path) -> None:
-    for name in ("model.aside", "model.replaced", "model"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "mine.txt").write_text(name)
-    with write_folder(tmp_path / "model") as aside:
-        (aside / "new.txt").touch()
-    assert (tmp_path / "model.aside" / "mine.txt").exists()
-    assert (tmp_path / "model.replaced" / "mine.txt").exists()
-    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new.txt"]
-
-
 def test_link_to_a_folder_stays_a_link(tmp_path) -> None:
     (tmp_path / "real").mkdir()
     for name, target in (("link", "real"), ("dangling", "nowhere")):

@@ -241,19 +241,6 @@ def test_metrics_of_a_folder_without_a_card_start_one(folder):
     assert section(card, "Data") == "Training data: not known."
 
 
-def test_card_is_written_atomically(folder, monkeypatch):
-    card = write_card(folder, ModelCard(recipe="old"))
-    before = card.read_bytes()
-
-    def crashing(path: Path, to: Path) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(Path, "replace", crashing)
-    with pytest.raises(OSError, match="no space left"):
-        add_metrics(folder, [measurement()])
-    assert card.read_bytes() == before
-
-
 def test_data_is_read_back(folder):
     assert read_data(folder) == ()
     write_card(folder, ModelCard(data=DATA))

@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -341,20 +340,3 @@ def test_worker_that_outlives_a_killed_run_does_not_keep_its_lock(tmp_path) -> N
             pass
     finally:
         os.close(writer)
-
-
-def test_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch) -> None:
-    make_trainer(tmp_path / "whole" / "run").fit()
-    now = itertools.count(2e9, -3600)
-    monkeypatch.setattr(time, "time", lambda: next(now))
-    with pytest.raises(RuntimeError, match="cut off"):
-        make_trainer(tmp_path / "run", after_step=CutOff(after=3)).fit()
-    assert make_trainer(tmp_path / "run").fit().status == "finished"
-    newest = tmp_path / "run" / "state" / "step_00000006"
-    for path in [newest, *newest.iterdir()]:
-        os.utime(path, (0, 0))  # older than every other state
-    result = make_trainer(tmp_path / "run").fit()
-    assert (result.status, result.steps) == ("already_finished", 6)
-    seconds = [line["seconds"] for line in read_metrics(tmp_path / "run")]
-    assert all(0 < before <= after for before, after in pairwise(seconds))
-    assert curve(tmp_path / "run") == curve(tmp_path / "whole" / "run")

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import io
-import json
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
@@ -10,7 +8,6 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vlmo.training import tracking
 from vlmo.training.tracking import Tracker, check_report_to, read_metrics
 
 
@@ -48,33 +45,6 @@ def test_tensorboard_has_each_step_once_after_a_resume(tmp_path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in events.Scalars("test/retrieval/ir_at_1")] == [2, 4, 6]
-
-
-def test_skipped_step_is_valid_json_and_names_its_samples(tmp_path, caplog) -> None:
-    with Tracker(tmp_path, step=0, max_steps=9, title="toy", console=None) as tracker:
-        losses = {"loss": float("nan"), "itc": 1.5}
-        tracker.log_skipped(4, losses=losses, grad_norm=float("inf"), sample_ids=[3, 8], skipped=2)
-    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
-    assert line == {
-        "step": 4,
-        "skipped": 2,
-        "losses": {"loss": "nan", "itc": 1.5},
-        "grad_norm": "inf",
-        "sample_ids": [3, 8],
-    }
-    assert "step 4 was skipped" in caplog.text
-    assert "[3, 8]" in caplog.text
-
-
-def test_lines_stand_in_for_the_bar_without_a_terminal(tmp_path, monkeypatch) -> None:
-    file = Console(file=io.StringIO(), force_terminal=False)
-    track(tmp_path, step=0, upto=3, console=file)
-    assert file.file.getvalue() == ""  # too soon
-    monkeypatch.setattr(tracking, "LINE_EVERY_S", 0.0)
-    track(tmp_path, step=3, upto=4, console=file)
-    assert "toy: 4 of 9, loss 0.25 | 12 samples/s, " in file.file.getvalue()
-    track(tmp_path, step=4, upto=5, console=file, note=lambda step: f"{9 - step} to the end")
-    assert "toy: 5 of 9, 4 to the end, loss 0.2 | 12 samples/s, " in file.file.getvalue()
 
 
 class Service(ModuleType):
