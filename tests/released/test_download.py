@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import socket
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -239,16 +241,26 @@ def test_mirror_may_be_a_folder_that_stays_as_it_is(cache, published, monkeypatc
         find_model("vlmo-large-vqa")
 
 
-def test_folder_of_the_hub_is_fetched_without_its_code(cache, hub, toy_release, capsys):
-    files = {file.name: file.read_bytes() for file in (toy_release / "toy").iterdir()} | {"modeling.py": b"1 / 0"}
-    hub.repositories["someone/tiny"] = {"main": files}
+def test_folder_of_the_hub_is_fetched_without_its_code(cache, toy_release, tmp_path, monkeypatch, capsys):
+    theirs = shutil.copytree(toy_release / "toy", tmp_path / "theirs")
+    (theirs / "modeling.py").write_text("1 / 0")
+
+    def fetch(repository: str, *, allow_patterns: list[str]) -> str:
+        if repository != "someone/tiny":
+            raise OSError("no such repository")
+        for file in theirs.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                (tmp_path / "fetched").mkdir(exist_ok=True)
+                shutil.copy(file, tmp_path / "fetched")
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     found = find_model("hf://someone/tiny")
-    assert {file.name for file in found.iterdir()} == files.keys() - {"modeling.py"}
+    assert {file.name for file in found.iterdir()} == {file.name for file in theirs.iterdir()} - {"modeling.py"}
     assert Encoder(Path("hf://someone/tiny")).fingerprint == Encoder(toy_release / "toy").fingerprint
     assert VLMoForImageTextRetrieval.from_pretrained("hf://someone/tiny").config.hidden_size == 32
-    assert notes_folder("hf://someone/tiny") == Path()
     line = ["embed", "hf://someone/none", "x.png", "--out", "x.npy"]
-    assert "hf://someone/none cannot be downloaded from the hub" in refused(line, capsys)
+    assert "hf://someone/none cannot be downloaded from the hub (no such repository)" in refused(line, capsys)
 
 
 def test_evaluation_shows_the_papers_numbers_and_the_difference(cache, published, monkeypatch, tmp_path, capsys):

@@ -207,8 +207,6 @@ def rename_card(
     (folder / RESULTS_FILE).unlink(missing_ok=True)
     head = f"# {title}" + (f"\n\n{note}" if note else "")
     text = re.sub(r"^# .+$", lambda _: head, card.text, count=1, flags=re.MULTILINE)
-    if "/" in title:  # `model_path` takes names of the hub by their scheme
-        text = text.replace(f"model_path({_OWN_PATH})", f'model_path("hf://{title}")')
     text = text.replace(_OWN_PATH, f'"{title}"')
     if usage is not None:
         stage = re.search(r"^- Stage: (.+)$", text, flags=re.MULTILINE)

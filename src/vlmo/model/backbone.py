@@ -14,14 +14,13 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from vlmo.folder import check_folder
-from vlmo.folder.hub import upload_beside
 from vlmo.model.config import VLMoConfig
 from vlmo.model.embeddings import ImageEmbeddings, TextEmbeddings
 from vlmo.model.heads import ContrastHead, MaskedImageHead, Pooler
 from vlmo.model.multiway import MultiwayBlock, QueryKeyValue
 from vlmo.model.position import RelativePositionBias, sincos_positions
 from vlmo.model.sequence import LANGUAGE, VISION, Queries, Sequence
-from vlmo.released import find_model, naming_released
+from vlmo.released import find_model
 
 _DUAL_ENCODERS = frozenset(("VLMoForImageTextRetrieval", "VLMoForPreTraining"))
 """Classes whose folders hold a contrast head."""
@@ -74,24 +73,10 @@ class VLMoPreTrainedModel(PreTrainedModel):
             ValueError: The folder holds an adapter, or its index names files that are not in it.
         """
         name = pretrained_model_name_or_path
-        with naming_released(name):
-            if name is not None:
-                name = find_model(name)
-                check_folder(str(name))
-            return super().from_pretrained(name, *args, **kwargs | {"use_safetensors": True})
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
-        """Upload the model to the hub, with processor and card of the folder that it was loaded from.
-
-        The card loses its metrics, since the model may have been trained further; `hf upload OWNER/NAME FOLDER` uploads
-        a folder as it is. A card that the hub has stays. Options and result are those of transformers.
-        """
-        if self.name_or_path:
-            names = ("private", "token", "revision", "create_pr")
-            given = {name: options[name] for name in names if options.get(name) is not None}
-            if pull_request := upload_beside(self.name_or_path, repo_id, **given):
-                options |= {"revision": pull_request, "create_pr": False}
-        return super().push_to_hub(repo_id, **options)
+        if name is not None:
+            name = find_model(name)
+            check_folder(str(name))
+        return super().from_pretrained(name, *args, **kwargs | {"use_safetensors": True})
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from vlmo.released import find_model, naming_released
+from vlmo.released import find_model
 
 FusionStart = Literal["language", "vision", "random"]
 """Start of `vision_language` experts that a start folder lacks."""
@@ -136,8 +136,7 @@ class VLMoConfig(PreTrainedConfig):
 
         Arguments are those of transformers.
         """
-        with naming_released(pretrained_model_name_or_path):
-            return super().from_pretrained(find_model(pretrained_model_name_or_path), **kwargs)
+        return super().from_pretrained(find_model(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:

@@ -17,7 +17,7 @@ from transformers.processing_utils import ProcessorMixin
 from vlmo.processing.images import open_upright
 from vlmo.processing.sentencepiece import load_sentencepiece
 from vlmo.processing.wordpiece import PAD_MULTIPLE, build_tokenizer, load_vocabulary, train_vocabulary
-from vlmo.released import find_model, naming_released
+from vlmo.released import find_model
 
 _TEXT_DEFAULTS = {"padding": True, "truncation": True, "pad_to_multiple_of": PAD_MULTIPLE}
 
@@ -71,8 +71,7 @@ class VLMoProcessor(ProcessorMixin):
             OSError: There is no such model.
         """
         kwargs.setdefault("trust_remote_code", False)
-        with naming_released(pretrained_model_name_or_path):
-            return super().from_pretrained(find_model(pretrained_model_name_or_path), *args, **kwargs)
+        return super().from_pretrained(find_model(pretrained_model_name_or_path), *args, **kwargs)
 
     @classmethod
     def from_vocabulary(cls, path: str | Path, *, image_size: int = 224, max_text_length: int = 40) -> Self:

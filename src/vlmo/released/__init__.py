@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -94,14 +92,3 @@ def known_models(wrong: str | PathLike) -> str:
     near = difflib.get_close_matches(str(wrong), MODELS, n=1)
     hint = f"Did you mean {near[0]}? " if near and len(Path(wrong).parts) == 1 else ""
     return f"{hint}Models with a name: {SMALL} and others, which `vlmo models` lists."
-
-
-@contextmanager
-def naming_released(name: object) -> Iterator[None]:
-    """Add the names of models to the OSError that transformers raises about an unknown name."""
-    try:
-        yield
-    except OSError as error:
-        if not isinstance(name, str) or Path(name).exists() or (known := known_models(name)) in str(error):
-            raise
-        raise OSError(f"{error} {known}") from error
