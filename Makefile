@@ -43,11 +43,16 @@ check: $(VENV)/.installed-dev  ## format, lint, types, import contract, spelling
 	$(BIN)/codespell
 	$(BIN)/deptry src
 
-lowest: $(VENV)/.installed-dev  ## tests of the service and of decoding with the lowest versions of what they read with
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/lowest \
-	  $$(grep --only-matching --extended-regexp '"(fastapi|starlette|pillow)>=[0-9.]+' pyproject.toml | tr --delete '"' | sed 's/>=/==/')
-	PYTHONPATH=build/lowest $(BIN)/python -m pytest --numprocesses $(JOBS) -W ignore::DeprecationWarning \
-	  tests/serving tests/data/test_headers.py tests/data/test_decoding.py
+# The lowest torch needs the libraries that it was built with: name an index of CPU builds by PIP_EXTRA_INDEX_URL, or leave
+# it out with LOWEST_WITHOUT="torch torchvision".
+LOWEST_WITHOUT ?=
+LOWEST_TESTS ?= tests/model tests/losses tests/processing tests/folder tests/training/test_trainer.py tests/serving \
+  tests/data/test_headers.py tests/data/test_decoding.py
+
+lowest: $(VENV)/.installed-dev  ## tests with the lowest versions of the core's packages and of those that read requests
+	rm -rf build/lowest
+	$(BIN)/python -m pip install --quiet --no-deps --target build/lowest $$($(BIN)/python .ci/bounds $(LOWEST_WITHOUT))
+	PYTHONPATH=build/lowest $(BIN)/python -m pytest --numprocesses $(JOBS) -W ignore::DeprecationWarning $(LOWEST_TESTS)
 
 audit: $(VENV)/.installed-dev  ## known weaknesses of the installed packages; needs a network
 	$(BIN)/python -m pip install --quiet pip-audit

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 from vlmo.checkpoints.loading import load_model
 from vlmo.data.decoding import decode_image
@@ -169,39 +170,29 @@ class ClassificationObjective(nn.Module):
     """Cross-entropy of classes, with mixup and cutmix while training (BEiT's recipe)."""
 
     def __init__(self, model: VLMoForImageClassification, *, config: ClassificationConfig | None = None) -> None:
-        from timm.data import Mixup  # takes seconds
-
         super().__init__()
         self.model = model
         self.config = config = config or ClassificationConfig()
-        self._mixup = Mixup(
-            mixup_alpha=config.mixup,
-            cutmix_alpha=config.cutmix,
-            prob=config.mix_probability,
-            switch_prob=config.cutmix_share,
-            label_smoothing=config.label_smoothing,
-            num_classes=cast("int", model.config.num_labels),
-        )
+        share = config.cutmix_share if config.mixup and config.cutmix else float(config.cutmix > 0)
+        # An alpha of 0 is refused even where it is never used.
+        kinds = (v2.CutMix, config.cutmix), (v2.MixUp, config.mixup)
+        mixes = [kind(alpha=alpha or 1.0, num_classes=model.config.num_labels) for kind, alpha in kinds]
+        self._mix = v2.RandomChoice(mixes, p=[share, 1 - share])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and `accuracy` (of mixed images, the share whose larger part is recognised); reads `labels`.
 
         Every process has equally many rows, so the mean over processes of each value is that of the global batch.
-        Mixed are rows of one micro-batch of one process.
-
-        Raises:
-            ValueError: The rows cannot be mixed in pairs.
+        Mixed are rows of one micro-batch of one process, each with the one before it.
         """
         pixels, labels = normalize_pixels(batch["pixel_values"]), batch["labels"]
         config = self.config
         share, classes = config.label_smoothing, cast("int", self.model.config.num_labels)
-        targets = F.one_hot(labels, classes) * (1 - share) + share / classes
-        if self.training and (config.mixup > 0 or config.cutmix > 0) and config.mix_probability > 0:
-            if len(pixels) % 2:
-                raise ValueError(
-                    f"{len(pixels)} images; mixup and cutmix need an even number (loader.global_batch_size)"
-                )
-            pixels, targets = self._mixup(pixels.clone(), labels)  # it writes into what it is given
+        targets = F.one_hot(labels, classes).float()
+        mixes = self.training and (config.mixup > 0 or config.cutmix > 0)
+        if mixes and float(torch.rand(())) < config.mix_probability:
+            pixels, targets = self._mix(pixels, labels)
+        targets = targets * (1 - share) + share / classes
         output = self.model(pixel_values=pixels, labels=targets)
         right = output.logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)
         return {"loss": output.loss, "accuracy": right.float().mean()}
