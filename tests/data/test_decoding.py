@@ -138,6 +138,14 @@ def test_decode_applies_exif_orientation(orientation: int) -> None:
         np.testing.assert_array_equal(pixels(cell(image, file_format, exif=exif))[..., 0], shown)
 
 
+@pytest.mark.parametrize("odd", [0, 9])
+def test_decode_ignores_an_orientation_that_is_none(odd: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = odd
+    for file_format in ("PNG", "JPEG"):
+        assert EncodedImage(cell(Image.new("RGB", (3, 2)), file_format, exif=exif)).decode().size == (3, 2)
+
+
 @pytest.mark.parametrize("warnings_are", ["error", "ignore"])
 def test_decode_ignores_a_broken_exif_block(warnings_are: str) -> None:
     with warnings.catch_warnings():

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile
+from PIL.Image import Transpose as T  # noqa: N817
 from PIL.WebPImagePlugin import WebPImageFile
 
 from vlmo.data.compose import compose, is_composed
@@ -31,16 +32,8 @@ COMMON_FORMATS = _FORMATS[:6]
 
 _ROWS_AT_ONCE = 256  # of an image that is converted or sent: copies of the whole would take several times its memory
 _ORIENTATION_TAG = 0x0112
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = {5, 6, 7, 8}
+_TRANSPOSE = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
+"""Inverses of the orientations 2 to 8; images of those from 5 on lie on their side."""
 
 _RANGE = re.compile(r"(?P<file>.+)#bytes=(?P<start>\d+)\+(?P<length>\d+)", re.DOTALL)
 
@@ -111,7 +104,7 @@ class EncodedImage:
             self._is_lazy = self._image.format == "JPEG"
             if self._is_lazy:
                 width, height = self._image.size
-                self.size = (height, width) if _orientation(self._image) in _SIDEWAYS else (width, height)
+                self.size = (height, width) if _orientation(self._image) > 4 else (width, height)
             else:
                 self._image = _load_upright_rgb(self._image)
                 self.size = self._image.size
@@ -202,9 +195,8 @@ class _FirstFrame:
 def _load_upright_rgb(opened: Image.Image) -> Image.Image:
     with opened:
         opened.load()
-        rotation = _TRANSPOSE.get(_orientation(opened))
-        image = _to_rgb(opened)
-        return image if rotation is None else image.transpose(rotation)
+        orientation, image = _orientation(opened), _to_rgb(opened)
+        return image.transpose(_TRANSPOSE[orientation - 2]) if orientation > 1 else image
 
 
 def _read_bytes(image: ImageCell, *, where: str) -> bytes:
@@ -229,7 +221,8 @@ def _orientation(image: Image.Image) -> int:
     try:
         if exif := image.info.get("exif"):
             check_directory(exif.removeprefix(b"Exif\0\0"))
-        return image.getexif().get(_ORIENTATION_TAG, 1)
+        found: Any = image.getexif().get(_ORIENTATION_TAG)
+        return int(found) if found in range(1, 9) else 1
     # A damaged EXIF block takes nothing from the pixels, which are what is asked for.
     except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error, UserWarning):
         return 1

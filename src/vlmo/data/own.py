@@ -381,7 +381,7 @@ def _read_columns(path: Path, parts: Sequence[tuple[str | None, Dataset, Path]])
             cells_held = {name: image_cell(Path(str(number))) for name in held}
             records.append(Record(number, f"{path}, row {number}", folder, line, cells_held))
         if held:
-            images.append(cast(Dataset, concatenate_datasets(list(held.values()), axis=1)))
+            images.append(concatenate_datasets(list(held.values()), axis=1))
     joined = cast(Dataset, concatenate_datasets(images)) if images else None
     if joined is not None and len(joined) < len(records):
         raise ValueError(f"{path}: some of its files hold images and others their paths; give all in one way")

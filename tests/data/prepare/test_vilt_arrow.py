@@ -200,7 +200,7 @@ def test_vilt_arrow_quarantines_bad_rows(tmp_path) -> None:
     assert "cannot be decoded" in reasons["coco/2"]
     assert reasons["coco/3"] == "the row has no image"
     assert "empty file (0 bytes)" in reasons["coco/4"]
-    assert reasons["vqav2_train/0/4"].startswith("batch/row vqav2_train/0/4: zip() argument 2")
+    assert reasons["vqav2_train/0/4"].startswith("batch/row vqav2_train/0/4: zip() argument")
     assert reasons["coco/6"] == "question_id 1000 repeats that of an earlier row"
     assert (summary.splits["train"].rows, summary.splits["train"].quarantined) == (7, 8)
 
@@ -219,8 +219,7 @@ def test_vilt_arrow_quarantines_targets_that_do_not_fit_together(targets, tmp_pa
     prepare("vilt_arrow", root=tmp_path / "arrows", out=tmp_path / "out")
     (reason,) = quarantined(tmp_path / "out").values()
     assert "expected as many scores from 0 to 1 as numbers from 0 up" in reason
-    # The other question about the image stays.
-    assert len(open_source(str(tmp_path / "out"))) == 3
+    assert open_source(str(tmp_path / "out"))["image_id"][:] == ["coco/2"] * 2
 
 
 def cut_off(root: Path) -> None:

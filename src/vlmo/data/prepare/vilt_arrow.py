@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,15 @@ _SPLITS = {"train": "train", "restval": "train", "trainable_val": "train", "dev"
 _SPLITS |= {"val": "validation", "rest_val": "validation", "test": "test", "test1": "test"}
 _NAME = re.compile(rf"(?P<set>.+?)(?:_(?P<split>{'|'.join(sorted(_SPLITS, key=len, reverse=True))}))?(?:_\d+)?")
 """Such as `vqav2_trainable_val`, `conceptual_caption_train_12`, `sbu_3` and `vg`."""
+
+_QUESTION_COLUMNS = ("questions", "question_id", "answers", "answer_labels", "answer_scores", "image_id")
+_SENTENCE_COLUMNS = ("questions", "answers", "identifier")
+_KINDS: dict[str, tuple[dict[str, str], tuple[str, ...], Features]] = {
+    "captions": ({"image": "image"}, ("caption", "image_id"), FEATURES),
+    "questions": ({"image": "image"}, _QUESTION_COLUMNS, QUESTION_FEATURES),
+    "sentences": ({"image": "image_0", "second_image": "image_1"}, _SENTENCE_COLUMNS, REASONING_FEATURES),
+}
+"""The table layouts of the published preparation: our columns of images and theirs, their others, and our features."""
 
 _PART_IMAGES = 256
 _LABELS = {"true": 1, "false": 0}
@@ -56,14 +65,16 @@ def open_set(root: Path) -> SetOnDisk:
         )
     tables = {file: _open(file)[1] for file in sets[name]}
     columns = {file: table.schema.names for file, table in tables.items()}
-    kind = next((kind for kind in _KINDS if all({*kind.needed}.issubset(names) for names in columns.values())), None)
+    needed = {kind: (*images.values(), *others) for kind, (images, others, _) in _KINDS.items()}
+    fits = (kind for kind, names in needed.items() if all({*names}.issubset(found) for found in columns.values()))
+    kind = next(fits, None)
     if kind is None:
         raise ValueError(
             "columns that no published preparation writes. Expected in each file "
-            f"{' or '.join(', '.join(kind.needed) for kind in _KINDS)}. Found "
+            f"{' or '.join(map(', '.join, needed.values()))}. Found "
             + "; ".join(f"{file.name}: {', '.join(names)}" for file, names in columns.items())
         )
-    labels, notes = _answers(tables) if kind is _QUESTIONS else (None, [])
+    labels, notes = _answers(tables) if kind == "questions" else (None, [])
     parts: dict[str, list[Part]] = {}
     for file, given in sets[name].items():
         if given == "val" and not {"trainable_val", "rest_val"}.isdisjoint(sets[name].values()):
@@ -77,10 +88,10 @@ def open_set(root: Path) -> SetOnDisk:
     return SetOnDisk(
         parts=[part for of_split in parts.values() for part in of_split],
         licence=LICENCE,
-        features=kind.features,
+        features=_KINDS[kind][2],
         labels=labels,
-        unique=kind.unique,
-        needs_caption=kind is not _QUESTIONS,
+        unique="question_id" if kind == "questions" else "image_id",
+        needs_caption=kind != "questions",
         known_sizes={split: size for split, size in _SIZES.get(name, {}).items() if split in parts},
         notes=[*notes, "images stay in the Arrow files: keep those where they are"],
     )
@@ -114,102 +125,59 @@ def _image_cells(file: Path, memory: pa.Buffer, column: pa.Array) -> list[dict[s
     ]
 
 
-def _caption_rows(image: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield {"captions": image["caption"], "image_id": str(image["image_id"])}
+def _rows(file: Path, batch: int, first: int, *, kind: str, split: str, name: str) -> Iterator[Record]:
+    """Yield rows of some images of a file: those from `first` on of one batch."""
+    (image_columns, names, _), (memory, reader) = _KINDS[kind], _open(file)
+    rows = reader.get_batch(batch).slice(first, _PART_IMAGES)
+    cells = {ours: _image_cells(file, memory, rows.column(theirs)) for ours, theirs in image_columns.items()}
+    for number, record in enumerate(rows.select(list(names)).to_pylist()):
+        images = {ours: column[number] for ours, column in cells.items()}
+        try:
+            found = _RECORDS[kind](record)
+        except (TypeError, ValueError) as error:
+            where = f"{file.stem}/{batch}/{first + number}"
+            yield BadRow(split, where, f"batch/row {where}: {error}", path=str(file))
+            continue
+        for values in found:
+            yield Row(split, {**images, "source": name, "licence": LICENCE, **values})
 
 
-def _question_rows(image: dict[str, Any]) -> Iterator[dict[str, Any] | ValueError]:
-    questions = list(zip(image["questions"], image["question_id"], strict=True))
-    labels = image["answer_labels"] or [[]] * len(questions)
-    scores = image["answer_scores"] or [[]] * len(questions)
-    for (question, number), numbers, targets in zip(questions, labels, scores, strict=True):
+def _caption_rows(image: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"captions": image["caption"], "image_id": str(image["image_id"])}]
+
+
+def _question_rows(image: dict[str, Any]) -> list[dict[str, Any]]:
+    rows, count = [], len(image["questions"])
+    labels, scores = (image[name] or [[]] * count for name in ("answer_labels", "answer_scores"))
+    for question, number, numbers, targets in zip(
+        image["questions"], image["question_id"], labels, scores, strict=True
+    ):
         if len(numbers) != len(targets) or min(numbers, default=0) < 0 or not all(0 <= score <= 1 for score in targets):
-            yield ValueError(
+            raise ValueError(
                 f"question {number} has the answers {list(numbers)} with the scores {list(targets)}; expected as many "
                 "scores from 0 to 1 as numbers from 0 up"
             )
-            continue
         row = {"captions": [], "image_id": f"coco/{image['image_id']}", "question_type": "", "answer_type": ""}
         # The published files keep no annotator's words: only numbers and scores of the answers in the list.
         row |= {"question": question, "question_id": str(number), "answers": []}
-        yield row | {"answer_labels": numbers, "answer_scores": targets}
+        rows.append(row | {"answer_labels": numbers, "answer_scores": targets})
+    return rows
 
 
-def _reasoning_rows(pair: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    identifier = str(pair["identifier"])
-    for place, (sentence, answer) in enumerate(zip(pair["questions"], pair["answers"], strict=True)):
+def _reasoning_rows(pair: dict[str, Any]) -> list[dict[str, Any]]:
+    rows, identifier = [], str(pair["identifier"])
+    for number, (sentence, answer) in enumerate(zip(pair["questions"], pair["answers"], strict=True)):
         if (label := _LABELS.get(str(answer).lower())) is None:
             raise ValueError(f"{identifier}: answer {answer!r}; expected True or False")
         # The sentence's own number was not kept; within one set of images the sentence itself tells it apart.
-        group = hashlib.sha256(sentence.encode()).hexdigest()[:8]
-        yield {
-            "captions": [sentence],
-            "image_id": f"{identifier}/{place}",
-            "label": label,
-            "sentence_group": f"{identifier.rpartition('-')[0]}-{group}",
-        }
+        group = f"{identifier.rpartition('-')[0]}-{hashlib.sha256(sentence.encode()).hexdigest()[:8]}"
+        row = {"captions": [sentence], "image_id": f"{identifier}/{number}"}
+        rows.append(row | {"label": label, "sentence_group": group})
+    return rows
 
 
-class _Kind(NamedTuple):
-    """One of the three table layouts of the published preparation.
-
-    Attributes:
-        images: Our columns of images, and theirs.
-        columns: Their other columns that are needed.
-        rows: Makes rows, without images, of a row of theirs; an error stands for one that it cannot make.
-    """
-
-    images: dict[str, str]
-    columns: tuple[str, ...]
-    features: Features
-    unique: str
-    rows: Callable[[dict[str, Any]], Iterator[dict[str, Any] | ValueError]]
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        return (*self.images.values(), *self.columns)
-
-
-_QUESTIONS = _Kind(
-    {"image": "image"},
-    ("questions", "question_id", "answers", "answer_labels", "answer_scores", "image_id"),
-    QUESTION_FEATURES,
-    "question_id",
-    _question_rows,
-)
-_KINDS = (
-    _Kind({"image": "image"}, ("caption", "image_id"), FEATURES, "image_id", _caption_rows),
-    _QUESTIONS,
-    _Kind(
-        {"image": "image_0", "second_image": "image_1"},
-        ("questions", "answers", "identifier"),
-        REASONING_FEATURES,
-        "image_id",
-        _reasoning_rows,
-    ),
-)
-
-
-def _rows(file: Path, batch: int, first: int, *, kind: _Kind, split: str, name: str) -> Iterator[Record]:
-    """Yield rows of some images of a file: those from `first` on of one batch."""
-    memory, reader = _open(file)
-    rows = reader.get_batch(batch).slice(first, _PART_IMAGES)
-    cells = {ours: _image_cells(file, memory, rows.column(theirs)) for ours, theirs in kind.images.items()}
-    for number, columns in enumerate(rows.select(list(kind.columns)).to_pylist()):
-        images = {ours: column[number] for ours, column in cells.items()}
-        made = kind.rows(columns)
-        while True:
-            try:
-                values = next(made)
-                if isinstance(values, ValueError):
-                    raise values
-            except StopIteration:
-                break
-            except (TypeError, ValueError) as error:  # an error that the generator raises is its end
-                where = f"{file.stem}/{batch}/{first + number}"
-                yield BadRow(split, where, f"batch/row {where}: {error}", path=str(file))
-            else:
-                yield Row(split, {**images, "source": name, "licence": LICENCE, **values})
+_RECORDS = {"captions": _caption_rows, "questions": _question_rows, "sentences": _reasoning_rows}
+"""Functions that make rows, without images, of a record of each kind; an error quarantines it."""
 
 
 def _answers(tables: dict[Path, pa.ipc.RecordBatchFileReader]) -> tuple[list[str], list[str]]:
