@@ -7,9 +7,8 @@ import pickle
 import re
 import struct
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -20,7 +19,7 @@ from transformers import logging
 
 import vlmo.model
 import vlmo.processing
-from vlmo.checkpoints.layout import listed, one_line, printable, spans
+from vlmo.checkpoints.layout import listed, one_line, printable
 from vlmo.distributed import choose_device
 from vlmo.folder import WEIGHTS, architectures, check_processor, weight_files
 from vlmo.folder.pickles import check_pickles
@@ -198,25 +197,33 @@ def read_labels(path: str | Path, *, count: int) -> list[str]:
     Raises:
         ValueError: None of these forms, or the numbers are not 0 to `count` - 1.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "prepared.json"
+    path = Path(path) / "prepared.json" if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ValueError(f"no file {path}: expected a list of answers")
     try:
-        text = path.read_text(encoding="utf-8").strip()
-        pairs = list(enumerate(json.loads(text)["labels"])) if path.name == "prepared.json" else _parse_labels(text)
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text; expected answers as JSON, JSON lines or one a line") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+        text = path.read_text(encoding="utf-8")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        content: Any = lines
+        with suppress(json.JSONDecodeError):
+            content = json.loads(text, object_pairs_hook=tuple)  # pairs: a key may be there twice
+        if path.name == "prepared.json":
+            content = dict(content)["labels"]
+        elif text.startswith("{") and (content is lines or {"answer", "label"} <= dict(content).keys()):
+            content = tuple((row["label"], row["answer"]) for row in map(json.loads, lines))
+        if not isinstance(content, tuple):
+            content = tuple(enumerate(content))
+        elif all(type(value) is int for _, value in content):
+            content = tuple((value, key) for key, value in content)
+        pairs = sorted((int(number), name) for number, name in content)
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise ValueError(f"{path} is no list of answers; expected JSON, JSON lines, or one answer a line") from None
-    numbers = sorted(number for number, _ in pairs)
-    if numbers != list(range(count)):
-        held = f", numbered {spans(set(numbers))}" if len(numbers) == count else ""
-        raise ValueError(f"{path} names {len(pairs)} answers{held}; the checkpoint has {count}, numbered from 0")
-    if twice := [name for name, times in Counter(name for _, name in pairs).items() if times > 1]:
-        raise ValueError(f"{path} names {listed(twice)} more than once; give each answer a name of its own")
-    return [name for _, name in sorted(pairs)]
+    names = [name for _, name in pairs]
+    if [number for number, _ in pairs] != list(range(count)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} names {len(pairs)} answers; the checkpoint has {count}, numbered from 0")
+    if len(set(names)) < count:
+        twice = listed(name for name in set(names) if names.count(name) > 1)
+        raise ValueError(f"{path} names {twice} more than once; give each answer a name of its own")
+    return names
 
 
 def _read_file(path: Path) -> object:
@@ -274,25 +281,3 @@ def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], list[str]]:
     if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
         weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}
     return weights, beside
-
-
-def _parse_labels(text: str) -> list[tuple[int, str]]:
-    """Return numbers and names, in the order of the file."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    content: Any = None
-    try:
-        content = json.loads(text, object_pairs_hook=tuple)  # pairs: a key may be there twice
-    except ValueError:
-        if not lines or not lines[0].startswith("{"):
-            return list(enumerate(lines))
-    named = dict(content) if isinstance(content, tuple) else {}
-    if content is None or {"answer", "label"} <= named.keys():
-        pairs = [(row["label"], row["answer"]) for row in map(json.loads, lines)]
-    elif isinstance(content, tuple):
-        numbers_last = all(type(value) is int for value in named.values())
-        pairs = [(value, key) if numbers_last else (key, value) for key, value in content]
-    else:
-        pairs = list(enumerate(content if isinstance(content, list) else lines))
-    if any(type(number) not in {int, str} or type(name) not in {int, float, str} for number, name in pairs):
-        raise TypeError("a number is no whole number, or a name no text")
-    return [(int(number), str(name)) for number, name in pairs]

@@ -19,7 +19,6 @@ def models(
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     *,
     labels: Path | None = None,
-    keep_file: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> None:
     """List the models that have a name; vlmo models NAME... downloads and converts these now.
 
@@ -27,7 +26,6 @@ def models(
         names: Models to download; the first command that uses one does it too.
         labels: Names of the answers or classes, which published files do not hold; as for vlmo import. Also of models
             here.
-        keep_file: Keep the published file too.
     """
     from vlmo.released.download import cached_model, fetch_model
 
@@ -37,7 +35,7 @@ def models(
             if name not in MODELS:
                 raise ValueError(f"no model {name!r}; did you mean {nearest(name, MODELS)!r}? All: vlmo models")
         for model in map(MODELS.__getitem__, names):
-            folder = fetch_model(model, keep_file=keep_file) if model.address else Path(find_model(model.name))
+            folder = fetch_model(model) if model.address else Path(find_model(model.name))
             if labels is not None:
                 from vlmo.checkpoints.importing import name_labels
 

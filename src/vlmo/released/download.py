@@ -11,15 +11,13 @@ import re
 import shutil
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from rich.console import Console
 
 from vlmo.progress import Progress
@@ -48,13 +46,10 @@ def cached_model(name: str) -> Path:
     return cache_folder() / "models" / name
 
 
-def fetch_model(model: NamedModel, *, keep_file: bool = False) -> Path:
+def fetch_model(model: NamedModel) -> Path:
     """Return the model folder of a published model; download and convert it first if it is not here.
 
-    Processes that ask for the same model wait for the first.
-
-    Args:
-        keep_file: Keep the published file under `files` in the cache; otherwise it is deleted after the conversion.
+    Processes that ask for the same model wait for the first. The published file is deleted after the conversion.
 
     Raises:
         ValueError: The file cannot be had, is not the one that was pinned, or is no checkpoint of this layout.
@@ -62,9 +57,10 @@ def fetch_model(model: NamedModel, *, keep_file: bool = False) -> Path:
     folder = cached_model(model.name)
     is_here = (folder / "config.json").is_file
     if not is_here():
-        with _locked():
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_folder() / ".lock"):
             if not is_here():
-                _fetch_and_convert(model, folder, keep_file=keep_file)
+                _fetch_and_convert(model, folder)
     return folder
 
 
@@ -85,7 +81,7 @@ def fetch_hub_folder(repository: str) -> Path:
         raise ValueError(f"hf://{repository} cannot be downloaded from the hub ({reason})") from None
 
 
-def _fetch_and_convert(model: NamedModel, folder: Path, *, keep_file: bool) -> None:
+def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
     if folder.is_symlink():
         raise ValueError(f"{folder} is a link to no model folder, and would be replaced behind the link; remove it")
     addresses = [model.address, *([VOCABULARIES[model.layout]] if model.layout in VOCABULARIES else [])]
@@ -111,7 +107,7 @@ def _fetch_and_convert(model: NamedModel, folder: Path, *, keep_file: bool) -> N
     partial.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     partial.replace(_sums_file())
     for number, file in enumerate(files):
-        _store(file, keep=keep_file or number > 0)
+        _store(file, keep=number > 0)  # the vocabulary, which other models need
 
 
 # ---------------------------------------------------------------------------------------------- files and sums
@@ -168,22 +164,6 @@ def _read_sums() -> dict[str, dict[str, str | int]]:
         return {name: dict(facts) for name, facts in json.loads(_sums_file().read_text(encoding="utf-8")).items()}
     except (ValueError, TypeError, AttributeError, RecursionError) as problem:
         raise ValueError(f"{_sums_file()} is damaged ({problem}); restore it, or remove it to pin files anew") from None
-
-
-@contextmanager
-def _locked() -> Iterator[None]:
-    """Hold the lock of the cache; the other processes wait."""
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    lock = FileLock(cache_folder() / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _LOGGER.warning("waiting for another process that is filling %s", cache_folder())
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # ---------------------------------------------------------------------------------------------- HTTP
