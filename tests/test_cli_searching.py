@@ -1,4 +1,4 @@
-"""`vlmo index`, `vlmo embed`, `vlmo search`, `vlmo duplicates` and `vlmo clusters` as people type them."""
+"""`vlmo index`, `vlmo embed`, `vlmo search` and `vlmo duplicates` as people type them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -215,25 +216,25 @@ def test_search_and_embed_take_the_first_dimensions(made, model, capsys, tmp_pat
     main(["search", str(tmp_path / "index"), str(made[0] / NAMES[7]), "--json", "--top", str(NUM)])
     hits = json.loads(capsys.readouterr().out)["hits"]
     assert hits[0]["path"] == str(made[0] / NAMES[7])
-    main(["embed", str(model), str(made[0]), "--out", str(tmp_path / "v.npy"), "--dim", "8"])
-    vectors = np.load(tmp_path / "v.npy")
+    main(["embed", str(model), str(made[0]), "--out", str(tmp_path / "v.parquet"), "--dim", "8"])
+    written = pq.read_table(tmp_path / "v.parquet").to_pydict()
+    vectors, paths = np.array(written["vector"]), written["path"]
     assert vectors.shape == (NUM, 8)
-    paths = (tmp_path / "v.npy.ids.txt").read_text().splitlines()
     similarity = dict(zip(paths, (vectors @ vectors[paths.index(hits[0]["path"])]).tolist(), strict=True))
     assert [hit["similarity"] for hit in hits] == pytest.approx([similarity[hit["path"]] for hit in hits], abs=1e-5)
 
 
 def test_embed_writes_files(made, model, capsys, tmp_path):
-    shown = printed(["embed", model, made[0], "--out", tmp_path / "v.npy"], capsys)
+    shown = printed(["embed", model, made[0], "--out", tmp_path / "v.parquet"], capsys)
     assert f"{NUM} vectors in" in shown
-    assert np.load(tmp_path / "v.npy").shape == (NUM, 32)
+    assert len(pq.read_table(tmp_path / "v.parquet")) == NUM
     (tmp_path / "texts.txt").write_text("one\n\n two \n")
     assert "2 vectors in" in printed(
         ["embed", model, "--texts", tmp_path / "texts.txt", "--out", tmp_path / "t.parquet"], capsys
     )
 
 
-def test_duplicates_and_clusters_of_an_index(model, tmp_path, capsys):
+def test_duplicates_of_an_index(model, tmp_path, capsys):
     folder = write_folder(tmp_path / "images", numbers=range(6))
     shutil.copy(folder / NAMES[2], folder / "copy [red].png")
     write_video(folder / "clip.mp4", seconds=2, first=6)
@@ -247,12 +248,6 @@ def test_duplicates_and_clusters_of_an_index(model, tmp_path, capsys):
     assert group["places"] == [str(folder / "copy [red].png"), str(folder / NAMES[2])]
     assert len(group["ids"]) == 2
     assert group["similarity"] == pytest.approx(1, abs=1e-6)
-    assert "2 groups of 9 images" in printed(["clusters", index, "--number", "2"], capsys)
-    main(["clusters", str(index), "--number", "1", "--json"])
-    (group,) = json.loads(capsys.readouterr().out)
-    assert len(group["places"]) == 9
-    shown = printed(["clusters", index, "--number", "1"], capsys)
-    assert sum(place in shown for place in group["places"]) == 3
     shown = printed(["search", index, "a green bar", "--where", "seconds = 1"], capsys)
     assert "clip.mp4" in shown
     assert "seconds 1.0" in shown
@@ -281,7 +276,7 @@ def test_duplicates_and_clusters_of_an_index(model, tmp_path, capsys):
         (["search", "INDEX", " "], "the query is empty"),
         (["search", "INDEX", "gone.png"], "there is no image gone.png"),
         (["search", "INDEX", "pics/no such.jpg"], "there is no image pics/no such.jpg"),
-        (["search", "INDEX", "FILE.npy"], "FILE.npy is a file, but no image that is read (.avif, .bmp"),
+        (["search", "INDEX", "FILE.parquet"], "FILE.parquet is a file, but no image that is read (.avif, .bmp"),
         (["search", "INDEX", "FILE.png"], "not an image in a known format"),
         (["search", "INDEX", "x", "--model", "OTHER"], "was made with another model"),
         (["search", "INDEX", "x", "--top", "0"], "top is 0"),
@@ -298,15 +293,14 @@ def test_duplicates_and_clusters_of_an_index(model, tmp_path, capsys):
         (["search", "INDEX", "x", "--explain", "x.jpg"], "--explain x.jpg"),
         (["duplicates", "nowhere"], "is no index"),
         (["duplicates", "INDEX", "--threshold", "95"], "threshold is 95.0; give"),
-        (["clusters", "INDEX", "--number", "25"], "clusters is 25; give one from 1 to 24"),
-        (["embed", "MODEL", "--out", "x.npy"], "either images or --texts"),
-        (["embed", "MODEL", "IMAGES", "--texts", "FILE", "--out", "x.npy"], "either images or --texts"),
-        (["embed", "EMPTY", "IMAGES", "--out", "x.csv"], ".parquet or .npy"),  # before it looks for a model
-        (["embed", "MODEL", "IMAGES", "--out", "FILE.npy"], "FILE.npy exists already"),
-        (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.npy"], "there is nothing at nowhere.txt"),
-        (["embed", "MODEL", "--texts", "LATIN", "--out", "x.npy"], "LATIN: not UTF-8"),
+        (["embed", "MODEL", "--out", "x.parquet"], "either images or --texts"),
+        (["embed", "MODEL", "IMAGES", "--texts", "FILE", "--out", "x.parquet"], "either images or --texts"),
+        (["embed", "EMPTY", "IMAGES", "--out", "x.csv"], ".parquet"),  # before it looks for a model
+        (["embed", "MODEL", "IMAGES", "--out", "FILE.parquet"], "FILE.parquet exists already"),
+        (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.parquet"], "there is nothing at nowhere.txt"),
+        (["embed", "MODEL", "--texts", "LATIN", "--out", "x.parquet"], "LATIN: not UTF-8"),
         (["serve", "MODEL", "--api-key-file", "nowhere.txt"], "there is no nowhere.txt"),
-        (["embed", "ADAPTER", "IMAGES", "--out", "x.npy"], "merge it first"),
+        (["embed", "ADAPTER", "IMAGES", "--out", "x.parquet"], "merge it first"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(arguments, words, made, model, capsys, tmp_path, monkeypatch):
@@ -316,7 +310,7 @@ def test_what_cannot_be_done_is_one_line(arguments, words, made, model, capsys, 
     (tmp_path / "ADAPTER" / "adapter_config.json").write_text("{}")
     (tmp_path / "FILE").write_text("x")
     (tmp_path / "LATIN").write_bytes(b"gr\xfcn")
-    for name in ("FILE.png", "FILE.npy"):
+    for name in ("FILE.png", "FILE.parquet"):
         (tmp_path / name).write_text("x")
     if "OTHER" in arguments:
         trained_folder(tmp_path / "OTHER", steps=1)

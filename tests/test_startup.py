@@ -33,7 +33,7 @@ from vlmo.cli import main
 sys.modules["peft"] = None  # as if it were not installed
 for line in ("--help", "--version", "finetune --help", "quickstart --help", "evaluate --help", "predict --help",
              "index --help", "search --help", "embed --help", "data prepare --help",
-             "duplicates --help", "clusters --help",
+             "duplicates --help",
              "models --help", "models", "import --help", "export --help", "recipes --help", "serve --help"):
     try:
         main(line.split())
@@ -41,7 +41,7 @@ for line in ("--help", "--version", "finetune --help", "quickstart --help", "eva
         assert stopped.code == 0, line
     found = [name for name in HEAVY if name in sys.modules]
     assert not found, (line, found)
-for line in ("train", "evaluate", "predict", "index", "search", "embed", "duplicates", "clusters",
+for line in ("train", "evaluate", "predict", "index", "search", "embed", "duplicates",
              "index vlmo-small nowhere --out x", "embed vlmo-small nowhere --out x.npy",
              "embed vlmo-small --texts nowhere --out x.npy", "serve vlmo-small --index nowhere",
              "predict vlmo-small --image nowhere --text a",

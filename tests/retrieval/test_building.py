@@ -325,7 +325,7 @@ def test_log_gets_lines_of_progress(encoder, tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "images")
     console = Console(file=io.StringIO(), force_terminal=False, width=60)
     build_index(encoder, [folder], out=tmp_path / "index", batch=8, console=console)
-    embed_images(encoder, [folder], out=tmp_path / "v.npy", batch=8, console=console)
+    embed_images(encoder, [folder], out=tmp_path / "v.parquet", batch=8, console=console)
     lines = console.file.getvalue().splitlines()
     size = sum((folder / name).stat().st_size for name in NAMES) / 1000
     assert f"listing {folder}: 20" in lines

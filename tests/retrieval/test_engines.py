@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -141,7 +142,7 @@ def test_index_search_and_service_run_in_an_engine(small, name, tmp_path, capsys
     main(["index", SMALL, str(folder), "--out", str(index), *chosen])
     main(["search", str(index), "a red square", "--json", "--top", str(NUM), *chosen])
     main(["search", str(index), str(folder / NAMES[7]), "--json", "--top", "1", *chosen])
-    main(["embed", SMALL, str(folder), "--out", str(tmp_path / "v.npy"), *chosen, "--precision", "int8"])
+    main(["embed", SMALL, str(folder), "--out", str(tmp_path / "v.parquet"), *chosen, "--precision", "int8"])
     shown = capsys.readouterr().out
     found, same = results(shown)
     expected = Searcher(small["torch"], index).search("a red square", top=NUM, rerank=32)
@@ -149,7 +150,8 @@ def test_index_search_and_service_run_in_an_engine(small, name, tmp_path, capsys
     assert found["num_reranked"] == NUM
     np.testing.assert_allclose([hit["score"] for hit in found["hits"]], [hit.score for hit in expected.hits], atol=0.02)
     assert same["hits"][0]["path"] == str(folder / NAMES[7])
-    rough, exact = np.load(tmp_path / "v.npy"), small["torch"].embed_images([*drawings()])
+    rough = np.array(pq.read_table(tmp_path / "v.parquet")["vector"].to_pylist())
+    exact = small["torch"].embed_images([*drawings()])
     assert 0.99 < (rough @ exact.T).max(axis=1).min() < 1 - 1e-6
     with TestClient(create_app(load_parts(SMALL, index=index, engine=name))) as client:
         answer = client.post("/v1/search", json={"text": "a red square", "top": NUM, "rerank": NUM}).json()
@@ -320,7 +322,7 @@ def test_wrong_use_is_told(shared_folder, exports, tmp_path, monkeypatch, capsys
             "find_spec",
             lambda name, missing=missing: None if name == missing else find_spec(name),
         )
-        arguments = ["embed", str(source), str(tmp_path), "--out", str(tmp_path / "v.npy"), "--engine", line]
+        arguments = ["embed", str(source), str(tmp_path), "--out", str(tmp_path / "v.parquet"), "--engine", line]
         told = refused(arguments, capsys)
         assert f"needs {missing}, which is not installed: pip install" in told
         assert f"[{line}]" in told

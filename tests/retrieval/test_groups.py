@@ -11,7 +11,7 @@ from tests.integrations.toy_gallery import drawings
 from tests.retrieval.toy_index import build, encoded
 
 from vlmo import progress
-from vlmo.retrieval import Index, find_clusters, find_duplicates, groups
+from vlmo.retrieval import Index, find_duplicates, groups
 
 
 @pytest.fixture
@@ -102,27 +102,3 @@ def test_progress_is_shown(index_of, monkeypatch):
 def test_threshold_out_of_range_is_refused(threshold, gallery):
     with pytest.raises(ValueError, match=f"threshold is {threshold}; give a cosine similarity above 0, up to 1"):
         find_duplicates(gallery[1], threshold=threshold)
-
-
-def test_clusters_are_those_of_the_vectors_each_from_its_center_on(index_of):
-    generator = np.random.default_rng(0)
-    labels = np.repeat([0, 1, 2], [50, 90, 70])
-    vectors = np.eye(16)[labels] + 0.1 * generator.standard_normal((210, 16))
-    index = index_of(vectors)
-    found = find_clusters(index, 3)
-    assert [len(group.ids) for group in found] == [90, 70, 50]
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    for group, label in zip(found, (1, 2, 0), strict=True):
-        rows = [int(place) for place in group.places]
-        assert sorted(rows) == list(np.flatnonzero(labels == label))
-        assert group.ids == group.places
-        center = unit[rows].mean(axis=0)
-        similar = unit[rows] @ (center / np.linalg.norm(center))
-        assert np.corrcoef(similar, np.arange(len(rows)))[0, 1] < -0.9
-        assert group.similarity == pytest.approx(similar.mean(), abs=1e-3)
-    assert find_clusters(index, 3) == found
-    few = index_of([[1, 0], [1, 0], [0, 1]])
-    assert [group.places for group in find_clusters(few, 2)] == [("00000", "00001"), ("00002",)]
-    for number in (0, 4):
-        with pytest.raises(ValueError, match=f"number of clusters is {number}; give one from 1 to 3"):
-            find_clusters(few, number)

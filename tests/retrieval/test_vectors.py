@@ -16,19 +16,15 @@ CLOSE = 1e-5
 
 def read(path, name):
     """Names and vectors of a file."""
-    if path.suffix == ".npy":
-        names = path.with_name(f"{path.name}.ids.txt").read_text(encoding="utf-8").splitlines()
-        return names, np.load(path)
     table = pq.read_table(path)
     return table[name].to_pylist(), np.array(table["vector"].to_pylist(), dtype=np.float32)
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
-def test_images_become_vectors(suffix, encoder, tmp_path):
+def test_images_become_vectors(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(10))
     (folder / "bad.jpg").write_text("no image")
     write_tar(tmp_path / "x.tar", numbers=range(10, 14))
-    out = tmp_path / "new" / f"vectors{suffix}"
+    out = tmp_path / "new" / "vectors.parquet"
     written = embed_images(encoder, [folder, tmp_path / "x.tar"], out=out, batch=4)
     names, vectors = read(out, "path")
     assert (written.rows, written.bad) == (14, 1)
@@ -38,14 +34,12 @@ def test_images_become_vectors(suffix, encoder, tmp_path):
     expected |= dict(zip(tar, encoder.embed_images(drawings()[10:14]), strict=True))
     assert sorted(names) == sorted(expected)
     np.testing.assert_allclose(vectors, [expected[name] for name in names], atol=CLOSE)
-    assert vectors.dtype == np.float32
     assert "bad.jpg" in json.loads((out.parent / f"{out.name}.quarantine.jsonl").read_text())["reason"]
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
-def test_texts_become_vectors(suffix, encoder, tmp_path):
+def test_texts_become_vectors(encoder, tmp_path):
     texts = [caption for captions in CAPTIONS for caption in captions] * 3
-    out = tmp_path / f"vectors{suffix}"
+    out = tmp_path / "vectors.parquet"
     assert embed_texts(encoder, iter(texts), out=out).rows == len(texts)
     names, vectors = read(out, "text")
     assert names == texts
@@ -55,7 +49,7 @@ def test_texts_become_vectors(suffix, encoder, tmp_path):
 def test_image_that_two_inputs_lead_to_is_written_once(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(4))
     tar = write_tar(folder / "x.tar", numbers=range(4, 6))
-    out = tmp_path / "vectors.npy"
+    out = tmp_path / "vectors.parquet"
     assert embed_images(encoder, [folder, folder / NAMES[0], tar, f"{folder}/*.png"], out=out).rows == 6
     names, _ = read(out, "path")
     assert len(set(names)) == 6
@@ -64,25 +58,25 @@ def test_image_that_two_inputs_lead_to_is_written_once(encoder, tmp_path):
 def test_file_that_is_there_is_left_alone(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(2))
     (folder / "bad.jpg").write_text("no image")
-    out = tmp_path / "vectors.npy"
-    assert len(embed_images(encoder, [folder], out=out).files) == 3
+    out = tmp_path / "vectors.parquet"
+    assert len(embed_images(encoder, [folder], out=out).files) == 2
     before = out.read_bytes()
-    with pytest.raises(ValueError, match=r"vectors\.npy exists already; name a new file"):
+    with pytest.raises(ValueError, match=r"vectors\.parquet exists already; name a new file"):
         embed_images(encoder, [folder], out=out)
     with pytest.raises(ValueError, match="exists already"):
         embed_texts(encoder, ["a"], out=out)
     assert out.read_bytes() == before
     out.unlink()
     (folder / "bad.jpg").unlink()
-    assert set(embed_images(encoder, [folder], out=out).files) == {out, tmp_path / "vectors.npy.ids.txt"}
-    assert not (tmp_path / "vectors.npy.quarantine.jsonl").exists()
+    assert embed_images(encoder, [folder], out=out).files == (out,)
+    assert not (tmp_path / "vectors.parquet.quarantine.jsonl").exists()
 
 
 def test_nothing_is_left_of_what_fails(encoder, tmp_path):
-    with pytest.raises(ValueError, match=r"\.parquet or \.npy"):
+    with pytest.raises(ValueError, match=r"\.parquet"):
         embed_texts(encoder, ["a"], out=tmp_path / "out.csv")
     with pytest.raises(ValueError, match="no text to embed"):
-        embed_texts(encoder, [], out=tmp_path / "out.npy")
+        embed_texts(encoder, [], out=tmp_path / "out.parquet")
     with pytest.raises(ValueError, match="there is nothing at"):
         embed_images(encoder, [tmp_path / "nowhere"], out=tmp_path / "out.parquet")
     assert not list(tmp_path.iterdir())

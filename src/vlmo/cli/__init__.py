@@ -39,7 +39,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "search": searching.search,
     "embed": searching.embed,
     "duplicates": searching.duplicates,
-    "clusters": searching.clusters,
     "serve": serving.serve,
     "data prepare": tasks.prepare,
     "recipes": runs.recipes,
@@ -51,7 +50,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 """Function of each command: its arguments are the options, and its docstring the help."""
 _EXTRAS = {
-    **dict.fromkeys(("index", "search", "embed", "duplicates", "clusters"), "retrieval"),
+    **dict.fromkeys(("index", "search", "embed", "duplicates"), "retrieval"),
     "serve": "serve",
     "data": "train",
     "export": "quickstart,onnx",

@@ -1,4 +1,4 @@
-"""`vlmo index`, `vlmo embed`, `vlmo search`, `vlmo duplicates` and `vlmo clusters`."""
+"""`vlmo index`, `vlmo embed`, `vlmo search` and `vlmo duplicates`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,7 +27,7 @@ from vlmo.released import find_model
 from vlmo.terminal import say, say_json, without_controls
 
 if TYPE_CHECKING:
-    from vlmo.retrieval import BuildReport, ImageGroup, Searcher
+    from vlmo.retrieval import BuildReport, Searcher
 
 _STDERR = Console(stderr=True)
 _WIDTH = 200  # of a table that goes into a file
@@ -104,18 +104,18 @@ def embed(
     dim: int | None = None,
     engines: Engines = EngineOptions(),  # noqa: B008
 ) -> None:
-    """Write embeddings for other tools: vlmo embed MODEL_FOLDER IMAGES...|--texts FILE --out FILE.parquet|.npy.
+    """Write embeddings for other tools: vlmo embed MODEL_FOLDER IMAGES...|--texts FILE --out FILE.parquet.
 
     Args:
         images: As for vlmo index.
-        out: New .parquet or .npy file.
+        out: New .parquet file.
         texts: Text file whose lines are embedded instead of images.
         dim: Write the first DIM dimensions of each vector, L2-normalised again; a multiple of 8. By default all.
     """
     folder = Path(find_model(folder))
     if (texts is None) == (not images):
         raise ValueError("vlmo embed needs either images or --texts FILE")
-    check_new_file(out, option="--out", suffixes=(".parquet", ".npy"))
+    check_new_file(out, option="--out", suffixes=(".parquet",))
     check_given([*images, texts], expected="images, or a file of texts")
     hide_loading_bars()
     from vlmo.retrieval.encoder import Encoder
@@ -223,20 +223,15 @@ def duplicates(index: tyro.conf.Positional[Path], *, threshold: float = 0.95, js
     """
     from vlmo.retrieval import find_duplicates
 
-    _show_groups(find_duplicates(index, threshold=threshold, console=_STDERR), is_json=json)
+    groups = find_duplicates(index, threshold=threshold, console=_STDERR)
+    if json:
+        say_json([group._asdict() for group in groups])
+        return
+    if groups:
+        from vlmo.retrieval.results import groups_as_table
 
-
-def clusters(index: tyro.conf.Positional[Path], *, number: int = 20, json: bool = False) -> None:
-    """Divide the images of an index into clusters: vlmo clusters INDEX [--number 20].
-
-    Args:
-        index: Folder of the index.
-        number: Number of clusters.
-        json: Print JSON with all images instead of a table with the three most central ones of each cluster.
-    """
-    from vlmo.retrieval import find_clusters
-
-    _show_groups(find_clusters(index, number), is_json=json, most=3)
+        _wide_console().print(groups_as_table(groups))
+    say(f"{len(groups)} groups of {sum(len(group.ids) for group in groups)} images")
 
 
 def _queries() -> Iterator[str]:
@@ -301,17 +296,6 @@ def _show_result(
         lost = write_explanation(explain, query=query, result=result, searcher=searcher)
         left_out = f", without {', '.join(hit.place for hit in lost)}, which cannot be read" if lost else ""
         say_line(f"image {explain}{left_out}")
-
-
-def _show_groups(groups: Sequence[ImageGroup], *, is_json: bool, most: int | None = None) -> None:
-    from vlmo.retrieval.results import groups_as_table
-
-    if is_json:
-        say_json([group._asdict() for group in groups])
-        return
-    if groups:
-        _wide_console().print(groups_as_table(groups, most=most))
-    say(f"{len(groups)} groups of {sum(len(group.ids) for group in groups)} images")
 
 
 def _wide_console() -> Console:

@@ -7,7 +7,7 @@ from vlmo.lazy import lazy_names
 if TYPE_CHECKING:
     from vlmo.retrieval.building import BuildReport, build_index
     from vlmo.retrieval.encoder import Encoder
-    from vlmo.retrieval.groups import ImageGroup, find_clusters, find_duplicates
+    from vlmo.retrieval.groups import ImageGroup, find_duplicates
     from vlmo.retrieval.index import Hit, Index
     from vlmo.retrieval.search import Searcher, SearchResult
 
@@ -20,7 +20,6 @@ __all__ = [
     "SearchResult",
     "Searcher",
     "build_index",
-    "find_clusters",
     "find_duplicates",
 ]
 
@@ -29,7 +28,7 @@ __getattr__ = lazy_names(
     {
         ".building": "BuildReport build_index",
         ".encoder": "Encoder",
-        ".groups": "ImageGroup find_clusters find_duplicates",
+        ".groups": "ImageGroup find_duplicates",
         ".index": "Hit Index",
         ".search": "SearchResult Searcher",
     },

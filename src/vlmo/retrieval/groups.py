@@ -1,4 +1,4 @@
-"""Groups of images of an index: near-duplicates and clusters."""
+"""Near-duplicates among the images of an index."""
 
 from __future__ import annotations
 
@@ -15,18 +15,15 @@ from vlmo.retrieval.index import Index
 
 _CELLS = 1 << 24
 """Similarities that are computed at a time."""
-_BATCH = 4096
-"""Images of a step of k-means."""
 _ROUNDING = 1e-6
 """Error of a cosine similarity in float32: equal vectors may have a little less than 1."""
 
 
 class ImageGroup(NamedTuple):
-    """Images of an index that belong together.
+    """Images of an index that are nearly the same.
 
     Attributes:
-        similarity: Cosine similarity: in duplicates the smallest one of two images, in a cluster the mean one to its
-            center.
+        similarity: Smallest cosine similarity of two of them.
         ids: Their ids.
         places: Their files, or shards and the records in them.
     """
@@ -55,7 +52,7 @@ def find_duplicates(
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give a cosine similarity above 0, up to 1")
-    ids, places, vectors = _opened(index).vectors()
+    ids, places, vectors = (index if isinstance(index, Index) else Index(index)).vectors()
     total = len(ids)
     labels, rows = np.arange(total), max(1, _CELLS // max(1, total))
     with Progress(console) as progress:
@@ -79,36 +76,3 @@ def find_duplicates(
                 ImageGroup(min(similarity, 1.0), *(tuple(each[row] for row in images) for each in (ids, places)))
             )
     return sorted(found, key=lambda each: (-len(each.ids), -each.similarity, each.places))
-
-
-def find_clusters(index: Index | str | Path, number: int) -> list[ImageGroup]:
-    """Divide all images into clusters by k-means of their vectors: largest clusters first, each from its center on.
-
-    Equal calls give equal clusters. There are fewer than `number` if some are empty.
-
-    Args:
-        index: The index, or its folder.
-        number: Number of clusters.
-
-    Raises:
-        ValueError: There are not as many images, or the folder is no index.
-    """
-    from sklearn.cluster import MiniBatchKMeans  # takes a second
-
-    ids, places, vectors = _opened(index).vectors()
-    if not 1 <= number <= len(ids):
-        raise ValueError(f"the number of clusters is {number}; give one from 1 to {len(ids)}, the number of images")
-    means = MiniBatchKMeans(number, batch_size=_BATCH, random_state=0).fit(vectors)
-    found = []
-    for label, center in enumerate(means.cluster_centers_):
-        rows = np.flatnonzero(means.labels_ == label)
-        if len(rows):
-            similar = vectors[rows] @ (center / np.linalg.norm(center))
-            images = rows[np.argsort(-similar, kind="stable")]
-            names = (tuple(each[row] for row in images) for each in (ids, places))
-            found.append(ImageGroup(float(similar.mean()), *names))
-    return sorted(found, key=lambda each: -len(each.ids))
-
-
-def _opened(index: Index | str | Path) -> Index:
-    return index if isinstance(index, Index) else Index(index)

@@ -73,15 +73,15 @@ def as_table(query: str, result: SearchResult) -> Table:
     return table
 
 
-def groups_as_table(groups: Sequence[ImageGroup], *, most: int | None = None) -> Table:
-    """A section for each group, with a row for each of its images, or of the first `most`."""
+def groups_as_table(groups: Sequence[ImageGroup]) -> Table:
+    """A section for each group, with a row for each of its images."""
     table = Table()
     for name in ("", "images", "similarity"):
         table.add_column(name, justify="right")
     table.add_column("image", overflow="fold")
     for number, group in enumerate(groups, start=1):
         first = [str(number), str(len(group.ids)), f"{group.similarity:.3f}"]
-        for row, place in enumerate(group.places[:most]):
+        for row, place in enumerate(group.places):
             table.add_row(*(first if row == 0 else ["", "", ""]), escaped(place))
         table.add_section()
     return table

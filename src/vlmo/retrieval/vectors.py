@@ -1,9 +1,8 @@
-"""Vectors for other tools, as a parquet or npy file."""
+"""Vectors for other tools, as a parquet file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, cast
@@ -45,8 +44,7 @@ def embed_images(
 
     Args:
         inputs: Folders, image files, videos, shards, saved data sets, or patterns and URIs of these.
-        out: .parquet, with the columns `path` and `vector`; or .npy, with the paths beside it in `OUT.ids.txt`, one a
-            line. An image that two inputs lead to is written once.
+        out: New .parquet file with the columns `path` and `vector`; an image that two inputs lead to is written once.
         batch: Images that go through the model at a time.
 
     Raises:
@@ -72,12 +70,12 @@ def embed_images(
                     vectors = np.stack([cast("Encoded", each).vector for each in part.encoded])
                     yield [record.place for record in part.records], vectors
 
-    number, files = _write(out, rows(), name="path", dim=encoder.dim)
+    number = _write(out, rows(), name="path", dim=encoder.dim)
     quarantine = out.with_name(f"{out.name}.quarantine.jsonl")
     quarantine.unlink(missing_ok=True)  # of vectors that are gone
     if bad:
         quarantine.write_text(to_lines([each.line() for each in bad]), encoding="utf-8")
-    return Written(number, len(bad), (*files, *([quarantine] if bad else [])))
+    return Written(number, len(bad), (out, quarantine) if bad else (out,))
 
 
 def embed_texts(encoder: Encoder, texts: Iterable[str], *, out: str | Path) -> Written:
@@ -95,36 +93,21 @@ def embed_texts(encoder: Encoder, texts: Iterable[str], *, out: str | Path) -> W
             yield part, encoder.embed_texts(part)
             part = list(islice(remaining, BATCH))
 
-    number, files = _write(Path(out).expanduser(), rows(), name="text", dim=encoder.dim)
-    return Written(number, 0, files)
+    out = Path(out).expanduser()
+    return Written(_write(out, rows(), name="text", dim=encoder.dim), 0, (out,))
 
 
-def _write(out: Path, rows: _Rows, *, name: str, dim: int) -> tuple[int, tuple[Path, ...]]:
-    """Write a file, and the names beside it, once there are all rows; return their number and the files."""
-    suffix = out.suffix.lower()
-    if suffix not in {".parquet", ".npy"}:
-        raise ValueError(f"{out}: vectors are written to a file that ends with .parquet or .npy")
+def _write(out: Path, rows: _Rows, *, name: str, dim: int) -> int:
+    """Write a file once there are all rows; return their number."""
+    if out.suffix.lower() != ".parquet":
+        raise ValueError(f"{out}: vectors are written to a file that ends with .parquet")
     if out.exists():
         raise ValueError(f"{out} exists already; name a new file, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    number, names = 0, out.with_name(f"{out.name}.ids.txt")
-    with ExitStack() as stack:
-        aside = stack.enter_context(atomic_file(out))
-        if suffix == ".parquet":
-            schema = pa.schema([(name, pa.string()), ("vector", pa.list_(pa.float32(), dim))])
-            table = stack.enter_context(pq.ParquetWriter(aside, schema))
-            for titles, vectors in rows:
-                column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
-                table.write_table(pa.table([pa.array(titles), column], schema=schema))
-                number += len(titles)
-            return number, (out,)
-        listed = stack.enter_context(stack.enter_context(atomic_file(names)).open("w", encoding="utf-8"))
-        file, header = stack.enter_context(aside.open("wb")), {"descr": "<f4", "fortran_order": False}
-        np.lib.format.write_array_header_1_0(file, {**header, "shape": (0, dim)})  # it has room for a larger number
+    schema, number = pa.schema([(name, pa.string()), ("vector", pa.list_(pa.float32(), dim))]), 0
+    with atomic_file(out) as aside, pq.ParquetWriter(aside, schema) as table:
         for titles, vectors in rows:
-            listed.writelines(title.replace("\n", " ") + "\n" for title in titles)
-            file.write(vectors.astype("<f4").tobytes())
+            column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
+            table.write_table(pa.table([pa.array(titles), column], schema=schema))
             number += len(titles)
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, {**header, "shape": (number, dim)})
-    return number, (out, names)
+    return number
