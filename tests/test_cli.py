@@ -50,7 +50,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train shapes-stage3 --task.losses.mlm_wieght 1", "Perhaps you meant: --task.losses.mlm-weight"),
         ("quickstart --scalee 1", "Perhaps you meant: --scale FLOAT"),
         ("data prepar", "Available subcommands: prepare"),
-        ("recipes vlmo-smal", "'vlmo-small'"),
+        ("recipes shapes-stag3", "'shapes-stage3'"),
         ("train", "Missing from vlmo train: NAME"),
         ("evaluate", "Missing from vlmo evaluate: MODEL_FOLDER"),
         ("evaluate nowhere", "no model folder"),
@@ -229,7 +229,7 @@ def test_place_that_may_not_be_written_is_named(name, capsys, monkeypatch):
         raise PermissionError(13, "Permission denied", name)
 
     monkeypatch.setitem(cli._COMMANDS, "recipes", refuse)
-    said = f"no permission for {name}; choose another place, or change its rights" if name else "Permission denied"
+    said = f"{name}: Permission denied" if name else "Permission denied"
     assert refused(["recipes"], capsys) == f"vlmo: {said}"
 
 

@@ -264,7 +264,7 @@ def test_duplicates_of_an_index(model, tmp_path, capsys):
         (["index", "MODEL", "--out", "new"], "nothing to index"),
         (["index", "MODEL", "IMAGES", "--out", "IMAGES"], "something else than an index"),
         (["index", "MODEL", "IMAGES", "--out", "FILE"], "something else than an index"),
-        (["index", "MODEL", "IMAGES", "--out", "FILE/new"], "no folder"),
+        (["index", "MODEL", "IMAGES", "--out", "FILE/new"], "FILE"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--batch-size", "0"], "batch is 0"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--dim", "12"], "give a multiple of 8 below"),
         (["index", "MODEL", "IMAGES", "--out", "new", "--metadata", "nowhere.csv"], "expected a table"),
@@ -299,7 +299,7 @@ def test_duplicates_of_an_index(model, tmp_path, capsys):
         (["embed", "MODEL", "IMAGES", "--out", "FILE.parquet"], "FILE.parquet exists already"),
         (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.parquet"], "there is nothing at nowhere.txt"),
         (["embed", "MODEL", "--texts", "LATIN", "--out", "x.parquet"], "LATIN: not UTF-8"),
-        (["serve", "MODEL", "--api-key-file", "nowhere.txt"], "there is no nowhere.txt"),
+        (["serve", "MODEL", "--api-key-file", "nowhere.txt"], "nowhere.txt: No such file"),
         (["embed", "ADAPTER", "IMAGES", "--out", "x.parquet"], "merge it first"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import functools
 import gc
 import importlib
@@ -56,16 +55,6 @@ _EXTRAS = {
     "export": "quickstart,onnx",
 }
 """Optional packages that a command needs; `quickstart` those that are not here."""
-_SENTENCES = {
-    errno.ENOENT: "there is no {}",
-    errno.EISDIR: "{} is a folder; name a file",
-    errno.ENOTDIR: "{} cannot be: a part of its path is no folder",
-    errno.EEXIST: "{} exists already; choose another place",
-    errno.ENOSPC: "no space is left for {}",
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "no permission for {}; choose another place, or change its rights"),
-    errno.EROFS: "{} lies on a disk that is read only; choose another place",
-}
-"""Errors of the system about a file, in words."""
 
 
 class _Formatter(logging.Formatter):
@@ -97,8 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f". This needs more packages: {install_command(_EXTRAS.get(arguments[0], 'quickstart'))}"
         _fail(str(error) if "pip install" in str(error) else f"{error}{hint}")
     except OSError as error:
-        sentence = _SENTENCES.get(error.errno or 0, "{}: {}").format(error.filename, error.strerror)
-        _fail(sentence if error.filename else error.strerror or str(error))
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
     except (ValueError, EOFError, SafetensorError) as error:
         _fail(str(error))
     except RuntimeError as error:

@@ -28,15 +28,11 @@ _COMMON = {
 }
 """Short names of options of a run."""
 _COMMON_HELP = (
-    "  --init MODEL        folder or name of a model to start from",
     "  --data DATA         built-in name or path of the training data",
     "  --lr RATE           highest learning rate",
     "  --batch-size ROWS   rows of a step",
     "  --steps N           length of the run; the warm-up keeps its share",
     "  --output-dir DIR    run folder, by default runs/NAME; a run that was interrupted goes on there",
-    "  --lora.rank RANK    train low-rank adapters instead of the whole model; vlmo merge makes a model folder of them",
-    "  --device DEVICE     cpu, cuda, cuda:N or mps",
-    "  --dry-run           tell what the run will need",
     "  --import MODULE     module with tasks and recipes of your own, here or installed; every command takes it",
 )
 
@@ -88,7 +84,7 @@ def quickstart(
 
 def train_help() -> None:
     """Show how `vlmo train` is called, the common options, and every recipe."""
-    options = ["Options (all: vlmo train NAME --help):", *_COMMON_HELP]
+    options = ["Options beside those of vlmo train NAME --help:", *_COMMON_HELP]
     say("usage: vlmo train NAME [OPTIONS]", "", *options, "", "Recipes:", *_listed())
 
 
