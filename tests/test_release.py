@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,31 +79,13 @@ def test_a_model_of_stage_3_is_released_for_retrieval(tmp_path):
     assert all(torch.equal(weights[name], before[name].to(weights[name].dtype)) for name in weights)
 
 
-def test_card_tells_rows_that_could_not_be_measured_on(folder, tmp_path, monkeypatch):
-    """Of every source, though each leaves its file under the same name."""
-    bad = {"first": 2, "second": 0, "third": 1}
-
-    def evaluate(aside, *, source, split, **_):
-        lines = [{"kind": kind, "row": row} for row in range(bad[source]) for kind in ("row", "caption")]
-        (aside / f"{split}.quarantine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return SimpleNamespace(source=source, split=split, predictions=[], measurements=lambda **_: [])
-
-    monkeypatch.setattr(release, "evaluate", evaluate)
-    release.write_release(folder, tmp_path / "out", recall_on=list(bad))
-    card = (tmp_path / "out" / "README.md").read_text()
-    lines = "- `first`: 2 rows of the split cannot be used\n- `third`: 1 rows of the split cannot be used\n"
-    assert f"## Left out\n\n{lines}" in card
-    assert not list((tmp_path / "out").glob("*.jsonl"))
-
-
-def test_reasons_outlive_a_release_that_too_many_bad_rows_end(folder, images, tmp_path, capsys):
+def test_source_that_cannot_be_measured_leaves_its_reasons_in_the_release(folder, images, tmp_path, capsys):
     spoilt = shutil.copytree(images, tmp_path / "spoilt")
     next(spoilt.glob("*.png")).write_bytes(b"no image")
     line = ["release", str(folder), "--out", str(tmp_path / "out"), "--data", str(spoilt), "--device", "cpu"]
-    assert f"reason in {tmp_path / 'out.test.quarantine.jsonl'}" in refused(line, capsys)
-    (reason,) = map(json.loads, (tmp_path / "out.test.quarantine.jsonl").read_text().splitlines())
+    assert f"reason in {tmp_path / 'out' / 'test.quarantine.jsonl'}" in refused(line, capsys)
+    (reason,) = map(json.loads, (tmp_path / "out" / "test.quarantine.jsonl").read_text().splitlines())
     assert reason["kind"] == "row"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.test.quarantine.jsonl", "spoilt"]
 
 
 def test_release_computes_in_float32_and_ranks_alike(folder, released):

@@ -18,10 +18,8 @@ from vlmo.folder.atomic import write_folder
 from vlmo.folder.card import add_metrics, add_section, read_data, rename_card
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.tasks import TaskResult, evaluate, usage_of
-from vlmo.tasks.result import data_name
 
 MAX_BYTES = 20_000_000
-_SPLIT = "test"
 _FILES = ("README.md", "data_sources.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -42,7 +40,8 @@ def write_release(
     Args:
         folder: Model folder, one that retrieves.
         out: New folder; its name becomes the model's.
-        recall_on: Sources whose split "test" is evaluated with the stored weights. The card gets the recalls.
+        recall_on: Sources whose split "test" is evaluated with the stored weights, once these are written. The card
+            gets the recalls.
         licence: Of the weights, by the hub's identifier; None leaves what the card says.
         note: A paragraph for the top of the card.
         device: Where the evaluation runs; None takes a GPU if there is one.
@@ -63,15 +62,12 @@ def write_release(
             packages = {name: builtin.packages(name).items() for name in names}
             lines = [f"- `{name}`: {', '.join(f'{p} {v}' for p, v in found)}" for name, found in packages.items()]
             add_section(new, title="Packages", body="\n".join(lines))
-        results, skipped = [], []
-        for source in recall_on:
-            result, num_skipped = _evaluate(new, source, out=out, device=device, console=console)
-            add_metrics(new, result.measurements(measured_by="`vlmo release`"))
-            results.append(result)
-            if num_skipped:
-                skipped.append(f"- `{data_name(source)}`: {num_skipped} rows of the split cannot be used")
-        if skipped:
-            add_section(new, title="Left out", body="\n".join(skipped))
+    results = []
+    for source in recall_on:
+        results.append(evaluate(out, task="retrieval", source=source, split="test", device=device, console=console))
+        add_metrics(out, results[-1].measurements(measured_by="`vlmo release`"))
+        for file in out.glob("*.quarantine.jsonl"):  # which name files of this machine
+            file.unlink()
     return results
 
 
@@ -97,27 +93,3 @@ def _write_model(folder: Path, out: Path) -> None:
     for name in _FILES:
         if (folder / name).is_file():
             shutil.copyfile(file_in(folder, name), out / name)
-
-
-def _evaluate(
-    folder: Path, source: str, *, out: Path, device: str | None, console: Console | None
-) -> tuple[TaskResult, int]:
-    """Return the evaluation on a source, and the number of its invalid rows.
-
-    `folder` is removed when the source has too many of them; the list of reasons is then copied to a file beside `out`.
-    """
-    try:
-        result = evaluate(folder, task="retrieval", source=source, split=_SPLIT, device=device, console=console)
-    except ValueError as error:
-        message = str(error)
-        for file in folder.glob("*.quarantine.jsonl"):
-            kept = out.with_name(f"{out.name}.{file.name}")
-            shutil.copyfile(file, kept)
-            message = message.replace(str(file), str(kept))
-        raise ValueError(message) from error
-    num_skipped = 0
-    for file in folder.glob("*.quarantine.jsonl"):
-        lines = file.read_text(encoding="utf-8").splitlines()
-        num_skipped += sum(json.loads(line)["kind"] == "row" for line in lines)
-        file.unlink()
-    return result, num_skipped
