@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.checkpoints.toy_folder import CAPTIONS, QUESTIONS, drawings, folder_writer, logged_errors, text_processor
+from tests.checkpoints.toy_folder import CAPTIONS, QUESTIONS, drawings
 from torch import nn
-from transformers import pipeline, pipelines
+from transformers import pipeline
 
 from vlmo import (
     VLMoForImageTextRetrieval,
@@ -18,7 +18,6 @@ from vlmo import (
     VLMoForVisualQuestionAnswering,
     VLMoProcessor,
 )
-from vlmo.integrations.auto import register
 from vlmo.integrations.pipelines import ImageTextMatchingPipeline, VisualQuestionAnsweringPipeline, open_image
 
 ANSWERS = {0: "red", 1: "green", 2: "blue", 3: "yes", 4: "no", 5: "one", 6: "two"}
@@ -27,22 +26,6 @@ ANSWERS = {0: "red", 1: "green", 2: "blue", 3: "yes", 4: "no", 5: "one", 6: "two
 CLOSE = 1e-5
 # bfloat16 keeps 8 bits: over 40 pairs of ten random models a score moved by 0.007 at most.
 CLOSE_BFLOAT16 = 2e-2
-
-
-@pytest.fixture(scope="module")
-def processor() -> VLMoProcessor:
-    return text_processor()
-
-
-@pytest.fixture
-def make(processor, tmp_path):
-    return folder_writer(tmp_path, processor)
-
-
-@pytest.fixture
-def errors():
-    with logged_errors() as records:
-        yield records
 
 
 # -------------------------------------------------------------------------------- visual question answering
@@ -166,22 +149,11 @@ def test_many_images_are_matched_as_one_by_one(batch_size, make, processor):
             assert len(answer) == len(wanted)
 
 
-def test_matching_pipeline_takes_a_pretraining_model(make, processor):
-    _, model = make(VLMoForPreTraining)
-    match = pipeline("image-text-matching", model=model, processor=processor, device="cpu")
-    (answer,) = match(drawings(1)[0], text=CAPTIONS[0])
-    assert answer["score"] == pytest.approx(matched(model, processor, drawings(1)[0], CAPTIONS[0]), abs=CLOSE)
-
-
-@pytest.mark.parametrize("text", [[], None])
-def test_image_without_texts_is_refused(text, make):
-    folder, _ = make(VLMoForImageTextRetrieval)
-    match = pipeline("image-text-matching", model=folder, device="cpu")
-    with pytest.raises(ValueError, match="text"):
-        match(drawings(1)[0], text=text)
-
-
-def test_model_without_matching_head_is_refused(make, processor):
+def test_image_without_texts_and_model_without_matching_head_are_refused(make, processor):
+    folder, model = make(VLMoForImageTextRetrieval)
+    for text in ([], None):
+        with pytest.raises(ValueError, match="text"):
+            pipeline("image-text-matching", model=folder, device="cpu")(drawings(1)[0], text=text)
     folder, model = make(VLMoForImageTextRetrieval, use_match_head=False)
     for given in (folder, model):
         with pytest.raises(ValueError, match="no matching head"):
@@ -216,13 +188,6 @@ def test_saved_pipeline_needs_no_remote_code(task, make, tmp_path):
     pair = {"image": drawings(1)[0], pipe.text_key: CAPTIONS[0]}
     for again, before in zip(loaded(pair), pipe(pair), strict=True):
         assert again == before | {"score": pytest.approx(before["score"], abs=1e-6)}
-
-
-def test_registering_again_changes_nothing():
-    before = dict(pipelines.PIPELINE_REGISTRY.supported_tasks)
-    assert {"visual-question-answering", "image-text-matching"} <= before.keys()
-    register()
-    assert pipelines.PIPELINE_REGISTRY.supported_tasks.keys() == before.keys()
 
 
 def test_images_come_from_objects_paths_and_strings(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tests.checkpoints.toy_folder import CAPTIONS, drawings, folder_writer, logged_errors, text_processor
+from tests.checkpoints.toy_folder import CAPTIONS, drawings
 from torch import nn
 from transformers import BeitImageProcessor, pipeline
 
@@ -20,22 +20,6 @@ CLASSES = {0: "wall", 1: "floor", 2: "sky", 3: "cat"}
 
 # Only the order of float32 sums differs: single images and batches, and padding to other lengths.
 CLOSE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def processor() -> VLMoProcessor:
-    return text_processor()
-
-
-@pytest.fixture
-def make(processor, tmp_path):
-    return folder_writer(tmp_path, processor)
-
-
-@pytest.fixture
-def errors():
-    with logged_errors() as records:
-        yield records
 
 
 @torch.no_grad()

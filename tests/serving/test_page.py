@@ -308,23 +308,16 @@ def test_page_of_the_api_shows_bodies_answers_and_statuses(open_page, address) -
     search_route = page.locator("article", has=page.get_by_role("heading", name="/v1/search"))
     for row in (
         "top integer, at least 1, at most 200 text Number of results. By default 10.",
-        "weight number, at least 0, at most 1 text",
         "budget number, above 0, at most 60 text",
-        "where string, at most 500 characters text",
         "image string file",
-        "hits list of object",
         "hits[].captions list of string",
         "hits[].match number or null",
-        "seconds object of numbers",
-        "200 The answer.",
         "503 The queue is full, the server is stopping, or the index cannot be read; `Retry-After`",
     ):
         expect(search_route.get_by_role("row", name=row)).to_have_count(1)
     classify = page.locator("article", has=page.get_by_role("heading", name="/v1/classify"))
-    expect(
-        classify.get_by_role("row", name="labels list of string, at most 1000 characters, 2 to 1000 of")
-    ).to_be_visible()
-    expect(classify.get_by_role("row", name="images[][].probability number")).to_be_visible()
+    for row in ("labels list of string, at most 1000 characters, 2 to 1000 of", "images[][].probability number"):
+        expect(classify.get_by_role("row", name=row)).to_be_visible()
     expect(classify.get_by_role("row", name="file, repeated")).to_be_visible()
     for each in page.locator("article").all():
         assert {"Answer", "Statuses"} <= set(each.locator("h3").all_inner_texts())
@@ -369,22 +362,6 @@ def test_file_that_cannot_be_searched_by_is_refused_and_leaves_no_chip(page, nam
     expect(cards(page)).to_have_count(0)
     search(page, "a red circle")
     expect(page.get_by_role("alert")).to_be_hidden()
-
-
-def test_budget_note_is_shown(page) -> None:
-    page.route(
-        "**/v1/search",
-        lambda route: route.fulfill(
-            status=200,
-            content_type="application/json",
-            body='{"hits": [], "num_reranked": 8, "complete": false, "note": "the time was up", "seconds": {}}',
-        ),
-    )
-    search_words = page.get_by_label("Words that describe the image")
-    search_words.fill("a")
-    page.keyboard.press("Enter")
-    expect(page.locator("#note")).to_have_text("the time was up")
-    expect(page.locator("#grid")).not_to_have_class(re.compile("no-match"))
 
 
 def test_results_without_a_match_are_marked(page, parts, monkeypatch) -> None:
