@@ -68,7 +68,7 @@ def plain_step(model: VLMoForPreTraining, batch: Batch) -> dict[str, Tensor]:
         _fused(model, pixels=pixels[image_of_text], ids=ids, mask=mask),
         _fused(model, pixels=pixels, ids=ids[text_of_image], mask=mask[text_of_image]),
     ]
-    match_logits = torch.cat([model.judge(model.vlmo.pooler(states)) for states in pairs])
+    match_logits = torch.cat([model.match_head(model.vlmo.pooler(states)) for states in pairs])
     labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
     itm = F.cross_entropy(match_logits.float(), labels)
     return {"loss": itc + MLM_WEIGHT * mlm + itm, "itc": itc.detach(), "mlm": mlm.detach(), "itm": itm.detach()}
@@ -90,11 +90,11 @@ def _tokens(
     backbone = model.vlmo
     parts, masks, grid, num_text = [], [], None, 0
     if ids is not None and mask is not None:
-        parts.append(backbone.embed_text(ids))
+        parts.append(backbone.text_embeddings(ids) + backbone.modality_types.weight[0])
         masks.append(mask.bool())
         num_text = ids.shape[1]
     if pixels is not None:
-        parts.append(backbone.embed_image(pixels))
+        parts.append(backbone.image_embeddings(pixels) + backbone.modality_types.weight[1])
         masks.append(torch.ones(parts[-1].shape[:2], dtype=torch.bool, device=pixels.device))
         grid = backbone.config.grid
     positions = backbone.position_bias

@@ -49,14 +49,14 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "experts swapped",
-        "model/sequence.py",
+        "model/multiway.py",
         "both = [(LANGUAGE, self.num_text), (VISION, self.num_image)]",
         "both = [(VISION, self.num_text), (LANGUAGE, self.num_image)]",
         ("model/test_multiway.py",),
     ),
     Mutation(
         "fusion expert never used",
-        "model/sequence.py",
+        "model/multiway.py",
         "if self.fusion and VISION_LANGUAGE in modules:",
         "if self.fusion and VISION_LANGUAGE not in modules:",
         ("model/test_multiway.py",),
@@ -71,8 +71,8 @@ MUTATIONS = (
     Mutation(
         "same-image mask dropped in ITC",
         "tasks/vision_language.py",
-        "left_out = same if config.exclude_same else None",
-        "left_out = None",
+        "same=same if config.exclude_same else None",
+        "same=None",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
@@ -85,8 +85,8 @@ MUTATIONS = (
     Mutation(
         "negatives from the other ITC branch",
         "tasks/vision_language.py",
-        "self._sample_negatives(vectors[0], keys[0],",
-        "self._sample_negatives(vectors[-1], keys[-1],",
+        "vectors[0], keys[0], same=same, rows=matched",
+        "vectors[-1], keys[-1], same=same, rows=matched",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
@@ -203,9 +203,9 @@ MUTATIONS = (
     ),
     Mutation(
         "negatives of the model's own ITM from transposed logits",
-        "model/tasks.py",
-        "for x in (logits, logits.T)]\n        other_text",
-        "for x in (logits.T, logits)]\n        other_text",
+        "model/pretraining.py",
+        '(output["logits_per_image"], output["logits_per_text"])',
+        '(output["logits_per_text"], output["logits_per_image"])',
         ("losses/test_vision_language.py",),
     ),
     Mutation(

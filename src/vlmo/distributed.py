@@ -124,13 +124,14 @@ def exchange(tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen
     return rows[torch.argsort(order)]
 
 
-def fetch_rows(
+def append_rows(
     tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen"]
 ) -> tuple[Shaped[Tensor, "rows *shape"], Int[Tensor, "chosen"]]:
-    """Return `rows` and indices in them of what `exchange` fetches; one process copies nothing."""
+    """Return the own rows with those that `exchange` fetches behind them, and where the `wanted` ones stand there."""
     if world_size() == 1:
         return tensor, wanted
-    return exchange(tensor, wanted), torch.arange(len(wanted), device=wanted.device)
+    fetched = exchange(tensor, wanted)
+    return torch.cat([tensor, fetched]), len(tensor) + torch.arange(len(wanted), device=wanted.device)
 
 
 def global_mean(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+IGNORED_CLASS = 255
+"""Class of pixels that do not count."""
+
 
 class Batch(TypedDict, total=False):
     """One micro-batch; every objective reads the keys it needs. Names are those of Hugging Face."""

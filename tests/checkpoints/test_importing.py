@@ -490,8 +490,8 @@ def test_fine_tuned_beit3_needs_no_allow_partial(tmp_path, task, model_class):
     norm = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if task == "imagenet" else ((0.5,) * 3, (0.5,) * 3)
     plain = model_class(model.config)
     plain.load_state_dict(report.conversion.weights)
-    expected = plain.backbone.embed_image(normed(images, mean=norm[0], deviation=norm[1]))
-    torch.testing.assert_close(model.backbone.embed_image(images), expected, atol=1e-5, rtol=1e-5)
+    expected = plain.backbone.image_embeddings(normed(images, mean=norm[0], deviation=norm[1]))
+    torch.testing.assert_close(model.backbone.image_embeddings(images), expected, atol=1e-5, rtol=1e-5)
 
 
 def timm_beit3(classes: int = 5) -> nn.Module:

@@ -20,7 +20,6 @@ from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjec
 BATCH, TEXT = 4, 8  # pairs of each process, tokens of a text
 CONFIG = VLMoConfig.tiny()
 PIXELS = 3 * 64 * 64
-PATCHES = (1 + 16) * CONFIG.hidden_size * 4
 
 
 class Sent(WatchedCollectives):
@@ -81,8 +80,8 @@ def sent(request) -> list[dict[str, Any]]:
     return run_processes(everything, world_size=request.param)
 
 
-def expected(processes: int, *, image: int, gradient: int = 0) -> Traffic:
-    pairs = Pairs(branches=2, projection=CONFIG.projection_size, image_bytes=image, gradient_bytes=gradient, text=TEXT)
+def expected(processes: int, *, image: int) -> Traffic:
+    pairs = Pairs(branches=2, projection=CONFIG.projection_size, image_bytes=image, text=TEXT)
     return pairs.traffic(BATCH, processes=processes)
 
 
@@ -99,18 +98,12 @@ def test_negatives_cost_what_is_chosen(sent):
         assert with_matching["exchanged"]["float"] == without["exchanged"]["float"]
 
 
-def test_embedded_negatives_travel_back_as_gradients(sent):
-    for result in sent:
-        patches = result["whole"]["exchanged"]["float"] - result["contrast alone"]["exchanged"]["float"]
-        assert patches == 2 * BATCH * PATCHES
-
-
 def test_formula_counts_what_is_sent(sent):
     processes = len(sent)
     elsewhere = processes / (processes - 1)  # here all negatives are, evenly drawn ones are not
     for result in sent:
-        for name, image, gradient in (("cached", PIXELS, 0), ("whole", PATCHES, PATCHES)):
-            traffic = expected(processes, image=image, gradient=gradient)
+        for name in ("cached", "whole"):
+            traffic = expected(processes, image=PIXELS)
             gathered, exchanged = result[name]["gathered"], result[name]["exchanged"]
             negatives = traffic.negatives * elsewhere
             requests = 2 * (processes - 1 + BATCH) * 8
@@ -123,7 +116,7 @@ def test_formula_counts_what_is_sent(sent):
 def table_row(processes: int, *, batch: int = 32) -> str:
     """A line of the table in the documents: Base, 384 pixels, texts of 40 tokens, one ITC branch."""
     image = 3 * 384 * 384
-    pairs = Pairs(branches=1, projection=768, image_bytes=image, gradient_bytes=0, text=40)
+    pairs = Pairs(branches=1, projection=768, image_bytes=image, text=40)
     traffic = pairs.traffic(batch, processes=processes)
     sizes = traffic.contrast, traffic.negatives + traffic.requests, (processes - 1) * batch * image
     return f"| {processes:,} | {processes * batch:,} | " + " | ".join(f"{size / 2**20:,.1f}" for size in sizes) + " |"

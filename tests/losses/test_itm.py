@@ -95,12 +95,6 @@ def test_similarities_that_are_not_finite_still_give_a_row(bad):
     assert torch.all((drawn >= 0) & (drawn < 4))
 
 
-def test_negatives_carry_no_gradient():
-    similarities = torch.randn(2, 3, requires_grad=True)
-    drawn, _ = sample_hard_negatives(similarities, excluded=torch.eye(3).bool()[:2], uniform=torch.rand(2))
-    assert not drawn.requires_grad
-
-
 # -------------------------------------------------------------------------------- uniform numbers
 
 

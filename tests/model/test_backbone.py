@@ -112,7 +112,9 @@ def test_hidden_states_start_with_embeddings_and_end_before_the_norm():
     model = model_with("sdpa")
     output = model(**texts([5]), output_hidden_states=True)
     assert len(output.hidden_states) == 1 + 3
-    assert torch.equal(output.hidden_states[0], model.embed_text(texts([5])["input_ids"]))
+    assert torch.equal(
+        output.hidden_states[0], model.text_embeddings(texts([5])["input_ids"]) + model.modality_types.weight[0]
+    )
     assert torch.equal(model.norm(output.hidden_states[-1]), output.last_hidden_state)
     assert output.attentions is None
     assert model(**texts([5])).hidden_states is None
@@ -154,13 +156,12 @@ def test_itc_branches_differ_in_the_top_experts_alone(num_fusion_layers, modalit
     twin = copy.deepcopy(model)
     for block in twin.blocks[-num_fusion_layers:]:
         block.experts[modality].load_state_dict(block.experts["vision_language"].state_dict())
-    sequence = model.embed(**inputs)
-    own, fusion = model.contrast_states(sequence, fusion_branch=True)
+    own, fusion = model.encode(**inputs, first_only=True, fusion_branch=True).firsts
     torch.testing.assert_close(own, model(**inputs).last_hidden_state[:, 0])
     torch.testing.assert_close(fusion, twin(**inputs).last_hidden_state[:, 0])
     assert not torch.allclose(own, fusion, atol=1e-3)
-    assert torch.equal(*twin.contrast_states(sequence, fusion_branch=True))
-    assert len(model.contrast_states(sequence)) == 1
+    assert torch.equal(*twin.encode(**inputs, first_only=True, fusion_branch=True).firsts)
+    assert len(model.encode(**inputs, first_only=True).firsts) == 1
 
 
 # -------------------------------------------------------------------------------- recomputed activations
@@ -264,7 +265,7 @@ def test_door_names_what_is_wrong(given, message):
 def test_door_of_masked_images_names_what_is_wrong(changes, message):
     given = {"bool_masked_pos": torch.ones(2, 16, dtype=torch.bool), "mask_token": torch.zeros(32)}
     with pytest.raises(ValueError, match=message):
-        model_with("sdpa").embed_image(pictures(), **given | changes)
+        model_with("sdpa").encode(pictures(), **given | changes)
 
 
 # -------------------------------------------------------------------------------- sets of parameters

@@ -81,19 +81,6 @@ def test_answer_labels_that_fit_no_answer_are_refused(answers, labels, message):
         answers(pictures(2), **TEXTS[2], labels=labels)
 
 
-def test_answers_are_learnt():
-    model = VLMoForVisualQuestionAnswering(VLMoConfig.tiny(num_labels=5))
-    labels = torch.eye(5)[[0, 1, 2, 3]]
-    first, last = learns(model, {"pixel_values": pictures(4), **TEXTS[4], "labels": labels})
-    assert last < 0.1 * first
-    assert model.eval()(pictures(4), **TEXTS[4]).logits.argmax(-1).tolist() == [0, 1, 2, 3]
-
-
-def test_questions_need_a_pooler():
-    with pytest.raises(ValueError, match="VLMoForVisualQuestionAnswering reads the pooled first token"):
-        VLMoForVisualQuestionAnswering(VLMoConfig.tiny(use_pooler=False, use_match_head=False))
-
-
 @pytest.fixture
 def reasoning() -> VLMoForVisualReasoning:
     return shaken(VLMoForVisualReasoning(VLMoConfig.tiny(num_modality_types=3, num_labels=2))).eval()
@@ -110,22 +97,6 @@ def test_reasoning_fuses_the_sentence_with_each_picture_apart(reasoning):
     expected = reasoning.reasoning_head(torch.cat([first, second], dim=-1))
     torch.testing.assert_close(with_second_type, expected, atol=ATOL, rtol=0)
     assert not torch.allclose(reasoning(images, **TEXTS[4]).logits, with_second_type, atol=1e-3)
-
-
-def test_reasoning_is_learnt():
-    model = VLMoForVisualReasoning(VLMoConfig.tiny(num_modality_types=3, num_labels=2))
-    images, labels = two_pictures(4), torch.tensor([0, 1, 1, 0])
-    first, last = learns(model, {"pixel_values": images, **TEXTS[4], "labels": labels})
-    assert last < 0.1 * first
-    assert model.eval()(images, **TEXTS[4]).logits.argmax(-1).tolist() == labels.tolist()
-
-
-def test_reasoning_names_what_it_needs():
-    with pytest.raises(ValueError, match="num_modality_types is 2; VLMoForVisualReasoning needs 3"):
-        VLMoForVisualReasoning(VLMoConfig.tiny(num_labels=2))
-    model = VLMoForVisualReasoning(VLMoConfig.tiny(num_modality_types=3, num_labels=2))
-    with pytest.raises(ValueError, match=r"expected \(batch, 2, 3, height, width\)"):
-        model(pictures(4), **TEXTS[4])
 
 
 @torch.no_grad()
@@ -249,14 +220,27 @@ def test_nothing_is_left_as_raw_memory_when_a_task_starts_from_a_stage(tmp_path,
             assert (value == 1).all(), name
 
 
-def test_segmentation_names_what_it_needs():
-    with pytest.raises(ValueError, match="num_labels is 256; segmentation needs 2 to 255 classes"):
-        VLMoForSemanticSegmentation(VLMoConfig.tiny(num_labels=256))
-    model = VLMoForSemanticSegmentation(VLMoConfig.tiny(num_labels=2, segmentation_channels=16))
-    with pytest.raises(ValueError, match="two patches a side"):
-        model(pictures(1, size=(16, 64)))
-
-
-def test_question_needs_both_parts(answers):
-    with pytest.raises(ValueError, match="needs pixel_values and input_ids"):
-        answers(pictures(2), None)
+@pytest.mark.parametrize(
+    ("kind", "changes", "inputs", "message"),
+    [
+        (
+            VLMoForVisualQuestionAnswering,
+            {"use_pooler": False, "use_match_head": False},
+            None,
+            "reads the pooled first",
+        ),
+        (VLMoForVisualQuestionAnswering, {}, (pictures(2), None), "needs pixel_values and input_ids"),
+        (VLMoForVisualReasoning, {}, None, "num_modality_types is 2; VLMoForVisualReasoning needs 3"),
+        (
+            VLMoForVisualReasoning,
+            {"num_modality_types": 3},
+            (pictures(2), *TEXTS[2].values()),
+            r"\(batch, 2, 3",
+        ),
+        (VLMoForSemanticSegmentation, {"num_labels": 256}, None, "num_labels is 256; segmentation needs 2 to 255"),
+        (VLMoForSemanticSegmentation, {}, (pictures(1, size=(16, 64)),), "two patches a side"),
+    ],
+)
+def test_what_a_task_needs_is_named(kind, changes, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        kind(VLMoConfig.tiny(**{"num_labels": 2} | changes))(*inputs)

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from vlmo import distributed
 from vlmo.model import VLMoModel
-from vlmo.model.multiway import Expert, MultiwayAttention
-from vlmo.model.sequence import Queries, Route, additive_mask
+from vlmo.model.multiway import Expert, MultiwayAttention, Queries, Route, additive_mask
 
 WAYS = ("image", "text", "pair")
 NUM_TEXT = 6

@@ -49,12 +49,6 @@ def test_index_names_the_row_of_each_pair_of_tokens(num_text, grid):
     assert index.tolist() == expected
 
 
-@pytest.mark.parametrize("grid", [(4, 4), (2, 3)])
-def test_index_of_the_longest_pair_uses_every_row(grid):
-    index = relative_position_index(num_text=6, grid=grid, max_text=6, table_grid=grid)
-    assert index.unique().tolist() == list(range(num_offset_rows(grid) + 3 + 2 + 2 * 6))
-
-
 def test_table_has_the_published_number_of_rows():
     assert RelativePositionBias(VLMoConfig(num_hidden_layers=2)).table.shape == (1126, 24)
 
@@ -95,13 +89,6 @@ def cubic(y: np.ndarray, x: np.ndarray) -> torch.Tensor:
     y, x = y[:, None] / 24, x[None, :] / 24
     values = [1 + y - 2 * x, x**3 - y**2 * x + 0.5, y**3 * x**3 + y * x]
     return torch.tensor(np.stack(np.broadcast_arrays(*values), axis=-1), dtype=torch.float32)
-
-
-def test_table_of_the_same_size_is_left_as_it_is():
-    table = torch.randn(num_offset_rows((3, 4)) + 9, 2)
-    assert resize_bias_table(table, source=(3, 4), target=(3, 4)) is table
-    positions = torch.randn(13, 2)
-    assert resize_absolute_positions(positions, source=(3, 4), target=(3, 4)) is positions
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from vlmo.model import (
     VLMoForMaskedLM,
     VLMoForPreTraining,
     VLMoForSemanticSegmentation,
-    VLMoForVisualQuestionAnswering,
     VLMoForVisualReasoning,
 )
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
@@ -111,14 +110,6 @@ def test_report_names_every_tensor_once_and_lists_what_was_not_simply_loaded(tmp
     assert len(lines) == 1 + len(report.resized) + len(report.filled) + len(report.missing) + len(report.unused)
 
 
-def test_unused_tensors_are_listed(tmp_path):
-    saved(VLMoForPreTraining, tmp_path)
-    report = start_from(make(VLMoForMaskedImageModeling, seed=2), tmp_path)
-    assert "match_head.classifier.bias" in report.unused
-    assert "in the start folder, not used: match_head.classifier.bias" in report.lines()
-    assert set(report.missing) == {"mim_head.decoder.bias", "mim_head.decoder.weight", "mim_head.mask_token"}
-
-
 @pytest.mark.parametrize("positions", ["relative", "absolute"])
 @torch.no_grad()
 def test_position_tables_are_resized_for_another_picture_size(positions, tmp_path):
@@ -154,23 +145,6 @@ def test_absolute_positions_of_a_relative_folder_start_as_long_as_white_patches(
     assert report.unused == ["vlmo.position_bias.table"]
 
 
-def test_sharded_folder_and_half_precision_are_read(tmp_path):
-    source = make(VLMoForMaskedLM, seed=1).to(torch.bfloat16)
-    source.save_pretrained(tmp_path, max_shard_size="20KB")
-    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    model = make(VLMoForMaskedLM, seed=2)
-    assert start_from(model, tmp_path).missing == []
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    assert copied(model, source.float(), "")
-
-
-def test_started_model_can_be_trained(tmp_path):
-    saved(VLMoForMaskedLM, tmp_path, image_size=96)
-    model = make(VLMoForMaskedLM, seed=2)
-    start_from(model, tmp_path)
-    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
-
-
 def test_other_shape_is_refused_by_name(tmp_path):
     saved(VLMoForMaskedLM, tmp_path, max_text_positions=32)
     with pytest.raises(ValueError, match=r"vlmo\.position_bias\.table has shape \(118, 6\); expected \(182, 6\)"):
@@ -185,15 +159,6 @@ def test_classifier_of_other_classes_is_left_out(tmp_path):
     assert report.unused == ["classifier.bias", "classifier.weight"]
     assert set(report.unused) <= set(report.missing)
     assert torch.equal(model.classifier.weight, before)
-
-
-def test_answers_of_another_number_are_left_out(tmp_path):
-    saved(VLMoForVisualQuestionAnswering, tmp_path, num_labels=5)
-    model = make(VLMoForVisualQuestionAnswering, seed=2, num_labels=3)
-    before = model.answer_head.classifier.weight.clone()
-    report = start_from(model, tmp_path)
-    assert report.unused == ["answer_head.classifier.bias", "answer_head.classifier.weight"]
-    assert torch.equal(model.answer_head.classifier.weight, before)
 
 
 @pytest.mark.parametrize("lacking", ["config.json", "model.safetensors"])
@@ -257,14 +222,6 @@ def test_second_picture_starts_as_the_first(tmp_path):
     assert {name.split(".")[0] for name in report.missing} == {"reasoning_head"}
 
 
-def test_a_third_modality_type_is_taken_as_it_is(tmp_path):
-    source = saved(VLMoForVisualReasoning, tmp_path, num_modality_types=3, num_labels=2)
-    model = make(VLMoForVisualReasoning, seed=2, num_modality_types=3, num_labels=2)
-    report = start_from(model, tmp_path)
-    assert copied(model, source, "vlmo.modality_types.weight")
-    assert report.resized == []
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_folder_with_numbers_that_are_not_finite_is_refused_by_the_tensor(tmp_path, value):
     model = make(VLMoForPreTraining, seed=1)
@@ -304,10 +261,6 @@ def test_every_parameter_has_a_factor() -> None:
     assert factors.keys() == {name for name, _ in model.named_parameters()}
     assert factors["vlmo.image_embeddings.positions"] == pytest.approx(0.9**4)
     assert factors["decode_head.classifier.weight"] == factors["pyramid.finer.weight"] == 1.0
-
-
-def test_decay_of_one_leaves_all_rates_equal() -> None:
-    assert set(layer_decay_factors(toy(VLMoForImageClassification), decay=1).values()) == {1.0}
 
 
 @pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])

@@ -53,25 +53,16 @@ def test_saved_model_comes_back_bit_by_bit(model_class, changes, tmp_path):
     model = toy(model_class, **changes)
     model.save_pretrained(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} - {"modules.json"} == {"config.json", "model.safetensors"}
-    loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info.values())
-    assert equal_weights(loaded, model)
-    assert not loaded.training
+    assert AutoConfig.from_pretrained(tmp_path).architectures == [model_class.__name__]
     given = pair() if model_class is not VLMoForMaskedImageModeling else {"pixel_values": pictures()}
+    for load in (model_class, AUTO[model_class]):
+        loaded, info = load.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info.values())
+        assert type(loaded) is model_class
+        assert not loaded.training
+        assert equal_weights(loaded, model)
     for value, expected in zip(loaded(**given).to_tuple(), model(**given).to_tuple(), strict=True):
         assert torch.equal(value, expected)
-
-
-@pytest.mark.parametrize("model_class", CLASSES)
-def test_auto_class_finds_the_model(model_class, tmp_path):
-    model = toy(model_class)
-    model.save_pretrained(tmp_path)
-    loaded = AUTO[model_class].from_pretrained(tmp_path)
-    assert type(loaded) is model_class
-    assert equal_weights(loaded, model)
-    config = AutoConfig.from_pretrained(tmp_path)
-    assert type(config) is VLMoConfig
-    assert config.architectures == [model_class.__name__]
 
 
 @pytest.mark.parametrize("model_class", [VLMoForPreTraining, VLMoForImageTextRetrieval])
@@ -84,16 +75,11 @@ def test_backbone_loads_from_a_task_folder_and_the_other_way_round(model_class, 
     backbone.contrast_head = None  # which a model for retrieval brings along
     assert equal_weights(backbone, task.vlmo)
     assert equal_weights(loaded.vlmo, backbone)
-
-
-def test_retrieval_loads_from_a_pretraining_folder(tmp_path):
-    pretraining = toy(VLMoForPreTraining)
-    pretraining.save_pretrained(tmp_path)
-    loaded, info = VLMoForImageTextRetrieval.from_pretrained(tmp_path, output_loading_info=True)
+    retrieval, info = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "task", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]  # the heads that retrieval has no use for are expected
     with torch.no_grad():
-        assert torch.equal(loaded(**pair()).logits_per_image, pretraining(**pair()).logits_per_image)
+        assert torch.equal(retrieval(**pair()).logits_per_image, task(**pair()).logits_per_image)
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
@@ -139,15 +125,6 @@ def test_new_model_starts_as_described(positions):
     assert torch.all(VLMoForMaskedImageModeling(config).mim_head.mask_token == 0)
 
 
-def test_new_models_of_the_same_seed_are_equal():
-    models = []
-    for _ in range(2):
-        torch.manual_seed(4)
-        models.append(VLMoForPreTraining(VLMoConfig.tiny()))
-    assert equal_weights(*models)
-    assert not equal_weights(VLMoForPreTraining(VLMoConfig.tiny()), models[0])
-
-
 # -------------------------------------------------------------------------------- dual encoder
 
 
@@ -181,10 +158,10 @@ def test_matching_logits_come_when_asked_for():
     assert "match_logits" not in model(**pair())
     logits = model(**pair(), output_match_logits=True).match_logits
     assert torch.equal(logits, model.match(**pair()))
-    assert torch.equal(logits, model.match_head(model.vlmo(**pair()).pooler_output))
-    with pytest.raises(ValueError, match="output_match_logits needs pixel_values and input_ids"):
+    torch.testing.assert_close(logits, model.match_head(model.vlmo(**pair()).pooler_output))
+    with pytest.raises(ValueError, match="need pixel_values and input_ids"):
         model(pixel_values=pictures(), output_match_logits=True)
-    with pytest.raises(ValueError, match="2 images and 3 texts"):
+    with pytest.raises(ValueError, match="a text for each image"):
         model(pixel_values=pictures(), **texts([5, 8, 6]), output_match_logits=True)
 
 
@@ -211,14 +188,6 @@ def test_temperature_stays_within_bounds():
         model.clamp_logit_scale_()
         for head in (model.contrast_head, model.fusion_contrast_head):
             assert head.logit_scale.item() == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    "changes", [{"num_fusion_layers": 0}, {"contrast_fusion_branch": False}, {"experts": "shared"}]
-)
-def test_second_ending_has_a_head_only_where_there_is_one(changes):
-    assert toy(VLMoForPreTraining, **changes).fusion_contrast_head is None
-    assert toy(VLMoForPreTraining).fusion_contrast_head is not None
 
 
 # -------------------------------------------------------------------------------- masked modelling
@@ -297,7 +266,7 @@ def test_contrast_logits_are_float32_under_autocast():
 
 def test_judging_without_a_head_is_refused_before_the_work(monkeypatch):
     model = toy(VLMoForImageTextRetrieval, use_match_head=False)
-    monkeypatch.setattr(model.vlmo, "forward", None)
+    monkeypatch.setattr(model.vlmo, "encode", None)
     with pytest.raises(ValueError, match="no matching head"):
         model.match(pictures(), **texts([5, 8]))
 

@@ -82,15 +82,6 @@ def test_components_and_kmeans_make_a_fair_start() -> None:
     assert output.commitment_loss <= output.reconstruction_loss
 
 
-def test_components_are_orthonormal_and_sorted_by_variance() -> None:
-    tokenizer, batch = started(), images()
-    components = tokenizer.patch_components
-    assert torch.allclose(components @ components.T, torch.eye(len(components)), atol=ATOL)
-    patches = F.pixel_unshuffle(batch, 8).permute(0, 2, 3, 1).flatten(0, 2)
-    variances = ((patches - patches.mean(0)) @ components.T).var(0)
-    assert torch.equal(variances, variances.sort(descending=True).values)
-
-
 def test_tokenize_agrees_with_forward_and_never_trains() -> None:
     tokenizer, batch = started(), images(4)
     train_steps(tokenizer, [images(8, seed=seed) for seed in range(3)])
@@ -134,19 +125,6 @@ def test_training_is_a_function_of_the_generator() -> None:
     assert torch.equal(codebook, same_codebook)
 
 
-def test_dead_codes_come_back() -> None:
-    torch.manual_seed(0)
-    used = {}
-    for threshold in (0.0, 0.5):
-        config = VQVisualTokenizerConfig(patch_size=8, dead_code_threshold=threshold, codebook_decay=0.5, **SMALL)
-        tokenizer = VQVisualTokenizer(config).train()
-        tokenizer.start_from(images().sign())  # a codebook for other images than those that follow
-        for seed in range(10):
-            tokenizer(0.1 * images(seed=seed))
-        used[threshold] = len(tokenizer.eval()(0.1 * images()).indices.unique())
-    assert used[0.5] > used[0.0]
-
-
 def test_round_trip_keeps_every_tensor_and_token(tmp_path) -> None:
     tokenizer, batch = started(), images(5, seed=9)
     train_steps(tokenizer, [images(seed=seed) for seed in range(3)])
@@ -163,17 +141,6 @@ def test_round_trip_keeps_every_tensor_and_token(tmp_path) -> None:
     assert torch.equal(loaded.tokenize(batch, grid=(4, 4)), tokenizer.tokenize(batch, grid=(4, 4)))
 
 
-def test_training_goes_on_after_a_round_trip_as_if_there_were_none(tmp_path) -> None:
-    tokenizer = started()
-    tokenizer.save_pretrained(tmp_path)
-    loaded = VQVisualTokenizer.from_pretrained(tmp_path).train()
-    batches = [images(seed=seed) for seed in range(3)]
-    torch.manual_seed(1)
-    losses = train_steps(tokenizer, batches)
-    torch.manual_seed(1)
-    assert train_steps(loaded, batches) == losses
-
-
 def test_perplexity_by_hand() -> None:
     assert codebook_perplexity(torch.full((2, 3), 5), num_tokens=8).item() == pytest.approx(1.0)
     assert codebook_perplexity(torch.arange(8).view(2, 4), num_tokens=8).item() == pytest.approx(8.0)
@@ -183,7 +150,7 @@ def test_perplexity_by_hand() -> None:
 
 def test_wrong_images_are_refused() -> None:
     tokenizer = started()
-    with pytest.raises(ValueError, match="give images of 40 x 32"):
+    with pytest.raises(ValueError, match="needs 40 x 32"):
         tokenizer.tokenize(images(1), grid=(5, 4))
     with pytest.raises(ValueError, match=r"expected \(batch, 3, height, width\)"):
         tokenizer.tokenize(images(1)[0], grid=(4, 4))
@@ -322,4 +289,4 @@ def test_codebook_takes_in_all_processes_and_is_equal_on_each() -> None:
     for name, tensor in start_and_follow().items():  # as one process with all the images
         for result in (first, second):
             assert torch.allclose(result["followed"][name].float(), tensor.float(), atol=ATOL), name
-    assert "before building it" in first["message"]
+    assert "init_process_group first" in first["message"]

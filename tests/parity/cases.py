@@ -84,20 +84,10 @@ def _states(model: VLMoForPreTraining, known: dict[str, Tensor]) -> Iterator[Cas
 
 
 def _contrast(model: VLMoForPreTraining, known: dict[str, Tensor]) -> Iterator[Case]:
-    backbone, pixels, text = model.vlmo, known["in.pixel_values"], _text(known)
-    images = backbone.contrast_states(
-        backbone.join(image=backbone.embed_image(pixels), grid=(4, 4)), fusion_branch=True
-    )
-    texts = backbone.contrast_states(
-        backbone.join(text=backbone.embed_text(text["input_ids"]), attention_mask=text["attention_mask"]),
-        fusion_branch=True,
-    )
+    pixels, text = known["in.pixel_values"], _text(known)
+    vectors = zip(model.image_vectors(pixels), model.text_vectors(**text), strict=True)
     losses = []
-    for image, words, head, name in zip(
-        images, texts, (model.contrast_head, model.fusion_contrast_head), ("itc", "itc_vl"), strict=True
-    ):
-        assert head is not None
-        image_vector, text_vector = head.embed_image(image), head.embed_text(words)
+    for (image_vector, text_vector), head, name in zip(vectors, model.contrast_heads, ("itc", "itc_vl"), strict=True):
         yield f"image.{name}", image_vector, known[f"image.{name}"]
         yield f"text.{name}", text_vector, known[f"text.{name}"]
         losses.append(itc_loss(image_vector, text_vector, logit_scale=head.logit_scale))

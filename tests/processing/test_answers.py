@@ -122,7 +122,7 @@ def test_leave_one_out_score_takes_unanimous_answers_as_they_stand() -> None:
 
 
 def test_leave_one_out_score_rejects_too_few_annotators() -> None:
-    with pytest.raises(ValueError, match=r"3 annotators \(red, red, red\); the score needs at least 4.*repeat it"):
+    with pytest.raises(ValueError, match=r"3 annotators \(red, red, red\); the score needs at least 4.*repeat a"):
         leave_one_out_score("red", ["red"] * 3)
 
 

@@ -12,8 +12,7 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig
 
 from vlmo.processing import VLMoProcessor
-from vlmo.processing.sentencepiece import load_sentencepiece
-from vlmo.processing.wordpiece import continuation_flags, special_flags
+from vlmo.processing.tokenizers import continuation_flags, load_sentencepiece, special_flags
 
 COLOURS = ("red", "green", "blue", "pale yellow", "Prussian blue", "dark-grey", "violet")
 THINGS = (
@@ -132,37 +131,21 @@ def test_processor_round_trips_through_a_folder(file, tmp_path):
     assert tokenizer.model_max_length == 24
 
 
-def test_processor_keeps_its_tokenizer_at_another_size(file, tmp_path):
-    original = VLMoProcessor.from_sentencepiece(file, image_size=48, max_text_length=24)
-    original.save_pretrained(tmp_path)
-    for processor in (original, VLMoProcessor.from_pretrained(tmp_path)):
-        resized = processor.with_sizes(image_size=32, max_text_length=8)
-        assert (resized.image_size, resized.max_text_length) == (32, 8)
-        assert (processor.image_size, processor.max_text_length) == (48, 24)
-        assert resized(text=[CORPUS[0]])["input_ids"][0] == [*expected_ids(file, CORPUS[0])[:7], 2]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "no SentencePiece file at .*toy.spm"),
         (b"[PAD]\n[UNK]\nhello\n", "is no SentencePiece file, or it is cut off"),
         (b"", "begins with no piece"),
+        (1001, "is no SentencePiece file, or it is cut off"),
     ],
 )
-def test_other_files_are_named(tmp_path, content, message):
+def test_other_files_are_named(file, tmp_path, content, message):
     path = tmp_path / "toy.spm"
     if content is not None:
-        path.write_bytes(content)
+        path.write_bytes(content if isinstance(content, bytes) else file.read_bytes()[:content])
     with pytest.raises(ValueError, match=message):
         VLMoProcessor.from_sentencepiece(path)
-
-
-def test_truncated_file_is_named(file, tmp_path):
-    cut = tmp_path / "cut.spm"
-    cut.write_bytes(file.read_bytes()[:1001])
-    with pytest.raises(ValueError, match="cut off"):
-        VLMoProcessor.from_sentencepiece(cut)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +168,3 @@ def test_missing_package_says_what_to_install(file, monkeypatch):
     monkeypatch.setattr(importlib.import_module("transformers.convert_slow_tokenizer"), "import_protobuf", missing)
     with pytest.raises(ModuleNotFoundError, match=r"needs the package protobuf.*pip install .*\[beit3\]'"):
         VLMoProcessor.from_sentencepiece(file)
-
-
-def test_processor_checks_sizes(file):
-    with pytest.raises(ValueError, match="max_text_length is 63: expected a multiple of 8; the nearest is 64"):
-        VLMoProcessor.from_sentencepiece(file, max_text_length=63)
-    with pytest.raises(ValueError, match="image_size is -1"):
-        VLMoProcessor.from_sentencepiece(file, image_size=-1)

@@ -215,11 +215,11 @@ def test_sizes_of_the_paper() -> None:
     base = estimate(find_recipe("base-stage3"), processes=8)
     assert base.parameters == pytest.approx(202e6, rel=0.01)  # 175M of the backbone, and the heads of pre-training
     assert base.micro_batch == 128
-    image, dim = 197, 768
+    dim = 768
     # Two endings, of pictures and texts, there and back; and two numbers that tell same pairs.
     assert base.embedding_traffic == 7 * 128 * (2 * 2 * 2 * dim * 4 + 2 * 8)
-    # Of 128 pictures and texts, with the gradients of the former, those that other processes hold; and the requests.
-    assert base.negative_traffic == 112 * (2 * image * dim * 4 + 2 * 40 * 8) + 2 * 8 * (112 + 7)
+    # Of 128 pictures (in 8 bits) and texts, those that other processes hold; and the requests.
+    assert base.negative_traffic == 112 * (3 * 224**2 + 2 * 40 * 8) + 2 * 8 * (112 + 7)
     recipe = find_recipe("base-stage3")
     for groups, expected in ((2, base.negative_traffic), (8, 0), (16, 0)):  # within half of the processes; of a process
         losses = replace(recipe.task.losses, negative_groups=groups)

@@ -38,7 +38,7 @@ from vlmo.folder.atomic import write_file, write_folder
 from vlmo.folder.card import ModelCard, Usage, write_card
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
 from vlmo.processing import VLMoProcessor, image_processor_for
-from vlmo.processing.wordpiece import PAD_MULTIPLE
+from vlmo.processing.tokenizers import PAD_MULTIPLE
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from vlmo.data.rows import column
 from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.distributed import is_main
 from vlmo.folder.atomic import cached_file, keep_file
+from vlmo.processing.tokenizers import PAD_MULTIPLE
 from vlmo.processing.transforms import EvalTransform, TrainTransform
-from vlmo.processing.wordpiece import PAD_MULTIPLE
 from vlmo.progress import Progress
 from vlmo.types import Batch
 

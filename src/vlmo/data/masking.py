@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from vlmo.processing.wordpiece import continuation_flags, special_flags
+from vlmo.processing.tokenizers import continuation_flags, special_flags
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer

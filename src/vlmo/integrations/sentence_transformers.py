@@ -23,7 +23,7 @@ from vlmo.lazy import install_command
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.model.reranking import rerank_score
 from vlmo.processing import VLMoProcessor
-from vlmo.processing.wordpiece import PAD_MULTIPLE
+from vlmo.processing.tokenizers import PAD_MULTIPLE
 
 try:
     from sentence_transformers import CrossEncoder, SentenceTransformer

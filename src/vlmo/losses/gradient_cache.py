@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 _BLOCK_ELEMENTS = 2**22
@@ -35,11 +36,22 @@ def row_slices(count: int, *, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
 
 
-def run_blocks(
-    function: Callable[[Any], Any], blocks: list[Any], *, recompute: bool, device: torch.device
-) -> list[Any]:
-    """Return `function` of each block; with `recompute`, the backward pass computes it again (`recomputed`)."""
-    return [recomputed(function, block, device=device) if recompute else function(block) for block in blocks]
+def cached(encode: Callable[..., Sequence[Tensor]], *, size: int | None) -> Callable[..., Sequence[Tensor]]:
+    """Return an encoder of `size` rows of its arguments at a time, each computed again in the backward pass.
+
+    None returns `encode` as it is.
+    """
+
+    def encode_in_chunks(*rows: Tensor) -> Sequence[Tensor]:
+        if size is None:
+            return encode(*rows)
+        parts = [
+            recomputed(encode, *(each[part] for each in rows), device=rows[0].device)
+            for part in row_slices(len(rows[0]), size=size)
+        ]
+        return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
+
+    return encode_in_chunks
 
 
 def recomputed(function: Callable[..., Any], *args: Any, device: torch.device) -> Any:

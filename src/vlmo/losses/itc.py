@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from vlmo import distributed
 from vlmo.losses.gradient_cache import recomputed, row_blocks
-from vlmo.model.heads import contrast_logits
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,14 @@ def itc_loss(
     to_images = contrast_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same)
     count = torch.tensor(float(len(image_embeds)), device=image_embeds.device)
     return distributed.global_mean((to_texts.sum() + to_images.sum()) / 2, count)
+
+
+def contrast_logits(
+    queries: Float[Tensor, "batch dim"], keys: Float[Tensor, "global dim"], *, logit_scale: Float[Tensor, "1"]
+) -> Float[Tensor, "batch global"]:
+    """Return similarities over temperature, in float32 under autocast too: bfloat16 rounds a logit of 10 to 1/16."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return logit_scale.float().exp() * queries.float() @ keys.float().T
 
 
 def contrast_losses(

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from vlmo import distributed
 from vlmo.losses.gradient_cache import row_blocks
-from vlmo.losses.itc import SamePairs
-from vlmo.model.heads import contrast_logits
+from vlmo.losses.itc import SamePairs, contrast_logits
 
 
 def itm_loss(

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
         VLMoForVisualQuestionAnswering,
         VLMoForVisualReasoning,
     )
-    from vlmo.model.stages import language_stage_parameters
-    from vlmo.model.tasks import (
+    from vlmo.model.pretraining import (
         VLMoForImageTextRetrieval,
         VLMoForMaskedImageModeling,
         VLMoForMaskedLM,
         VLMoForPreTraining,
     )
+    from vlmo.model.stages import language_stage_parameters
     from vlmo.model.visual_tokenizer import VQVisualTokenizer
 
 __all__ = [
@@ -47,7 +47,7 @@ __getattr__ = lazy_names(
         ".downstream": "VLMoForImageClassification VLMoForSemanticSegmentation VLMoForVisualQuestionAnswering "
         "VLMoForVisualReasoning",
         ".stages": "language_stage_parameters",
-        ".tasks": "VLMoForImageTextRetrieval VLMoForMaskedImageModeling VLMoForMaskedLM VLMoForPreTraining",
+        ".pretraining": "VLMoForImageTextRetrieval VLMoForMaskedImageModeling VLMoForMaskedLM VLMoForPreTraining",
         ".visual_tokenizer": "VQVisualTokenizer",
     },
 )

@@ -53,13 +53,10 @@ def attention_maps(
 def maps_by_word(
     maps: Float[Tensor, "text grid_h grid_w"], *, tokens: Sequence[str]
 ) -> tuple[list[str], Float[Tensor, "word grid_h grid_w"]]:
-    """Return words and their maps; the map of a word is the mean over its pieces.
+    """Return words and their maps, the mean over pieces; ValueError if maps and tokens differ, or no word is left.
 
     Pieces are WordPiece's (`##s` continues a word) or SentencePiece's (`▁s` begins one). Special tokens (`[CLS]`,
     `</s>`) are dropped.
-
-    Raises:
-        ValueError: Maps and tokens differ in number, or no word is left.
     """
     words: list[str] = []
     positions: list[list[int]] = []

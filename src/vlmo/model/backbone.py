@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,9 +17,8 @@ from vlmo.folder import check_folder
 from vlmo.model.config import VLMoConfig
 from vlmo.model.embeddings import ImageEmbeddings, TextEmbeddings
 from vlmo.model.heads import ContrastHead, MaskedImageHead, Pooler
-from vlmo.model.multiway import MultiwayBlock, QueryKeyValue
+from vlmo.model.multiway import LANGUAGE, VISION, MultiwayBlock, Queries, QueryKeyValue, Sequence
 from vlmo.model.position import RelativePositionBias, sincos_positions
-from vlmo.model.sequence import LANGUAGE, VISION, Queries, Sequence
 from vlmo.released import find_model
 
 _DUAL_ENCODERS = frozenset(("VLMoForImageTextRetrieval", "VLMoForPreTraining"))
@@ -51,6 +50,23 @@ class VLMoModelOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
+class Encoded(NamedTuple):
+    """States after the final norm, of the tokens that `VLMoModel.encode` was asked for.
+
+    Attributes:
+        firsts: Of the first token, (batch, dim); with `fusion_branch` again, after that branch.
+        tokens: Of the wanted words or patches, (wanted, dim) row by row; by default of all tokens, (batch, seq, dim).
+    """
+
+    firsts: tuple[Tensor, ...]
+    tokens: Tensor
+
+    @property
+    def first(self) -> Float[Tensor, "batch dim"]:
+        """State of the first token."""
+        return self.firsts[0]
+
+
 class VLMoPreTrainedModel(PreTrainedModel):
     """Loading, saving and initial weights of every VLMo model."""
 
@@ -80,6 +96,7 @@ class VLMoPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        """Fill every parameter: what a loaded folder lacks starts as raw memory otherwise."""
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
@@ -99,7 +116,6 @@ class VLMoPreTrainedModel(PreTrainedModel):
             self._init_own_weights(module)
 
     def _init_own_weights(self, module: nn.Module) -> None:
-        """Parameters of no torch layer. All must be here: what a loaded folder lacks starts as raw memory otherwise."""
         config = self.config
         if isinstance(module, QueryKeyValue):
             for bias in (module.query_bias, module.key_bias, module.value_bias):
@@ -200,14 +216,13 @@ class VLMoModel(VLMoPreTrainedModel):
 
     def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Return L2-normalised vectors of images; ValueError if the model was not loaded from one for retrieval."""
-        return self._head().embed_image(self.contrast_states(self.embed(pixel_values=pixel_values))[0])
+        return self._head().embed_image(self.encode(pixel_values, first_only=True).first)
 
     def get_text_features(
         self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
     ) -> Float[Tensor, "batch dim"]:
         """Return L2-normalised vectors of texts; ValueError if the model was not loaded from one for retrieval."""
-        sequence = self.embed(input_ids=input_ids, attention_mask=attention_mask)
-        return self._head().embed_text(self.contrast_states(sequence)[0])
+        return self._head().embed_text(self.encode(None, input_ids, attention_mask, first_only=True).first)
 
     def _head(self) -> ContrastHead:
         if self.contrast_head is None:
@@ -222,145 +237,123 @@ class VLMoModel(VLMoPreTrainedModel):
         """Replace the word table."""
         self.text_embeddings.words = value
 
-    def embed_image(
+    def encode(
         self,
-        pixel_values: Float[Tensor, "batch 3 height width"],
+        pixel_values: Float[Tensor, "batch 3 height width"] | None = None,
+        input_ids: Int[Tensor, "batch text"] | None = None,
+        attention_mask: Int[Tensor, "batch text"] | None = None,
         *,
+        first_only: bool = False,
+        words: Bool[Tensor, "batch text"] | None = None,
+        patches: Bool[Tensor, "batch patch"] | None = None,
+        fusion_branch: bool = False,
         bool_masked_pos: Bool[Tensor, "batch patch"] | None = None,
         mask_token: Float[Tensor, "dim"] | None = None,
-        modality_type: int = IMAGE_TYPE,
-    ) -> Float[Tensor, "batch 1+patch dim"]:
-        """Return class token and patches with their type embedding."""
-        hidden = self.image_embeddings(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=mask_token)
-        return self._add_type(hidden, modality_type)
+        image_type: int = IMAGE_TYPE,
+        image_rows: Int[Tensor, "pairs"] | None = None,
+        record: list[tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch head query key"] | None]] | None = None,
+    ) -> Encoded:
+        """Encode images, texts or pairs: the one way into the blocks, for losses as for use.
 
-    def embed_text(self, input_ids: Int[Tensor, "batch text"]) -> Float[Tensor, "batch text dim"]:
-        """Return word pieces with their type embedding."""
-        return self._add_type(self.text_embeddings(input_ids), TEXT_TYPE)
+        The last block computes the states that are asked for alone: those of all tokens by default, or of the first
+        token (`first_only`), also with `words` or `patches`.
 
-    def _add_type(self, hidden: Float[Tensor, "batch seq dim"], kind: int) -> Float[Tensor, "batch seq dim"]:
+        Args:
+            fusion_branch: With `first_only`, of an image or a text, also return the state after ITC's VL-FFN branch: it
+                reruns the top `num_fusion_layers` blocks with the `vision_language` expert, from the state below them
+                (a detail of the published code).
+            bool_masked_pos: Patches that become `mask_token`.
+            image_type: Row of the modality table for the patches.
+            image_rows: The image of each text, for pairs that share images: each image is embedded once.
+            record: Receives the embeddings, then the states and the attention weights (if eager) of each layer.
+
+        Raises:
+            ValueError: Neither images nor texts were given, or shapes do not fit.
+        """
+        image = None
+        if pixel_values is not None:
+            image = self.image_embeddings(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=mask_token)
+            image = self._with_type(image, image_type)
+            image = image if image_rows is None else image.index_select(0, image_rows)
+        sequence = self._join(pixel_values, image, input_ids, attention_mask)
+        layers, hidden = range(len(self.blocks)), sequence.hidden
+        if record is not None:
+            record.append((hidden, None))
+        if words is None and patches is None and not first_only:
+            hidden = self._run(sequence, hidden, layers, fusion=sequence.is_pair, record=record)
+            norm, route = self.norm, sequence.route(fusion=False)
+            hidden = route(norm, hidden) if isinstance(norm, nn.ModuleDict) else norm(hidden)
+            return Encoded((hidden[:, 0],), hidden)
+        queries, filled = sequence.queries(words, patches)
+        runs = [sequence.is_pair]
+        if fusion_branch:
+            depth = len(self.blocks)
+            layers = range(depth - self.config.num_fusion_layers, depth)
+            hidden = self._run(sequence, hidden, range(layers.start), fusion=False)
+            runs = [False, True]
+        states = [self._run(sequence, hidden, layers, fusion=fusion, queries=queries) for fusion in runs]
+        firsts = tuple(self._final_norm(each[:, 0], sequence.leads) for each in states)
+        wanted = states[0][:, 1:] if filled is None else states[0][:, 1:][filled]
+        return Encoded(firsts, self._final_norm(wanted, VISION if words is None else LANGUAGE))
+
+    def _join(
+        self, pixel_values: Tensor | None, image: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None
+    ) -> Sequence:
+        if image is None and input_ids is None:
+            raise ValueError("VLMoModel got neither pixel_values nor input_ids; give an image, a text, or both.")
+        if image is not None and input_ids is not None and image.shape[0] != input_ids.shape[0]:
+            raise ValueError(f"{len(image)} images and {len(input_ids)} texts; a pair needs one of each.")
+        parts, mask, grid = [], None, None
+        num_text = num_image = 0
+        if input_ids is not None:
+            parts.append(self._with_type(self.text_embeddings(input_ids), TEXT_TYPE))
+            num_text = input_ids.shape[1]
+        if image is not None and pixel_values is not None:
+            parts.append(image)
+            grid, num_image = self.image_embeddings.grid_of(pixel_values), image.shape[1]
+        image_first = self.config.token_order == "image_first"
+        if input_ids is not None and attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                given, expected = tuple(attention_mask.shape), tuple(input_ids.shape)
+                raise ValueError(f"attention_mask has shape {given}; expected {expected}, one entry for each token.")
+            padding = (num_image, 0) if image_first else (0, num_image)
+            mask = nn.functional.pad(attention_mask.bool(), padding, value=True)
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts[::-1] if image_first else parts, dim=1)
+        bias = None if self.position_bias is None else self.position_bias(num_text=num_text, grid=grid)
+        return Sequence(hidden, num_text, num_image, image_first, bias, mask)
+
+    def _run(
+        self,
+        sequence: Sequence,
+        hidden: Float[Tensor, "batch seq dim"],
+        layers: range,
+        *,
+        fusion: bool,
+        queries: Queries | None = None,
+        record: list[tuple[Tensor, Tensor | None]] | None = None,
+    ) -> Float[Tensor, "batch queries dim"]:
+        """Return states before the final norm; with `fusion`, by the `vision_language` experts where there are any."""
+        route = sequence.route(fusion=fusion)
+        for layer in layers:
+            hidden, weights = self.blocks[layer](
+                hidden,
+                None if sequence.bias is None else sequence.bias[layer],
+                route=route,
+                attention_mask=sequence.mask,
+                queries=queries if layer == layers[-1] else None,
+            )
+            if record is not None:
+                record.append((hidden, weights))
+        return hidden
+
+    def _with_type(self, hidden: Float[Tensor, "batch seq dim"], kind: int) -> Float[Tensor, "batch seq dim"]:
         if self.modality_types is None:
             return hidden
         # Called, not indexed, as in `TextEmbeddings`.
         return hidden + self.modality_types(torch.full((), kind, device=hidden.device))
 
-    def embed(
-        self,
-        *,
-        pixel_values: Float[Tensor, "batch 3 height width"] | None = None,
-        input_ids: Int[Tensor, "batch text"] | None = None,
-        attention_mask: Int[Tensor, "batch text"] | None = None,
-    ) -> Sequence:
-        """Return an image, a text, or the pair of both as one sequence."""
-        return self.join(
-            text=None if input_ids is None else self.embed_text(input_ids),
-            attention_mask=attention_mask,
-            image=None if pixel_values is None else self.embed_image(pixel_values),
-            grid=None if pixel_values is None else self.image_embeddings.grid_of(pixel_values),
-        )
-
-    def join(
-        self,
-        *,
-        text: Float[Tensor, "batch text dim"] | None = None,
-        attention_mask: Int[Tensor, "batch text"] | None = None,
-        image: Float[Tensor, "batch 1+patch dim"] | None = None,
-        grid: tuple[int, int] | None = None,
-        position_bias: list[Float[Tensor, "#batch heads seq seq"]] | None = None,
-    ) -> Sequence:
-        """Put embedded parts into one sequence; passes may share a `position_bias`. ValueError if masks do not fit."""
-        image_first = self.config.token_order == "image_first"
-        parts = [part for part in ((image, text) if image_first else (text, image)) if part is not None]
-        num_text = 0 if text is None else text.shape[1]
-        mask = None
-        if text is not None and attention_mask is not None:
-            if attention_mask.shape != text.shape[:2]:
-                given, expected = tuple(attention_mask.shape), tuple(text.shape[:2])
-                raise ValueError(f"attention_mask has shape {given}; expected {expected}, one entry for each token.")
-            num_image = 0 if image is None else image.shape[1]
-            padding = (num_image, 0) if image_first else (0, num_image)
-            mask = nn.functional.pad(attention_mask.bool(), padding, value=True)
-        if position_bias is None:
-            position_bias = self.make_position_bias(num_text=num_text, grid=grid)
-        return Sequence(
-            hidden=parts[0] if len(parts) == 1 else torch.cat(parts, dim=1),
-            num_text=num_text,
-            position_bias=position_bias,
-            attention_mask=mask,
-            image_first=image_first,
-        )
-
-    def make_position_bias(
-        self, *, num_text: int, grid: tuple[int, int] | None
-    ) -> list[Float[Tensor, "#batch heads seq seq"]] | None:
-        """Return the relative position bias of each layer; None with absolute positions."""
-        return None if self.position_bias is None else self.position_bias(num_text=num_text, grid=grid)
-
-    def run(
-        self,
-        sequence: Sequence,
-        *,
-        layers: range | None = None,
-        fusion: bool,
-        queries: Queries | None = None,
-        record: list[tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch head query key"] | None]] | None = None,
-    ) -> Float[Tensor, "batch queries dim"]:
-        """Return hidden states after `layers` (all by default), before the final norm.
-
-        Args:
-            fusion: Use the `vision_language` experts in blocks that own one; without it, each token keeps its own.
-            queries: The tokens whose states are returned (all by default); the last block computes no others.
-            record: Receives the states and the attention weights (if eager) of each layer.
-        """
-        hidden = sequence.hidden
-        route = sequence.route(fusion=fusion)
-        layers = range(len(self.blocks)) if layers is None else layers
-        for layer in layers:
-            bias = None if sequence.position_bias is None else sequence.position_bias[layer]
-            hidden, weights = self.blocks[layer](
-                hidden,
-                bias,
-                route=route,
-                attention_mask=sequence.attention_mask,
-                queries=queries if layer == layers[-1] else None,
-            )
-            if record is not None:
-                record.append((hidden, weights))
-        return hidden if layers or queries is None else queries.select(hidden)
-
-    def run_to_first(
-        self, sequence: Sequence, *, layers: range | None = None, fusion: bool
-    ) -> Float[Tensor, "batch dim"]:
-        """Return the state of the first token alone, as `run` does."""
-        return self.run(sequence, layers=layers, fusion=fusion, queries=sequence.queries())[:, 0]
-
-    def finish(self, states: Float[Tensor, "*tokens dim"], *, modality: str) -> Float[Tensor, "*tokens dim"]:
-        """Apply the final norm to tokens of one modality, `"vision"` or `"language"`."""
+    def _final_norm(self, states: Float[Tensor, "*tokens dim"], modality: str) -> Float[Tensor, "*tokens dim"]:
         return self.norm[modality](states) if isinstance(self.norm, nn.ModuleDict) else self.norm(states)
-
-    def pool_pair(self, first: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
-        """Return the vector of a pair from its first token, before the final norm; ValueError without a pooler."""
-        if self.pooler is None:
-            raise ValueError("This model has no pooler (use_pooler is False), so it has no vector for a whole pair.")
-        leading = VISION if self.config.token_order == "image_first" else LANGUAGE
-        return self.pooler(self.finish(first, modality=leading)[:, None])
-
-    def contrast_states(self, sequence: Sequence, *, fusion_branch: bool = False) -> list[Float[Tensor, "batch dim"]]:
-        """Return the first token of one modality after each ITC branch (final norm applied).
-
-        The unimodal branch stays on the modality's own experts. The VL-FFN branch reruns the top `num_fusion_layers`
-        blocks with the `vision_language` expert, from the state below them (a detail of the published code).
-        """
-        modality = LANGUAGE if sequence.num_text else VISION
-        if not fusion_branch:
-            return [self.finish(self.run_to_first(sequence, fusion=False), modality=modality)]
-        depth = len(self.blocks)
-        below, top = range(depth - self.config.num_fusion_layers), range(depth - self.config.num_fusion_layers, depth)
-        state = replace(sequence, hidden=self.run(sequence, layers=below, fusion=False))
-        return [
-            self.finish(self.run_to_first(state, layers=top, fusion=fusion), modality=modality)
-            for fusion in (False, True)
-        ]
 
     @can_return_tuple
     def forward(
@@ -369,33 +362,31 @@ class VLMoModel(VLMoPreTrainedModel):
         input_ids: Int[Tensor, "batch text"] | None = None,
         attention_mask: Int[Tensor, "batch text"] | None = None,
         *,
+        image_type: int = IMAGE_TYPE,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> VLMoModelOutput:
-        """Encode an image, a text, or the pair of both.
+        """Encode images, texts or pairs, all tokens of them.
 
         Raises:
-            ValueError: Neither was given, the batch sizes differ, or attention weights were asked of the sdpa
-                implementation.
+            ValueError: As `encode`; or attention weights were asked of the sdpa implementation.
         """
-        if pixel_values is None and input_ids is None:
-            raise ValueError("VLMoModel got neither pixel_values nor input_ids; give an image, a text, or both.")
-        if pixel_values is not None and input_ids is not None and pixel_values.shape[0] != input_ids.shape[0]:
-            raise ValueError(f"{len(pixel_values)} images and {len(input_ids)} texts; a pair needs one of each.")
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError("Attention weights need attn_implementation='eager' (model.set_attn_implementation).")
-        sequence = self.embed(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
-        record: list[tuple[Tensor, Tensor | None]] = []
-        fusion = pixel_values is not None and input_ids is not None
-        hidden = self.run(sequence, fusion=fusion, record=record if output_hidden_states or output_attentions else None)
-        norm = self.norm
-        hidden = sequence.route(fusion=False)(norm, hidden) if isinstance(norm, nn.ModuleDict) else norm(hidden)
-        text, image = sequence.split(hidden)
+        record = [] if output_hidden_states or output_attentions else None
+        hidden = self.encode(pixel_values, input_ids, attention_mask, image_type=image_type, record=record).tokens
+        num_text = 0 if input_ids is None else input_ids.shape[1]
+        num_image = hidden.shape[1] - num_text
+        if self.config.token_order == "image_first":
+            image, text = hidden[:, :num_image], hidden[:, num_image:]
+        else:
+            text, image = hidden[:, :num_text], hidden[:, num_text:]
+        attentions = tuple(each for _, each in record or () if each is not None)
         return VLMoModelOutput(
             last_hidden_state=hidden,
             pooler_output=None if self.pooler is None else self.pooler(hidden),
             text_hidden_state=None if input_ids is None else text,
             image_hidden_state=None if pixel_values is None else image,
-            hidden_states=(sequence.hidden, *(state for state, _ in record)) if output_hidden_states else None,
-            attentions=tuple(each for _, each in record if each is not None) if output_attentions else None,
+            hidden_states=tuple(state for state, _ in record or ()) if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
         )

@@ -43,9 +43,9 @@ _BEIT3: dict[str, Any] = {
     "use_pooler": False,
     "use_match_head": False,
 }
+# Largest numbers of a configuration, which may come from a stranger's file. Vocabularies have up to 262,144 words, sets
+# of images 81,313 classes, for each of which transformers makes a name.
 _MOST, _MOST_LAYERS, _MOST_LABELS = 1 << 20, 1000, 1 << 17
-"""Largest numbers of a configuration, which may come from a stranger's file. Vocabularies have up to 262,144 words,
-sets of images 81,313 classes, for each of which transformers makes a name."""
 _NO_SIZES = ("num_fusion_layers", "num_modality_types", "pad_token_id")  # the whole numbers that may be 0
 
 
@@ -156,40 +156,37 @@ class VLMoConfig(PreTrainedConfig):
             if (value := vars(self)[name]) is not None and not 0 <= value <= 1:
                 raise ValueError(f"VLMoConfig.{name} is {value}; expected a number from 0 to 1.")
         for name, kind in VLMoConfig.__annotations__.items():
-            if kind not in {int, int | None} or name in _NO_SIZES:
-                continue
-            value, most = vars(self)[name], _MOST_LAYERS if name == "num_hidden_layers" else _MOST
-            if not 1 <= value <= most:
+            most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
+            if kind in {int, int | None} and name not in _NO_SIZES and not 1 <= (value := vars(self)[name]) <= most:
                 raise ValueError(f"VLMoConfig.{name} is {value}; expected a number from 1 to {most}.")
-        depth, layers = self.num_hidden_layers, self.segmentation_layers
-        rising = layers is None or (len(layers) == 4 and all(a < b for a, b in pairwise([0, *layers, depth + 1])))
-        checks = {
+        depth, layers, types = self.num_hidden_layers, self.segmentation_layers, self.num_modality_types
+        absolute = self.position_embedding == "absolute"
+        wrong = {
             f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}.": (
-                self.hidden_size % self.num_attention_heads == 0
+                self.hidden_size % self.num_attention_heads
             ),
             f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.": (
-                self.image_size % self.patch_size == 0
+                self.image_size % self.patch_size
             ),
             f"num_fusion_layers {self.num_fusion_layers} lies outside 0 to num_hidden_layers {depth}.": (
-                0 <= self.num_fusion_layers <= depth
+                not 0 <= self.num_fusion_layers <= depth
             ),
-            f"num_modality_types is {self.num_modality_types}; expected 0 (no table), 2, or 3 (two images).": (
-                self.num_modality_types == 0 or self.num_modality_types >= 2
-            ),
+            f"num_modality_types is {types}; expected 0 (no table), 2, or 3 (two images).": types < 0 or types == 1,
             "token_order 'image_first' needs position_embedding 'absolute': the relative table puts text first.": (
-                self.token_order == "text_first" or self.position_embedding == "absolute"
+                self.token_order == "image_first" and not absolute
             ),
             "position_init 'sincos' needs position_embedding 'absolute': the relative table starts at zero.": (
-                self.position_init == "normal" or self.position_embedding == "absolute"
+                self.position_init == "sincos" and not absolute
             ),
             "use_match_head needs use_pooler: the head reads the pooled first token.": (
-                self.use_pooler or not self.use_match_head
+                self.use_match_head and not self.use_pooler
             ),
-            f"segmentation_layers is {layers}; expected 4 rising block counts from 1 to {depth}.": rising,
+            f"segmentation_layers is {layers}; expected 4 rising block counts from 1 to {depth}.": (
+                layers is not None and (len(layers) != 4 or any(a >= b for a, b in pairwise([0, *layers, depth + 1])))
+            ),
         }
-        for message, holds in checks.items():
-            if not holds:
-                raise ValueError(message)
+        if messages := [message for message, is_wrong in wrong.items() if is_wrong]:
+            raise ValueError(messages[0])
 
     @property
     def feature_layers(self) -> tuple[int, ...]:

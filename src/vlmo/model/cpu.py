@@ -1,43 +1,51 @@
-"""Code that exists only to train faster on a CPU, behind two calls: `attend` and `gelu_then`.
+"""Code that exists only to train faster on a CPU, behind three calls.
 
-The rest of the model is complete without this file, and computes the same to rounding.
+`chunked_attention`, `gelu_then` and `by_length`: the rest is complete without this file, and computes the same to
+rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-from vlmo.model.sequence import Route
 
 _CHUNK_SCORES = 2**19  # 2 MiB of float32, so that scores, weights and their gradients stay in cache
 _ALIGNMENT = 16  # lines of whole 64 bytes; without them, float32 products of this size lose a third of their speed
 
 
-def attend(
-    hidden: Float[Tensor, "batch seq dim"],
-    qkv: nn.ModuleDict,
-    *,
-    num_heads: int,
-    route: Route,
-    bias: Float[Tensor, "#heads seq seq"] | None,
-    attention_mask: Bool[Tensor, "batch seq"] | None,
-) -> Float[Tensor, "batch seq dim"] | None:
-    """Return attention of all tokens, before the output projection.
+def trains_on_cpu(tensor: Shaped[Tensor, "*shape"]) -> bool:
+    """Return True where this file is faster than PyTorch's own kernels: not on other devices, nor without gradients."""
+    return tensor.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
-    None where PyTorch's own kernels are as fast: on other devices, and without gradients.
+
+def by_length(
+    encode: Callable[[Tensor, Tensor], Sequence[Tensor]],
+) -> Callable[[Int[Tensor, "batch text"], Int[Tensor, "batch text"]], Sequence[Tensor]]:
+    """Return an encoder of token ids and mask that encodes texts of similar length together, cut to their longest.
+
+    It does so on a CPU if that halves the tokens. Elsewhere the lengths would have to be waited for; and all processes
+    of a sharded model have to make as many calls.
     """
-    if not _trains_on_cpu(hidden):
-        return None
-    hidden_keys = None if attention_mask is None else ~attention_mask
-    projected = route(qkv, hidden).unflatten(-1, (3, num_heads, -1))
-    return chunked_attention(projected, bias=bias, hidden_keys=hidden_keys).flatten(2)
+
+    def encode_sorted(input_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
+        if input_ids.device.type != "cpu":
+            return encode(input_ids, attention_mask)
+        lengths = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1)).amax(dim=1)
+        blocks = [(rows, int(lengths[rows].max())) for rows in lengths.argsort().split(math.ceil(len(lengths) / 4))]
+        if 2 * sum(len(rows) * length for rows, length in blocks) >= attention_mask.numel():
+            return encode(input_ids, attention_mask)
+        parts = [encode(input_ids[rows][:, :length], attention_mask[rows][:, :length]) for rows, length in blocks]
+        back = torch.cat([rows for rows, _ in blocks]).argsort()
+        return [torch.cat(each)[back] for each in zip(*parts, strict=True)]
+
+    return encode_sorted
 
 
 def gelu_then(
@@ -49,7 +57,7 @@ def gelu_then(
     """
     active = F.gelu(inner)
     # Where hooks are set, as by checkpointing, somebody else decides what is kept.
-    if not _trains_on_cpu(inner) or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+    if not trains_on_cpu(inner) or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
         return function(active)
     given, address = inner.detach(), active.untyped_storage().data_ptr()
 
@@ -62,10 +70,6 @@ def gelu_then(
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return function(active)
-
-
-def _trains_on_cpu(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def chunked_attention(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -19,11 +18,10 @@ from transformers.utils import can_return_tuple
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.heads import FeaturePyramid, TaskHead
-from vlmo.model.sequence import LANGUAGE, VISION, Sequence
+from vlmo.types import IGNORED_CLASS
 
 # Of mmsegmentation's UPerNet with BEiT: the auxiliary head reads the third level and weighs 0.4.
 _AUXILIARY_LEVEL, _AUXILIARY_CHANNELS = 2, 256
-IGNORED_CLASS = 255
 
 
 class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
@@ -101,13 +99,6 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
             self.reasoning_head = TaskHead(2 * width, width=width, num_labels=num_labels, norm_inputs=True)
         self.post_init()
 
-    def _vector(self, pair: Sequence) -> Float[Tensor, "batch dim"]:
-        backbone = self.vlmo
-        if backbone.pooler is not None:
-            return backbone.pool_pair(backbone.run_to_first(pair, fusion=True))
-        text, image = (states[:, 0] for states in pair.split(backbone.run(pair, fusion=True)))
-        return torch.cat([backbone.finish(image, modality=VISION), backbone.finish(text, modality=LANGUAGE)], dim=-1)
-
     @can_return_tuple
     def forward(
         self,
@@ -120,15 +111,14 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
         if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
             shape = tuple(pixel_values.shape)
             raise ValueError(f"pixel_values have shape {shape}; expected (batch, 2, 3, height, width).")
-        backbone = self.vlmo
-        grid = backbone.image_embeddings.grid_of(pixel_values[:, 0])
-        text = backbone.embed_text(input_ids)
-        bias = backbone.make_position_bias(num_text=text.shape[1], grid=grid)
-        vectors = []
-        for number, kind in enumerate((SECOND_IMAGE_TYPE - 1, SECOND_IMAGE_TYPE)):
-            image = backbone.embed_image(pixel_values[:, number], modality_type=kind)
-            pair = backbone.join(text=text, attention_mask=attention_mask, image=image, grid=grid, position_bias=bias)
-            vectors.append(self._vector(pair))
+        vectors, text = [], (input_ids, attention_mask)
+        for image, kind in zip(pixel_values.unbind(1), (SECOND_IMAGE_TYPE - 1, SECOND_IMAGE_TYPE), strict=True):
+            if self.vlmo.pooler is not None:
+                first = self.vlmo.encode(image, *text, first_only=True, image_type=kind).first
+                vectors.append(self.vlmo.pooler(first[:, None]))
+            else:
+                fused = self.vlmo(image, *text, image_type=kind)
+                vectors += [fused.image_hidden_state[:, 0], fused.text_hidden_state[:, 0]]
         logits = self.reasoning_head(torch.cat(vectors, dim=-1))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -155,7 +145,7 @@ class VLMoForImageClassification(VLMoPreTrainedModel):
         labels: Int[Tensor, "batch"] | Float[Tensor, "batch classes"] | None = None,
     ) -> ImageClassifierOutput:
         """Return logits of each class; with `labels` (class numbers, or shares as from mixup) the cross-entropy."""
-        patches = self.vlmo.run(self.vlmo.embed(pixel_values=pixel_values), fusion=False)[:, 1:]
+        patches = self.vlmo(pixel_values, output_hidden_states=True).hidden_states[-1][:, 1:]
         logits = self.classifier(self.classifier_norm(patches.mean(dim=1)))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
@@ -193,13 +183,9 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
 
     def levels(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch dim h w"]]:
         """Return states of the patches after each of `config.feature_layers` blocks, on their grid."""
-        sequence, grid = self.vlmo.embed(pixel_values=pixel_values), self.vlmo.image_embeddings.grid_of(pixel_values)
-        levels, start = [], 0
-        for stop in self.config.feature_layers:
-            hidden = self.vlmo.run(sequence, layers=range(start, stop), fusion=False)
-            sequence, start = replace(sequence, hidden=hidden), stop
-            levels.append(hidden[:, 1:].transpose(1, 2).unflatten(2, grid))
-        return levels
+        grid = self.vlmo.image_embeddings.grid_of(pixel_values)
+        states = self.vlmo(pixel_values, output_hidden_states=True).hidden_states
+        return [states[layer][:, 1:].transpose(1, 2).unflatten(2, grid) for layer in self.config.feature_layers]
 
     @can_return_tuple
     def forward(

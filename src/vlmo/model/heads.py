@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlmo.losses.itc import contrast_logits
 from vlmo.model.config import VLMoConfig
 
 MAX_LOGIT_SCALE = 4.6052  # ln 100, the bound of CLIP ("Training", arXiv 2103.00020)
@@ -55,14 +56,6 @@ class ContrastHead(nn.Module):
     def clamp_logit_scale_(self) -> None:
         """Clamp the temperature to 1/100 or above."""
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-
-
-def contrast_logits(
-    queries: Float[Tensor, "batch dim"], keys: Float[Tensor, "global dim"], *, logit_scale: Float[Tensor, "1"]
-) -> Float[Tensor, "batch global"]:
-    """Return similarities over temperature, in float32 under autocast too: bfloat16 rounds a logit of 10 to 1/16."""
-    with torch.autocast(queries.device.type, enabled=False):
-        return logit_scale.float().exp() * queries.float() @ keys.float().T
 
 
 class MatchHead(nn.Module):

@@ -2,19 +2,143 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmo.model import cpu
 from vlmo.model.config import VLMoConfig
-from vlmo.model.sequence import LANGUAGE, SHARED, VISION, VISION_LANGUAGE, Queries, Route, additive_mask
 
-QKV, QUERY, KEY_VALUE = slice(0, 3), slice(0, 1), slice(1, 3)
+SHARED, VISION, LANGUAGE, VISION_LANGUAGE = "shared", "vision", "language", "vision_language"
+
+
+@dataclass(frozen=True)
+class Route:
+    """Numbers of text and image tokens; with `fusion`, top blocks use their `vision_language` expert."""
+
+    num_text: int
+    num_image: int
+    fusion: bool
+    image_first: bool = False
+
+    def __call__(
+        self,
+        modules: nn.ModuleDict,
+        hidden: Float[Tensor, "batch seq dim"],
+        *,
+        then: Callable[[Tensor], Tensor] = lambda part: part,
+    ) -> Float[Tensor, "batch seq new_dim"]:
+        """Send each token through the module of its modality, and what comes out through `then`."""
+        both = [(LANGUAGE, self.num_text), (VISION, self.num_image)]
+        parts = [part for part in (both[::-1] if self.image_first else both) if part[1]]
+        names = [name for name, _ in parts]
+        if SHARED in modules:
+            names = [SHARED]
+        elif self.fusion and VISION_LANGUAGE in modules:
+            names = [VISION_LANGUAGE]
+        if len(names) == 1:
+            return then(modules[names[0]](hidden))
+        split = zip(names, hidden.split([count for _, count in parts], dim=1), strict=True)
+        return torch.cat([then(modules[name](part)) for name, part in split], dim=1)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The tokens whose states are wanted after the last block, equally many of each row; it computes no others.
+
+    Attributes:
+        positions: In the sequence, in the order of its modalities; a token may be named more than once.
+        num_text: Number of them that are text.
+    """
+
+    positions: Int[Tensor, "batch queries"]
+    num_text: int
+
+    def select(self, states: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch queries dim"]:
+        """Return the states of these tokens."""
+        return states.gather(1, self.positions[..., None].expand(-1, -1, states.shape[-1]))
+
+    def route(self, route: Route) -> Route:
+        """Return the route of these tokens when all tokens go by `route`."""
+        return replace(route, num_text=self.num_text, num_image=self.positions.shape[1] - self.num_text)
+
+
+def masked_positions(
+    mask: Bool[Tensor, "batch tokens"],
+) -> tuple[Int[Tensor, "batch positions"], Bool[Tensor, "batch positions"]]:
+    """Return the positions where `mask` is True, rising in each row, and which of them are no filling (position 0).
+
+    As many columns as the fullest row needs, rounded up to 8 so that compiled blocks meet few shapes.
+    """
+    columns = min(-(-int(mask.sum(dim=1).amax()) // 8) * 8, mask.shape[1]) if len(mask) else 0
+    positions = mask.int().argsort(dim=1, descending=True, stable=True)[:, :columns]
+    filled = mask.gather(1, positions)
+    return positions.masked_fill(~filled, 0), filled
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Embedded tokens with what every block reads; text, then image, or the other way round with `image_first`."""
+
+    hidden: Float[Tensor, "batch seq dim"]
+    num_text: int
+    num_image: int
+    image_first: bool
+    bias: list[Float[Tensor, "heads seq seq"]] | None
+    mask: Bool[Tensor, "batch seq"] | None
+
+    @property
+    def is_pair(self) -> bool:
+        """True with tokens of both modalities."""
+        return self.num_text > 0 and self.num_image > 0
+
+    @property
+    def leads(self) -> str:
+        """Modality of the first token."""
+        return LANGUAGE if self.num_text and not (self.image_first and self.num_image) else VISION
+
+    def route(self, *, fusion: bool) -> Route:
+        """Return the route of all tokens."""
+        return Route(self.num_text, self.num_image, fusion=fusion, image_first=self.image_first)
+
+    def queries(
+        self, words: Bool[Tensor, "batch text"] | None, patches: Bool[Tensor, "batch patch"] | None
+    ) -> tuple[Queries, Bool[Tensor, "batch wanted"] | None]:
+        """Return the first token with those wanted beside it, and which of these are no filling."""
+        positions = torch.zeros(self.hidden.shape[0], 1, dtype=torch.long, device=self.hidden.device)
+        chosen, filled, num_words = patches if words is None else words, None, 0
+        if chosen is not None:
+            found, filled = masked_positions(chosen)
+            start = 1 + self.num_text * (not self.image_first) if words is None else self.num_image * self.image_first
+            positions = torch.cat([positions, start + found], dim=1)
+            num_words = 0 if words is None else found.shape[1]
+        return Queries(positions, num_text=num_words + (self.leads == LANGUAGE)), filled
+
+
+def additive_mask(
+    bias: Float[Tensor, "#heads seq seq"] | None,
+    attention_mask: Bool[Tensor, "batch seq"] | None,
+    *,
+    queries: Queries | None,
+    dtype: torch.dtype,
+) -> Float[Tensor, "#batch #heads #queries seq"] | None:
+    """Return the bias of the queries, with padded keys at the lowest finite value: their softmax is exactly zero."""
+    rows = None if bias is None else bias[None]
+    if bias is not None and queries is not None:
+        # Looked up rather than indexed: with several threads, the gradient of an index sums in any order.
+        rows = F.embedding(queries.positions, bias.transpose(0, 1).flatten(1))
+        rows = rows.unflatten(-1, (len(bias), -1)).transpose(1, 2)
+    if attention_mask is None:
+        return rows
+    if rows is None:
+        rows = attention_mask.new_zeros(1, 1, 1, 1, dtype=dtype)
+    return rows.masked_fill(~attention_mask[:, None, None, :], torch.finfo(dtype).min)
 
 
 class DropPath(nn.Module):
@@ -97,21 +221,18 @@ class MultiwayAttention(nn.Module):
         queries: Queries | None = None,
     ) -> tuple[Float[Tensor, "batch queries dim"], Float[Tensor, "batch heads queries seq"] | None]:
         """Attend from the `queries` (all tokens by default) to the tokens of `attention_mask`; weights if eager."""
-        attended = weights = None
-        if queries is None and self.config._attn_implementation != "eager":
-            attended = cpu.attend(
-                hidden,
-                self.qkv,
-                num_heads=self.config.num_attention_heads,
-                route=route,
-                bias=bias,
-                attention_mask=attention_mask,
-            )
-        if attended is None:
-            query, key, value = self._project(hidden, route=route, queries=queries)
+        qkv = route(self.qkv, hidden).unflatten(-1, (3, self.config.num_attention_heads, -1))
+        eager, weights = self.config._attn_implementation == "eager", None
+        if queries is None and not eager and cpu.trains_on_cpu(hidden):
+            hidden_keys = None if attention_mask is None else ~attention_mask
+            attended = cpu.chunked_attention(qkv, bias=bias, hidden_keys=hidden_keys).flatten(2)
+        else:
+            query, key, value = qkv.permute(2, 0, 3, 1, 4)
+            if queries is not None:
+                query = queries.select(qkv[:, :, 0].flatten(2)).unflatten(-1, qkv.shape[3:]).transpose(1, 2)
             dtype = query.dtype if bias is None else bias.dtype
             mask = additive_mask(bias, attention_mask, queries=queries, dtype=dtype)
-            if self.config._attn_implementation == "eager":
+            if eager:
                 logits = query @ key.mT * query.shape[-1] ** -0.5
                 weights = (logits if mask is None else logits + mask).softmax(dim=-1)
                 attended = weights.to(value.dtype) @ value
@@ -123,25 +244,6 @@ class MultiwayAttention(nn.Module):
         if self.inner_norm is not None:
             attended = route(self.inner_norm, attended)
         return route(self.projection, attended), weights
-
-    def _project(
-        self, hidden: Float[Tensor, "batch seq dim"], *, route: Route, queries: Queries | None
-    ) -> tuple[
-        Float[Tensor, "batch heads queries d"], Float[Tensor, "batch heads seq d"], Float[Tensor, "batch heads seq d"]
-    ]:
-        """Return queries of the wanted tokens, keys and values of all."""
-        heads = self.config.num_attention_heads
-        # An adapter around the layer has no parts, and a graph keeps its weights whole so that int8 finds them.
-        divisible = all(isinstance(module, QueryKeyValue) for module in self.qkv.values())
-        if queries is not None and divisible and not torch.compiler.is_exporting():
-            query = queries.route(route)(self.qkv, queries.select(hidden), part=QUERY).unflatten(-1, (heads, -1))
-            pair = route(self.qkv, hidden, part=KEY_VALUE).unflatten(-1, (2, heads, -1))
-            key, value = pair.permute(2, 0, 3, 1, 4)
-            return query.transpose(1, 2), key, value
-        query, key, value = route(self.qkv, hidden).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        if queries is not None:
-            query = queries.select(query.transpose(1, 2).flatten(2)).unflatten(-1, (heads, -1)).transpose(1, 2)
-        return query, key, value
 
 
 class QueryKeyValue(nn.Linear):
@@ -160,14 +262,10 @@ class QueryKeyValue(nn.Linear):
     def reset_parameters(self) -> None:
         """Do nothing: `_init_weights` fills the weight, and numbers sampled here would change all that come after."""
 
-    def forward(
-        self, hidden: Float[Tensor, "batch seq dim"], *, part: slice = QKV
-    ) -> Float[Tensor, "batch seq parts*dim"]:
-        """Return queries, keys and values, in this order, or a `part` of these three."""
+    def forward(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq 3*dim"]:
+        """Return queries, keys and values, in this order."""
         key_bias = torch.zeros_like(self.query_bias) if self.key_bias is None else self.key_bias
-        bias = torch.cat([self.query_bias, key_bias, self.value_bias][part])
-        weight = self.weight if part == QKV else self.weight.unflatten(0, (3, -1))[part].flatten(0, 1)
-        return F.linear(hidden, weight, bias)
+        return F.linear(hidden, self.weight, torch.cat([self.query_bias, key_bias, self.value_bias]))
 
 
 class Expert(nn.Module):

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from vlmo.folder import WEIGHTS, check_processor, read_config, weight_files
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
-from vlmo.model.multiway import MultiwayBlock
+from vlmo.model.multiway import LANGUAGE, SHARED, MultiwayBlock
 from vlmo.model.position import resize_absolute_positions, resize_bias_table
-from vlmo.model.sequence import LANGUAGE, SHARED
 from vlmo.released import find_model
 
 _MUST_AGREE = ("num_attention_heads", "token_order", "experts", "attention")
@@ -113,8 +112,7 @@ def start_from(
 def language_stage_parameters(model: VLMoPreTrainedModel) -> list[nn.Parameter]:
     """Return the parameters that stage 2 trains, without its head (VLMo, "Stagewise Pre-Training").
 
-    Text embeddings, language experts, type and position tables and the final norm; all else is frozen. Which small
-    tables move is a detail of the published code.
+    Text embeddings, language experts, type and position tables and the final norm (small tables as in published code).
     """
     backbone = model.backbone
     modules: list[nn.Module | None] = [
@@ -136,12 +134,9 @@ def language_stage_parameters(model: VLMoPreTrainedModel) -> list[nn.Parameter]:
 def layer_decay_factors(model: VLMoPreTrainedModel, *, decay: float) -> dict[str, float]:
     """Return the factor on the learning rate of each parameter, by its full name (BEiT, "Fine-Tuning BEiT ...").
 
-    Layer-wise learning rate decay: `decay` to the power of the distance from the top. Layer ids as BEiT counts them: 0
+    `decay` (ValueError unless above 0 and at most 1) to the power of the distance from the top. Layer ids are BEiT's: 0
     for embeddings (of pixels, words and modality types), *i* + 1 for block *i*, the last for heads, norms after the
     blocks, the pooler and the table of relative positions, which serves all blocks.
-
-    Raises:
-        ValueError: `decay` is not above 0 and at most 1.
     """
     if not 0 < decay <= 1:
         raise ValueError(f"the layer decay is {decay}; give a number above 0, at most 1 (which leaves all rates equal)")
@@ -168,10 +163,8 @@ def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConf
     for name in (*_MUST_AGREE, *["layer_scale_init"] * on_one_side):
         if (before := vars(config)[name]) != (after := vars(new)[name]):
             option = f"--model.{name.replace('_', '-')} {before} or " if config.hidden_size == new.hidden_size else ""
-            raise ValueError(
-                f"{folder} has {name} {before!r}, the model {after!r}; give {option}another folder, or take the "
-                f"folder's own sizes: vlmo finetune {folder} --data DATA"
-            )
+            hint = f"give {option}another folder, or take its own sizes: vlmo finetune {folder} --data DATA"
+            raise ValueError(f"{folder} has {name} {before!r}, the model {after!r}; {hint}")
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     spoilt = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if spoilt:

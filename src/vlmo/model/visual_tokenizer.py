@@ -1,8 +1,8 @@
 """Visual tokenizers: images into discrete tokens, the targets of masked image modelling.
 
-`VQVisualTokenizer` is small and trained by this project, one token per patch; `DalleVisualTokenizer` wraps DALL-E's
-published encoder. Both read `pixel_values` as models do, and `tokenize` returns one of `num_tokens` tokens for each
-patch of the model's grid, in float32 and without gradient, whatever the mode and the autocast around the call.
+`VQVisualTokenizer` is small and trained here; `DalleVisualTokenizer` wraps DALL-E's published encoder. Both read
+`pixel_values` as models do, and `tokenize` returns one of `num_tokens` tokens for each patch of the model's grid, in
+float32 and without gradient, whatever the mode and the autocast around the call.
 """
 
 from __future__ import annotations
@@ -58,13 +58,14 @@ def codebook_perplexity(indices: Int[Tensor, "*shape"], *, num_tokens: int) -> F
 class MixingBlock(nn.Module):
     """Residual block on a grid of patches: a depthwise 3x3 convolution, then an MLP."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(self, config: VQVisualTokenizerConfig) -> None:
         super().__init__()
-        self.norm_before_mixing = nn.LayerNorm(hidden_size)
-        self.mixing = nn.Conv2d(hidden_size, hidden_size, kernel_size=3, padding=1, groups=hidden_size)
-        self.norm_before_mlp = nn.LayerNorm(hidden_size)
-        self.up = nn.Linear(hidden_size, intermediate_size)
-        self.down = nn.Linear(intermediate_size, hidden_size)
+        width = config.hidden_size
+        self.norm_before_mixing = nn.LayerNorm(width)
+        self.mixing = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+        self.norm_before_mlp = nn.LayerNorm(width)
+        self.up = nn.Linear(width, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, width)
 
     def forward(self, hidden: Float[Tensor, "batch height width dim"]) -> Float[Tensor, "batch height width dim"]:
         """Return the grid, each patch mixed with its neighbours."""
@@ -78,13 +79,10 @@ class GridNetwork(nn.Module):
 
     def __init__(self, input_size: int, output_size: int, *, config: VQVisualTokenizerConfig) -> None:
         super().__init__()
-        width = config.hidden_size
-        self.input = nn.Linear(input_size, width)
-        self.blocks = nn.Sequential(
-            *(MixingBlock(width, config.intermediate_size) for _ in range(config.num_hidden_layers))
-        )
-        self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, output_size)
+        self.input = nn.Linear(input_size, config.hidden_size)
+        self.blocks = nn.Sequential(*(MixingBlock(config) for _ in range(config.num_hidden_layers)))
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, output_size)
 
     def forward(self, grid: Float[Tensor, "batch height width in"]) -> Float[Tensor, "batch height width out"]:
         """Return the correction, in the precision of the autocast around the call."""
@@ -95,11 +93,9 @@ class VQVisualTokenizer(PreTrainedModel):
     """A vector-quantised autoencoder with one code per patch.
 
     Encoder and decoder are the principal components of patches plus a small network that starts at zero, and k-means
-    fills the codebook. So tokens are useful after the first batch in training, from which components and codebook are
-    taken (see `start_from`), and training refines them. The codebook follows by moving averages, not by gradient.
-
-    With several processes, join the process group before building the tokenizer: the codebook then takes in the
-    patches of all processes, and is equal on each.
+    fills the codebook, so that tokens are useful after the first batch in training (`start_from`). The codebook follows
+    by moving averages, not by gradient. With several processes, join the group before building the tokenizer: the
+    codebook then takes in the patches of all, and is equal on each.
     """
 
     config_class = VQVisualTokenizerConfig
@@ -152,9 +148,9 @@ class VQVisualTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def start_from(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> None:
-        """Take principal components and codebook from images (of all processes); called by a first training step.
+        """Take principal components and codebook from images (of all processes), some patches per token.
 
-        Call it before training to start from more images than one batch has. It wants some patches per token.
+        A first training step calls it; call it before training to start from more images than one batch has.
         """
         self._check_processes()
         with _float32_math(pixel_values):
@@ -181,10 +177,8 @@ class VQVisualTokenizer(PreTrainedModel):
         """Return tokens of each patch, row by row; ValueError without `grid` patches, or before training."""
         pixels, size = _to_floats(pixel_values), self.config.patch_size
         if tuple(pixels.shape[-2:]) != (grid[0] * size, grid[1] * size):
-            raise ValueError(
-                f"images of {tuple(pixels.shape[-2:])} pixels are no grid of {grid} patches of {size} pixels; give "
-                f"images of {grid[0] * size} x {grid[1] * size}, or a tokenizer of another patch_size."
-            )
+            given, expected = tuple(pixels.shape[-2:]), f"{grid[0] * size} x {grid[1] * size}"
+            raise ValueError(f"images of {given} pixels; a grid of {grid} patches of {size} pixels needs {expected}.")
         self.check_started()
         with torch.no_grad(), _float32_math(pixels):
             codes = self._encode(pixels)
@@ -244,8 +238,8 @@ class VQVisualTokenizer(PreTrainedModel):
     def _check_processes(self) -> None:
         if _num_processes() > 1 and not self.synchronised:
             raise ValueError(
-                f"this visual tokenizer was built before its {_num_processes()} processes joined a group, so "
-                "their codebooks would drift apart; call torch.distributed.init_process_group before building it."
+                "this visual tokenizer was built before its processes joined a group, so that their codebooks would "
+                "drift apart; call torch.distributed.init_process_group first."
             )
 
 

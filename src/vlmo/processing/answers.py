@@ -8,15 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 MIN_COUNT = 9
 """Number of times that an answer must be given to be in the answer list; on VQAv2 this leaves the published 3,129."""
-
 MIN_ANNOTATORS = 4
 """With fewer, three others can never agree with an answer, so that no answer can score 1."""
 
+# Neither the apostrophe, which makes "girl's" differ from "girls", nor the colon, which stands in times of the day.
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
-"""Neither the apostrophe, which makes "girl's" differ from "girls", nor the colon, which stands in times of the day."""
-
 _ARTICLES = frozenset(("a", "an", "the"))
-
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBER_WORDS)}}
 
@@ -30,8 +27,6 @@ there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've w
 what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't wouldn't
 wouldn't've would've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
-
-
 # Each form without one of its apostrophes.
 _CONTRACTIONS = {
     word[:place] + word[place + 1 :]: word
@@ -75,10 +70,8 @@ def leave_one_out_score(answer: str, annotators: Sequence[str]) -> float:
     """
     number = len(annotators)
     if number < MIN_ANNOTATORS:
-        raise ValueError(
-            f"{number} annotators ({', '.join(annotators)}); the score needs at least {MIN_ANNOTATORS}. Where a "
-            "question has one answer, repeat it ten times"
-        )
+        given = f"{number} annotators ({', '.join(annotators)})"
+        raise ValueError(f"{given}; the score needs at least {MIN_ANNOTATORS}: repeat a single answer ten times")
     annotators = [_tidy(given) for given in annotators]
     answer = _tidy(answer)
     if len(set(annotators)) > 1:

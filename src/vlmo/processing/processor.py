@@ -15,10 +15,16 @@ from transformers import BatchFeature, BeitImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from vlmo.processing.images import open_upright
-from vlmo.processing.sentencepiece import load_sentencepiece
-from vlmo.processing.wordpiece import PAD_MULTIPLE, build_tokenizer, load_vocabulary, train_vocabulary
+from vlmo.processing.tokenizers import (
+    PAD_MULTIPLE,
+    build_tokenizer,
+    load_sentencepiece,
+    load_vocabulary,
+    train_vocabulary,
+)
 from vlmo.released import find_model
 
+_IMAGES = (Image.Image, np.ndarray, torch.Tensor)
 _TEXT_DEFAULTS = {"padding": True, "truncation": True, "pad_to_multiple_of": PAD_MULTIPLE}
 
 
@@ -45,30 +51,24 @@ class VLMoProcessor(ProcessorMixin):
 
     Args:
         image_processor: A `BeitImageProcessor` or one that gives the same keys.
-        tokenizer: A `BertTokenizer` or what `load_sentencepiece` gives; its `model_max_length` is `max_text_length`, a
-            multiple of 8.
+        tokenizer: A `BertTokenizer` or what `load_sentencepiece` gives; its `model_max_length`, a multiple of 8, is
+            `max_text_length`.
 
     Raises:
-        ValueError: The tokenizer has special tokens alone. transformers makes one of a folder whose vocabulary file is
-            missing, without a word.
+        ValueError: The tokenizer has special tokens alone, as transformers makes it where the vocabulary is missing.
     """
 
     def __init__(self, image_processor: Any, tokenizer: Any) -> None:
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):
-            raise ValueError(
-                f"the tokenizer knows no words beside its {len(tokenizer)} special tokens; its vocabulary "
-                "(tokenizer.json or vocab.txt) is missing"
-            )
+        if (size := len(tokenizer)) <= len(tokenizer.all_special_tokens):
+            missing = "its vocabulary (tokenizer.json or vocab.txt) is missing"
+            raise ValueError(f"the tokenizer knows no words beside its {size} special tokens; {missing}")
         super().__init__(image_processor, tokenizer)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any) -> Self:
-        """The processor of a folder, of the hub, or of a model by its name, such as "vlmo-small".
+        """Load from a folder, the hub, or by a model's name, such as "vlmo-small"; OSError without such a model.
 
         Arguments are those of transformers. Code in the folder is not run unless `trust_remote_code=True` is given.
-
-        Raises:
-            OSError: There is no such model.
         """
         kwargs.setdefault("trust_remote_code", False)
         return super().from_pretrained(find_model(pretrained_model_name_or_path), *args, **kwargs)
@@ -82,14 +82,7 @@ class VLMoProcessor(ProcessorMixin):
 
     @classmethod
     def from_sentencepiece(cls, path: str | Path, *, image_size: int = 224, max_text_length: int = 64) -> Self:
-        """A processor with BEiT-3's tokenizer, from `beit3.spm`; see `load_sentencepiece`.
-
-        The model's word table may have more rows than there are tokens: BEiT-3's has 64,010 for 64,002.
-
-        Raises:
-            ValueError: the file or a size cannot be used.
-            ModuleNotFoundError: `protobuf` is not installed.
-        """
+        """A processor with BEiT-3's tokenizer (`load_sentencepiece`); ValueError for a wrong file or size."""
         _validate_text_length(max_text_length)
         tokenizer = load_sentencepiece(path, max_text_length=max_text_length)
         return cls(image_processor_for(image_size), tokenizer)
@@ -150,15 +143,11 @@ class VLMoProcessor(ProcessorMixin):
         if images is not None:
             entries = images if isinstance(images, (list, tuple)) else [images]
             if any(isinstance(entry, (str, PathLike)) for entry in entries):
-                images = entries = [
-                    open_upright(entry) if isinstance(entry, (str, PathLike)) else entry for entry in entries
-                ]
-            wrong = [entry for entry in entries if not isinstance(entry, (Image.Image, np.ndarray, torch.Tensor))]
-            if wrong or not entries:
-                found = f"holds a {type(wrong[0]).__name__}" if wrong else "is an empty list"
-                raise ValueError(
-                    f"images {found}: expected at least one image: PIL images, arrays, tensors or paths of files"
-                )
+                images = entries = [open_upright(e) if isinstance(e, (str, PathLike)) else e for e in entries]
+            kinds = [type(entry).__name__ for entry in entries if not isinstance(entry, _IMAGES)]
+            if kinds or not entries:
+                found = f"holds a {kinds[0]}" if kinds else "is an empty list"
+                raise ValueError(f"images {found}: expected at least one image: PIL, array, tensor or path of a file")
         if text is not None and not isinstance(text, str):
             if not isinstance(text, list) or not text:
                 raise ValueError(f"text is {text!r:.80}: expected a string or a list of at least one string")

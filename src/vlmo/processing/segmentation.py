@@ -16,10 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vlmo.types import normalize_pixels
-
-IGNORED_CLASS = 255
-"""Number of pixels that do not count."""
+from vlmo.types import IGNORED_CLASS, normalize_pixels
 
 _LONGEST = 4
 """An image's long side is at most this times the wanted short side."""
@@ -47,10 +44,8 @@ class SegmentTransformConfig:
     def __post_init__(self) -> None:
         """Raise ValueError if a scale or side is not above 0, or a probability not from 0 to 1."""
         if not 0 < self.scale[0] <= self.scale[1] or (self.short_side is not None and self.short_side < 1):
-            raise ValueError(
-                f"scale is {self.scale} and short_side {self.short_side}; give two rising numbers above 0, and a side "
-                "of 1 pixel or more"
-            )
+            given = f"scale is {self.scale} and short_side {self.short_side}"
+            raise ValueError(f"{given}; give two rising numbers above 0, and a side of 1 pixel or more")
         shares = (self.max_class_share, self.horizontal_flip, self.photometric)
         if not all(0 <= share <= 1 for share in shares):
             raise ValueError(f"max_class_share, horizontal_flip and photometric are {shares}; give numbers in [0, 1]")
@@ -113,12 +108,9 @@ def to_pixel_values(image: Image.Image) -> Float[Tensor, "3 height width"]:
 def scaled_size(size: tuple[int, int], *, short_side: int, scale: float = 1.0) -> tuple[int, int]:
     """Width and height with `short_side` x `scale` as the short side; a very long side is kept to four times that."""
     factor = min(short_side / min(size), _LONGEST * short_side / max(size)) * scale
-    width, height = (max(1, _rounded(side * factor)) for side in size)
+    # Halves up, where Python takes the even neighbour.
+    width, height = (max(1, math.floor(side * factor + 0.5)) for side in size)
     return width, height
-
-
-def _rounded(number: float) -> int:
-    return math.floor(number + 0.5)  # halves up, where Python takes the even neighbour
 
 
 def change_colors(image: Image.Image, *, probability: float, generator: np.random.Generator) -> Image.Image:

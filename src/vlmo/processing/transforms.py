@@ -20,20 +20,13 @@ from torch import Tensor
 
 from vlmo.types import normalize_pixels
 
-MAX_MAGNITUDE = 10
-"""Strongest RandAugment."""
-
-# The scales at which JPEG can be decoded, the smallest first.
-_REDUCTIONS = (8, 4, 2)
-
-_LONGEST = 4 / 3
-"""Longer side of a random crop over its shorter one, at most."""
-_ATTEMPTS = 10
-"""Rectangles that are sampled until one fits, as in torchvision and timm."""
+MAX_MAGNITUDE = 10  # strongest RandAugment
+_REDUCTIONS = (8, 4, 2)  # scales at which JPEG can be decoded, the smallest first
+_LONGEST = 4 / 3  # longer side of a random crop over its shorter one, at most
+_ATTEMPTS = 10  # rectangles that are sampled until one fits, as in torchvision and timm
 
 Pixels = Image.Image | UInt8[np.ndarray, "height width 3"]
-Box = tuple[int, int, int, int]
-"""Left, top, right and bottom edge in pixels."""
+Box = tuple[int, int, int, int]  # left, top, right and bottom edge in pixels
 
 
 class Encoded(Protocol):
@@ -155,8 +148,7 @@ class TrainTransform:
         if generator.random() < config.horizontal_flip:
             pixels = pixels.flip(-1)
         before = Image.fromarray(_to_array(pixels))
-        after = _change_style(before, config=config, generator=generator)
-        after = _change_color(after, config=config, generator=generator)
+        after = _change_style_and_color(before, config=config, generator=generator)
         after = rand_augment(after, config=config, generator=generator)
         if after is not before:
             pixels = _to_tensor(after)
@@ -254,7 +246,9 @@ def _reduced(size: tuple[int, int], *, box: Box | None, image_size: int) -> tupl
 # -------------------------------------------------------------------------------------------------------- augmentation
 
 
-def _change_style(image: Image.Image, *, config: TransformConfig, generator: np.random.Generator) -> Image.Image:
+def _change_style_and_color(
+    image: Image.Image, *, config: TransformConfig, generator: np.random.Generator
+) -> Image.Image:
     size = config.image_size
     if generator.random() < config.affine:
         degrees, scale = generator.uniform(-15, 15), generator.uniform(0.8, 1.2)
@@ -262,10 +256,6 @@ def _change_style(image: Image.Image, *, config: TransformConfig, generator: np.
         image = _affine(image, degrees=degrees, scale=scale, shift=shift, fill=config.fill)
     if generator.random() < config.blur:
         image = image.filter(ImageFilter.GaussianBlur(size * generator.uniform(0.005, 0.02)))
-    return image
-
-
-def _change_color(image: Image.Image, *, config: TransformConfig, generator: np.random.Generator) -> Image.Image:
     if config.color_jitter > 0:
         for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             image = enhancer(image).enhance(1 + generator.uniform(-config.color_jitter, config.color_jitter))

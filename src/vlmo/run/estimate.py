@@ -21,7 +21,7 @@ from vlmo.folder import read_config
 from vlmo.model import VLMoForImageTextRetrieval, VLMoPreTrainedModel
 from vlmo.model.multiway import MultiwayBlock
 from vlmo.model.stages import start_from
-from vlmo.processing.wordpiece import PAD_MULTIPLE
+from vlmo.processing.tokenizers import PAD_MULTIPLE
 from vlmo.recipes.schema import Recipe, check_recipe
 from vlmo.tasks.costs import BFLOAT16, FLOAT32, SampleSizes, Work
 from vlmo.training.lora import add_adapters

@@ -109,18 +109,10 @@ def _block_bytes(config: VLMoConfig, length: int, *, half: bool) -> int:
 def encode(model: Any, *, text: int = 0, image: bool = False) -> tuple[float, float]:
     """Return the operations of embeddings and blocks on a text, an image, or both; all blocks cost the same."""
     backbone, config = model.vlmo, model.config
-    parts: dict[str, Any] = {}
-
-    def run(layers: int) -> Tensor:
-        if image:
-            parts["image"] = backbone.embed_image(torch.empty(1, config.num_channels, *2 * (config.image_size,)))
-            parts["grid"] = config.grid
-        if text:
-            parts["text"] = backbone.embed_text(torch.zeros(1, text, dtype=torch.long))
-        return backbone.run(backbone.join(**parts), layers=range(layers), fusion=len(parts) == 3)
-
-    embedded, one_block = (count_flops(lambda layers=layers: run(layers)) for layers in (0, 1))
-    return embedded, config.num_hidden_layers * (one_block - embedded)
+    pixels = torch.empty(1, config.num_channels, *2 * (config.image_size,)) if image else None
+    ids = torch.zeros(1, text, dtype=torch.long) if text else None
+    embedded = 0.0 if pixels is None else count_flops(lambda: backbone.image_embeddings(pixels))
+    return embedded, count_flops(lambda: backbone.encode(pixels, ids).tokens) - embedded
 
 
 def products(module: nn.Module) -> int:
@@ -193,11 +185,8 @@ def pair_work(model: Any, sample: SampleSizes, *, losses: Any) -> Work:
             Pass((image, text), alone),
             Pass(pair, depth, share=masked + judged),
         )
-    image_bytes, gradient_bytes = (pixels, 0) if cached else 2 * (image * dim * FLOAT32,)
     negatives = losses.negatives * matched
-    pairs = Pairs(
-        branches, projection, image_bytes, gradient_bytes, text, negatives, losses.negative_groups, losses.nested_dims
-    )
+    pairs = Pairs(branches, projection, pixels, text, negatives, losses.negative_groups, losses.nested_dims)
     return Work(model, total, pixels if cached else floats + masked * words[1], passes, pairs)
 
 
@@ -224,8 +213,7 @@ class Pairs:
     Attributes:
         branches: Branches of ITC, 1 or 2.
         projection: Length of an embedding.
-        image_bytes: Bytes of an image as it travels: its pixels with `cache_chunk`, else its embedded patches.
-        gradient_bytes: Bytes that come back for an image; 0 for pixels.
+        image_bytes: Bytes of an image as it travels.
         text: Tokens of a padded text.
         negatives: Hard negative images, and texts, per pair.
         groups: Parts of the global batch that hard negatives are sampled from.
@@ -235,7 +223,6 @@ class Pairs:
     branches: int
     projection: int
     image_bytes: int
-    gradient_bytes: int
     text: int
     negatives: float = 1.0
     groups: int = 1
@@ -249,7 +236,7 @@ class Pairs:
             contrast=others * 2 * self.branches * batch * self.projection * FLOAT32 * 2,
             identities=others * 2 * batch * _INT64,
             requests=2 * (others + share * chosen) * _INT64 if chosen else 0,
-            negatives=share * chosen * (self.image_bytes + self.gradient_bytes + 2 * self.text * _INT64),  # ids, mask
+            negatives=share * chosen * (self.image_bytes + 2 * self.text * _INT64),  # ids, mask
         )
 
     def flops(self, contrastive: int) -> int:

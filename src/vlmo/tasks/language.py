@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from vlmo import model as models
 from vlmo.folder.card import Usage
 from vlmo.losses.masked import accuracy, masked_loss
-from vlmo.model.sequence import LANGUAGE, masked_positions
 from vlmo.tasks.costs import Pass, SampleSizes, Work, encode, masked_words
 from vlmo.tasks.run_context import RunContext
 from vlmo.tasks.task import Task
@@ -33,12 +32,9 @@ class LanguageObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` (= `mlm`) and `mlm_accuracy`; reads `mlm_input_ids`, `attention_mask` and `mlm_labels`."""
-        backbone, masked = self.model.vlmo, batch["mlm_labels"] != -100
-        sequence = backbone.embed(input_ids=batch["mlm_input_ids"], attention_mask=batch["attention_mask"])
-        positions, filled = masked_positions(masked)
-        states = backbone.run(sequence, fusion=False, queries=sequence.queries(words=positions))[:, 1:][filled]
-        labels = batch["mlm_labels"][masked]
-        logits = self.model.mlm_head(backbone.finish(states, modality=LANGUAGE))
+        masked = batch["mlm_labels"] != -100
+        encoded = self.model.vlmo.encode(None, batch["mlm_input_ids"], batch["attention_mask"], words=masked)
+        logits, labels = self.model.mlm_head(encoded.tokens), batch["mlm_labels"][masked]
         loss = masked_loss(logits, labels)
         return {"loss": loss, "mlm": loss.detach(), "mlm_accuracy": accuracy(logits, labels)}
 

@@ -39,7 +39,9 @@ class VisionObjective(nn.Module):
         grid = self.model.vlmo.image_embeddings.grid_of(pixels)
         with torch.no_grad():
             tokens = self.tokenizer.tokenize(pixels, grid=grid)[masked]
-        logits = self.model.mim_head(self.model.encode(pixels, bool_masked_pos=masked, only_masked=True))
+        head = self.model.mim_head
+        encoded = self.model.vlmo.encode(pixels, patches=masked, bool_masked_pos=masked, mask_token=head.mask_token)
+        logits = head(encoded.tokens)
         loss = masked_loss(logits, tokens)
         return {"loss": loss, "mim": loss.detach(), "mim_accuracy": accuracy(logits, tokens)}
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 import torch
@@ -17,15 +17,15 @@ from vlmo import model as models
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.examples import RowExamples
 from vlmo.data.rows import false_captions
+from vlmo.distributed import append_rows, exchange, gather_with_grad, global_mean
 from vlmo.folder.card import Usage
 from vlmo.losses.distillation import distillation_loss
-from vlmo.losses.gradient_cache import row_slices, run_blocks
+from vlmo.losses.gradient_cache import cached
 from vlmo.losses.itc import SamePairs, caption_keys, first_dims, itc_loss, own_pairs, same_pairs
 from vlmo.losses.itm import HardNegatives, itm_loss, sample_by_similarity, sample_uniform
-from vlmo.losses.masked import accuracy
+from vlmo.losses.masked import MLM_WEIGHT, accuracy
 from vlmo.model.config import FusionStart
-from vlmo.model.heads import ContrastHead
-from vlmo.model.sequence import LANGUAGE, masked_positions
+from vlmo.model.cpu import by_length
 from vlmo.tasks.costs import SampleSizes, Work, pair_work
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.pair_sets import PairSet
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 
 RETRIEVAL_PIPELINE = "zero-shot-image-classification", '"image.png", candidate_labels=["a red heart", "a sailing boat"]'
+_PARTS = ("itc", "teacher", "mlm", "itm")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class VisionLanguageConfig:
     """
 
     itc_weight: float = 1.0
-    mlm_weight: float = 0.25
+    mlm_weight: float = MLM_WEIGHT
     itm_weight: float = 1.0
     exclude_same: bool = True
     negative_groups: int = 1
@@ -107,32 +108,16 @@ class VisionLanguageConfig:
             raise ValueError(f"negative_groups {self.negative_groups} does not divide the batch of {batch} pairs.")
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Image-text pairs for the fusion encoder.
+class _Pairs(NamedTuple):
+    """Pairs for the fusion encoder: numbers of images, texts, and labels of MLM (-100 where none is asked for)."""
 
-    Attributes:
-        texts: Token ids, or embedded tokens.
-        images: Pixels, or embedded patches; pair i shows `images[rows[i]]`.
-        labels: Of MLM, -100 where no prediction is asked for; None for pairs that ITM judges.
-    """
-
-    texts: Tensor
+    images: Int[Tensor, "pairs"]
+    ids: Int[Tensor, "pairs text"]
     mask: Int[Tensor, "pairs text"]
-    images: Tensor
-    rows: Int[Tensor, "pairs"]
     labels: Int[Tensor, "pairs text"] | None = None
 
-    def __getitem__(self, part: slice) -> Pairs:
-        labels = None if self.labels is None else self.labels[part]
-        return Pairs(self.texts[part], self.mask[part], self.images, self.rows[part], labels)
-
-
-class TextBlock(NamedTuple):
-    """Rows of a batch that are encoded together, their texts cut to `length` tokens."""
-
-    rows: slice | Int[Tensor, "rows"]
-    length: int
+    def tensors(self) -> tuple[Tensor, ...]:
+        return *self[:3], torch.full_like(self.ids, -100) if self.labels is None else self.labels
 
 
 class VisionLanguageObjective(nn.Module):
@@ -175,145 +160,99 @@ class VisionLanguageObjective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and its parts `itc`, `teacher`, `mlm`, `itm`, with accuracies.
 
-        Reads images, captions, masked captions and `step_seed`; false captions, which ITM judges beside the sampled
-        negatives, if there are any (an empty one counts for nothing). With `cache_chunk` the encoders run block by
-        block, and the backward pass computes each block again; without it, all passes share the embeddings of the
-        batch.
+        Reads images, captions, masked captions and `step_seed`; false captions, which ITM scores beside the sampled
+        negatives, if there are any (an empty one counts for nothing). With `cache_chunk` the encoders run on some rows
+        at a time, and the backward pass computes them again.
         """
-        config, head = self.config, self.model.contrast_head
+        config, model = self.config, self.model
         config.check_batch(len(batch["input_ids"]), processes=distributed.world_size())
         batch = _pad_to_global_length(batch)
-        images, texts = batch["pixel_values"], batch["input_ids"]
-        if config.cache_chunk is None:
-            images, texts = self._embed(images, texts)
-
-        every = torch.arange(len(texts), device=texts.device)
+        pixels, ids, mask = batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
+        every = torch.arange(len(ids), device=ids.device)
         masked, matched = every[:: config.mlm_stride], every[:: config.itm_stride]
         losses: dict[str, Tensor] = {}
-        negatives = None
+        negatives, pairs = None, list[_Pairs]()
+
+        # Image-text contrast, of the vectors of all processes.
         if config.itc_weight or config.itm_weight or self.teacher is not None:
-            losses, negatives = self._contrast(batch, images, texts, matched=matched)
+            same = self._same_pairs(batch)
+            vectors = self._vectors(model, batch)
+            keys = [(gather_with_grad(image), gather_with_grad(text)) for image, text in vectors]
+            losses["itc"] = self._itc_loss(vectors, keys, same=same if config.exclude_same else None)
+            if self.teacher is not None:
+                losses["teacher"] = self._distillation_loss(batch, vectors[0], same=same)
+            if config.itm_weight:  # by the similarities of the unimodal branch
+                negatives = self._sample_negatives(
+                    vectors[0], keys[0], same=same, rows=matched, seed=batch["step_seed"]
+                )
 
-        # Masked words of the pairs, and matching of pairs and negatives, in the fusion encoder.
-        pairs = self._pairs(batch, images, texts, masked=masked, matched=matched, negatives=negatives)
-        sums, logits = self._fuse(batch, pairs)
-        if sums is not None:
-            count = (batch["mlm_labels"][masked] != -100).sum().float()
-            losses["mlm"] = distributed.global_mean(sums[0], count)
-            losses["mlm_accuracy"] = distributed.global_mean(sums[1].detach(), count)
-        if logits is not None and negatives is not None:
-            labels, valid = negatives.labels, negatives.valid
+        # Pairs with masked words; true pairs, pairs with another image, with another text, with a false text.
+        if config.mlm_weight:
+            pairs.append(_Pairs(masked, batch["mlm_input_ids"][masked], mask[masked], batch["mlm_labels"][masked]))
+        if negatives is not None:
+            again = matched.repeat_interleave(config.negatives)
+            pixels, other_images = append_rows(pixels, negatives.image)
+            other_ids, other_mask = exchange(torch.stack([ids, mask], dim=1), negatives.text).unbind(1)
+            pairs.append(_Pairs(matched, ids[matched], mask[matched]))
+            pairs.append(_Pairs(other_images, ids[again], mask[again]))
+            pairs.append(_Pairs(again, other_ids, other_mask))
             if "false_input_ids" in batch:
-                labels = torch.cat([labels, torch.zeros_like(matched)])
-                valid = torch.cat([valid, batch["false_attention_mask"][matched].any(dim=1)])
-            losses["itm"] = itm_loss(logits, labels, valid=valid)
-            losses["itm_accuracy"] = accuracy(logits[valid], labels[valid])
+                false_mask = batch["false_attention_mask"][matched]
+                pairs.append(_Pairs(matched, batch["false_input_ids"][matched], false_mask))
 
-        loss = torch.stack(
-            [
-                vars(config)[f"{name}_weight"] * losses[name]
-                for name in ("itc", "teacher", "mlm", "itm")
-                if name in losses
-            ]
-        ).sum()
-        temperature = (-head.logit_scale.detach()).exp()[0]
-        return {"loss": loss} | {name: value.detach() for name, value in losses.items()} | {"temperature": temperature}
+        # Masked language modelling and image-text matching, in one pass of the fusion encoder.
+        if pairs:
+            fuse = cached(partial(self._fuse, pixels), size=config.cache_chunk)
+            sums, logits = fuse(*(torch.cat(parts) for parts in zip(*map(_Pairs.tensors, pairs), strict=True)))
+            if config.mlm_weight:
+                mlm, right = sums.sum(dim=0)
+                count = (batch["mlm_labels"][masked] != -100).sum().float()
+                losses["mlm"] = global_mean(mlm, count)
+                losses["mlm_accuracy"] = global_mean(right.detach(), count)
+            if negatives is not None:
+                targets, valid = negatives.labels, negatives.valid
+                if "false_input_ids" in batch:
+                    targets = torch.cat([targets, torch.zeros_like(matched)])
+                    valid = torch.cat([valid, batch["false_attention_mask"][matched].any(dim=1)])
+                logits = logits[-len(targets) :]
+                losses["itm"] = itm_loss(logits, targets, valid=valid)
+                losses["itm_accuracy"] = accuracy(logits[valid], targets[valid])
 
-    def _embed(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed pixels and token ids; what is embedded already stays as it is."""
-        backbone = self.model.vlmo
-        images = backbone.embed_image(images) if images.ndim == 4 else images
-        return images, backbone.embed_text(texts) if texts.ndim == 2 else texts
+        weighted = [vars(config)[f"{name}_weight"] * losses[name] for name in _PARTS if name in losses]
+        temperature = (-model.contrast_head.logit_scale.detach()).exp()[0]
+        named = {name: value.detach() for name, value in losses.items()}
+        return {"loss": torch.stack(weighted).sum()} | named | {"temperature": temperature}
 
-    # ------------------------------------------------------------------------------------------------ dual encoder
-
-    def _contrast(
-        self, batch: Batch, images: Tensor, texts: Tensor, *, matched: Int[Tensor, "matched"]
-    ) -> tuple[dict[str, Tensor], HardNegatives | None]:
-        """Return `itc`, `teacher` if there is one, and hard negatives for ITM if it has a weight."""
-        config = self.config
-        # Contrast of the vectors of all processes, for each ITC branch and number of dimensions.
-        blocks = self._blocks(batch["attention_mask"])
-        vectors = self._encode(batch, images, texts, blocks=blocks)
-        keys = [(distributed.gather_with_grad(image), distributed.gather_with_grad(text)) for image, text in vectors]
-        same = self._same_pairs(batch)
-        left_out = same if config.exclude_same else None
-        branches = [
-            itc_loss(
-                *first_dims(pair, number), logit_scale=head.logit_scale, same=left_out, keys=first_dims(both, number)
-            )
-            for head, pair, both in zip(self._contrast_heads(), vectors, keys, strict=True)
-            for number in (None, *config.nested_dims)
-        ]
-        losses, negatives = {"itc": torch.stack(branches).mean()}, None
-        if self.teacher is not None:
-            losses["teacher"] = self._distance(batch, vectors[0], blocks=blocks, same=same)
-        if config.itm_weight:
-            # By the similarities of the unimodal branch.
-            negatives = self._sample_negatives(vectors[0], keys[0], same=same, rows=matched, seed=batch["step_seed"])
-        return losses, negatives
-
-    def _encode(
-        self, batch: Batch, images: Tensor, texts: Tensor, *, blocks: list[TextBlock]
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _vectors(self, model: Any, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Return L2-normalised image and text vectors of each ITC branch."""
-        backbone, heads, mask = self.model.vlmo, self._contrast_heads(), batch["attention_mask"]
-        grid = backbone.image_embeddings.grid_of(batch["pixel_values"])
-        image_bias = backbone.make_position_bias(num_text=0, grid=grid)
-        text_bias = backbone.make_position_bias(num_text=mask.shape[1], grid=None)
+        size = self.config.cache_chunk if torch.is_grad_enabled() else None
+        encode_texts = cached(model.text_vectors, size=size)
+        if distributed.world_size() == 1:
+            encode_texts = by_length(encode_texts)
+        images = cached(model.image_vectors, size=size)(batch["pixel_values"])
+        return list(zip(images, encode_texts(batch["input_ids"], batch["attention_mask"]), strict=True))
 
-        def encode(block: TextBlock) -> list[tuple[Tensor, Tensor]]:
-            rows, length = block
-            image, text = self._embed(images[rows], texts[rows][:, :length])
-            own_bias = None if text_bias is None else [bias[..., :length, :length] for bias in text_bias]
-            sequences = (
-                backbone.join(image=image, grid=grid, position_bias=image_bias),
-                backbone.join(text=text, attention_mask=mask[rows][:, :length], position_bias=own_bias),
-            )
-            states = [backbone.contrast_states(each, fusion_branch=len(heads) > 1) for each in sequences]
-            return [(head.embed_image(i), head.embed_text(t)) for head, i, t in zip(heads, *states, strict=True)]
-
-        outputs = run_blocks(encode, blocks, recompute=self.config.cache_chunk is not None, device=mask.device)
-        return [
-            (_join_rows(images, blocks), _join_rows(texts, blocks))
-            for images, texts in (zip(*branch, strict=True) for branch in zip(*outputs, strict=True))
+    def _itc_loss(
+        self, vectors: list[tuple[Tensor, Tensor]], keys: list[tuple[Tensor, Tensor]], *, same: SamePairs | None
+    ) -> Tensor:
+        """Return the mean over ITC branches and numbers of dimensions."""
+        parts = [
+            itc_loss(*first_dims(pair, dims), logit_scale=head.logit_scale, same=same, keys=first_dims(both, dims))
+            for head, pair, both in zip(self.model.contrast_heads, vectors, keys, strict=True)
+            for dims in (None, *self.config.nested_dims)
         ]
+        return torch.stack(parts).mean()
 
-    def _blocks(self, mask: Int[Tensor, "batch text"]) -> list[TextBlock]:
-        """Return blocks of `cache_chunk` rows, or one; on a CPU of similar length if that halves the text tokens.
-
-        Elsewhere the lengths would have to be waited for; and all processes have to have as many blocks (FSDP).
-        """
-        size = self.config.cache_chunk
-        if mask.device.type == "cpu" and distributed.world_size() == 1:
-            lengths = (mask * torch.arange(1, mask.shape[1] + 1)).amax(dim=1)
-            sorted_rows = lengths.argsort().split(size or math.ceil(len(mask) / 4))
-            blocks = [(rows, int(lengths[rows].max())) for rows in sorted_rows]
-            if sum(len(rows) * length for rows, length in blocks) < mask.numel() / 2:
-                return [TextBlock(*block) for block in blocks]
-        return [TextBlock(rows, mask.shape[1]) for rows in row_slices(len(mask), size=size or len(mask))]
-
-    def _contrast_heads(self) -> list[ContrastHead]:
-        """Return the head of each ITC branch: unimodal, and VL-FFN where the model has one."""
-        second = self.model.fusion_contrast_head if isinstance(self.model, models.VLMoForPreTraining) else None
-        return [self.model.contrast_head] if second is None else [self.model.contrast_head, second]
+    def _distillation_loss(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Tensor:
+        teacher = cast("VLMoForImageTextRetrieval", self.teacher)
+        with torch.no_grad():
+            targets = self._vectors(teacher, batch)[0]
+        return distillation_loss(vectors, targets, logit_scale=teacher.contrast_head.logit_scale, same=same)
 
     def _same_pairs(self, batch: Batch) -> SamePairs:
         if self.config.exclude_same:
             return same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
         return own_pairs(len(batch["input_ids"]), device=batch["input_ids"].device)
-
-    def _distance(
-        self, batch: Batch, vectors: tuple[Tensor, Tensor], *, blocks: list[TextBlock], same: SamePairs
-    ) -> Tensor:
-        teacher = cast("VLMoForImageTextRetrieval", self.teacher)
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        with torch.no_grad():
-            texts = [
-                teacher.get_text_features(ids[rows][:, :length], mask[rows][:, :length]) for rows, length in blocks
-            ]
-            targets = teacher.get_image_features(batch["pixel_values"]), _join_rows(texts, blocks)
-        return distillation_loss(vectors, targets, logit_scale=teacher.contrast_head.logit_scale, same=same)
 
     def _sample_negatives(
         self,
@@ -344,96 +283,21 @@ class VisionLanguageObjective(nn.Module):
         )
         return HardNegatives(text=text, image=image, text_found=text_found, image_found=image_found, count=count)
 
-    # ---------------------------------------------------------------------------------------------- fusion encoder
-
-    def _pairs(
-        self,
-        batch: Batch,
-        images: Tensor,
-        texts: Tensor,
-        *,
-        masked: Int[Tensor, "masked"],
-        matched: Int[Tensor, "matched"],
-        negatives: HardNegatives | None,
-    ) -> list[Pairs]:
-        """Return pairs for MLM, then for ITM: true ones, a negative image, a negative text, a false text.
-
-        Args:
-            masked: Rows of MLM.
-            matched: Rows of ITM.
-        """
-        mask, pairs = batch["attention_mask"], []
-        if self.config.mlm_weight:
-            ids, labels = batch["mlm_input_ids"][masked], batch["mlm_labels"][masked]
-            pairs.append(Pairs(ids, mask[masked], images, masked, labels=labels))
-        if negatives is not None:
-            sent = torch.stack([batch["input_ids"], mask], dim=1)
-            other_ids, other_mask = distributed.exchange(sent, negatives.text).unbind(1)
-            again = matched.repeat_interleave(self.config.negatives)
-            pairs.append(Pairs(texts[matched], mask[matched], images, matched))
-            pairs.append(Pairs(texts[again], mask[again], *distributed.fetch_rows(images, negatives.image)))
-            pairs.append(Pairs(other_ids, other_mask, images, again))
-            if "false_input_ids" in batch:
-                false = batch["false_input_ids"][matched], batch["false_attention_mask"][matched]
-                pairs.append(Pairs(*false, images, matched))
-        new = [number for number, each in enumerate(pairs) if each.texts.ndim == 2]
-        if new and self.config.cache_chunk is None:
-            # Embedded together, since each look-up costs a gradient of the size of the word table.
-            embedded = self.model.vlmo.embed_text(torch.cat([pairs[number].texts for number in new]))
-            for number, part in zip(new, embedded.split([len(pairs[number].texts) for number in new]), strict=True):
-                pairs[number] = replace(pairs[number], texts=part)
-        return pairs
-
     def _fuse(
-        self, batch: Batch, groups: list[Pairs]
-    ) -> tuple[Float[Tensor, "2"] | None, Float[Tensor, "judged 2"] | None]:
-        """Return sums of MLM (of losses, and of right predictions), and the logits of ITM; None for one left out."""
-        backbone, config, mask = self.model.vlmo, self.config, batch["attention_mask"]
-        grid = backbone.image_embeddings.grid_of(batch["pixel_values"])
-        blocks, bias = [groups] if groups else [], None
-        if groups:
-            bias = backbone.make_position_bias(num_text=mask.shape[1], grid=grid)
-        if (size := config.cache_chunk) is not None:
-            blocks = [[pairs[part]] for pairs in groups for part in row_slices(len(pairs.rows), size=size)]
-
-        def fuse(groups: list[Pairs]) -> tuple[Tensor | None, Tensor | None]:
-            words, first = self._fused_states(groups, grid=grid, position_bias=bias)
-            labels = [pairs.labels for pairs in groups if pairs.labels is not None]
-            judged = first[sum(map(len, labels)) :]
-            sums = None
-            if labels and isinstance(self.model, models.VLMoForPreTraining):  # others have been refused an mlm_weight
-                wanted = torch.cat(labels)
-                wanted = wanted[wanted != -100]
-                predicted = self.model.mlm_head(backbone.finish(words, modality=LANGUAGE))
-                right = (predicted.detach().argmax(dim=-1) == wanted).float().sum()
-                sums = torch.stack([F.cross_entropy(predicted.float(), wanted, reduction="sum"), right])
-            return sums, self.model.judge(backbone.pool_pair(judged)) if len(labels) < len(groups) else None
-
-        outputs = run_blocks(fuse, blocks, recompute=config.cache_chunk is not None, device=mask.device)
-        sums = [each for each, _ in outputs if each is not None]
-        logits = [each for _, each in outputs if each is not None]
-        return torch.stack(sums).sum(0) if sums else None, torch.cat(logits) if logits else None
-
-    def _fused_states(
-        self, groups: list[Pairs], *, grid: tuple[int, int], position_bias: list[Tensor] | None
-    ) -> tuple[Float[Tensor, "words dim"], Float[Tensor, "pairs dim"]]:
-        """Return states of masked words and of first tokens, before the final norm."""
-        backbone = self.model.vlmo
-        embedded = [self._embed(pairs.images.index_select(0, pairs.rows), pairs.texts) for pairs in groups]
-        image, text = (torch.cat(parts) for parts in zip(*embedded, strict=True))
-        mask = torch.cat([pairs.mask for pairs in groups])
-        words = [torch.zeros_like(p.mask, dtype=torch.bool) if p.labels is None else p.labels != -100 for p in groups]
-        positions, filled = masked_positions(torch.cat(words))
-        sequence = backbone.join(text=text, attention_mask=mask, image=image, grid=grid, position_bias=position_bias)
-        states = backbone.run(sequence, fusion=True, queries=sequence.queries(words=positions))
-        return states[:, 1:][filled], states[:, 0]
-
-
-def _join_rows(parts: Sequence[Tensor], blocks: Sequence[TextBlock]) -> Tensor:
-    """Return the rows of all blocks in the order of the batch."""
-    rows = [block.rows for block in blocks if isinstance(block.rows, Tensor)]
-    joined = torch.cat(list(parts))
-    return joined[torch.cat(rows).argsort()] if rows else joined
+        self, pixels: Tensor, images: Tensor, ids: Tensor, mask: Tensor, labels: Tensor
+    ) -> tuple[Float[Tensor, "1 2"], Float[Tensor, "pairs 2"]]:
+        """Return MLM's sum of losses and number of right words, and the matching logits of each pair."""
+        wanted = labels != -100
+        shown, rows = images.unique(return_inverse=True)
+        encoded = self.model.vlmo.encode(pixels.index_select(0, shown), ids, mask, words=wanted, image_rows=rows)
+        sums, logits = encoded.first.new_zeros(1, 2), encoded.first.new_zeros(len(ids), 2)
+        if isinstance(self.model, models.VLMoForPreTraining) and self.config.mlm_weight:
+            words = self.model.mlm_head(encoded.tokens)
+            right = (words.detach().argmax(dim=-1) == labels[wanted]).float().sum()
+            sums = torch.stack([F.cross_entropy(words.float(), labels[wanted], reduction="sum"), right])[None]
+        if self.config.itm_weight:
+            logits = self.model.match_logits(encoded.first)
+        return sums, logits
 
 
 def _pad_to_global_length(batch: Batch) -> Batch:

@@ -1,20 +1,22 @@
-"""WordPiece vocabularies: read from BERT's files or trained on a corpus, and the tokenizer that uses them."""
+"""Tokenizers: BERT's WordPiece, read from a vocabulary or trained on a corpus, and BEiT-3's SentencePiece."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from vlmo.processing.sentencepiece import WORD_START
+from vlmo.lazy import install_command
 
 if TYPE_CHECKING:
-    from transformers import BertTokenizer, PreTrainedTokenizerBase
+    from transformers import BertTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 
+WORD_START = "\u2581"
+"""SentencePiece's stand-in for the space before a word, as the first character of its first piece."""
 # 8 keeps matrix shapes friendly to tensor cores, and the number of distinct shapes small.
 PAD_MULTIPLE = 8
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -88,6 +90,76 @@ def build_tokenizer(vocabulary: dict[str, int], *, max_text_length: int) -> Bert
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
+
+
+def load_sentencepiece(path: str | Path, *, max_text_length: int) -> TokenizersBackend:
+    """BEiT-3's tokenizer from `beit3.spm`: `<s> pieces </s>`, cased, cut to `max_text_length` tokens with both.
+
+    Ids follow fairseq: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, then every other piece one above its number in the
+    file, and `<mask>` last. The file's 64,000 pieces give 64,002 tokens; BEiT-3's table has 64,010 rows, of which eight
+    were never used (microsoft/unilm, issue 1318). Texts are cut as the `sentencepiece` package does; `tokenizers` may
+    lose a combining mark behind a character that the file's normalisation replaces.
+
+    Raises:
+        ValueError: No such file, or not a unigram model that begins with `<unk>`, `<s>`, `</s>`.
+        ModuleNotFoundError: `protobuf`, which reads the file, is not installed.
+    """
+    from transformers import TokenizersBackend
+    from transformers.convert_slow_tokenizer import SpmConverter
+
+    proto, special = _read_sentencepiece(Path(path)), ("<s>", "<pad>", "</s>", "<unk>")
+    pieces = list(proto.pieces)[3:]
+    del proto.pieces[:]
+    for token in special:
+        proto.pieces.add(piece=token)
+    proto.pieces.extend(pieces)
+    proto.pieces.add(piece="<mask>")
+    proto.trainer_spec.unk_id = special.index("<unk>")
+    vocabulary = [(piece.piece, piece.score) for piece in proto.pieces]
+    tokenizer: Any = SpmConverter.build_tokenizer_from_spm_proto(proto, vocabulary)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[(token, special.index(token)) for token in ("<s>", "</s>")],
+    )
+    return TokenizersBackend(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        mask_token="<mask>",
+        model_max_length=max_text_length,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _read_sentencepiece(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"no SentencePiece file at {path}: expected beit3.spm, which BEiT-3's authors publish")
+    try:
+        from google.protobuf.message import DecodeError
+        from transformers.convert_slow_tokenizer import import_protobuf
+
+        messages: Any = import_protobuf()  # a module whose classes are made when it is imported
+    except ImportError as error:
+        command = install_command("beit3")
+        raise ModuleNotFoundError(f"reading {path} needs the package protobuf. Install it with: {command}") from error
+    proto = messages.ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise ValueError(f"{path} is no SentencePiece file, or it is cut off; expected BEiT-3's beit3.spm") from error
+    first, kind = [piece.piece for piece in proto.pieces[:3]], proto.trainer_spec.model_type
+    if first != ["<unk>", "<s>", "</s>"] or kind != 1:
+        raise ValueError(
+            f"{path} has model type {kind} and begins with {', '.join(first) or 'no piece'}; expected a unigram model "
+            "(type 1) that begins with <unk>, <s>, </s>"
+        )
+    return proto
 
 
 def continuation_flags(tokenizer: PreTrainedTokenizerBase) -> Bool[np.ndarray, "vocab"]:

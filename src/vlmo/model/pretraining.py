@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.modeling_outputs import MaskedImageModelingOutput, MaskedLMOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
 from vlmo.folder import write_modules
+from vlmo.losses.itc import itc_loss
+from vlmo.losses.itm import itm_loss, sample_hard_negatives
+from vlmo.losses.masked import MLM_WEIGHT, masked_loss
 from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
-from vlmo.model.heads import ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead
-from vlmo.model.sequence import VISION, masked_positions
+from vlmo.model.heads import ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead, Pooler
 
 
 @dataclass
@@ -57,17 +58,34 @@ class _DualEncoder(VLMoPreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         write_modules(save_directory)
 
+    @property
+    def contrast_heads(self) -> list[ContrastHead]:
+        """The head of each ITC branch: unimodal, and VL-FFN where the model has one."""
+        return [self.contrast_head]
+
+    def image_vectors(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch dim"]]:
+        """Return L2-normalised vectors of images in each ITC branch."""
+        heads = self.contrast_heads
+        firsts = self.vlmo.encode(pixel_values, first_only=True, fusion_branch=len(heads) > 1).firsts
+        return [head.embed_image(first) for head, first in zip(heads, firsts, strict=True)]
+
+    def text_vectors(
+        self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
+    ) -> list[Float[Tensor, "batch dim"]]:
+        """Return L2-normalised vectors of texts in each ITC branch."""
+        heads, text = self.contrast_heads, (input_ids, attention_mask)
+        firsts = self.vlmo.encode(None, *text, first_only=True, fusion_branch=len(heads) > 1).firsts
+        return [head.embed_text(first) for head, first in zip(heads, firsts, strict=True)]
+
     def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Return L2-normalised `image_embeds`."""
-        (state,) = self.vlmo.contrast_states(self.vlmo.embed(pixel_values=pixel_values))
-        return self.contrast_head.embed_image(state)
+        return self.contrast_head.embed_image(self.vlmo.encode(pixel_values, first_only=True).first)
 
     def get_text_features(
         self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
     ) -> Float[Tensor, "batch dim"]:
         """Return L2-normalised `text_embeds`."""
-        (state,) = self.vlmo.contrast_states(self.vlmo.embed(input_ids=input_ids, attention_mask=attention_mask))
-        return self.contrast_head.embed_text(state)
+        return self.contrast_head.embed_text(self.vlmo.encode(None, input_ids, attention_mask, first_only=True).first)
 
     def match(
         self,
@@ -77,15 +95,13 @@ class _DualEncoder(VLMoPreTrainedModel):
     ) -> Float[Tensor, "batch 2"]:
         """Return matching logits of the fusion encoder, class 1 = match; ValueError without a matching head."""
         if self.match_head is None:
-            return self.judge(None)  # raises before the work
-        fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
-        return self.judge(fused.pooler_output)
+            raise ValueError("This model has no matching head (use_match_head is False): it scores no pairs.")
+        return self.match_logits(self.vlmo.encode(pixel_values, input_ids, attention_mask, first_only=True).first)
 
-    def judge(self, pooled: Float[Tensor, "batch dim"] | None) -> Float[Tensor, "batch 2"]:
-        """Return matching logits from pooled pairs; ValueError if the model has no matching head."""
-        if self.match_head is None or pooled is None:
-            raise ValueError("This model has no matching head (use_match_head is False): it judges no pairs.")
-        return self.match_head(pooled)
+    def match_logits(self, first: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch 2"]:
+        """Return matching logits from the first tokens of fused pairs, of a model that has the head."""
+        pooler, head = cast("Pooler", self.vlmo.pooler), cast("MatchHead", self.match_head)
+        return head(pooler(first[:, None]))
 
     def clamp_logit_scale_(self) -> None:
         """Clamp every temperature to 1/100 or above; called after each update."""
@@ -130,14 +146,17 @@ class VLMoForImageTextRetrieval(_DualEncoder):
     ) -> VLMoContrastOutput:
         """Embed what is given, compare all images with all texts; `match_logits` row by row, ValueError if no pairs.
 
-        With `return_loss` also `loss`, CLIP's: of a batch where each image has the text of its number.
+        With `return_loss` also `loss`, ITC's over all processes, of batches where row i of both belong together.
         """
         output = self._contrast(pixel_values, input_ids, attention_mask)
+        if not (return_loss or output_match_logits):
+            return output
+        pixel_values, input_ids = _pairs(pixel_values, input_ids)
         if return_loss:
-            output = VLMoContrastOutput(loss=_contrast_loss(output.logits_per_image), **output)  # the first of a tuple
+            scale = self.contrast_head.logit_scale
+            loss = itc_loss(output["image_embeds"], output["text_embeds"], logit_scale=scale)
+            output = VLMoContrastOutput(loss=loss, **output)  # the first of a tuple
         if output_match_logits:
-            if pixel_values is None or input_ids is None:
-                raise ValueError("output_match_logits needs pixel_values and input_ids, a text for each image.")
             output["match_logits"] = self.match(pixel_values, input_ids, attention_mask)
         return output
 
@@ -153,6 +172,11 @@ class VLMoForPreTraining(_DualEncoder):
         self.mlm_head = MaskedLanguageHead(config)
         self.post_init()
 
+    @property
+    def contrast_heads(self) -> list[ContrastHead]:
+        """The head of each ITC branch: unimodal, and VL-FFN where the model has one."""
+        return [self.contrast_head] + ([] if self.fusion_contrast_head is None else [self.fusion_contrast_head])
+
     @can_return_tuple
     def forward(
         self,
@@ -166,86 +190,65 @@ class VLMoForPreTraining(_DualEncoder):
     ) -> VLMoContrastOutput:
         """Run the dual encoder and, with as many images as texts, matching and masked-language logits of each pair.
 
-        `vlmo.losses` computes the same losses over all processes, with fewer passes.
+        The training of stage 3, with fewer passes and negatives of all processes, is
+        `vlmo.tasks.vision_language.VisionLanguageObjective`.
 
         Args:
             return_loss: Return the `loss` of a batch where each image has the text of its number: ITC of all branches,
-                plus ITM with a hard negative text and image for each pair, sampled from the batch.
+                plus ITM with a hard negative text and image for each pair, sampled from the process's batch.
             input_ids_masked: The texts with masked words, for the masked-language logits; default: `input_ids`.
-            labels: True ids at masked places, -100 elsewhere; MLM's loss, times 0.25, is added to `loss`. The words are
-                seen, and not predicted, unless those places are masked in `input_ids_masked` or `input_ids`.
+            labels: True ids at masked positions, -100 elsewhere; adds MLM's loss, times 0.25, to `loss`. The words are
+                seen, and not predicted, unless those positions are masked in `input_ids_masked` or `input_ids`.
 
         Raises:
             ValueError: A loss is asked for without a text for each image.
         """
         output = self._contrast(pixel_values, input_ids, attention_mask)
+        if return_loss or labels is not None:
+            pixel_values, input_ids = _pairs(pixel_values, input_ids)
         if pixel_values is None or input_ids is None or len(pixel_values) != len(input_ids):
-            if return_loss or labels is not None:
-                raise ValueError("return_loss and labels need pixel_values and input_ids, a text for each image.")
             return output
-        losses, given = [], (pixel_values, input_ids, attention_mask)
-        fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
-        output["match_logits"] = match_logits = self.judge(fused.pooler_output)
-        if return_loss and (logits := output.logits_per_image) is not None:
-            losses += [self._branches_loss(logits, *given), self._match_loss(logits, match_logits, *given)]
-        if input_ids_masked is not None:
-            fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids_masked, attention_mask=attention_mask)
-        output["mlm_logits"] = mlm_logits = self.mlm_head(fused.text_hidden_state)
+        losses = []
+        output["match_logits"] = self.match(pixel_values, input_ids, attention_mask)
+        if return_loss:
+            vectors = zip(self.image_vectors(pixel_values), self.text_vectors(input_ids, attention_mask), strict=True)
+            itc = [
+                itc_loss(*pair, logit_scale=head.logit_scale)
+                for head, pair in zip(self.contrast_heads, vectors, strict=True)
+            ]
+            losses = [torch.stack(itc).mean(), self._itm_loss(output, pixel_values, input_ids, attention_mask)]
+        masked = input_ids if input_ids_masked is None else input_ids_masked
+        fused = self.vlmo(pixel_values=pixel_values, input_ids=masked, attention_mask=attention_mask)
+        output["mlm_logits"] = logits = self.mlm_head(fused.text_hidden_state)
         if labels is not None:
-            losses.append(0.25 * F.cross_entropy(mlm_logits.flatten(0, 1).float(), labels.flatten()))
+            losses.append(MLM_WEIGHT * masked_loss(logits[labels != -100], labels[labels != -100]))
         return VLMoContrastOutput(loss=torch.stack(losses).sum(), **output) if losses else output
 
-    def _branches_loss(
-        self, logits: Tensor, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None
+    def _itm_loss(
+        self, output: VLMoContrastOutput, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None
     ) -> Tensor:
-        """Return the mean of ITC's loss over its branches; `logits` are those of the first."""
-        loss, head = _contrast_loss(logits), self.fusion_contrast_head
-        if head is None:
-            return loss
-        image, text = (
-            self.vlmo.contrast_states(sequence, fusion_branch=True)[1]
-            for sequence in (
-                self.vlmo.embed(pixel_values=pixel_values),
-                self.vlmo.embed(input_ids=input_ids, attention_mask=attention_mask),
-            )
+        """Return ITM's loss: each pair, and with another image and another text; in evaluation always the same ones."""
+        count, device = len(input_ids), input_ids.device
+        own = torch.eye(count, dtype=torch.bool, device=device)
+        uniform = torch.rand(2, count, device=device) if self.training else torch.full((2, count), 0.5, device=device)
+        (text, found), (image, _) = (
+            sample_hard_negatives(logits, excluded=own, uniform=numbers)
+            for logits, numbers in zip((output["logits_per_image"], output["logits_per_text"]), uniform, strict=True)
         )
-        return (loss + _contrast_loss(head(head.embed_image(image), head.embed_text(text)))) / 2
-
-    def _match_loss(
-        self,
-        logits: Tensor,
-        match_logits: Tensor,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-    ) -> Tensor:
-        """Return ITM's loss: each pair, and with another image and another text, as sampled by the softmax of ITC.
-
-        Outside of training these are the likeliest, so that an evaluation repeats itself.
-        """
-        count = len(input_ids)
-        if count == 1:  # the last of an epoch: there is no other pair
-            return F.cross_entropy(match_logits.float(), input_ids.new_ones(1))
-        own = torch.eye(count, dtype=torch.bool, device=input_ids.device)
-        chances = [x.detach().float().masked_fill(own, -torch.inf).softmax(dim=1) for x in (logits, logits.T)]
-        other_text, other_image = (x.multinomial(1)[:, 0] if self.training else x.argmax(dim=1) for x in chances)
-        every = torch.arange(count, device=input_ids.device)
-        texts = torch.cat([every, other_text])
+        every = torch.arange(count, device=device)
+        images, texts = torch.cat([image, every]), torch.cat([every, text])
         wrong = self.match(
-            pixel_values[torch.cat([other_image, every])],
-            input_ids[texts],
-            None if attention_mask is None else attention_mask[texts],
+            pixel_values[images], input_ids[texts], None if attention_mask is None else attention_mask[texts]
         )
-        labels = torch.tensor([1, 0, 0], device=every.device).repeat_interleave(count)
-        return F.cross_entropy(torch.cat([match_logits, wrong]).float(), labels)
+        labels = torch.tensor([1, 0, 0], device=device).repeat_interleave(count)
+        valid = torch.cat([torch.ones_like(found), found, found])
+        return itm_loss(torch.cat([output["match_logits"], wrong]), labels, valid=valid)
 
 
-def _contrast_loss(logits: Float[Tensor, "images texts"] | None) -> Float[Tensor, ""]:
-    """Return CLIP's symmetric cross-entropy; ValueError unless there is a text for each image."""
-    if logits is None or logits.shape[0] != logits.shape[1]:
-        raise ValueError("return_loss needs pixel_values and input_ids, a text for each image.")
-    rows = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits.float(), rows) + F.cross_entropy(logits.T.float(), rows)) / 2
+def _pairs(pixel_values: Tensor | None, input_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    if pixel_values is None or input_ids is None or len(pixel_values) != len(input_ids):
+        raise ValueError("Losses and match logits need pixel_values and input_ids, a text for each image.")
+    return pixel_values, input_ids
 
 
 class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
@@ -257,29 +260,6 @@ class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
         self.mim_head = MaskedImageHead(config)
         self.post_init()
 
-    def encode(
-        self,
-        pixel_values: Float[Tensor, "batch 3 height width"],
-        *,
-        bool_masked_pos: Bool[Tensor, "batch patch"] | None,
-        only_masked: bool = False,
-    ) -> Float[Tensor, "*patches dim"]:
-        """Return final hidden states of the patches, with the mask token where `bool_masked_pos` is True.
-
-        Args:
-            only_masked: Return those of the masked patches, (masked, dim) row by row, and compute no others.
-        """
-        backbone = self.vlmo
-        image = backbone.embed_image(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=self.mim_head.mask_token)
-        sequence = backbone.join(image=image, grid=backbone.image_embeddings.grid_of(pixel_values))
-        if only_masked and bool_masked_pos is not None:
-            positions, filled = masked_positions(bool_masked_pos)
-            queries = sequence.queries(patches=1 + positions)
-            states = backbone.run(sequence, fusion=False, queries=queries)[:, 1:][filled]
-        else:
-            states = backbone.run(sequence, fusion=False)[:, 1:]
-        return backbone.finish(states, modality=VISION)
-
     @can_return_tuple
     def forward(
         self,
@@ -288,11 +268,12 @@ class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
         labels: Int[Tensor, "batch patch"] | None = None,
     ) -> MaskedImageModelingOutput:
         """Return logits over visual tokens for each patch; with `labels` (visual tokens) the loss at masked patches."""
-        logits = self.mim_head(self.encode(pixel_values, bool_masked_pos=bool_masked_pos))
+        masked = {"bool_masked_pos": bool_masked_pos, "mask_token": self.mim_head.mask_token}
+        logits = self.mim_head(self.vlmo.encode(pixel_values, **masked).tokens[:, 1:])
         loss = None
         if labels is not None:
-            chosen = slice(None) if bool_masked_pos is None else bool_masked_pos
-            loss = F.cross_entropy(logits[chosen].flatten(0, -2).float(), labels[chosen].flatten())
+            chosen = torch.ones_like(labels, dtype=torch.bool) if bool_masked_pos is None else bool_masked_pos
+            loss = masked_loss(logits[chosen], labels[chosen])
         return MaskedImageModelingOutput(loss=loss, reconstruction=logits)
 
 
@@ -316,5 +297,5 @@ class VLMoForMaskedLM(VLMoPreTrainedModel):
         """Return logits over the vocabulary for every token; the loss where `labels` is not -100."""
         encoded = self.vlmo(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
         logits = self.mlm_head(encoded.text_hidden_state)
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        loss = None if labels is None else masked_loss(logits[labels != -100], labels[labels != -100])
         return MaskedLMOutput(loss=loss, logits=logits)

@@ -4,7 +4,7 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from vlmo.processing.wordpiece import (
+from vlmo.processing.tokenizers import (
     SPECIAL_TOKENS,
     build_tokenizer,
     continuation_flags,
