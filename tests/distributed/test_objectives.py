@@ -10,12 +10,16 @@ from vlmo import distributed
 from vlmo.losses import itm
 from vlmo.model import (
     VLMoConfig,
+    VLMoForImageClassification,
     VLMoForImageTextRetrieval,
     VLMoForMaskedImageModeling,
     VLMoForMaskedLM,
     VLMoForPreTraining,
+    VLMoForSemanticSegmentation,
 )
+from vlmo.tasks.classification import ClassificationConfig, ClassificationObjective
 from vlmo.tasks.language import LanguageObjective
+from vlmo.tasks.segmentation import SegmentationObjective
 from vlmo.tasks.vision import VisionObjective
 from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.training.engine import Engine
@@ -47,7 +51,8 @@ UNCACHED = {
     "sum, cached, every second row fused": "sum, every second row fused",
     "retrieval, cached": "retrieval",
 }
-ALL_TASKS = [*TASKS, *RETRIEVAL, "mim", "language"]
+ALL_TASKS = [*TASKS, *RETRIEVAL, "mim", "language", "classification", "segmentation"]
+CLASSES, IGNORED = 3, 255
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 
@@ -57,6 +62,14 @@ def make_objective(task: str) -> torch.nn.Module:
     config = VLMoConfig.tiny(layer_scale_init=1.0, initializer_range=0.2)
     if task == "mim":
         return VisionObjective(VLMoForMaskedImageModeling(config), tokenizer=FixedTokens())
+    if task == "classification":
+        config.num_labels = CLASSES
+        unmixed = ClassificationConfig(mixup=0.0, cutmix=0.0)  # mixing stays inside a process
+        return ClassificationObjective(VLMoForImageClassification(config), config=unmixed)
+    if task == "segmentation":
+        # Statistics of batch normalisation are a process's own on CPUs, so they are left out of the comparison.
+        config.num_labels, config.segmentation_channels = CLASSES, 8
+        return SegmentationObjective(VLMoForSemanticSegmentation(config)).eval()
     if task == "language":
         return LanguageObjective(VLMoForMaskedLM(config))
     if task in RETRIEVAL:
@@ -66,17 +79,29 @@ def make_objective(task: str) -> torch.nn.Module:
     return VisionLanguageObjective(VLMoForPreTraining(config), config=TASKS[task])
 
 
+def batch_of(task: str) -> dict[str, Tensor]:
+    batch = make_batch()
+    if task == "classification":
+        return {"pixel_values": batch["pixel_values"], "labels": torch.arange(GLOBAL_BATCH) % CLASSES}
+    if task == "segmentation":
+        labels = torch.randint(0, CLASSES, (GLOBAL_BATCH, 64, 64), generator=torch.Generator().manual_seed(0))
+        labels[0] = labels[1, :60] = IGNORED  # the first process has fewer pixels that count
+        return {"pixel_values": batch["pixel_values"], "labels": labels}
+    return with_false_texts(batch) if "false captions" in task else batch
+
+
 def losses_and_gradients(task: str) -> Result:
     """Losses, and gradients averaged over processes as data parallelism does."""
     objective = make_objective(task)
-    batch = with_false_texts(make_batch()) if "false captions" in task else make_batch()
-    losses = objective(own_share(batch, rank=distributed.rank(), world_size=distributed.world_size()))
+    losses = objective(own_share(batch_of(task), rank=distributed.rank(), world_size=distributed.world_size()))
     losses["loss"].backward()
     gradients = {
         name: distributed.all_reduce(parameter.grad) / distributed.world_size()
         for name, parameter in objective.model.named_parameters()
         if parameter.grad is not None
     }
+    if task in {"classification", "segmentation"}:  # each process has the mean of its own rows
+        losses = {name: distributed.all_reduce(value) / distributed.world_size() for name, value in losses.items()}
     return {name: value.detach() for name, value in losses.items()}, gradients
 
 

@@ -148,8 +148,10 @@ def convert(
     asked = num_attention_heads or (None if given is None else given.num_attention_heads)
     sizes = common_sizes(named, PUBLISHED, columns=None if table is None else table.shape[1], num_attention_heads=asked)
     sizes["image_size"] = sizes["patch_size"] * _grid(named, table, given, patch_size=sizes["patch_size"])
-    told = {name: getattr(given, name, sizes[name]) for name in _SIZES}
-    if wrong := [f"{name} {value}, the weights {sizes[name]}" for name, value in told.items() if value != sizes[name]]:
+    stated = {name: getattr(given, name, sizes[name]) for name in _SIZES}
+    if wrong := [
+        f"{name} {value}, the weights {sizes[name]}" for name, value in stated.items() if value != sizes[name]
+    ]:
         raise ValueError(f"config.json says {'; '.join(wrong)}; expected the same. Is the folder whole?")
     layer_scale = 1e-5 if sizes["num_hidden_layers"] >= _LARGE_DEPTH else 0.1
     layer_scale = layer_scale if given is None else given.layer_scale_init_value

@@ -46,7 +46,7 @@ class Conversion:
     Attributes:
         kind: For people, for example `"VLMo, fine-tuned on VQA"`.
         weights: Under our names, at the shapes that `config` gives.
-        unused: Published keys that are known and have no place in our model, such as index buffers.
+        unused: Published keys that are known and of no use to our model, such as index buffers.
         unknown: Published keys that no layout knows.
         created: Patterns (`re.match` on our names) of parameters that a file of this kind never holds. They are
             initialised from a fixed seed.
@@ -81,7 +81,7 @@ _SIZES_OF_HEADS = {
 
 @dataclass(frozen=True)
 class HeadTask:
-    """A task of a layout, told by heads of the file; the rows of a table stand in the order of precedence.
+    """A task of a layout, known by heads of the file; the rows of a table stand in the order of precedence.
 
     Attributes:
         title: Words for people; `{}` is the number of classes.

@@ -87,7 +87,7 @@ def system_error(error: BaseException | None) -> OSError | None:
 
 @contextlib.contextmanager
 def _naming(target: Path) -> Iterator[None]:
-    """Raise OSError with the name `target` where a write is refused: a full disk is told without a name."""
+    """Raise OSError with the name `target` where a write is refused: a full disk is reported without one."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -46,7 +46,7 @@ def check_pickles(file: IO[bytes], name: object) -> None:
 
 
 def _check_pickle(file: IO[bytes], refused: str) -> None:
-    """Follow the pickle with lists in place of its objects, then count what it stands for."""
+    """Follow the pickle with lists instead of its objects, then count what it stands for."""
     stack: list[list[Any]] = []
     marks: list[int] = []
     memo: dict[Any, list[Any]] = {}

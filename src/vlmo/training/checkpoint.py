@@ -225,8 +225,8 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
             # A disk for states is common; behind the link only states are replaced, and never those of another run.
             if entry != state or not state.is_dir() or (state.resolve().parent / "recipe.json").exists():
                 raise ValueError(
-                    f"{entry} is a link or no regular file, and a run replaces it: put a copy in its place (state alone"
-                    " may be a link, to a folder that is not in a run folder)"
+                    f"{entry} is a link or no regular file, and a run replaces it: put a copy there (state alone may be"
+                    " a link, to a folder that is not in a run folder)"
                 )
     path = run_dir / "recipe.json"
     if path.exists():

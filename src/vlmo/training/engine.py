@@ -200,8 +200,8 @@ def _shard(step: nn.Module, blocks: Sequence[nn.Module], *, precision: Precision
     With bf16, weights of blocks travel and work in bf16. The few others, the temperature among them, stay float32 and
     meet autocast, as the residual stream does; gradients are summed in float32.
     """
-    place = next(step.parameters()).device
-    mesh = init_device_mesh(place.type, (world_size(),))
+    device = next(step.parameters()).device
+    mesh = init_device_mesh(device.type, (world_size(),))
     inner = MixedPrecisionPolicy()
     if precision == "bf16":
         inner = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -156,7 +156,7 @@ def _add_to_weights(model: nn.Module, folder: Path, settings: dict[str, Any], ad
     """Add the products of an adapter to the weights of its model, and replace what was trained whole.
 
     Raises:
-        ValueError: A tensor has no place in the model, another shape or rank, or makes numbers that are not finite.
+        ValueError: A tensor is none of the model, or has another shape or rank, or makes numbers that are not finite.
     """
     rank = settings["r"]
     scale = settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank)
@@ -178,8 +178,8 @@ def _add_to_weights(model: nn.Module, folder: Path, settings: dict[str, Any], ad
             weight.copy_(new)
     if differing := sorted([*differing, *given]):
         raise ValueError(
-            f"{folder} does not fit its model {settings['base_model_name_or_path']}: {differing[0]} has another place, "
-            "shape or rank, or numbers that are not finite"
+            f"{folder} does not fit its model {settings['base_model_name_or_path']}: {differing[0]} is none of"
+            " it, or has another shape or rank, or numbers that are not finite"
         )
 
 
