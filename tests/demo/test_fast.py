@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -70,3 +71,26 @@ def test_quickstart_fast_makes_a_folder_of_its_own(tmp_path, monkeypatch):
 
 def test_quickstart_fast_refuses_a_scale(capsys):
     assert "give one of them" in refused(["quickstart", "--fast", "--scale", "0.5"], capsys)
+
+
+def test_contact_sheet_frames_only_the_right_images():
+    image = Image.new("RGB", (64, 64), "black")
+    found = {
+        "a word that is quite a bit too long for one line of the sheet " * 3: [
+            (image, is_right) for is_right in (False, True, False, False, False)
+        ],
+        "missed": [(image, False)] * 5,
+    }
+    sheet = fast.contact_sheet(found)
+    assert sheet.width == 786  # five images of 92 pixels
+    pixels = np.asarray(sheet).astype(int)
+    # The frame, far from black, white and gray.
+    green = (np.abs(pixels - np.array((31, 138, 76))).sum(axis=-1) < 60).nonzero()
+    assert len(green[0]) > 500
+    assert green[0].max() < sheet.height // 2
+    assert 345 < green[1].min() < green[1].max() < 450  # the second of five
+
+
+def test_contact_sheet_takes_unusual_input():
+    sheet = fast.contact_sheet({"": [(Image.new("LA", (3, 90)), True)], "x" * 300: []})
+    assert sheet.width == 362

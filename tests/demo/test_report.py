@@ -3,14 +3,16 @@ from __future__ import annotations
 import math
 import re
 from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from vlmo.demo.examples import Decision, ImageQuery, TextQuery
-from vlmo.demo.report import AttentionMap, Report, write_report
+from vlmo.demo.report import line_chart, write_report
 
+SVG = "{http://www.w3.org/2000/svg}"
 NASTY = 'a "quoted" <script>alert(1)</script> & <b>bold</b> $title'
 VOID = {"meta", "img"}
 
@@ -51,35 +53,32 @@ def image(number):
     return image
 
 
-def full_report():
+def full_report() -> dict[str, Any]:
     images = [image(number) for number in range(6)]
     dual, fused, chance = {"Texts": 0.118}, {"Texts": 0.161, "Questions": 0.9}, {"Texts": 0.002, "Questions": 0.5}
-    return Report(
-        title=f"Title {NASTY}",
-        summary=f"Summary {NASTY}",
-        metrics={"Dual encoder": dual, f"Fusion encoder {NASTY}": fused, "Chance": chance},
-        headline=("Texts", "Questions"),
-        metrics_note=f"Note {NASTY}",
-        decisions=[Decision(NASTY, dual=images[0], fusion=images[1])],
-        decisions_note=f"Decided {NASTY}",
-        seconds={f"Stage {NASTY}": 92.0, "Stage 2": 8.04},
-        charts={
+    found = {"text": NASTY, "images": images[:5], "correct": 2, "rank": 3, "answer": images[2]}
+    return {
+        "title": f"Title {NASTY}",
+        "summary": f"Summary {NASTY}",
+        "metrics": {"Dual encoder": dual, f"Fusion encoder {NASTY}": fused, "Chance": chance},
+        "headline": ("Texts", "Questions"),
+        "metrics_note": f"Note {NASTY}",
+        "decisions": [{"text": NASTY, "dual": images[0], "fusion": images[1]}],
+        "decisions_note": f"Decided {NASTY}",
+        "seconds": {f"Stage {NASTY}": 92.0, "Stage 2": 8.04},
+        "charts": {
             f"Losses {NASTY}": {NASTY: [(step, 4 / (step + 1)) for step in range(3000)]},
             "Broken": {"nan": [(0, math.nan), (1, math.inf)]},
         },
-        text_to_image=[
-            ImageQuery(NASTY, images[:5], correct=2, rank=3),
-            ImageQuery("missed", images[:5], correct=None, rank=17, answer=images[5]),
-        ],
-        image_to_text=[TextQuery(images[0], [NASTY, "b", "c"], correct=[0, 2], rank=1)],
-        attention=[AttentionMap(images[0], [NASTY, "b"], np.random.rand(2, 4, 4).astype(np.float32))],
-        details={f"Key {NASTY}": f"Value {NASTY}"},
-    )
+        "text_to_image": [found, found | {"text": "missed", "correct": None, "rank": 17, "answer": images[5]}],
+        "attention": [(images[0], [NASTY, "b"], np.random.rand(2, 4, 4).astype(np.float32))],
+        "details": {f"Key {NASTY}": f"Value {NASTY}"},
+    }
 
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory):
-    path = write_report(tmp_path_factory.mktemp("report") / "new" / "report.html", full_report())
+    path = write_report(tmp_path_factory.mktemp("report") / "new" / "report.html", **full_report())
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
     return path.read_text(encoding="utf-8")
 
@@ -93,7 +92,7 @@ def test_text_is_escaped(html, page):
     assert "<script" not in html
     assert "<b>bold" not in html
     # Title (twice: the window's too), summary, notes, names, key, caption, words: everything arrives unharmed.
-    assert page.text.count(NASTY) >= 15
+    assert page.text.count(NASTY) >= 13
 
 
 def test_report_loads_nothing(html, page):
@@ -131,19 +130,57 @@ def test_report_can_be_read_without_seeing(html, page):
 
 
 def test_report_stays_small(tmp_path):
+    path = tmp_path / "report.html"
     # Smooth in three colours and no two pixels alike, as photographs are.
     waves = np.linspace(0, 9, 900)[:, None, None] * np.linspace(1, 3, 700)[None, :, None] + np.arange(3)
     photo = Image.fromarray((127 + 90 * np.sin(waves) + np.random.normal(0, 8, waves.shape)).astype(np.uint8))
-    report = Report(
-        title="big",
-        charts={"long": {"loss": [(step, math.sin(step)) for step in range(100_000)]}},
-        text_to_image=[ImageQuery("photographs", [photo] * 5, correct=0, rank=1)] * 10,
-    )
+    query = {"text": "photographs", "images": [photo] * 5, "correct": 0, "rank": 1, "answer": photo}
+    charts = {"long": {"loss": [(step, math.sin(step)) for step in range(100_000)]}}
     # Fifty photographs and a hundred thousand steps: images are shrunk, curves thinned out.
-    assert write_report(tmp_path / "report.html", report).stat().st_size < 450_000
+    assert write_report(path, title="big", charts=charts, text_to_image=[query] * 10).stat().st_size < 450_000
 
 
 def test_empty_report_is_a_page_with_a_title(tmp_path):
-    page = Page(write_report(tmp_path / "report.html", Report(title="Nothing yet")).read_text(encoding="utf-8"))
+    page = Page(write_report(tmp_path / "report.html", title="Nothing yet").read_text(encoding="utf-8"))
     assert "Nothing yet" in page.text
     assert page.all("section") == []
+
+
+def curves(chart: str, *, color: str = "#4c86c6") -> list[list[tuple[float, ...]]]:
+    """The points of a curve."""
+    paths = [path for path in ElementTree.fromstring(chart).iter(f"{SVG}path") if color in path.get("style", "")]
+    points = [path.get("d", "").strip("M \n").split("L") for path in paths[:1]]  # the second is the legend's
+    return [[tuple(map(float, point.split())) for point in path] for path in points]
+
+
+@pytest.mark.parametrize("num_points", [1, 2, 24, 25, 5000])
+def test_chart_is_xml_and_stays_inside(num_points):
+    falling = [(step, 5 - 4 * step / num_points) for step in range(num_points)]
+    chart = line_chart('A "title"', {"falling <&>": falling, "$1$": [(0, 2.0), (num_points, 2.0)]})
+    root = ElementTree.fromstring(chart)
+    assert "falling <&> from" in root.get("aria-label")
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert any(text.startswith("falling <&> ") for text in texts)
+    assert "$1$ 2" in texts
+    for points in curves(chart):
+        assert len(points) <= 60
+        assert all(0 <= x <= 375 and 0 <= y <= 195 for x, y in points)
+    heights = [y for _, y in curves(chart)[0]]
+    assert heights == sorted(heights)  # down the page, as the loss falls
+
+
+def test_points_are_means_of_neighbors_at_their_middle():
+    # A falling loss is not shown later than it fell.
+    (points,) = curves(line_chart("line", {"loss": [(step, 600.0 - step) for step in range(600)]}))
+    assert len(points) == 60
+    steps = np.diff([x for x, _ in points])
+    assert steps == pytest.approx(steps[0], abs=1e-3)
+    slopes = np.diff([y for _, y in points]) / steps
+    assert slopes == pytest.approx(slopes[0], abs=1e-3)
+
+
+def test_values_that_are_not_finite_are_left_out():
+    assert line_chart("none", {"loss": [(0, math.nan)]}) == line_chart("none", {}) == ""
+    chart = line_chart("some", {"loss": [(0, 2.0), (1, math.nan), (2, 1.0)]})
+    assert [len(points) for points in curves(chart)] == [2]
+    assert "loss 1" in [text.text for text in ElementTree.fromstring(chart).iter(f"{SVG}text")]

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from vlmo.data.decoding import read_path
 from vlmo.data.sources import open_source
 from vlmo.data.validation import filter_invalid_rows
-from vlmo.demo.examples import contact_sheet
 from vlmo.folder.atomic import write_folder
 from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Searcher, build_index
 from vlmo.retrieval.encoder import prepare_searches
 from vlmo.terminal import escaped
+from vlmo.visualization import Sheet
 
 SOURCES = (("icon-fonts", "test"), ("lucide-icons", "test"), ("emoji-pairs", "train"), ("emoji-pairs", "test"))
 """Sets and splits of 18,600 icons and drawings; training of `vlmo-small` left out `lucide-icons` and the last."""
 QUERIES = ("shopping cart", "bicycle", "umbrella", "camera", "calendar", "gift", "mountain", "red heart")
 _TOP, _NUM_CAPTIONS = 8, 3
+_MARGIN, _TEXT_WIDTH, _GAP, _ROW_GAP = 28, 200, 14, 18
 
 
 def run_fast_start(
@@ -80,6 +82,30 @@ def run_fast_start(
     ]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     return named
+
+
+def contact_sheet(found: Mapping[str, Sequence[tuple[Image.Image, bool]]]) -> Image.Image:
+    """Return one row a query: the text on the left, its best images beside it, the right ones framed in green.
+
+    Args:
+        found: By the text of the query, its images, best first, each with True where it is a right one.
+    """
+    side = 92
+    width = 2 * _MARGIN + _TEXT_WIDTH + max(map(len, found.values())) * (side + _GAP)
+    sheet = Sheet(width, 2 * _MARGIN + len(found) * (side + _ROW_GAP) - _ROW_GAP)
+    for row, (text, images) in enumerate(found.items()):
+        upper = _MARGIN + row * (side + _ROW_GAP)
+        lines = sheet.wrapped(text, width=_TEXT_WIDTH, max_lines=3)
+        y = upper + (side - 22 * len(lines)) / 2
+        for line in lines:
+            sheet.text(line, x=_MARGIN, y=y)
+            y += 22
+        for place, (image, is_right) in enumerate(images):
+            x = _MARGIN + _TEXT_WIDTH + _GAP + place * (side + _GAP)
+            sheet.tile(image, x=x, y=upper, side=side)
+            if is_right:
+                sheet.tick(x=x, y=upper, side=side)
+    return sheet.finished()
 
 
 def _write_images(folder: Path, *, sources: Sequence[tuple[str, str]]) -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from vlmo.data.rows import column
 from vlmo.data.sources import decode_image, open_source
-from vlmo.demo.examples import Decision, decision_sheet, decisions, example_queries
-from vlmo.demo.report import AttentionMap, Report, write_report
+from vlmo.demo.report import write_report
 from vlmo.distributed import choose_device
 from vlmo.recipes import describe, find_recipe
 from vlmo.recipes.quickstart import (
@@ -48,7 +48,7 @@ MATCHING, QUESTIONS, STATEMENTS = "shapes-matching", "shapes-questions", "shapes
 BLIND, CHANCE = "Without the image", "Chance"
 """Further columns of the table; without the image, the answer to a question is the most frequent one in training."""
 
-_SHORTLIST, _NUM_DECISIONS, _NUM_EXAMPLES = 32, 6, 8
+_SHORTLIST, _NUM_DECISIONS, _NUM_EXAMPLES, _TOP = 32, 6, 8, 5
 _GROUP = 4  # statements with the same sentence stand together
 _KINDS = {"object": "another shape", "color": "another color", "relation": "the opposite side", "swap": "two swapped"}
 
@@ -109,10 +109,8 @@ def run_quickstart(
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; give a number above 0")
     run, console = Path(run), console or Console(quiet=True)
-    recipes, precision = (
-        quickstart_recipes(run, scale=scale, seed=seed),
-        choose_precision("auto", device=choose_device()),
-    )
+    recipes = quickstart_recipes(run, scale=scale, seed=seed)
+    precision = choose_precision("auto", device=choose_device())
     remaining = RemainingTime([scale * getattr(step, precision) for step in STEPS.values()])
     finished = sum((run / name / "model").exists() for name in recipes)
     console.print(f"about {remaining.to_end(finished)} to the end on two CPU cores", highlight=False)
@@ -208,46 +206,38 @@ def _evaluate(run: Path, *, scale: float, console: Console) -> dict[str, TaskRes
 
 def _metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
     """Return the table: for each column its values by row."""
-    columns: dict[str, dict[str, float]] = {name: {} for name in (DUAL, FUSION, BLIND, CHANCE)}
-
-    def add(row: str, **values: float) -> None:
-        for name, value in values.items():
-            columns[{"dual": DUAL, "fusion": FUSION, "blind": BLIND, "chance": CHANCE}[name]][row] = value
-
-    found, told = results["shapes"], results["shapes-binding"].metrics
-    for row, metric in {IMAGE_RECALL: "ir@1", TEXT_RECALL: "tr@1"}.items():
-        dual, fusion = found.metrics[metric], found.metrics[f"rerank_{metric}"]
-        add(row, dual=dual, fusion=fusion, chance=found.chance[metric])
+    found, told, questions = (results[name] for name in ("shapes", "shapes-binding", QUESTIONS))
+    rows: dict[str, tuple[float | None, ...]] = {
+        row: (found.metrics[metric], found.metrics[f"rerank_{metric}"], None, found.chance[metric])
+        for row, metric in {IMAGE_RECALL: "ir@1", TEXT_RECALL: "tr@1"}.items()
+    }
     for kind, meaning in _KINDS.items():
-        add(
-            f"Caption or one with {meaning}",
-            dual=told[f"dual[{kind}]"],
-            fusion=told[f"fusion[{kind}]"],
-            blind=0.5,
-            chance=0.5,
-        )
-    questions = results[QUESTIONS]
-    name = next(iter(questions.metrics))
-    add(QUESTION_ROW, fusion=questions.metrics[name], blind=blind_accuracy(), chance=questions.chance[name])
-    add(STATEMENT_ROW, fusion=results[STATEMENTS].metrics["accuracy"], blind=0.5, chance=0.5)
-    return columns
+        scores = (told.metrics[f"{encoder}[{kind}]"] for encoder in ("dual", "fusion"))
+        rows[f"Caption or one with {meaning}"] = (*scores, 0.5, 0.5)
+    accuracy = next(iter(questions.metrics))
+    rows[QUESTION_ROW] = (None, questions.metrics[accuracy], blind_accuracy(), questions.chance[accuracy])
+    rows[STATEMENT_ROW] = (None, results[STATEMENTS].metrics["accuracy"], 0.5, 0.5)
+    return {
+        name: {row: value for row, cells in rows.items() if (value := cells[number]) is not None}
+        for number, name in enumerate((DUAL, FUSION, BLIND, CHANCE))
+    }
 
 
 def blind_accuracy() -> float:
     """Return the accuracy of the most frequent training answer to each question, or else to its kind of question."""
-    train, test = (open_source(QUESTIONS, split=split) for split in ("train", "test"))
+    train, test = (
+        [column(open_source(QUESTIONS, split=split), name) for name in ("question", "question_type", "answers")]
+        for split in ("train", "test")
+    )
     asked: dict[str, Counter[str]] = {}
-    for question, kind, answers in zip(*(column(train, name) for name in _ASKED), strict=True):
+    for question, kind, answers in zip(*train, strict=True):
         for key in (question, kind):
             asked.setdefault(key, Counter()).update(answers)
     right = [
         asked.get(question, asked[kind]).most_common(1)[0][0] in answers
-        for question, kind, answers in zip(*(column(test, name) for name in _ASKED), strict=True)
+        for question, kind, answers in zip(*test, strict=True)
     ]
     return sum(right) / len(right)
-
-
-_ASKED = ("question", "question_type", "answers")
 
 
 def _write(
@@ -258,32 +248,23 @@ def _write(
     seconds: Mapping[str, float],
     seed: int,
 ) -> Path:
-    """Write the report and the sheet of decisions; return the report's path."""
-    result = results["shapes"]
+    """Write the report and return its path."""
+    result, rows = results["shapes"], open_source("shapes", split="test")
     count = result["ir@1"].n
-    rows = open_source("shapes", split="test")
     trained = {text for texts in column(open_source("shapes", split="train"), "captions") for text in texts}
     repeated = sum(text in trained for texts in column(rows, "captions")[:count] for text in texts)
-    headline = (IMAGE_RECALL, SIDES, QUESTION_ROW)
     images = {name: decode_image(rows[number]["image"]) for number, name in enumerate(rows["image_id"])}
     encoder = Encoder(run / MATCHING / "model")
-    gained, lost = decisions(result.predictions)
-    shown = [
-        Decision(row["caption"], dual=images[row["found"][0]], fusion=images[row["image_id"]])
-        for row in gained[:: max(1, len(gained) // _NUM_DECISIONS)][:_NUM_DECISIONS]
-    ]
-    if shown:
-        decision_sheet(shown).save(run / "decisions.png")
-    text_to_image, image_to_text = example_queries(
-        result.predictions, images=images, count=_NUM_EXAMPLES, prefix="rerank_"
-    )
+    gained, lost, queries = examples(result.predictions, images=images)
     charts = {}
     for name, step in STEPS.items():
         lines = read_metrics(run / name)
         charts[step.title] = {
             loss: [(line["step"], line[loss]) for line in lines if loss in line] for loss in step.losses
         }
-    report = Report(
+    headline = (IMAGE_RECALL, SIDES, QUESTION_ROW)
+    return write_report(
+        run / "report.html",
         title="VLMo quickstart",
         summary=(
             "A small VLMo went through all three stages on scenes of shapes and their captions, then through "
@@ -301,16 +282,15 @@ def _write(
             f"Whole runs reached with the fusion encoder, {which_runs()}, percent: "
             f"{'; '.join(f'{row} {over_seeds(FUSION, row)}' for row in headline)}."
         ),
-        decisions=shown,
+        decisions=(shown := gained[:: max(1, len(gained) // _NUM_DECISIONS)][:_NUM_DECISIONS]),
         decisions_note=(
             f"Texts for which the two encoders put different images first. The fusion encoder alone is right for "
-            f"{len(gained)} of {count:,} texts, the dual encoder alone for {len(lost)}."
+            f"{len(gained)} of {count:,} texts, the dual encoder alone for {lost}."
         ),
         seconds={STEPS[name].title if name in STEPS else name.capitalize(): value for name, value in seconds.items()},
         charts=charts,
-        text_to_image=text_to_image,
-        image_to_text=image_to_text,
-        attention=[AttentionMap(each.fusion, *encoder.attention(each.fusion, each.text)) for each in shown[:3]],
+        text_to_image=queries[:: max(1, len(queries) // _NUM_EXAMPLES)][:_NUM_EXAMPLES],
+        attention=[(each["fusion"], *encoder.attention(each["fusion"], each["text"])) for each in shown[:3]],
         details={
             "Machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads",
             "Python": platform.python_version(),
@@ -318,4 +298,24 @@ def _write(
             "Seed": str(seed),
         },
     )
-    return write_report(run / "report.html", report)
+
+
+def examples(
+    predictions: Sequence[dict[str, Any]], *, images: Mapping[str, Image.Image]
+) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
+    """Return the texts that the fusion encoder alone finds the image of, how many the dual encoder alone, and all.
+
+    Of all texts, with the first five images of the fusion encoder, and the number of the right one among them, if any.
+    """
+    gained, lost, queries = [], 0, []
+    for row in predictions:
+        if row["query"] != "caption":
+            continue
+        found, right = row["rerank_found"][:_TOP], images[row["image_id"]]
+        lost += row["rank"] == 1 < row["rerank_rank"]
+        if row["rank"] > 1 == row["rerank_rank"]:
+            gained.append({"text": row["caption"], "dual": images[row["found"][0]], "fusion": right})
+        correct = found.index(row["image_id"]) if row["image_id"] in found else None
+        shown = {"images": [images[name] for name in found], "correct": correct, "answer": right}
+        queries.append({"text": row["caption"], "rank": row["rerank_rank"], **shown})
+    return gained, lost, queries

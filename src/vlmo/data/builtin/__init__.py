@@ -57,15 +57,6 @@ def labels(name: str) -> list[str]:
     return list(found[name])
 
 
-def packages(name: str) -> dict[str, str]:
-    """Return the packages that the built-in set `name` comes from, with their versions.
-
-    Raises:
-        ModuleNotFoundError: One of them is not installed.
-    """
-    return {package: version(package) for package in _builder(name).PACKAGES}
-
-
 def built_folder(root: Path | None = None) -> Path:
     """Return the folder below `root`, or the cache folder, that built-in sets are built into."""
     return (root or cache_folder()) / "builtin"
