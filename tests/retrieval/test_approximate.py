@@ -9,7 +9,6 @@ from tests.retrieval.toy_index import NUM, build, write_folder
 from vlmo.retrieval import Index, approximate
 from vlmo.retrieval.approximate import make_approximate
 from vlmo.retrieval.embedding import Batch, Encoded
-from vlmo.retrieval.pending import as_rows
 from vlmo.retrieval.sources import Record
 from vlmo.retrieval.store import Approximate, Store
 
@@ -41,7 +40,7 @@ def filled(folder, *, number: int, captions: bool) -> tuple[Store, np.ndarray]:
     ]
     of_captions = [vector[None] if captions else np.zeros((0, DIM), np.float32) for vector in vectors]
     store = Store(folder, dim=DIM)
-    store.write(as_rows(Batch(records, [Encoded(vector, b"", 1, 1) for vector in vectors], of_captions)))
+    store.write(Batch(records, [Encoded(vector, b"", 1, 1) for vector in vectors], of_captions).as_rows())
     return store, vectors
 
 

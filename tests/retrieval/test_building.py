@@ -31,7 +31,7 @@ from tests.retrieval.toy_index import (
 from tests.rights import ordinary_rights
 
 from vlmo import progress
-from vlmo.retrieval import Index, Searcher, build_index, building, embedding, pending, store
+from vlmo.retrieval import Index, Searcher, build_index, building, embedding, store
 from vlmo.retrieval.sources import Record
 from vlmo.retrieval.store import Store
 from vlmo.retrieval.vectors import embed_images
@@ -446,7 +446,7 @@ def test_index_keeps_the_size_of_its_vectors(model, encoder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["files", "tar"])
 def test_images_go_through_a_few_at_a_time(kind, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(pending, "_ROWS", 10)
+    monkeypatch.setattr(embedding, "_PENDING_ROWS", 10)
     given = write_folder(tmp_path / "images", table=False)
     for number in range(60):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(given / f"plain {number}.png")
@@ -463,7 +463,7 @@ def test_images_go_through_a_few_at_a_time(kind, encoder, tmp_path, monkeypatch)
 
     def count(encoder, decoding):
         alive.append(sum(each() is not None for each in read))
-        file = tmp_path / "index" / pending.PENDING_FILE
+        file = tmp_path / "index" / embedding.PENDING_FILE
         waiting.append(file.stat().st_size if file.exists() else 0)
         return embed(encoder, decoding)
 
@@ -537,8 +537,8 @@ def test_index_that_is_not_finished_says_so(encoder, tmp_path, monkeypatch, capl
     with pytest.raises(ValueError, match=r"not finished: its first run was cut off.*run vlmo index again"):
         Index(out)
     monkeypatch.undo()
-    written = (out / pending.PENDING_FILE).read_bytes()
-    (out / pending.PENDING_FILE).write_bytes(written + written[:500])  # a kill while the next batch was written
+    written = (out / embedding.PENDING_FILE).read_bytes()
+    (out / embedding.PENDING_FILE).write_bytes(written + written[:500])  # a kill while the next batch was written
     assert build(encoder, out=out).encoded == NUM - 8
     assert Index(out).num_images == NUM
     assert not caplog.messages

@@ -14,8 +14,9 @@ import pytest
 from tests.integrations.toy_gallery import drawings
 from tests.retrieval.toy_index import NAMES, NUM, build, encoded, write_folder
 
-from vlmo.retrieval import Hit, Index, Searcher, memory, store
-from vlmo.retrieval.memory import PixelMemory
+from vlmo.retrieval import Hit, Index, Searcher, store
+from vlmo.retrieval import index as index_module
+from vlmo.retrieval import search as search_module
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_filters_and_large_indexes_ask_the_table(gallery, asked, monkeypatch):
     }
     assert len(asked) == 1
     for count, size in enumerate([4 * 32 * NUM - 1, 4 * 32 * NUM], start=2):  # then the columns are too many
-        monkeypatch.setattr(memory, "MAX_BYTES", size)
+        monkeypatch.setattr(index_module, "MAX_BYTES", size)
         assert len(Index(gallery[1], in_memory=True).nearest(vectors(0), top=NUM)) == NUM
         assert len(asked) == count
 
@@ -180,6 +181,16 @@ def test_images_are_read_again_when_their_files_change(encoder, read, tmp_path):
     assert [hit.place for hit in found.unreadable] == [str(gone)]
 
 
+def test_pixels_have_a_limit(gallery, encoder, read, monkeypatch):
+    monkeypatch.setattr(search_module, "_PIXEL_BYTES", 4 * 3 * 64 * 64)
+    searcher = Searcher(encoder, gallery[1])
+    for wanted in (4, 8):  # the first two of five were dropped, and with each that is read again another one
+        searcher.search("a red circle", rerank=4)
+        searcher.search("a blue square", rerank=4)
+        assert len(searcher._pixels) == 4
+        assert len(read) >= wanted
+
+
 def test_images_in_the_index_are_known_until_they_change_there(encoder, quick, read, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(4))
     build(encoder, folder, out=tmp_path / "index", store_bytes=True)
@@ -194,14 +205,3 @@ def test_images_in_the_index_are_known_until_they_change_there(encoder, quick, r
     assert [hit.place for hit in read[4:]] == [str(place)]
     # The order of the others in their batch may have changed, and with it their rounding.
     assert sum(abs(before[name] - match) > 1e-4 for name, match in after.items()) == 1
-
-
-def test_pixels_have_a_limit():
-    kept = PixelMemory(max_bytes=3 * 12)
-    for number in range(4):
-        if number == 3:
-            kept.get(("0", 1))
-        kept.add((str(number), 1), np.zeros((3, 2, 2), np.uint8))
-    assert [kept.get((str(number), 1)) is not None for number in range(4)] == [True, False, True, True]
-    kept.add(None, np.zeros((3, 2, 2), np.uint8))
-    assert kept.get(None) is None

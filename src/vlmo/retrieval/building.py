@@ -20,12 +20,11 @@ from vlmo.folder.atomic import LOCK_FILE, lock_folder, write_file
 from vlmo.lazy import install_command
 from vlmo.progress import Progress
 from vlmo.retrieval.approximate import make_approximate
-from vlmo.retrieval.embedding import Batch, Work, embed_works
+from vlmo.retrieval.embedding import PENDING_FILE, Batch, Pending, Work, embed_works
 from vlmo.retrieval.encoder import BATCH, Encoder
 from vlmo.retrieval.engines import EngineChoice, Precision
 from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
 from vlmo.retrieval.metadata import MetadataTable
-from vlmo.retrieval.pending import PENDING_FILE, Pending
 from vlmo.retrieval.sources import Found, Reader, as_origin, find, image_id, was_deleted
 from vlmo.retrieval.store import Store
 

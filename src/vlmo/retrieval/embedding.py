@@ -1,7 +1,9 @@
-"""Reads, decodes and embeds images a batch at a time, as an index takes them."""
+"""Reads, decodes and embeds images a batch at a time, and keeps their rows on the disk on the way into an index."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -9,12 +11,14 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.data.decoding import decode_image, image_bytes
 from vlmo.data.quarantine import Bad
 from vlmo.retrieval.sources import Found, Reader, Record
+from vlmo.retrieval.store import Store, encoded_schema
 
 if TYPE_CHECKING:
     from vlmo.export.sessions import Pixels
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
 
 _THUMBNAIL, _QUALITY = 256, 85
 """Longest side of thumbnails in pixels, and their JPEG quality."""
+PENDING_FILE = "pending.arrows"
+"""A stream of Arrow for each batch that is not in the tables yet, one behind the other."""
+_PENDING_ROWS, _PENDING_BYTES = 4096, 128 << 20
+"""Pending rows and bytes from which on they go into the table."""
 _MAX_BYTES, _MAX_UNCHANGED = 64 << 20, 2048
 """Bytes of images, and images that have not changed, from which on a batch is full."""
 
@@ -75,6 +83,23 @@ class Batch:
     size: int = 0
     num_encoded: int = 0
     finished: Found | None = None
+
+    def as_rows(self) -> pa.Table:
+        """Rows as `Store.write` takes them, once all are encoded."""
+        encoded = [each for each in self.encoded if each is not None]
+        vectors = np.stack([each.vector for each in encoded])
+        same = ("id", "place", "origin", "shard", "stamp", "hash", "path")
+        columns = {name: [getattr(record, name) for record in self.records] for name in same} | {
+            "bytes": [record.data if record.keep_bytes else None for record in self.records],
+            "captions": [list(record.captions) for record in self.records],
+            "thumbnail": [each.thumbnail for each in encoded],
+            "width": [each.width for each in encoded],
+            "height": [each.height for each in encoded],
+            "metadata": [json.dumps(record.metadata, ensure_ascii=False) for record in self.records],
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
+            "caption_vectors": [each.astype(np.float32).tobytes() for each in self.captions],
+        }
+        return pa.table(columns, schema=encoded_schema(vectors.shape[1]))
 
 
 Lookup = Callable[[Sequence[str]], Mapping[str, Encoded | None]]
@@ -146,7 +171,7 @@ def _read_files(files: Sequence[Found], reader: Reader, *, batch: int) -> Iterat
 
 
 def _decode(encoder: Encoder, record: Record) -> _Decoded:
-    image = decode_image({"bytes": record.data, "path": record.place})
+    image = decode_image({"bytes": record.data, "path": None})
     small = image.copy()
     small.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2.0)
     return encoder.pixels(image), image_bytes(small, "JPEG", quality=_QUALITY), *image.size
@@ -168,10 +193,9 @@ def embed_decoded(encoder: Encoder, decoding: Mapping[str, Future[_Decoded]]) ->
 
 def _complete(read: Batch, results: _Results, *, encoder: Encoder) -> None:
     """Put results into a batch, and vectors of its captions; a caption that several images have is embedded once."""
-    first = {record.hash: record.place for record in reversed(read.records)}  # which a reason may name
     for record in read.records:
         if isinstance(reason := results[record.hash], str):
-            reason = reason.replace(first[record.hash], record.place)
+            reason = reason.replace("bytes in memory", record.place)
             read.bad.append(Bad("row", record.shard or record.place, 0, record.place, reason))
     read.records = [record for record in read.records if not isinstance(results[record.hash], str)]
     read.encoded = [cast("Encoded | None", results[record.hash]) for record in read.records]
@@ -179,3 +203,59 @@ def _complete(read: Batch, results: _Results, *, encoder: Encoder) -> None:
     numbers = {text: number for number, text in enumerate(texts)}
     vectors = encoder.embed_texts(texts)
     read.captions = [vectors[[numbers[caption] for caption in record.captions]] for record in read.records]
+
+
+class Pending:
+    """Rows on their way into a store, which takes thousands at a time: each of its commits costs more than the last.
+
+    A process that is killed loses the batch in the model and no other. Rows that an earlier one left behind are put
+    into the table first.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._path = store, store.folder / PENDING_FILE
+        self._tables: list[pa.Table] = []
+        self._encoded: dict[str, Encoded] = {}
+        if self._path.is_file():
+            data = pa.BufferReader(self._path.read_bytes())
+            try:
+                while data.tell() < data.size():
+                    self._tables.append(pa.ipc.open_stream(data).read_all())
+            except (pa.ArrowInvalid, OSError, EOFError):
+                pass  # the batch that was being written
+            self.flush()
+
+    def encoded(self, hashes: Sequence[str]) -> dict[str, Encoded]:
+        """Vectors and thumbnails of images with these bytes, as far as there are any."""
+        found = {digest: self._encoded[digest] for digest in hashes if digest in self._encoded}
+        missing = sorted({digest for digest in hashes if digest not in found})
+        for row in self._store.rows("hash", missing, columns=["hash", "vector", "thumbnail", "width", "height"]):
+            vector = np.array(row["vector"], dtype=np.float32)
+            found[row["hash"]] = Encoded(vector, row["thumbnail"], row["width"], row["height"])
+        return found
+
+    def add(self, batch: Batch) -> None:
+        """Take the rows of a batch; when this returns, a killed process does not lose them."""
+        if not batch.records:
+            return
+        table, sink = batch.as_rows(), pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        try:
+            with self._path.open("ab") as file:
+                file.write(sink.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # a full disk has no name
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._tables.append(table)
+        self._encoded |= {record.hash: each for record, each in zip(batch.records, batch.encoded, strict=True) if each}
+        if sum(map(len, self._tables)) >= _PENDING_ROWS or sum(each.nbytes for each in self._tables) >= _PENDING_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put everything into the table."""
+        if self._tables:
+            self._store.write(pa.concat_tables(self._tables))
+        self._tables, self._encoded = [], {}
+        self._path.unlink(missing_ok=True)

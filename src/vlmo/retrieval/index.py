@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,6 @@ from PIL import Image
 from vlmo.data.decoding import decode_image
 from vlmo.folder import read_json
 from vlmo.retrieval.filters import check_condition, filter_error, is_filter_error
-from vlmo.retrieval.memory import ImageMemory
 from vlmo.retrieval.sources import read_place
 from vlmo.retrieval.store import RESERVED, Approximate, DamagedError, Store, one_line
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 INDEX_FILE = "index.json"
 VERSION = 2
 MAX_TOP = 10_000
+MAX_BYTES = 2**29
+"""If vectors in memory take more, or columns, both stay on the disk; a million vectors of 128 dimensions fit."""
 _LOGGER = logging.getLogger(__name__)
 
 _FEW, _FEW_SHARE = 50_000, 0.05
@@ -334,3 +337,49 @@ def read_facts(folder: Path) -> dict[str, Any]:
             f"{path} has version {version}; this program reads version {VERSION}. Index the images again."
         )
     return facts
+
+
+class ImageMemory:
+    """Copy of an index's image vectors and of `columns`; a thread reads it again when the index has changed.
+
+    Threads may share one.
+    """
+
+    def __init__(self, store: Store, *, columns: Callable[[], list[str]], version: tuple[int, ...]) -> None:
+        self._store, self._columns, self._lock = store, columns, threading.Lock()
+        self._copy: tuple[tuple[int, ...] | None, tuple[pa.Table, Float32[np.ndarray, "image dim"]] | None] = None, None
+        self.read(version)
+
+    def nearest(
+        self, vector: Float32[np.ndarray, " dim"], *, top: int, version: tuple[int, ...]
+    ) -> list[dict[str, Any]] | None:
+        """Columns, "_rowid" and "_distance" of the images with the most similar vectors, best first.
+
+        None where the table must be asked: the copy is of another version than this one, or holds no images.
+        """
+        known, images = self._copy
+        if known != version:
+            if self._lock.acquire(blocking=False):
+                threading.Thread(target=self._read_locked, args=(version,), daemon=True).start()
+            return None
+        if images is None:
+            return None
+        table, vectors = images
+        # One thread: a matrix product takes several, which then spin while the model could use their cores.
+        similar = np.vecdot(vectors, np.asarray(vector, np.float32))
+        top = min(top, len(similar))
+        best = np.argpartition(similar, -top)[-top:]
+        best = best[np.argsort(-similar[best], kind="stable")]
+        return table.take(best).append_column("_distance", pa.array(1 - similar[best])).to_pylist()
+
+    def _read_locked(self, version: tuple[int, ...]) -> None:
+        try:
+            self.read(version)
+        finally:
+            self._lock.release()
+
+    def read(self, version: tuple[int, ...]) -> None:
+        """Copy the images, none if there are too many."""
+        # A writer may have removed the version that was being read, or the index; the table tells what is wrong.
+        with suppress(ValueError):
+            self._copy = version, self._store.all_images(self._columns(), max_bytes=MAX_BYTES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,22 +20,23 @@ from vlmo.export.sessions import Pixels
 from vlmo.model.reranking import SEARCH_RERANK, rerank_score
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.index import MAX_TOP, Hit, Index
-from vlmo.retrieval.memory import PixelMemory
 
 RERANK_BATCH = 8
 """Pairs that go through the fusion encoder, at most, between two looks at the clock."""
 TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD = "texts", "images", "tokens", "pairs", "index", "load"
 _HEAT_PIXELS = 288
+_PIXEL_BYTES = 2**28
+"""Limit of the images that are kept as the model takes them, those that were reranked last."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Result of one search, best first.
+    """Result of one search.
 
     Attributes:
-        hits: Images; of a search for captions, a hit for each caption.
-        num_reranked: Number of candidates that the fusion encoder scored.
-        num_late: Number of candidates that it did not score, because the time was up.
+        hits: Images, best first; of a search for captions, a hit for each caption.
+        num_reranked: Candidates that the fusion encoder scored.
+        num_late: Candidates that it did not score, because the time was up.
         unreadable: Candidates that it did not score, because their images are gone or damaged.
         seconds: Durations of "encode", "index" and "rerank".
         probability: Largest probability of a match among the scored candidates; None: none was scored.
@@ -89,7 +91,7 @@ class SearchResult:
 
 
 class Ask(NamedTuple):
-    """Work that a search needs, which whoever drives it does where and when it likes.
+    """Work that a search needs, which whoever drives it does.
 
     Attributes:
         rows: Rows for the encoder's functions by their kind: `TEXTS`, `IMAGES` (as pixels), `TOKENS`, `PAIRS` (of
@@ -132,7 +134,7 @@ class Searcher:
                 f"({self.encoder.fingerprint[:8]}, {self.encoder.dim}): their vectors cannot be compared. Use that "
                 "model with that dim, or build an index with this one"
             )
-        self._memory = PixelMemory()
+        self._lock, self._pixels = threading.Lock(), dict[Any, Pixels]()  # of images that were reranked last
 
     encoder: Encoder
     index: Index
@@ -161,15 +163,14 @@ class Searcher:
         Args:
             query: A text; an image, or the `Path` of an image file. A text that names a file is refused.
             image: An image that joins a text: the query is the direction of the sum of both vectors, without reranking.
-            top: Number of images, at most.
             rerank: Number of candidates that the fusion encoder scores, for texts only; 0: none. None: `SEARCH_RERANK`,
                 but none for other queries and models without a matching head.
             weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
             where: A filter in SQL over the columns of metadata.
-            budget: Seconds after which no more candidates are scored; None: no limit. Those that are being scored then,
+            budget: Seconds after which no more candidates are scored; those that are being scored then,
                 `RERANK_BATCH` at most, are finished.
-            cutoff: Probability of a match, 0 to 1, below which `no_match` is true of the result, if the fusion encoder
-                scores candidates; None: the one in the model's configuration, if one was chosen.
+            cutoff: Probability of a match, 0 to 1, below which `no_match` is true of the result, if candidates are
+                scored; None: the one in the model's configuration, if one was chosen.
 
         Raises:
             ValueError: An argument is wrong; the message says what is right.
@@ -240,17 +241,10 @@ class Searcher:
         cutoff: float | None = None,
         began: float | None = None,
     ) -> Steps:
-        """Search by a text, by an image, or by both together, as a generator that asks for all work to be done.
+        """Search by a text, an image (`Encoder.pixels`), or both together, as a generator that asks for all work.
 
-        Args:
-            text: A text.
-            pixels: An image, from `Encoder.pixels`.
-            captions: Search captions for the image.
-            began: Time by `time.perf_counter` that durations and the budget count from; None: now.
-            top: As for `search`, like the others.
-
-        Raises:
-            ValueError: An argument is wrong.
+        Arguments are those of `search`, and `captions` (search captions for the image), and `began` (time by
+        `time.perf_counter` that durations and the budget count from; None: now). ValueError if one is wrong.
         """
         began = time.perf_counter() if began is None else began
         encoder, alone = self.encoder, (text is not None and pixels is None)
@@ -347,7 +341,9 @@ class Searcher:
 
     def _known_pixels(self, hits: Sequence[Hit]) -> list[Pixels | Callable[[], Pixels | None]]:
         keys = [_pixel_key(hit) for hit in hits]
-        found: list[Any] = [self._memory.get(key) for key in keys]
+        with self._lock:
+            found: list[Any] = [self._pixels.pop(key, None) for key in keys]
+            self._pixels |= {key: pixels for key, pixels in zip(keys, found, strict=True) if pixels is not None}
         missing = [number for number, pixels in enumerate(found) if pixels is None]
 
         def load_pixels(key: tuple[Any, ...] | None, load: Callable[[], Image.Image]) -> Pixels | None:
@@ -355,7 +351,11 @@ class Searcher:
                 pixels = self.encoder.pixels(load())
             except ValueError:
                 return None
-            self._memory.add(key, pixels)
+            if key is not None:
+                with self._lock:
+                    self._pixels[key] = pixels
+                    while len(self._pixels) * pixels.nbytes > _PIXEL_BYTES:
+                        del self._pixels[next(iter(self._pixels))]  # which was used least lately
             return pixels
 
         for number, load in zip(missing, self.index.loaders([hits[number] for number in missing]), strict=True):
