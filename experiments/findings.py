@@ -38,6 +38,7 @@ from vlmo.recipes.schema import scaled
 from vlmo.run import build
 from vlmo.run.estimate import estimate
 from vlmo.tasks import RetrievalTask, evaluate
+from vlmo.tasks.pair_sets import PairSet
 from vlmo.tasks.result import TaskResult, circumstances
 
 RESULT, ROOT = "result.json", Path(__file__).resolve().parents[1]
@@ -199,7 +200,7 @@ def fused_states(folder: Path, *, source: str, split: str) -> Float[torch.Tensor
     That is the state of [T_CLS], and the mean of all states.
     """
     model, processor = RetrievalTask.load(folder)
-    rows = RetrievalTask.read(source, split=split, processor=processor, quarantine=folder.parent / "invalid.jsonl")
+    rows = PairSet.read(source=source, split=split, processor=processor, notes=folder.parent)
     pairs, count, states = rows.as_set(), len(rows.rows), []
     for start in [*range(0, count, _BATCH), *range(count, 2 * count, _BATCH)]:
         numbers = range(start, min(start + _BATCH, (start // count + 1) * count))

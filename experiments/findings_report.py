@@ -75,13 +75,13 @@ def effect_of(claim: Claim, results: Mapping[tuple[str, int], Mapping[str, Any]]
     return effect(first, second)
 
 
-def report(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
-    """Return tables of the claims and of the variants."""
+def report(results: Mapping[tuple[str, int], Mapping[str, Any]], *, short: bool = False) -> str:
+    """Return tables of the claims, and unless it is `short`, of further comparisons and of the variants."""
     parts = [f"{len(results)} jobs, {len({seed for _, seed in results})} seeds. {_circumstances(results)}"]
     for title, claims in (
         ("Claims", CLAIMS),
         ("Confirmations with other seeds", CONFIRMATIONS),
-        ("Further comparisons", SECONDARY),
+        *(() if short else (("Further comparisons", SECONDARY),)),
     ):
         rows = [["", "metric", "difference", "t-interval", "bootstrap", "seeds", "verdict"]]
         for claim in claims:
@@ -91,7 +91,7 @@ def report(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
                 spans = [f"{low:+.1f} to {high:+.1f}" for low, high in (found.t, found.bootstrap)]
                 rows.append([told, claim.metric, f"**{found.mean:+.1f}**", *spans, seeds, found.verdict])
         parts += [f"## {title}", _table(rows)] if len(rows) > 1 else []
-    return "\n\n".join([*parts, "## Variants", _variants(results)]) + "\n"
+    return "\n\n".join([*parts, *(() if short else ("## Variants", _variants(results)))]) + "\n"
 
 
 def _variants(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
@@ -101,7 +101,7 @@ def _variants(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
         found = [each for (name, _), each in results.items() if name == variant]
         if found:
             cells = [
-                f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=len(values) > 1):.1f}" if values else "-"
+                f"{100 * np.mean(values):.1f}±{100 * np.std(values, ddof=len(values) > 1):.1f}" if values else "-"
                 for metric in names
                 if (values := [each["metrics"][metric] for each in found if metric in each["metrics"]]) is not None
             ]
@@ -132,7 +132,7 @@ def publish(results: Mapping[tuple[str, int], Mapping[str, Any]], *, page: Path,
     before, *rest = page.read_text(encoding="utf-8").split(MARK)
     if len(rest) != 1:
         raise ValueError(f"{page} has the line {MARK!r} {len(rest)} times; it needs it once")
-    page.write_text(f"{before}{MARK}\n\n{report(results)}", encoding="utf-8")
+    page.write_text(f"{before}{MARK}\n\n{report(results, short=True)}", encoding="utf-8")
     kept = [dict(each) | {"items": _told(each["items"])} for each in results.values()]
     out.write_text("[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n")
 

@@ -44,7 +44,8 @@ def test_site_has_its_pages_figures_images_and_no_sources(site):
     for page in site.glob("*.html"):
         for image in re.findall(r"<img [^>]*>", page.read_text()):
             assert re.search(r'alt="[^"]+"', image), (page.name, image)
-            assert (site / re.search(r'src="([^"]+)"', image)[1]).is_file(), (page.name, image)
+            source = re.search(r'src="([^"]+)"', image)[1]
+            assert source.startswith("https://") or (site / source).is_file(), (page.name, image)
 
 
 @pytest.mark.parametrize(
@@ -142,4 +143,7 @@ def test_addresses_and_versions_agree():
     named = [
         page.name for page in [*PAGES, ROOT / "mkdocs.yml", ROOT / "CITATION.cff"] if owner.search(page.read_text())
     ]
-    assert named == []  # only pyproject.toml names the address
+    assert named == []  # only pyproject.toml names the address, and the notebooks, which Colab opens
+    colab = project["urls"]["Repository"].replace("https://github.com", "https://colab.research.google.com/github")
+    for file in (ROOT / "examples").glob("*.ipynb"):
+        assert f"{colab}/blob/main/examples/{file.name}" in file.read_text()

@@ -229,7 +229,7 @@ def test_jobs_run_once_and_are_published(tmp_path, monkeypatch, capsys):
     text = page.read_text()
     assert text.startswith("# Page")
     assert "old" not in text
-    assert "`itc`" in text
+    assert "2 jobs" in text
     assert len(json.loads((tmp_path / "all.json").read_text())) == 2
     elsewhere = [
         *command[:2],
