@@ -16,7 +16,6 @@ from tests.tasks.toy_vision import (
     class_rows,
     png,
     segment_rows,
-    write_segment_set,
 )
 
 from vlmo.data.examples import Examples
@@ -26,7 +25,6 @@ from vlmo.processing.segmentation import SegmentTrainTransform, SegmentTransform
 from vlmo.recipes import find_recipe
 from vlmo.tasks import ClassificationTask, RunContext
 from vlmo.tasks.classification import checked_labels, class_names
-from vlmo.tasks.labels import names_of_source
 from vlmo.tasks.segmentation import SegmentExamples
 
 SIZE = 32
@@ -56,6 +54,7 @@ def segment_examples(dataset: Dataset, **settings) -> SegmentExamples:
 def test_labels_go_with_their_pictures() -> None:
     examples = labelled(class_set())
     assert len(examples) == 6
+    assert class_names(class_set()) == NAMES
     batch = examples.collate([examples[0, row] for row in (4, 0, 2)])
     assert batch["labels"].tolist() == [1, 0, 2]
     assert batch["labels"].dtype == torch.int64
@@ -85,18 +84,6 @@ def test_rows_of_another_task_are_refused() -> None:
         labelled(plain)
     with pytest.raises(ValueError, match="these rows have no masks"):
         segment_examples(plain)
-
-
-def test_names_of_classes() -> None:
-    assert class_names(class_set()) == NAMES
-    with pytest.raises(ValueError, match="emoji-pairs has no answers"):
-        names_of_source("emoji-pairs")
-
-
-def test_names_of_a_prepared_set(tmp_path) -> None:
-    assert names_of_source(str(write_segment_set(tmp_path / "set"))) == PIXELS
-    with pytest.raises(ValueError, match=r"expected a folder of vlmo data prepare"):
-        names_of_source(str(tmp_path))
 
 
 def test_masks_go_with_their_pictures() -> None:
