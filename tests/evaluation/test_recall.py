@@ -87,10 +87,9 @@ def test_wrong_arguments_are_refused() -> None:
         recall_at_k(torch.tensor([1]), k=0)
     with pytest.raises(ValueError, match="0 ranks"):
         recall_at_k(torch.tensor([], dtype=torch.int64), k=1)
-    with pytest.raises(ValueError, match="k must be at least 1"):
-        chunked_topk(torch.eye(2), torch.eye(2), k=0)
-    with pytest.raises(ValueError, match="chunk must be at least 1"):
-        chunked_topk(torch.eye(2), torch.eye(2), k=1, chunk=0)
+    for sizes in ({"k": 0}, {"k": 1, "chunk": 0}):
+        with pytest.raises(ValueError, match="k and chunk must be at least 1"):
+            chunked_topk(torch.eye(2), torch.eye(2), **sizes)
     with pytest.raises(ValueError, match=r"\[2, 1\] queries and candidates, but \[2, 2\] labels"):
         chunked_ranks(torch.eye(2), torch.ones(1, 2), query_labels=torch.arange(2), candidate_labels=torch.arange(2))
     with pytest.raises(ValueError, match="num_positives"):

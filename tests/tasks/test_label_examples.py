@@ -36,7 +36,7 @@ def class_set(count: int = 6) -> Dataset:
 
 
 def labelled(dataset: Dataset, **options) -> Examples:
-    recipe = find_recipe("scenes-kinds")
+    recipe = find_recipe("base-imagenet")
     data = replace(recipe.data, transform=TransformConfig(), **options)
     recipe = replace(recipe, data=data, model=replace(recipe.model, image_size=SIZE))
     run = RunContext(Path(), recipe, dataset, processor=None, model={})

@@ -72,10 +72,10 @@ def chunked_topk(
     Raises:
         ValueError: If k or chunk is below 1 or a similarity is not a number.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, given {k}.")
+    if k < 1 or chunk < 1:
+        raise ValueError(f"k and chunk must be at least 1, given {k} and {chunk}.")
     all_scores, all_indices = [], []
-    for part in _parts(queries, chunk=chunk):
+    for part in queries.split(chunk):
         best = _scores(part, candidates).topk(min(k, len(candidates)), dim=1)
         # By index first, then stably by score: equal scores stay in the order of their index.
         indices, order = best.indices.sort(dim=1)
@@ -114,7 +114,7 @@ def chunked_ranks(
         )
 
     ranks = []
-    for part, labels in zip(_parts(queries, chunk=chunk), query_labels.split(chunk), strict=True):
+    for part, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
         scores = _scores(part, candidates)
         right = labels[:, None] == candidate_labels
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
@@ -130,9 +130,3 @@ def _scores(
     if scores.isnan().any():
         raise ValueError("The similarities contain NaN; check the embeddings of the model.")
     return scores
-
-
-def _parts(queries: Float[Tensor, "query dim"], *, chunk: int) -> tuple[Float[Tensor, "part dim"], ...]:
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, given {chunk}.")
-    return queries.split(chunk)

@@ -16,7 +16,7 @@ from vlmo.evaluation.inference import BATCH, Report, evaluating, map_batches, ow
 
 
 class RetrievalModel(Protocol):
-    """Interface of a module to evaluate; `VLMoForImageTextRetrieval` and `VLMoForPreTraining` have it."""
+    """Interface of a module to evaluate, as `VLMoForImageTextRetrieval` and `VLMoForPreTraining` have it."""
 
     @property
     def device(self) -> torch.device:
@@ -84,27 +84,19 @@ class RetrievalSet:
 
 
 def embed_images(
-    model: RetrievalModel,
-    retrieval_set: RetrievalSet,
-    *,
-    batch: int = BATCH,
-    progress: Report | None = None,
+    model: RetrievalModel, retrieval_set: RetrievalSet, *, batch: int = BATCH, progress: Report | None = None
 ) -> Float[Tensor, "num_images dim"]:
     """Return L2-normalised image embeddings, float32, on the model's device; the processes share the images."""
 
     def embed(numbers: range) -> Tensor:
         return model.get_image_features(pixel_values=retrieval_set.read_images(numbers).to(model.device)).float().cpu()
 
-    parts = map_batches(embed, retrieval_set.num_images, model=model, batch=batch, title="images", report=progress)
-    return torch.cat(parts).to(model.device)
+    how: dict[str, Any] = {"batch": batch, "title": "images", "report": progress}
+    return torch.cat(map_batches(embed, retrieval_set.num_images, model=model, **how)).to(model.device)
 
 
 def embed_texts(
-    model: RetrievalModel,
-    retrieval_set: RetrievalSet,
-    *,
-    batch: int = BATCH,
-    progress: Report | None = None,
+    model: RetrievalModel, retrieval_set: RetrievalSet, *, batch: int = BATCH, progress: Report | None = None
 ) -> Float[Tensor, "num_texts dim"]:
     """Return L2-normalised text embeddings, float32, on the model's device; the processes share the texts."""
 
@@ -112,8 +104,8 @@ def embed_texts(
         input_ids, attention_mask = (part.to(model.device) for part in retrieval_set.read_texts(numbers))
         return model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).float().cpu()
 
-    parts = map_batches(embed, retrieval_set.num_texts, model=model, batch=batch, title="texts", report=progress)
-    return torch.cat(parts).to(model.device)
+    how: dict[str, Any] = {"batch": batch, "title": "texts", "report": progress}
+    return torch.cat(map_batches(embed, retrieval_set.num_texts, model=model, **how)).to(model.device)
 
 
 def match_pairs(
@@ -132,12 +124,20 @@ def match_pairs(
     Without `log_odds` it returns the logits of a match instead, which the published code ranks by.
 
     Pairs are taken image batch by image batch, so that each image is decoded once and never kept. Several processes
-    are asked for the same pairs; each computes those of its own images and is told the others.
+    are asked for the same pairs; each computes those of its own images and receives the others.
 
     Raises:
         ValueError: The model returns NaN.
     """
-    input_ids, attention_mask = _padded_texts(retrieval_set, batch=batch)
+    texts_of = [
+        retrieval_set.read_texts(range(start, min(start + batch, retrieval_set.num_texts)))
+        for start in range(0, retrieval_set.num_texts, batch)
+    ]
+    longest = max(ids.shape[1] for ids, _ in texts_of)
+    input_ids, attention_mask = (
+        torch.cat([F.pad(part.cpu(), (0, longest - part.shape[1])) for part in parts])
+        for parts in zip(*texts_of, strict=True)
+    )
     lengths = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1)).amax(dim=1)
     pairs, asked = torch.unique(images * retrieval_set.num_texts + texts, return_inverse=True)
     images, texts = pairs // retrieval_set.num_texts, pairs % retrieval_set.num_texts
@@ -146,12 +146,12 @@ def match_pairs(
     scores = torch.zeros(pairs.shape)
     done, total, device = 0, sum(map(len, chosen)), model.device
     with evaluating(model):
-        for own, places in zip(batches, chosen, strict=True):
-            if not len(places):
+        for own, rows in zip(batches, chosen, strict=True):
+            if not len(rows):
                 continue
             pixel_values = retrieval_set.read_images(own).to(device)
             # Neighbours in length share a batch, so little of it is padding.
-            for part in places[lengths[texts[places]].argsort()].split(pair_batch):
+            for part in rows[lengths[texts[rows]].argsort()].split(pair_batch):
                 # Rounded up to 8, as in training: few different shapes, which compiled kernels like.
                 length = -(-int(lengths[texts[part]].max()) // 8) * 8
                 logits = model.match(
@@ -163,21 +163,8 @@ def match_pairs(
                 done += len(part)
                 if progress is not None:
                     progress("pairs", done, total)
-    # The others' places hold 0, so that the sum is whole. It is taken on the device, where every backend can.
+    # Pairs of the others hold 0, so that the sum is whole. It is taken on the device, where every backend can.
     scores = distributed.all_reduce(scores.to(device)).cpu()
     if scores.isnan().any():
         raise ValueError("The matching logits contain NaN; check the weights of the model.")
     return scores[asked]
-
-
-def _padded_texts(
-    retrieval_set: RetrievalSet, *, batch: int
-) -> tuple[Int[Tensor, "num_texts text"], Int[Tensor, "num_texts text"]]:
-    total = retrieval_set.num_texts
-    batches = [retrieval_set.read_texts(range(start, min(start + batch, total))) for start in range(0, total, batch)]
-    longest = max(input_ids.shape[1] for input_ids, _ in batches)
-    ids, masks = (
-        torch.cat([F.pad(part.cpu(), (0, longest - part.shape[1])) for part in parts])
-        for parts in zip(*batches, strict=True)
-    )
-    return ids, masks

@@ -59,8 +59,11 @@ def check_names(own: Sequence[str], names: Sequence[str], *, owner: str, source:
         )
 
 
-def check_task(dataset: Dataset, features: Iterable[str], *, task: str) -> None:
-    """Raise ValueError if rows lack a column of the task's `features`."""
+def check_task(dataset: Dataset, features: str | Iterable[str], *, task: str) -> None:
+    """Raise ValueError if rows lack a column of the task's `features`, or of those by this name in the schema."""
+    from vlmo.data import schema
+
+    features = vars(schema)[features] if isinstance(features, str) else features
     missing = [name for name in features if name not in dataset.column_names]
     if missing:
         raise ValueError(

@@ -51,16 +51,9 @@ def reasoning_examples(dataset: Dataset, *, labelled: bool = True, **options: An
     Raises:
         ValueError: Rows of another task or, for examples with `labels`, a row without.
     """
-    check_sentences(dataset)
+    check_task(dataset, "REASONING_FEATURES", task="sentences about two images")
     labels = torch.tensor(check_truth(dataset)).__getitem__ if labelled else None
     return RowExamples(dataset, columns=("image", "second_image"), labels=labels, **options)
-
-
-def check_sentences(dataset: Dataset) -> None:
-    """Raise ValueError for rows that are no sentences about two images."""
-    from vlmo.data.schema import REASONING_FEATURES
-
-    check_task(dataset, REASONING_FEATURES, task="sentences about two images")
 
 
 def check_truth(dataset: Dataset, *, needs_all: bool = True) -> list[int]:
@@ -87,7 +80,7 @@ class ReasoningSet(EvaluationSet):
     @classmethod
     def check_rows(cls, rows: Dataset, _source: str) -> None:
         """Raise ValueError for rows that are no sentences about two images, and for labels that are none."""
-        check_sentences(rows)
+        check_task(rows, "REASONING_FEATURES", task="sentences about two images")
         check_truth(rows, needs_all=False)
 
     def predict(self, model: Any, rows: range) -> list[Prediction]:

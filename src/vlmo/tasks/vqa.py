@@ -54,7 +54,7 @@ def question_examples(dataset: Dataset, *, num_answers: int | None, **options: A
     Raises:
         ValueError: Rows of another task, no row with an answer, or an answer that is not in the list.
     """
-    check_questions(dataset)
+    check_task(dataset, "QUESTION_FEATURES", task="questions about images")
     options["texts"] = [[question] for question in column(dataset, "question")]
     if num_answers is None:
         return RowExamples(dataset, **options)
@@ -68,13 +68,6 @@ def question_examples(dataset: Dataset, *, num_answers: int | None, **options: A
         return values
 
     return RowExamples(dataset, labels=targets, **options)
-
-
-def check_questions(dataset: Dataset) -> None:
-    """Raise ValueError for rows that are no questions about images."""
-    from vlmo.data.schema import QUESTION_FEATURES
-
-    check_task(dataset, QUESTION_FEATURES, task="questions about images")
 
 
 def check_answers(dataset: Dataset, labels: Sequence[Sequence[int]], *, num_answers: int) -> None:
@@ -121,7 +114,7 @@ class QuestionSet(EvaluationSet):
     @classmethod
     def check_rows(cls, rows: Dataset, source: str) -> None:
         """Raise ValueError for rows that are no questions, and for answers that could not be scored afterwards."""
-        check_questions(rows)
+        check_task(rows, "QUESTION_FEATURES", task="questions about images")
         for name, answers in zip(column(rows, "question_id"), column(rows, "answers"), strict=True):
             if answers and 1 < len(answers) < MIN_ANNOTATORS:
                 raise ValueError(
