@@ -188,8 +188,6 @@ _DRAWING = base64.b64encode(encoded()).decode()
 _BODIES = {
     "/v1/search": {"text": "a red bar", "top": 3, "rerank": 4, "where": "number > 3", "budget": 1, "weight": 0.5},
     "/v1/similar": {"id": "a", "top": 3, "where": "even"},
-    "/v1/embed": {"texts": ["a red bar"], "images": [_DRAWING]},
-    "/v1/match": {"texts": ["a red bar", "a"], "images": [_DRAWING]},
     "/v1/classify": {"images": [_DRAWING], "labels": ["a", "b"], "template": "a {}"},
     "/v1/vqa": {"question": "what color is it?", "image": _DRAWING, "top": 2},
     "/v1/embeddings": {"input": ["a", {"image": _DRAWING}], "encoding_format": "float", "dimensions": 64},
@@ -248,7 +246,7 @@ def _wrong_filter(choose: random.Random, right: str) -> Hostile:
 
 
 def _wrong_json(choose: random.Random, right: str) -> Hostile:
-    whole, many = json.dumps(_BODIES["/v1/embed"]).encode(), 100_000
+    whole, many = json.dumps(_BODIES["/v1/embeddings"]).encode(), 100_000
     bodies = (
         *(b"", b"{", b"null", b"[]", b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00", b'{"text": "\xff"}', whole[:-3]),
         *(b"[" * many, b'{"a":' * many, b'{"top": ' + b"9" * many + b"}", b'{"text": NaN}', b'"' * 1000),

@@ -206,8 +206,10 @@ def attack_with_requests(attack: Attack, server: ServerProcess, *, scale: float)
         (name, image_request(make()), expected)
         for name, (make, expected) in itertools.islice(itertools.chain(names.items(), damage), number)
     ]
-    large = [base64.b64encode(png_bomb(4992, 5000, bits=8, colour=6)).decode()] * 4  # decoded a few at a time
-    large_request = authorized("/v1/embed", json.dumps({"images": large}).encode())
+    large = [
+        {"image": base64.b64encode(png_bomb(4992, 5000, bits=8, colour=6)).decode()}
+    ] * 4  # decoded a few at a time
+    large_request = authorized("/v1/embeddings", json.dumps({"input": large}).encode())
 
     async def send_all(port: int) -> tuple[list[str], list[float], list[float]]:
         wrong, seconds, stop = [], [], asyncio.Event()
@@ -258,8 +260,8 @@ def attack_with_load(attack: Attack, server: ServerProcess, *, scale: float) -> 
 
 def attack_with_costly_requests(attack: Attack, server: ServerProcess, *, scale: float) -> None:
     """Bodies that cost much to parse, images that cost much to decode, and idle connections, beside searches."""
-    costly = [base64.b64encode(costly_image()).decode()] * 16
-    images = authorized("/v1/embed", json.dumps({"images": costly}).encode())
+    costly = [{"image": base64.b64encode(costly_image()).decode()}] * 16
+    images = authorized("/v1/embeddings", json.dumps({"input": costly}).encode())
     size = min(max(round(1_300_000 * scale), 100_000), 1_300_000)  # of up to 16 MB
     lists, keys = authorized("/v1/embeddings", many_lists(3 * size)), authorized("/v1/search", many_keys(size))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

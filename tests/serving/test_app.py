@@ -172,13 +172,6 @@ WRONG = {
         ({"image": "aGk="}, "no usable image"),
         ({"image": 5}, "an image is a string"),
     ],
-    "embed": [
-        ({}, "give texts, images, or both"),
-        ({"texts": ["a"] * 257}, "texts"),
-        ({"images": ["aGk="] * (MAX_IMAGES + 1)}, "images"),
-        ({"texts": ["a", ""]}, "texts.1"),
-    ],
-    "match": [({"images": ["aGk="] * 2, "texts": ["a"] * 3}, "2 images and 3 texts make no pairs")],
     "vqa": [({"question": "what?"}, "give an image or the id")],
     "classify": [
         *((TWO | {"template": template}, "template") for template in ("a bar", "{} {}", "{0}", "{label.__class__}")),
@@ -261,30 +254,6 @@ def test_image_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, pa
 # ------------------------------------------------------------------------------------------------------------- models
 
 
-def test_embed_gives_the_encoders_vectors(client, parts, bar) -> None:
-    found = post(client, "/v1/embed", texts=["a red circle", "two"], images=[bar])
-    np.testing.assert_allclose(found["texts"], parts.encoder.embed_texts(["a red circle", "two"]), atol=TOLERANCE)
-    np.testing.assert_allclose(found["images"], parts.encoder.embed_images([drawings()[14]]), atol=TOLERANCE)
-    assert (found["dim"], found["model"]) == (parts.encoder.dim, parts.encoder.fingerprint)
-
-
-def test_embed_takes_forms_with_many_of_each(client) -> None:
-    files = [("images", ("a.png", png(image), "image/png")) for image in drawings()[:3]]
-    response = client.post("/v1/embed", files=files, data={"texts": ["a red circle", "two"]})
-    assert [len(response.json()[name]) for name in ("texts", "images")] == [2, 3]
-
-
-def test_match_scores_pairs_as_the_encoder_does(client, parts, bar) -> None:
-    cross = in_base64(png(drawings()[3]))
-    pairs = post(client, "/v1/match", images=[bar, cross], texts=["a yellow bar", "a red cross"])["matches"]
-    odds = parts.encoder.match([drawings()[14], drawings()[3]], ["a yellow bar", "a red cross"])
-    np.testing.assert_allclose([pair["log_odds"] for pair in pairs], odds, atol=TOLERANCE)
-    np.testing.assert_allclose([pair["probability"] for pair in pairs], 1 / (1 + np.exp(-odds)), atol=TOLERANCE)
-    many = post(client, "/v1/match", images=[bar], texts=["a yellow bar", "a red cross", "a dog"])["matches"]
-    assert len(many) == 3
-    assert many[0]["log_odds"] == pytest.approx(pairs[0]["log_odds"], abs=TOLERANCE)
-
-
 def test_classify_gives_shares_of_labels_by_the_models_temperature(client, parts, bar) -> None:
     body = {"images": [bar], "labels": ["red", "yellow", "blue"], "template": "a {} bar"}
     (ranked,) = post(client, "/v1/classify", **body)["images"]
@@ -324,12 +293,11 @@ def test_requests_for_what_is_missing_say_what_to_start(parts, bar) -> None:
         assert error(client, "/v1/similar", id="a")[0] == 404
         assert client.get("/v1/thumbnails/a").status_code == 404
         assert error(client, "/v1/vqa", image=bar, question="a")[1] == "this service answers no questions"
-        assert post(client, "/v1/embed", texts=["a"])["dim"] == parts.encoder.dim
+        assert post(client, "/v1/embeddings", input="a")["model"] == parts.encoder.fingerprint
         about = client.get("/v1/about").json()
         assert (about["can_search"], about["can_rerank"], about["can_answer"]) == (False, False, False)
     with TestClient(create_app(Parts(answerer=parts.answerer))) as client:
-        for path, body in (("/v1/embed", {"texts": ["a"]}), ("/v1/match", {"texts": ["a"], "images": [bar]})):
-            assert error(client, path, **body)[0] == 404
+        assert error(client, "/v1/embeddings", input="a")[0] == 404
         assert post(client, "/v1/vqa", image=bar, question="what?")["answers"]
 
 
@@ -420,7 +388,7 @@ def test_pages_and_description_are_served_without_others_help(client) -> None:
         assert "http://" not in response.text.replace("http://www.w3.org/2000/svg", "")
         assert "https://" not in response.text
     paths = client.get("/openapi.json").json()["paths"]
-    assert {"/v1/embed", "/v1/search", "/v1/similar", "/v1/match", "/v1/vqa", "/v1/classify"} < paths.keys()
+    assert {"/v1/search", "/v1/similar", "/v1/vqa", "/v1/classify"} < paths.keys()
     assert {"/v1/embeddings", "/v1/rerank", "/v2/rerank"} < paths.keys()
     body = paths["/v1/search"]["post"]["requestBody"]["content"]
     assert body["application/json"]["schema"]["properties"]["top"]["maximum"] == 200

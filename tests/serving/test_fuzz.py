@@ -21,10 +21,8 @@ CHECKS = [
     checks.response_schema_conformance,
 ]
 ROUTES = [
-    ("/v1/embed", "POST"),
     ("/v1/search", "POST"),
     ("/v1/similar", "POST"),
-    ("/v1/match", "POST"),
     ("/v1/vqa", "POST"),
     ("/v1/classify", "POST"),
     ("/v1/embeddings", "POST"),

@@ -155,7 +155,7 @@ def test_full_queue_parses_no_body() -> None:
 def test_large_form_needs_no_temporary_folder(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with TestClient(app_of()) as client:  # which has no model
-        assert client.post("/v1/embed", files={"images": bytes(2**21)}).status_code == 404
+        assert client.post("/v1/embeddings", files={"input": bytes(2**21)}).status_code == 404
 
 
 def test_length_that_is_a_lie_changes_nothing() -> None:

@@ -157,7 +157,7 @@ def test_server_ends_in_time_whatever_it_decodes(gallery, tmp_path, of_index, ex
         asked = (
             threads.submit(httpx.get, f"{stuck.address}/v1/images/{found}", timeout=PATIENCE_S)
             if of_index
-            else threads.submit(httpx.post, f"{stuck.address}/v1/embed", files={"images": b"x"}, timeout=PATIENCE_S)
+            else threads.submit(httpx.post, f"{stuck.address}/v1/embeddings", files={"input": b"x"}, timeout=PATIENCE_S)
         )
         wait_until(begun.exists, within_s=PATIENCE_S)
         stuck.stop(signal.SIGTERM)

@@ -26,6 +26,7 @@ READ_EVERY_S = 0.2
 """Until a reader looks for what a writer has done."""
 PATIENCE_S = 60
 DRAWING = in_base64(png(drawings()[0]))
+IMAGE = {"image": DRAWING}
 
 
 def test_samples_are_those_of_the_index_as_it_is_now(parts, tmp_path, monkeypatch) -> None:
@@ -57,12 +58,12 @@ def test_searches_by_words_wait_for_no_upload(parts, monkeypatch) -> None:
             assert begun.acquire(timeout=PATIENCE_S)
             assert begun.acquire(timeout=PATIENCE_S)
             wait_until(lambda: app.state.vlmo.service._uploads == 3, within_s=PATIENCE_S)
-            refused = client.post("/v1/embed", json={"images": [DRAWING]})
+            refused = client.post("/v1/embeddings", json={"input": [IMAGE]})
             found = client.post("/v1/search", json={"text": "a red circle", "rerank": 8}).json()
         finally:
             go.set()
         assert [upload.result().status_code for upload in uploads] == [422] * 3
-        assert client.post("/v1/embed", json={"images": [DRAWING]}).status_code == 422  # there is room again
+        assert client.post("/v1/embeddings", json={"input": [IMAGE]}).status_code == 422  # there is room again
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert "images" in refused.json()["error"]["message"]
     assert found["num_reranked"] == 8
@@ -77,8 +78,8 @@ def test_images_of_a_request_share_a_limit(parts, monkeypatch, share_of_pixels, 
 
     monkeypatch.setattr(Decoders, "decode", decode)
     with TestClient(create_app(parts, Settings(max_pixels=10_000))) as client:
-        assert client.post("/v1/embed", json={"images": [DRAWING] * 4}).status_code == 200
-        refused = client.post("/v1/embed", json={"images": [DRAWING] * 6})
+        assert client.post("/v1/embeddings", json={"input": [IMAGE] * 4}).status_code == 200
+        refused = client.post("/v1/embeddings", json={"input": [IMAGE] * 6})
     assert (refused.status_code, "40,000 pixels, or 8 s" in refused.json()["error"]["message"]) == (422, True)
 
 

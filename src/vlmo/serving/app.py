@@ -71,10 +71,8 @@ _PARSERS = 2
 B = TypeVar("B", bound=Body)
 Work = Callable[[Service, Any], Coroutine[Any, Any, BaseModel]]
 _POSTS: tuple[tuple[str, type[Body], type[BaseModel], Work], ...] = (
-    ("/v1/embed", schemas.EmbedRequest, schemas.EmbedResponse, Service.embed),
     ("/v1/search", schemas.SearchRequest, schemas.SearchResponse, Service.search),
     ("/v1/similar", schemas.SimilarRequest, schemas.SearchResponse, Service.similar),
-    ("/v1/match", schemas.MatchRequest, schemas.MatchResponse, Service.match),
     ("/v1/vqa", schemas.QuestionRequest, schemas.QuestionResponse, Service.answer),
     ("/v1/classify", schemas.ClassifyRequest, schemas.ClassifyResponse, Service.classify),
     ("/v1/embeddings", compatible.EmbeddingsRequest, compatible.EmbeddingsResponse, Service.embeddings),

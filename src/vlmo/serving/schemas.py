@@ -90,19 +90,6 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-class EmbedRequest(Body):
-    """Texts, images, or both."""
-
-    texts: list[Text] = Field(default=[], max_length=MAX_TEXTS, description="Texts to embed.")
-    images: list[ImageFile] = Field(default=[], max_length=MAX_IMAGES)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not self.texts and not self.images:
-            raise ValueError("give texts, images, or both")
-        return self
-
-
 class SearchRequest(Body):
     """A text or an image to search by."""
 
@@ -140,22 +127,6 @@ class SimilarRequest(Body):
     id: Id
     top: Top = 10
     where: Where | None = None
-
-
-class MatchRequest(Body):
-    """Pairs: the first image with the first text and so on; a single one goes with each of the others."""
-
-    images: list[ImageFile] = Field(min_length=1, max_length=MAX_IMAGES)
-    texts: list[Text] = Field(min_length=1, max_length=MAX_TEXTS, description="Texts that may fit.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len(self.images) != len(self.texts) and 1 not in (len(self.images), len(self.texts)):
-            raise ValueError(
-                f"{len(self.images)} images and {len(self.texts)} texts make no pairs: give equally many, or one of "
-                "either"
-            )
-        return self
 
 
 class QuestionRequest(Body):
@@ -243,28 +214,6 @@ class SearchResponse(BaseModel):
             note=result.noted(lambda hit: PurePath(hit.place).name),
             seconds={name: round(each, 6) for name, each in {**result.seconds, "total": total}.items()},
         )
-
-
-class EmbedResponse(BaseModel):
-    """Vectors of length 1; a dot product of two is their cosine."""
-
-    texts: list[list[float]] = Field(description="A vector for each text.")
-    images: list[list[float]] = Field(description="A vector for each image.")
-    dim: int = Field(description="Size of a vector.")
-    model: str = Field(description="Fingerprint of the model. Vectors of different models do not compare.")
-
-
-class Match(BaseModel):
-    """Result of one pair."""
-
-    log_odds: float = Field(description="That the text fits the image, by the fusion encoder.")
-    probability: float = Field(description="The same as a probability.")
-
-
-class MatchResponse(BaseModel):
-    """Results in the order of the pairs."""
-
-    matches: list[Match]
 
 
 class Answer(BaseModel):

@@ -74,17 +74,6 @@ class Service:
         self._threads.shutdown()
         self._upload_threads.shutdown()
 
-    async def embed(self, request: schemas.EmbedRequest) -> schemas.EmbedResponse:
-        """Vectors of texts and images."""
-        encoder = self._encoder()
-        texts, images = await self._embed(request.texts, request.images)
-        return schemas.EmbedResponse(
-            texts=[vector.tolist() for vector in texts],
-            images=[vector.tolist() for vector in images],
-            dim=encoder.dim,
-            model=encoder.fingerprint,
-        )
-
     async def embeddings(self, request: compatible.EmbeddingsRequest) -> compatible.EmbeddingsResponse:
         """Vectors of texts and images, for clients of OpenAI and Jina.
 
@@ -159,11 +148,6 @@ class Service:
         await _of_image(asyncio.to_thread(index.vector, request.id))
         result = await self._ask_index(lambda: searcher.similar(request.id, top=request.top, where=where), where=where)
         return schemas.SearchResponse.of(result, total=time.perf_counter() - began)
-
-    async def match(self, request: schemas.MatchRequest) -> schemas.MatchResponse:
-        """Scores of how well texts fit images, by the fusion encoder."""
-        _, odds = await self._match(request.texts, request.images)
-        return schemas.MatchResponse(matches=[schemas.Match(log_odds=each, probability=sigmoid(each)) for each in odds])
 
     async def rerank(self, request: compatible.RerankRequest) -> compatible.RerankResponse:
         """Order of images for a text or of texts for an image, as a search has it; for clients of Cohere and Jina."""
@@ -254,8 +238,8 @@ class Service:
         encoder, answerer = self._parts.encoder, self._parts.answerer
         models = []
         if encoder is not None:
-            routes = ["/v1/embed", "/v1/embeddings", "/v1/classify"]
-            routes += ["/v1/match", "/v1/rerank", "/v2/rerank"] if encoder.can_match else []
+            routes = ["/v1/embeddings", "/v1/classify"]
+            routes += ["/v1/rerank", "/v2/rerank"] if encoder.can_match else []
             routes += ["/v1/search", "/v1/similar"] if self._can_search else []
             models.append(compatible.model_of(encoder.folder, fingerprint=encoder.fingerprint, routes=routes))
         if answerer is not None:

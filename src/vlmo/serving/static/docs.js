@@ -5,10 +5,8 @@ import { $, make } from "./dom.js";
 import { showProblem } from "./results.js";
 
 const EXAMPLES = {
-  "/v1/embed": { texts: ["a red umbrella"] },
   "/v1/search": { text: "a red umbrella", top: 5, rerank: 32 },
   "/v1/similar": { id: "ID", top: 5 },
-  "/v1/match": { images: ["BASE64"], texts: ["a red umbrella", "a dog"] },
   "/v1/vqa": { id: "ID", question: "what color is it?" },
   "/v1/classify": { images: ["BASE64"], labels: ["cat", "dog"], template: "a photo of a {}" },
   "/v1/embeddings": { input: ["a red umbrella", { image: "BASE64" }] },
