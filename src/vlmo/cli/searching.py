@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,10 +22,10 @@ from vlmo.cli.parsing import (
     without_garbage_collection,
 )
 from vlmo.released import find_model
-from vlmo.terminal import say, say_json, without_controls
+from vlmo.terminal import say, say_json
 
 if TYPE_CHECKING:
-    from vlmo.retrieval import BuildReport, Searcher
+    from vlmo.retrieval import BuildReport, SearchResult
 
 _STDERR = Console(stderr=True)
 _WIDTH = 200  # of a table that goes into a file
@@ -137,7 +135,7 @@ def embed(
 @without_garbage_collection()
 def search(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
-    query: Annotated[str | None, tyro.conf.Positional] = None,
+    query: tyro.conf.Positional[str],
     *,
     model: Path | None = None,
     top: int = 10,
@@ -157,8 +155,7 @@ def search(
 
     Args:
         folder: Folder of the index.
-        query: Words, or the file of an image; without, the lines that are typed or piped in, with the model loaded
-            once.
+        query: Words, or the file of an image.
         model: Model folder; by default the one that the index was made with.
         top: Images that are shown.
         rerank: Candidates that the fusion encoder scores, 0 for none; by default 32 for words or captions, if the model
@@ -174,43 +171,45 @@ def search(
         sheet: PNG or HTML file for a contact sheet of the result.
         explain: PNG file for the attention of the query's words over the best images.
     """
-    if query is None and image is not None:
-        query, image = str(image), None  # it is the query, as without `--image`
-    options: dict[str, Any] = {"top": top, "rerank": rerank, "weight": weight, "budget": budget}
-    only_images = {"where": where, "cutoff": cutoff, "image": image}
-    files = {"sheet": sheet, "explain": explain}
+    from vlmo.data.listing import image_named
 
-    def check(words: str | None) -> Path | None:
-        return _check_search(words, captions=captions, only_images=only_images, **files)
-
-    check(query)  # before models are loaded
+    check_new_file(sheet, option="--sheet", suffixes=(".png", ".html"))
+    check_new_file(explain, option="--explain", suffixes=(".png",))
+    named = image_named(query, must_exist=True)
+    if captions and named is None:
+        raise ValueError("--captions finds captions for an image; give the file of one as the query")
+    if captions and not (where is sheet is cutoff is image is None):
+        raise ValueError("--captions finds no images; leave out --where, --sheet, --cutoff and --image")
+    if explain is not None and named is not None:
+        raise ValueError("--explain shows where words look; the query is an image")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of "Loading weights", if transformers gets imported
     from vlmo.retrieval import Index, Searcher
 
-    opened = Index(folder)
-    model_folder = Path(opened.model_folder) if model is None else Path(find_model(model))
+    index = Index(folder)
+    model_folder = Path(index.model_folder) if model is None else Path(find_model(model))
     if model is None and not model_folder.is_dir():
         raise ValueError(f"the model of this index was in {model_folder}, which is gone; give --model with its folder")
-    searcher = Searcher(model_folder, opened, **vars(engines))
+    searcher = Searcher(model_folder, index, **vars(engines))
     if budget is not None and rerank != 0:
         searcher.warm_up()
+    options: dict[str, Any] = {"top": top, "rerank": rerank, "weight": weight, "budget": budget}
+    if named is not None and captions:
+        result = searcher.captions(named, **options)
+    else:
+        result = searcher.search(named or query, **options, where=where, cutoff=cutoff, image=image)
+    _show_result(query, result, is_json=json)  # before the images are drawn, which may fail
+    from vlmo.retrieval.results import write_explanation, write_sheet
 
-    def find(words: str) -> None:
-        if (named := check(words)) is not None and captions:
-            result = searcher.captions(named, **options)
-        else:
-            result = searcher.search(words if named is None else named, **options, **only_images)
-        _show_result(words, result, searcher, is_json=json, **files)
-
-    if query is not None:
-        find(query)
-        return
-    gc.enable()  # this may go on for hours
-    for words in _queries():
-        try:
-            find(words)
-        except ValueError as error:  # the next one may be right
-            _STDERR.print(without_controls(f"vlmo: {error}"), markup=False, highlight=False)
+    lines: list[str] = []
+    if sheet is not None:
+        write_sheet(sheet, query=query, result=result, index=index)
+        lines.append(f"image {sheet}")
+    if explain is not None:
+        lost = write_explanation(explain, query=query, result=result, searcher=searcher)
+        left_out = f", without {', '.join(hit.place for hit in lost)}, which cannot be read" if lost else ""
+        lines.append(f"image {explain}{left_out}")
+    if not json:
+        say(*lines)
 
 
 def duplicates(index: tyro.conf.Positional[Path], *, threshold: float = 0.95, json: bool = False) -> None:
@@ -234,68 +233,20 @@ def duplicates(index: tyro.conf.Positional[Path], *, threshold: float = 0.95, js
     say(f"{len(groups)} groups of {sum(len(group.ids) for group in groups)} images")
 
 
-def _queries() -> Iterator[str]:
-    """Yield lines until they end; at a terminal, an empty one ends them."""
-    is_typed = sys.stdin.isatty()
-    while True:
-        try:
-            line = _STDERR.input("search> " if is_typed else "").strip()
-        except EOFError:
-            return
-        if line:
-            yield line
-        elif is_typed:
-            return
+def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
+    from vlmo.retrieval.results import as_json, as_table
 
-
-def _check_search(
-    query: str | None, *, captions: bool, only_images: dict[str, Any], sheet: Path | None, explain: Path | None
-) -> Path | None:
-    """Return the image that the query names, if it does; ValueError if the options do not fit it."""
-    from vlmo.data.listing import image_named
-
-    check_new_file(sheet, option="--sheet", suffixes=(".png", ".html"))
-    check_new_file(explain, option="--explain", suffixes=(".png",))
-    if query is None:
-        if sheet is not None or explain is not None:
-            raise ValueError("--sheet and --explain are files of one search; give its words or image")
-        return None
-    image = image_named(query, must_exist=True)
-    if captions and image is None:
-        raise ValueError("--captions finds captions for an image; give the file of one as the query")
-    if captions and any(value is not None for value in (sheet, *only_images.values())):
-        raise ValueError(
-            "--captions finds captions; leave out --where, --sheet, --cutoff and --image: they find images"
-        )
-    if explain is not None and image is not None:
-        raise ValueError("--explain shows where words look; the query is an image")
-    return image
-
-
-def _show_result(
-    query: str, result: Any, searcher: Searcher, *, is_json: bool, sheet: Path | None, explain: Path | None
-) -> None:
-    from vlmo.retrieval.results import as_json, as_table, write_explanation, write_sheet
-
-    say_line: Callable[..., None] = (lambda *_: None) if is_json else say
     if is_json:
         say_json(as_json(query, result))
-    elif result.hits:
+        return
+    if result.hits:
         _wide_console().print(as_table(query, result))
         say(f"score: {_RERANKED if result.num_reranked else 'similarity (cosine)'}")
     else:
         say("nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
     reranked = f"{result.num_reranked} reranked by the fusion encoder; " if result.num_reranked else ""
-    say_line(f"{reranked}{parts}", *filter(None, [result.note]))
-    # Last, since drawing the images may fail.
-    if sheet is not None:
-        write_sheet(sheet, query=query, result=result, index=searcher.index)
-        say_line(f"image {sheet}")
-    if explain is not None:
-        lost = write_explanation(explain, query=query, result=result, searcher=searcher)
-        left_out = f", without {', '.join(hit.place for hit in lost)}, which cannot be read" if lost else ""
-        say_line(f"image {explain}{left_out}")
+    say(f"{reranked}{parts}", *filter(None, [result.note]))
 
 
 def _wide_console() -> Console:
