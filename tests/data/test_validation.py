@@ -54,30 +54,14 @@ def mixed() -> Dataset:
     )
 
 
-def test_an_empty_caption_takes_its_false_version_along(tmp_path):
-    texts = {"captions": ["a star", " ", "a ring"], "false_captions": ["no star", "nothing", "no ring"]}
-    rows = Dataset.from_list([row(0, **texts), row(1, false_captions=["no shade"])], features=CONTRAST_FEATURES)
-    kept = filter_invalid_rows(rows, quarantine=tmp_path / "quarantine.jsonl")
-    assert kept["captions"] == [["a star", "a ring"], ["shade 1"]]
-    assert kept["false_captions"] == [["no star", "no ring"], ["no shade"]]
-    assert kept.column_names == rows.column_names
-
-
-def test_filter_loses_no_row_without_a_line(tmp_path) -> None:
+def test_filter_loses_no_row_without_a_line_that_says_why(tmp_path) -> None:
     file = tmp_path / "deep" / "quarantine.jsonl"
     good = filter_invalid_rows(mixed(), quarantine=file, max_share=1.0)
     assert good["image_id"][:] == ["id0", "id2", "id4", "id10"]
     assert good["captions"][:] == [["shade 0"], ["shade 2"], ["fine"], ["shade 10"]]
     assert good.features == FEATURES
-    dropped = [line for line in lines(file) if line["kind"] == "row"]
-    assert len(mixed()) == len(good) + len(dropped)
-    assert [line["row"] for line in dropped] == [1, 3, 5, 6, 7, 8, 9, 11]
-
-
-def test_filter_says_path_and_reason(tmp_path) -> None:
-    file = tmp_path / "quarantine.jsonl"
-    filter_invalid_rows(mixed(), quarantine=file, max_share=1.0)
     found = {line["row"]: line for line in lines(file)}
+    assert [line["row"] for line in found.values() if line["kind"] == "row"] == [1, 3, 5, 6, 7, 8, 9, 11]
     assert found[1] == {
         "kind": "row",
         "row": 1,
@@ -86,40 +70,40 @@ def test_filter_says_path_and_reason(tmp_path) -> None:
         "source": "test",
         "reason": "empty.png: empty file (0 bytes)",
     }
-    assert found[3]["reason"] == "every caption is empty"
-    assert found[5]["reason"] == "the row has no caption"
-    assert found[6]["reason"] == "the row has no image"
-    assert found[7]["reason"] == "image_id repeats that of row 0"
-    assert found[8]["reason"] == "image_id is empty"
+    assert {number: line["reason"] for number, line in found.items() if number in range(3, 9)} == {
+        3: "every caption is empty",
+        4: "caption 2 is empty; removed, the row is kept",
+        5: "the row has no caption",
+        6: "the row has no image",
+        7: "image_id repeats that of row 0",
+        8: "image_id is empty",
+    }
+    assert found[4]["kind"] == "caption"
     assert "cut.png: cannot be decoded" in found[9]["reason"]
     assert found[11]["reason"].endswith("(12 bytes); every caption is empty")
-    assert found[4]["kind"] == "caption"
-    assert found[4]["reason"] == "caption 2 is empty; removed, the row is kept"
 
 
-def test_filter_removes_scenes_that_cannot_be_composed(tmp_path) -> None:
-    scenes = [{"bytes": text, "path": None} for text in (b"scene:8|ffffff", b"scene:8|nocolor", b"scene: a text")]
-    rows = dataset([row(number, image=image) for number, image in enumerate(scenes)])
-    assert filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=1.0)["image_id"][:] == ["id0"]
+def scene(text: bytes) -> dict:
+    return {"bytes": text, "path": None}
 
 
-def test_filter_repeat_of_a_bad_row_is_kept(tmp_path) -> None:
-    rows = dataset([row(0, captions=[""]), row(1, image_id="id0"), row(2, image_id="id0")])
-    good = filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=1.0)
-    assert good["captions"][:] == [["shade 1"]]
-
-
-def test_filter_can_allow_several_rows_an_image(tmp_path) -> None:
-    rows = dataset([row(0), row(1, image_id="id0")])
-    assert len(filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", unique_ids=False)) == 2
-
-
-def test_filter_text_needs_no_image_and_pictures_no_caption(tmp_path) -> None:
-    text = dataset([row(0, image=None), row(1, image=None)])
-    assert len(filter_invalid_rows(text, quarantine=tmp_path / "q.jsonl", needs_image=False)) == 2
-    pictures = dataset([row(0, captions=[]), row(1, captions=[])])
-    assert len(filter_invalid_rows(pictures, quarantine=tmp_path / "q.jsonl", needs_caption=False)) == 2
-    assert lines(tmp_path / "q.jsonl") == []
+@pytest.mark.parametrize(
+    ("rows", "options", "kept"),
+    [
+        ([row(0, captions=[""]), row(1, image_id="id0"), row(2, image_id="id0")], {}, [["shade 1"]]),
+        ([row(0), row(1, image_id="id0")], {"unique_ids": False}, [["shade 0"], ["shade 1"]]),
+        ([row(0, image=None), row(1, image=None)], {"needs_image": False}, [["shade 0"], ["shade 1"]]),
+        ([row(0, captions=[]), row(1, captions=[])], {"needs_caption": False}, [[], []]),
+        (
+            [row(number, image=scene(text)) for number, text in enumerate((b"scene:8|ffffff", b"scene:8|nocolor"))],
+            {},
+            [["shade 0"]],
+        ),
+    ],
+)
+def test_filter_keeps_what_a_task_can_use(tmp_path, rows, options, kept) -> None:
+    good = filter_invalid_rows(dataset(rows), quarantine=tmp_path / "q.jsonl", max_share=1.0, **options)
+    assert good["captions"][:] == kept
 
 
 def test_filter_without_faults_changes_nothing(tmp_path) -> None:
@@ -129,37 +113,31 @@ def test_filter_without_faults_changes_nothing(tmp_path) -> None:
     assert (tmp_path / "q.jsonl").read_text() == ""
 
 
-def test_filter_keeps_further_columns_and_their_order(tmp_path) -> None:
-    rows = dataset([row(0, captions=["a", ""]), row(1, image_id="id0"), row(2)])
+def test_filter_keeps_further_columns_and_takes_false_captions_along(tmp_path) -> None:
+    texts = {"captions": ["a star", " ", "a ring"], "false_captions": ["no star", "nothing", "no ring"]}
+    given = [row(0, **texts), row(1, image_id="id0", false_captions=["no"]), row(2, false_captions=["no shade"])]
+    rows = Dataset.from_list(given, features=CONTRAST_FEATURES)
     rows = rows.add_column("answer", ["x", "y", "z"], feature=Value("string"))
-    good = filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=0.5)
-    assert good.column_names == rows.column_names
-    assert good["answer"][:] == ["x", "z"]
-    assert good["captions"][:] == [["a"], ["shade 2"]]
+    kept = filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=0.5)
+    assert kept.column_names == rows.column_names
+    assert kept["answer"][:] == ["x", "z"]
+    assert kept["captions"][:] == [["a star", "a ring"], ["shade 2"]]
+    assert kept["false_captions"][:] == [["no star", "no ring"], ["no shade"]]
 
 
-def test_filter_stops_above_the_share(tmp_path) -> None:
+def test_filter_stops_above_the_share_and_without_rows(tmp_path) -> None:
     rows = dataset([row(number, captions=[""] if number < 2 else ["x"]) for number in range(100)])
     file = tmp_path / "q.jsonl"
-    with pytest.raises(
-        ValueError, match=r"2 of 100 rows are invalid \(2\.00%\), more than the allowed 1\.00%"
-    ) as caught:
-        filter_invalid_rows(rows, quarantine=file)
-    assert str(file) in str(caught.value)
-    assert len(lines(file)) == 2
+    for given, share, message in (
+        (rows, 0.01, rf"2 of 100 rows are invalid \(2\.00%\), more than the allowed 1\.00%.*{file}"),
+        (rows.select([]), 1.0, "no rows"),
+        (rows.select([0]), 1.0, "all 1 rows are invalid"),
+        (rows.remove_columns("image_id"), 1.0, r"column\(s\) image_id missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            filter_invalid_rows(given, quarantine=file, max_share=share)
     assert len(filter_invalid_rows(rows, quarantine=file, max_share=0.02)) == 98
-
-
-def test_filter_of_nothing_is_an_error(tmp_path) -> None:
-    with pytest.raises(ValueError, match="no rows"):
-        filter_invalid_rows(dataset([row(0)]).select([]), quarantine=tmp_path / "q.jsonl")
-    with pytest.raises(ValueError, match="all 1 rows are invalid"):
-        filter_invalid_rows(dataset([row(0, captions=[])]), quarantine=tmp_path / "q.jsonl", max_share=1.0)
-
-
-def test_filter_needs_the_schema(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"column\(s\) image_id missing"):
-        filter_invalid_rows(dataset([row(0)]).remove_columns("image_id"), quarantine=tmp_path / "q.jsonl")
+    assert len(lines(file)) == 2
 
 
 def share_the_look(file: str) -> dict[str, object]:
