@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmo.data import examples as examples_module
 from vlmo.data.examples import RowExamples
 from vlmo.data.loader import LoaderConfig, RowLoader
 from vlmo.data.masking import BlockMaskConfig, MaskingVocabulary, WordMaskConfig
@@ -299,26 +298,6 @@ def test_cached_pictures_give_the_same_examples(dataset, min_crop):
     read, kept = (RowExamples(dataset, transform=transform, seed=1, cache_images=cached) for cached in (False, True))
     for key in ((0, 0), (0, 21), (3, 4)):
         assert torch.equal(read[key]["pixel_values"], kept[key]["pixel_values"])
-
-
-def test_tokens_are_kept_for_the_same_texts_and_tokenizer_in_any_number(dataset, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setenv("VLMO_CACHE", str(tmp_path))
-    expected = [RowExamples(dataset, tokenizer=tokenizer, seed=1)[0, row]["input_ids"] for row in range(22)]
-    monkeypatch.setattr(examples_module, "_KEPT_FROM", 1)
-    shorter = copy.deepcopy(tokenizer)
-    shorter.model_max_length = 4
-    for reader, chunk, num_files in ((tokenizer, 5, 1), (tokenizer, 0, 1), (shorter, 5, 2), (shorter, 0, 2)):
-        monkeypatch.setattr(examples_module, "_CHUNK", chunk)  # with 0, nothing can be tokenised
-        found = RowExamples(dataset, tokenizer=reader, seed=1)
-        assert len(list((tmp_path / "tokens").iterdir())) == num_files
-        for row, ids in enumerate(expected):
-            cut = reader is shorter and len(ids) > 4
-            assert found[0, row]["input_ids"].tolist() == ([*ids[:3], ids[-1]] if cut else ids.tolist())
-    twice = dataset.map(lambda row: {"captions": row["captions"] * 2}, load_from_cache_file=False)  # a larger weight
-    found = RowExamples(twice, tokenizer=tokenizer, seed=1)
-    for row in range(22):
-        assert found[0, row]["input_ids"].tolist() in tokenizer(dataset[row]["captions"], truncation=True)["input_ids"]
-    assert len(list((tmp_path / "tokens").iterdir())) == 2
 
 
 def test_image_examples_hide_equally_many_patches(dataset):

@@ -6,14 +6,14 @@ augmentation and the masks have generators of their own: a change to one leaves 
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
@@ -23,13 +23,10 @@ from torch.utils.data import default_collate
 from vlmo.data.compose import is_composed
 from vlmo.data.decoding import EncodedImage, ImageCell
 from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, WordMaskConfig, whole_word_mask
-from vlmo.data.rows import column
+from vlmo.data.rows import arrow_table, column
 from vlmo.data.sampler import Key, sample_generator, stable_id
-from vlmo.distributed import is_main
-from vlmo.folder.atomic import cached_file, keep_file
 from vlmo.processing.tokenizers import PAD_MULTIPLE
 from vlmo.processing.transforms import EvalTransform, TrainTransform
-from vlmo.progress import Progress
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -41,8 +38,7 @@ if TYPE_CHECKING:
 ImageTransform = TrainTransform | EvalTransform
 Unit = Literal["image", "pair"]
 
-_CHUNK = 10_000  # texts that are tokenised in one call: enough to be fast, few enough to keep lists of ids small
-_KEPT_FROM = 50_000  # different texts from which on their tokens are kept in the cache folder for the next run
+_compute: Any = pyarrow.compute  # its functions are made when it is imported
 
 
 class Example(TypedDict, total=False):
@@ -94,8 +90,14 @@ class _Examples:
         self.pad_token_id: int = 0 if tokenizer is None else tokenizer.pad_token_id
         self._words = words
         self._vocabulary = None
-        if tokenizer is not None and words is not None:
-            self._vocabulary = MaskingVocabulary.of(tokenizer, only=words.only)
+        if tokenizer is not None:
+            self._backend = copy.deepcopy(tokenizer.backend_tokenizer)  # half as slow as the tokenizer
+            self._backend.no_padding()
+            self._backend.enable_truncation(tokenizer.model_max_length)
+            self._vocabulary = None if words is None else MaskingVocabulary.of(tokenizer, only=words.only)
+
+    def _ids(self, text: str) -> Int64[np.ndarray, "text"]:
+        return np.array(self._backend.encode(text).ids if text else [], dtype=np.int64)
 
     def collate(self, examples: list[Example]) -> Batch:
         """Return a batch of such examples."""
@@ -158,9 +160,8 @@ class RowExamples(_Examples):
         if self.transform is not None:
             self._images = [_Images(dataset, transform=self.transform, cache=cache_images, name=c) for c in columns]
         if self.tokenizer is not None:
-            self._texts = _Texts(column(dataset, "captions") if texts is None else texts, tokenizer=self.tokenizer)
-            if false_texts is not None:
-                self._false = _Texts(false_texts, tokenizer=self.tokenizer, may_be_empty=True)
+            self._texts = _Texts(arrow_table(dataset, ["captions"])["captions"] if texts is None else texts)
+            self._false = None if false_texts is None else _Texts(false_texts, may_be_empty=True)
         self._of_pairs = unit == "pair"
         if self._of_pairs and self._texts is not None:
             self._length = len(self._texts)
@@ -178,9 +179,9 @@ class RowExamples(_Examples):
             else:
                 first, end = self._texts.first_of_row[row : row + 2].tolist()
                 text = first + self._choose_caption(end - first, epoch=epoch, index=row)
-            example["input_ids"] = self._texts.ids(text)
+            example["input_ids"] = self._ids(self._texts[text])
             if self._false is not None:
-                example["false_input_ids"] = self._false.ids(text)
+                example["false_input_ids"] = self._ids(self._false[text])
         if self._images:
             pixels = [images.pixel_values(row, epoch=epoch, index=index, seed=self.seed) for images in self._images]
             example["image_id"] = int(self._images[0].image_ids[row])
@@ -201,7 +202,7 @@ class StreamExamples(_Examples):
             if not sample.captions:
                 raise ValueError("it has no caption, or an empty one")
             text = sample.captions[self._choose_caption(len(sample.captions), epoch=epoch, index=number)]
-            example["input_ids"] = np.array(self.tokenizer(text, truncation=True)["input_ids"], dtype=np.int64)
+            example["input_ids"] = self._ids(text)
         if self.transform is not None:
             if sample.image is None:
                 raise ValueError("it has no image")
@@ -257,55 +258,29 @@ class _Images:
 
 
 class _Texts:
-    """Tokenised texts of all rows, each different text once; those of many texts are kept for the next run.
+    """Texts of all rows, in Arrow's memory, which workers forked from here share."""
 
-    Flat arrays instead of lists of lists: an eighth of the memory, and workers forked from here share them.
-    """
-
-    def __init__(self, texts: Sequence[Sequence[str]], *, tokenizer: BertTokenizer, may_be_empty: bool = False) -> None:
-        for row, of_row in enumerate(texts):
-            if not may_be_empty and not (of_row and all(text.strip() for text in of_row)):
-                raise ValueError(f"sample {row} has no text or an empty one: {of_row!r:.80}")
-        self.first_of_row = np.cumsum([0, *map(len, texts)])
-        number: dict[str, int] = {}
-        self._number = np.array([number.setdefault(text, len(number)) for of_row in texts for text in of_row])
-        different, file = list(number), None
-        if len(different) >= _KEPT_FROM:
-            settings = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-            file = cached_file("tokens", version("tokenizers"), settings, tokenizer.model_max_length, different)
-        if file is not None and file.is_file():
-            with np.load(file) as kept:
-                self._ids, self._first_id = kept["ids"], kept["first_id"]
-            return
-        pieces, lengths = [], [0]
-        options = {"truncation": True, "return_attention_mask": False, "return_token_type_ids": False}
-        with Progress.on_stderr() if is_main() else Progress(None) as bar:
-            for start in range(0, len(different), _CHUNK):
-                bar.update("tokenizing texts", start, len(different))
-                chunk = different[start : start + _CHUNK]
-                found = tokenizer(chunk, **options)["input_ids"]
-                ids = [of_text if text else [] for text, of_text in zip(chunk, found, strict=True)]
-                lengths += map(len, ids)
-                pieces.append(np.concatenate([np.array(text, dtype=np.int32) for text in ids]))
-        self._ids, self._first_id = np.concatenate(pieces), np.cumsum(lengths)
-        if file is not None and is_main():
-            keep_file(file, self._save)
-
-    def _save(self, path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, ids=self._ids, first_id=self._first_id)
+    def __init__(self, texts: pa.ChunkedArray | Sequence[Sequence[str]], *, may_be_empty: bool = False) -> None:
+        kind = pa.large_list(pa.large_string())
+        lists = texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([pa.array(texts, kind)])
+        lengths = _compute.fill_null(_compute.list_value_length(lists), 0).to_numpy()
+        self.first_of_row = np.cumsum([0, *lengths])
+        self._texts = pa.concat_arrays([chunk.flatten().cast(pa.large_string()) for chunk in lists.chunks])
+        if not may_be_empty:
+            sizes = _compute.fill_null(_compute.utf8_length(_compute.utf8_trim_whitespace(self._texts)), 0).to_numpy()
+            empty = [*np.flatnonzero(lengths == 0), *map(self.row, np.flatnonzero(sizes == 0))]
+            if empty:
+                raise ValueError(f"sample {min(empty)} has no text or an empty one: {lists[min(empty)].as_py()!r:.80}")
 
     def __len__(self) -> int:
-        return len(self._number)
+        return len(self._texts)
+
+    def __getitem__(self, text: int) -> str:
+        return self._texts[text].as_py()
 
     def row(self, text: int) -> int:
         """Return the row that has this text."""
         return int(np.searchsorted(self.first_of_row, text, side="right")) - 1
-
-    def ids(self, text: int) -> Int64[np.ndarray, "text"]:
-        """Return the ids of a text."""
-        number = self._number[text]
-        return self._ids[self._first_id[number] : self._first_id[number + 1]].astype(np.int64)
 
 
 def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
