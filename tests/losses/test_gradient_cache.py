@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.forkserver import start
 from tests.toy_batch import make_batch, with_false_texts
 from tests.toy_model import BEIT3, shaken, toy
 from torch import Tensor
@@ -135,14 +131,6 @@ def test_generator_goes_on_as_if_nothing_had_been_computed_again():
     before = torch.get_rng_state()
     losses["loss"].backward()
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("cached", [{}, {"cache_chunk": 2}])
-def test_pictures_may_be_8_bit(cached):
-    batch = make_batch()
-    pixels = torch.randint(0, 256, batch["pixel_values"].shape, dtype=torch.uint8)
-    expected = results(stage_3({}), batch | {"pixel_values": pixels / 127.5 - 1})
-    assert_equal(results(stage_3({}, **cached), batch | {"pixel_values": pixels}), expected)
 
 
 def test_gradients_of_chunks_are_summed_in_float32():
@@ -273,30 +261,3 @@ def test_blocks_cover_every_row_once():
         assert [list(range(7)[rows]) for rows in blocks] == [[0, 1], [2, 3], [4, 5], [6]]
     assert row_blocks(2, width=2**30) == [slice(0, 1), slice(1, 2)]
     assert row_slices(0, size=4) == [slice(0, 0)]
-
-
-def heap_growth() -> None:
-    """Print by how many MiB the process grows over twenty chunks that leave small tensors between large ones."""
-    at_start = []
-    small = [torch.ones(1024) for _ in range(2**14)]  # into every hole that imports have left, so that none takes more
-
-    def chunk(rows: Tensor) -> Tensor:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        at_start.append(pages * os.sysconf("SC_PAGE_SIZE"))
-        large = []
-        for size in range(20, 28):
-            large.append(torch.ones(size * 2**16))  # 5 to 7 MiB, 47 in all
-            small.append(torch.ones(1024))  # stays, between them
-        return rows * 2
-
-    torch.ones(7 * 2**18)  # once freed, glibc keeps tensors up to this size in its heap
-    given, device = torch.ones(8, requires_grad=True), torch.device("cpu")
-    small.extend(recomputed(chunk, given, device=device) for _ in range(20))
-    sys.stdout.write(str((max(at_start) - at_start[0]) / 2**20))
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
-def test_memory_of_a_chunk_is_given_back_before_the_next() -> None:
-    process = start(heap_growth)
-    assert process.wait() == 0, process.stderr
-    assert float(process.stdout) < 8  # left alone, it is more than 40

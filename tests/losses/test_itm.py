@@ -37,20 +37,6 @@ def test_negatives_follow_the_softmax_of_similarities():
     torch.testing.assert_close(drawn.bincount(minlength=5) / count, expected, atol=2 / count, rtol=0)
 
 
-def test_negatives_are_random_in_the_row_and_fixed_by_the_number():
-    similarities, excluded = torch.randn(4, 64).div(4), torch.eye(64, dtype=torch.bool)[:4]
-    generator = torch.Generator().manual_seed(0)
-    seen = [set() for _ in range(4)]
-    for _ in range(2000):
-        uniform = torch.rand(4, generator=generator)
-        drawn, _ = sample_hard_negatives(similarities, excluded=excluded, uniform=uniform)
-        for row, number in enumerate(drawn.tolist()):
-            seen[row].add(number)
-    assert seen == [set(range(64)) - {row} for row in range(4)]
-    again, _ = sample_hard_negatives(similarities, excluded=excluded, uniform=uniform)
-    assert torch.equal(again, drawn)
-
-
 @pytest.mark.parametrize("uniform", [0.0, 1e-8, 0.5, BELOW_ONE])
 def test_negatives_are_allowed_whatever_the_similarities(uniform):
     rows, exclusions = [], []

@@ -254,16 +254,6 @@ def test_more_words_grow_the_decoder_too_and_stay_apart_from_it(tmp_path, kind):
     assert not torch.equal(decoder.weight, words.weight)
 
 
-@torch.no_grad()
-def test_contrast_logits_are_float32_under_autocast():
-    model = toy(VLMoForImageTextRetrieval)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(pixel_values=pictures(), **texts([5, 8]))
-    assert output.logits_per_image.dtype == torch.float32
-    expected = model.contrast_head.logit_scale.exp() * output.image_embeds @ output.text_embeds.T
-    torch.testing.assert_close(output.logits_per_image, expected, atol=1e-5, rtol=0)
-
-
 def test_judging_without_a_head_is_refused_before_the_work(monkeypatch):
     model = toy(VLMoForImageTextRetrieval, use_match_head=False)
     monkeypatch.setattr(model.vlmo, "encode", None)

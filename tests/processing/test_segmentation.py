@@ -108,11 +108,6 @@ def test_colours_change_pixels_and_never_labels() -> None:
     assert not torch.equal(plain[0], coloured[0])
 
 
-def test_no_colour_changes_without_probability() -> None:
-    picture, _ = marked()
-    assert change_colors(picture, probability=0.0, generator=np.random.default_rng(0)) is picture
-
-
 def test_brightness_and_contrast_have_the_usual_strength() -> None:
     """On grey, saturation and hue change nothing: a level becomes (level + shift) x gain, in one order or the other."""
     grey = Image.new("RGB", (2, 2), (100, 100, 100))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,17 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 _BLOCK_ELEMENTS = 2**22
 """Most numbers of a block of logits: 16 MiB in float32."""
-
-
-def give_back_free_memory() -> None:
-    """Return memory of freed tensors to the system; on Linux with glibc, elsewhere do nothing.
-
-    The small nodes of a graph that lives across chunks come to lie between the tensors of each chunk, whose holes the
-    next chunk's do not fit: left alone, memory grows with the number of chunks.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def row_blocks(count: int, *, width: int) -> list[slice]:
@@ -64,8 +51,6 @@ def recomputed(function: Callable[..., Any], *args: Any, device: torch.device) -
     """
 
     def run(*args: Any) -> Any:
-        if device.type == "cpu":
-            give_back_free_memory()
         # Autocast would cast a weight once for all chunks, whose gradients would then be summed up in bfloat16.
         with torch.autocast(
             device.type,
