@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import functools
-import importlib.util
 import io
 import unicodedata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,20 +21,6 @@ _HEAT = np.array([196, 18, 96], dtype=np.float32)  # a red that few drawings use
 _SCALE = 2  # sheets are drawn twice as large and scaled down, which smooths every edge
 _RADIUS = 10
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-# Pillow's own font comes first, which is the same everywhere; then those of Linux, macOS and Windows.
-_FONTS = (
-    "",
-    "DejaVuSans.ttf",
-    "NotoSans-Regular.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "NotoSansCJKjp-Regular.otf",
-    "wqy-zenhei.ttc",
-    "Arial Unicode.ttf",
-    "arialuni.ttf",
-    "segoeui.ttf",
-    "msyh.ttc",
-)
 _UNASSIGNED = "\U0010fffe"  # no font has it, so its bitmap is that of a missing glyph
 _PROBE_SIZE = 16
 
@@ -64,7 +48,7 @@ def data_uri(image: Image.Image, *, size: int = 144) -> str:
 def heat_map(
     image: Image.Image, weights: Float[np.ndarray | Tensor, "grid_h grid_w"], *, size: int = 144
 ) -> Image.Image:
-    """Return the image, pale, with the weights over it; the largest weight of the map has the full colour.
+    """Return the image, pale, with the weights over it; the largest weight of the map has the full color.
 
     Args:
         size: Pixels of its long side.
@@ -95,14 +79,14 @@ class Sheet:
         """Return the sheet at its own size."""
         return self._image.resize(self._size, Image.Resampling.LANCZOS)
 
-    def text(self, line: str, *, x: float, y: float, size: float = 16, colour: str = INK) -> None:
+    def text(self, line: str, *, x: float, y: float, size: float = 16, color: str = INK) -> None:
         """Write one line, its upper left corner at (x, y)."""
-        font, line = fitting_font(line, size=size * _SCALE)
-        self._draw.text((x * _SCALE, y * _SCALE), line, fill=colour, font=font)
+        font = ImageFont.load_default(size * _SCALE)
+        self._draw.text((x * _SCALE, y * _SCALE), _writable(line), fill=color, font=font)
 
     def wrapped(self, text: str, *, width: float, max_lines: int, size: float = 16) -> list[str]:
-        """Return lines no longer than `width`, in letters that there is a font for, shortened by an ellipsis."""
-        font, text = fitting_font(text, size=size * _SCALE)
+        """Return lines no longer than `width`, in letters that can be written, shortened by an ellipsis."""
+        font, text = ImageFont.load_default(size * _SCALE), _writable(text)
         limit = width * _SCALE
         lines = [""]
         for word in text.split():
@@ -145,43 +129,23 @@ def _box(x: float, y: float, width: float, height: float) -> tuple[float, float,
     return x * _SCALE, y * _SCALE, (x + width) * _SCALE - 1, (y + height) * _SCALE - 1
 
 
-def fitting_font(text: str, *, size: float) -> tuple[Font, str]:
-    """Return the first font with the most letters of a text, and the text without accents and with `?` for the rest."""
+def _writable(text: str) -> str:
+    """Return a text in the letters of Pillow's own font, which is the same everywhere: no accents, `?` for the rest."""
     text = unicodedata.normalize("NFC", text)
-    letters = {letter for letter in text if not letter.isspace()}
-    name = ""
-    if not all(_has(name, letter) for letter in letters):
-        there = [name for name in _FONTS if _font(name, _PROBE_SIZE) is not None]
-        name = max(there, key=lambda name: sum(_has(name, letter) for letter in letters))
-        text = "".join(letter if letter.isspace() or _has(name, letter) else _plain(letter, name) for letter in text)
-    return _font(name, size) or ImageFont.load_default(size), text
+    return "".join(letter if letter.isspace() or _has(letter) else _plain(letter) for letter in text)
 
 
-def _plain(letter: str, name: str) -> str:
+def _plain(letter: str) -> str:
     bare = "".join(part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part))
-    return bare if bare and all(part.isspace() or _has(name, part) for part in bare) else "?"
+    return bare if bare and all(part.isspace() or _has(part) for part in bare) else "?"
 
 
 @functools.lru_cache(maxsize=65_536)
-def _has(name: str, letter: str) -> bool:
+def _has(letter: str) -> bool:
     bitmaps = []
     for each in (letter, _UNASSIGNED):
         image = Image.new("L", (4 * _PROBE_SIZE, 4 * _PROBE_SIZE))
-        ImageDraw.Draw(image).text((_PROBE_SIZE, _PROBE_SIZE), each, fill=255, font=_font(name, _PROBE_SIZE))
+        draw = ImageDraw.Draw(image)
+        draw.text((_PROBE_SIZE, _PROBE_SIZE), each, fill=255, font=ImageFont.load_default(_PROBE_SIZE))
         bitmaps.append(image.tobytes())
     return bitmaps[0] != bitmaps[1]
-
-
-@functools.lru_cache(maxsize=256)
-def _font(name: str, size: float) -> Font | None:
-    """Return a font by the name of its file; None if this machine has none."""
-    if not name:
-        return ImageFont.load_default(size)
-    matplotlib = importlib.util.find_spec("matplotlib")  # brings a font, where it is installed
-    bundled = Path(matplotlib.origin or "").parent / "mpl-data" / "fonts" / "ttf" if matplotlib else Path()
-    for path in (name, bundled / name):
-        try:
-            return ImageFont.truetype(path, size)
-        except OSError:
-            continue
-    return None

@@ -152,14 +152,14 @@ def _write_image(
     sheet = Sheet(width, 2 * _MARGIN + _HEAD + len(rows) * row_height - _GAP)
     sheet.text(sheet.wrapped(query, width=width - 2 * _MARGIN, max_lines=1)[0], x=_MARGIN, y=_MARGIN, size=20)
     if not any(rows):
-        sheet.text("nothing was found", x=_MARGIN, y=_MARGIN + _HEAD, colour=MUTED)
+        sheet.text("nothing was found", x=_MARGIN, y=_MARGIN + _HEAD, color=MUTED)
     for row, tiles in enumerate(rows):
         y = _MARGIN + _HEAD + row * row_height
         for column, (image, line, caption) in enumerate(tiles):
             x = _MARGIN + column * (_TILE + _GAP)
             sheet.tile(image, x=x, y=y, side=_TILE)
             line = sheet.wrapped(line, width=_TILE, max_lines=1, size=13)[0]
-            sheet.text(line, x=x, y=y + _TILE + 4, size=13, colour=MUTED)
+            sheet.text(line, x=x, y=y + _TILE + 4, size=13, color=MUTED)
             for number, text in enumerate(sheet.wrapped(caption, width=_TILE, max_lines=caption_lines, size=13), 1):
                 sheet.text(text, x=x, y=y + _TILE + 4 + number * _LINE, size=13)
     with atomic_file(file) as aside:
