@@ -21,12 +21,13 @@ from rich.console import Console
 
 import worlds
 from vlmo.data.prepare import prepare
+from vlmo.folder.card import ModelCard
 from vlmo.progress import Progress
 from vlmo.recipes import Recipe, describe, find_recipe
 from vlmo.recipes.schema import scaled
-from vlmo.release import write_release
 from vlmo.run import build
 from worlds.recipes import RUN, STEPS
+from worlds.release import write_release
 
 ROOTS = {
     "icons": Path("raw/node_modules"),
@@ -89,7 +90,9 @@ def rebuild(
     out = run / "vlmo-small"
     if not out.exists():
         measured = [moved(source, folders) for source in MEASURED_ON]
-        write_release(run / "released" / "model", out, recall_on=measured, licence="cc-by-sa-4.0", console=console)
+        title = find_recipe("vlmo-small").task.title
+        card = ModelCard(stage=title, recipe="vlmo-small", language="en", licence="cc-by-sa-4.0")
+        write_release(run / "released" / "model", out, card=card, recall_on=measured, console=console)
     return out
 
 

@@ -45,7 +45,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "import": folders.import_,
     "merge": folders.merge,
     "export": folders.export,
-    "release": folders.release,
 }
 """Function of each command: its arguments are the options, and its docstring the help."""
 _EXTRAS = {

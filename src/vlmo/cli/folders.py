@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vlmo.cli.parsing import Device, ModelFolder, hide_loading_bars, nearest
+from vlmo.cli.parsing import ModelFolder, hide_loading_bars, nearest
 from vlmo.released import find_model, no_model
 from vlmo.released.published import MODELS
 from vlmo.terminal import escaped, say
@@ -130,32 +130,3 @@ def export(folder: ModelFolder, *, out: Path, to: Literal["official", "onnx"] = 
 
         lines = [*(f"note: {note}" for note in export_official(folder, out)), f"written: {out}"]
     say(*lines)
-
-
-def release(
-    folder: ModelFolder,
-    *,
-    out: Path,
-    recall_on: Annotated[tuple[str, ...], tyro.conf.arg(name="data")] = ("emoji-pairs",),
-    licence: str | None = None,
-    note: str = "",
-    device: Device = None,
-) -> None:
-    """Write a model folder to publish: half as large, its card with metrics: vlmo release MODEL_FOLDER --out DIR.
-
-    Args:
-        out: New folder; its name becomes the model's.
-        recall_on: Sources, built-in names or paths, whose split "test" is measured.
-        licence: Licence of the weights, by the hub's identifier, such as cc-by-sa-4.0; by default what the card says.
-        note: A paragraph for the top of the card.
-    """
-    folder = Path(find_model(folder))
-    hide_loading_bars()
-    from vlmo.release import write_release
-
-    options = {"recall_on": recall_on, "licence": licence, "note": note, "device": device}
-    console = Console(soft_wrap=True)
-    for result in write_release(folder, out=out, **options, console=Console(stderr=True)):
-        console.print(result.table())
-    size = (out / "model.safetensors").stat().st_size
-    say(f"model folder {out}, weights of {size / 1e6:.1f} MB")

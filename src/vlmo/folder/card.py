@@ -183,46 +183,6 @@ def add_metrics(folder: str | Path, metrics: Sequence[EvalResult], *, usage: Usa
     return path
 
 
-def rename_card(
-    folder: str | Path, *, title: str, usage: Usage | None = None, licence: str | None = None, note: str = ""
-) -> None:
-    """Give the card of a copied folder another headline, and remove its metrics.
-
-    Args:
-        title: Name that the model is loaded by.
-        usage: Purpose of the class that the folder holds now, which is then described; None keeps the description.
-        licence: Of the weights, by the hub's identifier; None keeps what the card says.
-        note: A paragraph for the top.
-
-    Raises:
-        ValueError: The folder holds no model, or the front matter of its card cannot be read.
-    """
-    folder = Path(folder)
-    path = folder / CARD
-    if not path.exists():
-        write_card(folder, ModelCard())
-    card = _load(path)
-    front: Any = card.data
-    front.eval_results = front.model_name = None
-    (folder / RESULTS_FILE).unlink(missing_ok=True)
-    head = f"# {title}" + (f"\n\n{note}" if note else "")
-    text = re.sub(r"^# .+$", lambda _: head, card.text, count=1, flags=re.MULTILINE)
-    text = text.replace(_OWN_PATH, f'"{title}"')
-    if usage is not None:
-        stage = re.search(r"^- Stage: (.+)$", text, flags=re.MULTILINE)
-        facts = _facts(folder, usage=usage, stage=stage[1] if stage else UNKNOWN)
-        text = _with_section(text, "What it is", facts)
-    if licence is not None:
-        front.license = licence
-        text = _with_section(text, "Licence", _licence(ModelCard(licence=licence, data=read_data(folder))))
-    if data := read_data(folder):
-        front.__dict__.pop("data_sources", None)  # where cards had the data before
-        _write_json(folder / DATA_FILE, _by_terms(data))
-        text = _with_section(text, "Data", _data_table(data))
-    card.text = _with_section(text, "Metrics", _metrics_table(()))
-    write_file(path, str(card))
-
-
 def add_section(folder: str | Path, *, title: str, body: str) -> None:
     """Add a section to the card of a folder, replacing one with that title; a new one stands before the limits.
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
-
 from tests.integrations.toy_gallery import retrieval_set, trained_folder
 from tests.retrieval.toy_index import write_folder
 from tests.tasks.toy_folders import write_folders
-from tests.test_cli_tasks import refused
 from tests.toy_model import toy
-from vlmo import VLMoForImageTextRetrieval, VLMoForPreTraining, VLMoProcessor, release
-from vlmo.cli import main
+
+from vlmo import VLMoForImageTextRetrieval, VLMoForPreTraining, VLMoProcessor
 from vlmo.evaluation import evaluate_retrieval
 from vlmo.evaluation.scoring import embed_images, embed_texts
 from vlmo.folder import architectures
 from vlmo.folder.card import DataSource, ModelCard, read_data, write_card
 from vlmo.tasks import usage_of
+from worlds import release
 
 # A bfloat16 has eight significant bits. Weights of the toy are ten times larger than usual, and so is what rounding
 # does to them: single cosines move by up to 0.02.
@@ -50,8 +47,8 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def released(folder, images, tmp_path_factory):
     out = tmp_path_factory.mktemp("releases") / "toy-release"
-    line = ["release", folder, "--out", out, "--data", images, "--licence", "cc-by-sa-4.0", "--note", "A note."]
-    main([*map(str, line), "--device", "cpu"])
+    card = ModelCard(recipe="toy-recipe", about="A note.", licence="cc-by-sa-4.0")
+    release.write_release(folder, out, card=card, recall_on=[str(images)])
     return out
 
 
@@ -70,21 +67,13 @@ def test_a_model_of_stage_3_is_released_for_retrieval(tmp_path):
     stage3 = toy(VLMoForPreTraining)
     stage3.save_pretrained(tmp_path / "stage3")
     write_card(tmp_path / "stage3", ModelCard(recipe="toy", about="A toy."), usage_of(tmp_path / "stage3"))
-    release.write_release(tmp_path / "stage3", tmp_path / "out")
+    release.write_release(tmp_path / "stage3", tmp_path / "out", card=ModelCard())
     assert architectures(tmp_path / "out") == ["VLMoForImageTextRetrieval"]
     assert "Class: `VLMoForImageTextRetrieval`, which finds" in (tmp_path / "out" / "README.md").read_text()
     weights, before = load_file(tmp_path / "out" / "model.safetensors"), stage3.state_dict()
     left_out = {name.split(".")[0] for name in set(before) - set(weights)}
     assert left_out == {"mlm_head", "fusion_contrast_head"}
     assert all(torch.equal(weights[name], before[name].to(weights[name].dtype)) for name in weights)
-
-
-def test_a_release_that_cannot_be_measured_is_there_and_says_why(folder, images, tmp_path, capsys):
-    spoilt = shutil.copytree(images, tmp_path / "spoilt")
-    next(spoilt.glob("*.png")).write_bytes(b"no image")
-    line = ["release", str(folder), "--out", str(tmp_path / "out"), "--data", str(spoilt), "--device", "cpu"]
-    assert f"reason in {tmp_path / 'out' / 'test.quarantine.jsonl'}" in refused(line, capsys)
-    assert "Not measured." in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_release_computes_in_float32_and_ranks_alike(folder, released):
@@ -100,24 +89,27 @@ def test_release_computes_in_float32_and_ranks_alike(folder, released):
 
 def test_card_names_the_model_its_data_and_what_was_measured(folder, released):
     card = (released / "README.md").read_text()
-    assert "# toy-release\n\nA note.\n\nWhat the recipe does." in card
+    assert "# toy-release\n\nA note.\n" in card
     assert 'model_path("toy-release")' in card
     assert "license: cc-by-sa-4.0" in card
     assert "The weights are under cc-by-sa-4.0. The data's terms stand above." in card
     assert read_data(released) == read_data(folder)
-    assert re.search(r"\| IR@1, dual encoder( \| [\d.]+ % \([\d.]+ to [\d.]+\))+ \| [\d.]+ % \|.*`vlmo release`", card)
+    values = r"\| IR@1, dual encoder( \| [\d.]+ % \([\d.]+ to [\d.]+\))+ \| [\d.]+ % \|"
+    assert re.search(values + ".*`worlds.release`", card)
     assert not list(released.glob("*.jsonl"))
 
 
-def test_release_refuses_what_it_cannot_make(folder, released, tmp_path, capsys):
-    assert "exists; name a new folder" in refused(["release", str(folder), "--out", str(released)], capsys)
-    assert "--out" in refused(["release", str(folder)], capsys)
+def test_release_refuses_what_it_cannot_make(folder, released, images, tmp_path):
     words = write_folders(tmp_path / "toys")["words"]
-    assert "VLMoForMaskedLM; expected" in refused(["release", str(words), "--out", str(tmp_path / "x")], capsys)
-
-
-def test_release_without_sources_measures_nothing(folder, tmp_path):
-    assert release.write_release(folder, tmp_path / "plain") == []
-    card = (tmp_path / "plain" / "README.md").read_text()
-    assert "## Metrics\n\nNot measured." in card
-    assert json.loads((tmp_path / "plain" / "config.json").read_text())["dtype"] == "float32"
+    for source, out, message in (
+        (folder, released, "exists; name a new folder"),
+        (words, tmp_path / "x", "VLMoForMaskedLM; expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            release.write_release(source, out, card=ModelCard())
+    assert not (tmp_path / "x").exists()
+    spoilt = shutil.copytree(images, tmp_path / "spoilt")
+    next(spoilt.glob("*.png")).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"out/test\.quarantine\.jsonl"):
+        release.write_release(folder, tmp_path / "out", card=ModelCard(), recall_on=[str(spoilt)])
+    assert "Not measured." in (tmp_path / "out" / "README.md").read_text()

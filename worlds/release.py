@@ -1,10 +1,11 @@
-"""`vlmo release`: a model folder to share, with weights of half the size and metrics measured on these weights."""
+"""A model folder to share, with weights of half the size and metrics measured on these weights."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,21 +15,19 @@ from safetensors.torch import save_file
 from vlmo.checkpoints.loading import check_model_folder, load_model
 from vlmo.folder import WEIGHTS, file_in, read_config, write_modules
 from vlmo.folder.atomic import write_folder
-from vlmo.folder.card import DATA_FILE, rename_card
+from vlmo.folder.card import ModelCard, read_data, write_card
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.tasks import TaskResult, evaluate, usage_of
 
-_FILES = ("README.md", DATA_FILE, "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def write_release(
     folder: str | Path,
     out: str | Path,
     *,
+    card: ModelCard,
     recall_on: Sequence[str] = (),
-    licence: str | None = None,
-    note: str = "",
-    device: str | None = None,
     console: Console | None = None,
 ) -> list[TaskResult]:
     """Write the dual encoder and matching head of a run as a new folder, and return the evaluation on each source.
@@ -38,11 +37,8 @@ def write_release(
     Args:
         folder: Model folder, one that retrieves.
         out: New folder; its name becomes the model's.
-        recall_on: Sources whose split "test" is evaluated with the stored weights. The card gets the recalls.
-        licence: Of the weights, by the hub's identifier; None leaves what the card says.
-        note: A paragraph for the top of the card.
-        device: Where the evaluation runs; None takes a GPU if there is one.
-        console: Where progress is shown; None shows nothing.
+        card: Card of the new folder, which gets the name, the data of `folder`, and the recalls.
+        recall_on: Sources whose split "test" is evaluated with the stored weights.
 
     Raises:
         ValueError: The folder holds no model that retrieves, `out` exists, or a source cannot be read; `out` is then
@@ -66,11 +62,13 @@ def write_release(
         for name in _FILES:
             if (folder / name).is_file():
                 shutil.copyfile(file_in(folder, name), new / name)
-        rename_card(new, title=out.name, usage=usage_of(new), licence=licence, note=note)
+        if (usage := usage_of(new)) is not None:
+            usage = replace(usage, snippet=usage.code.replace("path/to/this/folder", out.name))
+        write_card(new, replace(card, title=out.name, data=read_data(folder)), usage)
     results = []
     for source in recall_on:
-        results.append(evaluate(out, task="retrieval", source=source, device=device, console=console))
-        results[-1].write_card(out, measured_by="`vlmo release`")
-        for file in out.glob("*.quarantine.jsonl"):
+        results.append(evaluate(out, task="retrieval", source=source, console=console))
+        results[-1].write_card(out, measured_by="`worlds.release`")
+        for file in out.glob("*.quarantine.jsonl"):  # which name files of this machine
             file.unlink()
     return results
