@@ -13,7 +13,6 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from vlmo.checkpoints.loading import load_model
 from vlmo.data.decoding import decode_image
@@ -171,6 +170,8 @@ class ClassificationObjective(nn.Module):
 
     def __init__(self, model: VLMoForImageClassification, *, config: ClassificationConfig | None = None) -> None:
         super().__init__()
+        from torchvision.transforms import v2  # takes seconds
+
         self.model = model
         self.config = config = config or ClassificationConfig()
         share = config.cutmix_share if config.mixup and config.cutmix else float(config.cutmix > 0)
