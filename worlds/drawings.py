@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmo.data.builtin import emoji
-from vlmo.data.builtin.emoji import Drawing
 from vlmo.data.prepare.parts import Record, Row, SetOnDisk, chunked, require_folder
-from worlds.emoji import read_emoji
+from worlds.emoji import Drawing, first_names, read_drawings, read_emoji, rows_of, unlike
 from worlds.naming import with_article
 
 LICENCE = "Noto Emoji: Apache-2.0; Fluent Emoji and keywords: MIT; Twemoji: CC-BY-4.0; OpenMoji: CC-BY-SA-4.0"
@@ -45,7 +44,7 @@ def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record
     styles = {emoji.TWEMOJI: twemoji, emoji.OPENMOJI: openmoji}
     for style, folder in folders.items():
         kept = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES}
-        styles[style] = emoji.read_drawings(style, kept)
+        styles[style] = read_drawings(style, kept)
     new = found.of_new(*styles.values())
     captions = {
         codes: with_article((*known, keywords[codes]) if codes in keywords else known, key=codes)
@@ -53,16 +52,16 @@ def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record
     }
     train: list[Drawing] = []
     for style, drawings in styles.items():
-        usable = emoji.unlike(drawings, new)
+        usable = unlike(drawings, new)
         if style == emoji.OPENMOJI:
             usable &= concepts.trainable
         elif style != emoji.TWEMOJI:
-            usable &= emoji.unlike(drawings, found.test, variants=False)
+            usable &= unlike(drawings, found.test, variants=False)
         train += [drawings[codes] for codes in names if codes in usable]
-    plain = emoji.first_names(names)
+    plain = first_names(names)
     splits = {"train": (train, captions), "test": (found.test, plain), "concepts": (found.new, plain)}
     for split, (drawings, known) in splits.items():
-        for row in emoji.rows_of(drawings, names=known, licences=_LICENCES):
+        for row in rows_of(drawings, names=known, licences=_LICENCES):
             yield Row(split, row)
 
 

@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlmo.data.builtin import emoji
 from vlmo.data.builtin.icons import caption_of, draw_svg, is_brand
 from vlmo.data.decoding import encode_image
 from vlmo.data.prepare.parts import ROWS_A_PART, Part, Record, Row, SetOnDisk, file_key, find
 from vlmo.data.schema import hash_share, make_row
-from worlds.emoji import read_emoji
+from worlds.emoji import Drawing, base_codes, read_emoji
 from worlds.naming import TYPED, Naming, category_of, is_sign, with_article
 from worlds.svg import Looks, open_png, record_of
 
@@ -228,14 +227,14 @@ def _read_icons(icon_set: IconSet, *, hidden: frozenset[str]) -> Iterator[Icon]:
             yield Icon(icon_set, key, tuple(captions), category_of(own), digest)
 
 
-def _held_out_emoji() -> tuple[frozenset[str], list[emoji.Drawing]]:
+def _held_out_emoji() -> tuple[frozenset[str], list[Drawing]]:
     """Return the names of the concepts in `drawings-concepts` and of their variants; the drawings kept for testing."""
     found = read_emoji()
-    bases = {emoji.base_codes(drawing.codes) for drawing in found.new}
+    bases = {base_codes(drawing.codes) for drawing in found.new}
     hidden = frozenset(
         " ".join(re.findall(r"[a-z0-9]+", _ascii(name).lower().replace("'", "")))
         for codes, known in found.names.items()
-        if emoji.base_codes(codes) in bases
+        if base_codes(codes) in bases
         for name in known
     )
     return hidden, found.test + found.of_new(found.twemoji, found.openmoji)

@@ -32,13 +32,13 @@ def drawing(style: str, codes: str, *, kind: str = "PNG") -> bytes:
 @pytest.fixture
 def found(monkeypatch) -> worlds_emoji.Emoji:
     """One concept kept in OpenMoji's style and one kept altogether, out of six in two styles."""
-    monkeypatch.setattr(emoji, "NUM_TEST", 1)
+    monkeypatch.setattr(worlds_emoji, "NUM_TEST", 1)
     monkeypatch.setattr(worlds_emoji, "NUM_NEW", 1)
     styles = {
-        style: emoji.read_drawings(style, {f"{codes}.png": drawing(style, codes) for codes in (*CODES, TONE)})
+        style: worlds_emoji.read_drawings(style, {f"{codes}.png": drawing(style, codes) for codes in (*CODES, TONE)})
         for style in ("twemoji", "openmoji")
     }
-    monkeypatch.setattr(emoji, "read_style", styles.__getitem__)
+    monkeypatch.setattr(worlds_emoji, "read_style", styles.__getitem__)
     names = {codes: known for codes, known in emoji.english_names().items() if codes in {*CODES, TONE}}
     monkeypatch.setattr(emoji, "english_names", lambda: names)
     return worlds_emoji.read_emoji()
@@ -61,9 +61,11 @@ def test_drawings_of_further_styles_join_those_of_the_builtin_set(found, tmp_pat
     prepare("drawings", root=packages(tmp_path / "node_modules"), out=tmp_path / "out")
     train, test, concepts = (open_source(str(tmp_path / "out"), split=part) for part in ("train", "test", "concepts"))
     (kept,), (new,) = ([drawing.codes for drawing in each] for each in (found.test, found.new))
-    known = {codes for codes in (*CODES, TONE) if emoji.base_codes(codes) != emoji.base_codes(new)}
+    known = {codes for codes in (*CODES, TONE) if worlds_emoji.base_codes(codes) != worlds_emoji.base_codes(new)}
     expected = {f"{style}/{codes}" for style in STYLES for codes in known}
-    expected -= {f"openmoji/{codes}" for codes in known if emoji.base_codes(codes) == emoji.base_codes(kept)}
+    expected -= {
+        f"openmoji/{codes}" for codes in known if worlds_emoji.base_codes(codes) == worlds_emoji.base_codes(kept)
+    }
     assert set(train["image_id"]) == expected
     assert test["image_id"][:] == [f"openmoji/{kept}"]
     assert concepts["image_id"][:] == [f"twemoji/{new}"]

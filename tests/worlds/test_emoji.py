@@ -5,8 +5,9 @@ import pytest
 from datasets import Dataset
 from tests.data.test_builtin_emoji import SAME_LOOK, names_without_variant, small_images, smallest_distances
 
-from vlmo.data.builtin.emoji import english_names
+from vlmo.data.builtin.emoji import LOOK_ALIKES, TEST, english_names
 from vlmo.data.sources import open_source
+from worlds.emoji import base_codes, read_emoji
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +34,38 @@ def test_counts(sets) -> None:
         "drawings-pairs/test": 500,
         "drawings-concepts/test": 150,
     }
-    assert sets["drawings-pairs/test"].to_list() == sets["emoji-pairs/test"].to_list()
+    assert sets["drawings-pairs/test"]["captions"][:] == sets["emoji-pairs/test"]["captions"][:]
     concepts, pairs = (set(sets[f"{name}/train"]["image_id"]) for name in ("emoji-pairs", "drawings-pairs"))
     # Two drawings of each new concept, and of others that look like them.
     assert 300 <= len(concepts - pairs) < 330
+
+
+def test_the_package_keeps_the_same_drawings_for_testing() -> None:
+    found = read_emoji()
+    assert [drawing.codes for drawing in found.test] == TEST
+    untrained = set(found.concepts.codes) - found.concepts.trainable
+    assert untrained == LOOK_ALIKES.union(TEST)
+    assert len({drawing.image_id for drawing in found.twemoji.values()}) == 3963  # of 4,009 files
+
+
+@pytest.mark.parametrize(
+    ("codes", "base"),
+    [
+        ("1f600", "1f600"),
+        ("1f44d-1f3fb", "1f44d"),  # thumbs up, light skin tone
+        ("1f3c3-1f3ff-200d-2640-200d-27a1", "1f3c3"),  # woman running facing right, dark skin tone
+        ("1f468-1f3fb-200d-1f33e", "1f9d1-200d-1f33e"),  # man farmer, light skin tone
+        ("1f468", "1f468"),  # a man is no variant of a person
+        ("1f468-1f3fb-200d-1f91d-200d-1f468-1f3ff", "1f9d1-200d-1f91d-200d-1f9d1"),  # men holding hands
+        ("1f46c", "1f9d1-200d-1f91d-200d-1f9d1"),
+        ("27a1", "27a1"),  # right arrow
+        ("2640", "2640"),  # female sign
+        ("1f3fb", "1f3fb"),  # a skin tone by itself
+        ("1f3f3-200d-1f308", "1f3f3-200d-1f308"),  # rainbow flag
+    ],
+)
+def test_base_codes_join_variants(codes: str, base: str) -> None:
+    assert base_codes(codes) == base
 
 
 def test_no_training_drawing_is_one_for_testing_or_looks_like_it_or_is_its_variant(sets) -> None:

@@ -13,11 +13,10 @@ import pytest
 from PIL import Image
 from tests.data.prepare.toy_task_files import quarantined, write
 
-from vlmo.data.builtin import emoji
 from vlmo.data.builtin.icons import LOOK_ALIKES, caption_of, lucide_rows
 from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
-from worlds import icons
+from worlds import emoji, icons
 from worlds.emoji import Emoji
 from worlds.naming import Naming, category_of
 from worlds.svg import Looks, look_of, open_png
