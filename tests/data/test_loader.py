@@ -213,15 +213,6 @@ def test_loader_names_a_sample_that_cannot_be_decoded(tokenizer, num_workers):
         take(loader, start=0, count=1)
 
 
-def test_pair_examples_choose_captions_by_epoch(pairs, tokenizer):
-    found = {}
-    for epoch, row in itertools.product(range(20), range(4)):
-        found.setdefault(row, set()).add(tokenizer.decode(pairs[epoch, row]["input_ids"], skip_special_tokens=True))
-    for row, texts in found.items():
-        assert len(texts) == 2
-        assert f"a picture of thing {row}" in texts
-
-
 def test_pairs_give_each_caption_an_example_of_its_own(pairs, dataset, tokenizer):
     transform = train_transform(TRANSFORM)
     each = RowExamples(dataset, unit="pair", transform=transform, tokenizer=tokenizer, seed=7, words=WordMaskConfig())
@@ -252,37 +243,30 @@ def test_false_texts_are_those_of_the_chosen_captions(dataset, tokenizer, unit):
     assert batch["false_attention_mask"].sum() == sum(len(each["false_input_ids"]) for each in read)
 
 
+def test_captions_and_masks_of_words_differ_by_epoch(pairs, dataset, tokenizer):
+    texts = RowExamples(dataset.remove_columns("image"), tokenizer=tokenizer, seed=7, words=WordMaskConfig())
+    for examples, row in itertools.product((pairs, texts), range(4)):
+        masks = defaultdict(set)
+        for epoch in range(20):
+            example = examples[epoch, row]
+            text = tokenizer.decode(example["input_ids"], skip_special_tokens=True)
+            masks[text].add(example["mlm_labels"].tobytes())
+        assert len(masks) == 2
+        assert f"a picture of thing {row}" in masks
+        assert all(len(of_text) > 1 for of_text in masks.values())
+
+
 def test_pair_examples_vary_by_epoch_and_repeat_for_the_same_key(pairs, dataset, tokenizer):
+    plain = RowExamples(dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=7, words=None)
+    assert plain[0, 5].keys() == pairs[0, 5].keys() - {"mlm_input_ids", "mlm_labels"}  # which change nothing else
+    assert np.array_equal(plain[0, 5]["input_ids"], pairs[0, 5]["input_ids"])
+    assert torch.equal(plain[0, 5]["pixel_values"], pairs[0, 5]["pixel_values"])
     first, again, other = pairs[0, 5], pairs[0, 5], pairs[1, 5]
     assert torch.equal(first["pixel_values"], again["pixel_values"])
     assert np.array_equal(first["mlm_input_ids"], again["mlm_input_ids"])
     assert not torch.equal(first["pixel_values"], other["pixel_values"])
     reseeded = RowExamples(dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=8)
     assert not torch.equal(first["pixel_values"], reseeded[0, 5]["pixel_values"])
-
-
-@pytest.mark.parametrize("with_images", [True, False])
-def test_masks_of_words_differ_by_epoch(pairs, dataset, tokenizer, with_images):
-    texts = dataset.remove_columns("image")
-    examples = pairs if with_images else RowExamples(texts, tokenizer=tokenizer, seed=7, words=WordMaskConfig())
-    masks = defaultdict(set)
-    for epoch in range(12):
-        example = examples[epoch, 5]
-        masks[example["input_ids"].tobytes()].add(example["mlm_labels"].tobytes())
-    assert all(len(masks_of_caption) > 1 for masks_of_caption in masks.values())
-
-
-def test_masks_of_patches_differ_by_epoch(dataset):
-    mask = BlockMaskConfig.for_grid(4, width=4)
-    examples = RowExamples(dataset, transform=train_transform(TRANSFORM), seed=1, mask=mask)
-    assert len({np.asarray(examples[epoch, 5]["bool_masked_pos"]).tobytes() for epoch in range(8)}) > 4
-
-
-def test_pair_examples_without_masks_keep_captions_and_pictures(pairs, dataset, tokenizer):
-    plain = RowExamples(dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=7, words=None)
-    assert plain[2, 3].keys() == pairs[2, 3].keys() - {"mlm_input_ids", "mlm_labels"}
-    assert np.array_equal(plain[2, 3]["input_ids"], pairs[2, 3]["input_ids"])
-    assert torch.equal(plain[2, 3]["pixel_values"], pairs[2, 3]["pixel_values"])
 
 
 def test_examples_travel_to_fresh_processes(pairs):
@@ -308,6 +292,7 @@ def test_image_examples_hide_equally_many_patches(dataset):
     assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed"}
     assert batch["bool_masked_pos"].shape == (8, 16)
     assert batch["bool_masked_pos"].sum(1).tolist() == [6] * 8
+    assert len({np.asarray(examples[epoch, 5]["bool_masked_pos"]).tobytes() for epoch in range(8)}) > 4
     assert "bool_masked_pos" not in RowExamples(dataset, transform=train_transform(TRANSFORM), seed=1)[0, 0]
 
 
