@@ -294,23 +294,14 @@ def test_folders_that_are_damaged_are_one_line(folders, questions, pairs, capsys
         assert Path(folder).name in line
 
 
-MY_TASK = """
-import sys
-from dataclasses import replace
-from tests.tasks.test_toy_task import BrightnessTask
-from vlmo import recipes
-from vlmo.tasks import register
-
-sys.path.append("added by the module")
-register(BrightnessTask)
-recipes.register("brightness", replace(recipes.find_recipe("shapes-stage1"), task=BrightnessTask()))
-"""
+EXAMPLE = Path(__file__).parents[1] / "examples" / "add_task.py"
 
 
 def test_tasks_of_a_module_beside_the_user_are_trained_measured_and_asked(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    (tmp_path / "my_task.py").write_text(MY_TASK)
+    added = "\nimport sys\nsys.path.append('added by the module')\n"
+    (tmp_path / "my_task.py").write_text(EXAMPLE.read_text() + added)
     for number in range(8):
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.new("RGB", (64, 64), (30 * number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
