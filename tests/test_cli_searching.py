@@ -137,27 +137,27 @@ def test_search_says_no_match_above_the_nearest_images(made, capsys):
 
 def test_search_prints_json(made, capsys):
     main(["search", made[1], "a red square", "--json", "--top", "4", "--rerank-weight", "1", "--rerank", "4"])
-    told = json.loads(capsys.readouterr().out)
-    assert [hit["score"] for hit in told["hits"]] == [hit["match"] for hit in told["hits"]]
-    assert told["hits"][0]["metadata"].keys() == {"year", "kind"}
+    found = json.loads(capsys.readouterr().out)
+    assert [hit["score"] for hit in found["hits"]] == [hit["match"] for hit in found["hits"]]
+    assert found["hits"][0]["metadata"].keys() == {"year", "kind"}
     main(["search", made[1], "a red square", "--json", "--budget", "0.000001"])
-    told = json.loads(capsys.readouterr().out)
-    assert not told["complete"]
-    assert "time was up" in told["note"]
+    found = json.loads(capsys.readouterr().out)
+    assert not found["complete"]
+    assert "time was up" in found["note"]
 
 
 def test_search_by_an_image(made, capsys, tmp_path):
     file = made[0] / NAMES[7]
     main(["search", made[1], str(file), "--json", "--top", "2", "--sheet", str(tmp_path / "sheet.png")])
-    told = json.loads(capsys.readouterr().out)
-    assert told["hits"][0]["path"] == str(file)
-    assert told["num_reranked"] == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["hits"][0]["path"] == str(file)
+    assert found["num_reranked"] == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 500
     main(["search", made[1], str(file), "--captions", "--json", "--top", "5"])
-    told = json.loads(capsys.readouterr().out)
-    assert all(len(hit["captions"]) == 1 for hit in told["hits"])
-    assert told["num_reranked"] == 32
+    found = json.loads(capsys.readouterr().out)
+    assert all(len(hit["captions"]) == 1 for hit in found["hits"])
+    assert found["num_reranked"] == 32
 
 
 @pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".jp2"])

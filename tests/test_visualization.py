@@ -46,8 +46,8 @@ def test_heat_is_where_the_weight_is():
     weights = torch.zeros(4, 4)
     weights[0, 3] = 2.0
     heat = np.asarray(heat_map(Image.new("RGB", (72, 72), "white"), weights, size=80)).astype(int)
-    assert heat[5, 75, 1] < 100  # top right: coloured
+    assert heat[5, 75, 1] < 100  # top right: colored
     assert heat[70, 10].tolist() == [255, 255, 255]
     assert heat_map(Image.new("RGB", (300, 150), "white"), weights, size=80).size == (80, 40)
-    # A flat map has no colour rather than a division by zero.
+    # A flat map has no color rather than a division by zero.
     assert np.asarray(heat_map(Image.new("RGB", (8, 8), "white"), torch.ones(2, 2), size=16)).min() == 255

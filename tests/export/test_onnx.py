@@ -329,9 +329,9 @@ def classifier(classifier_export, tmp_path, monkeypatch) -> Path:
 
 
 def test_a_difference_leaves_nothing_behind_and_an_earlier_export_as_it_was(classifier, tmp_path, monkeypatch):
-    told = []
-    write_onnx(classifier, tmp_path / "exported", report=lambda *step: told.append(step))
-    assert told == [("exporting image_encoder", 0, 1)]
+    steps = []
+    write_onnx(classifier, tmp_path / "exported", report=lambda *step: steps.append(step))
+    assert steps == [("exporting image_encoder", 0, 1)]
     before = {file.name: file.read_bytes() for file in (tmp_path / "exported").iterdir()}
     assert set(before) == {"image_encoder.onnx", "image_encoder.onnx.data", "onnx.json", "preprocessor_config.json"}
     monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)

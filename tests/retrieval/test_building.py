@@ -236,7 +236,7 @@ def test_later_runs_go_by_what_the_first_was_told(encoder, tmp_path):
     other.unlink()
     with pytest.raises(ValueError, match=r"other.csv, this index's table of metadata, is gone; .*--remove"):
         build(encoder, out=out)
-    assert build_index(encoder, out=out, forget=[other]).captions == 0
+    assert build_index(encoder, out=out, remove=[other]).captions == 0
 
 
 def test_columns_widen_from_run_to_run(encoder, tmp_path):
@@ -389,8 +389,8 @@ def test_forgotten_input_leaves_the_index(encoder, tmp_path):
     out = tmp_path / "index"
     build(encoder, first, second, out=out)
     with pytest.raises(ValueError, match="third is no input of this index"):
-        build_index(encoder, out=out, forget=[tmp_path / "third"])
-    report = build_index(encoder, out=out, forget=[first])
+        build_index(encoder, out=out, remove=[tmp_path / "third"])
+    report = build_index(encoder, out=out, remove=[first])
     assert (report.images, report.deleted) == (5, 3)
     assert json.loads((out / "index.json").read_text())["inputs"] == [str(second)]
 

@@ -323,7 +323,7 @@ def test_wrong_use_is_told(shared_folder, exports, tmp_path, monkeypatch, capsys
             lambda name, missing=missing: None if name == missing else find_spec(name),
         )
         arguments = ["embed", str(source), str(tmp_path), "--out", str(tmp_path / "v.parquet"), "--engine", line]
-        told = refused(arguments, capsys)
-        assert f"needs {missing}, which is not installed: pip install" in told
-        assert f"[{line}]" in told
+        line_of_error = refused(arguments, capsys)
+        assert f"needs {missing}, which is not installed: pip install" in line_of_error
+        assert f"[{line}]" in line_of_error
     assert not exports

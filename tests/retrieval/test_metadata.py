@@ -108,9 +108,9 @@ def test_names_that_no_image_has_are_counted(tmp_path):
     reader = Reader()
     for name in ("a/other/1.png", "a/sub/2.png", "a/4.png", "b/1.png"):
         reader.stamp(Found(str(tmp_path / name), "", "file", "", 0, root=str(tmp_path / name[0])))
-    told = reader.unmatched()
-    assert told.startswith("1 of 4 names")
-    assert told.endswith(f"3.png in {tmp_path / 'a' / 'captions.csv'}")
+    sentence = reader.unmatched()
+    assert sentence.startswith("1 of 4 names")
+    assert sentence.endswith(f"3.png in {tmp_path / 'a' / 'captions.csv'}")
     reader.stamp(Found(str(tmp_path / "a" / "3.png"), "", "file", "", 0, root=str(tmp_path / "a")))
     assert reader.unmatched() is None
 

@@ -24,12 +24,12 @@ def result(searcher):
 
 
 def test_json_says_everything(result):
-    told = json.loads(json.dumps(as_json("a red square", result)))
-    assert told["query"] == "a red square"
-    assert (told["num_reranked"], told["complete"], told["note"]) == (3, True, None)
-    assert [hit["id"] for hit in told["hits"]] == [hit.id for hit in result.hits]
+    found = json.loads(json.dumps(as_json("a red square", result)))
+    assert found["query"] == "a red square"
+    assert (found["num_reranked"], found["complete"], found["note"]) == (3, True, None)
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in result.hits]
     pixels, scores = {"width", "height"}, {"score", "similarity", "match"}
-    assert told["hits"][0].keys() == {"id", "path", "captions", "metadata", "place"} | pixels | scores
+    assert found["hits"][0].keys() == {"id", "path", "captions", "metadata", "place"} | pixels | scores
 
 
 def test_table_shows_match_scores_only_if_there_are_any(result, searcher):

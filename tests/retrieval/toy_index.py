@@ -51,11 +51,11 @@ def write_tar(path: Path, *, numbers: range = range(NUM)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number in numbers:
-            told = {"caption": CAPTIONS[number][0], "key": f"{number:05d}", "year": 2000 + number, "exif": {"a": 1}}
+            about = {"caption": CAPTIONS[number][0], "key": f"{number:05d}", "year": 2000 + number, "exif": {"a": 1}}
             for suffix, data in (
                 ("png", encoded(drawings()[number])),
                 ("txt", CAPTIONS[number][0].encode()),
-                ("json", json.dumps(told).encode()),
+                ("json", json.dumps(about).encode()),
             ):
                 member = tarfile.TarInfo(f"{number:05d}.{suffix}")
                 member.size = len(data)

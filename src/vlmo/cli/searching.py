@@ -46,7 +46,7 @@ def index(
     store_bytes: tyro.conf.FlagCreatePairsOff[bool] = False,
     batch: Batch = 64,
     approximate_from: Annotated[int, tyro.conf.arg(name="ann-threshold")] = 50_000,
-    forget: Annotated[tuple[str, ...], tyro.conf.arg(name="remove")] = (),
+    remove: tuple[str, ...] = (),
     executor: Literal["local", "ray"] = "local",
     workers: int = 2,
     dim: int | None = None,
@@ -63,7 +63,7 @@ def index(
         store_bytes: Keep the bytes of image files in the index, in later runs too; those of shards and key frames are
             kept in any case.
         approximate_from: Number of images from which on an approximate index is built.
-        forget: Inputs of earlier runs whose images leave the index, or their table of metadata.
+        remove: Inputs of earlier runs whose images leave the index, or their table of metadata.
         executor: Embed in this process, or with Ray Data.
         workers: ray: models that work side by side.
         dim: Store the first DIM dimensions of each vector, L2-normalised again; a multiple of 8. By default all; later

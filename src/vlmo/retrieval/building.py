@@ -70,7 +70,7 @@ def build_index(
     out: str | Path,
     store_bytes: bool | None = None,
     metadata: str | Path | None = None,
-    forget: Sequence[str | Path] = (),
+    remove: Sequence[str | Path] = (),
     batch: int = BATCH,
     approximate_from: int = APPROXIMATE_FROM,
     executor: Literal["local", "ray"] = "local",
@@ -95,7 +95,7 @@ def build_index(
             None: as in the last run, and not in the first one.
         metadata: Table of captions and columns for files, by their names. None: that of the last run; without one,
             `captions.csv` and the like in the folders themselves.
-        forget: Inputs of earlier runs whose images leave the index, or the table of metadata that they were given.
+        remove: Inputs of earlier runs whose images leave the index, or the table of metadata that they were given.
         batch: Images that go through the model at a time.
         approximate_from: Number of images from which on an approximate index is built beside the exact search.
         executor: Embed in this process, or in actors of Ray Data.
@@ -120,9 +120,9 @@ def build_index(
         "captions": 0,
         "approximate": None,
     }
-    settings = _settings(facts, store_bytes=store_bytes, metadata=metadata, forget=forget)
+    settings = _settings(facts, store_bytes=store_bytes, metadata=metadata, remove=remove)
     table = None if settings["metadata"] is None else MetadataTable(Path(settings["metadata"]))
-    origins = _origins(facts, inputs, forget)
+    origins = _origins(facts, inputs, remove)
     made_with = facts.get("model", {})
     if isinstance(model, Encoder):
         encoder = model
@@ -195,7 +195,7 @@ def _facts_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _settings(
-    facts: dict[str, Any], *, store_bytes: bool | None, metadata: str | Path | None, forget: Sequence[str | Path]
+    facts: dict[str, Any], *, store_bytes: bool | None, metadata: str | Path | None, remove: Sequence[str | Path]
 ) -> dict[str, Any]:
     """Settings that stay in force for later runs until they are given anew."""
     settings: dict[str, Any] = {"metadata": None, "store_bytes": False, **facts.get("settings", {})}
@@ -204,7 +204,7 @@ def _settings(
     before = settings["metadata"]
     if metadata is not None:
         settings["metadata"] = as_origin(str(metadata))
-    elif before in [as_origin(str(given)) for given in forget]:
+    elif before in [as_origin(str(given)) for given in remove]:
         settings["metadata"] = None
     elif before is not None and not Path(before).is_file():
         raise ValueError(
@@ -214,14 +214,14 @@ def _settings(
     return settings
 
 
-def _origins(facts: dict[str, Any], inputs: Sequence[str | Path], forget: Sequence[str | Path]) -> list[str]:
+def _origins(facts: dict[str, Any], inputs: Sequence[str | Path], remove: Sequence[str | Path]) -> list[str]:
     before, table = facts["inputs"], facts.get("settings", {}).get("metadata")
-    dropped = [origin for given in forget if (origin := as_origin(str(given))) != table]
+    dropped = [origin for given in remove if (origin := as_origin(str(given))) != table]
     if unknown := [origin for origin in dropped if origin not in before]:
         raise ValueError(f"{unknown[0]} is no input of this index; its inputs are {', '.join(before) or 'none'}")
     kept = [origin for origin in before if origin not in dropped]
     origins = list(dict.fromkeys([*kept, *(as_origin(str(given)) for given in inputs)]))
-    if not origins and not forget:
+    if not origins and not remove:
         raise ValueError("there is nothing to index; give folders, images, videos, .tar or .parquet files")
     return origins
 

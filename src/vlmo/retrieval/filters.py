@@ -105,5 +105,5 @@ def filter_error(where: str, reason: str | Exception, *, columns: Mapping[str, s
 
 def is_filter_error(error: Exception) -> bool:
     """True if LanceDB complains about the filter."""
-    told = str(error)
-    return isinstance(error, ValueError) or any(word in told for word in ("Schema error", "filter", "Not supported"))
+    text = str(error)
+    return isinstance(error, ValueError) or any(word in text for word in ("Schema error", "filter", "Not supported"))
