@@ -113,13 +113,7 @@ def build_index(
             raise ValueError(f"{name} is {value}; give a number from 1 up")
     start, folder = time.perf_counter(), Path(out).expanduser()
     earlier = _facts_of(folder)
-    facts: dict[str, Any] = earlier or {
-        "created": _now(),
-        "inputs": [],
-        "images": 0,
-        "captions": 0,
-        "approximate": None,
-    }
+    facts: dict[str, Any] = earlier or {"created": _now(), "inputs": [], "approximate": None}
     settings = _settings(facts, store_bytes=store_bytes, metadata=metadata, remove=remove)
     table = None if settings["metadata"] is None else MetadataTable(Path(settings["metadata"]))
     origins = _origins(facts, inputs, remove)
@@ -142,11 +136,11 @@ def build_index(
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"{error}. Ray needs more packages: {install_command('ray')}") from error
         embed = functools.partial(embed_on_ray, workers=workers)
+    found: dict[str, Found] = {}  # by their places: of two inputs that lead there, the first counts
     with Progress(console) as progress:
-        listed = [each for origin in origins for each in _list(origin, before=facts["inputs"], progress=progress)]
-    found = list({each.place: each for each in reversed(listed)}.values())[
-        ::-1
-    ]  # of two inputs that lead there, the first
+        for origin in origins:
+            for each in _list(origin, before=facts["inputs"], progress=progress):
+                found.setdefault(each.place, each)
     with lock_folder(folder, work="writing this index"), _leaving_nothing(folder, is_new=earlier is None):
         made_by = {"folder": str(encoder.folder.absolute()), "fingerprint": encoder.fingerprint, "dim": encoder.dim}
         facts |= {"version": VERSION, "model": made_by, "metric": "cosine", "inputs": origins, "settings": settings}
@@ -154,13 +148,13 @@ def build_index(
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
         store, reader = Store(folder, dim=encoder.dim), Reader(settings["store_bytes"], table)
         with Progress(console, in_bytes=True) as progress:
-            update = _Update(store, reader, found, progress)
+            update = _Update(store, reader, list(found.values()), progress)
             counts = update.run(functools.partial(embed, encoder=encoder, reader=reader, batch=batch))
         images, captions = store.images.count_rows(), store.captions.count_rows()
         store.optimize(lookups=images >= _LOOKUPS_FROM, alone="updated" not in facts)
         approximate = make_approximate(store, least=approximate_from, before=facts["approximate"], console=console)
-        facts |= {"complete": True, "images": images, "captions": captions, "updated": _now()}
-        facts["approximate"] = approximate
+        facts |= {"complete": True, "images": images, "captions": captions, "approximate": approximate}
+        facts["updated"] = _now()
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
     return BuildReport(
         images=images,
@@ -272,6 +266,7 @@ class _Update:
         Raises:
             ValueError: The index is damaged.
         """
+        self._advance(0, unchanged=0)  # a model may take minutes for the first batch
         pending, counts = Pending(self._store), self._counts
         quarantine = QuarantineFile(self._store.folder / QUARANTINE_FILE)
         bad_before, bad_now = read_lines(self._store.folder / QUARANTINE_FILE), []
@@ -288,7 +283,8 @@ class _Update:
             self._advance(batch.size, unchanged=len(batch.unchanged))
         pending.flush()
         self._delete()
-        write_file(self._store.folder / SHARDS_FILE, to_lines([_done_line(*done) for done in self._done.items()]))
+        shards = [{"shard": shard, "stamp": stamp} for shard, stamp in self._done.items()]
+        write_file(self._store.folder / SHARDS_FILE, to_lines(shards))
         # Lines of this run, and older ones about shards that were not read again.
         bad_before = [line for line in bad_before if line["path"] in self._unread | self._broken]
         lines = list(dict.fromkeys(to_lines([line]) for line in [*bad_before, *bad_now]))
@@ -310,17 +306,18 @@ class _Update:
         for start in range(0, len(files), _LOOKED_UP):
             some = {image_id(found.place): found for found in files[start : start + _LOOKED_UP]}
             known, size = self._store.known("id", list(some)), 0
-            changed: list[Found] = []
+            changed: list[str] = []
             for id, found in some.items():  # noqa: A001
                 stamp = self._reader.stamp(found)  # of new files too: it marks names in tables as used
                 if id in known and known[id][0] == stamp:
                     self._there.add(id)
                     size += found.size
                 else:
-                    changed.append(found)
+                    changed.append(id)
             self._advance(size, unchanged=len(some) - len(changed))
             for first in range(0, len(changed), _TOGETHER):
-                yield Work(changed[first : first + _TOGETHER], known)
+                ids = changed[first : first + _TOGETHER]
+                yield Work([some[id] for id in ids], {id: known[id] for id in ids if id in known})  # noqa: A001
 
     def _finish(self, shard: Found) -> None:
         """Note a shard that was read to its end, so that it is not read again before it changes."""
@@ -329,7 +326,7 @@ class _Update:
         else:
             self._done[shard.place] = self._reader.stamp(shard)
             with (self._store.folder / SHARDS_FILE).open("a", encoding="utf-8") as file:
-                file.write(to_lines([_done_line(shard.place, self._done[shard.place])]))
+                file.write(to_lines([{"shard": shard.place, "stamp": self._done[shard.place]}]))
 
     def _advance(self, size: int, *, unchanged: int) -> None:
         self._counts["unchanged"] += unchanged
@@ -350,7 +347,3 @@ class _Update:
         for start in range(0, len(gone), _DELETED_AT_ONCE):
             self._store.delete(gone[start : start + _DELETED_AT_ONCE])
         self._counts["deleted"] = len(gone)
-
-
-def _done_line(shard: str, stamp: str) -> dict[str, str]:
-    return {"shard": shard, "stamp": stamp}
