@@ -148,7 +148,6 @@ def test_filters_that_are_none_are_refused_and_change_nothing(client, parts, whe
     assert parts.index.num_images == NUM_PICTURES
 
 
-TWO = {"images": ["aGk="], "labels": ["a", "b"]}
 WRONG = {
     "search": [
         ({}, "give a text or an image"),
@@ -173,10 +172,6 @@ WRONG = {
         ({"image": 5}, "an image is a string"),
     ],
     "vqa": [({"question": "what?"}, "give an image or the id")],
-    "classify": [
-        *((TWO | {"template": template}, "template") for template in ("a bar", "{} {}", "{0}", "{label.__class__}")),
-        (TWO | {"labels": ["a", "a"]}, "a label is given twice"),
-    ],
 }
 
 
@@ -252,21 +247,6 @@ def test_image_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, pa
 
 
 # ------------------------------------------------------------------------------------------------------------- models
-
-
-def test_classify_gives_shares_of_labels_by_the_models_temperature(client, parts, bar) -> None:
-    body = {"images": [bar], "labels": ["red", "yellow", "blue"], "template": "a {} bar"}
-    (ranked,) = post(client, "/v1/classify", **body)["images"]
-    image = parts.encoder.embed_images([drawings()[14]])
-    texts = parts.encoder.embed_texts(["a red bar", "a yellow bar", "a blue bar"])
-    logits = parts.encoder.inverse_temperature * (image @ texts.T)[0]
-    shares = np.exp(logits) / np.exp(logits).sum()
-    expected = sorted(zip(shares, body["labels"], strict=True), reverse=True)
-    assert [entry["label"] for entry in ranked] == [label for _, label in expected]
-    np.testing.assert_allclose(
-        [entry["probability"] for entry in ranked], [share for share, _ in expected], atol=TOLERANCE
-    )
-    assert ranked[0]["label"] == "yellow"
 
 
 def test_vqa_answers_as_the_pipeline_does(client, gallery, parts, bar) -> None:
@@ -388,7 +368,7 @@ def test_pages_and_description_are_served_without_others_help(client) -> None:
         assert "http://" not in response.text.replace("http://www.w3.org/2000/svg", "")
         assert "https://" not in response.text
     paths = client.get("/openapi.json").json()["paths"]
-    assert {"/v1/search", "/v1/similar", "/v1/vqa", "/v1/classify"} < paths.keys()
+    assert {"/v1/search", "/v1/similar", "/v1/vqa"} < paths.keys()
     assert {"/v1/embeddings", "/v1/rerank", "/v2/rerank"} < paths.keys()
     body = paths["/v1/search"]["post"]["requestBody"]["content"]
     assert body["application/json"]["schema"]["properties"]["top"]["maximum"] == 200

@@ -24,7 +24,6 @@ ROUTES = [
     ("/v1/search", "POST"),
     ("/v1/similar", "POST"),
     ("/v1/vqa", "POST"),
-    ("/v1/classify", "POST"),
     ("/v1/embeddings", "POST"),
     ("/v1/rerank", "POST"),
     ("/v2/rerank", "POST"),

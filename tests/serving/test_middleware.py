@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
-from vlmo.serving.schemas import MAX_LABELS
+from vlmo.serving.schemas import MAX_TEXTS
 from vlmo.serving.settings import Settings
 
 KEY = "a-secret"
@@ -140,9 +140,9 @@ def test_body_of_very_many_values_is_not_parsed(content) -> None:
 
 
 def test_values_are_not_counted_inside_of_texts() -> None:
-    labels = [f'{number},[{{"' + '\\"[{,' * 100 for number in range(MAX_LABELS)]
+    texts = [f'{number},[{{"' + '\\"[{,' * 100 for number in range(MAX_TEXTS)]
     with TestClient(app_of()) as client:  # which has no model
-        assert client.post("/v1/classify", json={"labels": labels, "images": ["aGk="] * 16}).status_code == 404
+        assert client.post("/v1/embeddings", json={"input": texts}).status_code == 404
 
 
 def test_full_queue_parses_no_body() -> None:

@@ -30,7 +30,7 @@ from starlette.staticfiles import StaticFiles
 from vlmo.serving import compatible, schemas
 from vlmo.serving.middleware import Guard, Metrics
 from vlmo.serving.parts import Parts
-from vlmo.serving.schemas import MAX_FILTER, MAX_IMAGES, MAX_LABELS, MAX_TEXTS, Body, BusyError, ServiceError
+from vlmo.serving.schemas import MAX_FILTER, MAX_IMAGES, MAX_TEXTS, Body, BusyError, ServiceError
 from vlmo.serving.service import Service
 from vlmo.serving.settings import Settings
 
@@ -57,12 +57,12 @@ _METRICS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Metrics"}
 }
 _JSON, _FORM, _CHARSETS = "application/json", "multipart/form-data", {"", "utf-8", "utf8", "utf_8", "ascii", "us-ascii"}
-_FIELDS = MAX_TEXTS + MAX_LABELS + 10
+_FIELDS = MAX_TEXTS + 10
 # UTF-8 takes up to four bytes a character; texts are checked exactly afterwards.
 _FIELD_BYTES = 4 * max(1000, MAX_FILTER) + 1
 _HINT = "GET /openapi.json describes every field"
-_MAX_VALUES = 4 * MAX_LABELS
-"""Strings, commas and opening brackets of a body in JSON: twice those of the most labels. However small, each value
+_MAX_VALUES = 4000
+"""Strings, commas and opening brackets of a body in JSON, several times those of the most texts. However small, each
 takes microseconds under Python's lock and hundreds of bytes."""
 _VALUES = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,]', re.DOTALL)
 _PARSERS = 2
@@ -74,7 +74,6 @@ _POSTS: tuple[tuple[str, type[Body], type[BaseModel], Work], ...] = (
     ("/v1/search", schemas.SearchRequest, schemas.SearchResponse, Service.search),
     ("/v1/similar", schemas.SimilarRequest, schemas.SearchResponse, Service.similar),
     ("/v1/vqa", schemas.QuestionRequest, schemas.QuestionResponse, Service.answer),
-    ("/v1/classify", schemas.ClassifyRequest, schemas.ClassifyResponse, Service.classify),
     ("/v1/embeddings", compatible.EmbeddingsRequest, compatible.EmbeddingsResponse, Service.embeddings),
     ("/v1/rerank", compatible.RerankRequest, compatible.RerankResponse, Service.rerank),
     ("/v2/rerank", compatible.RerankRequest, compatible.RerankResponse, Service.rerank),

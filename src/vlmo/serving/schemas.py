@@ -29,8 +29,6 @@ MAX_CHARACTERS = 1000
 """Characters of a text; the model reads the first 40 or 64 tokens of it."""
 MAX_IMAGES = 16
 """Images of a request."""
-MAX_LABELS = 1000
-"""Classes of a request."""
 MAX_TOP = 200
 """Results of a request."""
 MAX_RERANK = 128
@@ -144,24 +142,6 @@ class QuestionRequest(Body):
         return self
 
 
-class ClassifyRequest(Body):
-    """Images, and the words that may describe them."""
-
-    images: list[ImageFile] = Field(min_length=1, max_length=MAX_IMAGES)
-    labels: list[Text] = Field(min_length=2, max_length=MAX_LABELS, description="Names of the classes.")
-    template: Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)] = Field(
-        default="{}", description="Sentence with one `{}`, where the label goes: `a photo of a {}`."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.template.count("{}") != 1:
-            raise ValueError("the template needs one {}, where the label goes")
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("a label is given twice")
-        return self
-
-
 # -------------------------------------------------------------------------------------------------------------- answers
 
 
@@ -227,19 +207,6 @@ class QuestionResponse(BaseModel):
     """Answers, the best first."""
 
     answers: list[Answer]
-
-
-class Label(BaseModel):
-    """A class and its share."""
-
-    label: str
-    probability: float
-
-
-class ClassifyResponse(BaseModel):
-    """For each image all labels, the best first."""
-
-    images: list[list[Label]]
 
 
 class Health(BaseModel):

@@ -183,22 +183,6 @@ class Service:
             answers=[schemas.Answer(answer=answer, score=score) for answer, score in answers]
         )
 
-    async def classify(self, request: schemas.ClassifyRequest) -> schemas.ClassifyResponse:
-        """Probabilities of labels for images, by words alone (zero-shot)."""
-        encoder = self._encoder()
-        sentences = [request.template.replace("{}", label) for label in request.labels]
-        classes, vectors = (np.stack(each) for each in await self._embed(sentences, request.images))
-        logits = encoder.inverse_temperature * vectors @ classes.T
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        order = np.argsort(-shares, axis=1, kind="stable")
-        return schemas.ClassifyResponse(
-            images=[
-                [schemas.Label(label=request.labels[place], probability=float(row[place])) for place in places]
-                for row, places in zip(shares, order, strict=True)
-            ]
-        )
-
     async def thumbnail(self, number: str) -> bytes:
         """JPEG of an indexed image."""
         return await _of_image(asyncio.to_thread(self._index().thumbnail, number))
@@ -238,7 +222,7 @@ class Service:
         encoder, answerer = self._parts.encoder, self._parts.answerer
         models = []
         if encoder is not None:
-            routes = ["/v1/embeddings", "/v1/classify"]
+            routes = ["/v1/embeddings"]
             routes += ["/v1/rerank", "/v2/rerank"] if encoder.can_match else []
             routes += ["/v1/search", "/v1/similar"] if self._can_search else []
             models.append(compatible.model_of(encoder.folder, fingerprint=encoder.fingerprint, routes=routes))
