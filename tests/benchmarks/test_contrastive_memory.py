@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import mmap
 from typing import Any
 
 import pytest
@@ -32,29 +30,6 @@ def test_verdict_names_growth_memory_and_losses_that_are_not_finite() -> None:
         "16 pairs take 4.1 GiB, the bar is 4 GiB",
         "8 pairs: not finite",
     ]
-
-
-def test_peak_is_that_since_the_reset() -> None:
-    before = contrastive_memory.resident()
-    with mmap.mmap(-1, 50 * 2**20) as held:  # pages of its own, whatever the process has free
-        held.write(bytes(50 * 2**20))
-    assert contrastive_memory.peak() >= before + 40 * 2**20
-    contrastive_memory.reset_peak()
-    assert contrastive_memory.peak() < contrastive_memory.resident() + 10 * 2**20
-
-
-def test_each_batch_is_measured_and_written_and_a_missed_bar_is_an_error(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(
-        contrastive_memory,
-        "in_own_process",
-        lambda pairs, _: step(pairs, above=pairs, peak=1) | {"seconds": 1.0, "picture_bytes": 1},
-    )
-    out = tmp_path / "results" / "memory.json"
-    with pytest.raises(SystemExit, match=r"3 pairs take \+50.0% above the state"):
-        contrastive_memory.main(["--batches", "2", "3", "--out", str(out)])
-    result = json.loads(out.read_text())
-    assert [each["pairs"] for each in result["steps"]] == [2, 3]
-    assert len(result["faults"]) == 1
 
 
 def test_a_step_is_measured(scripts_run_here) -> None:

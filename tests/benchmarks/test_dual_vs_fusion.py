@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import dual_vs_fusion
-from dual_vs_fusion import Clock
 
 
 def test_times_and_crossings_are_written(tmp_path, capsys) -> None:
@@ -19,30 +18,6 @@ def test_times_and_crossings_are_written(tmp_path, capsys) -> None:
         assert {row[way]["kind"] for way in ("dual", "fusion", "rerank")} == {"measured"}
         assert row["dual"]["seconds"] < row["rerank"]["seconds"]
     assert len(capsys.readouterr().out.splitlines()) == 2 + 3 + 4
-
-
-def test_out_of_time_the_rest_is_extrapolated(tmp_path, capsys) -> None:
-    out = tmp_path / "dual_vs_fusion.json"
-    small = ["--preset", "tiny", "--counts", "2", "1000", "--batch", "2", "--threads", "1", "--seconds", "0"]
-    dual_vs_fusion.main([*small, "--out", str(out)])
-    small, large = json.loads(out.read_text())["rows"]
-    assert (small["dual"]["kind"], small["fusion"]["kind"]) == ("measured", "extrapolated")  # 2 images, 4 pairs
-    assert (large["dual"]["kind"], large["fusion"]["kind"]) == ("extrapolated", "extrapolated")
-    assert "~" in capsys.readouterr().out
-
-
-def test_clock_reads_the_first_time_at_which_enough_was_done() -> None:
-    clock = Clock([2, 4, 5], [1.0, 2.0, 4.0])
-    assert clock.at(2) == (1.0, "measured")
-    assert clock.at(3) == (2.0, "measured")
-    assert clock.at(10) == (8.0, "extrapolated")
-
-
-def test_calls_end_at_each_mark() -> None:
-    calls: list[int] = []
-    clock = dual_vs_fusion.timed(calls.append, marks=[3, 8], batch=4, seconds=60.0)
-    assert calls == [4, 3, 4, 1]  # the first one to warm up
-    assert clock.done == [3, 7, 8]
 
 
 def test_crossing_points_by_hand() -> None:

@@ -10,8 +10,6 @@ from tests.toy_onnx import copy_graphs, dual_encoder
 
 import onnx_speed
 import timing
-from vlmo.checkpoints.loading import load_model
-from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 
 
 def test_ratio_is_the_median_of_the_turns(monkeypatch) -> None:
@@ -44,22 +42,3 @@ def test_every_graph_is_timed_and_the_result_written(shared_folder, tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + 2 * 3 * 5
     assert lines[-1].startswith("| fusion_encoder | 3 | openvino_int8 | ")
-
-
-def test_open_clip_is_the_best_of_its_precisions(monkeypatch) -> None:
-    peers = {"open_clip float32": [3.0, 2.0], "open_clip int8": [1.0, 4.0]}
-    rates = {"pytorch": [1.0, 1.0], "openvino_int8": [9.0, 8.0]} | peers
-    monkeypatch.setattr(onnx_speed, "rates_by_turns", lambda *_, **__: rates)
-    found = onnx_speed.by_turns({}, rows=1, turns=2, seconds=0.0)
-    assert found["openvino_int8"]["ratio_to_open_clip"] == (9 / 3 + 8 / 4) / 2
-
-
-def test_a_preset_is_a_dual_encoder_of_its_size(monkeypatch) -> None:
-    def measure(folder, *_, **__):
-        model = load_model(folder)
-        assert isinstance(model, VLMoForImageTextRetrieval)
-        assert model.config.hidden_size == VLMoConfig.tiny().hidden_size
-        return {"graphs": {}}
-
-    monkeypatch.setattr(onnx_speed, "measure", measure)
-    onnx_speed.main(["--preset", "tiny", "--threads", "1"])

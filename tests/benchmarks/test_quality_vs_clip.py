@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from rich.console import Console
 
 import clip_peer
 import quality_vs_clip
-from vlmo.data.sources import open_source
-from vlmo.losses.itc import itc_loss
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
 
@@ -92,23 +89,6 @@ def test_difference_has_an_interval_over_queries_and_seeds() -> None:
     assert high == 1
 
 
-def test_training_goes_on_where_it_was(tmp_path: Path, pictures: Path) -> None:
-    processor = make_processor()
-    recipe = find_recipe("small-retrieval-again")
-    recipe = replace(recipe, loader=replace(recipe.loader, global_batch_size=BATCH))
-    rows = open_source(str(pictures), split="train")
-    loader = quality_vs_clip.batches(rows, recipe, processor, seed=0)
-    settings = {"bf16": False, "console": Console(quiet=True), "state": tmp_path / "peer.pt", "title": "CLIP"}
-    settings["optimizer"] = clip_peer.CLIP_OPTIMIZER
-    first = clip_peer.train_dual(make_peer(processor), loader, seconds=0.3, **settings)
-    second = clip_peer.train_dual(make_peer(processor), loader, seconds=0.6, **settings)
-    assert second["steps"] > first["steps"] > 0
-    assert second["samples_seen"] == BATCH * second["steps"]
-    assert 0.6 <= second["seconds"] < 0.6 + first["seconds"]
-    with pytest.raises(ValueError, match="other settings; give another folder"):
-        clip_peer.train_dual(make_peer(processor), loader, seconds=0.9, **settings | {"settings": "others"})
-
-
 def make_processor() -> VLMoProcessor:
     return VLMoProcessor.train(["a big red line", "a small ellipse"] * 2, vocab_size=100, image_size=64)
 
@@ -134,24 +114,3 @@ def test_peer_pools_at_the_end_token_and_padding_changes_nothing() -> None:
     torch.testing.assert_close(padded, short, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(short, noise_behind, rtol=0, atol=TOLERANCE)
     assert ((short - other_last_word).abs().amax(dim=1) > 100 * TOLERANCE).all()
-
-
-def test_every_parameter_of_the_peer_learns_from_short_texts() -> None:
-    processor = make_processor()
-    peer = make_peer(processor)
-    texts = processor(text=["a big red line", "a line"], return_tensors="pt")
-    images = peer.get_image_features(pixel_values=torch.randn(2, 3, 64, 64))
-    scale = peer.clip.logit_scale.reshape(1)
-    itc_loss(images, peer.get_text_features(**texts), logit_scale=scale).backward()
-    assert [name for name, parameter in peer.named_parameters() if parameter.grad is None] == []
-    used = peer.clip.positional_embedding.grad.abs().sum(dim=1) > 0
-    assert used.tolist() == [place < int(texts["attention_mask"].sum(dim=1).max()) for place in range(len(used))]
-
-
-def test_learning_rate_warms_up_and_falls_to_nothing() -> None:
-    shares = [clip_peer.lr_share(step / 1000) for step in range(1001)]
-    assert shares[0] == 0
-    assert shares[10] == pytest.approx(0.5)
-    assert max(shares) == shares[20] == 1
-    assert shares[510] == pytest.approx(0.5)
-    assert shares[1000] == pytest.approx(0)

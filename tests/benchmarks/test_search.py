@@ -40,19 +40,6 @@ def test_recall_is_the_share_of_the_true_neighbours() -> None:
     assert (found["queries"], found["recall@10"]) == (40, 0.7)
 
 
-def test_clients_ask_each_query_once() -> None:
-    engine = _Knows(asked(), knows=10)
-    found = search.at_once(engine, asked().vectors, clients=4, seconds=10)
-    assert (found["queries"], engine.calls) == (40, 40)
-    assert found["a_second"] > 0
-
-
-@pytest.mark.parametrize(("recall", "p99", "met"), [(0.97, 49.0, True), (0.96, 49.0, False), (0.99, 50.0, False)])
-def test_bar_is_for_the_worst_kind_of_query(recall, p99, met) -> None:
-    kinds = {"texts": {"recall@10": recall, "p99_ms": 1.0}, "pictures": {"recall@10": 1.0, "p99_ms": p99}}
-    assert search.against_bar({"lancedb index": {"one by one": kinds}})["met"] is met
-
-
 @pytest.mark.slow
 def test_every_engine_is_measured_and_the_result_written(tmp_path, capsys) -> None:
     out, before = tmp_path / "results" / "search.json", os.sched_getaffinity(0)
@@ -80,14 +67,3 @@ def test_every_engine_is_measured_and_the_result_written(tmp_path, capsys) -> No
     assert (os.sched_getaffinity(0), torch.get_num_threads()) == (before, 1)
     assert list(tmp_path.iterdir()) == [out.parent]  # nothing is left of vectors and tables
     assert len(capsys.readouterr().out.splitlines()) == 2 + 2 * 6 * 2
-
-
-def test_own_vectors_are_searched(tmp_path) -> None:
-    np.save(tmp_path / "own.npy", np.random.default_rng(0).standard_normal((330, 16)).astype(np.float32))
-    own = ["--vectors", str(tmp_path / "own.npy"), "--work", str(tmp_path)]
-    result = search.main([*ARGUMENTS, *own, "--sizes", "326", "--graphs-up-to", "0"])
-    assert result["vectors"]["source"] == "own.npy"
-    assert "faiss HNSW" not in result["sizes"]["326"]
-    assert result["sizes"]["326"]["lancedb exact"]["one by one"]["rows"]["recall@10"] == 1
-    with pytest.raises(SystemExit, match="has 326 to search"):
-        search.main([*ARGUMENTS, *own, "--sizes", "327"])

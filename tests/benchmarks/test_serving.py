@@ -57,15 +57,3 @@ def test_load_and_soak_are_measured_and_written(tmp_path) -> None:
     assert soak["errors"] == 0
     assert len(soak["resident_mb"]) >= 2
     assert soak["resident_mb_highest"] >= soak["resident_mb_of_the_last_fifth"] > 50
-
-
-def test_errors_are_counted_apart() -> None:
-    load = serving.Load(seconds=[0.1, 0.2, 0.3], statuses=serving.Counter({"200": 2, "503": 1}))
-    summary = load.summary(wall=3.0)
-    assert (summary["errors"], summary["requests_per_second"], summary["p50_ms"]) == (1, 1.0, 200.0)
-
-
-@pytest.mark.parametrize("wrong", [{"clients": 1000}, {"seconds": 1e6}, {"soak": 1e6}, {"vectors": 1}])
-def test_load_is_bounded(tmp_path, wrong) -> None:
-    with pytest.raises(SystemExit, match="clients are 1 to 256"):
-        serving.Options(tmp_path, **wrong)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 import stage3_step
 from stage3_step import OURS, PLAIN, Options
-from vlmo.model import VLMoConfig
 
 TINY = Options(preset="tiny", pairs=5)
 
@@ -26,33 +24,6 @@ def test_both_sides_have_the_same_losses_and_gradients() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_batches_differ_in_padding_alone() -> None:
-    config = VLMoConfig.tiny()
-    short, long = (stage3_step.make_batch(config, pairs=6, length=length) for length in (None, 40))
-    longest = short["input_ids"].shape[1]
-    assert 8 <= longest <= 24
-    assert short["attention_mask"].sum(dim=1).min() >= 8
-    for name in ("input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"):
-        assert torch.equal(long[name][:, :longest], short[name])
-        assert long[name].shape[1] == 40
-    assert not long["attention_mask"][:, longest:].any()
-    assert (long["mlm_labels"][:, longest:] == -100).all()
-    assert ((short["mlm_labels"] != -100).sum(dim=1) >= 1).all()
-
-
-def test_ratio_is_the_median_of_the_rounds(monkeypatch) -> None:
-    seconds = iter([0, 10, 10, 30, 30, 50, 50, 55, 55, 58, 58, 70])  # ours, plain; plain, ours; ours, plain
-    monkeypatch.setattr(stage3_step, "clock", lambda _: next(seconds))
-    order = []
-    steps = {side: lambda side=side: order.append(side) for side in (OURS, PLAIN)}
-    found = stage3_step.time_by_turns(steps, Options(pairs=4, rounds=3))
-    assert order == [OURS, PLAIN, PLAIN, OURS, OURS, PLAIN]
-    assert found[OURS]["rounds"] == [10, 5, 3]
-    assert found[PLAIN]["seconds"] == 20
-    assert found["time_ratio"] == 0.25
-    assert found[OURS]["pairs_per_second"] == 4 / 5
-
-
 def test_result_is_written(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(stage3_step, "peak_memory_apart", lambda side, **_: {OURS: 3, PLAIN: 4}[side])
     out = tmp_path / "results" / "step.json"
@@ -66,13 +37,6 @@ def test_result_is_written(tmp_path, monkeypatch, capsys) -> None:
         assert sum(row["share"] for row in figures["profile"][OURS]) <= 1
         assert all(0 < share < 1 for share in figures["share_of_matrix_rate"].values())
     assert "bf16: time" in capsys.readouterr().out
-
-
-def test_peak_memory_is_that_of_the_step_alone(scripts_run_here) -> None:
-    peak = stage3_step.peak_memory_apart(
-        PLAIN, precision="float32", options=Options(preset="tiny", pairs=64, threads=1)
-    )
-    assert 0 < peak < 2**28  # neither the libraries nor the model count
 
 
 def test_sides_that_differ_are_refused() -> None:

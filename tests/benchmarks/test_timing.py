@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import timing
-
-# The clock of a busy machine: a sleep may last longer, never shorter.
-SLOWER = 0.2
-
-
-def test_rate_counts_rows_of_whole_calls() -> None:
-    calls = []
-
-    def call() -> None:
-        calls.append(time.sleep(0.02))
-
-    found = timing.rate(call, rows=8, seconds=0.1)
-    assert SLOWER * 8 / 0.02 < found <= 8 / 0.02
-    assert 2 <= len(calls) <= 6  # one to warm up
-    assert timing.rate(call, rows=1, seconds=0.0) <= 1 / 0.02
 
 
 def test_each_program_is_first_in_turn(monkeypatch) -> None:

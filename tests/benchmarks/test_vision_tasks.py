@@ -15,7 +15,6 @@ from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import model_config
-from vlmo.tasks.classification import ClassSet
 from vlmo.tasks.segmentation import SegmentSet
 
 MODELS = {
@@ -54,18 +53,6 @@ def test_colours_tell_these_squares_apart(sets, tmp_path):
     assert table[red] == PIXELS.index("red")
     assert table[0] == 0  # black is never seen
     assert vision_tasks.segment_by_colour(rows["test"], table).metrics["miou"] == 1.0
-
-
-def test_pixels_tell_these_images_apart(sets, tmp_path):
-    train, test = (
-        ClassSet.read(source=str(sets["scenes-kinds"]), split=split, notes=tmp_path) for split in ("train", "test")
-    )
-    vectors = vision_tasks.pixel_vectors(test, side=4)
-    assert vectors.shape == (8, 48)
-    assert 0 <= float(vectors.min()) <= float(vectors.max()) <= 1
-    assert vectors[0].reshape(16, 3).mean(dim=0).argmax() == 0  # the first one is red
-    result = vision_tasks.logistic_regression(train, test, side=4)
-    assert result.metrics == {"top1": 1.0}
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from tests.toy_batch import FixedTokens, make_batch
 from tests.toy_model import BEIT3, pictures, texts, toy
 
 import figures
@@ -18,7 +17,6 @@ from vlmo.data.sources import open_source
 from vlmo.losses import itm
 from vlmo.model import (
     VLMoConfig,
-    VLMoForMaskedImageModeling,
     VLMoForMaskedLM,
     VLMoForPreTraining,
     VLMoModel,
@@ -26,7 +24,6 @@ from vlmo.model import (
 )
 from vlmo.retrieval.encoder import Encoder
 from vlmo.tasks.language import LanguageObjective
-from vlmo.tasks.vision import VisionObjective
 from vlmo.tasks.vision_language import VisionLanguageObjective
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -74,13 +71,6 @@ def test_figure_is_told_in_words_and_coloured_by_the_style_sheet(name):
                 assert y + high <= height
 
 
-def test_every_colour_is_defined_for_dark_pages_too():
-    light, dark = re.search(r":root \{(.*?)\}.*?slate\"\] \{(.*?)\}", STYLES, flags=re.DOTALL).groups()
-    names = set(re.findall(r"--fig-\w+(?=:)", light))
-    assert names == set(re.findall(r"--fig-\w+(?=:)", dark))
-    assert set(re.findall(r"var\((--fig-\w+)\)", STYLES)) <= names
-
-
 def test_pages_and_figures_name_each_other():
     named = [name for page in DOCS.glob("*.md") for name in re.findall(r"<!-- figure: (\S+) -->", page.read_text())]
     assert sorted(named) == sorted(figures.FIGURES)
@@ -113,22 +103,6 @@ def test_layers_show_the_experts_that_a_forward_pass_calls(changes):
     assert sorted(map(str, shown)) == sorted(map(str, expected))
 
 
-def test_base_fuses_pairs_in_its_top_two_layers():
-    shown = cells(figures.html("layers").replace(" data-search-exclude", ""), having="layer")
-    called = {(cell["way"], int(cell["layer"]), cell["expert"]) for cell in shown if cell["tokens"] != "none"}
-    assert {layer for way, layer, expert in called if expert == "vision_language"} == {10, 11}
-    assert {way for way, _, expert in called if expert == "vision_language"} == {"pair"}
-    lower, top = figures.html("blocks").split("</svg>")[:2]
-    lower = cells(lower.partition("<svg")[1] + lower.partition("<svg")[2] + "</svg>", having="expert")
-    assert {cell["expert"]: cell["tokens"] for cell in lower} == {"vision": "image", "language": "text"}
-    top = cells(f"{top}</svg>", having="expert")
-    assert {cell["expert"]: cell["tokens"] for cell in top} == {
-        "vision": "none",
-        "language": "none",
-        "vision_language": "both",
-    }
-
-
 @functools.cache
 def drawn_stacks(**changes: int) -> str:
     return stages.stacks(VLMoConfig.tiny(**changes))
@@ -151,36 +125,6 @@ def test_frozen_cells_are_the_parameters_without_gradient(changes):
     trained = {id(parameter) for parameter in language_stage_parameters(model)}
     for name, parameter in model.vlmo.named_parameters():
         assert (shown[stages.part_of(f"vlmo.{name}", model.config)] == "trained") is (id(parameter) in trained)
-
-
-def test_trained_cells_are_the_parameters_that_a_step_moves():
-    for stage, objective in (
-        ("stage 1", VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())),
-        ("stage 2", LanguageObjective(toy(VLMoForMaskedLM))),
-        ("stage 3", VisionLanguageObjective(toy(VLMoForPreTraining))),
-    ):
-        shown = shown_states(stage)
-        before = {name: value.clone() for name, value in objective.model.named_parameters()}
-        objective(make_batch())["loss"].backward()
-        torch.optim.SGD(objective.parameters(), lr=1.0).step()
-        moved: dict[str, bool] = {}
-        for name, value in objective.model.named_parameters():
-            part = stages.part_of(name, objective.model.config)
-            moved[part] = moved.get(part, False) or not torch.equal(value, before[name])
-        assert {part for part, has in moved.items() if has} == {
-            part for part, state in shown.items() if state == "trained"
-        }
-        assert set(moved) == set(shown), stage
-
-
-def test_part_with_parameters_of_two_states_is_refused():
-    config = VLMoConfig.tiny()
-    objective = LanguageObjective(VLMoForMaskedLM(config))
-    objective.model.vlmo.blocks[0].attention.requires_grad_(True)
-    with pytest.raises(ValueError, match="lower attention"):
-        stages.states(objective, config)
-    with pytest.raises(ValueError, match="no part for the parameter vlmo"):
-        stages.part_of("vlmo.new.weight", config)
 
 
 def test_negatives_are_those_that_stage_3_draws(monkeypatch):
@@ -213,19 +157,6 @@ def test_negatives_are_those_that_stage_3_draws(monkeypatch):
     assert torch.equal(excluded, found.excluded)
     expected = similarities.masked_fill(excluded, float("-inf")).softmax(1)
     torch.testing.assert_close(found.probabilities, expected)
-
-
-def test_matrix_marks_what_was_drawn_and_nothing_excluded():
-    found, svg = negatives.drawn(), negatives.matrix()
-    marks = {kind: [] for kind in ("text", "image")}
-    for cell in cells(svg, having="drawn"):
-        marks[cell["drawn"]].append((int(cell["row"]), int(cell["column"])))
-    assert marks["text"] == list(enumerate(found.text.tolist()))
-    assert sorted((column, row) for row, column in marks["image"]) == list(enumerate(found.image.tolist()))
-    excluded = {(int(cell["row"]), int(cell["column"])): cell["excluded"] for cell in cells(svg, having="excluded")}
-    assert set(excluded) == set(map(tuple, found.excluded.nonzero().tolist()))
-    assert {pair for pair, why in excluded.items() if why == "same"} == {(0, 1), (1, 0), (2, 3), (3, 2)}
-    assert not {*marks["text"], *marks["image"]} & set(excluded)
 
 
 def test_maps_of_attention_are_of_test_drawings_and_their_names():

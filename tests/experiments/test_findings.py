@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset
 
 import findings
@@ -14,10 +13,8 @@ import findings_report
 import shape_world
 from findings_design import CLAIMS, CONFIRMATIONS, MATCHING, PROBE, RECALL, SECONDARY, VARIANTS, Claim
 from findings_report import Effect, effect, effect_of
-from vlmo import VLMoConfig, VLMoForMaskedLM
 from vlmo.data.builtin.scenes import COLORS, Choices
 from vlmo.data.compose import compose
-from vlmo.folder.atomic import lock_folder
 from vlmo.recipes.schema import changed_settings
 from vlmo.run.estimate import estimate
 from vlmo.tasks import evaluate
@@ -136,14 +133,6 @@ def test_captions_are_true_and_changed_ones_true_of_the_other_scene(kind):
                 assert color_at(image, place) == color
 
 
-def test_a_probe_prefers_what_it_learnt_and_ties_count_half():
-    """The second feature tells true from false in training; of the test images it is right of the first alone."""
-    noise = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    train = torch.stack([torch.stack([noise, sign * torch.ones(50)], dim=1) for sign in (1, -1)])
-    test = torch.tensor([[[0.0, 2.0], [0.0, -2.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]])
-    assert findings.probe(train, test).tolist() == [1, 0, 0.5]
-
-
 def test_confirmations_use_no_seed_that_found_them(tmp_path):
     found = {
         (name, seed) for claim in CLAIMS + SECONDARY for name in (claim.better, claim.worse) for seed in claim.seeds
@@ -155,39 +144,6 @@ def test_confirmations_use_no_seed_that_found_them(tmp_path):
         assert jobs < {(job.name, job.seed) for job in listed}
         results = {key: {"items": {claim.metric: [float(key[0] == claim.better)] * 2}} for key in jobs | found}
         assert effect_of(claim, results).seeds == (100.0,) * len(claim.seeds)
-
-
-def test_jobs_start_from_the_stages_of_their_seed(tmp_path):
-    jobs = findings.jobs_of(["few-stages", "few-stage1"], seeds=2, run=tmp_path)
-    assert [(job.name, job.seed) for job in jobs] == [
-        *((name, seed) for seed in (1, 2, 6, 7) for name in ("stages", "few-stages")),
-        ("few-stage1", 1),  # no claim needs it
-        ("few-stage1", 2),
-    ]
-    for stages, both, one in ((*jobs[:2], jobs[8]), (*jobs[2:4], jobs[9])):
-        folder, recipes = stages.folder, stages.recipes()
-        assert list(recipes) == ["tokenizer", "stage1", "stage2"]
-        assert recipes["stage1"].task.targets == str(folder / "tokenizer" / "model")
-        assert recipes["stage2"].init == str(folder / "stage1" / "model")
-        assert both.recipes()["stage3"].init == str(folder / "stage2" / "model")
-        assert one.recipes()["stage3"].init == str(folder / "stage1" / "model")
-        seeds = {each.seed for job in (stages, both, one) for each in job.recipes().values()}
-        assert seeds == {stages.seed}
-
-
-def test_separate_attention_starts_with_what_the_shared_one_does(tmp_path):
-    torch.manual_seed(0)
-    shared = VLMoForMaskedLM(VLMoConfig.tiny()).eval()
-    shared.save_pretrained(tmp_path / "shared")
-    findings.separate_attention(tmp_path / "shared", out=tmp_path / "separate")
-    separate = VLMoForMaskedLM.from_pretrained(tmp_path / "separate").eval()
-    assert separate.config.attention == "separate"
-    names = {name for name, _ in separate.named_parameters()} - {name for name, _ in shared.named_parameters()}
-    assert all(".vision." in name or ".language." in name for name in names)
-    assert len(names) > len(shared.vlmo.blocks)
-    inputs = {"pixel_values": torch.randn(2, 3, 64, 64), "input_ids": torch.randint(5, 90, (2, 7))}
-    with torch.no_grad():
-        torch.testing.assert_close(shared(**inputs).logits, separate(**inputs).logits)
 
 
 def matching(run):
@@ -248,22 +204,3 @@ def test_jobs_run_once_and_are_published(tmp_path, monkeypatch, capsys):
         findings.main([*command[:-4], "--scale", "0.01", "--report"])
     with pytest.raises(ValueError, match="few-stages"):
         findings.main(["nonsense", "--run-dir", str(tmp_path)])
-
-
-def test_jobs_that_fail_or_run_elsewhere_do_not_stop_the_others(tmp_path, monkeypatch):
-    ran = []
-
-    def run_job(job):
-        ran.append(job.name)
-        if job.name == "stages":
-            raise ValueError("diverged")
-        (job.folder / findings.RESULT).write_text(json.dumps({"settings": job.settings()}))
-        return True
-
-    monkeypatch.setattr(findings, "run_job", run_job)
-    jobs = findings.jobs_of(["few-stage1", "itc", "standard"], seeds=1, run=tmp_path)
-    with lock_folder(jobs[0].folder, work="running it"):
-        assert findings.run_jobs(jobs) == ["stages, seed 1: diverged"]
-    assert ran == ["standard", "stages"]
-    monkeypatch.setattr(findings, "run_job", lambda _: False)
-    assert findings.run_jobs(jobs) is None
