@@ -151,5 +151,5 @@ def test_options_of_the_page_exist(capsys):
         name for options in re.findall(r"`(--[^`]+)`", PAGE.read_text()) for name in re.findall(r"--[\w.-]+", options)
     }
     there |= {"--lr", "--steps"}  # vlmo train --help lists them
-    assert len(told) > 15
+    assert len(told) > 10
     assert told <= there, told - there
