@@ -270,7 +270,6 @@ WRONG = {
         "keep_states": 0,
         "eval_every": 0,
         "max_bad_steps": 0,
-        "report_to": ("comet",),
     },
     OptimizerConfig(): {"lr": 0.0, "betas": (0.9, 1.0), "eps": 0.0, "weight_decay": -1.0},
     ScheduleConfig(): {"warmup_steps": -1, "kind": "step", "min_ratio": 1.5},

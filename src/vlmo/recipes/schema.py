@@ -221,12 +221,9 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
 
     Raises:
         ValueError: They do not; the message says what to change.
-        ModuleNotFoundError: A package that the run is to report to, or PEFT for its adapters, is not installed.
+        ModuleNotFoundError: PEFT, for adapters, is not installed.
     """
-    from vlmo.training.tracking import check_report_to
-
     task, loader = recipe.task, recipe.loader
-    check_report_to(recipe.trainer.report_to)
     if recipe.data.streams.patterns:
         validate_lanes(recipe.data.streams, loader=loader, processes=processes)
     losses = getattr(task, "losses", None)

@@ -72,11 +72,10 @@ MAY_DIFFER = (
     "trainer.engine.",
     "trainer.keep_states",
     "trainer.log_every",
-    "trainer.report_to",
     "trainer.save_every",
 )
 """Prefixes of the names of settings that may be others when a run goes on."""
-_NAMES = ("metrics.jsonl", "model", "quarantine.jsonl", "recipe.json", "tensorboard", "tracking_id.txt", "wandb")
+_NAMES = ("metrics.jsonl", "model", "quarantine.jsonl", "recipe.json", "tensorboard")
 """Names that a run reads or writes in its folder, beside `state` and hidden names; other links are the user's."""
 MANIFEST, CHECKSUMS = "manifest.json", "checksums-{rank}.json"
 

@@ -54,15 +54,11 @@ class TrainerConfig:
     """Steps between evaluations; None evaluates at the end only."""
     max_bad_steps: int = 10
     """Skipped updates in a row that end the run."""
-    report_to: tuple[Literal["wandb", "trackio"], ...] = ()
-    """Services that get the metrics too, beside metrics.jsonl and TensorBoard; their packages must be installed."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for an unknown precision or service, a count below 1, or a norm that is not above 0."""
+        """Raise ValueError for an unknown precision, a count below 1, or a norm that is not above 0."""
         if self.precision not in {"float32", "bf16", "auto"}:
             raise ValueError(f"precision is {self.precision!r}; give 'float32', 'bf16' or 'auto'")
-        if unknown := sorted(set(self.report_to) - {"wandb", "trackio"}):
-            raise ValueError(f"report_to names {', '.join(unknown)}; give 'wandb', 'trackio' or both")
         for name in ("max_steps", "log_every", "save_every", "keep_states", "eval_every", "max_bad_steps"):
             value = asdict(self)[name]
             if value is not None and value < 1:

@@ -1,4 +1,4 @@
-"""Record of a run: metrics.jsonl, TensorBoard, progress, and Weights & Biases and trackio where asked for."""
+"""Record of a run: metrics.jsonl, TensorBoard and progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from vlmo.progress import Progress
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-_RUN_ID = "tracking_id.txt"
 # Without a terminal, a line this often (seconds) shows that the run is alive without filling a log file.
 LINE_EVERY_S = 30.0
 
@@ -39,33 +37,6 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
             break
         lines.append(found)
     return lines
-
-
-def check_report_to(names: Sequence[str]) -> None:
-    """Raise ModuleNotFoundError if a package that a run is to report to is not installed."""
-    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
-        raise ModuleNotFoundError(
-            f"trainer.report_to names {missing[0]}, which is not installed; pip install {missing[0]}, or leave it out"
-        )
-
-
-def _start_reports(names: Sequence[str], *, run_dir: Path, settings: Mapping[str, Any]) -> list[Any]:
-    """Start or resume the run in each service, in the project of WANDB_PROJECT or TRACKIO_PROJECT, by default vlmo."""
-    if not names:
-        return []
-    file = run_dir / _RUN_ID  # by which a service knows the run again when it is resumed
-    if not file.exists():
-        write_file(file, uuid.uuid4().hex[:12])
-    run_id = file.read_text()
-    runs = []
-    for name in names:
-        options: dict[str, Any] = {"id": run_id, "dir": str(run_dir)} if name == "wandb" else {}
-        project = os.environ.get(f"{name.upper()}_PROJECT", "vlmo")
-        options |= {"project": project, "name": f"{run_dir.resolve().name}-{run_id}", "config": dict(settings)}
-        runs.append(importlib.import_module(name).init(resume="allow", **options))
-        if name == "wandb":  # its own step cannot go back, as a run does that goes on from a state
-            runs[-1].define_metric("*", step_metric="step")
-    return runs
 
 
 class _EventFile:
@@ -106,7 +77,6 @@ class Tracker:
 
     Args:
         step: Finished steps in the state that the run goes on from.
-        report_to: "wandb" and "trackio", which get the same numbers, and the run's `settings`.
         note: Text beside the losses, from the number of finished steps.
     """
 
@@ -118,8 +88,6 @@ class Tracker:
         max_steps: int,
         title: str,
         console: Console | None,
-        report_to: Sequence[str] = (),
-        settings: Mapping[str, Any] | None = None,
         note: Callable[[int], str] | None = None,
     ) -> None:
         path = run_dir / METRICS
@@ -131,7 +99,6 @@ class Tracker:
         """Newest step whose evaluation is in metrics.jsonl."""
         self._file = path.open("a")
         self._tensorboard = _EventFile(run_dir / "tensorboard", step=step + 1)
-        self._reports = _start_reports(report_to, run_dir=run_dir, settings=settings or {})
         self._title, self._max_steps, self._losses, self._note = title, max_steps, "", note
         self._progress = Progress(console, line_every_s=LINE_EVERY_S)
         self.advance(step)
@@ -144,8 +111,6 @@ class Tracker:
         self._progress.__exit__()
         self._file.close()
         self._tensorboard.file.close()
-        for report in self._reports:
-            report.finish()
 
     def advance(self, step: int) -> None:
         """Show how many steps are finished."""
@@ -192,8 +157,6 @@ class Tracker:
         self._file.flush()
         scalars = {prefix + name: value for name, value in values.items() if isinstance(value, (int, float))}
         self._tensorboard.add(step, scalars)
-        for report in self._reports:
-            report.log({"step": step, **scalars})
 
 
 def _json_number(value: Any) -> Any:

@@ -198,8 +198,6 @@ class Trainer:
                     max_steps=self.config.max_steps,
                     title=self.title,
                     console=self.console,
-                    report_to=self.config.report_to,
-                    settings=json.loads(self.recipe.to_json()),
                     note=self.note,
                 )
             with StopSignal() as stop, tracking as tracker:
