@@ -14,7 +14,7 @@ from tests.distributed.gloo import WatchedCollectives, run_processes
 from vlmo import distributed
 from vlmo.losses import itm
 from vlmo.model import VLMoConfig, VLMoForPreTraining
-from vlmo.tasks.costs import Pairs, Traffic
+from vlmo.tasks.costs import Pairs
 from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
 
 BATCH, TEXT = 4, 8  # pairs of each process, tokens of a text
@@ -80,7 +80,7 @@ def sent(request) -> list[dict[str, Any]]:
     return run_processes(everything, world_size=request.param)
 
 
-def expected(processes: int, *, image: int) -> Traffic:
+def expected(processes: int, *, image: int) -> tuple[float, float]:
     pairs = Pairs(branches=2, projection=CONFIG.projection_size, image_bytes=image, text=TEXT)
     return pairs.traffic(BATCH, processes=processes)
 
@@ -100,25 +100,23 @@ def test_negatives_cost_what_is_chosen(sent):
 
 def test_formula_counts_what_is_sent(sent):
     processes = len(sent)
-    elsewhere = processes / (processes - 1)  # here all negatives are, evenly drawn ones are not
+    contrast, negatives = expected(processes, image=PIXELS)
+    # Here all negatives live elsewhere, evenly sampled ones do not; and two numbers tell same pairs.
+    more, identities = BATCH / processes * (2 * 8 + PIXELS + 2 * TEXT * 8), (processes - 1) * 2 * BATCH * 8
     for result in sent:
         for name in ("cached", "whole"):
-            traffic = expected(processes, image=PIXELS)
             gathered, exchanged = result[name]["gathered"], result[name]["exchanged"]
-            negatives = traffic.negatives * elsewhere
-            requests = 2 * (processes - 1 + BATCH) * 8
-            assert requests == pytest.approx(traffic.requests + 2 * 8 * BATCH / processes)
-            assert sum(exchanged.values()) == pytest.approx(negatives + requests + traffic.contrast / 2)
-            assert gathered["float"] == traffic.contrast / 2
-            assert gathered["number"] == traffic.identities
+            assert sum(exchanged.values()) == pytest.approx(negatives + more + gathered["float"])
+            assert gathered["number"] == identities
+            assert contrast == 2 * gathered["float"] + identities
 
 
 def table_row(processes: int, *, batch: int = 32) -> str:
     """A line of the table in the documents: Base, 384 pixels, texts of 40 tokens, one ITC branch."""
     image = 3 * 384 * 384
     pairs = Pairs(branches=1, projection=768, image_bytes=image, text=40)
-    traffic = pairs.traffic(batch, processes=processes)
-    sizes = traffic.contrast, traffic.negatives + traffic.requests, (processes - 1) * batch * image
+    contrast, negatives = pairs.traffic(batch, processes=processes)
+    sizes = contrast - (processes - 1) * 2 * batch * 8, negatives, (processes - 1) * batch * image
     return f"| {processes:,} | {processes * batch:,} | " + " | ".join(f"{size / 2**20:,.1f}" for size in sizes) + " |"
 
 

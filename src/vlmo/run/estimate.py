@@ -127,8 +127,7 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     if work.pairs is not None:
         flops += work.pairs.flops(micro * processes)
         activations += work.pairs.kept_bytes(micro, processes=processes)
-        traffic = work.pairs.traffic(micro, processes=processes)
-        embeddings, negatives = traffic.contrast + traffic.identities, traffic.requests + traffic.negatives
+        embeddings, negatives = work.pairs.traffic(micro, processes=processes)
     return Estimate(
         parameters=total,
         trainable_parameters=trained,

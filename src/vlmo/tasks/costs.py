@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -190,22 +190,6 @@ def pair_work(model: Any, sample: SampleSizes, *, losses: Any) -> Work:
     return Work(model, total, pixels if cached else floats + masked * words[1], passes, pairs)
 
 
-class Traffic(NamedTuple):
-    """Bytes that one process sends to others, forward and backward, by the ring or pairwise algorithms in use.
-
-    Attributes:
-        contrast: Embeddings of all branches to every other process, and the gradients back.
-        identities: Numbers of images and captions, by which pairs are known as the same.
-        requests: Row numbers, and how many of them, for hard negatives.
-        negatives: Images and texts of hard negatives, and the gradients of embedded ones.
-    """
-
-    contrast: float
-    identities: float
-    requests: float
-    negatives: float
-
-
 @dataclass(frozen=True)
 class Pairs:
     """Contrast and hard negatives of image-text pairs.
@@ -228,16 +212,17 @@ class Pairs:
     groups: int = 1
     nested: tuple[int, ...] = ()
 
-    def traffic(self, batch: int, *, processes: int) -> Traffic:
-        """Return what a process sends on average for its `batch` pairs, hard negatives being sampled evenly."""
+    def traffic(self, batch: int, *, processes: int) -> tuple[float, float]:
+        """Return bytes that a process sends for the contrast, and for hard negatives, which are sampled evenly.
+
+        By ring and pairwise algorithms, gradients included: embeddings of all branches to every other process, with two
+        numbers that tell same pairs; row numbers and how many of them; images, ids and masks.
+        """
         others, chosen = processes - 1, round(self._fetched(batch, processes=processes))
-        share = others / processes  # of the sampled rows, those that live elsewhere
-        return Traffic(
-            contrast=others * 2 * self.branches * batch * self.projection * FLOAT32 * 2,
-            identities=others * 2 * batch * _INT64,
-            requests=2 * (others + share * chosen) * _INT64 if chosen else 0,
-            negatives=share * chosen * (self.image_bytes + 2 * self.text * _INT64),  # ids, mask
-        )
+        elsewhere = others / processes * chosen
+        contrast = others * 2 * batch * (self.branches * self.projection * FLOAT32 * 2 + _INT64)
+        requests = 2 * (others + elsewhere) * _INT64 if chosen else 0
+        return contrast, requests + elsewhere * (self.image_bytes + 2 * self.text * _INT64)
 
     def flops(self, contrastive: int) -> int:
         """Return the operations of both directions of each branch, forward and backward, and to sample negatives."""
