@@ -35,9 +35,7 @@ MAX_MEMBER_BYTES = 1 << 28
 """Largest image in a tar or parquet file that is read."""
 _MAX_SKIPPED_BYTES = 1 << 36  # of a member that is no image, such as a video
 _MAX_TEXT_BYTES = 1 << 24  # of .txt and .json; JSON in memory takes twenty times its bytes
-# Of long names and other facts of a header, which `tarfile` reads in quadratic time before these versions.
-_IS_LINEAR = sys.version_info >= (3, 12, 6) or (3, 11, 10) <= sys.version_info < (3, 12)
-_MAX_NAME_BYTES = 1 << 20 if _IS_LINEAR else 1 << 13
+_MAX_NAME_BYTES = 1 << 13  # of long names and other facts of a header, which older `tarfile` reads in quadratic time
 _MAX_CAPTIONS, _MAX_FACTS = 1000, 500  # of a record
 _STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 """File systems that a record of a saved set may name; others read this machine or need more than a path."""
