@@ -14,7 +14,7 @@ _MAX_BULK = 100_000  # chunks of pixels, 8 KB each in usual files
 _MAX_SCANS = 32  # of a JPEG, each over the whole image; encoders write about ten
 _MAX_RUNS = 1 << 22  # bytes, and pixels, of a BMP of runs, which Pillow decodes in Python
 _MAX_PIXELS_IN_PYTHON = 1 << 20  # of a PPM of text, or of values with an unusual maximum
-_PROFILE_PARTS = 1000  # chunks that a colour profile in a PNG counts for: a megabyte may be compressed in it
+_PROFILE_PARTS = 1000  # chunks that a color profile in a PNG counts for: a megabyte may be compressed in it
 _MAX_STRIPS = 30_000  # Pillow reads them one by one too; programs write no more than there are rows
 _SPARE_BYTES = 1 << 24  # that tags may name beside the file's own, as those of some cameras do by mistake
 _MAX_TILE = 4096**2  # pixels, which a decoder holds even if the image has fewer
@@ -64,29 +64,31 @@ def check_size(opened: Image.Image, *, max_pixels: int) -> None:
 
 def _check_jpeg(data: bytes) -> None:
     """Count segments up to the first scan, which Pillow reads, and scans."""
-    place, parts, scans = 2, 0, 0
+    offset, parts, scans = 2, 0, 0
     while True:
-        found = _MARKER_IN_SCANS.search(data, place) if scans else _MARKER.search(data, place, place + _MAX_PARTS + 2)
-        if found is None and (scans or place + _MAX_PARTS >= len(data)):
+        found = (
+            _MARKER_IN_SCANS.search(data, offset) if scans else _MARKER.search(data, offset, offset + _MAX_PARTS + 2)
+        )
+        if found is None and (scans or offset + _MAX_PARTS >= len(data)):
             return
         if found is None:
             raise ValueError(f"more than {_MAX_PARTS} segments")
-        parts += 1 if scans else 1 + found.start() - place  # padding is read byte by byte
-        place, code = found.end(), data[found.end() - 1]
+        parts += 1 if scans else 1 + found.start() - offset  # padding is read byte by byte
+        offset, code = found.end(), data[found.end() - 1]
         scans += code == _SCAN
         if code == _END:  # what follows, such as the video of a moving photo, is not read
             return
         if parts > _MAX_PARTS or scans > _MAX_SCANS:
             raise ValueError(f"more than {_MAX_PARTS} segments, or {_MAX_SCANS} scans")
         if code not in _ALONE:
-            place += int.from_bytes(data[place : place + 2])
+            offset += int.from_bytes(data[offset : offset + 2])
 
 
 def _check_png(data: bytes) -> None:
-    place, parts, bulk = 8, 0, 0
-    while place < len(data):
-        length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
-        place, bulk = place + 12 + length, bulk + (kind in _BULK)
+    offset, parts, bulk = 8, 0, 0
+    while offset < len(data):
+        length, kind = int.from_bytes(data[offset : offset + 4]), data[offset + 4 : offset + 8]
+        offset, bulk = offset + 12 + length, bulk + (kind in _BULK)
         parts += _PROFILE_PARTS if kind == b"iCCP" else kind not in _BULK
         if parts > _MAX_PARTS or bulk > _MAX_BULK:
             raise ValueError(f"more than {_MAX_PARTS} chunks, or {_MAX_BULK:,} of pixels")
@@ -95,13 +97,13 @@ def _check_png(data: bytes) -> None:
 def _check_gif(data: bytes) -> None:
     """Count the blocks of extensions, and bytes between them, up to the first image."""
     flags = data[10] if len(data) > 10 else 0
-    place, parts = 13 + (6 << (flags & 7) if flags & 0x80 else 0), 0
-    while place < len(data) and data[place] not in b",;":
-        if data[place] == ord("!"):
-            place += 2
-            while place < len(data) and data[place] and parts <= _MAX_PARTS:
-                place, parts = place + 1 + data[place], parts + 1
-        place, parts = place + 1, parts + 1
+    offset, parts = 13 + (6 << (flags & 7) if flags & 0x80 else 0), 0
+    while offset < len(data) and data[offset] not in b",;":
+        if data[offset] == ord("!"):
+            offset += 2
+            while offset < len(data) and data[offset] and parts <= _MAX_PARTS:
+                offset, parts = offset + 1 + data[offset], parts + 1
+        offset, parts = offset + 1, parts + 1
         if parts > _MAX_PARTS:
             raise ValueError(f"more than {_MAX_PARTS} blocks")
 
@@ -126,14 +128,14 @@ def check_directory(data: bytes, *, is_file: bool = False) -> None:
     layout = struct.Struct(order + ("HHQ8x" if is_big else "HHI4x"))
     first, total = start + (8 if is_big else 2), 0
     end = min(first + number * layout.size, len(data) - layout.size + 1)
-    for place in range(first, end, layout.size)[:_MAX_PARTS]:
-        tag, kind, count = layout.unpack_from(data, place)
+    for offset in range(first, end, layout.size)[:_MAX_PARTS]:
+        tag, kind, count = layout.unpack_from(data, offset)
         total += min(count * _BYTES.get(kind, 1), len(data))
         if tag in _STRIPS and count > _MAX_STRIPS:
             raise ValueError(f"{count:,} strips or tiles; at most {_MAX_STRIPS:,} are read")
         if is_file and tag == _COMPRESSION:  # every one: of several, Pillow and its decoder may go by different ones
             value = struct.unpack_from(
-                order + _NUMBERS.get(kind, "H"), data, place + layout.size - (8 if is_big else 4)
+                order + _NUMBERS.get(kind, "H"), data, offset + layout.size - (8 if is_big else 4)
             )
             if kind not in _NUMBERS or count != 1 or value[0] in _JPEG:
                 raise ValueError(f"a TIFF whose pixels are JPEG (compression {value[0]}); save it as JPEG or PNG")

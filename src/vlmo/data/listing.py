@@ -29,14 +29,14 @@ def source_names(source: str) -> list[str]:
     return [source] if Path(source).expanduser().exists() else source.split("+")
 
 
-def is_remote(place: str) -> bool:
+def is_remote(url: str) -> bool:
     """Return True for a URL."""
-    return "://" in place
+    return "://" in url
 
 
-def has_wildcards(place: str, *, braces: bool = False) -> bool:
+def has_wildcards(url: str, *, braces: bool = False) -> bool:
     """Return True where a path or URL holds `*`, `?` or `[`, or on demand `{`."""
-    return not _WILDCARDS.isdisjoint(place) or (braces and "{" in place)
+    return not _WILDCARDS.isdisjoint(url) or (braces and "{" in url)
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -47,12 +47,12 @@ def expand_braces(pattern: str) -> list[str]:
         raise ValueError(f"{pattern}: its braces do not match ({error})") from error
 
 
-def open_file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a path or URL, and the path in it; ValueError for unknown URLs or a missing package."""
     try:
-        return fsspec.core.url_to_fs(place)
+        return fsspec.core.url_to_fs(url)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{place} cannot be listed: {error}") from error
+        raise ValueError(f"{url} cannot be listed: {error}") from error
 
 
 def warn_of_skipped(folder: str | Path, counts: Iterable[tuple[str, int]]) -> None:

@@ -327,7 +327,7 @@ def _split_of(file: Path, path: Path) -> str | None:
 def _tar_records(tar: Path, path: Path) -> Iterable[Record]:
     name = tar.relative_to(path.parent).as_posix()  # with that of the folder: others have a 00000.tar too
     split = _split_of(tar, path)
-    for record, _ in read_shard(str(tar), images="places", details=True):
+    for record, _ in read_shard(str(tar), images="ranges", details=True):
         if isinstance(record, Bad):
             raise ValueError(
                 f"{tar}, record {record.index}: {record.reason}. Repair it, or train on streams, which list such "

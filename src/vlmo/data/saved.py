@@ -68,7 +68,7 @@ def open_saved(folder: Path) -> Dataset:
             raise ValueError(f"{len(lost)} of {len(files)} files are not in it, such as {lost[0]!r:.80}")
         read_about(folder / "dataset_info.json")  # `datasets` reads it whatever its size
         dataset = Dataset.load_from_disk(str(folder))
-        dataset.data.table.validate(full=True)  # places outside the file would be read
+        dataset.data.table.validate(full=True)  # an offset outside the file would be read
         return dataset
 
 

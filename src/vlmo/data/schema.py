@@ -22,7 +22,7 @@ FEATURES = Features(
 )
 
 CONTRAST_FEATURES = Features({**FEATURES, "false_captions": List(Value("string"))})
-"""An image with its captions, and a false version of each for ITM to judge; both lists have one length."""
+"""An image with its captions, and a false version of each for ITM; both lists have one length."""
 
 QUESTION_FEATURES = Features(
     {

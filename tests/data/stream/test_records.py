@@ -385,7 +385,7 @@ def pax_sparse(pieces: str) -> bytes:
     return header + member.tobuf() + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
-@pytest.mark.parametrize("images", [True, "places"])
+@pytest.mark.parametrize("images", [True, "ranges"])
 @pytest.mark.parametrize(
     "member",
     [
@@ -426,6 +426,6 @@ def test_values_that_python_has_not_cost_one_record(tmp_path):
 def test_places_alone_are_ranges_of_the_tar(tmp_path):
     path = tmp_path / "0.tar"
     path.write_bytes(tar_bytes(["a", "b"]))
-    for place, whole in zip(read(path, images="places"), read(path), strict=True):
+    for place, whole in zip(read(path, images="ranges"), read(path), strict=True):
         assert place.image is None
         assert read_path(place.path) == whole.image

@@ -98,11 +98,11 @@ def open_visual_genome(root: Path) -> SetOnDisk:
     facts = find(root, "image_data.json", "annotations/image_data.json", layout=_VG_LAYOUT)
     folders = {name: find(root, name, f"images/{name}", layout=_VG_LAYOUT) for name in _VG_FOLDERS}
 
-    def place(record: dict[str, Any]) -> tuple[int, tuple[str, int | None]]:
+    def facts_of(record: dict[str, Any]) -> tuple[int, tuple[str, int | None]]:
         return int(record["image_id"]), (PurePosixPath(record["url"]).parent.name, record.get("coco_id"))
 
     # Folder of each image, and its number in COCO if it is from there.
-    images = dict(read_records(facts, place, needs="image_id and url"))
+    images = dict(read_records(facts, facts_of, needs="image_id and url"))
     shared = {coco_id for _, coco_id in images.values() if coco_id is not None}
     file = first_of(root, *COCO_FILES)
     held_out: set[int] = set()
@@ -121,11 +121,11 @@ def open_visual_genome(root: Path) -> SetOnDisk:
         folder, coco_id = images.get(image_id, (_VG_FOLDERS[0], None))
         # In the folder that its address names, or in the other one: people merge the two.
         usual = folders.get(folder, folders[_VG_FOLDERS[0]])
-        places = [place / f"{image_id}.jpg" for place in (usual, *folders.values())]
+        files = [folder / f"{image_id}.jpg" for folder in (usual, *folders.values())]
         values = make_row(
             # The same image has the same name in both sets: it is no negative of itself.
             f"visual_genome/{image_id}" if coco_id is None else coco_image_id(coco_id),
-            image=image_at(next(filter(Path.is_file, places), places[0])),
+            image=image_at(next(filter(Path.is_file, files), files[0])),
             captions=[text_of(region["phrase"]) for region in record["regions"]],
             source="visual_genome",
             licence="CC-BY-4.0",
@@ -185,7 +185,7 @@ def _shard_rows(file: Path, *, root: Path, name: str, licence: str) -> Iterator[
     prefix = "/".join((name, *file.relative_to(root).parent.parts))
     # Files that img2dataset has not written name no keys.
     has_keys = file.suffix == ".tar" or "key" in read_table_schema(file).names
-    for record, _ in read_shard(str(file.absolute()), images="places", absent=True):
+    for record, _ in read_shard(str(file.absolute()), images="ranges", absent=True):
         key = record.key if has_keys else f"{file.stem}/{record.index + 1}"
         if isinstance(record, Bad) and record.kind == "absent":
             yield Absent("train", record.reason)

@@ -85,7 +85,7 @@ def open_winoground(root: Path) -> SetOnDisk:
 
 
 def _records(file: Path) -> Iterator[tuple[str, Any, str]]:
-    """Yield key, record and place of each record of a JSON list or object, of JSON lines or of a parquet file."""
+    """Yield key, content and name of each record of a JSON list or object, of JSON lines or of a parquet file."""
     try:
         if file.suffix == ".parquet":
             batches = pq.ParquetFile(file).iter_batches(batch_size=16)

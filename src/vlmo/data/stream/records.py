@@ -1,4 +1,4 @@
-"""Records of one shard, from any place in it: a tar file in webdataset's layout, or a parquet file.
+"""Records of one shard, from any record on: a tar file in webdataset's layout, or a parquet file.
 
 Shards are opened through fsspec and read from front to back. An error of a shard or a record is a `Bad`, never an
 exception: the run goes on with what follows.
@@ -91,7 +91,7 @@ def sample_id(shard: str, index: int) -> int:
 
 
 class _Options(NamedTuple):
-    images: bool | Literal["places"]
+    images: bool | Literal["ranges"]
     details: bool
     absent: bool
 
@@ -100,17 +100,17 @@ def read_shard(
     shard: str,
     *,
     start: Offset | None = None,
-    images: bool | Literal["places"] = True,
+    images: bool | Literal["ranges"] = True,
     details: bool = False,
     absent: bool = False,
 ) -> Iterator[tuple[Record, Offset | None]]:
-    """Yield each record from `start` on, with the place of the one after it; None after the last one.
+    """Yield each record from `start` on, with the offset of the one after it; None after the last one.
 
     Remote shards are opened again, a few times, where the network fails.
 
     Args:
         shard: Path or URL that ends in .tar or .parquet.
-        images: Read images; parquet files without them are read faster. "places" gives the image of a tar member as
+        images: Read images; parquet files without them are read faster. "ranges" gives the image of a tar member as
             the `path` of its bytes (`range_path`).
         details: Give everything else that a record says as `metadata`.
         absent: Give rows that img2dataset could not download, which are passed over else, as `Bad` of kind "absent".
@@ -264,7 +264,7 @@ def _tar_records(
                     large = f"claims {member.size:,} bytes; at most {limit:,} are read"
                     sparse = "is a sparse file; write the tar without --sparse"
                     fault = f"{member.name} {sparse if member.issparse() else large}"
-                elif suffix in IMAGE_SUFFIXES and options.images == "places":
+                elif suffix in IMAGE_SUFFIXES and options.images == "ranges":
                     parts[suffix] = range_path(shard, start=start.byte + member.offset_data, length=member.size)
                 else:
                     parts[suffix] = tar.extractfile(member).read()
@@ -284,11 +284,11 @@ def _tar_record(
     if fault is not None:
         return Bad("row", shard, index, key, fault)
     image = next((data for suffix, data in parts.items() if suffix in IMAGE_SUFFIXES), None)
-    if image is None and options.images == "places":
+    if image is None and options.images == "ranges":
         return Bad("row", shard, index, key, f"{key} has no image, only {', '.join(parts)}")
-    text, told = cast(bytes | None, parts.get(".txt")), cast(bytes | None, parts.get(".json"))
+    text, encoded = cast(bytes | None, parts.get(".txt")), cast(bytes | None, parts.get(".json"))
     try:
-        facts = json.loads(told) if told is not None and (options.details or text is None) else {}
+        facts = json.loads(encoded) if encoded is not None and (options.details or text is None) else {}
         captions = facts.get("captions", facts.get("caption")) if text is None else text.decode()
         metadata = {name: value for name, value in facts.items() if options.details and name not in _OWN_NAMES}
         json.dumps(metadata, ensure_ascii=False).encode()
@@ -378,8 +378,8 @@ def read_saved(folder: Path) -> Iterator[Record]:
 
     index = 0
     try:
-        for place in saved_splits(folder).values() or [folder]:
-            dataset, split = open_saved(place), None if place == folder else place.name
+        for part in saved_splits(folder).values() or [folder]:
+            dataset, split = open_saved(part), None if part == folder else part.name
             images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
             for table in dataset.with_format("arrow").iter(_BATCH_ROWS):  # sounds and videos would be decoded else
                 for row in (row for batch in cast(pa.Table, table).to_batches() for row in _python_rows(batch)):
