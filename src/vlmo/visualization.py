@@ -117,7 +117,7 @@ class Sheet:
         self._image.paste(image.resize(size, Image.Resampling.LANCZOS), (round(left), round(upper)))
 
     def tick(self, *, x: float, y: float, side: float) -> None:
-        """Add a green frame and a tick to the tile at this place."""
+        """Add a green frame and a tick to the tile there."""
         self._draw.rounded_rectangle(_box(x, y, side, side), radius=_RADIUS * _SCALE, outline=GREEN, width=3 * _SCALE)
         self._draw.ellipse(_box(x + side - 16, y - 8, 24, 24), fill=GREEN, outline=_PAPER, width=2 * _SCALE)
         points = [(x + side - 9.5, y + 4), (x + side - 5.5, y + 8.5), (x + side + 2, y + 0.5)]

@@ -69,7 +69,7 @@ def sample_by_similarity(
     """Sample one global row for each query by its ITC logits times `sharpness`, some queries at a time.
 
     Args:
-        rows: Places of the queries among this process's rows.
+        rows: Numbers of the queries among this process's rows.
         groups: Groups of neighbouring global rows; a query's row comes from its own group.
     """
     size, chosen, found = len(keys) // groups, [], []
@@ -105,9 +105,9 @@ def sample_hard_negatives(
     # The largest allowed logit is subtracted before exp, so that some weight is always 1: never all zero.
     logits = similarities.detach().float().masked_fill(excluded, float("-inf"))
     logits = torch.where(possible[:, None], logits, torch.zeros_like(logits))
-    place = torch.device("cpu") if logits.device.type == "mps" else logits.device  # Apple's GPUs have no float64
-    cumulative = logits.softmax(dim=1).to(place).double().cumsum(dim=1)
-    target = uniform.to(place).double()[:, None] * cumulative[:, -1:]
+    exact = torch.device("cpu") if logits.device.type == "mps" else logits.device  # Apple's GPUs have no float64
+    cumulative = logits.softmax(dim=1).to(exact).double().cumsum(dim=1)
+    target = uniform.to(exact).double()[:, None] * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, target, right=True)[:, 0].to(logits.device)
     # Logits that are not finite would point past the end; their loss is not finite either, and the step is skipped.
     chosen = chosen.clamp(max=logits.shape[1] - 1)
@@ -115,7 +115,7 @@ def sample_hard_negatives(
 
 
 def sample_uniform(seed: Int[Tensor, ""], *, batch: int, rounds: int) -> Float[Tensor, "rounds batch"]:
-    """Return this process's share of uniform numbers that depend only on the seed and the row's global place."""
+    """Return this process's share of uniform numbers that depend only on the seed and the row's global number."""
     generator = torch.Generator().manual_seed(int(seed))
     numbers = torch.rand(rounds, batch * distributed.world_size(), generator=generator)
     start = distributed.rank() * batch

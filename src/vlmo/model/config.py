@@ -74,7 +74,7 @@ class VLMoConfig(PreTrainedConfig):
         key_bias: Give keys a bias. It cancels in the softmax unless `attention` is separate (BEiT-3).
         inner_norm: Put a LayerNorm before the attention's output projection and inside each expert (BEiT-3).
         use_pooler: Give the backbone a pooler.
-        use_match_head: Give a retrieval model the head that judges pairs; it needs the pooler.
+        use_match_head: Give a retrieval model the head that scores pairs; it needs the pooler.
         segmentation_layers: Numbers of blocks after which the four levels of segmentation are taken; None: after
             each third of the lower two thirds and at the top, as BEiT does.
         segmentation_channels: Width of the segmentation head.

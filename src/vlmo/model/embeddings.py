@@ -48,7 +48,7 @@ class ImageEmbeddings(nn.Module):
         patches = self.projection(pixels).flatten(2).transpose(1, 2)
         if bool_masked_pos is not None:
             if mask_token is None:
-                raise ValueError("bool_masked_pos was given without a mask_token to put in place of the patches.")
+                raise ValueError("bool_masked_pos was given without a mask_token to stand for the patches.")
             if bool_masked_pos.shape != patches.shape[:2]:
                 given, expected = tuple(bool_masked_pos.shape), tuple(patches.shape[:2])
                 raise ValueError(f"bool_masked_pos has shape {given}; expected {expected}, one entry for each patch.")

@@ -128,7 +128,7 @@ def _geometric_positions(source: int, target: int) -> np.ndarray:
 
 
 def sincos_positions(*lengths: int, dim: int) -> Float[Tensor, "positions dim"]:
-    """Return sines and cosines of positions along one axis, or of the places of a grid row by row, from -1 to 1.
+    """Return sines and cosines of positions along one axis, or of the cells of a grid row by row, from -1 to 1.
 
     Each axis has `dim / len(lengths)` columns, of angular frequencies from 2 down to 2 / length: the fastest tell
     neighbours apart, the slowest rise or fall along the whole axis.

@@ -32,7 +32,7 @@ class StartReport:
         filled: `vision_language` experts that the folder lacks, and where they came from; absolute positions of images,
             where the folder has relative ones.
         missing: Left at their random start.
-        unused: In the folder, without a place in the model.
+        unused: In the folder, but not in the model.
         notes: Settings that differ and that no tensor's shape shows.
     """
 

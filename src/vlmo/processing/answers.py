@@ -29,9 +29,9 @@ wouldn't've would've y'all y'all'll y'all'd've you'd you'd've you'll you're you'
 """
 # Each form without one of its apostrophes.
 _CONTRACTIONS = {
-    word[:place] + word[place + 1 :]: word
+    word[:index] + word[index + 1 :]: word
     for word in _CONTRACTED.split()
-    for place, letter in enumerate(word)
+    for index, letter in enumerate(word)
     if letter == "'"
 }
 # The official table has this one the other way round, and official scores depend on it.

@@ -52,7 +52,7 @@ class SegmentTransformConfig:
 
 
 class SegmentTrainTransform:
-    """Random scale, crop, flip and colours, in this order; what a crop lacks is grey and ignored."""
+    """Random scale, crop, flip and colors, in this order; what a crop lacks is grey and ignored."""
 
     def __init__(self, config: SegmentTransformConfig, *, crop_size: int) -> None:
         self.config = config

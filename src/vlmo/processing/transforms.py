@@ -69,7 +69,7 @@ class TransformConfig:
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation, in [0, 1]."""
     grayscale: float = 0.0
-    """Probability of losing colour."""
+    """Probability of losing color."""
     random_erasing: float = 0.0
     """Probability that a rectangle of 2 to 33 % of the area becomes noise, as by timm's "pixel" mode."""
     affine: float = 0.0
@@ -78,7 +78,7 @@ class TransformConfig:
     """Probability of a Gaussian blur, standard deviation 0.5 to 2 % of the image size."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError if a size, a colour, a magnitude, a crop or a probability is out of its range."""
+        """Raise ValueError if a size, a color, a magnitude, a crop or a probability is out of its range."""
         if self.image_size < 1 or self.rand_augment_ops < 0 or not 0 <= self.fill <= 255:
             raise ValueError(f"image_size must be positive, rand_augment_ops >= 0, fill in 0 to 255; got {self}")
         if not 0 <= self.rand_augment_magnitude <= MAX_MAGNITUDE:
@@ -128,7 +128,7 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Crop or resize, flip, style, colour, RandAugment, erasing, normalisation, in this order."""
+    """Crop or resize, flip, style, color, RandAugment, erasing, normalisation, in this order."""
 
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
@@ -165,7 +165,7 @@ class TrainTransform:
 
 
 def crop_box(size: tuple[int, int], *, config: TransformConfig, generator: np.random.Generator) -> Box:
-    """Sample a part of an image of this width and height: area from `min_crop` to 1, aspect from 3/4 to 4/3, place.
+    """Sample a part of an image of this width and height: area from `min_crop` to 1, aspect from 3/4 to 4/3, position.
 
     A box that does not fit is cut to the image. Where that leaves less than `min_crop` of an image longer than 4/3,
     another is sampled, as by torchvision's `RandomResizedCrop`: ten at most, then the longest central part of 4/3.
@@ -340,7 +340,7 @@ def rand_augment(image: Image.Image, *, config: TransformConfig, generator: np.r
     """Choose `rand_augment_ops` operations evenly and apply each with probability 0.5 (RandAugment, "Methods").
 
     Set "vlmo": the ten operations of VLMo's published code. AutoContrast and Equalize stretch each channel by itself,
-    so flat colours of drawings may still change. Set "timm": the fifteen of timm's `rand-m9-mstd0.5-inc1`, which BEiT
+    so flat colors of drawings may still change. Set "timm": the fifteen of timm's `rand-m9-mstd0.5-inc1`, which BEiT
     is fine-tuned with; their strength varies with a deviation of 0.5.
     """
     operations = list(RAND_AUGMENT[config.rand_augment].values())

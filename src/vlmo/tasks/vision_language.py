@@ -52,7 +52,7 @@ class VisionLanguageConfig:
             number of processes gives local ones, each process sampling from its own rows.
         negative_sharpness: Hard negatives are sampled by the softmax of ITC's logits times this. 1 as in the paper; 0
             samples evenly. Softer ones are easier to tell from true pairs, for small data.
-        negatives: Negative images, and negative texts, that ITM judges for each true pair; 1 in the paper.
+        negatives: Negative images, and negative texts, of each true pair in ITM; 1 in the paper.
         mlm_stride: Every n-th row of the batch takes part in MLM; 1 = all rows.
         itm_stride: Every n-th row of the batch takes part in ITM; 1 = all rows.
         teacher_weight: Of the distance to a teacher's vectors (`distillation_loss`), if there is one.
