@@ -168,12 +168,12 @@ def search(
         image: Image that joins the words: both together are the query, which is not reranked.
         captions: Find captions for an image instead of images.
         json: Print JSON instead of a table.
-        sheet: PNG or HTML file for a contact sheet of the result.
+        sheet: PNG file for a contact sheet of the result.
         explain: PNG file for the attention of the query's words over the best images.
     """
     from vlmo.data.listing import image_named
 
-    check_new_file(sheet, option="--sheet", suffixes=(".png", ".html"))
+    check_new_file(sheet, option="--sheet", suffixes=(".png",))
     check_new_file(explain, option="--explain", suffixes=(".png",))
     named = image_named(query, must_exist=True)
     if captions and named is None:

@@ -1,8 +1,7 @@
-"""Search results for people and programs: JSON, a table, a contact sheet as an image or a page."""
+"""Search results for people and programs: JSON, a table, a contact sheet."""
 
 from __future__ import annotations
 
-import html
 import io
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from rich.table import Table
 
-from vlmo.folder.atomic import atomic_file, write_file
+from vlmo.folder.atomic import atomic_file
 from vlmo.retrieval.index import Hit, Index
 from vlmo.retrieval.search import Searcher, SearchResult
-from vlmo.terminal import escaped, without_controls
-from vlmo.visualization import MUTED, Sheet, data_uri
+from vlmo.terminal import escaped
+from vlmo.visualization import MUTED, Sheet
 
 if TYPE_CHECKING:  # it imports scipy
     from vlmo.retrieval.groups import ImageGroup
@@ -24,17 +23,6 @@ if TYPE_CHECKING:  # it imports scipy
 _COLUMNS, _TILE, _GAP, _MARGIN = 4, 200, 16, 28
 _HEAD, _LINE = 44, 18
 _EXPLAINED_IMAGES, _EXPLAINED_WORDS = 3, 8
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>\
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">\
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>\
-body{{font:16px/1.4 system-ui,sans-serif;color:#1f2328;margin:2rem}}\
-ol{{list-style:none;padding:0;display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(200px,1fr))}}\
-figure{{margin:0}}img{{max-width:100%;border:1px solid #dfe2e6;border-radius:10px;padding:8px}}\
-figcaption{{overflow-wrap:anywhere}}small{{color:#6e7681}}.no-match{{opacity:.6}}</style>\
-<h1>{title}</h1>{note}{found}</html>
-"""
-_FIGURE = """<li><figure><img src="{image}" alt="{title}"><figcaption><b>{number}. {score:.3f}</b> {title}<br>\
-<small>{place}<br>{metadata}</small></figcaption></figure></li>"""
 
 
 def as_json(query: str, result: SearchResult) -> dict[str, Any]:
@@ -88,30 +76,13 @@ def groups_as_table(groups: Sequence[ImageGroup]) -> Table:
 
 
 def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -> None:
-    """Write the images in a grid, best first, as an HTML page that needs no other file, or else as an image."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    images = [Image.open(io.BytesIO(index.thumbnail(hit.id))).convert("RGB") for hit in result.hits]
-    if file.suffix.lower() != ".html":
-        ranked = enumerate(zip(images, result.hits, strict=True), start=1)
-        tiles = [(image, f"{number}. {hit.score:.3f}", _title(hit)) for number, (image, hit) in ranked]
-        rows = [tiles[start : start + _COLUMNS] for start in range(0, max(1, len(tiles)), _COLUMNS)]
-        _write_image(file, _headed(query, result), rows, columns=_COLUMNS, caption_lines=2)
-        return
-    figures = [
-        _FIGURE.format(
-            image=data_uri(image, size=_TILE),
-            number=number,
-            score=hit.score,
-            title=_shown(_title(hit)),
-            place=_shown(hit.path or hit.place),
-            metadata=_shown(_metadata(hit)),
-        )
-        for number, (image, hit) in enumerate(zip(images, result.hits, strict=True), start=1)
+    """Write the images in a grid, best first, as an image file."""
+    tiles = [
+        (Image.open(io.BytesIO(index.thumbnail(hit.id))).convert("RGB"), f"{number}. {hit.score:.3f}", _title(hit))
+        for number, hit in enumerate(result.hits, start=1)
     ]
-    found = f"<ol{' class=no-match' if result.no_match else ''}>{''.join(figures)}</ol>"
-    note = f"<p>{_shown(result.note)}.</p>" if result.note else ""
-    title = _shown(_headed(query, result))
-    write_file(file, _PAGE.format(title=title, note=note, found=found if figures else "<p>Nothing was found.</p>"))
+    rows = [tiles[start : start + _COLUMNS] for start in range(0, max(1, len(tiles)), _COLUMNS)]
+    _write_image(file, _headed(query, result), rows, columns=_COLUMNS, caption_lines=2)
 
 
 def write_explanation(file: Path, *, query: str, result: SearchResult, searcher: Searcher) -> list[Hit]:
@@ -138,7 +109,6 @@ def write_explanation(file: Path, *, query: str, result: SearchResult, searcher:
         rows.append([(image, _title(hit), ""), *heats])
     if not rows:
         raise ValueError(f"no image can be read that was found, such as {lost[0].place}; nothing can be explained")
-    file.parent.mkdir(parents=True, exist_ok=True)
     _write_image(file, query, rows, columns=max(map(len, rows)), caption_lines=0)
     return lost
 
@@ -162,6 +132,7 @@ def _write_image(
             sheet.text(line, x=x, y=y + _TILE + 4, size=13, color=MUTED)
             for number, text in enumerate(sheet.wrapped(caption, width=_TILE, max_lines=caption_lines, size=13), 1):
                 sheet.text(text, x=x, y=y + _TILE + 4 + number * _LINE, size=13)
+    file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as aside:
         sheet.finished().save(aside, format=Image.registered_extensions().get(file.suffix.lower()))
 
@@ -169,10 +140,6 @@ def _write_image(
 def _headed(query: str, result: SearchResult) -> str:
     """Return the query as a heading, which says so if nothing matches."""
     return f"No match: {query}" if result.no_match else query
-
-
-def _shown(text: str) -> str:
-    return html.escape(without_controls(text))
 
 
 def _title(hit: Hit) -> str:
