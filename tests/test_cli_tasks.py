@@ -188,26 +188,9 @@ def test_labels_outside_the_range_are_one_line(folders, capsys, tmp_path):
     folder = write_questions(tmp_path / "questions")
     (folder / "prepared.json").write_text(json.dumps({"labels": ANSWERS[:2]}))
     run = ["--run-dir", str(tmp_path / "run"), "--init", folders["retrieval"], "--data.source", str(folder)]
-    sizes = [
-        "--model.hidden-size",
-        "32",
-        "--model.num-hidden-layers",
-        "3",
-        "--model.num-attention-heads",
-        "2",
-        "--evaluate-on",
-        str(folder),
-    ]
-    sizes += [
-        "--model.image-size",
-        "64",
-        "--model.patch-size",
-        "16",
-        "--model.initializer-range",
-        "0.02",
-        "--model.layer-scale-init",
-        "0.1",
-    ]
+    sizes = "--model.hidden-size 32 --model.num-hidden-layers 3 --model.num-attention-heads 2 --model.image-size 64"
+    more = "--model.patch-size 16 --model.initializer-range 0.02 --model.layer-scale-init 0.1 --evaluate-on"
+    sizes = [*sizes.split(), *more.split(), str(folder)]
     line = refused(["train", "shapes-questions", *run, *sizes], capsys)
     assert "answer" in line
 

@@ -151,16 +151,6 @@ def test_prompt_is_put_before_texts_only(model, ours):
     assert np.abs(prompted[1] - image_features(ours, drawings()[:1])[0]).max() < SAME
 
 
-def test_longest_text_can_be_set(folder, ours):
-    model = load_sentence_transformer(folder, device="cpu")
-    model.max_seq_length = 8
-    words = "a red square in a blue circle in a bar"
-    assert model.preprocess([words])["input_ids"].shape == (1, 8)
-    for wrong in (0, 12, 72):
-        with pytest.raises(ValueError, match="multiple of 8 up to 64"):
-            model.max_seq_length = wrong
-
-
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -303,15 +293,6 @@ def test_loss_of_sentence_transformers_trains_the_model(folder):
         optimizer.zero_grad()
         losses.append(float(value.detach()))
     assert losses[-1] < losses[0]
-
-
-def test_mixed_batch_has_gradients_of_both_ways(folder):
-    model = load_sentence_transformer(folder, device="cpu")
-    features = model.preprocess([TEXTS[0], drawings()[0], TEXTS[1]])
-    model(features)["sentence_embedding"][0, 0].backward()
-    head = model[0].model.contrast_head
-    assert head.text_projection.weight.grad.abs().sum() > 0
-    assert head.image_projection.weight.grad is None or head.image_projection.weight.grad.abs().sum() == 0
 
 
 # -------------------------------------------------------------------------------- cross-encoder

@@ -23,7 +23,6 @@ from vlmo.lazy import install_command
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.model.reranking import rerank_score
 from vlmo.processing import VLMoProcessor
-from vlmo.processing.tokenizers import PAD_MULTIPLE
 
 try:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -61,13 +60,6 @@ class _FolderModule(InputModule, ABC):
     def max_seq_length(self) -> int:
         """Longest text in tokens."""
         return self.processor.max_text_length
-
-    @max_seq_length.setter
-    def max_seq_length(self, value: int) -> None:
-        longest = self.model.config.max_text_positions // PAD_MULTIPLE * PAD_MULTIPLE
-        if value % PAD_MULTIPLE or not 0 < value <= longest:
-            raise ValueError(f"max_seq_length is {value}: expected a multiple of {PAD_MULTIPLE} up to {longest}.")
-        self.processor.tokenizer.model_max_length = value
 
     def save(self, output_path: str, *, safe_serialization: bool = True) -> None:
         """Write a model folder, always as safetensors."""
