@@ -4,13 +4,14 @@ import hashlib
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from vlmo.data import builtin
-from vlmo.data.builtin import scenes, shapes
+from vlmo.data.builtin import shapes
 from vlmo.data.builtin.scenes import Choices, Phrase, Placed, Pool, Scene, Sentence, Thing
 from vlmo.data.decoding import decode_image
 
@@ -175,18 +176,6 @@ def test_captions_for_evaluation_are_true_of_no_other_scene(pools):
     assert len(set(names)) < 0.9 * len(names)  # the same things in other places
 
 
-def test_pairs_of_a_color_and_a_shape_are_held_out(pools):
-    shown = {
-        split: [
-            {each.thing for each in shapes.make_scene(split, number, pools[split])[0].objects} for number in range(200)
-        ]
-        for split in ("train", "combinations")
-    }
-    assert set.union(*shown["train"]) == set(pools["train"].shapes)
-    assert all(things & set(pools["train"].unseen) for things in shown["combinations"])
-    assert 10 <= len(scenes.shapes(held_out=True)) <= 20
-
-
 @pytest.mark.parametrize("kind", shapes.BINDING_KINDS)
 def test_each_caption_of_a_pair_is_true_of_one_image_and_false_of_the_other(kind, pools):
     for number in range(15):
@@ -202,9 +191,10 @@ def test_each_caption_of_a_pair_is_true_of_one_image_and_false_of_the_other(kind
 
 def test_answers_are_what_the_scene_shows(pools):
     scene = Scene((placed(RED_STAR, 2, 40), placed(DOG, 60, 44, 40), placed(BLUE_STAR, 10, 2)), "ffffff")
+    pool = replace(pools["test"], drawings=(Thing("car", None, "twemoji/1f697", "vehicle"),))
     asked = {kind: set() for kind in shapes.QUESTIONS}
     for number in range(300):
-        case = shapes.Case(scene, pools["test"], Choices(str(number)), number)
+        case = shapes.Case(scene, pool, Choices(str(number)), number)
         for kind, ask in shapes.QUESTIONS.items():
             asked[kind].add(ask(case))
     assert asked["what color"] == {None}  # there are two stars

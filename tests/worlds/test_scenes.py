@@ -1,6 +1,8 @@
 """Scenes with drawings: captions that are true of them, false ones, masks and kinds."""
 
+import hashlib
 import itertools
+import json
 from collections import Counter
 
 import numpy as np
@@ -16,6 +18,7 @@ from vlmo.data.decoding import decode_image, decode_mask
 from worlds import scenes
 
 DOG = Thing("dog", None, "twemoji/1f436", "animal")
+TINY = {"NUM_SCENES": 100, "NUM_BINDING": 15, "NUM_QUESTIONS": 100, "NUM_STATEMENTS": 20}
 HELD_OUT = {"1f404", "1f405", "1f40c"}  # a cow, a tiger and a snail
 
 
@@ -67,11 +70,6 @@ def test_drawings_keep_their_transparency_and_have_no_margin():
     for name in ("twemoji/nothing", "twemoji/../1f534"):
         with pytest.raises(ValueError, match="drawing"):
             cutout(name, 30)
-
-
-def test_two_of_five_training_scenes_show_one_object(pools):
-    alone = sum(len(make_scene("train", number, pools)[0].objects) == 1 for number in range(500))
-    assert 170 <= alone <= 230
 
 
 @pytest.mark.parametrize("split", ["train", "artist", "combinations", "longer"])
@@ -127,6 +125,27 @@ def test_false_captions_exchange_two_things_or_name_another(pools):
         assert not set(row["false_captions"]) & set(row["captions"])
 
 
+DIGESTS = {
+    "scenes": "76c8f21efc46a539",
+    "scenes-binding": "4e0f442d0f620662",
+    "scenes-questions": "a13670d638500bf0",
+    "scenes-statements": "80d201816d673dfe",
+    "scenes-masks": "f903c38e7ebbc769",
+    "scenes-kinds": "dec705c0fbc682ef",
+}
+
+
+@pytest.mark.parametrize("name", scenes.SETS)
+def test_rows_are_those_of_earlier_versions(name, pools, monkeypatch):
+    monkeypatch.setattr(scenes, "pools", lambda: pools)
+    for numbers, count in TINY.items():
+        monkeypatch.setattr(scenes, numbers, dict.fromkeys(vars(scenes)[numbers], count))
+    monkeypatch.setattr(scenes, "NUM_PIXELS", {"train": 30, "test": 15})  # the toy artist draws animals alone
+    _, splits = scenes.SETS[name]()
+    text = json.dumps(splits, sort_keys=True, default=bytes.hex)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == DIGESTS[name]
+
+
 def test_what_splits_hold_out(pools):
     def things(split: str) -> list[set[Thing]]:
         return [{each.thing for each in make_scene(split, number, pools)[0].objects} for number in range(80)]
@@ -148,19 +167,6 @@ def test_what_splits_hold_out(pools):
     assert sum(words[40:]) > 1.2 * sum(words[:40])
 
 
-@pytest.mark.parametrize("kind", shapes.BINDING_KINDS)
-def test_each_caption_of_a_pair_is_true_of_one_image_and_false_of_the_other(kind, pools):
-    for number in range(15):
-        first, second = shapes.binding_rows("test", number, pools["test"], kind=kind)
-        assert first["captions"] == [second["false_caption"]]
-        assert first["image"]["bytes"] != second["image"]["bytes"]
-        if kind == "swap":
-            words, others = (text.split() for text in (first["captions"][0], first["false_caption"]))
-            assert Counter(w for w in words if w not in ("a", "an")) == Counter(
-                w for w in others if w not in ("a", "an")
-            )
-
-
 def test_no_question_alone_tells_its_answer(pools):
     rows = [row for number in range(900) for row in shapes.question_rows("test", number, pools["test"])]
     words = CountVectorizer(ngram_range=(1, 2)).fit_transform([row["question"] for row in rows])
@@ -172,19 +178,6 @@ def test_no_question_alone_tells_its_answer(pools):
         model = LogisticRegression(max_iter=200).fit(words[chosen[:half]], answers[:half])
         assert model.score(words[chosen[half:]], answers[half:]) < chance + 0.16, kind  # three standard errors of 90
     assert all(shapes.ANSWERS[row["answer_labels"][0]] == row["answers"][0] for row in rows)
-
-
-def test_pairs_that_training_does_not_show_are_also_asked_for_where_they_are_not(pools):
-    pool = pools["combinations"]
-    rows = [row for number in range(3, 1000, 5) for row in shapes.question_rows("combinations", number, pool)]
-    held_out = {f"is there {thing.phrase()}?" for thing in pool.unseen}
-    answers = Counter(row["answers"][0] for row in rows if row["question"] in held_out)
-    assert min(answers["yes"], answers["no"]) > 10
-
-
-def test_statements_speak_of_scenes_of_five_objects_too(pools):
-    rows = list(shapes.statement_rows("train", 76, pools["train"]))
-    assert [row["label"] for row in rows] == [1, 0, 1, 0]
 
 
 def test_masks_are_where_the_objects_are(pools):
