@@ -96,7 +96,7 @@ def merge(adapter: Annotated[Path, tyro.conf.Positional], *, out: Path) -> None:
     """Make a model folder of a LoRA adapter and the model that it was trained from: vlmo merge ADAPTER --out FOLDER.
 
     Args:
-        adapter: Folder that a run with --lora.rank leaves under model/, or one that PEFT has saved.
+        adapter: Folder that a run with --lora.rank leaves under model/.
         out: New model folder.
     """
     hide_loading_bars()

@@ -7,7 +7,6 @@ of the adapted model, and the folder that it starts from.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -18,14 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlmo.checkpoints.loading import load_model, named_class, one_line_errors
+from vlmo.checkpoints.loading import named_class, one_line_errors
 from vlmo.folder import file_in, read_json
 from vlmo.folder.atomic import write_folder
 from vlmo.folder.card import add_section
-from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
 from vlmo.model.stages import start_from
-from vlmo.released import find_model
 from vlmo.training.config import LORA_LAYERS, LoraConfig
 
 BASE, CONFIG, WEIGHTS = "base.json", "adapter_config.json", "adapter_model.safetensors"
@@ -35,14 +32,6 @@ _PROCESSOR = ("preprocessor_config", "processor_config", "special_tokens", "toke
 _BESIDE = ("README.md", "data_sources.json", *_PROCESSOR)
 _SECTION = "Adapter"
 _MOST = 1 << 24  # of r and lora_alpha, which are ten to a thousand
-_SETTINGS = {
-    *("r", "lora_alpha", "use_rslora", "base_model_name_or_path", "peft_type", "init_lora_weights"),
-    # These say what was trained, which the names of the tensors say too, or nothing without a setting that is refused.
-    *("auto_mapping", "bias", "ensure_weight_tying", "exclude_modules", "inference_mode", "layers_pattern"),
-    *("layers_to_transform", "lora_bias", "lora_dropout", "megatron_core", "modules_to_save", "peft_version"),
-    *("qalora_group_size", "revision", "target_modules", "task_type"),
-}
-"""Settings of PEFT that an adapter may have if it is to be merged; PEFT reads patterns and modules out of others."""
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, *, start: str, missing: Sequence[str] = ()) -> None:
@@ -105,61 +94,46 @@ def save_adapter(
 
 
 def merge_adapter(folder: str | Path, out: str | Path) -> None:
-    """Write the model folder of an adapter: its start folder with the adapter added to the weights.
-
-    Also merges an adapter that PEFT itself has saved for a model folder, without PEFT.
+    """Write the model folder of an adapter that `save_adapter` has written: its start with the adapter added.
 
     Raises:
-        ValueError: It is no plain LoRA adapter, or does not fit the model that it names.
+        ValueError: It is no such adapter, or does not fit the model that it names.
         FileExistsError: `out` exists.
     """
     folder, out = Path(folder), Path(out)
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{folder} is no adapter: expected a folder with {CONFIG} and {WEIGHTS}")
+    if not all((folder / name).is_file() for name in (BASE, CONFIG, WEIGHTS)):
+        raise ValueError(f"{folder} is no adapter of vlmo: expected {BASE}, {CONFIG} and {WEIGHTS}")
     if out.exists():
         raise FileExistsError(17, "exists already", str(out))
-    settings = _read_settings(folder)
-    start = settings["base_model_name_or_path"]
+    match read_json(folder / CONFIG):
+        case {"r": int(rank), "lora_alpha": int(alpha) | float(alpha)} if 1 <= rank < _MOST and abs(alpha) < _MOST:
+            pass  # all else says what was trained, which the names of the tensors say too
+        case _:
+            raise ValueError(f"{folder / CONFIG}: expected r and lora_alpha, below {_MOST}")
     with one_line_errors(folder / WEIGHTS):
         adapter = load_file(folder / WEIGHTS)
-    model = _base_model(folder, start)
-    _add_to_weights(model, folder, settings, adapter)
+    base = read_json(folder / BASE)
+    with one_line_errors(folder / BASE):
+        config, start, kind = VLMoConfig.from_dict(base["config"]), str(base["start"]), base["fusion_experts_from"]
+        model = named_class(folder, base["config"]["architectures"])(config)
+    start_from(model, start, fusion_experts_from=kind)
+    _add_to_weights(model, folder, adapter, rank=rank, scale=alpha / rank)
     with write_folder(out) as aside:
         model.save_pretrained(aside)
-        # An adapter that PEFT itself has saved has none of these, and a card that says nothing.
-        source = folder if (folder / BASE).is_file() else Path(find_model(start))
-        for file in source.iterdir():
+        for file in folder.iterdir():
             if file.name.startswith(_BESIDE):
-                shutil.copy(file_in(source, file.name), aside / file.name)
+                shutil.copy(file_in(folder, file.name), aside / file.name)
         if (aside / "README.md").is_file():
             add_section(aside, title=_SECTION, body=f"Trained with LoRA from `{start}`; merged.")
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings of a plain LoRA adapter; ValueError for one that needs more than the sum of two matrices."""
-    settings = read_json(folder / CONFIG)
-    if not isinstance(settings, dict):
-        raise ValueError(f"{folder / CONFIG} holds no JSON object; expected settings of PEFT")
-    kinds = {"peft_type": ("LORA",), "init_lora_weights": (None, True, False, "gaussian")}
-    others = [name for name, known in kinds.items() if settings.get(name) not in known]
-    if others := others + [name for name, value in settings.items() if value and name not in _SETTINGS]:
-        raise ValueError(f"{folder} holds an adapter of another kind than plain LoRA ({others[0]}); merge it with PEFT")
-    match settings:
-        case {"r": int(rank), "lora_alpha": int(alpha) | float(alpha), "base_model_name_or_path": str()}:
-            if 1 <= rank < _MOST and abs(alpha) < _MOST:
-                return settings
-    raise ValueError(f"{folder / CONFIG}: expected r and lora_alpha, below {_MOST}, and base_model_name_or_path")
-
-
 @torch.no_grad()
-def _add_to_weights(model: nn.Module, folder: Path, settings: dict[str, Any], adapter: dict[str, Tensor]) -> None:
+def _add_to_weights(model: nn.Module, folder: Path, adapter: dict[str, Tensor], *, rank: int, scale: float) -> None:
     """Add the products of an adapter to the weights of its model, and replace what was trained whole.
 
     Raises:
         ValueError: A tensor is none of the model, or has another shape or rank, or makes numbers that are not finite.
     """
-    rank = settings["r"]
-    scale = settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     given = {name.removeprefix(_PREFIX).replace(".base_layer.", "."): tensor for name, tensor in adapter.items()}
     differing = []
     for name, weight in model.state_dict().items():
@@ -178,21 +152,9 @@ def _add_to_weights(model: nn.Module, folder: Path, settings: dict[str, Any], ad
             weight.copy_(new)
     if differing := sorted([*differing, *given]):
         raise ValueError(
-            f"{folder} does not fit its model {settings['base_model_name_or_path']}: {differing[0]} is none of"
-            " it, or has another shape or rank, or numbers that are not finite"
+            f"{folder} does not fit its model: {differing[0]} is none of it, or has another shape or rank, or numbers"
+            " that are not finite"
         )
-
-
-def _base_model(folder: Path, start: str) -> VLMoPreTrainedModel:
-    """Return the model that an adapter was put into, as it was before."""
-    if not (folder / BASE).is_file():
-        return load_model(start)
-    base = read_json(folder / BASE)
-    with one_line_errors(folder / BASE):
-        config, start, kind = VLMoConfig.from_dict(base["config"]), str(base["start"]), base["fusion_experts_from"]
-        model = named_class(folder, base["config"]["architectures"])(config)
-    start_from(model, start, fusion_experts_from=kind)
-    return model.eval()
 
 
 def _whole(model: nn.Module) -> list[str]:
