@@ -97,7 +97,7 @@ def test_masks_go_with_their_pictures() -> None:
 
 
 def test_kept_pictures_give_the_same_examples() -> None:
-    plain, kept = segment_examples(segment_set()), segment_examples(segment_set(), cache_images=True)
+    plain, kept = segment_examples(segment_set()), segment_examples(segment_set(), cache=True)
     for epoch in (0, 1):
         for name in ("pixel_values", "labels"):
             assert torch.equal(plain[epoch, 2][name], kept[epoch, 2][name])
@@ -120,7 +120,7 @@ def test_masks_that_cannot_be_used_are_named(mask, message) -> None:
     with pytest.raises(ValueError, match=rf"sample 2 \(image_id 'train/2'\).*{message}"):
         examples[0, 2]
     with pytest.raises(ValueError, match=message):
-        segment_examples(segment_set(rows), cache_images=True)[0, 2]
+        segment_examples(segment_set(rows), cache=True)[0, 2]
 
 
 def test_masks_may_be_indices_of_a_palette() -> None:

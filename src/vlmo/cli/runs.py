@@ -209,9 +209,9 @@ def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
         there = replace(there, init=None)
     if "teacher" in starts:
         there = replace(there, task=replace(there.task, teacher=None))
-    check_start(there)
     processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
-    needs = estimate(recipe, processes=processes)
+    needs = estimate(recipe, processes=processes)  # which validates the recipe
+    check_start(there)
     if os.environ.get("RANK", "0") == "0":
         whose = f"each of {processes:,} processes" if processes > 1 else "one process"
         Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)

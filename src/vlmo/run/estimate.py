@@ -159,7 +159,6 @@ def check_start(recipe: Recipe) -> None:
             raise ValueError(f"task.teacher: {error} Name another with --task.teacher, or None") from None
     if recipe.init is None:
         return
-    check_recipe(recipe, processes=1)
     start = read_config(recipe.init)
     settings = asdict(recipe.model) | {name: start[name] for name in ("vocab_size", "id2label") if name in start}
     if not recipe.task.reads_text and "max_text_positions" in start:

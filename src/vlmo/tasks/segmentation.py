@@ -110,19 +110,12 @@ class SegmentExamples:
     """Images with the class of each pixel; `dataset`, `num_classes` and errors as in `SegmentRows`."""
 
     def __init__(
-        self,
-        dataset: Dataset,
-        *,
-        transform: SegmentTrainTransform,
-        num_classes: int,
-        seed: int,
-        cache_images: bool = False,
+        self, dataset: Dataset, *, transform: SegmentTrainTransform, num_classes: int, seed: int, cache: bool = False
     ) -> None:
         self._rows = SegmentRows(dataset, num_classes=num_classes)
         self._image_ids = [stable_id(name) for name in self._rows.names]
-        self._transform = transform
-        self._seed = seed
-        self._keep, self._kept = cache_images, dict[int, tuple[Image.Image, UInt8[np.ndarray, "height width"]]]()
+        self._transform, self._seed = transform, seed
+        self._cache, self._kept = cache, dict[int, tuple[Image.Image, UInt8[np.ndarray, "height width"]]]()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -130,7 +123,7 @@ class SegmentExamples:
     def __getitem__(self, key: Key) -> Example:
         epoch, row = key
         image, mask = self._kept.get(row) or self._rows[row]
-        if self._keep:
+        if self._cache:
             self._kept[row] = image, mask
         generator = sample_generator(self._seed, epoch=epoch, index=row, purpose="image")
         pixel_values, classes = self._transform(image, mask, generator)
@@ -264,7 +257,7 @@ class SegmentationTask(Task):
             transform=SegmentTrainTransform(self.augmentation, crop_size=size),
             num_classes=len(names_of_source(run.source)),
             seed=run.recipe.seed,
-            cache_images=run.recipe.data.cache_images,
+            cache=run.recipe.data.cache_images,
         )
 
     def work(self, model: Any, _sample: SampleSizes) -> Work:
