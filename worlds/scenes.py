@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
@@ -42,6 +42,7 @@ from vlmo.data.builtin.shapes import (
     phrase_of,
     related_pair,
     relation_of,
+    rows_by_split,
     scene_row,
 )
 from vlmo.data.compose import DRAWINGS, SHAPES, UNITS, cutout
@@ -357,35 +358,11 @@ def kind_rows(split: str, number: int, pool: Pool) -> Iterator[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------------------------- sets
 
 
-def _pairs() -> Built:
-    return CONTRAST_FEATURES, {split: list(pair_rows(split, pool)) for split, pool in pools().items()}
-
-
-def _binding() -> Built:
-    return COMPOSITION_FEATURES, shapes.binding_by_split(NUM_BINDING, pools())
-
-
-def _questions() -> Built:
-    return QUESTION_FEATURES, shapes.rows_by_split(NUM_QUESTIONS, pools(), shapes.question_rows)
-
-
-def _statements() -> Built:
-    return REASONING_FEATURES, shapes.rows_by_split(NUM_STATEMENTS, pools(), shapes.statement_rows)
-
-
-def _masks() -> Built:
-    return SEGMENT_FEATURES, shapes.rows_by_split(NUM_PIXELS, pools(), mask_rows)
-
-
-def _kinds() -> Built:
-    return class_features(list(KINDS)), shapes.rows_by_split(NUM_PIXELS, pools(), kind_rows)
-
-
-SETS = {
-    "scenes": _pairs,
-    "scenes-binding": _binding,
-    "scenes-questions": _questions,
-    "scenes-statements": _statements,
-    "scenes-masks": _masks,
-    "scenes-kinds": _kinds,
+SETS: dict[str, Callable[[], Built]] = {
+    "scenes": lambda: (CONTRAST_FEATURES, {split: list(pair_rows(split, pool)) for split, pool in pools().items()}),
+    "scenes-binding": lambda: (COMPOSITION_FEATURES, shapes.binding_by_split(NUM_BINDING, pools())),
+    "scenes-questions": lambda: (QUESTION_FEATURES, rows_by_split(NUM_QUESTIONS, pools(), shapes.question_rows)),
+    "scenes-statements": lambda: (REASONING_FEATURES, rows_by_split(NUM_STATEMENTS, pools(), shapes.statement_rows)),
+    "scenes-masks": lambda: (SEGMENT_FEATURES, rows_by_split(NUM_PIXELS, pools(), mask_rows)),
+    "scenes-kinds": lambda: (class_features(list(KINDS)), rows_by_split(NUM_PIXELS, pools(), kind_rows)),
 }

@@ -146,7 +146,6 @@ class Entry:
         expect: Numbers to expect with their conditions, or those that the paper reports.
         data: Note about the data; `{source}` stands for their name.
         command: The command that trains it; `{name}` stands for the recipe's.
-        notes: Further sentences.
     """
 
     recipe: Recipe
@@ -154,7 +153,6 @@ class Entry:
     expect: str = ""
     data: str = "{source}."
     command: str = "vlmo train {name}"
-    notes: str = ""
 
     def describe(self, name: str) -> str:
         """Return the description under the recipe's name: what it trains, data, start, command, numbers."""
@@ -171,7 +169,7 @@ class Entry:
         }
         wrap = textwrap.TextWrapper(119, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
         described = [wrap.fill(f"{field:<8} {value}") for field, value in fields.items() if value]
-        return "\n".join([line for line in (self.about, self.notes) if line] + described)
+        return "\n".join([self.about, *described])
 
 
 def scaled(recipe: Recipe, *, scale: float) -> Recipe:

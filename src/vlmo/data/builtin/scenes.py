@@ -140,10 +140,8 @@ class Placed(NamedTuple):
 
     def _offset(self, other: Placed) -> tuple[int, int]:
         """Return how far the center lies to the right of and below another one, in half units."""
-        return (
-            2 * self.left + self.side - 2 * other.left - other.side,
-            2 * self.top + self.side - 2 * other.top - other.side,
-        )
+        sides = self.side - other.side
+        return 2 * (self.left - other.left) + sides, 2 * (self.top - other.top) + sides
 
     def is_towards(self, relation: str, other: Placed) -> bool:
         """Return True if the center lies on that side of another one, however little."""

@@ -73,10 +73,10 @@ Edited = tuple[Scene, Sentence, Scene, Sentence]
 """A scene and its caption, and the least change of both: each caption is false of the other scene."""
 
 
-def pools() -> dict[str, Pool]:
-    """Return what the scenes of each split are made of."""
+def pools(totals: tuple[int, ...] = (2,)) -> dict[str, Pool]:
+    """Return what the scenes of each split are made of; each scene has one of `totals` things."""
     known, unseen = (shapes(held_out=each, names=_NAMES, colors=_COLORS) for each in (False, True))
-    pool = Pool("shapes", known, unseen)
+    pool = Pool("shapes", known, unseen, totals=totals)
     return dict.fromkeys(("train", "validation", "test"), pool) | {"combinations": replace(pool, first=unseen)}
 
 
@@ -96,9 +96,6 @@ def scene_row(name: str, scene: Scene, *, others: Sequence[Scene] = (), **column
     licence = " and ".join(sorted({each.thing.licence for each in objects if each.thing.licence})) or "CC0-1.0"
     source = re.split("[-/]", name)[0]
     return make_row(name, image=scene.cell(name), source=source, licence=licence, **columns)
-
-
-# ------------------------------------------------------------------------------------------------------------ captions
 
 
 def make_scene(split: str, number: int, pool: Pool, *, alone: float = _ALONE) -> tuple[Scene, Choices]:
@@ -251,9 +248,6 @@ def related_pair(scene: Scene, choices: Choices, *, sized: bool = False) -> Sent
     return Sentence(tuple(phrase_of(group, sized=sized) for group in pair), ((0, relation, 1),), form)
 
 
-# ------------------------------------------------------------------------------------------------------------- binding
-
-
 def binding_rows(split: str, number: int, pool: Pool, *, kind: str) -> Rows:
     """Yield two rows with the same two captions, of which one is true of the first image and one of the second.
 
@@ -316,8 +310,7 @@ def _replace_thing(scene: Scene, pair: list[Placed], pool: Pool, choices: Choice
 
 def _replace_relation(scene: Scene, pair: list[Placed], choices: Choices) -> Edited | None:
     """Say the opposite of the relation of two objects."""
-    relation = pair[0].relation_to(pair[1])
-    if relation is None:
+    if (relation := pair[0].relation_to(pair[1])) is None:
         return None
     phrases = tuple(phrase_of([each]) for each in pair)
     form, word = choices.one_of(("{0} %s {1}", "{0} is %s {1}")), choices.below(2)
@@ -350,10 +343,7 @@ def _exchanged(scene: Scene, pair: Sequence[Placed], choices: Choices) -> Scene:
     return scene.replaced({pair[0]: pair[1].thing, pair[1]: pair[0].thing}, choices)
 
 
-# ----------------------------------------------------------------------------------------------------------- questions
-
 Asked = tuple[str, str]
-"""A question and its answer."""
 
 
 class Case(NamedTuple):
@@ -400,9 +390,9 @@ def _color(case: Case) -> Asked | None:
 
 def _shape(case: Case) -> Asked | None:
     """Ask for the only shape that lies on one side of an object."""
-    known = case.choices.one_of(alone) if (alone := case.scene.alone()) else None
-    if known is None:
+    if not (alone := case.scene.alone()):
         return None
+    known = case.choices.one_of(alone)
     others = [each for each in case.scene.objects if each is not known and each.thing.kind == SHAPE]
     relation = case.choices.one_of(list(OPPOSITE))
     # A shape that people could think of must not stand beside the one that is asked for.
@@ -445,12 +435,10 @@ def _presence(case: Case) -> Asked | None:
 
 def _relation(case: Case) -> Asked | None:
     """Ask for the relation of two objects or its opposite."""
-    alone = case.scene.alone()
-    if len(alone) < 2:
+    if len(alone := case.scene.alone()) < 2:
         return None
     first, second = case.choices.some_of(alone, 2)
-    relation = first.relation_to(second)
-    if relation is None:
+    if (relation := first.relation_to(second)) is None:
         return None
     is_so = case.choices.random() < 0.5
     asked = relation if is_so else OPPOSITE[relation]
@@ -467,8 +455,6 @@ QUESTIONS: dict[str, Callable[[Case], Asked | None]] = {
 }
 """By question type."""
 
-
-# ---------------------------------------------------------------------------------------------------------- statements
 
 CLAIMS = {
     ("both pictures show {}", "there is {} in each picture"): ("11 01", "11 10"),
@@ -524,37 +510,17 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
             yield scene_row(name, left, others=[right], second_image=right.cell(f"{name}-right"), **columns)
 
 
-# ---------------------------------------------------------------------------------------------------------------- sets
-
-
-def _pairs() -> Built:
-    return CONTRAST_FEATURES, {split: list(pair_rows(split, pool)) for split, pool in pools().items()}
-
-
 def binding_by_split(numbers: Mapping[str, int], pools: Mapping[str, Pool]) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each split of a set with false captions, kind after kind."""
     kinds = [rows_by_split(numbers, pools, functools.partial(binding_rows, kind=kind)) for kind in BINDING_KINDS]
     return {split: [row for kind in kinds for row in kind[split]] for split in numbers}
 
 
-def _binding() -> Built:
-    return COMPOSITION_FEATURES, binding_by_split(NUM_BINDING, pools())
-
-
-def _questions() -> Built:
+SETS: dict[str, Callable[[], Built]] = {
+    "shapes": lambda: (CONTRAST_FEATURES, {split: list(pair_rows(split, pool)) for split, pool in pools().items()}),
+    "shapes-binding": lambda: (COMPOSITION_FEATURES, binding_by_split(NUM_BINDING, pools())),
     # Of three things there are more to count.
-    counted = {split: replace(pool, totals=(2, 2, 3)) for split, pool in pools().items()}
-    return QUESTION_FEATURES, rows_by_split(NUM_QUESTIONS, counted, question_rows)
-
-
-def _statements() -> Built:
-    return REASONING_FEATURES, rows_by_split(NUM_STATEMENTS, pools(), statement_rows)
-
-
-SETS = {
-    "shapes": _pairs,
-    "shapes-binding": _binding,
-    "shapes-questions": _questions,
-    "shapes-statements": _statements,
+    "shapes-questions": lambda: (QUESTION_FEATURES, rows_by_split(NUM_QUESTIONS, pools((2, 2, 3)), question_rows)),
+    "shapes-statements": lambda: (REASONING_FEATURES, rows_by_split(NUM_STATEMENTS, pools(), statement_rows)),
 }
 """Builders by the names of the sets."""
