@@ -202,10 +202,10 @@ MUTATIONS = (
         ("integrations/test_sentence_transformers.py",),
     ),
     Mutation(
-        "negatives of the model's own ITM from transposed logits",
-        "model/pretraining.py",
-        '(output["logits_per_image"], output["logits_per_text"])',
-        '(output["logits_per_text"], output["logits_per_image"])',
+        "negatives from transposed logits",
+        "tasks/vision_language.py",
+        "(text, text_found), (image, image_found) = (",
+        "(image, image_found), (text, text_found) = (",
         ("losses/test_vision_language.py",),
     ),
     Mutation(

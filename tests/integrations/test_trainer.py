@@ -24,7 +24,6 @@ from vlmo import (
     VLMoForImageTextRetrieval,
     VLMoForMaskedImageModeling,
     VLMoForMaskedLM,
-    VLMoForPreTraining,
     VLMoForSemanticSegmentation,
     VLMoForVisualQuestionAnswering,
     VLMoForVisualReasoning,
@@ -36,7 +35,6 @@ from vlmo.integrations.collators import (
     DataCollatorForImageClassification,
     DataCollatorForMaskedImageModeling,
     DataCollatorForMaskedLM,
-    DataCollatorForPreTraining,
     DataCollatorForRetrieval,
     DataCollatorForSemanticSegmentation,
     DataCollatorForVisualQuestionAnswering,
@@ -96,7 +94,6 @@ CASES: dict[str, Case] = {
         lambda: Dataset.from_list(segment_rows("train", 12), features=SEGMENT_FEATURES),
     ),
     "mlm": (VLMoForMaskedLM, {}, lambda: DataCollatorForMaskedLM(WORDS), captioned),
-    "stage 3": (VLMoForPreTraining, {}, lambda: DataCollatorForPreTraining(WORDS), captioned),
     "mim": (VLMoForMaskedImageModeling, {"num_visual_tokens": 16}, mim_collator, captioned),
 }
 
@@ -191,12 +188,6 @@ def test_masks_depend_on_the_batch_and_the_seed_alone():
     assert torch.equal(batch["input_ids"][~chosen], plain[~chosen])
     assert batch["pixel_values"].shape == (8, 3, 64, 64)
     assert "pixel_values" not in words([{"text": "is it red?"}])
-    pairs = DataCollatorForPreTraining(WORDS, words=WordMaskConfig(probability=0.4))(rows)
-    assert torch.equal(pairs["input_ids"], plain)
-    assert torch.equal(pairs["input_ids_masked"], batch["input_ids"])
-    assert torch.equal(pairs["labels"], batch["labels"])
-    with pytest.raises(ValueError, match="expected image"):
-        DataCollatorForPreTraining(WORDS)([{"text": "is it red?"}])
 
 
 @pytest.mark.parametrize(

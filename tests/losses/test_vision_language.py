@@ -171,50 +171,6 @@ def test_loss_is_the_weighted_sum_of_the_parts(weights, parts):
     assert all(value.shape == () for value in losses.values())
 
 
-@pytest.mark.parametrize("variant", [{}, {"contrast_fusion_branch": False}])
-def test_the_model_alone_has_the_same_loss_where_negatives_leave_no_choice(variant):
-    objective = stage_3(model=variant)
-    model = objective.model
-    batch = {name: value[1:3] if value.ndim else value for name, value in make_batch().items()}
-    expected = gradients(objective, batch)
-    model.zero_grad()
-    output = model(
-        batch["pixel_values"],
-        batch["input_ids"],
-        batch["attention_mask"],
-        return_loss=True,
-        input_ids_masked=batch["mlm_input_ids"],
-        labels=batch["mlm_labels"],
-    )
-    close(output.loss, objective(batch)["loss"])
-    output.loss.backward()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            close(parameter.grad, expected[name])
-    alone = model(batch["pixel_values"], batch["mlm_input_ids"], batch["attention_mask"], labels=batch["mlm_labels"])
-    close(alone.loss, 0.25 * objective(batch)["mlm"])
-    for short in ({"pixel_values": batch["pixel_values"][:1]}, {"pixel_values": None}):
-        with pytest.raises(ValueError, match="a text for each image"):
-            model(**short, input_ids=batch["input_ids"], return_loss=True)
-    single = model(batch["pixel_values"][:1], batch["input_ids"][:1], return_loss=True)
-    close(single.loss, F.cross_entropy(single.match_logits, torch.tensor([1])))  # without others ITC is 0
-
-
-@torch.no_grad()
-def test_negatives_of_the_model_alone_are_those_of_each_pair():
-    model, batch = stage_3().model.eval(), make_batch()
-    pixels, ids, mask = (batch[name] for name in ("pixel_values", "input_ids", "attention_mask"))
-    output = model(pixels, ids, mask, return_loss=True)
-    own, middle = torch.eye(8, dtype=torch.bool), torch.full((8,), 0.5)
-    texts, _ = sample_hard_negatives(output.logits_per_image, excluded=own, uniform=middle)
-    images, _ = sample_hard_negatives(output.logits_per_image.T, excluded=own, uniform=middle)
-    assert not torch.equal(texts, images)
-    pairs = [(pixels, ids, mask), (pixels, ids[texts], mask[texts]), (pixels[images], ids, mask)]
-    odds = torch.cat([model.match(*pair) for pair in pairs])
-    contrast = stage_3(mlm_weight=0, itm_weight=0, exclude_same=False)(batch)["loss"]
-    close(output.loss - contrast, F.cross_entropy(odds, torch.tensor([1] * 8 + [0] * 16)))
-
-
 # -------------------------------------------------------------------------------- fine-tuning for retrieval
 
 

@@ -179,19 +179,6 @@ class DataCollatorForMaskedLM(DataCollator):
 
 
 @dataclass(frozen=True)
-class DataCollatorForPreTraining(DataCollatorForMaskedLM):
-    """Pairs for `VLMoForPreTraining`, stage 3: `image` and one of `TEXT_COLUMNS`."""
-
-    def __call__(self, rows: Rows) -> dict[str, Any]:
-        """Return images, texts, masked texts with `labels`, and `return_loss`."""
-        self.images(rows[:1])  # here images are no choice
-        inputs = super().__call__(rows)
-        masked, labels = inputs["input_ids"], inputs["labels"]
-        true = torch.where(labels == -100, masked, labels)
-        return {**inputs, "input_ids": true, "input_ids_masked": masked, "return_loss": True}
-
-
-@dataclass(frozen=True)
 class DataCollatorForMaskedImageModeling(DataCollator):
     """Images for `VLMoForMaskedImageModeling`: `image`, with blocks of patches masked.
 

@@ -9,9 +9,6 @@ from torch.nn import functional as F
 
 from vlmo import distributed
 
-MLM_WEIGHT = 0.25
-"""Weight of MLM in the loss of stage 3 (published code)."""
-
 
 def masked_loss(logits: Float[Tensor, "masked vocab"], labels: Int[Tensor, "masked"]) -> Float[Tensor, ""]:
     """Cross-entropy in nats over the masked positions of all processes.

@@ -14,8 +14,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from vlmo.folder import write_modules
 from vlmo.losses.itc import itc_loss
-from vlmo.losses.itm import itm_loss, sample_hard_negatives
-from vlmo.losses.masked import MLM_WEIGHT, masked_loss
+from vlmo.losses.masked import masked_loss
 from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
 from vlmo.model.heads import ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead, Pooler
@@ -26,7 +25,7 @@ class VLMoContrastOutput(ModelOutput):
     """Output of a dual encoder.
 
     Attributes:
-        loss: The training loss; with `return_loss` or `labels`.
+        loss: Contrastive loss; with `return_loss`.
         image_embeds: L2-normalised, (images, projection).
         text_embeds: L2-normalised, (texts, projection).
         logits_per_image: Similarities over temperature, (images, texts).
@@ -183,71 +182,22 @@ class VLMoForPreTraining(_DualEncoder):
         pixel_values: Float[Tensor, "images 3 height width"] | None = None,
         input_ids: Int[Tensor, "texts text"] | None = None,
         attention_mask: Int[Tensor, "texts text"] | None = None,
-        return_loss: bool | None = None,  # noqa: FBT001 (CLIP's)
-        *,
-        input_ids_masked: Int[Tensor, "texts text"] | None = None,
-        labels: Int[Tensor, "texts text"] | None = None,
     ) -> VLMoContrastOutput:
         """Run the dual encoder and, with as many images as texts, matching and masked-language logits of each pair.
 
-        The training of stage 3, with fewer passes and negatives of all processes, is
-        `vlmo.tasks.vision_language.VisionLanguageObjective`.
-
-        Args:
-            return_loss: Return the `loss` of a batch where each image has the text of its number: ITC of all branches,
-                plus ITM with a hard negative text and image for each pair, sampled from the process's batch.
-            input_ids_masked: The texts with masked words, for the masked-language logits; default: `input_ids`.
-            labels: True ids at masked positions, -100 elsewhere; adds MLM's loss, times 0.25, to `loss`. The words are
-                seen, and not predicted, unless those positions are masked in `input_ids_masked` or `input_ids`.
-
-        Raises:
-            ValueError: A loss is asked for without a text for each image.
+        The losses of stage 3 are those of `vlmo.tasks.vision_language.VisionLanguageObjective`.
         """
         output = self._contrast(pixel_values, input_ids, attention_mask)
-        if return_loss or labels is not None:
-            pixel_values, input_ids = _pairs(pixel_values, input_ids)
-        if pixel_values is None or input_ids is None or len(pixel_values) != len(input_ids):
-            return output
-        losses = []
-        output["match_logits"] = self.match(pixel_values, input_ids, attention_mask)
-        if return_loss:
-            vectors = zip(self.image_vectors(pixel_values), self.text_vectors(input_ids, attention_mask), strict=True)
-            itc = [
-                itc_loss(*pair, logit_scale=head.logit_scale)
-                for head, pair in zip(self.contrast_heads, vectors, strict=True)
-            ]
-            losses = [torch.stack(itc).mean(), self._itm_loss(output, pixel_values, input_ids, attention_mask)]
-        masked = input_ids if input_ids_masked is None else input_ids_masked
-        fused = self.vlmo(pixel_values=pixel_values, input_ids=masked, attention_mask=attention_mask)
-        output["mlm_logits"] = logits = self.mlm_head(fused.text_hidden_state)
-        if labels is not None:
-            losses.append(MLM_WEIGHT * masked_loss(logits[labels != -100], labels[labels != -100]))
-        return VLMoContrastOutput(loss=torch.stack(losses).sum(), **output) if losses else output
-
-    def _itm_loss(
-        self, output: VLMoContrastOutput, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None
-    ) -> Tensor:
-        """Return ITM's loss: each pair, and with another image and another text; in evaluation always the same ones."""
-        count, device = len(input_ids), input_ids.device
-        own = torch.eye(count, dtype=torch.bool, device=device)
-        uniform = torch.rand(2, count, device=device) if self.training else torch.full((2, count), 0.5, device=device)
-        (text, found), (image, _) = (
-            sample_hard_negatives(logits, excluded=own, uniform=numbers)
-            for logits, numbers in zip((output["logits_per_image"], output["logits_per_text"]), uniform, strict=True)
-        )
-        every = torch.arange(count, device=device)
-        images, texts = torch.cat([image, every]), torch.cat([every, text])
-        wrong = self.match(
-            pixel_values[images], input_ids[texts], None if attention_mask is None else attention_mask[texts]
-        )
-        labels = torch.tensor([1, 0, 0], device=device).repeat_interleave(count)
-        valid = torch.cat([torch.ones_like(found), found, found])
-        return itm_loss(torch.cat([output["match_logits"], wrong]), labels, valid=valid)
+        if pixel_values is not None and input_ids is not None and len(pixel_values) == len(input_ids):
+            fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+            output["match_logits"] = self.match_logits(fused.last_hidden_state[:, 0])
+            output["mlm_logits"] = self.mlm_head(fused.text_hidden_state)
+        return output
 
 
 def _pairs(pixel_values: Tensor | None, input_ids: Tensor | None) -> tuple[Tensor, Tensor]:
     if pixel_values is None or input_ids is None or len(pixel_values) != len(input_ids):
-        raise ValueError("Losses and match logits need pixel_values and input_ids, a text for each image.")
+        raise ValueError("Loss and match logits need pixel_values and input_ids, a text for each image.")
     return pixel_values, input_ids
 
 

@@ -23,7 +23,7 @@ from vlmo.losses.distillation import distillation_loss
 from vlmo.losses.gradient_cache import cached
 from vlmo.losses.itc import SamePairs, caption_keys, first_dims, itc_loss, own_pairs, same_pairs
 from vlmo.losses.itm import HardNegatives, itm_loss, sample_by_similarity, sample_uniform
-from vlmo.losses.masked import MLM_WEIGHT, accuracy
+from vlmo.losses.masked import accuracy
 from vlmo.model.config import FusionStart
 from vlmo.model.cpu import by_length
 from vlmo.tasks.costs import SampleSizes, Work, pair_work
@@ -64,7 +64,7 @@ class VisionLanguageConfig:
     """
 
     itc_weight: float = 1.0
-    mlm_weight: float = MLM_WEIGHT
+    mlm_weight: float = 0.25
     itm_weight: float = 1.0
     exclude_same: bool = True
     negative_groups: int = 1
