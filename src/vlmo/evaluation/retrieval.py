@@ -132,13 +132,13 @@ def evaluate_retrieval(
     if not rerank:
         return RetrievalResult(dual.metrics(ks), chance, dual)
     how: dict[str, Any] = {"published": published_score, "batch": batch, "pair_batch": pair_batch}
-    reranked_by, matching = _judge(dual, model, retrieval_set, shortlist=rerank, progress=progress, **how)
+    reranked_by, matching = _score_shortlists(dual, model, retrieval_set, shortlist=rerank, progress=progress, **how)
     reranked = reranked_by(weights)
     metrics = dual.metrics(ks) | reranked.metrics(ks, prefix="rerank_") | matching
     return RetrievalResult(metrics, chance, dual, reranked, reranked_by)
 
 
-def _judge(
+def _score_shortlists(
     dual: Rankings,
     model: RetrievalModel,
     retrieval_set: RetrievalSet,

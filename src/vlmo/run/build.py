@@ -71,7 +71,7 @@ def build(
     if is_main():
         need_writable(run_dir)  # and before the data are read, which may take long
     with lock_run(run_dir):
-        pass  # `fit` holds it; another run is told of now
+        pass  # `fit` holds it; a second run of the folder ends here
     torch.manual_seed(recipe.seed)
     processor = build_processor(recipe) if task.reads_text else None
     rows = _read_rows(recipe, run_dir=run_dir)
@@ -300,7 +300,6 @@ def data_source(source: str, rows: Dataset, *, use: str) -> DataSource:
 
 
 def _inherited(folder: str) -> tuple[DataSource, ...]:
-    """Return the data of the model of a folder; an entry that says so if its card does not name them."""
     name = _folder_name(folder)
     unknown = DataSource(name, f"whatever `{name}` was trained on: its card does not say")
     return read_data(find_model(folder)) or (unknown,)

@@ -164,13 +164,13 @@ def pair_work(model: Any, sample: SampleSizes, *, losses: Any) -> Work:
     image, text, words = image_tokens(config), sample.text, masked_words(config, sample.masked)
     branches = 2 if isinstance(model, models.VLMoForPreTraining) and config.has_fusion_branch else 1
     masked, matched = int(losses.mlm_weight > 0) / losses.mlm_stride, int(losses.itm_weight > 0) / losses.itm_stride
-    judged = (1 + 2 * losses.negatives) * matched
+    scored = (1 + 2 * losses.negatives) * matched
     alone = depth + (branches - 1) * config.num_fusion_layers
     projection, cached = cast("int", config.projection_size), losses.cache_chunk is not None
-    heads = 6 * 2 * branches * dim * projection + masked * words[0] + 6 * judged * dim * dim
+    heads = 6 * 2 * branches * dim * projection + masked * words[0] + 6 * scored * dim * dim
     (embedded, image_blocks), (_, text_blocks) = encode(model, image=True), encode(model, text=text)
     _, fused = encode(model, text=text, image=True)
-    total = embedded + (image_blocks + text_blocks) * alone / depth + fused * (masked + judged) + heads
+    total = embedded + (image_blocks + text_blocks) * alone / depth + fused * (masked + scored) + heads
     floats, chunk, pair = FLOAT32 * pixels, losses.cache_chunk, (text + image,)
     if cached:
         again: dict[str, Any] = {"recomputed": True, "other_bytes": floats}
@@ -183,7 +183,7 @@ def pair_work(model: Any, sample: SampleSizes, *, losses: Any) -> Work:
     else:
         passes = (
             Pass((image, text), alone),
-            Pass(pair, depth, share=masked + judged),
+            Pass(pair, depth, share=masked + scored),
         )
     negatives = losses.negatives * matched
     pairs = Pairs(branches, projection, pixels, text, negatives, losses.negative_groups, losses.nested_dims)
