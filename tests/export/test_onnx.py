@@ -38,8 +38,7 @@ from vlmo import (
 from vlmo.evaluation import evaluate_retrieval
 from vlmo.export import onnx as onnx_export
 from vlmo.export.graphs import AnyLengthPositionBias, graphs_of
-from vlmo.export.onnx import write_onnx
-from vlmo.export.runtime import OnnxRetrievalModel
+from vlmo.export.onnx import OnnxRetrievalModel, write_onnx
 from vlmo.export.sessions import OnnxSession
 from vlmo.model.position import RelativePositionBias
 from vlmo.processing import image_processor_for

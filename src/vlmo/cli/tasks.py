@@ -133,7 +133,7 @@ def _choose(options: EvaluateOptions, *, folder: Path, task: str | None, source:
 def _graphs(options: EvaluateOptions, folder: Path, *, device: str) -> tuple[tuple[Any, Any], dict[str, Any]]:
     """Return model and processor of a folder's graphs, and what the result says of them."""
     from vlmo.checkpoints.loading import load_processor
-    from vlmo.export.runtime import OnnxRetrievalModel
+    from vlmo.export.onnx import OnnxRetrievalModel
     from vlmo.model import VLMoConfig
     from vlmo.retrieval.encoder import Encoder
     from vlmo.retrieval.engines import graph_engine
