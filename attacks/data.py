@@ -44,16 +44,16 @@ def member(name: str, data: bytes, **facts: str) -> bytes:
     """Return a member of a tar file, behind a header of these facts."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
-    told = {key.replace("__", "."): value for key, value in facts.items()}
-    head = tarfile.TarInfo._create_pax_generic_header(told, tarfile.XHDTYPE, "utf-8") if told else b""
+    facts = {key.replace("__", "."): value for key, value in facts.items()}
+    head = tarfile.TarInfo._create_pax_generic_header(facts, tarfile.XHDTYPE, "utf-8") if facts else b""
     return head + info.tobuf() + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 def sparse(pieces: int, size: int) -> bytes:
     """Return an image that consists of so many empty pieces."""
     listed = f"{pieces}\n" + "".join(f"{8 * piece}\n0\n" for piece in range(pieces))
-    told = {"GNU__sparse__major": "1", "GNU__sparse__minor": "0", "GNU__sparse__realsize": str(size)}
-    return member("sparse.png", listed.encode(), **told)
+    facts = {"GNU__sparse__major": "1", "GNU__sparse__minor": "0", "GNU__sparse__realsize": str(size)}
+    return member("sparse.png", listed.encode(), **facts)
 
 
 def _parquet(**columns: list) -> bytes:

@@ -27,13 +27,13 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png_bomb(width: int, height: int, *, bits: int = 1, colour: int = 0) -> bytes:
+def png_bomb(width: int, height: int, *, bits: int = 1, color: int = 0) -> bytes:
     """Return a PNG of zeros: that many pixels in few bytes."""
     packer, rows = zlib.compressobj(9), bytearray()
-    row = bytes(1 + width * bits * {0: 1, 2: 3, 6: 4}[colour] // 8)
+    row = bytes(1 + width * bits * {0: 1, 2: 3, 6: 4}[color] // 8)
     for _ in range(height):
         rows += packer.compress(row)
-    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     data = bytes(rows + packer.flush())
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
 
@@ -108,7 +108,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "tiff of tiles far larger than it": lambda: tiff(
         (256, 1, 65_535), (257, 1, 16), *_SMALL_TIFF[2:], (322, 1, 16), (323, 1, 2**20), (324, 4096, 8), (325, 4096, 8)
     ),
-    "png of 4,000 colour profiles": lambda: _png_with(
+    "png of 4,000 color profiles": lambda: _png_with(
         4000 * png_chunk(b"iCCP", b"a\x00\x00" + zlib.compress(bytes(10**6), 9))
     ),
     "tiff of a million strips": lambda: tiff(*_SMALL_TIFF, (273, 10**6, 8), (279, 10**6, 8)),
@@ -128,8 +128,8 @@ TAKEN: dict[str, Callable[[], bytes]] = {
     "gif of 1,000 images": lambda: _frames("GIF", 1000),
     "webp of 300 images": lambda: _frames("WEBP", 300),
     "tiff of 500 images": lambda: _frames("TIFF", 500),
-    "png with transparency of 4,992 x 5,000": lambda: png_bomb(4992, 5000, bits=8, colour=6),
-    "png of 16 bits of 4,992 x 5,000": lambda: png_bomb(4992, 5000, bits=16, colour=0),
+    "png with transparency of 4,992 x 5,000": lambda: png_bomb(4992, 5000, bits=8, color=6),
+    "png of 16 bits of 4,992 x 5,000": lambda: png_bomb(4992, 5000, bits=16, color=0),
     "jpeg with 60 kB of nonsense as exif": lambda: _jpeg_with_exif(b"\xff" * 60_000),
     "jpeg whose exif leads back to itself": lambda: _jpeg_with_exif(_LOOP),
     "jpeg with a web page behind it": lambda: encoded() + _WEB_PAGE,
@@ -217,9 +217,9 @@ _VALUES = (
     *({"text": "a", "image": _DRAWING}, [_DRAWING] * 17, ["a", 1, None], "1" * 400, {"text": {"text": {}}}),
 )
 _COMPARISONS = """
-sleep(10) = 1; regexp_match(colour, '(a+)+$'); number = (select 1); 1 = 1; now() > 1; even = lower(number); colour = 'a;
-repeat(colour, 1000000) = 'a'; number / 0 = 1; number = 9999999999999999999999; colour like '%%%%%%%%'; `number` = 1;
-array_has(captions, ''); number in (); colour between 1 and 'a'; vector is null; path like '/%'; \x00; \ud800 = 1;
+sleep(10) = 1; regexp_match(color, '(a+)+$'); number = (select 1); 1 = 1; now() > 1; even = lower(number); color = 'a;
+repeat(color, 1000000) = 'a'; number / 0 = 1; number = 9999999999999999999999; color like '%%%%%%%%'; `number` = 1;
+array_has(captions, ''); number in (); color between 1 and 'a'; vector is null; path like '/%'; \x00; \ud800 = 1;
 cast(number as varchar) = '1'; number = 1 -- a; /* a */ even; arrow_typeof(id) = 'a'
 """
 _FILTERS = (

@@ -206,9 +206,7 @@ def attack_with_requests(attack: Attack, server: ServerProcess, *, scale: float)
         (name, image_request(make()), expected)
         for name, (make, expected) in itertools.islice(itertools.chain(names.items(), damage), number)
     ]
-    large = [
-        {"image": base64.b64encode(png_bomb(4992, 5000, bits=8, colour=6)).decode()}
-    ] * 4  # decoded a few at a time
+    large = [{"image": base64.b64encode(png_bomb(4992, 5000, bits=8, color=6)).decode()}] * 4  # decoded a few at a time
     large_request = authorized("/v1/embeddings", json.dumps({"input": large}).encode())
 
     async def send_all(port: int) -> tuple[list[str], list[float], list[float]]:

@@ -3,7 +3,7 @@
     python benchmarks/dual_vs_fusion.py --out dual_vs_fusion.json
 
 The dual encoder embeds N images and N texts and multiplies all of them (VLMo's claim of speed in retrieval: linear work
-where the fusion encoder's is quadratic). The fusion encoder judges N x N pairs. Reranking embeds as well, and judges
+where the fusion encoder's is quadratic). The fusion encoder scores N x N pairs. Reranking embeds as well, and scores
 the `--shortlist` best texts of each image. Weights and inputs are random, which changes no time; texts have
 `--text-length` tokens.
 
@@ -37,7 +37,7 @@ class Options:
     counts: tuple[int, ...] = (10, 30, 100, 300, 1000, 3000, 5000)
     """N: as many images as texts."""
     shortlist: int = 10
-    """Texts that the fusion encoder judges for each image when it reranks."""
+    """Texts that the fusion encoder scores for each image when it reranks."""
     text_length: int = 16
     """Tokens of each text, none of them padding."""
     batch: int = 32

@@ -222,7 +222,7 @@ def check_same_work(pipelines: dict[str, Pipeline], *, options: Options) -> dict
             raise ValueError(f"{name} gives {tuple(pictures.shape)} of {pictures.dtype}")
         found[name] = [round(pictures.mean().item(), 3), round(pictures.std().item(), 3)]
         apart = max(abs(own - peer) for own, peer in zip(found[name], found[OPEN_CLIP], strict=True))
-        if name != OURS_AUGMENTED and apart > _SAME:  # random colours change both figures
+        if name != OURS_AUGMENTED and apart > _SAME:  # random colors change both figures
             raise ValueError(
                 f"{name} gives pictures of mean and deviation {found[name]}, {OPEN_CLIP} {found[OPEN_CLIP]}"
             )

@@ -129,7 +129,7 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
                 processor, patch_size=recipe.model.patch_size, width=options.clip_width, layers=options.clip_layers
             )
             optimizer = CLIP_OPTIMIZER
-        told = train_dual(
+        trained = train_dual(
             model.to(device),
             batches(training, recipe, processor, seed=seed),
             optimizer=dataclasses.replace(optimizer, lr=lr),
@@ -140,7 +140,7 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
             state=options.run / f"{side}-{lr:g}-{seed}-{options.seconds:g}s.pt",
             settings=f"{recipe.to_json()} {options.clip_width} {options.clip_layers} {options.bf16} {options.threads}",
         )
-        return model, told | {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+        return model, trained | {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
     sides: dict[str, Any] = {}
     hits: dict[str, dict[str, list[np.ndarray]]] = {source: {side: [] for side in SIDES} for source in tests}

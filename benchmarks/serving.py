@@ -69,7 +69,7 @@ class Options:
     seconds: float = 20.0
     """Seconds of each measurement, up to 600; three more before it do not count."""
     rerank: int = 32
-    """Candidates that the fusion encoder judges where there is reranking."""
+    """Candidates that the fusion encoder scores where there is reranking."""
     top: int = 10
     """Results of a request."""
     queue: int = 64

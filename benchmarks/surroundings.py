@@ -18,7 +18,7 @@ import torch
 
 def surroundings(script: str, arguments: Sequence[str], *, packages: Sequence[str]) -> dict[str, Any]:
     """Date, command (of absolute paths the names), commit, versions of `packages` and machine, ready for JSON."""
-    told = [Path(each).name if Path(each).is_absolute() else each for each in arguments]
+    words = [Path(each).name if Path(each).is_absolute() else each for each in arguments]
     cpu = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else None
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -27,7 +27,7 @@ def surroundings(script: str, arguments: Sequence[str], *, packages: Sequence[st
     commit = subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=False).stdout if has_git else ""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", f"benchmarks/{script}", *told]),
+        "command": shlex.join(["python", f"benchmarks/{script}", *words]),
         "commit": commit.strip() or "unknown",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "hardware": {

@@ -4,7 +4,7 @@
 
 All are measured on the same test rows. Baselines know pixels alone: logistic regression on small pictures for classes
 (its penalty chosen on training rows), and for the pixels of a scene the most frequent class, and the class that each
-colour has most often in the training scenes.
+color has most often in the training scenes.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ CLASS_RECIPES = {"scenes-kinds": 16}
 """Recipes for classification, and the side of the pictures that the baseline reads."""
 SEGMENT_RECIPE = "scenes-masks"
 FROM_NOTHING = "-from-nothing"
-_COLOUR_LEVELS = 16
+_COLOR_LEVELS = 16
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
 
 
 def segmentation(name: str, options: Options, *, console: Console) -> dict[str, Any]:
-    """Metrics after fine-tuning, and what colours alone tell."""
+    """Metrics after fine-tuning, and what colors alone tell."""
     settings = settings_of(name, options)
     source, tested = settings.evaluate_on or name, settings.evaluate_split
     rows = {split: SegmentSet.read(source=source, split=split, notes=options.run / name) for split in ("train", tested)}
@@ -130,9 +130,9 @@ def segmentation(name: str, options: Options, *, console: Console) -> dict[str, 
         folder, spent = train(recipe, options, console=console)
         models[recipe] = spent | figures(evaluate(folder, source=source, split=tested))
     began = time.monotonic()
-    colours = colour_table(rows["train"])
-    baseline = segment_by_colour(rows[tested], colours)
-    models["class of each colour"] = {"seconds": time.monotonic() - began} | figures(baseline)
+    colors = color_table(rows["train"])
+    baseline = segment_by_color(rows[tested], colors)
+    models["class of each color"] = {"seconds": time.monotonic() - began} | figures(baseline)
     models["most frequent class"] = {"metrics": baseline.chance}
     return _result(source, rows, chance=baseline.chance, models=models)
 
@@ -152,26 +152,26 @@ def pixel_vectors(rows: ClassSet, *, side: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).flatten(1) / 255
 
 
-def colour_table(rows: SegmentSet) -> np.ndarray:
-    """The most frequent class of each colour (16 levels a channel); the most frequent of all for colours never seen."""
-    counts = np.zeros((_COLOUR_LEVELS**3, len(rows.names)), dtype=np.int64)
+def color_table(rows: SegmentSet) -> np.ndarray:
+    """The most frequent class of each color (16 levels a channel); the most frequent of all for colors never seen."""
+    counts = np.zeros((_COLOR_LEVELS**3, len(rows.names)), dtype=np.int64)
     pictures = SegmentRows(rows.rows, num_classes=len(rows.names))
     for row in range(len(pictures)):
         picture, mask = pictures[row]
         counted = mask != IGNORED_CLASS
-        np.add.at(counts, (_colours(picture)[counted], mask[counted]), 1)
+        np.add.at(counts, (_colors(picture)[counted], mask[counted]), 1)
     table = counts.argmax(axis=1)
     table[counts.sum(axis=1) == 0] = counts.sum(axis=0).argmax()
     return table
 
 
-def segment_by_colour(rows: SegmentSet, table: np.ndarray) -> TaskResult:
-    """Figures of a table of colours."""
+def segment_by_color(rows: SegmentSet, table: np.ndarray) -> TaskResult:
+    """Figures of a table of colors."""
     pictures = SegmentRows(rows.rows, num_classes=len(rows.names))
     predictions = []
     for row, name in enumerate(pictures.names):
         picture, mask = pictures[row]
-        given = torch.from_numpy(table[_colours(picture)])
+        given = torch.from_numpy(table[_colors(picture)])
         counts = count_pixels(given, torch.from_numpy(mask), num_classes=len(rows.names))
         cells = [[true, found, int(counts[true, found])] for true, found in counts.nonzero().tolist()]
         predictions.append({"image_id": name, "pixels": cells})
@@ -183,9 +183,9 @@ def figures(result: TaskResult) -> dict[str, Any]:
     return {"metrics": result.metrics} | ({"settings": result.settings} if result.settings else {})
 
 
-def _colours(picture: Image.Image) -> np.ndarray:
-    red, green, blue = np.moveaxis(np.asarray(picture) // (256 // _COLOUR_LEVELS), -1, 0).astype(np.int64)
-    return (red * _COLOUR_LEVELS + green) * _COLOUR_LEVELS + blue
+def _colors(picture: Image.Image) -> np.ndarray:
+    red, green, blue = np.moveaxis(np.asarray(picture) // (256 // _COLOR_LEVELS), -1, 0).astype(np.int64)
+    return (red * _COLOR_LEVELS + green) * _COLOR_LEVELS + blue
 
 
 def _result(source: str, rows: dict[str, Any], *, chance: dict[str, float], models: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Train small variants of VLMo that differ in one thing, with paired seeds, and judge the paper's claims.
+"""Train small variants of VLMo that differ in one thing, with paired seeds, and test the paper's claims.
 
     python experiments/findings.py                      # every job that has not finished, in order
     python experiments/findings.py --report             # tables of the jobs that have finished
@@ -176,9 +176,11 @@ def measure(
     """
     pairs, binding = str(world / "pairs"), str(world / "binding")
     found = evaluate(folder, source=pairs, split=split, rerank=0)
-    told = evaluate(folder, source=binding, split=split)
+    binding_metrics = evaluate(folder, source=binding, split=split)
     probed = probe(*(fused_states(folder, source=binding, split=each) for each in ("train", split)))
-    metrics = found.metrics | {name: value for name, value in told.metrics.items() if not name.startswith("words")}
+    metrics = found.metrics | {
+        name: value for name, value in binding_metrics.metrics.items() if not name.startswith("words")
+    }
     items = {RECALL: _firsts(found, "rank"), PROBE: probed.reshape(-1, 2).mean(axis=1)}
     if recipe.task.losses.itm_weight > 0:
         few = evaluate(folder, source=pairs, split=split, limit=RERANKED, rerank=SHORTLIST, rerank_weight=1.0)
@@ -274,7 +276,7 @@ def restore(file: Path, *, run: Path, scale: float = 1.0) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """Train small variants of VLMo that differ in one thing, with paired seeds, and judge the paper's claims."""
+    """Train small variants of VLMo that differ in one thing, with paired seeds, and test the paper's claims."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Variants; all by default."""

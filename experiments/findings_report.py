@@ -87,9 +87,9 @@ def report(results: Mapping[tuple[str, int], Mapping[str, Any]], *, short: bool 
         for claim in claims:
             if (found := effect_of(claim, results)) is not None:
                 seeds = ", ".join(f"{each:+.1f}" for each in found.seeds)
-                told = f"{claim.title} (`{claim.better}`, `{claim.worse}`)"
+                row = f"{claim.title} (`{claim.better}`, `{claim.worse}`)"
                 spans = [f"{low:+.1f} to {high:+.1f}" for low, high in (found.t, found.bootstrap)]
-                rows.append([told, claim.metric, f"**{found.mean:+.1f}**", *spans, seeds, found.verdict])
+                rows.append([row, claim.metric, f"**{found.mean:+.1f}**", *spans, seeds, found.verdict])
         parts += [f"## {title}", _table(rows)] if len(rows) > 1 else []
     return "\n\n".join([*parts, *(() if short else ("## Variants", _variants(results)))]) + "\n"
 
@@ -133,10 +133,10 @@ def publish(results: Mapping[tuple[str, int], Mapping[str, Any]], *, page: Path,
     if len(rest) != 1:
         raise ValueError(f"{page} has the line {MARK!r} {len(rest)} times; it needs it once")
     page.write_text(f"{before}{MARK}\n\n{report(results, short=True)}", encoding="utf-8")
-    kept = [dict(each) | {"items": _told(each["items"])} for each in results.values()]
+    kept = [dict(each) | {"items": _digits(each["items"])} for each in results.values()]
     out.write_text("[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n")
 
 
-def _told(items: Mapping[str, Sequence[float]]) -> dict[str, str]:
+def _digits(items: Mapping[str, Sequence[float]]) -> dict[str, str]:
     """Return items of 0, 0.5 and 1 as digits 0 to 2."""
     return {name: "".join(str(round(2 * value)) for value in values) for name, values in items.items()}

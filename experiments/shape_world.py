@@ -1,4 +1,4 @@
-"""A small world for experiments/findings.py: two coloured shapes, each in a quarter of the image, and true captions."""
+"""A small world for experiments/findings.py: two colored shapes, each in a quarter of the image, and true captions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLORS = ("red", "yellow", "green", "blue", "pink", "black")
 PIXELS = 48
 PLACE_WORDS = ("left", "right", "top", "bottom")
 KINDS = ("color", "shape", "swap", "place")
-"""Changes of a caption: one colour or one shape replaced, two colours swapped, two objects in each other's place."""
+"""Changes of a caption: one color or one shape replaced, two colors swapped, two objects in each other's place."""
 SIZES = {"train": 40_000, "few": 1000, "fewest": 200, "unpaired": 20_000, "validation": 2000, "test": 2000}
 """Scenes of each part; those of `few` are the first of `train`, those of `unpaired` are others."""
 BINDING = 250
@@ -31,7 +31,7 @@ _QUARTER, _SIDES = 48, (32, 36, 40, 44)
 
 
 def make_scene(choices: Choices, *, alone: float = 0.0) -> Scene:
-    """Return a scene of two objects of different shapes and colours; in a share `alone` of the cases of one."""
+    """Return a scene of two objects of different shapes and colors; in a share `alone` of the cases of one."""
     number = 1 if choices.random() < alone else 2
     colors, shapes, quarters = (choices.some_of(each, number) for each in (COLORS, SHAPES, range(4)))
     objects = []
@@ -42,8 +42,8 @@ def make_scene(choices: Choices, *, alone: float = 0.0) -> Scene:
     return Scene(tuple(objects), background(choices))
 
 
-def told(scene: Scene) -> str:
-    """Return "blue circle bottom right and red star top left", in the order of the colours' names.
+def caption_of(scene: Scene) -> str:
+    """Return "blue circle bottom right and red star top left", in the order of the colors' names.
 
     Scenes that look alike thus have one caption, and pairs that are true are never taken for negatives.
     """
@@ -78,7 +78,7 @@ def _pairs(part: str, number: int) -> list[dict[str, Any]]:
     """Return training scenes."""
     keys = [f"shapes/{part}/{index}" for index in range(number)]
     scenes = [make_scene(Choices(key), alone=_ALONE) for key in keys]
-    return [_row(key, scene, told(scene)) for key, scene in zip(keys, scenes, strict=True)]
+    return [_row(key, scene, caption_of(scene)) for key, scene in zip(keys, scenes, strict=True)]
 
 
 def _gallery(part: str, number: int) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def _gallery(part: str, number: int) -> list[dict[str, Any]]:
     keys = (f"shapes/{part}/{index}" for index in itertools.count())
     while len(found) < number:
         scene = make_scene(Choices(key := next(keys)))
-        found.setdefault(told(scene), _row(key, scene, told(scene)))
+        found.setdefault(caption_of(scene), _row(key, scene, caption_of(scene)))
     return list(found.values())
 
 
@@ -98,8 +98,8 @@ def _binding(part: str, number: int) -> Iterator[dict[str, Any]]:
         choices = Choices(key)
         scene = make_scene(choices)
         other = changed(scene, choices, kind=kind)
-        yield _row(f"{key}a", scene, told(scene), false_caption=told(other), kind=kind)
-        yield _row(f"{key}b", other, told(other), false_caption=told(scene), kind=kind)
+        yield _row(f"{key}a", scene, caption_of(scene), false_caption=caption_of(other), kind=kind)
+        yield _row(f"{key}b", other, caption_of(other), false_caption=caption_of(scene), kind=kind)
 
 
 def write(folder: Path, *, scale: float = 1.0) -> None:

@@ -13,7 +13,7 @@ from figures.svg import Canvas
 from vlmo.losses.itc import caption_keys, contrast_logits, same_pairs
 from vlmo.losses.itm import sample_hard_negatives, sample_uniform
 
-COLOURS, SHAPES = ("red", "blue", "green"), ("square", "circle", "bar")
+COLORS, SHAPES = ("red", "blue", "green"), ("square", "circle", "bar")
 SEED, TEMPERATURE = 1, 0.2
 
 
@@ -22,7 +22,7 @@ class Pair:
     """An image and its caption."""
 
     image_id: int
-    colour: str
+    color: str
     shape: str
     caption: str
     large: bool = False
@@ -82,12 +82,12 @@ def drawn() -> Drawn:
 
 
 def _vectors(*, images: bool) -> Float[Tensor, "batch dim"]:
-    """Colour and shape of each pair as a vector of length one: what a model that has learnt both would see."""
+    """Color and shape of each pair as a vector of length one: what a model that has learnt both would see."""
     rows = []
     for pair in BATCH:
-        colour = F.one_hot(torch.tensor(COLOURS.index(pair.colour)), len(COLOURS))
+        color = F.one_hot(torch.tensor(COLORS.index(pair.color)), len(COLORS))
         shape = F.one_hot(torch.tensor(SHAPES.index(pair.shape)), len(SHAPES))
-        rows.append(torch.cat([colour, shape, torch.tensor([int(images and pair.large)])]).float())
+        rows.append(torch.cat([color, shape, torch.tensor([int(images and pair.large)])]).float())
     return F.normalize(torch.stack(rows), dim=1)
 
 
@@ -145,10 +145,10 @@ def _image(canvas: Canvas, pair: Pair, *, x: float, y: float) -> None:
     y -= 1.5
     canvas.box(x - _BOX / 2, y - _BOX / 2, _BOX, _BOX, kind="paper", radius=4)
     if pair.shape == "circle":
-        canvas.circle(x, y, size, kind=pair.colour)
+        canvas.circle(x, y, size, kind=pair.color)
     else:
         height = size if pair.shape == "square" else size / 3
-        canvas.box(x - size, y - height, 2 * size, 2 * height, kind=pair.colour, radius=0)
+        canvas.box(x - size, y - height, 2 * size, 2 * height, kind=pair.color, radius=0)
 
 
 def _key(canvas: Canvas, *, y: float) -> None:

@@ -87,7 +87,7 @@ def layers(config: VLMoConfig | None = None) -> str:
                 words = "small" if tokens else "faint"
                 canvas.text(_SHORT[name], x=left + place * (_CHIP + 4) + _CHIP / 2, y=y + 14.5, kind=words)
     _key(canvas, [name for name in _SHORT if any(name in layer.experts for layer in seen["pair"])], y=height - 20)
-    return canvas.finished(about=_told(seen))
+    return canvas.finished(about=_described(seen))
 
 
 def _key(canvas: Canvas, names: list[str], *, y: float) -> None:
@@ -100,7 +100,7 @@ def _key(canvas: Canvas, names: list[str], *, y: float) -> None:
     canvas.text("not called", x=x + 20, y=y + 11.5, kind="small", anchor="start")
 
 
-def _told(seen: dict[str, list[Seen]]) -> str:
+def _described(seen: dict[str, list[Seen]]) -> str:
     """Return a sentence for each kind of input and each run of layers that do the same."""
     sentences = []
     for way, found in seen.items():
@@ -177,6 +177,6 @@ def _threads(canvas: Canvas, threads: list[tuple[float, float, str]], *, around:
     span = min(width - 24, 16 * len(threads))
     for number, (start, end, kind) in enumerate(threads):
         x = around - span / 2 + span * number / max(len(threads) - 1, 1)
-        colour = f"thread {LANGUAGE if kind == 'text' else VISION}-line"
-        canvas.path(f"M{start:g} 228C{start:g} 184 {x:g} 194 {x:g} {_EXPERT_Y + 62}", kind=colour)
-        canvas.path(f"M{x:g} {_EXPERT_Y}C{x:g} 62 {end:g} 68 {end:g} 40", kind=colour)
+        color = f"thread {LANGUAGE if kind == 'text' else VISION}-line"
+        canvas.path(f"M{start:g} 228C{start:g} 184 {x:g} 194 {x:g} {_EXPERT_Y + 62}", kind=color)
+        canvas.path(f"M{x:g} {_EXPERT_Y}C{x:g} 62 {end:g} 68 {end:g} 40", kind=color)

@@ -1,4 +1,4 @@
-"""SVG by hand: shapes and words whose colours are classes of docs/stylesheets/figures.css, for light and dark pages."""
+"""SVG by hand: shapes and words whose colors are classes of docs/stylesheets/figures.css, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Canvas:
         self._parts.append(f'<path class="{kind}" d="{way}Z"{_attributes(facts)}/>')
 
     def hatched(self, x: float, y: float, width: float, height: float, *, step: float = 7) -> None:
-        """Slanting lines inside a rectangle, which are told apart without colours too."""
+        """Slanting lines inside a rectangle, which are seen apart without colors too."""
         lines = []
         start = step
         while start < width + height:

@@ -1,4 +1,4 @@
-"""Dual against fusion encoder at tiny size: what was measured is told from what was not, and crossings are right."""
+"""Dual against fusion encoder at tiny size: measured and extrapolated times are marked, and crossings are right."""
 
 from __future__ import annotations
 

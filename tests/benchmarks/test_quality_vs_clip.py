@@ -18,7 +18,7 @@ from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
 
 BATCH, NUM_TRAIN, NUM_TEST = 16, 24, 12
-COLOURS = ("red", "green", "blue", "black", "orange", "purple")
+COLORS = ("red", "green", "blue", "black", "orange", "purple")
 SHAPES = ("ellipse", "rectangle", "line")
 # The same sums in another order.
 TOLERANCE = 1e-5
@@ -26,19 +26,19 @@ TOLERANCE = 1e-5
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Coloured shapes with their names, of which some are for testing."""
+    """Colored shapes with their names, of which some are for testing."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     with (folder / "captions.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["image", "caption", "split"])
         for number in range(NUM_TRAIN + NUM_TEST):
-            colour, shape, size = COLOURS[number % 6], SHAPES[number // 6 % 3], ("small", "big")[number // 18]
+            color, shape, size = COLORS[number % 6], SHAPES[number // 6 % 3], ("small", "big")[number // 18]
             picture = Image.new("RGB", (64, 64), "white")
             end = 40 if size == "small" else 60
-            getattr(ImageDraw.Draw(picture), shape)((8, 8, end, end), fill=colour)
+            getattr(ImageDraw.Draw(picture), shape)((8, 8, end, end), fill=color)
             picture.save(folder / f"{number}.png")
-            table.writerow([f"{number}.png", f"a {size} {colour} {shape}", "train" if number < NUM_TRAIN else "test"])
+            table.writerow([f"{number}.png", f"a {size} {color} {shape}", "train" if number < NUM_TRAIN else "test"])
     return folder
 
 

@@ -20,5 +20,5 @@ def test_command_has_names_of_absolute_paths(tmp_path) -> None:
 def test_results_name_no_folder_of_a_machine() -> None:
     found = {file.name: json.loads(file.read_text()).get("command", "") for file in sorted(RESULTS.glob("*.json"))}
     assert any(found.values())
-    told = {name: [word for word in shlex.split(command) if word.startswith("/")] for name, command in found.items()}
-    assert not {name: words for name, words in told.items() if words}
+    shown = {name: [word for word in shlex.split(command) if word.startswith("/")] for name, command in found.items()}
+    assert not {name: words for name, words in shown.items() if words}

@@ -31,7 +31,7 @@ MODELS = {
     "scenes-masks": {
         "scenes-masks",
         "scenes-masks-from-nothing",
-        "class of each colour",
+        "class of each color",
         "most frequent class",
     },
 }
@@ -43,16 +43,16 @@ def sets(tmp_path_factory) -> dict[str, Path]:
     return {"scenes-kinds": write_class_set(folder / "classes"), "scenes-masks": write_segment_set(folder / "segments")}
 
 
-def test_colours_tell_these_squares_apart(sets, tmp_path):
+def test_colors_tell_these_squares_apart(sets, tmp_path):
     rows = {
         split: SegmentSet.read(source=str(sets["scenes-masks"]), split=split, notes=tmp_path)
         for split in ("train", "test")
     }
-    table = vision_tasks.colour_table(rows["train"])
+    table = vision_tasks.color_table(rows["train"])
     red = ((220 // 16) * 16 + 40 // 16) * 16 + 40 // 16
     assert table[red] == PIXELS.index("red")
     assert table[0] == 0  # black is never seen
-    assert vision_tasks.segment_by_colour(rows["test"], table).metrics["miou"] == 1.0
+    assert vision_tasks.segment_by_color(rows["test"], table).metrics["miou"] == 1.0
 
 
 @pytest.mark.slow

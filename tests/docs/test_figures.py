@@ -50,14 +50,14 @@ def cells(svgs: str, *, having: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
-def test_figure_is_told_in_words_and_coloured_by_the_style_sheet(name):
+def test_figure_is_told_in_words_and_colored_by_the_style_sheet(name):
     html = figures.html(name)
     assert "\n" not in html  # an empty line would end it for Markdown
     figure = ElementTree.fromstring(html.replace("data-search-exclude", 'data-search-exclude=""'))
     for svg in figure:
-        told = {element.get("id"): element.text for element in svg if element.tag in {"title", "desc"}}
-        assert list(told) == svg.get("aria-labelledby").split()
-        assert all(told.values())
+        shown = {element.get("id"): element.text for element in svg if element.tag in {"title", "desc"}}
+        assert list(shown) == svg.get("aria-labelledby").split()
+        assert all(shown.values())
         assert svg.get("role") == "img"
         width, height = map(float, svg.get("viewBox").split()[2:])
         for element in svg.iter():

@@ -83,10 +83,10 @@ def test_every_notebook_has_a_page():
 def test_search_notebook_finds_what_it_says(monkeypatch):
     monkeypatch.delenv("VLMO_MODEL", raising=False)
     book = notebooks.executed(notebooks.read(EXAMPLES / "search_own_images.ipynb"))
-    told = printed(book)
-    assert "24 images; 24 were embedded in this run" in told
-    assert "12 were judged" in told
-    hits = re.findall(r"^ *-?\d+\.\d\d  \S+  (.*)$", told, flags=re.MULTILINE)
+    shown = printed(book)
+    assert "24 images; 24 were embedded in this run" in shown
+    assert "12 were judged" in shown
+    hits = re.findall(r"^ *-?\d+\.\d\d  \S+  (.*)$", shown, flags=re.MULTILINE)
     words, judged, picture, blue = hits[:5], hits[5:13], hits[13:17], hits[17:]
     assert words[0] == judged[0] == "a red circle"
     assert picture[0] == "a green circle"
@@ -101,19 +101,19 @@ def test_search_notebook_finds_what_it_says(monkeypatch):
 def test_inside_notebook_shows_routes_losses_and_maps(monkeypatch):
     monkeypatch.delenv("VLMO_MODEL", raising=False)
     book = notebooks.executed(notebooks.read(EXAMPLES / "inside.ipynb"))
-    told = printed(book)
-    image, text, pair = re.findall(r"^(?:image|text|pair)\n((?:.* tokens: .*\n)+)", told, flags=re.MULTILINE)
+    shown = printed(book)
+    image, text, pair = re.findall(r"^(?:image|text|pair)\n((?:.* tokens: .*\n)+)", shown, flags=re.MULTILINE)
     assert re.findall(r"(\d+) tokens: (\w+)", image) == [("17", "vision")] * 3
     assert re.findall(r"(\d+) tokens: (\w+)", text) == [("5", "language")] * 3
     assert re.findall(r"(\d+) tokens: (\w+)", pair)[-1] == ("22", "vision_language")
-    assert "75 hidden" in told
-    compared = re.findall(r": (\d+\.\d+); guessing among (\d+) gives (\d+\.\d+)", told)
+    assert "75 hidden" in shown
+    compared = re.findall(r": (\d+\.\d+); guessing among (\d+) gives (\d+\.\d+)", shown)
     assert len(compared) == 4
     for loss, choices, even in compared:
         assert float(even) == pytest.approx(math.log(int(choices)), abs=0.006)
         assert float(loss) == pytest.approx(float(even), abs=0.2)
-    steps = [dict(re.findall(r"(\w+) (\d\.\d+)", line)) for line in re.findall(r"^step .*$", told, flags=re.MULTILINE)]
+    steps = [dict(re.findall(r"(\w+) (\d\.\d+)", line)) for line in re.findall(r"^step .*$", shown, flags=re.MULTILINE)]
     assert float(steps[-1]["itc"]) < 0.2 < 1.5 < float(steps[0]["itc"])
     assert float(steps[-1]["itm_accuracy"]) > 0.8
-    assert "(6, 4, 4)" in told
+    assert "(6, 4, 4)" in shown
     assert num_images(book) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
@@ -147,3 +148,29 @@ def test_addresses_and_versions_agree():
     colab = project["urls"]["Repository"].replace("https://github.com", "https://colab.research.google.com/github")
     for file in (ROOT / "examples").glob("*.ipynb"):
         assert f"{colab}/blob/main/examples/{file.name}" in file.read_text()
+
+
+def test_files_modules_and_tests_that_pages_name_exist():
+    """Links are checked by the site; these are words between backticks."""
+    faults = []
+    for page in [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md"))]:
+        text = page.read_text()
+        for name in set(re.findall(r"`((?:src|tests|docs|benchmarks|experiments|attacks|worlds)/[\w./-]+\.\w+)", text)):
+            faults += [] if any((root / name).exists() for root in (ROOT, ROOT / "tests")) else [f"{page.name}: {name}"]
+        for name in set(re.findall(r"`(vlmo(?:\.\w+)+)`", text)):
+            faults += [] if resolved(name) else [f"{page.name}: {name}"]
+    paper = (ROOT / "docs" / "paper.md").read_text()
+    for module, symbol in re.findall(r"`([a-z_]+(?:\.\w+)*):([\w.]+)`", paper):
+        faults += [] if resolved(f"vlmo.{module}.{symbol}") else [f"paper.md: {module}:{symbol}"]
+    for name, test in re.findall(r"`((?:\w+/)+test_\w+\.py)(?:::(\w+))?`", paper):
+        file = ROOT / "tests" / name
+        faults += [] if file.is_file() and f"def {test}" in file.read_text() else [f"paper.md: {name}::{test}"]
+    assert not faults, "\n".join(faults)
+
+
+def resolved(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True

@@ -101,13 +101,13 @@ def test_effects_pair_seeds_and_the_report_tells_them():
     assert found is not None
     assert found.seeds == (50.0, 50.0)
     assert effect_of(Claim("", "plain", "standard", MATCHING), results) is None
-    told = findings_report.report(results)
-    assert "| **+50.0** | +50.0 to +50.0 | +50.0 to +50.0 | +50.0, +50.0 | holds |" in told
-    assert "standard" not in told
+    shown = findings_report.report(results)
+    assert "| **+50.0** | +50.0 to +50.0 | +50.0 to +50.0 | +50.0, +50.0 | holds |" in shown
+    assert "standard" not in shown
 
 
 def color_at(image, place):
-    """Return the name of the colour that is commonest beside the pale background in a quarter of an image."""
+    """Return the name of the color that is commonest beside the pale background in a quarter of an image."""
     row, column = (24 * word.startswith(("b", "r")) for word in place)
     pixels = np.asarray(image, dtype=int)[row : row + 24, column : column + 24].reshape(-1, 3)
     names = list(COLORS)
@@ -123,12 +123,12 @@ def test_captions_are_true_and_changed_ones_true_of_the_other_scene(kind):
         choices = Choices(f"{kind}/{number}")
         scene = shape_world.make_scene(choices)
         other = shape_world.changed(scene, choices, kind=kind)
-        phrases = [shape_world.told(each).split(" and ") for each in (scene, other)]
+        phrases = [shape_world.caption_of(each).split(" and ") for each in (scene, other)]
         assert len(set(phrases[0]) - set(phrases[1])) == differing
-        for each, told in zip((scene, other), phrases, strict=True):
-            assert told == sorted(told)
+        for each, shown in zip((scene, other), phrases, strict=True):
+            assert shown == sorted(shown)
             image = compose(each.cell("", shape_world.PIXELS)["bytes"])
-            for color, shape, *place in (phrase.split() for phrase in told):
+            for color, shape, *place in (phrase.split() for phrase in shown):
                 assert shape in shape_world.SHAPES
                 assert color_at(image, place) == color
 
