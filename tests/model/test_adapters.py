@@ -12,13 +12,12 @@ from tests.model.toy_retrieval import (
     contrast_and_match_loss,
     gradients,
     outputs,
-    pairs,
 )
 from tests.toy_model import toy
 from torch import nn
 from transformers import pipeline
 
-from vlmo import VLMoForImageTextRetrieval, VLMoForVisualQuestionAnswering, VLMoProcessor
+from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
 
 CAPTIONS = ["a red square", "a green circle on white", "two blue squares"]
 ATTENTION_AND_EXPERTS = {
@@ -64,8 +63,7 @@ def trained(model: nn.Module, loss_of, *, steps: int = 12) -> list[float]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_lora_trains_attention_and_experts_and_nothing_else(variant):
     model, before = adapted(variant, lora_dropout=0.1)
-    # Adapters start at zero; in the last block their layers compute more at once, which sums in another order.
-    check_equal(outputs(model.eval()), outputs(before), atol=1e-5)
+    check_equal(outputs(model.eval()), outputs(before))  # adapters start at zero
     wanted = {
         name
         for name, _ in before.named_modules()
@@ -100,27 +98,6 @@ def test_lora_finds_every_linear_layer_by_itself():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_saved_adapter_comes_back(variant, tmp_path):
-    model, before = adapted(variant)
-    before.save_pretrained(tmp_path / "base")
-    trained(model, contrast_and_match_loss, steps=2)
-    expected = outputs(model)
-    model.save_pretrained(tmp_path / "adapter")
-    assert not list((tmp_path / "adapter").glob("model*.safetensors"))
-    base = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "base")
-    assert not torch.equal(outputs(base)["match_logits"], expected["match_logits"])
-    loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
-    check_equal(outputs(loaded), expected)
-    with loaded.disable_adapter():
-        # In the last block a plain layer projects the tokens that are used, an adapted one all of them.
-        check_equal(outputs(loaded), outputs(before), atol=1e-5)
-    # transformers' own way in.
-    base = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "base")
-    base.load_adapter(str(tmp_path / "adapter"))
-    check_equal(outputs(base), expected)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
 def test_merged_adapter_is_a_plain_model(variant, tmp_path):
     model, before = adapted(variant)
     trained(model, contrast_and_match_loss, steps=2)
@@ -131,23 +108,6 @@ def test_merged_adapter_is_a_plain_model(variant, tmp_path):
     check_equal(outputs(merged), expected, atol=MERGED)
     merged.save_pretrained(tmp_path)
     check_equal(outputs(VLMoForImageTextRetrieval.from_pretrained(tmp_path)), outputs(merged))
-
-
-def test_lora_with_a_head_trained_in_full(tmp_path):
-    """The answer head is new for each set of answers: `modules_to_save` trains and saves all of it."""
-    model = toy(VLMoForVisualQuestionAnswering, num_labels=7)
-    model.save_pretrained(tmp_path / "base")
-    names = ATTENTION_AND_EXPERTS["vlmo"]
-    model = get_peft_model(model, LoraConfig(r=4, target_modules=names, modules_to_save=["answer_head"]))
-    answers = torch.rand(3, 7)
-    losses = trained(model, lambda model: model(**pairs(), labels=answers).loss)
-    # Soft answers leave some loss for good.
-    assert losses[-1] < 0.9 * losses[0]
-    model.save_pretrained(tmp_path / "adapter")
-    base = VLMoForVisualQuestionAnswering.from_pretrained(tmp_path / "base")
-    loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
-    with torch.no_grad():
-        assert torch.equal(loaded(**pairs()).logits, model(**pairs()).logits)
 
 
 def test_adapted_model_goes_into_a_pipeline(tmp_path):

@@ -119,22 +119,6 @@ def test_model_runs_with_parts_on_disk(name, tmp_path):
     check_equal(outputs(loaded), outputs(model))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_automatic_device_map_offloads_what_does_not_fit(variant, tmp_path):
-    model = toy(VLMoForImageTextRetrieval, **VARIANTS[variant])
-    model.save_pretrained(tmp_path / "model")
-    loaded = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "model", device_map="auto")
-    check_equal(outputs(loaded), outputs(model))
-    loaded = VLMoForImageTextRetrieval.from_pretrained(
-        tmp_path / "model",
-        device_map="auto",
-        max_memory={"cpu": model.get_memory_footprint() // 2},
-        offload_folder=tmp_path / "offloaded",
-    )
-    assert "disk" in loaded.hf_device_map.values()
-    check_equal(outputs(loaded), outputs(model))
-
-
 # -------------------------------------------------------------------------------- bfloat16
 
 
