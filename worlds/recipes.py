@@ -86,13 +86,13 @@ def _scenes(*weights: float, words: tuple[str, ...] = _PLACES) -> DataConfig:
     )
 
 
-def _stage3(**losses: float) -> VisionLanguageTask:
+def _stage3(*, itm_weight: float = 1.0, itm_stride: int = 1) -> VisionLanguageTask:
     """Return stage 3, in which the model that knows icons best holds what it learnt about them.
 
     Negatives are sampled softly: ITM has learnt nothing from the paper's on drawings with short names (docs/log.md).
     """
-    known = VisionLanguageConfig(mlm_weight=1.0, negative_sharpness=0.3, **losses)
-    return VisionLanguageTask(losses=known, teacher=f"{RUN}/{_TEACHER}/model")
+    losses = VisionLanguageConfig(mlm_weight=1.0, itm_weight=itm_weight, itm_stride=itm_stride, negative_sharpness=0.3)
+    return VisionLanguageTask(losses=losses, teacher=f"{RUN}/{_TEACHER}/model")
 
 
 class Step(NamedTuple):
