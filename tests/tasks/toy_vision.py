@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -24,30 +25,24 @@ def png(pixels: np.ndarray) -> dict:
     return {"bytes": file.getvalue(), "path": None}
 
 
+def row(split: str, number: int, pixels: np.ndarray, **more: Any) -> dict:
+    given = {"image": png(pixels), "captions": [], "image_id": f"{split}/{number}"}
+    return given | {"source": "toy", "licence": "CC0-1.0"} | more
+
+
 def class_rows(split: str, count: int) -> list[dict]:
     """Pictures of one colour each, with a little noise."""
-    noise = np.random.default_rng(len(split))
-    rows = []
+    noise, rows = np.random.default_rng(len(split)), []
     for number in range(count):
-        name = NAMES[number % len(NAMES)]
-        pixels = np.clip(COLOURS[name] + noise.integers(-20, 21, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
-        rows.append(
-            {
-                "image": png(pixels),
-                "captions": [],
-                "image_id": f"{split}/{number}",
-                "source": "toy",
-                "licence": "CC0-1.0",
-                "label": NAMES.index(name),
-            }
-        )
+        colour = COLOURS[NAMES[number % len(NAMES)]]
+        pixels = np.clip(colour + noise.integers(-20, 21, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
+        rows.append(row(split, number, pixels, label=number % len(NAMES)))
     return rows
 
 
 def segment_rows(split: str, count: int) -> list[dict]:
     """Grey pictures with a square of one colour; the first row of pixels is ignored."""
-    draws = np.random.default_rng(len(split))
-    rows = []
+    draws, rows = np.random.default_rng(len(split)), []
     for number in range(count):
         name = NAMES[number % len(NAMES)]
         pixels = np.full((SIDE, SIDE + 16, 3), 128, dtype=np.uint8)
@@ -56,16 +51,7 @@ def segment_rows(split: str, count: int) -> list[dict]:
         pixels[top : top + 32, left : left + 32] = COLOURS[name]
         mask[top : top + 32, left : left + 32] = PIXELS.index(name)
         mask[0] = IGNORED
-        rows.append(
-            {
-                "image": png(pixels),
-                "captions": [],
-                "image_id": f"{split}/{number}",
-                "source": "toy",
-                "licence": "CC0-1.0",
-                "mask": png(mask),
-            }
-        )
+        rows.append(row(split, number, pixels, mask=png(mask)))
     return rows
 
 
