@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vlmo import model as models
@@ -196,7 +195,7 @@ def _config(
 
 
 def export_official(folder: str | Path, file: str | Path) -> list[str]:
-    """Write a model folder as one file in the published layout: `.pt`, under `state_dict`, or `.safetensors`.
+    """Write a model folder as one file of torch in the published layout, under `state_dict`.
 
     A folder that was imported from such a file gives it back bit by bit, unless the import changed sizes, completed it
     or converted mixed types.
@@ -209,8 +208,8 @@ def export_official(folder: str | Path, file: str | Path) -> list[str]:
         OSError: `file` cannot be written; nothing is left of it.
     """
     file = Path(file)
-    if file.suffix not in {".pt", ".safetensors"}:
-        raise ValueError(f"{file} ends in {file.suffix or 'nothing'}; expected .pt or .safetensors")
+    if file.suffix != ".pt":
+        raise ValueError(f"{file} ends in {file.suffix or 'nothing'}; expected .pt")
     if file.exists():
         raise ValueError(f"{file} exists; give another name")
     folder, model_class = check_model_folder(folder)
@@ -234,17 +233,9 @@ def export_official(folder: str | Path, file: str | Path) -> list[str]:
     published |= {key: tensor for key, tensor in extras.items() if key not in published}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as partial:
-            partial.touch()
-            rights = partial.stat().st_mode
-            tensors = {key: tensor.contiguous() for key, tensor in published.items()}
-            if file.suffix == ".pt":
-                with partial.open("wb") as stream:
-                    torch.save({"state_dict": tensors}, stream)
-            else:
-                save_file(tensors, partial)
-            partial.chmod(rights)  # safetensors gives its files to their owner alone
-    except (OSError, RuntimeError, SafetensorError) as problem:
+        with atomic_file(file) as partial, partial.open("wb") as stream:
+            torch.save({"state_dict": {key: tensor.contiguous() for key, tensor in published.items()}}, stream)
+    except (OSError, RuntimeError) as problem:
         reason = getattr(problem, "strerror", None) or one_line(problem)
         raise OSError(f"{file} cannot be written: {reason}") from None
     return notes

@@ -110,7 +110,7 @@ def export(folder: ModelFolder, *, out: Path, to: Literal["official", "onnx"] = 
     """Convert a model folder to another format: vlmo export MODEL_FOLDER --to official|onnx --out PATH.
 
     Args:
-        out: New file (official: .pt or .safetensors) or new folder (onnx).
+        out: New file (official: .pt) or new folder (onnx).
         to: The published VLMo layout, or ONNX.
         int8: onnx: also write variants with int8 quantisation; models that retrieve are calibrated on emoji-pairs.
     """
