@@ -29,8 +29,8 @@ def pairs(tmp_path_factory):
     """Six pictures with a caption each."""
     folder = tmp_path_factory.mktemp("pairs")
     lines = ["file_name,caption,split"]
-    for number, colour in enumerate([*COLORS.values(), (0, 0, 0), (90, 90, 90)]):
-        Image.new("RGB", (30, 30), colour).save(folder / f"{number}.png")
+    for number, color in enumerate([*COLORS.values(), (0, 0, 0), (90, 90, 90)]):
+        Image.new("RGB", (30, 30), color).save(folder / f"{number}.png")
         lines.append(f"{number}.png,picture number {number},test")
     (folder / "captions.csv").write_text("\n".join(lines) + "\n")
     return str(folder)
@@ -197,11 +197,11 @@ def test_labels_outside_the_range_are_one_line(folders, capsys, tmp_path):
 
 def test_data_are_prepared(tmp_path, capsys):
     for split, count in (("train", 3), ("val", 2)):
-        for name, colour in (("n01440764", "red"), ("n01443537", "blue")):
+        for name, color in (("n01440764", "red"), ("n01443537", "blue")):
             folder = tmp_path / "root" / split / name
             folder.mkdir(parents=True)
             for number in range(count):
-                Image.new("RGB", (20, 20), COLORS[colour]).save(folder / f"{number}.png")
+                Image.new("RGB", (20, 20), COLORS[color]).save(folder / f"{number}.png")
     command = ["data", "prepare", "imagenet", "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]
     main(command)
     shown = capsys.readouterr().out

@@ -15,7 +15,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.util import mine_hard_negatives, semantic_search
-from tests.integrations.toy_gallery import CAPTIONS, NUM_PICTURES, drawings, trained_folder
+from tests.integrations.toy_gallery import CAPTIONS, NUM_IMAGES, drawings, trained_folder
 from tests.toy_model import toy
 from transformers import (
     AutoConfig,
@@ -311,13 +311,13 @@ def test_scores_mix_similarity_and_log_odds_of_a_match(scorer, ours, batch_size)
 def test_order_is_that_of_a_search_that_reranks_and_of_its_weights(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "model")
     write_settings(other, **dict(zip(WEIGHTS, (0.2, 0.9), strict=True)))
-    for name, row in ((f"{row}.png", row) for row in range(NUM_PICTURES)):
+    for name, row in ((f"{row}.png", row) for row in range(NUM_IMAGES)):
         drawings()[row].save(tmp_path / name)
     build_index(other, [f"{tmp_path}/*.png"], out=tmp_path / "index")
     searcher, scorer = Searcher(other, tmp_path / "index"), load_cross_encoder(other, device="cpu")
     for text in TEXTS[::5]:
         for each, weight in ((scorer, None), (load_cross_encoder(other, device="cpu", rerank_weight=1), 1)):
-            hits = searcher.search(text, top=NUM_PICTURES, rerank=NUM_PICTURES, weight=weight).hits
+            hits = searcher.search(text, top=NUM_IMAGES, rerank=NUM_IMAGES, weight=weight).hits
             ranking = each.rank(text, drawings())
             assert [f"{entry['corpus_id']}.png" for entry in ranking] == [Path(hit.path).name for hit in hits]
             np.testing.assert_allclose([entry["score"] for entry in ranking], [hit.score for hit in hits], atol=1e-4)
@@ -363,7 +363,7 @@ def test_saved_cross_encoder_comes_back(scorer, tmp_path):
         assert np.array_equal(again.predict(pairs), scorer.predict(pairs))
         assert isinstance(again.activation_fn, torch.nn.Identity)
     # The other role of the same weights.
-    assert load_sentence_transformer(tmp_path, device="cpu").encode(TEXTS).shape == (NUM_PICTURES, 32)
+    assert load_sentence_transformer(tmp_path, device="cpu").encode(TEXTS).shape == (NUM_IMAGES, 32)
 
 
 def test_saved_activation_is_kept_and_no_code_is_run_for_it(folder, tmp_path):

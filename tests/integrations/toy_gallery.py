@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from vlmo import VLMoConfig, VLMoForImageTextRetrieval, VLMoProcessor
 from vlmo.evaluation import RetrievalSet
 
-COLOURS = ("red", "green", "blue", "yellow", "black", "pink")
+COLORS = ("red", "green", "blue", "yellow", "black", "pink")
 SHAPES = ("square", "circle", "bar", "cross")
-NUM_PICTURES = len(COLOURS) * len(SHAPES)
-CAPTIONS = [[f"a {colour} {shape}", f"{shape} in {colour}"] for colour in COLOURS for shape in SHAPES]
+NUM_IMAGES = len(COLORS) * len(SHAPES)
+CAPTIONS = [[f"a {color} {shape}", f"{shape} in {color}"] for color in COLORS for shape in SHAPES]
 """Two for each image."""
 # At the published scale of weights, a model this small takes hundreds of steps to leave its start.
 LIVELY = {"initializer_range": 0.2, "layer_scale_init": None, "logit_scale_init": 2.0}
@@ -27,23 +27,23 @@ _BOXES = {
 
 
 def drawings() -> list[Image.Image]:
-    """One of each colour and shape, on white; of several sizes, so that resizing matters."""
+    """One of each color and shape, on white; of several sizes, so that resizing matters."""
     return [image.copy() for image in _drawings()]
 
 
 @functools.cache  # tests ask for them thousands of times
 def _drawings() -> list[Image.Image]:
-    images = [_draw(colour, shape) for colour in COLOURS for shape in SHAPES]
+    images = [_draw(color, shape) for color in COLORS for shape in SHAPES]
     return [image.resize((64 + 8 * (row % 5), 64)) for row, image in enumerate(images)]
 
 
-def _draw(colour: str, shape: str) -> Image.Image:
+def _draw(color: str, shape: str) -> Image.Image:
     image = Image.new("RGB", (64, 64), "white")
     pen = ImageDraw.Draw(image)
     if shape == "circle":
-        pen.ellipse((12, 12, 52, 52), fill=colour)
+        pen.ellipse((12, 12, 52, 52), fill=color)
     for box in _BOXES.get(shape, []):
-        pen.rectangle(box, fill=colour)
+        pen.rectangle(box, fill=color)
     return image
 
 
@@ -60,7 +60,7 @@ def _trained(steps: int) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
     words = [caption for captions in CAPTIONS for caption in captions]
     processor = VLMoProcessor.train(words * 2, vocab_size=90, image_size=64, max_text_length=16)
     model = VLMoForImageTextRetrieval(VLMoConfig.tiny(vocab_size=processor.vocab_size, **LIVELY))
-    rows = range(0, NUM_PICTURES, 2)
+    rows = range(0, NUM_IMAGES, 2)
     inputs = processor(images=drawings()[::2], text=[CAPTIONS[row][0] for row in rows], return_tensors="pt")
     pixel_values, tokens = inputs.pop("pixel_values"), dict(inputs)
     labels = torch.arange(len(rows))
@@ -88,5 +88,5 @@ def retrieval_set(processor: VLMoProcessor) -> RetrievalSet:
             tokens["input_ids"][numbers.start : numbers.stop],
             tokens["attention_mask"][numbers.start : numbers.stop],
         ),
-        text_to_image=torch.arange(NUM_PICTURES).repeat_interleave(2),
+        text_to_image=torch.arange(NUM_IMAGES).repeat_interleave(2),
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.checkpoints.toy_folder import folder_writer, text_processor
-from tests.integrations.toy_gallery import CAPTIONS, NUM_PICTURES, drawings, retrieval_set
+from tests.integrations.toy_gallery import CAPTIONS, NUM_IMAGES, drawings, retrieval_set
 from tests.retrieval.toy_index import NAMES, build, write_folder
 
 from vlmo import VLMoForImageTextRetrieval
@@ -34,7 +34,7 @@ def evaluated(model):
         return evaluate_retrieval(own, retrieval_set(processor), rerank=10, rerank_weight=0.3)
 
 
-@pytest.mark.parametrize("text", range(0, 2 * NUM_PICTURES, 7))
+@pytest.mark.parametrize("text", range(0, 2 * NUM_IMAGES, 7))
 def test_order_is_that_of_the_evaluation(text, searcher, evaluated):
     query = CAPTIONS[text // 2][text % 2]
     dual = evaluated.dual.text_to_image
@@ -62,7 +62,7 @@ def test_captions_of_an_image_are_those_of_the_evaluation(searcher, evaluated, g
 
 
 def test_texts_and_captions_are_reranked_by_default_and_images_are_not(searcher):
-    assert searcher.search(QUERY).num_reranked == NUM_PICTURES
+    assert searcher.search(QUERY).num_reranked == NUM_IMAGES
     assert searcher.captions(drawings()[0]).num_reranked == search.SEARCH_RERANK
     assert searcher.search(drawings()[0]).num_reranked == 0
     assert searcher.search(QUERY, image=drawings()[0]).num_reranked == 0
@@ -172,10 +172,10 @@ def test_image_and_text_together_are_the_direction_of_their_sum(searcher, galler
     expected = searcher.encoder.embed_images(drawings()) @ both
     in_memory = Searcher(searcher.encoder, Index(gallery[1], in_memory=True))
     for each, image in ((searcher, drawings()[4]), (in_memory, tmp_path / "green.png")):
-        result = each.search(QUERY, image=image, top=NUM_PICTURES)
+        result = each.search(QUERY, image=image, top=NUM_IMAGES)
         assert numbers(result) == np.argsort(-expected).tolist()
         np.testing.assert_allclose([hit.score for hit in result.hits], np.sort(expected)[::-1], atol=CLOSE)
-    assert numbers(result) != numbers(searcher.search(QUERY, top=NUM_PICTURES))
+    assert numbers(result) != numbers(searcher.search(QUERY, top=NUM_IMAGES))
 
 
 def test_best_candidate_below_the_cutoff_is_no_match(searcher, monkeypatch):

@@ -28,7 +28,7 @@ def test_key_frames_are_those_of_each_second(suffix, tmp_path):
     assert [frame.seconds for frame in frames] == [0, 1, 2]
     for number, frame in enumerate(frames, start=5):
         expected = np.asarray(drawings()[number].resize((64, 48)), dtype=float)
-        assert np.abs(opened(frame.data) - expected).mean() < 12  # an edge of a colour is blurred
+        assert np.abs(opened(frame.data) - expected).mean() < 12  # an edge of a color is blurred
     assert sum(frame.size for frame in frames) == path.stat().st_size
 
 

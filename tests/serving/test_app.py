@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from transformers import pipeline
 
-from tests.integrations.toy_gallery import CAPTIONS, NUM_PICTURES, drawings
+from tests.integrations.toy_gallery import CAPTIONS, NUM_IMAGES, drawings
 from tests.serving.toy_service import in_base64, png
 from vlmo.retrieval import Searcher
 from vlmo.serving.app import create_app
@@ -56,7 +56,7 @@ def test_search_by_words_gives_what_the_searcher_gives(client, parts, options) -
     for name in ("similarity", "score"):
         values = [getattr(hit, name) for hit in expected.hits]
         np.testing.assert_allclose([hit[name] for hit in found["hits"]], values, atol=1e-3)
-    assert found["num_reranked"] == expected.num_reranked == options.get("rerank", NUM_PICTURES)
+    assert found["num_reranked"] == expected.num_reranked == options.get("rerank", NUM_IMAGES)
     assert (found["complete"], found["note"]) == (True, None)
     assert found["seconds"].keys() >= {"encode", "index", "total"}
     for hit in found["hits"]:
@@ -64,7 +64,7 @@ def test_search_by_words_gives_what_the_searcher_gives(client, parts, options) -
     first = found["hits"][0]
     assert first["captions"] == ["a red circle", "circle in red"]
     assert (first["name"], first["width"], first["height"]) == ("a_red_circle.png", 72, 64)
-    assert first["metadata"] == {"colour": "red", "number": 1, "even": False}
+    assert first["metadata"] == {"color": "red", "number": 1, "even": False}
 
 
 def test_search_below_the_cutoff_says_no_match(client, parts, monkeypatch) -> None:
@@ -93,7 +93,7 @@ def test_search_that_runs_out_of_time_says_so(client) -> None:
     assert not found["complete"]
     assert found["num_reranked"] < 24
     assert "time" in found["note"]
-    assert len(found["hits"]) == NUM_PICTURES
+    assert len(found["hits"]) == NUM_IMAGES
 
 
 def test_search_by_image_finds_that_image_first_however_it_is_sent(client) -> None:
@@ -115,22 +115,20 @@ def test_addresses_are_refused_and_never_fetched(client, monkeypatch) -> None:
 
 
 def test_search_keeps_to_its_filter(client) -> None:
-    found = post(
-        client, "/v1/search", text="a red circle", top=24, where="colour = 'blue' and number >= 9 and not even"
-    )
+    found = post(client, "/v1/search", text="a red circle", top=24, where="color = 'blue' and number >= 9 and not even")
     assert sorted(hit["metadata"]["number"] for hit in found["hits"]) == [9, 11]
-    assert post(client, "/v1/search", text="a red circle", where="colour = 'mauve'")["hits"] == []
-    assert len(post(client, "/v1/search", text="a red circle", top=24, where="")["hits"]) == NUM_PICTURES
+    assert post(client, "/v1/search", text="a red circle", where="color = 'mauve'")["hits"] == []
+    assert len(post(client, "/v1/search", text="a red circle", top=24, where="")["hits"]) == NUM_IMAGES
 
 
 GOOD = """
-lower(colour) like '%re%'
-contains(upper(colour), 'RE') and ends_with(colour, 'd') or starts_with(colour, 're')
+lower(color) like '%re%'
+contains(upper(color), 'RE') and ends_with(color, 'd') or starts_with(color, 're')
 array_has(captions, 'a red circle') or width > 1 and height < 10000
-`number` between -1 and 30 and even is not null and colour in ('red', 'blue')
-colour = 'it''s; drop table images'
+`number` between -1 and 30 and even is not null and color in ('red', 'blue')
+color = 'it''s; drop table images'
 """
-BAD = ("colour = 'a'; drop table images", "1 = 1) or (1 = 1", "colour = 1 and", "place like '/%'", "no = 1", "\x00")
+BAD = ("color = 'a'; drop table images", "1 = 1) or (1 = 1", "color = 1 and", "place like '/%'", "no = 1", "\x00")
 
 
 def test_filters_that_pass_the_check_are_understood_by_the_index(client) -> None:
@@ -143,9 +141,9 @@ def test_filters_that_are_none_are_refused_and_change_nothing(client, parts, whe
     response = client.post("/v1/search", json={"text": "a red circle", "where": where})
     reason = response.json()["error"]["message"]
     assert (response.status_code, "\n" in reason, str(parts.index.folder) in reason) == (422, False, False)
-    assert response.json()["detail"].endswith("there are captions, colour, even, height, id, number, width")
+    assert response.json()["detail"].endswith("there are captions, color, even, height, id, number, width")
     assert reason.count("place") == where.count("place")
-    assert parts.index.num_images == NUM_PICTURES
+    assert parts.index.num_images == NUM_IMAGES
 
 
 WRONG = {
@@ -198,7 +196,7 @@ def test_lone_surrogates_are_refused(client) -> None:
 
 def test_similar_leaves_the_image_itself_out(client) -> None:
     first = post(client, "/v1/search", text="a red circle", top=1)["hits"][0]
-    found = post(client, "/v1/similar", id=first["id"], top=NUM_PICTURES, where="colour = 'red'")
+    found = post(client, "/v1/similar", id=first["id"], top=NUM_IMAGES, where="color = 'red'")
     assert len(found["hits"]) == 3
     assert first["id"] not in {hit["id"] for hit in found["hits"]}
 
@@ -236,12 +234,12 @@ def test_image_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, pa
     file.rename(aside)
     try:
         response = client.get(f"/v1/images/{hit.id}")
-        searched = client.post("/v1/search", json={"text": "a pink cross", "rerank": NUM_PICTURES, "top": NUM_PICTURES})
+        searched = client.post("/v1/search", json={"text": "a pink cross", "rerank": NUM_IMAGES, "top": NUM_IMAGES})
     finally:
         aside.rename(file)
     assert response.status_code == 404
     assert searched.json()["note"] == f"1 images could not be read and were not reranked, such as {file.name}"
-    assert searched.json()["num_reranked"] == NUM_PICTURES - 1
+    assert searched.json()["num_reranked"] == NUM_IMAGES - 1
     for each in (response, searched):
         assert str(gallery.index.parent) not in each.text
 
@@ -283,8 +281,8 @@ def test_requests_for_what_is_missing_say_what_to_start(parts, bar) -> None:
 
 def test_about_describes_the_index_and_the_limits(client, parts) -> None:
     about = client.get("/v1/about").json()
-    assert (about["num_images"], about["model"]) == (NUM_PICTURES, parts.encoder.fingerprint)
-    assert about["columns"] == {"colour": "text", "even": "true or false", "number": "whole number"}
+    assert (about["num_images"], about["model"]) == (NUM_IMAGES, parts.encoder.fingerprint)
+    assert about["columns"] == {"color": "text", "even": "true or false", "number": "whole number"}
     assert (about["can_search"], about["can_rerank"], about["can_answer"]) == (True, True, True)
     assert len({sample["id"] for sample in about["samples"]}) == 12
     assert about["limits"]["images"] == MAX_IMAGES

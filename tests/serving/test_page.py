@@ -169,7 +169,7 @@ def test_similar_images_and_back_again(page) -> None:
     cards(page).first.click()
     dialog = page.get_by_role("dialog", name="a red circle")
     expect(dialog).to_contain_text("a_red_circle.png")
-    expect(dialog).to_contain_text("colour")
+    expect(dialog).to_contain_text("color")
     expect(dialog.get_by_role("img", name="a red circle")).to_be_visible()
     assert_image_opens_and_downloads(page)
     dialog.get_by_role("button", name="Search similar").click()
@@ -189,13 +189,13 @@ def test_similar_images_and_back_again(page) -> None:
 def test_filters_narrow_the_search_and_can_be_removed(page) -> None:
     search(page, "a red circle")
     page.get_by_text("Filters", exact=True).click()
-    page.get_by_label("colour").fill("BLU")
+    page.get_by_label("color").fill("BLU")
     page.get_by_label("number from").fill("9")
     page.get_by_label("even").select_option("yes")
     page.get_by_role("button", name="Apply").click()
     expect(cards(page)).to_have_count(1)
     expect(cards(page).first).to_contain_text("a blue bar")
-    assert {"f.colour=BLU", "f.number.from=9", "f.even=true"} <= set(page.url.partition("?")[2].split("&"))
+    assert {"f.color=BLU", "f.number.from=9", "f.even=true"} <= set(page.url.partition("?")[2].split("&"))
     page.get_by_role("button", name="Remove the filter even: yes").click()
     expect(cards(page)).to_have_count(3)
     page.reload()
@@ -257,7 +257,7 @@ def test_all_of_it_works_with_the_keyboard_alone(page) -> None:
     expect(page.locator("#results")).to_be_focused()
 
 
-@pytest.mark.parametrize("query", ["", "?q=a+red+circle&rerank=0&f.colour=red", "?q=" + "x" * 400])
+@pytest.mark.parametrize("query", ["", "?q=a+red+circle&rerank=0&f.color=red", "?q=" + "x" * 400])
 def test_phone_has_no_sideways_scroll(open_page, address, query) -> None:
     page = open_page(f"{address}/{query}", width=360, height=740, is_mobile=True, has_touch=True)
     expect(page.locator("#collection")).to_have_text("24 images")
@@ -321,9 +321,9 @@ def test_page_of_the_api_shows_bodies_answers_and_statuses(open_page, address) -
 
 
 def test_texts_of_the_index_are_shown_as_text(open_page, address) -> None:
-    page = open_page(f"{address}/?q=%3Cimg+src%3Dx+onerror%3Dalert(1)%3E&f.colour=%3Cb%3E")
+    page = open_page(f"{address}/?q=%3Cimg+src%3Dx+onerror%3Dalert(1)%3E&f.color=%3Cb%3E")
     expect(page.locator("#grid")).to_contain_text("Nothing here")
-    expect(page.get_by_role("button", name="Remove the filter colour: <b>")).to_be_visible()
+    expect(page.get_by_role("button", name="Remove the filter color: <b>")).to_be_visible()
     assert page.locator("main b").count() == 0
 
 

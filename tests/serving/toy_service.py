@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from tests.forkserver import start, start_command
-from tests.integrations.toy_gallery import CAPTIONS, COLOURS, drawings, trained_folder
+from tests.integrations.toy_gallery import CAPTIONS, COLORS, drawings, trained_folder
 from tests.toy_model import shaken
 from vlmo import VLMoConfig, VLMoForVisualQuestionAnswering, VLMoProcessor
 from vlmo.retrieval import build_index
@@ -43,7 +43,7 @@ class Gallery:
 
 
 def make_gallery(parent: Path) -> Gallery:
-    """A drawing of each colour and shape, with its captions and three columns."""
+    """A drawing of each color and shape, with its captions and three columns."""
     model = trained_folder(parent / "model")
     images = parent / "images"
     images.mkdir()
@@ -51,8 +51,8 @@ def make_gallery(parent: Path) -> Gallery:
     for number, (image, captions) in enumerate(zip(drawings(), CAPTIONS, strict=True)):
         name = f"{captions[0].replace(' ', '_')}.png"
         image.save(images / name)
-        colour = COLOURS[number // (len(CAPTIONS) // len(COLOURS))]
-        row = {"image": name, "captions": captions, "colour": colour, "number": number, "even": number % 2 == 0}
+        color = COLORS[number // (len(CAPTIONS) // len(COLORS))]
+        row = {"image": name, "captions": captions, "color": color, "number": number, "even": number % 2 == 0}
         rows.append(json.dumps(row))
     (images / "captions.jsonl").write_text("\n".join(rows))
     build_index(model, [images], out=parent / "index")
@@ -63,7 +63,7 @@ def _questions(folder: Path) -> Path:
     torch.manual_seed(0)
     words = ["what color is it?", "red", "blue"] * 2
     processor = VLMoProcessor.train(words, vocab_size=60, min_frequency=1, image_size=64, max_text_length=16)
-    config = VLMoConfig.tiny(vocab_size=processor.vocab_size, id2label=dict(enumerate(COLOURS)))
+    config = VLMoConfig.tiny(vocab_size=processor.vocab_size, id2label=dict(enumerate(COLORS)))
     shaken(VLMoForVisualQuestionAnswering(config)).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
