@@ -20,28 +20,19 @@ def attention_maps(
     pixel_values: Float[Tensor, "batch 3 height width"],
     input_ids: Int[Tensor, "batch text"],
     attention_mask: Int[Tensor, "batch text"] | None = None,
-    layers: Sequence[int] | None = None,
 ) -> Float[Tensor, "batch text grid_h grid_w"]:
-    """Attention of each text token to each patch in the fusion encoder, mean over the heads of `layers`.
+    """Attention of each text token to each patch in the fusion encoder, mean over the heads of the fusion layers.
 
-    Args:
-        layers: Negative numbers count from the last; None takes the fusion layers (the last one if there are none).
-
-    Raises:
-        ValueError: There is no such layer.
+    Of the last layer, if there are none.
     """
-    backbone = model.backbone
-    depth = len(backbone.blocks)
-    layers = tuple(range(-model.config.num_fusion_layers, 0)) or (-1,) if layers is None else tuple(layers)
-    if not layers or not all(-depth <= layer < depth for layer in layers):
-        raise ValueError(f"layers must name some of the {depth} layers, given {layers}.")
+    backbone, num_layers = model.backbone, max(1, model.config.num_fusion_layers)
     implementation = model.config._attn_implementation or "sdpa"
     model.set_attn_implementation("eager")  # the only one that returns its weights
     try:
         attentions = backbone(pixel_values, input_ids, attention_mask, output_attentions=True).attentions
     finally:
         model.set_attn_implementation(implementation)
-    weights = torch.stack([attentions[layer].float().mean(dim=1) for layer in layers]).mean(dim=0)
+    weights = torch.stack([each.float().mean(dim=1) for each in attentions[-num_layers:]]).mean(dim=0)
     num_text, num_image = input_ids.shape[1], weights.shape[-1] - input_ids.shape[1]
     if model.config.token_order == "image_first":
         weights = weights[:, num_image:, 1:num_image]
