@@ -196,25 +196,6 @@ def test_other_captions_and_columns_need_no_other_vector(encoder, counted, tmp_p
     assert [found[str(folder / name)]["year"] for name in NAMES[:6]] == [1900, 1901, 1902, 1903, None, None]
 
 
-def test_metadata_file_tells_of_files_by_name(encoder, tmp_path):
-    folder = write_folder(tmp_path / "images", table=False, numbers=range(4))
-    table = tmp_path / "about.jsonl"
-    lines = [
-        {"file_name": NAMES[0], "captions": ["one", "two"], "Price (EUR)": 3, "place": "here", "tags": ["a"]},
-        {"file_name": Path(NAMES[1]).name, "Price (EUR)": 2.5, "sold": True},
-    ]
-    table.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    build(encoder, folder, out=tmp_path / "index", metadata=table)
-    found = rows(tmp_path / "index")
-    first, second = found[str(folder / NAMES[0])], found[str(folder / NAMES[1])]
-    assert first["captions"] == ["one", "two"]
-    assert (first["price_eur"], second["price_eur"]) == (3.0, 2.5)  # the column became wider
-    assert (first["place_"], first["tags"], second["sold"]) == ("here", '["a"]', True)
-    assert Index(tmp_path / "index").columns == {
-        "place_": "text", "price_eur": "number", "sold": "true or false", "tags": "text"
-    }  # fmt: skip
-
-
 def test_later_runs_go_by_what_the_first_was_told(encoder, tmp_path):
     folder = write_folder(tmp_path / "images", table=False, numbers=range(3))
     out, table = tmp_path / "index", write_table(tmp_path / "about.csv", numbers=range(4))

@@ -87,25 +87,6 @@ def wait_until_read(index: Index, asked: list[str]) -> None:
     raise AssertionError("the vectors are not read again")
 
 
-def test_changes_of_a_writer_are_seen(encoder, quick, asked, tmp_path):
-    folder = write_folder(tmp_path / "images", numbers=range(6))
-    build(encoder, folder, out=tmp_path / "index")
-    index = Index(tmp_path / "index", in_memory=True)
-    before = places(index)
-    assert not asked
-    (folder / NAMES[0]).unlink()
-    write_folder(tmp_path / "new", numbers=range(6, 9))
-    for name in NAMES[6:9]:
-        (tmp_path / "new" / name).rename(folder / name)
-    build(encoder, folder, out=tmp_path / "index")
-    after = places(index)
-    assert asked  # the table, while the vectors are read again
-    assert before - after == {str(folder / NAMES[0])}
-    assert after - before == {str(folder / name) for name in NAMES[6:9]}
-    wait_until_read(index, asked)
-    assert places(index) == after
-
-
 def test_another_index_in_the_folder_is_noticed(encoder, quick, asked, tmp_path):
     """Built by the same steps, so that its table has the same versions and row ids."""
     for name, numbers in (("old", range(4)), ("new", range(4, 8))):
