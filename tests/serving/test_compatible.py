@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 
 import cohere
 import numpy as np
 import openai
 import pytest
 from fastapi.testclient import TestClient
-from PIL import Image
 
 from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.serving.toy_service import in_base64, png, served
@@ -292,15 +290,6 @@ def refused(client: TestClient, path: str, body: dict, reason: str) -> None:
     assert (error["type"], error["code"]) == ("invalid_request_error", "422")
     assert error["message"] not in response.json()["detail"]  # nothing is said twice
     assert error.keys() == {"message", "type", "code"}
-
-
-def test_pixels_are_limited_before_they_are_decoded(parts) -> None:
-    file = io.BytesIO()
-    Image.new("RGB", (300, 300)).save(file, "PNG")
-    sent = {"query": "a", "documents": [in_base64(file.getvalue())]}
-    with TestClient(create_app(parts, Settings(max_pixels=80_000))) as client:
-        refused(client, "/v1/rerank", sent, "no usable image")
-        refused(client, "/v1/embeddings", {"input": [{"image": sent["documents"][0]}]}, "no usable image")
 
 
 def test_clients_raise_their_own_errors(openai_client, cohere_client) -> None:
