@@ -141,6 +141,21 @@ class VLMoPreTrainedModel(PreTrainedModel):
         """The Transformer inside any VLMo model."""
         return cast("VLMoModel", self.base_model)
 
+    def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """Return L2-normalised vectors of images; ValueError without a contrast head."""
+        return self._head().embed_image(self.backbone.encode(pixel_values, first_only=True).first)
+
+    def get_text_features(
+        self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
+    ) -> Float[Tensor, "batch dim"]:
+        """Return L2-normalised vectors of texts; ValueError without a contrast head."""
+        return self._head().embed_text(self.backbone.encode(None, input_ids, attention_mask, first_only=True).first)
+
+    def _head(self) -> ContrastHead:
+        if (head := getattr(self, "contrast_head", None)) is None:
+            raise ValueError("This model has no contrast head, so it embeds nothing; load a model for retrieval.")
+        return head
+
     def get_output_embeddings(self) -> nn.Module | None:
         """Return the decoder of words, if there is one; it grows with the word table but is not tied to it."""
         head = getattr(self, "mlm_head", None)
@@ -213,21 +228,6 @@ class VLMoModel(VLMoPreTrainedModel):
         if config is not None and not _DUAL_ENCODERS.isdisjoint(config.architectures or ()):
             kwargs.setdefault("add_contrast_head", True)
         return super().from_pretrained(name, *args, **kwargs)
-
-    def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Return L2-normalised vectors of images; ValueError if the model was not loaded from one for retrieval."""
-        return self._head().embed_image(self.encode(pixel_values, first_only=True).first)
-
-    def get_text_features(
-        self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
-    ) -> Float[Tensor, "batch dim"]:
-        """Return L2-normalised vectors of texts; ValueError if the model was not loaded from one for retrieval."""
-        return self._head().embed_text(self.encode(None, input_ids, attention_mask, first_only=True).first)
-
-    def _head(self) -> ContrastHead:
-        if self.contrast_head is None:
-            raise ValueError("This model has no contrast head, so it embeds nothing; load a model for retrieval.")
-        return self.contrast_head
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the word table."""

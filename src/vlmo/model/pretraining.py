@@ -76,16 +76,6 @@ class _DualEncoder(VLMoPreTrainedModel):
         firsts = self.vlmo.encode(None, *text, first_only=True, fusion_branch=len(heads) > 1).firsts
         return [head.embed_text(first) for head, first in zip(heads, firsts, strict=True)]
 
-    def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Return L2-normalised `image_embeds`."""
-        return self.contrast_head.embed_image(self.vlmo.encode(pixel_values, first_only=True).first)
-
-    def get_text_features(
-        self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
-    ) -> Float[Tensor, "batch dim"]:
-        """Return L2-normalised `text_embeds`."""
-        return self.contrast_head.embed_text(self.vlmo.encode(None, input_ids, attention_mask, first_only=True).first)
-
     def match(
         self,
         pixel_values: Float[Tensor, "batch 3 height width"],
