@@ -170,29 +170,19 @@ def add_metrics(folder: str | Path, metrics: Sequence[EvalResult], *, usage: Usa
     path = Path(folder) / CARD
     if not path.exists():
         return write_card(folder, ModelCard(metrics=tuple(metrics)), usage)
-    card = _load(path)
-    front: Any = card.data
     named = {(result.metric_type, result.dataset_name, result.dataset_split): result for result in metrics}
     before = read_results(folder)
     kept = [result for result in before if (result.metric_type, result.dataset_name, result.dataset_split) not in named]
     results = [*kept, *metrics]
-    front.eval_results = front.model_name = None
-    card.text = _with_section(card.text, "Metrics", _metrics_table(results))
-    write_file(path, str(card))
+    write_file(path, _with_section(path.read_text(encoding="utf-8"), "Metrics", _metrics_table(results)))
     _write_json(path.parent / RESULTS_FILE, [_facts_of(result) for result in results])
     return path
 
 
 def add_section(folder: str | Path, *, title: str, body: str) -> None:
-    """Add a section to the card of a folder, replacing one with that title; a new one stands before the limits.
-
-    Raises:
-        ValueError: The front matter of the card cannot be read.
-    """
+    """Add a section to the card of a folder, replacing one with that title; a new one stands before the limits."""
     path = Path(folder) / CARD
-    card = _load(path)
-    card.text = _with_section(card.text, title, body)
-    write_file(path, str(card))
+    write_file(path, _with_section(path.read_text(encoding="utf-8"), title, body))
 
 
 def read_data(folder: str | Path) -> tuple[DataSource, ...]:
