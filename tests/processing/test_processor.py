@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer
 
 from vlmo.processing import VLMoProcessor
 
@@ -127,19 +126,6 @@ def test_processor_round_trips_through_a_folder(tmp_path, source):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert loaded.tokenizer.get_vocab() == original.tokenizer.get_vocab()
-
-
-def test_processor_parts_load_through_auto_classes(processor, tmp_path):
-    """Pipelines load image processor and tokenizer apart."""
-    processor.save_pretrained(tmp_path)
-    image_processor = AutoImageProcessor.from_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    inputs = processor(images=picture(), text="Red hearts", return_tensors="pt", padding=False)
-    assert torch.equal(image_processor(picture(), return_tensors="pt")["pixel_values"], inputs["pixel_values"])
-    tokens = tokenizer("Red hearts", return_tensors="pt")
-    assert tokens.keys() == {"input_ids", "attention_mask"}
-    assert torch.equal(tokens["input_ids"], inputs["input_ids"])
-    assert tokenizer.model_max_length == 40
 
 
 def test_folder_without_its_vocabulary_is_refused(tmp_path) -> None:
