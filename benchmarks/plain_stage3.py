@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from vlmo.losses.itm import sample_hard_negatives, sample_uniform
 from vlmo.model import VLMoConfig, VLMoForPreTraining
+from vlmo.model.embeddings import relative_position_index
 from vlmo.model.multiway import LANGUAGE, SHARED, VISION, VISION_LANGUAGE, Expert, MultiwayBlock
-from vlmo.model.position import relative_position_index
 from vlmo.types import Batch
 
 MLM_WEIGHT = 0.25

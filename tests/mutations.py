@@ -63,10 +63,10 @@ MUTATIONS = (
     ),
     Mutation(
         "rows of the position table swapped",
-        "model/position.py",
+        "model/embeddings.py",
         "    index[:num_text, num_text:] = cross\n    index[num_text:, :num_text] = cross + 1\n",
         "    index[:num_text, num_text:] = cross + 1\n    index[num_text:, :num_text] = cross\n",
-        ("model/test_position.py",),
+        ("model/test_embeddings.py",),
     ),
     Mutation(
         "same-image mask dropped in ITC",

@@ -40,7 +40,7 @@ from vlmo.export import onnx as onnx_export
 from vlmo.export.graphs import AnyLengthPositionBias, graphs_of
 from vlmo.export.onnx import OnnxRetrievalModel, write_onnx
 from vlmo.export.sessions import OnnxSession
-from vlmo.model.position import RelativePositionBias
+from vlmo.model.embeddings import RelativePositionBias
 from vlmo.processing import image_processor_for
 
 # Another order of float32 sums; measured: 4e-7 on vectors, 2e-6 on hidden states.

@@ -15,7 +15,7 @@ from vlmo.model import (
     VLMoForSemanticSegmentation,
     VLMoForVisualReasoning,
 )
-from vlmo.model.position import resize_absolute_positions, resize_bias_table
+from vlmo.model.embeddings import resize_absolute_positions, resize_bias_table
 from vlmo.model.stages import layer_decay_factors, start_from
 
 

@@ -36,7 +36,7 @@ from vlmo.checkpoints.official import PUBLISHED_EXTRAS, VLMO_LAYOUT
 from vlmo.folder import read_config, read_json
 from vlmo.folder.atomic import write_file, write_folder
 from vlmo.folder.card import ModelCard, Usage, write_card
-from vlmo.model.position import resize_absolute_positions, resize_bias_table
+from vlmo.model.embeddings import resize_absolute_positions, resize_bias_table
 from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.processing.tokenizers import PAD_MULTIPLE
 

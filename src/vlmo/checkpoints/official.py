@@ -39,7 +39,7 @@ from vlmo.checkpoints.layout import (
 from vlmo.checkpoints.loading import check_model_folder, one_line_errors, read_state_dict
 from vlmo.folder import read_json
 from vlmo.folder.atomic import atomic_file
-from vlmo.model.position import relative_position_index
+from vlmo.model.embeddings import relative_position_index
 
 PUBLISHED_EXTRAS = "published_extras.safetensors"
 """Tensors of the published file that the model does not use, kept so that an export gives the whole file back."""

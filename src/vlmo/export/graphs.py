@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vlmo import model as models
 from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, TEXT_ENCODER
-from vlmo.model.position import RelativePositionBias, relative_position_index
+from vlmo.model.embeddings import RelativePositionBias, relative_position_index
 
 _PIXELS, _IDS, _MASK, _MASKED_PATCHES = "pixel_values", "input_ids", "attention_mask", "bool_masked_pos"
 _TEXT = (_IDS, _MASK)

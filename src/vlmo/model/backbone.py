@@ -15,10 +15,9 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from vlmo.folder import check_folder
 from vlmo.model.config import VLMoConfig
-from vlmo.model.embeddings import ImageEmbeddings, TextEmbeddings
+from vlmo.model.embeddings import ImageEmbeddings, RelativePositionBias, TextEmbeddings, sincos_positions
 from vlmo.model.heads import ContrastHead, MaskedImageHead, Pooler
 from vlmo.model.multiway import LANGUAGE, VISION, MultiwayBlock, Queries, QueryKeyValue, Sequence
-from vlmo.model.position import RelativePositionBias, sincos_positions
 from vlmo.released import find_model
 
 _DUAL_ENCODERS = frozenset(("VLMoForImageTextRetrieval", "VLMoForPreTraining"))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from vlmo.folder import WEIGHTS, check_processor, read_config, weight_files
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoPreTrainedModel
 from vlmo.model.config import FusionStart, VLMoConfig
+from vlmo.model.embeddings import resize_absolute_positions, resize_bias_table
 from vlmo.model.multiway import LANGUAGE, SHARED, MultiwayBlock
-from vlmo.model.position import resize_absolute_positions, resize_bias_table
 from vlmo.released import find_model
 
 _MUST_AGREE = ("num_attention_heads", "token_order", "experts", "attention")

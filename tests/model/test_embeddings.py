@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from tests.toy_model import pictures, texts, toy
 
 from vlmo.model import VLMoConfig, VLMoModel
-from vlmo.model.position import (
+from vlmo.model.embeddings import (
     RelativePositionBias,
     num_offset_rows,
     relative_position_index,
