@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from tests.data.prepare.karpathy_files import coco_record, write_coco
-from tests.data.prepare.test_image_text_shards import members, write_tar
-from tests.data.prepare.test_visual_genome import region
+from tests.data.prepare.test_captions_shards import members, write_tar
+from tests.data.prepare.test_captions_visual_genome import region
 from tests.data.prepare.toy_task_files import jpeg, write
 from tests.toy_questions import write_questions
 
