@@ -110,7 +110,6 @@ _FIXED = {
 # Constants of the published code that no tensor tells.
 _CONSTANTS = {"layer_norm_eps": 1e-6, "text_layer_norm_eps": 1e-12}
 
-
 _FOR_PAIRS = {"use_pooler": True, "use_match_head": True}
 _LANGUAGE = HeadTask("pre-trained on text (stage 2)", ("mlm_head",), models.VLMoForMaskedLM)
 TASKS = (
@@ -146,13 +145,14 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     idle = {OUR_TEXT_POSITIONS} if config.position_embedding == "relative" else set()
     idle |= {name for name in named if task is _LANGUAGE and "pooler" in name}
     unused = [key for key in state_dict if _LEFTOVERS.fullmatch(key)] + [keys[name] for name in named if name in idle]
+    known = {*unused, *keys.values()}
     return Conversion(
         kind=f"VLMo, {title}",
         model_class=task.model_class,
         config=config,
         weights={name: tensor for name, tensor in named.items() if name not in idle},
         unused={key: state_dict[key] for key in unused},
-        unknown=[key for key in state_dict if key not in {*unused, *keys.values()}],
+        unknown=[key for key in state_dict if key not in known],
         max_text_length=text_length,
         text="wordpiece",
         notes=note_on_depth("VLMo", config),
