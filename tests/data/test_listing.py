@@ -4,7 +4,7 @@ from tests.toy_shards import tar_bytes, write_parquet, write_tars
 
 from vlmo.data.listing import list_shards
 from vlmo.data.prepare import labels_of
-from vlmo.data.quarantine import read_lines
+from vlmo.data.rows import read_lines
 from vlmo.data.stream.lanes import open_sources
 
 

@@ -12,7 +12,7 @@ from tests.retrieval.test_building import quarantine
 from tests.retrieval.toy_index import build, rows, write_folder
 from tests.retrieval.toy_video import write_video
 
-from vlmo.data.quarantine import Bad
+from vlmo.data.rows import Bad
 from vlmo.retrieval import Searcher, videos
 from vlmo.retrieval.videos import VIDEO_SUFFIXES, read_key_frames
 

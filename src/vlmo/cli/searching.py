@@ -76,7 +76,7 @@ def index(
     if is_new := not out.exists():  # else it may be an input of an earlier run
         check_given(images, expected="a folder, an image, a video, or a .tar or .parquet file")
     hide_loading_bars()
-    from vlmo.data.quarantine import first_reasons
+    from vlmo.data.rows import first_reasons
     from vlmo.retrieval import build_index
     from vlmo.retrieval.encoder import prepare_searches
 

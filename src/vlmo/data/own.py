@@ -15,8 +15,7 @@ from datasets.exceptions import DatasetsError
 
 from vlmo.data.decoding import ImageCell, is_range
 from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES, regular_file, walk
-from vlmo.data.rows import column
-from vlmo.data.saved import ADVICE, is_saved, naming_damage, open_saved, read_about, saved_splits
+from vlmo.data.rows import ADVICE, column, is_saved, naming_damage, open_saved, read_about, saved_splits
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES, class_features, make_row
 from vlmo.data.stream.records import IMAGE_COLUMNS as SHARD_IMAGES
 from vlmo.data.stream.records import Bad, read_shard

@@ -1,16 +1,35 @@
-"""Columns and rows of data sets; this file does without `datasets`, which takes a second to import."""
+"""Rows of data sets: columns, folders that `datasets` saved, and quarantine files, whose lines say what is unusable.
+
+This file does without `datasets`, which takes a second to import.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import errno
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import pyarrow as pa
+
+from vlmo.data.listing import regular_file
+from vlmo.data.sampler import stable_id
+from vlmo.data.tables import SPLITS
+
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 SUMMARY_FILE = "prepared.json"
 """The summary of a prepared folder, beside the folders of its splits."""
+SAVED_FILES = ("state.json", "dataset_dict.json")
+"""Files that `save_to_disk` writes of a `Dataset` and of a `DatasetDict`; a folder with one is a saved set."""
+ADVICE = "save, copy or prepare the set again"
+_MAX_BYTES = 1 << 24  # of the files beside the rows
+# Other types and depths than expected, and what Arrow finds in the rows.
+_ERRORS = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError, MemoryError)
 
 
 def column(dataset: Dataset, name: str) -> list[Any]:
@@ -43,3 +62,128 @@ def false_captions(rows: Dataset) -> list[list[str]]:
                 f"sample {row} has {len(texts)} captions and {len(of_row)} false_captions; expected as many or none"
             )
     return found
+
+
+def is_saved(folder: Path) -> bool:
+    """Return True for a folder that `save_to_disk` wrote of a `Dataset` or a `DatasetDict`."""
+    return any((folder / name).is_file() for name in SAVED_FILES)
+
+
+def saved_splits(folder: Path) -> dict[str, Path]:
+    """Return the folders of the splits that have rows, by name; empty where it is itself a split, or not a saved set.
+
+    `val` and the like are called as in `SPLITS`, unless another split has that name. ValueError if the list of splits
+    is damaged, or none has rows.
+    """
+    file = folder / "dataset_dict.json"
+    if not file.is_file():
+        return {}
+    with naming_damage(file, advice=ADVICE):
+        splits = json.loads(read_about(file))["splits"]
+        if outside := [split for split in splits if Path(split).name != split or split == ".."]:
+            raise ValueError(f"{outside[0]!r:.80} is no folder in it")
+        kept = [split for split in splits if not _is_empty(folder / split)]
+    if not kept:
+        raise ValueError(f"{folder}: the set is empty, it has no row")
+    named = [SPLITS.get(split.lower(), split) for split in kept]
+    return {split if named.count(name) > 1 else name: folder / split for split, name in zip(kept, named, strict=True)}
+
+
+def _is_empty(folder: Path) -> bool:
+    with contextlib.suppress(OSError, *_ERRORS):  # damage is found by whoever opens this split
+        return json.loads(read_about(folder / "state.json"))["_data_files"] == []
+    return False
+
+
+def open_saved(folder: Path) -> Dataset:
+    """Open the rows of a split; ValueError if it is damaged, or empty, which `datasets` itself cannot read."""
+    from datasets import Dataset  # takes a second
+
+    if _is_empty(folder):
+        raise ValueError(f"{folder}: the set is empty, it has no row")
+    with naming_damage(folder, advice=ADVICE):
+        files = [each["filename"] for each in json.loads(read_about(folder / "state.json"))["_data_files"]]
+        if lost := [name for name in files if Path(name).name != name or not (folder / name).is_file()]:
+            raise ValueError(f"{len(lost)} of {len(files)} files are not in it, such as {lost[0]!r:.80}")
+        read_about(folder / "dataset_info.json")  # `datasets` reads it whatever its size
+        dataset = Dataset.load_from_disk(str(folder))
+        dataset.data.table.validate(full=True)  # an offset outside the file would be read
+        return dataset
+
+
+def read_about(file: Path) -> bytes:
+    """Read a file beside the rows; OSError for a pipe, a device or one that is too large."""
+    if (size := regular_file(file).st_size) > _MAX_BYTES:
+        raise OSError(errno.EFBIG, f"{size:,} bytes; at most {_MAX_BYTES:,} are read", str(file))
+    return file.read_bytes()
+
+
+@contextlib.contextmanager
+def naming_damage(where: Path, *, advice: str) -> Iterator[None]:
+    """Turn whatever reading a damaged file raises into a ValueError that names it and says what to do."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, *_ERRORS) as error:
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        raise ValueError(f"{where} is damaged ({kind}{error}); {advice}") from error
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A record that cannot be used (kind "row"), or the end of what can be read of a shard ("shard")."""
+
+    kind: str
+    shard: str
+    index: int
+    key: str
+    reason: str
+
+    def line(self) -> dict[str, Any]:
+        """Return its line of the quarantine file."""
+        return {"kind": self.kind, "row": self.index, "image_id": self.key, "path": self.shard, "reason": self.reason}
+
+
+class QuarantineFile:
+    """Appends lines as bad records are met; a record that has a line, from another epoch or start, gets no other."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: set[int] | None = None
+
+    def add(self, records: Iterable[Bad]) -> None:
+        """Append a line for each new one."""
+        if self._known is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._known = {_identity(line) for line in read_lines(self._path)}
+        lines = {_identity(record.line()): record.line() for record in records}
+        new = {name: line for name, line in lines.items() if name not in self._known}
+        if new:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(to_lines(list(new.values())))
+            self._known.update(new)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of an earlier run; half a line, left by a kill, is removed. A missing file is made."""
+    with path.open("a+b") as file:
+        file.seek(0)
+        content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        file.truncate(len(whole))
+    with naming_damage(path, advice="remove it"):
+        return [{**json.loads(line)} for line in whole.splitlines()]
+
+
+def first_reasons(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Return the first reasons for invalid rows in a sentence; equal ones once."""
+    reasons = list(dict.fromkeys(line["reason"] for line in lines if line["kind"] != "caption"))
+    return "; ".join(reasons[:3]) + ("; ..." if reasons[3:] else "")
+
+
+def to_lines(lines: Sequence[dict[str, Any]]) -> str:
+    """Return the text of a quarantine file."""
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _identity(line: dict[str, Any]) -> int:
+    return stable_id(f"{line['kind']} {line['row']} {line['image_id']} {line['path']}")

@@ -29,8 +29,7 @@ from vlmo.data.listing import (
     warn_of_skipped,
 )
 from vlmo.data.own import CLASS_LIST, image_cell, open_own, open_shards, to_dataset
-from vlmo.data.rows import column, false_captions, select_rows
-from vlmo.data.saved import is_saved, open_saved, saved_splits
+from vlmo.data.rows import column, false_captions, is_saved, open_saved, saved_splits, select_rows
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, SEGMENT_FEATURES, class_features, hash_share, make_row
 from vlmo.data.tables import SPLITS, TABLE_STEMS
 

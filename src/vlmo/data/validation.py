@@ -17,8 +17,7 @@ from datasets.table import ConcatenationTable, InMemoryTable
 
 from vlmo.data.builtin import built_folder
 from vlmo.data.decoding import decode_image
-from vlmo.data.quarantine import first_reasons, to_lines
-from vlmo.data.rows import SUMMARY_FILE, column, select_rows
+from vlmo.data.rows import SUMMARY_FILE, column, first_reasons, select_rows, to_lines
 from vlmo.data.schema import FEATURES, require_columns
 from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
 from vlmo.folder.atomic import cached_file, keep_file, write_file

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from vlmo.data.quarantine import QuarantineFile, read_lines, to_lines
+from vlmo.data.rows import QuarantineFile, read_lines, to_lines
 from vlmo.folder.atomic import LOCK_FILE, lock_folder, write_file
 from vlmo.lazy import install_command
 from vlmo.progress import Progress

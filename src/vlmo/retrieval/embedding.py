@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.data.decoding import decode_image, image_bytes
-from vlmo.data.quarantine import Bad
+from vlmo.data.rows import Bad
 from vlmo.retrieval.sources import Found, Reader, Record
 from vlmo.retrieval.store import Store, encoded_schema
 

@@ -28,7 +28,7 @@ from vlmo.data.listing import (
     walk,
     warn_of_skipped,
 )
-from vlmo.data.saved import SAVED_FILES, read_about
+from vlmo.data.rows import SAVED_FILES, read_about
 from vlmo.data.stream.records import Bad, Sample, read_shard
 from vlmo.data.tables import TABLE_STEMS, find_table
 from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata

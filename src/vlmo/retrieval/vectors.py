@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 from rich.console import Console
 
-from vlmo.data.quarantine import Bad, to_lines
+from vlmo.data.rows import Bad, to_lines
 from vlmo.folder.atomic import atomic_file
 from vlmo.progress import Progress
 from vlmo.retrieval.embedding import Encoded, Work, embed_works

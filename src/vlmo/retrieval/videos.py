@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import fsspec
 
 from vlmo.data.decoding import MAX_PIXELS, image_bytes
-from vlmo.data.quarantine import Bad
+from vlmo.data.rows import Bad
 from vlmo.lazy import install_command
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi")

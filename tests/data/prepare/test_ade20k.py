@@ -9,7 +9,7 @@ from tests.data.prepare.toy_task_files import jpeg, quarantined, write
 
 from vlmo.data.decoding import decode_mask
 from vlmo.data.prepare import labels_of, prepare
-from vlmo.data.prepare.ade20k import open_set
+from vlmo.data.prepare.classes import open_ade20k as open_set
 from vlmo.data.schema import SEGMENT_FEATURES
 from vlmo.data.sources import open_source
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from tests.toy_shards import write_tars
 
-from vlmo.data.quarantine import Bad
+from vlmo.data.rows import Bad
 from vlmo.data.stream.lanes import START, Lane, Source, read_stream
 
 COUNTS = [5, 0, 9, 1, 7, 12, 3]  # uneven, and one shard empty

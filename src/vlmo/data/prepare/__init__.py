@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmo.data.rows import SUMMARY_FILE
-from vlmo.data.saved import naming_damage
+from vlmo.data.rows import SUMMARY_FILE, naming_damage
 
 if TYPE_CHECKING:
     from vlmo.data.prepare.engine import Summary
@@ -25,13 +24,13 @@ PREPARERS = {
     "visual_genome": "captions.open_visual_genome",
     "sbu": "captions.open_sbu",
     "conceptual_captions": "captions.open_conceptual_captions",
-    "vqav2": "vqav2.open_set",
-    "nlvr2": "nlvr2.open_set",
+    "vqav2": "reasoning.open_vqav2",
+    "nlvr2": "reasoning.open_nlvr2",
     "sugarcrepe": "composition.open_sugarcrepe",
     "aro": "composition.open_aro",
     "winoground": "composition.open_winoground",
-    "imagenet": "imagenet.open_set",
-    "ade20k": "ade20k.open_set",
+    "imagenet": "classes.open_imagenet",
+    "ade20k": "classes.open_ade20k",
     "text": "text.open_set",
     "vilt_arrow": "vilt_arrow.open_set",
 }

@@ -22,8 +22,7 @@ from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value, 
 
 from vlmo.data.loader import start_workers
 from vlmo.data.prepare.parts import Absent, BadRow, Part, Record, SetOnDisk
-from vlmo.data.quarantine import to_lines
-from vlmo.data.rows import SUMMARY_FILE, arrow_table, select_rows
+from vlmo.data.rows import SUMMARY_FILE, arrow_table, select_rows, to_lines
 from vlmo.data.validation import ImageValidator, Verdict, image_columns
 from vlmo.folder.atomic import LOCK_FILE, atomic_file, lock_folder, write_folder
 from vlmo.progress import Progress

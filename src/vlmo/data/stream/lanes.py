@@ -20,9 +20,8 @@ from typing import Any
 from vlmo import distributed
 from vlmo.data.examples import Example
 from vlmo.data.listing import list_shards
-from vlmo.data.quarantine import Bad
+from vlmo.data.rows import Bad, naming_damage
 from vlmo.data.sampler import order, sample_seed
-from vlmo.data.saved import naming_damage
 from vlmo.data.stream.records import Offset, Record, Sample, read_shard, sample_id
 from vlmo.folder.atomic import write_file
 

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from vlmo import distributed
 from vlmo.data.examples import Example, StreamExamples, merge
 from vlmo.data.loader import LoaderConfig, start_workers
-from vlmo.data.quarantine import Bad, QuarantineFile
+from vlmo.data.rows import Bad, QuarantineFile
 from vlmo.data.sampler import batch_seed
 from vlmo.data.stream.lanes import Lane, Source
 from vlmo.types import Batch

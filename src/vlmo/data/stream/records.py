@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 
 from vlmo.data.decoding import is_range, range_path
 from vlmo.data.listing import IMAGE_SUFFIXES, is_remote, regular_file
-from vlmo.data.quarantine import Bad
+from vlmo.data.rows import Bad, open_saved, saved_splits
 from vlmo.data.sampler import stable_id
-from vlmo.data.saved import open_saved, saved_splits
 from vlmo.data.tables import column_of
 
 IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image")

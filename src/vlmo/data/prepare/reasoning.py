@@ -1,7 +1,8 @@
-"""VQA 2.0: questions about COCO's images, with ten answers each."""
+"""Tasks over images and texts: VQA 2.0 (questions about COCO's images) and NLVR2 (sentences about two photographs)."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,11 @@ from typing import Any, NamedTuple
 
 from vlmo.data.prepare.captions import coco_image_id
 from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, first_of, image_at, read_records, text_of
-from vlmo.data.schema import QUESTION_FEATURES, hash_share, make_row
+from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES, hash_share, make_row
 from vlmo.processing.answers import MIN_COUNT, answer_list, soft_targets
 
-NAME = "vqav2"
-LICENCE = "questions and answers CC-BY-4.0 (VQA Consortium); images under the Flickr terms of their owners (COCO)"
-TEST_SIZES = {"test_dev": 107_394, "test_std": 447_793}
+_VQA_TERMS = "questions and answers CC-BY-4.0 (VQA Consortium); images under the Flickr terms of their owners (COCO)"
+_TEST_SIZES = {"test_dev": 107_394, "test_std": 447_793}
 """The number of questions that are trained on depends on the images that are held out."""
 
 HELD_OUT_IMAGES = 1000
@@ -29,17 +29,17 @@ _LABELLED = ("train2014", "val2014")
 _UNLABELLED = {"test-dev2015": "test_dev", "test2015": "test_std"}
 
 _QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
-_LAYOUT = (
+_VQA_LAYOUT = (
     "v2_OpenEnded_mscoco_{train2014,val2014}_questions.json, v2_mscoco_{train2014,val2014}_annotations.json (there, in "
     "questions/ and annotations/, or in vqa/) and the images in train2014/ and val2014/ (there, in images/ or coco/)"
 )
 
 
-def open_set(root: Path) -> SetOnDisk:
+def open_vqav2(root: Path) -> SetOnDisk:
     """Find a row a question; those of val2014 are for training, but for held-out images. ValueError without answers."""
 
     def named(name: str, *folders: str) -> Path:
-        return find(root, name, *(f"{folder}/{name}" for folder in folders), layout=_LAYOUT)
+        return find(root, name, *(f"{folder}/{name}" for folder in folders), layout=_VQA_LAYOUT)
 
     files = {part: named(_QUESTIONS.format(part), "questions", "vqa") for part in _LABELLED}
     for part in _UNLABELLED:
@@ -78,8 +78,8 @@ def open_set(root: Path) -> SetOnDisk:
                 row = make_row(
                     coco_image_id(image),
                     image=image_at(folder / f"COCO_{folder.name}_{image:012}.jpg"),
-                    source=NAME,
-                    licence=LICENCE,
+                    source="vqav2",
+                    licence=_VQA_TERMS,
                     question=question,
                     question_id=str(number),
                     question_type=found.question_type,
@@ -101,12 +101,12 @@ def open_set(root: Path) -> SetOnDisk:
         notes.append(f"{len(known):,} questions have answers; in the whole set {_KNOWN_ANNOTATIONS:,} have")
     return SetOnDisk(
         parts=chunked(rows),
-        licence=LICENCE,
+        licence=_VQA_TERMS,
         features=QUESTION_FEATURES,
         labels=answers,
         unique="question_id",
         needs_caption=False,
-        known_sizes={split: TEST_SIZES[split] for split in tests.values()},
+        known_sizes={split: _TEST_SIZES[split] for split in tests.values()},
         notes=notes,
     )
 
@@ -144,3 +144,65 @@ def _read_questions(file: Path) -> list[tuple[int, int, str]]:
         return int(record["question_id"]), int(record["image_id"]), text_of(record["question"])
 
     return read_records(file, read, key="questions", needs="question_id, image_id and question")
+
+
+# ---------------------------------------------------------------------------------------------------------------- NLVR2
+
+_NLVR2_TERMS = "sentences CC-BY-4.0 (NLVR2); images of the web under the terms of their owners, for research"
+_NLVR2_SIZES = {"train": 86_373, "validation": 6_982, "test": 6_967}
+
+_SPLITS = {"train": "train", "dev": "validation", "test1": "test"}
+_LABELS = {"none": -1, "true": 1, "false": 0}
+
+_NLVR2_LAYOUT = (
+    "train.json, dev.json and test1.json (there, in data/ or in nlvr2/data/), and the images in images/train/, dev/ "
+    "and test1/ (or images/dev/ and images/test1/)"
+)
+
+
+def open_nlvr2(root: Path) -> SetOnDisk:
+    """Find one row a sentence; its images are the left and the right one."""
+    found = {
+        part: first_of(root, *(f"{folder}{part}.json" for folder in ("", "data/", "nlvr2/data/"))) for part in _SPLITS
+    }
+    files = {part: file for part, file in found.items() if file is not None}
+    if not files:
+        find(root, "train.json", "dev.json", "test1.json", layout=_NLVR2_LAYOUT)
+    folders = {part: find(root, f"images/{part}", part, layout=_NLVR2_LAYOUT) for part in files}
+
+    def rows() -> Iterator[Row | BadRow]:
+        for part, file in files.items():
+            for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+                if line.strip():
+                    yield _sentence(line, where=f"{file}:{number}", part=part, folder=folders[part])
+
+    return SetOnDisk(
+        parts=chunked(rows),
+        licence=_NLVR2_TERMS,
+        features=REASONING_FEATURES,
+        known_sizes={_SPLITS[part]: _NLVR2_SIZES[_SPLITS[part]] for part in files},
+        notes=[f"{part}.json is not there" for part in _SPLITS if part not in files],
+    )
+
+
+def _sentence(line: bytes, *, where: str, part: str, folder: Path) -> Row | BadRow:
+    try:
+        record = json.loads(line)
+        identifier, sentence, label = record["identifier"], text_of(record["sentence"]), str(record.get("label"))
+        of_part, images, pair, sentence_number = identifier.split("-")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{where}: expected an object with sentence, label and identifier (such as dev-850-0-1): {error!r}"
+        ) from error
+    split = _SPLITS[part]
+    if of_part != part or label.lower() not in _LABELS:
+        return BadRow(split, identifier, f"{where}: {of_part!r} with label {label!r}; expected {part!r}, True or False")
+    # Only the training images are in folders, by a number that their records have.
+    folder = folder / str(record["directory"]) if "directory" in record else folder
+    left, right = (image_at(folder / f"{part}-{images}-{pair}-img{side}.png") for side in (0, 1))
+    row = make_row(
+        identifier, image=left, captions=[sentence], source="nlvr2", licence=_NLVR2_TERMS, second_image=right
+    )
+    # As the official metric does it: a sentence was written for the four pairs of one set of images.
+    group = f"{part}-{images}-{sentence_number}"
+    return Row(split, row | {"label": _LABELS[label.lower()], "sentence_group": group})
