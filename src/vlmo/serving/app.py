@@ -27,7 +27,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
-from vlmo.serving import compatible, schemas
+from vlmo.serving import schemas
 from vlmo.serving.middleware import Guard, Metrics
 from vlmo.serving.parts import Parts
 from vlmo.serving.schemas import MAX_FILTER, MAX_IMAGES, MAX_TEXTS, Body, BusyError, ServiceError
@@ -74,9 +74,9 @@ _POSTS: tuple[tuple[str, type[Body], type[BaseModel], Work], ...] = (
     ("/v1/search", schemas.SearchRequest, schemas.SearchResponse, Service.search),
     ("/v1/similar", schemas.SimilarRequest, schemas.SearchResponse, Service.similar),
     ("/v1/vqa", schemas.QuestionRequest, schemas.QuestionResponse, Service.answer),
-    ("/v1/embeddings", compatible.EmbeddingsRequest, compatible.EmbeddingsResponse, Service.embeddings),
-    ("/v1/rerank", compatible.RerankRequest, compatible.RerankResponse, Service.rerank),
-    ("/v2/rerank", compatible.RerankRequest, compatible.RerankResponse, Service.rerank),
+    ("/v1/embeddings", schemas.EmbeddingsRequest, schemas.EmbeddingsResponse, Service.embeddings),
+    ("/v1/rerank", schemas.RerankRequest, schemas.RerankResponse, Service.rerank),
+    ("/v2/rerank", schemas.RerankRequest, schemas.RerankResponse, Service.rerank),
 )
 """Path, body, answer, and the method that makes one of the other; its docstring is the description."""
 
@@ -187,11 +187,6 @@ def _add_api(app: FastAPI, state: State) -> None:
     def about() -> schemas.About:  # no coroutine, so that it runs on a thread
         """Abilities of this service, its columns and its limits."""
         return state.service.about()
-
-    @app.get("/v1/models")
-    def models() -> compatible.ModelList:
-        """Models of this service, as OpenAI's clients list them, and the routes that each answers."""
-        return state.service.models()
 
 
 def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], answer: type[BaseModel], work: Work) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
@@ -38,8 +38,6 @@ MAX_BUDGET = 60.0
 MAX_FILTER = 500
 """Characters of a filter. A few hundred terms nest less deeply than any parser minds."""
 
-# ------------------------------------------------------------------------------------------------------------- requests
-
 
 def read_image(value: Any) -> bytes:
     """Decode base64 and `data:` addresses; bytes stay as they are. ValueError if it is neither, or empty."""
@@ -53,7 +51,7 @@ def read_image(value: Any) -> bytes:
         value = value.partition(",")[2]
     try:
         data = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"the image is no base64: {error}") from None
     if not data:
         raise ValueError("the image is empty")
@@ -79,6 +77,9 @@ Where = Annotated[
     StringConstraints(max_length=MAX_FILTER),
     Field(description="Filter on the index's columns, such as `year >= 2020 and album = 'Rome'`."),
 ]
+Weight = Annotated[
+    float | None, Field(ge=0, le=1, description="Share of the match score in the order; by default the model's.")
+]
 Top = Annotated[int, Field(ge=1, le=MAX_TOP, description="Number of results.")]
 
 
@@ -102,9 +103,7 @@ class SearchRequest(Body):
             description=f"Candidates of a text that the fusion encoder scores; by default {SEARCH_RERANK}, if it can.",
         ),
     ] = None
-    weight: Annotated[
-        float | None, Field(ge=0, le=1, description="Share of the match score in the order; by default the model's.")
-    ] = None
+    weight: Weight = None
     where: Where | None = None
     budget: Annotated[
         float | None, Field(gt=0, le=MAX_BUDGET, description="Seconds after which the order is returned as it stands.")
@@ -142,7 +141,97 @@ class QuestionRequest(Body):
         return self
 
 
-# -------------------------------------------------------------------------------------------------------------- answers
+class Content(Body):
+    """A text or an image. A string is a text, unless it begins with `data:image/`; an address alone is refused."""
+
+    text: Text | None = None
+    image: ImageFile | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wrap(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return value
+        if isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", value, re.IGNORECASE):
+            raise ValueError('addresses are not fetched: send the image in base64, or {"text": ...} to mean the words')
+        if isinstance(value, str) and value[:11].lower() != "data:image/":
+            return {"text": value}
+        if isinstance(value, str | bytes):  # bytes: a file of a form
+            return {"image": value}
+        raise ValueError('expected a text or {"image": ...}; token ids are not accepted, send the text itself')
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("give a text or an image, one of them")
+        return self
+
+    @property
+    def document(self) -> dict[str, str]:
+        """The object that a client sends, an image in base64."""
+        return {"image": base64.b64encode(self.image).decode()} if self.image is not None else {"text": self.text or ""}
+
+
+def split(contents: Sequence[Content]) -> tuple[list[str], list[bytes]]:
+    """Texts and images, both in the order of the contents."""
+    texts = [content.text for content in contents if content.text is not None]
+    return texts, [content.image for content in contents if content.image is not None]
+
+
+_OBJECTS = [{"type": "object", "properties": {key: {"type": "string"}}, "required": [key]} for key in ("text", "image")]
+_ABOUT = 'A text, or an image as `{"image": "BASE64"}` or as a string that begins with `data:image/`.'
+AnyContent = Annotated[Content, WithJsonSchema({"anyOf": [{"type": "string"}, *_OBJECTS], "description": _ABOUT})]
+
+
+class ClientBody(Body):
+    """Body whose other fields have no effect: clients send settings of models that are not these."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str | None = Field(default=None, description="Has no effect: the service has one model.")
+
+
+class EmbeddingsRequest(ClientBody):
+    """Texts and images to embed."""
+
+    input: Annotated[list[AnyContent], BeforeValidator(lambda value: value if isinstance(value, list) else [value])] = (
+        Field(min_length=1, max_length=MAX_TEXTS, description="Texts and images; a single one needs no list.")
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        default="float", description="float: lists of numbers. base64: 32-bit floats, little-endian."
+    )
+    dimensions: int | None = Field(
+        default=None,
+        ge=1,
+        description="Size of a vector: its first dimensions, at most the model's, of length 1 again.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        number = len(split(self.input)[1])
+        if number > MAX_IMAGES:
+            raise ValueError(f"input has {number} images: send at most {MAX_IMAGES} at a time")
+        return self
+
+
+class RerankRequest(ClientBody):
+    """A text with images, or an image with texts."""
+
+    query: AnyContent
+    documents: list[AnyContent] = Field(
+        min_length=1, max_length=MAX_RERANK, description="Images for a text, texts for an image."
+    )
+    top_n: int | None = Field(default=None, ge=1, description="Number of results; by default all.")
+    rerank_weight: Weight = None
+    return_documents: bool | None = Field(default=False, description="Send the documents back with the results.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for number, document in enumerate(self.documents):
+            if (document.text is None) == (self.query.text is None):
+                kind = "images" if document.text is None else "texts"
+                raise ValueError(f"query and document {number} are both {kind}: send a text and images, or vice versa")
+        return self
 
 
 class Sample(BaseModel):
@@ -209,6 +298,49 @@ class QuestionResponse(BaseModel):
     answers: list[Answer]
 
 
+class Usage(BaseModel):
+    """Tokens that the model reads of the texts; images count none."""
+
+    prompt_tokens: int
+    total_tokens: int = Field(description="The same.")
+
+
+class Embedding(BaseModel):
+    """Vector of an input, of length 1."""
+
+    object: Literal["embedding"]
+    index: int = Field(description="Position of the input.")
+    embedding: list[float] | str
+
+
+class EmbeddingsResponse(BaseModel):
+    """Vectors in the order of the inputs."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str = Field(description="Fingerprint of the model. Vectors of different models do not compare.")
+    usage: Usage
+
+
+class Ranked(BaseModel):
+    """Score of a document; with the document, if it was asked for."""
+
+    index: int = Field(description="Position of the document in the request.")
+    relevance_score: float = Field(
+        description="Logistic function of the score that orders; for a `rerank_weight` of 1 probability of a match."
+    )
+    document: dict[str, str] = Field(default={}, description="`text`, or `image` in base64; if it was asked for.")
+
+
+class RerankResponse(BaseModel):
+    """Documents, the best first."""
+
+    results: list[Ranked]
+    model: str = Field(description="Fingerprint of the model.")
+    usage: Usage
+    meta: dict[str, dict[str, int]] = Field(description="The number of tokens, where Cohere's clients read it.")
+
+
 class Health(BaseModel):
     """State of the server."""
 
@@ -228,9 +360,6 @@ class About(BaseModel):
     columns: dict[str, str] = Field(description="Columns that filters may name, and their types.")
     samples: list[Sample] = Field(description="Some of the images.")
     limits: dict[str, int] = Field(description="The most of each that a request may have.")
-
-
-# --------------------------------------------------------------------------------------------------------------- errors
 
 
 class ErrorDetail(BaseModel):

@@ -21,7 +21,7 @@ from vlmo.retrieval.encoder import shorten
 from vlmo.retrieval.filters import check_comparisons
 from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, TEXTS, TOKENS, sigmoid
 from vlmo.retrieval.store import DamagedError
-from vlmo.serving import compatible, schemas
+from vlmo.serving import schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
 from vlmo.serving.decoder import ClosedError, Decoders
 from vlmo.serving.parts import Parts, Question
@@ -74,7 +74,7 @@ class Service:
         self._threads.shutdown()
         self._upload_threads.shutdown()
 
-    async def embeddings(self, request: compatible.EmbeddingsRequest) -> compatible.EmbeddingsResponse:
+    async def embeddings(self, request: schemas.EmbeddingsRequest) -> schemas.EmbeddingsResponse:
         """Vectors of texts and images, for clients of OpenAI and Jina.
 
         Raises:
@@ -85,7 +85,7 @@ class Service:
         if dim > encoder.dim:
             reason = f"dimensions is {dim}, but the vectors here have {encoder.dim}"
             raise ServiceError(422, reason, hint=f"leave out dimensions, or ask for at most {encoder.dim}")
-        texts, images = compatible.split(request.input)
+        texts, images = schemas.split(request.input)
         vectors, usage = await asyncio.gather(self._embed(texts, images), self._usage(texts))
         of_texts, of_images = map(iter, vectors)
         data = []
@@ -93,8 +93,8 @@ class Service:
             vector = shorten(next(of_images if content.text is None else of_texts), dim)
             is_coded = request.encoding_format == "base64"
             values = base64.b64encode(vector.astype("<f4").tobytes()).decode() if is_coded else vector.tolist()
-            data.append(compatible.Embedding(object="embedding", index=index, embedding=values))
-        return compatible.EmbeddingsResponse(object="list", data=data, model=encoder.fingerprint, usage=usage)
+            data.append(schemas.Embedding(object="embedding", index=index, embedding=values))
+        return schemas.EmbeddingsResponse(object="list", data=data, model=encoder.fingerprint, usage=usage)
 
     async def search(self, request: schemas.SearchRequest) -> schemas.SearchResponse:
         """Indexed images that fit a text, or are like an image.
@@ -149,12 +149,12 @@ class Service:
         result = await self._ask_index(lambda: searcher.similar(request.id, top=request.top, where=where), where=where)
         return schemas.SearchResponse.of(result, total=time.perf_counter() - began)
 
-    async def rerank(self, request: compatible.RerankRequest) -> compatible.RerankResponse:
+    async def rerank(self, request: schemas.RerankRequest) -> schemas.RerankResponse:
         """Order of images for a text or of texts for an image, as a search has it; for clients of Cohere and Jina."""
         encoder = self._encoder()
         own = encoder.rerank_weight_image_to_text if request.query.text is None else encoder.rerank_weight
         weight = own if request.rerank_weight is None else request.rerank_weight
-        texts, images = compatible.split([request.query, *request.documents])
+        texts, images = schemas.split([request.query, *request.documents])
         (pixels, odds), usage = await asyncio.gather(self._match(texts, images), self._usage(texts))
         of_texts, of_images = await asyncio.gather(self._run(TEXTS, texts), self._run(IMAGES, pixels))
         similarity = (np.stack(of_images) @ np.stack(of_texts).T).ravel()  # there is one text, or one image
@@ -162,12 +162,12 @@ class Service:
         scores = rerank_score(similarity - 1, np.asarray(odds), weight=weight, scale=encoder.inverse_temperature)
         # Not by the logistic function: that of sure matches is equal.
         order = np.argsort(-scores, kind="stable").tolist()[: request.top_n]
-        results = [compatible.Ranked(index=index, relevance_score=sigmoid(scores[index])) for index in order]
+        results = [schemas.Ranked(index=index, relevance_score=sigmoid(scores[index])) for index in order]
         if request.return_documents:
             for ranked in results:
                 ranked.document = request.documents[ranked.index].document
         meta = {"tokens": {"input_tokens": usage.total_tokens}}
-        return compatible.RerankResponse(results=results, model=encoder.fingerprint, usage=usage, meta=meta)
+        return schemas.RerankResponse(results=results, model=encoder.fingerprint, usage=usage, meta=meta)
 
     async def answer(self, request: schemas.QuestionRequest) -> schemas.QuestionResponse:
         """Answers to a question about an image."""
@@ -217,19 +217,6 @@ class Service:
             },
         )
 
-    def models(self) -> compatible.ModelList:
-        """Models of the service, and the routes that each answers."""
-        encoder, answerer = self._parts.encoder, self._parts.answerer
-        models = []
-        if encoder is not None:
-            routes = ["/v1/embeddings"]
-            routes += ["/v1/rerank", "/v2/rerank"] if encoder.can_match else []
-            routes += ["/v1/search", "/v1/similar"] if self._can_search else []
-            models.append(compatible.model_of(encoder.folder, fingerprint=encoder.fingerprint, routes=routes))
-        if answerer is not None:
-            models.append(compatible.model_of(answerer.folder, fingerprint=None, routes=["/v1/vqa"]))
-        return compatible.ModelList(object="list", data=models)
-
     def _samples(self) -> list[schemas.Sample]:
         """A few images that are not too similar: every n-th of those nearest to a random vector."""
         index = self._parts.index
@@ -276,9 +263,9 @@ class Service:
         pairs = list(zip(pixels * (number // len(pixels)), texts * (number // len(texts)), strict=True))
         return pixels, [float(each) for each in await self._run(PAIRS, pairs)]
 
-    async def _usage(self, texts: Sequence[str]) -> compatible.Usage:
+    async def _usage(self, texts: Sequence[str]) -> schemas.Usage:
         tokens = sum(await self._run(TOKENS, texts))
-        return compatible.Usage(prompt_tokens=tokens, total_tokens=tokens)
+        return schemas.Usage(prompt_tokens=tokens, total_tokens=tokens)
 
     async def _decode(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run a function that holds a whole image of the index on a decoder thread."""
