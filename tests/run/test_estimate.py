@@ -293,7 +293,7 @@ def test_start_teacher_and_data_that_are_missing_are_named(tmp_path, monkeypatch
     cli.main(["train", "vlmo-small", "--dry-run", "--import", "worlds"])
     output = capsys.readouterr().out
     assert "It starts from runs/vlmo-small/sizes/model, which is not there" in output
-    assert "Its teacher is runs/vlmo-small/retrieval-again/model, not there either" in output
+    assert "Its teacher is runs/vlmo-small/retrieval-again/model, which is not there" in output
     cli.main(
         ["train", "vlmo-small", "--dry-run", "--task.teacher", "vlmo-small", "--init", "None", "--import", "worlds"]
     )

@@ -160,17 +160,12 @@ def _run_options(
 
 
 def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None:
-    """Train, or tell what the run will need; `original` is the recipe without the changes of the options."""
+    """Train, or show what the run will need; `original` is the recipe without the changes of the options."""
     if options.dry_run:
-        _tell_needs(options, original=original, name=name)
+        _show_needs(options, original=original, name=name)
         return
     if options.processes is not None or options.json is not None:
         raise ValueError("--processes and --json belong to --dry-run; torchrun's --nproc-per-node starts processes")
-    from vlmo.recipes.schema import check_recipe
-
-    if missing := _missing_starts(options.recipe, original):
-        check_recipe(options.recipe, processes=1)  # what is wrong beside it
-        raise ValueError(" ".join(missing.values()))
     from vlmo.distributed import is_main
     from vlmo.run import build
     from vlmo.training import explained_faults, launch
@@ -196,51 +191,25 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
         Console().print(f"{result.status}: {result.steps} steps; {kind} folder {result.model_dir}", highlight=False)
 
 
-def _tell_needs(options: TrainOptions, *, original: Any, name: str) -> None:
-    """Show what the run will need; a start that is there must fit, with its teacher."""
+def _show_needs(options: TrainOptions, *, original: Any, name: str) -> None:
     from vlmo.distributed import choose_device
     from vlmo.recipes.schema import missing_sources
     from vlmo.run.estimate import check_start, estimate
 
     recipe = options.recipe
     choose_device(options.device)
-    starts, there = _missing_starts(recipe, original), recipe
-    if "init" in starts:
-        there = replace(there, init=None)
-    if "teacher" in starts:
-        there = replace(there, task=replace(there.task, teacher=None))
     processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
     needs = estimate(recipe, processes=processes)  # which validates the recipe
-    check_start(there)
-    if os.environ.get("RANK", "0") == "0":
-        whose = f"each of {processes:,} processes" if processes > 1 else "one process"
-        Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
-        data = []
-        if lost := [] if recipe.data.streams.patterns else missing_sources(recipe.data.source):
-            data = [f"Not there yet of its data: {', '.join(lost)}; prepare that (docs/data.md), or give --data."]
-        say(*starts.values(), *data)
-        if options.json is not None:
-            options.json.write_text(needs.to_json() + "\n")
-
-
-def _missing_starts(recipe: Any, original: Any) -> dict[str, str]:
-    """Return what to do about a start that is the recipe's own and not there, and about its teacher."""
-    missing = {}
-    if _is_to_come(recipe.init, original.init):
-        missing["init"] = f"It starts from {recipe.init}, which is not there yet: train that first, or give --init."
-        teacher, own = (getattr(each.task, "teacher", None) for each in (recipe, original))
-        if _is_to_come(teacher, own):
-            missing["teacher"] = (
-                f"Its teacher is {teacher}, not there either: train that first, or give --task.teacher."
-            )
-    return missing
-
-
-def _is_to_come(model: str | None, own: str | None) -> bool:
-    """Return whether a model is the recipe's own and not there: most often the end of a run to come."""
-    from vlmo.released import find_model
-
-    return model is not None and model == own and not Path(find_model(model)).exists()
+    missing = check_start(recipe, original)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    whose = f"each of {processes:,} processes" if processes > 1 else "one process"
+    Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
+    if lost := [] if recipe.data.streams.patterns else missing_sources(recipe.data.source):
+        missing.append(f"Not there yet of its data: {', '.join(lost)}; prepare that (docs/data.md), or give --data.")
+    say(*missing)
+    if options.json is not None:
+        options.json.write_text(needs.to_json() + "\n")
 
 
 def _common_options(arguments: Sequence[str]) -> tuple[list[str], int | None]:

@@ -67,7 +67,8 @@ def build(
     run_dir, task = Path(run_dir), recipe.task
     check_recipe(recipe, processes=world_size())
     claim_run_folder(run_dir, recipe_json=recipe.to_json(), write=False)  # before anything is written there
-    check_start(recipe)
+    if missing := check_start(recipe, original):
+        raise ValueError(" ".join(missing))
     if is_main():
         need_writable(run_dir)  # and before the data are read, which may take long
     with lock_run(run_dir):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from vlmo.model.multiway import MultiwayBlock
 from vlmo.model.stages import start_from
 from vlmo.processing.tokenizers import PAD_MULTIPLE
 from vlmo.recipes.schema import Recipe, check_recipe
+from vlmo.released import find_model
 from vlmo.tasks.costs import BFLOAT16, FLOAT32, SampleSizes, Work
 from vlmo.training.lora import add_adapters
 
@@ -146,26 +148,43 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     )
 
 
-def check_start(recipe: Recipe) -> None:
+def check_start(recipe: Recipe, original: Recipe | None = None) -> list[str]:
     """Validate that the start folder fits the recipe's model and that there is a teacher, without any data.
 
+    Returns:
+        What to do about those that `original`, the recipe before changes, names too and that are not there yet.
+
     Raises:
-        ValueError: It does not, as the run would say, or one is no model folder.
+        ValueError: One does not fit, as the run would say, or is no model folder.
     """
-    if (teacher := getattr(recipe.task, "teacher", None)) is not None:
+    lines = []
+    start, teacher = recipe.init, getattr(recipe.task, "teacher", None)
+    if original is not None:
+        if teacher == getattr(original.task, "teacher", None) and _is_to_come(teacher):
+            lines.append(f"Its teacher is {teacher}, which is not there yet: train that first, or give --task.teacher.")
+            teacher = None
+        if start == original.init and _is_to_come(start):
+            lines.append(f"It starts from {start}, which is not there yet: train that first, or give --init.")
+            start = None
+    if teacher is not None:
         try:
             check_model_folder(teacher, VLMoForImageTextRetrieval)
         except ValueError as error:
             raise ValueError(f"task.teacher: {error} Name another with --task.teacher, or None") from None
-    if recipe.init is None:
-        return
-    start = read_config(recipe.init)
-    settings = asdict(recipe.model) | {name: start[name] for name in ("vocab_size", "id2label") if name in start}
-    if not recipe.task.reads_text and "max_text_positions" in start:
-        settings["max_text_positions"] = start["max_text_positions"]
+    if start is None:
+        return lines
+    config = read_config(start)
+    settings = asdict(recipe.model) | {name: config[name] for name in ("vocab_size", "id2label") if name in config}
+    if not recipe.task.reads_text and "max_text_positions" in config:
+        settings["max_text_positions"] = config["max_text_positions"]
     with torch.device("meta"):
         model = recipe.task.build_model(settings)
-    start_from(model, recipe.init)
+    start_from(model, start)
+    return lines
+
+
+def _is_to_come(model: str | None) -> bool:
+    return model is not None and not Path(find_model(model)).exists()
 
 
 def _work(recipe: Recipe) -> Work:
