@@ -273,37 +273,6 @@ def test_quarantine_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch) -
     assert [entry.name for entry in tmp_path.iterdir()] == ["q.jsonl"]
 
 
-def test_a_picture_of_many_rows_is_decoded_once(tmp_path, monkeypatch) -> None:
-    decoded = []
-    true = validation.decode_image
-    monkeypatch.setattr(
-        validation, "decode_image", lambda cell, **more: (decoded.append(cell["path"]), true(cell, **more))[1]
-    )
-    file = tmp_path / "broken.jpg"
-    file.write_bytes(b"no picture")
-    broken = {"bytes": None, "path": str(file)}
-    rows = [row(number, image=image) for number, image in enumerate([png(1), png(1), broken, broken, png(2), png(1)])]
-    good = filter_invalid_rows(dataset(rows), quarantine=tmp_path / "q.jsonl", max_share=0.5)
-    assert good["image_id"][:] == ["id0", "id1", "id4", "id5"]
-    assert decoded == ["1.png", str(file), "2.png"]
-    # Each row has a line of its own, whoever was looked at.
-    assert [line["row"] for line in lines(tmp_path / "q.jsonl")] == [2, 3]
-
-
-def test_verdicts_are_those_of_the_bytes_and_forgotten_in_time(monkeypatch) -> None:
-    true, decoded = validation.decode_image, []
-    monkeypatch.setattr(validation, "decode_image", lambda cell, **more: (decoded.append(cell), true(cell, **more))[1])
-    monkeypatch.setattr(validation, "_REMEMBERED", 2)
-    validator = ImageValidator(["image"])
-
-    assert validator({"image": png(1) | {"path": "same.png"}}) == []
-    other = {"image": {"bytes": b"other", "path": "same.png"}}
-    assert validator(other) == ["same.png: not an image in a known format (5 bytes)"]
-    for shade in (1, 1, 2, 3, 1):
-        assert validator({"image": png(shade)}) == []
-    assert len(decoded) == 2 + 4  # the first image had been forgotten
-
-
 def test_second_pictures_are_looked_at_too(tmp_path) -> None:
     more = {"label": 1, "sentence_group": "g"}
     rows = [
@@ -316,3 +285,23 @@ def test_second_pictures_are_looked_at_too(tmp_path) -> None:
     assert good["image_id"][:] == ["id0"]
     reasons = [line["reason"] for line in lines(tmp_path / "q.jsonl")]
     assert reasons == ["right.png: not an image in a known format (1 bytes)", "the row has no second_image"]
+
+
+def test_image_of_many_rows_is_decoded_once_while_its_bytes_are_the_same(tmp_path, decoded, monkeypatch) -> None:
+    file = tmp_path / "broken.jpg"
+    file.write_bytes(b"no image")
+    broken = {"bytes": None, "path": str(file)}
+    rows = [row(number, image=image) for number, image in enumerate([png(1), png(1), broken, broken, png(2), png(1)])]
+    good = filter_invalid_rows(dataset(rows), quarantine=tmp_path / "q.jsonl", max_share=0.5)
+    assert good["image_id"][:] == ["id0", "id1", "id4", "id5"]
+    assert decoded == ["1.png", str(file), "2.png"]
+    assert [line["row"] for line in lines(tmp_path / "q.jsonl")] == [2, 3]  # each row has a line of its own
+    monkeypatch.setattr(validation, "_REMEMBERED", 2)
+    validator = ImageValidator(["image"])
+    assert validator({"image": png(1) | {"path": "same.png"}}) == []
+    other = {"image": {"bytes": b"other", "path": "same.png"}}
+    assert validator(other) == ["same.png: not an image in a known format (5 bytes)"]
+    decoded.clear()
+    for shade in (1, 1, 2, 3, 1):
+        assert validator({"image": png(shade)}) == []
+    assert len(decoded) == 4  # the first image had been dropped by then

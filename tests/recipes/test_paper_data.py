@@ -5,10 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.data.prepare.karpathy_files import coco_record, write_coco
+from tests.data.prepare.test_captions import region
 from tests.data.prepare.test_captions_shards import members, write_tar
-from tests.data.prepare.test_captions_visual_genome import region
-from tests.data.prepare.toy_task_files import jpeg, write
+from tests.data.prepare.toy_task_files import coco_record, jpeg, write, write_coco
 from tests.toy_questions import write_questions
 
 from vlmo.cli import main

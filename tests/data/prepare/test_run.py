@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
-from tests.data.prepare.karpathy_files import coco_record, write_coco
-from tests.data.prepare.toy_task_files import jpeg, quarantined, write
+from tests.data.prepare.toy_task_files import coco_record, jpeg, quarantined, write, write_coco
 from tests.forkserver import Process, start
 
 from vlmo.data import decoding
@@ -76,13 +75,13 @@ def test_nothing_is_lost_without_a_line(tmp_path) -> None:
         toy_row(4, captions=[]),
         toy_row(5, image={"bytes": jpeg(5)[:-30], "path": "5.jpg"}),
         toy_row(6, image_id=""),
-        toy_row(7),
+        toy_row(7, captions=["", "c 7"]),
     ]
     summary = prepare_toy(records, tmp_path)
     assert ids(tmp_path / "out") == ["toy/0", "toy/7"]
     lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
     # Rows are counted as they were read; what never was there is none.
-    assert [line["row"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["row"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
     assert lines[0] == {
         "kind": "row",
         "split": "train",
@@ -92,11 +91,15 @@ def test_nothing_is_lost_without_a_line(tmp_path) -> None:
         "source": "toy",
         "reason": "no such record",
     }
-    assert [line["reason"] for line in lines[1:3]] == [
+    assert [line["reason"] for line in lines[1:4]] == [
         "the row has no image",
         "image_id toy/0 repeats that of an earlier row",
+        "the row has no caption",
     ]
-    assert summary.splits["train"].quarantined == 6
+    assert "5.jpg: cannot be decoded" in lines[4]["reason"]
+    assert lines[6]["reason"] == "caption 1 is empty; removed, the row is kept"
+    assert (summary.splits["train"].quarantined, summary.splits["train"].removed_captions) == (6, 1)
+    assert "warning: 75.0% of train cannot be used; quarantine.jsonl says why" in summary.lines()
     assert summary.rows() == [("train", "2", "2", "6", "")]
     assert "note: train: 1 records left out: gone" in summary.lines()
 

@@ -1,4 +1,4 @@
-"""Little pictures on the disk, and what a preparation has left."""
+"""Miniatures of published sets as their publishers give them, and what a preparation has left."""
 
 import io
 import json
@@ -31,3 +31,38 @@ def quarantined(out: Path) -> dict[str, str]:
     """Reason by image_id."""
     lines = (out / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
     return {line["image_id"]: line["reason"] for line in map(json.loads, lines)}
+
+
+def coco_record(number: int, split: str, **changes) -> dict:
+    folder = "train2014" if split == "train" else "val2014"
+    return {
+        "filepath": folder,
+        "sentids": [2 * number, 2 * number + 1],
+        "filename": f"COCO_{folder}_{number:012}.jpg",
+        "imgid": number,
+        "split": split,
+        "sentences": [
+            {"tokens": ["a"], "raw": f"Caption {number}.", "imgid": number, "sentid": 2 * number},
+            {"tokens": ["b"], "raw": f"Other words {number}.", "imgid": number, "sentid": 2 * number + 1},
+        ],
+        "cocoid": number,
+    } | changes
+
+
+def write_coco(root: Path, records: list[dict]) -> Path:
+    for folder in ("train2014", "val2014"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for record in records:
+        write(root / record["filepath"] / record["filename"], jpeg(record["imgid"] % 256))
+    (root / "dataset_coco.json").write_text(json.dumps({"images": records, "dataset": "coco"}))
+    return root
+
+
+def flickr_record(number: int, split: str) -> dict:
+    return {
+        "sentids": [number],
+        "imgid": number,
+        "sentences": [{"tokens": ["a"], "raw": f"Caption {number}.", "imgid": number, "sentid": number}],
+        "split": split,
+        "filename": f"{1000 + number}.jpg",
+    }
