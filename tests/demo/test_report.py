@@ -113,12 +113,6 @@ def test_metrics_stand_beside_chance_and_ranks_beside_queries(page):
     assert len([item for item in page.all("li") if item.get("class") == "answer"]) == 1
 
 
-def test_the_right_one_of_two_images_is_framed(page):
-    tiles = [item["class"] for item in page.all("div") if (item.get("class") or "").startswith("image")]
-    assert tiles[:2] == ["image", "image right"]
-    assert any((shown["alt"] or "").startswith("What the fusion encoder finds first") for shown in page.all("img"))
-
-
 def test_report_can_be_read_without_seeing(html, page):
     assert page.all("html")[0]["lang"] == "en"
     assert all(shown["alt"] for shown in page.all("img"))

@@ -111,10 +111,3 @@ def test_missing_packages_are_told(found, tmp_path):
         prepare("drawings", root=tmp_path, out=tmp_path / "no")
     with pytest.raises(ValueError, match="no such folder"):
         prepare("drawings", root=tmp_path / "nowhere", out=tmp_path / "no")
-
-
-def test_damaged_keywords_are_told(found, tmp_path):
-    root = packages(tmp_path / "in")
-    write(root / "emojibase-data/en/data.json", "[{]")
-    with pytest.raises(ValueError, match="keywords cannot be read"):
-        prepare("drawings", root=root, out=tmp_path / "out")

@@ -18,7 +18,7 @@ from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
 from worlds import emoji, icons
 from worlds.emoji import Emoji
-from worlds.naming import Naming, category_of
+from worlds.naming import Naming
 from worlds.svg import Looks, look_of, open_png
 
 FILL = 'fill="currentColor"'
@@ -130,12 +130,6 @@ def test_names_lose_a_category_that_most_of_them_begin_with():
     assert Naming.of(found, {**by_icon, "a": [], "b": []}).bare("food-drink-tea", ["FoodDrink"]) == "food-drink-tea"
 
 
-def test_only_categories_that_describe_are_told():
-    assert category_of(["Actions", "FoodDrink", "Weather"]) == "food and drink"
-    assert category_of(["Animals & Nature"]) == "animals and nature"
-    assert category_of(["UI Actions", "Food Programming"]) is None
-
-
 def test_names_synonyms_and_categories_are_captions(rows):
     train = rows[0]["train"]
     assert train["plain:bell-outline"]["captions"] == ["bell", "alarm", "a bell"]
@@ -183,14 +177,6 @@ def test_no_training_image_looks_like_a_tested_one(rows):
     assert "colours:ring" not in splits["train"]  # lucide's in a thinner line
     assert "colours:keep" not in splits["train"]  # lucide's "gate open", which `lucide-icons` alone tests
     assert list(summary.splits["train"].absent.values()) == [2]
-
-
-def test_transparency_is_kept(rows):
-    cell = rows[0]["train"]["plain:bell"]["image"]
-    image = Image.open(io.BytesIO(cell["bytes"]))
-    assert (image.mode, image.size) == ("RGBA", (64, 64))
-    assert image.getpixel((0, 0))[3] == 0
-    assert image.getpixel((32, 40)) == (0, 0, 0, 255)
 
 
 def test_painted_icons_have_the_colours_that_their_words_say():
