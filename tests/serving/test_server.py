@@ -28,7 +28,7 @@ from tests.serving.toy_service import SRC, Gallery, ServerProcess
 from vlmo.cli import main
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts, load_parts
-from vlmo.serving.server import _connections, _protocol, bind, read_key, with_names
+from vlmo.serving.server import _connections, _Patient, bind, read_key, with_names
 from vlmo.serving.settings import Settings
 
 PATIENCE_S = 60
@@ -183,10 +183,9 @@ def hasty() -> Iterator[uvicorn.Server]:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    bound, hasty = bind("127.0.0.1", 0), Settings(header_seconds=HASTY_S)
-    server = uvicorn.Server(
-        uvicorn.Config(app, http=_protocol(hasty, connections=CONNECTIONS), lifespan="off", log_config=None)
-    )
+    bound = bind("127.0.0.1", 0)
+    hasty = type("Hasty", (_Patient,), {"settings": Settings(header_seconds=HASTY_S), "most": CONNECTIONS})
+    server = uvicorn.Server(uvicorn.Config(app, http=hasty, lifespan="off", log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:
@@ -238,6 +237,7 @@ def test_idle_connections_make_room_for_requests(hasty, caplog) -> None:
         ((256, 4096), (1400, 4096), 1000),
         ((256, resource.RLIM_INFINITY), (1400, resource.RLIM_INFINITY), 1000),
         ((1024, 1024), (1024, 1024), 624),
+        ((300, 300), (300, 300), 1),
         ((9999, 9999), None, 1000),
     ],
 )
@@ -247,13 +247,6 @@ def test_connections_fit_the_limit_on_open_files(monkeypatch, limits, changed, c
     monkeypatch.setattr(resource, "setrlimit", lambda _, pair: set_to.append(pair))
     assert _connections() == connections
     assert set_to[-1] == changed
-
-
-def test_far_too_few_open_files_are_an_error(monkeypatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (300, 300))
-    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
-    with pytest.raises(ValueError, match=r"only 300 files .* needs 1400"):
-        _connections()
 
 
 def test_answers_are_sent_without_delay(hasty) -> None:

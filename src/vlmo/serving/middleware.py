@@ -8,9 +8,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
@@ -52,7 +51,6 @@ class Metrics:
         self.registry = CollectorRegistry()
         own: Any = {"registry": self.registry}
         ProcessCollector(**own)
-        PlatformCollector(**own)
         self.requests = Counter("vlmo_requests", "Requests by route and status", ["method", "route", "status"], **own)
         about = "Seconds from the head of a request to the end of its answer"
         self.latency = Histogram("vlmo_request_seconds", about, ["route"], buckets=_SECONDS, **own)
@@ -119,7 +117,7 @@ class Guard:
             # A page elsewhere can point its own name here; its requests then have that name.
             raise ServiceError(421, "this server has another name", hint="start it with --server-name and this one")
         origin = headers.get("origin")
-        is_own = origin is None or {origin, "*"} & {*settings.cors_origin} or _netloc(origin) == host
+        is_own = origin is None or {origin, "*"} & {*settings.cors_origin} or origin.partition("://")[2] == host
         if method not in _READING and not is_own:
             raise ServiceError(403, "pages of other origins may not call this service", hint="see --cors-origin")
         if not (path in _OPEN or path.startswith(_STATIC)):
@@ -139,13 +137,6 @@ class Guard:
         if received > limit:
             reason = f"the request has more than {limit:,} bytes"
             raise ServiceError(413, reason, hint="send less at a time, or smaller images")
-
-
-def _netloc(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:  # such as that of "http://["
-        return None
 
 
 class _Exchange:

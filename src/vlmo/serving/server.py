@@ -7,14 +7,13 @@ import ipaddress
 import logging
 import math
 import os
+import resource
 import socket
-import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import h11
 import uvicorn
@@ -45,7 +44,7 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
     app = create_app(parts, with_names(settings, host=host))
     config = uvicorn.Config(
         app,
-        http=_protocol(settings, connections=_connections()),
+        http=type("Patient", (_Patient,), {"settings": settings, "most": _connections()}),
         backlog=_BACKLOG,
         ws="none",
         access_log=False,
@@ -69,24 +68,14 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
 
 
 def _connections() -> int:
-    """Raise the limit on open files if it is low, and return how many connections it allows.
-
-    Raises:
-        ValueError: It allows none.
-    """
-    if sys.platform == "win32":  # which has no such limit
-        return _CONNECTIONS
-    import resource
-
+    """Raise the limit on open files if it is low, and return how many connections it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     others, wanted = _BACKLOG + _OTHER_FILES, _CONNECTIONS + _BACKLOG + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        if soft <= others:
-            raise ValueError(f"only {soft} files may be open at a time (ulimit -n); the service needs {wanted}")
-        return soft - others
-    return _CONNECTIONS
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return _CONNECTIONS
+    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, soft - others)
 
 
 def _return_memory() -> None:
@@ -158,74 +147,58 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-class _ConnectionLimit:
-    """Closes the connection without a request that has been silent for the longest where there are more than `most`."""
+class _Patient(H11Protocol):
+    """HTTP of uvicorn that closes connections whose client is too slow to send a head, or to take an answer.
 
-    def __init__(self, most: int) -> None:
-        self._most, self._warned = most, -math.inf
-
-    def enforce(self, connections: set[Any]) -> None:
-        if len(connections) <= self._most:
-            return
-        # The newest is among them if all others have sent a request.
-        waiting = [each for each in connections if each.conn.their_state in {h11.IDLE, h11.SEND_BODY}]
-        silent = min(waiting, key=lambda each: each.heard)
-        connections.discard(silent)  # it is lost a moment later
-        silent.transport.abort()
-        if time.monotonic() > self._warned + _WARN_EVERY_S:
-            self._warned = time.monotonic()
-            _LOGGER.warning("more than %d connections: closing those without a request", self._most)
-
-
-def _protocol(settings: Settings, *, connections: int) -> type[H11Protocol]:
-    """HTTP of uvicorn, with connections closed whose client is too slow to send a head, or to take an answer.
-
-    One more than `connections` costs the one that `_ConnectionLimit` chooses.
+    One more than `most` costs the connection without a request that has been silent for the longest.
     """
-    limit = _ConnectionLimit(connections)
 
-    class Patient(H11Protocol):
-        _reading: asyncio.TimerHandle | None = None
-        _writing: asyncio.TimerHandle | None = None
-        heard = 0.0
+    settings: Settings
+    most: int
+    warned = -math.inf
+    heard = 0.0
+    _reading: asyncio.TimerHandle | None = None
+    _writing: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            transport.set_write_buffer_limits(0)  # writing is paused until all has been sent
-            self.heard = self.loop.time()
-            self._watch()
-            limit.enforce(self.connections)
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # writing is paused until all has been sent
+        self.heard = self.loop.time()
+        self._watch()
+        if len(self.connections) > self.most:
+            # The newest is among them if all others have sent a request.
+            waiting = [each for each in self.connections if each.conn.their_state in {h11.IDLE, h11.SEND_BODY}]
+            silent = min(waiting, key=lambda each: each.heard)
+            self.connections.discard(silent)  # it is lost a moment later
+            silent.transport.abort()
+            if self.heard > type(self).warned + _WARN_EVERY_S:
+                type(self).warned = self.heard
+                _LOGGER.warning("more than %d connections: closing those without a request", self.most)
 
-        def data_received(self, data: bytes) -> None:
-            self.heard = self.loop.time()
-            super().data_received(data)
-            self._watch()
+    def data_received(self, data: bytes) -> None:
+        self.heard = self.loop.time()
+        super().data_received(data)
+        self._watch()
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._writing = self.loop.call_later(settings.answer_seconds, self.transport.abort)
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing = self.loop.call_later(self.settings.answer_seconds, self.transport.abort)
 
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self._cancel(self._writing)
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._writing is not None:
+            self._writing.cancel()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._cancel(self._reading)
-            self._cancel(self._writing)
-            super().connection_lost(exc)
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in filter(None, (self._reading, self._writing)):
+            timer.cancel()
+        super().connection_lost(exc)
 
-        def _watch(self) -> None:
-            """Start the timer while a head is incomplete, and cancel it when it is complete."""
-            waiting = self.conn.their_state is h11.IDLE
-            if waiting and self._reading is None:
-                self._reading = self.loop.call_later(settings.header_seconds, self.transport.close)
-            elif not waiting:
-                self._cancel(self._reading)
-                self._reading = None
-
-        @staticmethod
-        def _cancel(timer: asyncio.TimerHandle | None) -> None:
-            if timer is not None:
-                timer.cancel()
-
-    return Patient
+    def _watch(self) -> None:
+        """Start the timer while a head is incomplete, and cancel it when it is complete."""
+        waiting = self.conn.their_state is h11.IDLE
+        if waiting and self._reading is None:
+            self._reading = self.loop.call_later(self.settings.header_seconds, self.transport.close)
+        elif not waiting and self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
