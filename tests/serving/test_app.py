@@ -78,24 +78,6 @@ def test_search_below_the_cutoff_says_no_match(client, parts, monkeypatch) -> No
     assert below["hits"] == found["hits"]
 
 
-def test_search_with_rerank_scores_as_the_searcher_does(client, parts) -> None:
-    found = post(client, "/v1/search", text="a red circle", top=6, rerank=12, weight=0.7)
-    expected = Searcher(parts.encoder, parts.index).search("a red circle", top=6, rerank=12, weight=0.7)
-    assert found["num_reranked"] == expected.num_reranked == 12
-    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
-    np.testing.assert_allclose([hit["score"] for hit in found["hits"]], [hit.score for hit in expected.hits], atol=1e-3)
-    for hit in found["hits"]:
-        assert hit["probability"] == pytest.approx(1 / (1 + np.exp(-hit["match"])))
-
-
-def test_search_that_runs_out_of_time_says_so(client) -> None:
-    found = post(client, "/v1/search", text="a red circle", top=24, rerank=24, budget=0.001)
-    assert not found["complete"]
-    assert found["num_reranked"] < 24
-    assert "time" in found["note"]
-    assert len(found["hits"]) == NUM_IMAGES
-
-
 def test_search_by_image_finds_that_image_first_however_it_is_sent(client) -> None:
     data = png(drawings()[14])
     by_json = post(client, "/v1/search", image=in_base64(data), top=3)
@@ -334,23 +316,6 @@ def test_requests_of_several_clients_are_encoded_together(parts, monkeypatch) ->
     assert 'vlmo_requests_total{method="POST",route="/v1/search",status="200"} 7.0' in metrics
     assert 'vlmo_request_seconds_count{route="/v1/search"} 7.0' in metrics
     assert "vlmo_queue_length 0.0" in metrics
-
-
-def test_full_queue_is_503_with_retry_after(parts, monkeypatch) -> None:
-    counting = Counting(parts.encoder.embed_texts)
-    monkeypatch.setattr(parts.encoder, "embed_texts", counting)
-    with TestClient(create_app(parts, Settings(queue=1, max_wait_ms=0.0))) as client:
-        first = threading.Thread(target=client.post, args=("/v1/search",), kwargs={"json": {"text": "a"}})
-        first.start()
-        assert counting.entered.wait(30)
-        response = client.post("/v1/search", json={"text": "b"})
-        assert client.get("/healthz").status_code == 200
-        counting.go.set()
-        first.join()
-        assert client.post("/v1/search", json={"text": "b"}).status_code == 200
-    assert response.status_code == 503
-    assert int(response.headers["retry-after"]) >= 1
-    assert response.json()["error"]["message"] == "the queue is full"
 
 
 def test_pages_and_description_are_served_without_others_help(client) -> None:

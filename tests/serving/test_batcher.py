@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -39,8 +40,17 @@ def doubler() -> Doubler:
     return Doubler()
 
 
-def make(doubler, *, max_batch=8, max_wait=0.0, **options) -> Batcher:
-    return Batcher({"double": doubler}, max_batch=max_batch, max_wait=max_wait, **options)
+@pytest.fixture
+def make(doubler):
+    """Makes batchers, and closes them."""
+    with contextlib.ExitStack() as made:
+
+        def make_one(*, max_batch=8, max_wait=0.0, calls=(), **options) -> Batcher:
+            batcher = Batcher({"double": doubler, **dict(calls)}, max_batch=max_batch, max_wait=max_wait, **options)
+            made.callback(batcher.close)
+            return batcher
+
+        yield make_one
 
 
 def hold(batcher: Batcher, doubler: Doubler):
@@ -51,20 +61,19 @@ def hold(batcher: Batcher, doubler: Doubler):
     return held
 
 
-def test_rows_of_several_callers_go_in_one_call(doubler) -> None:
-    batcher = make(doubler)
+def test_rows_of_several_callers_go_in_one_call(make, doubler) -> None:
+    batcher = make()
     hold(batcher, doubler)
     futures = [batcher.submit("double", rows) for rows in ([1], [2, 3], [4])]
     doubler.go.set()
     assert [future.result(PATIENCE_S) for future in futures] == [[2], [4, 6], [8]]
     assert doubler.calls == [[0], [1, 2, 3, 4]]
-    batcher.close()
 
 
-def test_a_call_waits_for_others_no_longer_than_its_deadline(doubler, monkeypatch) -> None:
+def test_a_call_waits_for_others_no_longer_than_its_deadline(make, doubler, monkeypatch) -> None:
     clock = SimpleNamespace(now=5.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(batcher_module, "time", clock)
-    batcher = make(doubler, max_wait=0.1)
+    batcher = make(max_wait=0.1)
     first = batcher.submit("double", [1])
     clock.now += 0.09
     second = batcher.submit("double", [2])
@@ -73,24 +82,21 @@ def test_a_call_waits_for_others_no_longer_than_its_deadline(doubler, monkeypatc
     assert first.result(PATIENCE_S) == [2]
     assert second.result(PATIENCE_S) == [4]
     assert doubler.calls == [[1, 2]]
-    batcher.close()
 
 
-def test_a_full_batch_does_not_wait(doubler) -> None:
-    batcher = make(doubler, max_batch=2, max_wait=PATIENCE_S)
+def test_a_full_batch_does_not_wait(make, doubler) -> None:
+    batcher = make(max_batch=2, max_wait=PATIENCE_S)
     assert batcher.submit("double", [1, 2]).result(PATIENCE_S / 2) == [2, 4]
-    batcher.close()
 
 
-def test_many_rows_of_one_caller_go_in_several_calls(doubler) -> None:
-    batcher = make(doubler, max_batch=3)
+def test_many_rows_of_one_caller_go_in_several_calls(make, doubler) -> None:
+    batcher = make(max_batch=3)
     assert batcher.submit("double", list(range(8))).result(PATIENCE_S) == [2 * row for row in range(8)]
     assert doubler.calls == [[0, 1, 2], [3, 4, 5], [6, 7]]
-    batcher.close()
 
 
-def test_rows_of_a_caller_who_left_are_not_run(doubler) -> None:
-    batcher = make(doubler)
+def test_rows_of_a_caller_who_left_are_not_run(make, doubler) -> None:
+    batcher = make()
     hold(batcher, doubler)
     gone, stays = batcher.submit("double", [1]), batcher.submit("double", [2])
     assert gone.cancel()
@@ -99,43 +105,39 @@ def test_rows_of_a_caller_who_left_are_not_run(doubler) -> None:
     assert doubler.calls == [[0], [2]]
     with pytest.raises(CancelledError):
         gone.result()
-    batcher.close()
 
 
-def test_a_caller_who_leaves_during_a_call_harms_nobody(doubler) -> None:
-    batcher = make(doubler)
+def test_a_caller_who_leaves_during_a_call_harms_nobody(make, doubler) -> None:
+    batcher = make()
     held = hold(batcher, doubler)
     assert held.cancel()
     doubler.go.set()
     assert batcher.submit("double", [1]).result(PATIENCE_S) == [2]
-    batcher.close()
 
 
-def test_a_bad_row_costs_only_its_own_caller(doubler) -> None:
-    batcher = make(doubler)
+def test_a_bad_row_costs_only_its_own_caller(make, doubler) -> None:
+    batcher = make()
     hold(batcher, doubler)
     bad, good = batcher.submit("double", [-1, 5]), batcher.submit("double", [6])
     doubler.go.set()
     with pytest.raises(ValueError, match="a bad row"):
         bad.result(PATIENCE_S)
     assert good.result(PATIENCE_S) == [12]
-    batcher.close()
 
 
-def test_kinds_do_not_mix_and_the_oldest_goes_first(doubler) -> None:
+def test_kinds_do_not_mix_and_the_oldest_goes_first(make, doubler) -> None:
     order = []
-    batcher = Batcher({"double": doubler, "text": lambda rows: order.append(rows) or rows}, max_batch=8, max_wait=0.0)
+    batcher = make(calls={"text": lambda rows: order.append(rows) or rows})
     hold(batcher, doubler)
     first, second = batcher.submit("text", ["a"]), batcher.submit("double", [3])
     third = batcher.submit("text", ["b"])
     doubler.go.set()
     assert (first.result(PATIENCE_S), second.result(PATIENCE_S), third.result(PATIENCE_S)) == (["a"], [6], ["b"])
     assert order == [["a", "b"]]
-    batcher.close()
 
 
-def test_close_finishes_what_waits_and_takes_nothing_new(doubler) -> None:
-    batcher = make(doubler, max_wait=PATIENCE_S)
+def test_close_finishes_what_waits_and_takes_nothing_new(make, doubler) -> None:
+    batcher = make(max_wait=PATIENCE_S)
     future = batcher.submit("double", [1])
     began = time.monotonic()
     batcher.close()
@@ -145,23 +147,22 @@ def test_close_finishes_what_waits_and_takes_nothing_new(doubler) -> None:
         batcher.submit("double", [2])
 
 
-def test_no_rows_give_no_results_at_once(doubler) -> None:
-    batcher = make(doubler, max_wait=PATIENCE_S)
+def test_no_rows_give_no_results_at_once(make, doubler) -> None:
+    batcher = make(max_wait=PATIENCE_S)
     assert batcher.submit("double", []).result(0) == []
     batcher.close()
     assert doubler.calls == []
 
 
-def test_a_function_that_loses_rows_is_an_error() -> None:
-    batcher = Batcher({"bad": lambda rows: rows[:-1]}, max_batch=8, max_wait=0.0)
+def test_a_function_that_loses_rows_is_an_error(make) -> None:
+    batcher = make(calls={"bad": lambda rows: rows[:-1]})
     with pytest.raises(RuntimeError, match="2 rows gave 1 results"):
         batcher.submit("bad", [1, 2]).result(PATIENCE_S)
-    batcher.close()
 
 
-def test_calls_are_observed(doubler) -> None:
+def test_calls_are_observed(make, doubler) -> None:
     seen = []
-    batcher = make(doubler, observe=lambda kind, rows, seconds: seen.append((kind, rows, seconds >= 0)))
+    batcher = make(observe=lambda kind, rows, seconds: seen.append((kind, rows, seconds >= 0)))
     batcher.submit("double", [1, 2]).result(PATIENCE_S)
     batcher.close()
     assert seen == [("double", 2, True)]

@@ -27,6 +27,13 @@ def app_of(**settings):
 
 
 @pytest.fixture(scope="module")
+def anybody():
+    """A client of a server without a key, a model or an index."""
+    with TestClient(app_of()) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
 def guarded():
     with TestClient(app_of(api_key=KEY)) as client:
         yield client
@@ -76,12 +83,11 @@ def test_other_names_of_the_server_are_refused() -> None:
     ("origin", "status"),
     [("http://testserver", 404), ("http://evil.example", 403), ("null", 403), ("http://[", 403), (None, 404)],
 )
-def test_posts_of_other_origins_are_refused(origin, status) -> None:
-    with TestClient(app_of()) as client:
-        headers = {} if origin is None else {"origin": origin}
-        response = client.post("/v1/search", json={"text": "a"}, headers=headers)
-        assert response.status_code == status
-        assert "access-control-allow-origin" not in response.headers
+def test_posts_of_other_origins_are_refused(anybody, origin, status) -> None:
+    headers = {} if origin is None else {"origin": origin}
+    response = anybody.post("/v1/search", json={"text": "a"}, headers=headers)
+    assert response.status_code == status
+    assert "access-control-allow-origin" not in response.headers
 
 
 def test_origins_that_were_named_may_call() -> None:
@@ -133,16 +139,14 @@ MANY = 100_000
         b'{"text": "\\""' + b"[" * MANY,
     ],
 )
-def test_body_of_very_many_values_is_not_parsed(content) -> None:
-    with TestClient(app_of()) as client:
-        response = client.post("/v1/embeddings", content=content, headers=JSON)
+def test_body_of_very_many_values_is_not_parsed(anybody, content) -> None:
+    response = anybody.post("/v1/embeddings", content=content, headers=JSON)
     assert (response.status_code, response.json()["error"]["message"]) == (422, "the body has more than 4,000 values")
 
 
-def test_values_are_not_counted_inside_of_texts() -> None:
+def test_values_are_not_counted_inside_of_texts(anybody) -> None:
     texts = [f'{number},[{{"' + '\\"[{,' * 100 for number in range(MAX_TEXTS)]
-    with TestClient(app_of()) as client:  # which has no model
-        assert client.post("/v1/embeddings", json={"input": texts}).status_code == 404
+    assert anybody.post("/v1/embeddings", json={"input": texts}).status_code == 404
 
 
 def test_full_queue_parses_no_body() -> None:
@@ -152,10 +156,9 @@ def test_full_queue_parses_no_body() -> None:
         assert client.post("/v1/search", content=b"{", headers=JSON).status_code == 503
 
 
-def test_large_form_needs_no_temporary_folder(monkeypatch, tmp_path) -> None:
+def test_large_form_needs_no_temporary_folder(anybody, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with TestClient(app_of()) as client:  # which has no model
-        assert client.post("/v1/embeddings", files={"input": bytes(2**21)}).status_code == 404
+    assert anybody.post("/v1/embeddings", files={"input": bytes(2**21)}).status_code == 404
 
 
 def test_length_that_is_a_lie_changes_nothing() -> None:
@@ -230,12 +233,11 @@ def test_slow_body_is_given_up_and_all_bodies_together_are_bounded() -> None:
         (JSON, b'{"text": "a", "top": 1' + b"0" * 5000 + b"}", 422),
     ],
 )
-def test_body_that_cannot_be_read_is_an_error_of_the_client(headers, content, status) -> None:
-    with TestClient(app_of()) as client:
-        raw = {name: value.encode("latin-1") for name, value in headers.items()}
-        response = client.post("/v1/search", content=content, headers=raw)
-        assert response.status_code == status, response.text
-        assert set(response.json()["error"]) == {"message", "type", "code"}
+def test_body_that_cannot_be_read_is_an_error_of_the_client(anybody, headers, content, status) -> None:
+    raw = {name: value.encode("latin-1") for name, value in headers.items()}
+    response = anybody.post("/v1/search", content=content, headers=raw)
+    assert response.status_code == status, response.text
+    assert set(response.json()["error"]) == {"message", "type", "code"}
 
 
 @pytest.mark.parametrize(
@@ -248,23 +250,21 @@ def test_body_that_cannot_be_read_is_an_error_of_the_client(headers, content, st
         ({}, "Too many files"),
     ],
 )
-def test_form_that_is_wrong_is_an_error_of_the_client(fields, reason) -> None:
+def test_form_that_is_wrong_is_an_error_of_the_client(anybody, fields, reason) -> None:
     # A file makes the form a multipart one.
     files = [("image", (f"{number}.png", b"")) for number in range(1 if fields else 17)]
-    with TestClient(app_of()) as client:
-        response = client.post("/v1/search", data=fields, files=files)
-        assert response.status_code in {400, 422}
-        assert reason in response.json()["error"]["message"]
+    response = anybody.post("/v1/search", data=fields, files=files)
+    assert response.status_code in {400, 422}
+    assert reason in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/nothing", 404), ("GET", "/v1/search", 405), ("PUT", "/", 405)]
 )
-def test_wrong_routes_are_json_errors(method, path, status) -> None:
-    with TestClient(app_of()) as client:
-        response = client.request(method, path)
-        assert response.status_code == status
-        assert response.json()["detail"]
+def test_wrong_routes_are_json_errors(anybody, method, path, status) -> None:
+    response = anybody.request(method, path)
+    assert response.status_code == status
+    assert response.json()["detail"]
 
 
 def test_failure_inside_is_logged_and_its_traceback_is_not_shown(caplog) -> None:
@@ -283,7 +283,7 @@ def test_failure_inside_is_logged_and_its_traceback_is_not_shown(caplog) -> None
 
 
 def test_stopping_server_refuses_work_and_says_so() -> None:
-    app = app_of()
+    app = create_app(Parts())
     with TestClient(app) as client:
         app.state.vlmo.stopping = True
         response = client.post("/v1/search", json={"text": "a"})
@@ -295,20 +295,18 @@ def test_stopping_server_refuses_work_and_says_so() -> None:
         assert client.get("/healthz").json() == {"status": "ready"}
 
 
-def test_every_answer_has_the_headers_that_keep_pages_safe() -> None:
-    with TestClient(app_of()) as client:
-        for path in ("/", "/v1/about", "/nothing", "/static/page.js"):
-            headers = client.get(path).headers
-            policy = headers["content-security-policy"]
-            assert "default-src 'none'" in policy
-            assert "unsafe" not in policy
-            assert headers["x-content-type-options"] == "nosniff"
-            assert headers["x-frame-options"] == "DENY"
-            assert headers["referrer-policy"] == "no-referrer"
-            assert headers["cross-origin-resource-policy"] == "same-origin"
+def test_every_answer_has_the_headers_that_keep_pages_safe(anybody) -> None:
+    for path in ("/", "/v1/about", "/nothing", "/static/page.js"):
+        headers = anybody.get(path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
 
 
-def test_static_files_end_where_their_folder_ends() -> None:
-    with TestClient(app_of()) as client:
-        for path in ("../app.py", "..%2fapp.py", "%2e%2e/app.py", "/etc/passwd", ""):
-            assert client.get(f"/static/{path}").status_code == 404
+def test_static_files_end_where_their_folder_ends(anybody) -> None:
+    for path in ("../app.py", "..%2fapp.py", "%2e%2e/app.py", "/etc/passwd", ""):
+        assert anybody.get(f"/static/{path}").status_code == 404

@@ -284,8 +284,6 @@ def test_errors_before_the_start_are_one_line(capsys, gallery, tmp_path) -> None
     assert "one line of ASCII" in fails(capsys, gallery.model, "--api-key-file", empty, "--port", 0)
     for port in (99999, -5):
         assert f"--port {port} is none" in fails(capsys, gallery.model, "--port", port)
-    for size in ("nan", "inf", "0"):
-        assert "max_request_mb is" in fails(capsys, gallery.model, "--max-request-mb", size, "--port", 0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot be bound" in fails(capsys, gallery.model, "--port", taken.getsockname()[1])
 
@@ -339,7 +337,7 @@ WRONG = [
     {"max_wait_ms": -1.0},
     {"max_wait_ms": 1e9},
     {"max_pixels": 0},
-    {"max_request_mb": float("inf")},
+    *({"max_request_mb": float(size)} for size in ("nan", "inf", "0")),
 ]
 
 
