@@ -167,7 +167,8 @@ class _Patient(H11Protocol):
         self._watch()
         if len(self.connections) > self.most:
             # The newest is among them if all others have sent a request.
-            waiting = [each for each in self.connections if each.conn.their_state in {h11.IDLE, h11.SEND_BODY}]
+            mine = [each for each in self.connections if isinstance(each, _Patient)]
+            waiting = [each for each in mine if each.conn.their_state in {h11.IDLE, h11.SEND_BODY}]
             silent = min(waiting, key=lambda each: each.heard)
             self.connections.discard(silent)  # it is lost a moment later
             silent.transport.abort()
