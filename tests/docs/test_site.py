@@ -49,40 +49,6 @@ def test_site_has_its_pages_figures_images_and_no_sources(site):
             assert source.startswith("https://") or (site / source).is_file(), (page.name, image)
 
 
-@pytest.mark.parametrize(
-    ("path", "page"),
-    [
-        ("README.md", ("index.md", "")),
-        ("docs/data.md", ("data.md", "")),
-        ("benchmarks/results/parity.json", ("results/parity.json", "")),
-        ("src/vlmo/losses/itc.py", ("reference/losses.md", "vlmo.losses.itc")),
-        ("examples/train_vqa.py", ("scripts.md", "train_vqa")),
-        ("tests/losses/test_itc.py", None),
-    ],
-)
-def test_page_of_a_file(path, page):
-    assert hooks.page_of(path) == page
-
-
-@pytest.mark.parametrize(
-    ("here", "before", "after"),
-    [
-        ("index.md", "![queries](docs/images/a.png)", "![queries](images/a.png)"),
-        ("log.md", "[ITC](../src/vlmo/losses/itc.py)", "[ITC](reference/losses.md#vlmo.losses.itc)"),
-        ("log.md", "a [test](../tests/test_cli.py) and [`code`](../tests/x.py)", "a test and `code`"),
-        (
-            "log.md",
-            "[there](https://example.org/a.md), [here](#now)",
-            "[there](https://example.org/a.md), [here](#now)",
-        ),
-        ("index.md", "<!-- badges -->\n[![a](b)](c)\n<!-- /badges -->\nx", "x"),
-    ],
-)
-def test_links_lead_to_pages(here, before, after):
-    page = SimpleNamespace(file=SimpleNamespace(src_uri=here))
-    assert hooks.on_page_markdown(before, page=page, config=None, files=None) == after
-
-
 def test_made_pages_have_everything():
     assert all(f"## {file.stem}\n" in hooks.scripts() for file in (ROOT / "examples").glob("*.py"))
     cards = hooks.recipe_cards()

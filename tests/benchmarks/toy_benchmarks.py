@@ -1,0 +1,159 @@
+"""What makes each benchmark small: models, data and processes of tests in place of those that are measured."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests.forkserver import start, start_command
+from tests.integrations.toy_gallery import trained_folder
+from tests.parity.plain_vlmo import Sizes
+from tests.retrieval.toy_index import CAPTIONS, NAMES, encoded, write_folder
+from tests.tasks.toy_vision import write_class_set, write_segment_set
+from tests.toy_model import toy
+from tests.toy_onnx import copy_graphs, dual_encoder
+
+from vlmo.model import VLMoConfig, VLMoForPreTraining
+from vlmo.processing import VLMoProcessor
+from vlmo.recipes import find_recipe
+from vlmo.recipes.schema import model_config
+
+
+def busy_machine(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:
+    patch.setattr(script, "seconds_of", lambda *_: 1.0)
+    patch.setattr(script, "busy_loops", contextlib.nullcontext)
+    patch.setattr(script, "_IMAGES", 3)
+
+
+def contrastive_memory(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:
+    """The script, which starts itself in a process of its own, is run in this one."""
+
+    def run(command: list[str], **_) -> SimpleNamespace:
+        with contextlib.redirect_stdout(printed := io.StringIO()):
+            script.main(command[2:])
+        return SimpleNamespace(stdout=printed.getvalue())
+
+    patch.setattr(script, "subprocess", SimpleNamespace(run=run, PIPE=subprocess.PIPE))
+
+
+def input_pipeline(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:
+    patch.setattr(script, "_SHARD", 9)
+
+
+def onnx_speed(script, patch: pytest.MonkeyPatch, _folder: Path, shared: Path) -> list[str]:
+    patch.setattr(script, "PAUSE", 0)
+    exported = dual_encoder(shared)
+    copy_graphs(exported.folder, patch)
+    return ["--folder", str(exported.source)]
+
+
+def execute(code: str, arguments: list[str]) -> None:
+    sys.argv = ["-c", *arguments]
+    exec(code, {})
+
+
+def parity(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:
+    """Small models, and the measured import in a process that has imported torch already."""
+
+    def run(command: list[str], *, env: dict[str, str], **_) -> SimpleNamespace:
+        process = start(execute, command[2], command[3:], env=env)
+        assert process.wait() == 0, process.stderr
+        return SimpleNamespace(stderr=process.stderr)
+
+    patch.setattr(script, "subprocess", SimpleNamespace(run=run))
+    main = script.main
+    patch.setattr(script, "main", lambda arguments: main(arguments, sizes=Sizes(relative=True)))
+
+
+def quality_vs_clip(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
+    images = write_folder(folder / "images", table=False)
+    with (images / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "caption", "split"])
+        table.writerows([name, CAPTIONS[row][0], "test" if row % 3 else "train"] for row, name in enumerate(NAMES))
+    recipe = find_recipe("small-retrieval-again")
+    small = dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, source=str(images), weights=()),
+        loader=dataclasses.replace(recipe.loader, global_batch_size=4),
+        model=dataclasses.replace(recipe.model, hidden_size=32, num_attention_heads=2, num_hidden_layers=2),
+    )
+    patch.setattr(script, "find_recipe", lambda _: small)
+    patch.setattr(script, "_HELD_OUT", 2)
+    return ["--tests", str(images), "--run", str(folder / "run")]
+
+
+def search(_script, _patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
+    return ["--work", str(folder)]
+
+
+def serving(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
+    """Fifty images, `vlmo serve` in a process that has imported torch, and a clock that requests move on."""
+    clock = itertools.count(0.0, 0.01)
+    patch.setattr(script, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep))
+
+    def serve(command: list[str], **_):
+        process = start_command(*command[3:])
+        process.poll = lambda: process.exitcode
+        return process
+
+    images = [encoded(Image.new("RGB", (72, 72), (5 * number, 0, 0))) for number in range(50)]
+    rows = [{"image": {"bytes": image}, "captions": [f"red {number}"]} for number, image in enumerate(images)]
+    patch.setattr(script, "open_source", lambda *_, **__: rows)
+    patch.setattr(script, "subprocess", SimpleNamespace(Popen=serve, DEVNULL=subprocess.DEVNULL))
+    return ["--model", str(trained_folder(folder / "model", steps=1)), "--index", str(folder / "index")]
+
+
+def stage3_step(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:
+    patch.setattr(script, "peak_memory_apart", lambda side, **_: {script.OURS: 3, script.PLAIN: 4}[side])
+
+
+def vision_tasks(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
+    sets = {"scenes-kinds": write_class_set(folder / "kinds"), "scenes-masks": write_segment_set(folder / "masks")}
+    toy(VLMoForPreTraining).save_pretrained(folder / "start")
+    VLMoProcessor.train(["a red square"], vocab_size=96, image_size=64).save_pretrained(folder / "start")
+
+    def tiny(name: str):
+        recipe = find_recipe(name)
+        task = dataclasses.replace(recipe.task, channels=8) if name == "scenes-masks" else recipe.task
+        model = model_config(VLMoConfig.tiny(num_fusion_layers=0))
+        data = dataclasses.replace(recipe.data, source=str(sets[name]))
+        loader = dataclasses.replace(recipe.loader, global_batch_size=8)
+        evaluated = {"evaluate_on": str(sets[name]), "evaluate_split": "test"}
+        return dataclasses.replace(recipe, task=task, model=model, data=data, loader=loader, **evaluated)
+
+    patch.setattr(script, "find_recipe", tiny)
+    return ["--run", str(folder / "run"), "--start", str(folder / "start")]
+
+
+def dual_vs_fusion(*_: Any) -> None:
+    """It is small by its options."""
+
+
+MAKE_SMALL: dict[str, Callable[..., list[str] | None]] = {
+    each.__name__: each
+    for each in (
+        busy_machine, contrastive_memory, dual_vs_fusion, input_pipeline, onnx_speed, parity, quality_vs_clip, search,
+        serving, stage3_step, vision_tasks,
+    )
+}  # fmt: skip
+
+
+def value_at(result: dict[str, Any], path: str) -> Any:
+    """A value of a result by the keys that lead to it."""
+    for key in path.split("/"):
+        result = result[int(key) if isinstance(result, list) else key]
+    return json.loads(json.dumps(result))
