@@ -44,6 +44,12 @@ def filled(folder, *, number: int, captions: bool) -> tuple[Store, np.ndarray]:
     return store, vectors
 
 
+def made_for(store: Store, before: dict | None = None) -> dict:
+    made = make_approximate(store, least=1000, before=before, console=None)
+    assert made is not None
+    return made
+
+
 def written(store: Store, approximate: dict | None) -> Index:
     model = {"folder": "nowhere", "fingerprint": "x", "dim": DIM}
     facts = {"version": 2, "model": model, "approximate": approximate}
@@ -54,8 +60,7 @@ def written(store: Store, approximate: dict | None) -> Index:
 @pytest.mark.parametrize("captions", [True, False])
 def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_path):
     store, vectors = filled(tmp_path, number=3000, captions=captions)
-    made = make_approximate(store, least=1000, before=None, console=None)
-    assert made is not None
+    made = made_for(store)
     assert made["recall"]["asked_with"] == ("captions" if captions else "images")
     assert (made["captions"] is not None) == captions
     index = written(store, made)
@@ -84,8 +89,7 @@ def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_pat
 def plain(tmp_path_factory):
     """3000 vectors without captions, and their approximate index."""
     store, vectors = filled(tmp_path_factory.mktemp("plain"), number=3000, captions=False)
-    made = make_approximate(store, least=1000, before=None, console=None)
-    assert made is not None
+    made = made_for(store)
     return store, vectors, made
 
 
@@ -117,8 +121,7 @@ def test_filter_that_few_pass_costs_no_recall(few, plain, monkeypatch):
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     store, _ = filled(tmp_path, number=1500, captions=False)
     monkeypatch.setattr(Store, "nearest", lambda *_, **__: [{"id": "nobody"}])
-    made = make_approximate(store, least=1000, before=None, console=None)
-    assert made is not None
+    made = made_for(store)
     assert made["recall"]["value"] == 0
     assert (made["images"]["nprobes"], made["images"]["candidates"]) == (39, 3200)  # it tried all that there is
 
@@ -134,8 +137,7 @@ def test_candidates_are_added_where_partitions_do_not_help(tmp_path, monkeypatch
 
     monkeypatch.setattr(Store, "nearest", few_candidates)
     monkeypatch.setattr(approximate, "_QUERIES", 20)
-    made = make_approximate(store, least=1000, before=None, console=None)
-    assert made is not None
+    made = made_for(store)
     assert list(dict.fromkeys(asked)) == [(25, 200), (39, 400), (39, 800), (39, 1600)]
     assert (made["images"]["nprobes"], made["images"]["candidates"]) == (39, 1600)
     assert made["recall"]["value"] >= approximate.ENOUGH
@@ -145,15 +147,12 @@ def test_candidates_are_added_where_partitions_do_not_help(tmp_path, monkeypatch
 def test_index_stays_until_the_table_has_doubled(tmp_path, monkeypatch):
     monkeypatch.setattr(approximate, "_QUERIES", 10)
     store, _ = filled(tmp_path, number=1200, captions=False)
-    made = make_approximate(store, least=1000, before=None, console=None)
-    assert made is not None
+    made = made_for(store)
     uuids = [index.index_uuid for index in store.images.list_indices()]
-    again = make_approximate(store, least=1000, before=made, console=None)
-    assert again is not None
+    again = made_for(store, before=made)
     assert [index.index_uuid for index in store.images.list_indices()] == uuids
     assert again["images"]["partitions"] == 35
-    new = make_approximate(store, least=1000, before={"images": {"partitions": 24}}, console=None)
-    assert new is not None
+    made_for(store, before={"images": {"partitions": 24}})
     assert [index.index_uuid for index in store.images.list_indices()] != uuids
 
 

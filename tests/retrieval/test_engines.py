@@ -30,8 +30,6 @@ from vlmo.released import SMALL, find_model
 from vlmo.released.download import cache_folder
 from vlmo.retrieval import Encoder, Searcher, encoder, engines
 from vlmo.retrieval.encoder import PREPARED_FROM, prepare_searches
-from vlmo.retrieval.engines import GraphsEngine
-from vlmo.retrieval.torch_engine import TorchEngine
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import load_parts
 
@@ -83,13 +81,6 @@ def test_small_model_gives_the_vectors_and_log_odds_of_torch(small, name):
     assert words == ["a", "red", "square"]
     np.testing.assert_array_equal(maps, small["torch"].attention(drawings()[0], "a red square")[1])
     assert small[name].embed_images([]).shape == (0, small[name].dim)
-
-
-@pytest.mark.parametrize("name", GRAPHS)
-def test_tiny_model_gives_the_vectors_and_log_odds_of_torch(shared_folder, name):
-    toys = dual_encoder(shared_folder)
-    torch_engine = TorchEngine(toys.source, device="cpu")
-    compare(GraphsEngine(toys.folder, engine=name), torch_engine, list(map(torch_engine.pixels, drawings())))
 
 
 def test_images_are_resized_as_the_processor_does(small):
@@ -227,6 +218,12 @@ def exports(shared_folder, tmp_path, monkeypatch) -> list[Path]:
     return targets
 
 
+def hide(patch: pytest.MonkeyPatch, package: str) -> None:
+    """Let a package seem not to be installed."""
+    find_spec = engines.importlib.util.find_spec
+    patch.setattr(engines.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+
+
 def test_graphs_are_written_once_and_again_for_a_model_that_changed(shared_folder, exports, tmp_path):
     model = shutil.copytree(dual_encoder(shared_folder).source, tmp_path / "model")
     for _ in range(2):
@@ -257,10 +254,7 @@ def test_auto_is_an_engine_that_is_ready(shared_folder, exports, monkeypatch):
     assert (chosen(), chosen(device="cpu")) == ("openvino", "openvino")
     monkeypatch.setattr(engines, "_GPU_FILES", (str(source),))
     assert (chosen(), chosen(device="cpu")) == ("torch", "openvino")
-    find_spec = engines.importlib.util.find_spec
-    monkeypatch.setattr(
-        engines.importlib.util, "find_spec", lambda name: None if name == "openvino" else find_spec(name)
-    )
+    hide(monkeypatch, "openvino")
     assert chosen(device="cpu") == "onnx"
     assert engines.choose_engine(source, Encoder(source).fingerprint, device="cuda") == "torch"
     monkeypatch.setattr(engines, "_GPU_FILES", ())
@@ -275,7 +269,7 @@ def test_model_of_a_new_index_is_exported_for_searches(shared_folder, exports, m
     prepare_searches(source, images=PREPARED_FROM - 1)
     prepare_searches(source, images=PREPARED_FROM, device="cuda")
     with monkeypatch.context() as patched:
-        patched.setattr(engines, "_EXPORT_PACKAGES", ("onnx", "no_such_package"))
+        hide(patched, "onnxscript")
         prepare_searches(source, images=PREPARED_FROM)
     with monkeypatch.context() as patched:
         patched.setattr(encoder, "write_graphs", Mock(side_effect=OSError("the disk is full")))
@@ -315,15 +309,11 @@ def test_wrong_use_is_told(shared_folder, exports, tmp_path, monkeypatch, capsys
         Encoder(tmp_path / "vqa", engine="openvino")
     with pytest.raises(ValueError, match="use torch"):
         load_parts(tmp_path / "vqa", engine="onnx")
-    find_spec = engines.importlib.util.find_spec
     for missing, line in (("openvino", "openvino"), ("onnxscript", "onnx")):
-        monkeypatch.setattr(
-            engines.importlib.util,
-            "find_spec",
-            lambda name, missing=missing: None if name == missing else find_spec(name),
-        )
-        arguments = ["embed", str(source), str(tmp_path), "--out", str(tmp_path / "v.parquet"), "--engine", line]
-        line_of_error = refused(arguments, capsys)
+        with monkeypatch.context() as patched:
+            hide(patched, missing)
+            arguments = ["embed", str(source), str(tmp_path), "--out", str(tmp_path / "v.parquet"), "--engine", line]
+            line_of_error = refused(arguments, capsys)
         assert f"needs {missing}, which is not installed: pip install" in line_of_error
         assert f"[{line}]" in line_of_error
     assert not exports

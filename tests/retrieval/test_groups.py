@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import io
 import tracemalloc
 
 import numpy as np
 import pytest
-from rich.console import Console
 from scipy.cluster.hierarchy import fcluster, linkage
 from tests.integrations.toy_gallery import drawings
 from tests.retrieval.toy_index import build, encoded
 
-from vlmo import progress
 from vlmo.retrieval import Index, find_duplicates, groups
 
 
@@ -85,17 +82,6 @@ def test_copies_in_an_index_are_found_with_their_places(encoder, tmp_path):
     assert group.places == tuple(str(folder / name) for name in ("2.png", "copy.png"))
     assert group.ids == tuple(ids[places.index(place)] for place in group.places)
     assert find_duplicates(tmp_path / "index", threshold=0.999) == [group]
-
-
-def test_progress_is_shown(index_of, monkeypatch):
-    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
-    monkeypatch.setattr(groups, "_CELLS", 400)
-    console = Console(file=io.StringIO(), width=100)
-    find_duplicates(index_of(np.ones((40, 8))), console=console)
-    lines = console.file.getvalue().splitlines()
-    assert lines[0] == "comparing pairs: 700 of 1600"
-    assert lines[-1].startswith("comparing pairs: 1600 of 1600")
-    assert "left" in lines[1]
 
 
 @pytest.mark.parametrize("threshold", [0, -0.5, 1.01, 95, float("nan")])

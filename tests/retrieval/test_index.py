@@ -81,6 +81,9 @@ def test_index_without_captions_says_so(encoder, tmp_path):
         ("year" + "+1" * 9000 + " = 2", "too many operators"),
         ("(" * 21 + "year = 1" + ")" * 21, "nested too deeply"),
         ("year > ", "sql parser error"),
+        ("year", "cannot be used"),
+        ("kind = 3", "cannot be used"),
+        ("", "cannot be used"),
         ("yeer > 3", "names yeer, which is no column"),
         ("cast(captions as bigint) = 1", "Not supported"),
     ],
@@ -146,10 +149,9 @@ def test_damaged_data_is_one_line(gallery, tmp_path):
     assert ".rs" not in str(caught.value)
 
 
-def test_reader_sees_what_a_writer_does(encoder, tmp_path, monkeypatch):
+def test_reader_sees_what_a_writer_does(indexed, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_READ_EVERY", timedelta(seconds=0.2))
-    folder = write_folder(tmp_path / "images", numbers=range(3))
-    build(encoder, folder, out=tmp_path / "index")
+    folder, _ = indexed(range(3))
     index = Index(tmp_path / "index")
     vector = index.vector(index.nearest(np.ones(32, dtype=np.float32), top=1)[0].id)
     assert index.num_images == 3

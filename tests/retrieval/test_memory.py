@@ -111,9 +111,8 @@ def test_an_index_that_is_gone_ends_no_thread(encoder, quick, tmp_path):
     assert index._memory.nearest(vectors(0), top=1, version=(0,)) is None
 
 
-def test_threads_search_beside_a_writer(encoder, quick, tmp_path):
-    folder = write_folder(tmp_path / "images", numbers=range(6))
-    build(encoder, folder, out=tmp_path / "index")
+def test_threads_search_beside_a_writer(indexed, encoder, quick, tmp_path):
+    folder, _ = indexed(range(6))
     index, stop = Index(tmp_path / "index", in_memory=True), threading.Event()
 
     def search() -> set[frozenset[str]]:
@@ -146,9 +145,8 @@ def read(monkeypatch) -> list[Hit]:
     return hits
 
 
-def test_images_are_read_again_when_their_files_change(encoder, read, tmp_path):
-    folder = write_folder(tmp_path / "images", numbers=range(4))
-    build(encoder, folder, out=tmp_path / "index")
+def test_images_are_read_again_when_their_files_change(indexed, encoder, read, tmp_path):
+    folder, _ = indexed(range(4))
     searcher = Searcher(encoder, Index(tmp_path / "index", in_memory=True))
     first = searcher.search("a red circle", rerank=4)
     assert len(read) == 4
@@ -172,9 +170,8 @@ def test_pixels_have_a_limit(gallery, encoder, read, monkeypatch):
         assert len(read) >= wanted
 
 
-def test_images_in_the_index_are_known_until_they_change_there(encoder, quick, read, tmp_path):
-    folder = write_folder(tmp_path / "images", numbers=range(4))
-    build(encoder, folder, out=tmp_path / "index", store_bytes=True)
+def test_images_in_the_index_are_known_until_they_change_there(indexed, encoder, quick, read, tmp_path):
+    folder, _ = indexed(range(4), store_bytes=True)
     searcher = Searcher(encoder, tmp_path / "index")
     before = {hit.id: hit.match for hit in searcher.search("a red circle", rerank=4).hits}
     searcher.search("a red circle", rerank=4)

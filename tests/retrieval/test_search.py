@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,9 +151,8 @@ def test_budget_gives_what_a_shorter_rerank_would(slow, searcher):
     assert slow.search(QUERY, rerank=24, budget=0.01).num_reranked == 1
 
 
-def test_image_that_is_gone_is_not_reranked(model, tmp_path):
-    folder = write_folder(tmp_path / "images", numbers=range(6))
-    build(model, folder, out=tmp_path / "index")
+def test_image_that_is_gone_is_not_reranked(indexed, model, tmp_path):
+    indexed(range(6))
     searcher = Searcher(model, tmp_path / "index")
     gone = searcher.search("a red square", top=6).hits[1]
     Path(gone.path).unlink()
@@ -215,11 +214,6 @@ def test_best_candidate_below_the_cutoff_is_no_match(searcher, monkeypatch):
         ({"image": drawings()[0], "query": " "}, "the query is empty"),
         ({"image": drawings()[0], "query": drawings()[1]}, "both images; give a text"),
         ({"where": "yeer > 3"}, "Columns: height .*, kind .*, place .*, width .*, year"),
-        ({"where": "year >"}, "the filter 'year >' cannot be used"),
-        ({"where": "year"}, "the filter 'year' cannot be used"),
-        ({"where": "kind = 3"}, "the filter 'kind = 3' cannot be used"),
-        ({"where": ""}, "the filter '' cannot be used"),
-        ({"where": "1 = 1; drop table images"}, "cannot be used"),
     ],
 )
 def test_wrong_arguments_are_one_line(settings, words, searcher):
@@ -260,15 +254,6 @@ def test_explain_has_a_image_for_each_word(searcher):
 
 def test_threads_share_a_searcher(searcher):
     expected = [numbers(searcher.search(captions[0], rerank=4, top=4)) for captions in CAPTIONS[:6]]
-    failed = []
-
-    def work(row: int) -> None:
-        found = [numbers(searcher.search(CAPTIONS[row][0], rerank=4, top=4)) for _ in range(3)]
-        failed.extend(each for each in found if each != expected[row])
-
-    threads = [threading.Thread(target=work, args=(row,)) for row in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
+    with ThreadPoolExecutor(6) as pool:
+        found = pool.map(lambda row: numbers(searcher.search(CAPTIONS[row % 6][0], rerank=4, top=4)), range(18))
+        assert list(found) == 3 * expected

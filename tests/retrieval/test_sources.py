@@ -45,19 +45,10 @@ def test_patterns_name_files_and_folders(tmp_path):
 
 
 def test_pattern_passes_over_what_is_nothing_of_ours(tmp_path):
-    for name in (
-        "a.png",
-        ".hidden.png",
-        "captions.csv",
-        "README",
-        ".git/x.png",
-        "b/c.png",
-        "00000.tar",
-        "00000.parquet",
-    ):
+    for name in ("a.png", ".hidden.png", "captions.csv", ".git/x.png", "b/c.png", "0.tar", "0.parquet", "R"):
         touch(tmp_path / name)
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    assert below(f"{tmp_path}/*") == [("00000.tar", "shard"), ("a.png", "file"), ("c.png", "file")]
+    assert below(f"{tmp_path}/*") == [("0.tar", "shard"), ("a.png", "file"), ("c.png", "file")]
     assert below(f"{tmp_path}/*.png") == [("a.png", "file")]
     assert below(f"{tmp_path}/R*") == []
     assert below(tmp_path / ".hidden.png") == [(".hidden.png", "file")]  # it is named outright
@@ -78,53 +69,39 @@ def test_images_of_other_formats_are_counted(origin, tmp_path, caplog):
         below(tmp_path / "sub" / "2.heic")
 
 
+def link(base: Path, links: dict[str, str]) -> None:
+    for name, target in links.items():
+        (base / name).symlink_to(base / target)
+
+
 def test_links_between_folders_lead_to_each_file_once(tmp_path):
-    folders = [tmp_path / f"folder{number}" for number in range(7)]
-    for folder in folders:
-        touch(folder / f"{folder.name}.png")
-    for folder in folders:
-        for other in folders:
-            (folder / f"to-{other.name}").symlink_to(other)
-    expected = [(f"folder{number}.png", "file") for number in range(7)]
-    assert sorted(below(tmp_path)) == expected
-    assert sorted(below(f"{tmp_path}/*")) == expected
-    assert sorted(below(f"{tmp_path}/**/*.png")) == expected
+    names = [f"folder{number}" for number in range(7)]
+    for name in names:
+        touch(tmp_path / name / f"{name}.png")
+        link(tmp_path, {f"{name}/to-{other}": other for other in names})
+    for origin in (tmp_path, f"{tmp_path}/*", f"{tmp_path}/**/*.png"):
+        assert sorted(below(origin)) == [(f"{name}.png", "file") for name in names]
 
 
 def test_real_path_of_a_folder_wins_over_links_to_it(tmp_path):
     for name in ("z/sub/1.png", "z/.hidden/2.png"):
         touch(tmp_path / name)
-    (tmp_path / "all").symlink_to(tmp_path / "z")
-    (tmp_path / "some").symlink_to(tmp_path / "z" / "sub")
-    (tmp_path / "z" / "found").symlink_to(tmp_path / "z" / ".hidden")  # which has no path but this
+    link(tmp_path, {"all": "z", "some": "z/sub", "z/found": "z/.hidden"})  # which has no path but this
     expected = [str(tmp_path / name) for name in ("z/found/2.png", "z/sub/1.png")]
     assert [found.place for found in find(str(tmp_path))] == expected
-    assert [(found.place, found.root) for found in find(f"{tmp_path}/*")] == [
-        (place, str(tmp_path / "z")) for place in expected
-    ]
+    found = [(found.place, found.root) for found in find(f"{tmp_path}/*")]
+    assert found == [(place, str(tmp_path / "z")) for place in expected]
 
 
 def test_links_to_a_file_are_one_file(tmp_path):
-    folder, store = tmp_path / "folder", tmp_path / "store"
-    for file in (folder / "sub" / "real.png", folder / ".hidden" / "x.png", folder / "objects" / "5f", store / "y.png"):
+    folder, outside = tmp_path / "folder", tmp_path / "store" / "y.png"
+    for file in (folder / "sub" / "real.png", folder / ".hidden" / "x.png", folder / "objects" / "5f", outside):
         touch(file)
-    for link, target in {
-        "a.png": "sub/real.png",  # which is found by its own path
-        "b1.png": ".hidden/x.png",  # the others are found by a link alone
-        "b2.png": ".hidden/x.png",
-        "c.png": "objects/5f",
-        "d1.png": "../store/y.png",
-        "d2.png": "../store/y.png",
-        "sub/d3.png": "../store/y.png",
-    }.items():
-        (folder / link).symlink_to(folder / target)
-    assert sorted(below(folder)) == [
-        ("b1.png", "file"),
-        ("c.png", "file"),
-        ("d1.png", "file"),
-        ("real.png", "file"),
-    ]
-    assert below(store) == [("y.png", "file")]
+    link(folder, {"a.png": "sub/real.png"})  # found by its own path; the others are found by a link alone
+    link(folder, {"b1.png": ".hidden/x.png", "b2.png": ".hidden/x.png", "c.png": "objects/5f"})
+    link(folder, dict.fromkeys(("d1.png", "d2.png", "sub/d3.png"), "../store/y.png"))
+    assert sorted(name for name, _ in below(folder)) == ["b1.png", "c.png", "d1.png", "real.png"]
+    assert below(outside.parent) == [("y.png", "file")]
 
 
 def test_only_a_single_file_counts_as_deleted(tmp_path):
