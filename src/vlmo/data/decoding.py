@@ -48,6 +48,11 @@ class ImageCell(TypedDict):
     path: str | None
 
 
+def image_at(file: Path) -> ImageCell:
+    """Return the cell of an image file."""
+    return {"bytes": None, "path": str(file.absolute())}
+
+
 def range_path(file: Path | str, *, start: int, length: int) -> str:
     """Path of an image that is a piece of a bigger file, for `ImageCell`: "FILE#bytes=START+LENGTH"."""
     return f"{file}#bytes={start}+{length}"

@@ -307,22 +307,18 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
         batch["labels"] = torch.stack(each("labels"))
     if "bool_masked_pos" in first:
         batch["bool_masked_pos"] = torch.from_numpy(np.stack(each("bool_masked_pos")))
-    texts = {name: each(name) for name in _FILLS if name in first}
+    texts = {name: each(name) for name in _IDS if name in first}
+    texts |= {name: each(name) for name in _FILLS if name in first}
     for kind in ("", "false_"):
         if ids := texts.get(f"{kind}input_ids"):
             texts[f"{kind}attention_mask"] = [np.ones_like(text) for text in ids]
-    padded = {name: pad(rows, value=_fill(name, pad_token_id)) for name, rows in texts.items()}
+    padded = {name: pad(rows, value=_FILLS.get(name, pad_token_id)) for name, rows in texts.items()}
     return cast(Batch, {**batch, **padded})
 
 
-_FILLS = {"input_ids": None, "false_input_ids": None, "mlm_input_ids": None, "mlm_labels": IGNORED}
-_FILLS |= {"attention_mask": 0, "false_attention_mask": 0}
-"""Padding of texts in a batch; None stands for the id of the padding token."""
-
-
-def _fill(name: str, pad_token_id: int) -> int:
-    fill = _FILLS[name]
-    return pad_token_id if fill is None else fill
+_IDS = ("input_ids", "false_input_ids", "mlm_input_ids")
+_FILLS = {"mlm_labels": IGNORED, "attention_mask": 0, "false_attention_mask": 0}
+"""Padding of texts in a batch; `_IDS` have that of the vocabulary."""
 
 
 def pad(rows: list[Int64[np.ndarray, "text"]], *, value: int) -> Int64[Tensor, "batch longest"]:
@@ -341,9 +337,9 @@ def merge(parts: list[Batch], *, pad_token_id: int = 0) -> Batch:
     merged: dict[str, Tensor] = {}
     for name in parts[0]:
         columns = [cast(dict[str, Tensor], part)[name] for part in parts]
-        if name in _FILLS:
+        if name in _IDS or name in _FILLS:
             longest = max(column.shape[1] for column in columns)
-            value = _fill(name, pad_token_id)
+            value = _FILLS.get(name, pad_token_id)
             columns = [pad_to(column, (0, longest - column.shape[1]), value=value) for column in columns]
         merged[name] = torch.cat(columns)
     return cast(Batch, merged)

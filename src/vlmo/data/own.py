@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets
 from datasets.exceptions import DatasetsError
 
-from vlmo.data.decoding import ImageCell, is_range
+from vlmo.data.decoding import ImageCell, image_at, is_range
 from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES, regular_file, walk
 from vlmo.data.rows import ADVICE, column, is_saved, naming_damage, open_saved, read_about, saved_splits
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES, class_features, make_row
@@ -84,7 +84,7 @@ class Record(NamedTuple):
         file = (self.folder / image.strip().replace("\\", "/")).resolve()
         if not file.is_relative_to(root):
             raise ValueError(f"{self.where}: {image} lies outside {root}; move the image or the table")
-        return image_cell(file)
+        return image_at(file)
 
 
 def open_own(path: Path) -> Dataset | None:
@@ -236,11 +236,6 @@ def _row(record: Record, *, root: Path, captions: Sequence[str] = ()) -> dict[st
     return row | ({"licence": str(licence)} if licence else {})
 
 
-def image_cell(file: Path) -> ImageCell:
-    """Return the cell of an image file."""
-    return {"bytes": None, "path": str(file)}
-
-
 def to_dataset(rows: Rows, features: Features, *, path: Path, images: Dataset | None = None) -> Dataset:
     """Return rows as a data set; columns of `images` join them by `number`; ValueError if only some have a split."""
     without = [row["image_id"] for row in rows if not row.get("split")]
@@ -377,7 +372,7 @@ def _read_columns(path: Path, parts: Sequence[tuple[str | None, Dataset, Path]])
             if classes is not None:
                 line["label"] = classes[line["label"]] if line["label"] in range(len(classes)) else None
             line = ({"image_id": f"{path.name}#{number}"} if held else {}) | line | ({"split": split} if split else {})
-            cells_held = {name: image_cell(Path(str(number))) for name in held}
+            cells_held: dict[str, ImageCell] = {name: {"bytes": None, "path": str(number)} for name in held}
             records.append(Record(number, f"{path}, row {number}", folder, line, cells_held))
         if held:
             images.append(concatenate_datasets(list(held.values()), axis=1))

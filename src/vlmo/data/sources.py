@@ -17,7 +17,7 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
 from vlmo.data import builtin
-from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image
+from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image, image_at
 from vlmo.data.listing import (
     IMAGE_SUFFIXES,
     UNREAD_SUFFIXES,
@@ -28,7 +28,7 @@ from vlmo.data.listing import (
     walk,
     warn_of_skipped,
 )
-from vlmo.data.own import CLASS_LIST, image_cell, open_own, open_shards, to_dataset
+from vlmo.data.own import CLASS_LIST, open_own, open_shards, to_dataset
 from vlmo.data.rows import column, false_captions, is_saved, open_saved, saved_splits, select_rows
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, SEGMENT_FEATURES, class_features, hash_share, make_row
 from vlmo.data.tables import SPLITS, TABLE_STEMS
@@ -205,7 +205,7 @@ def _read_images(path: Path, images: Sequence[Path]) -> Dataset:
 
 
 def _image_row(file: Path, *, root: Path) -> dict[str, Any]:
-    return make_row(file.relative_to(root).as_posix(), image=image_cell(file), source=root.name, licence="unknown")
+    return make_row(file.relative_to(root).as_posix(), image=image_at(file), source=root.name, licence="unknown")
 
 
 def _images_of(folder: Path) -> list[Path]:
@@ -228,7 +228,7 @@ def _masked(path: Path, masks: dict[Path, Path]) -> Dataset:
         raise ValueError(f"{len(missing)} images of {folder} have no mask of the same name, such as {missing[0]}")
     splits, _ = _split_folders([name.parts for name in images.values()])
     rows = [
-        _image_row(file, root=path) | {"mask": image_cell(masks[name.with_suffix("")]), "split": split}
+        _image_row(file, root=path) | {"mask": image_at(masks[name.with_suffix("")]), "split": split}
         for (file, name), split in zip(images.items(), splits, strict=True)
     ]
     return to_dataset(rows, SEGMENT_FEATURES, path=path)

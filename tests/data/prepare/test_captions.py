@@ -133,13 +133,6 @@ def test_visual_genome_finds_other_usual_places(genome, tmp_path) -> None:
     assert prepare("visual_genome", root=genome, out=tmp_path / "out").splits["train"].rows == 4
 
 
-@pytest.mark.parametrize("missing", ["image_data.json", "region_descriptions.json", "VG_100K", "VG_100K_2"])
-def test_visual_genome_missing_file_is_named(genome, tmp_path, missing: str) -> None:
-    (genome / missing).rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=rf"{missing} or \w+/{missing} is missing; --root must be"):
-        prepare("visual_genome", root=genome, out=tmp_path / "out")
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -147,9 +140,16 @@ def test_visual_genome_missing_file_is_named(genome, tmp_path, missing: str) -> 
         ("region_descriptions.json", [{"id": 1, "regions": [{"phrase": None}]}], "TypeError.*None is no text"),
         ("image_data.json", [{"image_id": 1}], r"\[0\]: image_id and url"),
         ("dataset_coco.json", {"images": [{"split": "val", "filename": "1.jpg"}]}, r"images\[0\]: cocoid and split"),
+        ("image_data.json", None, r"or annotations/image_data.json is missing; --root must be"),
+        ("region_descriptions.json", None, "or annotations/region_descriptions.json is missing"),
+        ("VG_100K", None, "or images/VG_100K is missing"),
+        ("VG_100K_2", None, "or images/VG_100K_2 is missing"),
     ],
 )
-def test_visual_genome_other_json_is_an_error(genome, tmp_path, name, content, message) -> None:
-    write(genome / name, json.dumps(content))
-    with pytest.raises(ValueError, match=rf"{name}: .*{message}"):
+def test_visual_genome_missing_file_and_other_json_are_named(genome, tmp_path, name, content, message) -> None:
+    if content is None:
+        (genome / name).rename(tmp_path / "elsewhere")
+    else:
+        write(genome / name, json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{name}.*{message}"):
         prepare("visual_genome", root=genome, out=tmp_path / "out")

@@ -165,17 +165,13 @@ def test_vqav2_quarantines_what_does_not_fit_together(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "message"),
-    [
-        ("v2_mscoco_val2014_annotations.json", "v2_mscoco_val2014_annotations.json .*is missing"),
-        ("v2_OpenEnded_mscoco_train2014_questions.json", "v2_OpenEnded_mscoco_train2014_questions.json .*is missing"),
-        ("test2015", "test2015 or images/test2015 or coco/test2015 is missing"),
-    ],
+    "missing",
+    ["v2_mscoco_val2014_annotations.json", "v2_OpenEnded_mscoco_train2014_questions.json", "test2015"],
 )
-def test_vqav2_names_a_file_that_is_missing(tmp_path, missing: str, message: str) -> None:
+def test_vqav2_names_a_file_that_is_missing(tmp_path, missing: str) -> None:
     root = Toy().write(tmp_path / "root")
     (root / missing).rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"{missing} or \w+/{missing} .*is missing"):
         prepare("vqav2", root=root, out=tmp_path / "out")
 
 
@@ -292,25 +288,23 @@ def test_nlvr2_quarantines_bad_records(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"\xff\xfe", r"dev.json:1: expected an object"),
-        (b'{"identifier": "dev-1-1-1", "sentence": 5}', r"dev.json:1: .*5 is no text"),
-        (b"not JSON", r"dev.json:1: expected an object with sentence, label and identifier"),
-        (b'{"identifier": "dev-1-0-0", "label": "True"}', r"dev.json:1: .*KeyError\('sentence'\)"),
-        (b'{"identifier": "dev-1-0", "sentence": "Short."}', r"dev.json:1: .*such as dev-850-0-1"),
-        (b'["dev-1-0-0"]', r"dev.json:1: expected an object"),
+        (b"\xff\xfe", r"expected an object"),
+        (b'{"identifier": "dev-1-1-1", "sentence": 5}', r".*5 is no text"),
+        (b"not JSON", r"expected an object with sentence, label and identifier"),
+        (b'{"identifier": "dev-1-0-0", "label": "True"}', r".*KeyError\('sentence'\)"),
+        (b'{"identifier": "dev-1-0", "sentence": "Short."}', r".*such as dev-850-0-1"),
+        (b'["dev-1-0-0"]', r"expected an object"),
     ],
 )
 def test_nlvr2_names_a_line_that_cannot_be_read(tmp_path, line: bytes, message: str) -> None:
     write(tmp_path / "root/dev.json", line + b"\n")
     write(tmp_path / "root/dev/dev-1-0-img0.png", png(0))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="dev.json:1: " + message):
         prepare("nlvr2", root=tmp_path / "root", out=tmp_path / "out")
 
 
 def test_nlvr2_says_at_the_door_what_is_missing(tmp_path) -> None:
-    write(tmp_path / "root/other.json", "")
-    with pytest.raises(ValueError, match=r"train.json or dev.json or test1.json is missing; --root must be a folder"):
-        prepare("nlvr2", root=tmp_path / "root", out=tmp_path / "out")
-    write(tmp_path / "root/dev.json", "")
-    with pytest.raises(ValueError, match="images/dev or dev is missing"):
-        prepare("nlvr2", root=tmp_path / "root", out=tmp_path / "out")
+    for file, message in (("other", "train.json or dev.json or test1.json"), ("dev", "images/dev or dev")):
+        write(tmp_path / f"root/{file}.json", "")
+        with pytest.raises(ValueError, match=f"{message} is missing; --root must be a folder"):
+            prepare("nlvr2", root=tmp_path / "root", out=tmp_path / "out")

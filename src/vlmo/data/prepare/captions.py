@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlmo.data.decoding import ImageCell
+from vlmo.data.decoding import ImageCell, image_at
 from vlmo.data.listing import walk
 from vlmo.data.prepare.parts import (
     Absent,
@@ -20,7 +20,6 @@ from vlmo.data.prepare.parts import (
     file_key,
     find,
     first_of,
-    image_at,
     read_records,
     read_table_schema,
     require_folder,

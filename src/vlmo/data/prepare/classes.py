@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlmo.data.decoding import decode_image, decode_mask, encode_image
-from vlmo.data.prepare.parts import BadRow, Part, Row, SetOnDisk, chunked, find, first_of, image_at, require_folder
+from vlmo.data.decoding import decode_image, decode_mask, encode_image, image_at
+from vlmo.data.prepare.parts import BadRow, Part, Row, SetOnDisk, chunked, find, first_of, require_folder
 from vlmo.data.rows import SUMMARY_FILE
 from vlmo.data.schema import SEGMENT_FEATURES, class_features, make_row
 

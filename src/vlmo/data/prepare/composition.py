@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Features, Value
 
-from vlmo.data.decoding import ImageCell, decode_image, encode_image
+from vlmo.data.decoding import ImageCell, decode_image, encode_image, image_at
 from vlmo.data.prepare import parts
 from vlmo.data.prepare.parts import BadRow, Part, Record, Row, SetOnDisk, chunked, find, first_of
 from vlmo.data.schema import COMPOSITION_FEATURES, make_row
@@ -120,7 +120,7 @@ def _row(
         columns |= {"box": [int(record[side]) for side in box]} if box else {}
         if not isinstance(image, dict):
             file = images / parts.text_of(image)
-            cell = parts.image_at(file if file.suffix else file.with_suffix(".png"))
+            cell = image_at(file if file.suffix else file.with_suffix(".png"))
         true, false = parts.text_of(true), parts.text_of(false)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: expected an object with {', '.join([*names, *box])}: {error!r}") from error

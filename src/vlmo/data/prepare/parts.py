@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
-from vlmo.data.decoding import ImageCell
 from vlmo.data.schema import FEATURES
 
 Item = TypeVar("Item")
@@ -157,11 +156,6 @@ def text_of(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
     return value
-
-
-def image_at(file: Path) -> ImageCell:
-    """Return the cell of an image column for a file on the disk, which the engine then tries to decode."""
-    return {"bytes": None, "path": str(file.absolute())}
 
 
 def read_records(file: Path, read: Callable[[Any], Item], *, needs: str, key: str | None = None) -> list[Item]:

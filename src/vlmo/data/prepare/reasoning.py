@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vlmo.data.decoding import image_at
 from vlmo.data.prepare.captions import coco_image_id
-from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, first_of, image_at, read_records, text_of
+from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, first_of, read_records, text_of
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES, hash_share, make_row
 from vlmo.processing.answers import MIN_COUNT, answer_list, soft_targets
 
