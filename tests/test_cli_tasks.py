@@ -258,7 +258,7 @@ def damaged(folder: str, to: Path, *, remove: str = "", **changes) -> str:
 def test_folder_without_permission_is_told_before_the_work(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
     shown = refused(["embed", "nowhere", "--texts", "x.txt", "--out", str(tmp_path / "x.parquet")], capsys)
-    assert f"no permission to write in {tmp_path}" in shown
+    assert f"{tmp_path} is no folder, or there is no permission to write in it" in shown
 
 
 def test_folders_that_are_damaged_are_one_line(folders, questions, pairs, capsys, tmp_path):

@@ -8,43 +8,23 @@ import pytest
 from vlmo.cli import waiting
 
 
-@pytest.fixture
-def machine(monkeypatch, tmp_path):
-    """A machine of two cores with so many threads that run, this one among them."""
-
-    def running(count: int) -> None:
-        (tmp_path / "loadavg").write_text(f"9.00 9.00 9.00 {count}/412 7646\n")
-
-    monkeypatch.setattr(waiting, "_RUNNING", tmp_path / "loadavg")
-    monkeypatch.setattr(waiting.os, "cpu_count", lambda: 2)
-    return running
-
-
 @pytest.mark.parametrize(
-    ("running", "given", "chosen"),
+    ("cores", "loadavg", "given", "chosen"),
     [
-        (1, {}, {"GOMP_SPINCOUNT": "20000"}),  # high load averages of a moment ago do not count
-        (2, {}, {"OMP_WAIT_POLICY": "PASSIVE"}),
-        (3, {"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
-        (3, {"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        (2, "9.00 9.00 9.00 1/412 7646", {}, {"GOMP_SPINCOUNT": "20000"}),  # high averages of a moment ago do not count
+        (2, "0.00 0.00 0.00 2/412 7646", {}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        (16, "0.00 0.00 0.00 3/412 7646", {}, {"GOMP_SPINCOUNT": "20000"}),
+        (2, "a system that does not say what runs", {}, {"GOMP_SPINCOUNT": "20000"}),
+        (2, "0.00 0.00 0.00 3/412 7646", {"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        (2, "0.00 0.00 0.00 3/412 7646", {"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
     ],
 )
-def test_threads_sleep_where_others_run_unless_the_user_chose(machine, running, given, chosen):
-    machine(running)
+def test_threads_sleep_where_others_run_unless_the_user_chose(cores, loadavg, given, chosen, monkeypatch, tmp_path):
+    (tmp_path / "loadavg").write_text(loadavg)
+    monkeypatch.setattr(waiting, "_RUNNING", tmp_path / "loadavg")
+    monkeypatch.setattr(waiting.os, "cpu_count", lambda: cores)
     waiting.choose_waiting(given)
     assert given == chosen
-
-
-def test_one_other_among_many_cores_changes_nothing(machine, monkeypatch):
-    monkeypatch.setattr(waiting.os, "cpu_count", lambda: 16)
-    machine(3)
-    waiting.choose_waiting(found := {})
-    assert found == {"GOMP_SPINCOUNT": "20000"}
-
-
-def test_a_system_that_does_not_say_what_runs_counts_as_idle(monkeypatch, tmp_path):
-    monkeypatch.setattr(waiting, "_RUNNING", tmp_path / "missing")
-    assert waiting.running_others() == 0
 
 
 def test_a_busy_loop_beside_this_process_is_seen():

@@ -21,7 +21,7 @@ from rich.logging import RichHandler
 from safetensors import SafetensorError
 from tyro.extras import SubcommandApp
 
-from vlmo.cli import folders, runs, searching, serving, tasks
+from vlmo.cli import folders, runs, searching, tasks
 from vlmo.cli.parsing import nearest, parse
 from vlmo.cli.waiting import choose_waiting
 from vlmo.lazy import install_command
@@ -38,7 +38,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "search": searching.search,
     "embed": searching.embed,
     "duplicates": searching.duplicates,
-    "serve": serving.serve,
+    "serve": searching.serve,
     "data prepare": tasks.prepare,
     "recipes": runs.recipes,
     "models": folders.models,

@@ -87,31 +87,21 @@ def without_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def check_new_file(file: Path | None, *, option: str, suffixes: Sequence[str] = ()) -> None:
-    """Check before the work that its result can be written.
-
-    Raises:
-        ValueError: `file` has another suffix, is a folder, or what should be its folder is a file or not writable.
-    """
+def check_new_file(file: Path | None, *, option: str, suffix: str = "") -> None:
+    """Raise ValueError, before the work, if its result cannot be written to `file`, or that has another suffix."""
     if file is None:
         return
-    if suffixes and file.suffix.lower() not in suffixes:
-        raise ValueError(f"{option} {file}: give a name that ends with {' or '.join(suffixes)}")
+    if suffix and file.suffix.lower() != suffix:
+        raise ValueError(f"{option} {file}: give a name that ends with {suffix}")
     if file.is_dir():
         raise ValueError(f"{option} {file} is a folder; name a file")
     above = next(parent for parent in file.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise ValueError(f"{option} {file}: {above} is no folder")
-    if not os.access(above, os.W_OK):
-        raise ValueError(f"{option} {file}: no permission to write in {above}; choose another place")
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ValueError(f"{option} {file}: {above} is no folder, or there is no permission to write in it")
 
 
 def check_given(files: Iterable[str | Path | None], *, expected: str) -> None:
-    """Check before torch is imported that inputs are there; patterns and URLs are left to whoever reads them.
-
-    Raises:
-        ValueError: There is none; `expected` says what to give.
-    """
+    """Raise ValueError, before torch is imported, if an input is not there; patterns and URLs are left to others."""
     for file in files:
         if file is None or re.search(r"[*?\[{]|://|::", str(file)):
             continue

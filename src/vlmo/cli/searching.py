@@ -1,4 +1,4 @@
-"""`vlmo index`, `vlmo embed`, `vlmo search` and `vlmo duplicates`."""
+"""`vlmo index`, `vlmo embed`, `vlmo search`, `vlmo duplicates` and `vlmo serve`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from vlmo.cli.parsing import (
     without_garbage_collection,
 )
 from vlmo.released import find_model
+from vlmo.serving.settings import Settings
 from vlmo.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ def embed(
     folder = Path(find_model(folder))
     if (texts is None) == (not images):
         raise ValueError("vlmo embed needs either images or --texts FILE")
-    check_new_file(out, option="--out", suffixes=(".parquet",))
+    check_new_file(out, option="--out", suffix=".parquet")
     check_given([*images, texts], expected="images, or a file of texts")
     hide_loading_bars()
     from vlmo.retrieval.encoder import Encoder
@@ -173,8 +175,8 @@ def search(
     """
     from vlmo.data.listing import image_named
 
-    check_new_file(sheet, option="--sheet", suffixes=(".png",))
-    check_new_file(explain, option="--explain", suffixes=(".png",))
+    check_new_file(sheet, option="--sheet", suffix=".png")
+    check_new_file(explain, option="--explain", suffix=".png")
     named = image_named(query, must_exist=True)
     if captions and named is None:
         raise ValueError("--captions finds captions for an image; give the file of one as the query")
@@ -231,6 +233,38 @@ def duplicates(index: tyro.conf.Positional[Path], *, threshold: float = 0.95, js
 
         _wide_console().print(groups_as_table(groups))
     say(f"{len(groups)} groups of {sum(len(group.ids) for group in groups)} images")
+
+
+def serve(
+    folder: ModelFolder,
+    *,
+    index: Path | None = None,
+    vqa: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    engines: Engines = EngineOptions(),  # noqa: B008 - frozen
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings(),  # noqa: B008
+    api_key_file: Path | None = None,
+) -> None:
+    """Serve a model over HTTP, with a web page: vlmo serve MODEL_FOLDER [--index DIR] [--vqa VQA_MODEL_FOLDER].
+
+    Args:
+        index: Index that vlmo index has made with this model; without it nothing is searched.
+        vqa: Folder of a second model, which answers questions about images.
+        host: Address to listen on; by default only this machine reaches it. 0.0.0.0: all that do.
+        port: 0: any that is free; the log says which.
+        api_key_file: File with the key that clients must send; by default the environment's VLMO_API_KEY, or none.
+    """
+    folder = Path(find_model(folder))
+    check_given([index], expected="an index that vlmo index has made")
+    hide_loading_bars()
+    from vlmo.serving.parts import load_parts
+    from vlmo.serving.server import bind, read_key
+    from vlmo.serving.server import serve as run
+
+    settings = replace(settings, api_key=read_key(api_key_file))
+    with bind(host, port) as bound:
+        run(bound, load_parts(folder, index=index, vqa=vqa, **vars(engines)), settings)
 
 
 def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import FormParserError
@@ -52,9 +52,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _JPEG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}
-}
-_METRICS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Metrics"}
 }
 _JSON, _FORM, _CHARSETS = "application/json", "multipart/form-data", {"", "utf-8", "utf8", "utf_8", "ascii", "us-ascii"}
 _FIELDS = MAX_TEXTS + 10
@@ -154,8 +151,7 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
         responses=_ERRORS,
     )
     app.state.vlmo = state
-    _add_api(app, state)
-    _add_pages(app, state)
+    _add_routes(app, state)
     app.mount("/static", StaticFiles(directory=_STATIC))
     app.add_middleware(Guard, settings=settings, metrics=state.metrics, stopping=lambda: state.stopping)
     if settings.cors_origin:
@@ -168,8 +164,7 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _add_api(app: FastAPI, state: State) -> None:
-    """Add the routes of the models and the index."""
+def _add_routes(app: FastAPI, state: State) -> None:
     for path, body, answer, work in _POSTS:
         _add_post(app, state, path, body=body, answer=answer, work=work)
 
@@ -188,6 +183,20 @@ def _add_api(app: FastAPI, state: State) -> None:
         """Abilities of this service, its columns and its limits."""
         return state.service.about()
 
+    @app.get("/healthz", responses={503: {"model": dict[str, str]}})
+    async def healthz(response: Response) -> dict[str, str]:
+        """State of the server: ready, or stopping."""
+        response.status_code = 503 if state.stopping else 200
+        return {"status": "stopping" if state.stopping else "ready"}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Metrics in Prometheus's text format."""
+        return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4")
+
+    for path, file in (("/", "index.html"), ("/docs", "docs.html"), ("/favicon.ico", "icon.svg")):
+        app.router.add_route(path, lambda _, file=file: FileResponse(_STATIC / file))
+
 
 def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], answer: type[BaseModel], work: Work) -> None:
     async def route(request: Request) -> Response:
@@ -202,25 +211,6 @@ def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], answer
         responses={200: {"model": answer}},
         openapi_extra=_described(body),
     )(route)
-
-
-def _add_pages(app: FastAPI, state: State) -> None:
-    """Add the routes of the page, of health and of metrics."""
-
-    @app.get("/healthz", responses={503: {"model": schemas.Health}})
-    async def healthz(response: Response) -> schemas.Health:
-        """State of the server: ready, or stopping."""
-        if state.stopping:
-            response.status_code = 503
-        return schemas.Health(status="stopping" if state.stopping else "ready")
-
-    @app.get("/metrics", response_class=Response, responses=_METRICS)
-    async def metrics() -> Response:
-        """Metrics in Prometheus's text format."""
-        return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4")
-
-    for path, file in (("/", "index.html"), ("/docs", "docs.html"), ("/favicon.ico", "icon.svg")):
-        app.router.add_route(path, lambda _, file=file: FileResponse(_STATIC / file))
 
 
 async def _disconnect(request: Request) -> None:

@@ -341,12 +341,6 @@ class RerankResponse(BaseModel):
     meta: dict[str, dict[str, int]] = Field(description="The number of tokens, where Cohere's clients read it.")
 
 
-class Health(BaseModel):
-    """State of the server."""
-
-    status: Literal["ready", "stopping"]
-
-
 class About(BaseModel):
     """Abilities of this service."""
 

@@ -59,7 +59,7 @@ class Service:
         # Uploads have threads of their own, and half of the queue, so that searches by words wait for none of them.
         self._threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-decoder")
         self._upload_threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-upload")
-        self._uploads = 0
+        self._uploads: set[asyncio.Task[Any]] = set()
         self._decoders = Decoders(_DECODERS, max_pixels=settings.max_pixels)
 
     def warm_up(self) -> None:
@@ -303,13 +303,10 @@ class Service:
 
     def _admit_upload(self) -> None:
         """Count the running task among those of requests with images until it ends; BusyError if they are too many."""
-        if self._uploads >= max(1, self._settings.queue // 2):
+        if len(self._uploads) >= max(1, self._settings.queue // 2):
             raise BusyError("too many requests with images are waiting")
-        self._uploads += 1
-        cast("asyncio.Task[Any]", asyncio.current_task()).add_done_callback(self._end_upload)
-
-    def _end_upload(self, _: object) -> None:
-        self._uploads -= 1
+        self._uploads.add(task := cast("asyncio.Task[Any]", asyncio.current_task()))
+        task.add_done_callback(self._uploads.discard)
 
     async def _ask_index(self, work: Callable[[], T], *, where: str | None) -> T:
         """Run a search of the index on a thread."""
