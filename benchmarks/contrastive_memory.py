@@ -7,8 +7,8 @@ autocast, the gradient cache, clipping and AdamW's first update. Pictures are ra
 made before the step and held in memory as such; texts are random words without padding; each pair has its own picture.
 
 "Above the state" is the peak of resident memory during the step less what was resident just before, model and batch
-included. The script ends with exit code 1 if that differs by more than `tolerance` between the smallest and any other
-batch, or if a process needs more than `limit_gib`. Linux only, as it reads and resets the kernel's peak.
+included; `growth_above_state` says how much more it is than with the smallest batch. Linux only, as it reads and resets
+the kernel's peak.
 """
 
 import json
@@ -55,10 +55,6 @@ class Options:
     """Tokens of each text."""
     threads: int = 2
     """CPU threads."""
-    tolerance: float = 0.1
-    """Largest growth of the peak above the state, as a share of that of the smallest batch."""
-    limit_gib: float = 24.0
-    """Most resident memory of a process, in GiB."""
     out: Path | None = None
     """JSON file for the result."""
     only: int | None = None
@@ -147,29 +143,6 @@ def in_own_process(pairs: int, arguments: Sequence[str]) -> dict[str, Any]:
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 
 
-def verdict(steps: Sequence[dict[str, Any]], options: Options) -> dict[str, Any]:
-    """Growth of the peak with the batch, and what is wrong with it."""
-    growth = [step["peak_above_state_bytes"] / steps[0]["peak_above_state_bytes"] - 1 for step in steps]
-    whole = [step["peak_bytes"] / steps[0]["peak_bytes"] - 1 for step in steps]
-    faults = [
-        f"{step['pairs']} pairs take {share:+.1%} above the state, the bar is {options.tolerance:+.0%}"
-        for step, share in zip(steps, growth, strict=True)
-        if share > options.tolerance
-    ]
-    faults += [
-        f"{step['pairs']} pairs take {step['peak_bytes'] / _GIB:.1f} GiB, the bar is {options.limit_gib} GiB"
-        for step in steps
-        if step["peak_bytes"] > options.limit_gib * _GIB
-    ]
-    finite = [all(map(_is_finite, [*step["losses"].values(), step["gradient_norm"]])) for step in steps]
-    faults += [f"{step['pairs']} pairs: not finite" for step, good in zip(steps, finite, strict=True) if not good]
-    return {"growth_above_state": growth, "growth_of_peak_with_pictures": whole, "faults": faults}
-
-
-def _is_finite(value: float) -> bool:
-    return bool(torch.tensor(value).isfinite())
-
-
 def table(steps: Sequence[dict[str, Any]]) -> str:
     """The figures in Markdown."""
     lines = [
@@ -199,11 +172,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for pairs in options.batches:
         steps.append(in_own_process(pairs, arguments))
         console.print(f"{pairs} pairs: {steps[-1]['seconds']:,.0f} s", highlight=False)
-        result |= {"steps": steps} | verdict(steps, options)
+        growth = [step["peak_above_state_bytes"] / steps[0]["peak_above_state_bytes"] - 1 for step in steps]
+        result |= {"steps": steps, "growth_above_state": growth}
         write_result(result, options.out)  # after each, as a large one may take an hour
     console.print(table(steps), highlight=False)
-    if result["faults"]:
-        raise SystemExit("; ".join(result["faults"]))
 
 
 if __name__ == "__main__":

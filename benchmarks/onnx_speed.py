@@ -1,15 +1,14 @@
 """Images, texts and pairs a second of a model folder in ONNX Runtime and OpenVINO, float32 and int8, against PyTorch.
 
-    python benchmarks/onnx_speed.py --folder vlmo-small --recall-on emoji-pairs --out onnx.json
+    python benchmarks/onnx_speed.py --folder vlmo-small --out onnx.json
     python benchmarks/onnx_speed.py --preset base --batches 1 8 --open-clip --out onnx_base.json
 
 All run the same tensors with the same number of threads, by turns. PyTorch runs the float32 model in inference mode.
-With `--open-clip`, ViT-B-16 of
-open_clip embeds as many images and texts in each precision, and `ratio_to_open_clip` is the median over turns of the
-rate by that of the turn's fastest precision. int8 is calibrated: on noise for a preset. `cosine` is the smallest of
-vectors of a graph and of PyTorch, for a batch of noise. A rate is the median over turns, a ratio the median over turns
-of both rates of a turn. Other work on the machine slows the engines by different factors: `load_average` says whether
-there was any before the start.
+With `--open-clip`, ViT-B-16 of open_clip embeds as many images and texts in each precision, and `ratio_to_open_clip` is
+the median over turns of the rate by that of the turn's fastest precision. int8 is calibrated: on noise for a preset.
+`cosine` is the smallest of vectors of a graph and of PyTorch, for a batch of noise. A rate is the median over turns, a
+ratio the median over turns of both rates of a turn. Other work on the machine slows the engines by different factors:
+`load_average` says whether there was any before the start.
 """
 
 import functools
@@ -247,7 +246,6 @@ def measure(folder: Path, options: Options, *, console: Console) -> dict[str, An
             "opset": description["opset"],
         },
         "graphs": graphs,
-        "recall": description.get("recall"),
     }
 
 

@@ -116,26 +116,18 @@ def test_int8_loses_at_most_half_a_point_of_recall(small):
     assert recalls["onnx"] > 0.3
 
 
-def results(shown: str) -> list[dict]:
-    decoder, found, start = json.JSONDecoder(), [], shown.find("\n{") + 1
-    while shown[start:].startswith("{"):
-        result, end = decoder.raw_decode(shown, start)
-        found.append(result)
-        start = end + 1
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_index_search_and_service_run_in_an_engine(small, name, tmp_path, capsys):
     folder, index = write_folder(tmp_path / "images"), tmp_path / "index"
-    chosen = ["--engine", name]
-    main(["index", SMALL, str(folder), "--out", str(index), *chosen])
-    main(["search", str(index), "a red square", "--json", "--top", str(NUM), *chosen])
-    main(["search", str(index), str(folder / NAMES[7]), "--json", "--top", "1", *chosen])
-    main(["embed", SMALL, str(folder), "--out", str(tmp_path / "v.parquet"), *chosen, "--precision", "int8"])
-    shown = capsys.readouterr().out
-    found, same = results(shown)
+    main(["index", SMALL, str(folder), "--out", str(index), "--engine", name])
+    main(["embed", SMALL, str(folder), "--out", str(tmp_path / "v.parquet"), "--engine", name, "--precision", "int8"])
+    answers = []
+    for query, top in (("a red square", NUM), (folder / NAMES[7], 1)):
+        capsys.readouterr()
+        main(["search", str(index), str(query), "--json", "--top", str(top), "--engine", name])
+        answers.append(json.loads(capsys.readouterr().out))
+    found, same = answers
     expected = Searcher(small["torch"], index).search("a red square", top=NUM, rerank=32)
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
     assert found["num_reranked"] == NUM
@@ -205,6 +197,12 @@ def test_a_signal_after_sessions_of_openvino_have_gone_reaches_its_handler(share
 
 
 @pytest.fixture
+def source(shared_folder) -> Path:
+    """The toy model."""
+    return dual_encoder(shared_folder).source
+
+
+@pytest.fixture
 def exports(shared_folder, tmp_path, monkeypatch) -> list[Path]:
     """Targets of exports, which copy the graphs of the toy model, into a cache of this test."""
     targets, made = [], dual_encoder(shared_folder).folder
@@ -215,6 +213,7 @@ def exports(shared_folder, tmp_path, monkeypatch) -> list[Path]:
 
     monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(onnx_export, "write_onnx", copy)
+    monkeypatch.setattr(engines, "_GPU_FILES", ())
     return targets
 
 
@@ -224,8 +223,8 @@ def hide(patch: pytest.MonkeyPatch, package: str) -> None:
     patch.setattr(engines.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
 
 
-def test_graphs_are_written_once_and_again_for_a_model_that_changed(shared_folder, exports, tmp_path):
-    model = shutil.copytree(dual_encoder(shared_folder).source, tmp_path / "model")
+def test_graphs_are_written_once_and_again_for_a_model_that_changed(source, exports, tmp_path):
+    model = shutil.copytree(source, tmp_path / "model")
     for _ in range(2):
         Encoder(model, engine="onnx")
         Encoder(model, engine="openvino")
@@ -240,13 +239,10 @@ def test_graphs_are_written_once_and_again_for_a_model_that_changed(shared_folde
     assert len(set(exports)) == 2
 
 
-def test_auto_is_an_engine_that_is_ready(shared_folder, exports, monkeypatch):
-    source = dual_encoder(shared_folder).source
-
+def test_auto_is_an_engine_that_is_ready(source, exports, monkeypatch):
     def chosen(**options) -> str:
         return Encoder(source, engine="auto", **options).engine
 
-    monkeypatch.setattr(engines, "_GPU_FILES", ())
     assert chosen() == "torch"  # nothing is exported by itself
     assert chosen(precision="int8") == "openvino"  # but for int8, which torch has not
     assert len(exports) == 1
@@ -263,9 +259,7 @@ def test_auto_is_an_engine_that_is_ready(shared_folder, exports, monkeypatch):
     assert len(exports) == 1
 
 
-def test_model_of_a_new_index_is_exported_for_searches(shared_folder, exports, monkeypatch, caplog):
-    source = dual_encoder(shared_folder).source
-    monkeypatch.setattr(engines, "_GPU_FILES", ())
+def test_model_of_a_new_index_is_exported_for_searches(source, exports, monkeypatch, caplog):
     prepare_searches(source, images=PREPARED_FROM - 1)
     prepare_searches(source, images=PREPARED_FROM, device="cuda")
     with monkeypatch.context() as patched:
@@ -281,8 +275,7 @@ def test_model_of_a_new_index_is_exported_for_searches(shared_folder, exports, m
     assert Encoder(source, engine="auto").engine == "openvino"
 
 
-def test_graphs_without_int8_are_written_again_for_int8(shared_folder, exports, monkeypatch):
-    source = dual_encoder(shared_folder).source
+def test_graphs_without_int8_are_written_again_for_int8(source, exports, monkeypatch):
     Encoder(source, engine="onnx")
     about = json.loads((exports[0] / "onnx.json").read_text())
     about["graphs"]["image_encoder"]["int8"] = None
@@ -292,8 +285,7 @@ def test_graphs_without_int8_are_written_again_for_int8(shared_folder, exports, 
     assert len(exports) == 2
 
 
-def test_wrong_use_is_told(shared_folder, exports, tmp_path, monkeypatch, capsys):
-    source = dual_encoder(shared_folder).source
+def test_wrong_use_is_told(source, exports, tmp_path, monkeypatch, capsys):
     for options, words in (
         ({"engine": "tensorrt"}, "'tensorrt'; expected torch, onnx or openvino"),
         ({"precision": "int4"}, "'int4'; expected float32 or int8"),

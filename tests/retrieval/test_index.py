@@ -19,14 +19,6 @@ def index(gallery):
     return Index(gallery[1])
 
 
-def test_index_tells_its_facts(index, model, gallery):
-    assert (index.num_images, index.num_captions, index.dim) == (NUM, 2 * NUM, 32)
-    assert index.columns == {"kind": "text", "year": "whole number"}
-    assert index.fingerprint == Encoder(model).fingerprint
-    assert index.model_folder == str(model)
-    assert index.approximate is None
-
-
 def test_hit_holds_everything_of_an_image(index, gallery):
     row = rows(gallery[1])[str(gallery[0] / NAMES[3])]
     (hit,) = index.nearest(np.array(row["vector"]), top=1)
