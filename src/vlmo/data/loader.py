@@ -141,7 +141,6 @@ def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | Non
         sampler=sampler,
         batch_size=None,  # an item is a whole micro-batch
         num_workers=num_workers,
-        collate_fn=_unchanged,
         pin_memory=pin,
         worker_init_fn=_leave_signals_to_the_trainer,
         # Forked workers start at once and share what the parent holds (cached images, tokenised texts). Elsewhere than
@@ -172,10 +171,6 @@ def _until_a_worker_ends(items: Iterator[Any]) -> Iterator[Any]:
         # A killed worker's pipe ends a little before the worker does. PyTorch then says so, by raising in this sleep.
         time.sleep(_LAST_WORD_S)
         raise
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

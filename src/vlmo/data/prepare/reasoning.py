@@ -29,7 +29,7 @@ _ANNOTATORS = 10
 _LABELLED = ("train2014", "val2014")
 _UNLABELLED = {"test-dev2015": "test_dev", "test2015": "test_std"}
 
-_QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
+_QUESTIONS, _QUESTION_FIELDS = "v2_OpenEnded_mscoco_{}_questions.json", "question_id, image_id and question"
 _VQA_LAYOUT = (
     "v2_OpenEnded_mscoco_{train2014,val2014}_questions.json, v2_mscoco_{train2014,val2014}_annotations.json (there, in "
     "questions/ and annotations/, or in vqa/) and the images in train2014/ and val2014/ (there, in images/ or coco/)"
@@ -63,7 +63,7 @@ def open_vqav2(root: Path) -> SetOnDisk:
     def rows() -> Iterator[Row | BadRow]:
         for part, file in files.items():
             folder = folders["test2015" if part in tests else part]
-            for number, image, question in _read_questions(file):
+            for number, image, question in read_records(file, _question, key="questions", needs=_QUESTION_FIELDS):
                 # An image has one number in all of COCO.
                 split = tests.get(part) or ("validation" if image in held_out else "train")
                 found = _UNKNOWN if part in tests else annotations[part].get(number)
@@ -140,11 +140,8 @@ def _read_annotations(file: Path) -> dict[int, _Annotation]:
     return found
 
 
-def _read_questions(file: Path) -> list[tuple[int, int, str]]:
-    def read(record: dict[str, Any]) -> tuple[int, int, str]:
-        return int(record["question_id"]), int(record["image_id"]), text_of(record["question"])
-
-    return read_records(file, read, key="questions", needs="question_id, image_id and question")
+def _question(record: dict[str, Any]) -> tuple[int, int, str]:
+    return int(record["question_id"]), int(record["image_id"]), text_of(record["question"])
 
 
 # ---------------------------------------------------------------------------------------------------------------- NLVR2

@@ -126,7 +126,7 @@ class StreamLoader:
                         raise ValueError(part)
                     found.append(part)
                     states = states | part["lanes"]
-                    self._note_bad([Bad(**record) for record in part["bad"]])
+                    self._note_bad(part["bad"])
                 batch = merge([part["batch"] for part in found], pad_token_id=self._examples.pad_token_id)
                 if torch.cuda.is_available():
                     tensors = cast(dict[str, Tensor], batch)
@@ -203,7 +203,7 @@ class _LaneReader(IterableDataset):
                 yield {
                     "batch": self.collate(examples),
                     "lanes": {str(number): lane.state for number, lane in of_micro.items()},
-                    "bad": [vars(record) for record in bad],
+                    "bad": bad,
                 }
         except (ValueError, OSError) as error:
             yield str(error)
