@@ -6,8 +6,8 @@
 A step is the losses of a batch, forward and backward, on the same weights, pictures and captions; both leave the
 optimizer out. Captions have 8 to 24 random tokens; ours are padded to the longest of the batch, the peer's to 40. Both
 run by turns in one process; peak memory is measured for each in a process of its own, from the moment that the model
-exists. Useful operations are those of our step without anything computed twice. Other work on the machine slows both
-sides by different factors: `load_average` says whether there was any before the start.
+exists. Other work on the machine slows both sides by different factors: `load_average` says whether there was any
+before the start.
 """
 
 import os
@@ -25,7 +25,6 @@ import torch
 import tyro
 from rich.console import Console
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from plain_stage3 import check_plain, plain_step
@@ -41,9 +40,6 @@ MASKED_SHARE = 0.15
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 # Largest difference between the sides' losses; bfloat16 rounds to 8 bits, at other places on each side.
 TOLERANCE = {"float32": 1e-4, "bf16": 0.05}
-BARS = {"time": {"float32": 0.75, "bf16": 0.8}, "memory": 0.7, "share_of_matrix_rate": 0.75}
-_SQUARE = 4096
-_ROWS_OF_PROFILE = 15
 
 Step = Callable[[], dict[str, float]]
 
@@ -223,52 +219,6 @@ def count_operations(model: VLMoForPreTraining, options: Options) -> dict[str, i
     return counts
 
 
-def matrix_rates(config: VLMoConfig, *, precision: str, options: Options) -> dict[str, float]:
-    """Operations a second of a square product, and of the layers of a block on the fused batch; the best of five."""
-    tokens = 4 * options.pairs * (1 + config.grid[0] * config.grid[1] + LONGEST)
-    dim, inner = config.hidden_size, config.intermediate_size
-    square = min(_SQUARE, 8 * dim)
-    shapes = [(tokens, dim, 3 * dim), (tokens, dim, dim), (tokens, dim, inner), (tokens, inner, dim)]
-    seconds, operations = 0.0, 0
-    for shape in shapes:
-        seconds += _product_seconds(*shape, precision=precision, options=options)
-        operations += 2 * shape[0] * shape[1] * shape[2]
-    return {
-        f"square of {square}": 2
-        * square**3
-        / _product_seconds(square, square, square, precision=precision, options=options),
-        "layers of a block": operations / seconds,
-    }
-
-
-def _product_seconds(rows: int, inputs: int, outputs: int, *, precision: str, options: Options) -> float:
-    made = {"dtype": DTYPES[precision], "device": options.device}
-    given, weight = torch.randn(rows, inputs, **made), torch.randn(outputs, inputs, **made)
-    times = []
-    for _ in range(6):
-        began = clock(options)
-        F.linear(given, weight)
-        times.append(clock(options) - began)
-    return min(times[1:])
-
-
-def profile_of(step: Step, options: Options) -> list[dict[str, Any]]:
-    """The operators that take most of a step, by their own time."""
-    on_gpu = options.device == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiled:
-        step()
-    events = profiled.key_averages()
-    own = {e.key: (e.self_device_time_total if on_gpu else e.self_cpu_time_total) / 1e6 for e in events}
-    calls = {e.key: e.count for e in events}
-    total = sum(own.values())
-    rows = sorted(own, key=own.__getitem__, reverse=True)[:_ROWS_OF_PROFILE]
-    return [
-        {"operator": name, "calls": calls[name], "seconds": round(own[name], 4), "share": round(own[name] / total, 4)}
-        for name in rows
-    ]
-
-
 @contextmanager
 def exact_products() -> Any:
     """Float32 is float32 on a GPU too."""
@@ -285,8 +235,7 @@ def measure(options: Options, *, console: Console) -> dict[str, Any]:
     counts = count_operations(model, options)
     result: dict[str, Any] = {"operations": counts, "operations_ratio": counts[OURS] / counts[PLAIN], "precisions": {}}
     for precision in options.precisions:
-        console.print(f"{precision}: matrix rates, losses, gradients")
-        rates = matrix_rates(model.config, precision=precision, options=options)
+        console.print(f"{precision}: losses, gradients")
         steps = {side: make_step(side, model, precision=precision, options=options) for side in SIDES}
         losses = {side: steps[side]() for side in SIDES}
         figures: dict[str, Any] = {
@@ -295,13 +244,7 @@ def measure(options: Options, *, console: Console) -> dict[str, Any]:
             "relative_difference_of_gradients": compare_gradients(model, steps),
         }
         console.print(f"{precision}: {options.rounds} rounds")
-        figures |= time_by_turns(steps, options)
-        figures["profile"] = {side: profile_of(steps[side], options) for side in SIDES}
-        rate = counts[OURS] / figures[OURS]["seconds"]
-        figures["useful_operations_per_second"] = rate
-        figures["matrix_operations_per_second"] = rates
-        figures["share_of_matrix_rate"] = {name: rate / other for name, other in rates.items()}
-        result["precisions"][precision] = figures
+        result["precisions"][precision] = figures | time_by_turns(steps, options)
     model.zero_grad()
     del model
     for precision in options.precisions:
@@ -313,14 +256,10 @@ def measure(options: Options, *, console: Console) -> dict[str, Any]:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The figures that have a bar, a line for each precision."""
+    """The ratios, a line for each precision."""
     lines = [f"operations: {result['operations_ratio']:.3f} of the plain step's"]
     for precision, figures in result["precisions"].items():
-        shares = ", ".join(f"{share:.0%} of {name}" for name, share in figures["share_of_matrix_rate"].items())
-        lines.append(
-            f"{precision}: time {figures['time_ratio']:.3f} (bar {BARS['time'][precision]}), memory "
-            f"{figures['memory_ratio']:.3f} (bar {BARS['memory']}), useful operations {shares}"
-        )
+        lines.append(f"{precision}: time {figures['time_ratio']:.3f}, memory {figures['memory_ratio']:.3f}")
     return "\n".join(lines)
 
 
@@ -343,7 +282,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "load_average": load,
         "settings": {"preset": options.preset, "pairs": options.pairs, "captions": [SHORTEST, LONGEST]}
         | {"plain_text_length": PLAIN_LENGTH, "rounds": options.rounds},
-        "bars": BARS,
     } | result
     print(summary(result))
     write_result(result, options.out)

@@ -80,7 +80,8 @@ SMALLEST = {
     ),
     "stage3_step": (
         "--preset tiny --pairs 4 --rounds 1 --threads 1",
-        [f"precisions/{precision}/memory_ratio" for precision in ("float32", "bf16")] + ["operations_ratio"],
+        [f"precisions/{precision}/memory_ratio" for precision in ("float32", "bf16")]
+        + ["operations_ratio", "precisions/bf16/time_ratio"],
     ),
     "vision_tasks": (
         "--scale 0.001 --threads 1",
