@@ -161,33 +161,6 @@ def test_large_form_needs_no_temporary_folder(anybody, monkeypatch, tmp_path) ->
     assert anybody.post("/v1/embeddings", files={"input": bytes(2**21)}).status_code == 404
 
 
-def test_length_that_is_a_lie_changes_nothing() -> None:
-    async def app_call() -> list[dict]:
-        """As a server would call that lets a body be longer than its head says."""
-        sent, app = [], app_of(**SMALL)
-        chunks = [{"type": "http.request", "body": b" " * 8000, "more_body": True} for _ in range(9)]
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/search",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json"), (b"content-length", b"10")],
-        }
-
-        async def receive() -> dict:
-            return chunks.pop()
-
-        async def send(message: dict) -> None:
-            sent.append(message)
-
-        await app(scope, receive, send)
-        return [*sent, {"left": len(chunks)}]
-
-    start, *_, rest = asyncio.run(app_call())
-    assert start["status"] == 413
-    assert rest["left"] == 6
-
-
 def test_slow_body_is_given_up_and_all_bodies_together_are_bounded() -> None:
     async def slowly(size: int):
         yield b" " * size

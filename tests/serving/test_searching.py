@@ -20,12 +20,6 @@ from vlmo.serving.settings import Settings
 
 PATIENCE_S = 30
 """A wait that only a bug uses up."""
-LOAD = 12
-CALL_S = 0.2
-"""Seconds of the model under load: many times what the rest of a search takes."""
-BUDGET_S = 0.7
-LATE_S = 2.5
-"""The work of all clients takes 3.6 s."""
 BODY = {"text": "a red circle", "rerank": 24, "top": 24}
 
 
@@ -54,27 +48,6 @@ def test_budget_ends_the_wait_for_a_model_that_is_busy(parts, monkeypatch) -> No
     assert (found.num_reranked, found.complete, len(found.hits)) == (0, False, 12)
     assert "time was up after 0 of 12" in found.note
     assert [hit.similarity for hit in found.hits] == sorted((hit.similarity for hit in found.hits), reverse=True)
-
-
-def test_budget_is_kept_while_others_rerank(parts, monkeypatch) -> None:
-    match = Encoder.match_pairs
-
-    def slow(encoder, pairs):
-        time.sleep(CALL_S)
-        return match(encoder, pairs)
-
-    monkeypatch.setattr(Encoder, "match_pairs", slow)
-    app = create_app(parts, Settings(max_batch=16))
-    with TestClient(app) as client, ThreadPoolExecutor(LOAD) as threads:
-        others = [threads.submit(client.post, "/v1/search", json=BODY) for _ in range(LOAD)]
-        while app.state.vlmo.admitted < LOAD:
-            assert not others[0].done()
-        found = client.post("/v1/search", json={**BODY, "budget": BUDGET_S}).json()
-        assert not all(other.done() for other in others)
-    assert [other.result().status_code for other in others] == [200] * LOAD
-    assert len(found["hits"]) == 24
-    assert not found["complete"]
-    assert found["seconds"]["total"] < LATE_S
 
 
 def test_pairs_of_several_clients_are_scored_together(parts, monkeypatch) -> None:
