@@ -30,10 +30,8 @@ class Answerer:
     """A model folder that answers questions about images; ValueError if it holds no whole model for this."""
 
     def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
-        self.folder = Path(folder)
-        model, processor = VQATask.load(folder, device=device)
-        self._model: Any = model
-        self._processor: Any = processor
+        loaded: Any = VQATask.load(folder, device=device)
+        self._model, self._processor = loaded
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """An image as a question holds it; from any thread."""

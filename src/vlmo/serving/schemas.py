@@ -23,20 +23,13 @@ from pydantic import (
 from vlmo.retrieval import Hit, SearchResult
 from vlmo.retrieval.search import SEARCH_RERANK, sigmoid
 
-MAX_TEXTS = 256
-"""Texts of a request."""
-MAX_CHARACTERS = 1000
-"""Characters of a text; the model reads the first 40 or 64 tokens of it."""
-MAX_IMAGES = 16
-"""Images of a request."""
-MAX_TOP = 200
-"""Results of a request."""
-MAX_RERANK = 128
-"""Candidates of a request that the fusion encoder scores."""
-MAX_BUDGET = 60.0
-"""Seconds."""
-MAX_FILTER = 500
-"""Characters of a filter. A few hundred terms nest less deeply than any parser minds."""
+MAX_TEXTS, MAX_IMAGES, MAX_TOP = 256, 16, 200
+"""Texts, images and results of a request."""
+MAX_RERANK, MAX_BUDGET = 128, 60.0
+"""Candidates of a request that the fusion encoder scores, and seconds that it may give itself."""
+MAX_CHARACTERS, MAX_FILTER = 1000, 500
+"""Characters of a text, of which the model reads the first 40 or 64 tokens, and of a filter: a few hundred terms nest
+less deeply than any parser minds."""
 
 
 def read_image(value: Any) -> bytes:
