@@ -127,18 +127,13 @@ def test_loader_shares_the_same_samples_among_any_number_of_processes(pairs, wor
         assert len(set.union(*seeds)) == accumulation  # another one in every micro-step
 
 
-def test_loader_follows_the_sampler(pairs):
+def test_loader_follows_the_sampler_and_gives_batches_of_pairs(pairs):
     loader = RowLoader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
     for step, (batch,) in enumerate(take(loader, start=0, count=4)):
         keys = global_batch(step, num_samples=NUM_ROWS, batch_size=8, seed=7)
         assert batch["sample_ids"].tolist() == [row for _, row in keys]
         assert batch["step_seed"].item() == batch_seed(7, micro_step=step)
         assert batch["step_seed"].shape == ()
-
-
-def test_loader_batches_have_the_shapes_of_a_pair_batch(pairs):
-    loader = RowLoader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
-    for (batch,) in take(loader, start=0, count=3):
         assert batch["pixel_values"].shape == (8, 3, 32, 32)
         longest = int(batch["attention_mask"].sum(1).max())
         assert batch["input_ids"].shape[1] == -(-longest // 8) * 8

@@ -85,8 +85,9 @@ def test_folders_by_class_and_split(tmp_path) -> None:
 
 def test_images_with_masks_need_names_of_classes(tmp_path) -> None:
     draw(*(tmp_path / name for name in ("images/1.jpg", "images/2.jpg", "masks/1.png")))
-    with pytest.raises(ValueError, match=r"no classes\.txt"):
-        everything(tmp_path)
+    for read, message in ((everything, r"no classes\.txt"), (own_labels, "no answers or classes: expected")):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path)
     (tmp_path / "classes.txt").write_text("sky\nsea\n")
     with pytest.raises(ValueError, match=r"1 images .* no mask of the same name, such as 2\.jpg"):
         everything(tmp_path)
@@ -119,12 +120,6 @@ def test_tables_in_folders_of_splits_are_one_set(tmp_path) -> None:
         assert rows["answer_labels"][:] == [[label]]
     assert names_of_source(str(tmp_path)) == ["blue", "red"]
     assert everything(tmp_path / "train")["image_id"][:] == ["a.png"]  # by itself
-
-
-def test_data_without_answers_or_classes_say_what_is_expected(tmp_path) -> None:
-    draw(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="no answers or classes: expected"):
-        own_labels(tmp_path)
 
 
 def test_first_three_reasons_of_bad_rows_are_told(tmp_path) -> None:

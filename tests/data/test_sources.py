@@ -166,23 +166,17 @@ def test_two_tables_or_nothing_known_are_errors(tmp_path) -> None:
         open_source(str(tmp_path))
 
 
-def test_text_file_gives_a_row_a_line(tmp_path) -> None:
-    (tmp_path / "a.txt").write_text("First line.\n\n  Second line.  \n")
-    rows = everything(tmp_path / "a.txt")
-    assert rows.features == FEATURES
-    assert rows["captions"][:] == [["First line."], ["Second line."]]
-    assert rows["image_id"][:] == ["a.txt:1", "a.txt:3"]
-    assert rows["image"][:] == [None, None]
-
-
-def test_text_folder_cuts_long_lines(tmp_path, monkeypatch) -> None:
+def test_texts_give_a_row_a_line_and_more_of_a_long_one(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("vlmo.data.sources.MAX_WORDS", 3)
     (tmp_path / "sub").mkdir()
-    (tmp_path / "b.txt").write_text("One two. Three four five. Six")
+    (tmp_path / "b.txt").write_text("One two. Three four five. Six\n\n  Second line.  \n")
     (tmp_path / "sub" / "c.txt").write_text("x")
     rows = everything(tmp_path)
-    assert rows["captions"][:] == [["One two."], ["Three four five."], ["Six"], ["x"]]
-    assert rows["image_id"][:] == ["b.txt:1", "b.txt:1:1", "b.txt:1:2", "sub/c.txt:1"]
+    assert rows.features == FEATURES
+    assert rows["captions"][:] == [["One two."], ["Three four five."], ["Six"], ["Second line."], ["x"]]
+    assert rows["image_id"][:] == ["b.txt:1", "b.txt:1:1", "b.txt:1:2", "b.txt:3", "sub/c.txt:1"]
+    assert rows["image"][:] == [None] * 5
+    assert everything(tmp_path / "b.txt")["captions"][:] == rows["captions"][:4]
 
 
 @pytest.mark.parametrize("max_words", [1, 2, 3, 5, 100])
@@ -206,15 +200,13 @@ def test_saved_data_set_opens(pictures, tmp_path) -> None:
         open_source(str(tmp_path / "dict"), split="test")
 
 
-def test_saved_data_set_without_a_column_is_an_error(pictures, tmp_path) -> None:
-    rows = everything(pictures).remove_columns(["captions", "label"]).add_column("words", ["red"] * 40)
-    rows.save_to_disk(str(tmp_path / "saved"))
+def test_missing_column_or_file_of_a_saved_set_is_named(pictures, tmp_path) -> None:
+    rows = everything(pictures)
+    wrong = rows.remove_columns(["captions", "label"]).add_column("words", ["red"] * 40)
+    wrong.save_to_disk(str(tmp_path / "wrong"))
     with pytest.raises(ValueError, match=r"columns are image, image_id, source, licence, words; expected"):
-        open_source(str(tmp_path / "saved"))
-
-
-def test_missing_shard_is_named(pictures, tmp_path) -> None:
-    everything(pictures).save_to_disk(str(tmp_path / "saved"), num_shards=3)
+        open_source(str(tmp_path / "wrong"))
+    rows.save_to_disk(str(tmp_path / "saved"), num_shards=3)
     shard = sorted((tmp_path / "saved").glob("*.arrow"))[1]
     shard.unlink()
     with pytest.raises(ValueError, match=rf"1 of 3 files are not in it, such as '{shard.name}'"):
