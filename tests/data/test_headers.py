@@ -189,7 +189,7 @@ def test_rare_formats_are_left_out_on_demand(kind: str) -> None:
     [
         (b"scene:100000|ffffff", "a scene of 100000 pixels"),
         (b"scene:96|ffffff|star,0,0,90000", "star of 90000 pixels"),
-        (b"scene:96|ffffff|twemoji/../../../1f436,0,0,9", "no shape or drawing"),
+        (b"scene:96|ffffff|twemoji/../../../1f436,0,0,9", "no (shape or )?drawing"),  # worlds may be there
     ],
 )
 def test_scene_of_strangers_is_small_and_names_no_path(scene: bytes, reason: str) -> None:
