@@ -99,6 +99,15 @@ def test_openai_client_gets_the_encoders_vectors(openai_client, parts) -> None:
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(parts.encoder.count_tokens(TEXTS))
 
 
+def test_openai_client_lists_the_models_and_what_they_can_do(openai_client, gallery, parts) -> None:
+    first, second = openai_client.models.list().data
+    assert (first.id, first.object, first.owned_by) == (gallery.model.name, "model", "vlmo")
+    assert first.created == int((gallery.model / "config.json").stat().st_mtime)
+    assert first.fingerprint == parts.encoder.fingerprint
+    assert {"/v1/embeddings", "/v1/rerank", "/v1/search"} <= set(first.routes)
+    assert (second.id, second.routes) == (gallery.vqa.name, ["/v1/vqa"])
+
+
 @pytest.mark.parametrize("dim", [None, 5])
 def test_openai_client_gets_vectors_of_texts_and_of_images_by_address(openai_client, parts, addresses, dim) -> None:
     image = parts.encoder.embed_images([drawings()[IMAGES[0]]])

@@ -30,6 +30,7 @@ ROUTES = [
     ("/v1/images/{id}", "GET"),
     ("/v1/thumbnails/{id}", "GET"),
     ("/v1/about", "GET"),
+    ("/v1/models", "GET"),
     ("/healthz", "GET"),
     ("/metrics", "GET"),
 ]

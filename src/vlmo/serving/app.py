@@ -178,6 +178,11 @@ def _add_routes(app: FastAPI, state: State) -> None:
         """A small copy of an indexed image."""
         return _jpeg(await state.service.thumbnail(id))
 
+    @app.get("/v1/models")
+    def models() -> schemas.ModelList:
+        """Models of this service, as OpenAI's clients list them, and the routes that each answers."""
+        return state.service.models()
+
     @app.get("/v1/about")
     def about() -> schemas.About:  # no coroutine, so that it runs on a thread
         """Abilities of this service, its columns and its limits."""

@@ -30,6 +30,7 @@ class Answerer:
     """A model folder that answers questions about images; ValueError if it holds no whole model for this."""
 
     def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
+        self.folder = Path(folder)
         loaded: Any = VQATask.load(folder, device=device)
         self._model, self._processor = loaded
 

@@ -349,6 +349,24 @@ class About(BaseModel):
     limits: dict[str, int] = Field(description="The most of each that a request may have.")
 
 
+class Model(BaseModel):
+    """A model of this service."""
+
+    id: str = Field(description="Name of its folder.")
+    object: Literal["model"] = "model"
+    created: int = Field(description="Time of its weights, in seconds since 1970.")
+    owned_by: Literal["vlmo"] = "vlmo"
+    fingerprint: str | None = Field(description="The `model` of answers; null: of a model for questions.")
+    routes: list[str] = Field(description="What it answers.")
+
+
+class ModelList(BaseModel):
+    """Models of this service, one that compares images with texts and one for questions at most."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
 class ErrorDetail(BaseModel):
     """Reason of an error, where OpenAI's clients read it."""
 

@@ -192,6 +192,28 @@ class Service:
         index = self._index()
         return await _of_image(self._decode(lambda: _jpeg(index.image(number))))
 
+    def models(self) -> schemas.ModelList:
+        """Models of the service, and the routes that each answers."""
+        encoder, answerer, models = self._parts.encoder, self._parts.answerer, []
+        if encoder is not None:
+            routes = ["/v1/embeddings"]
+            routes += ["/v1/rerank", "/v2/rerank"] if encoder.can_match else []
+            routes += ["/v1/search", "/v1/similar"] if self._can_search else []
+            models.append((encoder.folder, encoder.fingerprint, routes))
+        if answerer is not None:
+            models.append((answerer.folder, None, ["/v1/vqa"]))
+        return schemas.ModelList(
+            data=[
+                schemas.Model(
+                    id=folder.resolve().name,
+                    created=int((folder / "config.json").stat().st_mtime),
+                    fingerprint=fingerprint,
+                    routes=routes,
+                )
+                for folder, fingerprint, routes in models
+            ]
+        )
+
     def about(self) -> schemas.About:
         """Abilities and limits of the service. Blocks: it asks the index."""
         encoder, index = self._parts.encoder, self._parts.index
