@@ -237,7 +237,6 @@ def test_idle_connections_make_room_for_requests(hasty, caplog) -> None:
         ((256, 4096), (1400, 4096), 1000),
         ((256, resource.RLIM_INFINITY), (1400, resource.RLIM_INFINITY), 1000),
         ((1024, 1024), (1024, 1024), 624),
-        ((300, 300), (300, 300), 1),
         ((9999, 9999), None, 1000),
     ],
 )
@@ -247,6 +246,19 @@ def test_connections_fit_the_limit_on_open_files(monkeypatch, limits, changed, c
     monkeypatch.setattr(resource, "setrlimit", lambda _, pair: set_to.append(pair))
     assert _connections() == connections
     assert set_to[-1] == changed
+
+
+def test_far_too_few_open_files_are_an_error(monkeypatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (300, 300))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    with pytest.raises(ValueError, match=r"only 300 files .* needs 1400"):
+        _connections()
+
+
+def test_a_system_without_limits_on_open_files_is_not_asked(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)  # an import of it fails, as on Windows
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert _connections() == 1000
 
 
 def test_answers_are_sent_without_delay(hasty) -> None:

@@ -23,7 +23,7 @@ from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.sources import Reader
 
 _SHARE = 0.5
-"""CPUs that an actor asks for, so that two and Ray's own tasks find room on a machine of two."""
+"""CPUs that an actor asks for, so that two of them leave some for Ray's own tasks on a machine of two."""
 
 
 def embed_on_ray(

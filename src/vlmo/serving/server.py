@@ -7,8 +7,8 @@ import ipaddress
 import logging
 import math
 import os
-import resource
 import socket
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -68,14 +68,20 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
 
 
 def _connections() -> int:
-    """Raise the limit on open files if it is low, and return how many connections it allows."""
+    """Raise the limit on open files if it is low, and return how many connections it allows; ValueError for none."""
+    if sys.platform == "win32":  # which has no such limit
+        return _CONNECTIONS
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     others, wanted = _BACKLOG + _OTHER_FILES, _CONNECTIONS + _BACKLOG + _OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return _CONNECTIONS
     soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(1, soft - others)
+    if soft <= others:
+        raise ValueError(f"only {soft} files may be open at a time (ulimit -n); the service needs {wanted}")
+    return soft - others
 
 
 def _return_memory() -> None:
