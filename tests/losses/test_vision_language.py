@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.losses.steps import ATOL, close, gradients
 from tests.toy_batch import make_batch, with_false_texts
 from tests.toy_model import BEIT3, toy
 from torch import Tensor
@@ -16,34 +17,12 @@ from vlmo.model import (
 )
 from vlmo.tasks import vision_language
 from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
-from vlmo.training.optimizer import OptimizerConfig, build_optimizer
-
-ATOL = 1e-5  # float32 sums in another order
 
 
 def stage_3(*, size: float = 0.1, model: dict | None = None, **config) -> VisionLanguageObjective:
     return VisionLanguageObjective(
         toy(VLMoForPreTraining, size=size, **model or {}), config=VisionLanguageConfig(**config)
     )
-
-
-def close(actual: Tensor, expected: Tensor, atol: float = ATOL) -> None:
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
-
-
-def gradients(objective: torch.nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    objective.zero_grad()
-    objective(batch)["loss"].backward()
-    return {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
-
-
-def train(objective: torch.nn.Module, *, steps: int) -> None:
-    config = OptimizerConfig(lr=1e-2, weight_decay=0.1)
-    optimizer = build_optimizer(objective, config=config)
-    for _ in range(steps):
-        objective(make_batch())["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 # -------------------------------------------------------------------------------- stage 3: its parts
