@@ -273,8 +273,8 @@ def _few_variants(icons: Sequence[Icon]) -> list[Icon]:
 def _choose_tests(icons: Sequence[Icon], *, train: Sequence[Icon]) -> list[Icon]:
     """Return the images of both test splits, each name once, families in turn, in the order of sets."""
     uses = Counter(caption for icon in train for caption in icon.captions)
-    told = {*uses, *(icon.category for icon in train if icon.category is not None)}
-    inside = {part for text in told for part in _word_sequences(text)}
+    used = {*uses, *(icon.category for icon in train if icon.category is not None)}
+    inside = {part for text in used for part in _word_sequences(text)}
     queues: dict[str, dict[str, list[Icon]]] = {"test": defaultdict(list), "new_names": defaultdict(list)}
     named: set[str] = set()
     for icon in sorted(icons, key=lambda icon: hash_share(icon.image_id)):

@@ -206,13 +206,13 @@ def _evaluate(run: Path, *, scale: float, console: Console) -> dict[str, TaskRes
 
 def _metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
     """Return the table: for each column its values by row."""
-    found, told, questions = (results[name] for name in ("shapes", "shapes-binding", QUESTIONS))
+    found, binding, questions = (results[name] for name in ("shapes", "shapes-binding", QUESTIONS))
     rows: dict[str, tuple[float | None, ...]] = {
         row: (found.metrics[metric], found.metrics[f"rerank_{metric}"], None, found.chance[metric])
         for row, metric in {IMAGE_RECALL: "ir@1", TEXT_RECALL: "tr@1"}.items()
     }
     for kind, meaning in _KINDS.items():
-        scores = (told.metrics[f"{encoder}[{kind}]"] for encoder in ("dual", "fusion"))
+        scores = (binding.metrics[f"{encoder}[{kind}]"] for encoder in ("dual", "fusion"))
         rows[f"Caption or one with {meaning}"] = (*scores, 0.5, 0.5)
     accuracy = next(iter(questions.metrics))
     rows[QUESTION_ROW] = (None, questions.metrics[accuracy], blind_accuracy(), questions.chance[accuracy])
