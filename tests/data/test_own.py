@@ -218,6 +218,15 @@ def test_images_with_captions_are_read_from_what_an_index_reads(write, tmp_path)
     assert all(name.startswith("mine") for name in ids)  # so that others' rows of the same number are not merged
 
 
+def test_tables_beside_tars_are_refused_unless_they_are_the_tars_own(tmp_path) -> None:
+    write_tars(tmp_path, [6])
+    write_parquet(tmp_path / "00000.parquet", [*"abcdef"])  # as img2dataset leaves them
+    assert len(everything(tmp_path)) == 6
+    write_parquet(tmp_path / "more.parquet", [*"abcdef"])
+    with pytest.raises(ValueError, match=r"more\.parquet; name a folder of one kind"):
+        everything(tmp_path)
+
+
 def test_single_shards_have_no_split(tmp_path) -> None:
     for source in (write_tars(tmp_path, [6])[0], write_parquet(tmp_path / "train.parquet", [*"abcdef"])):
         assert len(everything(source)) == 6

@@ -13,6 +13,8 @@ from pathlib import Path
 import fsspec
 import lancedb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -505,3 +507,14 @@ def test_index_that_is_not_finished_says_so(encoder, tmp_path, monkeypatch, capl
         build(encoder, out=out)
     assert Index(out).num_images == NUM
     assert "has not ended, so that new images may be missing" in caplog.messages[0]
+
+
+def test_keys_that_repeat_after_numbering_leave_one_row_and_can_be_indexed_again(encoder, tmp_path) -> None:
+    """A shard's second `a` becomes `a#INDEX`, which a hostile shard holds as a key of its own."""
+    images = [encoded(drawings()[number]) for number in range(3)]
+    for turn in range(2):
+        table = pa.table({"key": ["a#2", "a", "a"], "image": images, "caption": ["one", "two", f"three {turn}"]})
+        pq.write_table(table, tmp_path / "s.parquet")
+        build_index(encoder, [tmp_path / "s.parquet"], out=tmp_path / "index")
+    ids = Store(tmp_path / "index", dim=encoder.dim).images.to_arrow()["id"].to_pylist()
+    assert len(ids) == len(set(ids)) == 2

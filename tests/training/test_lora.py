@@ -186,6 +186,8 @@ STRANGERS = {  # file of the adapter, what is written over it (settings: what th
     "another rank": ("adapter_config.json", {"r": 1000000}, "does not fit its model"),
     "no scale": ("adapter_config.json", {"lora_alpha": float("nan")}, "expected r and lora_alpha"),
     "a text": ("adapter_config.json", {"lora_alpha": "1"}, "expected r and lora_alpha"),
+    "another scale": ("adapter_config.json", {"use_rslora": True}, "use_rslora"),
+    "scales of layers": ("adapter_config.json", {"alpha_pattern": {"qkv": 64}}, "alpha_pattern"),
     "no start": ("base.json", "{}", "base.json cannot be loaded"),
     "a list": ("base.json", "[1]", "base.json cannot be loaded"),
     "depth": ("base.json", "[" * 100_000, "base.json is no JSON"),

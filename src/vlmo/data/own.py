@@ -298,6 +298,10 @@ def _shards_of(files: Sequence[Path]) -> list[Path]:
     tars, tables = ([file for file in files if file.suffix.lower() == suffix] for suffix in SHARD_SUFFIXES)
     if not suffixes.isdisjoint(IMAGE_SUFFIXES):
         return [file for file in tables if _columns(file)[1] and column_of(_columns(file)[0], _TASK_COLUMNS)]
+    beside = {(file.parent, file.stem) for file in tars}
+    others = [file for file in tables if (file.parent, file.stem) not in beside]
+    if tars and others:
+        raise ValueError(f"a folder holds tar and parquet files, such as {others[0]}; name a folder of one kind")
     return tars or [file for file in tables if ".txt" not in suffixes or any(_columns(file))]
 
 

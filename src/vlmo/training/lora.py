@@ -93,6 +93,10 @@ def save_adapter(
     add_section(folder, title=_SECTION, body=body)
 
 
+_OTHER_KINDS = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "fan_in_fan_out")
+"""Settings of adapters that are added to weights in another way."""
+
+
 def merge_adapter(folder: str | Path, out: str | Path) -> None:
     """Write the model folder of an adapter that `save_adapter` has written: its start with the adapter added.
 
@@ -105,7 +109,10 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
         raise ValueError(f"{folder} is no adapter of vlmo: expected {BASE}, {CONFIG} and {WEIGHTS}")
     if out.exists():
         raise FileExistsError(17, "exists already", str(out))
-    match read_json(folder / CONFIG):
+    settings = read_json(folder / CONFIG)
+    if other := [name for name in _OTHER_KINDS if isinstance(settings, dict) and settings.get(name)]:
+        raise ValueError(f"{folder / CONFIG}: {', '.join(other)} make it an adapter of another kind than plain LoRA")
+    match settings:
         case {"r": int(rank), "lora_alpha": int(alpha) | float(alpha)} if 1 <= rank < _MOST and abs(alpha) < _MOST:
             pass  # all else says what was trained, which the names of the tensors say too
         case _:
