@@ -155,7 +155,9 @@ def test_redirects_are_followed_and_give_no_file_name(site, cache):
     assert left(cache) == ["files/vocab.txt", "models/vlmo-base-coco"]
 
 
-@pytest.mark.parametrize("elsewhere", ["http://example.org/x.pt", "ftp://127.0.0.1/x.pt", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "elsewhere", ["http://example.org/x.pt", "ftp://127.0.0.1/x.pt", "file:///etc/passwd", "http://["]
+)
 def test_redirects_leave_neither_https_nor_the_mirror(site, elsewhere):
     site.moved = {f"/{COCO}": elsewhere}
     with pytest.raises(ValueError, match=r"leads elsewhere|cannot be downloaded"):

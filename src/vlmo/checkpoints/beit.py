@@ -204,8 +204,10 @@ def _read_config(config: Mapping[str, Any]) -> Any:
     """Return `config.json` of a folder as transformers reads it, images and patches as one number."""
     if (kind := config.get("model_type", "beit")) not in _CONFIGS:
         raise ValueError(f"config.json is of a model of type {kind!r}; expected {' or '.join(_CONFIGS)}.")
+    # The head's weights tell the number of classes; transformers would make a name for each of any number given.
+    config = {name: value for name, value in config.items() if name != "num_labels"}
     try:
-        given: Any = _CONFIGS[kind].from_dict(dict(config))
+        given: Any = _CONFIGS[kind].from_dict(config)
     except (StrictDataclassError, LookupError, TypeError, ValueError, AttributeError) as problem:
         raise ValueError(f"config.json cannot be read ({one_line(problem)}).") from None
     if given.hidden_act != "gelu":

@@ -13,7 +13,7 @@ import time
 import urllib.request
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
@@ -102,7 +102,7 @@ def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
         for file in files:
             _store(file, keep=False)
         raise ValueError(f"{model.name}, which is published at {model.address}: {problem}") from None
-    sums = _read_sums() | {file.name: _sum_of(file) for file in files}
+    sums = {file.name: _sum_of(file) for file in files} | _read_sums()  # an earlier pin stays
     partial = _no_link(_sums_file().with_suffix(".partial"))
     partial.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     partial.replace(_sums_file())
@@ -175,12 +175,20 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
+        _check_address(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
+    ) -> Any:
+        """Return the answer of the next address; ValueError if it is none, or cannot be parsed."""
         try:
-            _check_address(newurl)
+            return super().http_error_302(req, fp, code, msg, headers)
         except ValueError as problem:
             fp.close()
             raise ValueError(f"{req.full_url} leads elsewhere: {problem}") from None
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _check_address(address: str) -> None:

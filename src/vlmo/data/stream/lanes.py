@@ -27,7 +27,7 @@ from vlmo.folder.atomic import write_file
 
 LIST_FILE = "shards.json"
 
-_MAX_EMPTY_EPOCHS = 16  # without a record
+_MAX_EMPTY_EPOCHS = 16  # without a good record
 # Shards that cannot be read, and bad records, without a good one between them, after which a lane gives up: a network
 # that is down must not cost an epoch.
 _MAX_LOST_SHARDS = 32
@@ -213,9 +213,10 @@ class Lane:
         """Return the next good sample; bad ones before it go to `bad`, ValueError if there are far too many."""
         chance = sample_seed(self._seed, epoch=self._lane, index=self._num_good, purpose="mixture") / 2**63
         source = min(bisect.bisect_right(self._until, chance), len(self._until) - 1)
-        lost_shards = 0
+        lost_shards, begun = 0, None
         for passed in itertools.count(1):
             epoch, record, self._cursors[source] = next(self._streams[source])
+            begun = epoch if begun is None else begun
             if not isinstance(record, Bad):
                 try:
                     example = self._read(record, epoch)
@@ -227,7 +228,8 @@ class Lane:
             bad.append(record)
             self._num_bad += record.kind == "row"
             lost_shards += record.kind == "shard"
-            if lost_shards >= _MAX_LOST_SHARDS or passed >= _MAX_BAD_RECORDS:
+            useless = epoch >= begun + _MAX_EMPTY_EPOCHS
+            if useless or lost_shards >= _MAX_LOST_SHARDS or passed >= _MAX_BAD_RECORDS:
                 raise ValueError(
                     f"streams: lane {self._lane} finds nothing that can be used, in {passed} records; the last one is "
                     f"in {record.shard}: {record.reason}"
