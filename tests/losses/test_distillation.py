@@ -1,7 +1,7 @@
 """Learning a teacher's vectors: the loss by hand, and what it does to a model."""
 
 import torch
-from tests.losses.test_vision_language import close, train
+from tests.losses.steps import close, train
 from tests.toy_batch import make_batch
 from tests.toy_model import toy
 from torch.nn import functional as F
