@@ -1,6 +1,6 @@
 # Three commands on a machine that has only Python, pip and make:
 #
-#   make fast          search 18,600 icons and drawings with the small model that comes with the package
+#   make fast          search 5,277 icons and drawings with the small model that comes with the package
 #   make quickstart    pre-train a small VLMo through all stages, then see what it knows
 #   make test          run the tests
 #
@@ -26,7 +26,7 @@ JOBS ?= 3
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-fast: $(VENV)/.installed-quickstart  ## search 18,600 icons and drawings with the small model that comes with the package: one to two minutes
+fast: $(VENV)/.installed-quickstart  ## search 5,277 icons and drawings with the small model that comes with the package: one to two minutes
 	$(BIN)/vlmo quickstart --fast $(ARGS)
 
 quickstart: $(VENV)/.installed-quickstart  ## all stages on scenes of shapes: 9 to 18 minutes on two CPU cores with AVX-512

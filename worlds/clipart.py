@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageOps
 
 from vlmo.data.builtin.icons import draw_svg
 from vlmo.data.decoding import encode_image
 from vlmo.data.listing import walk
-from vlmo.data.prepare.parts import (
-    BadRow,
-    Part,
-    Record,
-    Row,
-    SetOnDisk,
-    chunked,
-    file_key,
-    first_of,
-    require_folder,
-)
+from vlmo.data.prepare.preparer import BadRow, Record, Row, SetOnDisk, find, first_of, stamped
 from vlmo.data.schema import hash_share, make_row
 from worlds.naming import with_article
 from worlds.svg import Looks, record_of
@@ -51,7 +40,7 @@ _NO_KEYWORD = re.compile(
     r"hash.*|0x.*|\d.*|.*theme.*|icons?|.*icon|symbols?|signs?|signs and symbols|.*sym|map symbol|unsorted|mime.*|misc|"
     r"united nations member"
 )
-_ROWS_A_PART = 256
+_CHUNK = 256
 _FOLDERS = ("usr/share/openclipart/svg", "svg")
 _MOST_KEYWORDS = 5
 _WORD = re.compile(r"[^\W\d]{3}")
@@ -60,7 +49,7 @@ _ITEM = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
 
 
 class Work(NamedTuple):
-    """Facts that the RDF of a file tells."""
+    """Facts in the RDF of a file."""
 
     title: str
     author: str
@@ -70,7 +59,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipArt:
-    """A file, and what its RDF tells; `captions` are the title, in training also with keywords and with an article."""
+    """A file, and what its RDF says; `captions` are the title, in training also with keywords and with an article."""
 
     file: Path
     name: str
@@ -80,7 +69,7 @@ class ClipArt:
 
 def open_set(root: Path) -> SetOnDisk:
     """A row a file: `train`, and `test` by other authors, where each title occurs once; ValueError without a file."""
-    require_folder(root, layout=_LAYOUT)
+    find(root, ".", layout=_LAYOUT)
     folder = first_of(root, *_FOLDERS) or root
     bad: list[Record] = []
     works = []
@@ -96,9 +85,14 @@ def open_set(root: Path) -> SetOnDisk:
     art = _describe(works)
     tests = [each for each in art if each.split == "test"]
     looks = Looks.of(functools.partial(_draw, each.file) for each in tests)
-    rest = [each for each in art if each.split == "train"]
-    parts = [*_parts(rest, tested=looks), *_parts(tests, tested=Looks.of([])), *chunked(bad)]
-    return SetOnDisk(parts=parts, licence=LICENCE)
+    items = [*(each for each in art if each.split == "train"), *tests]
+    return SetOnDisk(
+        lambda: itertools.chain(((each, stamped(each.file)) for each in items), bad),
+        LICENCE,
+        read=functools.partial(_records, tested=looks),
+        chunk=_CHUNK,
+        key=looks.digest,
+    )
 
 
 def _read_work(file: Path) -> Work:
@@ -157,17 +151,13 @@ def _draw(file: Path) -> Image.Image:
     return ImageOps.pad(image if box is None else image.crop(box), (PIXELS, PIXELS), color=(0, 0, 0, 0))
 
 
-def _parts(art: Iterable[ClipArt], *, tested: Looks) -> Iterator[Part]:
-    digest = tested.digest
-    art = iter(art)
-    while chunk := list(itertools.islice(art, _ROWS_A_PART)):
-        key = hashlib.sha256(repr([digest, *((file_key(each.file), each) for each in chunk)]).encode()).hexdigest()
-        yield Part(key=key, rows=functools.partial(_records, chunk, tested=tested))
-
-
-def _records(art: Sequence[ClipArt], *, tested: Looks) -> Iterator[Record]:
-    for each in art:
-        yield record_of(
+def _records(items: Sequence[Any], *, tested: Looks) -> Iterator[Record]:
+    for item in items:
+        if isinstance(item, BadRow):
+            yield item
+            continue
+        each: ClipArt = item[0]
+        record = record_of(
             functools.partial(_draw, each.file),
             functools.partial(_row, each),
             split=each.split,
@@ -175,6 +165,8 @@ def _records(art: Sequence[ClipArt], *, tested: Looks) -> Iterator[Record]:
             path=str(each.file),
             tested=tested,
         )
+        if record is not None:
+            yield record
 
 
 def _row(art: ClipArt, image: Image.Image) -> Row:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmo.data.builtin import emoji
-from vlmo.data.prepare.parts import Record, Row, SetOnDisk, chunked, require_folder
+from vlmo.data.prepare.preparer import Record, Row, SetOnDisk, find
 from worlds.emoji import Drawing, first_names, read_drawings, read_emoji, rows_of, unlike
 from worlds.naming import with_article
 
@@ -29,14 +29,15 @@ _SUFFIXES = (".png", ".webp")
 
 def open_set(root: Path) -> SetOnDisk:
     """A row a drawing: `train`; `test`, as in every emoji set; `concepts`, new ones. ValueError without a style."""
-    require_folder(root, layout=_LAYOUT)
+    find(root, ".", layout=_LAYOUT)
     folders = {style: root / folder for style, folder in _FOLDERS.items() if (root / folder).is_dir()}
     if not folders:
         raise ValueError(f"{root}: neither {' nor '.join(_FOLDERS.values())} is there; --root must be {_LAYOUT}")
     keywords = _read_keywords(root / _KEYWORDS)
     missing = [f"{folder} is not there" for style, folder in _FOLDERS.items() if style not in folders]
     missing += [] if keywords else [f"{_KEYWORDS} is not there, so that captions are names alone"]
-    return SetOnDisk(parts=list(chunked(_rows(folders, keywords))), licence=LICENCE, notes=tuple(missing))
+    rows = list(_rows(folders, keywords))
+    return SetOnDisk(lambda: rows, LICENCE, notes=missing)
 
 
 def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record]:

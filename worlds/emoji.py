@@ -1,6 +1,6 @@
 """Every named drawing of the two built-in styles of emoji but those of new concepts, which are kept for testing.
 
-The first `NUM_TEST` concepts that can be told from all others are those that `emoji-pairs` tests. Of `NUM_NEW` further
+The first `NUM_TEST` concepts that look like no other are those that `emoji-pairs` tests. Of `NUM_NEW` further
 ones, training shows no drawing in any style, no variant and nothing that looks like one.
 """
 
@@ -52,7 +52,7 @@ _SEQUENCES_OF_ONE = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """One file; `image_id` is equal for files of equal pixels, `small` tells whether two nearly look the same."""
+    """One file; `image_id` is equal for files of equal pixels, `small` shows whether two nearly look the same."""
 
     style: str
     codes: str
@@ -66,7 +66,7 @@ class Concepts(NamedTuple):
 
     Attributes:
         codes: All.
-        distinct: Those that can be told from all others, of variants one; the first `NUM_TEST` are kept for testing.
+        distinct: Those that look like no other, of variants one; the first `NUM_TEST` are kept for testing.
         trainable: OpenMoji's drawings that look like none that is kept for testing.
     """
 

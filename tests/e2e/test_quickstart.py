@@ -42,9 +42,8 @@ def run(tmp_path_factory) -> Path:
 
 def test_each_stage_shows_the_time_to_the_end(run):
     shown = (run / "shown.txt").read_text()
-    assert re.search(r"^about 0:\d\d:\d\d to the end on two CPU cores$", shown, re.M)
     for number, stage in enumerate(STAGES, start=1):
-        assert re.search(rf"^{number} of 7, {stage}: \d+ of \d+, 0:\d\d:\d\d to the end", shown, re.M)
+        assert re.search(rf"^{number} of 7, {stage}: about 0:\d\d:\d\d to the end on two CPU cores$", shown, re.M)
 
 
 def test_run_folders_are_whole(run):
@@ -64,12 +63,6 @@ def test_figures_stand_beside_chance(run):
     for source in ("shapes", "shapes-binding", "shapes-questions", "shapes-statements"):
         metrics = json.loads((run / f"{source}.json").read_text())["metrics"]
         assert all(0 <= value <= 1 for value in metrics.values())
-
-
-def test_baseline_without_images_is_the_most_frequent_answer():
-    """It knows the questions and nothing of the scenes: above one answer to all, and far below all right."""
-    answers = [answer for row in open_source("shapes-questions", split="test")["answers"] for answer in row]
-    assert max(answers.count(answer) for answer in answers) / len(answers) < quickstart.blind_accuracy() < 0.7
 
 
 def test_cards_show_figures_data_and_licences(run):
@@ -98,7 +91,7 @@ def test_cards_show_figures_data_and_licences(run):
 
 def test_report_shows_images_curves_and_attention(run):
     page = (run / "report.html").read_text()
-    for words in ("<svg", "data:image/", "Chance", "Without the image", "Stage 1", "Stage 2", "Stage 3", "questions"):
+    for words in ("<svg", "data:image/", "Chance", "Stage 1", "Stage 2", "Stage 3", "questions"):
         assert words in page
 
 

@@ -12,11 +12,10 @@ import findings_design
 import findings_report
 import shape_world
 from findings_design import CLAIMS, CONFIRMATIONS, MATCHING, RECALL, SECONDARY, VARIANTS
-from findings_report import Effect, effect, effect_of
+from findings_report import Effect, effect
 from vlmo.data.builtin.scenes import COLORS, Choices
 from vlmo.data.compose import compose
 from vlmo.recipes.schema import changed_settings
-from vlmo.run.estimate import estimate
 from vlmo.tasks import evaluate
 
 CHANGED = {
@@ -52,16 +51,6 @@ def test_variants_differ_from_plain_in_one_thing(tmp_path):
     assert {name for claim in CLAIMS + CONFIRMATIONS + SECONDARY for name in (claim.better, claim.worse)} == set(
         VARIANTS
     )
-
-
-def test_what_is_called_equal_is_equal(tmp_path):
-    plain = estimate(findings_design.stage3("plain", world=tmp_path))
-    for name in ("standard", "separate-attention"):
-        needs = estimate(findings_design.stage3(name, world=tmp_path))
-        assert needs.flops_per_sample == pytest.approx(plain.flops_per_sample, rel=0.001)
-    for name in ("standard-wide", "separate-attention-narrow"):
-        needs = estimate(findings_design.stage3(name, world=tmp_path))
-        assert needs.parameters == pytest.approx(plain.parameters, rel=0.005)
 
 
 def test_an_effect_has_the_t_interval_of_seeds_and_the_bootstrap_of_items():
@@ -112,21 +101,6 @@ def test_captions_are_true_and_changed_ones_true_of_the_other_scene(kind):
             for color, shape, *place in (phrase.split() for phrase in shown):
                 assert shape in shape_world.SHAPES
                 assert color_at(image, place) == color
-
-
-def test_confirmations_use_no_seed_that_found_them(tmp_path):
-    found = {
-        (name, seed) for claim in CLAIMS + SECONDARY for name in (claim.better, claim.worse) for seed in claim.seeds
-    }
-    for claim in CONFIRMATIONS:
-        jobs = {(name, seed) for name in (claim.better, claim.worse) for seed in claim.seeds}
-        assert not jobs & found
-        listed = findings.jobs_of([claim.better, claim.worse], seeds=None, run=tmp_path)
-        assert jobs < {(job.name, job.seed) for job in listed}
-        results = {key: {"items": {claim.metric: [float(key[0] == claim.better)] * 2}} for key in jobs | found}
-        assert effect_of(claim, results).seeds == (100.0,) * len(claim.seeds)
-        del results[claim.better, claim.seeds[0]]  # a seed that one variant lacks is left out
-        assert len(effect_of(claim, results).seeds) == len(claim.seeds) - 1
 
 
 def matching(run):

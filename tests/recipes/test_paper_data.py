@@ -65,7 +65,7 @@ def work(tmp_path_factory) -> Path:
     write_publishers_files(work / "published")
     for name, count in IMAGES.items():
         summary = prepare(name, root=work / "published" / name, out=work / "data" / name)
-        assert summary.splits["train"].rows == count + 2 * (name == "visual_genome")
+        assert summary.splits["train"]["rows"] == count + 2 * (name == "visual_genome")
     for number in range(16):
         write(work / "data" / "imagenet22k" / f"{number}.jpg", jpeg(number))
     write(work / "data" / "text" / "lines.txt", "\n".join(f"line {number} of a text" for number in range(40)))

@@ -66,9 +66,9 @@ def test_titles_and_keywords_are_captions(shares, tmp_path):
         "tools/saw": ["saw", "a saw"],
     }
     assert {row["licence"] for row in rows.values()} == {"public domain"}
-    told = quarantined(tmp_path / "out")
-    assert "no XML" in told["tools/torn"]
-    assert "nothing is drawn" in told["tools/wrong"]
+    reasons = quarantined(tmp_path / "out")
+    assert "no XML" in reasons["tools/torn"]
+    assert "nothing is drawn" in reasons["tools/wrong"]
 
 
 def test_drawings_are_cut_to_what_they_show_and_keep_their_transparency(shares, tmp_path):
@@ -94,6 +94,6 @@ def test_other_authors_are_for_testing_and_nothing_looks_like_their_drawings(sha
     assert (test["image_id"][:], test["captions"][:]) == (["a"], [["one"]])
 
 
-def test_a_folder_without_drawings_is_told(tmp_path):
+def test_a_folder_without_drawings_is_named(tmp_path):
     with pytest.raises(ValueError, match="openclipart-svg"):
         prepare("clipart", root=tmp_path, out=tmp_path / "out")

@@ -7,7 +7,7 @@ from tests.data.test_builtin_emoji import SAME_LOOK, names_without_variant, smal
 
 from vlmo.data.builtin.emoji import LOOK_ALIKES, TEST, english_names
 from vlmo.data.sources import open_source
-from worlds.emoji import base_codes, read_emoji
+from worlds.emoji import _installed, base_codes
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def test_counts(sets) -> None:
 
 
 def test_the_package_keeps_the_same_drawings_for_testing() -> None:
-    found = read_emoji()
+    found = _installed()
     assert [drawing.codes for drawing in found.test] == TEST
     untrained = set(found.concepts.codes) - found.concepts.trainable
     assert untrained == LOOK_ALIKES.union(TEST)

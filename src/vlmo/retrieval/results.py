@@ -15,7 +15,7 @@ from vlmo.folder.atomic import atomic_file
 from vlmo.retrieval.index import Hit, Index
 from vlmo.retrieval.search import Searcher, SearchResult
 from vlmo.terminal import escaped
-from vlmo.visualization import MUTED, Sheet
+from vlmo.visualization import MUTED, Sheet, wrapped
 
 if TYPE_CHECKING:  # it imports scipy
     from vlmo.retrieval.groups import ImageGroup
@@ -82,7 +82,7 @@ def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -
         for number, hit in enumerate(result.hits, start=1)
     ]
     rows = [tiles[start : start + _COLUMNS] for start in range(0, max(1, len(tiles)), _COLUMNS)]
-    _write_image(file, _headed(query, result), rows, columns=_COLUMNS, caption_lines=2)
+    write_grid(file, _headed(query, result), rows, columns=_COLUMNS, caption_lines=2)
 
 
 def write_explanation(file: Path, *, query: str, result: SearchResult, searcher: Searcher) -> list[Hit]:
@@ -109,18 +109,18 @@ def write_explanation(file: Path, *, query: str, result: SearchResult, searcher:
         rows.append([(image, _title(hit), ""), *heats])
     if not rows:
         raise ValueError(f"no image can be read that was found, such as {lost[0].place}; nothing can be explained")
-    _write_image(file, query, rows, columns=max(map(len, rows)), caption_lines=0)
+    write_grid(file, query, rows, columns=max(map(len, rows)), caption_lines=0)
     return lost
 
 
-def _write_image(
+def write_grid(
     file: Path, query: str, rows: Sequence[Sequence[tuple[Image.Image, str, str]]], *, columns: int, caption_lines: int
 ) -> None:
-    """Write rows of images below the query, each above a grey line and a caption."""
+    """Write rows of images below a heading, each above a grey line and a caption, as an image file."""
     row_height = _TILE + (1 + caption_lines) * _LINE + _GAP
     width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
     sheet = Sheet(width, 2 * _MARGIN + _HEAD + len(rows) * row_height - _GAP)
-    sheet.text(sheet.wrapped(query, width=width - 2 * _MARGIN, max_lines=1)[0], x=_MARGIN, y=_MARGIN, size=20)
+    sheet.text(wrapped(query, width=width - 2 * _MARGIN, max_lines=1)[0], x=_MARGIN, y=_MARGIN, size=20)
     if not any(rows):
         sheet.text("nothing was found", x=_MARGIN, y=_MARGIN + _HEAD, color=MUTED)
     for row, tiles in enumerate(rows):
@@ -128,9 +128,9 @@ def _write_image(
         for column, (image, line, caption) in enumerate(tiles):
             x = _MARGIN + column * (_TILE + _GAP)
             sheet.tile(image, x=x, y=y, side=_TILE)
-            line = sheet.wrapped(line, width=_TILE, max_lines=1, size=13)[0]
+            line = wrapped(line, width=_TILE, max_lines=1, size=13)[0]
             sheet.text(line, x=x, y=y + _TILE + 4, size=13, color=MUTED)
-            for number, text in enumerate(sheet.wrapped(caption, width=_TILE, max_lines=caption_lines, size=13), 1):
+            for number, text in enumerate(wrapped(caption, width=_TILE, max_lines=caption_lines, size=13), 1):
                 sheet.text(text, x=x, y=y + _TILE + 4 + number * _LINE, size=13)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as aside:

@@ -1,8 +1,5 @@
-import io
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from tests.data.prepare.toy_task_files import quarantined, write
 
@@ -70,43 +67,10 @@ def test_text_is_split_by_a_hash_of_the_line(tmp_path) -> None:
     assert held_out.isdisjoint(captions[0] for captions in train["captions"])
 
 
-def test_text_in_parquet_gives_a_row_a_line_of_a_document(tmp_path) -> None:
-    (tmp_path / "in").mkdir()
-    documents = ["One line.", "Title\n\nA paragraph.", None, "Last."]
-    table = pa.table({"id": [1, 2, 3, 4], "text": documents})
-    pq.write_table(table, tmp_path / "in" / "wiki.parquet")
-    assert prepared(tmp_path / "in", tmp_path / "out") == {
-        "wiki.parquet:1": "One line.",
-        "wiki.parquet:2:1": "Title",
-        "wiki.parquet:2:3": "A paragraph.",
-        "wiki.parquet:4": "Last.",
-    }
-
-
-def test_text_documents_are_on_one_side_whole(tmp_path) -> None:
-    (tmp_path / "in").mkdir()
-    documents = [f"Title {number}\nBody {number}" for number in range(400)]
-    pq.write_table(pa.table({"text": documents}), tmp_path / "in" / "wiki.parquet")
-    prepare("text", root=tmp_path / "in", out=tmp_path / "out")
-    names = open_source(str(tmp_path / "out"), split="test")["image_id"][:]
-    assert names
-    kept = [f"wiki.parquet:{row}:{line}" for row, document in enumerate(documents, start=1) for line in (1, 2)
-            if hash_share(document) < text.TEST_SHARE]  # fmt: skip
-    assert names == kept
-
-
-def parquet_of(**columns: list) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(pa.table(columns), file)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("notes.md", b"x", r"none of its 1 files is text; --root must hold \.txt"),
-        ("a.parquet", parquet_of(id=[1], body=["x"]), r"column 'text' of strings; found id \(int64\), body \(string\)"),
-        ("a.parquet", b"PAR1", "not a whole parquet file"),
+        ("notes.md", b"x", r"no text in it; --root must be a \.txt file, or a folder"),
         ("a.txt", b"\n \n", "not one row of text can be used; there are none"),
     ],
 )

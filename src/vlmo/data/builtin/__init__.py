@@ -1,4 +1,4 @@
-"""Small real data sets out of installed packages, built once and kept in a cache folder."""
+"""Small data sets, drawn by code or out of installed packages, built once and kept in a cache folder."""
 
 import hashlib
 import importlib
@@ -31,18 +31,13 @@ def register(module: str, *names: str) -> None:
 
 
 register(f"{__name__}.emoji", "emoji-pairs")
-register(f"{__name__}.icons", "lucide-icons", "icon-fonts")
+register(f"{__name__}.icons", "lucide-icons")
 register(f"{__name__}.shapes", "shapes", "shapes-binding", "shapes-questions", "shapes-statements")
 
 
 def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
-    """Load rows of `split` of the built-in set `name`, which is built where the cache does not hold it yet (seconds).
-
-    Raises:
-        ValueError: The set has no such split.
-        ModuleNotFoundError: A package that the set comes from is not installed.
-    """
-    folder = _built(name, root=cache_dir or cache_folder())
+    """Load rows of `split` of the built-in set `name`; ValueError if it has no such split, else as `build`."""
+    folder = build(name, cache_dir=cache_dir)
     splits = sorted(entry.name for entry in folder.iterdir())
     if split not in splits:
         raise ValueError(f"{name}: no split {split!r}; it has {', '.join(splits)}")
@@ -62,9 +57,15 @@ def built_folder(root: Path | None = None) -> Path:
     return (root or cache_folder()) / "builtin"
 
 
-def _built(name: str, *, root: Path) -> Path:
-    """Return the folder of a set, which is written atomically, and anew where code or packages have changed."""
-    module = _builder(name)
+def build(name: str, *, cache_dir: Path | None = None) -> Path:
+    """Return the folder of the built-in set `name`, with a saved data set for each split.
+
+    It is built (seconds) where the cache does not hold it yet, and anew where code or packages have changed.
+
+    Raises:
+        ModuleNotFoundError: A package that the set comes from is not installed.
+    """
+    module, root = _builder(name), cache_dir or cache_folder()
     own = Path(str(module.__file__))
     files = {*Path(__file__).parent.glob("*.py"), *(own.parent.glob("*.py") if module.__package__ else [own])}
     files |= {Path(str(shared.__file__)) for shared in (compose, decoding, schema)}

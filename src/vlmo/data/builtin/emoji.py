@@ -1,8 +1,8 @@
 """Emoji drawings in two styles, Twemoji and OpenMoji, with their English names.
 
-A concept is an emoji with a name and a drawing in both styles. The drawings of 500 concepts in OpenMoji's style, which
-can be told from all others, are kept for testing: the training split holds no drawing that looks like them or is their
-variant. It holds other drawings of OpenMoji's, and Twemoji's of these concepts (docs/data.md).
+A concept is an emoji with a name and a drawing in both styles. OpenMoji's drawings of 500 concepts that look like no
+other are kept for testing: the training split holds no drawing that looks like them or is their variant. It holds other
+drawings of OpenMoji's, and Twemoji's of these concepts (docs/data.md).
 """
 
 import hashlib
@@ -40,26 +40,26 @@ def emoji_pairs() -> Built:
     stems = {style: {plain_codes(stem): stem for stem in stems_of(style)} for style in LICENCES}
     concepts = [code for code in names if is_concept(names[code][0]) and all(code in known for known in stems.values())]
     concepts.sort(key=lambda codes: hash_share(f"emoji/{codes}"))
-    untrained = LOOK_ALIKES.union(TEST)
 
     def rows(style: str, chosen: Iterable[str], *, most_names: int | None = None) -> list[dict[str, Any]]:
         """Return a row an image: files with equal pixels (Norway, Svalbard) are one row with the names of all."""
-        groups: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
+        groups: dict[bytes, dict[str, bytes]] = defaultdict(dict)
         for codes in chosen:
             png = png_of(style, stems[style][codes])
             pixels = decode_image({"bytes": png, "path": codes}).tobytes()
-            groups[hashlib.sha256(pixels).hexdigest()].append((codes, png))
+            groups[hashlib.sha256(pixels).digest()][codes] = png
         found = []
         for group in groups.values():
-            known = [names[codes][:most_names] for codes, _ in group]
+            known = [names[codes][:most_names] for codes in group]
             captions = dict.fromkeys([*(texts[0] for texts in known), *(each for texts in known for each in texts[1:])])
-            image_id = f"{style}/{min(codes for codes, _ in group)}"
-            image = {"bytes": group[0][1], "path": f"{image_id}.png"}
+            image_id = f"{style}/{min(group)}"
+            image = {"bytes": next(iter(group.values())), "path": f"{image_id}.png"}
             row = make_row(image_id, image=image, captions=list(captions), source=style, licence=LICENCES[style])
             found.append(row)
         return found
 
-    train = rows(TWEMOJI, concepts) + rows(OPENMOJI, [codes for codes in concepts if codes not in untrained])
+    trained = [codes for codes in concepts if codes not in LOOK_ALIKES.union(TEST)]
+    train = rows(TWEMOJI, concepts) + rows(OPENMOJI, trained)
     return FEATURES, {"train": train, "test": rows(OPENMOJI, TEST, most_names=1)}
 
 
@@ -94,16 +94,16 @@ def english_names() -> dict[str, tuple[str, ...]]:
 
 def stems_of(style: str) -> list[str]:
     """Return the names of the files of an installed style, without their suffix."""
-    suffix = _FILES[style][-1]
-    return sorted(entry.name.removesuffix(suffix) for entry in _folder(style).iterdir() if entry.name.endswith(suffix))
+    folder, suffix = _folder(style)
+    return sorted(entry.name.removesuffix(suffix) for entry in folder.iterdir() if entry.name.endswith(suffix))
 
 
 def png_of(style: str, stem: str) -> bytes:
     """Return a drawing of a style as a PNG file, vector graphics at 80 x 80 pixels; ValueError for a path."""
-    suffix = _FILES[style][-1]
     if Path(stem).name != stem:
         raise ValueError(f"no drawing {stem!r:.40}; drawings of {style} are named by their code points")
-    file = _folder(style) / f"{stem}{suffix}"
+    folder, suffix = _folder(style)
+    file = folder / f"{stem}{suffix}"
     if suffix == ".png":
         return file.read_bytes()
     from resvg_py import svg_to_bytes
@@ -112,6 +112,6 @@ def png_of(style: str, stem: str) -> bytes:
     return bytes(svg_to_bytes(svg_string=svg, width=_RENDERED, height=_RENDERED, skip_system_fonts=True))
 
 
-def _folder(style: str) -> Traversable:
-    package, *folders, _ = _FILES[style]
-    return files(package).joinpath(*folders)
+def _folder(style: str) -> tuple[Traversable, str]:
+    package, *folders, suffix = _FILES[style]
+    return files(package).joinpath(*folders), suffix

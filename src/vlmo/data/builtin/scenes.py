@@ -64,7 +64,7 @@ class Choices:
 
 
 class Phrase(NamedTuple):
-    """Words for one object, or for several of one name and color."""
+    """Words for one object, or for several of one name and color: "a cat at the top left", "three small dogs"."""
 
     name: str
     color: str | None = None
@@ -73,12 +73,12 @@ class Phrase(NamedTuple):
     where: str | None = None
 
     def __str__(self) -> str:
-        """Return "a red star", "three small dogs", "a cat at the top left"."""
+        """Return the words with an article or a number, and the place."""
         words = self.words()
         if self.count > 1:
             return f"{_COUNTS[self.count]} {plural(words)}"
         article = "an" if words[0] in "aeiou" and not words.startswith("uni") else "a"
-        return f"{article} {words} {self.where}" if self.where else f"{article} {words}"
+        return f"{article} {words} {self.where or ''}".rstrip()
 
     def words(self) -> str:
         """Return "red star"."""
@@ -92,6 +92,15 @@ class Phrase(NamedTuple):
             and (self.size is None or self.size == placed.size)
             and (self.where is None or self.where == placed.where)
         )
+
+
+def plural(words: str) -> str:
+    """Return words for several of a thing."""
+    if words.endswith(("s", "x", "ch", "sh")):
+        return f"{words}es"
+    if words.endswith("y") and words[-2] not in "aeiou":
+        return f"{words[:-1]}ies"
+    return _PLURALS.get(words, f"{words}s")
 
 
 class Thing(NamedTuple):
@@ -138,20 +147,16 @@ class Placed(NamedTuple):
             return f"at the {row} {column}".strip()
         return f"on the {column}" if column else "in the middle"
 
-    def _offset(self, other: Placed) -> tuple[int, int]:
+    def offset(self, other: Placed) -> tuple[int, int]:
         """Return how far the center lies to the right of and below another one, in half units."""
         sides = self.side - other.side
         return 2 * (self.left - other.left) + sides, 2 * (self.top - other.top) + sides
 
-    def is_towards(self, relation: str, other: Placed) -> bool:
-        """Return True if the center lies on that side of another one, however little."""
-        x, y = self._offset(other)
-        return {"left of": x < 0, "right of": x > 0, "above": y < 0, "below": y > 0}[relation]
-
     def relation_to(self, other: Placed) -> str | None:
         """Return the relation of this object to another one; None where it lies in between two."""
-        x, y = self._offset(other)
-        if max(abs(x), abs(y)) < 2 * _APART or min(abs(x), abs(y)) * 3 > max(abs(x), abs(y)) * 2:
+        x, y = self.offset(other)
+        near, far = sorted((abs(x), abs(y)))
+        if far < 2 * _APART or 3 * near > 2 * far:
             return None
         if abs(x) > abs(y):
             return "left of" if x < 0 else "right of"
@@ -159,7 +164,7 @@ class Placed(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """Phrases, relations between two of them (by number), and a text with a field for each phrase."""
+    """Phrases, relations between two of them (by number), and a text with a field for each phrase; else a list."""
 
     phrases: tuple[Phrase, ...]
     relations: tuple[tuple[int, str, int], ...] = ()
@@ -182,11 +187,11 @@ class Scene:
 
     def cell(self, name: str, size: int = UNITS) -> ImageCell:
         """Return the image, a square of `size` pixels; `name` stands in messages about it."""
-        parts = [
-            f"{each.thing.image},{each.left},{each.top},{each.side}" + (f",{each.paint}" if each.paint else "")
-            for each in self.objects
-        ]
-        return {"bytes": PREFIX + "|".join([str(size), self.background, *parts]).encode(), "path": name}
+        parts = [str(size), self.background]
+        for each in self.objects:
+            values = (each.thing.image, each.left, each.top, each.side, *([each.paint] if each.paint else []))
+            parts.append(",".join(map(str, values)))
+        return {"bytes": PREFIX + "|".join(parts).encode(), "path": name}
 
     def groups(self) -> list[list[Placed]]:
         """Return the objects, equal things together."""
@@ -219,15 +224,6 @@ class Scene:
         if any(actual == OPPOSITE[relation] for actual, relation in seen):
             return False
         return True if all(actual == relation for actual, relation in seen) else None
-
-
-def plural(words: str) -> str:
-    """Return words for several of a thing."""
-    if words.endswith(("s", "x", "ch", "sh")):
-        return f"{words}es"
-    if words.endswith("y") and words[-2] not in "aeiou":
-        return f"{words[:-1]}ies"
-    return _PLURALS.get(words, f"{words}s")
 
 
 @functools.cache
@@ -278,12 +274,9 @@ class Pool:
     layout: Callable[[Sequence[Thing], Choices], Iterator[Placed]] = in_quarters
     sized: bool = False
 
-    def scene(self, choices: Choices) -> Scene:
-        """Return a scene of such things."""
-        return self.place(self.things(choices), choices)
-
-    def place(self, things: Sequence[Thing], choices: Choices) -> Scene:
-        """Return a scene of these things."""
+    def scene(self, choices: Choices, things: Sequence[Thing] | None = None) -> Scene:
+        """Return a scene of these or other things."""
+        things = self.things(choices) if things is None else things
         return Scene(tuple(self.layout(things, choices)), background(choices))
 
     def things(self, choices: Choices) -> list[Thing]:

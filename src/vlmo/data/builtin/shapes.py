@@ -1,7 +1,7 @@
 """Scenes of two or three shapes: with captions, with a false caption beside the true one, questions, and statements.
 
-No text alone tells: each caption, question and statement has another scene of which the opposite is true. Pairs of a
-color and a shape are held out of training and shown by the split "combinations" (docs/data.md).
+The truth does not show in a text alone: each caption, question and statement has another scene of which the opposite is
+true. Pairs of a color and a shape are held out of training and shown by the split "combinations" (docs/data.md).
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ WORDS = {
     "below": ("below", "under"),
 }
 
-_NAMES, _COLORS = (
-    ("circle", "square", "triangle", "star", "ring", "cross"),
-    ("red", "yellow", "green", "blue", "pink", "black"),
-)
+_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
+_COLORS = ("red", "yellow", "green", "blue", "pink", "black")
 _ALONE = 0.2
 """Share of training scenes of one object, from which its place is learnt first."""
+_RELATED = ("{0} %s {1}", "{0} is %s {1}")
+"""Forms of a relation, without a verb and with one."""
 _FORMS = {
     "no verb": ("{}", "{}", "the picture shows {}", "there is {} in the picture"),
     "verb": ("{}", "the picture shows that {}"),
@@ -92,24 +92,18 @@ def rows_by_split(
 
 def scene_row(name: str, scene: Scene, *, others: Sequence[Scene] = (), **columns: Any) -> dict[str, Any]:
     """Return a row with the image of a scene; its licence covers `others`, which further columns show."""
-    objects = [each for shown in (scene, *others) for each in shown.objects]
-    licence = " and ".join(sorted({each.thing.licence for each in objects if each.thing.licence})) or "CC0-1.0"
-    source = re.split("[-/]", name)[0]
+    licences = {each.thing.licence for shown in (scene, *others) for each in shown.objects if each.thing.licence}
+    source, licence = re.split("[-/]", name)[0], " and ".join(sorted(licences)) or "CC0-1.0"
     return make_row(name, image=scene.cell(name), source=source, licence=licence, **columns)
 
 
-def make_scene(split: str, number: int, pool: Pool, *, alone: float = _ALONE) -> tuple[Scene, Choices]:
-    """Return scene `number` of a split, in training in a share `alone` of one object, and its captions' choices."""
-    choices = Choices(f"scenes/{split}/{number}")
-    if split == "train" and choices.random() < alone:
-        return pool.place(pool.things(choices)[:1], choices), choices
-    return pool.scene(choices), choices
+# ------------------------------------------------------------------------------------------------------------ captions
 
 
 def pair_rows(split: str, pool: Pool) -> Rows:
     """Yield scenes with their captions.
 
-    Those of the splits for evaluation have one, which is true of no other scene there; every second tells relations.
+    Those of the splits for evaluation have one, which is true of no other scene there; every second one is a relation.
     Training scenes have a false version of each caption.
     """
     gallery, found = Gallery(), 0
@@ -117,30 +111,36 @@ def pair_rows(split: str, pool: Pool) -> Rows:
         if found == NUM_SCENES[split]:
             return
         scene, choices = make_scene(split, number, pool)
-        told, false = sentences(scene, choices), []
+        true = sentences(scene, choices)
         if split == "train":
-            told = list({str(each): each for each in told}.values())
-            false = [str(false_sentence(scene, each, pool, choices)) for each in told]
-            forms = [choices.one_of(_FORMS["verb" if " is " in str(each) else "no verb"]) for each in told[:2]]
-            forms += ["{}"] * len(told[2:])
-            captions, false = (
-                [form.format(text) for form, text in zip(forms, texts, strict=True)] for texts in (told, false)
-            )
+            true = list({str(each): each for each in true}.values())
+            false = [false_sentence(scene, each, pool, choices) for each in true]
+            forms = [choices.one_of(_FORMS["verb" if " is " in str(each) else "no verb"]) for each in true[:2]] + ["{}"]
+            texts = [
+                [form.format(each) for form, each in zip(forms, of_kind, strict=False)] for of_kind in (true, false)
+            ]
         else:
-            told = [each for each in told[:2] if bool(each.relations) == bool(found % 2)] if told[1:] else []
-            told = told and [choices.one_of(told)]
-            if not told or not gallery.add(scene, told[0], may_be_unclear=True):
+            chosen = [each for each in true[:2] if bool(each.relations) == bool(found % 2)] if true[1:] else []
+            if not chosen or not gallery.add(scene, caption := choices.one_of(chosen), may_be_unclear=True):
                 continue
-            captions = [str(told[0])]
+            texts = [[str(caption)], []]
         found += 1
-        yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=captions, false_captions=false)
+        yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=texts[0], false_captions=texts[1])
+
+
+def make_scene(split: str, number: int, pool: Pool, *, alone: float = _ALONE) -> tuple[Scene, Choices]:
+    """Return scene `number` of a split, in training in a share `alone` of one object, and its captions' choices."""
+    choices = Choices(f"scenes/{split}/{number}")
+    if split == "train" and choices.random() < alone:
+        return pool.scene(choices, pool.things(choices)[:1]), choices
+    return pool.scene(choices), choices
 
 
 class Gallery:
     """Scenes with captions that are true of one alone."""
 
     def __init__(self) -> None:
-        self._told: dict[frozenset[Thing], list[tuple[Scene, Sentence]]] = {}
+        self._known: dict[frozenset[Thing], list[tuple[Scene, Sentence]]] = {}
 
     def add(self, scene: Scene, sentence: Sentence, *, may_be_unclear: bool) -> bool:
         """Add a scene unless its caption is true of another one, or another's of it; return whether it was added.
@@ -150,41 +150,37 @@ class Gallery:
         """
         things = {each.thing for each in scene.objects}
         pairs = [frozenset(pair) for pair in itertools.combinations(things, 2)]
-        for other, of_other in (each for pair in pairs for each in self._told.get(pair, [])):
+        for other, of_other in (each for pair in pairs for each in self._known.get(pair, [])):
             for truth in (other.truth(sentence), scene.truth(of_other)):
                 if truth or (truth is None and not may_be_unclear):
                     return False
         for pair in pairs:
-            self._told.setdefault(pair, []).append((scene, sentence))
+            self._known.setdefault(pair, []).append((scene, sentence))
         return True
 
 
 def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
-    """Return true sentences that tell where two things lie: by places, by their relation if one is clear, and by both.
+    """Return true sentences that say where two things lie: by places, by their relation if one is clear, and by both.
 
-    Places are told in the order of the colors' names: in any order, the same steps teach a quarter less (docs/log.md).
+    Places stand in the order of the colors' names: in any order, the same steps teach a quarter less (docs/log.md).
     """
-    listed, related = list_of(scene, choices, placed=True), related_pair(scene, choices)
-    placed = Sentence(_by_color(listed.phrases))
+    placed = _by_color(list_of(scene, choices, placed=True))
+    related = related_pair(scene, choices)
     if not related.relations:
         return [placed]
     where = {phrase: each.where for phrase in related.phrases for each in scene.objects if phrase.fits(each)}
-    return [
-        placed,
-        related,
-        related._replace(phrases=tuple(each._replace(where=where[each]) for each in related.phrases)),
-    ]
+    both = related._replace(phrases=tuple(each._replace(where=where[each]) for each in related.phrases))
+    return [placed, related, both]
 
 
 def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choices) -> Sentence:
     """Return a false version of one of `sentences`: a thing is another, or two have changed places.
 
-    So no word tells true from false: a false caption is a true one of another scene.
+    No word shows which one is false: a false caption is a true one of another scene.
     """
-    groups = [next(group for group in scene.groups() if phrase.fits(group[0])) for phrase in sentence.phrases]
+    known = [next(each for each in scene.objects if phrase.fits(each)) for phrase in sentence.phrases]
     while True:
-        objects = [group[0] for group in groups]
-        things = [each.thing for each in objects]
+        objects, things = list(known), [each.thing for each in known]
         number, edit = choices.below(len(things)), choices.one_of(("exchange", "exchange", "color", "object"))
         if edit == "exchange" and len(things) > 1:
             things.reverse()
@@ -197,29 +193,27 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
             if not alike:
                 continue
             things[number] = choices.one_of(alike)
-        phrases = tuple(
-            Phrase(
-                thing.name, thing.color, None, phrase.count, each._replace(thing=thing).where if phrase.where else None
-            )
+        phrases = [
+            phrase._replace(name=thing.name, color=thing.color, where=phrase.where and each.where)
             for each, thing, phrase in zip(objects, things, sentence.phrases, strict=True)
-        )
+        ]
         if sentence.relations:
-            (_, relation, _), form = sentence.relations[0], "{0} is %s {1}" if " is " in sentence.form else "{0} %s {1}"
+            relation, form = sentence.relations[0][1], _RELATED[" is " in sentence.form]
             if edit == "exchange" and choices.below(2):  # the same in other words
                 phrases, relation = phrases[::-1], OPPOSITE[relation]
-            false = Sentence(phrases, ((0, relation, 1),), form % choices.one_of(WORDS[relation]))
+            false = relate(phrases, relation, form % choices.one_of(WORDS[relation]))
         else:
-            false = Sentence(_by_color(phrases))
+            false = _by_color(Sentence(tuple(phrases)))
         if scene.truth(false) is False:
             return false
 
 
-def _by_color(phrases: Iterable[Phrase]) -> tuple[Phrase, ...]:
-    return tuple(sorted(phrases, key=lambda phrase: (phrase.color or "", phrase.name)))
+def _by_color(sentence: Sentence) -> Sentence:
+    return Sentence(tuple(sorted(sentence.phrases, key=lambda phrase: (phrase.color or "", phrase.name))))
 
 
 def phrase_of(group: Sequence[Placed], *, sized: bool = False, placed: bool = False) -> Phrase:
-    """Return words for equal things; size and place are told of one alone."""
+    """Return words for equal things; size and place belong to one alone."""
     first, one = group[0], len(group) == 1
     size, where = first.size if sized and one else None, first.where if placed and one else None
     return Phrase(first.thing.name, first.thing.color, size, len(group), where)
@@ -228,6 +222,11 @@ def phrase_of(group: Sequence[Placed], *, sized: bool = False, placed: bool = Fa
 def relation_of(group: Sequence[Placed], other: Sequence[Placed]) -> str | None:
     """Return the relation of a thing to another one, if there is one of each."""
     return group[0].relation_to(other[0]) if len(group) == len(other) == 1 else None
+
+
+def relate(phrases: Iterable[Phrase], relation: str, form: str) -> Sentence:
+    """Return a sentence about the relation of the first of two things to the second one."""
+    return Sentence(tuple(phrases), ((0, relation, 1),), form)
 
 
 def list_of(scene: Scene, choices: Choices, *, sized: bool = False, placed: bool = False) -> Sentence:
@@ -240,12 +239,21 @@ def list_of(scene: Scene, choices: Choices, *, sized: bool = False, placed: bool
 def related_pair(scene: Scene, choices: Choices, *, sized: bool = False) -> Sentence:
     """Return the relation of two things, or else a list."""
     groups = scene.groups()
-    pairs = [(a, b, told) for a in groups for b in groups if a is not b and (told := relation_of(a, b))]
+    pairs = [(a, b, relation) for a in groups for b in groups if a is not b and (relation := relation_of(a, b))]
     if not pairs:
         return list_of(scene, choices, sized=sized)
     *pair, relation = choices.one_of(pairs)
-    form = choices.one_of(("{0} %s {1}", "{0} is %s {1}")) % choices.one_of(WORDS[relation])
-    return Sentence(tuple(phrase_of(group, sized=sized) for group in pair), ((0, relation, 1),), form)
+    form = choices.one_of(_RELATED) % choices.one_of(WORDS[relation])
+    return relate((phrase_of(group, sized=sized) for group in pair), relation, form)
+
+
+# ------------------------------------------------------------------------------------------- a true and a false caption
+
+
+def binding_by_split(numbers: Mapping[str, int], pools: Mapping[str, Pool]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each split of a set with false captions, kind after kind."""
+    kinds = [rows_by_split(numbers, pools, functools.partial(binding_rows, kind=kind)) for kind in BINDING_KINDS]
+    return {split: [row for kind in kinds for row in kind[split]] for split in numbers}
 
 
 def binding_rows(split: str, number: int, pool: Pool, *, kind: str) -> Rows:
@@ -255,18 +263,16 @@ def binding_rows(split: str, number: int, pool: Pool, *, kind: str) -> Rows:
     swapped.
     """
     first, true, second, false = edited_scene(Choices(f"scenes-binding/{split}/{kind}/{number}"), pool, kind=kind)
-    for letter, scene in zip("ab", (first, second), strict=True):
+    for letter, scene, own, other in (("a", first, true, false), ("b", second, false, true)):
         name = f"{pool.name}-binding/{split}/{kind}-{number}{letter}"
-        yield scene_row(name, scene, captions=[str(true)], false_caption=str(false), kind=kind)
-        true, false = false, true
+        yield scene_row(name, scene, captions=[str(own)], false_caption=str(other), kind=kind)
 
 
 def edited_scene(choices: Choices, pool: Pool, *, kind: str) -> Edited:
     """Return two scenes and a sentence about each that is false of the other one."""
     while True:
         scene = pool.scene(choices)
-        alone = scene.alone()
-        if len(alone) < 2:
+        if len(alone := scene.alone()) < 2:
             continue
         pair = choices.some_of(alone, 2)
         if kind == "relation":
@@ -277,32 +283,32 @@ def edited_scene(choices: Choices, pool: Pool, *, kind: str) -> Edited:
             edited = _replace_thing(scene, pair, pool, choices, name=kind == "object")
         if edited is not None:
             first, true, second, false = edited
-            if [each.truth(told) for each in (first, second) for told in (true, false)] == [True, False, False, True]:
+            truths = [each.truth(sentence) for each in (first, second) for sentence in (true, false)]
+            if truths == [True, False, False, True]:
                 return edited
 
 
-def _told(pair: Sequence[Placed], choices: Choices, pool: Pool, *, sized: bool = False) -> Sentence:
+def _sentence(pair: Sequence[Placed], choices: Choices, pool: Pool, *, sized: bool = False) -> Sentence:
     """Return a sentence about two objects: their relation, or a list."""
     relation = pair[0].relation_to(pair[1])
     if relation is None or choices.random() < 0.5:
         return Sentence(tuple(phrase_of([each], sized=sized, placed=not pool.sized) for each in pair))
-    phrases = tuple(phrase_of([each], sized=sized) for each in pair)
-    return Sentence(phrases, ((0, relation, 1),), f"{{0}} {choices.one_of(WORDS[relation])} {{1}}")
+    form = _RELATED[0] % choices.one_of(WORDS[relation])
+    return relate((phrase_of([each], sized=sized) for each in pair), relation, form)
 
 
 def _replace_thing(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices, *, name: bool) -> Edited | None:
     """Replace the name or the color of the first of two objects."""
-    old = pair[0].thing
-    others: Sequence[Thing] = [
-        each for each in pool.shapes + pool.unseen if (each.color == old.color if name else each.name == old.name)
-    ]
+    old, others = pair[0].thing, pool.shapes + pool.unseen
     if name and old.kind != SHAPE:
-        others = [each for each in pool.drawings if each.kind != old.kind]
-    if not others:
+        alike = [each for each in pool.drawings if each.kind != old.kind]
+    else:
+        alike = [each for each in others if (each.color == old.color if name else each.name == old.name)]
+    if not alike:
         return None
-    thing = choices.one_of(others)
+    thing = choices.one_of(alike)
     changed, number = scene.replaced({pair[0]: thing}, choices), choices.below(2)
-    sentence = _told(pair[::-1] if number else pair, choices, pool)
+    sentence = _sentence(pair[::-1] if number else pair, choices, pool)
     phrases = list(sentence.phrases)
     phrases[number] = phrases[number]._replace(name=thing.name, color=thing.color)
     return scene, sentence, changed, sentence._replace(phrases=tuple(phrases))
@@ -312,36 +318,35 @@ def _replace_relation(scene: Scene, pair: list[Placed], choices: Choices) -> Edi
     """Say the opposite of the relation of two objects."""
     if (relation := pair[0].relation_to(pair[1])) is None:
         return None
-    phrases = tuple(phrase_of([each]) for each in pair)
-    form, word = choices.one_of(("{0} %s {1}", "{0} is %s {1}")), choices.below(2)
-    sentence, other = (
-        Sentence(phrases, ((0, told, 1),), form % WORDS[told][word]) for told in (relation, OPPOSITE[relation])
-    )
-    return scene, sentence, _exchanged(scene, pair, choices), other
+    phrases = [phrase_of([each]) for each in pair]
+    form, word = choices.one_of(_RELATED), choices.below(2)
+    true, false = (relate(phrases, each, form % WORDS[each][word]) for each in (relation, OPPOSITE[relation]))
+    return scene, true, _exchanged(scene, pair, choices), false
 
 
 def _swap(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices) -> Edited | None:
     """Swap two objects in their relation, the colors of two shapes, or the sizes of two objects."""
     swapped = choices.one_of(("objects", "colors", "sizes") if pool.sized else ("objects", "colors"))
-    sentence = _told(pair, choices, pool, sized=swapped == "sizes")
+    sentence = _sentence(pair, choices, pool, sized=swapped == "sizes")
     first, second = sentence.phrases
-    if swapped == "objects":
-        return scene, sentence, _exchanged(scene, pair, choices), sentence._replace(phrases=(second, first))
-    if swapped == "sizes":
-        phrases = (first._replace(size=second.size), second._replace(size=first.size))
-        return scene, sentence, _exchanged(scene, pair, choices), sentence._replace(phrases=phrases)
-    if not first.color or not second.color:
-        return None
-    phrases = (first._replace(color=second.color), second._replace(color=first.color))
-    recolored = {
-        each: each.thing._replace(color=other.thing.color) for each, other in zip(pair, pair[::-1], strict=True)
-    }
-    return scene, sentence, scene.replaced(recolored, choices), sentence._replace(phrases=phrases)
+    if swapped == "colors":
+        if not first.color or not second.color:
+            return None
+        things = {each: each.thing._replace(color=other.thing.color) for each, other in (pair, pair[::-1])}
+        changed = scene.replaced(things, choices)
+        phrases = (first._replace(color=second.color), second._replace(color=first.color))
+    else:
+        changed, phrases = _exchanged(scene, pair, choices), (second, first)
+        if swapped == "sizes":
+            phrases = (first._replace(size=second.size), second._replace(size=first.size))
+    return scene, sentence, changed, sentence._replace(phrases=phrases)
 
 
 def _exchanged(scene: Scene, pair: Sequence[Placed], choices: Choices) -> Scene:
     return scene.replaced({pair[0]: pair[1].thing, pair[1]: pair[0].thing}, choices)
 
+
+# ----------------------------------------------------------------------------------------------------------- questions
 
 Asked = tuple[str, str]
 
@@ -357,12 +362,12 @@ class Case(NamedTuple):
 
 def question_rows(split: str, number: int, pool: Pool) -> Rows:
     """Yield a question about a scene of its own; its kind is the next one for each number."""
-    kinds = list(QUESTIONS)
-    kind = kinds[number % len(kinds)]
+    turn, place = divmod(number, len(QUESTIONS))
+    kind, ask = list(QUESTIONS.items())[place]
     choices = Choices(f"scenes-questions/{split}/{number}")
     while True:
         scene = pool.scene(choices)
-        if asked := QUESTIONS[kind](Case(scene, pool, choices, number // len(kinds))):
+        if asked := ask(Case(scene, pool, choices, turn)):
             break
     question, answer = asked
     yield scene_row(
@@ -393,10 +398,11 @@ def _shape(case: Case) -> Asked | None:
     if not (alone := case.scene.alone()):
         return None
     known = case.choices.one_of(alone)
-    others = [each for each in case.scene.objects if each is not known and each.thing.kind == SHAPE]
     relation = case.choices.one_of(list(OPPOSITE))
     # A shape that people could think of must not stand beside the one that is asked for.
-    near = [each for each in others if each.is_towards(relation, known)]
+    axis, sign = relation in {"above", "below"}, -1 if relation in {"left of", "above"} else 1
+    others = (each for each in case.scene.objects if each is not known and each.thing.kind == SHAPE)
+    near = [each for each in others if sign * each.offset(known)[axis] > 0]
     if len(near) != 1 or near[0].relation_to(known) != relation:
         return None
     return f"what shape is {relation} the {known.thing.phrase().words()}?", near[0].thing.name
@@ -405,12 +411,11 @@ def _shape(case: Case) -> Asked | None:
 def _count(case: Case) -> Asked | None:
     """Ask how many objects have a name, or a color; each number is asked for as often."""
     answer = case.turn % len(COUNTS) + 1
-    found = [each.thing for each in case.scene.objects]
-    names = [thing.name for thing in found]
-    colors = [thing.color for thing in found if thing.kind == SHAPE]
-    asked = {f"how many {plural(name)} are there?" for name in names if names.count(name) == answer}
-    asked |= {f"how many {color} shapes are there?" for color in colors if colors.count(color) == answer}
-    return (case.choices.one_of(sorted(asked)), str(answer)) if asked else None
+    things = [each.thing for each in case.scene.objects]
+    found = [f"how many {plural(thing.name)} are there?" for thing in things]
+    found += [f"how many {thing.color} shapes are there?" for thing in things if thing.kind == SHAPE]
+    asked = sorted({question for question in found if found.count(question) == answer})
+    return (case.choices.one_of(asked), str(answer)) if asked else None
 
 
 def _presence(case: Case) -> Asked | None:
@@ -441,9 +446,8 @@ def _relation(case: Case) -> Asked | None:
     if (relation := first.relation_to(second)) is None:
         return None
     is_so = case.choices.random() < 0.5
-    asked = relation if is_so else OPPOSITE[relation]
-    words = [each.thing.phrase().words() for each in (first, second)]
-    return f"is the {words[0]} {asked} the {words[1]}?", "yes" if is_so else "no"
+    one, other = (each.thing.phrase().words() for each in (first, second))
+    return f"is the {one} {relation if is_so else OPPOSITE[relation]} the {other}?", "yes" if is_so else "no"
 
 
 QUESTIONS: dict[str, Callable[[Case], Asked | None]] = {
@@ -455,6 +459,7 @@ QUESTIONS: dict[str, Callable[[Case], Asked | None]] = {
 }
 """By question type."""
 
+# ---------------------------------------------------------------------------------------------------------- statements
 
 CLAIMS = {
     ("both pictures show {}", "there is {} in each picture"): ("11 01", "11 10"),
@@ -472,31 +477,31 @@ CLAIMS = {
 def statement_rows(split: str, number: int, pool: Pool) -> Rows:
     """Yield the four rows of a sentence about two scenes, in the manner of NLVR2: true of two pairs and false of two.
 
-    Each false pair is a true one with another scene on one side, so neither the sentence nor one image alone tells.
+    Each false pair is a true one with another scene on one side, so neither the sentence nor one image alone shows it.
     """
     group = f"{pool.name}-statements/{split}/{number}"
     choices = Choices(f"scenes-statements/{split}/{number}")
-    first, told, second, _ = edited_scene(choices, pool, kind=choices.one_of(BINDING_KINDS))
-    named = {phrase.name for phrase in told.phrases}
-
-    def things(scene: Scene, other: Scene) -> list[Thing]:
-        """Return the things that the sentence names, and those that stand in their places in the other scene."""
-        pairs = zip(scene.objects, other.objects, strict=True)
-        return [each.thing for each, instead in pairs if each.thing != instead.thing or each.thing.name in named]
+    first, shown, second, _ = edited_scene(choices, pool, kind=choices.one_of(BINDING_KINDS))
+    named = {phrase.name for phrase in shown.phrases}
 
     def scene_for(sign: str) -> Scene:
-        """Return a scene of which the sentence is true, or clearly false."""
-        wanted = {"1": things(first, second), "0": things(second, first)}[sign]
+        """Return a scene of which the sentence is true, or clearly false.
+
+        It shows what the sentence names, and of the other scene what stands in these places.
+        """
+        scene, other = (first, second) if sign == "1" else (second, first)
+        pairs = zip(scene.objects, other.objects, strict=True)
+        wanted = [each.thing for each, instead in pairs if each.thing != instead.thing or each.thing.name in named]
         while True:
             others = [thing for thing in pool.things(choices) if thing.name not in {each.name for each in wanted}]
             rest = others[: max(0, choices.one_of(pool.totals) - len(wanted))]
-            scene = pool.place([*wanted, *rest], choices)
-            if scene.truth(told) is (sign == "1"):
-                return scene
+            found = pool.scene(choices, [*wanted, *rest])
+            if found.truth(shown) is (sign == "1"):
+                return found
 
     wordings = choices.one_of(list(CLAIMS))
     # "Both pictures show a star" and "both pictures show that a star is left of a ring".
-    text = str(told)
+    text = str(shown)
     sentence = wordings[0].format(f"that {text}") if " is " in text else choices.one_of(wordings).format(text)
     names = (f"{group}-{number}" for number in itertools.count())
     for claim in choices.some_of(CLAIMS[wordings], 2):
@@ -508,12 +513,6 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
             name = next(names)
             columns = {"captions": [sentence], "label": label, "sentence_group": group}
             yield scene_row(name, left, others=[right], second_image=right.cell(f"{name}-right"), **columns)
-
-
-def binding_by_split(numbers: Mapping[str, int], pools: Mapping[str, Pool]) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of each split of a set with false captions, kind after kind."""
-    kinds = [rows_by_split(numbers, pools, functools.partial(binding_rows, kind=kind)) for kind in BINDING_KINDS]
-    return {split: [row for kind in kinds for row in kind[split]] for split in numbers}
 
 
 SETS: dict[str, Callable[[], Built]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,9 @@ from vlmo.data.rows import SUMMARY_FILE, naming_damage
 
 if TYPE_CHECKING:
     from vlmo.data.prepare.engine import Summary
-    from vlmo.data.prepare.parts import SetOnDisk
     from vlmo.progress import Progress
 
-__all__ = ["PREPARERS", "find_preparer", "labels_of", "name_of", "prepare", "register"]
+__all__ = ["PREPARERS", "labels_of", "name_of", "prepare", "register"]
 
 PREPARERS = {
     "coco": "captions.open_coco",
@@ -27,37 +25,24 @@ PREPARERS = {
     "vqav2": "reasoning.open_vqav2",
     "nlvr2": "reasoning.open_nlvr2",
     "sugarcrepe": "composition.open_sugarcrepe",
-    "aro": "composition.open_aro",
-    "winoground": "composition.open_winoground",
     "imagenet": "classes.open_imagenet",
     "ade20k": "classes.open_ade20k",
-    "text": "text.open_set",
-    "vilt_arrow": "vilt_arrow.open_set",
+    "text": "text.open_text",
 }
 PREPARERS = {name: f"{__name__}.{function}" for name, function in PREPARERS.items()}
 """Each set by name, with the module and function that find it below `--root`."""
 
 
 def register(name: str, function: str) -> None:
-    """Make a set known that a function of one's own prepares, named as "MODULE.FUNCTION" (see `parts.py`)."""
+    """Make a set known that a function of one's own prepares, named as "MODULE.FUNCTION" (see `preparer.py`)."""
     PREPARERS[name] = function
-
-
-def find_preparer(name: str) -> Callable[[Path], SetOnDisk]:
-    """Return the function that finds the set `name` in a folder; ValueError names the nearest right one."""
-    if name not in PREPARERS:
-        near = difflib.get_close_matches(name, PREPARERS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no data set {name!r} can be prepared.{hint} All: {', '.join(PREPARERS)}.")
-    module, _, function = PREPARERS[name].rpartition(".")
-    return getattr(importlib.import_module(module), function)
 
 
 def prepare(name: str, *, root: Path, out: Path, num_proc: int = 1, progress: Progress | None = None) -> Summary:
     """Read the set `name` below `root`, validate every row, and write the folder `out`.
 
     `open_source(out, split=...)` reads the folder. Invalid rows have a line in `quarantine.jsonl` there. The folder is
-    written atomically; until then finished parts are kept in `OUT.unfinished`, and not done again.
+    written atomically; until then finished work is kept in `OUT.unfinished`, and not done again.
 
     Args:
         name: One of `PREPARERS`.
@@ -67,9 +52,15 @@ def prepare(name: str, *, root: Path, out: Path, num_proc: int = 1, progress: Pr
     Raises:
         ValueError: Unknown name, missing files, data in another layout, or no row that can be used.
     """
+    if name not in PREPARERS:
+        near = difflib.get_close_matches(name, PREPARERS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no data set {name!r} can be prepared.{hint} All: {', '.join(PREPARERS)}.")
     from vlmo.data.prepare.engine import prepare_set
 
-    return prepare_set(name, find_preparer(name), root=root, out=out, num_proc=num_proc, progress=progress)
+    module, _, function = PREPARERS[name].rpartition(".")
+    open_set = getattr(importlib.import_module(module), function)
+    return prepare_set(name, open_set, root=root, out=out, num_proc=num_proc, progress=progress)
 
 
 def labels_of(folder: Path) -> list[str]:

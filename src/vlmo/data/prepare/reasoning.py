@@ -10,46 +10,48 @@ from typing import Any, NamedTuple
 
 from vlmo.data.decoding import image_at
 from vlmo.data.prepare.captions import coco_image_id
-from vlmo.data.prepare.parts import BadRow, Row, SetOnDisk, chunked, find, first_of, read_records, text_of
+from vlmo.data.prepare.preparer import BadRow, Record, Row, SetOnDisk, find, first_of, read_records, text_of
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES, hash_share, make_row
 from vlmo.processing.answers import MIN_COUNT, answer_list, soft_targets
-
-_VQA_TERMS = "questions and answers CC-BY-4.0 (VQA Consortium); images under the Flickr terms of their owners (COCO)"
-_TEST_SIZES = {"test_dev": 107_394, "test_std": 447_793}
-"""The number of questions that are trained on depends on the images that are held out."""
 
 HELD_OUT_IMAGES = 1000
 """Images of val2014 that are kept for validation, as many as in the published preparation. Which ones was left to
 chance there; here a hash of the image's number decides. Of fewer than 2,000 images, half are kept."""
 
-_KNOWN_ANNOTATIONS = 443_757 + 214_354
+_VQA_TERMS = "questions and answers CC-BY-4.0 (VQA Consortium); images under the Flickr terms of their owners (COCO)"
+_LABELLED = ("train2014", "val2014")
+_TESTS = {"test-dev2015": "test_dev", "test2015": "test_std"}
+_TEST_SIZES = {"test_dev": 107_394, "test_std": 447_793}
+"""The number of questions that are trained on depends on the images that are held out."""
 _KNOWN_ANSWERS = 3_129
 _ANNOTATORS = 10
-
-_LABELLED = ("train2014", "val2014")
-_UNLABELLED = {"test-dev2015": "test_dev", "test2015": "test_std"}
-
-_QUESTIONS, _QUESTION_FIELDS = "v2_OpenEnded_mscoco_{}_questions.json", "question_id, image_id and question"
 _VQA_LAYOUT = (
-    "v2_OpenEnded_mscoco_{train2014,val2014}_questions.json, v2_mscoco_{train2014,val2014}_annotations.json (there, in "
-    "questions/ and annotations/, or in vqa/) and the images in train2014/ and val2014/ (there, in images/ or coco/)"
+    "v2_OpenEnded_mscoco_{train2014,val2014}_questions.json, v2_mscoco_{train2014,val2014}_annotations.json and the "
+    "images in train2014/ and val2014/; the same of test2015 and test-dev2015 may be there"
 )
+
+
+class _Annotation(NamedTuple):
+    image: int
+    question_type: str
+    answer_type: str
+    majority: str
+    answers: tuple[str, ...]
+
+
+_UNKNOWN = _Annotation(0, "", "", "", ())
 
 
 def open_vqav2(root: Path) -> SetOnDisk:
     """Find a row a question; those of val2014 are for training, but for held-out images. ValueError without answers."""
-
-    def named(name: str, *folders: str) -> Path:
-        return find(root, name, *(f"{folder}/{name}" for folder in folders), layout=_VQA_LAYOUT)
-
-    files = {part: named(_QUESTIONS.format(part), "questions", "vqa") for part in _LABELLED}
-    for part in _UNLABELLED:
-        file = first_of(root, *(folder + _QUESTIONS.format(part) for folder in ("", "questions/", "vqa/")))
-        files |= {part: file} if file else {}
-    tests = {part: split for part, split in _UNLABELLED.items() if part in files}
-    folders = {part: named(part, "images", "coco") for part in (*_LABELLED, *(["test2015"] if tests else []))}
+    names = {part: f"v2_OpenEnded_mscoco_{part}_questions.json" for part in (*_LABELLED, *_TESTS)}
+    tests = {part: split for part, split in _TESTS.items() if first_of(root, names[part])}
+    files = {part: find(root, names[part], layout=_VQA_LAYOUT) for part in (*_LABELLED, *tests)}
+    for folder in (*_LABELLED, *(["test2015"] if tests else [])):
+        find(root, folder, layout=_VQA_LAYOUT)
     annotations = {
-        part: _read_annotations(named(f"v2_mscoco_{part}_annotations.json", "annotations", "vqa")) for part in _LABELLED
+        part: _read_annotations(find(root, f"v2_mscoco_{part}_annotations.json", layout=_VQA_LAYOUT))
+        for part in _LABELLED
     }
     known = [annotation for of_part in annotations.values() for annotation in of_part.values()]
     answers = answer_list(annotation.majority for annotation in known)
@@ -60,10 +62,10 @@ def open_vqav2(root: Path) -> SetOnDisk:
     ranked = sorted(images, key=lambda image: hash_share(coco_image_id(image)))
     held_out = frozenset(ranked[: min(HELD_OUT_IMAGES, len(ranked) // 2)])
 
-    def rows() -> Iterator[Row | BadRow]:
+    def rows() -> Iterator[Record]:
         for part, file in files.items():
-            folder = folders["test2015" if part in tests else part]
-            for number, image, question in read_records(file, _question, key="questions", needs=_QUESTION_FIELDS):
+            folder = "test2015" if part in tests else part
+            for number, image, question in read_records(file, _question, key="questions"):
                 # An image has one number in all of COCO.
                 split = tests.get(part) or ("validation" if image in held_out else "train")
                 found = _UNKNOWN if part in tests else annotations[part].get(number)
@@ -78,7 +80,7 @@ def open_vqav2(root: Path) -> SetOnDisk:
                     continue
                 row = make_row(
                     coco_image_id(image),
-                    image=image_at(folder / f"COCO_{folder.name}_{image:012}.jpg"),
+                    image=image_at(root / folder / f"COCO_{folder}_{image:012}.jpg"),
                     source="vqav2",
                     licence=_VQA_TERMS,
                     question=question,
@@ -92,35 +94,20 @@ def open_vqav2(root: Path) -> SetOnDisk:
                 yield Row(split, row)
 
     outside = sum(each.image not in held_out and numbers.keys().isdisjoint(each.answers) for each in known)
-    notes = [
-        f"{len(answers):,} answers are given to {MIN_COUNT} questions or more; whole: {_KNOWN_ANSWERS:,}",
-        f"{outside:,} questions with none of these answers are left out of training",
-        f"the questions about {len(held_out):,} images of val2014 are for validation, others for training",
-        *(f"no questions of {part} are there" for part in _UNLABELLED if part not in tests),
-    ]
-    if len(known) != _KNOWN_ANNOTATIONS:
-        notes.append(f"{len(known):,} questions have answers; in the whole set {_KNOWN_ANNOTATIONS:,} have")
     return SetOnDisk(
-        parts=chunked(rows),
-        licence=_VQA_TERMS,
+        rows,
+        _VQA_TERMS,
         features=QUESTION_FEATURES,
         labels=answers,
         unique="question_id",
         needs_caption=False,
         known_sizes={split: _TEST_SIZES[split] for split in tests.values()},
-        notes=notes,
+        notes=[
+            f"{len(answers):,} answers are given to {MIN_COUNT} questions or more; whole: {_KNOWN_ANSWERS:,}",
+            f"{outside:,} questions with none of these answers are left out of training",
+            f"the questions about {len(held_out):,} images of val2014 are for validation, others for training",
+        ],
     )
-
-
-class _Annotation(NamedTuple):
-    image: int
-    question_type: str
-    answer_type: str
-    majority: str
-    answers: tuple[str, ...]
-
-
-_UNKNOWN = _Annotation(0, "", "", "", ())
 
 
 def _read_annotations(file: Path) -> dict[int, _Annotation]:
@@ -132,12 +119,7 @@ def _read_annotations(file: Path) -> dict[int, _Annotation]:
             answers=tuple(sys.intern(answer["answer"]) for answer in record["answers"]),
         )
 
-    needs = "question_id, image_id, question_type, answer_type, multiple_choice_answer and answers[].answer"
-    found: dict[int, _Annotation] = {}
-    for question, annotation in read_records(file, read, key="annotations", needs=needs):
-        if found.setdefault(question, annotation) is not annotation:
-            raise ValueError(f"{file}: question {question} has two annotations; take the file as it was published")
-    return found
+    return dict(read_records(file, read, key="annotations"))
 
 
 def _question(record: dict[str, Any]) -> tuple[int, int, str]:
@@ -148,10 +130,8 @@ def _question(record: dict[str, Any]) -> tuple[int, int, str]:
 
 _NLVR2_TERMS = "sentences CC-BY-4.0 (NLVR2); images of the web under the terms of their owners, for research"
 _NLVR2_SIZES = {"train": 86_373, "validation": 6_982, "test": 6_967}
-
 _SPLITS = {"train": "train", "dev": "validation", "test1": "test"}
 _LABELS = {"none": -1, "true": 1, "false": 0}
-
 _NLVR2_LAYOUT = (
     "train.json, dev.json and test1.json (there, in data/ or in nlvr2/data/), and the images in images/train/, dev/ "
     "and test1/ (or images/dev/ and images/test1/)"
@@ -160,30 +140,28 @@ _NLVR2_LAYOUT = (
 
 def open_nlvr2(root: Path) -> SetOnDisk:
     """Find one row a sentence; its images are the left and the right one."""
-    found = {
-        part: first_of(root, *(f"{folder}{part}.json" for folder in ("", "data/", "nlvr2/data/"))) for part in _SPLITS
-    }
-    files = {part: file for part, file in found.items() if file is not None}
+    names = {part: (f"{part}.json", f"data/{part}.json", f"nlvr2/data/{part}.json") for part in _SPLITS}
+    files = {part: file for part in _SPLITS if (file := first_of(root, *names[part]))}
     if not files:
         find(root, "train.json", "dev.json", "test1.json", layout=_NLVR2_LAYOUT)
     folders = {part: find(root, f"images/{part}", part, layout=_NLVR2_LAYOUT) for part in files}
 
-    def rows() -> Iterator[Row | BadRow]:
+    def rows() -> Iterator[Record]:
         for part, file in files.items():
             for number, line in enumerate(file.read_bytes().splitlines(), start=1):
                 if line.strip():
                     yield _sentence(line, where=f"{file}:{number}", part=part, folder=folders[part])
 
     return SetOnDisk(
-        parts=chunked(rows),
-        licence=_NLVR2_TERMS,
+        rows,
+        _NLVR2_TERMS,
         features=REASONING_FEATURES,
         known_sizes={_SPLITS[part]: _NLVR2_SIZES[_SPLITS[part]] for part in files},
         notes=[f"{part}.json is not there" for part in _SPLITS if part not in files],
     )
 
 
-def _sentence(line: bytes, *, where: str, part: str, folder: Path) -> Row | BadRow:
+def _sentence(line: bytes, *, where: str, part: str, folder: Path) -> Record:
     try:
         record = json.loads(line)
         identifier, sentence, label = record["identifier"], text_of(record["sentence"]), str(record.get("label"))
@@ -199,8 +177,14 @@ def _sentence(line: bytes, *, where: str, part: str, folder: Path) -> Row | BadR
     folder = folder / str(record["directory"]) if "directory" in record else folder
     left, right = (image_at(folder / f"{part}-{images}-{pair}-img{side}.png") for side in (0, 1))
     row = make_row(
-        identifier, image=left, captions=[sentence], source="nlvr2", licence=_NLVR2_TERMS, second_image=right
+        identifier,
+        image=left,
+        captions=[sentence],
+        source="nlvr2",
+        licence=_NLVR2_TERMS,
+        second_image=right,
+        label=_LABELS[label.lower()],
+        # As the official metric does it: a sentence was written for the four pairs of one set of images.
+        sentence_group=f"{part}-{images}-{sentence_number}",
     )
-    # As the official metric does it: a sentence was written for the four pairs of one set of images.
-    group = f"{part}-{images}-{sentence_number}"
-    return Row(split, row | {"label": _LABELS[label.lower()], "sentence_group": group})
+    return Row(split, row)

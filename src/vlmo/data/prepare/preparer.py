@@ -1,16 +1,12 @@
-"""The records of a set in parts, as a preparer hands them to the engine, and what preparers share.
+"""What a preparer gives to the engine, and what preparers share.
 
 A preparer is a function `open_set(root) -> SetOnDisk`, which first checks that every file is there; ValueError if not.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import itertools
 import json
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,10 +17,8 @@ from datasets import Features
 
 from vlmo.data.schema import FEATURES
 
-Item = TypeVar("Item")
-
-ROWS_A_PART = 1024
-"""Rows that are validated and kept as one piece of work: about ten seconds of one process."""
+Element = TypeVar("Element")
+FileItem = tuple[Path, int, int]
 
 
 @dataclass(frozen=True)
@@ -45,25 +39,7 @@ class BadRow:
     path: str | None = None
 
 
-@dataclass(frozen=True)
-class Absent:
-    """A record that is left out, such as a link that could not be downloaded: only counted."""
-
-    split: str
-    reason: str
-
-
-Record = Row | BadRow | Absent
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of work: its rows are read and validated in one process, and kept when a later part fails."""
-
-    key: str
-    """Tells whether a part kept from an interrupted run is still the same; see `file_key`."""
-    rows: Callable[[], Iterable[Record]]
-    """Gives the records, perhaps in another process."""
+Record = Row | BadRow
 
 
 @dataclass(frozen=True)
@@ -71,8 +47,11 @@ class SetOnDisk:
     """The contents of `--root`.
 
     Attributes:
-        parts: Has a length; gives the same parts each time.
+        items: Lists what rows are made of, the same at each call: rows themselves, or what is cheap to list.
         licence: One line about the terms.
+        read: Makes records of some items, perhaps in another process.
+        chunk: Items that are read and validated as one piece of work, which is kept when a later one fails; about ten
+            seconds of one process.
         features: Columns of every split; each column of images is decoded once.
         labels: Names of answers or classes, for tasks that have them.
         unique: Text column whose values may occur once in a split; the later row of two is quarantined. None where rows
@@ -81,10 +60,13 @@ class SetOnDisk:
         needs_caption: A row without a caption is invalid.
         known_sizes: Rows by split, for sets of published sizes.
         notes: Lines for the report, such as which optional files are not there.
+        key: Whatever the rows depend on beside their items; work of an interrupted run with another one is done again.
     """
 
-    parts: Collection[Part]
+    items: Callable[[], Iterable[Any]]
     licence: str
+    read: Callable[[list[Any]], Iterable[Record]] = list
+    chunk: int = 1024
     features: Features = field(default_factory=lambda: FEATURES)
     labels: list[str] | None = None
     unique: str | None = "image_id"
@@ -92,55 +74,28 @@ class SetOnDisk:
     needs_caption: bool = True
     known_sizes: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    key: object = None
 
 
-class chunked(Collection[Part]):  # noqa: N801
-    """Parts of `size` rows each, for rows that are cheap to list: images by path, not by their bytes.
-
-    `rows` may be a function that lists them anew each time: they are then never all in memory.
-    """
-
-    def __init__(self, rows: Iterable[Record] | Callable[[], Iterable[Record]], *, size: int = ROWS_A_PART) -> None:
-        self._rows = rows if callable(rows) else functools.partial(list, list(rows))
-        self._size = size
-
-    def __len__(self) -> int:
-        return math.ceil(sum(1 for _ in self._rows()) / self._size)
-
-    def __iter__(self) -> Iterator[Part]:
-        rows = iter(self._rows())
-        while chunk := list(itertools.islice(rows, self._size)):
-            key = hashlib.sha256(repr(chunk).encode()).hexdigest()
-            yield Part(key, functools.partial(list, chunk))
-
-    def __contains__(self, part: object) -> bool:
-        return any(part == each for each in self)
-
-
-def file_key(file: Path, *details: object) -> str:
-    """Return the key of a part that is read from `file`; it changes with the file's size and time."""
+def stamped(file: Path) -> FileItem:
+    """Return a file as an item, with its size and time: one that has changed is another item."""
     facts = file.stat()
-    return hashlib.sha256(repr((str(file), facts.st_size, facts.st_mtime_ns, details)).encode()).hexdigest()
+    return file, facts.st_size, facts.st_mtime_ns
 
 
 def find(root: Path, *candidates: str, layout: str) -> Path:
     """Return the first of `candidates`, paths relative to `root`, that exists; ValueError with the `layout` if none."""
-    require_folder(root, layout=layout)
-    if (found := first_of(root, *candidates)) is not None:
-        return found
-    raise ValueError(f"{root}: {' or '.join(candidates)} is missing; --root must be a folder with {layout}")
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; --root must be a folder with {layout}")
+    if (found := first_of(root, *candidates)) is None:
+        raise ValueError(f"{root}: {' or '.join(candidates)} is missing; --root must be a folder with {layout}")
+    return found
 
 
 def first_of(root: Path, *candidates: str) -> Path | None:
     """Return the first file or folder of `candidates` (paths relative to `root`); None where none is there."""
     paths = (root / candidate for candidate in candidates)
     return next((path for path in paths if path.is_file() or path.is_dir()), None)
-
-
-def require_folder(root: Path, *, layout: str) -> None:
-    """Raise ValueError where there is no such folder."""
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; --root must be a folder with {layout}")
 
 
 def read_table_schema(file: Path) -> pa.Schema:
@@ -158,17 +113,17 @@ def text_of(value: Any) -> str:
     return value
 
 
-def read_records(file: Path, read: Callable[[Any], Item], *, needs: str, key: str | None = None) -> list[Item]:
-    """Return `read` of each element of the JSON array that `file` holds, or of the array under `key` of its object.
+def read_records(file: Path, read: Callable[[Any], Element], *, key: str | None = None) -> list[Element]:
+    """Return `read` of each element of the JSON array or pair of the object in `file`, or of what stands under `key`.
 
-    ValueError for other JSON, no element, or one that lacks a field: it names the file, the number of the element, and
-    the fields that it `needs`.
+    ValueError for other JSON, no element, or one that lacks what `read` needs: it names the file and the element.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: it is no JSON in UTF-8 ({error}); is it cut off?") from error
     records = content if key is None else content.get(key) if isinstance(content, dict) else None
+    records = list(records.items()) if isinstance(records, dict) else records
     if not isinstance(records, list) or not records:
         raise ValueError(f"{file}: it holds no list{f' {key!r}' if key else ''}, or an empty one")
     found = []
@@ -176,7 +131,5 @@ def read_records(file: Path, read: Callable[[Any], Item], *, needs: str, key: st
         try:
             found.append(read(record))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{file}: {key or ''}[{number}]: {needs} are needed ({error!r}); is it the file of another set?"
-            ) from error
+            raise ValueError(f"{file}: {key or ''}[{number}]: {error!r}; is it the file of another set?") from error
     return found
