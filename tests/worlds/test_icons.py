@@ -131,7 +131,7 @@ def test_names_synonyms_and_categories_are_captions(rows):
     train = rows[0]["train"]
     assert train["plain:bell-outline"]["captions"] == ["bell", "alarm", "a bell"]
     assert train["plain:tower-2-fill"]["captions"] == ["tower", "tower, food and drink", "a tower"]
-    assert train["colors:stairs-24"]["captions"] == ["stairs", "a picture of a stairs"]
+    assert train["colors:stairs-24"]["captions"] == ["stairs", "a stairs"]
 
 
 def test_equal_drawings_are_one_row_with_the_names_of_all(rows):
@@ -201,7 +201,7 @@ def test_painted_icons_keep_their_name_as_a_caption(tmp_path, monkeypatch):
     name, *_, painted, with_article = train["plain:bell"]
     assert (name, with_article) == ("bell", "a picture of a bell")
     assert " bell on " in painted
-    assert train["colors:kite"] == ["kite", "a kite"]  # it has colors of its own
+    assert train["colors:kite"] == ["kite", "an icon of a kite"]  # it has colors of its own
 
 
 def test_damaged_and_empty_drawings_are_quarantined(tmp_path):

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 
 from vlmo.cli.parsing import Device, ModelFolder, check_given, check_new_file, check_precision, hide_loading_bars
 from vlmo.released import find_model, is_released, notes_folder
 from vlmo.released.published import MODELS
-from vlmo.terminal import say, say_json
+from vlmo.terminal import escaped, say, say_json
 
 if TYPE_CHECKING:
     from vlmo.tasks import TaskResult
@@ -199,7 +200,12 @@ def prepare(name: tyro.conf.Positional[str], *, root: Path, out: Path, num_proc:
 
     with Progress(_STDERR) as progress:
         summary = convert(name, root=root, out=out, num_proc=num_proc, progress=progress)
-    Console(soft_wrap=True).print(summary.table())
+    table = Table("split", title=summary.name)
+    for heading in ("rows", "captions", "quarantined", "known"):
+        table.add_column(heading, justify="right")
+    for split, counts in summary.splits.items():
+        table.add_row(escaped(split), *(f"{number:,}" for number in counts.values()))
+    Console(soft_wrap=True).print(table)
     say(*summary.lines(), f"{out} is ready")
 
 

@@ -120,7 +120,6 @@ def test_prepared_folder_says_what_it_holds(tmp_path) -> None:
         "note: x",
         "licence: CC0-1.0",
     ]
-    assert [list(column.cells) for column in summary.table().columns[:2]] == [["train", "test"], ["5", "0"]]
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
         open_source(str(tmp_path / "out"), split="test")
 

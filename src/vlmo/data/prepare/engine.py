@@ -19,7 +19,6 @@ from typing import Any, cast
 import pyarrow as pa
 import torch
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value, concatenate_datasets
-from rich.table import Table
 
 from vlmo.data.loader import start_workers
 from vlmo.data.prepare.preparer import BadRow, Record, SetOnDisk
@@ -70,15 +69,6 @@ class Summary:
             raise ValueError(
                 f"{file} is no summary of a prepared folder ({error!r}); choose another --out, or remove it"
             ) from error
-
-    def table(self) -> Table:
-        """Return a row for each split."""
-        table = Table("split", title=self.name)
-        for name in ("rows", "captions", "quarantined", "known"):
-            table.add_column(name, justify="right")
-        for split, counts in self.splits.items():
-            table.add_row(split, *(f"{number:,}" for number in counts.values()))
-        return table
 
     def lines(self) -> list[str]:
         """Return warnings, notes and the terms."""
