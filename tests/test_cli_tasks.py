@@ -210,7 +210,7 @@ def test_data_are_prepared(tmp_path, capsys):
     assert "licence: ImageNet" in shown
     assert (tmp_path / "out" / "prepared.json").is_file()
     main(command)
-    assert "was prepared before" in capsys.readouterr().out
+    assert "out is ready" in capsys.readouterr().out
 
 
 def test_processes_print_one_table_and_write_one_file(folders, pairs, tmp_path):

@@ -13,7 +13,7 @@ _LAYOUT = "add_obj.json, swap_att.json, ... (there or in data/), and COCO's val2
 
 
 def open_sugarcrepe(root: Path) -> SetOnDisk:
-    """Find one row a record; its category is the `kind`."""
+    """Find one row a record; its category is the `kind`. ValueError where files are missing."""
     images = find(root, "val2017", layout=_LAYOUT)
     files = sorted([*root.glob("*.json"), *root.glob("data/*.json")])
     if not files:

@@ -1,4 +1,4 @@
-"""What a preparer gives to the engine, and what preparers share.
+"""The form in which a preparer gives a set to the engine, and what preparers share.
 
 A preparer is a function `open_set(root) -> SetOnDisk`, which first checks that every file is there; ValueError if not.
 """
