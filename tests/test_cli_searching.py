@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.integrations.toy_gallery import drawings, trained_folder
+from tests.integrations.toy_gallery import trained_folder
 from tests.retrieval.toy_index import NAMES, NUM, write_folder
 from tests.retrieval.toy_video import write_video
 from tests.test_cli_tasks import refused
@@ -95,13 +95,6 @@ def test_low_recall_is_told(model, tmp_path, capsys, monkeypatch):
     assert "this recall is low: search misses some of the nearest. --ann-threshold 6 makes" in shown
 
 
-def test_index_counts_names_that_no_image_has(model, tmp_path, capsys):
-    folder = write_folder(tmp_path / "images", numbers=range(3))
-    (folder / NAMES[1]).unlink()
-    shown = printed(["index", model, folder, "--out", tmp_path / "index"], capsys)
-    assert f"1 of 3 names in tables of metadata belong to no image, such as {NAMES[1]} in" in shown
-
-
 def test_search_shows_a_table(made, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     shown = printed(["search", made[1], "a red square", "--top", "3"], capsys)
@@ -117,33 +110,11 @@ def test_search_shows_a_table(made, capsys, monkeypatch):
     assert "nothing was found" in printed(["search", made[1], "x", "--where", "year = 0"], capsys)
 
 
-def test_image_joins_words(made, capsys, tmp_path):
-    drawings()[8].save(tmp_path / "query.png")
-
-    def hits(*words) -> dict:
-        return json.loads(printed(["search", made[1], *words, "--json", "--top", "2"], capsys))
-
-    joined = hits("a red square", "--image", tmp_path / "query.png")
-    assert joined["num_reranked"] == 0
-    assert joined["hits"][0]["score"] != hits("a red square", "--rerank", "0")["hits"][0]["score"]
-
-
-def test_search_says_no_match_above_the_nearest_images(made, capsys):
-    shown = printed(["search", made[1], "a red square", "--top", "3", "--cutoff", "1"], capsys)
-    assert shown.index("No match: a red square") < shown.index("similarity")
-    assert "no match: the best candidate has a probability of" in shown
-    assert "match:" not in printed(["search", made[1], "a red square", "--top", "3", "--cutoff", "0"], capsys)
-
-
 def test_search_prints_json(made, capsys):
     main(["search", made[1], "a red square", "--json", "--top", "4", "--rerank-weight", "1", "--rerank", "4"])
     found = json.loads(capsys.readouterr().out)
     assert [hit["score"] for hit in found["hits"]] == [hit["match"] for hit in found["hits"]]
     assert found["hits"][0]["metadata"].keys() == {"year", "kind"}
-    main(["search", made[1], "a red square", "--json", "--budget", "0.000001"])
-    found = json.loads(capsys.readouterr().out)
-    assert not found["complete"]
-    assert "time was up" in found["note"]
 
 
 def test_search_by_an_image(made, capsys, tmp_path):
@@ -154,10 +125,6 @@ def test_search_by_an_image(made, capsys, tmp_path):
     assert found["num_reranked"] == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 500
-    main(["search", made[1], str(file), "--captions", "--json", "--top", "5"])
-    found = json.loads(capsys.readouterr().out)
-    assert all(len(hit["captions"]) == 1 for hit in found["hits"])
-    assert found["num_reranked"] == 32
 
 
 @pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".jp2"])
@@ -168,21 +135,13 @@ def test_query_of_any_indexed_suffix_is_an_image(suffix, made, capsys, tmp_path)
     assert json.loads(capsys.readouterr().out)["num_reranked"] == 0  # a text's candidates would be reranked
 
 
-def test_result_is_shown_although_its_images_are_gone(model, capsys, tmp_path):
-    folder = write_folder(tmp_path / "images", numbers=range(3))
-    main(["index", str(model), str(folder), "--out", str(tmp_path / "index")])
-    (folder / NAMES[0]).unlink()
-    line = ["search", tmp_path / "index", "a red square", "--explain", tmp_path / "e.png"]
-    shown = printed(line, capsys)
-    assert "reranked by the fusion encoder" in shown
-    assert f"e.png, without {folder / NAMES[0]}, which cannot be read" in shown
-    for number in (1, 2):
-        (folder / NAMES[number]).unlink()
-    with pytest.raises(SystemExit):
-        main([str(word) for word in line])
-    both = capsys.readouterr()
-    assert Path(NAMES[0]).name in both.out
-    assert "no image can be read" in " ".join(both.err.split())
+def test_search_says_no_match_above_the_nearest_images(made, model, capsys, tmp_path):
+    strict = shutil.copytree(model, tmp_path / "strict")
+    config = json.loads((strict / "config.json").read_text())
+    (strict / "config.json").write_text(json.dumps(config | {"match_cutoff": 1.0}))
+    shown = printed(["search", made[1], "a red square", "--top", "3", "--model", strict], capsys)
+    assert shown.index("No match: a red square") < shown.index("similarity")
+    assert "no match: the best candidate has a probability of" in shown
 
 
 def test_model_that_moved_is_named(made, model, capsys, tmp_path):
@@ -260,22 +219,14 @@ def test_duplicates_of_an_index(model, tmp_path, capsys):
         (["search", "nowhere", "x"], "is no index"),
         (["search", "INDEX", " "], "the query is empty"),
         (["search", "INDEX", "gone.png"], "there is no image gone.png"),
-        (["search", "INDEX", "pics/no such.jpg"], "there is no image pics/no such.jpg"),
         (["search", "INDEX", "FILE.parquet"], "FILE.parquet is a file, but no image that is read (.avif, .bmp"),
         (["search", "INDEX", "FILE.png"], "not an image in a known format"),
         (["search", "INDEX", "x", "--model", "OTHER"], "was made with another model"),
         (["search", "INDEX", "x", "--top", "0"], "top is 0"),
-        (
-            ["search", "INDEX", "FILE.png", "--captions", "--image", "FILE.png"],
-            "leave out --where, --sheet, --cutoff and",
-        ),
-        (["search", "INDEX", "x", "--cutoff", "0.5", "--rerank", "0"], "cutoff is 0.5 and rerank 0"),
         (["search", "INDEX", "x", "--where", "yeer > 3"], "Columns:"),
         (["search", "INDEX", "x", "--where", "1=1) or (1=1"], "its parentheses do not match"),
         (["search", "INDEX", "x", "--where", "repeat('a',100000000) = place"], "it calls repeat()"),
-        (["search", "INDEX", "x", "--captions"], "for an image"),
         (["search", "INDEX", "x", "--sheet", "x.pdf"], "--sheet x.pdf"),
-        (["search", "INDEX", "x", "--explain", "x.jpg"], "--explain x.jpg"),
         (["duplicates", "nowhere"], "is no index"),
         (["duplicates", "INDEX", "--threshold", "95"], "threshold is 95.0; give"),
         (["embed", "MODEL", "--out", "x.parquet"], "either images or --texts"),
@@ -283,7 +234,6 @@ def test_duplicates_of_an_index(model, tmp_path, capsys):
         (["embed", "EMPTY", "IMAGES", "--out", "x.csv"], ".parquet"),  # before it looks for a model
         (["embed", "MODEL", "IMAGES", "--out", "FILE.parquet"], "FILE.parquet exists already"),
         (["embed", "MODEL", "--texts", "nowhere.txt", "--out", "x.parquet"], "there is nothing at nowhere.txt"),
-        (["embed", "MODEL", "--texts", "LATIN", "--out", "x.parquet"], "LATIN: not UTF-8"),
         (["serve", "MODEL", "--api-key-file", "nowhere.txt"], "nowhere.txt: No such file"),
         (["embed", "ADAPTER", "IMAGES", "--out", "x.parquet"], "merge it first"),
     ],
@@ -294,7 +244,6 @@ def test_what_cannot_be_done_is_one_line(arguments, words, made, model, capsys, 
     (tmp_path / "ADAPTER").mkdir()
     (tmp_path / "ADAPTER" / "adapter_config.json").write_text("{}")
     (tmp_path / "FILE").write_text("x")
-    (tmp_path / "LATIN").write_bytes(b"gr\xfcn")
     for name in ("FILE.png", "FILE.parquet"):
         (tmp_path / name).write_text("x")
     if "OTHER" in arguments:

@@ -171,7 +171,6 @@ def test_bad_input_is_one_line(folders, pairs, questions, picture, capsys, tmp_p
         (["evaluate", folders["retrieval"], "--data", pairs, "--rerank", "-1", *out], "rerank is -1"),
         (["evaluate", folders["vqa"], "--data", questions, "--task", "vqaa", *out], "--task"),
         (["evaluate", folders["vqa"], "--data", questions, "--device", "bogus", *out], "device is 'bogus'"),
-        (["evaluate", folders["vqa"], "--data", questions, "--submission", "x", "--limit", "3"], "leave out --limit"),
         (["evaluate", folders["retrieval"], "--data", pairs, "--submission", "x"], "for the tasks vqa and nlvr2"),
         (["data"], "{prepare}"),
         (["data", "prepar"], "prepare"),
@@ -221,14 +220,6 @@ def test_processes_print_one_table_and_write_one_file(folders, pairs, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("12 rows, percent") == 1
     assert len(json.loads(out.read_text())["predictions"]) == 12
-
-
-def test_methods_do_not_write_over_each_others_figures(folders, tmp_path):
-    classes = str(write_class_set(tmp_path / "classes"))
-    folder = Path(folders["classification"])
-    for method in ("head", "linear-probe"):
-        main(["evaluate", str(folder), "--data", classes, "--method", method])
-        assert (folder / f"evaluation_classification_classes_test_{method}.json").is_file()
 
 
 def test_places_that_cannot_be_written_are_told_before_the_work(folders, questions, picture, capsys, tmp_path):

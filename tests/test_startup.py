@@ -49,8 +49,7 @@ for line in ("train", "evaluate", "predict", "index", "search", "embed", "duplic
              "train shapes-stage3 --steps 0", "finetune vlmo-small --data x --steps=0",
              "train shapes-stage3 --lora.rank 4", "finetune vlmo-small --data x --lora.rank=4",
              *(f"{line} --precision int8 --engine torch" for line in (
-                 "index vlmo-small . --out x", "search x words", "embed vlmo-small . --out x.npy", "serve vlmo-small",
-                 "evaluate vlmo-small")),
+                 "index vlmo-small . --out x", "search x words", "embed vlmo-small . --out x.npy", "serve vlmo-small")),
              "export", "serve", "trian", "data prepare", "quickstart --scalee 1"):
     try:
         main(line.split())

@@ -11,19 +11,14 @@ import torch
 from tests.toy_model import BEIT3, pictures, texts, toy
 
 import figures
-from figures import attention, negatives, routing, stages
-from vlmo.data.sources import open_source
-from vlmo.losses import itm
+from figures import routing, stages
 from vlmo.model import (
     VLMoConfig,
     VLMoForMaskedLM,
-    VLMoForPreTraining,
     VLMoModel,
     language_stage_parameters,
 )
-from vlmo.retrieval.encoder import Encoder
 from vlmo.tasks.language import LanguageObjective
-from vlmo.tasks.vision_language import VisionLanguageObjective
 
 DOCS = Path(__file__).parents[2] / "docs"
 STYLES = (DOCS / "stylesheets" / "figures.css").read_text()
@@ -108,55 +103,3 @@ def test_frozen_cells_are_the_parameters_without_gradient(changes):
     trained = {id(parameter) for parameter in language_stage_parameters(model)}
     for name, parameter in model.vlmo.named_parameters():
         assert (shown[stages.part_of(f"vlmo.{name}", model.config)] == "trained") is (id(parameter) in trained)
-
-
-def test_negatives_are_those_that_stage_3_draws(monkeypatch):
-    """The objective's own `_sample_negatives`, given the figure's vectors, captions and seed."""
-    found = negatives.drawn()
-    kept = {}
-
-    def keep(similarities, *, excluded, uniform):
-        kept.setdefault("calls", []).append((similarities, excluded, uniform))
-        return draw(similarities, excluded=excluded, uniform=uniform)
-
-    draw = itm.sample_hard_negatives
-    monkeypatch.setattr(itm, "sample_hard_negatives", keep)
-    objective = VisionLanguageObjective(toy(VLMoForPreTraining))
-    with torch.no_grad():
-        objective.model.contrast_head.logit_scale.copy_(torch.tensor([1 / negatives.TEMPERATURE]).log())
-    captions = [pair.caption for pair in negatives.BATCH]
-    batch = {
-        "input_ids": torch.tensor([[captions.index(caption), 1] for caption in captions]),
-        "attention_mask": torch.ones(len(captions), 2, dtype=torch.long),
-        "image_ids": torch.tensor([pair.image_id for pair in negatives.BATCH]),
-        "step_seed": torch.tensor(negatives.SEED),
-    }
-    vectors = (negatives._vectors(images=True), negatives._vectors(images=False))
-    rows, same = torch.arange(len(captions)), objective._same_pairs(batch)
-    drawn = objective._sample_negatives(vectors, vectors, same=same, rows=rows, seed=batch["step_seed"])
-    assert drawn.text.tolist() == found.text.tolist()
-    assert drawn.image.tolist() == found.image.tolist()
-    similarities, excluded, _ = kept["calls"][0]
-    assert torch.equal(excluded, found.excluded)
-    expected = similarities.masked_fill(excluded, float("-inf")).softmax(1)
-    torch.testing.assert_close(found.probabilities, expected)
-
-
-def test_maps_of_attention_are_of_test_drawings_and_their_names():
-    tested = {row["captions"][0] for row in open_source("emoji-pairs", split="test")}
-    svg = ElementTree.fromstring(attention.maps())
-    tiles = [element for element in svg.iter() if element.tag == "image"]
-    assert len(tiles) == sum(1 + len(name.split()) for name in attention.NAMES)
-    assert len({tile.get("href") for tile in tiles}) == len(tiles)  # no two words look alike
-    about = next(element.text for element in svg if element.tag == "desc")
-    encoder = Encoder("vlmo-small", device="cpu")
-    for name, each in zip(attention.NAMES, attention.looked(), strict=True):
-        assert name in tested
-        words, weights = encoder.attention(each.image, name)
-        assert words == each.words == name.split()
-        assert (weights > 0).all()
-        assert (weights.sum(axis=(1, 2)) < 1).all()  # the words themselves are looked at too
-        for word, grid in zip(words, weights, strict=True):
-            row, column = divmod(int(grid.argmax()), grid.shape[1])
-            said = f"“{word}” has its largest weight at row {row + 1}, column {column + 1}"
-            assert f"{name}: {said}" in about

@@ -48,23 +48,20 @@ def test_python_runs(place, monkeypatch, capsys):
 def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("vlmo ")]
-    assert len(commands) == 13
+    assert len(commands) == 10
     for command in commands:
         main(shlex.split(command)[1:])
         printed = capsys.readouterr().out
         if "--json" in command:
             assert json.loads(printed)["num_reranked"] > 0
-        elif "--captions" in command:
-            assert re.search(r"a (red|green|blue|yellow) (bar|square|corner)", printed)
         elif "duplicates" in command:
             assert re.search(r"\d+ groups of \d+ images", printed)
         elif "search" in command:
             assert ".png" in printed
-    for name in ("found.png", "words.png", "like.png"):
+    for name in ("found.png", "like.png"):
         with Image.open(name) as drawn:
             assert drawn.width > 500
     assert len(pq.read_table("vectors.parquet")) == 60
     assert len(pq.read_table("sentences.parquet")) == 2
     config = json.loads(Path("runs/mine/model/config.json").read_text())
     assert config["rerank_weight"] <= 1
-    assert 0 < config["match_cutoff"] < 1

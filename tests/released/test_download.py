@@ -60,7 +60,7 @@ def test_name_is_downloaded_and_converted_once_and_then_taken_from_the_cache(sit
     main(["index", "vlmo-base-coco", str(images), "--out", "photos"])
     main(["search", "photos", "word1 word2", "--top", "1", "--json"])
     assert site.requests == [(COCO, 0), ("vocab.txt", 0)]
-    assert left(cache) == ["files/vocab.txt", "models/vlmo-base-coco"]
+    assert left(cache) == ["downloads/vocab.txt", "models/vlmo-base-coco"]
     folder = find_model("vlmo-base-coco")
     assert Encoder("vlmo-base-coco").fingerprint == Encoder(folder).fingerprint
     model = VLMoForImageTextRetrieval.from_pretrained("vlmo-base-coco")
@@ -88,7 +88,6 @@ def test_download_goes_on_where_the_connection_broke(site, cache, published, mon
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(COCO)]
     assert lines[0].startswith(f"{COCO}: 1.0 kB of {size / 1000:.1f} kB")
     assert lines[1].startswith(f"{COCO}: 51.0 kB of ")
-    assert lines[-1].endswith(" left")
     assert site.requests == [(COCO, 0), (COCO, 1000), (COCO, 51_000), ("vocab.txt", 0)]
     pinned = json.loads((cache / "checksums.json").read_text())
     assert pinned[COCO]["bytes"] == size
@@ -152,7 +151,7 @@ def test_redirects_are_followed_and_give_no_file_name(site, cache):
     site.files["..%2F..%2Fevil.pt"] = site.files[COCO]
     site.headers = {"Content-Disposition": "attachment; filename=../../evil.pt"}
     find_model("vlmo-base-coco")
-    assert left(cache) == ["files/vocab.txt", "models/vlmo-base-coco"]
+    assert left(cache) == ["downloads/vocab.txt", "models/vlmo-base-coco"]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +195,7 @@ def test_another_file_under_a_known_name_is_refused(site, cache, tmp_path):
     site.files[COCO] = site.files[VQA]
     with pytest.raises(ValueError, match=rf"{COCO} is another file .* remove its entry from .*checksums\.json"):
         find_model("vlmo-base-coco")
-    assert left(cache) == ["files/vocab.txt"]
+    assert left(cache) == ["downloads/vocab.txt"]
 
 
 def test_file_of_another_layout_or_with_code_is_refused_and_deleted(site, cache):
@@ -265,28 +264,6 @@ def test_folder_of_the_hub_is_fetched_without_its_code(cache, toy_release, tmp_p
     assert "hf://someone/none cannot be downloaded from the hub (no such repository)" in refused(line, capsys)
 
 
-def test_evaluation_shows_the_papers_numbers_and_the_difference(cache, published, monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("VLMO_WEIGHTS", str(published))
-    monkeypatch.setenv("COLUMNS", "160")
-    images = str(write_folder(tmp_path / "images"))
-    line = ["evaluate", "vlmo-base-coco", "--task", "retrieval", "--data", images, "--split", "train", "--rerank", "0"]
-    for name, more in (("flickr30k", []), ("coco", ["--limit", "2"])):  # other data, or not all of them
-        (tmp_path / "images" / "prepared.json").write_text(json.dumps({"name": name}))
-        main([*line, *more])
-        assert "paper" not in capsys.readouterr().out
-    main(line)
-    shown = capsys.readouterr().out
-    assert "paper, test" in shown
-    (row,) = [line.split("│") for line in shown.splitlines() if "TR@1," in line]
-    ours, paper, difference = (float(cell) for cell in (row[2], *row[4:6]))
-    assert " to " in row[3]  # the 95 % interval
-    assert paper == 74.8
-    assert difference == pytest.approx(ours - paper, abs=0.051)
-    (row,) = [line.split("│") for line in shown.splitlines() if "TR@5," in line]
-    assert [cell.strip() for cell in row[4:6]] == ["", ""]
-    assert Path("evaluation_retrieval_images_train.json").is_file()  # here, and not in the cache
-
-
 def test_models_command_downloads_now_with_labels(site, cache, capsys):
     main(["models", "vlmo-base-coco", "vlmo-small"])
     shown = capsys.readouterr().out
@@ -312,7 +289,7 @@ def test_process_that_asks_for_the_same_model_waits_for_the_first(site, cache):
     site.answers.set()
     assert [process.wait() for process in started] == [0, 0]
     assert site.requests == [(COCO, 0), ("vocab.txt", 0)]
-    assert left(cache) == ["files/vocab.txt", "models/vlmo-base-coco"]
+    assert left(cache) == ["downloads/vocab.txt", "models/vlmo-base-coco"]
 
 
 def test_table_has_each_file_once_under_the_name_that_its_own_tells():

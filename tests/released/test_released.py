@@ -59,6 +59,8 @@ def test_classes_load_by_name(released):
     for name, tensor in told.state_dict().items():
         torch.testing.assert_close(named.state_dict()[name], tensor, rtol=0, atol=0)
     assert isinstance(VLMoModel.from_pretrained("toy"), VLMoModel)
+    with pytest.raises(ValueError, match=r"vlmo-smal is no model folder.* Did you mean vlmo-small\?"):
+        VLMoModel.from_pretrained("vlmo-smal")
 
 
 def test_a_run_starts_from_a_name(released, tmp_path):

@@ -141,23 +141,6 @@ def test_index_search_and_service_run_in_an_engine(small, name, tmp_path, capsys
     assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in found["hits"]]
 
 
-@pytest.mark.slow
-def test_evaluation_in_an_engine_gives_the_recalls_of_torch(small, tmp_path, capsys):
-    measured = {}
-    for name in ("torch", *GRAPHS):
-        options = [] if name == "torch" else ["--engine", name]
-        file = tmp_path / f"{name}.json"
-        main(["evaluate", SMALL, "--limit", "100", "--rerank", "8", "--out", str(file), *options])
-        measured[name] = json.loads(file.read_text())
-    expected = measured.pop("torch")
-    assert "engine" not in expected["settings"]
-    for name, result in measured.items():
-        assert result["settings"] == expected["settings"] | {"engine": name, "precision": "float32"}
-        assert result["metrics"] == pytest.approx(expected["metrics"], abs=0.011)  # one of 100 images
-    main(["evaluate", SMALL, "--limit", "20", "--rerank", "0", "--out", str(file), "--precision", "int8"])
-    assert json.loads(file.read_text())["settings"]["engine"] == "openvino"
-
-
 SEARCH = """
 import sys
 from vlmo.cli import main

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import socket
-import threading
 
 import numpy as np
 import pytest
@@ -17,8 +16,7 @@ from tests.serving.toy_service import in_base64, png
 from vlmo.retrieval import Searcher
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
-from vlmo.serving.schemas import MAX_IMAGES
-from vlmo.serving.settings import Settings
+from vlmo.serving.schemas import MAX_TOP
 
 TOLERANCE = 1e-5
 """Rows of one call and of several differ by the order of sums."""
@@ -57,7 +55,7 @@ def test_search_by_words_gives_what_the_searcher_gives(client, parts, options) -
         values = [getattr(hit, name) for hit in expected.hits]
         np.testing.assert_allclose([hit[name] for hit in found["hits"]], values, atol=1e-3)
     assert found["num_reranked"] == expected.num_reranked == options.get("rerank", NUM_IMAGES)
-    assert (found["complete"], found["note"]) == (True, None)
+    assert found["note"] is None
     assert found["seconds"].keys() >= {"encode", "index", "total"}
     for hit in found["hits"]:
         assert hit["probability"] == (None if hit["match"] is None else pytest.approx(1 / (1 + np.exp(-hit["match"]))))
@@ -82,18 +80,16 @@ def test_search_by_image_finds_that_image_first_however_it_is_sent(client) -> No
     data = png(drawings()[14])
     by_json = post(client, "/v1/search", image=in_base64(data), top=3)
     by_address = post(client, "/v1/search", image=f"data:image/png;base64,{in_base64(data)}", top=3)
-    by_form = client.post("/v1/search", files={"image": ("x.png", data, "image/png")}, data={"top": "3"}).json()
-    for found in (by_json, by_address, by_form):
+    for found in (by_json, by_address):
         assert found["hits"][0]["captions"][0] == CAPTIONS[14][0]
         assert found["hits"][0]["similarity"] == pytest.approx(1, abs=TOLERANCE)
-    assert len(by_form["hits"]) == 3
+    assert len(by_json["hits"]) == 3
 
 
 def test_addresses_are_refused_and_never_fetched(client, monkeypatch) -> None:
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
     for url in ("http://127.0.0.1/x.png", "HTTPS://images.example/x.png", "file:///etc/hostname"):
         assert error(client, "/v1/search", image=url)[0] == 422
-        assert client.post("/v1/search", files={"image": (None, url)}).status_code == 422
 
 
 def test_search_keeps_to_its_filter(client) -> None:
@@ -138,16 +134,12 @@ WRONG = {
         ({"text": "a", "top": 201}, "top"),
         ({"text": "a", "rerank": 129}, "rerank"),
         ({"text": "a", "weight": 1.5}, "weight"),
-        ({"text": "a", "budget": 0}, "budget"),
-        ({"text": "a", "budget": 1e9}, "budget"),
         ({"text": ["a"]}, "text"),
         ({"text": "a", "nonsense": 1}, "nonsense"),
         ({"image": "aGk=", "rerank": 5}, "the fusion encoder scores texts"),
         ({"image": "not base64!"}, "no base64"),
         ({"image": ""}, "empty"),
         ({"image": "data:,"}, "empty"),
-        ({"image": "aGk"}, "no base64"),
-        ({"image": "\u00e9"}, "no base64"),
         ({"image": "aGk="}, "no usable image"),
         ({"image": 5}, "an image is a string"),
     ],
@@ -163,12 +155,9 @@ def test_request_names_what_is_wrong_and_sends_nothing_back(client, path, body, 
     assert len(found) < 200
 
 
-def test_text_of_any_script_is_taken(client) -> None:
+def test_text_of_any_script_is_taken_but_for_lone_surrogates(client) -> None:
     for text in ("赤い丸", "دائرة حمراء", "🔴" * 500, "a\x00b", "e\u0301" * 400, "\u202eabc", "\ufffe"):
         assert len(post(client, "/v1/search", text=text, top=2)["hits"]) == 2
-
-
-def test_lone_surrogates_are_refused(client) -> None:
     response = client.post("/v1/search", content=b'{"text": "\\ud800"}', headers={"content-type": "application/json"})
     assert response.status_code == 422
 
@@ -188,7 +177,7 @@ def test_images_and_thumbnails_are_jpeg_of_that_image(client) -> None:
     for route in ("images", "thumbnails"):
         response = client.get(f"/v1/{route}/{first['id']}")
         assert response.headers["content-type"] == "image/jpeg"
-        assert response.headers["vary"] == "Authorization, X-API-Key"  # a browser keeps it
+        assert response.headers["vary"] == "Authorization"  # a browser keeps it
         shown = Image.open(io.BytesIO(response.content))
         assert shown.format == "JPEG"
         assert shown.size == drawings()[14].size
@@ -267,55 +256,7 @@ def test_about_describes_the_index_and_the_limits(client, parts) -> None:
     assert about["columns"] == {"color": "text", "even": "true or false", "number": "whole number"}
     assert (about["can_search"], about["can_rerank"], about["can_answer"]) == (True, True, True)
     assert len({sample["id"] for sample in about["samples"]}) == 12
-    assert about["limits"]["images"] == MAX_IMAGES
-
-
-# ------------------------------------------------------------------------------------------------------- many at a time
-
-
-class Counting:
-    """Wraps a function of the encoder, and holds its first call until many rows wait."""
-
-    def __init__(self, call) -> None:
-        self.call, self.sizes = call, []
-        self.entered, self.go = threading.Event(), threading.Event()
-
-    def __call__(self, rows):
-        self.sizes.append(len(rows))
-        if len(self.sizes) == 1:
-            self.entered.set()
-            assert self.go.wait(30)
-        return self.call(rows)
-
-
-def test_requests_of_several_clients_are_encoded_together(parts, monkeypatch) -> None:
-    counting = Counting(parts.encoder.embed_texts)
-    monkeypatch.setattr(parts.encoder, "embed_texts", counting)
-    app = create_app(parts, Settings(max_wait_ms=0.0))
-    with TestClient(app) as client:
-        answers = []
-
-        def ask(text: str) -> None:
-            answers.append(client.post("/v1/search", json={"text": text, "top": 1}))
-
-        threads = [threading.Thread(target=ask, args=(caption[0],)) for caption in CAPTIONS[:7]]
-        threads[0].start()
-        assert counting.entered.wait(30)
-        for thread in threads[1:]:
-            thread.start()
-        while app.state.vlmo.admitted < 7:
-            assert threads[0].is_alive()
-        counting.go.set()
-        for thread in threads:
-            thread.join()
-        metrics = client.get("/metrics").text
-    assert [answer.status_code for answer in answers] == [200] * 7
-    assert sum(counting.sizes) == 7
-    assert len(counting.sizes) <= 3  # the one that was held, and those that came meanwhile
-    assert 'vlmo_batch_rows_bucket{kind="texts",le="8.0"}' in metrics
-    assert 'vlmo_requests_total{method="POST",route="/v1/search",status="200"} 7.0' in metrics
-    assert 'vlmo_request_seconds_count{route="/v1/search"} 7.0' in metrics
-    assert "vlmo_queue_length 0.0" in metrics
+    assert about["limits"] == {"request_bytes": 16 * 2**20, "pixels": 25_000_000, "top": MAX_TOP}
 
 
 def test_pages_and_description_are_served_without_others_help(client) -> None:
@@ -335,4 +276,3 @@ def test_pages_and_description_are_served_without_others_help(client) -> None:
     assert {"/v1/embeddings", "/v1/rerank", "/v2/rerank"} < paths.keys()
     body = paths["/v1/search"]["post"]["requestBody"]["content"]
     assert body["application/json"]["schema"]["properties"]["top"]["maximum"] == 200
-    assert set(body) == {"application/json", "multipart/form-data"}

@@ -1,16 +1,13 @@
-"""Rows of several callers in one call: when it starts, who is in it, and what happens to those who leave."""
+"""Rows of several callers in one call: who is in it, and what happens to those who leave."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from concurrent.futures import CancelledError
-from types import SimpleNamespace
 
 import pytest
 
-from vlmo.serving import batcher as batcher_module
 from vlmo.serving.batcher import Batcher
 from vlmo.serving.schemas import StoppingError
 
@@ -45,8 +42,8 @@ def make(doubler):
     """Makes batchers, and closes them."""
     with contextlib.ExitStack() as made:
 
-        def make_one(*, max_batch=8, max_wait=0.0, calls=(), **options) -> Batcher:
-            batcher = Batcher({"double": doubler, **dict(calls)}, max_batch=max_batch, max_wait=max_wait, **options)
+        def make_one(*, max_batch=8, calls=(), **options) -> Batcher:
+            batcher = Batcher({"double": doubler, **dict(calls)}, max_batch=max_batch, **options)
             made.callback(batcher.close)
             return batcher
 
@@ -61,58 +58,26 @@ def hold(batcher: Batcher, doubler: Doubler):
     return held
 
 
-def test_rows_of_several_callers_go_in_one_call(make, doubler) -> None:
-    batcher = make()
+def test_rows_that_wait_go_together_up_to_the_largest_batch(make, doubler) -> None:
+    batcher = make(max_batch=4)
     hold(batcher, doubler)
-    futures = [batcher.submit("double", rows) for rows in ([1], [2, 3], [4])]
+    asked = [batcher.submit("double", rows) for rows in ([1, 2], [3, 4, 5], [6], [7] * 9, [8])]
     doubler.go.set()
-    assert [future.result(PATIENCE_S) for future in futures] == [[2], [4, 6], [8]]
-    assert doubler.calls == [[0], [1, 2, 3, 4]]
-
-
-def test_a_call_waits_for_others_no_longer_than_its_deadline(make, doubler, monkeypatch) -> None:
-    clock = SimpleNamespace(now=5.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(batcher_module, "time", clock)
-    batcher = make(max_wait=0.1)
-    first = batcher.submit("double", [1])
-    clock.now += 0.09
-    second = batcher.submit("double", [2])
-    assert not doubler.entered.wait(0.3)  # it looks at the clock again and again
-    clock.now += 0.02
-    assert first.result(PATIENCE_S) == [2]
-    assert second.result(PATIENCE_S) == [4]
-    assert doubler.calls == [[1, 2]]
-
-
-def test_a_full_batch_does_not_wait(make, doubler) -> None:
-    batcher = make(max_batch=2, max_wait=PATIENCE_S)
-    assert batcher.submit("double", [1, 2]).result(PATIENCE_S / 2) == [2, 4]
-
-
-def test_many_rows_of_one_caller_go_in_several_calls(make, doubler) -> None:
-    batcher = make(max_batch=3)
-    assert batcher.submit("double", list(range(8))).result(PATIENCE_S) == [2 * row for row in range(8)]
-    assert doubler.calls == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert [each.result(PATIENCE_S) for each in asked] == [[2, 4], [6, 8, 10], [12], [14] * 9, [16]]
+    assert doubler.calls == [[0], [1, 2, 6, 8], [3, 4, 5], [7] * 9]
 
 
 def test_rows_of_a_caller_who_left_are_not_run(make, doubler) -> None:
     batcher = make()
-    hold(batcher, doubler)
+    held = hold(batcher, doubler)
     gone, stays = batcher.submit("double", [1]), batcher.submit("double", [2])
     assert gone.cancel()
+    held.cancel()  # its call runs, and harms nobody
     doubler.go.set()
     assert stays.result(PATIENCE_S) == [4]
     assert doubler.calls == [[0], [2]]
     with pytest.raises(CancelledError):
         gone.result()
-
-
-def test_a_caller_who_leaves_during_a_call_harms_nobody(make, doubler) -> None:
-    batcher = make()
-    held = hold(batcher, doubler)
-    assert held.cancel()
-    doubler.go.set()
-    assert batcher.submit("double", [1]).result(PATIENCE_S) == [2]
 
 
 def test_a_bad_row_costs_only_its_own_caller(make, doubler) -> None:
@@ -137,32 +102,17 @@ def test_kinds_do_not_mix_and_the_oldest_goes_first(make, doubler) -> None:
 
 
 def test_close_finishes_what_waits_and_takes_nothing_new(make, doubler) -> None:
-    batcher = make(max_wait=PATIENCE_S)
-    future = batcher.submit("double", [1])
-    began = time.monotonic()
+    seen = []
+    batcher = make(observe=lambda kind, rows, seconds: seen.append((kind, rows, seconds >= 0)))
+    future = batcher.submit("double", [1, 2])
     batcher.close()
-    assert time.monotonic() - began < PATIENCE_S / 2
-    assert future.result(0) == [2]
+    assert future.result(0) == [2, 4]
+    assert seen == [("double", 2, True)]
     with pytest.raises(StoppingError):
         batcher.submit("double", [2])
-
-
-def test_no_rows_give_no_results_at_once(make, doubler) -> None:
-    batcher = make(max_wait=PATIENCE_S)
-    assert batcher.submit("double", []).result(0) == []
-    batcher.close()
-    assert doubler.calls == []
 
 
 def test_a_function_that_loses_rows_is_an_error(make) -> None:
     batcher = make(calls={"bad": lambda rows: rows[:-1]})
     with pytest.raises(RuntimeError, match="2 rows gave 1 results"):
         batcher.submit("bad", [1, 2]).result(PATIENCE_S)
-
-
-def test_calls_are_observed(make, doubler) -> None:
-    seen = []
-    batcher = make(observe=lambda kind, rows, seconds: seen.append((kind, rows, seconds >= 0)))
-    batcher.submit("double", [1, 2]).result(PATIENCE_S)
-    batcher.close()
-    assert seen == [("double", 2, True)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-
 import cohere
 import numpy as np
 import openai
@@ -99,13 +97,11 @@ def test_openai_client_gets_the_encoders_vectors(openai_client, parts) -> None:
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(parts.encoder.count_tokens(TEXTS))
 
 
-def test_openai_client_lists_the_models_and_what_they_can_do(openai_client, gallery, parts) -> None:
+def test_openai_client_lists_the_models(openai_client, gallery) -> None:
     first, second = openai_client.models.list().data
     assert (first.id, first.object, first.owned_by) == (gallery.model.name, "model", "vlmo")
     assert first.created == int((gallery.model / "config.json").stat().st_mtime)
-    assert first.fingerprint == parts.encoder.fingerprint
-    assert {"/v1/embeddings", "/v1/rerank", "/v1/search"} <= set(first.routes)
-    assert (second.id, second.routes) == (gallery.vqa.name, ["/v1/vqa"])
+    assert second.id == gallery.vqa.name
 
 
 @pytest.mark.parametrize("dim", [None, 5])
@@ -127,21 +123,12 @@ def test_texts_may_contain_or_be_addresses(client, parts) -> None:
     np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
-def test_base64_is_the_same_as_numbers(openai_client) -> None:
-    coded = openai_client.embeddings.create(model="any", input=TEXTS, encoding_format="base64").data
-    numbers = openai_client.embeddings.create(model="any", input=TEXTS, encoding_format="float").data
-    decoded = [np.frombuffer(base64.b64decode(each.embedding), dtype="<f4") for each in coded]
-    np.testing.assert_array_equal(decoded, np.asarray([each.embedding for each in numbers], dtype=np.float32))
-
-
 def test_texts_and_images_in_jinas_form_come_back_in_their_order(client, parts, files, addresses) -> None:
     image, other = parts.encoder.embed_images([drawings()[number] for number in IMAGES[:2]])
     text = parts.encoder.embed_texts(["two"])[0]
     sent = [{"image": files[0]}, {"text": "two"}, {"image": addresses[1]}, "two"]
     found = embed(client, model="jina-clip-v2", input=sent, task="retrieval.query", normalized=True)
     np.testing.assert_allclose(found, [image, text, other, text], atol=TOLERANCE)
-    form = client.post("/v1/embeddings", data={"input": "two"}, files={"input": png(drawings()[IMAGES[0]])}).json()
-    np.testing.assert_allclose([each["embedding"] for each in form["data"]], [text, image], atol=TOLERANCE)
 
 
 # ------------------------------------------------------------------------------------------------------------- rerank
@@ -153,7 +140,6 @@ def test_cohere_clients_get_images_in_the_models_order(cohere_client, parts, add
     np.testing.assert_allclose(
         [each.relevance_score for each in answer.results], sigmoid(np.sort(scores)[::-1]), atol=TOLERANCE
     )
-    assert answer.meta.tokens.input_tokens == parts.encoder.count_tokens(TEXTS[:1])[0]
     best = cohere_client.rerank(model="any", query=TEXTS[0], documents=addresses, top_n=1).results
     assert [each.index for each in best] == [int(np.argmax(scores))]
 
@@ -178,25 +164,23 @@ def test_images_are_ranked_however_they_are_sent(client, parts, files, addresses
     assert found["usage"]["total_tokens"] == parts.encoder.count_tokens(TEXTS[:1])[0]
 
 
-@pytest.mark.parametrize("weight", [None, 0, 0.3, 1])
-def test_order_is_that_of_a_search_that_reranks_the_same_images(client, parts, weight) -> None:
+def test_order_is_that_of_a_search_that_reranks_the_same_images(client, parts) -> None:
     searcher = Searcher(parts.encoder, parts.index)
     everything = [f"data:image/png;base64,{in_base64(png(drawing))}" for drawing in drawings()]
     for (query, _), chosen in zip(CAPTIONS[::4], ("number < 12", "even", "number >= 0") * 2, strict=True):
-        hits = searcher.search(query, top=24, rerank=24, weight=weight, where=chosen).hits
+        hits = searcher.search(query, top=24, rerank=24, where=chosen).hits
         numbers = sorted(hit.metadata["number"] for hit in hits)
-        sent = {"query": query, "documents": [everything[number] for number in numbers], "rerank_weight": weight}
+        sent = {"query": query, "documents": [everything[number] for number in numbers]}
         found = rerank(client, **sent)["results"]
         assert [numbers[each["index"]] for each in found] == [hit.metadata["number"] for hit in hits]
         given = [each["relevance_score"] for each in found]
         assert given == sorted(given, reverse=True)
-        if weight == 1:
-            np.testing.assert_allclose(given, sigmoid([hit.match for hit in hits]), atol=TOLERANCE)
 
 
 def test_order_of_sure_matches_is_that_of_their_log_odds(client, parts, addresses, monkeypatch) -> None:
     monkeypatch.setattr(parts.encoder._engine, "match", lambda *_: np.asarray([40, 50, 45, 50], dtype=np.float32))
-    found = rerank(client, query=TEXTS[0], documents=addresses, rerank_weight=1)["results"]
+    monkeypatch.setattr(parts.encoder, "rerank_weight", 1.0)
+    found = rerank(client, query=TEXTS[0], documents=addresses)["results"]
     assert [each["index"] for each in found] == [1, 3, 2, 0]
     assert {each["relevance_score"] for each in found} == {1.0}
 
@@ -209,10 +193,7 @@ def test_images_are_sent_back_as_they_came(client, files, addresses) -> None:
     }
 
 
-def test_rerank_takes_a_form_with_files_and_as_many_documents_as_search_reranks(client, scores, addresses) -> None:
-    uploads = [("documents", png(drawings()[number])) for number in IMAGES]
-    found = client.post("/v2/rerank", data={"query": TEXTS[0], "top_n": "2"}, files=uploads).json()["results"]
-    assert [each["index"] for each in found] == list(np.argsort(-scores))[:2]
+def test_rerank_takes_as_many_documents_as_search_reranks(client, addresses) -> None:
     assert len(rerank(client, query="two", documents=addresses[:1] * MAX_RERANK)["results"]) == MAX_RERANK
 
 
@@ -242,15 +223,6 @@ def test_rerank_takes_a_form_with_files_and_as_many_documents_as_search_reranks(
         ({"input": "a", "encoding_format": "int8"}, "'float' or 'base64'"),
         ({"input": "a", "dimensions": 4096}, "dimensions is 4096, but the vectors here have "),
         ({"input": "a", "dimensions": 0}, "greater than or equal to 1"),
-    ],
-)
-def test_embeddings_name_what_is_wrong(client, body, reason) -> None:
-    refused(client, "/v1/embeddings", body, reason)
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
         ({"query": "a"}, "documents: Field required"),
         ({"documents": ["a"]}, "query: Field required"),
         ({"query": "a", "documents": []}, "documents: List should have at least 1 item"),
@@ -263,17 +235,12 @@ def test_embeddings_name_what_is_wrong(client, body, reason) -> None:
         ({"query": {"image": "aGk="}, "documents": ["a"]}, "no usable image"),
         ({"query": "a", "documents": [NO_IMAGE]}, "no usable image"),
         ({"query": "a", "documents": [NO_IMAGE], "top_n": 0}, "top_n"),
-        ({"query": "a", "documents": [NO_IMAGE], "rerank_weight": 2}, "rerank_weight"),
         ({"query": "a", "documents": [NO_IMAGE], "return_documents": "perhaps"}, "return_documents"),
         ({"query": 5, "documents": [NO_IMAGE]}, "expected a text or"),
     ],
 )
-def test_rerank_names_what_is_wrong(client, body, reason) -> None:
-    refused(client, "/v1/rerank", body, reason)
-
-
-def refused(client: TestClient, path: str, body: dict, reason: str) -> None:
-    response = client.post(path, json=body)
+def test_what_is_wrong_is_named(client, body, reason) -> None:
+    response = client.post("/v1/rerank" if {"query", "documents"} & body.keys() else "/v1/embeddings", json=body)
     assert response.status_code == 422, response.text
     error = response.json()["error"]
     assert reason in error["message"]

@@ -48,7 +48,7 @@ def decoders(request) -> Iterator[Decoders]:
 
 
 def pids(decoders: Decoders) -> set[int]:
-    return {process.pid for process in decoders._running}
+    return {process.pid for process in decoders._processes if process is not None}
 
 
 def test_image_is_that_of_decode_image(decoders, small, large) -> None:
@@ -97,7 +97,7 @@ def test_image_that_takes_too_much_memory_is_refused(decoders, small, large) -> 
 
 def test_process_that_crashes_costs_its_image_alone(decoders, small) -> None:
     decoders.decode(small)
-    (process,) = decoders._running
+    (process,) = decoders._processes
     process.send_signal(signal.SIGSTOP)
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(decoders.decode, small)
@@ -108,7 +108,7 @@ def test_process_that_crashes_costs_its_image_alone(decoders, small) -> None:
             asked.result()
     assert decoders.decode(small).size == (53, 37)
     assert process.pid not in pids(decoders)
-    (process,) = decoders._running
+    (process,) = decoders._processes
     process.kill()  # while it waits
     process.wait()
     assert decoders.decode(small).size == (53, 37)
@@ -117,11 +117,11 @@ def test_process_that_crashes_costs_its_image_alone(decoders, small) -> None:
 
 def test_signals_for_the_whole_service_leave_the_processes_to_the_server(decoders, small) -> None:
     decoders.decode(small)
-    (process,) = decoders._running
+    (process,) = decoders._processes
     assert os.getpgid(process.pid) == process.pid  # so an interrupt from a terminal does not reach it
     process.send_signal(signal.SIGTERM)
     assert decoders.decode(small).size == (53, 37)
-    assert decoders._running == {process}
+    assert decoders._processes == [process]
 
 
 def test_what_is_left_of_an_answer_is_no_answer_to_the_next(decoders, small, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""What the service tells about itself, and what costly images and a damaged index leave of it."""
+"""Many clients of one model, and what costly images and a damaged index leave of the service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from tests.integrations.toy_gallery import drawings
 from tests.killing import wait_until
 from tests.serving.toy_service import in_base64, png
-from vlmo.retrieval import Index, build_index, store
+from vlmo.retrieval import Encoder, Index, build_index, store
 from vlmo.serving.app import create_app
 from vlmo.serving.decoder import Decoders
 from vlmo.serving.parts import Parts
@@ -27,6 +27,30 @@ READ_EVERY_S = 0.2
 PATIENCE_S = 60
 DRAWING = in_base64(png(drawings()[0]))
 IMAGE = {"image": DRAWING}
+
+
+def test_pairs_of_several_clients_are_scored_together(parts, monkeypatch) -> None:
+    sizes, match = [], Encoder.match_pairs
+
+    def slow(encoder, pairs):
+        sizes.append(len(pairs))
+        time.sleep(0.05)
+        return match(encoder, pairs)
+
+    monkeypatch.setattr(Encoder, "match_pairs", slow)
+    body = {"text": "a red circle", "rerank": 24, "top": 24}
+    with TestClient(create_app(parts)) as client, ThreadPoolExecutor(4) as threads:
+        expected = client.post("/v1/search", json=body).json()["hits"]
+        sizes.clear()
+        found = list(threads.map(lambda _: client.post("/v1/search", json=body).json()["hits"], range(4)))
+        metrics = client.get("/metrics").text
+    assert [[hit["id"] for hit in hits] for hits in found] == [[hit["id"] for hit in expected]] * 4
+    assert sum(sizes) == 4 * 24
+    assert max(sizes) > 8  # a client sends 8 at a time
+    assert 'vlmo_batch_rows_bucket{kind="pairs",le="32.0"}' in metrics
+    assert 'vlmo_requests_total{method="POST",route="/v1/search",status="200"} 5.0' in metrics
+    assert 'vlmo_request_seconds_count{route="/v1/search"} 5.0' in metrics
+    assert "vlmo_queue_length 0.0" in metrics
 
 
 def test_samples_are_those_of_the_index_as_it_is_now(parts, tmp_path, monkeypatch) -> None:

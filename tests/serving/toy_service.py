@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import psutil
@@ -99,18 +98,25 @@ def served(app: FastAPI) -> Iterator[str]:
 
 
 def _serve_when_told(arguments: list[str], go: Path) -> None:
-    """`vlmo serve` whose requests wait for others, however long that is, until there is a file `go`."""
+    """`vlmo serve` whose model does nothing until there is a file `go`."""
     from vlmo.cli import main
-    from vlmo.serving import batcher
+    from vlmo.serving.batcher import Batcher
 
-    batcher.time = SimpleNamespace(monotonic=lambda: time.monotonic() if go.exists() else 0.0)
+    take = Batcher._take
+
+    def wait_and_take(batcher: Batcher) -> list:
+        while not go.exists():
+            time.sleep(0.02)
+        return take(batcher)
+
+    Batcher._take = wait_and_take
     main(["serve", *arguments])
 
 
 class ServerProcess:
     """`vlmo serve` as its own process on a free port of this machine.
 
-    With `go`, requests wait for others until that file is there; or `run` takes the command's words and that file.
+    With `go`, the model waits until that file is there; or `run` takes the command's words and that file.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import functools
 import gc
@@ -27,7 +28,6 @@ from vlmo.cli.waiting import choose_waiting
 from vlmo.lazy import install_command
 from vlmo.terminal import without_controls
 
-_STDERR = Console(stderr=True)
 _COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": runs.quickstart,
     "train": runs.train,
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choose_waiting()
         atexit.register(gc.freeze)  # a search for garbage among all that was imported would take seconds
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    handler = RichHandler(console=_STDERR, show_path=False)
+    handler = RichHandler(console=Console(stderr=True), show_path=False)
     handler.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("httpx", "datasets", "transformers", "filelock", "fsspec", "onnxscript", "onnx_ir"):
@@ -100,19 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _import_modules(arguments: list[str]) -> list[str]:
     """Import the modules that `--import MODULE` names, which may lie in the working directory; return the others."""
-    others, words = list[str](), iter(arguments)
-    for word in words:
-        option, mark, value = word.partition("=")
-        if option != "--import":
-            others.append(word)
-            continue
-        name = value if mark else next(words, "")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--import", action="append", default=[], dest="modules", metavar="MODULE")
+    known, others = parser.parse_known_args(arguments)
+    for name in known.modules:
         sys.path.append(here := str(Path.cwd()))
         try:
-            if name.startswith("."):
-                raise ValueError("the name is relative")
             importlib.import_module(name)
-        except (ModuleNotFoundError, ValueError) as error:
+        except (ModuleNotFoundError, TypeError, ValueError) as error:  # of a relative name, of an empty one
             raise ValueError(f"--import {name}: {error}; name a module that is installed or lies here") from error
         finally:
             sys.path[:] = [entry for entry in sys.path if entry is not here]  # the module may have added others

@@ -42,16 +42,11 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         """Validate before torch is imported."""
-        check_precision(self.engine, self.precision)
+        if self.precision == "int8" and self.engine == "torch":
+            raise ValueError("--precision int8 belongs to the engines onnx and openvino; leave out --engine torch")
 
 
 Engines = Annotated[EngineOptions, tyro.conf.arg(name="")]
-
-
-def check_precision(engine: str | None, precision: str | None) -> None:
-    """Raise ValueError for int8 in PyTorch."""
-    if precision == "int8" and engine == "torch":
-        raise ValueError("--precision int8 belongs to the engines onnx and openvino; leave out --engine torch")
 
 
 def parse(cli: Callable[..., Any], arguments: Sequence[str], **settings: Any) -> Any:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
-import shutil
 import sys
-import tempfile
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -46,12 +43,9 @@ class TrainOptions:
     """Run folder; a run that was interrupted goes on where it was."""
     device: Device = None
     dry_run: bool = False
-    """Only tell what the run will need: memory, traffic between processes, operations. vlmo train reads no data for it;
-    vlmo finetune reads all, as the run does."""
-    processes: int | None = None
-    """With dry_run: number of processes; by default those that torchrun has started."""
-    json: Path | None = None
-    """With dry_run: file for the figures."""
+    """Only say what the run will need: memory, traffic between processes, operations."""
+    processes: int = 1
+    """With dry_run: number of processes."""
     hang_seconds: float = 1800.0  # vlmo.training.parallel.HANG_SECONDS, which lives beside torch
     """With several processes: after how long without progress in a step a process prints its stacks and ends. Reading
     the data, an evaluation and a save may take four times as long."""
@@ -127,9 +121,7 @@ def finetune(
     """
     common = _common_options(arguments)
     hide_loading_bars()
-    from vlmo.distributed import choose_device
     from vlmo.recipes.finetune import finetune_recipe
-    from vlmo.run import build
     from vlmo.tasks.result import data_name
 
     recipe, about = finetune_recipe(folder, data, task=task, streams=patterns)
@@ -139,11 +131,6 @@ def finetune(
     loader, trainer, rate = run.recipe.loader, run.recipe.trainer, run.recipe.optimizer.lr
     choice = f"batches of {loader.global_batch_size}, {trainer.max_steps:,} steps, learning rate {rate:g}"
     Console(stderr=True, soft_wrap=True).print(f"{about} Chosen: {choice}.", markup=False, highlight=False)
-    if run.dry_run:
-        choose_device(run.device)
-        aside = tempfile.mkdtemp(prefix="vlmo-dry-run-")  # kept if the run is refused: the message names a file there
-        build(run.recipe, run_dir=aside, device="cpu")
-        shutil.rmtree(aside)
     _run(run, original=recipe, name=name, about=about)
 
 
@@ -164,8 +151,6 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
     if options.dry_run:
         _show_needs(options, original=original, name=name)
         return
-    if options.processes is not None or options.json is not None:
-        raise ValueError("--processes and --json belong to --dry-run; torchrun's --nproc-per-node starts processes")
     from vlmo.distributed import is_main
     from vlmo.run import build
     from vlmo.training import explained_faults, launch
@@ -192,24 +177,17 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
 
 
 def _show_needs(options: TrainOptions, *, original: Any, name: str) -> None:
-    from vlmo.distributed import choose_device
     from vlmo.recipes.schema import missing_sources
     from vlmo.run.estimate import check_start, estimate
 
-    recipe = options.recipe
-    choose_device(options.device)
-    processes = int(os.environ.get("WORLD_SIZE", "1")) if options.processes is None else options.processes
+    recipe, processes = options.recipe, options.processes
     needs = estimate(recipe, processes=processes)  # which validates the recipe
     missing = check_start(recipe, original)
-    if os.environ.get("RANK", "0") != "0":
-        return
     whose = f"each of {processes:,} processes" if processes > 1 else "one process"
     Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
     if lost := [] if recipe.data.streams.patterns else missing_sources(recipe.data.source):
         missing.append(f"Not there yet of its data: {', '.join(lost)}; prepare that (docs/data.md), or give --data.")
     say(*missing)
-    if options.json is not None:
-        options.json.write_text(needs.to_json() + "\n")
 
 
 def _common_options(arguments: Sequence[str]) -> tuple[list[str], int | None]:
@@ -243,21 +221,16 @@ def _listed() -> list[str]:
     return [f"{name:<{width}}  {describe(name).splitlines()[0]}" for name in RECIPES]
 
 
-def recipes(name: Annotated[str | None, tyro.conf.Positional] = None, *, json: bool = False) -> None:
-    """List the recipes; vlmo recipes NAME shows one with its settings, --json the settings alone.
+def recipes(name: Annotated[str | None, tyro.conf.Positional] = None) -> None:
+    """List the recipes; vlmo recipes NAME shows one with its settings.
 
     Args:
         name: Recipe to show; all by default.
-        json: Print its settings alone, as JSON.
     """
     from vlmo.recipes import describe, find_recipe
 
     if name is None:
-        if json:
-            raise ValueError("vlmo recipes --json needs the name of a recipe")
         say(*_listed())
-    elif json:
-        sys.stdout.write(find_recipe(name).to_json() + "\n")
     else:
         Console().print(f"[bold]{name}[/bold]", highlight=False)
         say(*textwrap.indent(describe(name), "  ").split("\n"), "")

@@ -8,7 +8,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -125,11 +125,8 @@ def embed(
     if texts is None:
         written = embed_images(encoder, images, out=out, batch=batch, console=_STDERR)
     else:
-        try:
-            with texts.open(encoding="utf-8") as file:
-                written = embed_texts(encoder, filter(None, map(str.strip, file)), out=out)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{texts}: not UTF-8 ({error}); give a file of texts, one a line") from error
+        with texts.open(encoding="utf-8") as file:
+            written = embed_texts(encoder, filter(None, map(str.strip, file)), out=out)
     bad = f"; {written.bad} bad images" if written.bad else ""
     say(f"{written.rows} vectors in {', '.join(map(str, written.files))}{bad}")
 
@@ -144,13 +141,8 @@ def search(
     rerank: int | None = None,
     weight: Annotated[float | None, tyro.conf.arg(name="rerank-weight")] = None,
     where: str | None = None,
-    budget: float | None = None,
-    cutoff: float | None = None,
-    image: Path | None = None,
-    captions: bool = False,
     json: bool = False,
     sheet: Path | None = None,
-    explain: Path | None = None,
     engines: Engines = EngineOptions(),  # noqa: B008
 ) -> None:
     """Search an index by words or by an image: vlmo search INDEX ["a red umbrella"|IMAGE] [--rerank 32].
@@ -160,30 +152,16 @@ def search(
         query: Words, or the file of an image.
         model: Model folder; by default the one that the index was made with.
         top: Images that are shown.
-        rerank: Candidates that the fusion encoder scores, 0 for none; by default 32 for words or captions, if the model
-            can.
+        rerank: Candidates that the fusion encoder scores, 0 for none; by default 32 for words, if the model can.
         weight: Share of its score in the order, 0 to 1; by default the model's.
         where: Filter in SQL over the columns of metadata, such as "year > 2000 and kind = 'cat'".
-        budget: Seconds after which the result is given as far as it has got.
-        cutoff: Probability of a match, 0 to 1, which the best candidate must reach; by default the model's (vlmo
-            evaluate --choose-cutoff).
-        image: Image that joins the words: both together are the query, which is not reranked.
-        captions: Find captions for an image instead of images.
         json: Print JSON instead of a table.
         sheet: PNG file for a contact sheet of the result.
-        explain: PNG file for the attention of the query's words over the best images.
     """
     from vlmo.data.listing import image_named
 
     check_new_file(sheet, option="--sheet", suffix=".png")
-    check_new_file(explain, option="--explain", suffix=".png")
     named = image_named(query, must_exist=True)
-    if captions and named is None:
-        raise ValueError("--captions finds captions for an image; give the file of one as the query")
-    if captions and not (where is sheet is cutoff is image is None):
-        raise ValueError("--captions finds no images; leave out --where, --sheet, --cutoff and --image")
-    if explain is not None and named is not None:
-        raise ValueError("--explain shows where words look; the query is an image")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of "Loading weights", if transformers gets imported
     from vlmo.retrieval import Index, Searcher
 
@@ -192,26 +170,14 @@ def search(
     if model is None and not model_folder.is_dir():
         raise ValueError(f"the model of this index was in {model_folder}, which is gone; give --model with its folder")
     searcher = Searcher(model_folder, index, **vars(engines))
-    if budget is not None and rerank != 0:
-        searcher.warm_up()
-    options: dict[str, Any] = {"top": top, "rerank": rerank, "weight": weight, "budget": budget}
-    if named is not None and captions:
-        result = searcher.captions(named, **options)
-    else:
-        result = searcher.search(named or query, **options, where=where, cutoff=cutoff, image=image)
+    result = searcher.search(named or query, top=top, rerank=rerank, weight=weight, where=where)
     _show_result(query, result, is_json=json)  # before the images are drawn, which may fail
-    from vlmo.retrieval.results import write_explanation, write_sheet
-
-    lines: list[str] = []
     if sheet is not None:
+        from vlmo.retrieval.results import write_sheet
+
         write_sheet(sheet, query=query, result=result, index=index)
-        lines.append(f"image {sheet}")
-    if explain is not None:
-        lost = write_explanation(explain, query=query, result=result, searcher=searcher)
-        left_out = f", without {', '.join(hit.place for hit in lost)}, which cannot be read" if lost else ""
-        lines.append(f"image {explain}{left_out}")
-    if not json:
-        say(*lines)
+        if not json:
+            say(f"image {sheet}")
 
 
 def duplicates(index: tyro.conf.Positional[Path], *, threshold: float = 0.95, json: bool = False) -> None:
@@ -223,14 +189,13 @@ def duplicates(index: tyro.conf.Positional[Path], *, threshold: float = 0.95, js
         json: Print JSON instead of a table.
     """
     from vlmo.retrieval import find_duplicates
+    from vlmo.retrieval.results import groups_as_table
 
     groups = find_duplicates(index, threshold=threshold, console=_STDERR)
     if json:
         say_json([group._asdict() for group in groups])
         return
     if groups:
-        from vlmo.retrieval.results import groups_as_table
-
         _wide_console().print(groups_as_table(groups))
     say(f"{len(groups)} groups of {sum(len(group.ids) for group in groups)} images")
 
@@ -291,24 +256,17 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
     from vlmo.retrieval.approximate import ENOUGH
 
     known = f"with bytes that were known {report.reused}, unchanged {report.unchanged}"
-    lines = [
-        f"{report.images} images with {report.captions} captions in {out} ({report.seconds:.0f} s)",
-        f"embedded {report.encoded}, {known}, gone {report.deleted}",
-    ]
+    say(f"{report.images} images with {report.captions} captions in {out} ({report.seconds:.0f} s)")
+    say(f"embedded {report.encoded}, {known}, gone {report.deleted}")
     if report.bad:
-        lines.append(f"{report.bad} could not be used; each has its reason in {out / 'quarantine.jsonl'}")
+        say(f"{report.bad} could not be used; each has its reason in {out / 'quarantine.jsonl'}")
     if report.unmatched is not None:
-        lines.append(report.unmatched)
+        say(report.unmatched)
     if (recall := report.recall) is None:
-        lines.append("search compares with every vector (exact)")
-    else:
-        lines.append(
-            f"approximate index: recall@{recall['at']} {100 * recall['value']:.1f} % against exact search, "
-            f"{recall['queries']} queries by {recall['asked_with']}"
-        )
-        if recall["value"] < ENOUGH:
-            lines.append(
-                f"this recall is low: search misses some of the nearest. --ann-threshold {report.images + 1} "
-                "makes it compare with every vector"
-            )
-    say(*lines)
+        say("search compares with every vector (exact)")
+        return
+    share = f"recall@{recall['at']} {100 * recall['value']:.1f} % against exact search"
+    say(f"approximate index: {share}, {recall['queries']} queries by {recall['asked_with']}")
+    if recall["value"] < ENOUGH:
+        every = f"--ann-threshold {report.images + 1} makes it compare with every vector"
+        say(f"this recall is low: search misses some of the nearest. {every}")

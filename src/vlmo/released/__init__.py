@@ -17,8 +17,8 @@ SMALL = "vlmo-small"
 """The small model that `vlmo quickstart --fast` starts from."""
 
 FOLDER = Path(__file__).parent
-# A path of pathlib has one slash.
-_HUB = re.compile(r"hf:/{1,2}([\w.-]+/[\w.-]+)")
+_HUB = re.compile(r"hf:/{1,2}([\w.-]+/[\w.-]+)")  # a path of pathlib has one slash
+_MISSPELT = 0.85  # likeness from which on a name that is none is a misspelt one
 
 Name = TypeVar("Name", bound=str | PathLike)
 
@@ -29,8 +29,8 @@ def find_model(name: Name) -> Name | Path:
     The first use of a published model downloads and converts it.
 
     Raises:
-        ValueError: It cannot be downloaded, or the folder holds more than files and folders: reading a named pipe would
-            wait for a writer, reading a device never end.
+        ValueError: It cannot be downloaded; the name is nearly that of a model; or the folder holds more than files and
+            folders: reading a named pipe would wait for a writer, reading a device never end.
     """
     for path in Path(name).iterdir() if Path(name).is_dir() else ():
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -42,6 +42,8 @@ def find_model(name: Name) -> Name | Path:
 
         return fetch_hub_folder(hub[1])
     if (model := MODELS.get(str(name))) is None:
+        if not Path(name).exists() and difflib.get_close_matches(str(name), MODELS, n=1, cutoff=_MISSPELT):
+            raise ValueError(no_model(name))
         return name
     if not model.address:
         return FOLDER / model.name

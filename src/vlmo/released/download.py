@@ -13,7 +13,7 @@ import time
 import urllib.request
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
@@ -36,7 +36,7 @@ _TAG = re.compile(r'"[\x21\x23-\x7e]+"|[A-Z][a-z]{2}, [\w :]{21}GMT')
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloads (`files`, `downloads`), sums (`checksums.json`) and model folders (`models`)."""
+    """Return the folder of `downloads`, `models`, `checksums.json`, and of `files` that were put there by hand."""
     usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vlmo"
     return Path(os.environ.get(CACHE) or usual).expanduser().absolute()
 
@@ -100,14 +100,13 @@ def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
         )
     except ValueError as problem:
         for file in files:
-            _store(file, keep=False)
+            _delete_download(file)
         raise ValueError(f"{model.name}, which is published at {model.address}: {problem}") from None
     sums = {file.name: _sum_of(file) for file in files} | _read_sums()  # an earlier pin stays
     partial = _no_link(_sums_file().with_suffix(".partial"))
     partial.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     partial.replace(_sums_file())
-    for number, file in enumerate(files):
-        _store(file, keep=number > 0)  # the vocabulary, which other models need
+    _delete_download(files[0])  # other models need the vocabulary
 
 
 # ---------------------------------------------------------------------------------------------- files and sums
@@ -116,16 +115,16 @@ def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
 def _fetch_file(address: str) -> Path:
     """Return a published file: of the user, of a mirror that is a folder, or downloaded."""
     name, mirror = address.rpartition("/")[2], os.environ.get(MIRROR, "")
-    is_address = "://" in mirror
-    folders = [cache_folder() / "files", *([Path(mirror).expanduser()] if mirror and not is_address else [])]
+    is_folder = bool(mirror) and "://" not in mirror
+    folders = [cache_folder() / "files", *([Path(mirror).expanduser()] if is_folder else [])]
     path = next((folder / name for folder in folders if (folder / name).is_file()), _downloads() / name)
     if not path.is_file():
-        if mirror and not is_address:
+        if is_folder:
             raise ValueError(f"{mirror}, which {MIRROR} names, holds no {name}; it is published at {address}")
-        _download(f"{mirror.rstrip('/')}/{name}" if is_address else address, path)
+        _download(f"{mirror.rstrip('/')}/{name}" if mirror else address, path)
     found, pinned = _sum_of(path)["sha256"], _read_sums().get(name, {}).get("sha256")
     if pinned not in {None, found}:
-        _store(path, keep=False)
+        _delete_download(path)
         raise ValueError(
             f"{name} is another file than the first that was used under this name: its SHA-256 is {found}, not"
             f" {pinned}. If its publisher has replaced it, remove its entry from {_sums_file()}"
@@ -133,18 +132,13 @@ def _fetch_file(address: str) -> Path:
     return path
 
 
-def _store(file: Path, *, keep: bool) -> None:
-    """Keep or delete a downloaded file after its use; files of the user stay where they are."""
-    if file.parent == _downloads():
-        if keep:
-            (cache_folder() / "files").mkdir(parents=True, exist_ok=True)
-            file.replace(cache_folder() / "files" / file.name)
-        else:
-            file.unlink()
-
-
 def _downloads() -> Path:
     return cache_folder() / "downloads"
+
+
+def _delete_download(file: Path) -> None:
+    if file.parent == _downloads():  # files of the user stay
+        file.unlink()
 
 
 def _sums_file() -> Path:
@@ -178,18 +172,6 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
         _check_address(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
-    def http_error_302(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
-    ) -> Any:
-        """Return the answer of the next address; ValueError if it is none, or cannot be parsed."""
-        try:
-            return super().http_error_302(req, fp, code, msg, headers)
-        except ValueError as problem:
-            fp.close()
-            raise ValueError(f"{req.full_url} leads elsewhere: {problem}") from None
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
 
 def _check_address(address: str) -> None:
     parts, mirror = urlsplit(address), urlsplit(os.environ.get(MIRROR, ""))
@@ -205,25 +187,23 @@ def _download(address: str, target: Path) -> None:
     """
     _check_address(address)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = _no_link(target.with_name(f"{target.name}.partial"))
-    reason = ""
-    with Progress(Console(stderr=True), in_bytes=True) as progress:
-        for number in range(_TRIES):
-            time.sleep(_PAUSE_S * number)
-            try:
-                _read_rest(address, partial, progress=progress)
-            except (OSError, HTTPException) as problem:
-                reason = " ".join(str(problem).split()) or type(problem).__name__
-                code = problem.code if isinstance(problem, HTTPError) else 0
-                no_network = isinstance(problem, URLError) and not code and number == 0
-                if code == 416:  # what is here is no beginning of this file
-                    partial.unlink(missing_ok=True)
-                elif no_network or (0 < code < 500 and code != 429):
-                    break
-            else:
-                partial.replace(target)
-                _state_of(partial).unlink(missing_ok=True)
-                return
+    partial, reason = _no_link(target.with_name(f"{target.name}.partial")), ""
+    for number in range(_TRIES):
+        time.sleep(_PAUSE_S * number)
+        try:
+            _read_rest(address, partial)
+        except (OSError, HTTPException) as problem:
+            reason = " ".join(str(problem).split()) or type(problem).__name__
+            code = problem.code if isinstance(problem, HTTPError) else 0
+            no_network = isinstance(problem, URLError) and not code and number == 0
+            if code == 416:  # what is here is no beginning of this file
+                partial.unlink(missing_ok=True)
+            elif no_network or (0 < code < 500 and code != 429):
+                break
+        else:
+            partial.replace(target)
+            _state_of(partial).unlink(missing_ok=True)
+            return
     kept = f"; the {partial.stat().st_size:,} bytes that came are kept" if _tag_of(partial) else ""
     raise ValueError(
         f"{address} cannot be downloaded ({reason}){kept}. Try again, or get it by other means and put it into"
@@ -231,7 +211,7 @@ def _download(address: str, target: Path) -> None:
     )
 
 
-def _read_rest(address: str, partial: Path, *, progress: Progress) -> None:
+def _read_rest(address: str, partial: Path) -> None:
     """Add to `partial` what it lacks.
 
     Raises:
@@ -243,8 +223,11 @@ def _read_rest(address: str, partial: Path, *, progress: Progress) -> None:
     if tag := _tag_of(partial):
         headers |= {"Range": f"bytes={done}-", "If-Range": tag}
     opener = urllib.request.build_opener(_CheckedRedirects)
-    request = urllib.request.Request(address, headers=headers)
-    with opener.open(request, timeout=_TIMEOUT_S) as response:
+    try:
+        response = opener.open(urllib.request.Request(address, headers=headers), timeout=_TIMEOUT_S)
+    except ValueError as problem:  # an address that is refused, or is none
+        raise ValueError(f"{address} leads elsewhere: {problem}") from None
+    with response, Progress(Console(stderr=True), in_bytes=True) as progress:
         if response.headers.get_content_type() == "text/html":
             raise ValueError(f"{address} gave a web page instead of a file; open it in a browser, or try again later")
         start, total = _extent(response)

@@ -115,12 +115,6 @@ class NamedModel:
     layout: str = ""
     reported: tuple[tuple[str, str, float], ...] = ()
 
-    @property
-    def data(self) -> str:
-        """Name of the prepared set that the numbers were reported on, as in its `prepared.json`; empty without any."""
-        sets = {"coco": "coco", "f30k": "flickr30k", "nlvr2": "nlvr2", "vqa": "vqav2"}
-        return sets[self.name.rpartition("-")[2]] if self.reported else ""
-
 
 def _read_table() -> dict[str, NamedModel]:
     models = {"vlmo-small": NamedModel("vlmo-small", "retrieval", "small", 64, licence="CC-BY-SA-4.0")}

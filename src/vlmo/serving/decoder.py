@@ -6,6 +6,7 @@ here an answer is a size and pixels.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -29,12 +30,13 @@ _IMAGE_BYTES, _OTHER_BYTES, _USUAL_BYTES = 4, 12, 300_000_000
 """Memory for each pixel of the image, and beside it; and what is always allowed beside it."""
 _LONGEST_S = 60.0
 """Seconds after which a worker that is stopped or waits is ended, whatever processor time it took."""
+_LONGEST_REASON = 2**16
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 16 << 20  # Pillow's images are made of blocks of this size
 _SIZE = Path("/proc/self/statm")
 
-# A worker says that it is ready. A file is sent as its length and its bytes; the answer is width, height, processor
-# time and pixels, or 0, a length, the time and a reason.
-_READY, _LENGTH, _ANSWER = b"+", struct.Struct("!Q"), struct.Struct("!IId")
+# A file is sent as its length and its bytes; the answer is width, height, processor time and pixels, or 0, a length,
+# the time and a reason.
+_LENGTH, _ANSWER = struct.Struct("!Q"), struct.Struct("!IId")
 
 
 class ClosedError(RuntimeError):
@@ -58,11 +60,11 @@ class Decoders:
         self.cpu_seconds = cpu_seconds or min(_LONGEST_S, _USUAL_SECONDS * max(1.0, max_pixels / _USUAL_PIXELS))
         memory = memory or _IMAGE_BYTES * max_pixels + max(_USUAL_BYTES, _OTHER_BYTES * max_pixels)
         self._limits = {"max_pixels": max_pixels, "cpu_seconds": self.cpu_seconds, "memory": memory}
-        self._lock, self._is_closed = threading.Lock(), False
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes] | None] = queue.SimpleQueue()
-        for _ in range(count):
-            self._idle.put(None)
+        self._is_closed = False
+        self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
+        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(count):
+            self._idle.put(slot)
 
     def decode(self, data: bytes) -> Image.Image:
         """Return a file as `decode_image` does; from any thread, which waits for a process that is free.
@@ -72,54 +74,46 @@ class Decoders:
         Raises:
             ValueError: It is no usable image, or takes too much time or memory.
             ClosedError: `close` was called.
-            RuntimeError: No process starts.
         """
-        process = self._idle.get()
+        slot, is_whole = self._idle.get(), False
         try:
-            if process is not None and process.poll() is not None:
-                process = self._end(process)
-            process = process or self._start()
+            process = self._processes[slot]
+            if process is None or process.poll() is not None:
+                process = self._start(slot)
             try:
                 width, height, seconds, content = self._ask(process, data)
-                image = Image.frombytes("RGB", (width, height), content) if width else None
-            except (OSError, ValueError, struct.error) as error:
-                self._end(process)
+            except (OSError, EOFError, ValueError) as error:
+                self._end(slot)
                 if self._is_closed:
                     raise ClosedError from error
                 is_slow = process.returncode == -signal.SIGPROF
                 reason = f"takes more than {self.cpu_seconds:g} s" if is_slow else "ends the decoder"
                 raise ValueError(f"cannot be decoded: it {reason}") from error
-        except BaseException:
-            # What is left of an answer must not be the next caller's.
-            process = process and self._end(process)
-            raise
+            is_whole = True
         finally:
-            self._idle.put(process)
-        if image is None:
+            if not is_whole:  # what is left of an answer must not be the next caller's
+                self._end(slot)
+            self._idle.put(slot)
+        if not width:
             raise ValueError(content.decode(errors="replace"))
+        image = Image.frombytes("RGB", (width, height), content)
         image.info["cpu_seconds"] = seconds
         return image
 
     def close(self) -> None:
         """End all processes, whatever they do."""
-        with self._lock:
-            self._is_closed = True
-        for process in list(self._running):
-            self._end(process)
+        self._is_closed = True
+        for slot in range(len(self._processes)):
+            self._end(slot)
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self, slot: int) -> subprocess.Popen[bytes]:
+        self._end(slot)
         command = [sys.executable, "-P", "-m", __name__, json.dumps(self._limits)]
-        with self._lock:
-            if self._is_closed:
-                raise ClosedError
-            # In a group of its own, which no signal of the terminal reaches.
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
-            self._running.add(process)
-        if cast("BinaryIO", process.stdout).read(1) != _READY:
-            self._end(process)
-            if self._is_closed:
-                raise ClosedError
-            raise RuntimeError(f"the decoder does not start (exit code {process.returncode}): {' '.join(command)}")
+        # In a group of its own, which no signal of the terminal reaches.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
+        self._processes[slot] = process
+        if self._is_closed:  # by a thread that may not have seen this process
+            raise ClosedError
         return process
 
     def _ask(self, process: subprocess.Popen[bytes], data: bytes) -> tuple[int, int, float, bytes]:
@@ -129,23 +123,29 @@ class Decoders:
         try:
             write.write(_LENGTH.pack(len(data)) + data)
             write.flush()
-            width, height, seconds = _ANSWER.unpack(read.read(_ANSWER.size))
-            if width * height > self._limits["max_pixels"]:
-                raise ValueError("an answer of more pixels than are decoded")
-            return width, height, seconds, read.read(3 * width * height if width else min(height, 1 << 16))
+            width, height, seconds = _ANSWER.unpack(_read_exactly(read, _ANSWER.size))
+            size, most = (3 * width * height, 3 * self._limits["max_pixels"]) if width else (height, _LONGEST_REASON)
+            if size > most:
+                raise EOFError("an answer that is longer than any")
+            return width, height, seconds, _read_exactly(read, size)
         finally:
             timer.cancel()
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            try:
-                cast("BinaryIO", pipe).close()
-            except OSError:  # what was not sent is lost
-                continue
-        with self._lock:
-            self._running.discard(process)
+    def _end(self, slot: int) -> None:
+        process, self._processes[slot] = self._processes[slot], None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):  # what was not sent is lost
+                    cast("BinaryIO", pipe).close()
+
+
+def _read_exactly(pipe: BinaryIO, size: int) -> bytes:
+    data = pipe.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
 
 
 def memory_trimmer() -> Callable[[], object]:
@@ -168,20 +168,18 @@ def _work(read: BinaryIO, write: BinaryIO, *, max_pixels: int, cpu_seconds: floa
         taken = int(_SIZE.read_text().split()[0]) * resource.getpagesize()
         most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
         resource.setrlimit(resource.RLIMIT_AS, (min(taken + memory, most), hard))
-    write.write(_READY)
-    write.flush()
     limits: Any = {"max_pixels": max_pixels, "formats": COMMON_FORMATS}
     while length := read.read(_LENGTH.size):
-        data, image, reason = read.read(*_LENGTH.unpack(length)), None, ""
+        data, image, reason = read.read(*_LENGTH.unpack(length)), None, b""
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         try:
             image = decode_image({"bytes": data, "path": None}, **limits)
         except ValueError as error:
             too_large = isinstance(error.__cause__, MemoryError)
-            reason = "cannot be decoded: it takes too much memory for its size" if too_large else str(error)
+            reason = ("cannot be decoded: it takes too much memory for its size" if too_large else str(error)).encode()
         seconds = max(0.0, cpu_seconds - signal.setitimer(signal.ITIMER_PROF, 0)[0])  # the clock has coarse ticks
         if image is None:
-            write.write(_ANSWER.pack(0, len(content := reason.encode()), seconds) + content)
+            write.write(_ANSWER.pack(0, len(reason[:_LONGEST_REASON]), seconds) + reason[:_LONGEST_REASON])
         else:
             write.write(_ANSWER.pack(*image.size, seconds))
             for _, strip in strips(image):

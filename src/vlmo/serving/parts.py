@@ -17,15 +17,6 @@ from vlmo.retrieval.engines import EngineChoice, Precision
 from vlmo.tasks import VQATask, task_of
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question about an image from `Answerer.pixels`."""
-
-    pixels: Float[Tensor, "3 height width"]
-    text: str
-    top: int
-
-
 class Answerer:
     """A model folder that answers questions about images; ValueError if it holds no whole model for this."""
 
@@ -33,24 +24,21 @@ class Answerer:
         self.folder = Path(folder)
         loaded: Any = VQATask.load(folder, device=device)
         self._model, self._processor = loaded
+        self.names: dict[int, str] = self._model.config.id2label
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        """An image as a question holds it; from any thread."""
+        """An image as a question has it; from any thread."""
         return self._processor(images=image, return_tensors="pt")["pixel_values"][0]
 
-    def __call__(self, questions: Sequence[Question]) -> list[list[tuple[str, float]]]:
-        """For each question its best answers with their scores (sigmoids of logits)."""
-        inputs = self._processor(text=[question.text for question in questions], return_tensors="pt")
-        inputs["pixel_values"] = torch.stack([question.pixels for question in questions])
-        with torch.inference_mode():
-            logits = self._model(**inputs.to(self._model.device, self._model.dtype)).logits
-        names = self._model.config.id2label
-        answers = []
-        for question, scores in zip(questions, logits.float().sigmoid().cpu(), strict=True):
-            best = scores.topk(min(question.top, len(scores)))
-            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            answers.append([(names[number], score) for number, score in pairs])
-        return answers
+    @torch.inference_mode()
+    def scores(
+        self, questions: Sequence[tuple[Float[Tensor, "3 height width"], str]]
+    ) -> Float[Tensor, "question answer"]:
+        """Score of each answer in `names` (sigmoid of its logit) to questions about images from `pixels`."""
+        pixels, texts = zip(*questions, strict=True)
+        inputs = self._processor(text=list(texts), return_tensors="pt")
+        inputs["pixel_values"] = torch.stack(pixels)
+        return self._model(**inputs.to(self._model.device, self._model.dtype)).logits.float().sigmoid().cpu()
 
 
 @dataclass(frozen=True)
@@ -77,12 +65,8 @@ def load_parts(
         ValueError: A folder is of another kind, or model and index do not belong together.
     """
     if task_of(folder) is VQATask:
-        if index is not None or vqa is not None:
-            raise ValueError(
-                f"{folder} answers questions and searches nothing; give it with --vqa, after another model"
-            )
-        if engine not in {"auto", "torch"}:
-            raise ValueError(f"{folder} answers questions, and engine {engine} is for models that retrieve; use torch")
+        if index is not None or vqa is not None or engine not in {"auto", "torch"}:
+            raise ValueError(f"{folder} answers questions and searches nothing; give it alone, or as --vqa")
         return Parts(answerer=Answerer(folder, device=device))
     opened = None if index is None else Index(index, in_memory=True)
     dim = None if opened is None else opened.dim

@@ -25,25 +25,21 @@ from vlmo.retrieval.search import SEARCH_RERANK, sigmoid
 
 MAX_TEXTS, MAX_IMAGES, MAX_TOP = 256, 16, 200
 """Texts, images and results of a request."""
-MAX_RERANK, MAX_BUDGET = 128, 60.0
-"""Candidates of a request that the fusion encoder scores, and seconds that it may give itself."""
+MAX_RERANK = 128
+"""Candidates of a request that the fusion encoder scores."""
 MAX_CHARACTERS, MAX_FILTER = 1000, 500
 """Characters of a text, of which the model reads the first 40 or 64 tokens, and of a filter: a few hundred terms nest
 less deeply than any parser minds."""
 
 
 def read_image(value: Any) -> bytes:
-    """Decode base64 and `data:` addresses; bytes stay as they are. ValueError if it is neither, or empty."""
-    if isinstance(value, bytes):
-        return value
+    """Decode base64, alone or in a `data:` address; ValueError if it is something else, or empty."""
     if not isinstance(value, str):
         raise ValueError("an image is a string: a file in base64")
     if value[:8].lower().startswith(("http://", "https://")):
-        raise ValueError("addresses are not fetched: upload the image, or send it as base64")
-    if value.startswith("data:"):
-        value = value.partition(",")[2]
+        raise ValueError("addresses are not fetched: send the image in base64")
     try:
-        data = base64.b64decode(value, validate=True)
+        data = base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)
     except ValueError as error:
         raise ValueError(f"the image is no base64: {error}") from None
     if not data:
@@ -57,27 +53,24 @@ def _text(value: str) -> str:
     return value
 
 
+def _check_one(first: object, second: object, *, names: str) -> None:
+    if (first is None) == (second is None):
+        raise ValueError(f"give {names}, one of them")
+
+
 _ABOUT_IMAGES = "An image file in base64 (a `data:` address will do)."
 ImageFile = Annotated[
     bytes, BeforeValidator(read_image), WithJsonSchema({"type": "string", "description": _ABOUT_IMAGES})
 ]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_text)]
-Id = Annotated[
-    str, StringConstraints(min_length=1, max_length=1000), Field(description="Id of an indexed image, from a hit.")
-]
-Where = Annotated[
-    str,
-    StringConstraints(max_length=MAX_FILTER),
-    Field(description="Filter on the index's columns, such as `year >= 2020 and album = 'Rome'`."),
-]
-Weight = Annotated[
-    float | None, Field(ge=0, le=1, description="Share of the match score in the order; by default the model's.")
-]
+Id = Annotated[str, Field(min_length=1, max_length=1000, description="Id of an indexed image, from a hit.")]
+_ABOUT_FILTERS = "Filter on the index's columns, such as `year >= 2020 and album = 'Rome'`."
+Where = Annotated[str, Field(max_length=MAX_FILTER, description=_ABOUT_FILTERS)]
 Top = Annotated[int, Field(ge=1, le=MAX_TOP, description="Number of results.")]
 
 
 class Body(BaseModel):
-    """Body of a request. A form gives fields that are lists several times."""
+    """Body of a request."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -88,24 +81,20 @@ class SearchRequest(Body):
     text: Text | None = Field(default=None, description="Words that the image should fit.")
     image: ImageFile | None = None
     top: Top = 10
-    rerank: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            le=MAX_RERANK,
-            description=f"Candidates of a text that the fusion encoder scores; by default {SEARCH_RERANK}, if it can.",
-        ),
-    ] = None
-    weight: Weight = None
+    rerank: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_RERANK,
+        description=f"Candidates of a text that the fusion encoder scores; by default {SEARCH_RERANK}, if it can.",
+    )
+    weight: float | None = Field(
+        default=None, ge=0, le=1, description="Share of the match score in the order; by default the model's."
+    )
     where: Where | None = None
-    budget: Annotated[
-        float | None, Field(gt=0, le=MAX_BUDGET, description="Seconds after which the order is returned as it stands.")
-    ] = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.text is None) == (self.image is None):
-            raise ValueError("give a text or an image, one of them")
+        _check_one(self.text, self.image, names="a text or an image")
         if self.image is not None and self.rerank:
             raise ValueError("the fusion encoder scores texts; leave out rerank, or search by a text")
         return self
@@ -122,15 +111,14 @@ class SimilarRequest(Body):
 class QuestionRequest(Body):
     """A question about an image, given as a file or by its id in the index."""
 
-    question: Annotated[Text, Field(description="Question about the image.")]
+    question: Text = Field(description="Question about the image.")
     image: ImageFile | None = None
     id: Id | None = None
-    top: Annotated[int, Field(ge=1, le=20, description="Number of answers.")] = 5
+    top: int = Field(default=5, ge=1, le=20, description="Number of answers.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.image is None) == (self.id is None):
-            raise ValueError("give an image or the id of an indexed one, one of them")
+        _check_one(self.image, self.id, names="an image or the id of an indexed one")
         return self
 
 
@@ -145,18 +133,15 @@ class Content(Body):
     def _wrap(cls, value: Any) -> Any:
         if isinstance(value, dict):
             return value
-        if isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", value, re.IGNORECASE):
+        if not isinstance(value, str):
+            raise ValueError('expected a text or {"image": ...}; token ids are not accepted, send the text itself')
+        if re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", value, re.IGNORECASE):
             raise ValueError('addresses are not fetched: send the image in base64, or {"text": ...} to mean the words')
-        if isinstance(value, str) and value[:11].lower() != "data:image/":
-            return {"text": value}
-        if isinstance(value, str | bytes):  # bytes: a file of a form
-            return {"image": value}
-        raise ValueError('expected a text or {"image": ...}; token ids are not accepted, send the text itself')
+        return {"image" if value[:11].lower() == "data:image/" else "text": value}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.text is None) == (self.image is None):
-            raise ValueError("give a text or an image, one of them")
+        _check_one(self.text, self.image, names="a text or an image")
         return self
 
     @property
@@ -215,7 +200,6 @@ class RerankRequest(ClientBody):
         min_length=1, max_length=MAX_RERANK, description="Images for a text, texts for an image."
     )
     top_n: int | None = Field(default=None, ge=1, description="Number of results; by default all.")
-    rerank_weight: Weight = None
     return_documents: bool | None = Field(default=False, description="Send the documents back with the results.")
 
     @model_validator(mode="after")
@@ -232,10 +216,10 @@ class Sample(BaseModel):
 
     id: str = Field(description="The same as long as the image stays where it is.")
     name: str = Field(description="Name of the file.")
-    captions: list[str] = Field(description="All its captions.")
+    captions: list[str]
     metadata: dict[str, Any] = Field(description="The index's other columns.")
-    width: int = Field(description="In pixels.")
-    height: int = Field(description="In pixels.")
+    width: int
+    height: int
 
     @classmethod
     def of(cls, hit: Hit) -> Self:
@@ -258,7 +242,6 @@ class SearchResponse(BaseModel):
 
     hits: list[Result]
     num_reranked: int = Field(description="Candidates that the fusion encoder has scored.")
-    complete: bool = Field(description="False: the budget ran out, and the order is as far as it got.")
     no_match: bool = Field(
         description="The model does not know the words, or no candidate reaches its cut-off; the hits are the nearest."
     )
@@ -271,7 +254,6 @@ class SearchResponse(BaseModel):
         return cls(
             hits=[Result.of(hit) for hit in result.hits],
             num_reranked=result.num_reranked,
-            complete=result.complete,
             no_match=result.no_match,
             note=result.noted(lambda hit: PurePath(hit.place).name),
             seconds={name: round(each, 6) for name, each in {**result.seconds, "total": total}.items()},
@@ -291,94 +273,10 @@ class QuestionResponse(BaseModel):
     answers: list[Answer]
 
 
-class Usage(BaseModel):
-    """Tokens that the model reads of the texts; images count none."""
-
-    prompt_tokens: int
-    total_tokens: int = Field(description="The same.")
-
-
-class Embedding(BaseModel):
-    """Vector of an input, of length 1."""
-
-    object: Literal["embedding"]
-    index: int = Field(description="Position of the input.")
-    embedding: list[float] | str
-
-
-class EmbeddingsResponse(BaseModel):
-    """Vectors in the order of the inputs."""
-
-    object: Literal["list"]
-    data: list[Embedding]
-    model: str = Field(description="Fingerprint of the model. Vectors of different models do not compare.")
-    usage: Usage
-
-
-class Ranked(BaseModel):
-    """Score of a document; with the document, if it was asked for."""
-
-    index: int = Field(description="Position of the document in the request.")
-    relevance_score: float = Field(
-        description="Logistic function of the score that orders; for a `rerank_weight` of 1 probability of a match."
-    )
-    document: dict[str, str] = Field(default={}, description="`text`, or `image` in base64; if it was asked for.")
-
-
-class RerankResponse(BaseModel):
-    """Documents, the best first."""
-
-    results: list[Ranked]
-    model: str = Field(description="Fingerprint of the model.")
-    usage: Usage
-    meta: dict[str, dict[str, int]] = Field(description="The number of tokens, where Cohere's clients read it.")
-
-
-class About(BaseModel):
-    """Abilities of this service."""
-
-    version: str
-    model: str | None = Field(description="Fingerprint of the model that compares images with texts.")
-    dim: int | None
-    can_search: bool
-    can_rerank: bool
-    can_answer: bool
-    num_images: int
-    columns: dict[str, str] = Field(description="Columns that filters may name, and their types.")
-    samples: list[Sample] = Field(description="Some of the images.")
-    limits: dict[str, int] = Field(description="The most of each that a request may have.")
-
-
-class Model(BaseModel):
-    """A model of this service."""
-
-    id: str = Field(description="Name of its folder.")
-    object: Literal["model"] = "model"
-    created: int = Field(description="Time of its weights, in seconds since 1970.")
-    owned_by: Literal["vlmo"] = "vlmo"
-    fingerprint: str | None = Field(description="The `model` of answers; null: of a model for questions.")
-    routes: list[str] = Field(description="What it answers.")
-
-
-class ModelList(BaseModel):
-    """Models of this service, one that compares images with texts and one for questions at most."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class ErrorDetail(BaseModel):
-    """Reason of an error, where OpenAI's clients read it."""
-
-    message: str
-    type: Literal["invalid_request_error", "server_error"]
-    code: str = Field(description="The status.")
-
-
 class ErrorResponse(BaseModel):
     """Form of every error."""
 
-    error: ErrorDetail
+    error: dict[str, str] = Field(description="`message`, `type` and `code`, where OpenAI's clients read them.")
     detail: str = Field(description="What to do, where Jina's clients read it.")
 
 
@@ -394,8 +292,8 @@ class ServiceError(Exception):
     def response(self) -> JSONResponse:
         """The error over HTTP."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        fields = {"message": self.reason, "type": kind, "code": str(self.status)}
-        content = {"error": fields, "detail": self.hint or self.reason}
+        error = {"message": self.reason, "type": kind, "code": str(self.status)}
+        content = {"error": error, "detail": self.hint or self.reason}
         return JSONResponse(content, status_code=self.status, headers=self.headers)
 
 

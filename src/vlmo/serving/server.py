@@ -53,9 +53,8 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=round(settings.grace),
     )
-    encoder, index = parts.encoder, parts.index
-    engine = "torch" if encoder is None else f"{encoder.engine} {encoder.precision}"
-    number = "no index" if index is None else f"{index.num_images:,} images"
+    engine = "torch" if parts.encoder is None else f"{parts.encoder.engine} {parts.encoder.precision}"
+    number = "no index" if parts.index is None else f"{parts.index.num_images:,} images"
     key = "no API key is needed" if settings.api_key is None else "requests need the API key"
     _LOGGER.info("serving on http://%s:%d/", f"[{host}]" if ":" in host else host, port)
     _LOGGER.info("engine %s, %s, %s", engine, number, key)
@@ -74,14 +73,14 @@ def _connections() -> int:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    others, wanted = _BACKLOG + _OTHER_FILES, _CONNECTIONS + _BACKLOG + _OTHER_FILES
+    wanted = _CONNECTIONS + _BACKLOG + _OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return _CONNECTIONS
     soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft <= others:
+    if soft <= _BACKLOG + _OTHER_FILES:
         raise ValueError(f"only {soft} files may be open at a time (ulimit -n); the service needs {wanted}")
-    return soft - others
+    return soft - _BACKLOG - _OTHER_FILES
 
 
 def _return_memory() -> None:
@@ -105,8 +104,7 @@ def bind(host: str, port: int) -> socket.socket:
     if not 0 <= port <= _MAX_PORT:
         raise ValueError(f"--port {port} is none: give a number from 1 to {_MAX_PORT}, or 0 for any that is free")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only where the protocol is named.
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))

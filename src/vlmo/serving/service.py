@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from PIL import Image
 
-from vlmo.data.decoding import image_bytes
+from vlmo.data.decoding import COMMON_FORMATS, image_bytes
 from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.encoder import shorten
@@ -24,7 +24,7 @@ from vlmo.retrieval.store import DamagedError
 from vlmo.serving import schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
 from vlmo.serving.decoder import ClosedError, Decoders
-from vlmo.serving.parts import Parts, Question
+from vlmo.serving.parts import Parts
 from vlmo.serving.schemas import BusyError, ServiceError, StoppingError
 from vlmo.serving.settings import Settings
 
@@ -34,11 +34,9 @@ _DECODERS = 2
 _MOST_IMAGES = 4
 """Images of the largest size, or of the longest time to decode, that all those of a request may cost together: phones'
 photographs that fill a request cost two."""
-_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF"
 _LARGEST_SIDE = 2048
 # Columns that every index has beside those of its metadata.
 _OWN_COLUMNS = ("id", "captions", "width", "height")
-_FILTER_HINT = "a filter compares columns with numbers and 'texts'; there are"
 _SAMPLES, _SAMPLED = 12, 180
 
 T = TypeVar("T")
@@ -53,9 +51,7 @@ class Service:
 
     def __init__(self, parts: Parts, settings: Settings, *, observe: Observer | None = None) -> None:
         self._parts, self._settings = parts, settings
-        self._batcher = Batcher(
-            _calls(parts), max_batch=settings.max_batch, max_wait=settings.max_wait_ms / 1000, observe=observe
-        )
+        self._batcher = Batcher(_calls(parts), max_batch=settings.max_batch, observe=observe)
         # Uploads have threads of their own, and half of the queue, so that searches by words wait for none of them.
         self._threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-decoder")
         self._upload_threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-upload")
@@ -63,7 +59,7 @@ class Service:
         self._decoders = Decoders(_DECODERS, max_pixels=settings.max_pixels)
 
     def warm_up(self) -> None:
-        """Load the models, so that the first searches keep their budgets too. Blocks."""
+        """Load the models, so that the first searches are as fast as others. Blocks."""
         if self._can_search:
             self._searcher.warm_up()
 
@@ -74,52 +70,38 @@ class Service:
         self._threads.shutdown()
         self._upload_threads.shutdown()
 
-    async def embeddings(self, request: schemas.EmbeddingsRequest) -> schemas.EmbeddingsResponse:
-        """Vectors of texts and images, for clients of OpenAI and Jina.
-
-        Raises:
-            ServiceError: More dimensions are asked for than the vectors have, or an image cannot be read.
-        """
+    async def embeddings(self, request: schemas.EmbeddingsRequest) -> dict[str, Any]:
+        """L2-normalised vectors of texts and images, in the form of OpenAI; ServiceError for too many dimensions."""
         encoder = self._encoder()
         dim = encoder.dim if request.dimensions is None else request.dimensions
         if dim > encoder.dim:
             reason = f"dimensions is {dim}, but the vectors here have {encoder.dim}"
             raise ServiceError(422, reason, hint=f"leave out dimensions, or ask for at most {encoder.dim}")
         texts, images = schemas.split(request.input)
-        vectors, usage = await asyncio.gather(self._embed(texts, images), self._usage(texts))
-        of_texts, of_images = map(iter, vectors)
+        pixels = await self._read(images, encoder.pixels)
+        of_texts, of_images, usage = await asyncio.gather(
+            self._run(TEXTS, texts), self._run(IMAGES, pixels), self._usage(texts)
+        )
         data = []
         for index, content in enumerate(request.input):
-            vector = shorten(next(of_images if content.text is None else of_texts), dim)
+            vector = shorten((of_images if content.text is None else of_texts).pop(0), dim)
             is_coded = request.encoding_format == "base64"
             values = base64.b64encode(vector.astype("<f4").tobytes()).decode() if is_coded else vector.tolist()
-            data.append(schemas.Embedding(object="embedding", index=index, embedding=values))
-        return schemas.EmbeddingsResponse(object="list", data=data, model=encoder.fingerprint, usage=usage)
+            data.append({"object": "embedding", "index": index, "embedding": values})
+        return {"object": "list", "data": data, "model": encoder.fingerprint, "usage": usage}
 
     async def search(self, request: schemas.SearchRequest) -> schemas.SearchResponse:
-        """Indexed images that fit a text, or are like an image.
-
-        Raises:
-            ServiceError: There is no index, the request cannot be met by this model, or its image cannot be read.
-        """
+        """Indexed images that fit a text, or are like an image; ServiceError if the model cannot rerank but should."""
         began = time.perf_counter()
         self._index()
         encoder, searcher = self._encoder(), self._searcher
         if request.rerank and not encoder.can_match:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
+        options = request.model_dump(include={"top", "rerank", "weight"})
         pixels, where = None, request.where or None
-        if request.text is None:
-            (pixels,) = await self._read([request.image or b""], encoder.pixels)
-        steps = searcher.steps(
-            request.text,
-            pixels,
-            top=request.top,
-            rerank=request.rerank,
-            weight=request.weight,
-            where=where,
-            budget=request.budget,
-            began=began,
-        )
+        if request.image is not None:
+            (pixels,) = await self._read([request.image], encoder.pixels)
+        steps = searcher.steps(request.text, pixels, where=where, began=began, **options)
         work: dict[str, Callable[[Any], Awaitable[Any]]] = {
             INDEX: lambda call: self._ask_index(call, where=where),
             LOAD: self._decode,
@@ -131,13 +113,8 @@ class Service:
         try:
             asked = next(steps)
             while True:
-                try:
-                    async with asyncio.timeout(None if asked.until is None else asked.until - time.perf_counter()):
-                        answers = await asyncio.gather(*[do(kind, rows) for kind, rows in asked.rows.items()])
-                except TimeoutError as error:
-                    asked = steps.throw(error)  # the result says how far it came
-                else:
-                    asked = steps.send(dict(zip(asked.rows, answers, strict=True)))
+                answers = await asyncio.gather(*[do(kind, rows) for kind, rows in asked.rows.items()])
+                asked = steps.send(dict(zip(asked.rows, answers, strict=True)))
         except StopIteration as end:
             return schemas.SearchResponse.of(end.value, total=time.perf_counter() - began)
 
@@ -149,39 +126,44 @@ class Service:
         result = await self._ask_index(lambda: searcher.similar(request.id, top=request.top, where=where), where=where)
         return schemas.SearchResponse.of(result, total=time.perf_counter() - began)
 
-    async def rerank(self, request: schemas.RerankRequest) -> schemas.RerankResponse:
-        """Order of images for a text or of texts for an image, as a search has it; for clients of Cohere and Jina."""
+    async def rerank(self, request: schemas.RerankRequest) -> dict[str, Any]:
+        """Images in order for a text, or texts for an image, in the form of Cohere; ServiceError if it cannot match."""
         encoder = self._encoder()
-        own = encoder.rerank_weight_image_to_text if request.query.text is None else encoder.rerank_weight
-        weight = own if request.rerank_weight is None else request.rerank_weight
+        if not encoder.can_match:
+            raise ServiceError(404, "this model has no matching head", hint="serve one that stage 3 has left")
+        by_image = request.query.text is None
+        weight = encoder.rerank_weight_image_to_text if by_image else encoder.rerank_weight
         texts, images = schemas.split([request.query, *request.documents])
-        (pixels, odds), usage = await asyncio.gather(self._match(texts, images), self._usage(texts))
-        of_texts, of_images = await asyncio.gather(self._run(TEXTS, texts), self._run(IMAGES, pixels))
-        similarity = (np.stack(of_images) @ np.stack(of_texts).T).ravel()  # there is one text, or one image
+        pixels = await self._read(images, encoder.pixels)
+        pairs = [(image, text) for image in pixels for text in texts]  # there is one text, or one image
+        of_texts, of_images, odds, usage = await asyncio.gather(
+            self._run(TEXTS, texts), self._run(IMAGES, pixels), self._run(PAIRS, pairs), self._usage(texts)
+        )
+        similarity = (np.stack(of_images) @ np.stack(of_texts).T).ravel()
         # Less the largest similarity, so that a logistic function does not round many scores to 1.
         scores = rerank_score(similarity - 1, np.asarray(odds), weight=weight, scale=encoder.inverse_temperature)
         # Not by the logistic function: that of sure matches is equal.
         order = np.argsort(-scores, kind="stable").tolist()[: request.top_n]
-        results = [schemas.Ranked(index=index, relevance_score=sigmoid(scores[index])) for index in order]
+        results: list[dict[str, Any]] = [{"index": each, "relevance_score": sigmoid(scores[each])} for each in order]
         if request.return_documents:
             for ranked in results:
-                ranked.document = request.documents[ranked.index].document
-        meta = {"tokens": {"input_tokens": usage.total_tokens}}
-        return schemas.RerankResponse(results=results, model=encoder.fingerprint, usage=usage, meta=meta)
+                ranked["document"] = request.documents[ranked["index"]].document
+        return {"results": results, "model": encoder.fingerprint, "usage": usage}
 
     async def answer(self, request: schemas.QuestionRequest) -> schemas.QuestionResponse:
         """Answers to a question about an image."""
         hint = "start it with --vqa and the folder of a model for visual question answering"
         answerer = _need(self._parts.answerer, "this service answers no questions", hint=hint)
-        if request.id is not None:
-            index, number = self._index(), request.id
-            pixels = await _of_image(self._decode(lambda: answerer.pixels(index.image(number))))
+        if request.image is not None:
+            (pixels,) = await self._read([request.image], answerer.pixels)
         else:
-            (pixels,) = await self._read([request.image or b""], answerer.pixels)
-        (answers,) = await self._run(QUESTIONS, [Question(pixels, request.question, request.top)])
-        return schemas.QuestionResponse(
-            answers=[schemas.Answer(answer=answer, score=score) for answer, score in answers]
-        )
+            index, number = self._index(), request.id or ""
+            pixels = await _of_image(self._decode(lambda: answerer.pixels(index.image(number))))
+        (scores,) = await self._run(QUESTIONS, [(pixels, request.question)])
+        best = scores.topk(min(request.top, len(scores)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        answers = [schemas.Answer(answer=answerer.names[number], score=score) for number, score in pairs]
+        return schemas.QuestionResponse(answers=answers)
 
     async def thumbnail(self, number: str) -> bytes:
         """JPEG of an indexed image."""
@@ -192,52 +174,30 @@ class Service:
         index = self._index()
         return await _of_image(self._decode(lambda: _jpeg(index.image(number))))
 
-    def models(self) -> schemas.ModelList:
-        """Models of the service, and the routes that each answers."""
-        encoder, answerer, models = self._parts.encoder, self._parts.answerer, []
-        if encoder is not None:
-            routes = ["/v1/embeddings"]
-            routes += ["/v1/rerank", "/v2/rerank"] if encoder.can_match else []
-            routes += ["/v1/search", "/v1/similar"] if self._can_search else []
-            models.append((encoder.folder, encoder.fingerprint, routes))
-        if answerer is not None:
-            models.append((answerer.folder, None, ["/v1/vqa"]))
-        return schemas.ModelList(
-            data=[
-                schemas.Model(
-                    id=folder.resolve().name,
-                    created=int((folder / "config.json").stat().st_mtime),
-                    fingerprint=fingerprint,
-                    routes=routes,
-                )
-                for folder, fingerprint, routes in models
-            ]
-        )
+    def models(self) -> dict[str, Any]:
+        """Models of the service, in the form of OpenAI."""
+        folders = [part.folder for part in (self._parts.encoder, self._parts.answerer) if part is not None]
+        models = []
+        for folder in folders:
+            created = int((folder / "config.json").stat().st_mtime)
+            models.append({"id": folder.resolve().name, "object": "model", "created": created, "owned_by": "vlmo"})
+        return {"object": "list", "data": models}
 
-    def about(self) -> schemas.About:
-        """Abilities and limits of the service. Blocks: it asks the index."""
-        encoder, index = self._parts.encoder, self._parts.index
-        limits = self._settings
-        return schemas.About(
-            version=version("vlmo"),
-            model=None if encoder is None else encoder.fingerprint,
-            dim=None if encoder is None else encoder.dim,
-            can_search=self._can_search,
-            can_rerank=self._can_search and encoder is not None and encoder.can_match,
-            can_answer=self._parts.answerer is not None,
-            num_images=0 if index is None else index.num_images,
-            columns={} if index is None else index.columns,
-            samples=self._samples(),
-            limits={
-                "request_bytes": limits.request_bytes,
-                "pixels": limits.max_pixels,
-                "texts": schemas.MAX_TEXTS,
-                "characters": schemas.MAX_CHARACTERS,
-                "images": schemas.MAX_IMAGES,
-                "top": schemas.MAX_TOP,
-                "rerank": schemas.MAX_RERANK,
-            },
-        )
+    def about(self) -> dict[str, Any]:
+        """Abilities and limits of the service, and some images of its index, which it asks: it blocks."""
+        encoder, index, limits = self._parts.encoder, self._parts.index, self._settings
+        return {
+            "version": version("vlmo"),
+            "model": None if encoder is None else encoder.fingerprint,
+            "dim": None if encoder is None else encoder.dim,
+            "can_search": self._can_search,
+            "can_rerank": self._can_search and encoder is not None and encoder.can_match,
+            "can_answer": self._parts.answerer is not None,
+            "num_images": 0 if index is None else index.num_images,
+            "columns": {} if index is None else index.columns,
+            "samples": self._samples(),
+            "limits": {"request_bytes": limits.request_bytes, "pixels": limits.max_pixels, "top": schemas.MAX_TOP},
+        }
 
     def _samples(self) -> list[schemas.Sample]:
         """A few images that are not too similar: every n-th of those nearest to a random vector."""
@@ -267,27 +227,14 @@ class Service:
         return Searcher(self._encoder(), self._index())
 
     async def _run(self, kind: str, rows: Sequence[Any]) -> list[Any]:
-        """Results of rows, which share a call of the model with those of other clients."""
-        return await asyncio.wrap_future(self._batcher.submit(kind, rows))
+        """Results of rows, which share calls of the model with those of other clients."""
+        size = self._settings.max_batch
+        parts = [self._batcher.submit(kind, rows[start : start + size]) for start in range(0, len(rows), size)]
+        return [result for part in await asyncio.gather(*map(asyncio.wrap_future, parts)) for result in part]
 
-    async def _embed(self, texts: Sequence[str], images: Sequence[bytes]) -> tuple[list[Any], list[Any]]:
-        """Vectors of texts and of image files."""
-        pixels = await self._read(images, self._encoder().pixels)
-        return await self._run(TEXTS, texts), await self._run(IMAGES, pixels)
-
-    async def _match(self, texts: list[str], images: Sequence[bytes]) -> tuple[list[Any], list[float]]:
-        """Pixels of image files, and log-odds of their pairs with texts; one of either goes with each of the others."""
-        encoder = self._encoder()
-        if not encoder.can_match:
-            raise ServiceError(404, "this model has no matching head", hint="serve one that stage 3 has left")
-        pixels = await self._read(images, encoder.pixels)
-        number = max(len(pixels), len(texts))
-        pairs = list(zip(pixels * (number // len(pixels)), texts * (number // len(texts)), strict=True))
-        return pixels, [float(each) for each in await self._run(PAIRS, pairs)]
-
-    async def _usage(self, texts: Sequence[str]) -> schemas.Usage:
+    async def _usage(self, texts: Sequence[str]) -> dict[str, int]:
         tokens = sum(await self._run(TOKENS, texts))
-        return schemas.Usage(prompt_tokens=tokens, total_tokens=tokens)
+        return {"prompt_tokens": tokens, "total_tokens": tokens}
 
     async def _decode(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run a function that holds a whole image of the index on a decoder thread."""
@@ -308,7 +255,7 @@ class Service:
                 raise StoppingError from error
             except ValueError as error:
                 reason = str(error).removeprefix("bytes in memory: ")
-                hint = f"send a whole file of at most {self._settings.max_pixels:,} pixels: {_FORMATS}"
+                hint = f"send a whole file of at most {most_pixels:,} pixels: {', '.join(COMMON_FORMATS)}"
                 raise ServiceError(422, f"no usable image: {reason}", hint=hint) from error
 
         prepared = []
@@ -318,9 +265,8 @@ class Service:
             cost += share
             if cost > _MOST_IMAGES:
                 most = f"{_MOST_IMAGES * most_pixels:,} pixels, or {_MOST_IMAGES * longest:g} s to decode"
-                raise ServiceError(
-                    422, f"the images take more than {most}", hint="send fewer or smaller ones at a time"
-                )
+                hint = "send fewer or smaller ones at a time"
+                raise ServiceError(422, f"the images take more than {most}", hint=hint)
         return prepared
 
     def _admit_upload(self) -> None:
@@ -335,9 +281,9 @@ class Service:
         index = self._index()
 
         def checked() -> T:
+            columns = sorted([*index.columns, *_OWN_COLUMNS])
             try:
                 if where is not None:
-                    columns = [*index.columns, *_OWN_COLUMNS]
                     check_comparisons(where, columns=columns, max_length=schemas.MAX_FILTER)
                 return work()
             except ValueError as error:
@@ -345,8 +291,8 @@ class Service:
                     raise
                 # The index names columns too, some of which are not for clients.
                 reason = " ".join(str(error).split()).partition(". Columns: ")[0]
-                columns = ", ".join(sorted([*index.columns, *_OWN_COLUMNS]))
-                raise ServiceError(422, reason, hint=f"{_FILTER_HINT} {columns}") from error
+                hint = f"a filter compares columns with numbers and 'texts'; there are {', '.join(columns)}"
+                raise ServiceError(422, reason, hint=hint) from error
 
         return await asyncio.to_thread(checked)
 
@@ -358,9 +304,8 @@ async def _of_image(work: Awaitable[T]) -> T:
     except DamagedError:
         raise
     except ValueError as error:  # its message may name a path of the server
-        raise ServiceError(
-            404, "the index has no image of this id, or its file is gone", hint="search again"
-        ) from error
+        reason = "the index has no image of this id, or its file is gone"
+        raise ServiceError(404, reason, hint="search again") from error
 
 
 def _need(part: T | None, reason: str, *, hint: str) -> T:
@@ -376,7 +321,7 @@ def _calls(parts: Parts) -> dict[str, Call]:
         calls |= {TEXTS: encoder.embed_texts, IMAGES: encoder.embed_pixels, TOKENS: encoder.count_tokens}
         calls[PAIRS] = encoder.match_pairs
     if parts.answerer is not None:
-        calls[QUESTIONS] = parts.answerer
+        calls[QUESTIONS] = parts.answerer.scores
     return calls
 
 

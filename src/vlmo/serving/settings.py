@@ -15,8 +15,6 @@ class Settings:
     """Requests that are let in at a time, waiting ones included; one more is answered 503."""
     max_batch: int = 32
     """Rows of one call of the model."""
-    max_wait_ms: float = 5.0
-    """Milliseconds that a row waits for those of other clients."""
     max_request_mb: float = 16.0
     """Megabytes (2**20 bytes) of a request."""
     max_pixels: int = 25_000_000
@@ -41,11 +39,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Validate the values; ValueError if one is out of its range."""
-        for name in ("queue", "max_batch", "max_request_mb", "max_pixels", "buffered_bytes"):
+        for name in ("queue", "max_batch", "max_request_mb", "max_pixels"):
             if not 0 < vars(self)[name] < 2**63:
                 raise ValueError(f"{name} is {vars(self)[name]}: expected a positive number")
-        if not 0 <= self.max_wait_ms <= 60_000:
-            raise ValueError(f"max_wait_ms is {self.max_wait_ms}: expected 0 to 60000 milliseconds")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             raise ValueError("the API key must be one line of ASCII characters: headers carry no others")
 

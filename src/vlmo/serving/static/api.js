@@ -12,6 +12,16 @@ export class Problem extends Error {
   }
 }
 
+// A file as the service takes it: a `data:` address.
+export function addressOf(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Problem("The file cannot be read.", { hint: "Choose it again." }));
+    reader.readAsDataURL(file);
+  });
+}
+
 export async function call(path, { body = null, signal = null } = {}) {
   const response = await request(path, { body, signal });
   return response.json();
@@ -64,8 +74,7 @@ async function request(path, { body = null, signal = null } = {}) {
   const key = sessionStorage.getItem(KEY);
   if (key) headers.Authorization = `Bearer ${key}`;
   const options = { headers, signal };
-  if (body instanceof FormData) Object.assign(options, { method: "POST", body });
-  else if (body) {
+  if (body) {
     headers["Content-Type"] = "application/json";
     Object.assign(options, { method: "POST", body: JSON.stringify(body) });
   }

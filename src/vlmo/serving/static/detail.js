@@ -1,6 +1,6 @@
 // One image in a dialog: what is known of it, images like it, and questions about it.
 
-import { Problem, call, lead, show } from "./api.js";
+import { Problem, addressOf, call, lead, show } from "./api.js";
 import { $, make, percent } from "./dom.js";
 import { titleOf } from "./results.js";
 
@@ -26,7 +26,7 @@ export function openHit(hit, { onSimilar, canAnswer }) {
     $("detail").close();
     onSimilar(hit);
   };
-  open({ canAnswer, about: (form) => form.append("id", hit.id) });
+  open({ canAnswer, about: async () => ({ id: hit.id }) });
 }
 
 export function openOwn(file, { canAnswer }) {
@@ -36,7 +36,7 @@ export function openOwn(file, { canAnswer }) {
   show($("detail-image"), URL.createObjectURL(file));
   $("detail-image").alt = "Your image";
   $("detail-similar").hidden = $("detail-links").hidden = true;
-  open({ canAnswer, about: (form) => form.append("image", file) });
+  open({ canAnswer, about: async () => ({ image: await addressOf(file) }) });
 }
 
 function open({ canAnswer, about }) {
@@ -63,13 +63,9 @@ function shown(value) {
 async function ask(about) {
   asked?.abort();
   asked = new AbortController();
-  const form = new FormData();
-  form.append("question", $("question").value);
-  form.append("top", "3");
-  about(form);
   $("question-form").setAttribute("aria-busy", "true");
   try {
-    const { answers } = await call("/v1/vqa", { body: form, signal: asked.signal });
+    const { answers } = await call("/v1/vqa", { body: { question: $("question").value, top: 3, ...(await about()) }, signal: asked.signal });
     $("answers").replaceChildren(...answers.map(row));
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;

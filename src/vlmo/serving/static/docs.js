@@ -38,7 +38,7 @@ function rangeOf(kind) {
 }
 
 function typeOf(kind) {
-  if (kind.contentMediaType || kind.format === "binary") return "file";
+  if (kind.format === "binary") return "file";
   if (kind.type === "array") return `list of ${kindOf(kind.items)}`;
   if (kind.type === "object" && kind.additionalProperties?.type) return `object of ${kind.additionalProperties.type}s`;
   return kind.type ?? "anything";
@@ -48,12 +48,6 @@ function kindOf(field) {
   const kind = resolved(field);
   const empty = field.anyOf?.some((each) => each.type === "null") ? " or null" : "";
   return `${typeOf(kind)}${rangeOf(kind)}${empty}`;
-}
-
-function inForm(field) {
-  const kind = resolved(field);
-  const single = typeOf(kind.type === "array" ? resolved(kind.items) : kind) === "file" ? "file" : "text";
-  return kind.type === "array" ? `${single}, repeated` : single;
 }
 
 // ---- tables
@@ -71,15 +65,14 @@ function usual(field) {
 }
 
 function bodyTable(content) {
-  const [json, form] = ["application/json", "multipart/form-data"].map((type) => content[type].schema);
+  const json = content["application/json"].schema;
   const needed = new Set(json.required ?? []);
   const rows = Object.entries(json.properties).map(([name, field]) => [
     make("code", {}, name),
     `${kindOf(field).replace(/ or null$/, "")}${needed.has(name) ? ", required" : ""}`,
-    inForm(form.properties[name]),
     `${describe(field)}${usual(field)}`,
   ]);
-  return table("Body", ["field", "in JSON", "in a form", "meaning"], rows);
+  return table("Body", ["field", "value", "meaning"], rows);
 }
 
 // Fields of an answer, those of objects within it too: "hits[].id".

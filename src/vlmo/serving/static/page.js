@@ -1,6 +1,6 @@
 // The page: reads what is wanted from its address, asks the service, and shows the answer.
 
-import { Problem, call, show } from "./api.js";
+import { Problem, addressOf, call, show } from "./api.js";
 import { openHit, openOwn } from "./detail.js";
 import { $ } from "./dom.js";
 import { Filters } from "./filters.js";
@@ -82,18 +82,15 @@ async function run({ typing = false } = {}) {
   }
 }
 
-function ask(want, signal) {
+async function ask(want, signal) {
   const common = { top: want.top, where: filters.where };
   if (want.like) return call("/v1/similar", { body: { id: want.like, ...common }, signal });
   if (!want.image) {
     const plain = want.rerank ? {} : { rerank: 0 };
     return call("/v1/search", { body: { text: want.words, ...plain, ...common }, signal });
   }
-  const form = new FormData();
-  form.append("image", images.get(want.image).file);
-  form.append("top", want.top);
-  if (common.where) form.append("where", common.where);
-  return call("/v1/search", { body: form, signal });
+  const image = await addressOf(images.get(want.image).file);
+  return call("/v1/search", { body: { image, ...common }, signal });
 }
 
 // ---- showing
@@ -193,7 +190,7 @@ function listen() {
     const words = $("words").value.trim() || wanted().words;
     go({ words, top: wanted().top }, { replace: !words });
   });
-  $("forget").addEventListener("click", () => {
+  $("by-words").addEventListener("click", () => {
     go({}).then(() => $("words").focus());
   });
   $("more").addEventListener("click", async () => {
