@@ -127,7 +127,7 @@ def train_until_the_disk_is_full(folder: Path, write: int, room: int) -> None:
     sys.addaudithook(watch)
     code = 0
     try:
-        make_trainer(folder / "run", config=CONFIG, evaluators=[lambda _: {"toy/one": 1.0}]).fit()
+        make_trainer(folder / "run", config=CONFIG, evaluate=lambda _: {"toy/one": 1.0}).fit()
     except (ValueError, OSError, TrainingError) as error:  # what the command line tells in a line
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         os.write(2, f"vlmo: {type(error).__name__}: {error}\n".encode())

@@ -47,7 +47,7 @@ def failed_save(folder: Path) -> dict[str, str]:
     def full_disk(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    store, fsync = StateStore(folder, keep=1, in_background=True), os.fsync
+    store, fsync = StateStore(folder, keep=1), os.fsync
     try:
         if rank() == 1:
             os.fsync = full_disk
@@ -174,17 +174,21 @@ def test_run_saved_by_two_processes_goes_on_with_another_number(resumed, whole_r
     torch.testing.assert_close(weights, expected_weights, atol=ATOL, rtol=0)
 
 
+def share_of(rank: int) -> str:
+    return f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
+
+
 def test_each_process_writes_its_share_of_a_state(processes, folder) -> None:
     for name in ("ddp", "fsdp"):
         state = folder / name / "state" / f"step_{STOP_AFTER:08d}"
-        assert {path.name for path in state.iterdir()} == {"__0_0.distcp", "__1_0.distcp", "manifest.json"}
-        shares = [(state / f"__{rank}_0.distcp").stat().st_size for rank in range(2)]
+        assert {path.name for path in state.iterdir()} == {*map(share_of, range(2)), "manifest.json"}
+        shares = [(state / share_of(rank)).stat().st_size for rank in range(2)]
         assert min(shares) > max(shares) / 3
 
 
 def test_state_that_lacks_the_share_of_one_process_is_not_used(processes, folder, tmp_path, caplog) -> None:
     states = shutil.copytree(folder / "fsdp" / "state", tmp_path / "state")
-    (states / f"step_{STOP_AFTER:08d}" / "__1_0.distcp").unlink()
+    (states / f"step_{STOP_AFTER:08d}" / share_of(1)).unlink()
     with caplog.at_level(logging.WARNING):
         state = newest_state(states)
     assert state is not None

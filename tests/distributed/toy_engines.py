@@ -125,7 +125,7 @@ def make_run(run_dir: Path, *, engine: EngineConfig, after_step: Callable[[], No
         run_dir=run_dir,
         recipe=Recipe(config),
         save_model=lambda folder, weights: objective.model.save_pretrained(folder, state_dict=weights),
-        evaluators=[lambda model: {"picture": mean_state(model)}],
+        evaluate=lambda model: {"image": mean_state(model)},
         device="cpu",
     )
     trainer.optimizer.register_step_post_hook(lambda *_: objective.model.clamp_logit_scale_())

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -61,26 +58,6 @@ def test_compiled_and_checkpointed_blocks_give_the_same_update(monkeypatch) -> N
     torch.testing.assert_close(one_update(engine, **small), expected, atol=ATOL, rtol=1e-5)
     assert graphs["unique_graphs"] > before
     assert not torch._dynamo.utils.counters["graph_break"]
-
-
-def stopped_and_resumed(folder: Path, *, async_save: bool) -> list[float]:
-    """The loss of each step of a run that is asked to stop in its third step, and goes on at once."""
-    config = TrainerConfig(max_steps=6, log_every=1, save_every=2, async_save=async_save)
-    updates = iter(range(1, 7))
-
-    def stop() -> None:
-        if next(updates) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    assert make_trainer(folder, config=config, after_step=stop).fit().steps == 3
-    assert make_trainer(folder, config=config).fit().status == "finished"
-    return [line["loss"] for line in read_metrics(folder)]
-
-
-def test_states_saved_in_the_background_and_at_once_lead_to_the_same_run(tmp_path) -> None:
-    curve = stopped_and_resumed(tmp_path / "background", async_save=True)
-    assert len(curve) == 6
-    assert curve == stopped_and_resumed(tmp_path / "at once", async_save=False)
 
 
 def cpu_with(*instructions: str) -> dict[str, bool]:

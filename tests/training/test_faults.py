@@ -279,31 +279,6 @@ def test_killed_worker_ends_the_run_with_a_line_and_the_run_goes_on_later(start,
     assert curve(folder / "run") == curve(tmp_path / "whole" / "run")
 
 
-class CutOff:
-    """Ends a run in the middle of a step."""
-
-    def __init__(self, *, after: int) -> None:
-        self.left = after
-
-    def __call__(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise RuntimeError("cut off")
-
-
-def test_run_whose_newest_state_is_damaged_goes_on_from_the_one_before_and_says_so(tmp_path, caplog) -> None:
-    make_trainer(tmp_path / "whole" / "run").fit()
-    with pytest.raises(RuntimeError, match="cut off"):
-        make_trainer(tmp_path / "run", after_step=CutOff(after=5)).fit()
-    newest = max((tmp_path / "run" / "state").glob("step_*"))
-    tensors = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
-    os.truncate(tensors, tensors.stat().st_size // 2)
-    assert make_trainer(tmp_path / "run").fit().status == "finished"
-    assert f"{newest} is damaged ({tensors.name} is not what was written); going back to the one before" in caplog.text
-    assert curve(tmp_path / "run") == curve(tmp_path / "whole" / "run")
-    assert newest.with_name(f"{newest.name}.damaged").exists()
-
-
 def test_second_run_in_a_run_folder_is_refused_and_harms_nothing(tmp_path) -> None:
     make_trainer(tmp_path / "whole" / "run").fit()
     refused = []

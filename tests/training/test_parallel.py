@@ -131,7 +131,7 @@ def group_that_ends(folder: Path) -> None:
         return sum("gloo" in task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir())
 
     with launch("cpu"):
-        store = StateStore(folder / "state", keep=1, in_background=False)
+        store = StateStore(folder / "state", keep=1)
         barrier()
         (folder / f"rank{rank()}").touch()
         before = threads()

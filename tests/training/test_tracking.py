@@ -8,11 +8,10 @@ from vlmo.training.tracking import Tracker, read_metrics
 def track(run_dir, *, step: int, upto: int) -> None:
     with Tracker(run_dir, step=step, max_steps=9, title="toy", console=None) as tracker:
         for number in range(step + 1, upto + 1):
+            tracker.log(number, {"loss": 1 / number, "samples_per_s": 12.0}, prefix="train/")
             tracker.advance(number)
-            tracker.log_training(number, losses={"loss": 1 / number}, numbers={"samples_per_s": 12.0})
             if number % 2 == 0:
-                metrics = {"test/retrieval/ir_at_1": 0.5, "test/retrieval/tr_at_1": 0.25}
-                tracker.log_evaluation(number, metrics, data="toys")
+                tracker.log(number, {"test/retrieval/ir_at_1": 0.5, "test/retrieval/tr_at_1": 0.25})
 
 
 def test_each_line_tells_of_one_step(tmp_path) -> None:

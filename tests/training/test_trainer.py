@@ -53,7 +53,7 @@ def test_training_is_a_plain_loop(tmp_path) -> None:
 
 
 def test_result_tells_how_the_run_went(tmp_path) -> None:
-    result = make_trainer(tmp_path, evaluators=[lambda _: {"toy/score": 0.5}]).fit()
+    result = make_trainer(tmp_path, evaluate=lambda _: {"toy/score": 0.5}).fit()
     assert (result.status, result.steps, result.samples_seen, result.skipped) == ("finished", 6, 48, 0)
     assert result.seconds > 0
     assert result.metrics["step"] == 6
@@ -173,12 +173,7 @@ def test_bad_steps_in_a_row_end_the_run(tmp_path) -> None:
     assert len([line for line in read_metrics(tmp_path) if "skipped" in line]) == 10
 
 
-def test_good_step_starts_the_count_of_bad_ones_again(tmp_path) -> None:
-    trainer = make_trainer(tmp_path, config=replace(CONFIG, max_bad_steps=3), settings=Settings(bad_from=1, bad_to=3))
-    assert trainer.fit().skipped == 2
-
-
-def test_evaluators_see_the_model_in_evaluation_mode_and_leave_no_trace(tmp_path) -> None:
+def test_evaluation_sees_the_model_in_evaluation_mode_and_leave_no_trace(tmp_path) -> None:
     seen = []
 
     def evaluate(model: nn.Module) -> dict[str, float]:
@@ -188,7 +183,7 @@ def test_evaluators_see_the_model_in_evaluation_mode_and_leave_no_trace(tmp_path
         seen.append(model)
         return {"toy/count": float(len(seen))}
 
-    trainer = make_trainer(tmp_path / "with", config=replace(CONFIG, eval_every=4), evaluators=[evaluate])
+    trainer = make_trainer(tmp_path / "with", config=replace(CONFIG, eval_every=4), evaluate=evaluate)
     frozen = trainer.objective.get_submodule("model.norm")
     frozen.eval()
     trainer.fit()
@@ -209,15 +204,15 @@ def test_signal_lets_the_step_finish_and_the_run_go_on_later(tmp_path, number) -
         if int(batch["step_seed"]) == 3:
             os.kill(os.getpid(), number)
 
-    config, evaluators = replace(CONFIG, eval_every=2), [lambda _: {"toy/one": 1.0}]
-    trainer = make_trainer(tmp_path / "stopped", config=config, evaluators=evaluators)
+    settings = {"config": replace(CONFIG, eval_every=2), "evaluate": lambda _: {"toy/one": 1.0}}
+    trainer = make_trainer(tmp_path / "stopped", **settings)
     trainer.objective.register_forward_pre_hook(lambda _module, inputs: interrupt(*inputs))
     result = trainer.fit()
     assert (result.status, result.steps) == ("stopped", 4)
     assert not result.model_dir.exists()
-    again = make_trainer(tmp_path / "stopped", config=config, evaluators=evaluators)
+    again = make_trainer(tmp_path / "stopped", **settings)
     assert again.fit().status == "finished"
-    whole = make_trainer(tmp_path / "whole", config=config, evaluators=evaluators)
+    whole = make_trainer(tmp_path / "whole", **settings)
     whole.fit()
     assert is_same(again.objective.state_dict(), whole.objective.state_dict())
     for name in ("stopped", "whole"):
@@ -243,11 +238,11 @@ def test_run_that_died_while_the_model_folder_was_written_only_writes_it(tmp_pat
         raise OSError("no space left")
 
     evaluations = []
-    evaluators = [lambda _: evaluations.append(1) or {"toy/one": 1.0}]
+    evaluate = lambda _: evaluations.append(1) or {"toy/one": 1.0}  # noqa: E731
     with pytest.raises(TrainingError, match="no space left"):
-        make_trainer(tmp_path, save_model=fail, evaluators=evaluators).fit()
+        make_trainer(tmp_path, save_model=fail, evaluate=evaluate).fit()
     assert not (tmp_path / "model").exists()
-    assert make_trainer(tmp_path, evaluators=evaluators).fit().status == "finished"
+    assert make_trainer(tmp_path, evaluate=evaluate).fit().status == "finished"
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
     assert not (tmp_path / ".model.vlmo-aside").exists()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 6]
@@ -269,7 +264,6 @@ WRONG = {
         "save_every": -1,
         "keep_states": 0,
         "eval_every": 0,
-        "max_bad_steps": 0,
     },
     OptimizerConfig(): {"lr": 0.0, "betas": (0.9, 1.0), "eps": 0.0, "weight_decay": -1.0},
     ScheduleConfig(): {"warmup_steps": -1, "kind": "step", "min_ratio": 1.5},

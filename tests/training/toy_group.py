@@ -49,7 +49,7 @@ class Group:
 
     folder: Path
     processes: list[forkserver.Process]
-    store: dist.TCPStore | None
+    store: dist.TCPStore
 
     def wait_for_pause(self) -> None:
         wait_until(
@@ -77,22 +77,15 @@ class Group:
             process.join()
 
 
-def start(folder: Path, *, world_size: int = 2, keeps_store: bool = False, **arguments: Any) -> Group:
-    """Starts processes that train in `folder`/run, with arguments of `_train`.
-
-    Args:
-        keeps_store: Process 0 keeps the store of the group; otherwise this process does, as torchrun would.
-    """
+def start(folder: Path, *, world_size: int = 2, **arguments: Any) -> Group:
+    """Starts processes that train in `folder`/run, with arguments of `_train`; this one keeps their store."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "paused").unlink(missing_ok=True)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    port = store.port
-    if keeps_store:
-        store = None  # its port is free again
-    env = {"TORCHELASTIC_USE_AGENT_STORE": str(not keeps_store), "TORCHELASTIC_RESTART_COUNT": "0"}
+    env = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     processes = [
         forkserver.start(_process, folder, env=env | own, **arguments)
-        for own in forkserver.group_environments(world_size, port=port)
+        for own in forkserver.group_environments(world_size, port=store.port)
     ]
     return Group(folder, processes, store)
 
@@ -132,7 +125,7 @@ def _train(
     with rights, launch("cpu", hang_seconds=hang_seconds):
         if pause is not None and pause.moment == "start" and pause.rank == rank:
             _stop_here(folder)
-        trainer = make_trainer(folder / "run", load=load, config=config, evaluators=[evaluate])
+        trainer = make_trainer(folder / "run", load=load, config=config, evaluate=evaluate)
         trainer.fit()
 
 

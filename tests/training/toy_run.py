@@ -149,8 +149,8 @@ def main(run_dir: Path, **changes: Any) -> None:
     config = TrainerConfig(**{name: value for name, value in changes.items() if name not in names})
     with launch("cpu"):
         run_dir.with_name(f"rank{rank()}.pid").write_text(str(os.getpid()))
-        evaluators = [lambda _: {"toy/one": 1.0}]
-        result = make_trainer(run_dir, settings=settings, config=config, evaluators=evaluators).fit()
+        trainer = make_trainer(run_dir, settings=settings, config=config, evaluate=lambda _: {"toy/one": 1.0})
+        result = trainer.fit()
     os.write(1, f"{result.status} {result.steps}\n".encode())
 
 

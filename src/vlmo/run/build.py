@@ -113,7 +113,7 @@ def build(
         recipe=recipe,
         save_model=save_model,
         lr_scale={f"model.{name}": scale for name, scale in task.lr_scale(model).items()},
-        evaluators=() if evaluator is None else (evaluator,),
+        evaluate=evaluator,
         measured_on="" if recipe.evaluate_on is None else data_name(recipe.evaluate_on),
         device=device,
         console=console,

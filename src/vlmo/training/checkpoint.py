@@ -3,13 +3,14 @@
 A state is an atomic write: a folder written aside, flushed to the disk and renamed. It also carries checksums: one that
 the disk damaged later is renamed, and the one before is used.
 
-All processes write a state together, each its own share (torch.distributed.checkpoint); any other number of processes
-can read it.
+All processes write a state together, each its own share (torch.distributed.checkpoint, in safetensors files, which hold
+no code); any other number of processes can read it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -24,17 +25,11 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -45,7 +40,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
-from vlmo.distributed import is_main, keep_until_exit, rank, world_size
+from vlmo.distributed import is_main, keep_until_exit, world_size
 from vlmo.folder import file_in, read_json
 from vlmo.folder.atomic import (
     lock_folder,
@@ -56,8 +51,7 @@ from vlmo.folder.atomic import (
     write_file,
     write_folder,
 )
-from vlmo.folder.pickles import check_pickles
-from vlmo.training.errors import TrainingError, advise_on_saving
+from vlmo.training.errors import TrainingError, advice_on
 from vlmo.training.parallel import longest_wait
 
 logger = logging.getLogger(__name__)
@@ -68,7 +62,6 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 MAY_DIFFER = (
     "data.max_bad_share",
     "loader.num_workers",
-    "trainer.async_save",
     "trainer.engine.",
     "trainer.keep_states",
     "trainer.log_every",
@@ -77,12 +70,7 @@ MAY_DIFFER = (
 """Prefixes of the names of settings that may be others when a run goes on."""
 _NAMES = ("metrics.jsonl", "model", "quarantine.jsonl", "recipe.json", "tensorboard")
 """Names that a run reads or writes in its folder, beside `state` and hidden names; other links are the user's."""
-MANIFEST, CHECKSUMS = "manifest.json", "checksums-{rank}.json"
-
-
-def state_path(folder: Path, step: int) -> Path:
-    """Return the folder of the state of a step."""
-    return folder / f"step_{step:08d}"
+_MANIFEST = "manifest.json"
 
 
 class StateStore:
@@ -91,12 +79,11 @@ class StateStore:
     Args:
         folder: Shared by all processes.
         keep: Number of newest states that are kept.
-        in_background: `save` returns as soon as the tensors are copied to the memory of the CPU.
     """
 
-    def __init__(self, folder: Path, *, keep: int, in_background: bool) -> None:
-        self.folder, self.keep, self.in_background = folder, keep, in_background
-        # A group of its own: what a background thread sends must not mix with what the training sends.
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        # A group of its own: what the background thread sends must not mix with what the training sends.
         self._group = None
         if world_size() > 1:
             self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=longest_wait()))
@@ -104,21 +91,18 @@ class StateStore:
         self._writing: tuple[_StateWriter, Future[Any]] | None = None
 
     def save(self, tensors: dict[str, Any], *, progress: Mapping[str, Any]) -> None:
-        """Write the state `folder`/step_00001234 once the last one is complete; remove all but the `keep` newest.
+        """Write the state `folder`/step_00001234 in the background; remove all but the `keep` newest.
 
-        `tensors` are nested dictionaries, sharded or not; `progress` is ready for JSON, and its "step" names the state.
+        `tensors` are nested dictionaries, sharded or not, of which a copy is made; `progress` is ready for JSON, and
+        its "step" names the state.
 
         Raises:
-            TrainingError: This state, or the one before it, could not be written.
+            TrainingError: The state before this one could not be written.
         """
         self.wait()
         writer = _StateWriter(state_path(self.folder, progress["step"]), progress=dict(progress), keep=self.keep)
-        if self.in_background:
-            future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
-            self._writing = writer, cast("Future[Any]", future)
-        else:
-            with writer.explained():
-                dcp.save(tensors, storage_writer=writer, process_group=self._group)
+        future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
+        self._writing = writer, cast("Future[Any]", future)
 
     def wait(self) -> None:
         """Return when the last state is complete; TrainingError if it could not be written."""
@@ -139,7 +123,7 @@ class StateStore:
 
     def load(self, path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Load weights and optimizer from a state of any number of processes; TrainingError if its tensors differ."""
-        reader = _StateReader(path)
+        reader = HuggingFaceStorageReader(str(path))
         try:
             names = set(reader.read_metadata().state_dict_metadata)
             tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
@@ -157,7 +141,7 @@ class StateStore:
                     f" the {'state' if differing[0] in names else 'run'})"
                 )
             dcp.load(tensors, storage_reader=reader, process_group=self._group)
-        except (CheckpointException, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (CheckpointException, SafetensorError, LookupError, TypeError, ValueError) as error:
             cause = min(error.failures.items())[1][0] if isinstance(error, CheckpointException) else error
             raise TrainingError(
                 f"training state {path} cannot be read: {cause}; give a new run folder, or the version that wrote it"
@@ -240,10 +224,11 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
                 f"run folder {run_dir} holds a run with another recipe: {'; '.join(others)};"
                 " give a new run folder, or the recipe of the run to resume it"
             )
-        if found and write:
+        if not found:
+            return
+        if write:
             logger.info("%s goes on with other settings: %s", run_dir, "; ".join(phrase for _, phrase in found))
-            write_file(path, recipe_json)
-    elif write:
+    if write:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_file(path, recipe_json)
 
@@ -253,11 +238,16 @@ def lock_run(run_dir: Path) -> contextlib.AbstractContextManager[Any]:
     return lock_folder(run_dir, work="training in this run folder") if is_main() else contextlib.nullcontext()
 
 
-class _StateWriter(dcp.FileSystemWriter):
+def state_path(folder: Path, step: int) -> Path:
+    """Return the folder of the state of a step."""
+    return folder / f"step_{step:08d}"
+
+
+class _StateWriter(HuggingFaceStorageWriter):
     """Writer of one state: the main process makes its folder, all write into it, the main one completes it."""
 
     def __init__(self, target: Path, *, progress: dict[str, Any], keep: int) -> None:
-        super().__init__(path_aside(target))
+        super().__init__(str(path_aside(target)), save_distributed=True)
         self.target, self.progress, self.keep = target, progress, keep
         self._folder = contextlib.ExitStack()
 
@@ -270,31 +260,20 @@ class _StateWriter(dcp.FileSystemWriter):
         return super().prepare_global_plan(plans)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
-        written = super().write_data(plan, planner)
-        names = {result.storage_data.relative_path for result in written.value()}
-        path = Path(self.path) / CHECKSUMS.format(rank=rank())
-        path.write_text(json.dumps({name: _fingerprint(path.with_name(name)) for name in sorted(names)}))
+        """Write this process's file; the main process gets its name and checksum."""
+        results = super().write_data(plan, planner).wait()  # all in one file
+        if results:
+            name = results[0].storage_data.relative_path
+            results = [dataclasses.replace(results[0], storage_data=(name, _fingerprint(Path(self.path) / name)))]
+        written: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
+        written.set_result(results)
         return written
 
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        aside = Path(self.path)
-        files: dict[str, Any] = {}
-        for path in aside.glob(CHECKSUMS.format(rank="*")):
-            files |= json.loads(path.read_text())
-            path.unlink()
-        stored = {result.index: result.storage_data for of_process in results for result in of_process}
-        tensors = {}
-        for name, tensor in metadata.state_dict_metadata.items():
-            assert isinstance(tensor, TensorStorageMetadata)  # nothing else is saved
-            chunks = []  # of each: offsets and sizes in the tensor; file, first byte in it and number of bytes
-            for chunk in tensor.chunks:
-                at = stored[MetadataIndex(name, chunk.offsets)]
-                chunks.append((chunk.offsets, chunk.sizes, at.relative_path, at.offset, at.length))
-            dtype = str(tensor.properties.dtype).removeprefix("torch.")
-            tensors[name] = {"dtype": dtype, "size": tensor.size, "chunks": chunks}
-        manifest: dict[str, Any] = {"files": files, "progress": self.progress, "tensors": tensors}
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:  # noqa: ARG002 (of the base)
+        files = dict(each.storage_data for of_process in results for each in of_process)
+        manifest: dict[str, Any] = {"files": files, "progress": self.progress}
         manifest["sha256"] = _digest_of(manifest)
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        (Path(self.path) / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         self._folder.close()
         for old in _states(self.target.parent)[: -self.keep]:
             remove_folder(old)  # half a state must not look like a damaged one
@@ -313,36 +292,12 @@ class _StateWriter(dcp.FileSystemWriter):
             if not isinstance(cause, Exception):
                 raise cause from None  # such as an interrupt
             refused = system_error(cause)
-            # PyTorch's own words are about its file format; between processes the system's are lost.
             reason = f"{type(cause).__name__}: {cause}" if refused is None else refused.strerror
-            reason = "" if refused is None and isinstance(cause, RuntimeError) else f" ({reason})"
             newest = max(_states(self.target.parent), default=None)
             raise TrainingError(
-                f"training state {self.target} could not be written by process {process}{reason}; the newest one is "
-                f"{newest}; {advise_on_saving(refused or cause)}, and the same command goes on"
+                f"training state {self.target} could not be written by process {process} ({reason}); the newest one is "
+                f"{newest}; {advice_on(refused) or 'remove what hinders it'}, and the same command goes on"
             ) from cause
-
-
-class _StateReader(dcp.FileSystemReader):
-    """Reader of a state that runs no code of it and reads no files beside it."""
-
-    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        tensors: dict[str, Any] = {}
-        stored: dict[MetadataIndex, _StorageInfo] = {}
-        for name, tensor in read_json(Path(self.path) / MANIFEST)["tensors"].items():
-            chunks = []
-            for offsets, sizes, file, start, length in tensor["chunks"]:
-                chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
-                file = file_in(Path(self.path), file).name
-                stored[MetadataIndex(name, offsets)] = _StorageInfo(file, int(start), int(length))
-            properties = TensorProperties(getattr(torch, tensor["dtype"]))
-            tensors[name] = TensorStorageMetadata(properties, torch.Size(tensor["size"]), chunks)
-        return Metadata(tensors, storage_data=stored, storage_meta=StorageMeta(load_id=self.load_id))
-
-    def _slice_file(self, file: Any, sinfo: _StorageInfo) -> Any:
-        part = super()._slice_file(file, sinfo)
-        check_pickles(part, Path(self.path) / sinfo.relative_path)
-        return part
 
 
 def _states(folder: Path) -> list[Path]:
@@ -351,12 +306,12 @@ def _states(folder: Path) -> list[Path]:
 
 
 def _verified_progress(path: Path) -> dict[str, Any]:
-    manifest = dict(read_json(file_in(path, MANIFEST)))
-    written = manifest.pop("sha256")
+    manifest = dict(read_json(file_in(path, _MANIFEST)))
+    written, files = manifest.pop("sha256"), dict(manifest["files"])
     if written != _digest_of(manifest):
-        raise ValueError(f"{MANIFEST} is not what was written")
-    for name, expected in dict(manifest["files"]).items():
-        if _fingerprint(file_in(path, name)) != expected:
+        raise ValueError(f"{_MANIFEST} is not what was written")
+    for name in ({each.name for each in path.iterdir()} | files.keys()) - {_MANIFEST}:
+        if name not in files or _fingerprint(file_in(path, name)) != files[name]:
             raise ValueError(f"{name} is not what was written")
     return dict(manifest["progress"])
 

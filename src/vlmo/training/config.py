@@ -48,18 +48,14 @@ class TrainerConfig:
     """Steps between training states; there is always one at the end."""
     keep_states: int = 2
     """Number of training states that are kept."""
-    async_save: bool = True
-    """Write training states in the background, from a copy in the memory of the CPU."""
     eval_every: int | None = None
     """Steps between evaluations; None evaluates at the end only."""
-    max_bad_steps: int = 10
-    """Skipped updates in a row that end the run."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for an unknown precision, a count below 1, or a norm that is not above 0."""
         if self.precision not in {"float32", "bf16", "auto"}:
             raise ValueError(f"precision is {self.precision!r}; give 'float32', 'bf16' or 'auto'")
-        for name in ("max_steps", "log_every", "save_every", "keep_states", "eval_every", "max_bad_steps"):
+        for name in ("max_steps", "log_every", "save_every", "keep_states", "eval_every"):
             value = asdict(self)[name]
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; give 1 or more")

@@ -31,7 +31,6 @@ _TRAINED_WHOLE = ("pooler", "modality_types")
 _PROCESSOR = ("preprocessor_config", "processor_config", "special_tokens", "tokenizer", "vocab")
 _BESIDE = ("README.md", "data_sources.json", *_PROCESSOR)
 _SECTION = "Adapter"
-_MOST = 1 << 24  # of r and lora_alpha, which are ten to a thousand
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, *, start: str, missing: Sequence[str] = ()) -> None:
@@ -109,22 +108,17 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
         raise ValueError(f"{folder} is no adapter of vlmo: expected {BASE}, {CONFIG} and {WEIGHTS}")
     if out.exists():
         raise FileExistsError(17, "exists already", str(out))
-    settings = read_json(folder / CONFIG)
-    if other := [name for name in _OTHER_KINDS if isinstance(settings, dict) and settings.get(name)]:
-        raise ValueError(f"{folder / CONFIG}: {', '.join(other)} make it an adapter of another kind than plain LoRA")
-    match settings:
-        case {"r": int(rank), "lora_alpha": int(alpha) | float(alpha)} if 1 <= rank < _MOST and abs(alpha) < _MOST:
-            pass  # all else says what was trained, which the names of the tensors say too
-        case _:
-            raise ValueError(f"{folder / CONFIG}: expected r and lora_alpha, below {_MOST}")
-    with one_line_errors(folder / WEIGHTS):
+    with one_line_errors(folder):
+        # All other settings say what was trained, which the names of the tensors say too.
+        settings, base = read_json(folder / CONFIG), read_json(folder / BASE)
+        if other := [name for name in _OTHER_KINDS if settings.get(name)]:
+            raise ValueError(f"{', '.join(other)} in {CONFIG} make it an adapter of another kind than plain LoRA")
+        rank, scale = settings["r"], settings["lora_alpha"] / settings["r"]
         adapter = load_file(folder / WEIGHTS)
-    base = read_json(folder / BASE)
-    with one_line_errors(folder / BASE):
-        config, start, kind = VLMoConfig.from_dict(base["config"]), str(base["start"]), base["fusion_experts_from"]
+        config, start = VLMoConfig.from_dict(base["config"]), str(base["start"])
         model = named_class(folder, base["config"]["architectures"])(config)
-    start_from(model, start, fusion_experts_from=kind)
-    _add_to_weights(model, folder, adapter, rank=rank, scale=alpha / rank)
+        start_from(model, start, fusion_experts_from=base["fusion_experts_from"])
+        _add_to_weights(model, adapter, rank=rank, scale=scale)
     with write_folder(out) as aside:
         model.save_pretrained(aside)
         for file in folder.iterdir():
@@ -135,7 +129,7 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
 
 
 @torch.no_grad()
-def _add_to_weights(model: nn.Module, folder: Path, adapter: dict[str, Tensor], *, rank: int, scale: float) -> None:
+def _add_to_weights(model: nn.Module, adapter: dict[str, Tensor], *, rank: int, scale: float) -> None:
     """Add the products of an adapter to the weights of its model, and replace what was trained whole.
 
     Raises:
@@ -144,23 +138,19 @@ def _add_to_weights(model: nn.Module, folder: Path, adapter: dict[str, Tensor], 
     given = {name.removeprefix(_PREFIX).replace(".base_layer.", "."): tensor for name, tensor in adapter.items()}
     differing = []
     for name, weight in model.state_dict().items():
-        layer, _, kind = name.rpartition(".")
-        new, change = given.pop(name, weight), given.pop(f"{layer}.lora_B.{kind}", None)
-        if change is not None and kind == "weight":
-            factor = given.pop(f"{layer}.lora_A.weight", change)
-            fits = (change.shape, factor.shape) == ((len(weight), rank), (rank, weight.shape[-1]))
-            change = change.float() @ factor.float() if fits else torch.full_like(weight, torch.nan)
-        new = new if change is None else new.float() + scale * change
-        if new is weight:
-            continue
-        if new.shape != weight.shape or not new.isfinite().all():
+        new = given.pop(name, weight)
+        up, down = (given.pop(f"{name.removesuffix('.weight')}.lora_{side}.weight", None) for side in "BA")
+        if up is not None and down is not None:
+            fits = up.shape == (len(weight), rank) and down.shape == (rank, weight.shape[-1])
+            new = new.float() + scale * (up.float() @ down.float()) if fits else torch.full_like(weight, torch.nan)
+        if new.shape != weight.shape or not new.isfinite().all() or (up is None) != (down is None):
             differing.append(name)
-        else:
+        elif new is not weight:
             weight.copy_(new)
     if differing := sorted([*differing, *given]):
         raise ValueError(
-            f"{folder} does not fit its model: {differing[0]} is none of it, or has another shape or rank, or numbers"
-            " that are not finite"
+            f"the adapter does not fit its model: {differing[0]} is none of it, or has another shape or rank, or "
+            "numbers that are not finite"
         )
 
 

@@ -40,7 +40,7 @@ class ScheduleConfig:
 
     warmup_steps: int = 0
     """Number of updates until the full rate is reached."""
-    kind: Literal["linear", "cosine", "constant"] = "linear"
+    kind: Literal["linear", "cosine"] = "linear"
     """Decay from the full rate, after the warm-up, to the lowest one at the end of the run."""
     min_ratio: float = 0.0
     """Lowest rate, as a fraction of the full one."""
@@ -49,8 +49,8 @@ class ScheduleConfig:
         """Raise ValueError if there is no such kind, or a number is out of its range."""
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; give 0 or more")
-        if self.kind not in {"linear", "cosine", "constant"}:
-            raise ValueError(f"schedule kind is {self.kind!r}; give 'linear', 'cosine' or 'constant'")
+        if self.kind not in {"linear", "cosine"}:
+            raise ValueError(f"schedule kind is {self.kind!r}; give 'linear' or 'cosine'")
         if not 0 <= self.min_ratio <= 1:
             raise ValueError(f"min_ratio is {self.min_ratio}; give a fraction from 0 to 1")
 
@@ -63,8 +63,6 @@ def lr_at(step: int, *, base_lr: float, max_steps: int, config: ScheduleConfig) 
     """
     if step < config.warmup_steps:
         return base_lr * (step + 1) / config.warmup_steps
-    if config.kind == "constant":
-        return base_lr
     done = min(1.0, (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps))
     remaining = 1 - done if config.kind == "linear" else (1 + math.cos(math.pi * done)) / 2
     return base_lr * (config.min_ratio + (1 - config.min_ratio) * remaining)
@@ -88,21 +86,16 @@ def param_groups(
         ValueError: A name in `no_weight_decay` or `lr_scale` is none of the module's, or nothing is trainable.
     """
     lr_scale = lr_scale or {}
-    # All names of shared parameters, so that a rule may use any of them.
-    aliases = dict(module.named_parameters(remove_duplicate=False))
-    unknown = sorted((set(no_weight_decay) | set(lr_scale)) - set(aliases))
-    if unknown:
-        first = next(iter(aliases), "none")
-        raise ValueError(f"no parameter is called {', '.join(unknown)}; give names of parameters, such as {first}")
-    exempt = {id(aliases[name]) for name in no_weight_decay}
-    scales = {id(aliases[name]): float(scale) for name, scale in lr_scale.items()}
+    named = dict(module.named_parameters())
+    if unknown := sorted({*no_weight_decay, *lr_scale} - named.keys()):
+        raise ValueError(f"no parameter is called {', '.join(unknown)}; give names such as {next(iter(named), 'none')}")
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for parameter in module.parameters():
+    for name, parameter in named.items():
         if parameter.requires_grad:
-            decayed = parameter.ndim > 1 and id(parameter) not in exempt
-            decay, scale = weight_decay if decayed else 0.0, scales.get(id(parameter), 1.0)
-            name = f"{'decay' if decayed else 'no_decay'}_x{scale:.4g}"
-            group = {"params": [], "name": name, "weight_decay": decay, "lr_scale": scale}
+            decayed = parameter.ndim > 1 and name not in no_weight_decay
+            decay, scale = weight_decay if decayed else 0.0, float(lr_scale.get(name, 1.0))
+            label = f"{'decay' if decayed else 'no_decay'}_x{scale:.4g}"
+            group = {"params": [], "name": label, "weight_decay": decay, "lr_scale": scale}
             groups.setdefault((decay, scale), group)["params"].append(parameter)
     if not groups:
         raise ValueError("no parameter is trainable (all have requires_grad=False); unfreeze what this run is to train")

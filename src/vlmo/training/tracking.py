@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from rich.console import Console
 
 from vlmo.folder.atomic import write_file
 from vlmo.progress import Progress
-
-logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 # Without a terminal, a line this often (seconds) shows that the run is alive without filling a log file.
@@ -55,17 +52,12 @@ class _EventFile:
         # TensorBoard reads files in the order of their names.
         self.file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("wb")
         self._record, self._event = RecordWriter(self.file), messages.Event
-        self._add(file_version="brain.Event:2")
-        self._add(step=step, session_log=messages.SessionLog(status=messages.SessionLog.START))
+        self.add(file_version="brain.Event:2")
+        self.add(step=step, session_log=messages.SessionLog(status=messages.SessionLog.START))
 
-    def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write the numbers of a step."""
-        values = [{"tag": name, "simple_value": value} for name, value in scalars.items()]
-        self._add(step=step, summary={"value": values})
-        self.file.flush()
-
-    def _add(self, **fields: Any) -> None:
+    def add(self, **fields: Any) -> None:
         self._record.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self.file.flush()
 
 
 class Tracker:
@@ -97,9 +89,11 @@ class Tracker:
         evaluated = [line["step"] for line in kept if any("/" in name for name in line)]
         self.evaluated_step = max(evaluated, default=0)
         """Newest step whose evaluation is in metrics.jsonl."""
+        self.losses = ""
+        """Text about the last step that was logged, for the progress line."""
         self._file = path.open("a")
         self._tensorboard = _EventFile(run_dir / "tensorboard", step=step + 1)
-        self._title, self._max_steps, self._losses, self._note = title, max_steps, "", note
+        self._title, self._max_steps, self._note = title, max_steps, note
         self._progress = Progress(console, line_every_s=LINE_EVERY_S)
         self.advance(step)
 
@@ -114,51 +108,30 @@ class Tracker:
 
     def advance(self, step: int) -> None:
         """Show how many steps are finished."""
-        note = ", ".join(part for part in (self._note(step) if self._note else "", self._losses) if part)
+        note = ", ".join(part for part in (self._note(step) if self._note else "", self.losses) if part)
         self._progress.update(self._title, step, self._max_steps, note=note)
 
-    def log_training(self, step: int, *, losses: Mapping[str, float], numbers: Mapping[str, Any]) -> None:
-        """Write the line of a step; `numbers` needs "samples_per_s"."""
-        self._write(step, {**losses, **numbers}, prefix="train/")
-        shown = " ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        self._losses = f"{shown} | {numbers['samples_per_s']:.4g} samples/s"
-        self.advance(step)
-
-    def log_skipped(
-        self, step: int, *, losses: Mapping[str, float], grad_norm: float, sample_ids: Sequence[int], skipped: int
-    ) -> None:
-        """Write the line of a step whose update was skipped; `skipped` counts them since the start of the run."""
-        named = {name: _json_number(value) for name, value in losses.items()}
-        values = {
-            "skipped": skipped,
-            "losses": named,
-            "grad_norm": _json_number(grad_norm),
-            "sample_ids": list(sample_ids),
-        }
-        self._write(step, values, prefix="train/")
-        found = dict(losses), grad_norm, list(sample_ids)
-        logger.warning("%s: step %d was skipped: losses %s, gradient norm %g, samples %s", self._title, step, *found)
-
-    def log_evaluation(self, step: int, metrics: Mapping[str, float], *, data: str) -> None:
-        """Write the line of an evaluation, fractions by "SPLIT/METRIC"; `data` are named where they are shown."""
-        self._write(step, metrics, prefix="")
-        self.evaluated_step = step
-        shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items())
-        logger.info("%s: step %d, on %s: %s", self._title, step, data, shown)
+    def log(self, step: int, values: Mapping[str, Any], *, prefix: str = "") -> None:
+        """Write the line of a step or of an evaluation; TensorBoard's names have `prefix` before them."""
+        self._file.write(json.dumps({"step": step, **_for_json(values)}) + "\n")
+        self._file.flush()
+        scalars = [
+            {"tag": prefix + name, "simple_value": value}
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        ]
+        self._tensorboard.add(step=step, summary={"value": scalars})
+        if any("/" in name for name in values):
+            self.evaluated_step = step
 
     def flush(self) -> None:
         """Return when every line has reached the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _write(self, step: int, values: Mapping[str, Any], *, prefix: str) -> None:
-        line = {name: _json_number(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **line}) + "\n")
-        self._file.flush()
-        scalars = {prefix + name: value for name, value in values.items() if isinstance(value, (int, float))}
-        self._tensorboard.add(step, scalars)
 
-
-def _json_number(value: Any) -> Any:
-    """Return `value`, or its name if it is a number that JSON does not have."""
+def _for_json(value: Any) -> Any:
+    """Return `value` with names in place of the numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _for_json(each) for name, each in value.items()}
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,7 +19,7 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -43,6 +43,9 @@ from vlmo.training.tracking import Tracker, read_metrics
 from vlmo.types import Batch
 
 logger = logging.getLogger(__name__)
+
+_MOST_BAD_STEPS = 10
+"""Skipped updates in a row that end the run."""
 
 
 class _Recipe(Protocol):
@@ -123,9 +126,9 @@ class Trainer:
         save_model: Writes the files of the model folder into the empty folder it is given, with the weights it is
             given (a state dictionary of `model`).
         lr_scale: Name of a parameter in the objective -> factor on its learning rate.
-        evaluators: Called on every process with `model` in evaluation mode, without gradients; they return metrics,
-            fractions by "SPLIT/METRIC".
-        measured_on: Names of their data.
+        evaluate: Called on every process with `model` in evaluation mode, without gradients; returns metrics, fractions
+            by "SPLIT/METRIC".
+        measured_on: Names of its data.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         title: Name of the run in progress and messages.
     """
@@ -139,7 +142,7 @@ class Trainer:
         recipe: _Recipe,
         save_model: Callable[[Path, dict[str, Tensor]], None],
         lr_scale: Mapping[str, float] | None = None,
-        evaluators: Sequence[Callable[[nn.Module], Mapping[str, float]]] = (),
+        evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
         measured_on: str = "its own data",
         device: str | None = None,
         console: Console | None = None,
@@ -161,12 +164,12 @@ class Trainer:
             no_weight_decay={f"model.{name}" for name in exempt},
             lr_scale=lr_scale,
         )
-        self.evaluators, self.measured_on = evaluators, measured_on
+        self.evaluate, self.measured_on = evaluate, measured_on
         self.console, self.title = console, title
         self.note: Callable[[int], str] | None = None
         """Returns a text for the progress line, from the number of finished steps."""
         self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
-        self._states = StateStore(self.state_dir, keep=self.config.keep_states, in_background=self.config.async_save)
+        self._states = StateStore(self.state_dir, keep=self.config.keep_states)
         self._counters, self._began, self._lr = _Counters(), 0.0, 0.0
         self._unreported = 0, 0.0  # samples and seconds of training since the last line
 
@@ -177,8 +180,8 @@ class Trainer:
 
         Raises:
             ValueError: The run folder holds a run with another recipe, or another process trains there.
-            TrainingError: `max_bad_steps` updates in a row were skipped, every saved state is damaged, nothing can be
-                written, data or their workers are gone, or another process is.
+            TrainingError: Ten updates in a row were skipped, every saved state is damaged, nothing can be written, data
+                or their workers are gone, or another process is.
         """
         where = lambda: f"{self.title}: step {self._counters.step}"  # noqa: E731
         with (
@@ -190,17 +193,7 @@ class Trainer:
                 return self._result("already_finished")
             if self.config.precision == "auto":
                 logger.info("%s: computing in %s", self.title, self.precision)
-            tracking = contextlib.nullcontext()
-            if is_main():
-                tracking = Tracker(
-                    self.run_dir,
-                    step=self._counters.step,
-                    max_steps=self.config.max_steps,
-                    title=self.title,
-                    console=self.console,
-                    note=self.note,
-                )
-            with StopSignal() as stop, tracking as tracker:
+            with StopSignal() as stop, self._tracker() as tracker:
                 finished = self._train(tracker, stop)
                 if finished:
                     report_progress(slow=True)
@@ -211,22 +204,30 @@ class Trainer:
             barrier()  # every process finds the whole run folder when it returns
             return self._result("finished" if finished else "stopped")
 
+    def _tracker(self) -> contextlib.AbstractContextManager[Tracker | None]:
+        if not is_main():
+            return contextlib.nullcontext()
+        step, max_steps = self._counters.step, self.config.max_steps
+        return Tracker(
+            self.run_dir, step=step, max_steps=max_steps, title=self.title, console=self.console, note=self.note
+        )
+
     def _train(self, tracker: Tracker | None, stop: StopSignal) -> bool:
         """Run the loop; return True if it got to the end."""
         counters, config = self._counters, self.config
         self._evaluate_if_due(tracker)  # if it was cut off after the step was saved
-        batches = self.loader(counters.step)
-        while counters.step < config.max_steps:
+        batches, stopping = self.loader(counters.step), False
+        while counters.step < config.max_steps and not stopping:
             stopping = self._train_step(batches, tracker, stop)
             if stopping or counters.step % config.save_every == 0 or counters.step == config.max_steps:
                 self._save(tracker)
-            if stopping:
-                self._finish_saving()
-                logger.warning("%s: stopped after step %d; the same command goes on", self.title, counters.step)
-                return False
-            self._evaluate_if_due(tracker)
-        self._finish_saving()
-        return True
+            if not stopping:
+                self._evaluate_if_due(tracker)
+        report_progress(slow=True)
+        self._states.wait()
+        if stopping:
+            logger.warning("%s: stopped after step %d; the same command goes on", self.title, counters.step)
+        return not stopping
 
     def _train_step(self, batches: Iterator[list[Batch]], tracker: Tracker | None, stop: StopSignal) -> bool:
         """Train one step; return True if any process was asked to stop."""
@@ -264,7 +265,10 @@ class Trainer:
         counters.step += 1
         counters.samples_seen += num_rows
         self._unreported = self._unreported[0] + num_rows, self._unreported[1] + time.monotonic() - began
-        self._report(tracker, micro_batches, losses, grad_norm)
+        if counters.bad_in_row or counters.step % config.log_every == 0 or counters.step == config.max_steps:
+            self._report(tracker, micro_batches, losses, grad_norm)
+        if tracker is not None:
+            tracker.advance(counters.step)
         return num_stopping > 0
 
     def _accumulate_gradients(self, micro_batches: list[Batch]) -> dict[str, Float[Tensor, ""]]:
@@ -288,54 +292,53 @@ class Trainer:
     def _report(
         self, tracker: Tracker | None, micro_batches: list[Batch], losses: dict[str, Tensor], grad_norm: Tensor
     ) -> None:
-        """Log the step if it is time or the update was skipped; raise TrainingError after too many of those."""
-        counters, config = self._counters, self.config
-        if counters.step % config.log_every and counters.step != config.max_steps and not counters.bad_in_row:
-            if tracker is not None:
-                tracker.advance(counters.step)
-            return
+        """Log a step, or that its update was skipped; raise TrainingError after too many of those."""
+        counters, step = self._counters, self._counters.step
         means = (all_reduce(torch.stack(list(losses.values()))) / world_size()).tolist()
         named, norm = dict(zip(losses, means, strict=True)), grad_norm.item()
         own_ids = [batch["sample_ids"].tolist() for batch in micro_batches if "sample_ids" in batch]
         # In the order of the global batch, which any number of processes cuts by micro-batch first.
         ids = [n for parts in zip(*gather_objects(own_ids), strict=True) for part in parts for n in part]
         if tracker is not None and counters.bad_in_row:
-            tracker.log_skipped(counters.step, losses=named, grad_norm=norm, sample_ids=ids, skipped=counters.skipped)
+            skipped = {"skipped": counters.skipped, "losses": named, "grad_norm": norm, "sample_ids": ids}
+            tracker.log(step, skipped, prefix="train/")
+            logger.warning("%s: step %d was skipped: %s", self.title, step, skipped)
         elif tracker is not None:
             (rows, seconds), self._unreported = self._unreported, (0, 0.0)
+            speed = rows / max(seconds, 1e-9)
             numbers = {
                 "lr": self._lr,
                 "grad_norm": norm,
-                "samples_per_s": rows / max(seconds, 1e-9),
+                "samples_per_s": speed,
                 "seconds": self._seconds(),
                 "samples_seen": counters.samples_seen,
                 "precision": self.precision,
                 "sample_ids_digest": hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16],
             }
-            tracker.log_training(counters.step, losses=named, numbers=numbers)
-        if counters.bad_in_row >= config.max_bad_steps:
+            tracker.log(step, named | numbers, prefix="train/")
+            shown = " ".join(f"{name} {value:.4g}" for name, value in named.items())
+            tracker.losses = f"{shown} | {speed:.4g} samples/s"
+        if counters.bad_in_row >= _MOST_BAD_STEPS:
             raise TrainingError(
-                f"the last {counters.bad_in_row} steps, up to step {counters.step}, had a non-finite loss or gradient:"
-                f" losses {named}, gradient norm {norm}. Lower the rate, clip gradients, or look at the samples that"
-                f" {self.run_dir / 'metrics.jsonl'} names; {self._states.last_saved(finish=True)}"
+                f"the last {counters.bad_in_row} steps, up to step {step}, had a non-finite loss or gradient: losses "
+                f"{named}, gradient norm {norm}. Lower the rate, clip gradients, or look at the samples that "
+                f"{self.run_dir / 'metrics.jsonl'} names; {self._states.last_saved(finish=True)}"
             )
 
     def _evaluate_if_due(self, tracker: Tracker | None) -> None:
         """Evaluate on every process, unless this step's evaluation is already in metrics.jsonl."""
         step, every = self._counters.step, self.config.eval_every
         due = step == self.config.max_steps or (every is not None and step > 0 and step % every == 0)
-        if not due or not self.evaluators or from_main(tracker and tracker.evaluated_step) == step:
+        if not due or self.evaluate is None or from_main(tracker and tracker.evaluated_step) == step:
             return
-
-        metrics: dict[str, float] = {}
         report_progress(slow=True)
         with self._engine.evaluation() as model:
-            for evaluate in self.evaluators:
-                report_progress(slow=True)
-                metrics |= evaluate(model)
+            metrics = self.evaluate(model)
         barrier()  # before the step, which may take less time than the slowest process still needs here
         if tracker is not None:
-            tracker.log_evaluation(step, metrics, data=self.measured_on)
+            tracker.log(step, metrics)
+            shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items())
+            logger.info("%s: step %d, on %s: %s", self.title, step, self.measured_on, shown)
 
     def _save(self, tracker: Tracker | None) -> None:
         counters = self._counters
@@ -348,10 +351,6 @@ class Trainer:
             tracker.flush()  # first, so that a restored state never lacks lines
         self._states.save(self._engine.training_state(self.optimizer), progress=asdict(counters))
 
-    def _finish_saving(self) -> None:
-        report_progress(slow=True)
-        self._states.wait()
-
     def _restore(self) -> bool:
         """Go to the newest state, if there is one; return True if the run has finished."""
         recipe = self.recipe.to_json()
@@ -360,12 +359,7 @@ class Trainer:
         if saved := from_main(newest_state(self.state_dir) if is_main() else None):
             path, progress = saved
             self._states.load(path, self.objective, self.optimizer)
-            try:
-                self._counters = _Counters(**progress)
-            except TypeError as error:
-                raise TrainingError(
-                    f"training state {path} was written by another version ({error}); use that"
-                ) from error
+            self._counters = _Counters(**progress)
             if isinstance(self.loader, CursorLoader):
                 self.loader.go_on_from(self._counters.step, self._counters.cursor or {})
             logger.info("%s: going on from %s", self.title, path)
