@@ -66,21 +66,6 @@ def test_number_of_an_answer_is_a_score_of_one(answers):
     assert torch.equal(loss, answers(pictures(2), **TEXTS[2], labels=torch.eye(5)[numbers]).loss)
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (torch.zeros(2, 4), r"labels have shape \(2, 4\); expected \(2, 5\)"),
-        (torch.zeros(3, dtype=torch.int64), r"labels have shape \(3,\); expected \(2, 5\)"),
-        (torch.tensor([1.0, 0.3]), r"labels have shape \(2,\); expected \(2, 5\)"),
-        (torch.tensor([1, 5]), r"labels are \[1, 5\]; expected answer numbers 0 to 4"),
-        (torch.tensor([-1, 1]), r"labels are \[-1, 1\]; expected answer numbers 0 to 4"),
-    ],
-)
-def test_answer_labels_that_fit_no_answer_are_refused(answers, labels, message):
-    with pytest.raises(ValueError, match=message):
-        answers(pictures(2), **TEXTS[2], labels=labels)
-
-
 @pytest.fixture
 def reasoning() -> VLMoForVisualReasoning:
     return shaken(VLMoForVisualReasoning(VLMoConfig.tiny(num_modality_types=3, num_labels=2))).eval()
@@ -130,10 +115,10 @@ def test_classes_are_learnt_and_every_trained_image_parameter_gets_a_gradient():
 
 @torch.no_grad()
 def test_segmentation_reads_the_states_after_its_layers():
-    config = VLMoConfig.tiny(num_hidden_layers=6, num_labels=3, segmentation_layers=[1, 2, 4, 6])
+    config = VLMoConfig.tiny(num_hidden_layers=6, num_labels=3)
     model = shaken(VLMoForSemanticSegmentation(config)).eval()
     states = model.vlmo(pixel_values=pictures(2), output_hidden_states=True).hidden_states
-    for level, layers in zip(model.levels(pictures(2)), (1, 2, 4, 6), strict=True):
+    for level, layers in zip(model.levels(pictures(2)), (2, 3, 4, 6), strict=True):
         expected = states[layers][:, 1:].reshape(2, 4, 4, 32).permute(0, 3, 1, 2)
         torch.testing.assert_close(level, expected, atol=ATOL, rtol=0)
 
@@ -141,14 +126,10 @@ def test_segmentation_reads_the_states_after_its_layers():
 def test_segmentation_layers_are_those_of_beit():
     assert VLMoConfig.base().feature_layers == (4, 6, 8, 12)
     assert VLMoConfig.large().feature_layers == (8, 12, 16, 24)
-    with pytest.raises(ValueError, match="expected 4 rising block counts from 1 to 12"):
-        VLMoConfig.base(segmentation_layers=[4, 6, 8, 13])
 
 
 def test_segmentation_ignores_255_and_learns_where_things_are():
-    config = VLMoConfig.tiny(
-        num_hidden_layers=4, num_labels=2, segmentation_layers=[1, 2, 3, 4], segmentation_channels=16
-    )
+    config = VLMoConfig.tiny(num_hidden_layers=4, num_labels=2, segmentation_channels=16)
     model = VLMoForSemanticSegmentation(config)
     images = pictures(4)
     labels = torch.zeros(4, 64, 64, dtype=torch.long)
@@ -205,22 +186,10 @@ def test_nothing_is_left_as_raw_memory_when_a_task_starts_from_a_stage(tmp_path,
 @pytest.mark.parametrize(
     ("kind", "changes", "inputs", "message"),
     [
-        (
-            VLMoForVisualQuestionAnswering,
-            {"use_pooler": False, "use_match_head": False},
-            None,
-            "reads the pooled first",
-        ),
-        (VLMoForVisualQuestionAnswering, {}, (pictures(2), None), "needs pixel_values and input_ids"),
+        (VLMoForVisualQuestionAnswering, {"use_pooler": False, "use_match_head": False}, None, "needs a pooler"),
         (VLMoForVisualReasoning, {}, None, "num_modality_types is 2; VLMoForVisualReasoning needs 3"),
-        (
-            VLMoForVisualReasoning,
-            {"num_modality_types": 3},
-            (pictures(2), *TEXTS[2].values()),
-            r"\(batch, 2, 3",
-        ),
+        (VLMoForVisualReasoning, {"num_modality_types": 3}, (pictures(2), *TEXTS[2].values()), r"\(batch, 2, 3"),
         (VLMoForSemanticSegmentation, {"num_labels": 256}, None, "num_labels is 256; segmentation needs 2 to 255"),
-        (VLMoForSemanticSegmentation, {}, (pictures(1, size=(16, 64)),), "two patches a side"),
     ],
 )
 def test_what_a_task_needs_is_named(kind, changes, inputs, message):

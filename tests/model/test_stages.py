@@ -4,7 +4,6 @@ import pytest
 import torch
 from tests.toy_model import pictures, shaken, texts, toy
 from torch import nn
-from torch.nn import functional as F
 
 from vlmo.model import (
     VLMoConfig,
@@ -84,15 +83,6 @@ def test_fusion_experts_start_from_the_chosen_expert(choice, tmp_path):
     assert set(fused) <= set(report.missing) if choice == "random" else not set(fused) & set(report.missing)
 
 
-def test_fusion_experts_of_the_folder_are_kept(tmp_path):
-    source = saved(VLMoForPreTraining, tmp_path)
-    model = make(VLMoForPreTraining, seed=2)
-    report = start_from(model, tmp_path)
-    assert copied(model, source, "")
-    assert (report.missing, report.unused, report.filled, report.resized) == ([], [], {}, [])
-    assert set(report.loaded) == set(model.state_dict())
-
-
 def test_report_names_every_tensor_once_and_lists_what_was_not_simply_loaded(tmp_path):
     source = saved(VLMoForMaskedLM, tmp_path, num_fusion_layers=0, image_size=96)
     model = make(VLMoForPreTraining, seed=2)
@@ -108,6 +98,11 @@ def test_report_names_every_tensor_once_and_lists_what_was_not_simply_loaded(tmp
     assert f"filled: {expert} from {expert.replace('vision_language', 'language')}" in lines
     assert "not in the start folder, left random: match_head.classifier.bias" in lines
     assert len(lines) == 1 + len(report.resized) + len(report.filled) + len(report.missing) + len(report.unused)
+    final = make(VLMoForPreTraining, seed=3)  # with all that it needs, experts of fusion too
+    model.save_pretrained(tmp_path / "whole")
+    report = start_from(final, tmp_path / "whole")
+    assert copied(final, model, "")
+    assert (report.missing, report.unused, report.filled, report.resized) == ([], [], {}, [])
 
 
 @pytest.mark.parametrize("positions", ["relative", "absolute"])
@@ -129,20 +124,6 @@ def test_position_tables_are_resized_for_another_picture_size(positions, tmp_pat
     torch.testing.assert_close(model.get_image_features(image), source.get_image_features(image))
     torch.testing.assert_close(model.get_text_features(**text), source.get_text_features(**text))
     torch.testing.assert_close(model.match(image, **text), source.match(image, **text))
-
-
-@torch.no_grad()
-def test_absolute_positions_of_a_relative_folder_start_as_long_as_white_patches(tmp_path):
-    source = saved(VLMoForPreTraining, tmp_path)
-    model = make(VLMoForPreTraining, seed=2, position_embedding="absolute", position_init="sincos")
-    before = model.vlmo.image_embeddings.positions.clone()
-    report = start_from(model, tmp_path)
-    white = source.vlmo.image_embeddings(torch.ones(1, 3, 64, 64))[0, 1:]
-    positions = model.vlmo.image_embeddings.positions
-    torch.testing.assert_close(positions[1:].norm(dim=1).mean(), white.norm(dim=1).mean())
-    torch.testing.assert_close(F.normalize(positions[1:]), F.normalize(before[1:]))
-    assert "vlmo.image_embeddings.positions" in report.filled
-    assert report.unused == ["vlmo.position_bias.table"]
 
 
 def test_other_shape_is_refused_by_name(tmp_path):
@@ -205,12 +186,6 @@ def test_settings_that_no_shape_shows_must_agree(tmp_path, start, new, message):
         start_from(make(VLMoForMaskedLM, seed=2, **{"position_embedding": "absolute"} | new), tmp_path)
 
 
-def test_another_eps_is_noted(tmp_path):
-    saved(VLMoForMaskedLM, tmp_path, layer_norm_eps=1e-12)
-    report = start_from(make(VLMoForMaskedLM, seed=2), tmp_path)
-    assert "note: layer_norm_eps is 1e-06, in the start folder 1e-12" in report.lines()
-
-
 def test_second_picture_starts_as_the_first(tmp_path):
     source = saved(VLMoForPreTraining, tmp_path)
     model = make(VLMoForVisualReasoning, seed=2, num_modality_types=3, num_labels=2)
@@ -222,12 +197,10 @@ def test_second_picture_starts_as_the_first(tmp_path):
     assert {name.split(".")[0] for name in report.missing} == {"reasoning_head"}
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_folder_with_numbers_that_are_not_finite_is_refused_by_the_tensor(tmp_path, value):
+def test_folder_with_numbers_that_are_not_finite_is_refused_by_the_tensor(tmp_path):
     model = make(VLMoForPreTraining, seed=1)
     with torch.no_grad():
-        model.vlmo.norm.weight[3] = value
-        model.vlmo.pooler.dense.bias[0] = value
+        model.vlmo.norm.weight[3] = torch.nan
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"vlmo\.norm\.weight.* hold numbers that are not finite"):
         start_from(make(VLMoForPreTraining, seed=2), tmp_path)
@@ -261,9 +234,6 @@ def test_every_parameter_has_a_factor() -> None:
     assert factors.keys() == {name for name, _ in model.named_parameters()}
     assert factors["vlmo.image_embeddings.positions"] == pytest.approx(0.9**4)
     assert factors["decode_head.classifier.weight"] == factors["pyramid.finer.weight"] == 1.0
-
-
-@pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])
-def test_wrong_decay_is_refused(decay) -> None:
-    with pytest.raises(ValueError, match="layer decay"):
-        layer_decay_factors(toy(VLMoForImageClassification), decay=decay)
+    for decay in (0.0, 1.5):
+        with pytest.raises(ValueError, match="layer decay"):
+            layer_decay_factors(model, decay=decay)

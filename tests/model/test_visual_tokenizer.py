@@ -21,14 +21,14 @@ ATOL = 1e-5  # float32 sums in another order
 
 
 def images(count: int = 12, *, height: int = 32, width: int = 32, seed: int = 0) -> torch.Tensor:
-    """Soft blobs of colour: neighbouring pixels are alike, as in cartoons."""
+    """Soft blobs of color: neighbouring pixels are alike, as in cartoons."""
     noise = torch.randn(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(noise, size=(height, width), mode="bicubic").tanh()
 
 
-def started(*, patch_size: int = 8, **sizes: int) -> VQVisualTokenizer:
+def started() -> VQVisualTokenizer:
     torch.manual_seed(0)
-    tokenizer = VQVisualTokenizer(VQVisualTokenizerConfig(**SMALL | {"patch_size": patch_size} | sizes)).train()
+    tokenizer = VQVisualTokenizer(VQVisualTokenizerConfig(patch_size=8, **SMALL)).train()
     tokenizer.start_from(images())
     return tokenizer
 
@@ -54,14 +54,6 @@ def dalle_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         folder
     )
     return str(folder)
-
-
-@pytest.mark.parametrize(("patch_size", "grid"), [(16, (2, 2)), (8, (4, 4)), (4, (8, 8))])
-def test_tokenize_answers_with_one_token_per_patch(patch_size: int, grid: tuple[int, int]) -> None:
-    tokens = started(patch_size=patch_size).tokenize(images(3), grid=grid)
-    assert tokens.shape == (3, grid[0] * grid[1])
-    assert tokens.dtype == torch.int64
-    assert 0 <= tokens.min() <= tokens.max() < SMALL["num_tokens"]
 
 
 def test_tokenize_goes_row_by_row_on_oblong_images() -> None:
@@ -93,15 +85,7 @@ def test_tokenize_agrees_with_forward_and_never_trains() -> None:
         assert torch.equal(tensor, before[name]), name
 
 
-def test_tokens_do_not_depend_on_autocast() -> None:
-    tokenizer, batch = started(), images()
-    train_steps(tokenizer, [batch] * 3)
-    expected = tokenizer.tokenize(batch, grid=(4, 4))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(tokenizer.tokenize(batch, grid=(4, 4)), expected)
-
-
-def test_forward_stays_finite_and_float32_under_autocast() -> None:
+def test_autocast_changes_no_token_and_leaves_losses_in_float32() -> None:
     tokenizer = started()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = tokenizer(images())
@@ -109,15 +93,16 @@ def test_forward_stays_finite_and_float32_under_autocast() -> None:
     assert output.reconstruction.dtype == output.reconstruction_loss.dtype == torch.float32
     assert output.commitment_loss.dtype == tokenizer.quantizer.codebook.dtype == torch.float32
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in tokenizer.parameters())
-    with torch.no_grad():
-        assert abs(tokenizer.eval()(images()).reconstruction_loss - output.reconstruction_loss) < 0.05
+    expected = tokenizer.eval().tokenize(images(), grid=(4, 4))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(tokenizer.tokenize(images(), grid=(4, 4)), expected)
+        assert abs(tokenizer(images()).reconstruction_loss - output.reconstruction_loss) < 0.05
 
 
 def test_round_trip_keeps_every_tensor_and_token(tmp_path) -> None:
     tokenizer, batch = started(), images(5, seed=9)
     train_steps(tokenizer, [images(seed=seed) for seed in range(3)])
     tokenizer.save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors").is_file()
     loaded = load_visual_tokenizer(tmp_path)
     assert isinstance(loaded, VQVisualTokenizer)
     assert not loaded.training
@@ -188,14 +173,15 @@ def test_dalle_resizes_to_eight_pixels_a_patch(dalle_folder: str) -> None:
 
 
 def test_wrong_folders_are_refused(tmp_path) -> None:
-    for folder in (tmp_path / "missing", tmp_path):
-        with pytest.raises(ValueError, match="no visual tokenizer at"):
-            load_visual_tokenizer(folder)
+    with pytest.raises(ValueError, match="no visual tokenizer can be read at"):
+        load_visual_tokenizer(tmp_path / "missing")
+    with pytest.raises(ValueError, match="model of type None, no visual tokenizer"):
+        load_visual_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match="model of type 'bert'"):
         load_visual_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(FlavaImageCodebookConfig(hidden_size=4).to_dict()))
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="can be read"):
         load_visual_tokenizer(tmp_path)
 
 
@@ -210,11 +196,11 @@ def test_incomplete_or_truncated_weights_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"lacks 1 weights, quantizer\._codebook\.embed"):
         load_visual_tokenizer(tmp_path)
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="can be read"):
         load_visual_tokenizer(tmp_path)
 
 
-def place() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """Number of this process, and how many there are."""
     if not torch.distributed.is_initialized():
         return 0, 1
@@ -223,7 +209,7 @@ def place() -> tuple[int, int]:
 
 def train_wrapped() -> dict[str, torch.Tensor]:
     """State after a few steps of data parallelism, with codes that die and generators that differ."""
-    rank, size = place()
+    rank, size = rank_and_size()
     torch.manual_seed(0)
     tokenizer = VQVisualTokenizer(VQVisualTokenizerConfig(patch_size=8, dead_code_threshold=2.0, **SMALL)).train()
     wrapped = torch.nn.parallel.DistributedDataParallel(tokenizer)
@@ -239,7 +225,7 @@ def train_wrapped() -> dict[str, torch.Tensor]:
 
 def start_and_follow() -> dict[str, torch.Tensor]:
     """State after a start and two steps of the codebook's moving averages, from codes that are given."""
-    rank, size = place()
+    rank, size = rank_and_size()
     torch.manual_seed(0)
     tokenizer = VQVisualTokenizer(VQVisualTokenizerConfig(patch_size=8, dead_code_threshold=0.0, **SMALL)).train()
     tokenizer.start_from(images()[rank::size])
@@ -253,19 +239,8 @@ def start_and_follow() -> dict[str, torch.Tensor]:
     return dict(tokenizer.state_dict())
 
 
-def build_too_early() -> str:
-    """Message of a tokenizer that trains in a group which it did not know when it was built."""
-    tokenizer = VQVisualTokenizer(VQVisualTokenizerConfig(patch_size=8, **SMALL)).train()
-    tokenizer.synchronised = False
-    try:
-        tokenizer(images())
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def in_a_group() -> dict[str, object]:
-    return {"trained": train_wrapped(), "followed": start_and_follow(), "message": build_too_early()}
+def in_a_group() -> dict[str, dict[str, torch.Tensor]]:
+    return {"trained": train_wrapped(), "followed": start_and_follow()}
 
 
 @pytest.mark.slow
@@ -277,4 +252,3 @@ def test_codebook_takes_in_all_processes_and_is_equal_on_each() -> None:
     for name, tensor in start_and_follow().items():  # as one process with all the images
         for result in (first, second):
             assert torch.allclose(result["followed"][name].float(), tensor.float(), atol=ATOL), name
-    assert "init_process_group first" in first["message"]

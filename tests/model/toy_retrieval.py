@@ -1,22 +1,12 @@
 """A small retrieval model in both variants, three pairs, and comparisons of what models say and learn."""
 
 import torch
+from tests import toy_model
 from tests.toy_model import pictures, texts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BEIT3 = {
-    "attention": "separate",
-    "final_norm": "separate",
-    "inner_norm": True,
-    "key_bias": True,
-    "layer_scale_init": None,
-    "num_fusion_layers": 0,
-    "num_modality_types": 0,
-    "position_embedding": "absolute",
-    "text_embedding": "plain",
-    "token_order": "image_first",
-}
+BEIT3 = toy_model.BEIT3
 VARIANTS = {"vlmo": {}, "beit3": BEIT3}
 
 
@@ -27,7 +17,7 @@ def pairs() -> dict[str, Tensor]:
 def outputs(model: nn.Module) -> dict[str, Tensor]:
     """Everything that a retrieval model says about the pairs."""
     with torch.no_grad():
-        return dict(model(**pairs(), output_match_logits=True))
+        return {**model(**pairs()), "match_logits": model.match(**pairs())}
 
 
 def check_equal(given: dict[str, Tensor], expected: dict[str, Tensor], *, atol: float = 0.0) -> None:

@@ -161,10 +161,10 @@ def absolute_cases(model: VLMoForImageTextRetrieval, file: Path) -> Iterator[Cas
     everything = torch.cat([kept, torch.ones(3, ABSOLUTE.grid**2 + 1, dtype=torch.bool)], dim=1)
     fused = model.vlmo(pixel_values=pixels, input_ids=ids, attention_mask=mask).last_hidden_state
     yield "absolute.fused", fused[everything], plain.fused(pixels, ids, mask)[everything]
-    output = model(pixel_values=pixels, input_ids=ids, attention_mask=mask, output_match_logits=True)
+    output = model(pixel_values=pixels, input_ids=ids, attention_mask=mask)
     yield "absolute.image_vector", output.image_embeds, plain.image_vector(pixels)
     yield "absolute.text_vector", output.text_embeds, plain.text_vector(ids, mask)
-    yield "absolute.match", output.match_logits, plain.match(pixels, ids, mask)
+    yield "absolute.match", model.match(pixels, ids, mask), plain.match(pixels, ids, mask)
 
 
 def _text(known: dict[str, Tensor]) -> dict[str, Tensor]:

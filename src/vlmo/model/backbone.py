@@ -20,10 +20,6 @@ from vlmo.model.heads import ContrastHead, MaskedImageHead, Pooler
 from vlmo.model.multiway import LANGUAGE, VISION, MultiwayBlock, Queries, QueryKeyValue, Sequence
 from vlmo.released import find_model
 
-_DUAL_ENCODERS = frozenset(("VLMoForImageTextRetrieval", "VLMoForPreTraining"))
-"""Classes whose folders hold a contrast head."""
-_HUB = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
-
 TEXT_TYPE, IMAGE_TYPE, SECOND_IMAGE_TYPE = 0, 1, 2
 
 
@@ -140,30 +136,6 @@ class VLMoPreTrainedModel(PreTrainedModel):
         """The Transformer inside any VLMo model."""
         return cast("VLMoModel", self.base_model)
 
-    def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Return L2-normalised vectors of images; ValueError without a contrast head."""
-        return self._head().embed_image(self.backbone.encode(pixel_values, first_only=True).first)
-
-    def get_text_features(
-        self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
-    ) -> Float[Tensor, "batch dim"]:
-        """Return L2-normalised vectors of texts; ValueError without a contrast head."""
-        return self._head().embed_text(self.backbone.encode(None, input_ids, attention_mask, first_only=True).first)
-
-    def _head(self) -> ContrastHead:
-        if (head := getattr(self, "contrast_head", None)) is None:
-            raise ValueError("This model has no contrast head, so it embeds nothing; load a model for retrieval.")
-        return head
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """Return the decoder of words, if there is one; it grows with the word table but is not tied to it."""
-        head = getattr(self, "mlm_head", None)
-        return None if head is None else head.decoder
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replace the decoder of words."""
-        cast("Any", self.mlm_head).decoder = value
-
     def no_weight_decay(self) -> set[str]:
         """Return names of parameters that weight decay leaves alone although they have two dimensions or more."""
         undecayed: list[nn.Parameter | None] = [self.backbone.image_embeddings.cls_token]
@@ -194,8 +166,6 @@ class VLMoModel(VLMoPreTrainedModel):
         self,
         config: VLMoConfig,
         add_pooling_layer: bool = True,  # noqa: FBT001, FBT002 (HF's name)
-        *,
-        add_contrast_head: bool = False,
     ) -> None:
         super().__init__(config)
         self.image_embeddings = ImageEmbeddings(config)
@@ -215,26 +185,11 @@ class VLMoModel(VLMoPreTrainedModel):
         norms = {name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in (VISION, LANGUAGE)}
         self.norm = nn.ModuleDict(norms) if config.final_norm == "separate" else norms[VISION]
         self.pooler = Pooler(config) if add_pooling_layer and config.use_pooler else None
-        self.contrast_head = ContrastHead(config) if add_contrast_head else None
         self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *args: Any, **kwargs: Any) -> Self:
-        """Load as the other classes do; of a model for retrieval with its contrast head, see `get_image_features`."""
-        name, config = pretrained_model_name_or_path, kwargs.get("config")
-        if name is not None and not isinstance(config, VLMoConfig):
-            config = VLMoConfig.from_pretrained(name, **{key: kwargs[key] for key in _HUB if key in kwargs})
-        if config is not None and not _DUAL_ENCODERS.isdisjoint(config.architectures or ()):
-            kwargs.setdefault("add_contrast_head", True)
-        return super().from_pretrained(name, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the word table."""
         return self.text_embeddings.words
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the word table."""
-        self.text_embeddings.words = value
 
     def encode(
         self,

@@ -1,26 +1,17 @@
 """Sizes and variants of the backbone (VLMo, "Multiway Transformer" and "Pre-Training Setup")."""
 
 import math
-from itertools import pairwise
 from os import PathLike
 from typing import Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from vlmo.released import find_model
 
 FusionStart = Literal["language", "vision", "random"]
 """Start of `vision_language` experts that a start folder lacks."""
-_CHOICES = {
-    "position_embedding": ("relative", "absolute"),
-    "position_init": ("normal", "sincos"),
-    "experts": ("multiway", "shared"),
-    "attention": ("shared", "separate"),
-    "token_order": ("text_first", "image_first"),
-    "final_norm": ("shared", "separate"),
-    "text_embedding": ("bert", "plain"),
-}
 _ATTENTION = ("eager", "sdpa", "flex_attention")
 _SHARES = ("drop_path_rate", "hidden_dropout_prob", "rerank_weight", "rerank_weight_image_to_text")
 _DEEP: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -75,8 +66,6 @@ class VLMoConfig(PreTrainedConfig):
         inner_norm: Put a LayerNorm before the attention's output projection and inside each expert (BEiT-3).
         use_pooler: Give the backbone a pooler.
         use_match_head: Give a retrieval model the head that scores pairs; it needs the pooler.
-        segmentation_layers: Numbers of blocks after which the four levels of segmentation are taken; None: after
-            each third of the lower two thirds and at the top, as BEiT does.
         segmentation_channels: Width of the segmentation head.
     """
 
@@ -93,16 +82,16 @@ class VLMoConfig(PreTrainedConfig):
     num_channels: int = 3
     vocab_size: int = 30522
     max_text_positions: int = 196
-    position_embedding: str = "relative"
-    position_init: str = "normal"
+    position_embedding: Literal["relative", "absolute"] = "relative"
+    position_init: Literal["normal", "sincos"] = "normal"
     layer_scale_init: float | None = 0.1
     drop_path_rate: float = 0.0
     hidden_dropout_prob: float = 0.0
     layer_norm_eps: float = 1e-6
     text_layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
-    experts: str = "multiway"
-    attention: str = "shared"
+    experts: Literal["multiway", "shared"] = "multiway"
+    attention: Literal["shared", "separate"] = "shared"
     contrast_fusion_branch: bool = True
     projection_size: int | None = None
     logit_scale_init: float = math.log(1 / 0.07)
@@ -111,14 +100,13 @@ class VLMoConfig(PreTrainedConfig):
     rerank_weight: float = 0.5
     rerank_weight_image_to_text: float | None = None
     pad_token_id: int | None = 0
-    token_order: str = "text_first"
-    final_norm: str = "shared"
-    text_embedding: str = "bert"
+    token_order: Literal["text_first", "image_first"] = "text_first"
+    final_norm: Literal["shared", "separate"] = "shared"
+    text_embedding: Literal["bert", "plain"] = "bert"
     key_bias: bool = False
     inner_norm: bool = False
     use_pooler: bool = True
     use_match_head: bool = True
-    segmentation_layers: list[int] | None = None
     segmentation_channels: int = 512
     tie_word_embeddings: bool = False
 
@@ -140,18 +128,18 @@ class VLMoConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Read settings of a file; ValueError if their attention is not one of torch's, but code of the hub."""
+        """Read settings of a file; ValueError for a wrong one, or if their attention is code of the hub."""
         attention = config_dict.get("_attn_implementation") or config_dict.get("attn_implementation") or "sdpa"
         if attention not in _ATTENTION:
             raise ValueError(f"_attn_implementation is {attention!r}; expected one of {', '.join(_ATTENTION)}")
         if isinstance(labels := config_dict.get("num_labels"), int) and labels > _MOST_LABELS:
             raise ValueError(f"num_labels is {labels}; expected at most {_MOST_LABELS}")
-        return super().from_dict(config_dict, **kwargs)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(" ".join(str(error).split())) from error
 
     def _check(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if (value := vars(self)[name]) not in allowed:
-                raise ValueError(f"VLMoConfig.{name} is {value!r}; expected one of {', '.join(allowed)}.")
         for name in _SHARES:
             if (value := vars(self)[name]) is not None and not 0 <= value <= 1:
                 raise ValueError(f"VLMoConfig.{name} is {value}; expected a number from 0 to 1.")
@@ -159,40 +147,23 @@ class VLMoConfig(PreTrainedConfig):
             most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
             if kind in {int, int | None} and name not in _NO_SIZES and not 1 <= (value := vars(self)[name]) <= most:
                 raise ValueError(f"VLMoConfig.{name} is {value}; expected a number from 1 to {most}.")
-        depth, layers, types = self.num_hidden_layers, self.segmentation_layers, self.num_modality_types
-        absolute = self.position_embedding == "absolute"
-        wrong = {
-            f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}.": (
-                self.hidden_size % self.num_attention_heads
-            ),
-            f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.": (
-                self.image_size % self.patch_size
-            ),
-            f"num_fusion_layers {self.num_fusion_layers} lies outside 0 to num_hidden_layers {depth}.": (
-                not 0 <= self.num_fusion_layers <= depth
-            ),
-            f"num_modality_types is {types}; expected 0 (no table), 2, or 3 (two images).": types < 0 or types == 1,
-            "token_order 'image_first' needs position_embedding 'absolute': the relative table puts text first.": (
-                self.token_order == "image_first" and not absolute
-            ),
-            "position_init 'sincos' needs position_embedding 'absolute': the relative table starts at zero.": (
-                self.position_init == "sincos" and not absolute
-            ),
-            "use_match_head needs use_pooler: the head reads the pooled first token.": (
-                self.use_match_head and not self.use_pooler
-            ),
-            f"segmentation_layers is {layers}; expected 4 rising block counts from 1 to {depth}.": (
-                layers is not None and (len(layers) != 4 or any(a >= b for a, b in pairwise([0, *layers, depth + 1])))
-            ),
-        }
-        if messages := [message for message, is_wrong in wrong.items() if is_wrong]:
-            raise ValueError(messages[0])
+        heads, patch, depth = self.num_attention_heads, self.patch_size, self.num_hidden_layers
+        if self.hidden_size % heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}.")
+        if self.image_size % patch:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {patch}.")
+        if not 0 <= self.num_fusion_layers <= depth:
+            raise ValueError(f"num_fusion_layers is {self.num_fusion_layers}; expected 0 to {depth}, all layers.")
+        if self.num_modality_types < 0 or self.num_modality_types == 1:
+            raise ValueError(f"num_modality_types is {self.num_modality_types}; expected 0 (no table), 2, or 3.")
+        if self.position_embedding == "relative" and (self.token_order, self.position_init) != ("text_first", "normal"):
+            raise ValueError("token_order 'image_first' and position_init 'sincos' need absolute positions.")
+        if self.use_match_head and not self.use_pooler:
+            raise ValueError("use_match_head needs use_pooler: the head reads the pooled first token.")
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
-        """Numbers of blocks after which the levels of segmentation are taken: (4, 6, 8, 12) with twelve blocks."""
-        if self.segmentation_layers is not None:
-            return tuple(self.segmentation_layers)
+        """Numbers of blocks after which the levels of segmentation are taken, BEiT's: (4, 6, 8, 12) with twelve."""
         depth = self.num_hidden_layers
         return (max(1, depth // 3), max(1, depth // 2), max(1, 2 * depth // 3), depth)
 
@@ -284,12 +255,11 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
         for name in (*sizes, "num_hidden_layers", "dead_code_threshold"):
             if (value := vars(self)[name]) < (least := int(name in sizes)):
                 raise ValueError(f"VQVisualTokenizerConfig.{name} is {value}; give a number from {least} up.")
-        if self.code_size > self.patch_values:
-            raise ValueError(f"code_size is {self.code_size}; give at most the {self.patch_values} values of a patch.")
-        if not 0 <= self.codebook_decay < 1:
-            raise ValueError(f"codebook_decay is {self.codebook_decay}; give a number from 0 to below 1.")
+        if self.code_size > self.patch_values or not 0 <= self.codebook_decay < 1:
+            most, decay = self.patch_values, self.codebook_decay
+            raise ValueError(f"code_size {self.code_size}, codebook_decay {decay}; give at most {most}, 0 to below 1.")
 
     @property
     def patch_values(self) -> int:
-        """Colour values in a patch."""
+        """Numbers in a patch: three for each pixel."""
         return 3 * self.patch_size**2

@@ -8,11 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_outputs import (
-    ImageClassifierOutput,
-    SemanticSegmenterOutput,
-    SequenceClassifierOutput,
-)
+from transformers.modeling_outputs import ImageClassifierOutput, SemanticSegmenterOutput, SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoModel, VLMoPreTrainedModel
@@ -29,9 +25,7 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
 
     def __init__(self, config: VLMoConfig) -> None:
         if not config.use_pooler:
-            raise ValueError(
-                "VLMoForVisualQuestionAnswering reads the pooled first token; its configuration has use_pooler False."
-            )
+            raise ValueError("VLMoForVisualQuestionAnswering needs a pooler; its configuration has use_pooler False.")
         super().__init__(config)
         self.vlmo = VLMoModel(config)
         self.answer_head = TaskHead(
@@ -52,27 +46,13 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
         Args:
             labels: Score of each answer, 0 to 1 (VQAv2: from ten annotators), or the number of the one right answer,
                 which then scores 1. The loss is binary cross-entropy, summed over answers, mean over the batch.
-
-        Raises:
-            ValueError: Image or question is missing, the labels have neither shape, or there is no answer of a number.
         """
-        if pixel_values is None or input_ids is None:
-            raise ValueError("A question needs pixel_values and input_ids, an image for each question.")
         fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
         logits = self.answer_head(fused.pooler_output)
         loss = None
         if labels is not None:
-            given, expected = tuple(labels.shape), tuple(logits.shape)
-            if labels.ndim == 1 and not labels.is_floating_point():
-                if not 0 <= labels.min() <= labels.max() < logits.shape[1]:
-                    raise ValueError(f"labels are {labels.tolist()}; expected answer numbers 0 to {expected[1] - 1}.")
-                labels = F.one_hot(labels, expected[1])
-            if labels.shape != logits.shape:
-                raise ValueError(
-                    f"labels have shape {given}; expected {expected}, a score of each answer, or ({expected[0]},), "
-                    "the number of an answer (int64)."
-                )
-            loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum") / len(logits)
+            scores = F.one_hot(labels, logits.shape[1]) if labels.ndim == 1 else labels
+            loss = F.binary_cross_entropy_with_logits(logits.float(), scores.float(), reduction="sum") / len(logits)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
@@ -193,9 +173,7 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
         pixel_values: Float[Tensor, "batch 3 height width"],
         labels: Int[Tensor, "batch height width"] | None = None,
     ) -> SemanticSegmenterOutput:
-        """Return logits at the image's size; with `labels`, the loss (255 ignored). ValueError for one patch a side."""
-        if min(self.vlmo.image_embeddings.grid_of(pixel_values)) < 2:
-            raise ValueError(f"pixel_values have shape {tuple(pixel_values.shape)}; expected two patches a side.")
+        """Return logits at the image's size; with `labels`, the loss (255 ignored)."""
         levels = self.pyramid(self.levels(pixel_values))
         to_image: dict[str, Any] = {"size": pixel_values.shape[-2:], "mode": "bilinear", "align_corners": False}
         logits = F.interpolate(self.decode_head(levels), **to_image)

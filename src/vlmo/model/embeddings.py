@@ -52,16 +52,15 @@ class ImageEmbeddings(nn.Module):
         bool_masked_pos: Bool[Tensor, "batch patch"] | None = None,
         mask_token: Float[Tensor, "dim"] | None = None,
     ) -> Float[Tensor, "batch 1+patch dim"]:
-        """Embed images (floats in [-1, 1], or uint8); masked patches become `mask_token`; ValueError without it."""
+        """Embed images (floats in [-1, 1], or uint8); masked patches become `mask_token`."""
         grid = self.grid_of(pixel_values)
         pixels = normalize_pixels(pixel_values).to(self.projection.weight.dtype)
         patches = self.projection(pixels).flatten(2).transpose(1, 2)
         if bool_masked_pos is not None:
-            if mask_token is None:
-                raise ValueError("bool_masked_pos was given without a mask_token to stand for the patches.")
             if bool_masked_pos.shape != patches.shape[:2]:
                 given, expected = tuple(bool_masked_pos.shape), tuple(patches.shape[:2])
                 raise ValueError(f"bool_masked_pos has shape {given}; expected {expected}, one entry for each patch.")
+            assert mask_token is not None  # it comes with the mask
             patches = torch.where(bool_masked_pos[..., None], mask_token.to(patches.dtype), patches)
         hidden = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
         if self.positions is not None:

@@ -52,11 +52,6 @@ class ContrastHead(nn.Module):
         """Return similarities over temperature of L2-normalised vectors, in float32."""
         return contrast_logits(images, texts, logit_scale=self.logit_scale)
 
-    @torch.no_grad()
-    def clamp_logit_scale_(self) -> None:
-        """Clamp the temperature to 1/100 or above."""
-        self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-
 
 class MatchHead(nn.Module):
     """Classifier of pairs, class 1 = match (VLMo, "Image-Text Matching")."""

@@ -17,7 +17,7 @@ from vlmo.losses.itc import itc_loss
 from vlmo.losses.masked import masked_loss
 from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
-from vlmo.model.heads import ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead, Pooler
+from vlmo.model.heads import MAX_LOGIT_SCALE, ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead, Pooler
 
 
 @dataclass
@@ -30,7 +30,7 @@ class VLMoContrastOutput(ModelOutput):
         text_embeds: L2-normalised, (texts, projection).
         logits_per_image: Similarities over temperature, (images, texts).
         logits_per_text: The transpose.
-        match_logits: (batch, 2), class 1 = match; of `VLMoForPreTraining`, or when asked for.
+        match_logits: (batch, 2), class 1 = match; of `VLMoForPreTraining`.
         mlm_logits: (batch, text, vocab) from the fused pair; of `VLMoForPreTraining`.
     """
 
@@ -60,7 +60,18 @@ class _DualEncoder(VLMoPreTrainedModel):
     @property
     def contrast_heads(self) -> list[ContrastHead]:
         """The head of each ITC branch: unimodal, and VL-FFN where the model has one."""
-        return [self.contrast_head]
+        heads = self.contrast_head, getattr(self, "fusion_contrast_head", None)
+        return [head for head in heads if head is not None]
+
+    def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """Return L2-normalised vectors of images."""
+        return self.contrast_head.embed_image(self.vlmo.encode(pixel_values, first_only=True).first)
+
+    def get_text_features(
+        self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
+    ) -> Float[Tensor, "batch dim"]:
+        """Return L2-normalised vectors of texts."""
+        return self.contrast_head.embed_text(self.vlmo.encode(None, input_ids, attention_mask, first_only=True).first)
 
     def image_vectors(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch dim"]]:
         """Return L2-normalised vectors of images in each ITC branch."""
@@ -92,11 +103,11 @@ class _DualEncoder(VLMoPreTrainedModel):
         pooler, head = cast("Pooler", self.vlmo.pooler), cast("MatchHead", self.match_head)
         return head(pooler(first[:, None]))
 
+    @torch.no_grad()
     def clamp_logit_scale_(self) -> None:
         """Clamp every temperature to 1/100 or above; called after each update."""
-        for module in self.modules():
-            if isinstance(module, ContrastHead):
-                module.clamp_logit_scale_()
+        for head in self.contrast_heads:
+            head.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def _contrast(
         self, pixel_values: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None
@@ -130,24 +141,20 @@ class VLMoForImageTextRetrieval(_DualEncoder):
         input_ids: Int[Tensor, "texts text"] | None = None,
         attention_mask: Int[Tensor, "texts text"] | None = None,
         return_loss: bool | None = None,  # noqa: FBT001 (CLIP's)
-        *,
-        output_match_logits: bool = False,
     ) -> VLMoContrastOutput:
-        """Embed what is given, compare all images with all texts; `match_logits` row by row, ValueError if no pairs.
+        """Embed what is given, and compare all images with all texts.
 
-        With `return_loss` also `loss`, ITC's over all processes, of batches where row i of both belong together.
+        With `return_loss` also `loss`, ITC's over all processes, of batches where row i of both belong together;
+        ValueError if their numbers differ.
         """
         output = self._contrast(pixel_values, input_ids, attention_mask)
-        if not (return_loss or output_match_logits):
+        if not return_loss:
             return output
-        pixel_values, input_ids = _pairs(pixel_values, input_ids)
-        if return_loss:
-            scale = self.contrast_head.logit_scale
-            loss = itc_loss(output["image_embeds"], output["text_embeds"], logit_scale=scale)
-            output = VLMoContrastOutput(loss=loss, **output)  # the first of a tuple
-        if output_match_logits:
-            output["match_logits"] = self.match(pixel_values, input_ids, attention_mask)
-        return output
+        if pixel_values is None or input_ids is None or len(pixel_values) != len(input_ids):
+            raise ValueError("The loss of pairs needs pixel_values and input_ids, a text for each image.")
+        scale = self.contrast_head.logit_scale
+        loss = itc_loss(output["image_embeds"], output["text_embeds"], logit_scale=scale)
+        return VLMoContrastOutput(loss=loss, **output)  # the first of a tuple
 
 
 class VLMoForPreTraining(_DualEncoder):
@@ -160,11 +167,6 @@ class VLMoForPreTraining(_DualEncoder):
         self.fusion_contrast_head = ContrastHead(config) if config.has_fusion_branch else None
         self.mlm_head = MaskedLanguageHead(config)
         self.post_init()
-
-    @property
-    def contrast_heads(self) -> list[ContrastHead]:
-        """The head of each ITC branch: unimodal, and VL-FFN where the model has one."""
-        return [self.contrast_head] + ([] if self.fusion_contrast_head is None else [self.fusion_contrast_head])
 
     @can_return_tuple
     def forward(
@@ -183,12 +185,6 @@ class VLMoForPreTraining(_DualEncoder):
             output["match_logits"] = self.match_logits(fused.last_hidden_state[:, 0])
             output["mlm_logits"] = self.mlm_head(fused.text_hidden_state)
         return output
-
-
-def _pairs(pixel_values: Tensor | None, input_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    if pixel_values is None or input_ids is None or len(pixel_values) != len(input_ids):
-        raise ValueError("Loss and match logits need pixel_values and input_ids, a text for each image.")
-    return pixel_values, input_ids
 
 
 class VLMoForMaskedImageModeling(VLMoPreTrainedModel):

@@ -17,7 +17,6 @@ from vlmo.model.multiway import LANGUAGE, SHARED, MultiwayBlock
 from vlmo.released import find_model
 
 _MUST_AGREE = ("num_attention_heads", "token_order", "experts", "attention")
-_SHOULD_AGREE = ("layer_norm_eps", "text_layer_norm_eps")
 _WORDS = "vlmo.text_embeddings.words.weight"
 _POSITIONS = "vlmo.image_embeddings.positions"
 
@@ -29,11 +28,9 @@ class StartReport:
     Attributes:
         loaded: Taken as they were.
         resized: Position tables brought to another image size, or a modality table with a row more (second image).
-        filled: `vision_language` experts that the folder lacks, and where they came from; absolute positions of images,
-            where the folder has relative ones.
+        filled: `vision_language` experts that the folder lacks, and where they came from.
         missing: Left at their random start.
         unused: In the folder, but not in the model.
-        notes: Settings that differ and that no tensor's shape shows.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -41,7 +38,6 @@ class StartReport:
     filled: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return lines for people: everything that was not simply loaded, by name."""
@@ -49,8 +45,7 @@ class StartReport:
         lines += [f"resized: {name}" for name in self.resized]
         lines += [f"filled: {name} from {source}" for name, source in self.filled.items()]
         lines += [f"not in the start folder, left random: {name}" for name in self.missing]
-        lines += [f"in the start folder, not used: {name}" for name in self.unused]
-        return lines + [f"note: {note}" for note in self.notes]
+        return lines + [f"in the start folder, not used: {name}" for name in self.unused]
 
 
 @torch.no_grad()
@@ -67,11 +62,7 @@ def start_from(
     """
     folder = Path(find_model(folder))
     weights, config = _read(folder, new=model.config)
-    different = [name for name in _SHOULD_AGREE if vars(config)[name] != vars(model.config)[name]]
-    report = StartReport(
-        notes=[f"{name} is {vars(model.config)[name]}, in the start folder {vars(config)[name]}" for name in different]
-    )
-    state = model.state_dict()
+    report, state = StartReport(), model.state_dict()
     has_words = (folder / "tokenizer_config.json").is_file()
     if not has_words and _WORDS in state and _WORDS in weights and weights[_WORDS].shape != state[_WORDS].shape:
         # A model of images alone, such as an imported BEiT: its word table belongs to no words.
@@ -96,12 +87,6 @@ def start_from(
         if source != name and source in weights and fusion_experts_from != "random":
             state[name].copy_(state[source])
             report.filled[name] = source
-        elif name == _POSITIONS and config.position_embedding == "relative":
-            # Attention that has learnt to do without absolute positions does not find short ones (docs/log.md).
-            embeddings = model.backbone.image_embeddings
-            white = embeddings.projection.weight.new_ones(1, config.num_channels, *embeddings.projection.kernel_size)
-            state[name].mul_(embeddings.projection(white).norm() / state[name][1:].norm(dim=1).mean())
-            report.filled[name] = "its initial values, as long as patches of a white image"
         else:
             report.missing.append(name)
     if not report.loaded and not report.resized:

@@ -32,14 +32,13 @@ DALLE_EPSILON = 0.1  # DALL-E squeezes its pixels into [0.1, 0.9] (DALL-E, "The 
 
 @dataclass
 class VQVisualTokenizerOutput(ModelOutput):
-    """Output of a `VQVisualTokenizer`.
+    """Output of a `VQVisualTokenizer`; errors are mean squares in the units of `pixel_values`.
 
     Attributes:
-        reconstruction: float32 images, like `pixel_values`; the gradient passes the codebook straight through.
-        reconstruction_loss: Mean squared error of `reconstruction`, in the units of `pixel_values`.
-        commitment_loss: Mean squared distance of the encoder's codes from the codebook's, in the same units.
+        reconstruction: float32 images; the gradient passes the codebook straight through.
+        commitment_loss: Distance of the encoder's codes from the codebook's.
         indices: Tokens, row by row.
-        perplexity: See `codebook_perplexity`; of this process's batch.
+        perplexity: `codebook_perplexity` of this process's batch.
     """
 
     reconstruction: Float[Tensor, "batch 3 height width"] | None = None
@@ -110,7 +109,6 @@ class VQVisualTokenizer(PreTrainedModel):
 
         self.encoder = GridNetwork(config.patch_values, config.code_size, config=config)
         self.decoder = GridNetwork(config.code_size, config.patch_values, config=config)
-        self.synchronised = _num_processes() > 1
         self.quantizer = VectorQuantize(
             dim=config.code_size,
             codebook_size=config.num_tokens,
@@ -118,7 +116,7 @@ class VQVisualTokenizer(PreTrainedModel):
             kmeans_init=True,
             threshold_ema_dead_code=config.dead_code_threshold,
             rotation_trick=False,  # straight-through reconstructs better here: 0.111 against 0.114 after 120 steps
-            sync_codebook=self.synchronised,  # the library's own guess is cached from its first call on
+            sync_codebook=_num_processes() > 1,  # the library's own guess is cached from its first call on
         )
         self.register_buffer("patch_mean", torch.zeros(config.patch_values))
         self.register_buffer("patch_components", torch.zeros(config.code_size, config.patch_values))
@@ -152,7 +150,6 @@ class VQVisualTokenizer(PreTrainedModel):
 
         A first training step calls it; call it before training to start from more images than one batch has.
         """
-        self._check_processes()
         with _float32_math(pixel_values):
             patches = self._patches(_to_floats(pixel_values)).flatten(0, 2)
             count = _sum_over_processes(torch.tensor(float(len(patches)), device=patches.device))
@@ -189,10 +186,8 @@ class VQVisualTokenizer(PreTrainedModel):
     def forward(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> VQVisualTokenizerOutput:
         """Return images encoded, quantised and decoded; in training the codebook follows. ValueError before it."""
         pixels = _to_floats(pixel_values)
-        if self.training:
-            self._check_processes()
-            if not self.started:
-                self.start_from(pixels)
+        if self.training and not self.started:
+            self.start_from(pixels)
         self.check_started()
         codes = self._encode(pixels)
         with _float32_math(pixels):
@@ -234,13 +229,6 @@ class VQVisualTokenizer(PreTrainedModel):
         with _float32_math(codes):
             patches = self.patch_mean + codes @ self.patch_components / self._scale + correction
         return F.pixel_shuffle(patches.permute(0, 3, 1, 2), self.config.patch_size)
-
-    def _check_processes(self) -> None:
-        if _num_processes() > 1 and not self.synchronised:
-            raise ValueError(
-                "this visual tokenizer was built before its processes joined a group, so that their codebooks would "
-                "drift apart; call torch.distributed.init_process_group first."
-            )
 
 
 class DalleVisualTokenizer(nn.Module):
@@ -284,17 +272,12 @@ def load_visual_tokenizer(name_or_folder: str | Path) -> VisualTokenizer:
     }
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
-    except OSError as error:
-        raise ValueError(f"no visual tokenizer at {name!r}: {error}") from error
-    if not config:
-        raise ValueError(f"no visual tokenizer at {name!r}: give a folder with config.json, or a name on the hub.")
-    if (kind := config.get("model_type")) not in classes:
-        raise ValueError(f"{name!r} holds a model of type {kind!r}, no visual tokenizer; expected {list(classes)}.")
-    check_folder(name, WEIGHTS, "pytorch_model.bin")
-    try:
+        if (kind := config.get("model_type")) not in classes:
+            raise ValueError(f"{name!r} holds a model of type {kind!r}, no visual tokenizer; expected {list(classes)}.")
+        check_folder(name, WEIGHTS, "pytorch_model.bin")
         loaded: Any = classes[kind].from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"the weights of the visual tokenizer at {name!r} cannot be read: {error}") from error
+        raise ValueError(f"no visual tokenizer can be read at {name!r}: {error}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"the visual tokenizer at {name!r} lacks {len(missing)} weights, {missing[0]} among them.")

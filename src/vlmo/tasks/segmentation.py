@@ -229,14 +229,10 @@ class SegmentationTask(Task):
     """Augmentation of image and mask together; crops are of model.image_size."""
     channels: int = 512
     """Width of the segmentation head."""
-    layers: tuple[int, int, int, int] | None = None
-    """Numbers of layers after which the feature levels are taken; by default as BEiT does."""
 
     def build_model(self, settings: dict[str, Any]) -> Any:
         """Return the image encoder with UPerNet's heads."""
-        layers = None if self.layers is None else list(self.layers)
-        own: dict[str, Any] = {"segmentation_channels": self.channels, "segmentation_layers": layers}
-        return super().build_model(settings | own)
+        return super().build_model(settings | {"segmentation_channels": self.channels})
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the loss over the classes of the data's list."""
