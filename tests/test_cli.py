@@ -88,7 +88,6 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train large-plusplus-stage3 --processes 2048 --dry-run", "1024, not a multiple of 2048 processes"),
         ("train shapes-stage3 --processes 32 --dry-run", "itm_stride 4 does not divide the micro-batch of 2 pairs"),
         ("train shapes-stage3 --task.losses.negative-groups 3 --dry-run", "negative_groups 3 does not divide"),
-        ("train shapes-stage3 --init None --task.losses.nested-dims 128 --dry-run", "vectors have 128 dimensions"),
         ("recipes --import .x", "--import .x: the 'package' argument is required"),
         ("quickstart --scale inf", "scale is inf"),
         ("quickstart --scale 0", "scale is 0"),

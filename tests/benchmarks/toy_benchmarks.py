@@ -7,14 +7,12 @@ import csv
 import dataclasses
 import io
 import itertools
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -96,10 +94,6 @@ def quality_vs_clip(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Pa
     return ["--tests", str(images), "--run", str(folder / "run")]
 
 
-def search(_script, _patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
-    return ["--work", str(folder)]
-
-
 def serving(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
     """Fifty images, `vlmo serve` in a process that has imported torch, and a clock that requests move on."""
     clock = itertools.count(0.0, 0.01)
@@ -139,21 +133,13 @@ def vision_tasks(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path)
     return ["--run", str(folder / "run"), "--start", str(folder / "start")]
 
 
-def dual_vs_fusion(*_: Any) -> None:
-    """It is small by its options."""
-
-
 MAKE_SMALL: dict[str, Callable[..., list[str] | None]] = {
+    "dual_vs_fusion": lambda *_: None,  # small by its options
+    "search": lambda _script, _patch, folder, _shared: ["--work", str(folder)],
+} | {
     each.__name__: each
     for each in (
-        busy_machine, contrastive_memory, dual_vs_fusion, input_pipeline, onnx_speed, parity, quality_vs_clip, search,
-        serving, stage3_step, vision_tasks,
+        busy_machine, contrastive_memory, input_pipeline, onnx_speed, parity, quality_vs_clip, serving, stage3_step,
+        vision_tasks,
     )
 }  # fmt: skip
-
-
-def value_at(result: dict[str, Any], path: str) -> Any:
-    """A value of a result by the keys that lead to it."""
-    for key in path.split("/"):
-        result = result[int(key) if isinstance(result, list) else key]
-    return json.loads(json.dumps(result))

@@ -33,8 +33,6 @@ TASKS = {
     "sum, every second row fused": VisionLanguageConfig(mlm_stride=2, itm_stride=2, negatives=2),
     "sum, same pictures kept": VisionLanguageConfig(exclude_same=False),
     "sum, false captions": VisionLanguageConfig(itm_stride=2),
-    "sum, nested": VisionLanguageConfig(nested_dims=(4, 16)),
-    "sum, nested, cached": VisionLanguageConfig(nested_dims=(4, 16), cache_chunk=3),
     "sum, cached": VisionLanguageConfig(cache_chunk=3),
     "sum, cached, every second row fused": VisionLanguageConfig(mlm_stride=2, itm_stride=2, negatives=2, cache_chunk=1),
 }
@@ -46,7 +44,6 @@ RETRIEVAL = {
 }
 # What each task in chunks is to be equal to, on one process without chunks.
 UNCACHED = {
-    "sum, nested, cached": "sum, nested",
     "sum, cached": "sum",
     "sum, cached, every second row fused": "sum, every second row fused",
     "retrieval, cached": "retrieval",

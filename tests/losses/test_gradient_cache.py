@@ -63,7 +63,6 @@ def retrieval(model: dict[str, Any], **config: Any) -> VisionLanguageObjective:
         (stage_3, {}, {"exclude_same": False, "negative_groups": 2}, {"cache_chunk": 4}),
         (stage_3, BEIT3, {}, {"cache_chunk": 2}),
         (retrieval, {}, {}, {"cache_chunk": 2}),
-        (stage_3, {}, {"nested_dims": (4, 16)}, {"cache_chunk": 3}),
         (
             retrieval,
             {"contrast_fusion_branch": False},

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.losses.steps import ATOL, close, gradients
+from tests.losses.steps import close, gradients
 from tests.toy_batch import make_batch, with_false_texts
 from tests.toy_model import BEIT3, toy
 from torch import Tensor
@@ -151,52 +151,6 @@ def test_loss_is_the_weighted_sum_of_the_parts(weights, parts):
 
 
 # -------------------------------------------------------------------------------- fine-tuning for retrieval
-
-
-def nested_itc(objective: VisionLanguageObjective, batch: dict[str, Tensor], dims: tuple[int, ...]) -> Tensor:
-    """Mean over both branches, all `dims` and both directions, from the projections and by nothing under test."""
-    model, backbone = objective.model, objective.model.vlmo
-    options = {"first_only": True, "fusion_branch": True}
-    images = backbone.encode(batch["pixel_values"], **options).firsts
-    texts = backbone.encode(None, batch["input_ids"], batch["attention_mask"], **options).firsts
-    total = 0
-    for head, i, t in zip((model.contrast_head, model.fusion_contrast_head), images, texts, strict=True):
-        for dim in dims:
-            own = i @ head.image_projection.weight[:dim].T, t @ head.text_projection.weight[:dim].T
-            own = [each / each.square().sum(dim=1, keepdim=True).sqrt() for each in own]
-            odds = (head.logit_scale.exp() * own[0] @ own[1].T).exp()
-            same = torch.zeros(8, 8)
-            same[0, 5] = same[5, 0] = 1  # left out of the sums
-            for direction in (odds, odds.T):
-                total = total - (direction.diag() / (direction * (1 - same)).sum(1)).log().mean()
-    return total / (4 * len(dims))
-
-
-@pytest.mark.parametrize("chunk", [None, 3])
-def test_nested_itc_is_the_mean_over_numbers_of_dimensions(chunk):
-    objective = stage_3(mlm_weight=0, itm_weight=0, nested_dims=(4, 12), cache_chunk=chunk)
-    size, batch = objective.model.config.projection_size, make_batch()
-    actual = gradients(objective, batch)
-    objective.zero_grad()
-    expected = nested_itc(objective, batch, (size, 4, 12))
-    expected.backward()
-    close(objective(batch)["itc"], expected.detach())
-    wanted = {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
-    assert len(wanted) > 50
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(actual[name], gradient, atol=ATOL, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    # The whole vectors choose hard negatives all the same.
-    with torch.no_grad():
-        plain, nested = stage_3()(batch), stage_3(nested_dims=(4, 12))(batch)
-    close(nested["itm"], plain["itm"], atol=0)
-    assert nested["itc"] != plain["itc"]
-
-
-def test_nested_dims_that_are_no_part_of_the_vectors_are_refused():
-    with pytest.raises(ValueError, match=r"nested_dims are \(8, 0\)"):
-        VisionLanguageConfig(nested_dims=(8, 0))
-    with pytest.raises(ValueError, match=r"nested_dims are \(8, 32\), but the model's vectors have 32 dimensions"):
-        stage_3(nested_dims=(8, 32))
 
 
 def retrieval(*, model: dict | None = None, **config) -> VisionLanguageObjective:

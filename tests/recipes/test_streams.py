@@ -41,7 +41,7 @@ def make(pictures, visual_tokenizer):
         found = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer)
         return dataclasses.replace(
             found,
-            data=dataclasses.replace(found.data, source="", streams=streams, cache_images=False, max_bad_share=0.5),
+            data=dataclasses.replace(found.data, source="", streams=streams, max_bad_share=0.5),
             loader=dataclasses.replace(found.loader, global_batch_size=8, num_workers=workers),
             trainer=dataclasses.replace(
                 found.trainer, max_steps=steps, save_every=save_every, log_every=1, eval_every=None
@@ -87,9 +87,6 @@ def test_stages_that_need_rows_refuse_streams(make, tmp_path):
     weighed = dataclasses.replace(recipe.data, unit="pair", weights=(1.0, 2.0))
     with pytest.raises(ValueError, match=r"give data\.streams\.weights instead"):
         build(dataclasses.replace(recipe, data=weighed), run_dir=tmp_path)
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, cache_images=True))
-    with pytest.raises(ValueError, match=r"data.cache_images is set"):
-        build(recipe, run_dir=tmp_path)
 
 
 def fit(recipe, run_dir) -> str:
@@ -163,14 +160,11 @@ def test_the_command_line_trains_on_streams_with_weights(make, pictures, tmp_pat
 
 def test_settings_of_the_recipe_that_another_makes_void_are_not_asked_to_be_left_out() -> None:
     original = find_recipe("shapes-stage3")
-    data = replace(original.data, weights=(1.0, 2.0), unit="pair", source="a+b", cache_images=True)
-    original = replace(original, data=data, evaluate_on="c", trainer=replace(original.trainer, eval_every=5))
-    other = replace(original, data=replace(data, source="mine", streams=StreamConfig(patterns=("x.tar",))))
-    derived = without_void_defaults(original, replace(other, evaluate_on=None))
-    assert (derived.data.weights, derived.data.cache_images, derived.trainer.eval_every) == ((), False, None)
-    given = replace(other.data, weights=(3.0,))
-    assert without_void_defaults(original, replace(other, data=given)).data.weights == (3.0,)
+    data = replace(original.data, weights=(1.0, 2.0), unit="pair", source="a+b")
+    original = replace(original, data=data, evaluate_on="c")
+    other = replace(original, data=replace(data, source="mine"))
+    derived = without_void_defaults(original, other)
+    assert (derived.data.weights, derived.evaluate_on) == ((), None)  # c is not there
+    given = replace(other, data=replace(other.data, weights=(3.0,)), evaluate_on="d")
+    assert without_void_defaults(original, given) == given
     assert without_void_defaults(original, original) == original
-    assert derived.evaluate_on is None
-    assert without_void_defaults(original, other).evaluate_on is None  # c is not there
-    assert without_void_defaults(original, replace(other, evaluate_on="d")).evaluate_on == "d"

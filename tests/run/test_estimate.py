@@ -126,18 +126,6 @@ def test_operations_and_parameters_are_those_of_a_run(name, losses) -> None:
     assert told.trainable_parameters == sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def test_operations_of_nested_contrasts_are_those_of_a_run() -> None:
-    told, counted = [], []
-    for dims in ((), (8, 24)):
-        recipe = tiny("base-coco-retrieval", losses=replace(CONTRAST_ALONE, nested_dims=dims))
-        objective, batch = toy_objective(recipe)
-        with FlopCounterMode(display=False) as counter:
-            objective(batch)["loss"].backward()
-        told.append(estimate(recipe).flops_per_step)
-        counted.append(counter.get_total_flops())
-    assert told[1] - told[0] == counted[1] - counted[0] > 0
-
-
 class LiveBytes(TorchDispatchMode):
     """While this is on, counts the bytes of all tensors that operations make, until they are dropped."""
 
@@ -257,9 +245,8 @@ def test_shards_of_weights_are_told() -> None:
     assert shards.gradient_traffic > whole.gradient_traffic  # the price
 
 
-@pytest.mark.parametrize("name", ["large-plusplus-stage3", "large-plusplus-stage3-32k"])
-def test_web_scale_run_fits_the_machines_of_its_card(name) -> None:
-    recipe, card = find_recipe(name), describe(name)
+def test_web_scale_run_fits_the_machines_of_its_card() -> None:
+    recipe, card = find_recipe("large-plusplus-stage3"), describe("large-plusplus-stage3")
     nodes, each = map(int, re.search(r"--nnodes (\d+) --nproc-per-node (\d+)", card).groups())
     needs = estimate(recipe, processes=nodes * each)
     total = needs.parameter_bytes + needs.gradient_bytes + needs.optimizer_bytes + needs.activation_bytes

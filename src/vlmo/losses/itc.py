@@ -94,14 +94,6 @@ def contrast_losses(
     return torch.cat([recomputed(of, rows, device=queries.device) for rows in blocks])
 
 
-def first_dims(
-    pair: tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]], number: int | None
-) -> tuple[Float[Tensor, "batch number"], Float[Tensor, "batch number"]]:
-    """Return the first dimensions of image and text vectors, L2-normalised again; None: the vectors as they are."""
-    image, text = pair
-    return pair if number is None else (F.normalize(image[:, :number], dim=-1), F.normalize(text[:, :number], dim=-1))
-
-
 def caption_keys(
     input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"]
 ) -> Int[Tensor, "batch"]:

@@ -218,9 +218,6 @@ PAPER_TASKS["flickr30k-retrieval"] = replace(
     source="data/flickr30k",
     length=(1500, 150),
 )
-PAPER_TASKS["imagenet-384"] = replace(
-    PAPER_TASKS["imagenet"], about="on ImageNet-1K once more, at 384 pixels, with the same settings", px=384
-)
 PAPER_TASKS["imagenet-self-supervised"] = replace(
     PAPER_TASKS["imagenet"],
     about="on ImageNet-1K at 224 pixels: the image encoder, with BEiT's rates for a start that saw no labels, with "
@@ -266,9 +263,6 @@ TABLE = [
     Row("imagenet", "base", 2e-5, 0.1, "stage3", _CITED.format("top-1 85.5", 85.2), {"layer_decay": 0.85}),
     Row("imagenet", "base-plus", 2e-5, 0.1, "stage3", settings={"layer_decay": 0.9}),
     Row("imagenet", "large", 2e-5, 0.4, "stage3", _BEITS.format("Large: 87.4", "with"), {"layer_decay": 0.9}),
-    Row("imagenet-384", "base", 2e-5, 0.1, "imagenet", _BEITS.format("Base: 86.8", "with"), {"layer_decay": 0.85}),
-    Row("imagenet-384", "base-plus", 2e-5, 0.1, "imagenet", settings={"layer_decay": 0.9}),
-    Row("imagenet-384", "large", 2e-5, 0.4, "imagenet", _BEITS.format("Large: 88.4", "with"), {"layer_decay": 0.9}),
     Row("imagenet-self-supervised", "base", 4e-3, 0.1, "stage1", _BEITS.format("Base: 83.7", "without"),
         {"layer_decay": 0.65}),
     Row("imagenet-self-supervised", "base-plus", 4e-3, 0.1, "stage1", settings={"layer_decay": 0.75}),
@@ -321,42 +315,26 @@ PAPER = {f"{row.size}-{row.task}{row.variant[0]}": _entry(row) for row in TABLE}
 
 # A billion noisy pairs, and a much larger contrast: the paper names the data and the batch.
 _large = PAPER["large-stage3"].recipe
-_plusplus = replace(
-    _large,
-    data=replace(
-        _large.data,
-        source="",
-        unit="image",
-        streams=StreamConfig(patterns=("data/noisy-pairs/{00000..99999}.tar",), lanes=1024, shuffle=262_144),
-        max_bad_share=0.1,
-    ),
-    loader=replace(_large.loader, global_batch_size=16_384),
-    # A process has 64 pairs in either part: 72 GiB without these, 11 with them, by a dry run.
-    trainer=replace(_large.trainer, engine=EngineConfig(data_parallel="fsdp", activation_checkpointing=True)),
-)
-_NOISY = (
-    "a billion pairs of the web as img2dataset leaves them, 100,000 tars of 10,000 pairs, data/noisy-pairs; they are "
-    "streams, so URLs will do: --data.streams.patterns 's3://bucket/{{00000..99999}}.tar'."
-)
-_EXPECT = "not yet run; the paper names the data and the batch. Steps and learning rate are those of large-stage3."
 PAPER["large-plusplus-stage3"] = Entry(
-    _plusplus,
-    "VLMo-Large++, stage 3, first part: large-stage3 on a billion noisy pairs, 16,384 of them in each contrast.",
-    expect=_EXPECT,
-    data=_NOISY,
-    command=_command(32),
-)
-PAPER["large-plusplus-stage3-32k"] = Entry(
     replace(
-        _plusplus,
-        loader=replace(_plusplus.loader, global_batch_size=32_768),
-        init="runs/large-plusplus-stage3/model",
-        seed=1,
+        _large,
+        data=replace(
+            _large.data,
+            source="",
+            unit="image",
+            streams=StreamConfig(patterns=("data/noisy-pairs/{00000..99999}.tar",), lanes=1024, shuffle=262_144),
+            max_bad_share=0.1,
+        ),
+        loader=replace(_large.loader, global_batch_size=16_384),
+        # A process has 64 pairs: 72 GiB without these, 11 with them, by a dry run.
+        trainer=replace(_large.trainer, engine=EngineConfig(data_parallel="fsdp", activation_checkpointing=True)),
     ),
-    "VLMo-Large++, stage 3, second part: 32,768 pairs in each contrast, in another order.",
-    expect=_EXPECT,
-    data=_NOISY,
-    command=_command(64),
+    "VLMo-Large++, stage 3: large-stage3 on a billion noisy pairs, 16,384 of them in each contrast, "
+    "then of 32,768: --loader.global-batch-size 32768 --init runs/large-plusplus-stage3/model.",
+    expect="not yet run; the paper names the data and the batch. Steps and learning rate are those of large-stage3.",
+    data="a billion pairs of the web as img2dataset leaves them, 100,000 tars of 10,000 pairs, data/noisy-pairs; they "
+    "are streams, so URLs will do: --data.streams.patterns 's3://bucket/{{00000..99999}}.tar'.",
+    command=_command(32),
 )
 
 ABLATIONS: dict[str, tuple[str, str | None, dict[str, Any], dict[str, Any]]] = {

@@ -194,17 +194,14 @@ def without_void_defaults(original: Recipe, recipe: Recipe) -> Recipe:
 
     Nobody gave them, so no error should ask to leave them out.
     """
-    data, trainer, before, measured = recipe.data, recipe.trainer, original.data, recipe.evaluate_on
-    if (data.source, data.streams.patterns) != (before.source, before.streams.patterns):
-        data = dataclasses.replace(data, weights=() if data.weights == before.weights else data.weights)
-        if measured is not None and measured == original.evaluate_on and missing_sources(measured):
-            logger.info("%s is not there, so the run is not measured on it; --evaluate-on names other data", measured)
-            measured = None
-    if data.streams.patterns and data.cache_images == before.cache_images:
-        data = dataclasses.replace(data, cache_images=False)
-    if measured is None and trainer.eval_every == original.trainer.eval_every:
-        trainer = dataclasses.replace(trainer, eval_every=None)
-    return dataclasses.replace(recipe, data=data, trainer=trainer, evaluate_on=measured)
+    data, before, measured = recipe.data, original.data, recipe.evaluate_on
+    if (data.source, data.streams.patterns) == (before.source, before.streams.patterns):
+        return recipe
+    if measured is not None and measured == original.evaluate_on and missing_sources(measured):
+        logger.info("%s is not there, so the run is not measured on it; --evaluate-on names other data", measured)
+        measured = None
+    data = dataclasses.replace(data, weights=() if data.weights == before.weights else data.weights)
+    return dataclasses.replace(recipe, data=data, evaluate_on=measured)
 
 
 def missing_sources(source: str) -> list[str]:
@@ -225,8 +222,6 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
     if recipe.data.streams.patterns:
         validate_lanes(recipe.data.streams, loader=loader, processes=processes)
     losses = getattr(task, "losses", None)
-    if isinstance(losses, VisionLanguageConfig):
-        losses.check_dims(recipe.model.projection_size or recipe.model.hidden_size)
     pieces = processes * loader.accumulation
     if isinstance(losses, VisionLanguageConfig) and not loader.global_batch_size % pieces:
         losses.check_batch(loader.global_batch_size // pieces, processes=processes)
@@ -240,22 +235,15 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         raise ValueError(
             f"evaluate_on is given, but {task.title} has nothing to be measured on it; only stage 3 and fine-tuning do"
         )
-    _check_data(recipe.data, task)
-    if recipe.trainer.eval_every is not None and recipe.evaluate_on is None:
-        raise ValueError("trainer.eval_every is given without evaluate_on; name the data to evaluate on")
+    data, sources = recipe.data, len(source_names(recipe.data.source))
+    if data.streams.patterns and data.weights:
+        raise ValueError("data.weights is given, but data.streams are read; give data.streams.weights instead")
+    if data.streams.patterns and not task.can_stream:
+        raise ValueError(f"data.streams is given, but {task.title} does not read streams; name a data.source instead")
+    if data.weights and len(data.weights) != sources:
+        raise ValueError(f"data.weights is {data.weights} for {sources} sources; give a number above 0 for each")
     if recipe.text.max_length > recipe.model.max_text_positions:
         raise ValueError(
             f"text.max_length is {recipe.text.max_length}, but the model's position tables end at "
             f"model.max_text_positions {recipe.model.max_text_positions}"
         )
-
-
-def _check_data(data: DataConfig, task: Task) -> None:
-    if data.weights and data.streams.patterns:
-        raise ValueError("data.weights is given, but data.streams are read; give data.streams.weights instead")
-    if data.weights and len(data.weights) != (sources := len(source_names(data.source))):
-        raise ValueError(f"data.weights is {data.weights} for {sources} sources; give a number above 0 for each")
-    if data.streams.patterns and not task.can_stream:
-        raise ValueError(f"data.streams is given, but {task.title} does not read streams; name a data.source instead")
-    if data.streams.patterns and data.cache_images:
-        raise ValueError("data.cache_images is set, but the images of data.streams are not kept; leave it out")

@@ -186,7 +186,7 @@ def pair_work(model: Any, sample: SampleSizes, *, losses: Any) -> Work:
             Pass(pair, depth, share=masked + scored),
         )
     negatives = losses.negatives * matched
-    pairs = Pairs(branches, projection, pixels, text, negatives, losses.negative_groups, losses.nested_dims)
+    pairs = Pairs(branches, projection, pixels, text, negatives, losses.negative_groups)
     return Work(model, total, pixels if cached else floats + masked * words[1], passes, pairs)
 
 
@@ -201,7 +201,6 @@ class Pairs:
         text: Tokens of a padded text.
         negatives: Hard negative images, and texts, per pair.
         groups: Parts of the global batch that hard negatives are sampled from.
-        nested: Lengths of the first parts of an embedding that are contrasted too.
     """
 
     branches: int
@@ -210,7 +209,6 @@ class Pairs:
     text: int
     negatives: float = 1.0
     groups: int = 1
-    nested: tuple[int, ...] = ()
 
     def traffic(self, batch: int, *, processes: int) -> tuple[float, float]:
         """Return bytes that a process sends for the contrast, and for hard negatives, which are sampled evenly.
@@ -226,16 +224,16 @@ class Pairs:
 
     def flops(self, contrastive: int) -> int:
         """Return the operations of both directions of each branch, forward and backward, and to sample negatives."""
-        contrasted = 3 * self.branches * (self.projection + sum(self.nested))
+        contrasted = 3 * self.branches * self.projection
         return 2 * 2 * contrastive * (contrasted + self.projection * bool(self.negatives))
 
     def kept_bytes(self, micro: int, *, processes: int) -> float:
         """Return the bytes of embeddings, their gradients, logits (many: a block at a time) and fetched negatives."""
         contrastive = micro * processes
         block = row_blocks(micro, width=contrastive)[0]
-        kept = 2 * self.branches * (1 + len(self.nested)) if block.stop == micro else 1
+        kept = 2 * self.branches if block.stop == micro else 1
         logits = kept * LOGIT_COPIES * FLOAT32 * block.stop * contrastive
-        embeddings = 2 * 2 * self.branches * (self.projection + sum(self.nested)) * FLOAT32 * contrastive
+        embeddings = 2 * 2 * self.branches * self.projection * FLOAT32 * contrastive
         return embeddings + logits + self._fetched(micro, processes=processes) * self.image_bytes
 
     def _fetched(self, micro: int, *, processes: int) -> float:

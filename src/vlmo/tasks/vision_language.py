@@ -21,7 +21,7 @@ from vlmo.distributed import append_rows, exchange, gather_with_grad, global_mea
 from vlmo.folder.card import Usage
 from vlmo.losses.distillation import distillation_loss
 from vlmo.losses.gradient_cache import cached
-from vlmo.losses.itc import SamePairs, caption_keys, first_dims, itc_loss, own_pairs, same_pairs
+from vlmo.losses.itc import SamePairs, caption_keys, itc_loss, own_pairs, same_pairs
 from vlmo.losses.itm import HardNegatives, itm_loss, sample_by_similarity, sample_uniform
 from vlmo.losses.masked import accuracy
 from vlmo.model.config import FusionStart
@@ -56,9 +56,6 @@ class VisionLanguageConfig:
         mlm_stride: Every n-th row of the batch takes part in MLM; 1 = all rows.
         itm_stride: Every n-th row of the batch takes part in ITM; 1 = all rows.
         teacher_weight: Of the distance to a teacher's vectors (`distillation_loss`), if there is one.
-        nested_dims: Numbers of dimensions that shall do alone, such as (32, 64): ITC is the mean over the whole vectors
-            and over the first so many dimensions of each, L2-normalised again ("Matryoshka Representation Learning",
-            Kusupati et al. 2022). Hard negatives are sampled by the whole vectors.
         cache_chunk: Pairs that any encoder holds activations of; None = all. The contrast, and the choice of hard
             negatives, are over the whole batch all the same: backward computes each chunk again (a gradient cache).
     """
@@ -73,7 +70,6 @@ class VisionLanguageConfig:
     mlm_stride: int = 1
     itm_stride: int = 1
     teacher_weight: float = 4.0
-    nested_dims: tuple[int, ...] = ()
     cache_chunk: int | None = None
 
     def __post_init__(self) -> None:
@@ -88,15 +84,6 @@ class VisionLanguageConfig:
         for name in ("negative_groups", "negatives", "mlm_stride", "itm_stride", "cache_chunk"):
             if (number := vars(self)[name]) is not None and number < 1:
                 raise ValueError(f"{name} is {number}; give 1 or more")
-        if min(self.nested_dims, default=1) < 1:
-            raise ValueError(f"nested_dims are {self.nested_dims}; give numbers from 1 up")
-
-    def check_dims(self, size: int) -> None:
-        """Raise ValueError if vectors of this size have no such `nested_dims`."""
-        if max(self.nested_dims, default=0) >= size:
-            raise ValueError(
-                f"nested_dims are {self.nested_dims}, but the model's vectors have {size} dimensions; give fewer."
-            )
 
     def check_batch(self, rows: int, *, processes: int) -> None:
         """Raise ValueError if the `rows` of each process and micro-batch do not fit the stride and the groups."""
@@ -128,7 +115,7 @@ class VisionLanguageObjective(nn.Module):
     frozen `teacher`, the vectors of this branch also learn to be the teacher's.
 
     Raises:
-        ValueError: A loss has a weight, but the model lacks its head; or `nested_dims` are no parts of its vectors.
+        ValueError: A loss has a weight, but the model lacks its head.
     """
 
     def __init__(
@@ -148,7 +135,6 @@ class VisionLanguageObjective(nn.Module):
         if self.config.itm_weight and model.match_head is None:
             weight = self.config.itm_weight
             raise ValueError(f"itm_weight is {weight}, but the model has no matching head; set use_match_head to True.")
-        self.config.check_dims(model.contrast_head.image_projection.out_features)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 (torch's)
         """Set the mode of the model; a teacher never drops anything."""
@@ -235,11 +221,10 @@ class VisionLanguageObjective(nn.Module):
     def _itc_loss(
         self, vectors: list[tuple[Tensor, Tensor]], keys: list[tuple[Tensor, Tensor]], *, same: SamePairs | None
     ) -> Tensor:
-        """Return the mean over ITC branches and numbers of dimensions."""
+        """Return the mean over ITC branches."""
         parts = [
-            itc_loss(*first_dims(pair, dims), logit_scale=head.logit_scale, same=same, keys=first_dims(both, dims))
+            itc_loss(*pair, logit_scale=head.logit_scale, same=same, keys=both)
             for head, pair, both in zip(self.model.contrast_heads, vectors, keys, strict=True)
-            for dims in (None, *self.config.nested_dims)
         ]
         return torch.stack(parts).mean()
 
