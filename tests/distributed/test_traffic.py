@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,18 +108,3 @@ def test_formula_counts_what_is_sent(sent):
             assert sum(exchanged.values()) == pytest.approx(negatives + more + gathered["float"])
             assert gathered["number"] == identities
             assert contrast == 2 * gathered["float"] + identities
-
-
-def table_row(processes: int, *, batch: int = 32) -> str:
-    """A line of the table in the documents: Base, 384 pixels, texts of 40 tokens, one ITC branch."""
-    image = 3 * 384 * 384
-    pairs = Pairs(branches=1, projection=768, image_bytes=image, text=40)
-    contrast, negatives = pairs.traffic(batch, processes=processes)
-    sizes = contrast - (processes - 1) * 2 * batch * 8, negatives, (processes - 1) * batch * image
-    return f"| {processes:,} | {processes * batch:,} | " + " | ".join(f"{size / 2**20:,.1f}" for size in sizes) + " |"
-
-
-def test_documents_show_the_numbers_of_the_formula():
-    pages = [path.read_text() for path in (Path(__file__).parents[2] / "docs").glob("scaling*.md")]
-    for processes in (2, 8, 64, 256, 1024):
-        assert any(table_row(processes) in page for page in pages)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +69,9 @@ class Tracker:
 
     Args:
         step: Finished steps in the state that the run goes on from.
-        note: Text beside the losses, from the number of finished steps.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        *,
-        step: int,
-        max_steps: int,
-        title: str,
-        console: Console | None,
-        note: Callable[[int], str] | None = None,
-    ) -> None:
+    def __init__(self, run_dir: Path, *, step: int, max_steps: int, title: str, console: Console | None) -> None:
         path = run_dir / METRICS
         kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -93,7 +83,7 @@ class Tracker:
         """Text about the last step that was logged, for the progress line."""
         self._file = path.open("a")
         self._tensorboard = _EventFile(run_dir / "tensorboard", step=step + 1)
-        self._title, self._max_steps, self._note = title, max_steps, note
+        self._title, self._max_steps = title, max_steps
         self._progress = Progress(console, line_every_s=LINE_EVERY_S)
         self.advance(step)
 
@@ -108,8 +98,7 @@ class Tracker:
 
     def advance(self, step: int) -> None:
         """Show how many steps are finished."""
-        note = ", ".join(part for part in (self._note(step) if self._note else "", self.losses) if part)
-        self._progress.update(self._title, step, self._max_steps, note=note)
+        self._progress.update(self._title, step, self._max_steps, note=self.losses)
 
     def log(self, step: int, values: Mapping[str, Any], *, prefix: str = "") -> None:
         """Write the line of a step or of an evaluation; TensorBoard's names have `prefix` before them."""

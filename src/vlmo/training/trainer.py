@@ -166,8 +166,6 @@ class Trainer:
         )
         self.evaluate, self.measured_on = evaluate, measured_on
         self.console, self.title = console, title
-        self.note: Callable[[int], str] | None = None
-        """Returns a text for the progress line, from the number of finished steps."""
         self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
         self._states = StateStore(self.state_dir, keep=self.config.keep_states)
         self._counters, self._began, self._lr = _Counters(), 0.0, 0.0
@@ -208,9 +206,7 @@ class Trainer:
         if not is_main():
             return contextlib.nullcontext()
         step, max_steps = self._counters.step, self.config.max_steps
-        return Tracker(
-            self.run_dir, step=step, max_steps=max_steps, title=self.title, console=self.console, note=self.note
-        )
+        return Tracker(self.run_dir, step=step, max_steps=max_steps, title=self.title, console=self.console)
 
     def _train(self, tracker: Tracker | None, stop: StopSignal) -> bool:
         """Run the loop; return True if it got to the end."""
