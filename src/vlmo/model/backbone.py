@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, NamedTuple, Self, cast
 
@@ -17,7 +17,7 @@ from vlmo.folder import check_folder
 from vlmo.model.config import VLMoConfig
 from vlmo.model.embeddings import ImageEmbeddings, RelativePositionBias, TextEmbeddings, sincos_positions
 from vlmo.model.heads import ContrastHead, MaskedImageHead, Pooler
-from vlmo.model.multiway import LANGUAGE, VISION, MultiwayBlock, Queries, QueryKeyValue, Sequence
+from vlmo.model.multiway import LANGUAGE, VISION, MultiwayBlock, Queries, QueryKeyValue, Route, Sequence
 from vlmo.released import find_model
 
 TEXT_TYPE, IMAGE_TYPE, SECOND_IMAGE_TYPE = 0, 1, 2
@@ -234,19 +234,19 @@ class VLMoModel(VLMoPreTrainedModel):
         if record is not None:
             record.append((hidden, None))
         if words is None and patches is None and not first_only:
-            hidden = self._run(sequence, hidden, layers, fusion=sequence.is_pair, record=record)
-            norm, route = self.norm, sequence.route(fusion=False)
+            hidden = self._run(sequence, hidden, layers, fusion=sequence.route.is_pair, record=record)
+            norm, route = self.norm, sequence.route
             hidden = route(norm, hidden) if isinstance(norm, nn.ModuleDict) else norm(hidden)
             return Encoded((hidden[:, 0],), hidden)
         queries, filled = sequence.queries(words, patches)
-        runs = [sequence.is_pair]
+        runs = [sequence.route.is_pair]
         if fusion_branch:
             depth = len(self.blocks)
             layers = range(depth - self.config.num_fusion_layers, depth)
             hidden = self._run(sequence, hidden, range(layers.start), fusion=False)
             runs = [False, True]
         states = [self._run(sequence, hidden, layers, fusion=fusion, queries=queries) for fusion in runs]
-        firsts = tuple(self._final_norm(each[:, 0], sequence.leads) for each in states)
+        firsts = tuple(self._final_norm(each[:, 0], sequence.route.leads) for each in states)
         wanted = states[0][:, 1:] if filled is None else states[0][:, 1:][filled]
         return Encoded(firsts, self._final_norm(wanted, VISION if words is None else LANGUAGE))
 
@@ -274,7 +274,7 @@ class VLMoModel(VLMoPreTrainedModel):
             mask = nn.functional.pad(attention_mask.bool(), padding, value=True)
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts[::-1] if image_first else parts, dim=1)
         bias = None if self.position_bias is None else self.position_bias(num_text=num_text, grid=grid)
-        return Sequence(hidden, num_text, num_image, image_first, bias, mask)
+        return Sequence(hidden, Route(num_text, num_image, image_first), bias, mask)
 
     def _run(
         self,
@@ -287,7 +287,7 @@ class VLMoModel(VLMoPreTrainedModel):
         record: list[tuple[Tensor, Tensor | None]] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
         """Return states before the final norm; with `fusion`, by the `vision_language` experts where there are any."""
-        route = sequence.route(fusion=fusion)
+        route = replace(sequence.route, fusion=fusion)
         for layer in layers:
             hidden, weights = self.blocks[layer](
                 hidden,

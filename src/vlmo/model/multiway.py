@@ -24,8 +24,18 @@ class Route:
 
     num_text: int
     num_image: int
-    fusion: bool
     image_first: bool = False
+    fusion: bool = False
+
+    @property
+    def is_pair(self) -> bool:
+        """True with tokens of both modalities."""
+        return self.num_text > 0 and self.num_image > 0
+
+    @property
+    def leads(self) -> str:
+        """Modality of the first token."""
+        return LANGUAGE if self.num_text and not (self.image_first and self.num_image) else VISION
 
     def __call__(
         self,
@@ -69,56 +79,33 @@ class Queries:
         return replace(route, num_text=self.num_text, num_image=self.positions.shape[1] - self.num_text)
 
 
-def masked_positions(
-    mask: Bool[Tensor, "batch tokens"],
-) -> tuple[Int[Tensor, "batch positions"], Bool[Tensor, "batch positions"]]:
-    """Return the positions where `mask` is True, rising in each row, and which of them are no filling (position 0).
-
-    As many columns as the fullest row needs, rounded up to 8 so that compiled blocks meet few shapes.
-    """
-    columns = min(-(-int(mask.sum(dim=1).amax()) // 8) * 8, mask.shape[1]) if len(mask) else 0
-    positions = mask.int().argsort(dim=1, descending=True, stable=True)[:, :columns]
-    filled = mask.gather(1, positions)
-    return positions.masked_fill(~filled, 0), filled
-
-
 @dataclass(frozen=True)
 class Sequence:
-    """Embedded tokens with what every block reads; text, then image, or the other way round with `image_first`."""
+    """Embedded tokens with what every block reads."""
 
     hidden: Float[Tensor, "batch seq dim"]
-    num_text: int
-    num_image: int
-    image_first: bool
+    route: Route
     bias: list[Float[Tensor, "heads seq seq"]] | None
     mask: Bool[Tensor, "batch seq"] | None
-
-    @property
-    def is_pair(self) -> bool:
-        """True with tokens of both modalities."""
-        return self.num_text > 0 and self.num_image > 0
-
-    @property
-    def leads(self) -> str:
-        """Modality of the first token."""
-        return LANGUAGE if self.num_text and not (self.image_first and self.num_image) else VISION
-
-    def route(self, *, fusion: bool) -> Route:
-        """Return the route of all tokens."""
-        return Route(self.num_text, self.num_image, fusion=fusion, image_first=self.image_first)
 
     def queries(
         self, words: Bool[Tensor, "batch text"] | None, patches: Bool[Tensor, "batch patch"] | None
     ) -> tuple[Queries, Bool[Tensor, "batch wanted"] | None]:
-        """Return the first token with those wanted beside it, and which of these are no filling."""
+        """Return the first token with those wanted beside it, and which of these are no filling.
+
+        There are as many as the fullest row needs, rounded up to 8 so that compiled blocks meet few shapes.
+        """
+        route, chosen = self.route, patches if words is None else words
         positions = torch.zeros(self.hidden.shape[0], 1, dtype=torch.long, device=self.hidden.device)
-        chosen, filled, num_words = patches if words is None else words, None, 0
-        if chosen is not None:
-            found, filled = masked_positions(chosen)
-            start = 1 + self.num_text * (not self.image_first) if words is None else self.num_image * self.image_first
-            positions = torch.cat([positions, start + found], dim=1)
-            num_words = 0 if words is None else found.shape[1]
-        return Queries(positions, num_text=num_words + (self.leads == LANGUAGE)), filled
+        if chosen is None:
+            return Queries(positions, num_text=int(route.leads == LANGUAGE)), None
+        columns = min(-(-int(chosen.sum(dim=1).amax()) // 8) * 8, chosen.shape[1]) if len(chosen) else 0
+        found = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :columns]
+        filled = chosen.gather(1, found)
+        start = 1 + route.num_text * (not route.image_first) if words is None else route.num_image * route.image_first
+        positions = torch.cat([positions, start + found.masked_fill(~filled, 0)], dim=1)
+        num_words = 0 if words is None else columns
+        return Queries(positions, num_text=num_words + (route.leads == LANGUAGE)), filled
 
 
 def additive_mask(
@@ -141,21 +128,6 @@ def additive_mask(
     return rows.masked_fill(~attention_mask[:, None, None, :], torch.finfo(dtype).min)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: in training, drop all states of a sample with this probability, and scale the others up."""
-
-    def __init__(self, drop_prob: float) -> None:
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, states: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        """Return the states, some of them 0."""
-        if not self.training or self.drop_prob == 0:
-            return states
-        kept = states.new_empty(len(states), 1, 1).bernoulli_(1 - self.drop_prob)
-        return states * kept.div_(1 - self.drop_prob or 1)
-
-
 class MultiwayBlock(GradientCheckpointingLayer):
     """Attention, then the expert, each behind a norm, scaled by LayerScale and dropped by stochastic depth."""
 
@@ -168,7 +140,7 @@ class MultiwayBlock(GradientCheckpointingLayer):
         self.norm1 = _norms(config, norms)
         self.attention = MultiwayAttention(config)
         self.experts = nn.ModuleDict({name: Expert(config) for name in experts})
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = drop_path
         scaled = config.layer_scale_init is not None
         self.gamma_1 = nn.Parameter(torch.ones(config.hidden_size)) if scaled else None
         self.gamma_2 = nn.Parameter(torch.ones(config.hidden_size)) if scaled else None
@@ -193,11 +165,18 @@ class MultiwayBlock(GradientCheckpointingLayer):
         )
         if queries is not None:
             hidden, route = queries.select(hidden), queries.route(route)
-        hidden = hidden + self.drop_path(_scaled(attended, self.gamma_1))
+        hidden = hidden + self._change(attended, self.gamma_1)
         # Below the fusion experts, text and image of a pair are dropped apart, as in the published code.
-        return hidden + route(
-            self.experts, hidden, then=lambda part: self.drop_path(_scaled(part, self.gamma_2))
-        ), weights
+        changes = route(self.experts, hidden, then=lambda part: self._change(part, self.gamma_2))
+        return hidden + changes, weights
+
+    def _change(self, states: Float[Tensor, "batch seq dim"], gamma: Tensor | None) -> Float[Tensor, "batch seq dim"]:
+        """Return states scaled by LayerScale; in training, some samples are dropped and the others scaled up."""
+        states = states if gamma is None else gamma * states
+        if not self.training or self.drop_path == 0:
+            return states
+        kept = states.new_empty(len(states), 1, 1).bernoulli_(1 - self.drop_path)
+        return states * kept.div_(1 - self.drop_path or 1)
 
 
 class MultiwayAttention(nn.Module):
@@ -289,7 +268,3 @@ class Expert(nn.Module):
 
 def _norms(config: VLMoConfig, names: tuple[str, ...]) -> nn.ModuleDict:
     return nn.ModuleDict({name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in names})
-
-
-def _scaled(states: Float[Tensor, "batch seq dim"], gamma: Tensor | None) -> Float[Tensor, "batch seq dim"]:
-    return states if gamma is None else gamma * states
