@@ -51,7 +51,7 @@ def failed_save(folder: Path) -> dict[str, str]:
     try:
         if rank() == 1:
             os.fsync = full_disk
-        store.save({"w": torch.ones(4)}, progress={"step": 1})
+        store.save({name: torch.ones(4) for name in "ab"}, progress={"step": 1})  # one for each process
         store.wait()
     except TrainingError as error:
         return {"message": str(error)}
