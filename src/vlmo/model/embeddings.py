@@ -52,7 +52,7 @@ class ImageEmbeddings(nn.Module):
         bool_masked_pos: Bool[Tensor, "batch patch"] | None = None,
         mask_token: Float[Tensor, "dim"] | None = None,
     ) -> Float[Tensor, "batch 1+patch dim"]:
-        """Embed images (floats in [-1, 1], or uint8); masked patches become `mask_token`."""
+        """Embed images (floats in [-1, 1], or uint8), masked patches as `mask_token`; ValueError for another grid."""
         grid = self.grid_of(pixel_values)
         pixels = normalize_pixels(pixel_values).to(self.projection.weight.dtype)
         patches = self.projection(pixels).flatten(2).transpose(1, 2)
