@@ -25,7 +25,6 @@ from attacks.hostile import REFUSED, encoded
 from datasets import Dataset, DatasetDict
 from tests.forkserver import start, start_command
 from tests.integrations.toy_gallery import trained_folder
-from tests.retrieval.toy_video import write_video
 from tests.toy_shards import tar_bytes, write_parquet
 
 from vlmo.data.decoding import decode_image
@@ -104,7 +103,7 @@ def write_shards(folder: Path) -> Path:
 
 
 def write_folder(folder: Path) -> Path:
-    """Write images, links, pipes, videos and saved sets."""
+    """Write images, links, pipes and saved sets."""
     (folder / "deep").mkdir(parents=True)
     for name in ("good.png", "deep/good.jpg", f"{GOOD}\x1b[2J\n.png"):
         (folder / name).write_bytes(encoded(kind="JPEG" if name.endswith("jpg") else "PNG"))
@@ -115,9 +114,6 @@ def write_folder(folder: Path) -> Path:
     os.mkfifo(folder / "pipe.png")
     for name, target in {"zero.png": "/dev/zero", "loop.png": "loop.png", "loop": ".", "a-deep": "deep"}.items():
         (folder / name).symlink_to(target)
-    video = write_video(folder / "video.mkv", seconds=1)
-    video.write_bytes(video.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_NOBODY/HAS/IT"))
-    (folder / "list.mp4").write_bytes(b"#EXTM3U\n#EXTINF:6,\n/etc/passwd\n#EXT-X-ENDLIST\n")
     for number, content in enumerate((b"{", b"[" * 10**5, b'{"splits": ["../set 0"]}', b'{"splits": 7}', b"\xff")):
         cell = {"image": {"bytes": encoded(), "path": None}, "captions": ["x"], "image_id": "a"}
         DatasetDict({"train": Dataset.from_list([cell])}).save_to_disk(folder / f"set {number}")

@@ -211,7 +211,7 @@ def run(attack: Attack, folder: Path, scale: float) -> None:
     uses: dict[str, tuple[Path, Callable[[Path, Path], tuple[Any, ...]]]] = {
         "model folders": (
             target.model,
-            lambda model, out: (command, ["embed", str(model), str(image), "--out", str(out / "vectors.parquet")]),
+            lambda model, out: (command, ["index", str(model), str(image), "--out", str(out / "index")]),
         ),
         "adapters": (target.adapter, lambda adapter, out: (command, ["merge", str(adapter), "--out", str(out)])),
         "run folders": (target.run, lambda run, _: (train, run)),

@@ -36,7 +36,7 @@ from vlmo.export.onnx import load_for_export, noise, write_onnx
 from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, OnnxSession, OpenVinoSession, read_description
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoPreTrainedModel
 from vlmo.released import find_model
-from vlmo.retrieval.engines import export_graphs
+from vlmo.retrieval.graphs_engine import export_graphs
 
 TORCH = "pytorch"
 GRAPHS = {
@@ -211,7 +211,7 @@ def export(folder: Path, out: Path, options: Options) -> dict[str, Any]:
     pair = next(graph for graph in graphs_of(model) if graph.name == FUSION_ENCODER)
     length = options.text_length or 40
     samples = dict(zip(pair.inputs, noise(pair, model.config, batch=NUM_SAMPLES, length=length, seed=1), strict=True))
-    return write_onnx(folder, out, int8=True, samples={name: each.numpy() for name, each in samples.items()})
+    return write_onnx(folder, out, samples={name: each.numpy() for name, each in samples.items()})
 
 
 def measure(folder: Path, options: Options, *, console: Console) -> dict[str, Any]:

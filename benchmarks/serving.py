@@ -39,7 +39,7 @@ from vlmo.folder.atomic import write_file
 from vlmo.retrieval import Encoder, build_index
 from vlmo.retrieval.approximate import make_approximate
 from vlmo.retrieval.building import APPROXIMATE_FROM
-from vlmo.retrieval.engines import EngineName
+from vlmo.retrieval.graphs_engine import EngineName
 from vlmo.retrieval.index import INDEX_FILE, read_facts
 from vlmo.retrieval.store import Store
 
@@ -125,9 +125,9 @@ def make_index(options: Options, folder: Path, *, console: Console) -> dict[str,
         store = Store(folder, dim=encoder.dim)
         _grow(store, options.vectors)
         store.optimize(lookups=True, alone=True)
-        made = make_approximate(store, least=APPROXIMATE_FROM, before=None, console=console)
+        made = make_approximate(store, encoder, least=APPROXIMATE_FROM, before=None, console=console)
         facts = read_facts(folder) | {
-            "images": store.images.count_rows(),
+            "images": store.table.count_rows(),
             "approximate": made,
         }
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
@@ -146,7 +146,7 @@ def _write_drawings(folder: Path, *, number: int) -> None:
 
 def _grow(store: Store, number: int) -> None:
     """Adds copies of the rows under new names, each with a vector near that of its original."""
-    rows = store.images.search().limit(store.images.count_rows()).to_arrow()
+    rows = store.table.search().limit(store.table.count_rows()).to_arrow()
     vectors = np.array(rows["vector"].to_pylist(), dtype=np.float32)
     random_numbers = np.random.default_rng(0)
     for start in range(len(rows), number, _CHUNK):
@@ -160,9 +160,9 @@ def _grow(store: Store, number: int) -> None:
         names = [f"{start + place:024x}" for place in range(count)]
         values = pa.array(moved.astype(np.float32).ravel())
         columns = {name: part[name] for name in part.column_names}
-        columns |= {"id": pa.array(names), "place": pa.array(names)}
+        columns |= {"id": pa.array(names), "path": pa.array(names)}
         columns["vector"] = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1])
-        store.images.add(pa.table(columns))
+        store.table.add(pa.table(columns))
 
 
 # --------------------------------------------------------------------------------------------------------- the server

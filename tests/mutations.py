@@ -189,10 +189,10 @@ MUTATIONS = (
     ),
     Mutation(
         "captions reranked with the weight of the other direction",
-        "retrieval/search.py",
-        "weight = self.encoder.rerank_weight_image_to_text if weight is None else weight",
-        "weight = self.encoder.rerank_weight if weight is None else weight",
-        ("retrieval/test_search.py",),
+        "serving/service.py",
+        "weight = encoder.rerank_weight_image_to_text if by_image else encoder.rerank_weight",
+        "weight = encoder.rerank_weight",
+        ("serving/test_compatible.py",),
     ),
     Mutation(
         "mixed batches of sentence-transformers in another order",

@@ -248,7 +248,7 @@ def damaged(folder: str, to: Path, *, remove: str = "", **changes) -> str:
 
 def test_folder_without_permission_is_told_before_the_work(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
-    shown = refused(["embed", "nowhere", "--texts", "x.txt", "--out", str(tmp_path / "x.parquet")], capsys)
+    shown = refused(["search", "nowhere", "x", "--sheet", str(tmp_path / "x.png")], capsys)
     assert f"{tmp_path} is no folder, or there is no permission to write in it" in shown
 
 

@@ -32,7 +32,7 @@ import sys
 from vlmo.cli import main
 sys.modules["peft"] = None  # as if it were not installed
 for line in ("--help", "--version", "finetune --help", "quickstart --help", "evaluate --help", "predict --help",
-             "index --help", "search --help", "embed --help", "data prepare --help",
+             "index --help", "search --help", "data prepare --help",
              "duplicates --help",
              "models --help", "models", "import --help", "export --help", "recipes --help", "serve --help"):
     try:
@@ -41,15 +41,14 @@ for line in ("--help", "--version", "finetune --help", "quickstart --help", "eva
         assert stopped.code == 0, line
     found = [name for name in HEAVY if name in sys.modules]
     assert not found, (line, found)
-for line in ("train", "evaluate", "predict", "index", "search", "embed", "duplicates",
-             "index vlmo-small nowhere --out x", "embed vlmo-small nowhere --out x.npy",
-             "embed vlmo-small --texts nowhere --out x.npy", "serve vlmo-small --index nowhere",
+for line in ("train", "evaluate", "predict", "index", "search", "duplicates",
+             "index vlmo-small nowhere --out x", "serve vlmo-small --index nowhere",
              "predict vlmo-small --image nowhere --text a",
              "import", "export nowhere --to onnx --out x",
              "train shapes-stage3 --steps 0", "finetune vlmo-small --data x --steps=0",
              "train shapes-stage3 --lora.rank 4", "finetune vlmo-small --data x --lora.rank=4",
              *(f"{line} --precision int8 --engine torch" for line in (
-                 "index vlmo-small . --out x", "search x words", "embed vlmo-small . --out x.npy", "serve vlmo-small")),
+                 "index vlmo-small . --out x", "search x words", "serve vlmo-small")),
              "export", "serve", "trian", "data prepare", "quickstart --scalee 1"):
     try:
         main(line.split())

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
-from tests.integrations.toy_gallery import CAPTIONS
+from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.toy_model import toy
 from vlmo import VLMoForPreTraining, VLMoProcessor
 from vlmo.export import onnx as onnx_export
@@ -30,7 +30,8 @@ def dual_encoder(shared: Path) -> SimpleNamespace:
             toy(VLMoForPreTraining, num_hidden_layers=2, max_text_positions=LONGEST).save_pretrained(source)
             processor = VLMoProcessor.train(words() * 2, vocab_size=96, image_size=64, max_text_length=16)
             processor.save_pretrained(source)
-            report.write_bytes(pickle.dumps(onnx_export.write_onnx(source, folder, int8=True)))
+            samples = dict(processor(images=drawings(), text=words()[::2], return_tensors="np"))
+            report.write_bytes(pickle.dumps(onnx_export.write_onnx(source, folder, samples=samples)))
     return SimpleNamespace(source=source, folder=folder, report=pickle.loads(report.read_bytes()))
 
 

@@ -92,7 +92,7 @@ def test_search_notebook_finds_what_it_says(run):
     assert blue[0] == "a blue circle"
     assert len(blue) == 3
     assert all("blue" in caption for caption in blue)
-    assert num_images == 2
+    assert num_images == 1
 
 
 @pytest.mark.slow

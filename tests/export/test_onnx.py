@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tests.integrations.toy_gallery import drawings, retrieval_set
+from tests.integrations.toy_gallery import drawings
 from tests.toy_model import BEIT3, pictures, texts, toy
 from tests.toy_onnx import LONGEST, copy_graphs, dual_encoder, words
 from torch import Tensor
@@ -28,8 +27,6 @@ from vlmo import (
     VLMoConfig,
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
-    VLMoForMaskedImageModeling,
-    VLMoForMaskedLM,
     VLMoForPreTraining,
     VLMoForSemanticSegmentation,
     VLMoForVisualQuestionAnswering,
@@ -37,11 +34,10 @@ from vlmo import (
     VLMoModel,
     VLMoProcessor,
 )
-from vlmo.evaluation import evaluate_retrieval
 from vlmo.export import onnx as onnx_export
 from vlmo.export.graphs import AnyLengthPositionBias, graphs_of
-from vlmo.export.onnx import OnnxRetrievalModel, write_onnx
-from vlmo.export.sessions import OnnxSession
+from vlmo.export.onnx import write_onnx
+from vlmo.export.sessions import OnnxSession, RetrievalGraphs
 from vlmo.model.embeddings import RelativePositionBias
 from vlmo.processing import image_processor_for
 
@@ -103,13 +99,6 @@ def test_encoders_give_what_pytorch_gives_for_any_batch_and_text_length(exported
     close(graph("fusion_encoder")(pixels, *text)[0], exported.model.match(pixels, *text))
 
 
-def test_padding_changes_no_text_vector(graph):
-    encoder = graph("text_encoder")
-    alone = np.concatenate([encoder(*text_of([5]))[0], encoder(*text_of([5, 9]))[0][1:]])
-    close(encoder(*text_of([5, 9], padded_to=16))[0], alone)
-    close(encoder(*text_of([5, 9], padded_to=LONGEST))[0], alone)
-
-
 def test_batch_and_text_length_are_free_and_the_image_size_is_not(graph):
     session = graph("fusion_encoder")
     assert {name: tensor["shape"] for name, tensor in session.inputs.items()} == {
@@ -169,31 +158,22 @@ def test_folder_holds_all_that_is_needed(exported, processor):
 
 
 @torch.no_grad()
-def test_int8_files_multiply_in_int8_and_agree_roughly(exported):
-    counts = Counter(node.op_type for node in onnx.load(exported.folder / "text_encoder.int8.onnx").graph.node)
-    # Four in each layer and the projection. What is left multiplies activations.
-    assert counts["MatMulInteger"] == 4 * exported.model.config.num_hidden_layers + 1
-    assert not counts["MatMul"]
-    assert not counts["Gemm"]
-    quantised = OnnxRetrievalModel(exported.folder, precision="int8")
-    pixels, text = pictures(4), text_of([3, 7, 12, LONGEST])
+def test_int8_files_multiply_in_int8_and_agree_roughly(exported, processor):
+    weights = onnx.load(exported.folder / "text_encoder.int8.onnx").graph.initializer
+    matrices = [each for each in weights if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2]
+    assert len(matrices) == 4 * exported.model.config.num_hidden_layers + 1  # four in each layer, and the projection
+    quantised = RetrievalGraphs(exported.folder, precision="int8")
+    given = processor(images=drawings()[1:8:2], text=words()[3:19:4], return_tensors="pt")  # alike to the samples
+    pixels, text = given["pixel_values"], (given["input_ids"], given["attention_mask"])
     for actual, expected in (
-        (quantised.get_image_features(pixels), exported.model.get_image_features(pixels)),
-        (quantised.get_text_features(*text), exported.model.get_text_features(*text)),
+        (quantised.run("image_encoder", pixels), exported.model.get_image_features(pixels)),
+        (quantised.run("text_encoder", *text), exported.model.get_text_features(*text)),
     ):
-        cosines = (actual * expected).sum(dim=1)
+        cosines = (torch.from_numpy(actual) * expected).sum(dim=1)
         assert INT8_COSINE < cosines.min() < 1 - CLOSE
-    close(quantised.match(pixels, *text), exported.model.match(pixels, *text), atol=INT8_LOGITS)
+    close(quantised.run("fusion_encoder", pixels, *text), exported.model.match(pixels, *text), atol=INT8_LOGITS)
     graphs = exported.report["graphs"].values()
     assert all(graph["int8"]["num_bytes"] < 0.75 * graph["float32"]["num_bytes"] for graph in graphs)
-
-
-def test_retrieval_model_finds_what_pytorch_finds(exported, processor):
-    gallery = retrieval_set(processor)
-    expected = evaluate_retrieval(exported.model, gallery, rerank=4)
-    actual = evaluate_retrieval(OnnxRetrievalModel(exported.folder), gallery, rerank=4)
-    assert actual.metrics == expected.metrics
-    close(actual.reranked.text_to_image.scores, expected.reranked.text_to_image.scores)
 
 
 def test_example_of_the_document_runs_without_pytorch(exported, processor, tmp_path):
@@ -229,7 +209,6 @@ def test_position_bias_of_any_length_is_that_of_the_model(num_text, grid):
 
 # One layer keeps the export short; segmentation takes its levels from four.
 SMALL = {"num_hidden_layers": 1, "max_text_positions": LONGEST}
-HALF_MASKED = torch.arange(16).remainder(2).bool().expand(2, -1)
 
 
 def export(model_class, tmp_path: Path, **changes) -> tuple[torch.nn.Module, dict[str, OnnxSession]]:
@@ -254,8 +233,7 @@ UNUSUAL = {"position_embedding": "absolute", "layer_scale_init": None, "experts"
             {"num_labels": 3, "segmentation_channels": 8, "num_hidden_layers": 4},
             ["image_encoder"],
         ),
-        (VLMoForMaskedImageModeling, UNUSUAL, ["image_encoder"]),
-        (VLMoForMaskedLM, UNUSUAL, ["text_encoder", "fusion_encoder"]),
+        (VLMoModel, UNUSUAL, ["image_encoder", "text_encoder", "fusion_encoder"]),
         (VLMoModel, BEIT3, ["image_encoder", "text_encoder", "fusion_encoder"]),
     ],
 )
@@ -263,17 +241,14 @@ UNUSUAL = {"position_embedding": "absolute", "layer_scale_init": None, "experts"
 def test_graphs_of_every_class_give_what_pytorch_gives(tmp_path, model_class, changes, names):
     model, sessions = export(model_class, tmp_path, **changes)
     assert list(sessions) == names
-    lengths = [4, LONGEST if model_class is VLMoForMaskedLM else 11]
-    given = dict(zip(("input_ids", "attention_mask"), text_of(lengths), strict=True))
-    given |= {"pixel_values": pictures(2), "bool_masked_pos": HALF_MASKED}
+    given = dict(zip(("input_ids", "attention_mask"), text_of([4, 11]), strict=True)) | {"pixel_values": pictures(2)}
     if model_class is VLMoForVisualReasoning:
         given["pixel_values"] = pictures(4).unflatten(0, (2, 2))
     for session in sessions.values():
         inputs = {name: given[name] for name in session.inputs}
         expected = model(**inputs)
         for name, actual in zip(session.outputs, session(*inputs.values()), strict=True):
-            wanted = expected["reconstruction" if model_class is VLMoForMaskedImageModeling else name]
-            close(actual, wanted, atol=CLOSE * float(wanted.abs().max().clamp(min=1)))
+            close(actual, expected[name], atol=CLOSE * float(expected[name].abs().max().clamp(min=1)))
     labels = json.loads((tmp_path / "exported" / "onnx.json").read_text())["labels"]
     assert labels is None or len(labels) == model.config.num_labels
     assert (labels is not None) == ("logits" in sessions[names[0]].outputs and changes not in (UNUSUAL, BEIT3))
@@ -300,7 +275,8 @@ def classifier_export(tmp_path_factory) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging.getLogger(), "handlers", [handler := logging.handlers.BufferingHandler(10_000)])
         patch.setattr(onnx_export, "_MAX_SINGLE_FILE", 1000)
-        report = write_onnx(folder / "model", folder / "exported", int8=True)
+        samples = {"pixel_values": pictures(4).numpy()}
+        report = write_onnx(folder / "model", folder / "exported", samples=samples)
     logged = [record for record in handler.buffer if record.name == "root"]
     return SimpleNamespace(model=model, folder=folder, report=report, logged=logged)
 
@@ -354,7 +330,7 @@ def test_folders_that_cannot_be_exported_are_named(classifier, exported, tmp_pat
     with pytest.raises(ValueError, match="exists and is no ONNX export"):
         write_onnx(classifier, classifier)
     with pytest.raises(ValueError, match="is no ONNX export"):
-        OnnxRetrievalModel(classifier)
+        RetrievalGraphs(classifier)
     config = json.loads((classifier / "config.json").read_text())
     (classifier / "config.json").write_text(json.dumps(config | {"architectures": ["VLMoForVisualQuestionAnswering"]}))
     with pytest.raises(ValueError, match=r"lacks 8 tensors .*answer_head"):
@@ -373,18 +349,18 @@ def described(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_retrieval_asks_for_what_was_exported(classifier_export, exported, tmp_path):
     with pytest.raises(ValueError, match="holds a VLMoForImageClassification, which does not search"):
-        OnnxRetrievalModel(classifier_export.folder / "exported")
+        RetrievalGraphs(classifier_export.folder / "exported")
     folder = shutil.copytree(exported.folder, tmp_path / "exported")
     described(folder, lambda about: about["graphs"].pop("fusion_encoder"))
     with pytest.raises(ValueError, match="no matching head"):
-        OnnxRetrievalModel(folder).match(pictures(1), *text_of([3]))
+        RetrievalGraphs(folder).run("fusion_encoder", pictures(1), *text_of([3]))
     described(folder, lambda about: about["graphs"]["image_encoder"].update(int8=None))
     with pytest.raises(ValueError, match="holds no int8 files"):
-        OnnxRetrievalModel(folder, precision="int8")
+        RetrievalGraphs(folder, precision="int8")
     outside = {"file": str(exported.folder / "image_encoder.onnx")}
     described(folder, lambda about: about["graphs"]["image_encoder"]["float32"].update(outside))
     with pytest.raises(ValueError, match="no path and no link"):
-        OnnxRetrievalModel(folder).get_image_features(pictures(1))
+        RetrievalGraphs(folder).run("image_encoder", pictures(1))
 
 
 def test_a_missing_package_is_named(classifier, tmp_path, monkeypatch):

@@ -221,7 +221,7 @@ def test_without_a_network_one_line_says_where_to_put_the_file(cache, published,
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     monkeypatch.setenv("VLMO_WEIGHTS", f"http://127.0.0.1:{port}")
-    shown = refused(["embed", "vlmo-base-coco", "x.png", "--out", "x.parquet"], capsys)
+    shown = refused(["predict", "vlmo-base-coco", "--image", "x.png", "--text", "a"], capsys)
     assert f"http://127.0.0.1:{port}/{COCO} cannot be downloaded" in shown
     assert f"put it into {cache / 'files'}" in shown
     (cache / "files").mkdir()
@@ -260,7 +260,7 @@ def test_folder_of_the_hub_is_fetched_without_its_code(cache, toy_release, tmp_p
     assert {file.name for file in found.iterdir()} == {file.name for file in theirs.iterdir()} - {"modeling.py"}
     assert Encoder(Path("hf://someone/tiny")).fingerprint == Encoder(toy_release / "toy").fingerprint
     assert VLMoForImageTextRetrieval.from_pretrained("hf://someone/tiny").config.hidden_size == 32
-    line = ["embed", "hf://someone/none", "x.png", "--out", "x.parquet"]
+    line = ["predict", "hf://someone/none", "--image", "x.png", "--text", "a"]
     assert "hf://someone/none cannot be downloaded from the hub (no such repository)" in refused(line, capsys)
 
 

@@ -78,7 +78,6 @@ def test_commands_take_a_name(released, tmp_path, capsys):
     pictures = write_folder(tmp_path / "pictures", numbers=range(6))
     main(["index", "toy", str(pictures), "--out", "index"])
     main(["search", "index", "a red square", "--model", "toy", "--top", "1"])
-    main(["embed", "toy", str(pictures), "--out", "vectors.parquet"])
     Image.new("RGB", (64, 64), "red").save("red.png")
     capsys.readouterr()
     main(["predict", "toy", "--image", "red.png", "--text", "a red square", "a blue bar", "--json"])

@@ -13,7 +13,7 @@ from vlmo.retrieval import Index, find_duplicates, groups
 
 @pytest.fixture
 def index_of(gallery, monkeypatch):
-    """Make an index of vectors, whose places are their numbers."""
+    """Make an index of vectors, whose paths are their numbers."""
 
     def made(vectors) -> Index:
         vectors = np.asarray(vectors, np.float32)
@@ -36,19 +36,19 @@ def test_groups_are_those_of_single_linkage(cells, index_of, monkeypatch):
     expected = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     expected = [group for group in expected if len(group) > 1]
     assert len(expected) > 20
-    assert {group.places for group in found} == {tuple(f"{row:05d}" for row in group) for group in expected}
+    assert {group.paths for group in found} == {tuple(f"{row:05d}" for row in group) for group in expected}
     assert [len(group.ids) for group in found] == sorted(map(len, expected), reverse=True)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     for group in found:
-        rows = [int(place) for place in group.places]
-        assert group.ids == group.places
+        rows = [int(path) for path in group.paths]
+        assert group.ids == group.paths
         assert group.similarity == pytest.approx((unit[rows] @ unit[rows].T).min(), abs=1e-6)
 
 
 def test_equal_vectors_are_found_at_a_threshold_of_one(index_of):
     vectors = np.random.default_rng(0).standard_normal((500, 384))
     (group,) = find_duplicates(index_of(np.concatenate([vectors, vectors[:1]])), threshold=1)
-    assert group.places == ("00000", "00500")
+    assert group.paths == ("00000", "00500")
     assert 1 - 1e-6 < group.similarity <= 1
     assert find_duplicates(index_of(vectors), threshold=1) == []
     assert find_duplicates(index_of(np.zeros((0, 384)))) == []
@@ -67,7 +67,7 @@ def test_memory_does_not_grow_with_the_number_of_pairs(index_of, monkeypatch):
     assert peak < 4e6  # all pairs have 16 MB of similarities alone
 
 
-def test_copies_in_an_index_are_found_with_their_places(encoder, tmp_path):
+def test_copies_in_an_index_are_found_with_their_paths(encoder, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for number, image in enumerate(drawings()[:4]):
@@ -75,12 +75,12 @@ def test_copies_in_an_index_are_found_with_their_places(encoder, tmp_path):
     (folder / "copy.png").write_bytes(encoded(drawings()[2]))
     build(encoder, folder, out=tmp_path / "index")
     index = Index(tmp_path / "index")
-    ids, places, vectors = index.vectors()
-    assert sorted(places) == sorted(map(str, folder.iterdir()))
+    ids, paths, vectors = index.vectors()
+    assert sorted(paths) == sorted(map(str, folder.iterdir()))
     np.testing.assert_array_equal(vectors[3], index.vector(ids[3]))
     (group,) = find_duplicates(index, threshold=0.999)
-    assert group.places == tuple(str(folder / name) for name in ("2.png", "copy.png"))
-    assert group.ids == tuple(ids[places.index(place)] for place in group.places)
+    assert group.paths == tuple(str(folder / name) for name in ("2.png", "copy.png"))
+    assert group.ids == tuple(ids[paths.index(path)] for path in group.paths)
     assert find_duplicates(tmp_path / "index", threshold=0.999) == [group]
 
 

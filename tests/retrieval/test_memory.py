@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -14,9 +11,10 @@ import pytest
 from tests.integrations.toy_gallery import drawings
 from tests.retrieval.toy_index import NAMES, NUM, build, encoded, write_folder
 
-from vlmo.retrieval import Hit, Index, Searcher, store
+from vlmo.retrieval import Index, Searcher, store
 from vlmo.retrieval import index as index_module
 from vlmo.retrieval import search as search_module
+from vlmo.retrieval.sources import image_id
 
 
 @pytest.fixture
@@ -26,14 +24,14 @@ def quick(monkeypatch) -> None:
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[str]:
-    """What LanceDB was asked to compare vectors with."""
-    tables: list[str] = []
+def asked(monkeypatch) -> list[int]:
+    """Numbers of images that LanceDB was asked for."""
+    tops: list[int] = []
     nearest = store.Store.nearest
     monkeypatch.setattr(
-        store.Store, "nearest", lambda self, table, *a, **k: (tables.append(table), nearest(self, table, *a, **k))[1]
+        store.Store, "nearest", lambda self, *a, **k: (tops.append(k["top"]), nearest(self, *a, **k))[1]
     )
-    return tables
+    return tops
 
 
 def vectors(number: int, dim: int = 32) -> np.ndarray:
@@ -43,7 +41,7 @@ def vectors(number: int, dim: int = 32) -> np.ndarray:
 
 def same_hits(one: Index, other: Index, vector: np.ndarray, *, top: int) -> None:
     found, wanted = (index.nearest(vector, top=top) for index in (one, other))
-    same = [[(hit.id, hit.captions, hit.metadata, hit.place) for hit in hits] for hits in (found, wanted)]
+    same = [[(hit.id, hit.captions, hit.metadata, hit.path) for hit in hits] for hits in (found, wanted)]
     assert same[0] == same[1]
     np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-6)
 
@@ -71,19 +69,8 @@ def test_filters_and_large_indexes_ask_the_table(gallery, asked, monkeypatch):
         assert len(asked) == count
 
 
-def places(index: Index) -> set[str]:
-    return {hit.place for hit in index.nearest(vectors(0), top=NUM)}
-
-
-def wait_until_read(index: Index, asked: list[str]) -> None:
-    """Ask until the answer is from memory."""
-    for _ in range(200):
-        before = len(asked)
-        index.nearest(vectors(0), top=1)
-        if len(asked) == before:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the vectors are not read again")
+def paths(index: Index) -> set[str]:
+    return {hit.path for hit in index.nearest(vectors(0), top=NUM)}
 
 
 def test_another_index_in_the_folder_is_noticed(encoder, quick, asked, tmp_path):
@@ -91,20 +78,11 @@ def test_another_index_in_the_folder_is_noticed(encoder, quick, asked, tmp_path)
     for name, numbers in (("old", range(4)), ("new", range(4, 8))):
         build(encoder, write_folder(tmp_path / f"{name} images", numbers=numbers), out=tmp_path / name)
     index = Index(tmp_path / "old", in_memory=True)
-    assert len(places(index)) == 4
+    assert len(paths(index)) == 4
     (tmp_path / "old").rename(tmp_path / "gone")
     (tmp_path / "new").rename(tmp_path / "old")
-    for _ in range(2):
-        same_hits(index, Index(tmp_path / "old"), vectors(0), top=NUM)
-        wait_until_read(index, asked)
-
-
-def test_an_index_that_is_gone_ends_no_thread(encoder, quick, tmp_path):
-    build(encoder, write_folder(tmp_path / "images", numbers=range(3)), out=tmp_path / "index")
-    index = Index(tmp_path / "index", in_memory=True)
-    shutil.rmtree(tmp_path / "index")
-    index._memory.read((0,))
-    assert index._memory.nearest(vectors(0), top=1, version=(0,)) is None
+    same_hits(index, Index(tmp_path / "old"), vectors(0), top=NUM)
+    assert len(asked) == 1  # the second index reads no vectors into memory
 
 
 def test_threads_search_beside_a_writer(indexed, encoder, quick, tmp_path):
@@ -115,8 +93,8 @@ def test_threads_search_beside_a_writer(indexed, encoder, quick, tmp_path):
         seen = set()
         while not stop.is_set():
             hits = index.nearest(vectors(0), top=NUM)
-            seen.add(frozenset(hit.place for hit in hits))
-            assert [load().size for load in index.loaders(hits[:2])]
+            seen.add(frozenset(hit.path for hit in hits))
+            assert [load().size for load in index.loaders([hit.id for hit in hits[:2]])]
         return seen
 
     every = [frozenset(str(folder / name) for name in NAMES[:6])]
@@ -129,31 +107,16 @@ def test_threads_search_beside_a_writer(indexed, encoder, quick, tmp_path):
             every.append(every[-1] | {str(folder / NAMES[number])})
         stop.set()
         assert set().union(*(each.result() for each in searches)) <= set(every)
-    assert places(index) == every[-1]
+    assert paths(index) == every[-1]
 
 
 @pytest.fixture
-def read(monkeypatch) -> list[Hit]:
-    """Hits whose images were read."""
-    hits: list[Hit] = []
+def read(monkeypatch) -> list[str]:
+    """Ids of images that were read."""
+    read: list[str] = []
     loaders = Index.loaders
-    monkeypatch.setattr(Index, "loaders", lambda self, found: (hits.extend(found), loaders(self, found))[1])
-    return hits
-
-
-def test_images_are_read_again_when_their_files_change(indexed, encoder, read, tmp_path):
-    folder, _ = indexed(range(4))
-    searcher = Searcher(encoder, Index(tmp_path / "index", in_memory=True))
-    first = searcher.search("a red circle", rerank=4)
-    assert len(read) == 4
-    assert [hit.match for hit in searcher.search("a red circle", rerank=4).hits] == [hit.match for hit in first.hits]
-    assert len(read) == 4
-    one, gone = (folder / NAMES[number] for number in (1, 2))
-    os.utime(one, ns=(0, 0))
-    gone.unlink()
-    found = searcher.search("a red circle", rerank=4)
-    assert len(read) == 6
-    assert [hit.place for hit in found.unreadable] == [str(gone)]
+    monkeypatch.setattr(Index, "loaders", lambda self, ids: (read.extend(ids), loaders(self, ids))[1])
+    return read
 
 
 def test_pixels_have_a_limit(gallery, encoder, read, monkeypatch):
@@ -166,16 +129,16 @@ def test_pixels_have_a_limit(gallery, encoder, read, monkeypatch):
         assert len(read) >= wanted
 
 
-def test_images_in_the_index_are_known_until_they_change_there(indexed, encoder, quick, read, tmp_path):
-    folder, _ = indexed(range(4), store_bytes=True)
+@pytest.mark.parametrize("store_bytes", [True, False])
+def test_images_are_read_again_when_they_change_in_the_index(store_bytes, indexed, encoder, quick, read, tmp_path):
+    folder, _ = indexed(range(4), store_bytes=store_bytes)
     searcher = Searcher(encoder, tmp_path / "index")
     before = {hit.id: hit.match for hit in searcher.search("a red circle", rerank=4).hits}
     searcher.search("a red circle", rerank=4)
     assert len(read) == 4
-    place = folder / NAMES[1]
-    place.write_bytes(encoded(drawings()[9]))
-    build(encoder, folder, out=tmp_path / "index", store_bytes=True)
+    (folder / NAMES[1]).write_bytes(encoded(drawings()[9]))
+    build(encoder, folder, out=tmp_path / "index")
     after = {hit.id: hit.match for hit in searcher.search("a red circle", rerank=4).hits}
-    assert [hit.place for hit in read[4:]] == [str(place)]
+    assert read[4:] == [image_id(str(folder / NAMES[1]))]
     # The order of the others in their batch may have changed, and with it their rounding.
     assert sum(abs(before[name] - match) > 1e-4 for name, match in after.items()) == 1

@@ -4,7 +4,6 @@ from datetime import date
 from decimal import Decimal
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from vlmo.retrieval.metadata import (
@@ -13,29 +12,6 @@ from vlmo.retrieval.metadata import (
     clean_metadata,
     read_column,
 )
-from vlmo.retrieval.sources import Found, Reader
-from vlmo.retrieval.store import column_type, converted
-
-
-@pytest.mark.parametrize(
-    ("values", "kind"),
-    [
-        ([1, None, 2], pa.int64()),
-        ([1, 2.5], pa.float64()),
-        ([True, False], pa.bool_()),
-        ([True, 1], pa.string()),
-        (["a", 1], pa.string()),
-        ([None], None),
-        ([], None),
-    ],
-)
-def test_kind_is_the_narrowest_that_holds_all(values, kind):
-    assert column_type(values) == kind
-
-
-def test_values_fit_their_column():
-    assert [converted(value, pa.string()) for value in (True, 1, 0.5, "a", None)] == ["true", "1", "0.5", "a", None]
-    assert isinstance(converted(1, pa.float64()), float)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +44,6 @@ def test_metadata_becomes_plain():
         "nan": float("nan"),
         "none": None,
         "!": "?",
-        "wide": 1,
-        "Wide__wider": 2,
     }
     assert clean_metadata(given) == {
         "price_eur": 2.5,
@@ -80,8 +54,6 @@ def test_metadata_becomes_plain():
         "tags": '["a", {"b": 1}]',
         "huge": str(2**70),
         "column": "?",
-        "wide": 1,
-        "wide__wider_": 2,
     }
 
 
@@ -96,23 +68,8 @@ def test_lines_about_one_image_add_up(tmp_path):
     assert table.about("a/1.png") == Annotation(("one", "two"), {"n": 2})
     assert table.about("deep/below/2.png") == Annotation((), {"n": 3})
     assert table.about("1.png") == Annotation()
-    assert len(table) == 2
     path = written(tmp_path / "about.csv", "image,caption,n\n./1.png,one,1\n./1.png,two,2\n1.png ,three,3\n")
     assert MetadataTable(path).about("1.png") == Annotation(("one", "two", "three"), {"n": 3})
-
-
-def test_names_that_no_image_has_are_counted(tmp_path):
-    for folder, text in (("a", "1.png,one\nsub/2.png,two\n3.png,three\n"), ("b", "1.png,one\n")):
-        (tmp_path / folder).mkdir()
-        written(tmp_path / folder / "captions.csv", f"image,caption\n{text}")
-    reader = Reader()
-    for name in ("a/other/1.png", "a/sub/2.png", "a/4.png", "b/1.png"):
-        reader.stamp(Found(str(tmp_path / name), "", "file", "", 0, root=str(tmp_path / name[0])))
-    sentence = reader.unmatched()
-    assert sentence.startswith("1 of 4 names")
-    assert sentence.endswith(f"3.png in {tmp_path / 'a' / 'captions.csv'}")
-    reader.stamp(Found(str(tmp_path / "a" / "3.png"), "", "file", "", 0, root=str(tmp_path / "a")))
-    assert reader.unmatched() is None
 
 
 @pytest.mark.parametrize(

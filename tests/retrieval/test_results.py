@@ -4,15 +4,14 @@ import io
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from PIL import Image
 from rich.console import Console
 from tests.folder.test_atomic import full_disk
 
-from vlmo.retrieval import Searcher, SearchResult
-from vlmo.retrieval.results import as_json, as_table, write_explanation, write_sheet
+from vlmo.retrieval import SearchResult
+from vlmo.retrieval.results import as_json, as_table, write_sheet
 
 QUERY = "a red <b>square</b> [bold]"
 
@@ -28,7 +27,7 @@ def test_json_says_everything(result):
     assert (found["num_reranked"], found["complete"], found["note"]) == (3, True, None)
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in result.hits]
     pixels, scores = {"width", "height"}, {"score", "similarity", "match"}
-    assert found["hits"][0].keys() == {"id", "path", "captions", "metadata", "place"} | pixels | scores
+    assert found["hits"][0].keys() == {"id", "path", "captions", "metadata"} | pixels | scores
 
 
 def test_table_shows_match_scores_only_if_there_are_any(result, searcher):
@@ -48,7 +47,9 @@ def test_table_shows_no_control_characters_of_captions(result):
 
 def test_sheet_is_an_image_of_all_hits_and_says_no_match(result, searcher, tmp_path):
     heights, contents = [], []
-    no_match = replace(result, cutoff=1.0)
+    no_match = replace(result, no_match=True)
+    assert as_json(QUERY, no_match)["no_match"] is True
+    assert as_table("a red square", no_match).title == "No match: a red square"
     for number, found in enumerate((result, no_match, replace(result, hits=result.hits[:2]), SearchResult([]))):
         file = tmp_path / "new" / f"{number}.png"
         write_sheet(file, query=QUERY, result=found, index=searcher.index)
@@ -58,17 +59,6 @@ def test_sheet_is_an_image_of_all_hits_and_says_no_match(result, searcher, tmp_p
             assert number == 3 or len(sheet.getcolors(maxcolors=2**20)) > 50
     assert heights[0] == heights[1] > heights[2] >= heights[3]
     assert contents[0] != contents[1]
-    with pytest.raises(ValueError, match="nothing to explain"):
-        write_explanation(tmp_path / "b.png", query="x", result=SearchResult([]), searcher=searcher)
-
-
-def test_results_below_the_cutoff_are_marked(result):
-    below = replace(result, cutoff=1.0)
-    assert as_json(QUERY, below)["no_match"] is True
-    assert as_json(QUERY, result)["no_match"] is False
-    table = as_table("a red square", below)
-    assert (table.title, table.row_count) == ("No match: a red square", 6)
-    assert "the cut-off is 1" in below.note
 
 
 def test_sheet_that_a_full_disk_refuses_is_named_and_leaves_nothing(result, searcher, tmp_path):
@@ -76,22 +66,3 @@ def test_sheet_that_a_full_disk_refuses_is_named_and_leaves_nothing(result, sear
         write_sheet(tmp_path / "sheet.png", query=QUERY, result=result, index=searcher.index)
     assert raised.value.filename == str(tmp_path / "sheet.png")
     assert not [*tmp_path.iterdir()]
-
-
-def test_explanation_leaves_out_what_is_gone(indexed, model, tmp_path):
-    indexed(range(5))
-    searcher = Searcher(model, tmp_path / "index")
-    found = searcher.search("a red square", top=5)
-    Path(found.hits[1].place).unlink()
-    lost = write_explanation(tmp_path / "e.png", query="red", result=found, searcher=searcher)
-    assert lost == [found.hits[1]]
-    with Image.open(tmp_path / "e.png") as drawn:
-        three_rows = drawn.height
-    for hit in found.hits[2:]:
-        Path(hit.place).unlink()
-    assert len(write_explanation(tmp_path / "e.png", query="red", result=found, searcher=searcher)) == 4
-    with Image.open(tmp_path / "e.png") as drawn:
-        assert drawn.height < three_rows
-    Path(found.hits[0].place).unlink()
-    with pytest.raises(ValueError, match="no image can be read that was found"):
-        write_explanation(tmp_path / "e.png", query="red", result=found, searcher=searcher)

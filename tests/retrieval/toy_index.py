@@ -86,8 +86,8 @@ def build(model: Encoder | Path, *inputs: Path | str, out: Path, **settings) -> 
 
 
 def rows(out: Path) -> dict[str, dict]:
-    """The table by place, as LanceDB itself reads it."""
+    """The table by path, as LanceDB itself reads it."""
     import lancedb
 
     found = lancedb.connect(out).open_table("images").to_arrow().to_pylist()
-    return {row["place"]: row for row in found}
+    return {row["path"]: row for row in found}

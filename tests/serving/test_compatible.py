@@ -153,6 +153,17 @@ def test_cohere_client_gets_texts_for_an_image_with_the_documents(address, parts
     np.testing.assert_allclose(given, sigmoid(np.sort(scores)[::-1]), atol=TOLERANCE)
 
 
+def test_texts_for_an_image_have_a_weight_of_their_own(client, parts, addresses, monkeypatch) -> None:
+    images, texts = (
+        lambda: rerank(client, query=TEXTS[0], documents=addresses)["results"],
+        lambda: rerank(client, query=addresses[1], documents=TEXTS)["results"],
+    )
+    before = images(), texts()
+    monkeypatch.setattr(parts.encoder, "rerank_weight_image_to_text", 1.0)
+    assert images() == before[0]
+    assert [each["relevance_score"] for each in texts()] != [each["relevance_score"] for each in before[1]]
+
+
 @pytest.mark.parametrize("form", ["objects", "addresses", "text object"])
 def test_images_are_ranked_however_they_are_sent(client, parts, files, addresses, scores, form) -> None:
     documents = addresses if form == "addresses" else [{"image": file} for file in files]

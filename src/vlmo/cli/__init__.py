@@ -36,7 +36,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "predict": tasks.predict,
     "index": searching.index,
     "search": searching.search,
-    "embed": searching.embed,
     "duplicates": searching.duplicates,
     "serve": searching.serve,
     "data prepare": tasks.prepare,
@@ -48,7 +47,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 """Function of each command: its arguments are the options, and its docstring the help."""
 _EXTRAS = {
-    **dict.fromkeys(("index", "search", "embed", "duplicates"), "retrieval"),
+    **dict.fromkeys(("index", "search", "duplicates"), "retrieval"),
     "serve": "serve",
     "data": "train",
     "export": "quickstart,onnx",

@@ -122,7 +122,7 @@ def export(folder: ModelFolder, *, out: Path, to: Literal["official", "onnx"] = 
     hide_loading_bars()
     if to == "onnx":
         from vlmo.export.onnx import describe_files
-        from vlmo.retrieval.engines import export_graphs
+        from vlmo.retrieval.graphs_engine import export_graphs
 
         lines = describe_files(export_graphs(folder, out, int8=int8))
     else:

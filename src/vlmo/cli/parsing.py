@@ -32,12 +32,11 @@ Device = Annotated[
 class EngineOptions:
     """Options of an `Encoder`."""
 
-    engine: Literal["auto", "torch", "onnx", "openvino"] = "auto"
-    """PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache. auto:
-    OpenVINO, else ONNX Runtime, if the model is exported already and there is no GPU; else PyTorch. vlmo index
-    exports the model of an index of 100 images or more where the extra onnx is installed."""
+    engine: Literal["torch", "onnx", "openvino"] | None = None
+    """PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache. By default
+    PyTorch, and for int8 the faster of the other two that is installed."""
     precision: Literal["float32", "int8"] = "float32"
-    """int8 is for the engines onnx and openvino, of which auto then takes one (docs/engines.md)."""
+    """int8 is for the engines onnx and openvino (docs/engines.md)."""
     device: Device = None
 
     def __post_init__(self) -> None:

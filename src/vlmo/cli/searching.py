@@ -1,10 +1,9 @@
-"""`vlmo index`, `vlmo embed`, `vlmo search`, `vlmo duplicates` and `vlmo serve`."""
+"""`vlmo index`, `vlmo search`, `vlmo duplicates` and `vlmo serve`."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -51,84 +50,47 @@ def index(
     remove: tuple[str, ...] = (),
     executor: Literal["local", "ray"] = "local",
     workers: int = 2,
-    dim: int | None = None,
     engines: Engines = EngineOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Build or update an index of own images: vlmo index MODEL_FOLDER IMAGES... --out DIR.
 
     Args:
-        images: Folders, image files, videos, .tar and .parquet files, saved data sets, patterns or URIs of these; what
-            earlier runs were given is looked at in any case.
+        images: Folders, image files, .tar and .parquet files, saved data sets, patterns or URIs of these; what earlier
+            runs were given is looked at in any case.
         out: Folder of the index.
         metadata: Table (.csv, .tsv, .jsonl) of captions and columns by the names of image files; later runs go by it
             too.
-        store_bytes: Keep the bytes of image files in the index, in later runs too; those of shards and key frames are
-            kept in any case.
+        store_bytes: Keep the bytes of image files in the index, in later runs too; those of shards are kept in any
+            case.
         approximate_from: Number of images from which on an approximate index is built.
         remove: Inputs of earlier runs whose images leave the index, or their table of metadata.
         executor: Embed in this process, or with Ray Data.
         workers: ray: models that work side by side.
-        dim: Store the first DIM dimensions of each vector, L2-normalised again; a multiple of 8. By default all; later
-            runs and searches go by it too.
     """
-    given = {
-        name: value for name, value in locals().items() if name not in {"folder", "images", "store_bytes", "engines"}
-    }
     folder, out = Path(find_model(folder)), out.expanduser()
-    if is_new := not out.exists():  # else it may be an input of an earlier run
-        check_given(images, expected="a folder, an image, a video, or a .tar or .parquet file")
+    if not out.exists():  # else it may be an input of an earlier run
+        check_given(images, expected="a folder, an image, or a .tar or .parquet file")
     hide_loading_bars()
     from vlmo.data.rows import first_reasons
-    from vlmo.retrieval import build_index
-    from vlmo.retrieval.encoder import prepare_searches
+    from vlmo.retrieval import Encoder, build_index
 
-    given |= {"store_bytes": store_bytes or None, **vars(engines)}
-    report = build_index(folder, images, **given, console=_STDERR)
+    report = build_index(
+        Encoder(folder, **vars(engines)),
+        images,
+        out=out,
+        store_bytes=store_bytes or None,
+        metadata=metadata,
+        remove=remove,
+        batch=batch,
+        approximate_from=approximate_from,
+        executor=executor,
+        workers=workers,
+        console=_STDERR,
+    )
     if report.bad and not report.images:
         lines = (out / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
-        if is_new:
-            shutil.rmtree(out)
         raise ValueError(f"none of {report.bad} images can be used: {first_reasons(map(json.loads, lines))}")
     _show_report(report, out=out)
-    if engines.engine == "auto":
-        prepare_searches(folder, images=report.images, device=engines.device)
-
-
-def embed(
-    folder: ModelFolder,
-    images: Images = (),
-    *,
-    out: Path,
-    texts: Path | None = None,
-    batch: Batch = 64,
-    dim: int | None = None,
-    engines: Engines = EngineOptions(),  # noqa: B008
-) -> None:
-    """Write embeddings for other tools: vlmo embed MODEL_FOLDER IMAGES...|--texts FILE --out FILE.parquet.
-
-    Args:
-        images: As for vlmo index.
-        out: New .parquet file.
-        texts: Text file whose lines are embedded instead of images.
-        dim: Write the first DIM dimensions of each vector, L2-normalised again; a multiple of 8. By default all.
-    """
-    folder = Path(find_model(folder))
-    if (texts is None) == (not images):
-        raise ValueError("vlmo embed needs either images or --texts FILE")
-    check_new_file(out, option="--out", suffix=".parquet")
-    check_given([*images, texts], expected="images, or a file of texts")
-    hide_loading_bars()
-    from vlmo.retrieval.encoder import Encoder
-    from vlmo.retrieval.vectors import embed_images, embed_texts
-
-    encoder = Encoder(folder, dim=dim, **vars(engines))
-    if texts is None:
-        written = embed_images(encoder, images, out=out, batch=batch, console=_STDERR)
-    else:
-        with texts.open(encoding="utf-8") as file:
-            written = embed_texts(encoder, filter(None, map(str.strip, file)), out=out)
-    bad = f"; {written.bad} bad images" if written.bad else ""
-    say(f"{written.rows} vectors in {', '.join(map(str, written.files))}{bad}")
 
 
 @without_garbage_collection()
@@ -163,13 +125,13 @@ def search(
     check_new_file(sheet, option="--sheet", suffix=".png")
     named = image_named(query, must_exist=True)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of "Loading weights", if transformers gets imported
-    from vlmo.retrieval import Index, Searcher
+    from vlmo.retrieval import Encoder, Index, Searcher
 
     index = Index(folder)
     model_folder = Path(index.model_folder) if model is None else Path(find_model(model))
     if model is None and not model_folder.is_dir():
         raise ValueError(f"the model of this index was in {model_folder}, which is gone; give --model with its folder")
-    searcher = Searcher(model_folder, index, **vars(engines))
+    searcher = Searcher(Encoder(model_folder, **vars(engines)), index)
     result = searcher.search(named or query, top=top, rerank=rerank, weight=weight, where=where)
     _show_result(query, result, is_json=json)  # before the images are drawn, which may fail
     if sheet is not None:
@@ -256,12 +218,10 @@ def _show_report(report: BuildReport, *, out: Path) -> None:
     from vlmo.retrieval.approximate import ENOUGH
 
     known = f"with bytes that were known {report.reused}, unchanged {report.unchanged}"
-    say(f"{report.images} images with {report.captions} captions in {out} ({report.seconds:.0f} s)")
+    say(f"{report.images} images in {out} ({report.seconds:.0f} s)")
     say(f"embedded {report.encoded}, {known}, gone {report.deleted}")
     if report.bad:
         say(f"{report.bad} could not be used; each has its reason in {out / 'quarantine.jsonl'}")
-    if report.unmatched is not None:
-        say(report.unmatched)
     if (recall := report.recall) is None:
         say("search compares with every vector (exact)")
         return

@@ -14,7 +14,7 @@ from vlmo import model as models
 from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, TEXT_ENCODER
 from vlmo.model.embeddings import RelativePositionBias, relative_position_index
 
-_PIXELS, _IDS, _MASK, _MASKED_PATCHES = "pixel_values", "input_ids", "attention_mask", "bool_masked_pos"
+_PIXELS, _IDS, _MASK = "pixel_values", "input_ids", "attention_mask"
 _TEXT = (_IDS, _MASK)
 _PAIR = (_PIXELS, *_TEXT)
 _LOGITS = ("logits",)
@@ -26,7 +26,6 @@ class Graph:
 
     Attributes:
         method: Of the model; takes `inputs` by their names.
-        fields: Names of `outputs` in the result of the method; by default the same.
         num_images: Images of each row of `pixel_values`.
     """
 
@@ -34,7 +33,6 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     method: str = "forward"
-    fields: tuple[str, ...] | None = None
     num_images: int = 1
 
     @property
@@ -61,7 +59,7 @@ class GraphModule(nn.Module):
         result = getattr(self.model, graph.method)(**dict(zip(graph.inputs, inputs, strict=True)))
         if isinstance(result, Tensor):
             return (result,)
-        return tuple(result[name] for name in graph.fields or graph.outputs)
+        return tuple(result[name] for name in graph.outputs)
 
 
 def graphs_of(model: models.VLMoPreTrainedModel) -> tuple[Graph, ...]:
@@ -80,10 +78,6 @@ def graphs_of(model: models.VLMoPreTrainedModel) -> tuple[Graph, ...]:
             return (Graph(FUSION_ENCODER, _PAIR, _LOGITS, num_images=2),)
         case models.VLMoForImageClassification() | models.VLMoForSemanticSegmentation():
             return (Graph(IMAGE_ENCODER, (_PIXELS,), _LOGITS),)
-        case models.VLMoForMaskedImageModeling():
-            return (Graph(IMAGE_ENCODER, (_PIXELS, _MASKED_PATCHES), _LOGITS, fields=("reconstruction",)),)
-        case models.VLMoForMaskedLM():
-            return (Graph(TEXT_ENCODER, _TEXT, _LOGITS), Graph(FUSION_ENCODER, _PAIR, _LOGITS))
         case models.VLMoModel():
             pooled = () if model.pooler is None else ("pooler_output",)
             return (
@@ -91,7 +85,9 @@ def graphs_of(model: models.VLMoPreTrainedModel) -> tuple[Graph, ...]:
                 Graph(TEXT_ENCODER, _TEXT, ("last_hidden_state", *pooled)),
                 Graph(FUSION_ENCODER, _PAIR, ("text_hidden_state", "image_hidden_state", *pooled)),
             )
-    raise ValueError(f"{type(model).__name__} has no ONNX form here; export one of the classes VLMoModel or VLMoFor...")
+    raise ValueError(
+        f"{type(model).__name__} has no ONNX form; export VLMoModel, or a model that retrieves or is fine-tuned"
+    )
 
 
 def free_text_length(model: models.VLMoPreTrainedModel) -> None:

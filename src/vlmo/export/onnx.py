@@ -10,19 +10,16 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers import AutoImageProcessor
+from torch import Tensor
 
 from vlmo import model as models
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.export.graphs import _IDS, _MASK, Graph, GraphModule, free_text_length, graphs_of
-from vlmo.export.sessions import DESCRIPTION, FUSION_ENCODER, IMAGE_ENCODER, TEXT_ENCODER, OnnxSession, RetrievalGraphs
+from vlmo.export.sessions import DESCRIPTION, OnnxSession
 from vlmo.folder import file_in
 from vlmo.folder.atomic import write_folder
 
@@ -52,14 +49,14 @@ _CLASSIFIERS = (
     models.VLMoForVisualQuestionAnswering,
     models.VLMoForVisualReasoning,
 )
-_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_PIXELS = {"resample": "bicubic", "transparency": "on white", "rescale": 1 / 255, "mean": [0.5] * 3, "std": [0.5] * 3}
+"""Preparation of pixels; `load_model` refuses folders with another one."""
 
 
 def write_onnx(
     folder: str | Path,
     out: str | Path,
     *,
-    int8: bool = False,
     samples: Samples | None = None,
     report: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
@@ -69,16 +66,15 @@ def write_onnx(
     in ONNX Runtime on several batches and lengths, with padding.
 
     Args:
-        folder: Model folder of any VLMo class.
+        folder: Model folder of a class that `graphs_of` knows.
         out: New folder, or one of an earlier export, which is replaced.
-        int8: Also write variants whose linear layers are quantised to int8.
-        samples: Inputs of the model by name, a row for each sample, which the scales of activations are taken from;
-            None: scales are taken at run time.
+        samples: Inputs of the model by name, a row for each sample. With them, variants are written too whose linear
+            layers are quantised to int8; the scales of activations are taken from the samples.
         report: Called before each graph, with a title, the number of graphs that are done, and that of all.
 
     Returns:
         The description, as `onnx.json` holds it. Its "graphs" have, by name, "inputs" and "outputs" (types and shapes
-        as ONNX Runtime gives them), and "float32" and "int8" (None if not asked for): "file", "num_bytes" with weights,
+        as ONNX Runtime gives them), and "float32" and "int8" (None without samples): "file", "num_bytes" with weights,
         which of large models lie in a second file with `.data` behind its name, and "largest_difference" of any output
         value to PyTorch's, relative to the largest value of its tensor where that is above 1, as that of logits may be.
 
@@ -110,8 +106,7 @@ def write_onnx(
         written = {}
         for done, graph in enumerate(graphs):
             report(f"exporting {graph.name}", done, len(graphs))
-            rows = None if samples is None or not int8 else _rows(graph, samples)
-            written[graph.name] = _write_graph(model, graph, cases[graph.name], folder=partial, int8=int8, rows=rows)
+            written[graph.name] = _write_graph(model, graph, cases[graph.name], folder=partial, samples=samples)
         for name in _PROCESSOR_FILES:
             if (folder / name).is_file():
                 shutil.copy2(file_in(folder, name), partial / name)
@@ -151,7 +146,6 @@ def noise(graph: Graph, config: models.VLMoConfig, *, batch: int, length: int, s
         "pixel_values": 2 * torch.rand(shape, generator=generator) - 1,
         "input_ids": torch.where(mask, ids, config.pad_token_id or 0),
         "attention_mask": mask.long(),
-        "bool_masked_pos": torch.rand(batch, config.grid[0] * config.grid[1], generator=generator) < 0.4,
     }
     return tuple(made[name] for name in graph.inputs)
 
@@ -162,11 +156,9 @@ def _write_graph(
     cases: Sequence[_Case],
     *,
     folder: Path,
-    int8: bool,
-    rows: list[dict[str, np.ndarray]] | None,
+    samples: Samples | None,
 ) -> dict[str, Any]:
     file = folder / f"{graph.name}.onnx"
-    quantised = file.with_suffix(".int8.onnx")
     large = _convert(model, graph, file)
     session = OnnxSession(file)
     written: dict[str, Any] = {"inputs": session.inputs, "outputs": session.outputs, "float32": None, "int8": None}
@@ -176,8 +168,9 @@ def _write_graph(
             f"{file.name} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; check weights and "
             "versions of torch, onnxscript and onnxruntime."
         )
-    if int8:
-        _quantise(file, quantised, large=large, rows=rows)
+    if samples is not None:
+        quantised = file.with_suffix(".int8.onnx")
+        _quantise(file, quantised, large=large, rows=_rows(graph, samples))
         written["int8"] = _compared(quantised, cases)
     return written
 
@@ -257,30 +250,29 @@ def _rows(graph: Graph, samples: Samples) -> list[dict[str, np.ndarray]]:
     return rows
 
 
-def _quantise(source: Path, target: Path, *, large: bool, rows: list[dict[str, np.ndarray]] | None) -> None:
-    """Write a graph whose linear layers multiply in int8, with scales of activations from rows or taken at run time."""
+def _quantise(source: Path, target: Path, *, large: bool, rows: list[dict[str, np.ndarray]]) -> None:
+    """Write a graph whose linear layers multiply in int8, with scales of activations from rows."""
     from onnxruntime import quantization  # brings `onnx`, which takes a second
 
-    given: dict[str, Any] = {
-        "op_types_to_quantize": ["MatMul", "Gemm"],
-        "per_channel": True,
-        "weight_type": quantization.QuantType.QInt8,
-        # Seven bits of weight: with eight, sums saturate on x86 processors without VNNI.
-        "reduce_range": rows is None or not torch.cpu._is_vnni_supported(),
-        "use_external_data_format": large,
-    }
+    remaining = iter(rows)
+    reader = type("Rows", (quantization.CalibrationDataReader,), {"get_next": lambda _: next(remaining, None)})
     # The library logs a line for each tensor, and the advice to optimise first, which its sessions do.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        if rows is None:
-            quantization.quantize_dynamic(source, target, **given)
-        else:
-            remaining = iter(rows)
-            reader = type("Rows", (quantization.CalibrationDataReader,), {"get_next": lambda _: next(remaining, None)})
+        quantization.quantize_static(
+            source,
+            target,
+            reader(),
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+            # Seven bits of weight: with eight, sums saturate on x86 processors without VNNI.
+            reduce_range=not torch.cpu._is_vnni_supported(),
+            use_external_data_format=large,
             # Sums stay float32 instead of being rounded to int8 once more.
-            extra = {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
-            quantization.quantize_static(source, target, reader(), extra_options=extra, **given)
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+        )
     finally:
         logging.disable(before)
 
@@ -288,73 +280,18 @@ def _quantise(source: Path, target: Path, *, large: bool, rows: list[dict[str, n
 def _describe(model: models.VLMoPreTrainedModel, folder: Path) -> dict[str, Any]:
     """Return all that a program needs to run the graphs, beside them and the tokenizer's file."""
     config = model.config
-    image: dict[str, Any] = {"size": [config.image_size, config.image_size]}
     text: dict[str, Any] = {"max_positions": config.max_text_positions, "pad_token_id": config.pad_token_id}
-    images: Any = None
     if (folder / "processor_config.json").is_file():
-        processor = load_processor(folder)
-        images = processor.image_processor
-        text |= {"tokenizer": "tokenizer.json", "max_length": min(processor.max_text_length, config.max_text_positions)}
-    elif (folder / "preprocessor_config.json").is_file():  # of a model that reads no text
-        images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    if images is not None:
-        mean, std = list(images.image_mean), list(images.image_std)
-        resample = _RESAMPLING[int(images.resample)]
-        image |= {"resample": resample, "transparency": "on white", "rescale": images.rescale_factor}
-        image |= {"mean": mean, "std": std}
+        length = load_processor(folder).max_text_length
+        text |= {"tokenizer": "tokenizer.json", "max_length": min(length, config.max_text_positions)}
     head: Any = getattr(model, "contrast_head", None)
     labels = {str(number): label for number, label in (config.id2label or {}).items()}
     return {
         "format": FORMAT,
         "model_class": type(model).__name__,
         "opset": OPSET,
-        "image": image,
+        "image": {"size": [config.image_size, config.image_size], **_PIXELS},
         "text": text,
         "logit_scale": None if head is None else float(head.logit_scale),
         "labels": labels if isinstance(model, _CLASSIFIERS) else None,
     }
-
-
-class OnnxRetrievalModel(nn.Module):
-    """Dual and fusion encoder of a folder, with the methods of `VLMoForImageTextRetrieval` that evaluation calls.
-
-    Args:
-        folder: Written by `write_onnx`, or its graphs.
-        config: Of the model, for what reads its settings.
-        options: Those of `RetrievalGraphs`; by default it takes as many threads as PyTorch.
-
-    Raises:
-        ValueError: The folder holds no dual encoder, or no quantised files.
-    """
-
-    device = torch.device("cpu")
-
-    def __init__(
-        self, folder: str | Path | RetrievalGraphs, *, config: models.VLMoConfig | None = None, **options: Any
-    ) -> None:
-        super().__init__()
-        if not isinstance(folder, RetrievalGraphs):
-            folder = RetrievalGraphs(folder, **dict[str, Any](num_threads=torch.get_num_threads()) | options)
-        self.graphs, self.config = folder, config
-        self.match_head = True if folder.can_match else None
-        logit_scale = torch.tensor([self.graphs.description["logit_scale"]])
-        self.contrast_head = SimpleNamespace(logit_scale=logit_scale)
-
-    def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Return L2-normalised image vectors."""
-        return torch.from_numpy(self.graphs.run(IMAGE_ENCODER, pixel_values))
-
-    def get_text_features(
-        self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"]
-    ) -> Float[Tensor, "batch dim"]:
-        """Return L2-normalised text vectors."""
-        return torch.from_numpy(self.graphs.run(TEXT_ENCODER, input_ids, attention_mask))
-
-    def match(
-        self,
-        pixel_values: Float[Tensor, "batch 3 height width"],
-        input_ids: Int[Tensor, "batch text"],
-        attention_mask: Int[Tensor, "batch text"],
-    ) -> Float[Tensor, "batch 2"]:
-        """Return matching logits, class 1 = match; ValueError if there is no fusion encoder."""
-        return torch.from_numpy(self.graphs.run(FUSION_ENCODER, pixel_values, input_ids, attention_mask))

@@ -100,7 +100,6 @@ class RetrievalGraphs:
         folder: Written by `write_onnx`.
         engine: Runs the graphs.
         precision: Of the files: float32 or int8.
-        num_threads: As for `OnnxSession`.
         cache: As for `OpenVinoSession`.
 
     Raises:
@@ -113,7 +112,6 @@ class RetrievalGraphs:
         *,
         engine: GraphEngine = "onnx",
         precision: Precision = "float32",
-        num_threads: int | None = None,
         cache: Path | None = None,
     ) -> None:
         folder = Path(folder)
@@ -130,8 +128,8 @@ class RetrievalGraphs:
                 raise ValueError("This folder holds no fusion encoder: its model has no matching head.")
             file = file_in(folder, graphs[name][precision]["file"])
             if engine == "openvino":
-                return OpenVinoSession(file, num_threads=num_threads, cache=cache, exact=precision == "float32")
-            return OnnxSession(file, num_threads=num_threads)
+                return OpenVinoSession(file, cache=cache, exact=precision == "float32")
+            return OnnxSession(file)
 
         self._open = functools.cache(open_graph)
 

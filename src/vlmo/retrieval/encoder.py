@@ -1,11 +1,9 @@
-"""A model folder ready for retrieval: vectors of images and texts, match scores, attention of words."""
+"""A model folder ready for retrieval: vectors of images and texts, and match scores of pairs."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import logging
 import math
 import os
 import re
@@ -13,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -22,28 +20,14 @@ from PIL import Image
 from vlmo.export.sessions import Pixels, Precision
 from vlmo.folder import architectures, check_processor, read_config, read_json
 from vlmo.released import find_model
-from vlmo.retrieval.engines import (
-    EngineChoice,
-    EngineName,
-    can_prepare,
-    choose_engine,
-    graph_engine,
-    open_engine,
-    write_graphs,
-)
+from vlmo.retrieval.graphs_engine import EngineName, GraphsEngine, default_engine
 from vlmo.visualization import on_white
 
 if TYPE_CHECKING:
-    from vlmo.export.sessions import RetrievalGraphs
-    from vlmo.retrieval.engines import GraphsEngine
     from vlmo.retrieval.torch_engine import TorchEngine
 
 BATCH = 64
 """Images or texts that go through the model at a time."""
-PREPARED_FROM = 100
-"""Images of an index from which on its model is exported for searches; fewer are searched sooner than that."""
-
-_LOGGER = logging.getLogger(__name__)
 
 # Settings that do not change a vector: they may change while an index stays valid.
 _IRRELEVANT = (
@@ -70,39 +54,33 @@ class Encoder:
     Attributes:
         folder: The model folder.
         fingerprint: The same for every copy of the folder; see `model_fingerprint`.
+        engine: Engine that was chosen.
         dim: Size of a vector.
         device: Device of the model, such as "cpu" or "cuda:0".
         can_match: True if the model has a matching head, so that `match` works.
         inverse_temperature: Factor that turns similarities into logits, as in training.
         rerank_weight: Share of the match score in the order of images for a text, from config.json.
         rerank_weight_image_to_text: The same in the order of texts for an image.
-        match_cutoff: Probability that the best candidate of a text must reach to be a match, from config.json; None:
-            not chosen.
         pool: Threads that decode and resize images.
 
     Args:
         folder: Model folder, of stage 3 or fine-tuned for retrieval, or the name of a model such as "vlmo-base-coco".
-        dim: Size of the vectors: the first dimensions of the model's, L2-normalised again. A multiple of 8; None: all.
         engine: "torch"; "onnx" (ONNX Runtime) and "openvino" run graphs on the CPU, which the first use writes into
-            the cache. "auto": see `choose_engine`; for int8 the faster of these two that is installed.
+            the cache. None: torch, and for int8 the faster of the other two that is installed.
         precision: "int8" multiplies in int8 in the linear layers, of the engines onnx and openvino.
         device: For torch: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
 
     Raises:
-        ValueError: It is no model folder, its model does not retrieve, or its cut-off or a weight is no number from 0
-            to 1; its vectors have no such part; or there is no such device or engine.
+        ValueError: It is no model folder, its model does not retrieve, or a weight is no number from 0 to 1; or
+            there is no such device or engine.
         ModuleNotFoundError: The engine is not installed.
     """
-
-    engine: EngineName
-    match_cutoff: float | None
 
     def __init__(
         self,
         folder: str | Path,
         *,
-        dim: int | None = None,
-        engine: EngineChoice = "torch",
+        engine: EngineName | None = None,
         precision: Precision = "float32",
         device: str | None = None,
     ) -> None:
@@ -110,65 +88,35 @@ class Encoder:
         architectures(self.folder)  # raises if it is no model folder
         check_processor(self.folder)
         self.fingerprint = model_fingerprint(self.folder)
-        if engine == "auto":
-            engine = (
-                graph_engine() if precision == "int8" else choose_engine(self.folder, self.fingerprint, device=device)
-            )
-        self.engine, self.precision = engine, precision
-        self._engine = open_engine(engine, self.folder, self.fingerprint, precision=precision, device=device)
-        size = self._engine.dim
-        self.dim = size if dim is None else dim
-        if self.dim != size and (self.dim % 8 or not 0 < self.dim < size):  # LanceDB's IVF_RQ indexes multiples of 8
-            raise ValueError(
-                f"dim is {dim}, but the vectors of {self.folder} have {size} dimensions; give a multiple of 8 below "
-                "that, or for an index of more dimensions the model that made it"
-            )
-        self.device, self.can_match = self._engine.device, self._engine.can_match
+        if precision not in {"float32", "int8"}:
+            raise ValueError(f"precision is {precision!r}; expected float32 or int8")
+        self.engine, self.precision = engine or default_engine(precision), precision
+        self._engine: TorchEngine | GraphsEngine
+        if self.engine == "torch":
+            if precision == "int8":
+                raise ValueError("precision int8 belongs to the engines onnx and openvino; choose one of them")
+            from vlmo.retrieval.torch_engine import TorchEngine
+
+            self._engine = TorchEngine(self.folder, device=device)
+        else:
+            how: dict[str, Any] = {"engine": self.engine, "precision": precision, "device": device}
+            self._engine = GraphsEngine(self.folder, self.fingerprint, **how)
+        self.dim, self.device, self.can_match = self._engine.dim, self._engine.device, self._engine.can_match
         self.inverse_temperature = self._engine.inverse_temperature
         settings = read_config(self.folder)
         self._vocabulary_size = settings.get("vocab_size", math.inf)
-        self.match_cutoff = self._share(settings, "match_cutoff", None)
-        self.rerank_weight = self._share(settings, "rerank_weight", 0.5)  # VLMoConfig's
-        self.rerank_weight_image_to_text = self._share(settings, "rerank_weight_image_to_text", self.rerank_weight)
+        self.rerank_weight = self._weight(settings, "rerank_weight", 0.5)  # VLMoConfig's
+        self.rerank_weight_image_to_text = self._weight(settings, "rerank_weight_image_to_text", self.rerank_weight)
         self._lock = threading.RLock()
         self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vlmo-decode")
 
-    @property
-    def graphs(self) -> RetrievalGraphs:
-        """The graphs of an engine other than torch."""
-        return cast("GraphsEngine", self._engine).graphs
-
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
         """L2-normalised vectors of texts; a text that is too long is cut."""
-        return self._in_batches(texts, self._engine.embed_texts, dim=self.dim)
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Numbers of tokens that the model reads of texts, special ones among them."""
-        with self._lock:
-            return self._engine.count_tokens(texts)
+        return self._in_batches(texts, self._engine.embed_texts, (self.dim,))
 
     def embed_images(self, images: Sequence[Image.Image]) -> Float32[np.ndarray, "image dim"]:
         """L2-normalised vectors of images, which may have any size and mode."""
         return self.embed_pixels(list(self.pool.map(self.pixels, images)))
-
-    def pixels(self, image: Image.Image) -> Pixels:
-        """An image as `embed_pixels` and `match_pairs` take it. Does not wait for the model."""
-        return self._engine.pixels(image if image.mode == "RGB" else on_white(image))
-
-    def is_unknown(self, text: str, *, tokens: int) -> bool:
-        """Return True for a text whose words the model reads in as many short pieces (`count_tokens`) as nonsense.
-
-        False of vocabularies as large as BERT's, which split rare words that the model may know, with a `match_cutoff`
-        of 0, and of texts that are not in ASCII: other scripts may write words without blanks.
-        """
-        if self._vocabulary_size > _LEARNT_VOCABULARY or self.match_cutoff == 0 or not text.isascii():
-            return False
-        words, pieces = _WORD.findall(text), tokens - 2  # less [CLS] and [SEP]
-        return pieces >= _UNKNOWN_PIECES * len(words) and sum(map(len, words)) <= _UNKNOWN_LETTERS * pieces
-
-    def embed_pixels(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
-        """L2-normalised vectors of images from `pixels`."""
-        return self._in_batches(pixels, self._engine.embed_images, dim=self.dim)
 
     def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
         """Log-odds that each text belongs to the image at the same position.
@@ -180,62 +128,62 @@ class Encoder:
             raise ValueError(f"given are {len(images)} images and {len(texts)} texts; expected pairs")
         return self.match_pairs(list(zip(self.pool.map(self.pixels, images), texts, strict=True)))
 
+    def pixels(self, image: Image.Image) -> Pixels:
+        """An image as `embed_pixels` and `match_pairs` take it. Does not wait for the model."""
+        return self._engine.pixels(image if image.mode == "RGB" else on_white(image))
+
+    def embed_pixels(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
+        """L2-normalised vectors of images from `pixels`."""
+        return self._in_batches(pixels, self._engine.embed_images, (self.dim,))
+
     def match_pairs(self, pairs: Sequence[tuple[Pixels, str]]) -> Float32[np.ndarray, " pair"]:
         """`match` of pairs of pixels and text."""
-        return self._in_batches(pairs, lambda part: self._engine.match(*zip(*part, strict=True)))
+        return self._in_batches(pairs, lambda part: self._engine.match(*zip(*part, strict=True)), ())
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Numbers of tokens that the model reads of texts, special ones among them."""
+        with self._lock:
+            return self._engine.count_tokens(texts)
+
+    def is_unknown(self, text: str, *, tokens: int) -> bool:
+        """Return True for a text whose words the model reads in as many short pieces (`count_tokens`) as nonsense.
+
+        False of vocabularies as large as BERT's, which split rare words that the model may know, and of texts that are
+        not in ASCII: other scripts may write words without blanks.
+        """
+        if self._vocabulary_size > _LEARNT_VOCABULARY or not text.isascii():
+            return False
+        words, pieces = _WORD.findall(text), tokens - 2  # less [CLS] and [SEP]
+        return pieces >= _UNKNOWN_PIECES * len(words) and sum(map(len, words)) <= _UNKNOWN_LETTERS * pieces
 
     def attention(self, image: Image.Image, text: str) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:
-        """The words of a text, and the attention of each to each patch of the image; ValueError if no word is left.
+        """The words of a text, and the attention of each to each patch of the image.
 
-        Graphs keep no attention: PyTorch computes it, whatever the engine is.
+        Raises:
+            ValueError: No word is left, or the engine is not torch.
         """
+        if isinstance(self._engine, GraphsEngine):
+            raise ValueError("exported graphs keep no attention; take the engine torch")
         with self._lock:
-            return self._torch.attention(self._torch.pixels(image if image.mode == "RGB" else on_white(image)), text)
-
-    @functools.cached_property
-    def _torch(self) -> TorchEngine:
-        from vlmo.retrieval.torch_engine import TorchEngine
-
-        return self._engine if isinstance(self._engine, TorchEngine) else TorchEngine(self.folder, device="cpu")
+            return self._engine.attention(self.pixels(image), text)
 
     def _in_batches(
-        self, rows: Sequence[Any], run: Callable[[Any], np.ndarray], *, dim: int | None = None
-    ) -> Float32[np.ndarray, "row *dim"]:
-        results = [np.zeros((0,) if dim is None else (0, dim), dtype=np.float32)]
+        self, rows: Sequence[Any], run: Callable[[Any], np.ndarray], shape: tuple[int, ...]
+    ) -> Float32[np.ndarray, "row *shape"]:
+        results = [np.zeros((0, *shape), dtype=np.float32)]
         for start in range(0, len(rows), BATCH):
             with self._lock:
-                found = run(rows[start : start + BATCH])
-            results.append(found if dim is None else shorten(found, dim))
+                results.append(run(rows[start : start + BATCH]))
         found = np.concatenate(results)
         if np.isnan(found).any():
             raise ValueError(f"{self.folder}: the model gives NaN; check its weights")
         return found
 
-    def _share(self, settings: dict[str, Any], name: str, default: float | None) -> Any:
+    def _weight(self, settings: dict[str, Any], name: str, default: float) -> float:
         value = settings.get(name)
         if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
             raise ValueError(f"{self.folder / 'config.json'}: {name} is {value!r}; expected a number from 0 to 1")
         return default if value is None else value
-
-
-def shorten(vectors: Float32[np.ndarray, "*row size"], dim: int) -> Float32[np.ndarray, "*row dim"]:
-    """Return the first dimensions of vectors, L2-normalised again if that is not all of them."""
-    if dim == vectors.shape[-1]:
-        return vectors
-    vectors = vectors[..., :dim]
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
-def prepare_searches(folder: Path, *, images: int, device: str | None = None) -> None:
-    """Export the model of an index from `PREPARED_FROM` images on, so that searches start without PyTorch.
-
-    Nothing is exported where there may be a GPU, or a package is missing. A failure is logged.
-    """
-    if images >= PREPARED_FROM and can_prepare(device):
-        try:
-            write_graphs(folder, model_fingerprint(folder), precision="float32")
-        except Exception as error:  # noqa: BLE001 - of any package that exports; the index itself is complete
-            _LOGGER.warning("%s was not exported, so searches run in PyTorch: %s", folder, error)
 
 
 def model_fingerprint(folder: Path) -> str:

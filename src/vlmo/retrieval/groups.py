@@ -25,18 +25,18 @@ class ImageGroup(NamedTuple):
     Attributes:
         similarity: Smallest cosine similarity of two of them.
         ids: Their ids.
-        places: Their files, or shards and the records in them.
+        paths: Their files, or "SHARD#KEY" of records in shards.
     """
 
     similarity: float
     ids: tuple[str, ...]
-    places: tuple[str, ...]
+    paths: tuple[str, ...]
 
 
 def find_duplicates(
     index: Index | str | Path, *, threshold: float = 0.95, console: Console | None = None
 ) -> list[ImageGroup]:
-    """Return the groups of images whose vectors are nearly the same, largest first, with images in the order of places.
+    """Return the groups of images whose vectors are nearly the same, largest first, with images in the order of paths.
 
     A group is a connected component: each image has at least this similarity to another one of its group, but not to
     every other. All pairs are compared, exactly up to the rounding of float32, in memory for all vectors and a few
@@ -52,7 +52,7 @@ def find_duplicates(
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give a cosine similarity above 0, up to 1")
-    ids, places, vectors = (index if isinstance(index, Index) else Index(index)).vectors()
+    ids, paths, vectors = (index if isinstance(index, Index) else Index(index)).vectors()
     total = len(ids)
     labels, rows = np.arange(total), max(1, _CELLS // max(1, total))
     with Progress(console) as progress:
@@ -71,8 +71,8 @@ def find_duplicates(
         if len(group) > 1:
             parts = np.array_split(group, -(-(len(group) ** 2) // _CELLS))
             similarity = min(float((vectors[part] @ vectors[group].T).min()) for part in parts if len(part))
-            images = sorted(group, key=lambda row: (places[row], ids[row]))
+            images = sorted(group, key=lambda row: (paths[row], ids[row]))
             found.append(
-                ImageGroup(min(similarity, 1.0), *(tuple(each[row] for row in images) for each in (ids, places)))
+                ImageGroup(min(similarity, 1.0), *(tuple(each[row] for row in images) for each in (ids, paths)))
             )
-    return sorted(found, key=lambda each: (-len(each.ids), -each.similarity, each.places))
+    return sorted(found, key=lambda each: (-len(each.ids), -each.similarity, each.paths))

@@ -20,7 +20,9 @@ from vlmo.data.tables import (
     column_of,
     table_records,
 )
-from vlmo.retrieval.store import RESERVED, WIDER
+from vlmo.retrieval.store import RESERVED
+
+_LARGEST = 2**53  # a column of numbers holds float64
 
 
 class Annotation(NamedTuple):
@@ -45,7 +47,6 @@ class MetadataTable:
     def __init__(self, path: Path) -> None:
         if path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file():
             raise ValueError(f"{path}: expected a table of metadata, a {', '.join(sorted(TABLE_SUFFIXES))} file")
-        self.path = path
         try:
             records = [record for _, record in table_records(path)]
         except UnicodeDecodeError as error:
@@ -55,24 +56,12 @@ class MetadataTable:
             columns = {name: read_column([record[name] for record in records]) for name in names}
             records = [{**record, **{name: columns[name][row] for name in names}} for row, record in enumerate(records)]
         self._rows: dict[str, Annotation] = {}
-        self._used: set[str] = set()
         for number, record in enumerate(records, start=1):
             self._add(record, where=f"{path}, record {number}")
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def about(self, name: str) -> Annotation:
         """Annotation of the image with this path below its folder; empty if there is none."""
-        for known in (name, name.rpartition("/")[2]):
-            if known in self._rows:
-                self._used.add(known)
-                return self._rows[known]
-        return Annotation()
-
-    def unused(self) -> list[str]:
-        """Names that `about` has not returned."""
-        return [name for name in self._rows if name not in self._used]
+        return self._rows.get(name) or self._rows.get(name.rpartition("/")[2], Annotation())
 
     def _add(self, record: Mapping[str, Any], *, where: str) -> None:
         caption_column = column_of(record, CAPTION_COLUMNS)
@@ -91,9 +80,8 @@ class MetadataTable:
 def clean_metadata(given: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata of an image as plain values under names that SQL takes without quotes.
 
-    Names become lower case, with `_` for everything but letters and digits; a name that the index uses, or that ends
-    with `WIDER`, gets a `_` at its end. Dates become ISO texts, lists and dictionaries JSON. Missing values and bytes
-    are left out.
+    Names become lower case, with `_` for everything but letters and digits; a name that the index uses gets a `_` at
+    its end. Dates become ISO texts, lists and dictionaries JSON. Missing values and bytes are left out.
     """
     cleaned: dict[str, Any] = {}
     for name, value in given.items():
@@ -101,7 +89,7 @@ def clean_metadata(given: Mapping[str, Any]) -> dict[str, Any]:
         if plain is not None:
             column = re.sub(r"\W+", "_", str(name).lower()).strip("_") or "column"
             column = f"_{column}" if column[0].isdigit() else column
-            cleaned[f"{column}_" if column in RESERVED or column.endswith(WIDER) else column] = plain
+            cleaned[f"{column}_" if column in RESERVED else column] = plain
     return cleaned
 
 
@@ -113,7 +101,7 @@ def _plain(value: Any) -> bool | int | float | str | None:
     if isinstance(value, bool | float | str):
         return value
     if isinstance(value, int):
-        return value if -(2**63) <= value < 2**63 else str(value)
+        return value if abs(value) <= _LARGEST else str(value)
     if isinstance(value, date | datetime | time):
         return value.isoformat()
     if isinstance(value, Decimal):
@@ -126,7 +114,7 @@ def read_column(cells: Sequence[str]) -> list[bool | int | float | str | None]:
     filled = [cell.strip() for cell in cells if cell.strip()]
     if all(cell in {"true", "false"} for cell in filled):
         read = {"true": True, "false": False}.get
-    elif all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", cell) for cell in filled):
+    elif all(re.fullmatch(r"-?(0|[1-9]\d{0,14})", cell) for cell in filled):
         read = int
     elif all(re.fullmatch(r"-?(?=[.\d])(0|[1-9]\d{0,14})?(\.\d+)?([eE][-+]?\d+)?", cell) for cell in filled):
         read = float

@@ -11,14 +11,13 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from vlmo.retrieval.embedding import Batch, Lookup, Work, embed_works
+from vlmo.retrieval.embedding import Batch, Work, embed_works
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.sources import Reader
 
@@ -27,18 +26,17 @@ _SHARE = 0.5
 
 
 def embed_on_ray(
-    works: Iterable[Work], encoder: Encoder, *, reader: Reader, lookup: Lookup, batch: int, workers: int
+    works: Iterable[Work], encoder: Encoder, *, reader: Reader, batch: int, workers: int, **_: Any
 ) -> Iterator[Batch]:
-    """Do what `embed_works` does in some actors of a Ray cluster, each with the model.
+    """Do what `embed_works` does in some actors of a Ray cluster, each with the model, but without a lookup.
 
-    The cluster is the one that this process has joined, that `RAY_ADDRESS` names, or a new one on this machine. An
-    actor does not embed images again that have not changed but for their metadata, or that its last batches held.
+    The cluster is the one that this process has joined, that `RAY_ADDRESS` names, or a new one on this machine.
     """
     items = [{"work": pickle.dumps(work)} for work in works]
     if not items:
         return
     device = encoder.device.partition(":")[0]
-    settings = {"dim": encoder.dim, "engine": encoder.engine, "precision": encoder.precision, "device": device}
+    settings = {"engine": encoder.engine, "precision": encoder.precision, "device": device}
     with _cluster(workers):
         batches = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Actor,
@@ -56,11 +54,7 @@ def embed_on_ray(
         )
         tables: Iterator[Any] = iter(batches.iter_batches(batch_size=None, batch_format="pyarrow"))
         for table in tables:
-            for data in table["batch"].to_pylist():
-                found: Batch = pickle.loads(data)
-                pairs = list(zip(found.records, found.encoded, strict=True))
-                known = lookup([record.hash for record, result in pairs if result is None])
-                yield replace(found, encoded=[result or known[record.hash] for record, result in pairs])
+            yield from map(pickle.loads, table["batch"].to_pylist())
 
 
 @contextmanager
@@ -92,13 +86,7 @@ class _Actor:
         self._encoder, self._reader, self._batch = Encoder(folder, **settings), reader, batch
 
     def __call__(self, row: pa.Table) -> Iterator[pa.Table]:
-        """Yield the batches of a work; the tables have the results that are None."""
+        """Yield the batches of a work."""
         work: Work = pickle.loads(row["work"][0].as_py())
-        known = {digest for _, digest in work.known.values()}
-
-        def lookup(hashes: Iterable[str]) -> dict[str, None]:
-            return dict.fromkeys(known.intersection(hashes))
-
-        for found in embed_works([work], self._encoder, reader=self._reader, lookup=lookup, batch=self._batch):
-            found.records = [record if record.keep_bytes else replace(record, data=b"") for record in found.records]
+        for found in embed_works([work], self._encoder, reader=self._reader, batch=self._batch):
             yield pa.table({"batch": pa.array([pickle.dumps(found)], pa.large_binary())})

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vlmo.folder.atomic import atomic_file
 from vlmo.retrieval.index import Hit, Index
-from vlmo.retrieval.search import Searcher, SearchResult
+from vlmo.retrieval.search import SearchResult
 from vlmo.terminal import escaped
 from vlmo.visualization import MUTED, Sheet, wrapped
 
@@ -22,14 +22,13 @@ if TYPE_CHECKING:  # it imports scipy
 
 _COLUMNS, _TILE, _GAP, _MARGIN = 4, 200, 16, 28
 _HEAD, _LINE = 44, 18
-_EXPLAINED_IMAGES, _EXPLAINED_WORDS = 3, 8
 
 
 def as_json(query: str, result: SearchResult) -> dict[str, Any]:
     """Everything about a result, as JSON takes it."""
     hits = [{**asdict(hit), "captions": list(hit.captions), "metadata": dict(hit.metadata)} for hit in result.hits]
     for hit in hits:
-        del hit["hash"], hit["row"]
+        del hit["hash"]
     return {
         "query": query,
         "hits": hits,
@@ -49,7 +48,7 @@ def as_table(query: str, result: SearchResult) -> Table:
         numbers["similarity"] = [f"{hit.similarity:.3f}" for hit in result.hits]
         numbers["match"] = ["" if hit.match is None else f"{hit.match:.2f}" for hit in result.hits]
     texts = {
-        "image": [hit.path or hit.place for hit in result.hits],
+        "image": [hit.path for hit in result.hits],
         "caption": [hit.captions[0] if hit.captions else "" for hit in result.hits],
         "metadata": [_metadata(hit) for hit in result.hits],
     }
@@ -69,8 +68,8 @@ def groups_as_table(groups: Sequence[ImageGroup]) -> Table:
     table.add_column("image", overflow="fold")
     for number, group in enumerate(groups, start=1):
         first = [str(number), str(len(group.ids)), f"{group.similarity:.3f}"]
-        for row, place in enumerate(group.places):
-            table.add_row(*(first if row == 0 else ["", "", ""]), escaped(place))
+        for row, path in enumerate(group.paths):
+            table.add_row(*(first if row == 0 else ["", "", ""]), escaped(path))
         table.add_section()
     return table
 
@@ -83,34 +82,6 @@ def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -
     ]
     rows = [tiles[start : start + _COLUMNS] for start in range(0, max(1, len(tiles)), _COLUMNS)]
     write_grid(file, _headed(query, result), rows, columns=_COLUMNS, caption_lines=2)
-
-
-def write_explanation(file: Path, *, query: str, result: SearchResult, searcher: Searcher) -> list[Hit]:
-    """Write the best images, each with the attention of each of the first words of the query over it, as an image file.
-
-    Returns:
-        Hits that are left out because their images are gone; the next ones stand in their places.
-
-    Raises:
-        ValueError: Nothing was found, or no image of it can be read.
-    """
-    if not result.hits:
-        raise ValueError("nothing was found, so that there is nothing to explain")
-    rows, lost = [], []
-    for hit in result.hits:
-        if len(rows) == _EXPLAINED_IMAGES:
-            break
-        try:
-            image = searcher.index.image(hit.id)
-        except ValueError:
-            lost.append(hit)
-            continue
-        heats = [(heat, word, "") for word, heat in searcher.explain(query, hit.id)[:_EXPLAINED_WORDS]]
-        rows.append([(image, _title(hit), ""), *heats])
-    if not rows:
-        raise ValueError(f"no image can be read that was found, such as {lost[0].place}; nothing can be explained")
-    write_grid(file, query, rows, columns=max(map(len, rows)), caption_lines=0)
-    return lost
 
 
 def write_grid(
@@ -143,7 +114,7 @@ def _headed(query: str, result: SearchResult) -> str:
 
 
 def _title(hit: Hit) -> str:
-    return hit.captions[0] if hit.captions else hit.place.rpartition("/")[2]
+    return hit.captions[0] if hit.captions else hit.path.rpartition("/")[2]
 
 
 def _metadata(hit: Hit) -> str:

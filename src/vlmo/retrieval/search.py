@@ -24,7 +24,6 @@ from vlmo.retrieval.index import MAX_TOP, Hit, Index
 RERANK_BATCH = 8
 """Pairs that go through the fusion encoder, at most, between two looks at the clock."""
 TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD = "texts", "images", "tokens", "pairs", "index", "load"
-_HEAT_PIXELS = 288
 _PIXEL_BYTES = 2**28
 """Limit of the images that are kept as the model takes them, those that were reranked last."""
 
@@ -34,24 +33,20 @@ class SearchResult:
     """Result of one search.
 
     Attributes:
-        hits: Images, best first; of a search for captions, a hit for each caption.
+        hits: Images, best first.
         num_reranked: Candidates that the fusion encoder scored.
         num_late: Candidates that it did not score, because the time was up.
-        unreadable: Candidates that it did not score, because their images are gone or damaged.
+        num_unreadable: Candidates that it did not score, because their images are gone or damaged.
         seconds: Durations of "encode", "index" and "rerank".
-        probability: Largest probability of a match among the scored candidates; None: none was scored.
-        cutoff: Probability below which no candidate is a match; None: not known.
-        unknown: True if the model reads the query in pieces, as it does nonsense.
+        no_match: True if the model reads the query in pieces, as it does nonsense.
     """
 
     hits: list[Hit]
     num_reranked: int = 0
     num_late: int = 0
-    unreadable: tuple[Hit, ...] = ()
+    num_unreadable: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
-    probability: float | None = None
-    cutoff: float | None = None
-    unknown: bool = False
+    no_match: bool = False
 
     @property
     def complete(self) -> bool:
@@ -59,34 +54,19 @@ class SearchResult:
         return not self.num_late
 
     @property
-    def no_match(self) -> bool:
-        """True if the query is unknown, or all candidates were scored and none reaches the cut-off."""
-        if self.unknown or self.probability is None or self.cutoff is None:
-            return self.unknown
-        return self.complete and not self.unreadable and self.probability < self.cutoff
-
-    @property
     def note(self) -> str | None:
         """Remarks on the result, in words; None if there are none."""
-        return self.noted(lambda hit: hit.place)
-
-    def noted(self, named: Callable[[Hit], str]) -> str | None:
-        """`note` with other names of images than their places, which are not for everybody."""
         notes = []
-        if self.unknown:
+        if self.no_match:
             notes.append("no match: the model does not know these words and reads them in pieces, as it does nonsense")
-        elif self.no_match:
-            best = f"{self.probability:.4g}"
-            notes.append(f"no match: the best candidate has a probability of {best}, the cut-off is {self.cutoff:.4g}")
         if self.num_late:
-            total = self.num_late + self.num_reranked + len(self.unreadable)
+            total = self.num_late + self.num_reranked + self.num_unreadable
             notes.append(
                 f"the time was up after {self.num_reranked} of {total} candidates had been reranked; the others follow "
                 "in the order of their vectors"
             )
-        if self.unreadable:
-            first = named(self.unreadable[0])
-            notes.append(f"{len(self.unreadable)} images could not be read and were not reranked, such as {first}")
+        if self.num_unreadable:
+            notes.append(f"{self.num_unreadable} images could not be read and were not reranked")
         return "; ".join(notes) or None
 
 
@@ -118,21 +98,19 @@ class Searcher:
     Args:
         model: Model folder, or an `Encoder` of one.
         index: Index folder, or an open one.
-        options: Of the `Encoder`, if a folder is given: engine, precision, device. Its `dim` is that of the index.
 
     Raises:
-        ValueError: One of them cannot be opened, or the index was made with another model or size of vectors.
+        ValueError: One of them cannot be opened, or the index was made with another model.
     """
 
-    def __init__(self, model: str | Path | Encoder, index: str | Path | Index, **options: Any) -> None:
+    def __init__(self, model: str | Path | Encoder, index: str | Path | Index) -> None:
         self.index = index if isinstance(index, Index) else Index(index)
-        self.encoder = model if isinstance(model, Encoder) else Encoder(model, dim=self.index.dim, **options)
-        if (self.encoder.fingerprint, self.encoder.dim) != (self.index.fingerprint, self.index.dim):
+        self.encoder = model if isinstance(model, Encoder) else Encoder(model)
+        if self.encoder.fingerprint != self.index.fingerprint:
             raise ValueError(
-                f"{self.index.folder} was made with another model or size of vectors ({self.index.model_folder}, "
-                f"fingerprint {self.index.fingerprint[:8]}, {self.index.dim} dimensions) than {self.encoder.folder} "
-                f"({self.encoder.fingerprint[:8]}, {self.encoder.dim}): their vectors cannot be compared. Use that "
-                "model with that dim, or build an index with this one"
+                f"{self.index.folder} was made with another model ({self.index.model_folder}, fingerprint "
+                f"{self.index.fingerprint[:8]}) than {self.encoder.folder} ({self.encoder.fingerprint[:8]}): their "
+                "vectors cannot be compared. Use that model, or build an index with this one"
             )
         self._lock, self._pixels = threading.Lock(), dict[Any, Pixels]()  # of images that were reranked last
 
@@ -149,7 +127,6 @@ class Searcher:
         weight: float | None = None,
         where: str | None = None,
         budget: float | None = None,
-        cutoff: float | None = None,
     ) -> SearchResult:
         """Search images by a text or by an image.
 
@@ -169,8 +146,6 @@ class Searcher:
             where: A filter in SQL over the columns of metadata.
             budget: Seconds after which no more candidates are scored; those that are being scored then,
                 `RERANK_BATCH` at most, are finished.
-            cutoff: Probability of a match, 0 to 1, below which `no_match` is true of the result, if candidates are
-                scored; None: the one in the model's configuration, if one was chosen.
 
         Raises:
             ValueError: An argument is wrong; the message says what is right.
@@ -184,23 +159,8 @@ class Searcher:
             raise ValueError(f"{query} is an image file; give a Path or an image to search by it, or words")
         given = image if text is not None else query
         pixels = None if given is None else self.encoder.pixels(_opened(given))
-        options = {"top": top, "rerank": rerank, "weight": weight, "where": where, "budget": budget, "cutoff": cutoff}
+        options = {"top": top, "rerank": rerank, "weight": weight, "where": where, "budget": budget}
         return self._run(self.steps(text, pixels, began=began, **options))
-
-    def captions(
-        self,
-        image: Path | Image.Image,
-        *,
-        top: int = 10,
-        rerank: int | None = None,
-        weight: float | None = None,
-        budget: float | None = None,
-    ) -> SearchResult:
-        """Search captions of an image; each hit has one, and is its image. Arguments are those of `search`."""
-        began, pixels = time.perf_counter(), self.encoder.pixels(_opened(image))
-        weight = self.encoder.rerank_weight_image_to_text if weight is None else weight
-        options = {"top": top, "rerank": rerank, "weight": weight, "budget": budget}
-        return self._run(self.steps(None, pixels, captions=True, began=began, **options))
 
     def similar(self, id: str, *, top: int = 10, where: str | None = None) -> SearchResult:  # noqa: A002
         """Search images like one of the index, without itself; ValueError if there is no such image."""
@@ -210,15 +170,6 @@ class Searcher:
         hits = self.index.nearest(self.index.vector(id), top=top + 1, where=where)
         hits = [hit for hit in hits if hit.id != id][:top]
         return SearchResult(hits, seconds={"encode": 0.0, "index": time.perf_counter() - start})
-
-    def explain(self, query: str, id: str) -> list[tuple[str, Image.Image]]:  # noqa: A002
-        """Words of a text, and a heat map of the attention from each; ValueError without such an image or a word."""
-        from vlmo.visualization import heat_map
-
-        image = self.index.image(id)
-        words, maps = self.encoder.attention(image, _filled(query))
-        heats = [heat_map(image, weights, size=_HEAT_PIXELS) for weights in maps]
-        return list(zip(words, heats, strict=True))
 
     def warm_up(self) -> None:
         """Load the fusion encoder, so that the first search finds it ready."""
@@ -232,24 +183,22 @@ class Searcher:
         text: str | None,
         pixels: Pixels | None,
         *,
-        captions: bool = False,
         top: int = 10,
         rerank: int | None = None,
         weight: float | None = None,
         where: str | None = None,
         budget: float | None = None,
-        cutoff: float | None = None,
         began: float | None = None,
     ) -> Steps:
         """Search by a text, an image (`Encoder.pixels`), or both together, as a generator that asks for all work.
 
-        Arguments are those of `search`, and `captions` (search captions for the image), and `began` (time by
-        `time.perf_counter` that durations and the budget count from; None: now). ValueError if one is wrong.
+        Arguments are those of `search`, and `began` (time by `time.perf_counter` that durations and the budget count
+        from; None: now). ValueError if one is wrong.
         """
         began = time.perf_counter() if began is None else began
-        encoder, alone = self.encoder, (text is not None and pixels is None)
+        encoder, by_text = self.encoder, pixels is None
         if rerank is None:
-            rerank = SEARCH_RERANK if (alone or captions) and encoder.can_match else 0
+            rerank = SEARCH_RERANK if by_text and encoder.can_match else 0
         for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
             if not least <= value <= MAX_TOP:
                 raise ValueError(f"{name} is {value}; give a number from {least} to {MAX_TOP}")
@@ -257,61 +206,46 @@ class Searcher:
             raise ValueError(f"weight is {weight}; give the share of the match score, from 0 to 1")
         if budget is not None and not budget > 0:
             raise ValueError(f"budget is {budget}; give a number of seconds above 0, or none for no limit")
-        if cutoff and not (0 < cutoff <= 1 and rerank):
-            raise ValueError(f"cutoff is {cutoff} and rerank {rerank}; give a probability from 0 to 1, and candidates")
         if rerank and not encoder.can_match:
             raise ValueError(f"{encoder.folder}: this model has no matching head; leave rerank at 0")
-        if rerank and not (alone or captions):
+        if rerank and not by_text:
             raise ValueError("the query is or has an image, and the fusion encoder scores texts; leave rerank at 0")
-        weight = encoder.rerank_weight if weight is None else weight
-        cutoff = encoder.match_cutoff if cutoff is None and not captions else cutoff
-        asked: dict[str, list[Any]] = {IMAGES: [pixels]} if pixels is not None else {}
+        asked: dict[str, list[Any]] = {} if by_text else {IMAGES: [pixels]}
         if text is not None:
-            asked |= {TEXTS: [_filled(text)]} | ({TOKENS: [text]} if alone and cutoff != 0 else {})
+            asked |= {TEXTS: [_filled(text)]} | ({TOKENS: [text]} if by_text else {})
         answers = yield Ask(asked)
-        vectors = [answers[kind][0] for kind in (TEXTS, IMAGES) if kind in answers]
-        unknown = TOKENS in answers and encoder.is_unknown(text or "", tokens=answers[TOKENS][0])
-        vector = vectors[0]
-        if len(vectors) == 2:
-            vector = vectors[0] + vectors[1]
+        no_match = TOKENS in answers and encoder.is_unknown(text or "", tokens=answers[TOKENS][0])
+        vector = np.sum([answers[kind][0] for kind in (TEXTS, IMAGES) if kind in answers], axis=0)
+        if text is not None and not by_text:
             vector /= np.linalg.norm(vector)
-        encoded, number = time.perf_counter(), max(top, rerank)
-        find = functools.partial(self.index.nearest, vector, top=number, where=where)
-        if captions:
-            find = functools.partial(self.index.nearest_captions, vector, top=number)
-        ((shortlist,),) = (yield Ask({INDEX: [find]})).values()
-        seconds = {"encode": encoded - began, "index": time.perf_counter() - encoded}
+        encoded = time.perf_counter()
+        find = functools.partial(self.index.nearest, vector, top=max(top, rerank), where=where)
+        ((hits,),) = (yield Ask({INDEX: [find]})).values()
+        found = time.perf_counter()
+        result = SearchResult(hits, seconds={"encode": encoded - began, "index": found - encoded}, no_match=no_match)
+        if rerank:
+            weight = encoder.rerank_weight if weight is None else weight
+            until = None if budget is None else began + budget
+            result = yield from self._rerank(result, text or "", rerank=rerank, weight=weight, until=until)
+            result = replace(result, seconds={**result.seconds, "rerank": time.perf_counter() - found})
+        return replace(result, hits=result.hits[:top])
 
-        until = None if budget is None else began + budget
-        result = yield from self._rerank(shortlist, (text, pixels), rerank=rerank, weight=weight, until=until)
-        seconds |= result.seconds if rerank else {}
-        return replace(result, hits=result.hits[:top], cutoff=cutoff, unknown=unknown, seconds=seconds)
-
-    def _rerank(
-        self,
-        shortlist: Sequence[Hit],
-        query: tuple[str | None, Pixels | None],
-        *,
-        rerank: int,
-        weight: float,
-        until: float | None,
-    ) -> Steps:
-        """Score the first candidates, from the best down: images for a text, or captions for an image."""
-        (text, pixels), start = query, time.perf_counter()
-        left, size = list(shortlist[:rerank]), SEARCH_RERANK if until is None else 1
+    def _rerank(self, result: SearchResult, text: str, *, rerank: int, weight: float, until: float | None) -> Steps:
+        """Score the first images of a result for a text, from the best down."""
+        left, size = result.hits[:rerank], SEARCH_RERANK if until is None else 1
         scored: list[Hit] = []
         unreadable: list[Hit] = []
         try:
             while left and (until is None or time.perf_counter() < until):
                 batch = left[:size]
-                if text is None:
-                    pairs: list[Any] = [(pixels, hit.captions[0]) for hit in batch]
-                else:
-                    images = yield from self._images(batch, until)
-                    pairs = [None if each is None else (each, text) for each in images]
-                odds = iter((yield Ask({PAIRS: [pair for pair in pairs if pair is not None]}, until))[PAIRS])
-                for hit, pair in zip(batch, pairs, strict=True):
-                    if pair is None:
+                ((known,),) = (yield Ask({INDEX: [functools.partial(self._known_pixels, batch)]}, until)).values()
+                missing = [each for each in known if callable(each)]
+                loaded = iter((yield Ask({LOAD: missing}, until))[LOAD] if missing else ())
+                pixels = [next(loaded) if callable(each) else each for each in known]
+                pairs = [(each, text) for each in pixels if each is not None]
+                odds = iter((yield Ask({PAIRS: pairs}, until))[PAIRS])
+                for hit, each in zip(batch, pixels, strict=True):
+                    if each is None:
                         unreadable.append(hit)
                         continue
                     match, scale = float(next(odds)), self.encoder.inverse_temperature
@@ -322,44 +256,31 @@ class Searcher:
         except TimeoutError:  # from whoever does the work
             pass
         scored.sort(key=lambda hit: -hit.score)  # equal scores in the order of the vectors
-        others = sorted([*unreadable, *left, *shortlist[rerank:]], key=lambda hit: -hit.similarity)
-        return SearchResult(
-            hits=[*scored, *others],
-            probability=sigmoid(max(hit.match or 0.0 for hit in scored)) if scored else None,
-            num_reranked=len(scored),
-            num_late=len(left),
-            unreadable=tuple(unreadable),
-            seconds={"rerank": time.perf_counter() - start},
-        )
-
-    def _images(self, hits: Sequence[Hit], until: float | None) -> Generator[Ask, dict[str, Any], list[Pixels | None]]:
-        """Pixels of images, from memory or read and resized; None of those that are unreadable."""
-        ((known,),) = (yield Ask({INDEX: [functools.partial(self._known_pixels, hits)]}, until)).values()
-        missing = [each for each in known if callable(each)]
-        loaded = iter((yield Ask({LOAD: missing}, until))[LOAD] if missing else ())
-        return [next(loaded) if callable(each) else each for each in known]
+        others = sorted([*unreadable, *left, *result.hits[rerank:]], key=lambda hit: -hit.similarity)
+        counts = {"num_reranked": len(scored), "num_late": len(left), "num_unreadable": len(unreadable)}
+        return replace(result, hits=[*scored, *others], **counts)
 
     def _known_pixels(self, hits: Sequence[Hit]) -> list[Pixels | Callable[[], Pixels | None]]:
-        keys = [_pixel_key(hit) for hit in hits]
+        """Pixels of images from memory; of others functions that read and resize them, or return None."""
         with self._lock:
-            found: list[Any] = [self._pixels.pop(key, None) for key in keys]
-            self._pixels |= {key: pixels for key, pixels in zip(keys, found, strict=True) if pixels is not None}
+            found: list[Any] = [self._pixels.pop((hit.id, hit.hash), None) for hit in hits]
+            kept = zip(hits, found, strict=True)
+            self._pixels |= {(hit.id, hit.hash): pixels for hit, pixels in kept if pixels is not None}
         missing = [number for number, pixels in enumerate(found) if pixels is None]
 
-        def load_pixels(key: tuple[Any, ...] | None, load: Callable[[], Image.Image]) -> Pixels | None:
+        def load_pixels(hit: Hit, load: Callable[[], Image.Image]) -> Pixels | None:
             try:
                 pixels = self.encoder.pixels(load())
             except ValueError:
                 return None
-            if key is not None:
-                with self._lock:
-                    self._pixels[key] = pixels
-                    while len(self._pixels) * pixels.nbytes > _PIXEL_BYTES:
-                        del self._pixels[next(iter(self._pixels))]  # which was used least lately
+            with self._lock:
+                self._pixels[hit.id, hit.hash] = pixels
+                while len(self._pixels) * pixels.nbytes > _PIXEL_BYTES:
+                    del self._pixels[next(iter(self._pixels))]  # which was used least lately
             return pixels
 
-        for number, load in zip(missing, self.index.loaders([hits[number] for number in missing]), strict=True):
-            found[number] = functools.partial(load_pixels, keys[number], load)
+        for number, load in zip(missing, self.index.loaders([hits[number].id for number in missing]), strict=True):
+            found[number] = functools.partial(load_pixels, hits[number], load)
         return found
 
     def _run(self, steps: Steps) -> SearchResult:
@@ -378,20 +299,6 @@ class Searcher:
                 asked = steps.send({kind: work[kind](rows) for kind, rows in asked.rows.items()})
             except StopIteration as end:
                 return end.value
-
-
-def _pixel_key(hit: Hit) -> tuple[Any, ...] | None:
-    """Return what an image's pixels are known by: its content when it was indexed, and the state of its file.
-
-    None for a file that is gone or lies elsewhere: it is read anew.
-    """
-    if hit.path is None:
-        return hit.id, hit.hash
-    try:
-        status = Path(hit.path).stat()
-    except OSError:
-        return None
-    return hit.id, hit.hash, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
 
 def _filled(query: str) -> str:

@@ -1,4 +1,4 @@
-"""Inputs of an index: find images, videos, shards and saved data sets on a disk or in an object store; read them."""
+"""Inputs of an index: find images, shards and saved data sets on a disk or in an object store, and read them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from vlmo.data.listing import (
     expand_braces,
     has_wildcards,
     is_remote,
-    is_visible,
     open_file_system,
     regular_file,
     walk,
@@ -32,32 +31,28 @@ from vlmo.data.rows import SAVED_FILES, read_about
 from vlmo.data.stream.records import Bad, Sample, read_shard
 from vlmo.data.tables import TABLE_STEMS, find_table
 from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata
-from vlmo.retrieval.videos import VIDEO_SUFFIXES, read_key_frames
 
-MAX_BYTES = 256_000_000
-"""Largest file that is read as an image."""
-
-Kind = Literal["file", "video", "shard", "dataset", "unreadable", "skipped"]
+Kind = Literal["file", "shard", "dataset", "unreadable", "skipped"]
 
 # What object stores call the time or the version of a file.
 _VERSIONS = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated", "generation", "created")
 _READERS = 8
-_EXPECTED = "give a folder, an image, a video, or a .tar or .parquet file"
+_EXPECTED = "give a folder, an image, or a .tar or .parquet file"
 
 
 class Found(NamedTuple):
-    """An image file, a video, a shard, a saved data set, or a folder that cannot be listed.
+    """An image file, a shard, a saved data set, or a folder that cannot be listed.
 
     Attributes:
-        place: Absolute path or URI.
+        path: Absolute path or URI.
         origin: The input that led there.
-        kind: "file", "video", "shard", "dataset" or "unreadable".
+        kind: "file", "shard", "dataset" or "unreadable".
         stamp: Changes when the content does, as far as its size and time show.
         size: In bytes.
         root: The folder below which names count, for a table of metadata.
     """
 
-    place: str
+    path: str
     origin: str
     kind: Kind
     stamp: str
@@ -67,37 +62,15 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """An image as it was read, not yet decoded; most fields are columns of the index.
+    """An image as it was read: the bytes of its file, and the columns of its row that are known without decoding it."""
 
-    Attributes:
-        id: See `image_id`.
-        place: File, or shard and key.
-        origin: The input that it belongs to.
-        shard: The shard, saved data set or video; None of a file.
-        stamp: Changes when the file or its metadata have changed.
-        hash: Digest of the bytes.
-        data: The file's bytes, which the index is to hold if `keep_bytes`.
-        path: File from which it can be read again, or its video; None if there is none.
-        size: Bytes of the input that were read for it.
-    """
-
-    id: str
-    place: str
-    origin: str
-    shard: str | None
-    stamp: str
-    hash: str
+    row: dict[str, Any]
     data: bytes = field(repr=False)
-    path: str | None
-    keep_bytes: bool
-    size: int
-    captions: tuple[str, ...] = ()
-    metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def image_id(place: str) -> str:
+def image_id(path: str) -> str:
     """The id of the image of a file, or of a record "SHARD#KEY"."""
-    return _digest(place.encode("utf-8", "surrogatepass"), length=24)
+    return _digest(path.encode("utf-8", "surrogatepass"), length=24)
 
 
 def as_origin(given: str) -> str:
@@ -106,20 +79,20 @@ def as_origin(given: str) -> str:
     return given if is_remote(given) else os.path.abspath(Path(given).expanduser())  # noqa: PTH100 (links stay)
 
 
-def read_place(place: str) -> bytes:
+def read_uri(path: str) -> bytes:
     """Read a file, or a piece of one (`range_path`).
 
     Raises:
         OSError: It cannot be read, or has more than `MAX_FILE_BYTES`.
     """
-    if not is_remote(place):
-        return read_path(place)
-    files, path = open_file_system(place)
+    if not is_remote(path):
+        return read_path(path)
+    files, name = open_file_system(path)
     try:
-        with cast("Any", files).open(path, "rb") as file:  # a store may send more than it has listed
+        with cast("Any", files).open(name, "rb") as file:  # a store may send more than it has listed
             data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
-            raise OSError(errno.EFBIG, f"it has more than the {MAX_FILE_BYTES:,} bytes that are read", place)
+            raise OSError(errno.EFBIG, f"it has more than the {MAX_FILE_BYTES:,} bytes that are read", path)
         return data
     except (OSError, ValueError):
         raise
@@ -132,27 +105,24 @@ def find(origin: str) -> Iterator[Found]:
 
     Args:
         origin: Result of `as_origin`: a folder, a file, a pattern of either, or a folder that `datasets` saved. Matches
-            of a pattern that are no images, videos or shards, or begin with a dot, are passed over, as in a folder.
+            of a pattern that are no images or shards, or begin with a dot, are passed over, as in a folder.
 
     Raises:
         ValueError: There is nothing, or something that holds no images by its name.
         OSError: It is a pipe or a device.
     """
     skipped = Counter[str]()
-    for found in _find(origin):
+    for found in _find_remote(origin) if is_remote(origin) else _find_local(origin):
         if found.kind == "skipped":
-            skipped[Path(found.place).suffix.lower()] += 1
+            skipped[Path(found.path).suffix.lower()] += 1
         else:
             yield found
     warn_of_skipped(origin, skipped.items())
 
 
-def _find(origin: str) -> Iterator[Found]:
-    files, path = open_file_system(origin)
-    if is_remote(origin):
-        yield from _find_remote(files, path, origin=origin)
-    elif os.path.lexists(origin) or not has_wildcards(origin, braces=True):
-        given = Path(origin)
+def _find_local(origin: str) -> Iterator[Found]:
+    given = Path(origin)
+    if os.path.lexists(origin) or not has_wildcards(origin, braces=True):
         if not given.exists():
             raise ValueError(f"there is nothing at {given}; {_EXPECTED}")
         regular_file(given)
@@ -160,20 +130,21 @@ def _find(origin: str) -> Iterator[Found]:
         if given.is_dir():
             yield from _below(given, origin=origin, seen=set())
         elif kind is None or kind == "skipped":
-            names = ", ".join((*sorted(IMAGE_SUFFIXES), *VIDEO_SUFFIXES, *SHARD_SUFFIXES))
-            raise ValueError(f"{given} is no image by its name, no video and no shard ({names})")
+            names = ", ".join((*sorted(IMAGE_SUFFIXES), *SHARD_SUFFIXES))
+            raise ValueError(f"{given} is no image by its name, and no shard ({names})")
         else:
             yield _local(given, kind=kind, origin=origin, root=given.parent)
-    else:
-        matches = {match for pattern in expand_braces(origin) for match in files.glob(pattern)}
-        if not matches:
-            raise ValueError(f"{origin} matches nothing; {_EXPECTED}")
-        seen: set[tuple[int, int]] = set()
-        for match in sorted(map(Path, matches), key=lambda path: (path.is_symlink(), str(path))):  # as in a folder
-            if match.is_dir() and not match.name.startswith("."):
-                yield from _below(match, origin=origin, seen=seen)
-            elif match.is_file() and (kind := _kind(match.name, has_tar=match.with_suffix(".tar").is_file)) is not None:
-                yield _local(match, kind=kind, origin=origin, root=match.parent)
+        return
+    files, _ = open_file_system(origin)
+    matches = {match for pattern in expand_braces(origin) for match in files.glob(pattern)}
+    if not matches:
+        raise ValueError(f"{origin} matches nothing; {_EXPECTED}")
+    seen: set[tuple[int, int]] = set()
+    for match in sorted(map(Path, matches), key=lambda path: (path.is_symlink(), str(path))):  # as in a folder
+        if match.is_dir() and not match.name.startswith("."):
+            yield from _below(match, origin=origin, seen=seen)
+        elif match.is_file() and (kind := _kind(match.name, has_tar=match.with_suffix(".tar").is_file)) is not None:
+            yield _local(match, kind=kind, origin=origin, root=match.parent)
 
 
 def was_deleted(origin: str) -> bool:
@@ -185,7 +156,7 @@ def was_deleted(origin: str) -> bool:
 
 
 def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator[Found]:
-    lost, real = list[Path](), folder.resolve()
+    lost: list[Path] = []
     for path in walk(folder, seen=seen, lost=lost):
         if path.name in SAVED_FILES and path.is_file():
             # That of a split belongs to the whole, unless the split itself was given.
@@ -193,29 +164,15 @@ def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator
                 saved = path.parent
                 try:
                     size = sum(file.stat().st_size for file in saved.rglob("*.arrow") if file.is_file())
-                    states = [
-                        read_about(file) for file in [path, *sorted(saved.glob("*/state.json"))] if file.is_file()
-                    ]
+                    states = map(read_about, [path, *filter(Path.is_file, sorted(saved.glob("*/state.json")))])
+                    stamp = _digest(b"\n".join(states), length=24)
+                    yield Found(str(saved), origin, "dataset", stamp, size, str(folder))
                 except OSError:
                     lost.append(saved)
-                    continue
-                yield Found(str(saved), origin, "dataset", _digest(b"\n".join(states), length=24), size, str(folder))
         elif (kind := _kind(path.name, has_tar=path.with_suffix(".tar").is_file)) is not None:
             with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime
-                if not (path.is_symlink() and _is_found_elsewhere(path, kind=kind, root=real, seen=seen)):
-                    yield _local(path, kind=kind, origin=origin, root=folder)
+                yield _local(path, kind=kind, origin=origin, root=folder)
     yield from (Found(str(path), origin, "unreadable", "", 0, str(folder)) for path in lost)
-
-
-def _is_found_elsewhere(link: Path, *, kind: Kind, root: Path, seen: set[tuple[int, int]]) -> bool:
-    """Return True if the file that a link leads to is found below `root` itself, or was by a link that is in `seen`."""
-    file = link.resolve()
-    if _kind(file.name) == kind and is_visible(file, root):
-        return True
-    status = file.stat()
-    known = (status.st_dev, status.st_ino) in seen
-    seen.add((status.st_dev, status.st_ino))
-    return known
 
 
 def _local(path: Path, *, kind: Kind, origin: str, root: Path) -> Found:
@@ -223,7 +180,9 @@ def _local(path: Path, *, kind: Kind, origin: str, root: Path) -> Found:
     return Found(str(path), origin, kind, f"{status.st_size}-{status.st_mtime_ns}", status.st_size, str(root))
 
 
-def _find_remote(files: Any, path: str, *, origin: str) -> Iterator[Found]:
+def _find_remote(origin: str) -> Iterator[Found]:
+    opened, path = open_file_system(origin)
+    files: Any = opened
     try:
         if has_wildcards(path, braces=True):
             matches = [files.glob(each, detail=True) for each in expand_braces(path)]
@@ -246,7 +205,7 @@ def _find_remote(files: Any, path: str, *, origin: str) -> Iterator[Found]:
 
 
 def _kind(name: str, *, has_tar: Callable[[], bool] = lambda: False) -> Kind | None:
-    """Kind by the name; "skipped" for an image in a format that is not read, None for no image, video or shard.
+    """Kind by the name; "skipped" for an image in a format that is not read, None for no image and no shard.
 
     Beside a tar, img2dataset leaves parquet without images.
     """
@@ -255,8 +214,6 @@ def _kind(name: str, *, has_tar: Callable[[], bool] = lambda: False) -> Kind | N
         return None
     if suffix in IMAGE_SUFFIXES:
         return "file"
-    if suffix in VIDEO_SUFFIXES:
-        return "video"
     if suffix in UNREAD_SUFFIXES:
         return "skipped"
     return "shard" if suffix in SHARD_SUFFIXES and not (suffix == ".parquet" and has_tar()) else None
@@ -267,7 +224,7 @@ class Reader:
     """Reads images with their captions and metadata.
 
     Attributes:
-        keep_bytes: The index is to hold the bytes of files too; those of records it holds in any case.
+        keep_bytes: The index is to hold the bytes of files too; those of records in shards it holds in any case.
         table: A table about the images of all folders; None: that of each folder, if it has one.
     """
 
@@ -279,101 +236,83 @@ class Reader:
         """Return a text that changes when the file or its metadata may have changed."""
         return f"{found.stamp}-{_stamp(self._annotation(found), self.keep_bytes)}"
 
-    def unmatched(self) -> str | None:
-        """Return a sentence about names in tables that no file had whose stamp was asked for; None without any."""
-        tables = [table for table in [*self._tables.values(), self.table] if table is not None]
-        unused = [(name, table.path) for table in tables for name in table.unused()]
-        if not unused:
-            return None
-        total, (name, path) = sum(map(len, tables)), unused[0]
-        return f"{len(unused)} of {total} names in tables of metadata belong to no image, such as {name} in {path}"
-
     def read_files(self, files: Iterable[Found]) -> list[Record | Bad]:
         """Read image files in parallel."""
         with ThreadPoolExecutor(_READERS) as workers:
             return list(workers.map(self._file, files))
 
     def read_shard(self, found: Found) -> Iterator[Record | Bad]:
-        """Read a shard, saved data set or video from front to back; its last record may be a `Bad` of kind "shard"."""
+        """Read a shard or saved data set from front to back; its last record may be a `Bad` of kind "shard"."""
         if found.kind == "unreadable":
             reason = "the folder cannot be listed, or the state.json in it cannot be read"
-            yield Bad("shard", found.place, 0, "", reason)
-        elif found.kind == "video":
-            captions, columns = self._annotation(found)
-            for frame in read_key_frames(found.place):
-                if isinstance(frame, Bad):
-                    yield frame
-                    continue
-                about = Annotation(captions, {**columns, "seconds": frame.seconds})
-                place = f"{found.place}#{frame.seconds:.3f}"
-                yield self._record(place, frame.data, found, path=found.place, about=about, size=frame.size)
-        else:
+            yield Bad("shard", found.path, 0, "", reason)
+            return
+        if found.kind == "dataset":
             from vlmo.data.stream.records import read_saved
 
-            saved = found.kind == "dataset"
-            keys: set[str] = set()
-            shard = (record for record, _ in read_shard(found.place, details=True))
-            for sample in read_saved(Path(found.place)) if saved else shard:
-                if isinstance(sample, Bad):
-                    yield sample
-                    continue
-                key = sample.key if sample.key not in keys else f"{sample.key}#{sample.index}"
-                keys.add(key)
-                yield self._sample(sample, found, key=key)
+            samples = read_saved(Path(found.path))
+        else:
+            samples = (record for record, _ in read_shard(found.path, details=True))
+        keys: set[str] = set()
+        for sample in samples:
+            if isinstance(sample, Bad):
+                yield sample
+                continue
+            key = sample.key if sample.key not in keys else f"{sample.key}#{sample.index}"
+            keys.add(key)
+            yield self._sample(sample, found, key)
 
     def _annotation(self, found: Found) -> Annotation:
         table = self.table
-        if table is None and not is_remote(found.place):
+        if table is None and not is_remote(found.path):
             if found.root not in self._tables:
                 file = find_table(Path(found.root), stems=TABLE_STEMS[:2])
                 self._tables[found.root] = None if file is None else MetadataTable(file)
             table = self._tables[found.root]
-        return Annotation() if table is None else table.about(found.place.removeprefix(found.root).lstrip("/"))
+        return Annotation() if table is None else table.about(found.path.removeprefix(found.root).lstrip("/"))
 
     def _file(self, found: Found) -> Record | Bad:
-        if (readable := found.place.encode("utf-8", "backslashreplace").decode()) != found.place:
+        if (readable := found.path.encode("utf-8", "backslashreplace").decode()) != found.path:
             return Bad("row", readable, 0, readable, "its name is not UTF-8; give it another one")
-        if found.size > MAX_BYTES:
-            return Bad("row", found.place, 0, found.place, f"{found.size:,} bytes; at most {MAX_BYTES:,} are read")
         try:
-            data = read_place(found.place)
+            data = read_uri(found.path)
         except OSError as error:
-            return Bad("row", found.place, 0, found.place, f"cannot be read: {error.strerror or error}")
-        return self._record(found.place, data, found, path=found.place, about=self._annotation(found))
+            return Bad("row", found.path, 0, found.path, f"cannot be read: {error.strerror or error}")
+        about, stamp = self._annotation(found), self.stamp(found)
+        return _record(found, found.path, data, about, stamp=stamp, path=found.path, keep_bytes=self.keep_bytes)
 
-    def _sample(self, sample: Sample, found: Found, *, key: str) -> Record | Bad:
-        data, path = sample.image, None
+    def _sample(self, sample: Sample, found: Found, key: str) -> Record | Bad:
+        name = path = f"{found.path}#{key}"
+        data, keep_bytes = sample.image, True
         if data is None and sample.path is not None:
-            path = sample.path
+            path, keep_bytes = sample.path, self.keep_bytes
             if not is_remote(path) and not path.startswith("/"):  # it counts from the folder of the parquet file
-                path = f"{found.place.rpartition('/')[0]}/{path}"
+                path = f"{found.path.rpartition('/')[0]}/{path}"
             try:
-                data = read_place(path)
+                data = read_uri(path)
             except (OSError, ValueError) as error:
-                return Bad("row", found.place, sample.index, sample.key, f"{path} cannot be read: {error}")
+                return Bad("row", found.path, sample.index, sample.key, f"{path} cannot be read: {error}")
         if data is None:
-            return Bad("row", found.place, sample.index, sample.key, "it has no image")
+            return Bad("row", found.path, sample.index, sample.key, "it has no image")
         about = Annotation(sample.captions, clean_metadata(sample.metadata))
-        return self._record(f"{found.place}#{key}", data, found, path=path, about=about)
+        return _record(found, name, data, about, stamp=_stamp(about, keep_bytes), path=path, keep_bytes=keep_bytes)
 
-    def _record(
-        self, place: str, data: bytes, found: Found, *, path: str | None, about: Annotation, size: int | None = None
-    ) -> Record:
-        keep_bytes = self.keep_bytes or path is None or found.kind == "video"
-        return Record(
-            id=image_id(place),
-            place=place,
-            origin=found.origin,
-            shard=None if found.kind == "file" else found.place,
-            stamp=self.stamp(found) if found.kind == "file" else _stamp(about, keep_bytes),
-            hash=_digest(data, length=32),
-            data=data,
-            path=None if self.keep_bytes else path,
-            keep_bytes=keep_bytes,
-            size=len(data) if size is None else size,
-            captions=about.captions,
-            metadata=dict(about.metadata),
-        )
+
+def _record(
+    found: Found, name: str, data: bytes, about: Annotation, *, stamp: str, path: str, keep_bytes: bool
+) -> Record:
+    row = {
+        "id": image_id(name),
+        "path": path,
+        "origin": found.origin,
+        "shard": None if found.kind == "file" else found.path,
+        "stamp": stamp,
+        "hash": _digest(data, length=32),
+        "bytes": data if keep_bytes else None,
+        "captions": about.captions,
+        "metadata": about.metadata,
+    }
+    return Record(row, data)
 
 
 def _digest(data: bytes, *, length: int) -> str:

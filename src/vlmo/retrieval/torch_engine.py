@@ -20,7 +20,7 @@ from vlmo.types import normalize_pixels
 
 
 class TorchEngine:
-    """The model; also shows attention. Arguments and errors are those of `Encoder`."""
+    """The model of a folder on a device; None takes a GPU if there is one."""
 
     def __init__(self, folder: Path, *, device: str | None = None) -> None:
         chosen = choose_device(device)

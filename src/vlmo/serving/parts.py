@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmo.retrieval import Encoder, Index, Searcher
-from vlmo.retrieval.engines import EngineChoice, Precision
+from vlmo.retrieval.graphs_engine import EngineName, Precision
 from vlmo.tasks import VQATask, task_of
 
 
@@ -55,7 +55,7 @@ def load_parts(
     *,
     index: str | Path | None = None,
     vqa: str | Path | None = None,
-    engine: EngineChoice = "torch",
+    engine: EngineName | None = None,
     precision: Precision = "float32",
     device: str | None = None,
 ) -> Parts:
@@ -65,12 +65,11 @@ def load_parts(
         ValueError: A folder is of another kind, or model and index do not belong together.
     """
     if task_of(folder) is VQATask:
-        if index is not None or vqa is not None or engine not in {"auto", "torch"}:
+        if index is not None or vqa is not None or engine not in {None, "torch"}:
             raise ValueError(f"{folder} answers questions and searches nothing; give it alone, or as --vqa")
         return Parts(answerer=Answerer(folder, device=device))
     opened = None if index is None else Index(index, in_memory=True)
-    dim = None if opened is None else opened.dim
-    encoder = Encoder(folder, dim=dim, engine=engine, precision=precision, device=device)
+    encoder = Encoder(folder, engine=engine, precision=precision, device=device)
     if opened is not None:
         Searcher(encoder, opened)  # checks that they belong together
     return Parts(encoder, opened, None if vqa is None else Answerer(vqa, device=device))

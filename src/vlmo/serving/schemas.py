@@ -225,7 +225,7 @@ class Sample(BaseModel):
     def of(cls, hit: Hit) -> Self:
         """Return the fields of a hit that clients may see: its file's name, and not where that lies on the server."""
         probability = None if hit.match is None else sigmoid(hit.match)
-        return cls(**vars(hit), name=PurePath(hit.place).name, probability=probability)
+        return cls(**vars(hit), name=PurePath(hit.path).name, probability=probability)
 
 
 class Result(Sample):
@@ -255,7 +255,7 @@ class SearchResponse(BaseModel):
             hits=[Result.of(hit) for hit in result.hits],
             num_reranked=result.num_reranked,
             no_match=result.no_match,
-            note=result.noted(lambda hit: PurePath(hit.place).name),
+            note=result.note,
             seconds={name: round(each, 6) for name, each in {**result.seconds, "total": total}.items()},
         )
 

@@ -17,8 +17,7 @@ from PIL import Image
 from vlmo.data.decoding import COMMON_FORMATS, image_bytes
 from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder, Index, Searcher
-from vlmo.retrieval.encoder import shorten
-from vlmo.retrieval.filters import check_comparisons
+from vlmo.retrieval.filters import check_filter
 from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, TEXTS, TOKENS, sigmoid
 from vlmo.retrieval.store import DamagedError
 from vlmo.serving import schemas
@@ -84,7 +83,9 @@ class Service:
         )
         data = []
         for index, content in enumerate(request.input):
-            vector = shorten((of_images if content.text is None else of_texts).pop(0), dim)
+            vector = (of_images if content.text is None else of_texts).pop(0)[:dim]
+            if dim < encoder.dim:
+                vector = vector / np.linalg.norm(vector)
             is_coded = request.encoding_format == "base64"
             values = base64.b64encode(vector.astype("<f4").tobytes()).decode() if is_coded else vector.tolist()
             data.append({"object": "embedding", "index": index, "embedding": values})
@@ -284,7 +285,7 @@ class Service:
             columns = sorted([*index.columns, *_OWN_COLUMNS])
             try:
                 if where is not None:
-                    check_comparisons(where, columns=columns, max_length=schemas.MAX_FILTER)
+                    check_filter(where, columns=columns, max_length=schemas.MAX_FILTER)
                 return work()
             except ValueError as error:
                 if where is None or not str(error).startswith("the filter"):

@@ -2,7 +2,7 @@
 
 import { $, cross, make } from "./dom.js";
 
-const KINDS = { "true or false": "truth", "whole number": "number", number: "number", text: "text" };
+const KINDS = { "true or false": "truth", number: "number", text: "text" };
 
 const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 const column = (name) => (/^[a-z_][a-z0-9_]*$/.test(name) ? name : `\`${name}\``);

@@ -7,10 +7,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -28,8 +26,7 @@ from vlmo.data.sources import decode_image, open_source
 from vlmo.export import onnx as onnx_export
 from vlmo.released import SMALL, find_model
 from vlmo.released.download import cache_folder
-from vlmo.retrieval import Encoder, Searcher, encoder, engines
-from vlmo.retrieval.encoder import PREPARED_FROM, prepare_searches
+from vlmo.retrieval import Encoder, Searcher, graphs_engine
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import load_parts
 
@@ -77,9 +74,8 @@ def test_small_model_gives_the_vectors_and_log_odds_of_torch(small, name):
         assert getattr(small[name], key) == getattr(small["torch"], key), key
     assert small[name].inverse_temperature == pytest.approx(small["torch"].inverse_temperature)
     assert small[name].count_tokens(TEXTS) == small["torch"].count_tokens(TEXTS)
-    words, maps = small[name].attention(drawings()[0], "a red square")
-    assert words == ["a", "red", "square"]
-    np.testing.assert_array_equal(maps, small["torch"].attention(drawings()[0], "a red square")[1])
+    with pytest.raises(ValueError, match="take the engine torch"):
+        small[name].attention(drawings()[0], "a red square")
     assert small[name].embed_images([]).shape == (0, small[name].dim)
 
 
@@ -121,7 +117,6 @@ def test_int8_loses_at_most_half_a_point_of_recall(small):
 def test_index_search_and_service_run_in_an_engine(small, name, tmp_path, capsys):
     folder, index = write_folder(tmp_path / "images"), tmp_path / "index"
     main(["index", SMALL, str(folder), "--out", str(index), "--engine", name])
-    main(["embed", SMALL, str(folder), "--out", str(tmp_path / "v.parquet"), "--engine", name, "--precision", "int8"])
     answers = []
     for query, top in (("a red square", NUM), (folder / NAMES[7], 1)):
         capsys.readouterr()
@@ -133,9 +128,6 @@ def test_index_search_and_service_run_in_an_engine(small, name, tmp_path, capsys
     assert found["num_reranked"] == NUM
     np.testing.assert_allclose([hit["score"] for hit in found["hits"]], [hit.score for hit in expected.hits], atol=0.02)
     assert same["hits"][0]["path"] == str(folder / NAMES[7])
-    rough = np.array(pq.read_table(tmp_path / "v.parquet")["vector"].to_pylist())
-    exact = small["torch"].embed_images([*drawings()])
-    assert 0.99 < (rough @ exact.T).max(axis=1).min() < 1 - 1e-6
     with TestClient(create_app(load_parts(SMALL, index=index, engine=name))) as client:
         answer = client.post("/v1/search", json={"text": "a red square", "top": NUM, "rerank": NUM}).json()
     assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in found["hits"]]
@@ -154,11 +146,10 @@ assert not sys.modules.get("openvino_telemetry")
 def test_search_imports_no_torch_once_the_graphs_are_there(small, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(3))
     main(["index", SMALL, str(folder), "--out", str(tmp_path / "index"), "--engine", "onnx"])
-    for chosen in (["--engine", "onnx"], []):  # by default they are used
-        line = [sys.executable, "-c", SEARCH, str(tmp_path / "index"), *chosen]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["num_reranked"] == 3
+    line = [sys.executable, "-c", SEARCH, str(tmp_path / "index"), "--engine", "onnx"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_reranked"] == 3
 
 
 SIGNAL = """
@@ -196,14 +187,13 @@ def exports(shared_folder, tmp_path, monkeypatch) -> list[Path]:
 
     monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(onnx_export, "write_onnx", copy)
-    monkeypatch.setattr(engines, "_GPU_FILES", ())
     return targets
 
 
 def hide(patch: pytest.MonkeyPatch, package: str) -> None:
     """Let a package seem not to be installed."""
-    find_spec = engines.importlib.util.find_spec
-    patch.setattr(engines.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    find_spec = graphs_engine.importlib.util.find_spec
+    patch.setattr(graphs_engine.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
 
 
 def test_graphs_are_written_once_and_again_for_a_model_that_changed(source, exports, tmp_path):
@@ -222,40 +212,11 @@ def test_graphs_are_written_once_and_again_for_a_model_that_changed(source, expo
     assert len(set(exports)) == 2
 
 
-def test_auto_is_an_engine_that_is_ready(source, exports, monkeypatch):
-    def chosen(**options) -> str:
-        return Encoder(source, engine="auto", **options).engine
-
-    assert chosen() == "torch"  # nothing is exported by itself
-    assert chosen(precision="int8") == "openvino"  # but for int8, which torch has not
-    assert len(exports) == 1
-    Encoder(source, engine="onnx")
-    assert (chosen(), chosen(device="cpu")) == ("openvino", "openvino")
-    monkeypatch.setattr(engines, "_GPU_FILES", (str(source),))
-    assert (chosen(), chosen(device="cpu")) == ("torch", "openvino")
-    hide(monkeypatch, "openvino")
-    assert chosen(device="cpu") == "onnx"
-    assert engines.choose_engine(source, Encoder(source).fingerprint, device="cuda") == "torch"
-    monkeypatch.setattr(engines, "_GPU_FILES", ())
-    monkeypatch.setattr(engines.sys, "platform", "darwin")  # it may have a GPU too
-    assert (chosen(), chosen(device="cpu")) == ("torch", "onnx")
-    assert len(exports) == 1
-
-
-def test_model_of_a_new_index_is_exported_for_searches(source, exports, monkeypatch, caplog):
-    prepare_searches(source, images=PREPARED_FROM - 1)
-    prepare_searches(source, images=PREPARED_FROM, device="cuda")
-    with monkeypatch.context() as patched:
-        hide(patched, "onnxscript")
-        prepare_searches(source, images=PREPARED_FROM)
-    with monkeypatch.context() as patched:
-        patched.setattr(encoder, "write_graphs", Mock(side_effect=OSError("the disk is full")))
-        prepare_searches(source, images=PREPARED_FROM)
-    assert "was not exported, so searches run in PyTorch: the disk is full" in caplog.text
-    assert not exports
-    prepare_searches(source, images=PREPARED_FROM)
-    assert len(exports) == 1
-    assert Encoder(source, engine="auto").engine == "openvino"
+def test_engine_is_torch_but_for_int8(source, exports, monkeypatch):
+    assert Encoder(source).engine == "torch"
+    for engine, missing in (("openvino", "nothing"), ("onnx", "openvino")):
+        hide(monkeypatch, missing)
+        assert Encoder(source, precision="int8").engine == engine
 
 
 def test_graphs_without_int8_are_written_again_for_int8(source, exports, monkeypatch):
@@ -263,16 +224,16 @@ def test_graphs_without_int8_are_written_again_for_int8(source, exports, monkeyp
     about = json.loads((exports[0] / "onnx.json").read_text())
     about["graphs"]["image_encoder"]["int8"] = None
     (exports[0] / "onnx.json").write_text(json.dumps(about))
-    monkeypatch.setattr(engines, "calibration_samples", lambda _: {})
+    monkeypatch.setattr(graphs_engine, "calibration_samples", lambda _: {})
     Encoder(source, engine="onnx", precision="int8")
     assert len(exports) == 2
 
 
-def test_wrong_use_is_told(source, exports, tmp_path, monkeypatch, capsys):
+def test_wrong_use_is_one_line(source, exports, tmp_path, monkeypatch, capsys):
     for options, words in (
         ({"engine": "tensorrt"}, "'tensorrt'; expected torch, onnx or openvino"),
         ({"precision": "int4"}, "'int4'; expected float32 or int8"),
-        ({"precision": "int8"}, "belongs to the engines onnx and openvino; choose one of them"),
+        ({"engine": "torch", "precision": "int8"}, "belongs to the engines onnx and openvino; choose one of them"),
         ({"engine": "onnx", "device": "cuda"}, "runs on the CPU"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -287,7 +248,7 @@ def test_wrong_use_is_told(source, exports, tmp_path, monkeypatch, capsys):
     for missing, line in (("openvino", "openvino"), ("onnxscript", "onnx")):
         with monkeypatch.context() as patched:
             hide(patched, missing)
-            arguments = ["embed", str(source), str(tmp_path), "--out", str(tmp_path / "v.parquet"), "--engine", line]
+            arguments = ["index", str(source), str(tmp_path), "--out", str(tmp_path / "index"), "--engine", line]
             line_of_error = refused(arguments, capsys)
         assert f"needs {missing}, which is not installed: pip install" in line_of_error
         assert f"[{line}]" in line_of_error
