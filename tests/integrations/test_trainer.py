@@ -138,23 +138,17 @@ def test_trainer_fine_tunes_evaluates_and_resumes(name, tmp_path):
     assert not differing
 
 
-def test_answers_are_numbers_words_or_scores():
+def test_answers_are_words_of_one_or_ten_annotators_or_scores():
     rows = question_rows(4)
     collate = DataCollatorForVisualQuestionAnswering(WORDS, label2id=NUMBERS)
     scores = collate(list(rows))["labels"]
     assert scores[0].tolist() == pytest.approx([1, 0, 0, 0, 0, 0.6])
     words = [dict(row) for row in rows.remove_columns(["answer_labels", "answer_scores"])]
     assert torch.equal(collate(words)["labels"], scores)
-    one = [{"image": row["image"], "question": row["question"], "answer": row["answers"][0]} for row in rows]
+    one = [row | {"answers": row["answers"][:1]} for row in words]
     assert torch.equal(collate(one)["labels"], scores.eq(1).float())
-    one[1]["answer"] = "a zebra"
+    one[1]["answers"] = ["a zebra"]
     assert collate(one)["labels"].sum(dim=1).tolist() == [1, 0, 1, 1]
-    numbered = [{"image": row["image"], "question": "what?", "label": number} for number, row in enumerate(rows)]
-    batch = collate(numbered)
-    assert batch["labels"].tolist() == [0, 1, 2, 3]
-    assert batch["pixel_values"].shape == (4, 3, 64, 64)
-    with pytest.raises(ValueError, match="need label2id"):
-        DataCollatorForVisualQuestionAnswering(WORDS)(one)
 
 
 def test_pixel_classes_keep_their_numbers(tmp_path):
@@ -167,7 +161,7 @@ def test_pixel_classes_keep_their_numbers(tmp_path):
     opened = Image.open(tmp_path / "mask.png")
     for mask in (str(tmp_path / "mask.png"), opened):
         assert torch.equal(collate([rows[0] | {"mask": mask}])["labels"], labels[:1])
-    with pytest.raises(ValueError, match=r"mask has shape \(8, 8\), its image \(height, width\) is \(64, 80\)"):
+    with pytest.raises(ValueError, match=r"mask has shape \(8, 8\); expected that of its image, \(64, 80\)"):
         collate([rows[0] | {"mask": png(np.zeros((8, 8), dtype=np.uint8))}])
 
 
@@ -218,7 +212,7 @@ def test_one_row_a_batch_has_other_captions_and_masks_in_each_epoch(name, sample
 
 def test_each_caption_of_an_image_has_its_turn():
     captions = ["is it red?", "is it blue?"]
-    rows = [captioned(1)[0] | {"text": captions}] * 6
+    rows = [captioned(1)[0] | {"text": np.array(captions)}] * 6
     collate = DataCollatorForRetrieval(WORDS)
     found = {tuple(ids) for ids in collate(rows)["input_ids"].tolist()}
     assert len(found) == 2
@@ -230,7 +224,7 @@ def test_each_caption_of_an_image_has_its_turn():
     [
         ({"img": 1, "text": "a"}, "the rows have img, text; expected image in each"),
         ({"image": None, "text": "a"}, "a row has no image; expected image in each"),
-        ({"image": png(np.zeros((9, 9, 3), dtype=np.uint8)), "label": 3}, "expected text or caption or captions"),
+        ({"image": png(np.zeros((9, 9, 3), dtype=np.uint8)), "label": 3}, "expected text or captions"),
         ({"image": "no/such.png", "text": "a"}, "no/such.png: cannot be read"),
         ({"image": png(np.zeros((9, 9, 3), dtype=np.uint8)), "captions": []}, "an empty list of captions"),
     ],
@@ -238,22 +232,3 @@ def test_each_caption_of_an_image_has_its_turn():
 def test_rows_that_cannot_be_used_are_told(row, message):
     with pytest.raises(ValueError, match=message):
         DataCollatorForRetrieval(WORDS)([row])
-
-
-def test_columns_are_read_in_each_form_that_data_sets_have():
-    """Answers as the annotators' objects, captions as arrays, masks as lists of whole numbers."""
-    image = captioned(1)[0]["image"]
-    asked = {"image": image, "question": "which color?"}
-    collate = DataCollatorForVisualQuestionAnswering(WORDS, label2id=NUMBERS)
-    words = [ANSWERS[0], ANSWERS[0], ANSWERS[1]]
-    labels = [collate([asked | {"answers": each}])["labels"] for each in (words, [{"answer": word} for word in words])]
-    assert labels[0].sum() > 0
-    assert torch.equal(*labels)
-    caption = {"image": image, "captions": np.array(["is it red?"])}
-    assert DataCollatorForRetrieval(WORDS)([caption])["input_ids"].shape[0] == 1
-    mask = np.full((20, 24), 2).tolist()
-    labels = DataCollatorForSemanticSegmentation(WORDS)([{"image": image, "mask": mask}])["labels"]
-    assert labels.unique().tolist() == [2]
-    for wrong in (np.full((20, 24), 300), np.full((20, 24), 0.5)):
-        with pytest.raises(ValueError, match="numbers of classes, from 0 to 255"):
-            DataCollatorForSemanticSegmentation(WORDS)([{"image": image, "mask": wrong}])

@@ -22,17 +22,23 @@ CLASSES = {0: "wall", 1: "floor", 2: "sky", 3: "cat"}
 CLOSE = 1e-5
 
 
+@pytest.mark.parametrize("name", ["zero-shot-image-classification", "image-classification"])
 @torch.no_grad()
-def test_zero_shot_image_classification(make, processor, errors):
-    folder, model = make(VLMoForImageTextRetrieval)
-    classify = pipeline("zero-shot-image-classification", model=folder, device="cpu")
-    encoded = processor(images=drawings(3), text=CAPTIONS, return_tensors="pt")
-    expected = model(**encoded).logits_per_image.softmax(dim=-1)
+def test_classes_of_images(name, make, processor, errors):
+    if name == "image-classification":
+        folder, model = make(VLMoForImageClassification, id2label=CLASSES)
+        labels, options = list(CLASSES.values()), {}
+        logits = model(**processor(images=drawings(3), return_tensors="pt")).logits
+    else:
+        folder, model = make(VLMoForImageTextRetrieval)
+        labels, options = CAPTIONS, {"candidate_labels": CAPTIONS, "hypothesis_template": "{}"}
+        logits = model(**processor(images=drawings(3), text=CAPTIONS, return_tensors="pt")).logits_per_image
+    classify = pipeline(name, model=folder, device="cpu")
     for batch_size in (1, 2):
-        answers = classify(drawings(3), candidate_labels=CAPTIONS, hypothesis_template="{}", batch_size=batch_size)
-        for answer, shares in zip(answers, expected, strict=True):
+        answers = classify(drawings(3), batch_size=batch_size, **options)
+        for answer, shares in zip(answers, logits.softmax(dim=-1), strict=True):
             scores = {entry["label"]: entry["score"] for entry in answer}
-            assert scores == pytest.approx(dict(zip(CAPTIONS, shares.tolist(), strict=True)), abs=CLOSE)
+            assert scores == pytest.approx(dict(zip(labels, shares.tolist(), strict=True)), abs=CLOSE)
             assert answer[0]["score"] == max(scores.values())
     assert not errors
 
@@ -78,20 +84,6 @@ def test_fill_mask(make, processor, errors):
             assert [answer["token"] for answer in answers] == best.indices.tolist()
             assert [answer["score"] for answer in answers] == pytest.approx(best.values.tolist(), abs=CLOSE)
             assert answers[0]["token_str"] == processor.tokenizer.decode(best.indices[0]).replace(" ", "")
-    assert not errors
-
-
-@torch.no_grad()
-def test_image_classification(make, processor, errors):
-    folder, model = make(VLMoForImageClassification, id2label=CLASSES)
-    classify = pipeline("image-classification", model=folder, device="cpu")
-    expected = model(**processor(images=drawings(3), return_tensors="pt")).logits.softmax(dim=-1)
-    for batch_size in (1, 2):
-        answers = classify(drawings(3), batch_size=batch_size)
-        for answer, shares in zip(answers, expected, strict=True):
-            scores = {entry["label"]: entry["score"] for entry in answer}
-            assert scores == pytest.approx(dict(zip(CLASSES.values(), shares.tolist(), strict=True)), abs=CLOSE)
-            assert answer[0]["score"] == max(scores.values())
     assert not errors
 
 

@@ -22,9 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from vlmo.data.decoding import ImageCell, decode_image, decode_mask
 from vlmo.data.masking import BlockMaskConfig, MaskingVocabulary, WordMaskConfig, whole_word_mask
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from vlmo.model.visual_tokenizer import VisualTokenizer
 
 Rows = Sequence[Mapping[str, Any]]
-TEXT_COLUMNS = ("text", "caption", "captions", "sentence")
-"""Columns of texts; of a list of captions, one is sampled."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,7 @@ class DataCollator(ABC):
     """Collator of rows to a batch; its processor is the model's, an image processor where that reads no text."""
 
     processor: Any
+    seed: int = field(default=0, kw_only=True)
 
     @abstractmethod
     def __call__(self, rows: Rows) -> dict[str, Any]:
@@ -53,62 +50,59 @@ class DataCollator(ABC):
         cells = [(value, _cell(value)) for value in _column(rows, name)]
         return [value if cell is None else decode_image(cell) for value, cell in cells]
 
-    def texts(self, rows: Rows, *, seed: int = 0) -> list[str]:
-        """Return a text of each row; ValueError for a row without one."""
-        values = [value if isinstance(value, str) else list(value) for value in _column(rows, *TEXT_COLUMNS)]
-        if any(not value for value in values):
+    def texts(self, rows: Rows) -> list[str]:
+        """Return the `text` of each row, or one of its `captions`; ValueError for a row without one."""
+        lists = [[value] if isinstance(value, str) else list(value) for value in _column(rows, "text", "captions")]
+        if not all(map(all, lists)) or not all(lists):
             raise ValueError("a row has an empty text, or an empty list of captions; leave such rows out")
-        generator = _generator(seed, repr(values).encode())
-        return [
-            value if isinstance(value, str) else str(value[int(generator.integers(len(value)))]) for value in values
-        ]
+        generator = self.generator(repr(lists).encode())
+        return [texts[int(generator.integers(len(texts)))] for texts in lists]
+
+    def pixels(self, rows: Rows, *, name: str = "image") -> torch.Tensor:
+        """Return `pixel_values` of the images of a column."""
+        return self.processor(images=self.images(rows, name=name), return_tensors="pt")["pixel_values"]
+
+    def generator(self, content: bytes) -> np.random.Generator:
+        """Return a generator that depends on the seed, the epoch and the content of a batch."""
+        return np.random.default_rng([self.seed, _epoch(), *blake2b(content, digest_size=16).digest()])
 
 
 @dataclass(frozen=True)
 class DataCollatorForRetrieval(DataCollator):
-    """Pairs for `VLMoForImageTextRetrieval`: `image` and one of `TEXT_COLUMNS`; the other rows are the negatives."""
-
-    seed: int = 0
+    """Pairs for `VLMoForImageTextRetrieval`: `image`, and `text` or `captions`; the other rows are the negatives."""
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Return images and texts, and `return_loss`."""
-        texts = self.texts(rows, seed=self.seed)
-        return {**self.processor(images=self.images(rows), text=texts, return_tensors="pt"), "return_loss": True}
+        return {
+            **self.processor(images=self.images(rows), text=self.texts(rows), return_tensors="pt"),
+            "return_loss": True,
+        }
 
 
 @dataclass(frozen=True)
 class DataCollatorForVisualQuestionAnswering(DataCollator):
-    """Questions for `VLMoForVisualQuestionAnswering`: `image`, `question`, and the answer in one of three forms.
+    """Questions for `VLMoForVisualQuestionAnswering`: `image`, `question`, and answers in one of two forms.
 
-    These are `label`, the number of the answer; `answer`, its words, or `answers`, those of ten annotators;
-    `answer_labels` with `answer_scores`, numbers and scores. Words that the model's `label2id` lacks score nothing.
+    These are `answer_labels` with `answer_scores`, numbers and scores; or `answers`, the words of one or ten
+    annotators, of which those that the model's `label2id` lacks score nothing.
     """
 
-    label2id: Mapping[str, int] = field(default_factory=dict)
+    label2id: Mapping[str, int]
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
-        """Return images and questions, and class numbers or scores as `labels`."""
+        """Return images and questions, and the score of each answer as `labels`."""
         questions = [str(question) for question in _column(rows, "question")]
         inputs = self.processor(images=self.images(rows), text=questions, return_tensors="pt")
-        return {**inputs, "labels": self._labels(rows)}
-
-    def _labels(self, rows: Rows) -> Tensor:
-        if "label" in rows[0]:
-            return torch.tensor(_column(rows, "label"))
-        if not self.label2id:
-            raise ValueError("answers in words need label2id, such as model.config.label2id")
-        scores = torch.zeros(len(rows), len(self.label2id))
-        for row, target in zip(rows, scores, strict=True):
+        labels = torch.zeros(len(rows), len(self.label2id))
+        for row, target in zip(rows, labels, strict=True):
             if "answer_labels" in row:
-                numbers, shares = row["answer_labels"], row["answer_scores"]
+                numbers, scores = row["answer_labels"], row["answer_scores"]
             else:
-                (given,) = _column([row], "answers", "answer")
-                given = [given] if isinstance(given, str) else given
-                given = [str(each["answer"]) if isinstance(each, Mapping) else str(each) for each in given]
-                numbers, shares = soft_targets(given, numbers=self.label2id)
-                shares = [1.0] * len(numbers) if len(given) == 1 else shares
-            target[torch.tensor(numbers, dtype=torch.int64)] = torch.tensor(shares)
-        return scores
+                (answers,) = _column([row], "answers")
+                numbers, scores = soft_targets(answers, numbers=self.label2id)
+                scores = [1.0] * len(numbers) if len(answers) == 1 else scores
+            target[torch.tensor(numbers, dtype=torch.int64)] = torch.tensor(scores)
+        return {**inputs, "labels": labels}
 
 
 @dataclass(frozen=True)
@@ -117,13 +111,9 @@ class DataCollatorForVisualReasoning(DataCollator):
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Return `pixel_values` of two images a row, the sentences, and `labels`."""
-        pairs = [
-            self.processor(images=self.images(rows, name=name), return_tensors="pt")["pixel_values"]
-            for name in ("image", "second_image")
-        ]
+        pixels = torch.stack([self.pixels(rows, name=name) for name in ("image", "second_image")], dim=1)
         encoded = self.processor(text=self.texts(rows), return_tensors="pt")
-        labels = torch.tensor([int(label) for label in _column(rows, "label")])
-        return {"pixel_values": torch.stack(pairs, dim=1), **encoded, "labels": labels}
+        return {"pixel_values": pixels, **encoded, "labels": torch.tensor(_column(rows, "label")).long()}
 
 
 @dataclass(frozen=True)
@@ -132,8 +122,7 @@ class DataCollatorForImageClassification(DataCollator):
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Return images and `labels`."""
-        labels = torch.tensor(_column(rows, "label"))
-        return {**self.processor(images=self.images(rows), return_tensors="pt"), "labels": labels}
+        return {"pixel_values": self.pixels(rows), "labels": torch.tensor(_column(rows, "label"))}
 
 
 @dataclass(frozen=True)
@@ -142,17 +131,16 @@ class DataCollatorForSemanticSegmentation(DataCollator):
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Return images and `labels` of their pixels, both as squares of the processor's size."""
-        images, masks = self.images(rows), [_numbers(mask) for mask in _column(rows, "mask")]
-        for image, mask in zip(images, masks, strict=True):
+        images, masks = self.images(rows), []
+        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        height, width = pixels.shape[-2:]
+        for image, value in zip(images, _column(rows, "mask"), strict=True):
+            mask = np.asarray(value) if (cell := _cell(value)) is None else decode_mask(cell)
             if mask.shape != image.size[::-1]:
-                raise ValueError(
-                    f"a mask has shape {mask.shape}, its image (height, width) is {image.size[::-1]}; expected the "
-                    "same, and one channel with the number of a class for each pixel"
-                )
-        inputs = self.processor(images=images, return_tensors="pt")
-        height, width = inputs["pixel_values"].shape[-2:]
-        sized = [Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST) for mask in masks]
-        return {**inputs, "labels": torch.from_numpy(np.stack([np.asarray(mask) for mask in sized]).astype(np.int64))}
+                raise ValueError(f"a mask has shape {mask.shape}; expected that of its image, {image.size[::-1]}")
+            resized = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
+            masks.append(torch.from_numpy(np.array(resized)).long())
+        return {"pixel_values": pixels, "labels": torch.stack(masks)}
 
 
 @dataclass(frozen=True)
@@ -160,7 +148,6 @@ class DataCollatorForMaskedLM(DataCollator):
     """Texts for `VLMoForMaskedLM`, with whole words masked; with their images where the rows have `image`."""
 
     words: WordMaskConfig = field(default_factory=WordMaskConfig)
-    seed: int = 0
 
     @cached_property
     def _vocabulary(self) -> MaskingVocabulary:
@@ -169,13 +156,14 @@ class DataCollatorForMaskedLM(DataCollator):
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Return masked texts, and the true ids at masked places as `labels` (-100 elsewhere)."""
         images = {"images": self.images(rows)} if rows[0].get("image") is not None else {}
-        inputs = self.processor(text=self.texts(rows, seed=self.seed), return_tensors="pt", **images)
+        inputs = self.processor(text=self.texts(rows), return_tensors="pt", **images)
         ids = inputs["input_ids"].numpy()
-        generator = _generator(self.seed, ids.tobytes())
+        generator = self.generator(ids.tobytes())
         options: dict[str, Any] = {"vocabulary": self._vocabulary, "config": self.words, "generator": generator}
-        masked, labels = zip(*(whole_word_mask(text, **options) for text in ids), strict=True)
-        found = {"input_ids": masked, "labels": labels}
-        return {**inputs, **{name: torch.from_numpy(np.stack(each)) for name, each in found.items()}}
+        masked, labels = (
+            np.stack(each) for each in zip(*(whole_word_mask(text, **options) for text in ids), strict=True)
+        )
+        return {**inputs, "input_ids": torch.from_numpy(masked), "labels": torch.from_numpy(labels)}
 
 
 @dataclass(frozen=True)
@@ -190,19 +178,18 @@ class DataCollatorForMaskedImageModeling(DataCollator):
     visual_tokenizer: VisualTokenizer
     patch_size: int
     masked_share: float = 75 / 196
-    seed: int = 0
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Return images, `bool_masked_pos`, and the visual token of each patch as `labels`."""
-        pixels = self.processor(images=self.images(rows), return_tensors="pt")["pixel_values"]
+        pixels = self.pixels(rows)
         height, width = (side // self.patch_size for side in pixels.shape[-2:])
         config = BlockMaskConfig.for_grid(height, width=width)
         config = replace(config, num_masked=round(self.masked_share * height * width))
-        generator = _generator(self.seed, pixels.numpy().tobytes())
+        generator = self.generator(pixels.numpy().tobytes())
         masks = torch.from_numpy(np.stack([config.sample(generator) for _ in rows]))
         with torch.no_grad():
-            place = next(self.visual_tokenizer.parameters()).device
-            tokens = self.visual_tokenizer.tokenize(pixels.to(place), grid=(height, width))
+            device = next(self.visual_tokenizer.parameters()).device
+            tokens = self.visual_tokenizer.tokenize(pixels.to(device), grid=(height, width))
         return {"pixel_values": pixels, "bool_masked_pos": masks, "labels": tokens.cpu()}
 
 
@@ -212,18 +199,10 @@ def _column(rows: Rows, *names: str) -> list[Any]:
     if name is None or any(row.get(name) is None for row in rows):
         given = f"the rows have {', '.join(rows[0]) or 'no columns'}" if name is None else f"a row has no {name}"
         raise ValueError(
-            f"{given}; expected {' or '.join(names)} in each. Rename columns with rename_column, and give "
-            "TrainingArguments(remove_unused_columns=False), without which the trainer drops them"
+            f"{given}; expected {' or '.join(names)} in each: rename columns with rename_column, and give"
+            " TrainingArguments(remove_unused_columns=False), without which the trainer drops them"
         )
     return [row[name] for row in rows]
-
-
-def _numbers(value: Any) -> UInt8[np.ndarray, "height width"]:
-    """Return the class numbers of a mask of a row; ValueError unless they are whole numbers from 0 to 255."""
-    numbers = np.array(value) if (cell := _cell(value)) is None else decode_mask(cell)
-    if not np.issubdtype(numbers.dtype, np.integer) or not 0 <= numbers.min() <= numbers.max() <= 255:
-        raise ValueError(f"a mask has values of {numbers.dtype}; expected numbers of classes, from 0 to 255")
-    return numbers.astype(np.uint8)
 
 
 def _cell(value: Any) -> ImageCell | None:
@@ -231,11 +210,6 @@ def _cell(value: Any) -> ImageCell | None:
     if isinstance(value, Mapping):
         return cast("ImageCell", value)
     return {"bytes": None, "path": str(value)} if isinstance(value, str | PathLike) else None
-
-
-def _generator(seed: int, content: bytes) -> np.random.Generator:
-    """Return a generator that depends on the seed, the epoch and the content of a batch."""
-    return np.random.default_rng([seed, _epoch(), *blake2b(content, digest_size=16).digest()])
 
 
 def _epoch() -> int:

@@ -11,77 +11,51 @@ from PIL import Image, ImageOps
 from transformers import BatchFeature, PreTrainedModel
 from transformers.image_utils import load_image
 from transformers.pipelines.base import ChunkPipeline, Pipeline
-from transformers.processing_utils import ProcessorMixin
 
-from vlmo.model import (
-    VLMoForImageTextRetrieval,
-    VLMoForPreTraining,
-    VLMoForVisualQuestionAnswering,
-    VLMoPreTrainedModel,
-)
-from vlmo.processing import VLMoProcessor
 from vlmo.processing.images import open_upright
 
 
 class _PairPipeline(Pipeline):
-    """Pipeline over pairs of an image and a text; the processor is by default that of the model's folder."""
+    """Pipeline over pairs of an image and a text."""
 
-    _load_processor = None
+    _load_processor = True
     _load_tokenizer = _load_image_processor = _load_feature_extractor = _load_video_processor = False
 
     model: Any
     processor: Any
-    model_classes: tuple[type[PreTrainedModel], ...] = ()
+    model_classes: tuple[str, ...] = ()
     text_key = ""
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None = None, **options: Any) -> None:
-        # A wrapper, such as PEFT's, is no class of ours and passes calls on.
-        names = [each.__name__ for each in self.model_classes]
-        if isinstance(model, VLMoPreTrainedModel):
-            # What a folder held: a head that it lacks would have initial weights, and answer too.
-            held = [type(model).__name__, *(model.config.architectures or names)]
-            if not isinstance(model, self.model_classes) or not set(held[1:]) & set(names):
-                raise ValueError(f"{type(self).__name__} got {held[0]} of {held[1]}: expected {' or '.join(names)}")
-        if processor is None:
-            try:
-                processor = VLMoProcessor.from_pretrained(model.name_or_path or "")
-            except (OSError, ValueError, TypeError) as error:
-                where = f"in {model.name_or_path}" if model.name_or_path else "for a model that came from no folder"
-                raise ValueError(f"there is no processor {where}: pass processor=...") from error
-        super().__init__(model, processor=processor, **options)
+    def __init__(self, model: PreTrainedModel, **options: Any) -> None:
+        # What a folder held: a head that it lacks would have initial weights, and answer too.
+        held = model.config.architectures or self.model_classes
+        if not set(held) & set(self.model_classes):
+            raise ValueError(f"{type(self).__name__} got {', '.join(held)}: expected {' or '.join(self.model_classes)}")
+        super().__init__(model, **options)
 
     def __call__(self, image: Any = None, **options: Any) -> Any:
         """Return the answers for one pair, best first; for several pairs, a list (or iterator) of such lists.
 
         Args:
-            image: A PIL image, a local path or what transformers' `load_image` takes; or, without a text, a list,
-                generator or data set of dictionaries with `image` and the text.
-            options: The text, as `question` or `text`; `top_k` (of questions, 5 by default), `timeout` in seconds for
-                images that are fetched, `batch_size`.
+            image: A PIL image, a path, an address or a data URI; or, without a text, a list, generator
+                or data set of dictionaries with `image` and the text.
+            options: The text, as `question` or `text`; `top_k` (of questions, 5 by default), `batch_size`.
 
         Raises:
-            ValueError: No text, no image, or `top_k` below 1.
+            ValueError: No text or no image.
         """
         text = options.pop(self.text_key, None)
-        if text is not None:
-            image = {"image": image, self.text_key: text}
-        elif image is None or isinstance(image, Image.Image | str | Path):
-            raise ValueError(f"got an image without {self.text_key}: give both, or a list of dictionaries with both")
-        return super().__call__(image, **options)
+        return super().__call__(image if text is None else {"image": image, self.text_key: text}, **options)
 
     def _sanitize_parameters(
-        self, *, timeout: float | None = None, **options: Any
+        self, *, top_k: int | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if (top_k := options.get("top_k")) is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}: expected the number of answers to return, from 1 up")
-        # Only what a call has set; the pipeline fills in the rest.
-        given = {name: value for name, value in options.items() if value is not None}
-        return {} if timeout is None else {"timeout": timeout}, {}, given
+        return {}, {}, {} if top_k is None else {"top_k": top_k}
 
-    def _open_pair(self, pair: Any, *, timeout: float | None) -> tuple[Image.Image, Any]:
+    def _open_pair(self, pair: Any) -> tuple[Image.Image, Any]:
         if not isinstance(pair, dict) or not {"image", self.text_key} <= pair.keys():
-            raise ValueError(f"got {pair!r:.120}: expected a dictionary with 'image' and '{self.text_key}'")
-        return open_image(pair["image"], timeout=timeout), pair[self.text_key]
+            raise ValueError(f"got {pair!r:.120}: expected an image with {self.text_key}, or dictionaries with both")
+        return open_image(pair["image"]), pair[self.text_key]
 
 
 class VisualQuestionAnsweringPipeline(_PairPipeline):
@@ -97,12 +71,12 @@ class VisualQuestionAnsweringPipeline(_PairPipeline):
     A score is the sigmoid of an answer's logit: several answers may be right, and the scores need not add up to one.
     """
 
-    model_classes = (VLMoForVisualQuestionAnswering,)
+    model_classes = ("VLMoForVisualQuestionAnswering",)
     text_key = "question"
 
-    def preprocess(self, pair: Any, timeout: float | None = None) -> BatchFeature:
+    def preprocess(self, pair: Any) -> BatchFeature:
         """Return the tensors of one pair."""
-        image, question = self._open_pair(pair, timeout=timeout)
+        image, question = self._open_pair(pair)
         return self.processor(images=image, text=question, return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs: BatchFeature) -> dict[str, torch.Tensor]:
@@ -135,17 +109,17 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
         ValueError: The model has no matching head.
     """
 
-    model_classes = (VLMoForImageTextRetrieval, VLMoForPreTraining)
+    model_classes = ("VLMoForImageTextRetrieval", "VLMoForPreTraining")
     text_key = "text"
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None = None, **options: Any) -> None:
-        super().__init__(model, processor, **options)
+    def __init__(self, model: PreTrainedModel, **options: Any) -> None:
+        super().__init__(model, **options)
         if not self.model.config.use_match_head:
             raise ValueError("this model has no matching head (use_match_head is False), so it scores no pairs")
 
-    def preprocess(self, pair: Any, timeout: float | None = None) -> Iterator[dict[str, Any]]:
+    def preprocess(self, pair: Any) -> Iterator[dict[str, Any]]:
         """Yield the tensors of the image with each of its texts; ValueError if it has none."""
-        image, texts = self._open_pair(pair, timeout=timeout)
+        image, texts = self._open_pair(pair)
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("text is an empty list: expected at least one text for each image")
@@ -167,12 +141,8 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
         return sorted(scored, key=lambda entry: -entry["score"])
 
 
-def open_image(image: Image.Image | str | Path, *, timeout: float | None = None) -> Image.Image:
-    """Open an image and turn it upright. Transparency stays where possible: the processor puts it on white.
-
-    Args:
-        image: A PIL image, a local path, or a string that transformers' `load_image` takes (an address or base64).
-        timeout: Seconds for an image that is fetched.
+def open_image(image: Image.Image | str | Path) -> Image.Image:
+    """Open an image (PIL, a path, an address or a data URI) and turn it upright; the processor puts it on white.
 
     Raises:
         ValueError: It is none of these, or a file of more than 64 million pixels.
@@ -181,11 +151,6 @@ def open_image(image: Image.Image | str | Path, *, timeout: float | None = None)
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image)
     if not isinstance(image, str | Path):
-        raise ValueError(f"image is a {type(image).__name__}: expected a PIL image, a path, an address or base64")
-    try:
-        is_file = Path(image).is_file()
-    except (OSError, ValueError):  # a base64 string is too long for a name
-        is_file = False
-    if is_file or isinstance(image, Path):
-        return open_upright(image)
-    return load_image(image, timeout=timeout)
+        raise ValueError(f"image is a {type(image).__name__}: expected a PIL image, a path, an address or a data URI")
+    is_file = isinstance(image, Path) or not image.startswith(("http://", "https://", "data:image/"))
+    return open_upright(image) if is_file else load_image(image)

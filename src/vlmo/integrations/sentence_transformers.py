@@ -9,16 +9,15 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from vlmo.checkpoints.loading import check_model_folder, load_complete, one_line_errors
 from vlmo.folder import read_json
+from vlmo.integrations.pipelines import open_image
 from vlmo.lazy import install_command
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.model.reranking import rerank_score
@@ -26,7 +25,7 @@ from vlmo.processing import VLMoProcessor
 
 try:
     from sentence_transformers import CrossEncoder, SentenceTransformer
-    from sentence_transformers.base.modality import is_image_url_or_path
+    from sentence_transformers.base.modality import infer_modality
     from sentence_transformers.base.modules import InputModule
 except ImportError as error:
     raise ImportError(f"sentence-transformers 6 is needed here: {install_command('sentence-transformers')}") from error
@@ -35,12 +34,8 @@ Features = dict[str, Any]
 """Tensors by name, handed from module to module."""
 Device = str | torch.device | None
 """None: the first accelerator that sentence-transformers finds, or the CPU."""
-
-# Arguments that say where the hub's files are, here and in transformers.
-_HUB = {
-    "cache_folder": "cache_dir",
-    **{name: name for name in ("subfolder", "token", "revision", "local_files_only")},
-}
+# Arguments of the library that say where the hub's files are.
+_HUB = ("subfolder", "token", "revision", "local_files_only")
 
 
 class _FolderModule(InputModule, ABC):
@@ -61,9 +56,8 @@ class _FolderModule(InputModule, ABC):
         """Longest text in tokens."""
         return self.processor.max_text_length
 
-    def save(self, output_path: str, *, safe_serialization: bool = True) -> None:
+    def save(self, output_path: str, **_: Any) -> None:
         """Write a model folder, always as safetensors."""
-        del safe_serialization
         self.model.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
 
@@ -73,32 +67,30 @@ class _FolderModule(InputModule, ABC):
         model_name_or_path: str,
         *,
         model_kwargs: Mapping[str, Any] | None = None,
-        processor_kwargs: Mapping[str, Any] | None = None,
-        config_kwargs: Mapping[str, Any] | None = None,
         backend: str = "torch",
+        cache_folder: str | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Load a folder as sentence-transformers asks; ValueError for other models and unsupported arguments."""
-        if backend != "torch" or processor_kwargs or config_kwargs:
-            raise ValueError(
-                f"VLMo loads with backend 'torch' and without processor_kwargs and config_kwargs; got {backend!r}, "
-                f"{processor_kwargs} and {config_kwargs}. Change the folder's files instead."
-            )
-        # Other arguments, such as `trust_remote_code`, have no effect: no code is loaded here.
-        hub = {ours: kwargs[theirs] for theirs, ours in _HUB.items() if kwargs.get(theirs) is not None}
+        """Load a folder as sentence-transformers asks, without running code of it; ValueError for other models."""
+        if backend != "torch":
+            raise ValueError(f"VLMo loads with backend 'torch', not {backend!r}")
+        hub = {"cache_dir": cache_folder, **{name: kwargs[name] for name in _HUB if kwargs.get(name) is not None}}
         if Path(model_name_or_path).is_dir():
             check_model_folder(model_name_or_path, VLMoForImageTextRetrieval)
         model = load_complete(model_name_or_path, VLMoForImageTextRetrieval, **hub, **dict(model_kwargs or {})).eval()
         with one_line_errors(model_name_or_path):
             return cls(model, VLMoProcessor.from_pretrained(model_name_or_path, **hub))
 
-    def _pixel_values(self, images: Sequence[Any]) -> Features:
-        return dict(self.processor(images=list(images), return_tensors="pt"))
-
-    def _tokens(self, texts: Sequence[str], *, prompt: str | None) -> Features:
-        prompted = [(prompt or "") + text for text in texts]
-        # A saved tokenizer remembers the length that it was last used with, and transformers prefers that.
-        return dict(self.processor(text=prompted, max_length=self.max_seq_length, return_tensors="pt"))
+    def _features(self, images: Sequence[Any], texts: Sequence[str]) -> Features:
+        """Return pixel values of the images and tokens of the texts, where there are any."""
+        features: Features = {}
+        if images:
+            opened = [open_image(image) if isinstance(image, str | Path) else image for image in images]
+            features |= self.processor(images=opened, return_tensors="pt")
+        if texts:
+            # A saved tokenizer remembers the length that it was last used with, and transformers prefers that.
+            features |= self.processor(text=list(texts), max_length=self.max_seq_length, return_tensors="pt")
+        return features
 
 
 class VLMoEmbedder(_FolderModule):
@@ -113,27 +105,21 @@ class VLMoEmbedder(_FolderModule):
         """Return the length of a vector."""
         return self.model.config.projection_size
 
-    def preprocess(
-        self, inputs: Sequence[Any], prompt: str | None = None, *, task: str | None = None, **kwargs: Any
-    ) -> Features:
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> Features:
         """Return tokens of the strings and pixel values of the images; `order` where there are both.
 
         Args:
-            inputs: Strings, images (PIL, arrays, tensors or paths of files), or `{"text": ...}` and `{"image": ...}`.
+            inputs: Strings, images (PIL, arrays, tensors, paths, addresses), or `{"text": ...}` and `{"image": ...}`.
             prompt: Put in front of each string.
-            task: `query` or `document`; both are embedded alike.
+            kwargs: `task` has no meaning: queries and documents are embedded alike; all else is refused.
         """
-        del task
         _refuse(kwargs)
-        kinds, values = zip(*map(_classify, inputs), strict=True)
+        kinds, values = zip(*(_classify(entry, prompt=prompt) for entry in inputs), strict=True)
         rows = {kind: [row for row, given in enumerate(kinds) if given == kind] for kind in ("image", "text")}
-        features: Features = {}
-        if rows["image"]:
-            features |= self._pixel_values([values[row] for row in rows["image"]])
-        if rows["text"]:
-            features |= self._tokens([values[row] for row in rows["text"]], prompt=prompt)
-        if rows["image"] and rows["text"]:
-            # Place of each input when all images come before all texts.
+        images, texts = ([values[row] for row in rows[kind]] for kind in ("image", "text"))
+        features = self._features(images, texts)
+        if images and texts:
+            # Number of each input when all images come before all texts.
             features["order"] = torch.tensor(rows["image"] + rows["text"]).argsort()
         return features
 
@@ -164,42 +150,45 @@ class VLMoPairScorer(_FolderModule):
         """An image with a string; neither alone. `text` lets two strings pass, of which one is the path of an image."""
         return ["text", ("image", "text")]
 
-    def preprocess(
-        self, inputs: Sequence[Any], prompt: str | None = None, *, task: str | None = None, **kwargs: Any
-    ) -> Features:
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> Features:
         """Return pixel values and tokens of pairs; `image_rows` holds the number of each pair's image.
 
         Args:
             inputs: (string, image) or (image, string), or `{"text": ..., "image": ...}`; the first is the query.
             prompt: Put in front of each string.
-            task: Without meaning here.
+            kwargs: As for `VLMoEmbedder`.
         """
-        del task
         _refuse(kwargs)
-        pairs = [_as_pair(pair) for pair in inputs]
-        # Rerankers score one image against many texts: it is resized once.
-        images = {id(pair["image"]): pair["image"] for pair in pairs}
+        images: dict[int, Any] = {}  # rerankers score one image against many texts: it is resized once
+        keys, texts, is_text_query = [], [], []
+        for pair in inputs:
+            parts = [{kind: value} for kind, value in pair.items()] if isinstance(pair, dict) else pair
+            found = dict(_classify(part, prompt=prompt) for part in parts)
+            if len(parts) != 2 or len(found) != 2:
+                raise ValueError(f"Got {pair!r:.80}: expected one string and one image.")
+            keys.append(id(found["image"]))
+            images[keys[-1]] = found["image"]
+            texts.append(found["text"])
+            is_text_query.append(next(iter(found)) == "text")
         numbers = {key: number for number, key in enumerate(images)}
-        features = self._pixel_values(list(images.values()))
-        features |= self._tokens([pair["text"] for pair in pairs], prompt=prompt)
-        features["image_rows"] = torch.tensor([numbers[id(pair["image"])] for pair in pairs])
-        return features | {"is_text_query": torch.tensor([next(iter(pair)) == "text" for pair in pairs])}
+        features = self._features(list(images.values()), texts)
+        features["image_rows"] = torch.tensor([numbers[key] for key in keys])
+        return features | {"is_text_query": torch.tensor(is_text_query)}
 
     def forward(self, features: Features) -> Features:
         """Add `scores`, (batch, 1), in nats."""
         model, rows = self.model, features["image_rows"]
-        pixel_values, tokens = (
-            features["pixel_values"].to(model.dtype),
-            (features["input_ids"], features["attention_mask"]),
-        )
-        similarity = (
-            (model.get_image_features(pixel_values)[rows] * model.get_text_features(*tokens)).float().sum(dim=1)
-        )
+        pixel_values = features["pixel_values"].to(model.dtype)
+        tokens = features["input_ids"], features["attention_mask"]
+        images, texts = model.get_image_features(pixel_values)[rows], model.get_text_features(*tokens)
         logits = model.match(pixel_values[rows], *tokens).float()
         of_texts, of_images = model.config.rerank_weights
-        weight = torch.where(features["is_text_query"], of_images, of_texts)
-        scale = model.contrast_head.logit_scale.float().exp()
-        scores = rerank_score(similarity, logits[:, 1] - logits[:, 0], weight=weight, scale=scale)
+        scores = rerank_score(
+            (images * texts).float().sum(dim=1),
+            logits[:, 1] - logits[:, 0],
+            weight=torch.where(features["is_text_query"], of_images, of_texts),
+            scale=model.contrast_head.logit_scale.float().exp(),
+        )
         return features | {"scores": scores[:, None]}
 
 
@@ -242,37 +231,17 @@ def _load(
     return library_class(modules=[module.load(str(folder), **options)], device=device, **given)
 
 
-def _classify(entry: Any) -> tuple[Literal["image", "text"], Any]:
-    named = isinstance(entry, dict) and len(entry) == 1
-    kind, value = next(iter(entry.items())) if named else (None, entry)
-    if isinstance(value, str) and kind in {None, "text"}:
-        if kind is None and is_image_url_or_path(value):  # elsewhere in sentence-transformers the image itself
-            if not _is_file(value):
-                raise ValueError(f"{value!r:.80} names no image file here; open it, or give {{'text': ...}} if not.")
-            return "image", value
-        return "text", value
-    is_path = isinstance(value, (str, Path)) and _is_file(value)
-    if (is_path or isinstance(value, (Image.Image, np.ndarray, Tensor))) and kind in {None, "image"}:
+def _classify(entry: Any, *, prompt: str | None) -> tuple[str, Any]:
+    """Return "text" with a prompted string, or "image" with an image, its path or address."""
+    kind = "image" if isinstance(entry, Path) else infer_modality(entry, supported_modalities=["text", "image"])
+    value = entry[kind] if isinstance(entry, dict) and kind in {"image", "text"} else entry
+    if kind == "text" and isinstance(value, str):
+        return "text", (prompt or "") + value
+    if kind == "image":
         return "image", value
-    raise ValueError(f"Got {entry!r:.80}: expected a string, a PIL image, an array, a tensor or the path of an image.")
-
-
-def _is_file(path: str | Path) -> bool:
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # base64 is too long for a name
-        return False
-
-
-def _as_pair(pair: Any) -> Mapping[Literal["image", "text"], Any]:
-    parts = [{kind: value} for kind, value in pair.items()] if isinstance(pair, dict) else pair
-    if isinstance(parts, (list, tuple)) and len(parts) == 2:
-        found = dict(map(_classify, parts))
-        if len(found) == 2:
-            return found
-    raise ValueError(f"Got {pair!r:.80}: expected one string and one image.")
+    raise ValueError(f"Got {entry!r:.80}: expected a string or an image.")
 
 
 def _refuse(arguments: Mapping[str, Any]) -> None:
-    if given := sorted(name for name, value in arguments.items() if value is not None):
+    if given := sorted(name for name, value in arguments.items() if value is not None and name != "task"):
         raise ValueError(f"Got {', '.join(given)}, which VLMo does not support: its processor decides.")
