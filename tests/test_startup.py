@@ -105,7 +105,6 @@ def test_small_index_is_searched_without_what_trains_and_builds(tmp_path) -> Non
 
 USES = (
     "import vlmo; vlmo.model_path('vlmo-small')",
-    "from vlmo import VLMoModel",
     "from transformers import AutoConfig; import vlmo",
 )
 MODELS_ARE_KNOWN = """

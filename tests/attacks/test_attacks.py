@@ -14,7 +14,7 @@ from attacks import index
     ("name", "scale", "promises", "patience"),
     [
         ("data", "0.02", 4, {}),
-        ("models", "0.02", 4, {"SOON_S": 240.0}),  # of a machine that runs other tests
+        ("models", "0.01", 4, {"SOON_S": 240.0}),  # of a machine that runs other tests
         ("service", "0.0005", 11, {"SLOWEST_S": 30.0}),
         ("training", "0.01", 3, {}),
     ],

@@ -34,7 +34,8 @@ def section(folder: Path, title: str) -> str:
 
 
 def cells(table: str) -> list[list[str]]:
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:]]
+    rows = [row for row in table.splitlines()[2:] if row.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
 @pytest.fixture(scope="module")

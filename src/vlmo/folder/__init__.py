@@ -24,17 +24,15 @@ _INDEX_SUFFIX = ".index.json"
 def file_in(folder: str | Path, name: object) -> Path:
     """Return a file of a folder by a name that another file of it may have given.
 
-    Raises:
-        ValueError: The name is a path, is none of a regular file (a named pipe would be waited for), or is a link to
-            elsewhere. Links of the hub's cache, from folders in `snapshots` to `blobs` beside, are followed.
+    ValueError if the name is a path, is none of a regular file (a named pipe would be waited for), or is a link to
+    elsewhere. Links of the hub's cache, from folders in `snapshots` to `blobs` beside, are followed.
     """
     root, path = Path(folder).resolve(), Path(folder) / str(name)
     caches = (each.with_name("blobs") for each in root.parents if each.name == "snapshots")
     blobs = next(filter(Path.is_dir, caches), root)
     if path.name != str(name) or not path.is_file() or path.resolve().parent not in {root, blobs}:
         raise ValueError(
-            f"{folder} has no file {str(name)!r}: expected the plain name of a file in it, no path and no link to "
-            "elsewhere; is it whole?"
+            f"{folder} has no file {str(name)!r} (a plain name, no path and no link to elsewhere); is it whole?"
         )
     return path
 
@@ -83,15 +81,10 @@ def check_folder(folder: str | Path, *names: str) -> None:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """Return `config.json` of a model folder, or of a released model.
-
-    Raises:
-        ValueError: There is no such file (transformers would go on to look for the name on the hub), or it cannot be
-            read.
-    """
+    """Return `config.json` of a model folder, or of a released model; ValueError if it is missing or damaged."""
     file = Path(find_model(folder)) / "config.json"
     if not file.is_file():
-        raise ValueError(no_model(folder))
+        raise ValueError(no_model(folder))  # transformers would go on to look for the name on the hub
     config = read_json(file)
     if not isinstance(config, dict):
         raise ValueError(f"{file} holds no JSON object; expected the configuration of a model")
@@ -133,6 +126,5 @@ def check_processor(folder: str | Path) -> None:
             if settings.get(key) not in allowed:
                 raise ValueError(
                     f"{file}: {key} is {settings[key]}, but vlmo normalises pixels with mean and deviation 0.5 and "
-                    "resizes bicubically (resample 3); correct the file if the model was trained so, or run the model "
-                    "by transformers' own calls (VLMoProcessor, from_pretrained), which obey the file"
+                    "resizes bicubically (resample 3): correct the file, or run the model by transformers' own calls"
                 )

@@ -25,9 +25,8 @@ _ASIDE, _REPLACED, _REMOVED = ".vlmo-aside", ".vlmo-replaced", ".vlmo-removed"
 def write_folder(target: Path) -> Iterator[Path]:
     """Yield a new empty folder, which takes the name `target` when the block ends without an error.
 
-    A crash leaves `target` as it was. Only when one folder replaces another may it be missing, for the time between
-    two renames; the next write brings it back. Names that a crash leaves beside it begin with a dot. An exception
-    leaves `target` as it was, and nothing beside it.
+    A crash leaves `target` as it was, or, between the two renames by which one folder replaces another, missing until
+    the next write; names that it leaves beside begin with a dot. An exception leaves nothing beside `target`.
 
     Raises:
         OSError: The system refused a file in the block; the error names `target`.
@@ -140,33 +139,12 @@ def remove_leftovers(parent: Path) -> None:
 
 
 def lock_folder(folder: Path, *, work: str) -> AcquireReturnProxy:
-    """Allow one process at a time that does this `work` in the folder; left as a context, or when the process ends.
-
-    Raises:
-        ValueError: Another process does it.
-    """
+    """Lock the folder for this `work` until the context or the process ends; ValueError if another process does it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return FileLock(folder / LOCK_FILE).acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"{folder}: another process is {work}; wait for it") from error
-
-
-def need_writable(folder: Path) -> None:
-    """Create the folder if necessary, and check that files can be written into it.
-
-    Raises:
-        ValueError: They cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"probe")
-    except OSError as error:
-        raise ValueError(
-            f"nothing can be written in {folder} ({error.strerror or error}); make room or give this user the right to,"
-            " or name another folder"
-        ) from None
 
 
 def _hidden(target: Path, suffix: str) -> Path:

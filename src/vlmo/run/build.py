@@ -25,7 +25,7 @@ from vlmo.data.stream.loader import StreamLoader
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import is_main, world_size
 from vlmo.folder import read_config
-from vlmo.folder.atomic import cached_file, keep_file, need_writable, write_file
+from vlmo.folder.atomic import cached_file, keep_file, write_file
 from vlmo.folder.card import DataSource, ModelCard, read_data, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
@@ -69,10 +69,8 @@ def build(
     claim_run_folder(run_dir, recipe_json=recipe.to_json(), write=False)  # before anything is written there
     if missing := check_start(recipe, original):
         raise ValueError(" ".join(missing))
-    if is_main():
-        need_writable(run_dir)  # and before the data are read, which may take long
     with lock_run(run_dir):
-        pass  # `fit` holds it; a second run of the folder ends here
+        pass  # `fit` holds it; a second run of the folder, or one without the right to write, ends here
     torch.manual_seed(recipe.seed)
     processor = build_processor(recipe) if task.reads_text else None
     rows = _read_rows(recipe, run_dir=run_dir)

@@ -22,7 +22,7 @@ from rich.table import Table
 from vlmo.data.listing import source_names
 from vlmo.evaluation.metrics import Metric
 from vlmo.folder.atomic import write_file
-from vlmo.folder.card import Usage, add_metrics, identifier
+from vlmo.folder.card import Usage, add_metrics
 from vlmo.terminal import escaped
 from vlmo.training import read_metrics
 
@@ -140,7 +140,7 @@ class TaskResult:
             facts |= {"meaning": each.meaning, "measured_by": measured_by}
             result = EvalResult(
                 task_type=self.hub_task,
-                dataset_type=identifier(data),
+                dataset_type=data,
                 dataset_name=data,
                 dataset_split=self.split,
                 metric_type=each.name,
