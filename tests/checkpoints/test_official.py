@@ -21,7 +21,6 @@ from vlmo.model import (
 )
 
 STAGE_3 = ("pooler", "itc", "itc_vl", "itm", "mlm")
-TEXT_LEFTOVERS = {"text_embeddings.position_embeddings.weight", "text_embeddings.position_ids"}
 
 
 def on_meta(sizes: Sizes, *heads: str, classes: int = 2) -> dict[str, Tensor]:
@@ -82,7 +81,7 @@ def test_published_sizes_are_our_presets(sizes, preset, image_size):
     changes = {} if sizes.relative else {"max_text_positions": 40}
     assert conversion.config.to_dict() == preset(image_size=image_size, **changes).to_dict()
     assert conversion.model_class is VLMoForPreTraining
-    assert conversion.unknown == []
+    assert conversion.tensors.unknown == []
     with torch.device("meta"):
         needed = {name: tensor.shape for name, tensor in VLMoForPreTraining(conversion.config).state_dict().items()}
     assert {name: tensor.shape for name, tensor in conversion.weights.items()} == needed
@@ -106,7 +105,7 @@ def test_heads_tell_the_task(heads, model_class, expected):
     conversion = official.convert(on_meta(BASE, *heads, classes=7))
     assert conversion.model_class is model_class
     assert {name: vars(conversion.config).get(name, conversion.config.num_labels) for name in expected} == expected
-    assert conversion.unknown == []
+    assert conversion.tensors.unknown == []
 
 
 def test_stage_2_has_no_fusion_experts_and_its_pooler_has_no_use():
@@ -115,7 +114,7 @@ def test_stage_2_has_no_fusion_experts_and_its_pooler_has_no_use():
     assert conversion.model_class is VLMoForMaskedLM
     assert conversion.config.num_fusion_layers == 0
     assert conversion.max_text_length == 196
-    assert conversion.unused.keys() == {
+    assert set(conversion.tensors.unused) == {
         "pooler.dense.weight",
         "pooler.dense.bias",
         "text_embeddings.position_embeddings.weight",
@@ -153,12 +152,12 @@ def test_sizes_that_do_not_fit_are_refused_by_name(sizes, changes, arguments, me
         official.convert(state, **arguments)
 
 
-@pytest.mark.parametrize(("lost", "message"), [(9, "16 heads; .* have 12"), (10, "do not fit 10 layers")])
-def test_base_that_lost_its_top_blocks_is_refused(lost, message):
+@pytest.mark.parametrize("lost", [9, 10])
+def test_base_that_lost_its_top_blocks_is_refused(lost):
     state = on_meta(BASE, "pooler", "itc")
     for layer in range(lost, 12):
         state = {key: tensor for key, tensor in state.items() if not key.startswith(f"transformer.blocks.{layer}.")}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"144 columns, which do not fit {lost} layers of 12 heads"):
         official.convert(state)
     if lost == 9:
         assert official.convert(state, num_attention_heads=16).config.num_attention_heads == 16

@@ -39,7 +39,7 @@ def test_safetensors_and_files_of_a_folder_are_read(tmp_path):
     save_file(WEIGHTS, tmp_path / "weights.safetensors")
     torch.save(WEIGHTS, tmp_path / "pytorch_model.bin")
     for path in (tmp_path / "weights.safetensors", tmp_path):
-        same(read_state_dict(path)[0], WEIGHTS)
+        same(read_state_dict(path), WEIGHTS)
 
 
 LONG = (2**62).to_bytes(8, "little")
@@ -57,7 +57,7 @@ REFUSED = {
     "none under its name": ({"state_dict": {}}, "no named tensors"),
     "a module": (torch.nn.Linear(2, 2), r"would run code \(torch\.nn\.modules\.linear\.Linear\)"),
     "a path beside": ({"state_dict": WEIGHTS, "size": Path("here")}, r"would run code \(pathlib\.\w+\)"),
-    "no file": (None, "no file"),
+    "no file": (None, "no weights in"),
 }
 
 
@@ -82,9 +82,7 @@ def test_weights_are_found_under_every_wrapper(tmp_path, zipped, wrapper, prefix
     content = {wrapper: weights, "epoch": 3, "optimizer": {"state": {}}} if wrapper else {**weights, "epoch": 3}
     file = tmp_path / "checkpoint.pt"
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
-    found, beside = read_state_dict(file)
-    same(found, WEIGHTS)
-    assert sorted(beside) == (["epoch", "optimizer"] if wrapper else ["epoch"])
+    same(read_state_dict(file), WEIGHTS)
 
 
 @pytest.mark.parametrize("form", ["zip", "before_1.6", "bare_pickle"])
@@ -150,7 +148,7 @@ def test_files_that_grow_when_they_are_read_are_refused(tmp_path, pickled, metho
 def test_tensors_and_settings_may_be_shared(tmp_path):
     shared, settings = torch.ones(3), {"betas": (0.9, 0.98), "sizes": list(range(50))}
     torch.save({"a": shared, "b": shared, "groups": [settings] * 300}, tmp_path / "checkpoint.pt")
-    assert len(read_state_dict(tmp_path / "checkpoint.pt")[0]) == 2
+    assert len(read_state_dict(tmp_path / "checkpoint.pt")) == 2
 
 
 @pytest.mark.parametrize("odd", ["sparse", "meta", "nested", "expanded"])
@@ -171,7 +169,7 @@ def test_folder_in_shards_is_read_with_its_configuration(tmp_path):
     model = VLMoModel(VLMoConfig.tiny())
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    same(read_state_dict(tmp_path)[0], model.state_dict())
+    same(read_state_dict(tmp_path), model.state_dict())
     next(tmp_path.glob("model-00002*")).unlink()
     with pytest.raises(ValueError, match="is it whole"):
         read_state_dict(tmp_path)
@@ -190,35 +188,25 @@ def test_index_cannot_point_outside_its_folder(tmp_path):
     "text",
     [
         '["yes", "no", "2"]',
-        '{"yes": 0, "no": 1, "2": 2}',
-        '{"0": "yes", "2": "2", "1": "no"}',
         '{"answer": "no", "label": 1}\n{"answer": "yes", "label": 0}\n\n{"answer": "2", "label": 2}\n',
         "yes\nno\n2\n",
-        '{"answer": "yes", "label": 0}\n',
     ],
 )
 def test_labels_in_every_form(tmp_path, text):
     (tmp_path / "labels").write_text(text)
-    count = 1 if text.count("\n") == 1 else 3
-    assert read_labels(tmp_path / "labels", count=count) == ["yes", "no", "2"][:count]
+    assert read_labels(tmp_path / "labels", count=3) == ["yes", "no", "2"]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b'["yes", "no"]', "names 2 answers; the checkpoint has 3"),
-        (b'{"yes": 0, "no": 1, "2": 3}', "names 3 answers"),
-        (b'{"yes": -1, "no": 0, "2": 1}', "numbered from 0"),
-        (b'{"yes": 0, "no": 0, "2": 1, "3": 2}', "names 4 answers"),
-        (b'{"yes": 0, "no": 1, "2": 1}', "numbered from 0"),
-        (b'{"yes": 0, "yes": 1, "2": 2}', "names yes more than once"),
-        (b'["yes", "no", "yes"]', "names yes more than once"),
-        (b'{"yes": true, "no": 0, "2": 2}', "no list of answers"),
         (b'["yes", "no", ["2"]]', "answers"),
+        (b'["yes", "no", "yes"]', "names yes more than once"),
+        (b'["yes", "no", "2"', "no list of answers"),
         (b"[" * 100_000, "no list of answers"),
-        (b'["yes", "no", "2"', "names 1 answers"),
         (b'{"answer": "yes"}\n{"answer": "no"}\n', "no list of answers"),
-        (b'{"a": "yes", "b": "no"}', "no list of answers"),
+        (b'{"answer": "yes", "label": 1}\n{"answer": "no", "label": 2}\n', "no list of answers"),
         (b"\xff\xfe", "no list of answers"),
         (b"", "names 0 answers"),
     ],

@@ -201,9 +201,7 @@ def test_another_file_under_a_known_name_is_refused(site, cache, tmp_path):
 def test_file_of_another_layout_or_with_code_is_refused_and_deleted(site, cache):
     site.files["beit3_base_itc_patch16_224.pth"] = site.files[COCO]
     site.files["beit3.spm"] = b"no matter"
-    with pytest.raises(
-        ValueError, match=r"beit3-base-itc, which is published at https.*not laid out as beit3, but as vlmo"
-    ):
+    with pytest.raises(ValueError, match="beit3-base-itc, which is published at https"):
         find_model("beit3-base-itc")
 
     class Evil:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import logging
 
 import vlmo.model
 import vlmo.processing
-from vlmo.checkpoints.layout import listed, one_line, printable
+from vlmo.checkpoints.layout import listed, printable
 from vlmo.distributed import choose_device
 from vlmo.folder import WEIGHTS, architectures, check_processor, weight_files
 from vlmo.folder.pickles import check_pickles
@@ -36,11 +35,6 @@ _PARALLEL_PREFIX = "module."
 _MOST_SHARED = 4  # times that a byte of a checkpoint may stand in tensors, as tied weights do
 _FOLDER_FILES = (WEIGHTS, "pytorch_model.bin")
 _CULPRIT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)|unrecognized function <?(?:[\w-]+ )*([\w.]+)")
-# Errors of a damaged pickle, which depend on the byte where it breaks. MemoryError: a length of 2 to the 62nd.
-_DAMAGED_PICKLE = (
-    *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError),
-    *(OSError, struct.error, MemoryError, pickle.UnpicklingError),
-)
 
 
 def load_model(
@@ -117,21 +111,15 @@ def _held(folder: Path, kinds: Sequence[Any]) -> str:
 def load_complete(name: str | Path, model_class: type[Model], **options: Any) -> Model:
     """Load a model as `from_pretrained` does; ValueError if there is none, or it is damaged or lacks weights."""
     with one_line_errors(name):
-        loaded: Any = None, {"missing_keys": _missing(Path(name), model_class) if Path(name).is_dir() else []}
-        if not loaded[1]["missing_keys"]:
-            loaded = model_class.from_pretrained(name, output_loading_info=True, **options)
-    if missing := sorted(loaded[1]["missing_keys"]):
-        shown = ", ".join(missing[:3])
-        raise ValueError(f"{name} lacks {len(missing)} tensors of {model_class.__name__} ({shown}, ...); is it whole?")
-    return cast("Model", loaded[0])
+        if Path(name).is_dir():
+            _check_weights(Path(name), model_class)
+        loaded: Any = model_class.from_pretrained(name, output_loading_info=True, **options)
+        _refuse_missing(loaded[1]["missing_keys"], model_class)
+    return loaded[0]
 
 
-def _missing(folder: Path, model_class: type[VLMoPreTrainedModel]) -> list[str]:
-    """Return the tensors that a folder lacks, before memory is taken for sizes that only its configuration claims.
-
-    Raises:
-        ValueError: A tensor has another shape.
-    """
+def _check_weights(folder: Path, model_class: type[VLMoPreTrainedModel]) -> None:
+    """Validate names and shapes of tensors before memory is taken for sizes that only the configuration claims."""
     with torch.device("meta"):
         wanted = model_class(vlmo.model.VLMoConfig.from_pretrained(folder)).state_dict()
     plain = {name.removeprefix("vlmo."): (name, [*tensor.shape]) for name, tensor in wanted.items()}
@@ -142,7 +130,14 @@ def _missing(folder: Path, model_class: type[VLMoPreTrainedModel]) -> list[str]:
             found |= {name.removeprefix("vlmo."): file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     if any(found.get(key, shape) != shape for key, (_, shape) in plain.items()):
         raise ValueError("its tensors have other shapes than its config.json says")
-    return [name for key, (name, _) in plain.items() if found and key not in found]
+    if found:
+        _refuse_missing([name for key, (name, _) in plain.items() if key not in found], model_class)
+
+
+def _refuse_missing(missing: Collection[str], model_class: type[VLMoPreTrainedModel]) -> None:
+    if missing:
+        shown = ", ".join(sorted(missing)[:3])
+        raise ValueError(f"it lacks {len(missing)} tensors of {model_class.__name__} ({shown}, ...); is it whole?")
 
 
 @contextmanager
@@ -162,64 +157,50 @@ def one_line_errors(folder: str | Path) -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Return the named tensors of a torch file, a safetensors file, or a folder with one of these, maybe in shards.
 
-    Tensors of large files stay on the disk until they are used. Beside them stand the names of other entries of the
-    file, such as "epoch".
+    Tensors of large files stay on the disk until they are used; entries that are no tensors, such as "epoch", are left.
 
     Raises:
         ValueError: There is no such file, no weights in it, it is damaged, or reading it would run code.
     """
     path = Path(path)
-    if not path.is_dir():
-        if not path.is_file():
-            raise ValueError(f"no file {path}: expected a checkpoint, or a folder with config.json and weights")
-        return _unwrap(_read_file(path), path)
-    shards = weight_files(path, *_FOLDER_FILES)
-    if not shards:
-        raise ValueError(f"{path} holds no weights: expected {' or '.join(_FOLDER_FILES)}, maybe in shards")
+    files = weight_files(path, *_FOLDER_FILES) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        raise ValueError(f"no weights in {path}: expected a file, or a folder with {' or '.join(_FOLDER_FILES)}")
     weights: dict[str, Tensor] = {}
-    beside: list[str] = []
-    for shard in shards:
-        part, others = _unwrap(_read_file(shard), shard)
-        weights |= part
-        beside += others
-    return weights, beside
+    for file in files:
+        weights |= _unwrap(_read_file(file), file)
+    return weights
 
 
 def read_labels(path: str | Path, *, count: int) -> list[str]:
     """Return the names of `count` answers or classes, in the order of their numbers.
 
-    The file is a JSON list, a JSON object {answer: number} or {number: answer}, JSON lines with `answer` and `label`,
-    or text with one answer a line; or the folder of a prepared set, whose `prepared.json` lists them.
+    The file is a JSON list, JSON lines with `answer` and `label` as BEiT-3 writes them, or text with one name a line;
+    or the folder of a prepared set, whose `prepared.json` lists them.
 
     Raises:
-        ValueError: None of these forms, or the numbers are not 0 to `count` - 1.
+        ValueError: None of these forms, or not `count` different names.
     """
     path = Path(path) / "prepared.json" if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ValueError(f"no file {path}: expected a list of answers")
     try:
         text = path.read_text(encoding="utf-8")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        content: Any = lines
-        with suppress(json.JSONDecodeError):
-            content = json.loads(text, object_pairs_hook=tuple)  # pairs: a key may be there twice
+        names: Any = [line.strip() for line in text.splitlines() if line.strip()]
         if path.name == "prepared.json":
-            content = dict(content)["labels"]
-        elif text.startswith("{") and (content is lines or {"answer", "label"} <= dict(content).keys()):
-            content = tuple((row["label"], row["answer"]) for row in map(json.loads, lines))
-        if not isinstance(content, tuple):
-            content = tuple(enumerate(content))
-        elif all(type(value) is int for _, value in content):
-            content = tuple((value, key) for key, value in content)
-        pairs = sorted((int(number), name) for number, name in content)
+            names = list(json.loads(text)["labels"])
+        elif text.startswith("["):
+            names = json.loads(text)
+        elif text.startswith("{"):
+            numbered = {row["label"]: row["answer"] for row in map(json.loads, names)}
+            names = [numbered[number] for number in range(len(names))]
     except (ValueError, LookupError, TypeError, RecursionError):
         raise ValueError(f"{path} is no list of answers; expected JSON, JSON lines, or one answer a line") from None
-    names = [name for _, name in pairs]
-    if [number for number, _ in pairs] != list(range(count)) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path} names {len(pairs)} answers; the checkpoint has {count}, numbered from 0")
+    if len(names) != count or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} names {len(names)} answers; the checkpoint has {count}")
     if len(set(names)) < count:
         twice = listed(name for name in set(names) if names.count(name) > 1)
         raise ValueError(f"{path} names {twice} more than once; give each answer a name of its own")
@@ -228,36 +209,31 @@ def read_labels(path: str | Path, *, count: int) -> list[str]:
 
 def _read_file(path: Path) -> object:
     """Return the content of a file: tensors and plain containers only."""
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except SafetensorError as problem:
-            raise ValueError(f"{path} is truncated, damaged or no safetensors file ({one_line(problem)})") from None
-    with path.open("rb") as file:
-        check_pickles(file, path)
-        zipped = file.read(4) == b"PK\x03\x04"  # the form before torch 1.6 cannot be mapped into memory
+    is_pickle, zipped = path.suffix != ".safetensors", False
+    if is_pickle:
+        with path.open("rb") as file:
+            check_pickles(file, path)
+            zipped = file.read(4) == b"PK\x03\x04"  # the form before torch 1.6 cannot be mapped into memory
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the form of the pickle; an unreadable one fails below
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except _DAMAGED_PICKLE as problem:
+            if is_pickle:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            return load_file(path)
+    except Exception as problem:  # of nearly every class: it depends on the byte where a damaged pickle breaks
         culprit = _CULPRIT.search(str(problem))
         code = f" ({printable(culprit[1] or culprit[2])})" if culprit else ""
         raise ValueError(
             f"{path} was refused: it is truncated, damaged, no checkpoint of torch, or reading it would run code{code}."
             " If you trust its author, re-save its weights alone: torch.save(model.state_dict(), FILE)"
-        ) from None
+        ) from problem
 
 
-def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the weights in the content of a file, and the names of all else."""
+def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
+    """Return the weights in the content of a file."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of named tensors")
-    beside: list[str] = []
-    if wrapper := next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None):
-        beside = [str(key) for key in content if key != wrapper]
-        content = cast("Mapping[Any, Any]", content[wrapper])
+    content = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), content)
     weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not weights:
         raise ValueError(f"{path} holds no named tensors, neither at the top nor under {', '.join(_WRAPPERS)}")
@@ -277,7 +253,6 @@ def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], list[str]]:
     storages = {(storage := tensor.untyped_storage()).data_ptr(): storage.nbytes() for tensor in weights.values()}
     if (claimed := sum(tensor.nbytes for tensor in weights.values())) > _MOST_SHARED * sum(storages.values()):
         raise ValueError(f"{path} holds tensors of {claimed:,} bytes in {sum(storages.values()):,}. Save them apart")
-    beside += [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
         weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}
-    return weights, beside
+    return weights

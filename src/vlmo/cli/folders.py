@@ -12,7 +12,7 @@ from rich.table import Table
 from vlmo.cli.parsing import ModelFolder, hide_loading_bars, nearest
 from vlmo.released import find_model, no_model
 from vlmo.released.published import MODELS
-from vlmo.terminal import escaped, say
+from vlmo.terminal import say
 
 
 def models(
@@ -54,7 +54,6 @@ def import_(
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     out: tyro.conf.Positional[Path],
     *,
-    kind: Literal["auto", "vlmo", "beit", "hf-beit", "beit3", "timm-beit3"] = "auto",
     image_size: int | None = None,
     text_length: int | None = None,
     num_attention_heads: int | None = None,
@@ -68,13 +67,12 @@ def import_(
     Args:
         path: Checkpoint of VLMo, BEiT or BEiT-3 (.pt, .pth, .safetensors), or a folder with config.json and weights.
         out: New model folder.
-        kind: Layout of the file; by default the one that its keys tell.
         image_size: Pixels of an image's side; position tables are resized to it.
         text_length: Longest text in tokens, a multiple of 8; by default that of the file.
-        num_attention_heads: Kind of the checkpoint, for tensors that do not tell it.
+        num_attention_heads: For tensors that do not tell it.
         vocabulary: BERT's vocab.txt or a folder with it, by default from the model hub; for BEiT-3 its SentencePiece
             file.
-        labels: Names of the answers or classes: JSON, JSON lines, one a line, or a prepared set.
+        labels: Names of the answers or classes: a JSON list, JSON lines, one a line, or a prepared set.
         imagenet_pixels: The file takes pixels normalised by ImageNet's mean and deviation; known of published files and
             of folders.
         allow_partial: Leave out keys that nobody knows, and start anew what is missing, instead of stopping.
@@ -85,10 +83,6 @@ def import_(
     from vlmo.tasks import usage_of
 
     report = import_checkpoint(**given, usage_of=usage_of)
-    table = Table(show_header=False)
-    for word, value in report.rows():
-        table.add_row(word, escaped(value))
-    Console(soft_wrap=True).print(table)
     say(*report.lines(), f"model folder {out}")
 
 

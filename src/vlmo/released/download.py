@@ -92,7 +92,6 @@ def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
         importlib.import_module("vlmo.checkpoints.importing").import_checkpoint(
             files[0],
             folder,
-            kind=model.layout,
             vocabulary=files[1] if files[1:] else None,
             licence=model.licence.lower(),
             address=model.address,

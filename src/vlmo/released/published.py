@@ -102,7 +102,7 @@ class NamedModel:
         image_size: Pixels of an image's side.
         licence: Of the weights.
         address: Of the published file; empty for a model that comes with the package.
-        layout: Of that file, one of `vlmo import --kind`.
+        layout: Of that file: "vlmo", "beit" or "beit3".
         reported: Split, metric and percent of each result in the paper.
     """
 
