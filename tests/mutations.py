@@ -295,8 +295,8 @@ MUTATIONS = (
     Mutation(
         "masks of transformers' Trainer alike in each epoch",
         "integrations/collators.py",
-        "[seed, _epoch(), *",
-        "[seed, 0, *",
+        "[self.seed, _epoch(), *",
+        "[self.seed, 0, *",
         ("integrations/test_trainer.py",),
     ),
     Mutation(
