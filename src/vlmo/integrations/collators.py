@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from vlmo.data.decoding import ImageCell, decode_image, decode_mask
 from vlmo.data.masking import BlockMaskConfig, MaskingVocabulary, WordMaskConfig, whole_word_mask
@@ -58,7 +60,7 @@ class DataCollator(ABC):
         generator = self.generator(repr(lists).encode())
         return [texts[int(generator.integers(len(texts)))] for texts in lists]
 
-    def pixels(self, rows: Rows, *, name: str = "image") -> torch.Tensor:
+    def pixels(self, rows: Rows, *, name: str = "image") -> Float[Tensor, "row channel height width"]:
         """Return `pixel_values` of the images of a column."""
         return self.processor(images=self.images(rows, name=name), return_tensors="pt")["pixel_values"]
 

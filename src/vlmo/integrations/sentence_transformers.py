@@ -155,6 +155,7 @@ class VLMoPairScorer(_FolderModule):
 
         Args:
             inputs: (string, image) or (image, string), or `{"text": ..., "image": ...}`; the first is the query.
+                ValueError for others.
             prompt: Put in front of each string.
             kwargs: As for `VLMoEmbedder`.
         """
