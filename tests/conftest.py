@@ -16,7 +16,6 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     HF_HUB_OFFLINE="1",
     MKL_NUM_THREADS="1",
-    MPLBACKEND="Agg",
     OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
 )

@@ -10,12 +10,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jinja2 import Environment, PackageLoader
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from vlmo.data.sources import decode_image, open_source
-from vlmo.demo.report import write_report
+from vlmo.folder.atomic import write_file
 from vlmo.recipes import describe, find_recipe
 from vlmo.recipes.quickstart import (
     DUAL,
@@ -32,7 +33,7 @@ from vlmo.recipes.schema import Recipe, scaled
 from vlmo.retrieval import Encoder
 from vlmo.run.build import build
 from vlmo.tasks import TaskResult, VisionTask, evaluate
-from vlmo.training import read_metrics
+from vlmo.visualization import data_uri, heat_map
 
 TOKENIZER, MATCHING, QUESTIONS, STATEMENTS = (
     "shapes-tokenizer",
@@ -48,21 +49,20 @@ _KINDS = {"object": "another shape", "color": "another color", "relation": "the 
 
 
 class Step(NamedTuple):
-    """Title of a run, its losses, and about how many seconds it takes on two CPU cores."""
+    """Losses of a run, and about how many seconds it takes on two CPU cores."""
 
-    title: str
     losses: tuple[str, ...]
     seconds: float
 
 
 STEPS = {
-    TOKENIZER: Step("Visual tokenizer", ("reconstruction", "commitment"), 19),
-    "shapes-stage1": Step("Stage 1: masked image modelling", ("mim",), 48),
-    "shapes-stage2": Step("Stage 2: masked language modelling", ("mlm",), 25),
-    "shapes-stage3": Step("Stage 3: contrast, words, matching", ("itc", "mlm", "itm"), 340),
-    MATCHING: Step("Stage 3, more of it for matching", ("itc", "mlm", "itm"), 155),
-    QUESTIONS: Step("Fine-tuning on questions", ("vqa",), 50),
-    STATEMENTS: Step("Fine-tuning on statements about two scenes", ("nlvr2",), 95),
+    TOKENIZER: Step(("reconstruction", "commitment"), 19),
+    "shapes-stage1": Step(("mim",), 48),
+    "shapes-stage2": Step(("mlm",), 25),
+    "shapes-stage3": Step(("itc", "mlm", "itm"), 340),
+    MATCHING: Step(("itc", "mlm", "itm"), 155),
+    QUESTIONS: Step(("vqa",), 50),
+    STATEMENTS: Step(("nlvr2",), 95),
 }
 EVALUATION_SECONDS = 33.0
 """Expected seconds of all that follows the last stage."""
@@ -173,12 +173,6 @@ def _write(run: Path, results: Mapping[str, TaskResult], *, metrics: Mapping[str
     encoder = Encoder(run / MATCHING / "model")
     gained, lost, queries = examples(result.predictions, images=images)
     decisions, shown = (each[:: max(1, len(each) // _NUM_SHOWN)][:_NUM_SHOWN] for each in (gained, queries))
-    charts = {}
-    for name, step in STEPS.items():
-        lines = read_metrics(run / name)
-        charts[step.title] = {
-            loss: [(line["step"], line[loss]) for line in lines if loss in line] for loss in step.losses
-        }
     return write_report(
         run / "report.html",
         title="VLMo quickstart",
@@ -203,7 +197,6 @@ def _write(run: Path, results: Mapping[str, TaskResult], *, metrics: Mapping[str
             f"Texts for which the two encoders put different images first. The fusion encoder alone is right for "
             f"{len(gained)} of {count:,} texts, the dual encoder alone for {lost}."
         ),
-        charts=charts,
         text_to_image=shown,
         attention=[(each["fusion"], *encoder.attention(each["fusion"], each["text"])) for each in decisions[:3]],
     )
@@ -228,3 +221,17 @@ def examples(
         shown = {"images": [images[name] for name in found], "correct": correct, "answer": right}
         queries.append({"text": row["caption"], "rank": row["rerank_rank"], **shown})
     return gained, lost, queries
+
+
+def write_report(path: Path, **parts: Any) -> Path:
+    """Write a page with images inside it, which loads nothing and runs no script, and return its path.
+
+    Args:
+        parts: Contents by their names in `report.html`; sections whose contents are missing are left out.
+    """
+    loader = PackageLoader("vlmo.demo", ".")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["data_uri"] = data_uri
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, environment.get_template("report.html").render(heat_map=heat_map, **parts))
+    return path
