@@ -108,17 +108,7 @@ def test_visual_genome_phrases_are_captions_of_the_whole_picture(genome, tmp_pat
     assert [decode_image(row["image"]).getpixel((0, 0))[0] for row in rows] == [0, 1, 2, 3]
     assert summary.splits["train"]["captions"] == 8
     assert not [line for line in summary.lines() if line.startswith("warning")]
-
-
-def test_visual_genome_keeps_cocos_held_out_pictures_apart(genome, tmp_path) -> None:
-    notes = prepare("visual_genome", root=genome, out=tmp_path / "without").notes
-    assert "2 images are from COCO" in notes[0]
-    records = [coco_record(77, "test"), coco_record(88, "restval"), coco_record(99, "val")]
-    write(genome / "dataset_coco.json", json.dumps({"images": records}))
-    summary = prepare("visual_genome", root=genome, out=tmp_path / "with")
-    assert summary.notes == []
-    assert {split: counts["rows"] for split, counts in summary.splits.items()} == {"train": 3, "coco_held_out": 1}
-    assert open_source(str(tmp_path / "with"), split="coco_held_out")["image_id"][:] == ["coco/77"]
+    assert summary.notes[0].startswith("2 images are from COCO")
 
 
 def test_visual_genome_finds_other_usual_places(genome, tmp_path) -> None:
@@ -139,11 +129,6 @@ def test_visual_genome_finds_other_usual_places(genome, tmp_path) -> None:
         ("region_descriptions.json", [{"id": 1}], r"\[0\]: KeyError\('regions'\)"),
         ("region_descriptions.json", [{"id": 1, "regions": [{"phrase": None}]}], "TypeError.*None is no text"),
         ("image_data.json", [{"image_id": 1}, {"id": 2}], r"\[1\]: KeyError\('image_id'\)"),
-        (
-            "dataset_coco.json",
-            {"images": [{"split": "val", "filename": "1.jpg"}]},
-            r"images\[0\]: KeyError\('cocoid'\)",
-        ),
         ("image_data.json", None, r"or annotations/image_data.json is missing; --root must be"),
         ("region_descriptions.json", None, "or annotations/region_descriptions.json is missing"),
         ("VG_100K", None, "or images/VG_100K is missing"),

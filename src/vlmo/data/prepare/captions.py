@@ -16,7 +16,6 @@ from vlmo.data.prepare.preparer import (
     Row,
     SetOnDisk,
     find,
-    first_of,
     read_records,
     read_table_schema,
     stamped,
@@ -24,9 +23,6 @@ from vlmo.data.prepare.preparer import (
 )
 from vlmo.data.schema import make_row
 from vlmo.data.stream.records import CAPTION_COLUMNS, IMAGE_COLUMNS, Bad, read_shard
-
-HELD_OUT_SPLIT = "coco_held_out"
-"""Images that are also in the validation or test split of COCO: whoever trains on them cannot test on COCO."""
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 """Karpathy's; COCO's `restval` is the part of val2014 that everyone trains on."""
@@ -77,24 +73,13 @@ def _karpathy(file: Path, *, images: Path, source: str, licence: str) -> functoo
 
 
 def open_visual_genome(root: Path) -> SetOnDisk:
-    """Find one row an image; images of COCO's validation and test split go to a split of their own, if known."""
+    """Find one row an image; an image of COCO has its name there, so that joined sets leave out what COCO tests."""
     regions, facts = (
         find(root, name, f"annotations/{name}", layout=_VG_LAYOUT)
         for name in ("region_descriptions.json", "image_data.json")
     )
     folders = [find(root, name, f"images/{name}", layout=_VG_LAYOUT) for name in ("VG_100K", "VG_100K_2")]
     coco_ids = dict(read_records(facts, lambda image: (int(image["image_id"]), image.get("coco_id"))))
-    shared = {coco_id for coco_id in coco_ids.values() if coco_id is not None}
-    held_out: set[int] = set()
-    notes = []
-    if file := first_of(root, *_COCO_FILES):
-        splits = read_records(file, lambda image: (image["cocoid"], image["split"]), key="images")
-        held_out = {coco_id for coco_id, split in splits if split in {"val", "test"}}
-    elif shared:
-        notes.append(
-            f"{len(shared):,} images are from COCO, and some of them are in its validation and test splits; with "
-            f"dataset_coco.json in {root} these go to the split {HELD_OUT_SPLIT!r}"
-        )
 
     def row(record: dict[str, Any]) -> Row:
         image_id = int(record["id"])
@@ -108,10 +93,12 @@ def open_visual_genome(root: Path) -> SetOnDisk:
             source="visual_genome",
             licence="CC-BY-4.0",
         )
-        return Row(HELD_OUT_SPLIT if coco_id in held_out else "train", values)
+        return Row("train", values)
 
     rows = read_records(regions, row)
-    return SetOnDisk(lambda: rows, "CC-BY-4.0", notes=notes)
+    shared = sum(coco_id is not None for coco_id in coco_ids.values())
+    notes = [f"{shared:,} images are from COCO; train on them together with coco, which keeps its test images out"]
+    return SetOnDisk(lambda: rows, "CC-BY-4.0", notes=notes if shared else [])
 
 
 def open_sbu(root: Path) -> SetOnDisk:
