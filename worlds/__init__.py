@@ -6,7 +6,6 @@ from worlds.recipes import PREPARED, entries
 
 builtin.register("worlds.emoji", "drawings-pairs", "drawings-concepts")
 builtin.register("worlds.english", "english-text")
-builtin.register("worlds.easy_vqa", "easy-vqa", "easy-vqa-balanced")
 builtin.register(
     "worlds.scenes",
     *("scenes", "scenes-binding", "scenes-questions", "scenes-statements", "scenes-masks", "scenes-kinds"),

@@ -196,7 +196,6 @@ def recipe_of(step: Step) -> Recipe:
 # a shape spans several; position tables are resized, as in the paper's fine-tuning at larger images.
 _LARGER = replace(_ABSOLUTE, image_size=96)
 _ENCODER = replace(_LARGER, num_fusion_layers=0, drop_path_rate=0.1)
-_PLAIN = TransformConfig(image_size=96, rand_augment_ops=0)
 
 
 def _fine_tuned(
@@ -219,22 +218,13 @@ def _fine_tuned(
 
 
 # Answers are sides and colors, so images are neither mirrored nor recolored.
-_SIDED = replace(_PLAIN, horizontal_flip=0.0)
+_SIDED = TransformConfig(image_size=96, rand_augment_ops=0, horizontal_flip=0.0)
 _VISION = {
     "text": TextConfig(),
     "optimizer": OptimizerConfig(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
     "evaluate_split": "artist",
 }
 FINE_TUNED = {
-    "easy-vqa": (
-        "Questions about images of one drawn shape, 13 answers.",
-        # Colors are answers.
-        _fine_tuned(
-            VQATask(head_lr_scale=1.0),
-            DataConfig(source="easy-vqa-balanced", transform=_PLAIN, cache_images=True),
-            evaluate_on="easy-vqa",
-        ),
-    ),
     "scenes-questions": (
         "Questions about scenes of shapes and drawings, 25 answers: colors, shapes, numbers, yes or no.",
         _fine_tuned(VQATask(head_lr_scale=1.0), DataConfig(source="scenes-questions", transform=_SIDED)),
