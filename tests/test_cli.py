@@ -66,7 +66,6 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train shapes-stage3 --task.losses.itm-stride 0", "itm_stride is 0"),
         ("train shapes-stage3 --text.max-length 128", "max_text_positions"),
         ("train shapes-stage3 --data.max-bad-share -1", "max_bad_share is -1"),
-        ("train shapes-stage3 --trainer.eval-every 5", "evaluate_on"),
         ("train base-vqa --init vlmo-small --dry-run", "num_attention_heads 4"),
         (
             "train base-stage3",

@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for noisy in ("httpx", "datasets", "transformers", "filelock", "fsspec", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on files: those that cannot be read have a reason
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # "Loading weights" and the like, many times a run
     if not sys.stderr.isatty():  # bars are for terminals; in a file they are noise
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:

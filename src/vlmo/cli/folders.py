@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vlmo.cli.parsing import ModelFolder, hide_loading_bars, nearest
+from vlmo.cli.parsing import ModelFolder, nearest
 from vlmo.released import find_model, no_model
 from vlmo.released.published import MODELS
 from vlmo.terminal import say
@@ -30,7 +30,6 @@ def models(
     from vlmo.released.download import cached_model, fetch_model
 
     if names:
-        hide_loading_bars()
         for name in names:
             if name not in MODELS:
                 raise ValueError(f"no model {name!r}; did you mean {nearest(name, MODELS)!r}? All: vlmo models")
@@ -78,7 +77,6 @@ def import_(
         allow_partial: Leave out keys that nobody knows, and start anew what is missing, instead of stopping.
     """
     given = dict(locals())
-    hide_loading_bars()
     from vlmo.checkpoints.importing import import_checkpoint
     from vlmo.tasks import usage_of
 
@@ -93,7 +91,6 @@ def merge(adapter: Annotated[Path, tyro.conf.Positional], *, out: Path) -> None:
         adapter: Folder that a run with --lora.rank leaves under model/.
         out: New model folder.
     """
-    hide_loading_bars()
     from vlmo.training.lora import merge_adapter
 
     merge_adapter(adapter, out)
@@ -113,7 +110,6 @@ def export(folder: ModelFolder, *, out: Path, to: Literal["official", "onnx"] = 
     folder = Path(find_model(folder))
     if not (folder / "config.json").is_file():
         raise ValueError(no_model(folder))
-    hide_loading_bars()
     if to == "onnx":
         from vlmo.export.onnx import describe_files
         from vlmo.retrieval.graphs_engine import export_graphs

@@ -103,10 +103,3 @@ def check_given(files: Iterable[str | Path | None], *, expected: str) -> None:
             if Path(file).expanduser().exists():
                 continue
         raise ValueError(f"there is nothing at {file}; give {expected}")
-
-
-def hide_loading_bars() -> None:
-    """Silence transformers' "Loading weights" and the like, many times a run; imports it, so call it late."""
-    import transformers
-
-    transformers.logging.disable_progress_bar()

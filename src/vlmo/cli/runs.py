@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from vlmo.cli.parsing import Device, ModelFolder, hide_loading_bars, parse, without_garbage_collection
+from vlmo.cli.parsing import Device, ModelFolder, parse, without_garbage_collection
 from vlmo.lazy import need_package
 from vlmo.terminal import say
 
@@ -65,7 +65,6 @@ def quickstart(
     """
     if fast and scale != 1:
         raise ValueError("--scale shortens the training, and --fast leaves it out; give one of them")
-    hide_loading_bars()
     if fast:
         from vlmo.demo.fast import run_fast_start
 
@@ -97,7 +96,6 @@ def train(name: tyro.conf.Positional[str], *, arguments: tyro.conf.Suppress[tupl
         description = f"{about} (The whole description: vlmo recipes {name}.)"
         folder = Path("runs") / name
         options = _run_options(recipe, *common, prog=f"vlmo train {name}", about=description, run_dir=folder)
-        hide_loading_bars()
         _run(options, original=recipe, name=name, about=about)
 
 
@@ -120,7 +118,6 @@ def finetune(
         arguments: The other words.
     """
     common = _common_options(arguments)
-    hide_loading_bars()
     from vlmo.recipes.finetune import finetune_recipe
     from vlmo.tasks.result import data_name
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from vlmo.cli.parsing import (
     ModelFolder,
     check_given,
     check_new_file,
-    hide_loading_bars,
     without_garbage_collection,
 )
 from vlmo.released import find_model
@@ -32,20 +30,15 @@ _STDERR = Console(stderr=True)
 _WIDTH = 200  # of a table that goes into a file
 _RERANKED = "(1 - weight) x similarity / temperature + weight x match (log-odds); where match is empty, the similarity"
 
-Images = Annotated[tuple[str, ...], tyro.conf.Positional]
-Batch = Annotated[
-    int, tyro.conf.arg(name="batch-size", help="Images that go through the model at a time.", metavar="INT")
-]
-
 
 def index(
     folder: ModelFolder,
-    images: Images = (),
+    images: tyro.conf.Positional[tuple[str, ...]] = (),
     *,
     out: Path,
     metadata: Path | None = None,
     store_bytes: tyro.conf.FlagCreatePairsOff[bool] = False,
-    batch: Batch = 64,
+    batch: Annotated[int, tyro.conf.arg(name="batch-size")] = 64,
     approximate_from: Annotated[int, tyro.conf.arg(name="ann-threshold")] = 50_000,
     remove: tuple[str, ...] = (),
     executor: Literal["local", "ray"] = "local",
@@ -62,6 +55,7 @@ def index(
             too.
         store_bytes: Keep the bytes of image files in the index, in later runs too; those of shards are kept in any
             case.
+        batch: Images that go through the model at a time.
         approximate_from: Number of images from which on an approximate index is built.
         remove: Inputs of earlier runs whose images leave the index, or their table of metadata.
         executor: Embed in this process, or with Ray Data.
@@ -70,7 +64,6 @@ def index(
     folder, out = Path(find_model(folder)), out.expanduser()
     if not out.exists():  # else it may be an input of an earlier run
         check_given(images, expected="a folder, an image, or a .tar or .parquet file")
-    hide_loading_bars()
     from vlmo.data.rows import first_reasons
     from vlmo.retrieval import Encoder, build_index
 
@@ -124,7 +117,6 @@ def search(
 
     check_new_file(sheet, option="--sheet", suffix=".png")
     named = image_named(query, must_exist=True)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of "Loading weights", if transformers gets imported
     from vlmo.retrieval import Encoder, Index, Searcher
 
     index = Index(folder)
@@ -184,7 +176,6 @@ def serve(
     """
     folder = Path(find_model(folder))
     check_given([index], expected="an index that vlmo index has made")
-    hide_loading_bars()
     from vlmo.serving.parts import load_parts
     from vlmo.serving.server import bind, read_key
     from vlmo.serving.server import serve as run

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vlmo.cli.parsing import Device, ModelFolder, check_given, check_new_file, hide_loading_bars
+from vlmo.cli.parsing import Device, ModelFolder, check_given, check_new_file
 from vlmo.released import find_model, is_released, notes_folder
 from vlmo.terminal import escaped, say, say_json
 
@@ -57,7 +57,6 @@ def evaluate(
         raise ValueError(f"{given} is a published model and stays as it is; copy {folder}, and evaluate the copy")
     check_new_file(out, option="--out")
     check_new_file(submission, option="--submission")
-    hide_loading_bars()
     from vlmo.distributed import is_main
     from vlmo.tasks import evaluate as measure
     from vlmo.tasks import usage_of, write_submission
@@ -129,7 +128,6 @@ def predict(
     folder = Path(find_model(folder))
     check_given(image, expected="an image")
     check_new_file(save, option="--save")
-    hide_loading_bars()
     from vlmo.tasks import Inputs
     from vlmo.tasks import predict as ask
 

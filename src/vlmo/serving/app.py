@@ -57,7 +57,7 @@ Work = Callable[[Service, Any], Coroutine[Any, Any, BaseModel | dict[str, Any]]]
 _POSTS: tuple[tuple[str, type[Body], Any, Work], ...] = (
     ("/v1/search", schemas.SearchRequest, schemas.SearchResponse, Service.search),
     ("/v1/similar", schemas.SimilarRequest, schemas.SearchResponse, Service.similar),
-    ("/v1/vqa", schemas.QuestionRequest, schemas.QuestionResponse, Service.answer),
+    ("/v1/vqa", schemas.QuestionRequest, dict[str, Any], Service.answer),
     ("/v1/embeddings", schemas.EmbeddingsRequest, dict[str, Any], Service.embeddings),
     ("/v1/rerank", schemas.RerankRequest, dict[str, Any], Service.rerank),
     ("/v2/rerank", schemas.RerankRequest, dict[str, Any], Service.rerank),

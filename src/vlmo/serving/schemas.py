@@ -178,11 +178,7 @@ class EmbeddingsRequest(ClientBody):
     encoding_format: Literal["float", "base64"] | None = Field(
         default="float", description="float: lists of numbers. base64: 32-bit floats, little-endian."
     )
-    dimensions: int | None = Field(
-        default=None,
-        ge=1,
-        description="Size of a vector: its first dimensions, at most the model's, of length 1 again.",
-    )
+    dimensions: int | None = Field(default=None, description="Size of a vector; the model's, if given.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -242,9 +238,7 @@ class SearchResponse(BaseModel):
 
     hits: list[Result]
     num_reranked: int = Field(description="Candidates that the fusion encoder has scored.")
-    no_match: bool = Field(
-        description="The model does not know the words, or no candidate reaches its cut-off; the hits are the nearest."
-    )
+    no_match: bool = Field(description="The model does not know the words; the hits are the nearest.")
     note: str | None = Field(description="The same in words, and how many candidates' images could not be read.")
     seconds: dict[str, float] = Field(description="`encode`, `index`, `rerank` and `total`, waiting included.")
 
@@ -258,19 +252,6 @@ class SearchResponse(BaseModel):
             note=result.note,
             seconds={name: round(each, 6) for name, each in {**result.seconds, "total": total}.items()},
         )
-
-
-class Answer(BaseModel):
-    """One of the answers that the model knows."""
-
-    answer: str
-    score: float = Field(description="Sigmoid of its logit; several may be right.")
-
-
-class QuestionResponse(BaseModel):
-    """Answers, the best first."""
-
-    answers: list[Answer]
 
 
 class ErrorResponse(BaseModel):

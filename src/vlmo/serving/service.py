@@ -70,12 +70,11 @@ class Service:
         self._upload_threads.shutdown()
 
     async def embeddings(self, request: schemas.EmbeddingsRequest) -> dict[str, Any]:
-        """L2-normalised vectors of texts and images, in the form of OpenAI; ServiceError for too many dimensions."""
+        """L2-normalised vectors of texts and images, in the form of OpenAI; ServiceError for another size of them."""
         encoder = self._encoder()
-        dim = encoder.dim if request.dimensions is None else request.dimensions
-        if dim > encoder.dim:
-            reason = f"dimensions is {dim}, but the vectors here have {encoder.dim}"
-            raise ServiceError(422, reason, hint=f"leave out dimensions, or ask for at most {encoder.dim}")
+        if request.dimensions not in {None, encoder.dim}:
+            reason = f"dimensions is {request.dimensions}, but the vectors here have {encoder.dim}"
+            raise ServiceError(422, reason, hint="leave out dimensions")
         texts, images = schemas.split(request.input)
         pixels = await self._read(images, encoder.pixels)
         of_texts, of_images, usage = await asyncio.gather(
@@ -83,9 +82,7 @@ class Service:
         )
         data = []
         for index, content in enumerate(request.input):
-            vector = (of_images if content.text is None else of_texts).pop(0)[:dim]
-            if dim < encoder.dim:
-                vector = vector / np.linalg.norm(vector)
+            vector = (of_images if content.text is None else of_texts).pop(0)
             is_coded = request.encoding_format == "base64"
             values = base64.b64encode(vector.astype("<f4").tobytes()).decode() if is_coded else vector.tolist()
             data.append({"object": "embedding", "index": index, "embedding": values})
@@ -151,8 +148,8 @@ class Service:
                 ranked["document"] = request.documents[ranked["index"]].document
         return {"results": results, "model": encoder.fingerprint, "usage": usage}
 
-    async def answer(self, request: schemas.QuestionRequest) -> schemas.QuestionResponse:
-        """Answers to a question about an image."""
+    async def answer(self, request: schemas.QuestionRequest) -> dict[str, Any]:
+        """Answers to a question about an image, the best first; a score is the sigmoid of a logit."""
         hint = "start it with --vqa and the folder of a model for visual question answering"
         answerer = _need(self._parts.answerer, "this service answers no questions", hint=hint)
         if request.image is not None:
@@ -163,8 +160,7 @@ class Service:
         (scores,) = await self._run(QUESTIONS, [(pixels, request.question)])
         best = scores.topk(min(request.top, len(scores)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        answers = [schemas.Answer(answer=answerer.names[number], score=score) for number, score in pairs]
-        return schemas.QuestionResponse(answers=answers)
+        return {"answers": [{"answer": answerer.names[number], "score": score} for number, score in pairs]}
 
     async def thumbnail(self, number: str) -> bytes:
         """JPEG of an indexed image."""
