@@ -41,8 +41,7 @@ from webdataset.tariterators import tar_file_expander
 from surroundings import surroundings, write_result
 from vlmo.data.examples import StreamExamples
 from vlmo.data.loader import LoaderConfig
-from vlmo.data.stream.lanes import Source
-from vlmo.data.stream.loader import StreamConfig, StreamLoader
+from vlmo.data.stream.loader import Source, StreamConfig, StreamLoader
 from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
 from vlmo.types import normalize_pixels
 

@@ -161,7 +161,7 @@ MUTATIONS = (
     ),
     Mutation(
         "one sample repeated after a resume",
-        "data/stream/lanes.py",
+        "data/stream/loader.py",
         "key > given",
         "key >= given",
         ("data/stream/test_lanes.py",),
@@ -274,7 +274,7 @@ MUTATIONS = (
     Mutation(
         "contrast never changed after the other colours",
         "processing/segmentation.py",
-        "return image if contrast_first else _map_levels(image, gain=gain, shift=0.0)",
+        "return image if contrast_first else _map_levels(image, gain=gain)",
         "return image",
         ("processing/test_segmentation.py",),
     ),

@@ -103,10 +103,10 @@ def test_search_by_an_image(made, capsys, tmp_path):
         assert sheet.width > 500
 
 
-@pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".jp2"])
+@pytest.mark.parametrize("suffix", [".gif", ".tif"])
 def test_query_of_any_indexed_suffix_is_an_image(suffix, made, capsys, tmp_path):
     with Image.open(made[0] / NAMES[7]) as image:
-        image.convert("L" if suffix == ".pgm" else "RGB").save(tmp_path / f"a b{suffix}")
+        image.save(tmp_path / f"a b{suffix}")
     main(["search", made[1], str(tmp_path / f"a b{suffix}"), "--json", "--top", "1"])
     assert json.loads(capsys.readouterr().out)["num_reranked"] == 0  # a text's candidates would be reranked
 

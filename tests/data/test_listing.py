@@ -5,7 +5,7 @@ from tests.toy_shards import tar_bytes, write_parquet, write_tars
 from vlmo.data.listing import list_shards
 from vlmo.data.prepare import labels_of
 from vlmo.data.rows import read_lines
-from vlmo.data.stream.lanes import open_sources
+from vlmo.data.stream.loader import open_sources
 
 
 def test_patterns_name_shards(tmp_path, monkeypatch):

@@ -80,7 +80,7 @@ def test_question_pipeline_in_bfloat16(make, processor):
         (lambda pipe: pipe(question="what?"), "image is a NoneType: expected a PIL image"),
         (lambda pipe: pipe(drawings(1)), "expected an image with question"),
         (lambda pipe: pipe([{"image": drawings(1)[0]}]), "expected an image with question"),
-        (lambda pipe: pipe(drawings(1)[0], question=["what?", "why?", 3]), "text holds a int"),
+        (lambda pipe: pipe(drawings(1)[0], question=["what?", "why?", 3]), "must be a string or list of strings"),
     ],
 )
 def test_bad_questions_are_refused(call, message, make):

@@ -54,19 +54,9 @@ def test_processor_lets_the_caller_choose_padding_and_length(processor):
     assert len(processor(text="cat", text_kwargs={"pad_to_multiple_of": 1})["input_ids"]) == 3
 
 
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ({}, "neither images nor text"),
-        ({"text": 3}, "expected a string"),
-        ({"text": []}, "at least one string"),
-        ({"text": ["a", None]}, "text holds a NoneType"),
-        ({"images": [b"PNG"]}, "images holds a bytes"),
-        ({"images": []}, "at least one image"),
-    ],
-)
-def test_processor_names_wrong_inputs(processor, inputs, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("inputs", [{}, {"text": []}, {"images": []}, {"images": ["a.png"], "text": []}])
+def test_processor_needs_an_input(processor, inputs):
+    with pytest.raises(ValueError, match="neither images nor text, or an empty list"):
         processor(**inputs)
 
 
@@ -94,8 +84,8 @@ def test_bound_on_pixels_of_files_is_that_of_training(processor, tmp_path, monke
 def test_processor_rejects_impossible_sizes():
     with pytest.raises(ValueError, match="image_size is 0"):
         VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=0)
-    for length, nearest in ((20, 24), (41, 40), (3, 8), (0, 8), (-9, 8)):
-        with pytest.raises(ValueError, match=f"is {length}: expected a multiple of 8; the nearest is {nearest}$"):
+    for length in (20, 41, 3, 0, -8):
+        with pytest.raises(ValueError, match=f"is {length}: expected a multiple of 8"):
             VLMoProcessor.from_vocabulary(BERT_FOLDER, max_text_length=length)
 
 

@@ -73,8 +73,6 @@ def test_build_tokenizer_lower_cases_and_frames_the_text():
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("Café UNBELIEVABLE!")["input_ids"])
     assert tokens == ["[CLS]", "cafe", "unbelievable", "!", "[SEP]"]
     assert tokenizer.decode(tokenizer("Hello, world")["input_ids"], skip_special_tokens=True) == "hello, world"
-    with pytest.raises(ValueError, match="at least 3"):
-        build_tokenizer(load_vocabulary(BERT_FOLDER), max_text_length=2)
 
 
 def test_flags_mark_continuations_and_special_tokens():

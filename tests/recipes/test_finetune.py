@@ -35,12 +35,12 @@ def captions(root: Path) -> None:
 
 def questions(root: Path) -> None:
     lines = [f"{name},what colour?,{COLORS[number % 3]}" for number, name in enumerate(draw(root))]
-    (root / "questions.csv").write_text("\n".join(["image,question,answer", *lines]))
+    (root / "metadata.csv").write_text("\n".join(["image,question,answer", *lines]))
 
 
 def sentences(root: Path) -> None:
     lines = [f"{name},0.png,both are red,{number % 3 == 0}" for number, name in enumerate(draw(root))]
-    (root / "sentences.csv").write_text("\n".join(["image,second_image,sentence,label", *lines]))
+    (root / "metadata.csv").write_text("\n".join(["image,second_image,sentence,label", *lines]))
 
 
 def classes(root: Path) -> None:

@@ -77,7 +77,7 @@ def test_lines_about_one_image_add_up(tmp_path):
     [
         ("a.csv", "caption\nno image\n", "no image is named"),
         ("a.csv", "image,caption\n1.png,two, commas\n", "not the 2 fields"),
-        ("a.csv", 'image,caption\n1.png,"open\n2.png,two\n', r"a.csv:2: unexpected end of data; a quote that opens"),
+        ("a.csv", 'image,caption\n1.png,"open\n2.png,two\n', r"a.csv:2: unexpected end of data; put quotes"),
         ("a.jsonl", "[]\n", "expected an object"),
         ("a.jsonl", '{"image": "1.png", "captions": 3}\n', "captions must be a text"),
         ("a.txt", "", "expected a table"),

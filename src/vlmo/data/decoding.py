@@ -2,17 +2,16 @@
 
 import contextlib
 import errno
-import functools
 import io
 import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFile
+from PIL import Image
 from PIL.Image import Transpose as T  # noqa: N817
 from PIL.WebPImagePlugin import WebPImageFile
 
@@ -26,7 +25,7 @@ MAX_FILE_BYTES = 1 << 29
 
 _COMPOSED = "composed"
 # Others are left out: they start other programs (EPS), have no size of their own (WMF), or fit almost any bytes (TGA).
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", _COMPOSED)
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", _COMPOSED)
 COMMON_FORMATS = _FORMATS[:6]
 """Formats for files of strangers: others hold Python's lock while they decode, or are decoded in Python."""
 
@@ -132,11 +131,8 @@ class EncodedImage:
 def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
     """Decode to mode RGB: first frame, EXIF orientation applied, transparency on white, 16-bit grey scaled to 8 bits.
 
-    Color profiles are not applied.
-
-    Raises:
-        ValueError: Nothing to read, not an image, cut off, damaged, more than `max_pixels` pixels, or made so that it
-            takes much more time or memory than its pixels; the message names the file and the reason.
+    Color profiles are not applied. ValueError with file and reason: nothing to read, not an image, cut off, damaged,
+    more than `max_pixels` pixels, or made so that it takes much more time or memory than its pixels.
     """
     return EncodedImage(image, max_pixels=max_pixels, formats=formats).decode()
 
@@ -167,17 +163,11 @@ def _naming_errors(where: str, data: bytes) -> Iterator[None]:
         raise ValueError(f"{where}: cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
-@functools.cache
-def _known(formats: tuple[str, ...]) -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in formats if name in Image.OPEN)
-
-
 def _open(data: bytes, *, max_pixels: int, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
     if _COMPOSED in formats and is_composed(data):
         return compose(data)
     check_parts(data)
-    opened = identify(io.BytesIO(data), _known(formats))
+    opened = identify(io.BytesIO(data), formats)
     check_size(opened, max_pixels=max_pixels)
     if isinstance(opened, WebPImageFile):
         opened._decoder = _FirstFrame(opened._decoder)
@@ -205,16 +195,12 @@ def _load_upright_rgb(opened: Image.Image) -> Image.Image:
 
 
 def _read_bytes(image: ImageCell, *, where: str) -> bytes:
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise RuntimeError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so that cut files would look whole; set it to False."
-        )
     data = image["bytes"]
+    if data is None and not image["path"]:
+        raise ValueError("an image needs bytes or a path; both are missing")
     if data is None:
-        if not image["path"]:
-            raise ValueError("an image needs bytes or a path; both are missing")
         try:
-            data = read_path(image["path"])
+            data = read_path(cast(str, image["path"]))
         except (OSError, ValueError) as error:  # the latter for a zero byte in the path
             raise ValueError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not data:
@@ -255,7 +241,7 @@ def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 bits (0 to 65535) or floats (0 to 1) in mode L, or LA where one value stands for transparent."""
+    """Greyscale of 16 bits (0 to 65535) or floats (0 to 1) in mode L."""
     values = np.asarray(image)
     full = 1.0 if image.mode == "F" else 65535.0
     # Wider data have no agreed range: a guess would be wrong in silence.
@@ -264,9 +250,5 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     shades = np.empty(values.shape, np.uint8)
     for start in range(0, len(values), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
-        shades[part] = np.rint(values[part].astype(np.float64) * (255 / full)).astype(np.uint8)
-    grey = Image.fromarray(shades)
-    if "transparency" not in image.info:
-        return grey
-    alpha = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
-    return Image.merge("LA", (grey, Image.fromarray(alpha)))
+        shades[part] = np.rint(values[part].astype(np.float64) * (255 / full))
+    return Image.fromarray(shades)

@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 
     from vlmo.data.stream.records import Sample
 
-ImageTransform = TrainTransform | EvalTransform
-Unit = Literal["image", "pair"]
-
 _compute: Any = pyarrow.compute  # its functions are made when it is imported
+
+_IDS = ("input_ids", "false_input_ids", "mlm_input_ids")
+_FILLS = {"mlm_labels": IGNORED, "attention_mask": 0, "false_attention_mask": 0}
+"""Padding of texts in a batch; `_IDS` have that of the vocabulary."""
 
 
 class Example(TypedDict, total=False):
@@ -81,27 +82,32 @@ class _Examples:
         self,
         *,
         seed: int,
-        transform: ImageTransform | None = None,
+        transform: TrainTransform | EvalTransform | None = None,
         mask: BlockMaskConfig | None = None,
         tokenizer: BertTokenizer | None = None,
         words: WordMaskConfig | None = None,
     ) -> None:
         self.seed, self.transform, self.mask, self.tokenizer = seed, transform, mask, tokenizer
         self.pad_token_id: int = 0 if tokenizer is None else tokenizer.pad_token_id
-        self._words = words
-        self._vocabulary = None
+        self._words = self._vocabulary = None
         if tokenizer is not None:
             self._backend = copy.deepcopy(tokenizer.backend_tokenizer)  # half as slow as the tokenizer
             self._backend.no_padding()
             self._backend.enable_truncation(tokenizer.model_max_length)
-            self._vocabulary = None if words is None else MaskingVocabulary.of(tokenizer, only=words.only)
-
-    def _ids(self, text: str) -> Int64[np.ndarray, "text"]:
-        return np.array(self._backend.encode(text).ids if text else [], dtype=np.int64)
+            if words is not None:
+                self._words, self._vocabulary = words, MaskingVocabulary.of(tokenizer, only=words.only)
 
     def collate(self, examples: list[Example]) -> Batch:
         """Return a batch of such examples."""
         return collate(examples, pad_token_id=self.pad_token_id)
+
+    def _ids(self, text: str) -> Int64[np.ndarray, "text"]:
+        return np.array(self._backend.encode(text).ids if text else [], dtype=np.int64)
+
+    def _choose_caption(self, count: int, *, epoch: int, index: int) -> int:
+        if count == 1:
+            return 0
+        return int(sample_generator(self.seed, epoch=epoch, index=index, purpose="caption").integers(count))
 
     def _add_masks(self, example: Example, *, epoch: int) -> Example:
         """Add the masked copy of the text, and the mask of the patches, of a visit in `epoch`."""
@@ -117,11 +123,6 @@ class _Examples:
             generator = sample_generator(self.seed, epoch=epoch, index=index, purpose="patches")
             example["bool_masked_pos"] = self.mask.sample(generator)
         return example
-
-    def _choose_caption(self, count: int, *, epoch: int, index: int) -> int:
-        if count == 1:
-            return 0
-        return int(sample_generator(self.seed, epoch=epoch, index=index, purpose="caption").integers(count))
 
 
 class RowExamples(_Examples):
@@ -146,7 +147,7 @@ class RowExamples(_Examples):
         self,
         dataset: Dataset,
         *,
-        unit: Unit = "image",
+        unit: Literal["image", "pair"] = "image",
         texts: Sequence[Sequence[str]] | None = None,
         false_texts: Sequence[Sequence[str]] | None = None,
         columns: Sequence[str] = ("image",),
@@ -161,10 +162,11 @@ class RowExamples(_Examples):
             self._images = [_Images(dataset, transform=self.transform, cache=cache_images, name=c) for c in columns]
         if self.tokenizer is not None:
             self._texts = _Texts(arrow_table(dataset, ["captions"])["captions"] if texts is None else texts)
-            self._false = None if false_texts is None else _Texts(false_texts, may_be_empty=True)
-        self._of_pairs = unit == "pair"
-        if self._of_pairs and self._texts is not None:
-            self._length = len(self._texts)
+            self._texts.check()
+            self._false = None if false_texts is None else _Texts(false_texts)
+        self._of_pairs = unit == "pair" and self._texts is not None
+        if self._of_pairs:
+            self._length = len(cast(_Texts, self._texts).texts)
 
     def __len__(self) -> int:
         return self._length
@@ -179,9 +181,9 @@ class RowExamples(_Examples):
             else:
                 first, end = self._texts.first_of_row[row : row + 2].tolist()
                 text = first + self._choose_caption(end - first, epoch=epoch, index=row)
-            example["input_ids"] = self._ids(self._texts[text])
+            example["input_ids"] = self._ids(self._texts.texts[text].as_py())
             if self._false is not None:
-                example["false_input_ids"] = self._ids(self._false[text])
+                example["false_input_ids"] = self._ids(self._false.texts[text].as_py())
         if self._images:
             pixels = [images.pixel_values(row, epoch=epoch, index=index, seed=self.seed) for images in self._images]
             example["image_id"] = int(self._images[0].image_ids[row])
@@ -219,11 +221,9 @@ class _Images:
     With `cache`, each process keeps what it has decoded, and rows that show one image share it.
     """
 
-    def __init__(self, dataset: Dataset, *, transform: ImageTransform, cache: bool, name: str) -> None:
+    def __init__(self, dataset: Dataset, *, transform: TrainTransform | EvalTransform, cache: bool, name: str) -> None:
         self._names: list[str] = column(dataset, "image_id")
-        self._rows = dataset.select_columns([name])
-        self._column = name
-        self._transform = transform
+        self._rows, self._column, self._transform = dataset.select_columns([name]), name, transform
         self.image_ids = np.array([stable_id(each) for each in self._names], dtype=np.int64)
         first = self._cell(0) if cache and len(dataset) else None
         # Composing takes less time than a step, and there are many such images.
@@ -235,22 +235,22 @@ class _Images:
         """Return the row's image as it looks in the example `index` of `epoch`, not yet normalised."""
         generator = sample_generator(seed, epoch=epoch, index=index, purpose=self._column)
         try:
-            if row in self._by_row:
-                return self._transform.pixels(self._by_row[row], generator)
-            if (cell := self._cell(row)) is None:
-                raise ValueError(f"the row holds no {self._column}")
-            if not self._cache:
-                return self._transform.pixels(EncodedImage(cell), generator)
-            key = blake2b(cell["bytes"], digest_size=16).digest() if cell["bytes"] else cell["path"]
-            if key not in self._by_content:
-                self._by_content[key] = self._transform.resize(EncodedImage(cell))
+            image = self._by_row[row] if row in self._by_row else self._read(row)
+            return self._transform.pixels(image, generator)
         except ValueError as error:
-            raise ValueError(
-                f"sample {row} (image_id {self._names[row]!r}): {error}. "
-                "Validate the data set before training: invalid rows go to quarantine.jsonl"
-            ) from error
+            advice = "Validate the data set before training: invalid rows go to quarantine.jsonl"
+            raise ValueError(f"sample {row} (image_id {self._names[row]!r}): {error}. {advice}") from error
+
+    def _read(self, row: int) -> EncodedImage | UInt8[np.ndarray, "height width 3"]:
+        if (cell := self._cell(row)) is None:
+            raise ValueError(f"the row holds no {self._column}")
+        if not self._cache:
+            return EncodedImage(cell)
+        key = blake2b(cell["bytes"], digest_size=16).digest() if cell["bytes"] else cell["path"]
+        if key not in self._by_content:
+            self._by_content[key] = self._transform.resize(EncodedImage(cell))
         self._by_row[row] = self._by_content[key]
-        return self._transform.pixels(self._by_row[row], generator)
+        return self._by_row[row]
 
     def _cell(self, row: int) -> ImageCell | None:
         columns: Any = self._rows[row]
@@ -260,23 +260,17 @@ class _Images:
 class _Texts:
     """Texts of all rows, in Arrow's memory, which workers forked from here share."""
 
-    def __init__(self, texts: pa.ChunkedArray | Sequence[Sequence[str]], *, may_be_empty: bool = False) -> None:
+    def __init__(self, texts: pa.ChunkedArray | Sequence[Sequence[str]]) -> None:
         kind = pa.large_list(pa.large_string())
         lists = texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([pa.array(texts, kind)])
-        lengths = _compute.fill_null(_compute.list_value_length(lists), 0).to_numpy()
-        self.first_of_row = np.cumsum([0, *lengths])
-        self._texts = pa.concat_arrays([chunk.flatten().cast(pa.large_string()) for chunk in lists.chunks])
-        if not may_be_empty:
-            sizes = _compute.fill_null(_compute.utf8_length(_compute.utf8_trim_whitespace(self._texts)), 0).to_numpy()
-            empty = [*np.flatnonzero(lengths == 0), *map(self.row, np.flatnonzero(sizes == 0))]
-            if empty:
-                raise ValueError(f"sample {min(empty)} has no text or an empty one: {lists[min(empty)].as_py()!r:.80}")
+        self._lengths = _compute.fill_null(_compute.list_value_length(lists), 0).to_numpy()
+        self.first_of_row = np.cumsum([0, *self._lengths])
+        self.texts = pa.concat_arrays([chunk.flatten().cast(pa.large_string()) for chunk in lists.chunks])
 
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def __getitem__(self, text: int) -> str:
-        return self._texts[text].as_py()
+    def check(self) -> None:
+        sizes = _compute.fill_null(_compute.utf8_length(_compute.utf8_trim_whitespace(self.texts)), 0).to_numpy()
+        if empty := [*np.flatnonzero(self._lengths == 0), *map(self.row, np.flatnonzero(sizes == 0))]:
+            raise ValueError(f"sample {min(empty)} has no text or an empty one")
 
     def row(self, text: int) -> int:
         """Return the row that has this text."""
@@ -288,37 +282,22 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
 
     Padding is `pad_token_id` in ids, 0 in attention masks and -100 in `mlm_labels`.
     """
-    first = examples[0]
-
-    def each(name: str) -> list[Any]:
-        return [cast(dict[str, Any], example)[name] for example in examples]
-
-    batch: Batch = {"sample_ids": torch.tensor(each("sample_id"), dtype=torch.int64)}
-    if "image_id" in first:
-        batch["image_ids"] = torch.tensor(each("image_id"), dtype=torch.int64)
-    if "pixel_values" in first:
-        images = each("pixel_values")
-        if images[0].dtype == torch.uint8:
-            # As they lie in memory, channels last: normalising brings the channels forward in the same pass.
-            batch["pixel_values"] = default_collate([image.movedim(-3, -1) for image in images]).movedim(-1, -3)
-        else:
-            batch["pixel_values"] = default_collate(images)
-    if "labels" in first:
-        batch["labels"] = torch.stack(each("labels"))
-    if "bool_masked_pos" in first:
-        batch["bool_masked_pos"] = torch.from_numpy(np.stack(each("bool_masked_pos")))
-    texts = {name: each(name) for name in _IDS if name in first}
-    texts |= {name: each(name) for name in _FILLS if name in first}
+    columns = {name: [cast(dict[str, Any], each)[name] for each in examples] for name in examples[0]}
     for kind in ("", "false_"):
-        if ids := texts.get(f"{kind}input_ids"):
-            texts[f"{kind}attention_mask"] = [np.ones_like(text) for text in ids]
-    padded = {name: pad(rows, value=_FILLS.get(name, pad_token_id)) for name, rows in texts.items()}
-    return cast(Batch, {**batch, **padded})
-
-
-_IDS = ("input_ids", "false_input_ids", "mlm_input_ids")
-_FILLS = {"mlm_labels": IGNORED, "attention_mask": 0, "false_attention_mask": 0}
-"""Padding of texts in a batch; `_IDS` have that of the vocabulary."""
+        if ids := columns.get(f"{kind}input_ids"):
+            columns[f"{kind}attention_mask"] = [np.ones_like(text) for text in ids]
+    batch: dict[str, Tensor] = {}
+    for name, values in columns.items():
+        if name in _IDS or name in _FILLS:
+            batch[name] = pad(values, value=_FILLS.get(name, pad_token_id))
+        elif name in ("sample_id", "image_id"):
+            batch[f"{name}s"] = torch.tensor(values, dtype=torch.int64)
+        elif name == "pixel_values" and values[0].dtype == torch.uint8:
+            # As they lie in memory, channels last: normalising brings the channels forward in the same pass.
+            batch[name] = default_collate([image.movedim(-3, -1) for image in values]).movedim(-1, -3)
+        else:
+            batch[name] = default_collate(values)
+    return cast(Batch, batch)
 
 
 def pad(rows: list[Int64[np.ndarray, "text"]], *, value: int) -> Int64[Tensor, "batch longest"]:

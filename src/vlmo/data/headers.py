@@ -13,7 +13,6 @@ _MAX_PARTS = 5000  # segments, chunks and blocks, which Pillow reads one by one;
 _MAX_BULK = 100_000  # chunks of pixels, 8 KB each in usual files
 _MAX_SCANS = 32  # of a JPEG, each over the whole image; encoders write about ten
 _MAX_RUNS = 1 << 22  # bytes, and pixels, of a BMP of runs, which Pillow decodes in Python
-_MAX_PIXELS_IN_PYTHON = 1 << 20  # of a PPM of text, or of values with an unusual maximum
 _PROFILE_PARTS = 1000  # chunks that a color profile in a PNG counts for: a megabyte may be compressed in it
 _MAX_STRIPS = 30_000  # Pillow reads them one by one too; programs write no more than there are rows
 _SPARE_BYTES = 1 << 24  # that tags may name beside the file's own, as those of some cameras do by mistake
@@ -21,9 +20,8 @@ _MAX_TILE = 4096**2  # pixels, which a decoder holds even if the image has fewer
 
 _MARKER, _MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xfe]"), re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _ALONE = {*range(0x01, 0xC0), *range(0xD0, 0xDA)}  # those below 0xC0 mean nothing, and decoders skip two bytes
-_SCAN, _END = 0xDA, 0xD9
+_SCAN, _END, _NEAR = 0xDA, 0xD9, _MAX_PARTS + 2
 _BULK = {b"IDAT", b"fdAT"}
-_IN_PYTHON = {"ppm", "ppm_plain"}
 _TIFF = {b"II*\0", b"II\0*", b"MM\0*", b"MM*\0", b"II+\0", b"MM\0+"}  # all that Pillow takes for one
 _WIDTH, _LENGTH, _STRIPS = 322, 323, {273, 324}
 _COMPRESSION, _JPEG = 259, {6, 7}  # old and new; each strip may be a JPEG of as many scans as it likes
@@ -57,22 +55,12 @@ def check_size(opened: Image.Image, *, max_pixels: int) -> None:
     tiles = -(-stored[0] // across) * -(-stored[1] // down)
     if across * down > max(_MAX_TILE, width * height) or tiles * across * down > _MAX_TILE + 4 * width * height:
         raise ValueError(f"{tiles:,} tiles of {across * down:,} pixels for an image of {width} x {height}")
-    decoders = {part[0] for part in getattr(opened, "tile", ())}
-    if decoders & _IN_PYTHON and width * height > _MAX_PIXELS_IN_PYTHON:
-        raise ValueError(f"{width} x {height} pixels of a PPM of text or with an unusual maximum; write it as PNG")
 
 
 def _check_jpeg(data: bytes) -> None:
     """Count segments up to the first scan, which Pillow reads, and scans."""
     offset, parts, scans = 2, 0, 0
-    while True:
-        found = (
-            _MARKER_IN_SCANS.search(data, offset) if scans else _MARKER.search(data, offset, offset + _MAX_PARTS + 2)
-        )
-        if found is None and (scans or offset + _MAX_PARTS >= len(data)):
-            return
-        if found is None:
-            raise ValueError(f"more than {_MAX_PARTS} segments")
+    while found := _MARKER_IN_SCANS.search(data, offset) if scans else _MARKER.search(data, offset, offset + _NEAR):
         parts += 1 if scans else 1 + found.start() - offset  # padding is read byte by byte
         offset, code = found.end(), data[found.end() - 1]
         scans += code == _SCAN
@@ -82,6 +70,8 @@ def _check_jpeg(data: bytes) -> None:
             raise ValueError(f"more than {_MAX_PARTS} segments, or {_MAX_SCANS} scans")
         if code not in _ALONE:
             offset += int.from_bytes(data[offset : offset + 2])
+    if not scans and offset + _MAX_PARTS < len(data):
+        raise ValueError(f"more than {_MAX_PARTS} segments")
 
 
 def _check_png(data: bytes) -> None:
@@ -119,8 +109,7 @@ def _check_bmp(data: bytes) -> None:
 def check_directory(data: bytes, *, is_file: bool = False) -> None:
     """Check the first directory of a TIFF file (`is_file`), or of EXIF data.
 
-    ValueError if it has too many tags or strips, or names more bytes than there are, or a file's pixels are JPEG;
-    struct.error if it is missing.
+    ValueError for too many tags, strips or bytes, or a file whose pixels are JPEG; struct.error if it is missing.
     """
     order, is_big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
     (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
@@ -134,10 +123,9 @@ def check_directory(data: bytes, *, is_file: bool = False) -> None:
         if tag in _STRIPS and count > _MAX_STRIPS:
             raise ValueError(f"{count:,} strips or tiles; at most {_MAX_STRIPS:,} are read")
         if is_file and tag == _COMPRESSION:  # every one: of several, Pillow and its decoder may go by different ones
-            value = struct.unpack_from(
-                order + _NUMBERS.get(kind, "H"), data, offset + layout.size - (8 if is_big else 4)
-            )
-            if kind not in _NUMBERS or count != 1 or value[0] in _JPEG:
-                raise ValueError(f"a TIFF whose pixels are JPEG (compression {value[0]}); save it as JPEG or PNG")
+            at = offset + layout.size - (8 if is_big else 4)
+            (value,) = struct.unpack_from(order + _NUMBERS.get(kind, "H"), data, at)
+            if kind not in _NUMBERS or count != 1 or value in _JPEG:
+                raise ValueError(f"a TIFF whose pixels are JPEG (compression {value}); save it as JPEG or PNG")
     if number > _MAX_PARTS or total > 2 * len(data) + _SPARE_BYTES:
         raise ValueError(f"{number:,} tags that name {total:,} bytes, in {len(data):,}")

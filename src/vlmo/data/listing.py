@@ -13,10 +13,8 @@ import fsspec
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
-)
-UNREAD_SUFFIXES = frozenset((".heic", ".heif", ".hif", ".jxl", ".jfif", ".svg", ".psd", ".tga", ".ico", ".eps"))
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"))
+UNREAD_SUFFIXES = frozenset((".heic", ".heif", ".hif", ".jxl", ".jfif", ".jp2", ".svg", ".psd", ".ppm", ".tga", ".ico"))
 UNREAD_SUFFIXES |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef"}  # of cameras
 SHARD_SUFFIXES = (".tar", ".parquet")
 
@@ -67,18 +65,15 @@ def image_named(query: str, *, must_exist: bool = False) -> Path | None:
 
     ValueError for a file that is no image by its suffix, and with `must_exist` for an image that is not there.
     """
-    path = Path(query)
-    is_image = path.suffix.lower() in IMAGE_SUFFIXES
     try:
-        path = path.expanduser()
+        path = Path(query).expanduser()
         is_there = bool(path.suffix) and path.is_file()
     except (OSError, RuntimeError):  # a text may be too long for a name, or begin with ~
         return None
+    is_image = path.suffix.lower() in IMAGE_SUFFIXES
     if is_there and not is_image:
-        raise ValueError(
-            f"{query} is a file, but no image that is read ({', '.join(sorted(IMAGE_SUFFIXES))}); convert it, or give "
-            "words"
-        )
+        formats = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ValueError(f"{query} is a file, but no image that is read ({formats}); convert it, or give words")
     if must_exist and is_image and not is_there and (" " not in query.strip() or "/" in query):
         raise ValueError(f"there is no image {query}")
     return path if is_there else None
@@ -133,8 +128,7 @@ def list_shards(pattern: str) -> tuple[str, ...]:
 
     A pattern is a path or an fsspec URL of .tar or .parquet files, with braces ({00000..00331}, {a,b}) and wildcards
     (*, ?, [0-9], **), or a folder. Files that braces name are not looked for: a missing shard is found when it is read,
-    and goes to the quarantine. Of a folder, tar files are taken, or else parquet files: beside tars, img2dataset leaves
-    parquet without images.
+    and goes to the quarantine. Of a folder, tar files are taken, or else parquet files.
     """
     urls = expand_braces(pattern)
     files, _ = open_file_system(urls[0])  # one for all: there may be a hundred thousand of them

@@ -65,8 +65,6 @@ class RowLoader:
         self._examples, self._config, self._seed = examples, config, seed
         self._rank = distributed.rank() if rank is None else rank
         self._world_size = distributed.world_size() if world_size is None else world_size
-        if not 0 <= self._rank < self._world_size:
-            raise ValueError(f"rank is {rank}; expected 0 to {self._world_size - 1}")
         pieces = self._world_size * config.accumulation
         if config.global_batch_size % pieces:
             raise ValueError(
@@ -87,20 +85,20 @@ class RowLoader:
         Raises:
             ValueError: A sample cannot be decoded; the message names it.
         """
-        micro = start_workers(
+        items = start_workers(
             _Reader(self._examples),
             sampler=self._micro_batch_keys(start_step),
             num_workers=self._config.num_workers,
             pin=torch.cuda.is_available(),
         )
-        accumulation = self._config.accumulation
         for step in itertools.count(start_step):
             batches = []
-            for number in range(step * accumulation, (step + 1) * accumulation):
-                batch = next(micro)
+            for micro in range(self._config.accumulation):
+                batch = next(items)
                 if isinstance(batch, str):
                     raise ValueError(batch)
-                batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=number), dtype=torch.int64)
+                number = step * self._config.accumulation + micro
+                batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=number))
                 batches.append(batch)
             yield batches
 
@@ -136,6 +134,7 @@ def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | Non
         sampler: Keys of the items; None for an iterable data set.
         pin: Put what comes back into pinned memory.
     """
+    is_linux = sys.platform == "linux"
     loader = DataLoader(
         dataset,
         sampler=sampler,
@@ -145,13 +144,13 @@ def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | Non
         worker_init_fn=_leave_signals_to_the_trainer,
         # Forked workers start at once and share what the parent holds (cached images, tokenised texts). Elsewhere than
         # on Linux forking is unsafe or unknown, so examples are pickled to fresh processes.
-        multiprocessing_context=("fork" if sys.platform == "linux" else "spawn") if num_workers else None,
+        multiprocessing_context=("fork" if is_linux else "spawn") if num_workers else None,
         # Of its own, so that starting a loader takes nothing from the global generator.
         generator=torch.Generator().manual_seed(0),
     )
     # Each thread of a worker blocks SIGTERM: some libraries (Lance, BLAS) start theirs while it forks, before
     # `worker_init_fn` could say so.
-    usual = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}) if sys.platform == "linux" else None
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}) if is_linux else None
     try:
         with warnings.catch_warnings():
             # From Python 3.12 on, any process with threads warns when it forks. A worker never enters what its
@@ -173,13 +172,12 @@ def _until_a_worker_ends(items: Iterator[Any]) -> Iterator[Any]:
         raise
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
+def _leave_signals_to_the_trainer(_: int) -> None:
     """Let a worker live on when a signal goes to the whole process group, so that the trainer can finish and save.
 
     A terminal interrupts, and a batch system terminates, every process of a job at once. Only the parent's own SIGTERM
     ends a worker, and the end of the parent.
     """
-    del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that is not predicted; PyTorch's cross-entropy skips it."""
 
-_MIN_ASPECT = 0.3
-"""Smallest height / width of a block; the largest is its inverse."""
+_LOG_ASPECT = math.log(0.3)  # of height / width of the flattest block; the steepest is its inverse
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,14 @@ class BlockMaskConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError if the numbers describe no possible blocks."""
-        patches = self.grid_height * self.grid_width
-        if not 0 <= self.num_masked <= patches:
-            raise ValueError(f"num_masked is {self.num_masked}: expected 0 to {patches}, the number of patches")
-        if self.min_block < 1:
-            raise ValueError(f"min_block is {self.min_block}: expected 1 or more patches")
+        if not 0 <= self.num_masked <= self.grid_height * self.grid_width or self.min_block < 1:
+            raise ValueError(f"{self}: expected 0 <= num_masked <= grid_height x grid_width, and min_block >= 1")
 
     def sample(self, generator: np.random.Generator) -> Bool[np.ndarray, "patch"]:
         """Mask exactly `num_masked` patches, row by row, mostly in rectangles (BEiT, "Blockwise Masking").
 
         BEiT's code stops when ten blocks in a row do not fit and so hides `num_masked` patches at most. Here the rest
-        is then filled up with patches beside the hidden ones, so that every image of a batch asks for as many
-        predictions.
+        is filled up with patches beside the hidden ones, so that every image asks for as many predictions.
         """
         mask = np.zeros((self.grid_height, self.grid_width), dtype=bool)
         missing = self.num_masked
@@ -69,11 +64,10 @@ class BlockMaskConfig:
 
     def _add_block(self, mask: Bool[np.ndarray, "height width"], *, limit: int, generator: np.random.Generator) -> int:
         """Hide one block of at most `limit` new patches; return how many were new, 0 if none fitted in ten attempts."""
-        low, high = math.log(_MIN_ASPECT), math.log(1 / _MIN_ASPECT)
         for _ in range(10):
             # Near the end `limit` may be below `min_block`; BEiT then draws between the two just the same.
             area = self.min_block + (limit - self.min_block) * generator.random()
-            ratio = math.exp(low + (high - low) * generator.random())
+            ratio = math.exp(_LOG_ASPECT - 2 * _LOG_ASPECT * generator.random())
             height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if not (0 < height < self.grid_height and 0 < width < self.grid_width):
                 continue
@@ -121,13 +115,9 @@ class MaskingVocabulary:
     @classmethod
     def of(cls, tokenizer: BertTokenizer, *, only: tuple[str, ...] = ()) -> MaskingVocabulary:
         """Read them from a tokenizer; words of `only` that it does not have whole are left out."""
-        known, flags = tokenizer.get_vocab(), special_flags(tokenizer)
-        return cls(
-            special=flags,
-            continuation=continuation_flags(tokenizer),
-            mask_token_id=tokenizer.mask_token_id,
-            only=np.isin(np.arange(len(flags)), [known[word] for word in only if word in known]) if only else None,
-        )
+        known = tokenizer.get_vocab()
+        named = np.isin(np.arange(len(known)), [known[word] for word in only if word in known]) if only else None
+        return cls(special_flags(tokenizer), continuation_flags(tokenizer), tokenizer.mask_token_id, named)
 
 
 def whole_word_mask(
@@ -177,15 +167,13 @@ def _choose_words(
     begins[0] = True
     begins[1:] |= np.diff(positions) > 1
     words = np.split(positions, np.flatnonzero(begins)[1:])
-    missing = max(1, round(probability * len(positions)))
-    turns = rng.permutation(len(words)).tolist()
-    chosen = []
-    for turn in turns:
-        length = len(words[turn])
-        if length <= missing or rng.random() < missing / length:
-            chosen.append(words[turn])
-            missing -= length
+    words = [words[turn] for turn in rng.permutation(len(words)).tolist()]
+    missing, chosen = max(1, round(probability * len(positions))), []
+    for word in words:
+        if len(word) <= missing or rng.random() < missing / len(word):
+            chosen.append(word)
+            missing -= len(word)
         # Going on after a refusal would give the next word another chance, and mask too much on average.
-        if missing <= 0 or (chosen and chosen[-1] is not words[turn]):
+        if missing <= 0 or (chosen and chosen[-1] is not word):
             break
-    return np.concatenate(chosen or [words[turns[0]]])
+    return np.concatenate(chosen or words[:1])

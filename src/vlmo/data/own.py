@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,21 +16,21 @@ from datasets.exceptions import DatasetsError
 
 from vlmo.data.decoding import ImageCell, image_at, is_range
 from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES, regular_file, walk
-from vlmo.data.rows import ADVICE, column, is_saved, naming_damage, open_saved, read_about, saved_splits
+from vlmo.data.rows import ADVICE, Bad, column, is_saved, naming_damage, open_saved, read_about, saved_splits
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES, class_features, make_row
-from vlmo.data.stream.records import IMAGE_COLUMNS as SHARD_IMAGES
-from vlmo.data.stream.records import Bad, read_shard
+from vlmo.data.stream.records import read_saved, read_shard
 from vlmo.data.tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
-    SECOND_COLUMNS,
+    SECOND_IMAGE,
     SPLITS,
     captions_of,
     column_of,
+    image_column,
     table_records,
     tables_of,
 )
-from vlmo.processing.answers import MIN_ANNOTATORS, soft_targets
+from vlmo.processing.answers import soft_targets
 from vlmo.released.download import cache_folder
 
 CLASS_LIST = "classes.txt"
@@ -38,6 +39,7 @@ _TRUTH = dict.fromkeys(("true", "1", "yes"), 1) | dict.fromkeys(("false", "0", "
 _TASK_COLUMNS = (*CAPTION_COLUMNS, "question", "answer", "answers", "label")
 _FACTS = ("question_id", "question_type", "answer_type", "image_id", "source", "licence", "license", "split")
 _TEXT_COLUMNS = (*_TASK_COLUMNS, *_FACTS)
+_STORED = Features({"image": Image(decode=False), "cells": Value("string")})
 
 Rows = list[dict[str, Any]]
 
@@ -50,40 +52,32 @@ class Record(NamedTuple):
         where: The table and the line, for errors.
         folder: Folder that paths of images are relative to.
         cells: By column.
-        held: Images that need no path, by column: those of tars, and in `to_dataset` those of `images`.
+        held: The image, if it needs no path: `to_dataset` is given it.
     """
 
     number: int
     where: str
     folder: Path
     cells: dict[str, Any]
-    held: dict[str, ImageCell] = {}
-
-    def value(self, *names: str) -> Any:
-        """Return the cell of the first of these columns that is there; ValueError without any."""
-        found = column_of(self.cells, names)
-        if found is None:
-            raise ValueError(f"{self.where}: no column {' or '.join(names)}; found {', '.join(self.cells)}")
-        return self.cells[found]
+    held: ImageCell | None = None
 
     def text(self, *names: str) -> str:
         """Return the text of the first of these columns that is there; ValueError if there is none, or it is empty."""
-        value = self.value(*names)
+        if (name := column_of(self.cells, names)) is None:
+            raise ValueError(f"{self.where}: no column {' or '.join(names)}; found {', '.join(self.cells)}")
+        value = self.cells[name]
         text = "" if value is None or isinstance(value, list | dict) else str(value).strip()
         if not text:
-            raise ValueError(f"{self.where}: {column_of(self.cells, names)} is {value!r}; expected a text")
+            raise ValueError(f"{self.where}: {name} is {value!r}; expected a text")
         return text
 
     def image(self, *names: str, root: Path) -> ImageCell:
         """Return the image of the first of these columns: a file in `root`, relative to the table; else ValueError."""
-        if held := self.held.get(names[0]):
-            return held
-        image = self.value(*names)
-        if not isinstance(image, str) or not image.strip() or "\0" in image or is_range(image):
-            raise ValueError(f"{self.where}: no image is named; give its path relative to {self.folder}")
-        file = (self.folder / image.strip().replace("\\", "/")).resolve()
-        if not file.is_relative_to(root):
-            raise ValueError(f"{self.where}: {image} lies outside {root}; move the image or the table")
+        if self.held is not None:
+            return self.held
+        image = self.text(*names).replace("\\", "/")
+        if "\0" in image or is_range(image) or not (file := (self.folder / image).resolve()).is_relative_to(root):
+            raise ValueError(f"{self.where}: {image!r:.200} lies outside {root}; move the image or the table")
         return image_at(file)
 
 
@@ -102,7 +96,7 @@ def open_own(path: Path) -> Dataset | None:
             about = json.loads(read_about(first / "dataset_info.json"))
             if FEATURES.keys() <= (about["features"] or {}).keys():
                 return None
-        return _read_columns(path, [(split, open_saved(folder), path) for split, folder in splits.items()])
+        return _open_records([path], path)
     tables = tables_of(path)
     if not tables:
         return None
@@ -112,6 +106,8 @@ def open_own(path: Path) -> Dataset | None:
         own = {"split": SPLITS.get(table.parent.name.lower())} if several else {}
         for line, cells in table_records(table):
             records.append(Record(len(records), f"{table}:{line}", table.parent, own | cells))
+    if records:
+        _check_columns(records[0].cells, image=column_of(records[0].cells, IMAGE_COLUMNS), path=path)
     return _rows_of(records, path=path, root=path if several else tables[0].parent)
 
 
@@ -128,10 +124,18 @@ def own_labels(path: Path) -> list[str]:
             f"{path} has no answers or classes: expected a folder of vlmo data prepare, a table with the columns "
             f"question and answer, or images and masks with {CLASS_LIST}"
         )
-    return _sorted_answers(column(rows, "answers"))
+    return sorted({answer for answers in column(rows, "answers") for answer in answers})
 
 
 # ---------------------------------------------------------------------------------------------- from records to rows
+
+
+def _check_columns(names: Collection[str], *, image: str | None, path: Path) -> None:
+    if image is None or ({*names} - {image, *FEATURES, "split"} and not column_of(names, _TASK_COLUMNS)):
+        raise ValueError(
+            f"{path}: its columns are {', '.join(names)}; expected images (image) and beside them captions (one of "
+            f"{', '.join(CAPTION_COLUMNS)}), question and answer or answers, or label; rename them"
+        )
 
 
 def _rows_of(
@@ -140,40 +144,41 @@ def _rows_of(
     """Return the rows of records, of which `images` holds columns of images, one of each record."""
     if not records:
         raise ValueError(f"{path} has no rows")
-    names, root = records[0].cells.keys(), root.resolve()
-    make = _captioned
+    names, root = set().union(*(record.cells for record in records)), root.resolve()
     if "question" in names:
-        make = _questions
-    elif column_of(names, SECOND_COLUMNS) or SECOND_COLUMNS[0] in records[0].held:
-        make = _sentences
+        rows, features = _questions(records, root), QUESTION_FEATURES
+    elif SECOND_IMAGE in names:
+        rows, features = _sentences(records, root), REASONING_FEATURES
     elif "label" in names and not column_of(names, CAPTION_COLUMNS):
-        make = _labelled
-    rows, features = make(records, root, classes)
+        labels = [record.text("label") for record in records]
+        classes = classes or sorted(set(labels))
+        numbers = {name: number for number, name in enumerate(classes)}
+        rows = [_row(each, root=root) | {"label": numbers[label]} for each, label in zip(records, labels, strict=True)]
+        features = class_features(classes)
+    else:
+        rows, features = _captioned(records, root), FEATURES
     return to_dataset(rows, features, path=path, images=images)
 
 
-def _captioned(records: list[Record], root: Path, _: list[str] | None) -> tuple[Rows, Features]:
+def _captioned(records: list[Record], root: Path) -> Rows:
     rows: dict[str, dict[str, Any]] = {}
     for record in records:
-        has_captions = "image" not in record.held or column_of(record.cells, CAPTION_COLUMNS)
-        captions = captions_of(record.value(*CAPTION_COLUMNS) if has_captions else None, where=record.where)
-        row = _row(record, root=root, captions=captions)
+        given = column_of(record.cells, CAPTION_COLUMNS)
+        row = _row(record, root=root, captions=captions_of(given and record.cells[given], where=record.where))
         known = rows.setdefault(row["image_id"], row)
         if known is row:
             continue
         for key in ("split",) if record.held else ("image", "split"):
             if known.get(key) != row.get(key):
-                raise ValueError(
-                    f"{record.where}: {row['image_id']} has {key} {row.get(key)!r}, an earlier line said "
-                    f"{known.get(key)!r}"
-                )
+                values = f"{key} {row.get(key)!r}, an earlier line said {known.get(key)!r}"
+                raise ValueError(f"{record.where}: {row['image_id']} has {values}")
         known["captions"] += row["captions"]
-    return list(rows.values()), FEATURES
+    return list(rows.values())
 
 
-def _questions(records: list[Record], root: Path, _: list[str] | None) -> tuple[Rows, Features]:
+def _questions(records: list[Record], root: Path) -> Rows:
     given = [_answers(record) for record in records]
-    numbers = {name: number for number, name in enumerate(_sorted_answers(given))}
+    numbers = {name: number for number, name in enumerate(sorted({answer for answers in given for answer in answers}))}
     rows = []
     for record, answers in zip(records, given, strict=True):
         labels, scores = soft_targets(answers, numbers=numbers)
@@ -185,55 +190,41 @@ def _questions(records: list[Record], root: Path, _: list[str] | None) -> tuple[
             "answer_scores": [1.0] if len(answers) == 1 else scores,
         }
         rows.append(row | {name: str(record.cells.get(name) or "") for name in ("question_type", "answer_type")})
-    return rows, QUESTION_FEATURES
+    return rows
 
 
 def _answers(record: Record) -> list[str]:
     """Return the answer, or those of several people; none is a question to be answered."""
-    value = record.value("answer", "answers")
+    value = record.cells.get(column_of(record.cells, ("answer", "answers")) or "")
     if isinstance(value, list):  # the hub's VQAv2 has them with each one's confidence
         value = [each.get("answer") if isinstance(each, dict) else each for each in value]
     given = captions_of(str(value) if isinstance(value, bool | int | float) else value, where=record.where)
-    answers = [text for answer in given if (text := answer.strip())]
-    if 1 < len(answers) < MIN_ANNOTATORS:
-        raise ValueError(
-            f"{record.where}: {len(answers)} answers ({', '.join(answers)}); expected one, or those of ten people"
-        )
-    return answers
+    return [text for answer in given if (text := answer.strip())]
 
 
-def _sorted_answers(given: Iterable[Sequence[str]]) -> list[str]:
-    return sorted({answer for answers in given for answer in answers})
-
-
-def _sentences(records: list[Record], root: Path, _: list[str] | None) -> tuple[Rows, Features]:
+def _sentences(records: list[Record], root: Path) -> Rows:
     rows = []
     for record in records:
         sentence, label = record.text(*CAPTION_COLUMNS), record.text("label").lower()
         if label not in _TRUTH:
             raise ValueError(f"{record.where}: label is {label!r}; expected one of {', '.join(_TRUTH)}")
         row = _row(record, root=root, captions=[sentence])
-        second = record.image(*SECOND_COLUMNS, root=root)
-        own = {"second_image": second, "label": _TRUTH[label], "sentence_group": sentence}
+        own = {
+            "second_image": record.image(SECOND_IMAGE, root=root),
+            "label": _TRUTH[label],
+            "sentence_group": sentence,
+        }
         rows.append(row | own | {"image_id": f"{row['image_id']}#{record.number}"})
-    return rows, REASONING_FEATURES
-
-
-def _labelled(records: list[Record], root: Path, names: list[str] | None) -> tuple[Rows, Features]:
-    labels = [record.text("label") for record in records]
-    names = names or sorted(set(labels))
-    numbers = {name: number for number, name in enumerate(names)}
-    rows = [_row(record, root=root) | {"label": numbers[label]} for record, label in zip(records, labels, strict=True)]
-    return rows, class_features(names)
+    return rows
 
 
 def _row(record: Record, *, root: Path, captions: Sequence[str] = ()) -> dict[str, Any]:
     image = record.image(*IMAGE_COLUMNS, root=root)
     name = "" if record.held else Path(cast(str, image["path"])).relative_to(root).as_posix()
     row = make_row(name, image=image, captions=captions, source=root.name, licence="unknown", number=record.number)
-    row |= {key: str(record.cells[key]) for key in ("image_id", "source", "split") if record.cells.get(key)}
-    licence = record.cells.get("licence") or record.cells.get("license")
-    return row | ({"licence": str(licence)} if licence else {})
+    given = {key: record.cells.get(key) for key in ("image_id", "source", "licence", "split")}
+    given["licence"] = given["licence"] or record.cells.get("license")
+    return row | {key: str(value) for key, value in given.items() if value}
 
 
 def to_dataset(rows: Rows, features: Features, *, path: Path, images: Dataset | None = None) -> Dataset:
@@ -256,149 +247,82 @@ def to_dataset(rows: Rows, features: Features, *, path: Path, images: Dataset | 
     return joined.select_columns(list(features)).select([row["number"] for row in rows])
 
 
-# ---------------------------------------------------------------------------------------- shards and saved sets
+# ---------------------------------------------------------------------------------------------- shards and saved sets
 
 
 def open_shards(path: Path, files: Sequence[Path]) -> Dataset | None:
     """Return all rows of the shard that `path` is, or of those among the files of the folder; None without any.
 
-    Images in tars stay there; parquet files are copied into the cache folder. A folder, or the first word of a file's
-    name, tells the split: `train/0.tar`, `test-00000-of-00001.parquet`. ValueError for a record or file that cannot be
-    read, or columns that are no images with captions, questions or classes.
+    Of a folder, tars are read, or else parquet files: beside tars, img2dataset leaves tables. Beside images, which may
+    be what shards were unpacked to, neither is. A folder, or the first word of a file's name, tells the split:
+    `train/0.tar`, `test-00000-of-00001.parquet`. ValueError as `open_own`.
     """
-    shards = _shards_of(files)
-    if not shards:
+    suffixes = [file.suffix.lower() for file in files]
+    if not IMAGE_SUFFIXES.isdisjoint(suffixes):
         return None
-    if shards[0].suffix.lower() == ".tar":
-        records = [record for tar in shards for record in _tar_records(tar, path)]
-        records = [record._replace(number=number) for number, record in enumerate(records)]
-        return _rows_of(records, path=path, root=path)
-    groups: dict[tuple[str | None, Path], list[str]] = {}
-    for file in shards:
-        regular_file(file)
-        groups.setdefault((_split_of(file, path), file.parent), []).append(str(file))
-    cache = str(cache_folder() / "parquet")
+    kind = next((kind for kind in SHARD_SUFFIXES if kind in suffixes), None)
+    shards = [file for file, suffix in zip(files, suffixes, strict=True) if suffix == kind]
+    return _open_records(shards, path) if shards else None
+
+
+def _open_records(shards: Sequence[Path], path: Path) -> Dataset:
+    """Return the rows of shards or a saved set; a copy of the images, or of where they are, is in the cache folder."""
+    files = [file for shard in shards for file in (sorted(shard.rglob("*")) if shard.is_dir() else [shard])]
+    stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    facts = {"shards": tuple(map(str, shards)), "path": str(path), "stamps": (version("vlmo"), *stamps)}
     try:
-        parts: Any = [
-            (split, Dataset.from_parquet(cast(Any, names), cache_dir=cache), folder)
-            for (split, folder), names in groups.items()
-        ]
+        features = _features(shards[0])
+        if features is not None:
+            _check_columns(features, image=image_column(features.arrow_schema), path=path)
+        cache = str(cache_folder() / "shards")
+        kept: Any = Dataset.from_generator(_stored_records, features=_STORED, cache_dir=cache, gen_kwargs=facts)
     except (DatasetsError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
-    return _read_columns(path, parts)
-
-
-def _shards_of(files: Sequence[Path]) -> list[Path]:
-    """Return the tars among the files of a folder, or else its parquet files: beside tars, img2dataset leaves tables.
-
-    Beside images, which may be what shards were unpacked to, these are tables of images' paths and captions or the
-    like; beside texts, those with a column of images.
-    """
-    suffixes = {file.suffix.lower() for file in files}
-    tars, tables = ([file for file in files if file.suffix.lower() == suffix] for suffix in SHARD_SUFFIXES)
-    if not suffixes.isdisjoint(IMAGE_SUFFIXES):
-        return [file for file in tables if _columns(file)[1] and column_of(_columns(file)[0], _TASK_COLUMNS)]
-    beside = {(file.parent, file.stem) for file in tars}
-    others = [file for file in tables if (file.parent, file.stem) not in beside]
-    if tars and others:
-        raise ValueError(f"a folder holds tar and parquet files, such as {others[0]}; name a folder of one kind")
-    return tars or [file for file in tables if ".txt" not in suffixes or any(_columns(file))]
-
-
-def _columns(file: Path) -> tuple[list[str], bool]:
-    """Return the columns of a parquet file with images, and True if these may be paths."""
-    try:
-        schema = pq.read_schema(file)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    structs = [each.name for each in schema if pa.types.is_struct(each.type) and "bytes" in each.type.names]
-    name = column_of(schema.names, (*SHARD_IMAGES, *IMAGE_COLUMNS, *structs))
-    return (schema.names if name else []), name is not None and not pa.types.is_binary(schema.field(name).type)
-
-
-def _split_of(file: Path, path: Path) -> str | None:
-    below = file.relative_to(path)  # of a file that is given itself ".", which has no name
-    words = [*below.parts[:-1], *re.split(r"[-_.]", below.name)[:1]]
-    return next((SPLITS[word.lower()] for word in words if word.lower() in SPLITS), None)
-
-
-def _tar_records(tar: Path, path: Path) -> Iterable[Record]:
-    name = tar.relative_to(path.parent).as_posix()  # with that of the folder: others have a 00000.tar too
-    split = _split_of(tar, path)
-    for record, _ in read_shard(str(tar), images="ranges", details=True):
-        if isinstance(record, Bad):
-            raise ValueError(
-                f"{tar}, record {record.index}: {record.reason}. Repair it, or train on streams, which list such "
-                f"records and go on: --data.streams.patterns {path}"
-            )
-        facts = {key: value for key, value in record.metadata.items() if key in _TEXT_COLUMNS}
-        captions = {"captions": list(record.captions)} if record.captions else {}
-        cells = {"image_id": f"{name}#{record.key}", "split": split, **captions, **facts}
-        yield Record(0, f"{path}, {name}#{record.key}", path, cells, {"image": {"bytes": None, "path": record.path}})
-
-
-def _read_columns(path: Path, parts: Sequence[tuple[str | None, Dataset, Path]]) -> Dataset:
-    """Return the rows of sets with columns of others' choice, each with its split and the folder of its paths.
-
-    A column of images holds paths, or images, which stay where they are.
-    """
-    records: list[Record] = []
-    images: list[Dataset] = []
-    classes = None
+        raise ValueError(str(error.__cause__ or f"{shards[0]} cannot be read: {error}")) from error
+    records = [
+        Record(number, f"{path}, row {number}", path, json.loads(cells), held={"bytes": None, "path": None})
+        for number, cells in enumerate(column(kept, "cells"))
+    ]
+    label, classes = (features or {}).get("label"), None
+    if isinstance(label, ClassLabel):
+        classes = label.names
+        for cells in (record.cells for record in records):
+            cells["label"] = classes[cells["label"]] if cells.get("label") in range(len(classes)) else None
     root = path if path.is_dir() else path.parent
-    for split, rows, folder in parts:
-        names = rows.column_names
-        found = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
-        image = column_of(found, ("image", *found)) or column_of(names, (*SHARD_IMAGES, *IMAGE_COLUMNS))
-        if image is None or ({*names} - {image, *FEATURES, "split"} and not column_of(names, _TASK_COLUMNS)):
-            raise ValueError(
-                f"{path}: its columns are {', '.join(names)}; expected images (image) and beside them captions (one of "
-                f"{', '.join(CAPTION_COLUMNS)}), question and answer or answers, or label; rename_column of datasets "
-                "gives them these names"
-            )
-        second = column_of(names, SECOND_COLUMNS)
-        read: Any = rows.select_columns(
-            [name for name in names if name not in (image, second) and name in _TEXT_COLUMNS]
-        )
-        lines = read.to_list() if read.column_names else [{} for _ in range(len(rows))]
-        held: dict[str, Dataset] = {}
-        for given, name in [(image, "image"), *([(second, SECOND_COLUMNS[0])] if second else [])]:
-            cells, paths = _paths_of(rows, given, path=path, may_lie_elsewhere=given in found and is_saved(path))
-            if paths is None:
-                held[name] = cells.rename_column(given, name) if given != name else cells
-            else:
-                for line, each in zip(lines, paths, strict=True):
-                    line[name] = each
-        if isinstance(label := rows.features.get("label"), ClassLabel):
-            classes = label.names
-        for line in lines:
-            number = len(records)
-            if classes is not None:
-                line["label"] = classes[line["label"]] if line["label"] in range(len(classes)) else None
-            line = ({"image_id": f"{path.name}#{number}"} if held else {}) | line | ({"split": split} if split else {})
-            cells_held: dict[str, ImageCell] = {name: {"bytes": None, "path": str(number)} for name in held}
-            records.append(Record(number, f"{path}, row {number}", folder, line, cells_held))
-        if held:
-            images.append(concatenate_datasets(list(held.values()), axis=1))
-    joined = cast(Dataset, concatenate_datasets(images)) if images else None
-    if joined is not None and len(joined) < len(records):
-        raise ValueError(f"{path}: some of its files hold images and others their paths; give all in one way")
-    return _rows_of(records, path=path, root=root, images=joined, classes=classes)
+    return _rows_of(records, path=path, root=root, images=kept.select_columns(["image"]), classes=classes)
 
 
-def _paths_of(rows: Dataset, name: str, *, path: Path, may_lie_elsewhere: bool) -> tuple[Any, list[str | None] | None]:
-    """Return a column of images as such, and its paths if it holds nothing else; ValueError if it holds neither."""
-    cells: Any = rows.select_columns([name])
-    if rows.features[name] in (Value("string"), Value("large_string")):
-        return cells, column(rows, name)
-    try:
-        cells = cells.cast_column(name, Image(decode=False))
-    except (pa.ArrowException, TypeError) as error:
-        raise ValueError(f"{path}: its column {name} holds neither images nor paths ({error})") from error
-    data, paths = cells.data.column(name).flatten()
-    apart = len(paths.filter(data.is_null()).drop_null())
-    if apart == 0 or may_lie_elsewhere:
-        return cells, None
-    if data.null_count < len(data):
-        raise ValueError(f"{path}: its column {name} holds {apart} paths among images; give all as paths, or as images")
-    return cells, paths.to_pylist()
+def _features(shard: Path) -> Features | None:
+    """Return the columns of a parquet file or saved set, and None of a tar."""
+    if shard.is_dir():
+        return open_saved(next(iter(saved_splits(shard).values()), shard)).features
+    regular_file(shard)
+    is_table = shard.suffix.lower() == ".parquet"
+    return Features.from_arrow_schema(pq.read_schema(shard)) if is_table else None
+
+
+def _stored_records(shards: tuple[str, ...], path: str, stamps: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
+    """Yield image and other cells of all records; `stamps` only tell a copy of them from that of other files."""
+    del stamps
+    given = Path(path)
+    root = given if given.is_dir() else given.parent
+    for shard in map(Path, shards):
+        name, folder = shard.relative_to(given.parent).as_posix(), shard if shard.is_dir() else shard.parent
+        words = [*shard.relative_to(given).parts[:-1], *re.split(r"[-_.]", shard.name)[:1]] if shard != given else []
+        split = next((SPLITS[word.lower()] for word in words if word.lower() in SPLITS), None)
+        in_order = (record for record, _ in read_shard(str(shard), images="ranges", details=True))
+        for record in read_saved(shard) if shard.is_dir() else in_order:
+            if isinstance(record, Bad) or (record.image is None and record.path is None):
+                reason = record.reason if isinstance(record, Bad) else "it has no image"
+                raise ValueError(
+                    f"{shard}, record {record.index}: {reason}. Repair it, or train on streams, which list bad ones: "
+                    f"--data.streams.patterns {path}"
+                )
+            # With the name of the folder: others have a 00000.tar too.
+            key, stored = f"{name}#{record.key if shard.suffix.lower() == '.tar' else record.index}", record.path
+            if record.path is not None and not is_range(record.path):
+                key = stored = str(file := (folder / record.path).resolve())
+                key = file.relative_to(root).as_posix() if file.is_relative_to(root) else key
+            facts = {name: value for name, value in record.metadata.items() if value is not None}
+            facts = {"image_id": key, "split": split, "captions": list(record.captions) or None} | facts
+            cells = {name: facts[name] for name in _TEXT_COLUMNS if facts.get(name) is not None}
+            yield {"image": {"bytes": record.image, "path": stored}, "cells": json.dumps(cells, default=str)}

@@ -50,16 +50,13 @@ def select_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
 
 def false_captions(rows: Dataset) -> list[list[str]]:
     """Return a false version of each caption of each row, "" where there is none; ValueError for more or fewer."""
-    captions = [texts or [] for texts in column(rows, "captions")]
-    false = column(rows, "false_captions") if "false_captions" in rows.column_names else [None] * len(captions)
-    found = [
-        [(text or "").strip() for text in of_row or [""] * len(texts)]
-        for of_row, texts in zip(false, captions, strict=True)
-    ]
-    for row, (of_row, texts) in enumerate(zip(found, captions, strict=True)):
-        if len(of_row) != len(texts):
+    counts = [len(texts or ()) for texts in column(rows, "captions")]
+    false = column(rows, "false_captions") if "false_captions" in rows.column_names else [None] * len(counts)
+    found = [[(text or "").strip() for text in own or [""] * count] for own, count in zip(false, counts, strict=True)]
+    for row, (own, count) in enumerate(zip(found, counts, strict=True)):
+        if len(own) != count:
             raise ValueError(
-                f"sample {row} has {len(texts)} captions and {len(of_row)} false_captions; expected as many or none"
+                f"sample {row} has {count} captions and {len(own)} false_captions; expected as many or none"
             )
     return found
 

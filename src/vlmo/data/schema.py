@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Features, Image, List, Value
 
 from vlmo.data.decoding import ImageCell
 
@@ -55,16 +55,6 @@ SEGMENT_FEATURES = Features({**FEATURES, "mask": Image(decode=False)})
 def class_features(names: Sequence[str]) -> Features:
     """Return the features of images that have one of these classes."""
     return Features({**FEATURES, "label": ClassLabel(names=list(names))})
-
-
-def require_columns(dataset: Dataset, *, name: str) -> None:
-    """Raise ValueError where a column of `FEATURES` is missing; further columns are welcome."""
-    missing = [column for column in FEATURES if column not in dataset.column_names]
-    if missing:
-        raise ValueError(
-            f"{name}: column(s) {', '.join(missing)} missing; found {', '.join(dataset.column_names)}. "
-            f"A data set needs {', '.join(FEATURES)}."
-        )
 
 
 def hash_share(key: str) -> float:

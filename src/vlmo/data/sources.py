@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 MAX_WORDS = 128
 """Longer lines of text are cut."""
-_warn_once = functools.lru_cache(8)(warn_of_skipped)  # each split of a folder is opened by itself
+# A run opens a set several times, once for each of its splits.
+_warn_once, _log_once = functools.lru_cache(8)(warn_of_skipped), functools.lru_cache(8)(logger.info)
 _TEST_ROWS = 50
 """Fewest rows of a test split: of fewer, one is more than two points of a metric. Small sets give a fifth."""
 _MASKS = ("masks", "annotations")
@@ -146,9 +147,9 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **optio
 
 
 def _weighted(rows: Dataset, *, weight: float) -> Iterator[tuple[list[str], list[str]] | None]:
-    """Yield each row's captions and false captions, each as often as `weight` says.
+    """Yield each row's captions and false captions, as often as `weight` says; None for a row that keeps none of them.
 
-    Of the weight's fraction, a hash decides. None stands for a row that had captions and keeps none.
+    Of the weight's fraction, a hash decides.
     """
     whole = int(weight)
     for image_id, of_row, false in zip(
@@ -166,50 +167,51 @@ def _read(path: Path) -> Dataset:
     files = list(walk(path)) if path.is_dir() else [path]
     if (rows := open_shards(path, files)) is not None:
         return rows
-    if path.suffix.lower() == ".txt" and not path.is_dir():
-        return _read_text([path], root=path.parent)
-    if not path.is_dir():
-        raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl, .parquet, .tar or .txt file, or a folder")
-    _warn_once(
-        path, tuple(Counter(suffix for file in files if (suffix := file.suffix.lower()) in UNREAD_SUFFIXES).items())
-    )
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    if images:
-        return _read_images(path, images)
     texts = [file for file in files if file.suffix.lower() == ".txt"]
+    if path.is_dir():
+        unread = Counter(suffix for file in files if (suffix := file.suffix.lower()) in UNREAD_SUFFIXES)
+        _warn_once(path, tuple(unread.items()))
+        if images:
+            return _read_images(path, images)
     if texts:
-        return _read_text(texts, root=path)
+        return _read_text(texts, root=path if path.is_dir() else path.parent)
     raise ValueError(
-        f"{path}: {len(files)} files, but no table ({', '.join(TABLE_STEMS)}, each .csv, .tsv or .jsonl), no image, no "
-        f".parquet, .tar or .txt and no saved data set; images end with {', '.join(sorted(IMAGE_SUFFIXES))}"
+        f"{path}: expected a .csv, .tsv, .jsonl, .parquet, .tar or .txt file, a saved data set, or a folder of these "
+        f"with images ({', '.join(sorted(IMAGE_SUFFIXES))}) and a table ({' or '.join(TABLE_STEMS)})"
     )
 
 
 def _read_images(path: Path, images: Sequence[Path]) -> Dataset:
-    """Return the image files of a folder: with masks, with classes (folders in it, or in those of splits), or alone.
-
-    ValueError if an image has no mask, or the masks' classes have no names.
-    """
-    masks = next((path / name for name in _MASKS if (path / name).is_dir()), None)
-    if masks is not None and (path / "images").is_dir() and (found := _images_of(masks)):
-        return _masked(path, {file.relative_to(masks).with_suffix(""): file for file in found})
+    """Return the image files of a folder: with masks, with classes (folders in it, or in those of splits), or alone."""
+    for folder in (path / name for name in _MASKS if (path / "images").is_dir()):
+        if masks := {file.relative_to(folder).with_suffix(""): file for file in images if file.is_relative_to(folder)}:
+            return _masked(path, masks, [file for file in images if file.is_relative_to(path / "images")])
     splits, below = _split_folders([file.relative_to(path).parts for file in images])
-    names = sorted({parts[0] for parts in below if len(parts) > 1})
-    if len(names) < 2 or any(len(parts) == 1 for parts in below):
-        return Dataset.from_list([_image_row(file, root=path) for file in images], features=FEATURES)
+    rows = [_image_row(file, root=path) | {"split": split} for file, split in zip(images, splits, strict=True)]
+    classes = {name: number for number, name in enumerate(sorted({parts[0] for parts in below if len(parts) > 1}))}
+    if len(classes) < 2 or any(len(parts) == 1 for parts in below):
+        return to_dataset(rows, FEATURES, path=path)
+    labelled = [row | {"label": classes[parts[0]]} for row, parts in zip(rows, below, strict=True)]
+    return to_dataset(labelled, class_features(list(classes)), path=path)
+
+
+def _masked(path: Path, masks: dict[Path, Path], images: Sequence[Path]) -> Dataset:
+    if not (path / CLASS_LIST).is_file():
+        raise ValueError(f"{path} has images and masks, but no {CLASS_LIST} with a name a line: class 0, class 1, ...")
+    names = [file.relative_to(path / "images") for file in images]
+    if missing := [name for name in names if name.with_suffix("") not in masks]:
+        raise ValueError(f"{len(missing)} images of {path} have no mask of the same name, such as {missing[0]}")
+    splits, _ = _split_folders([name.parts for name in names])
     rows = [
-        _image_row(file, root=path) | {"label": names.index(parts[0]), "split": split}
-        for file, parts, split in zip(images, below, splits, strict=True)
+        _image_row(file, root=path) | {"mask": image_at(masks[name.with_suffix("")]), "split": split}
+        for file, name, split in zip(images, names, splits, strict=True)
     ]
-    return to_dataset(rows, class_features(names), path=path)
+    return to_dataset(rows, SEGMENT_FEATURES, path=path)
 
 
 def _image_row(file: Path, *, root: Path) -> dict[str, Any]:
     return make_row(file.relative_to(root).as_posix(), image=image_at(file), source=root.name, licence="unknown")
-
-
-def _images_of(folder: Path) -> list[Path]:
-    return [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _split_folders(files: list[tuple[str, ...]]) -> tuple[list[str | None], list[tuple[str, ...]]]:
@@ -217,21 +219,6 @@ def _split_folders(files: list[tuple[str, ...]]) -> tuple[list[str | None], list
     if all(len(parts) > 1 and parts[0].lower() in SPLITS for parts in files):
         return [SPLITS[parts[0].lower()] for parts in files], [parts[1:] for parts in files]
     return [None for _ in files], files
-
-
-def _masked(path: Path, masks: dict[Path, Path]) -> Dataset:
-    folder = path / "images"
-    if not (path / CLASS_LIST).is_file():
-        raise ValueError(f"{path} has images and masks, but no {CLASS_LIST} with a name a line: class 0, class 1, ...")
-    images = {file: file.relative_to(folder) for file in _images_of(folder)}
-    if missing := [name for name in images.values() if name.with_suffix("") not in masks]:
-        raise ValueError(f"{len(missing)} images of {folder} have no mask of the same name, such as {missing[0]}")
-    splits, _ = _split_folders([name.parts for name in images.values()])
-    rows = [
-        _image_row(file, root=path) | {"mask": image_at(masks[name.with_suffix("")]), "split": split}
-        for (file, name), split in zip(images.items(), splits, strict=True)
-    ]
-    return to_dataset(rows, SEGMENT_FEATURES, path=path)
 
 
 def _read_text(files: list[Path], *, root: Path) -> Dataset:
@@ -266,11 +253,6 @@ def split_words(line: str, *, max_words: int) -> list[str]:
     return [" ".join(piece) for piece in pieces]
 
 
-@functools.cache  # a run opens its split for the test several times
-def _log_test_split(path: Path, *, rows: int, of: int) -> None:
-    logger.info("%s has no column split: a hash takes %s of its %s rows as split test", path, f"{rows:,}", f"{of:,}")
-
-
 def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path) -> Dataset:
     """Choose rows by their column `split`; without that column, by the hash of the row's image or document."""
     if "split" in dataset.column_names:
@@ -290,11 +272,12 @@ def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path
         least = -1.0
     is_test = [share < test_share or share <= least for share in shares]
     if split == "test":
-        _log_test_split(path, rows=sum(is_test), of=len(names))
+        rows, total = sum(is_test), len(names)
+        _log_once(
+            "%s has no column split: a hash takes %s of its %s rows as split test", path, f"{rows:,}", f"{total:,}"
+        )
     chosen = [row for row, found in enumerate(is_test) if found == (split == "test")]
     if not chosen:
-        raise ValueError(
-            f"{path}: split {split!r} holds none of the {len(dataset)} rows; add a split column or change test_share "
-            f"({test_share})"
-        )
+        advice = f"add a split column or change test_share ({test_share})"
+        raise ValueError(f"{path}: split {split!r} holds none of the {len(dataset)} rows; {advice}")
     return select_rows(dataset, chosen)

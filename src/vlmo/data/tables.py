@@ -1,4 +1,4 @@
-"""Tables of captions and metadata: .csv, .tsv and .jsonl files."""
+"""Tables of captions and metadata (.csv, .tsv and .jsonl files), and the names of columns in all that people bring."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-_MARKS = {",": "comma", ";": "semicolon", "\t": "tab"}
+import pyarrow as pa
+
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
-TABLE_STEMS = ("captions", "metadata", "questions", "sentences", "labels")
+TABLE_STEMS = ("captions", "metadata")
 """Names of a table beside its images; the first that is there is read."""
 
-IMAGE_COLUMNS = ("image", "file_name", "path")
-SECOND_COLUMNS = ("second_image", "image_2")
+# The first of these columns that is there is read; some are img2dataset's.
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "file_name", "path")
+SECOND_IMAGE = "second_image"
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "txt", "TEXT")
-"""The first of these columns that a table has is read; the last two are img2dataset's."""
 SPLITS = {"training": "train", "val": "validation", "valid": "validation"} | {
     name: name for name in ("train", "validation", "test")
 }
@@ -28,15 +29,25 @@ def column_of(names: Collection[str], wanted: Sequence[str]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
-def find_table(folder: Path, *, stems: Sequence[str] = TABLE_STEMS) -> Path | None:
+def file_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns that hold files (images, sounds) in the form of `datasets`: bytes and path."""
+    return [each.name for each in schema if pa.types.is_struct(each.type) and "bytes" in each.type.names]
+
+
+def image_column(schema: pa.Schema) -> str | None:
+    """Return the column of images, or of their paths; None without any."""
+    files = file_columns(schema)
+    return column_of(files, (*IMAGE_COLUMNS, *files)) or column_of(schema.names, IMAGE_COLUMNS)
+
+
+def find_table(folder: Path) -> Path | None:
     """Return the table in a folder that names the images beside it, if any; ValueError for several of one name."""
-    for stem in stems:
+    for stem in TABLE_STEMS:
         found = [file for suffix in TABLE_SUFFIXES if (file := folder / f"{stem}{suffix}").is_file()]
         if len(found) > 1:
-            raise ValueError(
-                f"{folder}: {' and '.join(file.name for file in found)}; keep one, or name the file itself"
-            )
-        if found and (stem == TABLE_STEMS[0] or _names_images(found[0])):
+            names = " and ".join(file.name for file in found)
+            raise ValueError(f"{folder}: {names}; keep one, or name the file itself")
+        if found and (stem == "captions" or column_of(next(table_records(found[0]), (0, {}))[1], IMAGE_COLUMNS)):
             return found[0]
     return None
 
@@ -56,11 +67,6 @@ def tables_of(path: Path) -> list[Path]:
     return found
 
 
-def _names_images(file: Path) -> bool:
-    record = next(table_records(file), (0, {}))[1]
-    return column_of(record, IMAGE_COLUMNS) is not None
-
-
 def table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line number and columns of each record of a .csv, .tsv or .jsonl file; ValueError for a broken line."""
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -69,24 +75,20 @@ def table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if line.strip():
                     yield number, _json_record(line, where=f"{path}:{number}")
             return
-        # Strict: an open quote would take all that follows for one caption.
         heading = file.readline()
         file.seek(0)
         delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;", key=heading.count)
+        advice = f"put quotes around captions that hold {delimiter!r}, and double quotes within them"
+        # Strict: an open quote would take all that follows for one caption.
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
             for record in reader:
                 if None in record or None in record.values():
-                    raise ValueError(
-                        f"{path}:{reader.line_num}: not the {len(reader.fieldnames or ())} fields of the heading; "
-                        f"put quotes around captions that hold a {_MARKS[delimiter]}"
-                    )
+                    number = len(reader.fieldnames or ())
+                    raise ValueError(f"{path}:{reader.line_num}: not the {number} fields of the heading; {advice}")
                 yield reader.line_num, record
         except csv.Error as error:
-            raise ValueError(
-                f"{path}:{reader.line_num + 1}: {error}; a quote that opens a field must be closed at its end, and "
-                "quotes within are doubled"
-            ) from error
+            raise ValueError(f"{path}:{reader.line_num + 1}: {error}; {advice}") from error
 
 
 def _json_record(line: str, *, where: str) -> dict[str, Any]:

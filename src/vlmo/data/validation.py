@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute
@@ -18,49 +18,16 @@ from datasets.table import ConcatenationTable, InMemoryTable
 from vlmo.data.builtin import built_folder
 from vlmo.data.decoding import decode_image
 from vlmo.data.rows import SUMMARY_FILE, column, first_reasons, select_rows, to_lines
-from vlmo.data.schema import FEATURES, require_columns
+from vlmo.data.schema import FEATURES
 from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
 from vlmo.folder.atomic import cached_file, keep_file, write_file
 from vlmo.progress import Progress
 
 _compute: Any = pyarrow.compute  # its functions are made when it is imported
 
-_PROGRESS_EVERY = 64
-"""Rows between two updates of the bar, and calls of `progress`."""
+_PROGRESS_EVERY = 64  # rows
 _BATCH = 10_000
-_REMEMBERED = 16
-"""Images whose faults are kept: rows about one image stand together, or nearly so."""
-
-
-class Verdict(NamedTuple):
-    """Why a row is invalid (None: it is valid), and the numbers of its empty captions, from 1."""
-
-    reason: str | None
-    empty: list[int]
-
-    @classmethod
-    def of(cls, row: dict[str, Any], *, faults: Sequence[str], needs_caption: bool) -> Verdict:
-        """Validate a row's id and captions; `faults` are those of its images."""
-        captions = row["captions"] or []
-        empty = [number for number, caption in enumerate(captions, start=1) if not caption or not caption.strip()]
-        reasons = [*([] if row["image_id"] else ["image_id is empty"]), *faults]
-        if needs_caption and len(empty) == len(captions):
-            reasons.append("every caption is empty" if captions else "the row has no caption")
-        return cls("; ".join(reasons) or None, empty)
-
-    def kept(self, captions: Sequence[str] | None) -> list[str]:
-        """Return the captions but the empty ones."""
-        return [caption for number, caption in enumerate(captions or (), start=1) if number not in self.empty]
-
-    def lines(self, row: dict[str, Any], *, number: int, split: str | None = None) -> list[dict[str, Any]]:
-        """Return the lines of the quarantine file: the reason, or each empty caption of a valid row."""
-        facts: dict[str, Any] = {"row": number} if split is None else {"split": split, "row": number}
-        facts |= {"image_id": row["image_id"], "path": row["image"]["path"] if row["image"] else None}
-        facts["source"] = row["source"]
-        if self.reason is not None:
-            return [{"kind": "row", **facts, "reason": self.reason}]
-        reasons = (f"caption {caption} is empty; removed, the row is kept" for caption in self.empty)
-        return [{"kind": "caption", **facts, "reason": reason} for reason in reasons]
+_REMEMBERED = 16  # images: rows about one stand together, or nearly so
 
 
 class ImageValidator:
@@ -76,15 +43,14 @@ class ImageValidator:
 
     def __call__(self, row: dict[str, Any]) -> list[str]:
         """Return a line for each image that is missing or cannot be decoded."""
-        cells = {name: row[name] for name in self._images}
-        found = (
-            f"the row has no {name}" if cell is None else self._fault(cell["path"], cell["bytes"])
-            for name, cell in cells.items()
-        )
+        cells = {name: row[name] or {"bytes": None, "path": None} for name in self._images}
+        found = (self._fault(name, cell["path"], cell["bytes"]) for name, cell in cells.items())
         return [fault for fault in found if fault]
 
 
-def _fault(path: str | None, data: bytes | None) -> str | None:
+def _fault(name: str, path: str | None, data: bytes | None) -> str | None:
+    if path is None and data is None:
+        return f"the row has no {name}"
     try:
         decode_image({"bytes": data, "path": path})
     except ValueError as error:
@@ -111,9 +77,8 @@ def filter_invalid_rows(
 ) -> Dataset:
     """Return the valid rows in their order; every other row is a JSON line in `quarantine`.
 
-    A line has `kind` ("row": the row is dropped; "caption": only an empty caption was), `row`, `image_id`, `path`,
-    `source` and `reason`. So rows in = rows out + lines of kind "row". The file is written atomically, also when every
-    row is valid.
+    A line has `kind` ("row": the row is dropped; "caption": only empty captions were), `row`, `image_id`, `path`,
+    `source` and `reason`. So rows in = rows out + lines of kind "row". The file is written also when all are valid.
 
     Args:
         quarantine: File to write, JSON lines; an older one is replaced.
@@ -126,28 +91,32 @@ def filter_invalid_rows(
             writes the file.
         progress: Called every few rows, for who watches over long work.
     """
-    require_columns(dataset, name="data set")
+    if missing := FEATURES.keys() - {*dataset.column_names}:
+        raise ValueError(f"column(s) {', '.join(missing)} missing; found {', '.join(dataset.column_names)}")
     if not len(dataset):
         raise ValueError("the data set has no rows; nothing can be trained or tested on it")
     faults = _image_faults(dataset, shared=shared, progress=progress) if needs_image else {}
-    verdicts: dict[int, Verdict] = {}
+    filled = [[bool(text and text.strip()) for text in texts or ()] for texts in column(dataset, "captions")]
     first: dict[str, int] = {}
-    for number, (image_id, captions) in enumerate(
-        zip(column(dataset, "image_id"), column(dataset, "captions"), strict=True)
-    ):
-        row = {"image_id": image_id, "captions": captions}
-        verdict = Verdict.of(row, faults=faults.get(number, ()), needs_caption=needs_caption)
-        if unique_ids and verdict.reason is None and first.setdefault(image_id, number) != number:
-            verdict = verdict._replace(reason=f"image_id repeats that of row {first[image_id]}")
-        if verdict.reason is not None or verdict.empty:
-            verdicts[number] = verdict
-    lines = [line for number, verdict in verdicts.items() for line in verdict.lines(dataset[number], number=number)]
+    lines, valid, mixed = [], [], []
+    for row, image_id in enumerate(column(dataset, "image_id")):
+        reasons = [*([] if image_id else ["image_id is empty"]), *faults.get(row, ())]
+        if needs_caption and not any(filled[row]):
+            reasons.append("every caption is empty" if filled[row] else "the row has no caption")
+        if unique_ids and not reasons and first.setdefault(image_id, row) != row:
+            reasons.append(f"image_id repeats that of row {first[image_id]}")
+        if reasons:
+            lines.append(_line("row", dataset, row, "; ".join(reasons)))
+            continue
+        valid.append(row)
+        if not all(filled[row]):
+            mixed.append(row)
+            lines.append(_line("caption", dataset, row, f"{filled[row].count(False)} empty captions removed"))
     if is_main():
         quarantine.parent.mkdir(parents=True, exist_ok=True)
         write_file(quarantine, to_lines(lines))
     if shared:
         barrier()  # the file that the error below names is then there
-    valid = [row for row in range(len(dataset)) if row not in verdicts or verdicts[row].reason is None]
     invalid, total = len(dataset) - len(valid), len(dataset)
     if (share := invalid / total) > max_share:
         raise ValueError(
@@ -157,36 +126,41 @@ def filter_invalid_rows(
         )
     if not valid:
         raise ValueError(f"all {total} rows are invalid, so nothing is left: {first_reasons(lines)}. See {quarantine}")
-    if any(verdict.empty for verdict in verdicts.values()):
-        # Before rows are chosen: afterwards every image would be copied.
-        names = dataset.column_names
-        for name in {"captions", "false_captions"}.intersection(names):
-            texts = column(dataset, name)
-            for row, verdict in verdicts.items():
-                texts[row] = verdict.kept(texts[row])
-            others = cast(Dataset, dataset.remove_columns(name))
-            dataset = cast(Dataset, others.add_column(name, texts, feature=FEATURES["captions"]))
-        dataset = cast(Dataset, dataset.select_columns(names))
-    return dataset if len(valid) == len(dataset) else select_rows(dataset, valid)
+    # Before rows are chosen: afterwards every image would be copied.
+    dataset = _without_empty(dataset, {row: filled[row] for row in mixed}) if mixed else dataset
+    return select_rows(dataset, valid) if invalid else dataset
+
+
+def _without_empty(dataset: Dataset, filled: dict[int, list[bool]]) -> Dataset:
+    names = dataset.column_names
+    for name in {"captions", "false_captions"}.intersection(names):
+        texts = column(dataset, name)
+        for row, kept in filled.items():
+            texts[row] = list(itertools.compress(texts[row] or (), kept))
+        others = cast(Dataset, dataset.remove_columns(name))
+        dataset = cast(Dataset, others.add_column(name, texts, feature=FEATURES["captions"]))
+    return cast(Dataset, dataset.select_columns(names))
+
+
+def _line(kind: str, dataset: Dataset, number: int, reason: str) -> dict[str, Any]:
+    row: dict[str, Any] = dataset[number]
+    path = row["image"] and row["image"]["path"]
+    facts = {"kind": kind, "row": number, "image_id": row["image_id"], "path": path, "source": row["source"]}
+    return {**facts, "reason": reason}
 
 
 def _image_faults(dataset: Dataset, *, shared: bool, progress: Callable[[], None]) -> dict[int, list[str]]:
     """Return what is wrong with the images of rows, by the rows' numbers.
 
     Rows of a prepared folder have been validated, and images of built-in sets come from packages or are drawn from
-    descriptions. Faults of other files of `datasets` are kept in the cache folder for the next time. Images in files of
-    their own, which may change, are decoded each time, and rows in memory, of which no file tells.
+    descriptions. Faults of other files of `datasets` are kept in the cache folder for the next time.
     """
-    images = image_columns(dataset.features)
-    files, file, known = [Path(each["filename"]) for each in dataset.cache_files], None, None
-    table = dataset.data
-    parts = itertools.chain(*table.blocks) if isinstance(table, ConcatenationTable) else [table]
-    in_memory = any(isinstance(each, InMemoryTable) and not {*images}.isdisjoint(each.column_names) for each in parts)
-    missing, apart = _without_bytes(dataset, images) if files else (0, 0)
-    if files and not apart and not in_memory:
+    images, file, known = image_columns(dataset.features), None, None
+    files, complete = _files_of(dataset, images)
+    if files:
         stamps = [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
         file = cached_file("validated", dataset._fingerprint, stamps, images)
-        if not missing and all(map(_is_prepared, files)):
+        if complete and all(map(_is_prepared, files)):
             known = {}
         elif file.is_file():
             known = {int(row): faults for row, faults in json.loads(file.read_text(encoding="utf-8")).items()}
@@ -223,13 +197,20 @@ def _is_prepared(file: Path) -> bool:
     return newer and '"layout"' in summary.read_text(encoding="utf-8")
 
 
-def _without_bytes(dataset: Dataset, images: list[str]) -> tuple[int, int]:
-    """Return how many images the rows do not hold, and how many of these lie in files of their own."""
+def _files_of(dataset: Dataset, images: list[str]) -> tuple[list[Path], bool]:
+    """Return the files that hold the images of all rows, and True if no row lacks one.
+
+    No file, if some images are in memory, of which no file tells, or in files of their own, which may change.
+    """
+    table, complete = dataset.data, True
+    blocks = itertools.chain(*table.blocks) if isinstance(table, ConcatenationTable) else [table]
+    if any(isinstance(each, InMemoryTable) and not {*images}.isdisjoint(each.column_names) for each in blocks):
+        return [], False
     rows = cast(Dataset, dataset.select_columns(images)).with_format("arrow")
-    missing = apart = 0
     for batch in cast("Iterable[pa.Table]", rows.iter(batch_size=_BATCH)):
         for name in images:
             data, path = (_compute.struct_field(batch[name], part) for part in ("bytes", "path"))
-            missing += data.null_count
-            apart += path.filter(data.is_null()).drop_null().length()
-    return missing, apart
+            complete = complete and not data.null_count
+            if path.filter(data.is_null()).drop_null().length():
+                return [], False
+    return [Path(each["filename"]) for each in dataset.cache_files], complete

@@ -18,12 +18,11 @@ MAX_PIXELS = 64_000_000
 def identify(file: IO[bytes], formats: Sequence[str] | None = None) -> Image.Image:
     """Open an image of these formats, or any, as `Image.open` does, but without its bounds: it warns above one of them.
 
-    Raises:
-        UnidentifiedImageError: It is none.
+    UnidentifiedImageError if it is none.
     """
     Image.init()
     start = file.read(16)
-    for name in Image.ID if formats is None else formats:
+    for name in Image.ID if formats is None else [name for name in formats if name in Image.OPEN]:
         factory, accepts = Image.OPEN[name]
         if accepts is None or accepts(start) is True:  # of a format that this build lacks, a text says so
             file.seek(0)
@@ -42,12 +41,7 @@ def check_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def open_upright(path: str | PathLike[str]) -> Image.Image:
-    """Open a file and turn it upright.
-
-    Raises:
-        ValueError: It has more than `MAX_PIXELS`.
-        OSError: It cannot be read, or holds no image.
-    """
+    """Open a file and turn it upright; ValueError above `MAX_PIXELS`, OSError without an image that can be read."""
     with Path(path).open("rb") as file, identify(file) as opened:
         try:
             check_pixels(opened)

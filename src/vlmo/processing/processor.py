@@ -8,8 +8,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import torch
 from PIL import Image
 from transformers import BatchFeature, BeitImageProcessor
 from transformers.processing_utils import ProcessorMixin
@@ -24,7 +22,6 @@ from vlmo.processing.tokenizers import (
 )
 from vlmo.released import find_model
 
-_IMAGES = (Image.Image, np.ndarray, torch.Tensor)
 _TEXT_DEFAULTS = {"padding": True, "truncation": True, "pad_to_multiple_of": PAD_MULTIPLE}
 
 
@@ -55,13 +52,17 @@ class VLMoProcessor(ProcessorMixin):
             `max_text_length`.
 
     Raises:
-        ValueError: The tokenizer has special tokens alone, as transformers makes it where the vocabulary is missing.
+        ValueError: `max_text_length` is no multiple of 8, or the tokenizer has special tokens alone, as transformers
+            makes it where the vocabulary is missing.
     """
 
     def __init__(self, image_processor: Any, tokenizer: Any) -> None:
         if (size := len(tokenizer)) <= len(tokenizer.all_special_tokens):
             missing = "its vocabulary (tokenizer.json or vocab.txt) is missing"
             raise ValueError(f"the tokenizer knows no words beside its {size} special tokens; {missing}")
+        length = tokenizer.model_max_length
+        if length < 1 or length % PAD_MULTIPLE:  # padding could make a text longer than the model has positions for
+            raise ValueError(f"max_text_length is {length}: expected a multiple of {PAD_MULTIPLE} above 0")
         super().__init__(image_processor, tokenizer)
 
     @classmethod
@@ -76,16 +77,13 @@ class VLMoProcessor(ProcessorMixin):
     @classmethod
     def from_vocabulary(cls, path: str | Path, *, image_size: int = 224, max_text_length: int = 40) -> Self:
         """A processor with BERT's `vocab.txt`, given as a file or its folder; ValueError if it or a size is wrong."""
-        _validate_text_length(max_text_length)
         tokenizer = build_tokenizer(load_vocabulary(path), max_text_length=max_text_length)
         return cls(image_processor_for(image_size), tokenizer)
 
     @classmethod
     def from_sentencepiece(cls, path: str | Path, *, image_size: int = 224, max_text_length: int = 64) -> Self:
         """A processor with BEiT-3's tokenizer (`load_sentencepiece`); ValueError for a wrong file or size."""
-        _validate_text_length(max_text_length)
-        tokenizer = load_sentencepiece(path, max_text_length=max_text_length)
-        return cls(image_processor_for(image_size), tokenizer)
+        return cls(image_processor_for(image_size), load_sentencepiece(path, max_text_length=max_text_length))
 
     @classmethod
     def train(
@@ -98,14 +96,12 @@ class VLMoProcessor(ProcessorMixin):
         max_text_length: int = 40,
     ) -> Self:
         """A processor whose WordPiece vocabulary is learnt from `corpus`; see `train_vocabulary`."""
-        _validate_text_length(max_text_length)
         vocabulary = train_vocabulary(corpus, vocab_size=vocab_size, min_frequency=min_frequency)
         tokenizer = build_tokenizer(vocabulary, max_text_length=max_text_length)
         return cls(image_processor_for(image_size), tokenizer)
 
     def with_sizes(self, *, image_size: int, max_text_length: int) -> Self:
         """The same tokenizer with another image size and text length."""
-        _validate_text_length(max_text_length)
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.model_max_length = max_text_length
         # What a saved tokenizer was last asked for; it would win over the new length.
@@ -135,33 +131,14 @@ class VLMoProcessor(ProcessorMixin):
             text: A string or a list of strings.
 
         Raises:
-            ValueError: neither is given, one is of another type, or a file has more than 64 million pixels.
+            ValueError: Neither is given, a list is empty, or a file has more than 64 million pixels.
             OSError: A file cannot be read, or holds no image.
         """
-        if images is None and text is None:
-            raise ValueError("got neither images nor text: give at least one of them")
-        if images is not None:
-            entries = images if isinstance(images, (list, tuple)) else [images]
-            if any(isinstance(entry, (str, PathLike)) for entry in entries):
-                images = entries = [open_upright(e) if isinstance(e, (str, PathLike)) else e for e in entries]
-            kinds = [type(entry).__name__ for entry in entries if not isinstance(entry, _IMAGES)]
-            if kinds or not entries:
-                found = f"holds a {kinds[0]}" if kinds else "is an empty list"
-                raise ValueError(f"images {found}: expected at least one image: PIL, array, tensor or path of a file")
-        if text is not None and not isinstance(text, str):
-            if not isinstance(text, list) or not text:
-                raise ValueError(f"text is {text!r:.80}: expected a string or a list of at least one string")
-            if wrong := [entry for entry in text if not isinstance(entry, str)]:
-                raise ValueError(f"text holds a {type(wrong[0]).__name__}: expected strings only")
+        if (images is None and text is None) or any(isinstance(each, list) and not each for each in (images, text)):
+            raise ValueError("got neither images nor text, or an empty list: give at least one of them")
+        images = [images] if isinstance(images, (str, PathLike)) else images
+        if isinstance(images, (list, tuple)):
+            images = [open_upright(each) if isinstance(each, (str, PathLike)) else each for each in images]
         defaults = {key: value for key, value in _TEXT_DEFAULTS.items() if key not in kwargs}
         text_kwargs: Any = {**defaults, **kwargs.pop("text_kwargs", {})}
         return super().__call__(images=images, text=text, text_kwargs=text_kwargs, **kwargs)
-
-
-def _validate_text_length(max_text_length: int) -> None:
-    """Refuse lengths that are no multiple of 8: padding could make a text longer than the model has positions for."""
-    if max_text_length < 1 or max_text_length % PAD_MULTIPLE:
-        nearest = max(PAD_MULTIPLE, PAD_MULTIPLE * ((max_text_length + PAD_MULTIPLE // 2) // PAD_MULTIPLE))
-        raise ValueError(
-            f"max_text_length is {max_text_length}: expected a multiple of {PAD_MULTIPLE}; the nearest is {nearest}"
-        )

@@ -6,7 +6,6 @@ The steps and their strengths are those with which BEiT is fine-tuned on ADE20K 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +17,7 @@ from torch.nn import functional
 
 from vlmo.types import IGNORED_CLASS, normalize_pixels
 
-_LONGEST = 4
-"""An image's long side is at most this times the wanted short side."""
+_LONGEST = 4  # times the wanted short side, for the long side of an image
 _CROP_TRIES = 10
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32, (0.5, 1.5), (0.5, 1.5), 18 / 360
 
@@ -43,12 +41,10 @@ class SegmentTransformConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError if a scale or side is not above 0, or a probability not from 0 to 1."""
-        if not 0 < self.scale[0] <= self.scale[1] or (self.short_side is not None and self.short_side < 1):
-            given = f"scale is {self.scale} and short_side {self.short_side}"
-            raise ValueError(f"{given}; give two rising numbers above 0, and a side of 1 pixel or more")
         shares = (self.max_class_share, self.horizontal_flip, self.photometric)
-        if not all(0 <= share <= 1 for share in shares):
-            raise ValueError(f"max_class_share, horizontal_flip and photometric are {shares}; give numbers in [0, 1]")
+        sides = 0 < self.scale[0] <= self.scale[1] and (self.short_side is None or self.short_side >= 1)
+        if not sides or not all(0 <= share <= 1 for share in shares):
+            raise ValueError(f"{self}; give two rising scales and a short_side above 0, and probabilities in [0, 1]")
 
 
 class SegmentTrainTransform:
@@ -62,15 +58,11 @@ class SegmentTrainTransform:
         self, image: Image.Image, mask: Mask, generator: np.random.Generator
     ) -> tuple[Float[Tensor, "3 crop crop"], Int64[Tensor, "crop crop"]]:
         """Pixel values in [-1, 1] and classes, a pure function of the arguments and the generator's state."""
-        config = self.config
-        size = scaled_size(
-            image.size,
-            short_side=config.short_side or self.crop_size,
-            scale=generator.uniform(*config.scale),
-        )
+        config, scale = self.config, generator.uniform(*self.config.scale)
+        size = scaled_size(image.size, short_side=config.short_side or self.crop_size, scale=scale)
         image = image.resize(size, Image.Resampling.BILINEAR)
         mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-        left, top = self._place(mask, generator)
+        left, top = self._corner(mask, generator)
         box = (left, top, min(left + self.crop_size, size[0]), min(top + self.crop_size, size[1]))
         image, mask = image.crop(box), mask[box[1] : box[3], box[0] : box[2]]
         if generator.random() < config.horizontal_flip:
@@ -82,10 +74,9 @@ class SegmentTrainTransform:
             functional.pad(torch.from_numpy(mask.astype(np.int64)), missing, value=IGNORED_CLASS),
         )
 
-    def _place(self, mask: Mask, generator: np.random.Generator) -> tuple[int, int]:
+    def _corner(self, mask: Mask, generator: np.random.Generator) -> tuple[int, int]:
         """Left and top of a crop in which no class has too large a share."""
-        side = self.crop_size
-        left = top = 0
+        side, left, top = self.crop_size, 0, 0
         for _ in range(_CROP_TRIES):
             left, top = (int(generator.integers(max(length - side, 0) + 1)) for length in mask.shape[::-1])
             counts = np.bincount(mask[top : top + side, left : left + side].ravel(), minlength=IGNORED_CLASS + 1)
@@ -127,17 +118,13 @@ def change_colors(image: Image.Image, *, probability: float, generator: np.rando
     if saturation or hue:
         angle, colorful, value = image.convert("HSV").split()
         angle = angle.point([(level + round(256 * turn)) % 256 for level in range(256)])
-        colorful = colorful.point(_table([level * more for level in range(256)]))
-        image = Image.merge("HSV", (angle, colorful, value)).convert("RGB")
-    return image if contrast_first else _map_levels(image, gain=gain, shift=0.0)
+        image = Image.merge("HSV", (angle, _map_levels(colorful, gain=more), value)).convert("RGB")
+    return image if contrast_first else _map_levels(image, gain=gain)
 
 
-def _map_levels(image: Image.Image, *, gain: float, shift: float) -> Image.Image:
-    """Every channel's levels shifted, then multiplied."""
+def _map_levels(image: Image.Image, *, gain: float, shift: float = 0.0) -> Image.Image:
+    """Shift every channel's levels, then multiply them."""
     if gain == 1 and shift == 0:
         return image
-    return image.point(_table([(level + shift) * gain for level in range(256)]) * 3)
-
-
-def _table(levels: Sequence[float]) -> list[int]:
-    return [min(255, max(0, round(level))) for level in levels]
+    levels = [min(255, max(0, round((level + shift) * gain))) for level in range(256)]
+    return image.point(levels * len(image.getbands()))

@@ -78,9 +78,7 @@ def train_vocabulary(corpus: Iterable[str], *, vocab_size: int, min_frequency: i
 
 
 def build_tokenizer(vocabulary: dict[str, int], *, max_text_length: int) -> BertTokenizer:
-    """BERT's lower-casing tokenizer: `[CLS]` first, `[SEP]` last, texts cut; ValueError for a length below 3."""
-    if max_text_length < 3:
-        raise ValueError(f"max_text_length is {max_text_length}: expected at least 3 ([CLS], one token, [SEP])")
+    """BERT's lower-casing tokenizer: `[CLS]` first, `[SEP]` last, texts cut."""
     from transformers import BertTokenizer
 
     return BertTokenizer(
@@ -155,10 +153,8 @@ def _read_sentencepiece(path: Path) -> Any:
         raise ValueError(f"{path} is no SentencePiece file, or it is cut off; expected BEiT-3's beit3.spm") from error
     first, kind = [piece.piece for piece in proto.pieces[:3]], proto.trainer_spec.model_type
     if first != ["<unk>", "<s>", "</s>"] or kind != 1:
-        raise ValueError(
-            f"{path} has model type {kind} and begins with {', '.join(first) or 'no piece'}; expected a unigram model "
-            "(type 1) that begins with <unk>, <s>, </s>"
-        )
+        found = f"model type {kind} and begins with {', '.join(first) or 'no piece'}"
+        raise ValueError(f"{path} has {found}; expected a unigram model (type 1) that begins with <unk>, <s>, </s>")
     return proto
 
 
@@ -166,13 +162,10 @@ def continuation_flags(tokenizer: PreTrainedTokenizerBase) -> Bool[np.ndarray, "
     """True for ids whose token continues a word: `##...` of WordPiece, or no leading space mark of SentencePiece."""
     from transformers import BertTokenizer  # slow to import, and the settings of a recipe are shown without it
 
-    flags = np.zeros(len(tokenizer), dtype=bool)
-    wordpiece = isinstance(tokenizer, BertTokenizer)
+    is_wordpiece, flags = isinstance(tokenizer, BertTokenizer), np.zeros(len(tokenizer), dtype=bool)
     for token, number in tokenizer.get_vocab().items():
-        if wordpiece:
-            flags[number] = token.startswith(CONTINUATION_PREFIX) and len(token) > len(CONTINUATION_PREFIX)
-        else:
-            flags[number] = not token.startswith(WORD_START)
+        is_piece = token.startswith(CONTINUATION_PREFIX) and token != CONTINUATION_PREFIX
+        flags[number] = is_piece if is_wordpiece else not token.startswith(WORD_START)
     return flags & ~special_flags(tokenizer)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -30,10 +30,9 @@ Box = tuple[int, int, int, int]  # left, top, right and bottom edge in pixels
 
 
 class Encoded(Protocol):
-    """An image that is not decoded yet, as `vlmo.data.decoding.EncodedImage`."""
+    """An image that is not decoded yet, as `vlmo.data.decoding.EncodedImage`; size is width and height."""
 
     size: tuple[int, int]
-    """Width and height."""
 
     def decode(self, reduction: int = 1) -> Image.Image:
         """Return the image, at 1 / `reduction` of its size where its format can do that, else whole."""
@@ -55,8 +54,7 @@ class TransformConfig:
     rand_augment_magnitude: int = 7
     """Strength of RandAugment, 0 to 10."""
     rand_augment: Literal["vlmo", "timm"] = "vlmo"
-    """Operations to choose from: VLMo's ten, without Color, Contrast, Solarize and Posterize, or timm's fifteen, which
-    BEiT is fine-tuned with."""
+    """Operations to choose from: VLMo's ten, or timm's fifteen, which BEiT is fine-tuned with."""
     horizontal_flip: float = 0.5
     """Probability. Set 0 where left and right matter to the text."""
     fill: int = 255
@@ -64,8 +62,7 @@ class TransformConfig:
     min_crop: float = 1.0
     """Smallest share of the area that a random crop keeps, in (0, 1]; 1 never crops. See `crop_box`."""
     reduced_decoding: bool = True
-    """Decode JPEG at 1/2, 1/4 or 1/8 where the crop still has `image_size` pixels each way (docs/scaling.md has the
-    difference of pixels). Evaluation never does."""
+    """Decode JPEG at 1/2, 1/4 or 1/8 where the crop still has `image_size` pixels each way (docs/scaling.md)."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation, in [0, 1]."""
     grayscale: float = 0.0
@@ -81,30 +78,17 @@ class TransformConfig:
         """Raise ValueError if a size, a color, a magnitude, a crop or a probability is out of its range."""
         if self.image_size < 1 or self.rand_augment_ops < 0 or not 0 <= self.fill <= 255:
             raise ValueError(f"image_size must be positive, rand_augment_ops >= 0, fill in 0 to 255; got {self}")
-        if not 0 <= self.rand_augment_magnitude <= MAX_MAGNITUDE:
-            raise ValueError(f"rand_augment_magnitude is {self.rand_augment_magnitude}: expected 0 to {MAX_MAGNITUDE}")
         if self.rand_augment not in RAND_AUGMENT:
             raise ValueError(f"rand_augment is {self.rand_augment!r}: expected one of {', '.join(RAND_AUGMENT)}")
-        if not 0 < self.min_crop <= 1:
-            raise ValueError(f"min_crop is {self.min_crop}: expected a share of the area in (0, 1]")
-        shares = "horizontal_flip color_jitter grayscale random_erasing affine blur"
-        for name in shares.split():
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected a number in [0, 1]")
-
-
-def train_transform(config: TransformConfig) -> TrainTransform:
-    """Return the augmenting transform: `(image, generator) -> pixel_values`."""
-    return TrainTransform(config)
-
-
-def eval_transform(config: TransformConfig) -> EvalTransform:
-    """Return the plain transform, equal to what `VLMoProcessor` does: `(image) -> pixel_values`."""
-    return EvalTransform(config)
+        for name in ["min_crop", "horizontal_flip", "color_jitter", "grayscale", "random_erasing", "affine", "blur"]:
+            if not 0 <= getattr(self, name) <= 1 or not self.min_crop:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected a number in [0, 1], of min_crop above 0")
+        if not 0 <= self.rand_augment_magnitude <= MAX_MAGNITUDE:
+            raise ValueError(f"rand_augment_magnitude is {self.rand_augment_magnitude}: expected 0 to {MAX_MAGNITUDE}")
 
 
 class EvalTransform:
-    """Square bicubic resize and normalisation; ignores the generator it may be given."""
+    """Square bicubic resize and normalisation, as by `VLMoProcessor`; ignores the generator it may be given."""
 
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
@@ -113,18 +97,13 @@ class EvalTransform:
         """Apply the part that never varies, whose result is kept when images are kept in memory."""
         return _to_array(self.pixels(image))
 
-    def pixels(
-        self, image: Pixels | Encoded, generator: np.random.Generator | None = None
-    ) -> UInt8[Tensor, "3 size size"]:
+    def pixels(self, image: Pixels | Encoded, _: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
         """Apply all but the normalisation."""
-        del generator
         return _resize(_to_tensor(_decode(image)), image_size=self.config.image_size)
 
-    def __call__(
-        self, image: Pixels | Encoded, generator: np.random.Generator | None = None
-    ) -> Float[Tensor, "3 size size"]:
+    def __call__(self, image: Pixels | Encoded, _: np.random.Generator | None = None) -> Float[Tensor, "3 size size"]:
         """Return pixel values in [-1, 1]."""
-        return normalize_pixels(self.pixels(image, generator))
+        return normalize_pixels(self.pixels(image))
 
 
 class TrainTransform:
@@ -161,7 +140,7 @@ class TrainTransform:
         return normalize_pixels(self.pixels(image, generator))
 
 
-# ------------------------------------------------------------------------------------------------------------ geometry
+eval_transform, train_transform = EvalTransform, TrainTransform
 
 
 def crop_box(size: tuple[int, int], *, config: TransformConfig, generator: np.random.Generator) -> Box:
@@ -230,20 +209,13 @@ def _reduced(size: tuple[int, int], *, box: Box | None, image_size: int) -> tupl
 
     Its edges are the nearest to the true ones: at most half a pixel of the reduced image beside them.
     """
-    left, top, right, bottom = box or (0, 0, *size)
+    edges = np.array(box or (0, 0, *size))
     for reduction in _REDUCTIONS:
-
-        def nearest(length: int, reduction: int = reduction) -> int:
-            return (2 * length + reduction) // (2 * reduction)  # halves up: every edge rounds alike
-
-        near = (nearest(left), nearest(top))
-        far = (min(nearest(right), -(-size[0] // reduction)), min(nearest(bottom), -(-size[1] // reduction)))
-        if min(far[0] - near[0], far[1] - near[1]) >= image_size:
-            return reduction, (*near, *far) if box else None
+        nearest = (2 * edges + reduction) // (2 * reduction)  # halves up: every edge rounds alike
+        nearest[2:] = np.minimum(nearest[2:], -(-np.array(size) // reduction))
+        if (nearest[2:] - nearest[:2]).min() >= image_size:
+            return reduction, cast(Box, tuple(nearest.tolist())) if box else None
     return 1, box
-
-
-# -------------------------------------------------------------------------------------------------------- augmentation
 
 
 def _change_style_and_color(

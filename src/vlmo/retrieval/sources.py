@@ -29,7 +29,7 @@ from vlmo.data.listing import (
 )
 from vlmo.data.rows import SAVED_FILES, read_about
 from vlmo.data.stream.records import Bad, Sample, read_shard
-from vlmo.data.tables import TABLE_STEMS, find_table
+from vlmo.data.tables import find_table
 from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata
 
 Kind = Literal["file", "shard", "dataset", "unreadable", "skipped"]
@@ -266,7 +266,7 @@ class Reader:
         table = self.table
         if table is None and not is_remote(found.path):
             if found.root not in self._tables:
-                file = find_table(Path(found.root), stems=TABLE_STEMS[:2])
+                file = find_table(Path(found.root))
                 self._tables[found.root] = None if file is None else MetadataTable(file)
             table = self._tables[found.root]
         return Annotation() if table is None else table.about(found.path.removeprefix(found.root).lstrip("/"))

@@ -20,8 +20,7 @@ from vlmo.data.loader import RowLoader
 from vlmo.data.rows import arrow_table, column
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import open_source
-from vlmo.data.stream.lanes import open_sources
-from vlmo.data.stream.loader import StreamLoader
+from vlmo.data.stream.loader import StreamLoader, open_sources
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import is_main, world_size
 from vlmo.folder import read_config

@@ -79,7 +79,7 @@ def test_tar_takes_other_formats_and_capitals(tmp_path) -> None:
     prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
     assert open_source(str(tmp_path / "out"))["image_id"][:] == ["sbu/a", "sbu/c"]
     assert open_source(str(tmp_path / "out"))["captions"][:] == [["a"], ["Caption 3."]]
-    assert "sub/b has no image, only .x.webp, .txt" in quarantined(tmp_path / "out")["sbu/sub/b"]
+    assert "it has no image, only .x.webp, .txt" in quarantined(tmp_path / "out")["sbu/sub/b"]
 
 
 def test_tar_bad_records_are_quarantined(tmp_path) -> None:
@@ -95,10 +95,10 @@ def test_tar_bad_records_are_quarantined(tmp_path) -> None:
     summary = prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
     assert open_source(str(tmp_path / "out"))["captions"][:] == [["Caption 1."]]
     reasons = quarantined(tmp_path / "out")
-    assert "bare has no image, only .txt, .json" in reasons["sbu/bare"]
+    assert "it has no image, only .txt, .json" in reasons["sbu/bare"]
     assert "0.tar#bytes=" in reasons["sbu/cut"]
     assert "cannot be decoded" in reasons["sbu/cut"]
-    assert "the caption of latin cannot be read" in reasons["sbu/latin"]
+    assert "latin cannot be read" in reasons["sbu/latin"]
     assert reasons["sbu/good"] == "image_id sbu/good repeats that of an earlier row"
     assert summary.splits["train"]["quarantined"] == len(reasons) == 4
 
@@ -147,7 +147,7 @@ def test_parquet_leaves_out_what_was_not_downloaded(tmp_path) -> None:
     ("columns", "message"),
     [
         ({"url": URL, "caption": "x"}, r"no \.parquet file with images in it.*downloaded with img2dataset"),
-        ({"jpg": b"x", "url": URL}, "none of the columns txt, caption, TEXT, text, so there are no captions"),
+        ({"jpg": b"x", "url": URL}, "none of the columns .* TEXT, so there are no captions"),
         (None, "not a whole parquet file"),
         ({}, r"no \.tar and no \.parquet file with images in it; --root must be"),
     ],

@@ -14,8 +14,7 @@ from vlmo.data.examples import StreamExamples
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.masking import BlockMaskConfig, WordMaskConfig
 from vlmo.data.stream import loader
-from vlmo.data.stream.lanes import Source, open_sources
-from vlmo.data.stream.loader import StreamConfig, StreamLoader
+from vlmo.data.stream.loader import Source, StreamConfig, StreamLoader, open_sources
 from vlmo.data.stream.records import sample_id
 from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
 
@@ -183,7 +182,7 @@ def test_a_run_goes_on_from_the_cursor_on_another_number_of_processes(whole, sou
 
 def test_a_start_without_its_cursor_is_refused(source, examples, tmp_path):
     stream_loader = make(source, examples, tmp_path)
-    with pytest.raises(ValueError, match="start_step is 3: a stream goes on where a cursor says"):
+    with pytest.raises(ValueError, match="start_step is 3, but the cursor of this stream is that of 0"):
         next(stream_loader(3))
     with pytest.raises(ValueError, match="the saved cursor has no lane 0"):
         stream_loader.go_on_from(3, {})

@@ -9,21 +9,19 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from tests.toy_shards import pack, tar_bytes, write_parquet
 
 from vlmo.data.decoding import read_path
 from vlmo.data.schema import make_row
 from vlmo.data.sources import open_source
 from vlmo.data.stream import records
-from vlmo.data.stream.records import Bad, Offset, Sample, read_saved, read_shard
+from vlmo.data.stream.records import BEGIN, Bad, Sample, read_saved, read_shard
 
 KEYS = [f"long/folder/{'name' * 40}{number}" for number in range(7)]  # longer than a plain header holds
 
-START = Offset()
 
-
-def read(shard, start=START, **settings):
+def read(shard, start=BEGIN, **settings):
     return [record for record, _ in read_shard(str(shard), start=start, **settings)]
 
 
@@ -36,28 +34,23 @@ def shard(request, tmp_path):
     return path
 
 
-def test_every_record_of_a_shard_is_read_in_order(shard):
-    found = read(shard)
-    assert [record.key for record in found] == KEYS
-    assert [record.index for record in found] == list(range(7))
+def test_records_of_a_shard_are_read_in_order_from_any_offset_on(shard):
+    whole = list(read_shard(str(shard)))
+    found = [record for record, _ in whole]
+    assert [(record.index, record.key) for record in found] == list(enumerate(KEYS))
     assert all(isinstance(record, Sample) and record.image for record in found)
     assert found[3].captions == (f"a picture of thing {KEYS[3]}",)
     assert len({record.sample_id for record in found}) == 7
-
-
-def test_reading_goes_on_at_the_offset_that_a_record_gives(shard):
-    whole = list(read_shard(str(shard)))
     for number, (_, after) in enumerate(whole):
-        rest = [] if after is None else read(shard, after)
-        assert rest == [record for record, _ in whole[number + 1 :]]
-    if shard.suffix == ".tar":
-        assert whole[2][1].byte > 0  # it is not read again from the start
-
-
-def test_texts_alone_are_read_without_pictures(shard):
-    assert [record.captions for record in read(shard, images=False)] == [record.captions for record in read(shard)]
+        assert read(shard, after) == found[number + 1 :]
+    texts = read(shard, images=False)
+    assert [record.captions for record in texts] == [record.captions for record in found]
     if shard.suffix == ".parquet":
-        assert all(record.image is None for record in read(shard, images=False))
+        assert all(record.image is None for record in texts)
+        return
+    assert whole[2][1].byte > 0  # it is not read again from the start
+    shard.write_bytes(shard.read_bytes()[: whole[-1][1].byte])  # without the blocks of its end
+    assert read(shard, whole[-1][1]) == []
 
 
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
@@ -80,13 +73,15 @@ def test_a_tar_that_is_cut_off_gives_what_is_whole_and_says_where_it_ends(tmp_pa
 def test_what_is_no_shard_or_not_there_is_one_bad_record(tmp_path):
     for name in ("0.tar", "0.parquet"):
         (tmp_path / name).write_bytes(b"<html>not found</html>" * 100)
-    for name in ("0.tar", "0.parquet", "missing.tar", "missing.parquet"):
-        (bad,) = read(tmp_path / name)
-        assert (bad.kind, bad.index) == ("shard", 0)
-        assert "it cannot be read: " in bad.reason
-    assert "No such file" in read(tmp_path / "missing.tar")[0].reason
+    pq.write_table(pa.table({"caption": ["x"], "other": ["y"]}), tmp_path / "1.parquet")
+    data = (tmp_path / "1.parquet").read_bytes()
+    (tmp_path / "1.parquet").write_bytes(data.replace(b"other", b"\xffther"))  # a name that is no text
     os.mkfifo(tmp_path / "pipe.tar")
-    assert read(tmp_path / "pipe.tar")[0].reason == "it cannot be read: it is no regular file"
+    reasons = {"missing.tar": "No such file", "missing.parquet": "No such file", "pipe.tar": "it is no regular file"}
+    for name in ("0.tar", "0.parquet", "1.parquet", *reasons):
+        (bad,) = read(tmp_path / name, details=True)
+        assert (bad.kind, bad.index) == ("shard", 0)
+        assert f"it cannot be read: {reasons.get(name, '')}" in bad.reason
 
 
 def test_a_damaged_row_group_ends_a_parquet_file_there(tmp_path):
@@ -108,36 +103,13 @@ def test_rows_that_img2dataset_could_not_download_are_passed_over(tmp_path):
     assert [(record.index, record.key) for record in read(tmp_path / "0.parquet")] == [(0, "0"), (2, "2")]
 
 
-def test_remote_shards_are_opened_again_where_the_network_fails(monkeypatch, tmp_path):
-    fsspec.filesystem("memory").pipe("/net/0.tar", tar_bytes(["a", "b", "c", "d"]))
-    waits, opened, plain = [], [], fsspec.open
-    monkeypatch.setattr(records.time, "sleep", waits.append)
-
-    def unsteady(shard, mode):
-        opened.append(shard)
-        if len(opened) in {1, 3}:
-            raise TimeoutError("the network is away")
-        return plain(shard, mode)
-
-    monkeypatch.setattr(records.fsspec, "open", unsteady)
-    assert [record.key for record in read("memory://net/0.tar")] == ["a", "b", "c", "d"]
-    assert waits == [1.0]
-    monkeypatch.setattr(records.fsspec, "open", _fail)
-    (bad,) = read("memory://net/0.tar")
-    assert waits == [1.0, 1.0, 4.0, 16.0]
-    assert bad.reason == "it cannot be read: the network is away"
-
-
-def _fail(*_):
-    raise TimeoutError("the network is away")
-
-
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(monkeypatch):
-    content = tar_bytes([str(number) for number in range(200)])
-    fsspec.filesystem("memory").pipe("/net/1.tar", content)
+def test_remote_shards_are_opened_again_and_read_on_where_the_network_failed(monkeypatch):
+    keys = [str(number) for number in range(200)]
+    fsspec.filesystem("memory").pipe("/net/0.tar", tar_bytes(keys))
+    waits, plain = [], fsspec.open
+    breaks = [-1, 100_000, 250_000]  # bytes; the first one when it is opened
     monkeypatch.setattr(records, "_BUFFER", 20 * 512)
-    monkeypatch.setattr(records.time, "sleep", lambda _: None)
-    breaks, plain = [100_000, 250_000], fsspec.open
+    monkeypatch.setattr(records.time, "sleep", waits.append)
 
     class Unsteady(io.BytesIO):
         def read(self, size=-1):
@@ -147,8 +119,16 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(monkeypatch):
             return super().read(size)
 
     monkeypatch.setattr(records.fsspec, "open", lambda shard, mode: Unsteady(plain(shard, mode).open().read()))
-    assert [record.key for record in read("memory://net/1.tar")] == [str(number) for number in range(200)]
-    assert breaks == []
+    assert [record.key for record in read("memory://net/0.tar")] == keys
+    assert (waits, breaks) == ([1.0, 4.0, 16.0], [])
+
+    def fail(*_):
+        raise TimeoutError("the network is away")
+
+    monkeypatch.setattr(records.fsspec, "open", fail)
+    (bad,) = read("memory://net/0.tar")
+    assert waits == [1.0, 4.0, 16.0] * 2
+    assert bad.reason == "it cannot be read: the network is away"
 
 
 def test_a_process_with_too_many_open_files_is_no_reason_to_lose_a_shard(monkeypatch, tmp_path):
@@ -162,38 +142,28 @@ def test_a_process_with_too_many_open_files_is_no_reason_to_lose_a_shard(monkeyp
 
 
 def test_details_are_what_else_a_record_says(tmp_path):
-    tar = tmp_path / "0.tar"
     members = {
         "a.png": b"picture",
         "a.txt": b"a caption",
         "a.json": b'{"caption": "other", "key": "a", "status": "success", "url": "u", "size": {"w": 3}}',
         "b.png": b"picture",
-        "c.png": b"picture",
-        "c.json": b"[1, 2]",
     }
-    tar.write_bytes(pack(members))
-    first, second, third = read(tar, details=True)
-    assert first.metadata == {"url": "u", "size": {"w": 3}}
-    assert first.captions == ("a caption",)
-    assert second.metadata == {}
-    assert isinstance(third, Bad)
-    assert read(tar)[0].metadata == {}
+    (tmp_path / "0.tar").write_bytes(pack(members))
+    first, second = read(tmp_path / "0.tar", details=True)
+    assert (first.metadata, first.captions, second.metadata) == ({"url": "u", "size": {"w": 3}}, ("a caption",), {})
+    assert read(tmp_path / "0.tar")[0].metadata == {}
     parquet = write_parquet(tmp_path / "0.parquet", KEYS)
     table = pq.read_table(parquet).append_column("year", pa.array(range(7))).append_column("x", pa.array([None] * 7))
     pq.write_table(table, parquet)
-    assert [record.metadata for record in read(parquet, details=True)][3] == {"year": 3, "x": None}
+    assert read(parquet, details=True)[3].metadata == {"year": 3, "x": None}
     assert read(parquet)[3].metadata == {}
 
 
-def test_parquet_may_name_pictures_instead_of_holding_them(tmp_path):
-    cells = [{"bytes": None, "path": "a.png"}, {"bytes": b"picture", "path": "b.png"}]
-    pq.write_table(pa.table({"image": cells, "caption": ["x", "y"]}), tmp_path / "0.parquet")
-    assert [(record.path, record.image) for record in read(tmp_path / "0.parquet")] == [
-        ("a.png", None),
-        (None, b"picture"),
-    ]
-    pq.write_table(pa.table({"image": ["c.png"], "caption": ["x"]}), tmp_path / "1.parquet")
-    assert [(record.path, record.image) for record in read(tmp_path / "1.parquet")] == [("c.png", None)]
+def test_parquet_may_name_images_instead_of_holding_them_or_mix_both(tmp_path):
+    mixed = [{"bytes": None, "path": "a.png"}, {"bytes": b"picture", "path": "b.png"}]
+    for cells, found in ((mixed, [("a.png", None), (None, b"picture")]), (["c.png"], [("c.png", None)])):
+        pq.write_table(pa.table({"image": cells, "caption": ["x"] * len(cells)}), tmp_path / "0.parquet")
+        assert [(record.path, record.image) for record in read(tmp_path / "0.parquet")] == found
 
 
 @pytest.mark.parametrize(
@@ -210,15 +180,15 @@ def test_a_path_that_leaves_the_folder_of_the_shard_is_a_bad_record(tmp_path, pa
 
 # What a tar holds of each record, and why it cannot be used; None where it can.
 MEMBERS = {
-    "deep.json": (b"[" * 100_000, "the caption of deep cannot be read"),
+    "deep.json": (b"[" * 100_000, "deep cannot be read"),
     "large.png": (bytes(300_001), "claims 300,001 bytes; at most 300,000 are read"),
-    "mapping.json": (b'{"captions": {"x": 1}}', "the caption of mapping cannot be read"),
-    "number.json": (b'{"caption": 3}', "the caption of number cannot be read"),
-    "cut.json": (b"{", "the caption of cut cannot be read"),
-    "latin.txt": (b"\xff\xfe", "the caption of latin cannot be read"),
-    "list.json": (b"[1]", "the caption of list cannot be read"),
-    "half.json": (b'{"caption": "\\ud800"}', "the caption of half cannot be read"),
-    "fact.json": (b'{"caption": "x", "place": "\\ud800"}', "the caption of fact cannot be read"),
+    "mapping.json": (b'{"captions": {"x": 1}}', "mapping cannot be read"),
+    "number.json": (b'{"caption": 3}', "number cannot be read"),
+    "cut.json": (b"{", "cut cannot be read"),
+    "latin.txt": (b"\xff\xfe", "latin cannot be read"),
+    "list.json": (b"[1]", "list cannot be read"),
+    "half.json": (b'{"caption": "\\ud800"}', "half cannot be read"),
+    "fact.json": (b'{"caption": "x", "place": "\\ud800"}', "fact cannot be read"),
     "captions.json": (json.dumps({"captions": ["x"] * 1001}).encode(), "at most 1,000 and 500 are read"),
     "facts.json": (json.dumps({f"fact{number}": 1 for number in range(501)}).encode(), "at most 1,000 and 500"),
     "braces.json": (b'{"caption": "' + b"{" * 1000 + b'"}', None),
@@ -271,15 +241,6 @@ def test_saved_set_whose_texts_lie_outside_the_file_is_refused(tmp_path):
     assert (bad.kind, bad.index) == ("shard", 0)
     with pytest.raises(ValueError, match="set is damaged"):
         open_source(str(tmp_path / "set"))
-
-
-def test_column_whose_name_is_no_text_is_told(tmp_path):
-    pq.write_table(pa.table({"caption": ["x"], "other": ["y"]}), tmp_path / "0.parquet")
-    data = (tmp_path / "0.parquet").read_bytes()
-    assert data.count(b"other") > 1
-    (tmp_path / "0.parquet").write_bytes(data.replace(b"other", b"\xffther"))
-    (bad,) = read(tmp_path / "0.parquet", details=True)
-    assert bad.kind == "shard"
 
 
 def gnu_sparse(*, size: int, is_extended: bool = False) -> bytes:
@@ -370,9 +331,83 @@ def test_values_that_python_has_not_cost_one_record(tmp_path):
         assert (first.index, last.index) == (0, 2)
 
 
-def test_places_alone_are_ranges_of_the_tar(tmp_path):
+def test_images_of_a_tar_may_be_given_as_ranges(tmp_path):
     path = tmp_path / "0.tar"
     path.write_bytes(tar_bytes(["a", "b"]))
-    for place, whole in zip(read(path, images="ranges"), read(path), strict=True):
-        assert place.image is None
-        assert read_path(place.path) == whole.image
+    for part, whole in zip(read(path, images="ranges"), read(path), strict=True):
+        assert part.image is None
+        assert read_path(part.path) == whole.image
+
+
+SAVED = Features(
+    {
+        "image": Image(),
+        "captions": List(Value("string")),
+        "image_id": Value("string"),
+        "year": Value("int32"),
+        "mask": Image(),
+    }
+)
+
+
+def saved_rows(*numbers: int) -> Dataset:
+    image = {"bytes": b"not decoded", "path": None}
+    facts = {"image": image, "captions": ["one", " "], "mask": image}
+    return Dataset.from_list([facts | {"image_id": f"id {n}", "year": n} for n in numbers], features=SAVED)
+
+
+def test_saved_rows_are_read_with_everything_but_other_images(tmp_path):
+    saved_rows(1, 2).save_to_disk(tmp_path / "set")
+    first, second = read_saved(tmp_path / "set")
+    assert (first.key, first.image, first.captions) == ("id 1", b"not decoded", ("one",))
+    assert second.metadata == {"image_id": "id 2", "year": 2}
+    assert (second.index, second.shard) == (1, str(tmp_path / "set"))
+    splits = {"train": saved_rows(1, 2), "val": saved_rows(1).select([]), "test": saved_rows(3)}
+    DatasetDict(splits).save_to_disk(tmp_path / "sets")
+    found = list(read_saved(tmp_path / "sets"))
+    assert [(each.index, each.metadata["split"]) for each in found] == [(0, "train"), (1, "train"), (2, "test")]
+
+
+def test_saved_paths_other_names_and_sounds_are_understood(tmp_path):
+    Dataset.from_dict({"image": ["a.png"], "text": ["one"], "id": [7]}).save_to_disk(tmp_path / "set")
+    (found,) = read_saved(tmp_path / "set")
+    assert (found.path, found.image, found.captions, found.key) == ("a.png", None, ("one",), "7")
+    sound = {"bytes": b"not decoded", "path": "a.mp3"}
+    Dataset.from_list([{"image": sound, "caption": "one", "sound": sound}]).save_to_disk(tmp_path / "sound")
+    about = tmp_path / "sound" / "dataset_info.json"
+    facts = json.loads(about.read_text())
+    facts["features"] |= {"image": {"_type": "Image"}, "sound": {"_type": "Audio"}}
+    about.write_text(json.dumps(facts))
+    (found,) = read_saved(tmp_path / "sound")
+    assert (found.image, found.captions, found.metadata) == (b"not decoded", ("one",), {})
+    Dataset.from_dict({"image": ["a.png"], "captions": [[1, 2]]}).save_to_disk(tmp_path / "wrong")
+    (bad,) = read_saved(tmp_path / "wrong")
+    assert "expected a text or a list of texts" in bad.reason
+
+
+def test_damaged_set_or_one_that_names_files_elsewhere_is_refused(tmp_path):
+    folder = tmp_path / "set"
+    saved_rows(1).save_to_disk(folder)
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    state = json.loads(whole["state.json"])
+    elsewhere = ["../set/data-00000-of-00001.arrow", "/dev/zero", "gone.arrow"]
+    damages = {"state.json": ["{}", '{"_data_files": 7}'], "data-00000-of-00001.arrow": ["{}"]}
+    damages["state.json"] += [json.dumps(state | {"_data_files": [{"filename": name}]}) for name in elsewhere]
+    for name, contents in damages.items():
+        for content in contents:
+            (folder / name).write_text(content)
+            assert [bad.kind for bad in read_saved(folder)] == ["shard"], content
+            (folder / name).write_bytes(whole[name])
+    (tmp_path / "sets").mkdir()
+    for split in ("../set", str(folder), ".."):
+        (tmp_path / "sets" / "dataset_dict.json").write_text(json.dumps({"splits": [split]}))
+        (bad,) = read_saved(tmp_path / "sets")
+        assert "is no folder in it" in bad.reason
+
+
+def test_saved_record_names_no_file_system_but_stores(tmp_path):
+    paths = ["file:///etc/a.png", "reference://a.png", "github://a.png", "memory://a.png", "s3://bucket/a.png"]
+    Dataset.from_dict({"image": paths, "text": [*"abcde"]}).save_to_disk(tmp_path / "set")
+    *bad, good = read_saved(tmp_path / "set")
+    assert all(each.kind == "row" and "is in no store" in each.reason for each in bad)
+    assert good.path == "s3://bucket/a.png"

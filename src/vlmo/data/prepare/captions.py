@@ -22,7 +22,8 @@ from vlmo.data.prepare.preparer import (
     text_of,
 )
 from vlmo.data.schema import make_row
-from vlmo.data.stream.records import CAPTION_COLUMNS, IMAGE_COLUMNS, Bad, read_shard
+from vlmo.data.stream.records import Bad, read_shard
+from vlmo.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 """Karpathy's; COCO's `restval` is the part of val2014 that everyone trains on."""

@@ -1,9 +1,18 @@
-"""Endless batches out of streams, made in worker processes, with a cursor that goes on exactly."""
+"""Endless batches out of streams, made in worker processes, with a cursor that goes on exactly.
+
+A run has a fixed number of lanes, whoever reads them: processes and workers only divide them. In every epoch each shard
+belongs to one lane. A lane reads its shards one after another in blocks, and gives the samples of a block in the order
+of a hash of (seed, epoch, sample). The hash is what makes the cursor exact: "the block from here to there, after this
+hash" names what is left of it, whatever became of the other samples.
+"""
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,17 +25,29 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from vlmo import distributed
 from vlmo.data.examples import Example, StreamExamples, merge
+from vlmo.data.listing import list_shards
 from vlmo.data.loader import LoaderConfig, start_workers
-from vlmo.data.rows import Bad, QuarantineFile
-from vlmo.data.sampler import batch_seed
-from vlmo.data.stream.lanes import Lane, Source
+from vlmo.data.rows import Bad, QuarantineFile, naming_damage
+from vlmo.data.sampler import batch_seed, order, sample_seed
+from vlmo.data.stream.records import BEGIN, Offset, Record, Sample, read_shard, sample_id
+from vlmo.folder.atomic import write_file
 from vlmo.types import Batch
 
 logger = logging.getLogger(__name__)
 
-_ENOUGH = 10_000  # samples that a process has met before the share of bad ones among them says anything
-_KEPT = 4  # cursors of steps gone by: the trainer asks for that of the newest one
+LIST_FILE = "shards.json"
 
+_MAX_EMPTY_EPOCHS = 16  # without a record
+# Without a good record between them, after which a lane gives up: a network that is down must not cost an epoch.
+_MAX_LOST_SHARDS = 32
+_MAX_BAD_RECORDS = 10_000
+_ENOUGH = 10_000  # samples that a process has met before the share of bad ones among them says anything
+
+Position = tuple[int, int, int, int]
+"""Epoch, number among the lane's pieces of the epoch, and `Offset` in the shard, of a record."""
+Cursor = tuple[Position, Position | None, tuple[int, int, int] | None]
+"""First record of a block; the record after it (once the block is begun); hash, piece and index of what came last."""
+START: Cursor = ((0, 0, 0, 0), None, None)
 LaneStates = dict[str, Any]
 """State of each lane by its number, as text: ready for JSON."""
 
@@ -53,6 +74,183 @@ class StreamConfig:
             raise ValueError(
                 f"streams: weights are {self.weights} for {len(self.patterns)} patterns; give a number above 0 for each"
             )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Shards (paths or URLs) that are read in one mixture's share, and this share relative to the other sources'."""
+
+    shards: tuple[str, ...]
+    weight: float = 1.0
+
+    def of_lane(self, lane: int, *, lanes: int, epoch: int, seed: int) -> list[tuple[str, int, int]]:
+        """Return the pieces that lane `lane` of `lanes` reads in `epoch`, in this order.
+
+        A piece (shard, part, parts) is every `parts`-th record of a shard, from number `part` on; a whole shard where
+        there are enough of them. Each epoch deals all pieces anew, so that over the epochs every lane gets as many as
+        the others.
+        """
+        parts = -(-lanes // len(self.shards))
+        num_pieces = parts * len(self.shards)
+        permutation = order(num_pieces, seed=sample_seed(seed, epoch=0, index=0, purpose="shards"), epoch=epoch)
+        first = (lane - epoch * (num_pieces % lanes)) % lanes
+        return [(self.shards[number // parts], number % parts, parts) for number in permutation[first::lanes].tolist()]
+
+
+def open_sources(patterns: Sequence[str], *, weights: Sequence[float], folder: Path) -> list[Source]:
+    """Make a source of each pattern; the lists are kept in `folder`, and read there when the run goes on.
+
+    So a shard that vanishes or arrives between two starts changes nobody's order. Lists of other patterns, from a start
+    that came to nothing, are made anew. All processes call this; the main one writes.
+
+    Raises:
+        ValueError: A pattern names nothing, or two name the same shard.
+    """
+    path = folder / LIST_FILE
+    if distributed.is_main() and (not path.is_file() or _read_list(path)[0] != list(patterns)):
+        lists = [list_shards(pattern) for pattern in patterns]
+        if twice := [shard for shard, count in Counter(itertools.chain(*lists)).items() if count > 1]:
+            raise ValueError(f"streams: {twice[0]} is named twice; each shard belongs to one pattern, and once")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps({"patterns": list(patterns), "shards": lists}, indent=1))
+    distributed.barrier()
+    _, lists = _read_list(path)
+    return [Source(tuple(shards), weight) for shards, weight in zip(lists, weights or [1.0] * len(lists), strict=True)]
+
+
+def _read_list(path: Path) -> tuple[list[str], list[list[str]]]:
+    with naming_damage(path, advice="remove it, so that the shards are listed anew"):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return list(kept["patterns"]), list(map(list, kept["shards"]))
+
+
+def read_stream(
+    source: Source, *, lane: int, lanes: int, seed: int, block: int, cursor: Cursor = START, images: bool = True
+) -> Iterator[tuple[int, Record, Cursor]]:
+    """Yield without end the records of one lane's share, each with its epoch and the cursor after it.
+
+    Arguments are as in `Lane`; `block` records are shuffled with each other and kept in memory.
+    """
+    start, end, given = cursor
+    read = partial(_read, source, lane=lane, lanes=lanes, seed=seed, images=images)
+    reading = read(start)
+    while True:
+        found: list[tuple[Position, Record, Position]] = []
+        for each in reading:
+            if each is None and found:
+                break
+            if each is not None and end is not None and each[0][:3] >= end[:3]:
+                break
+            found += [] if each is None else [each]
+            if end is None and len(found) == block:
+                break
+        if end is None:
+            end = found[-1][2]
+        else:  # the block of the cursor was read again, and the first record after it
+            reading = read(end)
+        entries = []
+        for (epoch, piece, index, _), record, _ in found:
+            number = sample_id(record.shard, index)
+            key = (sample_seed(seed, epoch=epoch, index=number, purpose="order"), piece, index)
+            if given is None or key > given:
+                entries.append((key, epoch, record))
+        entries.sort(reverse=True)  # no two keys are equal
+        del found
+        while entries:
+            key, epoch, record = entries.pop()
+            yield epoch, record, (start, end, key) if entries else (end, None, None)
+        start, end, given = end, None, None
+
+
+def _read(
+    source: Source, start: Position, *, lane: int, lanes: int, seed: int, images: bool
+) -> Iterator[tuple[Position, Record, Position] | None]:
+    """Yield without end each record of the lane, from `start` on, with the position after it; None ends an epoch."""
+    empty = 0
+    for epoch in itertools.count(start[0]):
+        empty += 1
+        for number, (shard, part, parts) in enumerate(source.of_lane(lane, lanes=lanes, epoch=epoch, seed=seed)):
+            if (epoch, number) < start[:2]:
+                continue
+            offset = Offset(*start[2:]) if (epoch, number) == start[:2] else BEGIN
+            for record, after in read_shard(shard, start=offset, images=images):
+                if record.index % parts == part:
+                    empty = 0
+                    following = (epoch, number + 1, 0, 0) if after is None else (epoch, number, *after)
+                    yield (epoch, number, record.index, 0), record, following
+        yield None
+        if empty >= _MAX_EMPTY_EPOCHS:
+            raise ValueError(
+                f"streams: lane {lane} of {lanes} finds no record in its share of {len(source.shards)} shards, such as "
+                f"{source.shards[0]}; use fewer lanes (streams.lanes) or more data"
+            )
+
+
+class Lane:
+    """Endless good samples of a lane; for each one a seeded choice by weight says from which source.
+
+    A source that runs out begins its next epoch, so the weights hold for ever; small sources are seen more often.
+
+    Args:
+        lane: Number of the lane, of `lanes`.
+        shuffle: Samples that are shuffled with each other, over all sources of this lane.
+        read: Makes an example of (sample, epoch), or raises ValueError with the reason why not.
+        state: An earlier `state`, to go on from.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        lane: int,
+        lanes: int,
+        seed: int,
+        shuffle: int,
+        read: Callable[[Sample, int], Example],
+        images: bool = True,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self._lane, self._seed, self._read = lane, seed, read
+        state = state or {"drawn": 0, "bad": 0, "streams": [START] * len(sources)}
+        self._num_good, self._num_bad = state["drawn"], state["bad"]
+        self._cursors: list[Any] = [tuple(part and tuple(part) for part in cursor) for cursor in state["streams"]]
+        total = sum(source.weight for source in sources)
+        self._until = list(itertools.accumulate(source.weight / total for source in sources))
+        self._streams = []
+        for number, (source, cursor) in enumerate(zip(sources, self._cursors, strict=True)):
+            own_seed = sample_seed(seed, epoch=0, index=number, purpose="source")
+            block = max(1, round(shuffle * (source.weight / total)))
+            options: Any = {"lane": lane, "lanes": lanes, "seed": own_seed, "block": block, "images": images}
+            self._streams.append(read_stream(source, cursor=cursor, **options))
+
+    def next_example(self, bad: list[Bad]) -> Example:
+        """Return the next good sample; bad ones before it go to `bad`, ValueError if there are far too many."""
+        chance = sample_seed(self._seed, epoch=self._lane, index=self._num_good, purpose="mixture") / 2**63
+        source = min(bisect.bisect_right(self._until, chance), len(self._until) - 1)
+        lost_shards = passed = 0
+        while lost_shards < _MAX_LOST_SHARDS and passed < _MAX_BAD_RECORDS:
+            epoch, record, self._cursors[source] = next(self._streams[source])
+            if not isinstance(record, Bad):
+                try:
+                    example = self._read(record, epoch)
+                except (ValueError, MemoryError) as error:
+                    record = Bad("row", record.shard, record.index, record.key, str(error) or type(error).__name__)
+                else:
+                    self._num_good += 1
+                    return example
+            bad.append(record)
+            passed += 1
+            lost_shards += record.kind == "shard"
+            self._num_bad += record.kind == "row"
+        raise ValueError(
+            f"streams: lane {self._lane} finds nothing that can be used, in {passed} records; the last one is in "
+            f"{bad[-1].shard}: {bad[-1].reason}"
+        )
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Progress, ready for JSON; goes on after what was given last."""
+        return {"drawn": self._num_good, "bad": self._num_bad, "streams": list(self._cursors)}
 
 
 class StreamLoader:
@@ -86,19 +284,16 @@ class StreamLoader:
         world_size: int | None = None,
     ) -> None:
         self._sources, self._examples, self._config, self._loader = sources, examples, config, loader
-        self._seed, self._max_bad_share = seed, max_bad_share
-        self._rank = distributed.rank() if rank is None else rank
+        self._seed, self._max_bad_share, self._lost_shards = seed, max_bad_share, 0
+        rank = distributed.rank() if rank is None else rank
         world_size = distributed.world_size() if world_size is None else world_size
         validate_lanes(config, loader=loader, processes=world_size)
-        if self._rank:
-            quarantine = quarantine.with_suffix(f".{self._rank}{quarantine.suffix}")
-        self._quarantine = QuarantineFile(quarantine)
-        self._lost_shards = 0
-        self._cursors: dict[int, LaneStates] = {0: {}}
+        self._quarantine = QuarantineFile(quarantine.with_suffix(f".{rank}{quarantine.suffix}") if rank else quarantine)
         count = config.lanes // (world_size * loader.accumulation)
-        starts = [(micro * world_size + self._rank) * count for micro in range(loader.accumulation)]
+        starts = [(micro * world_size + rank) * count for micro in range(loader.accumulation)]
         # This process's lanes, by micro-step.
         self._lanes = [range(start, start + count) for start in starts]
+        self._step, self._states = 0, LaneStates()
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
         """Yield without end the micro-batches of step `start_step`, which is 0 or that of `go_on_from`, and so on.
@@ -108,30 +303,29 @@ class StreamLoader:
         Raises:
             ValueError: No sample can be used any more, or too many are bad.
         """
-        if start_step not in self._cursors:
-            raise ValueError(
-                f"start_step is {start_step}: a stream goes on where a cursor says, and there is none for it"
-            )
-        accumulation, states = self._loader.accumulation, self._cursors[start_step]
+        if start_step != self._step:
+            raise ValueError(f"start_step is {start_step}, but the cursor of this stream is that of {self._step}")
         num_parts = min(max(1, self._loader.num_workers), len(self._lanes[0]))
         rows = self._loader.global_batch_size // self._config.lanes
-        reader = _LaneReader(self._lanes, num_parts, rows, partial(self._open, states=states), self._examples.collate)
+        lane = partial(self._open, states=self._states)
+        reader = _LaneReader(self._lanes, num_parts, rows, lane, self._examples.collate)
         parts = start_workers(reader, num_workers=min(self._loader.num_workers, num_parts))
         for step in itertools.count(start_step):
-            batches = []
-            for micro in range(accumulation):
+            batches, states = [], dict(self._states)
+            for micro in range(self._loader.accumulation):
                 found: list[dict[str, Any]] = []
                 for part in itertools.islice(parts, num_parts):
                     if isinstance(part, str):
                         raise ValueError(part)
                     found.append(part)
-                    states = states | part["lanes"]
+                    states |= part["lanes"]
                     self._note_bad(part["bad"])
                 batch = merge([part["batch"] for part in found], pad_token_id=self._examples.pad_token_id)
                 if torch.cuda.is_available():
                     tensors = cast(dict[str, Tensor], batch)
                     batch = cast(Batch, {name: tensor.pin_memory() for name, tensor in tensors.items()})
-                batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=step * accumulation + micro))
+                number = step * self._loader.accumulation + micro
+                batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=number))
                 batches.append(batch)
             bad, good = (sum(state[name] for state in states.values()) for name in ("bad", "drawn"))
             if bad + good >= _ENOUGH and bad > self._max_bad_share * (bad + good):
@@ -139,19 +333,20 @@ class StreamLoader:
                     f"streams: {bad} of {bad + good} samples are bad, a larger share than {self._max_bad_share}; their"
                     " reasons are in the quarantine file: repair the data, or allow a larger share (max_bad_share)"
                 )
-            self._cursors = {k: v for k, v in self._cursors.items() if k > step + 1 - _KEPT} | {step + 1: states}
+            self._step, self._states = step + 1, states
             yield batches
 
     def cursor(self, step: int) -> LaneStates:
         """Return the states of this process's lanes after the first `step` steps; `step` is that of the newest item."""
-        return self._cursors[step]
+        assert step == self._step
+        return self._states
 
     def go_on_from(self, step: int, cursor: LaneStates) -> None:
         """Set the start: cursors of all processes after `step` steps, as one; ValueError for those of other streams."""
         own = {str(lane) for lanes in self._lanes for lane in lanes}
         if missing := own - cursor.keys():
             raise ValueError(f"the saved cursor has no lane {min(missing)}: it is of a run with other streams")
-        self._cursors = {step: {lane: cursor[lane] for lane in sorted(own, key=int)}}
+        self._step, self._states = step, {lane: cursor[lane] for lane in sorted(own, key=int)}
 
     def _open(self, number: int, *, states: LaneStates) -> Lane:
         return Lane(
@@ -177,10 +372,7 @@ class StreamLoader:
 
 @dataclass(eq=False)
 class _LaneReader(IterableDataset):
-    """Yields, in a worker, for each micro-step the samples of its lanes, or the reason why there are none.
-
-    A reason is handed over as a string, as in `vlmo.data.loader`.
-    """
+    """Yields, in a worker, for each micro-step the samples of its lanes, or as a string why there are none."""
 
     lanes: Sequence[Sequence[int]]
     num_parts: int
@@ -196,15 +388,12 @@ class _LaneReader(IterableDataset):
             for micro in self.lanes:
                 # A contiguous share, so that the order of rows does not tell how many workers there are.
                 first, end = (len(micro) * number // self.num_parts for number in (part, part + 1))
-                lanes.append({number: self.open(number) for number in micro[first:end]})
-            for of_micro in itertools.cycle(lanes):
+                lanes.append({str(number): self.open(number) for number in micro[first:end]})
+            for own in itertools.cycle(lanes):
                 bad: list[Bad] = []
-                examples = [lane.next_example(bad) for lane in of_micro.values() for _ in range(self.rows)]
-                yield {
-                    "batch": self.collate(examples),
-                    "lanes": {str(number): lane.state for number, lane in of_micro.items()},
-                    "bad": bad,
-                }
+                examples = [lane.next_example(bad) for lane in own.values() for _ in range(self.rows)]
+                states = {name: lane.state for name, lane in own.items()}
+                yield {"batch": self.collate(examples), "lanes": states, "bad": bad}
         except (ValueError, OSError) as error:
             yield str(error)
 
