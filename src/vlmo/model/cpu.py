@@ -1,6 +1,6 @@
-"""Code that exists only to train faster on a CPU, behind three calls.
+"""Code that exists only to train faster on a CPU, behind two calls.
 
-`chunked_attention`, `gelu_then` and `by_length`: the rest is complete without this file, and computes the same to
+`chunked_attention` and `by_length`: the rest is complete without this file, and computes the same to
 rounding.
 """
 
@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 _CHUNK_SCORES = 2**19  # 2 MiB of float32, so that scores, weights and their gradients stay in cache
 _ALIGNMENT = 16  # lines of whole 64 bytes; without them, float32 products of this size lose a third of their speed
@@ -46,30 +45,6 @@ def by_length(
         return [torch.cat(each)[back] for each in zip(*parts, strict=True)]
 
     return encode_sorted
-
-
-def gelu_then(
-    function: Callable[[Tensor], Tensor], inner: Float[Tensor, "*tokens inner"]
-) -> Float[Tensor, "*tokens out"]:
-    """Return `function(gelu(inner))`; when training on a CPU, the backward pass computes `gelu(inner)` again.
-
-    GELU itself keeps `inner`, so one tensor remains of two that are four times as wide as a state.
-    """
-    active = F.gelu(inner)
-    # Where hooks are set, as by checkpointing, somebody else decides what is kept.
-    if not trains_on_cpu(inner) or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-        return function(active)
-    given, address = inner.detach(), active.untyped_storage().data_ptr()
-
-    def pack(tensor: Tensor) -> Tensor | torch.Size:
-        whole = tensor.untyped_storage().data_ptr() == address and tensor.is_contiguous()
-        return tensor.shape if whole and tensor.numel() == given.numel() else tensor
-
-    def unpack(packed: Tensor | torch.Size) -> Tensor:
-        return packed if isinstance(packed, Tensor) else F.gelu(given).view(packed)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return function(active)
 
 
 def chunked_attention(

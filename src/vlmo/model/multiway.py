@@ -260,9 +260,7 @@ class Expert(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
         """Return the change that the block adds to `hidden`."""
-        return cpu.gelu_then(self._project, self.fc1(self.norm(hidden)))
-
-    def _project(self, active: Float[Tensor, "batch seq inner"]) -> Float[Tensor, "batch seq dim"]:
+        active = F.gelu(self.fc1(self.norm(hidden)))
         return self.fc2(active if self.inner_norm is None else self.inner_norm(active))
 
 
