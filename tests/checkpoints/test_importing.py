@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -36,7 +37,7 @@ from transformers import (
 from vlmo import VLMoProcessor  # registers the Auto classes
 from vlmo.checkpoints import importing
 from vlmo.checkpoints.importing import import_checkpoint
-from vlmo.checkpoints.layout import grouped
+from vlmo.checkpoints.layout import Conversion, grouped
 from vlmo.model import (
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
@@ -61,6 +62,17 @@ def write(weights: dict[str, Tensor], folder: Path) -> Path:
     file = folder / "checkpoint.pt"
     torch.save({"state_dict": weights}, file)
     return file
+
+
+@pytest.fixture
+def take(tmp_path, vocabulary) -> Callable[..., Conversion]:
+    """Imports weights, or the reference file of that name, as the folder `out`."""
+
+    def take(source: str | dict[str, Tensor], out: str = "out", **options: Any) -> Conversion:
+        file = reference_file(source) if isinstance(source, str) else write(source, tmp_path)
+        return import_checkpoint(file, tmp_path / out, **{"vocabulary": vocabulary} | options)
+
+    return take
 
 
 def loaded(folder: Path) -> dict[str, Tensor]:
@@ -89,24 +101,21 @@ def test_folder_holds_model_processor_and_card(tmp_path, vocabulary):
         import_checkpoint(tmp_path / "out", tmp_path / "again", vocabulary=vocabulary)
 
 
-def test_backbone_alone_loads_under_its_own_names(tmp_path, vocabulary):
+def test_backbone_alone_loads_under_its_own_names(tmp_path, take):
     weights = random_checkpoint(RELATIVE, "pooler")
-    report = import_checkpoint(write(weights, tmp_path), tmp_path / "out", vocabulary=vocabulary)
+    assert take(weights).model_class is VLMoModel
     model, loading = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert isinstance(model, VLMoModel)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
     assert torch.equal(model.blocks[1].gamma_2, weights["transformer.blocks.1.gamma_2"])
-    assert report.model_class is VLMoModel
 
 
-def test_labels_become_answers(tmp_path, vocabulary):
+def test_labels_become_answers(tmp_path, take):
     answers = [f"answer {number}" for number in range(17)]
     (tmp_path / "answers.txt").write_text("\n".join(answers))
     for labels in (None, tmp_path / "answers.txt"):
-        report = import_checkpoint(
-            reference_file("vqa"), tmp_path / str(labels is None), vocabulary=vocabulary, labels=labels
-        )
+        report = take("vqa", str(labels is None), labels=labels)
         assert any("LABEL_0" in note for note in report.notes) == (labels is None)
     model = VLMoForVisualQuestionAnswering.from_pretrained(tmp_path / "False")
     assert [model.config.id2label[number] for number in range(17)] == answers
@@ -115,39 +124,28 @@ def test_labels_become_answers(tmp_path, vocabulary):
     assert report.lines()[1] == "model: VLMoForVisualQuestionAnswering for images of 64 px and texts of up to 40 tokens"
 
 
-def test_stage_2_takes_192_tokens_of_196_positions(tmp_path, vocabulary):
-    weights = random_checkpoint(Sizes(relative=True, fusion_layers=0, text_rows=196), "pooler", "mlm")
-    report = import_checkpoint(write(weights, tmp_path), tmp_path / "out", vocabulary=vocabulary)
+def test_text_length_is_that_of_the_file_or_what_was_asked_for(tmp_path, take):
+    stage2 = random_checkpoint(Sizes(relative=True, fusion_layers=0, text_rows=196), "pooler", "mlm")
+    report = take(stage2)
     assert report.model_class is VLMoForMaskedLM
-    assert report.max_text_length == 192
-    assert AutoProcessor.from_pretrained(tmp_path / "out").max_text_length == 192
-
-
-def test_shorter_texts_keep_the_first_absolute_positions(tmp_path, vocabulary):
+    assert report.max_text_length == AutoProcessor.from_pretrained(tmp_path / "out").max_text_length == 192
     weights = random_checkpoint(ABSOLUTE, "pooler", "itc")
-    report = import_checkpoint(
-        write(weights, tmp_path), tmp_path / "out", vocabulary=vocabulary, num_attention_heads=5, text_length=16
-    )
-    positions = loaded(tmp_path / "out")["vlmo.text_embeddings.positions"]
+    report = take(weights, "short", num_attention_heads=5, text_length=16)
+    positions = loaded(tmp_path / "short")["vlmo.text_embeddings.positions"]
     assert torch.equal(positions, weights["text_embeddings.position_embeddings.weight"][:16])
     assert report.config.max_text_positions == report.max_text_length == 16
-    model = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "out")
+    model = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "short")
     assert model.get_text_features(torch.full((1, 16), 7)).shape == (1, 30)
+    table = load_file(reference_file("irtr"))["relative_position_bias_table"]
+    for length in (16, 64):
+        take("irtr", str(length), text_length=length)
+        assert torch.equal(loaded(tmp_path / str(length))["vlmo.position_bias.table"], table)
+        assert AutoProcessor.from_pretrained(tmp_path / str(length)).max_text_length == length
 
 
-@pytest.mark.parametrize("text_length", [16, 64])
-def test_another_text_length_leaves_the_table_alone(tmp_path, vocabulary, text_length):
-    import_checkpoint(reference_file("irtr"), tmp_path / "out", vocabulary=vocabulary, text_length=text_length)
-    source = load_file(reference_file("irtr"))
-    assert torch.equal(loaded(tmp_path / "out")["vlmo.position_bias.table"], source["relative_position_bias_table"])
-    assert AutoProcessor.from_pretrained(tmp_path / "out").max_text_length == text_length
-
-
-def test_absolute_image_positions_are_resized_bicubically_without_the_class_token(tmp_path, vocabulary):
+def test_absolute_image_positions_are_resized_bicubically_without_the_class_token(tmp_path, take):
     weights = random_checkpoint(ABSOLUTE, "itc")
-    report = import_checkpoint(
-        write(weights, tmp_path), tmp_path / "out", vocabulary=vocabulary, num_attention_heads=5, image_size=40
-    )
+    report = take(weights, num_attention_heads=5, image_size=40)
     found, old = loaded(tmp_path / "out")["vlmo.image_embeddings.positions"], weights["transformer.pos_embed"][0]
     patches = old[1:].reshape(3, 3, 30).permute(2, 0, 1)[None]
     resized = F.interpolate(patches, size=(5, 5), mode="bicubic")[0].permute(1, 2, 0).reshape(25, 30)
@@ -158,51 +156,47 @@ def test_absolute_image_positions_are_resized_bicubically_without_the_class_toke
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [RELATIVE, ABSOLUTE], ids=["relative", "absolute"])
-def test_half_precision_stays_at_another_size_and_a_mixture_becomes_float32(tmp_path, vocabulary, dtype, sizes):
+def test_half_precision_stays_at_another_size_and_a_mixture_becomes_float32(tmp_path, take, dtype, sizes):
     weights = {key: tensor.to(dtype) for key, tensor in random_checkpoint(sizes, "itc").items()}
-    options = {"vocabulary": vocabulary, "num_attention_heads": None if sizes.relative else 5, "image_size": 40}
-    report = import_checkpoint(write(weights, tmp_path), tmp_path / "out", **options)
+    options = {"num_attention_heads": None if sizes.relative else 5, "image_size": 40}
+    take(weights, **options)
     assert {tensor.dtype for tensor in loaded(tmp_path / "out").values()} == {dtype}
     model = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "out")
     assert torch.isfinite(model.get_image_features(torch.randn(1, 3, 40, 40).to(dtype))).all()
     weights["logit_scale"] = weights["logit_scale"].float()
-    report = import_checkpoint(write(weights, tmp_path), tmp_path / "mixed", **options)
-    assert any(", float32: all is float32" in note for note in report.notes)
+    assert any(", float32: all is float32" in note for note in take(weights, "mixed", **options).notes)
     assert {tensor.dtype for tensor in loaded(tmp_path / "mixed").values()} == {torch.float32}
 
 
-def test_tensors_that_share_memory_in_the_file_are_both_saved(tmp_path, vocabulary):
+def test_tensors_that_share_memory_in_the_file_are_both_saved(tmp_path, take):
     weights = random_checkpoint(Sizes(relative=True, fusion_layers=0), "mlm")
     weights["mlm_score.decoder.weight"] = weights["text_embeddings.word_embeddings.weight"]
-    import_checkpoint(write(weights, tmp_path), tmp_path / "out", vocabulary=vocabulary)
-    found = loaded(tmp_path / "out")
-    assert torch.equal(found["mlm_head.decoder.weight"], weights["text_embeddings.word_embeddings.weight"])
-    assert torch.equal(found["vlmo.text_embeddings.words.weight"], weights["text_embeddings.word_embeddings.weight"])
+    take(weights)
+    for name in ("mlm_head.decoder.weight", "vlmo.text_embeddings.words.weight"):
+        assert torch.equal(loaded(tmp_path / "out")[name], weights["mlm_score.decoder.weight"])
 
 
-def test_partial_files_are_completed_only_when_that_is_allowed_and_always_the_same(tmp_path, vocabulary):
+def test_partial_files_are_completed_only_when_that_is_allowed_and_always_the_same(tmp_path, take):
     weights = random_checkpoint(RELATIVE, "pooler", "itc")
     del weights["transformer.blocks.1.mlp_text.fc1.weight"], weights["transformer.blocks.2.mlp_text.fc1.weight"]
     weights["ema.decay"] = torch.ones(1)
-    file = write(weights, tmp_path)
-    with pytest.raises(ValueError, match=r"ema\.decay") as refused:
-        import_checkpoint(file, tmp_path / "out", vocabulary=vocabulary)
-    assert "transformer.blocks.*.mlp_text.fc1.weight (2)" in str(refused.value)
+    with pytest.raises(
+        ValueError, match=r"ema\.decay.*transformer\.blocks\.\*\.mlp_text\.fc1\.weight \(2\)"
+    ) as refused:
+        take(weights)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
-    reports = []
-    for name in ("one", "two"):
-        torch.manual_seed(len(reports))
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
         state = torch.get_rng_state()
-        reports.append(import_checkpoint(file, tmp_path / name, vocabulary=vocabulary, allow_partial=True))
+        report = take(weights, name, allow_partial=True)
         assert torch.equal(torch.get_rng_state(), state)
     created = [f"vlmo.blocks.{layer}.experts.language.fc1.weight" for layer in (1, 2)]
-    assert reports[0].missing == created
-    assert reports[0].tensors.unknown == ["ema.decay"]
+    assert (report.missing, report.tensors.unknown) == (created, ["ema.decay"])
     one, two = loaded(tmp_path / "one"), loaded(tmp_path / "two")
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert 0 < one[created[0]].std() < 0.03  # as a new model, not as the file's weights
-    lines = "\n".join(reports[0].lines())
+    lines = "\n".join(report.lines())
     assert "not in the file, started anew: vlmo.blocks.*.experts.language.fc1.weight (2)" in lines
     assert "not known, left out: ema.decay" in lines
     assert "vlmo.blocks.*" in (tmp_path / "one" / "README.md").read_text()
@@ -325,15 +319,13 @@ def test_tensor_of_any_other_shape_is_one_line(tmp_path, vocabulary, monkeypatch
     assert capfd.readouterr().err == ""
 
 
-def test_folder_that_is_not_empty_is_left_as_it_is(tmp_path, vocabulary):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "notes.txt").write_text("mine")
-    for taken in (out, out / "notes.txt"):
+def test_folder_that_is_not_empty_is_left_as_it_is(tmp_path, take):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    for taken in ("out", "out/notes.txt"):
         with pytest.raises(ValueError, match="exists and is no empty folder"):
-            import_checkpoint(reference_file("irtr"), taken, vocabulary=vocabulary)
-    assert [path.name for path in out.iterdir()] == ["notes.txt"]
-    assert (out / "notes.txt").read_text() == "mine"
+            take("irtr", taken)
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize(
@@ -343,28 +335,22 @@ def test_folder_that_is_not_empty_is_left_as_it_is(tmp_path, vocabulary):
         (lambda tokens: tokens[1:] + tokens[:1], "padding is number 95"),
     ],
 )
-def test_vocabulary_must_be_that_of_the_word_table(tmp_path, vocabulary, change, message):
+def test_vocabulary_must_be_that_of_the_word_table(vocabulary, take, change, message):
     vocabulary.write_text("\n".join(change(vocabulary.read_text().splitlines())) + "\n")
     with pytest.raises(ValueError, match=message):
-        import_checkpoint(reference_file("irtr"), tmp_path / "out", vocabulary=vocabulary)
+        take("irtr")
 
 
-@pytest.fixture
-def with_berts_words(tmp_path) -> Path:
-    return write(random_checkpoint(Sizes(relative=True, vocabulary=30522), "itc"), tmp_path)
-
-
-def test_long_lists_of_names_are_cut_and_control_characters_written_out(tmp_path, vocabulary):
+def test_long_lists_of_names_are_cut_and_control_characters_written_out(take):
     weights = load_file(reference_file("irtr")) | {f"who{number:04}": torch.ones(1) for number in range(2000)}
-    file = write(weights | {"a\nb\x1b[31m": torch.ones(1)}, tmp_path)
     with pytest.raises(ValueError, match="who0018 and 1981 more") as refused:
-        import_checkpoint(file, tmp_path / "out", vocabulary=vocabulary)
+        take(weights | {"a\nb\x1b[31m": torch.ones(1)})
     assert r"a\nb\x1b[31m, who0000" in str(refused.value)
     assert len(str(refused.value)) < 1000
 
 
-def test_berts_vocabulary_comes_from_the_hub_or_the_refusal_is_one_line(tmp_path, with_berts_words, monkeypatch):
-    asked = []
+def test_berts_vocabulary_comes_from_the_hub_or_the_refusal_is_one_line(tmp_path, take, monkeypatch):
+    asked, weights = [], random_checkpoint(Sizes(relative=True, vocabulary=30522), "itc")
 
     def fetch(repository: str, file: str, **options: object) -> str:
         asked.append((repository, file, *options))
@@ -374,11 +360,11 @@ def test_berts_vocabulary_comes_from_the_hub_or_the_refusal_is_one_line(tmp_path
 
     monkeypatch.setattr(importing, "hf_hub_download", fetch)
     with pytest.raises(ValueError, match=r"could not be fetched.*--vocabulary") as refused:
-        import_checkpoint(with_berts_words, tmp_path / "out")
+        take(weights, vocabulary=None)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
     write_vocabulary(tmp_path / "fetched.txt", size=30522)
-    import_checkpoint(with_berts_words, tmp_path / "out")
+    take(weights, vocabulary=None)
     assert asked == 2 * [("google-bert/bert-base-uncased", "vocab.txt", "etag_timeout")]
     assert AutoProcessor.from_pretrained(tmp_path / "out").vocab_size == 30522
 

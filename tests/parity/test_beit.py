@@ -303,7 +303,6 @@ def test_what_cannot_be_converted_is_refused_by_name(changes, arguments, message
     [
         (BeitForMaskedImageModeling, {"use_mean_pooling": False}, {}, "are two tensors"),
         (BeitModel, {}, {"hidden_act": "relu"}, "relu"),
-        (BeitModel, {}, {"num_hidden_layers": 4}, "num_hidden_layers 4, the weights 3"),
         (BeitModel, {}, {"id2label": ["a"]}, "length"),
     ],
 )

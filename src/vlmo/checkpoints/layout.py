@@ -42,10 +42,9 @@ _MAX_LISTED, _MAX_CHARACTERS = 20, 200
 
 
 class NameTable:
-    """Translation of tensor names by pairs of templates such as `blocks.{layer}.norm1.{kind}`.
+    """Translation of tensor names by pairs of templates, published and ours, such as `blocks.{layer}.norm1.{kind}`.
 
     Args:
-        names: Published template and ours.
         experts: Published names of the experts and ours, for `{expert}`.
         prefix: Pattern of a start of published keys that may be left out.
         leftovers: Pattern of published keys that are known and of no use to our models, such as index buffers.
@@ -194,13 +193,7 @@ class Conversion:
 
 @dataclass(frozen=True, eq=False)
 class HeadTask:
-    """A task of a layout, known by heads of the file; the rows of a table stand in the order of precedence.
-
-    Attributes:
-        title: Words for people.
-        heads: Modules, by our names, that a file of this task has, all of them.
-        settings: Of the configuration.
-    """
+    """A task of a layout, known by `heads`, modules by our names, that its files have; first come, first served."""
 
     title: str
     heads: tuple[str, ...]

@@ -198,38 +198,25 @@ def load_sentence_transformer(folder: str | Path, *, device: Device = None) -> S
     return cast("SentenceTransformer", _load(SentenceTransformer, VLMoEmbedder, folder, device=device))
 
 
-def load_cross_encoder(
-    folder: str | Path, *, rerank_weight: float | None = None, device: Device = None
-) -> CrossEncoder:
-    """Load a model folder, or one that `CrossEncoder.save` wrote, to score pairs as a search with reranking does.
+def load_cross_encoder(folder: str | Path, *, device: Device = None) -> CrossEncoder:
+    """Load a model folder, or one of `CrossEncoder.save`, to score pairs as a search with reranking does.
 
-    Args:
-        folder: Model folder.
-        rerank_weight: Share of the fusion encoder in a score, 0 to 1; None: the model's for each direction. With 1 the
-            scores are log-odds of a match, and `predict(..., activation_fn=torch.nn.Sigmoid())` gives probabilities.
-        device: Of the model.
-
-    Raises:
-        ValueError: The folder holds no model that scores pairs, or the weight is out of range.
+    ValueError if it holds no model that scores pairs.
     """
-    weights: dict[str, Any] | None = None
-    if rerank_weight is not None:
-        weights = dict.fromkeys(("rerank_weight", "rerank_weight_image_to_text"), float(rerank_weight))
-    return cast("CrossEncoder", _load(CrossEncoder, VLMoPairScorer, folder, device=device, model_kwargs=weights))
+    return cast("CrossEncoder", _load(CrossEncoder, VLMoPairScorer, folder, device=device))
 
 
 def _load(
-    library_class: Any, module: type[_FolderModule], folder: str | Path, *, device: Device, **options: Any
+    library_class: Any, module: type[_FolderModule], folder: str | Path, *, device: Device
 ) -> SentenceTransformer | CrossEncoder:
     folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval)
-    device = None if device is None else str(device)
     settings = folder / "config_sentence_transformers.json"
+    options: dict[str, Any] = {"device": None if device is None else str(device)}
     if settings.is_file() and read_json(settings).get("model_type", "SentenceTransformer") == library_class.__name__:
         ours = {f"{each.__module__}.{each.__name__}": each for each in (VLMoEmbedder, VLMoPairScorer)}
-        options |= {"device": device, "local_files_only": True}
-        return library_class._load_with_module_classes(str(folder), ours, **options)
-    given = {"activation_fn": nn.Identity()} if library_class is CrossEncoder else {}
-    return library_class(modules=[module.load(str(folder), **options)], device=device, **given)
+        return library_class._load_with_module_classes(str(folder), ours, local_files_only=True, **options)
+    options |= {"activation_fn": nn.Identity()} if library_class is CrossEncoder else {}
+    return library_class(modules=[module.load(str(folder))], **options)
 
 
 def _classify(entry: Any, *, prompt: str | None) -> tuple[str, Any]:
