@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmo.visualization import data_uri, heat_map, on_white, wrapped
+from vlmo.visualization import _lines, data_uri, grid, heat_map, on_white
 
 
 @pytest.mark.parametrize(
@@ -16,14 +16,16 @@ from vlmo.visualization import data_uri, heat_map, on_white, wrapped
     [("a dog", "a dog"), ("日本 go", "?? go"), ("über", "uber"), ("ж é 日", "? e ?"), ("", "")],
 )
 def test_sheets_have_plain_letters_rather_than_boxes(text, written):
-    assert wrapped(text, width=190, max_lines=1) == [written]
+    assert _lines(text, 20, 1) == [written]
 
 
-def test_long_texts_are_wrapped_and_shortened():
-    lines = wrapped("a word that is quite a bit too long " * 3 + "x" * 100, width=180, max_lines=3)
-    assert len(lines) == 3
-    assert lines[-1].endswith("...")
-    assert max(map(len, lines)) <= 20
+def test_a_grid_has_a_tile_for_each_image_and_shortens_texts():
+    assert [len(line) <= 20 for line in _lines("a word that is quite a bit too long " * 3, 20, 2)] == [True] * 2
+    sheet = grid("a heading " * 99, [(Image.new("RGBA", (3, 90), "green"), "1. " * 99, "x" * 300)] * 5, columns=4)
+    assert sheet.size == (2 * 28 + 4 * 216 - 16, 2 * 28 + 44 + 2 * 270 - 16)
+    columns = (np.asarray(sheet) == (0, 128, 0)).all(axis=2).any(axis=0).nonzero()[0]
+    assert 28 < columns.min() < 128 < 28 + 3 * 216 < columns.max() < 28 + 4 * 216
+    assert grid("", [], columns=4).height < sheet.height
 
 
 def decoded(uri: str) -> Image.Image:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-INK, MUTED = "#1f2328", "#6e7681"
-_LINE, _PAPER = "#dfe2e6", "#ffffff"
+_INK, _GRAY, _FRAME = "#1f2328", "#6e7681", "#dfe2e6"
 _HEAT = np.array([196, 18, 96], dtype=np.float32)  # a red that few drawings use
-_SCALE = 2  # sheets are drawn twice as large and scaled down, which smooths every edge
-_RADIUS = 10
-_LETTER = 0.56
-"""Mean width of a letter of Pillow's own font, in its size."""
+_TILE, _GAP, _MARGIN, _HEAD, _LINE = 200, 16, 28, 44, 18
+_LETTERS = 27
+"""Letters of a line below a tile, in Pillow's own font."""
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -60,41 +60,30 @@ def heat_map(
     return Image.fromarray((pale * (1 - alpha) + _HEAT * alpha).round().astype(np.uint8))
 
 
-class Sheet:
-    """A white sheet of `width` x `height` pixels; all lengths are in these pixels."""
-
-    def __init__(self, width: int, height: int) -> None:
-        self._size = width, height
-        self._image = Image.new("RGB", (width * _SCALE, height * _SCALE), _PAPER)
-        self._draw = ImageDraw.Draw(self._image)
-
-    def finished(self) -> Image.Image:
-        """Return the sheet at its own size."""
-        return self._image.resize(self._size, Image.Resampling.LANCZOS)
-
-    def text(self, line: str, *, x: float, y: float, size: float = 16, color: str = INK) -> None:
-        """Write one line, its upper left corner at (x, y)."""
-        font = ImageFont.load_default(size * _SCALE)
-        self._draw.text((x * _SCALE, y * _SCALE), line, fill=color, font=font)
-
-    def tile(self, image: Image.Image, *, x: float, y: float, side: float) -> None:
-        """Paste the image into the middle of a square with a thin frame."""
-        box = (x * _SCALE, y * _SCALE, (x + side) * _SCALE - 1, (y + side) * _SCALE - 1)
-        self._draw.rounded_rectangle(box, radius=_RADIUS * _SCALE, outline=_LINE, width=_SCALE)
-        image = on_white(image)
-        factor = round(side - 18) * _SCALE / max(image.size)
-        size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-        left = x * _SCALE + (side * _SCALE - size[0]) // 2
-        upper = y * _SCALE + (side * _SCALE - size[1]) // 2
-        self._image.paste(image.resize(size, Image.Resampling.LANCZOS), (round(left), round(upper)))
-
-
-def wrapped(text: str, *, width: float, max_lines: int, size: float = 16) -> list[str]:
-    """Return lines of about `width` for `Sheet.text`, shortened by an ellipsis; one empty line for an empty text.
+def grid(heading: str, tiles: Sequence[tuple[Image.Image, str, str]], *, columns: int) -> Image.Image:
+    """Return images in a grid below a heading, each above a line in gray and two lines of a caption.
 
     Pillow's own font, which is the same everywhere, has few letters: accents are left out, others become "?".
     """
+    height = _TILE + 3 * _LINE + _GAP
+    width, rows = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP, max(1, math.ceil(len(tiles) / columns))
+    sheet = Image.new("RGB", (width, 2 * _MARGIN + _HEAD + rows * height - _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw.text((_MARGIN, _MARGIN), _lines(heading, width // 10, 1)[0], fill=_INK, font=ImageFont.load_default(20))
+    if not tiles:
+        draw.text((_MARGIN, _MARGIN + _HEAD), "nothing was found", fill=_GRAY, font=font)
+    for number, (image, line, caption) in enumerate(tiles):
+        row, column = divmod(number, columns)
+        x, y = _MARGIN + column * (_TILE + _GAP), _MARGIN + _HEAD + row * height
+        draw.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), outline=_FRAME)
+        image = ImageOps.contain(on_white(image), (_TILE - 18, _TILE - 18), Image.Resampling.LANCZOS)
+        sheet.paste(image, (x + (_TILE - image.width) // 2, y + (_TILE - image.height) // 2))
+        draw.text((x, y + _TILE + 4), _lines(line, _LETTERS, 1)[0], fill=_GRAY, font=font)
+        draw.multiline_text((x, y + _TILE + 4 + _LINE), "\n".join(_lines(caption, _LETTERS, 2)), fill=_INK, font=font)
+    return sheet
+
+
+def _lines(text: str, letters: int, most: int) -> list[str]:
     plain = unicodedata.normalize("NFKD", text)
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter)).encode("ascii", "replace").decode()
-    letters = int(width / (_LETTER * size))
-    return textwrap.wrap(plain, letters, max_lines=max_lines, placeholder=" ...") or [""]
+    return textwrap.wrap(plain, letters, max_lines=most, placeholder=" ...") or [""]

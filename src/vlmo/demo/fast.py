@@ -12,8 +12,8 @@ from rich.table import Table
 from vlmo.data import builtin
 from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Searcher, build_index
-from vlmo.retrieval.results import write_grid
 from vlmo.terminal import escaped
+from vlmo.visualization import grid
 
 SOURCES = (("lucide-icons", "test"), ("emoji-pairs", "train"), ("emoji-pairs", "test"))
 """Sets and splits of 5,277 icons and drawings; training of `vlmo-small` left out the first and the last."""
@@ -60,8 +60,8 @@ def run_fast_start(
             escaped(text), str(named[text]), escaped(", ".join(hit.captions[0] for hit in hits[:_NUM_CAPTIONS]))
         )
         numbered = enumerate(hits, start=1)
-        tiles.append([(searcher.index.image(hit.id), f"{text}, {n}", hit.captions[0]) for n, hit in numbered])
-    write_grid(sheet, f"Search among {report.images:,} images", tiles, columns=_TOP, caption_lines=1)
+        tiles += [(searcher.index.image(hit.id), f"{text}, {n}", hit.captions[0]) for n, hit in numbered]
+    grid(f"Search among {report.images:,} images", tiles, columns=min(_TOP, report.images)).save(sheet)
     console.print(table)
     lines = [
         f"search among {report.images:,} images, ready after {time.monotonic() - began:.0f} s; contact sheet {sheet}",

@@ -15,13 +15,12 @@ from vlmo.folder.atomic import atomic_file
 from vlmo.retrieval.index import Hit, Index
 from vlmo.retrieval.search import SearchResult
 from vlmo.terminal import escaped
-from vlmo.visualization import MUTED, Sheet, wrapped
+from vlmo.visualization import grid
 
 if TYPE_CHECKING:  # it imports scipy
     from vlmo.retrieval.groups import ImageGroup
 
-_COLUMNS, _TILE, _GAP, _MARGIN = 4, 200, 16, 28
-_HEAD, _LINE = 44, 18
+_COLUMNS = 4
 
 
 def as_json(query: str, result: SearchResult) -> dict[str, Any]:
@@ -80,32 +79,10 @@ def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -
         (Image.open(io.BytesIO(index.thumbnail(hit.id))).convert("RGB"), f"{number}. {hit.score:.3f}", _title(hit))
         for number, hit in enumerate(result.hits, start=1)
     ]
-    rows = [tiles[start : start + _COLUMNS] for start in range(0, max(1, len(tiles)), _COLUMNS)]
-    write_grid(file, _headed(query, result), rows, columns=_COLUMNS, caption_lines=2)
-
-
-def write_grid(
-    file: Path, query: str, rows: Sequence[Sequence[tuple[Image.Image, str, str]]], *, columns: int, caption_lines: int
-) -> None:
-    """Write rows of images below a heading, each above a grey line and a caption, as an image file."""
-    row_height = _TILE + (1 + caption_lines) * _LINE + _GAP
-    width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
-    sheet = Sheet(width, 2 * _MARGIN + _HEAD + len(rows) * row_height - _GAP)
-    sheet.text(wrapped(query, width=width - 2 * _MARGIN, max_lines=1)[0], x=_MARGIN, y=_MARGIN, size=20)
-    if not any(rows):
-        sheet.text("nothing was found", x=_MARGIN, y=_MARGIN + _HEAD, color=MUTED)
-    for row, tiles in enumerate(rows):
-        y = _MARGIN + _HEAD + row * row_height
-        for column, (image, line, caption) in enumerate(tiles):
-            x = _MARGIN + column * (_TILE + _GAP)
-            sheet.tile(image, x=x, y=y, side=_TILE)
-            line = wrapped(line, width=_TILE, max_lines=1, size=13)[0]
-            sheet.text(line, x=x, y=y + _TILE + 4, size=13, color=MUTED)
-            for number, text in enumerate(wrapped(caption, width=_TILE, max_lines=caption_lines, size=13), 1):
-                sheet.text(text, x=x, y=y + _TILE + 4 + number * _LINE, size=13)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as aside:
-        sheet.finished().save(aside, format=Image.registered_extensions().get(file.suffix.lower()))
+        kind = Image.registered_extensions().get(file.suffix.lower())
+        grid(_headed(query, result), tiles, columns=_COLUMNS).save(aside, format=kind)
 
 
 def _headed(query: str, result: SearchResult) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vlmo.data.prepare.engine import Summary
     from vlmo.progress import Progress
 
-__all__ = ["PREPARERS", "labels_of", "name_of", "prepare", "register"]
+__all__ = ["PREPARERS", "labels_of", "prepare", "register"]
 
 PREPARERS = {
     "coco": "captions.open_coco",
@@ -73,11 +73,3 @@ def labels_of(folder: Path) -> list[str]:
     if not labels:
         raise ValueError(f"{folder}: this set has no answers or classes; prepare one for the task that you want")
     return labels
-
-
-def name_of(folder: Path) -> str | None:
-    """Return the name of the set that a folder was prepared from; None for any other source."""
-    try:
-        return json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8")).get("name")
-    except (OSError, ValueError, AttributeError):
-        return None
