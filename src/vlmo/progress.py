@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from datetime import timedelta
 from typing import Self
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
@@ -51,10 +50,9 @@ class Progress:
             console=console,
             disable=console is None or not console.is_terminal,
             transient=True,
+            get_time=time.monotonic,
         )
-        self._tasks = {}
-        # Counts and times of the last lines: the speed of late says more than that of the whole.
-        self._marks: dict[str, deque[tuple[float, int]]] = {}
+        self._tasks: dict[str, TaskID] = {}
 
     @classmethod
     def on_stderr(cls) -> Self:
@@ -72,17 +70,14 @@ class Progress:
         """Show that `done` of `total` (None: unknown) are done; the first call for a title sets where it begins."""
         if title not in self._tasks:
             self._tasks[title] = self._bars.add_task(title, completed=done, total=total, note=note)
-            self._marks[title] = deque([(time.monotonic(), done)], maxlen=6)
         self._bars.update(self._tasks[title], completed=done, total=total, note=note)
         now = time.monotonic()
         if self._lines is None or now - self._line_at < self._line_every_s:
             return
         self._line_at = now
-        then, before = self._marks[title][0]
-        self._marks[title].append((now, done))
         shown = decimal if self._in_bytes else str
         words = [f"{title}: {shown(done)}" + (f" of {shown(total)}" if total is not None else "")]
         words += [note] if note else []
-        if total is not None and before < done <= total and then < now:
-            words.append(f"{timedelta(seconds=round((total - done) * (now - then) / (done - before)))} left")
+        if (left := self._bars.tasks[self._tasks[title]].time_remaining) is not None:  # by the speed of late
+            words.append(f"{timedelta(seconds=left)} left")
         self._lines.print(", ".join(words), markup=False, highlight=False, soft_wrap=True)
