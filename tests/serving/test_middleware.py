@@ -98,29 +98,6 @@ def test_origins_that_were_named_may_call() -> None:
 # ---------------------------------------------------------------------------------------------------------- how much
 
 
-def chunked(size: int):
-    def chunks():
-        for _ in range(size // 1000):
-            yield b" " * 1000
-
-    return chunks()
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        {"content": b" " * 20_001, "headers": JSON},
-        {"content": chunked(30_000), "headers": JSON},
-    ],
-    ids=["with a length", "in chunks"],
-)
-def test_body_that_is_too_large_is_refused(sent) -> None:
-    with TestClient(app_of(**SMALL)) as client:
-        response = client.post("/v1/search", **sent)
-        assert response.status_code == 413
-        assert "20,000 bytes" in response.json()["error"]["message"]
-
-
 MANY = 100_000
 
 

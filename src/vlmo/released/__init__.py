@@ -80,17 +80,15 @@ def notes_folder(folder: str | PathLike) -> Path:
 
 
 def no_model(folder: str | PathLike) -> str:
-    """Return an error about a folder without `config.json`."""
+    """Return an error about a folder without `config.json`, with the name that is most like it."""
     if (Path(folder) / "adapter_config.json").is_file():
         return (
             f"{folder} holds an adapter and no model; merge it first: vlmo merge {folder} --out FOLDER "
             "(an adapter of another kind than LoRA: merge_and_unload of PEFT)"
         )
-    return f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {known_models(folder)}"
-
-
-def known_models(wrong: str | PathLike) -> str:
-    """Return a sentence about names, for errors, with the one that is most like a `wrong` one."""
-    near = difflib.get_close_matches(str(wrong), MODELS, n=1)
-    hint = f"Did you mean {near[0]}? " if near and len(Path(wrong).parts) == 1 else ""
-    return f"{hint}Models with a name: {SMALL} and others, which `vlmo models` lists."
+    near = difflib.get_close_matches(str(folder), MODELS, n=1) if len(Path(folder).parts) == 1 else []
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return (
+        f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {hint}Models with a name: "
+        f"{SMALL} and others, which `vlmo models` lists."
+    )
