@@ -28,27 +28,6 @@ def stage_3(*, size: float = 0.1, model: dict | None = None, **config) -> Vision
 # -------------------------------------------------------------------------------- stage 3: its parts
 
 
-def test_blocks_of_texts_of_one_length_change_no_loss_and_no_gradient(monkeypatch):
-    batch = make_batch()
-    lengths = torch.tensor([16, 2, 3, 2, 4, 2, 3, 2])
-    batch["attention_mask"] = (torch.arange(16) < lengths[:, None]).long()
-    for name, filler in (("input_ids", 0), ("mlm_input_ids", 0), ("mlm_labels", -100)):
-        batch[name] = batch[name].masked_fill(batch["attention_mask"] == 0, filler)
-    objective = stage_3()
-    widths = []
-    objective.model.vlmo.text_embeddings.register_forward_hook(lambda _, given, __: widths.append(given[0].shape[1]))
-    losses, own = objective(batch), gradients(objective, batch)
-    assert sorted(set(widths)) == [2, 3, 16]
-    monkeypatch.setattr(vision_language, "by_length", lambda encode: encode)
-    widths.clear()
-    expected = objective(batch)
-    assert set(widths) == {16}
-    for name, value in expected.items():
-        close(losses[name], value)
-    for name, gradient in gradients(objective, batch).items():
-        close(own[name], gradient)
-
-
 @torch.no_grad()
 def test_masked_words_alone_leave_the_dual_encoder_out(monkeypatch):
     objective = stage_3(itc_weight=0, itm_weight=0, mlm_weight=1)

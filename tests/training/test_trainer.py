@@ -12,7 +12,7 @@ from tests.training.saved_tensors import saved_tensors
 from tests.training.toy_run import Objective, Settings, is_same, make_loader, make_trainer
 from torch import nn
 
-from vlmo.training import EngineConfig, LoraConfig, OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
+from vlmo.training import LoraConfig, OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
 from vlmo.training.errors import TrainingError
 from vlmo.training.optimizer import lr_at
 from vlmo.training.trainer import forward_seed
@@ -258,7 +258,6 @@ def test_name_that_no_parameter_has_is_refused_before_anything_is_written(tmp_pa
 WRONG = {
     CONFIG: {
         "max_steps": 0,
-        "precision": "fp16",
         "clip_norm": 0.0,
         "log_every": 0,
         "save_every": -1,
@@ -266,8 +265,7 @@ WRONG = {
         "eval_every": 0,
     },
     OptimizerConfig(): {"lr": 0.0, "betas": (0.9, 1.0), "eps": 0.0, "weight_decay": -1.0},
-    ScheduleConfig(): {"warmup_steps": -1, "kind": "step", "min_ratio": 1.5},
-    EngineConfig(): {"data_parallel": "zero"},
+    ScheduleConfig(): {"warmup_steps": -1, "min_ratio": 1.5},
     LoraConfig(rank=4): {"rank": 0, "alpha": 0, "dropout": 1.0, "targets": ("q_proj",)},
 }
 

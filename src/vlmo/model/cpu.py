@@ -1,17 +1,12 @@
-"""Code that exists only to train faster on a CPU, behind two calls.
-
-`chunked_attention` and `by_length`: the rest is complete without this file, and computes the same to
-rounding.
-"""
+"""Attention that trains faster on a CPU; the model is complete without this file, and computes the same to rounding."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -22,29 +17,6 @@ _ALIGNMENT = 16  # lines of whole 64 bytes; without them, float32 products of th
 def trains_on_cpu(tensor: Shaped[Tensor, "*shape"]) -> bool:
     """Return True where this file is faster than PyTorch's own kernels: not on other devices, nor without gradients."""
     return tensor.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-
-def by_length(
-    encode: Callable[[Tensor, Tensor], Sequence[Tensor]],
-) -> Callable[[Int[Tensor, "batch text"], Int[Tensor, "batch text"]], Sequence[Tensor]]:
-    """Return an encoder of token ids and mask that encodes texts of similar length together, cut to their longest.
-
-    It does so on a CPU if that halves the tokens. Elsewhere the lengths would have to be waited for; and all processes
-    of a sharded model have to make as many calls.
-    """
-
-    def encode_sorted(input_ids: Tensor, attention_mask: Tensor) -> Sequence[Tensor]:
-        if input_ids.device.type != "cpu":
-            return encode(input_ids, attention_mask)
-        lengths = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1)).amax(dim=1)
-        blocks = [(rows, int(lengths[rows].max())) for rows in lengths.argsort().split(math.ceil(len(lengths) / 4))]
-        if 2 * sum(len(rows) * length for rows, length in blocks) >= attention_mask.numel():
-            return encode(input_ids, attention_mask)
-        parts = [encode(input_ids[rows][:, :length], attention_mask[rows][:, :length]) for rows, length in blocks]
-        back = torch.cat([rows for rows, _ in blocks]).argsort()
-        return [torch.cat(each)[back] for each in zip(*parts, strict=True)]
-
-    return encode_sorted
 
 
 def chunked_attention(

@@ -25,7 +25,6 @@ from vlmo.losses.itc import SamePairs, caption_keys, itc_loss, own_pairs, same_p
 from vlmo.losses.itm import HardNegatives, itm_loss, sample_by_similarity, sample_uniform
 from vlmo.losses.masked import accuracy
 from vlmo.model.config import FusionStart
-from vlmo.model.cpu import by_length
 from vlmo.tasks.costs import SampleSizes, Work, pair_work
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.pair_sets import PairSet
@@ -212,11 +211,9 @@ class VisionLanguageObjective(nn.Module):
     def _vectors(self, model: Any, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Return L2-normalised image and text vectors of each ITC branch."""
         size = self.config.cache_chunk if torch.is_grad_enabled() else None
-        encode_texts = cached(model.text_vectors, size=size)
-        if distributed.world_size() == 1:
-            encode_texts = by_length(encode_texts)
         images = cached(model.image_vectors, size=size)(batch["pixel_values"])
-        return list(zip(images, encode_texts(batch["input_ids"], batch["attention_mask"]), strict=True))
+        texts = cached(model.text_vectors, size=size)(batch["input_ids"], batch["attention_mask"])
+        return list(zip(images, texts, strict=True))
 
     def _itc_loss(
         self, vectors: list[tuple[Tensor, Tensor]], keys: list[tuple[Tensor, Tensor]], *, same: SamePairs | None

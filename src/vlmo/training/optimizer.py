@@ -46,11 +46,9 @@ class ScheduleConfig:
     """Lowest rate, as a fraction of the full one."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError if there is no such kind, or a number is out of its range."""
+        """Raise ValueError if a number is out of its range."""
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; give 0 or more")
-        if self.kind not in {"linear", "cosine"}:
-            raise ValueError(f"schedule kind is {self.kind!r}; give 'linear' or 'cosine'")
         if not 0 <= self.min_ratio <= 1:
             raise ValueError(f"min_ratio is {self.min_ratio}; give a fraction from 0 to 1")
 
