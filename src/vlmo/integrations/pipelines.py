@@ -104,18 +104,10 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
 
     Each pair is scored by itself, so the scores of several texts do not compete. For many texts the task
     `zero-shot-image-classification` is faster: it embeds each text once. `batch_size` counts pairs.
-
-    Raises:
-        ValueError: The model has no matching head.
     """
 
     model_classes = ("VLMoForImageTextRetrieval", "VLMoForPreTraining")
     text_key = "text"
-
-    def __init__(self, model: PreTrainedModel, **options: Any) -> None:
-        super().__init__(model, **options)
-        if not self.model.config.use_match_head:
-            raise ValueError("this model has no matching head (use_match_head is False), so it scores no pairs")
 
     def preprocess(self, pair: Any) -> Iterator[dict[str, Any]]:
         """Yield the tensors of the image with each of its texts; ValueError if it has none."""

@@ -106,12 +106,10 @@ class VLMoEmbedder(_FolderModule):
         return self.model.config.projection_size
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> Features:
-        """Return tokens of the strings and pixel values of the images; `order` where there are both.
+        """Return tokens of the strings, with the prompt in front, and pixel values of the images.
 
-        Args:
-            inputs: Strings, images (PIL, arrays, tensors, paths, addresses), or `{"text": ...}` and `{"image": ...}`.
-            prompt: Put in front of each string.
-            kwargs: `task` has no meaning: queries and documents are embedded alike; all else is refused.
+        Inputs are strings, images (PIL, arrays, tensors, paths, addresses), or `{"text": ...}` and `{"image": ...}`.
+        `task` has no meaning: queries and documents are embedded alike. ValueError for other inputs and arguments.
         """
         _refuse(kwargs)
         kinds, values = zip(*(_classify(entry, prompt=prompt) for entry in inputs), strict=True)
@@ -153,11 +151,8 @@ class VLMoPairScorer(_FolderModule):
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> Features:
         """Return pixel values and tokens of pairs; `image_rows` holds the number of each pair's image.
 
-        Args:
-            inputs: (string, image) or (image, string), or `{"text": ..., "image": ...}`; the first is the query.
-                ValueError for others.
-            prompt: Put in front of each string.
-            kwargs: As for `VLMoEmbedder`.
+        Inputs are (string, image) or (image, string), or `{"text": ..., "image": ...}`; the first is the query.
+        ValueError for other inputs and arguments.
         """
         _refuse(kwargs)
         images: dict[int, Any] = {}  # rerankers score one image against many texts: it is resized once
