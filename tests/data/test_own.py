@@ -16,7 +16,6 @@ from vlmo.data.listing import list_shards
 from vlmo.data.own import own_labels
 from vlmo.data.schema import FEATURES, make_row
 from vlmo.data.sources import open_source
-from vlmo.data.validation import filter_invalid_rows
 from vlmo.tasks.labels import names_of_source
 
 
@@ -108,33 +107,18 @@ def test_metadata_of_an_image_folder_is_read_and_others_are_not(tmp_path) -> Non
 
 def test_tables_in_folders_of_splits_are_one_set(tmp_path) -> None:
     for part, answer in (("train", "red"), ("validation", "blue")):
-        draw(tmp_path / part / "a.png")
-        (tmp_path / part / "metadata.csv").write_text(f"file_name,question,answer\na.png,what?,{answer}\n")
+        draw(tmp_path / part / "a.png", tmp_path / part / "b.png")
+        lines = ["file_name,question,answer", f"./a.png,what?,{answer}", f"{tmp_path}/{part}/b.png,what?,{answer}"]
+        (tmp_path / part / "metadata.csv").write_text("\n".join(lines))
     for part, label in (("train", 1), ("validation", 0)):
         rows = open_source(str(tmp_path), split=part)
-        assert rows["image_id"][:] == [f"{part}/a.png"]
-        assert Path(rows[0]["image"]["path"]).is_file()
-        assert rows["answer_labels"][:] == [[label]]
+        assert rows["image_id"][:] == [f"{part}/a.png", f"{part}/b.png"]
+        assert all(Path(image["path"]).is_file() for image in rows["image"])
+        assert rows["answer_labels"][:] == [[label]] * 2
     assert names_of_source(str(tmp_path)) == ["blue", "red"]
-    assert everything(tmp_path / "train")["image_id"][:] == ["a.png"]  # by itself
-
-
-def test_first_three_reasons_of_bad_rows_are_told(tmp_path) -> None:
-    lines = [f"{number}.png,a caption" for number in range(5)]
-    (tmp_path / "captions.csv").write_text("\n".join(["image,caption", *lines]))
-    with pytest.raises(ValueError, match=r"0\.png: cannot be read.*1\.png.*2\.png.*; \.\.\.\. Each") as caught:
-        filter_invalid_rows(everything(tmp_path), quarantine=tmp_path / "bad.jsonl")
-    assert "3.png" not in str(caught.value)
-
-
-def test_tables_of_splits_name_images_relative_to_themselves_or_by_whole_paths(tmp_path) -> None:
-    draw(*(tmp_path / split / name for split in ("train", "test") for name in ("a.png", "b.png")))
-    (tmp_path / "train" / "captions.csv").write_text(f"image,caption\na.png,one\n{tmp_path}/train/b.png,two\n")
-    (tmp_path / "test" / "captions.csv").write_text("image,caption\n./a.png,three\nb.png,four\n")
-    assert open_source(str(tmp_path), split="train")["image_id"][:] == ["train/a.png", "train/b.png"]
-    assert open_source(str(tmp_path), split="test")["image_id"][:] == ["test/a.png", "test/b.png"]
-    (tmp_path / "test" / "captions.csv").unlink()
-    with pytest.raises(ValueError, match=r"test has no table such as .*captions\.csv"):
+    assert everything(tmp_path / "train")["image_id"][:] == ["a.png", "b.png"]  # by itself
+    (tmp_path / "train" / "metadata.csv").unlink()
+    with pytest.raises(ValueError, match=r"train has no table such as .*metadata\.csv"):
         everything(tmp_path)
 
 

@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from vlmo.data.builtin import SETS
 from vlmo.data.rows import false_captions
 from vlmo.data.schema import CONTRAST_FEATURES, hash_share
-from vlmo.data.sources import FEATURES, decode_image, open_source, split_words
+from vlmo.data.sources import FEATURES, decode_image, open_source
 
 
 @pytest.fixture
@@ -171,18 +171,10 @@ def test_texts_give_a_row_a_line_and_more_of_a_long_one(tmp_path, monkeypatch) -
     (tmp_path / "sub" / "c.txt").write_text("x")
     rows = everything(tmp_path)
     assert rows.features == FEATURES
-    assert rows["captions"][:] == [["One two."], ["Three four five."], ["Six"], ["Second line."], ["x"]]
-    assert rows["image_id"][:] == ["b.txt:1", "b.txt:1:1", "b.txt:1:2", "b.txt:3", "sub/c.txt:1"]
-    assert rows["image"][:] == [None] * 5
-    assert everything(tmp_path / "b.txt")["captions"][:] == rows["captions"][:4]
-
-
-@pytest.mark.parametrize("max_words", [1, 2, 3, 5, 100])
-def test_split_words_loses_no_word(max_words: int) -> None:
-    line = "A b c. D? E f g h i j k! L m"
-    pieces = split_words(line, max_words=max_words)
-    assert " ".join(pieces) == line
-    assert all(len(piece.split()) <= max_words for piece in pieces)
+    assert rows["captions"][:] == [["One two. Three"], ["four five. Six"], ["Second line."], ["x"]]
+    assert rows["image_id"][:] == ["b.txt:1", "b.txt:1:1", "b.txt:3", "sub/c.txt:1"]
+    assert rows["image"][:] == [None] * 4
+    assert everything(tmp_path / "b.txt")["captions"][:] == rows["captions"][:3]
 
 
 def test_saved_data_set_opens(pictures, tmp_path) -> None:

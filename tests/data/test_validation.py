@@ -127,9 +127,11 @@ def test_filter_keeps_further_columns_and_takes_false_captions_along(tmp_path) -
 
 def test_filter_stops_above_the_share_and_without_rows(tmp_path) -> None:
     rows = dataset([row(number, captions=[""] if number < 2 else ["x"]) for number in range(100)])
+    wrong = dataset([row(number, image={"bytes": b"x", "path": f"{number}.png"}) for number in range(5)])
     file = tmp_path / "q.jsonl"
     for given, share, message in (
         (rows, 0.01, rf"2 of 100 rows are invalid \(2\.00%\), more than the allowed 1\.00%.*{file}"),
+        (wrong, 0.01, r"0\.png: .*1\.png: .*2\.png: [^;]*; \.\.\.\. "),  # the first three reasons
         (rows.select([]), 1.0, "no rows"),
         (rows.select([0]), 1.0, "all 1 rows are invalid"),
         (rows.remove_columns("image_id"), 1.0, r"column\(s\) image_id missing"),

@@ -7,7 +7,6 @@ import functools
 import itertools
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,7 +43,6 @@ _warn_once, _log_once = functools.lru_cache(8)(warn_of_skipped), functools.lru_c
 _TEST_ROWS = 50
 """Fewest rows of a test split: of fewer, one is more than two points of a metric. Small sets give a fifth."""
 _MASKS = ("masks", "annotations")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def open_source(
@@ -59,8 +57,7 @@ def open_source(
 
     A path may be a folder that `datasets` saved; a table (.csv, .tsv or .jsonl) or a folder with one beside its images;
     parquet or tar files; a folder of images alone, by class or with masks; a `.txt` file or a folder of them, one
-    sentence or document a line: docs/data.md.
-    Lines of more than `MAX_WORDS` words are cut into pieces, at ends of sentences where possible.
+    sentence or document a line, of which lines of more than `MAX_WORDS` words become several rows: docs/data.md.
 
     Args:
         name: A built-in name (`vlmo.data.builtin.SETS`), a path, or several with "+" between them, such as
@@ -235,22 +232,12 @@ def _read_text(files: list[Path], *, root: Path) -> Dataset:
 
 def text_rows(line: str, *, image_id: str, source: str) -> list[dict[str, Any]]:
     """Return the rows of a line of text: one, more for a long line, none for an empty one."""
+    words = line.split()
+    pieces = [" ".join(words[start : start + MAX_WORDS]) for start in range(0, len(words), MAX_WORDS)]
     return [
         make_row(image_id + (f":{part}" if part else ""), captions=[piece], source=source, licence="unknown")
-        for part, piece in enumerate(split_words(line, max_words=MAX_WORDS))
+        for part, piece in enumerate(pieces)
     ]
-
-
-def split_words(line: str, *, max_words: int) -> list[str]:
-    """Cut a line into pieces of at most `max_words` words: whole sentences while they fit; no word is lost."""
-    pieces: list[list[str]] = []
-    for sentence in _SENTENCE_END.split(line.strip()):
-        words = sentence.split()
-        if pieces and len(pieces[-1]) + len(words) <= max_words:
-            pieces[-1] += words
-            continue
-        pieces += [words[start : start + max_words] for start in range(0, len(words), max_words)]
-    return [" ".join(piece) for piece in pieces]
 
 
 def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path) -> Dataset:
