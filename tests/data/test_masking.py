@@ -88,14 +88,11 @@ def test_whole_word_mask_gives_long_words_of_short_texts_their_turn():
     assert lengths.count(3) / 3000 == pytest.approx(1 / 12, abs=0.02)
 
 
-def test_whole_word_mask_leaves_texts_without_words_alone():
-    input_ids = np.array([CLS, SEP, PAD], dtype=np.int64)
-    corrupted, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=np.random.default_rng(0))
-    assert np.array_equal(corrupted, input_ids)
+def test_whole_word_mask_of_texts_without_words_or_with_a_continuation_after_a_special_token():
+    empty = np.array([CLS, SEP, PAD], dtype=np.int64)
+    corrupted, labels = whole_word_mask(empty, vocabulary=VOCABULARY, generator=np.random.default_rng(0))
+    assert np.array_equal(corrupted, empty)
     assert (labels == IGNORED).all()
-
-
-def test_whole_word_mask_treats_a_continuation_after_a_special_token_as_a_word():
     input_ids = np.array([CLS, 501, 503, 1, 505, SEP], dtype=np.int64)  # 1 is the unknown token
     for seed in range(20):
         _, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=np.random.default_rng(seed))
@@ -180,11 +177,7 @@ def test_block_mask_first_block_has_the_area_and_aspect_asked_for():
     assert 0.35 < np.mean(np.array(ratios) < 1) < 0.65
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"num_masked": 17}, {"num_masked": -1}, {"min_block": 0}],
-)
+@pytest.mark.parametrize("wrong", [{"num_masked": 17}, {"num_masked": -1}, {"min_block": 0}])
 def test_block_mask_rejects_impossible_requests(wrong):
-    settings = {"num_masked": 6, "min_block": 1, **wrong}
     with pytest.raises(ValueError, match="expected"):
-        BlockMaskConfig(grid_height=4, grid_width=4, **settings)
+        BlockMaskConfig(**{"grid_height": 4, "grid_width": 4, "num_masked": 6, "min_block": 1} | wrong)
