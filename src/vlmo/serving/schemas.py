@@ -162,11 +162,9 @@ AnyContent = Annotated[Content, WithJsonSchema({"anyOf": [{"type": "string"}, *_
 
 
 class ClientBody(Body):
-    """Body whose other fields have no effect: clients send settings of models that are not these."""
+    """Body whose other fields have no effect: clients name a model, and send settings of models that are not these."""
 
     model_config = ConfigDict(extra="ignore")
-
-    model: str | None = Field(default=None, description="Has no effect: the service has one model.")
 
 
 class EmbeddingsRequest(ClientBody):
