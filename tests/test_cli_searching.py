@@ -13,10 +13,7 @@ from tests.integrations.toy_gallery import trained_folder
 from tests.retrieval.toy_index import NAMES, write_folder
 from tests.test_cli_tasks import refused
 from vlmo.cli import main
-from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.store import Store
-
-init = Encoder.__init__
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +100,6 @@ def test_search_by_an_image(made, capsys, tmp_path):
         assert sheet.width > 500
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".tif"])
-def test_query_of_any_indexed_suffix_is_an_image(suffix, made, capsys, tmp_path):
-    with Image.open(made[0] / NAMES[7]) as image:
-        image.save(tmp_path / f"a b{suffix}")
-    main(["search", made[1], str(tmp_path / f"a b{suffix}"), "--json", "--top", "1"])
-    assert json.loads(capsys.readouterr().out)["num_reranked"] == 0  # a text's candidates would be reranked
-
-
 def test_model_that_moved_is_named(made, model, capsys, tmp_path):
     copy = shutil.copytree(made[1], tmp_path / "index")
     facts = json.loads((copy / "index.json").read_text())
@@ -178,7 +167,6 @@ def test_what_cannot_be_done_is_one_line(arguments, words, made, model, capsys, 
     (tmp_path / "ADAPTER").mkdir()
     (tmp_path / "ADAPTER" / "adapter_config.json").write_text("{}")
     (tmp_path / "FILE").write_text("x")
-    (tmp_path / "LATIN").write_bytes(b"gr\xfcn")
     for name in ("FILE.png", "FILE.parquet"):
         (tmp_path / name).write_text("x")
     if "OTHER" in arguments:

@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors of the user are one line on stderr and exit code 2."""
     if arguments is None:  # a process of its own
         choose_waiting()
+        gc.set_threshold(20_000)  # imports leave no garbage, and looking for it takes a sixth of their time
         atexit.register(gc.freeze)  # a search for garbage among all that was imported would take seconds
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     handler = RichHandler(console=Console(stderr=True), show_path=False)

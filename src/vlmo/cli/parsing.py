@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import gc
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -69,16 +68,6 @@ def parse(cli: Callable[..., Any], arguments: Sequence[str], **settings: Any) ->
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the known word that is most like `word`."""
     return difflib.get_close_matches(word, list(known), n=1, cutoff=0)[0]
-
-
-@contextlib.contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Leave the garbage collector off: imports leave it nothing, and looking takes it a sixth of their time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def check_new_file(file: Path | None, *, option: str, suffix: str = "") -> None:

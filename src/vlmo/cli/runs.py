@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from vlmo.cli.parsing import Device, ModelFolder, parse, without_garbage_collection
+from vlmo.cli.parsing import Device, ModelFolder, parse
 from vlmo.lazy import need_package
 from vlmo.terminal import say
 
@@ -89,14 +89,13 @@ def train(name: tyro.conf.Positional[str], *, arguments: tyro.conf.Suppress[tupl
         arguments: The other words; every setting of the recipe is an option.
     """
     common = _common_options(arguments)  # before the slow imports
-    with without_garbage_collection():
-        from vlmo.recipes import describe, find_recipe
+    from vlmo.recipes import describe, find_recipe
 
-        about, recipe = describe(name).splitlines()[0], find_recipe(name)
-        description = f"{about} (The whole description: vlmo recipes {name}.)"
-        folder = Path("runs") / name
-        options = _run_options(recipe, *common, prog=f"vlmo train {name}", about=description, run_dir=folder)
-        _run(options, original=recipe, name=name, about=about)
+    about, recipe = describe(name).splitlines()[0], find_recipe(name)
+    description = f"{about} (The whole description: vlmo recipes {name}.)"
+    folder = Path("runs") / name
+    options = _run_options(recipe, *common, prog=f"vlmo train {name}", about=description, run_dir=folder)
+    _run(options, original=recipe, name=name, about=about)
 
 
 def finetune(

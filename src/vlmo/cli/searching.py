@@ -17,7 +17,6 @@ from vlmo.cli.parsing import (
     ModelFolder,
     check_given,
     check_new_file,
-    without_garbage_collection,
 )
 from vlmo.released import find_model
 from vlmo.serving.settings import Settings
@@ -86,7 +85,6 @@ def index(
     _show_report(report, out=out)
 
 
-@without_garbage_collection()
 def search(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
     query: tyro.conf.Positional[str],
