@@ -19,7 +19,7 @@ from vlmo.training import tracking
 
 pytestmark = pytest.mark.slow
 
-SCALE = "0.01"
+SCALE = "0.004"
 NUM_ROWS, TEST_ROWS = 128, 64
 STAGES = tuple(quickstart.STEPS)
 

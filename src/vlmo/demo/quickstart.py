@@ -198,7 +198,7 @@ def _write(run: Path, results: Mapping[str, TaskResult], *, metrics: Mapping[str
             f"{len(gained)} of {count:,} texts, the dual encoder alone for {lost}."
         ),
         text_to_image=shown,
-        attention=[(each["fusion"], *encoder.attention(each["fusion"], each["text"])) for each in decisions[:3]],
+        attention=[(each["answer"], *encoder.attention(each["answer"], each["text"])) for each in shown[:3]],
     )
 
 
