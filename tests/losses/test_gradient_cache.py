@@ -84,14 +84,6 @@ def test_cached_chunks_hold_false_captions_too():
     assert results(whole, batch)[0]["itm"] != results(whole, make_batch())[0]["itm"]
 
 
-def test_no_encoder_sees_more_rows_than_a_chunk():
-    objective, rows = stage_3({}, cache_chunk=2), []
-    for block in objective.model.vlmo.blocks:
-        block.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
-    results(objective, make_batch())
-    assert max(rows) == 2
-
-
 def random_parts(monkeypatch, *, cached: bool, device: str = "cpu") -> Results:
     """A step with dropout and drop path in chunks of two, kept in memory or computed again."""
     torch.manual_seed(0)
@@ -124,14 +116,6 @@ def test_random_numbers_of_the_device_are_replayed_too(monkeypatch):
     assert seen[-1] == slice(0, 2)
 
 
-def test_generator_goes_on_as_if_nothing_had_been_computed_again():
-    objective = stage_3({"hidden_dropout_prob": 0.3}, cache_chunk=2).train()
-    losses = objective(make_batch())
-    before = torch.get_rng_state()
-    losses["loss"].backward()
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_gradients_of_chunks_are_summed_in_float32():
     weight = torch.ones(1, 1, requires_grad=True)
     small = torch.full((1, 1), 2.0**-10)  # bfloat16 adds it to 1 without effect
@@ -148,12 +132,6 @@ def test_gradients_of_chunks_are_summed_in_float32():
 
     assert gradient(lambda factor: recomputed(product, factor, device=factor.device)) == 1 + 16 * 2.0**-10
     assert gradient(product) != 1 + 16 * 2.0**-10  # backward starts with the last
-
-
-@pytest.mark.parametrize("value", [0, -1])
-def test_chunk_of_nothing_is_refused(value):
-    with pytest.raises(ValueError, match=rf"cache_chunk is {value}; give 1 or more"):
-        VisionLanguageConfig(cache_chunk=value)
 
 
 # -------------------------------------------------------------------------------- memory

@@ -325,11 +325,3 @@ def test_batch_of_one_picture_trains_on_its_true_pairs():
     close(losses["itm"], F.cross_entropy(logits, torch.ones(8, dtype=torch.long)))
     close(losses["itm_accuracy"], (logits.argmax(dim=1) == 1).float().mean())
     assert all(torch.isfinite(gradient).all() for gradient in gradients(objective, batch).values())
-
-
-def test_weights_that_are_not_finite_show_in_the_loss_and_raise_nothing():
-    objective = stage_3()
-    torch.nn.init.constant_(objective.model.contrast_head.image_projection.weight, torch.nan)
-    losses = objective(make_batch())
-    assert not torch.isfinite(losses["loss"])
-    losses["loss"].backward()

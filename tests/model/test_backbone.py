@@ -95,19 +95,6 @@ def test_attention_weights_are_probabilities_without_padding():
 
 
 @torch.no_grad()
-def test_hidden_states_start_with_embeddings_and_end_before_the_norm():
-    model = model_with("sdpa")
-    output = model(**texts([5]), output_hidden_states=True)
-    assert len(output.hidden_states) == 1 + 3
-    assert torch.equal(
-        output.hidden_states[0], model.text_embeddings(texts([5])["input_ids"]) + model.modality_types.weight[0]
-    )
-    assert torch.equal(model.norm(output.hidden_states[-1]), output.last_hidden_state)
-    assert output.attentions is None
-    assert model(**texts([5])).hidden_states is None
-
-
-@torch.no_grad()
 def test_output_splits_text_from_image_and_turns_into_a_tuple():
     model = model_with("sdpa")
     given = {"pixel_values": pictures(), **texts([5, 5])}

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from tests.killing import kill_when
 from tests.recipes.toy_recipes import shrunk, write_shards
 
-from vlmo.cli import main
 from vlmo.data.stream.loader import StreamConfig
 from vlmo.folder.card import read_data
 from vlmo.recipes import find_recipe
@@ -131,31 +130,6 @@ def test_a_run_of_two_processes_goes_on_in_one_with_the_same_samples(make, tmp_p
     digests = [[line["sample_ids_digest"] for line in curve(tmp_path / name)] for name in ("two", "one")]
     assert digests[0] == digests[1]
     assert len(digests[0]) == 6
-
-
-def test_the_command_line_trains_on_streams_with_weights(make, pictures, tmp_path, capsys):
-    folder = write_shards(pictures)
-    sizes = {"hidden-size": 32, "num-hidden-layers": 2, "num-attention-heads": 2, "image-size": 32, "patch-size": 16}
-    options = {f"--model.{name}": str(value) for name, value in sizes.items()} | {
-        "--init": "None",
-        "--text.vocabulary": "learn",
-        "--text.vocab-size": "90",
-        "--text.learn-from": str(pictures),
-        "--text.max-length": "16",
-        "--loader.global-batch-size": "8",
-        "--loader.num-workers": "0",
-        "--data.streams.lanes": "2",
-        "--data.max-bad-share": "0.5",
-        "--trainer.max-steps": "2",
-        "--trainer.precision": "float32",
-        "--run-dir": str(tmp_path),
-    }
-    patterns = [f"{folder}/0000[01].tar", f"{folder}/{{00002..00003}}.tar"]
-    flat = [word for option in options.items() for word in option]
-    main(["train", "base-stage3", *flat, "--data.streams.patterns", *patterns, "--data.streams.weights", "3", "1"])
-    assert "finished: 2 steps" in capsys.readouterr().out.replace("\n", " ")
-    assert json.loads((tmp_path / "recipe.json").read_text())["data"]["streams"]["weights"] == [3, 1]
-    assert len(json.loads((tmp_path / "shards.json").read_text())["shards"]) == 2
 
 
 def test_settings_of_the_recipe_that_another_makes_void_are_not_asked_to_be_left_out() -> None:

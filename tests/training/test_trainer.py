@@ -64,14 +64,6 @@ def test_result_tells_how_the_run_went(tmp_path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == kept
 
 
-def test_every_logged_step_has_losses_and_figures(tmp_path) -> None:
-    make_trainer(tmp_path, config=replace(CONFIG, log_every=4)).fit()
-    lines = read_metrics(tmp_path)
-    assert [line["step"] for line in lines] == [4, 6]
-    figures = ["lr", "grad_norm", "samples_per_s", "seconds", "samples_seen", "precision", "sample_ids_digest"]
-    assert list(lines[0]) == ["step", "loss", "error", "bonus", *figures]
-
-
 def test_accumulation_takes_the_mean_over_micro_batches(tmp_path) -> None:
     whole, parts = (
         make_trainer(tmp_path / str(number), settings=replace(CALM, accumulation=number), config=CONFIG)
