@@ -34,7 +34,7 @@ from vlmo.distributed import choose_device
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.processing import VLMoProcessor, train_transform
 from vlmo.recipes import Recipe, find_recipe
-from vlmo.run.build import model_settings
+from vlmo.run.start import model_settings
 from vlmo.tasks.pair_sets import PairSet
 
 SIDES = ("vlmo", "clip")

@@ -100,10 +100,8 @@ class BrightnessTask(Task):
         """Return the model that is trained and loaded."""
         return VLMoForBrightness
 
-    def objective(self, run: RunContext) -> nn.Module:
-        """Return the loss of a model that starts from `--init`, if it is given."""
-        model = self.build_model(run.model)
-        run.start(model)
+    def step(self, model: VLMoForBrightness) -> nn.Module:
+        """Return the loss that a training step calls with a batch."""
         return BrightnessObjective(model)
 
     def examples(self, run: RunContext) -> RowExamples:

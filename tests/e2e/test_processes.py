@@ -76,19 +76,3 @@ def test_two_processes_train_as_one(folder):
     for name, weight in whole.items():
         torch.testing.assert_close(two[name], weight, atol=TOLERANCE, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
     assert (folder / "two" / "quarantine.jsonl").read_text() == ""
-
-
-def test_ended_run_is_not_trained_again(folder):
-    process = train(folder, "whole")
-    assert process.wait() == 0
-    assert "already" in process.stdout + process.stderr
-
-
-def test_other_recipe_in_the_same_folder_is_refused(folder):
-    kept = folder / "whole" / "quarantine.jsonl"
-    kept.write_text("kept\n")
-    process = train(folder, "whole", "--optimizer.lr", "0.5")
-    assert process.wait() == 2
-    assert kept.read_text() == "kept\n"
-    assert "optimizer" in process.stderr
-    assert "Traceback" not in process.stderr

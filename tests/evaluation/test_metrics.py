@@ -1,23 +1,17 @@
-"""Metrics by hand: classes, answers, statements, pixels, true and false captions."""
-
-import dataclasses
-import itertools
+"""Metrics by hand: classes, answers, statements, pixels."""
 
 import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from vlmo.evaluation.metrics import (
-    EXAMPLE_CHANCE,
     Metric,
     Question,
     count_pixels,
-    example_scores,
     nlvr2_metrics,
     segmentation_metrics,
     topk_accuracy,
     vqa_metrics,
-    words_alone,
 )
 
 EXACT = 1e-12  # a few divisions in double precision
@@ -67,8 +61,8 @@ def test_classes_that_cannot_be_scored_are_refused(logits, labels, message) -> N
         topk_accuracy(logits, labels)
 
 
-def question(name: str, answers: list[str], *, kind: str = "other", asked: str = "what is", **soft: float) -> Question:
-    return Question(name, f"picture of {name}", "what is it?", asked, kind, tuple(answers), soft)
+def question(name: str, answers: list[str], *, kind: str = "other", asked: str = "what is") -> Question:
+    return Question(name, f"picture of {name}", "what is it?", asked, kind, tuple(answers))
 
 
 def test_score_is_the_official_accuracy():
@@ -81,8 +75,6 @@ def test_score_is_the_official_accuracy():
     for answers in (["cat", "dog"], []):
         with pytest.raises(ValueError, match=f"{len(answers)} annotators"):
             question("1", answers).score("cat")
-    both = dataclasses.replace(question("1", ["cat"] * 10), soft_scores={"dog": 1.0})  # the annotators' words count
-    assert (both.score("cat"), both.score("dog")) == (1, 0)
 
 
 def test_metrics_of_answers_are_means_over_all_and_over_parts():
@@ -115,15 +107,6 @@ def test_chance_of_answers_is_the_most_frequent_one_of_each_part():
     expected = {"accuracy": 0.5, "accuracy[answer: yes/no]": 2 / 3, "accuracy[answer: other]": 1}
     found = chance(vqa_metrics(questions, ["yes"] * 5))
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=EXACT)
-
-
-def test_without_the_annotators_words_an_answer_has_its_own_score():
-    questions = [question("1", [], cat=0.6, dog=1.0), question("2", [], cat=0.9), question("3", [])]
-    assert [questions[0].score(answer) for answer in ("cat", "dog", "bird")] == [0.6, 1.0, 0.0]
-    found = vqa_metrics(questions, ["dog", "dog", "dog"])
-    assert values(found)["accuracy"] == pytest.approx(0.5, abs=EXACT)
-    assert chance(found)["accuracy"] == pytest.approx(0.75, abs=EXACT)  # "cat" has 0.6 and 0.9, "dog" 1
-    assert "words are not in it" in found[0].meaning
 
 
 @pytest.mark.parametrize(
@@ -175,53 +158,3 @@ def test_pixels_of_all_pictures_are_summed_before_they_are_divided() -> None:
     ignored = count_pixels(torch.zeros(2, 2, dtype=torch.long), torch.full((2, 2), IGNORED), num_classes=2)
     with pytest.raises(ValueError, match="no pixel counts"):
         segmentation_metrics(ignored, names="ab")
-
-
-def test_winoground_scores_are_those_worked_out_by_hand():
-    # Rows: image 0 and 1, columns: caption 0 and 1.
-    scores = [
-        [[0.9, 0.1], [0.2, 0.8]],  # all four preferences are right
-        [[0.9, 0.8], [0.1, 0.2]],  # each image prefers its caption; caption 1 prefers image 0
-        [[0.3, 0.9], [0.1, 0.95]],  # each caption prefers its image; image 0 prefers caption 1
-        [[0.5, 0.5], [0.5, 0.5]],  # ties are wrong
-        [[0.1, 0.9], [0.8, 0.2]],  # all wrong
-    ]
-    assert example_scores(torch.tensor(scores)) == {"text": 2 / 5, "image": 2 / 5, "group": 1 / 5}
-    orders = torch.tensor(list(itertools.permutations([1.0, 2.0, 3.0, 4.0]))).view(-1, 2, 2)
-    assert example_scores(orders) == pytest.approx(EXAMPLE_CHANCE)
-
-
-def test_words_alone_solve_what_their_distribution_gives_away_and_no_more():
-    colors, shapes = ("red", "green", "blue"), ("ring", "star", "disc", "cross")
-    true = [f"a {color} {shape} on the left" for color in colors for shape in shapes]
-    odd = [caption.replace("a ", "purple a ", 1) for caption in true]
-    assert (words_alone(true + odd) > 0).all()
-    pairs = [pair for one, two in zip(true[::2], true[1::2], strict=True) for pair in ((one, two), (two, one))]
-    assert not words_alone([one for one, _ in pairs] + [two for _, two in pairs]).any()
-
-
-def test_words_alone_are_those_of_a_dense_regression_on_the_other_folds():
-    parts = itertools.product(("red", "green", "blue"), ("ring", "star"), ("up", "down"))
-    true = [f"a {' '.join(part)}" for part in parts]
-    false = [caption.replace("up", "near").replace("red", "blue") for caption in true]
-    words = sorted({word for caption in true + false for word in caption.split()})
-    pairs = sorted({pair for caption in true + false for pair in itertools.pairwise(caption.split())})
-
-    def counts(caption):
-        own = caption.split()
-        return [own.count(word) for word in words] + [list(itertools.pairwise(own)).count(pair) for pair in pairs]
-
-    difference = torch.tensor([counts(caption) for caption in true]) - torch.tensor([counts(text) for text in false])
-    difference, folds = difference.double(), torch.arange(len(true)) % 5
-    for fold in range(5):
-        known = difference[folds != fold]
-        weights = torch.linalg.solve(known.T @ known + torch.eye(known.shape[1]), known.sum(dim=0))
-        expected = difference[folds == fold] @ weights
-        torch.testing.assert_close(words_alone(true + false)[folds == fold].double(), expected, atol=1e-6, rtol=0)
-
-
-def test_words_alone_take_sets_of_published_sizes():
-    true, false = ([f"{row}{side} {row}x {row}{side}{side}" for row in range(20_000)] for side in "tf")
-    margins = words_alone(true + false)  # 140,000 words and pairs: 45 GB if all were counted for each caption
-    assert margins.shape == (20_000,)
-    assert not margins.any()  # no two rows share a word

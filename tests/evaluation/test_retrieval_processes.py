@@ -38,7 +38,7 @@ def evaluated(batch: int) -> tuple[dict[str, float], list[Tensor], Read]:
     torch.manual_seed(0)
     model = VLMoForImageTextRetrieval(VLMoConfig.tiny(initializer_range=0.2, layer_scale_init=1.0))
     read: Read = []
-    result = evaluate_retrieval(model, tiny_set(read), ks=(1, 3), rerank=4, batch=batch, pair_batch=6)
+    result = evaluate_retrieval(model, tiny_set(read), ks=(1, 3), rerank=4, batch=batch)
     assert result.reranked is not None
     rankings = [
         tensor

@@ -132,6 +132,38 @@ def test_loss_is_the_weighted_sum_of_the_parts(weights, parts):
 # -------------------------------------------------------------------------------- fine-tuning for retrieval
 
 
+def itc_by_hand(objective: VisionLanguageObjective, batch: dict[str, Tensor]) -> Tensor:
+    """Mean over both branches and both directions, from the projections and by nothing under test."""
+    model, backbone = objective.model, objective.model.vlmo
+    options = {"first_only": True, "fusion_branch": True}
+    images = backbone.encode(batch["pixel_values"], **options).firsts
+    texts = backbone.encode(None, batch["input_ids"], batch["attention_mask"], **options).firsts
+    total = 0
+    for head, i, t in zip((model.contrast_head, model.fusion_contrast_head), images, texts, strict=True):
+        own = i @ head.image_projection.weight.T, t @ head.text_projection.weight.T
+        own = [each / each.square().sum(dim=1, keepdim=True).sqrt() for each in own]
+        odds = (head.logit_scale.exp() * own[0] @ own[1].T).exp()
+        same = torch.zeros(8, 8)
+        same[0, 5] = same[5, 0] = 1  # left out of the sums
+        for direction in (odds, odds.T):
+            total = total - (direction.diag() / (direction * (1 - same)).sum(1)).log().mean()
+    return total / 4
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_itc_is_the_mean_over_branches_and_directions(chunk):
+    objective, batch = stage_3(mlm_weight=0, itm_weight=0, cache_chunk=chunk), make_batch()
+    actual = gradients(objective, batch)
+    objective.zero_grad()
+    expected = itc_by_hand(objective, batch)
+    expected.backward()
+    close(objective(batch)["itc"], expected.detach())
+    wanted = {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
+    assert len(wanted) > 50
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(actual[name], gradient, atol=1e-5, rtol=1e-4)
+
+
 def retrieval(*, model: dict | None = None, **config) -> VisionLanguageObjective:
     config = {"mlm_weight": 0, "itm_weight": 0} | config
     return VisionLanguageObjective(

@@ -13,7 +13,7 @@ from vlmo.processing import image_processor_for
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import Recipe, TextConfig, model_config
 from vlmo.run import build
-from vlmo.run.build import build_processor
+from vlmo.run.start import build_processor
 
 WORDS = ["a red green blue yellow square, number 0123456789"] * 2
 

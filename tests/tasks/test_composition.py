@@ -4,13 +4,12 @@ import json
 
 import pytest
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 from PIL import Image
 
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.decoding import encode_image
-from vlmo.data.schema import COMPOSITION_FEATURES, FEATURES, make_row
-from vlmo.evaluation.metrics import EXAMPLE_CHANCE, example_scores
+from vlmo.data.schema import COMPOSITION_FEATURES, make_row
 from vlmo.tasks import evaluate
 from vlmo.tasks.calibration import choose_rerank_weight
 
@@ -26,8 +25,7 @@ def write_rows(path, *, captions=None, split="test"):
         true = captions or [f"a {color} square"]
         row = make_row(color, image=image, captions=true, source="squares", licence="CC0-1.0")
         rows.append(row | {"false_caption": f"a {other} square", "kind": kind})
-    features = Features({**FEATURES, "false_caption": Value("string"), "kind": Value("string")})
-    Dataset.from_list(rows, features=features).save_to_disk(str(path / split))
+    Dataset.from_list(rows, features=COMPOSITION_FEATURES).save_to_disk(str(path / split))
     (path / "dataset_dict.json").write_text(json.dumps({"splits": [split]}))
     return str(path)
 
@@ -46,7 +44,6 @@ def test_accuracies_are_those_of_the_scores_one_by_one(folders, tmp_path):
             logits = model.match(pixels, encoded["input_ids"], encoded["attention_mask"])
         assert row["dual"] == bool(similarity[0] > similarity[1])
         assert row["fusion"] == bool((logits[0, 1] - logits[0, 0]) > (logits[1, 1] - logits[1, 0]))
-        assert row["words"] in (0, 0.5, 1)
     for encoder in ("dual", "fusion"):
         right = [row[encoder] for row in result.predictions]
         assert result.metrics[encoder] == pytest.approx(sum(right) / 3)
@@ -58,7 +55,7 @@ def test_accuracies_are_those_of_the_scores_one_by_one(folders, tmp_path):
 
 def test_a_model_without_a_matching_head_is_measured_as_dual_encoder(folders, tmp_path):
     result = evaluate(folders["dual"], source=write_rows(tmp_path / "set"), device="cpu")
-    assert {name.partition("[")[0] for name in result.metrics} == {"dual", "words"}
+    assert {name.partition("[")[0] for name in result.metrics} == {"dual"}
 
 
 def test_rows_of_another_form_are_refused(folders, tmp_path):
@@ -67,39 +64,3 @@ def test_rows_of_another_form_are_refused(folders, tmp_path):
     source = write_rows(tmp_path / "set", split="validation")
     with pytest.raises(ValueError, match="has false captions"):
         choose_rerank_weight(folders["retrieval"], source=source, split="validation", device="cpu")
-
-
-def test_groups_have_winoground_scores_of_their_four_pairs(folders, tmp_path):
-    rows = []
-    for group, (first, second) in enumerate([("red", "green"), ("blue", "yellow"), ("black", "white")]):
-        for own, other in ((first, second), (second, first)):
-            image = encode_image(Image.new("RGB", (64, 64), own), f"{own}.png")
-            row = make_row(own, image=image, captions=[f"a {own} square"], source="squares", licence="CC0-1.0")
-            rows.append(row | {"false_caption": f"a {other} square", "kind": "color", "group": str(group)})
-    features = Features({**COMPOSITION_FEATURES, "group": Value("string")})
-    Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "set" / "test"))
-    (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": ["test"]}))
-    result = evaluate(folders["retrieval"], source=str(tmp_path / "set"), device="cpu")
-
-    model, processor = load_retrieval_model(folders["retrieval"], device="cpu")
-    expected = {"dual": [], "fusion": []}
-    for row in rows[::2]:
-        colors = [row["captions"][0].split()[1], row["false_caption"].split()[1]]
-        images = [Image.new("RGB", (64, 64), color) for color in colors]
-        encoded = processor(images=images, text=[f"a {color} square" for color in colors], return_tensors="pt")
-        with torch.inference_mode():
-            output = model(**encoded)
-            expected["dual"].append(output.image_embeds @ output.text_embeds.T)
-            pairs = [(image, text) for image in (0, 1) for text in (0, 1)]
-            images, texts = ([pair[side] for pair in pairs] for side in (0, 1))
-            tokens = encoded["input_ids"][texts], encoded["attention_mask"][texts]
-            logits = model.match(encoded["pixel_values"][images], *tokens)
-            expected["fusion"].append((logits[:, 1] - logits[:, 0]).view(2, 2))
-    for encoder, scores in expected.items():
-        for score, share in example_scores(torch.stack(scores)).items():
-            assert result.metrics[f"{encoder}_{score}"] == share
-            assert result.chance[f"{encoder}_{score}"] == EXAMPLE_CHANCE[score]
-    assert result["fusion_group"].label == "group score, fusion encoder"
-    assert result.metrics["words"] == 0.5  # every caption is true once and false once
-    with pytest.raises(ValueError, match="the group 1 has 1 rows"):
-        evaluate(folders["retrieval"], source=str(tmp_path / "set"), device="cpu", limit=3)

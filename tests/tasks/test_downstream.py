@@ -25,7 +25,6 @@ from vlmo.tasks.vqa import QuestionObjective
 ATOL = 1e-5  # float32 sums in another order
 CLASSES = 4
 IGNORED = 255
-PLAIN = ClassificationConfig(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
 BATCHES = 200
 
 
@@ -50,28 +49,17 @@ class Listener:
         return type("Output", (), {"loss": F.cross_entropy(logits, labels), "logits": logits})
 
 
-def test_plain_loss_is_cross_entropy() -> None:
-    objective, batch = classifier(PLAIN), class_batch()
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_plain_loss_is_that_of_torch_and_nothing_is_mixed_in_evaluation(smoothing) -> None:
+    plain = ClassificationConfig(mixup=0.0, cutmix=0.0, label_smoothing=smoothing)
+    batch, objective = class_batch(), classifier(plain)
     with torch.no_grad():
         logits = objective.model(pixel_values=batch["pixel_values"]).logits
-    values = objective.train()(batch)
-    torch.testing.assert_close(values["loss"], F.cross_entropy(logits, batch["labels"]))
-    assert values["accuracy"] == (logits.argmax(dim=1) == batch["labels"]).float().mean()
-
-
-def test_smoothing_is_that_of_torch() -> None:
-    smoothed = ClassificationConfig(mixup=0.0, cutmix=0.0, label_smoothing=0.1)
-    objective, batch = classifier(smoothed), class_batch()
-    with torch.no_grad():
-        logits = objective.model(pixel_values=batch["pixel_values"]).logits
-    expected = F.cross_entropy(logits, batch["labels"], label_smoothing=0.1)
-    torch.testing.assert_close(objective(batch)["loss"], expected)
-
-
-def test_nothing_is_mixed_in_evaluation() -> None:
-    objective, batch = classifier(ClassificationConfig(label_smoothing=0.0)).eval(), class_batch()
-    plain = classifier(PLAIN)(batch)
-    torch.testing.assert_close(objective(batch)["loss"], plain["loss"])
+    expected = F.cross_entropy(logits, batch["labels"], label_smoothing=smoothing)
+    mixing = classifier(ClassificationConfig(label_smoothing=smoothing)).eval()
+    for values in (objective.train()(batch), mixing(batch)):
+        torch.testing.assert_close(values["loss"], expected)
+        assert values["accuracy"] == (logits.argmax(dim=1) == batch["labels"]).float().mean()
 
 
 def test_mixup_adds_pictures_and_labels_alike() -> None:

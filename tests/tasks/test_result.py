@@ -46,30 +46,6 @@ def test_table_shows_percent_chance_and_meaning():
     assert "private" not in shown.get()
 
 
-@pytest.mark.parametrize(
-    ("reported", "cells"),
-    [
-        (
-            [("validation", "accuracy", 70.0), ("test", "accuracy", 76.64)],
-            ["75.0", "30.1 to 95.4", "76.6", "-1.6", "25.0"],
-        ),
-        (
-            [("test_dev", "accuracy", 70.0), ("test_std", "accuracy", 71.0)],
-            ["75.0", "30.1 to 95.4", "70.0", "+5.0", "25.0"],
-        ),
-        ([("test", "ir@1", 57.2)], ["75.0", "30.1 to 95.4", "25.0"]),
-    ],
-    ids=["this split", "the first split", "no such metric"],
-)
-def test_table_shows_the_papers_number_and_the_difference(reported, cells):
-    console = Console(width=160)
-    with console.capture() as shown:
-        console.print(RESULT.table(reported=reported))
-    (line,) = [line for line in shown.get().splitlines() if "75.0" in line]
-    assert [cell.strip() for cell in line.strip("│").split("│")][1:-1] == cells
-    assert ("paper, test" in shown.get()) == (len(cells) == 5)
-
-
 def test_joined_sources_are_all_named(tmp_path):
     assert data_name(f"{tmp_path}/coco+{tmp_path}/sbu+emoji-pairs") == "coco + sbu + emoji-pairs"
     (tmp_path / "a+b").mkdir()

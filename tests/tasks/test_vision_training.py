@@ -20,7 +20,7 @@ from vlmo.processing.segmentation import SegmentTransformConfig
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import DataConfig, Recipe, model_config
 from vlmo.run import build
-from vlmo.run.build import model_settings
+from vlmo.run.start import model_settings
 from vlmo.tasks import ClassificationTask, SegmentationTask
 from vlmo.tasks.classification import ClassificationConfig, ClassSet
 from vlmo.tasks.segmentation import with_shared_statistics
@@ -135,13 +135,6 @@ def test_crops_are_of_the_models_size(segment_set, tmp_path) -> None:
     trainer = build(recipe(task, source=segment_set, model=small), run_dir=tmp_path)
     batch = next(iter(trainer.loader(0)))[0]
     assert batch["pixel_values"].shape[-2:] == batch["labels"].shape[-2:] == (32, 32)
-
-
-def test_feature_levels_can_be_chosen(segment_set, tmp_path) -> None:
-    task = SegmentationTask(channels=8, layers=(1, 2, 3, 4))
-    deep = model_config(VLMoConfig.tiny(num_fusion_layers=0, num_hidden_layers=5))
-    trainer = build(recipe(task, source=segment_set, model=deep), run_dir=tmp_path)
-    assert trainer.objective.model.config.feature_layers == (1, 2, 3, 4)
 
 
 def test_segmentation_does_not_pass_over_settings_in_silence(segment_set, tmp_path) -> None:

@@ -15,7 +15,7 @@ from tests.toy_model import toy
 
 from vlmo import VLMoForImageTextRetrieval, VLMoForPreTraining, VLMoProcessor
 from vlmo.evaluation import evaluate_retrieval
-from vlmo.evaluation.scoring import embed_images, embed_texts
+from vlmo.evaluation.scoring import embed
 from vlmo.folder import architectures
 from vlmo.folder.card import DataSource, ModelCard, read_data, write_card
 from vlmo.tasks import usage_of
@@ -81,7 +81,7 @@ def test_release_computes_in_float32_and_ranks_alike(folder, released):
     models = [VLMoForImageTextRetrieval.from_pretrained(each).eval() for each in (folder, released)]
     assert {parameter.dtype for parameter in models[1].parameters()} == {torch.float32}
     data = retrieval_set(VLMoProcessor.from_pretrained(released))
-    cosines = [embed_texts(model, data) @ embed_images(model, data).T for model in models]
+    cosines = [texts @ images.T for images, texts in (embed(model, data) for model in models)]
     torch.testing.assert_close(cosines[1], cosines[0], rtol=0, atol=SAME_COSINE)
     assert torch.corrcoef(torch.stack([each.flatten() for each in cosines]))[0, 1] > SAME_ORDER
     figures = [evaluate_retrieval(model, data, rerank=4).metrics for model in models]

@@ -43,7 +43,7 @@ class TrainOptions:
     """Run folder; a run that was interrupted goes on where it was."""
     device: Device = None
     dry_run: bool = False
-    """Only say what the run will need: memory, traffic between processes, operations."""
+    """Only say what the run will need: memory and operations."""
     processes: int = 1
     """With dry_run: number of processes."""
     hang_seconds: float = 1800.0  # vlmo.training.parallel.HANG_SECONDS, which lives beside torch
@@ -174,7 +174,8 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
 
 def _show_needs(options: TrainOptions, *, original: Any, name: str) -> None:
     from vlmo.recipes.schema import missing_sources
-    from vlmo.run.estimate import check_start, estimate
+    from vlmo.run.estimate import estimate
+    from vlmo.run.start import check_start
 
     recipe, processes = options.recipe, options.processes
     needs = estimate(recipe, processes=processes)  # which validates the recipe

@@ -47,7 +47,7 @@ def evaluate(
         choose_rerank_weight: retrieval: measure recall by weight on a split that was neither trained on nor is measured
             on afterwards, and keep the best of each direction in config.json.
         method: classification: the model's own classifier (head), or the classes' names.
-        submission: vqa, nlvr2: write the file that the evaluation server takes instead of measuring.
+        submission: vqa: write the file that the evaluation server takes instead of measuring.
         out: JSON file for metrics and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or
             here if the model was given by a name.
         write_card: Put the metrics into the folder's README.md.

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -83,17 +80,11 @@ ACCURACY = "accuracy"
 _ONE_ANSWER_STANDS_FOR = 10  # annotators, as many as VQA has
 _TEN_ANSWERS = "VQA's accuracy: an answer scores by how many of ten people gave it, mean over leaving out each of them"
 _ONE_ANSWER = "share of questions that get the one right answer"
-_SOFT = "mean score that the set gives to the answer (0, 0.3, 0.6, 0.9, 1); the ten people's words are not in it"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its known answers.
-
-    Attributes:
-        answers: The annotators' own words: ten in VQA, one where a set has one right answer, none in a test split.
-        soft_scores: Score of each answer, for sets that keep no annotators' words; read if `answers` is empty.
-    """
+    """A question with its annotators' answers: ten in VQA, one where a set has one right answer, or none."""
 
     question_id: str
     image_id: str
@@ -101,21 +92,12 @@ class Question:
     question_type: str = ""
     answer_type: str = ""
     answers: tuple[str, ...] = ()
-    soft_scores: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def is_known(self) -> bool:
-        """True if an answer can be scored."""
-        return bool(self.answers or self.soft_scores)
 
     def score(self, answer: str) -> float:
         """Return the official accuracy of an answer, 0 to 1; with one right answer, 1 for that one.
 
-        Without the annotators' words it is the answer's soft score, 0 for an answer that has none. ValueError if there
-        are too few answers for VQA's accuracy, or none.
+        ValueError if there are too few answers for VQA's accuracy, or none.
         """
-        if not self.answers and self.soft_scores:
-            return self.soft_scores.get(answer, 0.0)
         times = _ONE_ANSWER_STANDS_FOR if len(self.answers) == 1 else 1
         return leave_one_out_score(answer, self.answers * times)
 
@@ -128,24 +110,20 @@ def vqa_metrics(questions: Sequence[Question], answers: Sequence[str]) -> list[M
     Raises:
         ValueError: No question has a known answer, or lengths differ.
     """
-    known = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.is_known]
+    known = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.answers]
     if not known:
         raise ValueError(
             f"none of {len(questions)} questions has a known answer: nothing can be measured. Such a split is for "
             "submissions; measure on another"
         )
-    meaning = _TEN_ANSWERS if any(len(question.answers) > 1 for question in questions) else _ONE_ANSWER
-    meaning = _SOFT if any(question.soft_scores for question in questions) else meaning
+    meaning = _TEN_ANSWERS if any(len(question.answers) > 1 for question, _ in known) else _ONE_ANSWER
     groups: dict[tuple[str, str], list[tuple[Question, str]]] = {("", ""): known}
     for of in ("answer", "question"):
         names = sorted({name for question, _ in known if (name := vars(question)[f"{of}_type"])})
         groups |= {(of, name): [each for each in known if vars(each[0])[f"{of}_type"] == name] for name in names}
     found = []
     for (of, name), members in groups.items():
-        given: Counter[str] = Counter()
-        for question, _ in members:
-            given.update(normalize_answer(answer) for answer in question.answers)
-            given.update({} if question.answers else question.soft_scores)
+        given = Counter(normalize_answer(answer) for question, _ in members for answer in question.answers)
         most_frequent, count = given.most_common(1)[0][0], len(members)
         value = sum(question.score(answer) for question, answer in members) / count
         chance = sum(question.score(most_frequent) for question, _ in members) / count
@@ -236,57 +214,3 @@ def segmentation_metrics(counts: Int[Tensor, "true predicted"], *, names: Sequen
     (metrics, by_class), (chance, _) = measured(counts), measured(constant)
     found = [Metric(name, value, chance[name], meaning=_PIXEL_MEANINGS[name]) for name, value in metrics.items()]
     return found + [Metric(f"iou[{name}]", iou) for name, iou in zip(names, by_class, strict=True) if iou == iou]
-
-
-# ---- True and false captions
-
-EXAMPLE_CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
-"""Scores of a random order of the four pairs of an example."""
-_FOLDS = 5
-_TOLERANCE = 1e-10
-
-
-def example_scores(scores: Float[Tensor, "example image caption"]) -> dict[str, float]:
-    """Return Winoground's scores of two images and two captions an example; a tie counts as wrong.
-
-    text: each image's own caption scores higher than the other one. image: each caption's own image does. group: both.
-    Source: Thrush et al., "Winoground", CVPR 2022, section "Metrics".
-
-    Args:
-        scores: Of each image with each caption; image 0 belongs to caption 0, and 1 to 1.
-    """
-    own, other = scores.diagonal(dim1=1, dim2=2), scores.flip(2).diagonal(dim1=1, dim2=2)
-    text, image = (own > other).all(dim=1), (own > other.flip(1)).all(dim=1)
-    right = {"text": text, "image": image, "group": text & image}
-    return {name: each.double().mean().item() for name, each in right.items()}
-
-
-def words_alone(captions: list[str]) -> Float[Tensor, " images"]:
-    """Return the margins of a linear model that learns from words and word pairs which captions are true.
-
-    It shows how far a set can be solved without its images. The rows of each fold are scored by a ridge regression on
-    the other folds; rows with the same two captions share a fold.
-
-    Args:
-        captions: True captions, then the false ones.
-    """
-    from scipy.sparse import csr_array  # takes 0.3 s, which `vlmo train NAME --help` has no use for
-    from scipy.sparse.linalg import lsqr
-
-    numbers: defaultdict[Hashable, int] = defaultdict(itertools.count().__next__)
-    found = []
-    for row, caption in enumerate(captions):
-        words = caption.lower().split()
-        found += [(row, numbers[key]) for key in (*words, *itertools.pairwise(words))]
-    cells = np.array(found, dtype=np.int64).reshape(-1, 2).T
-    counts: Any = csr_array((np.ones(len(found)), tuple(cells)), shape=(len(captions), len(numbers)))
-    half = len(captions) // 2
-    difference = counts[:half] - counts[half:]
-    both = [frozenset(pair) for pair in zip(captions[:half], captions[half:], strict=True)]
-    order = {pair: number for number, pair in enumerate(dict.fromkeys(both))}
-    folds, margins = np.array([order[pair] % _FOLDS for pair in both]), np.zeros(half)
-    for fold in np.unique(folds):
-        known = difference[folds != fold]
-        weights = lsqr(known, np.ones(known.shape[0]), damp=1.0, atol=_TOLERANCE, btol=_TOLERANCE)[0]
-        margins[folds == fold] = difference[folds == fold] @ weights
-    return torch.from_numpy(margins).float().round(decimals=6)  # what is left of no preference is rounding

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +13,7 @@ from torch.nn import functional as F
 
 from vlmo.evaluation.inference import BATCH, Report
 from vlmo.evaluation.recall import chance_metrics, chunked_ranks, chunked_topk, recall_metrics
-from vlmo.evaluation.scoring import RetrievalModel, RetrievalSet, embed_images, embed_texts, match_pairs
+from vlmo.evaluation.scoring import RetrievalSet, embed, match_pairs
 from vlmo.model.reranking import rerank_score
 
 KS = (1, 5, 10)
@@ -77,15 +75,13 @@ class RetrievalResult:
 
 
 def evaluate_retrieval(
-    model: RetrievalModel,
-    retrieval_set: RetrievalSet,
+    model: Any,
+    pairs: RetrievalSet,
     *,
     ks: Sequence[int] = KS,
     rerank: int = 0,
     rerank_weight: float | Weights = 0.5,
-    published_score: bool = False,
     batch: int = BATCH,
-    pair_batch: int = BATCH,
     progress: Report | None = None,
 ) -> RetrievalResult:
     """Return the recall of the dual encoder and, if `rerank` > 0, of the fusion encoder on its shortlist.
@@ -94,79 +90,56 @@ def evaluate_retrieval(
 
         mixed = (1 - rerank_weight) * similarity / temperature + rerank_weight * log-odds of a match
 
-    The default weighs both alike, which is what the training makes them mean. ITC learns a softmax over candidates,
-    q(c) ~ exp(similarity / temperature). ITM learns to tell the true pair from hard negatives that are drawn from that
-    same softmax, so its log-odds estimate log p(c) / q(c) up to a constant, and their sum estimates log p(c). Negatives
-    drawn from the softmax of s times the logits (`negative_sharpness`) make that s * logits + log-odds, which a weight
-    of 1 / (1 + s) gives. A weight of 1 is the fusion encoder alone. Candidates with equal mixed scores keep the order
-    of the dual encoder.
-
-    Where there are several processes, all of them must call this. They share the encoding of images, texts and pairs,
-    and all return the metrics that one process would.
+    The default weighs both alike, which is what the training makes them mean: ITC learns q(c) ~ exp(similarity /
+    temperature), ITM to tell the true pair from negatives drawn from q, so log-odds of log p(c) / q(c). With negatives
+    from the softmax of s times the logits (`negative_sharpness`) a weight of 1 / (1 + s) does that. Candidates with
+    equal mixed scores keep the order of the dual encoder. Several processes share the work, and all return the result
+    of one.
 
     Args:
-        model: Put in evaluation mode and back again.
-        retrieval_set: Read once, and once more for the shortlist: pixels are decoded again rather than kept.
+        model: Put in evaluation mode and back again; see `vlmo.evaluation.scoring`.
+        pairs: Read once, and once more for the shortlist: pixels are decoded again rather than kept.
         ks: The K of recall at K.
         rerank: Length of the shortlist of each query; 0 for the dual encoder alone.
         rerank_weight: Weight of the fusion encoder, 0 to 1; or one for each direction.
-        published_score: Order by cosine similarity + logit of a match, as the published code does; without weight.
-        batch: Images or texts that are embedded at a time.
-        pair_batch: Pairs that go through the fusion encoder at a time.
+        batch: Images, texts or pairs that go through the model at a time.
         progress: Called with "images", "texts" and "pairs".
 
     Raises:
         ValueError: If an option is out of range, the set's parts disagree or the model returns NaN.
     """
     weights = rerank_weight if isinstance(rerank_weight, Weights) else Weights(rerank_weight, rerank_weight)
-    if rerank < 0 or not all(0 <= each <= 1 for each in weights) or min(batch, pair_batch) < 1 or not ks or min(ks) < 1:
+    if rerank < 0 or not all(0 <= each <= 1 for each in weights) or batch < 1 or min(ks, default=0) < 1:
         raise ValueError(
-            f"Expected ks >= 1, rerank >= 0, 0 <= rerank_weight <= 1, batch >= 1 and pair_batch >= 1, given ks = "
-            f"{tuple(ks)}, rerank = {rerank}, rerank_weight = {rerank_weight}, batch = {batch}, "
-            f"pair_batch = {pair_batch}."
+            f"Expected ks >= 1, rerank >= 0, 0 <= rerank_weight <= 1 and batch >= 1, given ks = {tuple(ks)}, "
+            f"rerank = {rerank}, rerank_weight = {rerank_weight}, batch = {batch}."
         )
-    images = embed_images(model, retrieval_set, batch=batch, progress=progress)
-    texts = embed_texts(model, retrieval_set, batch=batch, progress=progress)
-    dual = _dual_rankings(images, texts, retrieval_set.text_to_image, top=max(*ks, rerank))
-    chance = chance_metrics(retrieval_set.text_to_image, ks=ks)
+    images, texts = embed(model, pairs, batch=batch, progress=progress)
+    dual = _dual_rankings(images, texts, pairs.text_to_image, top=max(*ks, rerank))
+    chance = chance_metrics(pairs.text_to_image, ks=ks)
     if not rerank:
         return RetrievalResult(dual.metrics(ks), chance, dual)
-    how: dict[str, Any] = {"published": published_score, "batch": batch, "pair_batch": pair_batch}
-    reranked_by, matching = _score_shortlists(dual, model, retrieval_set, shortlist=rerank, progress=progress, **how)
-    reranked = reranked_by(weights)
-    metrics = dual.metrics(ks) | reranked.metrics(ks, prefix="rerank_") | matching
-    return RetrievalResult(metrics, chance, dual, reranked, reranked_by)
 
-
-def _score_shortlists(
-    dual: Rankings,
-    model: RetrievalModel,
-    retrieval_set: RetrievalSet,
-    *,
-    shortlist: int,
-    published: bool,
-    **how: Any,
-) -> tuple[Callable[[Weights], Rankings], dict[str, float]]:
-    """Score the shortlists by the fusion encoder; return a function from its weights to the rankings, and metrics."""
-    found_texts, found_images = (each.indices[:, :shortlist] for each in dual)
-    text_labels = retrieval_set.text_to_image.cpu()
-    query_images = torch.arange(retrieval_set.num_images)[:, None].expand_as(found_texts)
-    query_texts = torch.arange(len(text_labels))[:, None].expand_as(found_images)
-    # Both directions in one call: they share many pairs.
-    fixed_images, fixed_texts = _fixed_pairs(dual, text_labels)
-    images = torch.cat([query_images.flatten(), found_images.flatten(), fixed_images.flatten()])
-    texts = torch.cat([found_texts.flatten(), query_texts.flatten(), fixed_texts.flatten()])
-    matches = match_pairs(model, retrieval_set, images=images, texts=texts, log_odds=not published, **how)
+    # The fusion encoder scores both directions in one call, as they share many pairs, and pairs to measure matching on.
+    found_texts, found_images = (each.indices[:, :rerank] for each in dual)
+    owners = pairs.text_to_image.cpu()
+    query_images = torch.arange(pairs.num_images)[:, None].expand_as(found_texts)
+    query_texts = torch.arange(pairs.num_texts)[:, None].expand_as(found_images)
+    fixed_images, fixed_texts = _fixed_pairs(dual, owners)
+    all_images = torch.cat([each.flatten() for each in (query_images, found_images, fixed_images)])
+    all_texts = torch.cat([each.flatten() for each in (found_texts, query_texts, fixed_texts)])
+    matches = match_pairs(model, pairs, images=all_images, texts=all_texts, batch=batch, progress=progress)
     *scores, fixed = matches.split([found_texts.numel(), found_images.numel(), fixed_images.numel()])
-    right = (text_labels[found_texts] == query_images, found_images == text_labels[:, None])
+    right = owners[found_texts] == query_images, found_images == owners[:, None]
     scale = float(model.contrast_head.logit_scale.detach().exp())
 
     def reranked_by(weights: Weights) -> Rankings:
-        mixes = [add if published else partial(rerank_score, weight=weight, scale=scale) for weight in weights]
-        both = zip(dual, scores, right, mixes, strict=True)
-        return Rankings(*(_rerank(one, flat.view_as(of), of, mix=mix) for one, flat, of, mix in both))
+        both = zip(dual, scores, right, weights, strict=True)
+        return Rankings(*(_rerank(one, flat.view_as(of), of, weight=w, scale=scale) for one, flat, of, w in both))
 
-    return reranked_by, {} if published else matching_metrics(*fixed.view_as(fixed_images))
+    reranked = reranked_by(weights)
+    metrics = dual.metrics(ks) | reranked.metrics(ks, prefix="rerank_") | matching_metrics(*fixed.view_as(fixed_images))
+    return RetrievalResult(metrics, chance, dual, reranked, reranked_by)
 
 
 def _fixed_pairs(dual: Rankings, text_to_image: Tensor) -> tuple[Int[Tensor, "3 image"], Int[Tensor, "3 image"]]:
@@ -208,13 +181,7 @@ def matching_metrics(
     return {"match_auc": float((below + up_to).mean()) / (2 * len(even)), **accuracy}
 
 
-def _dual_rankings(
-    images: Float[Tensor, "num_images dim"],
-    texts: Float[Tensor, "num_texts dim"],
-    text_to_image: Int[Tensor, " num_texts"],
-    *,
-    top: int,
-) -> Rankings:
+def _dual_rankings(images: Tensor, texts: Tensor, text_to_image: Tensor, *, top: int) -> Rankings:
     text_labels = text_to_image.to(images.device)
     image_labels = torch.arange(len(images), device=images.device)
 
@@ -229,15 +196,11 @@ def _dual_rankings(
     )
 
 
-def _rerank(dual: Ranking, scores: Tensor, positive: Tensor, *, mix: Callable[[Tensor, Tensor], Tensor]) -> Ranking:
-    """Reorder the shortlist, the first columns of `dual`; `scores` and `positive` are [query, shortlist].
-
-    Args:
-        mix: Returns the scores that order, of the similarity and the fusion encoder's scores.
-    """
+def _rerank(dual: Ranking, scores: Tensor, positive: Tensor, *, weight: float, scale: float) -> Ranking:
+    """Reorder the shortlist, the first columns of `dual`; `scores` and `positive` are [query, shortlist]."""
     shortlist = scores.shape[1]
     similarity = dual.scores[:, :shortlist]
-    mixed = mix(similarity, scores)
+    mixed = rerank_score(similarity, scores, weight=weight, scale=scale)
     # The shortlist comes in the dual encoder's order, and a stable sort keeps it among equals.
     mixed, order = mixed.sort(dim=1, descending=True, stable=True)
     similarity, positive = similarity.gather(1, order), positive.gather(1, order)

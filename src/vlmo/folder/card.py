@@ -27,7 +27,7 @@ _SIZES = (
     "num_hidden_layers hidden_size num_attention_heads num_fusion_layers image_size patch_size vocab_size num_tokens"
 )
 _MOST_SHOWN, _MOST_LETTERS = 16, 200
-_PRIMARY = {"ir@1", "rerank_ir@1", "accuracy", "top1", "miou", "dual", "fusion", "dual_group", "fusion_group"}
+_PRIMARY = {"ir@1", "rerank_ir@1", "accuracy", "top1", "miou", "dual", "fusion"}
 _CODE = """\
 import vlmo  # registers the class with transformers
 from transformers import pipeline

@@ -1,12 +1,10 @@
-"""From a recipe to a trainer: processor, data, objective, evaluation, model card."""
+"""From a recipe to a trainer: data, objective, evaluation, model card."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,22 +15,20 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from vlmo.data.loader import RowLoader
-from vlmo.data.rows import arrow_table, column
+from vlmo.data.rows import arrow_table
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import open_source
 from vlmo.data.stream.loader import StreamLoader, open_sources
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import is_main, world_size
-from vlmo.folder import read_config
-from vlmo.folder.atomic import cached_file, keep_file, write_file
+from vlmo.folder.atomic import write_file
 from vlmo.folder.card import DataSource, ModelCard, read_data, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
-from vlmo.processing import VLMoProcessor, image_processor_for
-from vlmo.progress import Progress
+from vlmo.processing import image_processor_for
 from vlmo.recipes.schema import LEARN_VOCABULARY, Recipe, changed_settings, check_recipe
-from vlmo.released import find_model, no_model
-from vlmo.run.estimate import check_start
+from vlmo.released import find_model
+from vlmo.run.start import Start, build_processor, check_start, model_settings
 from vlmo.tasks import Metric, RunContext, usage_of
 from vlmo.tasks.labels import check_names
 from vlmo.tasks.result import data_name
@@ -40,7 +36,6 @@ from vlmo.training import Trainer, claim_run_folder, lock_run, read_metrics, rep
 from vlmo.training.lora import add_adapters, save_adapter
 
 _QUARANTINE = "quarantine.jsonl"
-_MOST_LICENCES = 20
 
 
 def build(
@@ -76,16 +71,16 @@ def build(
     run = RunContext(run_dir, recipe, rows, processor, model=model_settings(recipe, processor))
     objective = task.objective(run)
     model = cast(PreTrainedModel, objective.get_submodule("model"))
-    start = recipe.init or ""
+    start, adapted = recipe.init or "", recipe.lora.rank is not None
     if start and Path(start).is_dir():
         start = str(Path(start).absolute())
-    adapted = recipe.lora.rank is not None
     if adapted:
         add_adapters(model, recipe.lora, start=start, missing=run.missing)
     loader = _loader(recipe, run)
     evaluator = None if recipe.evaluate_on is None else Evaluator(run)
     # Before the training, so that a damaged card of the start folder is reported now.
-    card = run_card(recipe, run.rows, title=title, about=about, changed=changed_settings(original or recipe, recipe))
+    changed = changed_settings(original or recipe, recipe)
+    card = dataclasses.replace(run_card(run), recipe=title, about="" if changed else about, changed=tuple(changed))
 
     def save_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
         if adapted:
@@ -128,12 +123,12 @@ class Evaluator:
     """
 
     def __init__(self, run: RunContext) -> None:
-        split, evaluation = run.recipe.evaluate_split, run.recipe.task.evaluation
-        given = {"source": run.recipe.evaluate_on, "split": split, "notes": run.folder}
+        recipe, evaluation = run.recipe, run.recipe.task.evaluation
+        given = {"source": recipe.evaluate_on, "split": recipe.evaluate_split, "notes": run.folder}
         self.rows = evaluation.read(processor=run.processor, **given)
         if names := self.rows.names:
-            own = evaluation(run.rows, source=run.source, split="train").names
-            check_names(names, own, owner=f"evaluate_on {self.rows.source}", source=run.source)
+            own = evaluation(run.rows, source=recipe.data.source, split="train").names
+            check_names(names, own, owner=f"evaluate_on {self.rows.source}", source=recipe.data.source)
         self.run_dir, self.file = run.folder, run.folder / "measured.json"
 
     def __call__(self, model: torch.nn.Module) -> dict[str, float]:
@@ -184,99 +179,26 @@ def _loader(recipe: Recipe, run: RunContext) -> RowLoader | StreamLoader:
     )
 
 
-# ---------------------------------------------------------------------------------------------- vocabulary
-
-
-def build_processor(recipe: Recipe) -> VLMoProcessor:
-    """Return a processor with the start folder's vocabulary if it has one, else with the recipe's.
-
-    Raises:
-        ValueError: The start folder or the vocabulary cannot be used.
-    """
-    sizes = {"image_size": recipe.model.image_size, "max_text_length": recipe.text.max_length}
-    if recipe.init is not None and not (Path(find_model(recipe.init)) / "config.json").is_file():
-        raise ValueError(f"init: {no_model(recipe.init)}")
-    if (start := _start_with_vocabulary(recipe)) is not None:
-        return VLMoProcessor.from_pretrained(start).with_sizes(**sizes)
-    if recipe.text.vocabulary != LEARN_VOCABULARY:
-        return VLMoProcessor.from_vocabulary(recipe.text.vocabulary, **sizes)
-    return _learnt_processor(recipe, sizes)
-
-
-def _learnt_processor(recipe: Recipe, sizes: dict[str, int]) -> VLMoProcessor:
-    """Return a processor whose vocabulary is learnt, once for the same texts: it is kept in the cache folder."""
-    text = recipe.text
-    texts: list[str] = []
-    for name in text.learn_from:
-        try:
-            rows = open_source(name)
-        except ValueError as error:
-            raise ValueError(
-                f"{error} The run learns its vocabulary from it: give other texts with --text.learn-from, a vocabulary "
-                "with --text.vocabulary, or a start that has one with --init"
-            ) from error
-        texts += [each for captions in column(rows, "captions") for each in captions]
-        texts += column(rows, "question") if "question" in rows.column_names else []
-    file = cached_file("vocabularies", version("tokenizers"), text.vocab_size, texts)
-    if file.is_file():
-        return VLMoProcessor.from_vocabulary(file, **sizes)
-    with Progress.on_stderr() if is_main() else Progress(None) as bar:
-        bar.update(f"learning a vocabulary from {len(texts):,} texts", 0, None)
-        processor = VLMoProcessor.train(texts, vocab_size=text.vocab_size, **sizes)
-    ids = processor.tokenizer.get_vocab()
-    keep_file(file, lambda path: path.write_text("\n".join(sorted(ids, key=ids.__getitem__)) + "\n", encoding="utf-8"))
-    return processor
-
-
-def model_settings(recipe: Recipe, processor: VLMoProcessor | None) -> dict[str, Any]:
-    """Return the recipe's settings of the model with those that follow from the vocabulary."""
-    settings = asdict(recipe.model)
-    if processor is None:  # the text side, which the task does not read, is the start folder's
-        sizes = ("vocab_size", "max_text_positions", "pad_token_id")
-        start = read_config(recipe.init) if recipe.init else {}
-        return settings | {name: start[name] for name in sizes if name in start}
-    size = processor.vocab_size
-    if (start := _start_with_vocabulary(recipe)) is not None:
-        # The table may have more rows than there are tokens (BEiT-3: 64,010 for 64,002).
-        size = max(size, read_config(start).get("vocab_size", 0))
-    return settings | {"vocab_size": size, "pad_token_id": processor.tokenizer.pad_token_id}
-
-
-def _start_with_vocabulary(recipe: Recipe) -> Path | None:
-    """Return the start folder if it has a vocabulary; an imported image model has none."""
-    start = None if recipe.init is None else Path(find_model(recipe.init))
-    return start if start is not None and (start / "tokenizer_config.json").is_file() else None
-
-
-# ---------------------------------------------------------------------------------------------- model card
-
-
-def run_card(recipe: Recipe, rows: Dataset, *, title: str | None, about: str, changed: Sequence[str] = ()) -> ModelCard:
-    """Return the card of a run's model, without metrics.
-
-    Args:
-        rows: Training rows.
-        title: Name of the recipe.
-        about: First line of the recipe's description; left out if settings were changed.
-        changed: Names of settings that are not those of the recipe called `title`.
+def run_card(run: RunContext) -> ModelCard:
+    """Return the card of a run's model: its stage, settings, start and data.
 
     Raises:
         ValueError: The card of a folder that the run starts from cannot be read.
     """
-    task, streams = recipe.task, recipe.data.streams.patterns
+    recipe, task, streams = run.recipe, run.recipe.task, run.recipe.data.streams.patterns
     # The end of a pattern: the folder of the shards and their names.
     names = ["/".join(pattern.rsplit("://", maxsplit=1)[-1].split("/")[-2:]) for pattern in streams]
     data = [DataSource(name, task.title, ()) for name in names]
-    data += [] if streams else [data_source(recipe.data.source, rows, use=task.title)]
-    if task.reads_text and recipe.text.vocabulary == LEARN_VOCABULARY and _start_with_vocabulary(recipe) is None:
+    data += [] if streams else [data_source(recipe.data.source, run.rows, use=task.title)]
+    start = Start.of(recipe)
+    if task.reads_text and recipe.text.vocabulary == LEARN_VOCABULARY and not (start and start.has_vocabulary):
         data += [data_source(name, open_source(name), use="vocabulary") for name in recipe.text.learn_from]
-    for folder in (recipe.init, task.targets):
-        data += [] if folder is None else _inherited(folder)
+    for folder in filter(None, (recipe.init, task.targets)):
+        name = _folder_name(folder)
+        unknown = DataSource(name, f"whatever `{name}` was trained on: its card does not say")
+        data += read_data(find_model(folder)) or [unknown]
     return ModelCard(
         stage=task.title,
-        recipe=title,
-        about="" if changed else about,
-        changed=tuple(changed),
         settings=f"`recipe.json` in the run folder; {recipe.trainer.max_steps} steps of "
         f"{recipe.loader.global_batch_size} examples, seed {recipe.seed}",
         start="random weights" if recipe.init is None else f"`{_folder_name(recipe.init)}`",
@@ -285,22 +207,18 @@ def run_card(recipe: Recipe, rows: Dataset, *, title: str | None, about: str, ch
 
 
 def data_source(source: str, rows: Dataset, *, use: str) -> DataSource:
-    """Return a source with the licences that its rows state."""
-    name = data_name(source)
-    columns = ["source", "licence"]
+    """Return a source with the licences that its rows state, each with the sources of its rows if they name others."""
+    name, origins = data_name(source), dict[str, list[str]]()
+    columns = ["licence", "source"]
     pairs = arrow_table(rows, columns).group_by(columns).aggregate([]).to_pylist()
-    stated = sorted((each["source"], each["licence"]) for each in pairs if each["licence"] not in {None, "", "unknown"})
-    licences = [licence if origin in {name, source} else f"{origin}: {licence}" for origin, licence in stated]
-    if len(licences) > _MOST_LICENCES:
-        origins = {licence: [origin for origin, terms in stated if terms == licence] for _, licence in stated}
-        licences = [f"{licence}: {', '.join(names)}" for licence, names in sorted(origins.items())]
-    return DataSource(name, use, tuple(dict.fromkeys(licences)))
-
-
-def _inherited(folder: str) -> tuple[DataSource, ...]:
-    name = _folder_name(folder)
-    unknown = DataSource(name, f"whatever `{name}` was trained on: its card does not say")
-    return read_data(find_model(folder)) or (unknown,)
+    stated = [(each["licence"], each["source"]) for each in pairs if each["licence"] not in {None, "", "unknown"}]
+    for licence, origin in sorted(stated):
+        origins.setdefault(licence, []).append(origin)
+    licences = [
+        licence if set(names) <= {name, source} else f"{licence}: {', '.join(names)}"
+        for licence, names in origins.items()
+    ]
+    return DataSource(name, use, tuple(licences))
 
 
 def _folder_name(folder: str) -> str:

@@ -1,36 +1,34 @@
-"""The dry run: memory, operations and traffic of a run, from its recipe alone.
+"""The dry run: parameters, operations and memory of a run, from its recipe alone.
 
-Models live on the meta device: PyTorch counts operations, and a formula over shapes gives the memory that the backward
-pass needs. Not counted: the frozen visual tokenizer of stage 1, a teacher, evaluation, buffers of the libraries,
-fragmented memory. The last block counts as a whole one, although most of it is run for few tokens only, so the numbers
-are upper bounds.
+The step of the task runs forward and backward on tensors without data, on a few rows and on twice as many: operations
+and what autograd keeps grow alike with each further row. Not counted: contrast and hard negatives beyond these rows, a
+frozen visual tokenizer or teacher, weights that FSDP gathers for a moment, evaluation, and fragmented memory. Texts are
+as long as they may be, and with a gradient cache a chunk goes through all encoders at once: upper bounds.
 """
 
 from __future__ import annotations
 
-import json
+import math
+import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from vlmo.checkpoints.loading import check_model_folder
-from vlmo.folder import read_config
-from vlmo.model import VLMoForImageTextRetrieval, VLMoPreTrainedModel
+from vlmo.model import cpu
+from vlmo.model.embeddings import relative_position_index
 from vlmo.model.multiway import MultiwayBlock
-from vlmo.model.stages import start_from
 from vlmo.processing.tokenizers import PAD_MULTIPLE
 from vlmo.recipes.schema import Recipe, check_recipe
-from vlmo.released import find_model
-from vlmo.tasks.costs import BFLOAT16, FLOAT32, SampleSizes, Work
 from vlmo.training.lora import add_adapters
+from vlmo.types import Batch
 
-# FSDP2 gathers the weights of a block while the one before it runs. It gives none up while the gradient cache computes
-# a chunk again, until the backward pass has been through it.
-_GATHERED_BLOCKS = 2
+_FLOAT32 = 4
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,11 @@ class Estimate:
     """Sizes in bytes for one process; FLOPs forward and backward, a multiplication and its addition being two.
 
     Attributes:
-        parameter_bytes: With FSDP2 the process's share, and the weights that are gathered at a time.
+        parameter_bytes: Weights, gradients and optimizer are shared by the processes with FSDP.
         activation_bytes: Kept by one micro-batch for its backward pass, with the bf16 copies of the weights.
         micro_batch: Samples of one process in one backward pass.
-        gradient_traffic: Bytes that a process sends a step to average gradients, and with FSDP2 to gather weights.
-        embedding_traffic: Bytes that a process sends a step for the contrastive logits, gradients included.
-        negative_traffic: Bytes that a process sends a step for hard negatives, gradients included.
         flops_per_sample: Recomputation to save memory does not count.
         flops_per_step: The same for the global batch.
-        assumed_classes: Size of the last layer, where the data decide it.
     """
 
     parameters: int
@@ -57,36 +51,23 @@ class Estimate:
     activation_bytes: int
     micro_batch: int
     processes: int
-    gradient_traffic: int
-    embedding_traffic: int
-    negative_traffic: int
     flops_per_sample: int
     flops_per_step: int
-    assumed_classes: int | None
-
-    def to_json(self) -> str:
-        """Return all numbers."""
-        return json.dumps(asdict(self), indent=2)
 
     def table(self, *, title: str) -> Table:
         """Return the numbers for people."""
         memory = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
+        frozen = self.parameters - self.trainable_parameters
         rows = {
-            "parameters": f"{self.parameters:,} ({self.trainable_parameters:,} trained)",
+            "parameters": f"{self.trainable_parameters:,} trained, {frozen:,} frozen",
             "memory of parameters": _size(self.parameter_bytes),
             "memory of gradients": _size(self.gradient_bytes),
             "memory of the optimizer": _size(self.optimizer_bytes),
             f"activations of a micro-batch of {self.micro_batch:,}": f"about {_size(self.activation_bytes)}",
             "memory, all of these": f"about {_size(memory)}",
+            "operations of a sample, forward and backward": _flops(self.flops_per_sample),
+            "operations of a step, all processes": _flops(self.flops_per_step),
         }
-        if self.processes > 1:
-            rows["sent a step: gradients and weights"] = f"about {_size(self.gradient_traffic)}"
-            rows["sent a step: embeddings for contrast"] = _size(self.embedding_traffic)
-            rows["sent a step: hard negatives"] = _size(self.negative_traffic)
-        rows["operations of a sample, forward and backward"] = _flops(self.flops_per_sample)
-        rows["operations of a step, all processes"] = _flops(self.flops_per_step)
-        if self.assumed_classes is not None:
-            rows["classes, as the data may have others"] = f"{self.assumed_classes:,} assumed"
         table = Table(title=title, show_header=False, title_justify="left")
         for row in rows.items():
             table.add_row(*row)
@@ -116,119 +97,129 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
             f"processes is {processes}; loader.global_batch_size {batch} must be a multiple of processes x "
             f"loader.accumulation ({recipe.loader.accumulation})"
         )
+    micro, engine, settings = batch // pieces, recipe.trainer.engine, asdict(recipe.model)
+    if recipe.task.reads_text:
+        settings["vocab_size"] = recipe.text.vocab_size
+    if (classes := recipe.task.num_classes) is not None:  # those of the published set
+        settings["id2label"] = {number: str(number) for number in range(classes)}
     with torch.device("meta"):
-        work = _work(recipe)
+        model = recipe.task.build_model(settings)
+    objective = recipe.task.without_data().step(model)
+    with torch.device("meta"):
         if recipe.lora.rank is not None:
-            add_adapters(work.model, recipe.lora, start="")
-    micro = batch // pieces
-    total, trained = _count(work.model), _count(work.model, trained=True)
-    weights = _weights(recipe, work, processes=processes, micro=micro)
-    flops, embeddings, negatives = work.flops, 0.0, 0.0
-    half, checkpointed = recipe.trainer.precision == "bf16", recipe.trainer.engine.activation_checkpointing
-    activations = work.kept_bytes(micro, half=half, checkpointed=checkpointed)
-    if work.pairs is not None:
-        flops += work.pairs.flops(micro * processes)
-        activations += work.pairs.kept_bytes(micro, processes=processes)
-        embeddings, negatives = work.pairs.traffic(micro, processes=processes)
+            add_adapters(model, recipe.lora, start="")
+    losses: Any = getattr(recipe.task, "losses", None)
+    strides = getattr(losses, "mlm_stride", 1), getattr(losses, "itm_stride", 1)
+    chunk, rows = getattr(losses, "cache_chunk", None), max(2, math.lcm(*strides))
+    chunk_scores, cpu._CHUNK_SCORES = cpu._CHUNK_SCORES, sys.maxsize  # attention in one go: fewer operations
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            objective.to_empty(device="cpu").train()
+            with FlopCounterMode(display=False) as counter:
+                few = _step(recipe, objective, rows=rows, backward=True)
+            twice = _step(recipe, objective, rows=2 * rows, backward=False)
+    finally:
+        cpu._CHUNK_SCORES = chunk_scores
+        relative_position_index.cache_clear()  # which would hand tensors without data to the next model
+    flops, more = counter.get_total_flops() / rows, min(micro, chunk or micro) / rows - 1
+    kept, in_blocks, block_inputs, largest_block = (a + (b - a) * more for a, b in zip(few, twice, strict=True))
+    if engine.activation_checkpointing:
+        kept += block_inputs + largest_block - in_blocks
+    if chunk is not None:  # the images, of 8 bits, of the whole micro-batch
+        kept += micro * recipe.model.num_channels * recipe.model.image_size**2
+    shares = processes if engine.data_parallel == "fsdp" else 1
+    total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or each) for each in (True, False))
     return Estimate(
         parameters=total,
         trainable_parameters=trained,
-        parameter_bytes=round(total * FLOAT32 / weights.shares + weights.gathered_bytes),
-        gradient_bytes=round(trained * FLOAT32 / weights.shares),
-        optimizer_bytes=round(2 * trained * FLOAT32 / weights.shares),
-        activation_bytes=round(activations + weights.copied_bytes),
+        parameter_bytes=round(total * _FLOAT32 / shares),
+        gradient_bytes=round(trained * _FLOAT32 / shares),
+        optimizer_bytes=round(2 * trained * _FLOAT32 / shares),
+        activation_bytes=round(kept),
         micro_batch=micro,
         processes=processes,
-        gradient_traffic=round(weights.traffic),
-        embedding_traffic=round(recipe.loader.accumulation * embeddings),
-        negative_traffic=round(recipe.loader.accumulation * negatives),
         flops_per_sample=round(flops),
         flops_per_step=round(flops * batch),
-        assumed_classes=recipe.task.num_classes,
     )
 
 
-def check_start(recipe: Recipe, original: Recipe | None = None) -> list[str]:
-    """Validate that the start folder fits the recipe's model and that there is a teacher, without any data.
+def _step(recipe: Recipe, objective: nn.Module, *, rows: int, backward: bool) -> tuple[int, int, int, int]:
+    """Run forward, and maybe backward; return bytes kept: in all, in blocks, of their inputs, in the largest block."""
+    kept, began, in_blocks, inputs = dict[int, int](), list[int](), list[int](), list[int]()
 
-    Returns:
-        What to do about those that `original`, the recipe before changes, names too and that are not there yet.
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
 
-    Raises:
-        ValueError: One does not fit, as the run would say, or is no model folder.
+    def enter(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        began.append(sum(kept.values()))
+        inputs.append(arguments[0].nbytes)
+
+    def leave(*_: Any) -> None:
+        in_blocks.append(sum(kept.values()) - began.pop())
+
+    weights = {parameter.untyped_storage()._cdata for parameter in objective.parameters()}
+    blocks = [module for module in objective.modules() if isinstance(module, MultiwayBlock)]
+    hooks = [block.register_forward_pre_hook(enter) for block in blocks]
+    hooks += [block.register_forward_hook(leave) for block in blocks]
+    batch, without_data = _batch(recipe, rows)
+    half = recipe.trainer.precision == "bf16"
+    with without_data:
+        saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with saved, torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = objective(batch)["loss"]
+        if backward:
+            loss.backward()
+    for hook in hooks:
+        hook.remove()
+    return sum(kept.values()), sum(in_blocks), sum(inputs), max(in_blocks, default=0)
+
+
+def _batch(recipe: Recipe, rows: int) -> tuple[Batch, _WithoutData]:
+    """Return a batch of these many rows."""
+    task, size = recipe.task, recipe.model.image_size
+    patches, text = (size // recipe.model.patch_size) ** 2, -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
+    ids, masked = torch.ones(rows, text, dtype=torch.long), rows * round(getattr(task, "masked_share", 0) * patches)
+    if task.masks_words:
+        words = max(1, round(recipe.data.mlm_probability * text))
+        masked = rows // getattr(getattr(task, "losses", None), "mlm_stride", 1) * words
+    batch: Batch = {
+        "pixel_values": torch.zeros(rows, recipe.model.num_channels, size, size, dtype=torch.uint8),
+        "input_ids": ids,
+        "attention_mask": ids,
+        "mlm_input_ids": ids,
+        "mlm_labels": ids,
+        "bool_masked_pos": torch.ones(rows, patches, dtype=torch.bool),
+        "image_ids": torch.arange(rows),
+        "step_seed": torch.zeros((), dtype=torch.long),
+        "labels": torch.zeros(rows, dtype=torch.long),
+    }
+    longest = text if task.needs_caption else patches
+    return task.batch_without_data(batch), _WithoutData(rows=rows, longest=longest, masked=masked)
+
+
+class _WithoutData(TorchDispatchMode):
+    """Stands in for numbers that tensors without data do not have.
+
+    Masks of tokens choose `masked` of them, masks of rows all; each image is needed, and texts are `longest`.
     """
-    lines = []
-    start, teacher = recipe.init, getattr(recipe.task, "teacher", None)
-    if original is not None:
-        if teacher == getattr(original.task, "teacher", None) and _is_to_come(teacher):
-            lines.append(f"Its teacher is {teacher}, which is not there yet: train that first, or give --task.teacher.")
-            teacher = None
-        if start == original.init and _is_to_come(start):
-            lines.append(f"It starts from {start}, which is not there yet: train that first, or give --init.")
-            start = None
-    if teacher is not None:
-        try:
-            check_model_folder(teacher, VLMoForImageTextRetrieval)
-        except ValueError as error:
-            raise ValueError(f"task.teacher: {error} Name another with --task.teacher, or None") from None
-    if start is None:
-        return lines
-    config = read_config(start)
-    settings = asdict(recipe.model) | {name: config[name] for name in ("vocab_size", "id2label") if name in config}
-    if not recipe.task.reads_text and "max_text_positions" in config:
-        settings["max_text_positions"] = config["max_text_positions"]
-    with torch.device("meta"):
-        model = recipe.task.build_model(settings)
-    start_from(model, start)
-    return lines
 
+    def __init__(self, *, rows: int, longest: int, masked: int) -> None:
+        super().__init__()
+        self.rows, self.longest, self.masked = rows, longest, masked
 
-def _is_to_come(model: str | None) -> bool:
-    return model is not None and not Path(find_model(model)).exists()
-
-
-def _work(recipe: Recipe) -> Work:
-    """Return the work of the recipe's task; call it where the meta device is the default one."""
-    task, settings = recipe.task, asdict(recipe.model)
-    if task.reads_text:
-        settings["vocab_size"] = recipe.text.vocab_size
-    if (classes := task.num_classes) is not None:
-        settings["id2label"] = {number: str(number) for number in range(classes)}
-    model: Any = task.build_model(settings)
-    if isinstance(model, VLMoPreTrainedModel):
-        model.set_attn_implementation("eager")  # its products are counted one by one
-    text = -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
-    return task.work(model, SampleSizes(recipe.model.image_size, text, recipe.data.mlm_probability * text))
-
-
-class _Weights(NamedTuple):
-    """Weights under data parallelism and autocast: processes that share them, and bytes."""
-
-    shares: int
-    gathered_bytes: float  # of other processes, at a time
-    copied_bytes: float  # in bf16
-    traffic: float  # sent a step, by ring algorithms
-
-
-def _weights(recipe: Recipe, work: Work, *, processes: int, micro: int) -> _Weights:
-    half, sent = recipe.trainer.precision == "bf16", (processes - 1) / processes
-    total, trained = _count(work.model), _count(work.model, trained=True)
-    if processes == 1 or recipe.trainer.engine.data_parallel == "ddp":
-        return _Weights(1, 0.0, BFLOAT16 * total if half else 0.0, 2 * sent * trained * FLOAT32)
-    blocks = [module for module in work.model.modules() if isinstance(module, MultiwayBlock)]
-    in_blocks, trained_in_blocks = sum(map(_count, blocks)), sum(_count(block, trained=True) for block in blocks)
-    size, root, micro_batches = BFLOAT16 if half else FLOAT32, total - in_blocks, recipe.loader.accumulation
-    # A block's weights are gathered whenever it runs, forward (once more where it is recomputed) and backward; their
-    # gradients are summed as often. Those of the root are summed in the last micro-batch alone.
-    backward = sum(each.block_runs(micro) for each in work.passes) / max(len(blocks), 1)
-    forward = sum(each.block_runs(micro) * (1 + each.recomputed) for each in work.passes) / max(len(blocks), 1)
-    of_blocks = (forward + backward) * micro_batches * in_blocks * size + backward * trained_in_blocks * FLOAT32
-    of_root = (micro_batches * root + trained - trained_in_blocks) * FLOAT32
-    cached = getattr(getattr(recipe.task, "losses", None), "cache_chunk", None) is not None
-    share = 1.0 if cached else _GATHERED_BLOCKS / max(len(blocks), _GATHERED_BLOCKS)
-    gathered = share * in_blocks * size + root * FLOAT32
-    return _Weights(processes, gathered, BFLOAT16 * root if half else 0.0, sent * (of_blocks + of_root))
-
-
-def _count(module: nn.Module, *, trained: bool = False) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Return what the function would, or its stand-in."""
+        match function.__name__, *args:
+            case "_local_scalar_dense.default", _:
+                return self.longest
+            case "_unique2.default", numbers, *_:
+                return numbers.new_empty(min(len(numbers), self.rows)), torch.zeros_like(numbers), numbers.new_empty(0)
+            case "index.Tensor", tensor, [Tensor(dtype=torch.bool) as mask]:
+                count = len(mask) if mask.ndim == 1 else min(self.masked, mask.numel())
+                return tensor.new_empty(count, *tensor.shape[mask.ndim :])
+            case "index_put_.default" | "_index_put_impl_.default", tensor, [Tensor(dtype=torch.bool)], *_:
+                return tensor
+        return function(*args, **(kwargs or {}))

@@ -17,9 +17,8 @@ from vlmo.tasks.registry import (
 )
 from vlmo.tasks.result import Metric, TaskResult
 from vlmo.tasks.retrieval import RetrievalTask
-from vlmo.tasks.run_context import RunContext
 from vlmo.tasks.segmentation import SegmentationTask
-from vlmo.tasks.task import Inputs, Task
+from vlmo.tasks.task import Inputs, RunContext, Task
 from vlmo.tasks.tokenizer import TokenizerTask, VisualTokenizerConfig
 from vlmo.tasks.vision import VisionTask
 from vlmo.tasks.vision_language import VisionLanguageTask

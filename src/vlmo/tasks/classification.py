@@ -1,11 +1,11 @@
-"""Image classification: fine-tuning as BEiT on ImageNet, a linear probe, and zero-shot classes."""
+"""Image classification: fine-tuning as BEiT on ImageNet, and zero-shot classes of a dual encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -14,21 +14,18 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmo.checkpoints.loading import load_model
 from vlmo.data.decoding import decode_image
 from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.rows import column
-from vlmo.evaluation.classification import PROMPTS, fit_linear_probe, zero_shot_classifier
 from vlmo.evaluation.metrics import Metric, topk_accuracy
 from vlmo.folder.card import Usage
 from vlmo.processing import TransformConfig, eval_transform
 from vlmo.released import notes_folder
 from vlmo.tasks.evaluation_set import EvaluationSet
-from vlmo.tasks.labels import best_labels, check_names, label_settings
+from vlmo.tasks.labels import best_labels
 from vlmo.tasks.result import Prediction, TaskResult
 from vlmo.tasks.retrieval import RetrievalTask
-from vlmo.tasks.run_context import RunContext
-from vlmo.tasks.task import Inputs, Task
+from vlmo.tasks.task import Inputs, RunContext, Task
 from vlmo.types import Batch, normalize_pixels
 
 if TYPE_CHECKING:
@@ -36,8 +33,17 @@ if TYPE_CHECKING:
 
     from vlmo.model import VLMoForImageClassification, VLMoPreTrainedModel
 
-Features = Literal["mean", "class"]
-"""Feature of an image: the mean of its patches, or the class token; after the final norm."""
+PROMPTS = (
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "a drawing of a {}.",
+    "a photo of the {}.",
+    "a close-up photo of a {}.",
+    "a bright photo of a {}.",
+    "a small {}.",
+    "{}",
+)
+"""Sentences around the name of a class, for models of photographs with captions; a mean of several beats one (CLIP)."""
 _GUESSES = 5
 
 
@@ -54,11 +60,9 @@ def class_names(dataset: Dataset) -> list[str]:
     return list(feature.names)
 
 
-def checked_labels(dataset: Dataset) -> list[int]:
+def checked_labels(dataset: Dataset) -> Int[Tensor, " rows"]:
     """Return the class numbers of all rows; ValueError for rows without classes, or a number that is none."""
-    num_classes = len(class_names(dataset))
-    labels: list[int | None] = column(dataset, "label")
-    checked = []
+    num_classes, labels = len(class_names(dataset)), column(dataset, "label")
     for row, label in enumerate(labels):
         if label is None or not 0 <= label < num_classes:
             name = column(dataset, "image_id")[row]
@@ -66,8 +70,7 @@ def checked_labels(dataset: Dataset) -> list[int]:
                 f"sample {row} (image_id {name!r}) has label {label}; expected a class from 0 to {num_classes - 1}. "
                 "Leave rows without a class out"
             )
-        checked.append(label)
-    return checked
+    return torch.tensor(labels)
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,6 @@ class ClassSet(EvaluationSet):
         """Names of the column `label`."""
         return class_names(self.rows)
 
-    @property
-    def labels(self) -> Int[Tensor, " rows"]:
-        """Class number of each row."""
-        return torch.tensor(checked_labels(self.rows))
-
     def encode(
         self,
         model: Any,
@@ -112,32 +110,29 @@ class ClassSet(EvaluationSet):
 
         return torch.cat(self.map(of_batch, model, batch=batch_size or self.batch_size, console=console))
 
-    def outputs(
-        self, model: Any, *, batch_size: int | None = None, console: Console | None = None
-    ) -> Float[Tensor, "rows classes"]:
+    def outputs(self, model: Any, **how: Any) -> Float[Tensor, "rows classes"]:
         """Return the logits of a classifier."""
-        return self.encode(model, lambda pixels: model(pixels).logits, batch_size=batch_size, console=console)
+        return self.encode(model, lambda pixels: model(pixels).logits, **how)
 
     def metrics(self, outputs: Float[Tensor, "rows classes"]) -> list[Metric]:
         """Return top-1 and top-5 accuracy."""
-        return topk_accuracy(outputs, self.labels)
+        return topk_accuracy(outputs, checked_labels(self.rows))
 
     def predictions(self, outputs: Float[Tensor, "rows classes"]) -> list[Prediction]:
         """Return the first guess of each row with its share, and the next ones in their order."""
         names, best = self.names, outputs.softmax(dim=-1).topk(min(_GUESSES, outputs.shape[1]))
-        rows = zip(
-            column(self.rows, "image_id"), best.values[:, 0].tolist(), best.indices.tolist(), self.labels.tolist(),
-            strict=True,
-        )  # fmt: skip
+        ids, labels = column(self.rows, "image_id"), column(self.rows, "label")
         return [
             {
                 "image_id": image_id,
                 "prediction": names[guesses[0]],
-                "confidence": round(share, 4),
+                "confidence": round(shares[0], 4),
                 "guesses": [names[number] for number in guesses],
                 "label": names[label],
             }
-            for image_id, share, guesses, label in rows
+            for image_id, shares, guesses, label in zip(
+                ids, best.values.tolist(), best.indices.tolist(), labels, strict=True
+            )
         ]
 
 
@@ -150,9 +145,7 @@ class ClassificationConfig:
     cutmix: float = 1.0
     """Alpha of cutmix, which puts a part of one image into another; 0 leaves it out."""
     mix_probability: float = 1.0
-    """Share of the micro-batches that are mixed."""
-    cutmix_share: float = 0.5
-    """Share of cutmix among them, where mixup is on too."""
+    """Share of the micro-batches that are mixed, half of them by each where both are on."""
     label_smoothing: float = 0.1
     """Share of a label that is spread over all classes."""
 
@@ -160,9 +153,9 @@ class ClassificationConfig:
         """Raise ValueError if mixing is below 0, or a share is not from 0 to 1."""
         if self.mixup < 0 or self.cutmix < 0:
             raise ValueError(f"mixup is {self.mixup} and cutmix {self.cutmix}; give numbers from 0 up")
-        shares = (self.mix_probability, self.cutmix_share, self.label_smoothing)
+        shares = (self.mix_probability, self.label_smoothing)
         if not all(0 <= share <= 1 for share in shares) or self.label_smoothing == 1:
-            raise ValueError(f"mix_probability, cutmix_share, label_smoothing are {shares}; give 0 to 1 (last below)")
+            raise ValueError(f"mix_probability, label_smoothing are {shares}; give 0 to 1 (last below)")
 
 
 class ClassificationObjective(nn.Module):
@@ -174,7 +167,7 @@ class ClassificationObjective(nn.Module):
 
         self.model = model
         self.config = config = config or ClassificationConfig()
-        share = config.cutmix_share if config.mixup and config.cutmix else float(config.cutmix > 0)
+        share = 0.5 if config.mixup and config.cutmix else float(config.cutmix > 0)
         # An alpha of 0 is refused even where it is never used.
         kinds = (v2.CutMix, config.cutmix), (v2.MixUp, config.mixup)
         mixes = [kind(alpha=alpha or 1.0, num_classes=model.config.num_labels) for kind, alpha in kinds]
@@ -216,18 +209,22 @@ class ClassificationTask(Task):
     layer_decay: float = 0.65
     """Factor on the learning rate from each layer to the one below it; 1 for equal rates."""
 
-    def objective(self, run: RunContext) -> nn.Module:
-        """Return the loss over the classes of the data."""
-        model = self.build_model(run.model | label_settings(class_names(run.rows)))
-        run.start(model)
+    def label_names(self, run: RunContext) -> list[str]:
+        """Return the classes of the data."""
+        return class_names(run.rows)
+
+    def step(self, model: Any) -> nn.Module:
+        """Return the loss over all classes."""
         return ClassificationObjective(model, config=self.losses)
+
+    def without_data(self) -> Task:
+        """Return the task without mixing."""
+        return replace(self, losses=replace(self.losses, mixup=0.0, cutmix=0.0))
 
     def examples(self, run: RunContext) -> Examples:
         """Return images with their class."""
-        labels = torch.tensor(checked_labels(run.rows))
-        return RowExamples(
-            run.rows, labels=labels.__getitem__, cache_images=run.recipe.data.cache_images, **self.contents(run)
-        )
+        given = {"labels": checked_labels(run.rows).__getitem__, "cache_images": run.recipe.data.cache_images}
+        return RowExamples(run.rows, **given, **self.contents(run))
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors that fall from the head to the embeddings."""
@@ -239,17 +236,15 @@ class ClassificationTask(Task):
     def evaluate(cls, folder: str | Path, *, options: dict[str, Any], **arguments: Any) -> TaskResult:
         """Return the accuracies of a model folder on a split; arguments and errors as in `Task.evaluate`.
 
-        The option `method` is "head" (the model's own classifier), "linear-probe" or "zero-shot" (see the functions
-        below), else ValueError.
+        The option `method` is "head" (own classifier) or "zero-shot" (`evaluate_zero_shot`), else ValueError.
         """
-        methods = {"linear-probe": evaluate_linear_probe, "zero-shot": evaluate_zero_shot}
-        method = options.get("method", "head")
-        if method == "head":
-            return super().evaluate(folder, options={}, **arguments)
-        if method not in methods:
-            raise ValueError(f"method is {method!r}; give one of head, {', '.join(methods)}")
-        del arguments["loaded"]
-        return methods[method](folder, **arguments)
+        match options.get("method", "head"):
+            case "head":
+                return super().evaluate(folder, options={}, **arguments)
+            case "zero-shot":
+                return evaluate_zero_shot(folder, **arguments)
+            case method:
+                raise ValueError(f"method is {method!r}; give head or zero-shot")
 
     @classmethod
     def accepts(cls, inputs: Inputs) -> bool:
@@ -269,43 +264,6 @@ class ClassificationTask(Task):
         return rows
 
 
-def evaluate_linear_probe(
-    folder: str | Path,
-    *,
-    split: str,
-    features: Features = "mean",
-    l2: float | None = None,
-    device: str | None = None,
-    how: dict[str, Any] | None = None,
-    **read: Any,
-) -> TaskResult:
-    """Return the accuracies of a linear classifier on the image encoder of any model folder, which stays as it is.
-
-    The classifier is fitted on the split "train" without augmentation; see `fit_linear_probe`.
-
-    Args:
-        features: The mean of the patches, or the class token, after the final norm.
-        how: `batch_size` and `console`, as in `Task.evaluate`.
-        read: Other arguments of `EvaluationSet.read`, for both splits.
-
-    Raises:
-        ValueError: The folder holds no VLMo model, or the splits have other classes.
-    """
-    given: dict[str, Any] = {"notes": notes_folder(folder)} | read
-    how = how or {}
-    model = load_model(folder, device=device, hint="A linear probe needs its image encoder.").backbone
-    train, test = (ClassSet.read(split=part, **given) for part in ("train", split))
-    check_names(train.names, test.names, owner=f"{train.source}, train", source=f"{test.source}, {split}")
-
-    def encode(pixels: Tensor) -> Tensor:
-        states = cast(Tensor, model(pixel_values=pixels).image_hidden_state)
-        return states[:, 1:].mean(dim=1) if features == "mean" else states[:, 0]
-
-    probe = fit_linear_probe(train.encode(model, encode, **how), train.labels, num_classes=len(train.names), l2=l2)
-    settings = {"method": "linear probe", "train_split": "train", "features": features, "l2": probe.l2}
-    return replace(test, settings=settings).result(probe(test.encode(model, encode, **how)))
-
-
 def evaluate_zero_shot(
     folder: str | Path,
     *,
@@ -317,23 +275,24 @@ def evaluate_zero_shot(
     """Return the accuracies of a dual encoder that never saw the classes: the class whose sentences fit best.
 
     Args:
-        prompts: Sentences with `{}` for the name of the class; a class is the mean of its sentences' vectors.
+        prompts: Sentences with one `{}` each, for the name of the class; a class is the mean of its sentences' vectors.
         how: `batch_size` and `console`, as in `Task.evaluate`.
         read: Arguments of `EvaluationSet.read`.
 
     Raises:
-        ValueError: The folder holds no model that retrieves, or a prompt has no place for the name.
+        ValueError: The folder holds no model that retrieves, or a prompt has no `{}`.
     """
+    if not prompts or any(prompt.count("{}") != 1 for prompt in prompts):
+        raise ValueError(f"prompts are {list(prompts)}; give sentences with one {{}} each, where the name goes")
     model, processor = RetrievalTask.load(folder, device=device)
     given: dict[str, Any] = {"notes": notes_folder(folder)} | read
-    rows = ClassSet.read(**given)
-
-    def embed_texts(texts: list[str]) -> Tensor:
+    rows, classes = ClassSet.read(**given), list[Tensor]()
+    for name in rows.names:
+        sentences = [prompt.replace("{}", name) for prompt in prompts]
+        encoded: Any = processor(text=sentences, return_tensors="pt").to(model.device)
         with torch.inference_mode():
-            encoded: Any = processor(text=texts, return_tensors="pt").to(model.device)
-            return model.get_text_features(**encoded).float().cpu()
-
-    classes = zero_shot_classifier(embed_texts, rows.names, prompts=prompts)
+            classes.append(model.get_text_features(**encoded).float().cpu().mean(dim=0))
     vectors = rows.encode(model, lambda pixels: model.get_image_features(pixel_values=pixels), **(how or {}))
     scale = model.contrast_head.logit_scale.detach().float().exp().item()
-    return replace(rows, settings={"method": "zero-shot", "prompts": list(prompts)}).result(scale * vectors @ classes.T)
+    logits = scale * vectors @ F.normalize(torch.stack(classes), dim=-1).T
+    return replace(rows, settings={"method": "zero-shot", "prompts": list(prompts)}).result(logits)

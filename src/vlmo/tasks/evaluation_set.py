@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -86,20 +86,11 @@ class EvaluationSet(ABC):
 
     @classmethod
     def read(
-        cls,
-        *,
-        source: str,
-        split: str,
-        notes: Path,
-        processor: VLMoProcessor | None = None,
-        limit: int | None = None,
+        cls, *, source: str, split: str, notes: Path, processor: VLMoProcessor | None = None, limit: int | None = None
     ) -> Self:
         """Return the valid rows of a split; invalid rows are listed in `SPLIT.quarantine.jsonl` of the folder `notes`.
 
-        Every process calls this and checks a share of the rows.
-
-        Args:
-            limit: Read the first rows only.
+        Every process calls this and checks a share of the rows. With `limit`, the first rows only.
 
         Raises:
             ValueError: The rows are of another task, a value is out of range, or too many rows are invalid.
@@ -137,16 +128,9 @@ class EvaluationSet(ABC):
 
     def result(self, outputs: Any) -> TaskResult:
         """Return metrics and predictions of such outputs, whichever model they are from."""
-        return self.result_of(self.metrics(outputs), predictions=self.predictions(outputs))
+        return replace(self.result_of(self.metrics(outputs)), predictions=self.predictions(outputs))
 
-    def result_of(self, measured: Sequence[Metric], *, predictions: Sequence[Prediction] = ()) -> TaskResult:
+    def result_of(self, measured: list[Metric]) -> TaskResult:
         """Return a result with these metrics of the set."""
-        return TaskResult(
-            task=self.task,
-            source=self.source,
-            split=self.split,
-            measured=list(measured),
-            predictions=list(predictions),
-            settings=self.settings,
-            hub_task=self.hub_task,
-        )
+        about: dict[str, Any] = {"settings": self.settings, "hub_task": self.hub_task}
+        return TaskResult(self.task, self.source, self.split, measured, **about)

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from vlmo import model as models
 from vlmo.folder.card import Usage
 from vlmo.losses.masked import accuracy, masked_loss
-from vlmo.tasks.costs import Pass, SampleSizes, Work, encode, masked_words
-from vlmo.tasks.run_context import RunContext
 from vlmo.tasks.task import Task
 from vlmo.types import Batch
 
@@ -54,15 +52,6 @@ class LanguageTask(Task):
     freeze: bool = True
     """Keep attention and vision experts as stage 1 left them."""
 
-    def objective(self, run: RunContext) -> nn.Module:
+    def step(self, model: Any) -> nn.Module:
         """Return the loss of masked words."""
-        model = self.build_model(run.model)
-        run.start(model)
         return LanguageObjective(model, freeze=self.freeze)
-
-    def work(self, model: Any, sample: SampleSizes) -> Work:
-        """Return the work of the text encoder, and of the head on masked words; frozen parts are marked as such."""
-        LanguageObjective(model, freeze=self.freeze)
-        flops, kept = masked_words(model.config, sample.masked)
-        passes = (Pass((sample.text,), model.config.num_hidden_layers),)
-        return Work(model, sum(encode(model, text=sample.text)) + flops, kept, passes)

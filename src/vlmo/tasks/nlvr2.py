@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,12 +15,10 @@ from vlmo.data.rows import column, select_rows
 from vlmo.evaluation.metrics import Metric, nlvr2_metrics
 from vlmo.folder.card import Usage
 from vlmo.model.config import FusionStart
-from vlmo.tasks.costs import SampleSizes, Work, encoder_work
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.labels import check_task, eval_options, head_lr_scale, label_settings, pair_logits
 from vlmo.tasks.result import Prediction
-from vlmo.tasks.run_context import RunContext
-from vlmo.tasks.task import Inputs, Task
+from vlmo.tasks.task import Inputs, RunContext, Task
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -87,28 +83,24 @@ class ReasoningSet(EvaluationSet):
         """Return whether each sentence is true; `confidence` is the answer's share of the softmax."""
         chosen = select_rows(self.rows, rows)
         logits = pair_logits(model, reasoning_examples(chosen, labelled=False, **eval_options(self.processor)))
-        shares, best = (found.tolist() for found in logits.softmax(dim=-1).max(dim=-1))
-        names = ("image_id", "captions", "sentence_group", "label")
-        predictions: list[Prediction] = []
-        for (identifier, captions, group, label), share, number in zip(
-            zip(*(column(chosen, name) for name in names), strict=True), shares, best, strict=True
+        best, predictions = logits.softmax(dim=-1).max(dim=-1), list[Prediction]()
+        columns = [column(chosen, name) for name in ("image_id", "captions", "sentence_group", "label")]
+        for name, captions, group, label, share, number in zip(
+            *columns, best.values.tolist(), best.indices.tolist(), strict=True
         ):
-            row = {"identifier": identifier, "sentence": captions[0], "prediction": number == 1}
-            known = {"label": bool(label), "group": group} if label in {0, 1} else {}
-            predictions.append(row | {"confidence": round(share, 4)} | known)
+            row = {
+                "identifier": name,
+                "sentence": captions[0],
+                "prediction": number == 1,
+                "confidence": round(share, 4),
+            }
+            predictions.append(row | ({"label": bool(label), "group": group} if label in {0, 1} else {}))
         return predictions
 
     def metrics(self, outputs: list[Prediction]) -> list[Metric]:
         """Return accuracy and consistency."""
         right = [row["prediction"] == row["label"] if "label" in row else None for row in outputs]
         return nlvr2_metrics([row.get("group", "") for row in outputs], right)
-
-    @staticmethod
-    def submission(predictions: Sequence[Prediction]) -> str:
-        """Return CSV without a headline: identifier, then True or False."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows((row["identifier"], row["prediction"]) for row in predictions)
-        return text.getvalue()
 
 
 class ReasoningObjective(nn.Module):
@@ -147,19 +139,17 @@ class NLVR2Task(Task):
         own: dict[str, Any] = {"num_modality_types": 3} | label_settings(["false", "true"])
         return super().build_model(settings | own)
 
-    def objective(self, run: RunContext) -> nn.Module:
+    def step(self, model: Any) -> nn.Module:
         """Return the loss of true against false."""
-        model = self.build_model(run.model)
-        run.start(model, fusion_experts_from=self.fusion_experts_from)
         return ReasoningObjective(model)
 
     def examples(self, run: RunContext) -> Examples:
         """Return sentences with their images and labels."""
         return reasoning_examples(run.rows, cache_images=run.recipe.data.cache_images, **self.contents(run))
 
-    def work(self, model: Any, sample: SampleSizes) -> Work:
-        """Return the work of two pairs and the head."""
-        return encoder_work(model, sample, reads_text=True, images=2)
+    def batch_without_data(self, batch: Batch) -> Batch:
+        """Return sentences with two images each."""
+        return {**batch, "pixel_values": batch["pixel_values"][:, None].expand(-1, 2, -1, -1, -1)}
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return the factor of the head."""

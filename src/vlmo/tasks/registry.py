@@ -14,7 +14,7 @@ from rich.table import Table
 
 from vlmo.data.decoding import decode_image
 from vlmo.distributed import is_main
-from vlmo.folder import architectures, read_config
+from vlmo.folder import architectures
 from vlmo.folder.atomic import write_file
 from vlmo.folder.card import Usage
 from vlmo.released import notes_folder
@@ -91,8 +91,7 @@ def usage_of(folder: str | Path) -> Usage | None:
     kinds = architectures(folder)
     if "VLMoModel" in kinds:
         return _BACKBONE
-    config = read_config(folder)
-    return next((task.card_usage(config) for task in TASKS.values() if task.architectures[0] in kinds), None)
+    return next((task.usage for task in TASKS.values() if task.architectures[0] in kinds), None)
 
 
 def evaluate(
@@ -105,7 +104,6 @@ def evaluate(
     batch_size: int | None = None,
     device: str | None = None,
     console: Console | None = None,
-    loaded: tuple[Any, Any] | None = None,
     **options: Any,
 ) -> TaskResult:
     """Return the metrics of a model folder on a split. Several processes share the rows.
@@ -117,34 +115,20 @@ def evaluate(
         batch_size: Rows that go through the model at a time; None takes the task's.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         console: Shows a progress bar; None shows nothing.
-        loaded: Model and processor that stand for the folder's, such as its ONNX graphs.
         options: Options of the task, such as `rerank`; None stands for the task's choice.
 
     Raises:
-        ValueError: The folder is for another task, an option belongs to another task, or the data cannot be used.
+        ValueError: The folder or an option is for another task, or the data cannot be used.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give the number of rows that go through the model, from 1 up")
     found = task_of(folder) if task is None else find_task(task)
     given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
-        owners = [
-            each.name for each in evaluated_tasks().values() if each.evaluation and name in each.evaluation.options
-        ]
-        if found.name not in owners:
-            belongs = f"belongs to the task {owners[0]}" if owners else "is no option of a task"
-            raise ValueError(f"--{name.replace('_', '-')} {belongs}; this is {found.name}")
-    return found.evaluate(
-        folder,
-        loaded=loaded,
-        device=device,
-        how={"batch_size": batch_size, "console": console},
-        options=given,
-        source=source_of(source, task=found),
-        split=split,
-        limit=limit,
-        notes=notes_folder(folder),
-    )
+    if unread := [name for name in given if found.evaluation is None or name not in found.evaluation.options]:
+        raise ValueError(f"--{unread[0].replace('_', '-')} is no option of the task {found.name}")
+    how = {"batch_size": batch_size, "console": console}
+    where: dict[str, Any] = {"source": source_of(source, task=found), "split": split, "notes": notes_folder(folder)}
+    return found.evaluate(folder, device=device, how=how, options=given, limit=limit, **where)
 
 
 def write_submission(
@@ -159,13 +143,12 @@ def write_submission(
 ) -> int:
     """Write a split's predictions for its task's evaluation server (ValueError without one); return their number."""
     found = task_of(folder) if task is None else find_task(task)
-    assert found.evaluation is not None  # as every task that measures
-    if found.evaluation.submission is None:
-        able = " and ".join(n for n, each in TASKS.items() if each.evaluation and each.evaluation.submission)
-        raise ValueError(f"a submission is for the tasks {able}; this is {found.name}")
+    if found.evaluation is None or found.evaluation.submission is None:
+        able = " and ".join(name for name, each in TASKS.items() if each.evaluation and each.evaluation.submission)
+        raise ValueError(f"a submission is for the task {able}; this is {found.name}")
     model, processor = found.load(folder, device=device)
-    given: dict[str, Any] = {"processor": processor, "split": split, "notes": notes_folder(folder)}
-    rows = found.evaluation.read(source=source_of(source, task=found), **given)
+    where: dict[str, Any] = {"source": source_of(source, task=found), "split": split, "notes": notes_folder(folder)}
+    rows = found.evaluation.read(processor=processor, **where)
     rows.check(model)
     predictions = rows.predictions(rows.outputs(model, console=console))
     if is_main():
@@ -202,6 +185,12 @@ class Predicted:
         return table
 
 
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, float):
+        return f"{100 * value:.1f}" if name in _PERCENT else f"{value:.3f}"
+    return escaped(Path(value).name if name == "image" else str(value))
+
+
 def predict(folder: str | Path, inputs: Inputs, *, device: str | None = None) -> Predicted:
     """Return what the model of a folder predicts for these images and texts.
 
@@ -210,26 +199,16 @@ def predict(folder: str | Path, inputs: Inputs, *, device: str | None = None) ->
             be read.
     """
     task, save = task_of(folder), inputs.save
-    if inputs.question is not None and task is not VQATask:
-        raise ValueError(
-            f"a question was given, but the model of {folder} is for {task.name} and has no head for answers. Give it "
-            f"{task.inputs}, or fine-tune one on a table with the columns image, question and answer: "
-            f"vlmo finetune {folder} --data TABLE"
-        )
+    texts = [*inputs.texts, *([] if inputs.question is None else [inputs.question])]
     if not task.accepts(inputs):
         asks = "a" if inputs.question is not None else "no"
         given = f"{len(inputs.images)} images, {len(inputs.texts)} texts and {asks} question"
         raise ValueError(f"the model of {folder} is for {task.name} and needs {task.inputs}; given were {given}")
-    if save is not None and not task.draws:
+    if save is not None and (not task.draws or save.suffix.lower() != ".png"):
         able = " and ".join(name for name, each in TASKS.items() if each.draws)
-        raise ValueError(f"--save is for the tasks {able}; the model of {folder} is for {task.name}")
-    if save is not None and save.suffix.lower() != ".png":
-        raise ValueError(f"--save {save}: the image is a PNG file; give a name that ends with .png")
-    if inputs.top < 1:
-        raise ValueError(f"top is {inputs.top}; give a number from 1 up")
-    texts = [*inputs.texts, *([] if inputs.question is None else [inputs.question])]
-    if not all(text.strip() for text in texts):
-        raise ValueError(f"given are the texts {texts}; give texts that are not empty")
+        raise ValueError(f"--save {save}: a PNG file of the tasks {able}; the model of {folder} is for {task.name}")
+    if inputs.top < 1 or not all(text.strip() for text in texts):
+        raise ValueError(f"top is {inputs.top} and the texts are {texts}; give a number from 1 up, and no empty texts")
     images = [decode_image({"bytes": None, "path": str(file.expanduser())}) for file in inputs.images]
     model, processor = task.load(folder, device=device)
     if task.num_classes is not None and are_numbers(names_of_model(model)):
@@ -239,11 +218,3 @@ def predict(folder: str | Path, inputs: Inputs, *, device: str | None = None) ->
         save.parent.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         return Predicted(task.name, rows=task.answer(model, processor, images, inputs), image=save)
-
-
-def _shown(name: str, value: Any) -> str:
-    if name == "image":
-        return escaped(Path(value).name)
-    if name in _PERCENT:
-        return f"{100 * value:.1f}"
-    return f"{value:.3f}" if isinstance(value, float) else escaped(str(value))

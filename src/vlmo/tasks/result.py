@@ -9,7 +9,6 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -74,32 +73,19 @@ class TaskResult:
         """Values of a guess by name, as far as they are known."""
         return {each.name: each.chance for each in self.measured if each.chance is not None}
 
-    def table(self, *, reported: Sequence[tuple[str, str, float]] = ()) -> Table:
-        """Return metrics in percent, with 95 % interval, chance and meaning beside each.
-
-        Args:
-            reported: Split, metric and percent of results in the paper. Those of this split, or else of the first with
-                such a metric, are shown with the difference.
-        """
-        splits = [split for split, metric, _ in reported if metric in self.metrics]
-        shown = self.split if self.split in splits else next(iter(splits), None)
-        paper = {metric: percent for split, metric, percent in reported if split == shown}
+    def table(self) -> Table:
+        """Return metrics in percent, with 95 % interval, chance and meaning beside each."""
         rows = f"{len(self.predictions)} rows, percent"
         table = Table("", title=escaped(f"{self.task}, {data_name(self.source)} {self.split}, {rows}"))
-        intervals = any(each.interval for each in self.measured)
-        headers = ["model", *(["95 %"] if intervals else []), *([f"paper, {shown}", "difference"] if shown else [])]
-        for header in (*headers, "chance"):
+        for header in ("model", "95 %", "chance"):
             table.add_column(header, justify="right")
         table.add_column("meaning")
         for each in self.measured:
-            numbers = [f"{100 * each.value:.1f}"]
-            if intervals:
-                numbers.append(" to ".join(f"{100 * end:.1f}" for end in each.interval or ()))
-            if shown:
-                known = paper.get(each.name)
-                numbers += ["", ""] if known is None else [f"{known:.1f}", f"{100 * each.value - known:+.1f}"]
-            numbers.append("" if each.chance is None else f"{100 * each.chance:.1f}")
-            table.add_row(escaped(each.label or each.name), *numbers, escaped(each.meaning))
+            ends = " to ".join(f"{100 * end:.1f}" for end in each.interval or ())
+            chance = "" if each.chance is None else f"{100 * each.chance:.1f}"
+            table.add_row(
+                escaped(each.label or each.name), f"{100 * each.value:.1f}", ends, chance, escaped(each.meaning)
+            )
         return table
 
     def write_json(self, path: str | Path, *, folder: str | Path, predictions: bool = True) -> Path:
@@ -119,10 +105,10 @@ class TaskResult:
             "num_predictions": len(self.predictions),
             **circumstances(folder),
         }
-        text = _json(content, indent=1)
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         if predictions:
-            rows = ",\n  ".join(_json(row) for row in self.predictions)  # a row a line, however many cells it has
-            text = text.removesuffix("\n}") + f',\n "predictions": [\n  {rows}\n ]\n}}'
+            rows = ",\n  ".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in self.predictions)
+            text = text.removesuffix("\n}") + f',\n "predictions": [\n  {rows}\n ]\n}}'  # a row a line
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, text + "\n")
@@ -130,15 +116,9 @@ class TaskResult:
 
     def measurements(self, *, measured_by: str) -> list[EvalResult]:
         """Return the metrics in the hub's form, as a model card shows them: in percent, dated today."""
-        data, found = data_name(self.source), []
-        for each in self.measured:
-            facts: dict[str, Any] = {"unit": "percent"}
-            if each.interval is not None:
-                facts["interval"] = [round(100 * end, 1) for end in each.interval]
-            if each.chance is not None:
-                facts["chance"] = round(100 * each.chance, 2)
-            facts |= {"meaning": each.meaning, "measured_by": measured_by}
-            result = EvalResult(
+        data, today = data_name(self.source), datetime.date.today().isoformat()
+        return [
+            EvalResult(
                 task_type=self.hub_task,
                 dataset_type=data,
                 dataset_name=data,
@@ -146,10 +126,17 @@ class TaskResult:
                 metric_type=each.name,
                 metric_name=each.label or each.name,
                 metric_value=round(100 * each.value, 2),
-                metric_args=facts | {"date": datetime.date.today().isoformat()},
+                metric_args={
+                    "unit": "percent",
+                    **({"interval": [round(100 * end, 1) for end in each.interval]} if each.interval else {}),
+                    **({} if each.chance is None else {"chance": round(100 * each.chance, 2)}),
+                    "meaning": each.meaning,
+                    "measured_by": measured_by,
+                    "date": today,
+                },
             )
-            found.append(result)
-        return found
+            for each in self.measured
+        ]
 
     def write_card(self, folder: str | Path, *, measured_by: str, usage: Usage | None = None) -> Path:
         """Put the metrics into the card of a model folder; the rest stays. A new card gets `usage`."""
@@ -179,17 +166,10 @@ def circumstances(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def _json(value: Any, *, indent: int | None = None) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
-
-
 def _commit() -> str | None:
-    """Return the commit of this package's checkout; None for an installed package, in any checkout."""
-    git, folder = shutil.which("git"), Path(__file__).parent
-    if git is None:
-        return None
-    listed = [git, "ls-files", "--error-unmatch", Path(__file__).parents[1] / "__init__.py"]
-    if subprocess.run(listed, cwd=folder, capture_output=True, check=False).returncode:
+    """Return the commit of this package's checkout; None for an installed package."""
+    git, root = shutil.which("git"), Path(__file__).parents[3]
+    if git is None or not (root / ".git").exists():
         return None
     describe = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    return subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=False).stdout.strip() or None
+    return subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False).stdout.strip() or None

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.folder.card import Usage
 from vlmo.tasks.result import Prediction
-from vlmo.tasks.run_context import RunContext
 from vlmo.tasks.task import Inputs
 from vlmo.tasks.vision_language import RETRIEVAL_PIPELINE, PairTask, VisionLanguageConfig
 
@@ -34,7 +33,7 @@ class RetrievalTask(PairTask):
     title: ClassVar[str] = "fine-tuning for retrieval"
     architectures = ("VLMoForImageTextRetrieval", "VLMoForPreTraining")
     usage: ClassVar[Usage | None] = Usage(
-        "finds texts for images and images for texts, and scores whether a pair belongs together", *RETRIEVAL_PIPELINE
+        "finds texts for images and images for texts, and with a matching head scores pairs", *RETRIEVAL_PIPELINE
     )
     inputs: ClassVar[str] = "images after --image and texts after --text"
     losses: VisionLanguageConfig = CONTRAST_ALONE
@@ -54,20 +53,6 @@ class RetrievalTask(PairTask):
         # The second ITC branch of stage 3 has no part in a model that retrieves.
         own: dict[str, Any] = {"use_match_head": self.losses.itm_weight > 0, "contrast_fusion_branch": False}
         return super().build_model(settings | own)
-
-    def objective(self, run: RunContext) -> nn.Module:
-        """Return the contrast of the branch that embeds, and matching if it has a weight."""
-        model = self.build_model(run.model)
-        run.start(model)
-        return self.pair_objective(run, model)
-
-    @classmethod
-    def card_usage(cls, config: dict[str, Any]) -> Usage | None:
-        """Return purpose and code; without a matching head no pairs are scored."""
-        if config.get("use_match_head", True):
-            return cls.usage
-        purpose = "finds texts for images and images for texts; it has no head that scores pairs"
-        return Usage(purpose, *RETRIEVAL_PIPELINE)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:

@@ -1,14 +1,15 @@
-"""Semantic segmentation: fine-tuning as BEiT on ADE20K."""
+"""Semantic segmentation: fine-tuning as BEiT on ADE20K, and the classes of an image's pixels in sliding windows."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, distributed, nn
@@ -19,33 +20,22 @@ from vlmo.data.examples import Example, Examples, collate
 from vlmo.data.rows import column
 from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.distributed import global_mean
+from vlmo.evaluation.inference import evaluating
 from vlmo.evaluation.metrics import Metric, count_pixels, segmentation_metrics
-from vlmo.evaluation.segmentation import overlay, segment
 from vlmo.folder.atomic import atomic_file
 from vlmo.folder.card import Usage
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import (
     IGNORED_CLASS,
+    Mask,
     SegmentTrainTransform,
     SegmentTransformConfig,
     eval_pixel_values,
 )
-from vlmo.tasks.costs import (
-    FLOAT32,
-    LOGIT_COPIES,
-    Pass,
-    SampleSizes,
-    Work,
-    count_flops,
-    encode,
-    image_tokens,
-    image_values,
-)
 from vlmo.tasks.evaluation_set import EvaluationSet
-from vlmo.tasks.labels import label_settings, names_of_model, names_of_source
+from vlmo.tasks.labels import names_of_model, names_of_source
 from vlmo.tasks.result import Prediction
-from vlmo.tasks.run_context import RunContext
-from vlmo.tasks.task import Inputs, Task
+from vlmo.tasks.task import Inputs, RunContext, Task
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -53,7 +43,9 @@ if TYPE_CHECKING:
 
     from vlmo.model import VLMoForSemanticSegmentation, VLMoPreTrainedModel
 
-_WINDOWS = 16
+_WINDOWS = 16  # that go through the model at a time
+_STRIDE = 2 / 3  # of a window, between the beginnings of two, as mmsegmentation has it for ADE20K (341 of 512)
+_PALETTE = np.random.default_rng(0).integers(256, size=(256, 3), dtype=np.uint8).tobytes()
 _SNIPPET = """\
 from PIL import Image
 from transformers import AutoImageProcessor
@@ -87,19 +79,16 @@ class SegmentRows:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, row: int) -> tuple[Image.Image, UInt8[np.ndarray, "height width"]]:
+    def __getitem__(self, row: int) -> tuple[Image.Image, Mask]:
         cells: Any = self._rows[row]
         try:
             image, mask = decode_image(cells["image"]), decode_mask(cells["mask"])
-            if image.size != mask.shape[::-1]:
+            highest = mask[mask != IGNORED_CLASS].max(initial=0)
+            if image.size != mask.shape[::-1] or highest >= self._num_classes:
                 raise ValueError(
-                    f"the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its image {image.width} x {image.height}"
-                )
-            counted = mask[mask != IGNORED_CLASS]
-            if counted.size and counted.max() >= self._num_classes:
-                raise ValueError(
-                    f"the mask holds class {counted.max()}; the set has {self._num_classes} classes, 0 to "
-                    f"{self._num_classes - 1}, and {IGNORED_CLASS} for pixels that do not count"
+                    f"the mask has {mask.shape[1]} x {mask.shape[0]} pixels and classes up to {highest}; expected "
+                    f"{image.width} x {image.height}, and 0 to {self._num_classes - 1} or {IGNORED_CLASS}, which does "
+                    "not count"
                 )
         except ValueError as error:
             raise ValueError(f"sample {row} (image_id {self.names[row]!r}): {error}") from error
@@ -115,7 +104,7 @@ class SegmentExamples:
         self._rows = SegmentRows(dataset, num_classes=num_classes)
         self._image_ids = [stable_id(name) for name in self._rows.names]
         self._transform, self._seed = transform, seed
-        self._cache, self._kept = cache, dict[int, tuple[Image.Image, UInt8[np.ndarray, "height width"]]]()
+        self._cache, self._kept = cache, dict[int, tuple[Image.Image, Mask]]()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -130,8 +119,55 @@ class SegmentExamples:
         return Example(sample_id=row, image_id=self._image_ids[row], pixel_values=pixel_values, labels=classes)
 
     def collate(self, examples: list[Example]) -> Batch:
-        """Return `pixel_values`, `labels` (batch, height, width), `image_ids` and `sample_ids`."""
+        """Return a batch of such examples; `labels` are (batch, height, width)."""
         return collate(examples)
+
+
+def segment(
+    model: VLMoForSemanticSegmentation,
+    pixel_values: Float[Tensor, "3 height width"],
+    *,
+    size: tuple[int, int] | None = None,
+    batch_size: int = _WINDOWS,
+) -> Float[Tensor, "classes out_height out_width"]:
+    """Return the logits of each pixel, on the model's device.
+
+    Windows of the training crop's size begin every two thirds of one; logits are averaged where they overlap. An image
+    smaller than a window is padded with grey, as crops are in training.
+
+    Args:
+        size: Height and width of the result; by default the image's.
+        batch_size: Windows that go through the model at a time.
+
+    Raises:
+        ValueError: The model returns NaN.
+    """
+    pixel_values, window = pixel_values.to(model.device), model.config.image_size
+    height, width = pixel_values.shape[1:]
+    padded = F.pad(pixel_values, (0, max(0, window - width), 0, max(0, window - height)))
+    corners = list(itertools.product(*(window_starts(side, window=window) for side in padded.shape[1:])))
+    with evaluating(model):
+        total = padded.new_zeros(cast("int", model.config.num_labels), *padded.shape[1:])
+        count = padded.new_zeros(padded.shape[1:])
+        for start in range(0, len(corners), batch_size):
+            chunk = corners[start : start + batch_size]
+            windows = torch.stack([padded[:, top : top + window, left : left + window] for top, left in chunk])
+            for (top, left), logits in zip(chunk, model(windows).logits.float(), strict=True):
+                total[:, top : top + window, left : left + window] += logits
+                count[top : top + window, left : left + window] += 1
+        logits = (total / count)[:, :height, :width]
+        if logits.isnan().any():
+            raise ValueError("the logits contain NaN; check the weights of the model")
+        if size is not None and size != logits.shape[1:]:
+            logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+        return logits
+
+
+def window_starts(length: int, *, window: int) -> list[int]:
+    """Return the starts of windows on a side, every two thirds of one and one at its end."""
+    stride = max(1, int(window * _STRIDE))
+    count = max(0, -(-(length - window) // stride)) + 1
+    return [max(0, min(number * stride, length - window)) for number in range(count)]
 
 
 @dataclass(frozen=True)
@@ -160,8 +196,7 @@ class SegmentSet(EvaluationSet):
             (row,) = rows
             image, mask = images[row]
             pixels = eval_pixel_values(image, short_side=model.config.image_size)
-            size = (mask.shape[0], mask.shape[1])
-            logits = segment(model, pixels, size=size, batch_size=batch_size or _WINDOWS)
+            logits = segment(model, pixels, size=(image.height, image.width), batch_size=batch_size or _WINDOWS)
             counts = count_pixels(logits.argmax(dim=0), torch.from_numpy(mask), num_classes=num_classes)
             cells = [[true, predicted, int(counts[true, predicted])] for true, predicted in counts.nonzero().tolist()]
             return {"image_id": images.names[row], "pixels": cells}
@@ -193,21 +228,19 @@ class SegmentationObjective(nn.Module):
         """Return `loss` and its parts `segmentation` and `auxiliary`, and `pixel_accuracy`; reads `labels`."""
         labels, model = batch["labels"], self.model
         levels = model.pyramid(model.levels(batch["pixel_values"]))
-        heads: dict[str, nn.Module] = {"segmentation": model.decode_head, "auxiliary": model.auxiliary_head}
         counted = labels != IGNORED_CLASS
         size, count = (labels.shape[1], labels.shape[2]), counted.sum().float()
-        logits = {
-            name: F.interpolate(head(levels).float(), size=size, mode="bilinear", align_corners=False)
-            for name, head in heads.items()
-        }
-        losses = {
-            name: global_mean(F.cross_entropy(each, labels, ignore_index=IGNORED_CLASS, reduction="sum"), count)
-            for name, each in logits.items()
-        }
-        loss = losses["segmentation"] + model.auxiliary_weight * losses["auxiliary"]
-        right = ((logits["segmentation"].detach().argmax(dim=1) == labels) & counted).sum().to(count)
-        named = {name: value.detach() for name, value in losses.items()}
-        return {"loss": loss, **named, "pixel_accuracy": global_mean(right, count)}
+
+        def of(head: nn.Module) -> tuple[Tensor, Tensor]:
+            logits = F.interpolate(head(levels).float(), size=size, mode="bilinear", align_corners=False)
+            loss = F.cross_entropy(logits, labels, ignore_index=IGNORED_CLASS, reduction="sum")
+            return logits.detach(), global_mean(loss, count)
+
+        (logits, loss), (_, auxiliary) = of(model.decode_head), of(model.auxiliary_head)
+        right = ((logits.argmax(dim=1) == labels) & counted).sum().to(count)
+        parts = {"segmentation": loss.detach(), "auxiliary": auxiliary.detach()}
+        loss = loss + model.auxiliary_weight * auxiliary
+        return {"loss": loss, **parts, "pixel_accuracy": global_mean(right, count)}
 
 
 @dataclass(frozen=True)
@@ -234,10 +267,12 @@ class SegmentationTask(Task):
         """Return the image encoder with UPerNet's heads."""
         return super().build_model(settings | {"segmentation_channels": self.channels})
 
-    def objective(self, run: RunContext) -> nn.Module:
-        """Return the loss over the classes of the data's list."""
-        model = self.build_model(run.model | label_settings(names_of_source(run.source)))
-        run.start(model)
+    def label_names(self, run: RunContext) -> list[str]:
+        """Return the classes of the data's list."""
+        return names_of_source(run.recipe.data.source)
+
+    def step(self, model: Any) -> nn.Module:
+        """Return the loss over all classes."""
         return SegmentationObjective(with_shared_statistics(model))
 
     def examples(self, run: RunContext) -> Examples:
@@ -251,35 +286,14 @@ class SegmentationTask(Task):
         return SegmentExamples(
             run.rows,
             transform=SegmentTrainTransform(self.augmentation, crop_size=size),
-            num_classes=len(names_of_source(run.source)),
+            num_classes=len(self.label_names(run)),
             seed=run.recipe.seed,
             cache=run.recipe.data.cache_images,
         )
 
-    def work(self, model: Any, _sample: SampleSizes) -> Work:
-        """Return the work of the encoder and both heads; tensors that the heads keep are counted by running them."""
-        rows, config = 2, model.config  # batch normalisation needs more than one value
-        levels = [torch.empty(rows, config.hidden_size, *config.grid).requires_grad_() for _ in config.feature_layers]
-        own, kept = {id(parameter) for parameter in model.parameters()}, dict[int, Tensor]()
-
-        def keep(tensor: Tensor) -> Tensor:
-            if id(tensor) not in own:
-                kept[tensor.untyped_storage()._cdata] = tensor
-            return tensor
-
-        def run() -> Tensor:
-            pyramid = model.pyramid(levels)
-            return model.decode_head(pyramid).sum() + model.auxiliary_head(pyramid).sum()
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-            heads = count_flops(run) / rows
-        return Work(
-            model,
-            sum(encode(model, image=True)) + heads,
-            FLOAT32 * (image_values(config) + 2 * LOGIT_COPIES * config.num_labels * config.image_size**2),
-            (Pass((image_tokens(config),), config.num_hidden_layers),),
-            saved_bytes=sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / rows,
-        )
+    def batch_without_data(self, batch: Batch) -> Batch:
+        """Return images with a class of each pixel."""
+        return {**batch, "labels": batch["pixel_values"][:, 0].long()}
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors that fall from the head to the embeddings."""
@@ -291,7 +305,7 @@ class SegmentationTask(Task):
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
         """Return the classes of an image's pixels and the share of each, the largest first.
 
-        The image that can be saved shows the classes in color, and their names below it.
+        The image that can be saved has the number of a class for each pixel, shown by a color.
         """
         del processor
         image = images[0]
@@ -300,8 +314,10 @@ class SegmentationTask(Task):
         classes = logits.argmax(dim=0).cpu().numpy().astype(np.uint8)
         names = names_of_model(model)
         if inputs.save is not None:
+            colored = Image.fromarray(classes)
+            colored.putpalette(_PALETTE)
             with atomic_file(inputs.save) as aside:
-                overlay(image, classes, names=names).save(aside, format="PNG")
+                colored.save(aside, format="PNG")
         counts = np.bincount(classes.ravel(), minlength=len(names))
         order = [number for number in np.argsort(-counts, kind="stable").tolist() if counts[number]]
         return [{"class": names[number], "share": round(float(counts[number] / counts.sum()), 4)} for number in order]

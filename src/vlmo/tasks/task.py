@@ -6,9 +6,10 @@ methods say all else that the library asks of a task. `vlmo.tasks.registry` list
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,15 +19,69 @@ from torch import nn
 import vlmo.model
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.data.examples import Examples, RowExamples, StreamExamples
+from vlmo.data.masking import WordMaskConfig
+from vlmo.distributed import is_main
 from vlmo.folder.card import Usage
-from vlmo.processing import train_transform
-from vlmo.tasks.costs import SampleSizes, Work, encoder_work
+from vlmo.processing import TransformConfig, train_transform
 from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.labels import label_settings
 from vlmo.tasks.result import Prediction, TaskResult
-from vlmo.tasks.run_context import RunContext
+from vlmo.types import Batch
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from vlmo.processing import VLMoProcessor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Inputs of a training run, as its task sees them.
+
+    Attributes:
+        recipe: A `vlmo.recipes.Recipe`, whose module imports the tasks.
+        rows: Valid training rows; empty for streams, which are checked as they are read.
+        processor: None for a task that reads no text.
+        model: Settings of `VLMoConfig`, the vocabulary's sizes included.
+        missing: Tensors that the start folder did not hold, once `start` was called.
+    """
+
+    folder: Path
+    recipe: Any
+    rows: Dataset
+    processor: VLMoProcessor | None
+    model: dict[str, Any]
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def transform(self) -> TransformConfig:
+        """Image augmentation, at the model's size."""
+        return replace(self.recipe.data.transform, image_size=self.recipe.model.image_size)
+
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer of a task that reads text."""
+        assert self.processor is not None  # every such task is given one
+        return self.processor.tokenizer
+
+    def start(self, model: Any) -> None:
+        """Load the start folder, if there is one, and list in `start.txt` what it did not hold."""
+        if self.recipe.init is None:
+            return
+        from vlmo.model.stages import start_from
+
+        experts: Any = getattr(self.recipe.task, "fusion_experts_from", "language")
+        report = start_from(model, self.recipe.init, fusion_experts_from=experts)
+        self.missing.extend(report.missing)
+        if is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "start.txt").write_text("\n".join(report.lines()) + "\n")
+        logger.info(
+            "started from %s: %d tensors loaded, %d resized, %d filled, %d not found there (listed in start.txt)",
+            self.recipe.init, len(report.loaded), len(report.resized), len(report.filled), len(report.missing),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,19 +133,32 @@ class Task(ABC):
         """Return the model for these settings of its configuration, with initial weights."""
         return self.model_class()(vlmo.model.VLMoConfig(**settings))
 
+    def label_names(self, run: RunContext) -> Sequence[str]:
+        """Return the answers or classes of the data by number, which the model keeps; by default none."""
+        del run
+        return ()
+
     @abstractmethod
+    def step(self, model: Any) -> nn.Module:
+        """Return the module of losses that a training step calls with a batch; it holds the model as `model`."""
+
     def objective(self, run: RunContext) -> nn.Module:
-        """Return the module of losses, with the started model as `model`."""
+        """Return the module of losses of a run, whose model is built and started."""
+        names = self.label_names(run)
+        model = self.build_model(run.model | (label_settings(names) if names else {}))
+        run.start(model)
+        return self.step(model)
 
     def contents(self, run: RunContext) -> dict[str, Any]:
         """Return the contents of an example, as arguments of `RowExamples` and `StreamExamples`: image and caption."""
+        data = run.recipe.data
         contents: dict[str, Any] = {"seed": run.recipe.seed}
         if self.needs_image:
             contents["transform"] = train_transform(run.transform)
         if self.needs_caption:
-            contents["tokenizer"] = run.text_processor.tokenizer
+            contents["tokenizer"] = run.tokenizer
         if self.masks_words:
-            contents["words"] = run.words
+            contents["words"] = WordMaskConfig(data.mlm_probability, data.mask_only, data.mask_only_share)
         return contents
 
     def examples(self, run: RunContext) -> Examples:
@@ -102,24 +170,22 @@ class Task(ABC):
         """Return the training examples of streams, if `can_stream`."""
         return StreamExamples(**self.contents(run))
 
-    def work(self, model: Any, sample: SampleSizes) -> Work:
-        """Return operations and memory of a training sample, for the dry run; the model lies on the meta device."""
-        return encoder_work(model, sample, reads_text=self.reads_text)
-
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors on the learning rate by parameter name; 1 for parameters that are left out."""
         del model
         return {}
 
+    def without_data(self) -> Task:
+        """Return the task as the dry run steps it, without what saves memory or samples by values."""
+        return self
+
+    def batch_without_data(self, batch: Batch) -> Batch:
+        """Return the batch of the dry run, of one image, text and class a row, in the form of the task."""
+        return batch
+
     # ---- Measure
 
     evaluation: ClassVar[type[EvaluationSet] | None] = None  # rows that its models are measured on
-
-    @classmethod
-    def card_usage(cls, config: dict[str, Any]) -> Usage | None:
-        """Return purpose and code of a model with this `config.json`."""
-        del config
-        return cls.usage
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> tuple[Any, VLMoProcessor | None]:
@@ -130,25 +196,17 @@ class Task(ABC):
 
     @classmethod
     def evaluate(
-        cls,
-        folder: str | Path,
-        *,
-        loaded: tuple[Any, Any] | None = None,
-        device: str | None = None,
-        how: dict[str, Any],
-        options: dict[str, Any],
-        **read: Any,
+        cls, folder: str | Path, *, device: str | None, how: dict[str, Any], options: dict[str, Any], **read: Any
     ) -> TaskResult:
-        """Return the metrics of a model folder on rows; see `vlmo.tasks.evaluate`.
+        """Return the metrics of a model folder; see `vlmo.tasks.evaluate`.
 
         Args:
-            loaded: Model and processor that stand for the folder's.
             how: `batch_size` and `console` of `EvaluationSet.outputs`.
             options: Options of the evaluation set.
             read: Arguments of `EvaluationSet.read`.
         """
         assert cls.evaluation is not None  # commands refuse other tasks
-        model, processor = loaded or cls.load(folder, device=device)
+        model, processor = cls.load(folder, device=device)
         rows = cls.evaluation.read(processor=processor, **read).with_options(model, **options)
         rows.check(model)
         return rows.result(rows.outputs(model, **how))

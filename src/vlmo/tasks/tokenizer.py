@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlmo.folder.card import Usage
 from vlmo.model.config import VQVisualTokenizerConfig
-from vlmo.tasks.costs import FLOAT32, SampleSizes, Work
-from vlmo.tasks.run_context import RunContext
 from vlmo.tasks.task import Task
-from vlmo.types import Batch
+from vlmo.types import Batch, normalize_pixels
 
 if TYPE_CHECKING:
     from vlmo.model import VQVisualTokenizer
@@ -82,15 +81,21 @@ class TokenizerTask(Task):
         """Return the tokenizer; its sizes are its own."""
         return self.model_class()(VQVisualTokenizerConfig(**asdict(self.tokenizer)))
 
-    def objective(self, run: RunContext) -> nn.Module:
+    def step(self, model: Any) -> nn.Module:
         """Return the tokenizer with its losses."""
-        return VisualTokenizerObjective(self.build_model(run.model))
+        return VisualTokenizerObjective(model)
 
-    def work(self, model: Any, sample: SampleSizes) -> Work:
-        """Return the work of encoder, codebook and decoder, which are layers on single patches."""
-        config, patches = model.config, (sample.image_size // model.config.patch_size) ** 2
-        layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-        products = 6 * sum(layer.weight.numel() for layer in layers) + 2 * config.code_size * config.num_tokens
-        dense = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
-        widths = sum(weight.shape[0] + weight[0].numel() for weight in dense)
-        return Work(model, float(patches * products), float(patches * FLOAT32 * (widths + config.num_tokens)))
+    def without_data(self) -> TokenizerTask:
+        """Return the task without a codebook, whose upkeep goes by values."""
+        return _WithoutCodebook(self.tokenizer)
+
+
+class _WithoutCodebook(TokenizerTask):
+    def step(self, model: Any) -> nn.Module:
+        return _Autoencoder(model)
+
+
+class _Autoencoder(VisualTokenizerObjective):
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        pixels = normalize_pixels(batch["pixel_values"])
+        return {"loss": F.mse_loss(self.model._decode(self.model._encode(pixels)), pixels)}

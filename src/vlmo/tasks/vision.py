@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from vlmo.data.masking import BlockMaskConfig
 from vlmo.folder.card import Usage
 from vlmo.losses.masked import accuracy, masked_loss
-from vlmo.tasks.costs import FLOAT32, LOGIT_COPIES, Pass, SampleSizes, Work, encode, image_tokens, image_values
-from vlmo.tasks.run_context import RunContext
-from vlmo.tasks.task import Task
+from vlmo.tasks.task import RunContext, Task
 from vlmo.types import Batch, normalize_pixels
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 class VisionObjective(nn.Module):
     """Stage 1: masked image modelling (VLMo, "Stagewise Pre-Training"); ValueError for more tokens than it predicts."""
 
-    def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer) -> None:
+    def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer | _OneToken) -> None:
         super().__init__()
         if tokenizer.num_tokens > model.config.num_visual_tokens:
             found, expected = tokenizer.num_tokens, model.config.num_visual_tokens
@@ -44,6 +42,13 @@ class VisionObjective(nn.Module):
         logits = head(encoded.tokens)
         loss = masked_loss(logits, tokens)
         return {"loss": loss, "mim": loss.detach(), "mim_accuracy": accuracy(logits, tokens)}
+
+
+class _OneToken:
+    num_tokens = 1
+
+    def tokenize(self, pixels: Tensor, *, grid: tuple[int, int]) -> Tensor:
+        return torch.zeros(len(pixels), grid[0] * grid[1], dtype=torch.long, device=pixels.device)
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,12 @@ class VisionTask(Task):
         """The visual tokenizer."""
         return self.visual_tokenizer
 
+    def step(self, model: Any) -> nn.Module:
+        """Return the loss with a tokenizer that gives each patch the same token."""
+        return VisionObjective(model, tokenizer=_OneToken())
+
     def objective(self, run: RunContext) -> nn.Module:
-        """Return the loss of visual tokens at masked patches."""
+        """Return the loss of the visual tokenizer's tokens at masked patches."""
         from vlmo.model.visual_tokenizer import load_visual_tokenizer
 
         tokenizer = load_visual_tokenizer(self.visual_tokenizer)
@@ -89,11 +98,3 @@ class VisionTask(Task):
         mask = BlockMaskConfig.for_grid(side, width=side)
         mask = dataclasses.replace(mask, num_masked=round(self.masked_share * side * side))
         return super().contents(run) | {"mask": mask}
-
-    def work(self, model: Any, _sample: SampleSizes) -> Work:
-        """Return the work of the encoder, and of the head on masked patches."""
-        config, image = model.config, image_tokens(model.config)
-        logits = self.masked_share * (image - 1) * config.num_visual_tokens
-        flops = sum(encode(model, image=True)) + 6 * logits * config.hidden_size
-        kept = FLOAT32 * (image_values(config) + LOGIT_COPIES * logits)
-        return Work(model, flops, kept, (Pass((image,), config.num_hidden_layers),))

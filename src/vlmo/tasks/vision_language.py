@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -25,11 +25,9 @@ from vlmo.losses.itc import SamePairs, caption_keys, itc_loss, own_pairs, same_p
 from vlmo.losses.itm import HardNegatives, itm_loss, sample_by_similarity, sample_uniform
 from vlmo.losses.masked import accuracy
 from vlmo.model.config import FusionStart
-from vlmo.tasks.costs import SampleSizes, Work, pair_work
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.pair_sets import PairSet
-from vlmo.tasks.run_context import RunContext
-from vlmo.tasks.task import Task
+from vlmo.tasks.task import RunContext, Task
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -73,13 +71,12 @@ class VisionLanguageConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError if a number is too small or none, or all weights are 0."""
-        if not 0 <= self.teacher_weight < math.inf:
-            raise ValueError(f"teacher_weight is {self.teacher_weight}; give a number from 0 up")
         weights = self.itc_weight, self.mlm_weight, self.itm_weight
-        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-            raise ValueError(f"itc_weight, mlm_weight and itm_weight are {weights}; give numbers from 0, not all 0")
-        if not 0 <= self.negative_sharpness < math.inf:
-            raise ValueError(f"negative_sharpness is {self.negative_sharpness}; give a number from 0 up")
+        if not any(weights):
+            raise ValueError("itc_weight, mlm_weight and itm_weight are all 0; give one a weight")
+        for name in ("itc_weight", "mlm_weight", "itm_weight", "teacher_weight", "negative_sharpness"):
+            if not 0 <= (number := vars(self)[name]) < math.inf:
+                raise ValueError(f"{name} is {number}; give a number from 0 up")
         for name in ("negative_groups", "negatives", "mlm_stride", "itm_stride", "cache_chunk"):
             if (number := vars(self)[name]) is not None and number < 1:
                 raise ValueError(f"{name} is {number}; give 1 or more")
@@ -92,18 +89,6 @@ class VisionLanguageConfig:
         if self.itm_weight and rows * processes % self.negative_groups:
             batch = rows * processes
             raise ValueError(f"negative_groups {self.negative_groups} does not divide the batch of {batch} pairs.")
-
-
-class _Pairs(NamedTuple):
-    """Pairs for the fusion encoder: numbers of images, texts, and labels of MLM (-100 where none is asked for)."""
-
-    images: Int[Tensor, "pairs"]
-    ids: Int[Tensor, "pairs text"]
-    mask: Int[Tensor, "pairs text"]
-    labels: Int[Tensor, "pairs text"] | None = None
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return *self[:3], torch.full_like(self.ids, -100) if self.labels is None else self.labels
 
 
 class VisionLanguageObjective(nn.Module):
@@ -156,14 +141,19 @@ class VisionLanguageObjective(nn.Module):
         every = torch.arange(len(ids), device=ids.device)
         masked, matched = every[:: config.mlm_stride], every[:: config.itm_stride]
         losses: dict[str, Tensor] = {}
-        negatives, pairs = None, list[_Pairs]()
+        negatives, pairs = None, list[tuple[Tensor, ...]]()
 
         # Image-text contrast, of the vectors of all processes.
         if config.itc_weight or config.itm_weight or self.teacher is not None:
-            same = self._same_pairs(batch)
+            alone = own_pairs(len(ids), device=ids.device)
+            same = same_pairs(batch["image_ids"], caption_keys(ids, mask)) if config.exclude_same else alone
             vectors = self._vectors(model, batch)
             keys = [(gather_with_grad(image), gather_with_grad(text)) for image, text in vectors]
-            losses["itc"] = self._itc_loss(vectors, keys, same=same if config.exclude_same else None)
+            branches = [
+                itc_loss(*own, logit_scale=head.logit_scale, same=same if config.exclude_same else None, keys=every)
+                for head, own, every in zip(model.contrast_heads, vectors, keys, strict=True)
+            ]
+            losses["itc"] = torch.stack(branches).mean()
             if self.teacher is not None:
                 losses["teacher"] = self._distillation_loss(batch, vectors[0], same=same)
             if config.itm_weight:  # by the similarities of the unimodal branch
@@ -171,24 +161,27 @@ class VisionLanguageObjective(nn.Module):
                     vectors[0], keys[0], same=same, rows=matched, seed=batch["step_seed"]
                 )
 
-        # Pairs with masked words; true pairs, pairs with another image, with another text, with a false text.
+        # Numbers of images, texts, and words to predict: of pairs with masked words; of true pairs, pairs with another
+        # image, with another text, with a false text.
+        def add(images: Tensor, ids: Tensor, mask: Tensor, words: Tensor | None = None) -> None:
+            pairs.append((images, ids, mask, torch.full_like(ids, -100) if words is None else words))
+
         if config.mlm_weight:
-            pairs.append(_Pairs(masked, batch["mlm_input_ids"][masked], mask[masked], batch["mlm_labels"][masked]))
+            add(masked, batch["mlm_input_ids"][masked], mask[masked], batch["mlm_labels"][masked])
         if negatives is not None:
             again = matched.repeat_interleave(config.negatives)
             pixels, other_images = append_rows(pixels, negatives.image)
             other_ids, other_mask = exchange(torch.stack([ids, mask], dim=1), negatives.text).unbind(1)
-            pairs.append(_Pairs(matched, ids[matched], mask[matched]))
-            pairs.append(_Pairs(other_images, ids[again], mask[again]))
-            pairs.append(_Pairs(again, other_ids, other_mask))
+            add(matched, ids[matched], mask[matched])
+            add(other_images, ids[again], mask[again])
+            add(again, other_ids, other_mask)
             if "false_input_ids" in batch:
-                false_mask = batch["false_attention_mask"][matched]
-                pairs.append(_Pairs(matched, batch["false_input_ids"][matched], false_mask))
+                add(matched, batch["false_input_ids"][matched], batch["false_attention_mask"][matched])
 
         # Masked language modelling and image-text matching, in one pass of the fusion encoder.
         if pairs:
             fuse = cached(partial(self._fuse, pixels), size=config.cache_chunk)
-            sums, logits = fuse(*(torch.cat(parts) for parts in zip(*map(_Pairs.tensors, pairs), strict=True)))
+            sums, logits = fuse(*map(torch.cat, zip(*pairs, strict=True)))
             if config.mlm_weight:
                 mlm, right = sums.sum(dim=0)
                 count = (batch["mlm_labels"][masked] != -100).sum().float()
@@ -215,26 +208,11 @@ class VisionLanguageObjective(nn.Module):
         texts = cached(model.text_vectors, size=size)(batch["input_ids"], batch["attention_mask"])
         return list(zip(images, texts, strict=True))
 
-    def _itc_loss(
-        self, vectors: list[tuple[Tensor, Tensor]], keys: list[tuple[Tensor, Tensor]], *, same: SamePairs | None
-    ) -> Tensor:
-        """Return the mean over ITC branches."""
-        parts = [
-            itc_loss(*pair, logit_scale=head.logit_scale, same=same, keys=both)
-            for head, pair, both in zip(self.model.contrast_heads, vectors, keys, strict=True)
-        ]
-        return torch.stack(parts).mean()
-
     def _distillation_loss(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Tensor:
         teacher = cast("VLMoForImageTextRetrieval", self.teacher)
         with torch.no_grad():
             targets = self._vectors(teacher, batch)[0]
         return distillation_loss(vectors, targets, logit_scale=teacher.contrast_head.logit_scale, same=same)
-
-    def _same_pairs(self, batch: Batch) -> SamePairs:
-        if self.config.exclude_same:
-            return same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
-        return own_pairs(len(batch["input_ids"]), device=batch["input_ids"].device)
 
     def _sample_negatives(
         self,
@@ -313,26 +291,36 @@ class PairTask(Task):
         """The teacher."""
         return self.teacher
 
-    def pair_objective(self, run: RunContext, model: Any) -> VisionLanguageObjective:
+    def step(self, model: Any) -> VisionLanguageObjective:
+        """Return all losses that have a weight."""
+        return VisionLanguageObjective(model, config=self.losses)
+
+    def objective(self, run: RunContext) -> nn.Module:
         """Return the losses of a started model, with the teacher's if there is one.
 
         Raises:
             ValueError: The teacher has another vocabulary, or vectors of another size.
         """
-        teacher = None
-        if self.teacher is not None:
-            teacher, processor = load_retrieval_model(self.teacher)
-            teacher.requires_grad_(requires_grad=False)
-            if processor.tokenizer.get_vocab() != run.text_processor.tokenizer.get_vocab():
-                raise ValueError(
-                    f"the teacher {self.teacher} has another vocabulary; start from a folder that has the teacher's."
-                )
-            if (size := teacher.config.projection_size) != model.config.projection_size:
-                raise ValueError(
-                    f"the teacher {self.teacher} has vectors of {size} dimensions, the model of "
-                    f"{model.config.projection_size}; set model.projection-size to {size}."
-                )
-        return VisionLanguageObjective(model, config=self.losses, teacher=teacher)
+        objective: Any = super().objective(run)
+        if self.teacher is None:
+            return objective
+        teacher, processor = load_retrieval_model(self.teacher)
+        if processor.tokenizer.get_vocab() != run.tokenizer.get_vocab():
+            raise ValueError(
+                f"the teacher {self.teacher} has another vocabulary; start from a folder with the teacher's"
+            )
+        size, expected = teacher.config.projection_size, objective.model.config.projection_size
+        if size != expected:
+            raise ValueError(
+                f"the teacher {self.teacher} has vectors of {size} dimensions, the model of {expected}; set "
+                f"model.projection-size to {size}"
+            )
+        objective.teacher = teacher.requires_grad_(requires_grad=False)
+        return objective
+
+    def without_data(self) -> Task:
+        """Return the task without a gradient cache, and with negatives from the whole batch."""
+        return replace(self, losses=replace(self.losses, cache_chunk=None, negative_groups=1))
 
     def examples(self, run: RunContext) -> RowExamples:
         """Return pairs, with the rows' `false_captions` if they have any and ITM has a weight."""
@@ -344,10 +332,6 @@ class PairTask(Task):
             false_texts=false if any(map(any, false)) else None,
             **self.contents(run),
         )
-
-    def work(self, model: Any, sample: SampleSizes) -> Work:
-        """Return the work of all losses that have a weight."""
-        return pair_work(model, sample, losses=self.losses)
 
 
 @dataclass(frozen=True)
@@ -364,9 +348,3 @@ class VisionLanguageTask(PairTask):
     )
     fusion_experts_from: FusionStart = "language"
     """Expert of the same layer that starts `vision_language` experts which the start folder lacks."""
-
-    def objective(self, run: RunContext) -> nn.Module:
-        """Return all three losses on pairs."""
-        model = self.build_model(run.model)
-        run.start(model, fusion_experts_from=self.fusion_experts_from)
-        return self.pair_objective(run, model)

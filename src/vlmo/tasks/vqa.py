@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Sequence
@@ -34,8 +35,7 @@ from vlmo.tasks.labels import (
     pair_logits,
 )
 from vlmo.tasks.result import Prediction
-from vlmo.tasks.run_context import RunContext
-from vlmo.tasks.task import Inputs, Task
+from vlmo.tasks.task import Inputs, RunContext, Task
 from vlmo.types import Batch
 from vlmo.visualization import heat_map
 
@@ -58,9 +58,15 @@ def question_examples(dataset: Dataset, *, num_answers: int | None, **options: A
     options["texts"] = [[question] for question in column(dataset, "question")]
     if num_answers is None:
         return RowExamples(dataset, **options)
-    numbers: list[list[int]] = column(dataset, "answer_labels")
-    scores: list[list[float]] = column(dataset, "answer_scores")
-    check_answers(dataset, numbers, num_answers=num_answers)
+    numbers, scores = column(dataset, "answer_labels"), column(dataset, "answer_scores")
+    if not any(numbers):
+        raise ValueError("no row has an answer of the set's list; give a part of the set that has answers")
+    for name, given in zip(column(dataset, "question_id"), numbers, strict=True):
+        if given and not 0 <= min(given) <= max(given) < num_answers:
+            raise ValueError(
+                f"question {name!r} has answer numbers {list(given)}; the set's list has {num_answers} answers, "
+                f"0 to {num_answers - 1}"
+            )
 
     def targets(row: int) -> Tensor:
         values = torch.zeros(num_answers)
@@ -68,19 +74,6 @@ def question_examples(dataset: Dataset, *, num_answers: int | None, **options: A
         return values
 
     return RowExamples(dataset, labels=targets, **options)
-
-
-def check_answers(dataset: Dataset, labels: Sequence[Sequence[int]], *, num_answers: int) -> None:
-    """Raise ValueError if an answer's number is not in the list of `num_answers`, or no row has an answer."""
-    if not any(labels):
-        raise ValueError("no row has an answer of the set's list; give a part of the set that has answers")
-    for row, numbers in enumerate(labels):
-        if numbers and not 0 <= min(numbers) <= max(numbers) < num_answers:
-            name = column(dataset, "question_id")[row]
-            raise ValueError(
-                f"question {name!r} has answer numbers {list(numbers)}; the set's list has {num_answers} answers, "
-                f"0 to {num_answers - 1}"
-            )
 
 
 @dataclass(frozen=True)
@@ -93,26 +86,16 @@ class QuestionSet(EvaluationSet):
 
     @cached_property
     def questions(self) -> list[Question]:
-        """The questions with their known answers; soft scores stand where the annotators' words are not kept."""
+        """The questions with their known answers."""
         names = ("question_id", "image_id", "question", "question_type", "answer_type", "answers")
-        columns = [column(self.rows, name) for name in (*names, "answer_labels", "answer_scores")]
-        questions = []
-        for name, image, asked, kind, answer_kind, answers, labels, scores in zip(*columns, strict=True):
-            soft_scores = {}
-            if labels and not answers:
-                known = zip(labels, scores, strict=True)
-                soft_scores = {self.answer_names[label]: round(score, 4) for label, score in known}
-            given = tuple(answers or ())
-            questions.append(Question(name, image, asked, kind or "", answer_kind or "", given, soft_scores))
-        return questions
-
-    @cached_property
-    def answer_names(self) -> list[str]:
-        """Every answer of the set's list."""
-        return names_of_source(self.source)
+        rows = zip(*(column(self.rows, name) for name in names), strict=True)
+        return [
+            Question(name, image, asked, kind or "", of or "", tuple(answers or ()))
+            for name, image, asked, kind, of, answers in rows
+        ]
 
     @classmethod
-    def check_rows(cls, rows: Dataset, source: str) -> None:
+    def check_rows(cls, rows: Dataset, _source: str) -> None:
         """Raise ValueError for rows that are no questions, and for answers that could not be scored afterwards."""
         check_task(rows, "QUESTION_FEATURES", task="questions about images")
         for name, answers in zip(column(rows, "question_id"), column(rows, "answers"), strict=True):
@@ -121,18 +104,14 @@ class QuestionSet(EvaluationSet):
                     f"question {name!r} has {len(answers)} answers ({', '.join(answers)}); expected ten of ten people, "
                     "one that is right, or none"
                 )
-        if any(labels := column(rows, "answer_labels")):
-            check_answers(rows, labels, num_answers=len(names_of_source(source)))
 
     def check(self, model: Any) -> None:
         """Give a model whose answers are only numbered those of the set; ValueError if the set has not as many."""
-        own = names_of_model(model)
+        own, names = names_of_model(model), []
         if not are_numbers(own):
             return
-        try:
-            names = self.answer_names
-        except ValueError:
-            names = []
+        with contextlib.suppress(ValueError):  # the set has no list
+            names = names_of_source(self.source)
         if len(names) != len(own):
             raise ValueError(
                 f"the model's {len(own):,} answers have no names, and {self.source} lists {len(names):,}; name them in "
@@ -147,9 +126,21 @@ class QuestionSet(EvaluationSet):
         """Return the best answer to each question; with its score if the right answers are known."""
         chosen = select_rows(self.rows, rows)
         examples = question_examples(chosen, num_answers=None, **eval_options(self.processor))
-        best = pair_logits(model, examples).sigmoid().max(dim=-1)
-        found = zip(self.questions[rows.start : rows.stop], best.values.tolist(), best.indices.tolist(), strict=True)
-        return [_answered(question, model.config.id2label[number], share) for question, share, number in found]
+        best, predictions = pair_logits(model, examples).sigmoid().max(dim=-1), list[Prediction]()
+        questions = self.questions[rows.start : rows.stop]
+        for asked, share, number in zip(questions, best.values.tolist(), best.indices.tolist(), strict=True):
+            answer = model.config.id2label[number]
+            row: Prediction = {
+                "question_id": asked.question_id,
+                "image_id": asked.image_id,
+                "question": asked.question,
+                "answer": answer,
+                "confidence": round(share, 4),
+            }
+            if asked.answers:
+                row |= {"annotators": list(asked.answers), "score": round(asked.score(answer), 4)}
+            predictions.append(row)
+        return predictions
 
     def metrics(self, outputs: list[Prediction]) -> list[Metric]:
         """Return VQA's accuracy: of all questions, and by answer type and question type."""
@@ -163,21 +154,6 @@ class QuestionSet(EvaluationSet):
             for row in predictions
         ]
         return json.dumps(rows, ensure_ascii=False) + "\n"
-
-
-def _answered(question: Question, answer: str, confidence: float) -> Prediction:
-    row: Prediction = {
-        "question_id": question.question_id,
-        "image_id": question.image_id,
-        "question": question.question,
-        "answer": answer,
-        "confidence": round(confidence, 4),
-    }
-    if question.answers:
-        row["annotators"] = list(question.answers)
-    elif question.soft_scores:
-        row["soft_scores"] = dict(question.soft_scores)
-    return row | {"score": round(question.score(answer), 4)} if question.is_known else row
 
 
 class QuestionObjective(nn.Module):
@@ -221,17 +197,22 @@ class VQATask(Task):
     fusion_experts_from: FusionStart = "language"
     """Expert of the same layer that starts `vision_language` experts which the start folder lacks."""
 
-    def objective(self, run: RunContext) -> nn.Module:
-        """Return the loss over the answers of the data's list."""
-        model = self.build_model(run.model | label_settings(names_of_source(run.source)))
-        run.start(model, fusion_experts_from=self.fusion_experts_from)
+    def label_names(self, run: RunContext) -> list[str]:
+        """Return the answers of the data's list."""
+        return names_of_source(run.recipe.data.source)
+
+    def step(self, model: Any) -> nn.Module:
+        """Return the loss over all answers."""
         return QuestionObjective(model)
 
     def examples(self, run: RunContext) -> Examples:
         """Return questions with their images and the score of each answer."""
-        options = self.contents(run) | {"tokenizer": run.text_processor.tokenizer}
-        options["cache_images"] = run.recipe.data.cache_images
-        return question_examples(run.rows, num_answers=len(names_of_source(run.source)), **options)
+        options = {"tokenizer": run.tokenizer, "cache_images": run.recipe.data.cache_images}
+        return question_examples(run.rows, num_answers=len(self.label_names(run)), **self.contents(run), **options)
+
+    def batch_without_data(self, batch: Batch) -> Batch:
+        """Return questions with a score of each answer."""
+        return {**batch, "labels": torch.zeros(len(batch["input_ids"]), self.num_classes or 0)}
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return the factor of the head."""

@@ -1,0 +1,122 @@
+"""The start of a run: its folder or none, the vocabulary, and the settings of the model that follow from both."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmo.checkpoints.loading import check_model_folder
+from vlmo.data.rows import column
+from vlmo.data.sources import open_source
+from vlmo.distributed import is_main
+from vlmo.folder import read_config
+from vlmo.folder.atomic import cached_file, keep_file
+from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.model.stages import start_from
+from vlmo.processing import VLMoProcessor
+from vlmo.progress import Progress
+from vlmo.recipes.schema import LEARN_VOCABULARY, Recipe
+from vlmo.released import find_model
+
+
+@dataclass(frozen=True)
+class Start:
+    """Folder that a run starts from, with its `config.json`; an imported image model has no vocabulary."""
+
+    path: Path
+    config: dict[str, Any]
+    has_vocabulary: bool
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Start | None:
+        """Return the start of a recipe, None for random weights; ValueError if it is no model folder."""
+        if recipe.init is None:
+            return None
+        path = Path(find_model(recipe.init))
+        return cls(path, read_config(path), (path / "tokenizer_config.json").is_file())
+
+
+def check_start(recipe: Recipe, original: Recipe | None = None) -> list[str]:
+    """Validate that the start folder fits the recipe's model and that there is a teacher, without any data.
+
+    Returns:
+        What to do about those that `original`, the recipe before changes, names too and that are not there yet.
+
+    Raises:
+        ValueError: One does not fit, as the run would say, or is no model folder.
+    """
+    lines, init, teacher = [], recipe.init, getattr(recipe.task, "teacher", None)
+    if original is not None:
+        if teacher == getattr(original.task, "teacher", None) and _is_to_come(teacher):
+            lines.append(f"Its teacher is {teacher}, which is not there yet: train that first, or give --task.teacher.")
+            teacher = None
+        if init == original.init and _is_to_come(init):
+            lines.append(f"It starts from {init}, which is not there yet: train that first, or give --init.")
+            init = None
+    if teacher is not None:
+        try:
+            check_model_folder(teacher, VLMoForImageTextRetrieval)
+        except ValueError as error:
+            raise ValueError(f"task.teacher: {error} Name another with --task.teacher, or None") from None
+    if init is not None and (start := Start.of(recipe)) is not None:
+        names = ("vocab_size", "id2label", *(() if recipe.task.reads_text else ("max_text_positions",)))
+        settings = asdict(recipe.model) | {name: start.config[name] for name in names if name in start.config}
+        with torch.device("meta"):
+            model = recipe.task.build_model(settings)
+        start_from(model, start.path)
+    return lines
+
+
+def _is_to_come(model: str | None) -> bool:
+    return model is not None and not Path(find_model(model)).exists()
+
+
+def build_processor(recipe: Recipe) -> VLMoProcessor:
+    """Return a processor with the start folder's vocabulary if it has one, else with the recipe's.
+
+    Raises:
+        ValueError: The start folder or the vocabulary cannot be used.
+    """
+    sizes = {"image_size": recipe.model.image_size, "max_text_length": recipe.text.max_length}
+    if (start := Start.of(recipe)) is not None and start.has_vocabulary:
+        return VLMoProcessor.from_pretrained(start.path).with_sizes(**sizes)
+    text, texts = recipe.text, list[str]()
+    if text.vocabulary != LEARN_VOCABULARY:
+        return VLMoProcessor.from_vocabulary(text.vocabulary, **sizes)
+    for name in text.learn_from:
+        try:
+            rows = open_source(name)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} The run learns its vocabulary from it: give other texts with --text.learn-from, a vocabulary "
+                "with --text.vocabulary, or a start that has one with --init"
+            ) from error
+        texts += [each for captions in column(rows, "captions") for each in captions]
+        texts += column(rows, "question") if "question" in rows.column_names else []
+    file = cached_file("vocabularies", version("tokenizers"), text.vocab_size, texts)  # learnt once for the same texts
+    if file.is_file():
+        return VLMoProcessor.from_vocabulary(file, **sizes)
+    with Progress.on_stderr() if is_main() else Progress(None) as bar:
+        bar.update(f"learning a vocabulary from {len(texts):,} texts", 0, None)
+        processor = VLMoProcessor.train(texts, vocab_size=text.vocab_size, **sizes)
+    ids = processor.tokenizer.get_vocab()
+    keep_file(file, lambda path: path.write_text("\n".join(sorted(ids, key=ids.__getitem__)) + "\n", encoding="utf-8"))
+    return processor
+
+
+def model_settings(recipe: Recipe, processor: VLMoProcessor | None) -> dict[str, Any]:
+    """Return the recipe's settings of the model with those that follow from the vocabulary."""
+    settings, start = asdict(recipe.model), Start.of(recipe)
+    config = {} if start is None else start.config
+    if processor is None:  # the text side, which the task does not read, is the start folder's
+        names = ("vocab_size", "max_text_positions", "pad_token_id")
+        return settings | {name: config[name] for name in names if name in config}
+    size = processor.vocab_size
+    if start is not None and start.has_vocabulary:
+        # The table may have more rows than there are tokens (BEiT-3: 64,010 for 64,002).
+        size = max(size, config.get("vocab_size", 0))
+    return settings | {"vocab_size": size, "pad_token_id": processor.tokenizer.pad_token_id}
