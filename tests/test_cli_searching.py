@@ -1,4 +1,4 @@
-"""`vlmo index`, `vlmo search` and `vlmo duplicates` as people type them."""
+"""`vlmo index`, `vlmo embed`, `vlmo search` and `vlmo duplicates` as people type them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.integrations.toy_gallery import trained_folder
-from tests.retrieval.toy_index import NAMES, write_folder
+from tests.integrations.toy_gallery import drawings, trained_folder
+from tests.retrieval.toy_index import NAMES, NUM, write_folder
 from tests.test_cli_tasks import refused
 from vlmo.cli import main
 from vlmo.retrieval.store import Store
@@ -110,6 +112,22 @@ def test_model_that_moved_is_named(made, model, capsys, tmp_path):
     assert Path(NAMES[0]).stem.split()[0] in printed(["search", copy, "x", "--model", model], capsys)
 
 
+def test_embed_writes_vectors_of_images_or_texts(made, model, capsys, tmp_path):
+    (made[0] / "bad.jpg").write_text("no image")
+    shown = printed(["embed", model, made[0], "--out", tmp_path / "new" / "v.parquet"], capsys)
+    (made[0] / "bad.jpg").unlink()
+    assert f"{NUM} vectors in" in shown
+    assert "1 images could not be used" in shown
+    encoder, found = Encoder(model), pq.read_table(tmp_path / "new" / "v.parquet").to_pydict()
+    order = [found["path"].index(str(made[0] / name)) for name in NAMES]
+    np.testing.assert_allclose(np.array(found["vector"])[order], encoder.embed_images(drawings()), atol=1e-5)
+    (tmp_path / "texts.txt").write_text("one\n\n two \n")
+    printed(["embed", model, "--texts", tmp_path / "texts.txt", "--out", tmp_path / "t.parquet"], capsys)
+    found = pq.read_table(tmp_path / "t.parquet").to_pydict()
+    assert found["text"] == ["one", "two"]
+    np.testing.assert_allclose(found["vector"], encoder.embed_texts(["one", "two"]), atol=1e-5)
+
+
 def test_duplicates_of_an_index(model, tmp_path, capsys):
     folder = write_folder(tmp_path / "images", numbers=range(6))
     shutil.copy(folder / NAMES[2], folder / "copy [red].png")
@@ -155,6 +173,10 @@ def test_duplicates_of_an_index(model, tmp_path, capsys):
         (["search", "INDEX", "x", "--where", "1=1) or (1=1"], "its parentheses do not match"),
         (["search", "INDEX", "x", "--where", "repeat('a',100000000) = path"], "it calls repeat()"),
         (["search", "INDEX", "x", "--sheet", "x.pdf"], "--sheet x.pdf"),
+        (["embed", "MODEL", "--out", "x.parquet"], "either images or --texts"),
+        (["embed", "MODEL", "IMAGES", "--out", "x.csv"], ".parquet"),
+        (["embed", "MODEL", "IMAGES", "--out", "FILE.parquet"], "FILE.parquet exists"),
+        (["embed", "MODEL", "--texts", "LATIN", "--out", "x.parquet"], "utf-8"),
         (["duplicates", "nowhere"], "is no index"),
         (["duplicates", "INDEX", "--threshold", "95"], "threshold is 95.0; give"),
         (["index", "ADAPTER", "IMAGES", "--out", "new"], "merge it first"),

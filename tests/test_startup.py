@@ -32,7 +32,7 @@ import sys
 from vlmo.cli import main
 sys.modules["peft"] = None  # as if it were not installed
 for line in ("--help", "--version", "finetune --help", "quickstart --help", "evaluate --help", "predict --help",
-             "index --help", "search --help", "data prepare --help",
+             "index --help", "search --help", "embed --help", "data prepare --help",
              "duplicates --help",
              "models --help", "models", "import --help", "export --help", "recipes --help", "serve --help"):
     try:

@@ -46,7 +46,7 @@ def test_python_runs(place, monkeypatch, capsys):
 def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("vlmo ")]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         main(shlex.split(command)[1:])
         printed = capsys.readouterr().out

@@ -8,10 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -37,7 +35,7 @@ from vlmo import (
 from vlmo.export import onnx as onnx_export
 from vlmo.export.graphs import AnyLengthPositionBias, graphs_of
 from vlmo.export.onnx import write_onnx
-from vlmo.export.sessions import OnnxSession, RetrievalGraphs
+from vlmo.export.sessions import OnnxSession
 from vlmo.model.embeddings import RelativePositionBias
 from vlmo.processing import image_processor_for
 
@@ -162,16 +160,18 @@ def test_int8_files_multiply_in_int8_and_agree_roughly(exported, processor):
     weights = onnx.load(exported.folder / "text_encoder.int8.onnx").graph.initializer
     matrices = [each for each in weights if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2]
     assert len(matrices) == 4 * exported.model.config.num_hidden_layers + 1  # four in each layer, and the projection
-    quantised = RetrievalGraphs(exported.folder, precision="int8")
+    images, texts, pairs = (
+        OnnxSession(exported.folder / f"{name}_encoder.int8.onnx") for name in ("image", "text", "fusion")
+    )
     given = processor(images=drawings()[1:8:2], text=words()[3:19:4], return_tensors="pt")  # alike to the samples
     pixels, text = given["pixel_values"], (given["input_ids"], given["attention_mask"])
     for actual, expected in (
-        (quantised.run("image_encoder", pixels), exported.model.get_image_features(pixels)),
-        (quantised.run("text_encoder", *text), exported.model.get_text_features(*text)),
+        (images(pixels)[0], exported.model.get_image_features(pixels)),
+        (texts(*text)[0], exported.model.get_text_features(*text)),
     ):
         cosines = (torch.from_numpy(actual) * expected).sum(dim=1)
         assert INT8_COSINE < cosines.min() < 1 - CLOSE
-    close(quantised.run("fusion_encoder", pixels, *text), exported.model.match(pixels, *text), atol=INT8_LOGITS)
+    close(pairs(pixels, *text)[0], exported.model.match(pixels, *text), atol=INT8_LOGITS)
     graphs = exported.report["graphs"].values()
     assert all(graph["int8"]["num_bytes"] < 0.75 * graph["float32"]["num_bytes"] for graph in graphs)
 
@@ -329,8 +329,6 @@ def test_folders_that_cannot_be_exported_are_named(classifier, exported, tmp_pat
         write_onnx(tmp_path, tmp_path / "exported")
     with pytest.raises(ValueError, match="exists and is no ONNX export"):
         write_onnx(classifier, classifier)
-    with pytest.raises(ValueError, match="is no ONNX export"):
-        RetrievalGraphs(classifier)
     config = json.loads((classifier / "config.json").read_text())
     (classifier / "config.json").write_text(json.dumps(config | {"architectures": ["VLMoForVisualQuestionAnswering"]}))
     with pytest.raises(ValueError, match=r"lacks 8 tensors .*answer_head"):
@@ -339,28 +337,6 @@ def test_folders_that_cannot_be_exported_are_named(classifier, exported, tmp_pat
     with pytest.raises(ValueError, match=r"holds SomebodyElse; expected .* VLMoFor"):
         write_onnx(classifier, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
-
-
-def described(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    description = json.loads((folder / "onnx.json").read_text())
-    change(description)
-    (folder / "onnx.json").write_text(json.dumps(description))
-
-
-def test_retrieval_asks_for_what_was_exported(classifier_export, exported, tmp_path):
-    with pytest.raises(ValueError, match="holds a VLMoForImageClassification, which does not search"):
-        RetrievalGraphs(classifier_export.folder / "exported")
-    folder = shutil.copytree(exported.folder, tmp_path / "exported")
-    described(folder, lambda about: about["graphs"].pop("fusion_encoder"))
-    with pytest.raises(ValueError, match="no matching head"):
-        RetrievalGraphs(folder).run("fusion_encoder", pictures(1), *text_of([3]))
-    described(folder, lambda about: about["graphs"]["image_encoder"].update(int8=None))
-    with pytest.raises(ValueError, match="holds no int8 files"):
-        RetrievalGraphs(folder, precision="int8")
-    outside = {"file": str(exported.folder / "image_encoder.onnx")}
-    described(folder, lambda about: about["graphs"]["image_encoder"]["float32"].update(outside))
-    with pytest.raises(ValueError, match="no path and no link"):
-        RetrievalGraphs(folder).run("image_encoder", pictures(1))
 
 
 def test_a_missing_package_is_named(classifier, tmp_path, monkeypatch):

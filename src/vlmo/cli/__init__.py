@@ -35,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": tasks.evaluate,
     "predict": tasks.predict,
     "index": searching.index,
+    "embed": searching.embed,
     "search": searching.search,
     "duplicates": searching.duplicates,
     "serve": searching.serve,
@@ -47,7 +48,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 """Function of each command: its arguments are the options, and its docstring the help."""
 _EXTRAS = {
-    **dict.fromkeys(("index", "search", "duplicates"), "retrieval"),
+    **dict.fromkeys(("index", "search", "embed", "duplicates"), "retrieval"),
     "serve": "serve",
     "data": "train",
     "export": "quickstart,onnx",

@@ -1,4 +1,4 @@
-"""`vlmo index`, `vlmo search`, `vlmo duplicates` and `vlmo serve`."""
+"""`vlmo index`, `vlmo embed`, `vlmo search`, `vlmo duplicates` and `vlmo serve`."""
 
 from __future__ import annotations
 
@@ -83,6 +83,38 @@ def index(
         lines = (out / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
         raise ValueError(f"none of {report.bad} images can be used: {first_reasons(map(json.loads, lines))}")
     _show_report(report, out=out)
+
+
+def embed(
+    folder: ModelFolder,
+    images: tyro.conf.Positional[tuple[str, ...]] = (),
+    *,
+    out: Path,
+    texts: Path | None = None,
+    engines: Engines = EngineOptions(),  # noqa: B008
+) -> None:
+    """Write embeddings for other tools: vlmo embed MODEL_FOLDER IMAGES...|--texts FILE --out FILE.parquet.
+
+    Args:
+        images: As for vlmo index.
+        out: New .parquet file, with the columns path (or text) and vector.
+        texts: Text file whose lines are embedded instead of images.
+    """
+    folder = Path(find_model(folder))
+    if (texts is None) == (not images):
+        raise ValueError("vlmo embed needs either images or --texts FILE")
+    check_new_file(out, option="--out", suffix=".parquet")
+    check_given([*images, texts], expected="images, or a file of texts")
+    from vlmo.data.rows import first_reasons
+    from vlmo.retrieval import Encoder
+    from vlmo.retrieval.vectors import write_vectors
+
+    lines = [] if texts is None else [*filter(None, map(str.strip, texts.read_text(encoding="utf-8").splitlines()))]
+    encoder = Encoder(folder, **vars(engines))
+    number, bad = write_vectors(encoder, out, images=images, texts=lines, console=_STDERR)
+    say(f"{number} vectors in {out}")
+    if bad:
+        say(f"{len(bad)} images could not be used: {first_reasons(each.line() for each in bad)}")
 
 
 def search(

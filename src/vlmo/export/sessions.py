@@ -6,14 +6,13 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 from jaxtyping import UInt8
 
-from vlmo.folder import file_in, read_json
+from vlmo.folder import read_json
 
 DESCRIPTION = "onnx.json"
 IMAGE_ENCODER, TEXT_ENCODER, FUSION_ENCODER = "image_encoder", "text_encoder", "fusion_encoder"
@@ -91,51 +90,6 @@ def _openvino_core() -> Any:
     import openvino
 
     return openvino.Core()
-
-
-class RetrievalGraphs:
-    """Dual encoder and, if it was exported, fusion encoder of a folder; a graph is loaded when it is first run.
-
-    Args:
-        folder: Written by `write_onnx`.
-        engine: Runs the graphs.
-        precision: Of the files: float32 or int8.
-        cache: As for `OpenVinoSession`.
-
-    Raises:
-        ValueError: The folder holds no dual encoder, or no quantised files.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        engine: GraphEngine = "onnx",
-        precision: Precision = "float32",
-        cache: Path | None = None,
-    ) -> None:
-        folder = Path(folder)
-        self.description = read_description(folder)
-        graphs = self.description["graphs"]
-        if self.description["logit_scale"] is None:
-            raise ValueError(f"{folder} holds a {self.description['model_class']}, which does not search.")
-        if any(graph[precision] is None for graph in graphs.values()):
-            raise ValueError(f"{folder} holds no {precision} files; export it again with {precision}.")
-        self.can_match = FUSION_ENCODER in graphs
-
-        def open_graph(name: str) -> Callable[..., list[np.ndarray]]:
-            if name not in graphs:
-                raise ValueError("This folder holds no fusion encoder: its model has no matching head.")
-            file = file_in(folder, graphs[name][precision]["file"])
-            if engine == "openvino":
-                return OpenVinoSession(file, cache=cache, exact=precision == "float32")
-            return OnnxSession(file)
-
-        self._open = functools.cache(open_graph)
-
-    def run(self, name: str, *arrays: Any) -> np.ndarray:
-        """Return the first output of a graph, by its name; ValueError if there is no such graph."""
-        return self._open(name)(*arrays)[0]
 
 
 def read_description(folder: Path) -> dict[str, Any]:

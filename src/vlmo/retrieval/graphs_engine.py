@@ -5,6 +5,7 @@ Neither PyTorch nor transformers is imported once the graphs have been written.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -16,13 +17,16 @@ from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.export.sessions import (
+    DESCRIPTION,
     FUSION_ENCODER,
     IMAGE_ENCODER,
     TEXT_ENCODER,
     GraphEngine,
+    OnnxSession,
+    OpenVinoSession,
     Pixels,
     Precision,
-    RetrievalGraphs,
+    read_description,
 )
 from vlmo.folder import file_in
 from vlmo.lazy import install_command, need_package
@@ -74,13 +78,23 @@ class GraphsEngine:
         from tokenizers import Tokenizer
 
         written = write_graphs(folder, fingerprint, precision=precision)
-        self.graphs = RetrievalGraphs(written, engine=engine, precision=precision, cache=written / "openvino")
-        described = self.graphs.description
-        self._size: list[int] = described["image"]["size"]
-        self.can_match = self.graphs.can_match
-        self.dim: int = described["graphs"][IMAGE_ENCODER]["outputs"]["image_embeds"]["shape"][-1]
-        self.inverse_temperature = float(np.exp(described["logit_scale"]))
-        text = described["text"]
+        about = read_description(written)
+        graphs, text = about["graphs"], about["text"]
+        self._size: list[int] = about["image"]["size"]
+        self.can_match = FUSION_ENCODER in graphs
+        self.dim: int = graphs[IMAGE_ENCODER]["outputs"]["image_embeds"]["shape"][-1]
+        self.inverse_temperature = float(np.exp(about["logit_scale"]))
+
+        @functools.cache  # a graph is loaded when it is first run
+        def session(name: str) -> OnnxSession | OpenVinoSession:
+            if name not in graphs:
+                raise ValueError("this model has no matching head")
+            file = file_in(written, graphs[name][precision]["file"])
+            if engine == "openvino":
+                return OpenVinoSession(file, cache=written / "openvino", exact=precision == "float32")
+            return OnnxSession(file)
+
+        self._session = session
         self._tokenizer = Tokenizer.from_file(str(file_in(written, text["tokenizer"])))
         self._tokenizer.enable_truncation(text["max_length"])
         self._tokenizer.enable_padding(pad_id=text["pad_token_id"], pad_to_multiple_of=_PAD_MULTIPLE)
@@ -96,15 +110,15 @@ class GraphsEngine:
 
     def embed_images(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
         """L2-normalised vectors."""
-        return self.graphs.run(IMAGE_ENCODER, _pixel_values(pixels))
+        return self._session(IMAGE_ENCODER)(_pixel_values(pixels))[0]
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
         """L2-normalised vectors."""
-        return self.graphs.run(TEXT_ENCODER, *self._tokens(texts))
+        return self._session(TEXT_ENCODER)(*self._tokens(texts))[0]
 
     def match(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
         """Log-odds that each text belongs to its image."""
-        logits = self.graphs.run(FUSION_ENCODER, _pixel_values(pixels), *self._tokens(texts))
+        logits = self._session(FUSION_ENCODER)(_pixel_values(pixels), *self._tokens(texts))[0]
         return logits[:, 1] - logits[:, 0]
 
     def _tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -173,11 +187,8 @@ def calibration_samples(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _has_graphs(folder: Path, precision: Precision) -> bool:
-    try:
-        RetrievalGraphs(folder, precision=precision)
-    except ValueError:
-        return False
-    return True
+    graphs = read_description(folder)["graphs"] if (folder / DESCRIPTION).is_file() else {}
+    return bool(graphs) and all(graph[precision] is not None for graph in graphs.values())
 
 
 def _pixel_values(pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image 3 height width"]:
