@@ -1,5 +1,6 @@
 """Findings: variants differ in one thing, effects have right intervals, and jobs run once and are reported."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -13,8 +14,6 @@ import findings_report
 import shape_world
 from findings_design import CLAIMS, CONFIRMATIONS, MATCHING, RECALL, SECONDARY, VARIANTS
 from findings_report import Effect, effect
-from vlmo.data.builtin.scenes import COLORS, Choices
-from vlmo.data.compose import compose
 from vlmo.recipes.schema import changed_settings
 from vlmo.tasks import evaluate
 
@@ -76,31 +75,9 @@ def test_a_verdict_needs_both_intervals_on_one_side_of_zero(t, bootstrap, verdic
     assert Effect((1.0, 2.0), t=t, bootstrap=bootstrap).verdict == verdict
 
 
-def color_at(image, place):
-    """Return the name of the color that is commonest beside the pale background in a quarter of an image."""
-    row, column = (24 * word.startswith(("b", "r")) for word in place)
-    pixels = np.asarray(image, dtype=int)[row : row + 24, column : column + 24].reshape(-1, 3)
-    names = list(COLORS)
-    painted = pixels[pixels.min(axis=1) < 200]
-    nearest = np.abs(painted[:, None] - np.array(list(COLORS.values()))).sum(axis=2).argmin(axis=1)
-    return names[np.bincount(nearest, minlength=len(names)).argmax()]
-
-
-@pytest.mark.parametrize("kind", shape_world.KINDS)
-def test_captions_are_true_and_changed_ones_true_of_the_other_scene(kind):
-    differing = {"color": 1, "shape": 1, "swap": 2, "place": 2}[kind]
-    for number in range(20):
-        choices = Choices(f"{kind}/{number}")
-        scene = shape_world.make_scene(choices)
-        other = shape_world.changed(scene, choices, kind=kind)
-        phrases = [shape_world.caption_of(each).split(" and ") for each in (scene, other)]
-        assert len(set(phrases[0]) - set(phrases[1])) == differing
-        for each, shown in zip((scene, other), phrases, strict=True):
-            assert shown == sorted(shown)
-            image = compose(each.cell("", shape_world.PIXELS)["bytes"])
-            for color, shape, *place in (phrase.split() for phrase in shown):
-                assert shape in shape_world.SHAPES
-                assert color_at(image, place) == color
+def test_scenes_are_those_of_the_findings():
+    rows = [shape_world._pairs("train", 50), shape_world._gallery("test", 50), list(shape_world._binding("test", 8))]
+    assert hashlib.sha256(repr(rows).encode()).hexdigest()[:16] == "df02f67a42010520"
 
 
 def matching(run):

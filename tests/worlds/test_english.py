@@ -1,7 +1,8 @@
-import pytest
+import sysconfig
+from pathlib import Path
 
 from vlmo.data.schema import FEATURES
-from vlmo.data.sources import open_source
+from worlds import english
 from worlds.english import prose_sentences
 
 
@@ -28,17 +29,16 @@ The form "assert" is (mostly) harmless! See {x}.
     ]
 
 
-@pytest.mark.slow
-def test_english_text(shared_folder) -> None:
-    train = open_source("english-text", split="train", cache_dir=shared_folder)
-    test = open_source("english-text", split="test", cache_dir=shared_folder)
-    assert train.features == FEATURES
+def test_english_text_has_each_sentence_once(monkeypatch) -> None:
+    library = Path(sysconfig.get_path("stdlib"))
+    monkeypatch.setattr(english.sysconfig, "get_path", lambda _: str(library / "email"))
+    features, splits = english.english_text()
+    assert features == FEATURES
+    sentences = [row["captions"][0] for rows in splits.values() for row in rows]
     # The number depends on the version of Python, whose documentation this is.
-    assert len(train) > 9_000
-    assert 0.03 < len(test) / (len(train) + len(test)) < 0.07
-    sentences = [captions[0] for captions in [*train["captions"][:], *test["captions"][:]]]
-    assert len(set(sentences)) == len(sentences)
-    assert len({*train["image_id"][:], *test["image_id"][:]}) == len(sentences)
-    assert set(train["source"][:]) == {"python", "easy-vqa"}
+    assert len(sentences) > 2_000
+    assert 0.03 < len(splits["test"]) / len(sentences) < 0.07
+    assert len(set(sentences)) == len({row["image_id"] for rows in splits.values() for row in rows}) == len(sentences)
+    assert {row["source"] for row in splits["train"]} == {"python", "easy-vqa"}
     assert not any(character in sentence for sentence in sentences for character in "`*\n_=<>{}")
     assert all(4 <= len(sentence.split()) <= 50 for sentence in sentences)
