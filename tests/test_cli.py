@@ -23,11 +23,11 @@ class _ForeignCode:
 def test_what_commands_say_controls_no_terminal(capsys) -> None:
     say("red\x1b[2J\x9b1m", "no\nline", "gnp.\u202eexe\u2066\u200f\u2028 \udcff \u200d")
     say_json({"red\x9b": "gr\u00fcn\x1b\x85\u202e\udcff"})
-    shown, _, told = capsys.readouterr().out.partition("\u200d\n")
+    shown, _, rest = capsys.readouterr().out.partition("\u200d\n")
     assert shown == "red [2J 1m\nno line\ngnp. exe      "
-    assert "gr\u00fcn" in told
-    assert not set(map(ord, told)) & {0x1B, 0x85, 0x9B, 0x202E, 0xDCFF}
-    assert json.loads(told) == {"red\x9b": "gr\u00fcn\x1b\x85\u202e\udcff"}
+    assert "gr\u00fcn" in rest
+    assert not set(map(ord, rest)) & {0x1B, 0x85, 0x9B, 0x202E, 0xDCFF}
+    assert json.loads(rest) == {"red\x9b": "gr\u00fcn\x1b\x85\u202e\udcff"}
 
 
 def refused(arguments, capsys, *, code: int = 2) -> str:
@@ -243,6 +243,6 @@ def test_missing_packages_are_named_by_their_extra(arguments, module, extra, mon
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    told = capsys.readouterr().err
-    assert "pip install" in told
-    assert f"[{extra}]" in told
+    shown = capsys.readouterr().err
+    assert "pip install" in shown
+    assert f"[{extra}]" in shown

@@ -26,7 +26,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Six pictures with a caption each."""
+    """Six images with a caption each."""
     folder = tmp_path_factory.mktemp("pairs")
     lines = ["file_name,caption,split"]
     for number, color in enumerate([*COLORS.values(), (0, 0, 0), (90, 90, 90)]):
@@ -43,7 +43,7 @@ def questions(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
-    file = tmp_path_factory.mktemp("pictures") / "red.png"
+    file = tmp_path_factory.mktemp("drawn") / "red.png"
     Image.new("RGB", (40, 30), COLORS["red"]).save(file)
     return str(file)
 
@@ -125,7 +125,7 @@ def test_predict_answers_a_question_and_draws_what_it_looked_at(folders, picture
 
 def test_predict_gives_json(folders, picture, capsys, tmp_path):
     other = str(shutil.copy(picture, tmp_path / "other.png"))
-    main(["predict", folders["nlvr2"], "--image", picture, picture, "--text", "both pictures are red", "--json"])
+    main(["predict", folders["nlvr2"], "--image", picture, picture, "--text", "both images are red", "--json"])
     rows = json.loads(capsys.readouterr().out)
     assert rows[0].keys() == {"prediction", "confidence"}
     main(["predict", folders["retrieval"], "--image", picture, "--text", "is it red", "is it blue", "--json"])

@@ -38,7 +38,7 @@ class Batch(TypedDict, total=False):
     image_ids: Int[Tensor, "batch"]
     """Equal for rows that show the same image."""
     sample_ids: Int[Tensor, "batch"]
-    """Row numbers in the data set; of streams, hashes of shard and place."""
+    """Row numbers in the data set; of streams, hashes of shard and position."""
     step_seed: Int[Tensor, ""]
     """A function of (run seed, step, micro-step), the same on every process; seeds the sampling of hard negatives."""
 

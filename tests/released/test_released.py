@@ -55,8 +55,8 @@ def test_own_model_folder_goes_before_a_released_one(released, tmp_path):
 def test_classes_load_by_name(released):
     assert VLMoConfig.from_pretrained("toy").hidden_size == 32
     assert VLMoProcessor.from_pretrained("toy").image_size == 64
-    named, told = VLMoForImageTextRetrieval.from_pretrained("toy"), VLMoForImageTextRetrieval.from_pretrained(released)
-    for name, tensor in told.state_dict().items():
+    named, given = VLMoForImageTextRetrieval.from_pretrained("toy"), VLMoForImageTextRetrieval.from_pretrained(released)
+    for name, tensor in given.state_dict().items():
         torch.testing.assert_close(named.state_dict()[name], tensor, rtol=0, atol=0)
     assert isinstance(VLMoModel.from_pretrained("toy"), VLMoModel)
     with pytest.raises(ValueError, match=r"vlmo-smal is no model folder.* Did you mean vlmo-small\?"):
@@ -64,8 +64,8 @@ def test_classes_load_by_name(released):
 
 
 def test_a_run_starts_from_a_name(released, tmp_path):
-    pictures = write_folder(tmp_path / "pictures")
-    recipe = shrunk(find_recipe("shapes-matching"), source=pictures, visual_tokenizer=tmp_path)
+    images = write_folder(tmp_path / "images")
+    recipe = shrunk(find_recipe("shapes-matching"), source=images, visual_tokenizer=tmp_path)
     recipe = dataclasses.replace(recipe, init="toy", trainer=dataclasses.replace(recipe.trainer, max_steps=1))
     result = build(recipe, run_dir=tmp_path / "run").fit()
     assert "tensors loaded" in (tmp_path / "run" / "start.txt").read_text()
@@ -75,8 +75,8 @@ def test_a_run_starts_from_a_name(released, tmp_path):
 
 
 def test_commands_take_a_name(released, tmp_path, capsys):
-    pictures = write_folder(tmp_path / "pictures", numbers=range(6))
-    main(["index", "toy", str(pictures), "--out", "index"])
+    images = write_folder(tmp_path / "images", numbers=range(6))
+    main(["index", "toy", str(images), "--out", "index"])
     main(["search", "index", "a red square", "--model", "toy", "--top", "1"])
     Image.new("RGB", (64, 64), "red").save("red.png")
     capsys.readouterr()
@@ -86,16 +86,16 @@ def test_commands_take_a_name(released, tmp_path, capsys):
 
 
 def test_evaluation_of_a_released_model_leaves_it_as_it_is(released, tmp_path, capsys):
-    pictures = write_folder(tmp_path / "pictures")
+    images = write_folder(tmp_path / "images")
     before = {file: file.stat().st_mtime_ns for file in released.iterdir()}
-    main(["evaluate", "toy", "--data", str(pictures), "--split", "train", "--rerank", "0", "--device", "cpu"])
+    main(["evaluate", "toy", "--data", str(images), "--split", "train", "--rerank", "0", "--device", "cpu"])
     assert notes_folder("toy") != released
     assert {file.name for file in (tmp_path / "here").glob("*.json*")} == {
-        "evaluation_retrieval_pictures_train.json",
+        "evaluation_retrieval_images_train.json",
         "train.quarantine.jsonl",
     }
     capsys.readouterr()
-    shown = refused(["evaluate", "toy", "--data", str(pictures), "--write-card"], capsys)
+    shown = refused(["evaluate", "toy", "--data", str(images), "--write-card"], capsys)
     assert "toy is a published model and stays as it is" in shown
     assert {file: file.stat().st_mtime_ns for file in released.iterdir()} == before
 

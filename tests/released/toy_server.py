@@ -1,4 +1,4 @@
-"""A server of files on loopback which misbehaves as it is told, and the published files that it has."""
+"""A server of files on loopback which misbehaves as it is asked to, and the published files that it has."""
 
 from __future__ import annotations
 

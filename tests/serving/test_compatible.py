@@ -55,10 +55,10 @@ def addresses(files) -> list[str]:
 
 def mixed(parts, images: list[int], texts: list[str]) -> np.ndarray:
     """Scores of a search, of pairs; one of either goes with each of the others."""
-    encoder, pictures = parts.encoder, [drawings()[number] for number in images]
+    encoder, chosen = parts.encoder, [drawings()[number] for number in images]
     number = max(len(images), len(texts))
-    odds = encoder.match(pictures * (number // len(images)), texts * (number // len(texts)))
-    similarity = (encoder.embed_images(pictures) @ encoder.embed_texts(texts).T).ravel()
+    odds = encoder.match(chosen * (number // len(images)), texts * (number // len(texts)))
+    similarity = (encoder.embed_images(chosen) @ encoder.embed_texts(texts).T).ravel()
     return (encoder.inverse_temperature * (similarity - 1) + odds) / 2  # the default weight
 
 

@@ -91,7 +91,7 @@ class State:
         if media != _JSON:
             raise ServiceError(415, f"content type {media!r:.80}", hint=f"send {_JSON}")
         body = await request.body()
-        # It takes none of the queue's places: only now is known whether it brings images, which may have half of them.
+        # It does not count in the queue: only now is known whether it brings images, which may have half of them.
         if self.admitted >= self.settings.queue:
             raise BusyError
         return await asyncio.get_running_loop().run_in_executor(self._parsers, _parse, body, kind)

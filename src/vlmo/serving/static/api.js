@@ -27,7 +27,7 @@ export async function call(path, { body = null, signal = null } = {}) {
   return response.json();
 }
 
-const wanted = new WeakMap(); // what an image was last told to show: an older answer that comes later is not for it
+const wanted = new WeakMap(); // what an image is to show: an older answer that comes later is not for it
 
 // Images cannot be asked for with a key by their address; without a key the browser loads, and keeps, them itself.
 export async function show(image, path) {

@@ -6,7 +6,7 @@ import { $, make, percent } from "./dom.js";
 export const titleOf = (hit) => hit.captions[0] || hit.name;
 
 export function showResults(found, { onOpen }) {
-  const cards = found.hits.map((hit, place) => card(hit, { place, onOpen, below: [title(hit), scores(hit)] }));
+  const cards = found.hits.map((hit, position) => card(hit, { position, onOpen, below: [title(hit), scores(hit)] }));
   $("grid").replaceChildren(...(cards.length ? cards : [nothing()]));
 }
 
@@ -37,11 +37,11 @@ export function clearProblem() {
 }
 
 export function showSamples(hits, { onOpen }) {
-  $("strip").replaceChildren(...hits.map((hit, place) => card(hit, { place, onOpen, below: [] })));
+  $("strip").replaceChildren(...hits.map((hit, position) => card(hit, { position, onOpen, below: [] })));
 }
 
-function card(hit, { place, onOpen, below }) {
-  const image = make("img", { alt: below.length ? "" : titleOf(hit), width: 200, height: 200, loading: place < 12 ? "eager" : "lazy", decoding: "async" });
+function card(hit, { position, onOpen, below }) {
+  const image = make("img", { alt: below.length ? "" : titleOf(hit), width: 200, height: 200, loading: position < 12 ? "eager" : "lazy", decoding: "async" });
   show(image, `/v1/thumbnails/${encodeURIComponent(hit.id)}`);
   const button = make(
     "button",
