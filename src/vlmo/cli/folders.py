@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmo.cli.parsing import ModelFolder, nearest
-from vlmo.released import find_model, no_model
+from vlmo.released import find_model, missing_model
 from vlmo.released.published import MODELS
 from vlmo.terminal import say
 
@@ -109,7 +109,7 @@ def export(folder: ModelFolder, *, out: Path, to: Literal["official", "onnx"] = 
         raise ValueError("--int8 belongs to --to onnx")
     folder = Path(find_model(folder))
     if not (folder / "config.json").is_file():
-        raise ValueError(no_model(folder))
+        raise missing_model(folder)
     if to == "onnx":
         from vlmo.export.onnx import describe_files
         from vlmo.retrieval.graphs_engine import export_graphs

@@ -5,7 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from vlmo.released import find_model, no_model
+from vlmo.released import find_model, missing_model
 
 _HALF = 0.5, [0.5, 0.5, 0.5]
 # What an image processor may say: every part of this package prepares pixels so, and would get other vectors than the
@@ -71,7 +71,7 @@ def check_folder(folder: str | Path, *names: str) -> None:
             weights cannot be read within bounds.
     """
     if (Path(folder) / "adapter_config.json").is_file():
-        raise ValueError(no_model(folder))
+        raise missing_model(folder)
     for path in weight_files(folder, *names):
         if path.suffix != Path(WEIGHTS).suffix:
             from vlmo.folder.pickles import check_pickles  # which imports torch
@@ -84,7 +84,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """Return `config.json` of a model folder, or of a released model; ValueError if it is missing or damaged."""
     file = Path(find_model(folder)) / "config.json"
     if not file.is_file():
-        raise ValueError(no_model(folder))  # transformers would go on to look for the name on the hub
+        raise missing_model(folder)  # transformers would go on to look for the name on the hub
     config = read_json(file)
     if not isinstance(config, dict):
         raise ValueError(f"{file} holds no JSON object; expected the configuration of a model")

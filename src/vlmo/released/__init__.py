@@ -43,7 +43,7 @@ def find_model(name: Name) -> Name | Path:
         return fetch_hub_folder(hub[1])
     if (model := MODELS.get(str(name))) is None:
         if not Path(name).exists() and difflib.get_close_matches(str(name), MODELS, n=1, cutoff=_MISSPELT):
-            raise ValueError(no_model(name))
+            raise missing_model(name)
         return name
     if not model.address:
         return FOLDER / model.name
@@ -60,7 +60,7 @@ def model_path(name: str | PathLike) -> str:
     """
     folder = Path(find_model(name))
     if not (folder / "config.json").is_file():
-        raise ValueError(no_model(name))
+        raise missing_model(name)
     return str(folder)
 
 
@@ -79,16 +79,16 @@ def notes_folder(folder: str | PathLike) -> Path:
     return Path() if is_released(folder) else Path(folder)
 
 
-def no_model(folder: str | PathLike) -> str:
-    """Return an error about a folder without `config.json`, with the name that is most like it."""
+def missing_model(folder: str | PathLike) -> ValueError:
+    """Return the error for a folder without `config.json`, with the name that is most like it."""
     if (Path(folder) / "adapter_config.json").is_file():
-        return (
+        return ValueError(
             f"{folder} holds an adapter and no model; merge it first: vlmo merge {folder} --out FOLDER "
             "(an adapter of another kind than LoRA: merge_and_unload of PEFT)"
         )
     near = difflib.get_close_matches(str(folder), MODELS, n=1) if len(Path(folder).parts) == 1 else []
     hint = f"Did you mean {near[0]}? " if near else ""
-    return (
+    return ValueError(
         f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {hint}Models with a name: "
         f"{SMALL} and others, which `vlmo models` lists."
     )
