@@ -29,13 +29,11 @@ CASES: dict[str, dict[str, Any]] = {
     "ddp": {"engine": DDP},
     "fsdp": {"engine": FSDP},
     "fsdp, accumulated": {"engine": FSDP, "accumulation": 2},
-    "fsdp, checkpointed": {"engine": replace(FSDP, activation_checkpointing=True)},
     "fsdp, compiled, checkpointed": {
         "engine": replace(FSDP, compile=True, activation_checkpointing=True),
         "num_hidden_layers": 1,
         "without": ("mlm", "itm"),  # each pass is traced
     },
-    "fsdp, cached": {"engine": FSDP, "cache_chunk": 1},
     "fsdp, cached, checkpointed": {"engine": replace(FSDP, activation_checkpointing=True), "cache_chunk": 1},
     "fsdp, bf16": {"engine": FSDP, "precision": "bf16"},
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 
 import pytest
 import torch
@@ -43,21 +42,6 @@ def test_checkpointed_blocks_run_again_in_the_backward_pass_and_only_there() -> 
     forward, backward, evaluation = calls[False]
     assert backward == 0
     assert calls[True] == (forward, forward, evaluation)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the tracer looks at it
-def test_compiled_and_checkpointed_blocks_give_the_same_update(monkeypatch) -> None:
-    # Traced and differentiated as always, but without the minutes that machine code takes.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    graphs = torch._dynamo.utils.counters["stats"]
-    before = graphs["unique_graphs"]
-    small = {"num_hidden_layers": 1, "without": ("itm",)}  # each pass is traced; those of pairs are MLM's too
-    expected = one_update(EngineConfig(), **small)
-    engine = EngineConfig(compile=True, activation_checkpointing=True)
-    torch.testing.assert_close(one_update(engine, **small), expected, atol=ATOL, rtol=1e-5)
-    assert graphs["unique_graphs"] > before
-    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def cpu_with(*instructions: str) -> dict[str, bool]:

@@ -40,7 +40,7 @@ _TASK_OF_COLUMN: dict[str, type[Task]] = {
 }
 _WIDE = 384
 """Width from which on models are fine-tuned at the paper's rates; those of vlmo-small's recipes below."""
-_FEWEST_STEPS, _MOST_STEPS = 100, 5000
+_EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 20, 100, 5000
 _STREAM_STEPS = 1000
 """Steps on streams, whose rows nobody has counted: 128,000 pairs, which a first run on a CPU can take."""
 
@@ -77,39 +77,35 @@ def finetune_recipe(
         found = RetrievalTask if rows is None else _task_of(rows, str(source))
     if found.reads_text and not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{model} has no vocabulary, and {found.title} reads texts; start from a model that has one")
-    wide, batch, epochs = config.hidden_size >= _WIDE, 64, 20
-    # Pixels may be answers and captions may tell sides, so images are neither mirrored nor recoloured.
+    wide, batch = config.hidden_size >= _WIDE, 64
+    lr, vision = 3e-5 if wide else 1e-3, False
+    # Pixels may be answers and captions may tell sides, so images are neither mirrored nor recolored.
     transform = TransformConfig(image_size=config.image_size, rand_augment_ops=0, horizontal_flip=0.0)
-    lr, settings = (3e-5, {}) if wide else (1e-3, {})
     trained: Task
     if found is RetrievalTask:
-        losses = (
-            VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3)
-            if config.use_match_head
-            else RetrievalTask().losses
-        )
-        trained, batch, lr = RetrievalTask(losses=losses), 64 if wide else 128, 3e-5 if wide else 3e-4
+        trained, batch, lr = RetrievalTask(), 64 if wide else 128, 3e-5 if wide else 3e-4
+        if config.use_match_head:
+            trained = RetrievalTask(losses=VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3))
     elif found is VQATask:
         trained = VQATask(head_lr_scale=20.0 if wide else 1.0)
     elif found is NLVR2Task:
         trained = NLVR2Task()
     elif found is ClassificationTask:
         trained = ClassificationTask(losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8)
-        transform, settings = TransformConfig(image_size=config.image_size), {"num_fusion_layers": 0}
-        lr = 5e-4 if wide else 1e-3
+        transform, vision, lr = TransformConfig(image_size=config.image_size), True, 5e-4 if wide else 1e-3
     elif found is SegmentationTask:
         trained, batch = SegmentationTask(channels=512 if wide else 64), 16
-        transform, settings = TransformConfig(), {"num_fusion_layers": 0}
+        transform, vision = TransformConfig(), True
     else:
         raise ValueError(f"the task {found.name} is not fine-tuned this way; vlmo recipes lists recipes for it")
     steps = _STREAM_STEPS
     if rows is not None:
         batch = min(batch, 1 << (len(rows).bit_length() - 1))
-        steps = min(max(epochs * len(rows) // batch, _FEWEST_STEPS), _MOST_STEPS)
+        steps = min(max(_EPOCHS * len(rows) // batch, _FEWEST_STEPS), _MOST_STEPS)
     split = None if source is None else _measured_split(source)
     recipe = Recipe(
         task=trained,
-        model=replace(model_config(config), **settings),
+        model=replace(model_config(config), **{"num_fusion_layers": 0} if vision else {}),
         text=_text_of(folder, vocab_size=config.vocab_size),
         data=DataConfig(source=source or "", transform=transform, streams=StreamConfig(patterns=tuple(streams))),
         loader=LoaderConfig(global_batch_size=batch, num_workers=2 if wide else 0),

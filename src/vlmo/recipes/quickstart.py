@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import replace
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from vlmo.data.loader import LoaderConfig
@@ -18,35 +17,33 @@ from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 FILE = "quickstart.json"
-"""Results over several seeds, as `experiments/quickstart_seeds.py` writes them."""
+"""Results over several seeds, as `experiments/quickstart_seeds.py` writes them: `summary` by column and row of the
+quickstart's table, `stages`, all seeds, the machine."""
 DUAL, FUSION = "Dual encoder", "Fusion encoder"
 IMAGE_RECALL, TEXT_RECALL, SIDES = "Text to image R@1", "Image to text R@1", "Caption or one with the opposite side"
 QUESTION_ROW, STATEMENT_ROW = "Questions", "Two scenes, true or false"
 """Columns and rows of the quickstart's table."""
 
 
-@functools.cache
-def quickstart_runs() -> dict[str, Any]:
-    """Return the file: `summary` by column and row of the quickstart's table, `stages`, all seeds, the machine."""
-    return json.loads((files("vlmo.recipes") / FILE).read_text(encoding="utf-8"))
+_RUNS_OF_SEEDS: dict[str, Any] = json.loads(Path(__file__).with_name(FILE).read_text(encoding="utf-8"))
 
 
 def over_seeds(column: str, row: str) -> str:
     """Return a cell of the quickstart's table in percent as "MEDIAN (LOWEST to HIGHEST)"."""
-    cell = quickstart_runs()["summary"][column][row]
+    cell = _RUNS_OF_SEEDS["summary"][column][row]
     median, lowest, highest = (f"{100 * cell[name]:.1f}" for name in ("median", "lowest", "highest"))
     return f"{median} ({lowest} to {highest})"
 
 
 def which_runs() -> str:
     """Return what the numbers are of, such as "median (lowest to highest) of 5 seeds, Intel Xeon"."""
-    runs = quickstart_runs()
-    return f"median (lowest to highest) of {len(runs['seeds'])} seeds, {runs['hardware']['cpu']}"
+    seeds, cpu = len(_RUNS_OF_SEEDS["seeds"]), _RUNS_OF_SEEDS["hardware"]["cpu"]
+    return f"median (lowest to highest) of {seeds} seeds, {cpu}"
 
 
 def _losses(name: str) -> str:
     """Return the losses of a stage over the last tenth of its steps."""
-    cells = quickstart_runs()["stages"][name]
+    cells = _RUNS_OF_SEEDS["stages"][name]
     listed = ("{} {median:.3g} ({lowest:.3g} to {highest:.3g})".format(loss, **cell) for loss, cell in cells.items())
     return f"losses at the end: {', '.join(listed)}; {which_runs()}."
 

@@ -26,7 +26,6 @@ LEARN_VOCABULARY = "learn"
 _NOT_PRE_TRAINED = (
     "use_pooler",
     "use_match_head",
-    "segmentation_layers",
     "segmentation_channels",
     "tie_word_embeddings",
 )
