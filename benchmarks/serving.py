@@ -124,7 +124,7 @@ def make_index(options: Options, folder: Path, *, console: Console) -> dict[str,
             build_index(encoder, [name], out=folder, store_bytes=True)
         store = Store(folder, dim=encoder.dim)
         _grow(store, options.vectors)
-        store.optimize(lookups=True, alone=True)
+        store.optimize(lookups=True)
         made = make_approximate(store, encoder, least=APPROXIMATE_FROM, before=None, console=console)
         facts = read_facts(folder) | {
             "images": store.table.count_rows(),

@@ -15,6 +15,7 @@ from tests.integrations.toy_gallery import drawings, trained_folder
 from tests.retrieval.toy_index import NAMES, NUM, write_folder
 from tests.test_cli_tasks import refused
 from vlmo.cli import main
+from vlmo.retrieval import Encoder
 from vlmo.retrieval.store import Store
 
 
@@ -176,7 +177,6 @@ def test_duplicates_of_an_index(model, tmp_path, capsys):
         (["embed", "MODEL", "--out", "x.parquet"], "either images or --texts"),
         (["embed", "MODEL", "IMAGES", "--out", "x.csv"], ".parquet"),
         (["embed", "MODEL", "IMAGES", "--out", "FILE.parquet"], "FILE.parquet exists"),
-        (["embed", "MODEL", "--texts", "LATIN", "--out", "x.parquet"], "utf-8"),
         (["duplicates", "nowhere"], "is no index"),
         (["duplicates", "INDEX", "--threshold", "95"], "threshold is 95.0; give"),
         (["index", "ADAPTER", "IMAGES", "--out", "new"], "merge it first"),

@@ -77,7 +77,7 @@ def test_index_of_a_folder_holds_what_is_there(encoder, gallery):
 
 def test_layout_on_the_disk_is_that_of_version_3(encoder, gallery):
     """Indexes that exist stay readable, also by programs that know LanceDB only."""
-    own = "id path origin shard stamp hash bytes captions thumbnail width height vector year kind"
+    own = "id path shard stamp hash bytes captions thumbnail width height vector year kind"
     assert lancedb.connect(gallery[1]).open_table("images").schema.names == own.split()
     facts = json.loads((gallery[1] / "index.json").read_text())
     expected = "created images approximate version model metric inputs metadata store_bytes complete updated"

@@ -34,9 +34,8 @@ _WRITTEN_ROWS, _WRITTEN_BYTES, _WRITTEN_EVERY_S = 4096, 128 << 20, 30.0
 more than the one before, and a kill loses what is not written."""
 _LOOKUPS_FROM = 20_000
 """Images from which on the table's columns of ids and hashes are indexed."""
-_LISTED_EVERY, _LOOKED_UP, _TOGETHER, _DELETED_AT_ONCE = 1000, 2048, 128, 1024
-"""Files between two updates of the progress; that are looked up in the table, given to an executor, and deleted, at
-a time."""
+_LISTED_EVERY, _TOGETHER, _DELETED_AT_ONCE = 1000, 512, 1024
+"""Files between two updates of the progress; that are looked up and given to an executor, and deleted, at a time."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def build_index(
             update = _Update(store, reader, list(found.values()), progress)
             counts = update.run(functools.partial(embed, encoder=encoder, reader=reader, batch=batch))
         images = store.table.count_rows()
-        store.optimize(lookups=images >= _LOOKUPS_FROM, alone="updated" not in facts)
+        store.optimize(lookups=images >= _LOOKUPS_FROM)
         approximate = make_approximate(
             store, encoder, least=approximate_from, before=facts["approximate"], console=console
         )
@@ -273,16 +272,14 @@ class _Update:
             else:
                 yield Work([found], self._store.known("shard", [found.path]))
         files = [found for found in self._found if found.kind == "file"]
-        for start in range(0, len(files), _LOOKED_UP):
-            some = {image_id(found.path): found for found in files[start : start + _LOOKED_UP]}
+        for start in range(0, len(files), _TOGETHER):
+            some = {image_id(found.path): found for found in files[start : start + _TOGETHER]}
             known = self._store.known("id", list(some))
             same = {id for id in known if known[id][0] == self._reader.stamp(some[id])}  # noqa: A001
             self._there |= same
             self._advance(sum(some[id].size for id in same), unchanged=len(same))  # noqa: A001
-            changed = [id for id in some if id not in same]  # noqa: A001
-            for first in range(0, len(changed), _TOGETHER):
-                ids = changed[first : first + _TOGETHER]
-                yield Work([some[id] for id in ids], {id: known[id] for id in ids if id in known})  # noqa: A001
+            if changed := [some[id] for id in some if id not in same]:  # noqa: A001
+                yield Work(changed, known)
 
     def _lookup(self, hashes: Sequence[str]) -> dict[str, Encoded]:
         """Results of images with these bytes, as far as they are in the table."""

@@ -45,7 +45,6 @@ class Found(NamedTuple):
 
     Attributes:
         path: Absolute path or URI.
-        origin: The input that led there.
         kind: "file", "shard", "dataset" or "unreadable".
         stamp: Changes when the content does, as far as its size and time show.
         size: In bytes.
@@ -53,7 +52,6 @@ class Found(NamedTuple):
     """
 
     path: str
-    origin: str
     kind: Kind
     stamp: str
     size: int
@@ -128,12 +126,12 @@ def _find_local(origin: str) -> Iterator[Found]:
         regular_file(given)
         kind = _kind(given.name.lstrip("."))  # it may begin with a dot, as it was given outright
         if given.is_dir():
-            yield from _below(given, origin=origin, seen=set())
+            yield from _below(given, seen=set())
         elif kind is None or kind == "skipped":
             names = ", ".join((*sorted(IMAGE_SUFFIXES), *SHARD_SUFFIXES))
             raise ValueError(f"{given} is no image by its name, and no shard ({names})")
         else:
-            yield _local(given, kind=kind, origin=origin, root=given.parent)
+            yield _local(given, kind, root=given.parent)
         return
     files, _ = open_file_system(origin)
     matches = {match for pattern in expand_braces(origin) for match in files.glob(pattern)}
@@ -142,9 +140,9 @@ def _find_local(origin: str) -> Iterator[Found]:
     seen: set[tuple[int, int]] = set()
     for match in sorted(map(Path, matches), key=lambda path: (path.is_symlink(), str(path))):  # as in a folder
         if match.is_dir() and not match.name.startswith("."):
-            yield from _below(match, origin=origin, seen=seen)
+            yield from _below(match, seen=seen)
         elif match.is_file() and (kind := _kind(match.name, has_tar=match.with_suffix(".tar").is_file)) is not None:
-            yield _local(match, kind=kind, origin=origin, root=match.parent)
+            yield _local(match, kind, root=match.parent)
 
 
 def was_deleted(origin: str) -> bool:
@@ -155,7 +153,7 @@ def was_deleted(origin: str) -> bool:
     return _kind(f"a{path.suffix}") is not None and path.parent.is_dir() and any(path.parent.iterdir())
 
 
-def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator[Found]:
+def _below(folder: Path, *, seen: set[tuple[int, int]]) -> Iterator[Found]:
     lost: list[Path] = []
     for path in walk(folder, seen=seen, lost=lost):
         if path.name in SAVED_FILES and path.is_file():
@@ -166,18 +164,18 @@ def _below(folder: Path, *, origin: str, seen: set[tuple[int, int]]) -> Iterator
                     size = sum(file.stat().st_size for file in saved.rglob("*.arrow") if file.is_file())
                     states = map(read_about, [path, *filter(Path.is_file, sorted(saved.glob("*/state.json")))])
                     stamp = _digest(b"\n".join(states), length=24)
-                    yield Found(str(saved), origin, "dataset", stamp, size, str(folder))
+                    yield Found(str(saved), "dataset", stamp, size, str(folder))
                 except OSError:
                     lost.append(saved)
         elif (kind := _kind(path.name, has_tar=path.with_suffix(".tar").is_file)) is not None:
             with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime
-                yield _local(path, kind=kind, origin=origin, root=folder)
-    yield from (Found(str(path), origin, "unreadable", "", 0, str(folder)) for path in lost)
+                yield _local(path, kind, root=folder)
+    yield from (Found(str(path), "unreadable", "", 0, str(folder)) for path in lost)
 
 
-def _local(path: Path, *, kind: Kind, origin: str, root: Path) -> Found:
+def _local(path: Path, kind: Kind, *, root: Path) -> Found:
     status = path.stat()
-    return Found(str(path), origin, kind, f"{status.st_size}-{status.st_mtime_ns}", status.st_size, str(root))
+    return Found(str(path), kind, f"{status.st_size}-{status.st_mtime_ns}", status.st_size, str(root))
 
 
 def _find_remote(origin: str) -> Iterator[Found]:
@@ -201,7 +199,7 @@ def _find_remote(origin: str) -> Iterator[Found]:
             versions = "-".join(str(info[key]) for key in _VERSIONS if info.get(key) is not None)
             size = int(info.get("size") or 0)
             root = files.unstrip_protocol(path if name != path else path.rpartition("/")[0])
-            yield Found(files.unstrip_protocol(name), origin, kind, f"{size}-{versions}", size, root)
+            yield Found(files.unstrip_protocol(name), kind, f"{size}-{versions}", size, root)
 
 
 def _kind(name: str, *, has_tar: Callable[[], bool] = lambda: False) -> Kind | None:
@@ -304,7 +302,6 @@ def _record(
     row = {
         "id": image_id(name),
         "path": path,
-        "origin": found.origin,
         "shard": None if found.kind == "file" else found.path,
         "stamp": stamp,
         "hash": _digest(data, length=32),

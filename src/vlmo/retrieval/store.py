@@ -27,7 +27,6 @@ DISTANCE = "cosine"
 _OWN = {
     "id": pa.string(),
     "path": pa.string(),
-    "origin": pa.string(),
     "shard": pa.string(),
     "stamp": pa.string(),
     "hash": pa.string(),
@@ -48,7 +47,7 @@ _LOGGER = logging.getLogger(__name__)
 _MAX_COLUMNS = 500  # of metadata; each makes every later write slower
 _FULL = r"\(os error (27|28|122)\)"  # EFBIG, ENOSPC, EDQUOT: a file may not grow, a disk or a quota is full
 _READ_EVERY = timedelta(seconds=2)  # how soon a reader sees the writes of others
-_OLD, _ANY_AGE = timedelta(seconds=10), timedelta(milliseconds=1)  # versions that no reader uses any more
+_OLD = timedelta(seconds=10)  # versions that no reader uses any more
 
 
 @dataclass(frozen=True)
@@ -210,12 +209,10 @@ class Store:
         with one_line(self.folder):
             self.table.delete(_among("id", ids))
 
-    def optimize(self, *, lookups: bool, alone: bool) -> None:
+    def optimize(self, *, lookups: bool) -> None:
         """Compact files, update the vector index and remove versions that no reader uses any more.
 
-        Args:
-            lookups: Also index ids and hashes, which pays off for large tables.
-            alone: Nobody reads the index yet, so that everything older than the newest version may go.
+        With `lookups`, ids and hashes are indexed too, which pays off for large tables.
         """
         from lancedb.index import BTree
 
@@ -224,7 +221,7 @@ class Store:
                 indexed = {column for index in self.table.list_indices() for column in index.columns}
                 for column in {"id", "hash"} - indexed:
                     self.table.create_index(column, config=BTree())
-            self.table.optimize(cleanup_older_than=_ANY_AGE if alone else _OLD)
+            self.table.optimize(cleanup_older_than=_OLD)
 
 
 def _among(column: str, values: Iterable[str]) -> str:
