@@ -122,7 +122,9 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
     def train(side: str, *, lr: float, seed: int) -> tuple[Any, dict[str, Any]]:
         torch.manual_seed(seed)
         if side == "vlmo":
-            model: Any = VLMoForImageTextRetrieval(VLMoConfig(**model_settings(recipe, processor)))
+            model: Any = VLMoForImageTextRetrieval(
+                VLMoConfig(**model_settings(dataclasses.replace(recipe, init=None), processor))
+            )
             optimizer = recipe.optimizer
         else:
             model = Peer(

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.few_rows import few_rows
-from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
 from vlmo.cli import main
-from vlmo.data.sources import decode_image, open_source
 from vlmo.demo import quickstart
 from vlmo.tasks.pair_sets import MATCHING
 from vlmo.training import tracking
@@ -93,17 +90,6 @@ def test_report_shows_images_and_attention(run):
     page = (run / "report.html").read_text()
     for words in ("data:image/", "Chance", "Text to image", "Attention of words"):
         assert words in page
-
-
-def test_model_folder_compares_an_image_with_texts(run):
-    folder = run / "shapes-matching" / "model"
-    model, processor = VLMoForImageTextRetrieval.from_pretrained(folder), VLMoProcessor.from_pretrained(folder)
-    image = decode_image(open_source("shapes", split="test")[0]["image"])
-    inputs = processor(images=image, text=["a red star", "a blue ring", "a green cross"], return_tensors="pt")
-    with torch.inference_mode():
-        shares = model(**inputs).logits_per_image.softmax(-1)
-    assert shares.shape == (1, 3)
-    assert shares.sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_second_run_trains_nothing_again(run, capsys, monkeypatch):

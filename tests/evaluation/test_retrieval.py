@@ -110,28 +110,6 @@ def test_oracle_puts_the_right_one_first_if_it_is_on_the_shortlist(shortlist: in
         assert result.metrics["rerank_ir@1"] == 1.0
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
-def test_constant_matching_changes_no_order(weight: float) -> None:
-    result = evaluate_retrieval(fake(), retrieval_set(), ks=(1, 10), rerank=5, rerank_weight=weight)
-    assert result.reranked is not None
-    for dual, reranked in (
-        (result.dual.image_to_text, result.reranked.image_to_text),
-        (result.dual.text_to_image, result.reranked.text_to_image),
-    ):
-        assert torch.equal(reranked.indices, dual.indices)
-        assert torch.equal(reranked.ranks, dual.ranks)
-
-
-def test_only_the_shortlist_is_reordered() -> None:
-    result = evaluate_retrieval(fake("oracle"), retrieval_set(), ks=(1, 10), rerank=4)
-    assert result.reranked is not None
-    dual, reranked = result.dual.text_to_image, result.reranked.text_to_image
-    assert torch.equal(reranked.indices[:, 4:], dual.indices[:, 4:])
-    assert torch.equal(reranked.indices[:, :4].sort().values, dual.indices[:, :4].sort().values)
-    assert (reranked.scores[:, 4:] == -torch.inf).all()
-    assert (reranked.scores[:, :4].diff() <= 0).all()
-
-
 def test_mixed_score_is_as_documented() -> None:
     result = evaluate_retrieval(fake("oracle"), retrieval_set(), ks=(1,), rerank=NUM_IMAGES, rerank_weight=0.25)
     assert result.reranked is not None
@@ -225,18 +203,6 @@ def test_each_pair_is_matched_once_and_with_little_padding() -> None:
         done = [event[1:] for event in seen if event[0] == what]
         assert done == sorted(done)
         assert done[-1] == (total, total)
-
-
-def test_every_module_gets_its_mode_back() -> None:
-    model = fake("oracle").train()
-    model.frozen.eval()
-    evaluate_retrieval(model, retrieval_set(), rerank=2)
-    assert model.training
-    assert not model.frozen.training
-    model = fake("nan").train()
-    with pytest.raises(ValueError, match="matching logits contain NaN"):
-        evaluate_retrieval(model, retrieval_set(), rerank=2)
-    assert model.training
 
 
 @pytest.mark.parametrize("options", [{"rerank": -1}, {"rerank": 1, "rerank_weight": 2}, {"batch": 0}, {"ks": ()}])

@@ -14,7 +14,6 @@ from tests.toy_questions import (
 )
 
 from vlmo.data.examples import RowExamples
-from vlmo.data.loader import LoaderConfig, RowLoader
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.processing import TransformConfig, eval_transform, train_transform
 from vlmo.tasks.labels import names_of_source
@@ -147,17 +146,6 @@ def test_a_missing_second_picture_is_named(words):
     rows = Dataset.from_list([reasoning_row(0, second_image=None)], features=REASONING_FEATURES)
     with pytest.raises(ValueError, match=r"sample 0 \(image_id 'toy-0-0-0'\): the row holds no second_image"):
         sentences(rows, words)[0, 0]
-
-
-def test_examples_go_through_the_loader_in_worker_processes(words):
-    examples = questions(question_rows(16), words, transform=train_transform(PLAIN))
-    batches = {}
-    for workers in (0, 1):
-        iterator = RowLoader(examples, config=LoaderConfig(global_batch_size=8, num_workers=workers), seed=0)(0)
-        batches[workers] = next(iterator)[0]
-        iterator.close()
-    for name, value in batches[0].items():
-        assert torch.equal(value, batches[1][name]), name
 
 
 def test_names_of_source_built_in_and_prepared_sets(tmp_path):

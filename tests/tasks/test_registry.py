@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.tasks.toy_folders import TASKS
 
-from vlmo.tasks import LanguageTask, evaluate, register, registry, task_of
+from vlmo.tasks import evaluate, task_of
 
 FIRST = {
     "retrieval": "tr@1",
@@ -112,13 +112,3 @@ def test_data_of_another_task_are_refused(task, words, folders, sources):
     other = "vqa" if task != "vqa" else "classification"
     with pytest.raises(ValueError, match=words):
         evaluate(folders[task], source=str(sources[other]), split="test", device="cpu")
-
-
-def test_task_that_lacks_what_it_promises_is_not_registered() -> None:
-    class Silent(LanguageTask):
-        name = "silent"
-        inputs = "one text"
-
-    with pytest.raises(TypeError, match="Silent has inputs; give it the attribute evaluation"):
-        register(Silent)
-    assert "silent" not in registry.TASKS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,6 +205,7 @@ class ClassificationTask(Task):
     architectures = ("VLMoForImageClassification",)
     usage: ClassVar[Usage | None] = Usage("names the class of an image", "image-classification", '"image.png"')
     inputs: ClassVar[str] = "images after --image"
+    num_images = (1, math.inf)
     losses: ClassificationConfig = ClassificationConfig()
     """Mixing of images and classes."""
     layer_decay: float = 0.65
@@ -245,11 +247,6 @@ class ClassificationTask(Task):
                 return evaluate_zero_shot(folder, **arguments)
             case method:
                 raise ValueError(f"method is {method!r}; give head or zero-shot")
-
-    @classmethod
-    def accepts(cls, inputs: Inputs) -> bool:
-        """Return True for images alone."""
-        return bool(inputs.images) and not inputs.texts and inputs.question is None
 
     @classmethod
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:

@@ -129,6 +129,8 @@ class NLVR2Task(Task):
     architectures = ("VLMoForVisualReasoning",)
     usage: ClassVar[Usage | None] = Usage("tells whether a sentence about two images is true", snippet=_SNIPPET)
     inputs: ClassVar[str] = "two images after --image and one --text"
+    num_images = (2, 2)
+    num_texts = (1, 1)
     head_lr_scale: float = 1.0
     """Factor on the learning rate of the head, which starts at random."""
     fusion_experts_from: FusionStart = "language"
@@ -154,11 +156,6 @@ class NLVR2Task(Task):
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return the factor of the head."""
         return head_lr_scale(model, head="reasoning_head", scale=self.head_lr_scale)
-
-    @classmethod
-    def accepts(cls, inputs: Inputs) -> bool:
-        """Return True for two images with one sentence."""
-        return len(inputs.images) == 2 and len(inputs.texts) == 1 and inputs.question is None
 
     @classmethod
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class RetrievalTask(PairTask):
         "finds texts for images and images for texts, and with a matching head scores pairs", *RETRIEVAL_PIPELINE
     )
     inputs: ClassVar[str] = "images after --image and texts after --text"
+    num_images = num_texts = (1, math.inf)
     losses: VisionLanguageConfig = CONTRAST_ALONE
     """Weights and switches; with an itm_weight above 0 the model keeps its matching head. mlm_weight must be 0."""
 
@@ -58,11 +60,6 @@ class RetrievalTask(PairTask):
     def load(cls, folder: str | Path, *, device: str | None = None) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
         """Return dual encoder (with matching head, if the folder has one) and processor."""
         return load_retrieval_model(folder, device=device)
-
-    @classmethod
-    def accepts(cls, inputs: Inputs) -> bool:
-        """Return True for any number of images and texts."""
-        return bool(inputs.images and inputs.texts) and inputs.question is None
 
     @classmethod
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:

@@ -214,12 +214,16 @@ class Task(ABC):
     # ---- Predict; a task without `inputs` is for training only
 
     inputs: ClassVar[str] = ""  # inputs of a prediction, for messages
+    num_images: ClassVar[tuple[float, float]] = (1, 1)  # fewest and most images of a prediction
+    num_texts: ClassVar[tuple[float, float]] = (0, 0)
+    asks: ClassVar[bool] = False  # a prediction needs a question
     draws: ClassVar[bool] = False  # a prediction can be saved as an image
 
     @classmethod
     def accepts(cls, inputs: Inputs) -> bool:
         """Return True if a prediction can be made from these inputs."""
-        return len(inputs.images) == 1 and not inputs.texts and inputs.question is None
+        counts = (len(inputs.images), cls.num_images), (len(inputs.texts), cls.num_texts)
+        return (inputs.question is not None) == cls.asks and all(few <= count <= most for count, (few, most) in counts)
 
     @classmethod
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:

@@ -191,6 +191,7 @@ class VQATask(Task):
         '"image.png", question="what color is it?"',
     )
     inputs: ClassVar[str] = "one --image and a --question"
+    asks: ClassVar[bool] = True
     draws: ClassVar[bool] = True
     head_lr_scale: float = 20.0
     """Factor on the learning rate of the answer head, which starts at random."""
@@ -217,11 +218,6 @@ class VQATask(Task):
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return the factor of the head."""
         return head_lr_scale(model, head="answer_head", scale=self.head_lr_scale)
-
-    @classmethod
-    def accepts(cls, inputs: Inputs) -> bool:
-        """Return True for one image with a question."""
-        return len(inputs.images) == 1 and inputs.question is not None and not inputs.texts
 
     @classmethod
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
