@@ -81,38 +81,14 @@ def test_truth_of_sentences():
         assert scene.truth(sentence) is truth, sentence
 
 
-@pytest.mark.parametrize(
-    ("phrase", "text"),
-    [
-        (Phrase("star", "orange"), "an orange star"),
-        (Phrase("octopus", size="small"), "a small octopus"),
-        (Phrase("unicorn"), "a unicorn"),
-        (Phrase("cat", where="at the top left"), "a cat at the top left"),
-        (Phrase("cross", "red", count=2), "two red crosses"),
-        (Phrase("cherry", count=3), "three cherries"),
-        (Phrase("mouse", count=2), "two mice"),
-    ],
-)
-def test_words_of_phrases(phrase, text):
-    assert str(phrase) == text
-
-
-@pytest.mark.parametrize(
-    ("left", "top", "where"),
-    [
-        (0, 0, "at the top left"),
-        (72, 0, "at the top right"),
-        (36, 40, "in the middle"),
-        (60, 42, "on the right"),
-        (30, 72, "at the bottom"),
-        (0, 72, "at the bottom left"),
-    ],
-)
-def test_places_in_a_scene(left, top, where):
-    there = placed(RED_STAR, left, top)
-    assert there.where == where
-    assert Phrase("star", where=where).fits(there)
-    assert not Phrase("star", where="on the left").fits(there)
+def test_words_and_places():
+    unicorn, crosses, mice = Phrase("unicorn", size="small"), Phrase("cross", "red", count=2), Phrase("mouse", count=2)
+    assert [*map(str, (unicorn, crosses, mice))] == ["a small unicorn", "two red crosses", "two mice"]
+    for left, top, where in ((0, 0, "at the top left"), (36, 40, "in the middle"), (60, 42, "on the right")):
+        there = placed(RED_STAR, left, top)
+        assert there.where == where
+        assert Phrase("star", where=where).fits(there)
+        assert not Phrase("star", where="on the left").fits(there)
 
 
 def test_captions_say_where_things_lie(pools):

@@ -321,7 +321,7 @@ def _replace_relation(scene: Scene, pair: list[Placed], choices: Choices) -> Edi
     phrases = [phrase_of([each]) for each in pair]
     form, word = choices.one_of(_RELATED), choices.below(2)
     true, false = (relate(phrases, each, form % WORDS[each][word]) for each in (relation, OPPOSITE[relation]))
-    return scene, true, _exchanged(scene, pair, choices), false
+    return scene, true, scene.replaced(_exchanged(pair), choices), false
 
 
 def _swap(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices) -> Edited | None:
@@ -333,17 +333,16 @@ def _swap(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices) -> Edi
         if not first.color or not second.color:
             return None
         things = {each: each.thing._replace(color=other.thing.color) for each, other in (pair, pair[::-1])}
-        changed = scene.replaced(things, choices)
         phrases = (first._replace(color=second.color), second._replace(color=first.color))
     else:
-        changed, phrases = _exchanged(scene, pair, choices), (second, first)
+        things, phrases = _exchanged(pair), (second, first)
         if swapped == "sizes":
             phrases = (first._replace(size=second.size), second._replace(size=first.size))
-    return scene, sentence, changed, sentence._replace(phrases=phrases)
+    return scene, sentence, scene.replaced(things, choices), sentence._replace(phrases=phrases)
 
 
-def _exchanged(scene: Scene, pair: Sequence[Placed], choices: Choices) -> Scene:
-    return scene.replaced({pair[0]: pair[1].thing, pair[1]: pair[0].thing}, choices)
+def _exchanged(pair: Sequence[Placed]) -> dict[Placed, Thing]:
+    return {pair[0]: pair[1].thing, pair[1]: pair[0].thing}
 
 
 # ----------------------------------------------------------------------------------------------------------- questions
@@ -362,8 +361,8 @@ class Case(NamedTuple):
 
 def question_rows(split: str, number: int, pool: Pool) -> Rows:
     """Yield a question about a scene of its own; its kind is the next one for each number."""
-    turn, place = divmod(number, len(QUESTIONS))
-    kind, ask = list(QUESTIONS.items())[place]
+    turn, which = divmod(number, len(QUESTIONS))
+    kind, ask = list(QUESTIONS.items())[which]
     choices = Choices(f"scenes-questions/{split}/{number}")
     while True:
         scene = pool.scene(choices)
@@ -384,9 +383,9 @@ def question_rows(split: str, number: int, pool: Pool) -> Rows:
 
 
 def _color(case: Case) -> Asked | None:
-    groups = [group for group in case.scene.groups() if group[0].thing.kind == SHAPE]
-    names = [group[0].thing.name for group in groups]
-    alone = [group[0].thing for group in groups if len(group) == 1 and names.count(group[0].thing.name) == 1]
+    shown = [each.thing for each in case.scene.objects if each.thing.kind == SHAPE]
+    names = [thing.name for thing in shown]
+    alone = [thing for thing in shown if names.count(thing.name) == 1]
     if not alone:
         return None
     thing = case.choices.one_of(alone)
