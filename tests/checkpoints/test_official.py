@@ -132,7 +132,7 @@ def test_stage_2_has_no_fusion_experts_and_its_pooler_has_no_use():
         (BASE, {"relative_position_bias_table": None}, {}, "neither"),
         (BASE, {"text_embeddings.position_embeddings.weight": ()}, {}, "expected 2 axes"),
         (BASE_PLUS, {"transformer.pos_embed": (2, 197, 544)}, {}, "pos_embed has shape"),
-        (BASE_PLUS, {"transformer.pos_embed": (1, 200, 544)}, {}, "200 positions"),
+        (BASE_PLUS, {"transformer.pos_embed": (1, 200, 544)}, {}, "200 rows"),
         (Sizes(), {}, {}, "--num-attention-heads"),
         (BASE, {"transformer.patch_embed.proj.weight": None}, {}, r"patch_embed\.proj\.weight is not there"),
         (BASE, {"transformer.patch_embed.proj.weight": (768, 3, 16)}, {}, "expected 4 axes"),

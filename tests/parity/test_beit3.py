@@ -199,8 +199,8 @@ def test_recognises_beit3_and_nothing_else():
     [
         ({}, {}, "of width 32"),
         ({"beit3.encoder.embed_positions.B.weight": None}, {"num_attention_heads": 4}, r"embed_positions\.B\.weight"),
-        ({"beit3.encoder.embed_positions.A.weight": torch.zeros(25, 32)}, {"num_attention_heads": 4}, "23 positions"),
-        ({"beit3.encoder.embed_positions.A.weight": torch.zeros(2, 32)}, {"num_attention_heads": 4}, "0 positions"),
+        ({"beit3.encoder.embed_positions.A.weight": torch.zeros(25, 32)}, {"num_attention_heads": 4}, "23 rows"),
+        ({"beit3.encoder.embed_positions.A.weight": torch.zeros(2, 32)}, {"num_attention_heads": 4}, "0 rows"),
         (
             {"beit3.encoder.embed_positions.B.weight": torch.zeros(2, 32)},
             {"num_attention_heads": 4},

@@ -21,7 +21,7 @@ from vlmo.checkpoints.layout import (
     Tensors,
     common_sizes,
     find_task,
-    grid_of_table,
+    grid_side,
     note_on_depth,
 )
 
@@ -136,7 +136,7 @@ def convert(
     depth = sizes["num_hidden_layers"]
     if (activation := config.get("hidden_act", "gelu")) != "gelu":
         raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
-    grid = grid_of_table("the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS)
+    grid = grid_side("the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS, relative=True)
     names = {str(number): str(name) for number, name in dict(config.get("id2label") or {}).items()}
     if task is _CLASSIFIED and names.keys() == set(map(str, range(settings["num_labels"]))):
         del settings["num_labels"]
@@ -153,8 +153,6 @@ def convert(
         **settings,
     )
     notes = note_on_depth("BEiT", ours)
-    if "classifier.weight" in tensors.weights and task is not _CLASSIFIED:
-        notes.append("Its classifier reads [I_CLS] and ours the mean of the patches, so it was left out.")
     # A truncated file must not pass for one whose last norm is that of the pooled vector.
     mean_pooled = "classifier_norm.weight" in tensors.weights or config.get("use_mean_pooling", bool(config))
     foreign = "mim_head." if task is _CLASSIFIED else "classifier"

@@ -18,7 +18,7 @@ from vlmo.checkpoints.layout import (
     Tensors,
     common_sizes,
     find_task,
-    grid_of_positions,
+    grid_side,
     note_on_depth,
 )
 
@@ -104,7 +104,7 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         raise ValueError(f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2.")
     sizes = common_sizes(tensors, columns=None, num_attention_heads=num_attention_heads)
     sizes |= {"projection_size": sizes["hidden_size"], "vocab_size": words, "max_text_positions": texts}
-    sizes["image_size"] = sizes["patch_size"] * grid_of_positions(_IMAGE_POSITIONS, images)
+    sizes["image_size"] = sizes["patch_size"] * grid_side(_IMAGE_POSITIONS, images, num_fixed=1)
     config = models.VLMoConfig.beit3_base(**sizes | settings)
     weights, notes = tensors.weights, note_on_depth("BEiT-3", config)
     if task in {_ANSWERS, _CLASSES}:

@@ -253,20 +253,16 @@ def common_sizes(tensors: Tensors, *, columns: int | None, num_attention_heads: 
     }
 
 
-def grid_of_table(name: str, rows: int, *, num_fixed: int) -> int:
-    """Return the patches along a side of a square image by the rows of its relative position table, or ValueError."""
+def grid_side(name: str, rows: int, *, num_fixed: int, relative: bool = False) -> int:
+    """Return the patches along a side of a square image, by the rows of its positions beside `num_fixed` others.
+
+    ValueError unless the rows are w^2, or, of a relative table, (2w-1)^2 for an image of w x w patches.
+    """
     side = isqrt(max(rows - num_fixed, 0))
-    if side % 2 == 0 or side * side != rows - num_fixed:
-        raise ValueError(f"{name} has {rows} rows; expected (2w-1)^2 + {num_fixed} for an image of w x w patches")
-    return (side + 1) // 2
-
-
-def grid_of_positions(name: str, count: int) -> int:
-    """Return the patches along a side of a square image by its number of absolute positions, or ValueError."""
-    side = isqrt(max(count - 1, 0))
-    if side == 0 or side * side != count - 1:
-        raise ValueError(f"{name} has {count} positions; expected w^2 + 1 for an image of w x w patches")
-    return side
+    if side == 0 or side * side != rows - num_fixed or (relative and side % 2 == 0):
+        square = "(2w-1)^2" if relative else "w^2"
+        raise ValueError(f"{name} has {rows} rows; expected {square} + {num_fixed} for an image of w x w patches")
+    return (side + 1) // 2 if relative else side
 
 
 def note_on_depth(model: str, config: VLMoConfig) -> list[str]:

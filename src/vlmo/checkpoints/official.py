@@ -25,8 +25,7 @@ from vlmo.checkpoints.layout import (
     Tensors,
     common_sizes,
     find_task,
-    grid_of_positions,
-    grid_of_table,
+    grid_side,
     listed,
     note_on_depth,
 )
@@ -128,10 +127,10 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     if OUR_TEXT_POSITIONS in weights:
         text_length = tensors.shape(OUR_TEXT_POSITIONS, axes=2)[0]
     if OUR_TABLE in weights:
-        grid = grid_of_table(TABLE, len(weights[OUR_TABLE]), num_fixed=NUM_FIXED_ROWS)
+        grid = grid_side(TABLE, len(weights[OUR_TABLE]), num_fixed=NUM_FIXED_ROWS, relative=True)
         tensors.leave_out([OUR_TEXT_POSITIONS])  # published files carry them, and never use them
     elif OUR_IMAGE_POSITIONS in weights:
-        grid = grid_of_positions("transformer.pos_embed", tensors.shape(OUR_IMAGE_POSITIONS, axes=2)[0])
+        grid = grid_side("transformer.pos_embed", tensors.shape(OUR_IMAGE_POSITIONS, axes=2)[0], num_fixed=1)
         settings["max_text_positions"] = tensors.shape(OUR_TEXT_POSITIONS, axes=2)[0]
     else:
         raise ValueError(f"neither {TABLE} nor transformer.pos_embed is there; expected one of them")

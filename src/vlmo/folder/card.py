@@ -75,14 +75,11 @@ class ModelCard:
 
     Attributes:
         title: Headline; by default the recipe's name, or the class.
-        stage: Part of the training, such as "Stage 3: contrast, masked words, matching".
         changed: Settings that differ from the recipe of that name.
         about: First line of the recipe's description, or the source of an imported folder.
         settings: File with every setting of the run.
         start: Folder of the initial weights.
-        language: Of the texts, by its code, such as "en".
         licence: Of the weights, by the hub's identifier, such as "apache-2.0".
-        metrics: Results of `TaskResult.measurements`.
         limits: Limits, beside those of every card.
     """
 

@@ -1,12 +1,8 @@
 """Data collators: rows of a Hugging Face data set to batches for `transformers.Trainer`, one for each model class.
 
-An image is a PIL image, a path, or the bytes and path of a data set that does not decode. `TrainingArguments` needs
-`remove_unused_columns=False`: the columns are not the arguments of the models. Augmentation belongs into the data set
-(`set_transform`).
-
-What is sampled (a caption, masks) is a pure function of `seed`, the trainer's epoch and the content of the batch: an
-evaluation repeats itself, and a run that is resumed goes on as it would have. Each epoch brings other masks where the
-epoch is known: not in a loop of your own, nor in workers that are persistent or not forked (docs/trainer.md).
+An image is a PIL image, a path, or the bytes and path of a data set that does not decode. What is sampled (a caption,
+masks) is a pure function of `seed`, the trainer's epoch and the content of the batch: an evaluation repeats itself, and
+a run that is resumed goes on as it would have. Where the epoch is not known, see docs/trainer.md.
 """
 
 from __future__ import annotations

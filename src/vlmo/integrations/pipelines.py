@@ -61,14 +61,8 @@ class _PairPipeline(Pipeline):
 class VisualQuestionAnsweringPipeline(_PairPipeline):
     """Answers to a question about an image, out of the fixed set `model.config.id2label`, best first.
 
-    ```python
-    answer = pipeline("visual-question-answering", model="FOLDER")
-    answer("cat.png", question="what color is the cat?", top_k=2)
-    # [{"score": 0.93, "answer": "black"}, {"score": 0.21, "answer": "white"}]
-    answer([{"image": "cat.png", "question": "how many cats?"}, ...], batch_size=8)
-    ```
-
-    A score is the sigmoid of an answer's logit: several answers may be right, and the scores need not add up to one.
+    `pipe("cat.png", question="what color is the cat?")` gives `[{"score": 0.93, "answer": "black"}, ...]`. A score is
+    the sigmoid of an answer's logit: several answers may be right, and the scores need not add up to one.
     """
 
     model_classes = ("VLMoForVisualQuestionAnswering",)
@@ -96,14 +90,9 @@ class VisualQuestionAnsweringPipeline(_PairPipeline):
 class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
     """Match probability of each of several texts with an image, by the fusion encoder's matching head, best first.
 
-    ```python
-    match = pipeline("image-text-matching", model="FOLDER")
-    match("cat.png", text=["a black cat", "a dog"], batch_size=8)
-    # [{"text": "a black cat", "score": 0.98}, {"text": "a dog", "score": 0.01}]
-    ```
-
-    Each pair is scored by itself, so the scores of several texts do not compete. For many texts the task
-    `zero-shot-image-classification` is faster: it embeds each text once. `batch_size` counts pairs.
+    `pipe("cat.png", text=["a cat", "a dog"])` gives `[{"text": "a cat", "score": 0.98}, ...]`. Each pair is scored by
+    itself, so the scores do not compete. For many texts the task `zero-shot-image-classification` is faster: it embeds
+    each text once. `batch_size` counts pairs.
     """
 
     model_classes = ("VLMoForImageTextRetrieval", "VLMoForPreTraining")
