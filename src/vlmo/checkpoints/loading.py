@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -58,7 +58,9 @@ def load_model(
         ValueError: The folder is no model folder, is damaged, or holds a model of another class.
     """
     folder, found = check_model_folder(folder, model_class, hint=hint)
-    model = load_complete(folder, cast("type[Model]", found), **options).eval()
+    with one_line_errors(folder):
+        _check_weights(folder, found)
+        model = cast("Model", found.from_pretrained(folder, **options)).eval()
     module: nn.Module = model  # transformers annotates its own `to` in a way that checkers do not read
     module.to(choose_device(None if device is None else str(device)))
     return model
@@ -108,16 +110,6 @@ def _held(folder: Path, kinds: Sequence[Any]) -> str:
     return f"{folder} holds {', '.join(map(str, kinds)) or 'no named class'}"
 
 
-def load_complete(name: str | Path, model_class: type[Model], **options: Any) -> Model:
-    """Load a model as `from_pretrained` does; ValueError if there is none, or it is damaged or lacks weights."""
-    with one_line_errors(name):
-        if Path(name).is_dir():
-            _check_weights(Path(name), model_class)
-        loaded: Any = model_class.from_pretrained(name, output_loading_info=True, **options)
-        _refuse_missing(loaded[1]["missing_keys"], model_class)
-    return loaded[0]
-
-
 def _check_weights(folder: Path, model_class: type[VLMoPreTrainedModel]) -> None:
     """Validate names and shapes of tensors before memory is taken for sizes that only the configuration claims."""
     with torch.device("meta"):
@@ -130,11 +122,7 @@ def _check_weights(folder: Path, model_class: type[VLMoPreTrainedModel]) -> None
             found |= {name.removeprefix("vlmo."): file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     if any(found.get(key, shape) != shape for key, (_, shape) in plain.items()):
         raise ValueError("its tensors have other shapes than its config.json says")
-    if found:
-        _refuse_missing([name for key, (name, _) in plain.items() if key not in found], model_class)
-
-
-def _refuse_missing(missing: Collection[str], model_class: type[VLMoPreTrainedModel]) -> None:
+    missing = [name for key, (name, _) in plain.items() if found and key not in found]
     if missing:
         shown = ", ".join(sorted(missing)[:3])
         raise ValueError(f"it lacks {len(missing)} tensors of {model_class.__name__} ({shown}, ...); is it whole?")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from vlmo.checkpoints.loading import check_model_folder, load_complete, one_line_errors
+from vlmo.checkpoints.loading import check_model_folder, load_model, load_processor
 from vlmo.folder import read_json
 from vlmo.integrations.pipelines import open_image
 from vlmo.lazy import install_command
@@ -34,8 +34,6 @@ Features = dict[str, Any]
 """Tensors by name, handed from module to module."""
 Device = str | torch.device | None
 """None: the first accelerator that sentence-transformers finds, or the CPU."""
-# Arguments of the library that say where the hub's files are.
-_HUB = ("subfolder", "token", "revision", "local_files_only")
 
 
 class _FolderModule(InputModule, ABC):
@@ -68,18 +66,17 @@ class _FolderModule(InputModule, ABC):
         *,
         model_kwargs: Mapping[str, Any] | None = None,
         backend: str = "torch",
-        cache_folder: str | None = None,
-        **kwargs: Any,
+        revision: str | None = None,
+        **_: Any,
     ) -> Self:
-        """Load a folder as sentence-transformers asks, without running code of it; ValueError for other models."""
-        if backend != "torch":
-            raise ValueError(f"VLMo loads with backend 'torch', not {backend!r}")
-        hub = {"cache_dir": cache_folder, **{name: kwargs[name] for name in _HUB if kwargs.get(name) is not None}}
-        if Path(model_name_or_path).is_dir():
-            check_model_folder(model_name_or_path, VLMoForImageTextRetrieval)
-        model = load_complete(model_name_or_path, VLMoForImageTextRetrieval, **hub, **dict(model_kwargs or {})).eval()
-        with one_line_errors(model_name_or_path):
-            return cls(model, VLMoProcessor.from_pretrained(model_name_or_path, **hub))
+        """Load a folder, or one of the hub, as sentence-transformers asks, without running code of it.
+
+        ValueError for other models, backends and revisions.
+        """
+        if backend != "torch" or revision is not None:
+            raise ValueError(f"VLMo loads with backend 'torch' and without a revision; got {backend!r}, {revision!r}")
+        folder = model_name_or_path if Path(model_name_or_path).is_dir() else f"hf://{model_name_or_path}"
+        return cls(load_model(folder, VLMoForImageTextRetrieval, **dict(model_kwargs or {})), load_processor(folder))
 
     def _features(self, images: Sequence[Any], texts: Sequence[str]) -> Features:
         """Return pixel values of the images and tokens of the texts, where there are any."""
