@@ -77,3 +77,10 @@ def test_damaged_file_of_a_run_or_set_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content + b"\n")
     with pytest.raises(ValueError, match=f"{name} is damaged"):
         read[name]()
+
+
+def test_half_a_line_that_a_kill_left_in_the_quarantine_is_removed(tmp_path):
+    file = tmp_path / "quarantine.jsonl"
+    file.write_text('{"kind": "row"}\n{"ki')
+    assert read_lines(file) == [{"kind": "row"}]
+    assert file.read_text() == '{"kind": "row"}\n'

@@ -166,15 +166,6 @@ def test_processes_share_the_look_and_keep_the_same_rows(tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "two.jsonl"]
 
 
-def test_filter_looks_again_at_files_that_changed(tmp_path) -> None:
-    file = tmp_path / "a.png"
-    file.write_bytes(png(1)["bytes"])
-    rows = dataset([row(0), row(1, image={"bytes": None, "path": str(file)})])
-    assert len(filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl")) == 2
-    file.write_bytes(b"")
-    assert len(filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=0.5)) == 1
-
-
 @pytest.fixture
 def decoded(tmp_path, monkeypatch) -> list[str]:
     """Paths of images that are decoded from here on; the cache folder is empty."""

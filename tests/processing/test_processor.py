@@ -29,15 +29,11 @@ def test_processor_gives_square_images_and_framed_texts(processor):
     assert inputs["attention_mask"].tolist() == [[1] * 5 + [0] * 3, [1] * 3 + [0] * 5]
 
 
-def test_processor_maps_black_and_white_to_minus_one_and_one(processor):
-    for color, value in (("black", -1), ("white", 1)):
-        pixel_values = processor(images=Image.new("RGB", (8, 8), color), return_tensors="pt")["pixel_values"]
-        assert torch.equal(pixel_values, torch.full((1, 3, 32, 32), float(value)))
-
-
-def test_processor_puts_transparency_on_white(processor):
+def test_processor_maps_black_and_white_to_minus_one_and_one_and_puts_transparency_on_white(processor):
     transparent = Image.new("RGBA", (16, 16), (200, 0, 0, 0))
-    assert (processor(images=transparent, return_tensors="pt")["pixel_values"] == 1).all()
+    for image, value in ((Image.new("RGB", (8, 8)), -1), (Image.new("RGB", (8, 8), "white"), 1), (transparent, 1)):
+        pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
+        assert torch.equal(pixel_values, torch.full((1, 3, 32, 32), float(value)))
 
 
 @pytest.mark.parametrize(("words", "length"), [(1, 8), (6, 8), (7, 16), (14, 16), (15, 24), (38, 40), (60, 40)])

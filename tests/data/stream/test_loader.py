@@ -239,12 +239,3 @@ def test_pictures_alone_and_texts_alone(source, tmp_path):
     )
     assert batch.keys() == {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels", "sample_ids", "step_seed"}
     assert "picture of thing" in tokenizer.decode(batch["input_ids"][0])
-
-
-def test_half_a_line_in_the_quarantine_is_removed(source, examples, tmp_path, whole):
-    take(make(source, examples, tmp_path), 12)
-    path = tmp_path / "quarantine.jsonl"
-    content = path.read_bytes()
-    path.write_bytes(content[:-20])
-    take(make(source, examples, tmp_path), 12)
-    assert path.read_bytes() == content
