@@ -82,7 +82,6 @@ def batches(rows: Dataset, recipe: Recipe, processor: VLMoProcessor, *, seed: in
         transform=transform,
         tokenizer=processor.tokenizer,
         seed=seed,
-        cache_images=recipe.data.cache_images,
     )
     # Without workers, whose seconds the clock of the process does not count.
     return RowLoader(examples, config=dataclasses.replace(recipe.loader, accumulation=1, num_workers=0), seed=seed)

@@ -143,7 +143,6 @@ def stage3(variant: str, *, world: Path) -> Recipe:
         base.data,
         source=str(world / known.source),
         transform=TransformConfig(image_size=shape_world.PIXELS, rand_augment_ops=0, horizontal_flip=0.0),
-        cache_images=False,
         mlm_probability=0.5,
         mask_only=shape_world.PLACE_WORDS,
         mask_only_share=0.4,

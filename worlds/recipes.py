@@ -82,7 +82,6 @@ def _scenes(*weights: float, words: tuple[str, ...] = _PLACES) -> DataConfig:
         transform=replace(_PAIRS.transform, min_crop=0.9),
         mask_only=words,
         mask_only_share=0.8,
-        cache_images=True,
     )
 
 
@@ -142,7 +141,7 @@ STEPS = {
     "retrieval-long": Step("Longer, with batches twice as large.",
         _RETRIEVAL, _RANKED, _PAIRS, "retrieval", 1e-3, 8000, 200, batch=256, save_every=500, evaluate_on="data/icons"),
     "retrieval-again": Step("Once more, from its highest learning rate on: the teacher of those that follow.",
-        _RETRIEVAL, _RANKED, replace(_PAIRS, cache_images=True), "retrieval-long", 1e-3, 9000, 200, batch=256,
+        _RETRIEVAL, _RANKED, _PAIRS, "retrieval-long", 1e-3, 9000, 200, batch=256,
         save_every=500, evaluate_on="data/icons"),
     # ITM waits until MLM knows what stands where.
     "scenes": Step("Stage 3 again, with scenes among the pairs: masked words teach what stands where.",

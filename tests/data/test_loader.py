@@ -247,14 +247,6 @@ def test_examples_travel_to_fresh_processes(pairs):
     assert np.array_equal(copy[1, 5]["mlm_labels"], pairs[1, 5]["mlm_labels"])
 
 
-@pytest.mark.parametrize("min_crop", [1.0, 0.5])
-def test_cached_pictures_give_the_same_examples(dataset, min_crop):
-    transform = train_transform(TransformConfig(image_size=16, min_crop=min_crop))
-    read, kept = (RowExamples(dataset, transform=transform, seed=1, cache_images=cached) for cached in (False, True))
-    for key in ((0, 0), (0, 21), (3, 4)):
-        assert torch.equal(read[key]["pixel_values"], kept[key]["pixel_values"])
-
-
 def test_image_examples_hide_equally_many_patches(dataset):
     mask = BlockMaskConfig.for_grid(4, width=4)
     examples = RowExamples(dataset, transform=train_transform(TRANSFORM), seed=1, mask=mask)

@@ -66,28 +66,6 @@ def test_question_pixels_and_ids_are_the_processors(words):
     torch.testing.assert_close(normalize_pixels(batch["pixel_values"]), inputs["pixel_values"], atol=1 / 127.5, rtol=0)
 
 
-def test_questions_of_one_picture_share_its_id_and_its_decoded_copy(words):
-    decoded = []
-
-    class Counting:
-        plain = train_transform(TransformConfig(image_size=64, rand_augment_ops=0, horizontal_flip=0))
-
-        def resize(self, picture):
-            decoded.append(picture)
-            return self.plain.resize(picture)
-
-        def pixels(self, picture, generator):
-            return self.plain.pixels(picture, generator)
-
-    examples = questions(question_rows(12), words, transform=Counting(), cache_images=True)
-    assert not decoded  # before the first visit
-    for visit in range(2 * len(examples)):
-        assert examples[divmod(visit, len(examples))]["pixel_values"].shape == (3, 64, 64)
-    assert len(decoded) == 4
-    assert examples[0, 1]["image_id"] == examples[0, 5]["image_id"] != examples[0, 2]["image_id"]
-    assert torch.equal(examples[0, 1]["pixel_values"], questions(question_rows(12), words)[0, 1]["pixel_values"])
-
-
 def test_questions_without_answers_can_be_read_but_not_trained_on(words):
     rows = question_rows(4, known=False)
     assert "labels" not in questions(rows, words, num_answers=None)[0, 0]

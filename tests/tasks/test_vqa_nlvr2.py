@@ -41,7 +41,7 @@ def recipe(stage, source, **changes) -> Recipe:
     settings = Recipe(
         task=stage,
         model=model_config(VLMoConfig.tiny(initializer_range=0.2, layer_scale_init=None)),
-        data=DataConfig(source=str(source), cache_images=True),
+        data=DataConfig(source=str(source)),
         loader=LoaderConfig(global_batch_size=16, num_workers=0),
         trainer=TrainerConfig(max_steps=STEPS, log_every=1),
         text=TextConfig(max_length=16),

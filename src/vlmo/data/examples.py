@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast
 
 import numpy as np
@@ -20,8 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_to
 from torch.utils.data import default_collate
 
-from vlmo.data.compose import is_composed
-from vlmo.data.decoding import EncodedImage, ImageCell
+from vlmo.data.decoding import EncodedImage
 from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, WordMaskConfig, whole_word_mask
 from vlmo.data.rows import arrow_table, column
 from vlmo.data.sampler import Key, sample_generator, stable_id
@@ -135,8 +133,6 @@ class RowExamples(_Examples):
         false_texts: A false version of each text, "" where there is none; None leaves them out.
         columns: Columns of images. Several, which have augmentations of their own, are stacked.
         labels: Returns the label of a row; None leaves labels out.
-        cache_images: Keep each image once it is decoded, at the transform's size where that is fixed; images that
-            `vlmo.data.compose` makes are not kept.
         contents: Contents of an example: `seed`, `transform`, `mask`, `tokenizer` and `words`.
 
     Raises:
@@ -152,14 +148,13 @@ class RowExamples(_Examples):
         false_texts: Sequence[Sequence[str]] | None = None,
         columns: Sequence[str] = ("image",),
         labels: Callable[[int], Tensor] | None = None,
-        cache_images: bool = False,
         **contents: Any,
     ) -> None:
         super().__init__(**contents)
         self._labels, self._length, self._images = labels, len(dataset), []
         self._texts = self._false = None
         if self.transform is not None:
-            self._images = [_Images(dataset, transform=self.transform, cache=cache_images, name=c) for c in columns]
+            self._images = [_Images(dataset, transform=self.transform, name=c) for c in columns]
         if self.tokenizer is not None:
             self._texts = _Texts(arrow_table(dataset, ["captions"])["captions"] if texts is None else texts)
             self._texts.check()
@@ -216,45 +211,24 @@ class StreamExamples(_Examples):
 
 
 class _Images:
-    """Decoded and transformed images of one column by row number.
+    """Decoded and transformed images of one column by row number."""
 
-    With `cache`, each process keeps what it has decoded, and rows that show one image share it.
-    """
-
-    def __init__(self, dataset: Dataset, *, transform: TrainTransform | EvalTransform, cache: bool, name: str) -> None:
+    def __init__(self, dataset: Dataset, *, transform: TrainTransform | EvalTransform, name: str) -> None:
         self._names: list[str] = column(dataset, "image_id")
         self._rows, self._column, self._transform = dataset.select_columns([name]), name, transform
         self.image_ids = np.array([stable_id(each) for each in self._names], dtype=np.int64)
-        first = self._cell(0) if cache and len(dataset) else None
-        # Composing takes less time than a step, and there are many such images.
-        self._cache = cache and not (first and is_composed(first["bytes"]))
-        self._by_row: dict[int, UInt8[np.ndarray, "height width 3"]] = {}
-        self._by_content: dict[bytes | str | None, UInt8[np.ndarray, "height width 3"]] = {}
 
     def pixel_values(self, row: int, *, epoch: int, index: int, seed: int) -> UInt8[Tensor, "3 size size"]:
         """Return the row's image as it looks in the example `index` of `epoch`, not yet normalised."""
         generator = sample_generator(seed, epoch=epoch, index=index, purpose=self._column)
+        columns: Any = self._rows[row]
         try:
-            image = self._by_row[row] if row in self._by_row else self._read(row)
-            return self._transform.pixels(image, generator)
+            if (cell := columns[self._column]) is None:
+                raise ValueError(f"the row holds no {self._column}")
+            return self._transform.pixels(EncodedImage(cell), generator)
         except ValueError as error:
             advice = "Validate the data set before training: invalid rows go to quarantine.jsonl"
             raise ValueError(f"sample {row} (image_id {self._names[row]!r}): {error}. {advice}") from error
-
-    def _read(self, row: int) -> EncodedImage | UInt8[np.ndarray, "height width 3"]:
-        if (cell := self._cell(row)) is None:
-            raise ValueError(f"the row holds no {self._column}")
-        if not self._cache:
-            return EncodedImage(cell)
-        key = blake2b(cell["bytes"], digest_size=16).digest() if cell["bytes"] else cell["path"]
-        if key not in self._by_content:
-            self._by_content[key] = self._transform.resize(EncodedImage(cell))
-        self._by_row[row] = self._by_content[key]
-        return self._by_row[row]
-
-    def _cell(self, row: int) -> ImageCell | None:
-        columns: Any = self._rows[row]
-        return columns[self._column]
 
 
 class _Texts:

@@ -25,7 +25,6 @@ _REDUCTIONS = (8, 4, 2)  # scales at which JPEG can be decoded, the smallest fir
 _LONGEST = 4 / 3  # longer side of a random crop over its shorter one, at most
 _ATTEMPTS = 10  # rectangles that are sampled until one fits, as in torchvision and timm
 
-Pixels = Image.Image | UInt8[np.ndarray, "height width 3"]
 Box = tuple[int, int, int, int]  # left, top, right and bottom edge in pixels
 
 
@@ -37,6 +36,9 @@ class Encoded(Protocol):
     def decode(self, reduction: int = 1) -> Image.Image:
         """Return the image, at 1 / `reduction` of its size where its format can do that, else whole."""
         ...
+
+
+AnyImage = Image.Image | Encoded
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,12 @@ class EvalTransform:
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
 
-    def resize(self, image: Pixels | Encoded) -> UInt8[np.ndarray, "size size 3"]:
-        """Apply the part that never varies, whose result is kept when images are kept in memory."""
-        return _to_array(self.pixels(image))
-
-    def pixels(self, image: Pixels | Encoded, _: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
+    def pixels(self, image: AnyImage, _: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
         """Apply all but the normalisation."""
-        return _resize(_to_tensor(_decode(image)), image_size=self.config.image_size)
+        decoded = image if isinstance(image, Image.Image) else image.decode()
+        return _resize(_to_tensor(decoded), image_size=self.config.image_size)
 
-    def __call__(self, image: Pixels | Encoded, _: np.random.Generator | None = None) -> Float[Tensor, "3 size size"]:
+    def __call__(self, image: AnyImage, _: np.random.Generator | None = None) -> Float[Tensor, "3 size size"]:
         """Return pixel values in [-1, 1]."""
         return normalize_pixels(self.pixels(image))
 
@@ -112,17 +111,10 @@ class TrainTransform:
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
 
-    def resize(self, image: Pixels | Encoded) -> UInt8[np.ndarray, "height width 3"]:
-        """Apply the part that never varies; nothing where random crops are on."""
-        if self.config.min_crop < 1:
-            return np.array(_decode(image))
-        return _to_array(_crop_and_resize(image, box=None, config=self.config))
-
-    def pixels(self, image: Pixels | Encoded, generator: np.random.Generator) -> UInt8[Tensor, "3 size size"]:
+    def pixels(self, image: AnyImage, generator: np.random.Generator) -> UInt8[Tensor, "3 size size"]:
         """Apply all but the normalisation, a pure function of the image and the generator's state."""
         config = self.config
-        size = (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else image.size
-        box = crop_box(size, config=config, generator=generator) if config.min_crop < 1 else None
+        box = crop_box(image.size, config=config, generator=generator) if config.min_crop < 1 else None
         pixels = _crop_and_resize(image, box=box, config=config)
         if generator.random() < config.horizontal_flip:
             pixels = pixels.flip(-1)
@@ -135,7 +127,7 @@ class TrainTransform:
             _erase(pixels, generator=generator)
         return pixels
 
-    def __call__(self, image: Pixels | Encoded, generator: np.random.Generator) -> Float[Tensor, "3 size size"]:
+    def __call__(self, image: AnyImage, generator: np.random.Generator) -> Float[Tensor, "3 size size"]:
         """Return pixel values in [-1, 1]: `pixels`, normalised."""
         return normalize_pixels(self.pixels(image, generator))
 
@@ -166,11 +158,7 @@ def crop_box(size: tuple[int, int], *, config: TransformConfig, generator: np.ra
     return left, top, left + crop_width, top + crop_height
 
 
-def _decode(image: Pixels | Encoded) -> Pixels:
-    return image if isinstance(image, (Image.Image, np.ndarray)) else image.decode()
-
-
-def _to_tensor(image: Pixels, *, box: Box | None = None) -> UInt8[Tensor, "3 height width"]:
+def _to_tensor(image: Image.Image, *, box: Box | None = None) -> UInt8[Tensor, "3 height width"]:
     pixels = np.asarray(image)
     if box is not None:
         left, top, right, bottom = box
@@ -191,10 +179,10 @@ def _resize(pixels: UInt8[Tensor, "3 height width"], *, image_size: int) -> UInt
 
 
 def _crop_and_resize(
-    image: Pixels | Encoded, *, box: Box | None, config: TransformConfig
+    image: AnyImage, *, box: Box | None, config: TransformConfig
 ) -> UInt8[Tensor, "3 image_size image_size"]:
     """Resize the part of the image in `box`, or all of it; decoded no larger than that needs."""
-    if not isinstance(image, (Image.Image, np.ndarray)):
+    if not isinstance(image, Image.Image):
         reduction, reduced = 1, box
         if config.reduced_decoding:
             reduction, reduced = _reduced(image.size, box=box, image_size=config.image_size)

@@ -88,8 +88,6 @@ class DataConfig:
     """See `mask_only`."""
     max_bad_share: float = 0.01
     """Share of unreadable samples above which the run does not start; of streams, above which it ends."""
-    cache_images: bool = False
-    """Keep decoded images in memory, each worker process its own (small sets)."""
     streams: StreamConfig = StreamConfig()
     """Shards to read instead of `source`, for pre-training and fine-tuning for retrieval (docs/data.md, "Streams")."""
 

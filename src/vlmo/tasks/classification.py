@@ -225,8 +225,7 @@ class ClassificationTask(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return images with their class."""
-        given = {"labels": checked_labels(run.rows).__getitem__, "cache_images": run.recipe.data.cache_images}
-        return RowExamples(run.rows, **given, **self.contents(run))
+        return RowExamples(run.rows, labels=checked_labels(run.rows).__getitem__, **self.contents(run))
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors that fall from the head to the embeddings."""

@@ -147,7 +147,7 @@ class NLVR2Task(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return sentences with their images and labels."""
-        return reasoning_examples(run.rows, cache_images=run.recipe.data.cache_images, **self.contents(run))
+        return reasoning_examples(run.rows, **self.contents(run))
 
     def batch_without_data(self, batch: Batch) -> Batch:
         """Return sentences with two images each."""

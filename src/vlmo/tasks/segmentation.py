@@ -98,22 +98,17 @@ class SegmentRows:
 class SegmentExamples:
     """Images with the class of each pixel; `dataset`, `num_classes` and errors as in `SegmentRows`."""
 
-    def __init__(
-        self, dataset: Dataset, *, transform: SegmentTrainTransform, num_classes: int, seed: int, cache: bool = False
-    ) -> None:
+    def __init__(self, dataset: Dataset, *, transform: SegmentTrainTransform, num_classes: int, seed: int) -> None:
         self._rows = SegmentRows(dataset, num_classes=num_classes)
         self._image_ids = [stable_id(name) for name in self._rows.names]
         self._transform, self._seed = transform, seed
-        self._cache, self._kept = cache, dict[int, tuple[Image.Image, Mask]]()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, key: Key) -> Example:
         epoch, row = key
-        image, mask = self._kept.get(row) or self._rows[row]
-        if self._cache:
-            self._kept[row] = image, mask
+        image, mask = self._rows[row]
         generator = sample_generator(self._seed, epoch=epoch, index=row, purpose="image")
         pixel_values, classes = self._transform(image, mask, generator)
         return Example(sample_id=row, image_id=self._image_ids[row], pixel_values=pixel_values, labels=classes)
@@ -288,7 +283,6 @@ class SegmentationTask(Task):
             transform=SegmentTrainTransform(self.augmentation, crop_size=size),
             num_classes=len(self.label_names(run)),
             seed=run.recipe.seed,
-            cache=run.recipe.data.cache_images,
         )
 
     def batch_without_data(self, batch: Batch) -> Batch:

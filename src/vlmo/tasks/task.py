@@ -163,8 +163,7 @@ class Task(ABC):
 
     def examples(self, run: RunContext) -> Examples:
         """Return the training examples of the rows."""
-        data = run.recipe.data
-        return RowExamples(run.rows, unit=data.unit, cache_images=data.cache_images, **self.contents(run))
+        return RowExamples(run.rows, unit=run.recipe.data.unit, **self.contents(run))
 
     def stream_examples(self, run: RunContext) -> StreamExamples:
         """Return the training examples of streams, if `can_stream`."""

@@ -328,7 +328,6 @@ class PairTask(Task):
         return RowExamples(
             run.rows,
             unit=run.recipe.data.unit,
-            cache_images=run.recipe.data.cache_images,
             false_texts=false if any(map(any, false)) else None,
             **self.contents(run),
         )

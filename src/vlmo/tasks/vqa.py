@@ -208,8 +208,8 @@ class VQATask(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return questions with their images and the score of each answer."""
-        options = {"tokenizer": run.tokenizer, "cache_images": run.recipe.data.cache_images}
-        return question_examples(run.rows, num_answers=len(self.label_names(run)), **self.contents(run), **options)
+        options = {"tokenizer": run.tokenizer, **self.contents(run)}
+        return question_examples(run.rows, num_answers=len(self.label_names(run)), **options)
 
     def batch_without_data(self, batch: Batch) -> Batch:
         """Return questions with a score of each answer."""
