@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,12 @@ from transformers import (
     BeitForImageClassification,
     BeitForMaskedImageModeling,
     BeitModel,
-    BertConfig,
-    BertModel,
 )
 
 from vlmo import VLMoProcessor  # registers the Auto classes
 from vlmo.checkpoints import importing
 from vlmo.checkpoints.importing import import_checkpoint
-from vlmo.checkpoints.layout import Conversion, grouped
+from vlmo.checkpoints.layout import Conversion
 from vlmo.model import (
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
@@ -202,11 +199,6 @@ def test_partial_files_are_completed_only_when_that_is_allowed_and_always_the_sa
     assert "vlmo.blocks.*" in (tmp_path / "one" / "README.md").read_text()
 
 
-def bert() -> dict[str, Tensor]:
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    return BertModel(BertConfig(vocab_size=20, **sizes)).state_dict()
-
-
 NORM = "transformer.norm.bias"
 FAILURES = {  # a reference file or its weights, tensors that are changed or left out, options, and the refusal
     "unknown_key": ("irtr", {"who": torch.ones(1)}, {}, "does not have: who"),
@@ -214,11 +206,9 @@ FAILURES = {  # a reference file or its weights, tensors that are changed or lef
     "other_head": ("vqa", {"itm_score.fc.bias": torch.ones(2)}, {}, "itm_score"),
     "wrong_shape": ("irtr", {NORM: torch.ones(31)}, {}, r"\(31,\), expected \(32,\)"),
     "integers": ("irtr", {NORM: torch.ones(32, dtype=torch.int8)}, {}, r"int8; expected floating-point"),
-    "odd_temperature": ("irtr", {"logit_scale": torch.ones(5)}, {}, r"logit_scale has shape \(5,\), expected \(1,\)"),
-    "other_model": (bert, {}, {}, "in no layout of VLMo"),
+    "other_model": (lambda: {"bert.weight": torch.ones(2)}, {}, {}, "in no layout of VLMo"),
     "wrong_heads": ("irtr", {}, {"num_attention_heads": 3}, "of 3 heads"),
     "image_no_multiple": ("irtr", {}, {"image_size": 100}, "patch size 16"),
-    "image_negative": ("irtr", {}, {"image_size": -16}, "patch size 16"),
     "text_no_multiple": ("irtr", {}, {"text_length": 20}, "multiple of 8"),
     "text_beyond_table": ("irtr", {}, {"text_length": 200}, "196 positions"),
     "text_beyond_positions": (
@@ -271,22 +261,17 @@ MUTATED: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, object]]] = 
 }
 MUTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "no_axis": lambda _: torch.tensor(1.0),
-    "one_axis": lambda _: torch.zeros(5),
     "empty": lambda _: torch.zeros(0),
-    "no_rows": lambda tensor: tensor[:0] if tensor.ndim else tensor,
     "one_row": lambda tensor: tensor[:1] if tensor.ndim else tensor,
     "last_axis": lambda tensor: tensor[..., :1] if tensor.ndim else tensor,
     "one_axis_more": lambda tensor: torch.stack([tensor, tensor]),
-    "integers": lambda tensor: torch.zeros(tensor.shape, dtype=torch.long),
     "complex": lambda tensor: torch.zeros(tensor.shape, dtype=torch.complex64),
 }
-
-
 # Of no use to the model, or of any size that the others follow (a shared table: one head).
 FREE = re.compile(
     r".*(position_ids|position_embeddings|mask_token|position_index|lm_head|logit_|words?_emb|encoder.relative_position).*"
 )
-STRIDE = 10  # prime to the number of mutations: nearly each tensor is met, and each mutation
+STRIDE = 7  # prime to the number of mutations: nearly each tensor is met, and each mutation
 
 
 def mutations(weights: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -481,20 +466,3 @@ def test_other_normalisation_of_pixels_moves_into_the_projection(tmp_path, name,
     expected = plain(normed(images, mean=norm[0], deviation=norm[1])).reconstruction
     torch.testing.assert_close(model(images).reconstruction, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(plain(images).reconstruction, expected, atol=1e-3)
-
-
-def test_shards_with_a_configuration_are_read_like_one_file(tmp_path):
-    beit_folder(tmp_path / "beit")
-    whole = load_file(tmp_path / "beit" / "model.safetensors")
-    shutil.copytree(tmp_path / "beit", tmp_path / "bin")
-    (tmp_path / "bin" / "model.safetensors").unlink()
-    torch.save(whole, tmp_path / "bin" / "pytorch_model.bin")
-    for name in ("beit", "bin"):
-        import_checkpoint(tmp_path / name, tmp_path / f"from-{name}")
-    one, two = loaded(tmp_path / "from-beit"), loaded(tmp_path / "from-bin")
-    assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def test_names_are_grouped_by_block():
-    names = [f"a.blocks.{layer}.norm" for layer in (0, 1, 2, 5)] + ["a.blocks.7.other", "b"]
-    assert grouped(names) == ["a.blocks.*.norm (4)", "a.blocks.7.other", "b"]
