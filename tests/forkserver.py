@@ -136,16 +136,7 @@ def start_group(function: Callable[..., Any], *args: Any, world_size: int = 2, *
     return [start(function, *args, env=env, **options) for env in group_environments(world_size)]
 
 
-def start_torchrun(
-    function: Callable[..., Any], *args: Any, world_size: int = 2, shutdown_timeout: int = 30, **kwargs: Any
-) -> Process:
-    """Start torchrun's agent, which runs a function in processes of its own, and ends all if one fails."""
-    return start(_agent, function, args, kwargs, world_size=world_size, shutdown_timeout=shutdown_timeout)
-
-
-def _agent(
-    function: Callable[..., Any], args: Any, kwargs: Any, *, world_size: int, shutdown_timeout: int = 30
-) -> None:
+def _agent(function: Callable[..., Any], args: Any, kwargs: Any, *, world_size: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
     config = LaunchConfig(
@@ -155,7 +146,6 @@ def _agent(
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         start_method="fork",
-        shutdown_timeout=shutdown_timeout,
     )
     launch_agent(config, _worker, [function, args, kwargs])
 

@@ -95,20 +95,6 @@ def test_attention_weights_are_probabilities_without_padding():
 
 
 @torch.no_grad()
-def test_output_splits_text_from_image_and_turns_into_a_tuple():
-    model = model_with("sdpa")
-    given = {"pixel_values": pictures(), **texts([5, 5])}
-    output = model(**given)
-    joined = torch.cat([output.text_hidden_state, output.image_hidden_state], dim=1)
-    assert torch.equal(joined, output.last_hidden_state)
-    assert output.text_hidden_state.shape[1] == 5
-    for value, expected in zip(model(**given, return_dict=False), output.to_tuple(), strict=True):
-        assert torch.equal(value, expected)
-    assert model(pixel_values=pictures()).text_hidden_state is None
-    assert model(**texts([5])).image_hidden_state is None
-
-
-@torch.no_grad()
 def test_pair_depends_on_both_parts_and_their_order():
     model = model_with("sdpa")
     output = model(pixel_values=pictures(), **texts([5, 5]))

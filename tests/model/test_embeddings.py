@@ -113,15 +113,6 @@ def test_resized_table_repeats_its_edge_where_positions_fall_short():
     assert not torch.allclose(offsets[2, centre], offsets[3, centre], atol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_tables_in_half_precision_are_resized_as_exactly_as_they_can_hold(dtype):
-    table, positions = torch.randn(27**2 + 9, 2).to(dtype), torch.randn(197, 2).to(dtype)
-    for resize, half in ((resize_bias_table, table), (resize_absolute_positions, positions)):
-        found = resize(half, source=(14, 14), target=(24, 24))
-        assert found.dtype == dtype
-        assert torch.equal(found, resize(half.float(), source=(14, 14), target=(24, 24)).to(dtype))
-
-
 def test_resized_absolute_positions_keep_the_class_token_and_the_rows():
     heights = torch.arange(4.0).repeat_interleave(4)  # row of each patch
     positions = torch.stack([torch.full((17,), 7.0), torch.cat([torch.tensor([-5.0]), heights])], dim=1)
@@ -144,21 +135,6 @@ def test_text_longer_than_the_table_is_refused(kind):
     assert model(pixel_values=pictures(1), **texts([8])).text_hidden_state.shape == (1, 8, 32)
     with pytest.raises(ValueError, match=r"shape \(1, 9\).*at most 8 tokens"):
         model(**texts([9]))
-
-
-@torch.no_grad()
-def test_what_a_model_without_numbers_asked_for_first_serves_others():
-    config = VLMoConfig.tiny()
-    relative_position_index.cache_clear()
-    with torch.device("meta"):
-        shapes = RelativePositionBias(config)(num_text=7, grid=(4, 4))
-    assert {bias.device.type for bias in shapes} == {"meta"}
-    bias = RelativePositionBias(config)
-    bias.table.copy_(torch.rand_like(bias.table))
-    first = bias(num_text=7, grid=(4, 4))
-    relative_position_index.cache_clear()
-    for found, expected in zip(first, bias(num_text=7, grid=(4, 4)), strict=True):
-        assert torch.equal(found, expected)
 
 
 def test_sines_and_cosines_of_a_line_and_a_grid():

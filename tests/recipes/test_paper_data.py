@@ -8,7 +8,6 @@ import pytest
 from tests.data.prepare.test_captions import region
 from tests.data.prepare.test_captions_shards import members, write_tar
 from tests.data.prepare.toy_task_files import coco_record, jpeg, write, write_coco
-from tests.toy_questions import write_questions
 
 from vlmo.cli import main
 from vlmo.data.examples import RowExamples
@@ -16,7 +15,6 @@ from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
-from vlmo.recipes.schema import DataConfig
 
 # Images and pairs of the four sets, in thousands (VLMo, "Pre-Training Setup", and the sets' own papers).
 IMAGES = {"coco": 113, "visual_genome": 108, "sbu": 867, "conceptual_captions": 3010}
@@ -107,27 +105,6 @@ def test_images_of_validation_and_test_splits_are_left_out(source):
     measured = {"coco/200", "coco/201"}
     assert measured <= set(open_source("data/visual_genome")["image_id"])
     assert not measured & set(open_source(source)["image_id"])
-
-
-def test_weights_repeat_and_thin_out_captions(source):
-    weights = (2.0, 0.1, 1.0, 1.0)
-    counts = Counter(
-        text.split()[0] for captions in open_source(source, weights=weights)["captions"] for text in captions
-    )
-    assert counts["coco"] == 2 * PAIRS["coco"]
-    assert counts["visual_genome"] == pytest.approx(0.1 * PAIRS["visual_genome"], rel=0.15)
-    assert counts["sbu"] == PAIRS["sbu"]
-    for wrong in ((1.0,), (1.0, 1.0, 1.0, 0.0)):
-        with pytest.raises(ValueError, match=r"weights are .* for 4 sources; give a number above 0 for each"):
-            open_source(source, weights=wrong)
-
-
-def test_questions_are_not_joined(source, tmp_path):
-    questions = write_questions(tmp_path / "questions")
-    with pytest.raises(ValueError, match="has a column question; only sources of images and captions can be joined"):
-        open_source(f"data/coco+{questions}")
-    with pytest.raises(ValueError, match=r"data\.weights is .*, which weighs pairs; set data\.unit to pair"):
-        DataConfig(source=source, weights=(1.0, 2.0))
 
 
 def test_the_three_stages_run_on_it(source, visual_tokenizer, capsys):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
 from tests.distributed.toy_engines import make_objective, micro_batches, one_update
@@ -61,14 +59,6 @@ def test_precision_follows_the_instructions_of_the_cpu(instructions, there, monk
     assert not caplog.text
     assert choose_precision("bf16", device=cpu) == "bf16"
     assert ("float32 may be faster" in caplog.text) != there
-
-
-def test_precision_is_asked_of_the_card_that_computes(monkeypatch) -> None:
-    asked = []
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(asked.append(device)))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
-    assert choose_precision("auto", device=torch.device("cuda:1")) == "float32"
-    assert asked == [torch.device("cuda:1")]
 
 
 @pytest.mark.parametrize("there", [False, True])

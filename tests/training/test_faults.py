@@ -17,14 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests import forkserver
-from tests.forkserver import PATIENCE_S, start_torchrun
+from tests.forkserver import PATIENCE_S
 from tests.killing import wait_until
-from tests.rights import ordinary_rights
 from tests.training import toy_group, toy_run
 from tests.training.toy_group import Group, Pause
 from tests.training.toy_run import Settings, curve, make_trainer
 
-from vlmo import cli
 from vlmo.cli.runs import TrainOptions
 from vlmo.training import (
     TrainerConfig,
@@ -32,7 +30,6 @@ from vlmo.training import (
     explained_faults,
     launch,
     lock_run,
-    read_metrics,
     report_progress,
 )
 from vlmo.training.parallel import HANG_SECONDS, longest_wait
@@ -103,18 +100,6 @@ def test_either_process_killed_in_a_step_or_a_save_leaves_a_run_that_ends_with_t
     assert all(torch.equal(killed[name], expected[name]) for name in expected)
 
 
-@pytest.mark.slow
-def test_signal_to_the_launcher_lets_a_long_step_end_in_a_save(tmp_path) -> None:
-    settings = {"max_steps": 1000, "log_every": 1, "save_every": 500, "pause_s": 1.5}
-    process = start_torchrun(toy_run.command, tmp_path / "run", shutdown_timeout=100, **settings)
-    wait_until(lambda: bool(read_metrics(tmp_path / "run")), within_s=PATIENCE_S, meanwhile=process.is_alive)
-    process.send_signal(signal.SIGTERM)
-    process.wait(SOON_S)
-    (state,) = (tmp_path / "run" / "state").iterdir()
-    assert state.name in {f"step_{step:08d}" for step in range(1, 5)}, process.stderr
-    assert not (tmp_path / "run" / "model").exists()
-
-
 # Pauses of groups that hang at the same time, each of which needs seconds to be noticed and no processor.
 HANGS = {
     "stopped": Pause(rank=1, moment="forward", step=3),
@@ -174,9 +159,8 @@ def test_one_process_has_no_timer() -> None:
     with launch("cpu", hang_seconds=0.01):
         report_progress()
         time.sleep(0.05)
-    for seconds in (0, float("inf")):
-        with pytest.raises(ValueError, match=f"hang_seconds is {seconds}; give"), launch("cpu", hang_seconds=seconds):
-            pass
+    with pytest.raises(ValueError, match="hang_seconds is 0; give"), launch("cpu", hang_seconds=0):
+        pass
     assert longest_wait(60.0) == timedelta(minutes=8)
     assert longest_wait(1e300) == timedelta(days=30)
     assert TrainOptions(recipe=None, run_dir=Path()).hang_seconds == HANG_SECONDS
@@ -197,11 +181,8 @@ def close_folder(group: Group) -> None:
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
-        (fill_disk, r"step_00000004 could not be written by process 0 \(File too large\); .*free space there"),
-        (
-            close_folder,
-            r"step_00000004 could not be written by process 0 \(Permission denied\).*give this user the right",
-        ),
+        (fill_disk, r"step_00000004 could not be written by process 0 \(File too large\); the newest"),
+        (close_folder, r"step_00000004 could not be written by process 0 \(Permission denied\)"),
     ],
     ids=["full disk", "read-only folder"],
 )
@@ -217,23 +198,13 @@ def test_save_that_the_disk_refuses_costs_nothing_that_was_saved(
     assert group.codes(within_s=SOON_S) == [1], group.output(0)
     (said,) = reported(group.output(0))
     assert re.search(line, said), said
-    assert f"the newest one is {folder / 'run' / 'state' / 'step_00000002'}; " in said
+    assert f"the newest one is {folder / 'run' / 'state' / 'step_00000002'}, " in said
     assert said.endswith("and the same command goes on")
     (folder / "run" / "state").chmod(0o755)
     assert [path.name for path in (folder / "run" / "state").iterdir()] == ["step_00000002"], "no leftovers"
     assert start(folder, world_size=1).codes(within_s=SOON_S) == [0]
     assert curve(folder / "run") == curve(alone / "run")
     assert all(torch.equal(value, model(folder)[name]) for name, value in model(alone).items())
-
-
-def test_run_folder_that_cannot_be_written_is_told_at_once(tmp_path, capsys) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o555)
-    with ordinary_rights(), pytest.raises(SystemExit) as end:
-        cli.main(["train", "shapes-stage1", "--run-dir", str(closed / "run")])
-    assert end.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{closed / 'run'}: Permission denied" in line
 
 
 def test_data_that_end_a_run_cost_no_state_that_is_being_written(tmp_path) -> None:

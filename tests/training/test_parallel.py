@@ -10,12 +10,10 @@ import pytest
 import torch
 from tests.forkserver import finish, start_group
 from tests.training.toy_run import Settings, curve, is_same, make_trainer
-from torch import nn
 
 from vlmo.distributed import barrier, rank
 from vlmo.training import Trainer, TrainerConfig, TrainingResult
 from vlmo.training.checkpoint import StateStore
-from vlmo.training.engine import Engine
 from vlmo.training.parallel import StopSignal, launch
 from vlmo.training.trainer import forward_seed
 
@@ -145,21 +143,6 @@ def test_the_end_of_a_group_waits_for_no_thread(tmp_path) -> None:
     """Where it does, with the interpreter's lock held, a run hangs at its end; a group whose threads live has not."""
     finish(start_group(group_that_ends, tmp_path))
     assert sorted(file.name for file in tmp_path.glob("rank*")) == ["rank0", "rank1"]
-
-
-def test_run_objective_leads_back_from_the_loss_alone() -> None:
-    class Objective(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
-
-        def forward(self, batch):
-            return {"loss": self.weight * 2, "other": self.weight * 3}
-
-    values = Engine(Objective())({})
-    assert values["loss"].requires_grad
-    assert not values["other"].requires_grad
-    assert {value.dtype for value in values.values()} == {torch.float32}
 
 
 def test_second_interrupt_aborts() -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmo.distributed import rank, world_size
-from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, TrainingError, launch, read_metrics
+from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, launch, read_metrics
 from vlmo.types import Batch
 
 
@@ -32,7 +32,6 @@ class Settings:
     bad_to: int = 10**9
     bad_rank: int | None = None  # the only process where that happens
     bonus_in_first_micro_batch: bool = False  # `bonus` counts there instead of in every other step
-    freezes_first: bool = False  # the first layer is not trained
     lr: float = 0.05
 
 
@@ -76,7 +75,6 @@ class Objective(nn.Module):
         torch.manual_seed(0)
         self.model = Model(settings.dropout)
         self.bonus = nn.Parameter(torch.ones(2, 2))
-        self.model.first.requires_grad_(requires_grad=not settings.freezes_first)
         self.settings = settings
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -143,22 +141,11 @@ def is_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def main(run_dir: Path, **changes: Any) -> None:
-    """Trains in `run_dir`, with names of `TrainerConfig` or of `Settings`; in a group if torchrun started it."""
+    """Trains in `run_dir`, with names of `TrainerConfig` or of `Settings`."""
     names = {field.name for field in fields(Settings)}
     settings = replace(Settings(), **{name: value for name, value in changes.items() if name in names})
     config = TrainerConfig(**{name: value for name, value in changes.items() if name not in names})
     with launch("cpu"):
-        run_dir.with_name(f"rank{rank()}.pid").write_text(str(os.getpid()))
         trainer = make_trainer(run_dir, settings=settings, config=config, evaluate=lambda _: {"toy/one": 1.0})
         result = trainer.fit()
     os.write(1, f"{result.status} {result.steps}\n".encode())
-
-
-def command(run_dir: Path, **changes: Any) -> None:
-    """`main` with one line for an error, and an exit code."""
-    try:
-        main(run_dir, **changes)
-    except TrainingError as error:
-        os.write(2, f"vlmo: {error}\n".encode())
-        os._exit(1)
-    os._exit(0)

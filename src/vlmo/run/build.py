@@ -106,7 +106,6 @@ def build(
         save_model=save_model,
         lr_scale={f"model.{name}": scale for name, scale in task.lr_scale(model).items()},
         evaluate=evaluator,
-        measured_on="" if recipe.evaluate_on is None else data_name(recipe.evaluate_on),
         device=device,
         console=console,
         title=title or "training",

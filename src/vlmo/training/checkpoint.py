@@ -51,7 +51,7 @@ from vlmo.folder.atomic import (
     write_file,
     write_folder,
 )
-from vlmo.training.errors import TrainingError, advice_on
+from vlmo.training.errors import TrainingError
 from vlmo.training.parallel import longest_wait
 
 logger = logging.getLogger(__name__)
@@ -296,7 +296,7 @@ class _StateWriter(HuggingFaceStorageWriter):
             newest = max(_states(self.target.parent), default=None)
             raise TrainingError(
                 f"training state {self.target} could not be written by process {process} ({reason}); the newest one is "
-                f"{newest}; {advice_on(refused) or 'remove what hinders it'}, and the same command goes on"
+                f"{newest}, and the same command goes on"
             ) from cause
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,20 +13,12 @@ import torch.distributed as dist
 from vlmo.distributed import rank
 from vlmo.training.parallel import uninterrupted
 
-_ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space there") | dict.fromkeys(
-    (errno.EROFS, errno.EACCES, errno.EPERM), "give this user the right to write there"
-)
 _WORKER = re.compile(r"DataLoader worker \(pid.*\) (?:is )?(killed by signal: \w+|exited unexpectedly)")
 _LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says where it stands and what to do."""
-
-
-def advice_on(error: OSError | None) -> str | None:
-    """Return what to do about a file that the system refuses, where that is known."""
-    return None if error is None else _ADVICE.get(error.errno or 0)
 
 
 @contextlib.contextmanager
@@ -62,7 +53,7 @@ def explained_faults(
                     "the machine more, or lower loader.num_workers"
                 )
             elif isinstance(error, OSError) and run_dir is not None:
-                fault = "; ".join(filter(None, (f"{error.filename or run_dir}: {error}", advice_on(error))))
+                fault = f"{error.filename or run_dir}: {error}"
             else:
                 raise
             # What the stopped frames hold is dropped: a loader left alive raises again at the end of each worker.

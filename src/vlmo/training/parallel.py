@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import math
 import os
 import signal
 import threading
@@ -49,7 +48,7 @@ def launch(device: str | None = None, *, hang_seconds: float = HANG_SECONDS) -> 
         ValueError: There is no such device, or `hang_seconds` is no number above 0.
     """
     global _hang_seconds  # noqa: PLW0603 (the timer is the process's own, too)
-    if not 0 < hang_seconds < math.inf:
+    if not hang_seconds > 0:
         raise ValueError(f"hang_seconds is {hang_seconds}; give a number of seconds above 0")
     found = choose_device(device)
     if found.type == "cuda":

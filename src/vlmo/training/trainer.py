@@ -128,7 +128,6 @@ class Trainer:
         lr_scale: Name of a parameter in the objective -> factor on its learning rate.
         evaluate: Called on every process with `model` in evaluation mode, without gradients; returns metrics, fractions
             by "SPLIT/METRIC".
-        measured_on: Names of its data.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         title: Name of the run in progress and messages.
     """
@@ -143,7 +142,6 @@ class Trainer:
         save_model: Callable[[Path, dict[str, Tensor]], None],
         lr_scale: Mapping[str, float] | None = None,
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
-        measured_on: str = "its own data",
         device: str | None = None,
         console: Console | None = None,
         title: str = "training",
@@ -164,7 +162,7 @@ class Trainer:
             no_weight_decay={f"model.{name}" for name in exempt},
             lr_scale=lr_scale,
         )
-        self.evaluate, self.measured_on = evaluate, measured_on
+        self.evaluate = evaluate
         self.console, self.title = console, title
         self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
         self._states = StateStore(self.state_dir, keep=self.config.keep_states)
@@ -334,7 +332,7 @@ class Trainer:
         if tracker is not None:
             tracker.log(step, metrics)
             shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items())
-            logger.info("%s: step %d, on %s: %s", self.title, step, self.measured_on, shown)
+            logger.info("%s: step %d: %s", self.title, step, shown)
 
     def _save(self, tracker: Tracker | None) -> None:
         counters = self._counters
