@@ -91,7 +91,7 @@ def rebuild(
     if not out.exists():
         measured = [moved(source, folders) for source in MEASURED_ON]
         title = find_recipe("vlmo-small").task.title
-        card = ModelCard(stage=title, recipe="vlmo-small", language="en", licence="cc-by-sa-4.0")
+        card = ModelCard(stage=title, recipe="vlmo-small", licence="cc-by-sa-4.0")
         write_release(run / "released" / "model", out, card=card, recall_on=measured, console=console)
     return out
 

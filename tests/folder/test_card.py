@@ -185,8 +185,7 @@ def test_added_metrics_replace_equal_ones_and_keep_the_rest(folder):
 
 def test_metrics_are_added_to_cards_that_others_wrote_and_start_one_where_there_is_none(folder):
     card = add_metrics(folder, [measurement()])
-    assert "12.34 %" in section(card, "Metrics")
-    assert section(card, "Data") == "Training data: not known."
+    assert card.read_text().startswith("## Metrics\n\n| measured on")
     card.write_text("# Theirs\n\nWords.\n", encoding="utf-8")
     add_metrics(folder, [measurement("tr@1")])
     assert card.read_text().startswith("# Theirs\n\nWords.\n\n## Metrics\n\n| measured on")

@@ -129,7 +129,6 @@ def import_checkpoint(
             stage=conversion.kind,
             about=f"Imported from `{path.name}` by `vlmo import`.",
             start=f"`{path.name}`" + (f" of <{address}>" if address else ""),
-            language=None if conversion.max_text_length is None else "en",
             licence=licence,
             limits=tuple(limits),
         )

@@ -59,7 +59,7 @@ def evaluate(
     check_new_file(submission, option="--submission")
     from vlmo.distributed import is_main
     from vlmo.tasks import evaluate as measure
-    from vlmo.tasks import usage_of, write_submission
+    from vlmo.tasks import write_submission
     from vlmo.tasks.result import data_name
     from vlmo.training import launch
 
@@ -87,7 +87,7 @@ def evaluate(
         if write_card:
             options = {"split": split, **own, "limit": limit}
             words = [f" --{name.replace('_', '-')} {value}" for name, value in options.items() if value is not None]
-            result.write_card(folder, measured_by=f"`vlmo evaluate{''.join(words)}`", usage=usage_of(folder))
+            result.write_card(folder, measured_by=f"`vlmo evaluate{''.join(words)}`")
 
 
 def _choose(folder: Path, data: str | None, **options: Any) -> None:

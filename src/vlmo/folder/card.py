@@ -91,7 +91,6 @@ class ModelCard:
     settings: str | None = None
     start: str | None = None
     data: tuple[DataSource, ...] = ()
-    language: str | None = None
     licence: str | None = None
     metrics: tuple[EvalResult, ...] = ()
     limits: tuple[str, ...] = ()
@@ -108,7 +107,6 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
     """
     folder, config = Path(folder), read_config(folder)
     front = ModelCardData(
-        language=card.language,
         license=card.licence or "unknown",
         library_name="transformers",
         pipeline_tag=usage.pipeline if usage else None,
@@ -134,34 +132,27 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
     return folder / CARD
 
 
-def add_metrics(folder: str | Path, metrics: Sequence[EvalResult], *, usage: Usage | None = None) -> Path:
-    """Add metrics to the card of a folder; all but the section of metrics stays.
-
-    They replace those of the same metric on the same split of the same data. A folder without a card gets one, with
-    `usage`; ValueError if it holds no model.
-    """
-    path = Path(folder) / CARD
-    if not path.exists():
-        return write_card(folder, ModelCard(metrics=tuple(metrics)), usage)
+def add_metrics(folder: str | Path, metrics: Sequence[EvalResult]) -> Path:
+    """Add metrics to the card of a folder, replacing those of the same metric on the same split of the same data."""
     found = {(each.metric_type, each.dataset_name, each.dataset_split): each for each in read_results(folder)}
     for each in metrics:
         found[each.metric_type, each.dataset_name, each.dataset_split] = each
     section = _TEMPLATE.blocks["metrics"](_TEMPLATE.new_context(_metrics(list(found.values()))))
     add_section(folder, title="Metrics", body="".join(section))
     _write_results(folder, found.values())
-    return path
+    return Path(folder) / CARD
 
 
 def add_section(folder: str | Path, *, title: str, body: str) -> None:
     """Add a section to the card of a folder, replacing one with that title; a new one stands before the limits."""
     path = Path(folder) / CARD
-    text, section = path.read_text(encoding="utf-8"), f"## {title}\n\n{body}\n"
+    text, section = path.read_text(encoding="utf-8") if path.exists() else "", f"## {title}\n\n{body}\n"
     there = re.compile(rf"^## {re.escape(title)}[ \t]*\n.*?(?P<gap>\n(?=#{{1,2}} )|\Z)", re.MULTILINE | re.DOTALL)
     if there.search(text):
         text = there.sub(lambda found: section + found["gap"], text, count=1)
     else:
         above, limits, below = text.partition("\n## Limits\n")
-        text = f"{above.rstrip()}\n\n{section}{limits}{below}"
+        text = f"{above.rstrip()}\n\n{section}{limits}{below}".lstrip()
     write_file(path, text)
 
 

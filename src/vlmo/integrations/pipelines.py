@@ -36,13 +36,8 @@ class _PairPipeline(Pipeline):
     def __call__(self, image: Any = None, **options: Any) -> Any:
         """Return the answers for one pair, best first; for several pairs, a list (or iterator) of such lists.
 
-        Args:
-            image: A PIL image, a path, an address or a data URI; or, without a text, a list, generator
-                or data set of dictionaries with `image` and the text.
-            options: The text, as `question` or `text`; `top_k` (of questions, 5 by default), `batch_size`.
-
-        Raises:
-            ValueError: No text or no image.
+        A pair is an image (PIL, a path, an address or a data URI) with the option `question` or `text`, or a dictionary
+        of both; several are a list, generator or data set of these. ValueError without a text or an image.
         """
         text = options.pop(self.text_key, None)
         return super().__call__(image if text is None else {"image": image, self.text_key: text}, **options)

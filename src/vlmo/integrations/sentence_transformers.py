@@ -32,8 +32,6 @@ except ImportError as error:
 
 Features = dict[str, Any]
 """Tensors by name, handed from module to module."""
-Device = str | torch.device | None
-"""None: the first accelerator that sentence-transformers finds, or the CPU."""
 
 
 class _FolderModule(InputModule, ABC):
@@ -185,12 +183,12 @@ class VLMoPairScorer(_FolderModule):
         return features | {"scores": scores[:, None]}
 
 
-def load_sentence_transformer(folder: str | Path, *, device: Device = None) -> SentenceTransformer:
+def load_sentence_transformer(folder: str | Path, *, device: str | torch.device | None = None) -> SentenceTransformer:
     """Load the dual encoder of a model folder, or of one of `SentenceTransformer.save`; ValueError for other models."""
     return cast("SentenceTransformer", _load(SentenceTransformer, VLMoEmbedder, folder, device=device))
 
 
-def load_cross_encoder(folder: str | Path, *, device: Device = None) -> CrossEncoder:
+def load_cross_encoder(folder: str | Path, *, device: str | torch.device | None = None) -> CrossEncoder:
     """Load a model folder, or one of `CrossEncoder.save`, to score pairs as a search with reranking does.
 
     ValueError if it holds no model that scores pairs.
@@ -199,7 +197,7 @@ def load_cross_encoder(folder: str | Path, *, device: Device = None) -> CrossEnc
 
 
 def _load(
-    library_class: Any, module: type[_FolderModule], folder: str | Path, *, device: Device
+    library_class: Any, module: type[_FolderModule], folder: str | Path, *, device: str | torch.device | None
 ) -> SentenceTransformer | CrossEncoder:
     folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval)
     settings = folder / "config_sentence_transformers.json"

@@ -21,7 +21,7 @@ from rich.table import Table
 from vlmo.data.listing import source_names
 from vlmo.evaluation.metrics import Metric
 from vlmo.folder.atomic import write_file
-from vlmo.folder.card import Usage, add_metrics
+from vlmo.folder.card import add_metrics
 from vlmo.terminal import escaped
 from vlmo.training import read_metrics
 
@@ -138,9 +138,9 @@ class TaskResult:
             for each in self.measured
         ]
 
-    def write_card(self, folder: str | Path, *, measured_by: str, usage: Usage | None = None) -> Path:
-        """Put the metrics into the card of a model folder; the rest stays. A new card gets `usage`."""
-        return add_metrics(folder, self.measurements(measured_by=measured_by), usage=usage)
+    def write_card(self, folder: str | Path, *, measured_by: str) -> Path:
+        """Put the metrics into the card of a model folder; the rest stays."""
+        return add_metrics(folder, self.measurements(measured_by=measured_by))
 
 
 def circumstances(folder: str | Path) -> dict[str, Any]:
