@@ -92,8 +92,3 @@ def test_other_authors_are_for_testing_and_nothing_looks_like_their_drawings(sha
     test = open_source(str(tmp_path / "out"), split="test")
     assert list(train) == ["d"]
     assert (test["image_id"][:], test["captions"][:]) == (["a"], [["one"]])
-
-
-def test_a_folder_without_drawings_is_named(tmp_path):
-    with pytest.raises(ValueError, match="openclipart-svg"):
-        prepare("clipart", root=tmp_path, out=tmp_path / "out")

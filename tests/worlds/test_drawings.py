@@ -99,15 +99,3 @@ def test_drawings_that_look_like_a_kept_one_are_left_out(found, tmp_path):
     drawn = set(open_source(str(tmp_path / "out"))["image_id"])
     assert not {f"noto/{codes}" for codes in others[:3]} & drawn
     assert {f"noto/{codes}" for codes in others[3:]} <= drawn
-
-
-def test_missing_packages_are_told(found, tmp_path):
-    summary = prepare("drawings", root=packages(tmp_path / "in", fluent=False, keywords=False), out=tmp_path / "out")
-    told = " ".join(summary.lines())
-    assert "@lobehub/fluent-emoji-3d/assets is not there" in told
-    assert "captions are names alone" in told
-    assert max(map(len, open_source(str(tmp_path / "out"))["captions"])) < 5
-    with pytest.raises(ValueError, match="npm install emoji-datasource-google"):
-        prepare("drawings", root=tmp_path, out=tmp_path / "no")
-    with pytest.raises(ValueError, match="no such folder"):
-        prepare("drawings", root=tmp_path / "nowhere", out=tmp_path / "no")

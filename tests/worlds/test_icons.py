@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.prepare.toy_task_files import quarantined, write
+from tests.data.prepare.toy_task_files import write
 
 from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
@@ -113,13 +113,6 @@ def test_names_lose_their_style_size_and_serial_number(name, words):
     assert caption_of(Naming.of(found, {}).bare(name)) == words
 
 
-def test_a_word_that_ends_many_names_of_a_set_is_a_style_there():
-    names = [f"{word}-{style}" for word in ("slider", "traffic", "help") for style in ("line", "solid")]
-    assert Naming.of({"icons": dict.fromkeys(names)}, {}).bare("slider-line") == "slider"
-    rare = [*names[:1], *(f"name{number}" for number in range(20))]
-    assert Naming.of({"icons": dict.fromkeys(rare)}, {}).bare("slider-line") == "slider-line"
-
-
 def test_names_lose_a_category_that_most_of_them_begin_with():
     found = {"icons": dict.fromkeys(("food-drink-tea", "food-drink-cake", "pen"))}
     by_icon = {key: ["FoodDrink"] for key in ("food-drink-tea", "food-drink-cake")}
@@ -202,17 +195,6 @@ def test_painted_icons_keep_their_name_as_a_caption(tmp_path, monkeypatch):
     assert (name, with_article) == ("bell", "a picture of a bell")
     assert " bell on " in painted
     assert train["colors:kite"] == ["kite", "an icon of a kite"]  # it has colors of its own
-
-
-def test_damaged_and_empty_drawings_are_quarantined(tmp_path):
-    drawn = {"bell": BELL, "torn": "<path", "none": '<path d="M0 0"/>'}
-    sets = {"plain": ("MIT", "UI 24px", drawn), "lucide": ("ISC", "UI 24px", {"torn-too": "<path"})}
-    prepare("icons", root=package(tmp_path / "in", sets), out=tmp_path / "out")
-    reasons = quarantined(tmp_path / "out")
-    assert "cannot be drawn" in reasons["plain:torn"]
-    assert "nothing is drawn" in reasons["plain:none"]
-    assert "cannot be drawn" in reasons["lucide:torn-too"]
-    assert open_source(str(tmp_path / "out"))["image_id"][:] == ["plain:bell"]
 
 
 def test_emoji_that_are_held_out_are_left_out_by_name_and_by_look(tmp_path, monkeypatch):

@@ -144,8 +144,7 @@ def prepare(name: tyro.conf.Positional[str], *, root: Path, out: Path, num_proc:
     """Turn the files of a published data set into a folder that every command reads.
 
     Args:
-        name: coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, sugarcrepe, imagenet, ade20k,
-            text.
+        name: coco, flickr30k, visual_genome, sbu, conceptual_captions, vqav2, nlvr2, imagenet, ade20k, text.
         root: Folder with the set's files as its publisher gives them.
         out: New folder.
         num_proc: Processes that read and decode.

@@ -4,7 +4,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.data.prepare.toy_task_files import jpeg, png, quarantined, write
+from tests.data.prepare.toy_task_files import jpeg, quarantined, write
 from tests.toy_shards import pack
 
 from vlmo.data.decoding import decode_image
@@ -72,16 +72,6 @@ def test_tars_give_a_row_a_pair(tars, tmp_path, name: str) -> None:
     assert open_source(str(tmp_path / "again"))["image_id"][2] == f"{name}/part2/000010000"
 
 
-def test_tar_takes_other_formats_and_capitals(tmp_path) -> None:
-    content = {"a.PNG": png(7), "a.txt": b"a", "sub/b.x.webp": jpeg(8), "sub/b.txt": b"b"}
-    content |= members("c", 3, without=".txt")
-    write_tar(tmp_path / "in" / "0.tar", content)
-    prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
-    assert open_source(str(tmp_path / "out"))["image_id"][:] == ["sbu/a", "sbu/c"]
-    assert open_source(str(tmp_path / "out"))["captions"][:] == [["a"], ["Caption 3."]]
-    assert "it has no image, only .x.webp, .txt" in quarantined(tmp_path / "out")["sbu/sub/b"]
-
-
 def test_tar_bad_records_are_quarantined(tmp_path) -> None:
     content = {
         **members("good", 1),
@@ -101,24 +91,6 @@ def test_tar_bad_records_are_quarantined(tmp_path) -> None:
     assert "latin cannot be read" in reasons["sbu/latin"]
     assert reasons["sbu/good"] == "image_id sbu/good repeats that of an earlier row"
     assert summary.splits["train"]["quarantined"] == len(reasons) == 4
-
-
-@pytest.mark.parametrize("kept", [0, 100, 612, 3072, 3584, 3684, 4784, 6344, 7168])
-def test_tar_that_is_cut_off_is_named_wherever_it_ends(tmp_path, kept: int) -> None:
-    whole = {**members("a", 1), **members("b", 2)}
-    file = write_tar(tmp_path / "in" / "0.tar", whole)
-    write_tar(tmp_path / "in" / "1.tar", members("c", 3))
-    content = file.read_bytes()
-    # Six members, each of a header and its data in blocks of 512 bytes, and zeros.
-    assert sum(512 + -(-len(data) // 512) * 512 for data in whole.values()) == 7168
-    file.write_bytes(content[:kept])
-    prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
-    rows = open_source(str(tmp_path / "out"))["image_id"][:]
-    assert rows[-1] == "sbu/c"
-    assert quarantined(tmp_path / "out")["sbu/0.tar"].startswith(f"{file}: it cannot be read")
-    assert ("sbu/a" in rows) == (kept >= 3072)
-    # The headers of its last member are not needed: the caption is in the one before.
-    assert ("sbu/b" in rows) == (kept >= 6144)
 
 
 def test_parquet_gives_a_row_a_pair(tmp_path) -> None:

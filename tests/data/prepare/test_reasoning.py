@@ -257,20 +257,6 @@ def test_nlvr2_makes_a_row_of_each_sentence(tmp_path) -> None:
     assert validation[0]["image"]["path"] == str(root / "dev/dev-850-0-img0.png")
 
 
-def test_nlvr2_reads_the_layout_of_the_repository(tmp_path) -> None:
-    root = Pairs().write(tmp_path / "root", tables="nlvr2/data", pictures="images")
-    summary = prepare("nlvr2", root=root, out=tmp_path / "out")
-    assert {split: counts["rows"] for split, counts in summary.splits.items()} == {
-        "train": 8,
-        "validation": 4,
-        "test": 2,
-    }
-    assert "warning: train has 8 rows; the whole set has 86,373" in summary.lines()
-    (root / "nlvr2" / "data" / "test1.json").unlink()
-    summary = prepare("nlvr2", root=root, out=tmp_path / "without")
-    assert (list(summary.splits), summary.notes) == (["train", "validation"], ["test1.json is not there"])
-
-
 def test_nlvr2_quarantines_bad_records(tmp_path) -> None:
     toy = Pairs()
     toy.records["dev"] += [record("test1-5-0-0"), record("dev-7-0-0", "perhaps"), record("dev-850-0-0")]
@@ -299,10 +285,3 @@ def test_nlvr2_names_a_line_that_cannot_be_read(tmp_path, line: bytes, message: 
     write(tmp_path / "root/dev/dev-1-0-img0.png", png(0))
     with pytest.raises(ValueError, match="dev.json:1: " + message):
         prepare("nlvr2", root=tmp_path / "root", out=tmp_path / "out")
-
-
-def test_nlvr2_names_what_is_missing(tmp_path) -> None:
-    for file, message in (("other", "train.json or dev.json or test1.json"), ("dev", "images/dev or dev")):
-        write(tmp_path / f"root/{file}.json", "")
-        with pytest.raises(ValueError, match=f"{message} is missing; --root must be a folder"):
-            prepare("nlvr2", root=tmp_path / "root", out=tmp_path / "out")

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from tests.data.prepare.toy_task_files import coco_record, jpeg, quarantined, write, write_coco
 from tests.forkserver import Process, start
 
@@ -122,15 +122,6 @@ def test_prepared_folder_says_what_it_holds(tmp_path) -> None:
     ]
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
         open_source(str(tmp_path / "out"), split="test")
-
-
-def test_rows_are_written_to_files_of_some_size(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("vlmo.data.prepare.engine._FILE_SIZE", 4 * len(jpeg(0)))
-    prepare_toy([toy_row(number) for number in range(12)], tmp_path)
-    files = sorted((tmp_path / "out" / "train").glob("*.arrow"))
-    assert len(files) > 2
-    names = [name for file in files for name in Dataset.from_file(str(file))["image_id"]]
-    assert names == ids(tmp_path / "out") == [f"toy/{number}" for number in range(12)]
 
 
 @pytest.mark.parametrize(

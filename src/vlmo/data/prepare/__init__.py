@@ -24,7 +24,6 @@ PREPARERS = {
     "conceptual_captions": "captions.open_conceptual_captions",
     "vqav2": "reasoning.open_vqav2",
     "nlvr2": "reasoning.open_nlvr2",
-    "sugarcrepe": "composition.open_sugarcrepe",
     "imagenet": "classes.open_imagenet",
     "ade20k": "classes.open_ade20k",
     "text": "text.open_text",
