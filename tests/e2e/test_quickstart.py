@@ -11,7 +11,6 @@ import pytest
 from tests.few_rows import few_rows
 from vlmo.cli import main
 from vlmo.demo import quickstart
-from vlmo.tasks.pair_sets import MATCHING
 from vlmo.training import tracking
 
 pytestmark = pytest.mark.slow
@@ -71,7 +70,6 @@ def test_cards_show_figures_data_and_licences(run):
         shown = f"{round(100 * value, 2)} %{interval}"
         name = metric.removeprefix("rerank_")
         label = f"{name.upper()}, {'dual encoder' if name == metric else 'reranked'}"
-        label = MATCHING[metric][0] if metric in MATCHING else label
         assert f" | {label} | {shown} | {round(100 * figures['chance'][metric], 2)} % | " in card
     for words in (
         "# shapes-matching\n",

@@ -18,7 +18,6 @@ from vlmo.recipes import find_recipe
 from vlmo.run import build
 from vlmo.run.build import data_source
 from vlmo.tasks import evaluate
-from vlmo.tasks.pair_sets import MATCHING
 
 TODAY = datetime.date.today().isoformat()
 NOT_STATED = "not stated: as its owner states"
@@ -136,11 +135,11 @@ def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
     result = evaluate(folder, source=str(test_pairs), split="test", rerank=2)
     result.write_card(folder, measured_by="`vlmo evaluate`")
     rows = {row[1]: row[2:] for row in cells(section(folder, "Metrics").partition("\n\n")[0])}
-    assert len(rows) == 15  # 6 recalls of each encoder, and 3 metrics of matching
+    assert len(rows) == 12  # 6 recalls of each encoder
     for metric, value in result.metrics.items():
         encoder = "reranked" if metric.startswith("rerank_") else "dual encoder"
         name = f"{metric.removeprefix('rerank_').upper()}, {encoder}"
-        shown = rows[MATCHING[metric][0] if metric in MATCHING else name]
+        shown = rows[name]
         assert shown[0].startswith(f"{round(100 * value, 2)} %")
         assert shown[1:] == [f"{round(100 * result.chance[metric], 2)} %", f"`vlmo evaluate`, {TODAY}"]
     assert {each.metric_type for each in read_results(folder)} == set(result.metrics)

@@ -64,8 +64,7 @@ class RetrievalResult:
     """Metrics and rankings of one evaluation.
 
     Attributes:
-        metrics: `tr@K` and `ir@K` of the dual encoder, fractions; with a shortlist also `rerank_tr@K`, `rerank_ir@K`
-            and those of `matching_metrics`.
+        metrics: `tr@K` and `ir@K` of the dual encoder, fractions; with a shortlist also `rerank_tr@K`, `rerank_ir@K`.
         chance: `tr@K` and `ir@K` of a random order.
         dual: The dual encoder's rankings.
         reranked: The same after the fusion encoder; None without a shortlist.
@@ -125,16 +124,15 @@ def evaluate_retrieval(
     if not rerank:
         return RetrievalResult(dual.metrics(ks), chance, dual)
 
-    # The fusion encoder scores both directions in one call, as they share many pairs, and pairs to measure matching on.
+    # The fusion encoder scores both directions in one call, as they share many pairs.
     found_texts, found_images = (each.indices[:, :rerank] for each in dual)
     owners = pairs.text_to_image.cpu()
     query_images = torch.arange(pairs.num_images)[:, None].expand_as(found_texts)
     query_texts = torch.arange(pairs.num_texts)[:, None].expand_as(found_images)
-    fixed_images, fixed_texts = _fixed_pairs(dual, owners)
-    all_images = torch.cat([each.flatten() for each in (query_images, found_images, fixed_images)])
-    all_texts = torch.cat([each.flatten() for each in (found_texts, query_texts, fixed_texts)])
+    all_images = torch.cat([query_images.flatten(), found_images.flatten()])
+    all_texts = torch.cat([found_texts.flatten(), query_texts.flatten()])
     matches = match_pairs(model, pairs, images=all_images, texts=all_texts, batch=batch, progress=progress)
-    *scores, fixed = matches.split([found_texts.numel(), found_images.numel(), fixed_images.numel()])
+    scores = matches.split([found_texts.numel(), found_images.numel()])
     right = owners[found_texts] == query_images, found_images == owners[:, None]
     scale = float(model.contrast_head.logit_scale.detach().exp())
 
@@ -143,47 +141,8 @@ def evaluate_retrieval(
         return Rankings(*(_rerank(one, flat.view_as(of), of, weight=w, scale=scale) for one, flat, of, w in both))
 
     reranked = reranked_by(weights)
-    metrics = dual.metrics(ks) | reranked.metrics(ks, prefix="rerank_") | matching_metrics(*fixed.view_as(fixed_images))
+    metrics = dual.metrics(ks) | reranked.metrics(ks, prefix="rerank_")
     return RetrievalResult(metrics, chance, dual, reranked, reranked_by)
-
-
-def _fixed_pairs(dual: Rankings, text_to_image: Tensor) -> tuple[Int[Tensor, "3 image"], Int[Tensor, "3 image"]]:
-    """Return pairs that matching is measured on: of each image its first text, a random wrong one, and a hard one.
-
-    The random texts are those of other images, each once, in an order that is the same at any time; the hard ones are
-    the dual encoder's best wrong texts (where all that it found are right, the random ones).
-    """
-    num_images = int(text_to_image.max()) + 1
-    images = torch.arange(num_images)
-    own = torch.full((num_images,), len(text_to_image)).scatter_reduce(
-        0, text_to_image, torch.arange(len(text_to_image)), reduce="amin"
-    )
-    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(0))
-    other = torch.empty_like(order)
-    other[order] = own[order.roll(1)]
-    found = dual.image_to_text.indices
-    wrong = text_to_image[found] != images[:, None]
-    hard = torch.where(wrong.any(1), found.gather(1, wrong.int().argmax(1, keepdim=True))[:, 0], other)
-    return images.expand(3, -1), torch.stack([own, other, hard])
-
-
-def matching_metrics(
-    true: Float[Tensor, " image"], even: Float[Tensor, " image"], hard: Float[Tensor, " image"]
-) -> dict[str, float]:
-    """Return how well log-odds tell true pairs from wrong ones; chance is 0.5 for each.
-
-    Args:
-        true: Log-odds of true pairs.
-        even: Of pairs with a random text.
-        hard: Of pairs with the text that the dual encoder takes for the true one.
-    """
-    ordered = even.sort().values
-    below, up_to = (torch.searchsorted(ordered, true, right=right).double() for right in (False, True))
-    accuracy = {
-        name: float((true > 0).double().mean() + (wrong <= 0).double().mean()) / 2
-        for name, wrong in (("match_accuracy", even), ("match_accuracy_hard", hard))
-    }
-    return {"match_auc": float((below + up_to).mean()) / (2 * len(even)), **accuracy}
 
 
 def _dual_rankings(images: Tensor, texts: Tensor, text_to_image: Tensor, *, top: int) -> Rankings:

@@ -30,15 +30,6 @@ if TYPE_CHECKING:
 SHORTLIST = 16
 """Candidates of each query that an evaluation reranks by default."""
 _RERANKED = "rerank_"
-MATCHING = {
-    "match_auc": ("AUC of matching", "share of (true pair, random pair) where matching ranks the true one higher"),
-    "match_accuracy": ("accuracy of matching", "right decisions on true pairs and as many with a random text"),
-    "match_accuracy_hard": (
-        "accuracy of matching, hard",
-        "right decisions on true pairs and as many with the dual encoder's best wrong text",
-    ),
-}
-"""Label and meaning of the metrics of matching."""
 _ENCODERS = {"dual": "dual encoder", "fusion": "fusion encoder"}
 """Scorers of true and false captions, with their names."""
 _PREFERRED = "share of images whose true caption has the higher score"
@@ -129,14 +120,10 @@ class PairSet(EvaluationSet):
             return evaluate_retrieval(model, self.as_set(), **how, progress=progress.update)
 
     def metrics(self, outputs: RetrievalResult) -> list[Metric]:
-        """Return `tr@K` and `ir@K`; with a shortlist also `rerank_tr@K`, `rerank_ir@K` and those of matching."""
+        """Return `tr@K` and `ir@K`; with a shortlist also `rerank_tr@K` and `rerank_ir@K`."""
         queries = {"ir": len(self.captions), "tr": len(self.rows)}
         found = []
         for name, value in outputs.metrics.items():
-            if name in MATCHING:
-                label, meaning = MATCHING[name]
-                found.append(Metric(name, value, chance=0.5, label=label, meaning=meaning))
-                continue
             recall = name.removeprefix(_RERANKED)
             direction, _, k = recall.partition("@")
             encoder, meaning = "dual encoder", _MEANINGS[direction].format(k=k)
