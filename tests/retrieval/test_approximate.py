@@ -93,24 +93,6 @@ def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     assert made["search"] == {"partitions": 39, "nprobes": 39, "candidates": 3200}  # it tried all that there is
 
 
-def test_candidates_are_added_where_partitions_do_not_help(tmp_path, monkeypatch):
-    store, vectors = filled(tmp_path, number=1500)
-    nearest, asked = Store.nearest, []
-
-    def few_candidates(store, query, *, top, search, columns):
-        if search is not None:
-            asked.append((search.nprobes, search.candidates))
-            top = top if search.candidates >= 1000 else 5
-        return nearest(store, query, top=top, search=search, columns=columns)
-
-    monkeypatch.setattr(Store, "nearest", few_candidates)
-    monkeypatch.setattr(approximate, "_QUERIES", 20)
-    made = made_for(store, vectors)
-    assert list(dict.fromkeys(asked)) == [(25, 200), (39, 400), (39, 800), (39, 1600)]
-    assert made["search"] == {"partitions": 39, "nprobes": 39, "candidates": 1600}
-    assert made["recall"]["value"] >= approximate.ENOUGH
-
-
 def test_index_stays_until_the_table_has_doubled(tmp_path, monkeypatch):
     monkeypatch.setattr(approximate, "_QUERIES", 10)
     store, vectors = filled(tmp_path, number=1200)

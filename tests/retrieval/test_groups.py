@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import tracemalloc
-
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -52,19 +50,6 @@ def test_equal_vectors_are_found_at_a_threshold_of_one(index_of):
     assert 1 - 1e-6 < group.similarity <= 1
     assert find_duplicates(index_of(vectors), threshold=1) == []
     assert find_duplicates(index_of(np.zeros((0, 384)))) == []
-
-
-def test_memory_does_not_grow_with_the_number_of_pairs(index_of, monkeypatch):
-    monkeypatch.setattr(groups, "_CELLS", 64 * 64)
-    index = index_of(np.ones((2000, 8)))
-    tracemalloc.start()
-    try:
-        (group,) = find_duplicates(index)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert len(group.ids) == 2000
-    assert peak < 4e6  # all pairs have 16 MB of similarities alone
 
 
 def test_copies_in_an_index_are_found_with_their_paths(encoder, tmp_path):

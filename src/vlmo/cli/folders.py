@@ -111,10 +111,11 @@ def export(folder: ModelFolder, *, out: Path, to: Literal["official", "onnx"] = 
     if not (folder / "config.json").is_file():
         raise missing_model(folder)
     if to == "onnx":
-        from vlmo.export.onnx import describe_files
         from vlmo.retrieval.graphs_engine import export_graphs
 
-        lines = describe_files(export_graphs(folder, out, int8=int8))
+        graphs = export_graphs(folder, out, int8=int8)["graphs"]
+        difference = max(graph["float32"]["largest_difference"] for graph in graphs.values())
+        lines = [f"written: {', '.join(graphs)} in {out}; largest difference to PyTorch {difference:.1e}"]
     else:
         from vlmo.checkpoints.official import export_official
 

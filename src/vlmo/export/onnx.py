@@ -115,17 +115,6 @@ def write_onnx(
     return description
 
 
-def describe_files(description: dict[str, Any]) -> list[str]:
-    """Return a line for each file of an export."""
-    return [
-        f"{file['file']}: {file['num_bytes'] / 1e6:,.1f} MB, largest difference to PyTorch "
-        f"{file['largest_difference']:.1e}"
-        for graph in description["graphs"].values()
-        for file in (graph["float32"], graph["int8"])
-        if file is not None
-    ]
-
-
 def load_for_export(folder: str | Path) -> models.VLMoPreTrainedModel:
     """Load the model of a folder in float32, without gradients and with one attention operator a layer."""
     model = load_model(folder, dtype=torch.float32)
