@@ -287,8 +287,6 @@ def test_page_of_the_api_shows_bodies_answers_and_statuses(open_page, address) -
         "top integer, at least 1, at most 200 Number of results. By default 10.",
         "weight number, at least 0, at most 1",
         "image string An image file in base64",
-        "hits[].captions list of string",
-        "hits[].match number or null",
         "503 The queue is full, the server is stopping, or the index cannot be read; `Retry-After`",
     ):
         expect(search_route.get_by_role("row", name=row)).to_have_count(1)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -52,17 +52,16 @@ _PARSERS = 2
 """Bodies that are parsed at a time: each takes several times its size."""
 
 B = TypeVar("B", bound=Body)
-Answer = BaseModel | dict[str, Any] | bytes
-Work = Callable[[Service, Any], Coroutine[Any, Any, BaseModel | dict[str, Any]]]
-_POSTS: tuple[tuple[str, type[Body], Any, Work], ...] = (
-    ("/v1/search", schemas.SearchRequest, schemas.SearchResponse, Service.search),
-    ("/v1/similar", schemas.SimilarRequest, schemas.SearchResponse, Service.similar),
-    ("/v1/vqa", schemas.QuestionRequest, dict[str, Any], Service.answer),
-    ("/v1/embeddings", schemas.EmbeddingsRequest, dict[str, Any], Service.embeddings),
-    ("/v1/rerank", schemas.RerankRequest, dict[str, Any], Service.rerank),
-    ("/v2/rerank", schemas.RerankRequest, dict[str, Any], Service.rerank),
+Work = Callable[[Service, Any], Coroutine[Any, Any, dict[str, Any]]]
+_POSTS: tuple[tuple[str, type[Body], Work], ...] = (
+    ("/v1/search", schemas.SearchRequest, Service.search),
+    ("/v1/similar", schemas.SimilarRequest, Service.similar),
+    ("/v1/vqa", schemas.QuestionRequest, Service.answer),
+    ("/v1/embeddings", schemas.EmbeddingsRequest, Service.embeddings),
+    ("/v1/rerank", schemas.RerankRequest, Service.rerank),
+    ("/v2/rerank", schemas.RerankRequest, Service.rerank),
 )
-"""Path, body, answer, and the method that makes one of the other; its docstring is the description."""
+"""Path, body, and the method that answers it; its docstring is the description."""
 
 
 class State:
@@ -96,7 +95,7 @@ class State:
             raise BusyError
         return await asyncio.get_running_loop().run_in_executor(self._parsers, _parse, body, kind)
 
-    async def answer(self, request: Request, work: Coroutine[Any, Any, Answer]) -> Response:
+    async def answer(self, request: Request, work: Coroutine[Any, Any, dict[str, Any] | bytes]) -> Response:
         """Answer with the result of `work`, which is cancelled if the client goes away.
 
         Raises:
@@ -156,8 +155,8 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, state: State) -> None:
-    for path, body, answer, work in _POSTS:
-        _add_post(app, state, path, body=body, answer=answer, work=work)
+    for path, body, work in _POSTS:
+        _add_post(app, state, path, body=body, work=work)
 
     @app.get("/v1/images/{id:path}", response_class=Response, responses=_JPEG)
     async def image(request: Request, id: str) -> Response:  # noqa: A002 - the path's name
@@ -194,7 +193,7 @@ def _add_routes(app: FastAPI, state: State) -> None:
         app.router.add_route(path, lambda _, file=file: FileResponse(_STATIC / file))
 
 
-def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], answer: Any, work: Work) -> None:
+def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], work: Work) -> None:
     async def route(request: Request) -> Response:
         read = await state.parse(request, body)
         return await state.answer(request, work(state.service, read))
@@ -204,7 +203,7 @@ def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], answer
         name=path.rpartition("/")[2],
         description=inspect.getdoc(work),
         response_class=JSONResponse,
-        responses={200: {"model": answer}},
+        responses={200: {"model": dict[str, Any]}},
         openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": body.model_json_schema()}}}},
     )(route)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from fastapi.responses import JSONResponse
@@ -20,8 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from vlmo.retrieval import Hit, SearchResult
-from vlmo.retrieval.search import SEARCH_RERANK, sigmoid
+from vlmo.retrieval.search import SEARCH_RERANK
 
 MAX_TEXTS, MAX_IMAGES, MAX_TOP = 256, 16, 200
 """Texts, images and results of a request."""
@@ -203,53 +201,6 @@ class RerankRequest(ClientBody):
                 kind = "images" if document.text is None else "texts"
                 raise ValueError(f"query and document {number} are both {kind}: send a text and images, or vice versa")
         return self
-
-
-class Sample(BaseModel):
-    """An indexed image."""
-
-    id: str = Field(description="The same as long as the image stays where it is.")
-    name: str = Field(description="Name of the file.")
-    captions: list[str]
-    metadata: dict[str, Any] = Field(description="The index's other columns.")
-    width: int
-    height: int
-
-    @classmethod
-    def of(cls, hit: Hit) -> Self:
-        """Return the fields of a hit that clients may see: its file's name, and not where that lies on the server."""
-        probability = None if hit.match is None else sigmoid(hit.match)
-        return cls(**vars(hit), name=PurePath(hit.path).name, probability=probability)
-
-
-class Result(Sample):
-    """An indexed image that was found."""
-
-    score: float = Field(description="Value of the order: similarity, or the mixed score in nats after reranking.")
-    similarity: float = Field(description="Cosine of the query's and the image's vectors.")
-    match: float | None = Field(description="Log-odds that the text fits, by the fusion encoder; null: not scored.")
-    probability: float | None = Field(description="The same as a probability.")
-
-
-class SearchResponse(BaseModel):
-    """Found images, the best first."""
-
-    hits: list[Result]
-    num_reranked: int = Field(description="Candidates that the fusion encoder has scored.")
-    no_match: bool = Field(description="The model does not know the words; the hits are the nearest.")
-    note: str | None = Field(description="The same in words, and how many candidates' images could not be read.")
-    seconds: dict[str, float] = Field(description="`encode`, `index`, `rerank` and `total`, waiting included.")
-
-    @classmethod
-    def of(cls, result: SearchResult, *, total: float) -> Self:
-        """The answer to a search that took `total` seconds."""
-        return cls(
-            hits=[Result.of(hit) for hit in result.hits],
-            num_reranked=result.num_reranked,
-            no_match=result.no_match,
-            note=result.note,
-            seconds={name: round(each, 6) for name, each in {**result.seconds, "total": total}.items()},
-        )
 
 
 class ErrorResponse(BaseModel):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from pathlib import PurePath
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from vlmo.data.decoding import COMMON_FORMATS, image_bytes
 from vlmo.model.reranking import rerank_score
-from vlmo.retrieval import Encoder, Index, Searcher
+from vlmo.retrieval import Encoder, Hit, Index, Searcher, SearchResult
 from vlmo.retrieval.filters import check_filter
 from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, TEXTS, TOKENS, sigmoid
 from vlmo.retrieval.store import DamagedError
@@ -88,7 +89,7 @@ class Service:
             data.append({"object": "embedding", "index": index, "embedding": values})
         return {"object": "list", "data": data, "model": encoder.fingerprint, "usage": usage}
 
-    async def search(self, request: schemas.SearchRequest) -> schemas.SearchResponse:
+    async def search(self, request: schemas.SearchRequest) -> dict[str, Any]:
         """Indexed images that fit a text, or are like an image; ServiceError if the model cannot rerank but should."""
         began = time.perf_counter()
         self._index()
@@ -114,15 +115,15 @@ class Service:
                 answers = await asyncio.gather(*[do(kind, rows) for kind, rows in asked.rows.items()])
                 asked = steps.send(dict(zip(asked.rows, answers, strict=True)))
         except StopIteration as end:
-            return schemas.SearchResponse.of(end.value, total=time.perf_counter() - began)
+            return _found(end.value, began=began)
 
-    async def similar(self, request: schemas.SimilarRequest) -> schemas.SearchResponse:
+    async def similar(self, request: schemas.SimilarRequest) -> dict[str, Any]:
         """Indexed images that are like one of them."""
         began = time.perf_counter()
         index, searcher, where = self._index(), self._searcher, request.where or None
         await _of_image(asyncio.to_thread(index.vector, request.id))
         result = await self._ask_index(lambda: searcher.similar(request.id, top=request.top, where=where), where=where)
-        return schemas.SearchResponse.of(result, total=time.perf_counter() - began)
+        return _found(result, began=began)
 
     async def rerank(self, request: schemas.RerankRequest) -> dict[str, Any]:
         """Images in order for a text, or texts for an image, in the form of Cohere; ServiceError if it cannot match."""
@@ -196,14 +197,14 @@ class Service:
             "limits": {"request_bytes": limits.request_bytes, "pixels": limits.max_pixels, "top": schemas.MAX_TOP},
         }
 
-    def _samples(self) -> list[schemas.Sample]:
+    def _samples(self) -> list[dict[str, Any]]:
         """A few images that are not too similar: every n-th of those nearest to a random vector."""
         index = self._parts.index
         if index is None or not index.num_images:
             return []
         vector = np.random.default_rng(0).normal(size=index.dim).astype(np.float32)
         near = index.nearest(vector / np.linalg.norm(vector), top=_SAMPLED)
-        return [schemas.Sample.of(hit) for hit in near[:: max(len(near) // _SAMPLES, 1)][:_SAMPLES]]
+        return [_shown(hit) for hit in near[:: max(len(near) // _SAMPLES, 1)][:_SAMPLES]]
 
     # ------------------------------------------------------------------------------------------------------- the parts
 
@@ -303,6 +304,24 @@ async def _of_image(work: Awaitable[T]) -> T:
     except ValueError as error:  # its message may name a path of the server
         reason = "the index has no image of this id, or its file is gone"
         raise ServiceError(404, reason, hint="search again") from error
+
+
+def _found(result: SearchResult, *, began: float) -> dict[str, Any]:
+    seconds = {**result.seconds, "total": time.perf_counter() - began}
+    return {
+        "hits": [_shown(hit) for hit in result.hits],
+        "num_reranked": result.num_reranked,
+        "no_match": result.no_match,
+        "note": result.note,
+        "seconds": {name: round(each, 6) for name, each in seconds.items()},
+    }
+
+
+def _shown(hit: Hit) -> dict[str, Any]:
+    """What clients may see of a hit: its file's name, and not where that lies on the server."""
+    names = ("id", "captions", "metadata", "width", "height", "score", "similarity", "match")
+    probability = None if hit.match is None else sigmoid(hit.match)
+    return {name: vars(hit)[name] for name in names} | {"name": PurePath(hit.path).name, "probability": probability}
 
 
 def _need(part: T | None, reason: str, *, hint: str) -> T:

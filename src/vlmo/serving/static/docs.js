@@ -38,9 +38,7 @@ function rangeOf(kind) {
 }
 
 function typeOf(kind) {
-  if (kind.format === "binary") return "file";
   if (kind.type === "array") return `list of ${kindOf(kind.items)}`;
-  if (kind.type === "object" && kind.additionalProperties?.type) return `object of ${kind.additionalProperties.type}s`;
   return kind.type ?? "anything";
 }
 
@@ -75,20 +73,8 @@ function bodyTable(content) {
   return table("Body", ["field", "value", "meaning"], rows);
 }
 
-// Fields of an answer, those of objects within it too: "hits[].id".
-function fieldsOf(schema, before = "") {
-  return Object.entries(schema.properties ?? {}).flatMap(([name, field]) => {
-    let [inner, path] = [resolved(field), `${before}${name}`];
-    const row = [make("code", {}, path), kindOf(field), describe(field)];
-    for (; inner.type === "array"; inner = resolved(inner.items)) path += "[]";
-    return [row, ...fieldsOf(inner, `${path}.`)];
-  });
-}
-
-function answerTable({ content }) {
-  const [type, { schema } = {}] = Object.entries(content ?? {})[0] ?? [];
-  const fields = schema ? fieldsOf(resolved(schema)) : [];
-  return fields.length ? table("Answer", ["field", "kind", "meaning"], fields) : [make("h3", {}, "Answer"), make("p", {}, type ?? "")];
+function answerPart({ content }) {
+  return [make("h3", {}, "Answer"), make("p", {}, Object.keys(content ?? {})[0] ?? "")];
 }
 
 function statusTable(responses) {
@@ -102,7 +88,7 @@ function route(path, method, operation) {
   const data = EXAMPLES[path] ? ` \\\n  -H 'Content-Type: application/json' -d '${JSON.stringify(EXAMPLES[path])}'` : "";
   parts.push(make("pre", { tabIndex: 0 }, `curl ${location.origin}${path.replace(/\{\w+\}/, "ID")}${data}`));
   if (operation.requestBody) parts.push(...bodyTable(operation.requestBody.content));
-  parts.push(...answerTable(operation.responses["200"]), ...statusTable(operation.responses));
+  parts.push(...answerPart(operation.responses["200"]), ...statusTable(operation.responses));
   return make("article", {}, ...parts);
 }
 
