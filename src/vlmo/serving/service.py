@@ -324,7 +324,7 @@ def _found(result: SearchResult, *, began: float) -> dict[str, Any]:
 
 
 def _shown(hit: Hit) -> dict[str, Any]:
-    """What clients may see of a hit: its file's name, and not where that lies on the server."""
+    """Return the fields of a hit that clients may see: its file's name, and not where that lies on the server."""
     names = ("id", "captions", "metadata", "width", "height", "score", "similarity", "match")
     probability = None if hit.match is None else sigmoid(hit.match)
     return {name: vars(hit)[name] for name in names} | {"name": PurePath(hit.path).name, "probability": probability}
