@@ -75,12 +75,11 @@ def test_needs_are_those_of_a_step_with_data(name) -> None:
     assert model.vlmo.position_bias(num_text=TEXT, grid=None)[0].isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "name", ["shapes-tokenizer", "shapes-stage1", "shapes-statements", "base-vqa", "base-imagenet", "base-ade20k"]
-)
+@pytest.mark.parametrize("name", ["shapes-tokenizer", "shapes-stage1", "shapes-statements", "tiny-vqa", "tiny-ade20k"])
 def test_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    one, two = (estimate(find_recipe(name), processes=processes) for processes in (1, 2))
+    recipe = tiny(name.replace("tiny", "base")) if name.startswith("tiny") else find_recipe(name)
+    one, two = (estimate(recipe, processes=processes) for processes in (1, 2))
     assert 0 < one.trainable_parameters <= one.parameters
     assert one.parameter_bytes == 4 * one.parameters
     assert one.optimizer_bytes == 2 * one.gradient_bytes == 8 * one.trainable_parameters
@@ -92,22 +91,23 @@ def test_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> No
 
 
 def test_sizes_of_the_paper() -> None:
-    base = estimate(find_recipe("base-stage3"), processes=8)
-    assert base.parameters == pytest.approx(202e6, rel=0.01)  # 175M of the backbone, and the heads of pre-training
-    assert base.micro_batch == 128
+    base = estimate(find_recipe("base-imagenet"), processes=8)
+    assert base.parameters == pytest.approx(166.7e6, rel=0.01)  # with language experts, which it keeps
+    assert base.micro_batch == 64
     # Three forward passes' worth; an image of 224 px alone costs ViT-B/16's 35.1 GFLOPs forward.
-    assert estimate(find_recipe("base-imagenet")).flops_per_sample == pytest.approx(3 * 35.1e9, rel=0.015)
+    assert base.flops_per_sample == pytest.approx(3 * 35.1e9, rel=0.015)
 
 
 def test_chunks_checkpoints_and_shards_take_less() -> None:
-    recipe = find_recipe("large-stage3")
+    recipe = tiny("large-stage3")
+    recipe = replace(recipe, loader=replace(recipe.loader, global_batch_size=64 * 64))
     plain = estimate(recipe, processes=64)
     losses = replace(recipe.task.losses, cache_chunk=2)
     cached = estimate(replace(recipe, task=replace(recipe.task, losses=losses)), processes=64)
     assert cached.activation_bytes < 0.2 * plain.activation_bytes
     engine = EngineConfig(data_parallel="fsdp", activation_checkpointing=True)
     shards = estimate(replace(recipe, trainer=replace(recipe.trainer, engine=engine)), processes=64)
-    assert shards.activation_bytes < 0.25 * plain.activation_bytes
+    assert shards.activation_bytes < 0.35 * plain.activation_bytes
     assert shards.optimizer_bytes == round(plain.optimizer_bytes / 64)
     assert shards.parameters == plain.parameters
     assert cached.flops_per_sample == plain.flops_per_sample == shards.flops_per_sample

@@ -141,7 +141,7 @@ def _serve_and_never_decode(arguments: list[str], begun: Path) -> None:
         threading.Event().wait()
 
     decoder.Decoders._start, index.decode_image = start, decode
-    server._CLOSING_S, plain = 0.5, server.serve
+    server._CLOSING_S, plain = 3.0, server.serve
     server.serve = lambda bound, parts, settings: plain(bound, parts, replace(settings, grace=1.0))
     main(["serve", *arguments])
 
