@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is None:  # a process of its own
         choose_waiting()
         gc.set_threshold(20_000)  # imports leave no garbage, and looking for it takes a sixth of their time
-        atexit.register(gc.freeze)  # a search for garbage among all that was imported would take seconds
+        # Looking for garbage among all that was imported would take seconds; not to look makes Triton list its leaks.
+        atexit.register(lambda: "triton" in sys.modules or gc.freeze())
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     handler = RichHandler(console=Console(stderr=True), show_path=False)
     handler.setFormatter(_Formatter("%(message)s"))
