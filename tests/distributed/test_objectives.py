@@ -32,7 +32,7 @@ TASKS = {
     "sum": VisionLanguageConfig(),
     "sum, every second row fused": VisionLanguageConfig(mlm_stride=2, itm_stride=2, negatives=2),
     "sum, same pictures kept": VisionLanguageConfig(exclude_same=False),
-    "sum, false captions": VisionLanguageConfig(itm_stride=2),
+    "sum, false captions": VisionLanguageConfig(itm_stride=2, itc_false_captions=True),
     "sum, cached": VisionLanguageConfig(cache_chunk=3),
     "sum, cached, every second row fused": VisionLanguageConfig(mlm_stride=2, itm_stride=2, negatives=2, cache_chunk=1),
 }

@@ -51,6 +51,18 @@ def test_itc_of_two_pairs_by_hand():
     assert itc_loss(identity, identity.flip(0), logit_scale=torch.zeros(1), same=everything).item() == 0
 
 
+def test_false_caption_is_a_further_negative_of_its_image_alone():
+    # Logits of image 0: 1 (its text), 0 (the other), 0.6 (its false caption); image 1 has none, texts have none.
+    identity, found = torch.eye(2), torch.tensor([True, False])
+    false = torch.tensor([[0.6, 0.8], [0.6, 0.8]], requires_grad=True)
+    loss = itc_loss(identity, identity, logit_scale=torch.zeros(1), false=(false, found))
+    expected = (math.log(1 + math.exp(-1) + math.exp(0.6 - 1)) + 3 * math.log(1 + math.exp(-1))) / 4
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    share = math.exp(0.6) / (math.exp(1) + 1 + math.exp(0.6))
+    torch.testing.assert_close(false.grad, torch.tensor([[share / 4, 0], [0, 0]]))
+
+
 def test_itc_leaves_out_pairs_and_their_gradients():
     images, texts = embeds().requires_grad_(), embeds(seed=1).requires_grad_()
     same = torch.eye(6, dtype=torch.bool)

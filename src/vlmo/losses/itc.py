@@ -36,6 +36,7 @@ def itc_loss(
     logit_scale: Float[Tensor, "1"],
     same: Bool[Tensor, "batch global"] | SamePairs | None = None,
     keys: tuple[Float[Tensor, "global dim"], Float[Tensor, "global dim"]] | None = None,
+    false: tuple[Float[Tensor, "batch dim"], Bool[Tensor, "batch"]] | None = None,
 ) -> Float[Tensor, ""]:
     """Symmetric contrastive loss over all pairs of all processes (VLMo, "Image-Text Contrast").
 
@@ -48,6 +49,9 @@ def itc_loss(
         same: True where a row and a global row share image or caption (`same_pairs`); such rows are left out of
             each other's softmax. None leaves nothing out.
         keys: Image and text vectors of all processes (`gather_with_grad`), if the caller has them already.
+        false: L2-normalised vectors of a false caption of each image, a further negative of this image alone, and
+            False where an image has none ("When and Why Vision-Language Models Behave like Bags-of-Words, and What
+            to Do About It?", Yuksekgonul et al. 2023).
 
     Returns:
         Mean of both directions, in nats, equal on every process. Its gradient, averaged over processes, is that of one
@@ -57,7 +61,7 @@ def itc_loss(
         distributed.gather_with_grad(image_embeds),
         distributed.gather_with_grad(text_embeds),
     )
-    to_texts = contrast_losses(image_embeds, text_keys, logit_scale=logit_scale, same=same)
+    to_texts = contrast_losses(image_embeds, text_keys, logit_scale=logit_scale, same=same, false=false)
     to_images = contrast_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same)
     count = torch.tensor(float(len(image_embeds)), device=image_embeds.device)
     return distributed.global_mean((to_texts.sum() + to_images.sum()) / 2, count)
@@ -77,6 +81,7 @@ def contrast_losses(
     *,
     logit_scale: Float[Tensor, "1"],
     same: Bool[Tensor, "batch global"] | SamePairs | None,
+    false: tuple[Float[Tensor, "batch dim"], Bool[Tensor, "batch"]] | None = None,
 ) -> Float[Tensor, "batch"]:
     """Return the cross-entropy of each own row against all rows, in nats; arguments as of `itc_loss`."""
     own = torch.arange(len(queries), device=queries.device) + distributed.rank() * len(queries)
@@ -86,6 +91,11 @@ def contrast_losses(
         if same is not None:
             hidden = same[rows].scatter(1, own[rows, None], value=False)
             logits = logits.masked_fill(hidden, float("-inf"))
+        if false is not None:
+            vectors, found = (each[rows] for each in false)
+            with torch.autocast(queries.device.type, enabled=False):
+                further = logit_scale.float().exp() * (queries[rows].float() * vectors.float()).sum(dim=1)
+            logits = torch.cat([logits, further.masked_fill(~found, float("-inf"))[:, None]], dim=1)
         return F.cross_entropy(logits, own[rows], reduction="none")
 
     blocks = row_blocks(len(queries), width=len(keys))

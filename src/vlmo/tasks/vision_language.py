@@ -44,6 +44,7 @@ class VisionLanguageConfig:
     Attributes:
         mlm_weight: 0.25 in the published code; a weight of 0 leaves the passes out.
         exclude_same: Rows that share an image or a caption are never each other's negatives.
+        itc_false_captions: A row's false caption, if the data have one, is a further negative of its image in ITC.
         negative_groups: Groups of equal size, of neighbouring rows, that the global batch is divided into for
             sampling hard negatives: a row's come from its own group. 1, as in the paper, gives global negatives; the
             number of processes gives local ones, each process sampling from its own rows.
@@ -61,6 +62,7 @@ class VisionLanguageConfig:
     mlm_weight: float = 0.25
     itm_weight: float = 1.0
     exclude_same: bool = True
+    itc_false_captions: bool = False
     negative_groups: int = 1
     negative_sharpness: float = 1.0
     negatives: int = 1
@@ -130,9 +132,9 @@ class VisionLanguageObjective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and its parts `itc`, `teacher`, `mlm`, `itm`, with accuracies.
 
-        Reads images, captions, masked captions and `step_seed`; false captions, which ITM scores beside the sampled
-        negatives, if there are any (an empty one counts for nothing). With `cache_chunk` the encoders run on some rows
-        at a time, and the backward pass computes them again.
+        Reads images, captions, masked captions and `step_seed`; false captions, if there are any, which ITM scores
+        beside the sampled negatives and ITC may (`itc_false_captions`); an empty one counts for nothing. With
+        `cache_chunk` the encoders run on some rows at a time, and the backward pass computes them again.
         """
         config, model = self.config, self.model
         config.check_batch(len(batch["input_ids"]), processes=distributed.world_size())
@@ -149,9 +151,13 @@ class VisionLanguageObjective(nn.Module):
             same = same_pairs(batch["image_ids"], caption_keys(ids, mask)) if config.exclude_same else alone
             vectors = self._vectors(model, batch)
             keys = [(gather_with_grad(image), gather_with_grad(text)) for image, text in vectors]
+            false = self._false_vectors(batch) if config.itc_false_captions and "false_input_ids" in batch else None
+            excluded = same if config.exclude_same else None
             branches = [
-                itc_loss(*own, logit_scale=head.logit_scale, same=same if config.exclude_same else None, keys=every)
-                for head, own, every in zip(model.contrast_heads, vectors, keys, strict=True)
+                itc_loss(*own, logit_scale=head.logit_scale, same=excluded, keys=every, false=other)
+                for head, own, every, other in zip(
+                    model.contrast_heads, vectors, keys, false or [None] * len(keys), strict=True
+                )
             ]
             losses["itc"] = torch.stack(branches).mean()
             if self.teacher is not None:
@@ -207,6 +213,14 @@ class VisionLanguageObjective(nn.Module):
         images = cached(model.image_vectors, size=size)(batch["pixel_values"])
         texts = cached(model.text_vectors, size=size)(batch["input_ids"], batch["attention_mask"])
         return list(zip(images, texts, strict=True))
+
+    def _false_vectors(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Return the vectors of false captions of each ITC branch, and which rows have one."""
+        ids, mask = batch["false_input_ids"], batch["false_attention_mask"]
+        found = mask.any(dim=1)
+        mask = torch.cat([mask[:, :1] | ~found[:, None], mask[:, 1:]], dim=1)  # attention needs a token to attend to
+        size = self.config.cache_chunk if torch.is_grad_enabled() else None
+        return [(vectors, found) for vectors in cached(self.model.text_vectors, size=size)(ids, mask)]
 
     def _distillation_loss(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Tensor:
         teacher = cast("VLMoForImageTextRetrieval", self.teacher)
@@ -323,8 +337,8 @@ class PairTask(Task):
         return replace(self, losses=replace(self.losses, cache_chunk=None, negative_groups=1))
 
     def examples(self, run: RunContext) -> RowExamples:
-        """Return pairs, with the rows' `false_captions` if they have any and ITM has a weight."""
-        false = false_captions(run.rows) if self.losses.itm_weight else []
+        """Return pairs, with the rows' `false_captions` if they have any and a loss reads them."""
+        false = false_captions(run.rows) if self.losses.itm_weight or self.losses.itc_false_captions else []
         return RowExamples(
             run.rows,
             unit=run.recipe.data.unit,
