@@ -1,0 +1,120 @@
+"""False captions by rule: a true caption with one color, number, size, side or relation changed, or two things swapped.
+
+They are the negatives of "When and Why Vision-Language Models Behave like Bags-of-Words, and What to Do About It?"
+(Yuksekgonul et al. 2023), made from closed lists of English words: a caption without any of them has none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import zlib
+
+# What lies close together is not exchanged: the red of one is the orange or the pink of another.
+_COLORS = {
+    "red": ("green", "blue", "white", "black"),
+    "orange": ("green", "blue", "purple", "black"),
+    "yellow": ("blue", "purple", "black", "green"),
+    "green": ("red", "pink", "white", "purple"),
+    "blue": ("red", "yellow", "orange", "green"),
+    "purple": ("green", "yellow", "white", "orange"),
+    "pink": ("green", "blue", "black", "brown"),
+    "brown": ("blue", "green", "pink", "white"),
+    "black": ("white", "yellow", "red", "pink"),
+    "white": ("black", "brown", "red", "green"),
+}
+# Only more: where there are three dogs, there are two.
+_NUMBERS = {"two": ("three", "four"), "three": ("four", "five"), "four": ("five", "six"), "five": ("six", "eight")}
+_QUALITIES = {
+    "big": "small",
+    "large": "small",
+    "huge": "tiny",
+    "little": "large",
+    "tall": "short",
+    "old": "young",
+    "open": "closed",
+    "empty": "full",
+    "wet": "dry",
+}
+_PLACES = {
+    "above": "below",
+    "over": "under",
+    "inside": "outside",
+    "in front of": "behind",
+    "on top of": "under",
+    "left of": "right of",
+    "left side": "right side",
+    "on the left": "on the right",
+    "at the top": "at the bottom",
+    "upper": "lower",
+}
+_EXCHANGES: dict[str, tuple[str, ...]] = {**_COLORS, **_NUMBERS}
+for _one, _other in (_QUALITIES | _PLACES).items():
+    _EXCHANGES.setdefault(_other, (_one,))
+    _EXCHANGES[_one] = (_other,)
+_RELATIONS = {*_PLACES, *_PLACES.values()}
+
+_WORDS = "|".join(sorted(_EXCHANGES, key=len, reverse=True))
+_WORD = re.compile(rf"\b({_WORDS})\b", re.IGNORECASE)
+_ARTICLE = re.compile(rf"\b(a)n?(?= ({_WORDS})\b)", re.IGNORECASE)
+_VERBS = (
+    "is|are|sits|sitting|stands|standing|lies|lying|laying|hangs|hanging|rests|resting|walking|running|sleeping|jumping|"
+    "flying|floating|playing|parked"
+)
+# Two things of which `a dog on a bed` is true and `a bed on a dog` is not.
+_PAIR = re.compile(
+    r"\b(?P<first>(?:a|an|the) (?:[a-z'-]+ ){0,2}?[a-z'-]+)"
+    rf"(?P<between> (?:(?:{_VERBS}) )?"
+    r"(?:on top of|in front of|(?:to the )?(?:left|right) of|inside|under|below|above|behind|over|on|in) )"
+    r"(?P<second>(?:a|an|the) (?!left|right|top|bottom|picture|image|photo|background)(?:[a-z'-]+ )?[a-z'-]+)"
+    r"(?=$|[.,;!]| in the (?:picture|image|photo))",
+    re.IGNORECASE,
+)
+_COLORED = re.compile(rf"\b({'|'.join(_COLORS)}) (?!and\b)([a-z'-]+)", re.IGNORECASE)
+
+
+def false_caption(caption: str) -> str:
+    """Return a caption that differs from a true one by one change that makes it false, "" if no rule fits.
+
+    Which change is taken depends on the caption alone.
+    """
+    changes, number = false_captions(caption), zlib.crc32(caption.encode())
+    if not changes:
+        return ""
+    number, change = divmod(number, len(changes))
+    return changes[change][number % len(changes[change])]
+
+
+def false_captions(caption: str) -> list[list[str]]:
+    """Return all captions that a change makes out of a true one, the alternatives of each change in a list."""
+    changes = []
+    pair = _PAIR.search(caption)
+    first, second = (pair["first"], pair["second"]) if pair else ("", "")
+    same = pair and first.lower().split(" ", 1)[1] == second.lower().split(" ", 1)[1]  # but for the article
+    for match in _WORD.finditer(caption):
+        word = match[0].lower()
+        if same and word in _RELATIONS:
+            continue  # a star above a star is a star below a star
+        before, after = caption[: match.start()], caption[match.end() :]
+        if word in _COLORS and (before.lower().endswith(" and ") or after.lower().startswith(" and ")):
+            continue  # of a cat that is black and white
+        words = [_like(word=other, model=match[0]) for other in _EXCHANGES[word]]
+        changes.append([_with_articles(before + other + after) for other in words])
+    if pair and not same:
+        swapped = _like(word=second, model=first) + pair["between"] + _like(word=first, model=second)
+        changes.append([caption[: pair.start()] + swapped + caption[pair.end() :]])
+    for one, other in itertools.pairwise(_COLORED.finditer(caption)):
+        if one[1].lower() != other[1].lower() and one[2].lower() != other[2].lower():
+            colors = _like(word=other[1], model=one[1]), _like(word=one[1], model=other[1])
+            between = caption[one.end(1) : other.start(1)]
+            changes.append([_with_articles(caption[: one.start(1)] + between.join(colors) + caption[other.end(1) :])])
+    return changes
+
+
+def _like(*, word: str, model: str) -> str:
+    return (word[0].upper() if model[0].isupper() else word[0].lower()) + word[1:]
+
+
+def _with_articles(text: str) -> str:
+    """Return the text with `a` or `an` as the changed words want it."""
+    return _ARTICLE.sub(lambda match: match[1] + "n" * (match[2][0].lower() in "aeiou"), text)

@@ -1,0 +1,84 @@
+"""False captions by rule: what the rules change, by hand, and that they are false of scenes whose objects are known."""
+
+import itertools
+import re
+
+import pytest
+from PIL import ImageColor
+
+from vlmo.data.builtin.shapes import pair_rows, pools
+from vlmo.data.false_captions import false_caption, false_captions
+
+COLORS = {
+    "red": (220, 30, 36),
+    "yellow": (250, 212, 22),
+    "green": (34, 160, 60),
+    "blue": (36, 86, 216),
+    "pink": (246, 134, 186),
+    "black": (24, 24, 24),
+}
+PHRASE = re.compile(r"an? ([a-z]+) ([a-z]+)(?: at the (top|bottom) (left|right))?")
+BETWEEN = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1), "under": (1, 1), "over": (1, -1)}
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A cat sleeping on a wooden table.", {"A wooden table sleeping on a cat."}),
+        ("A small bird sits on top of a car", {"A big bird", "sits under a car", "A car sits on top of a small bird"}),
+        ("Two dogs", {"Three dogs", "Four dogs"}),  # never fewer: where two are, one is
+        ("The woman is on the left.", {"The woman is on the right."}),
+        ("An old man", {"A young man"}),
+        ("a yellow bus and a green car", {"a blue bus", "a red car", "a green bus and a yellow car", "an"}),
+        # Of these, the opposite may be true as well, or nothing is known to be false.
+        ("a star above a star", set()),
+        ("A black and white cat", set()),
+        ("a cup of coffee and a spoon", set()),
+        ("", set()),
+    ],
+)
+def test_captions_that_one_change_makes(caption, expected):
+    found = [text for change in false_captions(caption) for text in change]
+    assert bool(found) == bool(expected)
+    for part in expected - {"an"}:
+        assert any(part in text for text in found), part
+    assert all(text != caption for text in found)
+    assert false_caption(caption) in (found or [""])
+    assert not any(re.search(r"\ba [aeiou]|\ban [^aeiou]", text, re.IGNORECASE) for text in found)
+
+
+def is_true(caption: str, cell: str) -> bool:
+    """Say whether objects of the scene, each for one phrase, are as the caption says."""
+    objects = []
+    for part in cell.split("|")[2:]:
+        shape, left, top, side, color = part.split(",")
+        rgb = ImageColor.getrgb(f"#{color}")
+        name = min(COLORS, key=lambda each: sum(abs(a - b) for a, b in zip(rgb, COLORS[each], strict=True)))
+        objects.append((name, shape, int(left) + int(side) / 2, int(top) + int(side) / 2))
+    phrases = list(PHRASE.finditer(caption))
+    relation = next((each for each in BETWEEN if each in caption), None)
+    assert relation is None or len(phrases) == 2, caption
+    for chosen in itertools.permutations(objects, len(phrases)):
+        right = all(
+            (color, shape) == (phrase[1], phrase[2])
+            and (phrase[3] is None or ((phrase[3] == "top") == (y < 48) and (phrase[4] == "left") == (x < 48)))
+            for phrase, (color, shape, x, y) in zip(phrases, chosen, strict=True)
+        )
+        if right and relation:
+            axis, sign = BETWEEN[relation]
+            right = (chosen[0][2 + axis] - chosen[1][2 + axis]) * sign > 0
+        if right:
+            return True
+    return False
+
+
+def test_they_are_false_of_scenes_of_which_the_caption_is_true():
+    made = 0
+    for row in itertools.islice(pair_rows("train", pools()["train"]), 400):
+        cell = row["image"]["bytes"].decode()
+        for caption in row["captions"]:
+            assert is_true(caption, cell), (caption, cell)
+            for text in itertools.chain(*false_captions(caption)):
+                made += 1
+                assert not is_true(text, cell), (caption, text, cell)
+    assert made > 4000
