@@ -66,8 +66,8 @@ _PAIR = re.compile(
     r"\b(?P<first>(?:a|an|the) (?:[a-z'-]+ ){0,2}?[a-z'-]+)"
     rf"(?P<between> (?:(?:{_VERBS}) )?"
     r"(?:on top of|in front of|(?:to the )?(?:left|right) of|inside|under|below|above|behind|over|on|in) )"
-    r"(?P<second>(?:a|an|the) (?!left|right|top|bottom|picture|image|photo|background)(?:[a-z'-]+ )?[a-z'-]+)"
-    r"(?=$|[.,;!]| in the (?:picture|image|photo))",
+    r"(?P<second>(?:a|an|the) (?!left|right|top|bottom|pic[a-z]+|image|photo|background)(?:[a-z'-]+ )?[a-z'-]+)"
+    r"(?=$|[.,;!]| in the (?:pic[a-z]+|image|photo))",
     re.IGNORECASE,
 )
 _COLORED = re.compile(rf"\b({'|'.join(_COLORS)}) (?!and\b)([a-z'-]+)", re.IGNORECASE)
