@@ -1,13 +1,16 @@
 """False captions by rule: what the rules change, by hand, and that they are false of scenes whose objects are known."""
 
 import itertools
+import json
 import re
 
 import pytest
-from PIL import ImageColor
+from PIL import Image, ImageColor
 
+from vlmo import cli
 from vlmo.data.builtin.shapes import pair_rows, pools
 from vlmo.data.false_captions import false_caption, false_captions
+from vlmo.data.sources import open_source
 
 COLORS = {
     "red": (220, 30, 36),
@@ -82,3 +85,22 @@ def test_they_are_false_of_scenes_of_which_the_caption_is_true():
                 made += 1
                 assert not is_true(text, cell), (caption, text, cell)
     assert made > 4000
+
+
+def test_command_adds_them_to_ones_own_captions(tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (8, 8)).save(images / "a.png")
+    rows = [{"file_name": "a.png", "captions": ["a red car", "a car"]}]
+    (images / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["data", "false-captions", str(images), "--out", str(tmp_path / "out")]
+    cli.main(command)
+    assert "1 of 2 captions have a false version" in capsys.readouterr().out
+    read = open_source(str(tmp_path / "out"))
+    assert list(read["captions"]) == [["a red car", "a car"]]
+    assert list(read["false_captions"]) == [[false_caption("a red car"), ""]]
+    for source, message in ((str(images), "exists"), (str(tmp_path / "out"), "have false captions already")):
+        with pytest.raises(SystemExit):
+            cli.main(["data", "false-captions", source, "--out", str(tmp_path / ("out" if "ex" in message else "x"))])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

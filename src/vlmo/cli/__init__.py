@@ -40,6 +40,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "duplicates": searching.duplicates,
     "serve": searching.serve,
     "data prepare": tasks.prepare,
+    "data false-captions": tasks.false_captions,
     "recipes": runs.recipes,
     "models": folders.models,
     "import": folders.import_,
@@ -143,14 +144,12 @@ def _dispatch(arguments: list[str]) -> None:
 def _app(command: str | None) -> SubcommandApp:
     """All commands; or one, so that tyro suggests its options alone."""
     app, data = SubcommandApp(), SubcommandApp()
-    data.command(name="prepare")(_deferred(tasks.prepare))
     for name, function in _COMMANDS.items():
-        if command not in {None, name.split()[0]}:
-            continue
-        if name == "data prepare":
-            app.command(data, name="data", help="Published data sets: vlmo data prepare NAME --root DIR --out DIR.")
-        else:
-            app.command(name=name)(_deferred(function))
+        group, _, word = name.partition(" ")
+        if command in {None, group}:
+            (data if word else app).command(name=word or name)(_deferred(function))
+    if command in {None, "data"}:
+        app.command(data, name="data", help="Data sets: prepare published ones, make false captions.")
     return app
 
 

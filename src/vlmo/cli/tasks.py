@@ -163,6 +163,34 @@ def prepare(name: tyro.conf.Positional[str], *, root: Path, out: Path, num_proc:
     say(*summary.lines(), f"{out} is ready")
 
 
+def false_captions(source: tyro.conf.Positional[str], *, out: Path, split: str = "train", show: int = 10) -> None:
+    """Give captions false versions by rule, negatives of training: vlmo data false-captions SOURCE --out DIR.
+
+    Args:
+        source: Built-in name, or a path (docs/data.md).
+        out: New folder for the rows with false captions, of this split alone.
+        split: Part of the data.
+        show: Number of examples that are printed.
+    """
+    from datasets import DatasetDict
+
+    from vlmo.data.false_captions import with_false_captions
+    from vlmo.data.rows import column
+    from vlmo.data.sources import open_source
+    from vlmo.folder.atomic import write_folder
+
+    if out.exists():
+        raise ValueError(f"{out} exists; give the name of a new folder")
+    rows = with_false_captions(open_source(source, split=split))
+    both = [column(rows, name) for name in ("captions", "false_captions")]
+    pairs = [pair for texts in zip(*both, strict=True) for pair in zip(*texts, strict=True)]
+    found = [pair for pair in pairs if pair[1]]
+    with write_folder(out) as aside:
+        DatasetDict({split: rows}).save_to_disk(aside)
+    say(*(f"{true}  ->  {false}" for true, false in found[:: -(-len(found) // show) or 1]) if show else ())
+    say(f"{len(found):,} of {len(pairs):,} captions have a false version; {out} is ready")
+
+
 def _plain(name: str) -> str:
     """Return the last name of a path, in letters that every file system takes."""
     return re.sub(r"[^\w.-]+", "-", Path(name).name)

@@ -9,6 +9,15 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
+from typing import TYPE_CHECKING, cast
+
+import pyarrow as pa
+
+from vlmo.data.rows import column
+from vlmo.data.schema import CONTRAST_FEATURES
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # What lies close together is not exchanged: the red of one is the orange or the pink of another.
 _COLORS = {
@@ -71,6 +80,20 @@ _PAIR = re.compile(
     re.IGNORECASE,
 )
 _COLORED = re.compile(rf"\b({'|'.join(_COLORS)}) (?!and\b)([a-z'-]+)", re.IGNORECASE)
+
+
+def with_false_captions(rows: Dataset) -> Dataset:
+    """Return the rows with a column `false_captions`; ValueError if they have one, or no caption gets a false one."""
+    if "false_captions" in rows.column_names:
+        raise ValueError("the rows have false captions already")
+    false = [[false_caption(text) for text in captions or ()] for captions in column(rows, "captions")]
+    if not any(map(any, false)):
+        raise ValueError(
+            "no caption has a word of the rules: colors, numbers, sizes, sides, or two things in a relation"
+        )
+    feature = CONTRAST_FEATURES["false_captions"]
+    values = pa.array(false, type=CONTRAST_FEATURES.arrow_schema.field("false_captions").type)
+    return cast("Dataset", rows.add_column("false_captions", cast("list", values), feature=feature))
 
 
 def false_caption(caption: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
@@ -209,9 +210,8 @@ class VisionLanguageObjective(nn.Module):
 
     def _vectors(self, model: Any, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Return L2-normalised image and text vectors of each ITC branch."""
-        size = self.config.cache_chunk if torch.is_grad_enabled() else None
-        images = cached(model.image_vectors, size=size)(batch["pixel_values"])
-        texts = cached(model.text_vectors, size=size)(batch["input_ids"], batch["attention_mask"])
+        images = self._cached(model.image_vectors)(batch["pixel_values"])
+        texts = self._cached(model.text_vectors)(batch["input_ids"], batch["attention_mask"])
         return list(zip(images, texts, strict=True))
 
     def _false_vectors(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
@@ -219,8 +219,10 @@ class VisionLanguageObjective(nn.Module):
         ids, mask = batch["false_input_ids"], batch["false_attention_mask"]
         found = mask.any(dim=1)
         mask = torch.cat([mask[:, :1] | ~found[:, None], mask[:, 1:]], dim=1)  # attention needs a token to attend to
-        size = self.config.cache_chunk if torch.is_grad_enabled() else None
-        return [(vectors, found) for vectors in cached(self.model.text_vectors, size=size)(ids, mask)]
+        return [(vectors, found) for vectors in self._cached(self.model.text_vectors)(ids, mask)]
+
+    def _cached(self, encode: Callable[..., Sequence[Tensor]]) -> Callable[..., Sequence[Tensor]]:
+        return cached(encode, size=self.config.cache_chunk if torch.is_grad_enabled() else None)
 
     def _distillation_loss(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Tensor:
         teacher = cast("VLMoForImageTextRetrieval", self.teacher)
