@@ -14,6 +14,7 @@ from pathlib import Path
 os.environ.update(
     CUBLAS_WORKSPACE_CONFIG=":4096:8",  # what deterministic matrix products need on a GPU
     HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",  # as commands set it before these imports
     HF_HUB_OFFLINE="1",
     MKL_NUM_THREADS="1",
     OMP_NUM_THREADS="1",

@@ -1,6 +1,7 @@
 """Imports at start-up: nothing heavy too early, and transformers knows the models in time."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,12 @@ HEAVY = ("torch", "torchvision", "transformers", "datasets", "numpy", "PIL", "la
 
 
 def run(code: str, *arguments: Path) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=600, check=False
-    )
+    # Without what tests set in place of the commands.
+    given = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    command = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(command, env=given, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 0, ended.stderr
+    assert "it/s]" not in ended.stderr  # bars of libraries
     return ended.stdout
 
 

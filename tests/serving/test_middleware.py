@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import socket
+import time
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.serving.toy_service import served
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
 from vlmo.serving.schemas import MAX_TEXTS
@@ -142,6 +145,27 @@ def test_slow_body_is_given_up_and_all_bodies_together_are_bounded() -> None:
     *slow, healthy = asyncio.run(ask())
     assert sorted(response.status_code for response in slow) == [408, 408, 503, 503]
     assert healthy.status_code == 200
+
+
+def test_client_that_is_still_sending_reads_why_its_body_is_refused() -> None:
+    """As browsers do, which send all of it before they read."""
+    with served(app_of(**SMALL)) as address:
+        host, _, port = address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as client:
+            lines = (
+                "POST /v1/search HTTP/1.1",
+                f"Host: {host}",
+                "Content-Type: application/json",
+                "Content-Length: 300000",
+            )
+            client.sendall("\r\n".join((*lines, "", "")).encode())
+            for _ in range(6):
+                time.sleep(0.05)
+                client.sendall(b" " * 50_000)
+            answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"the request has more than 20,000 bytes" in answer
+    assert b"connection: close" in answer.lower()
 
 
 # ------------------------------------------------------------------------------------------------------------- errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import time
@@ -40,6 +41,7 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+_LINGER_S = 1.0  # in which a client that still sends can read why its request was refused
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -177,4 +179,16 @@ class _Exchange:
 
     async def fail(self, error: ServiceError) -> None:
         if not self.status:
-            await error.response()(self._scope, self._receive, self.send)
+            await error.response()(self._scope, self._receive, self._send_and_linger)
+
+    async def _send_and_linger(self, message: Message) -> None:
+        """Send an answer and pass over what still comes: closed at once, the connection takes the answer along."""
+        is_last = message["type"] == "http.response.body" and not self._complete
+        await self.send({**message, "more_body": True} if is_last else message)
+        if is_last and self._scope["method"] not in _READING:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LINGER_S):
+                    while (rest := await self._receive())["type"] == "http.request" and rest.get("more_body"):
+                        pass
+        if is_last:
+            await self.send({"type": "http.response.body"})
