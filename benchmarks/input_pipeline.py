@@ -42,7 +42,7 @@ from surroundings import surroundings, write_result
 from vlmo.data.examples import StreamExamples
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import Source, StreamConfig, StreamLoader
-from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
+from vlmo.processing import TrainTransform, TransformConfig, VLMoProcessor
 from vlmo.types import normalize_pixels
 
 OPEN_CLIP, OURS, OURS_AUGMENTED = "open_clip", "vlmo", "vlmo_with_rand_augment"
@@ -167,7 +167,7 @@ def our_pipeline(
     tars: list[Path], *, options: Options, rand_augment_ops: int, tokenizer: Any, folder: Path
 ) -> Pipeline:
     """Read as training on streams does, without worker processes, and normalise, which is the device's work."""
-    transform = train_transform(
+    transform = TrainTransform(
         TransformConfig(
             image_size=options.image_size,
             min_crop=options.min_crop,

@@ -32,7 +32,7 @@ from vlmo.data.sources import open_source
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import choose_device
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
-from vlmo.processing import VLMoProcessor, train_transform
+from vlmo.processing import TrainTransform, VLMoProcessor
 from vlmo.recipes import Recipe, find_recipe
 from vlmo.run.start import model_settings
 from vlmo.tasks.pair_sets import PairSet
@@ -75,7 +75,7 @@ class Options:
 
 def batches(rows: Dataset, recipe: Recipe, processor: VLMoProcessor, *, seed: int) -> RowLoader:
     """The batches of a recipe on pairs, without masked words."""
-    transform = train_transform(dataclasses.replace(recipe.data.transform, image_size=recipe.model.image_size))
+    transform = TrainTransform(dataclasses.replace(recipe.data.transform, image_size=recipe.model.image_size))
     examples = RowExamples(
         rows,
         unit=recipe.data.unit,

@@ -19,7 +19,7 @@ from vlmo.data.decoding import decode_image
 from vlmo.data.examples import RowExamples
 from vlmo.folder.card import Usage
 from vlmo.model import VLMoConfig, VLMoModel, VLMoPreTrainedModel
-from vlmo.processing import TransformConfig, eval_transform
+from vlmo.processing import EvalTransform, TransformConfig
 from vlmo.tasks import EvaluationSet, Inputs, Metric, RunContext, Task, register
 
 
@@ -53,7 +53,7 @@ class BrightnessObjective(nn.Module):
 def labelled(rows: Any, *, size: int) -> RowExamples:
     """Return images with their brightness."""
     labels = [np.asarray(decode_image(cell).convert("L")).mean() / 255 for cell in rows["image"]]
-    transform = eval_transform(TransformConfig(image_size=size))
+    transform = EvalTransform(TransformConfig(image_size=size))
     return RowExamples(rows, seed=0, transform=transform, labels=torch.tensor(labels).float().__getitem__)
 
 
@@ -112,7 +112,7 @@ class BrightnessTask(Task):
     def answer(cls, model: Any, processor: Any, images: list[Image.Image], inputs: Inputs) -> list[dict[str, Any]]:
         """Return the brightness of an image."""
         del processor, inputs
-        pixels = eval_transform(TransformConfig(image_size=model.config.image_size))(images[0])
+        pixels = EvalTransform(TransformConfig(image_size=model.config.image_size))(images[0])
         return [{"brightness": model(pixels[None].to(model.device)).logits.item()}]
 
 

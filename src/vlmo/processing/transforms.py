@@ -132,9 +132,6 @@ class TrainTransform:
         return normalize_pixels(self.pixels(image, generator))
 
 
-eval_transform, train_transform = EvalTransform, TrainTransform
-
-
 def crop_box(size: tuple[int, int], *, config: TransformConfig, generator: np.random.Generator) -> Box:
     """Sample a part of an image of this width and height: area from `min_crop` to 1, aspect from 3/4 to 4/3, position.
 

@@ -15,7 +15,7 @@ from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.distributed import choose_device
 from vlmo.export.sessions import Pixels
 from vlmo.model.attention_maps import attention_maps, maps_by_word
-from vlmo.processing import TransformConfig, eval_transform
+from vlmo.processing import EvalTransform, TransformConfig
 from vlmo.types import normalize_pixels
 
 
@@ -28,7 +28,7 @@ class TorchEngine:
         module: nn.Module = model
         module.to(chosen).requires_grad_(requires_grad=False)
         self._model = model
-        self._transform = eval_transform(TransformConfig(image_size=self._processor.image_size))
+        self._transform = EvalTransform(TransformConfig(image_size=self._processor.image_size))
         self.device = str(model.device)
         self.dim: int = model.contrast_head.image_projection.out_features
         self.can_match = model.match_head is not None

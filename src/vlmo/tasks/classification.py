@@ -20,7 +20,7 @@ from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.rows import column
 from vlmo.evaluation.metrics import Metric, topk_accuracy
 from vlmo.folder.card import Usage
-from vlmo.processing import TransformConfig, eval_transform
+from vlmo.processing import EvalTransform, TransformConfig
 from vlmo.released import notes_folder
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.labels import best_labels
@@ -102,7 +102,7 @@ class ClassSet(EvaluationSet):
         console: Console | None = None,
     ) -> Float[Tensor, "rows dim"]:
         """Return `run` of the pixel values of all rows, on the CPU; the processes share the rows."""
-        transform = eval_transform(TransformConfig(image_size=model.config.image_size))
+        transform = EvalTransform(TransformConfig(image_size=model.config.image_size))
 
         def of_batch(rows: range) -> Tensor:
             cells: Any = self.rows[rows.start : rows.stop]
@@ -251,7 +251,7 @@ class ClassificationTask(Task):
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
         """Return the likeliest classes of each image, each with its share."""
         del processor
-        transform = eval_transform(TransformConfig(image_size=model.config.image_size))
+        transform = EvalTransform(TransformConfig(image_size=model.config.image_size))
         rows: list[Prediction] = []
         for file, image in zip(inputs.images, images, strict=True):
             shares = model(transform(image)[None].to(model.device)).logits[0].float().softmax(dim=-1)

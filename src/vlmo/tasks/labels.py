@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlmo.data.examples import Examples
 from vlmo.data.rows import SUMMARY_FILE
-from vlmo.processing import TransformConfig, eval_transform
+from vlmo.processing import EvalTransform, TransformConfig
 from vlmo.tasks.result import Prediction
 from vlmo.types import normalize_pixels
 
@@ -89,7 +89,7 @@ def head_lr_scale(model: nn.Module, *, head: str, scale: float) -> dict[str, flo
 def eval_options(processor: VLMoProcessor | None) -> dict[str, Any]:
     """Return the arguments of `RowExamples` that make it read as in evaluation."""
     assert processor is not None  # every set of a task that reads text is given one
-    transform = eval_transform(TransformConfig(image_size=processor.image_size))
+    transform = EvalTransform(TransformConfig(image_size=processor.image_size))
     return {"transform": transform, "tokenizer": processor.tokenizer, "seed": 0}
 
 

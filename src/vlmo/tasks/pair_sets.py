@@ -18,7 +18,7 @@ from vlmo.evaluation import RetrievalResult, RetrievalSet, Weights, evaluate_ret
 from vlmo.evaluation.inference import BATCH
 from vlmo.evaluation.metrics import Metric
 from vlmo.evaluation.scoring import embed, match_pairs
-from vlmo.processing import TransformConfig, eval_transform
+from vlmo.processing import EvalTransform, TransformConfig
 from vlmo.progress import Progress
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.labels import check_task
@@ -100,7 +100,7 @@ class PairSet(EvaluationSet):
 
     def _paired(self, text_to_image: Tensor) -> RetrievalSet:
         processor = cast("VLMoProcessor", self.processor)
-        transform = eval_transform(TransformConfig(image_size=processor.image_size))
+        transform = EvalTransform(TransformConfig(image_size=processor.image_size))
 
         def pixels(numbers: range) -> Tensor:
             cells: list[ImageCell] = self.rows[numbers.start : numbers.stop]["image"]

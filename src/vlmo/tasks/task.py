@@ -22,7 +22,7 @@ from vlmo.data.examples import Examples, RowExamples, StreamExamples
 from vlmo.data.masking import WordMaskConfig
 from vlmo.distributed import is_main
 from vlmo.folder.card import Usage
-from vlmo.processing import TransformConfig, train_transform
+from vlmo.processing import TrainTransform, TransformConfig
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.labels import label_settings
 from vlmo.tasks.result import Prediction, TaskResult
@@ -154,7 +154,7 @@ class Task(ABC):
         data = run.recipe.data
         contents: dict[str, Any] = {"seed": run.recipe.seed}
         if self.needs_image:
-            contents["transform"] = train_transform(run.transform)
+            contents["transform"] = TrainTransform(run.transform)
         if self.needs_caption:
             contents["tokenizer"] = run.tokenizer
         if self.masks_words:

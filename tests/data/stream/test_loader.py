@@ -16,7 +16,7 @@ from vlmo.data.masking import BlockMaskConfig, WordMaskConfig
 from vlmo.data.stream import loader
 from vlmo.data.stream.loader import Source, StreamConfig, StreamLoader, open_sources
 from vlmo.data.stream.records import sample_id
-from vlmo.processing import TransformConfig, VLMoProcessor, train_transform
+from vlmo.processing import TrainTransform, TransformConfig, VLMoProcessor
 
 # More workers than cores is what some of these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -46,7 +46,7 @@ def source(folder) -> Source:
 
 def pairs(**settings) -> StreamExamples:
     tokenizer = VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=32).tokenizer
-    transform = train_transform(TransformConfig(image_size=32))
+    transform = TrainTransform(TransformConfig(image_size=32))
     return StreamExamples(seed=5, transform=transform, tokenizer=tokenizer, words=WordMaskConfig(), **settings)
 
 
@@ -141,7 +141,7 @@ class Noting(StreamExamples):
 
 
 def test_an_epoch_is_every_good_sample_once_and_every_bad_one_in_quarantine(source, tmp_path):
-    noting = Noting(seed=5, transform=train_transform(TransformConfig(image_size=32)))
+    noting = Noting(seed=5, transform=TrainTransform(TransformConfig(image_size=32)))
     stream_loader = make(source, noting, tmp_path, batch=LANES)
     iterator = stream_loader(0)
     for step in itertools.count(1):  # lanes come to the end of the epoch at different steps
@@ -229,7 +229,7 @@ def test_sources_of_other_file_systems_and_formats_mix(tmp_path, examples):
 
 
 def test_pictures_alone_and_texts_alone(source, tmp_path):
-    transform = train_transform(TransformConfig(image_size=32))
+    transform = TrainTransform(TransformConfig(image_size=32))
     mask = BlockMaskConfig.for_grid(4, width=4)
     ((batch,),) = take(make(source, StreamExamples(seed=5, transform=transform, mask=mask), tmp_path), 1)
     assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed"}
