@@ -172,7 +172,7 @@ def test_bad_input_is_one_line(folders, pairs, questions, picture, capsys, tmp_p
             "a PNG file of the tasks",
         ),
         (["evaluate", folders["retrieval"], "--data", pairs, "--submission", "x"], "a submission is for the task vqa"),
-        (["data"], "{prepare}"),
+        (["data"], "{prepare, false-captions}"),
         (["data", "prepar"], "prepare"),
         (["data", "prepare", "coco"], "Missing from vlmo data prepare: --root"),
         (["data", "prepare", "cocoa", "--root", ".", "--out", "x"], "'coco'"),
