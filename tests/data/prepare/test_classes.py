@@ -17,15 +17,18 @@ SYNSETS = ["n01440764", "n02012849", "n03126707"]
 NAMES = ["tench, Tinca tinca", "crane", "crane"]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "imagenet"
+def imagenet(root: Path) -> Path:
     for label, synset in enumerate(SYNSETS):
         for number in range(3):
             write(root / "train" / synset / f"{synset}_{number}.JPEG", jpeg(10 * label + number))
         write(root / "val" / synset / f"ILSVRC2012_val_{label:08}.JPEG", png(200 + label))
     write(root / "train" / SYNSETS[1] / ".DS_Store", b"left by a file manager")
     return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return imagenet(tmp_path / "imagenet")
 
 
 def test_imagenet_classes_are_the_folders_in_order(root, tmp_path) -> None:
@@ -56,22 +59,6 @@ def test_imagenet_names_come_from_the_files_that_people_have(root, tmp_path, nam
     assert "labels: 3" in summary.lines()
 
 
-def test_imagenet_layouts_that_cannot_be_read_are_named(root, tmp_path) -> None:
-    def refused(message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            prepare("imagenet", root=root, out=tmp_path / "out")
-
-    write(root / "val" / "n99999999" / "a.JPEG", jpeg(0))
-    refused(r"class .n99999999. is not among the 3 classes of train")
-    (root / "val").rename(tmp_path / "elsewhere")
-    (root / "val").mkdir()
-    refused("val: no folder of a class; --root must be")
-    (root / "train").rename(tmp_path / "elsewhere too")
-    refused("train is missing; --root must be a folder with train/ and val/")
-    (root / "val").rmdir()
-    refused("no folder of a class; --root must be")
-
-
 def test_imagenet_prepared_folders_beside_the_classes_are_no_classes(tmp_path) -> None:
     root = tmp_path / "imagenet22k"
     for synset in SYNSETS:
@@ -83,26 +70,19 @@ def test_imagenet_prepared_folders_beside_the_classes_are_no_classes(tmp_path) -
     assert (tmp_path / "imagenet22k" / "prepared" / "prepared.json").is_file()
 
 
-def test_imagenet_names_that_cannot_be_read_are_named(root, tmp_path) -> None:
-    write(root / "words.txt", "n01440764 tench\nn02012849\n")
-    with pytest.raises(ValueError, match=r"words\.txt: expected the names of a folder .* found .n02012849"):
-        prepare("imagenet", root=root, out=tmp_path / "out")
-
-
 ANNOTATION = np.array([[0, 1, 150, 3, 0, 2], [1, 1, 1, 1, 1, 1]] * 2, dtype=np.uint8)
 MASK = np.array([[255, 0, 149, 2, 255, 1], [0, 0, 0, 0, 0, 0]] * 2, dtype=np.uint8)
 
 
 def mask_png(numbers: np.ndarray = ANNOTATION, *, mode: str = "L") -> bytes:
     buffer = io.BytesIO()
-    picture = Image.fromarray(numbers)
+    image = Image.fromarray(numbers)
     if mode == "P":
         # Colors backwards: numbers must come from the indices, not from them.
-        picture.putpalette([255 - value // 3 for value in range(768)])
-        assert picture.mode == "P"
+        image.putpalette([255 - value // 3 for value in range(768)])
     elif mode != "L":
-        picture = picture.convert(mode)
-    picture.save(buffer, "PNG")
+        image = image.convert(mode)
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -116,7 +96,7 @@ def object_info(number_of_lines: int = 150) -> str:
     return "\n".join(lines[: number_of_lines + 1]) + "\n"
 
 
-def toy(root: Path) -> Path:
+def ade20k(root: Path) -> Path:
     for folder, number_of_pictures in (("training", 3), ("validation", 2)):
         for number in range(1, number_of_pictures + 1):
             write(root / f"images/{folder}/{name(folder, number)}.jpg", jpeg(number))
@@ -126,7 +106,7 @@ def toy(root: Path) -> Path:
 
 
 def test_ade20k_makes_a_row_of_each_picture(tmp_path) -> None:
-    root = toy(tmp_path / "root")
+    root = ade20k(tmp_path / "root")
     summary = prepare("ade20k", root=root, out=tmp_path / "out")
     assert {split: counts["rows"] for split, counts in summary.splits.items()} == {"train": 3, "validation": 2}
     train = open_source(str(tmp_path / "out"), split="train")
@@ -139,7 +119,7 @@ def test_ade20k_makes_a_row_of_each_picture(tmp_path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "P"])
 def test_ade20k_mask_counts_classes_from_zero_and_marks_what_is_ignored(tmp_path, mode) -> None:
-    root = toy(tmp_path / "root")
+    root = ade20k(tmp_path / "root")
     write(root / "annotations/validation/ADE_val_00000001.png", mask_png(mode=mode))
     prepare("ade20k", root=root, out=tmp_path / "out")
     mask = open_source(str(tmp_path / "out"), split="validation")[0]["mask"]
@@ -149,7 +129,7 @@ def test_ade20k_mask_counts_classes_from_zero_and_marks_what_is_ignored(tmp_path
 
 
 def test_ade20k_items_are_read_in_other_processes_and_know_changed_files(tmp_path) -> None:
-    root = toy(tmp_path / "root")
+    root = ade20k(tmp_path / "root")
     found = open_ade20k(root)
     before = list(found.items())
     assert list(pickle.loads(pickle.dumps(found.read))(before)) == list(found.read(before))
@@ -158,17 +138,14 @@ def test_ade20k_items_are_read_in_other_processes_and_know_changed_files(tmp_pat
 
 
 def test_ade20k_labels_are_the_published_names(tmp_path) -> None:
-    root = toy(tmp_path / "root" / "ADEChallengeData2016")
+    ade20k(tmp_path / "root" / "ADEChallengeData2016")
     prepare("ade20k", root=tmp_path / "root", out=tmp_path / "out")
     labels = labels_of(tmp_path / "out")
     assert (len(labels), labels[0], labels[149]) == (150, "thing 1, item 1", "thing 150, item 150")
-    write(root / "objectInfo150.txt", object_info(149))
-    with pytest.raises(ValueError, match=r"objectInfo150.txt: 149 classes with 149 names; expected"):
-        prepare("ade20k", root=root, out=tmp_path / "cut")
 
 
 def test_ade20k_quarantines_what_does_not_fit_together(tmp_path) -> None:
-    root = toy(tmp_path / "root")
+    root = ade20k(tmp_path / "root")
     images, annotations = root / "images/training", root / "annotations/training"
     bad = {
         "without_mask": (jpeg(0), None),
@@ -195,10 +172,3 @@ def test_ade20k_quarantines_what_does_not_fit_together(tmp_path) -> None:
     assert reasons["class_151"].endswith("class_151.png: class 151; expected 0 (none) to 150")
     assert "colored.png: cannot be decoded: mode RGB; a mask needs one channel" in reasons["colored"]
     assert (summary.splits["train"]["rows"], summary.splits["train"]["quarantined"]) == (3, 7)
-
-
-def test_ade20k_names_what_is_missing(tmp_path) -> None:
-    root = toy(tmp_path / "root")
-    (root / "annotations/validation").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="annotations/validation is missing; --root must be a folder with images/"):
-        prepare("ade20k", root=root, out=tmp_path / "out")

@@ -3,10 +3,106 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.data.prepare.toy_task_files import write
+from tests.data.prepare.test_captions import coco, flickr, genome
+from tests.data.prepare.test_captions_shards import URL, parquet_bytes
+from tests.data.prepare.test_classes import ade20k, imagenet, object_info
+from tests.data.prepare.test_reasoning import Pairs, Questions
+from tests.data.prepare.toy_task_files import coco_record, jpeg, write
 
 from vlmo.data.prepare import PREPARERS, labels_of, prepare
 from vlmo.data.prepare.preparer import find, read_records
+
+PUBLISHED = {
+    "coco": coco,
+    "flickr30k": flickr,
+    "visual_genome": genome,
+    "imagenet": imagenet,
+    "ade20k": ade20k,
+    "vqav2": lambda root: Questions().write(root),
+    "nlvr2": lambda root: Pairs().write(root),
+}
+ONE_ANSWER = {"annotations": Questions().annotations["train2014"][:1]}
+WRONG = {
+    "coco": [
+        ("dataset_coco.json", None, r"coco\.json is missing; --root must be a folder with train2014/, val2014/"),
+        ("train2014", None, "train2014 is missing; --root must be a folder with train2014/, val2014/"),
+        ("val2014", None, "val2014 is missing; --root must be a folder with train2014/, val2014/"),
+        (
+            "dataset_coco.json",
+            {"images": [coco_record(0, "train"), coco_record(1, "dev")]},
+            r"images\[1\]: KeyError\('dev'\); is it the file of another set",
+        ),
+        ("dataset_coco.json", {"images": [{"filename": "a.jpg"}]}, r"images\[0\]: KeyError\('cocoid'\)"),
+    ],
+    "flickr30k": [("flickr30k-images", None, "flickr30k-images or flickr30k_images is missing; --root must be")],
+    "visual_genome": [
+        ("region_descriptions.json", [{"id": 1}], r"region_descriptions.json: \[0\]: KeyError\('regions'\)"),
+        ("region_descriptions.json", [{"id": 1, "regions": [{"phrase": None}]}], "TypeError.*None is no text"),
+        ("image_data.json", [{"image_id": 1}, {"id": 2}], r"image_data.json: \[1\]: KeyError\('image_id'\)"),
+        ("image_data.json", None, "or annotations/image_data.json is missing; --root must be"),
+        ("region_descriptions.json", None, "or annotations/region_descriptions.json is missing"),
+        ("VG_100K", None, "or images/VG_100K is missing"),
+        ("VG_100K_2", None, "or images/VG_100K_2 is missing"),
+    ],
+    "imagenet": [
+        ("val/n99999999/a.JPEG", jpeg(0), "val: class 'n99999999' is not among the 3 classes of train"),
+        ("train", None, "train is missing; --root must be a folder with train/ and val/"),
+        ("words.txt", b"n01440764 tench\nn02012849\n", r"words\.txt: expected the names .* found 'n02012849'"),
+    ],
+    "ade20k": [
+        ("annotations/validation", None, "annotations/validation is missing; --root must be a folder with images/"),
+        ("objectInfo150.txt", object_info(149).encode(), "objectInfo150.txt: 149 classes with 149 names; expected"),
+    ],
+    "vqav2": [
+        ("v2_mscoco_val2014_annotations.json", None, "val2014_annotations.json is missing"),
+        ("v2_OpenEnded_mscoco_train2014_questions.json", None, "train2014_questions.json is missing"),
+        ("test2015", None, "test2015 is missing"),
+        (
+            "v2_mscoco_val2014_annotations.json",
+            {"annotations": [{"question_id": 1}]},
+            r"val2014_annotations.json: annotations\[0\]: KeyError\('image_id",
+        ),
+        (
+            "v2_OpenEnded_mscoco_train2014_questions.json",
+            {"questions": [{"question_id": 1}]},
+            r"train2014_questions.json: questions\[0\]: KeyError\('image_id",
+        ),
+        ("v2_mscoco_train2014_annotations.json", ONE_ANSWER, "no answer is given to 9 questions"),
+    ],
+    "nlvr2": [
+        ("dev.json", b"\xff\xfe", "dev.json:1: expected an object"),
+        ("dev.json", {"identifier": "dev-1-1-1", "sentence": 5}, "dev.json:1: .*5 is no text"),
+        ("dev.json", b"not JSON", "dev.json:1: expected an object with sentence, label and identifier"),
+        ("dev.json", {"identifier": "dev-1-0-0", "label": "True"}, r"dev.json:1: .*KeyError\('sentence'\)"),
+        ("dev.json", {"identifier": "dev-1-0", "sentence": "Short."}, "dev.json:1: .*such as dev-850-0-1"),
+        ("dev.json", ["dev-1-0-0"], "dev.json:1: expected an object"),
+    ],
+    "sbu": [
+        ("list.parquet", parquet_bytes({"url": URL, "caption": "x"}), "no .parquet file with images in it.*img2data"),
+        ("list.parquet", parquet_bytes({"jpg": b"x", "url": URL}), "none of the columns .* TEXT, so there are no cap"),
+        ("0.parquet", b"PAR1 cut off", "not a whole parquet file"),
+    ],
+    "text": [
+        ("notes.md", b"x", r"no text in it; --root must be a \.txt file, or a folder"),
+        ("a.txt", b"\n \n", "not one row of text can be used; there are none"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "message"), [(name, *wrong) for name, table in WRONG.items() for wrong in table]
+)
+def test_what_is_missing_or_wrong_is_named(name, file, content, message, tmp_path) -> None:
+    root = tmp_path / "root"
+    if name in PUBLISHED:
+        PUBLISHED[name](root)
+    if content is None:
+        (root / file).rename(root / "elsewhere")
+    else:
+        write(root / file, content if isinstance(content, bytes) else json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        prepare(name, root=root, out=tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["root"]
 
 
 @pytest.mark.parametrize("name", PREPARERS)

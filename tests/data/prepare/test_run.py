@@ -4,25 +4,24 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 from datasets import DatasetDict
-from tests.data.prepare.toy_task_files import coco_record, jpeg, quarantined, write, write_coco
-from tests.forkserver import Process, start
+from tests.data.prepare.toy_task_files import jpeg, quarantined, write
+from tests.forkserver import start
+from tests.killing import wait_until
 
 from vlmo.data import decoding
-from vlmo.data.prepare import prepare
 from vlmo.data.prepare.engine import Summary, prepare_set
 from vlmo.data.prepare.preparer import BadRow, Record, Row, SetOnDisk, stamped
 from vlmo.data.sources import open_source
 
 SECONDS = 120
 """Longest wait for a process; it starts in a few seconds on an idle machine."""
-CHUNK = SetOnDisk(list, "").chunk
+CHUNK = 40
 
 
 def toy_row(number: int, split: str = "train", **changes) -> Row:
@@ -156,18 +155,21 @@ def test_second_run_into_one_folder_is_refused_until_the_first_has_ended(tmp_pat
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]"])
-def test_summary_that_cannot_be_read_is_one_line(text, tmp_path) -> None:
-    write(tmp_path / "out" / "prepared.json", text)
-    with pytest.raises(ValueError, match=r"prepared\.json .*choose another --out"):
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("thesis.txt", "years of work", "exists and is not empty; choose a new folder"),
+        *(("prepared.json", text, r"prepared\.json .*choose another --out") for text in ("{", "{}", "[]")),
+    ],
+)
+def test_folder_with_other_things_is_never_replaced(name, text, message, tmp_path) -> None:
+    mine = write(tmp_path / "out" / name, text)
+    with pytest.raises(ValueError, match=message):
         prepare_toy([toy_row(0)], tmp_path)
+    assert mine.read_text() == text
 
 
-def test_folder_with_other_things_is_never_replaced(tmp_path) -> None:
-    mine = write(tmp_path / "out" / "thesis.txt", "years of work")
-    with pytest.raises(ValueError, match="exists and is not empty; choose a new folder"):
-        prepare_toy([toy_row(0)], tmp_path)
-    assert mine.read_text() == "years of work"
+def test_impossible_options_are_refused(tmp_path) -> None:
     for more, message in (({"out": tmp_path}, "holds --root"), ({"num_proc": 0}, "num_proc 0 must be at least 1")):
         with pytest.raises(ValueError, match=message):
             prepare_set("toy", lambda _: None, **{"root": tmp_path / "root", "out": tmp_path / "new", **more})
@@ -216,24 +218,23 @@ def test_chunks_are_kept_until_the_folder_is_whole(tmp_path, monkeypatch) -> Non
     assert ids(tmp_path / "out") == [f"toy/{number}" for number in range(4)]
 
 
-def prepare_until(path: str, **arguments) -> None:
-    """Prepare COCO; whoever reads the image at `path` waits for ever."""
+def prepare_files(rows: list[Row], *, waits_for: str = "", **options) -> Summary:
+    """Prepare rows; whoever reads the image at `waits_for` waits for ever."""
     read_path = decoding.read_path
-    decoding.read_path = lambda asked: threading.Event().wait() if asked == path else read_path(asked)
-    prepare("coco", **arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            decoding, "read_path", lambda path: threading.Event().wait() if path == waits_for else read_path(path)
+        )
+        return prepare_set("toy", lambda _: SetOnDisk(partial(list, rows), "CC0-1.0", chunk=CHUNK), **options)
 
 
-def kill_after_a_chunk(process: Process, unfinished: Path) -> list[int]:
-    """Numbers of the processes that it had started."""
-    end = time.monotonic() + SECONDS
-    while not list(unfinished.glob("0*.arrow")):
-        assert process.is_alive(), "it ended by itself"
-        assert time.monotonic() < end, "no chunk was finished"
-        time.sleep(0.05)
-    started = descendants(process.pid)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(SECONDS) == -signal.SIGKILL
-    return started
+def file_rows(root: Path, splits: list[str]) -> list[Row]:
+    """Rows whose images are files, which are written."""
+    paths = [write(root / f"{number}.jpg", jpeg(number)) for number in range(len(splits))]
+    return [
+        toy_row(number, split, image={"bytes": None, "path": str(path)})
+        for number, (split, path) in enumerate(zip(splits, paths, strict=True))
+    ]
 
 
 def descendants(number: int) -> list[int]:
@@ -243,30 +244,27 @@ def descendants(number: int) -> list[int]:
 
 @pytest.mark.slow
 def test_preparation_goes_on_after_kill_9(tmp_path) -> None:
-    records = [coco_record(number, "train") for number in range(3 * CHUNK)]
-    root = write_coco(tmp_path / "coco", records)
-    waits = root / "train2014" / records[2 * CHUNK + 5]["filename"]
-    process = start(prepare_until, str(waits), root=root, out=tmp_path / "out", num_proc=2)
-    started = kill_after_a_chunk(process, tmp_path / "out.unfinished")
+    rows = file_rows(tmp_path / "in", ["train"] * (3 * CHUNK))
+    options = {"root": tmp_path / "in", "out": tmp_path / "out"}
+    waits_for = rows[2 * CHUNK + 5].values["image"]["path"]
+    process = start(prepare_files, rows, waits_for=waits_for, num_proc=2, **options)
+    unfinished = tmp_path / "out.unfinished"
+    wait_until(lambda: any(unfinished.glob("0*.arrow")), within_s=SECONDS, meanwhile=process.is_alive)
+    started = descendants(process.pid)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(SECONDS) == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert_all_end(started)
-    kept = {int(folder.name.split("-")[0]) for folder in (tmp_path / "out.unfinished").glob("0*.arrow")}
+    # Those whom it had started end with it, although no signal reached them.
+    assert len(started) >= 2
+    wait_until(lambda: not any(map(is_running, started)), within_s=SECONDS)
+    kept = {int(folder.name.split("-")[0]) for folder in unfinished.glob("0*.arrow")}
     # Images of finished chunks are not decoded again: nobody notices that they are gone.
-    for record in [record for number, record in enumerate(records) if number // CHUNK in kept]:
-        (root / "train2014" / record["filename"]).unlink()
+    for row in [row for number, row in enumerate(rows) if number // CHUNK in kept]:
+        Path(row.values["image"]["path"]).unlink()
     assert kept
-    assert prepare("coco", root=root, out=tmp_path / "out").splits["train"]["rows"] == len(records)
-    assert ids(tmp_path / "out") == [f"coco/{record['cocoid']}" for record in records]
-    assert not (tmp_path / "out.unfinished").exists()
-
-
-def assert_all_end(processes: list[int]) -> None:
-    """Those who were started end with the one that started them, although no signal reached them."""
-    assert len(processes) >= 2
-    end = time.monotonic() + SECONDS
-    while alive := [number for number in processes if is_running(number)]:
-        assert time.monotonic() < end, f"{alive} are still there"
-        time.sleep(0.05)
+    assert prepare_files(rows, **options).splits["train"]["rows"] == len(rows)
+    assert ids(tmp_path / "out") == [f"toy/{number}" for number in range(len(rows))]
+    assert not unfinished.exists()
 
 
 def is_running(number: int) -> bool:
@@ -279,11 +277,10 @@ def is_running(number: int) -> bool:
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path) -> None:
-    records = [coco_record(number, ("train", "val", "test")[number % 3]) for number in range(2 * CHUNK + 10)]
-    records[7] |= {"cocoid": 1}
-    root = write_coco(tmp_path / "coco", records)
-    (root / "train2014" / records[0]["filename"]).write_bytes(b"")
-    one = prepare("coco", root=root, out=tmp_path / "one")
-    assert one == prepare("coco", root=root, out=tmp_path / "two", num_proc=2)
+    rows = file_rows(tmp_path / "in", ["train", "validation", "test"] * CHUNK)
+    rows[6].values["image_id"] = "toy/3"
+    (tmp_path / "in" / "0.jpg").write_bytes(b"")
+    one = prepare_files(rows, root=tmp_path / "in", out=tmp_path / "one")
+    assert one == prepare_files(rows, root=tmp_path / "in", out=tmp_path / "two", num_proc=2)
     assert content(tmp_path / "one") == content(tmp_path / "two")
-    assert set(quarantined(tmp_path / "two")) == {"coco/0", "coco/1"}
+    assert set(quarantined(tmp_path / "two")) == {"toy/0", "toy/3"}
