@@ -37,9 +37,6 @@ from vlmo.checkpoints.importing import import_checkpoint
 from vlmo.model import (
     VLMoForImageTextRetrieval,
     VLMoForMaskedImageModeling,
-    VLMoForPreTraining,
-    VLMoForVisualQuestionAnswering,
-    VLMoForVisualReasoning,
 )
 
 PUBLISHED, PLAIN, HUGGING_FACE = "outputs of the published code", "a plain implementation", "transformers"
@@ -70,23 +67,9 @@ class Options:
 
 def comparisons(folder: Path) -> Iterator[tuple[str, str, Iterable[Case]]]:
     """Name of a checkpoint, what it is compared with, and its cases."""
-    yield (
-        "VLMo, stage 3",
-        PUBLISHED,
-        cases.pretraining_cases(imported(VLMoForPreTraining, reference_file("pretrain"), folder)),
-    )
-    yield (
-        "VLMo, VQA",
-        PUBLISHED,
-        cases.vqa_cases(imported(VLMoForVisualQuestionAnswering, reference_file("vqa"), folder)),
-    )
-    yield (
-        "VLMo, NLVR2",
-        PUBLISHED,
-        cases.nlvr2_cases(imported(VLMoForVisualReasoning, reference_file("nlvr2"), folder)),
-    )
-    retrieval = imported(VLMoForImageTextRetrieval, reference_file("irtr"), folder)
-    yield "VLMo, retrieval", PUBLISHED, cases.retrieval_cases(retrieval)
+    titles = {"pretrain": "stage 3", "vqa": "VQA", "nlvr2": "NLVR2", "irtr": "retrieval"}
+    for name, title in titles.items():
+        yield f"VLMo, {title}", PUBLISHED, cases.checkpoint_cases(name, folder)
     (folder / "128").mkdir()
     resized = imported(VLMoForImageTextRetrieval, reference_file("irtr"), folder / "128", image_size=128)
     yield "VLMo, retrieval, imported at 128 px", PUBLISHED, cases.resize_cases(resized)
@@ -104,8 +87,8 @@ def comparisons(folder: Path) -> Iterator[tuple[str, str, Iterable[Case]]]:
 def beit_cases(folder: Path, *, style: str, shared: bool) -> Iterator[Case]:
     """Masked image modelling of random weights."""
     torch.manual_seed(0)
-    config = test_beit.beit_config(use_relative_position_bias=not shared, use_shared_relative_position_bias=shared)
-    theirs = test_beit.with_random_weights(BeitForMaskedImageModeling(config))
+    tables = {"use_relative_position_bias": not shared, "use_shared_relative_position_bias": shared}
+    theirs = test_beit.random_beit(BeitForMaskedImageModeling, **tables)
     source = folder / f"beit-{shared}-{style[0]}"
     if style == "published keys":
         source = source.with_suffix(".safetensors")
@@ -132,13 +115,13 @@ def beit3_cases() -> Iterator[Case]:
     weights = plain_beit3.random_weights(sizes, contrast=True)
     plain = plain_beit3.PlainBEiT3(weights, sizes)
     model = test_beit3.load(beit3.convert(weights, num_attention_heads=sizes.heads))
-    pixels, (ids, hidden) = test_beit3.pictures(3), test_beit3.texts((7, 3, 1))
-    output = model(pixel_values=pixels, input_ids=ids, attention_mask=(~hidden).long())
+    pixels, (ids, mask) = test_beit3.pictures(3), test_beit3.texts((7, 3, 1))
+    output = model(pixel_values=pixels, input_ids=ids, attention_mask=mask)
     yield "image vector", output.image_embeds, plain.image_vector(pixels)
-    yield "text vector", output.text_embeds, plain.text_vector(ids, hidden)
-    pair = model.vlmo(pixel_values=pixels, input_ids=ids, attention_mask=(~hidden).long()).last_hidden_state
-    kept = torch.cat([torch.ones(3, pair.shape[1] - ids.shape[1], dtype=torch.bool), ~hidden], dim=1)
-    yield "fused states", pair[kept], plain.fused(pixels, ids, hidden)[kept]
+    yield "text vector", output.text_embeds, plain.text_vector(ids, mask)
+    pair = model.vlmo(pixel_values=pixels, input_ids=ids, attention_mask=mask).last_hidden_state
+    kept = torch.cat([torch.ones(3, pair.shape[1] - ids.shape[1], dtype=torch.bool), mask.bool()], dim=1)
+    yield "fused states", pair[kept], plain.fused(pixels, ids, mask)[kept]
 
 
 def differences(folder: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tests.parity import plain_beit3
 from tests.parity.cases import reference_file
 from tests.parity.plain_vlmo import Sizes, random_checkpoint, write_vocabulary
-from tests.parity.test_beit import beit_config, hugging_face_keys, published_keys, with_random_weights
+from tests.parity.test_beit import hugging_face_keys, published_keys, random_beit
 from tests.processing.test_sentencepiece import train as train_sentencepiece
 from torch import Tensor
 from torch.nn import functional as F
@@ -252,7 +252,7 @@ MUTATED: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, object]]] = 
     "vlmo": (lambda: load_file(reference_file("pretrain")), {}),
     "vlmo_absolute": (lambda: random_checkpoint(ABSOLUTE, "pooler", "itc"), {"num_attention_heads": 5}),
     "beit": (
-        lambda: published_keys(with_random_weights(BeitForMaskedImageModeling(beit_config()))),
+        lambda: published_keys(random_beit(BeitForMaskedImageModeling)),
         {"vocabulary": None},
     ),
     "hf-beit": (lambda: _beit_weights(use_relative_position_bias=True), {"vocabulary": None}),
@@ -451,7 +451,7 @@ def test_other_normalisation_of_pixels_moves_into_the_projection(tmp_path, name,
     """The imported model sees an image as the file's own code, which norms it in another way."""
     file = tmp_path / "plain.pth"
     if settings is None:
-        torch.save(published_keys(with_random_weights(BeitForMaskedImageModeling(beit_config()))), file)
+        torch.save(published_keys(random_beit(BeitForMaskedImageModeling)), file)
     else:
         file = beit_folder(tmp_path / "plain")
     import_checkpoint(file, tmp_path / "plain-model")

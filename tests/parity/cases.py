@@ -5,9 +5,9 @@ Each case is the name of an output, what our model gives and what another implem
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,6 +29,7 @@ from vlmo.model.backbone import VLMoPreTrainedModel
 REFERENCE = Path(__file__).parent / "reference"
 ABSOLUTE = Sizes()
 Case = tuple[str, Tensor, Tensor]
+Found = dict[str, Tensor]
 Model = TypeVar("Model", bound=VLMoPreTrainedModel)
 
 
@@ -51,75 +52,76 @@ def outputs() -> dict[str, Tensor]:
     return load_file(REFERENCE / "tiny_rel.cases.safetensors")
 
 
-@torch.no_grad()
-def pretraining_cases(model: VLMoForPreTraining) -> Iterator[Case]:
-    """The checkpoint of stage 3."""
-    known = outputs()
-    pixels, ids, mask = known["in.pixel_values"], known["in.input_ids"], known["in.attention_mask"]
-    yield from _states(model, known)
-    yield from _contrast(model, known)
-    fused = model.vlmo(pixel_values=pixels, input_ids=known["in.mlm_input_ids"], attention_mask=mask)
-    logits, labels = model.mlm_head(fused.text_hidden_state), known["in.mlm_labels"]
-    yield "mlm.logits", logits, known["mlm.logits"]
-    hidden = labels != -100
-    yield "mlm.loss_times_quarter", masked_loss(logits[hidden], labels[hidden]) * 0.25, known["mlm.loss_times_quarter"]
-    image, text = known["in.itm_negative_image"], known["in.itm_negative_text"]
-    logits = model.match(
-        torch.cat([pixels, pixels[image], pixels]),
-        torch.cat([ids, ids, ids[text]]),
-        torch.cat([mask, mask, mask[text]]),
-    )
-    yield "itm.logits", logits, known["itm.logits"]
-    yield "itm.loss", itm_loss(logits, torch.tensor([1] * 4 + [0] * 8)), known["itm.loss"]
-
-
-def _states(model: VLMoForPreTraining, known: dict[str, Tensor]) -> Iterator[Case]:
+def _pretraining(model: VLMoForPreTraining, known: dict[str, Tensor]) -> Found:
     pixels, text = known["in.pixel_values"], _text(known)
-    yield "image.hidden", model.vlmo(pixel_values=pixels).last_hidden_state, known["image.hidden"]
-    yield "text.hidden", model.vlmo(**text).last_hidden_state, known["text.hidden"]
+    ids, mask = text.values()
+    image, negative = known["in.itm_negative_image"], known["in.itm_negative_text"]
     fused = model.vlmo(pixel_values=pixels, **text)
-    yield "fused.text_hidden", fused.text_hidden_state, known["fused.text_hidden"]
-    yield "fused.image_hidden", fused.image_hidden_state, known["fused.image_hidden"]
-    yield "fused.pooled", fused.pooler_output, known["fused.pooled"]
-
-
-def _contrast(model: VLMoForPreTraining, known: dict[str, Tensor]) -> Iterator[Case]:
-    pixels, text = known["in.pixel_values"], _text(known)
+    found = {
+        "image.hidden": model.vlmo(pixel_values=pixels).last_hidden_state,
+        "text.hidden": model.vlmo(**text).last_hidden_state,
+        "fused.text_hidden": fused.text_hidden_state,
+        "fused.image_hidden": fused.image_hidden_state,
+        "fused.pooled": fused.pooler_output,
+        "itc.logits_per_image": model(pixel_values=pixels, **text).logits_per_image,
+        "itm.logits": model.match(
+            torch.cat([pixels, pixels[image], pixels]),
+            torch.cat([ids, ids, ids[negative]]),
+            torch.cat([mask, mask, mask[negative]]),
+        ),
+        "mlm.logits": model.mlm_head(
+            model.vlmo(pixel_values=pixels, input_ids=known["in.mlm_input_ids"], attention_mask=mask).text_hidden_state
+        ),
+    }
     vectors = zip(model.image_vectors(pixels), model.text_vectors(**text), strict=True)
     losses = []
     for (image_vector, text_vector), head, name in zip(vectors, model.contrast_heads, ("itc", "itc_vl"), strict=True):
-        yield f"image.{name}", image_vector, known[f"image.{name}"]
-        yield f"text.{name}", text_vector, known[f"text.{name}"]
+        found |= {f"image.{name}": image_vector, f"text.{name}": text_vector}
         losses.append(itc_loss(image_vector, text_vector, logit_scale=head.logit_scale))
-    yield "itc.loss", sum(losses) / 2, known["itc.loss"]
-    yield "itc.logits_per_image", model(pixel_values=pixels, **text).logits_per_image, known["itc.logits_per_image"]
+    labels = known["in.mlm_labels"]
+    hidden = labels != -100
+    return found | {
+        "itc.loss": sum(losses, torch.zeros(())) / 2,
+        "itm.loss": itm_loss(found["itm.logits"], torch.tensor([1] * 4 + [0] * 8)),
+        "mlm.loss_times_quarter": masked_loss(found["mlm.logits"][hidden], labels[hidden]) * 0.25,
+    }
 
 
-@torch.no_grad()
-def vqa_cases(model: VLMoForVisualQuestionAnswering) -> Iterator[Case]:
-    """The checkpoint that was fine-tuned on VQA."""
-    known = outputs()
-    yield "vqa.logits", model(known["in.pixel_values"], **_text(known)).logits, known["vqa.logits"]
+def _vqa(model: VLMoForVisualQuestionAnswering, known: dict[str, Tensor]) -> Found:
+    return {"vqa.logits": model(known["in.pixel_values"], **_text(known)).logits}
 
 
-@torch.no_grad()
-def nlvr2_cases(model: VLMoForVisualReasoning) -> Iterator[Case]:
-    """The checkpoint that was fine-tuned on NLVR2."""
-    known = outputs()
+def _nlvr2(model: VLMoForVisualReasoning, known: dict[str, Tensor]) -> Found:
     pixels = torch.stack([known["nlvr2.in.pixel_values_0"], known["nlvr2.in.pixel_values_1"]], dim=1)
-    logits = model(pixels, known["nlvr2.in.input_ids"], known["nlvr2.in.attention_mask"]).logits
-    yield "nlvr2.logits", logits, known["nlvr2.logits"]
+    return {"nlvr2.logits": model(pixels, **_text(known, "nlvr2.")).logits}
+
+
+def _retrieval(model: VLMoForImageTextRetrieval, known: dict[str, Tensor]) -> Found:
+    output = model(pixel_values=known["in.pixel_values"], **_text(known))
+    loss = itc_loss(output.image_embeds, output.text_embeds, logit_scale=model.contrast_head.logit_scale)
+    return {"irtr.image": output.image_embeds, "irtr.text": output.text_embeds, "irtr.loss": loss}
+
+
+def _text(known: dict[str, Tensor], start: str = "") -> dict[str, Tensor]:
+    return {name: known[f"{start}in.{name}"] for name in ("input_ids", "attention_mask")}
+
+
+CHECKPOINTS: dict[str, tuple[type[VLMoPreTrainedModel], Callable[[Any, dict[str, Tensor]], Found]]] = {
+    "pretrain": (VLMoForPreTraining, _pretraining),
+    "vqa": (VLMoForVisualQuestionAnswering, _vqa),
+    "nlvr2": (VLMoForVisualReasoning, _nlvr2),
+    "irtr": (VLMoForImageTextRetrieval, _retrieval),
+}
 
 
 @torch.no_grad()
-def retrieval_cases(model: VLMoForImageTextRetrieval) -> Iterator[Case]:
-    """The checkpoint that was fine-tuned for retrieval."""
-    known = outputs()
-    output = model(pixel_values=known["in.pixel_values"], **_text(known))
-    yield "irtr.image", output.image_embeds, known["irtr.image"]
-    yield "irtr.text", output.text_embeds, known["irtr.text"]
-    loss = itc_loss(output.image_embeds, output.text_embeds, logit_scale=model.contrast_head.logit_scale)
-    yield "irtr.loss", loss, known["irtr.loss"]
+def checkpoint_cases(name: str, folder: Path, *, attention: str = "sdpa") -> Iterator[Case]:
+    """Every output of the model that a checkpoint of the published code becomes."""
+    model_class, found = CHECKPOINTS[name]
+    model, known = imported(model_class, reference_file(name), folder), outputs()
+    model.set_attn_implementation(attention)
+    for output, actual in found(model, known).items():
+        yield output, actual, known[output]
 
 
 @torch.no_grad()
@@ -130,11 +132,7 @@ def resize_cases(model: VLMoForImageTextRetrieval) -> Iterator[Case]:
     assert position_bias is not None
     yield "resize128.table", position_bias.table, known["relative_position_bias_table"]
     yield "resize128.image", model.get_image_features(known["in.pixel_values"]), known["irtr.image"]
-    yield (
-        "resize128.text",
-        model.get_text_features(known["in.input_ids"], known["in.attention_mask"]),
-        known["irtr.text"],
-    )
+    yield "resize128.text", model.get_text_features(**_text(known)), known["irtr.text"]
 
 
 def write_absolute(folder: Path) -> Path:
@@ -165,7 +163,3 @@ def absolute_cases(model: VLMoForImageTextRetrieval, file: Path) -> Iterator[Cas
     yield "absolute.image_vector", output.image_embeds, plain.image_vector(pixels)
     yield "absolute.text_vector", output.text_embeds, plain.text_vector(ids, mask)
     yield "absolute.match", model.match(pixels, ids, mask), plain.match(pixels, ids, mask)
-
-
-def _text(known: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"input_ids": known["in.input_ids"], "attention_mask": known["in.attention_mask"]}

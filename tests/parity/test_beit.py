@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.parity.plain import linear_shapes, norm_shapes
 from torch import Tensor
 from transformers import (
     BeitConfig,
@@ -26,7 +27,15 @@ from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForMaskedImag
 ATOL = 1e-5  # float32, two implementations that sum in different orders
 PATCH, GRID, DEPTH, HEADS, WIDTH = 8, 5, 3, 4, 32
 KEY_STYLES = pytest.mark.parametrize("style", ["published", "hugging_face"])
-SHARED = pytest.mark.parametrize("shared", [False, True], ids=["own_tables", "shared_table"])
+SETTINGS = pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_relative_position_bias": False, "use_shared_relative_position_bias": True},
+        {"layer_scale_init_value": 0.0},
+    ],
+    ids=["own_tables", "shared_table", "no_layer_scale"],
+)
 OLD_NAMES = {  # in this order
     "beit.": "",
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
@@ -48,7 +57,8 @@ OLD_NAMES = {  # in this order
 }
 
 
-def beit_config(**changes) -> BeitConfig:
+def random_beit(model_class, **changes):
+    """Everything nonzero, LayerScale and position tables too, so that nothing can be dropped unseen."""
     settings = {
         "hidden_size": WIDTH,
         "num_hidden_layers": DEPTH,
@@ -61,11 +71,7 @@ def beit_config(**changes) -> BeitConfig:
         "use_mask_token": True,
         "use_relative_position_bias": True,
     }
-    return BeitConfig(**settings | changes)
-
-
-def with_random_weights(model):
-    """Everything nonzero, LayerScale and position tables too, so that nothing can be dropped unseen."""
+    model = model_class(BeitConfig(**settings | changes))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 1.0 if "table" in name or "token" in name else 0.3
@@ -120,15 +126,15 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 @KEY_STYLES
-@SHARED
+@SETTINGS
 @torch.no_grad()
-def test_masked_image_modelling_gives_the_same_logits_and_states(style, shared):
-    config = beit_config(use_relative_position_bias=not shared, use_shared_relative_position_bias=shared)
-    theirs = with_random_weights(BeitForMaskedImageModeling(config))
+def test_masked_image_modelling_gives_the_same_logits_and_states(style, settings):
+    theirs = random_beit(BeitForMaskedImageModeling, **settings)
     conversion = converted(theirs, style=style)
     ours = load(conversion)
     assert conversion.model_class is VLMoForMaskedImageModeling
     assert conversion.tensors.unused == []
+    assert (conversion.config.layer_scale_init is None) == ("layer_scale_init_value" in settings)
     pixels, masked = pictures(), torch.rand(2, GRID * GRID) < 0.4
     close(ours(pixels, bool_masked_pos=masked).reconstruction, theirs(pixels, bool_masked_pos=masked).logits)
     states = ours.vlmo(pixel_values=pixels, output_hidden_states=True)
@@ -138,21 +144,14 @@ def test_masked_image_modelling_gives_the_same_logits_and_states(style, shared):
 
 
 @KEY_STYLES
-@SHARED
+@SETTINGS
 @torch.no_grad()
-def test_image_classification_gives_the_same_logits(style, shared):
-    config = beit_config(
-        use_relative_position_bias=not shared,
-        use_shared_relative_position_bias=shared,
-        use_mask_token=False,
-        num_labels=7,
-    )
-    theirs = with_random_weights(BeitForImageClassification(config))
+def test_image_classification_gives_the_same_logits(style, settings):
+    theirs = random_beit(BeitForImageClassification, use_mask_token=False, num_labels=7, **settings)
     conversion = converted(theirs, style=style)
     ours = load(conversion)
     assert conversion.model_class is VLMoForImageClassification
-    pixels = pictures()
-    close(ours(pixels).logits, theirs(pixels).logits)
+    close(ours(pixels := pictures()).logits, theirs(pixels).logits)
     assert any("identity" in note for note in conversion.notes)
     close(ours.vlmo.norm.weight, torch.ones(WIDTH))
 
@@ -161,19 +160,11 @@ def test_image_classification_gives_the_same_logits(style, shared):
 @pytest.mark.parametrize("mean_pooled", [False, True])
 @torch.no_grad()
 def test_backbone_alone_gives_the_same_states(style, mean_pooled):
-    theirs = with_random_weights(BeitModel(beit_config(use_mean_pooling=mean_pooled)))
+    theirs = random_beit(BeitModel, use_mean_pooling=mean_pooled)
     conversion = converted(theirs, style=style)
     output = load(conversion).vlmo(pixel_values=(pixels := pictures()), output_hidden_states=True)
     close(output.hidden_states[-1] if mean_pooled else output.last_hidden_state, theirs(pixels).last_hidden_state)
     assert len(conversion.tensors.unused) == 2 * mean_pooled  # the norm of a classifier that is not there
-
-
-@torch.no_grad()
-def test_no_layer_scale_gives_the_same_logits():
-    theirs = with_random_weights(BeitForMaskedImageModeling(beit_config(layer_scale_init_value=0.0)))
-    conversion = converted(theirs)
-    assert conversion.config.layer_scale_init is None
-    close(load(conversion)(pixels := pictures()).reconstruction, theirs(pixels).logits)
 
 
 @pytest.mark.parametrize(("depth", "width", "preset"), [(12, 768, VLMoConfig.base), (24, 1024, VLMoConfig.large)])
@@ -192,39 +183,31 @@ def test_released_sizes_become_our_presets(depth, width, preset, classes):
 
 def released_shapes(*, depth: int, width: int, heads: int, classes: int) -> dict[str, Tensor]:
     """Empty tensors of the released files: pre-trained with a shared table, or fine-tuned with a table each."""
-    table, norms = (732, heads), dict.fromkeys(("weight", "bias"), (width,))
+    table = (732, heads)
     block = {
         "attn.qkv.weight": (3 * width, width),
-        "attn.proj.weight": (width, width),
-        "mlp.fc1.weight": (4 * width, width),
-        "mlp.fc1.bias": (4 * width,),
-        "mlp.fc2.weight": (width, 4 * width),
-        **dict.fromkeys(
-            ("gamma_1", "gamma_2", "attn.q_bias", "attn.v_bias", "attn.proj.bias", "mlp.fc2.bias"), (width,)
-        ),
-        **{f"norm{number}.{kind}": shape for number in (1, 2) for kind, shape in norms.items()},
+        **dict.fromkeys(("gamma_1", "gamma_2", "attn.q_bias", "attn.v_bias"), (width,)),
+        **linear_shapes("attn.proj", width, width),
+        **linear_shapes("mlp.fc1", 4 * width, width),
+        **linear_shapes("mlp.fc2", width, 4 * width),
+        **norm_shapes("norm1", width),
+        **norm_shapes("norm2", width),
     }
-    shapes = {
-        "cls_token": (1, 1, width),
-        "patch_embed.proj.weight": (width, 3, 16, 16),
-        "patch_embed.proj.bias": (width,),
-    }
+    shapes = {"patch_embed.proj.weight": (width, 3, 16, 16), "patch_embed.proj.bias": (width,)}
+    shapes |= {"cls_token": (1, 1, width)}
     if classes:
         block |= {"attn.relative_position_bias_table": table, "attn.relative_position_index": (197, 197)}
-        shapes |= {f"fc_norm.{kind}": shape for kind, shape in norms.items()}
-        shapes |= {"head.weight": (classes, width), "head.bias": (classes,)}
+        shapes |= norm_shapes("fc_norm", width) | linear_shapes("head", classes, width)
     else:
-        shapes |= {f"norm.{kind}": shape for kind, shape in norms.items()}
-        shapes |= {"mask_token": (1, 1, width), "lm_head.weight": (8192, width), "lm_head.bias": (8192,)}
-        shapes |= {
-            f"rel_pos_bias.relative_position_{part}": shape for part, shape in (("bias_table", table), ("index", ()))
-        }
+        shapes |= norm_shapes("norm", width) | linear_shapes("lm_head", 8192, width)
+        shapes |= {"mask_token": (1, 1, width)}
+        shapes |= {"rel_pos_bias.relative_position_bias_table": table, "rel_pos_bias.relative_position_index": ()}
     shapes |= {f"blocks.{layer}.{name}": shape for layer in range(depth) for name, shape in block.items()}
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def test_label_names_and_norm_constant_come_from_the_folder():
-    theirs = with_random_weights(BeitForImageClassification(beit_config(id2label={0: "cat", 1: "dog"})))
+    theirs = random_beit(BeitForImageClassification, id2label={0: "cat", 1: "dog"})
     ours = converted(theirs, layer_norm_eps=1e-11).config
     assert ours.id2label == {0: "cat", 1: "dog"}
     assert ours.label2id == {"cat": 0, "dog": 1}
@@ -234,7 +217,7 @@ def test_label_names_and_norm_constant_come_from_the_folder():
 
 
 def test_layers_in_which_beit_2_trains_its_class_token_are_dropped_and_reported():
-    theirs = with_random_weights(BeitForMaskedImageModeling(beit_config()))
+    theirs = random_beit(BeitForMaskedImageModeling)
     weights = published_keys(theirs)
     extra = {key.replace("blocks.", "cls_pt_layers."): tensor for key, tensor in weights.items() if "blocks." in key}
     conversion = beit.convert(weights | extra | {"cls_pt_lm_head.weight": torch.zeros(23, WIDTH)})
@@ -244,7 +227,7 @@ def test_layers_in_which_beit_2_trains_its_class_token_are_dropped_and_reported(
 
 
 def test_leftovers_are_unused_and_strangers_unknown():
-    theirs = with_random_weights(BeitForImageClassification(beit_config(num_labels=7)))
+    theirs = random_beit(BeitForImageClassification, num_labels=7)
     weights = published_keys(theirs)
     weights["blocks.0.attn.relative_position_index"] = torch.zeros(26, 26)
     weights["decode_head.weight"] = torch.zeros(3)
@@ -256,7 +239,7 @@ def test_leftovers_are_unused_and_strangers_unknown():
 
 
 def test_classifier_that_reads_the_class_token_is_left_out():
-    theirs = with_random_weights(BeitForImageClassification(beit_config(use_mean_pooling=False, num_labels=7)))
+    theirs = random_beit(BeitForImageClassification, use_mean_pooling=False, num_labels=7)
     conversion = converted(theirs)
     load(conversion)
     assert conversion.model_class is VLMoForMaskedImageModeling
@@ -264,7 +247,7 @@ def test_classifier_that_reads_the_class_token_is_left_out():
 
 
 def test_recognises_beit_and_nothing_else():
-    theirs = with_random_weights(BeitForMaskedImageModeling(beit_config()))
+    theirs = random_beit(BeitForMaskedImageModeling)
     vit = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
     other = published_keys(theirs) | {"blocks.0.attn.qkv.bias": torch.zeros(96)}
     for keys, known in (
@@ -292,7 +275,7 @@ TABLE = "blocks.{}.attn.relative_position_bias_table"
     ],
 )
 def test_what_cannot_be_converted_is_refused_by_name(changes, arguments, message):
-    weights = published_keys(with_random_weights(BeitForMaskedImageModeling(beit_config()))) | changes
+    weights = published_keys(random_beit(BeitForMaskedImageModeling)) | changes
     with pytest.raises(ValueError, match=message):
         beit.convert({key: tensor for key, tensor in weights.items() if tensor is not None}, **arguments)
 
@@ -307,7 +290,7 @@ def test_what_cannot_be_converted_is_refused_by_name(changes, arguments, message
 )
 def test_folder_that_cannot_be_converted_is_refused(model_class, settings, changes, message):
     with pytest.raises(ValueError, match=message):
-        converted(with_random_weights(model_class(beit_config(**settings))), **changes)
+        converted(random_beit(model_class, **settings), **changes)
 
 
 def test_lost_blocks_of_a_published_width_are_said():

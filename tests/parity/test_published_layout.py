@@ -7,14 +7,9 @@ from collections.abc import Iterable
 import pytest
 import torch
 from tests.parity import cases
-from tests.parity.cases import Case, imported, outputs, reference_file
+from tests.parity.cases import CHECKPOINTS, Case, imported, reference_file
 
-from vlmo.model import (
-    VLMoForImageTextRetrieval,
-    VLMoForPreTraining,
-    VLMoForVisualQuestionAnswering,
-    VLMoForVisualReasoning,
-)
+from vlmo.model import VLMoForImageTextRetrieval
 
 ATOL = 1e-5  # float32, two implementations that sum in different orders
 ATTENTION = pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -30,33 +25,13 @@ def check(found: Iterable[Case]) -> set[str]:
 
 
 @ATTENTION
-def test_pretraining_checkpoint(tmp_path, attention):
-    model = imported(VLMoForPreTraining, reference_file("pretrain"), tmp_path)
-    model.set_attn_implementation(attention)
-    names = check(cases.pretraining_cases(model))
-    every = {name for name in outputs() if not name.startswith(("in.", "vqa.", "nlvr2.", "irtr."))}
-    assert names == every
-
-
-@ATTENTION
-def test_vqa_checkpoint(tmp_path, attention):
-    model = imported(VLMoForVisualQuestionAnswering, reference_file("vqa"), tmp_path)
-    model.set_attn_implementation(attention)
-    check(cases.vqa_cases(model))
-
-
-@ATTENTION
-def test_nlvr2_checkpoint(tmp_path, attention):
-    model = imported(VLMoForVisualReasoning, reference_file("nlvr2"), tmp_path)
-    model.set_attn_implementation(attention)
-    check(cases.nlvr2_cases(model))
-
-
-@ATTENTION
-def test_retrieval_checkpoint(tmp_path, attention):
-    model = imported(VLMoForImageTextRetrieval, reference_file("irtr"), tmp_path)
-    model.set_attn_implementation(attention)
-    assert check(cases.retrieval_cases(model)) == {name for name in outputs() if name.startswith("irtr.")}
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoint_gives_every_output_of_the_published_code(tmp_path, name, attention):
+    outputs = {output for output in cases.outputs() if "in" not in output.split(".")[:2]}
+    others = tuple(f"{other}." for other in CHECKPOINTS if other not in (name, "pretrain"))
+    own = {output for output in outputs if output.startswith("" if name == "pretrain" else name)}
+    names = check(cases.checkpoint_cases(name, tmp_path, attention=attention))
+    assert names == {output for output in own if not output.startswith(others)}
 
 
 def test_retrieval_checkpoint_imported_at_128_pixels(tmp_path):
