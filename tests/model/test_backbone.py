@@ -18,7 +18,7 @@ from vlmo.model import (
 PADDING_ATOL = 1e-6  # asked of float32; outputs are of size 1
 CALM = 0.05  # shakes weights little, so that rounding stays at a third of that; a leak would be of size 0.2
 IMPLEMENTATION_ATOL = 1e-5  # the two sum in different orders
-POSITIONS = ("relative", "absolute")
+POSITIONS = pytest.mark.parametrize("positions", ["relative", "absolute"])
 VARIANTS = {"relative": {}, "absolute": {"position_embedding": "absolute"}, "beit3": BEIT3}
 IMPLEMENTATIONS = ("eager", "sdpa")
 
@@ -27,9 +27,6 @@ def model_with(implementation: str, **changes) -> VLMoModel:
     model = toy(VLMoModel, **changes)
     model.set_attn_implementation(implementation)
     return model
-
-
-# -------------------------------------------------------------------------------- padding
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -46,12 +43,10 @@ def test_padding_never_changes_an_embedding(variant, implementation, with_image)
     for row, length in enumerate(lengths):
         image = {"pixel_values": images["pixel_values"][row : row + 1]} if with_image else {}
         alone = model(**image, input_ids=texts(lengths)["input_ids"][row : row + 1, :length])
-        pairs = [(padded.text_hidden_state[row, :length], alone.text_hidden_state[0])]
-        pairs += [(padded.pooler_output[row], alone.pooler_output[0])]
-        if with_image:
-            pairs += [(padded.image_hidden_state[row], alone.image_hidden_state[0])]
-        for actual, expected in pairs:
-            torch.testing.assert_close(actual, expected, atol=PADDING_ATOL, rtol=0)
+        actual, expected = padded.text_hidden_state[row, :length], alone.text_hidden_state[0]
+        torch.testing.assert_close(actual, expected, atol=PADDING_ATOL, rtol=0)
+        for name in ("pooler_output", "image_hidden_state") if with_image else ("pooler_output",):
+            torch.testing.assert_close(padded[name][row], alone[name][0], atol=PADDING_ATOL, rtol=0)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -66,10 +61,7 @@ def test_hidden_words_have_no_influence_at_all(implementation):
     assert not torch.allclose(model(**text).last_hidden_state[0, :5], states[0, :5], atol=1e-3)
 
 
-# -------------------------------------------------------------------------------- attention
-
-
-@pytest.mark.parametrize("positions", POSITIONS)
+@POSITIONS
 def test_eager_and_sdpa_agree_in_states_and_gradients(positions):
     given = {"pixel_values": pictures(), **texts([5, 16])}
     results = []
@@ -124,16 +116,13 @@ def test_itc_branches_differ_in_the_top_experts_alone(num_fusion_layers, modalit
     assert len(model.encode(**inputs, first_only=True).firsts) == 1
 
 
-# -------------------------------------------------------------------------------- image sizes
-
-
 def soft_pictures(size: int) -> torch.Tensor:
     """Four drawings that look alike at every size."""
     noise = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(5))
     return F.interpolate(noise, size=(size, size), mode="bicubic")
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+@POSITIONS
 @torch.no_grad()
 def test_other_picture_sizes_run_and_recognise_the_same_picture(positions):
     model = toy(VLMoModel, size=0.1, position_embedding=positions)
@@ -146,7 +135,7 @@ def test_other_picture_sizes_run_and_recognise_the_same_picture(positions):
         assert torch.equal(distances.argmin(dim=1), torch.arange(4))
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+@POSITIONS
 @torch.no_grad()
 def test_picture_sides_may_differ(positions):
     model = model_with("sdpa", position_embedding=positions)
@@ -155,9 +144,6 @@ def test_picture_sides_may_differ(positions):
     assert wide.shape == high.shape == (2, 1 + 12, 32)
     flipped = pictures(size=(96, 32)).transpose(2, 3)
     assert not torch.allclose(model(pixel_values=flipped).last_hidden_state[:, 0], high[:, 0], atol=1e-3)
-
-
-# -------------------------------------------------------------------------------- wrong inputs
 
 
 @pytest.mark.parametrize(
@@ -176,14 +162,8 @@ def test_picture_sides_may_differ(positions):
 def test_wrong_inputs_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         model_with("sdpa")(**given)
-
-
-def test_mask_of_another_grid_is_refused():
     with pytest.raises(ValueError, match=r"\(2, 16\)"):
         model_with("sdpa").encode(pictures(), bool_masked_pos=torch.ones(2, 9).bool(), mask_token=torch.zeros(32))
-
-
-# -------------------------------------------------------------------------------- sets of parameters
 
 
 def test_position_tables_and_class_token_are_never_decayed():
@@ -197,26 +177,17 @@ def test_position_tables_and_class_token_are_never_decayed():
     assert toy(VLMoModel).no_weight_decay() == {"image_embeddings.cls_token", "position_bias.table"}
 
 
+OWN_PARTS = {"experts.language", "norm1.language", "attention.qkv.language", "attention.projection.language"}
+
+
 @pytest.mark.parametrize(
     ("changes", "block_parts"),
     [
         ({}, {"experts.language"}),
         ({"num_fusion_layers": 0}, {"experts.language"}),
         ({"experts": "shared"}, {"experts.shared"}),
-        (
-            {"attention": "separate"},
-            {"experts.language", "norm1.language", "attention.qkv.language", "attention.projection.language"},
-        ),
-        (
-            {"attention": "separate", "inner_norm": True},
-            {
-                "experts.language",
-                "norm1.language",
-                "attention.qkv.language",
-                "attention.inner_norm.language",
-                "attention.projection.language",
-            },
-        ),
+        ({"attention": "separate"}, OWN_PARTS),
+        ({"attention": "separate", "inner_norm": True}, OWN_PARTS | {"attention.inner_norm.language"}),
     ],
 )
 def test_language_stage_trains_the_text_side(changes, block_parts):

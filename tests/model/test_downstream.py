@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from tests.toy_model import BEIT3, pictures, shaken, texts
-from torch import Tensor, nn
+from tests.toy_model import BEIT3, pictures, texts, toy
+from torch import nn
 from torch.nn import functional as F
 
 from vlmo.model import (
@@ -21,10 +21,6 @@ STEPS, RATE = 25, 1e-2  # enough for each head to learn four samples by heart
 TEXTS = {count: texts([5, 8, 3, 8][:count]) for count in (2, 4)}
 
 
-def two_pictures(count: int) -> Tensor:
-    return torch.stack([pictures(count, seed=1), pictures(count, seed=2)], dim=1)
-
-
 def learns(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
     losses = []
@@ -37,37 +33,25 @@ def learns(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[float, fl
     return losses[0], losses[-1]
 
 
-@pytest.fixture
-def answers() -> VLMoForVisualQuestionAnswering:
-    return shaken(VLMoForVisualQuestionAnswering(VLMoConfig.tiny(num_labels=5))).eval()
-
-
 @torch.no_grad()
-def test_answer_logits_come_from_the_pooled_pair(answers):
+def test_answer_logits_come_from_the_pooled_pair_and_the_loss_sums_over_answers():
+    answers = toy(VLMoForVisualQuestionAnswering, num_labels=5)
     fused = answers.vlmo(pixel_values=pictures(4), **TEXTS[4])
     head = answers.answer_head
     hidden = F.gelu(F.layer_norm(head.dense(fused.pooler_output), (64,), head.norm.weight, head.norm.bias, 1e-5))
     torch.testing.assert_close(answers(pictures(4), **TEXTS[4]).logits, head.classifier(hidden), atol=ATOL, rtol=0)
-
-
-@torch.no_grad()
-def test_answer_loss_is_summed_over_answers_and_a_mean_over_the_batch(answers):
-    for parameter in answers.answer_head.classifier.parameters():
+    for parameter in head.classifier.parameters():
         parameter.zero_()  # every logit is 0, every term ln 2
     labels = torch.tensor([[1.0, 0.3, 0, 0, 0], [0, 0, 0.6, 0, 0]])
     loss = answers(pictures(2), **TEXTS[2], labels=labels).loss
     assert loss.item() == pytest.approx(5 * math.log(2))
 
 
-@pytest.fixture
-def reasoning() -> VLMoForVisualReasoning:
-    return shaken(VLMoForVisualReasoning(VLMoConfig.tiny(num_modality_types=3, num_labels=2))).eval()
-
-
 @torch.no_grad()
-def test_reasoning_fuses_the_sentence_with_each_picture_apart(reasoning):
+def test_reasoning_fuses_the_sentence_with_each_picture_apart():
+    reasoning = toy(VLMoForVisualReasoning, num_modality_types=3, num_labels=2)
     types = reasoning.vlmo.modality_types.weight
-    images = two_pictures(4)
+    images = torch.stack([pictures(4, seed=1), pictures(4, seed=2)], dim=1)
     first = reasoning.vlmo(pixel_values=images[:, 0], **TEXTS[4]).pooler_output
     with_second_type = reasoning(images, **TEXTS[4]).logits
     types[1] = types[2]  # so that the plain pass also uses the second picture's type
@@ -79,7 +63,7 @@ def test_reasoning_fuses_the_sentence_with_each_picture_apart(reasoning):
 
 @torch.no_grad()
 def test_classes_come_from_the_mean_of_the_patches_before_the_final_norm():
-    model = shaken(VLMoForImageClassification(VLMoConfig.tiny(num_labels=7))).eval()
+    model = toy(VLMoForImageClassification, num_labels=7)
     states = model.vlmo(pixel_values=pictures(3), output_hidden_states=True).hidden_states[-1]
     mean = states[:, 1:].mean(dim=1)
     norm = model.classifier_norm
@@ -100,23 +84,18 @@ def test_classes_are_learnt_and_every_trained_image_parameter_gets_a_gradient():
 
 
 @torch.no_grad()
-def test_segmentation_reads_the_states_after_its_layers():
-    config = VLMoConfig.tiny(num_hidden_layers=6, num_labels=3)
-    model = shaken(VLMoForSemanticSegmentation(config)).eval()
+def test_segmentation_reads_the_states_after_its_layers_which_are_those_of_beit():
+    model = toy(VLMoForSemanticSegmentation, num_hidden_layers=6, num_labels=3, segmentation_channels=8)
     states = model.vlmo(pixel_values=pictures(2), output_hidden_states=True).hidden_states
     for level, layers in zip(model.levels(pictures(2)), (2, 3, 4, 6), strict=True):
         expected = states[layers][:, 1:].reshape(2, 4, 4, 32).permute(0, 3, 1, 2)
         torch.testing.assert_close(level, expected, atol=ATOL, rtol=0)
-
-
-def test_segmentation_layers_are_those_of_beit():
     assert VLMoConfig.base().feature_layers == (4, 6, 8, 12)
     assert VLMoConfig.large().feature_layers == (8, 12, 16, 24)
 
 
 def test_segmentation_ignores_255_and_learns_where_things_are():
-    config = VLMoConfig.tiny(num_hidden_layers=4, num_labels=2, segmentation_channels=16)
-    model = VLMoForSemanticSegmentation(config)
+    model = VLMoForSemanticSegmentation(VLMoConfig.tiny(num_hidden_layers=4, num_labels=2, segmentation_channels=16))
     images = pictures(4)
     labels = torch.zeros(4, 64, 64, dtype=torch.long)
     labels[:2, :, 32:] = 1
@@ -162,7 +141,6 @@ def test_nothing_is_left_as_raw_memory_when_a_task_starts_from_a_stage(tmp_path,
     assert report["missing_keys"]
     for name, value in model.state_dict().items():
         assert torch.isfinite(value).all(), name
-    for name, value in model.state_dict().items():
         if name.endswith(("running_mean", "num_batches_tracked")):
             assert not value.any(), name
         if name.endswith("running_var"):

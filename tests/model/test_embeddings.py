@@ -49,10 +49,6 @@ def test_index_names_the_row_of_each_pair_of_tokens(num_text, grid):
     assert index.tolist() == expected
 
 
-def test_table_has_the_published_number_of_rows():
-    assert RelativePositionBias(VLMoConfig(num_hidden_layers=2)).table.shape == (1126, 24)
-
-
 @pytest.mark.parametrize("grid", [None, (4, 4)])
 def test_bias_gives_each_layer_and_head_its_column(grid):
     bias = toy(VLMoModel).position_bias
@@ -71,9 +67,6 @@ def test_index_made_without_gradients_serves_training():
     sum(layer.sum() for layer in bias(num_text=3, grid=(5, 5))).backward()
     # Each of 3 * 26 text queries and image keys reads one row, in each layer.
     assert torch.all(bias.table.grad[num_offset_rows((4, 4)) + 3] == 3 * 26)
-
-
-# -------------------------------------------------------------------------------- resizing
 
 
 def geometric_positions(source: int, target: int) -> np.ndarray:
@@ -124,9 +117,6 @@ def test_resized_absolute_positions_keep_the_class_token_and_the_rows():
     torch.testing.assert_close(rows, rows[:, :1].expand(8, 3))  # what depends on height alone still does
     assert torch.all(rows[1:] > rows[:-1])
     torch.testing.assert_close(rows + rows.flip(0), torch.full((8, 3), 3.0))  # 0 + 3 at mirrored places
-
-
-# -------------------------------------------------------------------------------- length of texts
 
 
 @pytest.mark.parametrize("kind", ["relative", "absolute"])

@@ -111,35 +111,17 @@ def test_position_tables_are_resized_for_another_picture_size(positions, tmp_pat
     source = saved(VLMoForPreTraining, tmp_path, position_embedding=positions)
     model = make(VLMoForPreTraining, seed=2, image_size=96, position_embedding=positions)
     report = start_from(model, tmp_path)
-    if positions == "relative":
-        assert report.resized == ["vlmo.position_bias.table"]
-        expected = resize_bias_table(source.vlmo.position_bias.table, source=(4, 4), target=(6, 6))
-        assert torch.equal(model.vlmo.position_bias.table, expected)
-    else:
-        assert report.resized == ["vlmo.image_embeddings.positions"]
-        expected = resize_absolute_positions(source.vlmo.image_embeddings.positions, source=(4, 4), target=(6, 6))
-        assert torch.equal(model.vlmo.image_embeddings.positions, expected)
+    relative = positions == "relative"
+    name = "vlmo.position_bias.table" if relative else "vlmo.image_embeddings.positions"
+    resize = resize_bias_table if relative else resize_absolute_positions
+    assert report.resized == [name]
+    expected = resize(source.state_dict()[name], source=(4, 4), target=(6, 6))
+    assert torch.equal(model.state_dict()[name], expected)
     # The started model is the old one at the new size, which resizes its table on the way.
     image, text = pictures(size=(96, 96)), texts([5, 8])
     torch.testing.assert_close(model.get_image_features(image), source.get_image_features(image))
     torch.testing.assert_close(model.get_text_features(**text), source.get_text_features(**text))
     torch.testing.assert_close(model.match(image, **text), source.match(image, **text))
-
-
-def test_other_shape_is_refused_by_name(tmp_path):
-    saved(VLMoForMaskedLM, tmp_path, max_text_positions=32)
-    with pytest.raises(ValueError, match=r"vlmo\.position_bias\.table has shape \(118, 6\); expected \(182, 6\)"):
-        start_from(make(VLMoForMaskedLM, seed=2), tmp_path)
-
-
-def test_classifier_of_other_classes_is_left_out(tmp_path):
-    saved(VLMoForImageClassification, tmp_path, num_fusion_layers=0, num_labels=5)
-    model = make(VLMoForImageClassification, seed=2, num_fusion_layers=0, num_labels=3)
-    before = model.classifier.weight.clone()
-    report = start_from(model, tmp_path)
-    assert report.unused == ["classifier.bias", "classifier.weight"]
-    assert set(report.unused) <= set(report.missing)
-    assert torch.equal(model.classifier.weight, before)
 
 
 @pytest.mark.parametrize("lacking", ["config.json", "model.safetensors"])
@@ -152,14 +134,15 @@ def test_bad_folder_is_refused_by_name(lacking, tmp_path):
         start_from(make(VLMoForMaskedLM, seed=2), tmp_path)
 
 
-def test_word_table_without_a_vocabulary_is_left_out_when_it_does_not_fit(tmp_path):
-    saved(VLMoForMaskedImageModeling, tmp_path, vocab_size=50)
-    model = make(VLMoForMaskedLM, seed=2)
-    before = model.vlmo.text_embeddings.words.weight.clone()
+def test_classifier_of_other_classes_and_word_table_without_a_vocabulary_are_left_out(tmp_path):
+    saved(VLMoForImageClassification, tmp_path, num_fusion_layers=0, num_labels=5, vocab_size=50)
+    model = make(VLMoForImageClassification, seed=2, num_fusion_layers=0, num_labels=3)
+    left_out = ["classifier.bias", "classifier.weight", "vlmo.text_embeddings.words.weight"]
+    before = {name: model.state_dict()[name].clone() for name in left_out}
     report = start_from(model, tmp_path)
-    assert torch.equal(model.vlmo.text_embeddings.words.weight, before)
-    assert "vlmo.text_embeddings.words.weight" in report.unused
-    assert "vlmo.text_embeddings.words.weight" in report.missing
+    assert sorted(report.unused) == left_out
+    assert set(report.unused) <= set(report.missing)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"words\.weight has shape \(50, 32\); expected \(96, 32\)"):
         start_from(model, tmp_path)
@@ -172,15 +155,17 @@ def test_word_table_without_a_vocabulary_is_left_out_when_it_does_not_fit(tmp_pa
         ({"token_order": "image_first"}, {}, "token_order 'image_first', the model 'text_first'"),
         ({"layer_scale_init": None}, {"layer_scale_init": 0.1}, "give --model.layer-scale-init None"),
         ({"layer_scale_init": 0.1}, {"layer_scale_init": None}, "give --model.layer-scale-init 0.1"),
-        (
-            {"experts": "shared"},
-            {},
-            "experts 'shared', the model 'multiway'.*give --model.experts shared",
-        ),
+        ({"experts": "shared"}, {}, "experts 'shared', the model 'multiway'.*give --model.experts shared"),
         ({}, {"attention": "separate"}, "attention 'shared', the model 'separate'"),
+        ({"max_text_positions": 32}, {}, r"text_embeddings\.positions has shape \(32, 32\); expected \(64, 32\)"),
+        (
+            {"max_text_positions": 32, "position_embedding": "relative"},
+            {"position_embedding": "relative"},
+            r"vlmo\.position_bias\.table has shape \(118, 6\); expected \(182, 6\)",
+        ),
     ],
 )
-def test_settings_that_no_shape_shows_must_agree(tmp_path, start, new, message):
+def test_shapes_and_settings_that_no_shape_shows_must_agree(tmp_path, start, new, message):
     saved(VLMoForMaskedLM, tmp_path, **{"position_embedding": "absolute"} | start)
     with pytest.raises(ValueError, match=message):
         start_from(make(VLMoForMaskedLM, seed=2, **{"position_embedding": "absolute"} | new), tmp_path)
@@ -206,23 +191,18 @@ def test_folder_with_numbers_that_are_not_finite_is_refused_by_the_tensor(tmp_pa
         start_from(make(VLMoForPreTraining, seed=2), tmp_path)
 
 
-# -------------------------------------------------------------------------------- layer-wise decay
-
 DECAY = 0.5
-DEPTH = 3  # the tiny preset
 
 
 def test_layer_ids_of_a_classifier() -> None:
     factors = layer_decay_factors(toy(VLMoForImageClassification, layer_scale_init=0.1), decay=DECAY)
     # Blocks + 2 layer ids: 0 is four steps below the top.
-    assert factors["vlmo.image_embeddings.projection.weight"] == DECAY**4
-    assert factors["vlmo.image_embeddings.cls_token"] == DECAY**4
-    assert factors["vlmo.text_embeddings.words.weight"] == DECAY**4
-    assert factors["vlmo.modality_types.weight"] == DECAY**4
-    for block in range(DEPTH):
-        expected = DECAY ** (DEPTH - block)
+    embeddings = "image_embeddings.projection.weight image_embeddings.cls_token text_embeddings.words.weight"
+    for name in (*embeddings.split(), "modality_types.weight"):
+        assert factors[f"vlmo.{name}"] == DECAY**4
+    for block in range(3):
         of_block = {value for name, value in factors.items() if name.startswith(f"vlmo.blocks.{block}.")}
-        assert of_block == {expected}
+        assert of_block == {DECAY ** (3 - block)}
     assert factors["vlmo.blocks.0.gamma_1"] == DECAY**3
     for name in ("vlmo.position_bias.table", "vlmo.norm.weight", "classifier_norm.weight", "classifier.bias"):
         assert factors[name] == 1.0
