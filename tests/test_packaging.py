@@ -94,6 +94,8 @@ def test_wheel_brings_the_released_models(tmp_path) -> None:
     for name in (*names, "data_sources.json"):
         assert f"vlmo/released/{SMALL}/{name}" in shipped
     assert {f"vlmo/released/{SMALL}/processor_config.json", "vlmo/folder/card.md.jinja"} <= shipped
+    page = (ROOT / "src" / "vlmo" / "serving" / "static").iterdir()
+    assert {f"vlmo/serving/static/{file.name}" for file in page} <= shipped
 
 
 def test_released_model_is_small_and_says_what_it_is() -> None:

@@ -1,9 +1,5 @@
-"""Each example of transformers' Trainer runs on its built-in data set and leaves a model folder; documents name all."""
-
-from __future__ import annotations
-
 import ast
-import importlib.util
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +11,6 @@ from transformers import AutoConfig
 import vlmo
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "trainer.md"
 CLASSES = {
     "classification": "VLMoForImageClassification",
     "mim": "VLMoForMaskedImageModeling",
@@ -41,12 +36,10 @@ def example(task: str) -> Path:
 
 @pytest.mark.parametrize("task", CLASSES)
 def test_example_trains_evaluates_and_writes_a_model_folder(task, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location(task, example(task))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    main = runpy.run_path(str(example(task)))["main"]
     own = {"classification": write_class_set, "segmentation": write_segment_set}
     data = ["--data", str(own[task](tmp_path / "data"))] if task in own else []
-    module.main([*SHORT, *data, "--output-dir", str(tmp_path)])
+    main([*SHORT, *data, "--output-dir", str(tmp_path)])
     measured = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
     assert measured["eval_loss"] > 0
     assert AutoConfig.from_pretrained(tmp_path).architectures == [CLASSES[task]]
@@ -56,7 +49,7 @@ def test_example_trains_evaluates_and_writes_a_model_folder(task, tmp_path, caps
 
 
 def test_documents_name_all_examples():
-    page = PAGE.read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "trainer.md").read_text(encoding="utf-8")
     assert sorted(ROOT.glob("examples/train_*.py")) == [example(task) for task in sorted(CLASSES)]
     for task, name in CLASSES.items():
         assert f"[`train_{task}.py`](../examples/train_{task}.py)" in page

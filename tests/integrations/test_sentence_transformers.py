@@ -1,5 +1,3 @@
-"""Images and texts through sentence-transformers itself: embeddings, folders, evaluators, training, cross-encoder."""
-
 import base64
 import importlib
 import json
@@ -28,10 +26,9 @@ from vlmo.integrations.sentence_transformers import (
 from vlmo.retrieval import Searcher, build_index
 from vlmo.tasks.calibration import write_settings
 
-# Batches of other sizes and padding; sums come in another order. Measured: 1e-7 on vectors of length one.
-SAME = 1e-6
-# The same on log-odds of up to 3.5. Measured: 4e-7.
-SAME_ODDS = 5e-6
+# Batches of other sizes and padding; sums come in another order. Measured: 1e-7 on vectors of length one,
+# 4e-7 on log-odds of up to 3.5.
+SAME, SAME_ODDS = 1e-6, 5e-6
 TEXTS = [captions[0] for captions in CAPTIONS]
 WEIGHTS = ("rerank_weight", "rerank_weight_image_to_text")
 
@@ -77,9 +74,6 @@ def pair_scores(ours, pictures, texts, *, weight: float = 0.5) -> np.ndarray:
     return (1 - weight) * scale * similarity + weight * (logits[:, 1] - logits[:, 0]).numpy()
 
 
-# -------------------------------------------------------------------------------- one space
-
-
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_embeddings_are_our_features_at_every_batch_size(model, ours, batch_size):
     images = model.encode(drawings(), batch_size=batch_size)
@@ -92,15 +86,9 @@ def test_embeddings_are_our_features_at_every_batch_size(model, ours, batch_size
 def test_mixed_lists_keep_their_order(model, ours):
     pictures = drawings()
     mixed = [TEXTS[0], pictures[3], pictures[1], TEXTS[7], {"image": pictures[2]}, {"text": TEXTS[5]}]
-    expected = np.stack(
-        [
-            text_features(ours, TEXTS[:1])[0],
-            *image_features(ours, [pictures[3], pictures[1]]),
-            text_features(ours, TEXTS[7:8])[0],
-            image_features(ours, pictures[2:3])[0],
-            text_features(ours, TEXTS[5:6])[0],
-        ]
-    )
+    images = image_features(ours, [pictures[number] for number in (3, 1, 2)])
+    texts = text_features(ours, [TEXTS[number] for number in (0, 7, 5)])
+    expected = np.stack([texts[0], images[0], images[1], texts[1], images[2], texts[2]])
     for batch_size in (2, 6):
         assert np.abs(model.encode(mixed, batch_size=batch_size) - expected).max() < SAME
     # encode() sorts by length first: as they come, a text before two images.
@@ -145,17 +133,11 @@ def test_prompt_is_put_before_texts_only(model, ours):
     assert np.abs(prompted[1] - image_features(ours, drawings()[:1])[0]).max() < SAME
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"text": "a", "image": 1},
-        ("a", "b"),
-        [{"role": "user", "content": "hi"}],
-        3,
-        "data:image/png;base64,AAAA",
-        {"image": "nowhere.png"},
-    ],
-)
+MESSAGES = [[{"role": "user", "content": "hi"}]]
+MIXED = [{"text": "a", "image": 1}, {"image": "nowhere.png"}]
+
+
+@pytest.mark.parametrize("entry", [*MIXED, *MESSAGES, ("a", "b"), 3, "data:image/png;base64,AAAA"])
 def test_other_inputs_are_refused(model, entry):
     with pytest.raises((ValueError, FileNotFoundError), match=r"expected a string|nsupported|Incorrect image|nowhere"):
         model.encode([entry])
@@ -166,9 +148,6 @@ def test_options_of_other_processors_are_refused(model, folder):
         model.encode(["a"], processing_kwargs={"text": {"max_length": 4}})
     with pytest.raises(ValueError, match="backend 'torch'"):
         VLMoEmbedder.load(str(folder), backend="onnx")
-
-
-# -------------------------------------------------------------------------------- folders
 
 
 def test_saved_folder_comes_back_and_is_a_model_folder(folder, tmp_path, ours):
@@ -221,9 +200,6 @@ def test_folder_without_contrast_is_refused(tmp_path):
             load(tmp_path / "nothing")
 
 
-# -------------------------------------------------------------------------------- evaluators and training
-
-
 def test_mined_hard_negatives_are_the_best_wrong_images(model, scorer, ours, tmp_path):
     pictures = drawings()
     paths = [str(tmp_path / f"{row}.png") for row in range(len(pictures))]
@@ -247,9 +223,6 @@ def test_loss_of_sentence_transformers_trains_the_model(folder):
     assert all(each.weight.grad.abs().max() > 0 for each in (head.image_projection, head.text_projection))
 
 
-# -------------------------------------------------------------------------------- cross-encoder
-
-
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_scores_mix_similarity_and_log_odds_of_a_match(scorer, ours, batch_size):
     pictures, shifted = drawings(), TEXTS[3:] + TEXTS[:3]
@@ -263,8 +236,8 @@ def test_scores_mix_similarity_and_log_odds_of_a_match(scorer, ours, batch_size)
 def test_order_is_that_of_a_search_that_reranks_and_of_its_weights(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "model")
     write_settings(other, **dict(zip(WEIGHTS, (0.2, 0.9), strict=True)))
-    for name, row in ((f"{row}.png", row) for row in range(NUM_IMAGES)):
-        drawings()[row].save(tmp_path / name)
+    for row, picture in enumerate(drawings()):
+        picture.save(tmp_path / f"{row}.png")
     build_index(other, [f"{tmp_path}/*.png"], out=tmp_path / "index")
     searcher, scorer = Searcher(other, tmp_path / "index"), load_cross_encoder(other, device="cpu")
     for text in TEXTS[::5]:

@@ -1,10 +1,5 @@
-"""transformers' Trainer fine-tunes, evaluates and resumes each class; collators say what they make of rows."""
-
-from __future__ import annotations
-
 import dataclasses
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +13,10 @@ from tests.tasks.toy_vision import NAMES, PIXELS, class_rows, png, segment_rows
 from tests.toy_questions import ANSWERS, COLORS, processor, question_rows, reasoning_rows
 from transformers import Trainer, TrainingArguments
 
-from vlmo import (
-    VLMoConfig,
-    VLMoForImageClassification,
-    VLMoForImageTextRetrieval,
-    VLMoForMaskedImageModeling,
-    VLMoForMaskedLM,
-    VLMoForSemanticSegmentation,
-    VLMoForVisualQuestionAnswering,
-    VLMoForVisualReasoning,
-)
+import vlmo
 from vlmo.data.masking import WordMaskConfig
 from vlmo.data.schema import SEGMENT_FEATURES
-from vlmo.integrations.collators import (
-    DataCollator,
-    DataCollatorForImageClassification,
-    DataCollatorForMaskedImageModeling,
-    DataCollatorForMaskedLM,
-    DataCollatorForRetrieval,
-    DataCollatorForSemanticSegmentation,
-    DataCollatorForVisualQuestionAnswering,
-    DataCollatorForVisualReasoning,
-)
+from vlmo.integrations import collators
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 
 STEPS, SAVED = 8, 5  # an epoch has three steps: the saved one lies within an epoch
@@ -62,47 +39,34 @@ def visual_tokenizer() -> VQVisualTokenizer:
     return model.eval()
 
 
-def mim_collator() -> DataCollator:
-    return DataCollatorForMaskedImageModeling(WORDS, visual_tokenizer(), patch_size=16)
-
-
-Case = tuple[type, dict[str, Any], Callable[[], DataCollator], Callable[[], Any]]
-CASES: dict[str, Case] = {
-    "retrieval": (VLMoForImageTextRetrieval, {}, lambda: DataCollatorForRetrieval(WORDS), captioned),
-    "vqa": (
-        VLMoForVisualQuestionAnswering,
-        {"num_labels": len(ANSWERS)},
-        lambda: DataCollatorForVisualQuestionAnswering(WORDS, label2id=NUMBERS),
-        lambda: question_rows(12),
-    ),
-    "nlvr2": (
-        VLMoForVisualReasoning,
-        {"num_labels": 2, "num_modality_types": 3},
-        lambda: DataCollatorForVisualReasoning(WORDS),
-        lambda: [row | {"label": int(number > 1)} for number, row in enumerate(reasoning_rows(12))],
-    ),
-    "classification": (
-        VLMoForImageClassification,
-        {"num_labels": len(NAMES)},
-        lambda: DataCollatorForImageClassification(WORDS.image_processor),
-        lambda: class_rows("train", 12),
-    ),
-    "segmentation": (
-        VLMoForSemanticSegmentation,
-        {"num_labels": len(PIXELS), "segmentation_channels": 16},
-        lambda: DataCollatorForSemanticSegmentation(WORDS.image_processor),
-        lambda: Dataset.from_list(segment_rows("train", 12), features=SEGMENT_FEATURES),
-    ),
-    "mlm": (VLMoForMaskedLM, {}, lambda: DataCollatorForMaskedLM(WORDS), captioned),
-    "mim": (VLMoForMaskedImageModeling, {"num_visual_tokens": 16}, mim_collator, captioned),
+COLLATORS = {
+    "retrieval": collators.DataCollatorForRetrieval(WORDS),
+    "vqa": collators.DataCollatorForVisualQuestionAnswering(WORDS, label2id=NUMBERS),
+    "nlvr2": collators.DataCollatorForVisualReasoning(WORDS),
+    "classification": collators.DataCollatorForImageClassification(WORDS.image_processor),
+    "segmentation": collators.DataCollatorForSemanticSegmentation(WORDS.image_processor),
+    "mlm": collators.DataCollatorForMaskedLM(WORDS),
+    "mim": collators.DataCollatorForMaskedImageModeling(WORDS, visual_tokenizer(), patch_size=16),
 }
+PAIRS = [row | {"label": int(number > 1)} for number, row in enumerate(reasoning_rows(12))]
+SEGMENTS = Dataset.from_list(segment_rows("train", 12), features=SEGMENT_FEATURES)
+CASES = {
+    "retrieval": (vlmo.VLMoForImageTextRetrieval, {}, captioned()),
+    "vqa": (vlmo.VLMoForVisualQuestionAnswering, {"num_labels": len(ANSWERS)}, question_rows(12)),
+    "nlvr2": (vlmo.VLMoForVisualReasoning, {"num_labels": 2, "num_modality_types": 3}, PAIRS),
+    "classification": (vlmo.VLMoForImageClassification, {"num_labels": len(NAMES)}, class_rows("train", 12)),
+    "segmentation": (vlmo.VLMoForSemanticSegmentation, {"num_labels": 4, "segmentation_channels": 16}, SEGMENTS),
+    "mlm": (vlmo.VLMoForMaskedLM, {}, captioned()),
+    "mim": (vlmo.VLMoForMaskedImageModeling, {"num_visual_tokens": 16}, captioned()),
+}
+OPTIONS = {"remove_unused_columns": False, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
 
 
 def trainer(name: str, folder: Path) -> Trainer:
-    model_class, settings, collator, rows = CASES[name]
+    model_class, settings, rows = CASES[name]
     torch.manual_seed(1)
     # Dropped paths and embeddings need the random state that a checkpoint keeps.
-    model = model_class(VLMoConfig.tiny(drop_path_rate=0.1, hidden_dropout_prob=0.1, **settings))
+    model = model_class(vlmo.VLMoConfig.tiny(drop_path_rate=0.1, hidden_dropout_prob=0.1, **settings))
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=STEPS,
@@ -111,13 +75,9 @@ def trainer(name: str, folder: Path) -> Trainer:
         learning_rate=5e-3,
         save_steps=SAVED,
         logging_steps=1,
-        remove_unused_columns=False,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
+        **OPTIONS,
     )
-    given = rows()
-    return Trainer(model, arguments, data_collator=collator(), train_dataset=given, eval_dataset=given)
+    return Trainer(model, arguments, data_collator=COLLATORS[name], train_dataset=rows, eval_dataset=rows)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -139,21 +99,20 @@ def test_trainer_fine_tunes_evaluates_and_resumes(name, tmp_path):
 
 
 def test_answers_are_words_of_one_or_ten_annotators_or_scores():
-    rows = question_rows(4)
-    collate = DataCollatorForVisualQuestionAnswering(WORDS, label2id=NUMBERS)
-    scores = collate(list(rows))["labels"]
+    rows, answering = question_rows(4), COLLATORS["vqa"]
+    scores = answering(list(rows))["labels"]
     assert scores[0].tolist() == pytest.approx([1, 0, 0, 0, 0, 0.6])
     words = [dict(row) for row in rows.remove_columns(["answer_labels", "answer_scores"])]
-    assert torch.equal(collate(words)["labels"], scores)
+    assert torch.equal(answering(words)["labels"], scores)
     one = [row | {"answers": row["answers"][:1]} for row in words]
-    assert torch.equal(collate(one)["labels"], scores.eq(1).float())
+    assert torch.equal(answering(one)["labels"], scores.eq(1).float())
     one[1]["answers"] = ["a zebra"]
-    assert collate(one)["labels"].sum(dim=1).tolist() == [1, 0, 1, 1]
+    assert answering(one)["labels"].sum(dim=1).tolist() == [1, 0, 1, 1]
 
 
 def test_pixel_classes_keep_their_numbers(tmp_path):
     rows = [dict(row) for row in segment_rows("train", 2)]
-    collate = DataCollatorForSemanticSegmentation(WORDS.image_processor)
+    collate = COLLATORS["segmentation"]
     labels = collate(rows)["labels"]
     assert labels.shape == (2, 64, 64)
     assert set(labels[0].unique().tolist()) == {0, PIXELS.index(NAMES[0]), 255}
@@ -167,8 +126,8 @@ def test_pixel_classes_keep_their_numbers(tmp_path):
 
 def test_masks_depend_on_the_batch_and_the_seed_alone():
     rows = captioned(8)
-    words = dataclasses.replace(CASES["mlm"][2](), words=WordMaskConfig(probability=0.4))
-    for collate, hidden in ((words, "labels"), (mim_collator(), "bool_masked_pos")):
+    words = dataclasses.replace(COLLATORS["mlm"], words=WordMaskConfig(probability=0.4))
+    for collate, hidden in ((words, "labels"), (COLLATORS["mim"], "bool_masked_pos")):
         first = collate(rows)
         torch.rand(3)  # no generator of others is used
         for again in (collate, pickle.loads(pickle.dumps(collate))):
@@ -189,19 +148,17 @@ def test_masks_depend_on_the_batch_and_the_seed_alone():
     [("retrieval", "input_ids", 0), ("mlm", "labels", 1), ("mim", "bool_masked_pos", 0)],
 )
 def test_one_row_a_batch_has_other_captions_and_masks_in_each_epoch(name, sampled, workers, tmp_path):
-    model_class, settings, collator, _ = CASES[name]
+    model_class, settings, _ = CASES[name]
     row = captioned(1)[0] | {"text": ["is it red and round?", "is it blue and square?"]}
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         per_device_train_batch_size=1,
         per_device_eval_batch_size=1,
         dataloader_num_workers=workers,
-        remove_unused_columns=False,
-        report_to="none",
-        use_cpu=True,
+        **OPTIONS,
     )
-    model, rows = model_class(VLMoConfig.tiny(**settings)), {"train_dataset": [row], "eval_dataset": [row]}
-    trains = Trainer(model, arguments, data_collator=collator(), **rows)
+    model, rows = model_class(vlmo.VLMoConfig.tiny(**settings)), {"train_dataset": [row], "eval_dataset": [row]}
+    trains = Trainer(model, arguments, data_collator=COLLATORS[name], **rows)
     loaders = [trains.get_train_dataloader(), trains.get_train_dataloader()]
     first, again = ([str(batch[sampled]) for _ in range(6) for batch in loader] for loader in loaders)
     assert first == again
@@ -213,7 +170,7 @@ def test_one_row_a_batch_has_other_captions_and_masks_in_each_epoch(name, sample
 def test_each_caption_of_an_image_has_its_turn():
     captions = ["is it red?", "is it blue?"]
     rows = [captioned(1)[0] | {"text": np.array(captions)}] * 6
-    collate = DataCollatorForRetrieval(WORDS)
+    collate = COLLATORS["retrieval"]
     found = {tuple(ids) for ids in collate(rows)["input_ids"].tolist()}
     assert len(found) == 2
     assert torch.equal(collate(rows)["input_ids"], collate(rows)["input_ids"])
@@ -231,4 +188,4 @@ def test_each_caption_of_an_image_has_its_turn():
 )
 def test_rows_that_cannot_be_used_are_told(row, message):
     with pytest.raises(ValueError, match=message):
-        DataCollatorForRetrieval(WORDS)([row])
+        COLLATORS["retrieval"]([row])

@@ -1,7 +1,5 @@
 """A gallery of drawings, and a model folder that has learnt half of it."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

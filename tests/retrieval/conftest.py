@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 from tests.integrations.toy_gallery import trained_folder
 from tests.retrieval.toy_index import NUM, build, write_folder

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from datetime import timedelta
 
@@ -32,18 +30,10 @@ def filled(folder, *, number: int, captions: bool = False) -> tuple[Store, np.nd
     vectors = centres[generator.integers(0, 40, number)] + generator.standard_normal((number, DIM))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     store = Store(folder, dim=DIM)
-    store.write(
-        [
-            {
-                "id": f"{row:024x}",
-                "path": f"{row}.png",
-                "captions": [f"caption {row}"] if captions else [],
-                "metadata": {"half": row % 2},
-                "vector": vectors[row],
-            }
-            for row in range(number)
-        ]
-    )
+    rows = [{"id": f"{row:024x}", "path": f"{row}.png", "vector": vectors[row]} for row in range(number)]
+    for row, each in enumerate(rows):
+        each |= {"captions": [f"caption {row}"] if captions else [], "metadata": {"half": row % 2}}
+    store.write(rows)
     return store, vectors
 
 

@@ -1,7 +1,3 @@
-"""Each engine gives what PyTorch gives, from the encoder to the commands and the service."""
-
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,3 @@
-"""Searches from memory find what searches of the tables find, and see what writers change."""
-
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta

@@ -1,7 +1,3 @@
-"""Nonsense that `vlmo-small` is asked for, and names of icons that it has not seen: the shares in docs/search.md."""
-
-from __future__ import annotations
-
 import random
 import string
 from pathlib import Path

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -28,12 +26,6 @@ def test_json_says_everything(result):
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in result.hits]
     pixels, scores = {"width", "height"}, {"score", "similarity", "match"}
     assert found["hits"][0].keys() == {"id", "path", "captions", "metadata"} | pixels | scores
-
-
-def test_table_shows_match_scores_only_if_there_are_any(result, searcher):
-    assert [column.header for column in as_table(QUERY, result).columns][:4] == ["", "score", "similarity", "match"]
-    plain = as_table(QUERY, searcher.search("a red square", top=2, rerank=0))
-    assert [column.header for column in plain.columns] == ["", "score", "image", "caption", "metadata"]
 
 
 def test_table_shows_no_control_characters_of_captions(result):

@@ -1,7 +1,6 @@
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +12,9 @@ from tests.retrieval.toy_index import NAMES, build, write_folder
 from vlmo import VLMoForImageTextRetrieval
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.evaluation import evaluate_retrieval
-from vlmo.retrieval import Encoder, Index, Searcher, search
+from vlmo.retrieval import Index, Searcher, search
 
-# Sums in another order; scores are some units large.
-CLOSE = 1e-4
+CLOSE = 1e-4  # sums in another order; scores are some units large
 QUERY = CAPTIONS[8][0]
 
 
@@ -93,43 +91,27 @@ def test_filter_is_applied_before_the_shortlist(searcher):
     assert sorted(numbers(similar)) == [2, 6, 10, 14, 18, 22]
 
 
-class Clock:
-    """Time by which budgets are kept: only the fusion encoder takes any."""
-
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-
-class SlowEncoder(Encoder):
-    """Takes `seconds` for each pair, by the clock of the test."""
-
-    seconds = 0.02
-
-    def __init__(self, model, clock: Clock) -> None:
-        super().__init__(model)
-        self.clock = clock
-
-    def match_pairs(self, pairs):
-        self.clock.now += self.seconds * len(pairs)
-        return super().match_pairs(pairs)
-
-
 @pytest.fixture
-def slow(model, gallery, monkeypatch):
-    clock = Clock()
+def slow(searcher, monkeypatch):
+    """By the clock of budgets, the fusion encoder takes 0.02 s for each pair, and nothing else any time."""
+    clock, match = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now), searcher.encoder.match_pairs
+
+    def match_slowly(pairs):
+        clock.now += 0.02 * len(pairs)
+        return match(pairs)
+
     monkeypatch.setattr(search, "time", clock)
-    return Searcher(SlowEncoder(model, clock), gallery[1])
+    monkeypatch.setattr(searcher.encoder, "match_pairs", match_slowly)
+    return searcher
 
 
-def test_budget_gives_what_a_shorter_rerank_would(slow, searcher):
+def test_budget_gives_what_a_shorter_rerank_would(slow):
     # 1, 2, 4 and 8 pairs, the last of them begun after 0.14 s; then the time is up.
     result = slow.search(QUERY, top=24, rerank=24, weight=1.0, budget=0.2)
     assert result.num_reranked == 15
     assert not result.complete
     assert "time was up after 15 of 24" in result.note
-    assert numbers(result) == numbers(searcher.search(QUERY, top=24, rerank=15, weight=1.0))
+    assert numbers(result) == numbers(slow.search(QUERY, top=24, rerank=15, weight=1.0))
     assert [hit.match is not None for hit in result.hits] == [True] * 15 + [False] * 9
     assert slow.search(QUERY, rerank=24, budget=0.01).num_reranked == 1
 

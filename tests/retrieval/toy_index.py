@@ -1,28 +1,28 @@
 """A tiny model, images for it in every form that an index reads, and an index of them."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
-import tarfile
 from pathlib import Path
+from typing import Any
 
+import lancedb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 from tests.integrations.toy_gallery import CAPTIONS, drawings
+from tests.toy_shards import pack
 
 from vlmo.retrieval import BuildReport, Encoder, build_index
 
 NUM = len(CAPTIONS)
+# Half of them in a folder of their own, with letters and blanks that need care.
 NAMES = [f"{'sub/' if number % 2 else ''}ünïcode {number:02d}.png" for number in range(NUM)]
-"""Names of the files, half of them in a folder of their own, with letters and blanks that need care."""
 
 
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -49,17 +49,13 @@ def write_table(path: Path, *, numbers: range = range(NUM), year: int = 2000) ->
 def write_tar(path: Path, *, numbers: range = range(NUM)) -> Path:
     """The layout of img2dataset."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for number in numbers:
-            about = {"caption": CAPTIONS[number][0], "key": f"{number:05d}", "year": 2000 + number, "exif": {"a": 1}}
-            for suffix, data in (
-                ("png", encoded(drawings()[number])),
-                ("txt", CAPTIONS[number][0].encode()),
-                ("json", json.dumps(about).encode()),
-            ):
-                member = tarfile.TarInfo(f"{number:05d}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+    members = {}
+    for number in numbers:
+        about = {"caption": CAPTIONS[number][0], "key": f"{number:05d}", "year": 2000 + number, "exif": {"a": 1}}
+        members[f"{number:05d}.png"] = encoded(drawings()[number])
+        members[f"{number:05d}.txt"] = CAPTIONS[number][0].encode()
+        members[f"{number:05d}.json"] = json.dumps(about).encode()
+    path.write_bytes(pack(members))
     return path
 
 
@@ -72,12 +68,8 @@ def write_parquet(path: Path, *, paths: bool = False, numbers: range = range(NUM
         (path.parent / "files").mkdir()
         for number in numbers:
             (path.parent / "files" / f"{number}.png").write_bytes(encoded(drawings()[number]))
-    table = {
-        "image": images,
-        "captions": [CAPTIONS[number] for number in numbers],
-        "score": [number / 2 for number in numbers],
-    }
-    pq.write_table(pa.table(table), path, row_group_size=7)
+    captions, score = [CAPTIONS[number] for number in numbers], [number / 2 for number in numbers]
+    pq.write_table(pa.table({"image": images, "captions": captions, "score": score}), path, row_group_size=7)
     return path
 
 
@@ -87,7 +79,5 @@ def build(model: Encoder | Path, *inputs: Path | str, out: Path, **settings) -> 
 
 def rows(out: Path) -> dict[str, dict]:
     """The table by path, as LanceDB itself reads it."""
-    import lancedb
-
     found = lancedb.connect(out).open_table("images").to_arrow().to_pylist()
     return {row["path"]: row for row in found}

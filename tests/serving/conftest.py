@@ -1,7 +1,5 @@
 """One tiny gallery for all tests of the service, and clients without a network."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,7 +1,3 @@
-"""Rows of several callers in one call: who is in it, and what happens to those who leave."""
-
-from __future__ import annotations
-
 import contextlib
 import threading
 from concurrent.futures import CancelledError

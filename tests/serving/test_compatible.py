@@ -1,7 +1,3 @@
-"""Clients of OpenAI and Cohere, unchanged, and Jina's bodies: each gets what the model itself says."""
-
-from __future__ import annotations
-
 import cohere
 import numpy as np
 import openai
@@ -9,19 +5,17 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.integrations.toy_gallery import CAPTIONS, drawings
-from tests.serving.toy_service import in_base64, png, served
+from tests.retrieval.toy_index import encoded
+from tests.serving.toy_service import in_base64, post, served
 from vlmo.retrieval import Searcher
 from vlmo.serving.app import create_app
-from vlmo.serving.parts import Parts
 from vlmo.serving.schemas import MAX_IMAGES, MAX_RERANK, MAX_TEXTS
 from vlmo.serving.settings import Settings
 
 KEY = "a-secret"
-TOLERANCE = 1e-5
-"""Rows of one call and of several differ by the order of sums."""
+TOLERANCE = 1e-5  # rows of one call and of several differ by the order of sums
 TEXTS = ["a yellow bar", "a red circle", "two"]
-IMAGES = [3, 14, 1, 8]
-"""A red cross, a yellow bar, a red circle and another."""
+IMAGES = [3, 14, 1, 8]  # a red cross, a yellow bar, a red circle and another
 NO_IMAGE = "data:image/png;base64,aGk="
 
 
@@ -45,7 +39,7 @@ def cohere_client(request, address):
 
 @pytest.fixture(scope="module")
 def files() -> list[str]:
-    return [in_base64(png(drawings()[number])) for number in IMAGES]
+    return [in_base64(encoded(drawings()[number])) for number in IMAGES]
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +67,13 @@ def sigmoid(values) -> np.ndarray:
 
 
 def rerank(client: TestClient, **body) -> dict:
-    response = client.post("/v1/rerank", json=body)
-    assert response.status_code == 200, response.text
-    return response.json()
+    return post(client, "/v1/rerank", **body)
 
 
 def embed(client: TestClient, **body) -> list:
-    response = client.post("/v1/embeddings", json=body)
-    assert response.status_code == 200, response.text
-    assert [each["index"] for each in response.json()["data"]] == list(range(len(response.json()["data"])))
-    return [each["embedding"] for each in response.json()["data"]]
-
-
-# --------------------------------------------------------------------------------------------------------- embeddings
+    data = post(client, "/v1/embeddings", **body)["data"]
+    assert [each["index"] for each in data] == list(range(len(data)))
+    return [each["embedding"] for each in data]
 
 
 def test_openai_client_gets_the_encoders_vectors(openai_client, parts) -> None:
@@ -128,15 +116,11 @@ def test_texts_and_images_in_jinas_form_come_back_in_their_order(client, parts, 
     np.testing.assert_allclose(found, [image, text, other, text], atol=TOLERANCE)
 
 
-# ------------------------------------------------------------------------------------------------------------- rerank
-
-
 def test_cohere_clients_get_images_in_the_models_order(cohere_client, parts, addresses, scores) -> None:
     answer = cohere_client.rerank(model="any", query=TEXTS[0], documents=addresses)
     assert [each.index for each in answer.results] == list(np.argsort(-scores))
-    np.testing.assert_allclose(
-        [each.relevance_score for each in answer.results], sigmoid(np.sort(scores)[::-1]), atol=TOLERANCE
-    )
+    given = [each.relevance_score for each in answer.results]
+    np.testing.assert_allclose(given, sigmoid(np.sort(scores)[::-1]), atol=TOLERANCE)
     best = cohere_client.rerank(model="any", query=TEXTS[0], documents=addresses, top_n=1).results
     assert [each.index for each in best] == [int(np.argmax(scores))]
 
@@ -151,14 +135,15 @@ def test_cohere_client_gets_texts_for_an_image_with_the_documents(address, parts
 
 
 def test_texts_for_an_image_have_a_weight_of_their_own(client, parts, addresses, monkeypatch) -> None:
-    images, texts = (
-        lambda: rerank(client, query=TEXTS[0], documents=addresses)["results"],
-        lambda: rerank(client, query=addresses[1], documents=TEXTS)["results"],
-    )
-    before = images(), texts()
+    def results() -> list:
+        asked = ((TEXTS[0], addresses), (addresses[1], TEXTS))
+        return [rerank(client, query=query, documents=documents)["results"] for query, documents in asked]
+
+    images, texts = results()
     monkeypatch.setattr(parts.encoder, "rerank_weight_image_to_text", 1.0)
-    assert images() == before[0]
-    assert [each["relevance_score"] for each in texts()] != [each["relevance_score"] for each in before[1]]
+    same, other = results()
+    assert same == images
+    assert [each["relevance_score"] for each in other] != [each["relevance_score"] for each in texts]
 
 
 @pytest.mark.parametrize("form", ["objects", "addresses", "text object"])
@@ -174,12 +159,11 @@ def test_images_are_ranked_however_they_are_sent(client, parts, files, addresses
 
 def test_order_is_that_of_a_search_that_reranks_the_same_images(client, parts) -> None:
     searcher = Searcher(parts.encoder, parts.index)
-    everything = [f"data:image/png;base64,{in_base64(png(drawing))}" for drawing in drawings()]
+    everything = [f"data:image/png;base64,{in_base64(encoded(drawing))}" for drawing in drawings()]
     for (query, _), chosen in zip(CAPTIONS[::4], ("number < 12", "even", "number >= 0") * 2, strict=True):
         hits = searcher.search(query, top=24, rerank=24, where=chosen).hits
         numbers = sorted(hit.metadata["number"] for hit in hits)
-        sent = {"query": query, "documents": [everything[number] for number in numbers]}
-        found = rerank(client, **sent)["results"]
+        found = rerank(client, query=query, documents=[everything[number] for number in numbers])["results"]
         assert [numbers[each["index"]] for each in found] == [hit.metadata["number"] for hit in hits]
         given = [each["relevance_score"] for each in found]
         assert given == sorted(given, reverse=True)
@@ -195,17 +179,12 @@ def test_order_of_sure_matches_is_that_of_their_log_odds(client, parts, addresse
 
 def test_images_are_sent_back_as_they_came(client, files, addresses) -> None:
     found = rerank(client, query=TEXTS[0], documents=[{"image": files[0]}, addresses[1]], return_documents=True)
-    assert {each["index"]: each["document"] for each in found["results"]} == {
-        0: {"image": files[0]},
-        1: {"image": files[1]},
-    }
+    sent_back = {each["index"]: each["document"] for each in found["results"]}
+    assert sent_back == {number: {"image": files[number]} for number in range(2)}
 
 
 def test_rerank_takes_as_many_documents_as_search_reranks(client, addresses) -> None:
     assert len(rerank(client, query="two", documents=addresses[:1] * MAX_RERANK)["results"]) == MAX_RERANK
-
-
-# ------------------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -293,13 +272,10 @@ def test_full_queue_and_stopping_server_are_busy_to_clients(parts) -> None:
     assert int(raised.value.response.headers["retry-after"]) >= 1
 
 
-def test_model_without_matching_head_and_service_without_model_say_so(parts, addresses, monkeypatch) -> None:
+def test_model_without_matching_head_says_so(parts, addresses, monkeypatch) -> None:
     monkeypatch.setattr(parts.encoder, "can_match", False)
     body = {"query": "a", "documents": addresses[:1]}
     with TestClient(create_app(parts)) as client:
         response = client.post("/v1/rerank", json=body)
         assert (response.status_code, response.json()["error"]["message"]) == (404, "this model has no matching head")
         assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 200
-    with TestClient(create_app(Parts(answerer=parts.answerer))) as client:
-        assert client.post("/v1/rerank", json=body).status_code == 404
-        assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 404

@@ -1,50 +1,39 @@
-"""Decoding of uploaded images in processes of their own."""
-
-from __future__ import annotations
-
-import io
+import contextlib
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.killing import wait_until
+from tests.retrieval.toy_index import encoded
 from vlmo.data.decoding import decode_image
 from vlmo.serving.decoder import ClosedError, Decoders
 
 MANY_PIXELS = 20_000_000
-
-
-def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux")
 
 
 @pytest.fixture(scope="module")
 def small() -> bytes:
-    """A small image with transparency."""
-    return file_of(Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)))
+    return encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)))
 
 
 @pytest.fixture(scope="module")
 def large() -> bytes:
     """A file of few bytes and many pixels."""
-    return file_of(Image.new("RGBA", (5000, MANY_PIXELS // 5000), (255, 0, 0, 99)))
+    return encoded(Image.new("RGBA", (5000, MANY_PIXELS // 5000), (255, 0, 0, 99)))
 
 
 @pytest.fixture
 def decoders(request) -> Iterator[Decoders]:
-    made = Decoders(1, max_pixels=MANY_PIXELS, **getattr(request, "param", {}))
-    yield made
-    made.close()
+    with contextlib.closing(Decoders(1, **{"max_pixels": MANY_PIXELS} | getattr(request, "param", {}))) as made:
+        yield made
 
 
 def pids(decoders: Decoders) -> set[int]:
@@ -52,7 +41,7 @@ def pids(decoders: Decoders) -> set[int]:
 
 
 def test_image_is_that_of_decode_image(decoders, small, large) -> None:
-    for data in (small, file_of(Image.new("L", (9, 5), 7), "JPEG"), large):
+    for data in (small, encoded(Image.new("L", (9, 5), 7), "JPEG"), large):
         expected = decode_image({"bytes": data, "path": None})
         decoded = decoders.decode(data)
         assert decoded.tobytes() == expected.tobytes()
@@ -66,8 +55,8 @@ def test_image_is_that_of_decode_image(decoders, small, large) -> None:
     [
         (b"no image", "not an image in a known format"),
         (b"", "empty file"),
-        (file_of(Image.new("L", (5001, 4000))), "20,004,000"),
-        (file_of(Image.new("L", (64, 64)), "JPEG2000"), "not an image in a known format"),
+        (encoded(Image.new("L", (5001, 4000))), "20,004,000"),
+        (encoded(Image.new("L", (64, 64)), "JPEG2000"), "not an image in a known format"),
     ],
 )
 def test_refusal_gives_the_reason_and_keeps_the_process(decoders, small, data, reason) -> None:
@@ -79,19 +68,18 @@ def test_refusal_gives_the_reason_and_keeps_the_process(decoders, small, data, r
     assert pids(decoders) == before
 
 
-@pytest.mark.parametrize("decoders", [{"cpu_seconds": 0.1}], indirect=True)
-def test_image_that_takes_too_long_costs_itself_alone(decoders, small, large) -> None:
-    with pytest.raises(ValueError, match=r"takes more than 0\.1 s"):
+@pytest.mark.parametrize(
+    ("decoders", "reason", "left"),
+    [
+        ({"cpu_seconds": 0.1}, r"takes more than 0\.1 s", 0),
+        pytest.param({"memory": 20_000_000}, "too much memory", 1, marks=LINUX),
+    ],
+    indirect=["decoders"],
+)
+def test_image_that_takes_too_much_costs_itself_alone(decoders, small, large, reason, left) -> None:
+    with pytest.raises(ValueError, match=reason):
         decoders.decode(large)
-    assert not pids(decoders)
-    assert decoders.decode(small).size == (53, 37)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux")
-@pytest.mark.parametrize("decoders", [{"memory": 20_000_000}], indirect=True)
-def test_image_that_takes_too_much_memory_is_refused(decoders, small, large) -> None:
-    with pytest.raises(ValueError, match="too much memory"):
-        decoders.decode(large)
+    assert len(pids(decoders)) == left
     assert decoders.decode(small).size == (53, 37)
 
 
@@ -141,31 +129,24 @@ def test_largest_images_fit_the_limits(kind) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = {
-        "lossy": lambda: file_of(image, "WEBP", quality=80),
-        "lossless": lambda: file_of(image, "WEBP", lossless=True, method=0),
-        "16 bits": lambda: file_of(Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257), "PNG"),
-        "progressive": lambda: file_of(image.convert("CMYK"), "JPEG", progressive=True),
-        "gif": lambda: file_of(image.quantize(64), "GIF"),
-        "tiff": lambda: file_of(image, "TIFF", compression="tiff_lzw"),
-        "rotated": lambda: file_of(image.convert("RGB"), "JPEG", exif=exif),
+        "lossy": lambda: encoded(image, "WEBP", quality=80),
+        "lossless": lambda: encoded(image, "WEBP", lossless=True, method=0),
+        "16 bits": lambda: encoded(Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257), "PNG"),
+        "progressive": lambda: encoded(image.convert("CMYK"), "JPEG", progressive=True),
+        "gif": lambda: encoded(image.quantize(64), "GIF"),
+        "tiff": lambda: encoded(image, "TIFF", compression="tiff_lzw"),
+        "rotated": lambda: encoded(image.convert("RGB"), "JPEG", exif=exif),
     }[kind]()
     pixels = image.width * image.height
-    decoders = Decoders(1, max_pixels=pixels, memory=18 * pixels)
-    try:
-        expected = decode_image({"bytes": data, "path": None})
+    expected = decode_image({"bytes": data, "path": None})
+    with contextlib.closing(Decoders(1, max_pixels=pixels, memory=18 * pixels)) as decoders:
         assert decoders.decode(data).tobytes() == expected.tobytes()
         assert decoders.decode(data).size == (2000, 2000)  # nothing is left of the first
-    finally:
-        decoders.close()
 
 
-@pytest.mark.parametrize("max_pixels", [1, 2**62])
-def test_limits_of_any_size_can_be_set(max_pixels) -> None:
-    decoders = Decoders(1, max_pixels=max_pixels)
-    try:
-        assert decoders.decode(file_of(Image.new("L", (1, 1)))).size == (1, 1)
-    finally:
-        decoders.close()
+@pytest.mark.parametrize("decoders", [{"max_pixels": 1}, {"max_pixels": 2**62}], indirect=True)
+def test_limits_of_any_size_can_be_set(decoders) -> None:
+    assert decoders.decode(encoded(Image.new("L", (1, 1)))).size == (1, 1)
 
 
 def test_after_close_there_is_no_process(decoders, small) -> None:

@@ -1,7 +1,3 @@
-"""Filters of strangers: comparisons pass, anything that could do more does not."""
-
-from __future__ import annotations
-
 import pytest
 
 from vlmo.retrieval.filters import check_filter
@@ -38,6 +34,10 @@ BAD = [
     ("color = 'a\x00'", '"\'"'),
     ("((((((((((((((((((((((((even", "nested"),
     ("even) or (even", "parentheses"),
+    ("(number > 2000", "parentheses"),
+    ("\"repeat\"('a', 9) = 'a'", r"calls \"repeat\"\(\)"),
+    ("Repeat ('a', 9) = 'a'", r"calls Repeat\(\)"),
+    ("repeat--\n('a', 9) = 'a'", "names repeat"),
     ("number = 1 or " * 40 + "even", "500"),
     ("@@version = 1", "'@'"),
     ("number = 0x10", "names x10"),

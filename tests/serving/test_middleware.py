@@ -1,7 +1,3 @@
-"""Who may come in, how much they may bring, and how errors look."""
-
-from __future__ import annotations
-
 import asyncio
 import functools
 import logging
@@ -12,7 +8,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.serving.toy_service import served
+from tests.serving.toy_service import address_of, running
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
 from vlmo.serving.schemas import MAX_TEXTS
@@ -41,9 +37,6 @@ def guarded():
         yield client
 
 
-# ---------------------------------------------------------------------------------------------------------- who may in
-
-
 @pytest.mark.parametrize("path", ["/v1/about", "/metrics", "/v1/thumbnails/x", "/nothing"])
 @pytest.mark.parametrize(
     "headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": KEY}, {"authorization": "Bearer é"}]
@@ -59,16 +52,7 @@ def test_with_the_key_all_is_shown_and_page_and_health_need_none(guarded) -> Non
     assert guarded.get("/v1/about", headers={"authorization": f"bearer {KEY}"}).status_code == 200
     for path in ("/", "/docs", "/healthz", "/static/style.css", "/openapi.json"):
         assert guarded.get(path).status_code == 200
-
-
-def test_key_is_not_in_what_settings_print() -> None:
     assert KEY not in repr(Settings(api_key=KEY))
-
-
-@pytest.mark.parametrize("key", ["", "two\nlines", "ü"])
-def test_key_that_no_header_carries_is_refused(key) -> None:
-    with pytest.raises(ValueError, match="one line of ASCII"):
-        Settings(api_key=key)
 
 
 def test_other_names_of_the_server_are_refused() -> None:
@@ -96,9 +80,6 @@ def test_origins_that_were_named_may_call() -> None:
         assert (response.status_code, response.headers["access-control-allow-origin"]) == (404, asked["origin"])
         asked["origin"] = "https://other.example"
         assert "access-control-allow-origin" not in client.options("/v1/search", headers=asked).headers
-
-
-# ---------------------------------------------------------------------------------------------------------- how much
 
 
 MANY = 100_000
@@ -147,28 +128,22 @@ def test_slow_body_is_given_up_and_all_bodies_together_are_bounded() -> None:
     assert healthy.status_code == 200
 
 
-def test_client_that_is_still_sending_reads_why_its_body_is_refused() -> None:
+@pytest.mark.parametrize(
+    "more", ["Content-Length: 300000", "Content-Length: 99999999999", "Transfer-Encoding: chunked"]
+)
+def test_client_that_is_still_sending_reads_why_its_body_is_refused(more) -> None:
     """As browsers do, which send all of it before they read."""
-    with served(app_of(**SMALL)) as address:
-        host, _, port = address.removeprefix("http://").partition(":")
-        with socket.create_connection((host, int(port)), timeout=30) as client:
-            lines = (
-                "POST /v1/search HTTP/1.1",
-                f"Host: {host}",
-                "Content-Type: application/json",
-                "Content-Length: 300000",
-            )
-            client.sendall("\r\n".join((*lines, "", "")).encode())
-            for _ in range(6):
-                time.sleep(0.05)
-                client.sendall(b" " * 50_000)
-            answer = client.makefile("rb").read()
+    head = f"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{more}\r\n\r\n"
+    chunk = b" " * 50_000 if "Length" in more else b"c350\r\n" + b" " * 50_000 + b"\r\n"
+    with running(app_of(**SMALL)) as server, socket.create_connection(address_of(server), timeout=30) as client:
+        client.sendall(head.encode())
+        for _ in range(6):
+            time.sleep(0.05)
+            client.sendall(chunk)
+        answer = client.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"the request has more than 20,000 bytes" in answer
     assert b"connection: close" in answer.lower()
-
-
-# ------------------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(

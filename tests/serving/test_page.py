@@ -1,7 +1,3 @@
-"""The web page in Chromium: what people do with it, on a desktop, on a phone, and without a mouse."""
-
-from __future__ import annotations
-
 import base64
 import re
 import shutil
@@ -13,7 +9,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.integrations.toy_gallery import CAPTIONS, drawings
-from tests.serving.toy_service import png, served
+from tests.retrieval.toy_index import encoded
+from tests.serving.toy_service import served
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Settings
@@ -76,19 +73,19 @@ def cards(page: Page):
     return page.locator("#grid .card")
 
 
-def search(page: Page, words: str) -> None:
+def ask(page: Page, words: str) -> None:
     page.get_by_label("Words that describe the image").fill(words)
     page.keyboard.press("Enter")
+
+
+def search(page: Page, words: str) -> None:
+    ask(page, words)
     expect(page.get_by_role("status")).to_have_text(re.compile(r"\d+ images? in \d+\.\d\d s"))
 
 
-def upload(page: Page, number: int) -> None:
-    upload_file(page, png(drawings()[number]))
-
-
-def upload_file(page: Page, data: bytes, *, name: str = "mine.png", kind: str = "image/png") -> None:
-    file = {"name": name, "mimeType": kind, "buffer": data}
-    page.get_by_label("Search by an image of yours").set_input_files(file)
+def upload(page: Page, image: int | bytes, *, name: str = "mine.png", kind: str = "image/png") -> None:
+    data = image if isinstance(image, bytes) else encoded(drawings()[image])
+    page.get_by_label("Search by an image of yours").set_input_files({"name": name, "mimeType": kind, "buffer": data})
 
 
 def test_words_find_the_right_image_first_reranked_if_wanted(page) -> None:
@@ -135,7 +132,7 @@ def test_image_that_is_dropped_or_pasted_is_searched_by(page, how) -> None:
       return shown && document.getElementById("drop").hidden;
     }"""
     expect(page.locator("#collection")).to_have_text("24 images")
-    done = page.evaluate(code, [how, base64.b64encode(png(drawings()[3])).decode()])
+    done = page.evaluate(code, [how, base64.b64encode(encoded(drawings()[3])).decode()])
     assert done is (how == "drop")
     expect(cards(page).first).to_contain_text(CAPTIONS[3][0])
 
@@ -305,8 +302,7 @@ def test_texts_of_the_index_are_shown_as_text(open_page, address) -> None:
 def test_error_is_shown_with_its_hint_and_can_be_tried_again(page) -> None:
     refused = '{"error": {"message": "the queue is full"}, "detail": "try again in a second"}'
     page.route("**/v1/search", lambda route: route.fulfill(status=503, content_type="application/json", body=refused))
-    page.get_by_label("Words that describe the image").fill("a red circle")
-    page.keyboard.press("Enter")
+    ask(page, "a red circle")
     expect(page.get_by_role("alert")).to_contain_text("The queue is full.Try again in a second.")
     expect(cards(page)).to_have_count(0)
     page.unroute("**/v1/search")
@@ -314,8 +310,7 @@ def test_error_is_shown_with_its_hint_and_can_be_tried_again(page) -> None:
     expect(cards(page).first).to_contain_text("a red circle")
     expect(page.get_by_role("alert")).to_be_hidden()
     page.context.set_offline(True)
-    page.get_by_label("Words that describe the image").fill("a blue bar")
-    page.keyboard.press("Enter")
+    ask(page, "a blue bar")
     expect(page.get_by_role("alert")).to_contain_text("The service does not answer.")
 
 
@@ -324,7 +319,7 @@ def test_error_is_shown_with_its_hint_and_can_be_tried_again(page) -> None:
     [
         ("notes.txt", "text/plain", b"words", "That is no image."),
         ("a.heic", "image/heic", b"words", "No usable image"),
-        ("mine.png", "image/png", png(drawings()[0].resize((200, 200))), "at most 5,000 pixels"),
+        ("mine.png", "image/png", encoded(drawings()[0].resize((200, 200))), "at most 5,000 pixels"),
         ("mine.png", "image/png", b"x" * 200_000, "more than 104,857 bytes"),
     ],
 )
@@ -334,7 +329,7 @@ def test_file_that_cannot_be_searched_by_is_refused(open_page, parts, name, kind
         expect(page.locator("#collection")).to_have_text("24 images")
         upload(page, 14)
         expect(page.locator("#by-image-name")).to_have_text("mine.png")
-        upload_file(page, data, name=name, kind=kind)
+        upload(page, data, name=name, kind=kind)
         expect(page.get_by_role("alert")).to_contain_text(words)
         expect(page.locator("#by-image")).to_be_hidden()
         expect(cards(page)).to_have_count(0)

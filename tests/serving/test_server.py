@@ -1,18 +1,12 @@
-"""The server as its own process: how it starts, whom it turns away, and how it ends."""
-
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import resource
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +15,14 @@ import httpx
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
-from safetensors.torch import load_file, save_file
 
 from tests.killing import wait_until
-from tests.serving.toy_service import SRC, Gallery, ServerProcess
+from tests.serving.toy_service import Gallery, ServerProcess, address_of, running
+from tests.test_cli import refused
 from vlmo.cli import main
 from vlmo.serving.app import create_app
-from vlmo.serving.parts import Parts, load_parts
-from vlmo.serving.server import _connections, _Patient, bind, read_key, with_names
+from vlmo.serving.parts import Parts
+from vlmo.serving.server import _connections, _Patient, read_key, with_names
 from vlmo.serving.settings import Settings
 
 PATIENCE_S = 60
@@ -45,8 +39,7 @@ def go(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def slow(gallery: Gallery, go: Path) -> Iterator[ServerProcess]:
     """A server with one place."""
-    options = ("--queue", "1", "--max-request-mb", "1")
-    with ServerProcess(gallery.model, "--index", gallery.index, *options, go=go) as process:
+    with ServerProcess(gallery.model, "--index", gallery.index, "--queue", "1", go=go) as process:
         yield process
 
 
@@ -74,32 +67,6 @@ def test_client_that_goes_away_gives_its_place_back(slow, go) -> None:
     go.unlink()
     metrics = httpx.get(f"{slow.address}/metrics").text
     assert 'vlmo_batch_rows_sum{kind="texts"} 1.0' in metrics  # the text of the one who left was not encoded
-
-
-def test_body_over_the_limit_is_refused_while_it_is_read(slow) -> None:
-    head = "POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{}\r\n\r\n"
-    for more, chunk in (
-        ("Content-Length: 99999999999", b" "),
-        ("Transfer-Encoding: chunked", b"10000\r\n" + b" " * 65536 + b"\r\n"),
-    ):
-        with socket.create_connection(("127.0.0.1", slow.port), timeout=PATIENCE_S) as connection:
-            connection.sendall(head.format(more).encode())
-            sent = 0
-            answer = b""
-            try:
-                while not answer and sent < 4e6:
-                    connection.sendall(chunk)
-                    sent += len(chunk)
-                    connection.settimeout(0.001 if sent < 1.2e6 else PATIENCE_S)
-                    try:
-                        answer = connection.recv(65536)
-                    except TimeoutError:
-                        connection.settimeout(PATIENCE_S)
-            except (ConnectionResetError, BrokenPipeError):
-                answer = connection.recv(65536)
-        assert answer.startswith(b"HTTP/1.1 413")
-        assert b"connection: close" in answer.lower()
-        assert sent < 2e6
 
 
 def test_full_queue_is_503_and_sigterm_finishes_what_runs_and_ends_with_0(slow, go) -> None:
@@ -177,29 +144,15 @@ def refuses_connections(server: ServerProcess) -> bool:
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[uvicorn.Server]:
-    """A server on a thread with a protocol of short patience; that of the command has ten seconds."""
+    """A server with a protocol of short patience; that of the command has ten seconds."""
 
     async def app(scope, receive, send) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    bound = bind("127.0.0.1", 0)
     hasty = type("Hasty", (_Patient,), {"settings": Settings(header_seconds=HASTY_S), "most": CONNECTIONS})
-    server = uvicorn.Server(uvicorn.Config(app, http=hasty, lifespan="off", log_config=None))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
+    with running(app, http=hasty, lifespan="off") as server:
         yield server
-    finally:
-        server.should_exit = True
-        thread.join()
-        bound.close()
-
-
-def address_of(server: uvicorn.Server) -> tuple[str, int]:
-    return server.servers[0].sockets[0].getsockname()
 
 
 def test_head_that_never_ends_is_given_up(hasty) -> None:
@@ -218,17 +171,13 @@ def test_head_that_never_ends_is_given_up(hasty) -> None:
 
 def test_idle_connections_make_room_for_requests(hasty, caplog) -> None:
     with contextlib.ExitStack() as opened:
-        idle = [
-            opened.enter_context(socket.create_connection(address_of(hasty), timeout=PATIENCE_S))
-            for _ in range(3 * CONNECTIONS)
-        ]
+        connect = (socket.create_connection(address_of(hasty), timeout=PATIENCE_S) for _ in range(3 * CONNECTIONS))
+        idle = [opened.enter_context(connection) for connection in connect]
         assert httpx.get(f"http://127.0.0.1:{address_of(hasty)[1]}").status_code == 204
         assert len(hasty.server_state.connections) <= CONNECTIONS
         with contextlib.suppress(ConnectionResetError):
             assert idle[0].recv(1) == b""  # the oldest
-    assert [record.message for record in caplog.records] == [
-        f"more than {CONNECTIONS} connections: closing those without a request"
-    ]
+    assert caplog.messages == [f"more than {CONNECTIONS} connections: closing those without a request"]
 
 
 @pytest.mark.parametrize(
@@ -263,44 +212,27 @@ def test_answers_are_sent_without_delay(hasty) -> None:
         assert all(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in accepted)
 
 
-# ------------------------------------------------------------------------------------------------------ before it runs
-
-
-def fails(capsys, *arguments: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        main(["serve", *map(str, arguments)])
-    assert stopped.value.code == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    return message
-
-
 def test_errors_before_the_start_are_one_line(capsys, gallery, tmp_path) -> None:
-    assert "MODEL_FOLDER" in fails(capsys)
-    assert "no config.json" in fails(capsys, tmp_path, "--port", 0)
-    assert "it has no index.json" in fails(capsys, gallery.model, "--index", tmp_path, "--port", 0)
-    assert "vlmo finetune" in fails(capsys, gallery.model, "--vqa", gallery.model, "--port", 0)
-    assert "searches nothing" in fails(capsys, gallery.vqa, "--index", gallery.index, "--port", 0)
-    assert "queue is 0" in fails(capsys, gallery.model, "--queue", 0, "--port", 0)
-    assert "--max-pixel" in fails(capsys, gallery.model, "--max-pixel", 5)
-    empty = tmp_path / "key"
-    empty.write_text("\n")
-    assert "is empty" in fails(capsys, gallery.model, "--api-key-file", empty, "--port", 0)
-    empty.write_bytes(b"k\xff")
-    assert "one line of ASCII" in fails(capsys, gallery.model, "--api-key-file", empty, "--port", 0)
-    for port in (99999, -5):
-        assert f"--port {port} is none" in fails(capsys, gallery.model, "--port", port)
+    model, key, bad_key = gallery.model, tmp_path / "key", tmp_path / "bad key"
+    key.write_text("\n")
+    bad_key.write_bytes(b"k\xff")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "cannot be bound" in fails(capsys, gallery.model, "--port", taken.getsockname()[1])
-
-
-def test_index_of_another_model_is_refused(gallery, tmp_path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(gallery.model, other)
-    weights = load_file(other / "model.safetensors")
-    save_file({name: tensor + 1e-3 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="another model"):
-        load_parts(other, index=gallery.index)
+        for words, reason in (
+            ((), "MODEL_FOLDER"),
+            ((tmp_path,), "no config.json"),
+            ((model, "--index", tmp_path), "it has no index.json"),
+            ((model, "--vqa", model), "vlmo finetune"),
+            ((gallery.vqa, "--index", gallery.index), "searches nothing"),
+            ((model, "--queue", 0), "queue is 0"),
+            ((model, "--max-pixel", 5), "--max-pixel"),
+            ((model, "--api-key-file", key), "is empty"),
+            ((model, "--api-key-file", bad_key), "one line of ASCII"),
+            ((model, "--port", 99999), "--port 99999 is none"),
+            ((model, "--port", -5), "--port -5 is none"),
+            ((model, "--port", taken.getsockname()[1]), "cannot be bound"),
+        ):
+            line = ["serve", *map(str, words), *([] if "--port" in words else ["--port", "0"])]
+            assert reason in refused(line, capsys)
 
 
 def test_key_comes_from_the_file_or_the_environment(monkeypatch, tmp_path) -> None:
@@ -308,9 +240,8 @@ def test_key_comes_from_the_file_or_the_environment(monkeypatch, tmp_path) -> No
     assert read_key(None) is None
     monkeypatch.setenv("VLMO_API_KEY", "from the environment")
     assert read_key(None) == "from the environment"
-    file = tmp_path / "key"
-    file.write_text("from the file\n")
-    assert read_key(file) == "from the file"
+    (tmp_path / "key").write_text("from the file\n")
+    assert read_key(tmp_path / "key") == "from the file"
 
 
 @pytest.mark.parametrize(
@@ -332,15 +263,13 @@ def test_server_knows_this_machines_names_and_those_that_are_given(given, host, 
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("queue", 0), ("max_batch", 0), ("max_pixels", 0), *(("max_request_mb", float(size)) for size in ("nan", "inf"))],
+    ("name", "value", "words"),
+    [
+        *((name, 0, name) for name in ("queue", "max_batch", "max_pixels")),
+        *(("max_request_mb", size, "max_request_mb") for size in (float("nan"), float("inf"))),
+        *(("api_key", key, "one line of ASCII") for key in ("", "two\nlines", "ü")),
+    ],
 )
-def test_settings_name_what_is_wrong(name, value) -> None:
-    with pytest.raises(ValueError, match=name):
+def test_settings_name_what_is_wrong(name, value, words) -> None:
+    with pytest.raises(ValueError, match=words):
         Settings(**{name: value})
-
-
-def test_package_ships_the_page() -> None:
-    patterns = tomllib.loads((SRC.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["vlmo"]
-    for file in (SRC / "vlmo" / "serving" / "static").iterdir():
-        assert any(Path(file.name).match(pattern.removeprefix("**/")) for pattern in patterns), file

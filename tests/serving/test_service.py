@@ -1,7 +1,3 @@
-"""Many clients of one model, and what costly images and a damaged index leave of the service."""
-
-from __future__ import annotations
-
 import asyncio
 import logging
 import shutil
@@ -17,7 +13,8 @@ from PIL import Image
 
 from tests.integrations.toy_gallery import drawings
 from tests.killing import wait_until
-from tests.serving.toy_service import in_base64, png
+from tests.retrieval.toy_index import encoded
+from tests.serving.toy_service import in_base64
 from vlmo.retrieval import Encoder, Index, build_index, store
 from vlmo.retrieval import search as retrieval_search
 from vlmo.serving import service
@@ -30,7 +27,7 @@ from vlmo.serving.settings import Settings
 READ_EVERY_S = 0.2
 """Until a reader looks for what a writer has done."""
 PATIENCE_S = 60
-DRAWING = in_base64(png(drawings()[0]))
+DRAWING = in_base64(encoded(drawings()[0]))
 IMAGE = {"image": DRAWING}
 
 

@@ -1,9 +1,6 @@
 """A tiny trained model with an index of drawings, one that answers questions, and a server that runs them."""
 
-from __future__ import annotations
-
 import base64
-import io
 import json
 import signal
 import socket
@@ -13,23 +10,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import httpx
 import psutil
-import torch
 import uvicorn
 from fastapi import FastAPI
-from PIL import Image
+from fastapi.testclient import TestClient
 
+from tests.checkpoints.toy_folder import folder_writer, text_processor
 from tests.forkserver import start, start_command
 from tests.integrations.toy_gallery import CAPTIONS, COLORS, drawings, trained_folder
-from tests.toy_model import shaken
-from vlmo import VLMoConfig, VLMoForVisualQuestionAnswering, VLMoProcessor
+from tests.killing import wait_until
+from vlmo import VLMoForVisualQuestionAnswering
 from vlmo.retrieval import build_index
+from vlmo.serving.server import bind
 
-SRC = Path(__file__).parents[2] / "src"
-START_S = 300
-"""Until a server process answers on a busy machine; torch alone takes seconds to import."""
+START_S = 300  # until a server answers on a busy machine; torch alone takes seconds to import
 
 
 @dataclass(frozen=True)
@@ -55,46 +52,46 @@ def make_gallery(parent: Path) -> Gallery:
         rows.append(json.dumps(row))
     (images / "captions.jsonl").write_text("\n".join(rows))
     build_index(model, [images], out=parent / "index")
-    return Gallery(model, parent / "index", _questions(parent / "vqa"))
-
-
-def _questions(folder: Path) -> Path:
-    torch.manual_seed(0)
-    words = ["what color is it?", "red", "blue"] * 2
-    processor = VLMoProcessor.train(words, vocab_size=60, min_frequency=1, image_size=64, max_text_length=16)
-    config = VLMoConfig.tiny(vocab_size=processor.vocab_size, id2label=dict(enumerate(COLORS)))
-    shaken(VLMoForVisualQuestionAnswering(config)).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-def png(image: Image.Image) -> bytes:
-    """A file."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    write = folder_writer(parent, text_processor())
+    vqa, _ = write(VLMoForVisualQuestionAnswering, id2label=dict(enumerate(COLORS)))
+    return Gallery(model, parent / "index", Path(vqa))
 
 
 def in_base64(data: bytes) -> str:
-    """As JSON carries a file."""
     return base64.b64encode(data).decode()
 
 
+def post(client: TestClient, path: str, **body: Any) -> dict:
+    response = client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """The app on a free port of this machine, on a thread; its address."""
-    bound = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="warning", ws="none"))
+def running(app: Any, **options: Any) -> Iterator[uvicorn.Server]:
+    """The app on a free port of this machine, on a thread."""
+    bound = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, **{"http": "h11", "log_config": None, "ws": "none"} | options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
-    address = f"http://127.0.0.1:{bound.getsockname()[1]}"
     try:
-        _wait_until_ready(address, alive=thread.is_alive)
-        yield address
+        wait_until(lambda: server.started, within_s=START_S, meanwhile=thread.is_alive)
+        yield server
     finally:
         server.should_exit = True
         thread.join()
         bound.close()
+
+
+def address_of(server: uvicorn.Server) -> tuple[str, int]:
+    return server.servers[0].sockets[0].getsockname()
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The address of the app, which `running` runs."""
+    with running(app, log_level="warning") as server:
+        yield f"http://127.0.0.1:{address_of(server)[1]}"
 
 
 def _serve_when_told(arguments: list[str], go: Path) -> None:
@@ -128,16 +125,21 @@ class ServerProcess:
         words = [*map(str, arguments), "--port", str(self.port)]
         self.process = start_command("serve", *words) if go is None else start(run, words, go)
 
-    def __enter__(self) -> ServerProcess:
-        _wait_until_ready(self.address, alive=self.process.is_alive)
+    def __enter__(self) -> Self:
+        wait_until(self._is_ready, within_s=START_S, meanwhile=self.process.is_alive)
         return self
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.address}/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.join()
 
     def stop(self, signum: int = signal.SIGTERM) -> None:
-        """Asks it to stop."""
         self.process.send_signal(signum)
 
     def memory(self, name: str) -> int:
@@ -145,15 +147,3 @@ class ServerProcess:
         pids = [self.process.pid, *(each.pid for each in psutil.Process(self.process.pid).children())]
         lines = [line.split() for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
         return sum(int(line[1]) * 1024 for line in lines if line[0] == f"{name}:")
-
-
-def _wait_until_ready(address: str, *, alive) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        assert alive(), "the server has ended"
-        assert time.monotonic() < deadline
-        try:
-            if httpx.get(f"{address}/healthz").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
