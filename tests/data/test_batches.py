@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlmo.data.examples import Example, collate, merge, pad
-from vlmo.data.sampler import batch_seed, global_batch, micro_batches, order, sample_seed, stable_id
+from vlmo.data.examples import Example, collate, merge
+from vlmo.data.sampler import batch_seed, global_batch, order, sample_seed, stable_id
 
 
 def test_order_is_a_permutation_that_depends_on_seed_and_epoch():
@@ -32,19 +32,6 @@ def test_global_batch_reads_every_epoch_whole_and_in_order(num_samples, batch_si
         assert [row for _, row in rows] == order(num_samples, seed=3, epoch=epoch).tolist()
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 3])
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_micro_batches_cut_a_batch_contiguously(world_size, accumulation):
-    keys = global_batch(5, num_samples=100, batch_size=24, seed=0)
-    shares = [
-        micro_batches(keys, rank=rank, world_size=world_size, accumulation=accumulation) for rank in range(world_size)
-    ]
-    micro_size = 24 // accumulation
-    for micro_step in range(accumulation):
-        union = [key for share in shares for key in share[micro_step]]
-        assert union == keys[micro_step * micro_size : (micro_step + 1) * micro_size]
-
-
 def test_seeds_are_63_bit_and_all_different():
     seeds = [sample_seed(seed, epoch=epoch, index=row) for seed in (0, 1) for epoch in range(5) for row in range(200)]
     seeds += [sample_seed(0, epoch=0, index=row, purpose="image") for row in range(200)]
@@ -63,17 +50,6 @@ def test_seeds_stay_what_they_were():
 
 def text(length: int) -> np.ndarray:
     return np.arange(1, length + 1)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "padded"), [([3], 8), ([8, 2], 8), ([9], 16), ([3, 17, 5], 24), ([40], 40), ([196], 200)]
-)
-def test_pad_goes_to_the_longest_rounded_up_to_eight(lengths, padded):
-    rows = pad([text(length) for length in lengths], value=-7)
-    assert rows.shape == (len(lengths), padded)
-    assert rows.dtype == torch.int64
-    for row, length in zip(rows, lengths, strict=True):
-        assert row.tolist() == [*range(1, length + 1), *[-7] * (padded - length)]
 
 
 def test_collate_pads_every_text_field_with_its_own_value():
@@ -106,13 +82,9 @@ def test_collate_stacks_images_and_masks_and_keeps_8_bits_with_channels_last_in_
 
 
 def test_merge_pads_every_text_field_as_collate_does():
-    examples = [
-        Example(sample_id=number, **{name: text(length) for name in TEXTS}) for number, length in enumerate((3, 20, 9))
-    ]
+    fields = ("input_ids", "false_input_ids", "mlm_input_ids", "mlm_labels")
+    examples = [Example(sample_id=length, **dict.fromkeys(fields, text(length))) for length in (3, 20, 9)]
     merged = merge([collate([example], pad_token_id=77) for example in examples], pad_token_id=77)
     whole = collate(examples, pad_token_id=77)
     assert merged.keys() == whole.keys()
     assert all(torch.equal(merged[name], tensor) for name, tensor in whole.items())
-
-
-TEXTS = ("input_ids", "false_input_ids", "mlm_input_ids", "mlm_labels")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from vlmo.data.builtin.emoji import english_names, plain_codes, png_of, stems_of
+from vlmo.data.builtin.emoji import english_names
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import decode_image, open_source
 
@@ -43,11 +43,6 @@ def names_without_variant(name: str) -> set[str]:
     return {plain, person, role}
 
 
-def test_plain_codes_drop_zeros_and_the_selector() -> None:
-    assert plain_codes("0023-FE0F-20E3") == "23-20e3"
-    assert plain_codes("1F600") == "1f600"
-
-
 def test_names_are_plain_english_and_aliases_belong_to_one() -> None:
     names = english_names()
     assert names["1f600"][0] == "grinning face"
@@ -58,13 +53,6 @@ def test_names_are_plain_english_and_aliases_belong_to_one() -> None:
     aliases = [alias.lower() for known in names.values() for alias in known[1:]]
     assert len(aliases) == len(set(aliases))
     assert not set(aliases) & set(plain)
-
-
-def test_files_are_listed_by_their_names() -> None:
-    assert "1f436" in stems_of("twemoji")
-    assert "1F436" in stems_of("openmoji")
-    with pytest.raises(ValueError, match="no drawing"):
-        png_of("twemoji", "../1f436")
 
 
 def test_counts(pairs) -> None:
@@ -110,10 +98,3 @@ def test_rows_have_images_of_their_own_and_flags_with_one_image_share_a_row(pair
     cells = [cell for rows in pairs.values() for cell in rows["image"][:]]
     assert len({decode_image(cell).tobytes() for cell in cells}) == len(cells)
     assert any({"Norway", "Svalbard & Jan Mayen"} <= set(captions) for captions in pairs["train"]["captions"])
-
-
-def test_drawings_have_transparent_ground_put_on_white(pairs) -> None:
-    for row in pairs["test"].select(range(20)):
-        image = decode_image(row["image"])
-        assert image.size == (80, 80)
-        assert image.getpixel((0, 0)) == (255, 255, 255)

@@ -1,7 +1,6 @@
 """False captions by rule: what the rules change, by hand, and that they are false of scenes whose objects are known."""
 
 import itertools
-import json
 import re
 
 import pytest
@@ -91,16 +90,14 @@ def test_command_adds_them_to_ones_own_captions(tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (8, 8)).save(images / "a.png")
-    rows = [{"file_name": "a.png", "captions": ["a red car", "a car"]}]
-    (images / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    command = ["data", "false-captions", str(images), "--out", str(tmp_path / "out")]
-    cli.main(command)
+    (images / "metadata.jsonl").write_text('{"file_name": "a.png", "captions": ["a red car", "a car"]}')
+    cli.main(["data", "false-captions", str(images), "--out", str(tmp_path / "out")])
     assert "1 of 2 captions have a false version" in capsys.readouterr().out
     read = open_source(str(tmp_path / "out"))
     assert list(read["captions"]) == [["a red car", "a car"]]
     assert list(read["false_captions"]) == [[false_caption("a red car"), ""]]
-    for source, message in ((str(images), "exists"), (str(tmp_path / "out"), "have false captions already")):
+    for source, out, message in ((images, "out", "exists"), (tmp_path / "out", "x", "have false captions already")):
         with pytest.raises(SystemExit):
-            cli.main(["data", "false-captions", source, "--out", str(tmp_path / ("out" if "ex" in message else "x"))])
+            cli.main(["data", "false-captions", str(source), "--out", str(tmp_path / out)])
         assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -44,16 +44,12 @@ def test_table_with_question_and_answer_is_a_set_of_questions(tmp_path) -> None:
 def test_table_with_two_images_is_a_set_of_sentences(tmp_path) -> None:
     draw(tmp_path / "a.png", tmp_path / "b.png")
     table = tmp_path / "metadata.csv"
-    lines = ["image,second_image,sentence,label", "a.png,b.png,both are red,True", "a.png,b.png,one is red,0"]
-    table.write_text("\n".join(lines))
+    table.write_text("image,second_image,sentence,label\na.png,b.png,both are red,True\na.png,b.png,one is red,0\n")
     rows = everything(tmp_path)
     assert rows["label"][:] == [1, 0]
     assert rows["captions"][:] == [["both are red"], ["one is red"]]
     assert rows[0]["second_image"]["path"] == str(tmp_path / "b.png")
     assert len(set(rows["image_id"][:])) == 2
-    table.write_text("\n".join([*lines, "a.png,b.png,none,maybe"]))
-    with pytest.raises(ValueError, match=r"metadata\.csv:4: label is 'maybe'"):
-        everything(tmp_path)
 
 
 def test_sentences_about_one_image_stay_in_one_split(tmp_path) -> None:
@@ -131,28 +127,6 @@ def test_several_answers_are_those_of_people(tmp_path) -> None:
     assert rows["answer_labels"][:] == [[2, 1], [1], [0]]
     assert [[round(each, 3) for each in scores] for scores in rows["answer_scores"][:]] == [[0.6, 1.0], [1.0], [1.0]]
     assert names_of_source(str(tmp_path)) == ["3", "blue", "red"]
-
-
-@pytest.mark.parametrize(
-    ("columns", "fault"),
-    [
-        ({"question": " ", "answer": "red"}, "question is ' '"),
-        ({"question": ["what?"], "answer": "red"}, "question is"),
-        ({"second_image": "a.png", "sentence": None, "label": 1}, "sentence is None"),
-        ({"second_image": "a.png", "sentence": "both", "label": ""}, "label is ''"),
-        ({"label": None}, "label is None"),
-        ({"image": "", "caption": "a dog"}, "image is ''"),
-    ],
-)
-def test_a_missing_value_names_its_line(columns, fault, tmp_path) -> None:
-    draw(tmp_path / "a.png")
-    good = {"question": "q", "answer": "a"} if "question" in columns else {}
-    good |= {"second_image": "a.png", "sentence": "s", "label": 0} if "sentence" in columns else {}
-    good |= {"label": "cat"} if set(columns) == {"label"} else {"caption": "c"} if "caption" in columns else {}
-    lines = [json.dumps({"image": "a.png"} | each) for each in (good, columns)]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"metadata\.jsonl:2: " + fault):
-        everything(tmp_path)
 
 
 PICTURES = [{"bytes": picture(number), "path": None} for number in range(6)]
@@ -234,12 +208,9 @@ def test_images_and_paths_in_parquet_are_read_from_its_folder_and_stay_there(kin
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
 
     def write(*images: str | bytes, **columns) -> Path:
-        cells = (
-            images
-            if kind != "struct"
-            else [{"path": each} if isinstance(each, str) else {"bytes": each} for each in images]
-        )
-        table = pa.table({"image": pa.array(cells, KINDS[kind]), "caption": ["one", "two", "uno"]} | columns)
+        if kind == "struct":
+            images = [{"path" if isinstance(each, str) else "bytes": each} for each in images]
+        table = pa.table({"image": pa.array(images, KINDS[kind]), "caption": ["one", "two", "uno"]} | columns)
         pq.write_table(table, folder / "0.parquet")
         return folder / "0.parquet"
 
@@ -281,10 +252,7 @@ def test_empty_splits_are_left_out_and_val_is_validation(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (
-            {"image": [b"x"], "description": ["red"]},
-            "columns are image, description; expected .*caption, captions, text",
-        ),
+        ({"image": [b"x"], "words": ["red"]}, "columns are image, words; expected .*caption, captions, text"),
         ({"caption": ["red"]}, "columns are caption; expected images"),
         ({"image": [7], "caption": ["red"]}, "record 0: it has no image"),
     ],

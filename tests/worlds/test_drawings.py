@@ -1,7 +1,5 @@
 """Further styles of emoji, on a handful of drawings that are made here."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A model folder to give to others."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -36,17 +34,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = write_folder(tmp_path_factory.mktemp("gallery") / "images")
-    table = folder / "captions.csv"
-    head, *lines = table.read_text().splitlines()
-    table.write_text("\n".join([f"{head},split", *(f"{line},test" for line in lines)]) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def released(folder, images, tmp_path_factory):
+def released(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("releases") / "toy-release"
+    images = write_folder(tmp_path_factory.mktemp("gallery") / "images")
     card = ModelCard(recipe="toy-recipe", about="A note.", licence="cc-by-sa-4.0")
     release.write_release(folder, out, card=card, recall_on=[str(images)])
     return out

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -66,43 +65,22 @@ def test_every_caption_is_true(split, pools):
         known = list(dict.fromkeys(map(str, true)))
         assert row["captions"] == known if split == "train" else set(row["captions"]) <= set(known)
         shown.append((scene, next(sentence for sentence in true if str(sentence) == row["captions"][0])))
-        assert (1 if split == "train" else 2) <= len(scene.objects) <= 5
-        for place, each in enumerate(scene.objects):
-            assert min(each.left, each.top) >= 0
-            assert max(each.left, each.top) + each.side <= 96
-            assert all(scenes.is_free(each.left, each.top, each.side, other) for other in scene.objects[:place])
     if split != "train":
         assert {len(row["captions"]) for row in rows} == {1}
         for (_, sentence), (other, _) in itertools.permutations(shown, 2):
             assert other.truth(sentence) is False  # nor unclear
 
 
-def test_false_captions_exchange_two_things_or_name_another(pools):
+def test_false_captions_are_false_of_their_scene(pools):
     pool = pools["train"]
     known = {(each.name, each.color) for each in pool.shapes + pool.drawings}
-    edits, none = Counter(), 0
-    for number in range(300):
+    for number in range(100):
         scene, choices = make_scene("train", number, pools)
         for sentence in scenes.sentences(scene, choices):
-            false = scenes.edited_sentence(scene, sentence, pool, choices)
-            if false is None:
-                none += 1
-                continue
-            assert scene.truth(false) is False
-            assert {(each.name, each.color) for each in false.phrases} <= known
-            assert (false.form, len(false.phrases)) == (sentence.form, len(sentence.phrases))
-            changed = {
-                field
-                for before, after in zip(sentence.phrases, false.phrases, strict=True)
-                for field in before._fields
-                if getattr(before, field) != getattr(after, field)
-            }
-            edits[" ".join(sorted(changed))] += 1
-    assert min(edits[kind] for kind in ("where", "size", "color", "name", "color name")) > 10
-    assert edits["where"] > 100
-    shown = [make_scene("train", number, pools)[0].objects for number in range(300)]
-    assert {each.where for objects in shown for each in objects} == set(scenes.PLACES)
-    assert none < 50
+            if (false := scenes.edited_sentence(scene, sentence, pool, choices)) is not None:
+                assert scene.truth(false) is False
+                assert {(each.name, each.color) for each in false.phrases} <= known
+                assert (false.form, len(false.phrases)) == (sentence.form, len(sentence.phrases))
     for row in some_rows("train", pool, 20):
         assert len(row["false_captions"]) == len(row["captions"])
         assert any(row["false_captions"])
