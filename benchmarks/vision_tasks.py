@@ -37,7 +37,7 @@ from vlmo.recipes import Recipe, find_recipe
 from vlmo.released import SMALL
 from vlmo.run import build
 from vlmo.tasks import evaluate
-from vlmo.tasks.classification import ClassSet, checked_labels, evaluate_zero_shot
+from vlmo.tasks.classification import ClassSet, checked_labels
 from vlmo.tasks.result import TaskResult
 from vlmo.tasks.segmentation import SegmentRows, SegmentSet
 from vlmo.training.checkpoint import newest_state
@@ -99,7 +99,7 @@ def settings_of(name: str, options: Options) -> Recipe:
 
 
 def classification(name: str, options: Options, *, console: Console) -> dict[str, Any]:
-    """Fine-tuned, probed and zero-shot figures, and logistic regression on pixels."""
+    """Fine-tuned and probed figures, and logistic regression on pixels."""
     settings = settings_of(name, options)
     source, tested = settings.evaluate_on or name, settings.evaluate_split
     rows = {split: ClassSet.read(source=source, split=split, notes=options.run / name) for split in ("train", tested)}
@@ -119,9 +119,6 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
     ]
     probe = logistic_regression(rows["train"], rows[tested], vectors)
     models["linear probe of the start, mean"] = figures(probe)
-    models["zero-shot of the start, prompts"] = figures(evaluate_zero_shot(options.start, **where))
-    names_alone = evaluate_zero_shot(options.start, prompts=("{}",), **where)
-    models["zero-shot of the start, names alone"] = figures(names_alone)
     labels = {split: checked_labels(each.rows) for split, each in rows.items()}
     frequent = (labels[tested] == labels["train"].bincount().argmax()).double().mean().item()
     models["most frequent class"] = {"metrics": {"top1": frequent}}

@@ -155,7 +155,7 @@ def test_short_names_of_options_are_understood():
             "train base-stage3",
             "--optimizer.lr --model.hidden-size --trainer.max-steps --task.losses.mlm-weight 0.0002)",
         ),
-        ("import", "--image-size --text-length --vocabulary --allow-partial"),
+        ("import", "--image-size --text-length --vocabulary"),
         ("evaluate", "--rerank-weight"),
         ("predict", "--question"),
         ("data prepare", "--num-proc"),

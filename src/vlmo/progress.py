@@ -17,8 +17,6 @@ LINE_EVERY_S = 10.0
 
 
 class _Note(TextColumn):
-    """The column that is cut where the terminal is too narrow."""
-
     def __init__(self, text: str) -> None:
         super().__init__(text, table_column=Column())
 

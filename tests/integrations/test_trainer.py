@@ -17,7 +17,6 @@ import vlmo
 from vlmo.data.masking import WordMaskConfig
 from vlmo.data.schema import SEGMENT_FEATURES
 from vlmo.integrations import collators
-from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 
 STEPS, SAVED = 8, 5  # an epoch has three steps: the saved one lies within an epoch
 WORDS = processor()
@@ -31,14 +30,6 @@ def captioned(count: int = 12) -> list[dict[str, Any]]:
     return [{"image": Image.new("RGB", (24, 20), COLORS[color]), "text": f"is it {color}?"} for color in colors]
 
 
-def visual_tokenizer() -> VQVisualTokenizer:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_tokens": 16, "code_size": 4}
-    model = VQVisualTokenizer(VQVisualTokenizerConfig(patch_size=16, **sizes)).train()
-    model(torch.rand(16, 3, 64, 64) * 2 - 1)
-    return model.eval()
-
-
 COLLATORS = {
     "retrieval": collators.DataCollatorForRetrieval(WORDS),
     "vqa": collators.DataCollatorForVisualQuestionAnswering(WORDS, label2id=NUMBERS),
@@ -46,7 +37,6 @@ COLLATORS = {
     "classification": collators.DataCollatorForImageClassification(WORDS.image_processor),
     "segmentation": collators.DataCollatorForSemanticSegmentation(WORDS.image_processor),
     "mlm": collators.DataCollatorForMaskedLM(WORDS),
-    "mim": collators.DataCollatorForMaskedImageModeling(WORDS, visual_tokenizer(), patch_size=16),
 }
 PAIRS = [row | {"label": int(number > 1)} for number, row in enumerate(reasoning_rows(12))]
 SEGMENTS = Dataset.from_list(segment_rows("train", 12), features=SEGMENT_FEATURES)
@@ -57,7 +47,6 @@ CASES = {
     "classification": (vlmo.VLMoForImageClassification, {"num_labels": len(NAMES)}, class_rows("train", 12)),
     "segmentation": (vlmo.VLMoForSemanticSegmentation, {"num_labels": 4, "segmentation_channels": 16}, SEGMENTS),
     "mlm": (vlmo.VLMoForMaskedLM, {}, captioned()),
-    "mim": (vlmo.VLMoForMaskedImageModeling, {"num_visual_tokens": 16}, captioned()),
 }
 OPTIONS = {"remove_unused_columns": False, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
 
@@ -127,13 +116,12 @@ def test_pixel_classes_keep_their_numbers(tmp_path):
 def test_masks_depend_on_the_batch_and_the_seed_alone():
     rows = captioned(8)
     words = dataclasses.replace(COLLATORS["mlm"], words=WordMaskConfig(probability=0.4))
-    for collate, hidden in ((words, "labels"), (COLLATORS["mim"], "bool_masked_pos")):
-        first = collate(rows)
-        torch.rand(3)  # no generator of others is used
-        for again in (collate, pickle.loads(pickle.dumps(collate))):
-            assert torch.equal(again(rows)[hidden], first[hidden])
-        for other in (dataclasses.replace(collate, seed=1)(rows), collate(rows[::-1])):
-            assert not torch.equal(other[hidden], first[hidden])
+    first = words(rows)["labels"]
+    torch.rand(3)  # no generator of others is used
+    for again in (words, pickle.loads(pickle.dumps(words))):
+        assert torch.equal(again(rows)["labels"], first)
+    for other in (dataclasses.replace(words, seed=1)(rows), words(rows[::-1])):
+        assert not torch.equal(other["labels"], first)
     batch = words(rows)
     plain = WORDS(text=[row["text"] for row in rows], return_tensors="pt")["input_ids"]
     chosen = batch["labels"] != -100
@@ -145,7 +133,7 @@ def test_masks_depend_on_the_batch_and_the_seed_alone():
 
 @pytest.mark.parametrize(
     ("name", "sampled", "workers"),
-    [("retrieval", "input_ids", 0), ("mlm", "labels", 1), ("mim", "bool_masked_pos", 0)],
+    [("retrieval", "input_ids", 0), ("mlm", "labels", 1)],
 )
 def test_one_row_a_batch_has_other_captions_and_masks_in_each_epoch(name, sampled, workers, tmp_path):
     model_class, settings, _ = CASES[name]

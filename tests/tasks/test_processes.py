@@ -9,7 +9,6 @@ CASES = {
     "vqa": ("vqa", {}),
     "nlvr2": ("nlvr2", {}),
     "classification": ("classification", {}),
-    "zero-shot": ("retrieval", {"task": "classification", "method": "zero-shot"}),
     "segmentation": ("segmentation", {}),
     "one row": ("vqa", {"limit": 1}),
 }

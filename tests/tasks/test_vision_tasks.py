@@ -1,25 +1,21 @@
 """Figures and predictions of model folders for classes of pictures and of pixels."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tasks.toy_vision import NAMES, PIXELS, class_rows, segment_rows, write_class_set, write_segment_set
+from tests.tasks.toy_vision import NAMES, PIXELS, segment_rows, write_class_set, write_segment_set
 from tests.toy_model import toy
 
 from vlmo.evaluation.metrics import segmentation_metrics
 from vlmo.model import (
     VLMoForImageClassification,
-    VLMoForImageTextRetrieval,
     VLMoForSemanticSegmentation,
 )
-from vlmo.processing import VLMoProcessor
 from vlmo.processing.segmentation import eval_pixel_values
 from vlmo.tasks import Inputs, evaluate, predict
-from vlmo.tasks.classification import evaluate_zero_shot
 from vlmo.tasks.segmentation import segment
 
 
@@ -51,15 +47,6 @@ def segmenter(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def retrieval(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("retrieval")
-    toy(VLMoForImageTextRetrieval).save_pretrained(folder)
-    words = [f"a {name} square" for name in NAMES]
-    VLMoProcessor.train(words, vocab_size=96, image_size=64).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def picture(tmp_path) -> Path:
     file = tmp_path / "picture.png"
@@ -78,28 +65,6 @@ def test_classifier_is_scored_on_its_predictions(classifier, class_set) -> None:
     assert result.metrics["top1"] == np.mean([row["prediction"] == row["label"] for row in rows])
     assert all(sorted(row["guesses"]) == sorted(NAMES) and row["guesses"][0] == row["prediction"] for row in rows)
     assert evaluate(classifier, source=class_set, split="test", limit=2).predictions == rows[:2]
-
-
-def test_zero_shot_compares_with_sentences(retrieval, classifier, class_set) -> None:
-    result = evaluate_zero_shot(retrieval, source=class_set, split="test", prompts=("a {} square", "{}"))
-    assert result.settings["prompts"] == ["a {} square", "{}"]
-    model = VLMoForImageTextRetrieval.from_pretrained(retrieval).eval()
-    processor = VLMoProcessor.from_pretrained(retrieval)
-    with torch.no_grad():
-        vectors = torch.stack(
-            [
-                model.get_text_features(**processor(text=[f"a {name} square", name], return_tensors="pt")).mean(dim=0)
-                for name in NAMES
-            ]
-        )
-        pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in class_rows("test", 8)]
-        images = model.get_image_features(**processor(images=pictures, return_tensors="pt"))
-    expected = (images @ torch.nn.functional.normalize(vectors, dim=-1).T).argmax(dim=1)
-    assert [row["prediction"] for row in result.predictions] == [NAMES[number] for number in expected.tolist()]
-    with pytest.raises(ValueError, match="VLMoForImageClassification; expected VLMoForImageTextRetrieval"):
-        evaluate_zero_shot(classifier, source=class_set, split="test")
-    with pytest.raises(ValueError, match="where the name goes"):
-        evaluate_zero_shot(retrieval, source=class_set, split="test", prompts=("a cat",))
 
 
 def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:

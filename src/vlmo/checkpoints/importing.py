@@ -59,7 +59,6 @@ def import_checkpoint(
     vocabulary: str | Path | None = None,
     labels: str | Path | None = None,
     imagenet_pixels: bool = False,
-    allow_partial: bool = False,
     address: str = "",
     licence: str | None = None,
     usage_of: Callable[[Path], Usage | None] = lambda _: None,
@@ -78,7 +77,6 @@ def import_checkpoint(
         imagenet_pixels: The file takes pixels normalised by ImageNet's mean and deviation, whatever its
             `preprocessor_config.json` says; known of BEiT and BEiT-2 by the file's name (`..._pt1k...`) and of BEiT-3's
             classifiers of images.
-        allow_partial: Leave out unknown keys and initialise missing ones, instead of refusing the file.
         address: Origin of the file, for the model card.
         licence: Of the weights, for the model card.
         usage_of: Gives purpose and code of a folder's model for its card, such as `vlmo.tasks.usage_of`.
@@ -106,7 +104,7 @@ def import_checkpoint(
         known = cast("dict[str, int]", conversion.config.label2id)
         if labels is None and conversion.model_class in _CLASSIFIERS and "LABEL_0" in known:
             notes.append(f"its {len(known)} classes are called LABEL_0 and on; --labels names them")
-        model = _build(conversion, allow_partial=allow_partial)
+        model = _build(conversion)
         norm = _pixel_norm(path, asked=imagenet_pixels, known=conversion.imagenet_pixels)
         if norm != _OURS:
             _fold_pixels(model, *norm)
@@ -140,7 +138,6 @@ def import_checkpoint(
 
 
 def _pixel_norm(path: Path, *, asked: bool, known: bool) -> tuple[list[float], list[float]]:
-    """Return mean and deviation by which the file's pixels, 0 to 1, are normalised."""
     file = path / "preprocessor_config.json"
     given = read_json(file) if file.is_file() and not asked else {}
     match given:
@@ -163,7 +160,6 @@ def _fold_pixels(model: models.VLMoPreTrainedModel, mean: list[float], deviation
 
 
 def _resize_images(conversion: Conversion, image_size: int | None) -> None:
-    """Set the image size, and resize position tables to it."""
     config, weights = conversion.config, conversion.weights
     if image_size is None or image_size == config.image_size:
         return
@@ -196,7 +192,6 @@ def _fit_text(conversion: Conversion, *, asked: int | None, vocabulary: str | Pa
 
 
 def _make_processor(conversion: Conversion, *, vocabulary: str | Path | None) -> VLMoProcessor | BeitImageProcessor:
-    """Return the processor of the new folder."""
     config = conversion.config
     if conversion.max_text_length is None:
         conversion.notes.append("no text side in the file and no --vocabulary: the processor takes images only")
@@ -223,7 +218,6 @@ def _make_processor(conversion: Conversion, *, vocabulary: str | Path | None) ->
 
 
 def _hub_vocabulary(num_words: int) -> str:
-    """Return BERT's vocabulary from the cache, or else from the hub."""
     if num_words != _BERT_SIZE:
         raise ValueError(
             f"the word table has {num_words} rows, not BERT's {_BERT_SIZE}: give its vocab.txt (--vocabulary)"
@@ -262,7 +256,7 @@ def _common_dtype(weights: dict[str, Tensor], notes: list[str]) -> torch.dtype:
     return dtypes.pop()
 
 
-def _build(conversion: Conversion, *, allow_partial: bool) -> models.VLMoPreTrainedModel:
+def _build(conversion: Conversion) -> models.VLMoPreTrainedModel:
     """Return the model with its weights, without a copy; parameters that the file does not hold are new."""
     with torch.device("meta"):
         model = conversion.model_class(conversion.config)
@@ -276,8 +270,8 @@ def _build(conversion: Conversion, *, allow_partial: bool) -> models.VLMoPreTrai
     lost = [name for name in conversion.missing if not (conversion.created and re.match(conversion.created, name))]
     problems = [f"keys that this kind ({conversion.kind}) does not have: {listed(left_out)}"] if left_out else []
     problems += [f"keys that are missing: {listed(published(name) or name for name in lost)}"] if lost else []
-    if problems and not allow_partial:
-        raise ValueError(f"{'; '.join(problems)}. Is the file whole? Else give --allow-partial")
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}. Is the file whole?")
     if wrong := next((name for name in weights if weights[name].shape != shapes[name]), None):
         given, expected = tuple(weights[wrong].shape), tuple(shapes[wrong])
         raise ValueError(f"{published(wrong) or wrong} has shape {given}, expected {expected}. Is the file whole?")

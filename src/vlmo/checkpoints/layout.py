@@ -179,7 +179,6 @@ class Conversion:
         config, numbers = self.config, sum(tensor.numel() for tensor in self.weights.values())
         groups = {
             "in the file, without a use": self.tensors.unused,
-            "in the file, not known, left out": self.tensors.unknown,
             "not in the file, started anew": self.missing,
         }
         texts = "no texts" if self.max_text_length is None else f"texts of up to {self.max_text_length} tokens"

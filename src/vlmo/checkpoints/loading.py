@@ -196,7 +196,6 @@ def read_labels(path: str | Path, *, count: int) -> list[str]:
 
 
 def _read_file(path: Path) -> object:
-    """Return the content of a file: tensors and plain containers only."""
     is_pickle, zipped = path.suffix != ".safetensors", False
     if is_pickle:
         with path.open("rb") as file:
@@ -218,7 +217,6 @@ def _read_file(path: Path) -> object:
 
 
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    """Return the weights in the content of a file."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of named tensors")
     content = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), content)

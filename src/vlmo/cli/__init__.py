@@ -58,8 +58,6 @@ _EXTRAS = {
 
 
 class _Formatter(logging.Formatter):
-    """Messages without control characters, which names of files may hold."""
-
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return without_controls(super().formatMessage(record))
 
@@ -142,7 +140,6 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _app(command: str | None) -> SubcommandApp:
-    """All commands; or one, so that tyro suggests its options alone."""
     app, data = SubcommandApp(), SubcommandApp()
     for name, function in _COMMANDS.items():
         group, _, word = name.partition(" ")

@@ -59,7 +59,6 @@ def import_(
     vocabulary: Path | None = None,
     labels: Path | None = None,
     imagenet_pixels: bool = False,
-    allow_partial: bool = False,
 ) -> None:
     """Convert published weights to a model folder: vlmo import FILE OUT [--image-size N] [--vocabulary PATH].
 
@@ -74,7 +73,6 @@ def import_(
         labels: Names of the answers or classes: a JSON list, JSON lines, one a line, or a prepared set.
         imagenet_pixels: The file takes pixels normalised by ImageNet's mean and deviation; known of published files and
             of folders.
-        allow_partial: Leave out keys that nobody knows, and start anew what is missing, instead of stopping.
     """
     given = dict(locals())
     from vlmo.checkpoints.importing import import_checkpoint

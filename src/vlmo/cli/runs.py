@@ -133,7 +133,6 @@ def finetune(
 def _run_options(
     recipe: Any, arguments: list[str], steps: int | None, *, prog: str, about: str, run_dir: Path
 ) -> TrainOptions:
-    """Return the options of a run, from `_common_options`, with the recipe that they change."""
     from vlmo.recipes.schema import scaled, without_void_defaults
 
     shown = recipe if steps is None else scaled(recipe, scale=steps / recipe.trainer.max_steps)
@@ -143,7 +142,6 @@ def _run_options(
 
 
 def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None:
-    """Train, or show what the run will need; `original` is the recipe without the changes of the options."""
     if options.dry_run:
         _show_needs(options, original=original, name=name)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -28,7 +28,6 @@ def evaluate(
     rerank: int | None = None,
     rerank_weight: float | None = None,
     choose_rerank_weight: bool = False,
-    method: Literal["head", "zero-shot"] | None = None,
     submission: Path | None = None,
     device: Device = None,
     out: Path | None = None,
@@ -46,7 +45,6 @@ def evaluate(
         rerank_weight: retrieval: share of the matching score in the new order, 0 to 1; by default the model's.
         choose_rerank_weight: retrieval: measure recall by weight on a split that was neither trained on nor is measured
             on afterwards, and keep the best of each direction in config.json.
-        method: classification: the model's own classifier (head), or the classes' names.
         submission: vqa: write the file that the evaluation server takes instead of measuring.
         out: JSON file for metrics and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or
             here if the model was given by a name.
@@ -75,13 +73,13 @@ def evaluate(
             if is_main():
                 say(f"{number} predictions in {submission}")
             return
-        own = {"rerank": rerank, "rerank_weight": rerank_weight, "method": method}
+        own = {"rerank": rerank, "rerank_weight": rerank_weight}
         result = measure(folder, **where, **own, limit=limit, batch_size=batch_size)
         if not is_main():
             return
         Console().print(result.table())
-        parts = [result.task, _plain(data_name(result.source)), _plain(result.split), method]
-        out = out or notes_folder(folder) / f"evaluation_{'_'.join(part for part in parts if part)}.json"
+        parts = [result.task, _plain(data_name(result.source)), _plain(result.split)]
+        out = out or notes_folder(folder) / f"evaluation_{'_'.join(parts)}.json"
         result.write_json(out, folder=folder)
         say(f"metrics and {len(result.predictions)} predictions in {out}")
         if write_card:

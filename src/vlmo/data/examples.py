@@ -211,8 +211,6 @@ class StreamExamples(_Examples):
 
 
 class _Images:
-    """Decoded and transformed images of one column by row number."""
-
     def __init__(self, dataset: Dataset, *, transform: TrainTransform | EvalTransform, name: str) -> None:
         self._names: list[str] = column(dataset, "image_id")
         self._rows, self._column, self._transform = dataset.select_columns([name]), name, transform

@@ -99,7 +99,6 @@ def _check_gif(data: bytes) -> None:
 
 
 def _check_bmp(data: bytes) -> None:
-    """Check the size of a BMP that is compressed by run lengths."""
     if len(data) >= 34 and int.from_bytes(data[30:34], "little") in {1, 2}:
         width, height = (abs(side) for side in struct.unpack_from("<ii", data, 18))
         if max(width * height, len(data)) > _MAX_RUNS:

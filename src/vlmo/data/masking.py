@@ -158,7 +158,6 @@ def whole_word_mask(
 def _choose_words(
     input_ids: Int64[np.ndarray, "text"], vocabulary: MaskingVocabulary, probability: float, rng: np.random.Generator
 ) -> Int64[np.ndarray, "chosen"]:
-    """Return the positions of the tokens of the chosen words."""
     positions = np.flatnonzero(~vocabulary.special[input_ids])
     if len(positions) == 0 or probability == 0:
         return positions[:0]

@@ -292,7 +292,6 @@ def _open_records(shards: Sequence[Path], path: Path) -> Dataset:
 
 
 def _features(shard: Path) -> Features | None:
-    """Return the columns of a parquet file or saved set, and None of a tar."""
     if shard.is_dir():
         return open_saved(next(iter(saved_splits(shard).values()), shard)).features
     regular_file(shard)

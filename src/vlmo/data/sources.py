@@ -212,7 +212,6 @@ def _image_row(file: Path, *, root: Path) -> dict[str, Any]:
 
 
 def _split_folders(files: list[tuple[str, ...]]) -> tuple[list[str | None], list[tuple[str, ...]]]:
-    """Return the split of each path and the path in it, if the outermost folders are those of splits."""
     if all(len(parts) > 1 and parts[0].lower() in SPLITS for parts in files):
         return [SPLITS[parts[0].lower()] for parts in files], [parts[1:] for parts in files]
     return [None for _ in files], files

@@ -130,7 +130,6 @@ def run_quickstart(
 
 
 def _evaluate(run: Path, *, scale: float, console: Console) -> dict[str, TaskResult]:
-    """Return the results on the test scenes by their source."""
     results = {}
     models = {"shapes": MATCHING, "shapes-binding": MATCHING, QUESTIONS: QUESTIONS, STATEMENTS: STATEMENTS}
     for source, folder in models.items():
@@ -147,7 +146,6 @@ def _evaluate(run: Path, *, scale: float, console: Console) -> dict[str, TaskRes
 
 
 def _metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
-    """Return the table: for each column its values by row."""
     found, binding, questions = (results[name] for name in ("shapes", "shapes-binding", QUESTIONS))
     rows: dict[str, tuple[float | None, ...]] = {
         row: (found.metrics[metric], found.metrics[f"rerank_{metric}"], found.chance[metric])
@@ -166,7 +164,6 @@ def _metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
 
 
 def _write(run: Path, results: Mapping[str, TaskResult], *, metrics: Mapping[str, Mapping[str, float]]) -> Path:
-    """Write the report and return its path."""
     result, rows = results["shapes"], open_source("shapes", split="test")
     count = result["ir@1"].n
     images = {name: decode_image(rows[number]["image"]) for number, name in enumerate(rows["image_id"])}

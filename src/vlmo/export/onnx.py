@@ -240,7 +240,6 @@ def _rows(graph: Graph, samples: Samples) -> list[dict[str, np.ndarray]]:
 
 
 def _quantise(source: Path, target: Path, *, large: bool, rows: list[dict[str, np.ndarray]]) -> None:
-    """Write a graph whose linear layers multiply in int8, with scales of activations from rows."""
     from onnxruntime import quantization  # brings `onnx`, which takes a second
 
     remaining = iter(rows)
@@ -267,7 +266,6 @@ def _quantise(source: Path, target: Path, *, large: bool, rows: list[dict[str, n
 
 
 def _describe(model: models.VLMoPreTrainedModel, folder: Path) -> dict[str, Any]:
-    """Return all that a program needs to run the graphs, beside them and the tokenizer's file."""
     config = model.config
     text: dict[str, Any] = {"max_positions": config.max_text_positions, "pad_token_id": config.pad_token_id}
     if (folder / "processor_config.json").is_file():

@@ -171,7 +171,6 @@ def read_results(folder: str | Path) -> list[EvalResult]:
 
 
 def _by_terms(data: Iterable[DataSource]) -> list[dict[str, Any]]:
-    """Return an entry for all uses of a data set under the same terms."""
     entries: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for source in data:
         entries.setdefault((source.name, source.licences), []).append(source.use)
@@ -185,7 +184,6 @@ def _terms(licences: Sequence[str]) -> str:
 
 
 def _metrics(results: Sequence[EvalResult]) -> dict[str, Any]:
-    """Return what the template needs for the section of metrics; of many, it shows the primary ones."""
     primary = [each for each in results if each.metric_type in _PRIMARY] if len(results) > _MOST_SHOWN else []
     shown = primary or results
     lines = [f"{each.metric_name}: {meaning}" for each in shown if (meaning := (each.metric_args or {}).get("meaning"))]
@@ -193,7 +191,6 @@ def _metrics(results: Sequence[EvalResult]) -> dict[str, Any]:
 
 
 def _read_list(path: Path, make: Callable[..., Entry]) -> list[Entry]:
-    """Return what `make` makes of each entry of a list; empty without the file."""
     try:
         return [make(**entry) for entry in (read_json(path) if path.exists() else [])]
     except (TypeError, ValueError) as error:
@@ -206,7 +203,6 @@ def _write_results(folder: str | Path, results: Iterable[EvalResult]) -> None:
 
 
 def _write_list(path: Path, entries: Sequence[dict[str, Any]]) -> None:
-    """Write a list with an entry a line; without entries, remove the file."""
     if entries:
         write_file(path, "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n")
     else:

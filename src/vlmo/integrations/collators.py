@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from os import PathLike
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,11 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from vlmo.data.decoding import ImageCell, decode_image, decode_mask
-from vlmo.data.masking import BlockMaskConfig, MaskingVocabulary, WordMaskConfig, whole_word_mask
+from vlmo.data.masking import MaskingVocabulary, WordMaskConfig, whole_word_mask
 from vlmo.processing.answers import soft_targets
-
-if TYPE_CHECKING:
-    from vlmo.model.visual_tokenizer import VisualTokenizer
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -164,35 +161,7 @@ class DataCollatorForMaskedLM(DataCollator):
         return {**inputs, "input_ids": torch.from_numpy(masked), "labels": torch.from_numpy(labels)}
 
 
-@dataclass(frozen=True)
-class DataCollatorForMaskedImageModeling(DataCollator):
-    """Images for `VLMoForMaskedImageModeling`: `image`, with blocks of patches masked.
-
-    Args:
-        visual_tokenizer: Makes the targets, on its own device; see `load_visual_tokenizer`.
-        patch_size: That of the model's configuration, in pixels.
-    """
-
-    visual_tokenizer: VisualTokenizer
-    patch_size: int
-    masked_share: float = 75 / 196
-
-    def __call__(self, rows: Rows) -> dict[str, Any]:
-        """Return images, `bool_masked_pos`, and the visual token of each patch as `labels`."""
-        pixels = self.pixels(rows)
-        height, width = (side // self.patch_size for side in pixels.shape[-2:])
-        config = BlockMaskConfig.for_grid(height, width=width)
-        config = replace(config, num_masked=round(self.masked_share * height * width))
-        generator = self.generator(pixels.numpy().tobytes())
-        masks = torch.from_numpy(np.stack([config.sample(generator) for _ in rows]))
-        with torch.no_grad():
-            device = next(self.visual_tokenizer.parameters()).device
-            tokens = self.visual_tokenizer.tokenize(pixels.to(device), grid=(height, width))
-        return {"pixel_values": pixels, "bool_masked_pos": masks, "labels": tokens.cpu()}
-
-
 def _column(rows: Rows, *names: str) -> list[Any]:
-    """Return the values of the first of these columns that the rows have."""
     name = next((name for name in names if name in rows[0]), None)
     if name is None or any(row.get(name) is None for row in rows):
         given = f"the rows have {', '.join(rows[0]) or 'no columns'}" if name is None else f"a row has no {name}"
@@ -204,7 +173,6 @@ def _column(rows: Rows, *names: str) -> list[Any]:
 
 
 def _cell(value: Any) -> ImageCell | None:
-    """Return what names or holds an image file; None for an image that is decoded already."""
     if isinstance(value, Mapping):
         return cast("ImageCell", value)
     return {"bytes": None, "path": str(value)} if isinstance(value, str | PathLike) else None

@@ -16,8 +16,6 @@ from vlmo.processing.images import open_upright
 
 
 class _PairPipeline(Pipeline):
-    """Pipeline over pairs of an image and a text."""
-
     _load_processor = True
     _load_tokenizer = _load_image_processor = _load_feature_extractor = _load_video_processor = False
 

@@ -136,7 +136,6 @@ def layer_decay_factors(model: VLMoPreTrainedModel, *, decay: float) -> dict[str
 
 
 def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConfig]:
-    """Return the weights and the configuration of a folder whose weights mean the same in a `new` model."""
     files, kind = weight_files(folder), read_config(folder).get("model_type")
     if not files:
         raise ValueError(f"{folder} holds no weights: expected {WEIGHTS}")

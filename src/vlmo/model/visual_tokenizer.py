@@ -296,7 +296,6 @@ def _to_floats(pixel_values: Float[Tensor, "..."]) -> Float[Tensor, "batch 3 hei
 
 
 def _float32_math(tensor: Float[Tensor, "..."]) -> torch.autocast:
-    """Context without autocast on the tensor's device."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 

@@ -123,7 +123,6 @@ def change_colors(image: Image.Image, *, probability: float, generator: np.rando
 
 
 def _map_levels(image: Image.Image, *, gain: float, shift: float = 0.0) -> Image.Image:
-    """Shift every channel's levels, then multiply them."""
     if gain == 1 and shift == 0:
         return image
     levels = [min(255, max(0, round((level + shift) * gain))) for level in range(256)]

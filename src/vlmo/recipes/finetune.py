@@ -134,7 +134,6 @@ def _task_of(rows: Dataset, source: str) -> type[Task]:
 
 
 def _measured_split(source: str) -> str | None:
-    """Return the first split to measure on that has rows; None without any."""
     for split in ("validation", "val", "test"):
         try:
             open_source(source, split=split)

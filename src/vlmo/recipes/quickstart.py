@@ -42,7 +42,6 @@ def which_runs() -> str:
 
 
 def _losses(name: str) -> str:
-    """Return the losses of a stage over the last tenth of its steps."""
     cells = _RUNS_OF_SEEDS["stages"][name]
     listed = ("{} {median:.3g} ({lowest:.3g} to {highest:.3g})".format(loss, **cell) for loss, cell in cells.items())
     return f"losses at the end: {', '.join(listed)}; {which_runs()}."

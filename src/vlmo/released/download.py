@@ -112,7 +112,6 @@ def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
 
 
 def _fetch_file(address: str) -> Path:
-    """Return a published file: of the user, of a mirror that is a folder, or downloaded."""
     name, mirror = address.rpartition("/")[2], os.environ.get(MIRROR, "")
     is_folder = bool(mirror) and "://" not in mirror
     folders = [cache_folder() / "files", *([Path(mirror).expanduser()] if is_folder else [])]
@@ -251,7 +250,6 @@ def _read_rest(address: str, partial: Path) -> None:
 
 
 def _extent(response: HTTPResponse) -> tuple[int, int]:
-    """Return where the content of a response begins in the file, and the size of the file."""
     if response.status == 206:
         pattern, header = r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", "Content-Range"
     else:

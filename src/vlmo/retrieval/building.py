@@ -147,7 +147,6 @@ def build_index(
 
 
 def _facts_of(folder: Path) -> dict[str, Any]:
-    """Contents of the index file; those of a new one for a folder that is missing or empty, or was only just begun."""
     if (folder / INDEX_FILE).is_file():
         return read_facts(folder)
     if folder.exists():
@@ -158,7 +157,6 @@ def _facts_of(folder: Path) -> dict[str, Any]:
 
 
 def _metadata_file(facts: dict[str, Any], given: str | Path | None, remove: Sequence[str | Path]) -> str | None:
-    """The table of metadata, which stays in force for later runs until another is given, or it is removed."""
     before = facts["metadata"]
     if given is not None:
         return as_origin(str(given))
@@ -185,7 +183,6 @@ def _origins(facts: dict[str, Any], inputs: Sequence[str | Path], remove: Sequen
 
 
 def _list(origin: str, *, before: Sequence[str], progress: Progress) -> list[Found]:
-    """Return everything in an input."""
     if origin in before and was_deleted(origin):
         return []
     listed: list[Found] = []
@@ -282,7 +279,6 @@ class _Update:
                 yield Work(changed, known)
 
     def _lookup(self, hashes: Sequence[str]) -> dict[str, Encoded]:
-        """Results of images with these bytes, as far as they are in the table."""
         rows = self._store.rows("hash", hashes, columns=["hash", *ENCODED])
         return {row["hash"]: {name: row[name] for name in ENCODED} for row in rows}
 

@@ -190,7 +190,6 @@ class Index:
         return [functools.partial(_load, rows.get(id), id) for id in ids]  # noqa: A001
 
     def _read_changed(self) -> dict[str, Any]:
-        """Read `index.json` if it is another file than the one that was read last; return its contents, or {}."""
         path = self.folder / INDEX_FILE
         status = path.stat() if path.is_file() else None
         version = (status.st_mtime_ns, status.st_ino) if status is not None else (0,)

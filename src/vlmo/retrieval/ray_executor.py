@@ -59,7 +59,6 @@ def embed_on_ray(
 
 @contextmanager
 def _cluster(workers: int) -> Iterator[None]:
-    """Start Ray if need be, and then stop it at the end."""
     ours = not ray.is_initialized()
     if ours:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -77,8 +76,6 @@ def _cluster(workers: int) -> Iterator[None]:
 
 
 class _Actor:
-    """A model, and what reads images for it; batches travel as pickles."""
-
     def __init__(self, *, folder: str, reader: Reader, batch: int, **settings: Any) -> None:
         import torch
 

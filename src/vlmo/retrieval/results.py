@@ -86,7 +86,6 @@ def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -
 
 
 def _headed(query: str, result: SearchResult) -> str:
-    """Return the query as a heading, which says so if nothing matches."""
     return f"No match: {query}" if result.no_match else query
 
 

@@ -231,7 +231,6 @@ class Searcher:
         return replace(result, hits=result.hits[:top])
 
     def _rerank(self, result: SearchResult, text: str, *, rerank: int, weight: float, until: float | None) -> Steps:
-        """Score the first images of a result for a text, from the best down."""
         left, size = result.hits[:rerank], SEARCH_RERANK if until is None else 1
         scored: list[Hit] = []
         unreadable: list[Hit] = []
@@ -284,7 +283,6 @@ class Searcher:
         return found
 
     def _run(self, steps: Steps) -> SearchResult:
-        """Do the work of a search in this thread."""
         work: dict[str, Callable[[list[Any]], Any]] = {
             TEXTS: self.encoder.embed_texts,
             IMAGES: self.encoder.embed_pixels,

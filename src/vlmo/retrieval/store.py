@@ -225,6 +225,5 @@ class Store:
 
 
 def _among(column: str, values: Iterable[str]) -> str:
-    """SQL condition."""
     listed = "', '".join(value.replace("'", "''") for value in values)
     return f"{column} in ('{listed}')"

@@ -221,5 +221,4 @@ def data_source(source: str, rows: Dataset, *, use: str) -> DataSource:
 
 
 def _folder_name(folder: str) -> str:
-    """Return the end of a path, enough to recognise the folder."""
     return "/".join(part for part in Path(folder).parts[-3:] if part != "/")

@@ -178,7 +178,6 @@ def _step(recipe: Recipe, objective: nn.Module, *, rows: int, backward: bool) ->
 
 
 def _batch(recipe: Recipe, rows: int) -> tuple[Batch, _WithoutData]:
-    """Return a batch of these many rows."""
     task, size = recipe.task, recipe.model.image_size
     patches, text = (size // recipe.model.patch_size) ** 2, -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
     ids, masked = torch.ones(rows, text, dtype=torch.long), rows * round(getattr(task, "masked_share", 0) * patches)

@@ -21,8 +21,6 @@ Observer = Callable[[str, int, float], None]
 
 @dataclass(eq=False)
 class _Job:
-    """The rows of one caller."""
-
     kind: str
     rows: Sequence[Any]
     future: Future[list[Any]] = field(default_factory=Future)
@@ -71,13 +69,11 @@ class Batcher:
                 self._run_jobs(jobs)
 
     def _wait(self) -> bool:
-        """Wait for a job; False when the batcher is closed and all are done."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closing)
             return bool(self._jobs)
 
     def _take(self) -> list[_Job]:
-        """Take jobs of a kind off the queue; none if their callers have gone."""
         taken, space = list[_Job](), self._max_batch
         with self._changed:
             for job in list(self._jobs):

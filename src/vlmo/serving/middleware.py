@@ -139,8 +139,6 @@ class Guard:
 
 
 class _Exchange:
-    """Counts the bytes of a request, and adds headers to its answer."""
-
     def __init__(self, scope: Message, receive: Receive, send: Send, *, guard: Guard) -> None:
         self._scope, self._receive, self._send, self._guard = scope, receive, send, guard
         self._complete = False

@@ -230,7 +230,6 @@ class Service:
         return Searcher(self._encoder(), self._index())
 
     async def _run(self, kind: str, rows: Sequence[Any]) -> list[Any]:
-        """Results of rows, which share calls of the model with those of other clients."""
         size = self._settings.max_batch
         parts = [self._batcher.submit(kind, rows[start : start + size]) for start in range(0, len(rows), size)]
         return [result for part in await asyncio.gather(*map(asyncio.wrap_future, parts)) for result in part]
@@ -240,7 +239,6 @@ class Service:
         return {"prompt_tokens": tokens, "total_tokens": tokens}
 
     async def _decode(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run a function that holds a whole image of the index on a decoder thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     async def _read(self, files: Sequence[bytes], prepare: Callable[[Image.Image], T]) -> list[T]:
@@ -280,7 +278,6 @@ class Service:
         task.add_done_callback(self._uploads.discard)
 
     async def _ask_index(self, work: Callable[[], T], *, where: str | None) -> T:
-        """Run a search of the index on a thread."""
         index = self._index()
 
         def checked() -> T:
@@ -301,7 +298,6 @@ class Service:
 
 
 async def _of_image(work: Awaitable[T]) -> T:
-    """Result of work on one image of the index."""
     try:
         return await work
     except DamagedError:

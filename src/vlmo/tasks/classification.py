@@ -1,11 +1,10 @@
-"""Image classification: fine-tuning as BEiT on ImageNet, and zero-shot classes of a dual encoder."""
+"""Image classification: fine-tuning as BEiT on ImageNet."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -21,11 +20,9 @@ from vlmo.data.rows import column
 from vlmo.evaluation.metrics import Metric, topk_accuracy
 from vlmo.folder.card import Usage
 from vlmo.processing import EvalTransform, TransformConfig
-from vlmo.released import notes_folder
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.labels import best_labels
-from vlmo.tasks.result import Prediction, TaskResult
-from vlmo.tasks.retrieval import RetrievalTask
+from vlmo.tasks.result import Prediction
 from vlmo.tasks.task import Inputs, RunContext, Task
 from vlmo.types import Batch, normalize_pixels
 
@@ -34,17 +31,6 @@ if TYPE_CHECKING:
 
     from vlmo.model import VLMoForImageClassification, VLMoPreTrainedModel
 
-PROMPTS = (
-    "a photo of a {}.",
-    "a picture of a {}.",
-    "a drawing of a {}.",
-    "a photo of the {}.",
-    "a close-up photo of a {}.",
-    "a bright photo of a {}.",
-    "a small {}.",
-    "{}",
-)
-"""Sentences around the name of a class, for models of photographs with captions; a mean of several beats one (CLIP)."""
 _GUESSES = 5
 
 
@@ -80,7 +66,6 @@ class ClassSet(EvaluationSet):
 
     task: ClassVar[str] = "classification"
     hub_task: ClassVar[str] = "image-classification"
-    options: ClassVar[tuple[str, ...]] = ("method",)
     batch_size: ClassVar[int] = 128
 
     @classmethod
@@ -234,20 +219,6 @@ class ClassificationTask(Task):
         return layer_decay_factors(cast("VLMoPreTrainedModel", model), decay=self.layer_decay)
 
     @classmethod
-    def evaluate(cls, folder: str | Path, *, options: dict[str, Any], **arguments: Any) -> TaskResult:
-        """Return the accuracies of a model folder on a split; arguments and errors as in `Task.evaluate`.
-
-        The option `method` is "head" (own classifier) or "zero-shot" (`evaluate_zero_shot`), else ValueError.
-        """
-        match options.get("method", "head"):
-            case "head":
-                return super().evaluate(folder, options={}, **arguments)
-            case "zero-shot":
-                return evaluate_zero_shot(folder, **arguments)
-            case method:
-                raise ValueError(f"method is {method!r}; give head or zero-shot")
-
-    @classmethod
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
         """Return the likeliest classes of each image, each with its share."""
         del processor
@@ -258,37 +229,3 @@ class ClassificationTask(Task):
             whose = {"image": str(file)} if len(images) > 1 else {}
             rows += [whose | row for row in best_labels(model, shares, top=inputs.top, kind="class")]
         return rows
-
-
-def evaluate_zero_shot(
-    folder: str | Path,
-    *,
-    prompts: Sequence[str] = PROMPTS,
-    device: str | None = None,
-    how: dict[str, Any] | None = None,
-    **read: Any,
-) -> TaskResult:
-    """Return the accuracies of a dual encoder that never saw the classes: the class whose sentences fit best.
-
-    Args:
-        prompts: Sentences with one `{}` each, for the name of the class; a class is the mean of its sentences' vectors.
-        how: `batch_size` and `console`, as in `Task.evaluate`.
-        read: Arguments of `EvaluationSet.read`.
-
-    Raises:
-        ValueError: The folder holds no model that retrieves, or a prompt has no `{}`.
-    """
-    if not prompts or any(prompt.count("{}") != 1 for prompt in prompts):
-        raise ValueError(f"prompts are {list(prompts)}; give sentences with one {{}} each, where the name goes")
-    model, processor = RetrievalTask.load(folder, device=device)
-    given: dict[str, Any] = {"notes": notes_folder(folder)} | read
-    rows, classes = ClassSet.read(**given), list[Tensor]()
-    for name in rows.names:
-        sentences = [prompt.replace("{}", name) for prompt in prompts]
-        encoded: Any = processor(text=sentences, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            classes.append(model.get_text_features(**encoded).float().cpu().mean(dim=0))
-    vectors = rows.encode(model, lambda pixels: model.get_image_features(pixel_values=pixels), **(how or {}))
-    scale = model.contrast_head.logit_scale.detach().float().exp().item()
-    logits = scale * vectors @ F.normalize(torch.stack(classes), dim=-1).T
-    return replace(rows, settings={"method": "zero-shot", "prompts": list(prompts)}).result(logits)

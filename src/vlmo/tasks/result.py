@@ -167,7 +167,6 @@ def circumstances(folder: str | Path) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of this package's checkout; None for an installed package."""
     git, root = shutil.which("git"), Path(__file__).parents[3]
     if git is None or not (root / ".git").exists():
         return None

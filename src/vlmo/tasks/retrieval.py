@@ -85,7 +85,6 @@ class RetrievalTask(PairTask):
 
 
 def _best_pairs(similarity: Float[Tensor, "images texts"], *, top: int) -> list[tuple[int, int]]:
-    """Return the best texts of each image in turn; of a single text, the best images."""
     if similarity.shape[1] == 1:
         return [(image, 0) for image in similarity[:, 0].topk(min(top, len(similarity))).indices.tolist()]
     best = similarity.topk(min(top, similarity.shape[1]), dim=1).indices.tolist()

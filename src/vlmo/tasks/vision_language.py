@@ -209,13 +209,11 @@ class VisionLanguageObjective(nn.Module):
         return {"loss": torch.stack(weighted).sum()} | named | {"temperature": temperature}
 
     def _vectors(self, model: Any, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Return L2-normalised image and text vectors of each ITC branch."""
         images = self._cached(model.image_vectors)(batch["pixel_values"])
         texts = self._cached(model.text_vectors)(batch["input_ids"], batch["attention_mask"])
         return list(zip(images, texts, strict=True))
 
     def _false_vectors(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Return the vectors of false captions of each ITC branch, and which rows have one."""
         ids, mask = batch["false_input_ids"], batch["false_attention_mask"]
         found = mask.any(dim=1)
         mask = torch.cat([mask[:, :1] | ~found[:, None], mask[:, 1:]], dim=1)  # attention needs a token to attend to
@@ -239,7 +237,6 @@ class VisionLanguageObjective(nn.Module):
         rows: Int[Tensor, "rows"],
         seed: Int[Tensor, ""],
     ) -> HardNegatives:
-        """Sample `negatives` other texts and images for each of `rows`; those of a row are neighbours."""
         count = self.config.negatives
         uniform = sample_uniform(seed, batch=len(vectors[0]), rounds=2 * count)[:, rows]
         uniform = uniform.view(2, count, len(rows)).transpose(1, 2).flatten(1)

@@ -301,7 +301,6 @@ class _StateWriter(HuggingFaceStorageWriter):
 
 
 def _states(folder: Path) -> list[Path]:
-    """Return complete states, oldest first."""
     return sorted(path for path in folder.glob("step_*") if not path.suffix)
 
 

@@ -155,7 +155,6 @@ def _add_to_weights(model: nn.Module, adapter: dict[str, Tensor], *, rank: int, 
 
 
 def _whole(model: nn.Module) -> list[str]:
-    """Return the modules that are trained whole: heads, pooler and modality types."""
     heads = [name for name, _ in model.named_children() if name != "vlmo"]
     own = [name for name in _TRAINED_WHOLE if getattr(model.get_submodule("vlmo"), name, None) is not None]
     return heads + [f"vlmo.{name}" for name in own]

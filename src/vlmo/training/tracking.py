@@ -120,7 +120,6 @@ class Tracker:
 
 
 def _for_json(value: Any) -> Any:
-    """Return `value` with names in place of the numbers that JSON does not have."""
     if isinstance(value, Mapping):
         return {name: _for_json(each) for name, each in value.items()}
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -103,8 +103,6 @@ class TrainingResult:
 
 @dataclass
 class _Counters:
-    """Counters that a training state holds."""
-
     step: int = 0
     samples_seen: int = 0
     skipped: int = 0
@@ -207,7 +205,6 @@ class Trainer:
         return Tracker(self.run_dir, step=step, max_steps=max_steps, title=self.title, console=self.console)
 
     def _train(self, tracker: Tracker | None, stop: StopSignal) -> bool:
-        """Run the loop; return True if it got to the end."""
         counters, config = self._counters, self.config
         self._evaluate_if_due(tracker)  # if it was cut off after the step was saved
         batches, stopping = self.loader(counters.step), False
@@ -224,7 +221,6 @@ class Trainer:
         return not stopping
 
     def _train_step(self, batches: Iterator[list[Batch]], tracker: Tracker | None, stop: StopSignal) -> bool:
-        """Train one step; return True if any process was asked to stop."""
         counters, config, began = self._counters, self.config, time.monotonic()
         report_progress()
         try:
@@ -346,7 +342,6 @@ class Trainer:
         self._states.save(self._engine.training_state(self.optimizer), progress=asdict(counters))
 
     def _restore(self) -> bool:
-        """Go to the newest state, if there is one; return True if the run has finished."""
         recipe = self.recipe.to_json()
         claim_run_folder(self.run_dir, recipe_json=recipe, write=False)
         # One process chooses, so that all go on from the same state.

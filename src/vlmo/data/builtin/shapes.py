@@ -289,7 +289,6 @@ def edited_scene(choices: Choices, pool: Pool, *, kind: str) -> Edited:
 
 
 def _sentence(pair: Sequence[Placed], choices: Choices, pool: Pool, *, sized: bool = False) -> Sentence:
-    """Return a sentence about two objects: their relation, or a list."""
     relation = pair[0].relation_to(pair[1])
     if relation is None or choices.random() < 0.5:
         return Sentence(tuple(phrase_of([each], sized=sized, placed=not pool.sized) for each in pair))
@@ -298,7 +297,6 @@ def _sentence(pair: Sequence[Placed], choices: Choices, pool: Pool, *, sized: bo
 
 
 def _replace_thing(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices, *, name: bool) -> Edited | None:
-    """Replace the name or the color of the first of two objects."""
     old, others = pair[0].thing, pool.shapes + pool.unseen
     if name and old.kind != SHAPE:
         alike = [each for each in pool.drawings if each.kind != old.kind]
@@ -315,7 +313,6 @@ def _replace_thing(scene: Scene, pair: list[Placed], pool: Pool, choices: Choice
 
 
 def _replace_relation(scene: Scene, pair: list[Placed], choices: Choices) -> Edited | None:
-    """Say the opposite of the relation of two objects."""
     if (relation := pair[0].relation_to(pair[1])) is None:
         return None
     phrases = [phrase_of([each]) for each in pair]
@@ -325,7 +322,6 @@ def _replace_relation(scene: Scene, pair: list[Placed], choices: Choices) -> Edi
 
 
 def _swap(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices) -> Edited | None:
-    """Swap two objects in their relation, the colors of two shapes, or the sizes of two objects."""
     swapped = choices.one_of(("objects", "colors", "sizes") if pool.sized else ("objects", "colors"))
     sentence = _sentence(pair, choices, pool, sized=swapped == "sizes")
     first, second = sentence.phrases
@@ -438,7 +434,6 @@ def _presence(case: Case) -> Asked | None:
 
 
 def _relation(case: Case) -> Asked | None:
-    """Ask for the relation of two objects or its opposite."""
     if len(alone := case.scene.alone()) < 2:
         return None
     first, second = case.choices.some_of(alone, 2)

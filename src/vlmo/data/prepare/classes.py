@@ -75,7 +75,6 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _read_names(root: Path) -> dict[str, str]:
-    """Return names of classes by their folders, where a file has them: a synset, a space or tab, its words."""
     if (file := first_of(root, *_NAME_FILES)) is None:
         return {}
     lines = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]

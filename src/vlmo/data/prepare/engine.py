@@ -151,8 +151,6 @@ def _write_chunks(found: SetOnDisk, *, name: str, folder: Path, num_proc: int, p
 
 @dataclass(frozen=True)
 class _ChunkWriter(torch.utils.data.Dataset):
-    """Reads, validates and writes chunks, in a worker; gives the number of records, or the error."""
-
     name: str
     found: SetOnDisk
 
@@ -177,7 +175,6 @@ class _ChunkWriter(torch.utils.data.Dataset):
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 
     def _validated(self, record: Record, validate: ImageValidator) -> dict[str, Any]:
-        """Return the columns of a record; of a bad one no more than its line."""
         split = record.split
         if isinstance(record, BadRow):
             row = {"image_id": record.image_id, "image": {"path": record.path}, "source": self.name}
@@ -205,7 +202,6 @@ def _line(kind: str, row: dict[str, Any], reason: str, *, split: str) -> str:
 
 
 def _assemble(files: list[Path], found: SetOnDisk, *, name: str, root: Path, out: Path) -> Summary:
-    """Write the folder `out` from the chunks; ValueError if no row is valid."""
     rows: Any = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
     unique = found.unique
     facts: Any = arrow_table(rows, [*_FACTS, *([unique] if unique else [])]).to_pandas(strings_to_categorical=True)

@@ -140,7 +140,6 @@ def _rest_is_lost(shard: str, start: Offset, error: BaseException) -> Bad:
 
 
 def _sample(shard: str, index: int, key: str, image: Any, captions: Any, metadata: dict[str, Any]) -> Sample:
-    """Return the sample of an image (its bytes, its path, or a cell of both); ValueError or TypeError if it is none."""
     texts = [captions] if isinstance(captions, str) else [] if captions is None else captions
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"expected a text or a list of texts as captions, found {captions!r:.60}")
@@ -292,7 +291,6 @@ def read_saved(folder: Path) -> Iterator[Record]:
 
 
 def _columns(schema: pa.Schema, *, images: bool, details: bool) -> tuple[dict[str, str], list[str]]:
-    """Return the columns of images, captions, keys and status, and all others that are asked for but files."""
     found = {"image": image_column(schema) if images else None, "status": column_of(schema.names, ("status",))}
     found |= {"captions": column_of(schema.names, CAPTION_COLUMNS), "key": column_of(schema.names, _KEYS)}
     own = {found["image"], found["captions"], *file_columns(schema), *_OWN_NAMES}
@@ -301,7 +299,6 @@ def _columns(schema: pa.Schema, *, images: bool, details: bool) -> tuple[dict[st
 
 
 def _batches(opened: pq.ParquetFile, columns: list[str], *, start: int) -> Iterator[pa.RecordBatch]:
-    """Yield rows from number `start` on; groups before it are not read."""
     first = 0
     for group in range(opened.num_row_groups):
         end = first + opened.metadata.row_group(group).num_rows
