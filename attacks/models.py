@@ -217,7 +217,7 @@ def run(attack: Attack, folder: Path, scale: float) -> None:
         "run folders": (target.run, lambda run, _: (train, run)),
     }
     for name, (good, use) in uses.items():
-        attack_files(attack, target, name=name, good=good, files=max(round(330 * scale), 2), use=use)
+        attack_files(attack, target, name=name, good=good, files=max(round(330 * scale), 1), use=use)
     attack_with_pickles(attack, target)
 
 

@@ -244,7 +244,7 @@ def attack_with_load(attack: Attack, server: ServerProcess, *, scale: float) -> 
         return watch
 
     for title, clients, seconds, factor in (("overload", CLIENTS, 600, 2.0), ("half load", 16, 3600, 0.5)):
-        seconds, memory = max(seconds * scale, 2), []
+        seconds, memory = max(seconds * scale, 1), []
         watch, rate = watched(title, seconds, memory), factor * capacity
         answers = asyncio.run(load(server.port, clients=clients, seconds=seconds, rate=rate, watch=watch))
         is_over, part = factor > 1, max(len(memory) // 6, 1)  # a refusal says when to come again: `note`
@@ -268,7 +268,7 @@ def attack_with_costly_requests(attack: Attack, server: ServerProcess, *, scale:
         "costly images": [images] * CLIENTS,
         "idle connections": [b""] * IDLE,
     }.items():
-        peak, seconds = server.memory("VmHWM"), min(max(60 * scale, 2), 60)
+        peak, seconds = server.memory("VmHWM"), min(max(60 * scale, 1), 60)
         searches, others = asyncio.run(searches_beside(server.port, requests, seconds=seconds))
         kept = set(searches.statuses) == {"200"} and max(searches.seconds) <= SLOWEST_S and not others.wrong
         measured = {"others": dict(others.statuses), "grown_mb": (server.memory("VmHWM") - peak) >> 20}

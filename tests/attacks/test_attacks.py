@@ -14,7 +14,7 @@ from attacks import index
     ("name", "scale", "promises", "patience"),
     [
         ("data", "0.02", 4, {}),
-        ("models", "0.01", 4, {"SOON_S": 240.0}),  # of a machine that runs other tests
+        ("models", "0.001", 4, {"SOON_S": 240.0}),  # of a machine that runs other tests
         ("service", "0.0005", 11, {"SLOWEST_S": 30.0}),
         ("training", "0.01", 3, {}),
     ],
@@ -33,7 +33,7 @@ def test_killed_builds_two_writers_and_full_disks_leave_the_same_table(tmp_path,
     attack, target = Attack("index", [], packages=["vlmo"]), index.Target(tmp_path)
     index.attack_with_kills(attack, target, kills=2)
     index.attack_with_two_writers(attack, target, pairs=1)
-    index.attack_with_full_disks(attack, target, disks=2)
+    index.attack_with_full_disks(attack, target, disks=1)
     attack.end(None)
 
 

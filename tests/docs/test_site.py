@@ -77,27 +77,28 @@ def commands() -> list[tuple[str, list[str]]]:
     return [(page, call[1].split()) for page, call in calls if call]
 
 
-def help_of(words: list[str], capsys) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main([*words, "--help"])
-    assert ended.value.code == 0, words
-    return re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
-
-
 def test_commands_options_and_recipes_of_the_pages_exist(capsys):
     helps: dict[str, str] = {}
+
+    def help_of(command: str) -> str:
+        if command not in helps:
+            with pytest.raises(SystemExit) as ended:
+                main([*command.split(), "--help"])
+            assert ended.value.code == 0, command
+            helps[command] = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+        return helps[command]
+
     faults = []
     for page, words in commands():
-        command = words[:2] if words[0] in {"train", "data"} else words[:1]
+        command = " ".join(words[:2] if words[0] in {"train", "data"} else words[:1])
         if words[0] == "train" and (len(words) == 1 or words[1] not in RECIPES):
             known = len(words) == 1 or "--import" in words or not re.fullmatch(r"[a-z0-9-]+", words[1])
             faults += [] if known else [f"{page}: no recipe {words[1]!r}"]
             continue
-        if (key := " ".join(command)) not in helps:
-            more = [["train", "shapes-matching"], ["finetune"]] if words[0] in {"train", "finetune"} else []
-            helps[key] = "--import --help".join([help_of(each, capsys) for each in [command, *more]] + [""])
+        also = ["train shapes-matching", "finetune"] if words[0] in {"train", "finetune"} else []
+        shown = " ".join(["--import", "--help", *map(help_of, [command, *also])])
         options = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
-        faults += [f"{page}: vlmo {key} has no {option}" for option in options if option not in helps[key]]
+        faults += [f"{page}: vlmo {command} has no {option}" for option in options if option not in shown]
     assert not faults, "\n".join(faults)
 
 
