@@ -67,15 +67,9 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train shapes-stage3 --text.max-length 128", "max_text_positions"),
         ("train shapes-stage3 --data.max-bad-share -1", "max_bad_share is -1"),
         ("train base-vqa --init vlmo-small --dry-run", "num_attention_heads 4"),
-        (
-            "train base-stage3",
-            "starts from runs/base-stage2/model, which is not there yet: train that first, or give --init",
-        ),
+        ("train base-stage3", "starts from runs/base-stage2/model, which is not there yet: train that first, or give"),
         ("train shapes-stage3 --init vlmo-small --dry-run", "has shape"),
-        (
-            "train shapes-stage3 --init None --task.teacher runs/none/model --dry-run",
-            "task.teacher: runs/none/model is no",
-        ),
+        ("train shapes-stage3 --init None --task.teacher runs/none/model --dry-run", "teacher: runs/none/model is no"),
         ("train shapes-stage3 --task.teacher nowhere --dry-run", "task.teacher: nowhere is no model folder"),
         ("train base-stage3 --data.weights 1 1 1 --dry-run", "data.weights is (1.0, 1.0, 1.0) for 4 sources"),
         ("train base-vqa --init vlmo-small --data.source nowhere", "num_attention_heads 4"),  # before the data are read
@@ -90,6 +84,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("recipes --import .x", "--import .x: the 'package' argument is required"),
         ("quickstart --scale inf", "scale is inf"),
         ("quickstart --scale 0", "scale is 0"),
+        ("quickstart --fast --scale 0.5", "give one of them"),
         ("import", "Missing from vlmo import: FILE"),
         ("import nowhere.pt", "Missing from vlmo import: OUT"),
         ("import nowhere.pt out", "no weights in nowhere.pt"),
@@ -113,19 +108,13 @@ def test_no_traceback_from_outside():
     assert (ended.returncode, ended.stderr) == (2, "vlmo: no command 'trian'; did you mean 'train'? All: vlmo --help\n")
 
 
-def test_recipes_lists_every_card(capsys):
+def test_recipes_are_listed_or_shown_with_their_settings(capsys):
     main(["recipes"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in RECIPES)
     assert len(shown.splitlines()) == len(RECIPES)
-
-
-def test_recipe_is_shown_with_its_settings(capsys):
     main(["recipes", "base-stage3"])
     assert '"lr": 0.0002' in capsys.readouterr().out
-
-
-def test_train_help_lists_recipes_and_common_options(capsys):
     main(["train", "--help"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in (*RECIPES, "--lr", "--batch-size", "--steps", "--output-dir"))
@@ -135,15 +124,8 @@ def test_short_names_of_options_are_understood():
     line = "--lr=0.5 --batch_size 32 --steps 9 --output-dir my_runs/lr=1 --data mine"
     words, steps = runs._common_options(line.split())
     assert steps == 9
-    assert words == [
-        "--optimizer.lr=0.5",
-        "--loader.global-batch-size",
-        "32",
-        "--run-dir",
-        "my_runs/lr=1",
-        "--data.source",
-        "mine",
-    ]
+    expected = "--optimizer.lr=0.5 --loader.global-batch-size 32 --run-dir my_runs/lr=1 --data.source mine"
+    assert words == expected.split()
     with pytest.raises(ValueError, match="steps is zero"):
         runs._common_options(["--steps", "zero"])
 
@@ -169,13 +151,8 @@ def test_help_shows_options(command, words, capsys):
     assert all(word in shown for word in words.split())
 
 
-@pytest.fixture
-def vocabulary(tmp_path):
-    return str(write_vocabulary(tmp_path / "vocab.txt"))
-
-
-def test_import_and_export_print_what_they_found(tmp_path, vocabulary, capsys):
-    answers = tmp_path / "answers.json"
+def test_import_and_export_print_what_they_found(tmp_path, capsys):
+    vocabulary, answers = str(write_vocabulary(tmp_path / "vocab.txt")), tmp_path / "answers.json"
     answers.write_text(json.dumps([f"answer {number}" for number in range(17)]))
     file, folder = str(reference_file("vqa")), str(tmp_path / "model")
     main(["import", file, folder, "--vocabulary", vocabulary, "--labels", str(answers), "--text-length", "24"])
@@ -200,7 +177,8 @@ def test_import_and_export_print_what_they_found(tmp_path, vocabulary, capsys):
         ("irtr", ["--imagesize", "128"], "Perhaps you meant: --image-size"),
     ],
 )
-def test_refused_imports_are_one_line_and_leave_nothing(content, options, words, tmp_path, vocabulary, capsys):
+def test_refused_imports_are_one_line_and_leave_nothing(content, options, words, tmp_path, capsys):
+    vocabulary = str(write_vocabulary(tmp_path / "vocab.txt"))
     file = reference_file(content) if isinstance(content, str) else tmp_path / "checkpoint.pt"
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -209,12 +187,6 @@ def test_refused_imports_are_one_line_and_leave_nothing(content, options, words,
     before = sorted(tmp_path.iterdir())
     assert words in refused(["import", str(file), str(tmp_path / "out"), "--vocabulary", vocabulary, *options], capsys)
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_damaged_model_folder_is_one_line(tmp_path, capsys):
-    (tmp_path / "config.json").write_text('{"model_type": "vlmo", "architectures": ["VLMoForPreTraining"]}')
-    (tmp_path / "model.safetensors").write_bytes(b"not safe, not tensors")
-    refused(["evaluate", str(tmp_path)], capsys)
 
 
 @pytest.mark.parametrize("name", ["closed", None])
@@ -230,19 +202,16 @@ def test_place_that_may_not_be_written_is_named(name, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "module", "extra"),
     [
-        (["index", "vlmo-small", ".", "--out", "y"], "vlmo.retrieval", "retrieval"),
-        (["search", "x", "words"], "vlmo.retrieval", "retrieval"),
-        (["duplicates", "x"], "vlmo.retrieval", "retrieval"),
-        (["serve", "vlmo-small"], "vlmo.serving.parts", "serve"),
-        (["export", "vlmo-small", "--to", "onnx", "--out", "x"], "vlmo.export.onnx", "quickstart,onnx"),
-        (["evaluate", "vlmo-small"], "vlmo.tasks", "quickstart"),
+        ("index vlmo-small . --out y", "vlmo.retrieval", "retrieval"),
+        ("search x words", "vlmo.retrieval", "retrieval"),
+        ("duplicates x", "vlmo.retrieval", "retrieval"),
+        ("serve vlmo-small", "vlmo.serving.parts", "serve"),
+        ("export vlmo-small --to onnx --out x", "vlmo.export.onnx", "quickstart,onnx"),
+        ("evaluate vlmo-small", "vlmo.tasks", "quickstart"),
     ],
 )
 def test_missing_packages_are_named_by_their_extra(arguments, module, extra, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    shown = capsys.readouterr().err
+    shown = refused(arguments.split(), capsys)
     assert "pip install" in shown
     assert f"[{extra}]" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,10 +13,9 @@ from vlmo.cli import main
 from vlmo.data import builtin
 from vlmo.demo import fast
 
-pytestmark = pytest.mark.slow
 
-
-def test_fast_quickstart_finds_drawings_and_so_do_the_commands_that_it_names(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_fast_quickstart_and_the_command_that_it_names_find_drawings_and_index_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     few = tmp_path / "few"
     for name in ("emoji-pairs", "lucide-icons"):
@@ -28,15 +28,26 @@ def test_fast_quickstart_finds_drawings_and_so_do_the_commands_that_it_names(tmp
     shown = capsys.readouterr().out
     number = int(re.search(r"search among (\d+) images", shown)[1])
     assert 190 < number < 220
-    named = [int(count) for count in re.findall(r"│\s+(\d+) │", shown)]
-    assert len(named) == len(fast.QUERIES)
+    rows = re.findall(r"│ (.*?) +│ +(\d+) │", shown)
+    assert [text for text, _ in rows] == list(fast.QUERIES)
+    named = [int(count) for _, count in rows]
     assert sum(map(bool, named)) > len(named) / 2  # a handful of the images have one of these names
     with Image.open("runs/quickstart/fast/queries.png") as sheet:
         assert sheet.size[0] > 8 * 200
-    (line,) = [line.strip() for line in shown.splitlines() if line.strip().startswith("vlmo search")]
-    assert line == 'vlmo search runs/quickstart/fast/index "red heart" --sheet hearts.png'
-    main(["search", "runs/quickstart/fast/index", "red heart", "--sheet", "hearts.png", "--json"])
+    index = Path("runs/quickstart/fast/index")
+    assert [line.strip() for line in shown.splitlines() if line.startswith("  vlmo ")] == [
+        f'vlmo search {index} "red heart" --sheet hearts.png',
+        f"vlmo serve vlmo-small --index {index}",
+        "vlmo index vlmo-small YOUR_IMAGES --out my-index",
+    ]
+    main(["search", str(index), "red heart", "--sheet", "hearts.png", "--json", "--top", "8"])
     hits = json.loads(capsys.readouterr().out)["hits"]
     assert "red heart" in [hit["captions"][0] for hit in hits[:3]]
+    assert named[-1] == sum(any({"red", "heart"} <= set(text.split()) for text in hit["captions"]) for hit in hits)
     with Image.open("hearts.png") as sheet:
         assert sheet.size[0] > 400
+
+    before = {file: file.stat().st_mtime_ns for file in (index / "images.lance").rglob("*")}
+    main(["quickstart", "--fast"])
+    assert re.findall(r"│ (.*?) +│ +(\d+) │", capsys.readouterr().out) == rows
+    assert {file: file.stat().st_mtime_ns for file in before} == before
