@@ -1,7 +1,7 @@
 """Learning a teacher's vectors: the loss by hand, and what it does to a model."""
 
 import torch
-from tests.losses.steps import close, train
+from tests.losses.steps import close, embeds, train
 from tests.toy_batch import make_batch
 from tests.toy_model import toy
 from torch.nn import functional as F
@@ -36,14 +36,7 @@ def test_a_model_learns_the_vectors_of_a_frozen_teacher():
     assert not teacher.training  # drops nothing
     batch, before = make_batch(), {name: each.clone() for name, each in teacher.state_dict().items()}
     first = objective(batch)["teacher"]
-    vectors = (
-        teacher.get_image_features(batch["pixel_values"]),
-        teacher.get_text_features(batch["input_ids"], batch["attention_mask"]),
-    )
-    own = (
-        model.get_image_features(batch["pixel_values"]),
-        model.get_text_features(batch["input_ids"], batch["attention_mask"]),
-    )
+    vectors, own = embeds(teacher, batch), embeds(model, batch)
     same = same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
     close(first, distillation_loss(own, vectors, logit_scale=teacher.contrast_head.logit_scale, same=same))
     train(objective, steps=30)

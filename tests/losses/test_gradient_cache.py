@@ -8,29 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from tests.losses.steps import ATOL, Results, note_draws, results, retrieval, stage_3
 from tests.toy_batch import make_batch, with_false_texts
-from tests.toy_model import BEIT3, shaken, toy
+from tests.toy_model import BEIT3, shaken
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlmo.losses import gradient_cache, itm
+from vlmo.losses import gradient_cache
 from vlmo.losses.gradient_cache import recomputed, row_blocks, row_slices
 from vlmo.losses.itc import itc_loss, same_pairs
-from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoForPreTraining
+from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
-
-ATOL = 1e-5  # float32 sums in another order
-
-Results = tuple[dict[str, Tensor], dict[str, Tensor]]
-
-
-def results(objective: VisionLanguageObjective, batch: dict[str, Tensor]) -> Results:
-    """Losses and gradients."""
-    losses = objective(batch)
-    losses["loss"].backward()
-    gradients = {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
-    return {name: value.detach() for name, value in losses.items()}, gradients
 
 
 def assert_equal(actual: Results, expected: Results, *, atol: float = ATOL) -> None:
@@ -42,17 +31,6 @@ def assert_equal(actual: Results, expected: Results, *, atol: float = ATOL) -> N
             torch.testing.assert_close(
                 found[name], value, atol=atol * largest, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
             )
-
-
-def stage_3(model: dict[str, Any], **config: Any) -> VisionLanguageObjective:
-    return VisionLanguageObjective(toy(VLMoForPreTraining, size=0.1, **model), config=VisionLanguageConfig(**config))
-
-
-def retrieval(model: dict[str, Any], **config: Any) -> VisionLanguageObjective:
-    config = {"mlm_weight": 0, "itm_weight": 0} | config
-    return VisionLanguageObjective(
-        toy(VLMoForImageTextRetrieval, size=0.1, **model), config=VisionLanguageConfig(**config)
-    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +56,7 @@ def test_cached_chunks_equal_the_whole_batch(make, model, config, cached):
 
 
 def test_cached_chunks_hold_false_captions_too():
-    whole, parts = (stage_3({}, itc_false_captions=True, **config) for config in ({}, {"cache_chunk": 3}))
+    whole, parts = (stage_3(itc_false_captions=True, **config) for config in ({}, {"cache_chunk": 3}))
     batch = with_false_texts(make_batch())
     assert_equal(results(parts, batch), results(whole, batch))
     for loss in ("itc", "itm"):
@@ -217,21 +195,14 @@ def test_logits_of_all_pairs_are_never_in_memory(monkeypatch):
 
 
 def test_negatives_are_drawn_block_by_block(monkeypatch):
-    drawn, draw = [], itm.sample_hard_negatives
-
-    def noted(similarities: Tensor, **kwargs: Tensor) -> tuple[Tensor, Tensor]:
-        found = draw(similarities, **kwargs)
-        drawn.append(found[0])
-        return found
-
-    monkeypatch.setattr(itm, "sample_hard_negatives", noted)
-    whole = results(stage_3({}), make_batch())
-    expected = torch.stack(drawn)
-    drawn.clear()
+    draws = note_draws(monkeypatch)
+    whole = results(stage_3(), make_batch())
+    expected = torch.cat([rows for *_, rows in draws])
+    draws.clear()
     monkeypatch.setattr(gradient_cache, "_BLOCK_ELEMENTS", 3 * 8)
-    assert_equal(results(stage_3({}, cache_chunk=2), make_batch()), whole)
-    assert [len(rows) for rows in drawn] == [3, 3, 2] * 2
-    assert torch.equal(torch.cat(drawn), expected.flatten())
+    assert_equal(results(stage_3(cache_chunk=2), make_batch()), whole)
+    assert [len(rows) for *_, rows in draws] == [3, 3, 2] * 2
+    assert torch.equal(torch.cat([rows for *_, rows in draws]), expected)
 
 
 def test_blocks_cover_every_row_once():

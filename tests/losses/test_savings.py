@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from tests.losses.steps import Results, results
 from tests.toy_batch import FixedTokens, make_batch
 from tests.toy_model import BEIT3, shaken
 from torch import Tensor, nn
@@ -40,7 +41,6 @@ STAGE_3 = {
     "itm": {"itc_weight": 0.0, "mlm_weight": 0.0},
     "sum": {},
 }
-Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def make_objective(task: str, variant: str) -> nn.Module:
@@ -57,17 +57,17 @@ def make_objective(task: str, variant: str) -> nn.Module:
     return VisionLanguageObjective(shaken(model), config=losses).double().train()
 
 
-def result(objective: nn.Module) -> Result:
+def make_doubles() -> dict[str, Tensor]:
     batch = make_batch()
-    batch["pixel_values"] = batch["pixel_values"].double()
-    objective.zero_grad()
+    return batch | {"pixel_values": batch["pixel_values"].double()}
+
+
+def result(objective: nn.Module) -> Results:
     torch.manual_seed(5)
-    losses = objective(batch)
-    losses["loss"].backward()
-    return losses, {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+    return results(objective, make_doubles())
 
 
-def check_equal(actual: Result, expected: Result) -> None:
+def check_equal(actual: Results, expected: Results) -> None:
     for part, wanted in zip(actual, expected, strict=True):
         for name, value in wanted.items():
             torch.testing.assert_close(part.get(name, torch.zeros_like(value)), value, atol=1e-10, rtol=1e-9, msg=name)
@@ -124,8 +124,7 @@ def test_last_expert_sees_the_wanted_tokens_alone(task, tokens):
     last: MultiwayBlock = objective.model.vlmo.blocks[-1]
     for expert in last.experts.values():
         expert.register_forward_hook(lambda _, given, __: seen.add(given[0].shape[:2].numel()))
-    result_batch = make_batch()
-    objective(result_batch | {"pixel_values": result_batch["pixel_values"].double()})
+    objective(make_doubles())
     assert seen - {8} == tokens - {8}  # the contrast runs always, as it draws the negatives
 
 
@@ -133,9 +132,9 @@ def test_reasoning_about_two_pictures(monkeypatch):
     torch.manual_seed(0)
     config = VLMoConfig.tiny(num_modality_types=3, num_labels=2)
     model = shaken(VLMoForVisualReasoning(config)).double()
-    batch = make_batch()
+    batch = make_doubles()
     given = {
-        "pixel_values": batch["pixel_values"].double().unflatten(0, (4, 2)),
+        "pixel_values": batch["pixel_values"].unflatten(0, (4, 2)),
         "input_ids": batch["input_ids"][:4],
         "attention_mask": batch["attention_mask"][:4],
         "labels": torch.tensor([0, 1, 1, 0]),
@@ -149,15 +148,9 @@ def test_reasoning_about_two_pictures(monkeypatch):
 def test_text_padded_further_than_the_longest(padding):
     objective = make_objective("sum", "base").eval()
     expected = result(objective)
-    batch = make_batch()
     fill = {"input_ids": 0, "attention_mask": 0, "mlm_input_ids": 0, "mlm_labels": -100}
     padded = {
         name: nn.functional.pad(value, (0, padding), value=fill[name]) if name in fill else value
-        for name, value in batch.items()
+        for name, value in make_doubles().items()
     }
-    padded["pixel_values"] = padded["pixel_values"].double()
-    objective.zero_grad()
-    losses = objective(padded)
-    losses["loss"].backward()
-    gradients = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
-    check_equal((losses, gradients), expected)
+    check_equal(results(objective, padded), expected)

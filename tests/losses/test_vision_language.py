@@ -2,62 +2,23 @@
 
 import pytest
 import torch
-from tests.losses.steps import close, gradients
+from tests.losses.steps import SAME, close, embeds, gradients, note_draws, retrieval, stage_3
 from tests.toy_batch import make_batch, with_false_texts
 from tests.toy_model import BEIT3, toy
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlmo.losses import itm
 from vlmo.losses.itc import itc_loss
 from vlmo.losses.itm import itm_loss, sample_hard_negatives, sample_uniform
-from vlmo.model import (
-    VLMoForImageTextRetrieval,
-    VLMoForPreTraining,
-)
+from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.tasks import vision_language
 from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
-
-
-def stage_3(*, size: float = 0.1, model: dict | None = None, **config) -> VisionLanguageObjective:
-    return VisionLanguageObjective(
-        toy(VLMoForPreTraining, size=size, **model or {}), config=VisionLanguageConfig(**config)
-    )
-
-
-# -------------------------------------------------------------------------------- stage 3: its parts
-
-
-@torch.no_grad()
-def test_itc_is_the_mean_of_both_branches():
-    objective, batch = stage_3(), make_batch()
-    model, text = objective.model, (batch["input_ids"], batch["attention_mask"])
-    same = torch.eye(8, dtype=torch.bool)
-    same[0, 5] = same[5, 0] = True
-    options = {"first_only": True, "fusion_branch": True}
-    states = (
-        model.vlmo.encode(batch["pixel_values"], **options).firsts,
-        model.vlmo.encode(None, *text, **options).firsts,
-    )
-    expected = [
-        itc_loss(head.embed_image(i), head.embed_text(t), logit_scale=head.logit_scale, same=same)
-        for head, i, t in zip((model.contrast_head, model.fusion_contrast_head), *states, strict=True)
-    ]
-    losses = objective(batch)
-    close(losses["itc"], sum(expected) / 2)
-    close(losses["temperature"], 1 / model.contrast_head.logit_scale.exp()[0])
-    single = stage_3(model={"contrast_fusion_branch": False})
-    features = (
-        single.model.get_image_features(batch["pixel_values"]),
-        single.model.get_text_features(batch["input_ids"], batch["attention_mask"]),
-    )
-    close(single(batch)["itc"], itc_loss(*features, logit_scale=single.model.contrast_head.logit_scale, same=same))
 
 
 @pytest.mark.parametrize("model", [{}, BEIT3])
 @torch.no_grad()
 def test_mlm_logits_of_masked_positions_equal_the_full_computation(model):
-    objective, batch = stage_3(model=model, itm_weight=0), make_batch()
+    objective, batch = stage_3(model, itm_weight=0), make_batch()
     shapes = []
     objective.model.mlm_head.register_forward_hook(lambda _, given, __: shapes.append(tuple(given[0].shape)))
     losses = objective(batch)
@@ -69,16 +30,14 @@ def test_mlm_logits_of_masked_positions_equal_the_full_computation(model):
 @pytest.mark.parametrize("variant", [{}, BEIT3])
 @torch.no_grad()
 def test_itm_judges_pairs_and_drawn_negatives(variant):
-    objective, batch = stage_3(model=variant, mlm_weight=0), make_batch()
+    objective, batch = stage_3(variant, mlm_weight=0), make_batch()
     model, images = objective.model, batch["pixel_values"]
     ids, mask = batch["input_ids"], batch["attention_mask"]
     per_image = model(images, ids, mask).logits_per_image
-    excluded = torch.eye(8, dtype=torch.bool)
-    excluded[0, 5] = excluded[5, 0] = True
     uniform = sample_uniform(batch["step_seed"], batch=8, rounds=2)
-    text, _ = sample_hard_negatives(per_image, excluded=excluded, uniform=uniform[0])
-    image, _ = sample_hard_negatives(per_image.T, excluded=excluded, uniform=uniform[1])
-    assert not excluded.gather(1, text[:, None]).any()
+    text, _ = sample_hard_negatives(per_image, excluded=SAME, uniform=uniform[0])
+    image, _ = sample_hard_negatives(per_image.T, excluded=SAME, uniform=uniform[1])
+    assert not SAME.gather(1, text[:, None]).any()
     assert len(set(text.tolist())) > 1
     logits = model.match(
         torch.cat([images, images[image], images]),
@@ -111,7 +70,9 @@ def test_itm_judges_false_captions_beside_drawn_negatives():
     ],
 )
 def test_loss_is_the_weighted_sum_of_the_parts(weights, parts):
-    losses = stage_3(**weights)(make_batch())
+    objective = stage_3(**weights)
+    losses = objective(make_batch())
+    close(losses["temperature"], 1 / objective.model.contrast_head.logit_scale.exp()[0])
     close(losses["loss"], sum(weight * losses[name] for name, weight in parts.items()))
     accuracies = {f"{name}_accuracy" for name in parts if name != "itc"}
     assert set(losses) == {"loss", "temperature", *parts, *accuracies}
@@ -133,10 +94,9 @@ def itc_by_hand(objective: VisionLanguageObjective, batch: dict[str, Tensor]) ->
         own = i @ head.image_projection.weight.T, t @ head.text_projection.weight.T
         own = [each / each.square().sum(dim=1, keepdim=True).sqrt() for each in own]
         odds = (head.logit_scale.exp() * own[0] @ own[1].T).exp()
-        same = torch.zeros(8, 8)
-        same[0, 5] = same[5, 0] = 1  # left out of the sums
+        counts = ~SAME | torch.eye(8, dtype=torch.bool)
         for direction in (odds, odds.T):
-            total = total - (direction.diag() / (direction * (1 - same)).sum(1)).log().mean()
+            total = total - (direction.diag() / (direction * counts).sum(1)).log().mean()
     return total / 4
 
 
@@ -154,29 +114,22 @@ def test_itc_is_the_mean_over_branches_and_directions(chunk):
         torch.testing.assert_close(actual[name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def retrieval(*, model: dict | None = None, **config) -> VisionLanguageObjective:
-    config = {"mlm_weight": 0, "itm_weight": 0} | config
-    return VisionLanguageObjective(
-        toy(VLMoForImageTextRetrieval, size=0.1, **model or {}), config=VisionLanguageConfig(**config)
-    )
-
-
-@pytest.mark.parametrize("model", [{}, {"use_match_head": False}, BEIT3])
+@pytest.mark.parametrize(
+    ("make", "model"),
+    [
+        *((retrieval, model) for model in ({}, {"use_match_head": False}, BEIT3)),
+        (stage_3, {"contrast_fusion_branch": False}),
+    ],
+)
 @torch.no_grad()
-def test_retrieval_contrasts_what_the_model_embeds(model):
-    objective, batch = retrieval(model=model), make_batch()
+def test_contrast_is_of_what_the_model_embeds(make, model):
+    objective, batch = make(model, mlm_weight=0, itm_weight=0), make_batch()
     passes = []
     objective.model.vlmo.blocks[0].register_forward_hook(lambda _, given, __: passes.append(given[0].shape[0]))
     losses = objective(batch)
     assert passes == [8, 8]  # pictures, texts: no fused pass, and no block of a second ending
-    model = objective.model
-    features = (
-        model.get_image_features(batch["pixel_values"]),
-        model.get_text_features(batch["input_ids"], batch["attention_mask"]),
-    )
-    same = torch.eye(8, dtype=torch.bool)
-    same[0, 5] = same[5, 0] = True
-    close(losses["itc"], itc_loss(*features, logit_scale=model.contrast_head.logit_scale, same=same))
+    scale = objective.model.contrast_head.logit_scale
+    close(losses["itc"], itc_loss(*embeds(objective.model, batch), logit_scale=scale, same=SAME))
     close(losses["loss"], losses["itc"])
     assert set(losses) == {"loss", "itc", "temperature"}
 
@@ -192,16 +145,12 @@ def test_retrieval_trains_without_masked_captions():
 
 @torch.no_grad()
 def test_sharpness_says_how_hard_negatives_are(monkeypatch):
-    batch, drawn = make_batch(), {}
-
-    def noted(similarities, *, excluded, uniform):
-        drawn.setdefault(sharpness, []).append(similarities)
-        return sample_hard_negatives(similarities, excluded=excluded, uniform=uniform)
-
-    monkeypatch.setattr(itm, "sample_hard_negatives", noted)
+    draws = note_draws(monkeypatch)
     for sharpness in (1.0, 0.5, 0.0):
-        retrieval(itm_weight=1, negative_sharpness=sharpness)(batch)
-    for whole, half, none in zip(*drawn.values(), strict=True):
+        retrieval(itm_weight=1, negative_sharpness=sharpness)(make_batch())
+    assert len(draws) == 6
+    for direction in (draws[::2], draws[1::2]):
+        whole, half, none = (similarities for similarities, *_ in direction)
         close(half, whole / 2)
         assert whole.std() > 0
         assert not none.any()
@@ -211,17 +160,11 @@ def test_sharpness_says_how_hard_negatives_are(monkeypatch):
 
 @torch.no_grad()
 def test_groups_are_where_negatives_are_drawn_from(monkeypatch):
-    batch, seen = make_batch(), []
-
-    def noted(similarities, *, excluded, uniform):
-        seen.append(excluded)
-        return sample_hard_negatives(similarities, excluded=excluded, uniform=uniform)
-
-    monkeypatch.setattr(itm, "sample_hard_negatives", noted)
+    batch, draws = make_batch(), note_draws(monkeypatch)
     for groups in (1, 2, 4):
         retrieval(itm_weight=1, negative_groups=groups, exclude_same=False)(batch)
     row = torch.arange(8)
-    for groups, excluded in zip((1, 1, 2, 2, 4, 4), seen, strict=True):
+    for groups, (_, excluded, _) in zip((1, 1, 2, 2, 4, 4), draws, strict=True):
         size = 8 // groups
         expected = (row[:, None] == row) | (row[:, None] // size != row // size)
         assert torch.equal(excluded, expected)
@@ -235,7 +178,7 @@ def test_losses_without_a_head_are_refused():
     with pytest.raises(ValueError, match=r"mlm_weight is 0\.25, but VLMoForImageTextRetrieval has no head for words"):
         VisionLanguageObjective(toy(VLMoForImageTextRetrieval))
     with pytest.raises(ValueError, match="itm_weight is 1, but the model has no matching head"):
-        retrieval(itm_weight=1, model={"use_match_head": False})
+        retrieval({"use_match_head": False}, itm_weight=1)
 
 
 # -------------------------------------------------------------------------------- stage 3: ways to run it
@@ -293,29 +236,23 @@ def test_every_parameter_learns():
 
 def excluded_rows(objective: VisionLanguageObjective, batch: dict[str, Tensor], monkeypatch) -> tuple[Tensor, Tensor]:
     """What the objective hides from ITC and from the draw of negatives."""
-    seen = {}
+    seen, draws = [], note_draws(monkeypatch)
 
     def contrast(*args: Tensor, same: Tensor | None, **kwargs: Tensor) -> Tensor:
-        seen["itc"] = same if same is None else same[:]
+        seen.append(same if same is None else same[:])
         return itc_loss(*args, same=same, **kwargs)
 
-    def draw(similarities: Tensor, *, excluded: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        seen["itm"] = excluded
-        return sample_hard_negatives(similarities, excluded=excluded, uniform=uniform)
-
     monkeypatch.setattr(vision_language, "itc_loss", contrast)
-    monkeypatch.setattr(itm, "sample_hard_negatives", draw)
     objective(batch)
-    return seen["itc"], seen["itm"]
+    return seen[-1], draws[-1][1]
 
 
 @torch.no_grad()
 def test_rows_with_the_same_picture_or_caption_are_never_negatives(monkeypatch):
     batch = make_batch()
     batch["input_ids"][7], batch["attention_mask"][7] = batch["input_ids"][1], batch["attention_mask"][1]
-    expected = torch.eye(8, dtype=torch.bool)
-    for row, other in ((0, 5), (1, 7)):  # the same picture, the same caption
-        expected[row, other] = expected[other, row] = True
+    expected = SAME.clone()
+    expected[1, 7] = expected[7, 1] = True
     for hidden in excluded_rows(stage_3(), batch, monkeypatch):
         assert torch.equal(hidden, expected)
 
