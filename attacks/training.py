@@ -25,9 +25,8 @@ from safetensors.torch import load_file
 from tests import forkserver
 from tests.killing import wait_until
 from tests.training import toy_group
-from tests.training.saved_tensors import saved_tensors
 from tests.training.toy_group import Pause
-from tests.training.toy_run import make_trainer
+from tests.training.toy_run import make_trainer, saved_tensors
 
 from vlmo.training import TrainerConfig, TrainingError, read_metrics
 

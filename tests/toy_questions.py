@@ -86,7 +86,7 @@ def write_questions(folder: Path, *, count: int = 32) -> Path:
         "test": question_rows(count // 2),
         "test_dev": question_rows(4, known=False),
     }
-    return _prepared(folder, splits, labels=ANSWERS)
+    return write_prepared(folder, splits, labels=ANSWERS)
 
 
 def write_sentences(folder: Path, *, count: int = 32) -> Path:
@@ -96,10 +96,10 @@ def write_sentences(folder: Path, *, count: int = 32) -> Path:
         "test": reasoning_rows(count // 2),
         "test_dev": reasoning_rows(4, known=False),
     }
-    return _prepared(folder, splits, labels=None)
+    return write_prepared(folder, splits, labels=None)
 
 
-def _prepared(folder: Path, splits: dict[str, Dataset], *, labels: list[str] | None) -> Path:
+def write_prepared(folder: Path, splits: dict[str, Dataset], *, labels: list[str] | None) -> Path:
     DatasetDict(splits).save_to_disk(str(folder))
     (folder / "prepared.json").write_text(json.dumps({"name": folder.name, "labels": labels}))
     return folder

@@ -1,7 +1,5 @@
 """DDP and FSDP2 on several processes do what one process does; what two have saved, one and four go on with."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

@@ -1,12 +1,8 @@
 """One update, and a short run, of stage 3 on any engine and any number of processes."""
 
-from __future__ import annotations
-
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -17,10 +13,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from tests.toy_batch import GLOBAL_BATCH, make_batch
+from tests.training.toy_run import make_trainer
 from vlmo import distributed
 from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
-from vlmo.training import EngineConfig, OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, TrainingResult
+from vlmo.training import EngineConfig, OptimizerConfig, Trainer, TrainerConfig, TrainingResult
 from vlmo.training.engine import Engine, gradient_norm
 from vlmo.training.optimizer import build_optimizer
 from vlmo.types import Batch
@@ -33,7 +30,7 @@ def make_objective(
     *, cache_chunk: int | None = None, without: Sequence[str] = (), **changes: float
 ) -> VisionLanguageObjective:
     torch.manual_seed(0)
-    config = VLMoConfig.tiny(**{"layer_scale_init": 1.0, "initializer_range": 0.2} | changes)
+    config = VLMoConfig.tiny(**{"layer_scale_init": 1.0, "initializer_range": 0.2, "num_hidden_layers": 2} | changes)
     weights = {f"{loss}_weight": 0.0 for loss in without}
     settings = VisionLanguageConfig(cache_chunk=cache_chunk, **weights)
     return VisionLanguageObjective(VLMoForPreTraining(config), config=settings)
@@ -96,20 +93,6 @@ def one_update(
     }
 
 
-SCHEDULE = ScheduleConfig(warmup_steps=2)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    trainer: TrainerConfig
-    optimizer: OptimizerConfig = OPTIMIZER
-    schedule: ScheduleConfig = SCHEDULE
-    seed: int = 0
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self.trainer))
-
-
 def make_run(run_dir: Path, *, engine: EngineConfig, after_step: Callable[[], None] = lambda: None) -> Trainer:
     objective = make_objective()
     config = TrainerConfig(max_steps=STEPS, log_every=1, save_every=2, clip_norm=1.0, engine=engine)
@@ -119,17 +102,17 @@ def make_run(run_dir: Path, *, engine: EngineConfig, after_step: Callable[[], No
             yield micro_batches(start_step)
             start_step += 1
 
-    trainer = Trainer(
-        objective,
-        loader,
-        run_dir=run_dir,
-        recipe=Recipe(config),
+    trainer = make_trainer(
+        run_dir,
+        config=config,
+        load=loader,
+        after_step=after_step,
+        objective=objective,
+        optimizer=OPTIMIZER,
         save_model=lambda folder, weights: objective.model.save_pretrained(folder, state_dict=weights),
         evaluate=lambda model: {"image": mean_state(model)},
-        device="cpu",
     )
     trainer.optimizer.register_step_post_hook(lambda *_: objective.model.clamp_logit_scale_())
-    trainer.optimizer.register_step_post_hook(lambda *_: after_step())
     return trainer
 
 

@@ -65,18 +65,6 @@ def question(name: str, answers: list[str], *, kind: str = "other", asked: str =
     return Question(name, f"picture of {name}", "what is it?", asked, kind, tuple(answers))
 
 
-def test_score_is_the_official_accuracy():
-    asked = question("1", ["cat"] * 2 + ["dog"] * 8)
-    # Leaving out one of the two who say "cat" leaves 1 of 3, the other eight times 2 of 3: (2 * 1/3 + 8 * 2/3) / 10.
-    for answer, score in {"cat": 0.6, "dog": 1, "The Dog!": 1, "bird": 0}.items():
-        assert asked.score(answer) == pytest.approx(score, abs=EXACT)
-    for answer, score in {"circle": 1, "rectangle": 0}.items():
-        assert question("1", ["circle"]).score(answer) == score
-    for answers in (["cat", "dog"], []):
-        with pytest.raises(ValueError, match=f"{len(answers)} annotators"):
-            question("1", answers).score("cat")
-
-
 def test_metrics_of_answers_are_means_over_all_and_over_parts():
     questions = [
         question("1", ["yes"] * 10, kind="yes/no", asked="is it"),
@@ -121,9 +109,6 @@ def test_consistency_counts_groups_of_which_every_row_is_right(groups, right, ex
     found = nlvr2_metrics(groups, right)
     assert tuple(values(found).values()) == pytest.approx(expected)
     assert tuple(chance(found).values()) == pytest.approx((0.5, coin))
-
-
-def test_statements_without_a_label_are_refused():
     with pytest.raises(ValueError, match="the label of none of 2 sentences is known"):
         nlvr2_metrics("ab", [None, None])
 

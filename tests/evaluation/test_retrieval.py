@@ -1,16 +1,17 @@
-from __future__ import annotations
-
 import dataclasses
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.distributed.gloo import run_processes
+from tests.toy_model import toy
 from torch import Tensor, nn
 
 from vlmo.evaluation import RetrievalSet, Weights, evaluate_retrieval
+from vlmo.evaluation.inference import map_batches, own_batches
 from vlmo.evaluation.retrieval import Ranking, _rerank
-from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.model import VLMoForImageTextRetrieval
 
 NUM_IMAGES, CAPTIONS = 12, 2
 TEXT_TO_IMAGE = torch.arange(NUM_IMAGES).repeat(CAPTIONS)
@@ -127,8 +128,9 @@ def test_each_direction_has_its_weight() -> None:
         evaluate_retrieval(model, retrieval_set(), ks=(1, 3), rerank=4, rerank_weight=weight).metrics
         for weight in weights
     ]
-    assert [result.metrics[f"rerank_tr@{k}"] for k in (1, 3)] == [alone[0][f"rerank_tr@{k}"] for k in (1, 3)]
-    assert [result.metrics[f"rerank_ir@{k}"] for k in (1, 3)] == [alone[1][f"rerank_ir@{k}"] for k in (1, 3)]
+    for direction, single in zip(("tr", "ir"), alone, strict=True):
+        for name in (f"rerank_{direction}@1", f"rerank_{direction}@3"):
+            assert result.metrics[name] == single[name]
     assert alone[0] != alone[1]
 
 
@@ -161,11 +163,12 @@ def test_recall_by_weight_is_that_of_each_weight_and_judges_once() -> None:
 def test_each_pair_is_matched_once_and_with_little_padding() -> None:
     model = fake("oracle")
     seen: list[tuple[str, int, int]] = []
-
-    def progress(what: str, done: int, total: int) -> None:
-        seen.append((what, done, total))
-
-    dual = evaluate_retrieval(model, retrieval_set(), rerank=4, batch=5, progress=progress).dual
+    options = {"rerank": 4, "batch": 5, "progress": lambda *state: seen.append(state)}
+    model.train()
+    model.frozen.eval()
+    dual = evaluate_retrieval(model, retrieval_set(), **options).dual
+    assert model.training
+    assert not model.frozen.training
     found_texts, found_images = dual.image_to_text.indices[:, :4].tolist(), dual.text_to_image.indices[:, :4].tolist()
     asked = {(image, text) for image, texts in enumerate(found_texts) for text in texts}
     asked |= {(image, text) for text, images in enumerate(found_images) for image in images}
@@ -173,6 +176,7 @@ def test_each_pair_is_matched_once_and_with_little_padding() -> None:
     assert set(model.pairs) == asked
     assert set(model.widths) <= {8, 16, 20}
     assert min(model.widths) == 8
+    assert [state for state in seen if state[0] == "images"] == [("images", done, 12) for done in (5, 10, 12)]
     for what, total in (("images", NUM_IMAGES), ("texts", NUM_IMAGES * CAPTIONS), ("pairs", len(asked))):
         done = [event[1:] for event in seen if event[0] == what]
         assert done == sorted(done)
@@ -193,46 +197,96 @@ def test_images_without_a_text_and_nan_are_refused() -> None:
         evaluate_retrieval(model, retrieval_set())
 
 
-def tiny_model() -> VLMoForImageTextRetrieval:
-    config = VLMoConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_fusion_layers=1,
-        patch_size=4,
-        image_size=8,
-        vocab_size=50,
-        max_text_positions=24,
-    )
-    return VLMoForImageTextRetrieval(config)
+Read = list[tuple[int, int]]
 
 
-def tiny_set(model: VLMoForImageTextRetrieval) -> tuple[RetrievalSet, Tensor, Tensor, Tensor]:
-    pixels, ids = torch.randn(6, 3, 8, 8), torch.randint(5, 50, (6, 8))
-    mask = (torch.arange(8) < torch.tensor([8, 3, 5, 8, 2, 6])[:, None]).long()
-    pairs = RetrievalSet(
-        read_images=lambda numbers: pixels[numbers.start : numbers.stop],
+def noise(read: Read) -> RetrievalSet:
+    """Eleven images with two texts each; `read` notes which images were asked for."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(11, 3, 64, 64, generator=generator)
+    ids = torch.randint(5, 96, (22, 8), generator=generator)
+    lengths = torch.randint(2, 9, (len(ids),), generator=generator)
+    mask = (torch.arange(8) < lengths[:, None]).long()
+
+    def read_images(numbers: range) -> Tensor:
+        read.append((numbers.start, numbers.stop))
+        return pixels[numbers.start : numbers.stop]
+
+    return RetrievalSet(
+        read_images=read_images,
         read_texts=lambda numbers: (ids[numbers.start : numbers.stop], mask[numbers.start : numbers.stop]),
-        text_to_image=torch.arange(6),
+        text_to_image=torch.arange(11).repeat_interleave(2),
     )
-    return pairs, pixels, ids, mask
 
 
 def test_real_model_is_scored_as_pair_by_pair() -> None:
-    model = tiny_model()
-    pairs, pixels, ids, mask = tiny_set(model)
-    result = evaluate_retrieval(model, pairs, batch=4, ks=(1,), rerank=6, rerank_weight=1.0)
+    model, pairs = toy(VLMoForImageTextRetrieval), noise([])
+    result = evaluate_retrieval(model, pairs, batch=4, ks=(1,), rerank=11, rerank_weight=1.0)
     assert result.reranked is not None
-    model.eval()
-    with torch.no_grad():
-        for text in range(6):
-            logits = torch.cat(
-                [
-                    model.match(pixel_values=pixels[[image]], input_ids=ids[[text]], attention_mask=mask[[text]])
-                    for image in result.reranked.text_to_image.indices[text].tolist()
-                ]
-            )
-            # Batches of another size: 1e-5 covers the order of summation in float32.
-            torch.testing.assert_close(
-                result.reranked.text_to_image.scores[text], logits[:, 1] - logits[:, 0], atol=1e-5, rtol=0
-            )
+    found, pixels = result.reranked.text_to_image, pairs.read_images(range(11))
+    for text in range(0, 22, 7):
+        ids, mask = pairs.read_texts(range(text, text + 1))
+        with torch.no_grad():
+            logits = torch.cat([model.match(pixels[[image]], ids, mask) for image in found.indices[text].tolist()])
+        # Batches of another size: 1e-5 covers the order of summation in float32.
+        torch.testing.assert_close(found.scores[text], logits[:, 1] - logits[:, 0], atol=1e-5, rtol=0)
+
+
+def evaluated(batch: int) -> tuple[dict[str, float], list[Tensor], Read]:
+    """Figures, rankings and the images that this process read."""
+    read: Read = []
+    result = evaluate_retrieval(toy(VLMoForImageTextRetrieval), noise(read), ks=(1, 3), rerank=4, batch=batch)
+    assert result.reranked is not None
+    rankings = [
+        tensor
+        for both in (result.dual, result.reranked)
+        for one in (both.image_to_text, both.text_to_image)
+        for tensor in (one.indices, one.scores, one.ranks)
+    ]
+    return result.metrics, rankings, read
+
+
+def evaluated_in_batches() -> dict[int, tuple[dict[str, float], list[Tensor], Read]]:
+    """With more batches than processes, and with one alone, which leaves a process without work."""
+    return {batch: evaluated(batch) for batch in (3, 100)}
+
+
+@pytest.fixture(scope="module")
+def processes() -> list[dict[int, tuple[dict[str, float], list[Tensor], Read]]]:
+    return run_processes(evaluated_in_batches)
+
+
+@pytest.mark.parametrize("batch", [3, 100])
+def test_two_processes_give_the_figures_of_one(batch, processes):
+    metrics, rankings, _ = evaluated(batch)
+    for results in processes:
+        other_metrics, other_rankings, _ = results[batch]
+        assert other_metrics == metrics
+        for other, one in zip(other_rankings, rankings, strict=True):
+            # Numbers and ranks are equal; a score may round differently where its vector lies elsewhere in memory.
+            torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
+
+
+def test_each_image_is_read_by_one_process(processes):
+    first, second = (results[3][2] for results in processes)
+    assert set(first) == {(0, 3), (3, 6)}
+    assert set(second) == {(6, 9), (9, 11)}
+    assert len(first) == len(second) == 4  # once to be embedded, once for the shortlist
+    assert not processes[0][100][2]
+    assert set(processes[1][100][2]) == {(0, 11)}
+
+
+def test_shares_are_all_batches(monkeypatch):
+    for total, world_size in ((11, 2), (11, 5), (1, 3), (24, 4)):
+        monkeypatch.setattr("vlmo.distributed.world_size", lambda size=world_size: size)
+        shares = []
+        for rank in range(world_size):
+            monkeypatch.setattr("vlmo.distributed.rank", lambda number=rank: number)
+            shares.append(own_batches(total, batch=3))
+        assert [number for share in shares for numbers in share for number in numbers] == list(range(total))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="no rows"):
+        map_batches(list, 0, model=torch.nn.Identity())

@@ -33,22 +33,13 @@ SAME = torch.eye(6, dtype=torch.bool)
 SAME[0, 3] = SAME[3, 0] = SAME[1, 2] = SAME[2, 1] = True
 
 
-@pytest.mark.parametrize("same", [None, SAME, torch.eye(6, dtype=torch.bool)])
+@pytest.mark.parametrize("same", [None, SAME, torch.eye(6, dtype=torch.bool), torch.ones(6, 6, dtype=torch.bool)])
 def test_itc_equals_plain_loops(same):
     images, texts = embeds(), embeds(seed=1)
     loss = itc_loss(images, texts, logit_scale=torch.tensor([2.0]), same=same)
     expected = loss_by_loops(images, texts, math.exp(2), None if same is None else same.tolist())
     assert loss.shape == ()
     assert loss.item() == pytest.approx(expected, abs=1e-5)
-
-
-def test_itc_of_two_pairs_by_hand():
-    # Similarities [[1, 0], [0, 1]] at temperature 1: each row is log(1 + e^-1).
-    identity = torch.eye(2)
-    assert itc_loss(identity, identity, logit_scale=torch.zeros(1)).item() == pytest.approx(math.log(1 + math.exp(-1)))
-    # With the other pair left out nothing remains to tell apart, even for the worst vectors.
-    everything = torch.ones(2, 2, dtype=torch.bool)
-    assert itc_loss(identity, identity.flip(0), logit_scale=torch.zeros(1), same=everything).item() == 0
 
 
 def test_false_caption_is_a_further_negative_of_its_image_alone():
@@ -72,9 +63,6 @@ def test_itc_leaves_out_pairs_and_their_gradients():
     itc_loss(images, texts, logit_scale=torch.zeros(1), same=same).backward()
     assert torch.all(images.grad.abs().sum(dim=1) > 0)
     assert torch.isfinite(images.grad).all()
-
-
-# -------------------------------------------------------------------------------- the same pair
 
 
 def keys(rows: list[list[int]], *, padded_to: int) -> list[int]:

@@ -81,9 +81,6 @@ def test_similarities_that_are_not_finite_still_give_a_row(bad):
     assert torch.all((drawn >= 0) & (drawn < 4))
 
 
-# -------------------------------------------------------------------------------- uniform numbers
-
-
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_draws_are_a_share_of_the_global_numbers(world_size, monkeypatch):
     seed = torch.tensor(5)

@@ -1,7 +1,5 @@
 """What a step leaves out changes no loss and no gradient, for every objective and variant of the model."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import pytest

@@ -21,8 +21,6 @@ from vlmo.tasks.language import LanguageObjective
 from vlmo.tasks.tokenizer import VisualTokenizerObjective
 from vlmo.tasks.vision import VisionObjective
 
-# -------------------------------------------------------------------------------- masked loss
-
 
 def test_loss_is_the_mean_over_masked_tokens():
     # Two classes: logits (0, 0) cost log 2; logits (0, log 3) give the classes 1/4 and 3/4.
@@ -37,9 +35,6 @@ def test_loss_of_nothing_is_zero_with_a_gradient():
     value.backward()
     assert value.item() == 0
     assert logits.grad.shape == (0, 5)
-
-
-# -------------------------------------------------------------------------------- stage 1
 
 
 def stage_1_loss(pixels: Tensor) -> Tensor:
@@ -91,9 +86,6 @@ def test_vision_stage_refuses_more_tokens_than_the_head_has():
         VisionObjective(model, tokenizer=FixedTokens())
 
 
-# -------------------------------------------------------------------------------- stage 2
-
-
 @pytest.mark.parametrize("attention", ["shared", "separate"])
 def test_language_stage_moves_only_the_text_side(attention):
     objective = LanguageObjective(toy(VLMoForMaskedLM, attention=attention).train())
@@ -126,9 +118,6 @@ def test_language_stage_computes_masked_positions_only(monkeypatch):
     chosen = batch["mlm_labels"] != -100
     right = full.logits.argmax(dim=-1)[chosen] == batch["mlm_labels"][chosen]
     close(losses["mlm_accuracy"], right.float().mean())
-
-
-# -------------------------------------------------------------------------------- visual tokenizer
 
 
 def test_tokenizer_loss_is_the_sum_of_its_parts() -> None:

@@ -80,9 +80,6 @@ def test_loss_is_the_weighted_sum_of_the_parts(weights, parts):
     assert all(value.shape == () for value in losses.values())
 
 
-# -------------------------------------------------------------------------------- fine-tuning for retrieval
-
-
 def itc_by_hand(objective: VisionLanguageObjective, batch: dict[str, Tensor]) -> Tensor:
     """Mean over both branches and both directions, from the projections and by nothing under test."""
     model, backbone = objective.model, objective.model.vlmo
@@ -181,9 +178,6 @@ def test_losses_without_a_head_are_refused():
         retrieval({"use_match_head": False}, itm_weight=1)
 
 
-# -------------------------------------------------------------------------------- stage 3: ways to run it
-
-
 @torch.no_grad()
 def test_strides_and_negatives_say_which_pairs_are_fused():
     batch = make_batch()
@@ -231,9 +225,6 @@ def test_every_parameter_learns():
         assert torch.isfinite(learnt[name]).all(), name
 
 
-# -------------------------------------------------------------------------------- stage 3: the same pair
-
-
 def excluded_rows(objective: VisionLanguageObjective, batch: dict[str, Tensor], monkeypatch) -> tuple[Tensor, Tensor]:
     """What the objective hides from ITC and from the draw of negatives."""
     seen, draws = [], note_draws(monkeypatch)
@@ -248,18 +239,14 @@ def excluded_rows(objective: VisionLanguageObjective, batch: dict[str, Tensor], 
 
 
 @torch.no_grad()
-def test_rows_with_the_same_picture_or_caption_are_never_negatives(monkeypatch):
+def test_rows_with_the_same_picture_or_caption_are_negatives_only_on_request(monkeypatch):
     batch = make_batch()
     batch["input_ids"][7], batch["attention_mask"][7] = batch["input_ids"][1], batch["attention_mask"][1]
     expected = SAME.clone()
     expected[1, 7] = expected[7, 1] = True
     for hidden in excluded_rows(stage_3(), batch, monkeypatch):
         assert torch.equal(hidden, expected)
-
-
-@torch.no_grad()
-def test_only_the_own_pair_is_hidden_when_same_rows_may_be_negatives(monkeypatch):
-    itc, itm = excluded_rows(stage_3(exclude_same=False), make_batch(), monkeypatch)
+    itc, itm = excluded_rows(stage_3(exclude_same=False), batch, monkeypatch)
     assert itc is None
     assert torch.equal(itm, torch.eye(8, dtype=torch.bool))
 

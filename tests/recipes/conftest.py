@@ -8,27 +8,24 @@ import pytest
 import torch
 from PIL import Image
 from tests.tasks.toy_vision import write_class_set, write_segment_set
-from tests.toy_questions import write_questions, write_sentences
+from tests.toy_questions import COLORS, write_questions, write_sentences
 
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
-from vlmo.tasks import ClassificationTask, NLVR2Task, SegmentationTask, VQATask
-
-COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """A folder of 32 coloured pictures with captions."""
+    """A folder of 32 colored pictures with captions."""
     folder = tmp_path_factory.mktemp("pictures")
     with (folder / "captions.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file_name", "caption", "split"])
         for number in range(32):
-            colour = list(COLOURS)[number % 4]
-            pixels = np.full((40, 40, 3), COLOURS[colour], dtype=np.uint8)
+            color = list(COLORS)[number % 4]
+            pixels = np.full((40, 40, 3), COLORS[color], dtype=np.uint8)
             pixels[number % 30 : number % 30 + 8] = 255
             Image.fromarray(pixels).save(folder / f"{number}.png")
-            table.writerow([f"{number}.png", f"a {colour} square, number {number}", "train"])
+            table.writerow([f"{number}.png", f"a {color} square, number {number}", "train"])
     return folder
 
 
@@ -44,12 +41,12 @@ def visual_tokenizer(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def task_sets(tmp_path_factory) -> dict[type, Path]:
-    """Data of the stages that need more than captions."""
-    folder = tmp_path_factory.mktemp("task_sets")
+def sets(tmp_path_factory) -> dict[str, Path]:
+    """Prepared data of the tasks that need more than captions."""
+    root = tmp_path_factory.mktemp("sets")
     return {
-        VQATask: write_questions(folder / "questions"),
-        NLVR2Task: write_sentences(folder / "sentences"),
-        ClassificationTask: write_class_set(folder / "classes"),
-        SegmentationTask: write_segment_set(folder / "segments"),
+        "vqa": write_questions(root / "questions"),
+        "nlvr2": write_sentences(root / "sentences"),
+        "classification": write_class_set(root / "classes"),
+        "segmentation": write_segment_set(root / "segments"),
     }

@@ -1,4 +1,4 @@
-"""The card of the folder that a run leaves, and the figures that evaluations put into it."""
+"""Three stages in a row: the weights that pass on, and the cards of their folders with their figures."""
 
 import csv
 import dataclasses
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tests.recipes.toy_recipes import STEPS, shrunk
 
 from vlmo.data.sources import open_source
@@ -55,7 +57,10 @@ def test_pairs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def chain(pictures, visual_tokenizer, test_pairs, tmp_path_factory) -> dict[int, Path]:
-    """Model folders of the three stages, each from the one before; stage 3 is evaluated at its end."""
+    """Model folders of the three stages, each from the one before; stage 3 is evaluated at its end.
+
+    `begun.safetensors` in a run folder has the weights before the first step.
+    """
     root, folders = tmp_path_factory.mktemp("chain"), {}
     for number in (1, 2, 3):
         recipe = shrunk(find_recipe(f"shapes-stage{number}"), source=pictures, visual_tokenizer=visual_tokenizer)
@@ -69,8 +74,30 @@ def chain(pictures, visual_tokenizer, test_pairs, tmp_path_factory) -> dict[int,
         trainer = build(
             recipe, run_dir=root / f"stage{number}", title=title, about=f"About stage {number}.", original=original
         )
+        begun = trainer.objective.state_dict()
+        save_file({name: value.clone() for name, value in begun.items()}, root / f"stage{number}" / "begun.safetensors")
         folders[number] = trainer.fit().model_dir
     return folders
+
+
+def test_stage_3_starts_with_attention_and_experts_of_the_stages_before(chain):
+    """Attention and vision experts are stage 1's, bit for bit, and language experts stage 2's."""
+    run = chain[3].parent
+    stage1, stage2 = (load_file(chain[number] / "model.safetensors") for number in (1, 2))
+    begun = load_file(run / "begun.safetensors")
+    for name, value in ((name.removeprefix("model."), value) for name, value in begun.items()):
+        if ".attention." in name or ".vision." in name or ".norm1." in name:
+            assert torch.equal(value, stage1[name]), name
+            assert torch.equal(value, stage2[name]), name
+        elif ".language." in name:
+            assert torch.equal(value, stage2[name]), name
+            assert not torch.equal(value, stage1[name]) or value.ndim == 1, name
+        elif ".vision_language." in name:
+            assert torch.equal(value, stage2[name.replace("vision_language", "language")]), name
+    assert any(".vision_language." in name for name in begun)
+    report = (run / "start.txt").read_text()
+    assert "not in the start folder, left random: contrast_head.image_projection.weight" in report
+    assert "filled: vlmo.blocks.2.experts.vision_language.fc1.weight from vlmo.blocks.2.experts.language.fc1" in report
 
 
 def test_card_names_recipe_settings_and_start(chain):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,19 +29,16 @@ def draw(root: Path, *, folder: str = "", suffix: str = ".png") -> list[str]:
     return names
 
 
-def captions(root: Path) -> None:
-    lines = [f"{name},{COLORS[number % 3]},mine" for number, name in enumerate(draw(root))]
-    (root / "metadata.csv").write_text("\n".join(["file_name,text,licence", *lines]))
+def write_table(root: Path, *, header: str, line: str) -> None:
+    lines = [
+        line.format(name=name, color=COLORS[number % 3], red=number % 3 == 0) for number, name in enumerate(draw(root))
+    ]
+    (root / "metadata.csv").write_text("\n".join([header, *lines]))
 
 
-def questions(root: Path) -> None:
-    lines = [f"{name},what colour?,{COLORS[number % 3]}" for number, name in enumerate(draw(root))]
-    (root / "metadata.csv").write_text("\n".join(["image,question,answer", *lines]))
-
-
-def sentences(root: Path) -> None:
-    lines = [f"{name},0.png,both are red,{number % 3 == 0}" for number, name in enumerate(draw(root))]
-    (root / "metadata.csv").write_text("\n".join(["image,second_image,sentence,label", *lines]))
+captions = partial(write_table, header="file_name,text,licence", line="{name},{color},mine")
+questions = partial(write_table, header="image,question,answer", line="{name},what colour?,{color}")
+sentences = partial(write_table, header="image,second_image,sentence,label", line="{name},0.png,both are red,{red}")
 
 
 def classes(root: Path) -> None:

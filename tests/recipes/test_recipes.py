@@ -15,7 +15,7 @@ from tests.recipes.toy_recipes import STEPS, shrunk
 from vlmo.model.heads import MAX_LOGIT_SCALE, ContrastHead
 from vlmo.recipes import Recipe, describe, find_recipe
 from vlmo.recipes.paper import PAPER as OF_PAPER
-from vlmo.recipes.quickstart import QUICKSTART
+from vlmo.recipes.quickstart import DUAL, FUSION, QUICKSTART, over_seeds, which_runs
 from vlmo.recipes.schema import TextConfig, changed_settings, check_recipe
 from vlmo.run import build
 from vlmo.tasks import TASKS, RetrievalTask, VisionLanguageTask
@@ -39,8 +39,8 @@ KINDS = {kind_of(recipe): name for name, recipe in reversed(ALL.items())}
 
 
 @pytest.mark.parametrize("name", KINDS.values())
-def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, task_sets, tmp_path):
-    recipe = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, task_sets=task_sets)
+def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, sets, tmp_path):
+    recipe = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, sets=sets)
     check_training(name, recipe, tmp_path)
 
 
@@ -119,6 +119,15 @@ def test_descriptions_say_data_start_command_and_numbers():
         assert f"train {name}" in describe(name)
 
 
+def test_descriptions_have_the_quickstarts_numbers() -> None:
+    """Those of `vlmo/recipes/quickstart.json`, of which README's chart is made too."""
+    told = " ".join(describe("shapes-matching").split())
+    for column, row in ((DUAL, "Text to image R@1"), (FUSION, "Caption or one with the opposite side")):
+        assert over_seeds(column, row) in told
+    assert over_seeds(FUSION, "Questions") in " ".join(describe("shapes-questions").split())
+    assert which_runs() in told
+
+
 def test_every_recipe_is_valid_on_eight_processes():
     for name, recipe in ALL.items():
         check_recipe(recipe, processes=1 if name in QUICKSTART else 8)
@@ -147,32 +156,6 @@ def test_settings_of_the_paper(task):
         assert grown == find_recipe(f"{size}-stage3").model  # nothing else changes on the way
     plusplus = find_recipe("large-plusplus-stage3").loader
     assert (plusplus.global_batch_size, plusplus.accumulation) == (16_384, 1)  # the contrast sees the whole batch
-
-
-def test_stages_chain(pictures, visual_tokenizer, tmp_path):
-    """Stage 3 has stage 1's attention and vision experts, bit for bit, and stage 2's language experts."""
-    folders = {}
-    for number in (1, 2, 3):
-        recipe = shrunk(find_recipe(f"shapes-stage{number}"), source=pictures, visual_tokenizer=visual_tokenizer)
-        init = None if number == 1 else str(folders[number - 1])
-        run = tmp_path / f"stage{number}"
-        trainer = build(dataclasses.replace(recipe, init=init), run_dir=run)
-        if number == 3:
-            start = {name: value.clone() for name, value in trainer.objective.model.state_dict().items()}
-        folders[number] = trainer.fit().model_dir
-    stage1, stage2 = (load_file(folders[number] / "model.safetensors") for number in (1, 2))
-    for name, value in start.items():
-        if ".attention." in name or ".vision." in name or ".norm1." in name:
-            assert torch.equal(value, stage1[name]), name
-            assert torch.equal(value, stage2[name]), name
-        elif ".language." in name:
-            assert torch.equal(value, stage2[name]), name
-            assert not torch.equal(value, stage1[name]) or value.ndim == 1, name
-        elif ".vision_language." in name:
-            assert torch.equal(value, stage2[name.replace("vision_language", "language")]), name
-    report = (tmp_path / "stage3" / "start.txt").read_text()
-    assert "not in the start folder, left random: contrast_head.image_projection.weight" in report
-    assert "filled: vlmo.blocks.2.experts.vision_language.fc1.weight from vlmo.blocks.2.experts.language.fc1" in report
 
 
 def test_unknown_recipe_names_the_nearest():

@@ -3,18 +3,17 @@
 import dataclasses
 import io
 import json
-import multiprocessing
 import re
+import signal
 import tarfile
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
-from tests.killing import kill_when
+from tests.forkserver import PATIENCE_S, run_processes, start
+from tests.killing import wait_until
 from tests.recipes.toy_recipes import shrunk, write_shards
+from tests.training.toy_run import curve
 
 from vlmo.data.stream.loader import StreamConfig
 from vlmo.folder.card import read_data
@@ -51,11 +50,6 @@ def make(pictures, visual_tokenizer):
     return recipe
 
 
-def curve(run_dir: Path) -> list[dict]:
-    timing = {"seconds", "samples_per_s"}
-    return [{name: value for name, value in line.items() if name not in timing} for line in read_metrics(run_dir)]
-
-
 def quarantined(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "quarantine.jsonl").read_text().splitlines()]
 
@@ -89,15 +83,19 @@ def test_stages_that_need_rows_refuse_streams(make, tmp_path):
 
 
 def fit(recipe, run_dir) -> str:
-    torch.set_num_threads(1)
     return build(recipe, run_dir=run_dir).fit().status
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_run_killed_in_the_middle_of_an_epoch_is_bit_equal_to_one_that_was_not(make, tmp_path):
     recipe = make("base-stage3", steps=12, save_every=3, workers=2)
-    process = multiprocessing.get_context("fork").Process(target=fit, args=(recipe, tmp_path / "killed"))
-    kill_when(process, lambda: any(line["step"] >= 5 for line in read_metrics(tmp_path / "killed")), within_s=120)
+    process = start(fit, recipe, tmp_path / "killed")
+    wait_until(
+        lambda: any(line["step"] >= 5 for line in read_metrics(tmp_path / "killed")),
+        within_s=PATIENCE_S,
+        meanwhile=process.is_alive,
+    )
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "model").exists()
     for name in ("killed", "whole"):
         assert fit(recipe, tmp_path / name) == "finished"
@@ -106,23 +104,9 @@ def test_a_run_killed_in_the_middle_of_an_epoch_is_bit_equal_to_one_that_was_not
     assert len(quarantined(tmp_path / "whole")) >= 3
 
 
-def fit_as(rank: int, recipe, run_dir: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{run_dir}.store", rank=rank, world_size=2)
-    with warnings.catch_warnings(action="ignore"):  # a forked process has pytest's strictness, but not its exceptions
-        assert fit(recipe, run_dir) == "finished"
-    dist.destroy_process_group()
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_run_of_two_processes_goes_on_in_one_with_the_same_samples(make, tmp_path):
     long, short = make("base-stage3", steps=6, save_every=3), make("base-stage3", steps=3, save_every=3)
-    start = multiprocessing.get_context("fork").Process  # nothing is imported anew
-    processes = [start(target=fit_as, args=(rank, short, tmp_path / "two")) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    assert run_processes(fit, short, tmp_path / "two") == ["finished"] * 2
     # The same run, only longer: what a run of two processes has when it is cut off after step 3.
     (tmp_path / "two" / "recipe.json").unlink()
     for name in ("two", "one"):

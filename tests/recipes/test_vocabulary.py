@@ -69,13 +69,6 @@ def test_vocabulary_is_learnt_from_questions_too(recipe, tmp_path):
         assert processor.tokenizer.tokenize(question) == question.replace("?", " ?").lower().split()
 
 
-def test_start_without_words_needs_those_of_the_recipe(recipe, tmp_path):
-    VLMoForMaskedImageModeling(sizes(recipe)).save_pretrained(tmp_path)
-    text = TextConfig(vocabulary="nowhere", max_length=16)
-    with pytest.raises(ValueError, match="no vocabulary at nowhere"):
-        build_processor(dataclasses.replace(recipe, init=str(tmp_path), text=text))
-
-
 def test_word_table_keeps_rows_that_no_token_has(recipe, tmp_path):
     start: Path = tmp_path / "start"
     processor = VLMoProcessor.train(WORDS, vocab_size=60, min_frequency=1, image_size=64, max_text_length=16)

@@ -6,24 +6,25 @@ import io
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import StreamConfig
 from vlmo.model import VLMoConfig
-from vlmo.recipes.schema import Recipe, TextConfig, model_config
-from vlmo.tasks import SegmentationTask, TokenizerTask, VisionTask, VisualTokenizerConfig
+from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
+from vlmo.tasks import SegmentationTask, Task, TokenizerTask, VisionTask, VisualTokenizerConfig
 from vlmo.tasks.retrieval import PairTask
+from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 STEPS = 10
 
 
-def shrunk(
-    recipe: Recipe, *, source: Path, visual_tokenizer: Path, task_sets: Mapping[type, Path] | None = None
-) -> Recipe:
+def shrunk(recipe: Recipe, *, source: Path, visual_tokenizer: Path, sets: Mapping[str, Path] | None = None) -> Recipe:
     """The recipe with its own stage, losses, optimizer and schedule, on a tiny model and tiny data.
 
     Args:
         source: Pictures with captions.
-        task_sets: Data of the stages that need more than these.
+        sets: Data of the tasks that need more than these.
     """
     sizes = VLMoConfig.tiny(
         position_embedding=recipe.model.position_embedding,
@@ -43,7 +44,7 @@ def shrunk(
         task = dataclasses.replace(task, teacher=None)
     if isinstance(task, SegmentationTask):
         task = dataclasses.replace(task, channels=16)
-    data = (task_sets or {}).get(type(task), source)
+    data = (sets or {}).get(task.name, source)
     streams = StreamConfig()
     if recipe.data.streams.patterns:
         streams = StreamConfig(patterns=(str(write_shards(source)),), lanes=2, shuffle=8)
@@ -61,6 +62,31 @@ def shrunk(
         evaluate_on=None if recipe.evaluate_on is None else str(data),
         evaluate_split=recipe.evaluate_split if recipe.evaluate_on is None else "train",
     )
+
+
+def tiny(
+    task: Task,
+    source: Path,
+    *,
+    sizes: Mapping[str, Any] | None = None,
+    steps: int = 2,
+    batch: int = 8,
+    lr: float = 1e-3,
+    **changes: Any,
+) -> Recipe:
+    """A recipe of a tiny model on `source`, measured on its split `test`; `changes` are to the recipe."""
+    recipe = Recipe(
+        task=task,
+        model=model_config(VLMoConfig.tiny(**sizes or {})),
+        data=DataConfig(source=str(source)),
+        loader=LoaderConfig(global_batch_size=batch, num_workers=0),
+        trainer=TrainerConfig(max_steps=steps, log_every=1),
+        text=TextConfig(max_length=16),
+        optimizer=OptimizerConfig(lr=lr),
+        schedule=ScheduleConfig(warmup_steps=steps // 10),
+        evaluate_on=str(source),
+    )
+    return dataclasses.replace(recipe, **changes)
 
 
 def write_shards(source: Path, *, count: int = 4) -> Path:

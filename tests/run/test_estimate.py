@@ -1,7 +1,5 @@
 """What a run will need, against what runs do need."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from dataclasses import asdict, replace

@@ -1,9 +1,6 @@
 """Weights of reranking that the command chooses and keeps."""
 
-from __future__ import annotations
-
 import json
-import shutil
 
 import pytest
 from tests.integrations.toy_gallery import CAPTIONS, drawings, trained_folder
@@ -24,14 +21,9 @@ def pictures(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return trained_folder(tmp_path_factory.mktemp("trained") / "model")
-
-
 @pytest.fixture
-def folder(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "model")
+def folder(tmp_path):
+    return trained_folder(tmp_path / "model")
 
 
 def config_of(folder):

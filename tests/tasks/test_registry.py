@@ -91,12 +91,6 @@ def test_folder_for_no_task_is_refused(folders, tmp_path):
         task_of(tmp_path)
 
 
-@pytest.mark.parametrize("task", TASKS[1:])
-def test_data_must_be_named(task, folders):
-    with pytest.raises(ValueError, match=f"the task {task} needs data: give --data"):
-        evaluate(folders[task])
-
-
 @pytest.mark.parametrize(
     ("task", "words"),
     [

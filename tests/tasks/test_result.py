@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.toy_model import toy
 
-from vlmo.folder.card import ModelCard, read_results, write_card
-from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.tasks import result
 from vlmo.tasks.result import Metric, TaskResult, circumstances, data_name
 
@@ -93,12 +90,3 @@ def test_numbers_that_are_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         bad.write_json(tmp_path / "figures.json", folder=tmp_path)
     assert not (tmp_path / "figures.json").exists()
-
-
-def test_card_takes_the_figures(tmp_path):
-    toy(VLMoForImageTextRetrieval).save_pretrained(tmp_path)
-    write_card(tmp_path, ModelCard())
-    card = RESULT.write_card(tmp_path, measured_by="`vlmo evaluate`").read_text()
-    assert "| `questions`, test | VQA accuracy | 75.0 % (30.1 to 95.4) | 25.0 % |" in card
-    assert "- VQA accuracy: share of questions that get the right answer\n" in card
-    assert {result.task_type for result in read_results(tmp_path)} == {"visual-question-answering"}

@@ -136,10 +136,3 @@ def test_an_epoch_has_each_pair_or_each_image_with_another_caption_at_each_visit
 def test_masked_words_are_refused():
     with pytest.raises(ValueError, match=r"mlm_weight is 0\.25; fine-tuning for retrieval masks no words"):
         RetrievalTask(losses=VisionLanguageConfig())
-
-
-def test_reranking_without_a_matching_head_is_refused(contrast, pictures):
-    folder = contrast[1]
-    assert evaluate(folder, source=str(pictures), split="train").settings == {"rerank": 0}
-    with pytest.raises(ValueError, match="has no matching head, so that nothing can be reordered"):
-        evaluate(folder, source=str(pictures), split="train", rerank=4)

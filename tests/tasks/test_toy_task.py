@@ -1,6 +1,5 @@
 """A task in one file, `examples/add_task.py`: estimated, trained, measured and asked through public entry points."""
 
-import dataclasses
 import importlib.util
 import sys
 from dataclasses import asdict
@@ -10,15 +9,14 @@ import huggingface_hub
 import pytest
 import torch
 from rich.console import Console
+from tests.recipes.toy_recipes import tiny
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlmo.model import VLMoConfig
-from vlmo.recipes import RECIPES, find_recipe
-from vlmo.recipes.schema import DataConfig, model_config
+from vlmo.recipes import RECIPES
 from vlmo.run import build
 from vlmo.run.estimate import estimate
 from vlmo.tasks import TASKS, Inputs, Task, TaskResult, evaluate, predict, task_of
-from vlmo.training import OptimizerConfig, TrainerConfig, read_metrics
+from vlmo.training import read_metrics
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "add_task.py"
 STEPS = 20
@@ -35,19 +33,8 @@ def task() -> type[Task]:
 
 
 def test_one_file_is_all_that_a_task_needs(task, pictures, tmp_path):
-    base = find_recipe("shapes-stage1")
-    recipe = dataclasses.replace(
-        base,
-        task=task(),
-        model=model_config(VLMoConfig.tiny(num_fusion_layers=0, initializer_range=0.2, layer_scale_init=None)),
-        data=DataConfig(source=str(pictures)),
-        loader=dataclasses.replace(base.loader, global_batch_size=8),
-        optimizer=OptimizerConfig(lr=3e-3),
-        trainer=TrainerConfig(max_steps=STEPS, log_every=1),
-        init=None,
-        evaluate_on=str(pictures),
-        evaluate_split="train",
-    )
+    sizes = {"num_fusion_layers": 0, "initializer_range": 0.2, "layer_scale_init": None}
+    recipe = tiny(task(), pictures, sizes=sizes, steps=STEPS, lr=3e-3, evaluate_split="train")
     assert '"task_name": "BrightnessTask"' in recipe.to_json()
     needs, model = estimate(recipe), task().build_model(asdict(recipe.model)).train()
     with FlopCounterMode(display=False) as counter:

@@ -1,17 +1,13 @@
 """Figures and predictions of model folders for classes of pictures and of pixels."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tasks.toy_vision import NAMES, PIXELS, segment_rows, write_class_set, write_segment_set
-from tests.toy_model import toy
+from tests.tasks.toy_vision import NAMES, PIXELS, segment_rows, write_class_set
 
 from vlmo.evaluation.metrics import segmentation_metrics
 from vlmo.model import (
-    VLMoForImageClassification,
     VLMoForSemanticSegmentation,
 )
 from vlmo.processing.segmentation import eval_pixel_values
@@ -19,43 +15,8 @@ from vlmo.tasks import Inputs, evaluate, predict
 from vlmo.tasks.segmentation import segment
 
 
-def labels(names: list[str]) -> dict:
-    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-
-
-@pytest.fixture(scope="module")
-def class_set(tmp_path_factory) -> str:
-    return str(write_class_set(tmp_path_factory.mktemp("classes") / "colours"))
-
-
-@pytest.fixture(scope="module")
-def segment_set(tmp_path_factory) -> str:
-    return str(write_segment_set(tmp_path_factory.mktemp("segments") / "squares"))
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("classifier")
-    toy(VLMoForImageClassification, **labels(NAMES)).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("segmenter")
-    toy(VLMoForSemanticSegmentation, segmentation_channels=8, **labels(PIXELS)).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def picture(tmp_path) -> Path:
-    file = tmp_path / "picture.png"
-    file.write_bytes(segment_rows("test", 1)[0]["image"]["bytes"])
-    return file
-
-
-def test_classifier_is_scored_on_its_predictions(classifier, class_set) -> None:
-    result = evaluate(classifier, source=class_set, split="test", batch_size=3)
+def test_classifier_is_scored_on_its_predictions(folders, sets) -> None:
+    result = evaluate(folders["classification"], source=str(sets["classification"]), split="test", batch_size=3)
     assert {each.n for each in result.measured} == {len(result.predictions)}
     assert list(result.metrics) == ["top1"]  # five of three classes would always be right
     assert result.chance == {"top1": 1 / 3}
@@ -64,11 +25,14 @@ def test_classifier_is_scored_on_its_predictions(classifier, class_set) -> None:
     assert [row["label"] for row in rows] == [NAMES[number % 3] for number in range(8)]
     assert result.metrics["top1"] == np.mean([row["prediction"] == row["label"] for row in rows])
     assert all(sorted(row["guesses"]) == sorted(NAMES) and row["guesses"][0] == row["prediction"] for row in rows)
-    assert evaluate(classifier, source=class_set, split="test", limit=2).predictions == rows[:2]
+    assert (
+        evaluate(folders["classification"], source=str(sets["classification"]), split="test", limit=2).predictions
+        == rows[:2]
+    )
 
 
-def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
-    result = evaluate(segmenter, source=segment_set, split="test")
+def test_segmentation_can_be_scored_again(folders, sets) -> None:
+    result = evaluate(folders["segmentation"], source=str(sets["segmentation"]), split="test")
     assert not any(each.n for each in result.measured)  # pixels of an image are no independent examples
     assert list(result.metrics)[:3] == ["miou", "aacc", "macc"]
     assert {name for name in result.metrics if "[" in name} <= {f"iou[{name}]" for name in PIXELS}
@@ -84,12 +48,13 @@ def test_segmentation_can_be_scored_again(segmenter, segment_set) -> None:
     assert result.chance["miou"] == pytest.approx(result.chance["aacc"] / 4)
 
 
-def test_pixels_of_a_picture(segmenter, picture, tmp_path) -> None:
-    drawn = tmp_path / "new" / "drawn.png"
-    rows = predict(segmenter, Inputs((picture,), save=drawn)).rows
+def test_pixels_of_a_picture(folders, tmp_path) -> None:
+    picture, drawn = tmp_path / "picture.png", tmp_path / "new" / "drawn.png"
+    picture.write_bytes(segment_rows("test", 1)[0]["image"]["bytes"])
+    rows = predict(folders["segmentation"], Inputs((picture,), save=drawn)).rows
     with Image.open(picture) as opened:
         pixels = eval_pixel_values(opened, short_side=64)
-    classes = segment(VLMoForSemanticSegmentation.from_pretrained(segmenter), pixels).argmax(dim=0)
+    classes = segment(VLMoForSemanticSegmentation.from_pretrained(folders["segmentation"]), pixels).argmax(dim=0)
     assert classes.shape == (64, 80)
     counts = classes.flatten().bincount(minlength=len(PIXELS))
     assert rows[0]["class"] == PIXELS[int(counts.argmax())]
@@ -100,7 +65,7 @@ def test_pixels_of_a_picture(segmenter, picture, tmp_path) -> None:
         assert np.array_equal(np.asarray(shown), classes.numpy())
 
 
-def test_other_classes_are_refused(classifier, tmp_path) -> None:
+def test_other_classes_are_refused(folders, tmp_path) -> None:
     other = write_class_set(tmp_path / "other", names=["cat", "dog", "cow"])
     with pytest.raises(ValueError, match=r"the model has 3 classes \(red, .*\), .*other has 3 \(cat, "):
-        evaluate(classifier, source=str(other), split="test", limit=2)
+        evaluate(folders["classification"], source=str(other), split="test", limit=2)

@@ -1,71 +1,47 @@
 """Fine-tuning of the image encoder: what the stages build, refuse and measure."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
-from tests.tasks.toy_vision import NAMES, PIXELS, write_class_set, write_segment_set
+from tests.recipes.toy_recipes import tiny
+from tests.tasks.toy_vision import NAMES, PIXELS, write_class_set
 from tests.toy_model import toy
+from tests.toy_questions import processor
 from torch import nn
 
 from vlmo.model import (
-    VLMoConfig,
     VLMoForImageClassification,
-    VLMoForPreTraining,
+    VLMoForImageTextRetrieval,
     VLMoForSemanticSegmentation,
 )
-from vlmo.processing import TransformConfig, VLMoProcessor
+from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import SegmentTransformConfig
 from vlmo.recipes import find_recipe
-from vlmo.recipes.schema import DataConfig, Recipe, model_config
+from vlmo.recipes.schema import DataConfig
 from vlmo.run import build
 from vlmo.run.start import model_settings
 from vlmo.tasks import ClassificationTask, SegmentationTask
-from vlmo.tasks.classification import ClassificationConfig, ClassSet
+from vlmo.tasks.classification import ClassSet
 from vlmo.tasks.segmentation import with_shared_statistics
-from vlmo.training import OptimizerConfig, TrainerConfig, read_metrics
+from vlmo.training import read_metrics
 
 STEPS = 2
 
 
-@pytest.fixture(scope="module")
-def class_set(tmp_path_factory) -> Path:
-    return write_class_set(tmp_path_factory.mktemp("classes") / "colours")
+@pytest.fixture
+def make(sets, folders, tmp_path):
+    """Trainers of a task, from what pre-training leaves; `sizes` are of the model."""
+
+    def trainer(task, *, sizes=None, **changes):
+        recipe = tiny(task, sets[task.name], sizes={"num_fusion_layers": 0} | (sizes or {}), steps=STEPS)
+        return build(dataclasses.replace(recipe, **{"init": str(folders["retrieval"])} | changes), run_dir=tmp_path)
+
+    return trainer
 
 
-@pytest.fixture(scope="module")
-def segment_set(tmp_path_factory) -> Path:
-    return write_segment_set(tmp_path_factory.mktemp("segments") / "squares")
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Path:
-    """What pre-training leaves, with 90 words."""
-    folder = tmp_path_factory.mktemp("start")
-    toy(VLMoForPreTraining, vocab_size=90).save_pretrained(folder)
-    VLMoProcessor.train(["a red square"], vocab_size=90, image_size=64).save_pretrained(folder)
-    return folder
-
-
-def recipe(task, *, source: Path, **changes) -> Recipe:
-    base = find_recipe("shapes-stage1")
-    plain = {
-        "task": task,
-        "model": model_config(VLMoConfig.tiny(num_fusion_layers=0)),
-        "data": DataConfig(source=str(source)),
-        "loader": dataclasses.replace(base.loader, global_batch_size=8),
-        "optimizer": OptimizerConfig(lr=1e-3),
-        "trainer": TrainerConfig(max_steps=STEPS, log_every=1),
-        "init": None,
-        "evaluate_split": "test",
-        "evaluate_on": str(source),
-    }
-    return dataclasses.replace(base, **plain | changes)
-
-
-def test_classifier_is_trained_and_measured(class_set, start, tmp_path) -> None:
-    result = build(recipe(ClassificationTask(), source=class_set, init=str(start)), run_dir=tmp_path).fit()
+def test_classifier_is_trained_and_measured(make, tmp_path) -> None:
+    result = make(ClassificationTask()).fit()
     assert result.status == "finished"
     model = VLMoForImageClassification.from_pretrained(result.model_dir)
     assert [model.config.id2label[number] for number in range(3)] == NAMES
@@ -82,9 +58,8 @@ def test_classifier_is_trained_and_measured(class_set, start, tmp_path) -> None:
     assert "left random: vlmo" not in report
 
 
-def test_segmenter_is_trained_and_measured(segment_set, start, tmp_path) -> None:
-    task = SegmentationTask(channels=8)
-    result = build(recipe(task, source=segment_set, init=str(start)), run_dir=tmp_path).fit()
+def test_segmenter_is_trained_and_measured(make, tmp_path) -> None:
+    result = make(SegmentationTask(channels=8)).fit()
     model = VLMoForSemanticSegmentation.from_pretrained(result.model_dir)
     assert [model.config.id2label[number] for number in range(4)] == PIXELS
     assert model.config.segmentation_channels == 8
@@ -93,64 +68,44 @@ def test_segmenter_is_trained_and_measured(segment_set, start, tmp_path) -> None
     assert "miou" in (result.model_dir / "README.md").read_text()
 
 
-def test_text_side_follows_the_start_folder(class_set, start, tmp_path) -> None:
+def test_text_side_follows_the_start_folder(make, folders) -> None:
     """Nothing here reads words, so the recipe's sizes of the text side do not matter."""
-    other = dataclasses.replace(recipe(ClassificationTask(), source=class_set).model, vocab_size=50)
-    trainer = build(recipe(ClassificationTask(), source=class_set, init=str(start), model=other), run_dir=tmp_path)
-    model = trainer.objective.model
-    assert model.config.vocab_size == 90
-    stage1 = dataclasses.replace(find_recipe("shapes-stage1"), init=str(start))
-    assert model_settings(stage1, None)["vocab_size"] == 90
-    begun = VLMoForPreTraining.from_pretrained(start)
+    trainer = make(ClassificationTask(), sizes={"vocab_size": 50})
+    model, vocabulary = trainer.objective.model, processor().vocab_size
+    assert model.config.vocab_size == vocabulary != 50
+    stage1 = dataclasses.replace(find_recipe("shapes-stage1"), init=str(folders["retrieval"]))
+    assert model_settings(stage1, None)["vocab_size"] == vocabulary
+    begun = VLMoForImageTextRetrieval.from_pretrained(folders["retrieval"])
     assert torch.equal(model.vlmo.text_embeddings.words.weight, begun.vlmo.text_embeddings.words.weight)
     assert torch.equal(model.vlmo.blocks[0].experts.vision.fc1.weight, begun.vlmo.blocks[0].experts.vision.fc1.weight)
 
 
-def test_learning_rates_fall_with_the_depth(class_set, tmp_path) -> None:
-    trainer = build(recipe(ClassificationTask(layer_decay=0.5), source=class_set), run_dir=tmp_path)
+def test_learning_rates_fall_with_the_depth(make) -> None:
+    trainer = make(ClassificationTask(layer_decay=0.5), init=None)
     names = {id(parameter): name for name, parameter in trainer.objective.named_parameters()}
-    scales = {
-        names[id(parameter)]: group["lr_scale"]
-        for group in trainer.optimizer.param_groups
-        for parameter in group["params"]
-    }
+    scales = {names[id(p)]: group["lr_scale"] for group in trainer.optimizer.param_groups for p in group["params"]}
     assert scales["model.classifier.weight"] == 1.0
     assert scales["model.vlmo.blocks.2.experts.vision.fc1.weight"] == 0.5
     assert scales["model.vlmo.image_embeddings.projection.weight"] == 0.5**4
 
 
-def test_pictures_of_another_size_resize_the_tables(class_set, start, tmp_path) -> None:
-    bigger = dataclasses.replace(recipe(ClassificationTask(), source=class_set).model, image_size=96)
-    task = ClassificationTask(losses=ClassificationConfig(mix_probability=0.0))
-    trainer = build(recipe(task, source=class_set, init=str(start), model=bigger), run_dir=tmp_path)
-    assert "resized: vlmo.position_bias.table" in (tmp_path / "start.txt").read_text()
-    batch = next(iter(trainer.loader(0)))[0]
-    assert batch["pixel_values"].shape[-2:] == (96, 96)
-    assert trainer.objective(batch)["loss"].isfinite()
-
-
-def test_crops_are_of_the_models_size(segment_set, tmp_path) -> None:
+def test_crops_are_of_the_models_size(make) -> None:
     task = SegmentationTask(channels=8, augmentation=SegmentTransformConfig(scale=(1.0, 1.0)))
-    small = dataclasses.replace(recipe(task, source=segment_set).model, image_size=32)
-    trainer = build(recipe(task, source=segment_set, model=small), run_dir=tmp_path)
-    batch = next(iter(trainer.loader(0)))[0]
+    batch = next(iter(make(task, sizes={"image_size": 32}, init=None).loader(0)))[0]
     assert batch["pixel_values"].shape[-2:] == batch["labels"].shape[-2:] == (32, 32)
 
 
-def test_segmentation_does_not_pass_over_settings_in_silence(segment_set, tmp_path) -> None:
-    data = DataConfig(source=str(segment_set), transform=TransformConfig(horizontal_flip=0.0))
+def test_settings_and_classes_that_do_not_fit_are_refused(make, sets, tmp_path) -> None:
+    data = DataConfig(source=str(sets["segmentation"]), transform=TransformConfig(horizontal_flip=0.0))
     with pytest.raises(ValueError, match=r"set task\.augmentation"):
-        build(recipe(SegmentationTask(channels=8), source=segment_set, data=data), run_dir=tmp_path)
-
-
-def test_other_classes_for_the_evaluation_are_refused(class_set, tmp_path) -> None:
+        make(SegmentationTask(channels=8), data=data)
     other = write_class_set(tmp_path / "other", names=["cat", "dog", "cow"])
     with pytest.raises(ValueError, match=r"evaluate_on .*other has 3 classes \(cat, .* 3 \(red"):
-        build(recipe(ClassificationTask(), source=class_set, evaluate_on=str(other)), run_dir=tmp_path / "run")
+        make(ClassificationTask(), evaluate_on=str(other))
 
 
-def test_classes_that_a_model_only_numbers_are_compared_by_their_number(class_set, tmp_path) -> None:
-    rows = ClassSet.read(source=str(class_set), split="train", notes=tmp_path)
+def test_classes_that_a_model_only_numbers_are_compared_by_their_number(sets, tmp_path) -> None:
+    rows = ClassSet.read(source=str(sets["classification"]), split="train", notes=tmp_path)
     rows.check(toy(VLMoForImageClassification, num_labels=3))
     with pytest.raises(ValueError, match="LABEL_3"):
         rows.check(toy(VLMoForImageClassification, num_labels=4))

@@ -13,10 +13,6 @@ from vlmo.tasks.segmentation import segment, window_starts
 BATCH_ATOL = 1e-4  # one window at a time or several in a batch: sums in another order, of logits around 14
 
 
-def segmenter() -> VLMoForSemanticSegmentation:
-    return toy(VLMoForSemanticSegmentation, num_labels=3, segmentation_channels=8)
-
-
 class Painter(nn.Module):
     """Gives the red channel as the logit of class 1, and notes the size of what it is given."""
 
@@ -66,22 +62,16 @@ def test_overlaps_are_averaged() -> None:
     assert logits[:, 32:].unique().tolist() == [0.5]
 
 
-def test_one_window_is_the_model() -> None:
-    model, pixels = segmenter(), pictures(1)[0]
+def test_one_window_is_the_model_and_batches_of_windows_change_nothing() -> None:
+    model = toy(VLMoForSemanticSegmentation, num_labels=3, segmentation_channels=8)
     with torch.no_grad():
-        expected = model(pixels[None]).logits[0]
-    torch.testing.assert_close(segment(model, pixels), expected)
-
-
-def test_batches_of_windows_change_nothing() -> None:
-    model, pixels = segmenter(), pictures(1, size=(80, 112))[0]
+        expected = model(pictures(1)).logits[0]
+    torch.testing.assert_close(segment(model, pictures(1)[0]), expected)
+    pixels = pictures(1, size=(80, 112))[0]
     torch.testing.assert_close(segment(model, pixels, batch_size=1), segment(model, pixels), atol=BATCH_ATOL, rtol=0)
 
 
-def test_logits_come_at_the_size_that_is_asked_for() -> None:
+def test_logits_come_at_the_size_that_is_asked_for_and_nan_is_refused() -> None:
     assert segment(Painter(), torch.randn(3, 32, 40), size=(64, 80)).shape == (2, 64, 80)
-
-
-def test_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         segment(Painter(), torch.full((3, 32, 32), torch.nan))

@@ -1,7 +1,6 @@
 """A model folder for each task, untrained."""
 
 from pathlib import Path
-from typing import Any
 
 from tests.tasks.toy_vision import NAMES, PIXELS
 from tests.toy_model import toy
@@ -16,12 +15,9 @@ from vlmo.model import (
     VLMoForVisualReasoning,
 )
 from vlmo.processing import image_processor_for
+from vlmo.tasks.labels import label_settings
 
 TASKS = ("retrieval", "vqa", "nlvr2", "classification", "segmentation")
-
-
-def labels(names: list[str]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
 
 def write_folders(root: Path) -> dict[str, Path]:
@@ -31,10 +27,10 @@ def write_folders(root: Path) -> dict[str, Path]:
     models = {
         "retrieval": toy(VLMoForImageTextRetrieval, **text),
         "dual": toy(VLMoForImageTextRetrieval, use_match_head=False, **text),
-        "vqa": toy(VLMoForVisualQuestionAnswering, **text, **labels(ANSWERS)),
-        "nlvr2": toy(VLMoForVisualReasoning, num_modality_types=3, **text, **labels(["false", "true"])),
-        "classification": toy(VLMoForImageClassification, **labels(NAMES)),
-        "segmentation": toy(VLMoForSemanticSegmentation, segmentation_channels=16, **labels(PIXELS)),
+        "vqa": toy(VLMoForVisualQuestionAnswering, **text, **label_settings(ANSWERS)),
+        "nlvr2": toy(VLMoForVisualReasoning, num_modality_types=3, **text, **label_settings(["false", "true"])),
+        "classification": toy(VLMoForImageClassification, **label_settings(NAMES)),
+        "segmentation": toy(VLMoForSemanticSegmentation, segmentation_channels=16, **label_settings(PIXELS)),
         "words": toy(VLMoForMaskedLM, **text),
     }
     for name, model in models.items():

@@ -1,13 +1,13 @@
 """Small sets for classification and segmentation, in the form that `vlmo data prepare` leaves."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from PIL import Image
+from tests.toy_questions import write_prepared
 
 from vlmo.data.schema import SEGMENT_FEATURES, class_features
 
@@ -58,18 +58,10 @@ def segment_rows(split: str, count: int) -> list[dict]:
 def write_class_set(folder: Path, *, names: list[str] = NAMES) -> Path:
     features = class_features(names)
     parts = {split: Dataset.from_list(class_rows(split, count), features=features) for split, count in COUNTS.items()}
-    return _write(parts, folder=folder, labels=names)
+    return write_prepared(folder, parts, labels=names)
 
 
 def write_segment_set(folder: Path) -> Path:
-    parts = {
-        split: Dataset.from_list(segment_rows(split, count), features=SEGMENT_FEATURES)
-        for split, count in COUNTS.items()
-    }
-    return _write(parts, folder=folder, labels=PIXELS)
-
-
-def _write(parts: dict[str, Dataset], *, folder: Path, labels: list[str]) -> Path:
-    DatasetDict(parts).save_to_disk(str(folder))
-    (folder / "prepared.json").write_text(json.dumps({"labels": labels}))
-    return folder
+    rows = {split: segment_rows(split, count) for split, count in COUNTS.items()}
+    parts = {split: Dataset.from_list(part, features=SEGMENT_FEATURES) for split, part in rows.items()}
+    return write_prepared(folder, parts, labels=PIXELS)

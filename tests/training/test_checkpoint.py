@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -9,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.saved_tensors import saved_tensors
-from tests.training.toy_run import make_trainer
+from tests.training.toy_run import make_trainer, saved_tensors
 from torch import nn
 
 from vlmo.recipes import find_recipe

@@ -1,11 +1,11 @@
 """Compiling and checkpointing of blocks change no result; tests/distributed/test_engines.py has the processes."""
 
-from __future__ import annotations
+from dataclasses import replace
 
 import pytest
 import torch
 from tests.distributed.toy_engines import make_objective, micro_batches, one_update
-from tests.training.toy_run import make_trainer
+from tests.training.toy_run import Settings, make_trainer
 
 from vlmo.model.multiway import Expert
 from vlmo.training import EngineConfig, TrainerConfig, read_metrics
@@ -64,11 +64,15 @@ def test_precision_follows_the_instructions_of_the_cpu(instructions, there, monk
 @pytest.mark.parametrize("there", [False, True])
 def test_run_computes_in_the_precision_that_was_chosen(there, tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu_with(*["avx512_bf16"] * there), raising=False)
-    trainer, seen = make_trainer(tmp_path, config=TrainerConfig(max_steps=1, precision="auto")), set()
+    config, calm, seen = TrainerConfig(max_steps=6, precision="auto"), Settings(dropout=0.0), set()
+    trainer = make_trainer(tmp_path / "run", config=config, settings=calm)
     trainer.objective.get_submodule("model.last").register_forward_hook(lambda *of: seen.add(of[-1].dtype))
     with caplog.at_level("INFO"):
-        trainer.fit()
+        loss = trainer.fit().metrics["loss"]
     assert seen == {torch.bfloat16 if there else torch.float32}
     name = "bf16" if there else "float32"
     assert f"computing in {name}" in caplog.text
-    assert read_metrics(tmp_path)[-1]["precision"] == name
+    assert read_metrics(tmp_path / "run")[-1]["precision"] == name
+    assert {p.dtype for p in trainer.objective.parameters()} == {torch.float32}
+    exact = make_trainer(tmp_path / "exact", config=replace(config, precision="float32"), settings=calm).fit()
+    assert loss == pytest.approx(exact.metrics["loss"], rel=0.05)

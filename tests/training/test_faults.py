@@ -1,7 +1,5 @@
 """Faults of the machine: killed and hanging processes, disks that take nothing more. Real processes and files."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
@@ -21,7 +19,7 @@ from tests.forkserver import PATIENCE_S
 from tests.killing import wait_until
 from tests.training import toy_group, toy_run
 from tests.training.toy_group import Group, Pause
-from tests.training.toy_run import Settings, curve, make_trainer
+from tests.training.toy_run import Settings, curve, is_same, make_trainer, saved_tensors
 
 from vlmo.cli.runs import TrainOptions
 from vlmo.training import (
@@ -32,6 +30,7 @@ from vlmo.training import (
     lock_run,
     report_progress,
 )
+from vlmo.training.checkpoint import newest_state
 from vlmo.training.parallel import HANG_SECONDS, longest_wait
 from vlmo.types import Batch
 
@@ -96,8 +95,22 @@ def test_either_process_killed_in_a_step_or_a_save_leaves_a_run_that_ends_with_t
     whole = start(tmp_path / "whole")
     assert whole.codes(within_s=SOON_S) == [0, 0]
     assert curve(folder / "run") == curve(tmp_path / "whole" / "run")
-    killed, expected = model(folder), model(tmp_path / "whole")
-    assert all(torch.equal(killed[name], expected[name]) for name in expected)
+    assert is_same(model(folder), model(tmp_path / "whole"))
+
+
+def test_sigterm_finishes_the_step_saves_and_exits_with_0(start, alone, tmp_path) -> None:
+    folder = tmp_path / "stopped"
+    group = start(folder, world_size=1, pause=Pause(rank=0, moment="forward", step=5))
+    group.wait_for_pause()
+    group.processes[0].send_signal(signal.SIGTERM)
+    group.go_on()
+    assert group.codes(within_s=SOON_S) == [0], group.output(0)
+    assert newest_state(folder / "run" / "state")[1]["step"] == 5
+    assert start(folder, world_size=1).codes(within_s=SOON_S) == [0]
+    assert curve(folder / "run") == curve(alone / "run")
+    assert is_same(model(folder), model(alone))
+    states = (saved_tensors(each / "run" / "state" / f"step_{STEPS:08d}") for each in (folder, alone))
+    assert is_same(*states)
 
 
 # Pauses of groups that hang at the same time, each of which needs seconds to be noticed and no processor.
@@ -204,7 +217,7 @@ def test_save_that_the_disk_refuses_costs_nothing_that_was_saved(
     assert [path.name for path in (folder / "run" / "state").iterdir()] == ["step_00000002"], "no leftovers"
     assert start(folder, world_size=1).codes(within_s=SOON_S) == [0]
     assert curve(folder / "run") == curve(alone / "run")
-    assert all(torch.equal(value, model(folder)[name]) for name, value in model(alone).items())
+    assert is_same(model(folder), model(alone))
 
 
 def test_data_that_end_a_run_cost_no_state_that_is_being_written(tmp_path) -> None:

@@ -1,7 +1,5 @@
 """`--lora.rank`: adapters are trained alone, resumed, kept without the model, and merged on request."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil
@@ -13,9 +11,10 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tests.tasks.toy_vision import write_class_set, write_segment_set
-from tests.toy_model import pictures, texts, toy
-from tests.toy_questions import ANSWERS, COLORS, png, processor, write_questions, write_sentences
+from tests.test_cli import refused
+from tests.toy_model import pictures, texts
+from tests.toy_questions import ANSWERS
+from tests.training.toy_run import is_same
 
 import vlmo
 from vlmo import VLMoForVisualQuestionAnswering
@@ -36,38 +35,31 @@ MERGED = 1e-5
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("start")
-    words = processor()
-    toy(VLMoForImageTextRetrieval, vocab_size=words.vocab_size).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
+def start(folders) -> Path:
+    return folders["retrieval"]
 
 
 @pytest.fixture(scope="module")
-def questions(tmp_path_factory) -> Path:
-    return write_questions(tmp_path_factory.mktemp("questions") / "asked")
+def questions(sets) -> Path:
+    return sets["vqa"]
 
 
 @pytest.fixture(scope="module")
 def run(start, questions, tmp_path_factory) -> Path:
     """A finished run folder, trained from the command line."""
     folder = tmp_path_factory.mktemp("run")
+    fine_tune(start, questions, folder)
+    return folder
+
+
+def fine_tune(start: Path, questions: Path, folder: Path) -> None:
     options = ["--lora.rank", "4", "--steps", str(STEPS), "--device", "cpu", "--trainer.save-every", "2"]
     main(["finetune", str(start), "--data", str(questions), "--output-dir", str(folder), "--batch-size", "8", *options])
-    return folder
 
 
 def pairs() -> dict[str, torch.Tensor]:
     words = texts([5, 8])
     return {"pixel_values": pictures(2), **words, "input_ids": words["input_ids"] % 50}
-
-
-def refused(arguments: list[str], capsys) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_run_leaves_an_adapter_that_is_merged_on_request(run, start, questions, tmp_path, capsys):
@@ -133,37 +125,25 @@ def test_merged_model_equals_the_trained_one_and_peft_reads_the_adapter(start, q
 
 
 def test_run_that_was_cut_off_ends_with_the_same_adapter(run, start, questions, tmp_path):
-    again = tmp_path / "again"
-    shutil.copytree(run, again)
+    again = shutil.copytree(run, tmp_path / "again")
     shutil.rmtree(again / "model")
     shutil.rmtree(again / "state" / f"step_{STEPS:08d}")
-    options = ["--lora.rank", "4", "--steps", str(STEPS), "--device", "cpu", "--trainer.save-every", "2"]
-    main(["finetune", str(start), "--data", str(questions), "--output-dir", str(again), "--batch-size", "8", *options])
+    fine_tune(start, questions, again)
     expected, found = (load_file(folder / "model" / "adapter_model.safetensors") for folder in (run, again))
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-
-
-def write_captions(folder: Path) -> Path:
-    folder.mkdir()
-    for color in COLORS:
-        (folder / f"{color}.png").write_bytes(png(color))
-    rows = [f"{color}.png,is it {color}?,train" for color in COLORS]
-    (folder / "captions.csv").write_text("\n".join(["file_name,caption,split", *rows]))
-    return folder
+    assert is_same(expected, found)
 
 
 @pytest.mark.parametrize(
-    ("write", "name"),
+    ("task", "name"),
     [
-        (write_sentences, "VLMoForVisualReasoning"),  # a table of types with a row more than in the start folder
-        (write_captions, "VLMoForImageTextRetrieval"),
-        (write_class_set, "VLMoForImageClassification"),
-        (write_segment_set, "VLMoForSemanticSegmentation"),  # a head with running statistics
+        ("nlvr2", "VLMoForVisualReasoning"),  # a table of types with a row more than in the start folder
+        ("retrieval", "VLMoForImageTextRetrieval"),
+        ("classification", "VLMoForImageClassification"),
+        ("segmentation", "VLMoForSemanticSegmentation"),  # a head with running statistics
     ],
 )
-def test_merged_model_of_each_task_equals_the_trained_one(start, tmp_path, write, name):
-    recipe = finetune_recipe(start, str(write(tmp_path / "data"))).recipe
+def test_merged_model_of_each_task_equals_the_trained_one(start, sources, tmp_path, task, name):
+    recipe = finetune_recipe(start, str(sources[task])).recipe
     trainer_config = dataclasses.replace(recipe.trainer, max_steps=2, precision="float32")
     recipe = dataclasses.replace(recipe, lora=LoraConfig(rank=2), trainer=trainer_config, evaluate_on=None)
     trainer = build(recipe, run_dir=tmp_path / "run", device="cpu")

@@ -3,8 +3,6 @@
 `python -m tests.training.test_optimizer` writes the golden files anew; do so only in a commit that says why they moved.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vlmo.training.tracking import Tracker, read_metrics
@@ -23,18 +21,13 @@ def test_each_line_tells_of_one_step(tmp_path) -> None:
     ]
 
 
-def test_lines_after_the_restored_step_are_removed(tmp_path) -> None:
+def test_each_step_is_there_once_after_a_resume(tmp_path) -> None:
     track(tmp_path, step=0, upto=5)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # the process died here
-    track(tmp_path, step=3, upto=4)
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
-
-
-def test_tensorboard_has_each_step_once_after_a_resume(tmp_path) -> None:
-    track(tmp_path, step=0, upto=5)
     track(tmp_path, step=3, upto=6)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in events.Scalars("test/retrieval/ir_at_1")] == [2, 4, 6]

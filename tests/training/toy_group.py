@@ -1,7 +1,5 @@
 """The toy run in several gloo processes that tests can pause, stop and kill at a chosen moment."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

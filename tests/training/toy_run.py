@@ -1,24 +1,19 @@
-"""A training run small enough to be started, killed and compared dozens of times.
-
-With TOY_RUN_WAITS=0 in its environment it makes no pause, and is the same run: the recipe holds `pause_s` and not that.
-"""
-
-from __future__ import annotations
+"""A training run small enough to be started, killed and compared dozens of times."""
 
 import json
-import os
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from vlmo.distributed import rank, world_size
-from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, launch, read_metrics
+from vlmo.training import OptimizerConfig, ScheduleConfig, Trainer, TrainerConfig, read_metrics
 from vlmo.types import Batch
 
 
@@ -27,7 +22,6 @@ class Settings:
     batch: int = 8  # rows of a step, over all processes and micro-batches
     accumulation: int = 1
     dropout: float = 0.5
-    pause_s: float = 0.0  # in each step, so that a signal can hit one
     bad_from: int = 10**9  # steps from here to `bad_to` have a loss that is not a number
     bad_to: int = 10**9
     bad_rank: int | None = None  # the only process where that happens
@@ -42,12 +36,9 @@ SCHEDULE = ScheduleConfig(warmup_steps=2)
 class Recipe:
     trainer: TrainerConfig
     settings: Settings
-    schedule: ScheduleConfig = SCHEDULE
-    seed: int = 0
-
-    @property
-    def optimizer(self) -> OptimizerConfig:
-        return OptimizerConfig(lr=self.settings.lr)
+    schedule: ScheduleConfig
+    seed: int
+    optimizer: OptimizerConfig
 
     def to_json(self) -> str:
         return json.dumps({"trainer": asdict(self.trainer), "settings": asdict(self.settings)})
@@ -78,8 +69,6 @@ class Objective(nn.Module):
         self.settings = settings
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        if os.environ.get("TOY_RUN_WAITS") != "0":
-            time.sleep(self.settings.pause_s)
         error = (self.model(batch["pixel_values"]).squeeze(-1) - batch["pixel_values"].sum(-1)).square().mean()
         bonus = self.bonus.square().mean()
         step = int(batch["step_seed"])
@@ -115,6 +104,8 @@ def make_trainer(
     after_step: Callable[[], None] = lambda: None,
     schedule: ScheduleConfig = SCHEDULE,
     seed: int = 0,
+    objective: nn.Module | None = None,
+    optimizer: OptimizerConfig | None = None,
     **others: Any,
 ) -> Trainer:
     def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
@@ -124,8 +115,10 @@ def make_trainer(
     settings = settings or Settings()
     config = config or TrainerConfig(max_steps=6, log_every=1, save_every=2)
     arguments = {"save_model": save_model, "device": "cpu"} | others
-    recipe = Recipe(config, settings, schedule, seed)
-    trainer = Trainer(Objective(settings), load or make_loader(settings), run_dir=run_dir, recipe=recipe, **arguments)
+    recipe = Recipe(config, settings, schedule, seed, optimizer or OptimizerConfig(lr=settings.lr))
+    trainer = Trainer(
+        objective or Objective(settings), load or make_loader(settings), run_dir=run_dir, recipe=recipe, **arguments
+    )
     trainer.optimizer.register_step_post_hook(lambda *_: after_step())
     return trainer
 
@@ -140,12 +133,9 @@ def is_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def main(run_dir: Path, **changes: Any) -> None:
-    """Trains in `run_dir`, with names of `TrainerConfig` or of `Settings`."""
-    names = {field.name for field in fields(Settings)}
-    settings = replace(Settings(), **{name: value for name, value in changes.items() if name in names})
-    config = TrainerConfig(**{name: value for name, value in changes.items() if name not in names})
-    with launch("cpu"):
-        trainer = make_trainer(run_dir, settings=settings, config=config, evaluate=lambda _: {"toy/one": 1.0})
-        result = trainer.fit()
-    os.write(1, f"{result.status} {result.steps}\n".encode())
+def saved_tensors(path: Path) -> dict[str, Tensor]:
+    """Whole tensors of a state by their dotted names, read without the run that wrote it."""
+    contents = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in contents.items()}
+    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    return tensors

@@ -1,1 +1,1 @@
-from tests.recipes.conftest import pictures, task_sets, visual_tokenizer  # noqa: F401
+from tests.recipes.conftest import pictures, sets, visual_tokenizer  # noqa: F401

@@ -27,8 +27,8 @@ def test_settings_are_golden():
 
 
 @pytest.mark.parametrize("name", OTHER_KINDS.values())
-def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, task_sets, tmp_path):
-    recipe = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, task_sets=task_sets)
+def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, sets, tmp_path):
+    recipe = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, sets=sets)
     check_training(name, recipe, tmp_path)
 
 

@@ -1,7 +1,22 @@
+"""Rows as training reads them: images with classes or masks, questions, and sentences about two images."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from tests.tasks.toy_vision import (
+    IGNORED,
+    NAMES,
+    PIXELS,
+    class_rows,
+    png,
+    segment_rows,
+)
 from tests.toy_questions import (
     ANSWERS,
     processor,
@@ -13,13 +28,110 @@ from tests.toy_questions import (
     write_sentences,
 )
 
-from vlmo.data.examples import RowExamples
-from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES
+from vlmo.data.examples import Examples, RowExamples
+from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES, SEGMENT_FEATURES, class_features
 from vlmo.processing import EvalTransform, TrainTransform, TransformConfig
+from vlmo.processing.segmentation import SegmentTrainTransform, SegmentTransformConfig
+from vlmo.recipes import find_recipe
+from vlmo.tasks import ClassificationTask, RunContext
+from vlmo.tasks.classification import checked_labels, class_names
 from vlmo.tasks.labels import names_of_source
 from vlmo.tasks.nlvr2 import reasoning_examples
+from vlmo.tasks.segmentation import SegmentExamples
 from vlmo.tasks.vqa import question_examples
 from vlmo.types import normalize_pixels
+
+SIZE = 32
+SEGMENT_TRANSFORM = SegmentTrainTransform(SegmentTransformConfig(), crop_size=SIZE)
+
+
+def class_set(count: int = 6) -> Dataset:
+    return Dataset.from_list(class_rows("train", count), features=class_features(NAMES))
+
+
+def labelled(dataset: Dataset, **options) -> Examples:
+    recipe = find_recipe("base-imagenet")
+    data = replace(recipe.data, transform=TransformConfig(), **options)
+    recipe = replace(recipe, data=data, model=replace(recipe.model, image_size=SIZE))
+    run = RunContext(Path(), recipe, dataset, processor=None, model={})
+    return ClassificationTask().examples(run)
+
+
+def segment_set(rows: list[dict] | None = None) -> Dataset:
+    return Dataset.from_list(segment_rows("train", 6) if rows is None else rows, features=SEGMENT_FEATURES)
+
+
+def segment_examples(dataset: Dataset, **settings) -> SegmentExamples:
+    return SegmentExamples(dataset, transform=SEGMENT_TRANSFORM, num_classes=len(PIXELS), seed=0, **settings)
+
+
+def test_labels_go_with_their_pictures() -> None:
+    examples = labelled(class_set())
+    assert len(examples) == 6
+    assert class_names(class_set()) == NAMES
+    batch = examples.collate([examples[0, row] for row in (4, 0, 2)])
+    assert batch["labels"].tolist() == [1, 0, 2]
+    assert batch["labels"].dtype == torch.int64
+    assert batch["sample_ids"].tolist() == [4, 0, 2]
+    assert batch["pixel_values"].shape == (3, 3, SIZE, SIZE)
+    assert len(set(batch["image_ids"].tolist())) == 3
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_rows_without_a_class_are_named(label) -> None:
+    rows = class_rows("train", 3)
+    rows[1]["label"] = label
+    dataset = Dataset.from_list(rows, features=class_features(NAMES))
+    with pytest.raises(ValueError, match=r"sample 1 \(image_id 'train/1'\) has label .*from 0 to 2"):
+        checked_labels(dataset)
+
+
+def test_masks_go_with_their_pictures() -> None:
+    examples = segment_examples(segment_set())
+    batch = examples.collate([examples[0, row] for row in range(6)])
+    assert batch["labels"].shape == (6, SIZE, SIZE)
+    assert batch["labels"].dtype == torch.int64
+    assert batch["pixel_values"].shape == (6, 3, SIZE, SIZE)
+    assert set(batch["labels"].unique().tolist()) <= {0, 1, 2, 3, IGNORED}
+    assert IGNORED in batch["labels"]
+
+
+@pytest.mark.parametrize("make", [lambda: labelled(class_set()), lambda: segment_examples(segment_set())])
+def test_augmentation_depends_on_epoch_and_row_alone(make) -> None:
+    first, second = make(), make()
+    for epoch in (3, 4):
+        for name in ("pixel_values", "labels") if "labels" in first[epoch, 2] else ("pixel_values",):
+            assert torch.equal(first[epoch, 2][name], second[epoch, 2][name])
+    assert not torch.equal(first[3, 2]["pixel_values"], first[4, 2]["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.full((64, 80), 4, dtype=np.uint8), "classes up to 4; expected 80 x 64, and 0 to 3 or 255"),
+        (np.zeros((64, 64), dtype=np.uint8), "the mask has 64 x 64 pixels and .* expected 80 x 64"),
+        (np.zeros((64, 80, 3), dtype=np.uint8), "mode RGB"),
+    ],
+)
+def test_masks_that_cannot_be_used_are_named(mask, message) -> None:
+    rows = segment_rows("train", 3)
+    rows[2]["mask"] = png(mask)
+    examples = segment_examples(segment_set(rows))
+    assert examples[0, 1]["labels"].shape == (SIZE, SIZE)
+    with pytest.raises(ValueError, match=rf"sample 2 \(image_id 'train/2'\).*{message}"):
+        examples[0, 2]
+
+
+def test_masks_may_be_indices_of_a_palette() -> None:
+    rows = segment_rows("train", 1)
+    indexed = Image.new("P", (80, 64), 3)
+    indexed.putpalette([255, 0, 0] * 256)
+    file = io.BytesIO()
+    indexed.save(file, format="PNG")
+    rows[0]["mask"] = {"bytes": file.getvalue(), "path": None}
+    labels = segment_examples(segment_set(rows))[0, 0]["labels"]
+    assert set(labels.unique().tolist()) <= {3, IGNORED}
+
 
 PLAIN = TransformConfig(image_size=64)
 SCORE = 1e-7  # scores are kept in float32
@@ -79,14 +191,6 @@ def test_answers_outside_the_list_are_named(numbers, words):
     rows = Dataset.from_list([question_row(0), wrong], features=QUESTION_FEATURES)
     with pytest.raises(ValueError, match=r"question '101' has answer numbers .*; the set's list has 6 answers, 0 to 5"):
         questions(rows, words)
-
-
-def test_rows_of_another_task_are_refused(words):
-    plain = reasoning_rows(2).select_columns(list(FEATURES))
-    with pytest.raises(ValueError, match="no questions about images: they lack question, question_id"):
-        questions(plain, words)
-    with pytest.raises(ValueError, match="no sentences about two images: they lack second_image, label"):
-        sentences(question_rows(2), words)
 
 
 def test_reasoning_pictures_are_left_then_right(words):

@@ -1,0 +1,1 @@
+from tests.tasks.conftest import folders, pictures, sets, sources  # noqa: F401
