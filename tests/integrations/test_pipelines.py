@@ -9,37 +9,21 @@ from tests.checkpoints.toy_folder import CAPTIONS, QUESTIONS, drawings, folder_w
 from torch import nn
 from transformers import BeitImageProcessor, pipeline
 
-from vlmo import (
-    VLMoForImageClassification,
-    VLMoForImageTextRetrieval,
-    VLMoForMaskedLM,
-    VLMoForPreTraining,
-    VLMoForSemanticSegmentation,
-    VLMoForVisualQuestionAnswering,
-    VLMoModel,
-    VLMoProcessor,
-)
+import vlmo
 from vlmo.integrations.pipelines import ImageTextMatchingPipeline, VisualQuestionAnsweringPipeline, open_image
 
+PROCESSOR = text_processor()
 CLASSES = {0: "wall", 1: "floor", 2: "sky", 3: "cat"}
 ANSWERS = {0: "red", 1: "green", 2: "blue", 3: "yes", 4: "no", 5: "one", 6: "two"}
-
 CLOSE = 1e-5  # other orders of float32 sums: single images and batches, and padding to other lengths
 CLOSE_BFLOAT16 = 2e-2  # 8 bits: over 40 pairs of ten random models a score moved by 0.007 at most
-TASKS = {
-    "visual-question-answering": VLMoForVisualQuestionAnswering,
-    "image-text-matching": VLMoForPreTraining,
-}
-
-
-@pytest.fixture(scope="module")
-def processor() -> VLMoProcessor:
-    return text_processor()
+MATCHING, ANSWERING = "image-text-matching", "visual-question-answering"
+TASKS = {ANSWERING: vlmo.VLMoForVisualQuestionAnswering, MATCHING: vlmo.VLMoForPreTraining}
 
 
 @pytest.fixture
-def make(processor, tmp_path):
-    return folder_writer(tmp_path, processor)
+def make(tmp_path):
+    return folder_writer(tmp_path, PROCESSOR)
 
 
 @pytest.fixture
@@ -50,10 +34,10 @@ def no_errors():
     assert not records
 
 
-def asked(model: nn.Module, processor: VLMoProcessor, image: Image.Image, question: str) -> list[tuple[str, float]]:
+def asked(model: nn.Module, image: Image.Image, question: str) -> list[tuple[str, float]]:
     """Answers and scores by a direct call, best first."""
     with torch.no_grad():
-        scores = model(**processor(images=image, text=question, return_tensors="pt")).logits[0].sigmoid().tolist()
+        scores = model(**PROCESSOR(images=image, text=question, return_tensors="pt")).logits[0].sigmoid().tolist()
     return sorted(zip(ANSWERS.values(), scores, strict=True), key=lambda pair: -pair[1])
 
 
@@ -62,20 +46,20 @@ def check_answers(answers, expected: list[tuple[str, float]]) -> None:
     assert [entry["score"] for entry in answers] == pytest.approx([score for _, score in expected], abs=CLOSE)
 
 
-def test_questions_are_answered_as_by_the_model(make, processor, no_errors):
-    folder, model = make(VLMoForVisualQuestionAnswering, id2label=ANSWERS)
-    answer = pipeline("visual-question-answering", model=folder, device="cpu")
+def test_questions_are_answered_as_by_the_model(make, no_errors):
+    folder, model = make(vlmo.VLMoForVisualQuestionAnswering, id2label=ANSWERS)
+    answer = pipeline(ANSWERING, model=folder, device="cpu")
     assert type(answer) is VisualQuestionAnsweringPipeline
     image, question = drawings(1)[0], QUESTIONS[1]
-    expected = asked(model, processor, image, question)
-    assert expected != asked(model, processor, image, QUESTIONS[0])
+    expected = asked(model, image, question)
+    assert expected != asked(model, image, QUESTIONS[0])
     check_answers(answer(image, question=question), expected[:5])
     check_answers(answer(image=image, question=question, top_k=2), expected[:2])
     check_answers(answer({"image": image, "question": question}, top_k=100), expected)
-    own = VisualQuestionAnsweringPipeline(model, processor=processor, device="cpu")
+    own = VisualQuestionAnsweringPipeline(model, processor=PROCESSOR, device="cpu")
     check_answers(own(image, question=question), expected[:5])
     pairs = [{"image": image, "question": question} for image in drawings(2) for question in QUESTIONS]
-    expected = [asked(model, processor, pair["image"], pair["question"])[:3] for pair in pairs]
+    expected = [asked(model, pair["image"], pair["question"])[:3] for pair in pairs]
     for batch_size in (1, 4):
         options = {"batch_size": batch_size, "top_k": 3}
         for answers in (answer(pairs, **options), list(answer((pair for pair in pairs), **options))):
@@ -83,11 +67,11 @@ def test_questions_are_answered_as_by_the_model(make, processor, no_errors):
                 check_answers(given, wanted)
 
 
-def test_question_pipeline_in_bfloat16(make, processor):
-    folder, model = make(VLMoForVisualQuestionAnswering, id2label=ANSWERS)
-    answer = pipeline("visual-question-answering", model=folder, device="cpu", dtype=torch.bfloat16)
+def test_question_pipeline_in_bfloat16(make):
+    folder, model = make(vlmo.VLMoForVisualQuestionAnswering, id2label=ANSWERS)
+    answer = pipeline(ANSWERING, model=folder, device="cpu", dtype=torch.bfloat16)
     scores = {entry["answer"]: entry["score"] for entry in answer(drawings(1)[0], question=QUESTIONS[0], top_k=7)}
-    expected = dict(asked(model, processor, drawings(1)[0], QUESTIONS[0]))
+    expected = dict(asked(model, drawings(1)[0], QUESTIONS[0]))
     assert scores == pytest.approx(expected, abs=CLOSE_BFLOAT16)
 
 
@@ -102,28 +86,28 @@ def test_question_pipeline_in_bfloat16(make, processor):
     ],
 )
 def test_bad_questions_are_refused(call, message, make):
-    folder, _ = make(VLMoForVisualQuestionAnswering, id2label=ANSWERS)
+    folder, _ = make(vlmo.VLMoForVisualQuestionAnswering, id2label=ANSWERS)
     with pytest.raises(ValueError, match=message):
-        call(pipeline("visual-question-answering", model=folder, device="cpu"))
+        call(pipeline(ANSWERING, model=folder, device="cpu"))
 
 
 @torch.no_grad()
-def matched(model: nn.Module, processor: VLMoProcessor, image: Image.Image, text: str) -> float:
+def matched(model: nn.Module, image: Image.Image, text: str) -> float:
     """Share of class 1 by a direct call."""
-    return model.match(**processor(images=image, text=text, return_tensors="pt")).softmax(dim=-1)[0, 1].item()
+    return model.match(**PROCESSOR(images=image, text=text, return_tensors="pt")).softmax(dim=-1)[0, 1].item()
 
 
-@pytest.mark.parametrize("model_class", [VLMoForImageTextRetrieval, VLMoForPreTraining])
-def test_texts_are_matched_as_by_the_model(model_class, make, processor, no_errors):
+@pytest.mark.parametrize("model_class", [vlmo.VLMoForImageTextRetrieval, vlmo.VLMoForPreTraining])
+def test_texts_are_matched_as_by_the_model(model_class, make, no_errors):
     folder, model = make(model_class)
-    match = pipeline("image-text-matching", model=folder, device="cpu")
+    match = pipeline(MATCHING, model=folder, device="cpu")
     assert type(match) is ImageTextMatchingPipeline
     # Batches cross the borders of images.
     texts = [CAPTIONS, CAPTIONS[0], CAPTIONS[1:]]
     pairs = [{"image": image, "text": text} for image, text in zip(drawings(3), texts, strict=True)]
     lists = [[text] if isinstance(text, str) else text for text in texts]
     wanted = zip(drawings(3), lists, strict=True)
-    expected = [{text: matched(model, processor, image, text) for text in given} for image, given in wanted]
+    expected = [{text: matched(model, image, text) for text in given} for image, given in wanted]
     assert max(expected[0].values()) - min(expected[0].values()) > 100 * CLOSE
     for answers in (match(pairs, batch_size=2), list(match((pair for pair in pairs), batch_size=8))):
         for scores, answer in zip(expected, answers, strict=True):
@@ -134,18 +118,18 @@ def test_texts_are_matched_as_by_the_model(model_class, make, processor, no_erro
 
 
 def test_image_without_texts_and_model_without_matching_head_are_refused(make):
-    folder, _ = make(VLMoForImageTextRetrieval)
+    folder, _ = make(vlmo.VLMoForImageTextRetrieval)
     for text in ([], None):
         with pytest.raises(ValueError, match="text"):
-            pipeline("image-text-matching", model=folder, device="cpu")(drawings(1)[0], text=text)
-    folder, _ = make(VLMoForImageTextRetrieval, use_match_head=False)
+            pipeline(MATCHING, model=folder, device="cpu")(drawings(1)[0], text=text)
+    folder, _ = make(vlmo.VLMoForImageTextRetrieval, use_match_head=False)
     with pytest.raises(ValueError, match="no matching head"):
-        pipeline("image-text-matching", model=folder, device="cpu")(drawings(1)[0], text="a")
+        pipeline(MATCHING, model=folder, device="cpu")(drawings(1)[0], text="a")
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_model_of_another_class_and_head_that_was_never_trained_are_refused(task, make):
-    folder, _ = make(VLMoForMaskedLM)
+    folder, _ = make(vlmo.VLMoForMaskedLM)
     with pytest.raises(ValueError, match="got VLMoForMaskedLM: expected VLMoFor"):
         pipeline(task, model=folder, device="cpu")
 
@@ -186,30 +170,30 @@ def test_images_are_turned_upright(tmp_path):
         assert np.array_equal(np.asarray(open_image(given)), expected)
 
 
-def test_transparency_becomes_white(make, processor, tmp_path):
-    folder, model = make(VLMoForImageTextRetrieval)
-    match = pipeline("image-text-matching", model=folder, device="cpu")
+def test_transparency_becomes_white(make, tmp_path):
+    folder, model = make(vlmo.VLMoForImageTextRetrieval)
+    match = pipeline(MATCHING, model=folder, device="cpu")
     drawing = drawings(1)[0].convert("RGBA")
     drawing.putalpha(Image.linear_gradient("L").resize(drawing.size))
     drawing.save(tmp_path / "drawing.png")
     on_white = Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing).convert("RGB")
-    expected = matched(model, processor, on_white, CAPTIONS[0])
-    assert abs(expected - matched(model, processor, drawing.convert("RGB"), CAPTIONS[0])) > 100 * CLOSE
+    expected = matched(model, on_white, CAPTIONS[0])
+    assert abs(expected - matched(model, drawing.convert("RGB"), CAPTIONS[0])) > 100 * CLOSE
     for given in (drawing, str(tmp_path / "drawing.png"), tmp_path / "drawing.png"):
         assert match(given, text=CAPTIONS[0])[0]["score"] == pytest.approx(expected, abs=CLOSE)
 
 
 @pytest.mark.parametrize("name", ["zero-shot-image-classification", "image-classification"])
 @torch.no_grad()
-def test_classes_of_images(name, make, processor, no_errors):
+def test_classes_of_images(name, make, no_errors):
     if name == "image-classification":
-        folder, model = make(VLMoForImageClassification, id2label=CLASSES)
+        folder, model = make(vlmo.VLMoForImageClassification, id2label=CLASSES)
         labels, options = list(CLASSES.values()), {}
-        logits = model(**processor(images=drawings(3), return_tensors="pt")).logits
+        logits = model(**PROCESSOR(images=drawings(3), return_tensors="pt")).logits
     else:
-        folder, model = make(VLMoForImageTextRetrieval)
+        folder, model = make(vlmo.VLMoForImageTextRetrieval)
         labels, options = CAPTIONS, {"candidate_labels": CAPTIONS, "hypothesis_template": "{}"}
-        logits = model(**processor(images=drawings(3), text=CAPTIONS, return_tensors="pt")).logits_per_image
+        logits = model(**PROCESSOR(images=drawings(3), text=CAPTIONS, return_tensors="pt")).logits_per_image
     classify = pipeline(name, model=folder, device="cpu")
     for batch_size in (1, 2):
         answers = classify(drawings(3), batch_size=batch_size, **options)
@@ -220,10 +204,10 @@ def test_classes_of_images(name, make, processor, no_errors):
 
 
 @torch.no_grad()
-def test_image_feature_extraction(make, processor, no_errors):
-    folder, model = make(VLMoModel)
+def test_image_feature_extraction(make, no_errors):
+    folder, model = make(vlmo.VLMoModel)
     extract = pipeline("image-feature-extraction", model=folder, device="cpu")
-    expected = model(pixel_values=processor(images=drawings(3), return_tensors="pt")["pixel_values"])
+    expected = model(pixel_values=PROCESSOR(images=drawings(3), return_tensors="pt")["pixel_values"])
     for batch_size in (1, 2):
         states = torch.cat(extract(drawings(3), return_tensors=True, batch_size=batch_size))
         assert states.shape == (3, 17, 32)
@@ -233,41 +217,41 @@ def test_image_feature_extraction(make, processor, no_errors):
 
 
 @torch.no_grad()
-def test_feature_extraction_of_texts(make, processor, no_errors):
-    folder, model = make(VLMoModel)
+def test_feature_extraction_of_texts(make, no_errors):
+    folder, model = make(vlmo.VLMoModel)
     extract = pipeline("feature-extraction", model=folder, device="cpu")
     for batch_size in (1, 2):
         answers = extract(CAPTIONS, return_tensors=True, batch_size=batch_size)
         for caption, states in zip(CAPTIONS, answers, strict=True):
-            encoded = processor(text=caption, return_tensors="pt")
+            encoded = PROCESSOR(text=caption, return_tensors="pt")
             length = int(encoded["attention_mask"].sum())
             expected = model(**encoded).last_hidden_state[0, :length]
             torch.testing.assert_close(states[0, :length], expected, rtol=0, atol=CLOSE)
 
 
 @torch.no_grad()
-def test_fill_mask(make, processor, no_errors):
-    folder, model = make(VLMoForMaskedLM)
+def test_fill_mask(make, no_errors):
+    folder, model = make(vlmo.VLMoForMaskedLM)
     fill = pipeline("fill-mask", model=folder, device="cpu")
     texts = ["a red [MASK]", "a [MASK] circle on white", "[MASK] blue squares"]
     for batch_size in (1, 2):
         for text, answers in zip(texts, fill(texts, top_k=4, batch_size=batch_size), strict=True):
-            encoded = processor(text=text, return_tensors="pt")
-            masked = encoded["input_ids"][0] == processor.tokenizer.mask_token_id
+            encoded = PROCESSOR(text=text, return_tensors="pt")
+            masked = encoded["input_ids"][0] == PROCESSOR.tokenizer.mask_token_id
             best = model(**encoded).logits[0, masked][0].softmax(dim=-1).topk(4)
             assert [answer["token"] for answer in answers] == best.indices.tolist()
             assert [answer["score"] for answer in answers] == pytest.approx(best.values.tolist(), abs=CLOSE)
-            assert answers[0]["token_str"] == processor.tokenizer.decode(best.indices[0]).replace(" ", "")
+            assert answers[0]["token_str"] == PROCESSOR.tokenizer.decode(best.indices[0]).replace(" ", "")
 
 
 @torch.no_grad()
-def test_image_segmentation(make, processor, no_errors):
+def test_image_segmentation(make, no_errors):
     """The image processor must know how to make a segmentation map of logits: BEiT's does."""
-    folder, model = make(VLMoForSemanticSegmentation, id2label=CLASSES)
-    beit = BeitImageProcessor.from_dict(processor.image_processor.to_dict())
-    VLMoProcessor(beit, processor.tokenizer).save_pretrained(folder)
+    folder, model = make(vlmo.VLMoForSemanticSegmentation, id2label=CLASSES)
+    beit = BeitImageProcessor.from_dict(PROCESSOR.image_processor.to_dict())
+    vlmo.VLMoProcessor(beit, PROCESSOR.tokenizer).save_pretrained(folder)
     segment = pipeline("image-segmentation", model=folder, device="cpu")
-    pixel_values = processor(images=drawings(3), return_tensors="pt")["pixel_values"]
+    pixel_values = PROCESSOR(images=drawings(3), return_tensors="pt")["pixel_values"]
     assert torch.equal(beit(images=drawings(3), return_tensors="pt")["pixel_values"], pixel_values)
     logits = model(pixel_values=pixel_values).logits
     seen = set()

@@ -167,12 +167,6 @@ def test_a_signal_after_sessions_of_openvino_have_gone_reaches_its_handler(share
 
 
 @pytest.fixture
-def source(shared_folder) -> Path:
-    """The toy model."""
-    return dual_encoder(shared_folder).source
-
-
-@pytest.fixture
 def exports(shared_folder, tmp_path, monkeypatch) -> list[Path]:
     """Targets of exports, which copy the graphs of the toy model, into a cache of this test."""
     targets, made = [], dual_encoder(shared_folder).folder
@@ -183,7 +177,14 @@ def exports(shared_folder, tmp_path, monkeypatch) -> list[Path]:
 
     monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(onnx_export, "write_onnx", copy)
+    monkeypatch.setattr(graphs_engine, "calibration_samples", lambda _: {})
     return targets
+
+
+@pytest.fixture
+def source(exports, shared_folder) -> Path:
+    """The toy model."""
+    return dual_encoder(shared_folder).source
 
 
 def hide(patch: pytest.MonkeyPatch, package: str) -> None:
@@ -208,15 +209,6 @@ def test_graphs_are_written_once_and_again_for_a_model_that_changed(source, expo
     assert len(set(exports)) == 2
 
 
-def test_graph_outside_of_its_folder_is_not_read(source, exports):
-    Encoder(source, engine="onnx")
-    about = json.loads((exports[0] / "onnx.json").read_text())
-    about["graphs"]["text_encoder"]["float32"]["file"] = str(exports[0] / "text_encoder.onnx")
-    (exports[0] / "onnx.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match="no path and no link"):
-        Encoder(source, engine="onnx").embed_texts(["a"])
-
-
 def test_engine_is_torch_but_for_int8(source, exports, monkeypatch):
     assert Encoder(source).engine == "torch"
     for engine, missing in (("openvino", "nothing"), ("onnx", "openvino")):
@@ -224,12 +216,14 @@ def test_engine_is_torch_but_for_int8(source, exports, monkeypatch):
         assert Encoder(source, precision="int8").engine == engine
 
 
-def test_graphs_without_int8_are_written_again_for_int8(source, exports, monkeypatch):
+def test_graphs_without_int8_are_written_again_for_int8_and_none_outside_of_their_folder_is_read(source, exports):
     Encoder(source, engine="onnx")
     about = json.loads((exports[0] / "onnx.json").read_text())
     about["graphs"]["image_encoder"]["int8"] = None
+    about["graphs"]["text_encoder"]["float32"]["file"] = str(exports[0] / "text_encoder.onnx")
     (exports[0] / "onnx.json").write_text(json.dumps(about))
-    monkeypatch.setattr(graphs_engine, "calibration_samples", lambda _: {})
+    with pytest.raises(ValueError, match="no path and no link"):
+        Encoder(source, engine="onnx").embed_texts(["a"])
     Encoder(source, engine="onnx", precision="int8")
     assert len(exports) == 2
 

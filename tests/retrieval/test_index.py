@@ -1,15 +1,13 @@
 import io
 import shutil
-import time
-from datetime import timedelta
 
 import numpy as np
 import pytest
 from PIL import Image
 from tests.integrations.toy_gallery import CAPTIONS, drawings
-from tests.retrieval.toy_index import NAMES, NUM, build, rows
+from tests.retrieval.toy_index import NAMES, NUM, rows
 
-from vlmo.retrieval import Encoder, Index, store
+from vlmo.retrieval import Encoder, Index
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +107,3 @@ def test_damaged_data_is_one_line(gallery, tmp_path):
         index.nearest(np.ones(32, dtype=np.float32), top=1)
     assert "\n" not in str(caught.value)
     assert ".rs" not in str(caught.value)
-
-
-def test_reader_sees_what_a_writer_does(indexed, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_READ_EVERY", timedelta(seconds=0.2))
-    folder, _ = indexed(range(3))
-    index = Index(tmp_path / "index")
-    vector = index.vector(index.nearest(np.ones(32, dtype=np.float32), top=1)[0].id)
-    assert index.num_images == 3
-    (folder / NAMES[0]).unlink()
-    build(encoder, out=tmp_path / "index")
-    time.sleep(0.25)
-    assert index.num_images == 2
-    assert len(index.nearest(vector, top=9)) == 2

@@ -17,13 +17,8 @@ from vlmo.serving.parts import Parts
 from vlmo.serving.schemas import MAX_TOP
 
 TOLERANCE = 1e-5  # rows of one call and of several differ by the order of sums
+BAR = in_base64(encoded(drawings()[14]))  # a yellow one, which is wider than high
 JPEG_NOISE = 6.0  # mean difference of 255 that JPEG makes on drawings with hard edges
-
-
-@pytest.fixture(scope="module")
-def bar() -> str:
-    """A yellow bar, which is wider than high, in base64."""
-    return in_base64(encoded(drawings()[14]))
 
 
 def error(client: TestClient, path: str, **body) -> tuple[int, str]:
@@ -62,8 +57,8 @@ def test_search_for_unknown_words_says_no_match(client, parts, monkeypatch) -> N
     assert unknown["hits"] == found["hits"]
 
 
-def test_search_by_image_finds_that_image_first_however_it_is_sent(client, bar) -> None:
-    for image in (bar, f"data:image/png;base64,{bar}"):
+def test_search_by_image_finds_that_image_first_however_it_is_sent(client) -> None:
+    for image in (BAR, f"data:image/png;base64,{BAR}"):
         hits = post(client, "/v1/search", image=image, top=3)["hits"]
         assert (len(hits), hits[0]["captions"][0]) == (3, CAPTIONS[14][0])
         assert hits[0]["similarity"] == pytest.approx(1, abs=TOLERANCE)
@@ -152,8 +147,8 @@ def test_similar_leaves_the_image_itself_out(client) -> None:
     assert first["id"] not in {hit["id"] for hit in found["hits"]}
 
 
-def test_images_and_thumbnails_are_jpeg_of_that_image(client, bar) -> None:
-    first = post(client, "/v1/search", image=bar, top=1)["hits"][0]
+def test_images_and_thumbnails_are_jpeg_of_that_image(client) -> None:
+    first = post(client, "/v1/search", image=BAR, top=1)["hits"][0]
     for route in ("images", "thumbnails"):
         response = client.get(f"/v1/{route}/{first['id']}")
         assert response.headers["content-type"] == "image/jpeg"
@@ -194,11 +189,11 @@ def test_image_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, pa
         assert str(gallery.index.parent) not in each.text
 
 
-def test_vqa_answers_as_the_pipeline_does(client, gallery, parts, bar) -> None:
+def test_vqa_answers_as_the_pipeline_does(client, gallery, parts) -> None:
     question = "what color is it?"
     expected = pipeline("visual-question-answering", model=str(gallery.vqa))(drawings()[14], question=question, top_k=3)
-    by_file = post(client, "/v1/vqa", image=bar, question=question, top=3)["answers"]
-    first = post(client, "/v1/search", image=bar, top=1)["hits"][0]
+    by_file = post(client, "/v1/vqa", image=BAR, question=question, top=3)["answers"]
+    first = post(client, "/v1/search", image=BAR, top=1)["hits"][0]
     by_id = post(client, "/v1/vqa", id=first["id"], question=question, top=3)["answers"]
     for answers in (by_file, by_id):
         assert [answer["answer"] for answer in answers] == [answer["answer"] for answer in expected]
@@ -207,20 +202,20 @@ def test_vqa_answers_as_the_pipeline_does(client, gallery, parts, bar) -> None:
     assert error(client, "/v1/vqa", question=question, id="0" * 24)[0] == 404
 
 
-def test_requests_for_what_is_missing_say_what_to_start(parts, bar) -> None:
+def test_requests_for_what_is_missing_say_what_to_start(parts) -> None:
     with TestClient(create_app(Parts(encoder=parts.encoder))) as client:
         status, reason = error(client, "/v1/search", text="a")
         assert (status, reason) == (404, "this service has no index")
         assert error(client, "/v1/similar", id="a")[0] == 404
         assert client.get("/v1/thumbnails/a").status_code == 404
-        assert error(client, "/v1/vqa", image=bar, question="a")[1] == "this service answers no questions"
+        assert error(client, "/v1/vqa", image=BAR, question="a")[1] == "this service answers no questions"
         assert post(client, "/v1/embeddings", input="a")["model"] == parts.encoder.fingerprint
         about = client.get("/v1/about").json()
         assert (about["can_search"], about["can_rerank"], about["can_answer"]) == (False, False, False)
     with TestClient(create_app(Parts(answerer=parts.answerer))) as client:
         assert error(client, "/v1/embeddings", input="a")[0] == 404
-        assert error(client, "/v1/rerank", query="a", documents=[f"data:image/png;base64,{bar}"])[0] == 404
-        assert post(client, "/v1/vqa", image=bar, question="what?")["answers"]
+        assert error(client, "/v1/rerank", query="a", documents=[f"data:image/png;base64,{BAR}"])[0] == 404
+        assert post(client, "/v1/vqa", image=BAR, question="what?")["answers"]
 
 
 def test_about_describes_the_index_and_the_limits(client, parts) -> None:

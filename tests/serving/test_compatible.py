@@ -16,6 +16,8 @@ KEY = "a-secret"
 TOLERANCE = 1e-5  # rows of one call and of several differ by the order of sums
 TEXTS = ["a yellow bar", "a red circle", "two"]
 IMAGES = [3, 14, 1, 8]  # a red cross, a yellow bar, a red circle and another
+FILES = [in_base64(encoded(drawings()[number])) for number in IMAGES]
+ADDRESSES = [f"data:image/png;base64,{file}" for file in FILES]
 NO_IMAGE = "data:image/png;base64,aGk="
 
 
@@ -35,16 +37,6 @@ def openai_client(address):
 def cohere_client(request, address):
     with request.param(api_key=KEY, base_url=address) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def files() -> list[str]:
-    return [in_base64(encoded(drawings()[number])) for number in IMAGES]
-
-
-@pytest.fixture(scope="module")
-def addresses(files) -> list[str]:
-    return [f"data:image/png;base64,{file}" for file in files]
 
 
 def mixed(parts, images: list[int], texts: list[str]) -> np.ndarray:
@@ -76,15 +68,6 @@ def embed(client: TestClient, **body) -> list:
     return [each["embedding"] for each in data]
 
 
-def test_openai_client_gets_the_encoders_vectors(openai_client, parts) -> None:
-    answer = openai_client.embeddings.create(model="any", input=TEXTS)  # asks for base64
-    expected = parts.encoder.embed_texts(TEXTS)
-    np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=TOLERANCE)
-    assert [each.index for each in answer.data] == [0, 1, 2]
-    assert (answer.object, answer.data[0].object, answer.model) == ("list", "embedding", parts.encoder.fingerprint)
-    assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(parts.encoder.count_tokens(TEXTS))
-
-
 def test_openai_client_lists_the_models(openai_client, gallery) -> None:
     first, second = openai_client.models.list().data
     assert (first.id, first.object, first.owned_by) == (gallery.model.name, "model", "vlmo")
@@ -92,51 +75,50 @@ def test_openai_client_lists_the_models(openai_client, gallery) -> None:
     assert second.id == gallery.vqa.name
 
 
-def test_openai_client_gets_vectors_of_texts_and_of_images_by_address(openai_client, parts, addresses) -> None:
-    image = parts.encoder.embed_images([drawings()[IMAGES[0]]])
-    expected = np.concatenate([parts.encoder.embed_texts(TEXTS), image])
-    answer = openai_client.embeddings.create(model="any", input=[*TEXTS, addresses[0]], dimensions=parts.encoder.dim)
+def test_openai_client_gets_vectors_of_texts_and_of_images_by_address(openai_client, parts) -> None:
+    encoder, create = parts.encoder, openai_client.embeddings.create
+    expected = np.concatenate([encoder.embed_texts(TEXTS), encoder.embed_images([drawings()[IMAGES[0]]])])
+    answer = create(model="any", input=[*TEXTS, ADDRESSES[0]], dimensions=encoder.dim)  # asks for base64
     np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=TOLERANCE)
-    for alone, wanted in ((TEXTS[0], expected[0]), (addresses[0], expected[-1])):
-        (one,) = openai_client.embeddings.create(model="any", input=alone).data
+    assert [each.index for each in answer.data] == [0, 1, 2, 3]
+    assert (answer.object, answer.data[0].object, answer.model) == ("list", "embedding", encoder.fingerprint)
+    usage = create(model="any", input=TEXTS).usage
+    assert usage.prompt_tokens == usage.total_tokens == sum(encoder.count_tokens(TEXTS))
+    for alone, wanted in ((TEXTS[0], expected[0]), (ADDRESSES[0], expected[-1])):
+        (one,) = create(model="any", input=alone).data
         np.testing.assert_allclose(one.embedding, wanted, atol=TOLERANCE)
 
 
-def test_texts_may_contain_or_be_addresses(client, parts) -> None:
-    found = embed(client, input=["see https://a.example", {"text": "https://a.example"}])
-    expected = parts.encoder.embed_texts(["see https://a.example", "https://a.example"])
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
-
-
-def test_texts_and_images_in_jinas_form_come_back_in_their_order(client, parts, files, addresses) -> None:
+def test_texts_and_images_in_jinas_form_come_back_in_their_order(client, parts) -> None:
     image, other = parts.encoder.embed_images([drawings()[number] for number in IMAGES[:2]])
-    text = parts.encoder.embed_texts(["two"])[0]
-    sent = [{"image": files[0]}, {"text": "two"}, {"image": addresses[1]}, "two"]
+    text, *words = parts.encoder.embed_texts(["two", "see https://a.example", "https://a.example"])
+    sent = [{"image": FILES[0]}, {"text": "two"}, {"image": ADDRESSES[1]}, "two"]
+    sent += ["see https://a.example", {"text": "https://a.example"}]  # texts, although they contain or are addresses
     found = embed(client, model="jina-clip-v2", input=sent, task="retrieval.query", normalized=True)
-    np.testing.assert_allclose(found, [image, text, other, text], atol=TOLERANCE)
+    np.testing.assert_allclose(found, [image, text, other, text, *words], atol=TOLERANCE)
 
 
-def test_cohere_clients_get_images_in_the_models_order(cohere_client, parts, addresses, scores) -> None:
-    answer = cohere_client.rerank(model="any", query=TEXTS[0], documents=addresses)
+def test_cohere_clients_get_images_in_the_models_order(cohere_client, parts, scores) -> None:
+    answer = cohere_client.rerank(model="any", query=TEXTS[0], documents=ADDRESSES)
     assert [each.index for each in answer.results] == list(np.argsort(-scores))
     given = [each.relevance_score for each in answer.results]
     np.testing.assert_allclose(given, sigmoid(np.sort(scores)[::-1]), atol=TOLERANCE)
-    best = cohere_client.rerank(model="any", query=TEXTS[0], documents=addresses, top_n=1).results
+    best = cohere_client.rerank(model="any", query=TEXTS[0], documents=ADDRESSES, top_n=1).results
     assert [each.index for each in best] == [int(np.argmax(scores))]
 
 
-def test_cohere_client_gets_texts_for_an_image_with_the_documents(address, parts, addresses) -> None:
+def test_cohere_client_gets_texts_for_an_image_with_the_documents(address, parts) -> None:
     with cohere.Client(api_key=KEY, base_url=address) as client:
-        answer = client.rerank(model="any", query=addresses[1], documents=TEXTS, return_documents=True)
+        answer = client.rerank(model="any", query=ADDRESSES[1], documents=TEXTS, return_documents=True)
     scores = mixed(parts, IMAGES[1:2], TEXTS)
     assert [each.document.text for each in answer.results] == [TEXTS[index] for index in np.argsort(-scores)]
     given = [each.relevance_score for each in answer.results]
     np.testing.assert_allclose(given, sigmoid(np.sort(scores)[::-1]), atol=TOLERANCE)
 
 
-def test_texts_for_an_image_have_a_weight_of_their_own(client, parts, addresses, monkeypatch) -> None:
+def test_texts_for_an_image_have_a_weight_of_their_own(client, parts, monkeypatch) -> None:
     def results() -> list:
-        asked = ((TEXTS[0], addresses), (addresses[1], TEXTS))
+        asked = ((TEXTS[0], ADDRESSES), (ADDRESSES[1], TEXTS))
         return [rerank(client, query=query, documents=documents)["results"] for query, documents in asked]
 
     images, texts = results()
@@ -147,8 +129,8 @@ def test_texts_for_an_image_have_a_weight_of_their_own(client, parts, addresses,
 
 
 @pytest.mark.parametrize("form", ["objects", "addresses", "text object"])
-def test_images_are_ranked_however_they_are_sent(client, parts, files, addresses, scores, form) -> None:
-    documents = addresses if form == "addresses" else [{"image": file} for file in files]
+def test_images_are_ranked_however_they_are_sent(client, parts, scores, form) -> None:
+    documents = ADDRESSES if form == "addresses" else [{"image": file} for file in FILES]
     query = {"text": TEXTS[0]} if form == "text object" else TEXTS[0]
     found = rerank(client, model="jina-reranker-m0", query=query, documents=documents, top_n=3, max_chunks_per_doc=None)
     assert [each["index"] for each in found["results"]] == list(np.argsort(-scores))[:3]
@@ -169,22 +151,22 @@ def test_order_is_that_of_a_search_that_reranks_the_same_images(client, parts) -
         assert given == sorted(given, reverse=True)
 
 
-def test_order_of_sure_matches_is_that_of_their_log_odds(client, parts, addresses, monkeypatch) -> None:
+def test_order_of_sure_matches_is_that_of_their_log_odds(client, parts, monkeypatch) -> None:
     monkeypatch.setattr(parts.encoder._engine, "match", lambda *_: np.asarray([40, 50, 45, 50], dtype=np.float32))
     monkeypatch.setattr(parts.encoder, "rerank_weight", 1.0)
-    found = rerank(client, query=TEXTS[0], documents=addresses)["results"]
+    found = rerank(client, query=TEXTS[0], documents=ADDRESSES)["results"]
     assert [each["index"] for each in found] == [1, 3, 2, 0]
     assert {each["relevance_score"] for each in found} == {1.0}
 
 
-def test_images_are_sent_back_as_they_came(client, files, addresses) -> None:
-    found = rerank(client, query=TEXTS[0], documents=[{"image": files[0]}, addresses[1]], return_documents=True)
+def test_images_are_sent_back_as_they_came(client) -> None:
+    found = rerank(client, query=TEXTS[0], documents=[{"image": FILES[0]}, ADDRESSES[1]], return_documents=True)
     sent_back = {each["index"]: each["document"] for each in found["results"]}
-    assert sent_back == {number: {"image": files[number]} for number in range(2)}
+    assert sent_back == {number: {"image": FILES[number]} for number in range(2)}
 
 
-def test_rerank_takes_as_many_documents_as_search_reranks(client, addresses) -> None:
-    assert len(rerank(client, query="two", documents=addresses[:1] * MAX_RERANK)["results"]) == MAX_RERANK
+def test_rerank_takes_as_many_documents_as_search_reranks(client) -> None:
+    assert len(rerank(client, query="two", documents=ADDRESSES[:1] * MAX_RERANK)["results"]) == MAX_RERANK
 
 
 @pytest.mark.parametrize(
@@ -201,7 +183,6 @@ def test_rerank_takes_as_many_documents_as_search_reranks(client, addresses) -> 
         ({"input": [{"image": "https://images.example/x.png"}]}, "addresses are not fetched"),
         ({"input": "http://127.0.0.1/x.png"}, "addresses are not fetched"),
         ({"input": ["a", "File:///x.png"]}, "addresses are not fetched"),
-        ({"input": [{"image": "not base64!"}]}, "no base64"),
         ({"input": [{"image": "aGk="}]}, "no usable image"),
         ({"input": ["data:image/png;base64,aGk="]}, "no usable image"),
         ({"input": [{"text": "a", "image": "aGk="}]}, "a text or an image, one of them"),
@@ -218,7 +199,6 @@ def test_rerank_takes_as_many_documents_as_search_reranks(client, addresses) -> 
         ({"query": "a", "documents": ["http://127.0.0.1/x.png"]}, "addresses are not fetched"),
         ({"query": "a", "documents": [{"image": "aGk="}, {"text": "b"}]}, "query and document 1 are both texts"),
         ({"query": {"image": "aGk="}, "documents": [{"image": "aGk="}]}, "are both images"),
-        ({"query": {"image": "aGk="}, "documents": ["a"]}, "no usable image"),
         ({"query": "a", "documents": [NO_IMAGE]}, "no usable image"),
         ({"query": "a", "documents": [NO_IMAGE], "top_n": 0}, "top_n"),
         ({"query": "a", "documents": [NO_IMAGE], "return_documents": "perhaps"}, "return_documents"),
@@ -272,9 +252,9 @@ def test_full_queue_and_stopping_server_are_busy_to_clients(parts) -> None:
     assert int(raised.value.response.headers["retry-after"]) >= 1
 
 
-def test_model_without_matching_head_says_so(parts, addresses, monkeypatch) -> None:
+def test_model_without_matching_head_says_so(parts, monkeypatch) -> None:
     monkeypatch.setattr(parts.encoder, "can_match", False)
-    body = {"query": "a", "documents": addresses[:1]}
+    body = {"query": "a", "documents": ADDRESSES[:1]}
     with TestClient(create_app(parts)) as client:
         response = client.post("/v1/rerank", json=body)
         assert (response.status_code, response.json()["error"]["message"]) == (404, "this model has no matching head")

@@ -16,18 +16,9 @@ from vlmo.data.decoding import decode_image
 from vlmo.serving.decoder import ClosedError, Decoders
 
 MANY_PIXELS = 20_000_000
+SMALL = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)))
+LARGE = encoded(Image.new("RGBA", (5000, MANY_PIXELS // 5000), (255, 0, 0, 99)))  # few bytes and many pixels
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux")
-
-
-@pytest.fixture(scope="module")
-def small() -> bytes:
-    return encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)))
-
-
-@pytest.fixture(scope="module")
-def large() -> bytes:
-    """A file of few bytes and many pixels."""
-    return encoded(Image.new("RGBA", (5000, MANY_PIXELS // 5000), (255, 0, 0, 99)))
 
 
 @pytest.fixture
@@ -40,8 +31,8 @@ def pids(decoders: Decoders) -> set[int]:
     return {process.pid for process in decoders._processes if process is not None}
 
 
-def test_image_is_that_of_decode_image(decoders, small, large) -> None:
-    for data in (small, encoded(Image.new("L", (9, 5), 7), "JPEG"), large):
+def test_image_is_that_of_decode_image(decoders) -> None:
+    for data in (SMALL, encoded(Image.new("L", (9, 5), 7), "JPEG"), LARGE):
         expected = decode_image({"bytes": data, "path": None})
         decoded = decoders.decode(data)
         assert decoded.tobytes() == expected.tobytes()
@@ -59,12 +50,12 @@ def test_image_is_that_of_decode_image(decoders, small, large) -> None:
         (encoded(Image.new("L", (64, 64)), "JPEG2000"), "not an image in a known format"),
     ],
 )
-def test_refusal_gives_the_reason_and_keeps_the_process(decoders, small, data, reason) -> None:
-    decoders.decode(small)
+def test_refusal_gives_the_reason_and_keeps_the_process(decoders, data, reason) -> None:
+    decoders.decode(SMALL)
     before = pids(decoders)
     with pytest.raises(ValueError, match=reason):
         decoders.decode(data)
-    assert decoders.decode(small).size == (53, 37)
+    assert decoders.decode(SMALL).size == (53, 37)
     assert pids(decoders) == before
 
 
@@ -76,49 +67,49 @@ def test_refusal_gives_the_reason_and_keeps_the_process(decoders, small, data, r
     ],
     indirect=["decoders"],
 )
-def test_image_that_takes_too_much_costs_itself_alone(decoders, small, large, reason, left) -> None:
+def test_image_that_takes_too_much_costs_itself_alone(decoders, reason, left) -> None:
     with pytest.raises(ValueError, match=reason):
-        decoders.decode(large)
+        decoders.decode(LARGE)
     assert len(pids(decoders)) == left
-    assert decoders.decode(small).size == (53, 37)
+    assert decoders.decode(SMALL).size == (53, 37)
 
 
-def test_process_that_crashes_costs_its_image_alone(decoders, small) -> None:
-    decoders.decode(small)
+def test_process_that_crashes_costs_its_image_alone(decoders) -> None:
+    decoders.decode(SMALL)
     (process,) = decoders._processes
     process.send_signal(signal.SIGSTOP)
     with ThreadPoolExecutor(1) as threads:
-        asked = threads.submit(decoders.decode, small)
+        asked = threads.submit(decoders.decode, SMALL)
         wait_until(decoders._idle.empty, within_s=60)
         time.sleep(0.5)  # until it has been sent
         process.kill()
         with pytest.raises(ValueError, match="ends the decoder"):
             asked.result()
-    assert decoders.decode(small).size == (53, 37)
+    assert decoders.decode(SMALL).size == (53, 37)
     assert process.pid not in pids(decoders)
     (process,) = decoders._processes
     process.kill()  # while it waits
     process.wait()
-    assert decoders.decode(small).size == (53, 37)
+    assert decoders.decode(SMALL).size == (53, 37)
     assert len(pids(decoders)) == 1
 
 
-def test_signals_for_the_whole_service_leave_the_processes_to_the_server(decoders, small) -> None:
-    decoders.decode(small)
+def test_signals_for_the_whole_service_leave_the_processes_to_the_server(decoders) -> None:
+    decoders.decode(SMALL)
     (process,) = decoders._processes
     assert os.getpgid(process.pid) == process.pid  # so an interrupt from a terminal does not reach it
     process.send_signal(signal.SIGTERM)
-    assert decoders.decode(small).size == (53, 37)
+    assert decoders.decode(SMALL).size == (53, 37)
     assert decoders._processes == [process]
 
 
-def test_what_is_left_of_an_answer_is_no_answer_to_the_next(decoders, small, monkeypatch) -> None:
+def test_what_is_left_of_an_answer_is_no_answer_to_the_next(decoders, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(decoders, "_ask", lambda process, _: process.stdin.write(b"x") and None)
         with pytest.raises(TypeError):
-            decoders.decode(small)
+            decoders.decode(SMALL)
     assert not pids(decoders)
-    assert decoders.decode(small).size == (53, 37)
+    assert decoders.decode(SMALL).size == (53, 37)
 
 
 @pytest.mark.parametrize("kind", ["lossy", "lossless", "16 bits", "progressive", "gif", "tiff", "rotated"])
@@ -149,11 +140,11 @@ def test_limits_of_any_size_can_be_set(decoders) -> None:
     assert decoders.decode(encoded(Image.new("L", (1, 1)))).size == (1, 1)
 
 
-def test_after_close_there_is_no_process(decoders, small) -> None:
-    decoders.decode(small)
+def test_after_close_there_is_no_process(decoders) -> None:
+    decoders.decode(SMALL)
     (pid,) = pids(decoders)
     decoders.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     with pytest.raises(ClosedError):
-        decoders.decode(small)
+        decoders.decode(SMALL)
