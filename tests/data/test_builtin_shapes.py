@@ -51,16 +51,6 @@ def test_rows_are_those_of_earlier_versions(name, monkeypatch):
     assert decode_image(rows[0]["image"]).size == (96, 96)
 
 
-def test_relations_are_those_that_people_see():
-    left, right, far = placed(RED_STAR, 5, 40), placed(DOG, 60, 44), placed(BLUE_STAR, 54, 2)
-    assert left.relation_to(right) == "left of"
-    assert right.relation_to(left) == "right of"
-    assert far.relation_to(right) == "above"
-    assert right.relation_to(far) == "below"
-    assert placed(RED_STAR, 5, 50).relation_to(far) is None  # as much to the left as below
-    assert placed(DOG, 40, 40).relation_to(placed(DOG, 44, 41)) is None  # nearly one place
-
-
 def test_truth_of_sentences():
     scene = Scene((placed(RED_STAR, 2, 40), placed(DOG, 60, 44, 40), placed(BLUE_STAR, 40, 2)), "ffffff")
     red, blue, dog = Phrase("star", "red"), Phrase("star", "blue"), Phrase("dog")

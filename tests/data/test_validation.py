@@ -138,16 +138,11 @@ def test_filter_stops_above_the_share_and_without_rows(tmp_path) -> None:
 
 
 def share_the_look(file: str) -> dict[str, object]:
-    seen: list[int] = []
-    validate = ImageValidator.__call__
-    ImageValidator.__call__ = lambda self, row: seen.append(1) or validate(self, row)
-    told: list[None] = []
-    try:
-        good = filter_invalid_rows(
-            mixed(), quarantine=Path(file), max_share=1.0, shared=True, progress=lambda: told.append(None)
-        )
-    finally:
-        ImageValidator.__call__ = validate
+    seen, told = list[int](), list[None]()
+    validate, options = ImageValidator.__call__, {"shared": True, "progress": lambda: told.append(None)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageValidator, "__call__", lambda self, row: seen.append(1) or validate(self, row))
+        good = filter_invalid_rows(mixed(), quarantine=Path(file), max_share=1.0, **options)
     return {"good": good.to_list(), "seen": len(seen), "told": len(told)}
 
 

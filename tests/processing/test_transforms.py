@@ -187,22 +187,14 @@ def test_reduced_decoding_keeps_the_crop_box():
     assert seen == {2, 4, 8}
 
 
-TIMM_NAMES = {
-    "color": "ColorIncreasing",
-    "contrast": "ContrastIncreasing",
-    "brightness": "BrightnessIncreasing",
-    "sharpness": "SharpnessIncreasing",
-    "posterize": "PosterizeIncreasing",
-    "solarize": "SolarizeIncreasing",
-    "translate_x": "TranslateXRel",
-    "translate_y": "TranslateYRel",
-}
+INCREASING = ("color", "contrast", "brightness", "sharpness", "posterize", "solarize")
 
 
 def reference_operation(kind: str, name: str, image: Image.Image, magnitude: int, sign: int) -> Image.Image:
     """Timm's own operations, and torchvision's functional ones with the strengths of VLMo's published code."""
     if kind == "timm":
-        name = TIMM_NAMES.get(name, name.title().replace("_", ""))
+        suffix = "Increasing" if name in INCREASING else "Rel" if name.startswith("translate") else ""
+        name = name.title().replace("_", "") + suffix
         argument = auto_augment.LEVEL_TO_ARG[name]
         values = () if argument is None else argument(magnitude, {})
         # timm chooses the sign at random.

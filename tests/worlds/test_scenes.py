@@ -12,7 +12,6 @@ from sklearn.linear_model import LogisticRegression
 from vlmo.data import builtin
 from vlmo.data.builtin import shapes
 from vlmo.data.builtin.scenes import COLORS, SHAPE, Placed, Pool, Scene, Thing
-from vlmo.data.compose import cutout
 from vlmo.data.decoding import decode_image, decode_mask
 from worlds import scenes
 
@@ -46,13 +45,6 @@ def test_scenes_show_drawings_that_models_train_on_alone():
     )
     assert {f"twemoji/{scenes.codes_of(thing)}" for thing in {*drawn} - {*pools["train"].drawings}} <= concepts
     assert {f"openmoji/{scenes.codes_of(thing)}" for thing in pools["artist"].first} <= tested
-
-
-def test_drawings_have_no_margin_and_a_name_without_one_is_refused():
-    left, top, right, bottom = cutout("openmoji/1F436", 30).getchannel("A").getbbox()
-    assert max(right - left, bottom - top) >= 29
-    with pytest.raises(ValueError, match="drawing"):
-        cutout("twemoji/nothing", 30)
 
 
 @pytest.mark.parametrize("split", ["train", "artist", "combinations", "longer"])

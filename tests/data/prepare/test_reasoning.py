@@ -153,21 +153,12 @@ def test_vqav2_quarantines_what_does_not_fit_together(tmp_path) -> None:
     assert summary.splits["train"]["quarantined"] == 4
 
 
-def record(identifier: str, label: str | None = "True", **more: Any) -> dict[str, Any]:
-    split, pictures, _, sentence = identifier.split("-")
-    facts = {
-        "validation": {"3": "True"},
-        "sentence": f"Sentence {sentence} about set {pictures} of {split}.",
-        "left_url": "http://example.org/left.png",
-        "right_url": "http://example.org/right.png",
-        "writer": "92",
-        "identifier": identifier,
-        "synset": "acorn",
-        "query": "two acorns20",
-    }
-    if split == "train":
-        facts["directory"] = 7
-    return facts | ({} if label is None else {"label": label}) | more
+def record(identifier: str, label: str | None = "True") -> dict[str, Any]:
+    split, images, _, sentence = identifier.split("-")
+    facts = {"identifier": identifier, "sentence": f"Sentence {sentence} about set {images} of {split}."}
+    facts |= {"validation": {"3": "True"}, "left_url": "http://example.org/left.png", "synset": "acorn"}
+    facts |= {"directory": 7} if split == "train" else {}
+    return facts | ({} if label is None else {"label": label})
 
 
 class Pairs:
@@ -178,12 +169,12 @@ class Pairs:
             "test1": [record("test1-0-0-0", None), record("test1-0-1-0", "False")],
         }
 
-    def write(self, root: Path, *, tables: str = "", pictures: str = "") -> Path:
+    def write(self, root: Path) -> Path:
         for part, records in self.records.items():
-            write(root / tables / f"{part}.json", "".join(json.dumps(row) + "\n" for row in records))
+            write(root / f"{part}.json", "".join(json.dumps(row) + "\n" for row in records))
             for number, row in enumerate(records):
                 stem = row["identifier"].rpartition("-")[0]
-                folder = root / "images" / "train" / "7" if part == "train" else root / pictures / part
+                folder = root / "images" / "train" / "7" if part == "train" else root / part
                 write(folder / f"{stem}-img0.png", png(number))
                 # Despite their name, many of the published files are JPEG.
                 write(folder / f"{stem}-img1.png", jpeg(100 + number))

@@ -203,21 +203,6 @@ def test_finished_chunks_are_not_read_again_unless_they_have_changed(tmp_path) -
     assert len({first, longer, stamped(file)}) == 3
 
 
-def test_chunks_are_kept_until_the_folder_is_whole(tmp_path, monkeypatch) -> None:
-    def full_disk(*_: object, **__: object) -> None:
-        raise OSError("no space left")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("vlmo.data.prepare.engine.DatasetDict.save_to_disk", full_disk)
-        with pytest.raises(OSError, match="no space"):
-            prepare_toy([toy_row(number) for number in range(4)], tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out.unfinished"]
-    with monkeypatch.context() as patched:
-        patched.setattr("vlmo.data.prepare.engine.ImageValidator", full_disk)
-        prepare_toy([toy_row(number) for number in range(4)], tmp_path)
-    assert ids(tmp_path / "out") == [f"toy/{number}" for number in range(4)]
-
-
 def prepare_files(rows: list[Row], *, waits_for: str = "", **options) -> Summary:
     """Prepare rows; whoever reads the image at `waits_for` waits for ever."""
     read_path = decoding.read_path

@@ -37,14 +37,10 @@ def coco_record(number: int, split: str, **changes) -> dict:
     folder = "train2014" if split == "train" else "val2014"
     return {
         "filepath": folder,
-        "sentids": [2 * number, 2 * number + 1],
         "filename": f"COCO_{folder}_{number:012}.jpg",
         "imgid": number,
         "split": split,
-        "sentences": [
-            {"tokens": ["a"], "raw": f"Caption {number}.", "imgid": number, "sentid": 2 * number},
-            {"tokens": ["b"], "raw": f"Other words {number}.", "imgid": number, "sentid": 2 * number + 1},
-        ],
+        "sentences": [{"raw": f"Caption {number}."}, {"raw": f"Other words {number}."}],
         "cocoid": number,
     } | changes
 
@@ -59,10 +55,5 @@ def write_coco(root: Path, records: list[dict]) -> Path:
 
 
 def flickr_record(number: int, split: str) -> dict:
-    return {
-        "sentids": [number],
-        "imgid": number,
-        "sentences": [{"tokens": ["a"], "raw": f"Caption {number}.", "imgid": number, "sentid": number}],
-        "split": split,
-        "filename": f"{1000 + number}.jpg",
-    }
+    sentences = [{"raw": f"Caption {number}."}]
+    return {"imgid": number, "sentences": sentences, "split": split, "filename": f"{1000 + number}.jpg"}

@@ -115,20 +115,6 @@ def test_weights_are_the_shares_of_the_sources_and_a_small_source_begins_anew(tm
     assert [resumed.next_example([]) for _ in range(150)] == drawn[150:]
 
 
-def test_bad_samples_are_told_and_the_next_of_the_lane_takes_their_place(source):
-    def read(sample, epoch):
-        if sample.key.endswith("-2"):
-            raise ValueError("it is number 2")
-        return {"key": sample.key}
-
-    bad, picky = [], lane([source], read=read)
-    drawn = [picky.next_example(bad)["key"] for _ in range(32)]
-    assert sorted(drawn) == sorted(f"{shard}-{n}" for shard, count in enumerate(COUNTS) for n in range(count) if n != 2)
-    assert sorted(record.key for record in bad) == ["0-2", "2-2", "4-2", "5-2", "6-2"]
-    assert {record.reason for record in bad} == {"it is number 2"}
-    assert (picky.state["drawn"], picky.state["bad"]) == (32, 5)
-
-
 def test_a_lane_without_any_good_sample_ends_with_a_reason(source, tmp_path, monkeypatch):
     def read(sample, epoch):
         raise ValueError("no good")

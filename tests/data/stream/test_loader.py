@@ -44,15 +44,11 @@ def source(folder) -> Source:
     return Source(tuple(str(folder / f"{number:05d}.tar") for number in range(8)))
 
 
-def pairs(**settings) -> StreamExamples:
-    tokenizer = VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=32).tokenizer
-    transform = TrainTransform(TransformConfig(image_size=32))
-    return StreamExamples(seed=5, transform=transform, tokenizer=tokenizer, words=WordMaskConfig(), **settings)
-
-
 @pytest.fixture(scope="module")
 def examples() -> StreamExamples:
-    return pairs()
+    tokenizer = VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=32).tokenizer
+    transform = TrainTransform(TransformConfig(image_size=32))
+    return StreamExamples(seed=5, transform=transform, tokenizer=tokenizer, words=WordMaskConfig())
 
 
 def make(source, examples, tmp_path, *, workers=0, batch=8, accumulation=1, rank=0, world_size=1, **settings):
@@ -114,9 +110,8 @@ def test_processes_and_micro_steps_divide_the_same_samples(whole, source, exampl
         parts = [share[number][micro] for micro in range(accumulation) for share in shares]
         for name in ("sample_ids", "pixel_values"):
             assert torch.equal(torch.cat([part[name] for part in parts]), batch[name])
-        assert all(
-            len({share[number][micro]["step_seed"].item() for share in shares}) == 1 for micro in range(accumulation)
-        )
+        for micro in range(accumulation):
+            assert len({share[number][micro]["step_seed"].item() for share in shares}) == 1
 
 
 def test_shards_that_cannot_be_read_are_told_again_when_they_are_twice_as_many(examples, tmp_path, caplog):
@@ -228,14 +223,11 @@ def test_sources_of_other_file_systems_and_formats_mix(tmp_path, examples):
     assert (tmp_path / "quarantine.jsonl").read_text() == ""
 
 
-def test_pictures_alone_and_texts_alone(source, tmp_path):
-    transform = TrainTransform(TransformConfig(image_size=32))
-    mask = BlockMaskConfig.for_grid(4, width=4)
-    ((batch,),) = take(make(source, StreamExamples(seed=5, transform=transform, mask=mask), tmp_path), 1)
+def test_images_alone_and_texts_alone(source, examples, tmp_path):
+    images = StreamExamples(seed=5, transform=examples.transform, mask=BlockMaskConfig.for_grid(4, width=4))
+    ((batch,),) = take(make(source, images, tmp_path), 1)
     assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed"}
-    tokenizer = VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=32).tokenizer
-    ((batch,),) = take(
-        make(source, StreamExamples(seed=5, tokenizer=tokenizer, words=WordMaskConfig(0.5)), tmp_path), 1
-    )
+    texts = StreamExamples(seed=5, tokenizer=examples.tokenizer, words=WordMaskConfig(0.5))
+    ((batch,),) = take(make(source, texts, tmp_path), 1)
     assert batch.keys() == {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels", "sample_ids", "step_seed"}
-    assert "picture of thing" in tokenizer.decode(batch["input_ids"][0])
+    assert "picture of thing" in examples.tokenizer.decode(batch["input_ids"][0])
