@@ -93,6 +93,9 @@ def test_whole_word_mask_of_texts_without_words_or_with_a_continuation_after_a_s
     corrupted, labels = whole_word_mask(empty, vocabulary=VOCABULARY, generator=np.random.default_rng(0))
     assert np.array_equal(corrupted, empty)
     assert (labels == IGNORED).all()
+    nothing = MaskingVocabulary(special=np.ones(8, bool), continuation=np.zeros(8, bool), mask_token_id=4)
+    corrupted, _ = whole_word_mask(np.array([5]), vocabulary=nothing, generator=np.random.default_rng(0))
+    assert corrupted == [5]
     input_ids = np.array([CLS, 501, 503, 1, 505, SEP], dtype=np.int64)  # 1 is the unknown token
     for seed in range(20):
         _, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=np.random.default_rng(seed))
@@ -118,14 +121,6 @@ def test_words_named_are_masked_alone_in_their_share_of_texts():
         for each in (vocabulary, VOCABULARY)
     )
     assert np.array_equal(with_words, without)
-
-
-def test_whole_word_mask_rejects_impossible_requests():
-    with pytest.raises(ValueError, match=r"1\.5"):
-        WordMaskConfig(1.5)
-    nothing = MaskingVocabulary(special=np.ones(8, bool), continuation=np.zeros(8, bool), mask_token_id=4)
-    corrupted, _ = whole_word_mask(np.array([5]), vocabulary=nothing, generator=np.random.default_rng(0))
-    assert corrupted == [5]
 
 
 @pytest.mark.parametrize("num_masked", [0, 1, 75, 120, 195, 196])
@@ -178,6 +173,8 @@ def test_block_mask_first_block_has_the_area_and_aspect_asked_for():
 
 
 @pytest.mark.parametrize("wrong", [{"num_masked": 17}, {"num_masked": -1}, {"min_block": 0}])
-def test_block_mask_rejects_impossible_requests(wrong):
+def test_masks_reject_impossible_requests(wrong):
+    with pytest.raises(ValueError, match=r"1\.5"):
+        WordMaskConfig(1.5)
     with pytest.raises(ValueError, match="expected"):
         BlockMaskConfig(**{"grid_height": 4, "grid_width": 4, "num_masked": 6, "min_block": 1} | wrong)

@@ -86,10 +86,6 @@ def mask_png(numbers: np.ndarray = ANNOTATION, *, mode: str = "L") -> bytes:
     return buffer.getvalue()
 
 
-def name(folder: str, number: int) -> str:
-    return f"ADE_{'train' if folder == 'training' else 'val'}_{number:08}"
-
-
 def object_info(number_of_lines: int = 150) -> str:
     lines = ["Idx\tRatio\tTrain\tVal\tName"]
     lines += [f"{number}  \t0.1576  \t11664\t1172\tthing {number}, item {number}" for number in range(1, 151)]
@@ -97,35 +93,32 @@ def object_info(number_of_lines: int = 150) -> str:
 
 
 def ade20k(root: Path) -> Path:
-    for folder, number_of_pictures in (("training", 3), ("validation", 2)):
-        for number in range(1, number_of_pictures + 1):
-            write(root / f"images/{folder}/{name(folder, number)}.jpg", jpeg(number))
-            write(root / f"annotations/{folder}/{name(folder, number)}.png", mask_png())
+    for folder, part, count in (("training", "train", 3), ("validation", "val", 2)):
+        for number in range(1, count + 1):
+            write(root / f"images/{folder}/ADE_{part}_{number:08}.jpg", jpeg(number))
+            write(root / f"annotations/{folder}/ADE_{part}_{number:08}.png", mask_png())
     write(root / "objectInfo150.txt", object_info())
     return root
 
 
-def test_ade20k_makes_a_row_of_each_picture(tmp_path) -> None:
-    root = ade20k(tmp_path / "root")
-    summary = prepare("ade20k", root=root, out=tmp_path / "out")
+@pytest.mark.parametrize(("mode", "place"), [("L", "."), ("P", "ADEChallengeData2016")])
+def test_ade20k_makes_a_row_of_each_image_and_counts_classes_from_zero(mode, place, tmp_path) -> None:
+    root = ade20k(tmp_path / "root" / place)
+    write(root / "annotations/validation/ADE_val_00000001.png", mask_png(mode=mode))
+    summary = prepare("ade20k", root=tmp_path / "root", out=tmp_path / "out")
     assert {split: counts["rows"] for split, counts in summary.splits.items()} == {"train": 3, "validation": 2}
+    assert "warning: train has 3 rows; the whole set has 20,210" in summary.lines()
     train = open_source(str(tmp_path / "out"), split="train")
     assert train.features == SEGMENT_FEATURES
     row = train[1]
     assert row["image"] == {"bytes": None, "path": str(root / "images/training/ADE_train_00000002.jpg")}
     assert (row["image_id"], row["captions"], row["source"]) == ("ADE_train_00000002", [], "ade20k")
-    assert "warning: train has 3 rows; the whole set has 20,210" in summary.lines()
-
-
-@pytest.mark.parametrize("mode", ["L", "P"])
-def test_ade20k_mask_counts_classes_from_zero_and_marks_what_is_ignored(tmp_path, mode) -> None:
-    root = ade20k(tmp_path / "root")
-    write(root / "annotations/validation/ADE_val_00000001.png", mask_png(mode=mode))
-    prepare("ade20k", root=root, out=tmp_path / "out")
     mask = open_source(str(tmp_path / "out"), split="validation")[0]["mask"]
     with Image.open(io.BytesIO(mask["bytes"])) as opened:
         assert (opened.format, opened.mode) == ("PNG", "L")
     np.testing.assert_array_equal(decode_mask(mask), MASK)
+    labels = labels_of(tmp_path / "out")
+    assert (len(labels), labels[0], labels[149]) == (150, "thing 1, item 1", "thing 150, item 150")
 
 
 def test_ade20k_items_are_read_in_other_processes_and_know_changed_files(tmp_path) -> None:
@@ -135,13 +128,6 @@ def test_ade20k_items_are_read_in_other_processes_and_know_changed_files(tmp_pat
     assert list(pickle.loads(pickle.dumps(found.read))(before)) == list(found.read(before))
     write(root / "annotations/validation/ADE_val_00000002.png", mask_png(mode="RGB"))
     assert [old == new for old, new in zip(before, open_ade20k(root).items(), strict=True)] == [True] * 4 + [False]
-
-
-def test_ade20k_labels_are_the_published_names(tmp_path) -> None:
-    ade20k(tmp_path / "root" / "ADEChallengeData2016")
-    prepare("ade20k", root=tmp_path / "root", out=tmp_path / "out")
-    labels = labels_of(tmp_path / "out")
-    assert (len(labels), labels[0], labels[149]) == (150, "thing 1, item 1", "thing 150, item 150")
 
 
 def test_ade20k_quarantines_what_does_not_fit_together(tmp_path) -> None:
