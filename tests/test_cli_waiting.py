@@ -36,22 +36,3 @@ def test_a_busy_loop_beside_this_process_is_seen():
         found = waiting.running_others()
         busy.kill()
     assert found >= 1
-
-
-def test_the_command_chooses_before_torch_is_imported():
-    program = """
-import os, sys
-import vlmo.cli
-choose = vlmo.cli.choose_waiting
-def check():
-    assert "torch" not in sys.modules
-    choose()
-    assert {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ)
-    print("chosen")
-vlmo.cli.choose_waiting = check
-sys.argv = ["vlmo", "--version"]
-vlmo.cli.main()
-"""
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
-    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert ended.stdout.startswith("chosen")

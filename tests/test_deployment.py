@@ -30,32 +30,19 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
 
 
-@pytest.fixture(scope="module")
-def service() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["vlmo"]
-
-
 def values(instructions: list[tuple[str, str]], word: str) -> list[str]:
     return [rest for name, rest in instructions if name == word]
 
 
-def test_everything_that_is_copied_is_there_and_not_ignored(instructions) -> None:
+def test_dockerfile_copies_what_is_there_and_runs_without_rights(instructions) -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     for rest in values(instructions, "COPY"):
-        if rest.startswith("--from="):
-            continue
-        for source in shlex.split(rest)[:-1]:
+        for source in [] if rest.startswith("--from=") else shlex.split(rest)[:-1]:
             assert (ROOT / source).exists(), source
             assert f"!{source}" in ignored, source
-
-
-def test_package_is_installed_with_an_extra_that_exists(instructions) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (extra,) = re.findall(r"'\.\[(\w+)\]'", " ".join(values(instructions, "RUN")))
     assert extra in extras
-
-
-def test_container_has_a_user_without_rights_and_a_health_check(instructions) -> None:
     words = [name for name, _ in instructions]
     assert words.index("USER") < words.index("ENTRYPOINT")
     (user,) = values(instructions, "USER")
@@ -111,8 +98,9 @@ def test_icons_are_indexed_where_the_container_looks_for_them(instructions) -> N
     assert (options["fast"], str(options["run_dir"])) == (True, "icons")
 
 
-def test_compose_needs_no_file_and_publishes_on_loopback(service) -> None:
+def test_compose_needs_no_file_and_publishes_on_loopback() -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    service = compose["services"]["vlmo"]
     named = {re.sub(r"\$\{\w+:-(\w+)\}", r"\1", volume).split(":")[0] for volume in service["volumes"]}
     assert named == set(compose["volumes"])
     assert [volume.partition(":/")[2] for volume in service["volumes"]] == ["images:ro", "model:ro", "index"]

@@ -1,4 +1,4 @@
-"""Every public function and class says what it is, of what shapes, and which errors it raises."""
+"""Public functions and classes name the shapes of tensors and the errors that they raise; ruff finds missing texts."""
 
 from __future__ import annotations
 
@@ -68,8 +68,6 @@ def faults(source: str) -> list[str]:
         text = ast.get_docstring(node) or ""
         if any(ast.unparse(decorator).endswith("overload") for decorator in node.decorator_list):
             continue
-        if not text:
-            found.append(f"{name}: no docstring")
         if isinstance(node, ast.ClassDef):
             found += [f"{name}: making it raises {error}, and it does not say so" for error in errors_of_making(node)]
             continue
