@@ -166,26 +166,19 @@ def test_import_and_export_print_what_they_found(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "options", "words"),
+    ("options", "words"),
     [
-        (b"", [], "truncated"),
-        (b"PK\x03\x04", [], "truncated"),
-        ({"state_dict": {"bert.weight": torch.ones(2)}}, [], "in no layout of VLMo, BEiT or BEiT-3"),
-        ({"state_dict": {}}, [], "no named tensors"),
-        (_ForeignCode(), [], "reading it would run code"),
-        ("irtr", ["--image-size", "100"], "patch size"),
-        ("irtr", ["--imagesize", "128"], "Perhaps you meant: --image-size"),
+        ("--image-size 100", "patch size"),
+        ("--imagesize 128", "Perhaps you meant: --image-size"),
+        ("", "reading it would run code"),
     ],
 )
-def test_refused_imports_are_one_line_and_leave_nothing(content, options, words, tmp_path, capsys):
-    vocabulary = str(write_vocabulary(tmp_path / "vocab.txt"))
-    file = reference_file(content) if isinstance(content, str) else tmp_path / "checkpoint.pt"
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    elif not isinstance(content, str):
-        torch.save(content, file)
+def test_refused_imports_are_one_line_and_leave_nothing(options, words, tmp_path, capsys):
+    vocabulary, file = str(write_vocabulary(tmp_path / "vocab.txt")), tmp_path / "checkpoint.pt"
+    torch.save(_ForeignCode(), file)
     before = sorted(tmp_path.iterdir())
-    assert words in refused(["import", str(file), str(tmp_path / "out"), "--vocabulary", vocabulary, *options], capsys)
+    line = ["import", str(reference_file("irtr") if options else file), str(tmp_path / "out")]
+    assert words in refused([*line, "--vocabulary", vocabulary, *options.split()], capsys)
     assert sorted(tmp_path.iterdir()) == before
 
 
