@@ -34,7 +34,7 @@ class Options:
 
     turns: int = 3
     """Runs of each command, variant and load; the median counts."""
-    commands: tuple[str, ...] = ("train", "finetune", "index")
+    commands: tuple[str, ...] = ("train", "finetune", "index", "fast")
     """Those that are run."""
     steps: int = 60
     """Training steps of `train` and `finetune`."""
@@ -57,6 +57,7 @@ def commands(folder: Path, *, steps: int) -> dict[str, list[str]]:
         "train": train,
         "finetune": finetune,
         "index": ["index", "vlmo-small", str(images), "--out", "OUT", "--engine", "torch"],
+        "fast": ["quickstart", "--fast", "--run-dir", "OUT"],
     }
 
 
