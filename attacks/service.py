@@ -24,6 +24,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psutil
 from attacks.common import Attack, run_attack
 from attacks.hostile import (
     REFUSED,
@@ -181,6 +182,13 @@ def usual(choose: random.Random, *, images: float = 0.1) -> Iterator[bytes]:
         )
 
 
+def memory_of(server: ServerProcess, name: str) -> int:
+    """Bytes of the server and its decoders by the system's record: VmRSS (now) or VmHWM (the most so far)."""
+    pids = [server.process.pid, *(each.pid for each in psutil.Process(server.process.pid).children())]
+    lines = [line.split() for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    return sum(int(line[1]) * 1024 for line in lines if line[0] == f"{name}:")
+
+
 def attack_with_requests(attack: Attack, server: ServerProcess, *, scale: float) -> None:
     """10,000 hostile requests and 200 hostile images."""
     choose, number = attack.choose, max(round(10_000 * scale), 100)
@@ -191,7 +199,7 @@ def attack_with_requests(attack: Attack, server: ServerProcess, *, scale: float)
             attack.progress.update(title, next(shown), total)
             yield each
 
-    peak = server.memory("VmHWM")
+    peak = memory_of(server, "VmHWM")
     answers = Answers()
     requests = counted(hostile_requests(choose, key=KEY), "hostile requests", number)
     asyncio.run(ask_all(server.port, requests, answers, clients=HOSTILE_CLIENTS))
@@ -224,7 +232,7 @@ def attack_with_requests(attack: Attack, server: ServerProcess, *, scale: float)
         return wrong + [f"four large images: {status}"] * (status != 200), seconds, await health
 
     wrong, seconds, health = asyncio.run(send_all(server.port))
-    grown = server.memory("VmHWM") - peak
+    grown = memory_of(server, "VmHWM") - peak
     healthy = max(health) <= (HEALTHY_S if scale >= 1 else SLOWEST_S)
     kept = not wrong and max(seconds) <= SLOWEST_S and grown <= PEAK_BYTES and healthy
     measured = {"slowest_s": max(seconds), "health_checks": len(health), "slowest_health_check_s": max(health)}
@@ -238,7 +246,7 @@ def attack_with_load(attack: Attack, server: ServerProcess, *, scale: float) -> 
 
     def watched(title: str, seconds: float, memory: list[int]) -> Callable[[float], None]:
         def watch(now: float) -> None:
-            memory.append(server.memory("VmRSS"))
+            memory.append(memory_of(server, "VmRSS"))
             attack.progress.update(title, min(round(now), round(seconds)), round(seconds))
 
         return watch
@@ -268,10 +276,10 @@ def attack_with_costly_requests(attack: Attack, server: ServerProcess, *, scale:
         "costly images": [images] * CLIENTS,
         "idle connections": [b""] * IDLE,
     }.items():
-        peak, seconds = server.memory("VmHWM"), min(max(60 * scale, 1), 60)
+        peak, seconds = memory_of(server, "VmHWM"), min(max(60 * scale, 1), 60)
         searches, others = asyncio.run(searches_beside(server.port, requests, seconds=seconds))
         kept = set(searches.statuses) == {"200"} and max(searches.seconds) <= SLOWEST_S and not others.wrong
-        measured = {"others": dict(others.statuses), "grown_mb": (server.memory("VmHWM") - peak) >> 20}
+        measured = {"others": dict(others.statuses), "grown_mb": (memory_of(server, "VmHWM") - peak) >> 20}
         attack.promise(name, kept=kept, requests=len(requests), **measured, **searches.measured())
 
 
@@ -308,7 +316,7 @@ def attack_with_slow_clients(attack: Attack, server: ServerProcess, *, times: fl
     large = authorized("/v1/rerank", json.dumps(body).encode())
     kinds = {"head": (b"GET / HT", 1, 0), "body": (large[:600], 1, 0), "deaf": (large, 0, 0), "reader": (large, 0, 16)}
     before, wait = len([*descriptors.iterdir()]), max(60 * times, PATIENCE_S) + 3
-    memory = [server.memory("VmRSS") >> 20]
+    memory = [memory_of(server, "VmRSS") >> 20]
 
     async def slow(sent: bytes, written: int, read: int) -> None:
         with socket.socket() as connection:
@@ -328,7 +336,7 @@ def attack_with_slow_clients(attack: Attack, server: ServerProcess, *, times: fl
         # Words alone: the slow ones have images, and may hold all of the queue's places for these.
         answers = await load(server.port, clients=2, seconds=wait * 0.98, rate=10, watch=lambda _: None, images=0)
         left = len([*descriptors.iterdir()]) - before
-        memory.append(server.memory("VmRSS") >> 20)
+        memory.append(memory_of(server, "VmRSS") >> 20)
         await asyncio.gather(*slow_ones)
         return answers, left
 
@@ -399,14 +407,14 @@ def run(attack: Attack, folder: Path, scale: float) -> None:
         searches = (Hostile(sent) for sent in itertools.islice(usual(random.Random(0)), 200))
         warm_up = itertools.chain(searches, *(proper_requests(key=KEY) for _ in range(10)))
         asyncio.run(ask_all(server.port, warm_up, Answers(), clients=HOSTILE_CLIENTS))
-        before = server.memory("VmRSS")
+        before = memory_of(server, "VmRSS")
         attack_with_requests(attack, server, scale=scale)
         attack_with_slow_clients(attack, server, times=min(times, 1.0))
         attack_with_costly_requests(attack, server, scale=scale)
         deadline = time.monotonic() + BACK_WITHIN_S
-        while server.memory("VmRSS") > MEMORY * before and time.monotonic() < deadline:
+        while memory_of(server, "VmRSS") > MEMORY * before and time.monotonic() < deadline:
             time.sleep(0.2)
-        after = server.memory("VmRSS")
+        after = memory_of(server, "VmRSS")
         attack.promise("memory comes back", kept=after <= MEMORY * before, before_mb=before >> 20, after_mb=after >> 20)
         attack_with_load(attack, server, scale=scale)
         attack_with_sigterm(attack, server)

@@ -1,5 +1,3 @@
-"""One tiny gallery for all tests of the service, and clients without a network."""
-
 from collections.abc import Iterator
 
 import pytest

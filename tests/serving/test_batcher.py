@@ -7,8 +7,7 @@ import pytest
 from vlmo.serving.batcher import Batcher
 from vlmo.serving.schemas import StoppingError
 
-PATIENCE_S = 30
-"""A wait that only a bug uses up."""
+PATIENCE_S = 30  # a wait that only a bug uses up
 
 
 class Doubler:

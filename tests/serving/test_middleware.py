@@ -55,12 +55,6 @@ def test_with_the_key_all_is_shown_and_page_and_health_need_none(guarded) -> Non
     assert KEY not in repr(Settings(api_key=KEY))
 
 
-def test_other_names_of_the_server_are_refused() -> None:
-    with TestClient(app_of(server_name=("localhost", "::1"))) as client:
-        for host, status in (("localhost:8000", 200), ("[::1]:8000", 200), ("LOCALHOST", 200), ("evil.example", 421)):
-            assert client.get("/v1/about", headers={"host": host}).status_code == status
-
-
 @pytest.mark.parametrize(
     ("origin", "status"),
     [("http://testserver", 404), ("http://evil.example", 403), ("null", 403), ("http://[", 403), (None, 404)],
@@ -212,11 +206,9 @@ def test_stopping_server_refuses_work_and_says_so() -> None:
 def test_every_answer_has_the_headers_that_keep_pages_safe(anybody) -> None:
     for path in ("/", "/v1/about", "/nothing", "/static/page.js"):
         headers = anybody.get(path).headers
-        policy = headers["content-security-policy"]
-        assert "default-src 'none'" in policy
-        assert "unsafe" not in policy
-        assert headers["x-content-type-options"] == "nosniff"
-        assert headers["x-frame-options"] == "DENY"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert (headers["x-content-type-options"], headers["x-frame-options"]) == ("nosniff", "DENY")
         assert headers["referrer-policy"] == "no-referrer"
         assert headers["cross-origin-resource-policy"] == "same-origin"
 

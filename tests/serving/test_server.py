@@ -38,7 +38,6 @@ def go(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def slow(gallery: Gallery, go: Path) -> Iterator[ServerProcess]:
-    """A server with one place."""
     with ServerProcess(gallery.model, "--index", gallery.index, "--queue", "1", go=go) as process:
         yield process
 
@@ -96,9 +95,8 @@ def _serve_and_never_decode(arguments: list[str], begun: Path) -> None:
     from vlmo.serving import decoder, server
 
     def start(decoders: decoder.Decoders, slot: int) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", "import time; time.sleep(3600)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        command = [sys.executable, "-c", "import time; time.sleep(3600)"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         decoders._processes[slot] = process
         begun.touch()
         return process
@@ -113,19 +111,19 @@ def _serve_and_never_decode(arguments: list[str], begun: Path) -> None:
     main(["serve", *arguments])
 
 
-@pytest.mark.parametrize(("of_index", "exit_code"), [(False, 0), (True, 1)])
-def test_server_ends_in_time_whatever_it_decodes(gallery, tmp_path, of_index, exit_code) -> None:
+@pytest.mark.parametrize(("method", "path", "exit_code"), [("POST", "search", 0), ("GET", "images/{}", 1)])
+def test_server_ends_in_time_whatever_it_decodes(gallery, tmp_path, method, path, exit_code) -> None:
     begun = tmp_path / "begun"
     with (
         ServerProcess(gallery.model, "--index", gallery.index, run=_serve_and_never_decode, go=begun) as stuck,
         concurrent.futures.ThreadPoolExecutor(1) as threads,
     ):
         found = httpx.post(f"{stuck.address}/v1/search", json={"text": "a", "rerank": 0}).json()["hits"][0]["id"]
-        asked = (
-            threads.submit(httpx.get, f"{stuck.address}/v1/images/{found}", timeout=PATIENCE_S)
-            if of_index
-            else threads.submit(httpx.post, f"{stuck.address}/v1/search", json={"image": "aGk="}, timeout=PATIENCE_S)
+        address, options = (
+            f"{stuck.address}/v1/{path.format(found)}",
+            {"json": {"image": "aGk="}, "timeout": PATIENCE_S},
         )
+        asked = threads.submit(httpx.request, method, address, **options)
         wait_until(begun.exists, within_s=PATIENCE_S)
         stuck.stop(signal.SIGTERM)
         assert stuck.process.wait(PATIENCE_S) == exit_code
@@ -258,8 +256,9 @@ def test_server_knows_this_machines_names_and_those_that_are_given(given, host, 
     settings = with_names(Settings(server_name=given), host=host)
     assert settings.server_name == names
     with TestClient(create_app(Parts(), settings)) as client:
-        for name, status in (("127.0.0.1:8000", 200), ("a.example", 200), ("evil.example", 421 if names else 200)):
-            assert client.get("/healthz", headers={"host": name}).status_code == status
+        for name in ("127.0.0.1:8000", "[::1]:8000", "LOCALHOST", "a.example"):
+            assert client.get("/healthz", headers={"host": name}).status_code == 200
+        assert client.get("/healthz", headers={"host": "evil.example"}).status_code == (421 if names else 200)
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,9 @@ from vlmo.serving.parts import Parts
 from vlmo.serving.schemas import SearchRequest
 from vlmo.serving.settings import Settings
 
-READ_EVERY_S = 0.2
-"""Until a reader looks for what a writer has done."""
+READ_EVERY_S = 0.2  # until a reader looks for what a writer has done
 PATIENCE_S = 60
-DRAWING = in_base64(encoded(drawings()[0]))
-IMAGE = {"image": DRAWING}
+IMAGE = {"image": in_base64(encoded(drawings()[0]))}
 
 
 def test_pairs_of_several_clients_are_scored_together(parts, monkeypatch) -> None:
@@ -106,7 +104,7 @@ def test_searches_by_words_wait_for_no_upload(parts, monkeypatch) -> None:
     app = create_app(parts, Settings(queue=6))
     with TestClient(app) as client, ThreadPoolExecutor(3) as threads:
         try:
-            uploads = [threads.submit(client.post, "/v1/search", json={"image": DRAWING}) for _ in range(3)]
+            uploads = [threads.submit(client.post, "/v1/search", json=IMAGE) for _ in range(3)]
             assert begun.acquire(timeout=PATIENCE_S)
             assert begun.acquire(timeout=PATIENCE_S)
             wait_until(lambda: len(app.state.vlmo.service._uploads) == 3, within_s=PATIENCE_S)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-import psutil
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -117,7 +116,7 @@ class ServerProcess:
     """
 
     def __init__(
-        self, *arguments: str | Path, go: Path | None = None, run: Callable[[list[str], Path], None] = _serve_when_told
+        self, *arguments: str | Path, go: Path | None = None, run: Callable[..., None] = _serve_when_told
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
@@ -141,9 +140,3 @@ class ServerProcess:
 
     def stop(self, signum: int = signal.SIGTERM) -> None:
         self.process.send_signal(signum)
-
-    def memory(self, name: str) -> int:
-        """Bytes of the server and its decoders by the system's record: VmRSS (now) or VmHWM (the most so far)."""
-        pids = [self.process.pid, *(each.pid for each in psutil.Process(self.process.pid).children())]
-        lines = [line.split() for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
-        return sum(int(line[1]) * 1024 for line in lines if line[0] == f"{name}:")
