@@ -25,7 +25,6 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoProcessor,
-    BeitConfig,
     BeitForImageClassification,
     BeitForMaskedImageModeling,
     BeitModel,
@@ -243,12 +242,6 @@ def test_refusal_is_one_line_and_leaves_nothing(tmp_path, vocabulary, name):
     assert not existing or not any(out.iterdir())
 
 
-def _beit_weights(**changes: object) -> dict[str, Tensor]:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    config = BeitConfig(**sizes, image_size=24, patch_size=8, num_labels=5, vocab_size=7, **changes)
-    return hugging_face_keys(BeitForImageClassification(config))
-
-
 MUTATED: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, object]]] = {
     "vlmo": (lambda: load_file(reference_file("pretrain")), {}),
     "vlmo_absolute": (lambda: random_checkpoint(ABSOLUTE, "pooler", "itc"), {"num_attention_heads": 5}),
@@ -256,8 +249,15 @@ MUTATED: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, object]]] = 
         lambda: published_keys(random_beit(BeitForMaskedImageModeling)),
         {"vocabulary": None},
     ),
-    "hf-beit": (lambda: _beit_weights(use_relative_position_bias=True), {"vocabulary": None}),
-    "hf-beit_shared": (lambda: _beit_weights(use_shared_relative_position_bias=True), {"vocabulary": None}),
+    "hf-beit": (lambda: hugging_face_keys(random_beit(BeitForImageClassification)), {"vocabulary": None}),
+    "hf-beit_shared": (
+        lambda: hugging_face_keys(
+            random_beit(
+                BeitForImageClassification, use_relative_position_bias=False, use_shared_relative_position_bias=True
+            )
+        ),
+        {"vocabulary": None},
+    ),
     "beit3": (lambda: plain_beit3.random_weights(plain_beit3.Sizes(), contrast=True), {"num_attention_heads": 4}),
 }
 MUTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -355,22 +355,9 @@ def test_berts_vocabulary_comes_from_the_hub_or_the_refusal_is_one_line(tmp_path
     assert AutoProcessor.from_pretrained(tmp_path / "out").vocab_size == 30522
 
 
-def beit_folder(folder: Path) -> Path:
-    config = BeitConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        image_size=24,
-        patch_size=8,
-        use_relative_position_bias=True,
-    )
-    BeitModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return folder
-
-
 def test_beit_without_a_vocabulary_gets_a_processor_of_images_only(tmp_path):
-    report = import_checkpoint(beit_folder(tmp_path / "beit"), tmp_path / "out", image_size=32)
+    random_beit(BeitModel).save_pretrained(tmp_path / "beit")
+    report = import_checkpoint(tmp_path / "beit", tmp_path / "out", image_size=32)
     assert AutoImageProcessor.from_pretrained(tmp_path / "out").size["height"] == 32
     assert not (tmp_path / "out" / "tokenizer_config.json").exists()
     assert report.max_text_length is None
@@ -379,7 +366,7 @@ def test_beit_without_a_vocabulary_gets_a_processor_of_images_only(tmp_path):
         import_checkpoint(tmp_path / "beit", tmp_path / "again", text_length=40)
     options = {"vocabulary": write_vocabulary(tmp_path / "vocab.txt"), "text_length": 24}
     report = import_checkpoint(tmp_path / "beit", tmp_path / "again", **options)
-    assert loaded(tmp_path / "again")["vlmo.text_embeddings.words.weight"].shape == (96, 16)
+    assert loaded(tmp_path / "again")["vlmo.text_embeddings.words.weight"].shape == (96, 32)
     assert AutoProcessor.from_pretrained(tmp_path / "again").max_text_length == 24
     assert "vlmo.text_embeddings.words.weight" in report.missing
 
@@ -454,7 +441,8 @@ def test_other_normalisation_of_pixels_moves_into_the_projection(tmp_path, name,
     if settings is None:
         torch.save(published_keys(random_beit(BeitForMaskedImageModeling)), file)
     else:
-        file = beit_folder(tmp_path / "plain")
+        file = tmp_path / "plain"
+        random_beit(BeitModel).save_pretrained(file)
     import_checkpoint(file, tmp_path / "plain-model")
     file = file.rename(tmp_path / name)
     if settings is not None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoints.toy_folder import folder_writer, text_processor
 from transformers import AutoConfig, AutoModelForVisualQuestionAnswering, AutoProcessor, PreTrainedModel, pipeline
 
-from vlmo.checkpoints.loading import load_model, load_processor, load_retrieval_model
+from vlmo.checkpoints.loading import load_model, load_processor, load_retrieval_model, read_state_dict
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoForPreTraining, VLMoForVisualQuestionAnswering
 from vlmo.model.stages import start_from
 from vlmo.retrieval import Encoder
@@ -126,7 +126,7 @@ def test_nothing_is_read_of_what_a_folder_names_elsewhere(answering, tmp_path):
     for name in ("../secret/model.safetensors", str(weights), "link.safetensors"):
         index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(weights), name)}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        for use in (load_model, lambda path: start_from(answering[1], path)):
+        for use in (load_model, read_state_dict, lambda path: start_from(answering[1], path)):
             with pytest.raises(ValueError, match="no path and no link"):
                 use(folder)
 

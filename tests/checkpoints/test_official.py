@@ -1,11 +1,11 @@
-"""The published layout: names there and back, and what tensors tell about sizes and task."""
+"""The published layout: what tensors tell about sizes and task."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from safetensors import safe_open
-from tests.parity.cases import reference_file
 from tests.parity.plain_vlmo import BASE, BASE_PLUS, LARGE, Sizes, checkpoint_shapes
 from torch import Tensor
 
@@ -29,41 +29,6 @@ def on_meta(sizes: Sizes, *heads: str, classes: int = 2) -> dict[str, Tensor]:
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
-def reference_keys(name: str) -> list[str]:
-    with safe_open(reference_file(name), framework="pt") as file:
-        return list(file.keys())
-
-
-@pytest.mark.parametrize("name", ["pretrain", "vqa", "nlvr2", "irtr"])
-def test_names_go_there_and_back(name):
-    unnamed = set()
-    for key in reference_keys(name):
-        ours = official.NAMES.ours(key)
-        if ours is None:
-            unnamed.add(key)
-        else:
-            assert official.NAMES.published(ours) == key
-    assert unnamed == {"text_embeddings.position_ids"}
-
-
-@pytest.mark.parametrize(
-    ("model_class", "changes"),
-    [
-        (VLMoForPreTraining, {}),
-        (VLMoForPreTraining, {"position_embedding": "absolute", "layer_scale_init": None}),
-        (VLMoForVisualQuestionAnswering, {}),
-        (VLMoForVisualReasoning, {"num_modality_types": 3}),
-    ],
-)
-def test_every_parameter_has_one_published_name(model_class, changes):
-    with torch.device("meta"):
-        names = list(model_class(VLMoConfig.tiny(**changes)).state_dict())
-    published = [official.NAMES.published(name) for name in names]
-    assert None not in published
-    assert len(set(published)) == len(names)
-    assert [official.NAMES.ours(key) for key in published] == names
-
-
 @pytest.mark.parametrize(
     ("sizes", "preset", "image_size"),
     [
@@ -76,8 +41,7 @@ def test_every_parameter_has_one_published_name(model_class, changes):
     ],
 )
 def test_published_sizes_are_our_presets(sizes, preset, image_size):
-    sizes = Sizes(**vars(sizes) | {"grid": image_size // 16})
-    conversion = official.convert(on_meta(sizes, *STAGE_3))
+    conversion = official.convert(on_meta(dataclasses.replace(sizes, grid=image_size // 16), *STAGE_3))
     changes = {} if sizes.relative else {"max_text_positions": 40}
     assert conversion.config.to_dict() == preset(image_size=image_size, **changes).to_dict()
     assert conversion.model_class is VLMoForPreTraining
@@ -121,6 +85,10 @@ def test_stage_2_has_no_fusion_experts_and_its_pooler_has_no_use():
     }
 
 
+# What is left when the top blocks are lost.
+NINE, TEN = (dataclasses.replace(BASE, layers=layers, fusion_layers=0) for layers in (9, 10))
+
+
 @pytest.mark.parametrize(
     ("sizes", "changes", "arguments", "message"),
     [
@@ -129,6 +97,8 @@ def test_stage_2_has_no_fusion_experts_and_its_pooler_has_no_use():
         (BASE, {"relative_position_bias_table": (3, 144)}, {}, "3 rows"),
         (BASE, {"relative_position_bias_table": (1126, 145)}, {}, "145 columns, which do not fit 12 layers"),
         (BASE, {}, {"num_attention_heads": 16}, "144 columns, which do not fit 12 layers of 16 heads"),
+        (NINE, {"relative_position_bias_table": (1126, 144)}, {}, "144 columns, which do not fit 9 layers of 12 heads"),
+        (TEN, {"relative_position_bias_table": (1126, 144)}, {}, "144 columns, which do not fit 10 layers of 12 heads"),
         (BASE, {"relative_position_bias_table": None}, {}, "neither"),
         (BASE, {"text_embeddings.position_embeddings.weight": ()}, {}, "expected 2 axes"),
         (BASE_PLUS, {"transformer.pos_embed": (2, 197, 544)}, {}, "pos_embed has shape"),
@@ -152,15 +122,9 @@ def test_sizes_that_do_not_fit_are_refused_by_name(sizes, changes, arguments, me
         official.convert(state, **arguments)
 
 
-@pytest.mark.parametrize("lost", [9, 10])
-def test_base_that_lost_its_top_blocks_is_refused(lost):
-    state = on_meta(BASE, "pooler", "itc")
-    for layer in range(lost, 12):
-        state = {key: tensor for key, tensor in state.items() if not key.startswith(f"transformer.blocks.{layer}.")}
-    with pytest.raises(ValueError, match=f"144 columns, which do not fit {lost} layers of 12 heads"):
-        official.convert(state)
-    if lost == 9:
-        assert official.convert(state, num_attention_heads=16).config.num_attention_heads == 16
+def test_number_of_heads_may_be_given():
+    state = on_meta(dataclasses.replace(NINE, heads=16), "pooler", "itc")
+    assert official.convert(state, num_attention_heads=16).config.num_attention_heads == 16
 
 
 def test_recognises_its_own_names_only():

@@ -163,6 +163,9 @@ def test_shards_come_back_bit_by_bit(variant, tmp_path):
     for loaded in (VLMoForPreTraining.from_pretrained(tmp_path).state_dict(), started.state_dict()):
         check_equal(dict(loaded), dict(model.state_dict()))
     check_equal(dict(read_state_dict(tmp_path)), dict(model.state_dict()))
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(ValueError, match="is it whole"):
+        read_state_dict(tmp_path)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -49,16 +49,6 @@ def test_index_names_the_row_of_each_pair_of_tokens(num_text, grid):
     assert index.tolist() == expected
 
 
-@pytest.mark.parametrize("grid", [None, (4, 4)])
-def test_bias_gives_each_layer_and_head_its_column(grid):
-    bias = toy(VLMoModel).position_bias
-    layers = bias(num_text=5, grid=grid)
-    index = relative_position_index(num_text=5, grid=grid, max_text=64, table_grid=(4, 4))
-    assert len(layers) == 3
-    for layer, head in itertools.product(range(3), range(2)):
-        assert torch.equal(layers[layer][head], bias.table[index, 2 * layer + head])
-
-
 def test_index_made_without_gradients_serves_training():
     relative_position_index.cache_clear()
     bias = RelativePositionBias(VLMoConfig.tiny())

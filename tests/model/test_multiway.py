@@ -6,11 +6,10 @@ import pytest
 import torch
 from tests.toy_model import pictures, texts, toy
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlmo import distributed
 from vlmo.model import VLMoModel
-from vlmo.model.multiway import MultiwayAttention, Queries, Route, additive_mask
+from vlmo.model.multiway import Queries, Route, additive_mask
 
 WAYS = ("image", "text", "pair")
 NUM_TEXT = 6
@@ -100,36 +99,6 @@ def test_shared_parts_equal_separate_parts_with_the_same_weights(way):
     torch.testing.assert_close(
         separate(**inputs(way)).last_hidden_state, shared(**inputs(way)).last_hidden_state, atol=ATOL, rtol=ATOL
     )
-
-
-@torch.no_grad()
-def test_attention_equals_plain_loops():
-    model = toy(VLMoModel)
-    attention: MultiwayAttention = model.blocks[0].attention
-    hidden, bias = torch.randn(2, 5, 32), torch.randn(2, 5, 5)
-    attended, _ = attention(hidden, route=Route(num_text=5, num_image=0, fusion=False), bias=bias)
-    qkv, projection = attention.qkv["shared"], attention.projection["shared"]
-    query, key, value = (hidden @ weight.T for weight in qkv.weight.split(32))
-    query, value = query + qkv.query_bias, value + qkv.value_bias  # keys have no bias
-    for row in range(2):
-        heads = []
-        for head in range(2):
-            part = slice(16 * head, 16 * head + 16)
-            logits = query[row, :, part] @ key[row, :, part].T / 4 + bias[head]
-            heads.append(logits.softmax(dim=-1) @ value[row, :, part])
-        torch.testing.assert_close(attended[row], projection(torch.cat(heads, dim=-1)), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("layer_scale_init", [0.1, None])
-@torch.no_grad()
-def test_block_adds_scaled_attention_then_scaled_expert(layer_scale_init):
-    block = toy(VLMoModel, layer_scale_init=layer_scale_init).blocks[2]
-    hidden, route = torch.randn(2, 5, 32), Route(num_text=2, num_image=3, fusion=True)
-    first, second = (1.0, 1.0) if layer_scale_init is None else (block.gamma_1, block.gamma_2)
-    norm, expert = block.norm1["shared"], block.experts["vision_language"]
-    middle = hidden + first * block.attention(norm(hidden), route=route, bias=None)[0]
-    inner = F.gelu(expert.fc1(expert.norm(middle)))
-    torch.testing.assert_close(block(hidden, None, route=route)[0], middle + second * expert.fc2(inner))
 
 
 def test_drop_path_rises_with_depth_and_is_off_in_evaluation():

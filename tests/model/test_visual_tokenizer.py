@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.distributed.gloo import run_processes
 from torch.nn import functional as F
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
@@ -113,7 +114,7 @@ def test_perplexity_by_hand() -> None:
     assert codebook_perplexity(torch.tensor([0, 0, 1, 3]), num_tokens=8).item() == pytest.approx(2**1.5)
 
 
-def test_wrong_images_are_refused() -> None:
+def test_wrong_images_and_untrained_tokenizers_are_refused(tmp_path) -> None:
     tokenizer = started()
     with pytest.raises(ValueError, match="needs 40 x 32"):
         tokenizer.tokenize(images(1), grid=(5, 4))
@@ -121,9 +122,6 @@ def test_wrong_images_are_refused() -> None:
         tokenizer.tokenize(images(1)[0], grid=(4, 4))
     with pytest.raises(ValueError, match="multiples of patch_size 8"):
         tokenizer(images(1, height=30))
-
-
-def test_untrained_tokenizer_is_refused(tmp_path) -> None:
     tokenizer = VQVisualTokenizer(VQVisualTokenizerConfig(patch_size=8, **SMALL))
     with pytest.raises(ValueError, match="no codebook yet"):
         tokenizer.tokenize(images(1), grid=(4, 4))
@@ -164,7 +162,7 @@ def test_dalle_resizes_to_eight_pixels_a_patch(dalle_folder: str) -> None:
         tokenizer.tokenize(flat, grid=(0, 4))
 
 
-def test_wrong_folders_are_refused(tmp_path) -> None:
+def test_wrong_incomplete_and_truncated_folders_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="no visual tokenizer can be read at"):
         load_visual_tokenizer(tmp_path / "missing")
     with pytest.raises(ValueError, match="model of type None, no visual tokenizer"):
@@ -175,11 +173,6 @@ def test_wrong_folders_are_refused(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(FlavaImageCodebookConfig(hidden_size=4).to_dict()))
     with pytest.raises(ValueError, match="can be read"):
         load_visual_tokenizer(tmp_path)
-
-
-def test_incomplete_or_truncated_weights_are_refused(tmp_path) -> None:
-    from safetensors.torch import load_file, save_file
-
     started().save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
