@@ -17,6 +17,4 @@ def test_lucide_icons(shared_folder) -> None:
     assert "heart" not in names  # looks like an icon that was trained on
     castle = np.asarray(decode_image(rows[names.index("castle")]["image"]))
     assert castle.shape == (64, 64, 3)
-    share = (castle.mean(axis=2) < 128).mean()
-    assert 0.05 < share < 0.4  # black lines on white
-    assert (np.abs(castle - castle[:, ::-1].astype(int)) > 64).mean() < 0.02  # a castle is the same in a mirror
+    assert 0.05 < (castle.mean(axis=2) < 128).mean() < 0.4  # black lines on white

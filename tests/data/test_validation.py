@@ -101,13 +101,6 @@ def test_filter_keeps_what_a_task_can_use(tmp_path, rows, options, kept) -> None
     assert good["captions"][:] == kept
 
 
-def test_filter_without_faults_changes_nothing(tmp_path) -> None:
-    rows = dataset([row(number) for number in range(5)])
-    (tmp_path / "q.jsonl").write_text("of an older run\n")
-    assert filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl").to_list() == rows.to_list()
-    assert (tmp_path / "q.jsonl").read_text() == ""
-
-
 def test_filter_keeps_further_columns_and_takes_false_captions_along(tmp_path) -> None:
     texts = {"captions": ["a star", " ", "a ring"], "false_captions": ["no star", "nothing", "no ring"]}
     given = [row(0, **texts), row(1, image_id="id0", false_captions=["no"]), row(2, false_captions=["no shade"])]
@@ -135,6 +128,8 @@ def test_filter_stops_above_the_share_and_without_rows(tmp_path) -> None:
             filter_invalid_rows(given, quarantine=file, max_share=share)
     assert len(filter_invalid_rows(rows, quarantine=file, max_share=0.02)) == 98
     assert len(lines(file)) == 2
+    assert filter_invalid_rows(rows.select([7]), quarantine=file).to_list() == rows.select([7]).to_list()
+    assert file.read_text() == ""
 
 
 def share_the_look(file: str) -> dict[str, object]:

@@ -74,12 +74,3 @@ def test_answer_list_counts_normal_forms_in_their_first_order() -> None:
     assert answer_list(majority) == ["no", "red", "2"]
     assert answer_list([]) == []
     assert answer_list([*["a"] * 9, *["b"] * 9]) == ["", "b"]  # an article alone is an empty answer
-
-
-def test_soft_targets_take_the_annotators_words_as_they_stand() -> None:
-    numbers = {"yes": 0, "2": 1, "": 2, "no": 3}
-    annotators = ten(("no", 1), ("two", 3), ("2", 2), ("yes", 4))
-    labels, scores = soft_targets(annotators, numbers=numbers)
-    assert labels == [3, 1, 0]
-    assert scores == [0.3, 0.6, 1.0]
-    assert soft_targets(ten(("perhaps", 10)), numbers=numbers) == ([], [])

@@ -42,9 +42,7 @@ def test_processor_pads_to_the_longest_text_rounded_up_to_eight(processor, words
     assert input_ids.shape == (2, length)
     assert input_ids[1, min(words, 38) + 1] == 102
     assert (input_ids[1, 1 : min(words, 38) + 1] == 4937).all()
-
-
-def test_processor_lets_the_caller_choose_padding_and_length(processor):
+    # The caller may choose padding and length.
     assert len(processor(text="cat", padding=False)["input_ids"]) == 3
     assert len(processor(text="cat " * 9, max_length=5, pad_to_multiple_of=1)["input_ids"]) == 5
     assert len(processor(text="cat", text_kwargs={"pad_to_multiple_of": 1})["input_ids"]) == 3

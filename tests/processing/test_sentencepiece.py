@@ -9,7 +9,7 @@ import sentencepiece
 import torch
 from transformers import AutoProcessor, AutoTokenizer
 
-from vlmo.processing import VLMoProcessor
+from vlmo import VLMoProcessor
 from vlmo.processing.tokenizers import continuation_flags, load_sentencepiece, special_flags
 
 COLOURS = ("red", "green", "blue", "pale yellow", "Prussian blue", "dark-grey", "violet")

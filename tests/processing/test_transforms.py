@@ -77,11 +77,8 @@ def test_train_transform_flips_half_of_the_time():
 
 @pytest.mark.parametrize("min_crop", [1.0, 0.4])
 def test_pixels_are_8_bit(min_crop):
-    transform, image = (
-        TrainTransform(TransformConfig(image_size=32, min_crop=min_crop, random_erasing=1.0)),
-        blocks(50, 40),
-    )
-    pixels, direct = (each(image, np.random.default_rng(5)) for each in (transform.pixels, transform))
+    transform = TrainTransform(TransformConfig(image_size=32, min_crop=min_crop, random_erasing=1.0))
+    pixels, direct = (each(blocks(50, 40), np.random.default_rng(5)) for each in (transform.pixels, transform))
     assert pixels.dtype == torch.uint8
     assert torch.equal(normalize_pixels(pixels), direct)
 

@@ -19,11 +19,7 @@ FLOAT32 = 1e-6
 
 
 def annotators(**counts: int) -> list[dict[str, Any]]:
-    words = [answer for answer, count in counts.items() for _ in range(count)]
-    return [
-        {"answer": answer, "answer_confidence": "yes", "answer_id": number}
-        for number, answer in enumerate(words, start=1)
-    ]
+    return [{"answer": answer, "answer_confidence": "yes"} for answer, count in counts.items() for _ in range(count)]
 
 
 class Questions:

@@ -16,28 +16,22 @@ def prepared(root: Path, out: Path) -> dict[str, str]:
     return found
 
 
-def test_text_files_give_a_row_a_line(tmp_path) -> None:
-    write(tmp_path / "in" / "b.txt", "Third.")
+def test_text_files_give_a_row_a_line_and_more_of_a_long_one(tmp_path) -> None:
+    pieces = [" ".join([f"w{number}"] * 128) for number in range(3)]
+    write(tmp_path / "in" / "b.txt", (" ".join(pieces) + "\nshort\ndéjà\n").encode("latin-1"))
     write(tmp_path / "in" / "a" / "c.TXT", b"\xef\xbb\xbfFirst line.\r\n\r\n  Second line. \n")
     write(tmp_path / "in" / "notes.md", "No text file.")
     assert prepared(tmp_path / "in", tmp_path / "out") == {
         "a/c.TXT:1": "First line.",
         "a/c.TXT:3": "Second line.",
-        "b.txt:1": "Third.",
+        **(of_b := dict(zip(("b.txt:1", "b.txt:1:1", "b.txt:1:2", "b.txt:2"), (*pieces, "short"), strict=True))),
     }
-    assert prepared(tmp_path / "in" / "b.txt", tmp_path / "one") == {"b.txt:1": "Third."}
+    assert "b.txt:3: not UTF-8" in quarantined(tmp_path / "out")["b.txt:3"]
+    assert prepared(tmp_path / "in" / "b.txt", tmp_path / "one") == of_b
     rows = open_source(str(tmp_path / "out"))
     assert rows.features == FEATURES
     assert rows[0]["image"] is None
     assert (rows[0]["source"], rows[0]["licence"]) == ("in", "unknown")
-
-
-def test_text_cuts_long_lines(tmp_path) -> None:
-    pieces = [" ".join([f"w{number}"] * 128) for number in range(3)]
-    write(tmp_path / "in" / "b.txt", (" ".join(pieces) + "\nshort\ndéjà\n").encode("latin-1"))
-    found = prepared(tmp_path / "in", tmp_path / "out")
-    assert found == dict(zip(("b.txt:1", "b.txt:1:1", "b.txt:1:2", "b.txt:2"), (*pieces, "short"), strict=True))
-    assert "b.txt:3: not UTF-8" in quarantined(tmp_path / "out")["b.txt:3"]
 
 
 def test_text_in_pieces_is_the_text_as_a_whole(tmp_path, monkeypatch) -> None:
