@@ -3,13 +3,7 @@ import math
 import pytest
 import torch
 
-from vlmo.evaluation.retrieval import (
-    chance_metrics,
-    chance_recall,
-    chunked_ranks,
-    chunked_topk,
-    recall_metrics,
-)
+from vlmo.evaluation.retrieval import chance_metrics, chance_recall, chunked_ranks, chunked_topk, recall_metrics
 
 
 def recall_of(

@@ -2,11 +2,11 @@
 
 import csv
 import dataclasses
-import io
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tests.toy_shards import pack
 
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import StreamConfig
@@ -97,11 +97,9 @@ def write_shards(source: Path, *, count: int = 4) -> Path:
     folder.mkdir()
     rows = list(csv.DictReader((source / "captions.csv").read_text().splitlines()))
     for shard in range(count):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
-            for row in rows[shard::count]:
-                tar.add(source / row["file_name"], row["file_name"])
-                caption = row["caption"].encode()
-                member = tarfile.TarInfo(row["file_name"].replace(".png", ".txt"))
-                member.size = len(caption)
-                tar.addfile(member, io.BytesIO(caption))
+        members = {}
+        for row in rows[shard::count]:
+            members[row["file_name"]] = (source / row["file_name"]).read_bytes()
+            members[row["file_name"].replace(".png", ".txt")] = row["caption"].encode()
+        (folder / f"{shard:05d}.tar").write_bytes(pack(members))
     return folder

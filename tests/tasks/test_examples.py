@@ -9,14 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from tests.tasks.toy_vision import (
-    IGNORED,
-    NAMES,
-    PIXELS,
-    class_rows,
-    png,
-    segment_rows,
-)
+from tests.tasks.toy_vision import IGNORED, NAMES, PIXELS, class_rows, png, segment_rows
 from tests.toy_questions import (
     ANSWERS,
     processor,

@@ -7,16 +7,15 @@ from PIL import Image
 from tests.tasks.toy_vision import NAMES, PIXELS, segment_rows, write_class_set
 
 from vlmo.evaluation.metrics import segmentation_metrics
-from vlmo.model import (
-    VLMoForSemanticSegmentation,
-)
+from vlmo.model import VLMoForSemanticSegmentation
 from vlmo.processing.segmentation import eval_pixel_values
 from vlmo.tasks import Inputs, evaluate, predict
 from vlmo.tasks.segmentation import segment
 
 
 def test_classifier_is_scored_on_its_predictions(folders, sets) -> None:
-    result = evaluate(folders["classification"], source=str(sets["classification"]), split="test", batch_size=3)
+    folder, where = folders["classification"], {"source": str(sets["classification"]), "split": "test"}
+    result = evaluate(folder, **where, batch_size=3)
     assert {each.n for each in result.measured} == {len(result.predictions)}
     assert list(result.metrics) == ["top1"]  # five of three classes would always be right
     assert result.chance == {"top1": 1 / 3}
@@ -25,10 +24,7 @@ def test_classifier_is_scored_on_its_predictions(folders, sets) -> None:
     assert [row["label"] for row in rows] == [NAMES[number % 3] for number in range(8)]
     assert result.metrics["top1"] == np.mean([row["prediction"] == row["label"] for row in rows])
     assert all(sorted(row["guesses"]) == sorted(NAMES) and row["guesses"][0] == row["prediction"] for row in rows)
-    assert (
-        evaluate(folders["classification"], source=str(sets["classification"]), split="test", limit=2).predictions
-        == rows[:2]
-    )
+    assert evaluate(folder, **where, limit=2).predictions == rows[:2]
 
 
 def test_segmentation_can_be_scored_again(folders, sets) -> None:

@@ -10,11 +10,7 @@ from tests.toy_model import toy
 from tests.toy_questions import processor
 from torch import nn
 
-from vlmo.model import (
-    VLMoForImageClassification,
-    VLMoForImageTextRetrieval,
-    VLMoForSemanticSegmentation,
-)
+from vlmo.model import VLMoForImageClassification, VLMoForImageTextRetrieval, VLMoForSemanticSegmentation
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import SegmentTransformConfig
 from vlmo.recipes import find_recipe

@@ -9,14 +9,7 @@ from datasets import Dataset
 from PIL import Image
 from tests.recipes.toy_recipes import tiny
 from tests.toy_model import toy
-from tests.toy_questions import (
-    ANSWERS,
-    COLORS,
-    processor,
-    question_row,
-    reasoning_row,
-    write_prepared,
-)
+from tests.toy_questions import ANSWERS, COLORS, processor, question_row, reasoning_row, write_prepared
 
 from vlmo.data import validation
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES

@@ -22,14 +22,7 @@ from tests.training.toy_group import Group, Pause
 from tests.training.toy_run import Settings, curve, is_same, make_trainer, saved_tensors
 
 from vlmo.cli.runs import TrainOptions
-from vlmo.training import (
-    TrainerConfig,
-    TrainingError,
-    explained_faults,
-    launch,
-    lock_run,
-    report_progress,
-)
+from vlmo.training import TrainerConfig, TrainingError, explained_faults, launch, lock_run, report_progress
 from vlmo.training.checkpoint import newest_state
 from vlmo.training.parallel import HANG_SECONDS, longest_wait
 from vlmo.types import Batch
