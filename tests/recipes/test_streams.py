@@ -87,7 +87,7 @@ def fit(recipe, run_dir) -> str:
 
 
 def test_a_run_killed_in_the_middle_of_an_epoch_is_bit_equal_to_one_that_was_not(make, tmp_path):
-    recipe = make("base-stage3", steps=12, save_every=3, workers=2)
+    recipe = make("base-stage3", steps=8, save_every=3, workers=2)
     process = start(fit, recipe, tmp_path / "killed")
     wait_until(
         lambda: any(line["step"] >= 5 for line in read_metrics(tmp_path / "killed")),
