@@ -180,7 +180,7 @@ def hostile_requests(choose: random.Random, *, key: str) -> Iterator[Hostile]:
 
 _DRAWING = base64.b64encode(encoded()).decode()
 _BODIES = {
-    "/v1/search": {"text": "a red bar", "top": 3, "rerank": 4, "where": "number > 3", "budget": 1, "weight": 0.5},
+    "/v1/search": {"text": "a red bar", "top": 3, "rerank": 4, "where": "number > 3", "weight": 0.5},
     "/v1/similar": {"id": "a", "top": 3, "where": "even"},
     "/v1/vqa": {"question": "what color is it?", "image": _DRAWING, "top": 2},
     "/v1/embeddings": {"input": ["a", {"image": _DRAWING}], "encoding_format": "float", "dimensions": 64},

@@ -22,7 +22,7 @@ def result(searcher):
 def test_json_says_everything(result):
     found = json.loads(json.dumps(as_json("a red square", result)))
     assert found["query"] == "a red square"
-    assert (found["num_reranked"], found["complete"], found["note"]) == (3, True, None)
+    assert (found["num_reranked"], found["note"]) == (3, None)
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in result.hits]
     pixels, scores = {"width", "height"}, {"score", "similarity", "match"}
     assert found["hits"][0].keys() == {"id", "path", "captions", "metadata"} | pixels | scores

@@ -1,6 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from tests.retrieval.toy_index import NAMES, build, write_folder
 from vlmo import VLMoForImageTextRetrieval
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.evaluation import evaluate_retrieval
-from vlmo.retrieval import Index, Searcher, search
+from vlmo.retrieval import Index, Searcher
 
 CLOSE = 1e-4  # sums in another order; scores are some units large
 QUERY = CAPTIONS[8][0]
@@ -44,7 +43,7 @@ def test_order_is_that_of_the_evaluation(text, searcher, evaluated):
     reranked = searcher.search(query, top=10, rerank=10, weight=0.3)
     assert numbers(reranked) == expected.indices[text, :10].tolist()
     np.testing.assert_allclose([hit.score for hit in reranked.hits], expected.scores[text, :10], atol=CLOSE)
-    assert (reranked.num_reranked, reranked.complete, reranked.note) == (10, True, None)
+    assert (reranked.num_reranked, reranked.note) == (10, None)
 
 
 def test_texts_are_reranked_by_default_and_images_are_not(searcher):
@@ -91,31 +90,6 @@ def test_filter_is_applied_before_the_shortlist(searcher):
     assert sorted(numbers(similar)) == [2, 6, 10, 14, 18, 22]
 
 
-@pytest.fixture
-def slow(searcher, monkeypatch):
-    """By the clock of budgets, the fusion encoder takes 0.02 s for each pair, and nothing else any time."""
-    clock, match = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now), searcher.encoder.match_pairs
-
-    def match_slowly(pairs):
-        clock.now += 0.02 * len(pairs)
-        return match(pairs)
-
-    monkeypatch.setattr(search, "time", clock)
-    monkeypatch.setattr(searcher.encoder, "match_pairs", match_slowly)
-    return searcher
-
-
-def test_budget_gives_what_a_shorter_rerank_would(slow):
-    # 1, 2, 4 and 8 pairs, the last of them begun after 0.14 s; then the time is up.
-    result = slow.search(QUERY, top=24, rerank=24, weight=1.0, budget=0.2)
-    assert result.num_reranked == 15
-    assert not result.complete
-    assert "time was up after 15 of 24" in result.note
-    assert numbers(result) == numbers(slow.search(QUERY, top=24, rerank=15, weight=1.0))
-    assert [hit.match is not None for hit in result.hits] == [True] * 15 + [False] * 9
-    assert slow.search(QUERY, rerank=24, budget=0.01).num_reranked == 1
-
-
 def test_image_that_is_gone_is_not_reranked(indexed, model, tmp_path):
     indexed(range(6))
     searcher = Searcher(model, tmp_path / "index")
@@ -150,8 +124,6 @@ def test_image_and_text_together_are_the_direction_of_their_sum(searcher, galler
         ({"top": 10**6}, "top is 1000000"),
         ({"rerank": -1}, "^rerank is -1; give a number from 0 to 10000"),
         ({"weight": 2}, "weight is 2"),
-        ({"budget": 0}, "budget is 0"),
-        ({"budget": float("nan")}, "budget is nan"),
         ({"query": Path("nowhere.png")}, "nowhere.png: cannot be read"),
         ({"query": drawings()[0], "rerank": 3}, "the query is or has an image"),
         ({"image": drawings()[0], "rerank": 3}, "the query is or has an image"),

@@ -126,7 +126,6 @@ def search(
     rerank: int | None = None,
     weight: Annotated[float | None, tyro.conf.arg(name="rerank-weight")] = None,
     where: str | None = None,
-    budget: float | None = None,
     json: bool = False,
     sheet: Path | None = None,
     engines: Engines = EngineOptions(),  # noqa: B008
@@ -141,7 +140,6 @@ def search(
         rerank: Candidates that the fusion encoder scores, 0 for none; by default 32 for words, if the model can.
         weight: Share of its score in the order, 0 to 1; by default the model's.
         where: Filter in SQL over the columns of metadata, such as "year > 2000 and kind = 'cat'".
-        budget: Seconds after which the result is given as far as it has got.
         json: Print JSON instead of a table.
         sheet: PNG file for a contact sheet of the result.
     """
@@ -156,9 +154,7 @@ def search(
     if model is None and not model_folder.is_dir():
         raise ValueError(f"the model of this index was in {model_folder}, which is gone; give --model with its folder")
     searcher = Searcher(Encoder(model_folder, **vars(engines)), index)
-    if budget is not None and rerank != 0:
-        searcher.warm_up()
-    result = searcher.search(named or query, top=top, rerank=rerank, weight=weight, where=where, budget=budget)
+    result = searcher.search(named or query, top=top, rerank=rerank, weight=weight, where=where)
     _show_result(query, result, is_json=json)  # before the images are drawn, which may fail
     if sheet is not None:
         from vlmo.retrieval.results import write_sheet

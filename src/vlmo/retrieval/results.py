@@ -32,7 +32,6 @@ def as_json(query: str, result: SearchResult) -> dict[str, Any]:
         "query": query,
         "hits": hits,
         "num_reranked": result.num_reranked,
-        "complete": result.complete,
         "no_match": result.no_match,
         "note": result.note,
         "seconds": {part: round(seconds, 4) for part, seconds in result.seconds.items()},

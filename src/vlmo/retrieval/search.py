@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -21,8 +21,6 @@ from vlmo.model.reranking import SEARCH_RERANK, rerank_score
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.index import MAX_TOP, Hit, Index
 
-RERANK_BATCH = 8
-"""Pairs that go through the fusion encoder, at most, between two looks at the clock."""
 TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD = "texts", "images", "tokens", "pairs", "index", "load"
 _PIXEL_BYTES = 2**28
 """Limit of the images that are kept as the model takes them, those that were reranked last."""
@@ -35,7 +33,6 @@ class SearchResult:
     Attributes:
         hits: Images, best first.
         num_reranked: Candidates that the fusion encoder scored.
-        num_late: Candidates that it did not score, because the time was up.
         num_unreadable: Candidates that it did not score, because their images are gone or damaged.
         seconds: Durations of "encode", "index" and "rerank".
         no_match: True if the model reads the query in pieces, as it does nonsense.
@@ -43,15 +40,9 @@ class SearchResult:
 
     hits: list[Hit]
     num_reranked: int = 0
-    num_late: int = 0
     num_unreadable: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     no_match: bool = False
-
-    @property
-    def complete(self) -> bool:
-        """False if the time ran out before all candidates were reranked."""
-        return not self.num_late
 
     @property
     def note(self) -> str | None:
@@ -59,31 +50,15 @@ class SearchResult:
         notes = []
         if self.no_match:
             notes.append("no match: the model does not know these words and reads them in pieces, as it does nonsense")
-        if self.num_late:
-            total = self.num_late + self.num_reranked + self.num_unreadable
-            notes.append(
-                f"the time was up after {self.num_reranked} of {total} candidates had been reranked; the others follow "
-                "in the order of their vectors"
-            )
         if self.num_unreadable:
             notes.append(f"{self.num_unreadable} images could not be read and were not reranked")
         return "; ".join(notes) or None
 
 
-class Ask(NamedTuple):
-    """Work that a search needs, which whoever drives it does.
-
-    Attributes:
-        rows: Rows for the encoder's functions by their kind: `TEXTS`, `IMAGES` (as pixels), `TOKENS`, `PAIRS` (of
-            pixels and text); or functions to call, which ask the index (`INDEX`), or read and resize an image (`LOAD`).
-        until: Time by `time.perf_counter` after which the answer is of no use: the search takes a `TimeoutError`.
-    """
-
-    rows: dict[str, list[Any]]
-    until: float | None = None
-
-
-Steps: TypeAlias = Generator[Ask, dict[str, Sequence[Any]], SearchResult]
+Asked: TypeAlias = dict[str, list[Any]]
+"""Rows for the encoder's functions by kind: `TEXTS`, `IMAGES` (as pixels), `TOKENS`, `PAIRS` (of pixels and text); or
+functions to call, which ask the index (`INDEX`), or read and resize an image (`LOAD`)."""
+Steps: TypeAlias = Generator[Asked, dict[str, Sequence[Any]], SearchResult]
 """A search, which takes the results of what it asks for by kind, in the order of the rows."""
 
 
@@ -126,16 +101,12 @@ class Searcher:
         rerank: int | None = None,
         weight: float | None = None,
         where: str | None = None,
-        budget: float | None = None,
     ) -> SearchResult:
         """Search images by a text or by an image.
 
         The fusion encoder scores the `rerank` best candidates of a text, and only these change places:
 
             score = (1 - weight) * similarity / temperature + weight * log-odds of a match
-
-        It scores from the best candidate down, a few at a time, until the time is up. Those it has scored stand first;
-        the others follow in the order of the vectors, so that the result is that of a smaller `rerank`.
 
         Args:
             query: A text; an image, or the `Path` of an image file. A text that names a file is refused.
@@ -144,8 +115,6 @@ class Searcher:
                 but none for other queries and models without a matching head.
             weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
             where: A filter in SQL over the columns of metadata.
-            budget: Seconds after which no more candidates are scored; those that are being scored then,
-                `RERANK_BATCH` at most, are finished.
 
         Raises:
             ValueError: An argument is wrong; the message says what is right.
@@ -159,7 +128,7 @@ class Searcher:
             raise ValueError(f"{query} is an image file; give a Path or an image to search by it, or words")
         given = image if text is not None else query
         pixels = None if given is None else self.encoder.pixels(_opened(given))
-        options = {"top": top, "rerank": rerank, "weight": weight, "where": where, "budget": budget}
+        options = {"top": top, "rerank": rerank, "weight": weight, "where": where}
         return self._run(self.steps(text, pixels, began=began, **options))
 
     def similar(self, id: str, *, top: int = 10, where: str | None = None) -> SearchResult:  # noqa: A002
@@ -187,13 +156,12 @@ class Searcher:
         rerank: int | None = None,
         weight: float | None = None,
         where: str | None = None,
-        budget: float | None = None,
         began: float | None = None,
     ) -> Steps:
         """Search by a text, an image (`Encoder.pixels`), or both together, as a generator that asks for all work.
 
-        Arguments are those of `search`, and `began` (time by `time.perf_counter` that durations and the budget count
-        from; None: now). ValueError if one is wrong.
+        Arguments are those of `search`, and `began` (time by `time.perf_counter` that durations count from; None: now).
+        ValueError if one is wrong.
         """
         began = time.perf_counter() if began is None else began
         encoder, by_text = self.encoder, pixels is None
@@ -204,59 +172,49 @@ class Searcher:
                 raise ValueError(f"{name} is {value}; give a number from {least} to {MAX_TOP}")
         if weight is not None and not 0 <= weight <= 1:
             raise ValueError(f"weight is {weight}; give the share of the match score, from 0 to 1")
-        if budget is not None and not budget > 0:
-            raise ValueError(f"budget is {budget}; give a number of seconds above 0, or none for no limit")
         if rerank and not encoder.can_match:
             raise ValueError(f"{encoder.folder}: this model has no matching head; leave rerank at 0")
         if rerank and not by_text:
             raise ValueError("the query is or has an image, and the fusion encoder scores texts; leave rerank at 0")
-        asked: dict[str, list[Any]] = {} if by_text else {IMAGES: [pixels]}
+        asked: Asked = {} if by_text else {IMAGES: [pixels]}
         if text is not None:
             asked |= {TEXTS: [_filled(text)]} | ({TOKENS: [text]} if by_text else {})
-        answers = yield Ask(asked)
+        answers = yield asked
         no_match = TOKENS in answers and encoder.is_unknown(text or "", tokens=answers[TOKENS][0])
         vector = np.sum([answers[kind][0] for kind in (TEXTS, IMAGES) if kind in answers], axis=0)
         if text is not None and not by_text:
             vector /= np.linalg.norm(vector)
         encoded = time.perf_counter()
         find = functools.partial(self.index.nearest, vector, top=max(top, rerank), where=where)
-        ((hits,),) = (yield Ask({INDEX: [find]})).values()
+        ((hits,),) = (yield {INDEX: [find]}).values()
         found = time.perf_counter()
         result = SearchResult(hits, seconds={"encode": encoded - began, "index": found - encoded}, no_match=no_match)
         if rerank:
             weight = encoder.rerank_weight if weight is None else weight
-            until = None if budget is None else began + budget
-            result = yield from self._rerank(result, text or "", rerank=rerank, weight=weight, until=until)
+            result = yield from self._rerank(result, text or "", rerank=rerank, weight=weight)
             result = replace(result, seconds={**result.seconds, "rerank": time.perf_counter() - found})
         return replace(result, hits=result.hits[:top])
 
-    def _rerank(self, result: SearchResult, text: str, *, rerank: int, weight: float, until: float | None) -> Steps:
-        left, size = result.hits[:rerank], SEARCH_RERANK if until is None else 1
+    def _rerank(self, result: SearchResult, text: str, *, rerank: int, weight: float) -> Steps:
         scored: list[Hit] = []
         unreadable: list[Hit] = []
-        try:
-            while left and (until is None or time.perf_counter() < until):
-                batch = left[:size]
-                ((known,),) = (yield Ask({INDEX: [functools.partial(self._known_pixels, batch)]}, until)).values()
-                missing = [each for each in known if callable(each)]
-                loaded = iter((yield Ask({LOAD: missing}, until))[LOAD] if missing else ())
-                pixels = [next(loaded) if callable(each) else each for each in known]
-                pairs = [(each, text) for each in pixels if each is not None]
-                odds = iter((yield Ask({PAIRS: pairs}, until))[PAIRS])
-                for hit, each in zip(batch, pixels, strict=True):
-                    if each is None:
-                        unreadable.append(hit)
-                        continue
-                    match, scale = float(next(odds)), self.encoder.inverse_temperature
-                    score = rerank_score(hit.similarity, match, weight=weight, scale=scale)
-                    scored.append(replace(hit, score=score, match=match))
-                # Twice as many next time, so that a slow model is not late by a whole batch.
-                left, size = left[size:], size if until is None else min(2 * size, RERANK_BATCH)
-        except TimeoutError:  # from whoever does the work
-            pass
+        for start in range(0, len(result.hits[:rerank]), SEARCH_RERANK):
+            batch = result.hits[start : min(start + SEARCH_RERANK, rerank)]
+            ((known,),) = (yield {INDEX: [functools.partial(self._known_pixels, batch)]}).values()
+            missing = [each for each in known if callable(each)]
+            loaded = iter((yield {LOAD: missing})[LOAD] if missing else ())
+            pixels = [next(loaded) if callable(each) else each for each in known]
+            odds = iter((yield {PAIRS: [(each, text) for each in pixels if each is not None]})[PAIRS])
+            for hit, each in zip(batch, pixels, strict=True):
+                if each is None:
+                    unreadable.append(hit)
+                    continue
+                match, scale = float(next(odds)), self.encoder.inverse_temperature
+                score = rerank_score(hit.similarity, match, weight=weight, scale=scale)
+                scored.append(replace(hit, score=score, match=match))
         scored.sort(key=lambda hit: -hit.score)  # equal scores in the order of the vectors
-        others = sorted([*unreadable, *left, *result.hits[rerank:]], key=lambda hit: -hit.similarity)
-        counts = {"num_reranked": len(scored), "num_late": len(left), "num_unreadable": len(unreadable)}
+        others = sorted([*unreadable, *result.hits[rerank:]], key=lambda hit: -hit.similarity)
+        counts = {"num_reranked": len(scored), "num_unreadable": len(unreadable)}
         return replace(result, hits=[*scored, *others], **counts)
 
     def _known_pixels(self, hits: Sequence[Hit]) -> list[Pixels | Callable[[], Pixels | None]]:
@@ -294,7 +252,7 @@ class Searcher:
         asked = next(steps)
         while True:
             try:
-                asked = steps.send({kind: work[kind](rows) for kind, rows in asked.rows.items()})
+                asked = steps.send({kind: work[kind](rows) for kind, rows in asked.items()})
             except StopIteration as end:
                 return end.value
 

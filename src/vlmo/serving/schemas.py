@@ -23,8 +23,8 @@ from vlmo.retrieval.search import SEARCH_RERANK
 
 MAX_TEXTS, MAX_IMAGES, MAX_TOP = 256, 16, 200
 """Texts, images and results of a request."""
-MAX_RERANK, MAX_BUDGET = 128, 60.0
-"""Candidates of a request that the fusion encoder scores, and seconds that it may give itself."""
+MAX_RERANK = 128
+"""Candidates of a request that the fusion encoder scores."""
 MAX_CHARACTERS, MAX_FILTER = 1000, 500
 """Characters of a text, of which the model reads the first 40 or 64 tokens, and of a filter: a few hundred terms nest
 less deeply than any parser minds."""
@@ -89,9 +89,6 @@ class SearchRequest(Body):
         default=None, ge=0, le=1, description="Share of the match score in the order; by default the model's."
     )
     where: Where | None = None
-    budget: float | None = Field(
-        default=None, gt=0, le=MAX_BUDGET, description="Seconds after which the order is returned as it stands."
-    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -96,7 +96,7 @@ class Service:
         encoder, searcher = self._encoder(), self._searcher
         if request.rerank and not encoder.can_match:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
-        options = request.model_dump(include={"top", "rerank", "weight", "budget"})
+        options = request.model_dump(include={"top", "rerank", "weight"})
         pixels, where = None, request.where or None
         if request.image is not None:
             (pixels,) = await self._read([request.image], encoder.pixels)
@@ -112,13 +112,8 @@ class Service:
         try:
             asked = next(steps)
             while True:
-                try:
-                    async with asyncio.timeout(None if asked.until is None else asked.until - time.perf_counter()):
-                        answers = await asyncio.gather(*[do(kind, rows) for kind, rows in asked.rows.items()])
-                except TimeoutError as error:
-                    asked = steps.throw(error)  # the result says how far it came
-                else:
-                    asked = steps.send(dict(zip(asked.rows, answers, strict=True)))
+                answers = await asyncio.gather(*[do(kind, rows) for kind, rows in asked.items()])
+                asked = steps.send(dict(zip(asked, answers, strict=True)))
         except StopIteration as end:
             return _found(end.value, began=began)
 
@@ -312,7 +307,6 @@ def _found(result: SearchResult, *, began: float) -> dict[str, Any]:
     return {
         "hits": [_shown(hit) for hit in result.hits],
         "num_reranked": result.num_reranked,
-        "complete": result.complete,
         "no_match": result.no_match,
         "note": result.note,
         "seconds": {name: round(each, 6) for name, each in seconds.items()},
