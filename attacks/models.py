@@ -99,7 +99,7 @@ class Target:
         settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": str(self.model)}
         settings |= {"target_modules": ["fc1"], "megatron_config": None, "rank_pattern": {}, "use_dora": False}
         (self.adapter / "adapter_config.json").write_text(json.dumps(settings))
-        base = {"start": str(self.model), "fusion_experts_from": "language"}
+        base = {"start": str(self.model)}
         base["config"] = json.loads((self.model / "config.json").read_text())
         (self.adapter / "base.json").write_text(json.dumps(base))
         train(self.run)

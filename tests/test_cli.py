@@ -197,7 +197,6 @@ def test_place_that_may_not_be_written_is_named(name, capsys, monkeypatch):
     [
         ("index vlmo-small . --out y", "vlmo.retrieval", "retrieval"),
         ("search x words", "vlmo.retrieval", "retrieval"),
-        ("duplicates x", "vlmo.retrieval", "retrieval"),
         ("serve vlmo-small", "vlmo.serving.parts", "serve"),
         ("export vlmo-small --to onnx --out x", "vlmo.export.onnx", "quickstart,onnx"),
         ("evaluate vlmo-small", "vlmo.tasks", "quickstart"),

@@ -1,4 +1,4 @@
-"""`vlmo index`, `vlmo embed`, `vlmo search` and `vlmo duplicates` as people type them."""
+"""`vlmo index`, `vlmo embed` and `vlmo search` as people type them."""
 
 from __future__ import annotations
 
@@ -129,21 +129,6 @@ def test_embed_writes_vectors_of_images_or_texts(made, model, capsys, tmp_path):
     np.testing.assert_allclose(found["vector"], encoder.embed_texts(["one", "two"]), atol=1e-5)
 
 
-def test_duplicates_of_an_index(model, tmp_path, capsys):
-    folder = write_folder(tmp_path / "images", numbers=range(6))
-    shutil.copy(folder / NAMES[2], folder / "copy [red].png")
-    index = tmp_path / "index"
-    assert "7 images in" in printed(["index", model, folder, "--out", index], capsys)
-    shown = printed(["duplicates", index, "--threshold", "0.9999"], capsys)
-    assert "copy [red].png" in shown
-    assert "1 groups of 2 images" in shown
-    main(["duplicates", str(index), "--threshold", "0.9999", "--json"])
-    (group,) = json.loads(capsys.readouterr().out)
-    assert group["paths"] == [str(folder / "copy [red].png"), str(folder / NAMES[2])]
-    assert len(group["ids"]) == 2
-    assert group["similarity"] == pytest.approx(1, abs=1e-6)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -172,7 +157,6 @@ def test_duplicates_of_an_index(model, tmp_path, capsys):
         (["embed", "MODEL", "--out", "x.parquet"], "either images or --texts"),
         (["embed", "MODEL", "IMAGES", "--out", "x.csv"], ".parquet"),
         (["embed", "MODEL", "IMAGES", "--out", "FILE.parquet"], "FILE.parquet exists"),
-        (["duplicates", "INDEX", "--threshold", "95"], "threshold is 95.0; give"),
         (["index", "ADAPTER", "IMAGES", "--out", "new"], "merge it first"),
         (["serve", "MODEL", "--api-key-file", "nowhere.txt"], "nowhere.txt: No such file"),
     ],

@@ -54,10 +54,9 @@ def check(line, code, *, heavy=HEAVY):
 
 for line in ("--help", "--version", "finetune --help", "quickstart --help", "evaluate --help", "predict --help",
              "index --help", "search --help", "embed --help", "data prepare --help",
-             "duplicates --help",
              "models --help", "models", "import --help", "export --help", "recipes --help", "serve --help"):
     check(line, 0)
-for line in ("train", "evaluate", "predict", "index", "search", "duplicates",
+for line in ("train", "evaluate", "predict", "index", "search",
              "index vlmo-small nowhere --out x", "serve vlmo-small --index nowhere",
              "predict vlmo-small --image nowhere --text a",
              "import", "export nowhere --to onnx --out x",

@@ -37,7 +37,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "index": searching.index,
     "embed": searching.embed,
     "search": searching.search,
-    "duplicates": searching.duplicates,
     "serve": searching.serve,
     "data prepare": tasks.prepare,
     "data false-captions": tasks.false_captions,
@@ -49,7 +48,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 """Function of each command: its arguments are the options, and its docstring the help."""
 _EXTRAS = {
-    **dict.fromkeys(("index", "search", "embed", "duplicates"), "retrieval"),
+    **dict.fromkeys(("index", "search", "embed"), "retrieval"),
     "serve": "serve",
     "data": "train",
     "export": "quickstart,onnx",

@@ -1,4 +1,4 @@
-"""`vlmo index`, `vlmo embed`, `vlmo search`, `vlmo duplicates` and `vlmo serve`."""
+"""`vlmo index`, `vlmo embed`, `vlmo search` and `vlmo serve`."""
 
 from __future__ import annotations
 
@@ -162,26 +162,6 @@ def search(
         write_sheet(sheet, query=query, result=result, index=index)
         if not json:
             say(f"image {sheet}")
-
-
-def duplicates(index: tyro.conf.Positional[Path], *, threshold: float = 0.95, json: bool = False) -> None:
-    """Find groups of nearly equal images in an index: vlmo duplicates INDEX [--threshold 0.95].
-
-    Args:
-        index: Folder of the index.
-        threshold: Cosine similarity, above 0 up to 1, from which on two images are in one group.
-        json: Print JSON instead of a table.
-    """
-    from vlmo.retrieval import find_duplicates
-    from vlmo.retrieval.results import groups_as_table
-
-    groups = find_duplicates(index, threshold=threshold, console=_STDERR)
-    if json:
-        say_json([group._asdict() for group in groups])
-        return
-    if groups:
-        _wide_console().print(groups_as_table(groups))
-    say(f"{len(groups)} groups of {sum(len(group.ids) for group in groups)} images")
 
 
 def serve(

@@ -10,8 +10,6 @@ from transformers import PreTrainedConfig
 
 from vlmo.released import find_model
 
-FusionStart = Literal["language", "vision", "random"]
-"""Start of `vision_language` experts that a start folder lacks."""
 _ATTENTION = ("eager", "sdpa", "flex_attention")
 _SHARES = ("drop_path_rate", "hidden_dropout_prob", "rerank_weight", "rerank_weight_image_to_text")
 _DEEP: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlmo.folder import WEIGHTS, check_processor, read_config, weight_files
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoPreTrainedModel
-from vlmo.model.config import FusionStart, VLMoConfig
+from vlmo.model.config import VLMoConfig
 from vlmo.model.embeddings import resize_absolute_positions, resize_bias_table
 from vlmo.model.multiway import LANGUAGE, SHARED, MultiwayBlock
 from vlmo.released import find_model
@@ -49,13 +49,10 @@ class StartReport:
 
 
 @torch.no_grad()
-def start_from(
-    model: VLMoPreTrainedModel, folder: str | Path, *, fusion_experts_from: FusionStart = "language"
-) -> StartReport:
+def start_from(model: VLMoPreTrainedModel, folder: str | Path) -> StartReport:
     """Copy the tensors of `folder` into `model`, in place (VLMo, "Stagewise Pre-Training").
 
-    Args:
-        fusion_experts_from: Which expert of the same layer fills `vision_language` experts that the folder lacks.
+    The language expert of the same layer fills `vision_language` experts that the folder lacks.
 
     Raises:
         ValueError: The folder is no model folder, or a tensor has another shape.
@@ -83,8 +80,8 @@ def start_from(
     for name in state:
         if name in weights:
             continue
-        source = name.replace(".vision_language.", f".{fusion_experts_from}.")
-        if source != name and source in weights and fusion_experts_from != "random":
+        source = name.replace(".vision_language.", ".language.")
+        if source in weights:
             state[name].copy_(state[source])
             report.filled[name] = source
         else:

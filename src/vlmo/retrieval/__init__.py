@@ -7,7 +7,6 @@ from vlmo.lazy import lazy_names
 if TYPE_CHECKING:
     from vlmo.retrieval.building import BuildReport, build_index
     from vlmo.retrieval.encoder import Encoder
-    from vlmo.retrieval.groups import ImageGroup, find_duplicates
     from vlmo.retrieval.index import Hit, Index
     from vlmo.retrieval.search import Searcher, SearchResult
 
@@ -15,12 +14,10 @@ __all__ = [
     "BuildReport",
     "Encoder",
     "Hit",
-    "ImageGroup",
     "Index",
     "SearchResult",
     "Searcher",
     "build_index",
-    "find_duplicates",
 ]
 
 __getattr__ = lazy_names(
@@ -28,7 +25,6 @@ __getattr__ = lazy_names(
     {
         ".building": "BuildReport build_index",
         ".encoder": "Encoder",
-        ".groups": "ImageGroup find_duplicates",
         ".index": "Hit Index",
         ".search": "SearchResult Searcher",
     },

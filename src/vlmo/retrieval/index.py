@@ -169,13 +169,6 @@ class Index:
         """The vector of an image; ValueError if there is no such image."""
         return np.array(self._row(id, ["vector"])["vector"], dtype=np.float32)
 
-    def vectors(self) -> tuple[list[str], list[str], Float32[np.ndarray, "image dim"]]:
-        """Ids, paths and vectors of all images; ValueError if the index is damaged."""
-        batches = list(self._store.scan(["id", "path", "vector"]))
-        parts = [batch["vector"].flatten().to_numpy().reshape(-1, self.dim) for batch in batches]
-        ids, paths = ([name for batch in batches for name in batch[column].to_pylist()] for column in ("id", "path"))
-        return ids, paths, np.concatenate([np.zeros((0, self.dim), np.float32), *parts])
-
     def image(self, id: str) -> Image.Image:  # noqa: A002
         """An image at its full size, from the index or from its file.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 from rich.table import Table
@@ -16,9 +15,6 @@ from vlmo.retrieval.index import Hit, Index
 from vlmo.retrieval.search import SearchResult
 from vlmo.terminal import escaped
 from vlmo.visualization import grid
-
-if TYPE_CHECKING:  # it imports scipy
-    from vlmo.retrieval.groups import ImageGroup
 
 _COLUMNS = 4
 
@@ -55,20 +51,6 @@ def as_table(query: str, result: SearchResult) -> Table:
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for row in zip(*numbers.values(), *texts.values(), strict=True):
         table.add_row(*map(escaped, row))
-    return table
-
-
-def groups_as_table(groups: Sequence[ImageGroup]) -> Table:
-    """A section for each group, with a row for each of its images."""
-    table = Table()
-    for name in ("", "images", "similarity"):
-        table.add_column(name, justify="right")
-    table.add_column("image", overflow="fold")
-    for number, group in enumerate(groups, start=1):
-        first = [str(number), str(len(group.ids)), f"{group.similarity:.3f}"]
-        for row, path in enumerate(group.paths):
-            table.add_row(*(first if row == 0 else ["", "", ""]), escaped(path))
-        table.add_section()
     return table
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from datasets import Dataset
@@ -95,8 +95,7 @@ def build(
         measured = () if evaluator is None else evaluator.measurements()
         write_card(folder, dataclasses.replace(card, metrics=measured), usage_of(folder))
         if adapted:
-            experts: Any = getattr(task, "fusion_experts_from", "language")
-            save_adapter(folder, model, weights, start=start, fusion_experts_from=experts)
+            save_adapter(folder, model, weights, start=start)
 
     trainer = Trainer(
         objective,

@@ -14,7 +14,6 @@ from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.rows import column, select_rows
 from vlmo.evaluation.metrics import Metric, nlvr2_metrics
 from vlmo.folder.card import Usage
-from vlmo.model.config import FusionStart
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.labels import check_task, eval_options, head_lr_scale, label_settings, pair_logits
 from vlmo.tasks.result import Prediction
@@ -133,8 +132,6 @@ class NLVR2Task(Task):
     num_texts = (1, 1)
     head_lr_scale: float = 1.0
     """Factor on the learning rate of the head, which starts at random."""
-    fusion_experts_from: FusionStart = "language"
-    """Expert of the same layer that starts `vision_language` experts which the start folder lacks."""
 
     def build_model(self, settings: dict[str, Any]) -> Any:
         """Return the fusion encoder with a head for two images; the second one has a modality type of its own."""

@@ -72,8 +72,7 @@ class RunContext:
             return
         from vlmo.model.stages import start_from
 
-        experts: Any = getattr(self.recipe.task, "fusion_experts_from", "language")
-        report = start_from(model, self.recipe.init, fusion_experts_from=experts)
+        report = start_from(model, self.recipe.init)
         self.missing.extend(report.missing)
         if is_main():
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,6 @@ from vlmo.losses.gradient_cache import cached
 from vlmo.losses.itc import SamePairs, caption_keys, itc_loss, own_pairs, same_pairs
 from vlmo.losses.itm import HardNegatives, itm_loss, sample_by_similarity, sample_uniform
 from vlmo.losses.masked import accuracy
-from vlmo.model.config import FusionStart
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.pair_sets import PairSet
 from vlmo.tasks.task import RunContext, Task
@@ -358,5 +357,3 @@ class VisionLanguageTask(PairTask):
         "holds every head of stage 3: contrast, matching and masked words; most people use its retrieval part",
         *RETRIEVAL_PIPELINE,
     )
-    fusion_experts_from: FusionStart = "language"
-    """Expert of the same layer that starts `vision_language` experts which the start folder lacks."""

@@ -20,7 +20,6 @@ from vlmo.distributed import is_main
 from vlmo.evaluation.metrics import Metric, Question, vqa_metrics
 from vlmo.folder.atomic import atomic_file
 from vlmo.folder.card import Usage
-from vlmo.model.config import FusionStart
 from vlmo.processing.answers import MIN_ANNOTATORS
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.labels import (
@@ -195,8 +194,6 @@ class VQATask(Task):
     draws: ClassVar[bool] = True
     head_lr_scale: float = 20.0
     """Factor on the learning rate of the answer head, which starts at random."""
-    fusion_experts_from: FusionStart = "language"
-    """Expert of the same layer that starts `vision_language` experts which the start folder lacks."""
 
     def label_names(self, run: RunContext) -> list[str]:
         """Return the answers of the data's list."""

@@ -21,7 +21,7 @@ from vlmo.checkpoints.loading import named_class, one_line_errors
 from vlmo.folder import file_in, read_json
 from vlmo.folder.atomic import write_folder
 from vlmo.folder.card import add_section
-from vlmo.model.config import FusionStart, VLMoConfig
+from vlmo.model.config import VLMoConfig
 from vlmo.model.stages import start_from
 from vlmo.training.config import LORA_LAYERS, LoraConfig
 
@@ -65,14 +65,12 @@ def add_adapters(model: nn.Module, config: LoraConfig, *, start: str, missing: S
         model.get_submodule(name).requires_grad_(requires_grad=True)
 
 
-def save_adapter(
-    folder: Path, model: Any, weights: dict[str, Tensor], *, start: str, fusion_experts_from: FusionStart
-) -> None:
+def save_adapter(folder: Path, model: Any, weights: dict[str, Tensor], *, start: str) -> None:
     """Write the adapter of a model into a folder that holds its `config.json` and card.
 
     Args:
         weights: State dictionary of the model.
-        start: The folder that the model started from; `fusion_experts_from` as in `start_from`.
+        start: The folder that the model started from.
     """
     whole = tuple(f"{name}." for name in _whole(model))
     kept = {
@@ -85,8 +83,7 @@ def save_adapter(
     settings.modules_to_save, settings.inference_mode = _whole(model), True
     settings.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    base = {"start": start, "fusion_experts_from": fusion_experts_from, "config": config}
-    (folder / BASE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+    (folder / BASE).write_text(json.dumps({"start": start, "config": config}, indent=2) + "\n", encoding="utf-8")
     (folder / "config.json").unlink()
     body = f"This folder holds a LoRA adapter of `{start}`. `vlmo merge FOLDER --out MODEL` makes a model folder of it."
     add_section(folder, title=_SECTION, body=body)
@@ -117,7 +114,7 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
         adapter = load_file(folder / WEIGHTS)
         config, start = VLMoConfig.from_dict(base["config"]), str(base["start"])
         model = named_class(folder, base["config"]["architectures"])(config)
-        start_from(model, start, fusion_experts_from=base["fusion_experts_from"])
+        start_from(model, start)
         _add_to_weights(model, adapter, rank=rank, scale=scale)
     with write_folder(out) as aside:
         model.save_pretrained(aside)
