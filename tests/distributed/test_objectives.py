@@ -149,7 +149,6 @@ def everything() -> tuple[dict[str, Result], dict[str, Tensor], dict[str, Tensor
 
 @pytest.fixture(scope="module")
 def processes() -> list[tuple[dict[str, Result], dict[str, Tensor], dict[str, Tensor]]]:
-    """Results of two processes."""
     return run_processes(everything)
 
 

@@ -41,7 +41,6 @@ def embeds(model: VLMoForImageTextRetrieval, batch: dict[str, Tensor]) -> tuple[
 
 
 def results(objective: torch.nn.Module, batch: dict[str, Tensor]) -> Results:
-    """Losses and gradients."""
     objective.zero_grad()
     losses = objective(batch)
     losses["loss"].backward()

@@ -7,7 +7,6 @@ import torch
 from tests.losses.steps import close, gradients, train
 from tests.toy_batch import FixedTokens, make_batch
 from tests.toy_model import pictures, toy
-from torch import Tensor
 
 from vlmo.losses.masked import masked_loss
 from vlmo.model import (
@@ -20,6 +19,10 @@ from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConf
 from vlmo.tasks.language import LanguageObjective
 from vlmo.tasks.tokenizer import VisualTokenizerObjective
 from vlmo.tasks.vision import VisionObjective
+
+
+def stage_1() -> VisionObjective:
+    return VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())
 
 
 def test_loss_is_the_mean_over_masked_tokens():
@@ -37,21 +40,15 @@ def test_loss_of_nothing_is_zero_with_a_gradient():
     assert logits.grad.shape == (0, 5)
 
 
-def stage_1_loss(pixels: Tensor) -> Tensor:
-    objective = VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())
-    return objective(make_batch() | {"pixel_values": pixels})["loss"]
-
-
-def class_logits(pixels: Tensor) -> Tensor:
-    return toy(VLMoForImageClassification, num_labels=5)(pixels).logits
-
-
-def vectors(pixels: Tensor) -> Tensor:
-    return toy(VLMoForImageTextRetrieval).get_image_features(pixels)
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("run", [stage_1_loss, class_logits, vectors])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda pixels: stage_1()(make_batch() | {"pixel_values": pixels})["loss"],
+        lambda pixels: toy(VLMoForImageClassification, num_labels=5)(pixels).logits,
+        lambda pixels: toy(VLMoForImageTextRetrieval).get_image_features(pixels),
+    ],
+)
 def test_images_may_be_8_bit(run):
     shape = make_batch()["pixel_values"].shape
     levels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -61,8 +58,7 @@ def test_images_may_be_8_bit(run):
 
 @torch.no_grad()
 def test_vision_stage_predicts_tokens_at_masked_patches():
-    objective = VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())
-    batch = make_batch()
+    objective, batch = stage_1(), make_batch()
     losses = objective(batch)
     tokens = FixedTokens().tokenize(batch["pixel_values"], grid=(4, 4))
     full = objective.model(batch["pixel_values"], bool_masked_pos=batch["bool_masked_pos"], labels=tokens)
@@ -73,7 +69,7 @@ def test_vision_stage_predicts_tokens_at_masked_patches():
 
 
 def test_vision_stage_trains_the_image_side():
-    objective = VisionObjective(toy(VLMoForMaskedImageModeling), tokenizer=FixedTokens())
+    objective = stage_1()
     moved = {name for name, gradient in gradients(objective, make_batch()).items() if gradient.any()}
     text_side = ("vlmo.text_embeddings.", ".experts.language.", ".experts.vision_language.")
     every = {name for name, _ in objective.model.named_parameters()}

@@ -4,7 +4,7 @@ from tests.distributed.gloo import run_processes
 
 from vlmo.tasks import evaluate
 
-CASES = {
+CASES = {  # model folder and arguments of each evaluation
     "retrieval": ("retrieval", {"rerank": 4, "split": "train"}),
     "vqa": ("vqa", {}),
     "nlvr2": ("nlvr2", {}),
@@ -12,7 +12,6 @@ CASES = {
     "segmentation": ("segmentation", {}),
     "one row": ("vqa", {"limit": 1}),
 }
-"""Model folder and arguments of each evaluation."""
 
 
 def evaluated(folders: dict[str, str], sources: dict[str, str]) -> dict[str, tuple]:

@@ -64,8 +64,6 @@ def test_retrieval_can_be_scored_again_from_its_rows(folders, sources):
 @pytest.mark.parametrize(
     ("task", "options", "words"),
     [
-        ("vqa", {"rerank": 4}, "--rerank is no option of the task vqa"),
-        ("retrieval", {"rerank": -1}, "rerank is -1"),
         ("retrieval", {"rerank_weight": 1.5}, "rerank_weight"),
     ],
 )

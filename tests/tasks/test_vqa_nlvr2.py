@@ -35,7 +35,6 @@ def recipe(task, source, **changes) -> Recipe:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A model folder of stage 3's kind."""
     folder = tmp_path_factory.mktemp("start")
     words = processor()
     toy(VLMoForImageTextRetrieval, vocab_size=words.vocab_size, **LIVELY).save_pretrained(folder)
@@ -45,7 +44,6 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(start, sets, tmp_path_factory):
-    """A finished run of each task."""
     stages = {"vqa": VQATask(head_lr_scale=2), "nlvr2": NLVR2Task()}
     done = {}
     for task, stage in stages.items():

@@ -38,7 +38,7 @@ def train(folder: Path, *, settings: Settings, config: TrainerConfig, stop_after
 
     trainer = make_trainer(folder, settings=settings, config=config, after_step=after_step)
     result = trainer.fit()
-    torch.save(trainer.objective.state_dict(), folder / f"rank{rank()}.pt")
+    torch.save(dict(trainer.objective.named_parameters()), folder / f"rank{rank()}.pt")
     barrier()
     return result
 
@@ -62,20 +62,16 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
-def parameters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in state.items() if name != "model.calls"}
-
-
 def weights(path: Path) -> dict[str, torch.Tensor]:
     """Parameters that a process of a run had in the end."""
-    return parameters(torch.load(path, weights_only=True))
+    return torch.load(path, weights_only=True)
 
 
 def test_two_processes_train_as_one_with_the_joined_batch(runs, tmp_path) -> None:
     # One process with the same four micro-batches; only the first of them uses `bonus`, which is trained on all.
     trainer = make_trainer(tmp_path, settings=replace(PARTLY_USED, accumulation=4), config=SHORT)
     trainer.fit()
-    expected = parameters(trainer.objective.state_dict())
+    expected = dict(trainer.objective.named_parameters())
     torch.testing.assert_close(weights(runs / "partly_used" / "rank1.pt"), expected, rtol=0, atol=TOLERANCE)
     for line, other in zip(curve(runs / "partly_used"), curve(tmp_path), strict=True):
         for name in other.keys() - {"sample_ids_digest"}:  # of rows in another order
