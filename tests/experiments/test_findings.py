@@ -87,6 +87,7 @@ def matching(run):
     return (found.metrics["rerank_ir@1"] + found.metrics["rerank_tr@1"]) / 2
 
 
+@pytest.mark.slow
 def test_jobs_run_once_and_are_published(tmp_path, monkeypatch, capsys):
     real = findings_design.stage3
 

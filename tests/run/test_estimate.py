@@ -116,6 +116,7 @@ def test_chunks_checkpoints_and_shards_take_less() -> None:
     assert cached.flops_per_sample == plain.flops_per_sample == shards.flops_per_sample
 
 
+@pytest.mark.slow
 def test_web_scale_run_fits_the_machines_of_its_card() -> None:
     recipe, card = find_recipe("large-plusplus-stage3"), describe("large-plusplus-stage3")
     nodes, each = map(int, re.search(r"--nnodes (\d+) --nproc-per-node (\d+)", card).groups())

@@ -111,6 +111,7 @@ def _serve_and_never_decode(arguments: list[str], begun: Path) -> None:
     main(["serve", *arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "path", "exit_code"), [("POST", "search", 0), ("GET", "images/{}", 1)])
 def test_server_ends_in_time_whatever_it_decodes(gallery, tmp_path, method, path, exit_code) -> None:
     begun = tmp_path / "begun"
