@@ -68,7 +68,7 @@ def test_repository_holds_no_large_file() -> None:
     # Files that are not ignored count before they are added, so that the test speaks up before the commit.
     command = [git, "-c", f"safe.directory={ROOT}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listing = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    paths = [ROOT / name for name in listing.split("\0") if name]
+    paths = [ROOT / name for name in filter(None, listing.split("\0"))]
     assert paths
     sizes = {path: path.stat().st_size for path in paths if path.is_file()}
     limits = {path: MAX_BYTES if RELEASED in path.parents else MAX_FILE_BYTES for path in sizes}
@@ -120,11 +120,9 @@ def test_released_model_is_small_and_says_what_it_is() -> None:
 def test_released_model_has_the_settings_of_its_recipe() -> None:
     """A weight of reranking that was chosen for a new release belongs into the recipe too."""
     recipe = find_recipe(SMALL)
-    settings = VLMoConfig(**(vars(recipe.model) | {"vocab_size": recipe.text.vocab_size}))
-    released = VLMoConfig.from_pretrained(SMALL)
-    assert {name: getattr(released, name) for name in vars(recipe.model)} == {
-        name: getattr(settings, name) for name in vars(recipe.model)
-    }
+    released, names = VLMoConfig.from_pretrained(SMALL), vars(recipe.model)
+    settings = VLMoConfig(**(names | {"vocab_size": recipe.text.vocab_size}))
+    assert {name: getattr(released, name) for name in names} == {name: getattr(settings, name) for name in names}
 
 
 def test_released_model_knows_a_thing_when_it_sees_it() -> None:

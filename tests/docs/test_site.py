@@ -99,6 +99,10 @@ def test_commands_options_and_recipes_of_the_pages_exist(capsys):
         shown = " ".join(["--import", "--help", *map(help_of, [command, *also])])
         options = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
         faults += [f"{page}: vlmo {command} has no {option}" for option in options if option not in shown]
+    known = " ".join(["--import", "--imagenet_default_mean_and_std", *helps.values()])  # the latter is timm's
+    for page in PAGES:
+        alone = re.findall(r"--[a-z][\w.-]*", " ".join(re.findall(r"`(--[^`]+)`", page.read_text())))
+        faults += [f"{page.name}: no command has {option}" for option in alone if option not in known]
     assert not faults, "\n".join(faults)
 
 

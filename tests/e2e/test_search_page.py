@@ -10,23 +10,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.e2e.test_tutorial import write_images
+from tests.e2e.test_tutorial import blocks, write_images
 from tests.integrations.toy_gallery import trained_folder
 from vlmo.cli import main
 
 pytestmark = pytest.mark.slow
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "search.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+PAGE = Path(__file__).parents[2] / "docs" / "search.md"
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Folder in which the page is followed."""
     folder = tmp_path_factory.mktemp("page")
     trained_folder(folder / "runs" / "mine" / "model")
     write_images(folder / "images")
@@ -35,7 +29,7 @@ def place(tmp_path_factory):
 
 def test_python_runs(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    (code,) = blocks("python")
+    (code,) = blocks("python", page=PAGE)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     exec(compile(code, "docs/search.md", "exec"), {})
     lines = capsys.readouterr().out.strip().splitlines()
@@ -45,7 +39,7 @@ def test_python_runs(place, monkeypatch, capsys):
 
 def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("vlmo ")]
+    commands = [line for block in blocks("sh", page=PAGE) for line in block.splitlines() if line.startswith("vlmo ")]
     assert len(commands) == 7
     for command in commands:
         main(shlex.split(command)[1:])

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.e2e.test_tutorial import blocks
 from tests.integrations.toy_gallery import drawings
 from tests.serving.toy_service import make_gallery, served
 from vlmo.cli import main
@@ -24,10 +25,8 @@ from vlmo.serving.settings import Settings
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "serving.md").read_text()
-PYTHON = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
-SH = "".join(re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)).replace("\\\n", "")
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+SH = "".join(blocks("sh", page=PAGE)).replace("\\\n", "")
 
 
 def lines(program: str) -> list[list[str]]:
@@ -125,7 +124,7 @@ def test_clients_of_other_services_work_as_they_are(place, services, monkeypatch
     monkeypatch.chdir(place)
     names: dict[str, object] = {}
     with served(create_app(services[1])) as address:
-        for code in PYTHON:
+        for code in blocks("python", page=PAGE):
             exec(code.replace("http://localhost:8000", address), names)
             with names["client"]:  # closes it
                 pass
@@ -137,6 +136,6 @@ def test_clients_of_other_services_work_as_they_are(place, services, monkeypatch
 
 def test_endpoints_of_the_table_are_those_of_the_service(client):
     there = {path.replace("{id}", "ID") for path in client.get("/openapi.json").json()["paths"]}
-    table = [line.split("|")[1] for line in PAGE.splitlines() if line.startswith(("| `POST", "| `GET"))]
+    table = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith(("| `POST", "| `GET"))]
     told = {path for cell in table for path in re.findall(r"/[\w/]+", cell)}
     assert told == there

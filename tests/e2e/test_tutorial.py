@@ -137,19 +137,3 @@ def test_options_of_the_page_run_together(place, monkeypatch):
     training[training.index("runs/mine")] = "runs/with-options"
     main(shortened([*training, *more]))
     assert json.loads(Path("runs/with-options/model/config.json").read_text())["image_size"] == 128
-
-
-def test_options_of_the_page_exist(capsys):
-    helps = ""
-    for command in ("train shapes-tokenizer", "train shapes-stage1", "train shapes-stage3", "evaluate", "predict"):
-        with pytest.raises(SystemExit) as ended:
-            main([*command.split(), "--help"])
-        assert ended.value.code == 0
-        helps += capsys.readouterr().out
-    there = set(re.findall(r"--[a-z][\w.-]*", helps))
-    told = {
-        name for options in re.findall(r"`(--[^`]+)`", PAGE.read_text()) for name in re.findall(r"--[\w.-]+", options)
-    }
-    there |= {"--lr", "--steps"}  # vlmo train --help lists them
-    assert len(told) > 10
-    assert told <= there, told - there
