@@ -18,9 +18,9 @@ def clock(monkeypatch):
     return now
 
 
-def log() -> Console:
-    """What stderr is when it goes into a file."""
-    return Console(file=io.StringIO(), force_terminal=False, width=40)
+def log(**terminal) -> Console:
+    """What stderr is when it goes into a file, or on a terminal."""
+    return Console(file=io.StringIO(), **({"force_terminal": False, "width": 40} | terminal))
 
 
 def said(console: Console) -> list[str]:
@@ -50,25 +50,21 @@ def test_time_left_is_by_the_speed_of_late(clock):
     assert said(console)[-1] == "rows: 56000 of 100000, 0:07:20 left"
 
 
-def test_each_title_has_its_own_bar_on_a_terminal_and_no_lines(clock):
-    console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with Progress(console) as bar:
+def test_terminal_has_a_bar_for_each_title_and_cuts_notes(clock):
+    wide, narrow = (log(force_terminal=True, width=width, color_system=None) for width in (100, 80))
+    with Progress(wide) as bar:
         bar.update("images", 4, 9)
         clock[0] += 20
         bar.update("texts", 5, 7, note="loss 0.25")
-    shown = console.file.getvalue()
+    shown = wide.file.getvalue()
     assert all(part in shown for part in ("images", "4/9", "texts", "5/7", "loss 0.25", "━"))
     assert "left" not in shown
-
-
-def test_narrow_terminal_cuts_the_note_and_shows_count_and_time(clock):
-    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
-    with Progress(console) as bar:
+    with Progress(narrow) as bar:
         for done in range(3):
             bar.update("shapes-stage3", 100 * done, 1100, note="0:09:30 to the end, loss 2.303 itc 1.056 mlm 0.6818")
             clock[0] += 20
         bar._bars.refresh()
-    assert re.search(r" 200/1100 0:09:30 to the end[^\r]*… \d:\d\d:\d\d", console.file.getvalue())
+    assert re.search(r" 200/1100 0:09:30 to the end[^\r]*… \d:\d\d:\d\d", narrow.file.getvalue())
 
 
 def test_amount_that_is_not_known_is_counted_and_no_console_hears_nothing(clock, capfd):

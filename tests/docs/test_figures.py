@@ -12,12 +12,7 @@ from tests.toy_model import BEIT3, pictures, texts, toy
 
 import figures
 from figures import routing, stages
-from vlmo.model import (
-    VLMoConfig,
-    VLMoForMaskedLM,
-    VLMoModel,
-    language_stage_parameters,
-)
+from vlmo.model import VLMoConfig, VLMoForMaskedLM, VLMoModel, language_stage_parameters
 from vlmo.tasks.language import LanguageObjective
 
 DOCS = Path(__file__).parents[2] / "docs"

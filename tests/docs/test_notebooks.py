@@ -29,8 +29,8 @@ def kernel(options: list[str]) -> None:
 
 
 @pytest.fixture
-def _kernels_that_start_quickly(monkeypatch) -> None:
-    """Kernels in processes that have imported torch already."""
+def run(monkeypatch) -> Callable[[str], tuple[str, int]]:
+    """Run a notebook in a process that has imported torch already: what it prints, and how many images it shows."""
 
     async def launch_kernel(self, cmd, *, env, cwd, **_):
         process = start(kernel, cmd[cmd.index("-f") :], env=env, cwd=Path(cwd))
@@ -40,20 +40,14 @@ def _kernels_that_start_quickly(monkeypatch) -> None:
         self.pid, self.pgid, self.cwd = process.pid, None, cwd  # the group is that of the tests
         return self.connection_info
 
-    monkeypatch.setattr(LocalProvisioner, "launch_kernel", launch_kernel)
-
-
-@pytest.fixture
-def run(monkeypatch, _kernels_that_start_quickly) -> Callable[[str], tuple[str, int]]:
-    """Run a notebook: what it prints, and how many images it shows."""
-    monkeypatch.delenv("VLMO_MODEL", raising=False)
-
     def run(name: str) -> tuple[str, int]:
         book = notebooks.executed(notebooks.read(EXAMPLES / name))
         outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
         printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
         return printed, sum("image/png" in output.get("data", {}) for output in outputs)
 
+    monkeypatch.setattr(LocalProvisioner, "launch_kernel", launch_kernel)
+    monkeypatch.delenv("VLMO_MODEL", raising=False)
     return run
 
 

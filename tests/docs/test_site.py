@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 import re
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,8 +139,7 @@ def test_files_modules_and_tests_that_pages_name_exist():
 
 
 def resolved(name: str) -> bool:
-    try:
+    with suppress(ImportError, AttributeError):
         pkgutil.resolve_name(name)
-    except (ImportError, AttributeError):
-        return False
-    return True
+        return True
+    return False
