@@ -5,6 +5,7 @@ import errno
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -27,22 +28,16 @@ class CrashError(Exception):
     """Stands for the power cord: whatever the code does, it does no more."""
 
 
-def test_folder_replaces_the_one_before_it(tmp_path) -> None:
+def test_folder_replaces_the_one_before_it_unless_it_fails(tmp_path) -> None:
     for text in ("old", "new"):
         with write_folder(tmp_path / "model") as aside:
             (aside / f"{text}.txt").write_text(text)
             (aside / "inner").mkdir()
             (aside / "inner" / "x.txt").write_text("x")
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["inner", "new.txt"]
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_folder_that_fails_leaves_the_one_before_it(tmp_path) -> None:
-    with write_folder(tmp_path / "model") as aside:
-        (aside / "old.txt").write_text("old")
     with pytest.raises(CrashError), write_folder(tmp_path / "model") as aside:
         raise CrashError
-    assert (tmp_path / "model" / "old.txt").read_text() == "old"
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["inner", "new.txt"]
+    assert (tmp_path / "model" / "new.txt").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -53,11 +48,8 @@ def save_by_torch(tensors: dict[str, torch.Tensor], file: Path) -> None:
 
 @pytest.mark.parametrize("save", [save_file, save_by_torch, lambda _, file: file.write_bytes(bytes(200))])
 def test_what_a_full_disk_refuses_is_an_error_that_names_the_folder(save, tmp_path) -> None:
-    with (
-        full_disk(),
-        pytest.raises(OSError, match="File too large") as raised,
-        write_folder(tmp_path / "model") as aside,
-    ):
+    big = pytest.raises(OSError, match="File too large")
+    with full_disk(), big as raised, write_folder(tmp_path / "model") as aside:
         save({"a": torch.zeros(100)}, aside / "model.safetensors")
     assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / "model"))
     assert [*tmp_path.iterdir()] == []
@@ -76,11 +68,8 @@ def test_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> 
 def test_file_that_fails_leaves_the_one_before_it(tmp_path, monkeypatch) -> None:
     write_file(tmp_path / "a.txt", "old")
 
-    def crashing(path: Path, to: Path) -> None:
-        raise CrashError
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", crashing)
+        patch.setattr(Path, "replace", Mock(side_effect=CrashError))
         with pytest.raises(CrashError):
             write_file(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "old"

@@ -47,16 +47,6 @@ def train_steps(tokenizer: VQVisualTokenizer, batches: list[torch.Tensor]) -> li
     return losses
 
 
-@pytest.fixture(scope="module")
-def dalle_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("dalle")
-    FlavaImageCodebook(FlavaImageCodebookConfig(hidden_size=4, num_blocks_per_group=1, vocab_size=32)).save_pretrained(
-        folder
-    )
-    return str(folder)
-
-
 def test_tokenize_goes_row_by_row_on_oblong_images() -> None:
     # Without the network's correction a token depends on its own patch only, so a swap of patches swaps tokens.
     tokenizer, batch = started(), images(2, height=16, width=32)
@@ -140,8 +130,10 @@ def test_wrong_sizes_are_refused(wrong: dict[str, float]) -> None:
         VQVisualTokenizerConfig(patch_size=8, **wrong)
 
 
-def test_dalle_tokens_are_those_of_the_codebook_on_its_own_pixels(dalle_folder: str) -> None:
-    tokenizer = load_visual_tokenizer(dalle_folder)
+def test_dalle_tokens_are_those_of_the_codebook_on_its_own_pixels(tmp_path) -> None:
+    config = FlavaImageCodebookConfig(hidden_size=4, num_blocks_per_group=1, vocab_size=32)
+    FlavaImageCodebook(config).save_pretrained(tmp_path)
+    tokenizer = load_visual_tokenizer(tmp_path)
     assert isinstance(tokenizer, DalleVisualTokenizer)
     assert tokenizer.num_tokens == 32
     assert not tokenizer.training
@@ -149,13 +141,9 @@ def test_dalle_tokens_are_those_of_the_codebook_on_its_own_pixels(dalle_folder: 
     batch = images(2, height=24, width=32)
     tokens = tokenizer.tokenize(batch, grid=(3, 4))
     # Black is 0.1 and white 0.9.
-    expected = FlavaImageCodebook.from_pretrained(dalle_folder).get_codebook_indices(0.4 * batch + 0.5)
+    expected = FlavaImageCodebook.from_pretrained(tmp_path).get_codebook_indices(0.4 * batch + 0.5)
     assert torch.equal(tokens, expected.flatten(1))
-
-
-def test_dalle_resizes_to_eight_pixels_a_patch(dalle_folder: str) -> None:
-    tokenizer = load_visual_tokenizer(dalle_folder)
-    flat = torch.full((1, 3, 64, 64), 0.25)
+    flat = torch.full((1, 3, 64, 64), 0.25)  # is resized to eight pixels a patch
     assert torch.equal(tokenizer.tokenize(flat, grid=(4, 2)), tokenizer.tokenize(flat[..., :32, :16], grid=(4, 2)))
     assert tokenizer.tokenize(images(3, height=64, width=64), grid=(4, 4)).shape == (3, 16)
     with pytest.raises(ValueError, match="rows and columns"):

@@ -27,11 +27,12 @@ from vlmo.model import VLMoConfig, VLMoForImageClassification, VLMoForMaskedImag
 ATOL = 1e-5  # float32, two implementations that sum in different orders
 PATCH, GRID, DEPTH, HEADS, WIDTH = 8, 5, 3, 4, 32
 KEY_STYLES = pytest.mark.parametrize("style", ["published", "hugging_face"])
+SHARED_TABLE = {"use_relative_position_bias": False, "use_shared_relative_position_bias": True}
 SETTINGS = pytest.mark.parametrize(
     "settings",
     [
         {},
-        {"use_relative_position_bias": False, "use_shared_relative_position_bias": True},
+        SHARED_TABLE,
         {"layer_scale_init_value": 0.0},
     ],
     ids=["own_tables", "shared_table", "no_layer_scale"],
@@ -236,12 +237,8 @@ def test_leftovers_are_unused_and_strangers_unknown():
     assert found.unknown == ["decode_head.weight"]
     found = beit.convert(hugging_face_keys(theirs) | {"fpn1.0.weight": torch.zeros(3)}).tensors
     assert (found.unused, found.unknown) == (["beit.embeddings.mask_token"], ["fpn1.0.weight"])
-
-
-def test_classifier_that_reads_the_class_token_is_left_out():
-    theirs = random_beit(BeitForImageClassification, use_mean_pooling=False, num_labels=7)
-    conversion = converted(theirs)
-    load(conversion)
+    conversion = converted(random_beit(BeitForImageClassification, use_mean_pooling=False, num_labels=7))
+    load(conversion)  # a classifier that reads the class token has no place
     assert conversion.model_class is VLMoForMaskedImageModeling
     assert sorted(conversion.tensors.unused) == ["classifier.bias", "classifier.weight"]
 
