@@ -1,5 +1,3 @@
-"""Which samples make a batch, and how examples become one."""
-
 import numpy as np
 import pytest
 import torch

@@ -1,5 +1,3 @@
-"""Drawings of emoji: their names, and no training drawing that is, looks like or varies one for testing."""
-
 import re
 
 import numpy as np

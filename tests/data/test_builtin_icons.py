@@ -1,5 +1,3 @@
-"""Icons of Lucide, a set that is kept out of training: black, named."""
-
 import numpy as np
 
 from vlmo.data.schema import FEATURES

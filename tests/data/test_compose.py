@@ -1,5 +1,3 @@
-"""Images that are composed out of a text."""
-
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,5 +1,3 @@
-"""People's own files for every task: tables, folders by class, images with masks."""
-
 import json
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Images and masks go through the same augmentation."""
-
 from dataclasses import replace
 
 import numpy as np

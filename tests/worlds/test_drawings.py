@@ -1,5 +1,3 @@
-"""Further styles of emoji, on a handful of drawings that are made here."""
-
 import io
 import json
 from pathlib import Path

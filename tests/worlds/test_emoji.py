@@ -1,5 +1,3 @@
-"""Named drawings without new concepts, in any style, variant or look."""
-
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -7,7 +5,7 @@ from tests.data.test_builtin_emoji import SAME_LOOK, names_without_variant, smal
 
 from vlmo.data.builtin.emoji import LOOK_ALIKES, TEST, english_names
 from vlmo.data.sources import open_source
-from worlds.emoji import _installed, base_codes
+from worlds.emoji import _installed
 
 pytestmark = pytest.mark.slow
 
@@ -41,25 +39,6 @@ def test_the_package_keeps_the_same_drawings_for_testing() -> None:
     untrained = set(found.concepts.codes) - found.concepts.trainable
     assert untrained == LOOK_ALIKES.union(TEST)
     assert len({drawing.image_id for drawing in found.twemoji.values()}) == 3963  # of 4,009 files
-
-
-BASES = {
-    "1f600": "1f600",
-    "1f44d-1f3fb": "1f44d",  # thumbs up, light skin tone
-    "1f3c3-1f3ff-200d-2640-200d-27a1": "1f3c3",  # woman running facing right, dark skin tone
-    "1f468-1f3fb-200d-1f33e": "1f9d1-200d-1f33e",  # man farmer, light skin tone
-    "1f468": "1f468",  # a man is no variant of a person
-    "1f468-1f3fb-200d-1f91d-200d-1f468-1f3ff": "1f9d1-200d-1f91d-200d-1f9d1",  # men holding hands
-    "1f46c": "1f9d1-200d-1f91d-200d-1f9d1",
-    "27a1": "27a1",  # right arrow
-    "2640": "2640",  # female sign
-    "1f3fb": "1f3fb",  # a skin tone by itself
-    "1f3f3-200d-1f308": "1f3f3-200d-1f308",  # rainbow flag
-}
-
-
-def test_base_codes_join_variants() -> None:
-    assert {codes: base_codes(codes) for codes in BASES} == BASES
 
 
 def test_new_concepts_are_absent_in_every_style_variant_and_look(sets) -> None:

@@ -3,30 +3,6 @@ from pathlib import Path
 
 from vlmo.data.schema import FEATURES
 from worlds import english
-from worlds.english import prose_sentences
-
-
-def test_prose_leaves_out_mark_up_and_code() -> None:
-    text = """
-A *heading* of the page
-***********************
-
-Use ``len`` to count the
-items of a :class:`~collections.deque`.  It is *very* fast.  See `the manual`_ too.
-
-   >>> len("abc")
-   3
-
-   stmt ::= "assert" expression.
-
-The form "assert" is (mostly) harmless! See {x}.
-"""
-    assert list(prose_sentences(text)) == [
-        "Use len to count the items of a collections.deque.",
-        "It is very fast.",
-        "See the manual too.",
-        "The form assert is (mostly) harmless!",
-    ]
 
 
 def test_english_text_has_each_sentence_once(monkeypatch) -> None:

@@ -33,9 +33,3 @@ def test_glosses_give_a_row_a_meaning(root, tmp_path, monkeypatch) -> None:
     }
     assert set(rows["licence"]) == {"WordNet-3.0"}
     assert list(quarantined(tmp_path / "out")) == ["data.adj:3"]
-
-
-def test_glosses_need_every_file(root, tmp_path) -> None:
-    (root / "data.adv").unlink()
-    with pytest.raises(ValueError, match=r"data\.adv is missing; .*wordnet"):
-        prepare("glosses", root=root, out=tmp_path / "out")

@@ -1,5 +1,3 @@
-"""A model folder to give to others."""
-
 import re
 
 import pytest

@@ -1,5 +1,3 @@
-"""Scenes with drawings: captions that are true of them, false ones, masks and kinds."""
-
 import hashlib
 import itertools
 import json

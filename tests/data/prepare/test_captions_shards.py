@@ -88,23 +88,16 @@ def test_tar_bad_records_are_quarantined(tmp_path) -> None:
     assert summary.splits["train"]["quarantined"] == len(reasons) == 4
 
 
-def test_parquet_gives_a_row_a_pair(tmp_path) -> None:
+def test_parquet_gives_a_row_a_pair_that_was_downloaded(tmp_path) -> None:
+    failed = {"jpg": None, "status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}
+    rows = [parquet_row("0", 0), parquet_row("1", 0, **failed), parquet_row("2", 1)]
     root = tmp_path / "in"
-    write(root / "00000.parquet", parquet_bytes(parquet_row("000000000", 0), parquet_row("000000001", 1)))
+    write(root / "00000.parquet", parquet_bytes(*rows, parquet_row("3", 0, jpg=jpeg(4)[:-30])))
     write(root / "00001.parquet", parquet_bytes(parquet_row("000010000", 2)))
     write(root / "hub.parquet", parquet_bytes({"image": {"bytes": jpeg(3), "path": None}, "caption": "c"}))
-    prepare("conceptual_captions", root=root, out=tmp_path / "out")
+    prepare("sbu", root=root, out=tmp_path / "out")
     rows = open_source(str(tmp_path / "out"))
     assert rows["captions"][:] == [["Caption 0."], ["Caption 1."], ["Caption 2."], ["c"]]
-    assert rows["image_id"][1::2] == ["conceptual_captions/000000001", "conceptual_captions/hub/1"]
-    assert rows[1]["image"] == {"bytes": jpeg(1), "path": "00000.parquet/000000001"}
-
-
-def test_parquet_leaves_out_what_was_not_downloaded(tmp_path) -> None:
-    failed = {"jpg": None, "status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}
-    rows = [parquet_row("0", 0), *(parquet_row(str(number), 0, **failed) for number in (1, 2)), parquet_row("3", 3)]
-    rows.append(parquet_row("4", 0, jpg=jpeg(4)[:-30]))
-    write(tmp_path / "in" / "0.parquet", parquet_bytes(*rows))
-    prepare("sbu", root=tmp_path / "in", out=tmp_path / "out")
-    assert open_source(str(tmp_path / "out"))["image_id"][:] == ["sbu/0", "sbu/3"]
-    assert list(quarantined(tmp_path / "out")) == ["sbu/4"]
+    assert rows["image_id"][:] == ["sbu/0", "sbu/2", "sbu/000010000", "sbu/hub/1"]
+    assert rows[1]["image"] == {"bytes": jpeg(1), "path": "00000.parquet/2"}
+    assert list(quarantined(tmp_path / "out")) == ["sbu/3"]

@@ -1,5 +1,3 @@
-"""The machinery that all preparers share, shown on toy sets."""
-
 import json
 import os
 import signal
