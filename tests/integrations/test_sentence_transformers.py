@@ -23,14 +23,13 @@ from vlmo.integrations.sentence_transformers import (
     load_cross_encoder,
     load_sentence_transformer,
 )
-from vlmo.retrieval import Searcher, build_index
+from vlmo.retrieval import Encoder, Searcher, build_index
 from vlmo.tasks.calibration import write_settings
 
 # Batches of other sizes and padding; sums come in another order. Measured: 1e-7 on vectors of length one,
 # 4e-7 on log-odds of up to 3.5.
 SAME, SAME_ODDS = 1e-6, 5e-6
 TEXTS = [captions[0] for captions in CAPTIONS]
-WEIGHTS = ("rerank_weight", "rerank_weight_image_to_text")
 
 
 @pytest.fixture(scope="module")
@@ -49,45 +48,29 @@ def scorer(folder) -> CrossEncoder:
 
 
 @pytest.fixture(scope="module")
-def ours(folder):
-    return VLMoForImageTextRetrieval.from_pretrained(folder), VLMoProcessor.from_pretrained(folder)
+def ours(folder) -> Encoder:
+    return Encoder(folder, device="cpu")
 
 
-@torch.no_grad()
-def image_features(ours, pictures) -> np.ndarray:
-    model, processor = ours
-    return model.get_image_features(**processor(images=pictures, return_tensors="pt")).numpy()
-
-
-@torch.no_grad()
-def text_features(ours, texts) -> np.ndarray:
-    model, processor = ours
-    return model.get_text_features(**processor(text=texts, return_tensors="pt")).numpy()
-
-
-@torch.no_grad()
-def pair_scores(ours, pictures, texts, *, weight: float = 0.5) -> np.ndarray:
-    model, processor = ours
-    logits = model.match(**processor(images=pictures, text=texts, return_tensors="pt"))
-    similarity = (image_features(ours, pictures) * text_features(ours, texts)).sum(axis=1)
-    scale = float(model.contrast_head.logit_scale.exp())
-    return (1 - weight) * scale * similarity + weight * (logits[:, 1] - logits[:, 0]).numpy()
+def pair_scores(ours: Encoder, pictures, texts, *, weight: float = 0.5) -> np.ndarray:
+    similarity = (ours.embed_images(pictures) * ours.embed_texts(texts)).sum(axis=1)
+    return (1 - weight) * ours.inverse_temperature * similarity + weight * ours.match(pictures, texts)
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_embeddings_are_our_features_at_every_batch_size(model, ours, batch_size):
     images = model.encode(drawings(), batch_size=batch_size)
     texts = model.encode(TEXTS, batch_size=batch_size)
-    assert np.abs(images - image_features(ours, drawings())).max() < SAME
-    assert np.abs(texts - text_features(ours, TEXTS)).max() < SAME
+    assert np.abs(images - ours.embed_images(drawings())).max() < SAME
+    assert np.abs(texts - ours.embed_texts(TEXTS)).max() < SAME
     assert np.abs(np.linalg.norm(images, axis=1) - 1).max() < SAME
 
 
 def test_mixed_lists_keep_their_order(model, ours):
     pictures = drawings()
     mixed = [TEXTS[0], pictures[3], pictures[1], TEXTS[7], {"image": pictures[2]}, {"text": TEXTS[5]}]
-    images = image_features(ours, [pictures[number] for number in (3, 1, 2)])
-    texts = text_features(ours, [TEXTS[number] for number in (0, 7, 5)])
+    images = ours.embed_images([pictures[number] for number in (3, 1, 2)])
+    texts = ours.embed_texts([TEXTS[number] for number in (0, 7, 5)])
     expected = np.stack([texts[0], images[0], images[1], texts[1], images[2], texts[2]])
     for batch_size in (2, 6):
         assert np.abs(model.encode(mixed, batch_size=batch_size) - expected).max() < SAME
@@ -100,26 +83,26 @@ def test_images_in_each_form(model, scorer, ours, tmp_path):
     path, picture = tmp_path / "red.png", drawings()[1]
     picture.save(path)
     array = np.array(picture)
-    expected = image_features(ours, [picture])
+    expected = ours.embed_images([picture])
     address = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     for given in (picture, array, tensor, str(path), path, {"image": str(path)}, address):
         assert np.abs(model.encode([given]) - expected).max() < SAME
-    assert np.abs(model.encode([{"text": str(path)}]) - text_features(ours, [str(path)])).max() < SAME
+    assert np.abs(model.encode([{"text": str(path)}]) - ours.embed_texts([str(path)])).max() < SAME
     score = pair_scores(ours, [picture], TEXTS[:1])[0]
     for pair in ((TEXTS[0], picture), {"text": TEXTS[0], "image": str(path)}, (path, TEXTS[0])):
         assert scorer.predict(pair) == pytest.approx(score, abs=SAME_ODDS)
 
 
-def test_model_says_what_it_is_and_finds_images(model, ours):
-    assert model.get_embedding_dimension() == ours[0].config.projection_size == model.encode("a red bar").shape[0]
+def test_model_says_what_it_is_and_finds_images(model, ours, folder):
+    assert model.get_embedding_dimension() == ours.dim == model.encode("a red bar").shape[0]
     assert [model.supports(kind) for kind in ("text", "image", "audio")] == [True, True, False]
     assert model.max_seq_length == 16
     assert model.device.type == "cpu"
-    assert model.tokenizer.get_vocab() == ours[1].tokenizer.get_vocab()
+    assert model.tokenizer.get_vocab() == VLMoProcessor.from_pretrained(folder).tokenizer.get_vocab()
     queries, documents = model.encode_query(TEXTS[::2]), model.encode_document(drawings()[::2])
     similarity = model.similarity(queries, documents)
-    expected = text_features(ours, TEXTS[::2]) @ image_features(ours, drawings()[::2]).T
+    expected = ours.embed_texts(TEXTS[::2]) @ ours.embed_images(drawings()[::2]).T
     assert np.abs(similarity.numpy() - expected).max() < SAME
     found = similarity.argmax(dim=1)
     assert (found == torch.arange(len(found))).float().mean() > 0.8  # these pairs it has seen
@@ -129,8 +112,8 @@ def test_model_says_what_it_is_and_finds_images(model, ours):
 
 def test_prompt_is_put_before_texts_only(model, ours):
     prompted = model.encode(["red bar", drawings()[0]], prompt="a ")
-    assert np.abs(prompted[0] - text_features(ours, ["a red bar"])[0]).max() < SAME
-    assert np.abs(prompted[1] - image_features(ours, drawings()[:1])[0]).max() < SAME
+    assert np.abs(prompted[0] - ours.embed_texts(["a red bar"])[0]).max() < SAME
+    assert np.abs(prompted[1] - ours.embed_images(drawings()[:1])[0]).max() < SAME
 
 
 MESSAGES = [[{"role": "user", "content": "hi"}]]
@@ -150,7 +133,7 @@ def test_options_of_other_processors_are_refused(model, folder):
         VLMoEmbedder.load(str(folder), backend="onnx")
 
 
-def test_saved_folder_comes_back_and_is_a_model_folder(folder, tmp_path, ours):
+def test_saved_folder_comes_back_and_is_a_model_folder(folder, tmp_path):
     model = load_sentence_transformer(folder, device="cpu")
     model.prompts["query"] = "a "
     model.similarity_fn_name = "dot"
@@ -166,8 +149,8 @@ def test_saved_folder_comes_back_and_is_a_model_folder(folder, tmp_path, ours):
         assert again.prompts["query"] == "a "
         assert np.array_equal(again.encode_query("red bar"), model.encode("a red bar"))
 
-    weights = VLMoForImageTextRetrieval.from_pretrained(tmp_path).state_dict()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in ours[0].state_dict().items())
+    before, after = (VLMoForImageTextRetrieval.from_pretrained(each).state_dict() for each in (folder, tmp_path))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def test_model_folder_is_found_by_the_librarys_own_way_or_refused(model, folder):
@@ -235,7 +218,7 @@ def test_scores_mix_similarity_and_log_odds_of_a_match(scorer, ours, batch_size)
 
 def test_order_is_that_of_a_search_that_reranks_and_of_its_weights(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "model")
-    write_settings(other, **dict(zip(WEIGHTS, (0.2, 0.9), strict=True)))
+    write_settings(other, rerank_weight=0.2, rerank_weight_image_to_text=0.9)
     for row, picture in enumerate(drawings()):
         picture.save(tmp_path / f"{row}.png")
     build_index(other, [f"{tmp_path}/*.png"], out=tmp_path / "index")
@@ -245,8 +228,8 @@ def test_order_is_that_of_a_search_that_reranks_and_of_its_weights(folder, tmp_p
         ranking = scorer.rank(text, drawings())
         assert [f"{entry['corpus_id']}.png" for entry in ranking] == [Path(hit.path).name for hit in hits]
         np.testing.assert_allclose([entry["score"] for entry in ranking], [hit.score for hit in hits], atol=1e-4)
-    ours = VLMoForImageTextRetrieval.from_pretrained(other), VLMoProcessor.from_pretrained(other)
-    expected = pair_scores(ours, drawings()[:1] * len(TEXTS), TEXTS, weight=0.9)  # texts are ranked for an image
+    # Texts are ranked for an image.
+    expected = pair_scores(searcher.encoder, drawings()[:1] * len(TEXTS), TEXTS, weight=0.9)
     assert np.abs(scorer.predict([(drawings()[0], text) for text in TEXTS]) - expected).max() < SAME_ODDS
 
 

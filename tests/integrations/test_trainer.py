@@ -48,6 +48,7 @@ CASES = {
     "segmentation": (vlmo.VLMoForSemanticSegmentation, {"num_labels": 4, "segmentation_channels": 16}, SEGMENTS),
     "mlm": (vlmo.VLMoForMaskedLM, {}, captioned()),
 }
+SIZES = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 5}  # the last one has fewer rows
 OPTIONS = {"remove_unused_columns": False, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
 
 
@@ -56,16 +57,8 @@ def trainer(name: str, folder: Path) -> Trainer:
     torch.manual_seed(1)
     # Dropped paths and embeddings need the random state that a checkpoint keeps.
     model = model_class(vlmo.VLMoConfig.tiny(drop_path_rate=0.1, hidden_dropout_prob=0.1, **settings))
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=4,
-        per_device_eval_batch_size=5,  # the last batch has fewer rows
-        learning_rate=5e-3,
-        save_steps=SAVED,
-        logging_steps=1,
-        **OPTIONS,
-    )
+    steps = {"max_steps": STEPS, "save_steps": SAVED, "logging_steps": 1, "learning_rate": 5e-3}
+    arguments = TrainingArguments(str(folder), **steps, **SIZES, **OPTIONS)
     return Trainer(model, arguments, data_collator=COLLATORS[name], train_dataset=rows, eval_dataset=rows)
 
 
@@ -131,20 +124,11 @@ def test_masks_depend_on_the_batch_and_the_seed_alone():
     assert "pixel_values" not in words([{"text": "is it red?"}])
 
 
-@pytest.mark.parametrize(
-    ("name", "sampled", "workers"),
-    [("retrieval", "input_ids", 0), ("mlm", "labels", 1)],
-)
+@pytest.mark.parametrize(("name", "sampled", "workers"), [("retrieval", "input_ids", 0), ("mlm", "labels", 1)])
 def test_one_row_a_batch_has_other_captions_and_masks_in_each_epoch(name, sampled, workers, tmp_path):
     model_class, settings, _ = CASES[name]
     row = captioned(1)[0] | {"text": ["is it red and round?", "is it blue and square?"]}
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=1,
-        per_device_eval_batch_size=1,
-        dataloader_num_workers=workers,
-        **OPTIONS,
-    )
+    arguments = TrainingArguments(str(tmp_path), dataloader_num_workers=workers, **dict.fromkeys(SIZES, 1), **OPTIONS)
     model, rows = model_class(vlmo.VLMoConfig.tiny(**settings)), {"train_dataset": [row], "eval_dataset": [row]}
     trains = Trainer(model, arguments, data_collator=COLLATORS[name], **rows)
     loaders = [trains.get_train_dataloader(), trains.get_train_dataloader()]

@@ -14,14 +14,9 @@ COLORS = ("red", "green", "blue", "yellow", "black", "pink")
 SHAPES = ("square", "circle", "bar", "cross")
 NUM_IMAGES = len(COLORS) * len(SHAPES)
 CAPTIONS = [[f"a {color} {shape}", f"{shape} in {color}"] for color in COLORS for shape in SHAPES]
-"""Two for each image."""
 # At the published scale of weights, a model this small takes hundreds of steps to leave its start.
 LIVELY = {"initializer_range": 0.2, "layer_scale_init": None, "logit_scale_init": 2.0}
-_BOXES = {
-    "square": [(16, 16, 48, 48)],
-    "bar": [(4, 26, 60, 38)],
-    "cross": [(4, 28, 60, 36), (28, 4, 36, 60)],
-}
+_BOXES = {"square": [(16, 16, 48, 48)], "bar": [(4, 26, 60, 38)], "cross": [(4, 28, 60, 36), (28, 4, 36, 60)]}
 
 
 def drawings() -> list[Image.Image]:

@@ -1,5 +1,6 @@
 import json
 from datetime import timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,16 +12,6 @@ from vlmo.retrieval.approximate import make_approximate
 from vlmo.retrieval.store import Approximate, Store
 
 DIM = 32
-
-
-class Captions:
-    """Embeds "caption N" as vector N."""
-
-    def __init__(self, vectors) -> None:
-        self.vectors = vectors
-
-    def embed_texts(self, texts):
-        return self.vectors[[int(text.split()[1]) for text in texts]]
 
 
 def filled(folder, *, number: int, captions: bool = False) -> tuple[Store, np.ndarray]:
@@ -38,16 +29,10 @@ def filled(folder, *, number: int, captions: bool = False) -> tuple[Store, np.nd
 
 
 def made_for(store: Store, vectors: np.ndarray, before: dict | None = None) -> dict:
-    made = make_approximate(store, Captions(vectors), least=1000, before=before, console=None)
+    encoder = SimpleNamespace(embed_texts=lambda texts: vectors[[int(text.removeprefix("caption ")) for text in texts]])
+    made = make_approximate(store, encoder, least=1000, before=before, console=None)
     assert made is not None
     return made
-
-
-def written(store: Store, approximate: dict | None) -> Index:
-    model = {"folder": "nowhere", "fingerprint": "x", "dim": DIM}
-    facts = {"version": 3, "model": model, "approximate": approximate}
-    (store.folder / "index.json").write_text(json.dumps(facts))
-    return Index(store.folder)
 
 
 @pytest.mark.parametrize("captions", [True, False])
@@ -56,8 +41,9 @@ def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_pat
     made = made_for(store, vectors)
     assert made["recall"]["asked_with"] == ("captions" if captions else "images")
     assert made["search"]["nprobes"] < 55  # not all partitions
-    index = written(store, made)
-    found = []
+    facts = {"version": 3, "model": {"folder": "nowhere", "fingerprint": "x", "dim": DIM}, "approximate": made}
+    (tmp_path / "index.json").write_text(json.dumps(facts))
+    index, found = Index(tmp_path), []
     for query in vectors[5::150]:
         truth = np.argsort(-(vectors @ query))[:10]
         exact = index.nearest(query, top=10, where="half >= 0")

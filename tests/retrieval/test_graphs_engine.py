@@ -28,8 +28,7 @@ from vlmo.serving.parts import load_parts
 
 GRAPHS = ("onnx", "openvino")
 CLOSE = 1e-4
-# Pillow and torchvision resize alike but for the rounding of a few levels.
-RESIZED = 2e-3
+RESIZED = 2e-3  # Pillow and torchvision resize alike but for the rounding of a few levels
 LOST = 0.005
 TEXTS = [captions[0] for captions in CAPTIONS] + ["red " * 500]
 
@@ -55,17 +54,13 @@ def small():
     return encoders | {engine: Encoder(SMALL, engine=engine) for engine in ("torch", *GRAPHS)}
 
 
-def compare(engine, expected, pixels) -> None:
-    np.testing.assert_allclose(engine.embed_images(pixels), expected.embed_images(pixels), atol=CLOSE)
-    np.testing.assert_allclose(engine.embed_texts(TEXTS), expected.embed_texts(TEXTS), atol=CLOSE)
-    pairs = pixels[:8], TEXTS[:8]
-    np.testing.assert_allclose(engine.match(*pairs), expected.match(*pairs), atol=CLOSE)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_small_model_gives_the_vectors_and_log_odds_of_torch(small, name):
-    compare(small[name]._engine, small["torch"]._engine, list(map(small["torch"].pixels, drawings())))
+    engine, torch, pixels = small[name]._engine, small["torch"]._engine, list(map(small["torch"].pixels, drawings()))
+    np.testing.assert_allclose(engine.embed_images(pixels), torch.embed_images(pixels), atol=CLOSE)
+    np.testing.assert_allclose(engine.embed_texts(TEXTS), torch.embed_texts(TEXTS), atol=CLOSE)
+    np.testing.assert_allclose(engine.match(pixels[:8], TEXTS[:8]), torch.match(pixels[:8], TEXTS[:8]), atol=CLOSE)
     for key in ("dim", "can_match", "fingerprint", "rerank_weight", "rerank_weight_image_to_text", "device"):
         assert getattr(small[name], key) == getattr(small["torch"], key), key
     assert small[name].inverse_temperature == pytest.approx(small["torch"].inverse_temperature)

@@ -1,13 +1,19 @@
 import io
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import numpy as np
 import pytest
 from PIL import Image
 from tests.integrations.toy_gallery import CAPTIONS, drawings
-from tests.retrieval.toy_index import NAMES, NUM, rows
+from tests.retrieval.toy_index import NAMES, NUM, build, encoded, rows, write_folder
 
-from vlmo.retrieval import Encoder, Index
+from vlmo.retrieval import Index, Searcher, store
+from vlmo.retrieval import index as index_module
+from vlmo.retrieval import search as search_module
+from vlmo.retrieval.sources import image_id
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +35,8 @@ def test_hit_holds_everything_of_an_image(index, gallery):
     assert (thumbnail.format, thumbnail.size) == ("JPEG", drawings()[3].size)
 
 
-def test_nearest_is_in_the_order_of_the_cosine(index, gallery):
-    query = Encoder(index.model_folder).embed_texts(["a green circle"])[0]
+def test_nearest_is_in_the_order_of_the_cosine(index, gallery, encoder):
+    query = encoder.embed_texts(["a green circle"])[0]
     found = rows(gallery[1])
     cosines = {row["id"]: float(query @ np.array(row["vector"])) for row in found.values()}
     hits = index.nearest(query, top=NUM)
@@ -107,3 +113,130 @@ def test_damaged_data_is_one_line(gallery, tmp_path):
         index.nearest(np.ones(32, dtype=np.float32), top=1)
     assert "\n" not in str(caught.value)
     assert ".rs" not in str(caught.value)
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Readers see the writes of others at once."""
+    monkeypatch.setattr(store, "_READ_EVERY", timedelta(0))
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[int]:
+    """Numbers of images that LanceDB was asked for."""
+    tops: list[int] = []
+    nearest = store.Store.nearest
+    monkeypatch.setattr(
+        store.Store, "nearest", lambda self, *a, **k: (tops.append(k["top"]), nearest(self, *a, **k))[1]
+    )
+    return tops
+
+
+def vectors(number: int, dim: int = 32) -> np.ndarray:
+    drawn = np.random.default_rng(number).normal(size=dim).astype(np.float32)
+    return drawn / np.linalg.norm(drawn)
+
+
+def same_hits(one: Index, other: Index, vector: np.ndarray, *, top: int) -> None:
+    found, wanted = (index.nearest(vector, top=top) for index in (one, other))
+    same = [[(hit.id, hit.captions, hit.metadata, hit.path) for hit in hits] for hits in (found, wanted)]
+    assert same[0] == same[1]
+    np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-6)
+
+
+def test_hits_are_those_of_the_table(gallery, asked):
+    plain, quick = Index(gallery[1]), Index(gallery[1], in_memory=True)
+    for number in range(5):
+        for top in (1, 3, NUM, 10_000):
+            same_hits(quick, plain, vectors(number), top=top)
+    assert len(asked) == 20
+    with pytest.raises(ValueError, match="top is 0"):
+        quick.nearest(vectors(0), top=0)
+    with pytest.raises(ValueError, match="expected 32 numbers"):
+        quick.nearest(vectors(0, dim=8), top=1)
+
+
+def test_filters_and_large_indexes_ask_the_table(gallery, asked, monkeypatch):
+    index = Index(gallery[1], in_memory=True)
+    found = index.nearest(vectors(0), top=NUM, where="year < 2003")
+    assert sorted(hit.metadata["year"] for hit in found) == [2000, 2001, 2002]
+    assert len(asked) == 1
+    for count, size in enumerate([4 * 32 * NUM - 1, 4 * 32 * NUM], start=2):  # then the columns are too many
+        monkeypatch.setattr(index_module, "MAX_BYTES", size)
+        assert len(Index(gallery[1], in_memory=True).nearest(vectors(0), top=NUM)) == NUM
+        assert len(asked) == count
+
+
+def paths(index: Index) -> set[str]:
+    return {hit.path for hit in index.nearest(vectors(0), top=NUM)}
+
+
+def test_another_index_in_the_folder_is_noticed(encoder, quick, asked, tmp_path):
+    """Built by the same steps, so that its table has the same versions and row ids."""
+    for name, numbers in (("old", range(4)), ("new", range(4, 8))):
+        build(encoder, write_folder(tmp_path / f"{name} images", numbers=numbers), out=tmp_path / name)
+    index = Index(tmp_path / "old", in_memory=True)
+    assert len(paths(index)) == 4
+    (tmp_path / "old").rename(tmp_path / "gone")
+    (tmp_path / "new").rename(tmp_path / "old")
+    same_hits(index, Index(tmp_path / "old"), vectors(0), top=NUM)
+    assert len(asked) == 1  # the second index reads no vectors into memory
+
+
+def test_threads_search_beside_a_writer(indexed, encoder, quick, tmp_path):
+    folder, _ = indexed(range(6))
+    index, stop = Index(tmp_path / "index", in_memory=True), threading.Event()
+
+    def search() -> set[frozenset[str]]:
+        seen = set()
+        while not stop.is_set():
+            hits = index.nearest(vectors(0), top=NUM)
+            seen.add(frozenset(hit.path for hit in hits))
+            assert [load().size for load in index.loaders([hit.id for hit in hits[:2]])]
+        return seen
+
+    every = [frozenset(str(folder / name) for name in NAMES[:6])]
+    with ThreadPoolExecutor(3) as pool:
+        searches = [pool.submit(search) for _ in range(3)]
+        for number in range(6, 9):
+            write_folder(tmp_path / f"new {number}", numbers=range(number, number + 1))
+            (tmp_path / f"new {number}" / NAMES[number]).rename(folder / NAMES[number])
+            build(encoder, folder, out=tmp_path / "index")
+            every.append(every[-1] | {str(folder / NAMES[number])})
+        stop.set()
+        assert set().union(*(each.result() for each in searches)) <= set(every)
+    assert paths(index) == every[-1]
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[str]:
+    """Ids of images that were read."""
+    read: list[str] = []
+    loaders = Index.loaders
+    monkeypatch.setattr(Index, "loaders", lambda self, ids: (read.extend(ids), loaders(self, ids))[1])
+    return read
+
+
+def test_pixels_have_a_limit(gallery, encoder, read, monkeypatch):
+    monkeypatch.setattr(search_module, "_PIXEL_BYTES", 4 * 3 * 64 * 64)
+    searcher = Searcher(encoder, gallery[1])
+    for wanted in (4, 8):  # the first two of five were dropped, and with each that is read again another one
+        searcher.search("a red circle", rerank=4)
+        searcher.search("a blue square", rerank=4)
+        assert len(searcher._pixels) == 4
+        assert len(read) >= wanted
+
+
+@pytest.mark.parametrize("store_bytes", [True, False])
+def test_images_are_read_again_when_they_change_in_the_index(store_bytes, indexed, encoder, quick, read, tmp_path):
+    folder, _ = indexed(range(4), store_bytes=store_bytes)
+    searcher = Searcher(encoder, tmp_path / "index")
+    before = {hit.id: hit.match for hit in searcher.search("a red circle", rerank=4).hits}
+    searcher.search("a red circle", rerank=4)
+    assert len(read) == 4
+    (folder / NAMES[1]).write_bytes(encoded(drawings()[9]))
+    build(encoder, folder, out=tmp_path / "index")
+    after = {hit.id: hit.match for hit in searcher.search("a red circle", rerank=4).hits}
+    assert read[4:] == [image_id(str(folder / NAMES[1]))]
+    # The order of the others in their batch may have changed, and with it their rounding.
+    assert sum(abs(before[name] - match) > 1e-4 for name, match in after.items()) == 1

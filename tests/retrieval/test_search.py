@@ -1,20 +1,28 @@
+import io
+import json
+import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from rich.console import Console
 from tests.checkpoints.toy_folder import folder_writer, text_processor
+from tests.folder.test_atomic import full_disk
 from tests.integrations.toy_gallery import CAPTIONS, NUM_IMAGES, drawings, retrieval_set
 from tests.retrieval.toy_index import NAMES, build, write_folder
 
 from vlmo import VLMoForImageTextRetrieval
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.evaluation import evaluate_retrieval
-from vlmo.retrieval import Index, Searcher
+from vlmo.retrieval import Index, Searcher, SearchResult
+from vlmo.retrieval.results import as_json, as_table, write_sheet
 
 CLOSE = 1e-4  # sums in another order; scores are some units large
-QUERY = CAPTIONS[8][0]
+QUERY, TITLE = CAPTIONS[8][0], "a red <b>square</b> [bold]"
 
 
 def numbers(result) -> list[int]:
@@ -166,3 +174,49 @@ def test_threads_share_a_searcher(searcher):
     with ThreadPoolExecutor(6) as pool:
         found = pool.map(lambda row: numbers(searcher.search(CAPTIONS[row % 6][0], rerank=4, top=4)), range(18))
         assert list(found) == 3 * expected
+
+
+@pytest.fixture(scope="module")
+def result(searcher):
+    return searcher.search("a red square", top=6, rerank=3)
+
+
+def test_json_says_everything(result):
+    found = json.loads(json.dumps(as_json("a red square", result)))
+    assert found["query"] == "a red square"
+    assert (found["num_reranked"], found["note"]) == (3, None)
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in result.hits]
+    pixels, scores = {"width", "height"}, {"score", "similarity", "match"}
+    assert found["hits"][0].keys() == {"id", "path", "captions", "metadata"} | pixels | scores
+
+
+def test_table_shows_no_control_characters_of_captions(result):
+    captions = ("\x1b]0;title\x07 gr\u00fcn \x9b31m \u202e", *result.hits[0].captions)
+    hostile = replace(result, hits=[replace(result.hits[0], captions=captions)])
+    console = Console(file=io.StringIO(), width=300)
+    console.print(as_table("\x1b[31m", hostile))
+    assert "gr\u00fcn" in console.file.getvalue()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", console.file.getvalue())
+
+
+def test_sheet_is_an_image_of_all_hits_and_says_no_match(result, searcher, tmp_path):
+    heights, contents = [], []
+    no_match = replace(result, no_match=True)
+    assert as_json(TITLE, no_match)["no_match"] is True
+    assert as_table("a red square", no_match).title == "No match: a red square"
+    for number, found in enumerate((result, no_match, replace(result, hits=result.hits[:2]), SearchResult([]))):
+        file = tmp_path / "new" / f"{number}.png"
+        write_sheet(file, query=TITLE, result=found, index=searcher.index)
+        contents.append(file.read_bytes())
+        with Image.open(file) as sheet:
+            heights.append(sheet.height)
+            assert number == 3 or len(sheet.getcolors(maxcolors=2**20)) > 50
+    assert heights[0] == heights[1] > heights[2] >= heights[3]
+    assert contents[0] != contents[1]
+
+
+def test_sheet_that_a_full_disk_refuses_is_named_and_leaves_nothing(result, searcher, tmp_path):
+    with full_disk(), pytest.raises(OSError, match="File too large") as raised:
+        write_sheet(tmp_path / "sheet.png", query=TITLE, result=result, index=searcher.index)
+    assert raised.value.filename == str(tmp_path / "sheet.png")
+    assert not [*tmp_path.iterdir()]

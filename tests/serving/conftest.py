@@ -3,13 +3,13 @@ from collections.abc import Iterator
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.serving.toy_service import Gallery, make_gallery
+from tests.serving.toy_service import make_gallery
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts, load_parts
 
 
 @pytest.fixture(scope="session")
-def gallery(tmp_path_factory) -> Gallery:
+def gallery(tmp_path_factory):
     return make_gallery(tmp_path_factory.mktemp("gallery"))
 
 

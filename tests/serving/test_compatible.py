@@ -204,10 +204,8 @@ def test_full_queue_and_stopping_server_are_busy_to_clients(parts) -> None:
     assert int(raised.value.response.headers["retry-after"]) >= 1
 
 
-def test_model_without_matching_head_says_so(parts, monkeypatch) -> None:
+def test_model_without_matching_head_says_so(client, parts, monkeypatch) -> None:
     monkeypatch.setattr(parts.encoder, "can_match", False)
-    body = {"query": "a", "documents": ADDRESSES[:1]}
-    with TestClient(create_app(parts)) as client:
-        response = client.post("/v1/rerank", json=body)
-        assert (response.status_code, response.json()["error"]["message"]) == (404, "this model has no matching head")
-        assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+    response = client.post("/v1/rerank", json={"query": "a", "documents": ADDRESSES[:1]})
+    assert (response.status_code, response.json()["error"]["message"]) == (404, "this model has no matching head")
+    assert embed(client, input="a")

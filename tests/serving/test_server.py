@@ -17,7 +17,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from tests.killing import wait_until
-from tests.serving.toy_service import Gallery, ServerProcess, address_of, running
+from tests.serving.toy_service import ServerProcess, address_of, running
 from tests.test_cli import refused
 from vlmo.cli import main
 from vlmo.serving.app import create_app
@@ -37,7 +37,7 @@ def go(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def slow(gallery: Gallery, go: Path) -> Iterator[ServerProcess]:
+def slow(gallery, go: Path) -> Iterator[ServerProcess]:
     with ServerProcess(gallery.model, "--index", gallery.index, "--queue", "1", go=go) as process:
         yield process
 

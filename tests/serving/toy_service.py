@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import httpx
@@ -28,17 +28,8 @@ from vlmo.serving.server import bind
 START_S = 300  # until a server answers on a busy machine; torch alone takes seconds to import
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Folders of a model, of its index, and of a model for questions."""
-
-    model: Path
-    index: Path
-    vqa: Path
-
-
-def make_gallery(parent: Path) -> Gallery:
-    """A drawing of each color and shape, with its captions and three columns."""
+def make_gallery(parent: Path) -> SimpleNamespace:
+    """Folders of a `model`, of its `index` of drawings, with captions and three columns, and of a model for `vqa`."""
     model = trained_folder(parent / "model")
     images = parent / "images"
     images.mkdir()
@@ -53,7 +44,7 @@ def make_gallery(parent: Path) -> Gallery:
     build_index(model, [images], out=parent / "index")
     write = folder_writer(parent, text_processor())
     vqa, _ = write(VLMoForVisualQuestionAnswering, id2label=dict(enumerate(COLORS)))
-    return Gallery(model, parent / "index", Path(vqa))
+    return SimpleNamespace(model=model, index=parent / "index", vqa=Path(vqa))
 
 
 def in_base64(data: bytes) -> str:
