@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 from vlmo.model import cpu
 from vlmo.model.embeddings import relative_position_index
@@ -113,15 +114,14 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     chunk, rows = getattr(losses, "cache_chunk", None), max(2, math.lcm(*strides))
     chunk_scores, cpu._CHUNK_SCORES = cpu._CHUNK_SCORES, sys.maxsize  # attention in one go: fewer operations
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             objective.to_empty(device="cpu").train()
-            with FlopCounterMode(display=False) as counter:
-                few = _step(recipe, objective, rows=rows, backward=True)
-            twice = _step(recipe, objective, rows=2 * rows, backward=False)
+            operations, *few = _step(recipe, objective, fake, rows=rows, backward=True)
+            _, *twice = _step(recipe, objective, fake, rows=2 * rows, backward=False)
     finally:
         cpu._CHUNK_SCORES = chunk_scores
         relative_position_index.cache_clear()  # which would hand tensors without data to the next model
-    flops, more = counter.get_total_flops() / rows, min(micro, chunk or micro) / rows - 1
+    flops, more = operations / rows, min(micro, chunk or micro) / rows - 1
     kept, in_blocks, block_inputs, largest_block = (a + (b - a) * more for a, b in zip(few, twice, strict=True))
     if engine.activation_checkpointing:
         kept += block_inputs + largest_block - in_blocks
@@ -143,8 +143,10 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     )
 
 
-def _step(recipe: Recipe, objective: nn.Module, *, rows: int, backward: bool) -> tuple[int, int, int, int]:
-    """Run forward, and maybe backward; return bytes kept: in all, in blocks, of their inputs, in the largest block."""
+def _step(
+    recipe: Recipe, objective: nn.Module, fake: FakeTensorMode, *, rows: int, backward: bool
+) -> tuple[int, int, int, int, int]:
+    """Return FLOPs, and bytes kept: in all, in blocks, of their inputs, in the largest block."""
     kept, began, in_blocks, inputs = dict[int, int](), list[int](), list[int](), list[int]()
 
     def keep(tensor: Tensor) -> Tensor:
@@ -164,7 +166,7 @@ def _step(recipe: Recipe, objective: nn.Module, *, rows: int, backward: bool) ->
     blocks = [module for module in objective.modules() if isinstance(module, MultiwayBlock)]
     hooks = [block.register_forward_pre_hook(enter) for block in blocks]
     hooks += [block.register_forward_hook(leave) for block in blocks]
-    batch, without_data = _batch(recipe, rows)
+    batch, without_data = _batch(recipe, rows, fake)
     half = recipe.trainer.precision == "bf16"
     with without_data:
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
@@ -174,10 +176,10 @@ def _step(recipe: Recipe, objective: nn.Module, *, rows: int, backward: bool) ->
             loss.backward()
     for hook in hooks:
         hook.remove()
-    return sum(kept.values()), sum(in_blocks), sum(inputs), max(in_blocks, default=0)
+    return without_data.flops, sum(kept.values()), sum(in_blocks), sum(inputs), max(in_blocks, default=0)
 
 
-def _batch(recipe: Recipe, rows: int) -> tuple[Batch, _WithoutData]:
+def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _WithoutData]:
     task, size = recipe.task, recipe.model.image_size
     patches, text = (size // recipe.model.patch_size) ** 2, -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
     ids, masked = torch.ones(rows, text, dtype=torch.long), rows * round(getattr(task, "masked_share", 0) * patches)
@@ -196,22 +198,25 @@ def _batch(recipe: Recipe, rows: int) -> tuple[Batch, _WithoutData]:
         "labels": torch.zeros(rows, dtype=torch.long),
     }
     longest = text if task.needs_caption else patches
-    return task.batch_without_data(batch), _WithoutData(rows=rows, longest=longest, masked=masked)
+    return task.batch_without_data(batch), _WithoutData(fake, rows=rows, longest=longest, masked=masked)
 
 
 class _WithoutData(TorchDispatchMode):
-    """Stands in for numbers that tensors without data do not have.
+    """Counts FLOPs, and stands in for numbers that tensors without data do not have.
 
     Masks of tokens choose `masked` of them, masks of rows all; each image is needed, and texts are `longest`.
     """
 
-    def __init__(self, *, rows: int, longest: int, masked: int) -> None:
+    def __init__(self, fake: FakeTensorMode, *, rows: int, longest: int, masked: int) -> None:
         super().__init__()
-        self.rows, self.longest, self.masked = rows, longest, masked
+        self.fake, self.rows, self.longest, self.masked, self.flops = fake, rows, longest, masked, 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Return what the function would, or its stand-in."""
+        kwargs = kwargs or {}
         match function.__name__, *args:
+            case "device.default", tensor:
+                return tensor.fake_device
             case "_local_scalar_dense.default", _:
                 return self.longest
             case "_unique2.default", numbers, *_:
@@ -221,4 +226,16 @@ class _WithoutData(TorchDispatchMode):
                 return tensor.new_empty(count, *tensor.shape[mask.ndim :])
             case "index_put_.default" | "_index_put_impl_.default", tensor, [Tensor(dtype=torch.bool)], *_:
                 return tensor
-        return function(*args, **(kwargs or {}))
+        if {*types} == {FakeTensor} and kwargs.get("device") is None:
+            # What the mode would do too, several times slower: its cache costs more than it saves here.
+            with in_kernel_invocation_manager(self.fake):
+                result = function(*args, **kwargs)
+            result = tree_map_only(Tensor, self._without_data, result)
+        else:
+            result = function(*args, **kwargs)
+        if count := flop_registry.get(function._overloadpacket):
+            self.flops += count(*args, **kwargs, out_val=result)
+        return result
+
+    def _without_data(self, tensor: Tensor) -> Tensor:
+        return tensor if isinstance(tensor, FakeTensor) else FakeTensor(self.fake, tensor, torch.device("cpu"))
