@@ -118,9 +118,9 @@ def test_answers_are_what_the_scene_shows(pools):
     pool = replace(pools["test"], drawings=(Thing("car", None, "twemoji/1f697", "vehicle"),))
     asked = {kind: set() for kind in shapes.QUESTIONS}
     for number in range(300):
-        case = shapes.Case(scene, pool, Choices(str(number)), number)
+        choices = Choices(str(number))
         for kind, ask in shapes.QUESTIONS.items():
-            asked[kind].add(ask(case))
+            asked[kind].add(ask(scene, choices, pool, number))
     assert asked["what color"] == {None}  # there are two stars
     assert asked["what shape"] - {None} == {
         ("what shape is above the red star?", "star"),

@@ -244,7 +244,6 @@ def name_labels(folder: str | Path, labels: str | Path) -> None:
 
 
 def _common_dtype(weights: dict[str, Tensor], notes: list[str]) -> torch.dtype:
-    """Return the type of all weights; where they differ, convert all to float32."""
     dtypes = {tensor.dtype for tensor in weights.values()}
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
     if len(dtypes) > 1:

@@ -186,12 +186,7 @@ def _show_needs(options: TrainOptions, *, original: Any, name: str) -> None:
 
 
 def _common_options(arguments: Sequence[str]) -> tuple[list[str], int | None]:
-    """Return arguments with the whole names of options, and the number of `--steps`, if it is given.
-
-    Raises:
-        ValueError: It is no number from 1 up.
-        ModuleNotFoundError: Adapters are asked for, and PEFT is not installed.
-    """
+    """Return arguments with the whole names of options, and the number of `--steps`, if it is given."""
     words: list[str] = []
     steps, rest = None, iter(arguments)
     for word in rest:

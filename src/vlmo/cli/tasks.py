@@ -190,5 +190,4 @@ def false_captions(source: tyro.conf.Positional[str], *, out: Path, split: str =
 
 
 def _plain(name: str) -> str:
-    """Return the last name of a path, in letters that every file system takes."""
     return re.sub(r"[^\w.-]+", "-", Path(name).name)

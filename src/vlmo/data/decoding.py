@@ -153,7 +153,6 @@ def decode_mask(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.n
 
 @contextlib.contextmanager
 def _naming_errors(where: str, data: bytes) -> Iterator[None]:
-    """Turn whatever Pillow raises into a ValueError that names the file."""
     try:
         yield
     except Image.UnidentifiedImageError as error:

@@ -67,14 +67,7 @@ class Examples(Protocol):
 
 
 class _Examples:
-    """Contents of an example, whatever it is made of.
-
-    Args:
-        transform: Makes pixel values; None leaves images out.
-        mask: Samples `bool_masked_pos` for masked image modelling; None leaves it out.
-        tokenizer: The processor's; None leaves texts out.
-        words: Words to mask; None leaves the masked copy out.
-    """
+    """Contents of an example, whatever it is made of; what is None is left out."""
 
     def __init__(
         self,
@@ -108,7 +101,6 @@ class _Examples:
         return int(sample_generator(self.seed, epoch=epoch, index=index, purpose="caption").integers(count))
 
     def _add_masks(self, example: Example, *, epoch: int) -> Example:
-        """Add the masked copy of the text, and the mask of the patches, of a visit in `epoch`."""
         index = example["sample_id"]
         if self._vocabulary is not None and self._words is not None:
             example["mlm_input_ids"], example["mlm_labels"] = whole_word_mask(
@@ -245,7 +237,6 @@ class _Texts:
             raise ValueError(f"sample {min(empty)} has no text or an empty one")
 
     def row(self, text: int) -> int:
-        """Return the row that has this text."""
         return int(np.searchsorted(self.first_of_row, text, side="right")) - 1
 
 

@@ -139,5 +139,4 @@ def _like(*, word: str, model: str) -> str:
 
 
 def _with_articles(text: str) -> str:
-    """Return the text with `a` or `an` as the changed words want it."""
     return _ARTICLE.sub(lambda match: match[1] + "n" * (match[2][0].lower() in "aeiou"), text)

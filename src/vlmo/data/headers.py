@@ -58,7 +58,6 @@ def check_size(opened: Image.Image, *, max_pixels: int) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Count segments up to the first scan, which Pillow reads, and scans."""
     offset, parts, scans = 2, 0, 0
     while found := _MARKER_IN_SCANS.search(data, offset) if scans else _MARKER.search(data, offset, offset + _NEAR):
         parts += 1 if scans else 1 + found.start() - offset  # padding is read byte by byte
@@ -85,7 +84,6 @@ def _check_png(data: bytes) -> None:
 
 
 def _check_gif(data: bytes) -> None:
-    """Count the blocks of extensions, and bytes between them, up to the first image."""
     flags = data[10] if len(data) > 10 else 0
     offset, parts = 13 + (6 << (flags & 7) if flags & 0x80 else 0), 0
     while offset < len(data) and data[offset] not in b",;":

@@ -194,7 +194,6 @@ def _questions(records: list[Record], root: Path) -> Rows:
 
 
 def _answers(record: Record) -> list[str]:
-    """Return the answer, or those of several people; none is a question to be answered."""
     value = record.cells.get(column_of(record.cells, ("answer", "answers")) or "")
     if isinstance(value, list):  # the hub's VQAv2 has them with each one's confidence
         value = [each.get("answer") if isinstance(each, dict) else each for each in value]

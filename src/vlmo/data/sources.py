@@ -144,10 +144,7 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **optio
 
 
 def _weighted(rows: Dataset, *, weight: float) -> Iterator[tuple[list[str], list[str]] | None]:
-    """Yield each row's captions and false captions, as often as `weight` says; None for a row that keeps none of them.
-
-    Of the weight's fraction, a hash decides.
-    """
+    """Yield each row's captions and false captions as often as `weight` says, by a hash; None without any."""
     whole = int(weight)
     for image_id, of_row, false in zip(
         column(rows, "image_id"), column(rows, "captions"), false_captions(rows), strict=True
@@ -180,7 +177,6 @@ def _read(path: Path) -> Dataset:
 
 
 def _read_images(path: Path, images: Sequence[Path]) -> Dataset:
-    """Return the image files of a folder: with masks, with classes (folders in it, or in those of splits), or alone."""
     for folder in (path / name for name in _MASKS if (path / "images").is_dir()):
         if masks := {file.relative_to(folder).with_suffix(""): file for file in images if file.is_relative_to(folder)}:
             return _masked(path, masks, [file for file in images if file.is_relative_to(path / "images")])
@@ -240,7 +236,6 @@ def text_rows(line: str, *, image_id: str, source: str) -> list[dict[str, Any]]:
 
 
 def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path) -> Dataset:
-    """Choose rows by their column `split`; without that column, by the hash of the row's image or document."""
     if "split" in dataset.column_names:
         given = column(dataset, "split")
         if split not in given:

@@ -186,10 +186,7 @@ def _image_faults(dataset: Dataset, *, shared: bool, progress: Callable[[], None
 
 
 def _is_prepared(file: Path) -> bool:
-    """Return True for a file of a built-in set or one that `vlmo data prepare` has written.
-
-    People write summaries with labels of their own.
-    """
+    """Return True for a file of a built-in set, or one that `vlmo data prepare` has written."""
     if file.is_relative_to(built_folder()):
         return True
     summary = file.parent.parent / SUMMARY_FILE
@@ -198,10 +195,7 @@ def _is_prepared(file: Path) -> bool:
 
 
 def _files_of(dataset: Dataset, images: list[str]) -> tuple[list[Path], bool]:
-    """Return the files that hold the images of all rows, and True if no row lacks one.
-
-    No file, if some images are in memory, of which no file tells, or in files of their own, which may change.
-    """
+    """Return the files that hold the images, none if some lie elsewhere; and True if no row lacks one."""
     table, complete = dataset.data, True
     blocks = itertools.chain(*table.blocks) if isinstance(table, ConcatenationTable) else [table]
     if any(isinstance(each, InMemoryTable) and not {*images}.isdisjoint(each.column_names) for each in blocks):

@@ -161,7 +161,6 @@ def _dual_rankings(images: Tensor, texts: Tensor, text_to_image: Tensor, *, top:
 
 
 def _rerank(dual: Ranking, scores: Tensor, positive: Tensor, *, weight: float, scale: float) -> Ranking:
-    """Reorder the shortlist, the first columns of `dual`; `scores` and `positive` are [query, shortlist]."""
     shortlist = scores.shape[1]
     similarity = dual.scores[:, :shortlist]
     mixed = rerank_score(similarity, scores, weight=weight, scale=scale)

@@ -228,7 +228,6 @@ def _tidy(model: Any, graph: Graph) -> None:
 
 
 def _rows(graph: Graph, samples: Samples) -> list[dict[str, np.ndarray]]:
-    """Return the inputs of a graph for each sample, without the padding that samples share."""
     rows = []
     for number in range(len(next(iter(samples.values())))):
         row = {name: samples[name][number : number + 1] for name in graph.inputs}

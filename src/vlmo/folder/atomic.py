@@ -152,7 +152,6 @@ def _hidden(target: Path, suffix: str) -> Path:
 
 
 def _flush_to_disk(path: Path) -> None:
-    """Wait until the file, or the names in the folder, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

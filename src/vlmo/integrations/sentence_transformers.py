@@ -35,8 +35,6 @@ Features = dict[str, Any]
 
 
 class _FolderModule(InputModule, ABC):
-    """A model and its processor, kept in the root of the folder."""
-
     def __init__(self, model: VLMoForImageTextRetrieval, processor: VLMoProcessor) -> None:
         super().__init__()
         self.model = model
@@ -77,7 +75,6 @@ class _FolderModule(InputModule, ABC):
         return cls(load_model(folder, VLMoForImageTextRetrieval, **dict(model_kwargs or {})), load_processor(folder))
 
     def _features(self, images: Sequence[Any], texts: Sequence[str]) -> Features:
-        """Return pixel values of the images and tokens of the texts, where there are any."""
         features: Features = {}
         if images:
             opened = [open_image(image) if isinstance(image, str | Path) else image for image in images]
@@ -210,7 +207,6 @@ def _load(
 
 
 def _classify(entry: Any, *, prompt: str | None) -> tuple[str, Any]:
-    """Return "text" with a prompted string, or "image" with an image, its path or address."""
     kind = "image" if isinstance(entry, Path) else infer_modality(entry, supported_modalities=["text", "image"])
     value = entry[kind] if isinstance(entry, dict) and kind in {"image", "text"} else entry
     if kind == "text" and isinstance(value, str):

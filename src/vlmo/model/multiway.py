@@ -171,7 +171,6 @@ class MultiwayBlock(GradientCheckpointingLayer):
         return hidden + changes, weights
 
     def _change(self, states: Float[Tensor, "batch seq dim"], gamma: Tensor | None) -> Float[Tensor, "batch seq dim"]:
-        """Return states scaled by LayerScale; in training, some samples are dropped and the others scaled up."""
         states = states if gamma is None else gamma * states
         if not self.training or self.drop_path == 0:
             return states

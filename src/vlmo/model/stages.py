@@ -155,7 +155,6 @@ def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConf
 
 @torch.no_grad()
 def _fit(name: str, tensor: Tensor, *, like: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Bring position tables to another grid, and add the row of a second image to a modality table."""
     if name == "vlmo.position_bias.table":
         return resize_bias_table(tensor, source=source, target=target)
     if name == _POSITIONS:

@@ -75,7 +75,6 @@ class SegmentTrainTransform:
         )
 
     def _corner(self, mask: Mask, generator: np.random.Generator) -> tuple[int, int]:
-        """Left and top of a crop in which no class has too large a share."""
         side, left, top = self.crop_size, 0, 0
         for _ in range(_CROP_TRIES):
             left, top = (int(generator.integers(max(length - side, 0) + 1)) for length in mask.shape[::-1])

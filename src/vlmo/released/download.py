@@ -162,8 +162,6 @@ def _read_sums() -> dict[str, dict[str, str | int]]:
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to an address that `_check_address` allows."""
-
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
@@ -178,11 +176,7 @@ def _check_address(address: str) -> None:
 
 
 def _download(address: str, target: Path) -> None:
-    """Download a file; go on where an earlier try ended.
-
-    Raises:
-        ValueError: It cannot be had; the message says where to put it by hand.
-    """
+    """Download a file; go on where an earlier try ended."""
     _check_address(address)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, reason = _no_link(target.with_name(f"{target.name}.partial")), ""
@@ -210,12 +204,7 @@ def _download(address: str, target: Path) -> None:
 
 
 def _read_rest(address: str, partial: Path) -> None:
-    """Add to `partial` what it lacks.
-
-    Raises:
-        OSError: The connection failed or ended early.
-        ValueError: The answer is no file of a stated size, or the disk is too small for it.
-    """
+    """Add to `partial` what it lacks; OSError where another try may help."""
     done = partial.stat().st_size if partial.is_file() else 0
     headers = {"Accept-Encoding": "identity", "User-Agent": "vlmo"}
     if tag := _tag_of(partial):

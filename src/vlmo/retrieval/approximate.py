@@ -75,7 +75,6 @@ def make_approximate(
 
 
 def _queries(store: Store, encoder: Encoder) -> tuple[Float32[np.ndarray, "query dim"], str]:
-    """Vectors of captions of a few images; if not all have one, those of the images."""
     numbers = np.linspace(0, store.table.count_rows() - 1, _QUERIES).astype(int).tolist()
     with one_line(store.folder):
         rows = store.table.take_offsets(sorted(set(numbers))).select(["captions", "vector"]).to_arrow()

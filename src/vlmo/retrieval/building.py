@@ -208,8 +208,6 @@ def _now() -> str:
 
 
 class _Update:
-    """One run over all inputs of an index."""
-
     def __init__(self, store: Store, reader: Reader, found: Sequence[Found], progress: Progress) -> None:
         self._store, self._reader, self._found, self._progress = store, reader, found, progress
         self._size, self._read = sum(each.size for each in found), 0
@@ -225,13 +223,7 @@ class _Update:
         self._broken: set[str] = set()  # shards that could not be read to their ends: images in the rest may exist
 
     def run(self, embed: Callable[..., Iterator[Batch]]) -> dict[str, int]:
-        """Embed new images and remove those that are gone; the table is valid whenever this is interrupted.
-
-        Return the numbers of images by what was done with them, as in `BuildReport`.
-
-        Raises:
-            ValueError: The index is damaged.
-        """
+        """Embed new images and remove those that are gone; the table is valid whenever this is interrupted."""
         self._advance(0, unchanged=0)  # a model may take minutes for the first batch
         counts, quarantine_file = self._counts, self._store.folder / QUARANTINE_FILE
         quarantine = QuarantineFile(quarantine_file)

@@ -93,7 +93,6 @@ def embed_works(
 
 
 def _read(works: Iterable[Work], reader: Reader, *, batch: int) -> Iterator[Batch]:
-    """Yield the images of works as they were read; the last batch of each shard says that it is finished."""
     for work in works:
         part = Batch()
         for record in _read_files(work.found, reader, batch) if work.shard is None else reader.read_shard(work.shard):

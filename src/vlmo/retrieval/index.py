@@ -246,7 +246,6 @@ def _hit(row: Mapping[str, Any]) -> Hit:
 
 
 def _number(value: Any) -> Any:
-    """Return whole numbers as such; columns hold float64."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

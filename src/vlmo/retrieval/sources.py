@@ -203,10 +203,7 @@ def _find_remote(origin: str) -> Iterator[Found]:
 
 
 def _kind(name: str, *, has_tar: Callable[[], bool] = lambda: False) -> Kind | None:
-    """Kind by the name; "skipped" for an image in a format that is not read, None for no image and no shard.
-
-    Beside a tar, img2dataset leaves parquet without images.
-    """
+    """Return the kind by the name; beside a tar, img2dataset leaves parquet without images."""
     suffix = f".{name.rpartition('.')[2].lower()}"
     if name.rpartition("/")[2].startswith("."):
         return None

@@ -180,10 +180,7 @@ class Store:
             merge.execute(pa.table(columns, schema=schema))
 
     def _fitting(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return metadata as the columns take it; missing columns are added, up to `_MAX_COLUMNS`.
-
-        The first value decides the type of a column; a later one that does not fit is left out.
-        """
+        """Return metadata as the columns take it: the first value decides the type, others are left out."""
         types, new = self._types(), dict[str, pa.DataType]()
         fitting: list[dict[str, Any]] = [{} for _ in rows]
         for fit, row in zip(fitting, rows, strict=True):

@@ -200,7 +200,6 @@ class _Patient(H11Protocol):
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """Start the timer while a head is incomplete, and cancel it when it is complete."""
         waiting = self.conn.their_state is h11.IDLE
         if waiting and self._reading is None:
             self._reading = self.loop.call_later(self.settings.header_seconds, self.transport.close)

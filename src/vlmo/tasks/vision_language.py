@@ -258,7 +258,6 @@ class VisionLanguageObjective(nn.Module):
     def _fuse(
         self, pixels: Tensor, images: Tensor, ids: Tensor, mask: Tensor, labels: Tensor
     ) -> tuple[Float[Tensor, "1 2"], Float[Tensor, "pairs 2"]]:
-        """Return MLM's sum of losses and number of right words, and the matching logits of each pair."""
         wanted = labels != -100
         shown, rows = images.unique(return_inverse=True)
         encoded = self.model.vlmo.encode(pixels.index_select(0, shown), ids, mask, words=wanted, image_rows=rows)

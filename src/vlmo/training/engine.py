@@ -181,7 +181,6 @@ def _same_everywhere(tensors: Iterable[Tensor]) -> None:
 
 
 def _drop_weights(model: nn.Module) -> nn.Module:
-    """Return the same model, whose weights take no memory."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))

@@ -127,11 +127,7 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
 
 @torch.no_grad()
 def _add_to_weights(model: nn.Module, adapter: dict[str, Tensor], *, rank: int, scale: float) -> None:
-    """Add the products of an adapter to the weights of its model, and replace what was trained whole.
-
-    Raises:
-        ValueError: A tensor is none of the model, or has another shape or rank, or makes numbers that are not finite.
-    """
+    """Add the products of an adapter to the weights of its model, and replace what was trained whole."""
     given = {name.removeprefix(_PREFIX).replace(".base_layer.", "."): tensor for name, tensor in adapter.items()}
     differing = []
     for name, weight in model.state_dict().items():

@@ -37,11 +37,7 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 class _EventFile:
-    """TensorBoard's file of a run, written without its thread, so that a full disk is an error of the write itself.
-
-    Args:
-        step: First step of this file; TensorBoard drops later events of earlier files.
-    """
+    """TensorBoard's file of a run, written without its thread: a full disk is an error of the write itself."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
         # slow to import, and only there with the extra `train`

@@ -282,7 +282,6 @@ class Trainer:
     def _report(
         self, tracker: Tracker | None, micro_batches: list[Batch], losses: dict[str, Tensor], grad_norm: Tensor
     ) -> None:
-        """Log a step, or that its update was skipped; raise TrainingError after too many of those."""
         counters, step = self._counters, self._counters.step
         means = (all_reduce(torch.stack(list(losses.values()))) / world_size()).tolist()
         named, norm = dict(zip(losses, means, strict=True)), grad_norm.item()
@@ -316,7 +315,6 @@ class Trainer:
             )
 
     def _evaluate_if_due(self, tracker: Tracker | None) -> None:
-        """Evaluate on every process, unless this step's evaluation is already in metrics.jsonl."""
         step, every = self._counters.step, self.config.eval_every
         due = step == self.config.max_steps or (every is not None and step > 0 and step % every == 0)
         if not due or self.evaluate is None or from_main(tracker and tracker.evaluated_step) == step:

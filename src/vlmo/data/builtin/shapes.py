@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from vlmo.data.builtin.scenes import (
     COLORS,
@@ -343,16 +343,7 @@ def _exchanged(pair: Sequence[Placed]) -> dict[Placed, Thing]:
 
 # ----------------------------------------------------------------------------------------------------------- questions
 
-Asked = tuple[str, str]
-
-
-class Case(NamedTuple):
-    """A scene to ask about; `turn` counts the questions of one kind."""
-
-    scene: Scene
-    pool: Pool
-    choices: Choices
-    turn: int
+Asked = tuple[str, str] | None
 
 
 def question_rows(split: str, number: int, pool: Pool) -> Rows:
@@ -360,10 +351,8 @@ def question_rows(split: str, number: int, pool: Pool) -> Rows:
     turn, which = divmod(number, len(QUESTIONS))
     kind, ask = list(QUESTIONS.items())[which]
     choices = Choices(f"scenes-questions/{split}/{number}")
-    while True:
-        scene = pool.scene(choices)
-        if asked := ask(Case(scene, pool, choices, turn)):
-            break
+    while (asked := ask(scene := pool.scene(choices), choices, pool, turn)) is None:
+        continue
     question, answer = asked
     yield scene_row(
         f"{pool.name}-questions/{split}/{number}",
@@ -378,80 +367,78 @@ def question_rows(split: str, number: int, pool: Pool) -> Rows:
     )
 
 
-def _color(case: Case) -> Asked | None:
-    shown = [each.thing for each in case.scene.objects if each.thing.kind == SHAPE]
+def _color(scene: Scene, choices: Choices, *_: object) -> Asked:
+    shown = [each.thing for each in scene.objects if each.thing.kind == SHAPE]
     names = [thing.name for thing in shown]
     alone = [thing for thing in shown if names.count(thing.name) == 1]
     if not alone:
         return None
-    thing = case.choices.one_of(alone)
+    thing = choices.one_of(alone)
     return f"what color is the {thing.name}?", thing.color or ""
 
 
-def _shape(case: Case) -> Asked | None:
-    """Ask for the only shape that lies on one side of an object."""
-    if not (alone := case.scene.alone()):
+def _shape(scene: Scene, choices: Choices, *_: object) -> Asked:
+    if not (alone := scene.alone()):
         return None
-    known = case.choices.one_of(alone)
-    relation = case.choices.one_of(list(OPPOSITE))
+    known, relation = choices.one_of(alone), choices.one_of(list(OPPOSITE))
     # A shape that people could think of must not stand beside the one that is asked for.
     axis, sign = relation in {"above", "below"}, -1 if relation in {"left of", "above"} else 1
-    others = (each for each in case.scene.objects if each is not known and each.thing.kind == SHAPE)
+    others = (each for each in scene.objects if each is not known and each.thing.kind == SHAPE)
     near = [each for each in others if sign * each.offset(known)[axis] > 0]
     if len(near) != 1 or near[0].relation_to(known) != relation:
         return None
     return f"what shape is {relation} the {known.thing.phrase().words()}?", near[0].thing.name
 
 
-def _count(case: Case) -> Asked | None:
-    """Ask how many objects have a name, or a color; each number is asked for as often."""
-    answer = case.turn % len(COUNTS) + 1
-    things = [each.thing for each in case.scene.objects]
+def _count(scene: Scene, choices: Choices, _: Pool, turn: int) -> Asked:
+    answer = turn % len(COUNTS) + 1  # each number is asked for as often
+    things = [each.thing for each in scene.objects]
     found = [f"how many {plural(thing.name)} are there?" for thing in things]
     found += [f"how many {thing.color} shapes are there?" for thing in things if thing.kind == SHAPE]
     asked = sorted({question for question in found if found.count(question) == answer})
-    return (case.choices.one_of(asked), str(answer)) if asked else None
+    return (choices.one_of(asked), str(answer)) if asked else None
 
 
-def _presence(case: Case) -> Asked | None:
+def _presence(scene: Scene, choices: Choices, pool: Pool, _: int) -> Asked:
     """Ask whether something is there; of what is not, half are shapes of a color and a name that are there."""
-    is_there, of_shapes = case.choices.random() < 0.5, case.choices.random() < 0.7
-    found = [each.thing for each in case.scene.objects if (each.thing.kind == SHAPE) == of_shapes]
+    is_there, of_shapes = choices.random() < 0.5, choices.random() < 0.7
+    found = [each.thing for each in scene.objects if (each.thing.kind == SHAPE) == of_shapes]
     if not found:
         return None
     if is_there:
-        return f"is there {case.choices.one_of(found).phrase()}?", "yes"
-    kinds, known = {thing.kind for thing in found}, set(found)
-    others = [thing for thing in case.pool.drawings if thing.kind not in kinds]
+        return f"is there {choices.one_of(found).phrase()}?", "yes"
     if of_shapes:
-        others = [thing for thing in case.pool.shapes if thing not in known]
-        unseen = [thing for thing in case.pool.first if thing.kind == SHAPE and thing not in known]
-        others = unseen if unseen and case.choices.random() < 0.5 else others  # not only for a yes
+        others = [thing for thing in pool.shapes if thing not in found]
+        unseen = [thing for thing in pool.first if thing.kind == SHAPE and thing not in found]
+        others = unseen if unseen and choices.random() < 0.5 else others  # not only for a yes
         names, colors = {thing.name for thing in found}, {thing.color for thing in found}
         mixed = [thing for thing in others if thing.name in names and thing.color in colors]
-        others = mixed if mixed and case.choices.random() < 0.5 else others
-    return f"is there {case.choices.one_of(others).phrase()}?", "no"
+        others = mixed if mixed and choices.random() < 0.5 else others
+    else:
+        kinds = {thing.kind for thing in found}
+        others = [thing for thing in pool.drawings if thing.kind not in kinds]
+    return f"is there {choices.one_of(others).phrase()}?", "no"
 
 
-def _relation(case: Case) -> Asked | None:
-    if len(alone := case.scene.alone()) < 2:
+def _relation(scene: Scene, choices: Choices, *_: object) -> Asked:
+    if len(alone := scene.alone()) < 2:
         return None
-    first, second = case.choices.some_of(alone, 2)
+    first, second = choices.some_of(alone, 2)
     if (relation := first.relation_to(second)) is None:
         return None
-    is_so = case.choices.random() < 0.5
+    is_so = choices.random() < 0.5
     one, other = (each.thing.phrase().words() for each in (first, second))
     return f"is the {one} {relation if is_so else OPPOSITE[relation]} the {other}?", "yes" if is_so else "no"
 
 
-QUESTIONS: dict[str, Callable[[Case], Asked | None]] = {
+QUESTIONS: dict[str, Callable[[Scene, Choices, Pool, int], Asked]] = {
     "what color": _color,
     "what shape": _shape,
     "how many": _count,
     "is there": _presence,
     "is the": _relation,
 }
-"""By question type."""
+"""Functions that ask about a scene, or give None, by question type; the number counts the questions of one type."""
 
 # ---------------------------------------------------------------------------------------------------------- statements
 
@@ -479,10 +466,7 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
     named = {phrase.name for phrase in shown.phrases}
 
     def scene_for(sign: str) -> Scene:
-        """Return a scene of which the sentence is true, or clearly false.
-
-        It shows what the sentence names, and of the other scene what stands in these places.
-        """
+        """Return a scene of what the sentence names or what replaces it, of which it is true, or clearly false."""
         scene, other = (first, second) if sign == "1" else (second, first)
         pairs = zip(scene.objects, other.objects, strict=True)
         wanted = [each.thing for each, instead in pairs if each.thing != instead.thing or each.thing.name in named]
