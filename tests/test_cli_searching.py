@@ -43,10 +43,8 @@ def test_index_says_what_it_did(model, tmp_path, capsys):
     (folder / "bad.jpg").write_text("no image")
     line = ["index", model, folder, "--out", tmp_path / "index"]
     shown = printed(line, capsys)
-    assert "5 images in" in shown
-    assert "embedded 5, with bytes that were known 0, unchanged 0, gone 0" in shown
-    assert "1 could not be used; each has its reason in" in shown
-    assert "(exact)" in shown
+    counts = "embedded 5, with bytes that were known 0, unchanged 0, gone 0"
+    assert all(words in shown for words in ("5 images in", counts, "1 could not be used; each has", "(exact)"))
     (folder / NAMES[0]).unlink()
     assert "embedded 0, with bytes that were known 0, unchanged 4, gone 1" in printed(line, capsys)
     shown = printed([*line, "--ann-threshold", "3"], capsys)
@@ -57,9 +55,7 @@ def test_index_of_broken_files_alone_ends_with_their_reasons(model, tmp_path, ca
     for name in ("a.jpg", "b.png"):
         (tmp_path / name).write_text(f"no image {name}")
     shown = refused(["index", str(model), str(tmp_path), "--out", str(tmp_path / "index")], capsys)
-    assert "none of 2 images can be used" in shown
-    assert "a.jpg: not an image" in shown
-    assert "b.png: not an image" in shown
+    assert all(words in shown for words in ("none of 2 images can", "a.jpg: not an image", "b.png: not an image"))
     assert len((tmp_path / "index" / "quarantine.jsonl").read_text().splitlines()) == 2
 
 
@@ -74,10 +70,8 @@ def test_low_recall_is_said(model, tmp_path, capsys, monkeypatch):
 def test_search_shows_a_table(made, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     shown = printed(["search", made[1], "a red square", "--top", "3"], capsys)
-    assert "weight x match (log-odds)" in shown
-    assert "24 reranked by the fusion encoder" in shown
-    assert "similarity" in shown
-    assert Path(NAMES[0]).name in shown
+    told = ("weight x match (log-odds)", "24 reranked by the fusion encoder", "similarity", Path(NAMES[0]).name)
+    assert all(words in shown for words in told)
     shown = printed(["search", made[1], "a red square", "--rerank", "0", "--where", "kind = 'cross'"], capsys)
     assert "match" not in shown
     assert "reranked" not in shown

