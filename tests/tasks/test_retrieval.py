@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.recipes.toy_recipes import shrunk
+from tests.toy_questions import processor
 
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.recipes import find_recipe
@@ -20,16 +21,9 @@ WITH_MATCHING = VisionLanguageConfig(mlm_weight=0.0, itm_weight=1.0)
 
 
 @pytest.fixture(scope="module")
-def stage3(pictures, visual_tokenizer, tmp_path_factory):
-    """The folder of a stage 3 with all its heads."""
-    recipe = shrunk(find_recipe("base-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
-    return build(recipe, run_dir=tmp_path_factory.mktemp("stage3")).fit().model_dir
-
-
-@pytest.fixture(scope="module")
-def recipe(pictures, visual_tokenizer, stage3):
+def recipe(pictures, visual_tokenizer, folders):
     small = shrunk(find_recipe("base-coco-retrieval"), source=pictures, visual_tokenizer=visual_tokenizer)
-    return dataclasses.replace(small, init=str(stage3))
+    return dataclasses.replace(small, init=str(folders["pretraining"]))
 
 
 def trained(recipe, run_dir):
@@ -45,9 +39,9 @@ def contrast(recipe, tmp_path_factory):
     return *trained(recipe, run_dir), run_dir
 
 
-def test_starts_as_stage_3_left_it_and_drops_what_retrieval_does_not_use(contrast, stage3):
+def test_starts_as_stage_3_left_it_and_drops_what_retrieval_does_not_use(contrast, folders):
     start, folder, run_dir = contrast
-    before = load_file(stage3 / "model.safetensors")
+    before = load_file(folders["pretraining"] / "model.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in start.items())
     dropped = set(before) - set(start)
     assert {name.split(".")[0] for name in dropped} == {"fusion_contrast_head", "match_head", "mlm_head"}
@@ -87,7 +81,10 @@ def test_a_teacher_that_does_not_fit_is_refused(recipe, contrast, tmp_path):
     refused(tmp_path / "nowhere", "nowhere is no model folder")
     refused("vlmo-small", "the teacher vlmo-small has another vocabulary; start from a folder")
     size = dataclasses.replace(recipe.model, projection_size=16)
-    refused(contrast[1], "has vectors of 32 dimensions, the model of 16; set", init=None, model=size)
+    words, file = processor().tokenizer.get_vocab(), tmp_path / "vocab.txt"
+    file.write_text("\n".join(sorted(words, key=words.get)))
+    text = dataclasses.replace(recipe.text, vocabulary=str(file))
+    refused(contrast[1], "has vectors of 32 dimensions, the model of 16; set", init=None, model=size, text=text)
 
 
 def test_with_matching_the_fusion_encoder_is_trained_too(recipe, pictures, tmp_path):

@@ -10,6 +10,7 @@ from vlmo.model import (
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
     VLMoForMaskedLM,
+    VLMoForPreTraining,
     VLMoForSemanticSegmentation,
     VLMoForVisualQuestionAnswering,
     VLMoForVisualReasoning,
@@ -21,7 +22,7 @@ TASKS = ("retrieval", "vqa", "nlvr2", "classification", "segmentation")
 
 
 def write_folders(root: Path) -> dict[str, Path]:
-    """Folders by task; beside them `dual`, which embeds only, and `words`, which is for no task."""
+    """Folders by task; beside them `dual`, which embeds only, and `words` and `pretraining`, which are for no task."""
     words = processor()
     text = {"vocab_size": words.vocab_size}
     models = {
@@ -32,6 +33,7 @@ def write_folders(root: Path) -> dict[str, Path]:
         "classification": toy(VLMoForImageClassification, **label_settings(NAMES)),
         "segmentation": toy(VLMoForSemanticSegmentation, segmentation_channels=16, **label_settings(PIXELS)),
         "words": toy(VLMoForMaskedLM, **text),
+        "pretraining": toy(VLMoForPreTraining, **text),
     }
     for name, model in models.items():
         model.save_pretrained(root / name)

@@ -40,15 +40,10 @@ def start(folders) -> Path:
 
 
 @pytest.fixture(scope="module")
-def questions(sets) -> Path:
-    return sets["vqa"]
-
-
-@pytest.fixture(scope="module")
-def run(start, questions, tmp_path_factory) -> Path:
+def run(start, sets, tmp_path_factory) -> Path:
     """A finished run folder, trained from the command line."""
     folder = tmp_path_factory.mktemp("run")
-    fine_tune(start, questions, folder)
+    fine_tune(start, sets["vqa"], folder)
     return folder
 
 
@@ -62,7 +57,7 @@ def pairs() -> dict[str, torch.Tensor]:
     return {"pixel_values": pictures(2), **words, "input_ids": words["input_ids"] % 50}
 
 
-def test_run_leaves_an_adapter_that_is_merged_on_request(run, start, questions, tmp_path, capsys):
+def test_run_leaves_an_adapter_that_is_merged_on_request(run, start, sets, tmp_path, capsys):
     adapter, merged = run / "model", tmp_path / "merged"
     assert {"adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", "tokenizer.json"} <= {
         file.name for file in adapter.iterdir()
@@ -73,13 +68,13 @@ def test_run_leaves_an_adapter_that_is_merged_on_request(run, start, questions, 
     assert all(".lora_A.weight" in name or ".lora_B.weight" in name or name.startswith(heads) for name in held)
     assert json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"] == 8  # twice the rank
     assert all(tensor.any() for name, tensor in held.items() if "lora_B" in name and "vision_language" in name)
-    line = refused(["evaluate", str(adapter), "--data", str(questions)], capsys)
+    line = refused(["evaluate", str(adapter), "--data", str(sets["vqa"])], capsys)
     assert f"vlmo merge {adapter} --out" in line
     assert "vlmo merge" in (adapter / "README.md").read_text()
 
     main(["merge", str(adapter), "--out", str(merged)])
     measured = [line for line in read_metrics(run) if any("/" in name for name in line)][-1]
-    figures = evaluate(merged, source=str(questions), device="cpu").metrics
+    figures = evaluate(merged, source=str(sets["vqa"]), device="cpu").metrics
     shared = {name: value for name, value in figures.items() if f"test/{name}" in measured}
     assert shared
     assert shared == pytest.approx({name: measured[f"test/{name}"] for name in shared})
@@ -95,11 +90,11 @@ def test_run_leaves_an_adapter_that_is_merged_on_request(run, start, questions, 
     assert "exists already" in refused(["merge", str(adapter), "--out", str(merged)], capsys)
 
 
-def test_run_that_was_cut_off_ends_with_the_same_adapter(run, start, questions, tmp_path):
+def test_run_that_was_cut_off_ends_with_the_same_adapter(run, start, sets, tmp_path):
     again = shutil.copytree(run, tmp_path / "again")
     shutil.rmtree(again / "model")
     shutil.rmtree(again / "state" / f"step_{STEPS:08d}")
-    fine_tune(start, questions, again)
+    fine_tune(start, sets["vqa"], again)
     expected, found = (load_file(folder / "model" / "adapter_model.safetensors") for folder in (run, again))
     assert is_same(expected, found)
 
@@ -191,8 +186,8 @@ def test_start_that_lacks_what_adapters_freeze_is_refused(start):
     add_adapters(model, LoraConfig(rank=2), start="photos", missing=["match_head.weight"])
 
 
-def test_adapters_are_estimated_and_need_a_start_and_their_package(start, questions, tmp_path, monkeypatch):
-    recipe = dataclasses.replace(finetune_recipe(start, str(questions)).recipe, lora=LoraConfig(rank=4))
+def test_adapters_are_estimated_and_need_a_start_and_their_package(start, sets, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(finetune_recipe(start, str(sets["vqa"])).recipe, lora=LoraConfig(rank=4))
     whole = estimate(dataclasses.replace(recipe, lora=LoraConfig()))
     needs, twice = (estimate(dataclasses.replace(recipe, lora=LoraConfig(rank=rank))) for rank in (4, 8))
     adapters = needs.parameters - whole.parameters
