@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from vlmo.data.decoding import image_bytes
+
 
 def picture(number: int) -> bytes:
-    buffer = io.BytesIO()
     pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return image_bytes(Image.fromarray(pixels), "PNG")
 
 
 def tar_bytes(keys: list[str], *, broken: frozenset[str] = frozenset()) -> bytes:

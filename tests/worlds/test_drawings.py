@@ -1,4 +1,3 @@
-import io
 import json
 from pathlib import Path
 
@@ -7,6 +6,7 @@ from PIL import Image
 from tests.data.prepare.toy_task_files import write
 
 from vlmo.data.builtin import emoji
+from vlmo.data.decoding import image_bytes
 from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
 from worlds import emoji as worlds_emoji
@@ -20,9 +20,8 @@ STYLES = {"twemoji": 0, "openmoji": 60, "noto": 120, "fluent": 180}
 
 def drawing(style: str, codes: str, *, kind: str = "PNG") -> bytes:
     place = (*CODES, TONE).index(codes)
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), (STYLES[style], 30 * place, 255 - 30 * place)).save(file, kind, lossless=True)
-    return file.getvalue()
+    image = Image.new("RGB", (32, 32), (STYLES[style], 30 * place, 255 - 30 * place))
+    return image_bytes(image, kind, lossless=True)
 
 
 @pytest.fixture

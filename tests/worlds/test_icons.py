@@ -1,6 +1,3 @@
-"""A handful of icons in the format of `@iconify/json`: four sets to train on, two to test on, and three left out."""
-
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +7,7 @@ import pytest
 from PIL import Image
 from tests.data.prepare.toy_task_files import write
 
+from vlmo.data.decoding import image_bytes
 from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
 from worlds import emoji, icons
@@ -163,9 +161,8 @@ def test_painted_icons_keep_their_name_as_a_caption(tmp_path, monkeypatch):
 
 
 def test_emoji_that_are_held_out_are_left_out_by_name_and_by_look(tmp_path, monkeypatch):
-    png = io.BytesIO()
-    Image.new("RGBA", (40, 40), (0, 0, 255, 255)).save(png, "PNG")
-    drawings = {"1f400": emoji.Drawing("openmoji", "1f400", "", png.getvalue(), np.zeros(1, np.float32))}
+    png = image_bytes(Image.new("RGBA", (40, 40), (0, 0, 255, 255)), "PNG")
+    drawings = {"1f400": emoji.Drawing("openmoji", "1f400", "", png, np.zeros(1, np.float32))}
     names = {"1f436": ("dog face",), "1f400": ("rat",), "1f468-1f3fb": ("man: light", "côte d'or")}
     concepts = emoji.Concepts(("1f436", "1f400"), ("1f400", "1f468"), frozenset())
     monkeypatch.setattr(emoji, "NUM_TEST", 0)

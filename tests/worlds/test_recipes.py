@@ -1,5 +1,3 @@
-"""The recipes of `vlmo-small` have the settings of the golden table, and read nothing that it is tested on."""
-
 from pathlib import Path
 
 import pytest

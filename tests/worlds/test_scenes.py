@@ -33,14 +33,12 @@ def make_scene(split: str, number: int, pools: dict[str, Pool]) -> tuple:
 
 def test_scenes_show_drawings_that_models_train_on_alone():
     drawn, pools = scenes.drawings(), scenes.pools()
-    shown = {row["image_id"] for row in builtin.load("drawings-pairs", split="train").select_columns("image_id")}
-    tested = {row["image_id"] for row in builtin.load("drawings-pairs", split="test").select_columns("image_id")}
-    concepts = {row["image_id"] for row in builtin.load("drawings-concepts", split="test").select_columns("image_id")}
-    assert (
-        set(pools["train"].drawings)
-        == {thing for thing in drawn if f"twemoji/{scenes.codes_of(thing)}" in shown}
-        < set(drawn)
+    shown, tested, concepts = (
+        set(builtin.load(name, split=split)["image_id"])
+        for name, split in (("drawings-pairs", "train"), ("drawings-pairs", "test"), ("drawings-concepts", "test"))
     )
+    trained = {thing for thing in drawn if f"twemoji/{scenes.codes_of(thing)}" in shown}
+    assert set(pools["train"].drawings) == trained < set(drawn)
     assert {f"twemoji/{scenes.codes_of(thing)}" for thing in {*drawn} - {*pools["train"].drawings}} <= concepts
     assert {f"openmoji/{scenes.codes_of(thing)}" for thing in pools["artist"].first} <= tested
 

@@ -1,5 +1,3 @@
-"""One command prepares data, trains every step and writes the folder to share, and goes on where it was; on toys."""
-
 import dataclasses
 from types import SimpleNamespace
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tests.data.prepare.toy_task_files import jpeg, png, quarantined, write
 
-from vlmo.data.decoding import decode_image, decode_mask
+from vlmo.data.decoding import decode_image, decode_mask, image_bytes
 from vlmo.data.prepare import labels_of, prepare
 from vlmo.data.prepare.classes import open_ade20k
 from vlmo.data.schema import SEGMENT_FEATURES, class_features
@@ -75,15 +75,13 @@ MASK = np.array([[255, 0, 149, 2, 255, 1], [0, 0, 0, 0, 0, 0]] * 2, dtype=np.uin
 
 
 def mask_png(numbers: np.ndarray = ANNOTATION, *, mode: str = "L") -> bytes:
-    buffer = io.BytesIO()
     image = Image.fromarray(numbers)
     if mode == "P":
         # Colors backwards: numbers must come from the indices, not from them.
         image.putpalette([255 - value // 3 for value in range(768)])
     elif mode != "L":
         image = image.convert(mode)
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return image_bytes(image, "PNG")
 
 
 def object_info(number_of_lines: int = 150) -> str:

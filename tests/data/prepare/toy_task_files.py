@@ -1,24 +1,19 @@
 """Miniatures of published sets as their publishers give them, and what a preparation has left."""
 
-import io
 import json
 from pathlib import Path
 
 from PIL import Image
 
+from vlmo.data.decoding import image_bytes
+
 
 def jpeg(shade: int, *, size: tuple[int, int] = (6, 4)) -> bytes:
-    return _encoded(shade, size=size, kind="JPEG")
+    return image_bytes(Image.new("RGB", size, (shade, shade, shade)), "JPEG")
 
 
-def png(shade: int, *, size: tuple[int, int] = (6, 4)) -> bytes:
-    return _encoded(shade, size=size, kind="PNG")
-
-
-def _encoded(shade: int, *, size: tuple[int, int], kind: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (shade, shade, shade)).save(buffer, kind)
-    return buffer.getvalue()
+def png(shade: int) -> bytes:
+    return image_bytes(Image.new("RGB", (6, 4), (shade, shade, shade)), "PNG")
 
 
 def write(file: Path, content: bytes | str) -> Path:

