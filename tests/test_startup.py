@@ -106,9 +106,10 @@ import sys
 
 import torch  # all of them import it: once is enough
 
+started = {}
 for use in USES:
     if process := os.fork():
-        assert os.waitpid(process, 0)[1] == 0, use
+        started[process] = use
         continue
     assert "transformers" not in sys.modules
     exec(use)
@@ -117,13 +118,14 @@ for use in USES:
     assert type(config).__module__ == "vlmo.model.config", type(config)
     assert type(config) in AutoModelForVisualQuestionAnswering._model_mapping
     assert "image-text-matching" in pipelines.PIPELINE_REGISTRY.supported_tasks
-    print(use, flush=True)
     os._exit(0)
+for process, use in started.items():
+    assert os.waitpid(process, 0)[1] == 0, use
 """
 
 
 def test_transformers_knows_the_models_once_a_name_was_used() -> None:
-    assert run(MODELS_ARE_KNOWN.replace("USES", repr(USES))).splitlines() == list(USES)
+    run(MODELS_ARE_KNOWN.replace("USES", repr(USES)))
 
 
 def test_public_names_are_the_classes_and_others_are_refused() -> None:
