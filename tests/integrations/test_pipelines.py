@@ -146,28 +146,20 @@ def test_saved_pipeline_needs_no_remote_code(task, make, tmp_path):
         assert again == before | {"score": pytest.approx(before["score"], abs=1e-6)}
 
 
-def test_images_come_from_objects_paths_and_strings(tmp_path):
-    picture = drawings(1)[0]
-    path = tmp_path / "picture.png"
-    picture.save(path)
+def test_images_come_upright_from_objects_paths_and_strings(tmp_path):
+    exif, path = Image.Exif(), tmp_path / "turned.png"
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    drawings(1)[0].save(path, exif=exif)
+    expected = np.asarray(drawings(1)[0].transpose(Image.Transpose.ROTATE_270))
     text = base64.b64encode(path.read_bytes()).decode()
-    for given in (picture, path, str(path), f"data:image/png;base64,{text}"):
-        assert np.array_equal(np.asarray(open_image(given)), np.asarray(picture))
+    for given in (Image.open(path), path, str(path), f"data:image/png;base64,{text}"):
+        assert np.array_equal(np.asarray(open_image(given)), expected)
+    assert np.array_equal(np.asarray(open_image(drawings(1)[0])), np.asarray(drawings(1)[0]))
     for missing in (Path("nowhere.png"), "nowhere.png"):
         with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
             open_image(missing)
     with pytest.raises(ValueError, match="image is a int"):
         open_image(3)
-
-
-def test_images_are_turned_upright(tmp_path):
-    picture = drawings(1)[0]
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    picture.save(tmp_path / "turned.png", exif=exif)
-    expected = np.asarray(picture.transpose(Image.Transpose.ROTATE_270))
-    for given in (str(tmp_path / "turned.png"), Image.open(tmp_path / "turned.png")):
-        assert np.array_equal(np.asarray(open_image(given)), expected)
 
 
 def test_transparency_becomes_white(make, tmp_path):
