@@ -42,9 +42,6 @@ def test_cache_is_built_anew_when_a_package_changes(tmp_path, monkeypatch) -> No
         monkeypatch.setattr(builtin, "version", versions.get)
         builtin.load("toy", split="train", cache_dir=tmp_path)
     assert len(list((tmp_path / "builtin").iterdir())) == 2
-
-
-def test_cache_folder_comes_from_the_environment(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "here"))
     builtin.load("toy", split="train")
     assert (tmp_path / "here" / "builtin").is_dir()

@@ -1,4 +1,3 @@
-import json
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tests.distributed.gloo import run_processes
 from vlmo.data import validation
 from vlmo.data.builtin import built_folder
 from vlmo.data.decoding import encode_image
+from vlmo.data.rows import read_lines
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, REASONING_FEATURES
 from vlmo.data.validation import ImageValidator, filter_invalid_rows
 
@@ -26,10 +26,6 @@ def row(number: int, **changes) -> dict:
 
 def dataset(rows: list[dict]) -> Dataset:
     return Dataset.from_list(rows, features=FEATURES)
-
-
-def lines(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def mixed() -> Dataset:
@@ -58,7 +54,7 @@ def test_filter_loses_no_row_without_a_line_that_says_why(tmp_path) -> None:
     assert good["image_id"][:] == ["id0", "id2", "id4", "id10"]
     assert good["captions"][:] == [["shade 0"], ["shade 2"], ["fine"], ["shade 10"]]
     assert good.features == FEATURES
-    found = {line["row"]: line for line in lines(file)}
+    found = {line["row"]: line for line in read_lines(file)}
     assert [line["row"] for line in found.values() if line["kind"] == "row"] == [1, 3, 5, 6, 7, 8, 9, 11]
     assert found[1] == {
         "kind": "row",
@@ -125,7 +121,7 @@ def test_filter_stops_above_the_share_and_without_rows(tmp_path) -> None:
         with pytest.raises(ValueError, match=message):
             filter_invalid_rows(given, quarantine=file, max_share=share)
     assert len(filter_invalid_rows(rows, quarantine=file, max_share=0.02)) == 98
-    assert len(lines(file)) == 2
+    assert len(read_lines(file)) == 2
     assert filter_invalid_rows(rows.select([7]), quarantine=file).to_list() == rows.select([7]).to_list()
     assert file.read_text() == ""
 
@@ -247,7 +243,7 @@ def test_second_pictures_are_looked_at_too(tmp_path) -> None:
     pairs = Dataset.from_list(rows, features=REASONING_FEATURES)
     good = filter_invalid_rows(pairs, quarantine=tmp_path / "q.jsonl", max_share=1.0)
     assert good["image_id"][:] == ["id0"]
-    reasons = [line["reason"] for line in lines(tmp_path / "q.jsonl")]
+    reasons = [line["reason"] for line in read_lines(tmp_path / "q.jsonl")]
     assert reasons == ["right.png: not an image in a known format (1 bytes)", "the row has no second_image"]
 
 
@@ -259,7 +255,7 @@ def test_image_of_many_rows_is_decoded_once_while_its_bytes_are_the_same(tmp_pat
     good = filter_invalid_rows(dataset(rows), quarantine=tmp_path / "q.jsonl", max_share=0.5)
     assert good["image_id"][:] == ["id0", "id1", "id4", "id5"]
     assert decoded == ["1.png", str(file), "2.png"]
-    assert [line["row"] for line in lines(tmp_path / "q.jsonl")] == [2, 3]  # each row has a line of its own
+    assert [line["row"] for line in read_lines(tmp_path / "q.jsonl")] == [2, 3]  # each row has a line of its own
     monkeypatch.setattr(validation, "_REMEMBERED", 2)
     validator = ImageValidator(["image"])
     assert validator({"image": png(1) | {"path": "same.png"}}) == []

@@ -1,4 +1,3 @@
-import pytest
 from tests.data.prepare.toy_task_files import quarantined, write
 
 from vlmo.data.prepare import prepare
@@ -15,16 +14,11 @@ FILES = {
 }
 
 
-@pytest.fixture
-def root(tmp_path):
+def test_glosses_give_a_row_a_meaning(tmp_path, monkeypatch) -> None:
     for name, text in FILES.items():
         write(tmp_path / "wordnet" / name, text)
-    return tmp_path / "wordnet"
-
-
-def test_glosses_give_a_row_a_meaning(root, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(glosses, "TEST_SHARE", 0)
-    prepare("glosses", root=root, out=tmp_path / "out")
+    prepare("glosses", root=tmp_path / "wordnet", out=tmp_path / "out")
     rows = open_source(str(tmp_path / "out"))
     assert dict(zip(rows["image_id"], [text for (text,) in rows["captions"]], strict=True)) == {
         "data.noun:2": 'toy dog, lap dog: a dog that fits on a lap; "the | bar"',

@@ -77,10 +77,8 @@ def genome(root: Path) -> Path:
 
 def move_elsewhere(root: Path) -> None:
     """Move everything to the other usual places; some people put all images into one folder."""
-    for folder, names in (
-        ("annotations", ("image_data.json", "region_descriptions.json")),
-        ("images", ("VG_100K", "VG_100K_2")),
-    ):
+    places = {"annotations": ("image_data.json", "region_descriptions.json"), "images": ("VG_100K", "VG_100K_2")}
+    for folder, names in places.items():
         (root / folder).mkdir()
         for name in names:
             (root / name).rename(root / folder / name)

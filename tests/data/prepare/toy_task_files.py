@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlmo.data.decoding import image_bytes
+from vlmo.data.rows import read_lines
 
 
 def jpeg(shade: int, *, size: tuple[int, int] = (6, 4)) -> bytes:
@@ -24,8 +25,7 @@ def write(file: Path, content: bytes | str) -> Path:
 
 def quarantined(out: Path) -> dict[str, str]:
     """Reason by image_id."""
-    lines = (out / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
-    return {line["image_id"]: line["reason"] for line in map(json.loads, lines)}
+    return {line["image_id"]: line["reason"] for line in read_lines(out / "quarantine.jsonl")}
 
 
 def coco_record(number: int, split: str, **changes) -> dict:

@@ -13,6 +13,7 @@ from tests.toy_shards import tar_bytes, write_parquet, write_tars
 from vlmo.data.examples import StreamExamples
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.masking import BlockMaskConfig, WordMaskConfig
+from vlmo.data.rows import read_lines
 from vlmo.data.stream import loader
 from vlmo.data.stream.loader import Source, StreamConfig, StreamLoader, open_sources
 from vlmo.data.stream.records import sample_id
@@ -76,10 +77,8 @@ def ids(steps):
 
 
 def quarantined(folder):
-    return {
-        (line["kind"], line["row"], Path(line["path"]).name): line
-        for line in map(json.loads, (folder / "quarantine.jsonl").read_text().splitlines())
-    }
+    lines = read_lines(folder / "quarantine.jsonl")
+    return {(line["kind"], line["row"], Path(line["path"]).name): line for line in lines}
 
 
 @pytest.fixture(scope="module")
