@@ -275,13 +275,8 @@ def edited_scene(choices: Choices, pool: Pool, *, kind: str) -> Edited:
         if len(alone := scene.alone()) < 2:
             continue
         pair = choices.some_of(alone, 2)
-        if kind == "relation":
-            edited = _replace_relation(scene, pair, choices)
-        elif kind == "swap":
-            edited = _swap(scene, pair, pool, choices)
-        else:
-            edited = _replace_thing(scene, pair, pool, choices, name=kind == "object")
-        if edited is not None:
+        edit = {"relation": _replace_relation, "swap": _swap}.get(kind, _replace_thing)
+        if (edited := edit(scene, pair, pool, choices, kind)) is not None:
             first, true, second, false = edited
             truths = [each.truth(sentence) for each in (first, second) for sentence in (true, false)]
             if truths == [True, False, False, True]:
@@ -296,12 +291,11 @@ def _sentence(pair: Sequence[Placed], choices: Choices, pool: Pool, *, sized: bo
     return relate((phrase_of([each], sized=sized) for each in pair), relation, form)
 
 
-def _replace_thing(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices, *, name: bool) -> Edited | None:
-    old, others = pair[0].thing, pool.shapes + pool.unseen
-    if name and old.kind != SHAPE:
+def _replace_thing(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices, kind: str) -> Edited | None:
+    old, same = pair[0].thing, "color" if kind == "object" else "name"
+    alike = [each for each in pool.shapes + pool.unseen if getattr(each, same) == getattr(old, same)]
+    if kind == "object" and old.kind != SHAPE:
         alike = [each for each in pool.drawings if each.kind != old.kind]
-    else:
-        alike = [each for each in others if (each.color == old.color if name else each.name == old.name)]
     if not alike:
         return None
     thing = choices.one_of(alike)
@@ -312,33 +306,29 @@ def _replace_thing(scene: Scene, pair: list[Placed], pool: Pool, choices: Choice
     return scene, sentence, changed, sentence._replace(phrases=tuple(phrases))
 
 
-def _replace_relation(scene: Scene, pair: list[Placed], choices: Choices) -> Edited | None:
+def _replace_relation(scene: Scene, pair: list[Placed], _: Pool, choices: Choices, __: str) -> Edited | None:
     if (relation := pair[0].relation_to(pair[1])) is None:
         return None
     phrases = [phrase_of([each]) for each in pair]
     form, word = choices.one_of(_RELATED), choices.below(2)
     true, false = (relate(phrases, each, form % WORDS[each][word]) for each in (relation, OPPOSITE[relation]))
-    return scene, true, scene.replaced(_exchanged(pair), choices), false
+    return scene, true, scene.replaced({each: other.thing for each, other in (pair, pair[::-1])}, choices), false
 
 
-def _swap(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices) -> Edited | None:
+def _swap(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices, _: str) -> Edited | None:
     swapped = choices.one_of(("objects", "colors", "sizes") if pool.sized else ("objects", "colors"))
     sentence = _sentence(pair, choices, pool, sized=swapped == "sizes")
-    first, second = sentence.phrases
-    if swapped == "colors":
+    first, second = phrases = sentence.phrases
+    things = {each: other.thing for each, other in (pair, pair[::-1])}
+    false = phrases[::-1]
+    if swapped == "sizes":
+        false = (first._replace(size=second.size), second._replace(size=first.size))
+    elif swapped == "colors":
         if not first.color or not second.color:
             return None
-        things = {each: each.thing._replace(color=other.thing.color) for each, other in (pair, pair[::-1])}
-        phrases = (first._replace(color=second.color), second._replace(color=first.color))
-    else:
-        things, phrases = _exchanged(pair), (second, first)
-        if swapped == "sizes":
-            phrases = (first._replace(size=second.size), second._replace(size=first.size))
-    return scene, sentence, scene.replaced(things, choices), sentence._replace(phrases=phrases)
-
-
-def _exchanged(pair: Sequence[Placed]) -> dict[Placed, Thing]:
-    return {pair[0]: pair[1].thing, pair[1]: pair[0].thing}
+        things = {each: each.thing._replace(color=thing.color) for each, thing in things.items()}
+        false = (first._replace(color=second.color), second._replace(color=first.color))
+    return scene, sentence, scene.replaced(things, choices), sentence._replace(phrases=false)
 
 
 # ----------------------------------------------------------------------------------------------------------- questions
