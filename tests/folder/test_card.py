@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 from huggingface_hub import EvalResult, metadata_load
-from PIL import Image
+from tests.checkpoints.toy_folder import drawings, text_processor
 from tests.toy_model import toy
 from transformers import PreTrainedModel
 
 import vlmo
-from vlmo import VLMoProcessor
 from vlmo.folder.card import DataSource, ModelCard, add_metrics, read_data, read_results, write_card
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 from vlmo.tasks import usage_of
@@ -53,12 +51,8 @@ def build(kind: str) -> PreTrainedModel:
 
 
 def save(folder: Path, kind: str) -> Path:
-    """A model folder with a processor whose vocabulary fits the tiny model."""
     build(kind).save_pretrained(folder)
-    words = ["a red heart", "what colour is it", "both images show a sailing boat"]
-    processor = VLMoProcessor.train(words, vocab_size=96, min_frequency=1, image_size=64, max_text_length=24)
-    assert processor.vocab_size <= 96
-    processor.save_pretrained(folder)
+    text_processor().save_pretrained(folder)
     return folder
 
 
@@ -84,8 +78,7 @@ def test_card_of_every_class_shows_code_that_runs(kind, tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", section(card, "How to use"), flags=re.DOTALL)
     assert 5 <= len(code.splitlines()) <= 10
     monkeypatch.chdir(tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save("image.png")
+    drawings(1)[0].save("image.png")
     names: dict[str, Any] = {}
     exec(code.replace("path/to/this/folder", str(folder)), names)
     assert names["result"] is not None

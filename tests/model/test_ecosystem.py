@@ -71,10 +71,6 @@ def gradients(model: nn.Module, loss_of=contrast_and_match_loss) -> dict[str, Te
     return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
 
 
-def cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-
-
 @contextlib.contextmanager
 def compiled(backbone: nn.Module, *, backend: str):
     """Every block compiled by itself, an error at the first graph break; gives what torch counts on the way."""
@@ -146,7 +142,8 @@ def test_bfloat16_stays_close_to_float32(model_class, inputs, changes, tmp_path)
     half = model_class.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     expected = model(**inputs)
-    for name, value in half(**cast(inputs, torch.bfloat16)).items():
+    given = {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs.items()}
+    for name, value in half(**given).items():
         difference = (value.float() - expected[name]).abs().max()
         assert torch.isfinite(value).all()
         assert difference > 0

@@ -75,19 +75,6 @@ def test_experts_see_the_tokens_that_the_paper_gives_them(way, num_fusion_layers
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_separate_attention_has_a_half_for_each_modality_and_joins_them(way):
-    model = toy(VLMoModel, attention="separate")
-    for layer, block in enumerate(model.blocks):
-        for name, own in (("vision", "image"), ("language", "text")):
-            seen = {own} if way in (own, "pair") else set()
-            projection = block.attention.projection[name]
-            assert changed_tokens(model, projection, layer=layer, way=way) == seen
-            for part in (block.norm1[name], block.attention.qkv[name]):  # through keys and values the others see it
-                joined = {"text", "image"} if way == "pair" else seen
-                assert changed_tokens(model, part, layer=layer, way=way) == joined
-
-
-@pytest.mark.parametrize("way", WAYS)
 @torch.no_grad()
 def test_shared_parts_equal_separate_parts_with_the_same_weights(way):
     shared = toy(VLMoModel, experts="shared", attention="shared")

@@ -87,14 +87,6 @@ def test_states_and_retrieval_vectors_are_those_of_the_plain_implementation(leng
         model.match(pixels, ids)
 
 
-def test_sizes_are_read_from_the_tensors():
-    config = beit3.convert(random_weights(SIZES, contrast=True), num_attention_heads=SIZES.heads).config
-    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 3, 4)
-    assert (config.intermediate_size, config.vocab_size, config.projection_size) == (72, 61, 24)
-    assert (config.image_size, config.patch_size, config.grid) == (40, 8, (5, 5))
-    assert config.max_text_positions == 48  # two rows of fifty are the offset
-
-
 @pytest.mark.parametrize(
     ("name", "sizes", "preset"),
     [("base", BASE, VLMoConfig.beit3_base), ("large", LARGE, VLMoConfig.beit3_large)],
