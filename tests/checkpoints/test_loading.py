@@ -16,8 +16,6 @@ from vlmo.model import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoForPreTra
 from vlmo.model.stages import start_from
 from vlmo.retrieval import Encoder
 
-CODE = 'raise SystemExit("code of the folder was run")\n'
-
 
 @pytest.fixture(scope="module")
 def write(tmp_path_factory):
@@ -171,7 +169,7 @@ def test_code_of_a_folder_is_neither_run_nor_asked_about(answering, tmp_path, mo
         ("tokenizer_config.json", {"AutoTokenizer": ["code.A", "code.A"]}),
     ):
         edited(answering[0], folder, file, auto_map=classes)
-    (folder / "code.py").write_text(CODE)
+    (folder / "code.py").write_text('raise SystemExit("code of the folder was run")\n')
     assert load_model(folder).config.num_labels == 3
     assert load_processor(folder).image_size == 64
     assert AutoConfig.from_pretrained(folder).model_type == "vlmo"

@@ -293,9 +293,6 @@ def test_folders_that_cannot_be_exported_are_named(classifier, exported, tmp_pat
     with pytest.raises(ValueError, match="exists and is no ONNX export"):
         write_onnx(classifier, classifier)
     config = json.loads((classifier / "config.json").read_text())
-    (classifier / "config.json").write_text(json.dumps(config | {"architectures": ["VLMoForVisualQuestionAnswering"]}))
-    with pytest.raises(ValueError, match=r"lacks 8 tensors .*answer_head"):
-        write_onnx(classifier, tmp_path / "exported")
     (classifier / "config.json").write_text(json.dumps(config | {"architectures": ["SomebodyElse"]}))
     with pytest.raises(ValueError, match=r"holds SomebodyElse; expected .* VLMoFor"):
         write_onnx(classifier, tmp_path / "exported")

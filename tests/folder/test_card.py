@@ -142,6 +142,8 @@ def test_card_without_facts_says_so(folder):
     assert section(card, "Metrics") == "Not measured."
     assert (read_results(folder), read_data(folder)) == ([], ())
     assert section(write_card(folder, ModelCard(recipe="x")), "Recipe").endswith("- Start: random weights")
+    with pytest.raises(ValueError, match=r"is no model folder: it has no config\.json"):
+        write_card(folder.parent, ModelCard())
 
 
 def test_added_metrics_replace_equal_ones_and_keep_the_rest(folder):
@@ -197,8 +199,3 @@ def test_long_cards_show_the_primary_results_and_licences_without_their_sources(
     assert "| `a` | stage 3 | MIT, CC0-1.0 |" in section(card, "Data")
     assert read_results(folder) == results
     assert read_data(folder) == data
-
-
-def test_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"is no model folder: it has no config\.json"):
-        write_card(tmp_path, ModelCard())

@@ -14,6 +14,7 @@ from tests.parity.plain_beit3 import (
     fine_tuned_weights,
     random_weights,
 )
+from tests.parity.test_beit import close
 from torch import Tensor
 
 from vlmo.checkpoints import beit3
@@ -28,7 +29,6 @@ from vlmo.model import (
     VLMoPreTrainedModel,
 )
 
-ATOL = 1e-5  # float32, two implementations that sum in different orders
 SIZES = Sizes()
 # With the contrast heads, in whole millions (cut, not rounded), from "Download Checkpoints" in the README of https://github.com/microsoft/unilm/tree/master/beit3
 PUBLISHED_SIZES = {"base": 222, "large": 674}
@@ -56,10 +56,6 @@ def texts(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 def pictures(count: int) -> Tensor:
     return torch.randn(count, 3, SIZES.patch * SIZES.grid, SIZES.patch * SIZES.grid)
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=ATOL, rtol=0)
 
 
 @pytest.mark.parametrize("lengths", [(1, 1, 1), (7, 3, 1), (16, 16, 9), (48, 2, 31)])
