@@ -25,11 +25,11 @@ from attacks.hostile import REFUSED, encoded
 from datasets import Dataset, DatasetDict
 from tests.forkserver import start, start_command
 from tests.integrations.toy_gallery import trained_folder
+from tests.retrieval.toy_index import rows
 from tests.toy_shards import tar_bytes, write_parquet
 
 from vlmo.data.decoding import decode_image
 from vlmo.data.stream.records import Bad, read_saved, read_shard
-from vlmo.retrieval import Index
 
 SOON_S, SLOWEST_S = 120.0, 5.0
 """Time for all that is hostile, and for a damaged shard."""
@@ -130,7 +130,7 @@ def attack_index(attack: Attack, folder: Path, model: Path, inputs: Sequence[Pat
     began = time.monotonic()
     process = start_command("index", model, *inputs, "--out", folder / "index", "--engine", "torch")
     code, seconds = process.wait(2 * SOON_S), time.monotonic() - began
-    places = [hit for hit in Index(folder / "index").vectors()[1] if GOOD in hit] if code == 0 else []
+    places = [path for path in rows(folder / "index") if GOOD in path] if code == 0 else []
     said = process.stderr + process.stdout
     ugly = [word for word in ("Traceback", "Warning", "\x1b[2J") if word in said]
     kept = code == 0 and len(places) == good and not ugly and seconds < SOON_S
