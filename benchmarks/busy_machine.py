@@ -24,7 +24,8 @@ from surroundings import surroundings, write_result
 from vlmo.data.sources import decode_image, open_source
 
 VARIANTS = {"default": {"GOMP_SPINCOUNT": "300000"}, "chosen": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
-LOADS = {"alone": 0, "beside two busy loops": 2}
+LOADS = {"alone": (0, "default"), "beside two busy loops": (2, "passive")}
+"""Busy loops, and the variant that `chosen` is compared with."""
 _IMAGES = 2000
 
 
@@ -85,7 +86,7 @@ def seconds_of(command: Sequence[str], environment: dict[str, str]) -> float:
 
 
 def compare(options: Options) -> dict[str, Any]:
-    """Seconds by command, load and variant, and the speed of `chosen` beside the others."""
+    """Seconds by command, load and variant, and the speed of `chosen` by that of the other variant."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -93,18 +94,14 @@ def compare(options: Options) -> dict[str, Any]:
         for name in options.commands:
             command = known[name]
             seconds_of(command, plain)  # fills caches
-            for load, count in LOADS.items():
-                seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+            for load, (count, other) in LOADS.items():
+                seconds: dict[str, list[float]] = {other: [], "chosen": []}
                 for _ in range(options.turns):
-                    for variant, settings in VARIANTS.items():
+                    for variant, runs in seconds.items():
                         with busy_loops(count):
-                            seconds[variant].append(seconds_of(command, plain | settings))
-                median = {variant: statistics.median(runs) for variant, runs in seconds.items()}
-                found.setdefault(name, {})[load] = {
-                    "seconds": seconds,
-                    "speed_by_default": median["default"] / median["chosen"],
-                    "speed_by_passive": median["passive"] / median["chosen"],
-                }
+                            runs.append(seconds_of(command, plain | VARIANTS[variant]))
+                speed = statistics.median(seconds[other]) / statistics.median(seconds["chosen"])
+                found.setdefault(name, {})[load] = {"seconds": seconds, f"speed_by_{other}": speed}
                 print(name, load, json.dumps(found[name][load]), flush=True)
     return found
 

@@ -216,7 +216,7 @@ def test_images_and_paths_in_parquet_are_read_from_its_folder_and_stay_there(kin
     assert dict(zip(rows["image_id"], rows["captions"], strict=True)) == {"a.png": ["one", "uno"], "b/c.png": ["two"]}
     assert [decode_image(each).size for each in rows["image"]] == [(4, 4)] * 2
     for outside in (str(tmp_path / "secret.png"), "../../secret.png", "link.png"):
-        with pytest.raises(ValueError, match=r"record 1: .*(secret|link).* lies outside"):
+        with pytest.raises(ValueError, match=r"record 1: .* lies outside"):
             everything(write("a.png", outside, "a.png"))
     if kind == "struct":
         rows = everything(write(picture(0), "a.png", picture(0), image_id=["7", "8", "7"]))
