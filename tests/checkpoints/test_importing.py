@@ -17,7 +17,14 @@ from safetensors.torch import load_file
 from tests.parity import plain_beit3
 from tests.parity.cases import reference_file
 from tests.parity.plain_vlmo import Sizes, random_checkpoint, write_vocabulary
-from tests.parity.test_beit import SHARED_TABLE, hugging_face_keys, published_keys, random_beit
+from tests.parity.test_beit import (
+    ABSOLUTE_POSITIONS,
+    HEADS,
+    SHARED_TABLE,
+    hugging_face_keys,
+    published_keys,
+    random_beit,
+)
 from tests.processing.test_sentencepiece import train as train_sentencepiece
 from torch import Tensor
 from torch.nn import functional as F
@@ -192,6 +199,10 @@ FAILURES = {  # a reference file or its weights, tensors that are changed or lef
     "wrong_shape": ("irtr", {NORM: torch.ones(31)}, {}, r"\(31,\), expected \(32,\)"),
     "integers": ("irtr", {NORM: torch.ones(32, dtype=torch.int8)}, {}, r"int8; expected floating-point"),
     "other_model": (lambda: {"bert.weight": torch.ones(2)}, {}, {}, "in no layout of VLMo"),
+    "both_positions": (
+        *(lambda: published_keys(random_beit(BeitForMaskedImageModeling)), {"pos_embed": torch.ones(1, 26, 32)}),
+        *({"num_attention_heads": HEADS}, "does not have: .*relative_position_bias_table"),
+    ),
     "wrong_heads": ("irtr", {}, {"num_attention_heads": 3}, "of 3 heads"),
     "image_no_multiple": ("irtr", {}, {"image_size": 100}, "patch size 16"),
     "text_no_multiple": ("irtr", {}, {"text_length": 20}, "multiple of 8"),
@@ -231,6 +242,10 @@ MUTATED: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, object]]] = 
     "beit": (
         lambda: published_keys(random_beit(BeitForMaskedImageModeling)),
         {"vocabulary": None},
+    ),
+    "beit_absolute": (
+        lambda: published_keys(random_beit(BeitForMaskedImageModeling, **ABSOLUTE_POSITIONS)),
+        {"vocabulary": None, "num_attention_heads": HEADS},
     ),
     "hf-beit": (lambda: hugging_face_keys(random_beit(BeitForImageClassification)), {"vocabulary": None}),
     "hf-beit_shared": (
@@ -344,6 +359,9 @@ def test_beit_without_a_vocabulary_gets_a_processor_of_images_only(tmp_path):
     assert loaded(tmp_path / "again")["vlmo.text_embeddings.words.weight"].shape == (96, 32)
     assert AutoProcessor.from_pretrained(tmp_path / "again").max_text_length == 24
     assert "vlmo.text_embeddings.words.weight" in report.missing
+    torch.save(published_keys(random_beit(BeitForMaskedImageModeling, **ABSOLUTE_POSITIONS)), tmp_path / "file.pth")
+    import_checkpoint(tmp_path / "file.pth", tmp_path / "absolute", num_attention_heads=HEADS, **options)
+    assert loaded(tmp_path / "absolute")["vlmo.text_embeddings.positions"].shape == (24, 32)
 
 
 def test_beit3_takes_its_sentencepiece_file_and_keeps_spare_rows_of_its_word_table(tmp_path):
@@ -406,15 +424,16 @@ def test_other_normalisation_of_pixels_moves_into_the_projection(tmp_path, name,
     """The imported model sees an image as the file's own code, which norms it in another way."""
     file = tmp_path / "plain"
     if settings is None:
-        torch.save(published_keys(random_beit(BeitForMaskedImageModeling)), file)
+        positions = ABSOLUTE_POSITIONS if name.endswith("800ep.pth") else {}
+        torch.save(published_keys(random_beit(BeitForMaskedImageModeling, **positions)), file)
     else:
         random_beit(BeitModel).save_pretrained(file)
-    import_checkpoint(file, tmp_path / "plain-model")
+    import_checkpoint(file, tmp_path / "plain-model", num_attention_heads=HEADS)
     file = file.rename(tmp_path / name)
     if settings is not None:
         settings |= {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
         (file / "preprocessor_config.json").write_text(json.dumps(settings))
-    import_checkpoint(file, tmp_path / "out", imagenet_pixels=option)
+    import_checkpoint(file, tmp_path / "out", num_attention_heads=HEADS, imagenet_pixels=option)
     folders = [tmp_path / "plain-model", tmp_path / "out"]
     plain, model = (VLMoForMaskedImageModeling.from_pretrained(folder).eval() for folder in folders)
     images = torch.randint(0, 256, (2, 3, *[model.config.image_size] * 2), dtype=torch.uint8)

@@ -28,6 +28,12 @@ ATOL = 1e-5  # float32, two implementations that sum in different orders
 PATCH, GRID, DEPTH, HEADS, WIDTH = 8, 5, 3, 4, 32
 KEY_STYLES = pytest.mark.parametrize("style", ["published", "hugging_face"])
 SHARED_TABLE = {"use_relative_position_bias": False, "use_shared_relative_position_bias": True}
+# As the published `beit_base_patch16_224_pt1k_800ep.pth`.
+ABSOLUTE_POSITIONS = {
+    "use_relative_position_bias": False,
+    "use_absolute_position_embeddings": True,
+    "layer_scale_init_value": 0.0,
+}
 SETTINGS = pytest.mark.parametrize(
     "settings",
     [
@@ -41,6 +47,7 @@ OLD_NAMES = {  # in this order
     "beit.": "",
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "embeddings.": "",
+    "position_embeddings": "pos_embed",
     "encoder.layer.": "blocks.",
     "encoder.relative_position_bias.": "rel_pos_bias.",
     "attention.attention.relative_position_bias.": "attn.",
@@ -168,6 +175,14 @@ def test_backbone_alone_gives_the_same_states(style, mean_pooled):
     assert len(conversion.tensors.unused) == 2 * mean_pooled  # the norm of a classifier that is not there
 
 
+@torch.no_grad()
+def test_absolute_positions_give_the_same_logits():
+    theirs = random_beit(BeitForMaskedImageModeling, **ABSOLUTE_POSITIONS)
+    conversion = converted(theirs, style="published", num_attention_heads=HEADS)
+    assert (conversion.config.position_embedding, conversion.config.layer_scale_init) == ("absolute", None)
+    close(load(conversion)(pixels := pictures()).reconstruction, theirs(pixels).logits)
+
+
 @pytest.mark.parametrize(("depth", "width", "preset"), [(12, 768, VLMoConfig.base), (24, 1024, VLMoConfig.large)])
 @pytest.mark.parametrize("classes", [0, 21841])
 def test_released_sizes_become_our_presets(depth, width, preset, classes):
@@ -262,9 +277,10 @@ TABLE = "blocks.{}.attn.relative_position_bias_table"
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
-        ({TABLE.format(1): None}, {}, "2 of 3 blocks .* and no absolute positions"),
+        ({TABLE.format(1): None}, {}, "2 of 3 blocks .* or pos_embed"),
         ({TABLE.format(layer): None for layer in range(DEPTH)}, {}, "0 of 3 blocks"),
         ({TABLE.format(layer): torch.zeros(9 * 11 + 3, HEADS) for layer in range(DEPTH)}, {}, "102 rows"),
+        ({"pos_embed": torch.zeros(1, 27, WIDTH)}, {"num_attention_heads": HEADS}, "pos_embed has 27 rows"),
         ({"patch_embed.proj.weight": None}, {}, r"patch_embed\.proj\.weight"),
         ({}, {"num_attention_heads": HEADS + 1}, "12 columns, which do not fit 3 layers of 5 heads"),
     ],

@@ -14,6 +14,7 @@ from vlmo.checkpoints.layout import (
     MAX_TEXT_POSITIONS,
     NUM_CLASS_ROWS,
     NUM_CROSS_ROWS,
+    OUR_IMAGE_POSITIONS,
     OUR_TABLE,
     Conversion,
     HeadTask,
@@ -37,6 +38,7 @@ PUBLISHED = NameTable(
     (
         ("cls_token", _CLASS_TOKEN),
         ("patch_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
+        ("pos_embed", OUR_IMAGE_POSITIONS),
         ("norm.{kind}", "vlmo.norm.{kind}"),
         ("mask_token", _MASK_TOKEN),
         ("lm_head.{kind}", "mim_head.decoder.{kind}"),
@@ -123,7 +125,7 @@ def convert(
 
     Args:
         config: `config.json` of a Hugging Face folder.
-        num_attention_heads: By default those of base or large, or what the position table tells.
+        num_attention_heads: By default those of base or large, or what a position table tells.
 
     Raises:
         ValueError: VLMo does not have the file's architecture, or its sizes do not fit together.
@@ -131,12 +133,16 @@ def convert(
     config, is_published = config or {}, _is_published(state_dict)
     tensors = Tensors(state_dict, PUBLISHED if is_published else HUGGING_FACE)
     task, settings = find_task(TASKS, tensors)
-    table = _take_table(tensors)
-    sizes = common_sizes(tensors, columns=table.shape[1], num_attention_heads=num_attention_heads)
+    table = None if OUR_IMAGE_POSITIONS in tensors.weights else _take_table(tensors)
+    columns = None if table is None else table.shape[1]
+    sizes = common_sizes(tensors, columns=columns, num_attention_heads=num_attention_heads)
     depth = sizes["num_hidden_layers"]
     if (activation := config.get("hidden_act", "gelu")) != "gelu":
         raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
-    grid = grid_side("the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS, relative=True)
+    if table is None:
+        grid = grid_side("pos_embed", tensors.shape(OUR_IMAGE_POSITIONS, axes=2)[0], num_fixed=1)
+    else:
+        grid = grid_side("the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS, relative=True)
     names = {str(number): str(name) for number, name in dict(config.get("id2label") or {}).items()}
     if task is _CLASSIFIED and names.keys() == set(map(str, range(settings["num_labels"]))):
         del settings["num_labels"]
@@ -146,6 +152,7 @@ def convert(
         num_fusion_layers=0,  # stage 3 adds them, from the expert that its recipe names
         max_text_positions=MAX_TEXT_POSITIONS,
         image_size=sizes["patch_size"] * grid,
+        position_embedding="absolute" if table is None else "relative",
         # Of base and large; only a newly initialised model reads it.
         layer_scale_init=(0.1 if depth <= 12 else 1e-5) if "vlmo.blocks.0.gamma_1" in tensors.weights else None,
         layer_norm_eps=1e-6 if is_published else config.get("layer_norm_eps", 1e-12),
@@ -159,8 +166,9 @@ def convert(
     tensors.leave_out([name for name in tensors.weights if name.startswith(foreign)])
     weights, width, like = tensors.weights, ours.hidden_size, tensors.weights[_CLASS_TOKEN]
     # What BEiT lacks, at values that change nothing.
-    num_text_rows = NUM_CROSS_ROWS + 2 * MAX_TEXT_POSITIONS
-    weights[OUR_TABLE] = torch.cat([table, table.new_zeros(num_text_rows, table.shape[1])])
+    if table is not None:
+        text_rows = table.new_zeros(NUM_CROSS_ROWS + 2 * MAX_TEXT_POSITIONS, table.shape[1])
+        weights[OUR_TABLE] = torch.cat([table, text_rows])
     weights["vlmo.modality_types.weight"] = like.new_zeros(ours.num_modality_types, width)
     notes.append("BEiT has no modality types: they start at zero.")
     if mean_pooled and _NORM not in weights and _TOKEN_HEAD not in weights:
@@ -186,7 +194,7 @@ def _take_table(tensors: Tensors) -> Float[Tensor, "rows layers*heads"]:
     shared = tensors.weights.pop(_SHARED, None)
     own = [tensors.weights.pop(name) for layer in range(depth) if (name := f"layer_table.{layer}") in tensors.weights]
     if len(own) != (depth if own or shared is None else 0):
-        raise ValueError(f"{len(own)} of {depth} blocks have a {_BIAS}; VLMo needs all, and no absolute positions.")
+        raise ValueError(f"{len(own)} of {depth} blocks have a {_BIAS}; VLMo needs all, or pos_embed in their place.")
     if shared is not None:
         own = [shared + table for table in own] or [shared] * depth
     return torch.cat(own, dim=1)

@@ -187,7 +187,8 @@ def _fit_text(conversion: Conversion, *, asked: int | None, vocabulary: str | Pa
         raise ValueError(f"text length {asked} is longer than the {config.max_text_positions} positions of the model")
     elif config.position_embedding == "absolute":
         config.max_text_positions = asked
-        weights[OUR_TEXT_POSITIONS] = weights[OUR_TEXT_POSITIONS][:asked]
+        if OUR_TEXT_POSITIONS in weights:
+            weights[OUR_TEXT_POSITIONS] = weights[OUR_TEXT_POSITIONS][:asked]
     conversion.max_text_length = asked
 
 
