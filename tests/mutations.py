@@ -185,8 +185,8 @@ MUTATIONS = (
     Mutation(
         "captions reranked with the weight of the other direction",
         "serving/service.py",
-        "weight = encoder.rerank_weight_image_to_text if by_image else encoder.rerank_weight",
-        "weight = encoder.rerank_weight",
+        "encoder.rerank_weight_image_to_text if request.query.text is None else encoder.rerank_weight",
+        "encoder.rerank_weight",
         ("serving/test_compatible.py",),
     ),
     Mutation(

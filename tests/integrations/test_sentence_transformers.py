@@ -1,5 +1,6 @@
 import base64
 import importlib
+import itertools
 import json
 import shutil
 import sys
@@ -223,9 +224,10 @@ def test_order_is_that_of_a_search_that_reranks_and_of_its_weights(folder, tmp_p
         picture.save(tmp_path / f"{row}.png")
     build_index(other, [f"{tmp_path}/*.png"], out=tmp_path / "index")
     searcher, scorer = Searcher(other, tmp_path / "index"), load_cross_encoder(other, device="cpu")
-    for text in TEXTS[::5]:
-        hits = searcher.search(text, top=NUM_IMAGES, rerank=NUM_IMAGES).hits
-        ranking = scorer.rank(text, drawings())
+    alone = load_cross_encoder(other, rerank_weight=1, device="cpu")
+    for text, (each, weight) in itertools.product(TEXTS[::5], ((scorer, None), (alone, 1))):
+        hits = searcher.search(text, top=NUM_IMAGES, rerank=NUM_IMAGES, weight=weight).hits
+        ranking = each.rank(text, drawings())
         assert [f"{entry['corpus_id']}.png" for entry in ranking] == [Path(hit.path).name for hit in hits]
         np.testing.assert_allclose([entry["score"] for entry in ranking], [hit.score for hit in hits], atol=1e-4)
     # Texts are ranked for an image.
@@ -274,6 +276,8 @@ def test_model_without_matching_head_judges_no_pairs(folder):
     model = toy(VLMoForImageTextRetrieval, use_match_head=False)
     with pytest.raises(ValueError, match="no matching head"):
         VLMoPairScorer(model, VLMoProcessor.from_pretrained(folder))
+    with pytest.raises(ValueError, match="rerank_weight is 2"):
+        load_cross_encoder(folder, rerank_weight=2)
 
 
 def test_missing_package_is_named(monkeypatch):

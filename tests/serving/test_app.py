@@ -155,6 +155,7 @@ WRONG = {
         ({"query": {"image": "aGk="}, "documents": [{"image": "aGk="}]}, "are both images"),
         ({"query": "a", "documents": [NO_IMAGE]}, "no usable image"),
         ({"query": "a", "documents": [NO_IMAGE], "top_n": 0}, "top_n"),
+        ({"query": "a", "documents": [NO_IMAGE], "weight": 1.5}, "weight"),
         ({"query": "a", "documents": [NO_IMAGE], "return_documents": "perhaps"}, "return_documents"),
         ({"query": 5, "documents": [NO_IMAGE]}, "expected a text or"),
     ],

@@ -116,15 +116,20 @@ def test_cohere_client_gets_texts_for_an_image_with_the_documents(address, parts
 
 
 def test_texts_for_an_image_have_a_weight_of_their_own(client, parts, monkeypatch) -> None:
-    def results() -> list:
+    def results(**body) -> list:
         asked = ((TEXTS[0], ADDRESSES), (ADDRESSES[1], TEXTS))
-        return [rerank(client, query=query, documents=documents)["results"] for query, documents in asked]
+        return [rerank(client, query=query, documents=each, **body)["results"] for query, each in asked]
 
     images, texts = results()
     monkeypatch.setattr(parts.encoder, "rerank_weight_image_to_text", 1.0)
     same, other = results()
     assert same == images
     assert [each["relevance_score"] for each in other] != [each["relevance_score"] for each in texts]
+    alone, again = results(weight=1)  # of the request
+    assert again == other
+    odds = parts.encoder.match([drawings()[number] for number in IMAGES], TEXTS[:1] * len(IMAGES))
+    given = [each["relevance_score"] for each in alone]
+    np.testing.assert_allclose(given, sigmoid(np.sort(odds)[::-1]), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("query", [TEXTS[0], {"text": TEXTS[0]}])

@@ -185,12 +185,21 @@ def load_sentence_transformer(folder: str | Path, *, device: str | torch.device 
     return cast("SentenceTransformer", _load(SentenceTransformer, VLMoEmbedder, folder, device=device))
 
 
-def load_cross_encoder(folder: str | Path, *, device: str | torch.device | None = None) -> CrossEncoder:
+def load_cross_encoder(
+    folder: str | Path, *, rerank_weight: float | None = None, device: str | torch.device | None = None
+) -> CrossEncoder:
     """Load a model folder, or one of `CrossEncoder.save`, to score pairs as a search with reranking does.
 
-    ValueError if it holds no model that scores pairs.
+    `rerank_weight` is the share of the match in a score, 0 to 1, by default the model's; with 1 scores are log-odds of
+    a match. ValueError if the folder holds no model that scores pairs, or for another weight.
     """
-    return cast("CrossEncoder", _load(CrossEncoder, VLMoPairScorer, folder, device=device))
+    if rerank_weight is not None and not 0 <= rerank_weight <= 1:
+        raise ValueError(f"rerank_weight is {rerank_weight}; give a number from 0 to 1")
+    scorer = cast("CrossEncoder", _load(CrossEncoder, VLMoPairScorer, folder, device=device))
+    if rerank_weight is not None:
+        config = cast("VLMoPairScorer", scorer[0]).model.config
+        config.rerank_weight = config.rerank_weight_image_to_text = float(rerank_weight)
+    return scorer
 
 
 def _load(

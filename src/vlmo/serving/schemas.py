@@ -65,6 +65,8 @@ Id = Annotated[str, Field(min_length=1, max_length=1000, description="Id of an i
 _ABOUT_FILTERS = "Filter on the index's columns, such as `year >= 2020 and album = 'Rome'`."
 Where = Annotated[str, Field(max_length=MAX_FILTER, description=_ABOUT_FILTERS)]
 Top = Annotated[int, Field(ge=1, le=MAX_TOP, description="Number of results.")]
+_ABOUT_WEIGHTS = "Share of the match score in the order; by default the model's."
+Weight = Annotated[float | None, Field(ge=0, le=1, description=_ABOUT_WEIGHTS)]
 
 
 class Body(BaseModel):
@@ -85,9 +87,7 @@ class SearchRequest(Body):
         le=MAX_RERANK,
         description=f"Candidates of a text that the fusion encoder scores; by default {SEARCH_RERANK}, if it can.",
     )
-    weight: float | None = Field(
-        default=None, ge=0, le=1, description="Share of the match score in the order; by default the model's."
-    )
+    weight: Weight = None
     where: Where | None = None
 
     @model_validator(mode="after")
@@ -191,6 +191,7 @@ class RerankRequest(ClientBody):
     documents: list[AnyContent] = Field(
         min_length=1, max_length=MAX_RERANK, description="Images for a text, texts for an image."
     )
+    weight: Weight = None
     top_n: int | None = Field(default=None, ge=1, description="Number of results; by default all.")
     return_documents: bool | None = Field(default=False, description="Send the documents back with the results.")
 

@@ -130,8 +130,8 @@ class Service:
         encoder = self._encoder()
         if not encoder.can_match:
             raise ServiceError(404, "this model has no matching head", hint="serve one that stage 3 has left")
-        by_image = request.query.text is None
-        weight = encoder.rerank_weight_image_to_text if by_image else encoder.rerank_weight
+        known = encoder.rerank_weight_image_to_text if request.query.text is None else encoder.rerank_weight
+        weight = known if request.weight is None else request.weight
         texts, images = schemas.split([request.query, *request.documents])
         pixels = await self._read(images, encoder.pixels)
         pairs = [(image, text) for image in pixels for text in texts]  # there is one text, or one image

@@ -228,7 +228,7 @@ function showAbout() {
   $("headline").textContent = about.can_answer ? "Ask about an image." : "Nothing to search here.";
   $("hint").textContent = about.can_answer
     ? "Drop, paste or upload an image, then ask."
-    : "This service was started without an index. Its API embeds, matches and classifies all the same.";
+    : "This service was started without an index. Its API embeds and reranks all the same.";
 }
 
 async function learn() {
