@@ -72,22 +72,22 @@ MUTATIONS = (
     Mutation(
         "same-image mask dropped in ITC",
         "tasks/vision_language.py",
-        "excluded = same if config.exclude_same else None",
-        "excluded = None",
+        "logit_scale=head.logit_scale, same=same",
+        "logit_scale=head.logit_scale, same=None",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
         "same-image mask dropped in ITM",
         "losses/itm.py",
         "excluded = same[rows[part]]",
-        "excluded = rows[part][:, None] + distributed.rank() * len(same.own) == torch.arange(len(keys))",
+        "excluded = rows[part][:, None] + distributed.rank() * len(same.own) == torch.arange(len(others))",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
         "negatives from the other ITC branch",
         "tasks/vision_language.py",
-        "vectors[0], keys[0], same=same, rows=matched",
-        "vectors[-1], keys[-1], same=same, rows=matched",
+        "vectors[0], keys[0], logit_scale=scale",
+        "vectors[-1], keys[-1], logit_scale=scale",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
@@ -197,9 +197,9 @@ MUTATIONS = (
     ),
     Mutation(
         "negatives from transposed logits",
-        "tasks/vision_language.py",
-        "(text, text_found), (image, image_found) = (",
-        "(image, image_found), (text, text_found) = (",
+        "losses/itm.py",
+        "(text, text_found), (image, image_found) = map",
+        "(image, image_found), (text, text_found) = map",
         ("losses/test_vision_language.py",),
     ),
     Mutation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,14 +27,14 @@ def row_slices(count: int, *, size: int) -> list[slice]:
 def cached(encode: Callable[..., Sequence[Tensor]], *, size: int | None) -> Callable[..., Sequence[Tensor]]:
     """Return an encoder of `size` rows of its arguments at a time, each computed again in the backward pass.
 
-    None returns `encode` as it is.
+    Keywords are the same for all rows. None returns `encode` as it is.
     """
 
-    def encode_in_chunks(*rows: Tensor) -> Sequence[Tensor]:
+    def encode_in_chunks(*rows: Tensor, **same: Any) -> Sequence[Tensor]:
         if size is None:
-            return encode(*rows)
+            return encode(*rows, **same)
         parts = [
-            recomputed(encode, *(each[part] for each in rows), device=rows[0].device)
+            recomputed(partial(encode, **same), *(each[part] for each in rows), device=rows[0].device)
             for part in row_slices(len(rows[0]), size=size)
         ]
         return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]

@@ -1,8 +1,8 @@
-"""Image-text matching and its hard negatives, sampled from the batch of all processes."""
+"""Image-text matching: its loss, its hard negatives out of the batch of all processes, and its pairs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from vlmo import distributed
 from vlmo.losses.gradient_cache import row_blocks
 from vlmo.losses.itc import SamePairs, contrast_logits
+from vlmo.types import Batch
 
 
 def itm_loss(
@@ -27,62 +28,108 @@ def itm_loss(
     return distributed.global_mean((losses * weights).sum(), weights.sum())
 
 
-@dataclass(frozen=True)
-class HardNegatives:
+class HardNegatives(NamedTuple):
     """Global rows of the hard negatives of some own rows; `found` is False where there was nothing to sample from.
 
-    Attributes:
-        count: Negative texts, and images, of each row; they are neighbours.
+    Negatives of a row are neighbours.
     """
 
     text: Int[Tensor, "negatives"]
-    image: Int[Tensor, "negatives"]
     text_found: Bool[Tensor, "negatives"]
+    image: Int[Tensor, "negatives"]
     image_found: Bool[Tensor, "negatives"]
-    count: int = 1
 
-    @property
-    def labels(self) -> Int[Tensor, "pairs"]:
-        """Labels of true pairs, pairs with another image and pairs with another text, in this order."""
-        true = torch.ones_like(self.text[:: self.count])
-        return torch.cat([true, torch.zeros_like(self.image), torch.zeros_like(self.text)])
 
-    @property
-    def valid(self) -> Bool[Tensor, "pairs"]:
-        """True for those pairs that count."""
-        true = torch.ones_like(self.text_found[:: self.count])
-        return torch.cat([true, self.image_found, self.text_found])
+class FusedPairs(NamedTuple):
+    """Pairs for the fusion encoder.
+
+    Attributes:
+        images: Rows of the images.
+        mlm_labels: Words to predict, -100 elsewhere.
+        targets: 1 for a match, 0 for a negative.
+        valid: True for pairs that count in ITM.
+    """
+
+    images: Int[Tensor, "pairs"]
+    input_ids: Int[Tensor, "pairs text"]
+    attention_mask: Int[Tensor, "pairs text"]
+    mlm_labels: Int[Tensor, "pairs text"]
+    targets: Int[Tensor, "pairs"]
+    valid: Bool[Tensor, "pairs"]
+
+
+def mlm_pairs(batch: Batch, *, rows: Int[Tensor, "rows"]) -> FusedPairs:
+    """Return `rows` of the batch with masked words, which do not count in ITM."""
+    ids, mask, labels = (batch[name][rows] for name in ("mlm_input_ids", "attention_mask", "mlm_labels"))
+    return FusedPairs(rows, ids, mask, labels, torch.ones_like(rows), valid=torch.zeros_like(rows, dtype=torch.bool))
+
+
+def itm_pairs(
+    batch: Batch, negatives: HardNegatives, *, rows: Int[Tensor, "rows"]
+) -> tuple[Float[Tensor, "images 3 height width"], FusedPairs]:
+    """Return the images of ITM, those of the batch first, and its pairs (VLMo, "Image-Text Matching").
+
+    These are the true pairs of `rows`, each text with its negative images and each image with its negative texts, which
+    are fetched from their processes, and with its false caption where the batch has one.
+    """
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    again = rows.repeat_interleave(len(negatives.text) // len(rows))
+    pixels, images = distributed.append_rows(batch["pixel_values"], negatives.image)
+    other_ids, other_mask = distributed.exchange(torch.stack([ids, mask], dim=1), negatives.text).unbind(1)
+    no_match = torch.zeros_like(again)
+    pairs = [
+        (rows, ids[rows], mask[rows], torch.ones_like(rows), torch.ones_like(rows, dtype=torch.bool)),
+        (images, ids[again], mask[again], no_match, negatives.image_found),
+        (again, other_ids, other_mask, no_match, negatives.text_found),
+    ]
+    if "false_input_ids" in batch:
+        false_mask = batch["false_attention_mask"][rows]
+        found = false_mask.any(dim=1)
+        pairs.append((rows, batch["false_input_ids"][rows], false_mask, torch.zeros_like(rows), found))
+    images, ids, mask, targets, valid = map(torch.cat, zip(*pairs, strict=True))
+    return pixels, FusedPairs(images, ids, mask, torch.full_like(ids, -100), targets, valid)
 
 
 @torch.no_grad()
-def sample_by_similarity(
-    queries: Float[Tensor, "rows dim"],
-    keys: Float[Tensor, "global dim"],
+def sample_negatives(
+    vectors: tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]],
+    keys: tuple[Float[Tensor, "global dim"], Float[Tensor, "global dim"]],
     *,
     logit_scale: Float[Tensor, "1"],
-    uniform: Float[Tensor, "rows"],
     same: SamePairs,
     rows: Int[Tensor, "rows"],
+    seed: Int[Tensor, ""],
+    count: int = 1,
     groups: int = 1,
     sharpness: float = 1.0,
-) -> tuple[Int[Tensor, "rows"], Bool[Tensor, "rows"]]:
-    """Sample one global row for each query by its ITC logits times `sharpness`, some queries at a time.
+) -> HardNegatives:
+    """Sample `count` texts and `count` images for each of the own `rows` by ITC logits times `sharpness`.
 
     Args:
-        rows: Numbers of the queries among this process's rows.
-        groups: Groups of neighbouring global rows; a query's row comes from its own group.
+        vectors: Of the own images and texts.
+        keys: Of the images and texts of all processes.
+        same: Pairs that are no negatives.
+        groups: Groups of neighbouring global rows; a row's negatives come from its own group.
     """
-    size, chosen, found = len(keys) // groups, [], []
-    for part in row_blocks(len(queries), width=len(keys)):
-        excluded = same[rows[part]]
-        if groups > 1:
-            own = (distributed.rank() * len(same.own) + rows[part]) // size
-            excluded = excluded | (own[:, None] != torch.arange(len(keys), device=rows.device) // size)
-        logits = contrast_logits(queries[part], keys, logit_scale=logit_scale) * sharpness
-        numbers, any_found = sample_hard_negatives(logits, excluded=excluded, uniform=uniform[part])
-        chosen.append(numbers)
-        found.append(any_found)
-    return torch.cat(chosen), torch.cat(found)
+    uniform = sample_uniform(seed, batch=len(vectors[0]), rounds=2 * count)[:, rows]
+    uniform = uniform.view(2, count, len(rows)).transpose(1, 2).flatten(1)
+    rows, size = rows.repeat_interleave(count), len(keys[0]) // groups
+
+    def sample(own: Tensor, others: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        chosen, found = [], []
+        for part in row_blocks(len(rows), width=len(others)):
+            excluded = same[rows[part]]
+            if groups > 1:
+                group = (distributed.rank() * len(same.own) + rows[part]) // size
+                excluded = excluded | (group[:, None] != torch.arange(len(others), device=rows.device) // size)
+            logits = contrast_logits(own[rows[part]], others, logit_scale=logit_scale) * sharpness
+            sampled, any_found = sample_hard_negatives(logits, excluded=excluded, uniform=numbers[part])
+            chosen.append(sampled)
+            found.append(any_found)
+        return torch.cat(chosen), torch.cat(found)
+
+    (text, text_found), (image, image_found) = map(sample, vectors, reversed(keys), uniform)
+    return HardNegatives(text, text_found, image, image_found)
 
 
 def sample_hard_negatives(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,12 +16,12 @@ from vlmo import model as models
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.examples import RowExamples
 from vlmo.data.rows import false_captions
-from vlmo.distributed import append_rows, exchange, gather_with_grad, global_mean
+from vlmo.distributed import gather_with_grad, global_mean
 from vlmo.folder.card import Usage
 from vlmo.losses.distillation import distillation_loss
 from vlmo.losses.gradient_cache import cached
 from vlmo.losses.itc import SamePairs, caption_keys, itc_loss, own_pairs, same_pairs
-from vlmo.losses.itm import HardNegatives, itm_loss, sample_by_similarity, sample_uniform
+from vlmo.losses.itm import FusedPairs, itm_loss, itm_pairs, mlm_pairs, sample_negatives
 from vlmo.losses.masked import accuracy
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.pair_sets import PairSet
@@ -121,6 +119,10 @@ class VisionLanguageObjective(nn.Module):
         if self.config.itm_weight and model.match_head is None:
             weight = self.config.itm_weight
             raise ValueError(f"itm_weight is {weight}, but the model has no matching head; set use_match_head to True.")
+        size = self.config.cache_chunk
+        self.encode_images = cached(model.image_vectors, size=size)
+        self.encode_texts = cached(model.text_vectors, size=size)
+        self.fuse = cached(self._fuse, size=size)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 (torch's)
         """Set the mode of the model; a teacher never drops anything."""
@@ -133,142 +135,87 @@ class VisionLanguageObjective(nn.Module):
         """Return `loss` and its parts `itc`, `teacher`, `mlm`, `itm`, with accuracies.
 
         Reads images, captions, masked captions and `step_seed`; false captions, if there are any, which ITM scores
-        beside the sampled negatives and ITC may (`itc_false_captions`); an empty one counts for nothing. With
-        `cache_chunk` the encoders run on some rows at a time, and the backward pass computes them again.
+        beside the sampled negatives and ITC may (`itc_false_captions`); an empty one counts for nothing.
         """
-        config, model = self.config, self.model
+        config, model, losses, pairs = self.config, self.model, dict[str, Tensor](), list[FusedPairs]()
         config.check_batch(len(batch["input_ids"]), processes=distributed.world_size())
         batch = _pad_to_global_length(batch)
         pixels, ids, mask = batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
-        every = torch.arange(len(ids), device=ids.device)
-        masked, matched = every[:: config.mlm_stride], every[:: config.itm_stride]
-        losses: dict[str, Tensor] = {}
-        negatives, pairs = None, list[tuple[Tensor, ...]]()
+        rows, scale = torch.arange(len(ids), device=ids.device), model.contrast_head.logit_scale
 
-        # Image-text contrast, of the vectors of all processes.
+        # Pairs with masked words.
+        if config.mlm_weight:
+            pairs.append(mlm_pairs(batch, rows=rows[:: config.mlm_stride]))
+
+        # Image-text contrast in each branch, with the vectors of all processes.
         if config.itc_weight or config.itm_weight or self.teacher is not None:
             alone = own_pairs(len(ids), device=ids.device)
             same = same_pairs(batch["image_ids"], caption_keys(ids, mask)) if config.exclude_same else alone
-            vectors = self._vectors(model, batch)
-            keys = [(gather_with_grad(image), gather_with_grad(text)) for image, text in vectors]
-            false = self._false_vectors(batch) if config.itc_false_captions and "false_input_ids" in batch else None
-            excluded = same if config.exclude_same else None
-            branches = [
-                itc_loss(*own, logit_scale=head.logit_scale, same=excluded, keys=every, false=other)
-                for head, own, every, other in zip(
-                    model.contrast_heads, vectors, keys, false or [None] * len(keys), strict=True
-                )
+            vectors = list(zip(self.encode_images(pixels), self.encode_texts(ids, mask), strict=True))
+            keys = [(gather_with_grad(images), gather_with_grad(texts)) for images, texts in vectors]
+            branches = zip(model.contrast_heads, vectors, keys, self._false_vectors(batch), strict=True)
+            contrasts = [
+                itc_loss(*own, logit_scale=head.logit_scale, same=same, keys=every, false=false)
+                for head, own, every, false in branches
             ]
-            losses["itc"] = torch.stack(branches).mean()
+            losses["itc"] = torch.stack(contrasts).mean()
             if self.teacher is not None:
                 losses["teacher"] = self._distillation_loss(batch, vectors[0], same=same)
-            if config.itm_weight:  # by the similarities of the unimodal branch
-                negatives = self._sample_negatives(
-                    vectors[0], keys[0], same=same, rows=matched, seed=batch["step_seed"]
-                )
 
-        # Numbers of images, texts, and words to predict: of pairs with masked words; of true pairs, pairs with another
-        # image, with another text, with a false text.
-        def add(images: Tensor, ids: Tensor, mask: Tensor, words: Tensor | None = None) -> None:
-            pairs.append((images, ids, mask, torch.full_like(ids, -100) if words is None else words))
+            # Pairs to match, with hard negatives by the similarities of the unimodal branch.
+            if config.itm_weight:
+                matched, seed = rows[:: config.itm_stride], batch["step_seed"]
+                number, groups, sharpness = config.negatives, config.negative_groups, config.negative_sharpness
+                how: dict[str, Any] = {"count": number, "groups": groups, "sharpness": sharpness, "seed": seed}
+                negatives = sample_negatives(vectors[0], keys[0], logit_scale=scale, same=same, rows=matched, **how)
+                pixels, matching = itm_pairs(batch, negatives, rows=matched)
+                pairs.append(matching)
 
-        if config.mlm_weight:
-            add(masked, batch["mlm_input_ids"][masked], mask[masked], batch["mlm_labels"][masked])
-        if negatives is not None:
-            again = matched.repeat_interleave(config.negatives)
-            pixels, other_images = append_rows(pixels, negatives.image)
-            other_ids, other_mask = exchange(torch.stack([ids, mask], dim=1), negatives.text).unbind(1)
-            add(matched, ids[matched], mask[matched])
-            add(other_images, ids[again], mask[again])
-            add(again, other_ids, other_mask)
-            if "false_input_ids" in batch:
-                add(matched, batch["false_input_ids"][matched], batch["false_attention_mask"][matched])
-
-        # Masked language modelling and image-text matching, in one pass of the fusion encoder.
+        # Masked language modelling and image-text matching in one pass of the fusion encoder.
         if pairs:
-            fuse = cached(partial(self._fuse, pixels), size=config.cache_chunk)
-            sums, logits = fuse(*map(torch.cat, zip(*pairs, strict=True)))
+            fused = FusedPairs(*map(torch.cat, zip(*pairs, strict=True)))
+            logits, of_words, right = self.fuse(*fused[:4], pixels=pixels)
             if config.mlm_weight:
-                mlm, right = sums.sum(dim=0)
-                count = (batch["mlm_labels"][masked] != -100).sum().float()
-                losses["mlm"] = global_mean(mlm, count)
-                losses["mlm_accuracy"] = global_mean(right.detach(), count)
-            if negatives is not None:
-                targets, valid = negatives.labels, negatives.valid
-                if "false_input_ids" in batch:
-                    targets = torch.cat([targets, torch.zeros_like(matched)])
-                    valid = torch.cat([valid, batch["false_attention_mask"][matched].any(dim=1)])
-                logits = logits[-len(targets) :]
-                losses["itm"] = itm_loss(logits, targets, valid=valid)
-                losses["itm_accuracy"] = accuracy(logits[valid], targets[valid])
+                count = (fused.mlm_labels != -100).sum().float()
+                losses["mlm"], losses["mlm_accuracy"] = (global_mean(each.sum(), count) for each in (of_words, right))
+            if config.itm_weight:
+                losses["itm"] = itm_loss(logits, fused.targets, valid=fused.valid)
+                losses["itm_accuracy"] = accuracy(logits[fused.valid], fused.targets[fused.valid])
 
         weighted = [vars(config)[f"{name}_weight"] * losses[name] for name in _PARTS if name in losses]
-        temperature = (-model.contrast_head.logit_scale.detach()).exp()[0]
         named = {name: value.detach() for name, value in losses.items()}
-        return {"loss": torch.stack(weighted).sum()} | named | {"temperature": temperature}
+        return {"loss": torch.stack(weighted).sum()} | named | {"temperature": (-scale.detach()).exp()[0]}
 
-    def _vectors(self, model: Any, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        images = self._cached(model.image_vectors)(batch["pixel_values"])
-        texts = self._cached(model.text_vectors)(batch["input_ids"], batch["attention_mask"])
-        return list(zip(images, texts, strict=True))
-
-    def _false_vectors(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    def _false_vectors(self, batch: Batch) -> list[tuple[Tensor, Tensor] | None]:
+        """Return vectors of false captions in each branch, with False for rows without; None where ITC reads none."""
+        if not self.config.itc_false_captions or "false_input_ids" not in batch:
+            return [None] * len(self.model.contrast_heads)
         ids, mask = batch["false_input_ids"], batch["false_attention_mask"]
         found = mask.any(dim=1)
         mask = torch.cat([mask[:, :1] | ~found[:, None], mask[:, 1:]], dim=1)  # attention needs a token to attend to
-        return [(vectors, found) for vectors in self._cached(self.model.text_vectors)(ids, mask)]
-
-    def _cached(self, encode: Callable[..., Sequence[Tensor]]) -> Callable[..., Sequence[Tensor]]:
-        return cached(encode, size=self.config.cache_chunk if torch.is_grad_enabled() else None)
+        return [(vectors, found) for vectors in self.encode_texts(ids, mask)]
 
     def _distillation_loss(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Tensor:
-        teacher = cast("VLMoForImageTextRetrieval", self.teacher)
+        teacher: Any = self.teacher
         with torch.no_grad():
-            targets = self._vectors(teacher, batch)[0]
+            texts = teacher.get_text_features(batch["input_ids"], batch["attention_mask"])
+            targets = teacher.get_image_features(batch["pixel_values"]), texts
         return distillation_loss(vectors, targets, logit_scale=teacher.contrast_head.logit_scale, same=same)
 
-    def _sample_negatives(
-        self,
-        vectors: tuple[Tensor, Tensor],
-        keys: tuple[Tensor, Tensor],
-        *,
-        same: SamePairs,
-        rows: Int[Tensor, "rows"],
-        seed: Int[Tensor, ""],
-    ) -> HardNegatives:
-        count = self.config.negatives
-        uniform = sample_uniform(seed, batch=len(vectors[0]), rounds=2 * count)[:, rows]
-        uniform = uniform.view(2, count, len(rows)).transpose(1, 2).flatten(1)
-        rows = rows.repeat_interleave(count)
-        (text, text_found), (image, image_found) = (
-            sample_by_similarity(
-                own[rows],
-                others,
-                logit_scale=self.model.contrast_head.logit_scale,
-                uniform=numbers,
-                same=same,
-                rows=rows,
-                groups=self.config.negative_groups,
-                sharpness=self.config.negative_sharpness,
-            )
-            for own, others, numbers in zip(vectors, reversed(keys), uniform, strict=True)
-        )
-        return HardNegatives(text=text, image=image, text_found=text_found, image_found=image_found, count=count)
-
     def _fuse(
-        self, pixels: Tensor, images: Tensor, ids: Tensor, mask: Tensor, labels: Tensor
-    ) -> tuple[Float[Tensor, "1 2"], Float[Tensor, "pairs 2"]]:
+        self, images: Tensor, ids: Tensor, mask: Tensor, labels: Tensor, *, pixels: Tensor
+    ) -> tuple[Float[Tensor, "pairs 2"], Float[Tensor, "words"], Float[Tensor, "words"]]:
+        """Return match logits of pairs; loss of each masked word, and 1 where the prediction is right."""
+        model: Any = self.model
         wanted = labels != -100
         shown, rows = images.unique(return_inverse=True)
-        encoded = self.model.vlmo.encode(pixels.index_select(0, shown), ids, mask, words=wanted, image_rows=rows)
-        sums, logits = encoded.first.new_zeros(1, 2), encoded.first.new_zeros(len(ids), 2)
-        if isinstance(self.model, models.VLMoForPreTraining) and self.config.mlm_weight:
-            words = self.model.mlm_head(encoded.tokens)
-            right = (words.detach().argmax(dim=-1) == labels[wanted]).float().sum()
-            sums = torch.stack([F.cross_entropy(words.float(), labels[wanted], reduction="sum"), right])[None]
-        if self.config.itm_weight:
-            logits = self.model.match_logits(encoded.first)
-        return sums, logits
+        encoded = model.vlmo.encode(pixels.index_select(0, shown), ids, mask, words=wanted, image_rows=rows)
+        losses = right = encoded.first.new_zeros(0)
+        if self.config.mlm_weight:  # here, so that the gradient cache holds no logits over the vocabulary
+            words, targets = model.mlm_head(encoded.tokens), labels[wanted]
+            losses = F.cross_entropy(words.float(), targets, reduction="none")
+            right = (words.detach().argmax(dim=-1) == targets).float()
+        return model.match_logits(encoded.first), losses, right
 
 
 def _pad_to_global_length(batch: Batch) -> Batch:
