@@ -169,13 +169,13 @@ QUICKSTART = {
     ),
     "shapes-stage3": _entry(
         _stage3,
-        "Stage 3 on scenes of shapes: the fusion encoder learns what stands where.",
+        "Stage 3 on scenes of shapes: ITC, ITM and MLM, in which words of places are often masked.",
         data="{source}: 50,000 scenes of one or two colored shapes; 1,000 others are for testing.",
         expect=_losses("shapes-stage3"),
     ),
     "shapes-matching": _entry(
         _matching,
-        "shapes-stage3 for longer, with more rows in ITM: the fusion encoder learns to tell left from right.",
+        "shapes-stage3 for longer, with more rows in ITM: with some seeds the fusion encoder learns left and right.",
         expect=f"on 1,000 new images IR@1 {over_seeds(DUAL, IMAGE_RECALL)} and TR@1 {over_seeds(DUAL, TEXT_RECALL)} %, "
         f"reranked (32) {over_seeds(FUSION, IMAGE_RECALL)} and {over_seeds(FUSION, TEXT_RECALL)} % (chance 0.1); which "
         f"of two captions is true, left or right: {over_seeds(FUSION, SIDES)} %, by the dual encoder "
