@@ -181,7 +181,7 @@ def _show_needs(options: TrainOptions, *, original: Any, name: str) -> None:
     whose = f"each of {processes:,} processes" if processes > 1 else "one process"
     Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
     if lost := [] if recipe.data.streams.patterns else missing_sources(recipe.data.source):
-        missing.append(f"Not there yet of its data: {', '.join(lost)}; prepare that (docs/data.md), or give --data.")
+        missing.append(f"Not there yet of its data: {', '.join(lost)}; see docs/published-sets.md, or give --data.")
     say(*missing)
 
 

@@ -131,7 +131,7 @@ PAPER_TASKS = {
     ),
     "stage3": PaperTask(
         "stage 3: contrast, masked language modelling and matching on pairs",
-        "COCO, Visual Genome, SBU and Conceptual Captions, {source}, each by `vlmo data prepare` (docs/data.md).",
+        "COCO, Visual Genome, SBU and Conceptual Captions, {source}, by `vlmo data prepare` (docs/published-sets.md).",
         task=VisionLanguageTask(),
         source="data/coco+data/visual_genome+data/sbu+data/conceptual_captions",
         unit="pair",

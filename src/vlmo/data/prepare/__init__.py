@@ -45,7 +45,7 @@ def prepare(name: str, *, root: Path, out: Path, num_proc: int = 1, progress: Pr
 
     Args:
         name: One of `PREPARERS`.
-        root: Folder with the set's files as their publishers give them (docs/data.md).
+        root: Folder with the set's files as their publishers give them (docs/published-sets.md).
         num_proc: Processes that read and decode.
 
     Raises:
