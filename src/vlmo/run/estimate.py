@@ -4,6 +4,9 @@ The step of the task runs forward and backward on tensors without data, on a few
 and what autograd keeps grow alike with each further row. Not counted: contrast and hard negatives beyond these rows, a
 frozen visual tokenizer or teacher, weights that FSDP gathers for a moment, evaluation, and fragmented memory. Texts are
 as long as they may be, and with a gradient cache a chunk goes through all encoders at once: upper bounds.
+
+torch's `MemTracker` gives the peak of one run, with temporary tensors of this machine's kernels. What autograd keeps,
+in all and by block, gives any micro-batch on any machine, with activation checkpointing or without.
 """
 
 from __future__ import annotations

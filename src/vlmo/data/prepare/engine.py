@@ -2,6 +2,9 @@
 
 Each chunk of items becomes one Arrow file in `OUT.unfinished`, with all its records, bad ones too. A run that was
 interrupted goes on with the chunks that are not there yet. At the end `OUT` is written of these files.
+
+`Dataset.from_generator(num_proc=)` starts anew after an interruption, and `filter` drops a row without a line in the
+quarantine file that says why.
 """
 
 from __future__ import annotations
