@@ -1,1 +1,1 @@
-"""Collators for transformers' Trainer; adapters for its pipelines, sentence-transformers, open_clip, clip_benchmark."""
+"""Registration with transformers, pipelines and data collators; sentence-transformers."""

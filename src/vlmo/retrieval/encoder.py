@@ -33,7 +33,7 @@ BATCH = 64
 _IRRELEVANT = (
     "rerank_weight",
     "rerank_weight_image_to_text",
-    "match_cutoff",
+    "match_cutoff",  # of folders that an earlier version wrote
     "transformers_version",
     "_name_or_path",
     "architectures",
