@@ -219,7 +219,7 @@ cast(number as varchar) = '1'; number = 1 -- a; /* a */ even; arrow_typeof(id) =
 _FILTERS = (
     *_COMPARISONS.split(";"),
     *("(" * 250, "(" * 200 + "number" + ")" * 200, "not " * 120 + "even", "number = 1 or " * 35 + "even", "-" * 499),
-    "'; drop table pictures; --",
+    "'; drop table images; --",
 )
 _IDS = (
     *("../../etc/passwd", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "%00", "a" * 2000, "'%20or%20'1'='1", "%ff%fe", "//", "."),

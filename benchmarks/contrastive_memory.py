@@ -3,8 +3,8 @@
     python benchmarks/contrastive_memory.py --out memory.json
 
 Each batch has a process of its own: the recipe's model with random weights in training mode (drop path on), bf16
-autocast, the gradient cache, clipping and AdamW's first update. Pictures are random 8-bit ones of the recipe's size,
-made before the step and held in memory as such; texts are random words without padding; each pair has its own picture.
+autocast, the gradient cache, clipping and AdamW's first update. Images are random 8-bit ones of the recipe's size,
+made before the step and held in memory as such; texts are random words without padding; each pair has its own image.
 
 "Above the state" is the peak of resident memory during the step less what was resident just before, model and batch
 included; `growth_above_state` says how much more it is than with the smallest batch. Linux only, as it reads and resets
@@ -129,7 +129,7 @@ def measure(pairs: int, options: Options) -> dict[str, Any]:
         "seconds": seconds,
         "pairs_per_second": pairs / seconds,
         "state_bytes": before,
-        "picture_bytes": batch["pixel_values"].nbytes,
+        "image_bytes": batch["pixel_values"].nbytes,
         "peak_bytes": highest,
         "peak_above_state_bytes": highest - before,
         "losses": {name: float(value.detach()) for name, value in losses.items()},
@@ -146,11 +146,11 @@ def in_own_process(pairs: int, arguments: Sequence[str]) -> dict[str, Any]:
 def table(steps: Sequence[dict[str, Any]]) -> str:
     """The figures in Markdown."""
     lines = [
-        "| pairs | pictures, GiB | peak above the state, GiB | peak, GiB | seconds |",
+        "| pairs | images, GiB | peak above the state, GiB | peak, GiB | seconds |",
         "| --- | --- | --- | --- | --- |",
     ]
     for step in steps:
-        sizes = [step[name] / _GIB for name in ("picture_bytes", "peak_above_state_bytes", "peak_bytes")]
+        sizes = [step[name] / _GIB for name in ("image_bytes", "peak_above_state_bytes", "peak_bytes")]
         lines.append(
             f"| {step['pairs']:,} | {sizes[0]:.2f} | {sizes[1]:.2f} | {sizes[2]:.2f} | {step['seconds']:,.0f} |"
         )

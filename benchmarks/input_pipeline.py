@@ -2,7 +2,7 @@
 
     python benchmarks/input_pipeline.py --out benchmarks/results/input_pipeline.json
 
-Both read the same tars in one process on one core, by turns, and end with the same: batches of float pictures of
+Both read the same tars in one process on one core, by turns, and end with the same: batches of float images of
 `image_size` with mean = std = 0.5, cropped at random (share of the area from `min_crop` to 1, aspect from 3/4 to 4/3,
 bicubic), and token ids. open_clip's is its own `get_wds_dataset` with its own training transform and tokenizer. Ours is
 the `StreamLoader` of training, with its shuffling and its exact cursor, and the normalisation that training does on the
@@ -60,7 +60,7 @@ _DRAWN_FROM = (
 # What lies in people's tars: photographs of the web at these qualities.
 _QUALITIES = (75, 85, 92)
 _SHARD = 500
-# Means and deviations of 64 pictures differ by some hundredths; other normalisation, channels or crops show.
+# Means and deviations of 64 images differ by some hundredths; other normalisation, channels or crops show.
 _SAME = 0.15
 
 Pipeline = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
@@ -71,15 +71,15 @@ class Options:
     """Times both input pipelines."""
 
     samples: int = 2000
-    """Pictures in the tars."""
+    """Images in the tars."""
     long_side: int = 500
-    """Pixels of a picture's longer side."""
+    """Pixels of an image's longer side."""
     image_size: int = 224
     """Pixels of what comes out."""
     min_crop: float = 0.9
     """Smallest share of the area that a crop keeps; open_clip's default is 0.9."""
     batch_size: int = 64
-    """Pictures of a batch."""
+    """Images of a batch."""
     turns: int = 5
     """Passes of each pipeline over all tars."""
     out: Path | None = None
@@ -104,15 +104,15 @@ def write_tars(folder: Path, *, samples: int, long_side: int) -> dict[str, Any]:
         with tarfile.open(folder / f"{first // _SHARD:05d}.tar", "w") as tar:
             for number in range(first, min(first + _SHARD, samples)):
                 name = list(sources)[number % len(sources)]
-                picture = _cut(sources[name], long_side=long_side, generator=generator)
+                image = _cut(sources[name], long_side=long_side, generator=generator)
                 buffer = io.BytesIO()
-                picture.save(buffer, "JPEG", quality=int(generator.choice(_QUALITIES)))
+                image.save(buffer, "JPEG", quality=int(generator.choice(_QUALITIES)))
                 caption = f"part number {number} of a photograph that shows: {name}, seen from the side"
                 for suffix, data in (("jpg", buffer.getvalue()), ("txt", caption.encode())):
                     member = tarfile.TarInfo(f"{number:08d}.{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
-                sizes.append(picture.size)
+                sizes.append(image.size)
                 lengths.append(len(buffer.getvalue()))
     return {
         "photographs": list(sources),
@@ -123,12 +123,12 @@ def write_tars(folder: Path, *, samples: int, long_side: int) -> dict[str, Any]:
     }
 
 
-def _cut(picture: Image.Image, *, long_side: int, generator: np.random.Generator) -> Image.Image:
-    width, height = (round(side * generator.uniform(0.6, 1)) for side in picture.size)
-    left, top = generator.integers(picture.width - width + 1), generator.integers(picture.height - height + 1)
+def _cut(image: Image.Image, *, long_side: int, generator: np.random.Generator) -> Image.Image:
+    width, height = (round(side * generator.uniform(0.6, 1)) for side in image.size)
+    left, top = generator.integers(image.width - width + 1), generator.integers(image.height - height + 1)
     factor = long_side / max(width, height)
     size = (round(width * factor), round(height * factor))
-    return picture.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
+    return image.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
 
 
 def open_clip_pipeline(tars: list[Path], *, options: Options) -> Pipeline:
@@ -202,8 +202,8 @@ def _captions(path: Path) -> list[str]:
 def time_turn(pipeline: Pipeline, *, epoch: int) -> dict[str, float]:
     """Images a second of wall time and of the process's own time, over one pass."""
     images, began, own = 0, time.perf_counter(), time.process_time()
-    for pictures, _ in pipeline(epoch):
-        images += len(pictures)
+    for batch, _ in pipeline(epoch):
+        images += len(batch)
     return {"wall": images / (time.perf_counter() - began), "by_cpu_time": images / (time.process_time() - own)}
 
 
@@ -211,20 +211,18 @@ def check_same_work(pipelines: dict[str, Pipeline], *, options: Options) -> dict
     """Mean and standard deviation of a batch of each.
 
     Raises:
-        ValueError: They differ in shape or type, or without RandAugment by those figures in more than other pictures
+        ValueError: They differ in shape or type, or without RandAugment by those figures in more than other images
             of the tars would.
     """
     found = {}
     for name, pipeline in pipelines.items():
-        pictures, _ = next(iter(pipeline(0)))
-        if pictures.dtype != torch.float32 or pictures.shape != (options.batch_size, 3, *[options.image_size] * 2):
-            raise ValueError(f"{name} gives {tuple(pictures.shape)} of {pictures.dtype}")
-        found[name] = [round(pictures.mean().item(), 3), round(pictures.std().item(), 3)]
+        images, _ = next(iter(pipeline(0)))
+        if images.dtype != torch.float32 or images.shape != (options.batch_size, 3, *[options.image_size] * 2):
+            raise ValueError(f"{name} gives {tuple(images.shape)} of {images.dtype}")
+        found[name] = [round(images.mean().item(), 3), round(images.std().item(), 3)]
         apart = max(abs(own - peer) for own, peer in zip(found[name], found[OPEN_CLIP], strict=True))
         if name != OURS_AUGMENTED and apart > _SAME:  # random colors change both figures
-            raise ValueError(
-                f"{name} gives pictures of mean and deviation {found[name]}, {OPEN_CLIP} {found[OPEN_CLIP]}"
-            )
+            raise ValueError(f"{name} gives images of mean and deviation {found[name]}, {OPEN_CLIP} {found[OPEN_CLIP]}")
     return found
 
 

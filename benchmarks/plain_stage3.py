@@ -1,6 +1,6 @@
 """The peer of stage3_step.py: the published stage 3 step, written plainly on the same weights.
 
-Six passes, each of which embeds its pictures and texts anew and looks up its own position bias; texts padded to one
+Six passes, each of which embeds its images and texts anew and looks up its own position bias; texts padded to one
 length; attention scores multiplied, masked and normalised in float32; the final norm on every token; word logits at
 every text position. Losses are those of `VisionLanguageObjective` with the paper's settings.
 """

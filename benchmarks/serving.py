@@ -61,7 +61,7 @@ class Options:
     model: Path
     """Model that retrieves: a folder or a name."""
     vectors: int = 100_000
-    """Pictures in the index."""
+    """Images in the index."""
     drawings: int = 500
     """Number of them that are real ones."""
     clients: int = 32

@@ -3,7 +3,7 @@
     python benchmarks/stage3_step.py --out stage3_step.json
     python benchmarks/stage3_step.py --device cuda --pairs 64 --out stage3_step_gpu.json
 
-A step is the losses of a batch, forward and backward, on the same weights, pictures and captions; both leave the
+A step is the losses of a batch, forward and backward, on the same weights, images and captions; both leave the
 optimizer out. Captions have 8 to 24 random tokens; ours are padded to the longest of the batch, the peer's to 40. Both
 run by turns in one process; peak memory is measured for each in a process of its own, from the moment that the model
 exists. Other work on the machine slows both sides by different factors: `load_average` says whether there was any

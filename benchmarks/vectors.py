@@ -1,14 +1,14 @@
 """Vectors for benchmarks of search: made like the embeddings of a dual encoder, or read from a file.
 
-Uniform noise of 768 dimensions has no neighbours worth finding. Here a picture is the sum of a mean (embeddings lie in
+Uniform noise of 768 dimensions has no neighbours worth finding. Here an image is the sum of a mean (embeddings lie in
 a cone), a topic and something of its own, at length one. Topics have Zipf's sizes. The standard deviation on axis *i*
 of a random basis falls as *i* to the power of -1/2, for topics and within them, where each topic stretches its axes by
 factors of its own. A text has another mean (the gap between modalities) and as much noise as signal, so texts are
-nobody's neighbours, and their nearest pictures differ little: the hard case of searching pictures by words.
+nobody's neighbours, and their nearest images differ little: the hard case of searching images by words.
 
 `hardness` says how hard a search is. 25,505 sentences embedded by all-MiniLM-L6-v2 have a local intrinsic dimension of
-19.8 and a contrast of 1.87. As many vectors made here have 19.1 and 1.73 from picture to picture, 50.9 and 1.28 from
-text to picture; uniform noise has 161 and 1.08.
+19.8 and a contrast of 1.87. As many vectors made here have 19.1 and 1.73 from image to image, 50.9 and 1.28 from
+text to image; uniform noise has 161 and 1.08.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def _times(left: Vectors, right: Vectors) -> Vectors:
 
 
 class MadeVectors:
-    """Pictures and texts of the generator above; a larger set begins with the vectors of a smaller one."""
+    """Images and texts of the generator above; a larger set begins with the vectors of a smaller one."""
 
     def __init__(self, *, dim: int = 768, seed: int = 0) -> None:
         self.dim, self.seed = dim, seed
@@ -68,18 +68,18 @@ class MadeVectors:
         return latent
 
     def blocks(self, rows: int) -> Iterator[Vectors]:
-        """The first `rows` pictures."""
+        """The first `rows` images."""
         for start in range(0, rows, BLOCK):
             latent = self._latent(np.random.default_rng((self.seed, 1, start)), BLOCK)
             yield _of_length_one(_times(latent, self.basis) + self.means[0])[: rows - start]
 
     def queries(self, rows: int) -> dict[str, Vectors]:
-        """Texts, and pictures that are not among those of `blocks`."""
+        """Texts, and images that are not among those of `blocks`."""
         random = np.random.default_rng((self.seed, 2))
-        pictures = _of_length_one(_times(self._latent(random, rows), self.basis) + self.means[0])
+        images = _of_length_one(_times(self._latent(random, rows), self.basis) + self.means[0])
         noise = random.standard_normal((rows, self.dim), dtype=np.float32) * self.spectrum
         texts = _of_length_one(_times(self._latent(random, rows) + noise, self.basis) + self.means[1])
-        return {"texts": texts, "pictures": pictures}
+        return {"texts": texts, "images": images}
 
 
 @dataclass(frozen=True)

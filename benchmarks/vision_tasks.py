@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/vision_tasks.py --out benchmarks/results/vision-tasks.json
 
-All are measured on the same test rows. Baselines know pixels alone: logistic regression on small pictures for classes
+All are measured on the same test rows. Baselines know pixels alone: logistic regression on small images for classes
 (its penalty chosen on training rows), and for the pixels of a scene the most frequent class, and the class that each
 color has most often in the training scenes.
 """
@@ -43,7 +43,7 @@ from vlmo.tasks.segmentation import SegmentRows, SegmentSet
 from vlmo.training.checkpoint import newest_state
 
 CLASS_RECIPES = {"scenes-kinds": 16}
-"""Recipes for classification, and the side of the pictures that the baseline reads."""
+"""Recipes for classification, and the side of the images that the baseline reads."""
 SEGMENT_RECIPE = "scenes-masks"
 FROM_NOTHING = "-from-nothing"
 _COLOR_LEVELS = 16
@@ -152,20 +152,20 @@ def logistic_regression(train_rows: ClassSet, test_rows: ClassSet, vectors: list
 
 
 def pixel_vectors(rows: ClassSet, *, side: int) -> torch.Tensor:
-    """Each picture as one row of `side` x `side` x 3 numbers."""
+    """Each image as one row of `side` x `side` x 3 numbers."""
     cells: Any = rows.rows["image"]
-    pictures = [decode_image(cell).resize((side, side), Image.Resampling.BOX) for cell in cells]
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).flatten(1) / 255
+    images = [decode_image(cell).resize((side, side), Image.Resampling.BOX) for cell in cells]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).flatten(1) / 255
 
 
 def color_table(rows: SegmentSet) -> np.ndarray:
     """The most frequent class of each color (16 levels a channel); the most frequent of all for colors never seen."""
     counts = np.zeros((_COLOR_LEVELS**3, len(rows.names)), dtype=np.int64)
-    pictures = SegmentRows(rows.rows, num_classes=len(rows.names))
-    for row in range(len(pictures)):
-        picture, mask = pictures[row]
+    images = SegmentRows(rows.rows, num_classes=len(rows.names))
+    for row in range(len(images)):
+        image, mask = images[row]
         counted = mask != IGNORED_CLASS
-        np.add.at(counts, (_colors(picture)[counted], mask[counted]), 1)
+        np.add.at(counts, (_colors(image)[counted], mask[counted]), 1)
     table = counts.argmax(axis=1)
     table[counts.sum(axis=1) == 0] = counts.sum(axis=0).argmax()
     return table
@@ -173,11 +173,11 @@ def color_table(rows: SegmentSet) -> np.ndarray:
 
 def segment_by_color(rows: SegmentSet, table: np.ndarray) -> TaskResult:
     """Figures of a table of colors."""
-    pictures = SegmentRows(rows.rows, num_classes=len(rows.names))
+    images = SegmentRows(rows.rows, num_classes=len(rows.names))
     predictions = []
-    for row, name in enumerate(pictures.names):
-        picture, mask = pictures[row]
-        given = torch.from_numpy(table[_colors(picture)])
+    for row, name in enumerate(images.names):
+        image, mask = images[row]
+        given = torch.from_numpy(table[_colors(image)])
         counts = count_pixels(given, torch.from_numpy(mask), num_classes=len(rows.names))
         cells = [[true, found, int(counts[true, found])] for true, found in counts.nonzero().tolist()]
         predictions.append({"image_id": name, "pixels": cells})
@@ -189,8 +189,8 @@ def figures(result: TaskResult) -> dict[str, Any]:
     return {"metrics": result.metrics} | ({"settings": result.settings} if result.settings else {})
 
 
-def _colors(picture: Image.Image) -> np.ndarray:
-    red, green, blue = np.moveaxis(np.asarray(picture) // (256 // _COLOR_LEVELS), -1, 0).astype(np.int64)
+def _colors(image: Image.Image) -> np.ndarray:
+    red, green, blue = np.moveaxis(np.asarray(image) // (256 // _COLOR_LEVELS), -1, 0).astype(np.int64)
     return (red * _COLOR_LEVELS + green) * _COLOR_LEVELS + blue
 
 

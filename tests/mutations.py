@@ -260,7 +260,7 @@ MUTATIONS = (
         "for name in LORA_LAYERS)",
     ),
     Mutation(
-        "contrast never changed after the other colours",
+        "contrast never changed after the other colors",
         "processing/segmentation.py",
         "return image if contrast_first else _map_levels(image, gain=gain)",
         "return image",
@@ -307,8 +307,8 @@ def main(words: tyro.conf.Positional[tuple[str, ...]] = (), /, *, check: bool = 
     texts = {name: file.read_text() if file.is_file() else "" for name, file in files.items()}
     missing = [each for each in chosen if texts[each.file].count(each.old) != 1 or not _tests_exist(each)]
     for each in missing:
-        told = f"{each.name}: {each.file} does not hold its text once, or a file of {each.tests} is gone"
-        console.print(told, markup=False, highlight=False)
+        fault = f"{each.name}: {each.file} does not hold its text once, or a file of {each.tests} is gone"
+        console.print(fault, markup=False, highlight=False)
     if check or missing or not chosen:
         sys.exit(bool(missing) or not chosen)
     table = Table("mutation", "result", "tests", "seconds")

@@ -209,7 +209,7 @@ def test_processes_print_one_table_and_write_one_file(folders, pairs, tmp_path):
     assert len(json.loads(out.read_text())["predictions"]) == 12
 
 
-def test_folder_without_permission_is_told_before_the_work(capsys, monkeypatch, tmp_path):
+def test_folder_without_permission_is_refused_before_the_work(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
     shown = refused(["search", "nowhere", "x", "--sheet", str(tmp_path / "x.png")], capsys)
     assert f"{tmp_path} is no folder, or there is no permission to write in it" in shown

@@ -15,7 +15,7 @@ from tests.data.test_headers import png_chunk
 from vlmo.data.decoding import EncodedImage, decode_image, decode_mask, encode_image, range_path
 from vlmo.processing import TrainTransform, TransformConfig
 
-LOSSY = 6  # JPEG at quality 95 of a flat colour is off by a few of 255 levels (seen: at most 3)
+LOSSY = 6  # JPEG at quality 95 of a flat color is off by a few of 255 levels (seen: at most 3)
 
 
 def cell(image: Image.Image, file_format: str = "PNG", **options) -> dict:

@@ -30,7 +30,7 @@ def everything(path: Path):
 def test_table_with_question_and_answer_is_a_set_of_questions(tmp_path) -> None:
     draw(tmp_path / "a.png", tmp_path / "b.png")
     table = tmp_path / "metadata.csv"
-    table.write_text("image,question,answer\na.png,what colour?,red\nb.png,what colour?,blue\na.png,how many?,\n")
+    table.write_text("image,question,answer\na.png,what color?,red\nb.png,what color?,blue\na.png,how many?,\n")
     for source in (tmp_path, table):
         rows = everything(source)
         assert rows["image_id"][:] == ["a.png", "b.png", "a.png"]

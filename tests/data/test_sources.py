@@ -223,12 +223,12 @@ def test_pipes_are_not_read(pictures, tmp_path, file: str) -> None:
 
 def test_joined_sources_keep_false_captions_beside_their_captions(tmp_path) -> None:
     shared = {"image": None, "source": "x", "licence": "y"}
-    judged = [{**shared, "image_id": str(n), "captions": [f"a{n}", f"b{n}"]} for n in range(2)]
-    judged = [row | {"false_captions": [f"not {text}" for text in row["captions"]]} for row in judged]
+    contrast = [{**shared, "image_id": str(n), "captions": [f"a{n}", f"b{n}"]} for n in range(2)]
+    contrast = [row | {"false_captions": [f"not {text}" for text in row["captions"]]} for row in contrast]
     named = [{**shared, "image_id": str(n), "captions": [f"c{n}"]} for n in range(1, 3)]
-    for name, rows, features in (("judged", judged, CONTRAST_FEATURES), ("named", named, FEATURES)):
+    for name, rows, features in (("contrast", contrast, CONTRAST_FEATURES), ("named", named, FEATURES)):
         Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / name))
-    source = f"{tmp_path / 'judged'}+{tmp_path / 'named'}"
+    source = f"{tmp_path / 'contrast'}+{tmp_path / 'named'}"
     rows = open_source(source, weights=(2.0, 1.0))
     assert rows["captions"][:] == [["a0", "a0", "b0", "b0"], ["a1", "a1", "b1", "b1", "c1"], ["c2"]]
     assert rows["false_captions"][:] == [

@@ -127,12 +127,12 @@ def test_filter_stops_above_the_share_and_without_rows(tmp_path) -> None:
 
 
 def share_the_look(file: str) -> dict[str, object]:
-    seen, told = list[int](), list[None]()
-    validate, options = ImageValidator.__call__, {"shared": True, "progress": lambda: told.append(None)}
+    seen, updates = list[int](), list[None]()
+    validate, options = ImageValidator.__call__, {"shared": True, "progress": lambda: updates.append(None)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ImageValidator, "__call__", lambda self, row: seen.append(1) or validate(self, row))
         good = filter_invalid_rows(mixed(), quarantine=Path(file), max_share=1.0, **options)
-    return {"good": good.to_list(), "seen": len(seen), "told": len(told)}
+    return {"good": good.to_list(), "seen": len(seen), "updates": len(updates)}
 
 
 def test_processes_share_the_look_and_keep_the_same_rows(tmp_path) -> None:
@@ -140,7 +140,7 @@ def test_processes_share_the_look_and_keep_the_same_rows(tmp_path) -> None:
     found = run_processes(share_the_look, str(tmp_path / "two.jsonl"))
     assert [process["good"] for process in found] == [one.to_list()] * 2
     assert [process["seen"] for process in found] == [6, 6]  # of twelve rows
-    assert found[0]["told"] == 1
+    assert found[0]["updates"] == 1
     assert (tmp_path / "one.jsonl").read_text() == (tmp_path / "two.jsonl").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "two.jsonl"]
 

@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def failed_save(folder: Path) -> dict[str, str]:
-    """What each process is told when the disk of the second one is full."""
+    """The error of each process when the disk of the second one is full."""
 
     def full_disk(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")

@@ -78,10 +78,10 @@ def test_every_notebook_has_a_page_without_outputs():
 def test_search_notebook_finds_what_it_says(run):
     shown, num_images = run("search_own_images.ipynb")
     assert "24 images; 24 were embedded in this run" in shown
-    assert "12 were judged" in shown
+    assert "12 were reranked" in shown
     hits = re.findall(r"^ *-?\d+\.\d\d  \S+  (.*)$", shown, flags=re.MULTILINE)
-    words, judged, picture, blue = hits[:5], hits[5:13], hits[13:17], hits[17:]
-    assert words[0] == judged[0] == "a red circle"
+    words, reranked, picture, blue = hits[:5], hits[5:13], hits[13:17], hits[17:]
+    assert words[0] == reranked[0] == "a red circle"
     assert picture[0] == "a green circle"
     assert blue[0] == "a blue circle"
     assert len(blue) == 3

@@ -101,8 +101,8 @@ def _coded(file: str) -> str:
 
 
 def test_servers_start_with_what_the_page_says(services):
-    told = [[part is not None for part in (parts.index, parts.encoder, parts.answerer)] for parts in services]
-    assert told == [[True, True, False], [True, True, True], [False, False, True]]
+    parts_given = [[part is not None for part in (parts.index, parts.encoder, parts.answerer)] for parts in services]
+    assert parts_given == [[True, True, False], [True, True, True], [False, False, True]]
 
 
 def test_requests_are_answered(place, client, monkeypatch):
@@ -137,5 +137,5 @@ def test_clients_of_other_services_work_as_they_are(place, services, monkeypatch
 def test_endpoints_of_the_table_are_those_of_the_service(client):
     there = {path.replace("{id}", "ID") for path in client.get("/openapi.json").json()["paths"]}
     table = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith(("| `POST", "| `GET"))]
-    told = {path for cell in table for path in re.findall(r"/[\w/]+", cell)}
-    assert told == there
+    described = {path for cell in table for path in re.findall(r"/[\w/]+", cell)}
+    assert described == there

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 SCRIPT = Path(__file__).parents[2] / "examples" / "search_folder.py"
-COLOURS = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (40, 60, 210), "yellow": (230, 210, 50)}
+COLORS = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (40, 60, 210), "yellow": (230, 210, 50)}
 SHAPES = ("bar", "square", "corner")
 TRAINING = ("train", "finetune")
 
@@ -50,12 +50,12 @@ def write_images(folder: Path) -> None:
         table = csv.writer(file)
         table.writerow(["image", "caption", "split"])
         for number in range(60):
-            colour, shape = list(COLOURS)[number % 4], SHAPES[number % 3]
+            color, shape = list(COLORS)[number % 4], SHAPES[number % 3]
             pixels = np.full((48, 48, 3), 255, dtype=np.uint8)
-            pixels[4 : {"bar": 14, "square": 30, "corner": 44}[shape], 4 + number % 8 : 30] = COLOURS[colour]
+            pixels[4 : {"bar": 14, "square": 30, "corner": 44}[shape], 4 + number % 8 : 30] = COLORS[color]
             Image.fromarray(pixels).save(folder / f"{number}.png")
             split = "test" if number >= 48 else "validation" if number >= 36 else "train"
-            table.writerow([f"{number}.png", f"a {colour} {shape}, place {number}", split])
+            table.writerow([f"{number}.png", f"a {color} {shape}, place {number}", split])
 
 
 @pytest.fixture(scope="module", autouse=True)

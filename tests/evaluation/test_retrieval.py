@@ -146,7 +146,7 @@ def test_weight_for_sharper_or_softer_negatives_gives_the_true_order() -> None:
     assert orders == {1 / (1 + sharpness): [1, 2, 0], 0.5: [1, 0, 2]}
 
 
-def test_recall_by_weight_is_that_of_each_weight_and_judges_once() -> None:
+def test_recall_by_weight_is_that_of_each_weight_and_scores_once() -> None:
     model = fake("oracle")
     weights = (0.0, 0.01, 1.0)
     rerank = evaluate_retrieval(model, retrieval_set(), rerank=4, ks=(1, 3)).rerank

@@ -272,7 +272,7 @@ def test_other_pairs_are_refused(scorer, pair):
         scorer.predict([pair])
 
 
-def test_model_without_matching_head_judges_no_pairs(folder):
+def test_model_without_matching_head_scores_no_pairs(folder):
     model = toy(VLMoForImageTextRetrieval, use_match_head=False)
     with pytest.raises(ValueError, match="no matching head"):
         VLMoPairScorer(model, VLMoProcessor.from_pretrained(folder))

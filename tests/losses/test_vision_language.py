@@ -29,7 +29,7 @@ def test_mlm_logits_of_masked_positions_equal_the_full_computation(model):
 
 @pytest.mark.parametrize("variant", [{}, BEIT3])
 @torch.no_grad()
-def test_itm_judges_pairs_and_drawn_negatives(variant):
+def test_itm_classifies_pairs_and_drawn_negatives(variant):
     objective, batch = stage_3(variant, mlm_weight=0), make_batch()
     model, images = objective.model, batch["pixel_values"]
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -51,7 +51,7 @@ def test_itm_judges_pairs_and_drawn_negatives(variant):
 
 
 @torch.no_grad()
-def test_itm_judges_false_captions_beside_drawn_negatives():
+def test_itm_classifies_false_captions_beside_drawn_negatives():
     objective, batch = stage_3(mlm_weight=0, itm_stride=2), with_false_texts(make_batch())
     drawn = objective(make_batch())["itm"]
     logits = objective.model.match(batch["pixel_values"], batch["false_input_ids"], batch["false_attention_mask"])[::2]

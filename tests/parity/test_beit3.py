@@ -110,7 +110,7 @@ def plain_answers(plain: PlainBEiT3, pixels: Tensor, ids: Tensor, mask: Tensor) 
     return plain.linear(gelu(plain.norm(plain.linear(pooled, "head.0"), "head.1")), "head.3")
 
 
-def plain_judgements(plain: PlainBEiT3, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+def plain_statements(plain: PlainBEiT3, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     states = [plain.fused(one, ids, mask) for one in pixels.unbind(1)]
     first = torch.cat([state[:, place] for state in states for place in (0, SIZES.grid**2 + 1)], dim=-1)
     inner = plain.linear(plain.norm(first, "head.norm1"), "head.dense1")
@@ -125,7 +125,7 @@ def plain_classes(plain: PlainBEiT3, pixels: Tensor) -> Tensor:
     ("task", "model_class", "plain"),
     [
         ("vqa", VLMoForVisualQuestionAnswering, plain_answers),
-        ("nlvr2", VLMoForVisualReasoning, plain_judgements),
+        ("nlvr2", VLMoForVisualReasoning, plain_statements),
         ("imagenet", VLMoForImageClassification, plain_classes),
     ],
 )

@@ -12,9 +12,9 @@ from transformers import AutoProcessor, AutoTokenizer
 from vlmo import VLMoProcessor
 from vlmo.processing.tokenizers import continuation_flags, load_sentencepiece, special_flags
 
-COLOURS = ("red", "green", "blue", "pale yellow", "Prussian blue", "dark-grey", "violet")
+COLORS = ("red", "green", "blue", "pale yellow", "Prussian blue", "dark-grey", "violet")
 THINGS = ["heart", "square", "café", "sailing boat", "日本語", "woman's hat", "number 12", "1½ apples"]
-CORPUS = [f"A {colour} {thing} beside the {other}." for colour in COLOURS for thing in THINGS for other in THINGS]
+CORPUS = [f"A {color} {thing} beside the {other}." for color in COLORS for thing in THINGS for other in THINGS]
 TEXTS = [
     *CORPUS[::7],
     "A RED HEART, and two   hearts ",

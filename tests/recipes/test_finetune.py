@@ -21,7 +21,7 @@ NUM = 30
 
 
 def draw(root: Path, *, folder: str = "", suffix: str = ".png") -> list[str]:
-    """Write images of one colour; return their names."""
+    """Write images of one color; return their names."""
     names = [f"{folder}{number}{suffix}" for number in range(NUM)]
     for number, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def write_table(root: Path, *, header: str, line: str) -> None:
 
 
 captions = partial(write_table, header="file_name,text,licence", line="{name},{color},mine")
-questions = partial(write_table, header="image,question,answer", line="{name},what colour?,{color}")
+questions = partial(write_table, header="image,question,answer", line="{name},what color?,{color}")
 sentences = partial(write_table, header="image,second_image,sentence,label", line="{name},0.png,both are red,{red}")
 
 

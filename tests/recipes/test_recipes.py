@@ -121,11 +121,11 @@ def test_descriptions_say_data_start_command_and_numbers():
 
 def test_descriptions_have_the_quickstarts_numbers() -> None:
     """Those of `vlmo/recipes/quickstart.json`, of which README's chart is made too."""
-    told = " ".join(describe("shapes-matching").split())
+    shown = " ".join(describe("shapes-matching").split())
     for column, row in ((DUAL, "Text to image R@1"), (FUSION, "Caption or one with the opposite side")):
-        assert over_seeds(column, row) in told
+        assert over_seeds(column, row) in shown
     assert over_seeds(FUSION, "Questions") in " ".join(describe("shapes-questions").split())
-    assert which_runs() in told
+    assert which_runs() in shown
 
 
 def test_every_recipe_is_valid_on_eight_processes():

@@ -23,8 +23,8 @@ SENTENCE = "both pictures are red"
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    for name, colour in COLORS.items():
-        Image.new("RGB", (40, 30), colour).save(folder / f"{name}.png")
+    for name, color in COLORS.items():
+        Image.new("RGB", (40, 30), color).save(folder / f"{name}.png")
     return {name: folder / f"{name}.png" for name in COLORS}
 
 

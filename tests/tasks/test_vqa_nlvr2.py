@@ -104,14 +104,14 @@ def test_submissions_need_no_answers(runs, sets, tmp_path):
         write_submission(runs["nlvr2"] / "model", file, source="shapes")
 
 
-def test_sentences_about_two_pictures_are_judged():
+def test_sentences_about_two_pictures_are_answered():
     asked_of_two = Inputs((), texts=("both pictures are red",))
     images = [Image.new("RGB", (40, 30), COLORS["red"])] * 2
-    judge = Mock(device="cpu")
+    model = Mock(device="cpu")
     for logits, prediction in (([1.0, 0.0], False), ([0.0, 1.0], True)):
-        judge.return_value.logits = torch.tensor([logits])
-        (judged,) = NLVR2Task.answer(judge, processor(), images, asked_of_two)
-        assert judged == {"prediction": prediction, "confidence": 0.7311}  # of the answer: e / (1 + e)
+        model.return_value.logits = torch.tensor([logits])
+        (answered,) = NLVR2Task.answer(model, processor(), images, asked_of_two)
+        assert answered == {"prediction": prediction, "confidence": 0.7311}  # of the answer: e / (1 + e)
 
 
 def changed(folder, rows, *, kind, features):

@@ -11,8 +11,8 @@ from tests.toy_questions import write_prepared
 
 from vlmo.data.schema import SEGMENT_FEATURES, class_features
 
-COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220)}
-NAMES = list(COLOURS)
+COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220)}
+NAMES = list(COLORS)
 PIXELS = ["background", *NAMES]
 IGNORED = 255
 SIDE = 64
@@ -31,24 +31,24 @@ def row(split: str, number: int, pixels: np.ndarray, **more: Any) -> dict:
 
 
 def class_rows(split: str, count: int) -> list[dict]:
-    """Pictures of one colour each, with a little noise."""
+    """Pictures of one color each, with a little noise."""
     noise, rows = np.random.default_rng(len(split)), []
     for number in range(count):
-        colour = COLOURS[NAMES[number % len(NAMES)]]
-        pixels = np.clip(colour + noise.integers(-20, 21, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
+        color = COLORS[NAMES[number % len(NAMES)]]
+        pixels = np.clip(color + noise.integers(-20, 21, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
         rows.append(row(split, number, pixels, label=number % len(NAMES)))
     return rows
 
 
 def segment_rows(split: str, count: int) -> list[dict]:
-    """Grey pictures with a square of one colour; the first row of pixels is ignored."""
+    """Grey pictures with a square of one color; the first row of pixels is ignored."""
     draws, rows = np.random.default_rng(len(split)), []
     for number in range(count):
         name = NAMES[number % len(NAMES)]
         pixels = np.full((SIDE, SIDE + 16, 3), 128, dtype=np.uint8)
         mask = np.zeros((SIDE, SIDE + 16), dtype=np.uint8)
         top, left = draws.integers(0, 32, size=2)
-        pixels[top : top + 32, left : left + 32] = COLOURS[name]
+        pixels[top : top + 32, left : left + 32] = COLORS[name]
         mask[top : top + 32, left : left + 32] = PIXELS.index(name)
         mask[0] = IGNORED
         rows.append(row(split, number, pixels, mask=png(mask)))

@@ -14,7 +14,7 @@ from worlds import emoji as worlds_emoji
 # Concepts with names of their own, a variant of one in skin tone, and one that looks as another does.
 CODES = ("1f600", "1f436", "1f34e", "1f680", "1f44d", "1f31e")
 TONE = "1f44d-1f3fb"
-# The one that each style draws in the same colour does not exist: styles differ by 60 levels of red.
+# The one that each style draws in the same color does not exist: styles differ by 60 levels of red.
 STYLES = {"twemoji": 0, "openmoji": 60, "noto": 120, "fluent": 180}
 
 

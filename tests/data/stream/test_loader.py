@@ -112,16 +112,16 @@ def test_processes_and_micro_steps_divide_the_same_samples(whole, source, exampl
             assert len({share[number][micro]["step_seed"].item() for share in shares}) == 1
 
 
-def test_shards_that_cannot_be_read_are_told_again_when_they_are_twice_as_many(examples, tmp_path, caplog):
+def test_shards_that_cannot_be_read_are_logged_again_when_they_are_twice_as_many(examples, tmp_path, caplog):
     paths = write_tars(tmp_path, [4, 4])
     missing = [str(tmp_path / f"gone-{number}.tar") for number in range(7)]
     source = Source((str(paths[0]), *missing, str(paths[1])))
     one_lane = StreamConfig(patterns=("any",), lanes=1, shuffle=1)
     with caplog.at_level("WARNING"):
         take(make(source, examples, tmp_path, batch=8, config=one_lane), 1)  # all that is there
-    told = [record.getMessage() for record in caplog.records if record.name == "vlmo.data.stream.loader"]
-    assert [line.rpartition("; ")[2].split()[0] for line in told] == ["1", "2", "4"]
-    assert all("gone-" in line and "No such file" in line for line in told)
+    logged = [record.getMessage() for record in caplog.records if record.name == "vlmo.data.stream.loader"]
+    assert [line.rpartition("; ")[2].split()[0] for line in logged] == ["1", "2", "4"]
+    assert all("gone-" in line and "No such file" in line for line in logged)
 
 
 class Noting(StreamExamples):
