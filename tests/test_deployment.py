@@ -107,9 +107,44 @@ def test_compose_needs_no_file_and_publishes_on_loopback() -> None:
     assert service["ports"] == ["127.0.0.1:8000:8000"]
 
 
-def test_scheduled_job_runs_targets_that_there_are() -> None:
-    jobs = yaml.safe_load((ROOT / ".github/workflows/scheduled.yml").read_text())["jobs"]
-    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+def test_workflows_run_what_there_is_with_the_index_of_cpu_builds() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert commands == ["make audit", "make lowest"]
-    assert {command.split()[1] for command in commands} <= targets
+    for name in ("ci", "release", "scheduled"):
+        workflow = yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text())
+        assert "PIP_EXTRA_INDEX_URL" in workflow["env"], name
+        commands = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+        assert {command.split()[1] for command in commands if command.startswith("make ")} <= targets, name
+        assert all((ROOT / command).is_file() for command in commands if command.startswith(".ci/")), name
+
+
+@pytest.mark.parametrize(
+    ("files", "registry", "starts"),
+    [
+        ({}, "", False),
+        ({}, "Registry.example", True),
+        ({"CITATION.cff": "version: 9.8.7\n"}, "registry.example", False),
+    ],
+)
+def test_release_starts_only_with_all_that_publishing_needs(files, registry, starts, tmp_path) -> None:
+    texts = {
+        "pyproject.toml": 'version = "9.8.7"\n',
+        "CITATION.cff": "version: 9.8.7\ndate-released: 2030-01-31\n",
+        "CHANGELOG.md": "## [9.8.7]\n",
+    }
+    for name, text in (texts | files).items():
+        (tmp_path / name).write_text(text)
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
+    (check,) = [step["run"] for step in jobs["build"]["steps"] if step.get("name", "").startswith("Check")]
+    (image,) = [step["run"] for step in jobs["image"]["steps"] if step.get("id") == "image"]
+    out = tmp_path / "output"
+    given = {
+        "VERSION": "9.8.7",
+        "IMAGE_REGISTRY": registry,
+        "GITHUB_REPOSITORY": "Owner/vlmo",
+        "GITHUB_OUTPUT": str(out),
+    }
+    done = subprocess.run(
+        ["bash", "-ec", f"{check}\n{image}"], check=False, cwd=tmp_path, env=os.environ | given, capture_output=True
+    )
+    assert (done.returncode == 0) == starts, done.stderr
+    assert not starts or out.read_text() == "name=registry.example/owner/vlmo\n"

@@ -109,13 +109,15 @@ def test_commands_options_and_recipes_of_the_pages_exist(capsys):
 
 def test_addresses_and_versions_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == project["version"]
+    repository, citation = project["urls"]["Repository"], yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["repository-code"]) == (project["version"], repository)
+    (security,) = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/config.yml").read_text())["contact_links"]
+    assert security["url"] == f"{repository}/security/advisories/new"
     config = hooks.on_config(SimpleNamespace(site_url=None, repo_url=None))
-    assert config.repo_url == project["urls"]["Repository"]
-    # Only pyproject.toml names the address, and the notebooks, which Colab opens.
-    others = [*PAGES, ROOT / "mkdocs.yml", ROOT / "CITATION.cff"]
-    assert not [page.name for page in others if project["urls"]["Repository"] in page.read_text()]
-    colab = project["urls"]["Repository"].replace("https://github.com", "https://colab.research.google.com/github")
+    assert config.repo_url == repository
+    # Pages have links that are relative; notebooks, which Colab opens, have the address.
+    assert not [page.name for page in [*PAGES, ROOT / "mkdocs.yml"] if repository in page.read_text()]
+    colab = repository.replace("https://github.com", "https://colab.research.google.com/github")
     for file in (ROOT / "examples").glob("*.ipynb"):
         assert f"{colab}/blob/main/examples/{file.name}" in file.read_text()
 
