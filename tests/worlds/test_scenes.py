@@ -4,43 +4,45 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from vlmo.data import builtin
 from vlmo.data.builtin import shapes
-from vlmo.data.builtin.scenes import COLORS, SHAPE, Placed, Pool, Scene, Thing
+from vlmo.data.builtin.scenes import COLORS, Placed, Scene, Sentence, Thing, plural
 from vlmo.data.decoding import decode_image, decode_mask
 from worlds import scenes
+from worlds.pools import SHAPE, DrawnPool, SizedPhrase, codes_of, draw, drawings, make_pools
 
-DOG = Thing("dog", None, "twemoji/1f436", "animal")
+DOG = Thing("dog", None, "twemoji/1f436")
 TINY = {"NUM_SCENES": 100, "NUM_BINDING": 15, "NUM_QUESTIONS": 100, "NUM_STATEMENTS": 20}
 HELD_OUT = {"1f404", "1f405", "1f40c"}  # a cow, a tiger and a snail
 
 
 @pytest.fixture(scope="module")
-def pools() -> dict[str, Pool]:
-    return scenes.make_pools(scenes.drawings(), HELD_OUT)
+def pools() -> dict[str, DrawnPool]:
+    return make_pools(drawings(), HELD_OUT)
 
 
-def some_rows(split: str, pool: Pool, number: int) -> list[dict]:
+def some_rows(split: str, pool: DrawnPool, number: int) -> list[dict]:
     return list(itertools.islice(scenes.pair_rows(split, pool), number))
 
 
-def make_scene(split: str, number: int, pools: dict[str, Pool]) -> tuple:
-    return shapes.make_scene(split, number, pools[split], alone=0.4)
+def make_scene(split: str, number: int, pools: dict[str, DrawnPool]) -> tuple:
+    return scenes.make_scene(split, number, pools[split])
 
 
 def test_scenes_show_drawings_that_models_train_on_alone():
-    drawn, pools = scenes.drawings(), scenes.pools()
+    drawn, pools = drawings(), scenes.pools()
     shown, tested, concepts = (
         set(builtin.load(name, split=split)["image_id"])
         for name, split in (("drawings-pairs", "train"), ("drawings-pairs", "test"), ("drawings-concepts", "test"))
     )
-    trained = {thing for thing in drawn if f"twemoji/{scenes.codes_of(thing)}" in shown}
+    trained = {thing for thing in drawn if f"twemoji/{codes_of(thing)}" in shown}
     assert set(pools["train"].drawings) == trained < set(drawn)
-    assert {f"twemoji/{scenes.codes_of(thing)}" for thing in {*drawn} - {*pools["train"].drawings}} <= concepts
-    assert {f"openmoji/{scenes.codes_of(thing)}" for thing in pools["artist"].first} <= tested
+    assert {f"twemoji/{codes_of(thing)}" for thing in {*drawn} - {*pools["train"].drawings}} <= concepts
+    assert {f"openmoji/{codes_of(thing)}" for thing in pools["artist"].first} <= tested
 
 
 @pytest.mark.parametrize("split", ["train", "artist", "combinations", "longer"])
@@ -96,6 +98,25 @@ def test_rows_are_those_of_earlier_versions(name, pools, monkeypatch):
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == DIGESTS[name]
 
 
+def test_sizes_and_plurals():
+    scene = Scene((Placed(DOG, 2, 2, 26, ""), Placed(DOG, 40, 40, 40, "")), "ffffff")
+    for size, count, truth in (("small", 1, True), ("large", 1, True), (None, 2, True), (None, 1, None)):
+        assert scene.truth(Sentence((SizedPhrase("dog", count=count, size=size),))) is truth
+    small = Scene(scene.objects[:1], "ffffff")
+    assert small.truth(Sentence((SizedPhrase("dog", size="large"),))) is False
+    assert str(SizedPhrase("star", "red", where="on the left", size="small")) == "a small red star on the left"
+    plurals = "mice", "foxes", "butterflies", "wolves"
+    assert tuple(map(plural, ("mouse", "fox", "butterfly", "wolf"))) == plurals
+
+
+def test_a_drawing_lies_in_the_middle_of_its_square(monkeypatch):
+    wide = Image.new("RGBA", (20, 10), "blue")
+    monkeypatch.setattr("worlds.pools.read_drawing", lambda *_, **__: wide)
+    opaque = np.asarray(draw("wide", 48, style="toy"))[:, :, 3] > 0
+    assert opaque[12:36].all()
+    assert opaque.sum() == 24 * 48
+
+
 def test_what_splits_hold_out(pools):
     def things(split: str) -> list[set[Thing]]:
         return [{each.thing for each in make_scene(split, number, pools)[0].objects} for number in range(80)]
@@ -105,7 +126,7 @@ def test_what_splits_hold_out(pools):
     assert not trained & held_out
     assert {thing.color for thing in trained} == {None, *COLORS}
     assert all(found & held_out for found in things("combinations"))
-    codes = {scenes.codes_of(thing) for thing in set.union(*things("artist")) if thing.color is None}
+    codes = {codes_of(thing) for thing in set.union(*things("artist")) if thing.color is None}
     assert codes == HELD_OUT
 
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import errno
+import importlib
 import io
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -15,7 +16,7 @@ from PIL import Image
 from PIL.Image import Transpose as T  # noqa: N817
 from PIL.WebPImagePlugin import WebPImageFile
 
-from vlmo.data.compose import compose, is_composed
+from vlmo.data import GENERATORS
 from vlmo.data.headers import check_directory, check_parts, check_size
 from vlmo.data.listing import regular_file
 from vlmo.processing.images import MAX_PIXELS, identify
@@ -23,11 +24,10 @@ from vlmo.processing.images import MAX_PIXELS, identify
 MAX_FILE_BYTES = 1 << 29
 """Largest file, or piece of one, that is read: above `MAX_PIXELS` of 8 bytes."""
 
-_COMPOSED = "composed"
-# Others are left out: they start other programs (EPS), have no size of their own (WMF), or fit almost any bytes (TGA).
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", _COMPOSED)
-COMMON_FORMATS = _FORMATS[:6]
+COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats for files of strangers: others hold Python's lock while they decode, or are decoded in Python."""
+# Others are left out: they start other programs (EPS), have no size of their own (WMF), or fit almost any bytes (TGA).
+_FORMATS = (*COMMON_FORMATS, "AVIF")
 
 _ROWS_AT_ONCE = 256  # of an image that is converted or sent: copies of the whole would take several times its memory
 _ORIENTATION_TAG = 0x0112
@@ -40,7 +40,7 @@ _RANGE = re.compile(r"(?P<file>.+)#bytes=(?P<start>\d+)\+(?P<length>\d+)", re.DO
 class ImageCell(TypedDict):
     """One value of an `image` column: the file's bytes, or else its path (a file, or a `range_path`).
 
-    Instead of a file's, the bytes may be a text that `vlmo.data.compose` makes an image of.
+    Instead of a file's, the bytes may be those that one of `GENERATORS` makes an image of.
     """
 
     bytes: bytes | None
@@ -94,13 +94,14 @@ class EncodedImage:
     """An image of which only the header has been read; `decode` gives the pixels, once.
 
     Only JPEG is decoded lazily: other formats cannot be decoded at a smaller scale, and are decoded at once. At most
-    `max_pixels` (width x height), and `formats` by Pillow's names, are accepted; ValueError as `decode_image`.
+    `max_pixels` (width x height), and `formats` by Pillow's names, are accepted, without which an image may also be one
+    of `GENERATORS`; ValueError as `decode_image`.
     """
 
     size: tuple[int, int]
     """Width and height, EXIF orientation applied."""
 
-    def __init__(self, image: ImageCell, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> None:
+    def __init__(self, image: ImageCell, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None) -> None:
         self._where = image["path"] or "bytes in memory"
         self._data = _read_bytes(image, where=self._where)
         with _naming_errors(self._where, self._data):
@@ -128,7 +129,9 @@ class EncodedImage:
             return _load_upright_rgb(self._image)
 
 
-def decode_image(image: ImageCell, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+def decode_image(
+    image: ImageCell, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+) -> Image.Image:
     """Decode to mode RGB: first frame, EXIF orientation applied, transparency on white, 16-bit grey scaled to 8 bits.
 
     Color profiles are not applied. ValueError with file and reason: nothing to read, not an image, cut off, damaged,
@@ -162,11 +165,12 @@ def _naming_errors(where: str, data: bytes) -> Iterator[None]:
         raise ValueError(f"{where}: cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
-def _open(data: bytes, *, max_pixels: int, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
-    if _COMPOSED in formats and is_composed(data):
-        return compose(data)
+def _open(data: bytes, *, max_pixels: int, formats: Sequence[str] | None = None) -> Image.Image:
+    for start, module in GENERATORS.items() if formats is None else ():
+        if data.startswith(start):
+            return importlib.import_module(module).compose(data)
     check_parts(data)
-    opened = identify(io.BytesIO(data), formats)
+    opened = identify(io.BytesIO(data), formats or _FORMATS)
     check_size(opened, max_pixels=max_pixels)
     if isinstance(opened, WebPImageFile):
         opened._decoder = _FirstFrame(opened._decoder)

@@ -10,7 +10,7 @@ from types import ModuleType
 from datasets import Dataset
 from filelock import FileLock
 
-from vlmo.data import compose, decoding, schema
+from vlmo.data import decoding, schema
 from vlmo.folder.atomic import write_folder
 from vlmo.lazy import install_command
 from vlmo.released.download import cache_folder
@@ -68,7 +68,7 @@ def build(name: str, *, cache_dir: Path | None = None) -> Path:
     module, root = _builder(name), cache_dir or cache_folder()
     own = Path(str(module.__file__))
     files = {*Path(__file__).parent.glob("*.py"), *(own.parent.glob("*.py") if module.__package__ else [own])}
-    files |= {Path(str(shared.__file__)) for shared in (compose, decoding, schema)}
+    files |= {Path(str(shared.__file__)) for shared in (decoding, schema)}
     digest = hashlib.sha256(platform.python_version().encode())
     for file in sorted(files):
         digest.update(file.read_bytes())

@@ -1,17 +1,18 @@
-"""Scenes: objects with names, colors, sizes and places, and sentences that are true or false of them.
+"""Scenes: objects with names, colors and places, and sentences that are true or false of them.
 
-Everything is a pure function of a key, such as a split's name and a number. `vlmo.data.compose` makes the images.
+Everything is a pure function of a key, such as a split's name and a number. `vlmo.data.builtin.compose` makes the
+images.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from vlmo.data.compose import PREFIX, SHAPES, UNITS
+from vlmo.data.builtin.compose import PREFIX, SHAPES, UNITS
 from vlmo.data.decoding import ImageCell
 from vlmo.data.schema import hash_share
 
@@ -27,18 +28,23 @@ COLORS = {
     "black": (24, 24, 28),
     "gray": (132, 132, 136),
 }
-SHAPE = "shape"
 HELD_OUT_SHARE = 0.15
 """Share of the pairs of a color and a shape that no training scene shows."""
-SIZES = {"small": (24, 28), "large": (38, 44)}
-"""Sides of objects, in units of `compose`."""
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+WORDS = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "above"),
+    "below": ("below", "under"),
+}
+PLURALS: dict[str, str] = {}
+"""Irregular plurals; a set with further things adds theirs."""
+RELATED = ("{0} %s {1}", "{0} is %s {1}")
+"""Forms of a relation, without a verb and with one."""
 
 _JITTER = 6
 _APART = 16
-_QUARTER, _QUARTER_SIDES = UNITS // 2, (32, 44)
 _COUNTS = {2: "two", 3: "three", 4: "four"}
-_PLURALS = {"mouse": "mice", "knife": "knives", "leaf": "leaves", "wolf": "wolves"}
 
 Item = TypeVar("Item")
 
@@ -63,12 +69,24 @@ class Choices:
         return [rest.pop(self.below(len(rest))) for _ in range(number)]
 
 
-class Phrase(NamedTuple):
-    """Words for one object, or for several of one name and color: "a cat at the top left", "three small dogs"."""
+class Thing(NamedTuple):
+    """All of an object but its place; `image` is a name for `compose`, and a thing without a color has one there."""
+
+    name: str
+    color: str | None
+    image: str
+
+    def phrase(self) -> Phrase:
+        """Return words for one such object."""
+        return Phrase(self.name, self.color)
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Words for one object, or for several of one name and color: "a star at the top left", "three red stars"."""
 
     name: str
     color: str | None = None
-    size: str | None = None
     count: int = 1
     where: str | None = None
 
@@ -82,14 +100,13 @@ class Phrase(NamedTuple):
 
     def words(self) -> str:
         """Return "red star"."""
-        return " ".join(word for word in (self.size, self.color, self.name) if word)
+        return f"{self.color} {self.name}" if self.color else self.name
 
     def fits(self, placed: Placed) -> bool:
         """Return True for an object that these words are true of."""
         return (
             placed.thing.name == self.name
             and self.color in {None, placed.thing.color}
-            and (self.size is None or self.size == placed.size)
             and (self.where is None or self.where == placed.where)
         )
 
@@ -100,27 +117,7 @@ def plural(words: str) -> str:
         return f"{words}es"
     if words.endswith("y") and words[-2] not in "aeiou":
         return f"{words[:-1]}ies"
-    return _PLURALS.get(words, f"{words}s")
-
-
-class Thing(NamedTuple):
-    """A shape of a color, or a drawing, which has no color of its own: all of an object but its place.
-
-    Attributes:
-        image: Name for `compose`.
-        kind: `SHAPE`, or a kind of drawings.
-        licence: Of a drawing.
-    """
-
-    name: str
-    color: str | None
-    image: str
-    kind: str = SHAPE
-    licence: str = ""
-
-    def phrase(self) -> Phrase:
-        """Return words for one such object."""
-        return Phrase(self.name, self.color)
+    return PLURALS.get(words, f"{words}s")
 
 
 class Placed(NamedTuple):
@@ -131,11 +128,6 @@ class Placed(NamedTuple):
     top: int
     side: int
     paint: str
-
-    @property
-    def size(self) -> str:
-        """The word for the size."""
-        return "small" if self.side <= SIZES["small"][1] else "large"
 
     @property
     def where(self) -> str:
@@ -226,6 +218,43 @@ class Scene:
         return True if all(actual == relation for actual, relation in seen) else None
 
 
+def phrase_of(group: Sequence[Placed], *, placed: bool = False) -> Phrase:
+    """Return words for equal things, with the place if asked for."""
+    first = group[0]
+    return Phrase(first.thing.name, first.thing.color, len(group), first.where if placed else None)
+
+
+def relation_of(group: Sequence[Placed], other: Sequence[Placed]) -> str | None:
+    """Return the relation of a thing to another one, if there is one of each."""
+    return group[0].relation_to(other[0]) if len(group) == len(other) == 1 else None
+
+
+def relate(phrases: Iterable[Phrase], relation: str, form: str) -> Sentence:
+    """Return a sentence about the relation of the first of two things to the second one."""
+    return Sentence(tuple(phrases), ((0, relation, 1),), form)
+
+
+def list_of(
+    scene: Scene, choices: Choices, *, words: Callable[[Sequence[Placed]], Phrase] = phrase_of, most: int = 3
+) -> Sentence:
+    """Return a list of up to so many things."""
+    groups = scene.groups()
+    return Sentence(tuple(map(words, choices.some_of(groups, min(most, len(groups))))))
+
+
+def related_pair(
+    scene: Scene, choices: Choices, *, words: Callable[[Sequence[Placed]], Phrase] = phrase_of
+) -> Sentence:
+    """Return the relation of two things, or else a list."""
+    groups = scene.groups()
+    pairs = [(a, b, relation) for a in groups for b in groups if a is not b and (relation := relation_of(a, b))]
+    if not pairs:
+        return list_of(scene, choices, words=words)
+    *pair, relation = choices.one_of(pairs)
+    form = choices.one_of(RELATED) % choices.one_of(WORDS[relation])
+    return relate(map(words, pair), relation, form)
+
+
 @functools.cache
 def shapes(
     *, held_out: bool, names: Sequence[str] = SHAPES, colors: Sequence[str] = tuple(COLORS)
@@ -239,69 +268,8 @@ def shapes(
     )
 
 
-def in_quarters(things: Sequence[Thing], choices: Choices) -> Iterator[Placed]:
-    """Yield up to four things, each somewhere in a quarter of the image."""
-    for thing, quarter in zip(things, choices.some_of(range(4), len(things)), strict=True):
-        side = choices.one_of(range(_QUARTER_SIDES[0], _QUARTER_SIDES[1] + 1, 2))
-        row, column = divmod(quarter, 2)
-        left, top = (_QUARTER * half + 1 + choices.below(_QUARTER - side - 1) for half in (column, row))
-        yield Placed(thing, left, top, side, paint(thing.color, choices))
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Things that scenes are made of.
-
-    Attributes:
-        name: First part of the ids of rows, by which joined sources know equal images.
-        shapes: Shapes of training.
-        unseen: Shapes that no training scene shows.
-        drawings: Drawings; none, and scenes show shapes alone.
-        first: Things of which each scene shows one; none, and any will do.
-        fewest: Least number of different things.
-        totals: Numbers of things, one of which is taken.
-        layout: Gives things places in which none covers another.
-        sized: Captions tell sizes (`SIZES`) rather than places.
-    """
-
-    name: str
-    shapes: tuple[Thing, ...]
-    unseen: tuple[Thing, ...]
-    drawings: tuple[Thing, ...] = ()
-    first: tuple[Thing, ...] = ()
-    fewest: int = 2
-    totals: tuple[int, ...] = (2,)
-    layout: Callable[[Sequence[Thing], Choices], Iterator[Placed]] = in_quarters
-    sized: bool = False
-
-    def scene(self, choices: Choices, things: Sequence[Thing] | None = None) -> Scene:
-        """Return a scene of these or other things."""
-        things = self.things(choices) if things is None else things
-        return Scene(tuple(self.layout(things, choices)), background(choices))
-
-    def things(self, choices: Choices) -> list[Thing]:
-        """Return things of which some may be there more than once."""
-        total = max(self.fewest, choices.one_of(self.totals))
-        chosen = [choices.one_of(self.first)] if self.first else []
-        repeats = choices.below(min(3, total - self.fewest + 1)) if choices.random() < 0.4 else 0
-        while len(chosen) < total - repeats:
-            thing = self._another(chosen, choices)
-            if thing not in chosen:
-                chosen.append(thing)
-        return chosen + [chosen[0]] * repeats
-
-    def _another(self, chosen: Sequence[Thing], choices: Choices) -> Thing:
-        """Return a drawing or a shape, often one with the name or the color of a chosen one: they must be bound."""
-        known, share = [thing for thing in chosen if thing.kind == SHAPE], choices.random()
-        if known and share < 0.35:
-            like = choices.one_of(known)
-            alike = [each for each in self.shapes if (each.name == like.name) != (each.color == like.color)]
-            return choices.one_of(alike)
-        return choices.one_of(self.shapes if share < 0.65 or not self.drawings else self.drawings)
-
-
 def paint(color: str | None, choices: Choices) -> str:
-    """Return six digits near to a named color; "" for a drawing."""
+    """Return six digits near to a named color; "" without one."""
     if color is None:
         return ""
     shades = (value + choices.below(2 * _JITTER + 1) - _JITTER for value in COLORS[color])

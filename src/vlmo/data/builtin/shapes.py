@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from vlmo.data.builtin.compose import SHAPES, UNITS
+from vlmo.data.builtin.pools import BINDING_KINDS, Pool
 from vlmo.data.builtin.scenes import (
     COLORS,
     OPPOSITE,
-    SHAPE,
+    RELATED,
+    WORDS,
     Choices,
-    Phrase,
-    Placed,
-    Pool,
     Scene,
     Sentence,
     Thing,
+    list_of,
+    phrase_of,
     plural,
+    relate,
+    related_pair,
     shapes,
 )
-from vlmo.data.compose import SHAPES, UNITS
 from vlmo.data.schema import (
     COMPOSITION_FEATURES,
     CONTRAST_FEATURES,
@@ -45,23 +47,14 @@ NUM_QUESTIONS = {"train": 40_000, "validation": 1000, "test": 2000, "combination
 NUM_STATEMENTS = {"train": 5000, "validation": 250, "test": 500, "combinations": 250}
 """Sentences, with four rows each."""
 
-BINDING_KINDS = ("object", "color", "relation", "swap")
 COUNTS = ("1", "2", "3")
 ANSWERS = (*COLORS, *SHAPES, *COUNTS, "no", "yes")
 LABELS = {"shapes-questions": ANSWERS}
-WORDS = {
-    "left of": ("left of", "to the left of"),
-    "right of": ("right of", "to the right of"),
-    "above": ("above", "above"),
-    "below": ("below", "under"),
-}
 
 _NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 _COLORS = ("red", "yellow", "green", "blue", "pink", "black")
 _ALONE = 0.2
 """Share of training scenes of one object, from which its place is learnt first."""
-_RELATED = ("{0} %s {1}", "{0} is %s {1}")
-"""Forms of a relation, without a verb and with one."""
 _FORMS = {
     "no verb": ("{}", "{}", "the picture shows {}", "there is {} in the picture"),
     "verb": ("{}", "the picture shows that {}"),
@@ -69,8 +62,6 @@ _FORMS = {
 """Wordings of training captions, by whether the caption has a verb. Statements about two scenes use the same words."""
 
 Rows = Iterator[dict[str, Any]]
-Edited = tuple[Scene, Sentence, Scene, Sentence]
-"""A scene and its caption, and the least change of both: each caption is false of the other scene."""
 
 
 def pools(totals: tuple[int, ...] = (2,)) -> dict[str, Pool]:
@@ -90,11 +81,10 @@ def rows_by_split(
     }
 
 
-def scene_row(name: str, scene: Scene, *, others: Sequence[Scene] = (), **columns: Any) -> dict[str, Any]:
-    """Return a row with the image of a scene; its licence covers `others`, which further columns show."""
-    licences = {each.thing.licence for shown in (scene, *others) for each in shown.objects if each.thing.licence}
-    source, licence = re.split("[-/]", name)[0], " and ".join(sorted(licences)) or "CC0-1.0"
-    return make_row(name, image=scene.cell(name), source=source, licence=licence, **columns)
+def scene_row(name: str, scene: Scene, **columns: Any) -> dict[str, Any]:
+    """Return a row with the image of a scene; the name begins with that of the set."""
+    source = name.partition("/")[0].partition("-")[0]
+    return make_row(name, image=scene.cell(name), source=source, licence="CC0-1.0", **columns)
 
 
 # ------------------------------------------------------------------------------------------------------------ captions
@@ -121,17 +111,17 @@ def pair_rows(split: str, pool: Pool) -> Rows:
             ]
         else:
             chosen = [each for each in true[:2] if bool(each.relations) == bool(found % 2)] if true[1:] else []
-            if not chosen or not gallery.add(scene, caption := choices.one_of(chosen), may_be_unclear=True):
+            if not chosen or not gallery.add(scene, caption := choices.one_of(chosen)):
                 continue
             texts = [[str(caption)], []]
         found += 1
         yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=texts[0], false_captions=texts[1])
 
 
-def make_scene(split: str, number: int, pool: Pool, *, alone: float = _ALONE) -> tuple[Scene, Choices]:
-    """Return scene `number` of a split, in training in a share `alone` of one object, and its captions' choices."""
+def make_scene(split: str, number: int, pool: Pool) -> tuple[Scene, Choices]:
+    """Return scene `number` of a split, in training at times of one object, and its captions' choices."""
     choices = Choices(f"scenes/{split}/{number}")
-    if split == "train" and choices.random() < alone:
+    if split == "train" and choices.random() < _ALONE:
         return pool.scene(choices, pool.things(choices)[:1]), choices
     return pool.scene(choices), choices
 
@@ -142,21 +132,20 @@ class Gallery:
     def __init__(self) -> None:
         self._known: dict[frozenset[Thing], list[tuple[Scene, Sentence]]] = {}
 
-    def add(self, scene: Scene, sentence: Sentence, *, may_be_unclear: bool) -> bool:
-        """Add a scene unless its caption is true of another one, or another's of it; return whether it was added.
-
-        Args:
-            may_be_unclear: A caption that is neither said nor denied of another scene will do too.
-        """
+    def add(self, scene: Scene, sentence: Sentence) -> bool:
+        """Add a scene unless its caption is true of another one, or another's of it; return whether it was added."""
         things = {each.thing for each in scene.objects}
         pairs = [frozenset(pair) for pair in itertools.combinations(things, 2)]
         for other, of_other in (each for pair in pairs for each in self._known.get(pair, [])):
-            for truth in (other.truth(sentence), scene.truth(of_other)):
-                if truth or (truth is None and not may_be_unclear):
-                    return False
+            if self.mistakes(other, sentence) or self.mistakes(scene, of_other):
+                return False
         for pair in pairs:
             self._known.setdefault(pair, []).append((scene, sentence))
         return True
+
+    def mistakes(self, scene: Scene, sentence: Sentence) -> bool:
+        """Return True for another scene's caption that is true of this one; one that is unclear will do."""
+        return bool(scene.truth(sentence))
 
 
 def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
@@ -164,12 +153,12 @@ def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
 
     Places stand in the order of the colors' names: in any order, the same steps teach a quarter less (docs/log.md).
     """
-    placed = _by_color(list_of(scene, choices, placed=True))
+    placed = _by_color(list_of(scene, choices, words=functools.partial(phrase_of, placed=True), most=2))
     related = related_pair(scene, choices)
     if not related.relations:
         return [placed]
     where = {phrase: each.where for phrase in related.phrases for each in scene.objects if phrase.fits(each)}
-    both = related._replace(phrases=tuple(each._replace(where=where[each]) for each in related.phrases))
+    both = related._replace(phrases=tuple(replace(each, where=where[each]) for each in related.phrases))
     return [placed, related, both]
 
 
@@ -194,11 +183,11 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
                 continue
             things[number] = choices.one_of(alike)
         phrases = [
-            phrase._replace(name=thing.name, color=thing.color, where=phrase.where and each.where)
+            replace(phrase, name=thing.name, color=thing.color, where=phrase.where and each.where)
             for each, thing, phrase in zip(objects, things, sentence.phrases, strict=True)
         ]
         if sentence.relations:
-            relation, form = sentence.relations[0][1], _RELATED[" is " in sentence.form]
+            relation, form = sentence.relations[0][1], RELATED[" is " in sentence.form]
             if edit == "exchange" and choices.below(2):  # the same in other words
                 phrases, relation = phrases[::-1], OPPOSITE[relation]
             false = relate(phrases, relation, form % choices.one_of(WORDS[relation]))
@@ -210,41 +199,6 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
 
 def _by_color(sentence: Sentence) -> Sentence:
     return Sentence(tuple(sorted(sentence.phrases, key=lambda phrase: (phrase.color or "", phrase.name))))
-
-
-def phrase_of(group: Sequence[Placed], *, sized: bool = False, placed: bool = False) -> Phrase:
-    """Return words for equal things; size and place belong to one alone."""
-    first, one = group[0], len(group) == 1
-    size, where = first.size if sized and one else None, first.where if placed and one else None
-    return Phrase(first.thing.name, first.thing.color, size, len(group), where)
-
-
-def relation_of(group: Sequence[Placed], other: Sequence[Placed]) -> str | None:
-    """Return the relation of a thing to another one, if there is one of each."""
-    return group[0].relation_to(other[0]) if len(group) == len(other) == 1 else None
-
-
-def relate(phrases: Iterable[Phrase], relation: str, form: str) -> Sentence:
-    """Return a sentence about the relation of the first of two things to the second one."""
-    return Sentence(tuple(phrases), ((0, relation, 1),), form)
-
-
-def list_of(scene: Scene, choices: Choices, *, sized: bool = False, placed: bool = False) -> Sentence:
-    """Return a list of up to three things, of two with their places."""
-    groups = scene.groups()
-    chosen = choices.some_of(groups, min(2 if placed else 3, len(groups)))
-    return Sentence(tuple(phrase_of(group, sized=sized, placed=placed) for group in chosen))
-
-
-def related_pair(scene: Scene, choices: Choices, *, sized: bool = False) -> Sentence:
-    """Return the relation of two things, or else a list."""
-    groups = scene.groups()
-    pairs = [(a, b, relation) for a in groups for b in groups if a is not b and (relation := relation_of(a, b))]
-    if not pairs:
-        return list_of(scene, choices, sized=sized)
-    *pair, relation = choices.one_of(pairs)
-    form = choices.one_of(_RELATED) % choices.one_of(WORDS[relation])
-    return relate((phrase_of(group, sized=sized) for group in pair), relation, form)
 
 
 # ------------------------------------------------------------------------------------------- a true and a false caption
@@ -259,76 +213,13 @@ def binding_by_split(numbers: Mapping[str, int], pools: Mapping[str, Pool]) -> d
 def binding_rows(split: str, number: int, pool: Pool, *, kind: str) -> Rows:
     """Yield two rows with the same two captions, of which one is true of the first image and one of the second.
 
-    In `kind`, an object, a color or a relation is replaced by another one, or two objects, their colors or sizes are
+    In `kind`, an object, a color or a relation is replaced by another one, or two objects or their colors are
     swapped.
     """
-    first, true, second, false = edited_scene(Choices(f"scenes-binding/{split}/{kind}/{number}"), pool, kind=kind)
+    first, true, second, false = pool.edited_scene(Choices(f"scenes-binding/{split}/{kind}/{number}"), kind=kind)
     for letter, scene, own, other in (("a", first, true, false), ("b", second, false, true)):
         name = f"{pool.name}-binding/{split}/{kind}-{number}{letter}"
         yield scene_row(name, scene, captions=[str(own)], false_caption=str(other), kind=kind)
-
-
-def edited_scene(choices: Choices, pool: Pool, *, kind: str) -> Edited:
-    """Return two scenes and a sentence about each that is false of the other one."""
-    while True:
-        scene = pool.scene(choices)
-        if len(alone := scene.alone()) < 2:
-            continue
-        pair = choices.some_of(alone, 2)
-        edit = {"relation": _replace_relation, "swap": _swap}.get(kind, _replace_thing)
-        if (edited := edit(scene, pair, pool, choices, kind)) is not None:
-            first, true, second, false = edited
-            truths = [each.truth(sentence) for each in (first, second) for sentence in (true, false)]
-            if truths == [True, False, False, True]:
-                return edited
-
-
-def _sentence(pair: Sequence[Placed], choices: Choices, pool: Pool, *, sized: bool = False) -> Sentence:
-    relation = pair[0].relation_to(pair[1])
-    if relation is None or choices.random() < 0.5:
-        return Sentence(tuple(phrase_of([each], sized=sized, placed=not pool.sized) for each in pair))
-    form = _RELATED[0] % choices.one_of(WORDS[relation])
-    return relate((phrase_of([each], sized=sized) for each in pair), relation, form)
-
-
-def _replace_thing(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices, kind: str) -> Edited | None:
-    old, same = pair[0].thing, "color" if kind == "object" else "name"
-    alike = [each for each in pool.shapes + pool.unseen if getattr(each, same) == getattr(old, same)]
-    if kind == "object" and old.kind != SHAPE:
-        alike = [each for each in pool.drawings if each.kind != old.kind]
-    if not alike:
-        return None
-    thing = choices.one_of(alike)
-    changed, number = scene.replaced({pair[0]: thing}, choices), choices.below(2)
-    sentence = _sentence(pair[::-1] if number else pair, choices, pool)
-    phrases = list(sentence.phrases)
-    phrases[number] = phrases[number]._replace(name=thing.name, color=thing.color)
-    return scene, sentence, changed, sentence._replace(phrases=tuple(phrases))
-
-
-def _replace_relation(scene: Scene, pair: list[Placed], _: Pool, choices: Choices, __: str) -> Edited | None:
-    if (relation := pair[0].relation_to(pair[1])) is None:
-        return None
-    phrases = [phrase_of([each]) for each in pair]
-    form, word = choices.one_of(_RELATED), choices.below(2)
-    true, false = (relate(phrases, each, form % WORDS[each][word]) for each in (relation, OPPOSITE[relation]))
-    return scene, true, scene.replaced({each: other.thing for each, other in (pair, pair[::-1])}, choices), false
-
-
-def _swap(scene: Scene, pair: list[Placed], pool: Pool, choices: Choices, _: str) -> Edited | None:
-    swapped = choices.one_of(("objects", "colors", "sizes") if pool.sized else ("objects", "colors"))
-    sentence = _sentence(pair, choices, pool, sized=swapped == "sizes")
-    first, second = phrases = sentence.phrases
-    things = {each: other.thing for each, other in (pair, pair[::-1])}
-    false = phrases[::-1]
-    if swapped == "sizes":
-        false = (first._replace(size=second.size), second._replace(size=first.size))
-    elif swapped == "colors":
-        if not first.color or not second.color:
-            return None
-        things = {each: each.thing._replace(color=thing.color) for each, thing in things.items()}
-        false = (first._replace(color=second.color), second._replace(color=first.color))
-    return scene, sentence, scene.replaced(things, choices), sentence._replace(phrases=false)
 
 
 # ----------------------------------------------------------------------------------------------------------- questions
@@ -358,7 +249,7 @@ def question_rows(split: str, number: int, pool: Pool) -> Rows:
 
 
 def _color(scene: Scene, choices: Choices, *_: object) -> Asked:
-    shown = [each.thing for each in scene.objects if each.thing.kind == SHAPE]
+    shown = [each.thing for each in scene.objects if each.thing.color]
     names = [thing.name for thing in shown]
     alone = [thing for thing in shown if names.count(thing.name) == 1]
     if not alone:
@@ -373,7 +264,7 @@ def _shape(scene: Scene, choices: Choices, *_: object) -> Asked:
     known, relation = choices.one_of(alone), choices.one_of(list(OPPOSITE))
     # A shape that people could think of must not stand beside the one that is asked for.
     axis, sign = relation in {"above", "below"}, -1 if relation in {"left of", "above"} else 1
-    others = (each for each in scene.objects if each is not known and each.thing.kind == SHAPE)
+    others = (each for each in scene.objects if each is not known and each.thing.color)
     near = [each for each in others if sign * each.offset(known)[axis] > 0]
     if len(near) != 1 or near[0].relation_to(known) != relation:
         return None
@@ -384,30 +275,19 @@ def _count(scene: Scene, choices: Choices, _: Pool, turn: int) -> Asked:
     answer = turn % len(COUNTS) + 1  # each number is asked for as often
     things = [each.thing for each in scene.objects]
     found = [f"how many {plural(thing.name)} are there?" for thing in things]
-    found += [f"how many {thing.color} shapes are there?" for thing in things if thing.kind == SHAPE]
+    found += [f"how many {thing.color} shapes are there?" for thing in things if thing.color]
     asked = sorted({question for question in found if found.count(question) == answer})
     return (choices.one_of(asked), str(answer)) if asked else None
 
 
 def _presence(scene: Scene, choices: Choices, pool: Pool, _: int) -> Asked:
-    """Ask whether something is there; of what is not, half are shapes of a color and a name that are there."""
-    is_there, of_shapes = choices.random() < 0.5, choices.random() < 0.7
-    found = [each.thing for each in scene.objects if (each.thing.kind == SHAPE) == of_shapes]
-    if not found:
+    """Ask whether something is there, in seven of ten cases something with a color of its own."""
+    is_there, colored = choices.random() < 0.5, choices.random() < 0.7
+    shown = [each.thing for each in scene.objects if bool(each.thing.color) == colored]
+    if not shown:
         return None
-    if is_there:
-        return f"is there {choices.one_of(found).phrase()}?", "yes"
-    if of_shapes:
-        others = [thing for thing in pool.shapes if thing not in found]
-        unseen = [thing for thing in pool.first if thing.kind == SHAPE and thing not in found]
-        others = unseen if unseen and choices.random() < 0.5 else others  # not only for a yes
-        names, colors = {thing.name for thing in found}, {thing.color for thing in found}
-        mixed = [thing for thing in others if thing.name in names and thing.color in colors]
-        others = mixed if mixed and choices.random() < 0.5 else others
-    else:
-        kinds = {thing.kind for thing in found}
-        others = [thing for thing in pool.drawings if thing.kind not in kinds]
-    return f"is there {choices.one_of(others).phrase()}?", "no"
+    thing = choices.one_of(shown if is_there else pool.absent(shown, choices))
+    return f"is there {thing.phrase()}?", "yes" if is_there else "no"
 
 
 def _relation(scene: Scene, choices: Choices, *_: object) -> Asked:
@@ -452,7 +332,7 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
     """
     group = f"{pool.name}-statements/{split}/{number}"
     choices = Choices(f"scenes-statements/{split}/{number}")
-    first, shown, second, _ = edited_scene(choices, pool, kind=choices.one_of(BINDING_KINDS))
+    first, shown, second, _ = pool.edited_scene(choices, kind=choices.one_of(BINDING_KINDS))
     named = {phrase.name for phrase in shown.phrases}
 
     def scene_for(sign: str) -> Scene:
@@ -480,7 +360,7 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
         for label, (left, right) in ((1, true), (0, false)):
             name = next(names)
             columns = {"captions": [sentence], "label": label, "sentence_group": group}
-            yield scene_row(name, left, others=[right], second_image=right.cell(f"{name}-right"), **columns)
+            yield scene_row(name, left, second_image=right.cell(f"{name}-right"), **columns)
 
 
 SETS: dict[str, Callable[[], Built]] = {

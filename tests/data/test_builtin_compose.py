@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmo.data.compose import DRAWINGS, _kept_cutout, compose
+from vlmo.data.builtin.compose import DRAWINGS, _kept_cutout, compose
 from vlmo.data.decoding import EncodedImage, decode_image
 
 
@@ -29,13 +29,16 @@ def test_sides_and_places_grow_with_the_image():
 
 
 def test_later_objects_lie_over_earlier_ones_and_drawings_keep_their_transparency(monkeypatch):
-    half = Image.new("RGBA", (20, 10))
-    half.paste((0, 0, 255, 255), (0, 0, 10, 10))
-    monkeypatch.setitem(DRAWINGS, "toy", {"half": half}.__getitem__)
+    def half(name: str, side: int) -> Image.Image:
+        square = Image.new("RGBA", (side, side))
+        square.paste((0, 0, 255, 255), (0, side // 4, side // 2, 3 * side // 4))
+        return square
+
+    monkeypatch.setitem(DRAWINGS, "toy", half)
     image = pixels("scene:96|00ff00|square,0,0,96,ff0000|toy/half,24,24,48")
     assert tuple(image[0, 0]) == (0, 255, 0)  # a margin of the square
     assert tuple(image[48, 30]) == (0, 0, 255)
-    assert tuple(image[48, 65]) == tuple(image[26, 26]) == (255, 0, 0)  # the drawing is twice as wide as high
+    assert tuple(image[48, 65]) == tuple(image[26, 26]) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(("text", "axis"), [("000000>ffffff", 1), ("000000/ffffff", 0)])

@@ -18,8 +18,8 @@ UNITS = 96
 """Width and height of every scene, in the unit of edges and sides."""
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "diamond", "moon", "drop")
 
-DRAWINGS: dict[str, Callable[[str], Image.Image]] = {}
-"""Functions that give a drawing (mode RGBA) by the rest of its name, by the part of the name before a slash."""
+DRAWINGS: dict[str, Callable[[str, int], Image.Image]] = {}
+"""Functions that give a drawing (mode RGBA) by its name and the side of its square, by the name before a slash."""
 
 # Bytes may come from strangers.
 _MAX_BYTES, _MAX_PARTS = 1 << 16, 64
@@ -50,11 +50,6 @@ _OVALS: dict[str, list[tuple[float, float, float, float, int]]] = {
     "drop": [(0.17, 0.34, 0.83, 1.0, 255)],
 }
 """Left, top, right and bottom edge, and what is painted there: 255 the shape, 0 nothing."""
-
-
-def is_composed(data: bytes | None) -> bool:
-    """Return True for bytes that this module makes an image of."""
-    return data is not None and data.startswith(PREFIX)
 
 
 def compose(data: bytes) -> Image.Image:
@@ -92,13 +87,7 @@ def cutout(name: str, side: int) -> Image.Image:
 def _cutout(name: str, side: int) -> Image.Image:
     style, slash, rest = name.partition("/")
     if slash and style in DRAWINGS:
-        drawing = DRAWINGS[style](rest)
-        scale = side / max(drawing.size)
-        width, height = (max(1, round(length * scale)) for length in drawing.size)
-        square = Image.new(drawing.mode, (side, side))
-        fitted = drawing.resize((width, height), Image.Resampling.LANCZOS)
-        square.paste(fitted, ((side - width) // 2, (side - height) // 2))
-        return square
+        return DRAWINGS[style](rest, side)
     if name not in SHAPES:
         raise ValueError(f"no shape or drawing {name!r:.40}; shapes are {', '.join(SHAPES)}")
     canvas = Image.new("L", (side * _FINER, side * _FINER))
