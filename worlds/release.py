@@ -15,11 +15,25 @@ from safetensors.torch import save_file
 from vlmo.checkpoints.loading import check_model_folder, load_model
 from vlmo.folder import WEIGHTS, file_in, read_config, write_modules
 from vlmo.folder.atomic import write_folder
-from vlmo.folder.card import ModelCard, read_data, write_card
+from vlmo.folder.card import ModelCard, add_section, read_data, write_card
 from vlmo.model import VLMoForImageTextRetrieval
-from vlmo.tasks import TaskResult, evaluate, usage_of
+from vlmo.released import SMALL
+from vlmo.tasks import TaskResult, VisionLanguageTask, evaluate, usage_of
 
 _FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
+_ABOUT, _, SMALL_PACKAGES = (
+    Path(__file__).with_name("card.md").read_text(encoding="utf-8").rstrip().partition("\n\n## Packages\n\n")
+)
+SMALL_CARD = ModelCard(
+    stage=VisionLanguageTask.title,
+    recipe=SMALL,
+    about=_ABOUT,
+    settings="`worlds/recipes.py` of the source",
+    start="`small-sizes`, the last but one of fifteen steps from `small-tokenizer` on",
+    licence="cc-by-sa-4.0",
+    language="en",
+)
+"""Card of `vlmo-small`, without what the folder itself says."""
 
 
 def write_release(
@@ -27,6 +41,7 @@ def write_release(
     out: str | Path,
     *,
     card: ModelCard,
+    packages: str = "",
     recall_on: Sequence[str] = (),
     console: Console | None = None,
 ) -> list[TaskResult]:
@@ -38,6 +53,7 @@ def write_release(
         folder: Model folder, one that retrieves.
         out: New folder; its name becomes the model's.
         card: Card of the new folder, which gets the name, the data of `folder`, and the recalls.
+        packages: Packages that the data are from, a section of the card.
         recall_on: Sources whose split "test" is evaluated with the stored weights.
 
     Raises:
@@ -62,9 +78,7 @@ def write_release(
         for name in _FILES:
             if (folder / name).is_file():
                 shutil.copyfile(file_in(folder, name), new / name)
-        if (usage := usage_of(new)) is not None:
-            usage = replace(usage, snippet=usage.code.replace("path/to/this/folder", out.name))
-        write_card(new, replace(card, title=out.name, data=read_data(folder)), usage)
+        write_released_card(new, replace(card, title=out.name, data=read_data(folder)), packages=packages)
     results = []
     for source in recall_on:
         results.append(evaluate(out, task="retrieval", source=source, console=console))
@@ -72,3 +86,12 @@ def write_release(
         for file in out.glob("*.quarantine.jsonl"):  # which name files of this machine
             file.unlink()
     return results
+
+
+def write_released_card(folder: Path, card: ModelCard, *, packages: str = "") -> None:
+    """Write the card of a folder to share; its code loads the folder by the card's title."""
+    if (usage := usage_of(folder)) is not None:
+        usage = replace(usage, snippet=usage.code.replace("path/to/this/folder", str(card.title)))
+    write_card(folder, card, usage)
+    if packages:
+        add_section(folder, title="Packages", body=packages)

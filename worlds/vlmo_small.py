@@ -21,13 +21,12 @@ from rich.console import Console
 
 import worlds
 from vlmo.data.prepare import prepare
-from vlmo.folder.card import ModelCard
 from vlmo.progress import Progress
 from vlmo.recipes import Recipe, describe, find_recipe
 from vlmo.recipes.schema import scaled
 from vlmo.run import build
 from worlds.recipes import RUN, STEPS
-from worlds.release import write_release
+from worlds.release import SMALL_CARD, SMALL_PACKAGES, write_release
 
 ROOTS = {
     "icons": Path("raw/node_modules"),
@@ -90,9 +89,8 @@ def rebuild(
     out = run / "vlmo-small"
     if not out.exists():
         measured = [moved(source, folders) for source in MEASURED_ON]
-        title = find_recipe("vlmo-small").task.title
-        card = ModelCard(stage=title, recipe="vlmo-small", licence="cc-by-sa-4.0")
-        write_release(run / "released" / "model", out, card=card, recall_on=measured, console=console)
+        model = run / "released" / "model"
+        write_release(model, out, card=SMALL_CARD, packages=SMALL_PACKAGES, recall_on=measured, console=console)
     return out
 
 

@@ -133,6 +133,23 @@ def test_card_shows_all_that_is_known(folder):
     assert (read_results(folder), read_data(folder)) == (list(metrics), DATA)
 
 
+def test_reranked_metrics_stand_beside_those_of_the_dual_encoder(folder):
+    both = (measurement(interval=[10.0, 15.0]), measurement("rerank_ir@1", value=0.5, interval=[45.0, 55.0]))
+    end = "0.2 % | vlmo evaluate, 2026-02-03 |"
+    card = write_card(folder, ModelCard(language="en", metrics=(*both, measurement("dual"))))
+    assert section(card, "Metrics").splitlines() == [
+        "| measured on | metric | value (95 % interval) | reranked | chance | source |",
+        "| --- | --- | --- | --- | --- | --- |",
+        f"| `emoji-pairs`, test | IR@1, dual encoder | 12.34 % (10.0 to 15.0) | 50.0 % (45.0 to 55.0) | {end}",
+        f"| `emoji-pairs`, test | DUAL, dual encoder | 12.34 % |  | {end}",
+        "",
+        "- IR@1, dual encoder: the right image comes first",
+        "- DUAL, dual encoder: the right image comes first",
+        "- reranked: after the fusion encoder has reordered the first candidates",
+    ]
+    assert metadata_load(card)["language"] == "en"
+
+
 def test_card_without_facts_says_so(folder):
     card = write_card(folder, ModelCard())
     assert "# VLMoForImageTextRetrieval\n" in card.read_text()

@@ -1,4 +1,6 @@
 import re
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from vlmo import VLMoForImageTextRetrieval, VLMoForPreTraining, VLMoProcessor
 from vlmo.evaluation import evaluate_retrieval
 from vlmo.evaluation.scoring import embed
 from vlmo.folder import architectures
-from vlmo.folder.card import DataSource, ModelCard, read_data, write_card
+from vlmo.folder.card import DataSource, ModelCard, read_data, read_results, write_card
+from vlmo.released import FOLDER, SMALL
 from vlmo.tasks import usage_of
 from worlds import release
 
@@ -96,3 +99,13 @@ def test_release_refuses_what_it_cannot_make(folder, released, tmp_path):
         with pytest.raises(ValueError, match=message):
             release.write_release(source, out, card=ModelCard())
     assert not (tmp_path / "x").exists()
+
+
+def test_the_card_of_vlmo_small_is_what_the_template_writes(tmp_path):
+    shipped, folder = FOLDER / SMALL, tmp_path / SMALL
+    shutil.copytree(shipped, folder)
+    (folder / "README.md").unlink()
+    facts = {"title": SMALL, "data": read_data(shipped), "metrics": tuple(read_results(shipped))}
+    release.write_released_card(folder, replace(release.SMALL_CARD, **facts), packages=release.SMALL_PACKAGES)
+    for name in ("README.md", "results.json", "data_sources.json"):
+        assert (folder / name).read_text() == (shipped / name).read_text(), name

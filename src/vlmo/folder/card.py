@@ -80,6 +80,7 @@ class ModelCard:
         settings: File with every setting of the run.
         start: Folder of the initial weights.
         licence: Of the weights, by the hub's identifier, such as "apache-2.0".
+        language: Of the texts, by its code, such as "en".
         limits: Limits, beside those of every card.
     """
 
@@ -92,6 +93,7 @@ class ModelCard:
     start: str | None = None
     data: tuple[DataSource, ...] = ()
     licence: str | None = None
+    language: str | None = None
     metrics: tuple[EvalResult, ...] = ()
     limits: tuple[str, ...] = ()
 
@@ -107,6 +109,7 @@ def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) 
     """
     folder, config = Path(folder), read_config(folder)
     front = ModelCardData(
+        language=card.language,
         license=card.licence or "unknown",
         library_name="transformers",
         pipeline_tag=usage.pipeline if usage else None,
@@ -186,8 +189,14 @@ def _terms(licences: Sequence[str]) -> str:
 def _metrics(results: Sequence[EvalResult]) -> dict[str, Any]:
     primary = [each for each in results if each.metric_type in _PRIMARY] if len(results) > _MOST_SHOWN else []
     shown = primary or results
-    lines = [f"{each.metric_name}: {meaning}" for each in shown if (meaning := (each.metric_args or {}).get("meaning"))]
-    return {"results": results, "shown": shown, "meanings": list(dict.fromkeys(lines))}
+    rows: dict[tuple[str, ...], list[EvalResult]] = {}  # with the reranked metric beside that of the dual encoder
+    for each in shown:
+        key = (each.dataset_name, str(each.dataset_split), each.metric_type.removeprefix("rerank_"))
+        rows.setdefault(key, []).append(each)
+    meant = ((each.metric_name, (each.metric_args or {}).get("meaning")) for each, *_ in rows.values())
+    meanings = list(dict.fromkeys(f"{name}: {meaning}" for name, meaning in meant if meaning))
+    hidden = len(results) - len(shown)
+    return {"results": results, "rows": list(rows.values()), "meanings": meanings, "hidden": hidden}
 
 
 def _read_list(path: Path, make: Callable[..., Entry]) -> list[Entry]:
