@@ -50,6 +50,9 @@ def test_figures_stand_beside_chance(run):
     for source in ("shapes", "shapes-binding", "shapes-questions", "shapes-statements"):
         metrics = json.loads((run / f"{source}.json").read_text())["metrics"]
         assert all(0 <= value <= 1 for value in metrics.values())
+    binding = json.loads((run / "shapes-binding.json").read_text())
+    assert binding["num_predictions"] == TEST_ROWS // 2
+    assert {f"dual[{kind}]" for kind in ("object", "color", "relation", "swap")} < binding["metrics"].keys()
 
 
 def test_cards_show_figures_data_and_licences(run):
