@@ -123,8 +123,8 @@ CONFIRMATIONS = (
         range(11, 16),
     ),
 )
-"""Effects and explanations that earlier runs suggested. The seeds of the first two claims no run had used; the third
-has seeds of these, and so their starts, and of the last two seeds 11 to 13 are those of the second."""
+"""Effects and explanations that earlier runs suggested. No earlier part had used the seeds of the first two claims; the
+third has seeds of these, and so their starts, and of the last two seeds 11 to 13 are those of the second."""
 
 
 def stage3(variant: str, *, world: Path) -> Recipe:

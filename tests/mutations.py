@@ -4,7 +4,7 @@
     python tests/mutations.py "rerank order"   # those whose names contain the words
     python tests/mutations.py --check          # only whether the code still has each text to be changed
 
-Exit code 1 if tests pass with a wrong change, or a text is not found exactly once.
+Exit code 1 if tests pass or do not end with a wrong change, or a text is not found exactly once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 _TESTS_FAILED = 1  # pytest's exit code; others mean that nothing was tested
-_LIMIT_S = 1800
+_LIMIT_S, _TIMED_OUT = 1800, 124  # an exit code of no pytest
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,8 @@ def main(words: tyro.conf.Positional[tuple[str, ...]] = (), /, *, check: bool = 
             file.write_text(text)
             caught = code == _TESTS_FAILED
             survivors += not caught
-            result = "caught" if caught else "NOT CAUGHT" if code == 0 else f"NOT TESTED (exit code {code})"
+            others = {0: "NOT CAUGHT", _TIMED_OUT: f"NOT CAUGHT: the tests took more than {_LIMIT_S} s"}
+            result = "caught" if caught else others.get(code, f"NOT TESTED (exit code {code})")
             console.print(f"{each.name}: {result}", highlight=False)
             table.add_row(each.name, result, " ".join(each.tests), f"{time.monotonic() - began:.0f}")
     console.print(table)
@@ -362,7 +363,7 @@ def _run(copy: Path, tests: tuple[str, ...] | list[str]) -> int:
             command, cwd=copy, env=environment, stdout=subprocess.DEVNULL, timeout=_LIMIT_S, check=False
         ).returncode
     except subprocess.TimeoutExpired:
-        return _TESTS_FAILED  # processes that wait for each other for ever
+        return _TIMED_OUT  # such as processes that wait for each other for ever
 
 
 if __name__ == "__main__":

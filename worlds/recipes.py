@@ -212,6 +212,7 @@ def _fine_tuned(
         trainer=TrainerConfig(max_steps=4000, precision="auto", clip_norm=3.0, log_every=50, save_every=1000),
         init=init,
         evaluate_on=data.source,
+        evaluate_split="validation",
     )
     return replace(known, **changes)
 
@@ -221,7 +222,6 @@ _SIDED = TransformConfig(image_size=96, rand_augment_ops=0, horizontal_flip=0.0)
 _VISION = {
     "text": TextConfig(),
     "optimizer": OptimizerConfig(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
-    "evaluate_split": "artist",
 }
 FINE_TUNED = {
     "scenes-questions": (

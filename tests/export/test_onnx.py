@@ -292,6 +292,10 @@ def test_folders_that_cannot_be_exported_are_named(classifier, exported, tmp_pat
         write_onnx(tmp_path, tmp_path / "exported")
     with pytest.raises(ValueError, match="exists and is no ONNX export"):
         write_onnx(classifier, classifier)
+    (tmp_path / "secret").write_text("secret")
+    (classifier / "vocab.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=r"has no file 'vocab\.txt'"):
+        write_onnx(classifier, tmp_path / "exported")
     config = json.loads((classifier / "config.json").read_text())
     (classifier / "config.json").write_text(json.dumps(config | {"architectures": ["SomebodyElse"]}))
     with pytest.raises(ValueError, match=r"holds SomebodyElse; expected .* VLMoFor"):

@@ -229,7 +229,7 @@ PAPER_TASKS["imagenet-self-supervised"] = replace(
 )
 
 _LARGE_IMAGENET = _epochs(50, 5, examples=_IMAGENET_1K, batch=1024)
-_CITED = "{}, quoted from a secondary source (BEiT {})"
+_CITED = "{} with stage 3 after base-stage2-labels, quoted from a secondary source (BEiT {})"
 _BEITS = "no number (BEiT-{}, after ImageNet-22K {} labels)"
 # The published stage 2, and so every number of the paper, starts from BEiT after fine-tuning on ImageNet's labels.
 _LABELS = ("-labels", "from BEiT's weights after fine-tuning on ImageNet's labels, as the published ones")
