@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from vlmo.checkpoints.loading import check_model_folder, load_model
 from vlmo.folder import WEIGHTS, file_in, read_config, write_modules
 from vlmo.folder.atomic import write_folder
-from vlmo.folder.card import ModelCard, add_section, read_data, write_card
+from vlmo.folder.card import CardContent, add_section, read_data, write_card
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.released import SMALL
 from vlmo.tasks import TaskResult, VisionLanguageTask, evaluate, usage_of
@@ -24,7 +24,7 @@ _FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 _ABOUT, _, SMALL_PACKAGES = (
     Path(__file__).with_name("card.md").read_text(encoding="utf-8").rstrip().partition("\n\n## Packages\n\n")
 )
-SMALL_CARD = ModelCard(
+SMALL_CARD = CardContent(
     stage=VisionLanguageTask.title,
     recipe=SMALL,
     about=_ABOUT,
@@ -40,7 +40,7 @@ def write_release(
     folder: str | Path,
     out: str | Path,
     *,
-    card: ModelCard,
+    card: CardContent,
     packages: str = "",
     recall_on: Sequence[str] = (),
     console: Console | None = None,
@@ -88,7 +88,7 @@ def write_release(
     return results
 
 
-def write_released_card(folder: Path, card: ModelCard, *, packages: str = "") -> None:
+def write_released_card(folder: Path, card: CardContent, *, packages: str = "") -> None:
     """Write the card of a folder to share; its code loads the folder by the card's title."""
     if (usage := usage_of(folder)) is not None:
         usage = replace(usage, snippet=usage.code.replace("path/to/this/folder", str(card.title)))

@@ -13,7 +13,7 @@ from tests.toy_model import toy
 from transformers import PreTrainedModel
 
 import vlmo
-from vlmo.folder.card import DataSource, ModelCard, add_metrics, read_data, read_results, write_card
+from vlmo.folder.card import CardContent, DataSource, add_metrics, read_data, read_results, write_card
 from vlmo.model.visual_tokenizer import VQVisualTokenizer, VQVisualTokenizerConfig
 from vlmo.tasks import usage_of
 
@@ -73,7 +73,7 @@ def test_card_of_every_class_shows_code_that_runs(kind, tmp_path, monkeypatch):
     folder = save(tmp_path / "model", kind)
     usage = usage_of(folder)
     assert usage is not None
-    card = write_card(folder, ModelCard(recipe="toy"), usage)
+    card = write_card(folder, CardContent(recipe="toy"), usage)
     assert huggingface_hub.ModelCard.load(card).data.pipeline_tag == usage.pipeline
     (code,) = re.findall(r"```python\n(.*?)```", section(card, "How to use"), flags=re.DOTALL)
     assert 5 <= len(code.splitlines()) <= 10
@@ -88,7 +88,7 @@ def test_card_of_every_class_shows_code_that_runs(kind, tmp_path, monkeypatch):
 
 def test_card_shows_all_that_is_known(folder):
     metrics = (measurement(interval=[10.0, 15.0]), measurement("accuracy", value=1, chance=None, meaning=""))
-    known = ModelCard(
+    known = CardContent(
         stage="Stage 3",
         recipe="shapes-stage3",
         about="Stage 3 on scenes.",
@@ -136,7 +136,7 @@ def test_card_shows_all_that_is_known(folder):
 def test_reranked_metrics_stand_beside_those_of_the_dual_encoder(folder):
     both = (measurement(interval=[10.0, 15.0]), measurement("rerank_ir@1", value=0.5, interval=[45.0, 55.0]))
     end = "0.2 % | vlmo evaluate, 2026-02-03 |"
-    card = write_card(folder, ModelCard(language="en", metrics=(*both, measurement("dual"))))
+    card = write_card(folder, CardContent(language="en", metrics=(*both, measurement("dual"))))
     assert section(card, "Metrics").splitlines() == [
         "| measured on | metric | value (95 % interval) | reranked | chance | source |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -151,21 +151,21 @@ def test_reranked_metrics_stand_beside_those_of_the_dual_encoder(folder):
 
 
 def test_card_without_facts_says_so(folder):
-    card = write_card(folder, ModelCard())
+    card = write_card(folder, CardContent())
     assert "# VLMoForImageTextRetrieval\n" in card.read_text()
     assert section(card, "Recipe") == "- Recipe: not known\n- Settings: not known\n- Start: not known"
     assert section(card, "Data") == "Training data: not known."
     assert "not stated" in section(card, "Licence")
     assert section(card, "Metrics") == "Not measured."
     assert (read_results(folder), read_data(folder)) == ([], ())
-    assert section(write_card(folder, ModelCard(recipe="x")), "Recipe").endswith("- Start: random weights")
+    assert section(write_card(folder, CardContent(recipe="x")), "Recipe").endswith("- Start: random weights")
     with pytest.raises(ValueError, match=r"is no model folder: it has no config\.json"):
-        write_card(folder.parent, ModelCard())
+        write_card(folder.parent, CardContent())
 
 
 def test_added_metrics_replace_equal_ones_and_keep_the_rest(folder):
     card = write_card(
-        folder, ModelCard(recipe="shapes-stage3", data=DATA, metrics=(measurement(), measurement("tr@1")))
+        folder, CardContent(recipe="shapes-stage3", data=DATA, metrics=(measurement(), measurement("tr@1")))
     )
     mine = card.read_text().replace("## Limits\n", "## Thanks\n\nTo the artists.\n\n## Limits\n")
     mine = mine.replace("tags:\n", "thumbnail: café.png\ntags:\n").replace("- vlmo\n", "- vlmo\n- mine\n")
@@ -209,7 +209,7 @@ def test_damaged_files_are_named(folder, content):
 def test_long_cards_show_the_primary_results_and_licences_without_their_sources(folder):
     results = [measurement(metric, split=str(number)) for number in range(9) for metric in ("ir@1", "ir@5")]
     data = (DataSource("a", "stage 3", ("MIT: " + ", ".join(map(str, range(99))), "CC0-1.0: x")),)
-    card = write_card(folder, ModelCard(metrics=tuple(results), data=data))
+    card = write_card(folder, CardContent(metrics=tuple(results), data=data))
     assert section(card, "Metrics").count("| IR@1, dual") == 9
     assert "IR@5" not in section(card, "Metrics")
     assert "`results.json` has all 18 results." in section(card, "Metrics")

@@ -14,7 +14,7 @@ from vlmo import VLMoForImageTextRetrieval, VLMoForPreTraining, VLMoProcessor
 from vlmo.evaluation import evaluate_retrieval
 from vlmo.evaluation.scoring import embed
 from vlmo.folder import architectures
-from vlmo.folder.card import DataSource, ModelCard, read_data, read_results, write_card
+from vlmo.folder.card import CardContent, DataSource, read_data, read_results, write_card
 from vlmo.released import FOLDER, SMALL
 from vlmo.tasks import usage_of
 from worlds import release
@@ -30,7 +30,7 @@ ONE_RANK = 1.5 / 48  # one of the 48 captions may change places
 def folder(tmp_path_factory):
     folder = trained_folder(tmp_path_factory.mktemp("run") / "model")
     data = (DataSource("emoji-pairs", "stage 3", ("twemoji: CC-BY-4.0",)), DataSource("mine", "stage 3"))
-    write_card(folder, ModelCard(recipe="toy-recipe", about="What the recipe does.", data=data), usage_of(folder))
+    write_card(folder, CardContent(recipe="toy-recipe", about="What the recipe does.", data=data), usage_of(folder))
     return folder
 
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 def released(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("releases") / "toy-release"
     images = write_folder(tmp_path_factory.mktemp("gallery") / "images")
-    card = ModelCard(recipe="toy-recipe", about="A note.", licence="cc-by-sa-4.0")
+    card = CardContent(recipe="toy-recipe", about="A note.", licence="cc-by-sa-4.0")
     release.write_release(folder, out, card=card, recall_on=[str(images)])
     return out
 
@@ -57,8 +57,8 @@ def test_a_model_of_stage_3_is_released_for_retrieval(tmp_path):
     """Heads that only its training uses stay behind, a quarter of the weights of a small model."""
     stage3 = toy(VLMoForPreTraining)
     stage3.save_pretrained(tmp_path / "stage3")
-    write_card(tmp_path / "stage3", ModelCard(recipe="toy", about="A toy."), usage_of(tmp_path / "stage3"))
-    release.write_release(tmp_path / "stage3", tmp_path / "out", card=ModelCard())
+    write_card(tmp_path / "stage3", CardContent(recipe="toy", about="A toy."), usage_of(tmp_path / "stage3"))
+    release.write_release(tmp_path / "stage3", tmp_path / "out", card=CardContent())
     assert architectures(tmp_path / "out") == ["VLMoForImageTextRetrieval"]
     assert "Class: `VLMoForImageTextRetrieval`, which finds" in (tmp_path / "out" / "README.md").read_text()
     weights, before = load_file(tmp_path / "out" / "model.safetensors"), stage3.state_dict()
@@ -97,7 +97,7 @@ def test_release_refuses_what_it_cannot_make(folder, released, tmp_path):
         (words, tmp_path / "x", "VLMoForMaskedLM; expected"),
     ):
         with pytest.raises(ValueError, match=message):
-            release.write_release(source, out, card=ModelCard())
+            release.write_release(source, out, card=CardContent())
     assert not (tmp_path / "x").exists()
 
 

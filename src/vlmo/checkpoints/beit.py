@@ -21,7 +21,7 @@ from vlmo.checkpoints.layout import (
     NameTable,
     Tensors,
     common_sizes,
-    find_task,
+    find_head,
     grid_side,
     note_on_depth,
 )
@@ -95,7 +95,7 @@ HUGGING_FACE = NameTable(
 )
 
 _CLASSIFIED = HeadTask("fine-tuned on classes", ("classifier_norm", "classifier"), models.VLMoForImageClassification)
-TASKS = (
+HEADS = (
     _CLASSIFIED,
     HeadTask("pre-trained", ("mim_head.decoder",), models.VLMoForMaskedImageModeling),
     HeadTask("without a head", (), models.VLMoForMaskedImageModeling),
@@ -132,7 +132,7 @@ def convert(
     """
     config, is_published = config or {}, _is_published(state_dict)
     tensors = Tensors(state_dict, PUBLISHED if is_published else HUGGING_FACE)
-    task, settings = find_task(TASKS, tensors)
+    task, settings = find_head(HEADS, tensors)
     table = None if OUR_IMAGE_POSITIONS in tensors.weights else _take_table(tensors)
     columns = None if table is None else table.shape[1]
     sizes = common_sizes(tensors, columns=columns, num_attention_heads=num_attention_heads)

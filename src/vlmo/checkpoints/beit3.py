@@ -17,7 +17,7 @@ from vlmo.checkpoints.layout import (
     NameTable,
     Tensors,
     common_sizes,
-    find_task,
+    find_head,
     grid_side,
     note_on_depth,
 )
@@ -71,7 +71,7 @@ NAMES = NameTable(
 
 _ANSWERS = HeadTask("fine-tuned on VQA", ("answer_head",), models.VLMoForVisualQuestionAnswering, {"use_pooler": True})
 _CLASSES = HeadTask("fine-tuned on classes", ("classifier_norm", "classifier"), models.VLMoForImageClassification)
-TASKS = (
+HEADS = (
     _ANSWERS,
     HeadTask("fine-tuned on NLVR2", ("reasoning_head",), models.VLMoForVisualReasoning, TRUE_FALSE),
     _CLASSES,
@@ -95,7 +95,7 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         ValueError: A tensor that tells the sizes is missing, or the sizes do not fit together.
     """
     tensors = Tensors(state_dict, NAMES)
-    task, settings = find_task(TASKS, tensors)
+    task, settings = find_head(HEADS, tensors)
     texts, images = (
         tensors.shape(name, axes=2)[0] - _NUM_UNUSED_POSITIONS for name in (OUR_TEXT_POSITIONS, OUR_IMAGE_POSITIONS)
     )

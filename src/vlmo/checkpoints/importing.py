@@ -29,7 +29,7 @@ from vlmo.checkpoints.layout import (
 from vlmo.checkpoints.loading import check_model_folder, read_labels, read_state_dict
 from vlmo.folder import read_config, read_json
 from vlmo.folder.atomic import write_file, write_folder
-from vlmo.folder.card import ModelCard, Usage, write_card
+from vlmo.folder.card import CardContent, Usage, write_card
 from vlmo.model.embeddings import resize_absolute_positions, resize_bias_table
 from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.processing.tokenizers import PAD_MULTIPLE
@@ -122,7 +122,7 @@ def import_checkpoint(
         limits = [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in notes]
         if conversion.missing:
             limits.insert(0, f"Not in the file, random until it is trained: {listed(conversion.missing)}.")
-        card = ModelCard(
+        card = CardContent(
             title=conversion.kind,
             stage=conversion.kind,
             about=f"Imported from `{path.name}` by `vlmo import`.",

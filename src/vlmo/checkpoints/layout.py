@@ -209,7 +209,7 @@ _SIZES_OF_HEADS = {
 """Setting of `VLMoConfig` that the first axis of a head's tensor tells."""
 
 
-def find_task(tasks: Sequence[HeadTask], tensors: Tensors) -> tuple[HeadTask, dict[str, Any]]:
+def find_head(tasks: Sequence[HeadTask], tensors: Tensors) -> tuple[HeadTask, dict[str, Any]]:
     """Return the first task whose heads are all there, and the settings that the heads tell."""
     there = {part for name in tensors.weights for part in (name.rpartition(".")[0], name.partition(".")[0])}
     task = next(task for task in tasks if there.issuperset(task.heads))

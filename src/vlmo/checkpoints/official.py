@@ -24,7 +24,7 @@ from vlmo.checkpoints.layout import (
     NameTable,
     Tensors,
     common_sizes,
-    find_task,
+    find_head,
     grid_side,
     listed,
     note_on_depth,
@@ -89,7 +89,7 @@ NAMES = NameTable(
 
 _FOR_PAIRS = {"use_pooler": True, "use_match_head": True}
 _LANGUAGE = HeadTask("pre-trained on text (stage 2)", ("mlm_head",), models.VLMoForMaskedLM)
-TASKS = (
+HEADS = (
     HeadTask("fine-tuned on VQA", ("answer_head",), models.VLMoForVisualQuestionAnswering, {"use_pooler": True}),
     HeadTask(
         "fine-tuned on NLVR2", ("reasoning_head",), models.VLMoForVisualReasoning, {"use_pooler": True, **TRUE_FALSE}
@@ -116,7 +116,7 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     """
     tensors = Tensors(state_dict, NAMES)
     weights = tensors.weights
-    task, settings = find_task(TASKS, tensors)
+    task, settings = find_head(HEADS, tensors)
     columns = tensors.shape(OUR_TABLE, axes=2)[1] if OUR_TABLE in weights else None
     settings |= common_sizes(tensors, columns=columns, num_attention_heads=num_attention_heads)
     depth = settings["num_hidden_layers"]

@@ -70,7 +70,7 @@ class DataSource:
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class CardContent:
     """Content of a card that `config.json` does not hold; the card shows the rest as "not known".
 
     Attributes:
@@ -98,7 +98,7 @@ class ModelCard:
     limits: tuple[str, ...] = ()
 
 
-def write_card(folder: str | Path, card: ModelCard, usage: Usage | None = None) -> Path:
+def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None) -> Path:
     """Write `README.md`, and metrics and data beside it, into a folder that holds `config.json`; return its path.
 
     Args:

@@ -22,7 +22,7 @@ from vlmo.data.stream.loader import StreamLoader, open_sources
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import is_main, world_size
 from vlmo.folder.atomic import write_file
-from vlmo.folder.card import DataSource, ModelCard, read_data, write_card
+from vlmo.folder.card import CardContent, DataSource, read_data, write_card
 from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 from vlmo.model.backbone import VLMoPreTrainedModel
 from vlmo.processing import image_processor_for
@@ -177,7 +177,7 @@ def _loader(recipe: Recipe, run: RunContext) -> RowLoader | StreamLoader:
     )
 
 
-def run_card(run: RunContext) -> ModelCard:
+def run_card(run: RunContext) -> CardContent:
     """Return the card of a run's model: its stage, settings, start and data.
 
     Raises:
@@ -195,7 +195,7 @@ def run_card(run: RunContext) -> ModelCard:
         name = _folder_name(folder)
         unknown = DataSource(name, f"whatever `{name}` was trained on: its card does not say")
         data += read_data(find_model(folder)) or [unknown]
-    return ModelCard(
+    return CardContent(
         stage=task.title,
         settings=f"`recipe.json` in the run folder; {recipe.trainer.max_steps} steps of "
         f"{recipe.loader.global_batch_size} examples, seed {recipe.seed}",
