@@ -39,7 +39,7 @@ from torch import Tensor
 from webdataset.tariterators import tar_file_expander
 
 from surroundings import surroundings, write_result
-from vlmo.data.examples import StreamExamples
+from vlmo.data.examples import Contents, StreamExamples
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import Source, StreamConfig, StreamLoader
 from vlmo.processing import TrainTransform, TransformConfig, VLMoProcessor
@@ -178,7 +178,7 @@ def our_pipeline(
     patterns = tuple(map(str, tars))
     loader = StreamLoader(
         [Source(patterns)],
-        StreamExamples(seed=0, transform=transform, tokenizer=tokenizer),
+        StreamExamples(Contents(seed=0, transform=transform, tokenizer=tokenizer)),
         config=StreamConfig(patterns=patterns, lanes=math.gcd(len(tars), options.batch_size)),
         loader=LoaderConfig(global_batch_size=options.batch_size, num_workers=0),
         seed=0,

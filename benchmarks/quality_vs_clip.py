@@ -26,7 +26,7 @@ import worlds  # noqa: F401  (registers its recipes and sets)
 from clip_peer import CLIP_OPTIMIZER, Peer, train_dual
 from surroundings import surroundings, write_result
 from vlmo.checkpoints.loading import load_processor
-from vlmo.data.examples import RowExamples
+from vlmo.data.examples import Contents, RowExamples
 from vlmo.data.loader import RowLoader
 from vlmo.data.sources import open_source
 from vlmo.data.validation import filter_invalid_rows
@@ -76,13 +76,8 @@ class Options:
 def batches(rows: Dataset, recipe: Recipe, processor: VLMoProcessor, *, seed: int) -> RowLoader:
     """The batches of a recipe on pairs, without masked words."""
     transform = TrainTransform(dataclasses.replace(recipe.data.transform, image_size=recipe.model.image_size))
-    examples = RowExamples(
-        rows,
-        unit=recipe.data.unit,
-        transform=transform,
-        tokenizer=processor.tokenizer,
-        seed=seed,
-    )
+    contents = Contents(seed=seed, transform=transform, tokenizer=processor.tokenizer)
+    examples = RowExamples(rows, contents, unit=recipe.data.unit)
     # Without workers, whose seconds the clock of the process does not count.
     return RowLoader(examples, config=dataclasses.replace(recipe.loader, accumulation=1, num_workers=0), seed=seed)
 

@@ -16,11 +16,11 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from vlmo import recipes
 from vlmo.data.decoding import decode_image
-from vlmo.data.examples import RowExamples
+from vlmo.data.examples import Contents, RowExamples
 from vlmo.folder.card import Usage
 from vlmo.model import VLMoConfig, VLMoModel, VLMoPreTrainedModel
 from vlmo.processing import EvalTransform, TransformConfig
-from vlmo.tasks import EvaluationSet, Inputs, Metric, RunContext, Task, register
+from vlmo.tasks import Accepts, EvaluationSet, Inputs, Metric, Reads, RunContext, Task, register
 
 
 class VLMoForBrightness(VLMoPreTrainedModel):
@@ -53,8 +53,8 @@ class BrightnessObjective(nn.Module):
 def labelled(rows: Any, *, size: int) -> RowExamples:
     """Return images with their brightness."""
     labels = [np.asarray(decode_image(cell).convert("L")).mean() / 255 for cell in rows["image"]]
-    transform = EvalTransform(TransformConfig(image_size=size))
-    return RowExamples(rows, seed=0, transform=transform, labels=torch.tensor(labels).float().__getitem__)
+    contents = Contents(seed=0, transform=EvalTransform(TransformConfig(image_size=size)))
+    return RowExamples(rows, contents, labels=torch.tensor(labels).float().__getitem__)
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class BrightnessTask(Task):
     title = "fine-tuning on brightness"
     architectures = ("VLMoForBrightness",)
     usage = Usage("tells how bright an image is", "image-feature-extraction", '"image.png"')
-    reads_text = False
+    reads = Reads(text=False)
     evaluation = BrightnessSet
-    inputs = "one --image"
+    accepts = Accepts("one --image")
     weight: float = 1.0
     """A setting of the training: `--task.weight`."""
 

@@ -40,6 +40,7 @@ def make_batch() -> dict[str, Tensor]:
         "mlm_labels": labels,
         "bool_masked_pos": patches,
         "image_ids": torch.tensor([1, 2, 3, 4, 5, 1, 7, 8]),
+        "sample_ids": torch.arange(GLOBAL_BATCH),
         "step_seed": torch.tensor(11),
     }
 

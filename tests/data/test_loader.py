@@ -15,7 +15,7 @@ import torch
 from tests.processing.test_tokenizers import BERT_FOLDER
 from tests.toy_shards import picture
 
-from vlmo.data.examples import RowExamples
+from vlmo.data.examples import Contents, RowExamples
 from vlmo.data.loader import LoaderConfig, RowLoader
 from vlmo.data.masking import BlockMaskConfig, MaskingVocabulary, WordMaskConfig
 from vlmo.data.sampler import batch_seed, global_batch
@@ -50,7 +50,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def pairs(dataset, tokenizer) -> RowExamples:
     transform = TrainTransform(TRANSFORM)
-    return RowExamples(dataset, transform=transform, tokenizer=tokenizer, seed=7, words=WordMaskConfig())
+    return RowExamples(dataset, Contents(7, transform, tokenizer=tokenizer, words=WordMaskConfig()))
 
 
 def take(loader: RowLoader, *, start: int, count: int) -> list[list[dict]]:
@@ -177,15 +177,15 @@ def test_loader_rejects_impossible_configurations(pairs):
 def test_loader_names_a_sample_that_cannot_be_decoded(tokenizer, num_workers):
     images = [picture(row) for row in range(6)]
     images[3] = images[3][:60]
-    examples = RowExamples(rows(images), transform=EvalTransform(TRANSFORM), tokenizer=tokenizer, seed=0)
+    examples = RowExamples(rows(images), Contents(0, EvalTransform(TRANSFORM), tokenizer=tokenizer))
     loader = RowLoader(examples, config=LoaderConfig(global_batch_size=6, num_workers=num_workers), seed=0)
     with pytest.raises(ValueError, match=r"^sample 3 \(image_id 'picture-1'\)"):
         take(loader, start=0, count=1)
 
 
 def test_pairs_give_each_caption_an_example_of_its_own(pairs, dataset, tokenizer):
-    transform = TrainTransform(TRANSFORM)
-    each = RowExamples(dataset, unit="pair", transform=transform, tokenizer=tokenizer, seed=7, words=WordMaskConfig())
+    contents = Contents(7, TrainTransform(TRANSFORM), tokenizer=tokenizer, words=WordMaskConfig())
+    each = RowExamples(dataset, contents, unit="pair")
     captions = [caption.strip() for row in dataset["captions"] for caption in row]
     assert len(each) == len(captions) > len(pairs)
     for epoch in range(2):
@@ -201,20 +201,21 @@ def test_pairs_give_each_caption_an_example_of_its_own(pairs, dataset, tokenizer
 @pytest.mark.parametrize("unit", ["image", "pair"])
 def test_false_texts_are_those_of_the_chosen_captions(dataset, tokenizer, unit):
     false = [[f"no {caption.strip()}" for caption in captions] for captions in dataset["captions"]]
-    examples = RowExamples(dataset, unit=unit, tokenizer=tokenizer, seed=7, false_texts=false)
+    examples = RowExamples(dataset, Contents(7, tokenizer=tokenizer), unit=unit, false_texts=false)
     read = [examples[epoch, number] for epoch in range(4) for number in range(8)]
     for each in read:
         texts = [tokenizer.decode(each[name], skip_special_tokens=True) for name in ("input_ids", "false_input_ids")]
         assert f"no {texts[0]}".startswith(texts[1])  # which a word may have made too long
         assert len(texts[1]) > 3
-    without = RowExamples(dataset, tokenizer=tokenizer, seed=7, false_texts=[[""] * len(each) for each in false])
+    none = [[""] * len(each) for each in false]
+    without = RowExamples(dataset, Contents(7, tokenizer=tokenizer), false_texts=none)
     assert without.collate([without[0, row] for row in range(4)])["false_attention_mask"].tolist() == [[0] * 8] * 4
     batch = examples.collate(read)
     assert batch["false_attention_mask"].sum() == sum(len(each["false_input_ids"]) for each in read)
 
 
 def test_captions_and_masks_of_words_differ_by_epoch(pairs, dataset, tokenizer):
-    texts = RowExamples(dataset.remove_columns("image"), tokenizer=tokenizer, seed=7, words=WordMaskConfig())
+    texts = RowExamples(dataset.remove_columns("image"), Contents(7, tokenizer=tokenizer, words=WordMaskConfig()))
     for examples, row in itertools.product((pairs, texts), range(4)):
         masks = defaultdict(set)
         for epoch in range(20):
@@ -227,7 +228,7 @@ def test_captions_and_masks_of_words_differ_by_epoch(pairs, dataset, tokenizer):
 
 
 def test_pair_examples_vary_by_epoch_and_repeat_for_the_same_key(pairs, dataset, tokenizer):
-    plain = RowExamples(dataset, transform=TrainTransform(TRANSFORM), tokenizer=tokenizer, seed=7, words=None)
+    plain = RowExamples(dataset, Contents(7, TrainTransform(TRANSFORM), tokenizer=tokenizer))
     assert plain[0, 5].keys() == pairs[0, 5].keys() - {"mlm_input_ids", "mlm_labels"}  # which change nothing else
     assert np.array_equal(plain[0, 5]["input_ids"], pairs[0, 5]["input_ids"])
     assert torch.equal(plain[0, 5]["pixel_values"], pairs[0, 5]["pixel_values"])
@@ -236,26 +237,26 @@ def test_pair_examples_vary_by_epoch_and_repeat_for_the_same_key(pairs, dataset,
         assert torch.equal(first["pixel_values"], same[0, 5]["pixel_values"])
         assert np.array_equal(first["mlm_input_ids"], same[0, 5]["mlm_input_ids"])
     assert not torch.equal(first["pixel_values"], other["pixel_values"])
-    reseeded = RowExamples(dataset, transform=TrainTransform(TRANSFORM), tokenizer=tokenizer, seed=8)
+    reseeded = RowExamples(dataset, Contents(8, TrainTransform(TRANSFORM), tokenizer=tokenizer))
     assert not torch.equal(first["pixel_values"], reseeded[0, 5]["pixel_values"])
 
 
 def test_image_examples_hide_equally_many_patches(dataset):
     mask = BlockMaskConfig.for_grid(4, width=4)
-    examples = RowExamples(dataset, transform=TrainTransform(TRANSFORM), seed=1, mask=mask)
+    examples = RowExamples(dataset, Contents(1, TrainTransform(TRANSFORM), mask))
     loader = RowLoader(examples, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=1)
     ((batch,),) = take(loader, start=0, count=1)
     assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed"}
     assert batch["bool_masked_pos"].shape == (8, 16)
     assert batch["bool_masked_pos"].sum(1).tolist() == [6] * 8
     assert len({np.asarray(examples[epoch, 5]["bool_masked_pos"]).tobytes() for epoch in range(8)}) > 4
-    assert "bool_masked_pos" not in RowExamples(dataset, transform=TrainTransform(TRANSFORM), seed=1)[0, 0]
+    assert "bool_masked_pos" not in RowExamples(dataset, Contents(1, TrainTransform(TRANSFORM)))[0, 0]
 
 
 def test_text_examples_are_cut_to_their_length(dataset, tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = 12
-    examples = RowExamples(dataset.remove_columns("image"), tokenizer=tokenizer, seed=1, words=WordMaskConfig())
+    examples = RowExamples(dataset.remove_columns("image"), Contents(1, tokenizer=tokenizer, words=WordMaskConfig()))
     loader = RowLoader(examples, config=LoaderConfig(global_batch_size=22, num_workers=0), seed=1)
     ((batch,),) = take(loader, start=0, count=1)
     texts = {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"}
@@ -271,7 +272,7 @@ def test_text_examples_are_cut_to_their_length(dataset, tokenizer):
 def test_text_examples_reject_rows_without_words(dataset, tokenizer, captions):
     broken = dataset.select(range(3)).remove_columns("captions").add_column("captions", [["a"], captions, ["b"]])
     with pytest.raises(ValueError, match="sample 1 has no text or an empty one"):
-        RowExamples(broken, tokenizer=tokenizer, seed=0)
+        RowExamples(broken, Contents(0, tokenizer=tokenizer))
 
 
 def test_words_to_mask_alone_are_those_that_the_vocabulary_has_whole(tokenizer):

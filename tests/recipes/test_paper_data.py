@@ -10,7 +10,7 @@ from tests.data.prepare.test_captions_shards import members, write_tar
 from tests.data.prepare.toy_task_files import coco_record, jpeg, write, write_coco
 
 from vlmo.cli import main
-from vlmo.data.examples import RowExamples
+from vlmo.data.examples import Contents, RowExamples
 from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
 from vlmo.processing import VLMoProcessor
@@ -83,7 +83,7 @@ def test_an_epoch_has_the_pairs_of_every_source(source):
     samples = [text for captions in rows["captions"] for text in captions]
     tokenizer = VLMoProcessor.train(samples, vocab_size=90, image_size=32).tokenizer
     assert Counter(text.split()[0] for text in samples) == PAIRS
-    examples = RowExamples(rows, unit="pair", tokenizer=tokenizer, seed=0)
+    examples = RowExamples(rows, Contents(0, tokenizer=tokenizer), unit="pair")
     assert len(examples) == sum(PAIRS.values())
     shown = Counter(
         tokenizer.decode(examples[0, number]["input_ids"], skip_special_tokens=True).replace(" ", "")

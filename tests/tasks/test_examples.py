@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tests.toy_questions import (
     write_sentences,
 )
 
-from vlmo.data.examples import Examples, RowExamples
+from vlmo.data.examples import Contents, Examples, RowExamples
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES, SEGMENT_FEATURES, class_features
 from vlmo.processing import EvalTransform, TrainTransform, TransformConfig
 from vlmo.processing.segmentation import SegmentTrainTransform, SegmentTransformConfig
@@ -43,10 +44,8 @@ def class_set(count: int = 6) -> Dataset:
 
 
 def labelled(dataset: Dataset, **options) -> Examples:
-    recipe = find_recipe("base-imagenet")
-    data = replace(recipe.data, transform=TransformConfig(), **options)
-    recipe = replace(recipe, data=data, model=replace(recipe.model, image_size=SIZE))
-    run = RunContext(Path(), recipe, dataset, processor=None, model={})
+    data = replace(find_recipe("base-imagenet").data, transform=TransformConfig(), **options)
+    run = RunContext(Path(), data, dataset, processor=None, model={"image_size": SIZE})
     return ClassificationTask().examples(run)
 
 
@@ -136,13 +135,13 @@ def words():
 
 
 def questions(rows: Dataset, words, **changes) -> RowExamples:
-    settings = {"transform": EvalTransform(PLAIN), "seed": 0, "num_answers": len(ANSWERS)}
-    return question_examples(rows, tokenizer=words.tokenizer, **settings | changes)
+    contents = Contents(0, EvalTransform(PLAIN), tokenizer=words.tokenizer)
+    return question_examples(rows, contents, **{"num_answers": len(ANSWERS)} | changes)
 
 
-def sentences(rows: Dataset, words, **changes) -> RowExamples:
-    settings = {"transform": EvalTransform(PLAIN), "seed": 0}
-    return reasoning_examples(rows, tokenizer=words.tokenizer, **settings | changes)
+def sentences(rows: Dataset, words, *, transform: Any = None, **changes) -> RowExamples:
+    contents = Contents(0, transform or EvalTransform(PLAIN), tokenizer=words.tokenizer)
+    return reasoning_examples(rows, contents, **changes)
 
 
 def test_question_labels_are_the_scores_of_the_answers(words):

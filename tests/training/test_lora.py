@@ -123,7 +123,7 @@ def test_merged_model_of_each_task_equals_the_trained_one(start, sources, tmp_pa
     inputs = pairs()
     if name == "VLMoForVisualReasoning":
         inputs["pixel_values"] = torch.stack([pictures(2), pictures(2, seed=1)], dim=1)
-    inputs = {key: value for key, value in inputs.items() if recipe.task.reads_text or key == "pixel_values"}
+    inputs = {key: value for key, value in inputs.items() if recipe.task.reads.text or key == "pixel_values"}
     with torch.no_grad():
         expected, found = (model(**inputs).to_tuple() for model in (trainer.objective.model.eval(), merged))
     torch.testing.assert_close(found, expected, atol=MERGED, rtol=0)

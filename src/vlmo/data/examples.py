@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast
 
 import numpy as np
@@ -66,27 +67,29 @@ class Examples(Protocol):
         ...
 
 
-class _Examples:
+@dataclass(frozen=True)
+class Contents:
     """Contents of an example, whatever it is made of; what is None is left out."""
 
-    def __init__(
-        self,
-        *,
-        seed: int,
-        transform: TrainTransform | EvalTransform | None = None,
-        mask: BlockMaskConfig | None = None,
-        tokenizer: BertTokenizer | None = None,
-        words: WordMaskConfig | None = None,
-    ) -> None:
-        self.seed, self.transform, self.mask, self.tokenizer = seed, transform, mask, tokenizer
+    seed: int
+    transform: TrainTransform | EvalTransform | None = None
+    mask: BlockMaskConfig | None = None  # of patches
+    tokenizer: BertTokenizer | None = None
+    words: WordMaskConfig | None = None  # that are masked in a copy of the text
+
+
+class _Examples:
+    """Parts of an example by its `contents`."""
+
+    def __init__(self, contents: Contents) -> None:
+        self.contents, self.seed, tokenizer = contents, contents.seed, contents.tokenizer
         self.pad_token_id: int = 0 if tokenizer is None else tokenizer.pad_token_id
-        self._words = self._vocabulary = None
         if tokenizer is not None:
             self._backend = copy.deepcopy(tokenizer.backend_tokenizer)  # half as slow as the tokenizer
             self._backend.no_padding()
             self._backend.enable_truncation(tokenizer.model_max_length)
-            if words is not None:
-                self._words, self._vocabulary = words, MaskingVocabulary.of(tokenizer, only=words.only)
+            if contents.words is not None:
+                self._vocabulary = MaskingVocabulary.of(tokenizer, only=contents.words.only)
 
     def collate(self, examples: list[Example]) -> Batch:
         """Return a batch of such examples."""
@@ -102,16 +105,16 @@ class _Examples:
 
     def _add_masks(self, example: Example, *, epoch: int) -> Example:
         index = example["sample_id"]
-        if self._vocabulary is not None and self._words is not None:
+        if self.contents.words is not None:
             example["mlm_input_ids"], example["mlm_labels"] = whole_word_mask(
                 example["input_ids"],
                 vocabulary=self._vocabulary,
-                config=self._words,
+                config=self.contents.words,
                 generator=sample_generator(self.seed, epoch=epoch, index=index, purpose="words"),
             )
-        if self.mask is not None:
+        if self.contents.mask is not None:
             generator = sample_generator(self.seed, epoch=epoch, index=index, purpose="patches")
-            example["bool_masked_pos"] = self.mask.sample(generator)
+            example["bool_masked_pos"] = self.contents.mask.sample(generator)
         return example
 
 
@@ -125,7 +128,6 @@ class RowExamples(_Examples):
         false_texts: A false version of each text, "" where there is none; None leaves them out.
         columns: Columns of images. Several, which have augmentations of their own, are stacked.
         labels: Returns the label of a row; None leaves labels out.
-        contents: Contents of an example: `seed`, `transform`, `mask`, `tokenizer` and `words`.
 
     Raises:
         ValueError: A row has no text, or an empty one.
@@ -134,20 +136,20 @@ class RowExamples(_Examples):
     def __init__(
         self,
         dataset: Dataset,
+        contents: Contents,
         *,
         unit: Literal["image", "pair"] = "image",
         texts: Sequence[Sequence[str]] | None = None,
         false_texts: Sequence[Sequence[str]] | None = None,
         columns: Sequence[str] = ("image",),
         labels: Callable[[int], Tensor] | None = None,
-        **contents: Any,
     ) -> None:
-        super().__init__(**contents)
+        super().__init__(contents)
         self._labels, self._length, self._images = labels, len(dataset), []
         self._texts = self._false = None
-        if self.transform is not None:
-            self._images = [_Images(dataset, transform=self.transform, name=c) for c in columns]
-        if self.tokenizer is not None:
+        if contents.transform is not None:
+            self._images = [_Images(dataset, transform=contents.transform, name=c) for c in columns]
+        if contents.tokenizer is not None:
             self._texts = _Texts(arrow_table(dataset, ["captions"])["captions"] if texts is None else texts)
             self._texts.check()
             self._false = None if false_texts is None else _Texts(false_texts)
@@ -181,24 +183,24 @@ class RowExamples(_Examples):
 
 
 class StreamExamples(_Examples):
-    """The same out of one sample of a stream at a time; arguments are the contents of an example."""
+    """The same out of one sample of a stream at a time."""
 
     def __call__(self, sample: Sample, epoch: int) -> Example:
         """Return the example of a visit to the sample in `epoch`; ValueError without the image or text it needs."""
         number = sample.sample_id
         example = Example(sample_id=number)
-        if self.tokenizer is not None:
+        if self.contents.tokenizer is not None:
             if not sample.captions:
                 raise ValueError("it has no caption, or an empty one")
             text = sample.captions[self._choose_caption(len(sample.captions), epoch=epoch, index=number)]
             example["input_ids"] = self._ids(text)
-        if self.transform is not None:
+        if self.contents.transform is not None:
             if sample.image is None:
                 raise ValueError("it has no image")
             generator = sample_generator(self.seed, epoch=epoch, index=number, purpose="image")
             example["image_id"] = number
             image = EncodedImage({"bytes": sample.image, "path": None})
-            example["pixel_values"] = self.transform.pixels(image, generator)
+            example["pixel_values"] = self.contents.transform.pixels(image, generator)
         return self._add_masks(example, epoch=epoch)
 
 

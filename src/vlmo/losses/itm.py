@@ -29,10 +29,7 @@ def itm_loss(
 
 
 class HardNegatives(NamedTuple):
-    """Global rows of the hard negatives of some own rows; `found` is False where there was nothing to sample from.
-
-    Negatives of a row are neighbours.
-    """
+    """Global rows of the hard negatives of own rows, row by row; `found` is False where there was none to sample."""
 
     text: Int[Tensor, "negatives"]
     text_found: Bool[Tensor, "negatives"]
@@ -41,21 +38,14 @@ class HardNegatives(NamedTuple):
 
 
 class FusedPairs(NamedTuple):
-    """Pairs for the fusion encoder.
+    """Pairs for the fusion encoder, with the targets of MLM and ITM."""
 
-    Attributes:
-        images: Rows of the images.
-        mlm_labels: Words to predict, -100 elsewhere.
-        targets: 1 for a match, 0 for a negative.
-        valid: True for pairs that count in ITM.
-    """
-
-    images: Int[Tensor, "pairs"]
+    images: Int[Tensor, "pairs"]  # rows of the pixels
     input_ids: Int[Tensor, "pairs text"]
     attention_mask: Int[Tensor, "pairs text"]
-    mlm_labels: Int[Tensor, "pairs text"]
-    targets: Int[Tensor, "pairs"]
-    valid: Bool[Tensor, "pairs"]
+    mlm_labels: Int[Tensor, "pairs text"]  # words to predict, -100 elsewhere
+    targets: Int[Tensor, "pairs"]  # 1 for a match, 0 for a negative
+    valid: Bool[Tensor, "pairs"]  # True for pairs that count in ITM
 
 
 def mlm_pairs(batch: Batch, *, rows: Int[Tensor, "rows"]) -> FusedPairs:
@@ -106,8 +96,7 @@ def sample_negatives(
     """Sample `count` texts and `count` images for each of the own `rows` by ITC logits times `sharpness`.
 
     Args:
-        vectors: Of the own images and texts.
-        keys: Of the images and texts of all processes.
+        vectors: Of the own images and texts; `keys` are those of all processes.
         same: Pairs that are no negatives.
         groups: Groups of neighbouring global rows; a row's negatives come from its own group.
     """

@@ -75,7 +75,7 @@ def finetune_recipe(
         found = find_task(task)
     else:  # streams have images with captions
         found = RetrievalTask if rows is None else _task_of(rows, str(source))
-    if found.reads_text and not (folder / "tokenizer_config.json").is_file():
+    if found.reads.text and not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{model} has no vocabulary, and {found.title} reads texts; start from a model that has one")
     wide, batch = config.hidden_size >= _WIDE, 64
     lr, vision = 3e-5 if wide else 1e-3, False

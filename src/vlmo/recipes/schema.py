@@ -6,14 +6,14 @@ import logging
 import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from vlmo.data.config import DataConfig
 from vlmo.data.listing import source_names
 from vlmo.data.loader import LoaderConfig
-from vlmo.data.stream.loader import StreamConfig, validate_lanes
+from vlmo.data.stream.loader import validate_lanes
 from vlmo.lazy import need_package
 from vlmo.model import VLMoConfig
-from vlmo.processing import TransformConfig
 from vlmo.tasks import Task
 from vlmo.tasks.tokenizer import plain_fields
 from vlmo.tasks.vision_language import VisionLanguageConfig
@@ -60,50 +60,6 @@ class TextConfig:
     """Data sets whose captions and questions a vocabulary is learnt on."""
     max_length: int = 40
     """Most tokens of a text; longer ones are cut."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Training data, and how they are read."""
-
-    source: str = ""
-    """A built-in name or a path (docs/data.md), or several with "+" between them."""
-    split: str = "train"
-    """Part of the source."""
-    weights: tuple[float, ...] = ()
-    """Visits to each caption in an epoch of pairs, a number for each of several sources ("A+B"); () is one visit. With
-    0.5, half of the captions are visited, the same ones in each epoch."""
-    unit: Literal["image", "pair"] = "image"
-    """Example of an epoch: an image with one of its captions, or each pair of an image and a caption, as in the
-    published code. Streams have an image with one of its captions."""
-    transform: TransformConfig = TransformConfig()
-    """Augmentation; its image_size follows the model's."""
-    mlm_probability: float = 0.15
-    """Share of text tokens that are masked, as whole words."""
-    mask_only: tuple[str, ...] = ()
-    """Words that are masked alone, all of a caption at once, in a share `mask_only_share` of the captions that have
-    any: those that no other word tells, such as "left" and "right", are learnt sooner beside words that are seen. What
-    the vocabulary does not have as a whole word is left out."""
-    mask_only_share: float = 0.4
-    """See `mask_only`."""
-    max_bad_share: float = 0.01
-    """Share of unreadable samples above which the run does not start; of streams, above which it ends."""
-    streams: StreamConfig = StreamConfig()
-    """Shards to read instead of `source`, for pre-training and fine-tuning for retrieval (docs/data.md, "Streams")."""
-
-    def __post_init__(self) -> None:
-        """Validate the settings.
-
-        Raises:
-            ValueError: No data are named, or a share is not from 0 to 1.
-        """
-        if not self.source and not self.streams.patterns:
-            raise ValueError("data.source is empty, and data.streams.patterns too; name the data to read")
-        if self.weights and self.unit != "pair":
-            raise ValueError(f"data.weights is {self.weights}, which weighs pairs; set data.unit to pair")
-        for name in ("mlm_probability", "mask_only_share", "max_bad_share"):
-            if not 0 <= (share := vars(self)[name]) <= 1 or (name == "mlm_probability" and not share):
-                raise ValueError(f"data.{name} is {share}; give a share, from 0 to 1 (of mlm_probability above 0)")
 
 
 @dataclass(frozen=True)
@@ -222,7 +178,7 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
     pieces = processes * loader.accumulation
     if isinstance(losses, VisionLanguageConfig) and not loader.global_batch_size % pieces:
         losses.check_batch(loader.global_batch_size // pieces, processes=processes)
-    if recipe.init is not None and not task.can_start:
+    if recipe.init is not None and not task.reads.start:
         raise ValueError(f"init is given, but a {task.title} starts from nothing; leave it out")
     if recipe.lora.rank is not None:
         need_package("peft", extra="lora", user="LoRA")
@@ -235,7 +191,7 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
     data, sources = recipe.data, len(source_names(recipe.data.source))
     if data.streams.patterns and data.weights:
         raise ValueError("data.weights is given, but data.streams are read; give data.streams.weights instead")
-    if data.streams.patterns and not task.can_stream:
+    if data.streams.patterns and not task.reads.streams:
         raise ValueError(f"data.streams is given, but {task.title} does not read streams; name a data.source instead")
     if data.weights and len(data.weights) != sources:
         raise ValueError(f"data.weights is {data.weights} for {sources} sources; give a number above 0 for each")

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from vlmo.data.examples import StreamExamples
 from vlmo.data.loader import RowLoader
 from vlmo.data.rows import arrow_table
 from vlmo.data.schema import FEATURES
@@ -66,9 +67,10 @@ def build(
     with lock_run(run_dir):
         pass  # `fit` holds it; a second run of the folder, or one without the right to write, ends here
     torch.manual_seed(recipe.seed)
-    processor = build_processor(recipe) if task.reads_text else None
+    processor = build_processor(recipe) if task.reads.text else None
     rows = _read_rows(recipe, run_dir=run_dir)
-    run = RunContext(run_dir, recipe, rows, processor, model=model_settings(recipe, processor))
+    settings = model_settings(recipe, processor)
+    run = RunContext(run_dir, recipe.data, rows, processor, settings, init=recipe.init, seed=recipe.seed)
     objective = task.objective(run)
     model = cast(PreTrainedModel, objective.get_submodule("model"))
     start, adapted = recipe.init or "", recipe.lora.rank is not None
@@ -77,10 +79,12 @@ def build(
     if adapted:
         add_adapters(model, recipe.lora, start=start, missing=run.missing)
     loader = _loader(recipe, run)
-    evaluator = None if recipe.evaluate_on is None else Evaluator(run)
+    evaluator = None if recipe.evaluate_on is None else Evaluator(recipe, run)
     # Before the training, so that a damaged card of the start folder is reported now.
     changed = changed_settings(original or recipe, recipe)
-    card = dataclasses.replace(run_card(run), recipe=title, about="" if changed else about, changed=tuple(changed))
+    card = dataclasses.replace(
+        run_card(recipe, rows), recipe=title, about="" if changed else about, changed=tuple(changed)
+    )
 
     def save_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
         if adapted:
@@ -120,8 +124,8 @@ class Evaluator:
     What is known of the metrics is kept in the run folder for the model's card: a resumed run may not measure again.
     """
 
-    def __init__(self, run: RunContext) -> None:
-        recipe, evaluation = run.recipe, run.recipe.task.evaluation
+    def __init__(self, recipe: Recipe, run: RunContext) -> None:
+        evaluation: Any = recipe.task.evaluation
         given = {"source": recipe.evaluate_on, "split": recipe.evaluate_split, "notes": run.folder}
         self.rows = evaluation.read(processor=run.processor, **given)
         if names := self.rows.names:
@@ -154,11 +158,9 @@ def _read_rows(recipe: Recipe, *, run_dir: Path) -> Dataset:
         open_source(recipe.data.source, split=recipe.data.split, weights=recipe.data.weights),
         quarantine=run_dir / _QUARANTINE,
         max_share=recipe.data.max_bad_share,
-        needs_image=recipe.task.needs_image,
-        needs_caption=recipe.task.needs_caption,
-        unique_ids=recipe.task.unique_ids,
         shared=True,
         progress=lambda: report_progress(slow=True),
+        **recipe.task.reads.of_rows,
     )
 
 
@@ -168,7 +170,7 @@ def _loader(recipe: Recipe, run: RunContext) -> RowLoader | StreamLoader:
         return RowLoader(recipe.task.examples(run), config=recipe.loader, seed=recipe.seed)
     return StreamLoader(
         open_sources(data.streams.patterns, weights=data.streams.weights, folder=run.folder),
-        recipe.task.stream_examples(run),
+        StreamExamples(recipe.task.contents(run)),
         config=data.streams,
         loader=recipe.loader,
         seed=recipe.seed,
@@ -177,19 +179,19 @@ def _loader(recipe: Recipe, run: RunContext) -> RowLoader | StreamLoader:
     )
 
 
-def run_card(run: RunContext) -> CardContent:
+def run_card(recipe: Recipe, rows: Dataset) -> CardContent:
     """Return the card of a run's model: its stage, settings, start and data.
 
     Raises:
         ValueError: The card of a folder that the run starts from cannot be read.
     """
-    recipe, task, streams = run.recipe, run.recipe.task, run.recipe.data.streams.patterns
+    task, streams = recipe.task, recipe.data.streams.patterns
     # The end of a pattern: the folder of the shards and their names.
     names = ["/".join(pattern.rsplit("://", maxsplit=1)[-1].split("/")[-2:]) for pattern in streams]
     data = [DataSource(name, task.title, ()) for name in names]
-    data += [] if streams else [data_source(recipe.data.source, run.rows, use=task.title)]
+    data += [] if streams else [data_source(recipe.data.source, rows, use=task.title)]
     start = Start.of(recipe)
-    if task.reads_text and recipe.text.vocabulary == LEARN_VOCABULARY and not (start and start.has_vocabulary):
+    if task.reads.text and recipe.text.vocabulary == LEARN_VOCABULARY and not (start and start.has_vocabulary):
         data += [data_source(name, open_source(name), use="vocabulary") for name in recipe.text.learn_from]
     for folder in filter(None, (recipe.init, task.targets)):
         name = _folder_name(folder)

@@ -102,7 +102,7 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
             f"loader.accumulation ({recipe.loader.accumulation})"
         )
     micro, engine, settings = batch // pieces, recipe.trainer.engine, asdict(recipe.model)
-    if recipe.task.reads_text:
+    if recipe.task.reads.text:
         settings["vocab_size"] = recipe.text.vocab_size
     if (classes := recipe.task.num_classes) is not None:  # those of the published set
         settings["id2label"] = {number: str(number) for number in range(classes)}
@@ -186,7 +186,7 @@ def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _Wit
     task, size = recipe.task, recipe.model.image_size
     patches, text = (size // recipe.model.patch_size) ** 2, -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
     ids, masked = torch.ones(rows, text, dtype=torch.long), rows * round(getattr(task, "masked_share", 0) * patches)
-    if task.masks_words:
+    if task.reads.masks_words:
         words = max(1, round(recipe.data.mlm_probability * text))
         masked = rows // getattr(getattr(task, "losses", None), "mlm_stride", 1) * words
     batch: Batch = {
@@ -200,7 +200,7 @@ def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _Wit
         "step_seed": torch.zeros((), dtype=torch.long),
         "labels": torch.zeros(rows, dtype=torch.long),
     }
-    longest = text if task.needs_caption else patches
+    longest = text if task.reads.caption else patches
     return task.batch_without_data(batch), _WithoutData(fake, rows=rows, longest=longest, masked=masked)
 
 

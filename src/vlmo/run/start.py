@@ -63,7 +63,7 @@ def check_start(recipe: Recipe, original: Recipe | None = None) -> list[str]:
         except ValueError as error:
             raise ValueError(f"task.teacher: {error} Name another with --task.teacher, or None") from None
     if init is not None and (start := Start.of(recipe)) is not None:
-        names = ("vocab_size", "id2label", *(() if recipe.task.reads_text else ("max_text_positions",)))
+        names = ("vocab_size", "id2label", *(() if recipe.task.reads.text else ("max_text_positions",)))
         settings = asdict(recipe.model) | {name: start.config[name] for name in names if name in start.config}
         with torch.device("meta"):
             model = recipe.task.build_model(settings)

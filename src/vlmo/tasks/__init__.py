@@ -2,6 +2,7 @@
 
 from vlmo.tasks.classification import ClassificationTask
 from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.inputs import Accepts, Inputs, Reads
 from vlmo.tasks.labels import label_settings, names_of_source
 from vlmo.tasks.language import LanguageTask
 from vlmo.tasks.nlvr2 import NLVR2Task
@@ -18,7 +19,7 @@ from vlmo.tasks.registry import (
 from vlmo.tasks.result import Metric, TaskResult
 from vlmo.tasks.retrieval import RetrievalTask
 from vlmo.tasks.segmentation import SegmentationTask
-from vlmo.tasks.task import Inputs, RunContext, Task
+from vlmo.tasks.task import RunContext, Task
 from vlmo.tasks.tokenizer import TokenizerTask, VisualTokenizerConfig
 from vlmo.tasks.vision import VisionTask
 from vlmo.tasks.vision_language import VisionLanguageTask
@@ -26,12 +27,14 @@ from vlmo.tasks.vqa import VQATask
 
 __all__ = [
     "TASKS",
+    "Accepts",
     "ClassificationTask",
     "EvaluationSet",
     "Inputs",
     "LanguageTask",
     "Metric",
     "NLVR2Task",
+    "Reads",
     "RetrievalTask",
     "RunContext",
     "SegmentationTask",

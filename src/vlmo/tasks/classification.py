@@ -21,9 +21,10 @@ from vlmo.evaluation.metrics import Metric, topk_accuracy
 from vlmo.folder.card import Usage
 from vlmo.processing import EvalTransform, TransformConfig
 from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.inputs import Accepts, Inputs, Reads
 from vlmo.tasks.labels import best_labels
 from vlmo.tasks.result import Prediction
-from vlmo.tasks.task import Inputs, RunContext, Task
+from vlmo.tasks.task import RunContext, Task
 from vlmo.types import Batch, normalize_pixels
 
 if TYPE_CHECKING:
@@ -184,13 +185,12 @@ class ClassificationTask(Task):
 
     name: ClassVar[str] = "classification"
     title: ClassVar[str] = "fine-tuning on classes of images"
-    reads_text: ClassVar[bool] = False
+    reads = Reads(text=False)
     evaluation: ClassVar[type[EvaluationSet] | None] = ClassSet
     num_classes: ClassVar[int | None] = 1000
     architectures = ("VLMoForImageClassification",)
     usage: ClassVar[Usage | None] = Usage("names the class of an image", "image-classification", '"image.png"')
-    inputs: ClassVar[str] = "images after --image"
-    num_images = (1, math.inf)
+    accepts = Accepts("images after --image", images=(1, math.inf))
     losses: ClassificationConfig = ClassificationConfig()
     """Mixing of images and classes."""
     layer_decay: float = 0.65
@@ -210,7 +210,7 @@ class ClassificationTask(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return images with their class."""
-        return RowExamples(run.rows, labels=checked_labels(run.rows).__getitem__, **self.contents(run))
+        return RowExamples(run.rows, self.contents(run), labels=checked_labels(run.rows).__getitem__)
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors that fall from the head to the embeddings."""

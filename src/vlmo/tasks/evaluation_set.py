@@ -14,6 +14,7 @@ from vlmo.data.rows import select_rows
 from vlmo.evaluation.inference import map_batches
 from vlmo.evaluation.metrics import Metric
 from vlmo.progress import Progress
+from vlmo.tasks.inputs import Reads
 from vlmo.tasks.labels import are_numbers, check_names, names_of_model
 from vlmo.tasks.result import Prediction, TaskResult
 
@@ -40,7 +41,7 @@ class EvaluationSet(ABC):
     task: ClassVar[str]
     hub_task: ClassVar[str] = ""  # Hugging Face's name of the task, or one like it
     batch_size: ClassVar[int] = 256
-    needs: ClassVar[dict[str, Any]] = {"needs_caption": False}  # of valid rows, as in `filter_invalid_rows`
+    reads: ClassVar[Reads] = Reads()  # of valid rows
     default_data: ClassVar[str | None] = None  # measured on if no data are named
     options: ClassVar[tuple[str, ...]] = ()  # of `vlmo.tasks.evaluate`, see `with_options`
     submission: ClassVar[Callable[[Sequence[Prediction]], str] | None] = None  # text of an evaluation server's file
@@ -104,7 +105,7 @@ class EvaluationSet(ABC):
         rows = rows if limit is None else select_rows(rows, range(min(limit, len(rows))))
         cls.check_rows(rows, source)
         quarantine = notes / f"{split}.quarantine.jsonl"
-        rows = filter_invalid_rows(rows, quarantine=quarantine, shared=True, **cls.needs)
+        rows = filter_invalid_rows(rows, quarantine=quarantine, shared=True, **cls.reads.of_rows)
         if not len(rows):
             raise ValueError(f"{source}, {split}: no row is valid; see {quarantine}")
         return cls(rows, source=source, split=split, processor=processor)
@@ -132,5 +133,4 @@ class EvaluationSet(ABC):
 
     def result_of(self, measured: list[Metric]) -> TaskResult:
         """Return a result with these metrics of the set."""
-        about: dict[str, Any] = {"settings": self.settings, "hub_task": self.hub_task}
-        return TaskResult(self.task, self.source, self.split, measured, **about)
+        return TaskResult(self.task, self.source, self.split, measured, settings=self.settings, hub_task=self.hub_task)

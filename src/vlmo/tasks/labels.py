@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlmo.data.examples import Examples
+from vlmo.data.examples import Contents, Examples
 from vlmo.data.rows import SUMMARY_FILE
 from vlmo.processing import EvalTransform, TransformConfig
 from vlmo.tasks.result import Prediction
@@ -86,11 +86,11 @@ def head_lr_scale(model: nn.Module, *, head: str, scale: float) -> dict[str, flo
     return {name: scale for name, _ in model.get_submodule(head).named_parameters(prefix=head)}
 
 
-def eval_options(processor: VLMoProcessor | None) -> dict[str, Any]:
-    """Return the arguments of `RowExamples` that make it read as in evaluation."""
+def eval_contents(processor: VLMoProcessor | None) -> Contents:
+    """Return the contents of an example in evaluation."""
     assert processor is not None  # every set of a task that reads text is given one
     transform = EvalTransform(TransformConfig(image_size=processor.image_size))
-    return {"transform": transform, "tokenizer": processor.tokenizer, "seed": 0}
+    return Contents(seed=0, transform=transform, tokenizer=processor.tokenizer)
 
 
 def pair_logits(model: Any, examples: Examples) -> Float[Tensor, "rows classes"]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vlmo import model as models
 from vlmo.folder.card import Usage
 from vlmo.losses.masked import accuracy, masked_loss
+from vlmo.tasks.inputs import Reads
 from vlmo.tasks.task import Task
 from vlmo.types import Batch
 
@@ -43,10 +44,7 @@ class LanguageTask(Task):
 
     name: ClassVar[str] = "language"
     title: ClassVar[str] = "stage 2, masked language modelling"
-    can_stream: ClassVar[bool] = True
-    needs_image: ClassVar[bool] = False
-    needs_caption: ClassVar[bool] = True
-    masks_words: ClassVar[bool] = True
+    reads = Reads(image=False, caption=True, masks_words=True, streams=True)
     architectures = ("VLMoForMaskedLM",)
     usage: ClassVar[Usage | None] = Usage("fills in masked words", "fill-mask", '"a red [MASK]"')
     freeze: bool = True

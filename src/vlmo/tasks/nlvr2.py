@@ -10,14 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vlmo.data.examples import Examples, RowExamples
+from vlmo.data.examples import Contents, Examples, RowExamples
 from vlmo.data.rows import column, select_rows
 from vlmo.evaluation.metrics import Metric, nlvr2_metrics
 from vlmo.folder.card import Usage
 from vlmo.tasks.evaluation_set import EvaluationSet
-from vlmo.tasks.labels import check_task, eval_options, head_lr_scale, label_settings, pair_logits
+from vlmo.tasks.inputs import Accepts, Inputs, Reads
+from vlmo.tasks.labels import check_task, eval_contents, head_lr_scale, label_settings, pair_logits
 from vlmo.tasks.result import Prediction
-from vlmo.tasks.task import Inputs, RunContext, Task
+from vlmo.tasks.task import RunContext, Task
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ result = bool(model(**inputs).logits.argmax())
 """
 
 
-def reasoning_examples(dataset: Dataset, *, labelled: bool = True, **options: Any) -> RowExamples:
+def reasoning_examples(dataset: Dataset, contents: Contents, *, labelled: bool = True) -> RowExamples:
     """Return sentences about two images, which have augmentations of their own; `labels` 1 is true, 0 false.
 
     Raises:
@@ -48,7 +49,7 @@ def reasoning_examples(dataset: Dataset, *, labelled: bool = True, **options: An
     """
     check_task(dataset, "REASONING_FEATURES", task="sentences about two images")
     labels = torch.tensor(check_truth(dataset)).__getitem__ if labelled else None
-    return RowExamples(dataset, columns=("image", "second_image"), labels=labels, **options)
+    return RowExamples(dataset, contents, columns=("image", "second_image"), labels=labels)
 
 
 def check_truth(dataset: Dataset, *, needs_all: bool = True) -> list[int]:
@@ -70,7 +71,7 @@ class ReasoningSet(EvaluationSet):
 
     task: ClassVar[str] = "nlvr2"
     hub_task: ClassVar[str] = "visual-reasoning"
-    needs: ClassVar[dict[str, Any]] = {}
+    reads = Reads(caption=True)
 
     @classmethod
     def check_rows(cls, rows: Dataset, _source: str) -> None:
@@ -81,7 +82,7 @@ class ReasoningSet(EvaluationSet):
     def predict(self, model: Any, rows: range) -> list[Prediction]:
         """Return whether each sentence is true; `confidence` is the answer's share of the softmax."""
         chosen = select_rows(self.rows, rows)
-        logits = pair_logits(model, reasoning_examples(chosen, labelled=False, **eval_options(self.processor)))
+        logits = pair_logits(model, reasoning_examples(chosen, eval_contents(self.processor), labelled=False))
         best, predictions = logits.softmax(dim=-1).max(dim=-1), list[Prediction]()
         columns = [column(chosen, name) for name in ("image_id", "captions", "sentence_group", "label")]
         for name, captions, group, label, share, number in zip(
@@ -122,14 +123,12 @@ class NLVR2Task(Task):
 
     name: ClassVar[str] = "nlvr2"
     title: ClassVar[str] = "fine-tuning on sentences about two images (NLVR2)"
-    needs_caption: ClassVar[bool] = True
+    reads = Reads(caption=True)
     evaluation: ClassVar[type[EvaluationSet] | None] = ReasoningSet
     num_classes: ClassVar[int | None] = 2
     architectures = ("VLMoForVisualReasoning",)
     usage: ClassVar[Usage | None] = Usage("tells whether a sentence about two images is true", snippet=_SNIPPET)
-    inputs: ClassVar[str] = "two images after --image and one --text"
-    num_images = (2, 2)
-    num_texts = (1, 1)
+    accepts = Accepts("two images after --image and one --text", images=(2, 2), texts=(1, 1))
     head_lr_scale: float = 1.0
     """Factor on the learning rate of the head, which starts at random."""
 
@@ -144,7 +143,7 @@ class NLVR2Task(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return sentences with their images and labels."""
-        return reasoning_examples(run.rows, **self.contents(run))
+        return reasoning_examples(run.rows, self.contents(run))
 
     def batch_without_data(self, batch: Batch) -> Batch:
         """Return sentences with two images each."""

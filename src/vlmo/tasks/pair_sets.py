@@ -21,6 +21,7 @@ from vlmo.evaluation.scoring import embed, match_pairs
 from vlmo.processing import EvalTransform, TransformConfig
 from vlmo.progress import Progress
 from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.inputs import Reads
 from vlmo.tasks.labels import check_task
 from vlmo.tasks.result import Prediction
 
@@ -51,7 +52,7 @@ class PairSet(EvaluationSet):
 
     task: ClassVar[str] = "retrieval"
     hub_task: ClassVar[str] = "image-text-retrieval"
-    needs: ClassVar[dict[str, Any]] = {}
+    reads = Reads(caption=True)
     batch_size: ClassVar[int] = BATCH
     default_data: ClassVar[str | None] = "emoji-pairs"
     options: ClassVar[tuple[str, ...]] = ("rerank", "rerank_weight")

@@ -19,13 +19,15 @@ from vlmo.folder.atomic import write_file
 from vlmo.folder.card import Usage
 from vlmo.released import notes_folder
 from vlmo.tasks.classification import ClassificationTask
+from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.inputs import Inputs
 from vlmo.tasks.labels import are_numbers, names_of_model
 from vlmo.tasks.language import LanguageTask
 from vlmo.tasks.nlvr2 import NLVR2Task
 from vlmo.tasks.result import Prediction, TaskResult
 from vlmo.tasks.retrieval import RetrievalTask
 from vlmo.tasks.segmentation import SegmentationTask
-from vlmo.tasks.task import Inputs, Task
+from vlmo.tasks.task import Task
 from vlmo.tasks.tokenizer import TokenizerTask
 from vlmo.tasks.vision import VisionTask
 from vlmo.tasks.vision_language import VisionLanguageTask
@@ -59,7 +61,7 @@ def register(task: type[Task]) -> type[Task]:
 
 def evaluated_tasks() -> dict[str, type[Task]]:
     """Return the tasks that measure model folders and predict with them."""
-    return {name: task for name, task in TASKS.items() if task.inputs}
+    return {name: task for name, task in TASKS.items() if task.accepts}
 
 
 def find_task(name: str) -> type[Task]:
@@ -124,9 +126,27 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     if unread := [name for name in given if found.evaluation is None or name not in found.evaluation.options]:
         raise ValueError(f"--{unread[0].replace('_', '-')} is no option of the task {found.name}")
-    how = {"batch_size": batch_size, "console": console}
-    where: dict[str, Any] = {"source": source_of(source, task=found), "split": split, "notes": notes_folder(folder)}
-    return found.evaluate(folder, device=device, how=how, options=given, limit=limit, **where)
+    model, rows = _load(folder, found, device=device, source=source, options=given, split=split, limit=limit)
+    return rows.result(rows.outputs(model, batch_size=batch_size, console=console))
+
+
+def _load(
+    folder: str | Path,
+    task: type[Task],
+    *,
+    device: str | None,
+    source: str | None,
+    options: dict[str, Any],
+    **read: Any,
+) -> tuple[Any, EvaluationSet]:
+    """Return the model of a folder and the rows that it is measured on; ValueError if they do not fit."""
+    assert task.evaluation is not None  # commands refuse other tasks
+    source = source_of(source, task=task)
+    model, processor = task.load(folder, device=device)
+    rows = task.evaluation.read(source=source, notes=notes_folder(folder), processor=processor, **read)
+    rows = rows.with_options(model, **options)
+    rows.check(model)
+    return model, rows
 
 
 def write_submission(
@@ -144,10 +164,7 @@ def write_submission(
     if found.evaluation is None or found.evaluation.submission is None:
         able = " and ".join(name for name, each in TASKS.items() if each.evaluation and each.evaluation.submission)
         raise ValueError(f"a submission is for the task {able}; this is {found.name}")
-    model, processor = found.load(folder, device=device)
-    where: dict[str, Any] = {"source": source_of(source, task=found), "split": split, "notes": notes_folder(folder)}
-    rows = found.evaluation.read(processor=processor, **where)
-    rows.check(model)
+    model, rows = _load(folder, found, device=device, source=source, options={}, split=split)
     predictions = rows.predictions(rows.outputs(model, console=console))
     if is_main():
         Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -198,12 +215,14 @@ def predict(folder: str | Path, inputs: Inputs, *, device: str | None = None) ->
     """
     task, save = task_of(folder), inputs.save
     texts = [*inputs.texts, *([] if inputs.question is None else [inputs.question])]
-    if not task.accepts(inputs):
+    accepts = task.accepts
+    assert accepts is not None  # as the task is one that predicts
+    if not accepts.fit(inputs):
         asks = "a" if inputs.question is not None else "no"
         given = f"{len(inputs.images)} images, {len(inputs.texts)} texts and {asks} question"
-        raise ValueError(f"the model of {folder} is for {task.name} and needs {task.inputs}; given were {given}")
-    if save is not None and (not task.draws or save.suffix.lower() != ".png"):
-        able = " and ".join(name for name, each in TASKS.items() if each.draws)
+        raise ValueError(f"the model of {folder} is for {task.name} and needs {accepts.words}; given were {given}")
+    if save is not None and (not accepts.saves or save.suffix.lower() != ".png"):
+        able = " and ".join(name for name, each in TASKS.items() if each.accepts and each.accepts.saves)
         raise ValueError(f"--save {save}: a PNG file of the tasks {able}; the model of {folder} is for {task.name}")
     if inputs.top < 1 or not all(text.strip() for text in texts):
         raise ValueError(f"top is {inputs.top} and the texts are {texts}; give a number from 1 up, and no empty texts")

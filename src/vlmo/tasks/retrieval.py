@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.folder.card import Usage
+from vlmo.tasks.inputs import Accepts, Inputs
 from vlmo.tasks.result import Prediction
-from vlmo.tasks.task import Inputs
 from vlmo.tasks.vision_language import RETRIEVAL_PIPELINE, PairTask, VisionLanguageConfig
 
 if TYPE_CHECKING:
@@ -36,17 +36,12 @@ class RetrievalTask(PairTask):
     usage: ClassVar[Usage | None] = Usage(
         "finds texts for images and images for texts, and with a matching head scores pairs", *RETRIEVAL_PIPELINE
     )
-    inputs: ClassVar[str] = "images after --image and texts after --text"
-    num_images = num_texts = (1, math.inf)
+    accepts = Accepts("images after --image and texts after --text", images=(1, math.inf), texts=(1, math.inf))
     losses: VisionLanguageConfig = CONTRAST_ALONE
     """Weights and switches; with an itm_weight above 0 the model keeps its matching head. mlm_weight must be 0."""
 
     def __post_init__(self) -> None:
-        """Validate the settings.
-
-        Raises:
-            ValueError: Masked language modelling has a weight.
-        """
+        """Raise ValueError if masked language modelling has a weight."""
         if self.losses.mlm_weight:
             raise ValueError(f"losses.mlm_weight is {self.losses.mlm_weight}; fine-tuning for retrieval masks no words")
 

@@ -33,9 +33,10 @@ from vlmo.processing.segmentation import (
     eval_pixel_values,
 )
 from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.inputs import Accepts, Inputs, Reads
 from vlmo.tasks.labels import names_of_model, names_of_source
 from vlmo.tasks.result import Prediction
-from vlmo.tasks.task import Inputs, RunContext, Task
+from vlmo.tasks.task import RunContext, Task
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -244,13 +245,12 @@ class SegmentationTask(Task):
 
     name: ClassVar[str] = "segmentation"
     title: ClassVar[str] = "fine-tuning on classes of pixels"
-    reads_text: ClassVar[bool] = False
+    reads = Reads(text=False)
     evaluation: ClassVar[type[EvaluationSet] | None] = SegmentSet
     num_classes: ClassVar[int | None] = 150
     architectures = ("VLMoForSemanticSegmentation",)
     usage: ClassVar[Usage | None] = Usage("names the class of each pixel", "image-segmentation", snippet=_SNIPPET)
-    inputs: ClassVar[str] = "one --image"
-    draws: ClassVar[bool] = True
+    accepts = Accepts("one --image", saves=True)
     layer_decay: float = 0.9
     """Factor on the learning rate from each layer to the one below it; 1 for equal rates."""
     augmentation: SegmentTransformConfig = SegmentTransformConfig()
@@ -264,7 +264,7 @@ class SegmentationTask(Task):
 
     def label_names(self, run: RunContext) -> list[str]:
         """Return the classes of the data's list."""
-        return names_of_source(run.recipe.data.source)
+        return names_of_source(run.data.source)
 
     def step(self, model: Any) -> nn.Module:
         """Return the loss over all classes."""
@@ -282,7 +282,7 @@ class SegmentationTask(Task):
             run.rows,
             transform=SegmentTrainTransform(self.augmentation, crop_size=size),
             num_classes=len(self.label_names(run)),
-            seed=run.recipe.seed,
+            seed=run.seed,
         )
 
     def batch_without_data(self, batch: Batch) -> Batch:

@@ -18,14 +18,16 @@ from torch import nn
 
 import vlmo.model
 from vlmo.checkpoints.loading import load_model, load_processor
-from vlmo.data.examples import Examples, RowExamples, StreamExamples
+from vlmo.data.config import DataConfig
+from vlmo.data.examples import Contents, Examples, RowExamples
 from vlmo.data.masking import WordMaskConfig
 from vlmo.distributed import is_main
 from vlmo.folder.card import Usage
 from vlmo.processing import TrainTransform, TransformConfig
 from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.inputs import Accepts, Inputs, Reads
 from vlmo.tasks.labels import label_settings
-from vlmo.tasks.result import Prediction, TaskResult
+from vlmo.tasks.result import Prediction
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -41,24 +43,26 @@ class RunContext:
     """Inputs of a training run, as its task sees them.
 
     Attributes:
-        recipe: A `vlmo.recipes.Recipe`, whose module imports the tasks.
         rows: Valid training rows; empty for streams, which are checked as they are read.
         processor: None for a task that reads no text.
         model: Settings of `VLMoConfig`, the vocabulary's sizes included.
+        init: Folder or name of the model to start from.
         missing: Tensors that the start folder did not hold, once `start` was called.
     """
 
     folder: Path
-    recipe: Any
+    data: DataConfig
     rows: Dataset
     processor: VLMoProcessor | None
     model: dict[str, Any]
+    init: str | None = None
+    seed: int = 0
     missing: list[str] = field(default_factory=list)
 
     @property
     def transform(self) -> TransformConfig:
         """Image augmentation, at the model's size."""
-        return replace(self.recipe.data.transform, image_size=self.recipe.model.image_size)
+        return replace(self.data.transform, image_size=self.model["image_size"])
 
     @property
     def tokenizer(self) -> Any:
@@ -68,35 +72,19 @@ class RunContext:
 
     def start(self, model: Any) -> None:
         """Load the start folder, if there is one, and list in `start.txt` what it did not hold."""
-        if self.recipe.init is None:
+        if self.init is None:
             return
         from vlmo.model.stages import start_from
 
-        report = start_from(model, self.recipe.init)
+        report = start_from(model, self.init)
         self.missing.extend(report.missing)
         if is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "start.txt").write_text("\n".join(report.lines()) + "\n")
         logger.info(
             "started from %s: %d tensors loaded, %d resized, %d filled, %d not found there (listed in start.txt)",
-            self.recipe.init, len(report.loaded), len(report.resized), len(report.filled), len(report.missing),
+            self.init, len(report.loaded), len(report.resized), len(report.filled), len(report.missing),
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Image files of one prediction, sentences about them, or a question about the one image.
-
-    Attributes:
-        top: Answers, classes, or texts of an image that are returned.
-        save: PNG file for an image of the result: the attention of a question, or the classes of the pixels.
-    """
-
-    images: Sequence[Path] = ()
-    texts: Sequence[str] = ()
-    question: str | None = None
-    top: int = 5
-    save: Path | None = None
 
 
 class Task(ABC):
@@ -110,13 +98,7 @@ class Task(ABC):
 
     # ---- Train
 
-    needs_image: ClassVar[bool] = True  # rows without an image are invalid
-    needs_caption: ClassVar[bool] = False  # rows without a caption are invalid
-    unique_ids: ClassVar[bool] = True  # rows that repeat an `image_id` are invalid
-    reads_text: ClassVar[bool] = True  # the model folder has a vocabulary
-    masks_words: ClassVar[bool] = False  # examples hold a copy of the caption with masked words
-    can_start: ClassVar[bool] = True  # training may start from a model folder
-    can_stream: ClassVar[bool] = False  # training may read `data.streams`
+    reads: ClassVar[Reads] = Reads()
 
     @property
     def targets(self) -> str | None:
@@ -148,25 +130,20 @@ class Task(ABC):
         run.start(model)
         return self.step(model)
 
-    def contents(self, run: RunContext) -> dict[str, Any]:
-        """Return the contents of an example, as arguments of `RowExamples` and `StreamExamples`: image and caption."""
-        data = run.recipe.data
-        contents: dict[str, Any] = {"seed": run.recipe.seed}
-        if self.needs_image:
-            contents["transform"] = TrainTransform(run.transform)
-        if self.needs_caption:
-            contents["tokenizer"] = run.tokenizer
-        if self.masks_words:
-            contents["words"] = WordMaskConfig(data.mlm_probability, data.mask_only, data.mask_only_share)
-        return contents
+    def contents(self, run: RunContext) -> Contents:
+        """Return the contents of an example, of rows or of streams: by default what the task `reads`."""
+        data, reads = run.data, self.reads
+        words = WordMaskConfig(data.mlm_probability, data.mask_only, data.mask_only_share)
+        return Contents(
+            seed=run.seed,
+            transform=TrainTransform(run.transform) if reads.image else None,
+            tokenizer=run.tokenizer if reads.caption else None,
+            words=words if reads.masks_words else None,
+        )
 
     def examples(self, run: RunContext) -> Examples:
         """Return the training examples of the rows."""
-        return RowExamples(run.rows, unit=run.recipe.data.unit, **self.contents(run))
-
-    def stream_examples(self, run: RunContext) -> StreamExamples:
-        """Return the training examples of streams, if `can_stream`."""
-        return StreamExamples(**self.contents(run))
+        return RowExamples(run.rows, self.contents(run), unit=run.data.unit)
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors on the learning rate by parameter name; 1 for parameters that are left out."""
@@ -190,38 +167,11 @@ class Task(ABC):
         """Return model, in evaluation mode, and processor of a folder; ValueError if it is none, or of another task."""
         hint = f"The task {cls.name} needs it; fine-tune one: vlmo finetune {folder} --data DATA (docs/data.md)"
         model = load_model(folder, cls.model_class(), device=device, hint=hint)
-        return model, load_processor(folder) if cls.reads_text else None
+        return model, load_processor(folder) if cls.reads.text else None
 
-    @classmethod
-    def evaluate(
-        cls, folder: str | Path, *, device: str | None, how: dict[str, Any], options: dict[str, Any], **read: Any
-    ) -> TaskResult:
-        """Return the metrics of a model folder; see `vlmo.tasks.evaluate`.
+    # ---- Predict
 
-        Args:
-            how: `batch_size` and `console` of `EvaluationSet.outputs`.
-            options: Options of the evaluation set.
-            read: Arguments of `EvaluationSet.read`.
-        """
-        assert cls.evaluation is not None  # commands refuse other tasks
-        model, processor = cls.load(folder, device=device)
-        rows = cls.evaluation.read(processor=processor, **read).with_options(model, **options)
-        rows.check(model)
-        return rows.result(rows.outputs(model, **how))
-
-    # ---- Predict; a task without `inputs` is for training only
-
-    inputs: ClassVar[str] = ""  # inputs of a prediction, for messages
-    num_images: ClassVar[tuple[float, float]] = (1, 1)  # fewest and most images of a prediction
-    num_texts: ClassVar[tuple[float, float]] = (0, 0)
-    asks: ClassVar[bool] = False  # a prediction needs a question
-    draws: ClassVar[bool] = False  # a prediction can be saved as an image
-
-    @classmethod
-    def accepts(cls, inputs: Inputs) -> bool:
-        """Return True if a prediction can be made from these inputs."""
-        counts = (len(inputs.images), cls.num_images), (len(inputs.texts), cls.num_texts)
-        return (inputs.question is not None) == cls.asks and all(few <= count <= most for count, (few, most) in counts)
+    accepts: ClassVar[Accepts | None] = None  # None for a task that is for training only
 
     @classmethod
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from vlmo.folder.card import Usage
 from vlmo.model.config import VQVisualTokenizerConfig
+from vlmo.tasks.inputs import Reads
 from vlmo.tasks.task import Task
 from vlmo.types import Batch, normalize_pixels
 
@@ -69,9 +70,7 @@ class TokenizerTask(Task):
 
     name: ClassVar[str] = "visual-tokenizer"
     title: ClassVar[str] = "visual tokenizer"
-    can_stream: ClassVar[bool] = True
-    reads_text: ClassVar[bool] = False
-    can_start: ClassVar[bool] = False
+    reads = Reads(text=False, streams=True, start=False)
     architectures = ("VQVisualTokenizer",)
     usage: ClassVar[Usage | None] = Usage("turns an image into visual tokens, the targets of stage 1", snippet=_SNIPPET)
     tokenizer: VisualTokenizerConfig = VisualTokenizerConfig()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from vlmo.data.examples import Contents
 from vlmo.data.masking import BlockMaskConfig
 from vlmo.folder.card import Usage
 from vlmo.losses.masked import accuracy, masked_loss
+from vlmo.tasks.inputs import Reads
 from vlmo.tasks.task import RunContext, Task
 from vlmo.types import Batch, normalize_pixels
 
@@ -57,7 +58,7 @@ class VisionTask(Task):
 
     name: ClassVar[str] = "vision"
     title: ClassVar[str] = "stage 1, masked image modelling"
-    can_stream: ClassVar[bool] = True
+    reads = Reads(streams=True)
     architectures = ("VLMoForMaskedImageModeling",)
     usage: ClassVar[Usage | None] = Usage(
         "predicts the visual tokens of masked patches; a start for other models (stage 1 does not train its text side)",
@@ -92,9 +93,8 @@ class VisionTask(Task):
         run.start(model)
         return VisionObjective(model, tokenizer=tokenizer)
 
-    def contents(self, run: RunContext) -> dict[str, Any]:
+    def contents(self, run: RunContext) -> Contents:
         """Return images with masks."""
         side = run.model["image_size"] // run.model["patch_size"]
-        mask = BlockMaskConfig.for_grid(side, width=side)
-        mask = dataclasses.replace(mask, num_masked=round(self.masked_share * side * side))
-        return super().contents(run) | {"mask": mask}
+        mask = replace(BlockMaskConfig.for_grid(side, width=side), num_masked=round(self.masked_share * side * side))
+        return replace(super().contents(run), mask=mask)

@@ -24,6 +24,7 @@ from vlmo.losses.itc import SamePairs, caption_keys, itc_loss, own_pairs, same_p
 from vlmo.losses.itm import FusedPairs, itm_loss, itm_pairs, mlm_pairs, sample_negatives
 from vlmo.losses.masked import accuracy
 from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.inputs import Reads
 from vlmo.tasks.pair_sets import PairSet
 from vlmo.tasks.task import RunContext, Task
 from vlmo.types import Batch
@@ -236,8 +237,7 @@ def _pad_to_global_length(batch: Batch) -> Batch:
 class PairTask(Task):
     """A task that trains on pairs by contrast, and perhaps by masked words and matching."""
 
-    can_stream: ClassVar[bool] = True
-    needs_caption: ClassVar[bool] = True
+    reads: ClassVar[Reads] = Reads(caption=True, streams=True)
     evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
     losses: VisionLanguageConfig = VisionLanguageConfig()
     """Weights and switches."""
@@ -283,12 +283,8 @@ class PairTask(Task):
     def examples(self, run: RunContext) -> RowExamples:
         """Return pairs, with the rows' `false_captions` if they have any and a loss reads them."""
         false = false_captions(run.rows) if self.losses.itm_weight or self.losses.itc_false_captions else []
-        return RowExamples(
-            run.rows,
-            unit=run.recipe.data.unit,
-            false_texts=false if any(map(any, false)) else None,
-            **self.contents(run),
-        )
+        false = false if any(map(any, false)) else None
+        return RowExamples(run.rows, self.contents(run), unit=run.data.unit, false_texts=false)
 
 
 @dataclass(frozen=True)
@@ -297,7 +293,7 @@ class VisionLanguageTask(PairTask):
 
     name: ClassVar[str] = "vision-language"
     title: ClassVar[str] = "stage 3, contrast, masked language modelling and matching"
-    masks_words: ClassVar[bool] = True
+    reads = Reads(caption=True, masks_words=True, streams=True)
     architectures = ("VLMoForPreTraining",)
     usage: ClassVar[Usage | None] = Usage(
         "holds every head of stage 3: contrast, matching and masked words; most people use its retrieval part",

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vlmo.data.examples import Examples, RowExamples
+from vlmo.data.examples import Contents, Examples, RowExamples
 from vlmo.data.rows import column, select_rows
 from vlmo.distributed import is_main
 from vlmo.evaluation.metrics import Metric, Question, vqa_metrics
@@ -22,11 +22,12 @@ from vlmo.folder.atomic import atomic_file
 from vlmo.folder.card import Usage
 from vlmo.processing.answers import MIN_ANNOTATORS
 from vlmo.tasks.evaluation_set import EvaluationSet
+from vlmo.tasks.inputs import Accepts, Inputs, Reads
 from vlmo.tasks.labels import (
     are_numbers,
     best_labels,
     check_task,
-    eval_options,
+    eval_contents,
     head_lr_scale,
     label_settings,
     names_of_model,
@@ -34,7 +35,7 @@ from vlmo.tasks.labels import (
     pair_logits,
 )
 from vlmo.tasks.result import Prediction
-from vlmo.tasks.task import Inputs, RunContext, Task
+from vlmo.tasks.task import RunContext, Task
 from vlmo.types import Batch
 from vlmo.visualization import heat_map
 
@@ -47,16 +48,16 @@ _LOGGER = logging.getLogger(__name__)
 _SHOWN_PIXELS = 384
 
 
-def question_examples(dataset: Dataset, *, num_answers: int | None, **options: Any) -> RowExamples:
+def question_examples(dataset: Dataset, contents: Contents, *, num_answers: int | None) -> RowExamples:
     """Return questions about images, with a score for each answer of the set (`num_answers`; None leaves `labels` out).
 
     Raises:
         ValueError: Rows of another task, no row with an answer, or an answer that is not in the list.
     """
     check_task(dataset, "QUESTION_FEATURES", task="questions about images")
-    options["texts"] = [[question] for question in column(dataset, "question")]
+    texts = [[question] for question in column(dataset, "question")]
     if num_answers is None:
-        return RowExamples(dataset, **options)
+        return RowExamples(dataset, contents, texts=texts)
     numbers, scores = column(dataset, "answer_labels"), column(dataset, "answer_scores")
     if not any(numbers):
         raise ValueError("no row has an answer of the set's list; give a part of the set that has answers")
@@ -72,7 +73,7 @@ def question_examples(dataset: Dataset, *, num_answers: int | None, **options: A
         values[torch.tensor(numbers[row], dtype=torch.int64)] = torch.tensor(scores[row])
         return values
 
-    return RowExamples(dataset, labels=targets, **options)
+    return RowExamples(dataset, contents, texts=texts, labels=targets)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class QuestionSet(EvaluationSet):
 
     task: ClassVar[str] = "vqa"
     hub_task: ClassVar[str] = "visual-question-answering"
-    needs: ClassVar[dict[str, Any]] = {"needs_caption": False, "unique_ids": False}
+    reads = Reads(unique_ids=False)
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -124,7 +125,7 @@ class QuestionSet(EvaluationSet):
     def predict(self, model: Any, rows: range) -> list[Prediction]:
         """Return the best answer to each question; with its score if the right answers are known."""
         chosen = select_rows(self.rows, rows)
-        examples = question_examples(chosen, num_answers=None, **eval_options(self.processor))
+        examples = question_examples(chosen, eval_contents(self.processor), num_answers=None)
         best, predictions = pair_logits(model, examples).sigmoid().max(dim=-1), list[Prediction]()
         questions = self.questions[rows.start : rows.stop]
         for asked, share, number in zip(questions, best.values.tolist(), best.indices.tolist(), strict=True):
@@ -180,7 +181,7 @@ class VQATask(Task):
 
     name: ClassVar[str] = "vqa"
     title: ClassVar[str] = "fine-tuning on questions (VQA)"
-    unique_ids: ClassVar[bool] = False
+    reads = Reads(unique_ids=False)
     evaluation: ClassVar[type[EvaluationSet] | None] = QuestionSet
     num_classes: ClassVar[int | None] = 3129
     architectures = ("VLMoForVisualQuestionAnswering",)
@@ -189,15 +190,13 @@ class VQATask(Task):
         "visual-question-answering",
         '"image.png", question="what color is it?"',
     )
-    inputs: ClassVar[str] = "one --image and a --question"
-    asks: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
+    accepts = Accepts("one --image and a --question", question=True, saves=True)
     head_lr_scale: float = 20.0
     """Factor on the learning rate of the answer head, which starts at random."""
 
     def label_names(self, run: RunContext) -> list[str]:
         """Return the answers of the data's list."""
-        return names_of_source(run.recipe.data.source)
+        return names_of_source(run.data.source)
 
     def step(self, model: Any) -> nn.Module:
         """Return the loss over all answers."""
@@ -205,8 +204,8 @@ class VQATask(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return questions with their images and the score of each answer."""
-        options = {"tokenizer": run.tokenizer, **self.contents(run)}
-        return question_examples(run.rows, num_answers=len(self.label_names(run)), **options)
+        contents = replace(self.contents(run), tokenizer=run.tokenizer)
+        return question_examples(run.rows, contents, num_answers=len(self.label_names(run)))
 
     def batch_without_data(self, batch: Batch) -> Batch:
         """Return questions with a score of each answer."""

@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -235,8 +235,7 @@ class Trainer:
 
         # All processes do alike.
         bad = not (losses["loss"].isfinite() & grad_norm.isfinite()).item()
-        tensors = [cast(dict[str, Tensor], batch).values() for batch in micro_batches]
-        rows = sum(next(len(tensor) for tensor in each if tensor.ndim > 0) for each in tensors)
+        rows = sum(len(batch["sample_ids"]) for batch in micro_batches)
         flags = torch.tensor([int(bad), int(stop.requested), rows], device=self.device)
         num_bad, num_stopping, num_rows = all_reduce(flags).tolist()
         if num_bad:

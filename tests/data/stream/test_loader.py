@@ -10,7 +10,7 @@ import torch
 from tests.processing.test_tokenizers import BERT_FOLDER
 from tests.toy_shards import tar_bytes, write_parquet, write_tars
 
-from vlmo.data.examples import StreamExamples
+from vlmo.data.examples import Contents, StreamExamples
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.masking import BlockMaskConfig, WordMaskConfig
 from vlmo.data.rows import read_lines
@@ -48,7 +48,7 @@ def source(folder) -> Source:
 def examples() -> StreamExamples:
     tokenizer = VLMoProcessor.from_vocabulary(BERT_FOLDER, image_size=32).tokenizer
     transform = TrainTransform(TransformConfig(image_size=32))
-    return StreamExamples(seed=5, transform=transform, tokenizer=tokenizer, words=WordMaskConfig())
+    return StreamExamples(Contents(5, transform, tokenizer=tokenizer, words=WordMaskConfig()))
 
 
 def make(source, examples, tmp_path, *, workers=0, batch=8, accumulation=1, rank=0, world_size=1, **settings):
@@ -134,7 +134,7 @@ class Noting(StreamExamples):
 
 
 def test_an_epoch_is_every_good_sample_once_and_every_bad_one_in_quarantine(source, tmp_path):
-    noting = Noting(seed=5, transform=TrainTransform(TransformConfig(image_size=32)))
+    noting = Noting(Contents(5, TrainTransform(TransformConfig(image_size=32))))
     stream_loader = make(source, noting, tmp_path, batch=LANES)
     iterator = stream_loader(0)
     for step in itertools.count(1):  # lanes come to the end of the epoch at different steps
@@ -222,10 +222,11 @@ def test_sources_of_other_file_systems_and_formats_mix(tmp_path, examples):
 
 
 def test_images_alone_and_texts_alone(source, examples, tmp_path):
-    images = StreamExamples(seed=5, transform=examples.transform, mask=BlockMaskConfig.for_grid(4, width=4))
+    contents = examples.contents
+    images = StreamExamples(Contents(5, contents.transform, BlockMaskConfig.for_grid(4, width=4)))
     ((batch,),) = take(make(source, images, tmp_path), 1)
     assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed"}
-    texts = StreamExamples(seed=5, tokenizer=examples.tokenizer, words=WordMaskConfig(0.5))
+    texts = StreamExamples(Contents(5, tokenizer=contents.tokenizer, words=WordMaskConfig(0.5)))
     ((batch,),) = take(make(source, texts, tmp_path), 1)
     assert batch.keys() == {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels", "sample_ids", "step_seed"}
-    assert "picture of thing" in examples.tokenizer.decode(batch["input_ids"][0])
+    assert "picture of thing" in contents.tokenizer.decode(batch["input_ids"][0])

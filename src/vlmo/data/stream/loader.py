@@ -356,7 +356,7 @@ class StreamLoader:
             seed=self._seed,
             shuffle=-(-self._config.shuffle // self._config.lanes),
             read=self._examples,
-            images=self._examples.transform is not None,
+            images=self._examples.contents.transform is not None,
             state=states.get(str(number)),
         )
 
