@@ -29,10 +29,11 @@ _SIZES = (
 _MOST_SHOWN, _MOST_LETTERS = 16, 200
 _PRIMARY = {"ir@1", "rerank_ir@1", "accuracy", "top1", "miou", "dual", "fusion"}
 _CODE = """\
-import vlmo  # registers the class with transformers
+import vlmo
 from transformers import pipeline
 
-run = pipeline("{pipeline}", model=vlmo.model_path("path/to/this/folder"))
+folder = vlmo.model_path("path/to/this/folder")  # registers the class with transformers
+run = pipeline("{pipeline}", model=folder)
 result = run({arguments})
 """
 _TEMPLATE = Template(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"), keep_trailing_newline=True)
