@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import zipfile
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attacks.models import zipped
 from safetensors.torch import save_file
 
 from vlmo.checkpoints.loading import read_labels, read_state_dict
@@ -39,15 +39,6 @@ def test_safetensors_and_files_of_a_folder_are_read(tmp_path):
     torch.save(WEIGHTS, tmp_path / "pytorch_model.bin")
     for path in (tmp_path / "weights.safetensors", tmp_path):
         same(read_state_dict(path), WEIGHTS)
-
-
-def zipped(pickled: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
-    """The pickle in an archive as `torch.save` makes them."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", method) as archive:
-        for name, part in {"data.pkl": pickled, "version": b"3", "byteorder": b"little"}.items():
-            archive.writestr(f"archive/{name}", part)
-    return content.getvalue()
 
 
 LONG = (2**62).to_bytes(8, "little")

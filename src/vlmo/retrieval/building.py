@@ -264,10 +264,10 @@ class _Update:
         for start in range(0, len(files), _TOGETHER):
             some = {image_id(found.path): found for found in files[start : start + _TOGETHER]}
             known = self._store.known("id", list(some))
-            same = {id for id in known if known[id][0] == self._reader.stamp(some[id])}  # noqa: A001
+            same = {key for key in known if known[key][0] == self._reader.stamp(some[key])}
             self._there |= same
-            self._advance(sum(some[id].size for id in same), unchanged=len(same))  # noqa: A001
-            if changed := [some[id] for id in some if id not in same]:  # noqa: A001
+            self._advance(sum(some[key].size for key in same), unchanged=len(same))
+            if changed := [found for key, found in some.items() if key not in same]:
                 yield Work(changed, known)
 
     def _lookup(self, hashes: Sequence[str]) -> dict[str, Encoded]:
