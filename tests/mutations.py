@@ -133,8 +133,8 @@ MUTATIONS = (
     Mutation(
         "VL-FFN branch skips a layer",
         "model/backbone.py",
-        "range(depth - self.config.num_fusion_layers, depth)\n",
-        "range(depth - max(1, self.config.num_fusion_layers - 1), depth)\n",
+        ", layers[-self.config.num_fusion_layers :]",
+        ", layers[1 - self.config.num_fusion_layers :]",
     ),
     Mutation(
         "words masked alike in each epoch",

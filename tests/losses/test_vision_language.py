@@ -83,7 +83,7 @@ def test_loss_is_the_weighted_sum_of_the_parts(weights, parts):
 def itc_by_hand(objective: VisionLanguageObjective, batch: dict[str, Tensor]) -> Tensor:
     """Mean over both branches and both directions, from the projections and by nothing under test."""
     model, backbone = objective.model, objective.model.vlmo
-    options = {"first_only": True, "fusion_branch": True}
+    options = {"fusion_branch": True}
     images = backbone.encode(batch["pixel_values"], **options).firsts
     texts = backbone.encode(None, batch["input_ids"], batch["attention_mask"], **options).firsts
     total = 0

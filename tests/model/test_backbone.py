@@ -96,12 +96,12 @@ def test_itc_branches_differ_in_the_top_experts_alone(num_fusion_layers, modalit
     twin = copy.deepcopy(model)
     for block in twin.blocks[-num_fusion_layers:]:
         block.experts[modality].load_state_dict(block.experts["vision_language"].state_dict())
-    own, fusion = model.encode(**inputs, first_only=True, fusion_branch=True).firsts
+    own, fusion = model.encode(**inputs, fusion_branch=True).firsts
     torch.testing.assert_close(own, model(**inputs).last_hidden_state[:, 0])
     torch.testing.assert_close(fusion, twin(**inputs).last_hidden_state[:, 0])
     assert not torch.allclose(own, fusion, atol=1e-3)
-    assert torch.equal(*twin.encode(**inputs, first_only=True, fusion_branch=True).firsts)
-    assert len(model.encode(**inputs, first_only=True).firsts) == 1
+    assert torch.equal(*twin.encode(**inputs, fusion_branch=True).firsts)
+    assert len(model.encode(**inputs).firsts) == 1
 
 
 @POSITIONS
@@ -132,7 +132,7 @@ def test_wrong_inputs_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         model_with("sdpa")(**given)
     with pytest.raises(ValueError, match=r"\(2, 16\)"):
-        model_with("sdpa").encode(pictures(), bool_masked_pos=torch.ones(2, 9).bool(), mask_token=torch.zeros(32))
+        model_with("sdpa").encode(pictures(), wanted=torch.ones(2, 9).bool(), mask_token=torch.zeros(32))
 
 
 def test_position_tables_and_class_token_are_never_decayed():

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vlmo.model import cpu
 from vlmo.model.cpu import chunked_attention
+from vlmo.model.multiway import attend
 
 BATCH, LENGTH, HEADS, DIM = 5, 19, 2, 4
 
@@ -84,3 +85,24 @@ def test_nothing_of_the_size_of_scores_is_kept_for_the_backward_pass():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         chunked_attention(qkv, bias=bias, hidden_keys=None).sum().backward()
     assert sorted(kept) == sorted([qkv.numel(), bias.numel()])
+
+
+@pytest.mark.parametrize("given", ["nothing", "bias", "hidden keys", "both"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.bfloat16, 0.02)])
+def test_attention_with_a_bias_that_does_not_learn_is_that_of_whole_matrices(given, dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(cpu, "chunked_attention", None)  # not called
+    qkv, bias, hidden = inputs(dtype)
+    options = {
+        "bias": bias.detach() if given in ("bias", "both") else None,
+        "hidden_keys": hidden if given in ("hidden keys", "both") else None,
+    }
+    reference = qkv.detach().double().requires_grad_()
+    expected = whole(reference, **options).flatten(2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        mask = None if options["hidden_keys"] is None else ~hidden
+        actual, _ = attend(qkv, bias=options["bias"], attention_mask=mask, queries=None, eager=False)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=tolerance)
+    (gradient,) = torch.autograd.grad(actual.sum(), qkv)
+    (wanted,) = torch.autograd.grad(expected.sum(), reference)
+    torch.testing.assert_close(gradient.double(), wanted, atol=tolerance, rtol=tolerance)

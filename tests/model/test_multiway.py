@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlmo import distributed
 from vlmo.model import VLMoModel
-from vlmo.model.multiway import Queries, Route, additive_mask
+from vlmo.model.multiway import OutputTokens, Route, additive_mask
 
 WAYS = ("image", "text", "pair")
 NUM_TEXT = 6
@@ -101,7 +101,7 @@ def test_gradients_of_what_is_read_often_do_not_depend_on_threads():
     """With several threads, PyTorch adds up the gradient of an index in any order."""
     torch.set_num_threads(2)  # each test starts with one
     bias, states, places = torch.randn(2, 17, 17), torch.randn(64, 17, 32), torch.randint(0, 17, (128, 16))
-    queries, rows = Queries(places, num_text=0), torch.randint(0, 64, (256,))
+    queries, rows = OutputTokens(places, num_text=0), torch.randint(0, 64, (256,))
     upstream = torch.randn(128, 2, 16, 17), torch.randn(256, 17, 32)
 
     def rows_of(bias: Tensor) -> Tensor:

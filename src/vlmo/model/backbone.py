@@ -17,7 +17,7 @@ from vlmo.folder import check_folder
 from vlmo.model.config import VLMoConfig
 from vlmo.model.embeddings import ImageEmbeddings, RelativePositionBias, TextEmbeddings, sincos_positions
 from vlmo.model.heads import ContrastHead, MaskedImageHead, Pooler
-from vlmo.model.multiway import LANGUAGE, VISION, MultiwayBlock, Queries, QueryKeyValue, Route, Sequence
+from vlmo.model.multiway import LANGUAGE, VISION, MultiwayBlock, OutputTokens, QueryKeyValue, Route, TokenSequence
 from vlmo.released import find_model
 
 TEXT_TYPE, IMAGE_TYPE, SECOND_IMAGE_TYPE = 0, 1, 2
@@ -46,11 +46,11 @@ class VLMoModelOutput(ModelOutput):
 
 
 class Encoded(NamedTuple):
-    """States after the final norm, of the tokens that `VLMoModel.encode` was asked for.
+    """States after the final norm, of the tokens that `VLMoModel.encode` is asked for.
 
     Attributes:
         firsts: Of the first token, (batch, dim); with `fusion_branch` again, after that branch.
-        tokens: Of the wanted words or patches, (wanted, dim) row by row; by default of all tokens, (batch, seq, dim).
+        tokens: Of the wanted words or patches, (wanted, dim), row by row.
     """
 
     firsts: tuple[Tensor, ...]
@@ -197,74 +197,65 @@ class VLMoModel(VLMoPreTrainedModel):
         input_ids: Int[Tensor, "batch text"] | None = None,
         attention_mask: Int[Tensor, "batch text"] | None = None,
         *,
-        first_only: bool = False,
-        words: Bool[Tensor, "batch text"] | None = None,
-        patches: Bool[Tensor, "batch patch"] | None = None,
-        fusion_branch: bool = False,
-        bool_masked_pos: Bool[Tensor, "batch patch"] | None = None,
+        wanted: Bool[Tensor, "batch tokens"] | None = None,
         mask_token: Float[Tensor, "dim"] | None = None,
+        fusion_branch: bool = False,
         image_type: int = IMAGE_TYPE,
         image_rows: Int[Tensor, "pairs"] | None = None,
-        record: list[tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch head query key"] | None]] | None = None,
     ) -> Encoded:
-        """Encode images, texts or pairs: the one way into the blocks, for losses as for use.
+        """Encode images, texts or pairs to the states of the first token and of `wanted` ones, for losses as for use.
 
-        The last block computes the states that are asked for alone: those of all tokens by default, or of the first
-        token (`first_only`), also with `words` or `patches`.
+        The last block computes no others; `forward` returns those of all tokens.
 
         Args:
-            fusion_branch: With `first_only`, of an image or a text, also return the state after ITC's VL-FFN branch: it
-                reruns the top `num_fusion_layers` blocks with the `vision_language` expert, from the state below them
-                (a detail of the published code).
-            bool_masked_pos: Patches that become `mask_token`.
+            wanted: True for some words, or for some patches of images alone.
+            mask_token: Stands in place of the wanted patches.
+            fusion_branch: Of an image or a text, also return the first state after ITC's VL-FFN branch: it reruns the
+                top `num_fusion_layers` blocks with the `vision_language` expert, from the state below them (a detail of
+                the published code).
             image_type: Row of the modality table for the patches.
             image_rows: The image of each text, for pairs that share images: each image is embedded once.
-            record: Receives the embeddings, then the states and the attention weights (if eager) of each layer.
 
         Raises:
             ValueError: Neither images nor texts were given, or shapes do not fit.
         """
-        image = None
-        if pixel_values is not None:
-            image = self.image_embeddings(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=mask_token)
-            image = self._with_type(image, image_type)
-            image = image if image_rows is None else image.index_select(0, image_rows)
-        sequence = self._join(pixel_values, image, input_ids, attention_mask)
-        layers, hidden = range(len(self.blocks)), sequence.hidden
-        if record is not None:
-            record.append((hidden, None))
-        if words is None and patches is None and not first_only:
-            hidden = self._run(sequence, hidden, layers, fusion=sequence.route.is_pair, record=record)
-            norm, route = self.norm, sequence.route
-            hidden = route(norm, hidden) if isinstance(norm, nn.ModuleDict) else norm(hidden)
-            return Encoded((hidden[:, 0],), hidden)
-        queries, filled = sequence.queries(words, patches)
-        runs = [sequence.route.is_pair]
+        masked = {"bool_masked_pos": None if mask_token is None else wanted, "mask_token": mask_token}
+        text = input_ids, attention_mask
+        sequence = self._embed(pixel_values, *text, image_type=image_type, image_rows=image_rows, **masked)
+        outputs, filled = sequence.outputs(wanted)
+        hidden, layers, runs = sequence.hidden, range(len(self.blocks)), [sequence.route.is_pair]
         if fusion_branch:
-            depth = len(self.blocks)
-            layers = range(depth - self.config.num_fusion_layers, depth)
-            hidden = self._run(sequence, hidden, range(layers.start), fusion=False)
+            below, layers = layers[: -self.config.num_fusion_layers], layers[-self.config.num_fusion_layers :]
+            hidden = self._run(sequence, hidden, below, fusion=False)
             runs = [False, True]
-        states = [self._run(sequence, hidden, layers, fusion=fusion, queries=queries) for fusion in runs]
+        states = [self._run(sequence, hidden, layers, fusion=fusion, queries=outputs) for fusion in runs]
         firsts = tuple(self._final_norm(each[:, 0], sequence.route.leads) for each in states)
-        wanted = states[0][:, 1:] if filled is None else states[0][:, 1:][filled]
-        return Encoded(firsts, self._final_norm(wanted, VISION if words is None else LANGUAGE))
+        tokens = states[0][:, 1:].flatten(0, 1) if filled is None else states[0][:, 1:][filled]
+        return Encoded(firsts, self._final_norm(tokens, LANGUAGE if sequence.route.num_text else VISION))
 
-    def _join(
-        self, pixel_values: Tensor | None, image: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None
-    ) -> Sequence:
-        if image is None and input_ids is None:
+    def _embed(
+        self,
+        pixel_values: Tensor | None,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        *,
+        image_type: int,
+        image_rows: Tensor | None = None,
+        **masked: Tensor | None,
+    ) -> TokenSequence:
+        if pixel_values is None and input_ids is None:
             raise ValueError("VLMoModel got neither pixel_values nor input_ids; give an image, a text, or both.")
-        if image is not None and input_ids is not None and image.shape[0] != input_ids.shape[0]:
-            raise ValueError(f"{len(image)} images and {len(input_ids)} texts; a pair needs one of each.")
         parts, mask, grid = [], None, None
         num_text = num_image = 0
+        if pixel_values is not None:
+            image = self._with_type(self.image_embeddings(pixel_values, **masked), image_type)
+            parts.append(image if image_rows is None else image.index_select(0, image_rows))
+            grid, num_image = self.image_embeddings.grid_of(pixel_values), image.shape[1]
         if input_ids is not None:
+            if parts and parts[0].shape[0] != input_ids.shape[0]:  # len() would fix the batch of an exported graph
+                raise ValueError(f"{parts[0].shape[0]} images and {len(input_ids)} texts; a pair needs one of each.")
             parts.append(self._with_type(self.text_embeddings(input_ids), TEXT_TYPE))
             num_text = input_ids.shape[1]
-        if image is not None and pixel_values is not None:
-            parts.append(image)
-            grid, num_image = self.image_embeddings.grid_of(pixel_values), image.shape[1]
         image_first = self.config.token_order == "image_first"
         if input_ids is not None and attention_mask is not None:
             if attention_mask.shape != input_ids.shape:
@@ -272,18 +263,18 @@ class VLMoModel(VLMoPreTrainedModel):
                 raise ValueError(f"attention_mask has shape {given}; expected {expected}, one entry for each token.")
             padding = (num_image, 0) if image_first else (0, num_image)
             mask = nn.functional.pad(attention_mask.bool(), padding, value=True)
-        hidden = parts[0] if len(parts) == 1 else torch.cat(parts[::-1] if image_first else parts, dim=1)
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts if image_first else parts[::-1], dim=1)
         bias = None if self.position_bias is None else self.position_bias(num_text=num_text, grid=grid)
-        return Sequence(hidden, Route(num_text, num_image, image_first), bias, mask)
+        return TokenSequence(hidden, Route(num_text, num_image, image_first), bias, mask)
 
     def _run(
         self,
-        sequence: Sequence,
+        sequence: TokenSequence,
         hidden: Float[Tensor, "batch seq dim"],
         layers: range,
         *,
         fusion: bool,
-        queries: Queries | None = None,
+        queries: OutputTokens | None = None,
         record: list[tuple[Tensor, Tensor | None]] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
         """Return states before the final norm; with `fusion`, by the `vision_language` experts where there are any."""
@@ -316,25 +307,30 @@ class VLMoModel(VLMoPreTrainedModel):
         input_ids: Int[Tensor, "batch text"] | None = None,
         attention_mask: Int[Tensor, "batch text"] | None = None,
         *,
+        bool_masked_pos: Bool[Tensor, "batch patch"] | None = None,
+        mask_token: Float[Tensor, "dim"] | None = None,
         image_type: int = IMAGE_TYPE,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> VLMoModelOutput:
-        """Encode images, texts or pairs, all tokens of them.
+        """Encode images, texts or pairs, all tokens of them; patches of `bool_masked_pos` become `mask_token`.
 
         Raises:
             ValueError: As `encode`; or attention weights were asked of the sdpa implementation.
         """
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError("Attention weights need attn_implementation='eager' (model.set_attn_implementation).")
-        record = [] if output_hidden_states or output_attentions else None
-        hidden = self.encode(pixel_values, input_ids, attention_mask, image_type=image_type, record=record).tokens
-        num_text = 0 if input_ids is None else input_ids.shape[1]
-        num_image = hidden.shape[1] - num_text
-        if self.config.token_order == "image_first":
-            image, text = hidden[:, :num_image], hidden[:, num_image:]
+        masked = {"bool_masked_pos": bool_masked_pos, "mask_token": mask_token}
+        sequence = self._embed(pixel_values, input_ids, attention_mask, image_type=image_type, **masked)
+        start: tuple[Tensor, Tensor | None] = (sequence.hidden, None)
+        record = [start] if output_hidden_states or output_attentions else None
+        route, norm = sequence.route, self.norm
+        hidden = self._run(sequence, sequence.hidden, range(len(self.blocks)), fusion=route.is_pair, record=record)
+        hidden = route(norm, hidden) if isinstance(norm, nn.ModuleDict) else norm(hidden)
+        if route.image_first:
+            image, text = hidden.split([route.num_image, route.num_text], dim=1)
         else:
-            text, image = hidden[:, :num_text], hidden[:, num_text:]
+            text, image = hidden.split([route.num_text, route.num_image], dim=1)
         attentions = tuple(each for _, each in record or () if each is not None)
         return VLMoModelOutput(
             last_hidden_state=hidden,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 _CHUNK_SCORES = 2**19  # 2 MiB of float32, so that scores, weights and their gradients stay in cache
 _ALIGNMENT = 16  # lines of whole 64 bytes; without them, float32 products of this size lose a third of their speed
@@ -17,6 +18,16 @@ _ALIGNMENT = 16  # lines of whole 64 bytes; without them, float32 products of th
 def trains_on_cpu(tensor: Shaped[Tensor, "*shape"]) -> bool:
     """Return True where this file is faster than PyTorch's own kernels: not on other devices, nor without gradients."""
     return tensor.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def float32_attention(
+    *parts: Float[Tensor, "batch heads seq dim"], mask: Float[Tensor, "#batch #heads #seq seq"] | None
+) -> Float[Tensor, "batch heads seq dim"]:
+    """PyTorch's attention of queries, keys and values: its kernel for bfloat16 is slower by far for few tokens."""
+    with torch.autocast("cpu", enabled=False):
+        exact = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+        mask = None if mask is None else mask.to(exact[0].dtype)
+        return F.scaled_dot_product_attention(*exact, attn_mask=mask).to(parts[0].dtype)
 
 
 def chunked_attention(

@@ -94,7 +94,7 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
         vectors, text = [], (input_ids, attention_mask)
         for image, kind in zip(pixel_values.unbind(1), (SECOND_IMAGE_TYPE - 1, SECOND_IMAGE_TYPE), strict=True):
             if self.vlmo.pooler is not None:
-                first = self.vlmo.encode(image, *text, first_only=True, image_type=kind).first
+                first = self.vlmo.encode(image, *text, image_type=kind).first
                 vectors.append(self.vlmo.pooler(first[:, None]))
             else:
                 fused = self.vlmo(image, *text, image_type=kind)

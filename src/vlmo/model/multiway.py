@@ -59,7 +59,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Queries:
+class OutputTokens:
     """The tokens whose states are wanted after the last block, equally many of each row; it computes no others.
 
     Attributes:
@@ -80,7 +80,7 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """Embedded tokens with what every block reads."""
 
     hidden: Float[Tensor, "batch seq dim"]
@@ -88,31 +88,35 @@ class Sequence:
     bias: list[Float[Tensor, "heads seq seq"]] | None
     mask: Bool[Tensor, "batch seq"] | None
 
-    def queries(
-        self, words: Bool[Tensor, "batch text"] | None, patches: Bool[Tensor, "batch patch"] | None
-    ) -> tuple[Queries, Bool[Tensor, "batch wanted"] | None]:
-        """Return the first token with those wanted beside it, and which of these are no filling.
+    def outputs(
+        self, wanted: Bool[Tensor, "batch tokens"] | None
+    ) -> tuple[OutputTokens, Bool[Tensor, "batch filled"] | None]:
+        """Return the first token with `wanted` words beside it (patches of images alone), and which are no filling.
 
-        There are as many as the fullest row needs, rounded up to 8 so that compiled blocks meet few shapes.
+        There are as many as the fullest row needs, rounded up to 8 so that compiled blocks meet few shapes. ValueError
+        if the shape does not fit.
         """
-        route, chosen = self.route, patches if words is None else words
+        route = self.route
+        leads_text = int(route.leads == LANGUAGE)
         positions = torch.zeros(self.hidden.shape[0], 1, dtype=torch.long, device=self.hidden.device)
-        if chosen is None:
-            return Queries(positions, num_text=int(route.leads == LANGUAGE)), None
-        columns = min(-(-int(chosen.sum(dim=1).amax()) // 8) * 8, chosen.shape[1]) if len(chosen) else 0
-        found = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :columns]
-        filled = chosen.gather(1, found)
-        start = 1 + route.num_text * (not route.image_first) if words is None else route.num_image * route.image_first
+        if wanted is None:
+            return OutputTokens(positions, num_text=leads_text), None
+        given, expected = tuple(wanted.shape), (len(self.hidden), route.num_text or route.num_image - 1)
+        if given != expected:
+            raise ValueError(f"wanted has shape {given}; expected {expected}, one entry for each word (or patch).")
+        columns = min(-(-int(wanted.sum(dim=1).amax()) // 8) * 8, wanted.shape[1]) if len(wanted) else 0
+        found = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :columns]
+        filled = wanted.gather(1, found)
+        start = route.num_image * route.image_first if route.num_text else 1
         positions = torch.cat([positions, start + found.masked_fill(~filled, 0)], dim=1)
-        num_words = 0 if words is None else columns
-        return Queries(positions, num_text=num_words + (route.leads == LANGUAGE)), filled
+        return OutputTokens(positions, num_text=leads_text + columns * (route.num_text > 0)), filled
 
 
 def additive_mask(
     bias: Float[Tensor, "#heads seq seq"] | None,
     attention_mask: Bool[Tensor, "batch seq"] | None,
     *,
-    queries: Queries | None,
+    queries: OutputTokens | None,
     dtype: torch.dtype,
 ) -> Float[Tensor, "#batch #heads #queries seq"] | None:
     """Return the bias of the queries, with padded keys at the lowest finite value: their softmax is exactly zero."""
@@ -126,6 +130,36 @@ def additive_mask(
     if rows is None:
         rows = attention_mask.new_zeros(1, 1, 1, 1, dtype=dtype)
     return rows.masked_fill(~attention_mask[:, None, None, :], torch.finfo(dtype).min)
+
+
+def attend(
+    qkv: Float[Tensor, "batch seq 3 heads dim"],
+    *,
+    bias: Float[Tensor, "#heads seq seq"] | None,
+    attention_mask: Bool[Tensor, "batch seq"] | None,
+    queries: OutputTokens | None,
+    eager: bool,
+) -> tuple[Float[Tensor, "batch queries heads*dim"], Float[Tensor, "batch heads queries seq"] | None]:
+    """Softmax attention from the `queries` (all tokens by default) by the fastest way there is; weights if `eager`."""
+    trains_on_cpu = queries is None and not eager and cpu.trains_on_cpu(qkv)
+    if trains_on_cpu and bias is not None and bias.requires_grad:
+        hidden_keys = None if attention_mask is None else ~attention_mask
+        return cpu.chunked_attention(qkv, bias=bias, hidden_keys=hidden_keys).flatten(2), None
+    query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
+    if queries is not None:
+        query = queries.select(qkv[:, :, 0].flatten(2)).unflatten(-1, qkv.shape[3:]).transpose(1, 2)
+    mask = additive_mask(bias, attention_mask, queries=queries, dtype=query.dtype if bias is None else bias.dtype)
+    weights = None
+    if eager:
+        logits = query @ key.mT * query.shape[-1] ** -0.5
+        weights = (logits if mask is None else logits + mask).softmax(dim=-1)
+        attended = weights.to(value.dtype) @ value
+    elif trains_on_cpu:
+        attended = cpu.float32_attention(query, key, value, mask=mask)
+    else:
+        mask = None if mask is None else mask.to(query.dtype)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return attended.transpose(1, 2).flatten(2), weights
 
 
 class MultiwayBlock(GradientCheckpointingLayer):
@@ -152,7 +186,7 @@ class MultiwayBlock(GradientCheckpointingLayer):
         *,
         route: Route,
         attention_mask: Bool[Tensor, "batch seq"] | None = None,
-        queries: Queries | None = None,
+        queries: OutputTokens | None = None,
     ) -> tuple[Float[Tensor, "batch queries dim"], Float[Tensor, "batch heads queries seq"] | None]:
         """Return new states of the `queries` (all tokens by default), and attention weights if eager.
 
@@ -196,28 +230,12 @@ class MultiwayAttention(nn.Module):
         route: Route,
         bias: Float[Tensor, "#heads seq seq"] | None,
         attention_mask: Bool[Tensor, "batch seq"] | None = None,
-        queries: Queries | None = None,
+        queries: OutputTokens | None = None,
     ) -> tuple[Float[Tensor, "batch queries dim"], Float[Tensor, "batch heads queries seq"] | None]:
         """Attend from the `queries` (all tokens by default) to the tokens of `attention_mask`; weights if eager."""
         qkv = route(self.qkv, hidden).unflatten(-1, (3, self.config.num_attention_heads, -1))
-        eager, weights = self.config._attn_implementation == "eager", None
-        if queries is None and not eager and cpu.trains_on_cpu(hidden):
-            hidden_keys = None if attention_mask is None else ~attention_mask
-            attended = cpu.chunked_attention(qkv, bias=bias, hidden_keys=hidden_keys).flatten(2)
-        else:
-            query, key, value = qkv.permute(2, 0, 3, 1, 4)
-            if queries is not None:
-                query = queries.select(qkv[:, :, 0].flatten(2)).unflatten(-1, qkv.shape[3:]).transpose(1, 2)
-            dtype = query.dtype if bias is None else bias.dtype
-            mask = additive_mask(bias, attention_mask, queries=queries, dtype=dtype)
-            if eager:
-                logits = query @ key.mT * query.shape[-1] ** -0.5
-                weights = (logits if mask is None else logits + mask).softmax(dim=-1)
-                attended = weights.to(value.dtype) @ value
-            else:
-                mask = None if mask is None else mask.to(query.dtype)
-                attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-            attended = attended.transpose(1, 2).flatten(2)
+        eager = self.config._attn_implementation == "eager"
+        attended, weights = attend(qkv, bias=bias, attention_mask=attention_mask, queries=queries, eager=eager)
         route = route if queries is None else queries.route(route)
         if self.inner_norm is not None:
             attended = route(self.inner_norm, attended)

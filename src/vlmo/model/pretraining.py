@@ -65,18 +65,18 @@ class _DualEncoder(VLMoPreTrainedModel):
 
     def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Return L2-normalised vectors of images."""
-        return self.contrast_head.embed_image(self.vlmo.encode(pixel_values, first_only=True).first)
+        return self.contrast_head.embed_image(self.vlmo.encode(pixel_values).first)
 
     def get_text_features(
         self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
     ) -> Float[Tensor, "batch dim"]:
         """Return L2-normalised vectors of texts."""
-        return self.contrast_head.embed_text(self.vlmo.encode(None, input_ids, attention_mask, first_only=True).first)
+        return self.contrast_head.embed_text(self.vlmo.encode(None, input_ids, attention_mask).first)
 
     def image_vectors(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch dim"]]:
         """Return L2-normalised vectors of images in each ITC branch."""
         heads = self.contrast_heads
-        firsts = self.vlmo.encode(pixel_values, first_only=True, fusion_branch=len(heads) > 1).firsts
+        firsts = self.vlmo.encode(pixel_values, fusion_branch=len(heads) > 1).firsts
         return [head.embed_image(first) for head, first in zip(heads, firsts, strict=True)]
 
     def text_vectors(
@@ -84,7 +84,7 @@ class _DualEncoder(VLMoPreTrainedModel):
     ) -> list[Float[Tensor, "batch dim"]]:
         """Return L2-normalised vectors of texts in each ITC branch."""
         heads, text = self.contrast_heads, (input_ids, attention_mask)
-        firsts = self.vlmo.encode(None, *text, first_only=True, fusion_branch=len(heads) > 1).firsts
+        firsts = self.vlmo.encode(None, *text, fusion_branch=len(heads) > 1).firsts
         return [head.embed_text(first) for head, first in zip(heads, firsts, strict=True)]
 
     def match(
@@ -96,7 +96,7 @@ class _DualEncoder(VLMoPreTrainedModel):
         """Return matching logits of the fusion encoder, class 1 = match; ValueError without a matching head."""
         if self.match_head is None:
             raise ValueError("This model has no matching head (use_match_head is False): it scores no pairs.")
-        return self.match_logits(self.vlmo.encode(pixel_values, input_ids, attention_mask, first_only=True).first)
+        return self.match_logits(self.vlmo.encode(pixel_values, input_ids, attention_mask).first)
 
     def match_logits(self, first: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch 2"]:
         """Return matching logits from the first tokens of fused pairs, of a model that has the head."""
@@ -205,7 +205,7 @@ class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
     ) -> MaskedImageModelingOutput:
         """Return logits over visual tokens for each patch; with `labels` (visual tokens) the loss at masked patches."""
         masked = {"bool_masked_pos": bool_masked_pos, "mask_token": self.mim_head.mask_token}
-        logits = self.mim_head(self.vlmo.encode(pixel_values, **masked).tokens[:, 1:])
+        logits = self.mim_head(self.vlmo(pixel_values, **masked).last_hidden_state[:, 1:])
         loss = None
         if labels is not None:
             chosen = torch.ones_like(labels, dtype=torch.bool) if bool_masked_pos is None else bool_masked_pos

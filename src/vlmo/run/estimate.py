@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 from vlmo.model import cpu
 from vlmo.model.embeddings import relative_position_index
@@ -33,6 +33,11 @@ from vlmo.training.lora import add_adapters
 from vlmo.types import Batch
 
 _FLOAT32 = 4
+# FLOPs by function; the registry of PyTorch lacks attention on a CPU.
+_FLOPS = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
 
 
 @dataclass(frozen=True)
@@ -236,7 +241,7 @@ class _WithoutData(TorchDispatchMode):
             result = tree_map_only(Tensor, self._without_data, result)
         else:
             result = function(*args, **kwargs)
-        if count := flop_registry.get(function._overloadpacket):
+        if count := _FLOPS.get(function._overloadpacket):
             self.flops += count(*args, **kwargs, out_val=result)
         return result
 

@@ -39,7 +39,7 @@ class VisionObjective(nn.Module):
         with torch.no_grad():
             tokens = self.tokenizer.tokenize(pixels, grid=grid)[masked]
         head = self.model.mim_head
-        encoded = self.model.vlmo.encode(pixels, patches=masked, bool_masked_pos=masked, mask_token=head.mask_token)
+        encoded = self.model.vlmo.encode(pixels, wanted=masked, mask_token=head.mask_token)
         logits = head(encoded.tokens)
         loss = masked_loss(logits, tokens)
         return {"loss": loss, "mim": loss.detach(), "mim_accuracy": accuracy(logits, tokens)}

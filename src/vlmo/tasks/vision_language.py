@@ -210,7 +210,7 @@ class VisionLanguageObjective(nn.Module):
         model: Any = self.model
         wanted = labels != -100
         shown, rows = images.unique(return_inverse=True)
-        encoded = model.vlmo.encode(pixels.index_select(0, shown), ids, mask, words=wanted, image_rows=rows)
+        encoded = model.vlmo.encode(pixels.index_select(0, shown), ids, mask, wanted=wanted, image_rows=rows)
         losses = right = encoded.first.new_zeros(0)
         if self.config.mlm_weight:  # here, so that the gradient cache holds no logits over the vocabulary
             words, targets = model.mlm_head(encoded.tokens), labels[wanted]
