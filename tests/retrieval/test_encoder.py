@@ -36,7 +36,8 @@ def test_vectors_are_those_of_the_model(encoder, plain):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("image_mean", [0.485, 0.456, 0.406]), ("image_std", [0.2, 0.5, 0.5]), ("resample", 2), ("do_normalize", False)],
+    [("image_mean", [0.485, 0.456, 0.406]), ("image_std", [0.2, 0.5, 0.5]), ("resample", 2), ("do_normalize", False)]
+    + [("size", size) for size in ({"height": "4", "width": "4"}, {"height": 8, "width": 4}, {"shortest_edge": 8}, 0)],
 )
 def test_folder_whose_processor_prepares_other_pixels_is_refused(model, tmp_path, setting, value):
     folder = Path(shutil.copytree(model, tmp_path / "model"))
@@ -51,7 +52,7 @@ def test_folder_whose_processor_prepares_other_pixels_is_refused(model, tmp_path
         load_retrieval_model,
         lambda folder: start_from(started, folder),
     ):
-        with pytest.raises(ValueError, match=rf"processor_config\.json: {setting} is .*transformers"):
+        with pytest.raises(ValueError, match=rf"processor_config\.json: {setting} is .*(transformers|pixels)"):
             load(folder)
 
 

@@ -128,3 +128,7 @@ def check_processor(folder: str | Path) -> None:
                     f"{file}: {key} is {settings[key]}, but vlmo normalises pixels with mean and deviation 0.5 and "
                     "resizes bicubically (resample 3): correct the file, or run the model by transformers' own calls"
                 )
+        size = settings.get("size", {"height": 1, "width": 1})
+        sides = [size.get(side) for side in ("height", "width")] if isinstance(size, dict) else [size]
+        if any(type(side) is not int or side < 1 for side in sides) or len(set(sides)) > 1:
+            raise ValueError(f"{file}: size is {size!r}; expected equal height and width, positive numbers of pixels")
