@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from vlmo.data.false_captions import false_caption
 from vlmo.released.published import MODELS, NamedModel
 
 _METRICS = {"tr@1": "TR@1", "ir@1": "IR@1", "accuracy": "accuracy"}
@@ -37,5 +40,12 @@ def published_models() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"published models": published_models}
+def false_captions() -> str:
+    """Return a row for each caption of `captions.txt`: the caption, and the false one that the rules make of it."""
+    captions = Path(__file__).with_name("captions.txt").read_text(encoding="utf-8").splitlines()
+    rows = [f"| {caption} | {false_caption(caption) or 'none'} |" for caption in captions]
+    return "\n".join(["| caption | false caption |", "| --- | --- |", *rows])
+
+
+TABLES = {"published models": published_models, "false captions": false_captions}
 """Tables by the name in a page's line `<!-- table: NAME -->`."""

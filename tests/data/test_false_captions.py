@@ -21,7 +21,13 @@ BETWEEN = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1
         ("A small bird sits on top of a car", {"A big bird", "sits under a car", "A car sits on top of a small bird"}),
         ("Two dogs", {"Three dogs", "Four dogs"}),  # never fewer: where two are, one is
         ("The woman is on the left.", {"The woman is on the right."}),
-        ("An old man", {"A young man"}),
+        ("A young man", {"An old man"}),
+        ("An old bus", set()),  # no young one
+        ("The dogs on a bed", {"A bed on the dogs"}),
+        ("A big truck drives over a bridge", {"A small truck", "A bridge drives over a big truck", "under a bridge"}),
+        ("A bird is flying over a lake.", {"A lake is flying over a bird.", "A bird is flying under a lake."}),
+        ("A girl eats an orange.", set()),  # the fruit
+        ("The ball is orange.", {"The ball is purple."}),
         ("a yellow bus and a green car", {"a blue bus", "a red car", "a green bus and a yellow car", "an"}),
         # Of these, the opposite may be true as well, or nothing is known to be false.
         ("a star above a star", set()),

@@ -38,9 +38,7 @@ _QUALITIES = {
     "big": "small",
     "large": "small",
     "huge": "tiny",
-    "little": "large",
     "tall": "short",
-    "old": "young",
     "open": "closed",
     "empty": "full",
     "wet": "dry",
@@ -57,7 +55,7 @@ _PLACES = {
     "at the top": "at the bottom",
     "upper": "lower",
 }
-_EXCHANGES: dict[str, tuple[str, ...]] = {**_COLORS, **_NUMBERS}
+_EXCHANGES: dict[str, tuple[str, ...]] = {**_COLORS, **_NUMBERS, "young": ("old",)}
 for _one, _other in (_QUALITIES | _PLACES).items():
     _EXCHANGES.setdefault(_other, (_one,))
     _EXCHANGES[_one] = (_other,)
@@ -65,15 +63,14 @@ _RELATIONS = {*_PLACES, *_PLACES.values()}
 
 _WORDS = "|".join(sorted(_EXCHANGES, key=len, reverse=True))
 _WORD = re.compile(rf"\b({_WORDS})\b", re.IGNORECASE)
-_ARTICLE = re.compile(rf"\b(a)n?(?= ({_WORDS})\b)", re.IGNORECASE)
-_VERBS = (
-    "is|are|sits|sitting|stands|standing|lies|lying|laying|hangs|hanging|rests|resting|walking|running|sleeping|jumping|"
-    "flying|floating|playing|parked"
-)
-# Two things of which `a dog on a bed` is true and `a bed on a dog` is not.
+_ARTICLE = re.compile(rf"\b(a)n?(?= ({_WORDS}|old)\b)", re.IGNORECASE)
+_VERBS = "sits|sitting|stands|standing|lies|lying|hangs|hanging|rests|resting|sleeps|sleeping|is|are|parked"
+_NOUN = r"(?!(?:is|are|[a-z]{2,}ing)\b)[a-z'-]+"
+_LAST_NOUN = rf"(?!(?:{'|'.join([*_COLORS, *_QUALITIES, *_QUALITIES.values()])})\b){_NOUN}"
+# Two things of which `a dog on a bed` is true and `a bed on a dog` is not. After `a` what ends in -s is a verb.
 _PAIR = re.compile(
-    r"\b(?P<first>(?:a|an|the) (?:[a-z'-]+ ){0,2}?[a-z'-]+)"
-    rf"(?P<between> (?:(?:{_VERBS}) )?"
+    rf"(?<!\band )\b(?P<first>(?:(?P<one>an?)|the) (?:{_NOUN} ){{0,2}}?{_LAST_NOUN}(?(one)(?<![^isu]s)))"
+    rf"(?P<between> (?:(?:is|are) )?(?:(?(one)(?:[a-z]+(?:(?<![isu])s|ed)|[a-z]{{2,}}ing)|(?:{_VERBS})) )?"
     r"(?:on top of|in front of|(?:to the )?(?:left|right) of|inside|under|below|above|behind|over|on|in) )"
     r"(?P<second>(?:a|an|the) (?!left|right|top|bottom|pic[a-z]+|image|photo|background)(?:[a-z'-]+ )?[a-z'-]+)"
     r"(?=$|[.,;!]| in the (?:pic[a-z]+|image|photo))",
@@ -121,6 +118,8 @@ def false_captions(caption: str) -> list[list[str]]:
         before, after = caption[: match.start()], caption[match.end() :]
         if word in _COLORS and (before.lower().endswith(" and ") or after.lower().startswith(" and ")):
             continue  # of a cat that is black and white
+        if word == "orange" and not after.startswith(" ") and not before.endswith((" is ", " are ")):
+            continue  # the fruit
         words = [_like(word=other, model=match[0]) for other in _EXCHANGES[word]]
         changes.append([_with_articles(before + other + after) for other in words])
     if pair and not same:
