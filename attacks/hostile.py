@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 from tests.integrations.toy_gallery import drawings
+from tests.toy_heic import heic, tables
 
 # --------------------------------------------------------------------------------------------------------------- images
 
@@ -87,6 +88,12 @@ def _run_length_bmp(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IHHI", 54 + 1024 + len(data), 0, 0, 54 + 1024) + head + bytes(1024) + data
 
 
+def _heic_larger_than_it_says() -> bytes:
+    """Return a HEIC of 2048 x 2048 pixels whose tables say 64 x 64."""
+    said = struct.pack(">II", 2048, 2048)
+    return heic(Image.new("RGB", (2048, 2048))).replace(said, struct.pack(">II", 64, 64))
+
+
 _WEB_PAGE, _ZIP = b"<html><script>alert(1)</script></html>", b"PK\x03\x04" + bytes(60)
 REFUSED: dict[str, Callable[[], bytes]] = {
     "png of 20,000 x 20,000": lambda: png_bomb(20_000, 20_000),
@@ -115,6 +122,16 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "tiff of a jpeg of 80 scans": lambda: _tiff_of_jpeg(scans(80)),
     "tiff that claims tags of 4 GB": lambda: tiff(*_SMALL_TIFF, *((tag, 2**32 - 1, 8) for tag in range(700, 3000))),
     "floats out of range": lambda: encoded(Image.new("F", (8, 8), 1e30), "TIFF"),
+    "heic that claims 60,000 x 60,000": lambda: tables({1: (60_000, 60_000)}),
+    "heic of a tile a thousand times": lambda: tables(
+        {1: (4992, 5000), 2: (4992, 5000)}, references=[(b"dimg", 1, [2] * 1000)]
+    ),
+    "heic of an image of itself": lambda: tables({1: (8, 8)}, references=[(b"dimg", 1, [1])]),
+    "heic of 900 images that share a description of 1 MB": lambda: tables(
+        dict.fromkeys(range(1, 901), (8, 8)), references=[(b"cdsc", 900, range(1, 900))], data=bytes(2**20)
+    ),
+    "heic that is larger than it says": _heic_larger_than_it_says,
+    "cut heic": lambda: _cut(heic(drawings()[0])),
     "jpeg 2000": lambda: encoded(kind="JPEG2000"),
     "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
     "html": lambda: _WEB_PAGE,
@@ -134,6 +151,8 @@ TAKEN: dict[str, Callable[[], bytes]] = {
     "jpeg whose exif leads back to itself": lambda: _jpeg_with_exif(_LOOP),
     "jpeg with a web page behind it": lambda: encoded() + _WEB_PAGE,
     "png with a zip behind it": lambda: encoded(kind="PNG") + _ZIP,
+    "heic with a web page behind it": lambda: heic(drawings()[0]) + _WEB_PAGE,
+    "heic with 60 kB of nonsense as exif": lambda: heic(drawings()[0], exif=b"Exif\0\0" + b"\xff" * 60_000),
     "one pixel": lambda: encoded(Image.new("RGB", (1, 1)), "PNG"),
     "a line": lambda: encoded(Image.new("RGB", (20_000, 1)), "PNG"),
 }
@@ -146,7 +165,8 @@ def costly_image() -> bytes:
 
 def damaged(choose: random.Random) -> bytes:
     """Return a drawing in a format at random of which some bytes were overwritten: it may be an image or not."""
-    data = bytearray(encoded(kind=choose.choice(("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"))))
+    kind = choose.choice(("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF"))
+    data = bytearray(heic(drawings()[0]) if kind == "HEIF" else encoded(kind=kind))
     for _ in range(choose.choice((1, 4, 16))):
         data[choose.randrange(len(data))] = choose.randrange(256)
     return bytes(data)

@@ -34,6 +34,10 @@ SMALLEST = {
         "graphs/fusion_encoder/batch 3/onnxruntime/rows_per_second",
     ),
     "parity": ("--base --repeats 1 --threads 1", "import_base/peak_gib"),
+    "photo_filters": (
+        "--count 40 --dim 8 --queries 2 --by-lancedb 1 --threads 1",
+        "filters/all times/list by date/LanceDB/p50_ms",
+    ),
     "quality_vs_clip": (
         "--seeds 0 5 --clip-width 64 --clip-layers 1 --lrs 1e-3 5e-4 --seconds 0.3",
         "clip/runs/1/metrics",

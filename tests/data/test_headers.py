@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from tests.toy_heic import box, heic, tables
 
 from vlmo.data.decoding import COMMON_FORMATS, EncodedImage, decode_image, image_bytes
 
@@ -88,6 +89,7 @@ def png_profiles(number: int) -> bytes:
 
 
 MEGABYTE = 1 << 20
+ONE, TWO = {1: (8, 8)}, {1: (8, 8), 2: (8, 8)}
 LARGE = [(1000 + number, 1, MEGABYTE, 8) for number in range(40)]
 """Tags that each name the same megabyte."""
 HOSTILE = {
@@ -123,6 +125,29 @@ HOSTILE = {
         "pixels are JPEG",
     ),
     "tags": (lambda: tiff(*LARGE, data=bytes(MEGABYTE)), "49 tags that name 41,943"),
+    "boxes of a heic": (lambda: tables(ONE) + box(b"free") * 5000, "more than 5000 boxes"),
+    "box that ends before it begins": (lambda: tables(ONE) + b"\0\0\0\4free", "or one of 4 bytes"),
+    "item that is too large": (lambda: tables({1: (8, 8), 2: (60_000, 60_000)}), "an image of 3,600,000,000 pixels"),
+    "grid of one tile": (
+        lambda: tables({1: (4000, 4000), 2: (4000, 4000)}, references=[(b"dimg", 1, [2] * 1000)]),
+        "16,000,000 pixels that is made of 16,000,000,000",
+    ),
+    "grid of grids": (
+        lambda: tables(
+            dict.fromkeys(range(1, 9), (4000, 4000)), references=[(b"dimg", n, [n + 1] * 3) for n in range(1, 8)]
+        ),
+        "16,000,000 pixels that is made of",
+    ),
+    "image of itself": (lambda: tables(TWO, references=[(b"dimg", 1, [2]), (b"dimg", 2, [1])]), "or of itself"),
+    "shared metadata": (
+        lambda: tables(TWO, references=[(b"cdsc", 2, [1] * 40)], data=bytes(MEGABYTE)),
+        "items that name 4",
+    ),
+    "shared profile": (
+        lambda: tables(dict.fromkeys(range(40), (8, 8)), profile=bytes(MEGABYTE)),
+        "items that name 41,9",
+    ),
+    "references": (lambda: tables(ONE, references=[(b"dimg", 1, [2] * 5000)]), "more than 5000 properties"),
 }
 
 
@@ -148,6 +173,8 @@ USUAL = {
     "big tiff": lambda: encoded("TIFF", big_tiff=True),
     "gif": lambda: encoded("GIF", comment=b"x" * 60_000),
     "side": lambda: encoded("PNG", size=(65_535, 1)),
+    "heic": lambda: heic(Image.effect_noise((40, 24), 50).convert("RGB"), exif=b"Exif\0\0" + tiff()),
+    "avif": lambda: encoded("AVIF"),
 }
 
 
@@ -167,8 +194,8 @@ def test_orientation_is_not_looked_for_in_exif_that_names_more_than_it_holds() -
         assert decode_image({"bytes": data, "path": None}).size == size
 
 
-def test_rare_formats_and_scenes_are_left_out_on_demand() -> None:
-    for data, size in ((encoded("AVIF"), (40, 24)), (b"scene:9|ffffff", (9, 9))):
-        assert decode_image({"bytes": data, "path": None}).size == size
-        with pytest.raises(ValueError, match="not an image in a known format"):
-            decode_image({"bytes": data, "path": None}, formats=COMMON_FORMATS)
+def test_scenes_are_left_out_on_demand() -> None:
+    data = b"scene:9|ffffff"
+    assert decode_image({"bytes": data, "path": None}).size == (9, 9)
+    with pytest.raises(ValueError, match="not an image in a known format"):
+        decode_image({"bytes": data, "path": None}, formats=COMMON_FORMATS)

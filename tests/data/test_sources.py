@@ -70,12 +70,12 @@ def test_split_by_hash_is_a_fixed_partition(pictures, tmp_path, caplog) -> None:
 
 
 def test_images_of_other_formats_are_counted_once(pictures, caplog) -> None:
-    for name in ("1.heic", "2.HEIC", "a/3.dng", "notes.md"):
+    for name in ("1.jxl", "2.JXL", "a/3.dng", "notes.md"):
         (pictures / name).touch()
     for split in ("train", "test"):
         open_source(str(pictures), split=split)
     (line,) = caplog.messages
-    assert line.startswith(f"{pictures}: 2 .heic, 1 .dng files skipped: this format is not read")
+    assert line.startswith(f"{pictures}: 2 .jxl, 1 .dng files skipped: this format is not read")
 
 
 def test_csv_merges_rows_of_one_picture(pictures) -> None:

@@ -10,7 +10,7 @@ from tests.distributed.gloo import run_processes
 from vlmo.data import validation
 from vlmo.data.builtin import built_folder
 from vlmo.data.decoding import encode_image
-from vlmo.data.rows import read_lines
+from vlmo.data.rows import first_reasons, read_lines
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, REASONING_FEATURES
 from vlmo.data.validation import ImageValidator, filter_invalid_rows
 
@@ -107,13 +107,20 @@ def test_filter_keeps_further_columns_and_takes_false_captions_along(tmp_path) -
     assert kept["false_captions"][:] == [["no star", "no ring"], ["no shade"]]
 
 
+def test_first_three_kinds_of_reasons_are_said() -> None:
+    reasons = ("0: cut (3 bytes)", "1: cut (5 bytes)", "2: no image", "3: too large", "4: empty")
+    lines = [{"kind": "row", "path": each[0], "reason": each} for each in reasons]
+    lines.append({"kind": "caption", "path": "5", "reason": "5: blank"})
+    assert first_reasons(lines) == "0: cut (3 bytes) (and 1 more); 2: no image; 3: too large; ..."
+
+
 def test_filter_stops_above_the_share_and_without_rows(tmp_path) -> None:
     rows = dataset([row(number, captions=[""] if number < 2 else ["x"]) for number in range(100)])
     wrong = dataset([row(number, image={"bytes": b"x", "path": f"{number}.png"}) for number in range(5)])
     file = tmp_path / "q.jsonl"
     for given, share, message in (
         (rows, 0.01, rf"2 of 100 rows are invalid \(2\.00%\), more than the allowed 1\.00%.*{file}"),
-        (wrong, 0.01, r"0\.png: .*1\.png: .*2\.png: [^;]*; \.\.\.\. "),  # the first three reasons
+        (wrong, 0.01, r"0\.png: [^;]*\(and 4 more\)\. "),
         (rows.select([]), 1.0, "no rows"),
         (rows.select([0]), 1.0, "all 1 rows are invalid"),
         (rows.remove_columns("image_id"), 1.0, r"column\(s\) image_id missing"),

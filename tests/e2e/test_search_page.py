@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.data.test_capture import CHANGED, PARIS, exif
 from tests.e2e.test_tutorial import blocks, write_images
 from tests.integrations.toy_gallery import trained_folder
 from vlmo.cli import main
@@ -23,6 +24,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     trained_folder(folder / "runs" / "mine" / "model")
     write_images(folder / "images")
+    (folder / "images" / "Rome").mkdir()
+    photo = exif({CHANGED: "2021:07:01 12:00:00"}, None, PARIS)
+    Image.new("RGB", (64, 64), "red").save(folder / "images" / "Rome" / "1.png", exif=photo)
     return folder
 
 
@@ -39,7 +43,7 @@ def test_python_runs(place, monkeypatch, capsys):
 def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     commands = [line for block in blocks("sh", page=PAGE) for line in block.splitlines() if line.startswith("vlmo ")]
-    assert len(commands) == 7
+    assert len(commands) == 9
     for command in commands:
         main(shlex.split(command)[1:])
         printed = capsys.readouterr().out

@@ -150,8 +150,8 @@ def test_wrong_arguments_are_one_line(settings, words, searcher):
 
 def test_text_that_names_a_file_is_refused(searcher, tmp_path):
     drawings()[4].save(tmp_path / "green.png")
-    (tmp_path / "photo.heic").touch()
-    for name, words in (("green.png", "give a Path"), ("photo.heic", "no image that is read")):
+    (tmp_path / "photo.jxl").touch()
+    for name, words in (("green.png", "give a Path"), ("photo.jxl", "no image that is read")):
         with pytest.raises(ValueError, match=words):
             searcher.search(str(tmp_path / name))
     for words in ("~5 red bars", "logo.png", "red " * 2000 + ".png"):  # words of a stranger, whatever they look like

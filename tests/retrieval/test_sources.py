@@ -54,7 +54,7 @@ def test_pattern_passes_over_what_is_nothing_of_ours(tmp_path):
 
 @pytest.mark.parametrize("origin", ["{}", "{}/*", "file://{}/sub", "memory://photos"])
 def test_images_of_other_formats_are_counted(origin, tmp_path, caplog):
-    names = ("1.png", "sub/2.heic", "sub/3.HEIC", "sub/4.jpg", "sub/5.txt")
+    names = ("1.png", "sub/2.jxl", "sub/3.JXL", "sub/4.jpg", "sub/5.txt")
     if origin.startswith("memory"):
         fsspec.filesystem("memory").pipe({f"/photos/{name}": b"x" for name in names})
     for name in names:
@@ -62,9 +62,9 @@ def test_images_of_other_formats_are_counted(origin, tmp_path, caplog):
     assert ("4.jpg", "file") in (found := below(origin.format(tmp_path)))
     assert {kind for _, kind in found} == {"file"}
     (line,) = caplog.messages
-    assert "2 .heic files skipped: this format is not read" in line
-    with pytest.raises(ValueError, match=r"2\.heic is no image by its name"):
-        below(tmp_path / "sub" / "2.heic")
+    assert "2 .jxl files skipped: this format is not read" in line
+    with pytest.raises(ValueError, match=r"2\.jxl is no image by its name"):
+        below(tmp_path / "sub" / "2.jxl")
 
 
 def link(base: Path, links: dict[str, str]) -> None:

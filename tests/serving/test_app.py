@@ -11,6 +11,7 @@ from transformers import pipeline
 from tests.integrations.toy_gallery import CAPTIONS, NUM_IMAGES, drawings
 from tests.retrieval.toy_index import encoded
 from tests.serving.toy_service import in_base64, post
+from tests.toy_heic import heic
 from vlmo.retrieval import Searcher
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
@@ -43,7 +44,8 @@ def test_search_by_words_gives_what_the_searcher_gives(client, parts, options) -
     first = found["hits"][0]
     assert first["captions"] == ["a red circle", "circle in red"]
     assert (first["name"], first["width"], first["height"]) == ("a_red_circle.png", 72, 64)
-    assert first["metadata"] == {"color": "red", "number": 1, "even": False}
+    photo = {"taken": "2020-01-11T12:00:00", "taken_from": "file", "album": "images"}
+    assert first["metadata"] == {"color": "red", "number": 1, "even": False, **photo}
 
 
 def test_search_for_unknown_words_says_no_match(client, parts, monkeypatch) -> None:
@@ -77,6 +79,26 @@ def test_search_keeps_to_its_filter(client) -> None:
     assert len(post(client, "/v1/search", text="a red circle", top=24, where="")["hits"]) == NUM_IMAGES
 
 
+def test_photographs_of_a_time_and_an_album_are_found_and_listed_by_date(client) -> None:
+    time = {"from": "2020-03", "to": "2020-04-10"}
+    for query in ({}, {"text": "a red circle"}, {"image": BAR}):
+        found = post(client, "/v1/search", sort="date", top=24, album="Images", **time, **query)
+        times = [hit["metadata"]["taken"] for hit in found["hits"]]
+        assert times == ["2020-04-10T12:00:00", "2020-03-11T12:00:00", "2020-03-10T12:00:00"]
+    assert post(client, "/v1/search", text="a", album="elsewhere")["hits"] == []
+    (last,) = post(client, "/v1/search", sort="date", top=1)["hits"]
+    similar = post(client, "/v1/similar", id=last["id"], sort="date", **time)["hits"]
+    assert [hit["metadata"]["taken"] for hit in similar] == times
+
+
+@pytest.mark.parametrize("kind", ["heic", "avif"])
+def test_photographs_of_phones_are_taken(client, kind) -> None:
+    image = drawings()[14].convert("RGB")
+    data = heic(image, quality=95) if kind == "heic" else encoded(image, "AVIF", quality=95)
+    hits = post(client, "/v1/search", image=in_base64(data), top=1)["hits"]
+    assert hits[0]["captions"][0] == CAPTIONS[14][0]
+
+
 GOOD = """
 lower(color) like '%re%'
 contains(upper(color), 'RE') and ends_with(color, 'd') or starts_with(color, 're')
@@ -97,7 +119,9 @@ def test_filters_that_are_none_are_refused_and_change_nothing(client, parts, whe
     response = client.post("/v1/search", json={"text": "a red circle", "where": where})
     reason = response.json()["error"]["message"]
     assert (response.status_code, "\n" in reason, str(parts.index.folder) in reason) == (422, False, False)
-    assert response.json()["detail"].endswith("there are captions, color, even, height, id, number, width")
+    assert response.json()["detail"].endswith(
+        "there are album, captions, color, even, height, id, number, taken, taken_from, width"
+    )
     assert "stamp" not in reason  # nor any other column that is not for clients
     assert parts.index.num_images == NUM_IMAGES
 
@@ -115,6 +139,11 @@ WRONG = {
         ({"text": "a", "weight": 1.5}, "weight"),
         ({"text": ["a"]}, "text"),
         ({"text": "a", "nonsense": 1}, "nonsense"),
+        ({"text": "a", "from": "June"}, "the date is 'June'; give one"),
+        ({"text": "a", "near": "48.85"}, "near is '48.85'; give degrees"),
+        ({"text": "a", "near": "48.85,2.35,20km"}, "has no column latitude"),
+        ({"text": "a", "sort": "size"}, "sort: Input should be 'date'"),
+        ({"sort": "date", "image": "aGk=", "text": "a"}, "give a text or an image"),
         ({"image": "aGk=", "rerank": 5}, "the fusion encoder scores texts"),
         ({"image": "not base64!"}, "no base64"),
         ({"image": ""}, "empty"),
@@ -262,7 +291,8 @@ def test_requests_for_what_is_missing_say_what_to_start(parts) -> None:
 def test_about_describes_the_index_and_the_limits(client, parts) -> None:
     about = client.get("/v1/about").json()
     assert (about["num_images"], about["model"]) == (NUM_IMAGES, parts.encoder.fingerprint)
-    assert about["columns"] == {"color": "text", "even": "true or false", "number": "number"}
+    photo = dict.fromkeys(("album", "taken", "taken_from"), "text")
+    assert about["columns"] == {"color": "text", "even": "true or false", "number": "number", **photo}
     assert (about["can_search"], about["can_rerank"], about["can_answer"]) == (True, True, True)
     assert len({sample["id"] for sample in about["samples"]}) == 12
     assert about["limits"] == {"request_bytes": 16 * 2**20, "pixels": 25_000_000, "top": MAX_TOP}

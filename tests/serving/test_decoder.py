@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.killing import wait_until
 from tests.retrieval.toy_index import encoded
+from tests.toy_heic import heic
 from vlmo.data.decoding import decode_image
 from vlmo.serving.decoder import ClosedError, Decoders
 
@@ -112,7 +113,9 @@ def test_what_is_left_of_an_answer_is_no_answer_to_the_next(decoders, monkeypatc
     assert decoders.decode(SMALL).size == (53, 37)
 
 
-@pytest.mark.parametrize("kind", ["lossy", "lossless", "16 bits", "progressive", "gif", "tiff", "rotated"])
+@pytest.mark.parametrize(
+    "kind", ["lossy", "lossless", "16 bits", "progressive", "gif", "tiff", "rotated", "heic", "avif"]
+)
 def test_largest_images_fit_the_limits(kind) -> None:
     """In the forms that take most memory; a quarter of the pixels is noise. Large files get no more for each pixel."""
     noise = np.random.default_rng(0).integers(0, 256, (500, 500, 4), np.uint8)
@@ -126,6 +129,8 @@ def test_largest_images_fit_the_limits(kind) -> None:
         "progressive": lambda: encoded(image.convert("CMYK"), "JPEG", progressive=True),
         "gif": lambda: encoded(image.quantize(64), "GIF"),
         "tiff": lambda: encoded(image, "TIFF", compression="tiff_lzw"),
+        "heic": lambda: heic(image, quality=90, enc_params={"preset": "ultrafast"}),
+        "avif": lambda: encoded(image, "AVIF", quality=90, speed=10),
         "rotated": lambda: encoded(image.convert("RGB"), "JPEG", exif=exif),
     }[kind]()
     pixels = image.width * image.height

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -119,13 +119,18 @@ def embed(
 
 def search(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
-    query: tyro.conf.Positional[str],
+    query: tyro.conf.Positional[str] = "",
     *,
     model: Path | None = None,
     top: int = 10,
     rerank: int | None = None,
     weight: Annotated[float | None, tyro.conf.arg(name="rerank-weight")] = None,
     where: str | None = None,
+    since: Annotated[str | None, tyro.conf.arg(name="from")] = None,
+    until: Annotated[str | None, tyro.conf.arg(name="to")] = None,
+    near: str | None = None,
+    album: str | None = None,
+    sort: Literal["date"] | None = None,
     json: bool = False,
     sheet: Path | None = None,
     engines: Engines = EngineOptions(),  # noqa: B008
@@ -134,27 +139,34 @@ def search(
 
     Args:
         folder: Folder of the index.
-        query: Words, or the file of an image.
+        query: Words, or the file of an image; left out with --sort date, which lists all images then.
         model: Model folder; by default the one that the index was made with.
         top: Images that are shown.
         rerank: Candidates that the fusion encoder scores, 0 for none; by default 32 for words, if the model can.
         weight: Share of its score in the order, 0 to 1; by default the model's.
         where: Filter in SQL over the columns of metadata, such as "year > 2000 and kind = 'cat'".
+        since: First date of photographs: 2021, 2021-06 or 2021-06-14.
+        until: Last date; all of that year, month or day counts.
+        near: Place and distance: LATITUDE,LONGITUDE,20km.
+        album: Folder that the files are in, or below.
+        sort: date: the newest first, instead of the best.
         json: Print JSON instead of a table.
         sheet: PNG file for a contact sheet of the result.
     """
     from vlmo.data.listing import image_named
 
     check_new_file(sheet, option="--sheet", suffix=".png")
-    named = image_named(query, must_exist=True)
-    from vlmo.retrieval import Encoder, Index, Searcher
+    named = image_named(query, must_exist=True) if query else None
+    from vlmo.retrieval import Encoder, Index, PhotoFilter, Searcher
 
     index = Index(folder)
     model_folder = Path(index.model_folder) if model is None else Path(find_model(model))
     if model is None and not model_folder.is_dir():
         raise ValueError(f"the model of this index was in {model_folder}, which is gone; give --model with its folder")
     searcher = Searcher(Encoder(model_folder, **vars(engines)), index)
-    result = searcher.search(named or query, top=top, rerank=rerank, weight=weight, where=where)
+    photos = PhotoFilter(since=since, until=until, near=near, album=album)
+    options: dict[str, Any] = {"rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
+    result = searcher.search(named or query or None, top=top, **options)
     _show_result(query, result, is_json=json)  # before the images are drawn, which may fail
     if sheet is not None:
         from vlmo.retrieval.results import write_sheet
@@ -203,7 +215,8 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
         return
     if result.hits:
         _wide_console().print(as_table(query, result))
-        say(f"score: {_RERANKED if result.num_reranked else 'similarity (cosine)'}")
+        if query:
+            say(f"score: {_RERANKED if result.num_reranked else 'similarity (cosine)'}")
     else:
         say("nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
@@ -216,13 +229,15 @@ def _wide_console() -> Console:
 
 
 def _show_report(report: BuildReport, *, out: Path) -> None:
+    from vlmo.data.rows import first_reasons
     from vlmo.retrieval.approximate import ENOUGH
 
     known = f"with bytes that were known {report.reused}, unchanged {report.unchanged}"
     say(f"{report.images} images in {out} ({report.seconds:.0f} s)")
     say(f"embedded {report.encoded}, {known}, gone {report.deleted}")
     if report.bad:
-        say(f"{report.bad} could not be used; each has its reason in {out / 'quarantine.jsonl'}")
+        lines = map(json.loads, (out / "quarantine.jsonl").read_text(encoding="utf-8").splitlines())
+        say(f"{report.bad} could not be used ({first_reasons(lines)}); all reasons are in {out / 'quarantine.jsonl'}")
     if (recall := report.recall) is None:
         say("search compares with every vector (exact)")
         return

@@ -24,10 +24,9 @@ from vlmo.processing.images import MAX_PIXELS, identify
 MAX_FILE_BYTES = 1 << 29
 """Largest file, or piece of one, that is read: above `MAX_PIXELS` of 8 bytes."""
 
-COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Formats for files of strangers: others hold Python's lock while they decode, or are decoded in Python."""
 # Others are left out: they start other programs (EPS), have no size of their own (WMF), or fit almost any bytes (TGA).
-_FORMATS = (*COMMON_FORMATS, "AVIF")
+COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+"""Formats that are read, of strangers too."""
 
 _ROWS_AT_ONCE = 256  # of an image that is converted or sent: copies of the whole would take several times its memory
 _ORIENTATION_TAG = 0x0112
@@ -140,6 +139,13 @@ def decode_image(
     return EncodedImage(image, max_pixels=max_pixels, formats=formats).decode()
 
 
+def read_info(data: bytes) -> dict[Any, Any]:
+    """Return EXIF data, XMP and more, by Pillow's names, without decoding; nothing of what cannot be opened."""
+    with contextlib.suppress(ValueError), _naming_errors("", data):
+        return _open(data, max_pixels=MAX_PIXELS, formats=COMMON_FORMATS).info
+    return {}
+
+
 def decode_mask(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width"]:
     """Return the stored numbers of an image with one channel: greyscale of 8 bits, or indices of a palette.
 
@@ -170,7 +176,7 @@ def _open(data: bytes, *, max_pixels: int, formats: Sequence[str] | None = None)
         if data.startswith(start):
             return importlib.import_module(module).compose(data)
     check_parts(data)
-    opened = identify(io.BytesIO(data), formats or _FORMATS)
+    opened = identify(io.BytesIO(data), formats or COMMON_FORMATS)
     check_size(opened, max_pixels=max_pixels)
     if isinstance(opened, WebPImageFile):
         opened._decoder = _FirstFrame(opened._decoder)

@@ -2,10 +2,11 @@
 
 import re
 import struct
+from collections import Counter, defaultdict
 
 from PIL import Image
 
-from vlmo.processing.images import check_pixels
+from vlmo.processing.images import MAX_PIXELS, check_pixels
 
 MAX_SIDE = 65_535
 """Longest side that is decoded, JPEG's own limit: rows of one pixel take many times the memory of the pixels."""
@@ -41,6 +42,8 @@ def check_parts(data: bytes) -> None:
         _check_bmp(data)
     elif data[:4] in _TIFF:
         check_directory(data, is_file=True)
+    elif data[4:8] == b"ftyp":
+        _Items(data).check()
 
 
 def check_size(opened: Image.Image, *, max_pixels: int) -> None:
@@ -126,3 +129,92 @@ def check_directory(data: bytes, *, is_file: bool = False) -> None:
                 raise ValueError(f"a TIFF whose pixels are JPEG (compression {value}); save it as JPEG or PNG")
     if number > _MAX_PARTS or total > 2 * len(data) + _SPARE_BYTES:
         raise ValueError(f"{number:,} tags that name {total:,} bytes, in {len(data):,}")
+
+
+def _boxes(data: bytes, part: range) -> list[tuple[bytes, range]]:
+    """Return kind and content of each box in a part of a HEIC or AVIF file."""
+    found: list[tuple[bytes, range]] = []
+    while len(part) >= 8:
+        at, head = part.start, 8
+        size, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+        if size == 1:
+            size, head = int.from_bytes(data[at + 8 : at + 16]), 16
+        size = size or len(part)  # 0: up to the end
+        if size < head or len(found) == _MAX_PARTS:
+            raise ValueError(f"more than {_MAX_PARTS} boxes, or one of {size} bytes")
+        found.append((kind, part[head:size]))
+        part = part[size:]
+    return found
+
+
+class _Items:
+    """Images and metadata of a HEIC or AVIF file: they share properties and parts, so that few may stand for many."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at, self._entries, self._copied = data, 0, 0, 0
+        self._pixels, self._parts = Counter[int](), defaultdict[int, list[int]](list)  # of each image
+
+    def check(self) -> None:
+        """Check the numbers of entries, bytes that are copied, and pixels that are decoded."""
+        for kind, meta in _boxes(self._data, range(len(self._data))):
+            for inner, content in _boxes(self._data, meta[4:]) if kind == b"meta" else ():
+                if inner == b"iprp":
+                    self._read_properties(_boxes(self._data, content))
+                elif inner == b"iref":
+                    self._read_references(content)
+        if self._copied > 8 * len(self._data) + _SPARE_BYTES:
+            raise ValueError(f"items that name {self._copied:,} bytes, in {len(self._data):,}")
+        if (largest := max(self._pixels.values(), default=0)) > MAX_PIXELS:
+            raise ValueError(f"an image of {largest:,} pixels; at most {MAX_PIXELS:,} are allowed")
+        known: dict[int, int] = {}
+        for item in list(self._parts):
+            self._decoded(item, known, largest)
+
+    def _decoded(self, item: int, known: dict[int, int], largest: int) -> int:
+        """Return the pixels of an image and of its parts; ValueError if the parts are far more than it shows."""
+        if item not in known:
+            known[item] = -1
+            parts = [self._decoded(part, known, largest) for part in self._parts.get(item, ())]
+            own = self._pixels[item]
+            if min(parts, default=0) < 0 or sum(parts) > _MAX_TILE + 4 * (own or largest):
+                raise ValueError(f"an image of {own:,} pixels that is made of {sum(parts):,}, or of itself")
+            known[item] = own + sum(parts)
+        return known[item]
+
+    def _read_properties(self, boxes: list[tuple[bytes, range]]) -> None:
+        properties = [(b"", range(0))]  # they count from one
+        properties += [each for kind, content in boxes if kind == b"ipco" for each in _boxes(self._data, content)]
+        for table in (content for kind, content in boxes if kind == b"ipma"):
+            self._at = table.start
+            version, flags = self._take(1), self._take(3)
+            for _ in self._count(4):
+                item = self._take(4 if version else 2)
+                for _ in self._count(1):
+                    kind, content = properties[self._take(2) & 0x7FFF if flags & 1 else self._take(1) & 0x7F]
+                    self._copied += len(content)
+                    if kind == b"ispe":
+                        width, height = struct.unpack_from(">II", self._data, content.start + 4)
+                        self._pixels[item] = max(self._pixels[item], width * height)
+
+    def _read_references(self, table: range) -> None:
+        size = 4 if self._data[table.start] else 2  # by the version
+        for kind, content in _boxes(self._data, table[4:]):
+            self._at = content.start
+            item = self._take(size)
+            named = [self._take(size) for _ in self._count(2)]
+            if kind == b"dimg":
+                self._parts[item] += named
+            elif kind == b"cdsc":  # metadata: each image gets a copy, which is part of the file
+                self._copied += len(self._data) * len(named)
+
+    def _take(self, size: int) -> int:
+        self._at += size
+        return int.from_bytes(self._data[self._at - size : self._at])
+
+    def _count(self, size: int) -> range:
+        """Read the number of the entries that follow; those of all tables are counted together."""
+        number = self._take(size)
+        self._entries += number
+        if self._entries > _MAX_PARTS:
+            raise ValueError(f"more than {_MAX_PARTS} properties and references")
+        return range(number)

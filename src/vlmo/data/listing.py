@@ -13,8 +13,9 @@ import fsspec
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"))
-UNREAD_SUFFIXES = frozenset((".heic", ".heif", ".hif", ".jxl", ".jfif", ".jp2", ".svg", ".psd", ".ppm", ".tga", ".ico"))
+HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
+IMAGE_SUFFIXES = HEIC_SUFFIXES | {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+UNREAD_SUFFIXES = frozenset((".jxl", ".jfif", ".jp2", ".svg", ".psd", ".ppm", ".tga", ".ico"))
 UNREAD_SUFFIXES |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef"}  # of cameras
 SHARD_SUFFIXES = (".tar", ".parquet")
 

@@ -172,8 +172,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def first_reasons(lines: Iterable[Mapping[str, Any]]) -> str:
-    """Return the first reasons for invalid rows in a sentence; equal ones once."""
-    reasons = list(dict.fromkeys(line["reason"] for line in lines if line["kind"] != "caption"))
+    """Return the first reasons for invalid rows in a sentence; those that are alike once."""
+    found: dict[str, list[str]] = {}
+    for line in (each for each in lines if each["kind"] != "caption"):
+        found.setdefault(line["reason"].removeprefix(f"{line['path']}: ").partition("(")[0], []).append(line["reason"])
+    reasons = [same[0] + (f" (and {len(same) - 1} more)" if same[1:] else "") for same in found.values()]
     return "; ".join(reasons[:3]) + ("; ..." if reasons[3:] else "")
 
 

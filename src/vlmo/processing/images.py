@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 import struct
 from collections.abc import Sequence
 from os import PathLike
@@ -11,24 +13,40 @@ from typing import IO
 
 from PIL import Image, ImageOps
 
+from vlmo.lazy import need_package
+
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded: above a camera's usual images, below a 100-megapixel bomb."""
+
+_START = 256  # bytes, which hold the brands of a file
+_HEIC = re.compile(rb".{4}ftyp(?:he[iv][cxms]|m[is]f1(?!.*avi[fs]))", re.DOTALL)  # not an AVIF file of a general brand
 
 
 def identify(file: IO[bytes], formats: Sequence[str] | None = None) -> Image.Image:
     """Open an image of these formats, or any, as `Image.open` does, but without its bounds: it warns above one of them.
 
-    UnidentifiedImageError if it is none.
+    HEIC is read by pillow-heif. UnidentifiedImageError if it is no image, ModuleNotFoundError without that package.
     """
     Image.init()
-    start = file.read(16)
+    start = file.read(_START)
+    if (formats is None or "HEIF" in formats) and _HEIC.match(start):
+        register_heic()
     for name in Image.ID if formats is None else [name for name in formats if name in Image.OPEN]:
         factory, accepts = Image.OPEN[name]
-        if accepts is None or accepts(start) is True:  # of a format that this build lacks, a text says so
+        if accepts is None or accepts(start[:16]) is True:  # of a format that this build lacks, a text says so
             file.seek(0)
             with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
                 return factory(file, "")
     raise Image.UnidentifiedImageError(f"{getattr(file, 'name', 'bytes')}: not an image in a known format")
+
+
+@functools.cache
+def register_heic() -> None:
+    """Let Pillow read HEIC by pillow-heif; ModuleNotFoundError without that package."""
+    need_package("pillow_heif", extra="photos", user="HEIC")
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(decode_threads=1)  # whoever reads many files has threads of its own
 
 
 def check_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> None:

@@ -7,6 +7,7 @@ from vlmo.lazy import lazy_names
 if TYPE_CHECKING:
     from vlmo.retrieval.building import BuildReport, build_index
     from vlmo.retrieval.encoder import Encoder
+    from vlmo.retrieval.filters import PhotoFilter
     from vlmo.retrieval.index import Hit, Index
     from vlmo.retrieval.search import Searcher, SearchResult
 
@@ -15,6 +16,7 @@ __all__ = [
     "Encoder",
     "Hit",
     "Index",
+    "PhotoFilter",
     "SearchResult",
     "Searcher",
     "build_index",
@@ -25,6 +27,7 @@ __getattr__ = lazy_names(
     {
         ".building": "BuildReport build_index",
         ".encoder": "Encoder",
+        ".filters": "PhotoFilter",
         ".index": "Hit Index",
         ".search": "SearchResult Searcher",
     },

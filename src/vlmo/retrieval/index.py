@@ -5,21 +5,22 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.data.decoding import decode_image
 from vlmo.folder import read_json
-from vlmo.retrieval.filters import check_filter, filter_error, is_filter_error
+from vlmo.retrieval.filters import PHOTO_COLUMNS, PhotoFilter, check_filter, filter_error, is_filter_error
 from vlmo.retrieval.sources import read_uri
-from vlmo.retrieval.store import FILTERED, RESERVED, Approximate, DamagedError, Store, one_line
+from vlmo.retrieval.store import FILTERED, RESERVED, TABLE, Approximate, DamagedError, Store, one_line
 
 INDEX_FILE = "index.json"
 VERSION = 3
@@ -29,6 +30,7 @@ MAX_BYTES = 2**29
 _LOGGER = logging.getLogger(__name__)
 _SHOWN = ["id", "path", "captions", "width", "height", "hash"]
 _NO_METADATA = RESERVED | {"_distance"}
+_GATHERED = 2048  # vectors at a time, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,14 @@ class Hit:
     hash: str = field(default="", compare=False, repr=False)
 
 
+_Images: TypeAlias = "tuple[pa.Table, Float32[np.ndarray, 'image dim']]"
+
+
 class _Memory(NamedTuple):
     """Columns and vectors of all images of one version of an index; None if they are too many for the memory."""
 
     version: tuple[int, ...]
-    images: tuple[pa.Table, Float32[np.ndarray, "image dim"]] | None
+    images: _Images | None
 
 
 class Index:
@@ -75,8 +80,8 @@ class Index:
         dim: Size of a vector.
 
     Args:
-        in_memory: Keep vectors and columns in memory, for many searches: those without a filter are exact then, and
-            faster.
+        in_memory: Keep vectors and columns in memory from the start: searches are exact then, and faster. Else
+            the first one with a filter of photographs, or by date, reads them.
 
     Raises:
         ValueError: It is no index, damaged, or its first run has not ended.
@@ -87,9 +92,9 @@ class Index:
         self._version: tuple[int, ...] = ()
         facts = self._read_changed()
         if not facts.get("complete", True):
-            if "updated" not in facts:
+            if "updated" not in facts and not (self.folder / f"{TABLE}.lance" / "data").exists():
                 raise ValueError(
-                    f"{folder}: the index is not finished: its first run was cut off, or has not ended yet. If none is "
+                    f"{folder}: the index is not finished: its first run was cut off, or has no image yet. If none is "
                     "running, run vlmo index again with this folder as --out; it goes on where it stood"
                 )
             _LOGGER.warning(
@@ -122,35 +127,42 @@ class Index:
         """Columns of metadata and their types, in words."""
         return self._store.columns()
 
-    def nearest(self, vector: Float32[np.ndarray, " dim"], *, top: int, where: str | None = None) -> list[Hit]:
+    def nearest(
+        self,
+        vector: Float32[np.ndarray, " dim"] | None,
+        *,
+        top: int,
+        where: str | None = None,
+        photos: PhotoFilter | None = None,
+    ) -> list[Hit]:
         """The images whose vectors are most similar to this one, best first.
 
         Args:
-            vector: L2-normalised.
+            vector: L2-normalised. None: the images that were taken last, the newest first, with a similarity of 0.
             top: Number of images, at most.
             where: A filter in SQL; all images that pass it are compared, also where there is an approximate index.
+            photos: A filter of photographs, which are compared in memory, or else while the table is read.
 
         Raises:
             ValueError: An argument is wrong, or the index is damaged.
         """
-        if np.shape(vector) != (self.dim,):
+        if vector is not None and np.shape(vector) != (self.dim,):
             raise ValueError(f"the vector has shape {np.shape(vector)}; expected {self.dim} numbers")
         if not 1 <= top <= MAX_TOP:
             raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP}")
-        if self._memory is not None and where is None and (images := self._images_in_memory()) is not None:
-            table, vectors = images
-            # One thread: a matrix product takes several, which then spin while the model could use their cores.
-            similar = np.vecdot(vectors, np.asarray(vector, np.float32))
-            top = min(top, len(similar))
-            best = np.argpartition(similar, -top)[-top:]
-            best = best[np.argsort(-similar[best], kind="stable")]
-            return [_hit(row) for row in table.take(best).append_column("_distance", [1 - similar[best]]).to_pylist()]
-        if where is not None:
-            check_filter(where, columns=[*FILTERED, *self.columns])
+        photos = photos or PhotoFilter()
+        photos = photos if vector is not None else replace(photos, since=photos.since or "0001")  # of any date
+        self._check(where, photos.columns)
+        images = self._images_in_memory() if self._memory is not None or photos.columns else None
         self._read_changed()
         search = self._approximate if where is None else None
-        ask = functools.partial(self._store.nearest, vector, top=top, columns=self._visible(), where=where)
         try:
+            if vector is None or photos.columns or images is not None:
+                ids = None if where is None else self._store.ids(where)
+                blocks = self._blocks() if images is None else [images]
+                hits = [hit for each in blocks for hit in _best(each, vector, top=top, photos=photos, ids=ids)]
+                return (by_date(hits) if vector is None else sorted(hits, key=lambda hit: -hit.similarity))[:top]
+            ask = functools.partial(self._store.nearest, vector, top=top, columns=self._visible(), where=where)
             found = ask(search=search)
             if search is not None and len(found) < min(top, self.num_images):  # too few in these partitions
                 found = ask(search=None)
@@ -160,6 +172,15 @@ class Index:
             with one_line(self.folder):
                 raise
         return [_hit(row) for row in found]
+
+    def _check(self, where: str | None, needed: Sequence[str]) -> None:
+        columns = self.columns if where is not None or needed else {}
+        if where is not None:
+            check_filter(where, columns=[*FILTERED, *columns])
+        for name in needed:
+            if columns.get(name) != PHOTO_COLUMNS[name]:
+                reason = f"this index has no column {name} of a {PHOTO_COLUMNS[name]}; run vlmo index again over files"
+                raise filter_error(name, reason, columns=[*FILTERED, *columns])
 
     def thumbnail(self, id: str) -> bytes:  # noqa: A002
         """A small JPEG file of an image; ValueError if there is no such image."""
@@ -199,7 +220,7 @@ class Index:
         self._version = version
         return facts
 
-    def _images_in_memory(self) -> tuple[pa.Table, Float32[np.ndarray, "image dim"]] | None:
+    def _images_in_memory(self) -> _Images | None:
         with self._lock:
             if self._memory is None or self._memory.version != self.version:
                 self._memory = self._read_images()
@@ -208,18 +229,22 @@ class Index:
     def _read_images(self) -> _Memory:
         version = self.version
         with one_line(self.folder):
-            count, size, shown = self._store.table.count_rows(), 0, list[pa.RecordBatch]()
+            count, size, shown = self._store.table.count_rows(), 0, list[pa.Table]()
             if not 0 < 4 * self.dim * count <= MAX_BYTES:
                 return _Memory(version, None)
             vectors, start = np.empty((count, self.dim), np.float32), 0
-            for batch in self._store.scan(["vector", *self._visible()]):
-                batch = batch.slice(0, count - start)  # a writer may have added rows
-                vectors[start : start + len(batch)] = batch["vector"].flatten().to_numpy().reshape(-1, self.dim)
-                shown.append(batch.drop_columns("vector"))
-                start, size = start + len(batch), size + shown[-1].nbytes
+            for table, block in self._blocks():
+                shown.append(table.slice(0, count - start))  # a writer may have added rows
+                vectors[start : start + len(block)] = block[: count - start]
+                start, size = start + len(shown[-1]), size + shown[-1].nbytes
                 if size > MAX_BYTES:
                     return _Memory(version, None)
-        return _Memory(version, (pa.Table.from_batches(shown).combine_chunks(), vectors[:start]))
+        return _Memory(version, (pa.concat_tables(shown).combine_chunks(), vectors[:start]))
+
+    def _blocks(self) -> Iterator[_Images]:
+        for batch in self._store.scan(["vector", *self._visible()]):
+            vectors = batch["vector"].flatten().to_numpy().reshape(-1, self.dim)
+            yield pa.Table.from_batches([batch.drop_columns("vector")]), vectors
 
     def _visible(self) -> list[str]:
         return [*_SHOWN, *self._store.columns()]
@@ -231,6 +256,39 @@ class Index:
         for row in self._rows([id], columns):
             return row
         raise ValueError(f"{self.folder}: no image has the id {id!r}")
+
+
+def by_date(hits: Iterable[Hit]) -> list[Hit]:
+    """Sort images by the time when they were taken, the newest first; those without one come last."""
+    return sorted(hits, key=lambda hit: str(hit.metadata.get("taken") or ""), reverse=True)
+
+
+def _best(
+    images: _Images, vector: Float32[np.ndarray, " dim"] | None, *, top: int, photos: PhotoFilter, ids: pa.Array | None
+) -> list[Hit]:
+    """Return the best, or the latest, of a part of the images, in any order."""
+    table, vectors = images
+    passed = photos.passing(table)
+    if ids is not None:
+        passed &= np.asarray(pc.is_in(table["id"], value_set=ids))
+    places = np.flatnonzero(passed)
+    if not len(places):
+        return []
+    if vector is None:
+        keys = [("taken", "descending"), ("id", "ascending")]
+        best = np.asarray(pc.select_k_unstable(table.select(["taken", "id"]).take(places), min(top, len(places)), keys))
+        similar = np.zeros(len(places), np.float32)
+    else:
+        # One thread: a matrix product takes several, which then spin while the model could use their cores.
+        vector = np.asarray(vector, np.float32)
+        if 2 * len(places) > len(vectors):  # a part of most is read more slowly than all
+            similar = np.vecdot(vectors, vector)[places]
+        else:
+            parts = np.split(places, range(_GATHERED, len(places), _GATHERED))
+            similar = np.concatenate([np.vecdot(vectors[part], vector) for part in parts])
+        best = np.argpartition(-similar, min(top, len(places)) - 1)[:top]
+    found = table.take(places[best]).append_column("_distance", [1 - similar[best]])
+    return [_hit(row) for row in found.to_pylist()]
 
 
 def _hit(row: Mapping[str, Any]) -> Hit:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime, time
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlmo.data.capture import dated, position
+from vlmo.data.listing import regular_file
 from vlmo.data.tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -23,13 +27,16 @@ from vlmo.data.tables import (
 from vlmo.retrieval.store import RESERVED
 
 _LARGEST = 2**53  # a column of numbers holds float64
+_TAKEOUT = re.compile(r"(.+?)(?:-edited)?(\(\d+\))?(\.\w+)?\Z", re.DOTALL)
+_CUT, _MAX_JSON = 46, 1 << 20
 
 
 class Annotation(NamedTuple):
-    """Captions and columns of an image."""
+    """Captions and columns of an image; `file` has columns that its EXIF data, and the others, replace."""
 
     captions: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = {}
+    file: Mapping[str, Any] = {}
 
 
 class MetadataTable:
@@ -121,3 +128,34 @@ def read_column(cells: Sequence[str]) -> list[bool | int | float | str | None]:
     else:
         read = str
     return [read(cell.strip()) if cell.strip() else None for cell in cells]
+
+
+def read_takeout(image: Path) -> Annotation:
+    """Return what the JSON file beside an image says, if Google Takeout wrote one: title, description, time and place.
+
+    Its name is that of the image as it was uploaded, with a suffix, cut, and a number if several have that name.
+    """
+    stem, number, suffix = _TAKEOUT.findall(image.name)[0]
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # damaged
+        for name, copy in ((image.name, ""), (f"{stem}{suffix}", number)):
+            whole = f"{name}.supplemental-metadata"
+            given = (f"{whole[:length]}{copy}.json" for length in range(len(whole), min(len(name), _CUT) - 1, -1))
+            for each in _json_files(image.parent, image.parent.stat().st_mtime_ns).intersection(given):
+                return _read_takeout(image.parent / each)
+    return Annotation()
+
+
+@functools.lru_cache(maxsize=8)
+def _json_files(folder: Path, _changed: int) -> frozenset[str]:
+    return frozenset(file.name for file in folder.glob("*.json"))
+
+
+def _read_takeout(file: Path) -> Annotation:
+    if regular_file(file).st_size > _MAX_JSON:
+        raise ValueError("too large for one image")
+    about = json.loads(file.read_bytes())
+    title, text = (str(about.get(name) or "").encode(errors="replace").decode() for name in ("title", "description"))
+    place = about.get("geoData", {})
+    columns = dated(float(about["photoTakenTime"]["timestamp"]), source="takeout", zone=UTC)
+    columns |= position(float(place.get("latitude", 0)), float(place.get("longitude", 0)))
+    return Annotation((text,) if text.strip() else (), columns | ({"title": title} if title else {}))

@@ -37,7 +37,9 @@ def as_json(query: str, result: SearchResult) -> dict[str, Any]:
 def as_table(query: str, result: SearchResult) -> Table:
     """A row for each hit, with the match scores if any were reranked; no column is empty."""
     table = Table(title=_headed(escaped(query), result), row_styles=["dim" if result.no_match else ""])
-    numbers = {"": list(map(str, range(1, len(result.hits) + 1))), "score": [f"{hit.score:.3f}" for hit in result.hits]}
+    numbers = {"": list(map(str, range(1, len(result.hits) + 1)))}
+    if query:
+        numbers["score"] = [f"{hit.score:.3f}" for hit in result.hits]
     if result.num_reranked:
         numbers["similarity"] = [f"{hit.similarity:.3f}" for hit in result.hits]
         numbers["match"] = ["" if hit.match is None else f"{hit.match:.2f}" for hit in result.hits]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,8 @@ from vlmo.data.listing import image_named
 from vlmo.export.sessions import Pixels
 from vlmo.model.reranking import SEARCH_RERANK, rerank_score
 from vlmo.retrieval.encoder import Encoder
-from vlmo.retrieval.index import MAX_TOP, Hit, Index
+from vlmo.retrieval.filters import PhotoFilter
+from vlmo.retrieval.index import MAX_TOP, Hit, Index, by_date
 
 TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD = "texts", "images", "tokens", "pairs", "index", "load"
 _PIXEL_BYTES = 2**28
@@ -94,13 +95,15 @@ class Searcher:
 
     def search(
         self,
-        query: str | Path | Image.Image,
+        query: str | Path | Image.Image | None = None,
         *,
         image: Path | Image.Image | None = None,
         top: int = 10,
         rerank: int | None = None,
         weight: float | None = None,
         where: str | None = None,
+        photos: PhotoFilter | None = None,
+        sort: Literal["date"] | None = None,
     ) -> SearchResult:
         """Search images by a text or by an image.
 
@@ -109,12 +112,15 @@ class Searcher:
             score = (1 - weight) * similarity / temperature + weight * log-odds of a match
 
         Args:
-            query: A text; an image, or the `Path` of an image file. A text that names a file is refused.
+            query: A text; an image, or the `Path` of an image file. A text that names a file is refused. None: with the
+                order by date, all images that pass the filters.
             image: An image that joins a text: the query is the direction of the sum of both vectors, without reranking.
             rerank: Number of candidates that the fusion encoder scores, for texts only; 0: none. None: `SEARCH_RERANK`,
                 but none for other queries and models without a matching head.
             weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
             where: A filter in SQL over the columns of metadata.
+            photos: A filter of photographs by time, place and folder.
+            sort: "date": the best are sorted by date, the newest first.
 
         Raises:
             ValueError: An argument is wrong; the message says what is right.
@@ -128,16 +134,25 @@ class Searcher:
             raise ValueError(f"{query} is an image file; give a Path or an image to search by it, or words")
         given = image if text is not None else query
         pixels = None if given is None else self.encoder.pixels(_opened(given))
-        options = {"top": top, "rerank": rerank, "weight": weight, "where": where}
+        options = {"top": top, "rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
         return self._run(self.steps(text, pixels, began=began, **options))
 
-    def similar(self, id: str, *, top: int = 10, where: str | None = None) -> SearchResult:  # noqa: A002
+    def similar(
+        self,
+        id: str,  # noqa: A002
+        *,
+        top: int = 10,
+        where: str | None = None,
+        photos: PhotoFilter | None = None,
+        sort: Literal["date"] | None = None,
+    ) -> SearchResult:
         """Search images like one of the index, without itself; ValueError if there is no such image."""
         start = time.perf_counter()
         if not 1 <= top < MAX_TOP:
             raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP - 1}")
-        hits = self.index.nearest(self.index.vector(id), top=top + 1, where=where)
+        hits = self.index.nearest(self.index.vector(id), top=top + 1, where=where, photos=photos)
         hits = [hit for hit in hits if hit.id != id][:top]
+        hits = hits if sort is None else by_date(hits)
         return SearchResult(hits, seconds={"encode": 0.0, "index": time.perf_counter() - start})
 
     def warm_up(self) -> None:
@@ -156,15 +171,17 @@ class Searcher:
         rerank: int | None = None,
         weight: float | None = None,
         where: str | None = None,
+        photos: PhotoFilter | None = None,
+        sort: Literal["date"] | None = None,
         began: float | None = None,
     ) -> Steps:
-        """Search by a text, an image (`Encoder.pixels`), or both together, as a generator that asks for all work.
+        """Search by a text, an image (`Encoder.pixels`), both or neither, as a generator that asks for all work.
 
         Arguments are those of `search`, and `began` (time by `time.perf_counter` that durations count from; None: now).
         ValueError if one is wrong.
         """
         began = time.perf_counter() if began is None else began
-        encoder, by_text = self.encoder, pixels is None
+        encoder, by_text = self.encoder, pixels is None and text is not None
         if rerank is None:
             rerank = SEARCH_RERANK if by_text and encoder.can_match else 0
         for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
@@ -176,16 +193,19 @@ class Searcher:
             raise ValueError(f"{encoder.folder}: this model has no matching head; leave rerank at 0")
         if rerank and not by_text:
             raise ValueError("the query is or has an image, and the fusion encoder scores texts; leave rerank at 0")
-        asked: Asked = {} if by_text else {IMAGES: [pixels]}
+        if text is None and pixels is None and sort is None:
+            raise ValueError("there is no query; give words or an image, or the order by date")
+        asked: Asked = {} if pixels is None else {IMAGES: [pixels]}
         if text is not None:
             asked |= {TEXTS: [_filled(text)]} | ({TOKENS: [text]} if by_text else {})
         answers = yield asked
         no_match = TOKENS in answers and encoder.is_unknown(text or "", tokens=answers[TOKENS][0])
-        vector = np.sum([answers[kind][0] for kind in (TEXTS, IMAGES) if kind in answers], axis=0)
-        if text is not None and not by_text:
+        vectors = [answers[kind][0] for kind in (TEXTS, IMAGES) if kind in answers]
+        vector = np.sum(vectors, axis=0) if vectors else None
+        if vector is not None and len(vectors) == 2:
             vector /= np.linalg.norm(vector)
         encoded = time.perf_counter()
-        find = functools.partial(self.index.nearest, vector, top=max(top, rerank), where=where)
+        find = functools.partial(self.index.nearest, vector, top=max(top, rerank), where=where, photos=photos)
         ((hits,),) = (yield {INDEX: [find]}).values()
         found = time.perf_counter()
         result = SearchResult(hits, seconds={"encode": encoded - began, "index": found - encoded}, no_match=no_match)
@@ -193,7 +213,8 @@ class Searcher:
             weight = encoder.rerank_weight if weight is None else weight
             result = yield from self._rerank(result, text or "", rerank=rerank, weight=weight)
             result = replace(result, seconds={**result.seconds, "rerank": time.perf_counter() - found})
-        return replace(result, hits=result.hits[:top])
+        hits = result.hits[:top]
+        return replace(result, hits=hits if sort is None else by_date(hits))
 
     def _rerank(self, result: SearchResult, text: str, *, rerank: int, weight: float) -> Steps:
         scored: list[Hit] = []

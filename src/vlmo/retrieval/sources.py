@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from vlmo.data.decoding import MAX_FILE_BYTES, read_path
+from vlmo.data.capture import captured, dated
+from vlmo.data.decoding import MAX_FILE_BYTES, read_info, read_path
 from vlmo.data.listing import (
     IMAGE_SUFFIXES,
     SHARD_SUFFIXES,
@@ -30,7 +31,7 @@ from vlmo.data.listing import (
 from vlmo.data.rows import SAVED_FILES, read_about
 from vlmo.data.stream.records import Bad, Sample, read_shard
 from vlmo.data.tables import find_table
-from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata
+from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata, read_takeout
 
 Kind = Literal["file", "shard", "dataset", "unreadable", "skipped"]
 
@@ -49,6 +50,7 @@ class Found(NamedTuple):
         stamp: Changes when the content does, as far as its size and time show.
         size: In bytes.
         root: The folder below which names count, for a table of metadata.
+        changed: Time of a local file's last change in seconds since 1970.
     """
 
     path: str
@@ -56,6 +58,7 @@ class Found(NamedTuple):
     stamp: str
     size: int
     root: str
+    changed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def _below(folder: Path, *, seen: set[tuple[int, int]]) -> Iterator[Found]:
 
 def _local(path: Path, kind: Kind, *, root: Path) -> Found:
     status = path.stat()
-    return Found(str(path), kind, f"{status.st_size}-{status.st_mtime_ns}", status.st_size, str(root))
+    return Found(str(path), kind, f"{status.st_size}-{status.st_mtime_ns}", status.st_size, str(root), status.st_mtime)
 
 
 def _find_remote(origin: str) -> Iterator[Found]:
@@ -264,7 +267,16 @@ class Reader:
                 file = find_table(Path(found.root))
                 self._tables[found.root] = None if file is None else MetadataTable(file)
             table = self._tables[found.root]
-        return Annotation() if table is None else table.about(found.path.removeprefix(found.root).lstrip("/"))
+        below = found.path.removeprefix(found.root).lstrip("/")
+        about = Annotation() if table is None else table.about(below)
+        if found.kind != "file":
+            return about
+        columns: dict[str, Any] = {"album": below.rpartition("/")[0] or found.root.rstrip("/").rpartition("/")[2]}
+        if found.changed is None:
+            return about._replace(file=columns)
+        beside = read_takeout(Path(found.path))
+        columns |= dated(found.changed, source="file") | dict(beside.metadata)
+        return Annotation(tuple(dict.fromkeys((*about.captions, *beside.captions))), about.metadata, columns)
 
     def _file(self, found: Found) -> Record | Bad:
         if (readable := found.path.encode("utf-8", "backslashreplace").decode()) != found.path:
@@ -273,7 +285,10 @@ class Reader:
             data = read_uri(found.path)
         except OSError as error:
             return Bad("row", found.path, 0, found.path, f"cannot be read: {error.strerror or error}")
-        about, stamp = self._annotation(found), self.stamp(found)
+        about = self._annotation(found)
+        stamp = f"{found.stamp}-{_stamp(about, self.keep_bytes)}"
+        # A table comes before EXIF data, and these before what else is known of the file.
+        about = about._replace(metadata={**about.file, **captured(read_info(data)), **about.metadata})
         return _record(found, found.path, data, about, stamp=stamp, path=found.path, keep_bytes=self.keep_bytes)
 
     def _sample(self, sample: Sample, found: Found, key: str) -> Record | Bad:

@@ -234,5 +234,6 @@ def _parse(body: bytes, kind: type[B]) -> B:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        fields = f"send {', '.join(kind.model_fields)}; {_HINT}"
+        names = [field.alias or name for name, field in kind.model_fields.items()]
+        fields = f"send {', '.join(names)}; {_HINT}"
         raise ServiceError(422, f"{where}: {message}" if where else message, hint=fields) from None

@@ -20,9 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from vlmo.data.decoding import COMMON_FORMATS, decode_image, strips
+from vlmo.processing.images import register_heic
 
 _USUAL_PIXELS, _USUAL_SECONDS = 25_000_000, 2.0
 """Processor time that an image of so many pixels may take to decode; a larger one may take more, in proportion."""
@@ -160,6 +161,9 @@ def memory_trimmer() -> Callable[[], object]:
 def _work(read: BinaryIO, write: BinaryIO, *, max_pixels: int, cpu_seconds: float, memory: int) -> None:
     """Answer each file until there are no more. SIGPROF ends the process when a file has taken its time."""
     Image.init()  # which would otherwise take its time from the first image
+    with contextlib.suppress(ModuleNotFoundError):
+        register_heic()
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # pyrefly: ignore[bad-assignment] - each takes address space
     trim = memory_trimmer()
     if _SIZE.exists():  # the limit is on what the process takes more than now
         import resource

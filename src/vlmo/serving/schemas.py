@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from vlmo.retrieval.filters import PhotoFilter
 from vlmo.retrieval.search import SEARCH_RERANK
 
 MAX_TEXTS, MAX_IMAGES, MAX_TOP = 256, 16, 200
@@ -75,8 +76,27 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-class SearchRequest(Body):
-    """A text or an image to search by."""
+class Photos(Body):
+    """Photographs of a time, a place and a folder, and their order."""
+
+    since: str | None = Field(default=None, alias="from", description="First date: 2021, 2021-06 or 2021-06-14.")
+    until: str | None = Field(default=None, alias="to", description="Last date; all of that year, month or day counts.")
+    near: str | None = Field(default=None, max_length=60, description="Place and distance: `48.85,2.35,20km`.")
+    album: str | None = Field(default=None, max_length=200, description="Folder of the files.")
+    sort: Literal["date"] | None = Field(default=None, description="The newest first, instead of the best.")
+
+    @model_validator(mode="after")
+    def _check_photos(self) -> Self:
+        self.photos()
+        return self
+
+    def photos(self) -> PhotoFilter:
+        """Return the conditions; ValueError if one has another form."""
+        return PhotoFilter(since=self.since, until=self.until, near=self.near, album=self.album)
+
+
+class SearchRequest(Photos):
+    """A text or an image to search by; neither, for all photographs by date."""
 
     text: Text | None = Field(default=None, description="Words that the image should fit.")
     image: ImageFile | None = None
@@ -92,13 +112,14 @@ class SearchRequest(Body):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _check_one(self.text, self.image, names="a text or an image")
+        if self.sort is None or self.image is not None:
+            _check_one(self.text, self.image, names="a text or an image")
         if self.image is not None and self.rerank:
             raise ValueError("the fusion encoder scores texts; leave out rerank, or search by a text")
         return self
 
 
-class SimilarRequest(Body):
+class SimilarRequest(Photos):
     """An indexed image to search by."""
 
     id: Id

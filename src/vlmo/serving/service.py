@@ -96,7 +96,7 @@ class Service:
         encoder, searcher = self._encoder(), self._searcher
         if request.rerank and not encoder.can_match:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
-        options = request.model_dump(include={"top", "rerank", "weight"})
+        options = request.model_dump(include={"top", "rerank", "weight", "sort"}) | {"photos": request.photos()}
         pixels, where = None, request.where or None
         if request.image is not None:
             (pixels,) = await self._read([request.image], encoder.pixels)
@@ -122,7 +122,8 @@ class Service:
         began = time.perf_counter()
         index, searcher, where = self._index(), self._searcher, request.where or None
         await _of_image(asyncio.to_thread(index.vector, request.id))
-        result = await self._ask_index(lambda: searcher.similar(request.id, top=request.top, where=where), where=where)
+        options: dict[str, Any] = {"top": request.top, "photos": request.photos(), "sort": request.sort}
+        result = await self._ask_index(lambda: searcher.similar(request.id, where=where, **options), where=where)
         return _found(result, began=began)
 
     async def rerank(self, request: schemas.RerankRequest) -> dict[str, Any]:
@@ -282,7 +283,7 @@ class Service:
                     check_filter(where, columns=columns, max_length=schemas.MAX_FILTER)
                 return work()
             except ValueError as error:
-                if where is None or not str(error).startswith("the filter"):
+                if not str(error).startswith("the filter"):
                     raise
                 # The index names columns too, some of which are not for clients.
                 reason = " ".join(str(error).split()).partition(". Columns: ")[0]

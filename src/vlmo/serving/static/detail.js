@@ -10,7 +10,7 @@ export function openHit(hit, { onSimilar, canAnswer }) {
   $("detail-title").textContent = titleOf(hit);
   $("detail-captions").replaceChildren(...hit.captions.slice(1).map((caption) => make("li", {}, caption)));
   const facts = [];
-  if (hit.similarity !== undefined) facts.push(["similarity", hit.similarity.toFixed(3)]);
+  if (hit.similarity) facts.push(["similarity", hit.similarity.toFixed(3)]);
   if (hit.probability != null) facts.push(["fits the words", percent(hit.probability)]);
   facts.push(["file", hit.name], ["size", `${hit.width} × ${hit.height}`]);
   facts.push(...Object.entries(hit.metadata).filter(([, value]) => value !== null && value !== ""));

@@ -4,15 +4,21 @@ import { $, cross, make } from "./dom.js";
 
 const KINDS = { "true or false": "truth", number: "number", text: "text" };
 
+// Columns of photographs, which have fields of their own, and the names of these in the address of the page.
+const PHOTOS = ["taken", "taken_from", "latitude", "longitude", "album"];
+export const PHOTO_FIELDS = ["from", "to", "near", "album", "sort"];
+
 const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 const column = (name) => (/^[a-z_][a-z0-9_]*$/.test(name) ? name : `\`${name}\``);
 
 export class Filters {
   constructor(columns, { onChange }) {
-    this.columns = Object.entries(columns).map(([name, type]) => [name, KINDS[type]]).filter(([, kind]) => kind);
+    const known = Object.entries(columns).map(([name, type]) => [name, KINDS[type]]).filter(([, kind]) => kind);
+    this.columns = known.filter(([name]) => !PHOTOS.includes(name));
+    const fields = [...photoFields(columns), ...this.columns.map(field)];
     this.onChange = onChange;
-    $("filters").hidden = !this.columns.length;
-    if (this.columns.length) $("filter-fields").replaceChildren(...this.columns.map(field), buttons(this));
+    $("filters").hidden = !fields.length;
+    if (fields.length) $("filter-fields").replaceChildren(...fields, buttons(this));
     document.addEventListener("click", (event) => {
       if (!$("filters").contains(event.target)) $("filters").open = false;
     });
@@ -44,6 +50,10 @@ export class Filters {
     this.showChips();
   }
 
+  get photos() {
+    return Object.fromEntries(Object.entries(this.values).filter(([name]) => PHOTO_FIELDS.includes(name)));
+  }
+
   get where() {
     const { values } = this;
     const terms = this.columns.flatMap(([name, kind]) => {
@@ -65,7 +75,7 @@ export class Filters {
   }
 
   chip(name, value) {
-    const words = name.slice(2).replace(/\.from$/, " from").replace(/\.to$/, " to");
+    const words = name.replace(/^f\./, "").replace(/\.from$/, " from").replace(/\.to$/, " to");
     const shown = `${words}: ${value === "true" ? "yes" : value === "false" ? "no" : value}`;
     const remove = () => {
       const rest = this.values;
@@ -76,6 +86,20 @@ export class Filters {
     };
     return make("button", { type: "button", className: "chip", "aria-label": `Remove the filter ${shown}`, onclick: remove }, shown, cross());
   }
+}
+
+function photoFields(columns) {
+  const fields = [];
+  if (columns.taken === "text") {
+    const ends = ["from", "to"].map((name) => labelled(name, make("input", { name, type: "date" })));
+    const orders = [["", "the best first"], ["date", "the newest first"]].map(([value, text]) => make("option", { value }, text));
+    fields.push(make("fieldset", {}, make("legend", {}, "taken"), ...ends), labelled("order", make("select", { name: "sort" }, ...orders)));
+  }
+  if (columns.album === "text") fields.push(labelled("album", make("input", { name: "album", type: "text", maxLength: 200 })));
+  if (columns.latitude === "number") {
+    fields.push(labelled("near", make("input", { name: "near", type: "text", maxLength: 60, placeholder: "48.85,2.35,20km" })));
+  }
+  return fields;
 }
 
 function field([name, kind]) {

@@ -3,7 +3,7 @@
 import { Problem, addressOf, call, show } from "./api.js";
 import { openHit, openOwn } from "./detail.js";
 import { $ } from "./dom.js";
-import { Filters } from "./filters.js";
+import { Filters, PHOTO_FIELDS } from "./filters.js";
 import { clearProblem, showProblem, showResults, showSamples, showStatus, titleOf } from "./results.js";
 
 const STEP = 24;
@@ -19,7 +19,7 @@ const images = new Map(); // those that were searched by; an address cannot hold
 
 function wanted() {
   const params = new URLSearchParams(location.search);
-  const values = Object.fromEntries([...params].filter(([name]) => name.startsWith("f.")));
+  const values = Object.fromEntries([...params].filter(([name]) => name.startsWith("f.") || PHOTO_FIELDS.includes(name)));
   const top = Math.min(Math.max(Number(params.get("top")) || STEP, 1), about?.limits.top ?? STEP);
   return { words: params.get("q") ?? "", like: params.get("like"), image: params.get("image"), rerank: params.get("rerank") !== "0", top, values };
 }
@@ -48,6 +48,9 @@ function fillForm({ words, rerank }) {
   $("rerank").checked = rerank;
 }
 
+// Photographs of a time, a place or an album are listed without a query too.
+const wantsList = () => Object.keys(filters?.photos ?? {}).length > 0;
+
 // ---- running
 
 // `typing`: what stands in the form is the user's, who was faster than the service.
@@ -58,7 +61,7 @@ async function run({ typing = false } = {}) {
   if (!typing) fillForm(want);
   showWanted(want);
   clearProblem();
-  if (!want.words && !want.like && !want.image) return showStart();
+  if (!want.words && !want.like && !want.image && !wantsList()) return showStart();
   if (want.image && !images.has(want.image)) {
     $("grid").replaceChildren();
     return showProblem(new Problem("That image is no longer here.", { hint: "Choose it again.", status: 410 }), {});
@@ -67,7 +70,7 @@ async function run({ typing = false } = {}) {
   const began = performance.now();
   try {
     const found = await ask(want, mine.signal);
-    showResults(found, { onOpen: openResult });
+    showResults(found, { onOpen: openResult, byDate: filters.photos.sort === "date" || !(want.words || want.like || want.image) });
     showStatus(found, { seconds: (performance.now() - began) / 1000 });
     $("more").hidden = found.hits.length < want.top || want.top >= about.limits.top;
   } catch (problem) {
@@ -83,8 +86,9 @@ async function run({ typing = false } = {}) {
 }
 
 async function ask(want, signal) {
-  const common = { top: want.top, where: filters.where };
+  const common = { top: want.top, where: filters.where, ...filters.photos };
   if (want.like) return call("/v1/similar", { body: { id: want.like, ...common }, signal });
+  if (!want.image && !want.words) return call("/v1/search", { body: { ...common, sort: "date" }, signal });
   if (!want.image) {
     const plain = want.rerank ? {} : { rerank: 0 };
     return call("/v1/search", { body: { text: want.words, ...plain, ...common }, signal });
@@ -108,17 +112,18 @@ function showStart() {
 }
 
 function showWanted({ words, like, image, values }) {
+  if (filters) filters.values = values;
   const byImage = Boolean(like || image);
-  document.body.classList.toggle("start", !words && !byImage);
-  $("samples").hidden = Boolean(words || byImage || !about?.samples.length);
+  document.body.classList.toggle("start", !words && !byImage && !wantsList());
+  $("samples").hidden = Boolean(words || byImage || wantsList() || !about?.samples.length);
   document.title = words ? `${words} · Image search` : "Image search";
   $("words").hidden = byImage;
   $("by-image").hidden = !byImage;
   $("rerank").disabled = byImage;
-  if (filters) filters.values = values;
   if (!byImage) return;
   const own = image && images.get(image);
   $("by-image-name").textContent = own ? own.name : like ? `like ${history.state?.title || "this image"}` : "an image";
+  $("by-image-image").onerror = ({ target }) => (target.src = "/static/icon.svg"); // a format that the browser does not show
   show($("by-image-image"), own ? own.url : like ? `/v1/thumbnails/${encodeURIComponent(like)}` : "/static/icon.svg");
   $("ask-own").hidden = !(own && about?.can_answer);
   if (own) $("ask-own").onclick = () => openOwn(own.file, { canAnswer: true });
@@ -137,9 +142,9 @@ function searchSimilar(hit) {
 
 async function searchBy(file) {
   if (!file || !(await ready)) return;
-  if (!file.type.startsWith("image/")) {
+  if (!file.type.startsWith("image/") && !/\.(heic|heif|hif|avif)$/i.test(file.name)) {
     if (wanted().image) await go({}, { replace: true });
-    return showProblem(new Problem("That is no image.", { hint: "Choose a JPEG, PNG, WebP or GIF file.", status: 415 }), {});
+    return showProblem(new Problem("That is no image.", { hint: "Choose a JPEG, PNG, WebP, GIF, HEIC or AVIF file.", status: 415 }), {});
   }
   if (!about.can_search) return openOwn(file, { canAnswer: about.can_answer });
   const number = crypto.randomUUID?.() ?? String(Math.random());
@@ -183,7 +188,7 @@ function listen() {
     const { like, image } = wanted();
     if ($("words").hidden) return goAgain();
     if (words) go({ words });
-    else if (like || image) goAgain();
+    else if (like || image || wantsList()) goAgain({ words });
     else $("words").focus();
   });
   $("rerank").addEventListener("change", () => {
@@ -194,9 +199,9 @@ function listen() {
     go({}).then(() => $("words").focus());
   });
   $("more").addEventListener("click", async () => {
-    const shown = $("grid").children.length;
+    const shown = $("grid").querySelectorAll(".card").length;
     await goAgain({ top: Math.min(wanted().top + STEP, about.limits.top) });
-    $("grid").children[shown]?.querySelector("button").focus();
+    $("grid").querySelectorAll(".card")[shown]?.focus();
   });
   $("home").addEventListener("click", async (event) => {
     event.preventDefault();

@@ -5,8 +5,15 @@ import { $, make, percent } from "./dom.js";
 
 export const titleOf = (hit) => hit.captions[0] || hit.name;
 
-export function showResults(found, { onOpen }) {
-  const cards = found.hits.map((hit, position) => card(hit, { position, onOpen, below: [title(hit), scores(hit)] }));
+// With `byDate` a heading stands before the images of each month.
+export function showResults(found, { onOpen, byDate }) {
+  let month = null;
+  const cards = found.hits.flatMap((hit, position) => {
+    const shown = card(hit, { position, onOpen, below: [title(hit), byDate ? date(hit) : scores(hit)] });
+    if (!byDate || month === monthOf(hit)) return [shown];
+    month = monthOf(hit);
+    return [make("li", { className: "month" }, make("h2", {}, month)), shown];
+  });
   $("grid").replaceChildren(...(cards.length ? cards : [nothing()]));
 }
 
@@ -54,6 +61,14 @@ function card(hit, { position, onOpen, below }) {
 }
 
 const title = (hit) => make("span", { className: "what" }, titleOf(hit));
+
+const MONTH = { month: "long", year: "numeric" };
+
+function monthOf({ metadata: { taken } }) {
+  return taken ? new Date(`${taken.slice(0, 7)}-01T00:00`).toLocaleDateString("en", MONTH) : "Without a date";
+}
+
+const date = (hit) => make("span", { className: "scores" }, (hit.metadata.taken ?? "").slice(0, 16).replace("T", " "));
 
 function scores(hit) {
   const parts = [make("span", { title: "Cosine of the vectors of query and image" }, `similarity ${hit.similarity.toFixed(2)}`)];
