@@ -203,6 +203,7 @@ _BODIES = {
     "/v1/search": {"text": "a red bar", "top": 3, "rerank": 4, "where": "number > 3", "weight": 0.5},
     "/v1/similar": {"id": "a", "top": 3, "where": "even"},
     "/v1/vqa": {"question": "what color is it?", "image": _DRAWING, "top": 2},
+    "/v1/caption": {"image": _DRAWING},
     "/v1/embeddings": {"input": ["a", {"image": _DRAWING}], "encoding_format": "float", "dimensions": 64},
     "/v1/rerank": {"query": "a red bar", "documents": [{"image": _DRAWING}], "top_n": 1, "return_documents": True},
 }

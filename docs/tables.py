@@ -7,7 +7,7 @@ from pathlib import Path
 from vlmo.data.false_captions import false_caption
 from vlmo.released.published import MODELS, NamedModel
 
-_METRICS = {"tr@1": "TR@1", "ir@1": "IR@1", "accuracy": "accuracy"}
+_METRICS = {"tr@1": "TR@1", "ir@1": "IR@1", "accuracy": "accuracy", "cider": "CIDEr"}
 _DATA = {"coco": "coco", "f30k": "flickr30k", "in1k": "imagenet", "ft1k": "imagenet"}
 _DATA |= {"ft22kto1k": "imagenet", "ft21kto1k": "imagenet"}
 _STARTS = {"pre-training": "coco-retrieval", "text": "stage3", "images": "stage2", "classification": "imagenet"}
@@ -21,6 +21,8 @@ def command(model: NamedModel) -> str:
         return f"vlmo evaluate {name} --data prepared/vqav2 --split validation"
     if model.task == "nlvr2":
         return f"vlmo evaluate {name} --data prepared/nlvr2"
+    if "nocaps" in name:
+        return f"vlmo caption {name} PHOTOS --out PHOTOS/captions.jsonl"
     if data is not None:
         return f"vlmo evaluate {name} --data prepared/{data}" + " --split validation" * (data == "imagenet")
     if model.task in _STARTS:

@@ -52,6 +52,20 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "words of captions see the next one",
+        "model/backbone.py",
+        "place > place[:, None]",
+        "place > place[:, None] + 1",
+        ("model/test_captioning.py",),
+    ),
+    Mutation(
+        "masks of captions stay in the cache",
+        "model/pretraining.py",
+        "layer.crop(-1)",
+        "layer.crop(0)",
+        ("model/test_captioning.py",),
+    ),
+    Mutation(
         "experts swapped",
         "model/multiway.py",
         "both = [(LANGUAGE, self.num_text), (VISION, self.num_image)]",

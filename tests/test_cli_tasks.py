@@ -134,6 +134,22 @@ def test_predict_gives_json(folders, picture, capsys, tmp_path):
     assert [row["image"] for row in json.loads(capsys.readouterr().out)] == [picture, other]
 
 
+def test_images_are_captioned_one_by_one_and_by_folders(folders, picture, capsys, tmp_path):
+    model = folders["captioning"]
+    main(["predict", model, "--image", picture, "--caption", "--json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["image"] == picture
+    line = refused(["predict", folders["vqa"], "--image", picture, "--caption"], capsys)
+    assert "is for vqa and needs one --image and a --question" in line
+    shutil.copy(picture, tmp_path)
+    out = tmp_path / "captions.jsonl"
+    for number in (1, 0):
+        main(["caption", model, str(tmp_path), "--out", str(out), "--num-beams", "2", "--device", "cpu"])
+        assert f"{number} new captions in {out}" in capsys.readouterr().out
+    assert json.loads(out.read_text())["image"] == "red.png"
+    assert "give a name that ends with .jsonl" in refused(["caption", model, picture, "--out", "captions.csv"], capsys)
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -42,6 +42,7 @@ def make_batch() -> dict[str, Tensor]:
         "image_ids": torch.tensor([1, 2, 3, 4, 5, 1, 7, 8]),
         "sample_ids": torch.arange(GLOBAL_BATCH),
         "step_seed": torch.tensor(11),
+        "step": torch.tensor(7),
     }
 
 

@@ -14,6 +14,7 @@ from vlmo.lazy import lazy_names
 if TYPE_CHECKING:
     from vlmo.model import (
         VLMoConfig,
+        VLMoForImageCaptioning,
         VLMoForImageClassification,
         VLMoForImageTextRetrieval,
         VLMoForMaskedImageModeling,
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Searcher",
     "VLMoConfig",
+    "VLMoForImageCaptioning",
     "VLMoForImageClassification",
     "VLMoForImageTextRetrieval",
     "VLMoForMaskedImageModeling",

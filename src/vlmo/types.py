@@ -41,6 +41,8 @@ class Batch(TypedDict, total=False):
     """Row numbers in the data set; of streams, hashes of shard and position."""
     step_seed: Int[Tensor, ""]
     """A function of (run seed, step, micro-step), the same on every process; seeds the sampling of hard negatives."""
+    step: Int[Tensor, ""]
+    """Number of the step in the run, from 0."""
 
 
 def normalize_pixels(

@@ -384,7 +384,7 @@ def test_beit3_takes_its_sentencepiece_file_and_keeps_spare_rows_of_its_word_tab
         assert AutoProcessor.from_pretrained(out)(text="a b")["input_ids"][0] == 0
 
 
-@pytest.mark.parametrize("task", ["vqa", "imagenet", "nlvr2"])
+@pytest.mark.parametrize("task", ["vqa", "imagenet", "nlvr2", "captions"])
 def test_fine_tuned_beit3_is_whole(tmp_path, task):
     spm = train_sentencepiece(tmp_path / "toy.spm")
     sizes = plain_beit3.Sizes(vocabulary=VLMoProcessor.from_sentencepiece(spm).vocab_size)

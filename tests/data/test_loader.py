@@ -112,6 +112,7 @@ def test_loader_follows_the_sampler_and_gives_batches_of_pairs(pairs):
         assert batch["sample_ids"].tolist() == [row for _, row in keys]
         assert batch["step_seed"].item() == batch_seed(7, micro_step=step)
         assert batch["step_seed"].shape == ()
+        assert batch["step"].item() == step
         assert batch["pixel_values"].shape == (8, 3, 32, 32)
         longest = int(batch["attention_mask"].sum(1).max())
         assert batch["input_ids"].shape[1] == -(-longest // 8) * 8
@@ -246,7 +247,7 @@ def test_image_examples_hide_equally_many_patches(dataset):
     examples = RowExamples(dataset, Contents(1, TrainTransform(TRANSFORM), mask))
     loader = RowLoader(examples, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=1)
     ((batch,),) = take(loader, start=0, count=1)
-    assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed"}
+    assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed", "step"}
     assert batch["bool_masked_pos"].shape == (8, 16)
     assert batch["bool_masked_pos"].sum(1).tolist() == [6] * 8
     assert len({np.asarray(examples[epoch, 5]["bool_masked_pos"]).tobytes() for epoch in range(8)}) > 4
@@ -260,7 +261,7 @@ def test_text_examples_are_cut_to_their_length(dataset, tokenizer):
     loader = RowLoader(examples, config=LoaderConfig(global_batch_size=22, num_workers=0), seed=1)
     ((batch,),) = take(loader, start=0, count=1)
     texts = {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"}
-    assert batch.keys() == {*texts, "sample_ids", "step_seed"}
+    assert batch.keys() == {*texts, "sample_ids", "step_seed", "step"}
     assert batch["input_ids"].shape == (22, 16)
     lengths = batch["attention_mask"].sum(1)
     assert lengths.max() == 12

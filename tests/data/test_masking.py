@@ -123,6 +123,20 @@ def test_words_named_are_masked_alone_in_their_share_of_texts():
     assert np.array_equal(with_words, without)
 
 
+def test_tokens_of_captions_are_masked_one_by_one_with_their_end_and_never_their_start():
+    """Of eleven tokens 0.7 * 11 + 0.5, cut: eight; every one but `[CLS]` equally often, parts of words apart."""
+    text, config = np.array([CLS, 20, 501, 21, 22, 502, 503, 23, 24, 25, SEP]), WordMaskConfig(0.7, of_captions=True)
+    counts, generator = np.zeros(len(text)), np.random.default_rng(0)
+    for _ in range(400):
+        _, labels = whole_word_mask(text, vocabulary=VOCABULARY, config=config, generator=generator)
+        assert (labels != IGNORED).sum() == 8
+        counts += labels != IGNORED
+    assert counts[0] == 0
+    assert counts[1:] / 400 == pytest.approx(np.full(10, 0.8), abs=0.08)
+    _, labels = whole_word_mask(np.array([CLS, SEP]), vocabulary=VOCABULARY, config=config, generator=generator)
+    assert labels.tolist() == [IGNORED, SEP]
+
+
 @pytest.mark.parametrize("num_masked", [0, 1, 75, 120, 195, 196])
 def test_block_mask_hides_exactly_the_number_asked_for(num_masked):
     generator = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from tests.toy_batch import GLOBAL_BATCH, FixedTokens, make_batch, own_share, wi
 from vlmo import distributed
 from vlmo.model import (
     VLMoConfig,
+    VLMoForImageCaptioning,
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
     VLMoForMaskedImageModeling,
@@ -21,6 +22,7 @@ from vlmo.model import (
     VLMoForVisualQuestionAnswering,
     VLMoForVisualReasoning,
 )
+from vlmo.tasks.captioning import CaptioningObjective, CaptioningTask
 from vlmo.tasks.classification import ClassificationConfig, ClassificationObjective
 from vlmo.tasks.language import LanguageObjective
 from vlmo.tasks.nlvr2 import ReasoningObjective
@@ -56,13 +58,18 @@ UNCACHED = {
 }
 OWN_MEANS = ["classification", "segmentation", "questions", "sentences"]
 """Tasks whose losses each process has of its own rows."""
-ALL_TASKS = [*TASKS, *RETRIEVAL, "mim", "language", *OWN_MEANS]
+ALL_TASKS = [*TASKS, *RETRIEVAL, "mim", "language", "captions", *OWN_MEANS]
 CLASSES, IGNORED = 3, 255
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 OTHERS = {  # objective, model, and its settings; mixing stays inside a process
     "mim": (partial(VisionObjective, tokenizer=FixedTokens()), VLMoForMaskedImageModeling, {}),
     "language": (LanguageObjective, VLMoForMaskedLM, {}),
+    "captions": (
+        partial(CaptioningObjective, task=CaptioningTask(drop_worst=0.5, drop_worst_after=0)),
+        VLMoForImageCaptioning,
+        {},
+    ),
     "classification": (
         partial(ClassificationObjective, config=ClassificationConfig(mixup=0.0, cutmix=0.0)),
         VLMoForImageClassification,

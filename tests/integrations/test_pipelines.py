@@ -1,4 +1,5 @@
 import base64
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,13 @@ from torch import nn
 from transformers import BeitImageProcessor, pipeline
 
 import vlmo
-from vlmo.integrations.pipelines import ImageTextMatchingPipeline, VisualQuestionAnsweringPipeline, open_image
+from vlmo.integrations import pipelines
+from vlmo.integrations.pipelines import (
+    ImageTextMatchingPipeline,
+    ImageToTextPipeline,
+    VisualQuestionAnsweringPipeline,
+    open_image,
+)
 
 PROCESSOR = text_processor()
 CLASSES = {0: "wall", 1: "floor", 2: "sky", 3: "cat"}
@@ -115,6 +122,34 @@ def test_texts_are_matched_as_by_the_model(model_class, make, no_errors):
             assert [entry["text"] for entry in answer] == sorted(scores, key=lambda text: -scores[text])
     (one,) = match(image=drawings(1)[0], text=CAPTIONS[1])
     assert one["score"] == pytest.approx(expected[0][CAPTIONS[1]], abs=CLOSE)
+
+
+@pytest.mark.parametrize("task", ["image-text-to-text", "image-to-text"])
+@torch.no_grad()
+def test_images_are_described_as_by_the_model(task, make, monkeypatch):
+    folder, model = make(vlmo.VLMoForImageCaptioning)
+    # The library's warning of the older name has an argument too many, which is an error under pytest.
+    monkeypatch.setattr(logging.Logger, "warning_once", lambda *_: None)
+    describe = pipeline(task, model=folder, device="cpu")
+    assert type(describe) is ImageToTextPipeline
+    images, options = drawings(3), {"num_beams": 2, "max_new_tokens": 5}
+    pixels = PROCESSOR(images=images, return_tensors="pt")["pixel_values"]
+    texts = PROCESSOR.batch_decode(
+        model.generate(pixels, tokenizer=PROCESSOR.tokenizer, **options), skip_special_tokens=True
+    )
+    expected = [[{"generated_text": text}] for text in texts]
+    assert texts[0]
+    assert describe(images[0], **options) == expected[0]
+    assert describe(images, batch_size=2, **options) == expected
+    with pytest.raises(ValueError, match="image is a int"):
+        describe(5)
+
+
+def test_images_and_texts_of_other_models_go_to_the_library_s_own_pipeline(monkeypatch):
+    made = []
+    monkeypatch.setattr(pipelines, "ImageTextToTextPipeline", lambda *given, **options: made.append((given, options)))
+    ImageToTextPipeline(model := nn.Linear(1, 1), task="image-text-to-text")
+    assert made == [((model,), {"task": "image-text-to-text"})]
 
 
 def test_image_without_texts_and_model_without_matching_head_are_refused(make):

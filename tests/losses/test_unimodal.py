@@ -32,6 +32,15 @@ def test_loss_is_the_mean_over_masked_tokens():
     assert masked_loss(logits, torch.tensor([1, 0, 1])).item() == pytest.approx(expected)
 
 
+def test_worst_positions_are_left_out_and_labels_smoothed():
+    # Losses log 2, log 4 and log 4/3: the largest of three is left out from a share of 1/3 on.
+    logits, labels = torch.tensor([[0.0, 0.0], [0.0, math.log(3)], [0.0, math.log(3)]]), torch.tensor([1, 0, 1])
+    assert masked_loss(logits, labels, drop_worst=0.34).item() == pytest.approx(math.log(4 / 3))
+    assert masked_loss(logits, labels, drop_worst=0.3).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
+    smooth = 0.9 * math.log(4 / 3) + 0.1 * (math.log(4 / 3) + math.log(4)) / 2
+    assert masked_loss(logits[2:], labels[2:], label_smoothing=0.1).item() == pytest.approx(smooth)
+
+
 def test_loss_of_nothing_is_zero_with_a_gradient():
     logits = torch.zeros(0, 5, requires_grad=True)
     value = masked_loss(logits, torch.zeros(0, dtype=torch.long))

@@ -13,6 +13,7 @@ from vlmo.model import (
     VLMoForPreTraining,
     VLMoForSemanticSegmentation,
     VLMoForVisualReasoning,
+    VLMoModel,
 )
 from vlmo.model.embeddings import resize_absolute_positions, resize_bias_table
 from vlmo.model.stages import layer_decay_factors, start_from
@@ -64,6 +65,13 @@ def test_stages_hand_on_what_they_have_trained(tmp_path):
     own_heads = {"contrast_head", "fusion_contrast_head", "match_head", "vlmo.pooler"}
     assert {name for name in report.missing if not name.startswith(tuple(own_heads))} == set()
     assert report.unused == []
+
+
+def test_backbone_alone_is_a_start(tmp_path):
+    backbone, model = saved(VLMoModel, tmp_path, seed=1), make(VLMoForMaskedLM, seed=2)
+    report = start_from(model, tmp_path)
+    assert {name.split(".")[0] for name in report.missing} == {"mlm_head"}
+    assert copied(model.vlmo, backbone, "blocks.")
 
 
 def test_fusion_experts_start_from_the_language_expert(tmp_path):

@@ -8,6 +8,7 @@ from tests.toy_model import BEIT3, pictures, texts, toy
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForImageTextToText,
     AutoModelForMaskedImageModeling,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
@@ -16,6 +17,7 @@ from transformers import (
 
 from vlmo import (
     VLMoConfig,
+    VLMoForImageCaptioning,
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
     VLMoForMaskedImageModeling,
@@ -31,6 +33,7 @@ AUTO = {
     VLMoForPreTraining: AutoModelForPreTraining,
     VLMoForMaskedImageModeling: AutoModelForMaskedImageModeling,
     VLMoForMaskedLM: AutoModelForMaskedLM,
+    VLMoForImageCaptioning: AutoModelForImageTextToText,
     VLMoForImageTextRetrieval: AutoModelForZeroShotImageClassification,
 }
 TASKS = [VLMoForVisualQuestionAnswering, VLMoForImageClassification, VLMoForSemanticSegmentation]

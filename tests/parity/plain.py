@@ -37,7 +37,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, mask: Tenso
     for head in range(heads):
         part = slice(head * size, (head + 1) * size)
         logits = query[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(size)
-        logits = logits.masked_fill(mask[:, None, :] == 0, float("-inf"))
+        logits = logits.masked_fill((mask if mask.ndim == 3 else mask[:, None, :]) == 0, float("-inf"))
         outputs.append(logits.softmax(dim=-1) @ value[..., part])
     return torch.cat(outputs, dim=-1)
 

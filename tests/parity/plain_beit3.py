@@ -65,7 +65,7 @@ def random_weights(sizes: Sizes, *, contrast: bool) -> dict[str, Tensor]:
 
 
 def fine_tuned_weights(sizes: Sizes, task: str, *, labels: int = 7) -> dict[str, Tensor]:
-    """A file for "vqa", "imagenet" or "nlvr2": the first two have no norm after the blocks."""
+    """A file for "vqa", "imagenet", "nlvr2" or "captions": the first two have no norm after the blocks."""
     width = sizes.width
     heads = {
         "vqa": {"pooler.norm": (width,), "pooler.dense": (width, width), "head.0": (2 * width, width)}
@@ -73,9 +73,10 @@ def fine_tuned_weights(sizes: Sizes, task: str, *, labels: int = 7) -> dict[str,
         "imagenet": {"fc_norm": (width,), "head": (labels, width)},
         "nlvr2": {"head.norm1": (4 * width,), "head.dense1": (2 * width, 4 * width), "head.norm2": (2 * width,)}
         | {"head.dense2": (2, 2 * width)},
+        "captions": {"mlm_head": (sizes.vocabulary, width)},
     }[task]
     weights = random_weights(sizes, contrast=False)
-    if task != "nlvr2":
+    if task in {"vqa", "imagenet"}:
         weights = {key: tensor for key, tensor in weights.items() if not key.startswith("beit3.encoder.layer_norm.")}
     weights |= random_tensors({f"{name}.weight": shape for name, shape in heads.items()})
     return weights | random_tensors({f"{name}.bias": shape[:1] for name, shape in heads.items()})
@@ -113,3 +114,50 @@ class PlainBEiT3(Plain):
         if "beit3.encoder.layer_norm.A.weight" not in self.weights:
             return states
         return self.each(self.norm, states, "beit3.encoder.layer_norm.{}", kinds)
+
+    def caption_logits(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits of the next word in place of each: a word sees the image and the words up to itself."""
+        image, words = self.embed_image(pixels), self.embed_text(ids)
+        num_image, total = image.shape[1], image.shape[1] + words.shape[1]
+        seen = torch.zeros(len(ids), total, total)
+        for row in range(total):
+            seen[:, row, :num_image] = 1
+            for column in range(num_image, row + 1):
+                seen[:, row, column] = mask[:, column - num_image]
+        kinds = [self.IMAGE] * num_image + [self.TEXT] * words.shape[1]
+        states = self.encode(torch.cat([image, words], dim=1), kinds, seen)[:, num_image:]
+        return self.linear(states, "mlm_head")
+
+    def next_words(self, pixels: Tensor, words: list[int], *, mask: int) -> Tensor:
+        """Log-probabilities of the word after these of one image, without a cache."""
+        ids = torch.tensor([[*words, mask]])
+        return self.caption_logits(pixels[None], ids, torch.ones_like(ids))[0, -1].log_softmax(dim=0)
+
+    def greedy_caption(self, pixels: Tensor, *, first: int, last: int, mask: int, longest: int) -> list[int]:
+        """The likeliest word each time, up to `last` or `longest` words in all."""
+        words = [first]
+        while words[-1] != last and len(words) < longest:
+            words.append(int(self.next_words(pixels, words, mask=mask).argmax()))
+        return words
+
+    def beam_caption(
+        self, pixels: Tensor, *, first: int, last: int, mask: int, longest: int, beams: int, penalty: float
+    ) -> list[int]:
+        """The best caption of a beam search that never stops early, as the published code keeps and scores them."""
+        alive: list[tuple[float, list[int]]] = [(0.0, [first])]
+        finished: list[tuple[float, list[int]]] = []
+        while alive:
+            candidates = []
+            for score, words in alive:
+                for word, more in enumerate(self.next_words(pixels, words, mask=mask).tolist()):
+                    candidates.append((score + more, [*words, word]))
+            candidates.sort(key=lambda each: -each[0])
+            alive = []
+            for score, words in candidates:
+                if len(alive) == beams:
+                    break
+                if words[-1] == last or len(words) == longest:
+                    finished.append((score / len(words) ** penalty, words))
+                else:
+                    alive.append((score, words))
+        return max(finished)[1]

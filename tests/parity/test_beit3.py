@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tests.parity.plain import gelu
@@ -21,8 +23,10 @@ from vlmo.checkpoints import beit3
 from vlmo.checkpoints.layout import Conversion
 from vlmo.model import (
     VLMoConfig,
+    VLMoForImageCaptioning,
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
+    VLMoForMaskedLM,
     VLMoForVisualQuestionAnswering,
     VLMoForVisualReasoning,
     VLMoModel,
@@ -140,13 +144,62 @@ def test_logits_of_a_task_are_those_of_the_plain_implementation(task, model_clas
     close(model(*given).logits, plain(PlainBEiT3(weights, SIZES), *given))
 
 
+SPECIAL = {"cls_token_id": 0, "pad_token_id": 1, "sep_token_id": 2, "mask_token_id": SIZES.vocabulary - 1}
+
+
+@pytest.fixture(scope="module")
+def captioner() -> tuple[PlainBEiT3, VLMoForImageCaptioning]:
+    torch.manual_seed(0)
+    weights = fine_tuned_weights(SIZES, "captions")
+    weights["beit3.text_embed.weight"] *= 3  # so that words matter
+    return PlainBEiT3(weights, SIZES), load(beit3.convert(weights, num_attention_heads=SIZES.heads))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_logits_of_captions_are_those_of_the_plain_implementation(captioner, attention):
+    plain, model = captioner
+    assert isinstance(model, VLMoForImageCaptioning)
+    pixels, (ids, mask) = pictures(3), texts((7, 3, 1))
+    model.set_attn_implementation(attention)
+    logits = model(ids, mask, pixels).logits
+    close(logits[mask.bool()], plain.caption_logits(pixels, ids, mask)[mask.bool()])
+    later = ids.clone()
+    later[0, 4] = 2 + (ids[0, 4] - 1) % 59  # another word
+    assert torch.equal(model(later, mask, pixels).logits[0, :4], logits[0, :4])
+
+
+@pytest.mark.parametrize(("bias", "lengths"), [(0.0, {9}), (1.0, {2, 3})])
+@torch.no_grad()
+def test_captions_are_those_of_the_plain_implementation_without_a_cache(captioner, bias, lengths):
+    plain, model = captioner
+    plain.weights["mlm_head.bias"][2] += bias  # so that captions end
+    model.mlm_head.decoder.bias[2] += bias
+    torch.manual_seed(100)
+    pixels, tokenizer = 3 * pictures(6), SimpleNamespace(**SPECIAL)
+    words = {"first": 0, "last": 2, "mask": SPECIAL["mask_token_id"], "longest": 9}
+    expected = [plain.greedy_caption(each, **words) for each in pixels]
+    assert set(map(len, expected)) == lengths
+    found = model.generate(pixels, tokenizer=tokenizer, num_beams=1, max_new_tokens=8).tolist()
+    assert found == [each + [1] * (max(lengths) - len(each)) for each in expected]
+    for beams, penalty in ((2, 1.0), (3, 0.6), (4, 0.0)):
+        options = {"num_beams": beams, "length_penalty": penalty, "max_new_tokens": 8}
+        rows = model.generate(pixels[:2], tokenizer=tokenizer, **options).tolist()
+        best = [plain.beam_caption(each, beams=beams, penalty=penalty, **words) for each in pixels[:2]]
+        assert rows == [each + [1] * (max(map(len, best)) - len(each)) for each in best]
+
+
 def test_heads_without_a_counterpart_are_unused_and_strangers_unknown():
-    weights = random_weights(SIZES, contrast=False)
-    weights |= {"mlm_head.weight": torch.zeros(3), "mim_head.bias": torch.zeros(3), "box_head.weight": torch.zeros(3)}
+    weights = fine_tuned_weights(SIZES, "captions") | {
+        "mim_head.bias": torch.zeros(3),
+        "box_head.weight": torch.zeros(3),
+    }
     conversion = beit3.convert(weights, num_attention_heads=SIZES.heads)
-    assert conversion.model_class is VLMoModel
-    assert set(conversion.tensors.unused) == {"beit3.vision_embed.mask_token", "mim_head.bias", "mlm_head.weight"}
+    assert conversion.model_class is VLMoForMaskedLM
+    assert set(conversion.tensors.unused) == {"beit3.vision_embed.mask_token", "mim_head.bias"}
     assert conversion.tensors.unknown == ["box_head.weight"]
+    answers = fine_tuned_weights(SIZES, "vqa") | {"mlm_head.bias": torch.zeros(SIZES.vocabulary)}
+    assert "mlm_head.bias" in beit3.convert(answers, num_attention_heads=SIZES.heads).tensors.unused
 
 
 def test_lost_tensors_are_not_made_up():

@@ -15,6 +15,7 @@ from vlmo.folder import architectures
 from vlmo.folder.card import read_data
 from vlmo.recipes.finetune import finetune_recipe
 from vlmo.released import SMALL, model_path
+from vlmo.tasks import CaptioningTask
 
 COLORS = ("red", "green", "blue")
 NUM = 30
@@ -85,6 +86,12 @@ def test_own_data_of_every_task_are_fine_tuned_on(write, kind, tmp_path, capsys)
         assert read_data(run / "model")[0].licences == ("mine",)
     recipe = json.loads((run / "recipe.json").read_text())
     assert recipe["schedule"]["warmup_steps"] == 0
+
+
+def test_captions_are_trained_on_request(tmp_path) -> None:
+    captions(tmp_path)
+    recipe, _ = finetune_recipe("vlmo-small", str(tmp_path), task="captioning")
+    assert (recipe.task, recipe.optimizer.lr) == (CaptioningTask(), 1e-3)
 
 
 def test_streams_are_fine_tuned_on_without_other_data(tmp_path, capsys) -> None:

@@ -15,7 +15,7 @@ def gallery(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def parts(gallery) -> Parts:
-    return load_parts(gallery.model, index=gallery.index, vqa=gallery.vqa)
+    return load_parts(gallery.model, index=gallery.index, vqa=gallery.vqa, captioning=gallery.captioning)
 
 
 @pytest.fixture(scope="module")

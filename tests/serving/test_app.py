@@ -14,7 +14,7 @@ from tests.serving.toy_service import in_base64, post
 from tests.toy_heic import heic
 from vlmo.retrieval import Searcher
 from vlmo.serving.app import create_app
-from vlmo.serving.parts import Parts
+from vlmo.serving.parts import Parts, load_parts
 from vlmo.serving.schemas import MAX_IMAGES, MAX_RERANK, MAX_TEXTS, MAX_TOP
 
 TOLERANCE = 1e-5  # rows of one call and of several differ by the order of sums
@@ -152,6 +152,7 @@ WRONG = {
         ({"image": 5}, "an image is a string"),
     ],
     "vqa": [({"question": "what?"}, "give an image or the id")],
+    "caption": [({}, "give an image or the id"), ({"image": "aGk="}, "no usable image")],
     "embeddings": [
         ({}, "input: Field required"),
         ({"input": []}, "input: List should have at least 1 item"),
@@ -272,20 +273,32 @@ def test_vqa_answers_as_the_pipeline_does(client, gallery, parts) -> None:
     assert error(client, "/v1/vqa", question=question, id="0" * 24)[0] == 404
 
 
-def test_requests_for_what_is_missing_say_what_to_start(parts) -> None:
+def test_captions_are_those_of_the_pipeline(client, gallery) -> None:
+    captioner = pipeline("image-text-to-text", model=str(gallery.captioning))
+    first = post(client, "/v1/search", image=BAR, top=1)["hits"][0]
+    for body, image in (({"image": BAR}, drawings()[14]), ({"id": first["id"]}, drawings()[14])):
+        (expected,) = captioner(image)
+        assert post(client, "/v1/caption", **body) == {"caption": expected["generated_text"]}
+    assert error(client, "/v1/caption", id="0" * 24)[0] == 404
+
+
+def test_requests_for_what_is_missing_say_what_to_start(parts, gallery) -> None:
     with TestClient(create_app(Parts(encoder=parts.encoder))) as client:
         status, reason = error(client, "/v1/search", text="a")
         assert (status, reason) == (404, "this service has no index")
         assert error(client, "/v1/similar", id="a")[0] == 404
         assert client.get("/v1/thumbnails/a").status_code == 404
         assert error(client, "/v1/vqa", image=BAR, question="a")[1] == "this service answers no questions"
+        assert error(client, "/v1/caption", image=BAR) == (404, "this service describes no images")
         assert post(client, "/v1/embeddings", input="a")["model"] == parts.encoder.fingerprint
         about = client.get("/v1/about").json()
-        assert (about["can_search"], about["can_rerank"], about["can_answer"]) == (False, False, False)
+        assert not any(about[f"can_{ability}"] for ability in ("search", "rerank", "answer", "caption"))
     with TestClient(create_app(Parts(answerer=parts.answerer))) as client:
         assert error(client, "/v1/embeddings", input="a")[0] == 404
         assert error(client, "/v1/rerank", query="a", documents=[f"data:image/png;base64,{BAR}"])[0] == 404
         assert post(client, "/v1/vqa", image=BAR, question="what?")["answers"]
+    with TestClient(create_app(load_parts(gallery.captioning))) as client:
+        assert post(client, "/v1/caption", image=BAR).keys() == {"caption"}
 
 
 def test_about_describes_the_index_and_the_limits(client, parts) -> None:
@@ -293,7 +306,7 @@ def test_about_describes_the_index_and_the_limits(client, parts) -> None:
     assert (about["num_images"], about["model"]) == (NUM_IMAGES, parts.encoder.fingerprint)
     photo = dict.fromkeys(("album", "taken", "taken_from"), "text")
     assert about["columns"] == {"color": "text", "even": "true or false", "number": "number", **photo}
-    assert (about["can_search"], about["can_rerank"], about["can_answer"]) == (True, True, True)
+    assert all(about[f"can_{ability}"] for ability in ("search", "rerank", "answer", "caption"))
     assert len({sample["id"] for sample in about["samples"]}) == 12
     assert about["limits"] == {"request_bytes": 16 * 2**20, "pixels": 25_000_000, "top": MAX_TOP}
 

@@ -23,7 +23,7 @@ from tests.checkpoints.toy_folder import folder_writer, text_processor
 from tests.forkserver import start, start_command
 from tests.integrations.toy_gallery import CAPTIONS, COLORS, drawings, trained_folder
 from tests.killing import wait_until
-from vlmo import VLMoForVisualQuestionAnswering
+from vlmo import VLMoForImageCaptioning, VLMoForVisualQuestionAnswering
 from vlmo.retrieval import build_index
 from vlmo.serving.server import bind
 
@@ -31,7 +31,7 @@ START_S = 300  # until a server answers on a busy machine; torch alone takes sec
 
 
 def make_gallery(parent: Path) -> SimpleNamespace:
-    """Folders of a `model`, of its `index` of drawings, with captions and three columns, and of a model for `vqa`."""
+    """Folders of a `model`, of its `index` of drawings, with captions and three columns, and of two others by task."""
     model = trained_folder(parent / "model")
     images = parent / "images"
     images.mkdir()
@@ -48,7 +48,8 @@ def make_gallery(parent: Path) -> SimpleNamespace:
     build_index(model, [images], out=parent / "index")
     write = folder_writer(parent, text_processor())
     vqa, _ = write(VLMoForVisualQuestionAnswering, id2label=dict(enumerate(COLORS)))
-    return SimpleNamespace(model=model, index=parent / "index", vqa=Path(vqa))
+    captioning, _ = write(VLMoForImageCaptioning)
+    return SimpleNamespace(model=model, index=parent / "index", vqa=Path(vqa), captioning=Path(captioning))
 
 
 def in_base64(data: bytes) -> str:

@@ -16,4 +16,4 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def sources(sets, pictures) -> dict[str, Path]:
-    return {"retrieval": pictures, **sets}
+    return {"retrieval": pictures, "captioning": pictures, **sets}

@@ -13,8 +13,9 @@ FIRST = {
     "nlvr2": "accuracy",
     "classification": "top1",
     "segmentation": "miou",
+    "captioning": "cider",
 }
-SPLITS = {"retrieval": "train"}
+SPLITS = {"retrieval": "train", "captioning": "train"}
 
 
 def evaluated(task, folders, sources, **options):
@@ -28,7 +29,8 @@ def test_folder_tells_its_task(task, folders, sources, tmp_path):
     assert result.task == task_of(folders[task]).name == task
     assert next(iter(result.metrics)) == FIRST[task]
     assert set(result.chance) <= set(result.metrics)
-    assert all(0 <= value <= 1 for value in [*result.metrics.values(), *result.chance.values()])
+    values = [value for each in (result.metrics, result.chance) for name, value in each.items() if name != "cider"]
+    assert all(0 <= value <= 1 for value in values)
     assert result[FIRST[task]].meaning
     read = json.loads(result.write_json(tmp_path / "figures.json", folder=folders[task]).read_text())
     assert read["metrics"] == result.metrics
@@ -97,6 +99,7 @@ def test_folder_for_no_task_is_refused(folders, tmp_path):
         ("nlvr2", "no sentences about two images: they lack second_image, "),
         ("classification", "these rows have no classes"),
         ("segmentation", "these rows have no masks"),
+        ("captioning", "16 of 16 rows are"),
     ],
 )
 def test_data_of_another_task_are_refused(task, words, folders, sources):

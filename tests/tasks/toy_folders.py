@@ -7,6 +7,7 @@ from tests.toy_model import toy
 from tests.toy_questions import ANSWERS, processor
 
 from vlmo.model import (
+    VLMoForImageCaptioning,
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
     VLMoForMaskedLM,
@@ -18,7 +19,7 @@ from vlmo.model import (
 from vlmo.processing import image_processor_for
 from vlmo.tasks.labels import label_settings
 
-TASKS = ("retrieval", "vqa", "nlvr2", "classification", "segmentation")
+TASKS = ("retrieval", "vqa", "nlvr2", "classification", "segmentation", "captioning")
 
 
 def write_folders(root: Path) -> dict[str, Path]:
@@ -32,6 +33,7 @@ def write_folders(root: Path) -> dict[str, Path]:
         "nlvr2": toy(VLMoForVisualReasoning, num_modality_types=3, **text, **label_settings(["false", "true"])),
         "classification": toy(VLMoForImageClassification, **label_settings(NAMES)),
         "segmentation": toy(VLMoForSemanticSegmentation, segmentation_channels=16, **label_settings(PIXELS)),
+        "captioning": toy(VLMoForImageCaptioning, **text),
         "words": toy(VLMoForMaskedLM, **text),
         "pretraining": toy(VLMoForPreTraining, **text),
     }

@@ -49,6 +49,7 @@ NAMES = NameTable(
         ("vision_head.weight", "contrast_head.image_projection.weight"),
         ("language_head.weight", "contrast_head.text_projection.weight"),
         ("logit_scale", "contrast_head.logit_scale"),
+        ("mlm_head.{kind}", "mlm_head.decoder.{kind}"),
         *(
             ("beit3.encoder.layers.{layer}." + theirs, "vlmo.blocks.{layer}." + ours)
             for theirs, ours in (
@@ -66,16 +67,21 @@ NAMES = NameTable(
         ),
     ),
     experts={"A": "vision", "B": "language"},
-    leftovers=r"beit3\.vision_embed\.mask_token|(mlm_head|mim_head)\..+|.*num_batches_tracked",
+    leftovers=r"beit3\.vision_embed\.mask_token|mim_head\..+|.*num_batches_tracked",
 )
 
 _ANSWERS = HeadTask("fine-tuned on VQA", ("answer_head",), models.VLMoForVisualQuestionAnswering, {"use_pooler": True})
 _CLASSES = HeadTask("fine-tuned on classes", ("classifier_norm", "classifier"), models.VLMoForImageClassification)
+_MASKED_WORDS = HeadTask(
+    "pre-trained, without its head for visual tokens", ("mlm_head.decoder",), models.VLMoForMaskedLM
+)
+_CAPTIONS = HeadTask("fine-tuned for captions", ("mlm_head.decoder",), models.VLMoForImageCaptioning)
 HEADS = (
     _ANSWERS,
     HeadTask("fine-tuned on NLVR2", ("reasoning_head",), models.VLMoForVisualReasoning, TRUE_FALSE),
     _CLASSES,
     HeadTask("with contrast heads", ("contrast_head",), models.VLMoForImageTextRetrieval),
+    _CAPTIONS,
     HeadTask("without a head", (), models.VLMoModel),
 )
 
@@ -86,7 +92,7 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object) -> Conversion:
-    """Convert BEiT-3, fine-tuned for retrieval, VQA, NLVR2 or ImageNet, to that task's model; else to a backbone.
+    """Convert BEiT-3, fine-tuned for a task, to that task's model; pre-trained to masked words, else to a backbone.
 
     Args:
         num_attention_heads: Needed only where the width is neither that of base nor that of large.
@@ -96,6 +102,10 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     """
     tensors = Tensors(state_dict, NAMES)
     task, settings = find_head(HEADS, tensors)
+    if task is _CAPTIONS and any(key.startswith("mim_head.") for key in tensors.unused):
+        task = _MASKED_WORDS
+    if "mlm_head.decoder" not in task.heads:
+        tensors.leave_out(("mlm_head.decoder.weight", "mlm_head.decoder.bias"))
     texts, images = (
         tensors.shape(name, axes=2)[0] - _NUM_UNUSED_POSITIONS for name in (OUR_TEXT_POSITIONS, OUR_IMAGE_POSITIONS)
     )
@@ -113,7 +123,7 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         for side in ("language",) if task is _ANSWERS else ("vision", "language"):
             weights.setdefault(f"vlmo.norm.{side}.weight", like.new_ones(width))
             weights.setdefault(f"vlmo.norm.{side}.bias", like.new_zeros(width))
-    elif task.model_class is not models.VLMoForVisualReasoning:
+    elif task.model_class not in {models.VLMoForVisualReasoning, models.VLMoForImageCaptioning}:
         notes.append("BEiT-3 has no matching head: it embeds images, texts and pairs, and scores no pair.")
     for name in (OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS):
         weights[name] = weights[name][_NUM_UNUSED_POSITIONS:]

@@ -34,6 +34,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": runs.finetune,
     "evaluate": tasks.evaluate,
     "predict": tasks.predict,
+    "caption": tasks.caption,
     "index": searching.index,
     "embed": searching.embed,
     "search": searching.search,
@@ -51,6 +52,7 @@ _EXTRAS = {
     **dict.fromkeys(("index", "search", "embed"), "retrieval"),
     "serve": "serve",
     "data": "train",
+    "caption": "train",
     "export": "quickstart,onnx",
 }
 """Optional packages that a command needs; `quickstart` those that are not here."""

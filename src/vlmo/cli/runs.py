@@ -112,8 +112,8 @@ def finetune(
         data: Captions, questions, sentences about two images, classes or masks (docs/data.md), which tell the task.
         patterns: Shards of images with captions, .tar or .parquet, that are read as a stream (docs/data.md, "Streams"):
             paths, wildcards, braces, folders, URLs. --data, if given too, are then measured on alone.
-        task: retrieval, vqa, nlvr2, classification or segmentation, where the data do not tell it. Every option of
-            vlmo train is one here too: --lr, --batch-size, --steps, --output-dir, --dry-run, ...
+        task: retrieval, vqa, nlvr2, classification, segmentation or captioning, where the data do not tell it.
+            Every option of vlmo train is one here too: --lr, --batch-size, --steps, --output-dir, --dry-run, ...
         arguments: The other words.
     """
     common = _common_options(arguments)

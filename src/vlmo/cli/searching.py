@@ -181,6 +181,7 @@ def serve(
     *,
     index: Path | None = None,
     vqa: Path | None = None,
+    captioning: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     engines: Engines = EngineOptions(),  # noqa: B008 - frozen
@@ -191,7 +192,8 @@ def serve(
 
     Args:
         index: Index that vlmo index has made with this model; without it nothing is searched.
-        vqa: Folder of a second model, which answers questions about images.
+        vqa: Folder of another model, which answers questions about images.
+        captioning: Folder of another model, which describes images.
         host: Address to listen on; by default only this machine reaches it. 0.0.0.0: all that do.
         port: 0: any that is free; the log says which.
         api_key_file: File with the key that clients must send; by default the environment's VLMO_API_KEY, or none.
@@ -204,7 +206,7 @@ def serve(
 
     settings = replace(settings, api_key=read_key(api_key_file))
     with bind(host, port) as bound:
-        run(bound, load_parts(folder, index=index, vqa=vqa, **vars(engines)), settings)
+        run(bound, load_parts(folder, index=index, vqa=vqa, captioning=captioning, **vars(engines)), settings)
 
 
 def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:

@@ -15,6 +15,7 @@ from vlmo.released import find_model, is_released, notes_folder
 from vlmo.terminal import escaped, say, say_json
 
 _STDERR = Console(stderr=True)
+_Images = tyro.conf.Positional[tuple[Path, ...]]
 
 
 def evaluate(
@@ -36,7 +37,7 @@ def evaluate(
     """Measure a model: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME].
 
     Args:
-        task: retrieval, vqa, nlvr2, classification or segmentation; by default the task that the model is for.
+        task: retrieval, vqa, nlvr2, classification, segmentation or captioning; by default the model's.
         data: A built-in name or a path (docs/data.md), such as a folder of vlmo data prepare; retrieval: emoji-pairs.
         split: Part of the data; by default test, and to choose the weight validation.
         limit: Read the first rows only.
@@ -108,17 +109,19 @@ def predict(
     image: tuple[Path, ...] = (),
     question: str | None = None,
     text: tuple[str, ...] = (),
+    caption: bool = False,
     top: int = 5,
     save: Path | None = None,
     json: bool = False,
     device: Device = None,
 ) -> None:
-    """Answer about own images: vlmo predict MODEL_FOLDER --image FILE [--question TEXT | --text TEXT ...].
+    """Answer about own images: vlmo predict MODEL_FOLDER --image FILE [--question TEXT | --text TEXT ... | --caption].
 
     Args:
         image: Image; two for a sentence about two, any number for retrieval and classification.
         question: Question about the image.
         text: Sentence about two images, or texts to compare with images.
+        caption: Describe each image, with a model for captions.
         top: Answers, classes, or texts of an image that are shown.
         save: PNG file: attention of the question over the image, or the classes of the pixels.
         json: Print JSON instead of a table.
@@ -129,13 +132,29 @@ def predict(
     from vlmo.tasks import Inputs
     from vlmo.tasks import predict as ask
 
-    found = ask(folder, Inputs(image, text, question, top=top, save=save), device=device)
+    found = ask(folder, Inputs(image, text, question, caption=caption, top=top, save=save), device=device)
     if json:
         say_json(found.rows)
         return
     Console(soft_wrap=True).print(found.table())
     if found.image is not None:
         say(f"image {found.image}")
+
+
+def caption(folder: ModelFolder, images: _Images, *, out: Path, num_beams: int = 3, device: Device = None) -> None:
+    """Describe all images of folders: vlmo caption MODEL_FOLDER IMAGES... --out captions.jsonl.
+
+    Args:
+        images: Folders, whose images are taken at any depth, and image files.
+        out: .jsonl file above the images, a table for vlmo index and vlmo finetune; its images are passed over.
+        num_beams: Captions of an image that are held at a time; 1 is fastest.
+    """
+    check_given(images, expected="a folder or an image")
+    check_new_file(out, option="--out", suffix=".jsonl")
+    from vlmo.tasks.captioning import caption_files
+
+    number, bad = caption_files(folder, images, out, device=device, console=_STDERR, num_beams=num_beams)
+    say(f"{number} new captions in {out}", *(f"no caption: {reason}" for reason in bad))
 
 
 def prepare(name: tyro.conf.Positional[str], *, root: Path, out: Path, num_proc: int = 1) -> None:

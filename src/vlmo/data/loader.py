@@ -99,6 +99,7 @@ class RowLoader:
                     raise ValueError(batch)
                 number = step * self._config.accumulation + micro
                 batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=number))
+                batch["step"] = torch.tensor(step)
                 batches.append(batch)
             yield batches
 

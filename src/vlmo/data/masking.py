@@ -90,6 +90,8 @@ class WordMaskConfig:
     only: tuple[str, ...] = ()
     """Words that are masked alone, all that a text has of them, in a share `only_share` of the texts that have any."""
     only_share: float = 0.0
+    of_captions: bool = False
+    """Mask single tokens rather than words, `[SEP]` among them, so that the end of a caption is learnt too (BEiT-3)."""
 
     def __post_init__(self) -> None:
         """Raise ValueError if a share is not from 0 to 1."""
@@ -136,12 +138,15 @@ def whole_word_mask(
     stays (10 %), each token for itself.
 
     Args:
-        input_ids: One text, special tokens included, padded or not.
+        input_ids: One text, special tokens included, padded or not (of captions: not).
     """
     named = np.zeros(len(input_ids), dtype=bool) if vocabulary.only is None else vocabulary.only[input_ids]
     named[:-1] &= ~vocabulary.continuation[input_ids[1:]]  # "under" that begins "underground" is another word
     chosen = np.flatnonzero(named)
-    if len(chosen) == 0 or generator.random() >= config.only_share:
+    if config.of_captions:
+        number = max(1, int(config.probability * len(input_ids) + 0.5))
+        chosen = 1 + generator.permutation(len(input_ids) - 1)[:number]  # all but [CLS]
+    elif len(chosen) == 0 or generator.random() >= config.only_share:
         chosen = _choose_words(input_ids, vocabulary, config.probability, generator)
     corrupted, labels = input_ids.copy(), np.full_like(input_ids, IGNORED)
     labels[chosen] = input_ids[chosen]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class Metric:
     """A metric and what is known of it.
 
     Attributes:
-        value: A fraction.
+        value: A fraction, or of CIDEr a number from 0 up.
         chance: The same of a guess that reads no input, where it is known.
         n: Examples whose mean score, each in [0, 1], the value is; None for another metric.
         label: Display name; by default the name.
@@ -214,3 +215,36 @@ def segmentation_metrics(counts: Int[Tensor, "true predicted"], *, names: Sequen
     (metrics, by_class), (chance, _) = measured(counts), measured(constant)
     found = [Metric(name, value, chance[name], meaning=_PIXEL_MEANINGS[name]) for name, value in metrics.items()]
     return found + [Metric(f"iou[{name}]", iou) for name, iou in zip(names, by_class, strict=True) if iou == iou]
+
+
+# ---- Captions
+
+_CAPTION_MEANINGS = {
+    "cider": "likeness to the true captions by weighted runs of one to four words (CIDEr; above 1 is possible)",
+    "bleu4": "share of runs of one to four words that a true caption has too, over the whole set (BLEU-4)",
+    "exact": "share of captions that are one of the true ones, word by word",
+}
+_WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:[-/.]\w+)*|[&$%#@+=]")
+
+
+def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[Metric]:
+    """Return `cider`, `bleu4` (by pycocoevalcap) and `exact` of a caption of each image; ValueError without references.
+
+    Words are lower-cased and without punctuation, nearly as Stanford's tokenizer, which needs Java, makes them for
+    COCO. Chance is the most frequent true caption for all images. ModuleNotFoundError without the package.
+    """
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+
+    if not references or not all(references):
+        raise ValueError("an image has no true caption: nothing can be measured; give a split that has captions")
+    found, *true = [[" ".join(_WORD.findall(text.lower())) for text in texts] for texts in (captions, *references)]
+
+    def measured(found: Sequence[str]) -> tuple[float, ...]:
+        pair = dict(enumerate(true)), {number: [text] for number, text in enumerate(found)}
+        exact = sum(text in texts for text, texts in zip(found, true, strict=True)) / len(found)
+        return float(Cider().compute_score(*pair)[0]), Bleu(4).compute_score(*pair, verbose=0)[0][3], exact
+
+    (constant, _), *_ = Counter(text for texts in true for text in texts).most_common(1)
+    rows = zip(_CAPTION_MEANINGS.items(), measured(found), measured([constant] * len(found)), strict=True)
+    return [Metric(name, value, chance, meaning=text) for (name, text), value, chance in rows]

@@ -72,7 +72,7 @@ def graphs_of(model: models.VLMoPreTrainedModel) -> tuple[Graph, ...]:
                 Graph(FUSION_ENCODER, _PAIR, ("match_logits",), method="match"),
             )
             return graphs[:2] if model.match_head is None else graphs
-        case models.VLMoForVisualQuestionAnswering():
+        case models.VLMoForVisualQuestionAnswering() | models.VLMoForImageCaptioning():
             return (Graph(FUSION_ENCODER, _PAIR, _LOGITS),)
         case models.VLMoForVisualReasoning():
             return (Graph(FUSION_ENCODER, _PAIR, _LOGITS, num_images=2),)

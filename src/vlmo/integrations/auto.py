@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import (
     AutoConfig,
+    AutoModelForImageTextToText,
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
@@ -12,7 +13,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from vlmo import model
-from vlmo.integrations.pipelines import ImageTextMatchingPipeline, VisualQuestionAnsweringPipeline
+from vlmo.integrations.pipelines import ImageTextMatchingPipeline, ImageToTextPipeline, VisualQuestionAnsweringPipeline
 from vlmo.processing import VLMoProcessor
 
 AUTO_CLASSES = {
@@ -22,17 +23,19 @@ AUTO_CLASSES = {
     "AutoModelForMaskedLM": model.VLMoForMaskedLM,
     "AutoModelForZeroShotImageClassification": model.VLMoForImageTextRetrieval,
     "AutoModelForVisualQuestionAnswering": model.VLMoForVisualQuestionAnswering,
+    "AutoModelForImageTextToText": model.VLMoForImageCaptioning,
     "AutoModelForImageClassification": model.VLMoForImageClassification,
     "AutoModelForSemanticSegmentation": model.VLMoForSemanticSegmentation,
 }
 PIPELINES = {
     "visual-question-answering": (VisualQuestionAnsweringPipeline, AutoModelForVisualQuestionAnswering),
     "image-text-matching": (ImageTextMatchingPipeline, AutoModelForZeroShotImageClassification),
+    "image-text-to-text": (ImageToTextPipeline, AutoModelForImageTextToText),
 }
 
 
 def register() -> None:
-    """Let Auto classes and `pipeline` of transformers load model folders, and add the two pipelines that it lacks."""
+    """Let Auto classes and `pipeline` of transformers load model folders, and add the pipelines that it lacks."""
     config = model.VLMoConfig
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoProcessor.register(config, VLMoProcessor, exist_ok=True)
@@ -48,4 +51,5 @@ def register() -> None:
     # then asks for `trust_remote_code`.
     for task, (pipeline, loader) in PIPELINES.items():
         entry = {"impl": pipeline, "pt": (loader,), "type": "multimodal"}
-        pipelines.PIPELINE_REGISTRY.supported_tasks[task] = entry
+        known = pipelines.PIPELINE_REGISTRY.supported_tasks
+        known[task] = known.get(task, {}) | entry

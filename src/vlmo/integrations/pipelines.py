@@ -1,4 +1,4 @@
-"""Two pipelines that transformers lacks: visual question answering, and image-text matching."""
+"""Pipelines that transformers lacks: visual question answering, image-text matching, and captions of images alone."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from PIL import Image, ImageOps
 from transformers import BatchFeature, PreTrainedModel
 from transformers.image_utils import load_image
 from transformers.pipelines.base import ChunkPipeline, Pipeline
+from transformers.pipelines.image_text_to_text import ImageTextToTextPipeline
 
 from vlmo.processing.images import open_upright
 
+_Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
-class _PairPipeline(Pipeline):
+
+class _OwnPipeline(Pipeline):
     _load_processor = True
     _load_tokenizer = _load_image_processor = _load_feature_extractor = _load_video_processor = False
 
     model: Any
     processor: Any
     model_classes: tuple[str, ...] = ()
-    text_key = ""
 
     def __init__(self, model: PreTrainedModel, **options: Any) -> None:
         # What a folder held: a head that it lacks would have initial weights, and answer too.
@@ -30,6 +32,10 @@ class _PairPipeline(Pipeline):
         if not set(held) & set(self.model_classes):
             raise ValueError(f"{type(self).__name__} got {', '.join(held)}: expected {' or '.join(self.model_classes)}")
         super().__init__(model, **options)
+
+
+class _PairPipeline(_OwnPipeline):
+    text_key = ""
 
     def __call__(self, image: Any = None, **options: Any) -> Any:
         """Return the answers for one pair, best first; for several pairs, a list (or iterator) of such lists.
@@ -40,9 +46,7 @@ class _PairPipeline(Pipeline):
         text = options.pop(self.text_key, None)
         return super().__call__(image if text is None else {"image": image, self.text_key: text}, **options)
 
-    def _sanitize_parameters(
-        self, *, top_k: int | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    def _sanitize_parameters(self, *, top_k: int | None = None) -> _Parameters:
         return {}, {}, {} if top_k is None else {"top_k": top_k}
 
     def _open_pair(self, pair: Any) -> tuple[Image.Image, Any]:
@@ -73,11 +77,8 @@ class VisualQuestionAnsweringPipeline(_PairPipeline):
         """Return the best answers of one pair."""
         scores = model_outputs["logits"][0].float().sigmoid()
         best = scores.topk(min(top_k, len(scores)))
-        answers = self.model.config.id2label
-        return [
-            {"score": score, "answer": answers[number]}
-            for score, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        return [{"score": score, "answer": self.model.config.id2label[number]} for score, number in pairs]
 
 
 class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
@@ -113,6 +114,36 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
             for output in model_outputs
         ]
         return sorted(scored, key=lambda entry: -entry["score"])
+
+
+class ImageToTextPipeline(_OwnPipeline):
+    """Captions of images: `pipe("cat.png")` gives `[{"generated_text": "a black cat on a sofa"}]`.
+
+    Options are those of `VLMoForImageCaptioning.generate`, such as `num_beams` and `max_new_tokens`. transformers 5
+    reads `image-to-text` as `image-text-to-text`: other models get its own pipeline, which asks for a text.
+    """
+
+    model_classes = ("VLMoForImageCaptioning",)
+
+    def __new__(cls, model: PreTrainedModel, **options: Any) -> Any:
+        """Return the pipeline for this model."""
+        is_ours = type(model).__name__ in cls.model_classes
+        return super().__new__(cls) if is_ours else ImageTextToTextPipeline(model, **options)
+
+    def _sanitize_parameters(self, **options: Any) -> _Parameters:
+        return {}, options, {}
+
+    def preprocess(self, image: Any) -> BatchFeature:
+        """Return the tensors of one image."""
+        return self.processor(images=open_image(image), return_tensors="pt").to(self.dtype)
+
+    def _forward(self, model_inputs: BatchFeature, **options: Any) -> dict[str, torch.Tensor]:
+        return {"ids": self.model.generate(**model_inputs, tokenizer=self.processor.tokenizer, **options)}
+
+    def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> list[dict[str, str]]:
+        """Return the caption of one image."""
+        texts = self.processor.batch_decode(model_outputs["ids"], skip_special_tokens=True)
+        return [{"generated_text": text} for text in texts]
 
 
 def open_image(image: Image.Image | str | Path) -> Image.Image:

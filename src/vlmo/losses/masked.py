@@ -10,14 +10,26 @@ from torch.nn import functional as F
 from vlmo import distributed
 
 
-def masked_loss(logits: Float[Tensor, "masked vocab"], labels: Int[Tensor, "masked"]) -> Float[Tensor, ""]:
+def masked_loss(
+    logits: Float[Tensor, "masked vocab"],
+    labels: Int[Tensor, "masked"],
+    *,
+    label_smoothing: float = 0.0,
+    drop_worst: float = 0.0,
+) -> Float[Tensor, ""]:
     """Cross-entropy in nats over the masked positions of all processes.
 
     Masked words (VLMo, "Masked Language Modeling") or visual tokens of masked patches (BEiT, "Pre-Training: Masked
-    Image Modeling").
+    Image Modeling"). `label_smoothing` is the share of a label that is spread over all words, `drop_worst` that of the
+    positions, those of the largest losses, that is left out.
     """
+    losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
     count = torch.tensor(float(len(labels)), device=logits.device)
-    return distributed.global_mean(F.cross_entropy(logits.float(), labels, reduction="sum"), count)
+    if drop_worst:
+        total, longest = int(distributed.all_reduce(count)), int(distributed.all_reduce(count, op="max"))
+        everywhere = distributed.gather(F.pad(losses, (0, longest - len(losses)), value=torch.inf)).sort().values
+        losses = losses[losses <= everywhere[max(1, int(total * (1 - drop_worst))) - 1]]
+    return distributed.global_mean(losses.sum(), count.new_tensor(float(len(losses))))
 
 
 def accuracy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]) -> Float[Tensor, ""]:

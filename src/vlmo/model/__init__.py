@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         VLMoForVisualReasoning,
     )
     from vlmo.model.pretraining import (
+        VLMoForImageCaptioning,
         VLMoForImageTextRetrieval,
         VLMoForMaskedImageModeling,
         VLMoForMaskedLM,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VLMoConfig",
+    "VLMoForImageCaptioning",
     "VLMoForImageClassification",
     "VLMoForImageTextRetrieval",
     "VLMoForMaskedImageModeling",
@@ -47,7 +49,8 @@ __getattr__ = lazy_names(
         ".downstream": "VLMoForImageClassification VLMoForSemanticSegmentation VLMoForVisualQuestionAnswering "
         "VLMoForVisualReasoning",
         ".stages": "language_stage_parameters",
-        ".pretraining": "VLMoForImageTextRetrieval VLMoForMaskedImageModeling VLMoForMaskedLM VLMoForPreTraining",
+        ".pretraining": "VLMoForImageCaptioning VLMoForImageTextRetrieval VLMoForMaskedImageModeling VLMoForMaskedLM "
+        "VLMoForPreTraining",
         ".visual_tokenizer": "VQVisualTokenizer",
     },
 )

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.cache_utils import DynamicLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
 from vlmo.folder import check_folder
@@ -159,6 +160,14 @@ def _init_positions(table: nn.Parameter, config: VLMoConfig, *, grid: tuple[int,
         init.copy_(table, 2**0.5 * config.initializer_range * sincos_positions(len(table), dim=dim))
 
 
+def _causal_bias(hidden: Float[Tensor, "batch seq dim"], *, words: slice) -> Float[Tensor, "1 seq seq"]:
+    """Return -inf where a token (row) does not see another: words see none that comes later, the image sees none."""
+    place = torch.arange(hidden.shape[1], device=hidden.device)
+    is_word = (place >= words.start) & (place < words.stop)
+    unseen = is_word & (~is_word[:, None] | (place > place[:, None]))
+    return hidden.new_zeros(1, 1, 1).masked_fill(unseen, -torch.inf)
+
+
 class VLMoModel(VLMoPreTrainedModel):
     """The backbone: embeddings, Multiway blocks, final norm and pooler (VLMo, "Multiway Transformer")."""
 
@@ -202,6 +211,8 @@ class VLMoModel(VLMoPreTrainedModel):
         fusion_branch: bool = False,
         image_type: int = IMAGE_TYPE,
         image_rows: Int[Tensor, "pairs"] | None = None,
+        causal: bool = False,
+        cache: list[DynamicLayer] | None = None,
     ) -> Encoded:
         """Encode images, texts or pairs to the states of the first token and of `wanted` ones, for losses as for use.
 
@@ -215,23 +226,46 @@ class VLMoModel(VLMoPreTrainedModel):
                 the published code).
             image_type: Row of the modality table for the patches.
             image_rows: The image of each text, for pairs that share images: each image is embedded once.
+            causal: Words see the image and the words before them, and the image sees itself alone (BEiT-3 on captions).
+            cache: Receives keys and values of images, which the words of `decode` see.
 
         Raises:
             ValueError: Neither images nor texts were given, or shapes do not fit.
         """
         masked = {"bool_masked_pos": None if mask_token is None else wanted, "mask_token": mask_token}
         text = input_ids, attention_mask
-        sequence = self._embed(pixel_values, *text, image_type=image_type, image_rows=image_rows, **masked)
+        sequence = self._embed(
+            pixel_values, *text, image_type=image_type, causal=causal, image_rows=image_rows, **masked
+        )
         outputs, filled = sequence.outputs(wanted)
-        hidden, layers, runs = sequence.hidden, range(len(self.blocks)), [sequence.route.is_pair]
+        hidden, layers, runs = sequence.hidden, range(len(self.blocks)), [sequence.route.is_pair or cache is not None]
         if fusion_branch:
             below, layers = layers[: -self.config.num_fusion_layers], layers[-self.config.num_fusion_layers :]
             hidden = self._run(sequence, hidden, below, fusion=False)
             runs = [False, True]
-        states = [self._run(sequence, hidden, layers, fusion=fusion, queries=outputs) for fusion in runs]
+        states = [self._run(sequence, hidden, layers, fusion=each, queries=outputs, cache=cache) for each in runs]
         firsts = tuple(self._final_norm(each[:, 0], sequence.route.leads) for each in states)
         tokens = states[0][:, 1:].flatten(0, 1) if filled is None else states[0][:, 1:][filled]
         return Encoded(firsts, self._final_norm(tokens, LANGUAGE if sequence.route.num_text else VISION))
+
+    def decode(
+        self, input_ids: Int[Tensor, "batch text"], cache: list[DynamicLayer], *, grid: tuple[int, int]
+    ) -> Float[Tensor, "batch text dim"]:
+        """Return states of the next words of captions, as `encode` of pairs with `causal`; images have this `grid`.
+
+        The `cache`, from `encode` and earlier calls, receives the keys and values of these words.
+        """
+        count, depth = input_ids.shape[1], len(self.blocks)
+        seen = cache[0].get_seq_length()
+        start = seen - 1 - grid[0] * grid[1]
+        hidden, length = self._with_type(self.text_embeddings(input_ids, start=start), TEXT_TYPE), start + count
+        unseen = nn.functional.pad(_causal_bias(hidden, words=slice(0, count)), (seen, 0))
+        bias = [unseen] * depth
+        if self.position_bias is not None:  # whose columns begin with the words; those of the cache with the image
+            tables = self.position_bias(num_text=length, grid=grid, rows=slice(start, length))
+            bias = [unseen + torch.cat([each[..., length:], each[..., :length]], dim=-1) for each in tables]
+        sequence = TokenSequence(hidden, Route(count, 0), bias, None)
+        return self._final_norm(self._run(sequence, hidden, range(depth), fusion=True, cache=cache), LANGUAGE)
 
     def _embed(
         self,
@@ -240,6 +274,7 @@ class VLMoModel(VLMoPreTrainedModel):
         attention_mask: Tensor | None,
         *,
         image_type: int,
+        causal: bool,
         image_rows: Tensor | None = None,
         **masked: Tensor | None,
     ) -> TokenSequence:
@@ -265,6 +300,10 @@ class VLMoModel(VLMoPreTrainedModel):
             mask = nn.functional.pad(attention_mask.bool(), padding, value=True)
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts if image_first else parts[::-1], dim=1)
         bias = None if self.position_bias is None else self.position_bias(num_text=num_text, grid=grid)
+        if causal:
+            start = num_image * image_first
+            unseen = _causal_bias(hidden, words=slice(start, start + num_text))
+            bias = [unseen] * len(self.blocks) if bias is None else [each + unseen for each in bias]
         return TokenSequence(hidden, Route(num_text, num_image, image_first), bias, mask)
 
     def _run(
@@ -276,6 +315,7 @@ class VLMoModel(VLMoPreTrainedModel):
         fusion: bool,
         queries: OutputTokens | None = None,
         record: list[tuple[Tensor, Tensor | None]] | None = None,
+        cache: list[DynamicLayer] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
         """Return states before the final norm; with `fusion`, by the `vision_language` experts where there are any."""
         route = replace(sequence.route, fusion=fusion)
@@ -286,6 +326,7 @@ class VLMoModel(VLMoPreTrainedModel):
                 route=route,
                 attention_mask=sequence.mask,
                 queries=queries if layer == layers[-1] else None,
+                cache=None if cache is None else cache[layer],
             )
             if record is not None:
                 record.append((hidden, weights))
@@ -310,10 +351,13 @@ class VLMoModel(VLMoPreTrainedModel):
         bool_masked_pos: Bool[Tensor, "batch patch"] | None = None,
         mask_token: Float[Tensor, "dim"] | None = None,
         image_type: int = IMAGE_TYPE,
+        causal: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> VLMoModelOutput:
         """Encode images, texts or pairs, all tokens of them; patches of `bool_masked_pos` become `mask_token`.
+
+        With `causal` as `encode`.
 
         Raises:
             ValueError: As `encode`; or attention weights were asked of the sdpa implementation.
@@ -321,7 +365,7 @@ class VLMoModel(VLMoPreTrainedModel):
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError("Attention weights need attn_implementation='eager' (model.set_attn_implementation).")
         masked = {"bool_masked_pos": bool_masked_pos, "mask_token": mask_token}
-        sequence = self._embed(pixel_values, input_ids, attention_mask, image_type=image_type, **masked)
+        sequence = self._embed(pixel_values, input_ids, attention_mask, image_type=image_type, causal=causal, **masked)
         start: tuple[Tensor, Tensor | None] = (sequence.hidden, None)
         record = [start] if output_hidden_states or output_attentions else None
         route, norm = sequence.route, self.norm

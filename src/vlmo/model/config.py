@@ -59,7 +59,8 @@ class VLMoConfig(PreTrainedConfig):
         rerank_weight_image_to_text: The same where texts are ranked for an image; None: `rerank_weight`.
         token_order: `"text_first"`, or `"image_first"` (BEiT-3; absolute positions only).
         final_norm: `"shared"`, or `"separate"` norms after the last block for vision and language (BEiT-3).
-        text_embedding: `"bert"` (word, segment, position, LayerNorm) or `"plain"` (word and position, BEiT-3).
+        text_embedding: `"bert"` (word, segment, position, LayerNorm) or `"plain"` (word and position; BEiT-3, which
+            also predicts words by one linear layer).
         key_bias: Give keys a bias. It cancels in the softmax unless `attention` is separate (BEiT-3).
         inner_norm: Put a LayerNorm before the attention's output projection and inside each expert (BEiT-3).
         use_pooler: Give the backbone a pooler.

@@ -81,9 +81,9 @@ class TextEmbeddings(nn.Module):
         self.norm = None if plain else nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Int[Tensor, "batch text"]) -> Float[Tensor, "batch text dim"]:
-        """Embed texts; ValueError if they are longer than the position tables."""
-        if input_ids.ndim != 2 or input_ids.shape[1] > self.max_text_positions:
+    def forward(self, input_ids: Int[Tensor, "batch text"], *, start: int = 0) -> Float[Tensor, "batch text dim"]:
+        """Embed texts, from position `start` on; ValueError if they are longer than the position tables."""
+        if input_ids.ndim != 2 or start + input_ids.shape[1] > self.max_text_positions:
             shape, longest = tuple(input_ids.shape), self.max_text_positions
             raise ValueError(f"input_ids have shape {shape}; expected (batch, text) with at most {longest} tokens.")
         hidden = self.words(input_ids)
@@ -91,7 +91,7 @@ class TextEmbeddings(nn.Module):
             # Called, not indexed: what brings weights from disk (a device map) acts at a call.
             hidden = hidden + self.segments(torch.zeros((), dtype=torch.long, device=hidden.device))
         if self.positions is not None:
-            hidden = hidden + self.positions[: input_ids.shape[1]]
+            hidden = hidden + self.positions[start : start + input_ids.shape[1]]
         return self.dropout(hidden if self.norm is None else self.norm(hidden))
 
 
@@ -157,10 +157,13 @@ class RelativePositionBias(nn.Module):
         fixed = _NUM_IMAGE_CLASS_ROWS + _NUM_CROSS_ROWS + 2 * self.max_text
         self.table = nn.Parameter(torch.zeros(num_offset_rows(self.grid) + fixed, self.num_layers * self.num_heads))
 
-    def forward(self, *, num_text: int, grid: tuple[int, int] | None) -> list[Float[Tensor, "heads seq seq"]]:
-        """Return the bias of each layer. Another grid than the configured one reads a resized table."""
+    def forward(
+        self, *, num_text: int, grid: tuple[int, int] | None, rows: slice = slice(None)
+    ) -> list[Float[Tensor, "heads rows seq"]]:
+        """Return the bias of each layer, of all `rows`. Another grid than the configured one reads a resized table."""
         table = self.table if grid is None else resize_bias_table(self.table, source=self.grid, target=grid)
         index = relative_position_index(num_text=num_text, grid=grid, max_text=self.max_text, table_grid=self.grid)
+        index = index[rows]
         if table.device.type == "cpu" and not torch.compiler.is_compiling():
             # Column by column, which is read and written in order: several times as quick as to turn rows afterwards.
             bias = table.T.contiguous().gather(1, index.flatten().expand(table.shape[1], -1)).unflatten(1, index.shape)

@@ -66,17 +66,20 @@ class MatchHead(nn.Module):
 
 
 class MaskedLanguageHead(nn.Module):
-    """BERT's prediction head: dense, GELU, LayerNorm, and a decoder that is not tied to the word table."""
+    """BERT's head: dense, GELU, LayerNorm, and a decoder not tied to the word table; BEiT-3's has that alone."""
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
+        plain = config.text_embedding == "plain"
+        self.dense = None if plain else nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = None if plain else nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens vocab"]:
         """Return logits over word pieces, from states after the final norm."""
-        return self.decoder(self.norm(F.gelu(self.dense(hidden))))
+        if self.dense is not None and self.norm is not None:
+            hidden = self.norm(F.gelu(self.dense(hidden)))
+        return self.decoder(hidden)
 
 
 class MaskedImageHead(nn.Module):

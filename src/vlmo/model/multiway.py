@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmo.model import cpu
@@ -138,14 +139,17 @@ def attend(
     bias: Float[Tensor, "#heads seq seq"] | None,
     attention_mask: Bool[Tensor, "batch seq"] | None,
     queries: OutputTokens | None,
+    cache: DynamicLayer | None = None,
     eager: bool,
 ) -> tuple[Float[Tensor, "batch queries heads*dim"], Float[Tensor, "batch heads queries seq"] | None]:
     """Softmax attention from the `queries` (all tokens by default) by the fastest way there is; weights if `eager`."""
-    trains_on_cpu = queries is None and not eager and cpu.trains_on_cpu(qkv)
+    trains_on_cpu = queries is None and cache is None and not eager and cpu.trains_on_cpu(qkv)
     if trains_on_cpu and bias is not None and bias.requires_grad:
         hidden_keys = None if attention_mask is None else ~attention_mask
         return cpu.chunked_attention(qkv, bias=bias, hidden_keys=hidden_keys).flatten(2), None
     query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
+    if cache is not None:
+        key, value = cache.update(key, value)
     if queries is not None:
         query = queries.select(qkv[:, :, 0].flatten(2)).unflatten(-1, qkv.shape[3:]).transpose(1, 2)
     mask = additive_mask(bias, attention_mask, queries=queries, dtype=query.dtype if bias is None else bias.dtype)
@@ -187,15 +191,18 @@ class MultiwayBlock(GradientCheckpointingLayer):
         route: Route,
         attention_mask: Bool[Tensor, "batch seq"] | None = None,
         queries: OutputTokens | None = None,
+        cache: DynamicLayer | None = None,
     ) -> tuple[Float[Tensor, "batch queries dim"], Float[Tensor, "batch heads queries seq"] | None]:
         """Return new states of the `queries` (all tokens by default), and attention weights if eager.
 
         Args:
             bias: Added to the scaled attention logits.
             attention_mask: True for the tokens that are attended to.
+            cache: Of earlier tokens, which are attended to as well; gets those of these tokens.
         """
+        normed = route(self.norm1, hidden)
         attended, weights = self.attention(
-            route(self.norm1, hidden), route=route, bias=bias, attention_mask=attention_mask, queries=queries
+            normed, route=route, bias=bias, attention_mask=attention_mask, queries=queries, cache=cache
         )
         if queries is not None:
             hidden, route = queries.select(hidden), queries.route(route)
@@ -231,11 +238,13 @@ class MultiwayAttention(nn.Module):
         bias: Float[Tensor, "#heads seq seq"] | None,
         attention_mask: Bool[Tensor, "batch seq"] | None = None,
         queries: OutputTokens | None = None,
+        cache: DynamicLayer | None = None,
     ) -> tuple[Float[Tensor, "batch queries dim"], Float[Tensor, "batch heads queries seq"] | None]:
-        """Attend from the `queries` (all tokens by default) to the tokens of `attention_mask`; weights if eager."""
+        """Attend from the `queries` (all by default) to tokens of `attention_mask` and `cache`; weights if eager."""
         qkv = route(self.qkv, hidden).unflatten(-1, (3, self.config.num_attention_heads, -1))
         eager = self.config._attn_implementation == "eager"
-        attended, weights = attend(qkv, bias=bias, attention_mask=attention_mask, queries=queries, eager=eager)
+        given = {"bias": bias, "attention_mask": attention_mask, "queries": queries, "cache": cache}
+        attended, weights = attend(qkv, **given, eager=eager)
         route = route if queries is None else queries.route(route)
         if self.inner_norm is not None:
             attended = route(self.inner_norm, attended)

@@ -1,4 +1,4 @@
-"""Models of the three stages and of retrieval (names and conventions of Hugging Face)."""
+"""Models of the three stages, of retrieval and of captions (names and conventions of Hugging Face)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, ClassVar, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import MaskedImageModelingOutput, MaskedLMOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -213,8 +215,10 @@ class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
         return MaskedImageModelingOutput(loss=loss, reconstruction=logits)
 
 
-class VLMoForMaskedLM(VLMoPreTrainedModel):
-    """Stage 2: backbone with the head of MLM, for texts or pairs."""
+class _MaskedWords(VLMoPreTrainedModel):
+    """Backbone with the head of masked words, for texts or pairs; with `causal` as in `VLMoModel.encode`."""
+
+    causal: ClassVar[bool] = False
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__(config)
@@ -231,7 +235,77 @@ class VLMoForMaskedLM(VLMoPreTrainedModel):
         labels: Int[Tensor, "batch text"] | None = None,
     ) -> MaskedLMOutput:
         """Return logits over the vocabulary for every token; the loss where `labels` is not -100."""
-        encoded = self.vlmo(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+        encoded = self.vlmo(pixel_values, input_ids, attention_mask, causal=self.causal)
         logits = self.mlm_head(encoded.text_hidden_state)
         loss = None if labels is None else masked_loss(logits[labels != -100], labels[labels != -100])
         return MaskedLMOutput(loss=loss, logits=logits)
+
+
+class VLMoForMaskedLM(_MaskedWords):
+    """Stage 2: backbone with the head of MLM, for texts or pairs."""
+
+
+class VLMoForImageCaptioning(_MaskedWords):
+    """Captions of images: a word sees the image and the words before it (BEiT-3, "Image Captioning")."""
+
+    causal: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Float[Tensor, "batch 3 height width"],
+        *,
+        tokenizer: Any,
+        max_new_tokens: int = 31,
+        num_beams: int = 3,
+        length_penalty: float = 0.6,
+    ) -> Int[Tensor, "batch tokens"]:
+        """Return a caption of each image as ids of the `tokenizer`, padded; arguments are named as in transformers.
+
+        Keys and values are kept from word to word. Defaults are BEiT-3's. ValueError for too small numbers.
+
+        Args:
+            max_new_tokens: Longest caption, with `[SEP]`; no longer than there are text positions.
+            num_beams: Captions of an image that are held at a time; 1 takes the likeliest word each time (greedy).
+            length_penalty: Captions compare by log-probability over length, with `[CLS]` and `[SEP]`, to this power.
+        """
+        if min(max_new_tokens, num_beams) < 1 or length_penalty < 0:
+            given = max_new_tokens, num_beams, length_penalty
+            raise ValueError(f"max_new_tokens, num_beams, length_penalty are {given}; give from 1, from 1, from 0 up")
+        count, beams, pad = pixel_values.shape[0], num_beams, tokenizer.pad_token_id
+        grid, cache = self.vlmo.image_embeddings.grid_of(pixel_values), [DynamicLayer() for _ in self.vlmo.blocks]
+        self.vlmo.encode(pixel_values, cache=cache)
+        for layer in cache:
+            layer.batch_repeat_interleave(beams)
+        images = torch.arange(count, device=pixel_values.device)
+        ids = torch.full((count, beams, 1), tokenizer.cls_token_id, device=images.device)
+        scores = torch.zeros(count, beams, device=images.device)
+        scores[:, 1:] = -torch.inf  # all beams are alike at first
+        longest = min(1 + max_new_tokens, self.config.max_text_positions)
+        best, lengths, done = scores.new_full((count,), -torch.inf), torch.ones_like(images), images < 0
+        captions = ids.new_full((count, longest), pad)
+        for length in range(2, longest + 1):
+            last = F.pad(ids[:, :, -1:], (0, 1), value=tokenizer.mask_token_id)
+            states = self.vlmo.decode(last.flatten(0, 1), cache, grid=grid)
+            words = self.mlm_head(states[:, -1]).float().log_softmax(dim=-1).unflatten(0, (count, beams))
+            sums, flat = (scores[..., None] + words).flatten(1).topk(min(2 * beams, words[0].numel()))
+            parents, tokens = flat // words.shape[-1], flat % words.shape[-1]
+            longer = torch.cat([ids.gather(1, parents[..., None].expand(-1, -1, length - 1)), tokens[..., None]], dim=2)
+            ends = tokens == tokenizer.sep_token_id
+            # A caption ends before as many likelier ones go on as there are beams, or at the greatest length.
+            ended = ends & ((~ends).cumsum(1) < beams) if length < longest else torch.ones_like(ends)
+            score, number = (sums / length**length_penalty).masked_fill(~ended | done[:, None], -torch.inf).max(dim=1)
+            better = score > best
+            captions[better] = F.pad(longer, (0, longest - length), value=pad)[images, number][better]
+            best, lengths = torch.where(better, score, best), lengths.masked_fill(better, length)
+            scores, kept = sums.masked_fill(ends, -torch.inf).topk(beams)
+            ids = longer.gather(1, kept[..., None].expand(-1, -1, length))
+            rows = (images[:, None] * beams + parents.gather(1, kept)).flatten()
+            for layer in cache:
+                layer.crop(-1)  # the mask's
+                layer.reorder_cache(rows)
+            # No caption that goes on can come to more than its score over the greatest length.
+            done |= ends[:, 0] if beams == 1 else best >= scores[:, 0] / longest**length_penalty
+            if done.all():
+                break
+        return captions[:, : int(lengths.max())]

@@ -17,6 +17,7 @@ from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
 from vlmo.released import model_path
 from vlmo.tasks import (
+    CaptioningTask,
     ClassificationTask,
     NLVR2Task,
     RetrievalTask,
@@ -96,6 +97,8 @@ def finetune_recipe(
     elif found is SegmentationTask:
         trained, batch = SegmentationTask(channels=512 if wide else 64), 16
         transform, vision = TransformConfig(), True
+    elif found is CaptioningTask:
+        trained, lr = CaptioningTask(), 4e-5 if wide else 1e-3
     else:
         raise ValueError(f"the task {found.name} is not fine-tuned this way; vlmo recipes lists recipes for it")
     steps = _STREAM_STEPS

@@ -14,6 +14,7 @@ from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
 from vlmo.released.published import MODELS
 from vlmo.tasks import (
+    CaptioningTask,
     ClassificationTask,
     LanguageTask,
     NLVR2Task,
@@ -39,6 +40,7 @@ _SIZES = {
     "base-plus": ("VLMo-Base+", VLMoConfig.base_plus),
     "large": ("VLMo-Large", VLMoConfig.large),
 }
+_BEIT3_SIZES = {"base": ("BEiT-3 Base", VLMoConfig.beit3_base), "large": ("BEiT-3 Large", VLMoConfig.beit3_large)}
 _FROM_BEIT = "no number: this stage is that of BEiT's published weights"
 _STAGE3 = "after fine-tuning COCO TR@1 {} / IR@1 {}, Flickr30K {} / {}, VQA test-dev {}, NLVR2 {}"
 
@@ -211,6 +213,19 @@ PAPER_TASKS = {
         evaluate="validation",
     ),
 }
+PAPER_TASKS["coco-captioning"] = replace(
+    PAPER_TASKS["coco-retrieval"],
+    about="on COCO (Karpathy's split): captions by masked words, ten epochs at 480 pixels, with BEiT-3's settings",
+    task=CaptioningTask(),
+    px=480,
+    batch=256,
+    length=_epochs(10, 1, examples=566_747, batch=256),
+    text=TextConfig(vocab_size=64010, max_length=32),
+    optimizer=_BEIT,
+    schedule="cosine",
+    min_lr=1e-6,
+    every=(2000, 5000),
+)
 PAPER_TASKS["flickr30k-retrieval"] = replace(
     PAPER_TASKS["coco-retrieval"],
     about="on Flickr30K (Karpathy's split): as on COCO, with half as many steps",
@@ -272,12 +287,15 @@ TABLE = [
     Row("ade20k", "base-plus", 3e-5, 0.1, "stage3", settings={"layer_decay": 0.95, "channels": 544}),
     Row("ade20k", "base", 7e-4, 0.1, "stage1", settings={"layer_decay": 0.65, "channels": 768}, variant=_NO_LABELS),
     Row("ade20k", "large", 2e-5, 0.2, "stage3", settings={"layer_decay": 0.95, "channels": 1024}),
+    Row("coco-captioning", "base", 4e-5, 0.1, "beit3-base", "no number, BEiT-3's README test CIDEr 133.6"),
+    Row("coco-captioning", "large", 8e-6, 0.1, "beit3-large", "no number, BEiT-3's README test CIDEr 143.2"),
 ]
 # fmt: on
 
 
 def _entry(row: Row) -> Entry:
-    task, (title, config) = PAPER_TASKS[row.task], _SIZES[row.size]
+    task = PAPER_TASKS[row.task]
+    title, config = (_BEIT3_SIZES if isinstance(task.task, CaptioningTask) else _SIZES)[row.size]
     steps, warmup = row.length or task.length
     sizes = {"image_size": task.px, "drop_path_rate": row.drop_path} | ({} if task.fusion else {"num_fusion_layers": 0})
     transform = TransformConfig() if task.transform is None else replace(task.transform, image_size=task.px)

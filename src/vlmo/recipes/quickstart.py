@@ -11,7 +11,7 @@ from vlmo.data.loader import LoaderConfig
 from vlmo.model import VLMoConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
-from vlmo.tasks import LanguageTask, NLVR2Task, TokenizerTask, VisionLanguageTask, VisionTask, VQATask
+from vlmo.tasks import CaptioningTask, LanguageTask, NLVR2Task, TokenizerTask, VisionLanguageTask, VisionTask, VQATask
 from vlmo.tasks.tokenizer import VisualTokenizerConfig
 from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
@@ -146,6 +146,9 @@ _statements = replace(
     optimizer=replace(_ADAMW, lr=3e-4),
     evaluate_on="shapes-statements",
 )
+_captioning = replace(
+    _questions, task=CaptioningTask(), data=_SHAPES, trainer=replace(_TRAINER, max_steps=1000), evaluate_on="shapes"
+)
 
 
 def _entry(recipe: Recipe, about: str, *, expect: str, data: str = "{source}.") -> Entry:
@@ -194,6 +197,11 @@ QUICKSTART = {
         "Sentences that are true or false of two scenes of shapes, as in NLVR2.",
         data="{source}: 20,000 pairs of scenes with 5,000 sentences; 2,000 other pairs are for testing.",
         expect=f"accuracy {over_seeds(FUSION, STATEMENT_ROW)} % (chance 50); {which_runs()}.",
+    ),
+    "shapes-captioning": _entry(
+        _captioning,
+        "Captions of scenes of shapes, word by word, as BEiT-3 learns them.",
+        expect="no number: experiments/captions.py compares captions with every true description of a scene.",
     ),
 }
 """By name."""

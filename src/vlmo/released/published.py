@@ -12,8 +12,8 @@ VOCABULARIES = {
 }
 """Address of the vocabulary that the files of a layout need."""
 
-# Layout and address, then a line for each file: name, task, file, and what the VLMo paper (arXiv 2111.02358) reports of
-# it: split, metric and percent. The addresses are those of the publishers' READMEs.
+# Layout and address, then a line for each file: name, task, file, and what the VLMo paper (arXiv 2111.02358), or for
+# captions BEiT-3's README, reports of it: split, metric and percent. Addresses are those of the publishers' READMEs.
 _FILES = {
     ("vlmo", "https://github.com/wenhui0924/vlmo_ckpts/releases/download/vlmo/"): """
 vlmo-base             pre-training vlmo_base_patch16_224.pt
@@ -74,6 +74,10 @@ beit3-base-in1k            classification beit3_base_patch16_224_in1k.pth
 beit3-base-nlvr2           nlvr2          beit3_base_patch16_224_nlvr2.pth
 beit3-base-coco            retrieval      beit3_base_patch16_384_coco_retrieval.pth
 beit3-base-f30k            retrieval      beit3_base_patch16_384_f30k_retrieval.pth
+beit3-base-coco-captioning captioning     beit3_base_patch16_480_coco_captioning.pth  test cider 133.6
+beit3-base-nocaps          captioning     beit3_base_patch16_480_nocaps.pth  validation cider 104.4
+beit3-base-indomain-coco-captioning captioning beit3_base_indomain_patch16_480_coco_captioning.pth  test cider 135.0
+beit3-base-indomain-nocaps captioning     beit3_base_indomain_patch16_480_nocaps.pth  validation cider 105.6
 beit3-base-vqa             vqa            beit3_base_patch16_480_vqa.pth
 beit3-large                backbone       beit3_large_patch16_224.pth
 beit3-large-indomain       backbone       beit3_large_indomain_patch16_224.pth
@@ -86,6 +90,8 @@ beit3-large-in1k           classification beit3_large_patch16_224_in1k.pth
 beit3-large-nlvr2          nlvr2          beit3_large_patch16_224_nlvr2.pth
 beit3-large-coco           retrieval      beit3_large_patch16_384_coco_retrieval.pth
 beit3-large-f30k           retrieval      beit3_large_patch16_384_f30k_retrieval.pth
+beit3-large-coco-captioning captioning    beit3_large_patch16_480_coco_captioning.pth  test cider 143.2
+beit3-large-nocaps         captioning     beit3_large_patch16_480_nocaps.pth  validation cider 120.2
 beit3-large-vqa            vqa            beit3_large_patch16_480_vqa.pth
 """,
 }
@@ -96,14 +102,14 @@ class NamedModel:
     """A model that can be asked for by its name.
 
     Attributes:
-        task: Its training: "pre-training" (stage 3), "text" (stage 2), "images" (stage 1), "backbone" (no head), or
-            the task that it was fine-tuned for.
+        task: Its training: "pre-training" (stage 3), "text" (stage 2), "images" (stage 1), "backbone" (no head, or
+            that of masked words), or the task that it was fine-tuned for.
         size: "base", "base_plus", "large" or "small".
         image_size: Pixels of an image's side.
         licence: Of the weights.
         address: Of the published file; empty for a model that comes with the package.
         layout: Of that file: "vlmo", "beit" or "beit3".
-        reported: Split, metric and percent of each result in the paper.
+        reported: Split, metric and percent of each published result.
     """
 
     name: str

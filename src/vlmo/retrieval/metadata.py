@@ -40,7 +40,7 @@ class Annotation(NamedTuple):
 
 
 class MetadataTable:
-    """Captions and columns by the name of an image: its path below the folder, or the file's name alone.
+    """Captions and columns by an image's name: its path below its folder or the table's, or the file's name alone.
 
     Several lines about one image give it several captions; of other columns the last line counts.
 
@@ -62,13 +62,14 @@ class MetadataTable:
             names = set(records[0]) - {column_of(records[0], each) for each in (IMAGE_COLUMNS, CAPTION_COLUMNS)}
             columns = {name: read_column([record[name] for record in records]) for name in names}
             records = [{**record, **{name: columns[name][row] for name in names}} for row, record in enumerate(records)]
-        self._rows: dict[str, Annotation] = {}
+        self._rows, self._folder = dict[str, Annotation](), f"{path.absolute().parent}/"
         for number, record in enumerate(records, start=1):
             self._add(record, where=f"{path}, record {number}")
 
-    def about(self, name: str) -> Annotation:
-        """Annotation of the image with this path below its folder; empty if there is none."""
-        return self._rows.get(name) or self._rows.get(name.rpartition("/")[2], Annotation())
+    def about(self, name: str, path: str = "") -> Annotation:
+        """Annotation of the image with this path below its folder, or this whole `path`; empty if there is none."""
+        names = name, path.removeprefix(self._folder), name.rpartition("/")[2]
+        return next((self._rows[each] for each in names if each in self._rows), Annotation())
 
     def _add(self, record: Mapping[str, Any], *, where: str) -> None:
         caption_column = column_of(record, CAPTION_COLUMNS)

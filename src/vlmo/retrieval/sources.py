@@ -268,7 +268,7 @@ class Reader:
                 self._tables[found.root] = None if file is None else MetadataTable(file)
             table = self._tables[found.root]
         below = found.path.removeprefix(found.root).lstrip("/")
-        about = Annotation() if table is None else table.about(below)
+        about = Annotation() if table is None else table.about(below, found.path)
         if found.kind != "file":
             return about
         columns: dict[str, Any] = {"album": below.rpartition("/")[0] or found.root.rstrip("/").rpartition("/")[2]}

@@ -192,7 +192,7 @@ def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _Wit
     patches, text = (size // recipe.model.patch_size) ** 2, -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
     ids, masked = torch.ones(rows, text, dtype=torch.long), rows * round(getattr(task, "masked_share", 0) * patches)
     if task.reads.masks_words:
-        words = max(1, round(recipe.data.mlm_probability * text))
+        words = max(1, round(getattr(task, "mask_probability", recipe.data.mlm_probability) * text))
         masked = rows // getattr(getattr(task, "losses", None), "mlm_stride", 1) * words
     batch: Batch = {
         "pixel_values": torch.zeros(rows, recipe.model.num_channels, size, size, dtype=torch.uint8),
@@ -203,6 +203,7 @@ def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _Wit
         "bool_masked_pos": torch.ones(rows, patches, dtype=torch.bool),
         "image_ids": torch.arange(rows),
         "step_seed": torch.zeros((), dtype=torch.long),
+        "step": torch.zeros((), dtype=torch.long),
         "labels": torch.zeros(rows, dtype=torch.long),
     }
     longest = text if task.reads.caption else patches

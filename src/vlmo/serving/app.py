@@ -57,6 +57,7 @@ _POSTS: tuple[tuple[str, type[Body], Work], ...] = (
     ("/v1/search", schemas.SearchRequest, Service.search),
     ("/v1/similar", schemas.SimilarRequest, Service.similar),
     ("/v1/vqa", schemas.QuestionRequest, Service.answer),
+    ("/v1/caption", schemas.CaptionRequest, Service.caption),
     ("/v1/embeddings", schemas.EmbeddingsRequest, Service.embeddings),
     ("/v1/rerank", schemas.RerankRequest, Service.rerank),
     ("/v2/rerank", schemas.RerankRequest, Service.rerank),

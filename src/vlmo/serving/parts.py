@@ -14,31 +14,31 @@ from torch import Tensor
 
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.graphs_engine import EngineName, Precision
-from vlmo.tasks import VQATask, task_of
+from vlmo.tasks import CaptioningTask, Task, VQATask, task_of
 
 
-class Answerer:
-    """A model folder that answers questions about images; ValueError if it holds no whole model for this."""
+class ImageModel:
+    """A model folder of a task that reads one image at a time; ValueError if it holds no whole model for it."""
 
-    def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
+    def __init__(self, task: type[Task], folder: str | Path, *, device: str | None = None) -> None:
         self.folder = Path(folder)
-        loaded: Any = VQATask.load(folder, device=device)
-        self._model, self._processor = loaded
-        self.names: dict[int, str] = self._model.config.id2label
+        loaded: Any = task.load(folder, device=device)
+        self.model, self.processor = loaded
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        """An image as a question has it; from any thread."""
-        return self._processor(images=image, return_tensors="pt")["pixel_values"][0]
+        """An image as the model has it; from any thread."""
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
 
-    @torch.inference_mode()
-    def scores(
-        self, questions: Sequence[tuple[Float[Tensor, "3 height width"], str]]
-    ) -> Float[Tensor, "question answer"]:
-        """Score of each answer in `names` (sigmoid of its logit) to questions about images from `pixels`."""
-        pixels, texts = zip(*questions, strict=True)
-        inputs = self._processor(text=list(texts), return_tensors="pt")
-        inputs["pixel_values"] = torch.stack(pixels)
-        return self._model(**inputs.to(self._model.device, self._model.dtype)).logits.float().sigmoid().cpu()
+
+@torch.inference_mode()
+def answer_scores(
+    answerer: ImageModel, questions: Sequence[tuple[Float[Tensor, "3 height width"], str]]
+) -> Float[Tensor, "question answer"]:
+    """Score of each answer of a model (sigmoid of its logit) to questions about images from `pixels`."""
+    pixels, texts = zip(*questions, strict=True)
+    inputs = answerer.processor(text=list(texts), return_tensors="pt")
+    inputs["pixel_values"] = torch.stack(pixels)
+    return answerer.model(**inputs.to(answerer.model.device, answerer.model.dtype)).logits.float().sigmoid().cpu()
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Parts:
 
     encoder: Encoder | None = None
     index: Index | None = None
-    answerer: Answerer | None = None
+    answerer: ImageModel | None = None
+    captioner: ImageModel | None = None
 
 
 def load_parts(
@@ -55,21 +56,26 @@ def load_parts(
     *,
     index: str | Path | None = None,
     vqa: str | Path | None = None,
+    captioning: str | Path | None = None,
     engine: EngineName | None = None,
     precision: Precision = "float32",
     device: str | None = None,
 ) -> Parts:
-    """Load models and index; `folder` may hold a model for retrieval, or one for questions, which runs in PyTorch.
+    """Load models and index; `folder` may hold a model for retrieval, or one for `vqa` or `captioning`, in PyTorch.
 
     Raises:
         ValueError: A folder is of another kind, or model and index do not belong together.
     """
-    if task_of(folder) is VQATask:
-        if index is not None or vqa is not None or engine not in {None, "torch"}:
-            raise ValueError(f"{folder} answers questions and searches nothing; give it alone, or as --vqa")
-        return Parts(answerer=Answerer(folder, device=device))
-    opened = None if index is None else Index(index, in_memory=True)
-    encoder = Encoder(folder, engine=engine, precision=precision, device=device)
-    if opened is not None:
-        Searcher(encoder, opened)  # checks that they belong together
-    return Parts(encoder, opened, None if vqa is None else Answerer(vqa, device=device))
+    opened = encoder = None
+    if (task := task_of(folder)) in {VQATask, CaptioningTask}:
+        if not (index is None and vqa is None and captioning is None and engine in {None, "torch"}):
+            raise ValueError(f"{folder} is for {task.name} and searches nothing; give it alone, or as --{task.name}")
+        vqa, captioning = (folder, None) if task is VQATask else (None, folder)
+    else:
+        opened = None if index is None else Index(index, in_memory=True)
+        encoder = Encoder(folder, engine=engine, precision=precision, device=device)
+        if opened is not None:
+            Searcher(encoder, opened)  # checks that they belong together
+    answerer = None if vqa is None else ImageModel(VQATask, vqa, device=device)
+    captioner = None if captioning is None else ImageModel(CaptioningTask, captioning, device=device)
+    return Parts(encoder, opened, answerer, captioner)

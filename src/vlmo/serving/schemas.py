@@ -127,18 +127,23 @@ class SimilarRequest(Photos):
     where: Where | None = None
 
 
-class QuestionRequest(Body):
-    """A question about an image, given as a file or by its id in the index."""
+class CaptionRequest(Body):
+    """An image, given as a file or by its id in the index."""
 
-    question: Text = Field(description="Question about the image.")
     image: ImageFile | None = None
     id: Id | None = None
-    top: int = Field(default=5, ge=1, le=20, description="Number of answers.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _check_one(self.image, self.id, names="an image or the id of an indexed one")
         return self
+
+
+class QuestionRequest(CaptionRequest):
+    """A question about an image, given as a file or by its id in the index."""
+
+    question: Text = Field(description="Question about the image.")
+    top: int = Field(default=5, ge=1, le=20, description="Number of answers.")
 
 
 class Content(Body):

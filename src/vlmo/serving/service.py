@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from vlmo.data.decoding import COMMON_FORMATS, image_bytes
 from vlmo.model.reranking import rerank_score
@@ -24,11 +25,12 @@ from vlmo.retrieval.store import DamagedError
 from vlmo.serving import schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
 from vlmo.serving.decoder import ClosedError, Decoders
-from vlmo.serving.parts import Parts
+from vlmo.serving.parts import ImageModel, Parts, answer_scores
 from vlmo.serving.schemas import BusyError, ServiceError, StoppingError
 from vlmo.serving.settings import Settings
+from vlmo.tasks.captioning import describe
 
-QUESTIONS = "questions"
+QUESTIONS, CAPTIONS = "questions", "captions"
 _DECODERS = 2
 """Uploads, and images of the index, that are decoded and resized at a time."""
 _MOST_IMAGES = 4
@@ -154,15 +156,20 @@ class Service:
         """Answers to a question about an image, the best first; a score is the sigmoid of a logit."""
         hint = "start it with --vqa and the folder of a model for visual question answering"
         answerer = _need(self._parts.answerer, "this service answers no questions", hint=hint)
-        if request.image is not None:
-            (pixels,) = await self._read([request.image], answerer.pixels)
-        else:
-            index, number = self._index(), request.id or ""
-            pixels = await _of_image(self._decode(lambda: answerer.pixels(index.image(number))))
+        pixels = await self._pixels(request, answerer)
         (scores,) = await self._run(QUESTIONS, [(pixels, request.question)])
         best = scores.topk(min(request.top, len(scores)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return {"answers": [{"answer": answerer.names[number], "score": score} for number, score in pairs]}
+        return {
+            "answers": [{"answer": answerer.model.config.id2label[number], "score": score} for number, score in pairs]
+        }
+
+    async def caption(self, request: schemas.CaptionRequest) -> dict[str, Any]:
+        """A sentence about an image."""
+        hint = "start it with --captioning and the folder of a model for captions"
+        captioner = _need(self._parts.captioner, "this service describes no images", hint=hint)
+        (text,) = await self._run(CAPTIONS, [await self._pixels(request, captioner)])
+        return {"caption": text}
 
     async def thumbnail(self, number: str) -> bytes:
         """JPEG of an indexed image."""
@@ -175,7 +182,8 @@ class Service:
 
     def models(self) -> dict[str, Any]:
         """Models of the service, in the form of OpenAI."""
-        folders = [part.folder for part in (self._parts.encoder, self._parts.answerer) if part is not None]
+        parts = self._parts.encoder, self._parts.answerer, self._parts.captioner
+        folders = [part.folder for part in parts if part is not None]
         models = []
         for folder in folders:
             created = int((folder / "config.json").stat().st_mtime)
@@ -192,6 +200,7 @@ class Service:
             "can_search": self._can_search,
             "can_rerank": self._can_search and encoder is not None and encoder.can_match,
             "can_answer": self._parts.answerer is not None,
+            "can_caption": self._parts.captioner is not None,
             "num_images": 0 if index is None else index.num_images,
             "columns": {} if index is None else index.columns,
             "samples": self._samples(),
@@ -266,6 +275,12 @@ class Service:
                 raise ServiceError(422, f"the images take more than {most}", hint=hint)
         return prepared
 
+    async def _pixels(self, request: schemas.CaptionRequest, model: ImageModel) -> Tensor:
+        if request.image is not None:
+            return (await self._read([request.image], model.pixels))[0]
+        index, number = self._index(), request.id or ""
+        return await _of_image(self._decode(lambda: model.pixels(index.image(number))))
+
     def _admit_upload(self) -> None:
         """Count the running task among those of requests with images until it ends; BusyError if they are too many."""
         if len(self._uploads) >= max(1, self._settings.queue // 2):
@@ -334,7 +349,9 @@ def _calls(parts: Parts) -> dict[str, Call]:
         calls |= {TEXTS: encoder.embed_texts, IMAGES: encoder.embed_pixels, TOKENS: encoder.count_tokens}
         calls[PAIRS] = encoder.match_pairs
     if parts.answerer is not None:
-        calls[QUESTIONS] = parts.answerer.scores
+        calls[QUESTIONS] = functools.partial(answer_scores, parts.answerer)
+    if parts.captioner is not None:
+        calls[CAPTIONS] = functools.partial(describe, parts.captioner.model, parts.captioner.processor)
     return calls
 
 

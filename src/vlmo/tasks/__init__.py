@@ -1,5 +1,6 @@
 """Tasks: each is declared once, in one file, and everything that lists tasks reads `TASKS`."""
 
+from vlmo.tasks.captioning import CaptioningTask
 from vlmo.tasks.classification import ClassificationTask
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.inputs import Accepts, Inputs, Reads
@@ -28,6 +29,7 @@ from vlmo.tasks.vqa import VQATask
 __all__ = [
     "TASKS",
     "Accepts",
+    "CaptioningTask",
     "ClassificationTask",
     "EvaluationSet",
     "Inputs",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,7 +29,7 @@ from vlmo.types import Batch, normalize_pixels
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from vlmo.model import VLMoForImageClassification, VLMoPreTrainedModel
+    from vlmo.model import VLMoForImageClassification
 
 _GUESSES = 5
 
@@ -79,27 +78,16 @@ class ClassSet(EvaluationSet):
         """Names of the column `label`."""
         return class_names(self.rows)
 
-    def encode(
-        self,
-        model: Any,
-        run: Callable[[Tensor], Tensor],
-        *,
-        batch_size: int | None = None,
-        console: Console | None = None,
-    ) -> Float[Tensor, "rows dim"]:
-        """Return `run` of the pixel values of all rows, on the CPU; the processes share the rows."""
+    def predict(self, model: Any, rows: range) -> list[Float[Tensor, "classes"]]:
+        """Return the logits of each image, on the CPU."""
         transform = EvalTransform(TransformConfig(image_size=model.config.image_size))
-
-        def of_batch(rows: range) -> Tensor:
-            cells: Any = self.rows[rows.start : rows.stop]
-            pixels = torch.stack([transform(decode_image(cell)) for cell in cells["image"]])
-            return run(pixels.to(model.device)).float().cpu()
-
-        return torch.cat(self.map(of_batch, model, batch=batch_size or self.batch_size, console=console))
+        cells: Any = self.rows[rows.start : rows.stop]
+        pixels = torch.stack([transform(decode_image(cell)) for cell in cells["image"]])
+        return [row.clone() for row in model(pixels.to(model.device)).logits.float().cpu()]  # not all for each
 
     def outputs(self, model: Any, **how: Any) -> Float[Tensor, "rows classes"]:
-        """Return the logits of a classifier."""
-        return self.encode(model, lambda pixels: model(pixels).logits, **how)
+        """Return the logits of a classifier for all rows; the processes share them."""
+        return torch.stack(super().outputs(model, **how))
 
     def metrics(self, outputs: Float[Tensor, "rows classes"]) -> list[Metric]:
         """Return top-1 and top-5 accuracy."""
@@ -211,12 +199,6 @@ class ClassificationTask(Task):
     def examples(self, run: RunContext) -> Examples:
         """Return images with their class."""
         return RowExamples(run.rows, self.contents(run), labels=checked_labels(run.rows).__getitem__)
-
-    def lr_scale(self, model: nn.Module) -> dict[str, float]:
-        """Return factors that fall from the head to the embeddings."""
-        from vlmo.model.stages import layer_decay_factors
-
-        return layer_decay_factors(cast("VLMoPreTrainedModel", model), decay=self.layer_decay)
 
     @classmethod
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:

@@ -31,6 +31,7 @@ class Inputs:
     """Image files of one prediction, sentences about them, or a question about the one image.
 
     Attributes:
+        caption: Captions are asked for.
         top: Answers, classes, or texts of an image that are returned.
         save: PNG file for an image of the result: the attention of a question, or the classes of the pixels.
     """
@@ -38,6 +39,7 @@ class Inputs:
     images: Sequence[Path] = ()
     texts: Sequence[str] = ()
     question: str | None = None
+    caption: bool = False
     top: int = 5
     save: Path | None = None
 
@@ -51,9 +53,10 @@ class Accepts:
     texts: tuple[float, float] = (0, 0)
     question: bool = False  # there must be one
     saves: bool = False  # a prediction can be saved as an image
+    caption: bool = False  # captions may be asked for
 
     def fit(self, inputs: Inputs) -> bool:
         """Return True if a prediction can be made from these inputs."""
         counts = (len(inputs.images), self.images), (len(inputs.texts), self.texts)
         numbers = all(few <= count <= most for count, (few, most) in counts)
-        return numbers and (inputs.question is not None) == self.question
+        return numbers and (inputs.question is not None) == self.question and self.caption >= inputs.caption

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmo.data.examples import Contents, Examples
 from vlmo.data.rows import SUMMARY_FILE
@@ -75,15 +75,8 @@ def check_task(dataset: Dataset, features: str | Iterable[str], *, task: str) ->
 def best_labels(model: Any, shares: Float[Tensor, "classes"], *, top: int, kind: str) -> list[Prediction]:
     """Return the `top` likeliest answers or classes of a model, under the name `kind`, each with its share."""
     best = shares.topk(min(top, len(shares)))
-    return [
-        {kind: model.config.id2label[number], "confidence": round(share, 4)}
-        for share, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
-
-
-def head_lr_scale(model: nn.Module, *, head: str, scale: float) -> dict[str, float]:
-    """Return a factor on the learning rate for each parameter of a head."""
-    return {name: scale for name, _ in model.get_submodule(head).named_parameters(prefix=head)}
+    pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return [{kind: model.config.id2label[number], "confidence": round(share, 4)} for share, number in pairs]
 
 
 def eval_contents(processor: VLMoProcessor | None) -> Contents:

@@ -16,7 +16,7 @@ from vlmo.evaluation.metrics import Metric, nlvr2_metrics
 from vlmo.folder.card import Usage
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.inputs import Accepts, Inputs, Reads
-from vlmo.tasks.labels import check_task, eval_contents, head_lr_scale, label_settings, pair_logits
+from vlmo.tasks.labels import check_task, eval_contents, label_settings, pair_logits
 from vlmo.tasks.result import Prediction
 from vlmo.tasks.task import RunContext, Task
 from vlmo.types import Batch
@@ -129,6 +129,7 @@ class NLVR2Task(Task):
     architectures = ("VLMoForVisualReasoning",)
     usage: ClassVar[Usage | None] = Usage("tells whether a sentence about two images is true", snippet=_SNIPPET)
     accepts = Accepts("two images after --image and one --text", images=(2, 2), texts=(1, 1))
+    head: ClassVar[str] = "reasoning_head"
     head_lr_scale: float = 1.0
     """Factor on the learning rate of the head, which starts at random."""
 
@@ -148,10 +149,6 @@ class NLVR2Task(Task):
     def batch_without_data(self, batch: Batch) -> Batch:
         """Return sentences with two images each."""
         return {**batch, "pixel_values": batch["pixel_values"][:, None].expand(-1, 2, -1, -1, -1)}
-
-    def lr_scale(self, model: nn.Module) -> dict[str, float]:
-        """Return the factor of the head."""
-        return head_lr_scale(model, head="reasoning_head", scale=self.head_lr_scale)
 
     @classmethod
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:

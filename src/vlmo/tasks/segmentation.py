@@ -42,7 +42,7 @@ from vlmo.types import Batch
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from vlmo.model import VLMoForSemanticSegmentation, VLMoPreTrainedModel
+    from vlmo.model import VLMoForSemanticSegmentation
 
 _WINDOWS = 16  # that go through the model at a time
 _STRIDE = 2 / 3  # of a window, between the beginnings of two, as mmsegmentation has it for ADE20K (341 of 512)
@@ -288,12 +288,6 @@ class SegmentationTask(Task):
     def batch_without_data(self, batch: Batch) -> Batch:
         """Return images with a class of each pixel."""
         return {**batch, "labels": batch["pixel_values"][:, 0].long()}
-
-    def lr_scale(self, model: nn.Module) -> dict[str, float]:
-        """Return factors that fall from the head to the embeddings."""
-        from vlmo.model.stages import layer_decay_factors
-
-        return layer_decay_factors(cast("VLMoPreTrainedModel", model), decay=self.layer_decay)
 
     @classmethod
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:

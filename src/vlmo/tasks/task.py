@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from PIL import Image
 from torch import nn
@@ -33,6 +33,7 @@ from vlmo.types import Batch
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from vlmo.model import VLMoPreTrainedModel
     from vlmo.processing import VLMoProcessor
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class Task(ABC):
     # ---- Train
 
     reads: ClassVar[Reads] = Reads()
+    head: ClassVar[str] = ""  # module that learns at `head_lr_scale` times the rate
 
     @property
     def targets(self) -> str | None:
@@ -146,9 +148,13 @@ class Task(ABC):
         return RowExamples(run.rows, self.contents(run), unit=run.data.unit)
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
-        """Return factors on the learning rate by parameter name; 1 for parameters that are left out."""
-        del model
-        return {}
+        """Return factors on the learning rate by parameter name, by `layer_decay` or `head_lr_scale`; 1 if left out."""
+        from vlmo.model.stages import layer_decay_factors
+
+        if "layer_decay" in (settings := vars(self)):
+            return layer_decay_factors(cast("VLMoPreTrainedModel", model), decay=settings["layer_decay"])
+        named = model.get_submodule(self.head).named_parameters(prefix=self.head) if self.head else ()
+        return {name: settings["head_lr_scale"] for name, _ in named}
 
     def without_data(self) -> Task:
         """Return the task as the dry run steps it, without what saves memory or samples by values."""

@@ -28,7 +28,6 @@ from vlmo.tasks.labels import (
     best_labels,
     check_task,
     eval_contents,
-    head_lr_scale,
     label_settings,
     names_of_model,
     names_of_source,
@@ -191,6 +190,7 @@ class VQATask(Task):
         '"image.png", question="what color is it?"',
     )
     accepts = Accepts("one --image and a --question", question=True, saves=True)
+    head: ClassVar[str] = "answer_head"
     head_lr_scale: float = 20.0
     """Factor on the learning rate of the answer head, which starts at random."""
 
@@ -210,10 +210,6 @@ class VQATask(Task):
     def batch_without_data(self, batch: Batch) -> Batch:
         """Return questions with a score of each answer."""
         return {**batch, "labels": torch.zeros(len(batch["input_ids"]), self.num_classes or 0)}
-
-    def lr_scale(self, model: nn.Module) -> dict[str, float]:
-        """Return the factor of the head."""
-        return head_lr_scale(model, head="answer_head", scale=self.head_lr_scale)
 
     @classmethod
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:

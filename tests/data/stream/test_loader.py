@@ -225,8 +225,9 @@ def test_images_alone_and_texts_alone(source, examples, tmp_path):
     contents = examples.contents
     images = StreamExamples(Contents(5, contents.transform, BlockMaskConfig.for_grid(4, width=4)))
     ((batch,),) = take(make(source, images, tmp_path), 1)
-    assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed"}
+    assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed", "step"}
     texts = StreamExamples(Contents(5, tokenizer=contents.tokenizer, words=WordMaskConfig(0.5)))
     ((batch,),) = take(make(source, texts, tmp_path), 1)
-    assert batch.keys() == {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels", "sample_ids", "step_seed"}
+    names = {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"}
+    assert batch.keys() == {*names, "sample_ids", "step_seed", "step"}
     assert "picture of thing" in contents.tokenizer.decode(batch["input_ids"][0])

@@ -326,6 +326,7 @@ class StreamLoader:
                     batch = cast(Batch, {name: tensor.pin_memory() for name, tensor in tensors.items()})
                 number = step * self._loader.accumulation + micro
                 batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=number))
+                batch["step"] = torch.tensor(step)
                 batches.append(batch)
             bad, good = (sum(state[name] for state in states.values()) for name in ("bad", "drawn"))
             if bad + good >= _ENOUGH and bad > self._max_bad_share * (bad + good):

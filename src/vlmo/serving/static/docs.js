@@ -8,6 +8,7 @@ const EXAMPLES = {
   "/v1/search": { text: "a red umbrella", top: 5, rerank: 32 },
   "/v1/similar": { id: "ID", top: 5 },
   "/v1/vqa": { id: "ID", question: "what color is it?" },
+  "/v1/caption": { id: "ID" },
   "/v1/embeddings": { input: ["a red umbrella", { image: "BASE64" }] },
   "/v1/rerank": { query: "a red umbrella", documents: [{ image: "BASE64" }], top_n: 5 },
   "/v2/rerank": { query: "a red umbrella", documents: ["data:image/jpeg;base64,BASE64"], top_n: 5 },

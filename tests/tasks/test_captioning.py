@@ -1,0 +1,105 @@
+"""Captions: training learns them, their metrics by hand, and files of captions for whole folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.recipes.toy_recipes import tiny
+from tests.toy_questions import COLORS
+
+from vlmo.data.sources import open_source
+from vlmo.evaluation.metrics import caption_metrics
+from vlmo.processing import TransformConfig
+from vlmo.recipes.schema import DataConfig, TextConfig
+from vlmo.retrieval.metadata import MetadataTable
+from vlmo.run.build import build
+from vlmo.tasks import CaptioningTask, Inputs, evaluate, predict
+from vlmo.tasks.captioning import caption_files
+
+LIVELY = {
+    "initializer_range": 0.2,
+    "layer_scale_init": None,
+    "position_embedding": "absolute",
+    "position_init": "sincos",
+}
+SHAPES = ("square",)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Plain images of four colors in folders by color, with a caption each."""
+    folder = tmp_path_factory.mktemp("images")
+    lines = []
+    for number in range(32):
+        color = list(COLORS)[number % 4]
+        name = f"{color}/{number}.png"
+        (folder / color).mkdir(exist_ok=True)
+        Image.new("RGB", (20 + number, 24), COLORS[color]).save(folder / name)
+        captions = [f"a {color} {shape}" for shape in SHAPES]
+        lines.append({"image": name, "captions": captions, "split": "test" if number < 8 else "train"})
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    plain = DataConfig(str(images), transform=TransformConfig(rand_augment_ops=0))
+    text = TextConfig(vocab_size=90, learn_from=(str(images),), max_length=16)
+    recipe = tiny(CaptioningTask(), images, sizes=LIVELY, steps=160, batch=16, lr=3e-3, data=plain, text=text)
+    assert build(recipe, run_dir=folder, device="cpu").fit().status == "finished"
+    return folder / "model"
+
+
+def test_trained_captions_are_true(run, images):
+    result = evaluate(run, source=str(images), device="cpu")
+    assert result.metrics["exact"] == 1
+    assert result.metrics["bleu4"] < result.metrics["cider"]
+    assert result.chance["exact"] == 0.25
+    color = list(COLORS)[2]
+    (row,) = predict(run, Inputs([images / color / "2.png"], caption=True), device="cpu").rows
+    assert row["caption"] in {f"a {color} {shape}" for shape in SHAPES}
+
+
+def test_folders_are_captioned_once_into_a_table_that_others_read(run, images, tmp_path):
+    for color in ("red", "blue"):
+        (tmp_path / "photos" / color).mkdir(parents=True)
+        Image.new("RGB", (30, 30), COLORS[color]).save(tmp_path / "photos" / color / "1.png")
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    out = tmp_path / "captions.jsonl"
+    number, bad = caption_files(run, [tmp_path / "photos" / "red"], out, device="cpu", num_beams=1)
+    assert (number, bad) == (1, [])
+    with out.open("a") as file:
+        file.write('{"image": "photos/blu')  # a kill while it wrote
+    number, bad = caption_files(run, [tmp_path / "photos"], out, device="cpu")
+    assert number == 1
+    assert len(bad) == 1
+    assert "broken.jpg" in bad[0]
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["photos/red/1.png", "photos/blue/1.png"]
+    rows = open_source(str(out), split="train", test_share=0.0)
+    assert sorted(rows["captions"]) == sorted([line["caption"]] for line in lines)
+    table = MetadataTable(out)
+    for line in lines:
+        color = Path(line["image"]).parent.name
+        below = line["image"].removeprefix("photos/")
+        assert table.about(below, str(tmp_path / line["image"])).captions == (line["caption"],)
+        assert line["caption"] in {f"a {color} {shape}" for shape in SHAPES}
+    with pytest.raises(ValueError, match=r"photos/red has no image, or is not in .*below"):
+        caption_files(run, [tmp_path / "photos" / "red"], tmp_path / "below" / "captions.jsonl", device="cpu")
+
+
+def test_metrics_by_hand():
+    # All words stand in one image's captions alone, so they weigh alike. The first caption is a true one: 10. Of the
+    # second, a half of the words and a third of the pairs are true: 10 * (1/2 + 1/3) / 4.
+    found, true = ["A b, c d.", "e f x y"], [["a b c d"], ["e f g h"]]
+    values = {each.name: each for each in caption_metrics(found, true)}
+    assert values["cider"].value == pytest.approx((10 + 10 * (1 / 2 + 1 / 3) / 4) / 2)
+    assert values["bleu4"].value == pytest.approx((6 / 8 * 4 / 6 * 2 / 4 * 1 / 2) ** 0.25)
+    assert values["exact"].value == 0.5
+    assert values["cider"].chance == pytest.approx(5)  # "a b c d" for both
+    same = caption_metrics(["it is n't well-known 's"], [["It isn't well-known's!"]])
+    assert same[-1].value == 1
+    with pytest.raises(ValueError, match="no true caption"):
+        caption_metrics(["a"], [[]])
