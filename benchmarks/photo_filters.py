@@ -169,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             print(f"{name}: {result['filters'][name]}")
     each = [way["vlmo"] for found in result["filters"].values() for way in list(found.values())[1:]]
     slowest = {f"slowest_{name}": max(way[name] for way in each) for name in ("p99_ms", "cpu_p99_ms")}
-    result["bar"] = {"p99_ms": P99_BAR_MS, **slowest, "met": slowest["slowest_p99_ms"] < P99_BAR_MS}
+    met = {"met": slowest["slowest_p99_ms"] < P99_BAR_MS, "met_by_cpu_time": slowest["slowest_cpu_p99_ms"] < P99_BAR_MS}
+    result["bar"] = {"p99_ms": P99_BAR_MS, **slowest, **met}
     print(result["bar"])
     write_result(result, options.out)
     return result

@@ -88,8 +88,8 @@ def filter_error(where: str, reason: str | Exception, *, columns: Collection[str
 
 def is_filter_error(error: Exception) -> bool:
     """True if LanceDB complains about the filter."""
-    text = str(error)
-    return isinstance(error, ValueError) or any(word in text for word in ("Schema error", "filter", "Not supported"))
+    words = ("Schema error", "filter", "Not supported", "Invalid user input")
+    return isinstance(error, ValueError) or any(word in str(error) for word in words)
 
 
 @dataclass(frozen=True, kw_only=True)
