@@ -7,24 +7,21 @@ from pathlib import Path
 from vlmo.data.false_captions import false_caption
 from vlmo.released.published import MODELS, NamedModel
 
-_METRICS = {"tr@1": "TR@1", "ir@1": "IR@1", "accuracy": "accuracy", "cider": "CIDEr"}
-_DATA = {"coco": "coco", "f30k": "flickr30k", "in1k": "imagenet", "ft1k": "imagenet"}
-_DATA |= {"ft22kto1k": "imagenet", "ft21kto1k": "imagenet"}
+_METRICS = {"tr@1": "TR@1", "ir@1": "IR@1", "accuracy": "accuracy", "top1": "top-1", "cider": "CIDEr"}
 _STARTS = {"pre-training": "coco-retrieval", "text": "stage3", "images": "stage2", "classification": "imagenet"}
 
 
 def command(model: NamedModel) -> str:
     """Return the command that a reader of the table would try first."""
     name, size = model.name, model.size.replace("_", "-")
-    data = next((_DATA[part] for part in reversed(name.split("-")) if part in _DATA), None)
     if model.task == "vqa":
         return f"vlmo evaluate {name} --data prepared/vqav2 --split validation"
     if model.task == "nlvr2":
         return f"vlmo evaluate {name} --data prepared/nlvr2"
     if "nocaps" in name:
         return f"vlmo caption {name} PHOTOS --out PHOTOS/captions.jsonl"
-    if data is not None:
-        return f"vlmo evaluate {name} --data prepared/{data}" + " --split validation" * (data == "imagenet")
+    if model.data:
+        return f"vlmo evaluate {name} --data prepared/{model.data}" + " --split validation" * (model.data == "imagenet")
     if model.task in _STARTS:
         plain = " --model.position-embedding absolute --model.layer-scale-init None" * (name == "beit-base-pt1k-800ep")
         return f"vlmo train {size}-{_STARTS[model.task]} --init {name}{plain}"
@@ -32,13 +29,17 @@ def command(model: NamedModel) -> str:
 
 
 def published_models() -> str:
-    """Return a row for each published model: task, size, file, the paper's numbers in percent, a command."""
-    lines = ["| name | task | px | file | paper | command |", "| --- | --- | --- | --- | --- | --- |"]
+    """Return a row for each published model: task, size, file, published results and their source, a command."""
+    lines = [
+        "| name | task | px | file | published, % | where | command |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for model in MODELS.values():
         file = f"[{model.address.rpartition('/')[2]}]({model.address})" if model.address else "in the package"
         numbers = ", ".join(f"{split} {_METRICS[metric]} {percent:g}" for split, metric, percent in model.reported)
-        cells = (f"`{model.name}`", model.task, str(model.image_size), file, numbers, f"`{command(model)}`")
-        lines.append(f"| {' | '.join(cells)} |")
+        numbers = f"{model.data} {numbers}" if numbers else ""
+        cells = (model.task, str(model.image_size), file, numbers, model.source, f"`{command(model)}`")
+        lines.append(f"| `{model.name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -73,9 +73,12 @@ def test_name_is_downloaded_and_converted_once_and_then_taken_from_the_cache(sit
     assert len(site.requests) == 2
     assert notes_folder("vlmo-base-coco") == Path()
     main(["models"])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["vlmo-base-coco", "retrieval", "base,", "384", "MIT", "yes"] in lines
-    assert ["vlmo-base-f30k", "retrieval", "base,", "384", "MIT"] in lines
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    paper, readme = "(VLMo's paper, arXiv 2111.02358)", "(BEiT-3's README, unilm beit3/README.md)"
+    assert f"vlmo-base-coco retrieval base, 384 MIT yes coco test tr@1 74.8, test ir@1 57.2 {paper}" in lines
+    assert f"vlmo-base-f30k retrieval base, 384 MIT flickr30k test tr@1 92.3, test ir@1 79.3 {paper}" in lines
+    assert f"beit3-base-in1k classification base, 224 MIT imagenet validation top1 85.4 {readme}" in lines
+    assert "beit3-base backbone base, 224 MIT" in lines
     find_model("vlmo-base-vqa")
     assert site.requests[2:] == [(VQA, 0)]  # the vocabulary is here already
 
@@ -294,3 +297,36 @@ def test_table_has_each_file_once_under_the_name_that_its_own_tells():
             assert model.size in size
             assert model.address.startswith("https://github.com/")
             assert model.image_size % 16 == 0
+
+
+def test_published_results_are_those_of_the_publications():
+    columns = ("base", "base-indomain", "large", "large-indomain")
+    table = {  # BEiT-3's README
+        ("in1k", "imagenet validation top1"): (85.4, 85.4, 87.6, 87.5),
+        ("vqa", "vqav2 test_dev accuracy"): (77.65, 78.46, 81.85, 82.53),
+        ("nlvr2", "nlvr2 validation accuracy"): (83.6, 84.6, 88.5, 89.2),
+        ("nlvr2", "nlvr2 test accuracy"): (84.4, 85.3, 89.4, 90.0),
+        ("coco-captioning", "coco test cider"): (133.6, 135.0, 143.2),
+        ("nocaps", "nocaps validation cider"): (104.4, 105.6, 120.2),
+        ("coco", "coco test ir@1"): (61.4, None, 63.4),
+        ("coco", "coco test tr@1"): (79.1, None, 82.1),
+        ("f30k", "flickr30k test ir@1"): (86.2, None, 88.1),
+        ("f30k", "flickr30k test tr@1"): (96.3, None, 97.2),
+        ("vqa-768", "vqav2 test_dev accuracy"): (None, None, 82.97),
+        ("vqa-768", "vqav2 test_std accuracy"): (None, None, 83.03),
+    }
+    expected = {
+        (f"beit3-{column}-{file}", what): percent
+        for (file, what), row in table.items()
+        for column, percent in zip(columns, row, strict=False)
+        if percent is not None
+    }
+    found = {
+        (model.name, f"{model.data} {split} {metric}"): percent
+        for model in MODELS.values()
+        for split, metric, percent in model.reported
+    }
+    assert {key: percent for key, percent in found.items() if key[0].startswith("beit3")} == expected
+    # Every model that was fine-tuned on a set has its results, but for BEiT's and BEiT-2's, and only such a one.
+    assert {model.layout for model in MODELS.values() if model.data and not model.reported} == {"beit"}
+    assert all(model.data and model.source for model in MODELS.values() if model.reported)

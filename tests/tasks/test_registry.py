@@ -1,10 +1,14 @@
 """Any folder is measured by its task; what belongs to another task is refused by name."""
 
 import json
+import shutil
 
 import pytest
 from tests.tasks.toy_folders import TASKS
 
+from vlmo.cli import main
+from vlmo.released import published_model
+from vlmo.released.published import MODELS
 from vlmo.tasks import evaluate, task_of
 
 FIRST = {
@@ -35,6 +39,38 @@ def test_folder_tells_its_task(task, folders, sources, tmp_path):
     read = json.loads(result.write_json(tmp_path / "figures.json", folder=folders[task]).read_text())
     assert read["metrics"] == result.metrics
     assert len(read["predictions"]) == read["num_predictions"] > 0
+    assert read["published"] is None
+
+
+PUBLISHED = {
+    "beit3-base-coco": ("test 79.1", "test 61.4"),
+    "beit3-large-vqa-768": ("test_dev 82.97", "test_std 83.03"),
+    "vlmo-base-nlvr2": ("validation 82.77", "test 83.34"),
+    "beit3-base-in1k": ("validation 85.4",),
+    "beit3-base-nocaps": ("validation 104.4",),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_values_stand_beside_the_measured_ones(name, folders, sources, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    model, file = MODELS[name], tmp_path / "figures.json"
+    shutil.copytree(folders[model.task], tmp_path / "cache" / "models" / name)
+    line = ["--data", str(sources[model.task]), "--split", SPLITS.get(model.task, "test"), "--device", "cpu"]
+    main(["evaluate", name, *line, "--out", str(file)])
+    shown = capsys.readouterr().out
+    cells = [[cell.strip() for cell in row.split("│")] for row in shown.splitlines()]
+    assert [row[4] for row in cells if len(row) > 4 and row[4]] == list(PUBLISHED[name])
+    assert f"published: {model.data}, {model.source}" in shown
+    read = json.loads(file.read_text())
+    assert read["published"]["reported"] == [list(each) for each in model.reported]
+    # Every model of this task that has published values is measured by the same metrics.
+    others = [each for each in MODELS.values() if each.task == model.task]
+    assert {metric for each in others for _, metric, _ in each.reported} <= set(read["metrics"])
+    shutil.copytree(folders[model.task], tmp_path / name)  # an own folder of this name goes first
+    assert published_model(name) is None
 
 
 def test_limit_reads_the_first_rows(folders, sources):

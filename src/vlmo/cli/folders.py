@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from vlmo.cli.parsing import ModelFolder, nearest
 from vlmo.released import find_model, missing_model
@@ -20,7 +18,7 @@ def models(
     *,
     labels: Path | None = None,
 ) -> None:
-    """List the models that have a name; vlmo models NAME... downloads and converts these now.
+    """List models with a name, and published results in percent; vlmo models NAME... downloads and converts these now.
 
     Args:
         names: Models to download; the first command that uses one does it too.
@@ -41,12 +39,15 @@ def models(
                 name_labels(folder, labels)
             say(f"{model.name}: {folder}")
         return
-    table = Table("name", "task", "size, pixels", "licence", "here", box=None, pad_edge=False)
+    rows = [("name", "task", "size, pixels", "licence", "here", "published, percent")]
     for model in MODELS.values():
         here = not model.address or (cached_model(model.name) / "config.json").is_file()
         size = f"{model.size.replace('_plus', '+')}, {model.image_size}"
-        table.add_row(model.name, model.task, size, model.licence, "yes" if here else "")
-    Console(soft_wrap=True).print(table)
+        numbers = ", ".join(f"{split} {metric} {percent:g}" for split, metric, percent in model.reported)
+        published = f"{model.data} {numbers} ({model.source})" if numbers else ""
+        rows.append((model.name, model.task, size, model.licence, "yes" if here else "", published))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    say(*("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows))
 
 
 def import_(

@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TypeVar
 
-from vlmo.released.published import MODELS
+from vlmo.released.published import MODELS, NamedModel
 
 SMALL = "vlmo-small"
 """The small model that `vlmo quickstart --fast` starts from."""
@@ -72,6 +72,14 @@ def is_released(folder: str | PathLike) -> bool:
 
     kept = {FOLDER, cached_model("").absolute(), Path(HF_HUB_CACHE).absolute()}
     return not kept.isdisjoint(Path(find_model(folder)).absolute().parents)
+
+
+def published_model(folder: str | PathLike) -> NamedModel | None:
+    """Return the published model that a name or a folder of the cache stands for; None for any other folder."""
+    from vlmo.released.download import cached_model
+
+    path = Path(find_model(folder)).absolute()
+    return MODELS.get(path.name) if path == cached_model(path.name) else None
 
 
 def notes_folder(folder: str | PathLike) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from vlmo.distributed import is_main
 from vlmo.folder import architectures
 from vlmo.folder.atomic import write_file
 from vlmo.folder.card import Usage
-from vlmo.released import notes_folder
+from vlmo.released import notes_folder, published_model
 from vlmo.tasks.captioning import CaptioningTask
 from vlmo.tasks.classification import ClassificationTask
 from vlmo.tasks.evaluation_set import EvaluationSet
@@ -129,7 +129,8 @@ def evaluate(
     if unread := [name for name in given if found.evaluation is None or name not in found.evaluation.options]:
         raise ValueError(f"--{unread[0].replace('_', '-')} is no option of the task {found.name}")
     model, rows = _load(folder, found, device=device, source=source, options=given, split=split, limit=limit)
-    return rows.result(rows.outputs(model, batch_size=batch_size, console=console))
+    result = rows.result(rows.outputs(model, batch_size=batch_size, console=console))
+    return replace(result, published=published_model(folder))
 
 
 def _load(

@@ -9,7 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from vlmo.data.listing import source_names
 from vlmo.evaluation.metrics import Metric
 from vlmo.folder.atomic import write_file
 from vlmo.folder.card import add_metrics
+from vlmo.released.published import NamedModel
 from vlmo.terminal import escaped
 from vlmo.training import read_metrics
 
@@ -49,6 +50,7 @@ class TaskResult:
         predictions: A row for each example, with its identifier.
         settings: Other settings that the metrics depend on, such as the length of a shortlist.
         hub_task: Hugging Face's name of the task, or one like it.
+        published: The model, if it is a published one, with the values that its publication reports.
     """
 
     task: str
@@ -58,6 +60,7 @@ class TaskResult:
     predictions: list[Prediction] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     hub_task: str = ""
+    published: NamedModel | None = None
 
     def __getitem__(self, name: str) -> Metric:
         """Return a metric by its name; KeyError for one that was not measured."""
@@ -74,18 +77,20 @@ class TaskResult:
         return {each.name: each.chance for each in self.measured if each.chance is not None}
 
     def table(self) -> Table:
-        """Return metrics in percent, with 95 % interval, chance and meaning beside each."""
+        """Return metrics in percent, with 95 % interval, published values, chance and meaning beside each."""
         rows = f"{len(self.predictions)} rows, percent"
         table = Table("", title=escaped(f"{self.task}, {data_name(self.source)} {self.split}, {rows}"))
-        for header in ("model", "95 %", "chance"):
+        model = self.published if self.published and self.published.reported else None
+        for header in ("model", "95 %", *(["published"] if model else []), "chance"):
             table.add_column(header, justify="right")
         table.add_column("meaning")
+        if model:
+            table.caption = f"published: {model.data}, {model.source}"
         for each in self.measured:
             ends = " to ".join(f"{100 * end:.1f}" for end in each.interval or ())
             chance = "" if each.chance is None else f"{100 * each.chance:.1f}"
-            table.add_row(
-                escaped(each.label or each.name), f"{100 * each.value:.1f}", ends, chance, escaped(each.meaning)
-            )
+            cells = [f"{100 * each.value:.1f}", ends, *([model.published(each.name)] if model else []), chance]
+            table.add_row(escaped(each.label or each.name), *cells, escaped(each.meaning))
         return table
 
     def write_json(self, path: str | Path, *, folder: str | Path, predictions: bool = True) -> Path:
@@ -102,6 +107,7 @@ class TaskResult:
             "intervals": {each.name: each.interval for each in self.measured if each.interval},
             "meanings": {each.name: each.meaning for each in self.measured if each.meaning},
             "settings": self.settings,
+            "published": asdict(self.published) if self.published else None,
             "num_predictions": len(self.predictions),
             **circumstances(folder),
         }
