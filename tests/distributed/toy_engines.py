@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -24,6 +25,7 @@ from vlmo.types import Batch
 
 STEPS, STOP_AFTER = 6, 3
 OPTIMIZER = OptimizerConfig(lr=1e-3, eps=1e-4)  # a larger eps lets AdamW amplify the last bits of tiny gradients less
+MUON = replace(OPTIMIZER, muon=True)
 
 
 def make_objective(
@@ -93,7 +95,13 @@ def one_update(
     }
 
 
-def make_run(run_dir: Path, *, engine: EngineConfig, after_step: Callable[[], None] = lambda: None) -> Trainer:
+def make_run(
+    run_dir: Path,
+    *,
+    engine: EngineConfig,
+    optimizer: OptimizerConfig = OPTIMIZER,
+    after_step: Callable[[], None] = lambda: None,
+) -> Trainer:
     objective = make_objective()
     config = TrainerConfig(max_steps=STEPS, log_every=1, save_every=2, clip_norm=1.0, engine=engine)
 
@@ -108,7 +116,7 @@ def make_run(run_dir: Path, *, engine: EngineConfig, after_step: Callable[[], No
         load=loader,
         after_step=after_step,
         objective=objective,
-        optimizer=OPTIMIZER,
+        optimizer=optimizer,
         save_model=lambda folder, weights: objective.model.save_pretrained(folder, state_dict=weights),
         evaluate=lambda model: {"image": mean_state(model)},
     )
@@ -120,7 +128,9 @@ def mean_state(model: nn.Module) -> float:
     return model.vlmo(pixel_values=torch.ones(1, 3, 64, 64)).last_hidden_state.square().mean().item()
 
 
-def run(folder: Path, *, engine: EngineConfig, stops: bool = False) -> TrainingResult:
+def run(
+    folder: Path, *, engine: EngineConfig, optimizer: OptimizerConfig = OPTIMIZER, stops: bool = False
+) -> TrainingResult:
     """Trains in `folder`, to the end or until it is asked to stop after step 3."""
     updates = 0
 
@@ -130,4 +140,4 @@ def run(folder: Path, *, engine: EngineConfig, stops: bool = False) -> TrainingR
         if stops and updates == STOP_AFTER - 1 and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), signal.SIGTERM)  # noticed by all at the end of the next step
 
-    return make_run(folder, engine=engine, after_step=after_step).fit()
+    return make_run(folder, engine=engine, optimizer=optimizer, after_step=after_step).fit()

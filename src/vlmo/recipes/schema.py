@@ -184,6 +184,8 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         need_package("peft", extra="lora", user="LoRA")
     if recipe.lora.rank is not None and (recipe.init is None or task.evaluation is None):
         raise ValueError("lora.rank is given; adapters need a model to start from (init), and fine-tuning or stage 3")
+    if recipe.optimizer.muon and recipe.lora.rank is not None:
+        raise ValueError("optimizer.muon and lora.rank are given; Muon is for whole matrices: leave one of them out")
     if recipe.evaluate_on is not None and task.evaluation is None:
         raise ValueError(
             f"evaluate_on is given, but {task.title} has nothing to be measured on it; only stage 3 and fine-tuning do"

@@ -132,7 +132,7 @@ class StateStore:
                 state = get_optimizer_state_dict(objective, optimizer)
                 groups, of_parameters = state["param_groups"], cast("dict[str, Any]", state["state"])
                 # What no step has used yet has no state, here as before.
-                tensors["optimizer"] = {n: of for n, of in of_parameters.items() if f"optimizer.{n}.step" in names}
+                tensors["optimizer"] = {n: of for n, of in of_parameters.items() if f"optimizer.{n}.{min(of)}" in names}
             own = {f"objective.{n}" for n in tensors["objective"]}
             own |= {f"optimizer.{n}.{moment}" for n, of in tensors.get("optimizer", {}).items() for moment in of}
             if differing := sorted(names ^ own):

@@ -1,14 +1,18 @@
-"""AdamW with its parameter groups, and the learning rate as a pure function of the step number."""
+"""AdamW, and Muon on request, with their parameter groups; the learning rate as a pure function of the step number."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
-from torch.optim import AdamW
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import AdamW, Optimizer
+
+from vlmo.model.multiway import MultiwayBlock, QueryKeyValue
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class OptimizerConfig:
     """Added to the root of the mean square gradient."""
     weight_decay: float = 0.01
     """Shrinks weights by this times the learning rate at each update; one-dimensional parameters never shrink."""
+    muon: bool = False
+    """Update the matrices of the Transformer's blocks by Muon (Liu et al. 2025), all else by AdamW."""
 
     def __post_init__(self) -> None:
         """Raise ValueError if a rate, a beta, eps or the decay is out of its range."""
@@ -72,6 +78,7 @@ def param_groups(
     weight_decay: float,
     no_weight_decay: Collection[str] = (),
     lr_scale: Mapping[str, float] | None = None,
+    muon: bool = False,
 ) -> list[dict[str, Any]]:
     """Return optimizer groups of all trainable parameters; each group carries its `name` and its `lr_scale`.
 
@@ -79,25 +86,63 @@ def param_groups(
         weight_decay: For parameters of two or more dimensions; others are never decayed.
         no_weight_decay: Full names, as in `module.named_parameters()`, that are not decayed although they have more.
         lr_scale: Full name -> factor on the learning rate; 1 for names that are not there.
+        muon: Put the weights of linear layers of blocks into groups of their own; `parts` is the number of matrices in
+            each: 3 for joint projections to queries, keys and values, 1 for others, 0 in all other groups.
 
     Raises:
         ValueError: A name in `no_weight_decay` or `lr_scale` is none of the module's, or nothing is trainable.
     """
     lr_scale = lr_scale or {}
     named = dict(module.named_parameters())
+    blocks = [each for each in module.modules() if muon and isinstance(each, MultiwayBlock)]
+    layers = [each for block in blocks for each in block.modules() if isinstance(each, nn.Linear)]
+    matrices = {each.weight: 3 if isinstance(each, QueryKeyValue) else 1 for each in layers}
     if unknown := sorted({*no_weight_decay, *lr_scale} - named.keys()):
         raise ValueError(f"no parameter is called {', '.join(unknown)}; give names such as {next(iter(named), 'none')}")
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, int], dict[str, Any]] = {}
     for name, parameter in named.items():
         if parameter.requires_grad:
-            decayed = parameter.ndim > 1 and name not in no_weight_decay
+            decayed, parts = parameter.ndim > 1 and name not in no_weight_decay, matrices.get(parameter, 0)
             decay, scale = weight_decay if decayed else 0.0, float(lr_scale.get(name, 1.0))
-            label = f"{'decay' if decayed else 'no_decay'}_x{scale:.4g}"
-            group = {"params": [], "name": label, "weight_decay": decay, "lr_scale": scale}
-            groups.setdefault((decay, scale), group)["params"].append(parameter)
+            label = f"{'decay' if decayed else 'no_decay'}_x{scale:.4g}" + (f"_muon{parts}" if parts else "")
+            group = {"params": [], "name": label, "weight_decay": decay, "lr_scale": scale, "parts": parts}
+            groups.setdefault((decay, scale, parts), group)["params"].append(parameter)
     if not groups:
         raise ValueError("no parameter is trainable (all have requires_grad=False); unfreeze what this run is to train")
     return list(groups.values())
+
+
+class MuonWithAdamW(Optimizer):
+    """Muon for groups with `parts`, AdamW for the others. Matrices that FSDP2 shards are gathered, one at a time."""
+
+    def __init__(self, muon: Optimizer, adamw: Optimizer) -> None:
+        super().__init__([*muon.param_groups, *adamw.param_groups], defaults={})
+        self._muon, self._adamw = muon, adamw
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # noqa: ARG002 (of the base)
+        """Update all parameters that have a gradient."""
+        # Taken anew each time, as loading a state replaces both.
+        self._adamw.param_groups = [group for group in self.param_groups if not group["parts"]]
+        self._adamw.state = self.state
+        self._adamw.step()
+        for group in self.param_groups:
+            for matrix in group["params"] if group["parts"] else ():
+                if matrix.grad is not None:
+                    self._update(matrix, matrix.grad, group)
+
+    def _update(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        tensors = matrix, self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix)), gradient
+        wholes = [each.full_tensor() if isinstance(each, DTensor) else each for each in tensors]
+        self._muon.state.clear()
+        parts, momenta, gradients = (each.chunk(group["parts"]) for each in wholes)  # which share their memory
+        for part, own, given in zip(parts, momenta, gradients, strict=True):
+            part.grad, self._muon.state[part] = given, {"momentum_buffer": own}
+        self._muon.param_groups = [group | {"params": parts}]
+        self._muon.step()
+        for tensor, whole in zip(tensors[:2], wholes[:2], strict=True):
+            if isinstance(tensor, DTensor):
+                tensor.copy_(distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None))
 
 
 def build_optimizer(
@@ -106,8 +151,19 @@ def build_optimizer(
     config: OptimizerConfig,
     no_weight_decay: Collection[str] = (),
     lr_scale: Mapping[str, float] | None = None,
-) -> AdamW:
-    """Return AdamW over the trainable parameters of `module`; see `param_groups` for the names."""
-    groups = param_groups(module, weight_decay=config.weight_decay, no_weight_decay=no_weight_decay, lr_scale=lr_scale)
+) -> Optimizer:
+    """Return AdamW, or Muon with AdamW, over the trainable parameters of `module`; see `param_groups` for the names.
+
+    Raises:
+        ValueError: Muon is asked for, but no block has a matrix to train.
+    """
+    decay, muon = config.weight_decay, config.muon
+    groups = param_groups(module, weight_decay=decay, no_weight_decay=no_weight_decay, lr_scale=lr_scale, muon=muon)
+    matrices, others = [each for each in groups if each["parts"]], [each for each in groups if not each["parts"]]
     # One kernel for all parameters is also three times as fast on a CPU.
-    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    adamw = AdamW(others, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    if not muon:
+        return adamw
+    if not matrices:
+        raise ValueError("optimizer.muon is True, but no block has a matrix to train; leave it out")
+    return MuonWithAdamW(torch.optim.Muon(matrices, lr=config.lr, adjust_lr_fn="match_rms_adamw"), adamw)
