@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds: dict[str, Any] = {}
     for number, folder in enumerate(options.folders):
         recipe = scaled(find_recipe("shapes-captioning"), scale=options.scale)
-        start = str(folder / "shapes-matching" / "model")
+        start = str(folder / "shapes-stage3" / "model")
         recipe = replace(recipe, init=start, evaluate_on=None, seed=number)
         run = folder / "shapes-captioning"
         trained = build(recipe, run_dir=run, console=Console(), title="shapes-captioning", device="cpu").fit()

@@ -132,6 +132,7 @@ def stage3(variant: str, *, world: Path) -> Recipe:
     known, base = VARIANTS[variant], find_recipe("shapes-stage3")
     model = {
         "num_attention_heads": 4,
+        "num_hidden_layers": 4,
         "num_fusion_layers": 2,
         "image_size": shape_world.PIXELS,
         "patch_size": shape_world.PIXELS // 4,
@@ -154,7 +155,7 @@ def stage3(variant: str, *, world: Path) -> Recipe:
         text=TextConfig(vocab_size=200, learn_from=(str(world / "texts"),), max_length=16),
         data=data,
         loader=replace(base.loader, global_batch_size=64),
-        optimizer=replace(base.optimizer, lr=1e-3),
+        optimizer=replace(base.optimizer, lr=1e-3, muon=False),
         schedule=ScheduleConfig(warmup_steps=80),
         trainer=replace(base.trainer, max_steps=known.steps, save_every=100),
         init=None,

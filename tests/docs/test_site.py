@@ -96,7 +96,7 @@ def test_commands_options_and_recipes_of_the_pages_exist(capsys):
             known = len(words) == 1 or "--import" in words or not re.fullmatch(r"[a-z0-9-]+", words[1])
             faults += [] if known else [f"{page}: no recipe {words[1]!r}"]
             continue
-        also = ["train shapes-matching", "finetune"] if words[0] in {"train", "finetune"} else []
+        also = ["train shapes-stage3", "finetune"] if words[0] in {"train", "finetune"} else []
         shown = " ".join(["--import", "--help", *map(help_of, [command, *also])])
         options = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
         faults += [f"{page}: vlmo {command} has no {option}" for option in options if option not in shown]

@@ -25,7 +25,7 @@ def run(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("quickstart")
     with few_rows(NUM_ROWS), pytest.MonkeyPatch.context() as patch, (folder / "shown.txt").open("w") as file:
         patch.setattr(tracking, "LINE_EVERY_S", 0.0)
-        patch.setattr(quickstart, "_SHORTLIST", TEST_ROWS // 2)
+        patch.setattr(quickstart, "SHORTLIST", TEST_ROWS // 2)
         with contextlib.redirect_stdout(file):
             main(["quickstart", "--run-dir", str(folder), "--scale", SCALE])
         yield folder
@@ -57,7 +57,7 @@ def test_figures_stand_beside_chance(run):
 
 def test_cards_show_figures_data_and_licences(run):
     figures = json.loads((run / "shapes.json").read_text())
-    card = (run / "shapes-matching" / "model" / "README.md").read_text()
+    card = (run / "shapes-stage3" / "model" / "README.md").read_text()
     for metric, value in figures["metrics"].items():
         low, high = figures["intervals"].get(metric, (0, 0))
         interval = f" ({round(100 * low, 1)} to {round(100 * high, 1)})" if high else ""
@@ -67,8 +67,8 @@ def test_cards_show_figures_data_and_licences(run):
         assert f" | {shown} | " in row
         assert f" | {round(100 * figures['chance'][metric], 2)} % | " in row
     # Fewer steps than the recipe's, so its first line is not claimed.
-    derived = "derived from `shapes-matching`, with other settings: `schedule.warmup_steps`, `trainer.max_steps`"
-    assert all(words in card for words in ("# shapes-matching\n", derived, "CC0-1.0"))
+    derived = "derived from `shapes-stage3`, with other settings: `schedule.warmup_steps`, `trainer.max_steps`"
+    assert all(words in card for words in ("# shapes-stage3\n", derived, "CC0-1.0"))
     for use in ("stage 1", "stage 2", "stage 3", "visual tokenizer", "vocabulary"):
         assert re.search(rf"[|;] {use}", card)
     assert "Not measured." in (run / "shapes-stage2" / "model" / "README.md").read_text()
@@ -82,7 +82,7 @@ def test_report_shows_images_and_attention(run):
 
 def test_second_run_trains_nothing_again(run, capsys, monkeypatch):
     before = {stage: (run / stage / "metrics.jsonl").read_bytes() for stage in STAGES}
-    weights = (run / "shapes-matching" / "model" / "model.safetensors").read_bytes()
+    weights = (run / "shapes-stage3" / "model" / "model.safetensors").read_bytes()
 
     def stop(*_, **__):
         raise ValueError("all stages are done")
@@ -92,12 +92,12 @@ def test_second_run_trains_nothing_again(run, capsys, monkeypatch):
         main(["quickstart", "--run-dir", str(run), "--scale", SCALE])
     assert "all stages are done" in capsys.readouterr().err
     assert {stage: (run / stage / "metrics.jsonl").read_bytes() for stage in STAGES} == before
-    assert (run / "shapes-matching" / "model" / "model.safetensors").read_bytes() == weights
+    assert (run / "shapes-stage3" / "model" / "model.safetensors").read_bytes() == weights
 
 
 def test_evaluate_repeats_the_figures(run, tmp_path):
     out = tmp_path / "figures.json"
-    model, limit = str(run / "shapes-matching" / "model"), str(TEST_ROWS)
+    model, limit = str(run / "shapes-stage3" / "model"), str(TEST_ROWS)
     main(["evaluate", model, "--data", "shapes", "--rerank", "0", "--limit", limit, "--out", str(out)])
     again, first = json.loads(out.read_text())["metrics"], json.loads((run / "shapes.json").read_text())["metrics"]
     assert again == {name: first[name] for name in again}

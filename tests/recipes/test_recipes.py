@@ -19,7 +19,7 @@ from vlmo.recipes.quickstart import DUAL, FUSION, QUICKSTART, over_seeds, which_
 from vlmo.recipes.schema import TextConfig, changed_settings, check_recipe
 from vlmo.run import build
 from vlmo.tasks import TASKS, RetrievalTask, VisionLanguageTask
-from vlmo.training import read_metrics
+from vlmo.training import LoraConfig, read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recipes.txt"
 LOSSES = GOLDEN.with_name("losses.json")
@@ -121,7 +121,7 @@ def test_descriptions_say_data_start_command_and_numbers():
 
 def test_descriptions_have_the_quickstarts_numbers() -> None:
     """Those of `vlmo/recipes/quickstart.json`, of which README's chart is made too."""
-    shown = " ".join(describe("shapes-matching").split())
+    shown = " ".join(describe("shapes-stage3").split())
     for column, row in ((DUAL, "Text to image R@1"), (FUSION, "Caption or one with the opposite side")):
         assert over_seeds(column, row) in shown
     assert over_seeds(FUSION, "Questions") in " ".join(describe("shapes-questions").split())
@@ -174,6 +174,13 @@ def test_wrong_folders_are_named(changes, message, pictures, visual_tokenizer, t
     recipe = shrunk(find_recipe("shapes-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
     with pytest.raises(ValueError, match=message):
         build(dataclasses.replace(recipe, **changes), run_dir=tmp_path)
+
+
+def test_muon_is_refused_with_adapters():
+    recipe = find_recipe("shapes-stage3")
+    assert recipe.optimizer.muon
+    with pytest.raises(ValueError, match=r"optimizer\.muon and lora\.rank"):
+        check_recipe(dataclasses.replace(recipe, lora=LoraConfig(rank=4)), processes=1)
 
 
 def test_changed_settings_are_named_but_for_folders_and_the_seed():

@@ -61,7 +61,7 @@ def test_classes_load_by_name(released):
 
 def test_a_run_starts_from_a_name(released, tmp_path):
     images = write_folder(tmp_path / "images")
-    recipe = shrunk(find_recipe("shapes-matching"), source=images, visual_tokenizer=tmp_path)
+    recipe = shrunk(find_recipe("shapes-stage3"), source=images, visual_tokenizer=tmp_path)
     recipe = dataclasses.replace(recipe, init="toy", trainer=dataclasses.replace(recipe.trainer, max_steps=1))
     result = build(recipe, run_dir=tmp_path / "run").fit()
     assert "tensors loaded" in (tmp_path / "run" / "start.txt").read_text()

@@ -55,6 +55,8 @@ _NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 _COLORS = ("red", "yellow", "green", "blue", "pink", "black")
 _ALONE = 0.2
 """Share of training scenes of one object, from which its place is learnt first."""
+_EDITS = ("exchange",) * 6 + ("color", "object")
+"""Changes of a false caption, each as likely: places are learnt last, and from exchanges alone."""
 _FORMS = {
     "no verb": ("{}", "{}", "the picture shows {}", "there is {} in the picture"),
     "verb": ("{}", "the picture shows that {}"),
@@ -170,7 +172,7 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
     known = [next(each for each in scene.objects if phrase.fits(each)) for phrase in sentence.phrases]
     while True:
         objects, things = list(known), [each.thing for each in known]
-        number, edit = choices.below(len(things)), choices.one_of(("exchange", "exchange", "color", "object"))
+        number, edit = choices.below(len(things)), choices.one_of(_EDITS)
         if edit == "exchange" and len(things) > 1:
             things.reverse()
         elif edit == "exchange":
