@@ -26,12 +26,14 @@ from rich.logging import RichHandler
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 import worlds  # noqa: F401  (registers its recipes and sets)
 from surroundings import surroundings, write_result
 from vlmo.checkpoints.loading import load_model
 from vlmo.data.sources import decode_image
 from vlmo.evaluation.metrics import count_pixels
+from vlmo.processing import EvalTransform, TransformConfig
 from vlmo.processing.segmentation import IGNORED_CLASS
 from vlmo.recipes import Recipe, find_recipe
 from vlmo.released import SMALL
@@ -98,6 +100,17 @@ def settings_of(name: str, options: Options) -> Recipe:
     )
 
 
+def mean_of_patches(rows: ClassSet, encoder: Any) -> Tensor:
+    """Return the mean state of the patches of each row."""
+    transform = EvalTransform(TransformConfig(image_size=encoder.config.image_size))
+
+    def encode(part: range) -> Tensor:
+        pixels = torch.stack([transform(decode_image(rows.rows[row]["image"])) for row in part])
+        return encoder(pixel_values=pixels.to(encoder.device)).image_hidden_state[:, 1:].mean(dim=1).float().cpu()
+
+    return torch.cat(rows.map(encode, encoder, batch=rows.batch_size, console=None))
+
+
 def classification(name: str, options: Options, *, console: Console) -> dict[str, Any]:
     """Fine-tuned and probed figures, and logistic regression on pixels."""
     settings = settings_of(name, options)
@@ -113,10 +126,7 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
     baseline = logistic_regression(rows["train"], rows[tested], vectors)
     models["logistic regression on pixels"] = {"seconds": time.monotonic() - began} | figures(baseline)
     encoder = load_model(options.start).backbone
-    vectors = [
-        each.encode(encoder, lambda pixels: encoder(pixel_values=pixels).image_hidden_state[:, 1:].mean(dim=1))
-        for each in rows.values()
-    ]
+    vectors = [mean_of_patches(each, encoder) for each in rows.values()]
     probe = logistic_regression(rows["train"], rows[tested], vectors)
     models["linear probe of the start, mean"] = figures(probe)
     labels = {split: checked_labels(each.rows) for split, each in rows.items()}

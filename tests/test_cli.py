@@ -79,7 +79,7 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train shapes-tokenizer --data.source emoji-pear", "emoji-pairs"),
         ("train shapes-stage3 --processes -1 --dry-run", "processes is -1; give a number from 1 up"),
         ("train large-plusplus-stage3 --processes 2048 --dry-run", "1024, not a multiple of 2048 processes"),
-        ("train shapes-stage3 --processes 32 --dry-run", "itm_stride 4 does not divide the micro-batch of 2 pairs"),
+        ("train shapes-stage3 --processes 64 --dry-run", "itm_stride 2 does not divide the micro-batch of 1 pairs"),
         ("train shapes-stage3 --task.losses.negative-groups 3 --dry-run", "negative_groups 3 does not divide"),
         ("recipes --import .x", "--import .x: the 'package' argument is required"),
         ("quickstart --scale inf", "scale is inf"),

@@ -15,7 +15,7 @@ RED_STAR, BLUE_STAR = (Thing("star", color, "star") for color in ("red", "blue")
 DOG = Thing("dog", None, "twemoji/1f436")
 TINY = {"NUM_SCENES": 300, "NUM_BINDING": 40, "NUM_QUESTIONS": 300, "NUM_STATEMENTS": 60}
 DIGESTS = {
-    "shapes": "a1a0dd80f725c3c1",
+    "shapes": "aedd7845e1864e03",
     "shapes-binding": "956f450894f8ed09",
     "shapes-questions": "61d7b76ac6a6e21f",
     "shapes-statements": "f93cd0fc1c36b82a",

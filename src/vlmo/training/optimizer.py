@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import nn
 from torch.optim import AdamW, Optimizer
-
-from vlmo.model.multiway import MultiwayBlock, QueryKeyValue
 
 
 @dataclass(frozen=True)
@@ -92,11 +88,12 @@ def param_groups(
     Raises:
         ValueError: A name in `no_weight_decay` or `lr_scale` is none of the module's, or nothing is trainable.
     """
-    lr_scale = lr_scale or {}
+    lr_scale, matrices = lr_scale or {}, {}
+    if muon:
+        from vlmo.training.muon import matrices_of
+
+        matrices = matrices_of(module)
     named = dict(module.named_parameters())
-    blocks = [each for each in module.modules() if muon and isinstance(each, MultiwayBlock)]
-    layers = [each for block in blocks for each in block.modules() if isinstance(each, nn.Linear)]
-    matrices = {each.weight: 3 if isinstance(each, QueryKeyValue) else 1 for each in layers}
     if unknown := sorted({*no_weight_decay, *lr_scale} - named.keys()):
         raise ValueError(f"no parameter is called {', '.join(unknown)}; give names such as {next(iter(named), 'none')}")
     groups: dict[tuple[float, float, int], dict[str, Any]] = {}
@@ -110,39 +107,6 @@ def param_groups(
     if not groups:
         raise ValueError("no parameter is trainable (all have requires_grad=False); unfreeze what this run is to train")
     return list(groups.values())
-
-
-class MuonWithAdamW(Optimizer):
-    """Muon for groups with `parts`, AdamW for the others. Matrices that FSDP2 shards are gathered, one at a time."""
-
-    def __init__(self, muon: Optimizer, adamw: Optimizer) -> None:
-        super().__init__([*muon.param_groups, *adamw.param_groups], defaults={})
-        self._muon, self._adamw = muon, adamw
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # noqa: ARG002 (of the base)
-        """Update all parameters that have a gradient."""
-        # Taken anew each time, as loading a state replaces both.
-        self._adamw.param_groups = [group for group in self.param_groups if not group["parts"]]
-        self._adamw.state = self.state
-        self._adamw.step()
-        for group in self.param_groups:
-            for matrix in group["params"] if group["parts"] else ():
-                if matrix.grad is not None:
-                    self._update(matrix, matrix.grad, group)
-
-    def _update(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        tensors = matrix, self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix)), gradient
-        wholes = [each.full_tensor() if isinstance(each, DTensor) else each for each in tensors]
-        self._muon.state.clear()
-        parts, momenta, gradients = (each.chunk(group["parts"]) for each in wholes)  # which share their memory
-        for part, own, given in zip(parts, momenta, gradients, strict=True):
-            part.grad, self._muon.state[part] = given, {"momentum_buffer": own}
-        self._muon.param_groups = [group | {"params": parts}]
-        self._muon.step()
-        for tensor, whole in zip(tensors[:2], wholes[:2], strict=True):
-            if isinstance(tensor, DTensor):
-                tensor.copy_(distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None))
 
 
 def build_optimizer(
@@ -166,4 +130,6 @@ def build_optimizer(
         return adamw
     if not matrices:
         raise ValueError("optimizer.muon is True, but no block has a matrix to train; leave it out")
-    return MuonWithAdamW(torch.optim.Muon(matrices, lr=config.lr, adjust_lr_fn="match_rms_adamw"), adamw)
+    from vlmo.training.muon import MuonWithAdamW
+
+    return MuonWithAdamW(matrices, adamw, lr=config.lr)
