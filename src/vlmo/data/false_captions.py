@@ -64,7 +64,7 @@ _RELATIONS = {*_PLACES, *_PLACES.values()}
 _WORDS = "|".join(sorted(_EXCHANGES, key=len, reverse=True))
 _WORD = re.compile(rf"\b({_WORDS})\b", re.IGNORECASE)
 _ARTICLE = re.compile(rf"\b(a)n?(?= ({_WORDS}|old)\b)", re.IGNORECASE)
-_VERBS = "sits|sitting|stands|standing|lies|lying|hangs|hanging|rests|resting|sleeps|sleeping|is|are|parked"
+_VERBS = "sits|sitting|stands|standing|lies|lying|hangs|hanging|rests|resting|sleeps|sleeping|parked"
 _NOUN = r"(?!(?:is|are|[a-z]{2,}ing)\b)[a-z'-]+"
 _LAST_NOUN = rf"(?!(?:{'|'.join([*_COLORS, *_QUALITIES, *_QUALITIES.values()])})\b){_NOUN}"
 # Two things of which `a dog on a bed` is true and `a bed on a dog` is not. After `a` what ends in -s is a verb.

@@ -109,7 +109,7 @@ _stage2 = replace(
     init=f"{_RUNS}/shapes-stage1/model",
 )
 _contrast = Recipe(
-    # Alone, it learns what stands where in a third of the time that it takes beside the other losses (docs/log.md).
+    # Alone, it learns what stands where in less than half of the time that it takes beside MLM and ITM (docs/log.md).
     task=VisionLanguageTask(losses=VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0, itc_false_captions=True)),
     model=replace(_MODEL, num_fusion_layers=0),
     text=_TEXT,

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 
@@ -74,7 +74,7 @@ def param_groups(
     weight_decay: float,
     no_weight_decay: Collection[str] = (),
     lr_scale: Mapping[str, float] | None = None,
-    muon: bool = False,
+    matrices: Mapping[Tensor, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Return optimizer groups of all trainable parameters; each group carries its `name` and its `lr_scale`.
 
@@ -82,17 +82,13 @@ def param_groups(
         weight_decay: For parameters of two or more dimensions; others are never decayed.
         no_weight_decay: Full names, as in `module.named_parameters()`, that are not decayed although they have more.
         lr_scale: Full name -> factor on the learning rate; 1 for names that are not there.
-        muon: Put the weights of linear layers of blocks into groups of their own; `parts` is the number of matrices in
-            each: 3 for joint projections to queries, keys and values, 1 for others, 0 in all other groups.
+        matrices: Parameters for groups of their own, with the number of matrices in each, which is the group's `parts`;
+            0 in all other groups.
 
     Raises:
         ValueError: A name in `no_weight_decay` or `lr_scale` is none of the module's, or nothing is trainable.
     """
-    lr_scale, matrices = lr_scale or {}, {}
-    if muon:
-        from vlmo.training.muon import matrices_of
-
-        matrices = matrices_of(module)
+    lr_scale, matrices = lr_scale or {}, matrices or {}
     named = dict(module.named_parameters())
     if unknown := sorted({*no_weight_decay, *lr_scale} - named.keys()):
         raise ValueError(f"no parameter is called {', '.join(unknown)}; give names such as {next(iter(named), 'none')}")
@@ -121,15 +117,18 @@ def build_optimizer(
     Raises:
         ValueError: Muon is asked for, but no block has a matrix to train.
     """
-    decay, muon = config.weight_decay, config.muon
-    groups = param_groups(module, weight_decay=decay, no_weight_decay=no_weight_decay, lr_scale=lr_scale, muon=muon)
+    names: dict[str, Any] = {"no_weight_decay": no_weight_decay, "lr_scale": lr_scale}
+    if not config.muon:
+        return _adamw(param_groups(module, weight_decay=config.weight_decay, **names), config)
+    from vlmo.training.muon import MuonWithAdamW, matrices_of
+
+    groups = param_groups(module, weight_decay=config.weight_decay, matrices=matrices_of(module), **names)
     matrices, others = [each for each in groups if each["parts"]], [each for each in groups if not each["parts"]]
-    # One kernel for all parameters is also three times as fast on a CPU.
-    adamw = AdamW(others, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-    if not muon:
-        return adamw
     if not matrices:
         raise ValueError("optimizer.muon is True, but no block has a matrix to train; leave it out")
-    from vlmo.training.muon import MuonWithAdamW
+    return MuonWithAdamW(matrices, _adamw(others, config), lr=config.lr)
 
-    return MuonWithAdamW(matrices, adamw, lr=config.lr)
+
+def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> AdamW:
+    # One kernel for all parameters is also three times as fast on a CPU.
+    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
