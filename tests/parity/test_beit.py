@@ -16,6 +16,7 @@ from transformers import (
     BeitForImageClassification,
     BeitForMaskedImageModeling,
     BeitModel,
+    Data2VecVisionForImageClassification,
     ViTConfig,
     ViTModel,
 )
@@ -79,7 +80,7 @@ def random_beit(model_class, **changes):
         "use_mask_token": True,
         "use_relative_position_bias": True,
     }
-    model = model_class(BeitConfig(**settings | changes))
+    model = model_class(model_class.config_class(**settings | changes))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 1.0 if "table" in name or "token" in name else 0.3
@@ -162,6 +163,14 @@ def test_image_classification_gives_the_same_logits(style, settings):
     close(ours(pixels := pictures()).logits, theirs(pixels).logits)
     assert any("identity" in note for note in conversion.notes)
     close(ours.vlmo.norm.weight, torch.ones(WIDTH))
+
+
+@pytest.mark.parametrize("settings", [{}, SHARED_TABLE])
+@torch.no_grad()
+def test_data2vec_for_images_gives_the_same_logits(settings):
+    theirs = random_beit(Data2VecVisionForImageClassification, use_mask_token=False, num_labels=7, **settings)
+    assert any(key.startswith("data2vec_vision.encoder.") for key in hugging_face_keys(theirs))
+    close(load(converted(theirs))(pixels := pictures()).logits, theirs(pixels).logits)
 
 
 @KEY_STYLES

@@ -10,8 +10,10 @@ from tests.integrations.toy_gallery import CAPTIONS, drawings
 
 from vlmo import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.checkpoints.loading import load_retrieval_model
+from vlmo.export.onnx import write_onnx
 from vlmo.model.stages import start_from
 from vlmo.retrieval import Encoder
+from vlmo.serving.parts import load_parts
 
 # Two ways to the same sums, in float32.
 CLOSE = 1e-5
@@ -37,6 +39,7 @@ def test_vectors_are_those_of_the_model(encoder, plain):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("image_mean", [0.485, 0.456, 0.406]), ("image_std", [0.2, 0.5, 0.5]), ("resample", 2), ("do_normalize", False)]
+    + [("do_resize", False), ("do_center_crop", True), ("do_rescale", False), ("rescale_factor", 1 / 127.5)]
     + [("size", size) for size in ({"height": "4", "width": "4"}, {"height": 8, "width": 4}, {"shortest_edge": 8}, 0)],
 )
 def test_folder_whose_processor_prepares_other_pixels_is_refused(model, tmp_path, setting, value):
@@ -50,6 +53,8 @@ def test_folder_whose_processor_prepares_other_pixels_is_refused(model, tmp_path
         Encoder,
         lambda folder: Encoder(folder, engine="onnx"),
         load_retrieval_model,
+        lambda folder: write_onnx(folder, tmp_path / "graphs"),
+        load_parts,
         lambda folder: start_from(started, folder),
     ):
         with pytest.raises(ValueError, match=rf"processor_config\.json: {setting} is .*(transformers|pixels)"):

@@ -90,7 +90,7 @@ HUGGING_FACE = NameTable(
             )
         ),
     ),
-    prefix=r"beit\.",
+    prefix=r"(beit|data2vec_vision)\.",  # Data2Vec for images (arXiv 2202.03555) is BEiT's network under another name
     leftovers=_LEFTOVERS,
 )
 

@@ -41,7 +41,7 @@ _SEED = 0
 _CLASSIFIERS = {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}
 # Errors of tensors whose shapes no check foresees.
 _UNFORESEEN = (LookupError, TypeError, RuntimeError, AssertionError, ArithmeticError, StrictDataclassError)
-# Mean and deviation of pixels from 0 to 1; docs/checkpoints.md lists which published file has which.
+# Mean and deviation of pixels from 0 to 1; docs/published.md lists which published file has which.
 _OURS = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # BEiT and BEiT-2 took ImageNet's where they pre-trained on ImageNet-1K, which only names of their files tell.

@@ -33,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": runs.train,
     "finetune": runs.finetune,
     "evaluate": tasks.evaluate,
+    "verify": tasks.verify,
     "predict": tasks.predict,
     "caption": tasks.caption,
     "index": searching.index,

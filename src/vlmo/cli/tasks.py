@@ -89,6 +89,36 @@ def evaluate(
             result.write_card(folder, measured_by=f"`vlmo evaluate{''.join(words)}`")
 
 
+def verify(
+    name: tyro.conf.Positional[str],
+    *,
+    data: str,
+    out: Path | None = None,
+    batch_size: int | None = None,
+    device: Device = None,
+) -> None:
+    """Measure a published model beside its published results, for a report to send: vlmo verify NAME --data DIR.
+
+    Args:
+        name: One of vlmo models with published results; the first use downloads it.
+        data: The set of these results, a folder of vlmo data prepare.
+        out: JSON file; the same as text goes beside it, into a file that ends in .md. By default verify_NAME.json here.
+        batch_size: Rows that go through the model at a time; by default the task's.
+    """
+    out = out or Path(f"verify_{_plain(name)}.json")
+    check_new_file(out, option="--out", suffix=".json")
+    check_given([data], expected="the folder of a prepared set")
+    from vlmo.distributed import is_main
+    from vlmo.tasks.verification import verify as measure
+    from vlmo.training import launch
+
+    with launch(device) as chosen:
+        console = _STDERR if is_main() else None
+        lines = measure(name, source=data, out=out, batch_size=batch_size, device=str(chosen), console=console)
+        if is_main():
+            say(*lines, "", f"the same in {out} and {out.with_suffix('.md')}; send it as an issue")
+
+
 def _choose(folder: Path, data: str | None, **options: Any) -> None:
     from vlmo.distributed import is_main
     from vlmo.tasks import RetrievalTask

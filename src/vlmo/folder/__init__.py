@@ -11,6 +11,10 @@ _HALF = 0.5, [0.5, 0.5, 0.5]
 # What an image processor may say: every part of this package prepares pixels so, and would get other vectors than the
 # processor otherwise. 3 is bicubic; None is left to transformers.
 _PIXELS = {
+    "do_resize": (None, True),
+    "do_center_crop": (None, False),
+    "do_rescale": (None, True),
+    "rescale_factor": (None, 1 / 255),
     "do_normalize": (None, True),
     "image_mean": (None, *_HALF),
     "image_std": (None, *_HALF),
@@ -125,8 +129,9 @@ def check_processor(folder: str | Path) -> None:
         for key, allowed in _PIXELS.items():
             if settings.get(key) not in allowed:
                 raise ValueError(
-                    f"{file}: {key} is {settings[key]}, but vlmo normalises pixels with mean and deviation 0.5 and "
-                    "resizes bicubically (resample 3): correct the file, or run the model by transformers' own calls"
+                    f"{file}: {key} is {settings[key]}, but vlmo resizes the whole image bicubically (resample 3) and "
+                    "normalises pixels with mean and deviation 0.5: correct the file, or run the model by transformers'"
+                    " own calls"
                 )
         size = settings.get("size", {"height": 1, "width": 1})
         sides = [size.get(side) for side in ("height", "width")] if isinstance(size, dict) else [size]

@@ -90,15 +90,30 @@ class TransformConfig:
 
 
 class EvalTransform:
-    """Square bicubic resize and normalisation, as by `VLMoProcessor`; ignores the generator it may be given."""
+    """Square bicubic resize and normalisation, as by `VLMoProcessor`; ignores the generator it may be given.
 
-    def __init__(self, config: TransformConfig) -> None:
-        self.config = config
+    Args:
+        center_crop: Share, in (0, 1], of the shorter side that a central square keeps (BEiT's for ImageNet: 224 of
+            256); None takes the whole image.
+
+    Raises:
+        ValueError: `center_crop` is out of range.
+    """
+
+    def __init__(self, config: TransformConfig, *, center_crop: float | None = None) -> None:
+        if center_crop is not None and not 0 < center_crop <= 1:
+            raise ValueError(f"center_crop is {center_crop}: expected a share above 0, at most 1, of the shorter side")
+        self.config, self.center_crop = config, center_crop
 
     def pixels(self, image: AnyImage, _: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
         """Apply all but the normalisation."""
         decoded = image if isinstance(image, Image.Image) else image.decode()
-        return _resize(_to_tensor(decoded), image_size=self.config.image_size)
+        pixels, size = _to_tensor(decoded), self.config.image_size
+        if self.center_crop is None:
+            return _resize(pixels, [size, size])
+        from torchvision.transforms.v2.functional import center_crop
+
+        return center_crop(_resize(pixels, [int(size / self.center_crop)]), [size, size])
 
     def __call__(self, image: AnyImage, _: np.random.Generator | None = None) -> Float[Tensor, "3 size size"]:
         """Return pixel values in [-1, 1]."""
@@ -168,11 +183,12 @@ def _to_array(pixels: UInt8[Tensor, "3 height width"]) -> UInt8[np.ndarray, "hei
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
-def _resize(pixels: UInt8[Tensor, "3 height width"], *, image_size: int) -> UInt8[Tensor, "3 size size"]:
+def _resize(pixels: UInt8[Tensor, "3 height width"], size: list[int]) -> UInt8[Tensor, "3 new_height new_width"]:
+    """Resize to height and width, or to one number of pixels on the shorter side."""
     from torchvision.transforms import InterpolationMode  # takes seconds
     from torchvision.transforms.v2.functional import resize
 
-    return resize(pixels, [image_size, image_size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
 def _crop_and_resize(
@@ -186,7 +202,7 @@ def _crop_and_resize(
         whole, image = image.size, image.decode(reduction)
         # Formats other than JPEG come whole, whatever they are asked for.
         box = reduced if image.size != whole else box
-    return _resize(_to_tensor(image, box=box), image_size=config.image_size)
+    return _resize(_to_tensor(image, box=box), [config.image_size, config.image_size])
 
 
 def _reduced(size: tuple[int, int], *, box: Box | None, image_size: int) -> tuple[int, Box | None]:

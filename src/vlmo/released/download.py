@@ -101,7 +101,7 @@ def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
         for file in files:
             _delete_download(file)
         raise ValueError(f"{model.name}, which is published at {model.address}: {problem}") from None
-    sums = {file.name: _sum_of(file) for file in files} | _read_sums()  # an earlier pin stays
+    sums = {file.name: _sum_of(file) for file in files} | read_sums()  # an earlier pin stays
     partial = _no_link(_sums_file().with_suffix(".partial"))
     partial.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     partial.replace(_sums_file())
@@ -120,7 +120,7 @@ def _fetch_file(address: str) -> Path:
         if is_folder:
             raise ValueError(f"{mirror}, which {MIRROR} names, holds no {name}; it is published at {address}")
         _download(f"{mirror.rstrip('/')}/{name}" if mirror else address, path)
-    found, pinned = _sum_of(path)["sha256"], _read_sums().get(name, {}).get("sha256")
+    found, pinned = _sum_of(path)["sha256"], read_sums().get(name, {}).get("sha256")
     if pinned not in {None, found}:
         _delete_download(path)
         raise ValueError(
@@ -148,8 +148,8 @@ def _sum_of(file: Path) -> dict[str, str | int]:
         return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
 
 
-def _read_sums() -> dict[str, dict[str, str | int]]:
-    """Return the sums of files that were used; every later file of its name must have the same."""
+def read_sums() -> dict[str, dict[str, str | int]]:
+    """Return the sums of files that were used (every later one must have the same); ValueError if they are damaged."""
     if not _sums_file().is_file():
         return {}
     try:

@@ -12,12 +12,17 @@ VOCABULARIES = {
 }
 """Address of the vocabulary that the files of a layout need."""
 
-_SOURCES = {"vlmo": "VLMo's paper, arXiv 2111.02358", "beit3": "BEiT-3's README, unilm beit3/README.md"}
+_SOURCES = {
+    "vlmo": "VLMo's paper, arXiv 2111.02358",
+    "beit": "BEiT's README, unilm beit/README.md",
+    "beitv2": "BEiT-2's guide, unilm beit2/get_started_for_image_classification.md",
+    "beit3": "BEiT-3's README, unilm beit3/README.md",
+}
 _DATA = {"coco": "coco", "f30k": "flickr30k", "nlvr2": "nlvr2", "vqa": "vqav2", "nocaps": "nocaps"}
 _DATA |= dict.fromkeys(("in1k", "ft1k", "ft22kto1k", "ft21kto1k"), "imagenet")
 
 # Layout and address, then a line for each file: name, task, file, and what `_SOURCES` report: split, metric
-# (by default accuracy) and percent. BEiT's and BEiT-2's are not entered. Addresses are of the publishers' READMEs.
+# (by default accuracy) and percent. Addresses are of the publishers' READMEs.
 _FILES = {
     ("vlmo", "https://github.com/wenhui0924/vlmo_ckpts/releases/download/vlmo/"): """
 vlmo-base             pre-training vlmo_base_patch16_224.pt
@@ -42,30 +47,30 @@ vlmo-large-vqa        vqa          vlmo_large_patch16_480_vqa.pt  test_dev 79.94
     ("beit", f"{_BEIT}v1.0/"): """
 beit-base-pt1k-800ep           images         beit_base_patch16_224_pt1k_800ep.pth
 beit-base-pt22k                images         beit_base_patch16_224_pt22k.pth
-beit-base-pt22k-ft1k           classification beit_base_patch16_224_pt22k_ft1k.pth
+beit-base-pt22k-ft1k           classification beit_base_patch16_224_pt22k_ft1k.pth  validation top1 83.7
 beit-base-pt22k-ft22k          classification beit_base_patch16_224_pt22k_ft22k.pth
-beit-base-pt22k-ft22kto1k      classification beit_base_patch16_224_pt22k_ft22kto1k.pth
-beit-base-pt22k-ft22kto1k-384  classification beit_base_patch16_384_pt22k_ft22kto1k.pth
+beit-base-pt22k-ft22kto1k      classification beit_base_patch16_224_pt22k_ft22kto1k.pth  validation top1 85.2
+beit-base-pt22k-ft22kto1k-384  classification beit_base_patch16_384_pt22k_ft22kto1k.pth  validation top1 86.8
 beit-large-pt22k               images         beit_large_patch16_224_pt22k.pth
-beit-large-pt22k-ft1k          classification beit_large_patch16_224_pt22k_ft1k.pth
+beit-large-pt22k-ft1k          classification beit_large_patch16_224_pt22k_ft1k.pth  validation top1 86.0
 beit-large-pt22k-ft22k         classification beit_large_patch16_224_pt22k_ft22k.pth
-beit-large-pt22k-ft22kto1k     classification beit_large_patch16_224_pt22k_ft22kto1k.pth
-beit-large-pt22k-ft22kto1k-384 classification beit_large_patch16_384_pt22k_ft22kto1k.pth
-beit-large-pt22k-ft22kto1k-512 classification beit_large_patch16_512_pt22k_ft22kto1k.pth
+beit-large-pt22k-ft22kto1k     classification beit_large_patch16_224_pt22k_ft22kto1k.pth  validation top1 87.4
+beit-large-pt22k-ft22kto1k-384 classification beit_large_patch16_384_pt22k_ft22kto1k.pth  validation top1 88.4
+beit-large-pt22k-ft22kto1k-512 classification beit_large_patch16_512_pt22k_ft22kto1k.pth  validation top1 88.6
 """,
     ("beit", f"{_BEIT}BEiT-v2/"): """
 beitv2-base-pt1k            images         beitv2_base_patch16_224_pt1k.pth
 beitv2-base-pt1k-300e       images         beitv2_base_patch16_224_pt1k_300e.pth
-beitv2-base-pt1k-300e-ft1k  classification beitv2_base_patch16_224_pt1k_300e_ft1k.pth
-beitv2-base-pt1k-ft1k       classification beitv2_base_patch16_224_pt1k_ft1k.pth
+beitv2-base-pt1k-300e-ft1k  classification beitv2_base_patch16_224_pt1k_300e_ft1k.pth  validation top1 85.0
+beitv2-base-pt1k-ft1k       classification beitv2_base_patch16_224_pt1k_ft1k.pth  validation top1 85.5
 beitv2-base-pt1k-ft21k      classification beitv2_base_patch16_224_pt1k_ft21k.pth
-beitv2-base-pt1k-ft21kto1k  classification beitv2_base_patch16_224_pt1k_ft21kto1k.pth
+beitv2-base-pt1k-ft21kto1k  classification beitv2_base_patch16_224_pt1k_ft21kto1k.pth  validation top1 86.5
 beitv2-large-pt1k           images         beitv2_large_patch16_224_pt1k.pth
 beitv2-large-pt1k-300e      images         beitv2_large_patch16_224_pt1k_300e.pth
-beitv2-large-pt1k-300e-ft1k classification beitv2_large_patch16_224_pt1k_300e_ft1k.pth
-beitv2-large-pt1k-ft1k      classification beitv2_large_patch16_224_pt1k_ft1k.pth
+beitv2-large-pt1k-300e-ft1k classification beitv2_large_patch16_224_pt1k_300e_ft1k.pth  validation top1 86.6
+beitv2-large-pt1k-ft1k      classification beitv2_large_patch16_224_pt1k_ft1k.pth  validation top1 87.3
 beitv2-large-pt1k-ft21k     classification beitv2_large_patch16_224_pt1k_ft21k.pth
-beitv2-large-pt1k-ft21kto1k classification beitv2_large_patch16_224_pt1k_ft21kto1k.pth
+beitv2-large-pt1k-ft21kto1k classification beitv2_large_patch16_224_pt1k_ft21kto1k.pth  validation top1 88.4
 """,
     ("beit3", f"{_BEIT}beit3/"): """
 beit3-base                 backbone       beit3_base_patch16_224.pth
@@ -129,6 +134,13 @@ class NamedModel:
     reported: tuple[tuple[str, str, float], ...] = ()
     source: str = ""
 
+    @property
+    def options(self) -> dict[str, float]:
+        """Options of `vlmo.tasks.evaluate` for images as its publication evaluates it: unilm, `build_transform`."""
+        if self.task != "classification":
+            return {}
+        return {"center_crop": 224 / 256 if self.layout == "beit" and self.image_size < 384 else 1.0}
+
     def published(self, metric: str) -> str:
         """Return the published values of a metric in percent, each with its split on a line; empty without any."""
         return "\n".join(f"{split} {percent:g}" for split, name, percent in self.reported if name == metric)
@@ -149,7 +161,7 @@ def _read_table() -> dict[str, NamedModel]:
                 layout=layout,
                 data=next((_DATA[part] for part in name.split("-") if part in _DATA), ""),
                 reported=tuple((each[0], each[1] if each[2:] else "accuracy", float(each[-1])) for each in numbers),
-                source=_SOURCES[layout] if numbers else "",
+                source=_SOURCES[name.partition("-")[0]] if numbers else "",
             )
     return models
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -67,6 +67,11 @@ class ClassSet(EvaluationSet):
     task: ClassVar[str] = "classification"
     hub_task: ClassVar[str] = "image-classification"
     batch_size: ClassVar[int] = 128
+    options: ClassVar[tuple[str, ...]] = ("center_crop",)
+
+    def with_options(self, _model: Any, **options: Any) -> Self:
+        """Return the set with `center_crop` of `EvalTransform`."""
+        return replace(self, settings=options)
 
     @classmethod
     def check_rows(cls, rows: Dataset, _source: str) -> None:
@@ -80,7 +85,7 @@ class ClassSet(EvaluationSet):
 
     def predict(self, model: Any, rows: range) -> list[Float[Tensor, "classes"]]:
         """Return the logits of each image, on the CPU."""
-        transform = EvalTransform(TransformConfig(image_size=model.config.image_size))
+        transform = EvalTransform(TransformConfig(image_size=model.config.image_size), **self.settings)
         cells: Any = self.rows[rows.start : rows.stop]
         pixels = torch.stack([transform(decode_image(cell)) for cell in cells["image"]])
         return [row.clone() for row in model(pixels.to(model.device)).logits.float().cpu()]  # not all for each

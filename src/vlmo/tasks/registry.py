@@ -117,7 +117,8 @@ def evaluate(
         batch_size: Rows that go through the model at a time; None takes the task's.
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         console: Shows a progress bar; None shows nothing.
-        options: Options of the task, such as `rerank`; None stands for the task's choice.
+        options: Options of the task, such as `rerank`; None stands for the task's choice. Of a published classifier,
+            `center_crop` is that of its publication.
 
     Raises:
         ValueError: The folder or an option is for another task, or the data cannot be used.
@@ -125,12 +126,15 @@ def evaluate(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give the number of rows that go through the model, from 1 up")
     found = task_of(folder) if task is None else find_task(task)
+    published = published_model(folder)
     given = {name: value for name, value in options.items() if value is not None}
+    if published is not None and published.task == found.name:
+        given = published.options | given
     if unread := [name for name in given if found.evaluation is None or name not in found.evaluation.options]:
         raise ValueError(f"--{unread[0].replace('_', '-')} is no option of the task {found.name}")
     model, rows = _load(folder, found, device=device, source=source, options=given, split=split, limit=limit)
     result = rows.result(rows.outputs(model, batch_size=batch_size, console=console))
-    return replace(result, published=published_model(folder))
+    return replace(result, published=published)
 
 
 def _load(
