@@ -54,10 +54,11 @@ def check(line, code, *, heavy=HEAVY):
 
 for line in ("--help", "--version", "finetune --help", "quickstart --help", "evaluate --help", "predict --help",
              "index --help", "search --help", "embed --help", "data prepare --help",
-             "models --help", "models", "import --help", "export --help", "recipes --help", "serve --help"):
+             "models --help", "models", "import --help", "export --help", "recipes --help", "serve --help",
+             "photos --help"):
     check(line, 0)
 for line in ("train", "evaluate", "predict", "index", "search",
-             "index vlmo-small nowhere --out x", "serve vlmo-small --index nowhere",
+             "index vlmo-small nowhere --out x", "serve vlmo-small --index nowhere", "photos nowhere",
              "predict vlmo-small --image nowhere --text a",
              "import", "export nowhere --to onnx --out x",
              "train shapes-stage3 --steps 0", "finetune vlmo-small --data x --steps=0",

@@ -106,19 +106,23 @@ def _serve_when_told(arguments: list[str], go: Path) -> None:
 
 
 class ServerProcess:
-    """`vlmo serve` as its own process on a free port of this machine.
+    """`vlmo serve`, or another `command`, as its own process on a free port of this machine.
 
     With `go`, the model waits until that file is there; or `run` takes the command's words and that file.
     """
 
     def __init__(
-        self, *arguments: str | Path, go: Path | None = None, run: Callable[..., None] = _serve_when_told
+        self,
+        *arguments: str | Path,
+        command: str = "serve",
+        go: Path | None = None,
+        run: Callable[..., None] = _serve_when_told,
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         words = [*map(str, arguments), "--port", str(self.port)]
-        self.process = start_command("serve", *words) if go is None else start(run, words, go)
+        self.process = start_command(command, *words) if go is None else start(run, words, go)
 
     def __enter__(self) -> Self:
         wait_until(self._is_ready, within_s=START_S, meanwhile=self.process.is_alive)

@@ -40,6 +40,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "embed": searching.embed,
     "search": searching.search,
     "serve": searching.serve,
+    "photos": searching.photos,
     "data prepare": tasks.prepare,
     "data false-captions": tasks.false_captions,
     "recipes": runs.recipes,
@@ -52,6 +53,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 _EXTRAS = {
     **dict.fromkeys(("index", "search", "embed"), "retrieval"),
     "serve": "serve",
+    "photos": "photos",
     "data": "train",
     "caption": "train",
     "export": "quickstart,onnx",

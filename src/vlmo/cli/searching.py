@@ -1,8 +1,10 @@
-"""`vlmo index`, `vlmo embed`, `vlmo search` and `vlmo serve`."""
+"""`vlmo index`, `vlmo embed`, `vlmo search`, `vlmo serve` and `vlmo photos`."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +20,10 @@ from vlmo.cli.parsing import (
     check_given,
     check_new_file,
 )
-from vlmo.released import find_model
+from vlmo.released import SMALL, find_model
+from vlmo.released.published import MODELS, VOCABULARIES
 from vlmo.serving.settings import Settings
-from vlmo.terminal import say, say_json
+from vlmo.terminal import say, say_json, without_controls
 
 if TYPE_CHECKING:
     from vlmo.retrieval import BuildReport, SearchResult
@@ -207,6 +210,61 @@ def serve(
     settings = replace(settings, api_key=read_key(api_key_file))
     with bind(host, port) as bound:
         run(bound, load_parts(folder, index=index, vqa=vqa, captioning=captioning, **vars(engines)), settings)
+
+
+def photos(
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
+    *,
+    model: Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER")] = "vlmo-base-coco",
+    index: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    open: tyro.conf.FlagCreatePairsOff[bool] = True,  # noqa: A002 - the option's name
+    engines: Engines = EngineOptions(),  # noqa: B008 - frozen
+) -> None:
+    """Search the photographs in a folder on a web page, which follows its changes: vlmo photos DIR [--model NAME].
+
+    Args:
+        folder: Folder with photographs, also in folders below it.
+        model: A name that vlmo models lists, or a model folder.
+        index: Folder of the index; by default one in the cache, which the output names.
+        host: Address to listen on; by default only this machine reaches it. VLMO_API_KEY may hold a key.
+        port: 0: any that is free; the log says which.
+        open: Do not show the page in a browser.
+    """
+    if not (folder := folder.expanduser()).is_dir():
+        raise ValueError(f"{folder} is no folder; name the one that holds your photographs")
+    from vlmo.released.download import cache_folder
+    from vlmo.retrieval import Encoder
+    from vlmo.serving.photos import serve_photos
+    from vlmo.serving.server import bind, read_key
+
+    settings = Settings(api_key=read_key(None))
+    with bind(host, port) as bound:
+        encoder = Encoder(_find_or_explain(model), **vars(engines))
+        digest = hashlib.sha256(f"{folder.absolute()}\n{encoder.fingerprint}".encode("utf-8", "surrogatepass"))
+        cached = cache_folder() / "photos" / f"{folder.absolute().name}-{digest.hexdigest()[:12]}"
+        out = cached if index is None else index.expanduser()
+        say(f"index: {out}", "No image is sent anywhere but to your browser. Ctrl-C ends; the same command goes on.")
+        has_screen = sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+        how: dict[str, Any] = {"console": _STDERR, "open_page": open and has_screen}
+        serve_photos(encoder, folder, index=out, bound=bound, settings=settings, **how)
+
+
+def _find_or_explain(name: str) -> Path:
+    """Find a model; if it can only be had from a network that is not there, say in two lines what to do."""
+    try:
+        return Path(find_model(name))
+    except ValueError as error:
+        model = MODELS.get(name)
+        if model is None or not model.address:
+            raise
+        _STDERR.print(f"vlmo: {without_controls(str(error))}", markup=False, highlight=False, soft_wrap=True)
+        files = " and ".join(filter(None, (model.address, VOCABULARIES.get(model.layout))))
+        raise ValueError(
+            f"{name} is made of {files}. Or name another model: --model FOLDER, or --model {SMALL}, which is here "
+            "(icons and drawings; it knows no photographs)"
+        ) from error
 
 
 def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:

@@ -29,13 +29,17 @@ from vlmo.retrieval.store import Store
 SHARDS_FILE, QUARANTINE_FILE = "shards.json", "quarantine.jsonl"
 APPROXIMATE_FROM = 50_000
 """Images from which on an approximate index is built beside the exact search."""
-_WRITTEN_ROWS, _WRITTEN_BYTES, _WRITTEN_EVERY_S = 4096, 128 << 20, 30.0
-"""New rows, their bytes, and seconds since the last write, from which on they are written: each write of LanceDB costs
-more than the one before, and a kill loses what is not written."""
+_WRITTEN_ROWS, _WRITTEN_BYTES, _WRITTEN_EVERY_S, _FIRST_WRITTEN_S = 4096, 128 << 20, 30.0, 2.0
+"""New rows, their bytes, seconds since the last write, and until the first, from which on they are written: each write
+of LanceDB costs more than the one before, and a kill loses what is not written."""
 _LOOKUPS_FROM = 20_000
 """Images from which on the table's columns of ids and hashes are indexed."""
 _LISTED_EVERY, _TOGETHER, _DELETED_AT_ONCE = 1000, 512, 1024
 """Files between two updates of the progress; that are looked up and given to an executor, and deleted, at a time."""
+
+
+class StoppedError(Exception):
+    """A run that was asked to end has done so; what it embedded is written."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def build_index(
     executor: Literal["local", "ray"] = "local",
     workers: int = 2,
     console: Console | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> BuildReport:
     """Make the folder `out` an index of all images in `inputs`, and in the inputs of earlier runs.
 
@@ -94,8 +99,10 @@ def build_index(
         executor: Embed in this process, or in actors of Ray Data.
         workers: Number of these actors.
         console: Takes a bar of progress, or a line every ten seconds where it is no terminal; None shows nothing.
+        stop: Asked after each batch; True ends the run, and the next one goes on from there.
 
     Raises:
+        StoppedError: `stop` said so.
         ValueError: Nothing to index, something that cannot be read, an index of another model, or a number below 1.
     """
     for name, value in (("batch", batch), ("approximate_from", approximate_from), ("workers", workers)):
@@ -133,7 +140,7 @@ def build_index(
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
         store = Store(folder, dim=encoder.dim)
         with Progress(console, in_bytes=True) as progress:
-            update = _Update(store, reader, list(found.values()), progress)
+            update = _Update(store, reader, list(found.values()), progress, stop=stop)
             counts = update.run(functools.partial(embed, encoder=encoder, reader=reader, batch=batch))
         images = store.table.count_rows()
         store.optimize(lookups=images >= _LOOKUPS_FROM)
@@ -208,12 +215,14 @@ def _now() -> str:
 
 
 class _Update:
-    def __init__(self, store: Store, reader: Reader, found: Sequence[Found], progress: Progress) -> None:
-        self._store, self._reader, self._found, self._progress = store, reader, found, progress
+    def __init__(
+        self, store: Store, reader: Reader, found: Sequence[Found], progress: Progress, *, stop: Callable[[], bool]
+    ) -> None:
+        self._store, self._reader, self._found, self._progress, self._stop = store, reader, found, progress, stop
         self._size, self._read = sum(each.size for each in found), 0
         self._counts = dict.fromkeys(("encoded", "reused", "unchanged", "deleted", "bad"), 0)
         self._rows: dict[str, dict[str, Any]] = {}  # by id: new ones, which are not written yet
-        self._written_at = time.monotonic()
+        self._began = self._written_at = time.monotonic()
         self._there: set[str] = set()  # ids of images that were seen
         shards, paths = store.folder / SHARDS_FILE, {each.path for each in found}
         done: dict[str, str] = read_json(shards) if shards.is_file() else {}
@@ -238,8 +247,11 @@ class _Update:
             self._broken.update(bad.shard for bad in batch.bad if bad.kind == "shard")
             if batch.finished is not None:
                 self._finished.append(batch.finished)
-            if self._is_due():
+            stopped = self._stop()
+            if stopped or self._is_due():
                 self._write()
+            if stopped:
+                raise StoppedError
             self._advance(batch.size, unchanged=len(batch.unchanged))
         self._write()
         self._delete()
@@ -276,7 +288,9 @@ class _Update:
 
     def _is_due(self) -> bool:
         size = sum(len(row["bytes"] or b"") + len(row["thumbnail"]) for row in self._rows.values())
-        late = time.monotonic() - self._written_at >= _WRITTEN_EVERY_S
+        # The first ones soon, for those who search meanwhile.
+        pause = min(_WRITTEN_EVERY_S, self._written_at - self._began + _FIRST_WRITTEN_S)
+        late = time.monotonic() - self._written_at >= pause
         return late or len(self._rows) >= _WRITTEN_ROWS or size >= _WRITTEN_BYTES
 
     def _write(self) -> None:

@@ -82,32 +82,40 @@ class Index:
     Args:
         in_memory: Keep vectors and columns in memory from the start: searches are exact then, and faster. Else
             the first one with a filter of photographs, or by date, reads them.
+        growing: A run is known to be adding images, so that no warning says that some may be missing.
 
     Raises:
         ValueError: It is no index, damaged, or its first run has not ended.
     """
 
-    def __init__(self, folder: str | Path, *, in_memory: bool = False) -> None:
+    def __init__(self, folder: str | Path, *, in_memory: bool = False, growing: bool = False) -> None:
         self.folder = Path(folder).expanduser()
         self._version: tuple[int, ...] = ()
         facts = self._read_changed()
-        if not facts.get("complete", True):
+        if not self._complete:
             if "updated" not in facts and not (self.folder / f"{TABLE}.lance" / "data").exists():
                 raise ValueError(
                     f"{folder}: the index is not finished: its first run was cut off, or has no image yet. If none is "
                     "running, run vlmo index again with this folder as --out; it goes on where it stood"
                 )
-            _LOGGER.warning(
-                "%s: a run of vlmo index has not ended, so that new images may be missing; if none is running, run it "
-                "again",
-                folder,
-            )
+            if not growing:
+                _LOGGER.warning(
+                    "%s: a run of vlmo index has not ended, so that new images may be missing; if none is running, run "
+                    "it again",
+                    folder,
+                )
         self._store, self._lock = Store(self.folder), threading.Lock()
         self._memory = self._read_images() if in_memory else None
 
     fingerprint: str
     model_folder: str
     dim: int
+
+    @property
+    def complete(self) -> bool:
+        """False while images are being added, and after a run that was cut off."""
+        self._read_changed()
+        return self._complete
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -213,7 +221,7 @@ class Index:
         try:
             made_with, made = facts["model"], facts["approximate"]
             self.fingerprint, self.model_folder = made_with["fingerprint"], made_with["folder"]
-            self.dim = made_with["dim"]
+            self.dim, self._complete = made_with["dim"], facts.get("complete", True)
             self._approximate = None if made is None else Approximate(**made["search"])
         except (KeyError, TypeError) as error:
             raise DamagedError(f"{self.folder}: the index is damaged, it lacks {error}; build it anew") from error

@@ -1,0 +1,148 @@
+"""A folder of photographs as a service: it is indexed, followed as it changes, and searched meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES
+from vlmo.data.tables import TABLE_SUFFIXES
+from vlmo.lazy import need_package
+from vlmo.retrieval import Encoder, Index, Searcher, build_index
+from vlmo.retrieval.building import StoppedError
+from vlmo.serving.parts import Parts
+from vlmo.serving.server import serve
+from vlmo.serving.settings import Settings
+
+_READ = frozenset((*IMAGE_SUFFIXES, *SHARD_SUFFIXES, *TABLE_SUFFIXES, ".json"))
+_SETTLED_S = 2.0
+"""Seconds without a change after which the index is updated."""
+_BATCH = 8
+"""Images that a search on the same processor has to wait for."""
+_LOGGER = logging.getLogger(__name__)
+
+
+def serve_photos(
+    encoder: Encoder,
+    folder: Path,
+    *,
+    index: Path,
+    bound: socket.socket,
+    settings: Settings,
+    console: Console | None = None,
+    open_page: bool = False,
+) -> None:
+    """Index a folder and serve it, from its first images on, until SIGTERM or SIGINT.
+
+    Args:
+        index: Folder of the index, which an earlier call may have begun.
+        bound: Socket of `vlmo.serving.server.bind`.
+        console: Console for progress.
+        open_page: Show the page in the browser of this machine.
+
+    Raises:
+        ValueError: There is nothing to index, or the index is of another model.
+        ModuleNotFoundError: watchdog is missing.
+    """
+    need_package("watchdog", extra="photos", user="vlmo photos")
+    updates = _Updates(encoder, folder, index, console=console)
+    updates.start()
+    try:
+        opened = updates.open_index()
+        Searcher(encoder, opened)  # checks that they belong together
+        if open_page:
+            bound.listen()  # the browser may come before the server, which answers then
+            host, port = bound.getsockname()[:2]
+            name = "localhost" if host in {"0.0.0.0", "::"} else f"[{host}]" if ":" in host else host
+            threading.Thread(target=webbrowser.open, args=[f"http://{name}:{port}/"], daemon=True).start()
+        serve(bound, Parts(encoder, opened), settings)
+    finally:
+        updates.stop()
+
+
+class _Updates(threading.Thread):
+    """Updates an index of a folder: once, and then after each change in the folder."""
+
+    def __init__(self, encoder: Encoder, folder: Path, index: Path, *, console: Console | None) -> None:
+        super().__init__(name="vlmo-index", daemon=True)
+        self._encoder, self._folder, self._index, self._console = encoder, folder, index, console
+        self._changed, self._stopped, self._has_run = threading.Event(), threading.Event(), threading.Event()
+        self._error: Exception | None = None
+
+    def open_index(self) -> Index:
+        """Open the index once it has images, or the first run has ended; raise the error that ended this."""
+        while not self._has_run.wait(0.1):
+            with contextlib.suppress(ValueError):
+                return Index(self._index, in_memory=True, growing=True)
+        if self._error is not None:
+            raise self._error
+        return Index(self._index, in_memory=True)
+
+    def stop(self) -> None:
+        """End after the batch that is being embedded."""
+        self._stopped.set()
+        self._changed.set()
+        self.join()
+
+    def run(self) -> None:
+        with contextlib.ExitStack() as stack, contextlib.suppress(StoppedError):
+            try:
+                stack.enter_context(_watched(self._folder, besides=self._index, on_change=self._changed.set))
+            except OSError as error:  # such as too many folders for the system
+                _LOGGER.warning("%s is not watched, changes count at the next start: %s", self._folder, error)
+            try:
+                self._update()
+            except (ValueError, OSError) as error:
+                self._error = error
+                return
+            finally:
+                self._has_run.set()
+            while self._changed.wait() and not self._stopped.is_set():
+                self._changed.clear()
+                if not self._stopped.wait(_SETTLED_S) and not self._changed.is_set():
+                    try:
+                        self._update()
+                    except (ValueError, OSError) as error:  # such as a disk that was taken out
+                        _LOGGER.warning("the index stays as it is: %s", error)
+
+    def _update(self) -> None:
+        batch = _BATCH if self._encoder.device == "cpu" else 8 * _BATCH
+        how = {"batch": batch, "console": self._console, "stop": self._stopped.is_set}
+        report = build_index(self._encoder, [self._folder], out=self._index, **how)
+        counts = f"{report.encoded + report.reused} new, {report.deleted} gone"
+        bad = f", {report.bad} unusable (reasons: {self._index / 'quarantine.jsonl'})" if report.bad else ""
+        _LOGGER.info("%s images are indexed: %s%s", f"{report.images:,}", counts, bad)
+
+
+@contextlib.contextmanager
+def _watched(folder: Path, *, besides: Path, on_change: Callable[[], object]) -> Iterator[None]:
+    """Call `on_change`, on another thread, when what an index reads changes below a folder, but not below `besides`."""
+    from watchdog import events
+    from watchdog.observers import Observer
+
+    class Handler(events.FileSystemEventHandler):
+        def on_any_event(self, event: events.FileSystemEvent) -> None:
+            for path in (Path(os.fsdecode(name)).absolute() for name in (event.src_path, event.dest_path) if name):
+                is_read = event.is_directory or path.suffix.lower() in _READ
+                if is_read and not path.is_relative_to(besides.absolute()):
+                    on_change()
+
+    kinds: list[type[events.FileSystemEvent]] = [events.FileCreatedEvent, events.FileModifiedEvent]
+    kinds += [events.FileMovedEvent, events.FileDeletedEvent]
+    kinds += [events.DirCreatedEvent, events.DirMovedEvent, events.DirDeletedEvent]
+    observer = Observer()
+    observer.schedule(Handler(), str(folder), recursive=True, event_filter=kinds)
+    observer.start()
+    try:
+        yield
+    finally:
+        observer.stop()
+        observer.join()

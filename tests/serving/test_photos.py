@@ -1,0 +1,180 @@
+import signal
+import threading
+import webbrowser
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integrations.toy_gallery import drawings
+from tests.killing import wait_until
+from tests.retrieval.toy_index import NAMES, NUM, rows, write_folder
+from tests.serving.toy_service import ServerProcess
+from tests.test_cli_tasks import refused
+from vlmo.cli import main
+from vlmo.released import download
+from vlmo.retrieval import Encoder, Searcher, building, store
+from vlmo.serving import photos
+
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def encoder(gallery) -> Encoder:
+    return Encoder(gallery.model)
+
+
+@contextmanager
+def updates(encoder: Encoder, folder: Path, index: Path):
+    thread = photos._Updates(encoder, folder, index, console=None)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.stop()
+    assert not thread.is_alive()
+
+
+def holds(index: Path, *names: str) -> bool:
+    return {Path(row["path"]).name for row in rows(index).values()} == set(names)
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch) -> None:
+    monkeypatch.setattr(photos, "_SETTLED_S", 0.1)
+    monkeypatch.setattr(store, "_READ_EVERY", timedelta(0))
+
+
+def test_index_follows_new_changed_renamed_and_deleted_files(encoder, tmp_path, caplog) -> None:
+    folder, index = write_folder(tmp_path / "images", table=False, numbers=range(4)), tmp_path / "images" / "index"
+    first, second, third, fourth = NAMES[:4]
+    with updates(encoder, folder, index) as thread:
+        opened = thread.open_index()
+        wait_until(lambda: opened.complete and opened.num_images == 4, within_s=PATIENCE_S)
+        caplog.clear()
+        caplog.set_level("INFO", photos.__name__)
+        (folder / first).rename(folder / "renamed.png")
+        (folder / second).unlink()
+        drawings()[20].save(folder / third)
+        (folder / "more" / "below").mkdir(parents=True)
+        drawings()[21].save(folder / "more" / "below" / "new.png")
+        (folder / "bad.jpg").write_text("no image")
+        now = ("renamed.png", Path(third).name, Path(fourth).name, "new.png")
+        wait_until(lambda: holds(index, *now) and "1 unusable" in caplog.text, within_s=PATIENCE_S)
+        hits = Searcher(encoder, index).search(drawings()[20], top=1).hits
+        assert Path(hits[0].path).name == Path(third).name
+        (folder / "notes.txt").write_text("nothing that is read")
+        (index / "a.png").write_text("nor what lies in the index")
+        number = len(caplog.messages)
+        threading.Event().wait(0.5)
+        assert len(caplog.messages) == number
+    assert "Traceback" not in caplog.text
+
+
+def test_first_images_are_found_while_others_are_embedded(encoder, tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(building, "_FIRST_WRITTEN_S", 0.0)
+    monkeypatch.setattr(photos, "_BATCH", 4)
+    go, embed, calls = threading.Event(), encoder.embed_pixels, []
+
+    def embed_in_time(pixels):
+        calls.append(len(pixels))
+        assert len(calls) < 4 or go.wait(PATIENCE_S)
+        return embed(pixels)
+
+    monkeypatch.setattr(encoder, "embed_pixels", embed_in_time)
+    folder, index = write_folder(tmp_path / "images"), tmp_path / "index"
+    with updates(encoder, folder, index) as thread:
+        opened = thread.open_index()
+        wait_until(lambda: len(calls) == 4, within_s=PATIENCE_S)
+        assert 0 < opened.num_images <= 12
+        assert not opened.complete
+        assert Searcher(encoder, opened).search("a red circle", rerank=0).hits
+        go.set()
+        wait_until(lambda: opened.complete, within_s=PATIENCE_S)
+        assert opened.num_images == NUM
+    assert caplog.messages == []
+    go.clear()
+    calls.clear()
+    with updates(encoder, folder, tmp_path / "other") as thread:
+        wait_until(lambda: len(calls) == 4, within_s=PATIENCE_S)
+        thread._stopped.set()
+        go.set()
+        thread.join(PATIENCE_S)
+    assert len(rows(tmp_path / "other")) == 16  # all that was embedded is kept
+    assert building.build_index(encoder, [folder], out=tmp_path / "other").encoded == NUM - 16
+
+
+def test_folder_that_cannot_be_watched_is_searched_all_the_same(encoder, tmp_path, monkeypatch, caplog) -> None:
+    from watchdog.observers import Observer
+
+    def refuse(*_) -> None:
+        raise OSError(28, "inotify watch limit reached")
+
+    monkeypatch.setattr(Observer, "start", refuse)
+    folder = write_folder(tmp_path / "images", numbers=range(2))
+    with updates(encoder, folder, tmp_path / "index") as thread:
+        assert thread.open_index().num_images == 2
+    assert all(words in caplog.text for words in (f"{folder} is not watched", "inotify watch limit reached"))
+
+
+@pytest.mark.slow
+def test_command_serves_until_ctrl_c(gallery, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
+    folder = write_folder(tmp_path / "my images", numbers=range(5))
+    with ServerProcess(folder, "--model", gallery.model, command="photos") as server:
+        wait_until(lambda: "5 new, 0 gone" in server.process.stderr, within_s=PATIENCE_S)
+        assert httpx.get(f"{server.address}/v1/about").json()["can_search"] is True
+        server.stop(signal.SIGINT)
+        assert server.process.wait(PATIENCE_S) == 0
+    (index,) = (tmp_path / "cache" / "photos").iterdir()
+    assert index.name.startswith("my images-")
+    assert f"index: {index}" in server.process.stdout
+    assert "No image is sent anywhere" in server.process.stdout
+    assert "Traceback" not in server.process.stderr
+
+
+def test_page_is_opened_where_there_is_a_screen(encoder, tmp_path, monkeypatch, caplog) -> None:
+    caplog.set_level("INFO", photos.__name__)
+    opened, served = [], []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(photos, "serve", lambda _, parts, *__: served.append(parts.index.num_images))
+    folder = write_folder(tmp_path / "images", numbers=range(2))
+    line = ["photos", str(folder), "--model", str(encoder.folder), "--index", str(tmp_path / "index"), "--port", "0"]
+    for display, option, number in (("", [], 0), (":0", ["--no-open"], 0), (":0", [], 1)):
+        monkeypatch.setenv("DISPLAY", display)
+        monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+        if not display:
+            monkeypatch.delenv("DISPLAY")
+        main([*line, *option])
+        wait_until(lambda: len(opened) == number, within_s=PATIENCE_S)  # noqa: B023
+    assert opened[0].startswith("http://127.0.0.1:")
+    assert served == [2, 2, 2]
+    assert [": 2 new" in each for each in caplog.messages][:2] == [True, False]  # the same command goes on
+
+
+def test_missing_network_names_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VLMO_WEIGHTS", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setattr(download, "_TRIES", 1)
+    with pytest.raises(SystemExit):
+        main(["photos", str(tmp_path)])
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert "cannot be downloaded" in first
+    assert str(tmp_path / "cache" / "files") in first
+    assert all(words in second for words in ("vlmo_base_patch16_384_coco.pt", "vocab.txt", "--model vlmo-small"))
+
+
+def test_wrong_use_is_one_line(gallery, tmp_path, capsys) -> None:
+    model, other = str(gallery.model), tmp_path / "other"
+    (tmp_path / "empty").mkdir()
+    folder = str(write_folder(tmp_path / "images", numbers=range(2)))
+    main(["index", "vlmo-small", folder, "--out", str(other)])
+    for words, reason in (
+        ([str(tmp_path / "nowhere")], "is no folder; name the one"),
+        ([str(tmp_path / "empty"), "--model", model], "holds no image"),
+        ([folder, "--model", model, "--index", str(other)], "was made with another model"),
+        ([folder, "--model", "vlmo-smal"], "Did you mean vlmo-small?"),
+    ):
+        assert reason in refused(["photos", *words, "--port", "0", "--no-open"], capsys)
