@@ -210,7 +210,9 @@ QUICKSTART = {
     "shapes-captioning": _entry(
         _captioning,
         "Captions of scenes of shapes, word by word, as BEiT-3 learns them.",
-        expect="no number: experiments/captions.py compares captions with every true description of a scene.",
+        expect="96.8 % (94.9 to 98.1) of 1,000 new scenes get one of their true descriptions, 98.2 (96.5 to 99.1) the "
+        "right shapes and colors; with the image hidden at most 0.1 and 0.3; median (lowest to highest) of 3 seeds, "
+        "Intel Xeon, four minutes of one core (experiments/captions.json).",
     ),
 }
 """By name."""
