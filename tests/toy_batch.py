@@ -53,6 +53,12 @@ def with_false_texts(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**batch, "false_input_ids": ids * mask, "false_attention_mask": mask}
 
 
+def with_parts_alone(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with as many images and texts alone, which are those of the pairs in another order."""
+    rows = {name: value.flip(0) for name, value in batch.items() if value.ndim}
+    return batch | {f"{part}.{name}": value for part in ("images", "texts") for name, value in rows.items()}
+
+
 def own_share(batch: dict[str, Tensor], *, rank: int, world_size: int) -> dict[str, Tensor]:
     """The rows of one process, with texts padded to its own longest."""
     share = GLOBAL_BATCH // world_size

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from tests.distributed.gloo import run_processes
 from tests.losses.steps import note_draws
-from tests.toy_batch import GLOBAL_BATCH, FixedTokens, make_batch, own_share, with_false_texts
+from tests.toy_batch import GLOBAL_BATCH, FixedTokens, make_batch, own_share, with_false_texts, with_parts_alone
 from vlmo import distributed
 from vlmo.model import (
     VLMoConfig,
     VLMoForImageCaptioning,
     VLMoForImageClassification,
     VLMoForImageTextRetrieval,
+    VLMoForMaskedDataModeling,
     VLMoForMaskedImageModeling,
     VLMoForMaskedLM,
     VLMoForPreTraining,
@@ -22,6 +23,7 @@ from vlmo.model import (
     VLMoForVisualQuestionAnswering,
     VLMoForVisualReasoning,
 )
+from vlmo.tasks.beit3 import BEiT3Objective
 from vlmo.tasks.captioning import CaptioningObjective, CaptioningTask
 from vlmo.tasks.classification import ClassificationConfig, ClassificationObjective
 from vlmo.tasks.language import LanguageObjective
@@ -58,13 +60,14 @@ UNCACHED = {
 }
 OWN_MEANS = ["classification", "segmentation", "questions", "sentences"]
 """Tasks whose losses each process has of its own rows."""
-ALL_TASKS = [*TASKS, *RETRIEVAL, "mim", "language", "captions", *OWN_MEANS]
+ALL_TASKS = [*TASKS, *RETRIEVAL, "mim", "language", "beit3", "captions", *OWN_MEANS]
 CLASSES, IGNORED = 3, 255
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 OTHERS = {  # objective, model, and its settings; mixing stays inside a process
     "mim": (partial(VisionObjective, tokenizer=FixedTokens()), VLMoForMaskedImageModeling, {}),
     "language": (LanguageObjective, VLMoForMaskedLM, {}),
+    "beit3": (partial(BEiT3Objective, tokenizer=FixedTokens()), VLMoForMaskedDataModeling, {}),
     "captions": (
         partial(CaptioningObjective, task=CaptioningTask(drop_worst=0.5, drop_worst_after=0)),
         VLMoForImageCaptioning,
@@ -106,6 +109,8 @@ def batch_of(task: str) -> dict[str, Tensor]:
         return {"pixel_values": batch["pixel_values"], "labels": labels}
     if task == "questions":
         return batch | {"labels": torch.rand(GLOBAL_BATCH, CLASSES, generator=torch.Generator().manual_seed(0))}
+    if task == "beit3":
+        return with_parts_alone(batch)
     if task == "sentences":
         pairs = torch.stack([batch["pixel_values"], batch["pixel_values"].flip(0)], dim=1)
         return batch | {"pixel_values": pairs, "labels": torch.arange(GLOBAL_BATCH) % 2}

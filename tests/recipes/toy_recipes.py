@@ -12,7 +12,8 @@ from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import StreamConfig
 from vlmo.model import VLMoConfig
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
-from vlmo.tasks import SegmentationTask, Task, TokenizerTask, VisionTask, VisualTokenizerConfig
+from vlmo.tasks import BEiT3Task, SegmentationTask, Task, TokenizerTask, VisionTask, VisualTokenizerConfig
+from vlmo.tasks.beit3 import AloneConfig
 from vlmo.tasks.retrieval import PairTask
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
@@ -35,8 +36,10 @@ def shrunk(recipe: Recipe, *, source: Path, visual_tokenizer: Path, sets: Mappin
         attention=recipe.model.attention,
     )
     task = recipe.task
-    if isinstance(task, VisionTask):
+    if isinstance(task, VisionTask | BEiT3Task):
         task = dataclasses.replace(task, visual_tokenizer=str(visual_tokenizer))
+    if isinstance(task, BEiT3Task):
+        task = dataclasses.replace(task, images=AloneConfig(), texts=AloneConfig())
     if isinstance(task, TokenizerTask):
         small = VisualTokenizerConfig(hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
         task = dataclasses.replace(task, tokenizer=small)

@@ -9,9 +9,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -108,6 +108,34 @@ class RowLoader:
         for step in itertools.count(start_step):
             keys = global_batch(step, num_samples=len(self._examples), batch_size=size, seed=self._seed)
             yield from micro_batches(keys, rank=self._rank, world_size=self._world_size, accumulation=accumulation)
+
+
+class JointLoader:
+    """Micro-batches of several loaders as one: the names of their tensors begin with a loader's, but for that of ""."""
+
+    def __init__(self, loaders: Mapping[str, Any]) -> None:
+        self._loaders = {f"{name}." if name else "": loader for name, loader in loaders.items()}
+
+    def __call__(self, start_step: int) -> Iterator[list[Batch]]:
+        """Yield without end the micro-batches of step `start_step`, and so on, as each loader does."""
+        for step in zip(*(loader(start_step) for loader in self._loaders.values()), strict=True):
+            yield [_join(dict(zip(self._loaders, parts, strict=True))) for parts in zip(*step, strict=True)]
+
+    def cursor(self, step: int) -> dict[str, Any]:
+        """Return the cursors of those loaders that have one, as one."""
+        found = {name: loader.cursor(step) for name, loader in self._loaders.items() if hasattr(loader, "cursor")}
+        return {f"{name}{lane}": state for name, lanes in found.items() for lane, state in lanes.items()}
+
+    def go_on_from(self, step: int, cursor: dict[str, Any]) -> None:
+        """Set the start of those loaders: cursors of all processes, as one."""
+        for name, loader in self._loaders.items():
+            if hasattr(loader, "go_on_from"):
+                lanes = {lane.removeprefix(name): state for lane, state in cursor.items() if lane.startswith(name)}
+                loader.go_on_from(step, lanes)
+
+
+def _join(parts: dict[str, Batch]) -> Batch:
+    return cast("Batch", {f"{name}{key}": value for name, part in parts.items() for key, value in part.items()})
 
 
 @dataclass(eq=False)

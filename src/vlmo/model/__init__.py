@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vlmo.model.pretraining import (
         VLMoForImageCaptioning,
         VLMoForImageTextRetrieval,
+        VLMoForMaskedDataModeling,
         VLMoForMaskedImageModeling,
         VLMoForMaskedLM,
         VLMoForPreTraining,
@@ -28,6 +29,7 @@ __all__ = [
     "VLMoForImageCaptioning",
     "VLMoForImageClassification",
     "VLMoForImageTextRetrieval",
+    "VLMoForMaskedDataModeling",
     "VLMoForMaskedImageModeling",
     "VLMoForMaskedLM",
     "VLMoForPreTraining",
@@ -49,8 +51,8 @@ __getattr__ = lazy_names(
         ".downstream": "VLMoForImageClassification VLMoForSemanticSegmentation VLMoForVisualQuestionAnswering "
         "VLMoForVisualReasoning",
         ".stages": "language_stage_parameters",
-        ".pretraining": "VLMoForImageCaptioning VLMoForImageTextRetrieval VLMoForMaskedImageModeling VLMoForMaskedLM "
-        "VLMoForPreTraining",
+        ".pretraining": "VLMoForImageCaptioning VLMoForImageTextRetrieval VLMoForMaskedDataModeling "
+        "VLMoForMaskedImageModeling VLMoForMaskedLM VLMoForPreTraining",
         ".visual_tokenizer": "VQVisualTokenizer",
     },
 )

@@ -208,6 +208,17 @@ class VLMoConfig(PreTrainedConfig):
         return cls.beit3_base(**_DEEP | changes)
 
     @classmethod
+    def beit3_giant(cls, **changes: Any) -> Self:
+        """BEiT-3's paper, table 2: 1.9B with its heads, of which no weights are published.
+
+        Attention is shared, and the top three layers have vision-language experts. The norms inside attention and
+        experts are left out: with them the experts have 693M parameters, and the paper says 692M.
+        """
+        sizes = {"hidden_size": 1408, "num_hidden_layers": 40, "num_attention_heads": 16, "intermediate_size": 6144}
+        parts = {"attention": "shared", "num_fusion_layers": 3, "key_bias": False, "inner_norm": False}
+        return cls.beit3_base(**sizes | parts | {"patch_size": 14} | changes)
+
+    @classmethod
     def small(cls, **changes: Any) -> Self:
         """6 layers of 192 at 64 pixels: trains on two CPU cores."""
         sizes: dict[str, Any] = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3}

@@ -245,6 +245,15 @@ class VLMoForMaskedLM(_MaskedWords):
     """Stage 2: backbone with the head of MLM, for texts or pairs."""
 
 
+class VLMoForMaskedDataModeling(_MaskedWords):
+    """BEiT-3's pre-training: backbone with the head of MLM, whose logits `forward` returns, and that of MIM."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__(config)
+        self.mim_head = MaskedImageHead(config)
+        self.post_init()
+
+
 class VLMoForImageCaptioning(_MaskedWords):
     """Captions of images: a word sees the image and the words before it (BEiT-3, "Image Captioning")."""
 

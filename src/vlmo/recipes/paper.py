@@ -14,6 +14,7 @@ from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
 from vlmo.released.published import MODELS
 from vlmo.tasks import (
+    BEiT3Task,
     CaptioningTask,
     ClassificationTask,
     LanguageTask,
@@ -24,6 +25,7 @@ from vlmo.tasks import (
     VisionTask,
     VQATask,
 )
+from vlmo.tasks.beit3 import AloneConfig
 from vlmo.tasks.classification import ClassificationConfig
 from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import EngineConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
@@ -40,7 +42,11 @@ _SIZES = {
     "base-plus": ("VLMo-Base+", VLMoConfig.base_plus),
     "large": ("VLMo-Large", VLMoConfig.large),
 }
-_BEIT3_SIZES = {"base": ("BEiT-3 Base", VLMoConfig.beit3_base), "large": ("BEiT-3 Large", VLMoConfig.beit3_large)}
+_BEIT3_SIZES = {
+    "base": ("BEiT-3 Base", VLMoConfig.beit3_base),
+    "large": ("BEiT-3 Large", VLMoConfig.beit3_large),
+    "giant": ("BEiT-3 Giant", VLMoConfig.beit3_giant),
+}
 _FROM_BEIT = "no number: this stage is that of BEiT's published weights"
 _STAGE3 = "after fine-tuning COCO TR@1 {} / IR@1 {}, Flickr30K {} / {}, VQA test-dev {}, NLVR2 {}"
 
@@ -226,6 +232,21 @@ PAPER_TASKS["coco-captioning"] = replace(
     min_lr=1e-6,
     every=(2000, 5000),
 )
+PAPER_TASKS["beit3"] = PaperTask(
+    "masked data modelling: 2,048 images, texts and pairs a step, with the settings of BEiT-3's paper for its giant",
+    "pairs of {source}, by `vlmo data prepare` (CC12M as conceptual_captions), images of data/imagenet22k, texts of "
+    "data/text; BEiT-3's SentencePiece in beit3.spm.",
+    task=BEiT3Task("vqkd-base-3x768-clip", images=AloneConfig("data/imagenet22k"), texts=AloneConfig("data/text")),
+    source=f"{PAPER_TASKS['stage3'].source}+data/cc12m",
+    batch=2048,
+    length=(1_000_000, 10_000),
+    text=TextConfig("beit3.spm", vocab_size=64002, max_length=64),
+    unit="pair",
+    transform=PAPER_TASKS["stage1"].transform,
+    optimizer=OptimizerConfig(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.05),
+    schedule="cosine",
+    clip_norm=3.0,
+)
 PAPER_TASKS["flickr30k-retrieval"] = replace(
     PAPER_TASKS["coco-retrieval"],
     about="on Flickr30K (Karpathy's split): as on COCO, with half as many steps",
@@ -246,6 +267,7 @@ PAPER_TASKS["imagenet-self-supervised"] = replace(
 _LARGE_IMAGENET = _epochs(50, 5, examples=_IMAGENET_1K, batch=1024)
 _CITED = "{} with stage 3 after base-stage2-labels, quoted from a secondary source (BEiT {})"
 _BEITS = "no number (BEiT-{}, after ImageNet-22K {} labels)"
+_GIANT = "after fine-tuning VQA test-dev 84.19, test-std 84.03, NLVR2 dev 91.51, test-P 92.58"
 # The published stage 2, and so every number of the paper, starts from BEiT after fine-tuning on ImageNet's labels.
 _LABELS = ("-labels", "from BEiT's weights after fine-tuning on ImageNet's labels, as the published ones")
 _NO_LABELS = ("-self-supervised", "with BEiT's rates for a start that saw no labels")
@@ -287,6 +309,9 @@ TABLE = [
     Row("ade20k", "base-plus", 3e-5, 0.1, "stage3", settings={"layer_decay": 0.95, "channels": 544}),
     Row("ade20k", "base", 7e-4, 0.1, "stage1", settings={"layer_decay": 0.65, "channels": 768}, variant=_NO_LABELS),
     Row("ade20k", "large", 2e-5, 0.2, "stage3", settings={"layer_decay": 0.95, "channels": 1024}),
+    Row("beit3", "base", 1e-3, 0.1, None, nodes=8),
+    Row("beit3", "large", 1e-3, 0.1, None, nodes=16),
+    Row("beit3", "giant", 1e-3, 0.1, None, _GIANT, nodes=32),
     Row("coco-captioning", "base", 4e-5, 0.1, "beit3-base", "no number, BEiT-3's README test CIDEr 133.6"),
     Row("coco-captioning", "large", 8e-6, 0.1, "beit3-large", "no number, BEiT-3's README test CIDEr 143.2"),
 ]
@@ -295,7 +320,7 @@ TABLE = [
 
 def _entry(row: Row) -> Entry:
     task = PAPER_TASKS[row.task]
-    title, config = (_BEIT3_SIZES if isinstance(task.task, CaptioningTask) else _SIZES)[row.size]
+    title, config = (_BEIT3_SIZES if isinstance(task.task, BEiT3Task | CaptioningTask) else _SIZES)[row.size]
     steps, warmup = row.length or task.length
     sizes = {"image_size": task.px, "drop_path_rate": row.drop_path} | ({} if task.fusion else {"num_fusion_layers": 0})
     transform = TransformConfig() if task.transform is None else replace(task.transform, image_size=task.px)

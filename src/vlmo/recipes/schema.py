@@ -53,7 +53,7 @@ class TextConfig:
     """Vocabulary and length of texts."""
 
     vocabulary: str = LEARN_VOCABULARY
-    """`learn` (WordPiece, on `learn_from`), or BERT's `vocab.txt` or a folder that holds it."""
+    """`learn` (WordPiece, on `learn_from`), BERT's `vocab.txt` or a folder that holds it, or BEiT-3's `beit3.spm`."""
     vocab_size: int = 30522
     """Size of a vocabulary that is learnt."""
     learn_from: tuple[str, ...] = ()
@@ -172,8 +172,9 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         ModuleNotFoundError: PEFT, for adapters, is not installed.
     """
     task, loader = recipe.task, recipe.loader
-    if recipe.data.streams.patterns:
-        validate_lanes(recipe.data.streams, loader=loader, processes=processes)
+    for part in task.beside(recipe).values():
+        check_recipe(part, processes=processes)
+    _check_data(recipe, processes=processes)
     losses = getattr(task, "losses", None)
     pieces = processes * loader.accumulation
     if isinstance(losses, VisionLanguageConfig) and not loader.global_batch_size % pieces:
@@ -190,15 +191,20 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         raise ValueError(
             f"evaluate_on is given, but {task.title} has nothing to be measured on it; only stage 3 and fine-tuning do"
         )
-    data, sources = recipe.data, len(source_names(recipe.data.source))
+    if recipe.text.max_length > recipe.model.max_text_positions:
+        raise ValueError(
+            f"text.max_length is {recipe.text.max_length}, but the model's position tables end at "
+            f"model.max_text_positions {recipe.model.max_text_positions}"
+        )
+
+
+def _check_data(recipe: Recipe, *, processes: int) -> None:
+    data, task, sources = recipe.data, recipe.task, len(source_names(recipe.data.source))
+    if data.streams.patterns:
+        validate_lanes(data.streams, loader=recipe.loader, processes=processes)
     if data.streams.patterns and data.weights:
         raise ValueError("data.weights is given, but data.streams are read; give data.streams.weights instead")
     if data.streams.patterns and not task.reads.streams:
         raise ValueError(f"data.streams is given, but {task.title} does not read streams; name a data.source instead")
     if data.weights and len(data.weights) != sources:
         raise ValueError(f"data.weights is {data.weights} for {sources} sources; give a number above 0 for each")
-    if recipe.text.max_length > recipe.model.max_text_positions:
-        raise ValueError(
-            f"text.max_length is {recipe.text.max_length}, but the model's position tables end at "
-            f"model.max_text_positions {recipe.model.max_text_positions}"
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from vlmo.data.examples import StreamExamples
-from vlmo.data.loader import RowLoader
+from vlmo.data.loader import JointLoader, RowLoader
 from vlmo.data.rows import arrow_table
 from vlmo.data.schema import FEATURES
 from vlmo.data.sources import open_source
@@ -71,6 +72,7 @@ def build(
     rows = _read_rows(recipe, run_dir=run_dir)
     settings = model_settings(recipe, processor)
     run = RunContext(run_dir, recipe.data, rows, processor, settings, init=recipe.init, seed=recipe.seed)
+    beside = {name: (part, _run_beside(part, run, name)) for name, part in task.beside(recipe).items()}
     objective = task.objective(run)
     model = cast(PreTrainedModel, objective.get_submodule("model"))
     start, adapted = recipe.init or "", recipe.lora.rank is not None
@@ -78,12 +80,17 @@ def build(
         start = str(Path(start).absolute())
     if adapted:
         add_adapters(model, recipe.lora, start=start, missing=run.missing)
-    loader = _loader(recipe, run)
+    loader: Any = _loader(recipe, run)
+    if beside:
+        loader = JointLoader({"": loader} | {name: _loader(*of_part) for name, of_part in beside.items()})
     evaluator = None if recipe.evaluate_on is None else Evaluator(recipe, run)
     # Before the training, so that a damaged card of the start folder is reported now.
     changed = changed_settings(original or recipe, recipe)
     card = dataclasses.replace(
-        run_card(recipe, rows), recipe=title, about="" if changed else about, changed=tuple(changed)
+        run_card(recipe, rows, beside=[(part, of_part.rows) for part, of_part in beside.values()]),
+        recipe=title,
+        about="" if changed else about,
+        changed=tuple(changed),
     )
 
     def save_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -164,6 +171,14 @@ def _read_rows(recipe: Recipe, *, run_dir: Path) -> Dataset:
     )
 
 
+def _run_beside(recipe: Recipe, run: RunContext, name: str) -> RunContext:
+    """Return the context of rows or streams that a step of `run` reads beside its own, in a folder of their own."""
+    folder, data, rows = run.folder / name, recipe.data, run.rows
+    if data.streams.patterns or data.source != run.data.source:
+        rows = _read_rows(recipe, run_dir=folder)
+    return dataclasses.replace(run, folder=folder, data=data, rows=rows, seed=recipe.seed)
+
+
 def _loader(recipe: Recipe, run: RunContext) -> RowLoader | StreamLoader:
     data = recipe.data
     if not data.streams.patterns:
@@ -179,18 +194,19 @@ def _loader(recipe: Recipe, run: RunContext) -> RowLoader | StreamLoader:
     )
 
 
-def run_card(recipe: Recipe, rows: Dataset) -> CardContent:
-    """Return the card of a run's model: its stage, settings, start and data.
+def run_card(recipe: Recipe, rows: Dataset, *, beside: Sequence[tuple[Recipe, Dataset]] = ()) -> CardContent:
+    """Return the card of a run's model: its stage, settings, start and data, with those that it reads `beside`.
 
     Raises:
         ValueError: The card of a folder that the run starts from cannot be read.
     """
-    task, streams = recipe.task, recipe.data.streams.patterns
-    # The end of a pattern: the folder of the shards and their names.
-    names = ["/".join(pattern.rsplit("://", maxsplit=1)[-1].split("/")[-2:]) for pattern in streams]
-    data = [DataSource(name, task.title, ()) for name in names]
-    data += [] if streams else [data_source(recipe.data.source, rows, use=task.title)]
-    start = Start.of(recipe)
+    task, data, start = recipe.task, list[DataSource](), Start.of(recipe)
+    for part, of_part in [(recipe, rows), *beside]:
+        streams = part.data.streams.patterns
+        # The end of a pattern: the folder of the shards and their names.
+        names = ["/".join(pattern.rsplit("://", maxsplit=1)[-1].split("/")[-2:]) for pattern in streams]
+        data += [DataSource(name, task.title, ()) for name in names]
+        data += [] if streams else [data_source(part.data.source, of_part, use=task.title)]
     if task.reads.text and recipe.text.vocabulary == LEARN_VOCABULARY and not (start and start.has_vocabulary):
         data += [data_source(name, open_source(name), use="vocabulary") for name in recipe.text.learn_from]
     for folder in filter(None, (recipe.init, task.targets)):

@@ -190,10 +190,11 @@ def _step(
 def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _WithoutData]:
     task, size = recipe.task, recipe.model.image_size
     patches, text = (size // recipe.model.patch_size) ** 2, -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
-    ids, masked = torch.ones(rows, text, dtype=torch.long), rows * round(getattr(task, "masked_share", 0) * patches)
+    ids, masked = torch.ones(rows, text, dtype=torch.long), {patches: round(getattr(task, "masked_share", 0) * patches)}
+    both, most = task.reads.masks_words and masked[patches] > 0, rows * masked[patches]
     if task.reads.masks_words:
-        words = max(1, round(getattr(task, "mask_probability", recipe.data.mlm_probability) * text))
-        masked = rows // getattr(getattr(task, "losses", None), "mlm_stride", 1) * words
+        masked[text] = max(1, round(getattr(task, "mask_probability", recipe.data.mlm_probability) * text))
+        most = rows // getattr(getattr(task, "losses", None), "mlm_stride", 1) * masked[text]
     batch: Batch = {
         "pixel_values": torch.zeros(rows, recipe.model.num_channels, size, size, dtype=torch.uint8),
         "input_ids": ids,
@@ -206,19 +207,23 @@ def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _Wit
         "step": torch.zeros((), dtype=torch.long),
         "labels": torch.zeros(rows, dtype=torch.long),
     }
-    longest = text if task.reads.caption else patches
-    return task.batch_without_data(batch), _WithoutData(fake, rows=rows, longest=longest, masked=masked)
+    longest = max(text, patches) if both else text if task.reads.caption else patches
+    without_data = _WithoutData(fake, rows=rows, longest=longest, masked=masked, most=None if both else most)
+    return task.batch_without_data(batch), without_data
 
 
 class _WithoutData(TorchDispatchMode):
     """Counts FLOPs, and stands in for numbers that tensors without data do not have.
 
-    Masks of tokens choose `masked` of them, masks of rows all; each image is needed, and texts are `longest`.
+    Masks of tokens choose `masked` in a row, by the tokens of a row, and at `most` so many; masks of rows choose all;
+    each image is needed, and texts are `longest`.
     """
 
-    def __init__(self, fake: FakeTensorMode, *, rows: int, longest: int, masked: int) -> None:
+    def __init__(
+        self, fake: FakeTensorMode, *, rows: int, longest: int, masked: dict[int, int], most: int | None
+    ) -> None:
         super().__init__()
-        self.fake, self.rows, self.longest, self.masked, self.flops = fake, rows, longest, masked, 0
+        self.fake, self.rows, self.longest, self.masked, self.most, self.flops = fake, rows, longest, masked, most, 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Return what the function would, or its stand-in."""
@@ -231,7 +236,10 @@ class _WithoutData(TorchDispatchMode):
             case "_unique2.default", numbers, *_:
                 return numbers.new_empty(min(len(numbers), self.rows)), torch.zeros_like(numbers), numbers.new_empty(0)
             case "index.Tensor", tensor, [Tensor(dtype=torch.bool) as mask]:
-                count = len(mask) if mask.ndim == 1 else min(self.masked, mask.numel())
+                count = len(mask)
+                if mask.ndim > 1:
+                    count = min(mask.numel(), count * self.masked.get(mask.shape[1], 0))
+                    count = count if self.most is None else min(count, self.most)
                 return tensor.new_empty(count, *tensor.shape[mask.ndim :])
             case "index_put_.default" | "_index_put_impl_.default", tensor, [Tensor(dtype=torch.bool)], *_:
                 return tensor

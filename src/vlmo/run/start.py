@@ -85,6 +85,8 @@ def build_processor(recipe: Recipe) -> VLMoProcessor:
     if (start := Start.of(recipe)) is not None and start.has_vocabulary:
         return VLMoProcessor.from_pretrained(start.path).with_sizes(**sizes)
     text, texts = recipe.text, list[str]()
+    if text.vocabulary.endswith(".spm"):
+        return VLMoProcessor.from_sentencepiece(text.vocabulary, **sizes)
     if text.vocabulary != LEARN_VOCABULARY:
         return VLMoProcessor.from_vocabulary(text.vocabulary, **sizes)
     for name in text.learn_from:

@@ -1,5 +1,6 @@
 """Tasks: each is declared once, in one file, and everything that lists tasks reads `TASKS`."""
 
+from vlmo.tasks.beit3 import BEiT3Task
 from vlmo.tasks.captioning import CaptioningTask
 from vlmo.tasks.classification import ClassificationTask
 from vlmo.tasks.evaluation_set import EvaluationSet
@@ -29,6 +30,7 @@ from vlmo.tasks.vqa import VQATask
 __all__ = [
     "TASKS",
     "Accepts",
+    "BEiT3Task",
     "CaptioningTask",
     "ClassificationTask",
     "EvaluationSet",

@@ -18,6 +18,7 @@ from vlmo.folder import architectures
 from vlmo.folder.atomic import write_file
 from vlmo.folder.card import Usage
 from vlmo.released import notes_folder, published_model
+from vlmo.tasks.beit3 import BEiT3Task
 from vlmo.tasks.captioning import CaptioningTask
 from vlmo.tasks.classification import ClassificationTask
 from vlmo.tasks.evaluation_set import EvaluationSet
@@ -48,6 +49,7 @@ _OWN = (
     ClassificationTask,
     SegmentationTask,
     CaptioningTask,
+    BEiT3Task,
 )
 TASKS: dict[str, type[Task]] = {task.name: task for task in _OWN}
 """Every task by its name. Add one of your own with `register`."""

@@ -147,6 +147,11 @@ class Task(ABC):
         """Return the training examples of the rows."""
         return RowExamples(run.rows, self.contents(run), unit=run.data.unit)
 
+    def beside(self, recipe: Any) -> dict[str, Any]:
+        """Return recipes whose batches a step reads beside its own, with their names in front of those of tensors."""
+        del recipe
+        return {}
+
     def lr_scale(self, model: nn.Module) -> dict[str, float]:
         """Return factors on the learning rate by parameter name, by `layer_decay` or `head_lr_scale`; 1 if left out."""
         from vlmo.model.stages import layer_decay_factors

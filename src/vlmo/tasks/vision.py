@@ -1,11 +1,13 @@
-"""Stage 1: masked image modelling on images alone."""
+"""Stage 1: masked image modelling on images alone; and what BEiT-3's pre-training shares with it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vlmo.data.examples import Contents
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 class VisionObjective(nn.Module):
     """Stage 1: masked image modelling (VLMo, "Stagewise Pre-Training"); ValueError for more tokens than it predicts."""
 
-    def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer | _OneToken) -> None:
+    def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer | OneToken) -> None:
         super().__init__()
         if tokenizer.num_tokens > model.config.num_visual_tokens:
             found, expected = tokenizer.num_tokens, model.config.num_visual_tokens
@@ -35,36 +37,37 @@ class VisionObjective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` (= `mim`) and `mim_accuracy`; reads `pixel_values` and `bool_masked_pos`."""
         pixels, masked = normalize_pixels(batch["pixel_values"]), batch["bool_masked_pos"]
-        grid = self.model.vlmo.image_embeddings.grid_of(pixels)
-        with torch.no_grad():
-            tokens = self.tokenizer.tokenize(pixels, grid=grid)[masked]
-        head = self.model.mim_head
+        tokens, head = self.tokens(pixels, masked), self.model.mim_head
         encoded = self.model.vlmo.encode(pixels, wanted=masked, mask_token=head.mask_token)
         logits = head(encoded.tokens)
         loss = masked_loss(logits, tokens)
         return {"loss": loss, "mim": loss.detach(), "mim_accuracy": accuracy(logits, tokens)}
 
+    @torch.no_grad()
+    def tokens(
+        self, pixels: Float[Tensor, "batch 3 height width"], masked: Bool[Tensor, "batch patch"]
+    ) -> Int[Tensor, "masked"]:
+        """Return the visual tokens of masked patches."""
+        return self.tokenizer.tokenize(pixels, grid=self.model.vlmo.image_embeddings.grid_of(pixels))[masked]
 
-class _OneToken:
+
+class OneToken:
+    """Stand-in for a visual tokenizer, in the dry run."""
+
     num_tokens = 1
 
-    def tokenize(self, pixels: Tensor, *, grid: tuple[int, int]) -> Tensor:
+    def tokenize(
+        self, pixels: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
+    ) -> Int[Tensor, "batch patch"]:
+        """Return token 0 for each patch."""
         return torch.zeros(len(pixels), grid[0] * grid[1], dtype=torch.long, device=pixels.device)
 
 
 @dataclass(frozen=True)
-class VisionTask(Task):
-    """Stage 1, masked image modelling."""
+class PatchesTask(Task):
+    """A task that predicts visual tokens of masked patches."""
 
-    name: ClassVar[str] = "vision"
-    title: ClassVar[str] = "stage 1, masked image modelling"
-    reads = Reads(streams=True)
-    architectures = ("VLMoForMaskedImageModeling",)
-    usage: ClassVar[Usage | None] = Usage(
-        "predicts the visual tokens of masked patches; a start for other models (stage 1 does not train its text side)",
-        "image-feature-extraction",
-        '"image.png"',
-    )
+    losses_of: ClassVar[Callable[..., nn.Module]]  # from the model and the tokenizer
     visual_tokenizer: str
     """Model folder of a visual tokenizer, or of DALL-E's (`FlavaImageCodebook`)."""
     masked_share: float = 75 / 196
@@ -82,19 +85,35 @@ class VisionTask(Task):
 
     def step(self, model: Any) -> nn.Module:
         """Return the loss with a tokenizer that gives each patch the same token."""
-        return VisionObjective(model, tokenizer=_OneToken())
+        return type(self).losses_of(model, tokenizer=OneToken())
 
     def objective(self, run: RunContext) -> nn.Module:
-        """Return the loss of the visual tokenizer's tokens at masked patches."""
+        """Return the losses with the visual tokenizer's tokens."""
         from vlmo.model.visual_tokenizer import load_visual_tokenizer
 
         tokenizer = load_visual_tokenizer(self.visual_tokenizer)
         model = self.build_model(run.model | {"num_visual_tokens": tokenizer.num_tokens})
         run.start(model)
-        return VisionObjective(model, tokenizer=tokenizer)
+        return type(self).losses_of(model, tokenizer=tokenizer)
 
     def contents(self, run: RunContext) -> Contents:
-        """Return images with masks."""
+        """Return what the task reads, with masks of patches."""
         side = run.model["image_size"] // run.model["patch_size"]
         mask = replace(BlockMaskConfig.for_grid(side, width=side), num_masked=round(self.masked_share * side * side))
         return replace(super().contents(run), mask=mask)
+
+
+@dataclass(frozen=True)
+class VisionTask(PatchesTask):
+    """Stage 1, masked image modelling."""
+
+    name: ClassVar[str] = "vision"
+    title: ClassVar[str] = "stage 1, masked image modelling"
+    reads = Reads(streams=True)
+    architectures = ("VLMoForMaskedImageModeling",)
+    usage: ClassVar[Usage | None] = Usage(
+        "predicts the visual tokens of masked patches; a start for other models (stage 1 does not train its text side)",
+        "image-feature-extraction",
+        '"image.png"',
+    )
+    losses_of = VisionObjective
