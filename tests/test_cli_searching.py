@@ -74,7 +74,7 @@ def test_low_recall_is_said(model, tmp_path, capsys, monkeypatch):
 def test_search_shows_a_table(made, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     shown = printed(["search", made[1], "a red square", "--top", "3"], capsys)
-    expected = ("weight x match (log-odds)", "24 reranked by the fusion encoder", "similarity", Path(NAMES[0]).name)
+    expected = ("weight x match (log-odds)", " reranked by the fusion encoder", "similarity", Path(NAMES[0]).name)
     assert all(words in shown for words in expected)
     shown = printed(["search", made[1], "a red square", "--rerank", "0", "--where", "kind = 'cross'"], capsys)
     assert "match" not in shown

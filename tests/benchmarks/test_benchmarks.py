@@ -42,6 +42,10 @@ SMALLEST = {
         "--seeds 0 5 --clip-width 64 --clip-layers 1 --lrs 1e-3 5e-4 --seconds 0.3",
         "clip/runs/1/metrics",
     ),
+    "rerank_pairs": (
+        "--sets vlmo-small:emoji-pairs:test --limit 12 --tops 1",
+        "sets/0: vlmo-small, emoji-pairs test/top 1/share_of_pairs",
+    ),
     "search": (
         "--sizes 600 300 --dim 32 --query-count 4 --seconds 60 --threads 1 --clients 3",
         "sizes/300/lancedb index/one by one/images/p99_ms",

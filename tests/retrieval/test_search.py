@@ -55,7 +55,7 @@ def test_order_is_that_of_the_evaluation(text, searcher, evaluated):
 
 
 def test_texts_are_reranked_by_default_and_images_are_not(searcher):
-    assert searcher.search(QUERY).num_reranked == NUM_IMAGES
+    assert searcher.search(QUERY).num_reranked >= 10
     assert searcher.search(drawings()[0]).num_reranked == 0
     assert searcher.search(QUERY, image=drawings()[0]).num_reranked == 0
 
@@ -74,6 +74,42 @@ def test_shorter_rerank_moves_only_its_candidates(searcher):
     assert numbers(reranked)[4:] == numbers(plain)[4:]
     assert reranked.num_reranked == 4
     assert searcher.search(QUERY, top=2, rerank=10, weight=1.0).num_reranked == 10
+
+
+@pytest.mark.parametrize(
+    ("logits", "scored"),
+    [
+        ([9.0] + [0.0] * 11, [8]),  # 4 of e^10 + 7 e + 4 are left
+        ([0.0] * 12, [8, 4]),  # 4 of 8 e + 4 are left: 0.155, too much for two images
+    ],
+)
+def test_candidates_that_hardly_matter_are_not_scored(logits, scored, searcher):
+    hit, scale = searcher.search(QUERY, top=1, rerank=0).hits[0], searcher.encoder.inverse_temperature
+    hits = [replace(hit, id=f"{number}", similarity=logit / scale) for number, logit in enumerate(logits)]
+    found, sizes = [hits], list[int]()
+
+    def answer(kind, rows):
+        if kind == "index":
+            return [found.pop() if found else ["pixels"] * len(rows[0].args[0])]
+        sizes.extend([len(rows)] * (kind == "pairs"))
+        return {"texts": np.zeros((1, 8)), "tokens": [5], "pairs": [1.0] * len(rows)}[kind]
+
+    def run(steps):
+        wanted = next(steps)
+        while True:
+            wanted = steps.send({kind: answer(kind, rows) for kind, rows in wanted.items()})
+
+    with pytest.raises(StopIteration) as end:
+        run(searcher.steps(QUERY, None, top=2, rerank=12, weight=0.5))
+    assert sizes == scored
+    assert [hit.id for hit in end.value.value.hits] == ["0", "1"]
+
+
+def test_fewer_scored_candidates_give_the_same_first_image(searcher):
+    for texts in CAPTIONS[::4]:
+        some, full = (searcher.search(texts[0], top=top) for top in (1, NUM_IMAGES))
+        assert numbers(some) == numbers(full)[:1]
+        assert some.num_reranked < full.num_reranked == NUM_IMAGES
 
 
 def test_image_finds_itself_and_similar_leaves_it_out(searcher, gallery):

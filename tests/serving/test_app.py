@@ -36,7 +36,7 @@ def test_search_by_words_gives_what_the_searcher_gives(client, parts, options) -
     for name in ("similarity", "score"):
         values = [getattr(hit, name) for hit in expected.hits]
         np.testing.assert_allclose([hit[name] for hit in found["hits"]], values, atol=1e-3)
-    assert found["num_reranked"] == expected.num_reranked == options.get("rerank", NUM_IMAGES)
+    assert found["num_reranked"] == expected.num_reranked <= options.get("rerank", NUM_IMAGES)
     assert found["note"] is None
     assert found["seconds"].keys() >= {"encode", "index", "total"}
     for hit in found["hits"]:

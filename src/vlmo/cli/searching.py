@@ -145,7 +145,7 @@ def search(
         query: Words, or the file of an image; left out with --sort date, which lists all images then.
         model: Model folder; by default the one that the index was made with.
         top: Images that are shown.
-        rerank: Candidates that the fusion encoder scores, 0 for none; by default 32 for words, if the model can.
+        rerank: Most candidates that the fusion encoder scores, 0 for none; by default 32 for words, if the model can.
         weight: Share of its score in the order, 0 to 1; by default the model's.
         where: Filter in SQL over the columns of metadata, such as "year > 2000 and kind = 'cat'".
         since: First date of photographs: 2021, 2021-06 or 2021-06-14.

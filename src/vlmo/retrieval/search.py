@@ -17,12 +17,14 @@ from PIL import Image
 from vlmo.data.decoding import decode_image
 from vlmo.data.listing import image_named
 from vlmo.export.sessions import Pixels
-from vlmo.model.reranking import SEARCH_RERANK, rerank_score
+from vlmo.model.reranking import SEARCH_RERANK, is_settled, rerank_score
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.filters import PhotoFilter
 from vlmo.retrieval.index import MAX_TOP, Hit, Index, by_date
 
 TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD = "texts", "images", "tokens", "pairs", "index", "load"
+STEP = 8
+"""Candidates that are reranked at a time, at least."""
 _PIXEL_BYTES = 2**28
 """Limit of the images that are kept as the model takes them, those that were reranked last."""
 
@@ -107,15 +109,17 @@ class Searcher:
     ) -> SearchResult:
         """Search images by a text or by an image.
 
-        The fusion encoder scores the `rerank` best candidates of a text, and only these change places:
+        The fusion encoder scores the best candidates of a text, and only these change places:
 
             score = (1 - weight) * similarity / temperature + weight * log-odds of a match
+
+        It scores `top` of them, and more, `rerank` at most, until the others hardly matter (`is_settled`).
 
         Args:
             query: A text; an image, or the `Path` of an image file. A text that names a file is refused. None: with the
                 order by date, all images that pass the filters.
             image: An image that joins a text: the query is the direction of the sum of both vectors, without reranking.
-            rerank: Number of candidates that the fusion encoder scores, for texts only; 0: none. None: `SEARCH_RERANK`,
+            rerank: Most candidates that the fusion encoder scores, for texts only; 0: none. None: `SEARCH_RERANK`,
                 but none for other queries and models without a matching head.
             weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
             where: A filter in SQL over the columns of metadata.
@@ -211,16 +215,21 @@ class Searcher:
         result = SearchResult(hits, seconds={"encode": encoded - began, "index": found - encoded}, no_match=no_match)
         if rerank:
             weight = encoder.rerank_weight if weight is None else weight
-            result = yield from self._rerank(result, text or "", rerank=rerank, weight=weight)
+            result = yield from self._rerank(result, text or "", rerank=rerank, weight=weight, top=top)
             result = replace(result, seconds={**result.seconds, "rerank": time.perf_counter() - found})
         hits = result.hits[:top]
         return replace(result, hits=hits if sort is None else by_date(hits))
 
-    def _rerank(self, result: SearchResult, text: str, *, rerank: int, weight: float) -> Steps:
+    def _rerank(self, result: SearchResult, text: str, *, rerank: int, weight: float, top: int) -> Steps:
         scored: list[Hit] = []
         unreadable: list[Hit] = []
-        for start in range(0, len(result.hits[:rerank]), SEARCH_RERANK):
-            batch = result.hits[start : min(start + SEARCH_RERANK, rerank)]
+        left, scale = result.hits[:rerank], self.encoder.inverse_temperature
+        while left:
+            similarity, match = [hit.similarity for hit in [*scored, *left]], [hit.match or 0.0 for hit in scored]
+            if len(scored) >= top and is_settled(similarity, match, weight=weight, scale=scale, top=top):
+                break
+            size = min(max(STEP, top - len(scored)), SEARCH_RERANK)
+            batch, left = left[:size], left[size:]
             ((known,),) = (yield {INDEX: [functools.partial(self._known_pixels, batch)]}).values()
             missing = [each for each in known if callable(each)]
             loaded = iter((yield {LOAD: missing})[LOAD] if missing else ())
@@ -230,11 +239,11 @@ class Searcher:
                 if each is None:
                     unreadable.append(hit)
                     continue
-                match, scale = float(next(odds)), self.encoder.inverse_temperature
+                match = float(next(odds))
                 score = rerank_score(hit.similarity, match, weight=weight, scale=scale)
                 scored.append(replace(hit, score=score, match=match))
         scored.sort(key=lambda hit: -hit.score)  # equal scores in the order of the vectors
-        others = sorted([*unreadable, *result.hits[rerank:]], key=lambda hit: -hit.similarity)
+        others = sorted([*unreadable, *left, *result.hits[rerank:]], key=lambda hit: -hit.similarity)
         counts = {"num_reranked": len(scored), "num_unreadable": len(unreadable)}
         return replace(result, hits=[*scored, *others], **counts)
 
