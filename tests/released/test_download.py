@@ -268,7 +268,7 @@ def test_process_that_asks_for_the_same_model_waits_for_the_first(site, cache):
 
 def test_table_has_each_file_once_under_the_name_that_its_own_tells():
     addresses = [model.address for model in MODELS.values() if model.address]
-    assert len(set(addresses)) == len(addresses) == 71
+    assert len(set(addresses)) == len(addresses) == 74
     for model in MODELS.values():
         if model.address:
             family, size = model.address.rpartition("/")[2].split("_patch16_")[0].split("_", maxsplit=1)

@@ -34,34 +34,33 @@ _LEFTOVERS = r"(.*\.)?(relative_position_index|num_batches_tracked)|cls_pt_(laye
 _BIAS = "relative_position_bias_table"
 _BLOCK = "vlmo.blocks.{layer}."
 
-PUBLISHED = NameTable(
-    (
-        ("cls_token", _CLASS_TOKEN),
-        ("patch_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
-        ("pos_embed", OUR_IMAGE_POSITIONS),
-        ("norm.{kind}", "vlmo.norm.{kind}"),
-        ("mask_token", _MASK_TOKEN),
-        ("lm_head.{kind}", "mim_head.decoder.{kind}"),
-        ("fc_norm.{kind}", "classifier_norm.{kind}"),
-        ("head.{kind}", "classifier.{kind}"),
-        (f"rel_pos_bias.{_BIAS}", _SHARED),
-        (f"blocks.{{layer}}.attn.{_BIAS}", "layer_table.{layer}"),
-        *(
-            ("blocks.{layer}." + theirs, _BLOCK + ours)
-            for theirs, ours in (
-                ("norm1.{kind}", "norm1.shared.{kind}"),
-                ("attn.qkv.weight", "attention.qkv.shared.weight"),
-                ("attn.q_bias", "attention.qkv.shared.query_bias"),
-                ("attn.v_bias", "attention.qkv.shared.value_bias"),
-                ("attn.proj.{kind}", "attention.projection.shared.{kind}"),
-                ("gamma_{number}", "gamma_{number}"),
-                ("norm2.{kind}", "experts.vision.norm.{kind}"),
-                ("mlp.fc{number}.{kind}", "experts.vision.fc{number}.{kind}"),
-            )
-        ),
+NAMES = (
+    ("cls_token", _CLASS_TOKEN),
+    ("patch_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
+    ("pos_embed", OUR_IMAGE_POSITIONS),
+    ("norm.{kind}", "vlmo.norm.{kind}"),
+    ("mask_token", _MASK_TOKEN),
+    ("lm_head.{kind}", "mim_head.decoder.{kind}"),
+    ("fc_norm.{kind}", "classifier_norm.{kind}"),
+    ("head.{kind}", "classifier.{kind}"),
+    (f"rel_pos_bias.{_BIAS}", _SHARED),
+    (f"blocks.{{layer}}.attn.{_BIAS}", "layer_table.{layer}"),
+    *(
+        ("blocks.{layer}." + theirs, _BLOCK + ours)
+        for theirs, ours in (
+            ("norm1.{kind}", "norm1.shared.{kind}"),
+            ("attn.qkv.weight", "attention.qkv.shared.weight"),
+            ("attn.q_bias", "attention.qkv.shared.query_bias"),
+            ("attn.v_bias", "attention.qkv.shared.value_bias"),
+            ("attn.proj.{kind}", "attention.projection.shared.{kind}"),
+            ("gamma_{number}", "gamma_{number}"),
+            ("norm2.{kind}", "experts.vision.norm.{kind}"),
+            ("mlp.fc{number}.{kind}", "experts.vision.fc{number}.{kind}"),
+        )
     ),
-    leftovers=_LEFTOVERS,
 )
+"""Published names and ours."""
+PUBLISHED = NameTable(NAMES, leftovers=_LEFTOVERS)
 HUGGING_FACE = NameTable(
     (
         ("embeddings.cls_token", _CLASS_TOKEN),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BeitImageProcessor
 
 from vlmo import model as models
-from vlmo.checkpoints import beit, beit3, official
+from vlmo.checkpoints import beit, beit3, official, vqkd
 from vlmo.checkpoints.layout import (
     DEFAULT_TEXT_LENGTH,
     OUR_IMAGE_POSITIONS,
@@ -34,7 +34,7 @@ from vlmo.model.embeddings import resize_absolute_positions, resize_bias_table
 from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.processing.tokenizers import PAD_MULTIPLE
 
-LAYOUTS = (official, beit, beit3)
+LAYOUTS = (official, beit, beit3, vqkd)
 """Modules that recognise the keys of a published layout, and convert its tensors."""
 
 _SEED = 0
@@ -95,7 +95,7 @@ def import_checkpoint(
         layout = next((layout for layout in LAYOUTS if layout.recognises(state_dict)), None)
         if layout is None:
             first = ", ".join(map(printable, sorted(state_dict)[:3]))
-            raise ValueError(f"{len(state_dict)} tensors ({first}, ...) in no layout of VLMo, BEiT or BEiT-3")
+            raise ValueError(f"{len(state_dict)} tensors ({first}, ...) in no layout of VLMo, BEiT, BEiT-3 or VQ-KD")
         conversion = layout.convert(state_dict, config=config, num_attention_heads=num_attention_heads)
         notes = conversion.notes
         _resize_images(conversion, image_size)

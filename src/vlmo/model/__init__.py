@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         VLMoForPreTraining,
     )
     from vlmo.model.stages import language_stage_parameters
-    from vlmo.model.visual_tokenizer import VQVisualTokenizer
+    from vlmo.model.visual_tokenizer import VQKDVisualTokenizer, VQVisualTokenizer
 
 __all__ = [
     "VLMoConfig",
@@ -38,6 +38,7 @@ __all__ = [
     "VLMoForVisualReasoning",
     "VLMoModel",
     "VLMoPreTrainedModel",
+    "VQKDVisualTokenizer",
     "VQVisualTokenizer",
     "VQVisualTokenizerConfig",
     "language_stage_parameters",
@@ -53,6 +54,6 @@ __getattr__ = lazy_names(
         ".stages": "language_stage_parameters",
         ".pretraining": "VLMoForImageCaptioning VLMoForImageTextRetrieval VLMoForMaskedDataModeling "
         "VLMoForMaskedImageModeling VLMoForMaskedLM VLMoForPreTraining",
-        ".visual_tokenizer": "VQVisualTokenizer",
+        ".visual_tokenizer": "VQKDVisualTokenizer VQVisualTokenizer",
     },
 )

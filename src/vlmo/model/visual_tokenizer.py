@@ -1,8 +1,8 @@
 """Visual tokenizers: images into discrete tokens, the targets of masked image modelling.
 
-`VQVisualTokenizer` is small and trained here; `DalleVisualTokenizer` wraps DALL-E's published encoder. Both read
-`pixel_values` as models do, and `tokenize` returns one of `num_tokens` tokens for each patch of the model's grid, in
-float32 and without gradient, whatever the mode and the autocast around the call.
+`VQVisualTokenizer` is small and trained here; `DalleVisualTokenizer` wraps DALL-E's published encoder, and
+`VQKDVisualTokenizer` is BEiT-2's. All read `pixel_values` as models do, and `tokenize` returns one of `num_tokens`
+tokens for each patch of the model's grid, in float32 and without gradient, whatever mode and autocast around the call.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,9 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from vlmo.folder import WEIGHTS, check_folder
-from vlmo.model.config import VQVisualTokenizerConfig
+from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
+from vlmo.model.config import VLMoConfig, VQVisualTokenizerConfig
+from vlmo.released import find_model
 from vlmo.types import normalize_pixels
 
 DALLE_STRIDE = 8
@@ -249,30 +251,58 @@ class DalleVisualTokenizer(nn.Module):
     ) -> Int[Tensor, "batch patch"]:
         """Return tokens of images resized to 8 pixels per patch of `grid`, row by row; ValueError if it is empty."""
         pixels = _to_floats(pixel_values)
-        if min(grid) < 1:
-            raise ValueError(f"grid is {tuple(grid)}; give numbers of rows and columns from 1 up.")
         with _float32_math(pixels):
-            pixels = 0.5 * pixels + 0.5
-            size = (grid[0] * DALLE_STRIDE, grid[1] * DALLE_STRIDE)
-            if tuple(pixels.shape[-2:]) != size:
-                pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
+            pixels = _resized(0.5 * pixels + 0.5, grid, patch_size=DALLE_STRIDE)
             pixels = (1 - 2 * DALLE_EPSILON) * pixels.clamp(0, 1) + DALLE_EPSILON
             return self.codebook.get_codebook_indices(pixels).flatten(1)
 
 
-VisualTokenizer = VQVisualTokenizer | DalleVisualTokenizer
+class VQKDVisualTokenizer(VLMoPreTrainedModel):
+    """BEiT-2's tokenizer (VQ-KD, arXiv 2208.06366): an encoder of images, and a codebook; its decoder is left out."""
+
+    def __init__(self, config: VLMoConfig) -> None:
+        super().__init__(config)
+        self.vlmo = VLMoModel(config, add_pooling_layer=False)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        width = cast("int", config.projection_size)
+        self.projection, self.codebook = nn.Linear(config.hidden_size, width), nn.Embedding(self.num_tokens, width)
+        self.post_init()
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the visual vocabulary."""
+        return self.config.num_visual_tokens
+
+    @torch.no_grad()
+    def tokenize(
+        self, pixel_values: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
+    ) -> Int[Tensor, "batch patch"]:
+        """Return tokens of images resized to `patch_size` pixels per patch of `grid`, row by row."""
+        with _float32_math(pixel_values):
+            pixels = _resized(_to_floats(pixel_values), grid, patch_size=self.config.patch_size).clamp(-1, 1)
+            states, codes = self.vlmo(pixels).last_hidden_state[:, 1:], self.codebook.weight
+            vectors = F.normalize(self.projection(self.dense(states).tanh()), dim=-1)
+            return (2 * vectors @ codes.T - codes.square().sum(dim=-1)).argmax(dim=-1)
+
+
+VisualTokenizer = VQVisualTokenizer | DalleVisualTokenizer | VQKDVisualTokenizer
 
 
 def load_visual_tokenizer(name_or_folder: str | Path) -> VisualTokenizer:
-    """Load a visual tokenizer of a folder or the hub, frozen, in float32; ValueError if it is none, or incomplete."""
-    name = str(name_or_folder)
+    """Load a visual tokenizer of a folder or the hub, or by its name, such as "vqkd-base-3x768-clip".
+
+    It is frozen, in float32. ValueError if it is no visual tokenizer, or incomplete.
+    """
+    name = str(find_model(name_or_folder))
     classes: dict[str, type[PreTrainedModel]] = {
+        VLMoConfig.model_type: VQKDVisualTokenizer,
         VQVisualTokenizerConfig.model_type: VQVisualTokenizer,
         FlavaImageCodebookConfig.model_type: FlavaImageCodebook,
     }
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
-        if (kind := config.get("model_type")) not in classes:
+        kind, known = config.get("model_type"), [VQKDVisualTokenizer.__name__]
+        if kind not in classes or (kind == VLMoConfig.model_type and config.get("architectures") != known):
             raise ValueError(f"{name!r} holds a model of type {kind!r}, no visual tokenizer; expected {list(classes)}.")
         check_folder(name, WEIGHTS, "pytorch_model.bin")
         loaded: Any = classes[kind].from_pretrained(name, output_loading_info=True, dtype=torch.float32)
@@ -283,7 +313,7 @@ def load_visual_tokenizer(name_or_folder: str | Path) -> VisualTokenizer:
         raise ValueError(f"the visual tokenizer at {name!r} lacks {len(missing)} weights, {missing[0]} among them.")
     if isinstance(model, VQVisualTokenizer):
         model.check_started()
-    else:
+    elif isinstance(model, FlavaImageCodebook):
         model = DalleVisualTokenizer(model)
     return model.requires_grad_(False).eval()
 
@@ -293,6 +323,16 @@ def _to_floats(pixel_values: Float[Tensor, "..."]) -> Float[Tensor, "batch 3 hei
     if len(shape) != 4 or shape[1] != 3:
         raise ValueError(f"pixel_values has shape {shape}; expected (batch, 3, height, width).")
     return normalize_pixels(pixel_values).float()
+
+
+def _resized(
+    pixels: Float[Tensor, "batch 3 height width"], grid: tuple[int, int], *, patch_size: int
+) -> Float[Tensor, "batch 3 new_height new_width"]:
+    if min(grid) < 1:
+        raise ValueError(f"grid is {tuple(grid)}; give numbers of rows and columns from 1 up.")
+    size = (grid[0] * patch_size, grid[1] * patch_size)
+    same = tuple(pixels.shape[-2:]) == size
+    return pixels if same else F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
 
 
 def _float32_math(tensor: Float[Tensor, "..."]) -> torch.autocast:

@@ -72,6 +72,11 @@ beitv2-large-pt1k-ft1k      classification beitv2_large_patch16_224_pt1k_ft1k.pt
 beitv2-large-pt1k-ft21k     classification beitv2_large_patch16_224_pt1k_ft21k.pth
 beitv2-large-pt1k-ft21kto1k classification beitv2_large_patch16_224_pt1k_ft21kto1k.pth  validation top1 88.4
 """,
+    ("vqkd", f"{_BEIT}BEiT-v2/"): """
+vqkd-base-1x768-clip visual-tokenizer vqkd_encoder_base_decoder_1x768x12_clip-d93179da.pth
+vqkd-base-3x768-clip visual-tokenizer vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth
+vqkd-base-1x768-dino visual-tokenizer vqkd_encoder_base_decoder_1x768x12_dino-663c55d7.pth
+""",
     ("beit3", f"{_BEIT}beit3/"): """
 beit3-base                 backbone       beit3_base_patch16_224.pth
 beit3-base-indomain        backbone       beit3_base_indomain_patch16_224.pth
@@ -112,12 +117,12 @@ class NamedModel:
 
     Attributes:
         task: Its training: "pre-training" (stage 3), "text" (stage 2), "images" (stage 1), "backbone" (no head, or
-            that of masked words), or the task that it was fine-tuned for.
+            that of masked words), "visual-tokenizer", or the task that it was fine-tuned for.
         size: "base", "base_plus", "large" or "small".
         image_size: Pixels of an image's side.
         licence: Of the weights.
         address: Of the published file; empty for a model that comes with the package.
-        layout: Of that file: "vlmo", "beit" or "beit3".
+        layout: Of that file: "vlmo", "beit", "vqkd" or "beit3".
         data: Set of `vlmo data prepare`, or "nocaps", that it was fine-tuned for; empty for another.
         reported: Split, metric and percent of each published result on it.
         source: Where these are written.
@@ -156,7 +161,7 @@ def _read_table() -> dict[str, NamedModel]:
                 name,
                 task,
                 size="base_plus" if "base_plus" in file else "large" if "large" in file else "base",
-                image_size=int(file.partition("_patch16_")[2][:3]),
+                image_size=int(file.partition("_patch16_")[2][:3] or 224),
                 address=address + file,
                 layout=layout,
                 data=next((_DATA[part] for part in name.split("-") if part in _DATA), ""),

@@ -17,11 +17,10 @@ from vlmo.losses.masked import accuracy, masked_loss
 from vlmo.tasks.inputs import Reads
 from vlmo.tasks.language import LanguageObjective, LanguageTask
 from vlmo.tasks.task import RunContext
-from vlmo.tasks.vision import OneToken, PatchesTask, VisionObjective, VisionTask
+from vlmo.tasks.vision import PatchesTask, VisionObjective, VisionTask
 from vlmo.types import Batch, normalize_pixels
 
 if TYPE_CHECKING:
-    from vlmo.model import VLMoForMaskedDataModeling
     from vlmo.model.visual_tokenizer import VisualTokenizer
 
 
@@ -49,10 +48,9 @@ class BEiT3Objective(nn.Module):
     losses weigh: here each is the mean over its own masked tokens, and `loss` the sum.
     """
 
-    def __init__(self, model: Any, *, tokenizer: VisualTokenizer | OneToken) -> None:
+    def __init__(self, model: Any, *, tokenizer: VisualTokenizer) -> None:
         super().__init__()
-        self.model: VLMoForMaskedDataModeling = model
-        self.tokenizer = tokenizer
+        self.model, self.tokenizer = model, tokenizer
         # In a tuple, so that the model is no second time a part of this module.
         self._alone = VisionObjective(model, tokenizer=tokenizer), LanguageObjective(model, freeze=False)
 

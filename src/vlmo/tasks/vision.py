@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class VisionObjective(nn.Module):
     """Stage 1: masked image modelling (VLMo, "Stagewise Pre-Training"); ValueError for more tokens than it predicts."""
 
-    def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer | OneToken) -> None:
+    def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer | _OneToken) -> None:
         super().__init__()
         if tokenizer.num_tokens > model.config.num_visual_tokens:
             found, expected = tokenizer.num_tokens, model.config.num_visual_tokens
@@ -51,15 +51,10 @@ class VisionObjective(nn.Module):
         return self.tokenizer.tokenize(pixels, grid=self.model.vlmo.image_embeddings.grid_of(pixels))[masked]
 
 
-class OneToken:
-    """Stand-in for a visual tokenizer, in the dry run."""
-
+class _OneToken:
     num_tokens = 1
 
-    def tokenize(
-        self, pixels: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
-    ) -> Int[Tensor, "batch patch"]:
-        """Return token 0 for each patch."""
+    def tokenize(self, pixels: Tensor, *, grid: tuple[int, int]) -> Tensor:
         return torch.zeros(len(pixels), grid[0] * grid[1], dtype=torch.long, device=pixels.device)
 
 
@@ -69,7 +64,7 @@ class PatchesTask(Task):
 
     losses_of: ClassVar[Callable[..., nn.Module]]  # from the model and the tokenizer
     visual_tokenizer: str
-    """Model folder of a visual tokenizer, or of DALL-E's (`FlavaImageCodebook`)."""
+    """Folder or name of a visual tokenizer: one trained here, BEiT-2's, or DALL-E's (`FlavaImageCodebook`)."""
     masked_share: float = 75 / 196
     """Share of patches that are masked, in blocks."""
 
@@ -85,7 +80,7 @@ class PatchesTask(Task):
 
     def step(self, model: Any) -> nn.Module:
         """Return the loss with a tokenizer that gives each patch the same token."""
-        return type(self).losses_of(model, tokenizer=OneToken())
+        return type(self).losses_of(model, tokenizer=_OneToken())
 
     def objective(self, run: RunContext) -> nn.Module:
         """Return the losses with the visual tokenizer's tokens."""
