@@ -73,9 +73,11 @@ def test_low_recall_is_said(model, tmp_path, capsys, monkeypatch):
 
 def test_search_shows_a_table(made, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    shown = printed(["search", made[1], "a red square", "--top", "3"], capsys)
+    shown = printed(["search", made[1], "a red square", "--top", "3", "--mode", "vectors"], capsys)
     expected = ("weight x match (log-odds)", " reranked by the fusion encoder", "similarity", Path(NAMES[0]).name)
     assert all(words in shown for words in expected)
+    shown = printed(["search", made[1], "square red", "--rerank", "0"], capsys)
+    assert all(words in shown for words in ("score: sum of reciprocal ranks", "words", "100%"))
     shown = printed(["search", made[1], "a red square", "--rerank", "0", "--where", "kind = 'cross'"], capsys)
     assert "match" not in shown
     assert "reranked" not in shown
@@ -85,7 +87,22 @@ def test_search_shows_a_table(made, capsys, monkeypatch):
 
 
 def test_search_prints_json(made, capsys):
-    main(["search", made[1], "a red square", "--json", "--top", "4", "--rerank-weight", "1", "--rerank", "4"])
+    main(
+        [
+            "search",
+            made[1],
+            "a red square",
+            "--json",
+            "--top",
+            "4",
+            "--rerank-weight",
+            "1",
+            "--rerank",
+            "4",
+            "--mode",
+            "vectors",
+        ]
+    )
     found = json.loads(capsys.readouterr().out)
     assert [hit["score"] for hit in found["hits"]] == [hit["match"] for hit in found["hits"]]
     assert found["hits"][0]["metadata"].keys() == {"year", "kind", "taken", "taken_from", "album"}

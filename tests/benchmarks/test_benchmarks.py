@@ -55,6 +55,7 @@ SMALLEST = {
         "soak/resident_mb_of_the_last_fifth",
     ),
     "stage3_step": ("--preset tiny --pairs 4 --rounds 1 --threads 1", "precisions/bf16/time_ratio"),
+    "word_search": ("", "files_with_names/half/named, IR@1/auto/mean"),
     "vision_tasks": ("--scale 0.001 --threads 1", "tasks/scenes-masks/models/class of each color/metrics/miou"),
 }
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 from tests.forkserver import start, start_command
-from tests.integrations.toy_gallery import trained_folder
+from tests.integrations.toy_gallery import drawings, trained_folder
 from tests.parity.plain_vlmo import Sizes
 from tests.retrieval.toy_index import CAPTIONS, NAMES, encoded, write_folder
 from tests.tasks.toy_vision import write_class_set, write_segment_set
@@ -134,6 +134,12 @@ def vision_tasks(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path)
     return ["--run", str(folder / "run"), "--start", str(folder / "start")]
 
 
+def word_search(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
+    rows = [{"image": {"bytes": encoded(drawings()[number])}, "captions": CAPTIONS[number]} for number in range(4)]
+    patch.setattr(script, "open_source", lambda *_, **__: rows)
+    return ["--model", str(trained_folder(folder / "model", steps=1))]
+
+
 MAKE_SMALL: dict[str, Callable[..., list[str] | None]] = {
     "dual_vs_fusion": lambda *_: None,  # small by its options
     "photo_filters": lambda *_: None,
@@ -143,6 +149,6 @@ MAKE_SMALL: dict[str, Callable[..., list[str] | None]] = {
     each.__name__: each
     for each in (
         busy_machine, contrastive_memory, input_pipeline, onnx_speed, parity, quality_vs_clip, serving, stage3_step,
-        vision_tasks,
+        vision_tasks, word_search,
     )
 }  # fmt: skip

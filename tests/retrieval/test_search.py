@@ -42,13 +42,13 @@ def evaluated(model):
 def test_order_is_that_of_the_evaluation(text, searcher, evaluated):
     query = CAPTIONS[text // 2][text % 2]
     dual = evaluated.dual.text_to_image
-    plain = searcher.search(query, top=10, rerank=0)
+    plain = searcher.search(query, top=10, rerank=0, mode="vectors")
     assert numbers(plain) == dual.indices[text, :10].tolist()
     np.testing.assert_allclose([hit.score for hit in plain.hits], dual.scores[text, :10], atol=CLOSE)
     assert plain.num_reranked == 0
     assert all(hit.match is None and hit.score == hit.similarity for hit in plain.hits)
     expected = evaluated.reranked.text_to_image
-    reranked = searcher.search(query, top=10, rerank=10, weight=0.3)
+    reranked = searcher.search(query, top=10, rerank=10, weight=0.3, mode="vectors")
     assert numbers(reranked) == expected.indices[text, :10].tolist()
     np.testing.assert_allclose([hit.score for hit in reranked.hits], expected.scores[text, :10], atol=CLOSE)
     assert (reranked.num_reranked, reranked.note) == (10, None)
@@ -64,7 +64,7 @@ def test_weight_comes_from_the_model_if_none_is_given(searcher):
     own = searcher.search(QUERY, top=5, rerank=5)
     named = searcher.search(QUERY, top=5, rerank=5, weight=searcher.encoder.rerank_weight)
     assert [hit.score for hit in own.hits] == [hit.score for hit in named.hits]
-    alone = searcher.search(QUERY, top=5, rerank=5, weight=1.0)
+    alone = searcher.search(QUERY, top=5, rerank=5, weight=1.0, mode="vectors")
     assert [hit.score for hit in alone.hits] == [hit.match for hit in alone.hits]
 
 
@@ -100,7 +100,7 @@ def test_candidates_that_hardly_matter_are_not_scored(logits, scored, searcher):
             wanted = steps.send({kind: answer(kind, rows) for kind, rows in wanted.items()})
 
     with pytest.raises(StopIteration) as end:
-        run(searcher.steps(QUERY, None, top=2, rerank=12, weight=0.5))
+        run(searcher.steps(QUERY, None, top=2, rerank=12, weight=0.5, mode="vectors"))
     assert sizes == scored
     assert [hit.id for hit in end.value.value.hits] == ["0", "1"]
 
@@ -154,7 +154,7 @@ def test_image_and_text_together_are_the_direction_of_their_sum(searcher, galler
     expected = searcher.encoder.embed_images(drawings()) @ both
     in_memory = Searcher(searcher.encoder, Index(gallery[1], in_memory=True))
     for each, image in ((searcher, drawings()[4]), (in_memory, tmp_path / "green.png")):
-        result = each.search(QUERY, image=image, top=NUM_IMAGES)
+        result = each.search(QUERY, image=image, top=NUM_IMAGES, mode="vectors")
         assert numbers(result) == np.argsort(-expected).tolist()
         np.testing.assert_allclose([hit.score for hit in result.hits], np.sort(expected)[::-1], atol=CLOSE)
     assert numbers(result) != numbers(searcher.search(QUERY, top=NUM_IMAGES))
@@ -222,7 +222,7 @@ def test_json_says_everything(result):
     assert found["query"] == "a red square"
     assert (found["num_reranked"], found["note"]) == (3, None)
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in result.hits]
-    pixels, scores = {"width", "height"}, {"score", "similarity", "match"}
+    pixels, scores = {"width", "height"}, {"score", "similarity", "match", "words"}
     assert found["hits"][0].keys() == {"id", "path", "captions", "metadata"} | pixels | scores
 
 

@@ -49,7 +49,7 @@ def test_search_by_words_gives_what_the_searcher_gives(client, parts, options) -
 
 
 def test_search_for_unknown_words_says_no_match(client, parts, monkeypatch) -> None:
-    body = {"text": "a red circle", "top": 3, "rerank": 12}
+    body = {"text": "a red circle", "top": 3, "rerank": 12, "mode": "vectors"}
     found = post(client, "/v1/search", **body)
     assert (found["no_match"], found["note"]) == (False, None)
     monkeypatch.setattr(parts.encoder, "is_unknown", lambda *_, **__: True)
@@ -57,6 +57,18 @@ def test_search_for_unknown_words_says_no_match(client, parts, monkeypatch) -> N
     assert unknown["no_match"]
     assert unknown["note"].startswith("no match: the model does not know these words")
     assert unknown["hits"] == found["hits"]
+
+
+def test_search_finds_words(client, parts, monkeypatch) -> None:
+    found = post(client, "/v1/search", text="circles of pink", mode="words", top=24)
+    named = {each[0] for each in CAPTIONS if {"pink", "circle"} & {*each[0].split()}}
+    assert {hit["captions"][0] for hit in found["hits"]} == named
+    assert (found["hits"][0]["captions"][0], found["hits"][0]["words"]) == ("a pink circle", 1.0)
+    assert post(client, "/v1/search", text="pink circle", top=1)["num_matched"] == 1
+    assert error(client, "/v1/search", image=BAR, mode="words")[0] == 422
+    monkeypatch.setattr(type(parts.index), "has_words", False)
+    assert error(client, "/v1/search", text="pink", mode="hybrid")[0] == 422
+    assert post(client, "/v1/search", text="pink circle", top=1)["num_matched"] == 0
 
 
 def test_search_by_image_finds_that_image_first_however_it_is_sent(client) -> None:

@@ -146,7 +146,7 @@ def test_order_is_that_of_a_search_that_reranks_the_same_images(client, parts) -
     searcher = Searcher(parts.encoder, parts.index)
     everything = [f"data:image/png;base64,{in_base64(encoded(drawing))}" for drawing in drawings()]
     for (query, _), chosen in zip(CAPTIONS[::4], ("number < 12", "even", "number >= 0") * 2, strict=True):
-        hits = searcher.search(query, top=24, rerank=24, where=chosen).hits
+        hits = searcher.search(query, top=24, rerank=24, where=chosen, mode="vectors").hits
         numbers = sorted(hit.metadata["number"] for hit in hits)
         found = rerank(client, query=query, documents=[everything[number] for number in numbers])["results"]
         assert [numbers[each["index"]] for each in found] == [hit.metadata["number"] for hit in hits]

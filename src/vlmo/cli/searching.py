@@ -134,6 +134,7 @@ def search(
     near: str | None = None,
     album: str | None = None,
     sort: Literal["date"] | None = None,
+    mode: Literal["auto", "vectors", "words", "hybrid"] = "auto",
     json: bool = False,
     sheet: Path | None = None,
     engines: Engines = EngineOptions(),  # noqa: B008
@@ -153,6 +154,8 @@ def search(
         near: Place and distance: LATITUDE,LONGITUDE,20km.
         album: Folder that the files are in, or below.
         sort: date: the newest first, instead of the best.
+        mode: By vectors, by words in captions, file names and albums, or by both (hybrid); auto: by both where
+            images have all words of the query.
         json: Print JSON instead of a table.
         sheet: PNG file for a contact sheet of the result.
     """
@@ -169,7 +172,7 @@ def search(
     searcher = Searcher(Encoder(model_folder, **vars(engines)), index)
     photos = PhotoFilter(since=since, until=until, near=near, album=album)
     options: dict[str, Any] = {"rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
-    result = searcher.search(named or query or None, top=top, **options)
+    result = searcher.search(named or query or None, top=top, mode=mode, **options)
     _show_result(query, result, is_json=json)  # before the images are drawn, which may fail
     if sheet is not None:
         from vlmo.retrieval.results import write_sheet
@@ -276,7 +279,8 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
     if result.hits:
         _wide_console().print(as_table(query, result))
         if query:
-            say(f"score: {_RERANKED if result.num_reranked else 'similarity (cosine)'}")
+            ordered = _RERANKED if result.num_reranked else "similarity (cosine)"
+            say(f"score: {'sum of reciprocal ranks, by words and by the model' if result.num_matched else ordered}")
     else:
         say("nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())

@@ -21,6 +21,7 @@ from vlmo.folder import read_json
 from vlmo.retrieval.filters import PHOTO_COLUMNS, PhotoFilter, check_filter, filter_error, is_filter_error
 from vlmo.retrieval.sources import read_uri
 from vlmo.retrieval.store import FILTERED, RESERVED, TABLE, Approximate, DamagedError, Store, one_line
+from vlmo.retrieval.words import found_share
 
 INDEX_FILE = "index.json"
 VERSION = 3
@@ -31,6 +32,9 @@ _LOGGER = logging.getLogger(__name__)
 _SHOWN = ["id", "path", "captions", "width", "height", "hash"]
 _NO_METADATA = RESERVED | {"_distance"}
 _GATHERED = 2048  # vectors at a time, so that they stay in the processor's cache
+_MATCHED, _STEPS = 5000, 4
+"""Images with the best matches of words that are compared where not all fit into memory; and steps of BM25 up to the
+best, within which similarity decides: smaller differences come from the lengths of file names."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,11 @@ class Hit:
 
     Attributes:
         id: Its id in the index; the same as long as the image stays where it is.
-        score: Value that results are ordered by: the mixed score in nats after reranking, else the similarity.
+        score: Value that results are ordered by: the sum of reciprocal ranks where words were found, the mixed score in
+            nats after reranking, else the similarity.
         similarity: Cosine of the vectors of query and image.
         match: Log-odds that the text belongs to the image; None where it was not reranked.
+        words: Share of the query's words that its texts have; None where none was found, or asked for.
         path: Its file, or "SHARD#KEY" of a record in a shard.
         captions: Its captions.
         metadata: Every other column.
@@ -58,6 +64,7 @@ class Hit:
     width: int
     height: int
     hash: str = field(default="", compare=False, repr=False)
+    words: float | None = None
 
 
 _Images: TypeAlias = "tuple[pa.Table, Float32[np.ndarray, 'image dim']]"
@@ -131,6 +138,11 @@ class Index:
             return self._store.table.count_rows()
 
     @property
+    def has_words(self) -> bool:
+        """True if it finds words; an index of an earlier version does after the next run of vlmo index."""
+        return self._store.has_words
+
+    @property
     def columns(self) -> dict[str, str]:
         """Columns of metadata and their types, in words."""
         return self._store.columns()
@@ -142,6 +154,8 @@ class Index:
         top: int,
         where: str | None = None,
         photos: PhotoFilter | None = None,
+        words: Sequence[str] | None = None,
+        every_word: bool = False,
     ) -> list[Hit]:
         """The images whose vectors are most similar to this one, best first.
 
@@ -150,6 +164,9 @@ class Index:
             top: Number of images, at most.
             where: A filter in SQL; all images that pass it are compared, also where there is an approximate index.
             photos: A filter of photographs, which are compared in memory, or else while the table is read.
+            words: Only images whose texts have one of these (`query_words`), those with the best matches first; of
+                equally good ones those with the most similar vectors.
+            every_word: Only those that have all of them; none in an index of an earlier version.
 
         Raises:
             ValueError: An argument is wrong, or the index is damaged.
@@ -165,6 +182,14 @@ class Index:
         self._read_changed()
         search = self._approximate if where is None else None
         try:
+            if words is not None and vector is not None:
+                if not self.has_words:
+                    if every_word:
+                        return []
+                    raise ValueError(f"{self.folder} knows no words: an earlier version made it; run vlmo index again")
+                most = max(_MATCHED, top) if images is None else self.num_images
+                found = self._store.matching(words, every=every_word, most=most, where=where)
+                return self._compare(found, images, vector, [] if every_word else words, top=top, photos=photos)
             if vector is None or photos.columns or images is not None:
                 ids = None if where is None else self._store.ids(where)
                 blocks = self._blocks() if images is None else [images]
@@ -180,6 +205,35 @@ class Index:
             with one_line(self.folder):
                 raise
         return [_hit(row) for row in found]
+
+    def _compare(
+        self,
+        found: pa.Table,
+        images: _Images | None,
+        vector: Float32[np.ndarray, " dim"],
+        words: Sequence[str],
+        *,
+        top: int,
+        photos: PhotoFilter,
+    ) -> list[Hit]:
+        """Order what words have found, by BM25 and similarity; without words, each image has all of the query's."""
+        ids = found["id"].combine_chunks()
+        if not len(ids):
+            return []
+        if images is None:
+            rows = self._store.select("id", ids.to_pylist(), columns=["vector", *self._visible()]).combine_chunks()
+            vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.dim)
+            images = rows.drop_columns("vector"), vectors
+        numbers = pc.index_in(images[0]["id"], value_set=ids)
+        places = np.flatnonzero(numbers.is_valid())  # a writer may have changed either
+        table, numbers = images[0].take(places), np.asarray(numbers.take(places))
+        passed = np.flatnonzero(photos.passing(table))
+        similar = np.vecdot(images[1][places[passed]], np.asarray(vector, np.float32))
+        scores, chosen = np.asarray(found["_score"]), numbers[passed]
+        best = np.lexsort((-similar, -np.ceil(_STEPS * scores[chosen] / scores.max())))[:top]
+        texts = found["full_text"].take(chosen[best]).to_pylist()
+        hits = _hits(table.take(passed[best]), similar[best])
+        return [replace(hit, words=found_share(words, text)) for hit, text in zip(hits, texts, strict=True)]
 
     def _check(self, where: str | None, needed: Sequence[str]) -> None:
         columns = self.columns if where is not None or needed else {}
@@ -295,8 +349,11 @@ def _best(
             parts = np.split(places, range(_GATHERED, len(places), _GATHERED))
             similar = np.concatenate([np.vecdot(vectors[part], vector) for part in parts])
         best = np.argpartition(-similar, min(top, len(places)) - 1)[:top]
-    found = table.take(places[best]).append_column("_distance", [1 - similar[best]])
-    return [_hit(row) for row in found.to_pylist()]
+    return _hits(table.take(places[best]), similar[best])
+
+
+def _hits(images: pa.Table, similar: Float32[np.ndarray, " image"]) -> list[Hit]:
+    return [_hit(row) for row in images.append_column("_distance", [1 - similar]).to_pylist()]
 
 
 def _hit(row: Mapping[str, Any]) -> Hit:

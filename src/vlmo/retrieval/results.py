@@ -28,6 +28,7 @@ def as_json(query: str, result: SearchResult) -> dict[str, Any]:
         "query": query,
         "hits": hits,
         "num_reranked": result.num_reranked,
+        "num_matched": result.num_matched,
         "no_match": result.no_match,
         "note": result.note,
         "seconds": {part: round(seconds, 4) for part, seconds in result.seconds.items()},
@@ -43,6 +44,8 @@ def as_table(query: str, result: SearchResult) -> Table:
     if result.num_reranked:
         numbers["similarity"] = [f"{hit.similarity:.3f}" for hit in result.hits]
         numbers["match"] = ["" if hit.match is None else f"{hit.match:.2f}" for hit in result.hits]
+    if result.num_matched:
+        numbers["words"] = ["" if hit.words is None else f"{hit.words:.0%}" for hit in result.hits]
     texts = {
         "image": [hit.path for hit in result.hits],
         "caption": [hit.captions[0] if hit.captions else "" for hit in result.hits],

@@ -21,10 +21,14 @@ from vlmo.model.reranking import SEARCH_RERANK, is_settled, rerank_score
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.filters import PhotoFilter
 from vlmo.retrieval.index import MAX_TOP, Hit, Index, by_date
+from vlmo.retrieval.words import Mode, query_words
 
 TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD = "texts", "images", "tokens", "pairs", "index", "load"
 STEP = 8
 """Candidates that are reranked at a time, at least."""
+_FUSED, _RANK = 100, 60
+"""Images of each order, at least, that are fused; the constant of Cormack et al., "Reciprocal Rank Fusion outperforms
+Condorcet and Individual Rank Learning Methods", 2009."""
 _PIXEL_BYTES = 2**28
 """Limit of the images that are kept as the model takes them, those that were reranked last."""
 
@@ -38,7 +42,7 @@ class SearchResult:
         num_reranked: Candidates that the fusion encoder scored.
         num_unreadable: Candidates that it did not score, because their images are gone or damaged.
         seconds: Durations of "encode", "index" and "rerank".
-        no_match: True if the model reads the query in pieces, as it does nonsense.
+        no_match: True if the model reads the query in pieces, as it does nonsense, and its words find nothing.
     """
 
     hits: list[Hit]
@@ -46,6 +50,11 @@ class SearchResult:
     num_unreadable: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     no_match: bool = False
+
+    @property
+    def num_matched(self) -> int:
+        """Hits whose texts have a word of the query."""
+        return sum(hit.words is not None for hit in self.hits)
 
     @property
     def note(self) -> str | None:
@@ -106,6 +115,7 @@ class Searcher:
         where: str | None = None,
         photos: PhotoFilter | None = None,
         sort: Literal["date"] | None = None,
+        mode: Mode = "auto",
     ) -> SearchResult:
         """Search images by a text or by an image.
 
@@ -125,6 +135,9 @@ class Searcher:
             where: A filter in SQL over the columns of metadata.
             photos: A filter of photographs by time, place and folder.
             sort: "date": the best are sorted by date, the newest first.
+            mode: "vectors"; "words": only images whose captions, file names or albums have a word of the
+                text; "hybrid": the order by the model and that by words, fused by reciprocal ranks. "auto": the same,
+                where only images that have all words are found by words.
 
         Raises:
             ValueError: An argument is wrong; the message says what is right.
@@ -139,7 +152,7 @@ class Searcher:
         given = image if text is not None else query
         pixels = None if given is None else self.encoder.pixels(_opened(given))
         options = {"top": top, "rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
-        return self._run(self.steps(text, pixels, began=began, **options))
+        return self._run(self.steps(text, pixels, began=began, mode=mode, **options))
 
     def similar(
         self,
@@ -177,6 +190,7 @@ class Searcher:
         where: str | None = None,
         photos: PhotoFilter | None = None,
         sort: Literal["date"] | None = None,
+        mode: Mode = "auto",
         began: float | None = None,
     ) -> Steps:
         """Search by a text, an image (`Encoder.pixels`), both or neither, as a generator that asks for all work.
@@ -187,18 +201,9 @@ class Searcher:
         began = time.perf_counter() if began is None else began
         encoder, by_text = self.encoder, pixels is None and text is not None
         if rerank is None:
-            rerank = SEARCH_RERANK if by_text and encoder.can_match else 0
-        for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
-            if not least <= value <= MAX_TOP:
-                raise ValueError(f"{name} is {value}; give a number from {least} to {MAX_TOP}")
-        if weight is not None and not 0 <= weight <= 1:
-            raise ValueError(f"weight is {weight}; give the share of the match score, from 0 to 1")
-        if rerank and not encoder.can_match:
-            raise ValueError(f"{encoder.folder}: this model has no matching head; leave rerank at 0")
-        if rerank and not by_text:
-            raise ValueError("the query is or has an image, and the fusion encoder scores texts; leave rerank at 0")
-        if text is None and pixels is None and sort is None:
-            raise ValueError("there is no query; give words or an image, or the order by date")
+            rerank = SEARCH_RERANK if by_text and encoder.can_match and mode != "words" else 0
+        self._check(text, pixels, top=top, rerank=rerank, weight=weight, sort=sort, mode=mode)
+        words = query_words(text) if text is not None and mode != "vectors" else []
         asked: Asked = {} if pixels is None else {IMAGES: [pixels]}
         if text is not None:
             asked |= {TEXTS: [_filled(text)]} | ({TOKENS: [text]} if by_text else {})
@@ -209,16 +214,49 @@ class Searcher:
         if vector is not None and len(vectors) == 2:
             vector /= np.linalg.norm(vector)
         encoded = time.perf_counter()
-        find = functools.partial(self.index.nearest, vector, top=max(top, rerank), where=where, photos=photos)
-        ((hits,),) = (yield {INDEX: [find]}).values()
-        found = time.perf_counter()
+        find = functools.partial(self.index.nearest, vector, where=where, photos=photos)
+        matched, hits = list[Hit](), list[Hit]()
+        if words:
+            match = functools.partial(find, top=max(top, _FUSED), words=words, every_word=mode == "auto")
+            ((matched,),) = (yield {INDEX: [match]}).values()
+        if mode != "words":
+            depth = max(top, rerank, _FUSED if matched else 1)
+            ((hits,),) = (yield {INDEX: [functools.partial(find, top=depth)]}).values()
+        found, no_match = time.perf_counter(), no_match and not matched
         result = SearchResult(hits, seconds={"encode": encoded - began, "index": found - encoded}, no_match=no_match)
         if rerank:
             weight = encoder.rerank_weight if weight is None else weight
             result = yield from self._rerank(result, text or "", rerank=rerank, weight=weight, top=top)
             result = replace(result, seconds={**result.seconds, "rerank": time.perf_counter() - found})
-        hits = result.hits[:top]
+        hits = (_fuse(result.hits, matched) if matched else result.hits)[:top]
         return replace(result, hits=hits if sort is None else by_date(hits))
+
+    def _check(
+        self,
+        text: str | None,
+        pixels: Pixels | None,
+        *,
+        top: int,
+        rerank: int,
+        weight: float | None,
+        sort: str | None,
+        mode: Mode,
+    ) -> None:
+        for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
+            if not least <= value <= MAX_TOP:
+                raise ValueError(f"{name} is {value}; give a number from {least} to {MAX_TOP}")
+        if weight is not None and not 0 <= weight <= 1:
+            raise ValueError(f"weight is {weight}; give the share of the match score, from 0 to 1")
+        if rerank and not self.encoder.can_match:
+            raise ValueError(f"{self.encoder.folder}: this model has no matching head; leave rerank at 0")
+        if rerank and (pixels is not None or text is None):
+            raise ValueError("the query is or has an image, and the fusion encoder scores texts; leave rerank at 0")
+        if text is None and pixels is None and sort is None:
+            raise ValueError("there is no query; give words or an image, or the order by date")
+        if rerank and mode == "words":
+            raise ValueError("mode words ranks without the model; leave rerank at 0")
+        if text is None and mode in {"words", "hybrid"}:
+            raise ValueError(f"mode {mode} looks up words, but there is no text")
 
     def _rerank(self, result: SearchResult, text: str, *, rerank: int, weight: float, top: int) -> Steps:
         scored: list[Hit] = []
@@ -297,3 +335,21 @@ def _opened(image: str | Path | Image.Image) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     return decode_image({"bytes": None, "path": str(Path(image).expanduser())})
+
+
+def _fuse(hits: Sequence[Hit], matched: Sequence[Hit]) -> list[Hit]:
+    """Return images of two orders, by the model and by words, by the sum of their reciprocal ranks, best first.
+
+    Words count twice, times the square of the share of the query's words that an image has: one that has all of them
+    comes before those that only the model finds, and few of many words change little.
+    """
+    scores: dict[str, float] = {}
+    found: dict[str, Hit] = {}
+    for rank, hit in enumerate(matched, start=1):
+        scores[hit.id], found[hit.id] = 2 * (hit.words or 0) ** 2 / (_RANK + rank), hit
+    for rank, hit in enumerate(hits, start=1):
+        words = found[hit.id].words if hit.id in found else None
+        scores[hit.id] = scores.get(hit.id, 0) + 1 / (_RANK + rank)
+        found[hit.id] = replace(hit, words=words)
+    fused = [replace(hit, score=scores[id]) for id, hit in found.items()]  # noqa: A001
+    return sorted(fused, key=lambda hit: -hit.score)

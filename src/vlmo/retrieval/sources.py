@@ -38,6 +38,8 @@ Kind = Literal["file", "shard", "dataset", "unreadable", "skipped"]
 # What object stores call the time or the version of a file.
 _VERSIONS = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated", "generation", "created")
 _READERS = 8
+_LAYOUT = 2
+"""Changes when rows get other columns, so that the next run reads, and does not embed, all images again."""
 _EXPECTED = "give a folder, an image, or a .tar or .parquet file"
 
 
@@ -329,4 +331,4 @@ def _digest(data: bytes, *, length: int) -> str:
 
 
 def _stamp(*parts: Any) -> str:
-    return _digest(json.dumps(parts, sort_keys=True).encode(), length=16)
+    return _digest(json.dumps((_LAYOUT, *parts), sort_keys=True).encode(), length=16)

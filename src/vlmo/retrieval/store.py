@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 
+from vlmo.retrieval.words import image_words
+
 if TYPE_CHECKING:
     from lancedb.query import LanceVectorQueryBuilder
     from lancedb.table import Table
@@ -32,11 +34,12 @@ _OWN = {
     "hash": pa.string(),
     "bytes": pa.large_binary(),
     "captions": pa.list_(pa.string()),
+    "full_text": pa.string(),
     "thumbnail": pa.binary(),
     "width": pa.int32(),
     "height": pa.int32(),
 }
-FILTERED = tuple(name for name, kind in _OWN.items() if kind not in (pa.binary(), pa.large_binary()))
+FILTERED = tuple(name for name in _OWN if name not in {"bytes", "full_text", "thumbnail"})
 """Columns of every index that a filter may name."""
 RESERVED = frozenset((*_OWN, "vector", "metadata"))
 """Names that no column of metadata has."""
@@ -113,6 +116,8 @@ class Store:
                         connection.drop_table(TABLE)
                     connection.create_table(TABLE, schema=pa.schema({**_OWN, "vector": pa.list_(pa.float32(), dim)}))
             self.table: Table = connection.open_table(TABLE)
+            if dim is not None:
+                self._index_words()
             self.dim: int = self.table.schema.field("vector").type.list_size
 
     def nearest(
@@ -140,6 +145,30 @@ class Store:
         query = query.select([*columns, "_distance"])
         return (query if where is None else query.where(where, prefilter=True)).to_arrow().to_pylist()
 
+    def _index_words(self) -> None:
+        """Make the full-text index, whose words `split_words` has prepared."""
+        from lancedb.index import FTS
+
+        if not self.has_words:  # made by an earlier version
+            self.table.add_columns(pa.schema({"full_text": pa.string()}))
+        if not any("full_text" in index.columns for index in self.table.list_indices()):
+            config = FTS(base_tokenizer="whitespace", lower_case=False, remove_stop_words=False, ascii_folding=False)
+            self.table.create_index("full_text", config=config)
+
+    @property
+    def has_words(self) -> bool:
+        """True if there is a full-text index, as in all that this version has made or updated."""
+        with one_line(self.folder):
+            return "full_text" in self.table.schema.names
+
+    def matching(self, words: Sequence[str], *, every: bool, most: int, where: str | None = None) -> pa.Table:
+        """Return id, "full_text" and "_score" (BM25) of the `most` images that match any word, or every one, best."""
+        from lancedb.query import FullTextOperator, MatchQuery
+
+        match = MatchQuery(" ".join(words), "full_text", operator=FullTextOperator["AND" if every else "OR"])
+        query = self.table.search(match).limit(most).select(["id", "full_text", "_score"])
+        return (query if where is None else query.where(where, prefilter=True)).to_arrow()
+
     def columns(self) -> dict[str, str]:
         """Return the columns of metadata with their types, in words."""
         return {name: _TYPES[kind] for name, kind in self._types().items()}
@@ -155,10 +184,12 @@ class Store:
 
     def rows(self, column: str, values: Sequence[str], *, columns: list[str]) -> list[dict[str, Any]]:
         """Columns of the images that have one of the values, in no order."""
-        if not values:
-            return []
+        return self.select(column, values, columns=columns).to_pylist() if values else []
+
+    def select(self, column: str, values: Sequence[str], *, columns: list[str]) -> pa.Table:
+        """`rows` as a table; there must be a value, or more."""
         with one_line(self.folder):
-            return self.table.search().where(_among(column, values)).select(columns).to_arrow().to_pylist()
+            return self.table.search().where(_among(column, values)).select(columns).to_arrow()
 
     def ids(self, where: str) -> pa.Array:
         """Return the ids of the images that pass a filter; LanceDB's own exceptions."""
@@ -176,7 +207,7 @@ class Store:
             rows: Own columns of images by their names, "vector", and a dictionary "metadata". No id stands twice.
         """
         metadata = self._fitting([row["metadata"] for row in rows])
-        rows = [{**row, **about} for row, about in zip(rows, metadata, strict=True)]
+        rows = [{**row, **about, "full_text": image_words(row)} for row, about in zip(rows, metadata, strict=True)]
         with one_line(self.folder):
             schema = self.table.schema
             columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]

@@ -21,6 +21,7 @@ from pydantic import (
 
 from vlmo.retrieval.filters import PhotoFilter
 from vlmo.retrieval.search import SEARCH_RERANK
+from vlmo.retrieval.words import Mode
 
 MAX_TEXTS, MAX_IMAGES, MAX_TOP = 256, 16, 200
 """Texts, images and results of a request."""
@@ -109,6 +110,7 @@ class SearchRequest(Photos):
     )
     weight: Weight = None
     where: Where | None = None
+    mode: Mode = Field(default="auto", description="By vectors, words, both, or both where images have all words.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -116,6 +118,8 @@ class SearchRequest(Photos):
             _check_one(self.text, self.image, names="a text or an image")
         if self.image is not None and self.rerank:
             raise ValueError("the fusion encoder scores texts; leave out rerank, or search by a text")
+        if self.mode in {"words", "hybrid"} and self.text is None:
+            raise ValueError(f"mode {self.mode} looks up words; send a text")
         return self
 
 

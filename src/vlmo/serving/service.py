@@ -94,11 +94,13 @@ class Service:
     async def search(self, request: schemas.SearchRequest) -> dict[str, Any]:
         """Indexed images that fit a text, or are like an image; ServiceError if the model cannot rerank but should."""
         began = time.perf_counter()
-        self._index()
-        encoder, searcher = self._encoder(), self._searcher
+        index, encoder, searcher = self._index(), self._encoder(), self._searcher
+        looks_up = request.mode in {"words", "hybrid"}
+        if looks_up and not await self._ask_index(lambda: index.has_words, where=None):
+            raise ServiceError(422, "this index knows no words", hint="run vlmo index again, or leave out mode")
         if request.rerank and not encoder.can_match:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
-        options = request.model_dump(include={"top", "rerank", "weight", "sort"}) | {"photos": request.photos()}
+        options = request.model_dump(include={"top", "rerank", "weight", "sort", "mode"}) | {"photos": request.photos()}
         pixels, where = None, request.where or None
         if request.image is not None:
             (pixels,) = await self._read([request.image], encoder.pixels)
@@ -323,6 +325,7 @@ def _found(result: SearchResult, *, began: float) -> dict[str, Any]:
     return {
         "hits": [_shown(hit) for hit in result.hits],
         "num_reranked": result.num_reranked,
+        "num_matched": result.num_matched,
         "no_match": result.no_match,
         "note": result.note,
         "seconds": {name: round(each, 6) for name, each in seconds.items()},
@@ -331,7 +334,7 @@ def _found(result: SearchResult, *, began: float) -> dict[str, Any]:
 
 def _shown(hit: Hit) -> dict[str, Any]:
     """Return the fields of a hit that clients may see: its file's name, and not where that lies on the server."""
-    names = ("id", "captions", "metadata", "width", "height", "score", "similarity", "match")
+    names = ("id", "captions", "metadata", "width", "height", "score", "similarity", "match", "words")
     probability = None if hit.match is None else sigmoid(hit.match)
     return {name: vars(hit)[name] for name in names} | {"name": PurePath(hit.path).name, "probability": probability}
 

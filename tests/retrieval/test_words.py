@@ -1,0 +1,181 @@
+"""Search by words in captions, file names and albums, alone and beside vectors."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import lancedb
+import pytest
+from tests.integrations.toy_gallery import CAPTIONS, drawings
+from tests.retrieval.toy_index import NAMES, build, encoded, write_tar
+
+from vlmo.retrieval import Index, PhotoFilter, Searcher
+from vlmo.retrieval import index as index_module
+from vlmo.retrieval.words import image_words, split_words
+
+NAMED = {  # by the number of a drawing: its path; captions name color and shape
+    0: "Rome/trevi_fountain-01.png",
+    1: "Rome/IMG_0002.png",
+    2: "Rome/Old/spanishSteps2.png",
+    3: "Oslo/fountain.png",
+    4: "Oslo/the Old Harbour.png",
+    5: "Oslo/Fjörd.PNG",
+}
+
+
+@pytest.fixture(scope="module")
+def cities(encoder, tmp_path_factory):
+    base = tmp_path_factory.mktemp("cities")
+    for number, name in NAMED.items():
+        (base / "Pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / "Pictures" / name).write_bytes(encoded(drawings()[number]))
+    (base / "Pictures" / "captions.csv").write_text("image,caption,year\nIMG_0002.png,Room 101 in two cities,2001\n")
+    build(encoder, base / "Pictures", out=base / "index")
+    return base / "index"
+
+
+@pytest.fixture(params=["disk", "memory"])
+def found(request, encoder, cities):
+    """Return the numbers of the drawings that a search finds, in the order of these numbers."""
+    searcher = Searcher(encoder, Index(cities, in_memory=request.param == "memory"))
+
+    def found(query, mode="words", **settings):
+        return sorted(number_of(hit) for hit in searcher.search(query, mode=mode, **settings).hits)
+
+    return found
+
+
+def number_of(hit):
+    names = list((NAMED if "Pictures" in hit.path else dict(enumerate(NAMES))).items())
+    return next(number for number, name in names if hit.path.endswith(name))
+
+
+def test_words_of_texts_and_names():
+    assert split_words("The Été in  SÃO-Paulo, x2") == ["ete", "sao", "paulo", "x2"]
+    row = {
+        "path": "/a/b/redStar_02.final.png",
+        "shard": None,
+        "captions": ("Two stars",),
+        "metadata": {"album": "Rome/2021"},
+    }
+    assert image_words(row) == "red star final rome 2021 two stars"
+    row |= {"path": "/a/00000.tar#sub/blueMoon", "shard": "/a/00000.tar", "captions": (), "metadata": {}}
+    assert image_words(row) == "blue moon"
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("fountain", [0, 3]),
+        ("FOUNTAINS", [0, 3]),
+        ("spanish steps", [2]),
+        ("rome", [0, 1, 2]),
+        ("fountain in Rome", [0, 1, 2, 3]),
+        ("fjord", [5]),
+        ("harbour", [4]),
+        ("101", [1]),
+        ("city", [1]),
+        ("0002", []),
+        ("the of", []),
+        ("giraffe", []),
+        ("png", []),
+        ("'; drop table images", []),
+    ],
+)
+def test_any_word_of_a_query_finds_names_captions_and_albums(query, expected, found):
+    assert found(query) == expected
+
+
+@pytest.mark.parametrize("mode", ["words", "hybrid", "auto"])
+@pytest.mark.parametrize(
+    ("settings", "passing"),
+    [
+        ({"where": "year = 2001"}, {1}),
+        ({"photos": PhotoFilter(album="Oslo")}, {3, 4, 5}),
+        ({"photos": PhotoFilter(album="Old"), "where": "year is null"}, {2}),
+        ({"photos": PhotoFilter(until="1999")}, set()),
+        ({"photos": PhotoFilter(album="rome"), "sort": "date"}, {0, 1, 2}),
+    ],
+)
+def test_filters_hold_in_all_modes(mode, settings, passing, found):
+    matching = set(found("old fountain", "words"))
+    assert found("old fountain", mode, **settings) == sorted(passing & matching if mode == "words" else passing)
+
+
+def test_order_by_words_is_the_share_of_rare_words_then_similarity(encoder, cities):
+    hits = Searcher(encoder, cities).search("trevi fountain rome", mode="words").hits
+    assert [round(hit.words, 2) for hit in hits] == [1.0, 0.33, 0.33, 0.33]
+    assert number_of(hits[0]) == 0
+    same = [hit for hit in Searcher(encoder, cities).search("rome", mode="words").hits if number_of(hit) in {0, 1}]
+    assert same[0].similarity >= same[1].similarity
+
+
+@pytest.mark.parametrize("rerank", [0, 4])
+@pytest.mark.parametrize("mode", ["auto", "hybrid"])
+def test_orders_are_fused_by_reciprocal_ranks(mode, rerank, searcher):
+    query = "green circle"
+    plain = searcher.search(query, top=24, rerank=rerank, mode="vectors").hits
+    words = searcher.search(query, top=24, mode="words").hits
+    words = [hit for hit in words if mode == "hybrid" or hit.words == 1]
+    assert {hit.captions for hit in words if hit.words == 1} == {tuple(CAPTIONS[5])}
+    ranks = {hit.id: 2 * hit.words**2 / (60 + rank) for rank, hit in enumerate(words, start=1)}
+    scores = {hit.id: 1 / (60 + rank) + ranks.get(hit.id, 0) for rank, hit in enumerate(plain, start=1)}
+    result = searcher.search(query, top=24, rerank=rerank, mode=mode)
+    assert [hit.id for hit in result.hits] == sorted(scores, key=lambda each: -scores[each])
+    assert [hit.score for hit in result.hits] == pytest.approx(sorted(scores.values(), reverse=True))
+    assert (result.num_matched, result.num_reranked) == (len(words), rerank)
+
+
+@pytest.mark.parametrize("query", ["giraffe", "green giraffe", "the", "a zyqx"])
+def test_query_that_no_image_has_all_words_of_loses_nothing(query, searcher):
+    plain, fused = searcher.search(query, mode="vectors"), searcher.search(query)
+    assert (fused.hits, fused.num_matched, fused.no_match) == (plain.hits, 0, plain.no_match)
+
+
+def test_words_of_nonsense_that_are_found_are_a_match(encoder, tmp_path):
+    for number, name in enumerate(["zyqxwv.png", "b.png"]):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(encoded(drawings()[number]))
+    build(encoder, tmp_path / "images", out=tmp_path / "index")
+    result = Searcher(encoder, tmp_path / "index").search("zyqxwv")
+    assert Path(result.hits[0].path).name == "zyqxwv.png"
+    assert not result.no_match
+    (tmp_path / "images" / "zyqxwv.png").rename(tmp_path / "images" / "other.png")
+    build(encoder, out=tmp_path / "index")
+    assert Searcher(encoder, tmp_path / "index").search("zyqxwv", mode="words").hits == []
+
+
+def test_captions_of_shards_are_found(encoder, tmp_path):
+    build(encoder, write_tar(tmp_path / "1.tar"), out=tmp_path / "index")
+    hits = Searcher(encoder, tmp_path / "index").search("crosses", mode="words", top=24).hits
+    assert {hit.captions[0] for hit in hits} == {captions[0] for captions in CAPTIONS if "cross" in captions[0]}
+
+
+def test_index_of_an_earlier_version_finds_words_after_its_next_run(encoder, indexed, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("vlmo.retrieval.sources._LAYOUT", 1)
+        folder, out = indexed(range(4))
+    table = lancedb.connect(out).open_table("images")
+    table.drop_index("full_text_idx")
+    table.drop_columns(["full_text"])
+    searcher = Searcher(encoder, out)
+    plain = searcher.search("red square", mode="vectors").hits
+    assert searcher.search("red square").hits == plain
+    with pytest.raises(ValueError, match="run vlmo index again"):
+        searcher.search("red square", mode="words")
+    report = build(encoder, folder, out=out)
+    assert (report.encoded, report.reused) == (0, 4)
+    monkeypatch.setattr("vlmo.retrieval.store._READ_EVERY", timedelta(0))
+    assert len(Searcher(encoder, out).search("square", mode="words").hits) == 1
+
+
+def test_more_matches_than_are_compared_still_fill_the_results(encoder, cities, monkeypatch):
+    monkeypatch.setattr(index_module, "_MATCHED", 1)
+    assert len(Searcher(encoder, cities).search("rome", mode="words").hits) == 3  # 100 are fused
+
+
+def test_mode_without_a_text_is_refused(searcher):
+    for mode in ("words", "hybrid"):
+        with pytest.raises(ValueError, match=f"mode {mode} looks up words, but there is no text"):
+            searcher.search(drawings()[0], mode=mode)
+    with pytest.raises(ValueError, match="leave rerank at 0"):
+        searcher.search("red", mode="words", rerank=3)
