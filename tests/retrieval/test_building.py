@@ -77,7 +77,14 @@ def test_layout_on_the_disk_is_that_of_version_3(encoder, gallery):
     facts = json.loads((gallery[1] / "index.json").read_text())
     assert {facts.pop("created"), facts.pop("updated")}
     model = {"folder": str(encoder.folder), "fingerprint": encoder.fingerprint, "dim": encoder.dim}
-    settings = {"version": 3, "metric": "cosine", "metadata": None, "store_bytes": False, "approximate": None}
+    settings = {
+        "version": 3,
+        "metric": "cosine",
+        "metadata": None,
+        "store_bytes": False,
+        "ocr": False,
+        "approximate": None,
+    }
     assert facts == {"model": model, "inputs": [str(gallery[0])], "images": NUM, "complete": True, **settings}
     assert {path.name for path in gallery[1].iterdir()} == {
         ".lock", "index.json", "images.lance", "quarantine.jsonl", "shards.json"

@@ -40,6 +40,7 @@ def index(
     out: Path,
     metadata: Path | None = None,
     store_bytes: tyro.conf.FlagCreatePairsOff[bool] = False,
+    ocr: tyro.conf.FlagCreatePairsOff[bool] = False,
     batch: Annotated[int, tyro.conf.arg(name="batch-size")] = 64,
     approximate_from: Annotated[int, tyro.conf.arg(name="ann-threshold")] = 50_000,
     remove: tuple[str, ...] = (),
@@ -57,6 +58,7 @@ def index(
             too.
         store_bytes: Keep the bytes of image files in the index, in later runs too; those of shards are kept in any
             case.
+        ocr: Find images by text in them too, in later runs too (extra ocr).
         batch: Images that go through the model at a time.
         approximate_from: Number of images from which on an approximate index is built.
         remove: Inputs of earlier runs whose images leave the index, or their table of metadata.
@@ -74,6 +76,7 @@ def index(
         images,
         out=out,
         store_bytes=store_bytes or None,
+        ocr=ocr or None,
         metadata=metadata,
         remove=remove,
         batch=batch,
@@ -154,7 +157,7 @@ def search(
         near: Place and distance: LATITUDE,LONGITUDE,20km.
         album: Folder that the files are in, or below.
         sort: date: the newest first, instead of the best.
-        mode: By vectors, by words in captions, file names and albums, or by both (hybrid); auto: by both where
+        mode: By vectors, by words in captions, file names, albums and images, or by both (hybrid); auto: by both where
             images have all words of the query.
         json: Print JSON instead of a table.
         sheet: PNG file for a contact sheet of the result.

@@ -23,8 +23,10 @@ from vlmo.retrieval.embedding import ENCODED, Batch, Encoded, Work, embed_works
 from vlmo.retrieval.encoder import BATCH, Encoder
 from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
 from vlmo.retrieval.metadata import MetadataTable
+from vlmo.retrieval.ocr import load_reader
 from vlmo.retrieval.sources import Found, Reader, as_origin, find, image_id, was_deleted
 from vlmo.retrieval.store import Store
+from vlmo.retrieval.words import OCR_COLUMN
 
 SHARDS_FILE, QUARANTINE_FILE = "shards.json", "quarantine.jsonl"
 APPROXIMATE_FROM = 50_000
@@ -71,6 +73,7 @@ def build_index(
     out: str | Path,
     store_bytes: bool | None = None,
     metadata: str | Path | None = None,
+    ocr: bool | None = None,
     remove: Sequence[str | Path] = (),
     batch: int = BATCH,
     approximate_from: int = APPROXIMATE_FROM,
@@ -93,6 +96,8 @@ def build_index(
             last run, and not in the first one.
         metadata: Table of captions and columns for files, by their names. None: that of the last run; without one,
             `captions.csv` and the like in the folders themselves.
+        ocr: Read text in the images too, into the column "ocr_text" and the full-text index. None: as in the last run,
+            and not in the first one.
         remove: Inputs of earlier runs whose images leave the index, or the table of metadata that they were given.
         batch: Images that go through the model at a time.
         approximate_from: Number of images from which on an approximate index is built beside the exact search.
@@ -111,7 +116,13 @@ def build_index(
     start, folder = time.perf_counter(), Path(out).expanduser()
     facts = _facts_of(folder)
     table = _metadata_file(facts, metadata, remove)
-    settings = {"metadata": table, "store_bytes": facts["store_bytes"] if store_bytes is None else store_bytes}
+    settings: dict[str, Any] = {
+        "metadata": table,
+        "store_bytes": facts["store_bytes"] if store_bytes is None else store_bytes,
+    }
+    settings["ocr"] = facts.get("ocr", False) if ocr is None else ocr
+    if settings["ocr"]:
+        load_reader()  # raises if it is not installed
     origins = _origins(facts, inputs, remove)
     made_with = facts.get("model", {})
     encoder = model if isinstance(model, Encoder) else Encoder(model)
@@ -127,7 +138,7 @@ def build_index(
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"{error}. Ray needs more packages: {install_command('ray')}") from error
         embed = functools.partial(embed_on_ray, workers=workers)
-    reader = Reader(settings["store_bytes"], None if table is None else MetadataTable(Path(table)))
+    reader = Reader(settings["store_bytes"], None if table is None else MetadataTable(Path(table)), settings["ocr"])
     found: dict[str, Found] = {}  # by their paths: of two inputs that lead there, the first counts
     with Progress(console) as progress:
         for origin in origins:
@@ -283,8 +294,12 @@ class _Update:
                 yield Work(changed, known)
 
     def _lookup(self, hashes: Sequence[str]) -> dict[str, Encoded]:
-        rows = self._store.rows("hash", hashes, columns=["hash", *ENCODED])
-        return {row["hash"]: {name: row[name] for name in ENCODED} for row in rows}
+        columns = [*ENCODED, OCR_COLUMN] if self._reader.ocr else ENCODED
+        if not {*columns} <= {*ENCODED, *self._store.columns()}:
+            return {}
+        rows = self._store.rows("hash", hashes, columns=["hash", *columns])
+        # A row whose text was not read yet gives nothing.
+        return {row["hash"]: {name: row[name] for name in columns} for row in rows if row[columns[-1]] is not None}
 
     def _is_due(self) -> bool:
         size = sum(len(row["bytes"] or b"") + len(row["thumbnail"]) for row in self._rows.values())

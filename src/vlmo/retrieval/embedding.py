@@ -12,7 +12,9 @@ from PIL import Image
 
 from vlmo.data.decoding import decode_image, image_bytes
 from vlmo.data.rows import Bad
+from vlmo.retrieval.ocr import read_text
 from vlmo.retrieval.sources import Found, Reader, Record
+from vlmo.retrieval.words import OCR_COLUMN
 
 if TYPE_CHECKING:
     from vlmo.export.sessions import Pixels
@@ -86,7 +88,11 @@ def embed_works(
             images = {record.row["hash"]: record.data for record in read.records}
             known = lookup(list(images))
             new = [digest for digest in images if digest not in known]
-            ahead = read, known, {digest: encoder.pool.submit(_decode, encoder, images[digest]) for digest in new}
+            ahead = (
+                read,
+                known,
+                {digest: encoder.pool.submit(_decode, encoder, images[digest], ocr=reader.ocr) for digest in new},
+            )
         if waiting is not None:
             yield embed_decoded(encoder, *waiting)
         waiting = ahead
@@ -121,12 +127,13 @@ def _read_files(files: Sequence[Found], reader: Reader, batch: int) -> Iterator[
     yield from reader.read_files(waiting)
 
 
-def _decode(encoder: Encoder, data: bytes) -> _Decoded:
+def _decode(encoder: Encoder, data: bytes, *, ocr: bool) -> _Decoded:
     image = decode_image({"bytes": data, "path": None})
     small = image.copy()
     small.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2.0)
     thumbnail = image_bytes(small, "JPEG", quality=_QUALITY)
-    return encoder.pixels(image), {"thumbnail": thumbnail, "width": image.width, "height": image.height}
+    text = {OCR_COLUMN: read_text(image)} if ocr else {}
+    return encoder.pixels(image), {"thumbnail": thumbnail, "width": image.width, "height": image.height, **text}
 
 
 def embed_decoded(
@@ -146,7 +153,9 @@ def embed_decoded(
     }
     for row in (record.row for record in read.records):
         if row["hash"] in results:
-            read.rows.append(row | results[row["hash"]])
+            result = dict(results[row["hash"]])
+            text = {OCR_COLUMN: result.pop(OCR_COLUMN)} if OCR_COLUMN in result else {}
+            read.rows.append(row | result | {"metadata": {**row["metadata"], **text}})
         else:
             reason = reasons[row["hash"]].replace("bytes in memory", row["path"])
             read.bad.append(Bad("row", row["shard"] or row["path"], 0, row["path"], reason))

@@ -80,4 +80,4 @@ def _title(hit: Hit) -> str:
 
 
 def _metadata(hit: Hit) -> str:
-    return ", ".join(f"{name} {value}" for name, value in hit.metadata.items() if value is not None)
+    return ", ".join(f"{name} {value}" for name, value in hit.metadata.items() if value not in (None, ""))

@@ -135,7 +135,7 @@ class Searcher:
             where: A filter in SQL over the columns of metadata.
             photos: A filter of photographs by time, place and folder.
             sort: "date": the best are sorted by date, the newest first.
-            mode: "vectors"; "words": only images whose captions, file names or albums have a word of the
+            mode: "vectors"; "words": only images whose captions, file names, albums or texts in them have a word of the
                 text; "hybrid": the order by the model and that by words, fused by reciprocal ranks. "auto": the same,
                 where only images that have all words are found by words.
 

@@ -226,15 +226,17 @@ class Reader:
     Attributes:
         keep_bytes: The index is to hold the bytes of files too; those of records in shards it holds in any case.
         table: A table about the images of all folders; None: that of each folder, if it has one.
+        ocr: Text in the images is read too.
     """
 
     keep_bytes: bool = False
     table: MetadataTable | None = None
+    ocr: bool = False
     _tables: dict[str, MetadataTable | None] = field(default_factory=dict, repr=False)
 
     def stamp(self, found: Found) -> str:
         """Return a text that changes when the file or its metadata may have changed."""
-        return f"{found.stamp}-{_stamp(self._annotation(found), self.keep_bytes)}"
+        return f"{found.stamp}-{_stamp(self._annotation(found), self.keep_bytes, self.ocr)}"
 
     def read_files(self, files: Iterable[Found]) -> list[Record | Bad]:
         """Read image files in parallel."""
@@ -288,7 +290,7 @@ class Reader:
         except OSError as error:
             return Bad("row", found.path, 0, found.path, f"cannot be read: {error.strerror or error}")
         about = self._annotation(found)
-        stamp = f"{found.stamp}-{_stamp(about, self.keep_bytes)}"
+        stamp = f"{found.stamp}-{_stamp(about, self.keep_bytes, self.ocr)}"
         # A table comes before EXIF data, and these before what else is known of the file.
         about = about._replace(metadata={**about.file, **captured(read_info(data)), **about.metadata})
         return _record(found, found.path, data, about, stamp=stamp, path=found.path, keep_bytes=self.keep_bytes)
@@ -307,7 +309,8 @@ class Reader:
         if data is None:
             return Bad("row", found.path, sample.index, sample.key, "it has no image")
         about = Annotation(sample.captions, clean_metadata(sample.metadata))
-        return _record(found, name, data, about, stamp=_stamp(about, keep_bytes), path=path, keep_bytes=keep_bytes)
+        stamp = _stamp(about, keep_bytes, self.ocr)
+        return _record(found, name, data, about, stamp=stamp, path=path, keep_bytes=keep_bytes)
 
 
 def _record(

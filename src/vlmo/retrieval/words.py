@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 Mode = Literal["auto", "vectors", "words", "hybrid"]
 """Way to find images: vectors, words in their texts, or both; auto: both, with images alone that have all words."""
+OCR_COLUMN = "ocr_text"
+"""Column of metadata that holds the text in an image, empty where there is none."""
 _COMMON = frozenset(re.findall(r"\w+", "a an and are as at by for from in is it its of on or that the this to with"))
 _MAX_WORDS = 32  # of a query
 
@@ -25,14 +27,14 @@ def query_words(text: str) -> list[str]:
 
 
 def image_words(row: Mapping[str, Any]) -> str:
-    """Return the words that find an image: of its captions, its file's name without digits, and its album.
+    """Return the words that find an image: of captions, text in it, its file's name without digits, and its album.
 
     Names are split before capitals too (`redStar_02.png`: red star).
     """
     name = row["path"].removeprefix(f"{row.get('shard')}#").rpartition("/")[2]
     name = re.sub(r"\d+", " ", name.rpartition(".")[0] or name)
     named = re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", f"{name} {row['metadata'].get('album') or ''}")
-    return " ".join(split_words(" ".join([named, *row["captions"]])))
+    return " ".join(split_words(" ".join([named, *row["captions"], row["metadata"].get(OCR_COLUMN) or ""])))
 
 
 def found_share(words: Sequence[str], text: str) -> float:

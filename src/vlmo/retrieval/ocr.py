@@ -1,0 +1,47 @@
+"""Text in images, read by RapidOCR with the models that come in its package."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlmo.lazy import install_command
+
+_LONGEST = 1280  # side in pixels that larger images are reduced to
+
+
+def read_text(image: Image.Image) -> str:
+    """Return the text in an image, its lines from the top with blanks between them. Threads may share the models."""
+    return " ".join(load_reader()(image).txts or ())
+
+
+@functools.cache
+def load_reader() -> Callable[[Image.Image], Any]:
+    """Load RapidOCR, which is not to fetch models.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+        ValueError: Its package has no models.
+    """
+    spec = find_spec("rapidocr")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"reading text in images needs rapidocr: {install_command('ocr')}")
+    folder, models = Path(spec.origin).parent / "models", {}
+    for part, name in (("Det", "det"), ("Rec", "rec")):
+        found = sorted(folder.glob(f"*_{name}_*.onnx"))
+        if not found:
+            raise ValueError(f"{folder} has no *_{name}_*.onnx; install rapidocr from its wheel, or put the file there")
+        models[f"{part}.model_path"] = str(found[0])
+    from rapidocr import RapidOCR
+
+    settings = {
+        "Global.log_level": "error",
+        "Global.use_cls": False,
+        "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+    }
+    return RapidOCR(params=settings | models | {"Det.limit_type": "max", "Det.limit_side_len": _LONGEST})
