@@ -105,7 +105,7 @@ def test_what_cannot_be_verified_is_one_line(site, cache, tmp_path, capsys):
     data = pairs(tmp_path / "flickr30k")
     for name, words in (
         ("vlmo-base", "no result of 'vlmo-base' is published; did you mean 'vlmo-base-"),
-        ("vlmo-base-coco", f"{data} is flickr30k, but the published results of vlmo-base-coco are on coco"),
+        ("vlmo-base-coco", f"{data} is flickr30k; the published results of vlmo-base-coco are on coco"),
     ):
         assert words in refused(["verify", name, "--data", str(data)], capsys)
     assert not site.requests

@@ -14,13 +14,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import logging
+from transformers import BeitImageProcessor, logging
 
 import vlmo.model
 import vlmo.processing
 from vlmo.checkpoints.layout import listed, printable
 from vlmo.distributed import choose_device
-from vlmo.folder import WEIGHTS, architectures, check_processor, weight_files
+from vlmo.folder import WEIGHTS, architectures, check_processor, read_config, weight_files
 from vlmo.folder.pickles import check_pickles
 from vlmo.released import find_model
 
@@ -71,6 +71,15 @@ def load_processor(folder: str | Path) -> VLMoProcessor:
     folder = find_model(folder)
     with one_line_errors(folder):
         return vlmo.processing.VLMoProcessor.from_pretrained(folder)
+
+
+def load_image_processor(folder: str | Path) -> BeitImageProcessor:
+    """Load the image half of a folder's processor, or make that of its model's size if it has none; ValueError."""
+    folder = Path(find_model(folder))
+    with one_line_errors(folder):
+        if any(folder.glob("*processor_config.json")):
+            return BeitImageProcessor.from_pretrained(folder)
+    return vlmo.processing.image_processor_for(read_config(folder)["image_size"])
 
 
 def load_retrieval_model(

@@ -37,11 +37,13 @@ class DataConfig:
     """Shards to read instead of `source`, for pre-training and fine-tuning for retrieval (docs/data.md, "Streams")."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError if no data are named, or a share is not from 0 to 1."""
+        """Raise ValueError if no data are named, settings disagree, or a share is not from 0 to 1."""
         if not self.source and not self.streams.patterns:
             raise ValueError("data.source is empty, and data.streams.patterns too; name the data to read")
         if self.weights and self.unit != "pair":
             raise ValueError(f"data.weights is {self.weights}, which weighs pairs; set data.unit to pair")
+        if self.transform.keep_aspect and self.streams.patterns:
+            raise ValueError("data.transform.keep_aspect needs to know all shapes; give data.source, not data.streams")
         for name in ("mlm_probability", "mask_only_share", "max_bad_share"):
             if not 0 <= (share := vars(self)[name]) <= 1 or (name == "mlm_probability" and not share):
                 raise ValueError(f"data.{name} is {share}; give a share, from 0 to 1 (of mlm_probability above 0)")

@@ -92,9 +92,8 @@ def read_path(path: str) -> bytes:
 class EncodedImage:
     """An image of which only the header has been read; `decode` gives the pixels, once.
 
-    Only JPEG is decoded lazily: other formats cannot be decoded at a smaller scale, and are decoded at once. At most
-    `max_pixels` (width x height), and `formats` by Pillow's names, are accepted, without which an image may also be one
-    of `GENERATORS`; ValueError as `decode_image`.
+    At most `max_pixels` (width x height), and `formats` by Pillow's names, are accepted, else also images of
+    `GENERATORS`; ValueError as `decode_image`.
     """
 
     size: tuple[int, int]
@@ -105,13 +104,8 @@ class EncodedImage:
         self._data = _read_bytes(image, where=self._where)
         with _naming_errors(self._where, self._data):
             self._image = _open(self._data, max_pixels=max_pixels, formats=formats)
-            self._is_lazy = self._image.format == "JPEG"
-            if self._is_lazy:
-                width, height = self._image.size
-                self.size = (height, width) if _orientation(self._image) > 4 else (width, height)
-            else:
-                self._image = _load_upright_rgb(self._image)
-                self.size = self._image.size
+            width, height = self._image.size
+            self.size = (height, width) if _orientation(self._image) > 4 else (width, height)
 
     def decode(self, reduction: int = 1) -> Image.Image:
         """Return the image as `decode_image` does; a JPEG at 1 / `reduction` of its size (1, 2, 4 or 8), rounded up.
@@ -119,10 +113,8 @@ class EncodedImage:
         The JPEG decoder itself gives the smaller scale, which costs less than decoding all and resizing. A pixel is
         then about the mean of reduction x reduction pixels. ValueError for a file that is cut off or damaged.
         """
-        if not self._is_lazy:
-            return self._image
         with _naming_errors(self._where, self._data):
-            if reduction > 1:
+            if reduction > 1 and self._image.format == "JPEG":  # others cannot be decoded at a smaller scale
                 width, height = self._image.size
                 self._image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
             return _load_upright_rgb(self._image)

@@ -25,7 +25,7 @@ from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, WordM
 from vlmo.data.rows import arrow_table, column
 from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.processing.tokenizers import PAD_MULTIPLE
-from vlmo.processing.transforms import EvalTransform, TrainTransform
+from vlmo.processing.transforms import EvalTransform, Shape, TrainTransform, nearest_shapes
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Contents:
     mask: BlockMaskConfig | None = None  # of patches
     tokenizer: BertTokenizer | None = None
     words: WordMaskConfig | None = None  # that are masked in a copy of the text
+    shapes: tuple[Shape, ...] = ()  # of images of rows that nearly keep their aspect ratio; () for squares
 
 
 class _Examples:
@@ -130,7 +131,7 @@ class RowExamples(_Examples):
         labels: Returns the label of a row; None leaves labels out.
 
     Raises:
-        ValueError: A row has no text, or an empty one.
+        ValueError: A row has no text, or an empty one; or several images or masked patches are to keep their aspect.
     """
 
     def __init__(
@@ -145,7 +146,9 @@ class RowExamples(_Examples):
         labels: Callable[[int], Tensor] | None = None,
     ) -> None:
         super().__init__(contents)
-        self._labels, self._length, self._images = labels, len(dataset), []
+        self._labels, self._length, self._images, self._shapes = labels, len(dataset), [], list(contents.shapes)
+        if contents.shapes and (len(columns) > 1 or contents.mask is not None):
+            raise ValueError("data.transform.keep_aspect is for one image without masked patches; leave it out here")
         self._texts = self._false = None
         if contents.transform is not None:
             self._images = [_Images(dataset, transform=contents.transform, name=c) for c in columns]
@@ -159,6 +162,20 @@ class RowExamples(_Examples):
 
     def __len__(self) -> int:
         return self._length
+
+    def fit_shapes(self, batch_size: int) -> Int64[np.ndarray, "example"] | None:
+        """Choose shapes by the images' headers, of a batch or more each; return numbers by example, or None."""
+        if not self.contents.shapes:
+            return None
+        sizes, rows = self._images[0].sizes(), np.arange(self._length)
+        if self._of_pairs:
+            rows = np.searchsorted(cast(_Texts, self._texts).first_of_row, rows, side="right") - 1
+        while True:
+            self._shape_of_row = nearest_shapes(sizes, self._shapes)
+            counts = np.bincount(self._shape_of_row[rows], minlength=len(self._shapes))
+            if len(counts) == 1 or counts.min() >= batch_size:
+                return self._shape_of_row[rows]
+            del self._shapes[int(counts.argmin())]  # its images get the next nearest shape
 
     def __getitem__(self, key: Key) -> Example:
         epoch, index = key
@@ -174,7 +191,9 @@ class RowExamples(_Examples):
             if self._false is not None:
                 example["false_input_ids"] = self._ids(self._false.texts[text].as_py())
         if self._images:
-            pixels = [images.pixel_values(row, epoch=epoch, index=index, seed=self.seed) for images in self._images]
+            how: dict[str, Any] = {"epoch": epoch, "index": index, "seed": self.seed}
+            how |= {"shape": self._shapes[self._shape_of_row[row]]} if self.contents.shapes else {}
+            pixels = [images.pixel_values(row, **how) for images in self._images]
             example["image_id"] = int(self._images[0].image_ids[row])
             example["pixel_values"] = pixels[0] if len(pixels) == 1 else torch.stack(pixels)
         if self._labels is not None:
@@ -210,14 +229,21 @@ class _Images:
         self._rows, self._column, self._transform = dataset.select_columns([name]), name, transform
         self.image_ids = np.array([stable_id(each) for each in self._names], dtype=np.int64)
 
-    def pixel_values(self, row: int, *, epoch: int, index: int, seed: int) -> UInt8[Tensor, "3 size size"]:
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of each row's image."""
+        rows: Any = self._rows
+        return [EncodedImage(columns[self._column]).size for columns in rows]
+
+    def pixel_values(
+        self, row: int, *, epoch: int, index: int, seed: int, **options: Shape
+    ) -> UInt8[Tensor, "3 height width"]:
         """Return the row's image as it looks in the example `index` of `epoch`, not yet normalised."""
         generator = sample_generator(seed, epoch=epoch, index=index, purpose=self._column)
         columns: Any = self._rows[row]
         try:
             if (cell := columns[self._column]) is None:
                 raise ValueError(f"the row holds no {self._column}")
-            return self._transform.pixels(EncodedImage(cell), generator)
+            return self._transform.pixels(EncodedImage(cell), generator, **options)
         except ValueError as error:
             advice = "Validate the data set before training: invalid rows go to quarantine.jsonl"
             raise ValueError(f"sample {row} (image_id {self._names[row]!r}): {error}. {advice}") from error

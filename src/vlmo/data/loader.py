@@ -17,8 +17,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlmo import distributed
-from vlmo.data.examples import Examples
-from vlmo.data.sampler import Key, batch_seed, global_batch, micro_batches
+from vlmo.data.examples import Examples, RowExamples
+from vlmo.data.sampler import Key, batch_seed, global_batch, micro_batches, shaped_batches
 from vlmo.types import Batch
 
 _LAST_WORD_S, _PARENT_CHECK_S = 5.0, 1.0
@@ -76,6 +76,8 @@ class RowLoader:
                 f"global_batch_size is {config.global_batch_size}, but there are {len(examples)} samples: "
                 f"a batch would hold some of them twice; give --batch-size {len(examples)} or less"
             )
+        # All samples of a step have one shape: hard negatives of one process may be images of another.
+        self._shapes = examples.fit_shapes(config.global_batch_size) if isinstance(examples, RowExamples) else None
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
         """Yield without end the micro-batches of step `start_step`, then of the next one, and so on.
@@ -104,10 +106,13 @@ class RowLoader:
             yield batches
 
     def _micro_batch_keys(self, start_step: int) -> Iterator[list[Key]]:
-        size, accumulation = self._config.global_batch_size, self._config.accumulation
-        for step in itertools.count(start_step):
-            keys = global_batch(step, num_samples=len(self._examples), batch_size=size, seed=self._seed)
-            yield from micro_batches(keys, rank=self._rank, world_size=self._world_size, accumulation=accumulation)
+        how: dict[str, int] = {"batch_size": self._config.global_batch_size, "seed": self._seed}
+        steps = (global_batch(step, num_samples=len(self._examples), **how) for step in itertools.count(start_step))
+        if self._shapes is not None:
+            steps = shaped_batches(start_step, shapes=self._shapes, **how)
+        share = {"rank": self._rank, "world_size": self._world_size, "accumulation": self._config.accumulation}
+        for keys in steps:
+            yield from micro_batches(keys, **share)
 
 
 class JointLoader:

@@ -7,6 +7,7 @@ Processes and accumulation only cut the window into pieces.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -34,6 +35,24 @@ def global_batch(step: int, *, num_samples: int, batch_size: int, seed: int) -> 
         rows = order(num_samples, seed=seed, epoch=epoch)[first : first + batch_size - len(keys)]
         keys += [(epoch, row) for row in rows.tolist()]
     return keys
+
+
+def shaped_batches(
+    start_step: int, *, shapes: Int64[np.ndarray, "sample"], batch_size: int, seed: int
+) -> Iterator[list[Key]]:
+    """Yield without end the keys of steps, of samples with one number in `shapes` each.
+
+    An epoch leaves out the rows that fill no batch: of each shape fewer than a batch, others in each epoch.
+    """
+    epoch, first = divmod(start_step, int((np.bincount(shapes) // batch_size).sum()))
+    while True:
+        rows = order(len(shapes), seed=seed, epoch=epoch)
+        groups = [rows[shapes[rows] == shape] for shape in np.unique(shapes)]
+        batches = [part for rows in groups for part in np.split(rows, range(batch_size, len(rows), batch_size))]
+        whole = [part for part in batches if len(part) == batch_size]
+        for number in order(len(whole), seed=seed, epoch=epoch)[first:]:
+            yield [(epoch, row) for row in whole[number].tolist()]
+        epoch, first = epoch + 1, 0
 
 
 def micro_batches(keys: list[Key], *, rank: int, world_size: int, accumulation: int) -> list[list[Key]]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vlmo import distributed
 from vlmo.evaluation.inference import BATCH, Report, evaluating, map_batches, own_batches
+from vlmo.processing.transforms import by_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +25,12 @@ class RetrievalSet:
     """Images and texts to be found by each other; ValueError if there is no text, or an image without one.
 
     Attributes:
-        read_images: `pixel_values` of the images with these numbers.
+        read_images: `pixel_values` of the images with these numbers; a list may have several shapes.
         read_texts: `input_ids` and `attention_mask` of the texts with these numbers, padded at the end.
         text_to_image: Number of the image that each text describes. Every image needs at least one text.
     """
 
-    read_images: Callable[[range], Float[Tensor, "batch 3 height width"]]
+    read_images: Callable[[range], Float[Tensor, "batch 3 height width"] | list[Float[Tensor, "3 height width"]]]
     read_texts: Callable[[range], tuple[Int[Tensor, "batch text"], Int[Tensor, "batch text"]]]
     text_to_image: Int[Tensor, " num_texts"]
 
@@ -54,7 +55,10 @@ def embed(
     """Return L2-normalised embeddings of images and texts, float32, on the model's device; the processes share them."""
 
     def of_images(numbers: range) -> Tensor:
-        return model.get_image_features(pixel_values=pairs.read_images(numbers).to(model.device)).float().cpu()
+        def of_one_shape(part: list[Tensor]) -> Tensor:
+            return model.get_image_features(pixel_values=torch.stack(part).to(model.device)).float().cpu()
+
+        return torch.stack(by_shape(list(pairs.read_images(numbers)), of_one_shape))
 
     def of_texts(numbers: range) -> Tensor:
         ids, mask = (part.to(model.device) for part in pairs.read_texts(numbers))
@@ -96,21 +100,27 @@ def match_pairs(
     chosen = [((images >= own.start) & (images < own.stop)).nonzero().flatten() for own in batches]
     scores = torch.zeros(numbers.shape)
     done, total, device = 0, sum(map(len, chosen)), model.device
+
+    def log_odds(asked_of: list[tuple[int, Tensor]]) -> Tensor:
+        rows = torch.tensor([row for row, _ in asked_of])
+        # Rounded up to 8, as in training: few different shapes, which compiled kernels like.
+        length = -(-int(lengths[texts[rows]].max()) // 8) * 8
+        logits = model.match(
+            pixel_values=torch.stack([image for _, image in asked_of]),
+            input_ids=input_ids[texts[rows], :length].to(device),
+            attention_mask=attention_mask[texts[rows], :length].to(device),
+        ).float()
+        return (logits[:, 1] - logits[:, 0]).cpu()
+
     with evaluating(model):
         for own, rows in zip(batches, chosen, strict=True):
             if not len(rows):
                 continue
-            pixel_values = pairs.read_images(own).to(device)
+            pixel_values = [image.to(device) for image in pairs.read_images(own)]
             # Neighbours in length share a batch, so little of it is padding.
             for part in rows[lengths[texts[rows]].argsort()].split(batch):
-                # Rounded up to 8, as in training: few different shapes, which compiled kernels like.
-                length = -(-int(lengths[texts[part]].max()) // 8) * 8
-                logits = model.match(
-                    pixel_values=pixel_values[(images[part] - own.start).to(device)],
-                    input_ids=input_ids[texts[part], :length].to(device),
-                    attention_mask=attention_mask[texts[part], :length].to(device),
-                ).float()
-                scores[part] = (logits[:, 1] - logits[:, 0]).cpu()
+                asked_of = [(row, pixel_values[int(images[row]) - own.start]) for row in part.tolist()]
+                scores[part] = torch.stack(by_shape(asked_of, log_odds, shape=lambda pair: pair[1].shape))
                 done += len(part)
                 if progress is not None:
                     progress("pairs", done, total)

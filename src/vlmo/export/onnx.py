@@ -20,7 +20,7 @@ from vlmo import model as models
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.export.graphs import _IDS, _MASK, Graph, GraphModule, free_text_length, graphs_of
 from vlmo.export.sessions import DESCRIPTION, OnnxSession
-from vlmo.folder import file_in
+from vlmo.folder import check_processor, file_in
 from vlmo.folder.atomic import write_folder
 
 # Largest difference to PyTorch in float32; measured ones are around 1e-6.
@@ -116,8 +116,12 @@ def write_onnx(
 
 
 def load_for_export(folder: str | Path) -> models.VLMoPreTrainedModel:
-    """Load the model of a folder in float32, without gradients and with one attention operator a layer."""
+    """Load the model of a folder in float32, without gradients and with one attention operator a layer.
+
+    ValueError if its processor gives other images than squares of the model's size.
+    """
     model = load_model(folder, dtype=torch.float32)
+    check_processor(folder, image_size=model.config.image_size)
     model.set_attn_implementation("sdpa")  # `eager` would spread attention over several operators
     return model.requires_grad_(requires_grad=False)
 

@@ -117,8 +117,11 @@ def write_modules(folder: str | PathLike) -> None:
     (Path(folder) / "modules.json").write_text(json.dumps([module]) + "\n", encoding="utf-8")
 
 
-def check_processor(folder: str | Path) -> None:
-    """Validate that a model folder's processor prepares pixels as this package does; ValueError if it does not."""
+def check_processor(folder: str | Path, *, image_size: int | None = None) -> None:
+    """Validate that a model folder's processor prepares pixels as this package does; ValueError if it does not.
+
+    With `image_size`, it must give squares of this size.
+    """
     for name in ("processor_config.json", "preprocessor_config.json"):
         file = Path(find_model(folder)) / name
         settings = read_json(file) if file.is_file() else {}
@@ -133,7 +136,12 @@ def check_processor(folder: str | Path) -> None:
                     "normalises pixels with mean and deviation 0.5: correct the file, or run the model by transformers'"
                     " own calls"
                 )
-        size = settings.get("size", {"height": 1, "width": 1})
-        sides = [size.get(side) for side in ("height", "width")] if isinstance(size, dict) else [size]
-        if any(type(side) is not int or side < 1 for side in sides) or len(set(sides)) > 1:
-            raise ValueError(f"{file}: size is {size!r}; expected equal height and width, positive numbers of pixels")
+        patch = found if type(found := read_config(folder).get("patch_size")) is int and found > 0 else 1
+        size, aspect = settings.get("size", {"height": patch, "width": patch}), settings.get("aspect_patch_size")
+        sides = [size.get(side) for side in ("height", "width")] if isinstance(size, dict) else [size, size]
+        if any(type(side) is not int or side < 1 or side % patch for side in sides):
+            raise ValueError(f"{file}: size is {size!r}; expected height and width, multiples of {patch} pixels")
+        if aspect is not None and (aspect != patch or len({*sides}) > 1):
+            raise ValueError(f"{file}: aspect_patch_size is {aspect!r}, size {size!r}; expected {patch}, and a square")
+        if image_size is not None and settings.get("size") and (aspect or {*sides} != {image_size}):
+            raise ValueError(f"{file}: images are no squares of {image_size} px, and an export needs these")

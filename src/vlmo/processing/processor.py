@@ -8,8 +8,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from PIL import Image
 from transformers import BatchFeature, BeitImageProcessor
+from transformers.image_utils import get_image_size
 from transformers.processing_utils import ProcessorMixin
 
 from vlmo.processing.images import open_upright
@@ -20,29 +22,38 @@ from vlmo.processing.tokenizers import (
     load_vocabulary,
     train_vocabulary,
 )
+from vlmo.processing.transforms import EvalTransform
 from vlmo.released import find_model
 
 _TEXT_DEFAULTS = {"padding": True, "truncation": True, "pad_to_multiple_of": PAD_MULTIPLE}
 
 
-def image_processor_for(image_size: int) -> BeitImageProcessor:
-    """Return the image half of `VLMoProcessor`, for a model that reads no text; ValueError for a size below 1."""
+def image_processor_for(image_size: int, *, aspect_patch_size: int | None = None) -> BeitImageProcessor:
+    """Return the image half of `VLMoProcessor`, for a model that reads no text; ValueError for a size below 1.
+
+    With `aspect_patch_size`, the model's patch size, images nearly keep their aspect ratio (`patch_shapes`).
+    """
     if image_size < 1:
         raise ValueError(f"image_size is {image_size}: expected a positive number of pixels")
+    own: dict[str, Any] = (
+        {} if aspect_patch_size is None else {"aspect_patch_size": aspect_patch_size}
+    )  # saved with the others
     return BeitImageProcessor(  # ViT's does the same to images, but cannot make segments of logits
         do_convert_rgb=True,
         size={"height": image_size, "width": image_size},
         resample=Image.Resampling.BICUBIC,
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
+        **own,
     )
 
 
 class VLMoProcessor(ProcessorMixin):
-    """Square resize for images, WordPiece (VLMo, "Input Representations") or SentencePiece (BEiT-3) for texts.
+    """Resize for images, WordPiece (VLMo, "Input Representations") or SentencePiece (BEiT-3) for texts.
 
     `processor(images=..., text=..., return_tensors="pt")` gives `pixel_values`, `input_ids` and `attention_mask`.
-    Images are resized by bicubic interpolation without a crop, mean = std = 0.5; transparency is put on white. Texts
+    Images are resized by bicubic interpolation without a crop, to a square if the image processor does not say
+    otherwise (`size`, or `aspect_patch_size`), mean = std = 0.5; transparency is put on white. Texts
     are cut to `max_text_length` tokens (the first and the last one stay: `[CLS]` and `[SEP]`, or `<s>` and `</s>`) and
     padded to the longest one, rounded up to 8. WordPiece lower-cases, SentencePiece does not.
 
@@ -110,7 +121,7 @@ class VLMoProcessor(ProcessorMixin):
 
     @property
     def image_size(self) -> int:
-        """Height and width of `pixel_values`."""
+        """Height of `pixel_values`, and of squares the width; with `aspect_patch_size` those of a square image."""
         return self.image_processor.size["height"]
 
     @property
@@ -131,7 +142,8 @@ class VLMoProcessor(ProcessorMixin):
             text: A string or a list of strings.
 
         Raises:
-            ValueError: Neither is given, a list is empty, or a file has more than 64 million pixels.
+            ValueError: Neither is given, a list is empty, a file has more than 64 million pixels, or images that keep
+                their aspect ratio have several shapes.
             OSError: A file cannot be read, or holds no image.
         """
         if (images is None and text is None) or any(isinstance(each, list) and not each for each in (images, text)):
@@ -139,6 +151,17 @@ class VLMoProcessor(ProcessorMixin):
         images = [images] if isinstance(images, (str, PathLike)) else images
         if isinstance(images, (list, tuple)):
             images = [open_upright(each) if isinstance(each, (str, PathLike)) else each for each in images]
+        if images is not None and getattr(self.image_processor, "aspect_patch_size", None):
+            kwargs.setdefault("size", self._common_size(images if isinstance(images, (list, tuple)) else [images]))
         defaults = {key: value for key, value in _TEXT_DEFAULTS.items() if key not in kwargs}
         text_kwargs: Any = {**defaults, **kwargs.pop("text_kwargs", {})}
         return super().__call__(images=images, text=text, text_kwargs=text_kwargs, **kwargs)
+
+    def _common_size(self, images: Iterable[Any]) -> dict[str, int]:
+        sizes = (i.size if isinstance(i, Image.Image) else get_image_size(np.asarray(i))[::-1] for i in images)
+        shape, *others = dict.fromkeys(map(EvalTransform.of(self).shape, sizes))
+        if others:
+            raise ValueError(
+                f"images keep their aspect and get several shapes, {shape}, {others[0]}; pass those of one"
+            )
+        return dict(zip(("height", "width"), shape, strict=True))

@@ -8,13 +8,13 @@ batches stay 8-bit until they are on the model's device: that is several times f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, Self, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
@@ -26,6 +26,7 @@ _LONGEST = 4 / 3  # longer side of a random crop over its shorter one, at most
 _ATTEMPTS = 10  # rectangles that are sampled until one fits, as in torchvision and timm
 
 Box = tuple[int, int, int, int]  # left, top, right and bottom edge in pixels
+Shape = tuple[int, int]  # height and width in pixels
 
 
 class Encoded(Protocol):
@@ -41,6 +42,33 @@ class Encoded(Protocol):
 AnyImage = Image.Image | Encoded
 
 
+def patch_shapes(image_size: int, *, patch_size: int) -> tuple[Shape, ...]:
+    """Return shapes of at most as many patches as a square of `image_size`, and nearly as many: from 1:4 to 4:1."""
+    side = image_size // patch_size
+    wide = [(height, side * side // height) for height in range(-(-side // 2), side + 1)]
+    both = dict.fromkeys([*wide, *((width, height) for height, width in reversed(wide))])
+    return tuple((height * patch_size, width * patch_size) for height, width in both)
+
+
+def nearest_shapes(sizes: Sequence[tuple[int, int]], shapes: Sequence[Shape]) -> Int64[np.ndarray, "image"]:
+    """Return for each size (width, height) the number of the shape whose aspect ratio is nearest."""
+    aspects, wanted = (np.log(np.array(each, dtype=np.float64).reshape(-1, 2)) for each in (sizes, shapes))
+    return np.abs((aspects[:, 0] - aspects[:, 1])[:, None] - (wanted[:, 1] - wanted[:, 0])).argmin(axis=1)
+
+
+def by_shape(
+    items: Sequence[Any], run: Callable[[list[Any]], Any], *, shape: Callable[[Any], Any] = lambda item: item.shape
+) -> list[Any]:
+    """Return a result for each item: `run` gets a list of all items of one shape, and gives as many results."""
+    groups: dict[Any, list[int]] = {}
+    for number, item in enumerate(items):
+        groups.setdefault(tuple(shape(item)), []).append(number)
+    results: dict[int, Any] = {}
+    for numbers in groups.values():
+        results |= zip(numbers, run([items[number] for number in numbers]), strict=True)
+    return [results[number] for number in range(len(items))]
+
+
 @dataclass(frozen=True)
 class TransformConfig:
     """Augmentation of a training image: square resize, flip, RandAugment(2, 7) (VLMo, "Implementation Details").
@@ -51,6 +79,8 @@ class TransformConfig:
 
     image_size: int = 224
     """Height and width, in pixels."""
+    keep_aspect: bool = False
+    """Give images the nearest of a few shapes with about as many patches, instead of a square; each batch has one."""
     rand_augment_ops: int = 2
     """Operations of RandAugment per image, each applied with probability 0.5; 0 turns it off."""
     rand_augment_magnitude: int = 7
@@ -90,9 +120,10 @@ class TransformConfig:
 
 
 class EvalTransform:
-    """Square bicubic resize and normalisation, as by `VLMoProcessor`; ignores the generator it may be given.
+    """Bicubic resize to a square and normalisation, as by `VLMoProcessor`; ignores the generator it may be given.
 
     Args:
+        shapes: An image gets the nearest of these instead of the square.
         center_crop: Share, in (0, 1], of the shorter side that a central square keeps (BEiT's for ImageNet: 224 of
             256); None takes the whole image.
 
@@ -100,22 +131,37 @@ class EvalTransform:
         ValueError: `center_crop` is out of range.
     """
 
-    def __init__(self, config: TransformConfig, *, center_crop: float | None = None) -> None:
+    def __init__(
+        self, config: TransformConfig, *, center_crop: float | None = None, shapes: Sequence[Shape] = ()
+    ) -> None:
         if center_crop is not None and not 0 < center_crop <= 1:
             raise ValueError(f"center_crop is {center_crop}: expected a share above 0, at most 1, of the shorter side")
         self.config, self.center_crop = config, center_crop
+        self.shapes = shapes or [(config.image_size, config.image_size)]
 
-    def pixels(self, image: AnyImage, _: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
+    @classmethod
+    def of(cls, processor: Any, **options: Any) -> Self:
+        """Return the transform of a `VLMoProcessor` or its image processor, whose `aspect_patch_size` gives shapes."""
+        images = getattr(processor, "image_processor", processor)
+        height, width, patch = *map(images.size.get, ("height", "width")), getattr(images, "aspect_patch_size", None)
+        shapes = ((height, width),) if patch is None else patch_shapes(height, patch_size=patch)
+        return cls(TransformConfig(image_size=height), shapes=shapes, **options)
+
+    def shape(self, size: tuple[int, int]) -> Shape:
+        """Return the shape that an image of this width and height gets."""
+        return self.shapes[int(nearest_shapes([size], self.shapes)[0])]
+
+    def pixels(self, image: AnyImage, _: np.random.Generator | None = None) -> UInt8[Tensor, "3 height width"]:
         """Apply all but the normalisation."""
         decoded = image if isinstance(image, Image.Image) else image.decode()
         pixels, size = _to_tensor(decoded), self.config.image_size
         if self.center_crop is None:
-            return _resize(pixels, [size, size])
+            return _resize(pixels, [*self.shape(decoded.size)])
         from torchvision.transforms.v2.functional import center_crop
 
         return center_crop(_resize(pixels, [int(size / self.center_crop)]), [size, size])
 
-    def __call__(self, image: AnyImage, _: np.random.Generator | None = None) -> Float[Tensor, "3 size size"]:
+    def __call__(self, image: AnyImage, _: np.random.Generator | None = None) -> Float[Tensor, "3 height width"]:
         """Return pixel values in [-1, 1]."""
         return normalize_pixels(self.pixels(image))
 
@@ -126,11 +172,22 @@ class TrainTransform:
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
 
-    def pixels(self, image: AnyImage, generator: np.random.Generator) -> UInt8[Tensor, "3 size size"]:
-        """Apply all but the normalisation, a pure function of the image and the generator's state."""
+    def pixels(
+        self, image: AnyImage, generator: np.random.Generator, *, shape: Shape | None = None
+    ) -> UInt8[Tensor, "3 height width"]:
+        """Apply all but the normalisation, a pure function of the image and the generator's state.
+
+        With a `shape`, the image gets it instead of the square, and random crops vary about its own aspect ratio.
+        """
         config = self.config
-        box = crop_box(image.size, config=config, generator=generator) if config.min_crop < 1 else None
-        pixels = _crop_and_resize(image, box=box, config=config)
+        box = None
+        if config.min_crop < 1:
+            square = (max(image.size), max(image.size))
+            box = crop_box(image.size if shape is None else square, config=config, generator=generator)
+            if shape is not None:  # a crop of the square, stretched as the image is
+                low, high = np.array(box).reshape(2, 2) * image.size // square
+                box = cast(Box, (*low.tolist(), *np.maximum(high, low + 1).tolist()))
+        pixels = _crop_and_resize(image, box=box, shape=shape or (config.image_size, config.image_size), config=config)
         if generator.random() < config.horizontal_flip:
             pixels = pixels.flip(-1)
         before = Image.fromarray(_to_array(pixels))
@@ -142,7 +199,7 @@ class TrainTransform:
             _erase(pixels, generator=generator)
         return pixels
 
-    def __call__(self, image: AnyImage, generator: np.random.Generator) -> Float[Tensor, "3 size size"]:
+    def __call__(self, image: AnyImage, generator: np.random.Generator) -> Float[Tensor, "3 height width"]:
         """Return pixel values in [-1, 1]: `pixels`, normalised."""
         return normalize_pixels(self.pixels(image, generator))
 
@@ -192,21 +249,21 @@ def _resize(pixels: UInt8[Tensor, "3 height width"], size: list[int]) -> UInt8[T
 
 
 def _crop_and_resize(
-    image: AnyImage, *, box: Box | None, config: TransformConfig
-) -> UInt8[Tensor, "3 image_size image_size"]:
+    image: AnyImage, *, box: Box | None, shape: Shape, config: TransformConfig
+) -> UInt8[Tensor, "3 height width"]:
     """Resize the part of the image in `box`, or all of it; decoded no larger than that needs."""
     if not isinstance(image, Image.Image):
         reduction, reduced = 1, box
         if config.reduced_decoding:
-            reduction, reduced = _reduced(image.size, box=box, image_size=config.image_size)
+            reduction, reduced = _reduced(image.size, box=box, shape=shape)
         whole, image = image.size, image.decode(reduction)
         # Formats other than JPEG come whole, whatever they are asked for.
         box = reduced if image.size != whole else box
-    return _resize(_to_tensor(image, box=box), [config.image_size, config.image_size])
+    return _resize(_to_tensor(image, box=box), [*shape])
 
 
-def _reduced(size: tuple[int, int], *, box: Box | None, image_size: int) -> tuple[int, Box | None]:
-    """Return the strongest reduction that leaves the box `image_size` pixels each way, and the box at that scale.
+def _reduced(size: tuple[int, int], *, box: Box | None, shape: Shape) -> tuple[int, Box | None]:
+    """Return the strongest reduction that leaves the box as large as `shape`, and the box at that scale.
 
     Its edges are the nearest to the true ones: at most half a pixel of the reduced image beside them.
     """
@@ -214,7 +271,7 @@ def _reduced(size: tuple[int, int], *, box: Box | None, image_size: int) -> tupl
     for reduction in _REDUCTIONS:
         nearest = (2 * edges + reduction) // (2 * reduction)  # halves up: every edge rounds alike
         nearest[2:] = np.minimum(nearest[2:], -(-np.array(size) // reduction))
-        if (nearest[2:] - nearest[:2]).min() >= image_size:
+        if (nearest[2:] - nearest[:2] >= shape[::-1]).all():
             return reduction, cast(Box, tuple(nearest.tolist())) if box else None
     return 1, box
 
@@ -249,14 +306,14 @@ def _affine(image: Image.Image, *, degrees: float, scale: float, shift: tuple[fl
     )
 
 
-def _erase(pixels: UInt8[Tensor, "3 size size"], *, generator: np.random.Generator) -> None:
+def _erase(pixels: UInt8[Tensor, "3 rows columns"], *, generator: np.random.Generator) -> None:
     """Replace a rectangle by normal noise of deviation 1 once pixels are normalised, cut to what 8 bits can hold."""
-    size = pixels.shape[-1]
+    rows, columns = pixels.shape[1:]
     for _ in range(_ATTEMPTS):
         area, aspect = generator.uniform(0.02, 1 / 3), math.exp(generator.uniform(math.log(0.3), math.log(1 / 0.3)))
-        height, width = round(size * math.sqrt(area * aspect)), round(size * math.sqrt(area / aspect))
-        if max(height, width) < size:
-            top, left = generator.integers(size - height + 1), generator.integers(size - width + 1)
+        height, width = round(rows * math.sqrt(area * aspect)), round(columns * math.sqrt(area / aspect))
+        if height < rows and width < columns:
+            top, left = generator.integers(rows - height + 1), generator.integers(columns - width + 1)
             noise = (127.5 + 127.5 * generator.standard_normal((3, height, width))).round().clip(0, 255)
             pixels[:, top : top + height, left : left + width] = torch.from_numpy(noise.astype(np.uint8))
             return

@@ -15,7 +15,8 @@ from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.distributed import choose_device
 from vlmo.export.sessions import Pixels
 from vlmo.model.attention_maps import attention_maps, maps_by_word
-from vlmo.processing import EvalTransform, TransformConfig
+from vlmo.processing import EvalTransform
+from vlmo.processing.transforms import by_shape
 from vlmo.types import normalize_pixels
 
 
@@ -28,7 +29,7 @@ class TorchEngine:
         module: nn.Module = model
         module.to(chosen).requires_grad_(requires_grad=False)
         self._model = model
-        self._transform = EvalTransform(TransformConfig(image_size=self._processor.image_size))
+        self._transform = EvalTransform.of(self._processor)
         self.device = str(model.device)
         self.dim: int = model.contrast_head.image_projection.out_features
         self.can_match = model.match_head is not None
@@ -45,7 +46,7 @@ class TorchEngine:
     @torch.inference_mode()
     def embed_images(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
         """L2-normalised vectors."""
-        return _array(self._model.get_image_features(self._pixel_values(pixels)))
+        return np.stack(by_shape(pixels, lambda part: _array(self._model.get_image_features(self._pixel_values(part)))))
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
@@ -55,8 +56,14 @@ class TorchEngine:
     @torch.inference_mode()
     def match(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
         """Log-odds that each text belongs to its image."""
-        logits = self._model.match(self._pixel_values(pixels), **self._tokens(texts)).float()
-        return _array(logits[:, 1] - logits[:, 0])
+
+        def of_one_shape(pairs: list[tuple[Pixels, str]]) -> np.ndarray:
+            images, words = zip(*pairs, strict=True)
+            logits = self._model.match(self._pixel_values(images), **self._tokens(words)).float()
+            return _array(logits[:, 1] - logits[:, 0])
+
+        pairs = list(zip(pixels, texts, strict=True))
+        return np.stack(by_shape(pairs, of_one_shape, shape=lambda pair: pair[0].shape))
 
     @torch.inference_mode()
     def attention(self, pixels: Pixels, text: str) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:

@@ -68,7 +68,13 @@ def build(
     with lock_run(run_dir):
         pass  # `fit` holds it; a second run of the folder, or one without the right to write, ends here
     torch.manual_seed(recipe.seed)
+    images = image_processor_for(
+        recipe.model.image_size,
+        aspect_patch_size=recipe.model.patch_size if recipe.data.transform.keep_aspect else None,
+    )
     processor = build_processor(recipe) if task.reads.text else None
+    if processor is not None:
+        processor.image_processor = images
     rows = _read_rows(recipe, run_dir=run_dir)
     settings = model_settings(recipe, processor)
     run = RunContext(run_dir, recipe.data, rows, processor, settings, init=recipe.init, seed=recipe.seed)
@@ -83,7 +89,7 @@ def build(
     loader: Any = _loader(recipe, run)
     if beside:
         loader = JointLoader({"": loader} | {name: _loader(*of_part) for name, of_part in beside.items()})
-    evaluator = None if recipe.evaluate_on is None else Evaluator(recipe, run)
+    evaluator = None if recipe.evaluate_on is None else Evaluator(recipe, run, processor or images)
     # Before the training, so that a damaged card of the start folder is reported now.
     changed = changed_settings(original or recipe, recipe)
     card = dataclasses.replace(
@@ -102,7 +108,7 @@ def build(
         if processor is not None:
             processor.save_pretrained(folder)
         elif isinstance(model, VLMoPreTrainedModel):
-            image_processor_for(model.config.image_size).save_pretrained(folder)
+            images.save_pretrained(folder)
         measured = () if evaluator is None else evaluator.measurements()
         write_card(folder, dataclasses.replace(card, metrics=measured), usage_of(folder))
         if adapted:
@@ -131,10 +137,10 @@ class Evaluator:
     What is known of the metrics is kept in the run folder for the model's card: a resumed run may not measure again.
     """
 
-    def __init__(self, recipe: Recipe, run: RunContext) -> None:
+    def __init__(self, recipe: Recipe, run: RunContext, processor: Any) -> None:
         evaluation: Any = recipe.task.evaluation
         given = {"source": recipe.evaluate_on, "split": recipe.evaluate_split, "notes": run.folder}
-        self.rows = evaluation.read(processor=run.processor, **given)
+        self.rows = evaluation.read(processor=processor, **given)
         if names := self.rows.names:
             own = evaluation(run.rows, source=recipe.data.source, split="train").names
             check_names(names, own, owner=f"evaluate_on {self.rows.source}", source=recipe.data.source)

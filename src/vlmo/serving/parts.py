@@ -12,6 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from vlmo.processing.transforms import by_shape
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.graphs_engine import EngineName, Precision
 from vlmo.tasks import CaptioningTask, Task, VQATask, task_of
@@ -35,10 +36,14 @@ def answer_scores(
     answerer: ImageModel, questions: Sequence[tuple[Float[Tensor, "3 height width"], str]]
 ) -> Float[Tensor, "question answer"]:
     """Score of each answer of a model (sigmoid of its logit) to questions about images from `pixels`."""
-    pixels, texts = zip(*questions, strict=True)
-    inputs = answerer.processor(text=list(texts), return_tensors="pt")
-    inputs["pixel_values"] = torch.stack(pixels)
-    return answerer.model(**inputs.to(answerer.model.device, answerer.model.dtype)).logits.float().sigmoid().cpu()
+
+    def of_one_shape(part: list[tuple[Tensor, str]]) -> Tensor:
+        pixels, texts = zip(*part, strict=True)
+        inputs = answerer.processor(text=list(texts), return_tensors="pt")
+        inputs["pixel_values"] = torch.stack(pixels)
+        return answerer.model(**inputs.to(answerer.model.device, answerer.model.dtype)).logits.float().sigmoid().cpu()
+
+    return torch.stack(by_shape(questions, of_one_shape, shape=lambda question: question[0].shape))
 
 
 @dataclass(frozen=True)

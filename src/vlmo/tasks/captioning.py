@@ -23,7 +23,8 @@ from vlmo.evaluation.metrics import Metric, caption_metrics
 from vlmo.folder.card import Usage
 from vlmo.lazy import need_package
 from vlmo.losses.masked import accuracy, masked_loss
-from vlmo.processing import EvalTransform, TransformConfig
+from vlmo.processing import EvalTransform
+from vlmo.processing.transforms import by_shape
 from vlmo.progress import Progress
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.inputs import Accepts, Inputs, Reads
@@ -48,10 +49,13 @@ def describe(
     model: Any, processor: Any, images: Sequence[Image.Image | Float[Tensor, "3 size size"]], **options: Any
 ) -> list[str]:
     """Return a caption of each image or its pixel values; `options`: of `VLMoForImageCaptioning.generate`."""
-    transform = EvalTransform(TransformConfig(image_size=model.config.image_size))
-    pixels = torch.stack([each if isinstance(each, Tensor) else transform(each) for each in images])
-    ids = model.generate(pixels.to(model.device), tokenizer=processor.tokenizer, **options)
-    return processor.batch_decode(ids, skip_special_tokens=True)
+    transform = EvalTransform.of(processor)
+
+    def of_one_shape(part: list[Tensor]) -> list[str]:
+        ids = model.generate(torch.stack(part).to(model.device), tokenizer=processor.tokenizer, **options)
+        return processor.batch_decode(ids, skip_special_tokens=True)
+
+    return by_shape([each if isinstance(each, Tensor) else transform(each) for each in images], of_one_shape)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.rows import column
 from vlmo.evaluation.metrics import Metric, topk_accuracy
 from vlmo.folder.card import Usage
-from vlmo.processing import EvalTransform, TransformConfig
+from vlmo.processing import EvalTransform
+from vlmo.processing.transforms import by_shape
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.inputs import Accepts, Inputs, Reads
 from vlmo.tasks.labels import best_labels
@@ -85,10 +86,11 @@ class ClassSet(EvaluationSet):
 
     def predict(self, model: Any, rows: range) -> list[Float[Tensor, "classes"]]:
         """Return the logits of each image, on the CPU."""
-        transform = EvalTransform(TransformConfig(image_size=model.config.image_size), **self.settings)
+        transform = EvalTransform.of(self.processor, **self.settings)
         cells: Any = self.rows[rows.start : rows.stop]
-        pixels = torch.stack([transform(decode_image(cell)) for cell in cells["image"]])
-        return [row.clone() for row in model(pixels.to(model.device)).logits.float().cpu()]  # not all for each
+        pixels = [transform(decode_image(cell)) for cell in cells["image"]]
+        logits = by_shape(pixels, lambda part: model(torch.stack(part).to(model.device)).logits.float().cpu())
+        return [row.clone() for row in logits]  # not all for each
 
     def outputs(self, model: Any, **how: Any) -> Float[Tensor, "rows classes"]:
         """Return the logits of a classifier for all rows; the processes share them."""
@@ -208,8 +210,7 @@ class ClassificationTask(Task):
     @classmethod
     def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
         """Return the likeliest classes of each image, each with its share."""
-        del processor
-        transform = EvalTransform(TransformConfig(image_size=model.config.image_size))
+        transform = EvalTransform.of(processor)
         rows: list[Prediction] = []
         for file, image in zip(inputs.images, images, strict=True):
             shares = model(transform(image)[None].to(model.device)).logits[0].float().softmax(dim=-1)

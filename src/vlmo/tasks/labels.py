@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlmo.data.examples import Contents, Examples
+from vlmo.data.examples import Contents, Example, Examples
 from vlmo.data.rows import SUMMARY_FILE
-from vlmo.processing import EvalTransform, TransformConfig
+from vlmo.processing import EvalTransform
+from vlmo.processing.transforms import by_shape
 from vlmo.tasks.result import Prediction
 from vlmo.types import normalize_pixels
 
@@ -82,19 +84,22 @@ def best_labels(model: Any, shares: Float[Tensor, "classes"], *, top: int, kind:
 def eval_contents(processor: VLMoProcessor | None) -> Contents:
     """Return the contents of an example in evaluation."""
     assert processor is not None  # every set of a task that reads text is given one
-    transform = EvalTransform(TransformConfig(image_size=processor.image_size))
-    return Contents(seed=0, transform=transform, tokenizer=processor.tokenizer)
+    return Contents(seed=0, transform=EvalTransform.of(processor), tokenizer=processor.tokenizer)
 
 
 def pair_logits(model: Any, examples: Examples) -> Float[Tensor, "rows classes"]:
-    """Return a fusion encoder's logits of all examples, as one batch, float32 on the CPU; ValueError for NaN."""
-    batch = examples.collate([examples[0, row] for row in range(len(examples))])
-    logits = model(
-        pixel_values=normalize_pixels(batch["pixel_values"]).to(model.device),
-        input_ids=batch["input_ids"].to(model.device),
-        attention_mask=batch["attention_mask"].to(model.device),
-    ).logits
-    logits = logits.float().cpu()
+    """Return a fusion encoder's logits of all examples, a batch a shape, float32 on the CPU; ValueError for NaN."""
+
+    def of_one_shape(part: list[Example]) -> Tensor:
+        batch = examples.collate(part)
+        return model(
+            pixel_values=normalize_pixels(batch["pixel_values"]).to(model.device),
+            input_ids=batch["input_ids"].to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device),
+        ).logits
+
+    rows = [examples[0, row] for row in range(len(examples))]
+    logits = torch.stack(by_shape(rows, of_one_shape, shape=lambda row: row["pixel_values"].shape)).float().cpu()
     if logits.isnan().any():
         raise ValueError("the logits contain NaN; check the weights of the model")
     return logits

@@ -18,7 +18,7 @@ from vlmo.evaluation import RetrievalResult, RetrievalSet, Weights, evaluate_ret
 from vlmo.evaluation.inference import BATCH
 from vlmo.evaluation.metrics import Metric
 from vlmo.evaluation.scoring import embed, match_pairs
-from vlmo.processing import EvalTransform, TransformConfig
+from vlmo.processing import EvalTransform
 from vlmo.progress import Progress
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.inputs import Reads
@@ -101,12 +101,12 @@ class PairSet(EvaluationSet):
 
     def _paired(self, text_to_image: Tensor) -> RetrievalSet:
         processor = cast("VLMoProcessor", self.processor)
-        transform = EvalTransform(TransformConfig(image_size=processor.image_size))
+        transform = EvalTransform.of(processor)
 
-        def pixels(numbers: range) -> Tensor:
+        def pixels(numbers: range) -> list[Tensor]:
             cells: list[ImageCell] = self.rows[numbers.start : numbers.stop]["image"]
             with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and resizing run beside each other
-                return torch.stack(list(pool.map(lambda cell: transform(decode_image(cell)), cells)))
+                return list(pool.map(lambda cell: transform(decode_image(cell)), cells))
 
         def tokens(numbers: range) -> tuple[Tensor, Tensor]:
             encoded = processor(text=self.captions[numbers.start : numbers.stop], return_tensors="pt")

@@ -17,13 +17,14 @@ from PIL import Image
 from torch import nn
 
 import vlmo.model
-from vlmo.checkpoints.loading import load_model, load_processor
+from vlmo.checkpoints.loading import load_image_processor, load_model, load_processor
 from vlmo.data.config import DataConfig
 from vlmo.data.examples import Contents, Examples, RowExamples
 from vlmo.data.masking import WordMaskConfig
 from vlmo.distributed import is_main
 from vlmo.folder.card import Usage
 from vlmo.processing import TrainTransform, TransformConfig
+from vlmo.processing.transforms import Shape, patch_shapes
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.inputs import Accepts, Inputs, Reads
 from vlmo.tasks.labels import label_settings
@@ -136,11 +137,15 @@ class Task(ABC):
         """Return the contents of an example, of rows or of streams: by default what the task `reads`."""
         data, reads = run.data, self.reads
         words = WordMaskConfig(data.mlm_probability, data.mask_only, data.mask_only_share)
+        shapes: tuple[Shape, ...] = ()
+        if data.transform.keep_aspect and reads.image:
+            shapes = patch_shapes(run.model["image_size"], patch_size=run.model["patch_size"])
         return Contents(
             seed=run.seed,
             transform=TrainTransform(run.transform) if reads.image else None,
             tokenizer=run.tokenizer if reads.caption else None,
             words=words if reads.masks_words else None,
+            shapes=shapes,
         )
 
     def examples(self, run: RunContext) -> Examples:
@@ -174,11 +179,14 @@ class Task(ABC):
     evaluation: ClassVar[type[EvaluationSet] | None] = None  # rows that its models are measured on
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str | None = None) -> tuple[Any, VLMoProcessor | None]:
-        """Return model, in evaluation mode, and processor of a folder; ValueError if it is none, or of another task."""
+    def load(cls, folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
+        """Return model, in evaluation mode, and processor of a folder, of images alone for a task without texts.
+
+        ValueError if it is none, or of another task.
+        """
         hint = f"The task {cls.name} needs it; fine-tune one: vlmo finetune {folder} --data DATA (docs/data.md)"
         model = load_model(folder, cls.model_class(), device=device, hint=hint)
-        return model, load_processor(folder) if cls.reads.text else None
+        return model, load_processor(folder) if cls.reads.text else load_image_processor(folder)
 
     # ---- Predict
 

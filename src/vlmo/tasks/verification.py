@@ -15,7 +15,7 @@ from vlmo.folder import read_config, read_json
 from vlmo.folder.atomic import write_file
 from vlmo.released import find_model, published_model
 from vlmo.released.download import read_sums
-from vlmo.released.published import MODELS, NamedModel
+from vlmo.released.published import MODELS
 from vlmo.tasks.registry import evaluate, write_submission
 from vlmo.tasks.result import circumstances, data_name
 
@@ -45,8 +45,13 @@ def verify(
     Raises:
         ValueError: No result of the model is published, the data are of another set, or the model cannot be had.
     """
-    model = _model_with_results(name)
-    _check_set(source, model)
+    known = [each for each, model in MODELS.items() if model.reported]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise ValueError(f"no result of {name!r} is published; did you mean {near!r}? vlmo models lists all")
+    model, prepared = MODELS[name], Path(source).expanduser() / SUMMARY_FILE
+    if prepared.is_file() and (found := read_json(prepared).get("name")) != model.data:
+        raise ValueError(f"{source} is {found}; the published results of {name} are on {model.data}: vlmo data prepare")
     folder = Path(find_model(name))
     if published_model(folder) is None:
         raise ValueError(f"{folder} lies here and goes before the published {name}; run this in another folder")
@@ -63,9 +68,9 @@ def verify(
         result = evaluate(folder, split=split, batch_size=batch_size, rerank=rerank, **how)
         for metric, percent in reported.items():
             value, ends = 100 * result[metric].value, [100 * end for end in result[metric].interval or ()]
-            facts = {"difference": value - percent, "interval": ends, "settings": result.settings}
-            row = {"split": split, "metric": metric, "published": percent, "measured": value}
-            rows.append({**row, **facts, "samples": len(result.predictions)})
+            row = {"split": split, "metric": metric, "published": percent, "measured": value, "interval": ends}
+            row |= {"difference": value - percent, "settings": result.settings, "samples": len(result.predictions)}
+            rows.append(row)
     file = model.address.rpartition("/")[2]
     content = {
         "name": name,
@@ -77,7 +82,7 @@ def verify(
         "dtype": read_config(folder).get("dtype"),
         **circumstances(folder),
     }
-    lines = _report(content)
+    lines = _lines(content)
     if is_main():
         out.parent.mkdir(parents=True, exist_ok=True)
         write_file(out, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -85,43 +90,23 @@ def verify(
     return lines
 
 
-def _model_with_results(name: str) -> NamedModel:
-    known = [each for each, model in MODELS.items() if model.reported]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise ValueError(f"no result of {name!r} is published; did you mean {near!r}? vlmo models lists all")
-    return MODELS[name]
-
-
-def _check_set(source: str, model: NamedModel) -> None:
-    file = Path(source).expanduser() / SUMMARY_FILE
-    if file.is_file() and (found := read_json(file).get("name")) != model.data:
-        raise ValueError(
-            f"{source} is {found}, but the published results of {model.name} are on {model.data}; give that set "
-            "(vlmo data prepare)"
-        )
-
-
-def _report(content: dict[str, Any]) -> list[str]:
-    file, versions, hardware = (content[key] for key in ("file", "versions", "hardware"))
+def _lines(content: dict[str, Any]) -> list[str]:
     heads = ("split", "metric", "published, %", "measured, %", "difference", "95 %", "samples", "settings")
     cells = [heads, ("---",) * len(heads)]
     for row in content["results"]:
-        numbers = f"to be sent to the server: {row['submission']}" if "submission" in row else f"{row['measured']:.2f}"
-        difference = f"{row['difference']:+.2f}" if "difference" in row else ""
+        numbers = ("to be sent to the server: " + row["submission"], "") if "submission" in row else ()
+        numbers = numbers or (f"{row['measured']:.2f}", f"{row['difference']:+.2f}")
         interval = " to ".join(f"{end:.1f}" for end in row.get("interval", ()))
         settings = ", ".join(f"{key} {value}" for key, value in row.get("settings", {}).items())
         known = (row["split"], row["metric"], f"{row['published']:g}")
-        cells.append((*known, numbers, difference, interval, f"{row['samples']:,}", settings))
-    processor = hardware["cpu" if str(content["device"]).startswith("cpu") else "gpu"]
-    return [
-        f"### {content['name']} on {content['data']}",
-        "",
-        *(f"| {' | '.join(each)} |" for each in cells),
-        "",
-        f"- file: {file['name']}, {file.get('bytes', 0):,} bytes, SHA-256 {file.get('sha256', 'unknown')}",
-        f"- published in: {content['published_in']}",
-        f"- device: {content['device']} ({processor}), {content['dtype']}",
-        f"- versions: {', '.join(f'{package} {number}' for package, number in versions.items())}",
-        f"- commit, date: {content['commit']}, {content['date']}",
-    ]
+        cells.append((*known, *numbers, interval, f"{row['samples']:,}", settings))
+    file, processor = content["file"], content["hardware"]["cpu" if "cpu" in str(content["device"]) else "gpu"]
+    facts = {
+        "file": f"{file['name']}, {file.get('bytes', 0):,} bytes, SHA-256 {file.get('sha256', 'unknown')}",
+        "published in": content["published_in"],
+        "device": f"{content['device']} ({processor}), {content['dtype']}",
+        "versions": ", ".join(f"{package} {number}" for package, number in content["versions"].items()),
+        "commit, date": f"{content['commit']}, {content['date']}",
+    }
+    table = [f"| {' | '.join(each)} |" for each in cells]
+    return [f"### {content['name']} on {content['data']}", "", *table, "", *(f"- {key}: {facts[key]}" for key in facts)]
