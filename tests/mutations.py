@@ -258,8 +258,8 @@ MUTATIONS = (
     Mutation(
         "sum of image and text not normalised",
         "retrieval/search.py",
-        "vector /= np.linalg.norm(vector)",
-        "pass",
+        "return total / norm",
+        "return total",
     ),
     Mutation(
         "LoRA without its dropout",

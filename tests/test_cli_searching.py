@@ -15,7 +15,7 @@ from tests.integrations.toy_gallery import drawings, trained_folder
 from tests.retrieval.toy_index import NAMES, NUM, write_folder
 from tests.test_cli_tasks import refused
 from vlmo.cli import main
-from vlmo.retrieval import Encoder
+from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.store import Store
 
 
@@ -106,6 +106,17 @@ def test_search_prints_json(made, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [hit["score"] for hit in found["hits"]] == [hit["match"] for hit in found["hits"]]
     assert found["hits"][0]["metadata"].keys() == {"year", "kind", "taken", "taken_from", "album"}
+
+
+def test_search_with_parts(made, capsys):
+    image = str(made[0] / NAMES[7])
+    main(["search", made[1], "a red square", "-square", "+0.5*green", f"- {image}", "--json", "--mode", "vectors"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["query"] == f"a red square -square +0.5*green - {image}"
+    parts = [("square", -1), ("green", 0.5), (Path(image), -1)]
+    expected = Searcher(Index(made[1]).model_folder, made[1]).search("a red square", parts=parts, mode="vectors")
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
+    assert "parts begin with + or -" in refused(["search", made[1], "a red", "square"], capsys)
 
 
 def test_search_by_an_image(made, capsys, tmp_path):

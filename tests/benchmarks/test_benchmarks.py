@@ -56,6 +56,7 @@ SMALLEST = {
     ),
     "stage3_step": ("--preset tiny --pairs 4 --rounds 1 --threads 1", "precisions/bf16/time_ratio"),
     "word_search": ("", "files_with_names/half/named, IR@1/auto/mean"),
+    "subtracted": ("--scenes 6 --weights 1.0", "first hits that obey, by weight/0/queries"),
     "vision_tasks": ("--scale 0.001 --threads 1", "tasks/scenes-masks/models/class of each color/metrics/miou"),
 }
 

@@ -116,6 +116,10 @@ def stage3_step(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path)
     patch.setattr(script, "peak_memory_apart", lambda side, **_: {script.OURS: 3, script.PLAIN: 4}[side])
 
 
+def subtracted(_script, _patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
+    return ["--models", str(trained_folder(folder / "model", steps=1))]
+
+
 def vision_tasks(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
     sets = {"scenes-kinds": write_class_set(folder / "kinds"), "scenes-masks": write_segment_set(folder / "masks")}
     toy(VLMoForPreTraining).save_pretrained(folder / "start")
@@ -149,6 +153,7 @@ MAKE_SMALL: dict[str, Callable[..., list[str] | None]] = {
     each.__name__: each
     for each in (
         busy_machine, contrastive_memory, input_pipeline, onnx_speed, parity, quality_vs_clip, serving, stage3_step,
+        subtracted,
         vision_tasks, word_search,
     )
 }  # fmt: skip

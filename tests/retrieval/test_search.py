@@ -160,6 +160,20 @@ def test_image_and_text_together_are_the_direction_of_their_sum(searcher, galler
     assert numbers(result) != numbers(searcher.search(QUERY, top=NUM_IMAGES))
 
 
+def test_parts_are_the_direction_of_their_weighted_sum(searcher, gallery):
+    texts = searcher.encoder.embed_texts([QUERY, "circle"])
+    images = searcher.encoder.embed_images(drawings())
+    summed = texts[0] + 0.5 * images[4] - 1.5 * texts[1]
+    expected = images @ (summed / np.linalg.norm(summed))
+    parts = [(gallery[0] / NAMES[4], 0.5), ("circle", -1.5)]
+    result = searcher.search(QUERY, parts=parts, top=NUM_IMAGES, mode="vectors")
+    assert numbers(result) == np.argsort(-expected).tolist()
+    np.testing.assert_allclose([hit.score for hit in result.hits], np.sort(expected)[::-1], atol=CLOSE)
+    assert result.num_reranked == 0
+    found = searcher.search("green", parts=[("circle", 1), ("red", -1)], mode="words", top=1).hits[0]
+    assert (found.captions, found.words) == (tuple(CAPTIONS[5]), 1.0)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -169,10 +183,14 @@ def test_image_and_text_together_are_the_direction_of_their_sum(searcher, galler
         ({"rerank": -1}, "^rerank is -1; give a number from 0 to 10000"),
         ({"weight": 2}, "weight is 2"),
         ({"query": Path("nowhere.png")}, "nowhere.png: cannot be read"),
-        ({"query": drawings()[0], "rerank": 3}, "the query is or has an image"),
-        ({"image": drawings()[0], "rerank": 3}, "the query is or has an image"),
+        ({"query": drawings()[0], "rerank": 3}, "scores single texts"),
+        ({"image": drawings()[0], "rerank": 3}, "scores single texts"),
         ({"image": drawings()[0], "query": " "}, "the query is empty"),
         ({"image": drawings()[0], "query": drawings()[1]}, "both images; give a text"),
+        ({"parts": [(QUERY, -1)]}, "cancel each other"),
+        ({"parts": [("red", float("inf"))]}, "no finite weights"),
+        ({"parts": [("red", 1)], "rerank": 3}, "scores single texts"),
+        ({"parts": [(" ", 1)]}, "the query is empty"),
         ({"where": "yeer > 3"}, "Columns: .*height, .*kind, .*path, .*width, year"),
     ],
 )

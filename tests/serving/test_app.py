@@ -13,6 +13,7 @@ from tests.retrieval.toy_index import encoded
 from tests.serving.toy_service import in_base64, post
 from tests.toy_heic import heic
 from vlmo.retrieval import Searcher
+from vlmo.retrieval.store import Store
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts, load_parts
 from vlmo.serving.schemas import MAX_IMAGES, MAX_RERANK, MAX_TEXTS, MAX_TOP
@@ -59,6 +60,23 @@ def test_search_for_unknown_words_says_no_match(client, parts, monkeypatch) -> N
     assert unknown["hits"] == found["hits"]
 
 
+def test_search_adds_and_subtracts_parts(client, parts) -> None:
+    body = {"text": "a red circle", "mode": "vectors", "top": 24}
+    more = [{"text": "circle", "weight": -0.5}, {"image": BAR}]
+    found = post(client, "/v1/search", **body, parts=more)
+    expected = Searcher(parts.encoder, parts.index).search(
+        "a red circle", parts=[("circle", -0.5), (drawings()[14], 1)], mode="vectors", top=24
+    )
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
+    for wrong in (
+        {"parts": more},
+        {**body, "parts": more, "rerank": 2},
+        {**body, "parts": [{"text": "a", "weight": 11}]},
+    ):
+        assert error(client, "/v1/search", **wrong)[0] == 422
+    assert error(client, "/v1/search", text="red", parts=[{"text": "red", "weight": -1}])[0] == 422
+
+
 def test_search_finds_words(client, parts, monkeypatch) -> None:
     found = post(client, "/v1/search", text="circles of pink", mode="words", top=24)
     named = {each[0] for each in CAPTIONS if {"pink", "circle"} & {*each[0].split()}}
@@ -66,7 +84,7 @@ def test_search_finds_words(client, parts, monkeypatch) -> None:
     assert (found["hits"][0]["captions"][0], found["hits"][0]["words"]) == ("a pink circle", 1.0)
     assert post(client, "/v1/search", text="pink circle", top=1)["num_matched"] == 1
     assert error(client, "/v1/search", image=BAR, mode="words")[0] == 422
-    monkeypatch.setattr(type(parts.index), "has_words", False)
+    monkeypatch.setattr(Store, "has_words", False)
     assert error(client, "/v1/search", text="pink", mode="hybrid")[0] == 422
     assert post(client, "/v1/search", text="pink circle", top=1)["num_matched"] == 0
 

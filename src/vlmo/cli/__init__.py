@@ -140,6 +140,10 @@ def _dispatch(arguments: list[str]) -> None:
         call, rest = parse(parser, others, prog="vlmo finetune", return_unknown_args=True)
         call(arguments=tuple(rest))
     else:
+        if command == "search":  # "-people" is a part of the query, and no option
+            arguments = [
+                f" {each}" if each[:1] == "-" and each[1:2] not in {"", "-", "h"} else each for each in arguments
+            ]
         parse(_app(command).cli, arguments or ["--help"], prog="vlmo")()
 
 

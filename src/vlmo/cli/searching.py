@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,7 @@ def embed(
 def search(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
     query: tyro.conf.Positional[str] = "",
+    parts: tyro.conf.Positional[tuple[str, ...]] = (),
     *,
     model: Path | None = None,
     top: int = 10,
@@ -142,11 +144,12 @@ def search(
     sheet: Path | None = None,
     engines: Engines = EngineOptions(),  # noqa: B008
 ) -> None:
-    """Search an index by words or by an image: vlmo search INDEX ["a red umbrella"|IMAGE] [--rerank 32].
+    """Search an index by words or by an image: vlmo search INDEX ["a red umbrella"|IMAGE] ["+at night" "-0.5*people"].
 
     Args:
         folder: Folder of the index.
         query: Words, or the file of an image; left out with --sort date, which lists all images then.
+        parts: More words, or files of images, to add (+) or subtract (-), maybe with a weight and a * before them.
         model: Model folder; by default the one that the index was made with.
         top: Images that are shown.
         rerank: Most candidates that the fusion encoder scores, 0 for none; by default 32 for words, if the model can.
@@ -166,6 +169,7 @@ def search(
 
     check_new_file(sheet, option="--sheet", suffix=".png")
     named = image_named(query, must_exist=True) if query else None
+    more = [_read_part(part) for part in parts]
     from vlmo.retrieval import Encoder, Index, PhotoFilter, Searcher
 
     index = Index(folder)
@@ -175,7 +179,8 @@ def search(
     searcher = Searcher(Encoder(model_folder, **vars(engines)), index)
     photos = PhotoFilter(since=since, until=until, near=near, album=album)
     options: dict[str, Any] = {"rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
-    result = searcher.search(named or query or None, top=top, mode=mode, **options)
+    result = searcher.search(named or query or None, parts=more, top=top, mode=mode, **options)
+    query = " ".join([query, *(part.strip() for part in parts)])
     _show_result(query, result, is_json=json)  # before the images are drawn, which may fail
     if sheet is not None:
         from vlmo.retrieval.results import write_sheet
@@ -183,6 +188,16 @@ def search(
         write_sheet(sheet, query=query, result=result, index=index)
         if not json:
             say(f"image {sheet}")
+
+
+def _read_part(text: str) -> tuple[str | Path, float]:
+    from vlmo.data.listing import image_named
+
+    match = re.fullmatch(r"\s*([+-])(?:(\d+(?:\.\d+)?)\*)?\s*(\S.*)", text, re.DOTALL)
+    if match is None:
+        raise ValueError(f"{text!r} follows the query; parts begin with + or -: '+on a beach' '-people' '-0.5*red'")
+    sign, weight, words = match.groups()
+    return image_named(words, must_exist=True) or words, float(f"{sign}{weight or 1}")
 
 
 def serve(

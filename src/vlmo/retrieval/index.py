@@ -138,11 +138,6 @@ class Index:
             return self._store.table.count_rows()
 
     @property
-    def has_words(self) -> bool:
-        """True if it finds words; an index of an earlier version does after the next run of vlmo index."""
-        return self._store.has_words
-
-    @property
     def columns(self) -> dict[str, str]:
         """Columns of metadata and their types, in words."""
         return self._store.columns()
@@ -181,12 +176,12 @@ class Index:
         images = self._images_in_memory() if self._memory is not None or photos.columns else None
         self._read_changed()
         search = self._approximate if where is None else None
+        if words is not None and not self._store.has_words:
+            if every_word:
+                return []
+            raise ValueError("the index knows no words: an earlier version made it; run vlmo index again")
         try:
             if words is not None and vector is not None:
-                if not self.has_words:
-                    if every_word:
-                        return []
-                    raise ValueError(f"{self.folder} knows no words: an earlier version made it; run vlmo index again")
                 most = max(_MATCHED, top) if images is None else self.num_images
                 found = self._store.matching(words, every=every_word, most=most, where=where)
                 return self._compare(found, images, vector, [] if every_word else words, top=top, photos=photos)

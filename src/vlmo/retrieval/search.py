@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.data.decoding import decode_image
@@ -29,6 +30,7 @@ STEP = 8
 _FUSED, _RANK = 100, 60
 """Images of each order, at least, that are fused; the constant of Cormack et al., "Reciprocal Rank Fusion outperforms
 Condorcet and Individual Rank Learning Methods", 2009."""
+_NO_DIRECTION = 1e-4  # length of a sum of vectors below which its direction is rounding
 _PIXEL_BYTES = 2**28
 """Limit of the images that are kept as the model takes them, those that were reranked last."""
 
@@ -109,6 +111,7 @@ class Searcher:
         query: str | Path | Image.Image | None = None,
         *,
         image: Path | Image.Image | None = None,
+        parts: Sequence[tuple[str | Path | Image.Image, float]] = (),
         top: int = 10,
         rerank: int | None = None,
         weight: float | None = None,
@@ -129,6 +132,8 @@ class Searcher:
             query: A text; an image, or the `Path` of an image file. A text that names a file is refused. None: with the
                 order by date, all images that pass the filters.
             image: An image that joins a text: the query is the direction of the sum of both vectors, without reranking.
+            parts: More texts and images with their weights, such as ("people", -1.0): the query is the direction of the
+                weighted sum of all vectors, without reranking, and with "auto" without words if one is subtracted.
             rerank: Most candidates that the fusion encoder scores, for texts only; 0: none. None: `SEARCH_RERANK`,
                 but none for other queries and models without a matching head.
             weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
@@ -147,12 +152,15 @@ class Searcher:
         if text is None and image is not None:
             raise ValueError("the query and image are both images; give a text with the image")
         # Programs search for texts of strangers, who must not search by the program's files.
-        if text is not None and image_named(_filled(text)) is not None:
-            raise ValueError(f"{query} is an image file; give a Path or an image to search by it, or words")
+        for each in [query, *(part for part, _ in parts)]:
+            if isinstance(each, str) and image_named(_filled(each)) is not None:
+                raise ValueError(f"{each} is an image file; give a Path or an image to search by it, or words")
+        pixels_of = self.encoder.pixels
+        more = [(part if isinstance(part, str) else pixels_of(_opened(part)), share) for part, share in parts]
         given = image if text is not None else query
         pixels = None if given is None else self.encoder.pixels(_opened(given))
         options = {"top": top, "rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
-        return self._run(self.steps(text, pixels, began=began, mode=mode, **options))
+        return self._run(self.steps(text, pixels, more=more, began=began, mode=mode, **options))
 
     def similar(
         self,
@@ -184,6 +192,7 @@ class Searcher:
         text: str | None,
         pixels: Pixels | None,
         *,
+        more: Sequence[tuple[str | Pixels, float]] = (),
         top: int = 10,
         rerank: int | None = None,
         weight: float | None = None,
@@ -195,24 +204,27 @@ class Searcher:
     ) -> Steps:
         """Search by a text, an image (`Encoder.pixels`), both or neither, as a generator that asks for all work.
 
-        Arguments are those of `search`, and `began` (time by `time.perf_counter` that durations count from; None: now).
-        ValueError if one is wrong.
+        Arguments are those of `search`, `more` (its `parts`, with pixels) and `began` (time by `time.perf_counter` that
+        durations count from; None: now). ValueError if one is wrong.
         """
         began = time.perf_counter() if began is None else began
-        encoder, by_text = self.encoder, pixels is None and text is not None
+        encoder, by_text = self.encoder, pixels is None and text is not None and not more
         if rerank is None:
             rerank = SEARCH_RERANK if by_text and encoder.can_match and mode != "words" else 0
-        self._check(text, pixels, top=top, rerank=rerank, weight=weight, sort=sort, mode=mode)
-        words = query_words(text) if text is not None and mode != "vectors" else []
-        asked: Asked = {} if pixels is None else {IMAGES: [pixels]}
-        if text is not None:
-            asked |= {TEXTS: [_filled(text)]} | ({TOKENS: [text]} if by_text else {})
-        answers = yield asked
+        self._check(text, mode, top, rerank, weight, by_text=by_text)
+        given = [(part, share) for part, share in ((text, 1.0), (pixels, 1.0), *more) if part is not None]
+        if not given and sort is None:
+            raise ValueError("there is no query; give words or an image, or the order by date")
+        texts = [(part, share) for part, share in given if isinstance(part, str)]
+        images = [(part, share) for part, share in given if not isinstance(part, str)]
+        by_words = mode in {"words", "hybrid"} or (mode == "auto" and all(share > 0 for _, share in given))
+        words = query_words(" ".join(part for part, share in texts if share > 0)) if by_words else []
+        asked: Asked = {IMAGES: [part for part, _ in images]} if images else {}
+        asked |= {TEXTS: [_filled(part) for part, _ in texts]} if texts else {}
+        answers = yield asked | ({TOKENS: [text]} if by_text else {})
         no_match = TOKENS in answers and encoder.is_unknown(text or "", tokens=answers[TOKENS][0])
-        vectors = [answers[kind][0] for kind in (TEXTS, IMAGES) if kind in answers]
-        vector = np.sum(vectors, axis=0) if vectors else None
-        if vector is not None and len(vectors) == 2:
-            vector /= np.linalg.norm(vector)
+        vectors = [*answers.get(TEXTS, ()), *answers.get(IMAGES, ())]
+        vector = _weighted(vectors, [share for _, share in (*texts, *images)]) if vectors else None
         encoded = time.perf_counter()
         find = functools.partial(self.index.nearest, vector, where=where, photos=photos)
         matched, hits = list[Hit](), list[Hit]()
@@ -232,15 +244,7 @@ class Searcher:
         return replace(result, hits=hits if sort is None else by_date(hits))
 
     def _check(
-        self,
-        text: str | None,
-        pixels: Pixels | None,
-        *,
-        top: int,
-        rerank: int,
-        weight: float | None,
-        sort: str | None,
-        mode: Mode,
+        self, text: str | None, mode: Mode, top: int, rerank: int, weight: float | None, *, by_text: bool
     ) -> None:
         for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
             if not least <= value <= MAX_TOP:
@@ -249,12 +253,8 @@ class Searcher:
             raise ValueError(f"weight is {weight}; give the share of the match score, from 0 to 1")
         if rerank and not self.encoder.can_match:
             raise ValueError(f"{self.encoder.folder}: this model has no matching head; leave rerank at 0")
-        if rerank and (pixels is not None or text is None):
-            raise ValueError("the query is or has an image, and the fusion encoder scores texts; leave rerank at 0")
-        if text is None and pixels is None and sort is None:
-            raise ValueError("there is no query; give words or an image, or the order by date")
-        if rerank and mode == "words":
-            raise ValueError("mode words ranks without the model; leave rerank at 0")
+        if rerank and not (by_text and mode != "words"):
+            raise ValueError("the fusion encoder scores single texts, and not by words alone; leave rerank at 0")
         if text is None and mode in {"words", "hybrid"}:
             raise ValueError(f"mode {mode} looks up words, but there is no text")
 
@@ -329,6 +329,13 @@ def _filled(query: str) -> str:
     if not query.strip():
         raise ValueError("the query is empty; give some words")
     return query
+
+
+def _weighted(vectors: Sequence[np.ndarray], weights: Sequence[float]) -> Float32[np.ndarray, " dim"]:
+    total = np.asarray(weights, np.float32) @ np.stack(vectors)
+    if not _NO_DIRECTION < (norm := np.linalg.norm(total)) < math.inf:
+        raise ValueError("the parts of the query cancel each other, or have no finite weights")
+    return total / norm
 
 
 def _opened(image: str | Path | Image.Image) -> Image.Image:

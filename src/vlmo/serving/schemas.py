@@ -25,6 +25,8 @@ from vlmo.retrieval.words import Mode
 
 MAX_TEXTS, MAX_IMAGES, MAX_TOP = 256, 16, 200
 """Texts, images and results of a request."""
+MAX_PARTS = 8
+"""Parts of a query beside the first."""
 MAX_RERANK = 128
 """Candidates of a request that the fusion encoder scores."""
 MAX_CHARACTERS, MAX_FILTER = 1000, 500
@@ -96,11 +98,25 @@ class Photos(Body):
         return PhotoFilter(since=self.since, until=self.until, near=self.near, album=self.album)
 
 
+class Part(Body):
+    """A text or an image that is added to a query, or subtracted."""
+
+    text: Text | None = None
+    image: ImageFile | None = None
+    weight: float = Field(default=1, ge=-10, le=10, description="Subtracts if it is negative.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_one(self.text, self.image, names="a text or an image")
+        return self
+
+
 class SearchRequest(Photos):
     """A text or an image to search by; neither, for all photographs by date."""
 
     text: Text | None = Field(default=None, description="Words that the image should fit.")
     image: ImageFile | None = None
+    parts: list[Part] = Field(default=[], max_length=MAX_PARTS, description="More texts and images, with weights.")
     top: Top = 10
     rerank: int | None = Field(
         default=None,
@@ -116,8 +132,10 @@ class SearchRequest(Photos):
     def _check(self) -> Self:
         if self.sort is None or self.image is not None:
             _check_one(self.text, self.image, names="a text or an image")
-        if self.image is not None and self.rerank:
-            raise ValueError("the fusion encoder scores texts; leave out rerank, or search by a text")
+        if (self.image is not None or self.parts) and self.rerank:
+            raise ValueError("the fusion encoder scores single texts; leave out rerank, or search by a text alone")
+        if self.parts and self.text is None and self.image is None:
+            raise ValueError("parts join a query; send a text or an image beside them")
         if self.mode in {"words", "hybrid"} and self.text is None:
             raise ValueError(f"mode {self.mode} looks up words; send a text")
         return self

@@ -94,17 +94,19 @@ class Service:
     async def search(self, request: schemas.SearchRequest) -> dict[str, Any]:
         """Indexed images that fit a text, or are like an image; ServiceError if the model cannot rerank but should."""
         began = time.perf_counter()
-        index, encoder, searcher = self._index(), self._encoder(), self._searcher
-        looks_up = request.mode in {"words", "hybrid"}
-        if looks_up and not await self._ask_index(lambda: index.has_words, where=None):
-            raise ServiceError(422, "this index knows no words", hint="run vlmo index again, or leave out mode")
+        self._index()
+        encoder, searcher = self._encoder(), self._searcher
         if request.rerank and not encoder.can_match:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
         options = request.model_dump(include={"top", "rerank", "weight", "sort", "mode"}) | {"photos": request.photos()}
-        pixels, where = None, request.where or None
-        if request.image is not None:
-            (pixels,) = await self._read([request.image], encoder.pixels)
-        steps = searcher.steps(request.text, pixels, where=where, began=began, **options)
+        where, images = (
+            request.where or None,
+            [each.image for each in (request, *request.parts) if each.image is not None],
+        )
+        prepared = iter(await self._read(images, encoder.pixels))
+        pixels = None if request.image is None else next(prepared)
+        more = [(next(prepared) if part.text is None else part.text, part.weight) for part in request.parts]
+        steps = searcher.steps(request.text, pixels, more=more, where=where, began=began, **options)
         work: dict[str, Callable[[Any], Awaitable[Any]]] = {
             INDEX: lambda call: self._ask_index(call, where=where),
             LOAD: self._decode,
@@ -117,7 +119,10 @@ class Service:
             asked = next(steps)
             while True:
                 answers = await asyncio.gather(*[do(kind, rows) for kind, rows in asked.items()])
-                asked = steps.send(dict(zip(asked, answers, strict=True)))
+                try:
+                    asked = steps.send(dict(zip(asked, answers, strict=True)))
+                except ValueError as error:  # parts that cancel each other
+                    raise ServiceError(422, str(error)) from error
         except StopIteration as end:
             return _found(end.value, began=began)
 
@@ -300,7 +305,7 @@ class Service:
                     check_filter(where, columns=columns, max_length=schemas.MAX_FILTER)
                 return work()
             except ValueError as error:
-                if not str(error).startswith("the filter"):
+                if not str(error).startswith(("the filter", "the index knows")):
                     raise
                 # The index names columns too, some of which are not for clients.
                 reason = " ".join(str(error).split()).partition(". Columns: ")[0]
