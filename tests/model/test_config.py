@@ -6,7 +6,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
-from vlmo.model import VLMoConfig, VLMoModel
+from vlmo.model import VLMoConfig, VLMoForMaskedDataModeling, VLMoModel
 
 SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size"),
@@ -33,6 +33,15 @@ def test_presets_have_the_published_shape_and_number_of_parameters(name, layers,
     assert (config.num_fusion_layers, config.grid) == (fusion, (grid, grid))
     assert (config.intermediate_size, config.projection_size) == (4 * width, width)
     assert math.isclose(math.exp(-config.logit_scale_init), 0.07)
+
+
+def test_giant_has_the_parameters_that_the_paper_of_beit3_counts():
+    with torch.device("meta"):
+        model = VLMoForMaskedDataModeling(VLMoConfig.beit3_giant())
+    parts = {"vision": 692, "language": 692, "vision_language": 52, "attention": 317, "": 1949}
+    for part, millions in parts.items():
+        counted = sum(weight.numel() for name, weight in model.named_parameters() if f".{part}." in name or not part)
+        assert round(counted / 1e6) == millions, part
 
 
 def test_fusion_branch_needs_fusion_experts():

@@ -137,7 +137,10 @@ def test_a_run_that_was_cut_off_goes_on_bit_equal(recipe, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("part", "message"),
-    [({"per_pair": 0.3}, r"task\.images\.per_pair 0\.3 of 4 pairs"), ({"source": "nowhere"}, "no data set 'nowhere'")],
+    [
+        ({"per_pair": 0.3}, r"task\.images\.per_pair 0\.3 of 4 pairs"),
+        ({"source": "nowhere"}, r"task\.images: no data set 'nowhere'"),
+    ],
 )
 def test_wrong_parts_are_named(part, message, recipe, tmp_path) -> None:
     wrong = replace(recipe, task=replace(recipe.task, images=AloneConfig(**part)))

@@ -20,14 +20,10 @@ from vlmo.checkpoints.layout import (
     grid_side,
 )
 
-_CODEBOOK, _PROJECTION = "quantize.embedding.weight", "encode_task_layer"
-_NAMES = (
-    (f"{_PROJECTION}.0.{{kind}}", "dense.{kind}"),
-    (f"{_PROJECTION}.2.{{kind}}", "projection.{kind}"),
-    (_CODEBOOK, "codebook.weight"),
-)
+_CODEBOOK = "quantize.embedding.weight"
+_HEADS = ("encode_task_layer.0.{kind}", "dense.{kind}"), ("encode_task_layer.2.{kind}", "projection.{kind}")
 NAMES = NameTable(
-    beit.NAMES + _NAMES,
+    (*beit.NAMES, *_HEADS, (_CODEBOOK, "codebook.weight")),
     prefix=r"encoder\.",
     leftovers=r"(decoder|decode_task_layer|teacher_model|scaling_layer|loss)\..+"
     r"|quantize\.(cluster_size|embedding\.(cluster_size|embed_avg|initted))",
@@ -46,10 +42,7 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object) -> Conversion:
-    """Convert VQ-KD to a visual tokenizer, without its decoder; it takes pixels from -1 to 1, as our models.
-
-    ValueError if a tensor that tells the sizes is missing, or the sizes do not fit together.
-    """
+    """Convert VQ-KD, which takes pixels from -1 to 1, to a visual tokenizer; ValueError where sizes do not fit."""
     tensors = Tensors(state_dict, NAMES)
     sizes = common_sizes(tensors, columns=None, num_attention_heads=num_attention_heads)
     sizes["num_visual_tokens"], sizes["projection_size"] = tensors.shape("codebook.weight", axes=2)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -124,7 +124,11 @@ class JointLoader:
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
         """Yield without end the micro-batches of step `start_step`, and so on, as each loader does."""
         for step in zip(*(loader(start_step) for loader in self._loaders.values()), strict=True):
-            yield [_join(dict(zip(self._loaders, parts, strict=True))) for parts in zip(*step, strict=True)]
+            yield [self._join(parts) for parts in zip(*step, strict=True)]
+
+    def _join(self, parts: Sequence[Batch]) -> Batch:
+        named = zip(self._loaders, parts, strict=True)
+        return cast("Batch", {f"{name}{key}": value for name, part in named for key, value in part.items()})
 
     def cursor(self, step: int) -> dict[str, Any]:
         """Return the cursors of those loaders that have one, as one."""
@@ -137,10 +141,6 @@ class JointLoader:
             if hasattr(loader, "go_on_from"):
                 lanes = {lane.removeprefix(name): state for lane, state in cursor.items() if lane.startswith(name)}
                 loader.go_on_from(step, lanes)
-
-
-def _join(parts: dict[str, Batch]) -> Batch:
-    return cast("Batch", {f"{name}{key}": value for name, part in parts.items() for key, value in part.items()})
 
 
 @dataclass(eq=False)

@@ -209,10 +209,9 @@ class VLMoConfig(PreTrainedConfig):
 
     @classmethod
     def beit3_giant(cls, **changes: Any) -> Self:
-        """BEiT-3's paper, table 2: 1.9B with its heads, of which no weights are published.
+        """BEiT-3's paper, table 2: 1.9B with its heads; no weights are published.
 
-        Attention is shared, and the top three layers have vision-language experts. The norms inside attention and
-        experts are left out: with them the experts have 693M parameters, and the paper says 692M.
+        Without the norms inside attention and experts, with which an expert has 693M parameters, not 692M.
         """
         sizes = {"hidden_size": 1408, "num_hidden_layers": 40, "num_attention_heads": 16, "intermediate_size": 6144}
         parts = {"attention": "shared", "num_fusion_layers": 3, "key_bias": False, "inner_norm": False}

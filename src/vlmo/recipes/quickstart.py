@@ -12,6 +12,7 @@ from vlmo.model import VLMoConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
 from vlmo.tasks import CaptioningTask, LanguageTask, NLVR2Task, TokenizerTask, VisionLanguageTask, VisionTask, VQATask
+from vlmo.tasks.beit3 import BEiT3Task
 from vlmo.tasks.tokenizer import VisualTokenizerConfig
 from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
@@ -108,6 +109,14 @@ _stage2 = replace(
     trainer=replace(_TRAINER, max_steps=200),
     init=f"{_RUNS}/shapes-stage1/model",
 )
+_beit3 = replace(
+    _stage1,
+    task=BEiT3Task(visual_tokenizer=f"{_RUNS}/shapes-tokenizer/model"),
+    model=_MODEL,
+    loader=replace(_LOADER, global_batch_size=64),
+    schedule=ScheduleConfig(warmup_steps=40, kind="cosine", min_ratio=0.05),
+    trainer=replace(_TRAINER, max_steps=800),
+)
 _contrast = Recipe(
     # Alone, it learns what stands where in less than half of the time that it takes beside MLM and ITM (docs/log.md).
     task=VisionLanguageTask(losses=VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0, itc_false_captions=True)),
@@ -177,6 +186,11 @@ QUICKSTART = {
         _stage2,
         "Stage 2 on captions of scenes: masked language modelling; attention and vision experts are frozen.",
         expect=_losses("shapes-stage2"),
+    ),
+    "shapes-beit3": _entry(
+        _beit3,
+        "BEiT-3's stage on scenes of shapes: masked words and patches of images, texts and pairs, without contrast.",
+        expect="no number: experiments/beit3.py compares it with VLMo's stages.",
     ),
     "shapes-contrast": _entry(
         _contrast,

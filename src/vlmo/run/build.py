@@ -181,7 +181,10 @@ def _run_beside(recipe: Recipe, run: RunContext, name: str) -> RunContext:
     """Return the context of rows or streams that a step of `run` reads beside its own, in a folder of their own."""
     folder, data, rows = run.folder / name, recipe.data, run.rows
     if data.streams.patterns or data.source != run.data.source:
-        rows = _read_rows(recipe, run_dir=folder)
+        try:
+            rows = _read_rows(recipe, run_dir=folder)
+        except ValueError as error:
+            raise ValueError(f"task.{name}: {error}") from error
     return dataclasses.replace(run, folder=folder, data=data, rows=rows, seed=recipe.seed)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -78,9 +78,8 @@ class BEiT3Objective(nn.Module):
         of_words = model.mlm_head(states.text_hidden_state[words])
         of_patches = model.mim_head(states.image_hidden_state[:, 1:][masked])
         mlm, mim = masked_loss(of_words, labels), masked_loss(of_patches, tokens)
-        named = {"mlm": mlm.detach(), "mim": mim.detach()}
         right = {"mlm_accuracy": accuracy(of_words, labels), "mim_accuracy": accuracy(of_patches, tokens)}
-        return {"loss": mlm + mim} | named | right
+        return {"loss": mlm + mim, "mlm": mlm.detach(), "mim": mim.detach()} | right
 
 
 @dataclass(frozen=True)
@@ -99,21 +98,14 @@ class BEiT3Task(PatchesTask):
     losses_of = BEiT3Objective
     masked_share: float = 0.4
     """Share of the patches of images, alone and in pairs, that are masked, in blocks."""
-    images: AloneConfig = field(default_factory=AloneConfig)
+    images: AloneConfig = AloneConfig()
     """Images alone, beside the pairs of `data`."""
-    texts: AloneConfig = field(default_factory=AloneConfig)
+    texts: AloneConfig = AloneConfig()
     """Texts alone, beside the pairs of `data`."""
     text_mask_probability: float = 0.15
     """Share of the tokens of texts alone that are masked, as whole words."""
     pair_mask_probability: float = 0.5
     """Share of the tokens of texts in pairs that are masked, as whole words."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError if a share is not between 0 and 1."""
-        super().__post_init__()
-        for name in ("text_mask_probability", "pair_mask_probability"):
-            if not 0 < (share := vars(self)[name]) < 1:
-                raise ValueError(f"{name} is {share}; give a share between 0 and 1")
 
     @property
     def mask_probability(self) -> float:
@@ -127,10 +119,7 @@ class BEiT3Task(PatchesTask):
         return replace(super().contents(run), words=words)
 
     def beside(self, recipe: Any) -> dict[str, Any]:
-        """Return the recipes of stages 1 and 2 for images and texts alone; ValueError for a part of an image or text.
-
-        Their examples have orders and augmentations of their own, also where they are those of the pairs.
-        """
+        """Return stages 1 and 2 for images and texts alone, in orders of their own; ValueError for a part of one."""
         tasks = {"images": VisionTask(self.visual_tokenizer, self.masked_share), "texts": LanguageTask(freeze=False)}
         found, pairs = {}, recipe.loader.global_batch_size
         for number, (name, task) in enumerate(tasks.items()):
@@ -153,10 +142,9 @@ class BEiT3Task(PatchesTask):
 
     def batch_without_data(self, batch: Batch) -> Batch:
         """Return pairs with images and texts alone."""
-        pairs = cast("dict[str, Tensor]", batch)
-        shown = dict(pairs)
-        for name, alone in (("images", self.images), ("texts", self.texts)):
-            count = round(alone.per_pair * len(pairs["input_ids"]))
-            rows = {key: value.new_zeros(count, *value.shape[1:]) for key, value in pairs.items() if value.ndim}
-            shown |= {f"{name}.{key}": value for key, value in rows.items() if count}
-        return cast("Batch", shown)
+        found: dict[str, Any] = {**batch}
+        rows = {name: value for name, value in found.items() if value.ndim}
+        for kind, alone in (("images", self.images), ("texts", self.texts)):
+            if count := round(alone.per_pair * len(rows["input_ids"])):
+                found |= {f"{kind}.{name}": value.new_zeros(count, *value.shape[1:]) for name, value in rows.items()}
+        return cast("Batch", found)

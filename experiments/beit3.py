@@ -1,0 +1,279 @@
+"""Compare BEiT-3's stage, without and with contrast in the same step, with VLMo's three stages at equal processor time.
+
+    python experiments/beit3.py runs/beit3 --seeds 0 1 2 3 4 --out experiments/beit3.json
+
+All arms train on the quickstart's scenes, without false captions, from random weights and with one visual tokenizer a
+seed. `stages` are VLMo's three; `masks` is BEiT-3's stage; `masks and contrast` adds ITC over its pairs; both have as
+many steps as the processor time of `stages` allows, measured by the first seed. `contrast` is ITC alone, and `masks,
+fewer steps` BEiT-3's stage, both with the steps of `masks and contrast`: they show whether masked images and contrast
+disturb each other in one step.
+
+Then each model is measured: a linear probe of the frozen image encoder, retrieval after the same short fine-tuning by
+contrast, and questions after the same short fine-tuning. The same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import tyro
+from jaxtyping import Bool, Float
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from vlmo.data.builtin.shapes import _COLORS, _NAMES, make_scene, pools
+from vlmo.data.decoding import decode_image
+from vlmo.data.examples import RowExamples
+from vlmo.data.rows import column
+from vlmo.data.sources import open_source
+from vlmo.model import VLMoForImageTextRetrieval, VLMoModel
+from vlmo.model.heads import MaskedImageHead, MaskedLanguageHead
+from vlmo.processing import EvalTransform, TransformConfig
+from vlmo.recipes import Recipe, find_recipe
+from vlmo.recipes.schema import scaled
+from vlmo.run import build
+from vlmo.tasks import BEiT3Task, RetrievalTask, RunContext, VisionLanguageTask, evaluate
+from vlmo.tasks.beit3 import BEiT3Objective
+from vlmo.tasks.result import circumstances
+from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
+from vlmo.training import read_metrics
+
+STAGES, MASKS, BOTH, SHORT, CONTRAST = ARMS = (
+    *("stages", "masks", "masks and contrast"),
+    *("masks, fewer steps", "contrast"),
+)
+_TIMED = MASKS, BOTH
+_ITC = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
+_THINGS = [(color, name) for color in _COLORS for name in _NAMES]
+_FINE_TUNING = {"retrieval": 100, "questions": 300}  # steps
+_CALIBRATION = 5, 25  # steps of two runs, whose difference tells the time of a step
+_LAST = 50  # steps that accuracies at the end are means over
+
+
+class Both(VLMoForImageTextRetrieval):
+    """Dual encoder with the heads of masked words and patches."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.mlm_head, self.mim_head = MaskedLanguageHead(config), MaskedImageHead(config)
+        self.post_init()
+
+
+class BothObjective(nn.Module):
+    """Sum of BEiT-3's losses and of ITC over the same pairs, without masks."""
+
+    def __init__(self, model: Any, *, tokenizer: Any) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self._parts = BEiT3Objective(model, tokenizer=tokenizer), VisionLanguageObjective(model, config=_ITC)
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """Return the losses of both, and as `loss` the sum."""
+        masks, contrast = (part(batch) for part in self._parts)
+        return masks | contrast | {"loss": masks["loss"] + contrast["loss"]}
+
+
+@dataclass(frozen=True)
+class BothTask(BEiT3Task):
+    """BEiT-3's stage with contrast."""
+
+    losses_of = BothObjective
+    architectures: ClassVar[tuple[str, ...]] = ("Both",)
+
+    @classmethod
+    def model_class(cls) -> Any:
+        """Return the model of this file."""
+        return Both
+
+
+@dataclass(frozen=True)
+class StageTask(VisionLanguageTask):
+    """Stage 3 without the false captions of the scenes."""
+
+    def examples(self, run: RunContext) -> RowExamples:
+        """Return pairs alone."""
+        return RowExamples(run.rows, self.contents(run), unit=run.data.unit)
+
+
+def arm(name: str, *, seed: int, tokenizer: str, steps: int | None = None) -> list[tuple[str, Recipe]]:
+    """Return the runs of an arm, the first from random weights; the last one takes `steps` if given."""
+    base = find_recipe("shapes-beit3")
+    recipes = {"masks": replace(base, task=replace(base.task, visual_tokenizer=tokenizer))}
+    if name == STAGES:
+        losses = VisionLanguageConfig(mlm_weight=1.0, itm_stride=2)
+        last = replace(find_recipe("shapes-stage3"), task=StageTask(losses=losses), optimizer=base.optimizer)
+        last = replace(last, data=replace(last.data, mask_only=()))
+        first = find_recipe("shapes-stage1")
+        first = replace(first, task=replace(first.task, visual_tokenizer=tokenizer))
+        recipes = {"stage1": first, "stage2": find_recipe("shapes-stage2"), "stage3": last}
+    elif name == BOTH:
+        recipes = {"both": replace(base, task=BothTask(visual_tokenizer=tokenizer))}
+    elif name == CONTRAST:
+        recipes = {"contrast": replace(base, task=RetrievalTask(losses=_ITC))}
+    own = {}
+    for run, recipe in recipes.items():
+        changed = replace(recipe, seed=seed, init=None)
+        changed = replace(changed, loader=replace(changed.loader, num_workers=0))  # whose time would not be counted
+        if steps is not None:
+            schedule = replace(changed.schedule, warmup_steps=steps // 20)
+            changed = replace(changed, trainer=replace(changed.trainer, max_steps=steps), schedule=schedule)
+        own[run] = replace(changed, trainer=replace(changed.trainer, save_every=10_000, log_every=5))
+    return list(own.items())
+
+
+def train(runs: Sequence[tuple[str, Recipe]], folder: Path, *, title: str) -> tuple[Path, float]:
+    """Train the runs, each from the one before; return the last model folder, and seconds of this process."""
+    model, seconds = None, 0.0
+    for name, recipe in runs:
+        started = recipe if model is None else replace(recipe, init=str(model))
+        built = build(started, run_dir=folder / name, console=Console(), title=f"{title}, {name}", device="cpu")
+        began = time.process_time()
+        model = built.fit().model_dir
+        seconds += time.process_time() - began
+    assert model is not None  # there is a run
+    return model, seconds
+
+
+def probe(
+    known: tuple[Float[Tensor, "scenes features"], Bool[Tensor, "scenes things"]],
+    new: tuple[Float[Tensor, "scenes features"], Bool[Tensor, "scenes things"]],
+) -> float:
+    """Return the share of new scenes whose things are those of the highest scores, by ridge regression on the known."""
+    mean, deviation = known[0].mean(0), known[0].std(0).clamp(min=1e-6)
+    first, second = (
+        torch.cat([(states - mean) / deviation, torch.ones(len(states), 1)], 1) for states, _ in (known, new)
+    )
+    weights = torch.linalg.solve(
+        first.T @ first + len(first) * 1e-3 * torch.eye(first.shape[1]), first.T @ known[1].float()
+    )
+    right = 0
+    for scores, things in zip(second @ weights, new[1], strict=True):
+        right += set(scores.topk(int(things.sum())).indices.tolist()) == set(things.nonzero().flatten().tolist())
+    return right / len(second)
+
+
+@torch.inference_mode()
+def states(
+    folder: Path, *, split: str, limit: int
+) -> tuple[Float[Tensor, "scenes features"], Bool[Tensor, "scenes things"]]:
+    """Return the mean state of the patches of scenes, and which of the colored things they show."""
+    model: Any = VLMoModel.from_pretrained(folder).eval()
+    rows = open_source("shapes", split=split)
+    rows, transform = rows.select(range(min(limit, len(rows)))), EvalTransform(TransformConfig(image_size=48))
+    found, things = [], torch.zeros(len(rows), len(_THINGS), dtype=torch.bool)
+    for start in range(0, len(rows), 200):
+        batch: Any = rows[start : start + 200]
+        pixels = torch.stack([transform(decode_image(cell)) for cell in batch["image"]])
+        found.append(model(pixels).last_hidden_state[:, 1:].mean(dim=1))
+    for row, name in enumerate(column(rows, "image_id")):
+        scene, _ = make_scene(split, int(name.rpartition("/")[2]), pools()[split])
+        for each in scene.objects:
+            things[row, _THINGS.index((str(each.thing.color), each.thing.name))] = True
+    return torch.cat(found), things
+
+
+def measure(model: Path, folder: Path, *, seed: int, scale: float, title: str) -> dict[str, float]:
+    """Return the probe's share, recalls after fine-tuning by contrast, and accuracy after fine-tuning on questions."""
+    limits = (round(8000 * scale), round(1000 * max(scale, 0.2)))
+    found = {
+        "probe": probe(
+            *(states(model, split=part, limit=most) for part, most in zip(("train", "test"), limits, strict=True))
+        )
+    }
+    contrast = replace(find_recipe("shapes-contrast"), task=RetrievalTask(losses=_ITC))
+    questions = replace(find_recipe("shapes-questions"), evaluate_on=None)
+    for name, recipe in (("retrieval", contrast), ("questions", questions)):
+        trainer = replace(recipe.trainer, max_steps=max(2, round(_FINE_TUNING[name] * scale)), save_every=10_000)
+        schedule = replace(recipe.schedule, warmup_steps=trainer.max_steps // 10)
+        tuned = replace(recipe, trainer=trainer, schedule=schedule, optimizer=find_recipe("shapes-beit3").optimizer)
+        tuned = replace(tuned, seed=seed, loader=replace(tuned.loader, num_workers=0), init=str(model))
+        trained = build(tuned, run_dir=folder / name, console=Console(), title=f"{title}, {name}", device="cpu").fit()
+        metrics = evaluate(
+            trained.model_dir, source=recipe.data.source, split="test", limit=limits[1], device="cpu"
+        ).metrics
+        names = ("ir@1", "tr@1") if name == "retrieval" else ("accuracy",)
+        found |= {each if name == "retrieval" else "questions": metrics[each] for each in names}
+    return found
+
+
+def accuracies(run: Path) -> dict[str, float]:
+    """Return losses and accuracies of a run, means over its last steps that were logged."""
+    lines = [line for line in read_metrics(run) if "loss" in line]
+    lines = [line for line in lines if line["step"] > lines[-1]["step"] - _LAST]
+    names = [name for name in lines[-1] if name.rpartition("_")[2] in ("accuracy", "mlm", "mim") or name == "itc"]
+    return {name: sum(line[name] for line in lines) / len(lines) for name in names}
+
+
+def seconds_of_step(name: str, **given: Any) -> float:
+    """Return the processor time of a step of an arm, by two short runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        few, more = (
+            train(arm(name, **given, steps=steps), Path(folder) / f"{steps}", title=f"time of {name}")[1]
+            for steps in _CALIBRATION
+        )
+    return (more - few) / (_CALIBRATION[1] - _CALIBRATION[0])
+
+
+@dataclass(frozen=True)
+class Options:
+    """Folder of the runs, seeds, and the file for the result."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of all runs."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Each is a pair of initial weights and order of data, the same for all arms."""
+    out: Path = Path("experiments/beit3.json")
+    """JSON file for the values of all seeds."""
+    scale: float = 1.0
+    """Share of all steps."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train and measure what the file lacks, and show the means."""
+    options = tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments))
+    scale = options.scale
+    kept = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    steps, seeds = kept.get("steps", {}), kept.get("seeds", {})
+    for seed in options.seeds:
+        folder, of_seed = options.folder / f"seed-{seed}", seeds.setdefault(str(seed), {})
+        targets = replace(scaled(find_recipe("shapes-tokenizer"), scale=max(scale, 0.2)), seed=seed)
+        tokenizer, _ = train([("tokenizer", targets)], folder, title=f"seed {seed}")
+        given: dict[str, Any] = {"seed": seed, "tokenizer": str(tokenizer)}
+        for name in [name for name in ARMS if name not in of_seed]:
+            here, title = folder / name.replace(" ", "-"), f"seed {seed}, {name}"
+            shutil.rmtree(here, ignore_errors=True)  # of a command that was cut off, whose time is not known
+            if name in _TIMED and name not in steps:
+                steps[name] = max(5, round(of_seed[STAGES]["seconds"] / seconds_of_step(name, **given)))
+            runs = arm(name, **given, steps=steps.get(BOTH if name in (SHORT, CONTRAST) else name))
+            if name == STAGES:
+                runs = [(run, scaled(recipe, scale=scale)) for run, recipe in runs]
+            model, seconds = train(runs, here, title=title)
+            of_seed[name] = {
+                "seconds": round(seconds, 1),
+                "steps": {run: recipe.trainer.max_steps for run, recipe in runs},
+                "training": accuracies(here / runs[-1][0]),
+                **measure(model, here, seed=seed, scale=scale, title=title),
+            }
+            about = {key: circumstances(model)[key] for key in ("date", "commit", "versions", "hardware")}
+            options.out.write_text(
+                json.dumps(about | {"scale": scale, "steps": steps, "seeds": seeds}, indent=1) + "\n"
+            )
+    names = ("probe", "ir@1", "tr@1", "questions", "seconds")
+    table = Table("arm", *names, title=f"means of {len(seeds)} seeds")
+    for name in ARMS:
+        table.add_row(name, *(f"{sum(each[name][key] for each in seeds.values()) / len(seeds):.3f}" for key in names))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
