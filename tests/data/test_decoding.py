@@ -205,6 +205,12 @@ def test_decode_mask_rejects_more_channels_and_bits() -> None:
             decode_mask(cell(image))
 
 
+@pytest.mark.parametrize(("least", "width"), [(1000, 1000), (501, 1000), (500, 500), (125, 125), (1, 125)])
+def test_jpeg_is_decoded_to_the_smallest_scale_that_is_large_enough(least: int, width: int) -> None:
+    image = encode_image(Image.new("RGB", (1000, 1200), "red"), "red.jpg", kind="JPEG")
+    assert EncodedImage(image).decode_to(least).size == (width, width * 12 // 10)
+
+
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
 def test_encoded_jpeg_knows_its_size_and_decodes_at_a_smaller_scale(orientation: int, reduction: int) -> None:

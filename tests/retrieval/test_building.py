@@ -33,12 +33,14 @@ from tests.retrieval.toy_index import (
 from tests.rights import ordinary_rights
 
 from vlmo import progress
+from vlmo.data.decoding import EncodedImage
 from vlmo.retrieval import Index, Searcher, build_index, building, embedding, store
 from vlmo.retrieval.sources import Record, image_id
 from vlmo.retrieval.store import Store
 from vlmo.serving.parts import load_parts
 
 CLOSE = 1e-5  # batches of other sizes add up in another order
+SCALED = 0.999  # cosine; a pixel of an eighth of a JPEG is the mean of 64, and the resize begins there
 
 
 @pytest.fixture
@@ -66,6 +68,26 @@ def test_index_of_a_folder_holds_what_is_there(encoder, gallery):
         assert (row["year"], row["kind"]) == (2000 + number, CAPTIONS[number][0].split()[-1])
         assert (row["width"], row["height"]) == drawings()[number].size
         assert row["bytes"] is None
+
+
+def test_photographs_are_decoded_at_a_smaller_scale(encoder, tmp_path, monkeypatch):
+    """The vectors are nearly those of the whole image; sizes are its own, and searches by the file read it alike."""
+    (tmp_path / "images").mkdir()
+    photo = drawings()[8].resize((2600, 2200), Image.Resampling.BICUBIC)
+    photo.save(file := tmp_path / "images" / "photo.jpg", quality=90)
+    decoded, decode = [], EncodedImage.decode
+    monkeypatch.setattr(EncodedImage, "decode", lambda self, *by: (decoded.append(by), decode(self, *by))[1])
+    build(encoder, tmp_path / "images", out=tmp_path / "index")
+    searcher = Searcher(encoder, tmp_path / "index")
+    (hit,) = searcher.search(file).hits
+    searcher.search("a red square", rerank=1)
+    assert decoded == [(8,)] * 3
+    assert hit.similarity == pytest.approx(1, abs=CLOSE)
+    assert (hit.width, hit.height) == photo.size
+    row = rows(tmp_path / "index")[str(file)]
+    assert max(Image.open(io.BytesIO(row["thumbnail"])).size) == 256
+    whole = encoder.embed_images([Image.open(file)])[0]
+    assert np.dot(whole, row["vector"]) > SCALED
 
 
 def test_layout_on_the_disk_is_that_of_version_3(encoder, gallery):

@@ -192,7 +192,7 @@ def test_threads_search_beside_a_writer(indexed, encoder, quick, tmp_path):
         while not stop.is_set():
             hits = index.nearest(vectors(0), top=NUM)
             seen.add(frozenset(hit.path for hit in hits))
-            assert [load().size for load in index.loaders([hit.id for hit in hits[:2]])]
+            assert [load().size for load in index.loaders([hit.id for hit in hits[:2]], least=8)]
         return seen
 
     every = [frozenset(str(folder / name) for name in NAMES[:6])]
@@ -213,7 +213,7 @@ def read(monkeypatch) -> list[str]:
     """Ids of images that were read."""
     read: list[str] = []
     loaders = Index.loaders
-    monkeypatch.setattr(Index, "loaders", lambda self, ids: (read.extend(ids), loaders(self, ids))[1])
+    monkeypatch.setattr(Index, "loaders", lambda self, ids, **how: (read.extend(ids), loaders(self, ids, **how))[1])
     return read
 
 

@@ -107,6 +107,10 @@ class EncodedImage:
             width, height = self._image.size
             self.size = (height, width) if _orientation(self._image) > 4 else (width, height)
 
+    def decode_to(self, least: int) -> Image.Image:
+        """Return the image as `decode`, at the smallest scale that leaves at least so many pixels each way."""
+        return self.decode(next((each for each in (8, 4, 2) if min(self.size) >= each * least), 1))
+
     def decode(self, reduction: int = 1) -> Image.Image:
         """Return the image as `decode_image` does; a JPEG at 1 / `reduction` of its size (1, 2, 4 or 8), rounded up.
 

@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from PIL import Image
 
-from vlmo.data.decoding import decode_image, image_bytes
+from vlmo.data.decoding import EncodedImage, image_bytes
 from vlmo.data.rows import Bad
+from vlmo.retrieval.encoder import THUMBNAIL, Encoder
 from vlmo.retrieval.ocr import read_text
 from vlmo.retrieval.sources import Found, Reader, Record
 from vlmo.retrieval.words import OCR_COLUMN
 
 if TYPE_CHECKING:
     from vlmo.export.sessions import Pixels
-    from vlmo.retrieval.encoder import Encoder
 
 ENCODED = ("vector", "thumbnail", "width", "height")
-_THUMBNAIL, _QUALITY = 256, 85
-"""Longest side of thumbnails in pixels, and their JPEG quality."""
 _MAX_BYTES, _MAX_UNCHANGED = 64 << 20, 2048
 """Bytes of images, and images that have not changed, from which on a batch is full."""
 
@@ -128,12 +126,13 @@ def _read_files(files: Sequence[Found], reader: Reader, batch: int) -> Iterator[
 
 
 def _decode(encoder: Encoder, data: bytes, *, ocr: bool) -> _Decoded:
-    image = decode_image({"bytes": data, "path": None})
+    encoded = EncodedImage({"bytes": data, "path": None})
+    image = encoded.decode() if ocr else encoded.decode_to(encoder.least_side)
     small = image.copy()
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    thumbnail = image_bytes(small, "JPEG", quality=_QUALITY)
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    thumbnail = image_bytes(small, "JPEG", quality=85)
     text = {OCR_COLUMN: read_text(image)} if ocr else {}
-    return encoder.pixels(image), {"thumbnail": thumbnail, "width": image.width, "height": image.height, **text}
+    return encoder.pixels(image), {"thumbnail": thumbnail, "width": encoded.size[0], "height": encoded.size[1], **text}
 
 
 def embed_decoded(

@@ -26,6 +26,7 @@ from vlmo.visualization import on_white
 if TYPE_CHECKING:
     from vlmo.retrieval.torch_engine import TorchEngine
 
+THUMBNAIL = 256  # longest side in pixels
 BATCH = 64
 """Images or texts that go through the model at a time."""
 
@@ -59,6 +60,7 @@ class Encoder:
         device: Device of the model, such as "cpu" or "cuda:0".
         can_match: True if the model has a matching head, so that `match` works.
         inverse_temperature: Factor that turns similarities into logits, as in training.
+        least_side: Pixels each way that a JPEG that is decoded at a smaller scale has for `pixels` and thumbnails.
         rerank_weight: Share of the match score in the order of images for a text, from config.json.
         rerank_weight_image_to_text: The same in the order of texts for an image.
         pool: Threads that decode and resize images.
@@ -104,6 +106,7 @@ class Encoder:
         self.dim, self.device, self.can_match = self._engine.dim, self._engine.device, self._engine.can_match
         self.inverse_temperature = self._engine.inverse_temperature
         settings = read_config(self.folder)
+        self.least_side = max(THUMBNAIL, settings.get("image_size", THUMBNAIL))
         self._vocabulary_size = settings.get("vocab_size", math.inf)
         self.rerank_weight = self._weight(settings, "rerank_weight", 0.5)  # VLMoConfig's
         self.rerank_weight_image_to_text = self._weight(settings, "rerank_weight_image_to_text", self.rerank_weight)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float32
 from PIL import Image
 
-from vlmo.data.decoding import decode_image
+from vlmo.data.decoding import MAX_PIXELS, EncodedImage
 from vlmo.folder import read_json
 from vlmo.retrieval.filters import PHOTO_COLUMNS, PhotoFilter, check_filter, filter_error, is_filter_error
 from vlmo.retrieval.sources import read_uri
@@ -255,10 +255,10 @@ class Index:
         """
         return _load(self._row(id, ["path", "bytes"]), id)
 
-    def loaders(self, ids: Sequence[str]) -> list[Callable[[], Image.Image]]:
-        """Functions that read and decode an image each, to be called on any thread; they raise as `image` does."""
+    def loaders(self, ids: Sequence[str], *, least: int) -> list[Callable[[], Image.Image]]:
+        """Functions that read and decode (`decode_to`) an image each, on any thread; they raise as `image` does."""
         rows = {row["id"]: row for row in self._rows(ids, ["id", "path", "bytes"])}
-        return [functools.partial(_load, rows.get(id), id) for id in ids]  # noqa: A001
+        return [functools.partial(_load, rows.get(id), id, least=least) for id in ids]  # noqa: A001
 
     def _read_changed(self) -> dict[str, Any]:
         path = self.folder / INDEX_FILE
@@ -367,7 +367,7 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _load(row: Mapping[str, Any] | None, id: str) -> Image.Image:  # noqa: A002
+def _load(row: Mapping[str, Any] | None, id: str, *, least: int = MAX_PIXELS) -> Image.Image:  # noqa: A002
     if row is None:
         raise ValueError(f"no image has the id {id!r}")
     path, data = row["path"], row["bytes"]
@@ -376,7 +376,7 @@ def _load(row: Mapping[str, Any] | None, id: str) -> Image.Image:  # noqa: A002
             data = read_uri(path)
         except OSError as error:
             raise ValueError(f"{path} is gone, or cannot be read: {error.strerror or error}") from error
-    return decode_image({"bytes": data, "path": path})
+    return EncodedImage({"bytes": data, "path": path}).decode_to(least)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
-from vlmo.data.decoding import decode_image
+from vlmo.data.decoding import EncodedImage
 from vlmo.data.listing import image_named
 from vlmo.export.sessions import Pixels
 from vlmo.model.reranking import SEARCH_RERANK, is_settled, rerank_score
@@ -155,10 +155,10 @@ class Searcher:
         for each in [query, *(part for part, _ in parts)]:
             if isinstance(each, str) and image_named(_filled(each)) is not None:
                 raise ValueError(f"{each} is an image file; give a Path or an image to search by it, or words")
-        pixels_of = self.encoder.pixels
-        more = [(part if isinstance(part, str) else pixels_of(_opened(part)), share) for part, share in parts]
+        least, of = self.encoder.least_side, self.encoder.pixels
+        more = [(part if isinstance(part, str) else of(_opened(part, least=least)), share) for part, share in parts]
         given = image if text is not None else query
-        pixels = None if given is None else self.encoder.pixels(_opened(given))
+        pixels = None if given is None else of(_opened(given, least=least))
         options = {"top": top, "rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
         return self._run(self.steps(text, pixels, more=more, began=began, mode=mode, **options))
 
@@ -304,7 +304,8 @@ class Searcher:
                     del self._pixels[next(iter(self._pixels))]  # which was used least lately
             return pixels
 
-        for number, load in zip(missing, self.index.loaders([hits[number].id for number in missing]), strict=True):
+        loaders = self.index.loaders([hits[number].id for number in missing], least=self.encoder.least_side)
+        for number, load in zip(missing, loaders, strict=True):
             found[number] = functools.partial(load_pixels, hits[number], load)
         return found
 
@@ -338,10 +339,10 @@ def _weighted(vectors: Sequence[np.ndarray], weights: Sequence[float]) -> Float3
     return total / norm
 
 
-def _opened(image: str | Path | Image.Image) -> Image.Image:
+def _opened(image: str | Path | Image.Image, *, least: int) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
-    return decode_image({"bytes": None, "path": str(Path(image).expanduser())})
+    return EncodedImage({"bytes": None, "path": str(Path(image).expanduser())}).decode_to(least)
 
 
 def _fuse(hits: Sequence[Hit], matched: Sequence[Hit]) -> list[Hit]:
