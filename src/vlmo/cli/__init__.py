@@ -39,6 +39,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "index": searching.index,
     "embed": searching.embed,
     "search": searching.search,
+    "map": searching.map_,
     "serve": searching.serve,
     "photos": searching.photos,
     "data prepare": tasks.prepare,
@@ -53,6 +54,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 _EXTRAS = {
     **dict.fromkeys(("index", "search", "embed"), "retrieval"),
     "serve": "serve",
+    "map": "map",
     "photos": "photos",
     "data": "train",
     "caption": "train",

@@ -200,6 +200,31 @@ def _read_part(text: str) -> tuple[str | Path, float]:
     return image_named(words, must_exist=True) or words, float(f"{sign}{weight or 1}")
 
 
+def map_(
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
+    *,
+    out: Path,
+    model: Path | None = None,
+    images: int = 2000,
+    engines: Engines = EngineOptions(),  # noqa: B008
+) -> None:
+    """Draw a map of an index, on which images that look alike lie close: vlmo map INDEX --out map.html.
+
+    Args:
+        folder: Folder of the index.
+        out: New .html file, which needs nothing else.
+        model: Model folder, which names the groups; by default the one that the index was made with.
+        images: Images on the map, at most, taken evenly.
+    """
+    check_new_file(out, option="--out", suffix=".html")
+    from vlmo.retrieval import Encoder, Index
+    from vlmo.retrieval.map import write_map
+
+    index = Index(folder)
+    number = write_map(Encoder(model or index.model_folder, **vars(engines)), index, out, most=images)
+    say(f"{number} images on the map {out}")
+
+
 def serve(
     folder: ModelFolder,
     *,

@@ -255,6 +255,13 @@ class Index:
         """
         return _load(self._row(id, ["path", "bytes"]), id)
 
+    def sample(self, most: int) -> list[dict[str, Any]]:
+        """At most so many images, evenly taken, with path, captions, "full_text", "thumbnail" and "vector"."""
+        offsets = np.linspace(0, self.num_images - 1, min(most, self.num_images)).astype(int).tolist()
+        with one_line(self.folder):
+            rows = self._store.table.take_offsets(offsets)
+            return rows.select(["path", "captions", "full_text", "thumbnail", "vector"]).to_arrow().to_pylist()
+
     def loaders(self, ids: Sequence[str], *, least: int) -> list[Callable[[], Image.Image]]:
         """Functions that read and decode (`decode_to`) an image each, on any thread; they raise as `image` does."""
         rows = {row["id"]: row for row in self._rows(ids, ["id", "path", "bytes"])}

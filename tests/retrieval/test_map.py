@@ -1,0 +1,84 @@
+"""A map of an index is one file, on which images that look alike lie close, for pointers and keys."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from playwright.sync_api import sync_playwright
+from tests.integrations.toy_gallery import COLORS, NUM_IMAGES, SHAPES
+from tests.retrieval.toy_index import build, write_folder
+from tests.test_cli_tasks import refused
+
+from vlmo.cli import main
+from vlmo.retrieval import Index
+
+IMAGE = (
+    r'<button data-x="([\d.e-]+)" data-y="([\d.e-]+)" title="([^"]+)">'
+    r'<img alt="([^"]+)" src="data:image/jpeg;base64,[^"]+">'
+)
+
+
+@pytest.fixture(scope="module")
+def drawn(gallery, tmp_path_factory):
+    file = tmp_path_factory.mktemp("map") / "map.html"
+    main(["map", str(gallery[1]), "--out", str(file)])
+    return file
+
+
+def test_images_lie_close_whose_vectors_are_similar(drawn, gallery):
+    html = drawn.read_text()
+    found = {name: (float(x), float(y)) for x, y, name, _ in re.findall(IMAGE, html)}
+    assert len(found) == NUM_IMAGES
+    rows = {row["path"].rpartition("/")[2]: row["vector"] for row in Index(gallery[1]).sample(NUM_IMAGES)}
+    vectors, places = np.array(list(rows.values())), np.array([found[name] for name in rows])
+    similar = vectors @ vectors.T - 2 * np.eye(NUM_IMAGES)
+    far = np.linalg.norm(places[:, None] - places, axis=-1)
+    assert far[np.arange(NUM_IMAGES), similar.argmax(1)].mean() < far.mean() / 2
+    assert not re.search(r"(?:src|href)=\"(?!data:)|url\(|https?:", html)
+
+
+def test_groups_have_words_of_the_captions(drawn):
+    names = re.findall(r'<button data-x="[\d.e-]+" data-y="[\d.e-]+">([^<]+)</button>', drawn.read_text())
+    words = [word for name in names for word in name.split(", ")]
+    assert len(names) >= 2
+    assert len({*words}) == len(words)
+    assert {*words} <= {*COLORS, *SHAPES}
+
+
+def test_index_without_words_takes_those_of_a_list_and_a_single_image_is_refused(encoder, tmp_path, capsys):
+    build(encoder, write_folder(tmp_path / "some", table=False, numbers=range(3)), out=tmp_path / "index")
+    main(["map", str(tmp_path / "index"), "--out", str(tmp_path / "map.html"), "--images", "2"])
+    assert len(re.findall(IMAGE, (tmp_path / "map.html").read_text())) == 2
+    build(encoder, write_folder(tmp_path / "one", table=False, numbers=range(1)), out=tmp_path / "index1")
+    assert "a map needs two" in refused(["map", str(tmp_path / "index1"), "--out", str(tmp_path / "1.html")], capsys)
+
+
+@pytest.mark.browser
+def test_keys_move_zoom_and_open_images(drawn):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page, faults = browser.new_page(viewport={"width": 390, "height": 700}), []
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.goto(f"file://{drawn}")
+
+        def state():
+            return [*map(float, re.findall(r"-?[\d.]+", page.eval_on_selector("#world", "e => e.style.transform")))]
+
+        start = state()
+        page.keyboard.press("ArrowRight")
+        assert state() == [start[0] - 80, start[1], start[2]]
+        page.keyboard.press("+")
+        assert state()[2] == pytest.approx(1.4 * start[2], rel=1e-4)
+        page.keyboard.press("0")
+        assert state() == start
+        page.keyboard.press("Tab")  # the first group
+        page.keyboard.press("Enter")
+        assert state()[2] > 3 * start[2]
+        page.locator("#world button").first.focus()
+        page.keyboard.press("Enter")
+        assert page.locator("dialog[open] img").get_attribute("src").startswith("data:image/jpeg")
+        page.keyboard.press("Enter")
+        assert page.locator("dialog[open]").count() == 0
+        assert not faults
+        browser.close()
