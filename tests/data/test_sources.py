@@ -54,7 +54,7 @@ def test_split_by_hash_is_a_fixed_partition(pictures, tmp_path, caplog) -> None:
     assert test == [image_id for image_id in everything(pictures)["image_id"] if hash_share(image_id) < 0.3]
     caplog.set_level("INFO")
     assert len(open_source(str(pictures), split="test")) == 8  # a fifth, as 5 % are two
-    assert "takes 8 of its 40 rows as split test" in caplog.text
+    assert "takes 8 of 40 rows as test" in caplog.text
     lines = [f"{number}.png,a" for number in range(400)]
     (tmp_path / "captions.csv").write_text("\n".join(["image,caption", *lines]))
     assert [len(open_source(str(tmp_path), split=split)) for split in ("train", "test")] == [350, 50]
@@ -247,5 +247,5 @@ def test_rows_without_false_captions_have_empty_ones(none) -> None:
     rows = [{"captions": ["a"], "false_captions": none}, {"captions": ["b"], "false_captions": ["not b"]}]
     assert false_captions(Dataset.from_list(rows)) == [[""], ["not b"]]
     rows[1]["false_captions"] = ["not b", "not c"]
-    with pytest.raises(ValueError, match="sample 1 has 1 captions and 2 false_captions; expected as many or none"):
+    with pytest.raises(ValueError, match="sample 1 has 1 captions and 2 false_captions; give as many or none"):
         false_captions(Dataset.from_list(rows))

@@ -85,7 +85,7 @@ def test_long_lists_and_quoted_signs_pass(index):
         ("index.json", None, "is no index"),
         ("index.json", "{", r"index\.json is no JSON .*build the index anew"),
         ("index.json", "[" * 100_000, r"index\.json is no JSON .*build the index anew"),
-        ("index.json", '{"version": 2}', "has version 2; this program reads version 3. Index the images again"),
+        ("index.json", '{"version": 2}', "has version 2; this program reads 3. Index the images again"),
         ("index.json", '{"version": 3}', "the index is damaged"),
         ("images.lance", None, "the index is damaged"),
         ("images.lance/_versions", None, "the index is damaged"),

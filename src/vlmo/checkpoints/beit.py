@@ -12,8 +12,6 @@ from torch import Tensor
 from vlmo import model as models
 from vlmo.checkpoints.layout import (
     MAX_TEXT_POSITIONS,
-    NUM_CLASS_ROWS,
-    NUM_CROSS_ROWS,
     OUR_IMAGE_POSITIONS,
     OUR_TABLE,
     Conversion,
@@ -25,6 +23,7 @@ from vlmo.checkpoints.layout import (
     grid_side,
     note_on_depth,
 )
+from vlmo.model.embeddings import NUM_CLASS_ROWS, NUM_CROSS_ROWS
 
 _CLASS_TOKEN, _NORM = "vlmo.image_embeddings.cls_token", "vlmo.norm.weight"
 _MASK_TOKEN, _TOKEN_HEAD = "mim_head.mask_token", "mim_head.decoder.weight"

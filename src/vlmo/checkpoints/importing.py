@@ -220,9 +220,7 @@ def _make_processor(conversion: Conversion, *, vocabulary: str | Path | None) ->
 
 def _hub_vocabulary(num_words: int) -> str:
     if num_words != _BERT_SIZE:
-        raise ValueError(
-            f"the word table has {num_words} rows, not BERT's {_BERT_SIZE}: give its vocab.txt (--vocabulary)"
-        )
+        raise ValueError(f"its word table has {num_words} rows, not BERT's {_BERT_SIZE}: give --vocabulary vocab.txt")
     try:
         return hf_hub_download(_BERT, "vocab.txt", etag_timeout=_HUB_TIMEOUT_S)
     except (OSError, HTTPError) as problem:

@@ -18,10 +18,6 @@ MAX_TEXT_POSITIONS = 196
 """Text positions of every published position table."""
 DEFAULT_TEXT_LENGTH = 40
 """Tokens of a text in every published stage but the second."""
-NUM_CLASS_ROWS = 3
-"""Rows of a table for a class token: to any, any to it, to itself."""
-NUM_CROSS_ROWS = 2
-"""Rows of a table between the modalities."""
 USUAL_SIZES = {768: (12, 12), 544: (16, 24), 1024: (16, 24)}
 """Heads and blocks by width: base, base_plus and large of VLMo, BEiT and BEiT-3."""
 OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS = "vlmo.image_embeddings.positions", "vlmo.text_embeddings.positions"
@@ -230,9 +226,7 @@ def common_sizes(tensors: Tensors, *, columns: int | None, num_attention_heads: 
     width, channels, patch_size, _ = tensors.shape("vlmo.image_embeddings.projection.weight", axes=4)
     blocks = {int(match[2]) for name in tensors.weights if (match := _BLOCK_NUMBER.search(name))}
     if not blocks or max(blocks) != len(blocks) - 1:
-        raise ValueError(
-            f"blocks are numbered {sorted(blocks)}; expected 0 and on without gaps. The file is incomplete"
-        )
+        raise ValueError(f"blocks are numbered {sorted(blocks)}; expected 0 and on without gaps. Is the file whole?")
     depth = len(blocks)
     heads = num_attention_heads or USUAL_SIZES.get(width, (None,))[0] or (columns and columns // depth)
     if heads is None:

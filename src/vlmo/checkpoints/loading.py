@@ -147,9 +147,8 @@ def one_line_errors(folder: str | Path) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # tokenizers raises this very class, torch AssertionError for a configuration
-        raise ValueError(
-            f"{folder} cannot be loaded: {' '.join(str(error).split()) or type(error).__name__}"
-        ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{folder} cannot be loaded: {reason}") from error
     finally:
         logging.set_verbosity(before)
 

@@ -12,8 +12,6 @@ from vlmo import model as models
 from vlmo.checkpoints.layout import (
     DEFAULT_TEXT_LENGTH,
     MAX_TEXT_POSITIONS,
-    NUM_CLASS_ROWS,
-    NUM_CROSS_ROWS,
     OUR_IMAGE_POSITIONS,
     OUR_TABLE,
     OUR_TEXT_POSITIONS,
@@ -31,7 +29,7 @@ from vlmo.checkpoints.layout import (
 )
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.folder.atomic import atomic_file
-from vlmo.model.embeddings import relative_position_index
+from vlmo.model.embeddings import NUM_CLASS_ROWS, NUM_CROSS_ROWS, relative_position_index
 from vlmo.released import find_model
 
 TABLE, TEXT_POSITIONS, POSITION_IDS = (
@@ -248,9 +246,7 @@ def _complete_table(published: dict[str, Tensor], config: models.VLMoConfig, *, 
         above, offsets, classes = table.tensor_split([len(table) - 2 * held, len(table) - NUM_CLASS_ROWS])
         margin = table.new_zeros(MAX_TEXT_POSITIONS - held, table.shape[1])
         published[TABLE] = torch.cat([above, margin, offsets, margin, classes])
-        notes.append(
-            f"{TABLE}: rows for texts of up to {held} tokens, with zeros for longer ones, up to {MAX_TEXT_POSITIONS}"
-        )
+        notes.append(f"{TABLE}: rows for texts to {held} tokens, zeros for longer ones up to {MAX_TEXT_POSITIONS}")
     length = max(text_length, DEFAULT_TEXT_LENGTH)
     index = relative_position_index(
         num_text=length, grid=config.grid, max_text=MAX_TEXT_POSITIONS, table_grid=config.grid

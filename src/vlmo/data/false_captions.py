@@ -85,9 +85,7 @@ def with_false_captions(rows: Dataset) -> Dataset:
         raise ValueError("the rows have false captions already")
     false = [[false_caption(text) for text in captions or ()] for captions in column(rows, "captions")]
     if not any(map(any, false)):
-        raise ValueError(
-            "no caption has a word of the rules: colors, numbers, sizes, sides, or two things in a relation"
-        )
+        raise ValueError("no caption has a word of the rules: colors, numbers, sizes, sides, two things in a relation")
     feature = CONTRAST_FEATURES["false_captions"]
     values = pa.array(false, type=CONTRAST_FEATURES.arrow_schema.field("false_captions").type)
     return cast("Dataset", rows.add_column("false_captions", cast("list", values), feature=feature))

@@ -230,9 +230,7 @@ def to_dataset(rows: Rows, features: Features, *, path: Path, images: Dataset | 
     """Return rows as a data set; columns of `images` join them by `number`; ValueError if only some have a split."""
     without = [row["image_id"] for row in rows if not row.get("split")]
     if without and len(without) < len(rows):
-        raise ValueError(
-            f"{path}: {len(without)} images have no split, such as {without[0]}; name one for each or none"
-        )
+        raise ValueError(f"{path}: {len(without)} images have no split, such as {without[0]}; give all one, or none")
     if not without:
         features = Features({**features, "split": Value("string")})
     if images is None:

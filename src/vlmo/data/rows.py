@@ -55,9 +55,7 @@ def false_captions(rows: Dataset) -> list[list[str]]:
     found = [[(text or "").strip() for text in own or [""] * count] for own, count in zip(false, counts, strict=True)]
     for row, (own, count) in enumerate(zip(found, counts, strict=True)):
         if len(own) != count:
-            raise ValueError(
-                f"sample {row} has {count} captions and {len(own)} false_captions; expected as many or none"
-            )
+            raise ValueError(f"sample {row} has {count} captions and {len(own)} false_captions; give as many or none")
     return found
 
 

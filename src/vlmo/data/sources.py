@@ -254,9 +254,7 @@ def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path
     is_test = [share < test_share or share <= least for share in shares]
     if split == "test":
         rows, total = sum(is_test), len(names)
-        _log_once(
-            "%s has no column split: a hash takes %s of its %s rows as split test", path, f"{rows:,}", f"{total:,}"
-        )
+        _log_once("%s: without a column split, a hash takes %s of %s rows as test", path, f"{rows:,}", f"{total:,}")
     chosen = [row for row, found in enumerate(is_test) if found == (split == "test")]
     if not chosen:
         advice = f"add a split column or change test_share ({test_share})"

@@ -56,9 +56,8 @@ def run_fast_start(
         hits = searcher.search(text, top=_TOP).hits
         words = set(text.lower().split())
         named[text] = sum(any(words <= set(caption.lower().split()) for caption in hit.captions) for hit in hits)
-        table.add_row(
-            escaped(text), str(named[text]), escaped(", ".join(hit.captions[0] for hit in hits[:_NUM_CAPTIONS]))
-        )
+        captions = ", ".join(hit.captions[0] for hit in hits[:_NUM_CAPTIONS])
+        table.add_row(escaped(text), str(named[text]), escaped(captions))
         numbered = enumerate(hits, start=1)
         tiles += [(searcher.index.image(hit.id), f"{text}, {n}", hit.captions[0]) for n, hit in numbered]
     grid(f"Search among {report.images:,} images", tiles, columns=min(_TOP, report.images)).save(sheet)

@@ -131,9 +131,8 @@ def vqa_metrics(questions: Sequence[Question], answers: Sequence[str]) -> list[M
         if of:
             found.append(Metric(f"{ACCURACY}[{of}: {name}]", value, chance, meaning=f"of these, {of} type {name!r}"))
         else:
-            found.append(
-                Metric(ACCURACY, value, chance, n=count, meaning=f"{meaning}; chance is the most frequent answer")
-            )
+            meaning = f"{meaning}; chance is the most frequent answer"
+            found.append(Metric(ACCURACY, value, chance, n=count, meaning=meaning))
     return found
 
 

@@ -85,9 +85,7 @@ def graphs_of(model: models.VLMoPreTrainedModel) -> tuple[Graph, ...]:
                 Graph(TEXT_ENCODER, _TEXT, ("last_hidden_state", *pooled)),
                 Graph(FUSION_ENCODER, _PAIR, ("text_hidden_state", "image_hidden_state", *pooled)),
             )
-    raise ValueError(
-        f"{type(model).__name__} has no ONNX form; export VLMoModel, or a model that retrieves or is fine-tuned"
-    )
+    raise ValueError(f"{type(model).__name__} has no ONNX form; export VLMoModel, or a retrieval or fine-tuned model")
 
 
 def free_text_length(model: models.VLMoPreTrainedModel) -> None:

@@ -35,9 +35,7 @@ def file_in(folder: str | Path, name: object) -> Path:
     caches = (each.with_name("blobs") for each in root.parents if each.name == "snapshots")
     blobs = next(filter(Path.is_dir, caches), root)
     if path.name != str(name) or not path.is_file() or path.resolve().parent not in {root, blobs}:
-        raise ValueError(
-            f"{folder} has no file {str(name)!r} (a plain name, no path and no link to elsewhere); is it whole?"
-        )
+        raise ValueError(f"{folder} has no file {str(name)!r} (a name, no path and no link to elsewhere); is it whole?")
     return path
 
 

@@ -155,9 +155,7 @@ class DataCollatorForMaskedLM(DataCollator):
         ids = inputs["input_ids"].numpy()
         generator = self.generator(ids.tobytes())
         options: dict[str, Any] = {"vocabulary": self._vocabulary, "config": self.words, "generator": generator}
-        masked, labels = (
-            np.stack(each) for each in zip(*(whole_word_mask(text, **options) for text in ids), strict=True)
-        )
+        masked, labels = map(np.stack, zip(*(whole_word_mask(text, **options) for text in ids), strict=True))
         return {**inputs, "input_ids": torch.from_numpy(masked), "labels": torch.from_numpy(labels)}
 
 

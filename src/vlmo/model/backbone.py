@@ -179,17 +179,15 @@ class VLMoModel(VLMoPreTrainedModel):
         super().__init__(config)
         self.image_embeddings = ImageEmbeddings(config)
         self.text_embeddings = TextEmbeddings(config)
-        self.modality_types = (
-            nn.Embedding(config.num_modality_types, config.hidden_size) if config.num_modality_types else None
-        )
+        types = config.num_modality_types
+        self.modality_types = nn.Embedding(types, config.hidden_size) if types else None
         self.position_bias = RelativePositionBias(config) if config.position_embedding == "relative" else None
         depth = config.num_hidden_layers
         drop_paths = torch.linspace(0, config.drop_path_rate, depth, device="cpu").tolist()
+        first_fused = depth - config.num_fusion_layers
         self.blocks = nn.ModuleList(
-            MultiwayBlock(
-                config, has_fusion_expert=layer >= depth - config.num_fusion_layers, drop_path=drop_paths[layer]
-            )
-            for layer in range(depth)
+            MultiwayBlock(config, has_fusion_expert=layer >= first_fused, drop_path=drop_path)
+            for layer, drop_path in enumerate(drop_paths)
         )
         norms = {name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in (VISION, LANGUAGE)}
         self.norm = nn.ModuleDict(norms) if config.final_norm == "separate" else norms[VISION]

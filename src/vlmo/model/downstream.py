@@ -28,9 +28,8 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
             raise ValueError("VLMoForVisualQuestionAnswering needs a pooler; its configuration has use_pooler False.")
         super().__init__(config)
         self.vlmo = VLMoModel(config)
-        self.answer_head = TaskHead(
-            config.hidden_size, width=2 * config.hidden_size, num_labels=cast("int", config.num_labels)
-        )
+        width = config.hidden_size
+        self.answer_head = TaskHead(width, width=2 * width, num_labels=cast("int", config.num_labels))
         self.post_init()
 
     @can_return_tuple

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from vlmo.model.config import VLMoConfig
 from vlmo.types import normalize_pixels
 
-_NUM_IMAGE_CLASS_ROWS = 3
-_NUM_CROSS_ROWS = 2
+NUM_CLASS_ROWS, NUM_CROSS_ROWS = 3, 2
+"""Rows of a position table for a class token (to any, any to it, to itself), and between the modalities."""
 
 
 class ImageEmbeddings(nn.Module):
@@ -26,10 +26,8 @@ class ImageEmbeddings(nn.Module):
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
-        self.grid, self.patch_size = config.grid, config.patch_size
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-        )
+        self.grid, self.patch_size = config.grid, (patch := config.patch_size)
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.positions = _positions(1 + self.grid[0] * self.grid[1], config=config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -118,14 +116,14 @@ def relative_position_index(
     itself; text to image, image to text; text offsets with their own three class rows at the end.
     """
     offsets = num_offset_rows(grid or table_grid)
-    cross = offsets + _NUM_IMAGE_CLASS_ROWS
+    cross = offsets + NUM_CLASS_ROWS
     num_image = 0 if grid is None else 1 + grid[0] * grid[1]
     arange = partial(torch.arange, device="cpu")
     index = torch.empty(num_text + num_image, num_text + num_image, dtype=torch.long, device="cpu")
     index[:num_text, num_text:] = cross
     index[num_text:, :num_text] = cross + 1
     if num_text:
-        positions, first_row = arange(1, num_text), cross + _NUM_CROSS_ROWS
+        positions, first_row = arange(1, num_text), cross + NUM_CROSS_ROWS
         index[:num_text, :num_text] = _with_class_token(
             first_row + max_text - 2 + positions - positions[:, None], first_class_row=first_row + 2 * max_text - 3
         )
@@ -154,7 +152,7 @@ class RelativePositionBias(nn.Module):
         self.grid = config.grid
         self.max_text = config.max_text_positions
         self.num_layers, self.num_heads = config.num_hidden_layers, config.num_attention_heads
-        fixed = _NUM_IMAGE_CLASS_ROWS + _NUM_CROSS_ROWS + 2 * self.max_text
+        fixed = NUM_CLASS_ROWS + NUM_CROSS_ROWS + 2 * self.max_text
         self.table = nn.Parameter(torch.zeros(num_offset_rows(self.grid) + fixed, self.num_layers * self.num_heads))
 
     def forward(
@@ -222,9 +220,7 @@ def sincos_positions(*lengths: int, dim: int) -> Float[Tensor, "positions dim"]:
         ValueError: `dim` is not a multiple of twice the number of axes.
     """
     if dim % (2 * len(lengths)):
-        raise ValueError(
-            f"dim is {dim}; sines and cosines of {len(lengths)} axes need a multiple of {2 * len(lengths)}"
-        )
+        raise ValueError(f"dim is {dim}; sine and cosine of {len(lengths)} axes need a multiple of {2 * len(lengths)}")
     half = dim // (2 * len(lengths))
     table = torch.zeros(1, 0)
     for length in lengths:

@@ -53,9 +53,7 @@ def check_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> None:
     """Check width x height; ValueError if it is too large."""
     width, height = image.size
     if width * height > max_pixels:
-        raise ValueError(
-            f"{width} x {height} is {width * height:,} pixels; at most {max_pixels:,} are allowed, make it smaller"
-        )
+        raise ValueError(f"{width} x {height} is {width * height:,} pixels; at most {max_pixels:,} are read, reduce it")
 
 
 def open_upright(path: str | PathLike[str]) -> Image.Image:

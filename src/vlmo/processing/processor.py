@@ -35,9 +35,7 @@ def image_processor_for(image_size: int, *, aspect_patch_size: int | None = None
     """
     if image_size < 1:
         raise ValueError(f"image_size is {image_size}: expected a positive number of pixels")
-    own: dict[str, Any] = (
-        {} if aspect_patch_size is None else {"aspect_patch_size": aspect_patch_size}
-    )  # saved with the others
+    own: dict[str, Any] = {} if aspect_patch_size is None else {"aspect_patch_size": aspect_patch_size}
     return BeitImageProcessor(  # ViT's does the same to images, but cannot make segments of logits
         do_convert_rgb=True,
         size={"height": image_size, "width": image_size},
@@ -161,7 +159,5 @@ class VLMoProcessor(ProcessorMixin):
         sizes = (i.size if isinstance(i, Image.Image) else get_image_size(np.asarray(i))[::-1] for i in images)
         shape, *others = dict.fromkeys(map(EvalTransform.of(self).shape, sizes))
         if others:
-            raise ValueError(
-                f"images keep their aspect and get several shapes, {shape}, {others[0]}; pass those of one"
-            )
+            raise ValueError(f"images keep their aspect and get several shapes, {shape}, {others[0]}; pass one shape")
         return dict(zip(("height", "width"), shape, strict=True))

@@ -301,9 +301,7 @@ def _affine(image: Image.Image, *, degrees: float, scale: float, shift: tuple[fl
     # PIL asks where an output pixel comes from, so this is the inverse map.
     back_x, back_y = x + shift[0], y + shift[1]
     matrix = (cos, sin, x - cos * back_x - sin * back_y, -sin, cos, y + sin * back_x - cos * back_y)
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR, fillcolor=(fill, fill, fill)
-    )
+    return _shift(image, matrix, {"resample": Image.Resampling.BILINEAR, "fillcolor": (fill,) * 3})
 
 
 def _erase(pixels: UInt8[Tensor, "3 rows columns"], *, generator: np.random.Generator) -> None:

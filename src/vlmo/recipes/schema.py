@@ -189,7 +189,7 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         raise ValueError("optimizer.muon and lora.rank are given; Muon is for whole matrices: leave one of them out")
     if recipe.evaluate_on is not None and task.evaluation is None:
         raise ValueError(
-            f"evaluate_on is given, but {task.title} has nothing to be measured on it; only stage 3 and fine-tuning do"
+            f"evaluate_on is given for {task.title}; only stage 3 and fine-tuning are measured, leave it out"
         )
     if recipe.text.max_length > recipe.model.max_text_positions:
         raise ValueError(

@@ -177,9 +177,7 @@ def calibration_samples(folder: Path) -> dict[str, np.ndarray]:
     try:
         rows = open_source(CALIBRATION)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}. int8 is calibrated on {CALIBRATION}: {install_command('quickstart')}"
-        ) from error
+        raise ModuleNotFoundError(f"{error}. int8 needs {CALIBRATION}: {install_command('quickstart')}") from error
     numbers = np.linspace(0, len(rows) - 1, min(NUM_SAMPLES, len(rows))).astype(int).tolist()
     images = [decode_image(rows[number]["image"]) for number in numbers]
     texts = [(rows[number]["captions"] or [""])[0] for number in numbers]

@@ -397,7 +397,5 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"{error}; build the index anew") from error
     version = facts.get("version") if isinstance(facts, dict) else None
     if version != VERSION:
-        raise DamagedError(
-            f"{path} has version {version}; this program reads version {VERSION}. Index the images again."
-        )
+        raise DamagedError(f"{path} has version {version}; this program reads {VERSION}. Index the images again.")
     return facts

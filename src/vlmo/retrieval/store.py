@@ -220,9 +220,7 @@ class Store:
         fitting: list[dict[str, Any]] = [{} for _ in rows]
         for fit, row in zip(fitting, rows, strict=True):
             for name, value in row.items():
-                kind = (
-                    pa.bool_() if isinstance(value, bool) else pa.string() if isinstance(value, str) else pa.float64()
-                )
+                kind = {bool: pa.bool_(), str: pa.string()}.get(type(value), pa.float64())
                 if name not in types and len(types) < _MAX_COLUMNS:
                     types[name] = new[name] = kind
                 if types.get(name) in {kind, pa.string()}:

@@ -236,9 +236,7 @@ class RerankRequest(ClientBody):
     """A text with images, or an image with texts."""
 
     query: AnyContent
-    documents: list[AnyContent] = Field(
-        min_length=1, max_length=MAX_RERANK, description="Images for a text, texts for an image."
-    )
+    documents: list[AnyContent] = Field(min_length=1, max_length=MAX_RERANK, description="Images for a text, or texts.")
     weight: Weight = None
     top_n: int | None = Field(default=None, ge=1, description="Number of results; by default all.")
     return_documents: bool | None = Field(default=False, description="Send the documents back with the results.")

@@ -99,10 +99,8 @@ class Service:
         if request.rerank and not encoder.can_match:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
         options = request.model_dump(include={"top", "rerank", "weight", "sort", "mode"}) | {"photos": request.photos()}
-        where, images = (
-            request.where or None,
-            [each.image for each in (request, *request.parts) if each.image is not None],
-        )
+        where, given = request.where or None, (request, *request.parts)
+        images = [each.image for each in given if each.image is not None]
         prepared = iter(await self._read(images, encoder.pixels))
         pixels = None if request.image is None else next(prepared)
         more = [(next(prepared) if part.text is None else part.text, part.weight) for part in request.parts]

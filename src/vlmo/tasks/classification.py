@@ -104,6 +104,7 @@ class ClassSet(EvaluationSet):
         """Return the first guess of each row with its share, and the next ones in their order."""
         names, best = self.names, outputs.softmax(dim=-1).topk(min(_GUESSES, outputs.shape[1]))
         ids, labels = column(self.rows, "image_id"), column(self.rows, "label")
+        rows = zip(ids, best.values.tolist(), best.indices.tolist(), labels, strict=True)
         return [
             {
                 "image_id": image_id,
@@ -112,9 +113,7 @@ class ClassSet(EvaluationSet):
                 "guesses": [names[number] for number in guesses],
                 "label": names[label],
             }
-            for image_id, shares, guesses, label in zip(
-                ids, best.values.tolist(), best.indices.tolist(), labels, strict=True
-            )
+            for image_id, shares, guesses, label in rows
         ]
 
 

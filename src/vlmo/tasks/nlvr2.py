@@ -59,9 +59,7 @@ def check_truth(dataset: Dataset, *, needs_all: bool = True) -> list[int]:
         if label not in ({0, 1} if needs_all else {0, 1, _UNKNOWN}):
             name = column(dataset, "image_id")[row]
             known = "is not known" if label == _UNKNOWN else f"is {label}"
-            raise ValueError(
-                f"the label of {name!r} {known}; expected 1 (true) or 0 (false). Give a part of the set with labels"
-            )
+            raise ValueError(f"the label of {name!r} {known}; expected 1 (true) or 0 (false): give a part with labels")
     return labels
 
 
@@ -85,15 +83,10 @@ class ReasoningSet(EvaluationSet):
         logits = pair_logits(model, reasoning_examples(chosen, eval_contents(self.processor), labelled=False))
         best, predictions = logits.softmax(dim=-1).max(dim=-1), list[Prediction]()
         columns = [column(chosen, name) for name in ("image_id", "captions", "sentence_group", "label")]
-        for name, captions, group, label, share, number in zip(
-            *columns, best.values.tolist(), best.indices.tolist(), strict=True
-        ):
-            row = {
-                "identifier": name,
-                "sentence": captions[0],
-                "prediction": number == 1,
-                "confidence": round(share, 4),
-            }
+        found = zip(*columns, best.values.tolist(), best.indices.tolist(), strict=True)
+        for name, captions, group, label, share, number in found:
+            row = {"identifier": name, "sentence": captions[0], "prediction": number == 1}
+            row["confidence"] = round(share, 4)
             predictions.append(row | ({"label": bool(label), "group": group} if label in {0, 1} else {}))
         return predictions
 

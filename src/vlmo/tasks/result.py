@@ -35,9 +35,8 @@ def data_name(source: str) -> str:
     """Return the name of a source for cards and files: a built-in name, or the last part of a path; of several, all."""
     from vlmo.data import builtin
 
-    return " + ".join(
-        part if part in builtin.SETS else Path(part).expanduser().absolute().name for part in source_names(source)
-    )
+    parts = source_names(source)
+    return " + ".join(each if each in builtin.SETS else Path(each).expanduser().absolute().name for each in parts)
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,8 @@ class StateStore:
             if finish:
                 self.wait()
         saved = max(_states(self.folder), default=None)
-        return (
-            f"{f'the last saved state is {saved}, and' if saved else 'nothing was saved yet;'} the same command goes on"
-        )
+        state = f"the last saved state is {saved}, and" if saved else "nothing was saved yet;"
+        return f"{state} the same command goes on"
 
     def load(self, path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Load weights and optimizer from a state of any number of processes; TrainingError if its tensors differ."""

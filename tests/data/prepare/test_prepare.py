@@ -48,7 +48,7 @@ WRONG = {
         ("VG_100K_2", None, "or images/VG_100K_2 is missing"),
     ],
     "imagenet": [
-        ("val/n99999999/a.JPEG", jpeg(0), "val: class 'n99999999' is not among the 3 classes of train"),
+        ("val/n99999999/a.JPEG", jpeg(0), "val: class 'n99999999' is none of the 3 classes of train"),
         ("train", None, "train is missing; --root must be a folder with train/ and val/"),
         ("words.txt", b"n01440764 tench\nn02012849\n", r"words\.txt: expected the names .* found 'n02012849'"),
     ],
@@ -65,12 +65,12 @@ WRONG = {
         (VQA_ANNOTATIONS, ONE_ANSWER, "no answer is given to 9 questions"),
     ],
     "nlvr2": [
-        ("dev.json", b"\xff\xfe", "dev.json:1: expected an object"),
+        ("dev.json", b"\xff\xfe", "dev.json:1: expected sentence"),
         ("dev.json", {"identifier": "dev-1-1-1", "sentence": 5}, "dev.json:1: .*5 is no text"),
-        ("dev.json", b"not JSON", "dev.json:1: expected an object with sentence, label and identifier"),
+        ("dev.json", b"not JSON", "dev.json:1: expected sentence, label, identifier"),
         ("dev.json", {"identifier": "dev-1-0-0", "label": "True"}, r"dev.json:1: .*KeyError\('sentence'\)"),
         ("dev.json", {"identifier": "dev-1-0", "sentence": "Short."}, "dev.json:1: .*such as dev-850-0-1"),
-        ("dev.json", ["dev-1-0-0"], "dev.json:1: expected an object"),
+        ("dev.json", ["dev-1-0-0"], "dev.json:1: expected sentence"),
     ],
     "sbu": [
         ("list.parquet", parquet_bytes({"url": URL, "caption": "x"}), "no .parquet file with images in it.*img2data"),

@@ -108,7 +108,5 @@ def _background(text: str, *, size: int) -> Image.Image:
         if sign in text:
             ends = np.array([ImageColor.getrgb(f"#{end}") for end in text.split(sign)], dtype=np.float32)
             line = np.linspace(ends[0], ends[1], size).astype(np.uint8)
-            return Image.fromarray(
-                np.broadcast_to(line[None] if sign == ">" else line[:, None], (size, size, 3)).copy()
-            )
+            return Image.fromarray(line[None].repeat(size, 0) if sign == ">" else line[:, None].repeat(size, 1))
     return Image.new("RGB", (size, size), f"#{text}")

@@ -30,9 +30,7 @@ _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "t
 _COCO_FILES = ("dataset_coco.json", "karpathy/dataset_coco.json")
 _COCO_LAYOUT = "train2014/, val2014/ and dataset_coco.json (or karpathy/dataset_coco.json)"
 _FLICKR_LAYOUT = "flickr30k-images/ and dataset_flickr30k.json (or karpathy/dataset_flickr30k.json)"
-_VG_LAYOUT = (
-    "VG_100K/, VG_100K_2/, region_descriptions.json and image_data.json (or images/ and annotations/ with these)"
-)
+_VG_LAYOUT = "VG_100K/, VG_100K_2/, region_descriptions.json, image_data.json (or these in images/ and annotations/)"
 _SHARD_LAYOUT = "00000.tar, 00001.tar, ... (or .parquet) as img2dataset writes them"
 
 
@@ -104,9 +102,8 @@ def open_visual_genome(root: Path) -> SetOnDisk:
 
 def open_sbu(root: Path) -> SetOnDisk:
     """Find one row a pair of SBU Captions."""
-    return _open_shards(
-        root, source="sbu", licence="captions for research; images under the Flickr terms of their owners"
-    )
+    licence = "captions for research; images under the Flickr terms of their owners"
+    return _open_shards(root, source="sbu", licence=licence)
 
 
 def open_conceptual_captions(root: Path) -> SetOnDisk:
@@ -155,7 +152,5 @@ def _read_shards(shards: list[FileItem], *, root: Path, source: str, licence: st
                 image = {"bytes": record.image, "path": f"{file.name}/{key}"}
             elif file.suffix == ".tar":
                 image = {"bytes": None, "path": record.path}
-            captions = record.captions
-            yield Row(
-                "train", make_row(f"{prefix}/{key}", image=image, captions=captions, source=source, licence=licence)
-            )
+            facts = {"source": source, "licence": licence}
+            yield Row("train", make_row(f"{prefix}/{key}", image=image, captions=record.captions, **facts))

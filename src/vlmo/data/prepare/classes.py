@@ -37,9 +37,7 @@ def open_imagenet(root: Path) -> SetOnDisk:
         if not names:
             raise ValueError(f"{folders[split]}: no folder of a class; --root must be a folder with {_IMAGENET_LAYOUT}")
         if unknown := set(names).difference(classes):
-            raise ValueError(
-                f"{folders[split]}: class {min(unknown)!r} is not among the {len(classes)} classes of train"
-            )
+            raise ValueError(f"{folders[split]}: class {min(unknown)!r} is none of the {len(classes)} classes of train")
 
     def rows() -> Iterator[Row]:
         for split, folder in folders.items():

@@ -69,9 +69,7 @@ class Summary:
         try:
             return cls(**json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{file} is no summary of a prepared folder ({error!r}); choose another --out, or remove it"
-            ) from error
+            raise ValueError(f"{file} is damaged ({error!r}); choose another --out, or remove it") from error
 
     def lines(self) -> list[str]:
         """Return warnings, notes and the terms."""

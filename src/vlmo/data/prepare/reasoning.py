@@ -167,9 +167,7 @@ def _sentence(line: bytes, *, where: str, part: str, folder: Path) -> Record:
         identifier, sentence, label = record["identifier"], text_of(record["sentence"]), str(record.get("label"))
         of_part, images, pair, sentence_number = identifier.split("-")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{where}: expected an object with sentence, label and identifier (such as dev-850-0-1): {error!r}"
-        ) from error
+        raise ValueError(f"{where}: expected sentence, label, identifier (such as dev-850-0-1): {error!r}") from error
     split = _SPLITS[part]
     if of_part != part or label.lower() not in _LABELS:
         return BadRow(split, identifier, f"{where}: {of_part!r} with label {label!r}; expected {part!r}, True or False")

@@ -71,9 +71,8 @@ class StreamConfig:
         if self.lanes < 1 or self.shuffle < 1:
             raise ValueError(f"streams: lanes is {self.lanes} and shuffle {self.shuffle}; give 1 or more")
         if self.weights and (len(self.weights) != len(self.patterns) or min(self.weights) <= 0):
-            raise ValueError(
-                f"streams: weights are {self.weights} for {len(self.patterns)} patterns; give a number above 0 for each"
-            )
+            number = len(self.patterns)
+            raise ValueError(f"streams: weights are {self.weights} for {number} patterns; give each a number above 0")
 
 
 @dataclass(frozen=True)
