@@ -134,7 +134,6 @@ def convert(
     table = None if OUR_IMAGE_POSITIONS in tensors.weights else _take_table(tensors)
     columns = None if table is None else table.shape[1]
     sizes = common_sizes(tensors, columns=columns, num_attention_heads=num_attention_heads)
-    depth = sizes["num_hidden_layers"]
     if (activation := config.get("hidden_act", "gelu")) != "gelu":
         raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
     if table is None:
@@ -151,8 +150,6 @@ def convert(
         max_text_positions=MAX_TEXT_POSITIONS,
         image_size=sizes["patch_size"] * grid,
         position_embedding="absolute" if table is None else "relative",
-        # Of base and large; only a newly initialised model reads it.
-        layer_scale_init=(0.1 if depth <= 12 else 1e-5) if "vlmo.blocks.0.gamma_1" in tensors.weights else None,
         layer_norm_eps=1e-6 if is_published else config.get("layer_norm_eps", 1e-12),
         **sizes,
         **settings,

@@ -243,6 +243,8 @@ def common_sizes(tensors: Tensors, *, columns: int | None, num_attention_heads: 
         "intermediate_size": tensors.shape("vlmo.blocks.0.experts.vision.fc1.weight", axes=2)[0],
         "patch_size": patch_size,
         "num_channels": channels,
+        # Of BEiT's base and large; only a newly initialised model reads it.
+        "layer_scale_init": (0.1 if depth <= 12 else 1e-5) if "vlmo.blocks.0.gamma_1" in tensors.weights else None,
     }
 
 

@@ -142,8 +142,6 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         image_size=grid * settings["patch_size"],
         vocab_size=tensors.shape(OUR_WORDS, axes=2)[0],
         position_embedding="absolute" if columns is None else "relative",
-        # Of BEiT's base and large; only a newly initialised model reads it.
-        layer_scale_init=(0.1 if depth <= 12 else 1e-5) if "vlmo.blocks.0.gamma_1" in weights else None,
         contrast_fusion_branch="fusion_contrast_head.image_projection.weight" in weights,
         num_modality_types=tensors.shape("vlmo.modality_types.weight", axes=2)[0],
     )

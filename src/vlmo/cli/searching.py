@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import sys
@@ -69,7 +68,7 @@ def index(
     folder, out = Path(find_model(folder)), out.expanduser()
     if not out.exists():  # else it may be an input of an earlier run
         check_given(images, expected="a folder, an image, or a .tar or .parquet file")
-    from vlmo.data.rows import first_reasons
+    from vlmo.data.rows import first_reasons, read_lines
     from vlmo.retrieval import Encoder, build_index
 
     report = build_index(
@@ -86,10 +85,10 @@ def index(
         workers=workers,
         console=_STDERR,
     )
+    reasons = first_reasons(read_lines(out / "quarantine.jsonl")) if report.bad else ""
     if report.bad and not report.images:
-        lines = (out / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
-        raise ValueError(f"none of {report.bad} images can be used: {first_reasons(map(json.loads, lines))}")
-    _show_report(report, out=out)
+        raise ValueError(f"none of {report.bad} images can be used: {reasons}")
+    _show_report(report, reasons, out=out)
 
 
 def embed(
@@ -320,7 +319,8 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
         say_json(as_json(query, result))
         return
     if result.hits:
-        _wide_console().print(as_table(query, result))
+        console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
+        console.print(as_table(query, result))
         if query:
             ordered = _RERANKED if result.num_reranked else "similarity (cosine)"
             say(f"score: {'sum of reciprocal ranks, by words and by the model' if result.num_matched else ordered}")
@@ -331,20 +331,14 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
     say(f"{reranked}{parts}", *filter(None, [result.note]))
 
 
-def _wide_console() -> Console:
-    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
-
-
-def _show_report(report: BuildReport, *, out: Path) -> None:
-    from vlmo.data.rows import first_reasons
+def _show_report(report: BuildReport, reasons: str, *, out: Path) -> None:
     from vlmo.retrieval.approximate import ENOUGH
 
     known = f"with bytes that were known {report.reused}, unchanged {report.unchanged}"
     say(f"{report.images} images in {out} ({report.seconds:.0f} s)")
     say(f"embedded {report.encoded}, {known}, gone {report.deleted}")
     if report.bad:
-        lines = map(json.loads, (out / "quarantine.jsonl").read_text(encoding="utf-8").splitlines())
-        say(f"{report.bad} could not be used ({first_reasons(lines)}); all reasons are in {out / 'quarantine.jsonl'}")
+        say(f"{report.bad} could not be used ({reasons}); all reasons are in {out / 'quarantine.jsonl'}")
     if (recall := report.recall) is None:
         say("search compares with every vector (exact)")
         return

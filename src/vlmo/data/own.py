@@ -208,12 +208,8 @@ def _sentences(records: list[Record], root: Path) -> Rows:
         if label not in _TRUTH:
             raise ValueError(f"{record.where}: label is {label!r}; expected one of {', '.join(_TRUTH)}")
         row = _row(record, root=root, captions=[sentence])
-        own = {
-            "second_image": record.image(SECOND_IMAGE, root=root),
-            "label": _TRUTH[label],
-            "sentence_group": sentence,
-        }
-        rows.append(row | own | {"image_id": f"{row['image_id']}#{record.number}"})
+        row |= {"second_image": record.image(SECOND_IMAGE, root=root), "label": _TRUTH[label]}
+        rows.append(row | {"sentence_group": sentence, "image_id": f"{row['image_id']}#{record.number}"})
     return rows
 
 

@@ -68,10 +68,8 @@ class DataCollatorForRetrieval(DataCollator):
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Return images and texts, and `return_loss`."""
-        return {
-            **self.processor(images=self.images(rows), text=self.texts(rows), return_tensors="pt"),
-            "return_loss": True,
-        }
+        inputs = self.processor(images=self.images(rows), text=self.texts(rows), return_tensors="pt")
+        return {**inputs, "return_loss": True}
 
 
 @dataclass(frozen=True)

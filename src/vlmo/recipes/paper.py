@@ -60,7 +60,6 @@ class PaperTask:
         length: Steps and warm-up steps.
         min_lr: Learning rate that the schedule ends at.
         every: Steps between training states, and between evaluations.
-        evaluate: Split of the data that is evaluated.
     """
 
     about: str
@@ -79,7 +78,6 @@ class PaperTask:
     min_lr: float = 0.0
     clip_norm: float | None = None
     every: tuple[int, int | None] = (5000, None)
-    evaluate: str | None = None
 
 
 class Row(NamedTuple):
@@ -157,7 +155,6 @@ PAPER_TASKS = {
         length=_epochs(10, 1, examples=_VQA, batch=128),
         transform=_PAIRS,
         every=(2000, 5000),
-        evaluate="validation",
     ),
     "nlvr2": PaperTask(
         "on NLVR2: sentences about two images, ten epochs at 384 pixels",
@@ -169,7 +166,6 @@ PAPER_TASKS = {
         length=_epochs(10, 1, examples=_NLVR2, batch=128),
         transform=_PAIRS,
         every=(1000, 1000),
-        evaluate="validation",
     ),
     "coco-retrieval": PaperTask(
         "on COCO (Karpathy's split): the dual encoder, by contrast over 3,072 pairs at 384 pixels; "
@@ -183,7 +179,6 @@ PAPER_TASKS = {
         length=(3000, 300),
         transform=_PAIRS,
         every=(500, 500),
-        evaluate="validation",
     ),
     "imagenet": PaperTask(
         "on ImageNet-1K at 224 pixels: the image encoder, with BEiT's rates for a start that saw labels, such as stage "
@@ -202,7 +197,6 @@ PAPER_TASKS = {
         schedule="cosine",
         min_lr=1e-6,
         every=(2500, 12_500),
-        evaluate="validation",
     ),
     "ade20k": PaperTask(
         "on ADE20K: the image encoder with UPerNet, 160,000 steps of 16 crops of 512 pixels",
@@ -216,7 +210,6 @@ PAPER_TASKS = {
         text=TextConfig(),
         optimizer=_BEIT,
         every=(4000, 16_000),
-        evaluate="validation",
     ),
 }
 PAPER_TASKS["coco-captioning"] = replace(
@@ -322,6 +315,7 @@ def _entry(row: Row) -> Entry:
     task = PAPER_TASKS[row.task]
     title, config = (_BEIT3_SIZES if isinstance(task.task, BEiT3Task | CaptioningTask) else _SIZES)[row.size]
     steps, warmup = row.length or task.length
+    measured = task.task.evaluation is not None and row.task != "stage3"
     sizes = {"image_size": task.px, "drop_path_rate": row.drop_path} | ({} if task.fusion else {"num_fusion_layers": 0})
     transform = TransformConfig() if task.transform is None else replace(task.transform, image_size=task.px)
     recipe = Recipe(
@@ -340,8 +334,8 @@ def _entry(row: Row) -> Entry:
             eval_every=task.every[1],
         ),
         init=row.start if row.start is None or row.start in MODELS else f"runs/{row.size}-{row.start}/model",
-        evaluate_on=None if task.evaluate is None else task.source,
-        evaluate_split=task.evaluate or "test",
+        evaluate_on=task.source if measured else None,
+        evaluate_split="validation" if measured else "test",
     )
     comma = "," if row.task.startswith("stage") else ""
     expect = f"not yet run; the paper reports {row.reported}."

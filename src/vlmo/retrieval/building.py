@@ -116,11 +116,9 @@ def build_index(
     start, folder = time.perf_counter(), Path(out).expanduser()
     facts = _facts_of(folder)
     table = _metadata_file(facts, metadata, remove)
-    settings: dict[str, Any] = {
-        "metadata": table,
-        "store_bytes": facts["store_bytes"] if store_bytes is None else store_bytes,
-    }
-    settings["ocr"] = facts.get("ocr", False) if ocr is None else ocr
+    settings: dict[str, Any] = {"metadata": table}
+    for name, asked in (("store_bytes", store_bytes), ("ocr", ocr)):
+        settings[name] = facts.get(name, False) if asked is None else asked
     if settings["ocr"]:
         load_reader()  # raises if it is not installed
     origins = _origins(facts, inputs, remove)

@@ -86,11 +86,8 @@ def embed_works(
             images = {record.row["hash"]: record.data for record in read.records}
             known = lookup(list(images))
             new = [digest for digest in images if digest not in known]
-            ahead = (
-                read,
-                known,
-                {digest: encoder.pool.submit(_decode, encoder, images[digest], ocr=reader.ocr) for digest in new},
-            )
+            futures = {digest: encoder.pool.submit(_decode, encoder, images[digest], ocr=reader.ocr) for digest in new}
+            ahead = read, known, futures
         if waiting is not None:
             yield embed_decoded(encoder, *waiting)
         waiting = ahead

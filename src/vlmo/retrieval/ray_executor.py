@@ -36,19 +36,15 @@ def embed_on_ray(
     if not items:
         return
     device = encoder.device.partition(":")[0]
-    settings = {"engine": encoder.engine, "precision": encoder.precision, "device": device}
+    settings: dict[str, Any] = {"engine": encoder.engine, "precision": encoder.precision, "device": device}
+    settings |= {"folder": str(encoder.folder.absolute()), "reader": reader, "batch": batch}
     with _cluster(workers):
         batches = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Actor,
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=workers),
-            fn_constructor_kwargs={
-                "folder": str(encoder.folder.absolute()),
-                "reader": reader,
-                "batch": batch,
-                **settings,
-            },
+            fn_constructor_kwargs=settings,
             num_cpus=_SHARE,
             num_gpus=1 if device == "cuda" else None,
         )

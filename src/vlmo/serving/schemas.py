@@ -98,17 +98,22 @@ class Photos(Body):
         return PhotoFilter(since=self.since, until=self.until, near=self.near, album=self.album)
 
 
-class Part(Body):
-    """A text or an image that is added to a query, or subtracted."""
+class Item(Body):
+    """A text or an image."""
 
     text: Text | None = None
     image: ImageFile | None = None
-    weight: float = Field(default=1, ge=-10, le=10, description="Subtracts if it is negative.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _check_one(self.text, self.image, names="a text or an image")
         return self
+
+
+class Part(Item):
+    """A text or an image that is added to a query, or subtracted."""
+
+    weight: float = Field(default=1, ge=-10, le=10, description="Subtracts if it is negative.")
 
 
 class SearchRequest(Photos):
@@ -168,11 +173,8 @@ class QuestionRequest(CaptionRequest):
     top: int = Field(default=5, ge=1, le=20, description="Number of answers.")
 
 
-class Content(Body):
+class Content(Item):
     """A text or an image. A string is a text, unless it begins with `data:image/`; an address alone is refused."""
-
-    text: Text | None = None
-    image: ImageFile | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -184,11 +186,6 @@ class Content(Body):
         if re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", value, re.IGNORECASE):
             raise ValueError('addresses are not fetched: send the image in base64, or {"text": ...} to mean the words')
         return {"image" if value[:11].lower() == "data:image/" else "text": value}
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_one(self.text, self.image, names="a text or an image")
-        return self
 
     @property
     def document(self) -> dict[str, str]:

@@ -129,13 +129,8 @@ class QuestionSet(EvaluationSet):
         questions = self.questions[rows.start : rows.stop]
         for asked, share, number in zip(questions, best.values.tolist(), best.indices.tolist(), strict=True):
             answer = model.config.id2label[number]
-            row: Prediction = {
-                "question_id": asked.question_id,
-                "image_id": asked.image_id,
-                "question": asked.question,
-                "answer": answer,
-                "confidence": round(share, 4),
-            }
+            row: Prediction = {name: vars(asked)[name] for name in ("question_id", "image_id", "question")}
+            row |= {"answer": answer, "confidence": round(share, 4)}
             if asked.answers:
                 row |= {"annotators": list(asked.answers), "score": round(asked.score(answer), 4)}
             predictions.append(row)
