@@ -114,10 +114,7 @@ def _is_published(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def convert(
-    state_dict: Mapping[str, Tensor],
-    *,
-    config: Mapping[str, Any] | None = None,
-    num_attention_heads: int | None = None,
+    state_dict: Mapping[str, Tensor], *, config: Mapping[str, Any] | None = None, num_attention_heads: int | None = None
 ) -> Conversion:
     """Convert BEiT to a stage-1 model; with its classifier (`head` behind `fc_norm`), to an image classifier.
 

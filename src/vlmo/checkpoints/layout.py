@@ -173,10 +173,7 @@ class Conversion:
     def lines(self) -> list[str]:
         """Return kind and sizes, every key that was not simply loaded, and the notes."""
         config, numbers = self.config, sum(tensor.numel() for tensor in self.weights.values())
-        groups = {
-            "in the file, without a use": self.tensors.unused,
-            "not in the file, started anew": self.missing,
-        }
+        groups = {"in the file, without a use": self.tensors.unused, "not in the file, started anew": self.missing}
         texts = "no texts" if self.max_text_length is None else f"texts of up to {self.max_text_length} tokens"
         return [
             f"found: {self.kind}, {numbers / 1e6:.1f} M parameters",

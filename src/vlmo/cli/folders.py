@@ -13,11 +13,7 @@ from vlmo.released.published import MODELS
 from vlmo.terminal import say
 
 
-def models(
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    *,
-    labels: Path | None = None,
-) -> None:
+def models(names: Annotated[tuple[str, ...], tyro.conf.Positional] = (), *, labels: Path | None = None) -> None:
     """List models with a name, and published results in percent; vlmo models NAME... downloads and converts these now.
 
     Args:

@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from vlmo.cli.parsing import (
-    EngineOptions,
-    Engines,
-    ModelFolder,
-    check_given,
-    check_new_file,
-)
+from vlmo.cli.parsing import EngineOptions, Engines, ModelFolder, check_given, check_new_file
 from vlmo.released import SMALL, find_model
 from vlmo.released.published import MODELS, VOCABULARIES
 from vlmo.serving.settings import Settings

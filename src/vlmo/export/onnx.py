@@ -144,12 +144,7 @@ def noise(graph: Graph, config: models.VLMoConfig, *, batch: int, length: int, s
 
 
 def _write_graph(
-    model: models.VLMoPreTrainedModel,
-    graph: Graph,
-    cases: Sequence[_Case],
-    *,
-    folder: Path,
-    samples: Samples | None,
+    model: models.VLMoPreTrainedModel, graph: Graph, cases: Sequence[_Case], *, folder: Path, samples: Samples | None
 ) -> dict[str, Any]:
     file = folder / f"{graph.name}.onnx"
     large = _convert(model, graph, file)

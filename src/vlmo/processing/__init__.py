@@ -12,8 +12,5 @@ __all__ = ["EvalTransform", "TrainTransform", "TransformConfig", "VLMoProcessor"
 
 __getattr__ = lazy_names(
     __name__,
-    {
-        ".processor": "VLMoProcessor image_processor_for",
-        ".transforms": "TransformConfig EvalTransform TrainTransform",
-    },
+    {".processor": "VLMoProcessor image_processor_for", ".transforms": "TransformConfig EvalTransform TrainTransform"},
 )

@@ -23,12 +23,7 @@ logger = logging.getLogger(__name__)
 
 LEARN_VOCABULARY = "learn"
 # Settings that no pre-training stage reads.
-_NOT_PRE_TRAINED = (
-    "use_pooler",
-    "use_match_head",
-    "segmentation_channels",
-    "tie_word_embeddings",
-)
+_NOT_PRE_TRAINED = ("use_pooler", "use_match_head", "segmentation_channels", "tie_word_embeddings")
 _ON_CARD_ANYWAY = {"init", "seed", "task.visual_tokenizer"}
 # Hugging Face configurations cannot be frozen, nor shown as options; a plain dataclass with their fields can.
 ModelConfig: Any = dataclasses.make_dataclass(

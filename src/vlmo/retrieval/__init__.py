@@ -11,16 +11,7 @@ if TYPE_CHECKING:
     from vlmo.retrieval.index import Hit, Index
     from vlmo.retrieval.search import Searcher, SearchResult
 
-__all__ = [
-    "BuildReport",
-    "Encoder",
-    "Hit",
-    "Index",
-    "PhotoFilter",
-    "SearchResult",
-    "Searcher",
-    "build_index",
-]
+__all__ = ["BuildReport", "Encoder", "Hit", "Index", "PhotoFilter", "SearchResult", "Searcher", "build_index"]
 
 __getattr__ = lazy_names(
     __name__,

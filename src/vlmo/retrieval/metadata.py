@@ -16,14 +16,7 @@ import numpy as np
 
 from vlmo.data.capture import dated, position
 from vlmo.data.listing import regular_file
-from vlmo.data.tables import (
-    CAPTION_COLUMNS,
-    IMAGE_COLUMNS,
-    TABLE_SUFFIXES,
-    captions_of,
-    column_of,
-    table_records,
-)
+from vlmo.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, TABLE_SUFFIXES, captions_of, column_of, table_records
 from vlmo.retrieval.store import RESERVED
 
 _LARGEST = 2**53  # a column of numbers holds float64

@@ -8,16 +8,7 @@ from vlmo.tasks.inputs import Accepts, Inputs, Reads
 from vlmo.tasks.labels import label_settings, names_of_source
 from vlmo.tasks.language import LanguageTask
 from vlmo.tasks.nlvr2 import NLVR2Task
-from vlmo.tasks.registry import (
-    TASKS,
-    evaluate,
-    find_task,
-    predict,
-    register,
-    task_of,
-    usage_of,
-    write_submission,
-)
+from vlmo.tasks.registry import TASKS, evaluate, find_task, predict, register, task_of, usage_of, write_submission
 from vlmo.tasks.result import Metric, TaskResult
 from vlmo.tasks.retrieval import RetrievalTask
 from vlmo.tasks.segmentation import SegmentationTask

@@ -86,11 +86,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        objective: nn.Module,
-        *,
-        config: EngineConfig | None = None,
-        precision: Precision = "float32",
+        self, objective: nn.Module, *, config: EngineConfig | None = None, precision: Precision = "float32"
     ) -> None:
         config = config or EngineConfig()
         self.objective = objective

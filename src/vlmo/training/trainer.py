@@ -178,10 +178,7 @@ class Trainer:
                 or their workers are gone, or another process is.
         """
         where = lambda: f"{self.title}: step {self._counters.step}"  # noqa: E731
-        with (
-            explained_faults(where, run_dir=self.run_dir, last_saved=self._states.last_saved),
-            lock_run(self.run_dir),
-        ):
+        with explained_faults(where, run_dir=self.run_dir, last_saved=self._states.last_saved), lock_run(self.run_dir):
             if self._restore():
                 logger.info("%s: %s has already finished", self.title, self.run_dir)
                 return self._result("already_finished")
