@@ -106,10 +106,9 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         task = _MASKED_WORDS
     if "mlm_head.decoder" not in task.heads:
         tensors.leave_out(("mlm_head.decoder.weight", "mlm_head.decoder.bias"))
-    texts, images = (
-        tensors.shape(name, axes=2)[0] - _NUM_UNUSED_POSITIONS for name in (OUR_TEXT_POSITIONS, OUR_IMAGE_POSITIONS)
-    )
-    words = tensors.shape(OUR_WORDS, axes=2)[0]
+    names = (OUR_TEXT_POSITIONS, OUR_IMAGE_POSITIONS, OUR_WORDS)
+    texts, images, words = (tensors.shape(name, axes=2)[0] for name in names)
+    texts, images = texts - _NUM_UNUSED_POSITIONS, images - _NUM_UNUSED_POSITIONS
     if texts < 1 or words < 2:  # padding is number 1
         raise ValueError(f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2.")
     sizes = common_sizes(tensors, columns=None, num_attention_heads=num_attention_heads)

@@ -29,11 +29,9 @@ NAMES = NameTable(
     r"|quantize\.(cluster_size|embedding\.(cluster_size|embed_avg|initted))",
 )
 # An encoder of images alone: the text side is a word and its position, which nothing reads.
-_SETTINGS: dict[str, Any] = {"vocab_size": 1, "max_text_positions": 1, "text_embedding": "plain"}
+_SETTINGS: Any = {"vocab_size": 1, "max_text_positions": 1, "text_embedding": "plain", "num_modality_types": 0}
 _SETTINGS |= {"experts": "shared", "position_embedding": "absolute", "layer_scale_init": None, "num_fusion_layers": 0}
-_SETTINGS |= dict.fromkeys(("contrast_fusion_branch", "use_pooler", "use_match_head"), False) | {
-    "num_modality_types": 0
-}
+_SETTINGS |= dict.fromkeys(("contrast_fusion_branch", "use_pooler", "use_match_head"), False)
 
 
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:

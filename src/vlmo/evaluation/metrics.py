@@ -114,8 +114,7 @@ def vqa_metrics(questions: Sequence[Question], answers: Sequence[str]) -> list[M
     known = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.answers]
     if not known:
         raise ValueError(
-            f"none of {len(questions)} questions has a known answer: nothing can be measured. Such a split is for "
-            "submissions; measure on another"
+            f"none of {len(questions)} questions has a known answer; such a split is for submissions alone"
         )
     meaning = _TEN_ANSWERS if any(len(question.answers) > 1 for question, _ in known) else _ONE_ANSWER
     groups: dict[tuple[str, str], list[tuple[Question, str]]] = {("", ""): known}
@@ -154,10 +153,7 @@ def nlvr2_metrics(groups: Sequence[str], right: Sequence[bool | None]) -> list[M
         if is_right is not None:
             by_group[group].append(is_right)
     if not by_group:
-        raise ValueError(
-            f"the label of none of {len(right)} sentences is known: nothing can be measured. Such a split is for "
-            "submissions; measure on another"
-        )
+        raise ValueError(f"the label of none of {len(right)} sentences is known; such a split is for submissions alone")
     known = [is_right for group in by_group.values() for is_right in group]
     chance = sum(0.5 ** len(group) for group in by_group.values()) / len(by_group)
     meanings = (

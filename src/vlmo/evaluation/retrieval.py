@@ -247,8 +247,7 @@ def chunked_ranks(
     lost = (~torch.isin(query_labels, candidate_labels)).nonzero().flatten().tolist()
     if lost:
         raise ValueError(
-            f"{len(lost)} queries have no right candidate (first: {lost[:5]}); "
-            "every image needs a caption and every caption an image of the set."
+            f"{len(lost)} queries have no right candidate, image or caption of the set (first: {lost[:5]})"
         )
     ranks = []
     for part, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):

@@ -22,7 +22,6 @@ Precision = Literal["float32", "int8"]
 Pixels = UInt8[np.ndarray, "3 size size"]
 """Levels of an image at the model's size."""
 
-
 _CORE_LOCK = threading.Lock()
 
 

@@ -109,11 +109,8 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
 
     def postprocess(self, model_outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the texts of one image with their scores."""
-        scored = [
-            {"text": output["text"], "score": output["logits"][0].float().softmax(dim=-1)[1].item()}
-            for output in model_outputs
-        ]
-        return sorted(scored, key=lambda entry: -entry["score"])
+        pairs = ((output["text"], output["logits"][0].float().softmax(dim=-1)[1].item()) for output in model_outputs)
+        return sorted(({"text": text, "score": score} for text, score in pairs), key=lambda entry: -entry["score"])
 
 
 class ImageToTextPipeline(_OwnPipeline):

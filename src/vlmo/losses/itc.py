@@ -57,10 +57,7 @@ def itc_loss(
         Mean of both directions, in nats, equal on every process. Its gradient, averaged over processes, is that of one
         process with the whole batch.
     """
-    image_keys, text_keys = keys or (
-        distributed.gather_with_grad(image_embeds),
-        distributed.gather_with_grad(text_embeds),
-    )
+    image_keys, text_keys = keys or map(distributed.gather_with_grad, (image_embeds, text_embeds))
     to_texts = contrast_losses(image_embeds, text_keys, logit_scale=logit_scale, same=same, false=false)
     to_images = contrast_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same)
     count = torch.tensor(float(len(image_embeds)), device=image_embeds.device)

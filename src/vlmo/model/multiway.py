@@ -201,9 +201,8 @@ class MultiwayBlock(GradientCheckpointingLayer):
             cache: Of earlier tokens, which are attended to as well; gets those of these tokens.
         """
         normed = route(self.norm1, hidden)
-        attended, weights = self.attention(
-            normed, route=route, bias=bias, attention_mask=attention_mask, queries=queries, cache=cache
-        )
+        given = {"bias": bias, "attention_mask": attention_mask, "queries": queries, "cache": cache}
+        attended, weights = self.attention(normed, route=route, **given)
         if queries is not None:
             hidden, route = queries.select(hidden), queries.route(route)
         hidden = hidden + self._change(attended, self.gamma_1)

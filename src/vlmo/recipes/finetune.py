@@ -130,10 +130,7 @@ def _task_of(rows: Dataset, source: str) -> type[Task]:
             return task
     if any(column(rows, "captions")):
         return RetrievalTask
-    raise ValueError(
-        f"{source} has images alone and tells no task; add captions, questions, labels or masks (docs/data.md, "
-        '"Your own data")'
-    )
+    raise ValueError(f"{source} has images alone; add captions, questions, labels or masks (docs/data.md)")
 
 
 def _measured_split(source: str) -> str | None:

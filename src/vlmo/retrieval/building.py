@@ -153,9 +153,8 @@ def build_index(
             counts = update.run(functools.partial(embed, encoder=encoder, reader=reader, batch=batch))
         images = store.table.count_rows()
         store.optimize(lookups=images >= _LOOKUPS_FROM)
-        approximate = make_approximate(
-            store, encoder, least=approximate_from, before=facts["approximate"], console=console
-        )
+        before = facts["approximate"]
+        approximate = make_approximate(store, encoder, least=approximate_from, before=before, console=console)
         facts |= {"complete": True, "images": images, "approximate": approximate, "updated": _now()}
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
     recall = None if approximate is None else approximate["recall"]
@@ -212,10 +211,7 @@ def _list(origin: str, *, before: Sequence[str], progress: Progress) -> list[Fou
             raise
         raise ValueError(f"{error}. The index has images of it; --remove {origin} takes them out") from error
     if not listed:
-        raise ValueError(
-            f"{origin} holds no image, .tar or .parquet file; an input that is empty on purpose is taken out of an "
-            "index with --remove"
-        )
+        raise ValueError(f"{origin} holds no image, .tar or .parquet file; if that is meant, give --remove {origin}")
     return listed
 
 

@@ -31,16 +31,8 @@ BATCH = 64
 """Images or texts that go through the model at a time."""
 
 # Settings that do not change a vector: they may change while an index stays valid.
-_IRRELEVANT = (
-    "rerank_weight",
-    "rerank_weight_image_to_text",
-    "match_cutoff",  # of folders that an earlier version wrote
-    "transformers_version",
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "torch_dtype",
-)
+_IRRELEVANT = ("rerank_weight", "rerank_weight_image_to_text", "match_cutoff")  # the last one of an earlier version
+_IRRELEVANT += ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
 _FILES = ("*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.txt", "*.spm", "*.model")
 _UNKNOWN_PIECES, _UNKNOWN_LETTERS = 3, 2.3
 """Tokens a word from which on, and letters a token up to which, a text is taken for nonsense (docs/search.md)."""

@@ -106,11 +106,8 @@ class Index:
                     "running, run vlmo index again with this folder as --out; it goes on where it stood"
                 )
             if not growing:
-                _LOGGER.warning(
-                    "%s: a run of vlmo index has not ended, so that new images may be missing; if none is running, run "
-                    "it again",
-                    folder,
-                )
+                unfinished = "a run of vlmo index has not ended, so that new images may be missing"
+                _LOGGER.warning("%s: %s; if none is running, run it again", folder, unfinished)
         self._store, self._lock = Store(self.folder), threading.Lock()
         self._memory = self._read_images() if in_memory else None
 

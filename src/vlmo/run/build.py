@@ -68,10 +68,8 @@ def build(
     with lock_run(run_dir):
         pass  # `fit` holds it; a second run of the folder, or one without the right to write, ends here
     torch.manual_seed(recipe.seed)
-    images = image_processor_for(
-        recipe.model.image_size,
-        aspect_patch_size=recipe.model.patch_size if recipe.data.transform.keep_aspect else None,
-    )
+    aspect_patch_size = recipe.model.patch_size if recipe.data.transform.keep_aspect else None
+    images = image_processor_for(recipe.model.image_size, aspect_patch_size=aspect_patch_size)
     processor = build_processor(recipe) if task.reads.text else None
     if processor is not None:
         processor.image_processor = images

@@ -163,11 +163,9 @@ class Service:
         answerer = _need(self._parts.answerer, "this service answers no questions", hint=hint)
         pixels = await self._pixels(request, answerer)
         (scores,) = await self._run(QUESTIONS, [(pixels, request.question)])
-        best = scores.topk(min(request.top, len(scores)))
+        best, names = scores.topk(min(request.top, len(scores))), answerer.model.config.id2label
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return {
-            "answers": [{"answer": answerer.model.config.id2label[number], "score": score} for number, score in pairs]
-        }
+        return {"answers": [{"answer": names[number], "score": score} for number, score in pairs]}
 
     async def caption(self, request: schemas.CaptionRequest) -> dict[str, Any]:
         """A sentence about an image."""

@@ -274,10 +274,7 @@ class SegmentationTask(Task):
         """Return images with masks; ValueError if the recipe sets `data.transform`, which is not read."""
         size = run.model["image_size"]
         if run.transform != TransformConfig(image_size=size):
-            raise ValueError(
-                "data.transform is given, but segmentation augments image and mask together; leave it out and set "
-                "task.augmentation"
-            )
+            raise ValueError("data.transform is given; segmentation goes by task.augmentation: leave the former out")
         return SegmentExamples(
             run.rows,
             transform=SegmentTrainTransform(self.augmentation, crop_size=size),

@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vlmo import distributed
@@ -319,10 +318,9 @@ class StreamLoader:
                     found.append(part)
                     states |= part["lanes"]
                     self._note_bad(part["bad"])
-                batch = merge([part["batch"] for part in found], pad_token_id=self._examples.pad_token_id)
+                batch: Any = merge([part["batch"] for part in found], pad_token_id=self._examples.pad_token_id)
                 if torch.cuda.is_available():
-                    tensors = cast(dict[str, Tensor], batch)
-                    batch = cast(Batch, {name: tensor.pin_memory() for name, tensor in tensors.items()})
+                    batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
                 number = step * self._loader.accumulation + micro
                 batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=number))
                 batch["step"] = torch.tensor(step)
