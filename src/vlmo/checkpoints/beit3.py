@@ -72,9 +72,7 @@ NAMES = NameTable(
 
 _ANSWERS = HeadTask("fine-tuned on VQA", ("answer_head",), models.VLMoForVisualQuestionAnswering, {"use_pooler": True})
 _CLASSES = HeadTask("fine-tuned on classes", ("classifier_norm", "classifier"), models.VLMoForImageClassification)
-_MASKED_WORDS = HeadTask(
-    "pre-trained, without its head for visual tokens", ("mlm_head.decoder",), models.VLMoForMaskedLM
-)
+_MASKED_WORDS = HeadTask("pre-trained, without its visual tokens' head", ("mlm_head.decoder",), models.VLMoForMaskedLM)
 _CAPTIONS = HeadTask("fine-tuned for captions", ("mlm_head.decoder",), models.VLMoForImageCaptioning)
 HEADS = (
     _ANSWERS,

@@ -113,9 +113,7 @@ def vqa_metrics(questions: Sequence[Question], answers: Sequence[str]) -> list[M
     """
     known = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.answers]
     if not known:
-        raise ValueError(
-            f"none of {len(questions)} questions has a known answer; such a split is for submissions alone"
-        )
+        raise ValueError(f"none of {len(questions)} questions has a known answer; such a split is for submissions")
     meaning = _TEN_ANSWERS if any(len(question.answers) > 1 for question, _ in known) else _ONE_ANSWER
     groups: dict[tuple[str, str], list[tuple[Question, str]]] = {("", ""): known}
     for of in ("answer", "question"):

@@ -246,9 +246,7 @@ def chunked_ranks(
     """
     lost = (~torch.isin(query_labels, candidate_labels)).nonzero().flatten().tolist()
     if lost:
-        raise ValueError(
-            f"{len(lost)} queries have no right candidate, image or caption of the set (first: {lost[:5]})"
-        )
+        raise ValueError(f"{len(lost)} queries have no right candidate in the set (first: {lost[:5]})")
     ranks = []
     for part, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
         scores = _scores(part, candidates)

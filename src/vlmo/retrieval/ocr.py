@@ -39,9 +39,6 @@ def load_reader() -> Callable[[Image.Image], Any]:
         models[f"{part}.model_path"] = str(found[0])
     from rapidocr import RapidOCR
 
-    settings = {
-        "Global.log_level": "error",
-        "Global.use_cls": False,
-        "EngineConfig.onnxruntime.intra_op_num_threads": 1,
-    }
+    settings: dict[str, Any] = {"Global.log_level": "error", "Global.use_cls": False}
+    settings |= {"EngineConfig.onnxruntime.intra_op_num_threads": 1}
     return RapidOCR(params=settings | models | {"Det.limit_type": "max", "Det.limit_side_len": _LONGEST})

@@ -80,9 +80,8 @@ class Service:
             raise ServiceError(422, reason, hint="leave out dimensions")
         texts, images = schemas.split(request.input)
         pixels = await self._read(images, encoder.pixels)
-        of_texts, of_images, usage = await asyncio.gather(
-            self._run(TEXTS, texts), self._run(IMAGES, pixels), self._usage(texts)
-        )
+        asked = self._run(TEXTS, texts), self._run(IMAGES, pixels), self._usage(texts)
+        of_texts, of_images, usage = await asyncio.gather(*asked)
         data = []
         for index, content in enumerate(request.input):
             vector = (of_images if content.text is None else of_texts).pop(0)
@@ -143,9 +142,8 @@ class Service:
         texts, images = schemas.split([request.query, *request.documents])
         pixels = await self._read(images, encoder.pixels)
         pairs = [(image, text) for image in pixels for text in texts]  # there is one text, or one image
-        of_texts, of_images, odds, usage = await asyncio.gather(
-            self._run(TEXTS, texts), self._run(IMAGES, pixels), self._run(PAIRS, pairs), self._usage(texts)
-        )
+        asked = self._run(TEXTS, texts), self._run(IMAGES, pixels), self._run(PAIRS, pairs), self._usage(texts)
+        of_texts, of_images, odds, usage = await asyncio.gather(*asked)
         similarity = (np.stack(of_images) @ np.stack(of_texts).T).ravel()
         # Less the largest similarity, so that a logistic function does not round many scores to 1.
         scores = rerank_score(similarity - 1, np.asarray(odds), weight=weight, scale=encoder.inverse_temperature)
