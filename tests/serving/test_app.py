@@ -174,7 +174,7 @@ WRONG = {
         ({"text": "a", "near": "48.85,2.35,20km"}, "has no column latitude"),
         ({"text": "a", "sort": "size"}, "sort: Input should be 'date'"),
         ({"sort": "date", "image": "aGk=", "text": "a"}, "give a text or an image"),
-        ({"image": "aGk=", "rerank": 5}, "the fusion encoder scores texts"),
+        ({"image": "aGk=", "rerank": 5}, "the fusion encoder scores single texts"),
         ({"image": "not base64!"}, "no base64"),
         ({"image": ""}, "empty"),
         ({"image": "data:,"}, "empty"),

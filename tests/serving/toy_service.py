@@ -18,6 +18,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from tests.checkpoints.toy_folder import folder_writer, text_processor
 from tests.forkserver import start, start_command
@@ -50,6 +51,19 @@ def make_gallery(parent: Path) -> SimpleNamespace:
     vqa, _ = write(VLMoForVisualQuestionAnswering, id2label=dict(enumerate(COLORS)))
     captioning, _ = write(VLMoForImageCaptioning)
     return SimpleNamespace(model=model, index=parent / "index", vqa=Path(vqa), captioning=Path(captioning))
+
+
+def photo_folder(folder: Path, *, number: int) -> Path:
+    """Photographs of several forms in the albums Italy/Rome and Winter, ten of each month of 2021 from January on."""
+    for each in range(number):
+        album = folder / ("Italy/Rome", "Winter")[each % 2]
+        album.mkdir(parents=True, exist_ok=True)
+        width, height = ((96, 64), (64, 96), (64, 64), (160, 48))[each // 2 % 4]
+        taken = Image.Exif()
+        taken[306] = f"2021:{1 + each // 10:02}:{1 + each % 10:02} 12:00:00"
+        image = drawings()[each % len(CAPTIONS)].resize((width, height))
+        image.save(album / f"photo {each:03}.png", exif=taken)
+    return folder
 
 
 def in_base64(data: bytes) -> str:

@@ -267,7 +267,7 @@ def photos(
     from vlmo.serving.photos import serve_photos
     from vlmo.serving.server import bind, read_key
 
-    settings = Settings(api_key=read_key(None))
+    settings = Settings(api_key=read_key(None), originals=True)
     with bind(host, port) as bound:
         encoder = Encoder(_find_or_explain(model), **vars(engines))
         digest = hashlib.sha256(f"{folder.absolute()}\n{encoder.fingerprint}".encode("utf-8", "surrogatepass"))
@@ -280,7 +280,6 @@ def photos(
 
 
 def _find_or_explain(name: str) -> Path:
-    """Find a model; if it can only be had from a network that is not there, say in two lines what to do."""
     try:
         return Path(find_model(name))
     except ValueError as error:

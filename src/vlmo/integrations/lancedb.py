@@ -46,12 +46,10 @@ class VLMoReranker(Reranker):
             )
 
     def rerank_vector(self, query: str, vector_results: pa.Table) -> pa.Table:
-        """Order results of a search by vector for a text, which `rerank` takes as its second argument."""
+        """Order results of a search by vector, or by words, for a text, the second argument of `rerank`."""
         return self._rerank(query, vector_results)
 
-    def rerank_fts(self, query: str, fts_results: pa.Table) -> pa.Table:
-        """Order results of a full-text search."""
-        return self._rerank(query, fts_results)
+    rerank_fts = rerank_vector
 
     def rerank_hybrid(self, query: str, vector_results: pa.Table, fts_results: pa.Table) -> pa.Table:
         """Order the results of both searches together."""
@@ -65,8 +63,8 @@ class VLMoReranker(Reranker):
         read = [each for each in pixels if each is not None]
         similarity = self.encoder.embed_pixels(read) @ self.encoder.embed_texts([query])[0]
         odds = self.encoder.match_pairs([(each, query) for each in read])
-        scale = self.encoder.inverse_temperature
-        found = iter(rerank_score(similarity, np.asarray(odds), weight=self.weight, scale=scale))
+        mix = {"weight": self.weight, "scale": self.encoder.inverse_temperature}
+        found = iter(rerank_score(similarity, np.asarray(odds), **mix))
         scores = [-math.inf if each is None else float(next(found)) for each in pixels]
         scored = results.append_column("_relevance_score", pa.array(scores, pa.float32()))
         return self._keep_relevance_score(scored.sort_by([("_relevance_score", "descending")]))

@@ -259,6 +259,25 @@ class Index:
             rows = self._store.table.take_offsets(offsets)
             return rows.select(["path", "captions", "full_text", "thumbnail", "vector"]).to_arrow().to_pylist()
 
+    def files(self, ids: Sequence[str]) -> list[tuple[str, str, Callable[[], bytes]]]:
+        """Id, path and a function that reads the file, or raises ValueError, of those images that the index has."""
+        paths = {row["id"]: row["path"] for row in self._rows(ids, ["id", "path"])}
+        read = functools.partial(self._row, columns=["path", "bytes"])
+        known = [each for each in dict.fromkeys(ids) if each in paths]
+        return [(each, paths[each], lambda each=each: _read(read(each))) for each in known]
+
+    def groups(self) -> dict[str, list[dict[str, Any]]]:
+        """The "albums" by their names and "months" from the last on: "name", "count" and the "id" of the newest."""
+        found: dict[str, list[dict[str, Any]]] = {"albums": [], "months": []}
+        if self.columns.keys() >= {"album", "taken"}:
+            images = pa.Table.from_batches(self._store.scan(["id", "album", "taken"])).sort_by("taken")
+            months = pc.utf8_slice_codeunits(images["taken"], 0, 7)
+            for key, names, order in (("albums", images["album"], "ascending"), ("months", months, "descending")):
+                named = pa.table({"name": names, "id": images["id"]}).drop_null().group_by("name", use_threads=False)
+                counts = named.aggregate([("id", "count"), ("id", "last")]).sort_by([("name", order)])
+                found[key] = counts.rename_columns(["name", "count", "id"]).to_pylist()
+        return found
+
     def loaders(self, ids: Sequence[str], *, least: int) -> list[Callable[[], Image.Image]]:
         """Functions that read and decode (`decode_to`) an image each, on any thread; they raise as `image` does."""
         rows = {row["id"]: row for row in self._rows(ids, ["id", "path", "bytes"])}
@@ -374,13 +393,16 @@ def _number(value: Any) -> Any:
 def _load(row: Mapping[str, Any] | None, id: str, *, least: int = MAX_PIXELS) -> Image.Image:  # noqa: A002
     if row is None:
         raise ValueError(f"no image has the id {id!r}")
-    path, data = row["path"], row["bytes"]
-    if data is None:
-        try:
-            data = read_uri(path)
-        except OSError as error:
-            raise ValueError(f"{path} is gone, or cannot be read: {error.strerror or error}") from error
-    return EncodedImage({"bytes": data, "path": path}).decode_to(least)
+    return EncodedImage({"bytes": _read(row), "path": row["path"]}).decode_to(least)
+
+
+def _read(row: Mapping[str, Any]) -> bytes:
+    if row["bytes"] is not None:
+        return row["bytes"]
+    try:
+        return read_uri(row["path"])
+    except OSError as error:
+        raise ValueError(f"{row['path']} is gone, or cannot be read: {error.strerror or error}") from error
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

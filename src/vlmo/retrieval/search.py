@@ -224,7 +224,7 @@ class Searcher:
         answers = yield asked | ({TOKENS: [text]} if by_text else {})
         no_match = TOKENS in answers and encoder.is_unknown(text or "", tokens=answers[TOKENS][0])
         vectors = [*answers.get(TEXTS, ()), *answers.get(IMAGES, ())]
-        vector = _weighted(vectors, [share for _, share in (*texts, *images)]) if vectors else None
+        vector = weighted_direction(vectors, [share for _, share in (*texts, *images)]) if vectors else None
         encoded = time.perf_counter()
         find = functools.partial(self.index.nearest, vector, where=where, photos=photos)
         matched, hits = list[Hit](), list[Hit]()
@@ -332,7 +332,8 @@ def _filled(query: str) -> str:
     return query
 
 
-def _weighted(vectors: Sequence[np.ndarray], weights: Sequence[float]) -> Float32[np.ndarray, " dim"]:
+def weighted_direction(vectors: Sequence[np.ndarray], weights: Sequence[float]) -> Float32[np.ndarray, " dim"]:
+    """Return the direction of a weighted sum of vectors; ValueError if it has none."""
     total = np.asarray(weights, np.float32) @ np.stack(vectors)
     if not _NO_DIRECTION < (norm := np.linalg.norm(total)) < math.inf:
         raise ValueError("the parts of the query cancel each other, or have no finite weights")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import generate_latest
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
@@ -52,13 +52,14 @@ _PARSERS = 2
 """Bodies that are parsed at a time: each takes several times its size."""
 
 B = TypeVar("B", bound=Body)
-Work = Callable[[Service, Any], Coroutine[Any, Any, dict[str, Any]]]
+Work = Callable[[Service, Any], Coroutine[Any, Any, dict[str, Any] | list[dict[str, Any]]]]
 _POSTS: tuple[tuple[str, type[Body], Work], ...] = (
     ("/v1/search", schemas.SearchRequest, Service.search),
     ("/v1/similar", schemas.SimilarRequest, Service.similar),
     ("/v1/vqa", schemas.QuestionRequest, Service.answer),
     ("/v1/caption", schemas.CaptionRequest, Service.caption),
     ("/v1/embeddings", schemas.EmbeddingsRequest, Service.embeddings),
+    ("/rerank", schemas.RerankRequest, Service.rerank),
     ("/v1/rerank", schemas.RerankRequest, Service.rerank),
     ("/v2/rerank", schemas.RerankRequest, Service.rerank),
 )
@@ -96,7 +97,9 @@ class State:
             raise BusyError
         return await asyncio.get_running_loop().run_in_executor(self._parsers, _parse, body, kind)
 
-    async def answer(self, request: Request, work: Coroutine[Any, Any, dict[str, Any] | bytes]) -> Response:
+    async def answer(
+        self, request: Request, work: Coroutine[Any, Any, dict[str, Any] | list[dict[str, Any]] | bytes]
+    ) -> Response:
         """Answer with the result of `work`, which is cancelled if the client goes away.
 
         Raises:
@@ -168,6 +171,18 @@ def _add_routes(app: FastAPI, state: State) -> None:
     async def thumbnail(id: str) -> Response:  # noqa: A002
         """A small copy of an indexed image."""
         return _jpeg(await state.service.thumbnail(id))
+
+    @app.get("/v1/groups")
+    def groups() -> dict[str, Any]:
+        """Albums by their names, and months from the last on, each with its number of images and the newest of them."""
+        return state.service.groups()
+
+    @app.get("/v1/archive", response_class=StreamingResponse)
+    def archive(request: Request) -> StreamingResponse:
+        """Zip archive of the files of indexed images, as they are: `?id=ID&id=ID`."""
+        name = {"Content-Disposition": 'attachment; filename="images.zip"'}
+        files = state.service.archive(request.query_params.getlist("id"))
+        return StreamingResponse(files, media_type="application/zip", headers=name)
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:

@@ -125,7 +125,7 @@ class Guard:
             wanted = settings.api_key
             if wanted is not None and not hmac.compare_digest(given.encode(), wanted.encode()):
                 raise ServiceError(401, "the API key is missing or wrong", hint="send it as Authorization: Bearer KEY")
-            if self._stopping() and path.startswith(("/v1/", "/v2/")):
+            if self._stopping() and path.startswith(("/v1/", "/v2/", "/rerank")):
                 raise StoppingError
         length = headers.get("content-length", "0")
         self.check_size(int(length) if length.isdecimal() else 0)

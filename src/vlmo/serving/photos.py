@@ -23,10 +23,8 @@ from vlmo.serving.server import serve
 from vlmo.serving.settings import Settings
 
 _READ = frozenset((*IMAGE_SUFFIXES, *SHARD_SUFFIXES, *TABLE_SUFFIXES, ".json"))
-_SETTLED_S = 2.0
-"""Seconds without a change after which the index is updated."""
-_BATCH = 8
-"""Images that a search on the same processor has to wait for."""
+_SETTLED_S = 2.0  # without a change, after which the index is updated
+_BATCH = 8  # images that a search on the same processor has to wait for
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -41,12 +39,6 @@ def serve_photos(
     open_page: bool = False,
 ) -> None:
     """Index a folder and serve it, from its first images on, until SIGTERM or SIGINT.
-
-    Args:
-        index: Folder of the index, which an earlier call may have begun.
-        bound: Socket of `vlmo.serving.server.bind`.
-        console: Console for progress.
-        open_page: Show the page in the browser of this machine.
 
     Raises:
         ValueError: There is nothing to index, or the index is of another model.
@@ -69,8 +61,6 @@ def serve_photos(
 
 
 class _Updates(threading.Thread):
-    """Updates an index of a folder: once, and then after each change in the folder."""
-
     def __init__(self, encoder: Encoder, folder: Path, index: Path, *, console: Console | None) -> None:
         super().__init__(name="vlmo-index", daemon=True)
         self._encoder, self._folder, self._index, self._console = encoder, folder, index, console
@@ -81,13 +71,14 @@ class _Updates(threading.Thread):
         """Open the index once it has images, or the first run has ended; raise the error that ended this."""
         while not self._has_run.wait(0.1):
             with contextlib.suppress(ValueError):
-                return Index(self._index, in_memory=True, growing=True)
+                opened = Index(self._index, in_memory=True, growing=True)
+                if opened.num_images:
+                    return opened
         if self._error is not None:
             raise self._error
         return Index(self._index, in_memory=True)
 
     def stop(self) -> None:
-        """End after the batch that is being embedded."""
         self._stopped.set()
         self._changed.set()
         self.join()

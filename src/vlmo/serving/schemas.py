@@ -23,8 +23,8 @@ from vlmo.retrieval.filters import PhotoFilter
 from vlmo.retrieval.search import SEARCH_RERANK
 from vlmo.retrieval.words import Mode
 
-MAX_TEXTS, MAX_IMAGES, MAX_TOP = 256, 16, 200
-"""Texts, images and results of a request."""
+MAX_TEXTS, MAX_IMAGES, MAX_TOP, MAX_OFFSET, MAX_FILES = 256, 16, 200, 9700, 1000
+"""Texts, images and results of a request, results before these, and files of an archive."""
 MAX_PARTS = 8
 """Parts of a query beside the first."""
 MAX_RERANK = 128
@@ -66,6 +66,7 @@ ImageFile = Annotated[
 ]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_text)]
 Id = Annotated[str, Field(min_length=1, max_length=1000, description="Id of an indexed image, from a hit.")]
+Ids = Annotated[list[Id], Field(max_length=MAX_IMAGES)]
 _ABOUT_FILTERS = "Filter on the index's columns, such as `year >= 2020 and album = 'Rome'`."
 Where = Annotated[str, Field(max_length=MAX_FILTER, description=_ABOUT_FILTERS)]
 Top = Annotated[int, Field(ge=1, le=MAX_TOP, description="Number of results.")]
@@ -86,6 +87,7 @@ class Photos(Body):
     until: str | None = Field(default=None, alias="to", description="Last date; all of that year, month or day counts.")
     near: str | None = Field(default=None, max_length=60, description="Place and distance: `48.85,2.35,20km`.")
     album: str | None = Field(default=None, max_length=200, description="Folder of the files.")
+    offset: int = Field(default=0, ge=0, le=MAX_OFFSET, description="Results that are left out before the first.")
     sort: Literal["date"] | None = Field(default=None, description="The newest first, instead of the best.")
 
     @model_validator(mode="after")
@@ -132,10 +134,14 @@ class SearchRequest(Photos):
     weight: Weight = None
     where: Where | None = None
     mode: Mode = Field(default="auto", description="By vectors, words, both, or both where images have all words.")
+    like: Ids = Field(default=[], description="Images that the results are to be like.")
+    unlike: Ids = Field(default=[], description="Images that they are not to be like.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.sort is None or self.image is not None:
+        if (self.like or self.unlike) and (self.rerank or self.parts or self.mode in {"words", "hybrid"}):
+            raise ValueError("like and unlike go by vectors of whole images; leave out rerank, parts and mode")
+        if (self.sort is None and not self.like) or self.image is not None:
             _check_one(self.text, self.image, names="a text or an image")
         if (self.image is not None or self.parts) and self.rerank:
             raise ValueError("the fusion encoder scores single texts; leave out rerank, or search by a text alone")
@@ -173,6 +179,16 @@ class QuestionRequest(CaptionRequest):
     top: int = Field(default=5, ge=1, le=20, description="Number of answers.")
 
 
+def _of_chats(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a part of a chat's message, alone or as vLLM has it in {"content": [PART]}, as a `text` or an `image`."""
+    if isinstance(parts := value.get("content"), list) and len(parts) == 1 and isinstance(parts[0], dict):
+        value = parts[0]
+    kind, url = value.get("type"), value.get("image_url")
+    if kind == "image_url":
+        return {"image": url.get("url") if isinstance(url, dict) else url}
+    return {"text": value.get("text")} if kind == "text" else value
+
+
 class Content(Item):
     """A text or an image. A string is a text, unless it begins with `data:image/`; an address alone is refused."""
 
@@ -180,7 +196,7 @@ class Content(Item):
     @classmethod
     def _wrap(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            return value
+            return _of_chats(value)
         if not isinstance(value, str):
             raise ValueError('expected a text or {"image": ...}; token ids are not accepted, send the text itself')
         if re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", value, re.IGNORECASE):
@@ -233,10 +249,22 @@ class RerankRequest(ClientBody):
     """A text with images, or an image with texts."""
 
     query: AnyContent
-    documents: list[AnyContent] = Field(min_length=1, max_length=MAX_RERANK, description="Images for a text, or texts.")
+    documents: Annotated[
+        list[AnyContent], BeforeValidator(lambda value: value.get("content") if isinstance(value, dict) else value)
+    ] = Field(min_length=1, max_length=MAX_RERANK, description="Images for a text, texts for an image.")
+    texts: list[AnyContent] | None = Field(default=None, description="The documents, for an answer as TEI gives it.")
+    raw_scores: bool = Field(default=False, description="Scores of `texts` as they are, instead of from 0 to 1.")
     weight: Weight = None
     top_n: int | None = Field(default=None, ge=1, description="Number of results; by default all.")
     return_documents: bool | None = Field(default=False, description="Send the documents back with the results.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "texts" not in value or "documents" in value:
+            return value
+        named = {"documents": value["texts"], "texts": [], "return_documents": value.get("return_text")}
+        return {**value, **named}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

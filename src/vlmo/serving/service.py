@@ -6,11 +6,12 @@ import asyncio
 import base64
 import functools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+import zipfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import PurePath
-from typing import Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 from PIL import Image
@@ -20,7 +21,8 @@ from vlmo.data.decoding import COMMON_FORMATS, image_bytes
 from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder, Hit, Index, Searcher, SearchResult
 from vlmo.retrieval.filters import check_filter
-from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, TEXTS, TOKENS, sigmoid
+from vlmo.retrieval.index import by_date
+from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, TEXTS, TOKENS, sigmoid, weighted_direction
 from vlmo.retrieval.store import DamagedError
 from vlmo.serving import schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
@@ -36,6 +38,8 @@ _DECODERS = 2
 _MOST_IMAGES = 4
 """Images of the largest size, or of the longest time to decode, that all those of a request may cost together: phones'
 photographs that fill a request cost two."""
+_LIKE, _UNLIKE = 0.75, 0.15
+"""Weights of the mean of images to be like, and of each not to be like (Manning et al., "The Rocchio algorithm")."""
 _LARGEST_SIDE = 2048
 # Columns that every index has beside those of its metadata.
 _OWN_COLUMNS = ("id", "captions", "width", "height")
@@ -97,12 +101,17 @@ class Service:
         encoder, searcher = self._encoder(), self._searcher
         if request.rerank and not encoder.can_match:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
-        options = request.model_dump(include={"top", "rerank", "weight", "sort", "mode"}) | {"photos": request.photos()}
+        options = request.model_dump(include={"rerank", "weight", "sort", "mode"}) | {"photos": request.photos()}
+        options["top"] = request.offset + request.top
         where, given = request.where or None, (request, *request.parts)
         images = [each.image for each in given if each.image is not None]
         prepared = iter(await self._read(images, encoder.pixels))
         pixels = None if request.image is None else next(prepared)
         more = [(next(prepared) if part.text is None else part.text, part.weight) for part in request.parts]
+        if request.like or request.unlike:
+            texts = [] if request.text is None else [request.text]
+            given = await (self._run(TEXTS, texts) if pixels is None else self._run(IMAGES, [pixels]))
+            return await self._near(given, request, like=request.like, unlike=request.unlike, began=began)
         steps = searcher.steps(request.text, pixels, more=more, where=where, began=began, **options)
         work: dict[str, Callable[[Any], Awaitable[Any]]] = {
             INDEX: lambda call: self._ask_index(call, where=where),
@@ -121,19 +130,39 @@ class Service:
                 except ValueError as error:  # parts that cancel each other
                     raise ServiceError(422, str(error)) from error
         except StopIteration as end:
-            return _found(end.value, began=began)
+            return _found(end.value, began=began, offset=request.offset)
+
+    async def _near(
+        self,
+        given: Sequence[np.ndarray],
+        request: schemas.SearchRequest | schemas.SimilarRequest,
+        *,
+        like: Sequence[str],
+        unlike: Sequence[str] = (),
+        began: float,
+    ) -> dict[str, Any]:
+        """Search near a query's vector, moved towards and away from images as in Rocchio's relevance feedback."""
+        index, ids, where = self._index(), [*like, *unlike], request.where or None
+        known = [await _of_image(asyncio.to_thread(index.vector, each)) for each in ids]
+        weights = [*(1.0 for _ in given), *(_LIKE / len(like) for _ in like), *(-_UNLIKE for _ in unlike)]
+        try:
+            query = weighted_direction([*given, *known], weights)
+        except ValueError as error:
+            raise ServiceError(422, str(error)) from error
+        find = functools.partial(index.nearest, query, where=where, photos=request.photos())
+        top, encoded = request.offset + request.top, time.perf_counter()
+        hits = await self._ask_index(functools.partial(find, top=top + len(ids)), where=where)
+        hits = [hit for hit in hits if hit.id not in ids][:top]
+        seconds = {"encode": encoded - began, "index": time.perf_counter() - encoded}
+        result = SearchResult(hits if request.sort is None else by_date(hits), seconds=seconds)
+        return _found(result, began=began, offset=request.offset)
 
     async def similar(self, request: schemas.SimilarRequest) -> dict[str, Any]:
         """Indexed images that are like one of them."""
-        began = time.perf_counter()
-        index, searcher, where = self._index(), self._searcher, request.where or None
-        await _of_image(asyncio.to_thread(index.vector, request.id))
-        options: dict[str, Any] = {"top": request.top, "photos": request.photos(), "sort": request.sort}
-        result = await self._ask_index(lambda: searcher.similar(request.id, where=where, **options), where=where)
-        return _found(result, began=began)
+        return await self._near([], request, like=[request.id], began=time.perf_counter())
 
-    async def rerank(self, request: schemas.RerankRequest) -> dict[str, Any]:
-        """Images in order for a text, or texts for an image, in the form of Cohere; ServiceError if it cannot match."""
+    async def rerank(self, request: schemas.RerankRequest) -> dict[str, Any] | list[dict[str, Any]]:
+        """Images in order for a text, or texts for an image, as Cohere or TEI gives them; ServiceError without head."""
         encoder = self._encoder()
         if not encoder.can_match:
             raise ServiceError(404, "this model has no matching head", hint="serve one that stage 3 has left")
@@ -149,10 +178,15 @@ class Service:
         scores = rerank_score(similarity - 1, np.asarray(odds), weight=weight, scale=encoder.inverse_temperature)
         # Not by the logistic function: that of sure matches is equal.
         order = np.argsort(-scores, kind="stable").tolist()[: request.top_n]
-        results: list[dict[str, Any]] = [{"index": each, "relevance_score": sigmoid(scores[each])} for each in order]
-        if request.return_documents:
-            for ranked in results:
-                ranked["document"] = request.documents[ranked["index"]].document
+        is_tei = request.texts is not None
+        score, text = ("score", "text") if is_tei else ("relevance_score", "document")
+        shown = float if is_tei and request.raw_scores else sigmoid
+        results: list[dict[str, Any]] = [{"index": each, score: shown(scores[each])} for each in order]
+        for ranked in results if request.return_documents else ():
+            document = request.documents[ranked["index"]].document
+            ranked[text] = next(iter(document.values())) if is_tei else document
+        if is_tei:
+            return results
         return {"results": results, "model": encoder.fingerprint, "usage": usage}
 
     async def answer(self, request: schemas.QuestionRequest) -> dict[str, Any]:
@@ -181,6 +215,17 @@ class Service:
         index = self._index()
         return await _of_image(self._decode(lambda: _jpeg(index.image(number))))
 
+    def archive(self, ids: Sequence[str]) -> Iterator[bytes]:
+        """Yield a zip archive of indexed files as they are; ServiceError if that is not wanted, or there is none."""
+        index = self._index()
+        if not self._settings.originals:
+            raise ServiceError(403, "this service gives no files away", hint="start it with --originals")
+        if len(ids) > schemas.MAX_FILES:
+            raise ServiceError(422, f"{len(ids)} ids", hint=f"give at most {schemas.MAX_FILES} at a time")
+        if not (files := index.files(ids)):
+            raise ServiceError(404, "the index has no image of these ids", hint="give some, such as ?id=ID&id=ID")
+        return _zipped(files)
+
     def models(self) -> dict[str, Any]:
         """Models of the service, in the form of OpenAI."""
         parts = self._parts.encoder, self._parts.answerer, self._parts.captioner
@@ -202,7 +247,9 @@ class Service:
             "can_rerank": self._can_search and encoder is not None and encoder.can_match,
             "can_answer": self._parts.answerer is not None,
             "can_caption": self._parts.captioner is not None,
+            "can_download": index is not None and limits.originals,
             "num_images": 0 if index is None else index.num_images,
+            "complete": index is None or index.complete,
             "columns": {} if index is None else index.columns,
             "samples": self._samples(),
             "limits": {"request_bytes": limits.request_bytes, "pixels": limits.max_pixels, "top": schemas.MAX_TOP},
@@ -216,6 +263,10 @@ class Service:
         vector = np.random.default_rng(0).normal(size=index.dim).astype(np.float32)
         near = index.nearest(vector / np.linalg.norm(vector), top=_SAMPLED)
         return [_shown(hit) for hit in near[:: max(len(near) // _SAMPLES, 1)][:_SAMPLES]]
+
+    def groups(self) -> dict[str, Any]:
+        """Albums by their names, and months from the last on, each with its number of images and one of them."""
+        return self._index().groups()
 
     # ------------------------------------------------------------------------------------------------------- the parts
 
@@ -319,10 +370,10 @@ async def _of_image(work: Awaitable[T]) -> T:
         raise ServiceError(404, reason, hint="search again") from error
 
 
-def _found(result: SearchResult, *, began: float) -> dict[str, Any]:
+def _found(result: SearchResult, *, began: float, offset: int) -> dict[str, Any]:
     seconds = {**result.seconds, "total": time.perf_counter() - began}
     return {
-        "hits": [_shown(hit) for hit in result.hits],
+        "hits": [_shown(hit) for hit in result.hits[offset:]],
         "num_reranked": result.num_reranked,
         "num_matched": result.num_matched,
         "no_match": result.no_match,
@@ -336,6 +387,33 @@ def _shown(hit: Hit) -> dict[str, Any]:
     names = ("id", "captions", "metadata", "width", "height", "score", "similarity", "match", "words")
     probability = None if hit.match is None else sigmoid(hit.match)
     return {name: vars(hit)[name] for name in names} | {"name": PurePath(hit.path).name, "probability": probability}
+
+
+class _Sent(list[bytes]):
+    """A file that cannot be rewound, which makes `ZipFile` write all about an image before the next one."""
+
+    def write(self, data: Any) -> int:
+        self.append(bytes(data))
+        return len(data)
+
+    def flush(self) -> None: ...
+
+
+def _zipped(files: Sequence[tuple[str, str, Callable[[], bytes]]]) -> Iterator[bytes]:
+    """Yield a zip archive of files, one in memory at a time; before a name that another file has, its id stands."""
+    sent, used = _Sent(), set[str]()
+    with zipfile.ZipFile(cast("IO[bytes]", sent), "w") as archive:  # stored: images are compressed already
+        for key, path, read in files:
+            name = PurePath(path).name
+            try:
+                data = read()
+            except ValueError:
+                name, data = f"{name} is missing.txt", b""
+            archive.writestr(f"{key}-{name}" if name in used else name, data)
+            used.add(name)
+            yield b"".join(sent)
+            sent.clear()
+    yield b"".join(sent)
 
 
 def _need(part: T | None, reason: str, *, hint: str) -> T:

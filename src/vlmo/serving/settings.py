@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tyro.conf import Suppress
+from tyro.conf import FlagCreatePairsOff, Suppress
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Settings:
     """Width x height of an image in a request; the default is above that of phones."""
     cors_origin: tuple[str, ...] = ()
     """Origins of other pages that may call the service, such as https://example.org."""
+    originals: FlagCreatePairsOff[bool] = False
+    """Let clients download the files of indexed images, with the places in their EXIF data."""
     server_name: tuple[str, ...] = ()
     """Names that requests may call this server by, beside localhost; without it, any on an address that is not
     loopback."""

@@ -48,6 +48,8 @@ export async function show(image, path) {
   }
 }
 
+export const prefetch = (path) => !needsKey(path) && (new Image().src = path);
+
 const needsKey = (path) => path.startsWith("/v1/") && Boolean(sessionStorage.getItem(KEY));
 
 async function copyOf(path) {

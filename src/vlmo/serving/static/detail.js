@@ -1,12 +1,16 @@
-// One image in a dialog: what is known of it, images like it, and questions about it.
+// One image in a dialog: what is known of it, those before and after it, images like it, and questions about it.
 
-import { Problem, addressOf, call, lead, show } from "./api.js";
+import { Problem, addressOf, call, lead, prefetch, show } from "./api.js";
 import { $, make, percent } from "./dom.js";
 import { titleOf } from "./results.js";
 
+const SWIPE = 50; // pixels
 let asked = null;
+let step = null; // goes to another image
+export let showSteps = () => {}; // shows whether there are others
 
-export function openHit(hit, { onSimilar, canAnswer }) {
+// `neighbour` gives the hit some steps on, if there is one; without `onLess` there is no query to change.
+export function openHit(hit, { neighbour, onMore, onLess, selection, canAnswer }) {
   $("detail-title").textContent = titleOf(hit);
   $("detail-captions").replaceChildren(...hit.captions.slice(1).map((caption) => make("li", {}, caption)));
   const facts = [];
@@ -16,16 +20,34 @@ export function openHit(hit, { onSimilar, canAnswer }) {
   facts.push(...Object.entries(hit.metadata).filter(([, value]) => value !== null && value !== ""));
   showFacts(facts);
   const path = `/v1/images/${encodeURIComponent(hit.id)}`;
-  show($("detail-image"), path);
+  show($("detail-image"), `/v1/thumbnails/${encodeURIComponent(hit.id)}`); // until the whole one is there
+  const whole = make("img", { onload: () => $("detail").dataset.id === hit.id && show($("detail-image"), path) });
+  show(whole, path);
   for (const name of ["detail-open", "detail-download"]) lead($(name), path);
   $("detail-download").download = `${hit.name.replace(/\.\w+$/, "")}.jpg`;
-  $("detail-links").hidden = false;
   $("detail-image").alt = titleOf(hit);
-  $("detail-similar").hidden = false;
-  $("detail-similar").onclick = () => {
-    $("detail").close();
-    onSimilar(hit);
+  $("detail-links").hidden = $("detail-more").hidden = false;
+  for (const [name, run] of [["detail-similar", onMore], ["detail-unlike", onLess]]) {
+    $(name).onclick = () => {
+      $("detail").close();
+      run(hit);
+    };
+  }
+  const box = $("detail-select").querySelector("input");
+  $("detail-select").hidden = !selection;
+  box.checked = Boolean(selection?.ids.has(hit.id));
+  box.onchange = () => selection.toggle(hit.id, box.checked);
+  $("detail-unlike").hidden = !onLess;
+  step = (by) => {
+    const next = neighbour(hit, by);
+    if (next) openHit(next, { neighbour, onMore, onLess, selection, canAnswer });
   };
+  showSteps = () => {
+    for (const [name, by] of [["previous", -1], ["next", 1]]) $(name).hidden = !neighbour(hit, by);
+  };
+  showSteps();
+  $("detail").dataset.id = hit.id;
+  for (const near of [neighbour(hit, 1), neighbour(hit, -1)].filter(Boolean)) prefetch(`/v1/images/${encodeURIComponent(near.id)}`);
   open({ canAnswer, about: async () => ({ id: hit.id }) });
 }
 
@@ -35,8 +57,29 @@ export function openOwn(file, { canAnswer }) {
   showFacts([]);
   show($("detail-image"), URL.createObjectURL(file));
   $("detail-image").alt = "Your image";
-  $("detail-similar").hidden = $("detail-links").hidden = true;
+  for (const name of ["detail-more", "detail-links", "previous", "next"]) $(name).hidden = true;
+  step = null;
+  showSteps = () => {};
+  delete $("detail").dataset.id;
   open({ canAnswer, about: async () => ({ image: await addressOf(file) }) });
+}
+
+export function listenForSteps() {
+  $("previous").onclick = () => step?.(-1);
+  $("next").onclick = () => step?.(1);
+  $("detail").addEventListener("keydown", (event) => {
+    if (event.target === $("question") || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (event.key === "ArrowLeft") step?.(-1);
+    if (event.key === "ArrowRight") step?.(1);
+    if (event.key.toLowerCase() === "x" && !$("detail-select").hidden) $("detail-select").querySelector("input").click();
+  });
+  let from = null;
+  const touched = $("detail").querySelector(".detail-image");
+  touched.addEventListener("touchstart", ({ touches }) => (from = touches.length === 1 ? touches[0].clientX : null), { passive: true });
+  touched.addEventListener("touchend", ({ changedTouches }) => {
+    const moved = from === null ? 0 : changedTouches[0].clientX - from;
+    if (Math.abs(moved) > SWIPE) step?.(moved < 0 ? 1 : -1);
+  });
 }
 
 function open({ canAnswer, about }) {
@@ -47,7 +90,8 @@ function open({ canAnswer, about }) {
     event.preventDefault();
     ask(about);
   };
-  $("detail").showModal();
+  if (!$("detail").open) $("detail").showModal();
+  if (document.activeElement?.hidden) $("detail").focus(); // the last step has hidden its button
 }
 
 function showFacts(facts) {

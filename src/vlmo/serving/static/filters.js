@@ -84,7 +84,7 @@ export class Filters {
       this.onChange();
       $("words").focus();
     };
-    return make("button", { type: "button", className: "chip", "aria-label": `Remove the filter ${shown}`, onclick: remove }, shown, cross());
+    return make("button", { type: "button", className: `chip of-${name.replace(/\W/g, "-")}`, "aria-label": `Remove the filter ${shown}`, onclick: remove }, shown, cross());
   }
 }
 

@@ -1,18 +1,26 @@
 // The page: reads what is wanted from its address, asks the service, and shows the answer.
 
 import { Problem, addressOf, call, show } from "./api.js";
-import { openHit, openOwn } from "./detail.js";
-import { $ } from "./dom.js";
+import { listenForSteps, openHit, openOwn, showSteps } from "./detail.js";
+import { $, cross, make } from "./dom.js";
 import { Filters, PHOTO_FIELDS } from "./filters.js";
-import { clearProblem, showProblem, showResults, showSamples, showStatus, titleOf } from "./results.js";
+import { addResults, cards, clearGrid, clearProblem, showAlbums, showMonths, showProblem, showSamples, showStatus } from "./results.js";
+import { Selection, listenForKeys } from "./selection.js";
 
-const STEP = 24;
+const STEP = 48;
+const MOST = 10_000; // results of a search
+const NEAR = "800px"; // how far below the window more results are loaded
+const AGAIN_MS = 5000; // until the service is asked again how many images are indexed
 const UNUSABLE = [413, 422]; // statuses of an upload that never will be taken
 
 let about = null;
 let filters = null;
+let selection = null;
 let running = null;
 let ready = null; // true when it is known what the service can do; what a quick user does before waits for it
+let groups = null; // albums and months, once asked for
+let hits = []; // all that are shown
+let next = null; // where the results go on, and how; null at their end
 const images = new Map(); // those that were searched by; an address cannot hold one, so it holds their number
 
 // ---- what is wanted, and the address
@@ -20,22 +28,26 @@ const images = new Map(); // those that were searched by; an address cannot hold
 function wanted() {
   const params = new URLSearchParams(location.search);
   const values = Object.fromEntries([...params].filter(([name]) => name.startsWith("f.") || PHOTO_FIELDS.includes(name)));
-  const top = Math.min(Math.max(Number(params.get("top")) || STEP, 1), about?.limits.top ?? STEP);
-  return { words: params.get("q") ?? "", like: params.get("like"), image: params.get("image"), rerank: params.get("rerank") !== "0", top, values };
+  const [like, unlike] = ["like", "unlike"].map((name) => params.getAll(name));
+  return { words: params.get("q") ?? "", like, unlike, image: params.get("image"), view: params.get("view"), rerank: params.get("rerank") !== "0", values };
 }
 
-async function go({ words = "", like = null, image = null, top = STEP }, { replace = false, title = "" } = {}) {
+async function go({ words = "", like = [], unlike = [], image = null, view = null }, { replace = false } = {}) {
   if (!(await ready)) return null;
   const params = new URLSearchParams();
   if (image) params.set("image", image);
-  else if (like) params.set("like", like);
   else if (words) params.set("q", words);
+  for (const each of like) params.append("like", each);
+  for (const each of unlike) params.append("unlike", each);
+  if (view) params.set("view", view);
   if (!$("rerank").checked) params.set("rerank", "0");
-  if (top !== STEP) params.set("top", top);
   for (const [name, value] of Object.entries(filters?.values ?? {})) params.set(name, value);
   const address = params.size ? `?${params}` : "/";
-  if (replace) history.replaceState({ title }, "", address);
-  else history.pushState({ title }, "", address);
+  if (replace) history.replaceState(null, "", address);
+  else {
+    history.replaceState({ top: hits.length, y: window.scrollY }, ""); // for the way back
+    history.pushState(null, "", address);
+  }
   return run();
 }
 
@@ -47,6 +59,8 @@ function fillForm({ words, rerank }) {
   $("words").value = words;
   $("rerank").checked = rerank;
 }
+
+const hasQuery = ({ words, like, unlike, image }) => Boolean(words || like.length || unlike.length || image);
 
 // Photographs of a time, a place or an album are listed without a query too.
 const wantsList = () => Object.keys(filters?.photos ?? {}).length > 0;
@@ -61,23 +75,18 @@ async function run({ typing = false } = {}) {
   if (!typing) fillForm(want);
   showWanted(want);
   clearProblem();
-  if (!want.words && !want.like && !want.image && !wantsList()) return showStart();
+  if (!hasQuery(want) && !want.view && !wantsList()) return showStart();
   if (want.image && !images.has(want.image)) {
-    $("grid").replaceChildren();
+    showNothing();
     return showProblem(new Problem("That image is no longer here.", { hint: "Choose it again.", status: 410 }), {});
   }
   setBusy(true);
-  const began = performance.now();
   try {
-    const found = await ask(want, mine.signal);
-    showResults(found, { onOpen: openResult, byDate: filters.photos.sort === "date" || !(want.words || want.like || want.image) });
-    showStatus(found, { seconds: (performance.now() - began) / 1000 });
-    $("more").hidden = found.hits.length < want.top || want.top >= about.limits.top;
+    if (want.view) await showAllAlbums();
+    else await showFirst(want, mine.signal);
   } catch (problem) {
     if (problem.name === "AbortError") return;
-    $("status").textContent = "";
-    $("grid").replaceChildren();
-    $("more").hidden = true;
+    showNothing();
     if (want.image && UNUSABLE.includes(problem.status)) await go({}, { replace: true });
     showProblem(problem, { onRetry: () => run() });
   } finally {
@@ -85,16 +94,61 @@ async function run({ typing = false } = {}) {
   }
 }
 
-async function ask(want, signal) {
-  const common = { top: want.top, where: filters.where, ...filters.photos };
-  if (want.like) return call("/v1/similar", { body: { id: want.like, ...common }, signal });
-  if (!want.image && !want.words) return call("/v1/search", { body: { ...common, sort: "date" }, signal });
-  if (!want.image) {
-    const plain = want.rerank ? {} : { rerank: 0 };
-    return call("/v1/search", { body: { text: want.words, ...plain, ...common }, signal });
+async function showFirst(want, signal) {
+  const began = performance.now();
+  const byDate = filters.photos.sort === "date" || !hasQuery(want);
+  const whole = byDate && hasQuery(want); // the best by date, which are sorted as a whole
+  const top = whole ? about.limits.top : Math.min(Math.max(history.state?.top ?? 0, STEP), about.limits.top);
+  const found = await ask(want, { top, offset: 0, signal });
+  clearGrid();
+  hits = [];
+  // What the fusion encoder has reordered stands on the first page, unless the order by words is mixed with it.
+  const rerank = want.rerank && (!found.num_reranked || found.num_matched > 0);
+  next = whole || found.hits.length < top ? null : { want: { ...want, rerank }, offset: top, byDate };
+  add(found, byDate);
+  showStatus(found, { seconds: (performance.now() - began) / 1000, more: next !== null });
+  if (history.state?.y) window.scrollTo({ top: history.state.y });
+  if (byDate && !hasQuery(want)) await showDates(want);
+}
+
+// Adds the next results. At most one call runs at a time.
+async function showMore() {
+  if (!next || next.busy) return;
+  const { want, offset, byDate } = next;
+  next.busy = true;
+  try {
+    const found = await ask(want, { top: STEP, offset, signal: running.signal });
+    next = found.hits.length < STEP || offset + 2 * STEP > MOST ? null : { want, offset: offset + STEP, byDate };
+    add(found, byDate);
+  } catch (problem) {
+    if (problem.name === "AbortError") return;
+    next.busy = false;
+    showProblem(problem, { onRetry: () => clearProblem() || showMore() });
   }
-  const image = await addressOf(images.get(want.image).file);
-  return call("/v1/search", { body: { image, ...common }, signal });
+}
+
+function add(found, byDate) {
+  const known = new Set(hits.map(({ id }) => id)); // the index may have changed between two calls
+  const others = found.hits.filter(({ id }) => !known.has(id));
+  hits.push(...others);
+  addResults(others, { onOpen: openResult, selection, byDate });
+  showSteps();
+  $("more").hidden = !next;
+  nearEnd.unobserve($("more")); // so that it is looked at again
+  nearEnd.observe($("more"));
+}
+
+const nearEnd = new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && showMore(), { rootMargin: NEAR });
+
+async function ask(want, { top, offset, signal }) {
+  const body = { top, offset, where: filters.where, ...filters.photos };
+  if (want.like.length) body.like = want.like;
+  if (want.unlike.length) body.unlike = want.unlike;
+  if (want.image) body.image = await addressOf(images.get(want.image).file);
+  else if (want.words) body.text = want.words;
+  else if (!hasQuery(want)) body.sort = "date";
+  if (!want.rerank && body.text && !body.like && !body.unlike) body.rerank = 0;
+  return call("/v1/search", { body, signal });
 }
 
 // ---- showing
@@ -104,38 +158,92 @@ function setBusy(busy) {
   $("results").setAttribute("aria-busy", String(busy));
 }
 
-function showStart() {
-  setBusy(false);
-  $("grid").replaceChildren();
+function showNothing() {
+  clearGrid();
+  hits = [];
+  next = null;
   $("status").textContent = "";
   $("note").hidden = $("more").hidden = true;
 }
 
-function showWanted({ words, like, image, values }) {
+function showStart() {
+  setBusy(false);
+  showNothing();
+}
+
+async function showAllAlbums() {
+  groups ??= await call("/v1/groups");
+  showNothing();
+  const open = ({ name }) => {
+    filters.values = { album: name, sort: "date" };
+    go({});
+  };
+  showAlbums(groups.albums, { onOpen: open });
+  $("status").textContent = `${groups.albums.length} albums`;
+}
+
+async function showDates({ values }) {
+  groups ??= await call("/v1/groups");
+  const back = (month) => {
+    const [year, number] = month.split("-").map(Number);
+    filters.values = { ...filters.values, to: `${month}-${new Date(year, number, 0).getDate()}` };
+    goAgain();
+  };
+  showMonths(groups.months, { chosen: values.to, onChange: back });
+  $("months").hidden = groups.months.length < 2;
+}
+
+function showWanted(want) {
+  const { words, like, unlike, image, view, values } = want;
   if (filters) filters.values = values;
-  const byImage = Boolean(like || image);
-  document.body.classList.toggle("start", !words && !byImage && !wantsList());
-  $("samples").hidden = Boolean(words || byImage || wantsList() || !about?.samples.length);
+  const isStart = !hasQuery(want) && !view && !wantsList();
+  document.body.classList.toggle("start", isStart);
+  document.body.classList.toggle("listing", !hasQuery(want)); // which is by date in any case
+  $("samples").hidden = !isStart || !about?.samples.length;
+  $("months").hidden = true;
   document.title = words ? `${words} · Image search` : "Image search";
-  $("words").hidden = byImage;
-  $("by-image").hidden = !byImage;
-  $("rerank").disabled = byImage;
-  if (!byImage) return;
+  for (const tab of $("tabs").children) tab.ariaCurrent = tab.search === (view ? "?view=albums" : !hasQuery(want) && !isStart ? "?sort=date" : "-") ? "page" : null;
+  for (const [kind, ids] of Object.entries({ like, unlike })) $("chips").append(...ids.map((id) => refinement(want, kind, id)));
+  $("words").hidden = Boolean(image);
+  $("by-image").hidden = !image;
+  $("rerank").disabled = Boolean(image || like.length || unlike.length);
   const own = image && images.get(image);
-  $("by-image-name").textContent = own ? own.name : like ? `like ${history.state?.title || "this image"}` : "an image";
+  if (!image) return;
+  $("by-image-name").textContent = own ? own.name : "an image";
   $("by-image-image").onerror = ({ target }) => (target.src = "/static/icon.svg"); // a format that the browser does not show
-  show($("by-image-image"), own ? own.url : like ? `/v1/thumbnails/${encodeURIComponent(like)}` : "/static/icon.svg");
+  show($("by-image-image"), own ? own.url : "/static/icon.svg");
   $("ask-own").hidden = !(own && about?.can_answer);
   if (own) $("ask-own").onclick = () => openOwn(own.file, { canAnswer: true });
 }
 
-function openResult(hit) {
-  openHit(hit, { onSimilar: searchSimilar, canAnswer: about.can_answer });
+// An image that the query is to be like, or not like, and that can be removed.
+function refinement(want, kind, id) {
+  const image = make("img", { alt: "" });
+  show(image, `/v1/thumbnails/${encodeURIComponent(id)}`);
+  const words = kind === "like" ? "like this" : "not like this";
+  const remove = () => goAgain({ [kind]: want[kind].filter((each) => each !== id) }).then(() => $("words").focus());
+  return make("button", { type: "button", className: `chip ${kind}`, "aria-label": `Remove: ${words}`, onclick: remove }, image, words, cross());
 }
 
-function searchSimilar(hit) {
-  window.scrollTo({ top: 0 });
-  go({ like: hit.id }, { title: titleOf(hit) }).then(() => $("results").focus({ preventScroll: true }));
+function openResult(hit, { among = hits } = {}) {
+  const neighbour = ({ id }, by) => {
+    const at = among.findIndex((each) => each.id === id) + by;
+    if (among === hits && at > hits.length - 4) showMore();
+    return among[at];
+  };
+  const refine = (kind) => ({ id }) => {
+    const { like, unlike, ...others } = wanted();
+    const rest = { like: like.filter((each) => each !== id), unlike: unlike.filter((each) => each !== id) };
+    window.scrollTo({ top: 0 });
+    go({ ...others, view: null, ...rest, [kind]: [...rest[kind], id] }).then(() => $("results").focus({ preventScroll: true }));
+  };
+  openHit(hit, {
+    neighbour,
+    onMore: refine("like"),
+    onLess: hasQuery(wanted()) ? refine("unlike") : null,
+    selection,
+    canAnswer: about.can_answer,
+  });
 }
 
 // ---- images of the user
@@ -185,23 +293,22 @@ function listen() {
   $("search").addEventListener("submit", (event) => {
     event.preventDefault();
     const words = $("words").value.trim();
-    const { like, image } = wanted();
     if ($("words").hidden) return goAgain();
     if (words) go({ words });
-    else if (like || image || wantsList()) goAgain({ words });
+    else if (hasQuery(wanted()) || wantsList()) goAgain({ words });
     else $("words").focus();
   });
   $("rerank").addEventListener("change", () => {
     const words = $("words").value.trim() || wanted().words;
-    go({ words, top: wanted().top }, { replace: !words });
+    go({ words }, { replace: !words });
   });
   $("by-words").addEventListener("click", () => {
     go({}).then(() => $("words").focus());
   });
   $("more").addEventListener("click", async () => {
-    const shown = $("grid").querySelectorAll(".card").length;
-    await goAgain({ top: Math.min(wanted().top + STEP, about.limits.top) });
-    $("grid").querySelectorAll(".card")[shown]?.focus();
+    const shown = cards().length;
+    await showMore();
+    cards()[shown]?.focus();
   });
   $("home").addEventListener("click", async (event) => {
     event.preventDefault();
@@ -210,6 +317,17 @@ function listen() {
     $("rerank").checked = true;
     go({}).then(() => $("words").focus());
   });
+  for (const tab of $("tabs").children) {
+    tab.addEventListener("click", async (event) => {
+      event.preventDefault();
+      if (!(await ready)) return;
+      groups = null; // it may have changed
+      const params = new URLSearchParams(tab.search);
+      filters.values = params.has("sort") ? { sort: "date" } : {};
+      window.scrollTo({ top: 0 });
+      go({ view: params.get("view") });
+    });
+  }
   window.addEventListener("popstate", () => {
     $("detail").close();
     if (about?.can_search) run();
@@ -217,6 +335,12 @@ function listen() {
   $("detail").addEventListener("click", (event) => {
     if (event.target === $("detail")) $("detail").close(); // beside what it shows
   });
+  $("detail").addEventListener("close", () => {
+    const { id } = $("detail").dataset; // after some steps another one than that which was opened
+    if (id) document.querySelector(`.card[data-id="${CSS.escape(id)}"]`)?.focus();
+  });
+  listenForSteps();
+  listenForKeys(() => selection);
   listenForImages();
 }
 
@@ -224,8 +348,9 @@ function showAbout() {
   const number = about.num_images.toLocaleString("en");
   $("rerank-option").hidden = !about.can_rerank;
   if (about.can_search) {
-    showSamples(about.samples, { onOpen: openResult });
-    $("collection").textContent = `${number} image${about.num_images === 1 ? "" : "s"}`;
+    showSamples(about.samples, { onOpen: (hit) => openResult(hit, { among: about.samples }) });
+    $("tabs").hidden = !(about.columns.taken && about.columns.album);
+    $("collection").textContent = `${number} image${about.num_images === 1 ? "" : "s"}${about.complete ? "" : ", more are being indexed"}`;
     return;
   }
   $("words").hidden = true;
@@ -236,6 +361,17 @@ function showAbout() {
     : "This service was started without an index. Its API embeds and reranks all the same.";
 }
 
+// While images are being indexed, their number grows.
+async function learnAgain() {
+  try {
+    const { num_images: number, complete, samples } = await call("/v1/about");
+    Object.assign(about, { num_images: number, complete, samples: about.samples.length ? about.samples : samples });
+    showAbout();
+  } finally {
+    if (!about.complete) setTimeout(learnAgain, AGAIN_MS);
+  }
+}
+
 async function learn() {
   try {
     about = await call("/v1/about");
@@ -244,11 +380,14 @@ async function learn() {
     return false;
   }
   filters = new Filters(about.columns, { onChange: () => goAgain() });
+  selection = about.can_download ? new Selection() : null;
   showAbout();
   if (about.can_search) run({ typing: true });
+  if (!about.complete) setTimeout(learnAgain, AGAIN_MS);
   return true;
 }
 
+history.scrollRestoration = "manual";
 fillForm(wanted());
 ready = learn();
 listen();

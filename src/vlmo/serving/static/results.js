@@ -1,26 +1,58 @@
-// The grid of results, and what stands around it.
+// The grid of results or albums, and what stands around it.
 
 import { show } from "./api.js";
 import { $, make, percent } from "./dom.js";
 
-export const titleOf = (hit) => hit.captions[0] || hit.name;
+const EAGER = 12; // images at the top are loaded at once
+const [LEAST, MOST] = [0.6, 2.5]; // width by height of what is shown: the rest of narrower and wider images is cut
+const MONTH = { month: "long", year: "numeric" };
 
-// With `byDate` a heading stands before the images of each month.
-export function showResults(found, { onOpen, byDate }) {
-  let month = null;
-  const cards = found.hits.flatMap((hit, position) => {
-    const shown = card(hit, { position, onOpen, below: [title(hit), byDate ? date(hit) : scores(hit)] });
-    if (!byDate || month === monthOf(hit)) return [shown];
-    month = monthOf(hit);
-    return [make("li", { className: "month" }, make("h2", {}, month)), shown];
-  });
-  $("grid").replaceChildren(...(cards.length ? cards : [nothing()]));
+export const titleOf = (hit) => hit.captions[0] || hit.name;
+export const cards = () => [...$("grid").querySelectorAll(".card")];
+
+export function clearGrid() {
+  $("grid").replaceChildren();
+  $("grid").classList.remove("no-match");
+  delete $("grid").dataset.month;
 }
 
-export function showStatus(found, { seconds }) {
+// Adds cards of hits to the grid. With `byDate` a heading stands before the images of each month.
+export function addResults(hits, { onOpen, selection, byDate }) {
+  for (const hit of hits) {
+    const month = monthOf(hit.metadata.taken);
+    if (byDate && $("grid").dataset.month !== month) {
+      if ($("grid").dataset.month) $("grid").append(make("li", { className: "rest", "aria-hidden": "true" }));
+      $("grid").append(make("li", { className: "month" }, make("h2", {}, month)));
+      $("grid").dataset.month = month;
+    }
+    const item = card(hit, { position: cards().length, onOpen, below: [title(hit), byDate ? date(hit) : scores(hit)] });
+    item.style.setProperty("--ratio", Math.min(Math.max(hit.width / hit.height, LEAST), MOST));
+    if (selection) item.append(selection.boxOf(hit));
+    $("grid").append(item);
+  }
+  if (!cards().length) $("grid").append(nothing());
+}
+
+export function showAlbums(albums, { onOpen }) {
+  clearGrid();
+  for (const album of albums) {
+    const number = make("span", { className: "scores" }, `${album.count} image${album.count === 1 ? "" : "s"}`);
+    $("grid").append(card({ id: album.id, name: album.name, captions: [] }, { position: cards().length, onOpen, below: [title(album), number] }));
+  }
+}
+
+export function showMonths(months, { chosen, onChange }) {
+  const options = months.map(({ name, count }) => make("option", { value: name }, `${monthOf(name)} (${count})`));
+  const select = $("months").querySelector("select");
+  select.replaceChildren(...options);
+  select.value = (chosen || "").slice(0, 7) || months[0]?.name;
+  select.onchange = () => onChange(select.value);
+}
+
+export function showStatus(found, { seconds, more }) {
   const number = found.hits.length;
   const closer = found.num_reranked ? ` · the best ${found.num_reranked} reranked` : "";
-  const before = found.no_match ? "No match · the nearest " : "";
+  const before = found.no_match ? "No match · the nearest " : more ? "The first " : "";
   $("status").textContent = `${before}${number || "No"} image${number === 1 ? "" : "s"} in ${seconds.toFixed(2)} s${closer}`;
   $("grid").classList.toggle("no-match", found.no_match === true);
   $("note").hidden = !found.note;
@@ -48,7 +80,7 @@ export function showSamples(hits, { onOpen }) {
 }
 
 function card(hit, { position, onOpen, below }) {
-  const image = make("img", { alt: below.length ? "" : titleOf(hit), width: 200, height: 200, loading: position < 12 ? "eager" : "lazy", decoding: "async" });
+  const image = make("img", { alt: below.length ? "" : titleOf(hit), width: 200, height: 200, loading: position < EAGER ? "eager" : "lazy", decoding: "async" });
   show(image, `/v1/thumbnails/${encodeURIComponent(hit.id)}`);
   const button = make(
     "button",
@@ -60,11 +92,9 @@ function card(hit, { position, onOpen, below }) {
   return make("li", {}, button);
 }
 
-const title = (hit) => make("span", { className: "what" }, titleOf(hit));
+const title = (hit) => make("span", { className: "what" }, hit.captions ? titleOf(hit) : hit.name);
 
-const MONTH = { month: "long", year: "numeric" };
-
-function monthOf({ metadata: { taken } }) {
+function monthOf(taken) {
   return taken ? new Date(`${taken.slice(0, 7)}-01T00:00`).toLocaleDateString("en", MONTH) : "Without a date";
 }
 

@@ -1,0 +1,153 @@
+"""What the page asks a collection for beside a search: further results, images to be like or not, groups, archives."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.integrations.toy_gallery import drawings
+from tests.retrieval.toy_index import encoded
+from tests.serving.toy_service import in_base64, photo_folder, post
+from vlmo.retrieval import Index, build_index
+from vlmo.serving.app import create_app
+from vlmo.serving.parts import Parts
+from vlmo.serving.settings import Settings
+
+TEXT = "a red circle"
+
+
+@pytest.fixture(scope="module")
+def folder(parts, tmp_path_factory):
+    folder = photo_folder(tmp_path_factory.mktemp("collection"), number=24)
+    (folder / "Winter" / "photo 000.png").write_bytes((folder / "Winter" / "photo 003.png").read_bytes())
+    build_index(parts.encoder, [folder], out=folder / "index")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(folder) -> Index:
+    return Index(folder / "index", in_memory=True)
+
+
+@pytest.fixture(scope="module")
+def client(parts, index):
+    with TestClient(create_app(Parts(parts.encoder, index), Settings(originals=True))) as client:
+        yield client
+
+
+def ids(found: dict) -> list[str]:
+    return [hit["id"] for hit in found["hits"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("search", {"text": TEXT, "rerank": 8}),
+        ("search", {"image": in_base64(encoded(drawings()[2]))}),
+        ("search", {"sort": "date"}),
+        ("search", {"text": TEXT, "like": "ID", "unlike": "ID"}),
+        ("similar", {"id": "ID", "album": "Rome"}),
+    ],
+)
+def test_parts_of_a_result_follow_each_other(client, path, body) -> None:
+    chosen = ids(post(client, "/v1/search", sort="date", top=5))
+    given = {"like": chosen[2:], "unlike": chosen[:2], "id": chosen[0]}
+    body = {name: given[name] if value == "ID" else value for name, value in body.items()}
+    whole = ids(post(client, f"/v1/{path}", **body, top=16))
+    parts = [ids(post(client, f"/v1/{path}", **body, top=8, offset=offset)) for offset in (0, 8)]
+    assert parts[0] + parts[1] == whole
+    assert len(whole) > 8
+    assert ids(post(client, f"/v1/{path}", **body, top=8, offset=9000)) == []
+
+
+def test_results_move_towards_and_away_from_images(client, index, parts) -> None:
+    first, second, third = ids(post(client, "/v1/search", text=TEXT, top=3))
+    (text,), (image,) = parts.encoder.embed_texts([TEXT]), parts.encoder.embed_images([drawings()[2]])
+    a, b, c = map(index.vector, (first, second, third))
+    upload = {"image": in_base64(encoded(drawings()[2]))}
+    for body, vector in (
+        ({"text": TEXT, "unlike": [first]}, text - 0.15 * a),
+        ({"text": TEXT, "unlike": [first, second]}, text - 0.15 * a - 0.15 * b),
+        ({"text": TEXT, "like": [first, second], "unlike": [third]}, text + 0.75 * (a + b) / 2 - 0.15 * c),
+        ({"like": [second], "unlike": [third]}, 0.75 * b - 0.15 * c),
+        ({**upload, "like": [first]}, image + 0.75 * a),
+    ):
+        found = post(client, "/v1/search", **body, top=24)
+        given = [*body.get("like", []), *body.get("unlike", [])]
+        expected = [hit for hit in index.nearest(vector / np.linalg.norm(vector), top=30) if hit.id not in given]
+        assert [hit["similarity"] for hit in found["hits"]] == pytest.approx([h.similarity for h in expected], abs=1e-5)
+        assert not set(ids(found)) & set(given)
+        assert found["num_reranked"] == 0
+    response = client.post("/v1/search", json={"like": [first], "unlike": [first] * 5})
+    assert (response.status_code, "cancel" in response.json()["error"]["message"]) == (422, True)
+    assert ids(post(client, "/v1/search", text=TEXT, unlike=[first], album="Winter", sort="date"))
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"unlike": ["abc"]}, 422, "a text or an image"),
+        ({"text": "a", "like": ["abc"]}, 404, "no image of this id"),
+        ({"text": "a", "like": ["abc"], "rerank": 8}, 422, "leave out rerank"),
+        ({"text": "a", "unlike": ["abc"], "mode": "words"}, 422, "leave out rerank, parts and mode"),
+        ({"text": "a", "like": ["abc"] * 17}, 422, "at most 16"),
+        ({"text": "a", "offset": 9701}, 422, "9700"),
+        ({"text": "a", "offset": -1}, 422, "offset"),
+    ],
+)
+def test_wrong_requests_say_what_is_right(client, body, status, words) -> None:
+    response = client.post("/v1/search", json=body)
+    assert (response.status_code, words in response.json()["error"]["message"]) == (status, True)
+
+
+def test_groups_are_albums_and_months_with_their_newest_image(client, index) -> None:
+    groups = client.get("/v1/groups").json()
+    assert [(each["name"], each["count"]) for each in groups["albums"]] == [("Italy/Rome", 12), ("Winter", 13)]
+    assert [(each["name"], each["count"]) for each in groups["months"]] == [
+        ("2021-03", 4),
+        ("2021-02", 10),
+        ("2021-01", 11),
+    ]
+    ((_, path, _),) = index.files([groups["albums"][0]["id"]])
+    assert path.endswith("photo 022.png")
+    ((_, path, _),) = index.files([groups["months"][2]["id"]])
+    assert path.endswith("photo 009.png")
+
+
+def test_index_without_columns_of_photographs_has_no_groups(parts, client, monkeypatch) -> None:
+    monkeypatch.setattr(Index, "columns", {"year": "number"})
+    assert client.get("/v1/groups").json() == {"albums": [], "months": []}
+
+
+def test_archive_has_the_files_as_they_are_and_names_missing_ones(client, folder, index) -> None:
+    hits = post(client, "/v1/search", sort="date", top=25)["hits"]
+    chosen = [hit["id"] for hit in hits if hit["name"] in {"photo 000.png", "photo 004.png", "photo 005.png"}]
+    path = folder / "Winter" / "photo 005.png"
+    data = path.read_bytes()
+    path.unlink()
+    try:
+        response = client.get("/v1/archive", params={"id": [*chosen, "nobody", chosen[0]]})
+    finally:
+        path.write_bytes(data)
+    assert response.headers["content-type"] == "application/zip"
+    assert "images.zip" in response.headers["content-disposition"]
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+        assert archive.testzip() is None
+        names = sorted(archive.namelist())
+        assert names[0].endswith("-photo 000.png")  # there are two
+        assert names[1:] == ["photo 000.png", "photo 004.png", "photo 005.png is missing.txt"]
+        assert archive.read("photo 004.png") == (folder / "Italy" / "Rome" / "photo 004.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("ids", "originals", "status"),
+    [(["nobody"], True, 404), ([], True, 404), (["a"] * 1001, True, 422), (["a"], False, 403)],
+)
+def test_archive_is_refused(parts, index, ids, originals, status) -> None:
+    with TestClient(create_app(Parts(parts.encoder, index), Settings(originals=originals))) as client:
+        response = client.get("/v1/archive", params={"id": ids})
+        assert response.status_code == status
+        assert response.json()["detail"]
+        assert client.get("/v1/about").json()["can_download"] is originals

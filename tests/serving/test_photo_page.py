@@ -1,0 +1,268 @@
+"""The page over a collection of photographs: it loads as one scrolls, steps through large images, refines, selects."""
+
+import re
+import zipfile
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.serving.test_page import ACCESSIBLE, FOCUS_IS_SHOWN, cards
+from tests.serving.toy_service import photo_folder, served
+from vlmo.retrieval import Index, build_index
+from vlmo.serving.app import create_app
+from vlmo.serving.parts import Parts
+from vlmo.serving.settings import Settings
+
+pytestmark = pytest.mark.browser
+
+NUM = 110
+ROWS = """[...document.querySelectorAll("#grid > li:not(.month, .rest)")].map((li) => {
+  const [box, frame] = [li, li.querySelector(".frame")].map((each) => each.getBoundingClientRect());
+  return [Math.round(box.top + scrollY), box.left, box.right, Math.round(frame.height)];
+})"""
+
+
+@pytest.fixture(scope="module")
+def photos(parts, tmp_path_factory) -> Parts:
+    folder = photo_folder(tmp_path_factory.mktemp("photos"), number=NUM)
+    build_index(parts.encoder, [folder], out=folder / "index")
+    return Parts(parts.encoder, Index(folder / "index", in_memory=True))
+
+
+@pytest.fixture(scope="module")
+def address(photos) -> Iterator[str]:
+    with served(create_app(photos, Settings(originals=True))) as address:
+        yield address
+
+
+def names(page: Page) -> list[str]:
+    return page.locator("#grid .what").all_inner_texts()
+
+
+def load_all(page: Page, number: int = NUM) -> None:
+    while cards(page).count() < number:
+        page.mouse.wheel(0, 20_000)
+        page.wait_for_timeout(50)
+
+
+def rows_of(page: Page) -> list[list]:
+    rows: dict[int, list] = {}
+    for top, *others in page.evaluate(ROWS):
+        rows.setdefault(top, []).append(others)
+    return list(rows.values())
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_grid_is_justified_and_grows_as_one_scrolls(open_page, address, width) -> None:
+    page = open_page(f"{address}/?q=a+red+circle&rerank=0", width=width)
+    expect(page.locator("#status")).to_contain_text("The first 48 images")
+    load_all(page)
+    expect(page.locator("#more")).to_be_hidden()
+    assert len(set(names(page))) == NUM  # each once
+    grid = page.locator("#grid").evaluate(
+        "(grid) => { const b = grid.getBoundingClientRect(); return [b.left, b.right]; }"
+    )
+    *whole, last = rows_of(page)
+    for row in whole:
+        assert max(each[2] for each in row) - min(each[2] for each in row) <= 1  # equally high
+        assert (row[0][0], row[-1][1]) == pytest.approx(grid, abs=1)
+    assert last[-1][1] <= grid[1] + 1
+    similarities = [
+        float(each) for each in re.findall(r"similarity (-?0\.\d\d|1\.00)", page.locator("#grid").inner_text())
+    ]
+    assert similarities == sorted(similarities, reverse=True)
+
+
+def test_dates_go_back_month_by_month_and_can_be_entered_anywhere(open_page, address) -> None:
+    page = open_page(address)
+    page.get_by_role("link", name="Dates").click()
+    expect(page.get_by_role("link", name="Dates")).to_have_attribute("aria-current", "page")
+    expect(page.locator("#chips button:visible")).to_have_count(0)
+    load_all(page)
+    months = page.locator("#grid h2").all_inner_texts()
+    assert months[:2] == ["November 2021", "October 2021"]
+    assert len(months) == len(set(months)) == 11
+    page.locator("#months select").select_option("2021-03")
+    expect(page.locator("#grid h2").first).to_have_text("March 2021")
+    expect(cards(page)).to_have_count(30)
+    assert "to=2021-03-31" in page.url
+    page.go_back()
+    expect(page.locator("#grid h2").first).to_have_text("November 2021")
+    assert cards(page).count() == NUM  # as it was left
+
+
+def test_albums_open_by_date(open_page, address) -> None:
+    page = open_page(address)
+    page.get_by_role("link", name="Albums").click()
+    expect(page.locator("#status")).to_have_text("2 albums")
+    expect(cards(page).first).to_contain_text("Italy/Rome")
+    expect(cards(page).first).to_contain_text("55 images")
+    assert page.evaluate(ACCESSIBLE) == []
+    cards(page).first.click()
+    expect(page.get_by_role("button", name="Remove the filter album: Italy/Rome")).to_be_visible()
+    expect(page.locator("#grid h2").first).to_have_text("November 2021")
+    page.go_back()
+    expect(page.locator("#status")).to_have_text("2 albums")
+
+
+def test_large_view_steps_with_arrows_and_past_what_was_loaded(open_page, address) -> None:
+    page = open_page(f"{address}/?sort=date")
+    expect(cards(page)).to_have_count(48)
+    cards(page).first.click()
+    expect(page.get_by_role("button", name="Previous image")).to_be_hidden()
+    page.keyboard.press("Escape")
+    cards(page).nth(44).focus()
+    page.keyboard.press("Enter")
+    title = page.locator("#detail-title")
+    seen = [title.inner_text()]
+    for _ in range(6):
+        expect(page.get_by_role("button", name="Next image")).to_be_visible()
+        page.keyboard.press("ArrowRight")
+        seen.append(title.inner_text())
+    assert seen == names(page)[44:51]
+    page.get_by_role("button", name="Previous image").click()
+    assert title.inner_text() == seen[-2]
+    expect(page.locator("#detail-image")).to_have_attribute("src", re.compile("^/v1/images/"))
+    page.keyboard.press("Escape")
+    expect(cards(page).nth(49)).to_be_focused()
+
+
+def test_more_and_not_like_this_change_the_results_and_can_be_taken_back(open_page, address) -> None:
+    page = open_page(f"{address}/?q=a+red+circle")
+    expect(cards(page)).to_have_count(48)
+    first = names(page)[0]
+    cards(page).first.click()
+    page.get_by_role("button", name="Not like this").click()
+    chip = page.get_by_role("button", name="Remove: not like this")
+    expect(chip).to_be_visible()
+    expect(page.locator("#grid")).not_to_contain_text(first)
+    less = names(page)
+    cards(page).nth(1).click()
+    page.get_by_role("button", name="More like this").click()
+    expect(page.get_by_role("button", name="Remove: like this", exact=True)).to_be_visible()
+    expect(page.locator("#grid")).not_to_contain_text(less[1])
+    assert page.evaluate(ACCESSIBLE) == []
+    assert re.search(r"\?q=a\+red\+circle&like=\w+&unlike=\w+$", page.url)
+    page.reload()
+    expect(chip).to_be_visible()
+    chip.click()
+    expect(chip).to_be_hidden()
+    page.get_by_role("button", name="Remove: like this").click()
+    expect(page.locator("#status")).to_contain_text("reranked")
+    assert names(page)[0] == first
+    page.get_by_role("link", name="Dates").click()
+    expect(page.locator("#grid h2").first).to_be_visible()
+    cards(page).first.click()
+    expect(page.get_by_role("button", name="More like this")).to_be_visible()
+    expect(page.get_by_role("button", name="Not like this")).to_be_hidden()  # than what?
+
+
+def test_images_are_selected_and_downloaded_with_the_keyboard_alone(open_page, address, photos) -> None:
+    page = open_page(f"{address}/?sort=date")
+    expect(cards(page)).to_have_count(48)
+    cards(page).first.focus()
+    chosen = []
+    for keys in (
+        "x",
+        "ArrowRight x",
+        "ArrowDown x",
+        "ArrowUp ArrowLeft Enter ArrowRight ArrowRight x Escape",
+        "End Home",
+    ):
+        for each in keys.split():
+            page.keyboard.press(each)
+            assert page.evaluate(FOCUS_IS_SHOWN) or each in {"Enter", "ArrowRight"}, each
+            if each == "x":
+                now = page.locator("#detail[open]").count()
+                chosen.append(
+                    page.evaluate(
+                        "document.querySelector('#detail[open]')?.dataset.id ?? document.activeElement.dataset.id"
+                    )
+                )
+                assert not now or page.get_by_label("Select", exact=True).is_checked()
+    expect(page.locator("#selected")).to_have_text("4 selected")
+    assert len(set(chosen)) == 4
+    assert page.evaluate(ACCESSIBLE) == []
+    page.get_by_role("link", name="Download").focus()
+    with page.expect_download() as downloading:
+        page.keyboard.press("Enter")
+    assert downloading.value.suggested_filename == "images.zip"
+    with zipfile.ZipFile(downloading.value.path()) as archive:
+        sizes = [archive.read(name) for name in archive.namelist()]
+    wanted = [read() for _, _, read in photos.index.files(chosen)]
+    assert sizes == wanted
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#selection")).to_be_hidden()
+
+
+def test_a_service_that_gives_no_files_away_selects_none(open_page, photos) -> None:
+    with served(create_app(photos)) as address:
+        page = open_page(f"{address}/?sort=date")
+        expect(cards(page)).to_have_count(48)
+        assert page.locator(".select").count() == 0
+        cards(page).first.focus()
+        page.keyboard.press("x")
+        expect(page.locator("#selection")).to_be_hidden()
+        cards(page).first.click()
+        expect(page.locator("#detail-select")).to_be_hidden()
+        page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone_shows_all_of_it(open_page, address, scheme) -> None:
+    page = open_page(
+        f"{address}/?sort=date", width=390, height=844, is_mobile=True, has_touch=True, color_scheme=scheme
+    )
+    expect(cards(page)).to_have_count(48)
+    small = (
+        "[...document.querySelectorAll('button, summary, .switch, .upload, select, .select, .tabs a, #selection a')]"
+        ".filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 24).map((e) => e.outerHTML)"
+    )
+
+    def check() -> None:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate(small) == []
+        assert page.evaluate(ACCESSIBLE) == []
+
+    check()
+    page.locator(".select").first.tap()
+    expect(page.locator("#selected")).to_have_text("1 selected")
+    check()
+    cards(page).nth(1).tap()
+    title = page.locator("#detail-title")
+    before = title.inner_text()
+    check()
+    swipe = """([from, to]) => { const area = document.querySelector(".detail-image");
+      const touch = (x) => new Touch({ identifier: 1, target: area, clientX: x, clientY: 200 });
+      area.dispatchEvent(new TouchEvent("touchstart", { touches: [touch(from)], changedTouches: [touch(from)] }));
+      area.dispatchEvent(new TouchEvent("touchend", { touches: [], changedTouches: [touch(to)] })); }"""
+    page.evaluate(swipe, [300, 100])
+    assert title.inner_text() == names(page)[2]
+    page.evaluate(swipe, [100, 300])
+    assert title.inner_text() == before
+    page.evaluate(swipe, [100, 110])  # a tap
+    assert title.inner_text() == before
+    page.get_by_role("button", name="Close").tap()
+    page.get_by_role("link", name="Albums").tap()
+    expect(page.locator("#status")).to_have_text("2 albums")
+    check()
+
+
+def test_page_counts_images_while_they_are_indexed(open_page, address, photos, monkeypatch) -> None:
+    monkeypatch.setattr(Index, "complete", property(lambda _: False))
+    page = open_page(address)
+    expect(page.locator("#collection")).to_have_text("110 images, more are being indexed")
+    monkeypatch.undo()
+    expect(page.locator("#collection")).to_have_text("110 images")
+
+
+def test_index_without_columns_of_photographs_has_no_tabs(open_page, parts) -> None:
+    class Plain(Index):
+        columns = {"year": "number"}
+
+    with served(create_app(Parts(parts.encoder, Plain(parts.index.folder)))) as address:
+        page = open_page(address)
+        expect(page.locator("#collection")).to_have_text("24 images")
+        expect(page.locator("#tabs")).to_be_hidden()
+        page.context.close()
