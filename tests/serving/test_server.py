@@ -90,7 +90,7 @@ def test_full_queue_is_503_and_sigterm_finishes_what_runs_and_ends_with_0(slow, 
 
 def _serve_and_never_decode(arguments: list[str], begun: Path) -> None:
     """`vlmo serve` with no patience, where neither an uploaded image nor one of the index is ever decoded."""
-    from vlmo.retrieval import index
+    from vlmo.data.examples import EncodedImage
     from vlmo.serving import decoder, server
 
     def start(decoders: decoder.Decoders, slot: int) -> subprocess.Popen[bytes]:
@@ -104,7 +104,7 @@ def _serve_and_never_decode(arguments: list[str], begun: Path) -> None:
         begun.touch()
         threading.Event().wait()
 
-    decoder.Decoders._start, index.decode_image = start, decode
+    decoder.Decoders._start, EncodedImage.decode_to = start, decode
     server._CLOSING_S, plain = 3.0, server.serve
     server.serve = lambda bound, parts, settings: plain(bound, parts, replace(settings, grace=1.0))
     main(["serve", *arguments])

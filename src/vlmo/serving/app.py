@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import json
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -220,8 +221,17 @@ def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], work: 
         description=inspect.getdoc(work),
         response_class=JSONResponse,
         responses={200: {"model": dict[str, Any]}},
-        openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": body.model_json_schema()}}}},
+        openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": _schema_of(body)}}}},
     )(route)
+
+
+def _schema_of(body: type[Body]) -> dict[str, Any]:
+    """Return a schema without references, which would be looked up from the root of the whole description."""
+    schema = body.model_json_schema()
+    parts, text = schema.pop("$defs", {}), json.dumps(schema)
+    for name, part in parts.items():
+        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(part))
+    return json.loads(text)
 
 
 async def _disconnect(request: Request) -> None:
