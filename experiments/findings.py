@@ -209,7 +209,7 @@ def fused_states(folder: Path, *, source: str, split: str) -> Float[torch.Tensor
         images = range(numbers.start % count, numbers.start % count + len(numbers))
         input_ids, attention_mask = pairs.read_texts(numbers)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
-        hidden = model.vlmo(pixel_values=pairs.read_images(images), **batch).last_hidden_state
+        hidden = model.vlmo(pixel_values=torch.stack(pairs.read_images(images)), **batch).last_hidden_state
         states.append(torch.cat([hidden[:, 0], hidden.mean(dim=1)], dim=1))
     return torch.cat(states).unflatten(0, (2, count))
 

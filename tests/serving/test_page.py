@@ -331,7 +331,7 @@ def test_file_that_cannot_be_searched_by_is_refused(open_page, parts, name, kind
 
 def test_results_without_a_match_are_marked(page, parts, monkeypatch) -> None:
     monkeypatch.setattr(parts.encoder, "is_unknown", lambda *_, **__: True)
-    search(page, "a red circle")
+    search(page, "flurble snorkwist")  # no word of the captions
     expect(page.get_by_role("status")).to_contain_text("No match · the nearest 24 images")
     expect(page.locator("#note")).to_contain_text("no match: the model does not know these words")
     expect(page.locator("#grid")).to_have_class(re.compile("no-match"))

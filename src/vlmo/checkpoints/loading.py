@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import BeitImageProcessor, logging
+from transformers import logging
 
 import vlmo.model
 import vlmo.processing
@@ -25,6 +25,8 @@ from vlmo.folder.pickles import check_pickles
 from vlmo.released import find_model
 
 if TYPE_CHECKING:
+    from transformers import BeitImageProcessor
+
     from vlmo.model import VLMoForImageTextRetrieval, VLMoPreTrainedModel
     from vlmo.processing import VLMoProcessor
 
@@ -75,6 +77,8 @@ def load_processor(folder: str | Path) -> VLMoProcessor:
 
 def load_image_processor(folder: str | Path) -> BeitImageProcessor:
     """Load the image half of a folder's processor, or make that of its model's size if it has none; ValueError."""
+    from transformers import BeitImageProcessor
+
     folder = Path(find_model(folder))
     with one_line_errors(folder):
         if any(folder.glob("*processor_config.json")):
