@@ -110,10 +110,10 @@ def test_search_prints_json(made, capsys):
 
 def test_search_with_parts(made, capsys):
     image = str(made[0] / NAMES[7])
-    main(["search", made[1], "a red square", "-square", "+0.5*green", f"- {image}", "--json", "--mode", "vectors"])
+    main(["search", made[1], "a red square", "-heart", "+0.5*green", f"- {image}", "--json", "--mode", "vectors"])
     found = json.loads(capsys.readouterr().out)
-    assert found["query"] == f"a red square -square +0.5*green - {image}"
-    parts = [("square", -1), ("green", 0.5), (Path(image), -1)]
+    assert found["query"] == f"a red square -heart +0.5*green - {image}"
+    parts = [("heart", -1), ("green", 0.5), (Path(image), -1)]
     expected = Searcher(Index(made[1]).model_folder, made[1]).search("a red square", parts=parts, mode="vectors")
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
     assert "parts begin with + or -" in refused(["search", made[1], "a red", "square"], capsys)

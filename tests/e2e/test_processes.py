@@ -24,7 +24,7 @@ SMALL = [
     "--loader.global-batch-size", "16", "--task.losses.mlm-stride", "2", "--task.losses.itm-stride", "2",
     "--trainer.precision", "float32",
     "--trainer.max-steps", str(STEPS), "--trainer.log-every", "1", "--trainer.save-every", "2",
-    "--schedule.warmup-steps", "2", "--model.hidden-size", "32",
+    "--optimizer.lr", "2e-3", "--schedule.warmup-steps", "2", "--model.hidden-size", "32",
 ]  # fmt: skip
 
 

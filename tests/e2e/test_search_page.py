@@ -43,7 +43,7 @@ def test_python_runs(place, monkeypatch, capsys):
 def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     commands = [line for block in blocks("sh", page=PAGE) for line in block.splitlines() if line.startswith("vlmo ")]
-    assert len(commands) == 7
+    assert len(commands) == 9
     for command in commands:
         main(shlex.split(command, comments=True)[1:])
         printed = capsys.readouterr().out
@@ -51,7 +51,8 @@ def test_commands_run(place, monkeypatch, capsys):
             assert json.loads(printed)["num_reranked"] > 0
         elif "search" in command:
             assert ".png" in printed
-    with Image.open("found.png") as drawn:
-        assert drawn.width > 500
+    for name in ("found.png", "like.png"):
+        with Image.open(name) as drawn:
+            assert drawn.width > 500
     config = json.loads(Path("runs/mine/model/config.json").read_text())
     assert config["rerank_weight"] <= 1

@@ -57,7 +57,7 @@ def test_order_is_that_of_the_evaluation(text, searcher, evaluated):
 def test_texts_are_reranked_by_default_and_images_are_not(searcher):
     assert searcher.search(QUERY).num_reranked >= 10
     assert searcher.search(drawings()[0]).num_reranked == 0
-    assert searcher.search(QUERY, image=drawings()[0]).num_reranked == 0
+    assert searcher.search(QUERY, parts=[(drawings()[0], 1.0)]).num_reranked == 0
 
 
 def test_weight_comes_from_the_model_if_none_is_given(searcher):
@@ -154,7 +154,7 @@ def test_image_and_text_together_are_the_direction_of_their_sum(searcher, galler
     expected = searcher.encoder.embed_images(drawings()) @ both
     in_memory = Searcher(searcher.encoder, Index(gallery[1], in_memory=True))
     for each, image in ((searcher, drawings()[4]), (in_memory, tmp_path / "green.png")):
-        result = each.search(QUERY, image=image, top=NUM_IMAGES, mode="vectors")
+        result = each.search(QUERY, parts=[(image, 1.0)], top=NUM_IMAGES, mode="vectors")
         assert numbers(result) == np.argsort(-expected).tolist()
         np.testing.assert_allclose([hit.score for hit in result.hits], np.sort(expected)[::-1], atol=CLOSE)
     assert numbers(result) != numbers(searcher.search(QUERY, top=NUM_IMAGES))
@@ -184,9 +184,8 @@ def test_parts_are_the_direction_of_their_weighted_sum(searcher, gallery):
         ({"weight": 2}, "weight is 2"),
         ({"query": Path("nowhere.png")}, "nowhere.png: cannot be read"),
         ({"query": drawings()[0], "rerank": 3}, "scores single texts"),
-        ({"image": drawings()[0], "rerank": 3}, "scores single texts"),
-        ({"image": drawings()[0], "query": " "}, "the query is empty"),
-        ({"image": drawings()[0], "query": drawings()[1]}, "both images; give a text"),
+        ({"parts": [(drawings()[0], 1)], "rerank": 3}, "scores single texts"),
+        ({"parts": [(drawings()[0], 1)], "query": " "}, "the query is empty"),
         ({"parts": [(QUERY, -1)]}, "cancel each other"),
         ({"parts": [("red", float("inf"))]}, "no finite weights"),
         ({"parts": [("red", 1)], "rerank": 3}, "scores single texts"),

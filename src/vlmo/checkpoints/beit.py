@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmo import model as models
 from vlmo.checkpoints.layout import (
+    ATTENTION_NAMES,
     MAX_TEXT_POSITIONS,
     OUR_IMAGE_POSITIONS,
     OUR_TABLE,
@@ -47,12 +48,7 @@ NAMES = (
     *(
         ("blocks.{layer}." + theirs, _BLOCK + ours)
         for theirs, ours in (
-            ("norm1.{kind}", "norm1.shared.{kind}"),
-            ("attn.qkv.weight", "attention.qkv.shared.weight"),
-            ("attn.q_bias", "attention.qkv.shared.query_bias"),
-            ("attn.v_bias", "attention.qkv.shared.value_bias"),
-            ("attn.proj.{kind}", "attention.projection.shared.{kind}"),
-            ("gamma_{number}", "gamma_{number}"),
+            *ATTENTION_NAMES,
             ("norm2.{kind}", "experts.vision.norm.{kind}"),
             ("mlp.fc{number}.{kind}", "experts.vision.fc{number}.{kind}"),
         )

@@ -22,6 +22,15 @@ USUAL_SIZES = {768: (12, 12), 544: (16, 24), 1024: (16, 24)}
 """Heads and blocks by width: base, base_plus and large of VLMo, BEiT and BEiT-3."""
 OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS = "vlmo.image_embeddings.positions", "vlmo.text_embeddings.positions"
 OUR_TABLE, OUR_WORDS = "vlmo.position_bias.table", "vlmo.text_embeddings.words.weight"
+ATTENTION_NAMES = (
+    ("norm1.{kind}", "norm1.shared.{kind}"),
+    ("attn.qkv.weight", "attention.qkv.shared.weight"),
+    ("attn.q_bias", "attention.qkv.shared.query_bias"),
+    ("attn.v_bias", "attention.qkv.shared.value_bias"),
+    ("attn.proj.{kind}", "attention.projection.shared.{kind}"),
+    ("gamma_{number}", "gamma_{number}"),
+)
+"""Published names of BEiT and VLMo, and ours, of what a block shares."""
 TRUE_FALSE = {"id2label": {0: "False", 1: "True"}, "label2id": {"False": 0, "True": 1}}
 """Settings of a model for NLVR2."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlmo import model as models
 from vlmo.checkpoints.layout import (
+    ATTENTION_NAMES,
     DEFAULT_TEXT_LENGTH,
     MAX_TEXT_POSITIONS,
     OUR_IMAGE_POSITIONS,
@@ -49,12 +50,7 @@ NAMES = NameTable(
         *(
             ("transformer.blocks.{layer}." + published, "vlmo.blocks.{layer}." + ours)
             for published, ours in (
-                ("norm1.{kind}", "norm1.shared.{kind}"),
-                ("attn.qkv.weight", "attention.qkv.shared.weight"),
-                ("attn.q_bias", "attention.qkv.shared.query_bias"),
-                ("attn.v_bias", "attention.qkv.shared.value_bias"),
-                ("attn.proj.{kind}", "attention.projection.shared.{kind}"),
-                ("gamma_{number}", "gamma_{number}"),
+                *ATTENTION_NAMES,
                 ("norm2_{expert}.{kind}", "experts.{expert}.norm.{kind}"),
                 ("mlp_{expert}.fc{number}.{kind}", "experts.{expert}.fc{number}.{kind}"),
             )

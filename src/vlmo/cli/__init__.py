@@ -9,6 +9,7 @@ import gc
 import importlib
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -143,9 +144,7 @@ def _dispatch(arguments: list[str]) -> None:
         call(arguments=tuple(rest))
     else:
         if command == "search":  # "-people" is a part of the query, and no option
-            arguments = [
-                f" {each}" if each[:1] == "-" and each[1:2] not in {"", "-", "h"} else each for each in arguments
-            ]
+            arguments = [f" {each}" if re.match("-(?!-|h$|$)", each) else each for each in arguments]
         parse(_app(command).cli, arguments or ["--help"], prog="vlmo")()
 
 

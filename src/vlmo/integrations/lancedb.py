@@ -41,9 +41,7 @@ class VLMoReranker(Reranker):
         self.encoder, self.column = model if isinstance(model, Encoder) else Encoder(model), column
         self.weight = self.encoder.rerank_weight if weight is None else weight
         if not self.encoder.can_match or not 0 <= self.weight <= 1:
-            raise ValueError(
-                f"{self.encoder.folder}: weight {self.weight} of a matching head; it needs one, and 0 to 1"
-            )
+            raise ValueError(f"{self.encoder.folder} needs a matching head; weight {self.weight}: give 0 to 1")
 
     def rerank_vector(self, query: str, vector_results: pa.Table) -> pa.Table:
         """Order results of a search by vector, or by words, for a text, the second argument of `rerank`."""

@@ -30,6 +30,8 @@ STEP = 8
 _FUSED, _RANK = 100, 60
 """Images of each order, at least, that are fused; the constant of Cormack et al., "Reciprocal Rank Fusion outperforms
 Condorcet and Individual Rank Learning Methods", 2009."""
+_LIKE, _UNLIKE = 0.75, 0.15
+"""Weights of the mean of images to be like, and of each not to be like (Manning et al., "The Rocchio algorithm")."""
 _NO_DIRECTION = 1e-4  # length of a sum of vectors below which its direction is rounding
 _PIXEL_BYTES = 2**28
 """Limit of the images that are kept as the model takes them, those that were reranked last."""
@@ -110,7 +112,6 @@ class Searcher:
         self,
         query: str | Path | Image.Image | None = None,
         *,
-        image: Path | Image.Image | None = None,
         parts: Sequence[tuple[str | Path | Image.Image, float]] = (),
         top: int = 10,
         rerank: int | None = None,
@@ -131,7 +132,6 @@ class Searcher:
         Args:
             query: A text; an image, or the `Path` of an image file. A text that names a file is refused. None: with the
                 order by date, all images that pass the filters.
-            image: An image that joins a text: the query is the direction of the sum of both vectors, without reranking.
             parts: More texts and images with their weights, such as ("people", -1.0): the query is the direction of the
                 weighted sum of all vectors, without reranking, and with "auto" without words if one is subtracted.
             rerank: Most candidates that the fusion encoder scores, for texts only; 0: none. None: `SEARCH_RERANK`,
@@ -149,16 +149,13 @@ class Searcher:
         """
         began = time.perf_counter()
         text = query if isinstance(query, str) else None
-        if text is None and image is not None:
-            raise ValueError("the query and image are both images; give a text with the image")
         # Programs search for texts of strangers, who must not search by the program's files.
         for each in [query, *(part for part, _ in parts)]:
             if isinstance(each, str) and image_named(_filled(each)) is not None:
                 raise ValueError(f"{each} is an image file; give a Path or an image to search by it, or words")
         least, of = self.encoder.least_side, self.encoder.pixels
         more = [(part if isinstance(part, str) else of(_opened(part, least=least)), share) for part, share in parts]
-        given = image if text is not None else query
-        pixels = None if given is None else of(_opened(given, least=least))
+        pixels = None if query is None or text is not None else of(_opened(query, least=least))
         options = {"top": top, "rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
         return self._run(self.steps(text, pixels, more=more, began=began, mode=mode, **options))
 
@@ -172,11 +169,35 @@ class Searcher:
         sort: Literal["date"] | None = None,
     ) -> SearchResult:
         """Search images like one of the index, without itself; ValueError if there is no such image."""
-        start = time.perf_counter()
-        if not 1 <= top < MAX_TOP:
-            raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP - 1}")
-        hits = self.index.nearest(self.index.vector(id), top=top + 1, where=where, photos=photos)
-        hits = [hit for hit in hits if hit.id != id][:top]
+        return self.near([], like=[id], top=top, where=where, photos=photos, sort=sort)
+
+    def near(
+        self,
+        given: Sequence[Float32[np.ndarray, " dim"]],
+        *,
+        like: Sequence[str],
+        unlike: Sequence[str] = (),
+        top: int = 10,
+        where: str | None = None,
+        photos: PhotoFilter | None = None,
+        sort: Literal["date"] | None = None,
+    ) -> SearchResult:
+        """Search near vectors, moved towards and away from images of the index (Rocchio's relevance feedback).
+
+        Args:
+            given: Vectors of a text and an image, or none.
+            like: Ids of images that the results are to be like; neither these nor those of `unlike` are found.
+
+        Raises:
+            ValueError: There is no such image, or the vectors cancel each other.
+        """
+        start, ids = time.perf_counter(), [*like, *unlike]
+        if not 1 <= top <= MAX_TOP - len(ids):
+            raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP - len(ids)}")
+        weights = [*(1.0 for _ in given), *(_LIKE / len(like) for _ in like), *(-_UNLIKE for _ in unlike)]
+        query = weighted_direction([*given, *map(self.index.vector, ids)], weights)
+        hits = self.index.nearest(query, top=top + len(ids), where=where, photos=photos)
+        hits = [hit for hit in hits if hit.id not in ids][:top]
         hits = hits if sort is None else by_date(hits)
         return SearchResult(hits, seconds={"encode": 0.0, "index": time.perf_counter() - start})
 

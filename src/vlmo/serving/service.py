@@ -9,6 +9,7 @@ import time
 import zipfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import IO, Any, TypeVar, cast
@@ -21,8 +22,7 @@ from vlmo.data.decoding import COMMON_FORMATS, image_bytes
 from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder, Hit, Index, Searcher, SearchResult
 from vlmo.retrieval.filters import check_filter
-from vlmo.retrieval.index import by_date
-from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, TEXTS, TOKENS, sigmoid, weighted_direction
+from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, TEXTS, TOKENS, sigmoid
 from vlmo.retrieval.store import DamagedError
 from vlmo.serving import schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
@@ -38,8 +38,6 @@ _DECODERS = 2
 _MOST_IMAGES = 4
 """Images of the largest size, or of the longest time to decode, that all those of a request may cost together: phones'
 photographs that fill a request cost two."""
-_LIKE, _UNLIKE = 0.75, 0.15
-"""Weights of the mean of images to be like, and of each not to be like (Manning et al., "The Rocchio algorithm")."""
 _LARGEST_SIDE = 2048
 # Columns that every index has beside those of its metadata.
 _OWN_COLUMNS = ("id", "captions", "width", "height")
@@ -141,20 +139,14 @@ class Service:
         unlike: Sequence[str] = (),
         began: float,
     ) -> dict[str, Any]:
-        """Search near a query's vector, moved towards and away from images as in Rocchio's relevance feedback."""
-        index, ids, where = self._index(), [*like, *unlike], request.where or None
-        known = [await _of_image(asyncio.to_thread(index.vector, each)) for each in ids]
-        weights = [*(1.0 for _ in given), *(_LIKE / len(like) for _ in like), *(-_UNLIKE for _ in unlike)]
-        try:
-            query = weighted_direction([*given, *known], weights)
-        except ValueError as error:
-            raise ServiceError(422, str(error)) from error
-        find = functools.partial(index.nearest, query, where=where, photos=request.photos())
+        """Search near a query's vector and images of the index."""
+        for each in (*like, *unlike):
+            await _of_image(asyncio.to_thread(self._index().vector, each))
+        options: dict[str, Any] = {"photos": request.photos(), "sort": request.sort, "where": request.where or None}
         top, encoded = request.offset + request.top, time.perf_counter()
-        hits = await self._ask_index(functools.partial(find, top=top + len(ids)), where=where)
-        hits = [hit for hit in hits if hit.id not in ids][:top]
-        seconds = {"encode": encoded - began, "index": time.perf_counter() - encoded}
-        result = SearchResult(hits if request.sort is None else by_date(hits), seconds=seconds)
+        find = functools.partial(self._searcher.near, given, like=like, unlike=unlike, top=top, **options)
+        result = await self._ask_index(find, where=options["where"])
+        result = replace(result, seconds={**result.seconds, "encode": encoded - began})
         return _found(result, began=began, offset=request.offset)
 
     async def similar(self, request: schemas.SimilarRequest) -> dict[str, Any]:
@@ -350,12 +342,12 @@ class Service:
                     check_filter(where, columns=columns, max_length=schemas.MAX_FILTER)
                 return work()
             except ValueError as error:
-                if not str(error).startswith(("the filter", "the index knows")):
+                if not str(error).startswith(("the filter", "the index knows", "the parts")):
                     raise
                 # The index names columns too, some of which are not for clients.
                 reason = " ".join(str(error).split()).partition(". Columns: ")[0]
                 hint = f"a filter compares columns with numbers and 'texts'; there are {', '.join(columns)}"
-                raise ServiceError(422, reason, hint=hint) from error
+                raise ServiceError(422, reason, hint=hint if reason.startswith("the filter") else "") from error
 
         return await asyncio.to_thread(checked)
 

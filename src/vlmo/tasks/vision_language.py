@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 RETRIEVAL_PIPELINE = "zero-shot-image-classification", '"image.png", candidate_labels=["a red heart", "a sailing boat"]'
 _PARTS = ("itc", "teacher", "mlm", "itm")
-_TEXT_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ class VisionLanguageObjective(nn.Module):
         if config.itc_weight or config.itm_weight or self.teacher is not None:
             alone = own_pairs(len(ids), device=ids.device)
             same = same_pairs(batch["image_ids"], caption_keys(ids, mask)) if config.exclude_same else alone
-            vectors = list(zip(self.encode_images(pixels), self._text_vectors(ids, mask), strict=True))
+            vectors = list(zip(self.encode_images(pixels), self.encode_texts(ids, mask), strict=True))
             keys = [(gather_with_grad(images), gather_with_grad(texts)) for images, texts in vectors]
             branches = zip(model.contrast_heads, vectors, keys, self._false_vectors(batch), strict=True)
             contrasts = [
@@ -195,15 +194,7 @@ class VisionLanguageObjective(nn.Module):
         ids, mask = batch["false_input_ids"], batch["false_attention_mask"]
         found = mask.any(dim=1)
         mask = torch.cat([mask[:, :1] | ~found[:, None], mask[:, 1:]], dim=1)  # attention needs a token to attend to
-        return [(vectors, found) for vectors in self._text_vectors(ids, mask)]
-
-    def _text_vectors(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
-        """Return vectors of texts in each branch, encoded in parts by length: short texts are hardly padded."""
-        lengths = mask.sum(dim=1)
-        order = lengths.argsort(stable=True)
-        parts = [(rows, int(lengths[rows].max())) for rows in order.chunk(_TEXT_PARTS)]
-        encoded = [self.encode_texts(ids[rows, :longest], mask[rows, :longest]) for rows, longest in parts]
-        return [torch.cat(branch)[order.argsort()] for branch in zip(*encoded, strict=True)]
+        return [(vectors, found) for vectors in self.encode_texts(ids, mask)]
 
     def _distillation_loss(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Tensor:
         teacher: Any = self.teacher
