@@ -12,51 +12,24 @@ from typing import TYPE_CHECKING, Any
 from vlmo.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from vlmo.model import (
-        VLMoConfig,
-        VLMoForImageCaptioning,
-        VLMoForImageClassification,
-        VLMoForImageTextRetrieval,
-        VLMoForMaskedImageModeling,
-        VLMoForMaskedLM,
-        VLMoForPreTraining,
-        VLMoForSemanticSegmentation,
-        VLMoForVisualQuestionAnswering,
-        VLMoForVisualReasoning,
-        VLMoModel,
-    )
-    from vlmo.processing import VLMoProcessor
-    from vlmo.released import model_path
-    from vlmo.retrieval import Searcher
+    from vlmo.model import VLMoConfig as VLMoConfig
+    from vlmo.model import VLMoForImageCaptioning as VLMoForImageCaptioning
+    from vlmo.model import VLMoForImageClassification as VLMoForImageClassification
+    from vlmo.model import VLMoForImageTextRetrieval as VLMoForImageTextRetrieval
+    from vlmo.model import VLMoForMaskedImageModeling as VLMoForMaskedImageModeling
+    from vlmo.model import VLMoForMaskedLM as VLMoForMaskedLM
+    from vlmo.model import VLMoForPreTraining as VLMoForPreTraining
+    from vlmo.model import VLMoForSemanticSegmentation as VLMoForSemanticSegmentation
+    from vlmo.model import VLMoForVisualQuestionAnswering as VLMoForVisualQuestionAnswering
+    from vlmo.model import VLMoForVisualReasoning as VLMoForVisualReasoning
+    from vlmo.model import VLMoModel as VLMoModel
+    from vlmo.processing import VLMoProcessor as VLMoProcessor
+    from vlmo.released import model_path as model_path
+    from vlmo.retrieval import Searcher as Searcher
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Searcher",
-    "VLMoConfig",
-    "VLMoForImageCaptioning",
-    "VLMoForImageClassification",
-    "VLMoForImageTextRetrieval",
-    "VLMoForMaskedImageModeling",
-    "VLMoForMaskedLM",
-    "VLMoForPreTraining",
-    "VLMoForSemanticSegmentation",
-    "VLMoForVisualQuestionAnswering",
-    "VLMoForVisualReasoning",
-    "VLMoModel",
-    "VLMoProcessor",
-    "model_path",
-]
-
-_import_name = lazy_names(
-    __name__,
-    {
-        ".model": " ".join(name for name in __all__ if name not in {"Searcher", "VLMoProcessor", "model_path"}),
-        ".processing": "VLMoProcessor",
-        ".released": "model_path",
-        ".retrieval": "Searcher",
-    },
-)
+_import_name, __all__ = lazy_names(__name__)
 
 
 def _register() -> None:

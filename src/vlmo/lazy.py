@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 
-def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a package's `__getattr__` (PEP 562).
+def lazy_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
+    """Return `__getattr__` (PEP 562) and `__all__` of a package whose file has `from MODULE import NAME as NAME`.
 
-    Args:
-        package: Name of the package.
-        modules: Modules, relative to the package, with the names that each defines, separated by spaces.
+    These lines, which type checkers alone run, are the list of names.
     """
-    homes = {name: module for module, names in modules.items() for name in names.split()}
+    source = inspect.getsource(sys.modules[package])
+    homes = {name: module for module, name in re.findall(r"^ +from (\S+) import (\w+) as \2$", source, re.MULTILINE)}
 
     def import_name(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        found = getattr(importlib.import_module(homes[name], package), name)
+        found = getattr(importlib.import_module(homes[name]), name)
         setattr(sys.modules[package], name, found)
         return found
 
-    return import_name
+    return import_name, sorted(homes)
 
 
 def need_package(package: str, *, extra: str, user: str) -> None:

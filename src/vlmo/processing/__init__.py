@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING
 from vlmo.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from vlmo.processing.processor import VLMoProcessor, image_processor_for
-    from vlmo.processing.transforms import EvalTransform, TrainTransform, TransformConfig
+    from vlmo.processing.processor import VLMoProcessor as VLMoProcessor
+    from vlmo.processing.processor import image_processor_for as image_processor_for
+    from vlmo.processing.transforms import EvalTransform as EvalTransform
+    from vlmo.processing.transforms import TrainTransform as TrainTransform
+    from vlmo.processing.transforms import TransformConfig as TransformConfig
 
-__all__ = ["EvalTransform", "TrainTransform", "TransformConfig", "VLMoProcessor", "image_processor_for"]
-
-__getattr__ = lazy_names(
-    __name__,
-    {".processor": "VLMoProcessor image_processor_for", ".transforms": "TransformConfig EvalTransform TrainTransform"},
-)
+__getattr__, __all__ = lazy_names(__name__)

@@ -5,21 +5,13 @@ from typing import TYPE_CHECKING
 from vlmo.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from vlmo.retrieval.building import BuildReport, build_index
-    from vlmo.retrieval.encoder import Encoder
-    from vlmo.retrieval.filters import PhotoFilter
-    from vlmo.retrieval.index import Hit, Index
-    from vlmo.retrieval.search import Searcher, SearchResult
+    from vlmo.retrieval.building import BuildReport as BuildReport
+    from vlmo.retrieval.building import build_index as build_index
+    from vlmo.retrieval.encoder import Encoder as Encoder
+    from vlmo.retrieval.filters import PhotoFilter as PhotoFilter
+    from vlmo.retrieval.index import Hit as Hit
+    from vlmo.retrieval.index import Index as Index
+    from vlmo.retrieval.search import Searcher as Searcher
+    from vlmo.retrieval.search import SearchResult as SearchResult
 
-__all__ = ["BuildReport", "Encoder", "Hit", "Index", "PhotoFilter", "SearchResult", "Searcher", "build_index"]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        ".building": "BuildReport build_index",
-        ".encoder": "Encoder",
-        ".filters": "PhotoFilter",
-        ".index": "Hit Index",
-        ".search": "SearchResult Searcher",
-    },
-)
+__getattr__, __all__ = lazy_names(__name__)
