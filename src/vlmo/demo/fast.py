@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -21,43 +20,30 @@ QUERIES = ("shopping cart", "bicycle", "umbrella", "camera", "calendar", "gift",
 _TOP, _NUM_CAPTIONS = 8, 3
 
 
-def run_fast_start(
-    run: str | Path,
-    *,
-    inputs: Sequence[str | Path] = (),
-    queries: Sequence[str] = QUERIES,
-    console: Console | None = None,
-) -> dict[str, int]:
-    """Index images with captions, search them for a few texts, and print commands to try next.
-
-    Return how many of the first eight images have all words of the text in a caption, by text.
+def run_fast_start(run: Path, *, console: Console) -> None:
+    """Index the images of `SOURCES`, search them for `QUERIES`, and print commands to try next.
 
     Args:
         run: Folder for index/ and the contact sheet queries.png; an index that is there is used again.
-        inputs: Images with captions, as `vlmo index` takes them; by default those of `SOURCES`.
-        queries: Texts to search for.
-        console: Where everything is shown; None shows nothing.
 
     Raises:
         ValueError: `run` holds the index of another model.
     """
     began = time.monotonic()
-    run, console = Path(run), console or Console(quiet=True)
     index, sheet = run / "index", run / "queries.png"
-    encoder = Encoder(SMALL)
-    inputs = inputs or [builtin.build(name) / split for name, split in SOURCES]
+    encoder, inputs = Encoder(SMALL), [builtin.build(name) / split for name, split in SOURCES]
     report = build_index(encoder, inputs, out=index, console=console)
     searcher = Searcher(encoder, index)
     table = Table(title=f"Search among {report.images:,} images")
     for name in ("text", f"named so, of the first {_TOP}", "captions of the first results"):
         table.add_column(name, justify="right" if name.startswith("named") else "left")
-    named, tiles = {}, []
-    for text in queries:
+    tiles = []
+    for text in QUERIES:
         hits = searcher.search(text, top=_TOP).hits
         words = set(text.lower().split())
-        named[text] = sum(any(words <= set(caption.lower().split()) for caption in hit.captions) for hit in hits)
+        named = sum(any(words <= set(caption.lower().split()) for caption in hit.captions) for hit in hits)
         captions = ", ".join(hit.captions[0] for hit in hits[:_NUM_CAPTIONS])
-        table.add_row(escaped(text), str(named[text]), escaped(captions))
+        table.add_row(escaped(text), str(named), escaped(captions))
         numbered = enumerate(hits, start=1)
         tiles += [(searcher.index.image(hit.id), f"{text}, {n}", hit.captions[0]) for n, hit in numbered]
     grid(f"Search among {report.images:,} images", tiles, columns=min(_TOP, report.images)).save(sheet)
@@ -71,4 +57,3 @@ def run_fast_start(
         f"  vlmo index {SMALL} YOUR_IMAGES --out my-index",
     ]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-    return named
