@@ -41,11 +41,7 @@ def data_uri(image: Image.Image, *, size: int = 144) -> str:
 def heat_map(
     image: Image.Image, weights: Float[np.ndarray | Tensor, "grid_h grid_w"], *, size: int = 144
 ) -> Image.Image:
-    """Return the image, pale, with the weights over it; the largest weight of the map has the full color.
-
-    Args:
-        size: Pixels of its long side.
-    """
+    """Return the image, pale, of `size` pixels, with the weights over it; the largest one has the full color."""
     factor = size / max(image.size)
     shape = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     base = on_white(image).resize(shape, Image.Resampling.LANCZOS)

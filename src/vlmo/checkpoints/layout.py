@@ -98,7 +98,6 @@ class Tensors:
     Query, key and value matrices of a block are joined, and axes of length one removed where our models have none.
 
     Attributes:
-        weights: By our names.
         unused: Published keys that are known and of no use to our model, such as index buffers.
         unknown: Published keys that the layout does not have.
 

@@ -18,13 +18,10 @@ _DATE = re.compile(r"(\d{4})[:-](\d\d)[:-](\d\d)(?:[ T](\d\d):(\d\d)(?::(\d\d))?
 
 
 def captured(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `taken`, `taken_from`, `latitude`, `longitude` and `camera`, as far as EXIF data, or else XMP, say them.
+    """Return what EXIF data, or else XMP, in the `info` of an image that Pillow has opened say.
 
-    Args:
-        info: `info` of an image that Pillow has opened.
-
-    Returns:
-        `taken` is of ISO 8601, as the camera's clock showed it; `taken_from` is "exif" or "xmp"; places are in degrees.
+    `taken` is of ISO 8601, as the camera's clock showed it; `taken_from` is "exif" or "xmp"; `latitude` and `longitude`
+    are in degrees; `camera` is a text. What is not said is left out.
     """
     found: dict[str, Any] = {}
     if exif := info.get("exif"):

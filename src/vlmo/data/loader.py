@@ -161,13 +161,7 @@ class _Reader(Dataset):
 
 
 def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | None = None, pin: bool = False) -> Any:
-    """Iterate over the items of `dataset`, in order, each made whole by one of the worker processes.
-
-    Args:
-        num_workers: Worker processes; 0 makes the items in this process.
-        sampler: Keys of the items; None for an iterable data set.
-        pin: Put what comes back into pinned memory.
-    """
+    """Iterate over the items of `dataset`, in order, each made whole by one of the worker processes."""
     is_linux = sys.platform == "linux"
     loader = DataLoader(
         dataset,

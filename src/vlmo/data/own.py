@@ -48,10 +48,8 @@ class Record(NamedTuple):
     """A line of a table, or a row of a shard or saved set.
 
     Attributes:
-        number: Number among all records.
         where: The table and the line, for errors.
         folder: Folder that paths of images are relative to.
-        cells: By column.
         held: The image, if it needs no path: `to_dataset` is given it.
     """
 

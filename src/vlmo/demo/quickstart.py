@@ -92,10 +92,8 @@ def run_quickstart(
     Return the table that it prints: for each column its values by row, as fractions.
 
     Args:
-        run: Folder for everything.
         scale: Share of the steps of each stage, and of the test rows if it is below 1.
         seed: Of all stages: weights, order of the scenes, masks and negatives. The scenes are the same.
-        console: Where progress is shown; None shows nothing.
 
     Raises:
         ValueError: `scale` is not above 0.

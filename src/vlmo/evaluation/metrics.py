@@ -24,7 +24,6 @@ class Metric:
         chance: The same of a guess that reads no input, where it is known.
         n: Examples whose mean score, each in [0, 1], the value is; None for another metric.
         label: Display name; by default the name.
-        meaning: A sentence.
     """
 
     name: str

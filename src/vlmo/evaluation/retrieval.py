@@ -66,7 +66,6 @@ class RetrievalResult:
     Attributes:
         metrics: `tr@K` and `ir@K` of the dual encoder, fractions; with a shortlist also `rerank_tr@K`, `rerank_ir@K`.
         chance: `tr@K` and `ir@K` of a random order.
-        dual: The dual encoder's rankings.
         reranked: The same after the fusion encoder; None without a shortlist.
         rerank: Returns the rankings with other weights of the fusion encoder; None without a shortlist.
     """
@@ -103,10 +102,8 @@ def evaluate_retrieval(
     Args:
         model: Put in evaluation mode and back again; see `vlmo.evaluation.scoring`.
         pairs: Read once, and once more for the shortlist: pixels are decoded again rather than kept.
-        ks: The K of recall at K.
         rerank: Length of the shortlist of each query; 0 for the dual encoder alone.
         rerank_weight: Weight of the fusion encoder, 0 to 1; or one for each direction.
-        batch: Images, texts or pairs that go through the model at a time.
         progress: Called with "images", "texts" and "pairs".
 
     Raises:

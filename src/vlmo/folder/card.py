@@ -102,9 +102,6 @@ class CardContent:
 def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None) -> Path:
     """Write `README.md`, and metrics and data beside it, into a folder that holds `config.json`; return its path.
 
-    Args:
-        usage: Purpose and code of the class, as its task declares them.
-
     Raises:
         ValueError: There is no `config.json`.
     """

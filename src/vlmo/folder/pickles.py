@@ -24,9 +24,6 @@ def check_pickles(file: IO[bytes], name: object) -> None:
     that are shared at each level make one hash or one message take forever. Damage is left to `torch.load`, which stops
     at it.
 
-    Args:
-        name: Of the file, for the error.
-
     Raises:
         ValueError: The file is of this kind.
     """

@@ -20,7 +20,6 @@ class VLMoReranker(Reranker):
     The column `_relevance_score` holds the mixed score; images that cannot be read come last, with minus infinity.
 
     Args:
-        model: Model folder, name of a model, or an `Encoder`.
         column: Column with the bytes or paths of image files; "path" of an index of vlmo.
         weight: Share of the match; None: the model's `rerank_weight`.
         return_score: "all" keeps LanceDB's own scores too.

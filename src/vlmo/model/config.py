@@ -63,7 +63,6 @@ class VLMoConfig(PreTrainedConfig):
             also predicts words by one linear layer).
         key_bias: Give keys a bias. It cancels in the softmax unless `attention` is separate (BEiT-3).
         inner_norm: Put a LayerNorm before the attention's output projection and inside each expert (BEiT-3).
-        use_pooler: Give the backbone a pooler.
         use_match_head: Give a retrieval model the head that scores pairs; it needs the pooler.
         segmentation_channels: Width of the segmentation head.
     """
@@ -238,7 +237,6 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
         patch_size: Pixels per side that become one token.
         hidden_size: Width of the encoder's and of the decoder's network.
         num_hidden_layers: Blocks in the encoder's network, and again in the decoder's.
-        intermediate_size: Width inside a block's MLP.
         num_tokens: Size of the visual vocabulary.
         code_size: Width of a code, at most the number of values in a patch.
         codebook_decay: Share that the codebook's moving averages keep at each forward pass in training.

@@ -43,7 +43,6 @@ def chunked_attention(
     computed again backward. Scores and softmax are float32 whatever the type of `qkv` (float64 for float64).
 
     Args:
-        bias: Added to the scaled scores.
         hidden_keys: True for the tokens that get no weight.
     """
     return _ChunkedAttention.apply(qkv, bias, hidden_keys)

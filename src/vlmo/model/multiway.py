@@ -196,7 +196,6 @@ class MultiwayBlock(GradientCheckpointingLayer):
         """Return new states of the `queries` (all tokens by default), and attention weights if eager.
 
         Args:
-            bias: Added to the scaled attention logits.
             attention_mask: True for the tokens that are attended to.
             cache: Of earlier tokens, which are attended to as well; gets those of these tokens.
         """

@@ -37,7 +37,6 @@ def is_settled(similarity: Sequence[float], match: Sequence[float], *, weight: f
         similarity: Cosine similarity of all candidates, best first.
         match: Log-odds of a match of the first of them.
         weight: Share of the match score, 0 to 1. With 1 nothing is certain without it.
-        scale: Inverse temperature of the similarity.
     """
     if weight == 1:
         return False

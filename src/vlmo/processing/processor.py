@@ -137,7 +137,6 @@ class VLMoProcessor(ProcessorMixin):
 
         Args:
             images: A PIL image, an array, a tensor or the path of a file, or a list of these.
-            text: A string or a list of strings.
 
         Raises:
             ValueError: Neither is given, a list is empty, a file has more than 64 million pixels, or images that keep

@@ -59,7 +59,6 @@ def finetune_recipe(
     """Return a recipe that fine-tunes a model on own data.
 
     Args:
-        model: Model folder or name.
         source: Data as in `open_source`.
         task: Name of the task, where the columns do not tell it.
         streams: Patterns of shards to train on; `source`, if there is one, then only serves to measure.

@@ -58,7 +58,6 @@ class PaperTask:
     Attributes:
         data: Note for the description; `{source}` stands for `source`.
         length: Steps and warm-up steps.
-        min_lr: Learning rate that the schedule ends at.
         every: Steps between training states, and between evaluations.
     """
 

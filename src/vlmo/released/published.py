@@ -119,8 +119,6 @@ class NamedModel:
         task: Its training: "pre-training" (stage 3), "text" (stage 2), "images" (stage 1), "backbone" (no head, or
             that of masked words), "visual-tokenizer", or the task that it was fine-tuned for.
         size: "base", "base_plus", "large" or "small".
-        image_size: Pixels of an image's side.
-        licence: Of the weights.
         address: Of the published file; empty for a model that comes with the package.
         layout: Of that file: "vlmo", "beit", "vqkd" or "beit3".
         data: Set of `vlmo data prepare`, or "nocaps", that it was fine-tuned for; empty for another.

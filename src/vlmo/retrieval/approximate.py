@@ -37,11 +37,8 @@ def make_approximate(
     rows to it.
 
     Args:
-        store: The table.
         encoder: Embeds captions, as people search with words.
         least: Number of images from which on there is one.
-        before: Result of the last run.
-        console: Console for progress.
 
     Returns:
         What `index.json` says: "search", parameters of searches (`Approximate`); "recall", with the share ("value") of

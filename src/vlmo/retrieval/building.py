@@ -88,7 +88,6 @@ def build_index(
     removed. Bad images leave a line in `quarantine.jsonl`.
 
     Args:
-        model: Model folder, or an `Encoder` of one.
         inputs: Folders, image files, .tar and .parquet files, folders that `datasets` saved, or patterns and URIs of
             these.
         out: Folder of the index, on this machine's disk.
@@ -99,7 +98,6 @@ def build_index(
         ocr: Read text in the images too, into the column "ocr_text" and the full-text index. None: as in the last run,
             and not in the first one.
         remove: Inputs of earlier runs whose images leave the index, or the table of metadata that they were given.
-        batch: Images that go through the model at a time.
         approximate_from: Number of images from which on an approximate index is built beside the exact search.
         executor: Embed in this process, or in actors of Ray Data.
         workers: Number of these actors.

@@ -29,7 +29,6 @@ class Work(NamedTuple):
     """Image files to embed, or one shard or saved data set.
 
     Attributes:
-        found: The files, or the shard.
         known: Stamps and hashes of those of its images that the index has, by their ids.
     """
 

@@ -45,9 +45,7 @@ class Encoder:
     """The retrieval model of a folder. Threads may share one: they take turns in the model.
 
     Attributes:
-        folder: The model folder.
         fingerprint: The same for every copy of the folder; see `model_fingerprint`.
-        engine: Engine that was chosen.
         dim: Size of a vector.
         device: Device of the model, such as "cpu" or "cuda:0".
         can_match: True if the model has a matching head, so that `match` works.

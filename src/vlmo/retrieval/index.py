@@ -49,7 +49,6 @@ class Hit:
         match: Log-odds that the text belongs to the image; None where it was not reranked.
         words: Share of the query's words that its texts have; None where none was found, or asked for.
         path: Its file, or "SHARD#KEY" of a record in a shard.
-        captions: Its captions.
         metadata: Every other column.
         hash: Digest of its bytes when it was indexed.
     """
@@ -81,7 +80,6 @@ class Index:
     """An index folder, open for reading; changes of a writer are seen a moment later.
 
     Attributes:
-        folder: The folder.
         fingerprint: Fingerprint of the model that made the vectors.
         model_folder: Folder of that model.
         dim: Size of a vector.
@@ -153,7 +151,6 @@ class Index:
 
         Args:
             vector: L2-normalised. None: the images that were taken last, the newest first, with a similarity of 0.
-            top: Number of images, at most.
             where: A filter in SQL; all images that pass it are compared, also where there is an approximate index.
             photos: A filter of photographs, which are compared in memory, or else while the table is read.
             words: Only images whose texts have one of these (`query_words`), those with the best matches first; of

@@ -86,10 +86,6 @@ def sigmoid(odds: float) -> float:
 class Searcher:
     """A model and an index of its vectors. Threads may share one.
 
-    Args:
-        model: Model folder, or an `Encoder` of one.
-        index: Index folder, or an open one.
-
     Raises:
         ValueError: One of them cannot be opened, or the index was made with another model.
     """
@@ -138,7 +134,6 @@ class Searcher:
                 but none for other queries and models without a matching head.
             weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
             where: A filter in SQL over the columns of metadata.
-            photos: A filter of photographs by time, place and folder.
             sort: "date": the best are sorted by date, the newest first.
             mode: "vectors"; "words": only images whose captions, file names, albums or texts in them have a word of the
                 text; "hybrid": the order by the model and that by words, fused by reciprocal ranks. "auto": the same,

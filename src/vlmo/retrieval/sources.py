@@ -48,7 +48,6 @@ class Found(NamedTuple):
 
     Attributes:
         path: Absolute path or URI.
-        kind: "file", "shard", "dataset" or "unreadable".
         stamp: Changes when the content does, as far as its size and time show.
         size: In bytes.
         root: The folder below which names count, for a table of metadata.
@@ -226,7 +225,6 @@ class Reader:
     Attributes:
         keep_bytes: The index is to hold the bytes of files too; those of records in shards it holds in any case.
         table: A table about the images of all folders; None: that of each folder, if it has one.
-        ocr: Text in the images is read too.
     """
 
     keep_bytes: bool = False

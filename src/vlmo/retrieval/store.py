@@ -92,7 +92,6 @@ class Store:
     """The table in the folder of an index.
 
     Args:
-        folder: Folder of the index.
         dim: Size of a vector; the table is created if it is missing. None opens an existing one.
 
     Raises:

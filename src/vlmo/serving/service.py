@@ -47,11 +47,7 @@ T = TypeVar("T")
 
 
 class Service:
-    """Answers requests; made when the server starts, in its event loop.
-
-    Args:
-        observe: Called with kind, rows and seconds of each call of a model.
-    """
+    """Answers requests; made when the server starts, in its event loop."""
 
     def __init__(self, parts: Parts, settings: Settings, *, observe: Observer | None = None) -> None:
         self._parts, self._settings = parts, settings

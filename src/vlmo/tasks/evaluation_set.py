@@ -111,12 +111,7 @@ class EvaluationSet(ABC):
         return cls(rows, source=source, split=split, processor=processor)
 
     def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> Any:
-        """Return the outputs of all rows, in order. The processes share the rows, and each returns all outputs.
-
-        Args:
-            batch_size: Rows that go through the model at a time.
-            console: Shows a progress bar; None shows nothing.
-        """
+        """Return the outputs of all rows, in order. The processes share the rows, and each returns all outputs."""
         batch = batch_size or self.batch_size
         batches = self.map(lambda rows: self.predict(model, rows), model, batch=batch, console=console)
         return [output for outputs in batches for output in outputs]

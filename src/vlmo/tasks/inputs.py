@@ -31,7 +31,6 @@ class Inputs:
     """Image files of one prediction, sentences about them, or a question about the one image.
 
     Attributes:
-        caption: Captions are asked for.
         top: Answers, classes, or texts of an image that are returned.
         save: PNG file for an image of the result: the attention of a question, or the classes of the pixels.
     """

@@ -115,10 +115,7 @@ def evaluate(
     Args:
         task: Name of the task; None takes the one that the model is for.
         source: The data; None takes the task's default, if it has one.
-        limit: Read the first rows only.
         batch_size: Rows that go through the model at a time; None takes the task's.
-        device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
-        console: Shows a progress bar; None shows nothing.
         options: Options of the task, such as `rerank`; None stands for the task's choice. Of a published classifier,
             `center_crop` is that of its publication.
 

@@ -48,7 +48,6 @@ class TaskResult:
         measured: The metrics, in the order in which they are shown.
         predictions: A row for each example, with its identifier.
         settings: Other settings that the metrics depend on, such as the length of a shortlist.
-        hub_task: Hugging Face's name of the task, or one like it.
         published: The model, if it is a published one, with the values that its publication reports.
     """
 

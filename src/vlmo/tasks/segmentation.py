@@ -133,7 +133,6 @@ def segment(
 
     Args:
         size: Height and width of the result; by default the image's.
-        batch_size: Windows that go through the model at a time.
 
     Raises:
         ValueError: The model returns NaN.

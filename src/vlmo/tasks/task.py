@@ -48,7 +48,6 @@ class RunContext:
         rows: Valid training rows; empty for streams, which are checked as they are read.
         processor: None for a task that reads no text.
         model: Settings of `VLMoConfig`, the vocabulary's sizes included.
-        init: Folder or name of the model to start from.
         missing: Tensors that the start folder did not hold, once `start` was called.
     """
 

@@ -78,7 +78,6 @@ class StateStore:
 
     Args:
         folder: Shared by all processes.
-        keep: Number of newest states that are kept.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:

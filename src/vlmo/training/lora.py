@@ -66,12 +66,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, *, start: str, missing: S
 
 
 def save_adapter(folder: Path, model: Any, weights: dict[str, Tensor], *, start: str) -> None:
-    """Write the adapter of a model into a folder that holds its `config.json` and card.
-
-    Args:
-        weights: State dictionary of the model.
-        start: The folder that the model started from.
-    """
+    """Write the adapter of a model into a folder that holds its `config.json` and card."""
     whole = tuple(f"{name}." for name in _whole(model))
     kept = {
         _PREFIX + re.sub(r"(lora_[AB])\.default\.", r"\1.", name): tensor.detach().cpu().contiguous()

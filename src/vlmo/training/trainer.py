@@ -126,7 +126,6 @@ class Trainer:
         lr_scale: Name of a parameter in the objective -> factor on its learning rate.
         evaluate: Called on every process with `model` in evaluation mode, without gradients; returns metrics, fractions
             by "SPLIT/METRIC".
-        device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         title: Name of the run in progress and messages.
     """
 

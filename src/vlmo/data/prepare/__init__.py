@@ -44,9 +44,7 @@ def prepare(name: str, *, root: Path, out: Path, num_proc: int = 1, progress: Pr
     written atomically; until then finished work is kept in `OUT.unfinished`, and not done again.
 
     Args:
-        name: One of `PREPARERS`.
         root: Folder with the set's files as their publishers give them (docs/published-sets.md).
-        num_proc: Processes that read and decode.
 
     Raises:
         ValueError: Unknown name, missing files, data in another layout, or no row that can be used.

@@ -56,8 +56,6 @@ class SetOnDisk:
         labels: Names of answers or classes, for tasks that have them.
         unique: Text column whose values may occur once in a split; the later row of two is quarantined. None where rows
             are different by their making, such as files of a folder.
-        needs_image: A row without an image is invalid.
-        needs_caption: A row without a caption is invalid.
         known_sizes: Rows by split, for sets of published sizes.
         notes: Lines for the report, such as which optional files are not there.
         key: Whatever the rows depend on beside their items; work of an interrupted run with another one is done again.

@@ -190,7 +190,6 @@ class Lane:
     A source that runs out begins its next epoch, so the weights hold for ever; small sources are seen more often.
 
     Args:
-        lane: Number of the lane, of `lanes`.
         shuffle: Samples that are shuffled with each other, over all sources of this lane.
         read: Makes an example of (sample, epoch), or raises ValueError with the reason why not.
         state: An earlier `state`, to go on from.
