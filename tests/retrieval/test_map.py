@@ -30,7 +30,7 @@ def test_images_lie_close_whose_vectors_are_similar(drawn, gallery):
     html = drawn.read_text()
     found = {name: (float(x), float(y)) for x, y, name, _ in re.findall(IMAGE, html)}
     assert len(found) == NUM_IMAGES
-    rows = {row["path"].rpartition("/")[2]: row["vector"] for row in Index(gallery[1]).sample(NUM_IMAGES)}
+    rows = {hit.path.rpartition("/")[2]: row["vector"] for hit, row in Index(gallery[1]).sample(NUM_IMAGES)}
     vectors, places = np.array(list(rows.values())), np.array([found[name] for name in rows])
     similar = vectors @ vectors.T - 2 * np.eye(NUM_IMAGES)
     far = np.linalg.norm(places[:, None] - places, axis=-1)
@@ -51,7 +51,7 @@ def test_index_without_words_takes_those_of_a_list_and_a_single_image_is_refused
     main(["map", str(tmp_path / "index"), "--out", str(tmp_path / "map.html"), "--images", "2"])
     assert len(re.findall(IMAGE, (tmp_path / "map.html").read_text())) == 2
     build(encoder, write_folder(tmp_path / "one", table=False, numbers=range(1)), out=tmp_path / "index1")
-    assert "a map needs two" in refused(["map", str(tmp_path / "index1"), "--out", str(tmp_path / "1.html")], capsys)
+    assert "the index has 1" in refused(["map", str(tmp_path / "index1"), "--out", str(tmp_path / "1.html")], capsys)
 
 
 @pytest.mark.browser
@@ -63,7 +63,7 @@ def test_keys_move_zoom_and_open_images(drawn):
         page.goto(f"file://{drawn}")
 
         def state():
-            return [*map(float, re.findall(r"-?[\d.]+", page.eval_on_selector("#world", "e => e.style.transform")))]
+            return [*map(float, re.findall(r"-?[\d.]+", page.eval_on_selector(".world", "e => e.style.transform")))]
 
         start = state()
         page.keyboard.press("ArrowRight")
@@ -75,7 +75,7 @@ def test_keys_move_zoom_and_open_images(drawn):
         page.keyboard.press("Tab")  # the first group
         page.keyboard.press("Enter")
         assert state()[2] > 3 * start[2]
-        page.locator("#world button").first.focus()
+        page.locator(".world button").first.focus()
         page.keyboard.press("Enter")
         assert page.locator("dialog[open] img").get_attribute("src").startswith("data:image/jpeg")
         page.keyboard.press("Enter")

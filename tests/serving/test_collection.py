@@ -37,6 +37,10 @@ def client(parts, index):
         yield client
 
 
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
 def ids(found: dict) -> list[str]:
     return [hit["id"] for hit in found["hits"]]
 
@@ -73,10 +77,11 @@ def test_results_move_towards_and_away_from_images(client, index, parts) -> None
         ({"text": TEXT, "like": [first, second], "unlike": [third]}, text + 0.75 * (a + b) / 2 - 0.15 * c),
         ({"like": [second], "unlike": [third]}, 0.75 * b - 0.15 * c),
         ({**upload, "like": [first]}, image + 0.75 * a),
+        ({"text": TEXT, "parts": [{**upload, "weight": -1}], "unlike": [first]}, _unit(text - image) - 0.15 * a),
     ):
         found = post(client, "/v1/search", **body, top=24)
         given = [*body.get("like", []), *body.get("unlike", [])]
-        expected = [hit for hit in index.nearest(vector / np.linalg.norm(vector), top=30) if hit.id not in given]
+        expected = [hit for hit in index.nearest(_unit(vector), top=30) if hit.id not in given]
         assert [hit["similarity"] for hit in found["hits"]] == pytest.approx([h.similarity for h in expected], abs=1e-5)
         assert not set(ids(found)) & set(given)
         assert found["num_reranked"] == 0
@@ -91,7 +96,7 @@ def test_results_move_towards_and_away_from_images(client, index, parts) -> None
         ({"unlike": ["abc"]}, 422, "a text or an image"),
         ({"text": "a", "like": ["abc"]}, 404, "no image of this id"),
         ({"text": "a", "like": ["abc"], "rerank": 8}, 422, "leave out rerank"),
-        ({"text": "a", "unlike": ["abc"], "mode": "words"}, 422, "leave out rerank, parts and mode"),
+        ({"text": "a", "unlike": ["abc"], "mode": "words"}, 422, "leave out rerank and mode"),
         ({"text": "a", "like": ["abc"] * 17}, 422, "at most 16"),
         ({"text": "a", "offset": 9701}, 422, "9700"),
         ({"text": "a", "offset": -1}, 422, "offset"),

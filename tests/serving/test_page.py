@@ -1,6 +1,6 @@
 import base64
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.retrieval.toy_index import encoded
 from tests.serving.toy_service import served
+from vlmo.retrieval import Index
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Settings
@@ -132,6 +133,104 @@ def test_similar_images_and_back_again(page) -> None:
     expect(page.get_by_role("heading", name="What should the image show?")).to_be_visible()
     page.go_forward()
     expect(cards(page).first).to_contain_text("a red circle")
+
+
+def sent(page: Page, act: Callable[[], object]) -> dict:
+    """The body of the search that an act starts."""
+    with page.expect_request("**/v1/search") as asking:
+        act()
+    return asking.value.post_data_json
+
+
+IMAGE = {"image": "data:image/png;base64," + base64.b64encode(encoded(drawings()[14])).decode()}
+
+
+def test_parts_of_a_query_are_typed_beside_words_or_an_image(page) -> None:
+    beach, people = {"text": "on a beach", "weight": 1}, {"text": "people", "weight": -1}
+    for line, body in (
+        ("a dog", {"text": "a dog", "parts": []}),
+        ('a dog +"on a beach" -people', {"text": "a dog", "parts": [beach, people]}),
+        ("-people black-and-white “a - b”", {"text": "black-and-white a - b", "parts": [people]}),
+        ("-red +2*dog", {"text": "dog", "parts": [{"text": "red", "weight": -0.5}]}),
+    ):
+        asked = sent(page, lambda line=line: ask(page, line))
+        assert {name: asked[name] for name in ("text", "parts")} == body
+    upload(page, 14)
+    expect(cards(page).first).to_contain_text(CAPTIONS[14][0])
+    image = "data:image/png;base64," + base64.b64encode(encoded(drawings()[14])).decode()
+    asked = sent(page, lambda: ask(page, "-0.5*people"))
+    assert (asked["image"], asked["parts"]) == (image, [{"text": "people", "weight": -0.5}])
+    asked = sent(page, lambda: ask(page, "a star -people"))
+    assert (asked["text"], asked["parts"]) == ("a star", [{"image": image, "weight": 1}, people])
+    expect(cards(page)).to_have_count(24)
+    page.get_by_role("button", name="Remove the image").click()
+    expect(page.get_by_label("Words that describe the image")).to_have_value("a star -people")
+    assert page.url.endswith("?q=a+star+-people")
+
+
+def test_link_keeps_parts_and_takes_what_is_not_wanted_away(page) -> None:
+    search(page, "a red circle")
+    expect(page.get_by_role("switch", name="Rerank")).to_be_enabled()
+    assert "red" in cards(page).first.inner_text()
+    search(page, "circle -red")
+    expect(page.get_by_role("switch", name="Rerank")).to_be_disabled()
+    expect(cards(page).first).not_to_contain_text("red")
+    assert page.url.endswith("?q=circle+-red")
+    first = cards(page).first.inner_text()
+    page.reload()
+    expect(page.get_by_label("Words that describe the image")).to_have_value("circle -red")
+    expect(cards(page).first).to_have_text(first, use_inner_text=True)
+    cards(page).first.click()
+    page.get_by_role("button", name="More like this").click()
+    expect(page.get_by_role("button", name="Remove: like this")).to_be_visible()
+    expect(cards(page)).to_have_count(23)
+
+
+def test_malformed_parts_are_one_line(page) -> None:
+    for line, words in (
+        ('dog -"people', '-"people is no part of a query.'),
+        ("cats - dogs", "- is no part of a query."),
+        ("dog -0.5*", "-0.5* is no part of a query."),
+        ("-people", "There is nothing to subtract from."),
+        ("dog -20*red", "greater than or equal to -10"),
+        ("dog" + " -a" * 9, "at most 8 items"),
+    ):
+        ask(page, line)
+        expect(page.get_by_role("alert")).to_contain_text(words)
+        expect(cards(page)).to_have_count(0)
+        expect(page.get_by_label("Words that describe the image")).to_have_value(line)
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_mode_of_search_is_chosen_and_kept_in_the_link(open_page, address, width) -> None:
+    page = open_page(address, width=width)
+    mode = page.get_by_label("Find by")
+    expect(mode).to_have_value("auto")
+    assert sent(page, lambda: ask(page, "a red circle"))["mode"] == "auto"
+    assert sent(page, lambda: mode.select_option("words"))["mode"] == "words"
+    expect(cards(page).first).to_contain_text("words 100 %")
+    expect(page.get_by_role("switch", name="Rerank")).to_be_disabled()
+    assert page.url.endswith("?q=a+red+circle&mode=words")
+    assert page.evaluate(ACCESSIBLE) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.reload()
+    expect(mode).to_have_value("words")
+    ask(page, "flurble")
+    expect(page.locator("#grid")).to_contain_text("Nothing here")
+    upload(page, 14)
+    expect(mode).to_be_disabled()
+    expect(cards(page)).to_have_count(24)
+    page.goto(f"{address}/?q=a+dog&mode=nonsense")
+    expect(page.get_by_role("alert")).to_contain_text("'auto', 'vectors', 'words' or 'hybrid'")
+
+
+def test_mode_needs_texts(open_page, parts, monkeypatch) -> None:
+    monkeypatch.setattr(Index, "has_texts", property(lambda _: False))
+    with served(create_app(parts)) as address:
+        page = open_page(f"{address}/?q=a+red+circle&mode=hybrid")
+        expect(page.get_by_role("alert")).to_contain_text("This index has no words to look up.")
+        expect(page.locator("#mode-option")).to_be_hidden()
+        page.context.close()
 
 
 def test_filters_narrow_the_search_and_can_be_removed(page) -> None:

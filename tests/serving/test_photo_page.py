@@ -257,12 +257,93 @@ def test_page_counts_images_while_they_are_indexed(open_page, address, photos, m
     expect(page.locator("#collection")).to_have_text("110 images")
 
 
-def test_index_without_columns_of_photographs_has_no_tabs(open_page, parts) -> None:
+PHONE = {"width": 390, "height": 844, "is_mobile": True, "has_touch": True}
+MOVED = "getComputedStyle(document.querySelector('#map .world')).transform"
+
+
+@pytest.mark.parametrize(("size", "scheme"), [({}, "light"), (PHONE, "dark")])
+def test_map_is_drawn_and_goes_by_keys(open_page, photos, size, scheme) -> None:
+    with served(create_app(photos)) as address:  # which has drawn no map yet
+        page = open_page(address, color_scheme=scheme, **size)
+        page.get_by_role("link", name="Map").click()
+        expect(page.locator("#status")).to_contain_text("Drawing the map: ")
+        expect(page.locator("#status")).to_have_text("110 images on the map")
+        expect(page.get_by_role("link", name="Map")).to_have_attribute("aria-current", "page")
+        images = page.locator("#map .world button")
+        assert images.count() == NUM
+        assert images.last.locator("img").evaluate("(each) => each.decode().then(() => each.naturalWidth)") > 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= size.get("width", 1200)
+        assert page.evaluate(ACCESSIBLE) == []
+        assert images.evaluate_all("(all) => all.every((each) => each.getBoundingClientRect().height >= 24)")
+        places = [page.evaluate(MOVED)]
+        page.locator("#map").focus()
+        for key in ("ArrowRight", "+", "0"):
+            page.keyboard.press(key)
+            places.append(page.evaluate(MOVED))
+        assert places[0] == places[3]
+        assert len({*places}) == 3
+        page.locator("#map-groups button").first.press("Enter")
+        assert page.evaluate(MOVED) != places[0]
+        page.locator("#map").focus()
+        page.keyboard.press("Tab")
+        reached = []
+        for key in ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"):
+            reached.append(page.evaluate("document.activeElement.dataset.id"))
+            assert page.evaluate(FOCUS_IS_SHOWN)
+            page.keyboard.press(key)
+        assert len({*reached}) > 1
+        page.keyboard.press("Enter")
+        expect(page.locator("#detail")).to_contain_text("photo ")
+        before = page.locator("#detail").get_attribute("data-id")
+        page.keyboard.press("ArrowRight" if page.locator("#next").is_visible() else "ArrowLeft")
+        after = page.locator("#detail").get_attribute("data-id")
+        assert before != after
+        page.keyboard.press("Escape")
+        expect(page.locator(f"#map [data-id='{after}']")).to_be_focused()
+        page.keyboard.press("Enter")
+        place = page.evaluate(MOVED)
+        page.get_by_role("button", name="More like this").click()
+        expect(page.locator("#map")).to_be_hidden()
+        expect(cards(page)).to_have_count(48)
+        page.go_back()
+        expect(page.locator("#map")).to_be_visible()
+        assert page.evaluate(MOVED) == place  # as it was left
+        page.context.close()
+
+
+def test_map_moves_with_the_pointer_and_a_drag_opens_nothing(open_page, address) -> None:
+    page = open_page(f"{address}/?view=map")
+    image = page.locator("#map .world button").first
+    box = image.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y + 20)
+    page.mouse.up()
+    moved = image.bounding_box()
+    assert (moved["x"] - box["x"], moved["y"] - box["y"]) == pytest.approx((30, 20), abs=0.5)
+    page.mouse.wheel(0, -400)
+    assert image.bounding_box()["width"] > moved["width"]
+    expect(page.locator("#detail")).to_be_hidden()
+    image.click()
+    expect(page.locator("#detail")).to_be_visible()
+
+
+def test_map_that_cannot_be_drawn_is_one_line(open_page, address) -> None:
+    page = open_page(address)
+    refused = '{"error": {"message": "a map needs two images, and the index has 1"}, "detail": "add images to it"}'
+    page.route("**/v1/map", lambda route: route.fulfill(status=404, content_type="application/json", body=refused))
+    page.get_by_role("link", name="Map").click()
+    expect(page.get_by_role("alert")).to_have_text("A map needs two images, and the index has 1.Add images to it.")
+    expect(page.locator("#map")).to_be_hidden()
+
+
+def test_index_without_columns_of_photographs_has_the_map_alone(open_page, parts) -> None:
     class Plain(Index):
         columns = {"year": "number"}
 
     with served(create_app(Parts(parts.encoder, Plain(parts.index.folder)))) as address:
         page = open_page(address)
         expect(page.locator("#collection")).to_have_text("24 images")
-        expect(page.locator("#tabs")).to_be_hidden()
+        expect(page.locator("#tabs a:visible")).to_have_text(["Map"])
         page.context.close()

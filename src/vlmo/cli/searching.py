@@ -200,11 +200,14 @@ def map_(
     """
     check_new_file(out, option="--out", suffix=".html")
     from vlmo.retrieval import Encoder, Index
-    from vlmo.retrieval.map import write_map
+    from vlmo.retrieval.map import draw_map, write_map
 
     index = Index(folder)
-    number = write_map(Encoder(model or index.model_folder, **vars(engines)), index, out, most=images)
-    say(f"{number} images on the map {out}")
+    encoder = Encoder(model or index.model_folder, **vars(engines))
+    with _STDERR.status("") as status:
+        drawn = draw_map(encoder, index, most=images, on_step=status.update)
+    write_map(drawn, out)
+    say(f"{len(drawn.images)} images on the map {out}")
 
 
 def serve(

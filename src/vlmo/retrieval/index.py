@@ -137,6 +137,11 @@ class Index:
         """Columns of metadata and their types, in words."""
         return self._store.columns()
 
+    @property
+    def has_texts(self) -> bool:
+        """True if an image has a word, such as of its file's name, that mode "words" finds."""
+        return self._store.has_words and bool(len(self._store.ids("full_text <> ''", most=1)))
+
     def nearest(
         self,
         vector: Float32[np.ndarray, " dim"] | None,
@@ -249,12 +254,13 @@ class Index:
         """
         return _load(self._row(id, ["path", "bytes"]), id)
 
-    def sample(self, most: int) -> list[dict[str, Any]]:
-        """At most so many images, evenly taken, with path, captions, "full_text", "thumbnail" and "vector"."""
+    def sample(self, most: int) -> list[tuple[Hit, dict[str, Any]]]:
+        """At most so many images, evenly taken, each with its "thumbnail", "vector" and, if there, "full_text"."""
         offsets = np.linspace(0, self.num_images - 1, min(most, self.num_images)).astype(int).tolist()
+        columns = [*self._visible(), "thumbnail", "vector", *["full_text"] * self._store.has_words]
         with one_line(self.folder):
-            rows = self._store.table.take_offsets(offsets)
-            return rows.select(["path", "captions", "full_text", "thumbnail", "vector"]).to_arrow().to_pylist()
+            rows = self._store.table.take_offsets(offsets).select(columns).to_arrow().to_pylist()
+        return [(_hit({**row, "_distance": 1.0}), row) for row in rows]
 
     def files(self, ids: Sequence[str]) -> list[tuple[str, str, Callable[[], bytes]]]:
         """Id, path and a function that reads the file, or raises ValueError, of those images that the index has."""

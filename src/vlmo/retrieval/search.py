@@ -164,37 +164,7 @@ class Searcher:
         sort: Literal["date"] | None = None,
     ) -> SearchResult:
         """Search images like one of the index, without itself; ValueError if there is no such image."""
-        return self.near([], like=[id], top=top, where=where, photos=photos, sort=sort)
-
-    def near(
-        self,
-        given: Sequence[Float32[np.ndarray, " dim"]],
-        *,
-        like: Sequence[str],
-        unlike: Sequence[str] = (),
-        top: int = 10,
-        where: str | None = None,
-        photos: PhotoFilter | None = None,
-        sort: Literal["date"] | None = None,
-    ) -> SearchResult:
-        """Search near vectors, moved towards and away from images of the index (Rocchio's relevance feedback).
-
-        Args:
-            given: Vectors of a text and an image, or none.
-            like: Ids of images that the results are to be like; neither these nor those of `unlike` are found.
-
-        Raises:
-            ValueError: There is no such image, or the vectors cancel each other.
-        """
-        start, ids = time.perf_counter(), [*like, *unlike]
-        if not 1 <= top <= MAX_TOP - len(ids):
-            raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP - len(ids)}")
-        weights = [*(1.0 for _ in given), *(_LIKE / len(like) for _ in like), *(-_UNLIKE for _ in unlike)]
-        query = weighted_direction([*given, *map(self.index.vector, ids)], weights)
-        hits = self.index.nearest(query, top=top + len(ids), where=where, photos=photos)
-        hits = [hit for hit in hits if hit.id not in ids][:top]
-        hits = hits if sort is None else by_date(hits)
-        return SearchResult(hits, seconds={"encode": 0.0, "index": time.perf_counter() - start})
+        return self._run(self.steps(None, None, like=[id], top=top, where=where, photos=photos, sort=sort))
 
     def warm_up(self) -> None:
         """Load the fusion encoder, so that the first search finds it ready."""
@@ -209,6 +179,8 @@ class Searcher:
         pixels: Pixels | None,
         *,
         more: Sequence[tuple[str | Pixels, float]] = (),
+        like: Sequence[str] = (),
+        unlike: Sequence[str] = (),
         top: int = 10,
         rerank: int | None = None,
         weight: float | None = None,
@@ -220,20 +192,23 @@ class Searcher:
     ) -> Steps:
         """Search by a text, an image (`Encoder.pixels`), both or neither, as a generator that asks for all work.
 
-        Arguments are those of `search`, `more` (its `parts`, with pixels) and `began` (time by `time.perf_counter` that
-        durations count from; None: now). ValueError if one is wrong.
+        Arguments are those of `search`, `more` (its `parts`, with pixels), `like` and `unlike` (ids of images of the
+        index that the query moves towards and away from, by Rocchio's relevance feedback, and that are not found) and
+        `began` (time by `time.perf_counter` that durations count from; None: now). ValueError if one is wrong.
         """
-        began = time.perf_counter() if began is None else began
-        encoder, by_text = self.encoder, pixels is None and text is not None and not more
+        began, ids = time.perf_counter() if began is None else began, [*like, *unlike]
+        encoder, by_text = self.encoder, pixels is None and text is not None and not more and not ids
         if rerank is None:
             rerank = SEARCH_RERANK if by_text and encoder.can_match and mode != "words" else 0
         self._check(text, mode, top, rerank, weight, by_text=by_text)
         given = [(part, share) for part, share in ((text, 1.0), (pixels, 1.0), *more) if part is not None]
-        if not given and sort is None:
+        if not given and not like and sort is None:
             raise ValueError("there is no query; give words or an image, or the order by date")
         texts = [(part, share) for part, share in given if isinstance(part, str)]
         images = [(part, share) for part, share in given if not isinstance(part, str)]
-        by_words = mode in {"words", "hybrid"} or (mode == "auto" and all(share > 0 for _, share in given))
+        by_words = not ids and (
+            mode in {"words", "hybrid"} or (mode == "auto" and all(share > 0 for _, share in given))
+        )
         words = query_words(" ".join(part for part, share in texts if share > 0)) if by_words else []
         asked: Asked = {IMAGES: [part for part, _ in images]} if images else {}
         asked |= {TEXTS: [_filled(part) for part, _ in texts]} if texts else {}
@@ -241,6 +216,10 @@ class Searcher:
         no_match = TOKENS in answers and encoder.is_unknown(text or "", tokens=answers[TOKENS][0])
         vectors = [*answers.get(TEXTS, ()), *answers.get(IMAGES, ())]
         vector = weighted_direction(vectors, [share for _, share in (*texts, *images)]) if vectors else None
+        if ids:
+            known = (yield {INDEX: [functools.partial(self.index.vector, each) for each in ids]})[INDEX]
+            weights = [1.0] * (vector is not None) + [_LIKE / len(like) for _ in like] + [-_UNLIKE for _ in unlike]
+            vector = weighted_direction([*([] if vector is None else [vector]), *known], weights)
         encoded = time.perf_counter()
         find = functools.partial(self.index.nearest, vector, where=where, photos=photos)
         matched, hits = list[Hit](), list[Hit]()
@@ -248,8 +227,9 @@ class Searcher:
             match = functools.partial(find, top=max(top, _FUSED), words=words, every_word=mode == "auto")
             ((matched,),) = (yield {INDEX: [match]}).values()
         if mode != "words":
-            depth = max(top, rerank, _FUSED if matched else 1)
+            depth = max(top + len(ids), rerank, _FUSED if matched else 1)
             ((hits,),) = (yield {INDEX: [functools.partial(find, top=depth)]}).values()
+            hits = [hit for hit in hits if hit.id not in ids]
         found, no_match = time.perf_counter(), no_match and not matched
         result = SearchResult(hits, seconds={"encode": encoded - began, "index": found - encoded}, no_match=no_match)
         if rerank:

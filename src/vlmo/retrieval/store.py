@@ -190,9 +190,9 @@ class Store:
         with one_line(self.folder):
             return self.table.search().where(_among(column, values)).select(columns).to_arrow()
 
-    def ids(self, where: str) -> pa.Array:
-        """Return the ids of the images that pass a filter; LanceDB's own exceptions."""
-        return self.table.search().where(where).select(["id"]).to_arrow()["id"].combine_chunks()
+    def ids(self, where: str, *, most: int | None = None) -> pa.Array:
+        """Return the ids of (at most so many) images that pass a filter; LanceDB's own exceptions."""
+        return self.table.search().where(where).limit(most).select(["id"]).to_arrow()["id"].combine_chunks()
 
     def scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """All images."""

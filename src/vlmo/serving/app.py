@@ -178,6 +178,11 @@ def _add_routes(app: FastAPI, state: State) -> None:
         """Albums by their names, and months from the last on, each with its number of images and the newest of them."""
         return state.service.groups()
 
+    @app.get("/v1/map", response_class=Response, responses={200: {"content": {_JSON: {}}}})
+    def map_() -> Response:
+        """The map: images and groups with places; or the `step` that is being done for it, to be asked for again."""
+        return Response(_ANY.dump_json(state.service.map()), media_type=_JSON)
+
     @app.get("/v1/archive", response_class=StreamingResponse)
     def archive(request: Request) -> StreamingResponse:
         """Zip archive of the files of indexed images, as they are: `?id=ID&id=ID`."""
@@ -206,7 +211,9 @@ def _add_routes(app: FastAPI, state: State) -> None:
         """Metrics in Prometheus's text format."""
         return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4")
 
-    for path, file in (("/", "index.html"), ("/docs", "docs.html"), ("/favicon.ico", "icon.svg")):
+    files = {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "icon.svg"}
+    files |= {f"/static/{name}": f"../../retrieval/{name}" for name in ("pan.js", "map.css")}  # of the map's file too
+    for path, file in files.items():
         app.router.add_route(path, lambda _, file=file: FileResponse(_STATIC / file))
 
 

@@ -139,8 +139,8 @@ class SearchRequest(Photos):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.like or self.unlike) and (self.rerank or self.parts or self.mode in {"words", "hybrid"}):
-            raise ValueError("like and unlike go by vectors of whole images; leave out rerank, parts and mode")
+        if (self.like or self.unlike) and (self.rerank or self.mode in {"words", "hybrid"}):
+            raise ValueError("like and unlike go by vectors of whole images; leave out rerank and mode")
         if (self.sort is None and not self.like) or self.image is not None:
             _check_one(self.text, self.image, names="a text or an image")
         if (self.image is not None or self.parts) and self.rerank:

@@ -9,7 +9,6 @@ import time
 import zipfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import IO, Any, TypeVar, cast
@@ -27,6 +26,7 @@ from vlmo.retrieval.store import DamagedError
 from vlmo.serving import schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
 from vlmo.serving.decoder import ClosedError, Decoders
+from vlmo.serving.map import MapDrawer
 from vlmo.serving.parts import ImageModel, Parts, answer_scores
 from vlmo.serving.schemas import BusyError, ServiceError, StoppingError
 from vlmo.serving.settings import Settings
@@ -41,7 +41,7 @@ photographs that fill a request cost two."""
 _LARGEST_SIDE = 2048
 # Columns that every index has beside those of its metadata.
 _OWN_COLUMNS = ("id", "captions", "width", "height")
-_SAMPLES, _SAMPLED = 12, 180
+_SAMPLES = 12
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Service:
         self._threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-decoder")
         self._upload_threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-upload")
         self._uploads: set[asyncio.Task[Any]] = set()
-        self._decoders = Decoders(_DECODERS, max_pixels=settings.max_pixels)
+        self._decoders, self._map_drawer = Decoders(_DECODERS, max_pixels=settings.max_pixels), MapDrawer()
 
     def warm_up(self) -> None:
         """Load the models, so that the first searches are as fast as others. Blocks."""
@@ -92,21 +92,19 @@ class Service:
         """Indexed images that fit a text, or are like an image; ServiceError if the model cannot rerank but should."""
         began = time.perf_counter()
         self._index()
-        encoder, searcher = self._encoder(), self._searcher
+        encoder = self._encoder()
         if request.rerank and not encoder.can_match:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
-        options = request.model_dump(include={"rerank", "weight", "sort", "mode"}) | {"photos": request.photos()}
-        options["top"] = request.offset + request.top
-        where, given = request.where or None, (request, *request.parts)
-        images = [each.image for each in given if each.image is not None]
-        prepared = iter(await self._read(images, encoder.pixels))
+        given = (request, *request.parts)
+        prepared = iter(await self._read([each.image for each in given if each.image is not None], encoder.pixels))
         pixels = None if request.image is None else next(prepared)
         more = [(next(prepared) if part.text is None else part.text, part.weight) for part in request.parts]
-        if request.like or request.unlike:
-            texts = [] if request.text is None else [request.text]
-            given = await (self._run(TEXTS, texts) if pixels is None else self._run(IMAGES, [pixels]))
-            return await self._near(given, request, like=request.like, unlike=request.unlike, began=began)
-        steps = searcher.steps(request.text, pixels, more=more, where=where, began=began, **options)
+        for each in (*request.like, *request.unlike):
+            await _of_image(asyncio.to_thread(self._index().vector, each))
+        options = request.model_dump(include={"rerank", "weight", "sort", "mode", "like", "unlike"})
+        options |= {"more": more, "photos": request.photos(), "top": request.offset + request.top}
+        where = request.where or None
+        steps = self._searcher.steps(request.text, pixels, where=where, began=began, **options)
         work: dict[str, Callable[[Any], Awaitable[Any]]] = {
             INDEX: lambda call: self._ask_index(call, where=where),
             LOAD: self._decode,
@@ -126,28 +124,10 @@ class Service:
         except StopIteration as end:
             return _found(end.value, began=began, offset=request.offset)
 
-    async def _near(
-        self,
-        given: Sequence[np.ndarray],
-        request: schemas.SearchRequest | schemas.SimilarRequest,
-        *,
-        like: Sequence[str],
-        unlike: Sequence[str] = (),
-        began: float,
-    ) -> dict[str, Any]:
-        """Search near a query's vector and images of the index."""
-        for each in (*like, *unlike):
-            await _of_image(asyncio.to_thread(self._index().vector, each))
-        options: dict[str, Any] = {"photos": request.photos(), "sort": request.sort, "where": request.where or None}
-        top, encoded = request.offset + request.top, time.perf_counter()
-        find = functools.partial(self._searcher.near, given, like=like, unlike=unlike, top=top, **options)
-        result = await self._ask_index(find, where=options["where"])
-        result = replace(result, seconds={**result.seconds, "encode": encoded - began})
-        return _found(result, began=began, offset=request.offset)
-
     async def similar(self, request: schemas.SimilarRequest) -> dict[str, Any]:
         """Indexed images that are like one of them."""
-        return await self._near([], request, like=[request.id], began=time.perf_counter())
+        others = request.model_dump(by_alias=True, exclude={"id"})
+        return await self.search(schemas.SearchRequest(like=[request.id], **others))
 
     async def rerank(self, request: schemas.RerankRequest) -> dict[str, Any] | list[dict[str, Any]]:
         """Images in order for a text, or texts for an image, as Cohere or TEI gives them; ServiceError without head."""
@@ -238,19 +218,24 @@ class Service:
             "can_download": index is not None and limits.originals,
             "num_images": 0 if index is None else index.num_images,
             "complete": index is None or index.complete,
+            "has_texts": index is not None and index.has_texts,
             "columns": {} if index is None else index.columns,
-            "samples": self._samples(),
+            "samples": [] if index is None else [_shown(hit) for hit, _ in index.sample(_SAMPLES)],
             "limits": {"request_bytes": limits.request_bytes, "pixels": limits.max_pixels, "top": schemas.MAX_TOP},
         }
 
-    def _samples(self) -> list[dict[str, Any]]:
-        """A few images that are not too similar: every n-th of those nearest to a random vector."""
-        index = self._parts.index
-        if index is None or not index.num_images:
-            return []
-        vector = np.random.default_rng(0).normal(size=index.dim).astype(np.float32)
-        near = index.nearest(vector / np.linalg.norm(vector), top=_SAMPLED)
-        return [_shown(hit) for hit in near[:: max(len(near) // _SAMPLES, 1)][:_SAMPLES]]
+    def map(self) -> dict[str, Any]:
+        """The map, or the `step` that is being done for it; ServiceError if there is none. It blocks."""
+        try:
+            found = self._map_drawer.ask(self._encoder(), self._index())
+        except DamagedError:
+            raise
+        except (ValueError, ModuleNotFoundError) as error:
+            raise ServiceError(404, "there is no map", hint=str(error)) from error
+        if isinstance(found, str):
+            return {"step": found}
+        images = [{**_shown(hit), "x": x, "y": y, "thumbnail": data} for hit, x, y, data in found.images]
+        return {"images": images, "groups": [{"name": name, "x": x, "y": y} for name, x, y in found.groups]}
 
     def groups(self) -> dict[str, Any]:
         """Albums by their names, and months from the last on, each with its number of images and one of them."""

@@ -4,6 +4,8 @@ import { Problem, addressOf, call, show } from "./api.js";
 import { listenForSteps, openHit, openOwn, showSteps } from "./detail.js";
 import { $, cross, make } from "./dom.js";
 import { Filters, PHOTO_FIELDS } from "./filters.js";
+import { loadMap, showMap } from "./map.js";
+import { hasParts, queryOf } from "./query.js";
 import { addResults, cards, clearGrid, clearProblem, showAlbums, showMonths, showProblem, showSamples, showStatus } from "./results.js";
 import { Selection, listenForKeys } from "./selection.js";
 
@@ -19,6 +21,7 @@ let selection = null;
 let running = null;
 let ready = null; // true when it is known what the service can do; what a quick user does before waits for it
 let groups = null; // albums and months, once asked for
+let map = null; // also
 let hits = []; // all that are shown
 let next = null; // where the results go on, and how; null at their end
 const images = new Map(); // those that were searched by; an address cannot hold one, so it holds their number
@@ -29,17 +32,19 @@ function wanted() {
   const params = new URLSearchParams(location.search);
   const values = Object.fromEntries([...params].filter(([name]) => name.startsWith("f.") || PHOTO_FIELDS.includes(name)));
   const [like, unlike] = ["like", "unlike"].map((name) => params.getAll(name));
-  return { words: params.get("q") ?? "", like, unlike, image: params.get("image"), view: params.get("view"), rerank: params.get("rerank") !== "0", values };
+  const [image, view, mode] = ["image", "view", "mode"].map((name) => params.get(name));
+  return { words: params.get("q") ?? "", like, unlike, image, view, mode: mode ?? "auto", rerank: params.get("rerank") !== "0", values };
 }
 
 async function go({ words = "", like = [], unlike = [], image = null, view = null }, { replace = false } = {}) {
   if (!(await ready)) return null;
   const params = new URLSearchParams();
   if (image) params.set("image", image);
-  else if (words) params.set("q", words);
+  if (words) params.set("q", words);
   for (const each of like) params.append("like", each);
   for (const each of unlike) params.append("unlike", each);
   if (view) params.set("view", view);
+  if (!["", "auto"].includes($("mode").value)) params.set("mode", $("mode").value);
   if (!$("rerank").checked) params.set("rerank", "0");
   for (const [name, value] of Object.entries(filters?.values ?? {})) params.set(name, value);
   const address = params.size ? `?${params}` : "/";
@@ -55,8 +60,9 @@ function goAgain(changes = {}) {
   return go({ ...wanted(), ...changes });
 }
 
-function fillForm({ words, rerank }) {
+function fillForm({ words, mode, rerank }) {
   $("words").value = words;
+  $("mode").value = mode;
   $("rerank").checked = rerank;
 }
 
@@ -82,12 +88,13 @@ async function run({ typing = false } = {}) {
   }
   setBusy(true);
   try {
-    if (want.view) await showAllAlbums();
+    if (want.view === "map") await showTheMap(mine.signal);
+    else if (want.view) await showAllAlbums();
     else await showFirst(want, mine.signal);
   } catch (problem) {
     if (problem.name === "AbortError") return;
     showNothing();
-    if (want.image && UNUSABLE.includes(problem.status)) await go({}, { replace: true });
+    if (want.image && UNUSABLE.includes(problem.status)) await go({ words: want.words }, { replace: true });
     showProblem(problem, { onRetry: () => run() });
   } finally {
     if (mine === running) setBusy(false);
@@ -144,10 +151,15 @@ async function ask(want, { top, offset, signal }) {
   const body = { top, offset, where: filters.where, ...filters.photos };
   if (want.like.length) body.like = want.like;
   if (want.unlike.length) body.unlike = want.unlike;
-  if (want.image) body.image = await addressOf(images.get(want.image).file);
-  else if (want.words) body.text = want.words;
-  else if (!hasQuery(want)) body.sort = "date";
-  if (!want.rerank && body.text && !body.like && !body.unlike) body.rerank = 0;
+  Object.assign(body, queryOf(want.words, want.image && (await addressOf(images.get(want.image).file))));
+  if (!hasQuery(want)) body.sort = "date";
+  if (["words", "hybrid"].includes(want.mode) && !about.has_texts) {
+    throw new Problem("This index has no words to look up.", { hint: "Search without a mode, by what images show.", status: 400 });
+  }
+  if (body.text && !body.like && !body.unlike) {
+    body.mode = want.mode;
+    if (!want.rerank && !body.parts.length) body.rerank = 0;
+  }
   return call("/v1/search", { body, signal });
 }
 
@@ -162,7 +174,7 @@ function showNothing() {
   clearGrid();
   hits = [];
   next = null;
-  $("status").textContent = "";
+  $("status").textContent = $("status").dataset.step = "";
   $("note").hidden = $("more").hidden = true;
 }
 
@@ -180,6 +192,20 @@ async function showAllAlbums() {
   };
   showAlbums(groups.albums, { onOpen: open });
   $("status").textContent = `${groups.albums.length} albums`;
+}
+
+async function showTheMap(signal) {
+  showNothing();
+  const onStep = (step, seconds) => {
+    const passed = make("span", { "aria-hidden": "true" }, ` · ${seconds} s`);
+    if ($("status").dataset.step !== step) $("status").replaceChildren(`Drawing the map: ${step}`);
+    $("status").dataset.step = step;
+    $("status").querySelector("span")?.remove();
+    $("status").append(passed);
+  };
+  map ??= await loadMap({ signal, onStep });
+  showMap(map, { onOpen: (hit) => openResult(hit, { among: map.images }) });
+  $("status").textContent = `${map.images.length.toLocaleString("en")} images on the map`;
 }
 
 async function showDates({ values }) {
@@ -200,13 +226,14 @@ function showWanted(want) {
   document.body.classList.toggle("start", isStart);
   document.body.classList.toggle("listing", !hasQuery(want)); // which is by date in any case
   $("samples").hidden = !isStart || !about?.samples.length;
-  $("months").hidden = true;
+  $("months").hidden = $("map-part").hidden = true;
   document.title = words ? `${words} · Image search` : "Image search";
-  for (const tab of $("tabs").children) tab.ariaCurrent = tab.search === (view ? "?view=albums" : !hasQuery(want) && !isStart ? "?sort=date" : "-") ? "page" : null;
+  for (const tab of $("tabs").children) tab.ariaCurrent = tab.search === (view ? `?view=${view}` : !hasQuery(want) && !isStart ? "?sort=date" : "-") ? "page" : null;
   for (const [kind, ids] of Object.entries({ like, unlike })) $("chips").append(...ids.map((id) => refinement(want, kind, id)));
-  $("words").hidden = Boolean(image);
+  $("words").placeholder = image ? 'and maybe words: +"at night" -people' : "a red umbrella in the rain";
   $("by-image").hidden = !image;
-  $("rerank").disabled = Boolean(image || like.length || unlike.length);
+  $("mode").disabled = Boolean((image && !words) || like.length || unlike.length);
+  $("rerank").disabled = Boolean(image || like.length || unlike.length || hasParts(words) || want.mode === "words");
   const own = image && images.get(image);
   if (!image) return;
   $("by-image-name").textContent = own ? own.name : "an image";
@@ -293,8 +320,8 @@ function listen() {
   $("search").addEventListener("submit", (event) => {
     event.preventDefault();
     const words = $("words").value.trim();
-    if ($("words").hidden) return goAgain();
-    if (words) go({ words });
+    const { image } = wanted();
+    if (words) go({ words, image });
     else if (hasQuery(wanted()) || wantsList()) goAgain({ words });
     else $("words").focus();
   });
@@ -302,8 +329,12 @@ function listen() {
     const words = $("words").value.trim() || wanted().words;
     go({ words }, { replace: !words });
   });
+  $("mode").addEventListener("change", () => {
+    const words = $("words").value.trim();
+    goAgain({ words: words || wanted().words });
+  });
   $("by-words").addEventListener("click", () => {
-    go({}).then(() => $("words").focus());
+    go({ words: wanted().words }).then(() => $("words").focus());
   });
   $("more").addEventListener("click", async () => {
     const shown = cards().length;
@@ -315,13 +346,14 @@ function listen() {
     if (!(await ready)) return;
     filters.values = {};
     $("rerank").checked = true;
+    $("mode").value = "auto";
     go({}).then(() => $("words").focus());
   });
   for (const tab of $("tabs").children) {
     tab.addEventListener("click", async (event) => {
       event.preventDefault();
       if (!(await ready)) return;
-      groups = null; // it may have changed
+      groups = map = null; // they may have changed
       const params = new URLSearchParams(tab.search);
       filters.values = params.has("sort") ? { sort: "date" } : {};
       window.scrollTo({ top: 0 });
@@ -337,7 +369,7 @@ function listen() {
   });
   $("detail").addEventListener("close", () => {
     const { id } = $("detail").dataset; // after some steps another one than that which was opened
-    if (id) document.querySelector(`.card[data-id="${CSS.escape(id)}"]`)?.focus();
+    if (id) [...document.querySelectorAll(`.card[data-id="${CSS.escape(id)}"], #map [data-id="${CSS.escape(id)}"]`)].find((each) => each.checkVisibility())?.focus();
   });
   listenForSteps();
   listenForKeys(() => selection);
@@ -349,7 +381,9 @@ function showAbout() {
   $("rerank-option").hidden = !about.can_rerank;
   if (about.can_search) {
     showSamples(about.samples, { onOpen: (hit) => openResult(hit, { among: about.samples }) });
-    $("tabs").hidden = !(about.columns.taken && about.columns.album);
+    $("tabs").hidden = false;
+    for (const tab of $("tabs").children) tab.hidden = tab.search !== "?view=map" && !(about.columns.taken && about.columns.album);
+    $("mode-option").hidden = !about.has_texts;
     $("collection").textContent = `${number} image${about.num_images === 1 ? "" : "s"}${about.complete ? "" : ", more are being indexed"}`;
     return;
   }
@@ -364,8 +398,8 @@ function showAbout() {
 // While images are being indexed, their number grows.
 async function learnAgain() {
   try {
-    const { num_images: number, complete, samples } = await call("/v1/about");
-    Object.assign(about, { num_images: number, complete, samples: about.samples.length ? about.samples : samples });
+    const { num_images: number, complete, has_texts: texts, samples } = await call("/v1/about");
+    Object.assign(about, { num_images: number, complete, has_texts: texts, samples: about.samples.length ? about.samples : samples });
     showAbout();
   } finally {
     if (!about.complete) setTimeout(learnAgain, AGAIN_MS);

@@ -102,6 +102,7 @@ const date = (hit) => make("span", { className: "scores" }, (hit.metadata.taken 
 
 function scores(hit) {
   const parts = [make("span", { title: "Cosine of the vectors of query and image" }, `similarity ${hit.similarity.toFixed(2)}`)];
+  if (hit.words !== null) parts.push(make("span", { title: "Share of the query's words in its texts" }, `words ${Math.round(100 * hit.words)} %`));
   if (hit.probability !== null) {
     parts.unshift(make("span", { title: "Score of the fusion encoder for words and image" }, make("b", {}, `fits ${percent(hit.probability)}`)));
   }
@@ -109,5 +110,5 @@ function scores(hit) {
 }
 
 function nothing() {
-  return make("li", { className: "empty" }, make("strong", {}, "Nothing here"), "No image passes the filters. Widen or remove them.");
+  return make("li", { className: "empty" }, make("strong", {}, "Nothing here"), "No image passes the filters, or has these words. Widen or remove them.");
 }
