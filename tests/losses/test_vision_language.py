@@ -59,6 +59,27 @@ def test_itm_classifies_false_captions_beside_drawn_negatives():
     close(objective(batch)["itm"], (12 * drawn + 3 * false) / 15)  # a true pair and two negatives for each of four rows
 
 
+@pytest.mark.parametrize("lacking", [[0], [2, 7], [*range(8)]])
+@torch.no_grad()
+def test_itc_reads_the_false_captions_that_there_are(lacking):
+    settings = {"mlm_weight": 0, "itm_weight": 0, "itc_false_captions": True}
+    objective, batch = stage_3({"contrast_fusion_branch": False}, **settings), with_false_texts(make_batch())
+    batch["false_attention_mask"][2] = 1  # all rows but those below have one
+    batch["false_attention_mask"][lacking] = 0
+    model, false = objective.model, torch.zeros(8, 32)
+    for row in set(range(8)) - set(lacking):
+        false[row] = model.get_text_features(
+            *(batch[f"false_{name}"][[row]] for name in ("input_ids", "attention_mask"))
+        )
+    own = (
+        model.get_image_features(batch["pixel_values"]),
+        model.get_text_features(batch["input_ids"], batch["attention_mask"]),
+    )
+    found = batch["false_attention_mask"].any(dim=1)
+    scale = model.contrast_head.logit_scale
+    close(objective(batch)["itc"], itc_loss(*own, logit_scale=scale, same=SAME, false=(false, found)))
+
+
 @pytest.mark.parametrize(
     ("weights", "parts"),
     [

@@ -61,6 +61,20 @@ def test_result_tells_how_the_run_went_and_it_is_not_trained_again(tmp_path, cap
     assert is_same(again.objective.get_submodule("model").state_dict(), weights)
 
 
+@pytest.mark.parametrize(("workers", "variable", "expected"), [(0, "", 4), (1, "", 3), (9, "", 1), (3, "4", 4)])
+def test_workers_of_the_loader_have_cores_of_their_own(tmp_path, monkeypatch, workers, variable, expected) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", variable) if variable else monkeypatch.delenv(
+        "OMP_NUM_THREADS", raising=False
+    )
+    before, seen = torch.get_num_threads(), set()
+    torch.set_num_threads(4)
+    try:
+        make_trainer(tmp_path, workers=workers, after_step=lambda: seen.add(torch.get_num_threads())).fit()
+        assert (seen, torch.get_num_threads()) == ({expected}, 4)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_accumulation_takes_the_mean_over_micro_batches(tmp_path) -> None:
     whole, parts = (
         make_trainer(tmp_path / str(number), settings=replace(CALM, accumulation=number), config=CONFIG)

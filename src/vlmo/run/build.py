@@ -121,6 +121,7 @@ def build(
         lr_scale={f"model.{name}": scale for name, scale in task.lr_scale(model).items()},
         evaluate=evaluator,
         device=device,
+        workers=recipe.loader.num_workers,
         console=console,
         title=title or "training",
     )

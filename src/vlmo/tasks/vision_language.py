@@ -193,8 +193,13 @@ class VisionLanguageObjective(nn.Module):
             return [None] * len(self.model.contrast_heads)
         ids, mask = batch["false_input_ids"], batch["false_attention_mask"]
         found = mask.any(dim=1)
-        mask = torch.cat([mask[:, :1] | ~found[:, None], mask[:, 1:]], dim=1)  # attention needs a token to attend to
-        return [(vectors, found) for vectors in self.encode_texts(ids, mask)]
+        # Those of other rows are left out, but for one, so that all processes encode texts.
+        rows = found | (torch.arange(len(ids), device=ids.device) == 0)
+        mask = torch.cat([mask[:, :1] | ~found[:, None], mask[:, 1:]], dim=1)[rows]
+        encoded = self.encode_texts(ids[rows], mask)
+        return [
+            (each.new_zeros(len(ids), each.shape[1]).masked_scatter(rows[:, None], each), found) for each in encoded
+        ]
 
     def _distillation_loss(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Tensor:
         teacher: Any = self.teacher

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import random
 import time
 from collections import defaultdict
@@ -126,6 +127,8 @@ class Trainer:
         lr_scale: Name of a parameter in the objective -> factor on its learning rate.
         evaluate: Called on every process with `model` in evaluation mode, without gradients; returns metrics, fractions
             by "SPLIT/METRIC".
+        workers: Processes of the loader. On a CPU each gets a core: torch takes as many threads less, at least one,
+            unless OMP_NUM_THREADS is set.
         title: Name of the run in progress and messages.
     """
 
@@ -140,6 +143,7 @@ class Trainer:
         lr_scale: Mapping[str, float] | None = None,
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
         device: str | None = None,
+        workers: int = 0,
         console: Console | None = None,
         title: str = "training",
     ) -> None:
@@ -159,7 +163,7 @@ class Trainer:
             no_weight_decay={f"model.{name}" for name in exempt},
             lr_scale=lr_scale,
         )
-        self.evaluate = evaluate
+        self.evaluate, self._workers = evaluate, workers
         self.console, self.title = console, title
         self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
         self._states = StateStore(self.state_dir, keep=self.config.keep_states)
@@ -183,7 +187,7 @@ class Trainer:
                 return self._result("already_finished")
             if self.config.precision == "auto":
                 logger.info("%s: computing in %s", self.title, self.precision)
-            with StopSignal() as stop, self._tracker() as tracker:
+            with StopSignal() as stop, self._tracker() as tracker, self._cores_for_workers():
                 finished = self._train(tracker, stop)
                 if finished:
                     report_progress(slow=True)
@@ -193,6 +197,16 @@ class Trainer:
                             self.save_model(aside, weights)
             barrier()  # every process finds the whole run folder when it returns
             return self._result("finished" if finished else "stopped")
+
+    @contextlib.contextmanager
+    def _cores_for_workers(self) -> Iterator[None]:
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, threads - self._workers))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def _tracker(self) -> contextlib.AbstractContextManager[Tracker | None]:
         if not is_main():
