@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,7 @@ _COLUMNS = 4
 
 def as_json(query: str, result: SearchResult) -> dict[str, Any]:
     """Everything about a result, as JSON takes it."""
-    hits = [{**asdict(hit), "captions": list(hit.captions), "metadata": dict(hit.metadata)} for hit in result.hits]
-    for hit in hits:
-        del hit["hash"]
+    hits = [{name: value for name, value in vars(hit).items() if name != "hash"} for hit in result.hits]
     return {
         "query": query,
         "hits": hits,

@@ -198,10 +198,8 @@ class Service:
         """Models of the service, in the form of OpenAI."""
         parts = self._parts.encoder, self._parts.answerer, self._parts.captioner
         folders = [part.folder for part in parts if part is not None]
-        models = []
-        for folder in folders:
-            created = int((folder / "config.json").stat().st_mtime)
-            models.append({"id": folder.resolve().name, "object": "model", "created": created, "owned_by": "vlmo"})
+        named = [(each.resolve().name, int((each / "config.json").stat().st_mtime)) for each in folders]
+        models = [{"id": name, "object": "model", "created": created, "owned_by": "vlmo"} for name, created in named]
         return {"object": "list", "data": models}
 
     def about(self) -> dict[str, Any]:

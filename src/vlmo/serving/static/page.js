@@ -331,7 +331,7 @@ function listen() {
   });
   $("mode").addEventListener("change", () => {
     const words = $("words").value.trim();
-    goAgain({ words: words || wanted().words });
+    go({ ...wanted(), words: words || wanted().words }, { replace: !words });
   });
   $("by-words").addEventListener("click", () => {
     go({ words: wanted().words }).then(() => $("words").focus());
