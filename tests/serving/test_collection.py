@@ -77,6 +77,7 @@ def test_results_move_towards_and_away_from_images(client, index, parts) -> None
         ({"text": TEXT, "like": [first, second], "unlike": [third]}, text + 0.75 * (a + b) / 2 - 0.15 * c),
         ({"like": [second], "unlike": [third]}, 0.75 * b - 0.15 * c),
         ({**upload, "like": [first]}, image + 0.75 * a),
+        ({"like": [first], "parts": [{"text": TEXT, "weight": -1}]}, 0.75 * a - text),
         ({"text": TEXT, "parts": [{**upload, "weight": -1}], "unlike": [first]}, _unit(text - image) - 0.15 * a),
     ):
         found = post(client, "/v1/search", **body, top=24)

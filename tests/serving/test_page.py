@@ -184,6 +184,10 @@ def test_link_keeps_parts_and_takes_what_is_not_wanted_away(page) -> None:
     page.get_by_role("button", name="More like this").click()
     expect(page.get_by_role("button", name="Remove: like this")).to_be_visible()
     expect(cards(page)).to_have_count(23)
+    like = page.url.partition("&like=")[2]
+    asked = sent(page, lambda: page.goto(f"{page.url.partition('?')[0]}?q=-red&like={like}"))
+    assert (asked["like"], asked["parts"]) == ([like], [{"text": "red", "weight": -1}])
+    expect(cards(page)).to_have_count(23)
 
 
 def test_malformed_parts_are_one_line(page) -> None:

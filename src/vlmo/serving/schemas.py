@@ -145,8 +145,8 @@ class SearchRequest(Photos):
             _check_one(self.text, self.image, names="a text or an image")
         if (self.image is not None or self.parts) and self.rerank:
             raise ValueError("the fusion encoder scores single texts; leave out rerank, or search by a text alone")
-        if self.parts and self.text is None and self.image is None:
-            raise ValueError("parts join a query; send a text or an image beside them")
+        if self.parts and self.text is None and self.image is None and not self.like:
+            raise ValueError("parts join a query; send a text, an image or like beside them")
         if self.mode in {"words", "hybrid"} and self.text is None:
             raise ValueError(f"mode {self.mode} looks up words; send a text")
         return self

@@ -151,7 +151,8 @@ async function ask(want, { top, offset, signal }) {
   const body = { top, offset, where: filters.where, ...filters.photos };
   if (want.like.length) body.like = want.like;
   if (want.unlike.length) body.unlike = want.unlike;
-  Object.assign(body, queryOf(want.words, want.image && (await addressOf(images.get(want.image).file))));
+  const image = want.image && (await addressOf(images.get(want.image).file));
+  Object.assign(body, queryOf(want.words, image, { isLike: want.like.length > 0 }));
   if (!hasQuery(want)) body.sort = "date";
   if (["words", "hybrid"].includes(want.mode) && !about.has_texts) {
     throw new Problem("This index has no words to look up.", { hint: "Search without a mode, by what images show.", status: 400 });

@@ -25,12 +25,14 @@ function parse(line) {
   return { text: words.join(" ").trim(), parts };
 }
 
-// What the service is asked for a line and an image (a `data:` address), one of which may be missing.
-export function queryOf(line, image) {
+// What the service is asked for a line and an image (a `data:` address), one of which may be missing. With `isLike`,
+// where images of the index are searched by, the line may have parts alone.
+export function queryOf(line, image, { isLike }) {
   const { text, parts } = parse(line);
   if (text) return { text, parts: image ? [{ image, weight: 1 }, ...parts] : parts };
   if (image) return { image, parts };
   const first = parts.find(({ weight }) => weight > 0); // only the direction of the sum counts
+  if (!first && isLike) return { parts };
   if (!first && parts.length) throw new Problem("There is nothing to subtract from.", { hint: 'Put words before it: dog -people', status: 400 });
   if (!first) return {};
   return { text: first.text, parts: parts.filter((each) => each !== first).map((each) => ({ ...each, weight: each.weight / first.weight })) };
