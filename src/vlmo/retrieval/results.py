@@ -21,15 +21,7 @@ _COLUMNS = 4
 def as_json(query: str, result: SearchResult) -> dict[str, Any]:
     """Everything about a result, as JSON takes it."""
     hits = [{name: value for name, value in vars(hit).items() if name != "hash"} for hit in result.hits]
-    return {
-        "query": query,
-        "hits": hits,
-        "num_reranked": result.num_reranked,
-        "num_matched": result.num_matched,
-        "no_match": result.no_match,
-        "note": result.note,
-        "seconds": {part: round(seconds, 4) for part, seconds in result.seconds.items()},
-    }
+    return {"query": query, "hits": hits, **result.facts()}
 
 
 def as_table(query: str, result: SearchResult) -> Table:

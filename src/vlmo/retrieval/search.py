@@ -60,6 +60,12 @@ class SearchResult:
         """Hits whose texts have a word of the query."""
         return sum(hit.words is not None for hit in self.hits)
 
+    def facts(self) -> dict[str, Any]:
+        """Return all but the hits, ready for JSON."""
+        names = ("num_reranked", "num_matched", "no_match", "note")
+        seconds = {part: round(value, 6) for part, value in self.seconds.items()}
+        return {name: getattr(self, name) for name in names} | {"seconds": seconds}
+
     @property
     def note(self) -> str | None:
         """Remarks on the result, in words; None if there are none."""
@@ -154,17 +160,9 @@ class Searcher:
         options = {"top": top, "rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
         return self._run(self.steps(text, pixels, more=more, began=began, mode=mode, **options))
 
-    def similar(
-        self,
-        id: str,  # noqa: A002
-        *,
-        top: int = 10,
-        where: str | None = None,
-        photos: PhotoFilter | None = None,
-        sort: Literal["date"] | None = None,
-    ) -> SearchResult:
-        """Search images like one of the index, without itself; ValueError if there is no such image."""
-        return self._run(self.steps(None, None, like=[id], top=top, where=where, photos=photos, sort=sort))
+    def similar(self, id: str, **options: Any) -> SearchResult:  # noqa: A002
+        """Search images like one of the index, without itself, with options of `search`; ValueError if there is none."""
+        return self._run(self.steps(None, None, like=[id], **options))
 
     def warm_up(self) -> None:
         """Load the fusion encoder, so that the first search finds it ready."""

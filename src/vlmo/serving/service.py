@@ -342,15 +342,8 @@ async def _of_image(work: Awaitable[T]) -> T:
 
 
 def _found(result: SearchResult, *, began: float, offset: int) -> dict[str, Any]:
-    seconds = {**result.seconds, "total": time.perf_counter() - began}
-    return {
-        "hits": [_shown(hit) for hit in result.hits[offset:]],
-        "num_reranked": result.num_reranked,
-        "num_matched": result.num_matched,
-        "no_match": result.no_match,
-        "note": result.note,
-        "seconds": {name: round(each, 6) for name, each in seconds.items()},
-    }
+    result = replace(result, seconds={**result.seconds, "total": time.perf_counter() - began})
+    return {"hits": [_shown(hit) for hit in result.hits[offset:]], **result.facts()}
 
 
 def _shown(hit: Hit) -> dict[str, Any]:

@@ -286,12 +286,11 @@ class SegmentationTask(Task):
         return {**batch, "labels": batch["pixel_values"][:, 0].long()}
 
     @classmethod
-    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
+    def answer(cls, model: Any, _processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
         """Return the classes of an image's pixels and the share of each, the largest first.
 
         The image that can be saved has the number of a class for each pixel, shown by a color.
         """
-        del processor
         image = images[0]
         pixels = eval_pixel_values(image, short_side=model.config.image_size)
         logits = segment(model, pixels, size=(image.height, image.width))

@@ -61,11 +61,8 @@ class _Recipe(Protocol):
     def to_json(self) -> str: ...
 
 
-class BatchLoader(Protocol):
-    """Endless batches: item t is this process's micro-batches of step t, a pure function of t."""
-
-    def __call__(self, start_step: int) -> Iterator[list[Batch]]:
-        """Yield items `start_step`, `start_step` + 1, ..."""
+BatchLoader = Callable[[int], Iterator[list[Batch]]]
+"""From step t to endless items: item t is this process's micro-batches of step t, a pure function of t."""
 
 
 @runtime_checkable
