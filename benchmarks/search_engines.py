@@ -1,17 +1,28 @@
-"""Ways to search among vectors: tables and indexes of LanceDB, and indexes of FAISS in memory."""
+"""Ways to search among vectors: tables and indexes of LanceDB, indexes of FAISS in memory, and the project's."""
 
+import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.request import urlopen
 
 import numpy as np
+import psutil
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
+from serving import Options as ServerOptions
+from serving import resident, running_server
 from vectors import BLOCK, NEAREST, Vectors
+from vlmo.released import SMALL
+from vlmo.retrieval import Encoder, Index
+from vlmo.retrieval.approximate import make_approximate
+from vlmo.retrieval.in_memory import FILE
+from vlmo.retrieval.index import INDEX_FILE, VERSION
+from vlmo.retrieval.store import Store
 
 Vector = Float32[ndarray, "dim"]
 Found = Int64[ndarray, "found"]
@@ -110,6 +121,66 @@ class LanceIndex(LanceTable):
         return self._rows(self._query(query).nprobes(nprobes).refine_factor(refine))
 
 
+# ---------------------------------------------------------------------------------------------- the project
+
+
+class InMemory:
+    """An index folder as the service opens it, up to whole results: vectors by FAISS, columns in memory."""
+
+    def __init__(self, vectors: Vectors, *, folder: Path, serves: bool) -> None:
+        import pyarrow as pa
+
+        store, dim = Store(folder, dim=vectors.shape[1]), vectors.shape[1]
+        store.table.add_columns(pa.schema({"taken": pa.string()}))
+        schema = store.table.schema
+        for start in range(0, len(vectors), BLOCK):
+            block = vectors[start : start + BLOCK]
+            names = [str(start + number) for number in range(len(block))]
+            own: dict[str, Any] = {"id": [f"{int(name):024x}" for name in names], "hash": names}
+            own |= {
+                "path": [f"/photos/2021/{name}.jpg" for name in names],
+                "taken": ["2021-06-14T12:00:00"] * len(names),
+            }
+            own |= {"width": [4000] * len(names), "height": [3000] * len(names)}
+            columns = [pa.array(own.get(each.name, [None] * len(names)), each.type) for each in schema]
+            columns[schema.names.index("vector")] = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), dim)
+            store.table.add(pa.table(columns, schema=schema))
+        store.optimize(lookups=False)
+        # Without captions no text is embedded.
+        made: list[Any] = []
+        built = work_of(lambda: made.append(make_approximate(store, None, least=1, before=None, console=None)))
+        encoder = Encoder(SMALL)  # whose vectors these are not: only their index is searched
+        model = {"folder": SMALL, "fingerprint": encoder.fingerprint, "dim": vectors.shape[1]}
+        facts = {"version": VERSION, "model": model, "inputs": [], "approximate": made[0]}
+        (folder / INDEX_FILE).write_text(json.dumps(facts))
+        service = start_service(folder) if serves else {}
+        before, began = psutil.Process().memory_info().rss, time.perf_counter()
+        self.index = Index(folder, in_memory=True)
+        self.search(np.array(vectors[0]))
+        opened = {"open_seconds": round(time.perf_counter() - began, 2)}
+        grown = (psutil.Process().memory_info().rss - before) >> 20
+        sizes = {"index": (folder / FILE).stat().st_size}
+        self.figures = {"build": built, "service": service, **opened, "memory_mb": grown, "bytes": sizes}
+        self.figures["parameters"] = made[0].get("memory")
+
+    def search(self, query: Vector) -> Found:
+        """Whole results."""
+        return np.array([int(hit.id, 16) for hit in self.index.nearest(query, top=NEAREST)])
+
+    def as_client(self) -> None:
+        """Nothing to do."""
+
+
+def start_service(folder: Path) -> dict[str, float]:
+    """Seconds until `vlmo serve` has answered from an index, and the memory that it has then."""
+    began = time.perf_counter()
+    with running_server(ServerOptions(model=Path(SMALL)), folder) as (port, process):
+        with urlopen(f"http://127.0.0.1:{port}/v1/about") as answer:  # whose samples are results of a search
+            assert json.load(answer)["samples"]
+        seconds = time.perf_counter() - began
+        return {"start_seconds": round(seconds, 2), "resident_mb": resident(process) >> 20}
+
+
 # ---------------------------------------------------------------------------------------------- FAISS
 
 
@@ -136,7 +207,9 @@ def add(index: Any, vectors: Vectors) -> None:
         index.add(np.ascontiguousarray(vectors[start : start + BLOCK]))
 
 
-def faiss_engines(vectors: Vectors, *, threads: int, graph: bool) -> Iterator[tuple[str, Faiss]]:
+def faiss_engines(
+    vectors: Vectors, *, threads: int, graph: bool, wants: Callable[[str], bool]
+) -> Iterator[tuple[str, Faiss]]:
     """Exact search, RaBitQ codes with exact distances of the candidates, and a graph; all in memory."""
     import faiss
 
@@ -149,6 +222,8 @@ def faiss_engines(vectors: Vectors, *, threads: int, graph: bool) -> Iterator[tu
 
     parameters = index_parameters(rows)
     for name, codes in (("faiss RaBitQ", "RaBitQfs"), ("faiss SQ8", "SQ8")):
+        if not wants(name):
+            continue
         index = faiss.index_factory(dim, f"IVF{parameters['partitions']},{codes}", faiss.METRIC_INNER_PRODUCT)
         built = work_of(lambda index=index: train_and_add(index, vectors))
         index.nprobe = parameters["nprobes"]
@@ -157,7 +232,7 @@ def faiss_engines(vectors: Vectors, *, threads: int, graph: bool) -> Iterator[tu
         sizes = held | {"index": len(faiss.serialize_index(index))}
         yield name, Faiss(refined, kind=f"IVF, {codes}", parameters=parameters, build=built, bytes=sizes)
 
-    if graph:
+    if graph and wants("faiss HNSW"):
         index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = 200, 128
         built = work_of(lambda: add(index, vectors))

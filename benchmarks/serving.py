@@ -198,7 +198,7 @@ def _is_ready(port: int) -> bool:
         return False
 
 
-def _resident(process: subprocess.Popen[bytes]) -> int:
+def resident(process: subprocess.Popen[bytes]) -> int:
     """Bytes of memory that the server and its decoders have."""
     return sum(each.memory_info().rss for each in _processes(process))
 
@@ -322,7 +322,7 @@ def measure(
         "rows_per_call": round(rows / max(calls, 1), 2),
         "server_cpu_seconds": round(_processor_seconds(process) - before, 2),
         "client_cpu_seconds": round(_own_seconds() - own, 2),
-        "server_resident_mb": round(_resident(process) / 2**20),
+        "server_resident_mb": round(resident(process) / 2**20),
     }
 
 
@@ -344,7 +344,7 @@ def soak(options: Options, port: int, process: subprocess.Popen[bytes]) -> dict[
     async def watch() -> None:
         start = time.monotonic()
         while True:
-            memory.append((round(time.monotonic() - start, 1), round(_resident(process) / 2**20, 1)))
+            memory.append((round(time.monotonic() - start, 1), round(resident(process) / 2**20, 1)))
             await asyncio.sleep(max(options.soak / 240, 0.2))
 
     async def both() -> None:

@@ -48,7 +48,7 @@ SMALLEST = {
     ),
     "search": (
         "--sizes 600 300 --dim 32 --query-count 4 --seconds 60 --threads 1 --clients 3",
-        "sizes/300/lancedb index/one by one/images/p99_ms",
+        "in memory beside FAISS RaBitQ/recall@10",
     ),
     "serving": (
         "--vectors 300 --drawings 40 --clients 3 --rerank 4 --seconds 0.5 --soak 2",

@@ -7,11 +7,14 @@ import pytest
 from tests.retrieval.toy_index import NUM, build, write_folder
 
 from vlmo.retrieval import Index, approximate
+from vlmo.retrieval import index as index_module
 from vlmo.retrieval import store as store_module
 from vlmo.retrieval.approximate import make_approximate
+from vlmo.retrieval.in_memory import MemoryVectors
 from vlmo.retrieval.store import Approximate, Store
 
 DIM = 32
+HALF = 1e-3  # half floats, and their sums
 
 
 def filled(folder, *, number: int, captions: bool = False) -> tuple[Store, np.ndarray]:
@@ -59,6 +62,39 @@ def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_pat
     assert np.mean(found) >= 0.95
     assert made["recall"]["value"] == pytest.approx(np.mean(found), abs=0.06)
     assert len(index.nearest(vectors[0], top=2900)) == 2900  # more than the partitions hold
+
+
+def test_large_index_is_searched_in_memory_until_its_table_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "_READ_EVERY", timedelta(0))
+    for module in (index_module, approximate):
+        monkeypatch.setattr(module, "MAX_BYTES", 400_000)  # of 3000 vectors in float32, or their columns
+    store, vectors = filled(tmp_path, number=3200)
+    made = made_for(store, vectors)
+    assert made["memory"]["recall"] >= 0.98
+    facts = {"version": 3, "model": {"folder": "nowhere", "fingerprint": "x", "dim": DIM}, "approximate": made}
+    (tmp_path / "index.json").write_text(json.dumps(facts))
+    index, asked, nearest = Index(tmp_path, in_memory=True), [], Store.nearest
+    monkeypatch.setattr(Store, "nearest", lambda *a, **options: asked.append(a) or nearest(*a, **options))
+    queries, found = vectors[5::200], 0
+    for query in queries:
+        hits, truth = index.nearest(query, top=10), np.argsort(-(vectors @ query))[:10].tolist()
+        rows = [int(hit.id, 16) for hit in hits]
+        assert rows[0] == truth[0]
+        assert hits[0].path == f"{rows[0]}.png"
+        found += len(set(rows) & set(truth))
+        np.testing.assert_allclose([hit.similarity for hit in hits], vectors[rows] @ query, atol=HALF)
+    assert found >= 0.95 * 10 * len(queries)
+    assert not asked
+    assert len(index.nearest(vectors[0], top=3200)) == 3200
+    odd = [int(hit.id, 16) for hit in index.nearest(vectors[0], top=5, where="half = 1")]
+    assert odd == [row for row in np.argsort(-(vectors @ vectors[0])).tolist() if row % 2][:5]
+    few = Approximate(partitions=57, nprobes=1, candidates=10)
+    assert len(MemoryVectors(tmp_path).nearest(vectors[0], top=3200, search=few)[0]) < 3200 / 4
+    asked.clear()
+    new = {"id": "f" * 24, "path": "new.png", "vector": queries[0], "captions": [], "metadata": {}}
+    store.write([new])
+    assert "new.png" in {hit.path for hit in index.nearest(queries[0], top=2)}
+    assert asked
 
 
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32
 from lancedb.index import IvfRq
 from rich.console import Console
 
+from vlmo.retrieval.in_memory import MemoryVectors, has_faiss, write_memory
+from vlmo.retrieval.index import MAX_BYTES
 from vlmo.retrieval.store import DISTANCE, Approximate, Store, one_line
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ _QUERIES, _AT = 100, 10
 """Queries whose recall is measured, and number of their nearest images that count."""
 ENOUGH = 0.97
 """Recall below which twice as many partitions are searched, and twice as many candidates compared."""
+_ENOUGH_IN_MEMORY = 0.98
 _MOST_CANDIDATES = 3200
 _GROWN = 2.0
 """Growth of the number of vectors from which on the partitions are made anew."""
@@ -42,7 +46,8 @@ def make_approximate(
 
     Returns:
         What `index.json` says: "search", parameters of searches (`Approximate`); "recall", with the share ("value") of
-        the nearest images ("at") that it finds, the number of "queries", and what these are ("asked_with").
+        the nearest images ("at") that it finds, the number of "queries", and what these are ("asked_with"); with FAISS
+        "memory": "version" of the table that its vectors are of, "search" and "recall".
     """
     total = store.table.count_rows()
     if total < least:
@@ -58,17 +63,44 @@ def make_approximate(
     search = Approximate(partitions, nprobes=min(partitions, max(20, round(4 * math.sqrt(partitions)))))
     queries, asked_with = _queries(store, encoder)
     exact = _found(store, queries, None)
+    search, recall = _widen(search, exact, lambda search: _found(store, queries, search), enough=ENOUGH)
+    measured = {"at": _AT, "value": recall, "queries": len(queries), "asked_with": asked_with}
+    made: dict[str, Any] = {"search": asdict(search), "recall": measured}
+    if has_faiss() and store.dim % 4 == 0 and 4 * store.dim * total > MAX_BYTES:  # fewer are searched exactly
+        made["memory"] = _make_memory(store, queries, exact, partitions=partitions)
+    return made
+
+
+def _make_memory(
+    store: Store, queries: Float32[np.ndarray, "query dim"], exact: list[set[str]], *, partitions: int
+) -> dict[str, Any]:
+    version = store.table.version
+    write_memory(store, partitions=partitions)
+    ids = pa.chunked_array([batch["id"] for batch in store.scan(["id"])])
+    # Half as many partitions again as for captions alone: queries may be less like the images than those measured.
+    search = Approximate(partitions, min(partitions, max(20, round(6 * math.sqrt(partitions)))), 400)
+    vectors = MemoryVectors(store.folder)
+
+    def find(search: Approximate) -> list[set[str]]:
+        return [set(ids.take(vectors.nearest(query, top=_AT, search=search)[0]).to_pylist()) for query in queries]
+
+    search, recall = _widen(search, exact, find, enough=_ENOUGH_IN_MEMORY)
+    return {"version": version, "search": asdict(search), "recall": recall}
+
+
+def _widen(
+    search: Approximate, exact: Sequence[set[str]], find: Callable[[Approximate], list[set[str]]], *, enough: float
+) -> tuple[Approximate, float]:
+    """Search more, as far as there is more, until the recall is enough; return the parameters and the recall."""
     while True:
-        pairs = zip(exact, _found(store, queries, search), strict=True)
+        pairs = zip(exact, find(search), strict=True)
         recall = float(np.mean([len(truth & found) / len(truth) for truth, found in pairs]))
-        # Twice as much of each, as far as there is more: one bit a number may be too coarse for a few candidates.
+        # Twice as much of each: one bit a number may be too coarse for a few candidates.
         nprobes = min(2 * search.nprobes, search.partitions)
         wider = replace(search, nprobes=nprobes, candidates=min(2 * search.candidates, _MOST_CANDIDATES))
-        if recall >= ENOUGH or wider == search:
-            break
+        if recall >= enough or wider == search:
+            return search, recall
         search = wider
-    measured = {"at": _AT, "value": recall, "queries": len(queries), "asked_with": asked_with}
-    return {"search": asdict(search), "recall": measured}
 
 
 def _queries(store: Store, encoder: Encoder) -> tuple[Float32[np.ndarray, "query dim"], str]:

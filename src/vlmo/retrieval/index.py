@@ -19,6 +19,7 @@ from PIL import Image
 from vlmo.data.decoding import MAX_PIXELS, EncodedImage
 from vlmo.folder import read_json
 from vlmo.retrieval.filters import PHOTO_COLUMNS, PhotoFilter, check_filter, filter_error, is_filter_error
+from vlmo.retrieval.in_memory import FILE, MemoryVectors, has_faiss
 from vlmo.retrieval.sources import read_uri
 from vlmo.retrieval.store import FILTERED, RESERVED, TABLE, Approximate, DamagedError, Store, one_line
 from vlmo.retrieval.words import found_share
@@ -70,10 +71,14 @@ _Images: TypeAlias = "tuple[pa.Table, Float32[np.ndarray, 'image dim']]"
 
 
 class _Memory(NamedTuple):
-    """Columns and vectors of all images of one version of an index; None if they are too many for the memory."""
+    """Columns and vectors of all images of one version of an index; None if they are too many for the memory.
+
+    Then `coded` are the columns, FAISS's vectors and how they are searched, if there is a file of them.
+    """
 
     version: tuple[int, ...]
     images: _Images | None
+    coded: tuple[pa.Table, MemoryVectors, Approximate] | None = None
 
 
 class Index:
@@ -85,8 +90,8 @@ class Index:
         dim: Size of a vector.
 
     Args:
-        in_memory: Keep vectors and columns in memory from the start: searches are exact then, and faster. Else
-            the first one with a filter of photographs, or by date, reads them.
+        in_memory: Keep vectors and columns in memory from the start: searches are exact then, and faster, or of
+            many vectors approximate, by FAISS. Else the first one with a filter of photographs, or by date, reads them.
         growing: A run is known to be adding images, so that no warning says that some may be missing.
 
     Raises:
@@ -106,8 +111,8 @@ class Index:
             if not growing:
                 unfinished = "a run of vlmo index has not ended, so that new images may be missing"
                 _LOGGER.warning("%s: %s; if none is running, run it again", folder, unfinished)
-        self._store, self._lock = Store(self.folder), threading.Lock()
-        self._memory = self._read_images() if in_memory else None
+        self._store, self._lock, self._in_memory = Store(self.folder), threading.Lock(), in_memory
+        self._memory = self._read_memory() if in_memory else None
 
     fingerprint: str
     model_folder: str
@@ -124,7 +129,7 @@ class Index:
         """Numbers that change when images do, or when another index takes the folder."""
         self._read_changed()
         with one_line(self.folder):
-            return *self._version, self._store.table.version
+            return *self._version, self._store.version
 
     @property
     def num_images(self) -> int:
@@ -172,7 +177,8 @@ class Index:
         photos = photos or PhotoFilter()
         photos = photos if vector is not None else replace(photos, since=photos.since or "0001")  # of any date
         self._check(where, photos.columns)
-        images = self._images_in_memory() if self._memory is not None or photos.columns else None
+        memory = self._current_memory() if self._memory is not None or photos.columns else None
+        images = None if memory is None else memory.images
         self._read_changed()
         search = self._approximate if where is None else None
         if words is not None and not self._store.has_words:
@@ -189,6 +195,11 @@ class Index:
                 blocks = self._blocks() if images is None else [images]
                 hits = [hit for each in blocks for hit in _best(each, vector, top=top, photos=photos, ids=ids)]
                 return (by_date(hits) if vector is None else sorted(hits, key=lambda hit: -hit.similarity))[:top]
+            if memory is not None and memory.coded is not None and where is None:
+                table, vectors, how = memory.coded
+                places, similar = vectors.nearest(vector, top=top, search=how)
+                if len(places) == min(top, len(vectors)):
+                    return _hits(table.take(places), similar)
             ask = functools.partial(self._store.nearest, vector, top=top, columns=self._visible(), where=where)
             found = ask(search=search)
             if search is not None and len(found) < min(top, self.num_images):  # too few in these partitions
@@ -298,23 +309,24 @@ class Index:
             self.fingerprint, self.model_folder = made_with["fingerprint"], made_with["folder"]
             self.dim, self._complete = made_with["dim"], facts.get("complete", True)
             self._approximate = None if made is None else Approximate(**made["search"])
+            self._coded: dict[str, Any] | None = None if made is None else made.get("memory")
         except (KeyError, TypeError) as error:
             raise DamagedError(f"{self.folder}: the index is damaged, it lacks {error}; build it anew") from error
         self._version = version
         return facts
 
-    def _images_in_memory(self) -> _Images | None:
+    def _current_memory(self) -> _Memory:
         with self._lock:
             if self._memory is None or self._memory.version != self.version:
-                self._memory = self._read_images()
-            return self._memory.images
+                self._memory = self._read_memory()
+            return self._memory
 
-    def _read_images(self) -> _Memory:
+    def _read_memory(self) -> _Memory:
         version = self.version
         with one_line(self.folder):
             count, size, shown = self._store.table.count_rows(), 0, list[pa.Table]()
             if not 0 < 4 * self.dim * count <= MAX_BYTES:
-                return _Memory(version, None)
+                return _Memory(version, None, self._read_coded(version[-1]))
             vectors, start = np.empty((count, self.dim), np.float32), 0
             for table, block in self._blocks():
                 shown.append(table.slice(0, count - start))  # a writer may have added rows
@@ -323,6 +335,20 @@ class Index:
                 if size > MAX_BYTES:
                     return _Memory(version, None)
         return _Memory(version, (pa.concat_tables(shown).combine_chunks(), vectors[:start]))
+
+    def _read_coded(self, version: int) -> tuple[pa.Table, MemoryVectors, Approximate] | None:
+        # A writer that changes the table writes the file anew at its end.
+        made = self._coded if self._in_memory and has_faiss() and (self.folder / FILE).is_file() else None
+        if made is None or made["version"] != version:
+            return None
+        vectors, shown, size = MemoryVectors(self.folder), list[pa.RecordBatch](), 0
+        for batch in self._store.scan(self._visible()):
+            shown.append(batch)
+            size += batch.nbytes
+            if size > MAX_BYTES:
+                return None
+        table = pa.Table.from_batches(shown).combine_chunks()
+        return (table, vectors, Approximate(**made["search"])) if len(table) == len(vectors) else None
 
     def _blocks(self) -> Iterator[_Images]:
         for batch in self._store.scan(["vector", *self._visible()]):

@@ -161,7 +161,7 @@ class Searcher:
         return self._run(self.steps(text, pixels, more=more, began=began, mode=mode, **options))
 
     def similar(self, id: str, **options: Any) -> SearchResult:  # noqa: A002
-        """Search images like one of the index, without itself, with options of `search`; ValueError if there is none."""
+        """Search images like one of the index, without itself, by options of `search`; ValueError if there is none."""
         return self._run(self.steps(None, None, like=[id], **options))
 
     def warm_up(self) -> None:

@@ -342,8 +342,9 @@ async def _of_image(work: Awaitable[T]) -> T:
 
 
 def _found(result: SearchResult, *, began: float, offset: int) -> dict[str, Any]:
-    result = replace(result, seconds={**result.seconds, "total": time.perf_counter() - began})
-    return {"hits": [_shown(hit) for hit in result.hits[offset:]], **result.facts()}
+    facts = result.facts()
+    facts["seconds"]["total"] = round(time.perf_counter() - began, 6)
+    return {"hits": [_shown(hit) for hit in result.hits[offset:]], **facts}
 
 
 def _shown(hit: Hit) -> dict[str, Any]:
