@@ -25,6 +25,10 @@ SMALLEST = {
         "steps/0/peak_above_state_bytes",
     ),
     "dual_vs_fusion": ("--preset tiny --counts 2 3 5 --shortlist 2 --batch 4 --threads 1", "rows/2/rerank/seconds"),
+    "index_photos": (
+        "--preset tiny --precision float32 --clip ViT-S-32-alt --photos 2 --size 64 48 --turns 1 --threads 1",
+        "ratio",
+    ),
     "input_pipeline": (
         "--samples 18 --image-size 64 --long-side 200 --batch-size 18 --turns 1 --min-crop 1",
         "pipelines/vlmo/ratio_to_open_clip_wall",

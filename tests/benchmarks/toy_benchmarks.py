@@ -146,6 +146,7 @@ def word_search(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) 
 
 MAKE_SMALL: dict[str, Callable[..., list[str] | None]] = {
     "dual_vs_fusion": lambda *_: None,  # small by its options
+    "index_photos": lambda *_: None,
     "photo_filters": lambda *_: None,
     "rerank_pairs": lambda *_: None,
     "search": lambda _script, _patch, folder, _shared: ["--work", str(folder)],

@@ -1,0 +1,147 @@
+"""Photographs a second from JPEG files to vectors: an index by VLMo Base in int8, and open_clip's ViT-B-32.
+
+    python benchmarks/index_photos.py --out benchmarks/results/index-photos.json
+
+Photographs of 12 million pixels are made: scikit-image's, enlarged, with noise as of a sensor. Weights are random, as
+they change no time. VLMo runs as `vlmo index --precision int8` does, thumbnails, EXIF data and the table included; and
+once more with JPEGs decoded whole. open_clip runs as programs that search with it do (Pillow, its own transform,
+batches of 8), in float32 and, with torch's dynamic quantisation, in int8; the faster counts. They take turns.
+"""
+
+import itertools
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import open_clip
+import skimage.data
+import torch
+import tyro
+from PIL import Image
+
+from search import cores
+from surroundings import surroundings, write_result
+from vlmo import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.data.decoding import EncodedImage
+from vlmo.export.sessions import Precision
+from vlmo.processing import VLMoProcessor
+from vlmo.retrieval import Encoder, build_index
+
+_BATCH = 8
+_NAMES = ("astronaut", "coffee", "chelsea", "rocket")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Times an index of photographs."""
+
+    photos: int = 32
+    """Files."""
+    size: tuple[int, int] = (4000, 3000)
+    """Width and height."""
+    turns: int = 3
+    """Times that each program reads all files."""
+    threads: int = 2
+    """Cores that the process keeps to."""
+    preset: str = "base"
+    """Size of VLMo's model."""
+    precision: Precision = "int8"
+    """Of VLMo's model."""
+    clip: str = "ViT-B-32"
+    """open_clip's model."""
+    out: Path | None = None
+    """JSON file for the result."""
+
+
+def write_photos(folder: Path, options: Options) -> None:
+    """Write JPEG files as cameras do; no two are equal."""
+    random = np.random.default_rng(0)
+    for number in range(options.photos):
+        image = Image.fromarray(getattr(skimage.data, _NAMES[number % len(_NAMES)])()).resize(options.size)
+        noisy = np.asarray(image, np.float32) + random.normal(0, 4, (*options.size[::-1], 1)).astype(np.float32)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:04}.jpg", quality=90)
+
+
+def write_model(folder: Path, preset: str) -> None:
+    """Write a model with random weights."""
+    config = getattr(VLMoConfig, preset)()
+    processor = VLMoProcessor.train([*_NAMES, "a photograph"], vocab_size=96, image_size=config.image_size)
+    config.vocab_size = processor.tokenizer.vocab_size
+    VLMoForImageTextRetrieval(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def peer(options: Options, *, is_int8: bool) -> Callable[[Sequence[Path]], torch.Tensor]:
+    """open_clip's way from files to vectors; files are decoded on all cores."""
+    model, _, transform = open_clip.create_model_and_transforms(options.clip)
+    model.eval()
+    if is_int8:
+        warnings.simplefilter("ignore", UserWarning)  # torch is about to move its quantisation elsewhere
+        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+    @torch.inference_mode()
+    def embed(files: Sequence[Path]) -> torch.Tensor:
+        with ThreadPoolExecutor(options.threads) as pool:
+            pixels = list(pool.map(lambda file: transform(Image.open(file)), files))
+        return torch.cat(
+            [model.encode_image(torch.stack(pixels[n : n + _BATCH])) for n in range(0, len(files), _BATCH)]
+        )
+
+    return embed
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Print photographs a second, and write the result with `--out`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = tyro.cli(Options, args=arguments, description=__doc__)
+    packages = ("open_clip_torch", "torch", "pillow", "onnxruntime", "openvino")
+    with cores(options.threads), tempfile.TemporaryDirectory() as name:
+        result = surroundings("index_photos.py", arguments, packages=packages)
+        result["load_average"] = os.getloadavg()[0]
+        images, model, number = Path(name) / "images", Path(name) / "model", itertools.count()
+        own = f"vlmo, {options.precision}"
+        images.mkdir()
+        write_photos(images, options)
+        write_model(model, options.preset)
+        encoder, files = Encoder(model, precision=options.precision), sorted(images.glob("*.jpg"))
+        encoder.pool = ThreadPoolExecutor(options.threads)
+
+        def ours() -> None:
+            build_index(encoder, [images], out=Path(name) / f"index-{next(number)}")
+
+        whole = mock.patch.object(EncodedImage, "decode_to", lambda image, _: image.decode())
+        ways: dict[str, Callable[[], object]] = {own: ours, f"{own}, decoded whole": whole(ours)}
+        for kind, is_int8 in (("float32", False), ("int8", True)):
+            embed = peer(options, is_int8=is_int8)
+            ways[f"open_clip, {kind}"] = lambda embed=embed: embed(files)
+        rates: dict[str, list[float]] = {way: [] for way in ways}
+        for turn in range(options.turns + 1):
+            for way, run in ways.items():
+                began = time.perf_counter()
+                run()
+                if turn:  # the first warms up
+                    rates[way].append(options.photos / (time.perf_counter() - began))
+    median = {way: float(np.median(each)) for way, each in rates.items()}
+    fastest = max(("open_clip, float32", "open_clip, int8"), key=lambda way: median[way])
+    ratios = [one / other for one, other in zip(rates[own], rates[fastest], strict=True)]
+    result |= {
+        "photos_a_second": {way: round(each, 2) for way, each in median.items()},
+        "peer": fastest,
+        "ratio": round(float(np.median(ratios)), 2),
+    }
+    print(result["photos_a_second"], result["ratio"])
+    write_result(result, options.out)
+    return result
+
+
+if __name__ == "__main__":
+    main()
