@@ -15,18 +15,8 @@ from typing import Any, cast
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
-from vlmo.data import builtin
+from vlmo.data import builtin, listing
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image, image_at
-from vlmo.data.listing import (
-    IMAGE_SUFFIXES,
-    UNREAD_SUFFIXES,
-    has_wildcards,
-    is_remote,
-    regular_file,
-    source_names,
-    walk,
-    warn_of_skipped,
-)
 from vlmo.data.own import CLASS_LIST, open_own, open_shards, to_dataset
 from vlmo.data.rows import column, false_captions, is_saved, open_saved, saved_splits, select_rows
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, SEGMENT_FEATURES, class_features, hash_share, make_row
@@ -39,7 +29,7 @@ logger = logging.getLogger(__name__)
 MAX_WORDS = 128
 """Longer lines of text are cut."""
 # A run opens a set several times, once for each of its splits.
-_warn_once, _log_once = functools.lru_cache(8)(warn_of_skipped), functools.lru_cache(8)(logger.info)
+_warn_once, _log_once = functools.lru_cache(8)(listing.warn_of_skipped), functools.lru_cache(8)(logger.info)
 _TEST_ROWS = 50
 """Fewest rows of a test split: of fewer, one is more than two points of a metric. Small sets give a fifth."""
 _MASKS = ("masks", "annotations")
@@ -75,7 +65,7 @@ def open_source(
     """
     if not 0 <= test_share < 1:
         raise ValueError(f"test_share {test_share} must be in [0, 1)")
-    names = source_names(name)
+    names = listing.source_names(name)
     if len(names) > 1 or weights:
         options: dict[str, Any] = {"cache_dir": cache_dir, "test_share": test_share}
         return _join(names, split=split, weights=weights or [1.0] * len(names), **options)
@@ -85,13 +75,13 @@ def open_source(
     if not path.exists():
         near = difflib.get_close_matches(name, builtin.SETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        if is_remote(name) or has_wildcards(name, braces=True):
+        if listing.is_remote(name) or listing.has_wildcards(name, braces=True):
             hint = f" Shards by pattern or URL are read as streams: --data.streams.patterns {name!r}."
         raise ValueError(
             f"no data set {name!r}: it is neither a built-in name nor a path that exists.{hint} "
             f"Built-in names: {', '.join(builtin.SETS)}."
         )
-    regular_file(path)
+    listing.regular_file(path)
     splits = saved_splits(path)
     if splits and split not in splits and (split := SPLITS.get(split, split)) not in splits:
         raise ValueError(f"{path}: no split {split!r}; it has {', '.join(splits)}")
@@ -158,13 +148,13 @@ def _weighted(rows: Dataset, *, weight: float) -> Iterator[tuple[list[str], list
 
 
 def _read(path: Path) -> Dataset:
-    files = list(walk(path)) if path.is_dir() else [path]
+    files = list(listing.walk(path)) if path.is_dir() else [path]
     if (rows := open_shards(path, files)) is not None:
         return rows
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    images = [file for file in files if file.suffix.lower() in listing.IMAGE_SUFFIXES]
     texts = [file for file in files if file.suffix.lower() == ".txt"]
     if path.is_dir():
-        unread = Counter(suffix for file in files if (suffix := file.suffix.lower()) in UNREAD_SUFFIXES)
+        unread = Counter(suffix for file in files if (suffix := file.suffix.lower()) in listing.UNREAD_SUFFIXES)
         _warn_once(path, tuple(unread.items()))
         if images:
             return _read_images(path, images)
@@ -172,7 +162,7 @@ def _read(path: Path) -> Dataset:
         return _read_text(texts, root=path if path.is_dir() else path.parent)
     raise ValueError(
         f"{path}: expected a .csv, .tsv, .jsonl, .parquet, .tar or .txt file, a saved data set, or a folder of these "
-        f"with images ({', '.join(sorted(IMAGE_SUFFIXES))}) and a table ({' or '.join(TABLE_STEMS)})"
+        f"with images ({', '.join(sorted(listing.IMAGE_SUFFIXES))}) and a table ({' or '.join(TABLE_STEMS)})"
     )
 
 

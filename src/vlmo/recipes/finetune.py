@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vlmo import tasks
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.rows import column
 from vlmo.data.sources import open_source
@@ -16,16 +17,6 @@ from vlmo.model import VLMoConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
 from vlmo.released import model_path
-from vlmo.tasks import (
-    CaptioningTask,
-    ClassificationTask,
-    NLVR2Task,
-    RetrievalTask,
-    SegmentationTask,
-    Task,
-    VQATask,
-    find_task,
-)
 from vlmo.tasks.classification import ClassificationConfig
 from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
@@ -33,11 +24,11 @@ from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_TASK_OF_COLUMN: dict[str, type[Task]] = {
-    "question": VQATask,
-    "second_image": NLVR2Task,
-    "mask": SegmentationTask,
-    "label": ClassificationTask,
+_TASK_OF_COLUMN: dict[str, type[tasks.Task]] = {
+    "question": tasks.VQATask,
+    "second_image": tasks.NLVR2Task,
+    "mask": tasks.SegmentationTask,
+    "label": tasks.ClassificationTask,
 }
 _WIDE = 384
 """Width from which on models are fine-tuned at the paper's rates; those of vlmo-small's recipes below."""
@@ -72,32 +63,32 @@ def finetune_recipe(
         raise ValueError("no data are given; name them with --data, or shards with --data.streams.patterns")
     rows = None if source is None or streams else open_source(source)
     if task is not None:
-        found = find_task(task)
+        found = tasks.find_task(task)
     else:  # streams have images with captions
-        found = RetrievalTask if rows is None else _task_of(rows, str(source))
+        found = tasks.RetrievalTask if rows is None else _task_of(rows, str(source))
     if found.reads.text and not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{model} has no vocabulary, and {found.title} reads texts; start from a model that has one")
     wide, batch = config.hidden_size >= _WIDE, 64
     lr, vision = 3e-5 if wide else 1e-3, False
     # Pixels may be answers and captions may tell sides, so images are neither mirrored nor recolored.
     transform = TransformConfig(image_size=config.image_size, rand_augment_ops=0, horizontal_flip=0.0)
-    trained: Task
-    if found is RetrievalTask:
-        trained, batch, lr = RetrievalTask(), 64 if wide else 128, 3e-5 if wide else 3e-4
+    trained: tasks.Task
+    if found is tasks.RetrievalTask:
+        trained, batch, lr = tasks.RetrievalTask(), 64 if wide else 128, 3e-5 if wide else 3e-4
         if config.use_match_head:
-            trained = RetrievalTask(losses=VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3))
-    elif found is VQATask:
-        trained = VQATask(head_lr_scale=20.0 if wide else 1.0)
-    elif found is NLVR2Task:
-        trained = NLVR2Task()
-    elif found is ClassificationTask:
-        trained = ClassificationTask(losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8)
+            trained = tasks.RetrievalTask(losses=VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3))
+    elif found is tasks.VQATask:
+        trained = tasks.VQATask(head_lr_scale=20.0 if wide else 1.0)
+    elif found is tasks.NLVR2Task:
+        trained = tasks.NLVR2Task()
+    elif found is tasks.ClassificationTask:
+        trained = tasks.ClassificationTask(losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8)
         transform, vision, lr = TransformConfig(image_size=config.image_size), True, 5e-4 if wide else 1e-3
-    elif found is SegmentationTask:
-        trained, batch = SegmentationTask(channels=512 if wide else 64), 16
+    elif found is tasks.SegmentationTask:
+        trained, batch = tasks.SegmentationTask(channels=512 if wide else 64), 16
         transform, vision = TransformConfig(), True
-    elif found is CaptioningTask:
-        trained, lr = CaptioningTask(), 4e-5 if wide else 1e-3
+    elif found is tasks.CaptioningTask:
+        trained, lr = tasks.CaptioningTask(), 4e-5 if wide else 1e-3
     else:
         raise ValueError(f"the task {found.name} is not fine-tuned this way; vlmo recipes lists recipes for it")
     steps = _STREAM_STEPS
@@ -123,12 +114,12 @@ def finetune_recipe(
     return Chosen(recipe, f"{trained.title} from {model} on {data}, {measured}.")
 
 
-def _task_of(rows: Dataset, source: str) -> type[Task]:
+def _task_of(rows: Dataset, source: str) -> type[tasks.Task]:
     for name, task in _TASK_OF_COLUMN.items():
         if name in rows.column_names:
             return task
     if any(column(rows, "captions")):
-        return RetrievalTask
+        return tasks.RetrievalTask
     raise ValueError(f"{source} has images alone; add captions, questions, labels or masks (docs/data.md)")
 
 

@@ -7,24 +7,13 @@ published: its vision tasks have Base's rates and, for its 24 blocks, Large's la
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from vlmo import tasks
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.stream.loader import StreamConfig
 from vlmo.model import VLMoConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
 from vlmo.released.published import MODELS
-from vlmo.tasks import (
-    BEiT3Task,
-    CaptioningTask,
-    ClassificationTask,
-    LanguageTask,
-    NLVR2Task,
-    RetrievalTask,
-    SegmentationTask,
-    VisionLanguageTask,
-    VisionTask,
-    VQATask,
-)
 from vlmo.tasks.beit3 import AloneConfig
 from vlmo.tasks.classification import ClassificationConfig
 from vlmo.tasks.vision_language import VisionLanguageConfig
@@ -113,7 +102,7 @@ PAPER_TASKS = {
         "stage 1: masked image modelling with BEiT's settings",
         "ImageNet-22K as a folder of images, {source}; DALL-E's tokenizer (FlavaImageCodebook) in visual-tokenizer; "
         "BERT's vocabulary in bert-base-uncased.",
-        task=VisionTask(visual_tokenizer="visual-tokenizer"),
+        task=tasks.VisionTask(visual_tokenizer="visual-tokenizer"),
         source="data/imagenet22k",
         batch=2048,
         length=(150 * _IMAGENET_22K // 2048, 10_000),
@@ -127,7 +116,7 @@ PAPER_TASKS = {
     "stage2": PaperTask(
         "stage 2: masked language modelling; attention and vision experts stay as stage 1 left them",
         "Wikipedia and BookCorpus, one sentence or document a line, {source}; BERT's vocabulary in bert-base-uncased.",
-        task=LanguageTask(),
+        task=tasks.LanguageTask(),
         source="data/text",
         batch=1024,
         length=(200_000, 2500),
@@ -137,7 +126,7 @@ PAPER_TASKS = {
     "stage3": PaperTask(
         "stage 3: contrast, masked language modelling and matching on pairs",
         "COCO, Visual Genome, SBU and Conceptual Captions, {source}, by `vlmo data prepare` (docs/published-sets.md).",
-        task=VisionLanguageTask(),
+        task=tasks.VisionLanguageTask(),
         source="data/coco+data/visual_genome+data/sbu+data/conceptual_captions",
         unit="pair",
         batch=1024,
@@ -147,7 +136,7 @@ PAPER_TASKS = {
     "vqa": PaperTask(
         "on VQAv2: 3,129 answers, ten epochs at 480 pixels",
         "`vlmo data prepare vqav2 --root DIR --out {source}`.",
-        task=VQATask(head_lr_scale=20.0),
+        task=tasks.VQATask(head_lr_scale=20.0),
         source="data/vqav2",
         px=480,
         batch=128,
@@ -158,7 +147,7 @@ PAPER_TASKS = {
     "nlvr2": PaperTask(
         "on NLVR2: sentences about two images, ten epochs at 384 pixels",
         "`vlmo data prepare nlvr2 --root DIR --out {source}`.",
-        task=NLVR2Task(),
+        task=tasks.NLVR2Task(),
         source="data/nlvr2",
         px=384,
         batch=128,
@@ -170,7 +159,7 @@ PAPER_TASKS = {
         "on COCO (Karpathy's split): the dual encoder, by contrast over 3,072 pairs at 384 pixels; "
         "--task.losses.itm-weight 1 also trains the fusion encoder, for vlmo evaluate --rerank",
         "`vlmo data prepare coco --root DIR --out {source}`.",
-        task=RetrievalTask(),
+        task=tasks.RetrievalTask(),
         source="data/coco",
         unit="pair",
         px=384,
@@ -183,7 +172,7 @@ PAPER_TASKS = {
         "on ImageNet-1K at 224 pixels: the image encoder, with BEiT's rates for a start that saw labels, such as stage "
         "3 after SIZE-stage2-labels or BEiT after ImageNet-22K: a small learning rate, nothing mixed, no weight decay",
         "`vlmo data prepare imagenet --root DIR --out {source}`.",
-        task=ClassificationTask(losses=ClassificationConfig(mixup=0.0, cutmix=0.0)),
+        task=tasks.ClassificationTask(losses=ClassificationConfig(mixup=0.0, cutmix=0.0)),
         source="data/imagenet",
         batch=512,
         length=_epochs(30, 5, examples=_IMAGENET_1K, batch=512),
@@ -200,7 +189,7 @@ PAPER_TASKS = {
     "ade20k": PaperTask(
         "on ADE20K: the image encoder with UPerNet, 160,000 steps of 16 crops of 512 pixels",
         "`vlmo data prepare ade20k --root DIR --out {source}`.",
-        task=SegmentationTask(),
+        task=tasks.SegmentationTask(),
         source="data/ade20k",
         px=512,
         batch=16,
@@ -214,7 +203,7 @@ PAPER_TASKS = {
 PAPER_TASKS["coco-captioning"] = replace(
     PAPER_TASKS["coco-retrieval"],
     about="on COCO (Karpathy's split): captions by masked words, ten epochs at 480 pixels, with BEiT-3's settings",
-    task=CaptioningTask(),
+    task=tasks.CaptioningTask(),
     px=480,
     batch=256,
     length=_epochs(10, 1, examples=566_747, batch=256),
@@ -228,7 +217,9 @@ PAPER_TASKS["beit3"] = PaperTask(
     "masked data modelling: 2,048 images, texts and pairs a step, with the settings of BEiT-3's paper for its giant",
     "pairs of {source}, by `vlmo data prepare` (CC12M as conceptual_captions), images of data/imagenet22k, texts of "
     "data/text; BEiT-3's SentencePiece in beit3.spm.",
-    task=BEiT3Task("vqkd-base-3x768-clip", images=AloneConfig("data/imagenet22k"), texts=AloneConfig("data/text")),
+    task=tasks.BEiT3Task(
+        "vqkd-base-3x768-clip", images=AloneConfig("data/imagenet22k"), texts=AloneConfig("data/text")
+    ),
     source=f"{PAPER_TASKS['stage3'].source}+data/cc12m",
     batch=2048,
     length=(1_000_000, 10_000),
@@ -250,7 +241,7 @@ PAPER_TASKS["imagenet-self-supervised"] = replace(
     PAPER_TASKS["imagenet"],
     about="on ImageNet-1K at 224 pixels: the image encoder, with BEiT's rates for a start that saw no labels, with "
     "mixup and cutmix",
-    task=ClassificationTask(),
+    task=tasks.ClassificationTask(),
     batch=1024,
     length=_epochs(100, 20, examples=_IMAGENET_1K, batch=1024),
     optimizer=_BEIT,
@@ -312,7 +303,8 @@ TABLE = [
 
 def _entry(row: Row) -> Entry:
     task = PAPER_TASKS[row.task]
-    title, config = (_BEIT3_SIZES if isinstance(task.task, BEiT3Task | CaptioningTask) else _SIZES)[row.size]
+    is_beit3 = isinstance(task.task, tasks.BEiT3Task | tasks.CaptioningTask)
+    title, config = (_BEIT3_SIZES if is_beit3 else _SIZES)[row.size]
     steps, warmup = row.length or task.length
     measured = task.task.evaluation is not None and row.task != "stage3"
     sizes = {"image_size": task.px, "drop_path_rate": row.drop_path} | ({} if task.fusion else {"num_fusion_layers": 0})
@@ -399,7 +391,7 @@ for _name, (_label, _start, _model, _losses) in ABLATIONS.items():
         recipe=replace(
             _base.recipe,
             model=replace(_base.recipe.model, contrast_fusion_branch=False, **_model),
-            task=VisionLanguageTask(losses=VisionLanguageConfig(**_losses)),
+            task=tasks.VisionLanguageTask(losses=VisionLanguageConfig(**_losses)),
             init=None if _start is None else f"runs/{_start}/model",
         ),
         about=f"An ablation of base-stage3 with one contrastive loss: {_label}.",

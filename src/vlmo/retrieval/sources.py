@@ -14,20 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
+from vlmo.data import listing
 from vlmo.data.capture import captured, dated
 from vlmo.data.decoding import MAX_FILE_BYTES, read_info, read_path
-from vlmo.data.listing import (
-    IMAGE_SUFFIXES,
-    SHARD_SUFFIXES,
-    UNREAD_SUFFIXES,
-    expand_braces,
-    has_wildcards,
-    is_remote,
-    open_file_system,
-    regular_file,
-    walk,
-    warn_of_skipped,
-)
 from vlmo.data.rows import SAVED_FILES, read_about
 from vlmo.data.stream.records import Bad, Sample, read_shard
 from vlmo.data.tables import find_table
@@ -78,7 +67,7 @@ def image_id(path: str) -> str:
 def as_origin(given: str) -> str:
     """An input as it is remembered: a URI, or an absolute path, which may hold wildcards."""
     given = given.removeprefix("file://")
-    return given if is_remote(given) else os.path.abspath(Path(given).expanduser())  # noqa: PTH100 (links stay)
+    return given if listing.is_remote(given) else os.path.abspath(Path(given).expanduser())  # noqa: PTH100 (links stay)
 
 
 def read_uri(path: str) -> bytes:
@@ -87,9 +76,9 @@ def read_uri(path: str) -> bytes:
     Raises:
         OSError: It cannot be read, or has more than `MAX_FILE_BYTES`.
     """
-    if not is_remote(path):
+    if not listing.is_remote(path):
         return read_path(path)
-    files, name = open_file_system(path)
+    files, name = listing.open_file_system(path)
     try:
         with cast("Any", files).open(name, "rb") as file:  # a store may send more than it has listed
             data = file.read(MAX_FILE_BYTES + 1)
@@ -114,31 +103,31 @@ def find(origin: str) -> Iterator[Found]:
         OSError: It is a pipe or a device.
     """
     skipped = Counter[str]()
-    for found in _find_remote(origin) if is_remote(origin) else _find_local(origin):
+    for found in _find_remote(origin) if listing.is_remote(origin) else _find_local(origin):
         if found.kind == "skipped":
             skipped[Path(found.path).suffix.lower()] += 1
         else:
             yield found
-    warn_of_skipped(origin, skipped.items())
+    listing.warn_of_skipped(origin, skipped.items())
 
 
 def _find_local(origin: str) -> Iterator[Found]:
     given = Path(origin)
-    if os.path.lexists(origin) or not has_wildcards(origin, braces=True):
+    if os.path.lexists(origin) or not listing.has_wildcards(origin, braces=True):
         if not given.exists():
             raise ValueError(f"there is nothing at {given}; {_EXPECTED}")
-        regular_file(given)
+        listing.regular_file(given)
         kind = _kind(given.name.lstrip("."))  # it may begin with a dot, as it was given outright
         if given.is_dir():
             yield from _below(given, seen=set())
         elif kind is None or kind == "skipped":
-            names = ", ".join((*sorted(IMAGE_SUFFIXES), *SHARD_SUFFIXES))
+            names = ", ".join((*sorted(listing.IMAGE_SUFFIXES), *listing.SHARD_SUFFIXES))
             raise ValueError(f"{given} is no image by its name, and no shard ({names})")
         else:
             yield _local(given, kind, root=given.parent)
         return
-    files, _ = open_file_system(origin)
-    matches = {match for pattern in expand_braces(origin) for match in files.glob(pattern)}
+    files, _ = listing.open_file_system(origin)
+    matches = {match for pattern in listing.expand_braces(origin) for match in files.glob(pattern)}
     if not matches:
         raise ValueError(f"{origin} matches nothing; {_EXPECTED}")
     seen: set[tuple[int, int]] = set()
@@ -152,14 +141,14 @@ def _find_local(origin: str) -> Iterator[Found]:
 def was_deleted(origin: str) -> bool:
     """True if an input of an earlier run was one file, and only this file is gone, not the disk that it was on."""
     path = Path(origin)
-    if is_remote(origin) or has_wildcards(origin, braces=True) or path.exists():
+    if listing.is_remote(origin) or listing.has_wildcards(origin, braces=True) or path.exists():
         return False
     return _kind(f"a{path.suffix}") is not None and path.parent.is_dir() and any(path.parent.iterdir())
 
 
 def _below(folder: Path, *, seen: set[tuple[int, int]]) -> Iterator[Found]:
     lost: list[Path] = []
-    for path in walk(folder, seen=seen, lost=lost):
+    for path in listing.walk(folder, seen=seen, lost=lost):
         if path.name in SAVED_FILES and path.is_file():
             # That of a split belongs to the whole, unless the split itself was given.
             if path.parent == folder or not (path.parent.parent / "dataset_dict.json").is_file():
@@ -183,11 +172,11 @@ def _local(path: Path, kind: Kind, *, root: Path) -> Found:
 
 
 def _find_remote(origin: str) -> Iterator[Found]:
-    opened, path = open_file_system(origin)
+    opened, path = listing.open_file_system(origin)
     files: Any = opened
     try:
-        if has_wildcards(path, braces=True):
-            matches = [files.glob(each, detail=True) for each in expand_braces(path)]
+        if listing.has_wildcards(path, braces=True):
+            matches = [files.glob(each, detail=True) for each in listing.expand_braces(path)]
         else:
             matches = [files.find(path, detail=True)]
         details = {name: info for match in matches for name, info in match.items()}
@@ -211,11 +200,11 @@ def _kind(name: str, *, has_tar: Callable[[], bool] = lambda: False) -> Kind | N
     suffix = f".{name.rpartition('.')[2].lower()}"
     if name.rpartition("/")[2].startswith("."):
         return None
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in listing.IMAGE_SUFFIXES:
         return "file"
-    if suffix in UNREAD_SUFFIXES:
+    if suffix in listing.UNREAD_SUFFIXES:
         return "skipped"
-    return "shard" if suffix in SHARD_SUFFIXES and not (suffix == ".parquet" and has_tar()) else None
+    return "shard" if suffix in listing.SHARD_SUFFIXES and not (suffix == ".parquet" and has_tar()) else None
 
 
 @dataclass(frozen=True)
@@ -264,7 +253,7 @@ class Reader:
 
     def _annotation(self, found: Found) -> Annotation:
         table = self.table
-        if table is None and not is_remote(found.path):
+        if table is None and not listing.is_remote(found.path):
             if found.root not in self._tables:
                 file = find_table(Path(found.root))
                 self._tables[found.root] = None if file is None else MetadataTable(file)
@@ -298,7 +287,7 @@ class Reader:
         data, keep_bytes = sample.image, True
         if data is None and sample.path is not None:
             path, keep_bytes = sample.path, self.keep_bytes
-            if not is_remote(path) and not path.startswith("/"):  # it counts from the folder of the parquet file
+            if not (listing.is_remote(path) or path[:1] == "/"):  # it counts from the folder of the parquet file
                 path = f"{found.path.rpartition('/')[0]}/{path}"
             try:
                 data = read_uri(path)
