@@ -10,20 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlmo import model as models
-from vlmo.checkpoints.layout import (
-    ATTENTION_NAMES,
-    MAX_TEXT_POSITIONS,
-    OUR_IMAGE_POSITIONS,
-    OUR_TABLE,
-    Conversion,
-    HeadTask,
-    NameTable,
-    Tensors,
-    common_sizes,
-    find_head,
-    grid_side,
-    note_on_depth,
-)
+from vlmo.checkpoints import layout
+from vlmo.checkpoints.layout import Conversion, HeadTask, NameTable, Tensors
 from vlmo.model.embeddings import NUM_CLASS_ROWS, NUM_CROSS_ROWS
 
 _CLASS_TOKEN, _NORM = "vlmo.image_embeddings.cls_token", "vlmo.norm.weight"
@@ -37,7 +25,7 @@ _BLOCK = "vlmo.blocks.{layer}."
 NAMES = (
     ("cls_token", _CLASS_TOKEN),
     ("patch_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
-    ("pos_embed", OUR_IMAGE_POSITIONS),
+    ("pos_embed", layout.OUR_IMAGE_POSITIONS),
     ("norm.{kind}", "vlmo.norm.{kind}"),
     ("mask_token", _MASK_TOKEN),
     ("lm_head.{kind}", "mim_head.decoder.{kind}"),
@@ -48,7 +36,7 @@ NAMES = (
     *(
         ("blocks.{layer}." + theirs, _BLOCK + ours)
         for theirs, ours in (
-            *ATTENTION_NAMES,
+            *layout.ATTENTION_NAMES,
             ("norm2.{kind}", "experts.vision.norm.{kind}"),
             ("mlp.fc{number}.{kind}", "experts.vision.fc{number}.{kind}"),
         )
@@ -123,16 +111,16 @@ def convert(
     """
     config, is_published = config or {}, _is_published(state_dict)
     tensors = Tensors(state_dict, PUBLISHED if is_published else HUGGING_FACE)
-    task, settings = find_head(HEADS, tensors)
-    table = None if OUR_IMAGE_POSITIONS in tensors.weights else _take_table(tensors)
+    task, settings = layout.find_head(HEADS, tensors)
+    table = None if layout.OUR_IMAGE_POSITIONS in tensors.weights else _take_table(tensors)
     columns = None if table is None else table.shape[1]
-    sizes = common_sizes(tensors, columns=columns, num_attention_heads=num_attention_heads)
+    sizes = layout.common_sizes(tensors, columns=columns, num_attention_heads=num_attention_heads)
     if (activation := config.get("hidden_act", "gelu")) != "gelu":
         raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
     if table is None:
-        grid = grid_side("pos_embed", tensors.shape(OUR_IMAGE_POSITIONS, axes=2)[0], num_fixed=1)
+        grid = layout.grid_side("pos_embed", tensors.shape(layout.OUR_IMAGE_POSITIONS, axes=2)[0], num_fixed=1)
     else:
-        grid = grid_side("the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS, relative=True)
+        grid = layout.grid_side("the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS, relative=True)
     names = {str(number): str(name) for number, name in dict(config.get("id2label") or {}).items()}
     if task is _CLASSIFIED and names.keys() == set(map(str, range(settings["num_labels"]))):
         del settings["num_labels"]
@@ -140,14 +128,14 @@ def convert(
         settings["label2id"] = {name: int(number) for number, name in names.items()}
     ours = models.VLMoConfig(
         num_fusion_layers=0,  # stage 3 adds them, from the expert that its recipe names
-        max_text_positions=MAX_TEXT_POSITIONS,
+        max_text_positions=layout.MAX_TEXT_POSITIONS,
         image_size=sizes["patch_size"] * grid,
         position_embedding="absolute" if table is None else "relative",
         layer_norm_eps=1e-6 if is_published else config.get("layer_norm_eps", 1e-12),
         **sizes,
         **settings,
     )
-    notes = note_on_depth("BEiT", ours)
+    notes = layout.note_on_depth("BEiT", ours)
     # A truncated file must not pass for one whose last norm is that of the pooled vector.
     mean_pooled = "classifier_norm.weight" in tensors.weights or config.get("use_mean_pooling", bool(config))
     foreign = "mim_head." if task is _CLASSIFIED else "classifier"
@@ -155,8 +143,8 @@ def convert(
     weights, width, like = tensors.weights, ours.hidden_size, tensors.weights[_CLASS_TOKEN]
     # What BEiT lacks, at values that change nothing.
     if table is not None:
-        text_rows = table.new_zeros(NUM_CROSS_ROWS + 2 * MAX_TEXT_POSITIONS, table.shape[1])
-        weights[OUR_TABLE] = torch.cat([table, text_rows])
+        text_rows = table.new_zeros(NUM_CROSS_ROWS + 2 * layout.MAX_TEXT_POSITIONS, table.shape[1])
+        weights[layout.OUR_TABLE] = torch.cat([table, text_rows])
     weights["vlmo.modality_types.weight"] = like.new_zeros(ours.num_modality_types, width)
     notes.append("BEiT has no modality types: they start at zero.")
     if mean_pooled and _NORM not in weights and _TOKEN_HEAD not in weights:

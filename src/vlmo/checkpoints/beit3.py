@@ -7,20 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from vlmo import model as models
-from vlmo.checkpoints.layout import (
-    OUR_IMAGE_POSITIONS,
-    OUR_TEXT_POSITIONS,
-    OUR_WORDS,
-    TRUE_FALSE,
-    Conversion,
-    HeadTask,
-    NameTable,
-    Tensors,
-    common_sizes,
-    find_head,
-    grid_side,
-    note_on_depth,
-)
+from vlmo.checkpoints import layout
+from vlmo.checkpoints.layout import Conversion, HeadTask, NameTable, Tensors
 
 _NUM_UNUSED_POSITIONS = 2  # in front of both position tables
 _IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
@@ -28,11 +16,11 @@ _WORDS = "beit3.text_embed.weight"
 
 NAMES = NameTable(
     (
-        (_WORDS, OUR_WORDS),
+        (_WORDS, layout.OUR_WORDS),
         ("beit3.vision_embed.cls_token", "vlmo.image_embeddings.cls_token"),
         ("beit3.vision_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
-        (_IMAGE_POSITIONS, OUR_IMAGE_POSITIONS),
-        ("beit3.encoder.embed_positions.B.weight", OUR_TEXT_POSITIONS),
+        (_IMAGE_POSITIONS, layout.OUR_IMAGE_POSITIONS),
+        ("beit3.encoder.embed_positions.B.weight", layout.OUR_TEXT_POSITIONS),
         ("beit3.encoder.layer_norm.{expert}.{kind}", "vlmo.norm.{expert}.{kind}"),
         # Files for VQA have no norm after the blocks, but one before the pooler, which reads the image's first token.
         ("pooler.norm.{kind}", "vlmo.norm.vision.{kind}"),
@@ -76,7 +64,7 @@ _MASKED_WORDS = HeadTask("pre-trained, without its visual tokens' head", ("mlm_h
 _CAPTIONS = HeadTask("fine-tuned for captions", ("mlm_head.decoder",), models.VLMoForImageCaptioning)
 HEADS = (
     _ANSWERS,
-    HeadTask("fine-tuned on NLVR2", ("reasoning_head",), models.VLMoForVisualReasoning, TRUE_FALSE),
+    HeadTask("fine-tuned on NLVR2", ("reasoning_head",), models.VLMoForVisualReasoning, layout.TRUE_FALSE),
     _CLASSES,
     HeadTask("with contrast heads", ("contrast_head",), models.VLMoForImageTextRetrieval),
     _CAPTIONS,
@@ -99,21 +87,21 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         ValueError: A tensor that tells the sizes is missing, or the sizes do not fit together.
     """
     tensors = Tensors(state_dict, NAMES)
-    task, settings = find_head(HEADS, tensors)
+    task, settings = layout.find_head(HEADS, tensors)
     if task is _CAPTIONS and any(key.startswith("mim_head.") for key in tensors.unused):
         task = _MASKED_WORDS
     if "mlm_head.decoder" not in task.heads:
         tensors.leave_out(("mlm_head.decoder.weight", "mlm_head.decoder.bias"))
-    names = (OUR_TEXT_POSITIONS, OUR_IMAGE_POSITIONS, OUR_WORDS)
+    names = (layout.OUR_TEXT_POSITIONS, layout.OUR_IMAGE_POSITIONS, layout.OUR_WORDS)
     texts, images, words = (tensors.shape(name, axes=2)[0] for name in names)
     texts, images = texts - _NUM_UNUSED_POSITIONS, images - _NUM_UNUSED_POSITIONS
     if texts < 1 or words < 2:  # padding is number 1
         raise ValueError(f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2.")
-    sizes = common_sizes(tensors, columns=None, num_attention_heads=num_attention_heads)
+    sizes = layout.common_sizes(tensors, columns=None, num_attention_heads=num_attention_heads)
     sizes |= {"projection_size": sizes["hidden_size"], "vocab_size": words, "max_text_positions": texts}
-    sizes["image_size"] = sizes["patch_size"] * grid_side(_IMAGE_POSITIONS, images, num_fixed=1)
+    sizes["image_size"] = sizes["patch_size"] * layout.grid_side(_IMAGE_POSITIONS, images, num_fixed=1)
     config = models.VLMoConfig.beit3_base(**sizes | settings)
-    weights, notes = tensors.weights, note_on_depth("BEiT-3", config)
+    weights, notes = tensors.weights, layout.note_on_depth("BEiT-3", config)
     if task in {_ANSWERS, _CLASSES}:
         # The published code has no norm after the blocks in these tasks: it becomes the identity.
         width, like = config.hidden_size, weights["vlmo.image_embeddings.cls_token"]
@@ -122,7 +110,7 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
             weights.setdefault(f"vlmo.norm.{side}.bias", like.new_zeros(width))
     elif task.model_class not in {models.VLMoForVisualReasoning, models.VLMoForImageCaptioning}:
         notes.append("BEiT-3 has no matching head: it embeds images, texts and pairs, and scores no pair.")
-    for name in (OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS):
+    for name in (layout.OUR_IMAGE_POSITIONS, layout.OUR_TEXT_POSITIONS):
         weights[name] = weights[name][_NUM_UNUSED_POSITIONS:]
     return Conversion(
         kind=f"BEiT-3, {task.title}",

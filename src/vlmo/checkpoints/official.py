@@ -9,25 +9,8 @@ import torch
 from torch import Tensor
 
 from vlmo import model as models
-from vlmo.checkpoints.layout import (
-    ATTENTION_NAMES,
-    DEFAULT_TEXT_LENGTH,
-    MAX_TEXT_POSITIONS,
-    OUR_IMAGE_POSITIONS,
-    OUR_TABLE,
-    OUR_TEXT_POSITIONS,
-    OUR_WORDS,
-    TRUE_FALSE,
-    Conversion,
-    HeadTask,
-    NameTable,
-    Tensors,
-    common_sizes,
-    find_head,
-    grid_side,
-    listed,
-    note_on_depth,
-)
+from vlmo.checkpoints import layout
+from vlmo.checkpoints.layout import Conversion, HeadTask, NameTable, Tensors
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.folder.atomic import atomic_file
 from vlmo.model.embeddings import NUM_CLASS_ROWS, NUM_CROSS_ROWS, relative_position_index
@@ -39,7 +22,7 @@ TABLE, TEXT_POSITIONS, POSITION_IDS = (
     "text_embeddings.position_ids",
 )
 # Rows of a published table that do not depend on the image size.
-NUM_FIXED_ROWS = NUM_CLASS_ROWS + NUM_CROSS_ROWS + 2 * MAX_TEXT_POSITIONS
+NUM_FIXED_ROWS = NUM_CLASS_ROWS + NUM_CROSS_ROWS + 2 * layout.MAX_TEXT_POSITIONS
 
 NAMES = NameTable(
     (
@@ -50,7 +33,7 @@ NAMES = NameTable(
         *(
             ("transformer.blocks.{layer}." + published, "vlmo.blocks.{layer}." + ours)
             for published, ours in (
-                *ATTENTION_NAMES,
+                *layout.ATTENTION_NAMES,
                 ("norm2_{expert}.{kind}", "experts.{expert}.norm.{kind}"),
                 ("mlp_{expert}.fc{number}.{kind}", "experts.{expert}.fc{number}.{kind}"),
             )
@@ -86,7 +69,10 @@ _LANGUAGE = HeadTask("pre-trained on text (stage 2)", ("mlm_head",), models.VLMo
 HEADS = (
     HeadTask("fine-tuned on VQA", ("answer_head",), models.VLMoForVisualQuestionAnswering, {"use_pooler": True}),
     HeadTask(
-        "fine-tuned on NLVR2", ("reasoning_head",), models.VLMoForVisualReasoning, {"use_pooler": True, **TRUE_FALSE}
+        "fine-tuned on NLVR2",
+        ("reasoning_head",),
+        models.VLMoForVisualReasoning,
+        {"use_pooler": True, **layout.TRUE_FALSE},
     ),
     HeadTask("pre-trained on pairs (stage 3)", ("contrast_head", "mlm_head"), models.VLMoForPreTraining, _FOR_PAIRS),
     HeadTask("pre-trained on pairs (stage 3)", ("match_head", "mlm_head"), models.VLMoForPreTraining, _FOR_PAIRS),
@@ -110,22 +96,24 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     """
     tensors = Tensors(state_dict, NAMES)
     weights = tensors.weights
-    task, settings = find_head(HEADS, tensors)
-    columns = tensors.shape(OUR_TABLE, axes=2)[1] if OUR_TABLE in weights else None
-    settings |= common_sizes(tensors, columns=columns, num_attention_heads=num_attention_heads)
+    task, settings = layout.find_head(HEADS, tensors)
+    columns = tensors.shape(layout.OUR_TABLE, axes=2)[1] if layout.OUR_TABLE in weights else None
+    settings |= layout.common_sizes(tensors, columns=columns, num_attention_heads=num_attention_heads)
     depth = settings["num_hidden_layers"]
     fused = {int(name.split(".")[2]) for name in weights if ".vision_language." in name}
     if fused != set(range(depth - len(fused), depth)):
         raise ValueError(f"of blocks 0-{depth - 1}, those with mlp_vl are {sorted(fused)}; expected the top ones")
-    text_length = DEFAULT_TEXT_LENGTH
-    if OUR_TEXT_POSITIONS in weights:
-        text_length = tensors.shape(OUR_TEXT_POSITIONS, axes=2)[0]
-    if OUR_TABLE in weights:
-        grid = grid_side(TABLE, len(weights[OUR_TABLE]), num_fixed=NUM_FIXED_ROWS, relative=True)
-        tensors.leave_out([OUR_TEXT_POSITIONS])  # published files carry them, and never use them
-    elif OUR_IMAGE_POSITIONS in weights:
-        grid = grid_side("transformer.pos_embed", tensors.shape(OUR_IMAGE_POSITIONS, axes=2)[0], num_fixed=1)
-        settings["max_text_positions"] = tensors.shape(OUR_TEXT_POSITIONS, axes=2)[0]
+    text_length = layout.DEFAULT_TEXT_LENGTH
+    if layout.OUR_TEXT_POSITIONS in weights:
+        text_length = tensors.shape(layout.OUR_TEXT_POSITIONS, axes=2)[0]
+    if layout.OUR_TABLE in weights:
+        grid = layout.grid_side(TABLE, len(weights[layout.OUR_TABLE]), num_fixed=NUM_FIXED_ROWS, relative=True)
+        tensors.leave_out([layout.OUR_TEXT_POSITIONS])  # published files carry them, and never use them
+    elif layout.OUR_IMAGE_POSITIONS in weights:
+        grid = layout.grid_side(
+            "transformer.pos_embed", tensors.shape(layout.OUR_IMAGE_POSITIONS, axes=2)[0], num_fixed=1
+        )
+        settings["max_text_positions"] = tensors.shape(layout.OUR_TEXT_POSITIONS, axes=2)[0]
     else:
         raise ValueError(f"neither {TABLE} nor transformer.pos_embed is there; expected one of them")
     if task is _LANGUAGE:
@@ -136,7 +124,7 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         **settings,
         num_fusion_layers=len(fused),
         image_size=grid * settings["patch_size"],
-        vocab_size=tensors.shape(OUR_WORDS, axes=2)[0],
+        vocab_size=tensors.shape(layout.OUR_WORDS, axes=2)[0],
         position_embedding="absolute" if columns is None else "relative",
         contrast_fusion_branch="fusion_contrast_head.image_projection.weight" in weights,
         num_modality_types=tensors.shape("vlmo.modality_types.weight", axes=2)[0],
@@ -148,7 +136,7 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         config=config,
         max_text_length=text_length,
         text="wordpiece",
-        notes=note_on_depth("VLMo", config),
+        notes=layout.note_on_depth("VLMo", config),
     )
 
 
@@ -192,8 +180,8 @@ def export_official(folder: str | Path, file: str | Path) -> list[str]:
     ]
     if not config.num_modality_types:
         problems.append("no modality types")
-    if config.position_embedding == "relative" and config.max_text_positions > MAX_TEXT_POSITIONS:
-        problems.append(f"{config.max_text_positions} text positions, where it has {MAX_TEXT_POSITIONS}")
+    if config.position_embedding == "relative" and config.max_text_positions > layout.MAX_TEXT_POSITIONS:
+        problems.append(f"{config.max_text_positions} text positions, where it has {layout.MAX_TEXT_POSITIONS}")
     if problems:
         raise ValueError(f"{folder}: the published VLMo layout cannot hold this model: {'; '.join(problems)}")
     if isinstance(model, models.VLMoModel):
@@ -201,14 +189,14 @@ def export_official(folder: str | Path, file: str | Path) -> list[str]:
     named = {name: key for name in weights if (key := NAMES.published(name)) is not None}
     foreign = weights.keys() - named
     if not all(name.startswith("mim_head.") for name in foreign):
-        raise ValueError(f"{folder}: the published VLMo layout has no name for {listed(foreign)}")
+        raise ValueError(f"{folder}: the published VLMo layout has no name for {layout.listed(foreign)}")
     published = {key: weights[name] for name, key in named.items()}
     for name, key in named.items():
         if name.endswith("logit_scale"):
             published[key] = published[key].reshape(())
-        elif name == OUR_IMAGE_POSITIONS:
+        elif name == layout.OUR_IMAGE_POSITIONS:
             published[key] = published[key][None]
-    notes = [f"not in the layout, left out: {listed(foreign)}"] if foreign else []
+    notes = [f"not in the layout, left out: {layout.listed(foreign)}"] if foreign else []
     notes += [
         f"the published code computes with {name} {fixed:g}; this model was made with {value:g}"
         for name, fixed in _CONSTANTS.items()
@@ -235,15 +223,17 @@ def _complete_table(published: dict[str, Tensor], config: models.VLMoConfig, *, 
     resizes a table.
     """
     notes, held, table = [], config.max_text_positions, published[TABLE]
-    if held < MAX_TEXT_POSITIONS:
+    if held < layout.MAX_TEXT_POSITIONS:
         # Text rows: offsets around the middle, the class token's rows last.
         above, offsets, classes = table.tensor_split([len(table) - 2 * held, len(table) - NUM_CLASS_ROWS])
-        margin = table.new_zeros(MAX_TEXT_POSITIONS - held, table.shape[1])
+        margin = table.new_zeros(layout.MAX_TEXT_POSITIONS - held, table.shape[1])
         published[TABLE] = torch.cat([above, margin, offsets, margin, classes])
-        notes.append(f"{TABLE}: rows for texts to {held} tokens, zeros for longer ones up to {MAX_TEXT_POSITIONS}")
-    length = max(text_length, DEFAULT_TEXT_LENGTH)
+        notes.append(
+            f"{TABLE}: rows for texts to {held} tokens, zeros for longer ones up to {layout.MAX_TEXT_POSITIONS}"
+        )
+    length = max(text_length, layout.DEFAULT_TEXT_LENGTH)
     index = relative_position_index(
-        num_text=length, grid=config.grid, max_text=MAX_TEXT_POSITIONS, table_grid=config.grid
+        num_text=length, grid=config.grid, max_text=layout.MAX_TEXT_POSITIONS, table_grid=config.grid
     )
     published |= {
         TEXT_POSITIONS: table.new_zeros(length, config.hidden_size),

@@ -8,17 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from vlmo import model as models
-from vlmo.checkpoints import beit
-from vlmo.checkpoints.layout import (
-    OUR_IMAGE_POSITIONS,
-    OUR_TEXT_POSITIONS,
-    OUR_WORDS,
-    Conversion,
-    NameTable,
-    Tensors,
-    common_sizes,
-    grid_side,
-)
+from vlmo.checkpoints import beit, layout
+from vlmo.checkpoints.layout import Conversion, NameTable, Tensors
 
 _CODEBOOK = "quantize.embedding.weight"
 _HEADS = ("encode_task_layer.0.{kind}", "dense.{kind}"), ("encode_task_layer.2.{kind}", "projection.{kind}")
@@ -42,14 +33,16 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
 def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object) -> Conversion:
     """Convert VQ-KD, which takes pixels from -1 to 1, to a visual tokenizer; ValueError where sizes do not fit."""
     tensors = Tensors(state_dict, NAMES)
-    sizes = common_sizes(tensors, columns=None, num_attention_heads=num_attention_heads)
+    sizes = layout.common_sizes(tensors, columns=None, num_attention_heads=num_attention_heads)
     sizes["num_visual_tokens"], sizes["projection_size"] = tensors.shape("codebook.weight", axes=2)
-    rows = tensors.shape(OUR_IMAGE_POSITIONS, axes=2)[0]
-    sizes["image_size"] = sizes["patch_size"] * grid_side("encoder.pos_embed", rows, num_fixed=1)
+    rows = tensors.shape(layout.OUR_IMAGE_POSITIONS, axes=2)[0]
+    sizes["image_size"] = sizes["patch_size"] * layout.grid_side("encoder.pos_embed", rows, num_fixed=1)
     for name in list(tensors.weights):
         ours = name.replace(".vision.", ".shared.").replace("classifier_norm.", "vlmo.norm.")
         tensors.weights[ours] = tensors.weights.pop(name)
     like = tensors.weights["vlmo.image_embeddings.cls_token"]
-    tensors.weights |= {name: like.new_zeros(1, like.shape[-1]) for name in (OUR_WORDS, OUR_TEXT_POSITIONS)}
+    tensors.weights |= {
+        name: like.new_zeros(1, like.shape[-1]) for name in (layout.OUR_WORDS, layout.OUR_TEXT_POSITIONS)
+    }
     config = models.VLMoConfig(**sizes | _SETTINGS)
     return Conversion("BEiT-2's visual tokenizer (VQ-KD)", tensors, models.VQKDVisualTokenizer, config)
