@@ -2,6 +2,7 @@ import json
 from datetime import timedelta
 from types import SimpleNamespace
 
+import faiss
 import numpy as np
 import pytest
 from tests.retrieval.toy_index import NUM, build, write_folder
@@ -10,7 +11,7 @@ from vlmo.retrieval import Index, approximate
 from vlmo.retrieval import index as index_module
 from vlmo.retrieval import store as store_module
 from vlmo.retrieval.approximate import make_approximate
-from vlmo.retrieval.in_memory import MemoryVectors
+from vlmo.retrieval.in_memory import FILE, MemoryVectors, write_memory
 from vlmo.retrieval.store import Approximate, Store
 
 DIM = 32
@@ -95,6 +96,12 @@ def test_large_index_is_searched_in_memory_until_its_table_changes(tmp_path, mon
     store.write([new])
     assert "new.png" in {hit.path for hit in index.nearest(queries[0], top=2)}
     assert asked
+    write = faiss.write_index
+    monkeypatch.setattr(faiss, "write_index", lambda made, _: write(made, str(tmp_path)))
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(ValueError, match=r"vectors\.faiss cannot be written .+; free space"):
+        write_memory(store, partitions=57)
+    assert (tmp_path / FILE).read_bytes() == before
 
 
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):

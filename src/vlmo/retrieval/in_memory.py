@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from vlmo.folder.atomic import atomic_file
-from vlmo.retrieval.store import Approximate, Store
+from vlmo.retrieval.store import Approximate, Store, plain
 
 FILE = "vectors.faiss"
 """Its name in the folder of an index."""
@@ -28,7 +28,10 @@ def has_faiss() -> bool:
 
 
 def write_memory(store: Store, *, partitions: int) -> None:
-    """Write `FILE` of all vectors of a table, whose size is a multiple of 4; takes 1.6 GB for a million of 768."""
+    """Write `FILE` of all vectors of a table, whose size is a multiple of 4; takes 1.6 GB for a million of 768.
+
+    ValueError if the system refuses it, as where the disk is full.
+    """
     import faiss
 
     total, dim = store.table.count_rows(), store.dim
@@ -43,8 +46,11 @@ def write_memory(store: Store, *, partitions: int) -> None:
     index.train(vectors)
     for batch in store.scan(["vector"]):
         index.add(batch["vector"].flatten().to_numpy().reshape(-1, dim))
-    with atomic_file(store.folder / FILE) as aside:
-        faiss.write_index(index, str(aside))
+    try:
+        with atomic_file(store.folder / FILE) as aside:
+            faiss.write_index(index, str(aside))
+    except RuntimeError as error:
+        raise ValueError(f"{store.folder / FILE} cannot be written ({plain(error)}); free space, run again") from error
 
 
 class MemoryVectors:
