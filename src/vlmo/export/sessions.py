@@ -26,13 +26,17 @@ _CORE_LOCK = threading.Lock()
 
 
 class OnnxSession:
-    """A graph in ONNX Runtime on the CPU, with `OMP_NUM_THREADS` threads, or one for each core."""
+    """A graph in ONNX Runtime on the CPU.
 
-    def __init__(self, file: str | Path) -> None:
+    Args:
+        num_threads: Of one operation; by default `OMP_NUM_THREADS`, or one for each core.
+    """
+
+    def __init__(self, file: str | Path, *, num_threads: int | None = None) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = _num_threads()
+        options.intra_op_num_threads = num_threads or _default_threads()
         if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -48,16 +52,19 @@ class OnnxSession:
 
 
 class OpenVinoSession:
-    """A graph in OpenVINO on the CPU, with threads as `OnnxSession`.
+    """A graph in OpenVINO on the CPU.
 
     Args:
+        num_threads: As for `OnnxSession`.
         cache: Folder that keeps what OpenVINO makes of the file, so that it loads faster the next time.
         exact: Compute in float32 what is not int8 in the file. Otherwise in bfloat16, where the processor has it.
     """
 
-    def __init__(self, file: str | Path, *, cache: Path | None = None, exact: bool = True) -> None:
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(_num_threads())}
-        settings |= {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
+    def __init__(
+        self, file: str | Path, *, num_threads: int | None = None, cache: Path | None = None, exact: bool = True
+    ) -> None:
+        settings = {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_PRECISION_HINT": "f32"} if exact else {})
+        settings["INFERENCE_NUM_THREADS"] = str(num_threads or _default_threads())
         if cache is not None:
             settings["CACHE_DIR"] = str(cache)
         with _CORE_LOCK:  # two threads may both be the first
@@ -92,7 +99,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def _num_threads() -> int:
+def _default_threads() -> int:
     """Return the number that OpenMP's programs take too; 0 lets an engine choose."""
     number = os.environ.get("OMP_NUM_THREADS", "")
     return int(number) if number.isdigit() else 0
