@@ -159,7 +159,7 @@ class InMemory:
         self.search(np.array(vectors[0]))
         opened = {"open_seconds": round(time.perf_counter() - began, 2)}
         grown = (psutil.Process().memory_info().rss - before) >> 20
-        sizes = {"index": (folder / FILE).stat().st_size}
+        sizes = {"index": sum(file.stat().st_size for file in folder.glob(FILE))}  # 0: searched exactly
         self.figures = {"build": built, "service": service, **opened, "memory_mb": grown, "bytes": sizes}
         self.figures["parameters"] = made[0].get("memory")
 

@@ -354,13 +354,13 @@ def soak(options: Options, port: int, process: subprocess.Popen[bytes]) -> dict[
         watching.cancel()
 
     asyncio.run(both())
-    resident = [megabytes for _, megabytes in memory]
-    fifth = max(len(resident) // 5, 1)
+    held = [megabytes for _, megabytes in memory]
+    fifth = max(len(held) // 5, 1)
     return load.summary(wall=options.soak) | {
         "capacity_requests_per_second": round(capacity, 1),
-        "resident_mb_after_a_fifth": round(float(np.median(resident[fifth : 2 * fifth] or resident)), 1),
-        "resident_mb_of_the_last_fifth": round(float(np.median(resident[-fifth:])), 1),
-        "resident_mb_highest": max(resident),
+        "resident_mb_after_a_fifth": round(float(np.median(held[fifth : 2 * fifth] or held)), 1),
+        "resident_mb_of_the_last_fifth": round(float(np.median(held[-fifth:])), 1),
+        "resident_mb_highest": max(held),
         "resident_mb": memory,
     }
 

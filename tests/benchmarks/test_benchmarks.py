@@ -51,7 +51,7 @@ SMALLEST = {
         "sets/0: vlmo-small, emoji-pairs test/top 1/share_of_pairs",
     ),
     "search": (
-        "--sizes 600 300 --dim 32 --query-count 4 --seconds 60 --threads 1 --clients 3",
+        "--sizes 600 300 --dim 64 --query-count 4 --seconds 60 --threads 1 --clients 3",
         "in memory beside FAISS RaBitQ/recall@10",
     ),
     "serving": (

@@ -29,6 +29,7 @@ from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.processing import VLMoProcessor
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import model_config
+from vlmo.retrieval import approximate, index
 
 
 def busy_machine(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:
@@ -144,17 +145,21 @@ def word_search(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) 
     return ["--model", str(trained_folder(folder / "model", steps=1))]
 
 
+def search(_script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
+    for module in (approximate, index):
+        patch.setattr(module, "MAX_BYTES", 100_000)  # less than the larger set, and more than the smaller one
+    return ["--work", str(folder)]
+
+
 MAKE_SMALL: dict[str, Callable[..., list[str] | None]] = {
     "dual_vs_fusion": lambda *_: None,  # small by its options
     "index_photos": lambda *_: None,
     "photo_filters": lambda *_: None,
     "rerank_pairs": lambda *_: None,
-    "search": lambda _script, _patch, folder, _shared: ["--work", str(folder)],
 } | {
     each.__name__: each
     for each in (
-        busy_machine, contrastive_memory, input_pipeline, onnx_speed, parity, quality_vs_clip, serving, stage3_step,
-        subtracted,
-        vision_tasks, word_search,
+        busy_machine, contrastive_memory, input_pipeline, onnx_speed, parity, quality_vs_clip, search, serving,
+        stage3_step, subtracted, vision_tasks, word_search,
     )
 }  # fmt: skip
