@@ -37,7 +37,7 @@ def test_nonsense_is_unknown_and_names_are_known(encoder) -> None:
     found = [round(COUNT * share_unknown(encoder, texts)) for texts in (words, pairs, letters)]
     emoji = open_source("emoji-pairs", split="test").select_columns("captions")
     captions = sorted({text for row in emoji for text in row["captions"]})
-    numbers = "{} of 100 made-up words of two to four syllables, {} of 100 pairs of them and {} of 100 strings"
+    numbers = "{} of 100 made-up words of two to four syllables, {} of 100 pairs of them, {} of 100 strings"
     assert numbers.format(*found) in PAGE
     assert f"{100 * share_unknown(encoder, captions):.1f} % of {len(captions):,} captions" in PAGE
     assert f"{100 * share_unknown(encoder, names):.1f} % of Lucide's {len(names):,} names" in PAGE
