@@ -68,6 +68,13 @@ def test_weight_comes_from_the_model_if_none_is_given(searcher):
     assert [hit.score for hit in alone.hits] == [hit.match for hit in alone.hits]
 
 
+def test_texts_of_few_words_are_reranked_only_where_asked_for(searcher, monkeypatch):
+    for least, expected in ((len(QUERY.split()), True), (len(QUERY.split()) + 1, False)):
+        monkeypatch.setattr(searcher.encoder, "rerank_min_words", least)
+        assert (searcher.search(QUERY).num_reranked > 0) == expected
+        assert searcher.search(QUERY, rerank=4, mode="vectors").num_reranked == 4
+
+
 def test_shorter_rerank_moves_only_its_candidates(searcher):
     plain, reranked = searcher.search(QUERY, top=10, rerank=0), searcher.search(QUERY, top=10, rerank=4, weight=1.0)
     assert sorted(numbers(reranked)[:4]) == sorted(numbers(plain)[:4])

@@ -134,7 +134,8 @@ def search(
         parts: More words, or files of images, to add (+) or subtract (-), maybe with a weight and a * before them.
         model: Model folder; by default the one that the index was made with.
         top: Images that are shown.
-        rerank: Most candidates that the fusion encoder scores, 0 for none; by default 32 for words, if the model can.
+        rerank: Most candidates that the fusion encoder scores, 0 for none; by default 32 for texts of as many words as
+            the model's `rerank_min_words`, if it can.
         weight: Share of its score in the order, 0 to 1; by default the model's.
         where: Filter in SQL over the columns of metadata, such as "year > 2000 and kind = 'cat'".
         since: First date of photographs: 2021, 2021-06 or 2021-06-14.

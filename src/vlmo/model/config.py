@@ -57,6 +57,7 @@ class VLMoConfig(PreTrainedConfig):
         num_modality_types: Rows of the modality table: text, image and, for two images, second image; 0: no table.
         rerank_weight: Share of the matching score when a shortlist is reordered, between 0 and 1.
         rerank_weight_image_to_text: The same where texts are ranked for an image; None: `rerank_weight`.
+        rerank_min_words: Least number of words of a text that searches rerank by default; names may gain nothing.
         token_order: `"text_first"`, or `"image_first"` (BEiT-3; absolute positions only).
         final_norm: `"shared"`, or `"separate"` norms after the last block for vision and language (BEiT-3).
         text_embedding: `"bert"` (word, segment, position, LayerNorm) or `"plain"` (word and position; BEiT-3, which
@@ -97,6 +98,7 @@ class VLMoConfig(PreTrainedConfig):
     num_modality_types: int = 2
     rerank_weight: float = 0.5
     rerank_weight_image_to_text: float | None = None
+    rerank_min_words: int = 1
     pad_token_id: int | None = 0
     token_order: Literal["text_first", "image_first"] = "text_first"
     final_norm: Literal["shared", "separate"] = "shared"

@@ -31,7 +31,8 @@ BATCH = 64
 """Images or texts that go through the model at a time."""
 
 # Settings that do not change a vector: they may change while an index stays valid.
-_IRRELEVANT = ("rerank_weight", "rerank_weight_image_to_text", "match_cutoff")  # the last one of an earlier version
+_IRRELEVANT = ("rerank_weight", "rerank_weight_image_to_text", "rerank_min_words")
+_IRRELEVANT += ("match_cutoff",)  # of an earlier version
 _IRRELEVANT += ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
 _FILES = ("*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.txt", "*.spm", "*.model")
 _UNKNOWN_PIECES, _UNKNOWN_LETTERS = 3, 2.3
@@ -53,6 +54,7 @@ class Encoder:
         least_side: Pixels each way that a JPEG that is decoded at a smaller scale has for `pixels` and thumbnails.
         rerank_weight: Share of the match score in the order of images for a text, from config.json.
         rerank_weight_image_to_text: The same in the order of texts for an image.
+        rerank_min_words: Words from which on a text is reranked by default.
         pool: Threads that decode and resize images.
 
     Args:
@@ -100,6 +102,7 @@ class Encoder:
         self._vocabulary_size = settings.get("vocab_size", math.inf)
         self.rerank_weight = self._weight(settings, "rerank_weight", 0.5)  # VLMoConfig's
         self.rerank_weight_image_to_text = self._weight(settings, "rerank_weight_image_to_text", self.rerank_weight)
+        self.rerank_min_words = settings.get("rerank_min_words", 1)
         self._lock = threading.RLock()
         self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vlmo-decode")
 

@@ -137,7 +137,8 @@ class Searcher:
             parts: More texts and images with their weights, such as ("people", -1.0): the query is the direction of the
                 weighted sum of all vectors, without reranking, and with "auto" without words if one is subtracted.
             rerank: Most candidates that the fusion encoder scores, for texts only; 0: none. None: `SEARCH_RERANK`,
-                but none for other queries and models without a matching head.
+                but none for other queries, texts of fewer words than `rerank_min_words`, and models without a matching
+                head.
             weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
             where: A filter in SQL over the columns of metadata.
             sort: "date": the best are sorted by date, the newest first.
@@ -197,7 +198,9 @@ class Searcher:
         began, ids = time.perf_counter() if began is None else began, [*like, *unlike]
         encoder, by_text = self.encoder, pixels is None and text is not None and not more and not ids
         if rerank is None:
-            rerank = SEARCH_RERANK if by_text and encoder.can_match and mode != "words" else 0
+            helps = by_text and encoder.can_match and mode != "words"
+            helps = helps and len((text or "").split()) >= encoder.rerank_min_words
+            rerank = SEARCH_RERANK if helps else 0
         self._check(text, mode, top, rerank, weight, by_text=by_text)
         given = [(part, share) for part, share in ((text, 1.0), (pixels, 1.0), *more) if part is not None]
         if not given and not like and sort is None:

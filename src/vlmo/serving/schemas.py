@@ -129,7 +129,8 @@ class SearchRequest(Photos):
         default=None,
         ge=0,
         le=MAX_RERANK,
-        description=f"Candidates of a text that the fusion encoder scores; by default {SEARCH_RERANK}, if it can.",
+        description=f"Candidates of a text that the fusion encoder scores; by default {SEARCH_RERANK}, if it can and "
+        "the text has as many words as the model asks for.",
     )
     weight: Weight = None
     where: Where | None = None
