@@ -162,8 +162,8 @@ STEPS = {
     "sizes": Step('With "small" and "large" among the words that are masked alone.',
         _stage3(itm_stride=2), _ABSOLUTE, _LATER, "matching-longer", 6e-4, 700, 40, _LINEAR, save_every=500),
     "released": Step("The released small model: the same for longer, with a higher learning rate.",
-        _stage3(itm_stride=2), replace(_ABSOLUTE, rerank_weight=0.3), _LATER, "sizes", 1e-3, 2000, 40, _LINEAR,
-        save_every=500, evaluate_on="data/icons"),
+        _stage3(itm_stride=2), replace(_ABSOLUTE, rerank_weight=0.3, rerank_min_words=4), _LATER, "sizes", 1e-3, 2000,
+        40, _LINEAR, save_every=500, evaluate_on="data/icons"),
 }
 # fmt: on
 """By the name of the run's folder; the recipe of "released" is `vlmo-small`, those of the others are `small-NAME`."""
