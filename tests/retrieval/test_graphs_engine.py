@@ -109,9 +109,9 @@ def test_index_search_and_service_run_in_an_engine(small, name, tmp_path, capsys
     folder, index = write_folder(tmp_path / "images"), tmp_path / "index"
     main(["index", SMALL, str(folder), "--out", str(index), "--engine", name])
     answers = []
-    for query, top in (("a red square", NUM), (folder / NAMES[7], 1)):
+    for query, top, more in (("a red square", NUM, ["--rerank", "32"]), (folder / NAMES[7], 1, [])):
         capsys.readouterr()
-        main(["search", str(index), str(query), "--json", "--top", str(top), "--engine", name])
+        main(["search", str(index), str(query), "--json", "--top", str(top), "--engine", name, *more])
         answers.append(json.loads(capsys.readouterr().out))
     found, same = answers
     expected = Searcher(small["torch"], index).search("a red square", top=NUM, rerank=32)
@@ -127,7 +127,7 @@ def test_index_search_and_service_run_in_an_engine(small, name, tmp_path, capsys
 SEARCH = """
 import sys
 from vlmo.cli import main
-main(["search", sys.argv[1], "a red square", "--json", "--device", "cpu", *sys.argv[2:]])
+main(["search", sys.argv[1], "a red square", "--json", "--rerank", "32", "--device", "cpu", *sys.argv[2:]])
 assert not {"torch", "transformers"} & set(sys.modules)
 assert not sys.modules.get("openvino_telemetry")
 """
