@@ -31,7 +31,7 @@ MAX_BYTES = 2**29
 """If vectors in memory take more, or columns, both stay on the disk; a million vectors of 128 dimensions fit."""
 _LOGGER = logging.getLogger(__name__)
 _SHOWN = ["id", "path", "captions", "width", "height", "hash"]
-_NO_METADATA = RESERVED | {"_distance"}
+_NO_METADATA = RESERVED | {"_distance", "_rowid"}
 _GATHERED = 2048  # vectors at a time, so that they stay in the processor's cache
 _MATCHED, _STEPS = 5000, 4
 """Images with the best matches of words that are compared where not all fit into memory; and steps of BM25 up to the
@@ -188,7 +188,9 @@ class Index:
         try:
             if words is not None and vector is not None:
                 most = max(_MATCHED, top) if images is None else self.num_images
-                found = self._store.matching(words, every=every_word, most=most, where=where)
+                # Where images are in memory, row numbers are enough: columns cost LanceDB more than the words.
+                columns = [*["id"] * (images is None), *["full_text"] * (not every_word)]
+                found = self._store.matching(words, every=every_word, most=most, columns=columns, where=where)
                 return self._compare(found, images, vector, [] if every_word else words, top=top, photos=photos)
             if vector is None or photos.columns or images is not None:
                 ids = None if where is None else self._store.ids(where)
@@ -222,22 +224,23 @@ class Index:
         photos: PhotoFilter,
     ) -> list[Hit]:
         """Order what words have found, by BM25 and similarity; without words, each image has all of the query's."""
-        ids = found["id"].combine_chunks()
-        if not len(ids):
+        if not len(found):
             return []
+        key = "_rowid" if images is not None else "id"
         if images is None:
-            rows = self._store.select("id", ids.to_pylist(), columns=["vector", *self._visible()]).combine_chunks()
+            ids = found["id"].to_pylist()
+            rows = self._store.select("id", ids, columns=["vector", *self._visible()]).combine_chunks()
             vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.dim)
             images = rows.drop_columns("vector"), vectors
-        numbers = pc.index_in(images[0]["id"], value_set=ids)
+        numbers = pc.index_in(images[0][key], value_set=found[key].combine_chunks())
         places = np.flatnonzero(numbers.is_valid())  # a writer may have changed either
         table, numbers = images[0].take(places), np.asarray(numbers.take(places))
         passed = np.flatnonzero(photos.passing(table))
         similar = np.vecdot(images[1][places[passed]], np.asarray(vector, np.float32))
         scores, chosen = np.asarray(found["_score"]), numbers[passed]
         best = np.lexsort((-similar, -np.ceil(_STEPS * scores[chosen] / scores.max())))[:top]
-        texts = found["full_text"].take(chosen[best]).to_pylist()
         hits = _hits(table.take(passed[best]), similar[best])
+        texts = found["full_text"].take(chosen[best]).to_pylist() if words else [""] * len(hits)
         return [replace(hit, words=found_share(words, text)) for hit, text in zip(hits, texts, strict=True)]
 
     def _check(self, where: str | None, needed: Sequence[str]) -> None:
@@ -351,7 +354,7 @@ class Index:
         return (table, vectors, Approximate(**made["search"])) if len(table) == len(vectors) else None
 
     def _blocks(self) -> Iterator[_Images]:
-        for batch in self._store.scan(["vector", *self._visible()]):
+        for batch in self._store.scan(["vector", *self._visible()], with_row_id=True):
             vectors = batch["vector"].flatten().to_numpy().reshape(-1, self.dim)
             yield pa.Table.from_batches([batch.drop_columns("vector")]), vectors
 

@@ -170,12 +170,14 @@ class Store:
         with one_line(self.folder):
             return "full_text" in self.table.schema.names
 
-    def matching(self, words: Sequence[str], *, every: bool, most: int, where: str | None = None) -> pa.Table:
-        """Return id, "full_text" and "_score" (BM25) of the `most` images that match any word, or every one, best."""
+    def matching(
+        self, words: Sequence[str], *, every: bool, most: int, columns: list[str], where: str | None = None
+    ) -> pa.Table:
+        """Return columns, "_rowid" and "_score" (BM25) of the `most` images that match any word, or every one, best."""
         from lancedb.query import FullTextOperator, MatchQuery
 
         match = MatchQuery(" ".join(words), "full_text", operator=FullTextOperator["AND" if every else "OR"])
-        query = self.table.search(match).limit(most).select(["id", "full_text", "_score"])
+        query = self.table.search(match).limit(most).select([*columns, "_score"]).with_row_id(True)
         return (query if where is None else query.where(where, prefilter=True)).to_arrow()
 
     def columns(self) -> dict[str, str]:
@@ -204,10 +206,10 @@ class Store:
         """Return the ids of (at most so many) images that pass a filter; LanceDB's own exceptions."""
         return self.table.search().where(where).limit(most).select(["id"]).to_arrow()["id"].combine_chunks()
 
-    def scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """All images."""
+    def scan(self, columns: list[str], *, with_row_id: bool = False) -> Iterator[pa.RecordBatch]:
+        """All images, maybe with "_rowid" of this version of the table."""
         with one_line(self.folder):
-            yield from self.table.search().select(columns).to_batches(8192)
+            yield from self.table.search().select(columns).with_row_id(with_row_id).to_batches(8192)
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Put images into the table at once, in place of older rows of the same ids.
