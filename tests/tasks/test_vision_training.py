@@ -93,7 +93,7 @@ def test_crops_are_of_the_models_size(make) -> None:
 
 def test_settings_and_classes_that_do_not_fit_are_refused(make, sets, tmp_path) -> None:
     data = DataConfig(source=str(sets["segmentation"]), transform=TransformConfig(horizontal_flip=0.0))
-    with pytest.raises(ValueError, match=r"task\.augmentation"):
+    with pytest.raises(ValueError, match=r"set task\.augmentation"):
         make(SegmentationTask(channels=8), data=data)
     other = write_class_set(tmp_path / "other", names=["cat", "dog", "cow"])
     with pytest.raises(ValueError, match=r"evaluate_on .*other has 3 classes \(cat, .* 3 \(red"):

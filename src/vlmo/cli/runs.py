@@ -152,8 +152,15 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
     saved = lambda **_: "nothing was saved yet; the same command goes on"  # noqa: E731
     with launch(options.device, hang_seconds=options.hang_seconds):
         with explained_faults(lambda: f"{name}: before the first step", run_dir=None, last_saved=saved):
-            names: Any = {"title": name, "about": about, "original": original, "device": options.device}
-            trainer = build(options.recipe, run_dir=options.run_dir, console=Console(), **names)
+            trainer = build(
+                options.recipe,
+                run_dir=options.run_dir,
+                console=Console(),
+                title=name,
+                about=about,
+                original=original,
+                device=options.device,
+            )
         result = trainer.fit()
         writes = is_main()
     if result.status == "stopped":

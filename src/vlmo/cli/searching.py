@@ -65,9 +65,20 @@ def index(
     from vlmo.data.rows import first_reasons, read_lines
     from vlmo.retrieval import Encoder, build_index
 
-    how: Any = {"batch": batch, "approximate_from": approximate_from, "executor": executor, "workers": workers}
-    how |= {"store_bytes": store_bytes or None, "ocr": ocr or None, "metadata": metadata, "remove": remove}
-    report = build_index(Encoder(folder, **vars(engines)), images, out=out, console=_STDERR, **how)
+    report = build_index(
+        Encoder(folder, **vars(engines)),
+        images,
+        out=out,
+        store_bytes=store_bytes or None,
+        ocr=ocr or None,
+        metadata=metadata,
+        remove=remove,
+        batch=batch,
+        approximate_from=approximate_from,
+        executor=executor,
+        workers=workers,
+        console=_STDERR,
+    )
     reasons = first_reasons(read_lines(out / "quarantine.jsonl")) if report.bad else ""
     if report.bad and not report.images:
         raise ValueError(f"none of {report.bad} images can be used: {reasons}")
@@ -284,6 +295,7 @@ def photos(
 
 
 def _find_or_explain(name: str) -> Path:
+    """Find a model; if it can only be had from a network that is not there, say in two lines what to do."""
     try:
         return Path(find_model(name))
     except ValueError as error:

@@ -295,6 +295,7 @@ class _Update:
 
     def _is_due(self) -> bool:
         size = sum(len(row["bytes"] or b"") + len(row["thumbnail"]) for row in self._rows.values())
+        # The first ones soon, for those who search meanwhile.
         pause = min(_WRITTEN_EVERY_S, self._written_at - self._began + _FIRST_WRITTEN_S)
         late = time.monotonic() - self._written_at >= pause
         return late or len(self._rows) >= _WRITTEN_ROWS or size >= _WRITTEN_BYTES

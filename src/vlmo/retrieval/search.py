@@ -161,9 +161,17 @@ class Searcher:
         options = {"top": top, "rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
         return self._run(self.steps(text, pixels, more=more, began=began, mode=mode, **options))
 
-    def similar(self, id: str, **options: Any) -> SearchResult:  # noqa: A002
-        """Search images like one of the index, without itself, by options of `search`; ValueError if there is none."""
-        return self._run(self.steps(None, None, like=[id], **options))
+    def similar(
+        self,
+        id: str,  # noqa: A002
+        *,
+        top: int = 10,
+        where: str | None = None,
+        photos: PhotoFilter | None = None,
+        sort: Literal["date"] | None = None,
+    ) -> SearchResult:
+        """Search images like one of the index, without itself; ValueError if there is no such image."""
+        return self._run(self.steps(None, None, like=[id], top=top, where=where, photos=photos, sort=sort))
 
     def warm_up(self) -> None:
         """Load the fusion encoder, so that the first search finds it ready."""

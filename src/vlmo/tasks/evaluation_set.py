@@ -65,8 +65,9 @@ class EvaluationSet(ABC):
         if not are_numbers(own) or len(own) != len(self.names):
             check_names(own, self.names, owner="the model", source=self.source)
 
-    def with_options(self, _model: Any) -> Self:
+    def with_options(self, model: Any) -> Self:
         """Return the set with its task's `options`, as keywords, for a model; ValueError for one that does not fit."""
+        del model
         return self
 
     def predict(self, model: Any, rows: range) -> Sequence[Any]:

@@ -273,7 +273,7 @@ class SegmentationTask(Task):
         """Return images with masks; ValueError if the recipe sets `data.transform`, which is not read."""
         size = run.model["image_size"]
         if run.transform != TransformConfig(image_size=size):
-            raise ValueError("data.transform is given; segmentation goes by task.augmentation: leave the former out")
+            raise ValueError("data.transform says nothing to segmentation; leave it out, and set task.augmentation")
         return SegmentExamples(
             run.rows,
             transform=SegmentTrainTransform(self.augmentation, crop_size=size),
@@ -286,11 +286,12 @@ class SegmentationTask(Task):
         return {**batch, "labels": batch["pixel_values"][:, 0].long()}
 
     @classmethod
-    def answer(cls, model: Any, _processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
+    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
         """Return the classes of an image's pixels and the share of each, the largest first.
 
         The image that can be saved has the number of a class for each pixel, shown by a color.
         """
+        del processor
         image = images[0]
         pixels = eval_pixel_values(image, short_side=model.config.image_size)
         logits = segment(model, pixels, size=(image.height, image.width))

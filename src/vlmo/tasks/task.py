@@ -116,8 +116,9 @@ class Task(ABC):
         """Return the model for these settings of its configuration, with initial weights."""
         return self.model_class()(vlmo.model.VLMoConfig(**settings))
 
-    def label_names(self, _run: RunContext) -> Sequence[str]:
+    def label_names(self, run: RunContext) -> Sequence[str]:
         """Return the answers or classes of the data by number, which the model keeps; by default none."""
+        del run
         return ()
 
     @abstractmethod
@@ -150,8 +151,9 @@ class Task(ABC):
         """Return the training examples of the rows."""
         return RowExamples(run.rows, self.contents(run), unit=run.data.unit)
 
-    def beside(self, _recipe: Any) -> dict[str, Any]:
+    def beside(self, recipe: Any) -> dict[str, Any]:
         """Return recipes whose batches a step reads beside its own, with their names in front of those of tensors."""
+        del recipe
         return {}
 
     def lr_scale(self, model: nn.Module) -> dict[str, float]:

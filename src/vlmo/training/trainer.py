@@ -124,6 +124,7 @@ class Trainer:
         lr_scale: Name of a parameter in the objective -> factor on its learning rate.
         evaluate: Called on every process with `model` in evaluation mode, without gradients; returns metrics, fractions
             by "SPLIT/METRIC".
+        device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
         workers: Processes of the loader. On a CPU each gets a core: torch takes as many threads less, at least one,
             unless OMP_NUM_THREADS is set.
         title: Name of the run in progress and messages.
