@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import watchfiles
 
 from tests.integrations.toy_gallery import drawings
 from tests.killing import wait_until
@@ -107,12 +108,11 @@ def test_first_images_are_found_while_others_are_embedded(encoder, tmp_path, mon
 
 
 def test_folder_that_cannot_be_watched_is_searched_all_the_same(encoder, tmp_path, monkeypatch, caplog) -> None:
-    from watchdog.observers import Observer
+    class Refused:
+        def __init__(self, *_) -> None:
+            raise RuntimeError("inotify watch limit reached")
 
-    def refuse(*_) -> None:
-        raise OSError(28, "inotify watch limit reached")
-
-    monkeypatch.setattr(Observer, "start", refuse)
+    monkeypatch.setattr(watchfiles.main, "RustNotify", Refused)
     folder = write_folder(tmp_path / "images", numbers=range(2))
     with updates(encoder, folder, tmp_path / "index") as thread:
         assert thread.open_index().num_images == 2

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
+import math
 import socket
 import threading
+import time
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -24,6 +25,7 @@ from vlmo.serving.settings import Settings
 
 _READ = frozenset((*IMAGE_SUFFIXES, *SHARD_SUFFIXES, *TABLE_SUFFIXES, ".json"))
 _SETTLED_S = 2.0  # without a change, after which the index is updated
+_STEP_MS = 100  # between two looks at what has changed
 _BATCH = 8  # images that a search on the same processor has to wait for
 _LOGGER = logging.getLogger(__name__)
 
@@ -42,9 +44,9 @@ def serve_photos(
 
     Raises:
         ValueError: There is nothing to index, or the index is of another model.
-        ModuleNotFoundError: watchdog is missing.
+        ModuleNotFoundError: watchfiles is missing.
     """
-    need_package("watchdog", extra="photos", user="vlmo photos")
+    need_package("watchfiles", extra="photos", user="vlmo photos")
     updates = _Updates(encoder, folder, index, console=console)
     updates.start()
     try:
@@ -64,7 +66,7 @@ class _Updates(threading.Thread):
     def __init__(self, encoder: Encoder, folder: Path, index: Path, *, console: Console | None) -> None:
         super().__init__(name="vlmo-index", daemon=True)
         self._encoder, self._folder, self._index, self._console = encoder, folder, index, console
-        self._changed, self._stopped, self._has_run = threading.Event(), threading.Event(), threading.Event()
+        self._stopped, self._has_run = threading.Event(), threading.Event()
         self._error: Exception | None = None
 
     def open_index(self) -> Index:
@@ -80,29 +82,52 @@ class _Updates(threading.Thread):
 
     def stop(self) -> None:
         self._stopped.set()
-        self._changed.set()
         self.join()
 
     def run(self) -> None:
+        due = 0.0  # when the index is updated: once the folder is watched, then after each change
         with contextlib.ExitStack() as stack, contextlib.suppress(StoppedError):
-            try:
-                stack.enter_context(_watched(self._folder, besides=self._index, on_change=self._changed.set))
-            except OSError as error:  # such as too many folders for the system
-                _LOGGER.warning("%s is not watched, changes count at the next start: %s", self._folder, error)
-            try:
-                self._update()
-            except (ValueError, OSError) as error:
-                self._error = error
-                return
-            finally:
-                self._has_run.set()
-            while self._changed.wait() and not self._stopped.is_set():
-                self._changed.clear()
-                if not self._stopped.wait(_SETTLED_S) and not self._changed.is_set():
+            stack.callback(self._has_run.set)
+            for has_changed in self._watch():
+                if has_changed:
+                    due = time.monotonic() + _SETTLED_S
+                elif time.monotonic() >= due:
+                    due = math.inf
                     try:
                         self._update()
                     except (ValueError, OSError) as error:  # such as a disk that was taken out
+                        if not self._has_run.is_set():
+                            self._error = error
+                            break
                         _LOGGER.warning("the index stays as it is: %s", error)
+                    self._has_run.set()
+
+    def _watch(self) -> Iterator[bool]:
+        """Yield several times a second whether anything has changed that an index reads, until this is stopped."""
+        from watchfiles import watch
+
+        index = self._index.absolute()
+
+        def is_read(_: object, name: str) -> bool:
+            path = Path(name).absolute()  # of what may be gone, so that a folder is known by not being a file
+            return (path.suffix.lower() in _READ or not path.is_file()) and not path.is_relative_to(index)
+
+        try:
+            yield from map(
+                bool,
+                watch(
+                    self._folder,
+                    watch_filter=is_read,
+                    stop_event=self._stopped,
+                    step=_STEP_MS,
+                    rust_timeout=_STEP_MS,
+                    yield_on_timeout=True,
+                    ignore_permission_denied=True,
+                ),
+            )
+        except (OSError, RuntimeError) as error:  # such as too many folders for the system
+            _LOGGER.warning("%s is not watched, changes count at the next start: %s", self._folder, error)
+            yield False
 
     def _update(self) -> None:
         batch = _BATCH if self._encoder.device == "cpu" else 8 * _BATCH
@@ -111,29 +136,3 @@ class _Updates(threading.Thread):
         counts = f"{report.encoded + report.reused} new, {report.deleted} gone"
         bad = f", {report.bad} unusable (reasons: {self._index / 'quarantine.jsonl'})" if report.bad else ""
         _LOGGER.info("%s images are indexed: %s%s", f"{report.images:,}", counts, bad)
-
-
-@contextlib.contextmanager
-def _watched(folder: Path, *, besides: Path, on_change: Callable[[], object]) -> Iterator[None]:
-    """Call `on_change`, on another thread, when what an index reads changes below a folder, but not below `besides`."""
-    from watchdog import events
-    from watchdog.observers import Observer
-
-    class Handler(events.FileSystemEventHandler):
-        def on_any_event(self, event: events.FileSystemEvent) -> None:
-            for path in (Path(os.fsdecode(name)).absolute() for name in (event.src_path, event.dest_path) if name):
-                is_read = event.is_directory or path.suffix.lower() in _READ
-                if is_read and not path.is_relative_to(besides.absolute()):
-                    on_change()
-
-    kinds: list[type[events.FileSystemEvent]] = [events.FileCreatedEvent, events.FileModifiedEvent]
-    kinds += [events.FileMovedEvent, events.FileDeletedEvent]
-    kinds += [events.DirCreatedEvent, events.DirMovedEvent, events.DirDeletedEvent]
-    observer = Observer()
-    observer.schedule(Handler(), str(folder), recursive=True, event_filter=kinds)
-    observer.start()
-    try:
-        yield
-    finally:
-        observer.stop()
-        observer.join()
