@@ -1,5 +1,6 @@
 """Search by words in captions, file names and albums, alone and beside vectors."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from tests.retrieval.toy_index import NAMES, build, encoded, write_tar
 
 from vlmo.retrieval import Index, PhotoFilter, Searcher
 from vlmo.retrieval import index as index_module
+from vlmo.retrieval.index import Hit
+from vlmo.retrieval.search import _fuse
 from vlmo.retrieval.words import image_words, split_words
 
 NAMED = {  # by the number of a drawing: its path; captions name color and shape
@@ -57,7 +60,7 @@ def test_words_of_texts_and_names():
         "captions": ("Two stars",),
         "metadata": {"album": "Rome/2021"},
     }
-    assert image_words(row) == "red star final rome 2021 two stars"
+    assert image_words(row) == "rome 2021 red star final two stars"
     row |= {"path": "/a/00000.tar#sub/blueMoon", "shard": "/a/00000.tar", "captions": (), "metadata": {}}
     assert image_words(row) == "blue moon"
 
@@ -118,11 +121,28 @@ def test_orders_are_fused_by_reciprocal_ranks(mode, rerank, searcher):
     words = [hit for hit in words if mode == "hybrid" or hit.words == 1]
     assert {hit.captions for hit in words if hit.words == 1} == {tuple(CAPTIONS[5])}
     ranks = {hit.id: 2 * hit.words**2 / (60 + rank) for rank, hit in enumerate(words, start=1)}
+    ranks |= {hit.id: 3 / (60 + rank) for rank, hit in enumerate(words, start=1) if hit.words == 1}  # no other words
     scores = {hit.id: 1 / (60 + rank) + ranks.get(hit.id, 0) for rank, hit in enumerate(plain, start=1)}
     result = searcher.search(query, top=24, rerank=rerank, mode=mode)
     assert [hit.id for hit in result.hits] == sorted(scores, key=lambda each: -scores[each])
     assert [hit.score for hit in result.hits] == pytest.approx(sorted(scores.values(), reverse=True))
     assert (result.num_matched, result.num_reranked) == (len(words), rerank)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        # By words b and d: one of two, and both of d's. By the model a first: 2/61 + 1/62 of b, which a takes.
+        ({"a": "IMG_1", "b": "red kite", "c": "IMG_2", "d": "blue kite"}, "abcd"),
+        ({"a": "IMG_1", "b": "kites", "c": "IMG_2", "d": "blue kite"}, "badc"),
+        ({"a": "big lake", "b": "red kite", "c": "the old town", "d": "blue kite"}, "bdac"),
+        ({"a": "red kite", "b": "IMG_1", "c": "blue kite", "d": "IMG_2"}, "acbd"),
+    ],
+)
+def test_images_without_words_keep_their_place_before_those_with_others(named, expected):
+    hits = [Hit(each, 0.0, 0.0, None, f"/{name}.jpg", (), {}, 1, 1) for each, name in named.items()]
+    matched = [replace(hit, words=1.0) for hit in hits if "kite" in hit.path]
+    assert "".join(hit.id for hit in _fuse(hits, matched, ["kite"])) == expected
 
 
 @pytest.mark.parametrize("query", ["giraffe", "green giraffe", "the", "a zyqx"])

@@ -7,7 +7,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,11 +103,9 @@ def _plain(value: Any) -> bool | int | float | str | None:
         return value
     if isinstance(value, int):
         return value if abs(value) <= _LARGEST else str(value)
-    if isinstance(value, date | datetime | time):
+    if isinstance(value, date | time):
         return value.isoformat()
-    if isinstance(value, Decimal):
-        return float(value)
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return float(value) if isinstance(value, Decimal) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def read_column(cells: Sequence[str]) -> list[bool | int | float | str | None]:

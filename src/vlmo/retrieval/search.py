@@ -22,7 +22,7 @@ from vlmo.model.reranking import SEARCH_RERANK, is_settled, rerank_score
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.filters import PhotoFilter
 from vlmo.retrieval.index import MAX_TOP, Hit, Index, by_date
-from vlmo.retrieval.words import Mode, query_words
+from vlmo.retrieval.words import Mode, has_only, image_texts, query_words
 
 TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD = "texts", "images", "tokens", "pairs", "index", "load"
 STEP = 8
@@ -245,7 +245,7 @@ class Searcher:
             weight = encoder.rerank_weight if weight is None else weight
             result = yield from self._rerank(result, text or "", rerank=rerank, weight=weight, top=top)
             result = replace(result, seconds={**result.seconds, "rerank": time.perf_counter() - found})
-        hits = (_fuse(result.hits, matched) if matched else result.hits)[:top]
+        hits = (_fuse(result.hits, matched, words) if matched else result.hits)[:top]
         return replace(result, hits=hits if sort is None else by_date(hits))
 
     def _check(
@@ -351,19 +351,28 @@ def _opened(image: str | Path | Image.Image, *, least: int) -> Image.Image:
     return EncodedImage({"bytes": None, "path": str(Path(image).expanduser())}).decode_to(least)
 
 
-def _fuse(hits: Sequence[Hit], matched: Sequence[Hit]) -> list[Hit]:
+def _fuse(hits: Sequence[Hit], matched: Sequence[Hit], words: Sequence[str]) -> list[Hit]:
     """Return images of two orders, by the model and by words, by the sum of their reciprocal ranks, best first.
 
     Words count twice, times the square of the share of the query's words that an image has: one that has all of them
-    comes before those that only the model finds, and few of many words change little.
+    comes before those that only the model finds, and few of many words change little. They count three times where a
+    text of the image has no others. As words do not find images whose own texts have at most one (IMG), the n-th of
+    these that the model finds comes before the n-th that words find among others, if the model has it before that.
     """
-    scores: dict[str, float] = {}
-    found: dict[str, Hit] = {}
+    found, scores = {hit.id: hit for hit in matched}, dict[str, float]()
+    ranks = {hit.id: rank for rank, hit in enumerate(hits, start=1)}
+    texts = {hit.id: image_texts(hit.path, hit.captions, hit.metadata) for hit in matched if hit.words == 1}
+    whole = {each for each in texts if any(has_only(words, text) for text in texts[each])}
     for rank, hit in enumerate(matched, start=1):
-        scores[hit.id], found[hit.id] = 2 * (hit.words or 0) ** 2 / (_RANK + rank), hit
-    for rank, hit in enumerate(hits, start=1):
-        words = found[hit.id].words if hit.id in found else None
-        scores[hit.id] = scores.get(hit.id, 0) + 1 / (_RANK + rank)
-        found[hit.id] = replace(hit, words=words)
-    fused = [replace(hit, score=scores[id]) for id, hit in found.items()]  # noqa: A001
-    return sorted(fused, key=lambda hit: -hit.score)
+        scores[hit.id] = (2 + (hit.id in whole)) * (hit.words or 0) ** 2 / (_RANK + rank)
+    for each, rank in ranks.items():
+        scores[each] = scores.get(each, 0) + 1 / (_RANK + rank)
+    others = ((hit.id, image_texts(hit.path, hit.captions, hit.metadata)) for hit in hits if hit.id not in found)
+    nameless = (each for each, (_, *own) in others if sum(map(len, own)) < 2)
+    partly = sorted(found.keys() - whole, key=lambda each: (-scores[each], each))
+    for each, other in zip(nameless, partly, strict=False):
+        if ranks[each] < ranks.get(other, math.inf):
+            scores[each] = max(scores[each], scores[other])
+    found |= {hit.id: replace(hit, words=found[hit.id].words if hit.id in found else None) for hit in hits}
+    fused = [replace(hit, score=scores[each]) for each, hit in found.items()]
+    return sorted(fused, key=lambda hit: (-hit.score, hit.words is not None))

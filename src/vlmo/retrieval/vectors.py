@@ -48,8 +48,7 @@ def write_vectors(
             part = list(texts[start : start + BATCH])
             yield part, encoder.embed_texts(part)
         files = [each for each in found if each.kind == "file"]
-        works = [Work(files)] if files else []
-        works += [Work([each]) for each in found if each.kind != "file"]
+        works = [Work(part) for part in (files, *([each] for each in found if each.kind != "file")) if part]
         for batch in embed_works(works, encoder, reader=Reader(), batch=BATCH):
             bad.extend(batch.bad)
             progress.update("embedding", written + len(bad), None)

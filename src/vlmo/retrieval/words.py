@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 Mode = Literal["auto", "vectors", "words", "hybrid"]
@@ -26,18 +27,33 @@ def query_words(text: str) -> list[str]:
     return list(dict.fromkeys(split_words(text)))[:_MAX_WORDS]
 
 
-def image_words(row: Mapping[str, Any]) -> str:
-    """Return the words that find an image: of captions, text in it, its file's name without digits, and its album.
+def image_texts(path: str, captions: Sequence[str], metadata: Mapping[str, Any]) -> list[list[str]]:
+    """Return the words of each text of an image: its album, its file's name without digits, captions, and text in it.
 
     Names are split before capitals too (`redStar_02.png`: red star).
     """
-    name = row["path"].removeprefix(f"{row.get('shard')}#").rpartition("/")[2]
-    name = re.sub(r"\d+", " ", name.rpartition(".")[0] or name)
-    named = re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", f"{name} {row['metadata'].get('album') or ''}")
-    return " ".join(split_words(" ".join([named, *row["captions"], row["metadata"].get(OCR_COLUMN) or ""])))
+    name = re.sub(r".*(/|\.(tar|parquet)#)", "", path, flags=re.DOTALL)
+    names = (metadata.get("album") or "", re.sub(r"\d+", " ", name.rpartition(".")[0] or name))
+    names = [re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", each) for each in names]
+    return [split_words(each) for each in (*names, *captions, metadata.get(OCR_COLUMN) or "")]
+
+
+def image_words(row: Mapping[str, Any]) -> str:
+    """Return the words that find an image: those of all its texts."""
+    path = row["path"].removeprefix(f"{row.get('shard')}#")
+    return " ".join(itertools.chain(*image_texts(path, row["captions"], row["metadata"])))
 
 
 def found_share(words: Sequence[str], text: str) -> float:
     """Return which share of some words an `image_words` text that has one of them has, in singular or plural."""
-    there = {word.rstrip("s") for word in text.split()}
+    there = _singular(text.split())
     return max(1, sum(word.rstrip("s") in there for word in words)) / max(1, len(words))
+
+
+def has_only(words: Sequence[str], text: Sequence[str]) -> bool:
+    """Return True if a text has words, and no others than these, in singular or plural."""
+    return bool(text) and _singular(text) <= _singular(words)
+
+
+def _singular(words: Iterable[str]) -> set[str]:
+    return {word.rstrip("s") for word in words}
