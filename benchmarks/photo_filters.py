@@ -137,7 +137,7 @@ def measure(index: Index, store: Store, name: str, draw: np.random.Generator, op
         by_date = {"vlmo": lambda: [hit.id for hit in index.nearest(None, top=top, photos=photos)]}
         if number < options.by_lancedb:
             ask = lambda: store.nearest(vector, top=top, columns=shown, where=sql)  # noqa: B023, E731
-            search["LanceDB"] = lambda: [row["id"] for row in ask()]  # noqa: B023
+            search["LanceDB"] = lambda: [row["id"] for row in ask().to_pylist()]  # noqa: B023
             by_date["LanceDB"] = list_by_lancedb
         by_turns(search, searched)
         by_turns(by_date, listed)

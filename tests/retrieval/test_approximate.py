@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 from tests.retrieval.toy_index import NUM, build, write_folder
 
@@ -106,7 +107,9 @@ def test_large_index_is_searched_in_memory_until_its_table_changes(tmp_path, mon
 
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     store, vectors = filled(tmp_path, number=1500)
-    monkeypatch.setattr(Store, "nearest", lambda *_, search, **__: [{"id": "nobody" if search else "somebody"}])
+    monkeypatch.setattr(
+        Store, "nearest", lambda *_, search, **__: pa.table({"id": ["nobody" if search else "somebody"]})
+    )
     made = made_for(store, vectors)
     assert made["recall"]["value"] == 0
     assert made["search"] == {"partitions": 39, "nprobes": 39, "candidates": 3200}  # it tried all that there is

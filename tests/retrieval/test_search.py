@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from vlmo import VLMoForImageTextRetrieval
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.evaluation import evaluate_retrieval
 from vlmo.retrieval import Index, Searcher, SearchResult
+from vlmo.retrieval.index import NO_RANKING, Ranking
 from vlmo.retrieval.results import as_json, as_table, write_sheet
 
 CLOSE = 1e-4  # sums in another order; scores are some units large
@@ -91,9 +93,10 @@ def test_shorter_rerank_moves_only_its_candidates(searcher):
     ],
 )
 def test_candidates_that_hardly_matter_are_not_scored(logits, scored, searcher):
-    hit, scale = searcher.search(QUERY, top=1, rerank=0).hits[0], searcher.encoder.inverse_temperature
-    hits = [replace(hit, id=f"{number}", similarity=logit / scale) for number, logit in enumerate(logits)]
-    found, sizes = [hits], list[int]()
+    row = {"path": "", "captions": [], "width": 1, "height": 1, "hash": ""}
+    rows = pa.Table.from_pylist([{"id": f"{number}", **row} for number in range(len(logits))])
+    similar = np.array(logits) / searcher.encoder.inverse_temperature
+    found, sizes = [(NO_RANKING, Ranking(rows, np.arange(len(logits)), similar))], list[int]()
 
     def answer(kind, rows):
         if kind == "index":

@@ -1,6 +1,6 @@
 """Search by words in captions, file names and albums, alone and beside vectors."""
 
-from dataclasses import replace
+import itertools
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from tests.retrieval.toy_index import NAMES, build, encoded, write_tar
 
 from vlmo.retrieval import Index, PhotoFilter, Searcher
 from vlmo.retrieval import index as index_module
-from vlmo.retrieval.index import Hit
 from vlmo.retrieval.search import _fuse
-from vlmo.retrieval.words import image_words, split_words
+from vlmo.retrieval.store import Store
+from vlmo.retrieval.words import image_words, join_rows, own_words, query_words, split_words
 
 NAMED = {  # by the number of a drawing: its path; captions name color and shape
     0: "Rome/trevi_fountain-01.png",
@@ -88,6 +88,51 @@ def test_any_word_of_a_query_finds_names_captions_and_albums(query, expected, fo
     assert found(query) == expected
 
 
+def test_kept_words_find_what_lancedb_finds_also_with_filters_and_after_a_change(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmo.retrieval.store._READ_EVERY", timedelta(0))
+    monkeypatch.setattr(index_module, "_KEPT_WORDS", 3)
+    names = ["redStar", "stars on a red moon", "MOON moon old", "Old city star", "oldRedCity moons", "blue"]
+    for name in names:
+        (tmp_path / f"{name}.png").write_bytes(encoded(drawings()[len(name) % 24]))
+    build(encoder, tmp_path, out=tmp_path / "index")
+    index, store = Index(tmp_path / "index", in_memory=True), Store(tmp_path / "index")
+
+    def check():
+        assert index.nearest(encoder.embed_texts(["a"])[0], top=1)  # sees the change
+        images = index._memory.images
+        counts = set()
+        for number, every in itertools.product(range(1, 5), (True, False)):
+            for words in itertools.combinations(["red", "stars", "moon", "cities", "zyqx"], number):
+                wanted = store.matching(words, every=every, most=100, columns=["id"])
+                rows, scores, shares = join_rows([images.having(word) for word in words], every=every)
+                found = dict(zip(images.table["id"].take(rows).to_pylist(), scores, strict=True))
+                pairs = zip(wanted["id"].to_pylist(), wanted["_score"].to_pylist(), strict=True)
+                assert found == pytest.approx(dict(pairs), abs=1e-5)
+                assert set(shares) <= ({1.0} if every else {share / number for share in range(1, number + 1)})
+                counts.add(len(found))
+        assert counts >= {0, 1, 2, 3, 4}
+        assert images.having.cache_info().currsize == 3
+        for where, words in itertools.product([None, "path like '%d%'"], [["moon"], ["old", "red"], ["zyqx", "city"]]):
+            vector = encoder.embed_texts(["moon"])[0]
+            disk, memory = (
+                [(hit.id, hit.words) for hit in each.nearest(vector, top=4, where=where, words=words)]
+                for each in (Index(tmp_path / "index"), index)
+            )
+            assert memory == disk
+            assert len(memory) > (where is None)
+
+    check()
+    (tmp_path / "old blue star.png").write_bytes(encoded(drawings()[3]))
+    (tmp_path / "redStar.png").unlink()
+    (tmp_path / "blue.png").rename(tmp_path / "blue moon red old city.png")
+    build(encoder, out=tmp_path / "index")
+    check()
+
+
+def test_words_that_the_index_leaves_out_are_not_looked_up():
+    assert query_words(f"Red {'x' * 40} {'ж' * 20} {'y' * 39} red") == ["red", "y" * 39]
+
+
 @pytest.mark.parametrize("mode", ["words", "hybrid", "auto"])
 @pytest.mark.parametrize(
     ("settings", "passing"),
@@ -140,9 +185,9 @@ def test_orders_are_fused_by_reciprocal_ranks(mode, rerank, searcher):
     ],
 )
 def test_images_without_words_keep_their_place_before_those_with_others(named, expected):
-    hits = [Hit(each, 0.0, 0.0, None, f"/{name}.jpg", (), {}, 1, 1) for each, name in named.items()]
-    matched = [replace(hit, words=1.0) for hit in hits if "kite" in hit.path]
-    assert "".join(hit.id for hit in _fuse(hits, matched, ["kite"])) == expected
+    words = {each: own_words(f"/{name}.jpg", (), {}) for each, name in named.items()}
+    shares = {each: 1.0 for each, name in named.items() if "kite" in name}
+    assert "".join(_fuse("abcd", shares, ["kite"], words.__getitem__)) == expected
 
 
 @pytest.mark.parametrize("query", ["giraffe", "green giraffe", "the", "a zyqx"])
@@ -180,7 +225,7 @@ def test_index_of_an_earlier_version_finds_words_after_its_next_run(encoder, ind
     searcher = Searcher(encoder, out)
     plain = searcher.search("red square", mode="vectors").hits
     assert searcher.search("red square").hits == plain
-    with pytest.raises(ValueError, match="run vlmo index again"):
+    with pytest.raises(ValueError, match=r"^the index knows no words"):
         searcher.search("red square", mode="words")
     report = build(encoder, folder, out=out)
     assert (report.encoded, report.reused) == (0, 4)

@@ -85,6 +85,7 @@ def test_search_finds_words(client, parts, monkeypatch) -> None:
     assert post(client, "/v1/search", text="pink circle", top=1)["num_matched"] == 1
     assert error(client, "/v1/search", image=BAR, mode="words")[0] == 422
     monkeypatch.setattr(Store, "has_words", False)
+    monkeypatch.setattr(parts.index, "_memory", None)  # it is read anew
     assert error(client, "/v1/search", text="pink", mode="hybrid")[0] == 422
     assert post(client, "/v1/search", text="pink circle", top=1)["num_matched"] == 0
 

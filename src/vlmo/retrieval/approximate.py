@@ -116,4 +116,4 @@ def _queries(store: Store, encoder: Encoder) -> tuple[Float32[np.ndarray, "query
 def _found(store: Store, queries: Float32[np.ndarray, "query dim"], search: Approximate | None) -> list[set[str]]:
     with one_line(store.folder):
         found = [store.nearest(query, top=_AT, columns=["id"], search=search) for query in queries]
-    return [{row["id"] for row in rows} for rows in found]
+    return [set(rows["id"].to_pylist()) for rows in found]

@@ -123,10 +123,9 @@ def build_index(
     made_with = facts.get("model", {})
     encoder = model if isinstance(model, Encoder) else Encoder(model)
     if made_with and made_with["fingerprint"] != encoder.fingerprint:
-        raise ValueError(
-            f"{folder} was made with another model ({made_with['folder']}, fingerprint {made_with['fingerprint'][:8]}) "
-            f"than {encoder.folder} ({encoder.fingerprint[:8]}); name a new folder"
-        )
+        other = f"{made_with['folder']}, fingerprint {made_with['fingerprint'][:8]}"
+        own = f"{encoder.folder} ({encoder.fingerprint[:8]}); name a new folder"
+        raise ValueError(f"{folder} was made with another model ({other}) than {own}")
     embed: Callable[..., Iterator[Batch]] = embed_works
     if executor == "ray":
         try:
@@ -176,10 +175,8 @@ def _metadata_file(facts: dict[str, Any], given: str | Path | None, remove: Sequ
     if before in [as_origin(str(each)) for each in remove]:
         return None
     if before is not None and not Path(before).is_file():
-        raise ValueError(
-            f"{before}, this index's table of metadata, is gone; give --metadata with its new path, or take it out "
-            f"with --remove {before}"
-        )
+        way = f"give --metadata with its new path, or take it out with --remove {before}"
+        raise ValueError(f"{before}, this index's table of metadata, is gone; {way}")
     return before
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float32
+from jaxtyping import Bool, Float, Float32, Int64
 from PIL import Image
 
 from vlmo.data.decoding import MAX_PIXELS, EncodedImage
@@ -22,7 +22,7 @@ from vlmo.retrieval.filters import PHOTO_COLUMNS, PhotoFilter, check_filter, fil
 from vlmo.retrieval.in_memory import FILE, MemoryVectors, has_faiss
 from vlmo.retrieval.sources import read_uri
 from vlmo.retrieval.store import FILTERED, RESERVED, TABLE, Approximate, DamagedError, Store, one_line
-from vlmo.retrieval.words import found_share
+from vlmo.retrieval.words import OwnWords, Rows, found_share, join_rows, own_words
 
 INDEX_FILE = "index.json"
 VERSION = 3
@@ -33,6 +33,8 @@ _LOGGER = logging.getLogger(__name__)
 _SHOWN = ["id", "path", "captions", "width", "height", "hash"]
 _NO_METADATA = RESERVED | {"_distance", "_rowid"}
 _GATHERED = 2048  # vectors at a time, so that they stay in the processor's cache
+_KEPT_WORDS, _KEPT_TEXTS = 4096, 2**16
+"""Words whose images are kept, 12 bytes for each word of each image; and images whose words are, 40 MB."""
 _MATCHED, _STEPS = 5000, 4
 """Images with the best matches of words that are compared where not all fit into memory; and steps of BM25 up to the
 best, within which similarity decides: smaller differences come from the lengths of file names."""
@@ -67,7 +69,60 @@ class Hit:
     words: float | None = None
 
 
-_Images: TypeAlias = "tuple[pa.Table, Float32[np.ndarray, 'image dim']]"
+@dataclass(frozen=True)
+class Ranking:
+    """Images in order, best first, as rows of a table: only those that are shown become a `Hit`."""
+
+    images: pa.Table
+    places: Int64[np.ndarray, " rank"]
+    similar: Float[np.ndarray, " rank"]
+    shares: Sequence[float] = ()
+    """`Hit.words` of each, if words have found them."""
+    own: dict[int, OwnWords] = field(default_factory=dict)
+
+    @functools.cached_property
+    def ranks(self) -> dict[str, int]:
+        """Ids in this order, and their ranks from 0 on."""
+        return {id: rank for rank, id in enumerate(self.images["id"].take(self.places).to_pylist())}  # noqa: A001
+
+    def hits(self, ids: Collection[str]) -> list[Hit]:
+        """Return those of some ids, in this order."""
+        ranks = [rank for id, rank in self.ranks.items() if id in ids]  # noqa: A001
+        shares, rows = self.shares or [None] * len(self.ranks), self.images.take(self.places[ranks]).to_pylist()
+        return [_hit(row, float(self.similar[rank]), shares[rank]) for rank, row in zip(ranks, rows, strict=True)]
+
+    def own_words(self, id: str) -> OwnWords:  # noqa: A002
+        """`own_words` of an image."""
+        place = int(self.places[self.ranks[id]])
+        if (found := self.own.get(place)) is None:
+            if len(self.own) >= _KEPT_TEXTS:
+                self.own.clear()
+            (row,) = self.images.slice(place, 1).to_pylist()
+            self.own[place] = found = own_words(row["path"], row["captions"] or (), row)
+        return found
+
+
+NO_RANKING = Ranking(pa.table({"id": pa.array([], pa.string())}), np.arange(0), np.zeros(0))
+
+
+class Query(NamedTuple):
+    """Arguments of `Index.nearest`."""
+
+    vector: Float32[np.ndarray, " dim"] | None
+    top: int
+    where: str | None = None
+    photos: PhotoFilter | None = None
+    words: Sequence[str] | None = None
+    every_word: bool = False
+
+
+class _Images(NamedTuple):
+    """Columns and vectors, and a function from a word to the rows that have it, with their scores by BM25."""
+
+    table: pa.Table
+    vectors: Float32[np.ndarray, "image dim"]
+    own: dict[int, OwnWords]
+    having: Callable[[str], Rows] | None = None
 
 
 class _Memory(NamedTuple):
@@ -170,38 +225,34 @@ class Index:
         Raises:
             ValueError: An argument is wrong, or the index is damaged.
         """
-        if vector is not None and np.shape(vector) != (self.dim,):
-            raise ValueError(f"the vector has shape {np.shape(vector)}; expected {self.dim} numbers")
-        if not 1 <= top <= MAX_TOP:
-            raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP}")
+        found = self.rank(Query(vector, top, where, photos, words, every_word))
+        return found.hits(found.ranks)
+
+    def rank(self, query: Query) -> Ranking:
+        """`nearest`, before images become hits."""
+        vector, top, where, photos, words, _ = query
         photos = photos or PhotoFilter()
         photos = photos if vector is not None else replace(photos, since=photos.since or "0001")  # of any date
-        self._check(where, photos.columns)
+        self._check(query, photos.columns)
         memory = self._current_memory() if self._memory is not None or photos.columns else None
         images = None if memory is None else memory.images
         self._read_changed()
         search = self._approximate if where is None else None
-        if words is not None and not self._store.has_words:
-            if every_word:
-                return []
-            raise ValueError("the index knows no words: an earlier version made it; run vlmo index again")
         try:
             if words is not None and vector is not None:
-                most = max(_MATCHED, top) if images is None else self.num_images
-                # Where images are in memory, row numbers are enough: columns cost LanceDB more than the words.
-                columns = [*["id"] * (images is None), *["full_text"] * (not every_word)]
-                found = self._store.matching(words, every=every_word, most=most, columns=columns, where=where)
-                return self._compare(found, images, vector, [] if every_word else words, top=top, photos=photos)
+                return self._rank_matching(query, vector, images)
             if vector is None or photos.columns or images is not None:
                 ids = None if where is None else self._store.ids(where)
-                blocks = self._blocks() if images is None else [images]
-                hits = [hit for each in blocks for hit in _best(each, vector, top=top, photos=photos, ids=ids)]
-                return (by_date(hits) if vector is None else sorted(hits, key=lambda hit: -hit.similarity))[:top]
+                best = functools.partial(_best, vector=vector, top=top, photos=photos, ids=ids)
+                if images is None and (parts := [(each, best(each).places) for each in self._blocks()]):
+                    table = pa.concat_tables([each.table.take(places) for each, places in parts])
+                    images = _Images(table, np.vstack([each.vectors[places] for each, places in parts]), {})
+                return NO_RANKING if images is None else best(images)
             if memory is not None and memory.coded is not None and where is None:
                 table, vectors, how = memory.coded
                 places, similar = vectors.nearest(vector, top=top, search=how)
                 if len(places) == min(top, len(vectors)):
-                    return _hits(table.take(places), similar)
+                    return Ranking(table, places, similar)
             ask = functools.partial(self._store.nearest, vector, top=top, columns=self._visible(), where=where)
             found = ask(search=search)
             if search is not None and len(found) < min(top, self.num_images):  # too few in these partitions
@@ -211,39 +262,42 @@ class Index:
                 raise filter_error(where, error, columns=[*FILTERED, *self.columns]) from error
             with one_line(self.folder):
                 raise
-        return [_hit(row) for row in found]
+        return Ranking(found, np.arange(len(found)), 1 - np.asarray(found["_distance"]))
 
-    def _compare(
-        self,
-        found: pa.Table,
-        images: _Images | None,
-        vector: Float32[np.ndarray, " dim"],
-        words: Sequence[str],
-        *,
-        top: int,
-        photos: PhotoFilter,
-    ) -> list[Hit]:
-        """Order what words have found, by BM25 and similarity; without words, each image has all of the query's."""
-        if not len(found):
-            return []
-        key = "_rowid" if images is not None else "id"
-        if images is None:
-            ids = found["id"].to_pylist()
-            rows = self._store.select("id", ids, columns=["vector", *self._visible()]).combine_chunks()
-            vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.dim)
-            images = rows.drop_columns("vector"), vectors
-        numbers = pc.index_in(images[0][key], value_set=found[key].combine_chunks())
-        places = np.flatnonzero(numbers.is_valid())  # a writer may have changed either
-        table, numbers = images[0].take(places), np.asarray(numbers.take(places))
-        passed = np.flatnonzero(photos.passing(table))
-        similar = np.vecdot(images[1][places[passed]], np.asarray(vector, np.float32))
-        scores, chosen = np.asarray(found["_score"]), numbers[passed]
-        best = np.lexsort((-similar, -np.ceil(_STEPS * scores[chosen] / scores.max())))[:top]
-        hits = _hits(table.take(passed[best]), similar[best])
-        texts = found["full_text"].take(chosen[best]).to_pylist() if words else [""] * len(hits)
-        return [replace(hit, words=found_share(words, text)) for hit, text in zip(hits, texts, strict=True)]
+    def _rank_matching(self, query: Query, vector: Float32[np.ndarray, " dim"], images: _Images | None) -> Ranking:
+        """Rank images that have some words, or every one, by BM25 in steps, and within one by similarity."""
+        _, top, where, photos, words, every = query
+        photos = photos or PhotoFilter()
+        if not (words and (self._store.has_words if images is None else images.having)):
+            return NO_RANKING
+        if images is not None and images.having is not None:
+            places, scores, shares = join_rows([images.having(word) for word in words], every=every)
+            passed = _passing(images.table, photos, None if where is None else self._store.ids(where))[places]
+        else:
+            columns, most = ["id", *["full_text"] * (not every)], max(_MATCHED, top)
+            found = self._store.matching(words, every=every, most=most, columns=columns, where=where)
+            if not len(found):
+                return NO_RANKING
+            ids = found["id"].combine_chunks()
+            rows = self._store.select("id", ids.to_pylist(), columns=["vector", *self._visible()]).combine_chunks()
+            images, found = self._images(rows), found.take(pc.index_in(rows["id"], value_set=ids))
+            places, scores, shares = np.arange(len(rows)), np.asarray(found["_score"]), np.ones(len(rows))
+            if not every:
+                shares[:] = [found_share(words, text) for text in found["full_text"].to_pylist()]
+            passed = _passing(images.table, photos, None)
+        places, scores, shares = places[passed], scores[passed], shares[passed]
+        similar = _similarities(images.vectors, vector, places)
+        best = np.lexsort((-similar, -np.ceil(_STEPS * scores / scores.max(initial=0))))[:top]
+        return Ranking(images.table, places[best], similar[best], shares[best].tolist(), images.own)
 
-    def _check(self, where: str | None, needed: Sequence[str]) -> None:
+    def _check(self, query: Query, needed: Sequence[str]) -> None:
+        vector, top, where, _, words, every_word = query
+        if vector is not None and np.shape(vector) != (self.dim,):
+            raise ValueError(f"the vector has shape {np.shape(vector)}; expected {self.dim} numbers")
+        if not 1 <= top <= MAX_TOP:
+            raise ValueError(f"top is {top}; give a number from 1 to {MAX_TOP}")
+        if not (words is None or every_word or self._store.has_words):
+            raise ValueError("the index knows no words: an earlier version made it; run vlmo index again")
         columns = self.columns if where is not None or needed else {}
         if where is not None:
             check_filter(where, columns=[*FILTERED, *columns])
@@ -261,11 +315,7 @@ class Index:
         return np.array(self._row(id, ["vector"])["vector"], dtype=np.float32)
 
     def image(self, id: str) -> Image.Image:  # noqa: A002
-        """An image at its full size, from the index or from its file.
-
-        Raises:
-            ValueError: There is no such image, or its file is gone or damaged.
-        """
+        """An image at its full size; ValueError if there is no such image, or its file is gone or damaged."""
         return _load(self._row(id, ["path", "bytes"]), id)
 
     def sample(self, most: int) -> list[tuple[Hit, dict[str, Any]]]:
@@ -274,7 +324,7 @@ class Index:
         columns = [*self._visible(), "thumbnail", "vector", *["full_text"] * self._store.has_words]
         with one_line(self.folder):
             rows = self._store.table.take_offsets(offsets).select(columns).to_arrow().to_pylist()
-        return [(_hit({**row, "_distance": 1.0}), row) for row in rows]
+        return [(_hit(row, 0.0), row) for row in rows]
 
     def files(self, ids: Sequence[str]) -> list[tuple[str, str, Callable[[], bytes]]]:
         """Id, path and a function that reads the file, or raises ValueError, of those images that the index has."""
@@ -331,13 +381,24 @@ class Index:
             if not 0 < 4 * self.dim * count <= MAX_BYTES:
                 return _Memory(version, None, self._read_coded(version[-1]))
             vectors, start = np.empty((count, self.dim), np.float32), 0
-            for table, block in self._blocks():
+            for table, block, *_ in self._blocks():
                 shown.append(table.slice(0, count - start))  # a writer may have added rows
                 vectors[start : start + len(block)] = block[: count - start]
                 start, size = start + len(shown[-1]), size + shown[-1].nbytes
                 if size > MAX_BYTES:
                     return _Memory(version, None)
-        return _Memory(version, (pa.concat_tables(shown).combine_chunks(), vectors[:start]))
+            table = pa.concat_tables(shown).combine_chunks()
+            row_ids = table["_rowid"].combine_chunks()
+
+            @functools.lru_cache(maxsize=_KEPT_WORDS)
+            def having(word: str) -> Rows:
+                found = self._store.matching([word], every=True, most=len(row_ids), columns=[])
+                numbers = pc.index_in(row_ids, value_set=found["_rowid"].combine_chunks())
+                places = np.flatnonzero(numbers.is_valid())  # a writer may have changed either
+                return places, np.asarray(found["_score"])[np.asarray(numbers.take(places))]
+
+        table, vectors = table.drop_columns("_rowid"), vectors[:start]
+        return _Memory(version, _Images(table, vectors, {}, having if self._store.has_words else None))
 
     def _read_coded(self, version: int) -> tuple[pa.Table, MemoryVectors, Approximate] | None:
         # A writer that changes the table writes the file anew at its end.
@@ -355,8 +416,11 @@ class Index:
 
     def _blocks(self) -> Iterator[_Images]:
         for batch in self._store.scan(["vector", *self._visible()], with_row_id=True):
-            vectors = batch["vector"].flatten().to_numpy().reshape(-1, self.dim)
-            yield pa.Table.from_batches([batch.drop_columns("vector")]), vectors
+            yield self._images(pa.Table.from_batches([batch]))
+
+    def _images(self, rows: pa.Table) -> _Images:
+        vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.dim)
+        return _Images(rows.drop_columns("vector"), vectors, {})
 
     def _visible(self) -> list[str]:
         return [*_SHOWN, *self._store.columns()]
@@ -375,47 +439,40 @@ def by_date(hits: Iterable[Hit]) -> list[Hit]:
     return sorted(hits, key=lambda hit: str(hit.metadata.get("taken") or ""), reverse=True)
 
 
+def _passing(images: pa.Table, photos: PhotoFilter, ids: pa.Array | None) -> Bool[np.ndarray, " image"]:
+    passed = photos.passing(images)
+    return passed if ids is None else passed & np.asarray(pc.is_in(images["id"], value_set=ids))
+
+
 def _best(
-    images: _Images, vector: Float32[np.ndarray, " dim"] | None, *, top: int, photos: PhotoFilter, ids: pa.Array | None
-) -> list[Hit]:
-    """Return the best, or the latest, of a part of the images, in any order."""
-    table, vectors = images
-    passed = photos.passing(table)
-    if ids is not None:
-        passed &= np.asarray(pc.is_in(table["id"], value_set=ids))
-    places = np.flatnonzero(passed)
-    if not len(places):
-        return []
+    images: _Images, *, vector: Float32[np.ndarray, " dim"] | None, top: int, photos: PhotoFilter, ids: pa.Array | None
+) -> Ranking:
+    places = np.flatnonzero(_passing(images.table, photos, ids))
     if vector is None:
-        keys = [("taken", "descending"), ("id", "ascending")]
-        best = np.asarray(pc.select_k_unstable(table.select(["taken", "id"]).take(places), min(top, len(places)), keys))
-        similar = np.zeros(len(places), np.float32)
-    else:
-        # One thread: a matrix product takes several, which then spin while the model could use their cores.
-        vector = np.asarray(vector, np.float32)
-        if 2 * len(places) > len(vectors):  # a part of most is read more slowly than all
-            similar = np.vecdot(vectors, vector)[places]
-        else:
-            parts = np.split(places, range(_GATHERED, len(places), _GATHERED))
-            similar = np.concatenate([np.vecdot(vectors[part], vector) for part in parts])
-        best = np.argpartition(-similar, min(top, len(places)) - 1)[:top]
-    return _hits(table.take(places[best]), similar[best])
+        dates = images.table.select(["taken", "id"]).take(places)
+        best = np.asarray(pc.select_k_unstable(dates, top, [("taken", "descending"), ("id", "ascending")]))
+        return Ranking(images.table, places[best], np.zeros(len(best)))
+    similar = _similarities(images.vectors, vector, places)
+    best = np.argpartition(-similar, top - 1)[:top] if top < len(places) else np.arange(len(places))
+    best = best[np.argsort(-similar[best], kind="stable")]
+    return Ranking(images.table, places[best], similar[best], own=images.own)
 
 
-def _hits(images: pa.Table, similar: Float32[np.ndarray, " image"]) -> list[Hit]:
-    return [_hit(row) for row in images.append_column("_distance", [1 - similar]).to_pylist()]
+def _similarities(
+    vectors: Float32[np.ndarray, "image dim"], vector: Float32[np.ndarray, " dim"], places: Int64[np.ndarray, " place"]
+) -> Float32[np.ndarray, " place"]:
+    # One thread: a matrix product takes several, which then spin while the model could use their cores.
+    vector = np.asarray(vector, np.float32)
+    if 2 * len(places) > len(vectors):  # a part of most is read more slowly than all
+        return np.vecdot(vectors, vector)[places]
+    parts = np.split(places, range(_GATHERED, len(places), _GATHERED))
+    return np.concatenate([np.vecdot(vectors[part], vector) for part in parts])
 
 
-def _hit(row: Mapping[str, Any]) -> Hit:
-    similarity = 1.0 - row["_distance"]
-    return Hit(
-        score=similarity,
-        similarity=similarity,
-        match=None,
-        captions=tuple(row["captions"] or ()),
-        metadata={name: _number(value) for name, value in row.items() if name not in _NO_METADATA},
-        **{name: row[name] for name in ("id", "path", "width", "height", "hash")},
-    )
+def _hit(row: Mapping[str, Any], similarity: float, words: float | None = None) -> Hit:
+    metadata = {name: _number(value) for name, value in row.items() if name not in _NO_METADATA}
+    known = (tuple(row["captions"] or ()), metadata, row["width"], row["height"], row["hash"], words)
+    return Hit(row["id"], similarity, similarity, None, row["path"], *known)
 
 
 def _number(value: Any) -> Any:

@@ -35,11 +35,9 @@ def as_table(query: str, result: SearchResult) -> Table:
         numbers["match"] = ["" if hit.match is None else f"{hit.match:.2f}" for hit in result.hits]
     if result.num_matched:
         numbers["words"] = ["" if hit.words is None else f"{hit.words:.0%}" for hit in result.hits]
-    texts = {
-        "image": [hit.path for hit in result.hits],
-        "caption": [hit.captions[0] if hit.captions else "" for hit in result.hits],
-        "metadata": [_metadata(hit) for hit in result.hits],
-    }
+    texts = {"image": [hit.path for hit in result.hits]}
+    texts["caption"] = [hit.captions[0] if hit.captions else "" for hit in result.hits]
+    texts["metadata"] = [_metadata(hit) for hit in result.hits]
     texts = {name: column for name, column in texts.items() if any(column)}
     for name in numbers | texts:
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")

@@ -21,8 +21,8 @@ from vlmo.export.sessions import Pixels
 from vlmo.model.reranking import SEARCH_RERANK, is_settled, rerank_score
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.filters import PhotoFilter
-from vlmo.retrieval.index import MAX_TOP, Hit, Index, by_date
-from vlmo.retrieval.words import Mode, has_only, image_texts, query_words
+from vlmo.retrieval.index import MAX_TOP, NO_RANKING, Hit, Index, Query, Ranking, by_date
+from vlmo.retrieval.words import Mode, OwnWords, query_words, singular
 
 TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD = "texts", "images", "tokens", "pairs", "index", "load"
 STEP = 8
@@ -230,22 +230,34 @@ class Searcher:
             weights = [1.0] * (vector is not None) + [_LIKE / len(like) for _ in like] + [-_UNLIKE for _ in unlike]
             vector = weighted_direction([*([] if vector is None else [vector]), *known], weights)
         encoded = time.perf_counter()
-        find = functools.partial(self.index.nearest, vector, where=where, photos=photos)
-        matched, hits = list[Hit](), list[Hit]()
-        if words:
-            match = functools.partial(find, top=max(top, _FUSED), words=words, every_word=mode == "auto")
-            ((matched,),) = (yield {INDEX: [match]}).values()
-        if mode != "words":
-            depth = max(top + len(ids), rerank, _FUSED if matched else 1)
-            ((hits,),) = (yield {INDEX: [functools.partial(find, top=depth)]}).values()
-            hits = [hit for hit in hits if hit.id not in ids]
-        found, no_match = time.perf_counter(), no_match and not matched
-        result = SearchResult(hits, seconds={"encode": encoded - began, "index": found - encoded}, no_match=no_match)
+
+        def rank() -> tuple[Ranking, Ranking]:
+            query = Query(vector, max(top, _FUSED), where, photos, words, mode == "auto")
+            matched = self.index.rank(query) if words else NO_RANKING
+            query = Query(vector, max(top + len(ids), rerank, _FUSED if matched.ranks else 1), where, photos)
+            return matched, NO_RANKING if mode == "words" else self.index.rank(query)
+
+        ((matched, ranked),) = (yield {INDEX: [rank]})[INDEX]
+        order, found = [each for each in ranked.ranks if each not in ids], time.perf_counter()
+        no_match = no_match and not matched.ranks
+        seconds = {"encode": encoded - began, "index": found - encoded}
+        result = SearchResult(ranked.hits({*order[:rerank]}), seconds=seconds, no_match=no_match)
         if rerank:
             weight = encoder.rerank_weight if weight is None else weight
-            result = yield from self._rerank(result, text or "", rerank=rerank, weight=weight, top=top)
-            result = replace(result, seconds={**result.seconds, "rerank": time.perf_counter() - found})
-        hits = (_fuse(result.hits, matched, words) if matched else result.hits)[:top]
+            result = yield from self._rerank(result, text or "", weight=weight, top=top)
+            result = replace(result, seconds={**seconds, "rerank": time.perf_counter() - found})
+        known = {hit.id: hit for hit in result.hits}
+        order = [*known, *order[rerank:]]
+        shares, scores = dict(zip(matched.ranks, matched.shares, strict=True)), dict[str, float]()
+        if shares:
+            own = lambda each: (matched if each in shares else ranked).own_words(each)  # noqa: E731
+            scores = _fuse(order, shares, words, own)
+        best = list(scores or order)[:top]
+        for hit in ranked.hits({*best} - known.keys()) + matched.hits({*best} - ranked.ranks.keys()):
+            known[hit.id] = hit
+        hits = [known[id] for id in best]  # noqa: A001
+        if shares:
+            hits = [replace(hit, score=scores[hit.id], words=shares.get(hit.id)) for hit in hits]
         return replace(result, hits=hits if sort is None else by_date(hits))
 
     def _check(
@@ -263,10 +275,10 @@ class Searcher:
         if text is None and mode in {"words", "hybrid"}:
             raise ValueError(f"mode {mode} looks up words, but there is no text")
 
-    def _rerank(self, result: SearchResult, text: str, *, rerank: int, weight: float, top: int) -> Steps:
+    def _rerank(self, result: SearchResult, text: str, *, weight: float, top: int) -> Steps:
         scored: list[Hit] = []
         unreadable: list[Hit] = []
-        left, scale = result.hits[:rerank], self.encoder.inverse_temperature
+        left, scale = result.hits, self.encoder.inverse_temperature
         while left:
             similarity, match = [hit.similarity for hit in [*scored, *left]], [hit.match or 0.0 for hit in scored]
             if len(scored) >= top and is_settled(similarity, match, weight=weight, scale=scale, top=top):
@@ -286,7 +298,7 @@ class Searcher:
                 score = rerank_score(hit.similarity, match, weight=weight, scale=scale)
                 scored.append(replace(hit, score=score, match=match))
         scored.sort(key=lambda hit: -hit.score)  # equal scores in the order of the vectors
-        others = sorted([*unreadable, *left, *result.hits[rerank:]], key=lambda hit: -hit.similarity)
+        others = sorted([*unreadable, *left], key=lambda hit: -hit.similarity)
         counts = {"num_reranked": len(scored), "num_unreadable": len(unreadable)}
         return replace(result, hits=[*scored, *others], **counts)
 
@@ -315,14 +327,11 @@ class Searcher:
         return found
 
     def _run(self, steps: Steps) -> SearchResult:
-        work: dict[str, Callable[[list[Any]], Any]] = {
-            TEXTS: self.encoder.embed_texts,
-            IMAGES: self.encoder.embed_pixels,
-            TOKENS: self.encoder.count_tokens,
-            PAIRS: self.encoder.match_pairs,
-            INDEX: lambda calls: [call() for call in calls],
-            LOAD: lambda calls: list(self.encoder.pool.map(lambda call: call(), calls)),
-        }
+        encoder = self.encoder
+        work: dict[str, Callable[[list[Any]], Any]] = {TEXTS: encoder.embed_texts, IMAGES: encoder.embed_pixels}
+        work |= {TOKENS: encoder.count_tokens, PAIRS: encoder.match_pairs}
+        work[INDEX] = lambda calls: [call() for call in calls]
+        work[LOAD] = lambda calls: list(encoder.pool.map(lambda call: call(), calls))
         asked = next(steps)
         while True:
             try:
@@ -351,28 +360,26 @@ def _opened(image: str | Path | Image.Image, *, least: int) -> Image.Image:
     return EncodedImage({"bytes": None, "path": str(Path(image).expanduser())}).decode_to(least)
 
 
-def _fuse(hits: Sequence[Hit], matched: Sequence[Hit], words: Sequence[str]) -> list[Hit]:
-    """Return images of two orders, by the model and by words, by the sum of their reciprocal ranks, best first.
+def _fuse(
+    order: Sequence[str], shares: Mapping[str, float], words: Sequence[str], own_words: Callable[[str], OwnWords]
+) -> dict[str, float]:
+    """Return the sums of the reciprocal ranks of images in two orders, by the model and by words, the best first.
 
     Words count twice, times the square of the share of the query's words that an image has: one that has all of them
     comes before those that only the model finds, and few of many words change little. They count three times where a
     text of the image has no others. As words do not find images whose own texts have at most one (IMG), the n-th of
     these that the model finds comes before the n-th that words find among others, if the model has it before that.
     """
-    found, scores = {hit.id: hit for hit in matched}, dict[str, float]()
-    ranks = {hit.id: rank for rank, hit in enumerate(hits, start=1)}
-    texts = {hit.id: image_texts(hit.path, hit.captions, hit.metadata) for hit in matched if hit.words == 1}
-    whole = {each for each in texts if any(has_only(words, text) for text in texts[each])}
-    for rank, hit in enumerate(matched, start=1):
-        scores[hit.id] = (2 + (hit.id in whole)) * (hit.words or 0) ** 2 / (_RANK + rank)
+    ranks, wanted = {each: rank for rank, each in enumerate(order, start=1)}, singular(words)
+    full = (each for each, share in shares.items() if share == 1)
+    whole = {each for each in full if any(text <= wanted for text in own_words(each)[1])}
+    numbered = enumerate(shares.items(), start=1)
+    scores = {each: (2 + (each in whole)) * share**2 / (_RANK + rank) for rank, (each, share) in numbered}
     for each, rank in ranks.items():
         scores[each] = scores.get(each, 0) + 1 / (_RANK + rank)
-    others = ((hit.id, image_texts(hit.path, hit.captions, hit.metadata)) for hit in hits if hit.id not in found)
-    nameless = (each for each, (_, *own) in others if sum(map(len, own)) < 2)
-    partly = sorted(found.keys() - whole, key=lambda each: (-scores[each], each))
-    for each, other in zip(nameless, partly, strict=False):
+    nameless = (each for each in order if each not in shares and own_words(each)[0] < 2)
+    partly = sorted(shares.keys() - whole, key=lambda each: (-scores[each], each))
+    for other, each in zip(partly, nameless, strict=False):
         if ranks[each] < ranks.get(other, math.inf):
             scores[each] = max(scores[each], scores[other])
-    found |= {hit.id: replace(hit, words=found[hit.id].words if hit.id in found else None) for hit in hits}
-    fused = [replace(hit, score=scores[each]) for each, hit in found.items()]
-    return sorted(fused, key=lambda hit: (-hit.score, hit.words is not None))
+    return {each: scores[each] for each in sorted(scores, key=lambda each: (-scores[each], each in shares))}

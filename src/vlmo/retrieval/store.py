@@ -28,19 +28,9 @@ TABLE = "images"
 DISTANCE = "cosine"
 """LanceDB's word for 1 - cosine."""
 
-_OWN = {
-    "id": pa.string(),
-    "path": pa.string(),
-    "shard": pa.string(),
-    "stamp": pa.string(),
-    "hash": pa.string(),
-    "bytes": pa.large_binary(),
-    "captions": pa.list_(pa.string()),
-    "full_text": pa.string(),
-    "thumbnail": pa.binary(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-}
+_OWN: dict[str, pa.DataType] = dict.fromkeys(("id", "path", "shard", "stamp", "hash"), pa.string())
+_OWN |= {"bytes": pa.large_binary(), "captions": pa.list_(pa.string()), "full_text": pa.string()}
+_OWN |= {"thumbnail": pa.binary(), "width": pa.int32(), "height": pa.int32()}
 FILTERED = tuple(name for name in _OWN if name not in {"bytes", "full_text", "thumbnail"})
 """Columns of every index that a filter may name."""
 RESERVED = frozenset((*_OWN, "vector", "metadata"))
@@ -137,7 +127,7 @@ class Store:
         columns: Sequence[str],
         search: Approximate | None = None,
         where: str | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> pa.Table:
         """Columns and "_distance" of the `top` rows whose vectors are most similar, best first.
 
         Args:
@@ -152,7 +142,7 @@ class Store:
         else:
             query = query.nprobes(search.nprobes).refine_factor(max(2, -(-search.candidates // top)))
         query = query.select([*columns, "_distance"])
-        return (query if where is None else query.where(where, prefilter=True)).to_arrow().to_pylist()
+        return (query if where is None else query.where(where, prefilter=True)).to_arrow()
 
     def _index_words(self) -> None:
         """Make the full-text index, whose words `split_words` has prepared."""

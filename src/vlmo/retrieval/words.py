@@ -6,7 +6,10 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Int64
 
 Mode = Literal["auto", "vectors", "words", "hybrid"]
 """Way to find images: vectors, words in their texts, or both; auto: both, with images alone that have all words."""
@@ -14,6 +17,7 @@ OCR_COLUMN = "ocr_text"
 """Column of metadata that holds the text in an image, empty where there is none."""
 _COMMON = frozenset(re.findall(r"\w+", "a an and are as at by for from in is it its of on or that the this to with"))
 _MAX_WORDS = 32  # of a query
+_MAX_BYTES = 39  # of a word: LanceDB's index leaves out longer ones
 
 
 def split_words(text: str) -> list[str]:
@@ -24,7 +28,8 @@ def split_words(text: str) -> list[str]:
 
 def query_words(text: str) -> list[str]:
     """Return the words of a query that are looked up, each once."""
-    return list(dict.fromkeys(split_words(text)))[:_MAX_WORDS]
+    words = [word for word in split_words(text) if len(word.encode()) <= _MAX_BYTES]
+    return list(dict.fromkeys(words))[:_MAX_WORDS]
 
 
 def image_texts(path: str, captions: Sequence[str], metadata: Mapping[str, Any]) -> list[list[str]]:
@@ -46,14 +51,34 @@ def image_words(row: Mapping[str, Any]) -> str:
 
 def found_share(words: Sequence[str], text: str) -> float:
     """Return which share of some words an `image_words` text that has one of them has, in singular or plural."""
-    there = _singular(text.split())
+    there = singular(text.split())
     return max(1, sum(word.rstrip("s") in there for word in words)) / max(1, len(words))
 
 
-def has_only(words: Sequence[str], text: Sequence[str]) -> bool:
-    """Return True if a text has words, and no others than these, in singular or plural."""
-    return bool(text) and _singular(text) <= _singular(words)
+OwnWords: TypeAlias = tuple[int, list[set[str]]]
+"""Number of words of an image's texts but its album, and the words of each text that has some, in the singular."""
 
 
-def _singular(words: Iterable[str]) -> set[str]:
+def own_words(path: str, captions: Sequence[str], metadata: Mapping[str, Any]) -> OwnWords:
+    """Return them of an image."""
+    texts = image_texts(path, captions, metadata)
+    return sum(map(len, texts[1:])), [singular(text) for text in texts if text]
+
+
+def singular(words: Iterable[str]) -> set[str]:
+    """Return words without the s of the plural."""
     return {word.rstrip("s") for word in words}
+
+
+Rows: TypeAlias = "tuple[Int64[np.ndarray, ' row'], Float[np.ndarray, ' row']]"
+"""Rows of a table that have a word, each once, and their scores by BM25."""
+
+
+def join_rows(found: Sequence[Rows], *, every: bool) -> tuple[*Rows, Float[np.ndarray, " row"]]:
+    """Return the rows that have any word, or every one, their scores, which add up, and the shares of words in them."""
+    rows, scores = map(np.concatenate, zip(*found, strict=True))
+    order = np.argsort(rows, kind="stable")
+    first = np.flatnonzero(np.diff(rows[order], prepend=-1))
+    counts = np.diff(first, append=len(rows))
+    passed = counts >= (len(found) if every else 1)
+    return rows[order][first][passed], np.add.reduceat(scores[order], first)[passed], counts[passed] / len(found)

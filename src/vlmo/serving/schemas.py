@@ -70,6 +70,8 @@ Ids = Annotated[list[Id], Field(max_length=MAX_IMAGES)]
 _ABOUT_FILTERS = "Filter on the index's columns, such as `year >= 2020 and album = 'Rome'`."
 Where = Annotated[str, Field(max_length=MAX_FILTER, description=_ABOUT_FILTERS)]
 Top = Annotated[int, Field(ge=1, le=MAX_TOP, description="Number of results.")]
+_ABOUT_RERANKING = f"""Candidates of a text that the fusion encoder scores; by default {SEARCH_RERANK}, if it can \
+and the text has as many words as the model asks for."""
 _ABOUT_WEIGHTS = "Share of the match score in the order; by default the model's."
 Weight = Annotated[float | None, Field(ge=0, le=1, description=_ABOUT_WEIGHTS)]
 
@@ -125,13 +127,7 @@ class SearchRequest(Photos):
     image: ImageFile | None = None
     parts: list[Part] = Field(default=[], max_length=MAX_PARTS, description="More texts and images, with weights.")
     top: Top = 10
-    rerank: int | None = Field(
-        default=None,
-        ge=0,
-        le=MAX_RERANK,
-        description=f"Candidates of a text that the fusion encoder scores; by default {SEARCH_RERANK}, if it can and "
-        "the text has as many words as the model asks for.",
-    )
+    rerank: int | None = Field(default=None, ge=0, le=MAX_RERANK, description=_ABOUT_RERANKING)
     weight: Weight = None
     where: Where | None = None
     mode: Mode = Field(default="auto", description="By vectors, words, both, or both where images have all words.")
