@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
@@ -37,7 +36,6 @@ PIPELINES = {
 def register() -> None:
     """Let Auto classes and `pipeline` of transformers load model folders, and add the pipelines that it lacks."""
     config = model.VLMoConfig
-    AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoProcessor.register(config, VLMoProcessor, exist_ok=True)
     for name, own in AUTO_CLASSES.items():
         getattr(modeling_auto, name).register(config, own, exist_ok=True)

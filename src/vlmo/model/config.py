@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from vlmo.released import find_model
 
@@ -272,3 +272,6 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
     def patch_values(self) -> int:
         """Numbers in a patch: three for each pixel."""
         return 3 * self.patch_size**2
+
+
+AutoConfig.register(VLMoConfig.model_type, VLMoConfig, exist_ok=True)  # AutoTokenizer reads a folder's config too
