@@ -21,17 +21,18 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import tyro
 from jaxtyping import Bool, Float
 from rich.console import Console
-from rich.table import Table
+from scipy import stats
 from torch import Tensor, nn
 
 from vlmo.data.builtin.emoji import plain_codes
@@ -297,11 +298,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.out.write_text(
                 json.dumps(about | {"world": world, "scale": scale, "steps": steps, "seeds": seeds}, indent=1) + "\n"
             )
-    names = ("probe", "ir@1", "tr@1", *["ir@10"] * (world == "icons"), *["questions"] * (world == "shapes"), "seconds")
-    table = Table("arm", *names, title=f"means of {len(seeds)} seeds")
+    print(report(seeds, world))
+
+
+def report(seeds: Mapping[str, Mapping[str, Any]], world: World) -> str:
+    """Return means in percent over the seeds as a table, beside each its paired difference to `stages`.
+
+    The difference has half of its 95 % t-interval behind it, if there are two seeds or more.
+    """
+    names = ("probe", "ir@1", "tr@1", *(("ir@10",) if world == "icons" else ("questions",)))
+    lines = ["| arm | " + " | ".join(names) + " | steps | processor seconds |", "| --- " * (3 + len(names)) + "|"]
     for name in _ARMS[world]:
-        table.add_row(name, *(f"{sum(each[name][key] for each in seeds.values()) / len(seeds):.3f}" for key in names))
-    Console().print(table)
+        cells = [f"`{name}`"]
+        for metric in names:
+            values = 100 * np.array([each[name][metric] for each in seeds.values()])
+            cells.append(f"{values.mean():.1f}")
+            if name != STAGES and len(values) > 1:
+                differences = values - 100 * np.array([each[STAGES][metric] for each in seeds.values()])
+                half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(differences)
+                cells[-1] += f" ({differences.mean():+.1f} ±{half:.1f})"
+        steps = sum(next(iter(seeds.values()))[name]["steps"].values())
+        seconds = [each[name]["seconds"] for each in seeds.values()]
+        cells += [f"{steps:,}", f"{min(seconds):.0f} to {max(seconds):.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
