@@ -302,25 +302,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def report(seeds: Mapping[str, Mapping[str, Any]], world: World) -> str:
-    """Return means in percent over the seeds as a table, beside each its paired difference to `stages`.
-
-    The difference has half of its 95 % t-interval behind it, if there are two seeds or more.
-    """
+    """Return two tables in percent: means of the arms, and differences of two arms with their 95 % t-intervals."""
     names = ("probe", "ir@1", "tr@1", *(("ir@10",) if world == "icons" else ("questions",)))
-    lines = ["| arm | " + " | ".join(names) + " | steps | processor seconds |", "| --- " * (3 + len(names)) + "|"]
-    for name in _ARMS[world]:
-        cells = [f"`{name}`"]
-        for metric in names:
-            values = 100 * np.array([each[name][metric] for each in seeds.values()])
-            cells.append(f"{values.mean():.1f}")
-            if name != STAGES and len(values) > 1:
-                differences = values - 100 * np.array([each[STAGES][metric] for each in seeds.values()])
-                half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(differences)
-                cells[-1] += f" ({differences.mean():+.1f} ±{half:.1f})"
-        steps = sum(next(iter(seeds.values()))[name]["steps"].values())
-        seconds = [each[name]["seconds"] for each in seeds.values()]
-        cells += [f"{steps:,}", f"{min(seconds):.0f} to {max(seconds):.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+    arms, head = _ARMS[world], f"{' | '.join(names)} |"
+    values = {arm: 100 * np.array([[each[arm][name] for name in names] for each in seeds.values()]) for arm in arms}
+    lines = [f"| arm | steps | seconds of a core | {head}", "| --- " * (3 + len(names)) + "|"]
+    for arm in arms:
+        steps = sum(next(iter(seeds.values()))[arm]["steps"].values())
+        seconds = [round(each[arm]["seconds"]) for each in seeds.values()]
+        cells = " | ".join(f"{value:.1f}" for value in values[arm].mean(axis=0))
+        lines.append(f"| `{arm}` | {steps:,} | {min(seconds)} to {max(seconds)} | {cells} |")
+    lines += ["", f"| difference | {head}", "| --- " * (1 + len(names)) + "|"]
+    for arm, other in ((MASKS, STAGES), (BOTH, STAGES), (BOTH, SHORT), (BOTH, CONTRAST)):
+        if {arm, other} <= set(arms):
+            differences = values[arm] - values[other]
+            halves = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(differences)
+            cells = [f"{mean:+.1f} ± {half:.1f}" for mean, half in zip(differences.mean(axis=0), halves, strict=True)]
+            lines.append(f"| `{arm}` - `{other}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
