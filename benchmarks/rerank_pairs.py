@@ -23,7 +23,7 @@ import tyro
 from surroundings import surroundings, write_result
 from vlmo.evaluation.retrieval import chunked_topk
 from vlmo.evaluation.scoring import embed, match_pairs
-from vlmo.model.reranking import SEARCH_RERANK, is_settled, rerank_score
+from vlmo.model.reranking import SEARCH_RERANK, num_wanted, rerank_score
 from vlmo.released import find_model
 from vlmo.retrieval.search import STEP
 from vlmo.tasks.pair_sets import PairSet
@@ -51,8 +51,8 @@ class Options:
 def scored(similarity: Sequence[float], match: Sequence[float], *, weight: float, scale: float, top: int) -> int:
     """Number of candidates that a search scores."""
     count = min(max(STEP, top), len(match))
-    while count < len(match) and not is_settled(similarity, match[:count], weight=weight, scale=scale, top=top):
-        count = min(count + STEP, len(match))
+    while wanted := num_wanted(similarity, match[:count], weight=weight, scale=scale, top=top):
+        count += min(wanted, STEP)
     return count
 
 

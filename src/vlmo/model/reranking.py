@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 SEARCH_RERANK = 32
 """Candidates that a search reranks by default, at most."""
-_UNCERTAIN = 0.2
-"""Share of the probability that may be left to candidates without a match score, for a result of one image; chosen on
-the validation splits of `benchmarks/rerank_pairs.py`."""
+_LOST = 0.005
+"""Probability that may be left of losing the right image; chosen on the validation splits of
+`benchmarks/rerank_pairs.py`."""
 
 
 def rerank_score(similarity: Any, match: Any, *, weight: Any, scale: Any) -> Any:
@@ -25,23 +27,27 @@ def rerank_score(similarity: Any, match: Any, *, weight: Any, scale: Any) -> Any
     return (1 - weight) * scale * similarity + weight * match
 
 
-def is_settled(similarity: Sequence[float], match: Sequence[float], *, weight: float, scale: float, top: int) -> bool:
-    """Return True if the `top` best candidates are certain enough without match scores for the others.
+def num_wanted(similarity: Sequence[float], match: Sequence[float], *, weight: float, scale: float, top: int) -> int:
+    """Return how many of the next candidates need a match score before the `top` best are certain enough; 0 if none.
 
-    The model takes a candidate for the one that the query describes with a probability that is proportional to
-    exp(scale * similarity + weight / (1 - weight) * match): the dual encoder's softmax times the fusion encoder's odds,
-    which count as even where they are not known. That it is one of the others, which would be a loss of recall, must
-    have a probability below 0.2 / `top`.
+    A candidate is the one that the query describes with a probability proportional to exp(scale * similarity + match):
+    the dual encoder's softmax times the fusion encoder's odds, which count as even where they are not known. It comes
+    among the best with the probability of log-odds as large as that takes, in a normal distribution around the largest
+    known ones with the standard deviation of all. Summed over the rest, the product of both, a loss of recall, must be
+    below 0.005.
 
     Args:
         similarity: Cosine similarity of all candidates, best first.
         match: Log-odds of a match of the first of them.
-        weight: Share of the match score, 0 to 1. With 1 nothing is certain without it.
+        weight: Share of the match score, 0 to 1. With 1 nothing is certain without it, with 0 all is.
     """
-    if weight == 1:
-        return False
-    odds = [*match, *[0.0] * (len(similarity) - len(match))]
-    pairs = zip(similarity, odds, strict=True)
-    logits = [rerank_score(one, other, weight=weight, scale=scale) / (1 - weight) for one, other in pairs]
-    shares = [math.exp(logit - max(logits)) for logit in logits]
-    return sum(shares[len(match) :]) < _UNCERTAIN / top * sum(shares)
+    similar, known, count = np.asarray(similarity), np.asarray(match), len(match)
+    if weight in {0, 1} or count < top:
+        return 0 if weight == 0 and count >= top else len(similar) - count
+    logits = scale * similar + np.pad(known, (0, len(similar) - count))
+    shares = np.exp(logits - logits.max())
+    least = np.sort(rerank_score(similar[:count], known, weight=weight, scale=scale))[-top]
+    above = (least - (1 - weight) * scale * similar[count:]) / weight - known.max()
+    spread = max(known.std().item(), 1e-6) * math.sqrt(2)
+    lost = shares[count:] / shares.sum() * [math.erfc(each / spread) / 2 for each in above.tolist()]
+    return int((lost[::-1].cumsum() >= _LOST).sum())

@@ -31,8 +31,7 @@ BATCH = 64
 """Images or texts that go through the model at a time."""
 
 # Settings that do not change a vector: they may change while an index stays valid.
-_IRRELEVANT = ("rerank_weight", "rerank_weight_image_to_text", "rerank_min_words")
-_IRRELEVANT += ("match_cutoff",)  # of an earlier version
+_IRRELEVANT = ("rerank_weight", "rerank_weight_image_to_text", "rerank_min_words", "match_cutoff")  # the last is gone
 _IRRELEVANT += ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
 _FILES = ("*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.txt", "*.spm", "*.model")
 _UNKNOWN_PIECES, _UNKNOWN_LETTERS = 3, 2.3

@@ -10,12 +10,10 @@ from PIL import Image
 from rich.table import Table
 
 from vlmo.folder.atomic import atomic_file
-from vlmo.retrieval.index import Hit, Index
+from vlmo.retrieval.index import Index
 from vlmo.retrieval.search import SearchResult
 from vlmo.terminal import escaped
 from vlmo.visualization import grid
-
-_COLUMNS = 4
 
 
 def as_json(query: str, result: SearchResult) -> dict[str, Any]:
@@ -37,7 +35,10 @@ def as_table(query: str, result: SearchResult) -> Table:
         numbers["words"] = ["" if hit.words is None else f"{hit.words:.0%}" for hit in result.hits]
     texts = {"image": [hit.path for hit in result.hits]}
     texts["caption"] = [hit.captions[0] if hit.captions else "" for hit in result.hits]
-    texts["metadata"] = [_metadata(hit) for hit in result.hits]
+    texts["metadata"] = [
+        ", ".join(f"{name} {value}" for name, value in hit.metadata.items() if value not in (None, ""))
+        for hit in result.hits
+    ]
     texts = {name: column for name, column in texts.items() if any(column)}
     for name in numbers | texts:
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
@@ -48,23 +49,16 @@ def as_table(query: str, result: SearchResult) -> Table:
 
 def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -> None:
     """Write the images in a grid, best first, as an image file."""
-    tiles = [
-        (Image.open(io.BytesIO(index.thumbnail(hit.id))).convert("RGB"), f"{number}. {hit.score:.3f}", _title(hit))
-        for number, hit in enumerate(result.hits, start=1)
-    ]
+    tiles = []
+    for number, hit in enumerate(result.hits, start=1):
+        image = Image.open(io.BytesIO(index.thumbnail(hit.id))).convert("RGB")
+        title = hit.captions[0] if hit.captions else hit.path.rpartition("/")[2]
+        tiles.append((image, f"{number}. {hit.score:.3f}", title))
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as aside:
         kind = Image.registered_extensions().get(file.suffix.lower())
-        grid(_headed(query, result), tiles, columns=_COLUMNS).save(aside, format=kind)
+        grid(_headed(query, result), tiles, columns=4).save(aside, format=kind)
 
 
 def _headed(query: str, result: SearchResult) -> str:
     return f"No match: {query}" if result.no_match else query
-
-
-def _title(hit: Hit) -> str:
-    return hit.captions[0] if hit.captions else hit.path.rpartition("/")[2]
-
-
-def _metadata(hit: Hit) -> str:
-    return ", ".join(f"{name} {value}" for name, value in hit.metadata.items() if value not in (None, ""))

@@ -18,7 +18,7 @@ from PIL import Image
 from vlmo.data.decoding import EncodedImage
 from vlmo.data.listing import image_named
 from vlmo.export.sessions import Pixels
-from vlmo.model.reranking import SEARCH_RERANK, is_settled, rerank_score
+from vlmo.model.reranking import SEARCH_RERANK, num_wanted, rerank_score
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.filters import PhotoFilter
 from vlmo.retrieval.index import MAX_TOP, NO_RANKING, Hit, Index, Query, Ranking, by_date
@@ -26,7 +26,7 @@ from vlmo.retrieval.words import Mode, OwnWords, query_words, singular
 
 TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD = "texts", "images", "tokens", "pairs", "index", "load"
 STEP = 8
-"""Candidates that are reranked at a time, at least."""
+"""Candidates that are reranked first, and then at a time, at most."""
 _FUSED, _RANK = 100, 60
 """Images of each order, at least, that are fused; the constant of Cormack et al., "Reciprocal Rank Fusion outperforms
 Condorcet and Individual Rank Learning Methods", 2009."""
@@ -129,7 +129,7 @@ class Searcher:
 
             score = (1 - weight) * similarity / temperature + weight * log-odds of a match
 
-        It scores `top` of them, and more, `rerank` at most, until the others hardly matter (`is_settled`).
+        It scores `top` of them, and more, `rerank` at most, until the others hardly matter (`num_wanted`).
 
         Args:
             query: A text; an image, or the `Path` of an image file. A text that names a file is refused. None: with the
@@ -281,9 +281,9 @@ class Searcher:
         left, scale = result.hits, self.encoder.inverse_temperature
         while left:
             similarity, match = [hit.similarity for hit in [*scored, *left]], [hit.match or 0.0 for hit in scored]
-            if len(scored) >= top and is_settled(similarity, match, weight=weight, scale=scale, top=top):
+            if not (wanted := num_wanted(similarity, match, weight=weight, scale=scale, top=top)):
                 break
-            size = min(max(STEP, top - len(scored)), SEARCH_RERANK)
+            size = min(wanted, max(STEP, top - len(scored)), SEARCH_RERANK)
             batch, left = left[:size], left[size:]
             ((known,),) = (yield {INDEX: [functools.partial(self._known_pixels, batch)]}).values()
             missing = [each for each in known if callable(each)]

@@ -233,8 +233,7 @@ class Reader:
     def read_shard(self, found: Found) -> Iterator[Record | Bad]:
         """Read a shard or saved data set from front to back; its last record may be a `Bad` of kind "shard"."""
         if found.kind == "unreadable":
-            reason = "the folder cannot be listed, or the state.json in it cannot be read"
-            yield Bad("shard", found.path, 0, "", reason)
+            yield Bad("shard", found.path, 0, "", "the folder cannot be listed, or the state.json in it cannot be read")
             return
         if found.kind == "dataset":
             from vlmo.data.stream.records import read_saved
