@@ -1,11 +1,13 @@
 """The comparison of BEiT-3's stage with VLMo's: its probe, its joint step, and its arms."""
 
+import pytest
 import torch
 from tests.losses.steps import close
 from tests.toy_batch import FixedTokens, make_batch, with_parts_alone
 from tests.toy_model import toy
 
-from beit3 import ARMS, BOTH, CONTRAST, STAGES, Both, BothObjective, arm, probe
+from beit3 import ARMS, BOTH, CONTRAST, MASKS, STAGES, Both, BothObjective, arm, probe, report, things
+from vlmo.data.sources import open_source
 from vlmo.recipes.schema import check_recipe
 from vlmo.tasks import RetrievalTask
 
@@ -26,14 +28,39 @@ def test_joint_step_is_the_sum_of_both() -> None:
     close(losses["loss"], sum(losses[name] for name in parts))
 
 
-def test_arms_are_valid_recipes_of_one_world() -> None:
+@pytest.mark.parametrize(("world", "source"), [("shapes", "shapes"), ("icons", "emoji-pairs")])
+def test_arms_are_valid_recipes_of_one_world(world, source) -> None:
     for name in ARMS:
         steps = None if name == STAGES else 40
-        runs = arm(name, seed=3, tokenizer="tokens", steps=steps)
+        runs = arm(name, world=world, seed=3, tokenizer="tokens", steps=steps)
         assert len(runs) == (3 if name == STAGES else 1)
         for _, recipe in runs:
             check_recipe(recipe, processes=1)
-            assert (recipe.seed, recipe.data.source, recipe.loader.num_workers) == (3, "shapes", 0)
+            assert (recipe.seed, recipe.data.source, recipe.loader.num_workers) == (3, source, 0)
+            assert recipe.text is None or source in recipe.text.learn_from
             assert isinstance(recipe.task, RetrievalTask) == (name == CONTRAST)
             assert recipe.task.architectures == (("Both",) if name == BOTH else recipe.task.architectures)
             assert steps is None or recipe.trainer.max_steps == steps
+
+
+def test_icons_have_the_group_of_their_emoji() -> None:
+    rows = open_source("emoji-pairs", split="test")
+    shown = things(rows, "icons")
+    assert set(shown.sum(dim=1).tolist()) == {0, 1}
+    groups = {rows[number]["captions"][0]: group for number, group in shown.nonzero().tolist()}
+    assert groups["rainbow flag"] == groups["triangular flag"] != groups["rhinoceros"] == groups["dolphin"]
+
+
+def test_report_has_paired_intervals() -> None:
+    values = {STAGES: (0.50, 0.60, 0.70), MASKS: (0.40, 0.48, 0.62), BOTH: (0.5, 0.6, 0.7)}
+    names, same = ("probe", "ir@1", "tr@1", "ir@10"), {"steps": {"a": 1000, "b": 200}}
+    seeds = {
+        str(seed): {
+            arm: same | dict.fromkeys(names, each[seed]) | {"seconds": 9.6 + seed} for arm, each in values.items()
+        }
+        for seed in range(3)
+    }
+    shown = report(seeds, "icons")
+    assert "| `masks` | 1,200 | 10 to 12 | 50.0 | 50.0 | 50.0 | 50.0 |" in shown
+    assert f"| `masks` - `stages` |{' -10.0 ± 5.0 |' * 4}" in shown  # deviation 2, 4.303 * 2 / sqrt(3)
+    assert f"| `masks and contrast` - `stages` |{' +0.0 ± 0.0 |' * 4}" in shown
