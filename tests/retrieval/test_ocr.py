@@ -41,6 +41,15 @@ def test_drawn_words_are_found_in_their_images(encoder, model, tmp_path, monkeyp
     assert rows(tmp_path / "index")[str(tmp_path / "images" / "copy.png")]["ocr_text"] == "BAKERY"
 
 
+def test_small_images_are_enlarged_and_lines_are_parted(monkeypatch):
+    given = list[tuple[int, int]]()
+    reader = lambda image: given.append(image.size) or SimpleNamespace(txts=("EXIT", "no smoking"))  # noqa: E731
+    monkeypatch.setattr(ocr, "load_reader", lambda: reader)
+    for size in ((128, 96), (3, 200), (320, 100), (4000, 3000)):
+        assert ocr.read_text(Image.new("RGB", size)) == "EXIT | no smoking"
+    assert given == [(320, 240), (5, 320), (320, 100), (4000, 3000)]
+
+
 def test_missing_package_or_model_is_one_line(encoder, tmp_path, monkeypatch):
     drawings()[0].save(tmp_path / "a.png")
     ocr.load_reader.cache_clear()

@@ -13,7 +13,7 @@ from vlmo.retrieval import Index, PhotoFilter, Searcher
 from vlmo.retrieval import index as index_module
 from vlmo.retrieval.search import _fuse
 from vlmo.retrieval.store import Store
-from vlmo.retrieval.words import image_words, join_rows, own_words, query_words, split_words
+from vlmo.retrieval.words import image_texts, image_words, join_rows, own_words, query_words, split_words
 
 NAMED = {  # by the number of a drawing: its path; captions name color and shape
     0: "Rome/trevi_fountain-01.png",
@@ -63,6 +63,8 @@ def test_words_of_texts_and_names():
     assert image_words(row) == "rome 2021 red star final two stars"
     row |= {"path": "/a/00000.tar#sub/blueMoon", "shard": "/a/00000.tar", "captions": (), "metadata": {}}
     assert image_words(row) == "blue moon"
+    lines = image_texts("/a/b.tar#DSC1.png", ("A bakery",), {"album": "Rome", "ocr_text": "BAKERY | 24 hours"})
+    assert lines == [["rome"], ["dsc"], ["bakery"], ["bakery"], ["24", "hours"]]
 
 
 @pytest.mark.parametrize(

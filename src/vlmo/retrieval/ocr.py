@@ -8,16 +8,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vlmo.lazy import install_command
 
-_LONGEST = 1280  # side in pixels that larger images are reduced to
+_SMALLEST, _LONGEST = 320, 1280
+"""Longest sides in pixels that smaller images are enlarged to, and larger ones reduced."""
 
 
 def read_text(image: Image.Image) -> str:
-    """Return the text in an image, its lines from the top with blanks between them. Threads may share the models."""
-    return " ".join(load_reader()(image).txts or ())
+    """Return the text in an image, its lines from the top with | between them. Threads may share the models."""
+    if max(image.size) < _SMALLEST:  # of letters that are a few pixels high, the detector misses many
+        image = ImageOps.contain(image, (_SMALLEST, _SMALLEST))
+    return " | ".join(load_reader()(image).txts or ())
 
 
 @functools.cache
@@ -39,6 +42,6 @@ def load_reader() -> Callable[[Image.Image], Any]:
         models[f"{part}.model_path"] = str(found[0])
     from rapidocr import RapidOCR
 
-    settings: dict[str, Any] = {"Global.log_level": "error", "Global.use_cls": False}
-    settings |= {"EngineConfig.onnxruntime.intra_op_num_threads": 1}
-    return RapidOCR(params=settings | models | {"Det.limit_type": "max", "Det.limit_side_len": _LONGEST})
+    settings = {"Global.log_level": "error", "Global.use_cls": False, "Det.limit_type": "max"}
+    settings |= {"EngineConfig.onnxruntime.intra_op_num_threads": 1, "Det.limit_side_len": _LONGEST}
+    return RapidOCR(params=settings | models)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 Mode = Literal["auto", "vectors", "words", "hybrid"]
 """Way to find images: vectors, words in their texts, or both; auto: both, with images alone that have all words."""
 OCR_COLUMN = "ocr_text"
-"""Column of metadata that holds the text in an image, empty where there is none."""
+"""Column of metadata that holds the text in an image, with | between its lines, empty where there is none."""
 _COMMON = frozenset(re.findall(r"\w+", "a an and are as at by for from in is it its of on or that the this to with"))
 _MAX_WORDS = 32  # of a query
 _MAX_BYTES = 39  # of a word: LanceDB's index leaves out longer ones
@@ -33,14 +33,14 @@ def query_words(text: str) -> list[str]:
 
 
 def image_texts(path: str, captions: Sequence[str], metadata: Mapping[str, Any]) -> list[list[str]]:
-    """Return the words of each text of an image: its album, its file's name without digits, captions, and text in it.
+    """Return the words of each text of an image: its album, its file's name without digits, captions, lines in it.
 
     Names are split before capitals too (`redStar_02.png`: red star).
     """
     name = re.sub(r".*(/|\.(tar|parquet)#)", "", path, flags=re.DOTALL)
     names = (metadata.get("album") or "", re.sub(r"\d+", " ", name.rpartition(".")[0] or name))
     names = [re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", each) for each in names]
-    return [split_words(each) for each in (*names, *captions, metadata.get(OCR_COLUMN) or "")]
+    return [split_words(each) for each in (*names, *captions, *(metadata.get(OCR_COLUMN) or "").split("|"))]
 
 
 def image_words(row: Mapping[str, Any]) -> str:
