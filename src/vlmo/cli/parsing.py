@@ -14,8 +14,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-_ABOUT = "Folder that a run leaves under model/, a name that vlmo models lists, or hf://OWNER/NAME."
-ModelFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_FOLDER", help=_ABOUT)]
+ModelFolder = Annotated[
+    Path,
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="MODEL_FOLDER",
+        help="Folder that a run leaves under model/, a name that vlmo models lists, or hf://OWNER/NAME.",
+    ),
+]
 Device = Annotated[
     str | None, tyro.conf.arg(help="cpu, cuda, cuda:N or mps; by default a GPU if there is one.", metavar="DEVICE")
 ]

@@ -65,10 +65,20 @@ def index(
     from vlmo.data.rows import first_reasons, read_lines
     from vlmo.retrieval import Encoder, build_index
 
-    how: dict[str, Any] = {"store_bytes": store_bytes or None, "ocr": ocr or None, "metadata": metadata}
-    how |= {"remove": remove, "batch": batch, "approximate_from": approximate_from, "workers": workers}
-    encoder = Encoder(folder, **vars(engines))
-    report = build_index(encoder, images, out=out, executor=executor, console=_STDERR, **how)
+    report = build_index(
+        Encoder(folder, **vars(engines)),
+        images,
+        out=out,
+        store_bytes=store_bytes or None,
+        ocr=ocr or None,
+        metadata=metadata,
+        remove=remove,
+        batch=batch,
+        approximate_from=approximate_from,
+        executor=executor,
+        workers=workers,
+        console=_STDERR,
+    )
     reasons = first_reasons(read_lines(out / "quarantine.jsonl")) if report.bad else ""
     if report.bad and not report.images:
         raise ValueError(f"none of {report.bad} images can be used: {reasons}")

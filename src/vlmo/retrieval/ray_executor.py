@@ -39,10 +39,15 @@ def embed_on_ray(
     settings: dict[str, Any] = {"engine": encoder.engine, "precision": encoder.precision, "device": device}
     settings |= {"folder": str(encoder.folder.absolute()), "reader": reader, "batch": batch}
     with _cluster(workers):
-        how: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": _SHARE}
-        how |= {"compute": ActorPoolStrategy(size=workers), "num_gpus": 1 if device == "cuda" else None}
-        blocks = ray.data.from_items(items, override_num_blocks=len(items))
-        batches = blocks.map_batches(_Actor, fn_constructor_kwargs=settings, **how)
+        batches = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            _Actor,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=workers),
+            fn_constructor_kwargs=settings,
+            num_cpus=_SHARE,
+            num_gpus=1 if device == "cuda" else None,
+        )
         tables: Iterator[Any] = iter(batches.iter_batches(batch_size=None, batch_format="pyarrow"))
         for table in tables:
             yield from map(pickle.loads, table["batch"].to_pylist())

@@ -302,9 +302,16 @@ class Reader:
 def _record(
     found: Found, name: str, data: bytes, about: Annotation, *, stamp: str, path: str, keep_bytes: bool
 ) -> Record:
-    shard = None if found.kind == "file" else found.path
-    row = {"id": image_id(name), "path": path, "shard": shard, "stamp": stamp, "hash": _digest(data, length=32)}
-    row |= {"bytes": data if keep_bytes else None, "captions": about.captions, "metadata": about.metadata}
+    row = {
+        "id": image_id(name),
+        "path": path,
+        "shard": None if found.kind == "file" else found.path,
+        "stamp": stamp,
+        "hash": _digest(data, length=32),
+        "bytes": data if keep_bytes else None,
+        "captions": about.captions,
+        "metadata": about.metadata,
+    }
     return Record(row, data)
 
 

@@ -28,9 +28,15 @@ TABLE = "images"
 DISTANCE = "cosine"
 """LanceDB's word for 1 - cosine."""
 
-_OWN: dict[str, pa.DataType] = dict.fromkeys(("id", "path", "shard", "stamp", "hash"), pa.string())
-_OWN |= {"bytes": pa.large_binary(), "captions": pa.list_(pa.string()), "full_text": pa.string()}
-_OWN |= {"thumbnail": pa.binary(), "width": pa.int32(), "height": pa.int32()}
+_OWN = {
+    **dict.fromkeys(("id", "path", "shard", "stamp", "hash"), pa.string()),
+    "bytes": pa.large_binary(),
+    "captions": pa.list_(pa.string()),
+    "full_text": pa.string(),
+    "thumbnail": pa.binary(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+}
 FILTERED = tuple(name for name in _OWN if name not in {"bytes", "full_text", "thumbnail"})
 """Columns of every index that a filter may name."""
 RESERVED = frozenset((*_OWN, "vector", "metadata"))

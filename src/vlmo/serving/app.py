@@ -32,10 +32,13 @@ from vlmo.serving.settings import Settings
 
 _STATIC = Path(__file__).parent / "static"
 _JSON = "application/json"
-_UNABLE = "The queue is full, the server is stopping, or the index cannot be read; `Retry-After` says when to try."
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": schemas.ErrorResponse, "description": "The request is wrong; the message says what is."},
-    503: {"model": schemas.ErrorResponse, "description": _UNABLE},
+    503: {
+        "model": schemas.ErrorResponse,
+        "description": "The queue is full, the server is stopping, or the index cannot be read; `Retry-After` says "
+        "when to try.",
+    },
 }
 _JPEG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}
@@ -57,7 +60,9 @@ _POSTS: tuple[tuple[str, type[Body], Work], ...] = (
     ("/v1/vqa", schemas.QuestionRequest, Service.answer),
     ("/v1/caption", schemas.CaptionRequest, Service.caption),
     ("/v1/embeddings", schemas.EmbeddingsRequest, Service.embeddings),
-    *((path, schemas.RerankRequest, Service.rerank) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+    ("/rerank", schemas.RerankRequest, Service.rerank),
+    ("/v1/rerank", schemas.RerankRequest, Service.rerank),
+    ("/v2/rerank", schemas.RerankRequest, Service.rerank),
 )
 """Path, body, and the method that answers it; its docstring is the description."""
 
@@ -130,17 +135,27 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
     """Create an ASGI app. `app.state.vlmo` is its `State`."""
     settings = settings or Settings()
     state = State(parts, settings)
-    summary = "Search images by words or by image, and score how well words fit."
-    about: Any = {"title": "vlmo", "version": version("vlmo"), "summary": summary, "responses": _ERRORS}
-    about |= {"docs_url": None, "redoc_url": None}  # FastAPI's pages fetch their scripts from other servers
-    app = FastAPI(lifespan=state.lifespan, exception_handlers={HTTPException: _http_error}, **about)
+    app = FastAPI(
+        title="vlmo",
+        version=version("vlmo"),
+        summary="Search images by words or by image, and score how well words fit.",
+        lifespan=state.lifespan,
+        docs_url=None,  # FastAPI's pages fetch their scripts from other servers
+        redoc_url=None,
+        exception_handlers={HTTPException: _http_error},
+        responses=_ERRORS,
+    )
     app.state.vlmo = state
     _add_routes(app, state)
     app.mount("/static", StaticFiles(directory=_STATIC))
     app.add_middleware(Guard, settings=settings, metrics=state.metrics, stopping=lambda: state.stopping)
     if settings.cors_origin:
-        allowed: Any = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
-        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origin, **allowed)
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origin,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
     return app
 
 
@@ -207,10 +222,14 @@ def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], work: 
         read = await state.parse(request, body)
         return await state.answer(request, work(state.service, read))
 
-    about: Any = {"name": path.rpartition("/")[2], "description": inspect.getdoc(work)}
-    about |= {"response_class": JSONResponse, "responses": {200: {"model": dict[str, Any]}}}
-    sent = {"requestBody": {"required": True, "content": {_JSON: {"schema": _schema_of(body)}}}}
-    app.post(path, openapi_extra=sent, **about)(route)
+    app.post(
+        path,
+        name=path.rpartition("/")[2],
+        description=inspect.getdoc(work),
+        response_class=JSONResponse,
+        responses={200: {"model": dict[str, Any]}},
+        openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": _schema_of(body)}}}},
+    )(route)
 
 
 def _schema_of(body: type[Body]) -> dict[str, Any]:

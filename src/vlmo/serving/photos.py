@@ -11,7 +11,6 @@ import time
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -113,10 +112,19 @@ class _Updates(threading.Thread):
             path = Path(name).absolute()  # of what may be gone, so that a folder is known by not being a file
             return (path.suffix.lower() in _READ or not path.is_file()) and not path.is_relative_to(index)
 
-        how: dict[str, Any] = {"yield_on_timeout": True, "ignore_permission_denied": True, "step": _STEP_MS}
-        how |= {"watch_filter": is_read, "stop_event": self._stopped, "rust_timeout": _STEP_MS}
         try:
-            yield from map(bool, watch(self._folder, **how))
+            yield from map(
+                bool,
+                watch(
+                    self._folder,
+                    watch_filter=is_read,
+                    stop_event=self._stopped,
+                    step=_STEP_MS,
+                    rust_timeout=_STEP_MS,
+                    yield_on_timeout=True,
+                    ignore_permission_denied=True,
+                ),
+            )
         except (OSError, RuntimeError) as error:  # such as too many folders for the system
             _LOGGER.warning("%s is not watched, changes count at the next start: %s", self._folder, error)
             yield False

@@ -14,7 +14,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import h11
 import uvicorn
@@ -43,10 +42,17 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
     """Serve on a socket of `bind` until SIGTERM or SIGINT; then finish the running requests, and return."""
     host, port = bound.getsockname()[:2]
     app = create_app(parts, with_names(settings, host=host))
-    how: dict[str, Any] = {"ws": "none", "backlog": _BACKLOG, "timeout_graceful_shutdown": round(settings.grace)}
-    how |= {"access_log": False, "log_config": None, "log_level": "warning", "server_header": False}
-    http = type("Patient", (_Patient,), {"settings": settings, "most": _connections()})
-    config = uvicorn.Config(app, http=http, **how)
+    config = uvicorn.Config(
+        app,
+        http=type("Patient", (_Patient,), {"settings": settings, "most": _connections()}),
+        backlog=_BACKLOG,
+        ws="none",
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=round(settings.grace),
+    )
     engine = "torch" if parts.encoder is None else f"{parts.encoder.engine} {parts.encoder.precision}"
     number = "no index" if parts.index is None else f"{parts.index.num_images:,} images"
     key = "no API key is needed" if settings.api_key is None else "requests need the API key"

@@ -105,8 +105,10 @@ class Service:
         options |= {"more": more, "photos": request.photos(), "top": request.offset + request.top}
         where = request.where or None
         steps = self._searcher.steps(request.text, pixels, where=where, began=began, **options)
-        ask = functools.partial(self._ask_index, where=where)
-        work: dict[str, Callable[[Any], Awaitable[Any]]] = {INDEX: ask, LOAD: self._decode}
+        work: dict[str, Callable[[Any], Awaitable[Any]]] = {
+            INDEX: lambda call: self._ask_index(call, where=where),
+            LOAD: self._decode,
+        }
 
         async def do(kind: str, rows: list[Any]) -> list[Any]:
             return await asyncio.gather(*map(work[kind], rows)) if kind in work else await self._run(kind, rows)
@@ -203,18 +205,22 @@ class Service:
     def about(self) -> dict[str, Any]:
         """Abilities and limits of the service, and some images of its index, which it asks: it blocks."""
         encoder, index, limits = self._parts.encoder, self._parts.index, self._settings
-        about: dict[str, Any] = {"version": version("vlmo"), "can_search": self._can_search, "can_rerank": False}
-        about |= {"can_answer": self._parts.answerer is not None, "can_caption": self._parts.captioner is not None}
-        about |= {"model": None, "dim": None, "can_download": index is not None and limits.originals}
-        if encoder is not None:
-            can_rerank = self._can_search and encoder.can_match
-            about |= {"model": encoder.fingerprint, "dim": encoder.dim, "can_rerank": can_rerank}
-        about |= {"num_images": 0, "complete": True, "has_texts": False, "columns": {}, "samples": []}
-        if index is not None:
-            about |= {"num_images": index.num_images, "complete": index.complete, "has_texts": index.has_texts}
-            about |= {"columns": index.columns, "samples": [_shown(hit) for hit, _ in index.sample(_SAMPLES)]}
-        most = {"request_bytes": limits.request_bytes, "pixels": limits.max_pixels, "top": schemas.MAX_TOP}
-        return about | {"limits": most}
+        return {
+            "version": version("vlmo"),
+            "model": None if encoder is None else encoder.fingerprint,
+            "dim": None if encoder is None else encoder.dim,
+            "can_search": self._can_search,
+            "can_rerank": self._can_search and encoder is not None and encoder.can_match,
+            "can_answer": self._parts.answerer is not None,
+            "can_caption": self._parts.captioner is not None,
+            "can_download": index is not None and limits.originals,
+            "num_images": 0 if index is None else index.num_images,
+            "complete": index is None or index.complete,
+            "has_texts": index is not None and index.has_texts,
+            "columns": {} if index is None else index.columns,
+            "samples": [] if index is None else [_shown(hit) for hit, _ in index.sample(_SAMPLES)],
+            "limits": {"request_bytes": limits.request_bytes, "pixels": limits.max_pixels, "top": schemas.MAX_TOP},
+        }
 
     def map(self) -> dict[str, Any]:
         """The map, or the `step` that is being done for it; ServiceError if there is none. It blocks."""
