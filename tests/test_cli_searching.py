@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -64,7 +65,8 @@ def test_index_of_broken_files_alone_ends_with_their_reasons(model, tmp_path, ca
 
 
 def test_low_recall_is_said(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Store, "nearest", lambda *_, search, **__: [{"id": "nobody" if search else "somebody"}])
+    found = {True: pa.table({"id": ["nobody"]}), False: pa.table({"id": ["somebody"]})}
+    monkeypatch.setattr(Store, "nearest", lambda *_, search, **__: found[search is not None])
     folder = write_folder(tmp_path / "images", numbers=range(5))
     shown = printed(["index", model, folder, "--out", tmp_path / "index", "--ann-threshold", "3"], capsys)
     assert "recall@10 0.0 % against exact search" in shown
