@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 from tests.benchmarks.toy_benchmarks import MAKE_SMALL
+from tests.integrations.toy_gallery import drawings, trained_folder
+from tests.retrieval.toy_index import encoded
 
 import clip_peer
 import stage3_step
+import word_search
 from vectors import MadeVectors, Neighbours
 from vlmo.processing import VLMoProcessor
+from vlmo.retrieval import Encoder
 
 TOLERANCE = 1e-5  # sums in another order
 # Options, and the keys that lead to a number of the result.
@@ -82,6 +86,14 @@ def test_benchmark_writes_what_documents_quote(name, tmp_path, shared_folder, mo
         found = found[int(key) if isinstance(found, list) else key]
     assert found
     assert os.sched_getaffinity(0) == cores
+
+
+@pytest.mark.slow
+def test_drawn_words_are_found_among_other_images_by_words_alone(tmp_path) -> None:
+    rows = [{"image": {"bytes": encoded(each)}} for each in drawings()[:6]]
+    options = word_search.Options(signs=4, sides=(400,))
+    found = word_search.measure_signs(Encoder(trained_folder(tmp_path / "model", steps=1)), rows, options)
+    assert found["400 pixels"]["IR@1"]["words"]["mean"] == 100
 
 
 def test_neighbours_are_those_of_all_blocks_together() -> None:
