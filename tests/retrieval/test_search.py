@@ -102,7 +102,7 @@ def test_candidates_that_hardly_matter_are_not_scored(logits, scored, searcher):
         if kind == "index":
             return [found.pop() if found else ["pixels"] * len(rows[0].args[0])]
         sizes.extend([len(rows)] * (kind == "pairs"))
-        return {"texts": np.eye(1, 8), "tokens": [5], "pairs": [1.0] * len(rows)}[kind]
+        return {"texts": np.eye(1, 8), "tokens": [5], "load": rows, "pairs": [1.0] * len(rows)}[kind]
 
     def run(steps):
         wanted = next(steps)

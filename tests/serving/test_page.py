@@ -195,6 +195,7 @@ def test_malformed_parts_are_one_line(page) -> None:
         ('dog -"people', '-"people is no part of a query.'),
         ("cats - dogs", "- is no part of a query."),
         ("dog -0.5*", "-0.5* is no part of a query."),
+        ("dog +tree*", "+tree* is no part of a query."),
         ("-people", "There is nothing to subtract from."),
         ("dog -20*red", "greater than or equal to -10"),
         ("dog" + " -a" * 9, "at most 8 items"),

@@ -187,7 +187,7 @@ def search(
 def _read_part(text: str) -> tuple[str | Path, float]:
     from vlmo.data.listing import image_named
 
-    match = re.fullmatch(r"\s*([+-])(?:(\d+(?:\.\d+)?)\*)?\s*(\S.*)", text, re.DOTALL)
+    match = re.fullmatch(r"\s*([+-])(?:(\d+(?:\.\d+)?)\*)?\s*([^\s*][^*]*)", text)
     if match is None:
         raise ValueError(f"{text!r} follows the query; parts begin with + or -: '+on a beach' '-people' '-0.5*red'")
     sign, weight, words = match.groups()

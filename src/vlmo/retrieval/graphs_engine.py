@@ -102,7 +102,7 @@ class GraphsEngine:
     def pixels(self, image: Image.Image) -> Pixels:
         """An RGB image at the model's size; beside torchvision's, levels differ by one or two here and there."""
         resized = image.resize((self._size[1], self._size[0]), Image.Resampling.BICUBIC)
-        return np.asarray(resized).transpose(2, 0, 1)
+        return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Numbers of tokens, special ones among them."""
@@ -122,9 +122,10 @@ class GraphsEngine:
         return logits[:, 1] - logits[:, 0]
 
     def _tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        encoded = self._tokenizer.encode_batch(list(texts))
+        distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}  # pairs share a query's
+        encoded, rows = self._tokenizer.encode_batch(list(distinct)), [distinct[text] for text in texts]
         ids, mask = ([each.ids for each in encoded], [each.attention_mask for each in encoded])
-        return np.array(ids, dtype=np.int64), np.array(mask, dtype=np.int64)
+        return np.array(ids, dtype=np.int64)[rows], np.array(mask, dtype=np.int64)[rows]
 
 
 def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Path:
@@ -190,4 +191,5 @@ def _has_graphs(folder: Path, precision: Precision) -> bool:
 
 
 def _pixel_values(pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image 3 height width"]:
-    return (np.stack(pixels).astype(np.float32) - 127.5) / 127.5
+    values = np.subtract(np.stack(pixels), 127.5, dtype=np.float32)
+    return np.divide(values, 127.5, out=values)

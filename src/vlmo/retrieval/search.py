@@ -250,8 +250,7 @@ class Searcher:
         order = [*known, *order[rerank:]]
         shares, scores = dict(zip(matched.ranks, matched.shares, strict=True)), dict[str, float]()
         if shares:
-            own = lambda each: (matched if each in shares else ranked).own_words(each)  # noqa: E731
-            scores = _fuse(order, shares, words, own)
+            scores = _fuse(order, shares, words, lambda each: (matched if each in shares else ranked).own_words(each))
         best = list(scores or order)[:top]
         for hit in ranked.hits({*best} - known.keys()) + matched.hits({*best} - ranked.ranks.keys()):
             known[hit.id] = hit
@@ -285,10 +284,11 @@ class Searcher:
                 break
             size = min(wanted, max(STEP, top - len(scored)), SEARCH_RERANK)
             batch, left = left[:size], left[size:]
-            ((known,),) = (yield {INDEX: [functools.partial(self._known_pixels, batch)]}).values()
-            missing = [each for each in known if callable(each)]
-            loaded = iter((yield {LOAD: missing})[LOAD] if missing else ())
-            pixels = [next(loaded) if callable(each) else each for each in known]
+            pixels: list[Any] = self._kept_pixels(batch)
+            if missing := [hit for hit, each in zip(batch, pixels, strict=True) if each is None]:
+                ((loaders,),) = (yield {INDEX: [functools.partial(self._pixel_loaders, missing)]}).values()
+                loaded = iter((yield {LOAD: loaders})[LOAD])
+                pixels = [next(loaded) if each is None else each for each in pixels]
             odds = iter((yield {PAIRS: [(each, text) for each in pixels if each is not None]})[PAIRS])
             for hit, each in zip(batch, pixels, strict=True):
                 if each is None:
@@ -299,16 +299,16 @@ class Searcher:
                 scored.append(replace(hit, score=score, match=match))
         scored.sort(key=lambda hit: -hit.score)  # equal scores in the order of the vectors
         others = sorted([*unreadable, *left], key=lambda hit: -hit.similarity)
-        counts = {"num_reranked": len(scored), "num_unreadable": len(unreadable)}
-        return replace(result, hits=[*scored, *others], **counts)
+        return replace(result, hits=[*scored, *others], num_reranked=len(scored), num_unreadable=len(unreadable))
 
-    def _known_pixels(self, hits: Sequence[Hit]) -> list[Pixels | Callable[[], Pixels | None]]:
-        """Pixels of images from memory; of others functions that read and resize them, or return None."""
+    def _kept_pixels(self, hits: Sequence[Hit]) -> list[Pixels | None]:
         with self._lock:
-            found: list[Any] = [self._pixels.pop((hit.id, hit.hash), None) for hit in hits]
-            kept = zip(hits, found, strict=True)
-            self._pixels |= {(hit.id, hit.hash): pixels for hit, pixels in kept if pixels is not None}
-        missing = [number for number, pixels in enumerate(found) if pixels is None]
+            found = {(hit.id, hit.hash): self._pixels.pop((hit.id, hit.hash), None) for hit in hits}
+            self._pixels |= {key: pixels for key, pixels in found.items() if pixels is not None}
+        return list(found.values())
+
+    def _pixel_loaders(self, hits: Sequence[Hit]) -> list[Callable[[], Pixels | None]]:
+        """Functions that read, resize and keep images, or return None."""
 
         def load_pixels(hit: Hit, load: Callable[[], Image.Image]) -> Pixels | None:
             try:
@@ -321,10 +321,8 @@ class Searcher:
                     del self._pixels[next(iter(self._pixels))]  # which was used least lately
             return pixels
 
-        loaders = self.index.loaders([hits[number].id for number in missing], least=self.encoder.least_side)
-        for number, load in zip(missing, loaders, strict=True):
-            found[number] = functools.partial(load_pixels, hits[number], load)
-        return found
+        loaders = self.index.loaders([hit.id for hit in hits], least=self.encoder.least_side)
+        return [functools.partial(load_pixels, hit, load) for hit, load in zip(hits, loaders, strict=True)]
 
     def _run(self, steps: Steps) -> SearchResult:
         encoder = self.encoder

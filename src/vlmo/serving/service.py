@@ -315,17 +315,17 @@ class Service:
         index = self._index()
 
         def checked() -> T:
-            columns = sorted([*index.columns, *_OWN_COLUMNS])
             try:
                 if where is not None:
-                    check_filter(where, columns=columns, max_length=schemas.MAX_FILTER)
+                    check_filter(where, columns=[*index.columns, *_OWN_COLUMNS], max_length=schemas.MAX_FILTER)
                 return work()
             except ValueError as error:
                 if not str(error).startswith(("the filter", "the index knows", "the parts")):
                     raise
                 # The index names columns too, some of which are not for clients.
                 reason = " ".join(str(error).split()).partition(". Columns: ")[0]
-                hint = f"a filter compares columns with numbers and 'texts'; there are {', '.join(columns)}"
+                columns = ", ".join(sorted([*index.columns, *_OWN_COLUMNS]))
+                hint = f"a filter compares columns with numbers and 'texts'; there are {columns}"
                 raise ServiceError(422, reason, hint=hint if reason.startswith("the filter") else "") from error
 
         return await asyncio.to_thread(checked)

@@ -3,7 +3,7 @@
 import { Problem } from "./api.js";
 
 const TOKEN = /(?:[+-](?:[\d.]+\*)?)?"[^"]*"(?!\S)|\S+/g;
-const PART = /^([+-])(?:(\d+(?:\.\d+)?)\*)?(?:"([^"]*)"|((?!\d+(?:\.\d+)?\*)[^"*\s]\S*))$/;
+const PART = /^([+-])(?:(\d+(?:\.\d+)?)\*)?(?:"([^"]*)"|((?!\d+(?:\.\d+)?\*)[^"*\s][^*\s]*))$/;
 const FORM = 'Write -people, -0.5*people or +"on a beach": a sign, and words right after it. Quotes around it all make it plain words.';
 
 const tokens = (line) => [...line.replaceAll(/[“”„]/g, '"').matchAll(TOKEN)].map(([token]) => token);
