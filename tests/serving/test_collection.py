@@ -66,7 +66,7 @@ def test_parts_of_a_result_follow_each_other(client, path, body) -> None:
     assert ids(post(client, f"/v1/{path}", **body, top=8, offset=9000)) == []
 
 
-def test_results_move_towards_and_away_from_images(client, index, parts) -> None:
+def test_results_move_towards_and_away_from_images(client, index, parts, monkeypatch) -> None:
     first, second, third = ids(post(client, "/v1/search", text=TEXT, top=3))
     (text,), (image,) = parts.encoder.embed_texts([TEXT]), parts.encoder.embed_images([drawings()[2]])
     a, b, c = map(index.vector, (first, second, third))
@@ -86,6 +86,10 @@ def test_results_move_towards_and_away_from_images(client, index, parts) -> None
         assert [hit["similarity"] for hit in found["hits"]] == pytest.approx([h.similarity for h in expected], abs=1e-5)
         assert not set(ids(found)) & set(given)
         assert found["num_reranked"] == 0
+    seen, known = list[str](), index.vector
+    monkeypatch.setattr(index, "vector", lambda each: seen.append(each) or known(each))
+    post(client, "/v1/search", like=[first], unlike=[second])
+    assert sorted(seen) == sorted([first, second])  # once
     response = client.post("/v1/search", json={"like": [first], "unlike": [first] * 5})
     assert (response.status_code, "cancel" in response.json()["error"]["message"]) == (422, True)
     assert ids(post(client, "/v1/search", text=TEXT, unlike=[first], album="Winter", sort="date"))

@@ -24,7 +24,7 @@ from vlmo.retrieval.filters import PhotoFilter
 from vlmo.retrieval.index import MAX_TOP, NO_RANKING, Hit, Index, Query, Ranking, by_date
 from vlmo.retrieval.words import Mode, OwnWords, query_words, singular
 
-TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD = "texts", "images", "tokens", "pairs", "index", "load"
+TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD, STORED = "texts", "images", "tokens", "pairs", "index", "load", "stored"
 STEP = 8
 """Candidates that are reranked first, and then at a time, at most."""
 _FUSED, _RANK = 100, 60
@@ -78,8 +78,9 @@ class SearchResult:
 
 
 Asked: TypeAlias = dict[str, list[Any]]
-"""Rows for the encoder's functions by kind: `TEXTS`, `IMAGES` (as pixels), `TOKENS`, `PAIRS` (of pixels and text); or
-functions to call, which ask the index (`INDEX`), or read and resize an image (`LOAD`)."""
+"""Rows for the encoder's functions by kind: `TEXTS`, `IMAGES` (as pixels), `TOKENS`, `PAIRS` (of pixels and text); ids
+of images whose vectors are in the index (`STORED`); or functions to call, which ask the index (`INDEX`), or read and
+resize an image (`LOAD`)."""
 Steps: TypeAlias = Generator[Asked, dict[str, Sequence[Any]], SearchResult]
 """A search, which takes the results of what it asks for by kind, in the order of the rows."""
 
@@ -226,7 +227,7 @@ class Searcher:
         vectors = [*answers.get(TEXTS, ()), *answers.get(IMAGES, ())]
         vector = weighted_direction(vectors, [share for _, share in (*texts, *images)]) if vectors else None
         if ids:
-            known = (yield {INDEX: [functools.partial(self.index.vector, each) for each in ids]})[INDEX]
+            known = (yield {STORED: ids})[STORED]
             weights = [1.0] * (vector is not None) + [_LIKE / len(like) for _ in like] + [-_UNLIKE for _ in unlike]
             vector = weighted_direction([*([] if vector is None else [vector]), *known], weights)
         encoded = time.perf_counter()
@@ -329,6 +330,7 @@ class Searcher:
         work: dict[str, Callable[[list[Any]], Any]] = {TEXTS: encoder.embed_texts, IMAGES: encoder.embed_pixels}
         work |= {TOKENS: encoder.count_tokens, PAIRS: encoder.match_pairs}
         work[INDEX] = lambda calls: [call() for call in calls]
+        work[STORED] = lambda ids: list(map(self.index.vector, ids))
         work[LOAD] = lambda calls: list(encoder.pool.map(lambda call: call(), calls))
         asked = next(steps)
         while True:

@@ -21,7 +21,7 @@ from vlmo.data.decoding import COMMON_FORMATS, image_bytes
 from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder, Hit, Index, Searcher, SearchResult
 from vlmo.retrieval.filters import check_filter
-from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, TEXTS, TOKENS, sigmoid
+from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, STORED, TEXTS, TOKENS, sigmoid
 from vlmo.retrieval.store import DamagedError
 from vlmo.serving import schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
@@ -99,14 +99,13 @@ class Service:
         prepared = iter(await self._read([each.image for each in given if each.image is not None], encoder.pixels))
         pixels = None if request.image is None else next(prepared)
         more = [(next(prepared) if part.text is None else part.text, part.weight) for part in request.parts]
-        for each in (*request.like, *request.unlike):
-            await _of_image(asyncio.to_thread(self._index().vector, each))
         options = request.model_dump(include={"rerank", "weight", "sort", "mode", "like", "unlike"})
         options |= {"more": more, "photos": request.photos(), "top": request.offset + request.top}
         where = request.where or None
         steps = self._searcher.steps(request.text, pixels, where=where, began=began, **options)
         work: dict[str, Callable[[Any], Awaitable[Any]]] = {
             INDEX: lambda call: self._ask_index(call, where=where),
+            STORED: lambda id: _of_image(asyncio.to_thread(self._index().vector, id)),  # noqa: A006
             LOAD: self._decode,
         }
 
