@@ -70,6 +70,8 @@ class Options:
     """Seconds of each measurement, up to 600; three more before it do not count."""
     rerank: int = 32
     """Candidates that the fusion encoder scores where there is reranking."""
+    modes: tuple[str, ...] = ("vectors", "auto")
+    """Modes of search, each with and without reranking."""
     top: int = 10
     """Results of a request."""
     queue: int = 64
@@ -278,12 +280,14 @@ async def run_clients(
     await asyncio.gather(*parts)
 
 
-def requests_of(texts: Sequence[str], *, top: int, rerank: int, images: Sequence[str] = ()) -> Callable[[], bytes]:
+def requests_of(
+    texts: Sequence[str], *, top: int, rerank: int, images: Sequence[str] = (), mode: str = "auto"
+) -> Callable[[], bytes]:
     """Gives a request after another: a text at random; with images a mixture that has every kind of work in it."""
     choose = random.Random(0)
 
     def text(rerank: int) -> bytes:
-        return request("POST", "/v1/search", {"text": choose.choice(texts), "top": top, "rerank": rerank})
+        return request("POST", "/v1/search", {"text": choose.choice(texts), "top": top, "rerank": rerank, "mode": mode})
 
     def mixed() -> bytes:
         kind = choose.random()
@@ -300,16 +304,16 @@ def requests_of(texts: Sequence[str], *, top: int, rerank: int, images: Sequence
 
 
 def measure(
-    options: Options, port: int, process: subprocess.Popen[bytes], *, rerank: int, warm_up: float
+    options: Options, port: int, process: subprocess.Popen[bytes], *, mode: str, rerank: int, warm_up: float
 ) -> dict[str, Any]:
-    """Figures of text search with `rerank` candidates."""
+    """Figures of text search by a mode with `rerank` candidates."""
     texts = [row["captions"][0] for row in open_source("emoji-pairs", split="test")]
     load, before, own = Load(), _processor_seconds(process), _own_seconds()
     rows_before = _batch_rows(port)
     asyncio.run(
         run_clients(
             port,
-            requests_of(texts, top=options.top, rerank=rerank),
+            requests_of(texts, top=options.top, rerank=rerank, mode=mode),
             clients=options.clients,
             seconds=options.seconds,
             warm_up=warm_up,
@@ -318,6 +322,7 @@ def measure(
     )
     rows, calls = (after - early for after, early in zip(_batch_rows(port), rows_before, strict=True))
     return load.summary(wall=options.seconds) | {
+        "mode": mode,
         "rerank": rerank,
         "rows_per_call": round(rows / max(calls, 1), 2),
         "server_cpu_seconds": round(_processor_seconds(process) - before, 2),
@@ -394,7 +399,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with running_server(options, index) as (port, process):
             warm_up = min(_WARM_UP, options.seconds)
             result["search"] = [
-                measure(options, port, process, rerank=rerank, warm_up=warm_up) for rerank in (0, options.rerank)
+                measure(options, port, process, mode=mode, rerank=rerank, warm_up=warm_up)
+                for mode in options.modes
+                for rerank in (0, options.rerank)
             ]
             print(json.dumps(result["search"], indent=1))
             if options.soak:
