@@ -76,7 +76,7 @@ def effect_of(claim: Claim, results: Mapping[tuple[str, int], Mapping[str, Any]]
 
 
 def report(results: Mapping[tuple[str, int], Mapping[str, Any]], *, short: bool = False) -> str:
-    """Return tables of the claims, and unless it is `short`, of further comparisons and of the variants."""
+    """Return tables of the claims; unless it is `short` with each seed, further comparisons, and the variants."""
     parts = [f"{len(results)} jobs, {len({seed for _, seed in results})} seeds. {_circumstances(results)}"]
     for title, claims in (
         ("Claims", CLAIMS),
@@ -86,7 +86,7 @@ def report(results: Mapping[tuple[str, int], Mapping[str, Any]], *, short: bool 
         rows = [["", "metric", "difference", "t-interval", "bootstrap", "seeds", "verdict"]]
         for claim in claims:
             if (found := effect_of(claim, results)) is not None:
-                seeds = ", ".join(f"{each:+.1f}" for each in found.seeds)
+                seeds = str(len(found.seeds)) if short else ", ".join(f"{each:+.1f}" for each in found.seeds)
                 row = f"{claim.title} (`{claim.better}`, `{claim.worse}`)"
                 spans = [f"{low:+.1f} to {high:+.1f}" for low, high in (found.t, found.bootstrap)]
                 rows.append([row, claim.metric, f"**{found.mean:+.1f}**", *spans, seeds, found.verdict])
