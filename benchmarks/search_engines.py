@@ -187,8 +187,15 @@ def start_service(folder: Path) -> dict[str, float]:
 class Faiss:
     """An index of FAISS in memory."""
 
-    def __init__(self, index: Any, **figures: Any) -> None:
-        self.index, self.figures = index, figures
+    def __init__(self, index: Any, codes: Any = None, **figures: Any) -> None:
+        self.index, self.codes, self.figures = index, codes, figures
+
+    def read_more(self) -> bool:
+        """Read a tenth more partitions of the codes for a query; False if all are read."""
+        nprobes = min(self.codes.nlist, math.ceil(1.1 * self.codes.nprobe))
+        more, self.codes.nprobe = nprobes > self.codes.nprobe, nprobes
+        self.figures["parameters"] = self.figures["parameters"] | {"nprobes": nprobes}
+        return more
 
     def search(self, query: Vector) -> Found:
         """As the index does it."""
@@ -230,7 +237,7 @@ def faiss_engines(
         refined = faiss.IndexRefine(index, flat)
         refined.k_factor = parameters["refine_factor"]
         sizes = held | {"index": len(faiss.serialize_index(index))}
-        yield name, Faiss(refined, kind=f"IVF, {codes}", parameters=parameters, build=built, bytes=sizes)
+        yield name, Faiss(refined, index, kind=f"IVF, {codes}", parameters=parameters, build=built, bytes=sizes)
 
     if graph and wants("faiss HNSW"):
         index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
