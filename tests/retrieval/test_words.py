@@ -183,7 +183,10 @@ def test_orders_are_fused_by_reciprocal_ranks(mode, rerank, searcher):
         ({"a": "IMG_1", "b": "red kite", "c": "IMG_2", "d": "blue kite"}, "abcd"),
         ({"a": "IMG_1", "b": "kites", "c": "IMG_2", "d": "blue kite"}, "badc"),
         ({"a": "big lake", "b": "red kite", "c": "the old town", "d": "blue kite"}, "bdac"),
-        ({"a": "red kite", "b": "IMG_1", "c": "blue kite", "d": "IMG_2"}, "acbd"),
+        ({"a": "red kite", "b": "IMG_1", "c": "blue kite", "d": "IMG_2"}, "abcd"),
+        ({"a": "red kite", "b": "IMG_1", "c": "IMG_2", "d": "blue kite"}, "abdc"),
+        ({"a": "IMG_1_HDR", "b": "red kite", "c": "WhatsApp Image 2 at 3", "d": "blue kite"}, "abcd"),
+        ({"a": "8f14e45f-ceea-467e", "b": "red kite", "c": "PXL_1.MP", "d": "blue kite"}, "abcd"),
     ],
 )
 def test_images_without_words_keep_their_place_before_those_with_others(named, expected):

@@ -107,6 +107,28 @@ def test_first_images_are_found_while_others_are_embedded(encoder, tmp_path, mon
     assert building.build_index(encoder, [folder], out=tmp_path / "other").encoded == NUM - 16
 
 
+@pytest.mark.parametrize("name", ["movie.mp4", "0.png"])
+def test_folder_that_never_rests_is_indexed_all_the_same(name, encoder, tmp_path, monkeypatch) -> None:
+    folder, stop = write_folder(tmp_path / "images", numbers=range(2)), threading.Event()
+    seen = list[bool]()
+    monkeypatch.setattr(photos._Updates, "_update", lambda _: seen.append((folder / "new.png").exists()))
+
+    def write() -> None:
+        while not stop.wait(0.01):
+            (folder / name).write_bytes(b"0")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with updates(encoder, folder, tmp_path / "index"):
+            wait_until(lambda: bool(seen), within_s=PATIENCE_S)
+            drawings()[20].save(folder / "new.png")
+            wait_until(lambda: seen[-1], within_s=PATIENCE_S)
+    finally:
+        stop.set()
+        writer.join()
+
+
 def test_folder_that_cannot_be_watched_is_searched_all_the_same(encoder, tmp_path, monkeypatch, caplog) -> None:
     class Refused:
         def __init__(self, *_) -> None:

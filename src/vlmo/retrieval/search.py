@@ -367,8 +367,8 @@ def _fuse(
 
     Words count twice, times the square of the share of the query's words that an image has: one that has all of them
     comes before those that only the model finds, and few of many words change little. They count three times where a
-    text of the image has no others. As words do not find images whose own texts have at most one (IMG), the n-th of
-    these that the model finds comes before the n-th that words find among others, if the model has it before that.
+    text of the image has no others. As words do not find images whose own texts have at most one (IMG), the best of
+    these comes before the best that words find among others, if the model has it before that; then the next of these.
     """
     ranks, wanted = {each: rank for rank, each in enumerate(order, start=1)}, singular(words)
     full = (each for each, share in shares.items() if share == 1)
@@ -377,9 +377,9 @@ def _fuse(
     scores = {each: (2 + (each in whole)) * share**2 / (_RANK + rank) for rank, (each, share) in numbered}
     for each, rank in ranks.items():
         scores[each] = scores.get(each, 0) + 1 / (_RANK + rank)
-    nameless = (each for each in order if each not in shares and own_words(each)[0] < 2)
-    partly = sorted(shares.keys() - whole, key=lambda each: (-scores[each], each))
-    for other, each in zip(partly, nameless, strict=False):
-        if ranks[each] < ranks.get(other, math.inf):
+    nameless = [each for each in reversed(order) if each not in shares and own_words(each)[0] < 2]
+    for other in sorted(shares.keys() - whole, key=lambda each: (-scores[each], each)):
+        if nameless and ranks[nameless[-1]] < ranks.get(other, math.inf):
+            each = nameless.pop()
             scores[each] = max(scores[each], scores[other])
     return {each: scores[each] for each in sorted(scores, key=lambda each: (-scores[each], each in shares))}

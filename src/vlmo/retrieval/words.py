@@ -16,6 +16,7 @@ Mode = Literal["auto", "vectors", "words", "hybrid"]
 OCR_COLUMN = "ocr_text"
 """Column of metadata that holds the text in an image, with | between its lines, empty where there is none."""
 _COMMON = frozenset(re.findall(r"\w+", "a an and are as at by for from in is it its of on or that the this to with"))
+_CAMERA = frozenset(re.findall(r"\w+", "img image dsc dscn dscf mvimg pxl hdr night portrait pano burst whats app vid"))
 _MAX_WORDS = 32  # of a query
 _MAX_BYTES = 39  # of a word: LanceDB's index leaves out longer ones
 
@@ -52,22 +53,24 @@ def image_words(row: Mapping[str, Any]) -> str:
 def found_share(words: Sequence[str], text: str) -> float:
     """Return which share of some words an `image_words` text that has one of them has, in singular or plural."""
     there = singular(text.split())
-    return max(1, sum(word.rstrip("s") in there for word in words)) / max(1, len(words))
+    return max(1, sum(singular([word]) <= there for word in words)) / max(1, len(words))
 
 
 OwnWords: TypeAlias = tuple[int, list[set[str]]]
-"""Number of words of an image's texts but its album, and the words of each text that has some, in the singular."""
+"""Number of words of an image's texts but its album, without short ones and those of cameras (IMG_HDR); and the words
+of each text that has some, in the singular."""
 
 
 def own_words(path: str, captions: Sequence[str], metadata: Mapping[str, Any]) -> OwnWords:
     """Return them of an image."""
     texts = image_texts(path, captions, metadata)
-    return sum(map(len, texts[1:])), [singular(text) for text in texts if text]
+    telling = [word for text in texts[1:] for word in text if len(word) > 2 and word not in _CAMERA]
+    return len(telling), [singular(text) for text in texts if text]
 
 
 def singular(words: Iterable[str]) -> set[str]:
-    """Return words without the s of the plural."""
-    return {word.rstrip("s") for word in words}
+    """Return English words in the singular, roughly: both "cherries" and "cherry" are "cherry"."""
+    return {re.sub("(?<=..)ies$", "y", word).rstrip("s") for word in words}
 
 
 Rows: TypeAlias = "tuple[Int64[np.ndarray, ' row'], Float[np.ndarray, ' row']]"

@@ -24,7 +24,7 @@ from vlmo.serving.server import serve
 from vlmo.serving.settings import Settings
 
 _READ = frozenset((*IMAGE_SUFFIXES, *SHARD_SUFFIXES, *TABLE_SUFFIXES, ".json"))
-_SETTLED_S = 2.0  # without a change, after which the index is updated
+_SETTLED_S = 2.0  # after a change, until the index is updated
 _STEP_MS = 100  # between two looks at what has changed
 _BATCH = 8  # images that a search on the same processor has to wait for
 _LOGGER = logging.getLogger(__name__)
@@ -85,13 +85,12 @@ class _Updates(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        due = 0.0  # when the index is updated: once the folder is watched, then after each change
+        due = 0.0  # when the index is updated: once the folder is watched, then a while after a change
         with contextlib.ExitStack() as stack, contextlib.suppress(StoppedError):
             stack.callback(self._has_run.set)
             for has_changed in self._watch():
-                if has_changed:
-                    due = time.monotonic() + _SETTLED_S
-                elif time.monotonic() >= due:
+                due = min(due, time.monotonic() + _SETTLED_S) if has_changed else due
+                if time.monotonic() >= due:
                     due = math.inf
                     try:
                         self._update()
@@ -108,26 +107,27 @@ class _Updates(threading.Thread):
 
         index = self._index.absolute()
 
-        def is_read(_: object, name: str) -> bool:
+        def is_read(name: str) -> bool:
             path = Path(name).absolute()  # of what may be gone, so that a folder is known by not being a file
             return (path.suffix.lower() in _READ or not path.is_file()) and not path.is_relative_to(index)
 
         try:
-            yield from map(
-                bool,
-                watch(
-                    self._folder,
-                    watch_filter=is_read,
-                    stop_event=self._stopped,
-                    step=_STEP_MS,
-                    rust_timeout=_STEP_MS,
-                    yield_on_timeout=True,
-                    ignore_permission_denied=True,
-                ),
-            )
+            for changes in watch(
+                self._folder,
+                watch_filter=None,  # a filter would also hold back what tells that time has passed
+                stop_event=self._stopped,
+                step=_STEP_MS,
+                debounce=_STEP_MS,
+                rust_timeout=_STEP_MS,
+                yield_on_timeout=True,
+                ignore_permission_denied=True,
+            ):
+                yield any(is_read(name) for _, name in changes)
         except (OSError, RuntimeError) as error:  # such as too many folders for the system
             _LOGGER.warning("%s is not watched, changes count at the next start: %s", self._folder, error)
-            yield False
+            while not self._stopped.is_set():
+                yield False
+                self._stopped.wait(_SETTLED_S)
 
     def _update(self) -> None:
         batch = _BATCH if self._encoder.device == "cpu" else 8 * _BATCH
