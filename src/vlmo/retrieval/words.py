@@ -16,7 +16,7 @@ Mode = Literal["auto", "vectors", "words", "hybrid"]
 OCR_COLUMN = "ocr_text"
 """Column of metadata that holds the text in an image, with | between its lines, empty where there is none."""
 _COMMON = frozenset(re.findall(r"\w+", "a an and are as at by for from in is it its of on or that the this to with"))
-_CAMERA = frozenset(re.findall(r"\w+", "img image dsc dscn dscf mvimg pxl hdr night portrait pano burst whats app vid"))
+_CAMERA = frozenset(re.findall(r"\w+", "img image dsc dscn dscf mvimg pxl hdr night portrait pano burst app vid"))
 _MAX_WORDS = 32  # of a query
 _MAX_BYTES = 39  # of a word: LanceDB's index leaves out longer ones
 
