@@ -267,12 +267,18 @@ class Options:
     scale: float = 1.0
     """Share of all steps."""
 
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise SystemExit(f"--scale is {self.scale}; give a share of the steps above 0")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and measure what the file lacks, and show the means."""
     options = tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments))
     scale, world = options.scale, options.world
     kept = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    if kept and (kept.get("world", "shapes"), kept["scale"]) != (world, scale):
+        raise SystemExit(f"{options.out} holds another world or scale; name another file by --out")
     steps, seeds = kept.get("steps", {}), kept.get("seeds", {})
     for seed in options.seeds:
         folder, of_seed = options.folder / f"seed-{seed}", seeds.setdefault(str(seed), {})

@@ -175,6 +175,7 @@ def test_embed_writes_vectors_of_images_or_texts(made, model, capsys, tmp_path):
         (["search", "nowhere", "x"], "is no index"),
         (["search", "INDEX", " "], "the query is empty"),
         (["search", "INDEX", "x", "+tree*"], "'+tree*' follows the query; parts begin with + or -"),
+        (["search", "INDEX", "x", "-x*red"], "'-x*red' follows the query"),
         (["search", "INDEX", "gone.png"], "there is no image gone.png"),
         (["search", "INDEX", "pics/no such.jpg"], "there is no image pics/no such.jpg"),
         (["search", "INDEX", "FILE.parquet"], "FILE.parquet is a file, but no image that is read (.avif, .bmp"),

@@ -6,7 +6,7 @@ from tests.losses.steps import close
 from tests.toy_batch import FixedTokens, make_batch, with_parts_alone
 from tests.toy_model import toy
 
-from beit3 import ARMS, BOTH, CONTRAST, MASKS, STAGES, Both, BothObjective, arm, probe, report, things
+from beit3 import ARMS, BOTH, CONTRAST, MASKS, STAGES, Both, BothObjective, arm, main, probe, report, things
 from vlmo.data.sources import open_source
 from vlmo.recipes.schema import check_recipe
 from vlmo.tasks import RetrievalTask
@@ -64,3 +64,16 @@ def test_report_has_paired_intervals() -> None:
     assert "| `masks` | 1,200 | 10 to 12 | 50.0 | 50.0 | 50.0 | 50.0 |" in shown
     assert f"| `masks` - `stages` |{' -10.0 ± 5.0 |' * 4}" in shown  # deviation 2, 4.303 * 2 / sqrt(3)
     assert f"| `masks and contrast` - `stages` |{' +0.0 ± 0.0 |' * 4}" in shown
+
+
+def test_file_of_another_scale_is_kept(tmp_path) -> None:
+    out = tmp_path / "found.json"
+    out.write_text('{"world": "icons", "scale": 1.0, "steps": {}, "seeds": {}}')
+    for given, reason in (
+        ("--scale=-1", "above 0"),
+        ("--scale=0.5", "name another file"),
+        ("--seeds=1", "another world"),
+    ):
+        with pytest.raises(SystemExit, match=reason):
+            main([str(tmp_path / "runs"), "--out", str(out), given])
+    assert not (tmp_path / "runs").exists()

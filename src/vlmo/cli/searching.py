@@ -189,7 +189,9 @@ def _read_part(text: str) -> tuple[str | Path, float]:
 
     match = re.fullmatch(r"\s*([+-])(?:(\d+(?:\.\d+)?)\*)?\s*([^\s*][^*]*)", text)
     if match is None:
-        raise ValueError(f"{text!r} follows the query; parts begin with + or -: '+on a beach' '-people' '-0.5*red'")
+        raise ValueError(
+            f"{text.strip()!r} follows the query; parts begin with + or -: '+on a beach' '-people' '-0.5*red'"
+        )
     sign, weight, words = match.groups()
     return image_named(words, must_exist=True) or words, float(f"{sign}{weight or 1}")
 
