@@ -108,7 +108,8 @@ def test_first_images_are_found_while_others_are_embedded(encoder, tmp_path, mon
 
 
 @pytest.mark.parametrize("name", ["movie.mp4", "0.png"])
-def test_folder_that_never_rests_is_indexed_all_the_same(name, encoder, tmp_path, monkeypatch) -> None:
+def test_folder_that_never_rests_is_indexed_all_the_same(name, encoder, tmp_path, monkeypatch, caplog) -> None:
+    caplog.set_level("INFO")
     folder, stop = write_folder(tmp_path / "images", numbers=range(2)), threading.Event()
     seen = list[bool]()
     monkeypatch.setattr(photos._Updates, "_update", lambda _: seen.append((folder / "new.png").exists()))
@@ -127,6 +128,7 @@ def test_folder_that_never_rests_is_indexed_all_the_same(name, encoder, tmp_path
     finally:
         stop.set()
         writer.join()
+    assert caplog.messages == []
 
 
 def test_folder_that_cannot_be_watched_is_searched_all_the_same(encoder, tmp_path, monkeypatch, caplog) -> None:

@@ -106,6 +106,7 @@ class _Updates(threading.Thread):
         from watchfiles import watch
 
         index = self._index.absolute()
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each change
 
         def is_read(name: str) -> bool:
             path = Path(name).absolute()  # of what may be gone, so that a folder is known by not being a file
