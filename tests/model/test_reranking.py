@@ -25,6 +25,7 @@ def test_extreme_scores_and_weights_are_decided_without_overflow():
     assert num_wanted([0.0, 0.0, 0.0], [1e3, -1e3], weight=0.999, scale=1.0, top=1) == 0
     assert num_wanted([0.0, 0.0, 0.0], [-1e3, -1e3], weight=0.999, scale=1.0, top=1) == 1
     assert num_wanted([0.0, 0.0], [], weight=0.5, scale=1.0, top=1) == 2
+    assert num_wanted([0.0, 0.0, 0.0], [float("nan")], weight=0.5, scale=1.0, top=1) == 2
     assert num_wanted([0.0, 0.0], [1.0, 2.0], weight=0.5, scale=1.0, top=1) == 0
 
 

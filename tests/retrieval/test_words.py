@@ -65,6 +65,8 @@ def test_words_of_texts_and_names():
     assert image_words(row) == "blue moon"
     lines = image_texts("/a/b.tar#DSC1.png", ("A bakery",), {"album": "Rome", "ocr_text": "BAKERY | 24 hours"})
     assert lines == [["rome"], ["dsc"], ["bakery"], ["bakery"], ["24", "hours"]]
+    assert image_texts("/a/red.TAR#blue/kite.png", (), {}) == image_texts("kite.png", (), {})
+    assert image_texts("/a/red.TAR#kite.png", (), {}) == image_texts("kite.png", (), {})
 
 
 @pytest.mark.parametrize(

@@ -50,4 +50,4 @@ def num_wanted(similarity: Sequence[float], match: Sequence[float], *, weight: f
     above = (least - (1 - weight) * scale * similar[count:]) / weight - known.max()
     spread = max(known.std().item(), 1e-6) * math.sqrt(2)
     lost = shares[count:] / shares.sum() * [math.erfc(each / spread) / 2 for each in above.tolist()]
-    return int((lost[::-1].cumsum() >= _LOST).sum())
+    return int((~(lost[::-1].cumsum() < _LOST)).sum())  # where a score is not a number, all

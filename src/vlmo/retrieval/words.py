@@ -38,7 +38,7 @@ def image_texts(path: str, captions: Sequence[str], metadata: Mapping[str, Any])
 
     Names are split before capitals too (`redStar_02.png`: red star).
     """
-    name = re.sub(r".*(/|\.(tar|parquet)#)", "", path, flags=re.DOTALL)
+    name = re.sub(r".*(/|\.(tar|parquet)#)", "", path, flags=re.DOTALL | re.IGNORECASE)  # without folders and shard
     names = (metadata.get("album") or "", re.sub(r"\d+", " ", name.rpartition(".")[0] or name))
     names = [re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", each) for each in names]
     return [split_words(each) for each in (*names, *captions, *(metadata.get(OCR_COLUMN) or "").split("|"))]
@@ -46,8 +46,7 @@ def image_texts(path: str, captions: Sequence[str], metadata: Mapping[str, Any])
 
 def image_words(row: Mapping[str, Any]) -> str:
     """Return the words that find an image: those of all its texts."""
-    path = row["path"].removeprefix(f"{row.get('shard')}#")
-    return " ".join(itertools.chain(*image_texts(path, row["captions"], row["metadata"])))
+    return " ".join(itertools.chain(*image_texts(row["path"], row["captions"], row["metadata"])))
 
 
 def found_share(words: Sequence[str], text: str) -> float:
