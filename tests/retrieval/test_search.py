@@ -20,7 +20,7 @@ from vlmo import VLMoForImageTextRetrieval
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.evaluation import evaluate_retrieval
 from vlmo.retrieval import Index, Searcher, SearchResult
-from vlmo.retrieval.index import NO_RANKING, Ranking
+from vlmo.retrieval.hits import NO_RANKING, Ranking
 from vlmo.retrieval.results import as_json, as_table, write_sheet
 
 CLOSE = 1e-4  # sums in another order; scores are some units large

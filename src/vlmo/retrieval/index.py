@@ -5,24 +5,25 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from PIL import Image
 
 from vlmo.data.decoding import MAX_PIXELS, EncodedImage
 from vlmo.folder import read_json
 from vlmo.retrieval.filters import PHOTO_COLUMNS, PhotoFilter, check_filter, filter_error, is_filter_error
+from vlmo.retrieval.hits import NO_RANKING, Hit, Ranking, hit_of
 from vlmo.retrieval.in_memory import FILE, MemoryVectors, has_faiss
 from vlmo.retrieval.sources import read_uri
-from vlmo.retrieval.store import FILTERED, RESERVED, TABLE, Approximate, DamagedError, Store, one_line
-from vlmo.retrieval.words import OwnWords, Rows, found_share, join_rows, own_words
+from vlmo.retrieval.store import FILTERED, TABLE, Approximate, DamagedError, Store, one_line
+from vlmo.retrieval.words import OwnWords, Rows, found_share, join_rows
 
 INDEX_FILE = "index.json"
 VERSION = 3
@@ -31,87 +32,30 @@ MAX_BYTES = 2**29
 """If vectors in memory take more, or columns, both stay on the disk; a million vectors of 128 dimensions fit."""
 _LOGGER = logging.getLogger(__name__)
 _SHOWN = ["id", "path", "captions", "width", "height", "hash"]
-_NO_METADATA = RESERVED | {"_distance", "_rowid"}
 _GATHERED = 2048  # vectors at a time, so that they stay in the processor's cache
-_KEPT_WORDS, _KEPT_TEXTS = 4096, 2**16
-"""Words whose images are kept, 12 bytes for each word of each image; and images whose words are, 40 MB."""
+_KEPT_WORDS = 4096
+"""Words whose images are kept, 12 bytes for each word of each image."""
 _MATCHED, _STEPS = 5000, 4
 """Images with the best matches of words that are compared where not all fit into memory; and steps of BM25 up to the
 best, within which similarity decides: smaller differences come from the lengths of file names."""
 
 
-@dataclass(frozen=True)
-class Hit:
-    """An image that was found.
+class Query(NamedTuple):
+    """What images are ranked by.
 
     Attributes:
-        id: Its id in the index; the same as long as the image stays where it is.
-        score: Value that results are ordered by: the sum of reciprocal ranks where words were found, the mixed score in
-            nats after reranking, else the similarity.
-        similarity: Cosine of the vectors of query and image.
-        match: Log-odds that the text belongs to the image; None where it was not reranked.
-        words: Share of the query's words that its texts have; None where none was found, or asked for.
-        path: Its file, or "SHARD#KEY" of a record in a shard.
-        metadata: Every other column.
-        hash: Digest of its bytes when it was indexed.
+        vector: L2-normalised. None: the images that were taken last, the newest first, with a similarity of 0.
+        where: A filter in SQL; all images that pass it are compared, also where there is an approximate index.
+        photos: A filter of photographs, which are compared in memory, or else while the table is read.
+        words: Only images whose texts have one of these (`query_words`), those with the best matches first; of
+            equally good ones those with the most similar vectors.
+        every_word: Only those that have all of them; none in an index of an earlier version.
     """
-
-    id: str
-    score: float
-    similarity: float
-    match: float | None
-    path: str
-    captions: tuple[str, ...]
-    metadata: Mapping[str, Any]
-    width: int
-    height: int
-    hash: str = field(default="", compare=False, repr=False)
-    words: float | None = None
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Images in order, best first, as rows of a table: only those that are shown become a `Hit`."""
-
-    images: pa.Table
-    places: Int64[np.ndarray, " rank"]
-    similar: Float[np.ndarray, " rank"]
-    shares: Sequence[float] = ()
-    """`Hit.words` of each, if words have found them."""
-    own: dict[int, OwnWords] = field(default_factory=dict)
-
-    @functools.cached_property
-    def ranks(self) -> dict[str, int]:
-        """Ids in this order, and their ranks from 0 on."""
-        return {id: rank for rank, id in enumerate(self.images["id"].take(self.places).to_pylist())}  # noqa: A001
-
-    def hits(self, ids: Collection[str]) -> list[Hit]:
-        """Return those of some ids, in this order."""
-        ranks = [rank for id, rank in self.ranks.items() if id in ids]  # noqa: A001
-        shares, rows = self.shares or [None] * len(self.ranks), self.images.take(self.places[ranks]).to_pylist()
-        return [_hit(row, float(self.similar[rank]), shares[rank]) for rank, row in zip(ranks, rows, strict=True)]
-
-    def own_words(self, id: str) -> OwnWords:  # noqa: A002
-        """`own_words` of an image."""
-        place = int(self.places[self.ranks[id]])
-        if (found := self.own.get(place)) is None:
-            if len(self.own) >= _KEPT_TEXTS:
-                self.own.clear()
-            (row,) = self.images.slice(place, 1).to_pylist()
-            self.own[place] = found = own_words(row["path"], row["captions"] or (), row)
-        return found
-
-
-NO_RANKING = Ranking(pa.table({"id": pa.array([], pa.string())}), np.arange(0), np.zeros(0))
-
-
-class Query(NamedTuple):
-    """Arguments of `Index.nearest`."""
 
     vector: Float32[np.ndarray, " dim"] | None
     top: int
     where: str | None = None
-    photos: PhotoFilter | None = None
+    photos: PhotoFilter = PhotoFilter()
     words: Sequence[str] | None = None
     every_word: bool = False
 
@@ -202,36 +146,18 @@ class Index:
         """True if an image has a word, such as of its file's name, that mode "words" finds."""
         return self._store.has_words and bool(len(self._store.ids("full_text <> ''", most=1)))
 
-    def nearest(
-        self,
-        vector: Float32[np.ndarray, " dim"] | None,
-        *,
-        top: int,
-        where: str | None = None,
-        photos: PhotoFilter | None = None,
-        words: Sequence[str] | None = None,
-        every_word: bool = False,
-    ) -> list[Hit]:
-        """The images whose vectors are most similar to this one, best first.
-
-        Args:
-            vector: L2-normalised. None: the images that were taken last, the newest first, with a similarity of 0.
-            where: A filter in SQL; all images that pass it are compared, also where there is an approximate index.
-            photos: A filter of photographs, which are compared in memory, or else while the table is read.
-            words: Only images whose texts have one of these (`query_words`), those with the best matches first; of
-                equally good ones those with the most similar vectors.
-            every_word: Only those that have all of them; none in an index of an earlier version.
-
-        Raises:
-            ValueError: An argument is wrong, or the index is damaged.
-        """
-        found = self.rank(Query(vector, top, where, photos, words, every_word))
+    def nearest(self, vector: Float32[np.ndarray, " dim"] | None, **others: Any) -> list[Hit]:
+        """Return the images that `rank` finds; `others` are the other fields of a `Query`."""
+        found = self.rank(Query(vector, **others))
         return found.hits(found.ranks)
 
     def rank(self, query: Query) -> Ranking:
-        """`nearest`, before images become hits."""
+        """Return the images whose vectors are most similar to the query's, best first.
+
+        Raises:
+            ValueError: Something of the query is wrong, or the index is damaged.
+        """
         vector, top, where, photos, words, _ = query
-        photos = photos or PhotoFilter()
         photos = photos if vector is not None else replace(photos, since=photos.since or "0001")  # of any date
         self._check(query, photos.columns)
         memory = self._current_memory() if self._memory is not None or photos.columns else None
@@ -267,7 +193,6 @@ class Index:
     def _rank_matching(self, query: Query, vector: Float32[np.ndarray, " dim"], images: _Images | None) -> Ranking:
         """Rank images that have some words, or every one, by BM25 in steps, and within one by similarity."""
         _, top, where, photos, words, every = query
-        photos = photos or PhotoFilter()
         if not (words and (self._store.has_words if images is None else images.having)):
             return NO_RANKING
         if images is not None and images.having is not None:
@@ -324,7 +249,7 @@ class Index:
         columns = [*self._visible(), "thumbnail", "vector", *["full_text"] * self._store.has_words]
         with one_line(self.folder):
             rows = self._store.table.take_offsets(offsets).select(columns).to_arrow().to_pylist()
-        return [(_hit(row, 0.0), row) for row in rows]
+        return [(hit_of(row, 0.0), row) for row in rows]
 
     def files(self, ids: Sequence[str]) -> list[tuple[str, str, Callable[[], bytes]]]:
         """Id, path and a function that reads the file, or raises ValueError, of those images that the index has."""
@@ -434,11 +359,6 @@ class Index:
         raise ValueError(f"{self.folder}: no image has the id {id!r}")
 
 
-def by_date(hits: Iterable[Hit]) -> list[Hit]:
-    """Sort images by the time when they were taken, the newest first; those without one come last."""
-    return sorted(hits, key=lambda hit: str(hit.metadata.get("taken") or ""), reverse=True)
-
-
 def _passing(images: pa.Table, photos: PhotoFilter, ids: pa.Array | None) -> Bool[np.ndarray, " image"]:
     passed = photos.passing(images)
     return passed if ids is None else passed & np.asarray(pc.is_in(images["id"], value_set=ids))
@@ -467,16 +387,6 @@ def _similarities(
         return np.vecdot(vectors, vector)[places]
     parts = np.split(places, range(_GATHERED, len(places), _GATHERED))
     return np.concatenate([np.vecdot(vectors[part], vector) for part in parts])
-
-
-def _hit(row: Mapping[str, Any], similarity: float, words: float | None = None) -> Hit:
-    metadata = {name: _number(value) for name, value in row.items() if name not in _NO_METADATA}
-    known = (tuple(row["captions"] or ()), metadata, row["width"], row["height"], row["hash"], words)
-    return Hit(row["id"], similarity, similarity, None, row["path"], *known)
-
-
-def _number(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _load(row: Mapping[str, Any] | None, id: str, *, least: int = MAX_PIXELS) -> Image.Image:  # noqa: A002

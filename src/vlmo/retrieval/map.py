@@ -17,7 +17,8 @@ from vlmo.data.decoding import image_bytes
 from vlmo.folder.atomic import write_file
 from vlmo.lazy import need_package
 from vlmo.retrieval.encoder import Encoder
-from vlmo.retrieval.index import Hit, Index
+from vlmo.retrieval.hits import Hit
+from vlmo.retrieval.index import Index
 
 _SIDE, _MOST_GROUPS, _MOST_WORDS = 72, 16, 400
 """Longest side of a thumbnail in pixels, and bounds of the number of groups and of words that may name them."""

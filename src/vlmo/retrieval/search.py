@@ -21,7 +21,8 @@ from vlmo.export.sessions import Pixels
 from vlmo.model.reranking import SEARCH_RERANK, num_wanted, rerank_score
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.filters import PhotoFilter
-from vlmo.retrieval.index import MAX_TOP, NO_RANKING, Hit, Index, Query, Ranking, by_date
+from vlmo.retrieval.hits import NO_RANKING, Hit, Ranking
+from vlmo.retrieval.index import MAX_TOP, Index, Query
 from vlmo.retrieval.words import Mode, OwnWords, query_words, singular
 
 TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD, STORED = "texts", "images", "tokens", "pairs", "index", "load", "stored"
@@ -85,11 +86,6 @@ Steps: TypeAlias = Generator[Asked, dict[str, Sequence[Any]], SearchResult]
 """A search, which takes the results of what it asks for by kind, in the order of the rows."""
 
 
-def sigmoid(odds: float) -> float:
-    """Return the probability of log-odds."""
-    return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
-
-
 class Searcher:
     """A model and an index of its vectors. Threads may share one.
 
@@ -107,9 +103,6 @@ class Searcher:
                 "vectors cannot be compared. Use that model, or build an index with this one"
             )
         self._lock, self._pixels = threading.Lock(), dict[Any, Pixels]()  # of images that were reranked last
-
-    encoder: Encoder
-    index: Index
 
     def search(
         self,
@@ -233,10 +226,10 @@ class Searcher:
         encoded = time.perf_counter()
 
         def rank() -> tuple[Ranking, Ranking]:
-            query = Query(vector, max(top, _FUSED), where, photos, words, mode == "auto")
+            query = Query(vector, max(top, _FUSED), where, photos or PhotoFilter(), words, mode == "auto")
             matched = self.index.rank(query) if words else NO_RANKING
-            query = Query(vector, max(top + len(ids), rerank, _FUSED if matched.ranks else 1), where, photos)
-            return matched, NO_RANKING if mode == "words" else self.index.rank(query)
+            most = max(top + len(ids), rerank, _FUSED if matched.ranks else 1)
+            return matched, NO_RANKING if mode == "words" else self.index.rank(query._replace(top=most, words=None))
 
         ((matched, ranked),) = (yield {INDEX: [rank]})[INDEX]
         order, found = [each for each in ranked.ranks if each not in ids], time.perf_counter()
@@ -258,7 +251,9 @@ class Searcher:
         hits = [known[id] for id in best]  # noqa: A001
         if shares:
             hits = [replace(hit, score=scores[hit.id], words=shares.get(hit.id)) for hit in hits]
-        return replace(result, hits=hits if sort is None else by_date(hits))
+        if sort == "date":  # the newest first, and last those without one
+            hits.sort(key=lambda hit: str(hit.metadata.get("taken") or ""), reverse=True)
+        return replace(result, hits=hits)
 
     def _check(
         self, text: str | None, mode: Mode, top: int, rerank: int, weight: float | None, *, by_text: bool

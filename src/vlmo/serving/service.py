@@ -15,13 +15,14 @@ from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 from PIL import Image
+from scipy.special import expit
 from torch import Tensor
 
 from vlmo.data.decoding import COMMON_FORMATS, image_bytes
 from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder, Hit, Index, Searcher, SearchResult
 from vlmo.retrieval.filters import check_filter
-from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, STORED, TEXTS, TOKENS, sigmoid
+from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, STORED, TEXTS, TOKENS
 from vlmo.retrieval.store import DamagedError
 from vlmo.serving import schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
@@ -147,8 +148,8 @@ class Service:
         order = np.argsort(-scores, kind="stable").tolist()[: request.top_n]
         is_tei = request.texts is not None
         score, text = ("score", "text") if is_tei else ("relevance_score", "document")
-        shown = float if is_tei and request.raw_scores else sigmoid
-        results: list[dict[str, Any]] = [{"index": each, score: shown(scores[each])} for each in order]
+        shown = float if is_tei and request.raw_scores else expit
+        results: list[dict[str, Any]] = [{"index": each, score: float(shown(scores[each]))} for each in order]
         for ranked in results if request.return_documents else ():
             document = request.documents[ranked["index"]].document
             ranked[text] = next(iter(document.values())) if is_tei else document
@@ -349,7 +350,7 @@ def _found(result: SearchResult, *, began: float, offset: int) -> dict[str, Any]
 def _shown(hit: Hit) -> dict[str, Any]:
     """Return the fields of a hit that clients may see: its file's name, and not where that lies on the server."""
     names = ("id", "captions", "metadata", "width", "height", "score", "similarity", "match", "words")
-    probability = None if hit.match is None else sigmoid(hit.match)
+    probability = None if hit.match is None else float(expit(hit.match))
     return {name: vars(hit)[name] for name in names} | {"name": PurePath(hit.path).name, "probability": probability}
 
 

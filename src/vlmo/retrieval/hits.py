@@ -1,0 +1,95 @@
+"""Images that were found, and rankings of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int64
+
+from vlmo.retrieval.store import RESERVED
+from vlmo.retrieval.words import OwnWords, own_words
+
+_NO_METADATA = RESERVED | {"_distance", "_rowid"}
+_KEPT_TEXTS = 2**16
+"""Images whose words are kept, 40 MB."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image that was found.
+
+    Attributes:
+        id: Its id in the index; the same as long as the image stays where it is.
+        score: Value that results are ordered by: the sum of reciprocal ranks where words were found, the mixed score in
+            nats after reranking, else the similarity.
+        similarity: Cosine of the vectors of query and image.
+        match: Log-odds that the text belongs to the image; None where it was not reranked.
+        words: Share of the query's words that its texts have; None where none was found, or asked for.
+        path: Its file, or "SHARD#KEY" of a record in a shard.
+        metadata: Every other column.
+        hash: Digest of its bytes when it was indexed.
+    """
+
+    id: str
+    score: float
+    similarity: float
+    match: float | None
+    path: str
+    captions: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    width: int
+    height: int
+    hash: str = field(default="", compare=False, repr=False)
+    words: float | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Images in order, best first, as rows of a table: only those that are shown become a `Hit`."""
+
+    images: pa.Table
+    places: Int64[np.ndarray, " rank"]
+    similar: Float[np.ndarray, " rank"]
+    shares: Sequence[float] = ()
+    """`Hit.words` of each, if words have found them."""
+    own: dict[int, OwnWords] = field(default_factory=dict)
+
+    @functools.cached_property
+    def ranks(self) -> dict[str, int]:
+        """Ids in this order, and their ranks from 0 on."""
+        return {id: rank for rank, id in enumerate(self.images["id"].take(self.places).to_pylist())}  # noqa: A001
+
+    def hits(self, ids: Collection[str]) -> list[Hit]:
+        """Return those of some ids, in this order."""
+        ranks = [rank for id, rank in self.ranks.items() if id in ids]  # noqa: A001
+        shares, rows = self.shares or [None] * len(self.ranks), self.images.take(self.places[ranks]).to_pylist()
+        return [hit_of(row, float(self.similar[rank]), shares[rank]) for rank, row in zip(ranks, rows, strict=True)]
+
+    def own_words(self, id: str) -> OwnWords:  # noqa: A002
+        """`own_words` of an image."""
+        place = int(self.places[self.ranks[id]])
+        if (found := self.own.get(place)) is None:
+            if len(self.own) >= _KEPT_TEXTS:
+                self.own.clear()
+            (row,) = self.images.slice(place, 1).to_pylist()
+            self.own[place] = found = own_words(row["path"], row["captions"] or (), row)
+        return found
+
+
+NO_RANKING = Ranking(pa.table({"id": pa.array([], pa.string())}), np.arange(0), np.zeros(0))
+
+
+def hit_of(row: Mapping[str, Any], similarity: float, words: float | None = None) -> Hit:
+    """Return the image of a row of the table."""
+    metadata = {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in row.items()
+        if name not in _NO_METADATA
+    }
+    known = (tuple(row["captions"] or ()), metadata, row["width"], row["height"], row["hash"], words)
+    return Hit(row["id"], similarity, similarity, None, row["path"], *known)
