@@ -1,4 +1,4 @@
-"""Effects of the findings with their intervals, and the tables of the page."""
+"""Effects of the findings with their intervals, and the table of the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from findings_design import CLAIMS, CONFIRMATIONS, MATCHING, PROBE, RECALL, SECONDARY, VARIANTS, Claim
+from findings_design import CLAIMS, VARIANTS, Claim
 
 MARK = "<!-- all below is written by experiments/findings.py -->"
 _LEVEL, _DRAWS = 0.95, 10_000
@@ -22,13 +22,7 @@ Values = Float[np.ndarray, "seeds items"]
 
 @dataclass(frozen=True)
 class Effect:
-    """Mean difference of two variants with its intervals, in percentage points.
-
-    Attributes:
-        seeds: Difference of each seed.
-        t: 95 % t-interval over the paired seeds.
-        bootstrap: 95 % interval of resampled items, the trained models being given.
-    """
+    """Differences of two variants by seed, in points, with 95 % intervals over seeds and over resampled items."""
 
     seeds: tuple[float, ...]
     t: tuple[float, float]
@@ -40,20 +34,19 @@ class Effect:
         return float(np.mean(self.seeds))
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """The lower of both lower limits, and the higher of both upper ones."""
+        return min(self.t[0], self.bootstrap[0]), max(self.t[1], self.bootstrap[1])
+
+    @property
     def verdict(self) -> str:
         """`holds` or `reversed` where both intervals lie on one side of zero, else `unclear`."""
-        low, high = min(self.t[0], self.bootstrap[0]), max(self.t[1], self.bootstrap[1])
+        low, high = self.interval
         return "holds" if low > 0 else "reversed" if high < 0 else "unclear"
 
 
 def effect(better: Values, worse: Values) -> Effect:
-    """Return the effect of paired values between 0 and 1.
-
-    Raises:
-        ValueError: There are fewer than two seeds.
-    """
-    if len(better) < 2:
-        raise ValueError(f"{len(better)} seeds; an interval needs two or more")
+    """Return the effect of paired values between 0 and 1 of two or more seeds."""
     differences = 100 * (better - worse)
     seeds = differences.mean(axis=1)
     half = float(stats.t.ppf((1 + _LEVEL) / 2, len(seeds) - 1) * seeds.std(ddof=1) / len(seeds) ** 0.5)
@@ -75,44 +68,18 @@ def effect_of(claim: Claim, results: Mapping[tuple[str, int], Mapping[str, Any]]
     return effect(first, second)
 
 
-def report(results: Mapping[tuple[str, int], Mapping[str, Any]], *, short: bool = False) -> str:
-    """Return tables of the claims; unless it is `short` with each seed, further comparisons, and the variants."""
-    parts = [f"{len(results)} jobs, {len({seed for _, seed in results})} seeds. {_circumstances(results)}"]
-    for title, claims in (
-        ("Claims", CLAIMS),
-        ("Confirmations with other seeds", CONFIRMATIONS),
-        *(() if short else (("Further comparisons", SECONDARY),)),
-    ):
-        rows = [["", "metric", "difference", "t-interval", "bootstrap", "seeds", "verdict"]]
-        for claim in claims:
-            if (found := effect_of(claim, results)) is not None:
-                seeds = str(len(found.seeds)) if short else ", ".join(f"{each:+.1f}" for each in found.seeds)
-                row = f"{claim.title} (`{claim.better}`, `{claim.worse}`)"
-                spans = [f"{low:+.1f} to {high:+.1f}" for low, high in (found.t, found.bootstrap)]
-                rows.append([row, claim.metric, f"**{found.mean:+.1f}**", *spans, seeds, found.verdict])
-        parts += [f"## {title}", _table(rows)] if len(rows) > 1 else []
-    return "\n\n".join([*parts, *(() if short else ("## Variants", _variants(results)))]) + "\n"
-
-
-def _variants(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
-    names = (RECALL, MATCHING, PROBE)
-    rows = [["", "parameters", "GFLOPs a pair", *names]]
-    for variant, known in VARIANTS.items():
-        found = [each for (name, _), each in results.items() if name == variant]
-        if found:
-            cells = [
-                f"{100 * np.mean(values):.1f}±{100 * np.std(values, ddof=len(values) > 1):.1f}" if values else "-"
-                for metric in names
-                if (values := [each["metrics"][metric] for each in found if metric in each["metrics"]]) is not None
-            ]
-            size, work = f"{found[0]['parameters'] / 1e6:.2f}M", f"{found[0]['gflops_per_sample']:.2f}"
-            rows.append([f"`{variant}`: {known.about}", size, work, *cells])
-    return _table(rows)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def report(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
+    """Return a table of the claims, one a row; a verdict needs all seeds of a claim."""
+    head = ["claim", "world", "metric", "effect", "interval", "verdict"]
+    rows = [head, ["---"] * len(head)]
+    for claim in CLAIMS:
+        if (found := effect_of(claim, results)) is not None:
+            row, number = f"{claim.title} (`{claim.better}`, `{claim.worse}`)", len(found.seeds)
+            verdict = found.verdict if number == len(claim.seeds) else f"none: {number} seeds"
+            span = "{:+.1f} to {:+.1f}".format(*found.interval)
+            rows.append([row, VARIANTS[claim.better].world, claim.metric, f"**{found.mean:+.1f}**", span, verdict])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{len(results)} jobs, {len({seed for _, seed in results})} seeds. {_circumstances(results)}\n\n{table}\n"
 
 
 def _circumstances(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
@@ -124,15 +91,11 @@ def _circumstances(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
 
 
 def publish(results: Mapping[tuple[str, int], Mapping[str, Any]], *, page: Path, out: Path) -> None:
-    """Write the report below the mark of the page, and all results as JSON.
-
-    Raises:
-        ValueError: The page does not have the mark once.
-    """
+    """Write the table below the mark of the page, which has it once (else ValueError), and all results as JSON."""
     before, *rest = page.read_text(encoding="utf-8").split(MARK)
     if len(rest) != 1:
         raise ValueError(f"{page} has the line {MARK!r} {len(rest)} times; it needs it once")
-    page.write_text(f"{before}{MARK}\n\n{report(results, short=True)}", encoding="utf-8")
+    page.write_text(f"{before}{MARK}\n\n{report(results)}", encoding="utf-8")
     kept = [dict(each) | {"items": _digits(each["items"])} for each in results.values()]
     out.write_text("[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n")
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features
 
 from vlmo.data.builtin.scenes import Choices, Placed, Scene, Thing, background, paint
-from vlmo.data.schema import FEATURES, make_row
+from vlmo.data.schema import COMPOSITION_FEATURES, FEATURES, make_row
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 COLORS = ("red", "yellow", "green", "blue", "pink", "black")
@@ -107,7 +107,6 @@ def write(folder: Path, *, scale: float = 1.0) -> None:
     size = {part: max(SMALLEST, round(number * scale)) for part, number in SIZES.items()}
     train, unpaired = _pairs("train", size["train"]), _pairs("unpaired", 2 * size["unpaired"])
     images, texts = unpaired[: size["unpaired"]], unpaired[size["unpaired"] :]
-    features = Features({**FEATURES, "false_caption": Value("string"), "kind": Value("string")})
     galleries = {part: _gallery(part, size[part]) for part in ("validation", "test")}
     binding = {part: list(_binding(part, max(8, round(BINDING * scale)))) for part in ("train", "validation", "test")}
     sets: dict[str, tuple[Features, dict[str, list[dict[str, Any]]]]] = {
@@ -116,7 +115,7 @@ def write(folder: Path, *, scale: float = 1.0) -> None:
         "fewest": (FEATURES, {"train": train[: size["fewest"]]}),
         "images": (FEATURES, {"train": [row | {"captions": []} for row in images]}),
         "texts": (FEATURES, {"train": [row | {"image": None} for row in texts]}),
-        "binding": (features, binding),
+        "binding": (COMPOSITION_FEATURES, binding),
     }
     for name, (columns, splits) in sets.items():
         saved = {split: Dataset.from_list(rows, features=columns) for split, rows in splits.items()}
