@@ -86,7 +86,7 @@ class Claim:
 
 _STAGES = "stages 1 and 2 help"
 _EXPERTS = "vision-language experts help"
-_SHARED = "shared attention is better than separate attention"
+_SHARED = "shared attention is better than separate"
 CLAIMS = (
     Claim(_STAGES, "few-stages", "few", MATCHING),
     Claim(f"{_STAGES} 200 pairs", "fewest-stages", "fewest", RECALL, range(6, 11)),

@@ -69,12 +69,13 @@ def effect_of(claim: Claim, results: Mapping[tuple[str, int], Mapping[str, Any]]
 
 
 def report(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
-    """Return a table of the claims, one a row; a verdict needs all seeds of a claim."""
+    """Return a table of the claims, one a row for each metric; a verdict needs all seeds of a claim."""
     head = ["claim", "world", "metric", "effect", "interval", "verdict"]
     rows = [head, ["---"] * len(head)]
     for claim in CLAIMS:
         if (found := effect_of(claim, results)) is not None:
-            row, number = f"{claim.title} (`{claim.better}`, `{claim.worse}`)", len(found.seeds)
+            title, number = f"{claim.title} (`{claim.better}`, `{claim.worse}`)", len(found.seeds)
+            row = "same" if any(title == row[0] for row in rows) else title
             verdict = found.verdict if number == len(claim.seeds) else f"none: {number} seeds"
             span = "{:+.1f} to {:+.1f}".format(*found.interval)
             rows.append([row, VARIANTS[claim.better].world, claim.metric, f"**{found.mean:+.1f}**", span, verdict])

@@ -16,12 +16,8 @@ from vlmo.data.schema import COMPOSITION_FEATURES, FEATURES, hash_share
 from vlmo.data.sources import open_source
 
 PIXELS = 48
-UNSEEN = frozenset(
-    (
-        *("carbon", "clarity", "healthicons", "iconoir", "marketeq"),
-        *("mingcute", "octicon", "pixelarticons", "tdesign", "teenyicons"),
-    )
-)
+_LINES = ("carbon", "clarity", "iconoir", "mingcute", "octicon", "pixelarticons", "tdesign", "teenyicons")
+UNSEEN = frozenset((*_LINES, "healthicons", "marketeq"))
 """Sets that no training sees, for choices and for the probe to learn from; the split "test" has sets of its own."""
 SIZES = {"pairs": 20_000, "few": 10_000, "fewest": 2000}
 """Icons with their names; those of a smaller part are among those of a larger one."""
@@ -59,9 +55,7 @@ def binding(rows: Sequence[dict[str, Any]]) -> Rows:
 def write(folder: Path, *, data: Path, scale: float = 1.0) -> None:
     """Write the sets of shape_world.write into a folder, with a share of the pairs; `data` has the prepared sets."""
     for path in (data / name for name in ("icons", "glosses") if not (data / name).is_dir()):
-        raise ValueError(
-            f"no {path}; run vlmo data prepare {path.name} --import worlds --out {path} (worlds/README.md)"
-        )
+        raise ValueError(f"no {path}; run vlmo data prepare {path.name} --import worlds (worlds/README.md)")
     train, test = (list(map(small, open_source(str(data / "icons"), split=split))) for split in ("train", "test"))
     seen, unseen = ([row for row in train if (row["source"] in UNSEEN) == each] for each in (False, True))
     uses = Counter(row["captions"][0] for row in seen)
@@ -70,18 +64,15 @@ def write(folder: Path, *, data: Path, scale: float = 1.0) -> None:
     named, test = ordered(seen, names=names), ordered(test, names=names, once=True)[:number]
     unseen = ordered(unseen, names=names, once=True)
     number = min(number, len(unseen) // 2)
-    probe, validation = unseen[:number], unseen[number : 2 * number]
+    asked = {"train": unseen[:number], "validation": unseen[number : 2 * number], "test": test}
     texts = [row | {"image": None} for row in (*seen, *open_source(str(data / "glosses")))]
     sets: dict[str, tuple[Features, dict[str, Rows]]] = {
-        "pairs": (FEATURES, {"train": named[: size["pairs"]], "validation": validation, "test": test}),
+        "pairs": (FEATURES, asked | {"train": named[: size["pairs"]]}),
         "few": (FEATURES, {"train": named[: size["few"]]}),
         "fewest": (FEATURES, {"train": named[: size["fewest"]]}),
         "images": (FEATURES, {"train": [row | {"captions": []} for row in seen]}),
         "texts": (FEATURES, {"train": texts}),
-        "binding": (
-            COMPOSITION_FEATURES,
-            {"train": binding(probe), "validation": binding(validation), "test": binding(test)},
-        ),
+        "binding": (COMPOSITION_FEATURES, {split: binding(rows) for split, rows in asked.items()}),
     }
     for name, (columns, splits) in sets.items():
         saved = {split: Dataset.from_list(rows, features=columns) for split, rows in splits.items()}

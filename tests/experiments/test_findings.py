@@ -101,8 +101,13 @@ def test_a_claim_has_a_verdict_with_all_its_seeds_only(seeds, shown):
         for name, right in (("plain", 1.0), ("itc", 0.5))
         for seed in range(1, seeds + 1)
     }
+    for name in ("icons-stages", "icons-stages-no-fusion-expert"):
+        items = {metric: [1.0, 1.0] for metric in (PROBE, FIRST, TENTH)}
+        results |= {(name, seed): results["itc", seed] | {"items": items} for seed in range(1, seeds + 1)}
     table = findings_report.report(results)
-    assert f"{2 * seeds} jobs, {seeds} seeds. {0.2 * seeds:.1f} hours of one core of a CPU" in table
+    assert f"{4 * seeds} jobs, {seeds} seeds. {0.4 * seeds:.1f} hours of one core of a CPU" in table
+    assert "(`icons-stages`, `icons-stages-no-fusion-expert`) | icons | probe | **+0.0** |" in table
+    assert "| same | icons | IR@1 | **+0.0** |" in table
     # Seeds are equal, and items differ by 0 and 50 points: the bootstrap is the wider interval, and touches zero.
     assert f"(`plain`, `itc`) | scenes | probe | **+25.0** | +0.0 to +50.0 | {shown} |" in table
 
