@@ -1,0 +1,204 @@
+"""Compare Muon with AdamW, with averages of its weights and with the sigmoid loss, at equal processor time.
+
+    python experiments/switches.py runs/switches
+
+All arms are the quickstart's contrast with false captions, from random weights. Steps follow from an arm's time of a
+step, measured once; averages are read from Muon's runs. Settings are chosen on validation with seed 0, and seeds 1 to 5
+are tested. The same command goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from findings_report import effect
+from vlmo.losses.itc import caption_keys, contrast_logits, same_pairs
+from vlmo.recipes import Recipe, find_recipe
+from vlmo.run import build
+from vlmo.tasks import VisionLanguageTask, evaluate
+from vlmo.tasks.result import circumstances
+from vlmo.tasks.vision_language import VisionLanguageObjective
+
+ADAMW, MUON, AVERAGE, SIGMOID = "AdamW", "Muon", "Muon, averages", "Muon, sigmoid"
+OTHERS = {ADAMW: "", MUON: ADAMW, AVERAGE: MUON, SIGMOID: MUON}
+METRICS = "recall", "sides", "swaps"  # the first is the mean of IR@1 and TR@1
+_UNTIMED, _TIMED = 10, 50  # first steps of a run, and all steps of one that only tells their time
+
+
+class Arm(NamedTuple):
+    """Name, full rate and its share at the end, decay of averages, and the bias that the sigmoid loss starts with."""
+
+    name: str
+    lr: float
+    end: float = 0.05
+    decay: float = 0.0
+    bias: float = 0.0
+
+
+RATES = (2e-3, 0.05), (3e-3, 0.05), (3e-3, 0.2), (3e-3, 0.5)
+TRIES = (
+    *(Arm(ADAMW, *each) for each in ((1e-3, 0.05), (2e-3, 0.05), (1e-3, 0.5))),
+    *(Arm(MUON, *each) for each in RATES),
+    *(Arm(AVERAGE, *each, decay) for each in RATES for decay in (0.95, 0.98, 0.99)),
+    *(Arm(SIGMOID, *each, bias=bias) for each, bias in ((RATES[0], -5.0), (RATES[1], -10.0), (RATES[3], -5.0))),
+)
+
+
+def sigmoid_loss(logits: Tensor, *, same: Tensor, false: Tensor) -> Tensor:
+    """Return SigLIP's loss (Zhai et al. 2023) of a batch of pairs in nats: the mean over images of sums over texts.
+
+    `same` is True for pairs that are no negatives; `false` are logits of images with their false captions.
+    """
+    own = torch.eye(len(logits), dtype=torch.bool)
+    losses = F.softplus(torch.where(own, -logits, logits)).masked_fill(same & ~own, 0)
+    return (losses.sum() + F.softplus(false).sum()) / len(logits)
+
+
+class SigmoidObjective(VisionLanguageObjective):
+    """Contrast by the sigmoid loss, with SigLIP's scale of 10 at the start."""
+
+    def __init__(self, model: Any, *, bias: float, **given: Any) -> None:
+        super().__init__(model, **given)
+        self.bias = nn.Parameter(torch.full((1,), bias))
+        nn.init.constant_(model.contrast_head.logit_scale, math.log(10))
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """Return the loss."""
+        texts, scale = (batch["input_ids"], batch["attention_mask"]), self.model.contrast_head.logit_scale
+        (images,), (vectors,) = self.encode_images(batch["pixel_values"]), self.encode_texts(*texts)
+        same = same_pairs(batch["image_ids"], caption_keys(*texts))[slice(None)]
+        of_false, found = self._false_vectors(batch)[0] or (vectors, torch.zeros(len(images), dtype=torch.bool))
+        false = (scale.exp() * (images * of_false).sum(dim=1) + self.bias)[found]
+        loss = sigmoid_loss(contrast_logits(images, vectors, logit_scale=scale) + self.bias, same=same, false=false)
+        return {"loss": loss, "temperature": (-scale.detach()).exp()[0], "bias": self.bias.detach()[0]}
+
+
+@dataclass(frozen=True)
+class SigmoidTask(VisionLanguageTask):
+    """Contrast by the sigmoid loss, with a bias that starts as given."""
+
+    bias: float = -10.0
+
+    def step(self, model: Any) -> SigmoidObjective:
+        """Return the loss."""
+        return SigmoidObjective(model, config=self.losses, bias=self.bias)
+
+
+def recipe_of(arm: Arm, *, seed: int, steps: int) -> Recipe:
+    """Return the recipe of an arm."""
+    base = find_recipe("shapes-contrast")
+    return replace(
+        base,
+        task=SigmoidTask(losses=base.task.losses, bias=arm.bias) if arm.bias else base.task,
+        loader=replace(base.loader, num_workers=0),  # whose time would not be counted
+        optimizer=replace(base.optimizer, lr=arm.lr, muon=arm.name != ADAMW),
+        schedule=replace(base.schedule, warmup_steps=steps // 20, min_ratio=arm.end),
+        trainer=replace(base.trainer, max_steps=steps, save_every=10_000),
+        seed=seed,
+        init=None,
+    )
+
+
+def averages(weights: list[Tensor], optimizer: torch.optim.Optimizer, *, decay: float) -> list[Tensor]:
+    """Return averages of the weights after each step of the optimizer, shares of earlier ones falling by `decay`."""
+    means, steps = [each.detach().clone() for each in weights], itertools.count(1)
+
+    def after_step(*_: object) -> None:
+        step = next(steps)
+        get_ema_multi_avg_fn(1 - (1 - decay) / (1 - decay**step))(means, weights, step)
+
+    optimizer.register_step_post_hook(after_step)
+    return means
+
+
+def trial(arms: Sequence[Arm], *, folder: Path, seed: int, steps: int, split: str) -> list[dict[str, Any]]:
+    """Train once and measure on a split, for arms that differ in the decay of the average alone."""
+    shutil.rmtree(folder / "run", ignore_errors=True)  # of a command that was cut off, whose time is not known
+    recipe = recipe_of(arms[0], seed=seed, steps=steps)
+    built = build(recipe, run_dir=folder / "run", title=f"{arms}, {seed}", device="cpu")
+    model: Any = built.objective.get_submodule("model")
+    weights, times, found = list(model.parameters()), [time.process_time()], []
+    means = {each.decay: averages(weights, built.optimizer, decay=each.decay) for each in arms if each.decay}
+    built.optimizer.register_step_post_hook(lambda *_: times.append(time.process_time()))
+    if (done := built.fit()).status == "stopped":
+        raise SystemExit("stopped; the same command goes on")
+    step = float(np.quantile(np.diff(times[_UNTIMED:]), 0.1))  # of the quickest tenth, as other work only adds to it
+    about = {"seed": seed, "steps": steps, "seconds": round(times[-1] - times[0], 1), "step": round(step, 5)}
+    for arm in arms:
+        with torch.no_grad():
+            for weight, mean in zip(weights, means.get(arm.decay, weights), strict=True):
+                weight.copy_(mean)
+        model.save_pretrained(done.model_dir)
+        pairs, binding = (
+            evaluate(done.model_dir, source=source, split=split, device="cpu", rerank=0).metrics
+            for source in ("shapes", "shapes-binding")
+        )
+        values = (pairs["ir@1"] + pairs["tr@1"]) / 2, binding["dual[relation]"], binding["dual[swap]"]
+        found.append(arm._asdict() | about | dict(zip(METRICS, values, strict=True)))
+    return found
+
+
+def chosen(runs: Sequence[Mapping[str, Any]], name: str) -> Arm:
+    """Return the arm with this name that has the highest first metric on validation."""
+    tries = [each for each in runs if each["name"] == name and each["seed"] == 0]
+    return Arm(*[max(tries, key=lambda each: each[METRICS[0]])[field] for field in Arm._fields])
+
+
+def report(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table in percent: means, differences to the other arm with 95 % t-intervals, and the first's verdict."""
+    rows, values = ["| arm | chosen | steps | seconds of a core | recall | sides | swaps | better than |"], {}
+    rows.append("| --- " * 8 + "|")
+    for name, other in OTHERS.items():
+        own = sorted((each for each in runs if each["name"] == name and each["seed"]), key=lambda each: each["seed"])
+        values[name] = np.array([[each[metric] for metric in METRICS] for each in own])
+        cells, verdict = [f"{mean:.1f}" for mean in 100 * values[name].mean(axis=0)], ""
+        if other:
+            found = [effect(*(values[each][:, [column]] for each in (name, other))) for column in range(3)]
+            cells = [f"{cell} ({x.mean:+.1f} ± {x.t[1] - x.mean:.1f})" for cell, x in zip(cells, found, strict=True)]
+            verdict = f"{other}: {found[0].verdict}"
+        settings = ", ".join(f"{x} {value:g}" for x, value in [*chosen(runs, name)._asdict().items()][1:] if value)
+        seconds = " to ".join(f"{pick(each['seconds'] for each in own):.0f}" for pick in (min, max))
+        rows.append(f"| {name} | {settings} | {own[0]['steps']:,} | {seconds} | {' | '.join(cells)} | {verdict} |")
+    return "\n".join(rows)
+
+
+def main(folder: Path, *, seconds: float = 50, out: Path = Path("experiments/switches.json")) -> None:
+    """Train and measure what the file lacks, each run for so many seconds of a core, and show the table."""
+    known = json.loads(out.read_text()) if out.is_file() else {"seconds": seconds, "step": {}, "runs": []}
+    if known["seconds"] != seconds:
+        raise SystemExit(f"{out} holds runs of {known['seconds']} s; name another file by --out")
+    if not known["step"]:
+        firsts = 2 * [next(each for each in TRIES if each.name == name) for name in (ADAMW, AVERAGE, SIGMOID)]
+        timed = [trial([arm], folder=folder, seed=0, steps=_TIMED, split="validation")[0] for arm in firsts]
+        known["step"] = {arm.name: min(each["step"] for each in timed if each["name"] == arm.name) for arm in firsts}
+    for seed in range(6):
+        arms = TRIES if seed == 0 else [chosen(known["runs"], name) for name in OTHERS]
+        done = [tuple(each[field] for field in Arm._fields) for each in known["runs"] if each["seed"] == seed]
+        # Averages and Muon's own weights are read from one run.
+        run = lambda arm: arm._replace(name=AVERAGE if arm.name == MUON else arm.name, decay=0)  # noqa: E731
+        for trained, group in itertools.groupby(sorted((each for each in arms if each not in done), key=run), key=run):
+            steps, split = round(seconds / known["step"][trained.name]), "validation" if seed == 0 else "test"
+            known["runs"] += trial([*group], folder=folder, seed=seed, steps=steps, split=split)
+            about = circumstances(folder)
+            known |= {key: about[key] for key in ("date", "commit", "versions", "hardware")}
+            out.write_text(json.dumps(known, indent=1) + "\n")
+    print(report(known["runs"]))
+
+
+if __name__ == "__main__":
+    tyro.cli(main, config=(tyro.conf.PositionalRequiredArgs,))
