@@ -51,7 +51,7 @@ class Options:
     """Training time of each model; on a CPU in seconds of one core."""
     vocabulary: str = "vlmo-small"
     """Model whose word pieces both read."""
-    recipe: str = "small-retrieval-again"
+    recipe: str = "small-contrast"
     """Recipe with size, pairs, augmentation and batches."""
     tests: tuple[str, ...] = ("data/icons", "lucide-icons", "emoji-pairs", "drawings-concepts")
     """Sets to search, split test."""

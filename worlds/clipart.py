@@ -19,6 +19,7 @@ from vlmo.data.decoding import encode_image
 from vlmo.data.listing import walk
 from vlmo.data.prepare.preparer import BadRow, Record, Row, SetOnDisk, find, first_of, stamped
 from vlmo.data.schema import hash_share, make_row
+from worlds.emoji import is_hidden, read_emoji
 from worlds.naming import with_article
 from worlds.svg import Looks, record_of
 
@@ -68,7 +69,10 @@ class ClipArt:
 
 
 def open_set(root: Path) -> SetOnDisk:
-    """A row a file: `train`, and `test` by other authors, where each title occurs once; ValueError without a file."""
+    """A row a file: `train`, and `test` by other authors, where each title occurs once; ValueError without a file.
+
+    What has a name of `drawings-concepts` as its title, or in its keywords, is left out of `train`.
+    """
     find(root, ".", layout=_LAYOUT)
     folder = first_of(root, *_FOLDERS) or root
     bad: list[Record] = []
@@ -82,7 +86,12 @@ def open_set(root: Path) -> SetOnDisk:
                 bad.append(BadRow("train", name, f"{file}: no XML ({error})", path=str(file)))
     if not works:
         raise ValueError(f"{root}: no .svg file; --root must be {_LAYOUT}")
-    art = _describe(works)
+    hidden = read_emoji().hidden_names
+    art = [
+        each
+        for each in _describe(works)
+        if each.split == "test" or not any(is_hidden(text, hidden) for text in each.captions)
+    ]
     tests = [each for each in art if each.split == "test"]
     looks = Looks.of(functools.partial(_draw, each.file) for each in tests)
     items = [*(each for each in art if each.split == "train"), *tests]

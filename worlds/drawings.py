@@ -1,4 +1,4 @@
-"""Drawings of emoji in further styles, and keywords, beside those of the built-in set `drawings-pairs`.
+"""Drawings of emoji in further styles, and keywords, beside Twemoji's of the built-in set `drawings-pairs`.
 
 The files are those of npm packages, as `npm install` lays them out; at least one style must be there.
 """
@@ -6,15 +6,16 @@ The files are those of npm packages, as `npm install` lays them out; at least on
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from vlmo.data.builtin import emoji
 from vlmo.data.prepare.preparer import Record, Row, SetOnDisk, find
-from worlds.emoji import Drawing, first_names, read_drawings, read_emoji, rows_of, unlike
+from worlds.emoji import Drawing, first_names, is_hidden, read_drawings, read_emoji, rows_of, unlike
 from worlds.naming import with_article
 
-LICENCE = "Noto Emoji: Apache-2.0; Fluent Emoji and keywords: MIT; Twemoji: CC-BY-4.0; OpenMoji: CC-BY-SA-4.0"
+LICENCE = "Noto Emoji: Apache-2.0; Fluent Emoji and keywords: MIT; Twemoji: CC-BY-4.0; OpenMoji (test): CC-BY-SA-4.0"
 
 NOTO, FLUENT = "noto", "fluent"
 _FOLDERS = {NOTO: "emoji-datasource-google/img/google/64", FLUENT: "@lobehub/fluent-emoji-3d/assets"}
@@ -40,25 +41,22 @@ def open_set(root: Path) -> SetOnDisk:
     return SetOnDisk(lambda: rows, LICENCE, notes=missing)
 
 
-def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record]:
-    names, twemoji, openmoji, concepts = found = read_emoji()
-    styles = {emoji.TWEMOJI: twemoji, emoji.OPENMOJI: openmoji}
+def _rows(folders: dict[str, Path], keywords: dict[str, list[str]]) -> Iterator[Record]:
+    found = read_emoji()
+    names, hidden, styles = found.names, found.hidden_names, {emoji.TWEMOJI: found.twemoji}
     for style, folder in folders.items():
         kept = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES}
         styles[style] = read_drawings(style, kept)
-    new = found.of_new(*styles.values())
-    captions = {
-        codes: with_article((*known, keywords[codes]) if codes in keywords else known, key=codes)
-        for codes, known in names.items()
-    }
+    new = found.of_new(*styles.values(), found.openmoji)
+    captions = {}
+    for codes, known in names.items():
+        known, tags = ([each for each in texts if not is_hidden(each, hidden)] for texts in (known, keywords[codes]))
+        if known:
+            captions[codes] = with_article([*known, *filter(None, [", ".join(tags)])], key=codes)
     train: list[Drawing] = []
-    for style, drawings in styles.items():
-        usable = unlike(drawings, new)
-        if style == emoji.OPENMOJI:
-            usable &= concepts.trainable
-        elif style != emoji.TWEMOJI:
-            usable &= unlike(drawings, found.test, variants=False)
-        train += [drawings[codes] for codes in names if codes in usable]
+    for drawings in styles.values():
+        usable = unlike(drawings, new) & unlike(drawings, found.test, variants=False)
+        train += [drawings[codes] for codes in captions if codes in usable]
     plain = first_names(names)
     splits = {"train": (train, captions), "test": (found.test, plain), "concepts": (found.new, plain)}
     for split, (drawings, known) in splits.items():
@@ -66,12 +64,14 @@ def _rows(folders: dict[str, Path], keywords: dict[str, str]) -> Iterator[Record
             yield Row(split, row)
 
 
-def _read_keywords(file: Path) -> dict[str, str]:
-    """Keywords of a drawing as one text, by code points; nothing if there is no file."""
+def _read_keywords(file: Path) -> defaultdict[str, list[str]]:
+    """Keywords of drawings by code points; none if there is no file."""
+    found = defaultdict[str, list[str]](list)
     if not file.is_file():
-        return {}
+        return found
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-        return {emoji.plain_codes(entry["hexcode"]): ", ".join(entry["tags"]) for entry in entries if entry.get("tags")}
+        found |= {emoji.plain_codes(entry["hexcode"]): entry.get("tags") or [] for entry in entries}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{file}: its keywords cannot be read ({error!r}); get the package again") from error
+    return found

@@ -1,15 +1,17 @@
-"""Every named drawing of the two built-in styles of emoji but those of new concepts, which are kept for testing.
+"""Every named drawing of Twemoji but those of new concepts, which are kept for testing, as all of OpenMoji is.
 
 The first `NUM_TEST` concepts that look like no other are those that `emoji-pairs` tests. Of `NUM_NEW` further
-ones, training shows no drawing in any style, no variant and nothing that looks like one.
+ones, training has no drawing in any style, no variant, nothing that looks like one, and no caption that is a name.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -67,12 +69,10 @@ class Concepts(NamedTuple):
     Attributes:
         codes: All.
         distinct: Those that look like no other, of variants one; the first `NUM_TEST` are kept for testing.
-        trainable: OpenMoji's drawings that look like none that is kept for testing.
     """
 
     codes: tuple[str, ...]
     distinct: tuple[str, ...]
-    trainable: frozenset[str]
 
 
 class Emoji(NamedTuple):
@@ -97,6 +97,14 @@ class Emoji(NamedTuple):
         """Return the drawings of the new concepts in all styles."""
         return [drawings[new.codes] for drawings in styles for new in self.new if new.codes in drawings]
 
+    @property
+    def hidden_names(self) -> frozenset[str]:
+        """All names of the new concepts and of their variants, as `plain_words`."""
+        bases = {base_codes(drawing.codes) for drawing in self.new}
+        return frozenset(
+            plain_words(name) for codes, known in self.names.items() if base_codes(codes) in bases for name in known
+        )
+
 
 def read_emoji() -> Emoji:
     """Return all that is installed."""
@@ -108,13 +116,11 @@ _installed = functools.lru_cache(maxsize=1)(read_emoji)  # both sets are often b
 
 
 def drawings_pairs() -> Built:
-    """Return the drawings without those of new concepts, and the drawings that `emoji-pairs` tests."""
+    """Return Twemoji's drawings without those of new concepts, and the drawings that `emoji-pairs` tests."""
     names, twemoji, openmoji, concepts = found = _installed()
     named = [*concepts.codes, *(codes for codes in names if codes not in set(concepts.codes))]
-    new = found.of_new(twemoji, openmoji)
-    train = []
-    for drawings, usable in ((twemoji, unlike(twemoji, new)), (openmoji, unlike(openmoji, new) & concepts.trainable)):
-        train += [drawings[codes] for codes in named if codes in usable]
+    usable = unlike(twemoji, found.of_new(twemoji, openmoji))
+    train = [twemoji[codes] for codes in named if codes in usable]
     return FEATURES, {"train": rows_of(train, names=names), "test": rows_of(found.test, names=first_names(names))}
 
 
@@ -136,6 +142,17 @@ def base_codes(codes: str) -> str:
         parts = ["1f9d1" if part in _PERSONS else part for part in parts]
     joined = f"-{_JOINER}-".join(parts) or codes
     return _SEQUENCES_OF_ONE.get(joined, joined)
+
+
+def plain_words(text: str) -> str:
+    """Return the words of a text in lower case and ASCII, without other signs: "Côte d'Ivoire" is "cote divoire"."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return " ".join(re.findall(r"[a-z0-9]+", plain.lower().replace("'", "")))
+
+
+def is_hidden(caption: str, names: Collection[str]) -> bool:
+    """Return True for a caption that is one of `names` (`plain_words`), or a list ("pig, animals") with one in it."""
+    return any(plain_words(part) in names for part in caption.split(","))
 
 
 def first_names(names: Names) -> dict[str, tuple[str, ...]]:
@@ -160,9 +177,7 @@ def choose_concepts(names: Names, *, twemoji: Mapping[str, Drawing], openmoji: M
     for codes, ambiguous in zip(concepts, alike, strict=True):
         if not ambiguous and uses[names[codes][0].lower()] == 1:
             apart.setdefault(base_codes(codes), codes)
-    distinct = tuple(apart.values())
-    trainable = unlike(openmoji, [openmoji[codes] for codes in distinct[:NUM_TEST]])
-    return Concepts(tuple(concepts), distinct, trainable)
+    return Concepts(tuple(concepts), tuple(apart.values()))
 
 
 def unlike(drawings: Mapping[str, Drawing], kept: Sequence[Drawing], *, variants: bool = True) -> frozenset[str]:

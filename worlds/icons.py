@@ -10,8 +10,6 @@ import functools
 import hashlib
 import itertools
 import json
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +23,7 @@ from vlmo.data.builtin.icons import draw_svg
 from vlmo.data.decoding import encode_image
 from vlmo.data.prepare.preparer import Record, Row, SetOnDisk, find, stamped
 from vlmo.data.schema import hash_share, make_row
-from worlds.emoji import Drawing, base_codes, read_emoji
+from worlds.emoji import Drawing, is_hidden, read_emoji
 from worlds.naming import TYPED, Naming, caption_of, category_of, is_brand, is_sign, with_article
 from worlds.svg import Looks, open_png, record_of
 
@@ -94,10 +92,9 @@ _UNUSED = frozenset(
         *("fxemoji", "picon"),  # namedwithoutspaces
         *("academicons", "svg-spinners"),  # signs of services; animations
         *("icon-park-outline", "icon-park-solid", "icon-park-twotone", "feather"),  # of families that are held out
-        *("openmoji", "twemoji"),  # built in, where some of OpenMoji's drawings are held out
+        *("openmoji", "twemoji"),  # one is kept for testing, the other built in
     )
 )
-_EMOJI = "Emoji"
 
 _FILE = "collections.json"
 _FOLDERS = (".", "package", "@iconify/json", "node_modules/@iconify/json")
@@ -164,8 +161,7 @@ def open_set(root: Path) -> SetOnDisk:
     """A row an image: `train`; `test` and `new_names`, images of held-out sets whose names train has and has not."""
     folder = find(root, *(f"{place}/{_FILE}" for place in _FOLDERS), layout=_LAYOUT).parent
     sets = _read_sets(folder)
-    has_emoji = any(each.category == _EMOJI for each in sets)
-    hidden, drawings = _held_out_emoji() if has_emoji else (frozenset(), [])
+    hidden, drawings = _held_out_emoji()
     icons = _distinct(icon for each in sets for icon in _read_icons(each, hidden=hidden))
     train = _few_variants([icon for icon in icons if not icon.is_held_out])
     tests = _choose_tests([icon for icon in icons if icon.is_held_out], train=train)
@@ -210,7 +206,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _read_icons(icon_set: IconSet, *, hidden: frozenset[str]) -> Iterator[Icon]:
-    """Yield the icons of a set that have words; of emoji, those without a name in `hidden`."""
+    """Yield the icons of a set that have words; none of them a name in `hidden`, but where a set is held out."""
     found = _read_json(icon_set.file)
     categories: dict[str, list[str]] = defaultdict(list)
     for category, keys in found.get("categories", {}).items():
@@ -225,27 +221,16 @@ def _read_icons(icon_set: IconSet, *, hidden: frozenset[str]) -> Iterator[Icon]:
     for key, known in names.items():
         own = categories.get(key, [])
         captions = dict.fromkeys(filter(None, (caption_of(naming.bare(name, own)) for name in known)))
-        is_hidden = icon_set.category == _EMOJI and not hidden.isdisjoint(captions)
-        if captions and not is_hidden and not is_sign(key, own):
+        is_left_out = icon_set.name not in HELD_OUT and any(is_hidden(caption, hidden) for caption in captions)
+        if captions and not is_left_out and not is_sign(key, own):
             digest = hashlib.sha256(_svg(found, key).encode()).digest()
             yield Icon(icon_set, key, tuple(captions), category_of(own), digest)
 
 
 def _held_out_emoji() -> tuple[frozenset[str], list[Drawing]]:
-    """Return the names of the concepts in `drawings-concepts` and of their variants; the drawings kept for testing."""
+    """Return the names of the concepts in `drawings-concepts`, and the drawings kept for testing."""
     found = read_emoji()
-    bases = {base_codes(drawing.codes) for drawing in found.new}
-    hidden = frozenset(
-        " ".join(re.findall(r"[a-z0-9]+", _ascii(name).lower().replace("'", "")))
-        for codes, known in found.names.items()
-        if base_codes(codes) in bases
-        for name in known
-    )
-    return hidden, found.test + found.of_new(found.twemoji, found.openmoji)
-
-
-def _ascii(text: str) -> str:
-    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return found.hidden_names, found.test + found.of_new(found.twemoji, found.openmoji)
 
 
 # ------------------------------------------------------------------------------------------------------------ choosing

@@ -21,19 +21,36 @@ from vlmo.released import SMALL
 from vlmo.tasks import TaskResult, VisionLanguageTask, evaluate, usage_of
 
 _FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
-_ABOUT, _, SMALL_PACKAGES = (
-    Path(__file__).with_name("card.md").read_text(encoding="utf-8").rstrip().partition("\n\n## Packages\n\n")
-)
-SMALL_CARD = CardContent(
-    stage=VisionLanguageTask.title,
-    recipe=SMALL,
-    about=_ABOUT,
-    settings="`worlds/recipes.py` of the source",
+
+
+def _card(file: str, *, settings: str, start: str) -> tuple[CardContent, str]:
+    """Return a card, without what the folder itself says, and its section of packages."""
+    text = Path(__file__).with_name(file).read_text(encoding="utf-8").rstrip()
+    about, _, packages = text.partition("\n\n## Packages\n\n")
+    card = CardContent(
+        stage=VisionLanguageTask.title,
+        recipe=SMALL,
+        about=about,
+        settings=settings,
+        start=start,
+        licence="cc-by-sa-4.0",
+        language="en",
+    )
+    return card, packages
+
+
+SMALL_CARD, SMALL_PACKAGES = _card(
+    "shipped.md",
+    settings="`worlds/recipes.py` of the source at commit b4047f9a",
     start="`small-sizes`, the last but one of fifteen steps from `small-tokenizer` on",
-    licence="cc-by-sa-4.0",
-    language="en",
 )
-"""Card of `vlmo-small`, without what the folder itself says."""
+"""Card of the `vlmo-small` that comes with the package."""
+NEXT_CARD, NEXT_PACKAGES = _card(
+    "card.md",
+    settings="`worlds/recipes.py` of the source",
+    start="`small-relations`, the third of four steps from random weights on",
+)
+"""Card of the one that `worlds.vlmo_small` makes."""
 
 
 def write_release(
@@ -42,7 +59,7 @@ def write_release(
     *,
     card: CardContent,
     packages: str = "",
-    recall_on: Sequence[str] = (),
+    measure: Sequence[tuple[str, str]] = (),
     console: Console | None = None,
 ) -> list[TaskResult]:
     """Write the dual encoder and matching head of a run as a new folder, and return the evaluation on each source.
@@ -52,9 +69,9 @@ def write_release(
     Args:
         folder: Model folder, one that retrieves.
         out: New folder; its name becomes the model's.
-        card: Card of the new folder, which gets the name, the data of `folder`, and the recalls.
+        card: Card of the new folder, which gets the name, the data of `folder`, and the results.
         packages: Packages that the data are from, a section of the card.
-        recall_on: Sources whose split "test" is evaluated with the stored weights.
+        measure: Sources and splits that the stored weights are evaluated on.
 
     Raises:
         ValueError: The folder holds no model that retrieves, `out` exists, or a source cannot be read; `out` is then
@@ -80,8 +97,8 @@ def write_release(
                 shutil.copyfile(file_in(folder, name), new / name)
         write_released_card(new, replace(card, title=out.name, data=read_data(folder)), packages=packages)
     results = []
-    for source in recall_on:
-        results.append(evaluate(out, task="retrieval", source=source, console=console))
+    for source, split in measure:
+        results.append(evaluate(out, source=source, split=split, console=console))
         results[-1].write_card(out, measured_by="`worlds.release`")
         for file in out.glob("*.quarantine.jsonl"):  # which name files of this machine
             file.unlink()

@@ -49,7 +49,8 @@ class Looks:
         return hashlib.sha256(self.pixels.tobytes()).hexdigest()
 
     def __contains__(self, look: Float[ndarray, "look"]) -> bool:
-        distances = self.squares - 2 * (self.pixels @ look) + (look**2).sum()
+        # By one thread: those of a BLAS in several processes wait for each other.
+        distances = self.squares - 2 * np.einsum("ij,j->i", self.pixels, look) + (look**2).sum()
         return bool((distances < _SAME_LOOK**2 * look.size).any())
 
 

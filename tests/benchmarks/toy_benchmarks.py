@@ -84,7 +84,7 @@ def quality_vs_clip(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Pa
         table = csv.writer(file)
         table.writerow(["image", "caption", "split"])
         table.writerows([name, CAPTIONS[row][0], "test" if row % 3 else "train"] for row, name in enumerate(NAMES))
-    recipe = find_recipe("small-retrieval-again")
+    recipe = find_recipe("small-contrast")
     small = dataclasses.replace(
         recipe,
         data=dataclasses.replace(recipe.data, source=str(images), weights=()),

@@ -1,13 +1,14 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tests.data.prepare.toy_task_files import quarantined, write
 
 from vlmo.data.prepare import prepare
 from vlmo.data.sources import open_source
-from worlds import clipart
+from worlds import clipart, emoji
 
 FILE = """<?xml version="1.0"?>
 <svg xmlns="http://www.w3.org/2000/svg" xmlns:cc="http://web.resource.org/cc/"
@@ -16,6 +17,7 @@ FILE = """<?xml version="1.0"?>
   <dc:subject><rdf:Bag>{items}</rdf:Bag></dc:subject>
   <dc:creator><cc:Agent><dc:title>{author}</dc:title></cc:Agent></dc:creator>
   <cc:license rdf:resource="http://web.resource.org/cc/{licence}"/></cc:Work></rdf:RDF></metadata>{body}</svg>"""
+pytestmark = pytest.mark.usefixtures("no_emoji")
 SHAPES = (
     '<rect x="10" y="20" width="40" height="20" fill="red"/>',
     '<path d="M10 90l50-80l50 80z" fill="green"/>',
@@ -87,3 +89,19 @@ def test_other_authors_are_for_testing_and_nothing_looks_like_their_drawings(sha
     test = open_source(str(tmp_path / "out"), split="test")
     assert list(train) == ["d"]
     assert (test["image_id"][:], test["captions"][:]) == (["a"], [["one"]])
+
+
+def test_titles_and_keywords_that_are_hidden_names_are_left_out(shares, tmp_path, monkeypatch):
+    names = {"1f437": ("pig face", "pig")}
+    drawing = emoji.Drawing("twemoji", "1f437", "", b"", np.zeros(1, np.float32))
+    found = emoji.Emoji(names, {"1f437": drawing}, {}, emoji.Concepts(("1f437",), ("1f437",)))
+    monkeypatch.setattr(emoji, "NUM_TEST", 0)
+    monkeypatch.setattr(clipart, "read_emoji", lambda: found)
+    files = {
+        "a.svg": art("Pig"),
+        "b.svg": art("boar", "animal", "pig", shape=1),
+        "c.svg": art("guinea pig", "animal", shape=2),
+        "d.svg": art("Pig", author="Zoe", shape=3),
+    }
+    assert list(prepared(tmp_path / "in", files, tmp_path / "out")) == ["c"]
+    assert open_source(str(tmp_path / "out"), split="test")["captions"][:] == [["pig"]]

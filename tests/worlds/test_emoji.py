@@ -5,7 +5,7 @@ from tests.data.test_builtin_emoji import SAME_LOOK, names_without_variant, smal
 
 from vlmo.data.builtin.emoji import LOOK_ALIKES, TEST, english_names
 from vlmo.data.sources import open_source
-from worlds.emoji import _installed
+from worlds.emoji import _installed, is_hidden, unlike
 
 pytestmark = pytest.mark.slow
 
@@ -23,20 +23,21 @@ def test_counts(sets) -> None:
     assert {name: len(rows) for name, rows in sets.items()} == {
         "emoji-pairs/train": 2933,
         "emoji-pairs/test": 500,
-        "drawings-pairs/train": 5377,
+        "drawings-pairs/train": 3216,
         "drawings-pairs/test": 500,
         "drawings-concepts/test": 150,
     }
     assert sets["drawings-pairs/test"]["captions"][:] == sets["emoji-pairs/test"]["captions"][:]
     concepts, pairs = (set(sets[f"{name}/train"]["image_id"]) for name in ("emoji-pairs", "drawings-pairs"))
-    # Two drawings of each new concept, and of others that look like them.
-    assert 300 <= len(concepts - pairs) < 330
+    # One drawing of each new concept, and of others that look like them; no other artist's is in both.
+    assert 150 <= len({image_id for image_id in concepts - pairs if image_id.startswith("twemoji")}) < 170
+    assert set(sets["drawings-pairs/train"]["source"]) == {"twemoji"}
 
 
 def test_the_package_keeps_the_same_drawings_for_testing() -> None:
     found = _installed()
     assert [drawing.codes for drawing in found.test] == TEST
-    untrained = set(found.concepts.codes) - found.concepts.trainable
+    untrained = set(found.concepts.codes) - unlike(found.openmoji, found.test)
     assert untrained == LOOK_ALIKES.union(TEST)
     assert len({drawing.image_id for drawing in found.twemoji.values()}) == 3963  # of 4,009 files
 
@@ -47,7 +48,8 @@ def test_new_concepts_are_absent_in_every_style_variant_and_look(sets) -> None:
     for image_id in train["image_id"]:
         codes = image_id.split("/")[1]
         assert codes not in names or not names_without_variant(names[codes][0]) & held_out
-    assert not held_out & {caption for captions in train["captions"] for caption in captions}
+    hidden = _installed().hidden_names
+    assert all(is_hidden(caption, hidden) for caption in held_out)
     # In both styles: `emoji-pairs` holds the drawings of the new concepts.
     pairs, codes = sets["emoji-pairs/train"], {image_id.split("/")[1] for image_id in new["image_id"]}
     drawn = [row for row, image_id in enumerate(pairs["image_id"]) if image_id.split("/")[1] in codes]

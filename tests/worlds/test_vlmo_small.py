@@ -13,7 +13,6 @@ from vlmo.folder.card import read_results
 from vlmo.model import VLMoConfig
 from vlmo.recipes import Recipe
 from vlmo.recipes.schema import model_config
-from vlmo.tasks import LanguageTask, TokenizerTask, VisualTokenizerConfig
 from vlmo.training import read_metrics
 from worlds import icons, vlmo_small
 from worlds.recipes import STEPS
@@ -39,10 +38,6 @@ def roots(tmp_path, found, monkeypatch):
 
 def tiny(recipe: Recipe) -> Recipe:
     """The recipe with its own data and start, on a tiny model, for two steps."""
-    task = recipe.task
-    if isinstance(task, TokenizerTask):
-        small = VisualTokenizerConfig(hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
-        task = TokenizerTask(tokenizer=small)
     sizes = VLMoConfig.tiny(
         image_size=64,
         patch_size=16,
@@ -51,10 +46,9 @@ def tiny(recipe: Recipe) -> Recipe:
     )
     return dataclasses.replace(
         recipe,
-        task=task,
         model=model_config(sizes),
         text=dataclasses.replace(recipe.text, vocab_size=90, max_length=16),
-        loader=dataclasses.replace(recipe.loader, global_batch_size=2 if isinstance(task, LanguageTask) else 16),
+        loader=dataclasses.replace(recipe.loader, global_batch_size=16),
         trainer=dataclasses.replace(recipe.trainer, max_steps=2, precision="float32"),
         schedule=dataclasses.replace(recipe.schedule, warmup_steps=1),
     )
@@ -66,7 +60,7 @@ def test_it_goes_on_where_it_was(roots, tmp_path, monkeypatch):
         return Dataset.load_from_disk(str(tmp_path / "data" / "drawings" / split)).cast(FEATURES)
 
     monkeypatch.setattr(builtin, "load", toy_set)
-    monkeypatch.setattr(vlmo_small, "MEASURED_ON", ("data/icons", "scenes"))
+    monkeypatch.setattr(vlmo_small, "MEASURED_ON", (("data/icons", "test"), ("scenes", "test")))
     run, began, build = tmp_path / "runs", [], vlmo_small.build
 
     def stopping(recipe, **options):

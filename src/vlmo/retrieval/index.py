@@ -41,7 +41,7 @@ best, within which similarity decides: smaller differences come from the lengths
 
 
 class Query(NamedTuple):
-    """What images are ranked by.
+    """A search among the images of an index.
 
     Attributes:
         vector: L2-normalised. None: the images that were taken last, the newest first, with a similarity of 0.
