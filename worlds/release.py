@@ -41,7 +41,7 @@ def _card(file: str, *, settings: str, start: str) -> tuple[CardContent, str]:
 
 SMALL_CARD, SMALL_PACKAGES = _card(
     "shipped.md",
-    settings="`worlds/recipes.py` of the source at commit b4047f9a",
+    settings="`worlds/recipes.py` at commit b4047f9a",
     start="`small-sizes`, the last but one of fifteen steps from `small-tokenizer` on",
 )
 """Card of the `vlmo-small` that comes with the package."""
