@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 _CHUNK_SCORES = 2**19  # 2 MiB of float32, so that scores, weights and their gradients stay in cache
+_FEW_TOKENS = 256  # beyond, the matrices take more memory than they save time
 _ALIGNMENT = 16  # lines of whole 64 bytes; without them, float32 products of this size lose a third of their speed
 
 
@@ -20,14 +20,11 @@ def trains_on_cpu(tensor: Shaped[Tensor, "*shape"]) -> bool:
     return tensor.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def float32_attention(
-    *parts: Float[Tensor, "batch heads seq dim"], mask: Float[Tensor, "#batch #heads #seq seq"] | None
-) -> Float[Tensor, "batch heads seq dim"]:
-    """PyTorch's attention of queries, keys and values: its kernel for bfloat16 is slower by far for few tokens."""
-    with torch.autocast("cpu", enabled=False):
-        exact = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
-        mask = None if mask is None else mask.to(exact[0].dtype)
-        return F.scaled_dot_product_attention(*exact, attn_mask=mask).to(parts[0].dtype)
+def prefers_matrices(
+    query: Float[Tensor, "batch heads queries dim"], key: Float[Tensor, "batch heads seq dim"]
+) -> bool:
+    """Return True where whole score matrices are several times as fast as PyTorch's kernel: few tokens, bfloat16."""
+    return trains_on_cpu(query) and query.dtype == torch.bfloat16 and key.shape[2] <= _FEW_TOKENS
 
 
 def chunked_attention(

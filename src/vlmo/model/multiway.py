@@ -143,8 +143,8 @@ def attend(
     eager: bool,
 ) -> tuple[Float[Tensor, "batch queries heads*dim"], Float[Tensor, "batch heads queries seq"] | None]:
     """Softmax attention from the `queries` (all tokens by default) by the fastest way there is; weights if `eager`."""
-    trains_on_cpu = queries is None and cache is None and not eager and cpu.trains_on_cpu(qkv)
-    if trains_on_cpu and bias is not None and bias.requires_grad:
+    whole = queries is None and cache is None and not eager
+    if whole and bias is not None and bias.requires_grad and cpu.trains_on_cpu(qkv):
         hidden_keys = None if attention_mask is None else ~attention_mask
         return cpu.chunked_attention(qkv, bias=bias, hidden_keys=hidden_keys).flatten(2), None
     query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
@@ -154,16 +154,15 @@ def attend(
         query = queries.select(qkv[:, :, 0].flatten(2)).unflatten(-1, qkv.shape[3:]).transpose(1, 2)
     mask = additive_mask(bias, attention_mask, queries=queries, dtype=query.dtype if bias is None else bias.dtype)
     weights = None
-    if eager:
+    if eager or cpu.prefers_matrices(query, key):
         logits = query @ key.mT * query.shape[-1] ** -0.5
-        weights = (logits if mask is None else logits + mask).softmax(dim=-1)
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        weights = (logits if mask is None else logits + mask).softmax(dim=-1, dtype=exact)
         attended = weights.to(value.dtype) @ value
-    elif trains_on_cpu:
-        attended = cpu.float32_attention(query, key, value, mask=mask)
     else:
         mask = None if mask is None else mask.to(query.dtype)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return attended.transpose(1, 2).flatten(2), weights
+    return attended.transpose(1, 2).flatten(2), weights if eager else None
 
 
 class MultiwayBlock(GradientCheckpointingLayer):
