@@ -123,14 +123,14 @@ _contrast = Recipe(
     data=_SHAPES,
     loader=_LOADER,
     optimizer=replace(_MUON, lr=3e-3),
-    schedule=ScheduleConfig(warmup_steps=40, kind="cosine", min_ratio=0.05),
-    trainer=replace(_TRAINER, max_steps=900, save_every=300),
+    schedule=ScheduleConfig(warmup_steps=40, kind="cosine", min_ratio=0.3),
+    trainer=replace(_TRAINER, max_steps=1000, save_every=500),
     init=f"{_RUNS}/shapes-stage2/model",
 )
 _stage3 = replace(
     _contrast,
     task=VisionLanguageTask(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=2, itc_false_captions=True)),
-    model=_MODEL,
+    model=replace(_MODEL, rerank_weight=0.3),
     # What stands where is learnt last, so words of places are often masked alone, beside words that are seen.
     data=replace(
         _SHAPES,
@@ -141,7 +141,7 @@ _stage3 = replace(
     loader=replace(_LOADER, global_batch_size=64),
     optimizer=replace(_MUON, lr=4e-3),
     schedule=ScheduleConfig(warmup_steps=20, kind="cosine", min_ratio=0.05),
-    trainer=replace(_TRAINER, max_steps=1000, save_every=500),
+    trainer=replace(_TRAINER, max_steps=1100, save_every=500),
     init=f"{_RUNS}/shapes-contrast/model",
 )
 _questions = replace(
