@@ -66,13 +66,13 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
         ("train shapes-stage3 --task.losses.itm-stride 0", "itm_stride is 0"),
         ("train shapes-stage3 --text.max-length 128", "max_text_positions"),
         ("train shapes-stage3 --data.max-bad-share -1", "max_bad_share is -1"),
-        ("train base-vqa --init vlmo-small --dry-run", "num_attention_heads 4"),
+        ("train base-vqa --init vlmo-small --dry-run", "num_attention_heads 6"),
         ("train base-stage3", "starts from runs/base-stage2/model, which is not there yet: train that first, or give"),
-        ("train shapes-stage3 --init vlmo-small --dry-run", "has shape"),
+        ("train shapes-stage3 --init vlmo-small --model.hidden-size 192 --model.num-attention-heads 6", "has shape"),
         ("train shapes-stage3 --init None --task.teacher runs/none/model --dry-run", "teacher: runs/none/model is no"),
         ("train shapes-stage3 --task.teacher nowhere --dry-run", "task.teacher: nowhere is no model folder"),
         ("train base-stage3 --data.weights 1 1 1 --dry-run", "data.weights is (1.0, 1.0, 1.0) for 4 sources"),
-        ("train base-vqa --init vlmo-small --data.source nowhere", "num_attention_heads 4"),  # before the data are read
+        ("train base-vqa --init vlmo-small --data.source nowhere", "num_attention_heads 6"),  # before the data are read
         ("train shapes-stage3 --init nowhere --dry-run", "nowhere is no model folder"),
         ("train shapes-stage1 --task.masked-share 2", "masked_share is 2"),
         ("train shapes-tokenizer --init somewhere", "starts from nothing"),

@@ -23,34 +23,19 @@ from vlmo.tasks import TaskResult, VisionLanguageTask, evaluate, usage_of
 _FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
-def _card(file: str, *, settings: str, start: str) -> tuple[CardContent, str]:
-    """Return a card, without what the folder itself says, and its section of packages."""
-    text = Path(__file__).with_name(file).read_text(encoding="utf-8").rstrip()
-    about, _, packages = text.partition("\n\n## Packages\n\n")
-    card = CardContent(
-        stage=VisionLanguageTask.title,
-        recipe=SMALL,
-        about=about,
-        settings=settings,
-        start=start,
-        licence="cc-by-sa-4.0",
-        language="en",
-    )
-    return card, packages
-
-
-SMALL_CARD, SMALL_PACKAGES = _card(
-    "shipped.md",
-    settings="`worlds/recipes.py` at commit b4047f9a",
-    start="`small-sizes`, the last but one of fifteen steps from `small-tokenizer` on",
+_TEXT, _, SMALL_PACKAGES = (
+    Path(__file__).with_name("card.md").read_text(encoding="utf-8").rstrip().partition("\n\n## Packages\n\n")
 )
-"""Card of the `vlmo-small` that comes with the package."""
-NEXT_CARD, NEXT_PACKAGES = _card(
-    "card.md",
+SMALL_CARD = CardContent(
+    stage=VisionLanguageTask.title,
+    recipe=SMALL,
+    about=_TEXT,
     settings="`worlds/recipes.py` of the source",
     start="`small-relations`, the third of four steps from random weights on",
+    licence="cc-by-sa-4.0",
+    language="en",
 )
-"""Card of the one that `worlds.vlmo_small` makes."""
+"""Card of `vlmo-small`, without what the folder itself says, and with its section of packages in `SMALL_PACKAGES`."""
 
 
 def write_release(

@@ -1,10 +1,10 @@
-"""Train the successor of `vlmo-small`: prepare its data, train every step, and write the folder to share.
+"""Train `vlmo-small`: prepare its data, train every step, and write the folder to share.
 
     npm install --prefix raw @iconify/json emoji-datasource-google @lobehub/fluent-emoji-3d emojibase-data
     apt install openclipart-svg wordnet-base
     python -m worlds.vlmo_small --run-dir runs/vlmo-small
 
-About two hours of two CPU cores. The same command goes on where it was.
+About four hours of two CPU cores. The same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vlmo.recipes import Recipe, describe, find_recipe
 from vlmo.recipes.schema import scaled
 from vlmo.run import build
 from worlds.recipes import RUN, STEPS
-from worlds.release import NEXT_CARD, NEXT_PACKAGES, write_release
+from worlds.release import SMALL_CARD, SMALL_PACKAGES, write_release
 
 ROOTS = {
     "icons": Path("raw/node_modules"),
@@ -94,7 +94,7 @@ def rebuild(
     if not out.exists():
         measured = [(moved(source, folders), split) for source, split in MEASURED_ON]
         model = run / "released" / "model"
-        write_release(model, out, card=NEXT_CARD, packages=NEXT_PACKAGES, measure=measured, console=console)
+        write_release(model, out, card=SMALL_CARD, packages=SMALL_PACKAGES, measure=measured, console=console)
     return out
 
 

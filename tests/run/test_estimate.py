@@ -151,8 +151,8 @@ def test_start_teacher_and_data_that_are_missing_are_named(tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
     assert "not there" not in shown("shapes-stage3", "--init", "None")
     assert "Not there yet of its data: data/text;" in shown("base-stage2", "--init", "None")
-    output = shown("vlmo-small", "--import", "worlds")
-    assert "It starts from runs/vlmo-small/relations/model, which is not there" in output
+    output = shown("small-relations", "--import", "worlds")
+    assert "It starts from runs/vlmo-small/stage3/model, which is not there" in output
     assert "Its teacher is runs/vlmo-small/contrast/model, which is not there" in output
     shutil.copytree(model_path("vlmo-small"), start)  # which does not fit
     with pytest.raises(SystemExit) as ended:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _CHUNK_SCORES = 2**19  # 2 MiB of float32, so that scores, weights and their gradients stay in cache
-_FEW_TOKENS = 256  # beyond, the matrices take more memory than they save time
+_FEW_TOKENS = 128  # beyond, the matrices cost more memory than they save time
 _ALIGNMENT = 16  # lines of whole 64 bytes; without them, float32 products of this size lose a third of their speed
 
 

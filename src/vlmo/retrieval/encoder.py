@@ -36,7 +36,7 @@ _IRRELEVANT += ("transformers_version", "_name_or_path", "architectures", "dtype
 _FILES = ("*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.txt", "*.spm", "*.model")
 _UNKNOWN_PIECES, _UNKNOWN_LETTERS = 3, 2.3
 """Tokens a word from which on, and letters a token up to which, a text is taken for nonsense (docs/search.md)."""
-_LEARNT_VOCABULARY = 10_000
+_LEARNT_VOCABULARY = 15_000
 """Largest vocabulary that is taken for one learnt on a model's own captions."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 
