@@ -226,7 +226,7 @@ QUICKSTART = {
         "Captions of scenes of shapes, word by word, as BEiT-3 learns them.",
         expect="97.3 % (94.2 to 98.4) of 1,000 new scenes get one of their true descriptions, 97.5 (96.1 to 98.6) the "
         "right shapes and colors, with the image hidden none; median (lowest to highest) of 3 seeds, Intel Xeon, "
-        "four minutes of one core (experiments/captions.json).",
+        "four minutes of one core, from an earlier stage 3 (experiments/captions.json).",
     ),
 }
 """By name."""
