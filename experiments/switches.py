@@ -177,6 +177,11 @@ def report(runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def _run_of(arm: Arm) -> Arm:
+    """Return the arm that is trained: averages and Muon's own weights are read from one run."""
+    return arm._replace(name=AVERAGE if arm.name == MUON else arm.name, decay=0)
+
+
 def main(folder: Path, *, seconds: float = 50, out: Path = Path("experiments/switches.json")) -> None:
     """Train and measure what the file lacks, each run for so many seconds of a core, and show the table."""
     known = json.loads(out.read_text()) if out.is_file() else {"seconds": seconds, "step": {}, "runs": []}
@@ -189,9 +194,8 @@ def main(folder: Path, *, seconds: float = 50, out: Path = Path("experiments/swi
     for seed in range(6):
         arms = TRIES if seed == 0 else [chosen(known["runs"], name) for name in OTHERS]
         done = [tuple(each[field] for field in Arm._fields) for each in known["runs"] if each["seed"] == seed]
-        # Averages and Muon's own weights are read from one run.
-        run = lambda arm: arm._replace(name=AVERAGE if arm.name == MUON else arm.name, decay=0)  # noqa: E731
-        for trained, group in itertools.groupby(sorted((each for each in arms if each not in done), key=run), key=run):
+        left = sorted((each for each in arms if each not in done), key=_run_of)
+        for trained, group in itertools.groupby(left, key=_run_of):
             steps, split = round(seconds / known["step"][trained.name]), "validation" if seed == 0 else "test"
             known["runs"] += trial([*group], folder=folder, seed=seed, steps=steps, split=split)
             about = circumstances(folder)

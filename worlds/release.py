@@ -21,15 +21,13 @@ from vlmo.released import SMALL
 from vlmo.tasks import TaskResult, VisionLanguageTask, evaluate, usage_of
 
 _FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
-
-
-_TEXT, _, SMALL_PACKAGES = (
+_ABOUT, _, SMALL_PACKAGES = (
     Path(__file__).with_name("card.md").read_text(encoding="utf-8").rstrip().partition("\n\n## Packages\n\n")
 )
 SMALL_CARD = CardContent(
     stage=VisionLanguageTask.title,
     recipe=SMALL,
-    about=_TEXT,
+    about=_ABOUT,
     settings="`worlds/recipes.py` of the source",
     start="`small-relations`, the third of four steps from random weights on",
     licence="cc-by-sa-4.0",
