@@ -33,8 +33,7 @@ class Batch(TypedDict, total=False):
     bool_masked_pos: Bool[Tensor, "batch patch"]
     """True where masked image modelling hides the patch."""
     labels: Tensor
-    """Targets of a downstream task: a class for each row, a score for each answer, or a class for each
-    pixel."""
+    """Targets of a downstream task: a class for each row, a score for each answer, or a class for each pixel."""
     image_ids: Int[Tensor, "batch"]
     """Equal for rows that show the same image."""
     sample_ids: Int[Tensor, "batch"]

@@ -15,7 +15,7 @@ from tests.recipes.toy_recipes import STEPS, shrunk
 from vlmo.model.heads import MAX_LOGIT_SCALE, ContrastHead
 from vlmo.recipes import Recipe, describe, find_recipe
 from vlmo.recipes.paper import PAPER as OF_PAPER
-from vlmo.recipes.quickstart import DUAL, FUSION, QUICKSTART, over_seeds, which_runs
+from vlmo.recipes.quickstart import DUAL, FUSION, QUICKSTART, WHICH_RUNS, over_seeds
 from vlmo.recipes.schema import TextConfig, changed_settings, check_recipe
 from vlmo.run import build
 from vlmo.tasks import TASKS, RetrievalTask, VisionLanguageTask
@@ -125,7 +125,7 @@ def test_descriptions_have_the_quickstarts_numbers() -> None:
     for column, row in ((DUAL, "Text to image R@1"), (FUSION, "Caption or one with the opposite side")):
         assert over_seeds(column, row) in shown
     assert over_seeds(FUSION, "Questions") in " ".join(describe("shapes-questions").split())
-    assert which_runs() in shown
+    assert WHICH_RUNS in shown
 
 
 def test_every_recipe_is_valid_on_eight_processes():

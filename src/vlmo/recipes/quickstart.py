@@ -25,8 +25,11 @@ IMAGE_RECALL, TEXT_RECALL, SIDES = "Text to image R@1", "Image to text R@1", "Ca
 QUESTION_ROW, STATEMENT_ROW = "Questions", "Two scenes, true or false"
 """Columns and rows of the quickstart's table."""
 
-
 _RUNS_OF_SEEDS: dict[str, Any] = json.loads(Path(__file__).with_name(FILE).read_text(encoding="utf-8"))
+WITHOUT_FALSE_CAPTIONS: dict[str, Any] = _RUNS_OF_SEEDS["without_false_captions"]
+"""Table of a run of `seed` without false captions: both encoders' values by row, as fractions."""
+WHICH_RUNS = f"median (lowest to highest) of {len(_RUNS_OF_SEEDS['seeds'])} seeds, {_RUNS_OF_SEEDS['hardware']['cpu']}"
+"""What the numbers are of, such as "median (lowest to highest) of 5 seeds, Intel Xeon"."""
 
 
 def over_seeds(column: str, row: str) -> str:
@@ -36,21 +39,10 @@ def over_seeds(column: str, row: str) -> str:
     return f"{median} ({lowest} to {highest})"
 
 
-def without_false_captions() -> dict[str, Any]:
-    """Return the table of a run of `seed` without false captions: both encoders' values by row, as fractions."""
-    return _RUNS_OF_SEEDS["without_false_captions"]
-
-
-def which_runs() -> str:
-    """Return what the numbers are of, such as "median (lowest to highest) of 5 seeds, Intel Xeon"."""
-    seeds, cpu = len(_RUNS_OF_SEEDS["seeds"]), _RUNS_OF_SEEDS["hardware"]["cpu"]
-    return f"median (lowest to highest) of {seeds} seeds, {cpu}"
-
-
 def _losses(name: str) -> str:
     cells = _RUNS_OF_SEEDS["stages"][name]
     listed = ("{} {median:.3g} ({lowest:.3g} to {highest:.3g})".format(loss, **cell) for loss, cell in cells.items())
-    return f"losses at the end: {', '.join(listed)}; {which_runs()}."
+    return f"losses at the end: {', '.join(listed)}; {WHICH_RUNS}."
 
 
 # Initial weights of 0.02 suit a width of 768; at 128 they hold contrast on a plateau for most of a short run. The ITC
@@ -124,7 +116,7 @@ _contrast = Recipe(
     loader=_LOADER,
     optimizer=replace(_MUON, lr=3e-3),
     schedule=ScheduleConfig(warmup_steps=40, kind="cosine", min_ratio=0.3),
-    trainer=replace(_TRAINER, max_steps=1000, save_every=500),
+    trainer=replace(_TRAINER, max_steps=1200),
     init=f"{_RUNS}/shapes-stage2/model",
 )
 _stage3 = replace(
@@ -141,14 +133,13 @@ _stage3 = replace(
     loader=replace(_LOADER, global_batch_size=64),
     optimizer=replace(_MUON, lr=4e-3),
     schedule=ScheduleConfig(warmup_steps=20, kind="cosine", min_ratio=0.05),
-    trainer=replace(_TRAINER, max_steps=1100, save_every=500),
+    trainer=replace(_TRAINER, max_steps=1300),
     init=f"{_RUNS}/shapes-contrast/model",
 )
 _questions = replace(
     _stage3,
     task=VQATask(head_lr_scale=1.0),
     data=replace(_SHAPES, source="shapes-questions"),
-    loader=replace(_LOADER, global_batch_size=64),
     optimizer=_MUON,
     schedule=ScheduleConfig(warmup_steps=40),
     trainer=replace(_TRAINER, max_steps=400),
@@ -206,20 +197,20 @@ QUICKSTART = {
         f"IR@1 {over_seeds(DUAL, IMAGE_RECALL)} and TR@1 {over_seeds(DUAL, TEXT_RECALL)} %, "
         f"reranked (32) {over_seeds(FUSION, IMAGE_RECALL)} and {over_seeds(FUSION, TEXT_RECALL)} % (chance 0.1); which "
         f"of two captions is true, left or right: {over_seeds(FUSION, SIDES)} %, by the dual encoder "
-        f"{over_seeds(DUAL, SIDES)} %; {which_runs()}.",
+        f"{over_seeds(DUAL, SIDES)} %; {WHICH_RUNS}.",
     ),
     "shapes-questions": _entry(
         _questions,
         "Questions about scenes of shapes: colors, shapes, numbers, yes or no.",
         data="{source}: 40,000 questions about as many scenes; 2,000 others are for testing.",
         expect=f"accuracy {over_seeds(FUSION, QUESTION_ROW)} % (the most frequent answer to each question 35.5 %); "
-        f"{which_runs()}.",
+        f"{WHICH_RUNS}.",
     ),
     "shapes-statements": _entry(
         _statements,
         "Sentences that are true or false of two scenes of shapes, as in NLVR2.",
         data="{source}: 20,000 pairs of scenes with 5,000 sentences; 2,000 other pairs are for testing.",
-        expect=f"accuracy {over_seeds(FUSION, STATEMENT_ROW)} % (chance 50); {which_runs()}.",
+        expect=f"accuracy {over_seeds(FUSION, STATEMENT_ROW)} % (chance 50); {WHICH_RUNS}.",
     ),
     "shapes-captioning": _entry(
         _captioning,
