@@ -1,8 +1,10 @@
 """Compare Muon with AdamW, with averages of its weights and with the sigmoid loss, at equal processor time.
 
     python experiments/switches.py runs/switches
+    python experiments/switches.py runs/switches-icons --icons runs/findings --out experiments/switches-icons.json
 
-All arms are the quickstart's contrast with false captions, from random weights. Steps follow from an arm's time of a
+All arms are contrast alone from random weights: the quickstart's, with false captions, or that of icons with names as
+experiments/findings.py writes them. Steps follow from an arm's time of a
 step, measured once; averages are read from Muon's runs. Settings are chosen on validation with seed 0, and seeds 1 to 5
 are tested. The same command goes on.
 """
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+import findings_design as design
 from findings_report import effect
 from vlmo.losses.itc import caption_keys, contrast_logits, same_pairs
 from vlmo.recipes import Recipe, find_recipe
@@ -36,7 +39,8 @@ from vlmo.tasks.vision_language import VisionLanguageObjective
 
 ADAMW, MUON, AVERAGE, SIGMOID = "AdamW", "Muon", "Muon, averages", "Muon, sigmoid"
 OTHERS = {ADAMW: "", MUON: ADAMW, AVERAGE: MUON, SIGMOID: MUON}
-METRICS = "recall", "sides", "swaps"  # the first is the mean of IR@1 and TR@1
+METRICS = {False: ("recall", "sides", "swaps"), True: ("recall at 10", "IR@10", "IR@1")}
+"""By whether these are icons; the first is the mean of both recalls at 1, on icons at 10."""
 _UNTIMED, _TIMED = 10, 50  # first steps of a run, and all steps of one that only tells their time
 
 
@@ -99,9 +103,14 @@ class SigmoidTask(VisionLanguageTask):
         return SigmoidObjective(model, config=self.losses, bias=self.bias)
 
 
-def recipe_of(arm: Arm, *, seed: int, steps: int) -> Recipe:
-    """Return the recipe of an arm."""
+def recipe_of(arm: Arm, *, seed: int, steps: int, icons: Path | None = None) -> Recipe:
+    """Return the recipe of an arm on scenes, or on the icons in a folder of findings."""
     base = find_recipe("shapes-contrast")
+    if icons is not None:
+        known = design.stage3(design.ICONS, worlds=icons)
+        losses = replace(base.task.losses, itc_false_captions=False)  # a name has none
+        model = replace(known.model, num_fusion_layers=0)
+        base = replace(base, task=replace(base.task, losses=losses), model=model, text=known.text, data=known.data)
     return replace(
         base,
         task=SigmoidTask(losses=base.task.losses, bias=arm.bias) if arm.bias else base.task,
@@ -126,10 +135,12 @@ def averages(weights: list[Tensor], optimizer: torch.optim.Optimizer, *, decay: 
     return means
 
 
-def trial(arms: Sequence[Arm], *, folder: Path, seed: int, steps: int, split: str) -> list[dict[str, Any]]:
+def trial(
+    arms: Sequence[Arm], *, folder: Path, seed: int, steps: int, split: str, icons: Path | None = None
+) -> list[dict[str, Any]]:
     """Train once and measure on a split, for arms that differ in the decay of the average alone."""
     shutil.rmtree(folder / "run", ignore_errors=True)  # of a command that was cut off, whose time is not known
-    recipe = recipe_of(arms[0], seed=seed, steps=steps)
+    recipe = recipe_of(arms[0], seed=seed, steps=steps, icons=icons)
     built = build(recipe, run_dir=folder / "run", title=f"{arms}, {seed}", device="cpu")
     model: Any = built.objective.get_submodule("model")
     weights, times, found = list(model.parameters()), [time.process_time()], []
@@ -144,28 +155,39 @@ def trial(arms: Sequence[Arm], *, folder: Path, seed: int, steps: int, split: st
             for weight, mean in zip(weights, means.get(arm.decay, weights), strict=True):
                 weight.copy_(mean)
         model.save_pretrained(done.model_dir)
-        pairs, binding = (
-            evaluate(done.model_dir, source=source, split=split, device="cpu", rerank=0).metrics
-            for source in ("shapes", "shapes-binding")
-        )
-        values = (pairs["ir@1"] + pairs["tr@1"]) / 2, binding["dual[relation]"], binding["dual[swap]"]
-        found.append(arm._asdict() | about | dict(zip(METRICS, values, strict=True)))
+        found.append(arm._asdict() | about | measure(done.model_dir, split=split, icons=icons))
     return found
+
+
+def measure(model: Path, *, split: str, icons: Path | None) -> dict[str, float]:
+    """Return the metrics of a model, as fractions."""
+    sources = ("shapes", "shapes-binding") if icons is None else (str(icons / design.ICONS / "pairs"),)
+    pairs, *binding = (evaluate(model, source=each, split=split, device="cpu", rerank=0).metrics for each in sources)
+    values = (pairs["ir@10"] + pairs["tr@10"]) / 2, pairs["ir@10"], pairs["ir@1"]
+    if binding:
+        values = (pairs["ir@1"] + pairs["tr@1"]) / 2, binding[0]["dual[relation]"], binding[0]["dual[swap]"]
+    return dict(zip(METRICS[icons is not None], values, strict=True))
 
 
 def chosen(runs: Sequence[Mapping[str, Any]], name: str) -> Arm:
     """Return the arm with this name that has the highest first metric on validation."""
     tries = [each for each in runs if each["name"] == name and each["seed"] == 0]
-    return Arm(*[max(tries, key=lambda each: each[METRICS[0]])[field] for field in Arm._fields])
+    first = _metrics(tries[0])[0]
+    return Arm(*[max(tries, key=lambda each: each[first])[field] for field in Arm._fields])
+
+
+def _metrics(run: Mapping[str, Any]) -> tuple[str, ...]:
+    return next(names for names in METRICS.values() if names[0] in run)
 
 
 def report(runs: Sequence[Mapping[str, Any]]) -> str:
     """Return a table in percent: means, differences to the other arm with 95 % t-intervals, and the first's verdict."""
-    rows, values = ["| arm | chosen | steps | seconds of a core | recall | sides | swaps | better than |"], {}
+    metrics, values = _metrics(runs[0]), {}
+    rows = [f"| arm | chosen | steps | seconds of a core | {' | '.join(metrics)} | better than |"]
     rows.append("| --- " * 8 + "|")
     for name, other in OTHERS.items():
         own = sorted((each for each in runs if each["name"] == name and each["seed"]), key=lambda each: each["seed"])
-        values[name] = np.array([[each[metric] for metric in METRICS] for each in own])
+        values[name] = np.array([[each[metric] for metric in metrics] for each in own])
         cells, verdict = [f"{mean:.1f}" for mean in 100 * values[name].mean(axis=0)], ""
         if other:
             found = [effect(*(values[each][:, [column]] for each in (name, other))) for column in range(3)]
@@ -182,14 +204,22 @@ def _run_of(arm: Arm) -> Arm:
     return arm._replace(name=AVERAGE if arm.name == MUON else arm.name, decay=0)
 
 
-def main(folder: Path, *, seconds: float = 50, out: Path = Path("experiments/switches.json")) -> None:
-    """Train and measure what the file lacks, each run for so many seconds of a core, and show the table."""
+def main(
+    folder: Path, *, icons: Path | None = None, seconds: float = 50, out: Path = Path("experiments/switches.json")
+) -> None:
+    """Train and measure what the file lacks, each run for so many seconds of a core, and show the table.
+
+    Args:
+        icons: --run-dir of findings.py, which has the world of icons; by default scenes of shapes.
+    """
     known = json.loads(out.read_text()) if out.is_file() else {"seconds": seconds, "step": {}, "runs": []}
     if known["seconds"] != seconds:
         raise SystemExit(f"{out} holds runs of {known['seconds']} s; name another file by --out")
     if not known["step"]:
         firsts = 2 * [next(each for each in TRIES if each.name == name) for name in (ADAMW, AVERAGE, SIGMOID)]
-        timed = [trial([arm], folder=folder, seed=0, steps=_TIMED, split="validation")[0] for arm in firsts]
+        timed = [
+            trial([arm], folder=folder, seed=0, steps=_TIMED, split="validation", icons=icons)[0] for arm in firsts
+        ]
         known["step"] = {arm.name: min(each["step"] for each in timed if each["name"] == arm.name) for arm in firsts}
     for seed in range(6):
         arms = TRIES if seed == 0 else [chosen(known["runs"], name) for name in OTHERS]
@@ -197,7 +227,7 @@ def main(folder: Path, *, seconds: float = 50, out: Path = Path("experiments/swi
         left = sorted((each for each in arms if each not in done), key=_run_of)
         for trained, group in itertools.groupby(left, key=_run_of):
             steps, split = round(seconds / known["step"][trained.name]), "validation" if seed == 0 else "test"
-            known["runs"] += trial([*group], folder=folder, seed=seed, steps=steps, split=split)
+            known["runs"] += trial([*group], folder=folder, seed=seed, steps=steps, split=split, icons=icons)
             about = circumstances(folder)
             known |= {key: about[key] for key in ("date", "commit", "versions", "hardware")}
             out.write_text(json.dumps(known, indent=1) + "\n")

@@ -73,7 +73,7 @@ def test_averages_follow_the_steps() -> None:
     close(mean, torch.tensor([(0.25 * 6 + 0.5 * 5 + 1) / 1.75]))  # of 6, 5 and 1
 
 
-def test_arms_are_valid_recipes_that_differ_in_one_thing() -> None:
+def test_arms_are_valid_recipes_that_differ_in_one_thing(tmp_path) -> None:
     arms = Arm(MUON, 1e-3), Arm(ADAMW, 1e-3), Arm(AVERAGE, 1e-3, decay=0.9), Arm(SIGMOID, 1e-3, bias=-5.0)
     recipes = {arm.name: recipe_of(arm, seed=3, steps=40) for arm in arms}
     for recipe in recipes.values():
@@ -83,6 +83,11 @@ def test_arms_are_valid_recipes_that_differ_in_one_thing() -> None:
         assert recipe.task.losses.itc_false_captions
     changed = {name: sorted(changed_settings(recipes[MUON], recipe)) for name, recipe in recipes.items()}
     assert changed == {MUON: [], ADAMW: ["optimizer.muon"], AVERAGE: [], SIGMOID: ["task.bias"]}
+    on_icons = recipe_of(arms[0], seed=3, steps=40, icons=tmp_path)
+    check_recipe(on_icons, processes=1)
+    assert on_icons.data.source == str(tmp_path / "icons" / "pairs")
+    assert not on_icons.task.losses.itc_false_captions
+    assert on_icons.optimizer == recipes[MUON].optimizer
 
 
 def test_report_has_the_chosen_setting_and_paired_intervals() -> None:
@@ -91,7 +96,7 @@ def test_report_has_the_chosen_setting_and_paired_intervals() -> None:
     for name, each in values.items():
         for seed, value in enumerate(each, 1):
             known = {"name": name, "seed": seed, "steps": 300, "seconds": 58.6 + seed}
-            runs.append(known | dict.fromkeys(METRICS, value))
+            runs.append(known | dict.fromkeys(METRICS[False], value))
     shown = report(runs)
     assert "| AdamW | lr 0.002, end 0.05 | 300 | 60 to 62 | 60.0 | 60.0 | 60.0 |  |" in shown
     # Deviations 2, 1.53 and 2; 4.303 / sqrt(3) of them.
