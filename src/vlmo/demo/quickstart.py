@@ -66,8 +66,7 @@ STEPS = {
     QUESTIONS: Step(("vqa",), 18),
     STATEMENTS: Step(("nlvr2",), 27),
 }
-EVALUATION_SECONDS = 23.0
-"""Expected seconds of all that follows the last stage."""
+EVALUATION_SECONDS = 23.0  # of all that follows the last stage
 
 
 def quickstart_recipes(run: Path, *, scale: float = 1.0, seed: int = 0) -> dict[str, Recipe]:

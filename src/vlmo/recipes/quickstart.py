@@ -18,8 +18,7 @@ from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 FILE = "quickstart.json"
-"""Results over several seeds, as `experiments/quickstart_seeds.py` writes them: `summary` by column and row of the
-quickstart's table, `stages`, all seeds, the machine."""
+"""Results over several seeds, as `experiments/quickstart_seeds.py` writes them."""
 DUAL, FUSION = "Dual encoder", "Fusion encoder"
 IMAGE_RECALL, TEXT_RECALL, SIDES = "Text to image R@1", "Image to text R@1", "Caption or one with the opposite side"
 QUESTION_ROW, STATEMENT_ROW = "Questions", "Two scenes, true or false"

@@ -55,7 +55,7 @@ _NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 _COLORS = ("red", "yellow", "green", "blue", "pink", "black")
 _ALONE = 0.2
 """Share of training scenes of one object, from which its place is learnt first."""
-_EDITS = ("exchange",) * 6 + ("color", "object")
+_EDITS = ("exchange",) * 4 + ("colors",) * 2 + ("color", "object")
 """Changes of a false caption, each as likely: places are learnt last, and from exchanges alone."""
 _FORMS = {
     "no verb": ("{}", "{}", "the picture shows {}", "there is {} in the picture"),
@@ -108,9 +108,7 @@ def pair_rows(split: str, pool: Pool) -> Rows:
             true = list({str(each): each for each in true}.values())
             false = [false_sentence(scene, each, pool, choices) for each in true]
             forms = [choices.one_of(_FORMS["verb" if " is " in str(each) else "no verb"]) for each in true[:2]] + ["{}"]
-            texts = [
-                [form.format(each) for form, each in zip(forms, of_kind, strict=False)] for of_kind in (true, false)
-            ]
+            texts = [[form.format(each) for form, each in zip(forms, kind, strict=False)] for kind in (true, false)]
         else:
             chosen = [each for each in true[:2] if bool(each.relations) == bool(found % 2)] if true[1:] else []
             if not chosen or not gallery.add(scene, caption := choices.one_of(chosen)):
@@ -165,7 +163,7 @@ def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
 
 
 def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choices) -> Sentence:
-    """Return a false version of one of `sentences`: a thing is another, or two have changed places.
+    """Return a false version of one of `sentences`: a thing is another, or two have changed places or colors.
 
     No word shows which one is false: a false caption is a true one of another scene.
     """
@@ -178,6 +176,10 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
         elif edit == "exchange":
             edge = choices.one_of(("left", "top"))
             objects[0] = objects[0]._replace(**{edge: UNITS - getattr(objects[0], edge) - objects[0].side})
+        elif edit == "colors":
+            things = [each._replace(color=other.color) for each, other in zip(things, things[::-1], strict=True)]
+            if not {*things} <= {*pool.shapes}:
+                continue
         else:
             old, same = things[number], (edit == "color", edit == "object")
             alike = [x for x in pool.shapes if (x.name == old.name, x.color == old.color) == same and x not in things]
