@@ -68,6 +68,7 @@ _PAIRS = DataConfig(
 _SCENES = replace(_PAIRS, weights=(0.25, 1.0, 1.0, 0.75, 1.5))
 _SHAPES = replace(_PAIRS, weights=(0.1, 0.4, 0.4, 4.0, 1.0))
 _MIXED = replace(_PAIRS, weights=(1.0, 4.0, 3.0, 0.5, 0.75))
+_NAMES = replace(_PAIRS, weights=(1.0, 4.0, 3.0, 0.25, 0.75))
 
 
 class Step(NamedTuple):
@@ -109,8 +110,10 @@ STEPS = {
         _STAGE3, _SCENES, _FUSION, "contrast", 1.5e-3, 1800, 60, 128, teacher="contrast"),
     "relations": Step("The same with most pairs of the plainest scenes, in which relations are learnt first.",
         _STAGE3, _SHAPES, _FUSION, "stage3", 2e-3, 1600, 60, 128, teacher="contrast"),
-    "released": Step("The released small model: all losses for a long time, with most names, relations beside them.",
-        _LONG, _MIXED, replace(_FUSION, rerank_weight=0.3, rerank_min_words=4), "relations", 2e-3, 9500, 100, 256,
+    "mixed": Step("All losses for a long time, with most names, relations beside them.",
+        _LONG, _MIXED, _FUSION, "relations", 2e-3, 9500, 100, 256),
+    "released": Step("The released small model: the same again in larger batches.",
+        _LONG, _NAMES, replace(_FUSION, rerank_weight=0.3, rerank_min_words=4), "mixed", 2e-3, 5000, 60, 512,
         evaluate_on="data/icons"),
 }
 # fmt: on

@@ -29,7 +29,7 @@ SMALL_CARD = CardContent(
     recipe=SMALL,
     about=_ABOUT,
     settings="`worlds/recipes.py` of the source",
-    start="`small-relations`, the third of four steps from random weights on",
+    start="`small-mixed`, the fourth of five steps from random weights on",
     licence="cc-by-sa-4.0",
     language="en",
 )

@@ -4,7 +4,7 @@
     apt install openclipart-svg wordnet-base
     python -m worlds.vlmo_small --run-dir runs/vlmo-small
 
-About four hours of two CPU cores. The same command goes on where it was.
+About five and a half hours of two CPU cores. The same command goes on where it was.
 """
 
 from __future__ import annotations
