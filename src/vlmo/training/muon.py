@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -19,9 +20,8 @@ from vlmo.training.engine import multiplies_in_bf16
 
 def matrices_of(module: nn.Module) -> dict[Tensor, int]:
     """Return the weights of linear layers of blocks, and how many matrices each is: joint projections are three."""
-    blocks = [each for each in module.modules() if isinstance(each, MultiwayBlock)]
-    layers = [each for block in blocks for each in block.modules() if isinstance(each, nn.Linear)]
-    return {each.weight: 3 if isinstance(each, QueryKeyValue) else 1 for each in layers}
+    within = [x for block in module.modules() if isinstance(block, MultiwayBlock) for x in block.modules()]
+    return {x.weight: 3 if isinstance(x, QueryKeyValue) else 1 for x in within if isinstance(x, nn.Linear)}
 
 
 class MuonWithAdamW(Optimizer):
@@ -56,7 +56,7 @@ class MuonWithAdamW(Optimizer):
         matrix.add_(update, alpha=-scale * group["lr"])
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
     """Return about the nearest matrix whose singular values are 1: five Newton-Schulz steps (Jordan et al. 2024).
 
     They are taken in bf16 where the device has instructions for it, else in float32; the result has that dtype.
