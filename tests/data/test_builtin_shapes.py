@@ -69,7 +69,7 @@ def test_truth_of_sentences():
 
 def test_captions_are_true_and_false_ones_are_true_of_other_scenes(pools):
     pool = pools["train"]
-    known, swapped = {(each.name, each.color) for each in pool.shapes}, 0
+    known = {(each.name, each.color) for each in pool.shapes}
     for number in range(300):
         scene, choices = shapes.make_scene("train", number, pool)
         for sentence in shapes.sentences(scene, choices):
@@ -79,12 +79,6 @@ def test_captions_are_true_and_false_ones_are_true_of_other_scenes(pools):
             assert scene.truth(false) is False
             assert len({(each.name, each.color) for each in false.phrases}) == len(false.phrases)
             assert {(each.name, each.color) for each in false.phrases} <= known
-            names, colors = (
-                [{getattr(each, x) for each in y.phrases} for y in (sentence, false)] for x in ("name", "color")
-            )
-            pairs = [{(each.name, each.color) for each in y.phrases} for y in (sentence, false)]
-            swapped += names[0] == names[1] and colors[0] == colors[1] and pairs[0] != pairs[1]
-    assert swapped > 20
     assert all(len(row["false_captions"]) == len(row["captions"]) for row in some_rows("train", pool, 20))
     assert not any(row["false_captions"] for row in some_rows("test", pools["test"], 5))
 

@@ -61,8 +61,8 @@ STEPS = {
     TOKENIZER: Step(("reconstruction", "commitment"), 18),
     "shapes-stage1": Step(("mim",), 13),
     "shapes-stage2": Step(("mlm",), 7),
-    CONTRAST: Step(("itc",), 112),
-    STAGE3: Step(("itc", "mlm", "itm"), 182),
+    CONTRAST: Step(("itc",), 93),
+    STAGE3: Step(("itc", "mlm", "itm"), 154),
     QUESTIONS: Step(("vqa",), 18),
     STATEMENTS: Step(("nlvr2",), 27),
 }

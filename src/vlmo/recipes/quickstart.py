@@ -115,7 +115,7 @@ _contrast = Recipe(
     loader=_LOADER,
     optimizer=replace(_MUON, lr=3e-3),
     schedule=ScheduleConfig(warmup_steps=40, kind="cosine", min_ratio=0.3),
-    trainer=replace(_TRAINER, max_steps=1200),
+    trainer=replace(_TRAINER, max_steps=1000),
     init=f"{_RUNS}/shapes-stage2/model",
 )
 _stage3 = replace(
@@ -132,7 +132,7 @@ _stage3 = replace(
     loader=replace(_LOADER, global_batch_size=64),
     optimizer=replace(_MUON, lr=4e-3),
     schedule=ScheduleConfig(warmup_steps=20, kind="cosine", min_ratio=0.05),
-    trainer=replace(_TRAINER, max_steps=1300),
+    trainer=replace(_TRAINER, max_steps=1100),
     init=f"{_RUNS}/shapes-contrast/model",
 )
 _questions = replace(

@@ -55,7 +55,7 @@ _NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 _COLORS = ("red", "yellow", "green", "blue", "pink", "black")
 _ALONE = 0.2
 """Share of training scenes of one object, from which its place is learnt first."""
-_EDITS = ("exchange",) * 4 + ("colors",) * 2 + ("color", "object")
+_EDITS = ("exchange",) * 6 + ("color", "object")
 """Changes of a false caption, each as likely: places are learnt last, and from exchanges alone."""
 _FORMS = {
     "no verb": ("{}", "{}", "the picture shows {}", "there is {} in the picture"),
@@ -163,7 +163,7 @@ def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
 
 
 def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choices) -> Sentence:
-    """Return a false version of one of `sentences`: a thing is another, or two have changed places or colors.
+    """Return a false version of one of `sentences`: a thing is another, or two have changed places.
 
     No word shows which one is false: a false caption is a true one of another scene.
     """
@@ -176,10 +176,6 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
         elif edit == "exchange":
             edge = choices.one_of(("left", "top"))
             objects[0] = objects[0]._replace(**{edge: UNITS - getattr(objects[0], edge) - objects[0].side})
-        elif edit == "colors":
-            things = [each._replace(color=other.color) for each, other in zip(things, things[::-1], strict=True)]
-            if not {*things} <= {*pool.shapes}:
-                continue
         else:
             old, same = things[number], (edit == "color", edit == "object")
             alike = [x for x in pool.shapes if (x.name == old.name, x.color == old.color) == same and x not in things]
