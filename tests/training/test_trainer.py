@@ -61,15 +61,21 @@ def test_result_tells_how_the_run_went_and_it_is_not_trained_again(tmp_path, cap
     assert is_same(again.objective.get_submodule("model").state_dict(), weights)
 
 
-@pytest.mark.parametrize(("workers", "variable", "expected"), [(0, "", 4), (1, "", 3), (9, "", 1), (3, "4", 4)])
-def test_workers_of_the_loader_have_cores_of_their_own(tmp_path, monkeypatch, workers, variable, expected) -> None:
+@pytest.mark.parametrize(
+    ("workers", "variable", "precision", "expected"),
+    [(0, "", "bf16", 4), (1, "", "float32", 3), (9, "", "bf16", 1), (9, "", "float32", 2), (3, "4", "bf16", 4)],
+)
+def test_workers_of_the_loader_have_cores_of_their_own(
+    tmp_path, monkeypatch, workers, variable, precision, expected
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", variable) if variable else monkeypatch.delenv(
         "OMP_NUM_THREADS", raising=False
     )
     before, seen = torch.get_num_threads(), set()
     torch.set_num_threads(4)
     try:
-        make_trainer(tmp_path, workers=workers, after_step=lambda: seen.add(torch.get_num_threads())).fit()
+        config, seeing = replace(CONFIG, precision=precision), lambda: seen.add(torch.get_num_threads())
+        make_trainer(tmp_path, workers=workers, config=config, after_step=seeing).fit()
         assert (seen, torch.get_num_threads()) == ({expected}, 4)
     finally:
         torch.set_num_threads(before)

@@ -125,8 +125,8 @@ class Trainer:
         evaluate: Called on every process with `model` in evaluation mode, without gradients; returns metrics, fractions
             by "SPLIT/METRIC".
         device: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
-        workers: Processes of the loader. On a CPU each gets a core: torch takes as many threads less, at least one,
-            unless OMP_NUM_THREADS is set.
+        workers: Processes of the loader. On a CPU each gets a core: torch takes as many threads less, at least one in
+            bf16 and two in float32, which keeps workers waiting, unless OMP_NUM_THREADS is set.
         title: Name of the run in progress and messages.
     """
 
@@ -200,7 +200,8 @@ class Trainer:
     def _cores_for_workers(self) -> Iterator[None]:
         threads = torch.get_num_threads()
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, threads - self._workers))
+            least = 1 if self.precision == "bf16" else min(2, threads)
+            torch.set_num_threads(max(least, threads - self._workers))
         try:
             yield
         finally:
