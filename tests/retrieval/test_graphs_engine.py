@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from tests.integrations.toy_gallery import CAPTIONS, drawings
@@ -96,9 +97,11 @@ def test_int8_loses_at_most_half_a_point_of_recall(small):
         ranks = [(each > each.diagonal()[:, None]).sum(axis=1) for each in (scores, scores.T)]
         recalls[name] = np.mean([(rank < k).mean() for rank in ranks for k in (1, 5, 10)])
     cosines = (vectors["int8"] * vectors["onnx"]).sum(axis=1)
-    # The smallest of a thousand depends on the weights: 0.9986 with these, and 0.99896 at one percent.
-    assert 0.998 < cosines.min() < 1 - 1e-6
-    assert np.quantile(cosines, 0.02) > 0.999
+    # They depend on the weights, and on their bits, eight with VNNI and seven without: of a thousand the smallest is
+    # 0.9986 and 0.9979 with these, that at two percent 0.9991 and 0.9987.
+    smallest, most = (0.998, 0.999) if torch.cpu._is_vnni_supported() else (0.997, 0.998)
+    assert smallest < cosines.min() < 1 - 1e-6
+    assert np.quantile(cosines, 0.02) > most
     assert recalls["int8"] >= recalls["onnx"] - LOST
     assert recalls["onnx"] > 0.3
 
