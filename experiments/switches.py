@@ -212,6 +212,8 @@ def main(
     Args:
         icons: --run-dir of findings.py, which has the world of icons; by default scenes of shapes.
     """
+    if icons is not None and not (icons / design.ICONS / "pairs").is_dir():
+        raise SystemExit(f"{icons} has no {design.ICONS}/pairs; python experiments/findings.py icons writes them")
     known = json.loads(out.read_text()) if out.is_file() else {"seconds": seconds, "step": {}, "runs": []}
     if known["seconds"] != seconds:
         raise SystemExit(f"{out} holds runs of {known['seconds']} s; name another file by --out")
