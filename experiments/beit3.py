@@ -129,7 +129,9 @@ def arm(name: str, *, world: World, seed: int, tokenizer: str, steps: int | None
     if name == STAGES:
         losses = VisionLanguageConfig(mlm_weight=1.0, itm_stride=2)
         last = replace(find_recipe("shapes-stage3"), task=StageTask(losses=losses), optimizer=base.optimizer)
-        last = replace(last, data=replace(last.data, mask_only=()))
+        last = replace(last, data=replace(last.data, mask_only=()), loader=base.loader)
+        schedule, trainer = replace(base.schedule, warmup_steps=20), replace(last.trainer, max_steps=1000)
+        last = replace(last, schedule=schedule, trainer=trainer)
         first = find_recipe("shapes-stage1")
         first = replace(first, task=replace(first.task, visual_tokenizer=tokenizer))
         recipes = {"stage1": first, "stage2": find_recipe("shapes-stage2"), "stage3": last}
@@ -218,6 +220,7 @@ def measure(model: Path, folder: Path, *, world: World, seed: int, scale: float,
     parts = zip(("train", "test"), limits, strict=True)
     found = {"probe": probe(*(states(model, world=world, split=part, limit=most) for part, most in parts))}
     contrast = in_world(replace(find_recipe("shapes-contrast"), task=RetrievalTask(losses=_ITC)), world)
+    contrast = replace(contrast, loader=replace(contrast.loader, global_batch_size=128))
     recipes = {"retrieval": contrast, "questions": replace(find_recipe("shapes-questions"), evaluate_on=None)}
     for name, steps in _FINE_TUNING[world].items():
         recipe = recipes[name]

@@ -114,7 +114,7 @@ def recipe_of(arm: Arm, *, seed: int, steps: int, icons: Path | None = None) -> 
     return replace(
         base,
         task=SigmoidTask(losses=base.task.losses, bias=arm.bias) if arm.bias else base.task,
-        loader=replace(base.loader, num_workers=0),  # whose time would not be counted
+        loader=replace(base.loader, global_batch_size=128, num_workers=0),  # a worker's time would not be counted
         optimizer=replace(base.optimizer, lr=arm.lr, muon=arm.name != ADAMW),
         schedule=replace(base.schedule, warmup_steps=steps // 20, min_ratio=arm.end),
         trainer=replace(base.trainer, max_steps=steps, save_every=10_000),
