@@ -16,7 +16,7 @@ from vlmo.training import tracking
 pytestmark = pytest.mark.slow
 
 SCALE = "0.004"
-NUM_ROWS, TEST_ROWS = 128, 32
+NUM_ROWS, TEST_ROWS = 256, 32
 STAGES = tuple(quickstart.STEPS)
 
 

@@ -107,20 +107,22 @@ _beit3 = replace(
     trainer=replace(_TRAINER, max_steps=800),
 )
 _contrast = Recipe(
-    # Alone, it learns what stands where in less than half of the time that it takes beside MLM and ITM (docs/log.md).
+    # Alone and from large batches, it learns what stands where in half of the time or less (docs/log.md).
     task=VisionLanguageTask(losses=VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0, itc_false_captions=True)),
     model=replace(_MODEL, num_fusion_layers=0),
     text=_TEXT,
     data=_SHAPES,
-    loader=_LOADER,
-    optimizer=replace(_MUON, lr=3e-3),
-    schedule=ScheduleConfig(warmup_steps=40, kind="cosine", min_ratio=0.3),
-    trainer=replace(_TRAINER, max_steps=1000),
+    loader=replace(_LOADER, global_batch_size=256),
+    optimizer=replace(_MUON, lr=4e-3),
+    schedule=ScheduleConfig(warmup_steps=25, kind="cosine", min_ratio=0.3),
+    trainer=replace(_TRAINER, max_steps=600),
     init=f"{_RUNS}/shapes-stage2/model",
 )
 _stage3 = replace(
     _contrast,
-    task=VisionLanguageTask(losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=2, itc_false_captions=True)),
+    task=VisionLanguageTask(
+        losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=2, negative_sharpness=0.2, itc_false_captions=True)
+    ),
     model=replace(_MODEL, rerank_weight=0.3),
     # What stands where is learnt last, so words of places are often masked alone, beside words that are seen.
     data=replace(
@@ -129,16 +131,17 @@ _stage3 = replace(
         mask_only=("left", "right", "above", "below", "under", "top", "bottom"),
         mask_only_share=0.6,
     ),
-    loader=replace(_LOADER, global_batch_size=64),
-    optimizer=replace(_MUON, lr=4e-3),
-    schedule=ScheduleConfig(warmup_steps=20, kind="cosine", min_ratio=0.05),
-    trainer=replace(_TRAINER, max_steps=1100),
+    loader=replace(_LOADER, global_batch_size=96),
+    optimizer=replace(_MUON, lr=4.5e-3),
+    schedule=ScheduleConfig(warmup_steps=18, kind="cosine", min_ratio=0.05),
+    trainer=replace(_TRAINER, max_steps=800),
     init=f"{_RUNS}/shapes-contrast/model",
 )
 _questions = replace(
     _stage3,
     task=VQATask(head_lr_scale=1.0),
     data=replace(_SHAPES, source="shapes-questions"),
+    loader=replace(_LOADER, global_batch_size=64),
     optimizer=_MUON,
     schedule=ScheduleConfig(warmup_steps=40),
     trainer=replace(_TRAINER, max_steps=400),
