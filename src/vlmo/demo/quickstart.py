@@ -61,8 +61,8 @@ STEPS = {
     TOKENIZER: Step(("reconstruction", "commitment"), 18),
     "shapes-stage1": Step(("mim",), 13),
     "shapes-stage2": Step(("mlm",), 7),
-    CONTRAST: Step(("itc",), 93),
-    STAGE3: Step(("itc", "mlm", "itm"), 154),
+    CONTRAST: Step(("itc",), 105),
+    STAGE3: Step(("itc", "mlm", "itm"), 157),
     QUESTIONS: Step(("vqa",), 18),
     STATEMENTS: Step(("nlvr2",), 27),
 }
