@@ -38,8 +38,10 @@ def check_parts(data: bytes) -> None:
         _check_png(data)
     elif data.startswith((b"GIF87a", b"GIF89a")):
         _check_gif(data)
-    elif data.startswith(b"BM"):
-        _check_bmp(data)
+    elif data.startswith(b"BM") and len(data) >= 34 and int.from_bytes(data[30:34], "little") in {1, 2}:
+        width, height = (abs(side) for side in struct.unpack_from("<ii", data, 18))
+        if max(width * height, len(data)) > _MAX_RUNS:
+            raise ValueError(f"runs of {width} x {height} pixels in {len(data):,} bytes; at most {_MAX_RUNS:,} of both")
     elif data[:4] in _TIFF:
         check_directory(data, is_file=True)
     elif data[4:8] == b"ftyp":
@@ -97,13 +99,6 @@ def _check_gif(data: bytes) -> None:
         offset, parts = offset + 1, parts + 1
         if parts > _MAX_PARTS:
             raise ValueError(f"more than {_MAX_PARTS} blocks")
-
-
-def _check_bmp(data: bytes) -> None:
-    if len(data) >= 34 and int.from_bytes(data[30:34], "little") in {1, 2}:
-        width, height = (abs(side) for side in struct.unpack_from("<ii", data, 18))
-        if max(width * height, len(data)) > _MAX_RUNS:
-            raise ValueError(f"runs of {width} x {height} pixels in {len(data):,} bytes; at most {_MAX_RUNS:,} of both")
 
 
 def check_directory(data: bytes, *, is_file: bool = False) -> None:

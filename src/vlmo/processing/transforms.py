@@ -190,7 +190,7 @@ class TrainTransform:
         pixels = _crop_and_resize(image, box=box, shape=shape or (config.image_size, config.image_size), config=config)
         if generator.random() < config.horizontal_flip:
             pixels = pixels.flip(-1)
-        before = Image.fromarray(_to_array(pixels))
+        before = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
         after = _change_style_and_color(before, config=config, generator=generator)
         after = rand_augment(after, config=config, generator=generator)
         if after is not before:
@@ -234,10 +234,6 @@ def _to_tensor(image: Image.Image, *, box: Box | None = None) -> UInt8[Tensor, "
         pixels = pixels[top:bottom, left:right]
     # A copy, because PIL's own memory is read-only; in height-width-channel order, in which resizing is faster.
     return torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)
-
-
-def _to_array(pixels: UInt8[Tensor, "3 height width"]) -> UInt8[np.ndarray, "height width 3"]:
-    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
 def _resize(pixels: UInt8[Tensor, "3 height width"], size: list[int]) -> UInt8[Tensor, "3 new_height new_width"]:
