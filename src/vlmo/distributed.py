@@ -42,7 +42,7 @@ def keep_until_exit(group: Any) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep what one step frees for the next, which would get it from the system anew, page by page."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt") and libc.mallopt(-3, 1 << 30):
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never; before, M_MMAP_THRESHOLD, which old versions refuse
@@ -51,7 +51,7 @@ def _keep_freed_memory() -> None:
 def choose_device(name: str | None = None) -> torch.device:
     """Return the device of this process: `name`, else its GPU (CUDA, then Apple's MPS), else the CPU.
 
-    MPS serves a run of one process: it has no collectives. From then on a process on the CPU keeps memory it has freed.
+    MPS serves a run of one process: it has no collectives.
 
     Raises:
         ValueError: There is no such device.
@@ -70,8 +70,6 @@ def choose_device(name: str | None = None) -> torch.device:
         raise ValueError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if device.type == "cpu":
-        _keep_freed_memory()
     return device
 
 
