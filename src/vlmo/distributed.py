@@ -42,7 +42,7 @@ def keep_until_exit(group: Any) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
-def keep_freed_memory() -> None:
+def keep_memory() -> None:
     """Let glibc keep what one step frees for the next, which would get it from the system anew, page by page."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt") and libc.mallopt(-3, 1 << 30):
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never; before, M_MMAP_THRESHOLD, which old versions refuse

@@ -13,7 +13,7 @@ def pages():
     torch.ones(20, 500_000)  # 40 MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(pages(), pages())
-vlmo.distributed.keep_freed_memory()
+vlmo.distributed.keep_memory()
 print(pages(), pages())
 """
 

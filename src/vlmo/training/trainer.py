@@ -32,16 +32,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from vlmo.distributed import (
-    all_reduce,
-    barrier,
-    choose_device,
-    gather_objects,
-    is_main,
-    keep_freed_memory,
-    rank,
-    world_size,
-)
+from vlmo.distributed import all_reduce, barrier, choose_device, gather_objects, is_main, keep_memory, rank, world_size
 from vlmo.folder.atomic import write_folder
 from vlmo.training.checkpoint import StateStore, claim_run_folder, lock_run, newest_state
 from vlmo.training.config import Precision, TrainerConfig
@@ -156,7 +147,7 @@ class Trainer:
     ) -> None:
         self.device = choose_device(device)
         if self.device.type == "cpu":
-            keep_freed_memory()
+            keep_memory()
         self.objective = objective.to(self.device).train()
         self.recipe, self.config = recipe, recipe.trainer
         # One process chooses, and warns.
