@@ -42,7 +42,7 @@ from vlmo.tasks import RetrievalTask, evaluate
 from vlmo.tasks.pair_sets import PairSet
 from vlmo.tasks.result import TaskResult, circumstances
 
-RESULT, ROOT = "result.json", Path(__file__).resolve().parents[1]
+RESULT, SHARE, ROOT = "result.json", "share.txt", Path(__file__).resolve().parents[1]
 SHORTLIST, RERANKED = 16, 1000
 """Candidates that the fusion encoder orders, in a gallery of so many scenes."""
 _BATCH, _RIDGE = 250, 1e-3
@@ -225,12 +225,23 @@ def run_jobs(jobs: Sequence[Job]) -> list[str]:
 
 
 def write_worlds(jobs: Sequence[Job], *, run: Path, data: Path, scale: float) -> None:
-    """Write the data of the jobs once."""
+    """Write the data of the jobs once.
+
+    Raises:
+        ValueError: They are there with another share of the rows.
+    """
     writers = {SCENES: shape_world.write, ICONS: functools.partial(icon_world.write, data=data)}
     for world in {job.world for job in jobs if job.result() is None}:
+        share = run / world / SHARE
         if not (run / world).is_dir():
             writers[world](run / f"{world}.new", scale=scale)
+            (run / f"{world}.new" / SHARE).write_text(f"{scale}\n", encoding="utf-8")
             (run / f"{world}.new").rename(run / world)
+        elif share.is_file() and float(share.read_text(encoding="utf-8")) != scale:
+            found = share.read_text(encoding="utf-8").strip()
+            raise ValueError(
+                f"{run / world} holds the share {found} of the data, not {scale:g}; give another --run-dir"
+            )
 
 
 def restore(file: Path, *, run: Path, scale: float = 1.0) -> None:

@@ -53,7 +53,8 @@ class Options:
     scale: float = 1.0
     """Share of the steps of each stage."""
     out: Path = Path("src/vlmo/recipes") / quickstart.FILE
-    """JSON file for the result, written after each seed; `python docs/figures/images.py` then draws README's chart."""
+    """JSON file for the result, written after each seed, first that of `--without`; `python docs/figures/images.py`
+    then draws README's chart."""
 
 
 def summary(tables: Sequence[Metrics]) -> dict[str, dict[str, dict[str, float]]]:
@@ -102,9 +103,11 @@ def without_false_captions(folder: Path, *, seed: int, scale: float) -> dict[str
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run each seed and write the result."""
     options = tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments))
+    if options.without not in options.seeds:
+        sys.exit(f"error: --without is {options.without}; give one of --seeds")
     tables: dict[str, Any] = {}
     stages, without = [], {}
-    for seed in options.seeds:
+    for seed in sorted(options.seeds, key=lambda seed: (seed != options.without, seed)):  # the report reads both
         folder = options.run_dir / f"seed-{seed}"
         tables[str(seed)] = run_quickstart(folder, scale=options.scale, seed=seed, console=Console())
         stages.append(stage_losses(folder))

@@ -214,9 +214,12 @@ def main(
     """
     if icons is not None and not (icons / design.ICONS / "pairs").is_dir():
         raise SystemExit(f"{icons} has no {design.ICONS}/pairs; python experiments/findings.py icons writes them")
-    known = json.loads(out.read_text()) if out.is_file() else {"seconds": seconds, "step": {}, "runs": []}
-    if known["seconds"] != seconds:
-        raise SystemExit(f"{out} holds runs of {known['seconds']} s; name another file by --out")
+    world = design.SCENES if icons is None else design.ICONS
+    known = (
+        json.loads(out.read_text()) if out.is_file() else {"seconds": seconds, "world": world, "step": {}, "runs": []}
+    )
+    if (known["seconds"], known["world"]) != (seconds, world):
+        raise SystemExit(f"{out} holds runs of {known['seconds']} s on {known['world']}; name another file by --out")
     if not known["step"]:
         firsts = 2 * [next(each for each in TRIES if each.name == name) for name in (ADAMW, AVERAGE, SIGMOID)]
         timed = [

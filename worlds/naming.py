@@ -103,11 +103,11 @@ def caption_of(bare: str) -> str | None:
 def with_article(captions: Sequence[str], *, key: str) -> tuple[str, ...]:
     """Return captions, and the first one as people type it, such as "a red bell" or "an icon of a red bell".
 
-    A hash of `key` chooses the words. Proper names, which start with a capital, are left alone. If only some kinds of
-    images had captions with articles, queries with an article would find those kinds.
+    A hash of `key` chooses the words. Proper names, which start with a capital, and names with an article are left
+    alone. If only some kinds of images had captions with articles, queries with an article would find those kinds.
     """
     name = captions[0]
-    if not name[0].islower():
+    if not name[0].islower() or name.startswith(("a ", "an ", "the ")):
         return tuple(captions)
     words = TYPED[int(hash_share(f"{key}/typed") * len(TYPED))]
     return (*captions, words.format(f"{'an' if _AN.match(name) else 'a'} {name}"))

@@ -2,12 +2,13 @@ import itertools
 import re
 
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 from vlmo import cli
 from vlmo.data.builtin.scenes import Scene
 from vlmo.data.builtin.shapes import make_scene, pools, sentences
-from vlmo.data.false_captions import false_caption, false_captions
+from vlmo.data.false_captions import false_caption, false_captions, with_false_captions
 from vlmo.data.sources import open_source
 
 PHRASE = re.compile(r"an? ([a-z]+) ([a-z]+)(?: at the (top|bottom) (left|right))?")
@@ -32,6 +33,7 @@ BETWEEN = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1
         # Of these, the opposite may be true as well, or nothing is known to be false.
         ("a star above a star", set()),
         ("A black and white cat", set()),
+        ("A red, white and blue flag", set()),
         ("a cup of coffee and a spoon", set()),
         ("", set()),
     ],
@@ -76,6 +78,11 @@ def test_they_are_false_of_scenes_of_which_the_caption_is_true():
                 made += 1
                 assert not is_true(text, scene), (caption, text, scene)
     assert made > 4000
+
+
+def test_a_missing_caption_gets_none():
+    rows = Dataset.from_list([{"captions": ["a red car", None]}, {"captions": None}])
+    assert list(with_false_captions(rows)["false_captions"]) == [[false_caption("a red car"), ""], []]
 
 
 def test_command_adds_them_to_ones_own_captions(tmp_path, capsys):

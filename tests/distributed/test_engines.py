@@ -33,7 +33,11 @@ CASES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 1,
         "without": ("mlm", "itm"),  # each pass is traced
     },
-    "fsdp, cached, checkpointed": {"engine": replace(FSDP, activation_checkpointing=True), "cache_chunk": 1},
+    "fsdp, cached, checkpointed": {  # of four rows each, four and three have a false caption
+        "engine": replace(FSDP, activation_checkpointing=True),
+        "cache_chunk": 1,
+        "false": True,
+    },
     "fsdp, bf16": {"engine": FSDP, "precision": "bf16"},
     "ddp, Muon": {"engine": DDP, "config": MUON},
     "fsdp, Muon": {"engine": FSDP, "config": MUON},

@@ -51,12 +51,16 @@ RETRIEVAL = {
     "retrieval, with matching": VisionLanguageConfig(mlm_weight=0),
     "retrieval, cached": VisionLanguageConfig(mlm_weight=0, itm_weight=0, cache_chunk=2),
     "retrieval, with a teacher": VisionLanguageConfig(mlm_weight=0, itm_weight=0, teacher_weight=2.0),
+    "retrieval, with a teacher, cached": VisionLanguageConfig(
+        mlm_weight=0, itm_weight=0, teacher_weight=2.0, cache_chunk=3
+    ),
 }
 # What each task in chunks is to be equal to, on one process without chunks.
 UNCACHED = {
     "sum, cached": "sum",
     "sum, cached, every second row fused": "sum, every second row fused",
     "retrieval, cached": "retrieval",
+    "retrieval, with a teacher, cached": "retrieval, with a teacher",
 }
 OWN_MEANS = ["classification", "segmentation", "questions", "sentences"]
 """Tasks whose losses each process has of its own rows."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_
 
-from tests.toy_batch import GLOBAL_BATCH, make_batch
+from tests.toy_batch import GLOBAL_BATCH, make_batch, with_false_texts
 from tests.training.toy_run import make_trainer
 from vlmo import distributed
 from vlmo.model import VLMoConfig, VLMoForPreTraining
@@ -29,19 +30,19 @@ MUON = replace(OPTIMIZER, muon=True)
 
 
 def make_objective(
-    *, cache_chunk: int | None = None, without: Sequence[str] = (), **changes: float
+    *, cache_chunk: int | None = None, false: bool = False, without: Sequence[str] = (), **changes: float
 ) -> VisionLanguageObjective:
     torch.manual_seed(0)
     config = VLMoConfig.tiny(**{"layer_scale_init": 1.0, "initializer_range": 0.2, "num_hidden_layers": 2} | changes)
     weights = {f"{loss}_weight": 0.0 for loss in without}
-    settings = VisionLanguageConfig(cache_chunk=cache_chunk, **weights)
+    settings = VisionLanguageConfig(cache_chunk=cache_chunk, itc_false_captions=false, **weights)
     return VisionLanguageObjective(VLMoForPreTraining(config), config=settings)
 
 
 def micro_batches(step: int, *, accumulation: int = 1) -> list[Batch]:
     """This process's share of step `step`; the rows are those of `make_batch` in another order at each step."""
     order = torch.randperm(GLOBAL_BATCH, generator=torch.Generator().manual_seed(step))
-    batch = make_batch() | {"sample_ids": torch.arange(GLOBAL_BATCH) + step * GLOBAL_BATCH}
+    batch = with_false_texts(make_batch()) | {"sample_ids": torch.arange(GLOBAL_BATCH) + step * GLOBAL_BATCH}
     shares = order.chunk(accumulation * distributed.world_size())[distributed.rank() :: distributed.world_size()]
     return [
         {name: value[rows] if value.ndim else torch.tensor(step) for name, value in batch.items()} for rows in shares
@@ -57,15 +58,15 @@ def one_update(
     *,
     precision: str = "float32",
     accumulation: int = 1,
-    cache_chunk: int | None = None,
-    **changes: float,
+    config: OptimizerConfig = OPTIMIZER,
+    **changes: Any,
 ) -> dict[str, dict[str, Tensor]]:
     """Losses, gradients, updated weights, and what the model makes of pictures afterwards."""
-    objective = make_objective(cache_chunk=cache_chunk, **changes)
+    objective = make_objective(**changes)
     # The part of the compiler that makes graphs, forward and backward; a C++ compiler is not everywhere.
     with mock.patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
         running = Engine(objective, config=engine, precision=precision)
-    optimizer = build_optimizer(objective, config=OPTIMIZER, lr_scale={"model.vlmo.image_embeddings.cls_token": 5.0})
+    optimizer = build_optimizer(objective, config=config, lr_scale={"model.vlmo.image_embeddings.cls_token": 5.0})
     batches = micro_batches(0, accumulation=accumulation)
     losses = []
     for number, batch in enumerate(batches):

@@ -78,6 +78,7 @@ def test_cards_show_figures_data_and_licences(run):
 def test_report_shows_images_and_attention(run):
     page = (run / "report.html").read_text()
     assert all(words in page for words in ("data:image/", "Chance", "Text to image", "Attention of words"))
+    assert "What false captions teach" not in page  # which takes a whole run
 
 
 def test_second_run_trains_nothing_again(run, capsys, monkeypatch):

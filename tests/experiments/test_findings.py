@@ -225,5 +225,8 @@ def test_jobs_run_once_and_are_published(prepared, tmp_path, monkeypatch, capsys
         assert json.loads(copied.read_text())["items"] == json.loads(file.read_text())["items"]
     with pytest.raises(ValueError, match="other settings"):
         findings.main([*command[:-4], "--scale", "0.01", "--report"])
+    other = next(name for name, each in findings_design.VARIANTS.items() if each.world == SCENES and name not in names)
+    with pytest.raises(ValueError, match=r"scenes holds the share 0\.002 of the data, not 1; give another --run-dir"):
+        findings.main([other, *command[3:5], "--seeds", "1"])
     with pytest.raises(ValueError, match="few-stages"):
         findings.main(["nonsense", "--run-dir", str(tmp_path)])

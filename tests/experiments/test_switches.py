@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from tests.losses.steps import close, results
 from tests.toy_batch import make_batch
@@ -17,6 +18,7 @@ from switches import (
     Arm,
     SigmoidObjective,
     averages,
+    main,
     recipe_of,
     report,
     sigmoid_loss,
@@ -103,3 +105,11 @@ def test_report_has_the_chosen_setting_and_paired_intervals() -> None:
     assert f"| Muon | lr 0.003, end 0.05 | 300 | 60 to 62 |{' 70.0 (+10.0 ± 5.0) |' * 3} AdamW: holds |" in shown
     assert f"| 60 to 62 |{' 69.7 (-0.3 ± 3.8) |' * 3} Muon: unclear |" in shown
     assert f"| 60 to 62 |{' 30.0 (-40.0 ± 5.0) |' * 3} Muon: reversed |" in shown
+
+
+def test_runs_of_another_world_are_not_gone_on_with(tmp_path) -> None:
+    out = tmp_path / "out.json"
+    out.write_text('{"seconds": 50, "world": "scenes", "step": {}, "runs": []}')
+    (tmp_path / "icons" / "pairs").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="holds runs of 50 s on scenes; name another file by --out"):
+        main(tmp_path, icons=tmp_path, out=out)

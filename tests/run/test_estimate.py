@@ -18,6 +18,7 @@ from vlmo.recipes.schema import model_config
 from vlmo.run.estimate import estimate
 from vlmo.tasks import BEiT3Task
 from vlmo.training.config import EngineConfig
+from vlmo.training.muon import matrices_of
 
 WIDTH = {"hidden_size": 64, "num_hidden_layers": 4}
 SIZES = VLMoConfig.tiny(**WIDTH)
@@ -81,6 +82,9 @@ def test_needs_are_those_of_a_step_with_data(name) -> None:
     assert needs.trainable_parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
     half = estimate(replace(recipe, trainer=replace(recipe.trainer, precision="bf16")))
     assert 0.5 * needs.activation_bytes < half.activation_bytes < needs.activation_bytes
+    muon = estimate(replace(recipe, optimizer=replace(recipe.optimizer, muon=True)))
+    matrices = [weight for weight in matrices_of(model) if weight.requires_grad]
+    assert needs.optimizer_bytes - muon.optimizer_bytes == 4 * sum(weight.numel() for weight in matrices) > 0
     # Tensors without data are not handed on to a model that has some.
     assert model.vlmo.position_bias(num_text=TEXT, grid=None)[0].isfinite().all()
 

@@ -85,6 +85,9 @@ def test_a_teacher_that_does_not_fit_is_refused(recipe, contrast, tmp_path):
     file.write_text("\n".join(sorted(words, key=words.get)))
     text = dataclasses.replace(recipe.text, vocabulary=str(file))
     refused(contrast[1], "has vectors of 32 dimensions, the model of 16; set", init=None, model=size, text=text)
+    model = dataclasses.replace(recipe.model, max_text_positions=304)
+    longer = {"model": model, "text": dataclasses.replace(text, max_length=304)}
+    refused(contrast[1], "has 64 positions for text, the recipe 304; set text.max-length to 64", init=None, **longer)
 
 
 def test_with_matching_the_fusion_encoder_is_trained_too(recipe, pictures, tmp_path):

@@ -76,6 +76,8 @@ _PAIR = re.compile(
     r"(?=$|[.,;!]| in the (?:pic[a-z]+|image|photo))",
     re.IGNORECASE,
 )
+_LISTED_BEFORE = re.compile(rf"( and|\b({'|'.join(_COLORS)}),) $", re.IGNORECASE)
+_LISTED_AFTER = re.compile(rf" and |, ({'|'.join(_COLORS)})\b", re.IGNORECASE)
 _COLORED = re.compile(rf"\b({'|'.join(_COLORS)}) (?!and\b)([a-z'-]+)", re.IGNORECASE)
 
 
@@ -83,7 +85,7 @@ def with_false_captions(rows: Dataset) -> Dataset:
     """Return the rows with a column `false_captions`; ValueError if they have one, or no caption gets a false one."""
     if "false_captions" in rows.column_names:
         raise ValueError("the rows have false captions already")
-    false = [[false_caption(text) for text in captions or ()] for captions in column(rows, "captions")]
+    false = [[false_caption(text or "") for text in captions or ()] for captions in column(rows, "captions")]
     if not any(map(any, false)):
         raise ValueError("no caption has a word of the rules: colors, numbers, sizes, sides, two things in a relation")
     feature = CONTRAST_FEATURES["false_captions"]
@@ -114,8 +116,8 @@ def false_captions(caption: str) -> list[list[str]]:
         if same and word in _RELATIONS:
             continue  # a star above a star is a star below a star
         before, after = caption[: match.start()], caption[match.end() :]
-        if word in _COLORS and (before.lower().endswith(" and ") or after.lower().startswith(" and ")):
-            continue  # of a cat that is black and white
+        if word in _COLORS and (_LISTED_BEFORE.search(before) or _LISTED_AFTER.match(after)):
+            continue  # of a cat that is black and white, or a red, white and blue flag
         if word == "orange" and not after.startswith(" ") and not before.endswith((" is ", " are ")):
             continue  # the fruit
         words = [_like(word=other, model=match[0]) for other in _EXCHANGES[word]]

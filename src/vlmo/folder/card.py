@@ -113,7 +113,10 @@ def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None
         pipeline_tag=usage.pipeline if usage else None,
         tags=["vlmo"],
     )
-    total, data = 0, _by_terms(card.data)
+    total, entries = 0, dict[tuple[str, tuple[str, ...]], list[str]]()
+    for source in card.data:
+        entries.setdefault((source.name, source.licences), []).append(source.use)
+    data = [{"name": name, "use": uses, "licences": list(terms)} for (name, terms), uses in entries.items()]
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:  # headers alone
             total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
@@ -169,13 +172,6 @@ def read_data(folder: str | Path) -> tuple[DataSource, ...]:
 def read_results(folder: str | Path) -> list[EvalResult]:
     """Return all results of a folder; ValueError for a damaged file."""
     return _read_list(Path(folder) / RESULTS_FILE, EvalResult)
-
-
-def _by_terms(data: Iterable[DataSource]) -> list[dict[str, Any]]:
-    entries: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for source in data:
-        entries.setdefault((source.name, source.licences), []).append(source.use)
-    return [{"name": name, "use": uses, "licences": list(terms)} for (name, terms), uses in entries.items()]
 
 
 def _terms(licences: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ from vlmo.model.multiway import MultiwayBlock
 from vlmo.processing.tokenizers import PAD_MULTIPLE
 from vlmo.recipes.schema import Recipe, check_recipe
 from vlmo.training.lora import add_adapters
+from vlmo.training.muon import matrices_of
 from vlmo.types import Batch
 
 _FLOAT32 = 4
@@ -137,12 +138,14 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
         kept += micro * recipe.model.num_channels * recipe.model.image_size**2
     shares = processes if engine.data_parallel == "fsdp" else 1
     total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or each) for each in (True, False))
+    matrices = matrices_of(model) if recipe.optimizer.muon else ()
+    moments = 2 * trained - sum(p.numel() for p in matrices if p.requires_grad)  # Muon keeps one
     return Estimate(
         parameters=total,
         trainable_parameters=trained,
         parameter_bytes=round(total * _FLOAT32 / shares),
         gradient_bytes=round(trained * _FLOAT32 / shares),
-        optimizer_bytes=round(2 * trained * _FLOAT32 / shares),
+        optimizer_bytes=round(moments * _FLOAT32 / shares),
         activation_bytes=round(kept),
         micro_batch=micro,
         processes=processes,
@@ -247,12 +250,10 @@ class _WithoutData(TorchDispatchMode):
             # What the mode would do too, several times slower: its cache costs more than it saves here.
             with in_kernel_invocation_manager(self.fake):
                 result = function(*args, **kwargs)
-            result = tree_map_only(Tensor, self._without_data, result)
+            fake = lambda x: x if isinstance(x, FakeTensor) else FakeTensor(self.fake, x, torch.device("cpu"))  # noqa: E731
+            result = tree_map_only(Tensor, fake, result)
         else:
             result = function(*args, **kwargs)
         if count := _FLOPS.get(function._overloadpacket):
             self.flops += count(*args, **kwargs, out_val=result)
         return result
-
-    def _without_data(self, tensor: Tensor) -> Tensor:
-        return tensor if isinstance(tensor, FakeTensor) else FakeTensor(self.fake, tensor, torch.device("cpu"))

@@ -193,20 +193,20 @@ class VisionLanguageObjective(nn.Module):
             return [None] * len(self.model.contrast_heads)
         ids, mask = batch["false_input_ids"], batch["false_attention_mask"]
         found = mask.any(dim=1)
-        # Those of other rows are left out, but for one, so that all processes encode texts.
-        rows = found | (torch.arange(len(ids), device=ids.device) == 0)
+        # Other rows are left out, as far as all processes encode as many texts, and so as many chunks.
+        most = max(1, int(distributed.all_reduce(found.sum(), op="max")))
+        rows = found.int().argsort(descending=True, stable=True)[:most]
         mask = torch.cat([mask[:, :1] | ~found[:, None], mask[:, 1:]], dim=1)[rows]
         encoded = self.encode_texts(ids[rows], mask)
-        return [
-            (each.new_zeros(len(ids), each.shape[1]).masked_scatter(rows[:, None], each), found) for each in encoded
-        ]
+        return [(each.new_zeros(len(ids), each.shape[1]).index_copy(0, rows, each), found) for each in encoded]
 
     def _distillation_loss(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Tensor:
-        teacher: Any = self.teacher
+        teacher, size = cast("Any", self.teacher), self.config.cache_chunk or len(batch["input_ids"])
+        pixels, ids, mask = (batch[name].split(size) for name in ("pixel_values", "input_ids", "attention_mask"))
         with torch.no_grad():
-            texts = teacher.get_text_features(batch["input_ids"], batch["attention_mask"])
-            targets = teacher.get_image_features(batch["pixel_values"]), texts
-        return distillation_loss(vectors, targets, logit_scale=teacher.contrast_head.logit_scale, same=same)
+            targets = map(teacher.get_image_features, pixels), map(teacher.get_text_features, ids, mask)
+            images, texts = (torch.cat([*parts]) for parts in targets)
+        return distillation_loss(vectors, (images, texts), logit_scale=teacher.contrast_head.logit_scale, same=same)
 
     def _fuse(
         self, images: Tensor, ids: Tensor, mask: Tensor, labels: Tensor, *, pixels: Tensor
@@ -262,22 +262,22 @@ class PairTask(Task):
         """Return the losses of a started model, with the teacher's if there is one.
 
         Raises:
-            ValueError: The teacher has another vocabulary, or vectors of another size.
+            ValueError: The teacher has another vocabulary, vectors of another size, or fewer positions for text.
         """
         objective: Any = super().objective(run)
         if self.teacher is None:
             return objective
         teacher, processor = load_retrieval_model(self.teacher)
-        if processor.tokenizer.get_vocab() != run.tokenizer.get_vocab():
-            raise ValueError(
-                f"the teacher {self.teacher} has another vocabulary; start from a folder with the teacher's"
-            )
-        size, expected = teacher.config.projection_size, objective.model.config.projection_size
-        if size != expected:
-            raise ValueError(
-                f"the teacher {self.teacher} has vectors of {size} dimensions, the model of {expected}; set "
-                f"model.projection-size to {size}"
-            )
+        size, own = teacher.config.projection_size, objective.model.config.projection_size
+        most, length = teacher.config.max_text_positions, run.tokenizer.model_max_length
+        is_known = processor.tokenizer.get_vocab() == run.tokenizer.get_vocab()
+        for fits, fault in (
+            (is_known, "another vocabulary; start from a folder with the teacher's"),
+            (size == own, f"vectors of {size} dimensions, the model of {own}; set model.projection-size to {size}"),
+            (length <= most, f"{most} positions for text, the recipe {length}; set text.max-length to {most}"),
+        ):
+            if not fits:
+                raise ValueError(f"the teacher {self.teacher} has {fault}")
         objective.teacher = teacher.requires_grad_(requires_grad=False)
         return objective
 

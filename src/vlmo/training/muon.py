@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from vlmo.model.multiway import MultiwayBlock, QueryKeyValue
 from vlmo.training.engine import multiplies_in_bf16
+from vlmo.training.parallel import from_main
 
 
 def matrices_of(module: nn.Module) -> dict[Tensor, int]:
@@ -29,6 +30,8 @@ class MuonWithAdamW(Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], adamw: Optimizer, *, lr: float) -> None:
         self._adamw = adamw
+        device = groups[0]["params"][0].device
+        self._dtype = from_main(torch.bfloat16 if multiplies_in_bf16(device) else torch.float32)
         super().__init__([*groups, *adamw.param_groups], defaults={"lr": lr})
 
     @torch.no_grad()
@@ -44,10 +47,11 @@ class MuonWithAdamW(Optimizer):
                     self._update(matrix, matrix.grad, group)
 
     def _update(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
-        momentum.lerp_(gradient, 0.05)
+        if "momentum_buffer" not in (state := self.state[matrix]):
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        momentum = state["momentum_buffer"].lerp_(gradient, 0.05)
         ahead = gradient.lerp(momentum, 0.95)  # Nesterov
-        whole = ahead.full_tensor() if isinstance(ahead, DTensor) else ahead
+        whole = (ahead.full_tensor() if isinstance(ahead, DTensor) else ahead).to(self._dtype)
         update = torch.cat([orthogonalize(part) for part in whole.chunk(group["parts"])])
         if isinstance(matrix, DTensor):
             update = distribute_tensor(update, matrix.device_mesh, matrix.placements, src_data_rank=None)
@@ -57,12 +61,9 @@ class MuonWithAdamW(Optimizer):
 
 
 def orthogonalize(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Return about the nearest matrix whose singular values are 1: five Newton-Schulz steps (Jordan et al. 2024).
-
-    They are taken in bf16 where the device has instructions for it, else in float32; the result has that dtype.
-    """
+    """Return about the nearest matrix whose singular values are 1: five Newton-Schulz steps (Jordan et al. 2024)."""
     is_tall = matrix.shape[0] > matrix.shape[1]
-    near = (matrix.T if is_tall else matrix).to(torch.bfloat16 if multiplies_in_bf16(matrix.device) else torch.float32)
+    near = matrix.T if is_tall else matrix
     near = near / near.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = near @ near.T

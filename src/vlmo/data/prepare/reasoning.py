@@ -62,10 +62,13 @@ def open_vqav2(root: Path) -> SetOnDisk:
     ranked = sorted(images, key=lambda image: hash_share(coco_image_id(image)))
     held_out = frozenset(ranked[: min(HELD_OUT_IMAGES, len(ranked) // 2)])
 
+    def read(record: dict[str, Any]) -> tuple[int, int, str]:
+        return int(record["question_id"]), int(record["image_id"]), text_of(record["question"])
+
     def rows() -> Iterator[Record]:
         for part, file in files.items():
             folder = "test2015" if part in tests else part
-            for number, image, question in read_records(file, _question, key="questions"):
+            for number, image, question in read_records(file, read, key="questions"):
                 # An image has one number in all of COCO.
                 split = tests.get(part) or ("validation" if image in held_out else "train")
                 found = _UNKNOWN if part in tests else annotations[part].get(number)
@@ -120,10 +123,6 @@ def _read_annotations(file: Path) -> dict[int, _Annotation]:
         )
 
     return dict(read_records(file, read, key="annotations"))
-
-
-def _question(record: dict[str, Any]) -> tuple[int, int, str]:
-    return int(record["question_id"]), int(record["image_id"]), text_of(record["question"])
 
 
 # ---------------------------------------------------------------------------------------------------------------- NLVR2
