@@ -1,7 +1,7 @@
 """Recipes of `vlmo-small`, a step a row, and of what is fine-tuned from it on scenes.
 
-Kept out of all steps: OpenMoji, all drawings and names of the 150 concepts of `drawings-concepts`, and three families
-of icons (`vlmo data prepare icons`, test; one of them is `lucide-icons`).
+Kept out of all steps: OpenMoji, all emoji drawings of the 150 concepts of `drawings-concepts` and their names (but for
+three, see `card.md`), and three families of icons (`vlmo data prepare icons`, test; one of them is `lucide-icons`).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ STEPS = {
         _STAGE3, _SHAPES, _FUSION, "stage3", 2e-3, 1600, 60, 128, teacher="contrast"),
     "mixed": Step("All losses for a long time, with most names, relations beside them.",
         _LONG, _MIXED, _FUSION, "relations", 2e-3, 9500, 100, 256),
-    "released": Step("The released small model: the same again in larger batches.",
+    "released": Step("The same again in larger batches; released is the mean of the weights with seeds 0, 1 and 2.",
         _LONG, _NAMES, replace(_FUSION, rerank_weight=0.3, rerank_min_words=4), "mixed", 2e-3, 5000, 60, 512,
         evaluate_on="data/icons"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ SMALL_CARD = CardContent(
     recipe=SMALL,
     about=_ABOUT,
     settings="`worlds/recipes.py` of the source",
-    start="`small-mixed`, the fourth of five steps from random weights on",
+    start="`small-mixed`, the fourth of five steps from random weights on; mean of three seeds",
     licence="cc-by-sa-4.0",
     language="en",
 )
@@ -37,7 +37,7 @@ SMALL_CARD = CardContent(
 
 
 def write_release(
-    folder: str | Path,
+    folders: Sequence[str | Path],
     out: str | Path,
     *,
     card: CardContent,
@@ -45,26 +45,28 @@ def write_release(
     measure: Sequence[tuple[str, str]] = (),
     console: Console | None = None,
 ) -> list[TaskResult]:
-    """Write the dual encoder and matching head of a run as a new folder, and return the evaluation on each source.
+    """Write the dual encoder and matching head of runs as a new folder, and return the evaluation on each source.
 
-    Weights are stored as bfloat16 and computed with as float32, unless `from_pretrained` is given another `dtype`.
+    Weights are the mean of all runs' ("Model soups", Wortsman et al. 2022), which differ in their seed alone. They are
+    stored as bfloat16 and computed with as float32, unless `from_pretrained` is given another `dtype`.
 
     Args:
-        folder: Model folder, one that retrieves.
+        folders: Model folders that retrieve; all but the weights is the first one's.
         out: New folder; its name becomes the model's.
-        card: Card of the new folder, which gets the name, the data of `folder`, and the results.
+        card: Card of the new folder, which gets the name, the data of the first folder, and the results.
         packages: Packages that the data are from, a section of the card.
         measure: Sources and splits that the stored weights are evaluated on.
 
     Raises:
-        ValueError: The folder holds no model that retrieves, `out` exists, or a source cannot be read; `out` is then
-            written, and not measured.
+        ValueError: A folder holds no model that retrieves, two differ in a shape, `out` exists, or a source cannot be
+            read; `out` is then written, and not measured.
     """
-    folder, out = check_model_folder(folder, VLMoForImageTextRetrieval)[0], Path(out)
+    folder, *_ = folders = [check_model_folder(each, VLMoForImageTextRetrieval)[0] for each in folders]
+    out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists; name a new folder")
     # Of a model of stage 3, this class leaves out the heads that only training uses.
-    weights = load_model(folder, VLMoForImageTextRetrieval).state_dict()
+    weights = mean([load_model(each, VLMoForImageTextRetrieval).state_dict() for each in folders])
     # Single numbers, such as the temperature, keep their precision.
     halved = [name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel() > 1]
     weights |= {name: weights[name].to(torch.bfloat16) for name in halved}
@@ -86,6 +88,17 @@ def write_release(
         for file in out.glob("*.quarantine.jsonl"):  # which name files of this machine
             file.unlink()
     return results
+
+
+def mean(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the mean of each weight of several models.
+
+    Raises:
+        ValueError: They differ in a name or shape.
+    """
+    if len({tuple((name, tensor.shape) for name, tensor in state.items()) for state in states}) != 1:
+        raise ValueError("models to average differ in their weights; name runs of one recipe")
+    return {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
 
 
 def write_released_card(folder: Path, card: CardContent, *, packages: str = "") -> None:

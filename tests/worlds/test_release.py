@@ -39,7 +39,7 @@ def released(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("releases") / "toy-release"
     images = write_folder(tmp_path_factory.mktemp("gallery") / "images")
     card = CardContent(recipe="toy-recipe", about="A note.", licence="cc-by-sa-4.0")
-    release.write_release(folder, out, card=card, measure=[(str(images), "test")])
+    release.write_release([folder], out, card=card, measure=[(str(images), "test")])
     return out
 
 
@@ -58,7 +58,7 @@ def test_a_model_of_stage_3_is_released_for_retrieval(tmp_path):
     stage3 = toy(VLMoForPreTraining)
     stage3.save_pretrained(tmp_path / "stage3")
     write_card(tmp_path / "stage3", CardContent(recipe="toy", about="A toy."), usage_of(tmp_path / "stage3"))
-    release.write_release(tmp_path / "stage3", tmp_path / "out", card=CardContent())
+    release.write_release([tmp_path / "stage3"], tmp_path / "out", card=CardContent())
     assert architectures(tmp_path / "out") == ["VLMoForImageTextRetrieval"]
     assert "Class: `VLMoForImageTextRetrieval`, which finds" in (tmp_path / "out" / "README.md").read_text()
     weights, before = load_file(tmp_path / "out" / "model.safetensors"), stage3.state_dict()
@@ -92,13 +92,24 @@ def test_card_names_the_model_its_data_and_what_was_measured(folder, released):
 
 def test_release_refuses_what_it_cannot_make(folder, released, tmp_path):
     words = write_folders(tmp_path / "toys")["words"]
-    for source, out, message in (
-        (folder, released, "exists; name a new folder"),
-        (words, tmp_path / "x", "VLMoForMaskedLM; expected"),
+    for sources, out, message in (
+        ([folder], released, "exists; name a new folder"),
+        ([words], tmp_path / "x", "VLMoForMaskedLM; expected"),
     ):
         with pytest.raises(ValueError, match=message):
-            release.write_release(source, out, card=CardContent())
+            release.write_release(sources, out, card=CardContent())
     assert not (tmp_path / "x").exists()
+
+
+def test_weights_of_several_runs_are_averaged():
+    states = [{"a": torch.tensor([1.0, 4.0]), "b": torch.tensor(x)} for x in (1.0, 2.0, 6.0)]
+    states[2]["a"] = torch.tensor([4.0, -5.0])
+    mean = release.mean(states)
+    assert mean["a"].tolist() == [2.0, 1.0]
+    assert mean["b"] == 3.0
+    for other in ({"a": torch.zeros(2)}, {"a": torch.zeros(3), "b": torch.tensor(1.0)}):
+        with pytest.raises(ValueError, match="differ in their weights; name runs of one recipe"):
+            release.mean([states[0], other])
 
 
 def test_the_card_of_vlmo_small_is_what_the_template_writes(tmp_path):

@@ -2,7 +2,9 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
+import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from tests.data.prepare.toy_task_files import write
 from tests.worlds import test_clipart, test_drawings, test_glosses, test_icons
 
@@ -72,9 +74,17 @@ def test_it_goes_on_where_it_was(roots, tmp_path, monkeypatch):
     assert vlmo_small.rebuild(run, **options) is None
     out = vlmo_small.rebuild(run, **options)
     assert out == run / "vlmo-small"
-    assert began == [*list(STEPS)[:3], *list(STEPS)[2:]]
-    assert all(read_metrics(run / step)[-1]["step"] == 2 for step in STEPS)
+    runs = [*STEPS, "released-1", "released-2"]
+    assert began == [*runs[:3], *runs[2:]]
+    assert all(read_metrics(run / each)[-1]["step"] == 2 for each in runs)
+    weights = [load_file(run / each / "model" / "model.safetensors") for each in runs[-3:]]
+    mean = load_file(out / "model.safetensors")
+    for name in mean:
+        seeds = [each[name] for each in weights]
+        torch.testing.assert_close(mean[name].float(), sum(seeds) / 3, rtol=2**-8, atol=0)
+    words = "vlmo.text_embeddings.words.weight"
+    assert not torch.equal(weights[0][words], weights[1][words])
     assert {each.dataset_name for each in read_results(out)} == {"icons", "scenes"}
     assert VLMoForImageTextRetrieval.from_pretrained(out).match_head is not None
     assert vlmo_small.rebuild(run, **options) == out
-    assert len(began) == len(STEPS) + 1
+    assert len(began) == len(runs) + 1
