@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmo.visualization import _lines, data_uri, grid, heat_map, on_white
+from vlmo.visualization import _lines, data_uri, grid, heat_map
 
 
 @pytest.mark.parametrize(
@@ -26,14 +26,6 @@ def test_a_grid_has_a_tile_for_each_image_and_shortens_texts():
     columns = (np.asarray(sheet) == (0, 128, 0)).all(axis=2).any(axis=0).nonzero()[0]
     assert 28 < columns.min() < 128 < 28 + 3 * 216 < columns.max() < 28 + 4 * 216
     assert grid("", [], columns=4).height < sheet.height
-
-
-def test_transparency_becomes_white():
-    for mode in ("RGBA", "LA", "P"):
-        image = Image.new("RGBA", (4, 4), (10, 20, 30, 0)).convert(mode)
-        if mode == "P":
-            image.info["transparency"] = image.getpixel((0, 0))
-        assert on_white(image).getpixel((1, 1)) == (255, 255, 255)
 
 
 def test_data_uri_shrinks():

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from vlmo.processing.images import to_rgb
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,15 +26,9 @@ _LETTERS = 27
 """Letters of a line below a tile, in Pillow's own font."""
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """Return a new RGB image; transparent parts become white."""
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
 def data_uri(image: Image.Image, *, size: int = 144) -> str:
     """Return the image as a `data:` address, at most `size` pixels wide and high, transparency on white."""
-    image, buffer = on_white(image), io.BytesIO()
+    image, buffer = to_rgb(image).copy(), io.BytesIO()
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
     image.save(buffer, format="webp", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -44,7 +40,7 @@ def heat_map(
     """Return the image, pale, of `size` pixels, with the weights over it; the largest one has the full color."""
     factor = size / max(image.size)
     shape = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    base = on_white(image).resize(shape, Image.Resampling.LANCZOS)
+    base = to_rgb(image).resize(shape, Image.Resampling.LANCZOS)
     grey = base.convert("L").convert("RGB")
     pale = np.asarray(Image.blend(grey, base, 0.35), dtype=np.float32) * 0.65 + 255 * 0.35
     values = np.asarray(weights, dtype=np.float32)
@@ -72,7 +68,7 @@ def grid(heading: str, tiles: Sequence[tuple[Image.Image, str, str]], *, columns
         row, column = divmod(number, columns)
         x, y = _MARGIN + column * (_TILE + _GAP), _MARGIN + _HEAD + row * height
         draw.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), outline=_FRAME)
-        image = ImageOps.contain(on_white(image), (_TILE - 18, _TILE - 18), Image.Resampling.LANCZOS)
+        image = ImageOps.contain(to_rgb(image), (_TILE - 18, _TILE - 18), Image.Resampling.LANCZOS)
         sheet.paste(image, (x + (_TILE - image.width) // 2, y + (_TILE - image.height) // 2))
         draw.text((x, y + _TILE + 4), _lines(line, _LETTERS, 1)[0], fill=_GRAY, font=font)
         draw.multiline_text((x, y + _TILE + 4 + _LINE), "\n".join(_lines(caption, _LETTERS, 2)), fill=_INK, font=font)

@@ -416,6 +416,7 @@ def normed(images: Tensor, *, mean: tuple[float, ...], deviation: tuple[float, .
         ("beit_base_patch16_224_pt1k_800ep.pth", None, False, IMAGENET),
         ("beit", {}, False, ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))),
         ("beit", {"do_normalize": False}, False, ((0.0,) * 3, (1.0,) * 3)),
+        ("beit", {"image_mean": 0.4, "image_std": 0.25, "rescale_factor": 1 / 255}, False, ((0.4,) * 3, (0.25,) * 3)),
         ("beit", {}, True, IMAGENET),
     ],
 )
@@ -431,7 +432,7 @@ def test_other_normalisation_of_pixels_moves_into_the_projection(tmp_path, name,
     import_checkpoint(file, tmp_path / "plain-model", num_attention_heads=HEADS)
     file = file.rename(tmp_path / name)
     if settings is not None:
-        settings |= {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
+        settings = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)} | settings
         (file / "preprocessor_config.json").write_text(json.dumps(settings))
     import_checkpoint(file, tmp_path / "out", num_attention_heads=HEADS, imagenet_pixels=option)
     folders = [tmp_path / "plain-model", tmp_path / "out"]
@@ -440,3 +441,21 @@ def test_other_normalisation_of_pixels_moves_into_the_projection(tmp_path, name,
     expected = plain(normed(images, mean=norm[0], deviation=norm[1])).reconstruction
     torch.testing.assert_close(model(images).reconstruction, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(plain(images).reconstruction, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"do_rescale": False}, "does not rescale pixels by 1/255"),
+        ({"rescale_factor": 1.0}, "does not rescale pixels by 1/255"),
+        ({"image_mean": [0.5], "image_std": 0.5}, r"image_mean \[0\.5\]"),
+        ({"image_mean": 0.5, "image_std": [0.5, 0, 0.5]}, r"image_std \[0\.5, 0, 0\.5\]"),
+        ({"image_mean": ["a", 1, 1], "image_std": 0.5}, "image_mean"),
+    ],
+)
+def test_pixels_that_no_projection_can_take_are_refused(tmp_path, settings, message):
+    random_beit(BeitModel).save_pretrained(tmp_path / "beit")
+    (tmp_path / "beit" / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=message):
+        import_checkpoint(tmp_path / "beit", tmp_path / "out", num_attention_heads=HEADS)
+    assert not (tmp_path / "out").exists()

@@ -106,6 +106,22 @@ def test_pixel_classes_keep_their_numbers(tmp_path):
         collate([rows[0] | {"mask": png(np.zeros((8, 8), dtype=np.uint8))}])
 
 
+@pytest.mark.parametrize("kind", [np.int64, list, torch.tensor])
+def test_pixel_classes_may_be_numbers_of_any_type(kind):
+    numbers = np.array([[0, 1], [2, 255]])
+    mask = numbers.tolist() if kind is list else kind(numbers)
+    collate = collators.DataCollatorForSemanticSegmentation(WORDS.image_processor)
+    labels = collate([{"image": Image.new("RGB", (2, 2)), "mask": mask}])["labels"]
+    assert labels[0, 0, 0] == 0
+    assert labels.unique().tolist() == [0, 1, 2, 255]
+
+
+def test_masks_of_captions_are_refused_for_texts_alone():
+    collate = collators.DataCollatorForMaskedLM(WORDS, WordMaskConfig(of_captions=True))
+    with pytest.raises(ValueError, match="of_captions"):
+        collate([{"text": "a red car"}])
+
+
 def test_masks_depend_on_the_batch_and_the_seed_alone():
     rows = captioned(8)
     words = dataclasses.replace(COLLATORS["mlm"], words=WordMaskConfig(probability=0.4))

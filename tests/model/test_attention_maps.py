@@ -43,6 +43,9 @@ def test_pieces_join_their_word() -> None:
         words, joined = maps_by_word(maps, tokens=tokens)
         assert words == ["red", "mushroom"]
         assert joined[:, 0, 0].tolist() == [1.0, 2.5]
+    words, joined = maps_by_word(maps, tokens=["<s>", "▁a", "▁", "2", "▁b", "</s>"])
+    assert words == ["a", "2", "b"]
+    assert joined[:, 0, 0].tolist() == [1.0, 2.5, 4.0]
     with pytest.raises(ValueError, match="6 maps"):
         maps_by_word(maps, tokens=["red"])
     with pytest.raises(ValueError, match="1 maps"):

@@ -87,6 +87,13 @@ def test_resized_table_is_exact_for_cubic_polynomials(source, target):
     torch.testing.assert_close(resized[: len(wanted)], wanted, atol=SPLINE_ATOL, rtol=0)
 
 
+def test_an_axis_that_keeps_its_size_keeps_its_offsets():
+    down = torch.linspace(-1, 1, 27)[:, None].expand(27, 27).flatten()[:, None]  # depends on the first axis alone
+    resized = resize_bias_table(torch.cat([down, torch.zeros(9, 1)]), source=(14, 14), target=(14, 28))
+    expected = torch.linspace(-1, 1, 27)[:, None].expand(27, 55)
+    torch.testing.assert_close(resized[: 27 * 55].view(27, 55), expected, atol=1e-6, rtol=0)
+
+
 def test_resized_table_repeats_its_edge_where_positions_fall_short():
     # From 7 offsets to 15: the farthest position is 1 + 1.5 + 2.25 = 4.75, the farthest target 7.
     offsets = resize_bias_table(torch.randn(49 + 9, 1), source=(4, 4), target=(8, 8))[:225].view(15, 15)

@@ -110,3 +110,20 @@ def test_folder_without_its_vocabulary_is_refused(tmp_path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="knows no words beside its 5 special tokens"):
         VLMoProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "I", "F"])
+def test_an_image_has_the_same_pixels_in_every_mode_and_way(processor, tmp_path, mode):
+    """Transparency is white, and 16 bits or floats of grey are scaled."""
+    if mode in ("RGBA", "LA", "P"):
+        image, expected = Image.new("RGBA", (4, 4), (10, 20, 30, 0)).convert(mode), 1.0
+        if mode == "P":
+            image.info["transparency"] = image.getpixel((0, 0))
+    else:
+        image, expected = Image.new(mode, (4, 4), 0.25 if mode == "F" else 65535 // 4), -0.5
+    files = [] if mode in ("I", "F") else [tmp_path / "image.png"]  # of these modes PNG has none
+    for file in files:
+        image.save(file, **({"transparency": image.info["transparency"]} if mode == "P" else {}))
+    for given in (image, [image], *files, [*files, image]):
+        pixels = processor(images=given, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(pixels, torch.full_like(pixels, expected), atol=0.01, rtol=0)

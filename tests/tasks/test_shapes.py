@@ -144,8 +144,27 @@ def test_tasks_read_the_shape_of_the_processor(shaped, folders, tmp_path):
     mixed = [(answerer.pixels(noise(size, 0)), asked) for size in SIZES]
     one_by_one = torch.cat([answer_scores(answerer, [each]) for each in mixed])
     torch.testing.assert_close(answer_scores(answerer, mixed), one_by_one, atol=CLOSE, rtol=0)
+    both = [wide, noise((64, 64), 0)]
     with pytest.raises(ValueError, match="several shapes"):
-        processor(images=[wide, noise((64, 64), 0)], return_tensors="pt")
+        processor(images=both, return_tensors="pt")
+    pixels = processor(images=both, size={"height": 48, "width": 64}, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (2, 3, 48, 64)
+
+
+def test_predictions_compare_images_of_several_shapes(shaped, tmp_path):
+    for number, size in enumerate(SIZES[:3]):
+        noise(size, number).save(tmp_path / f"{number}.png")
+    files = tuple(tmp_path / f"{number}.png" for number in range(3))
+    together = predict(shaped["retrieval"], Inputs(files, texts=("one", "two"), top=2), device="cpu").rows
+    alone = [
+        row
+        for file in files
+        for row in predict(shaped["retrieval"], Inputs((file,), texts=("one", "two"), top=2), device="cpu").rows
+    ]
+    assert len(together) == 6
+    for one, other in zip(alone, together, strict=True):
+        assert {one["image"], one["text"]} == {other["image"], other["text"]}
+        assert [one["similarity"], one["match"]] == pytest.approx([other["similarity"], other["match"]], abs=2e-4)
 
 
 @pytest.mark.parametrize("size", [None, (32, 96)])

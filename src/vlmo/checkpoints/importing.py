@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -140,11 +141,16 @@ def import_checkpoint(
 def _pixel_norm(path: Path, *, asked: bool, known: bool) -> tuple[list[float], list[float]]:
     file = path / "preprocessor_config.json"
     given = read_json(file) if file.is_file() and not asked else {}
-    match given:
-        case {"do_normalize": False}:
-            return [0.0] * 3, [1.0] * 3
-        case {"image_mean": [*mean], "image_std": [*deviation]}:
-            return mean, deviation
+    if given.get("do_rescale") is False or not math.isclose(given.get("rescale_factor") or 1 / 255, 1 / 255):
+        raise ValueError(f"{file.name} does not rescale pixels by 1/255, which cannot be taken over; correct it")
+    if given.get("do_normalize") is False:
+        return [0.0] * 3, [1.0] * 3
+    if None not in (mean := given.get("image_mean"), deviation := given.get("image_std")):
+        means, deviations = (each if isinstance(each, list) else [each] * 3 for each in (mean, deviation))
+        is_number = all(isinstance(each, int | float) for each in means + deviations)
+        if not is_number or len(means) != 3 or len(deviations) != 3 or min(deviations) <= 0:
+            raise ValueError(f"{file.name} has image_mean {mean}, image_std {deviation}; expected 3 numbers, 3 above 0")
+        return means, deviations
     return _IMAGENET if asked or known or _IMAGENET_NAMES.match(path.name) else _OURS
 
 

@@ -19,7 +19,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from vlmo.data import GENERATORS
 from vlmo.data.headers import check_directory, check_parts, check_size
 from vlmo.data.listing import regular_file
-from vlmo.processing.images import MAX_PIXELS, identify
+from vlmo.processing.images import MAX_PIXELS, identify, to_rgb
 
 MAX_FILE_BYTES = 1 << 29
 """Largest file, or piece of one, that is read: above `MAX_PIXELS` of 8 bytes."""
@@ -28,7 +28,6 @@ MAX_FILE_BYTES = 1 << 29
 COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 """Formats that are read, of strangers too."""
 
-_ROWS_AT_ONCE = 256  # of an image that is converted or sent: copies of the whole would take several times its memory
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
 """Inverses of the orientations 2 to 8; images of those from 5 on lie on their side."""
@@ -195,7 +194,7 @@ class _FirstFrame:
 def _load_upright_rgb(opened: Image.Image) -> Image.Image:
     with opened:
         opened.load()
-        orientation, image = _orientation(opened), _to_rgb(opened)
+        orientation, image = _orientation(opened), to_rgb(opened)
         return image.transpose(_TRANSPOSE[orientation - 2]) if orientation > 1 else image
 
 
@@ -222,38 +221,3 @@ def _orientation(image: Image.Image) -> int:
     # A damaged EXIF block takes nothing from the pixels, which are what is asked for.
     except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error, UserWarning):
         return 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image)
-    if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    if image.mode == "1":
-        image = image.convert("L")
-    canvas = Image.new("RGB", image.size)
-    for top, part in strips(image):
-        white = Image.new("RGBA", part.size, "white")
-        white.alpha_composite(part.convert("RGBA"))
-        canvas.paste(white.convert("RGB"), (0, top))
-    return canvas
-
-
-def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yield pieces of a few rows from top to bottom, each with the number of its first row."""
-    for top in range(0, image.height, _ROWS_AT_ONCE):
-        yield top, image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)))
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 bits (0 to 65535) or floats (0 to 1) in mode L."""
-    values = np.asarray(image)
-    full = 1.0 if image.mode == "F" else 65535.0
-    # Wider data have no agreed range: a guess would be wrong in silence.
-    if not (values.min() >= 0 and values.max() <= full):
-        raise ValueError(f"mode {image.mode} with values {values.min():g} to {values.max():g}; expected 0 to {full:g}")
-    shades = np.empty(values.shape, np.uint8)
-    for start in range(0, len(values), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
-        shades[part] = np.rint(values[part].astype(np.float64) * (255 / full))
-    return Image.fromarray(shades)

@@ -128,7 +128,7 @@ class DataCollatorForSemanticSegmentation(DataCollator):
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
         height, width = pixels.shape[-2:]
         for image, value in zip(images, _column(rows, "mask"), strict=True):
-            mask = np.asarray(value) if (cell := _cell(value)) is None else decode_mask(cell)
+            mask = np.asarray(value, dtype=np.int32) if (cell := _cell(value)) is None else decode_mask(cell)
             if mask.shape != image.size[::-1]:
                 raise ValueError(f"a mask has shape {mask.shape}; expected that of its image, {image.size[::-1]}")
             resized = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
@@ -144,6 +144,8 @@ class DataCollatorForMaskedLM(DataCollator):
 
     @cached_property
     def _vocabulary(self) -> MaskingVocabulary:
+        if self.words.of_captions:
+            raise ValueError("words.of_captions is True, which is for captioning's recipes; leave it out")
         return MaskingVocabulary.of(self.processor.tokenizer, only=self.words.only)
 
     def __call__(self, rows: Rows) -> dict[str, Any]:

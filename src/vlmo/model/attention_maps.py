@@ -59,9 +59,10 @@ def maps_by_word(
         if continues and words:
             words[-1] += token.removeprefix("##")
             positions[-1].append(position)
-        elif piece := token.removeprefix(_BEGINS_WORD):
-            words.append(piece)
+        else:
+            words.append(token.removeprefix(_BEGINS_WORD))  # nothing where its first piece follows
             positions.append([position])
-    if len(maps) != len(tokens) or not words:
+    found = [(word, pieces) for word, pieces in zip(words, positions, strict=True) if word]
+    if len(maps) != len(tokens) or not found:
         raise ValueError(f"Expected one map a token and a word among them, given {len(maps)} maps, tokens {tokens}.")
-    return words, torch.stack([maps[position].mean(dim=0) for position in positions])
+    return [word for word, _ in found], torch.stack([maps[pieces].mean(dim=0) for _, pieces in found])

@@ -190,6 +190,8 @@ def resize_bias_table(
 @torch.inference_mode(mode=False)
 def _spline_matrix(source: int, target: int) -> Float[Tensor, "target source"]:
     """Return cubic spline interpolation from `source` geometric positions to `target` integers, as a matrix."""
+    if source == target:  # the other axis alone has another size
+        return torch.eye(source, dtype=torch.float64)
     positions = _geometric_positions(source, target)
     # Where the positions fall short of the target's edge, FITPACK's splines repeat their last value.
     wanted = np.arange(-(target // 2), target // 2 + 1).clip(positions[0], positions[-1])

@@ -6,11 +6,12 @@ import contextlib
 import functools
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from vlmo.lazy import need_package
@@ -18,6 +19,7 @@ from vlmo.lazy import need_package
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded: above a camera's usual images, below a 100-megapixel bomb."""
 
+_ROWS_AT_ONCE = 256  # of an image that is converted or sent: copies of the whole would take several times its memory
 _START = 256  # bytes, which hold the brands of a file
 _HEIC = re.compile(rb".{4}ftyp(?:he[iv][cxms]|m[is]f1(?!.*avi[fs]))", re.DOTALL)  # not an AVIF file of a general brand
 
@@ -64,3 +66,39 @@ def open_upright(path: str | PathLike[str]) -> Image.Image:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return ImageOps.exif_transpose(opened)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image in mode RGB, transparency on white, grey of 16 bits or floats scaled; ValueError for others."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bit(image)
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "1":
+        image = image.convert("L")
+    canvas = Image.new("RGB", image.size)
+    for top, part in strips(image):
+        white = Image.new("RGBA", part.size, "white")
+        white.alpha_composite(part.convert("RGBA"))
+        canvas.paste(white.convert("RGB"), (0, top))
+    return canvas
+
+
+def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield pieces of a few rows from top to bottom, each with the number of its first row."""
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        yield top, image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)))
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Greyscale of 16 bits (0 to 65535) or floats (0 to 1) in mode L."""
+    values = np.asarray(image)
+    full = 1.0 if image.mode == "F" else 65535.0
+    # Wider data have no agreed range: a guess would be wrong in silence.
+    if not (values.min() >= 0 and values.max() <= full):
+        raise ValueError(f"mode {image.mode} with values {values.min():g} to {values.max():g}; expected 0 to {full:g}")
+    shades = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        shades[part] = np.rint(values[part].astype(np.float64) * (255 / full))
+    return Image.fromarray(shades)

@@ -14,7 +14,7 @@ from transformers import BatchFeature, BeitImageProcessor
 from transformers.image_utils import get_image_size
 from transformers.processing_utils import ProcessorMixin
 
-from vlmo.processing.images import open_upright
+from vlmo.processing.images import open_upright, to_rgb
 from vlmo.processing.tokenizers import (
     PAD_MULTIPLE,
     build_tokenizer,
@@ -145,18 +145,20 @@ class VLMoProcessor(ProcessorMixin):
         """
         if (images is None and text is None) or any(isinstance(each, list) and not each for each in (images, text)):
             raise ValueError("got neither images nor text, or an empty list: give at least one of them")
-        images = [images] if isinstance(images, (str, PathLike)) else images
+        images = [images] if isinstance(images, (str, PathLike, Image.Image)) else images
         if isinstance(images, (list, tuple)):
             images = [open_upright(each) if isinstance(each, (str, PathLike)) else each for each in images]
-        if images is not None and getattr(self.image_processor, "aspect_patch_size", None):
-            kwargs.setdefault("size", self._common_size(images if isinstance(images, (list, tuple)) else [images]))
+            images = [to_rgb(each) if isinstance(each, Image.Image) else each for each in images]
+        keeps_aspect = getattr(self.image_processor, "aspect_patch_size", None) and "size" not in kwargs
+        if images is not None and keeps_aspect:
+            given = images if isinstance(images, (list, tuple)) else [images]
+            sizes = (i.size if isinstance(i, Image.Image) else get_image_size(np.asarray(i))[::-1] for i in given)
+            shape, *others = dict.fromkeys(map(EvalTransform.of(self).shape, sizes))
+            if others:
+                raise ValueError(
+                    f"images keep their aspect and get several shapes, {shape}, {others[0]}; pass one size"
+                )
+            kwargs["size"] = dict(zip(("height", "width"), shape, strict=True))
         defaults = {key: value for key, value in _TEXT_DEFAULTS.items() if key not in kwargs}
         text_kwargs: Any = {**defaults, **kwargs.pop("text_kwargs", {})}
         return super().__call__(images=images, text=text, text_kwargs=text_kwargs, **kwargs)
-
-    def _common_size(self, images: Iterable[Any]) -> dict[str, int]:
-        sizes = (i.size if isinstance(i, Image.Image) else get_image_size(np.asarray(i))[::-1] for i in images)
-        shape, *others = dict.fromkeys(map(EvalTransform.of(self).shape, sizes))
-        if others:
-            raise ValueError(f"images keep their aspect and get several shapes, {shape}, {others[0]}; pass one shape")
-        return dict(zip(("height", "width"), shape, strict=True))

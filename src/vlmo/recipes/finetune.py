@@ -22,7 +22,7 @@ from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 _TASK_OF_COLUMN: dict[str, type[tasks.Task]] = {
     "question": tasks.VQATask,
@@ -62,10 +62,11 @@ def finetune_recipe(
     if source is None and not streams:
         raise ValueError("no data are given; name them with --data, or shards with --data.streams.patterns")
     rows = None if source is None or streams else open_source(source)
-    if task is not None:
-        found = tasks.find_task(task)
-    else:  # streams have images with captions
-        found = tasks.RetrievalTask if rows is None else _task_of(rows, str(source))
+    names = [] if rows is None else rows.column_names
+    of_rows = next((each for name, each in _TASK_OF_COLUMN.items() if name in names), tasks.RetrievalTask)
+    found = of_rows if task is None else tasks.find_task(task)
+    if task is None and rows is not None and found is tasks.RetrievalTask and not any(column(rows, "captions")):
+        raise ValueError(f"{source} has images alone; add captions, questions, labels or masks (docs/data.md)")
     if found.reads.text and not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{model} has no vocabulary, and {found.title} reads texts; start from a model that has one")
     wide, batch = config.hidden_size >= _WIDE, 64
@@ -96,10 +97,13 @@ def finetune_recipe(
         batch = min(batch, 1 << (len(rows).bit_length() - 1))
         steps = min(max(_EPOCHS * len(rows) // batch, _FEWEST_STEPS), _MOST_STEPS)
     split = None if source is None else _measured_split(source)
+    file = folder / "tokenizer_config.json"
+    settings: dict[str, Any] = read_json(file) if file.is_file() else {}
+    length = settings.get("model_max_length", TextConfig.max_length)
     recipe = Recipe(
         task=trained,
         model=replace(model_config(config), **{"num_fusion_layers": 0} if vision else {}),
-        text=_text_of(folder, vocab_size=config.vocab_size),
+        text=TextConfig(vocab_size=config.vocab_size, max_length=length),
         data=DataConfig(source=source or "", transform=transform, streams=StreamConfig(patterns=tuple(streams))),
         loader=LoaderConfig(global_batch_size=batch, num_workers=2 if wide else 0),
         optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.98), weight_decay=0.05),
@@ -114,15 +118,6 @@ def finetune_recipe(
     return Chosen(recipe, f"{trained.title} from {model} on {data}, {measured}.")
 
 
-def _task_of(rows: Dataset, source: str) -> type[tasks.Task]:
-    for name, task in _TASK_OF_COLUMN.items():
-        if name in rows.column_names:
-            return task
-    if any(column(rows, "captions")):
-        return tasks.RetrievalTask
-    raise ValueError(f"{source} has images alone; add captions, questions, labels or masks (docs/data.md)")
-
-
 def _measured_split(source: str) -> str | None:
     for split in ("validation", "val", "test"):
         try:
@@ -131,10 +126,3 @@ def _measured_split(source: str) -> str | None:
             continue
         return split
     return None
-
-
-def _text_of(folder: Path, *, vocab_size: int) -> TextConfig:
-    file = folder / "tokenizer_config.json"
-    settings: dict[str, Any] = read_json(file) if file.is_file() else {}
-    lengths = {"max_length": settings["model_max_length"]} if "model_max_length" in settings else {}
-    return TextConfig(vocab_size=vocab_size, **lengths)

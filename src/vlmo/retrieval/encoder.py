@@ -19,9 +19,9 @@ from PIL import Image
 
 from vlmo.export.sessions import Pixels, Precision
 from vlmo.folder import architectures, check_processor, read_config, read_json
+from vlmo.processing.images import to_rgb
 from vlmo.released import find_model
 from vlmo.retrieval.graphs_engine import EngineName, GraphsEngine, default_engine
-from vlmo.visualization import on_white
 
 if TYPE_CHECKING:
     from vlmo.retrieval.torch_engine import TorchEngine
@@ -125,7 +125,7 @@ class Encoder:
 
     def pixels(self, image: Image.Image) -> Pixels:
         """An image as `embed_pixels` and `match_pairs` take it. Does not wait for the model."""
-        return self._engine.pixels(image if image.mode == "RGB" else on_white(image))
+        return self._engine.pixels(to_rgb(image))
 
     def embed_pixels(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
         """L2-normalised vectors of images from `pixels`."""

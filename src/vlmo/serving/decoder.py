@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, cast
 
 from PIL import AvifImagePlugin, Image
 
-from vlmo.data.decoding import COMMON_FORMATS, decode_image, strips
-from vlmo.processing.images import register_heic
+from vlmo.data.decoding import COMMON_FORMATS, decode_image
+from vlmo.processing.images import register_heic, strips
 
 _USUAL_PIXELS, _USUAL_SECONDS = 25_000_000, 2.0
 """Processor time that an image of so many pixels may take to decode; a larger one may take more, in proportion."""

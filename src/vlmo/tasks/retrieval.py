@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from jaxtyping import Float
+import torch
 from PIL import Image
-from torch import Tensor
 
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.folder.card import Usage
+from vlmo.processing.transforms import by_shape
 from vlmo.tasks.inputs import Accepts, Inputs
 from vlmo.tasks.result import Prediction
 from vlmo.tasks.vision_language import RETRIEVAL_PIPELINE, PairTask, VisionLanguageConfig
@@ -63,24 +63,28 @@ class RetrievalTask(PairTask):
         With a matching head, each pair also has the fusion encoder's probability that the text describes the image.
         """
         texts = list(inputs.texts)
-        encoded: Any = processor(images=list(images), text=texts, return_tensors="pt").to(model.device)
-        output = model(**encoded)
-        similarity = output.image_embeds @ output.text_embeds.T
-        pairs = _best_pairs(similarity, top=inputs.top)
+        text: Any = processor(text=texts, return_tensors="pt").to(model.device)
+        # One by one, as images that keep their aspect have several shapes.
+        pixels = [processor(images=each, return_tensors="pt")["pixel_values"][0].to(model.device) for each in images]
+        vectors = by_shape(pixels, lambda part: model.get_image_features(torch.stack(part)))
+        similarity = torch.stack(vectors) @ model.get_text_features(**text).T
+        if len(texts) == 1:
+            pairs = [(image, 0) for image in similarity[:, 0].topk(min(inputs.top, len(images))).indices.tolist()]
+        else:
+            best = similarity.topk(min(inputs.top, len(texts)), dim=1).indices.tolist()
+            pairs = [(image, text) for image, found in enumerate(best) for text in found]
         rows: list[Prediction] = [
             {"image": str(inputs.images[i]), "text": texts[t], "similarity": round(similarity[i, t].item(), 4)}
             for i, t in pairs
         ]
         if model.match_head is None:
             return rows
-        image_rows, text_rows = (list(numbers) for numbers in zip(*pairs, strict=True))
-        pixels, ids = encoded["pixel_values"][image_rows], encoded["input_ids"][text_rows]
-        matches = model.match(pixels, ids, encoded["attention_mask"][text_rows]).float().softmax(dim=-1)[:, 1]
-        return [row | {"match": round(match, 4)} for row, match in zip(rows, matches.tolist(), strict=True)]
 
+        def match(part: list[tuple[int, int]]) -> list[float]:
+            image_rows, text_rows = (list(numbers) for numbers in zip(*part, strict=True))
+            ids, mask = (text[name][text_rows] for name in ("input_ids", "attention_mask"))
+            logits = model.match(torch.stack([pixels[row] for row in image_rows]), ids, mask)
+            return logits.float().softmax(dim=-1)[:, 1].tolist()
 
-def _best_pairs(similarity: Float[Tensor, "images texts"], *, top: int) -> list[tuple[int, int]]:
-    if similarity.shape[1] == 1:
-        return [(image, 0) for image in similarity[:, 0].topk(min(top, len(similarity))).indices.tolist()]
-    best = similarity.topk(min(top, similarity.shape[1]), dim=1).indices.tolist()
-    return [(image, text) for image, found in enumerate(best) for text in found]
+        matches = by_shape(pairs, match, shape=lambda pair: pixels[pair[0]].shape)
+        return [row | {"match": round(match, 4)} for row, match in zip(rows, matches, strict=True)]

@@ -187,7 +187,9 @@ class Trainer:
                 return self._result("already_finished")
             if self.config.precision == "auto":
                 logger.info("%s: computing in %s", self.title, self.precision)
-            with StopSignal() as stop, self._tracker() as tracker, self._cores_for_workers():
+            how: dict[str, Any] = {"step": self._counters.step, "max_steps": self.config.max_steps, "title": self.title}
+            writer = Tracker(self.run_dir, console=self.console, **how) if is_main() else contextlib.nullcontext()
+            with StopSignal() as stop, writer as tracker, self._cores_for_workers():
                 finished = self._train(tracker, stop)
                 if finished:
                     report_progress(slow=True)
@@ -208,12 +210,6 @@ class Trainer:
             yield
         finally:
             torch.set_num_threads(threads)
-
-    def _tracker(self) -> contextlib.AbstractContextManager[Tracker | None]:
-        if not is_main():
-            return contextlib.nullcontext()
-        step, max_steps = self._counters.step, self.config.max_steps
-        return Tracker(self.run_dir, step=step, max_steps=max_steps, title=self.title, console=self.console)
 
     def _train(self, tracker: Tracker | None, stop: StopSignal) -> bool:
         counters, config = self._counters, self.config
