@@ -1,4 +1,6 @@
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,7 +9,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from tests.toy_shards import picture, write_parquet, write_tars
+from tests.toy_shards import pack, picture, write_parquet, write_tars
 
 from vlmo.data.decoding import decode_image
 from vlmo.data.listing import list_shards
@@ -127,6 +129,25 @@ def test_several_answers_are_those_of_people(tmp_path) -> None:
     assert names_of_source(str(tmp_path)) == ["3", "blue", "red"]
 
 
+def test_zero_is_an_id(tmp_path) -> None:
+    draw(tmp_path / "a.png")
+    table = tmp_path / "metadata.jsonl"
+    lines = [{"image_id": 0, "question_id": number} for number in (7, 0)]
+    table.write_text("\n".join(json.dumps({"image": "a.png", "question": "what?", "answer": "x"} | a) for a in lines))
+    rows = everything(tmp_path)
+    assert (rows["image_id"][:], rows["question_id"][:]) == (["0", "0"], ["7", "0"])
+
+
+def test_columns_are_those_of_all_lines(tmp_path) -> None:
+    draw(tmp_path / "a.png", tmp_path / "b.png")
+    lines = [{"image": "a.png", "note": "none yet"}, {"image": "b.png", "caption": "red"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert everything(tmp_path)["captions"][:] == [[], ["red"]]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, [{"image": "a.png"}, lines[0]])))
+    with pytest.raises(ValueError, match="its columns are image, note; expected images"):
+        everything(tmp_path)
+
+
 PICTURES = [{"bytes": picture(number), "path": None} for number in range(6)]
 SPLITS = {"train": range(4), "test": range(4, 6)}
 
@@ -178,6 +199,18 @@ def test_a_folder_is_read_as_its_images_or_its_tars_or_its_parquet_files(tmp_pat
     assert [len(everything(source)) for source in (tar, tmp_path)] == [6, 6]
     draw(tmp_path / "a.png")
     assert everything(tmp_path)["image_id"][:] == ["a.png"]
+
+
+def test_second_record_of_one_name_in_a_tar_is_another_image(tmp_path) -> None:
+    tars = [pack({"a.png": picture(each), "a.txt": b"one" * each, f"{each}.png": picture(0)}) for each in (1, 2)]
+    with tarfile.open(write_tars(tmp_path / "set", [1])[0], "w") as joined:
+        for tar in map(io.BytesIO, tars):
+            with tarfile.open(fileobj=tar) as opened:
+                for member in opened:
+                    joined.addfile(member, opened.extractfile(member))
+    rows = everything(tmp_path / "set")
+    assert rows["image_id"][:] == [f"set/00000.tar#{key}" for key in ("a", "1", "a#2", "2")]
+    assert rows["captions"][:] == [["one"], [], ["oneone"], []]
 
 
 def test_classes_and_questions_of_saved_sets_have_their_names(tmp_path) -> None:

@@ -177,6 +177,15 @@ def test_questions_without_answers_can_be_read_but_not_trained_on(words):
         questions(rows, words)
 
 
+def test_questions_without_an_answer_are_counted_and_left_out_of_training(words, caplog):
+    caplog.set_level("INFO")
+    rows = Dataset.from_list([question_row(n, known=n > 0) for n in range(3)], features=QUESTION_FEATURES)
+    examples = questions(rows, words)
+    assert [examples[0, row]["labels"].argmax().item() for row in range(len(examples))] == [ANSWERS.index("yes")] * 2
+    assert len(questions(rows, words, num_answers=None)) == 3
+    assert caplog.messages == ["1 questions without an answer are left out of training"]
+
+
 @pytest.mark.parametrize("numbers", [[len(ANSWERS)], [-1], [0, 99]])
 def test_answers_outside_the_list_are_named(numbers, words):
     wrong = question_row(1, answer_labels=numbers, answer_scores=[1.0] * len(numbers))

@@ -120,7 +120,10 @@ class EncodedImage:
             if reduction > 1 and self._image.format == "JPEG":  # others cannot be decoded at a smaller scale
                 width, height = self._image.size
                 self._image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
-            return _load_upright_rgb(self._image)
+            with self._image as opened:
+                opened.load()
+                orientation, image = _orientation(opened), to_rgb(opened)
+                return image.transpose(_TRANSPOSE[orientation - 2]) if orientation > 1 else image
 
 
 def decode_image(
@@ -189,13 +192,6 @@ class _FirstFrame:
 
     def reset(self) -> None:
         """Nothing is read after the first frame."""
-
-
-def _load_upright_rgb(opened: Image.Image) -> Image.Image:
-    with opened:
-        opened.load()
-        orientation, image = _orientation(opened), to_rgb(opened)
-        return image.transpose(_TRANSPOSE[orientation - 2]) if orientation > 1 else image
 
 
 def _read_bytes(image: ImageCell, *, where: str) -> bytes:

@@ -88,8 +88,7 @@ def open_own(path: Path) -> Dataset | None:
     names the line where a column is missing, or a value cannot be used.
     """
     if is_saved(path):
-        splits = saved_splits(path) or {None: path}
-        first = next(iter(splits.values()))
+        first = next(iter(saved_splits(path).values()), path)
         with naming_damage(first, advice=ADVICE):
             about = json.loads(read_about(first / "dataset_info.json"))
             if FEATURES.keys() <= (about["features"] or {}).keys():
@@ -104,8 +103,8 @@ def open_own(path: Path) -> Dataset | None:
         own = {"split": SPLITS.get(table.parent.name.lower())} if several else {}
         for line, cells in table_records(table):
             records.append(Record(len(records), f"{table}:{line}", table.parent, own | cells))
-    if records:
-        _check_columns(records[0].cells, image=column_of(records[0].cells, IMAGE_COLUMNS), path=path)
+    if names := dict.fromkeys(name for record in records for name in record.cells):
+        _check_columns(names, image=column_of(names, IMAGE_COLUMNS), path=path)
     return _rows_of(records, path=path, root=path if several else tables[0].parent)
 
 
@@ -180,9 +179,10 @@ def _questions(records: list[Record], root: Path) -> Rows:
     rows = []
     for record, answers in zip(records, given, strict=True):
         labels, scores = soft_targets(answers, numbers=numbers)
+        name = record.cells.get("question_id")
         row = _row(record, root=root) | {
             "question": record.text("question"),
-            "question_id": str(record.cells.get("question_id") or record.number),
+            "question_id": str(record.number if name in (None, "") else name),
             "answers": answers,
             "answer_labels": labels,
             "answer_scores": [1.0] if len(answers) == 1 else scores,
@@ -217,7 +217,7 @@ def _row(record: Record, *, root: Path, captions: Sequence[str] = ()) -> dict[st
     row = make_row(name, image=image, captions=captions, source=root.name, licence="unknown", number=record.number)
     given = {key: record.cells.get(key) for key in ("image_id", "source", "licence", "split")}
     given["licence"] = given["licence"] or record.cells.get("license")
-    return row | {key: str(value) for key, value in given.items() if value}
+    return row | {key: str(value) for key, value in given.items() if value not in (None, "")}
 
 
 def to_dataset(rows: Rows, features: Features, *, path: Path, images: Dataset | None = None) -> Dataset:
@@ -225,8 +225,7 @@ def to_dataset(rows: Rows, features: Features, *, path: Path, images: Dataset | 
     without = [row["image_id"] for row in rows if not row.get("split")]
     if without and len(without) < len(rows):
         raise ValueError(f"{path}: {len(without)} images have no split, such as {without[0]}; give all one, or none")
-    if not without:
-        features = Features({**features, "split": Value("string")})
+    features = features if without else Features({**features, "split": Value("string")})
     if images is None:
         return Dataset.from_list([{name: row[name] for name in features} for row in rows], features=features)
     # Columns are joined before rows are chosen: afterwards every image would be copied.
@@ -261,14 +260,18 @@ def _open_records(shards: Sequence[Path], path: Path) -> Dataset:
     files = [file for shard in shards for file in (sorted(shard.rglob("*")) if shard.is_dir() else [shard])]
     stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     facts = {"shards": tuple(map(str, shards)), "path": str(path), "stamps": (version("vlmo"), *stamps)}
+    features, shard = None, shards[0]
     try:
-        features = _features(shards[0])
+        if shard.is_dir():
+            features = open_saved(next(iter(saved_splits(shard).values()), shard)).features
+        elif regular_file(shard) and shard.suffix.lower() == ".parquet":
+            features = Features.from_arrow_schema(pq.read_schema(shard))
         if features is not None:
             _check_columns(features, image=image_column(features.arrow_schema), path=path)
         cache = str(cache_folder() / "shards")
         kept: Any = Dataset.from_generator(_stored_records, features=_STORED, cache_dir=cache, gen_kwargs=facts)
     except (DatasetsError, pa.ArrowException) as error:
-        raise ValueError(str(error.__cause__ or f"{shards[0]} cannot be read: {error}")) from error
+        raise ValueError(str(error.__cause__ or f"{shard} cannot be read: {error}")) from error
     records = [
         Record(number, f"{path}, row {number}", path, json.loads(cells), held={"bytes": None, "path": None})
         for number, cells in enumerate(column(kept, "cells"))
@@ -282,18 +285,10 @@ def _open_records(shards: Sequence[Path], path: Path) -> Dataset:
     return _rows_of(records, path=path, root=root, images=kept.select_columns(["image"]), classes=classes)
 
 
-def _features(shard: Path) -> Features | None:
-    if shard.is_dir():
-        return open_saved(next(iter(saved_splits(shard).values()), shard)).features
-    regular_file(shard)
-    is_table = shard.suffix.lower() == ".parquet"
-    return Features.from_arrow_schema(pq.read_schema(shard)) if is_table else None
-
-
 def _stored_records(shards: tuple[str, ...], path: str, stamps: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
     """Yield image and other cells of all records; `stamps` only tell a copy of them from that of other files."""
     del stamps
-    given = Path(path)
+    given, keys = Path(path), set[str]()
     root = given if given.is_dir() else given.parent
     for shard in map(Path, shards):
         name, folder = shard.relative_to(given.parent).as_posix(), shard if shard.is_dir() else shard.parent
@@ -303,12 +298,12 @@ def _stored_records(shards: tuple[str, ...], path: str, stamps: tuple[Any, ...])
         for record in read_saved(shard) if shard.is_dir() else in_order:
             if isinstance(record, Bad) or (record.image is None and record.path is None):
                 reason = record.reason if isinstance(record, Bad) else "it has no image"
-                raise ValueError(
-                    f"{shard}, record {record.index}: {reason}. Repair it, or train on streams, which list bad ones: "
-                    f"--data.streams.patterns {path}"
-                )
+                advice = f"Repair it, or train on streams, which list bad ones: --data.streams.patterns {path}"
+                raise ValueError(f"{shard}, record {record.index}: {reason}. {advice}")
             # With the name of the folder: others have a 00000.tar too.
             key, stored = f"{name}#{record.key if shard.suffix.lower() == '.tar' else record.index}", record.path
+            key = f"{key}#{record.index}" if key in keys else key
+            keys.add(key)
             if record.path is not None and not is_range(record.path):
                 key = stored = str(file := (folder / record.path).resolve())
                 key = file.relative_to(root).as_posix() if file.is_relative_to(root) else key

@@ -54,6 +54,11 @@ def question_examples(dataset: Dataset, contents: Contents, *, num_answers: int 
         ValueError: Rows of another task, no row with an answer, or an answer that is not in the list.
     """
     check_task(dataset, "QUESTION_FEATURES", task="questions about images")
+    answered = [row for row, answers in enumerate(column(dataset, "answers")) if answers or num_answers is None]
+    if unknown := len(dataset) - len(answered):
+        dataset = select_rows(dataset, answered)
+        if is_main():
+            _LOGGER.info("%s questions without an answer are left out of training", f"{unknown:,}")
     texts = [[question] for question in column(dataset, "question")]
     if num_answers is None:
         return RowExamples(dataset, contents, texts=texts)
@@ -62,10 +67,8 @@ def question_examples(dataset: Dataset, contents: Contents, *, num_answers: int 
         raise ValueError("no row has an answer of the set's list; give a part of the set that has answers")
     for name, given in zip(column(dataset, "question_id"), numbers, strict=True):
         if given and not 0 <= min(given) <= max(given) < num_answers:
-            raise ValueError(
-                f"question {name!r} has answer numbers {list(given)}; the set's list has {num_answers} answers, "
-                f"0 to {num_answers - 1}"
-            )
+            known = f"the set's list has {num_answers} answers, 0 to {num_answers - 1}"
+            raise ValueError(f"question {name!r} has answer numbers {list(given)}; {known}")
 
     def targets(row: int) -> Tensor:
         values = torch.zeros(num_answers)
@@ -99,10 +102,8 @@ class QuestionSet(EvaluationSet):
         check_task(rows, "QUESTION_FEATURES", task="questions about images")
         for name, answers in zip(column(rows, "question_id"), column(rows, "answers"), strict=True):
             if answers and 1 < len(answers) < MIN_ANNOTATORS:
-                raise ValueError(
-                    f"question {name!r} has {len(answers)} answers ({', '.join(answers)}); expected ten of ten people, "
-                    "one that is right, or none"
-                )
+                expected = "expected ten of ten people, one that is right, or none"
+                raise ValueError(f"question {name!r} has {len(answers)} answers ({', '.join(answers)}); {expected}")
 
     def check(self, model: Any) -> None:
         """Give a model whose answers are only numbered those of the set; ValueError if the set has not as many."""
@@ -198,7 +199,7 @@ class VQATask(Task):
         return QuestionObjective(model)
 
     def examples(self, run: RunContext) -> Examples:
-        """Return questions with their images and the score of each answer."""
+        """Return the questions that have an answer, with their images and the score of each answer."""
         contents = replace(self.contents(run), tokenizer=run.tokenizer)
         return question_examples(run.rows, contents, num_answers=len(self.label_names(run)))
 
