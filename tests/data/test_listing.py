@@ -1,11 +1,15 @@
+from unittest.mock import Mock
+
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from tests.toy_shards import tar_bytes, write_parquet, write_tars
 
 from vlmo.data.listing import list_shards
 from vlmo.data.prepare import labels_of
 from vlmo.data.rows import read_lines
 from vlmo.data.stream.loader import open_sources
+from vlmo.retrieval.sources import find
 
 
 def test_patterns_name_shards(tmp_path, monkeypatch):
@@ -49,6 +53,20 @@ def test_patterns_that_name_no_shards_are_refused(tmp_path, pattern, message):
     (tmp_path / "a.txt").touch()
     with pytest.raises(ValueError, match=message):
         list_shards(pattern.format(tmp=tmp_path))
+
+
+def test_errors_of_a_store_are_named(monkeypatch):
+    class StoreError(Exception):
+        pass
+
+    for name in ("glob", "find"):
+        monkeypatch.setattr(MemoryFileSystem, name, Mock(side_effect=StoreError("no credentials")))
+    for listed in (list_shards, lambda url: list(find(url))):
+        with pytest.raises(ValueError, match="memory://patterns cannot be listed: no credentials"):
+            listed("memory://patterns")
+    monkeypatch.setattr(fsspec.core, "url_to_fs", Mock(side_effect=StoreError("no region")))
+    with pytest.raises(ValueError, match="memory://patterns cannot be listed: no region"):
+        list_shards("memory://patterns")
 
 
 def test_the_list_of_shards_is_kept_beside_the_run(tmp_path):

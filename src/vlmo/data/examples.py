@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.nn.functional import pad as pad_to
 from torch.utils.data import default_collate
 
 from vlmo.data.decoding import EncodedImage
+from vlmo.data.listing import is_remote
 from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, WordMaskConfig, whole_word_mask
 from vlmo.data.rows import arrow_table, column
 from vlmo.data.sampler import Key, sample_generator, stable_id
@@ -214,11 +216,12 @@ class StreamExamples(_Examples):
             text = sample.captions[self._choose_caption(len(sample.captions), epoch=epoch, index=number)]
             example["input_ids"] = self._ids(text)
         if self.contents.transform is not None:
-            if sample.image is None:
+            if sample.image is None and (sample.path is None or is_remote(sample.shard)):
                 raise ValueError("it has no image")
+            path = None if sample.path is None else str(Path(sample.shard).parent / sample.path)
             generator = sample_generator(self.seed, epoch=epoch, index=number, purpose="image")
             example["image_id"] = number
-            image = EncodedImage({"bytes": sample.image, "path": None})
+            image = EncodedImage({"bytes": sample.image, "path": path})
             example["pixel_values"] = self.contents.transform.pixels(image, generator)
         return self._add_masks(example, epoch=epoch)
 
@@ -231,8 +234,7 @@ class _Images:
 
     def sizes(self) -> list[tuple[int, int]]:
         """Width and height of each row's image."""
-        rows: Any = self._rows
-        return [EncodedImage(columns[self._column]).size for columns in rows]
+        return [EncodedImage(columns[self._column]).size for columns in cast(Any, self._rows)]
 
     def pixel_values(
         self, row: int, *, epoch: int, index: int, seed: int, **options: Shape

@@ -50,7 +50,7 @@ def open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a path or URL, and the path in it; ValueError for unknown URLs or a missing package."""
     try:
         return fsspec.core.url_to_fs(url)
-    except (ImportError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # clients of object stores have errors of their own
         raise ValueError(f"{url} cannot be listed: {error}") from error
 
 
@@ -142,12 +142,11 @@ def list_shards(pattern: str) -> tuple[str, ...]:
                 paths = [path]
             else:
                 paths = files.glob(f"{path}/**/*.tar") or files.glob(f"{path}/**/*.parquet")
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise ValueError(f"{pattern} cannot be listed: {error}") from error
         if not paths:
             raise ValueError(f"{pattern} matches nothing; give shards that are there (.tar or .parquet)")
-        is_local = isinstance(files, LocalFileSystem)
-        found += [str(path) if is_local else files.unstrip_protocol(path) for path in paths]
+        found += [str(path) if isinstance(files, LocalFileSystem) else files.unstrip_protocol(path) for path in paths]
     if others := [shard for shard in found if not shard.lower().endswith(SHARD_SUFFIXES)]:
         raise ValueError(f"{pattern} names {others[0]}; shards end with {' or '.join(SHARD_SUFFIXES)}")
     return tuple(sorted(found))

@@ -180,7 +180,7 @@ def _find_remote(origin: str) -> Iterator[Found]:
         else:
             matches = [files.find(path, detail=True)]
         details = {name: info for match in matches for name, info in match.items()}
-    except OSError as error:
+    except Exception as error:
         raise ValueError(f"{origin} cannot be listed: {error}") from error
     names = sorted(name for name, info in details.items() if info.get("type", "file") == "file")
     if not names:

@@ -2,13 +2,16 @@ import itertools
 import json
 import multiprocessing
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.processing.test_tokenizers import BERT_FOLDER
-from tests.toy_shards import tar_bytes, write_parquet, write_tars
+from tests.toy_shards import picture, tar_bytes, write_parquet, write_tars
 
 from vlmo.data.examples import Contents, StreamExamples
 from vlmo.data.loader import LoaderConfig
@@ -16,7 +19,7 @@ from vlmo.data.masking import BlockMaskConfig, WordMaskConfig
 from vlmo.data.rows import read_lines
 from vlmo.data.stream import loader
 from vlmo.data.stream.loader import Source, StreamConfig, StreamLoader, open_sources
-from vlmo.data.stream.records import sample_id
+from vlmo.data.stream.records import read_shard, sample_id
 from vlmo.processing import TrainTransform, TransformConfig, VLMoProcessor
 
 # More workers than cores is what some of these tests are about.
@@ -219,6 +222,18 @@ def test_sources_of_other_file_systems_and_formats_mix(tmp_path, examples):
     assert set(numbers) <= of_memory | of_parquet
     assert 0.1 < sum(number in of_memory for number in numbers) / len(numbers) < 0.4
     assert (tmp_path / "quarantine.jsonl").read_text() == ""
+
+
+def test_images_are_read_from_their_paths_beside_a_shard(examples, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(picture(0))
+    pq.write_table(pa.table({"image": ["in/a.png"], "caption": ["x"]}), tmp_path / "0.parquet")
+    ((sample, _),) = read_shard(str(tmp_path / "0.parquet"))
+    held = replace(sample, image=picture(0), path=None)
+    assert torch.equal(examples(sample, 0)["pixel_values"], examples(held, 0)["pixel_values"])
+    for without in (replace(sample, shard="memory://0.parquet"), replace(sample, path=None)):
+        with pytest.raises(ValueError, match="it has no image"):
+            examples(without, 0)
 
 
 def test_images_alone_and_texts_alone(source, examples, tmp_path):

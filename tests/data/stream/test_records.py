@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import tarfile
+from unittest.mock import Mock
 
 import fsspec
 import pyarrow as pa
@@ -95,6 +96,10 @@ def test_a_damaged_row_group_ends_a_parquet_file_there(tmp_path):
     assert (end.kind, end.index) == ("shard", 4)
 
 
+class StoreError(Exception):
+    """An error such as a store's client has."""
+
+
 def test_remote_shards_are_opened_again_and_read_on_where_the_network_failed(monkeypatch):
     keys = [str(number) for number in range(200)]
     fsspec.filesystem("memory").pipe("/net/0.tar", tar_bytes(keys))
@@ -114,13 +119,12 @@ def test_remote_shards_are_opened_again_and_read_on_where_the_network_failed(mon
     assert [record.key for record in read("memory://net/0.tar")] == keys
     assert (waits, breaks) == ([1.0, 4.0, 16.0], [])
 
-    def fail(*_):
-        raise TimeoutError("the network is away")
-
-    monkeypatch.setattr(records.fsspec, "open", fail)
-    (bad,) = read("memory://net/0.tar")
-    assert waits == [1.0, 4.0, 16.0] * 2
-    assert bad.reason == "it cannot be read: the network is away"
+    for error in (TimeoutError, StoreError):
+        monkeypatch.setattr(records.fsspec, "open", Mock(side_effect=error("the network is away")))
+        waits.clear()
+        (bad,) = read("memory://net/0.tar")
+        assert waits == [1.0, 4.0, 16.0]
+        assert bad.reason == "it cannot be read: the network is away"
 
     def full(*_):
         raise OSError(errno.EMFILE, "Too many open files")
@@ -174,6 +178,10 @@ def test_rows_that_have_no_image_or_no_python_value_are_passed_over_or_bad(tmp_p
     table = pa.table({"jpg": [b"1", None, b"3"], "caption": ["a", "b", "c"], "status": status})
     pq.write_table(table, tmp_path / "0.parquet")
     assert [(record.index, record.key) for record in read(tmp_path / "0.parquet")] == [(0, "0"), (2, "2")]
+    own = table.set_column(2, "status", [["draft", "failed_to_download", "final"]])
+    pq.write_table(own, tmp_path / "0.parquet")
+    for images in (True, False):
+        assert [record.index for record in read(tmp_path / "0.parquet", images=images)] == [0, 2]
     text = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1]
     columns = {
         "date": pa.array([0, 2**31 - 1, 0], pa.int32()).cast(pa.date32()),
@@ -183,6 +191,16 @@ def test_rows_that_have_no_image_or_no_python_value_are_passed_over_or_bad(tmp_p
         pq.write_table(pa.table({"jpg": [b"1", b"2", b"3"], name: values}), tmp_path / "0.parquet")
         first, bad, last = read(tmp_path / "0.parquet", details=True)
         assert (bad.kind, bad.index, first.index, last.index) == ("row", 1, 0, 2)
+
+
+def test_hidden_members_are_passed_over(tmp_path):
+    members = {"d/._a.png": b"macOS", "d/a.png": b"picture", "d/._a.txt": b"\xff", "d/a.txt": b"a", ".DS_Store": b""}
+    (tmp_path / "0.tar").write_bytes(pack(members | {"b.png": b"last", "._b.png": b"macOS"}))
+    for images in (True, False, "ranges"):
+        found = read(tmp_path / "0.tar", images=images)
+        assert [(record.index, record.key, record.captions) for record in found] == [(0, "d/a", ("a",)), (1, "b", ())]
+    (_, after), *_ = read_shard(str(tmp_path / "0.tar"))
+    assert [record.key for record in read(tmp_path / "0.tar", start=after)] == ["b"]
 
 
 # What a tar holds of each record, and why it cannot be used; None where it can.

@@ -11,7 +11,6 @@ import functools
 import io
 import itertools
 import json
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -111,8 +110,8 @@ def read_shard(
     """
     read = _tar_records if shard.lower().endswith(".tar") else _parquet_records
     waits = iter(_WAITS if is_remote(shard) else ())
-    # aiohttp, under fsspec's object stores, has errors of its own; it is imported only where one is used.
-    client_error = getattr(sys.modules.get("aiohttp"), "ClientError", OSError)
+    local = (OSError, EOFError, MemoryError, UnicodeDecodeError, pa.ArrowException)
+    errors = (Exception,) if is_remote(shard) else local  # clients of object stores have errors of their own
     while True:
         try:
             if not is_remote(shard):
@@ -122,10 +121,10 @@ def read_shard(
                     yield record, after
                     start = after or start
             return
-        except (OSError, EOFError, MemoryError, UnicodeDecodeError, pa.ArrowException, client_error) as error:
+        except errors as error:
             if getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}:
                 raise ValueError(f"{shard}: too many open files; raise `ulimit -n` or lower streams.lanes") from error
-            is_final = (FileNotFoundError, PermissionError, MemoryError, UnicodeDecodeError, pa.ArrowException)
+            is_final = (FileNotFoundError, PermissionError, MemoryError, ValueError, pa.ArrowException)
             pause = None if isinstance(error, is_final) else next(waits, None)
             if pause is None:
                 yield _rest_is_lost(shard, start, error), None
@@ -221,9 +220,9 @@ def _members(file: IO[bytes], shard: str, first: int, *, images: Images) -> Iter
                 tar.members = []  # else all of them are kept
                 if header.size > _MAX_SKIPPED_BYTES:  # tarfile would look for its end for years
                     raise tarfile.ReadError(f"{header.name!r:.80} claims {header.size:,} bytes")
-                if not header.isfile():
-                    continue
                 folder, slash, name = header.name.rpartition("/")
+                if not header.isfile() or name.startswith("."):  # hidden, such as ._0.jpg of macOS
+                    continue
                 key = f"{folder}{slash}{name.split('.')[0]}"
                 suffix = header.name[len(key) :].lower()
                 limit = _MAX_TEXT_BYTES if suffix in _TEXTS else MAX_MEMBER_BYTES
@@ -325,7 +324,7 @@ def _row_records(
             if isinstance(row, Exception):
                 raise row
             values = {role: row[name] for role, name in found.items()}
-            if values.get("status", "success") != "success":
+            if values.get("image") is None and str(values.get("status")).startswith("failed"):
                 continue  # img2dataset keeps rows of images that could not be had
             key = key if values.get("key") is None else str(values["key"])
             metadata = {name: row[name] for name in others}
