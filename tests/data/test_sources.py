@@ -242,6 +242,46 @@ def test_joined_sources_keep_false_captions_beside_their_captions(tmp_path) -> N
     assert kept == {(text, f"not {text}") for text in ("a0", "b0", "a1", "b1")} | {("c1", ""), ("c2", "")}
 
 
+def join(*sources: Path, **options) -> Dataset:
+    return open_source("+".join(map(str, sources)), **options)
+
+
+def test_two_images_of_one_name_are_not_joined(tmp_path) -> None:
+    for name in "ab":
+        PILImage.new("RGB", (2, 2)).save((tmp_path / name).with_suffix(".png"))
+        (tmp_path / name / "c").mkdir(parents=True)
+        (tmp_path / f"{name}.png").rename(tmp_path / name / "c" / "0.png")
+    tables = [tmp_path / name / "captions.csv" for name in "ab"]
+    message = r"two images are called c/0\.png: .*a/c/0\.png and .*b/c/0\.png; give each a column image_id"
+    with pytest.raises(ValueError, match=message):
+        join(tmp_path / "a", tmp_path / "b", test_share=0.0)
+    for table, split in zip(tables, ("train", "test"), strict=True):
+        table.write_text(
+            f"image,caption,split\nc/0.png,of {table.parent.name},{split}\n{table.parent}/c/1.png,x,train\n"
+        )
+    with pytest.raises(ValueError, match=message):  # one would be held out for the other's sake
+        join(*tables)
+    for table in tables:
+        table.write_text(f"image,caption,image_id\nc/0.png,of {table.parent.name},7\n")
+    assert join(*tables, test_share=0.0)["captions"][:] == [["of a", "of b"]]
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    tables[0].rename(table := tmp_path / "a" / "own.csv")
+    table.write_text("image,caption\nc/0.png,of a\n")
+    assert join(tmp_path / "link", table, test_share=0.0)["captions"][:] == [["of a"]]
+
+
+def test_images_that_a_joined_source_holds_out_are_left_out(pictures) -> None:
+    names = everything(pictures)["image_id"][:]
+    given, plain = pictures / "given.csv", pictures / "plain.csv"
+    for held_out in ("test", "val"):
+        lines = [f"{name},x,{'train' if number else held_out}" for number, name in enumerate(names)]
+        given.write_text("\n".join(["image,caption,split", *lines]).replace("val", "validation"))
+        plain.write_text("\n".join(["image,caption", *(f"{name},y" for name in names)]))
+        test = {*open_source(str(plain), split="test")["image_id"], names[0]}
+        assert set(join(plain, given)["image_id"]) == set(names) - test
+        assert set(join(given, pictures, test_share=0.0)["image_id"]) == set(names[1:])
+
+
 @pytest.mark.parametrize("none", [None, [], [None], [" "]])
 def test_rows_without_false_captions_have_empty_ones(none) -> None:
     rows = [{"captions": ["a"], "false_captions": none}, {"captions": ["b"], "false_captions": ["not b"]}]

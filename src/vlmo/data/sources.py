@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import itertools
@@ -18,7 +19,7 @@ from datasets import Dataset, concatenate_datasets
 from vlmo.data import builtin, listing
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image, image_at
 from vlmo.data.own import CLASS_LIST, open_own, open_shards, to_dataset
-from vlmo.data.rows import column, false_captions, is_saved, open_saved, saved_splits, select_rows
+from vlmo.data.rows import arrow_table, column, false_captions, is_saved, open_saved, saved_splits, select_rows
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, SEGMENT_FEATURES, class_features, hash_share, make_row
 from vlmo.data.tables import SPLITS, TABLE_STEMS
 
@@ -77,10 +78,8 @@ def open_source(
         hint = f" Did you mean {near[0]!r}?" if near else ""
         if listing.is_remote(name) or listing.has_wildcards(name, braces=True):
             hint = f" Shards by pattern or URL are read as streams: --data.streams.patterns {name!r}."
-        raise ValueError(
-            f"no data set {name!r}: it is neither a built-in name nor a path that exists.{hint} "
-            f"Built-in names: {', '.join(builtin.SETS)}."
-        )
+        known = f"Built-in names: {', '.join(builtin.SETS)}."
+        raise ValueError(f"no data set {name!r}: it is neither a built-in name nor a path that exists.{hint} {known}")
     listing.regular_file(path)
     splits = saved_splits(path)
     if splits and split not in splits and (split := SPLITS.get(split, split)) not in splits:
@@ -100,11 +99,12 @@ def open_source(
 def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **options: Any) -> Dataset:
     if len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(f"weights are {list(weights)} for {len(names)} sources; give a number above 0 for each")
-    held_out: set[str] = set()
-    if split == "train":
-        for name, other in itertools.product(names, ("validation", "test")):
-            if other in saved_splits(Path(name).expanduser()):
-                held_out.update(column(open_source(name, split=other, **options), "image_id"))
+    held_out: dict[str, str | None] = {}
+    own = [name for name in names if split == "train" and name not in builtin.SETS]
+    for name, other in itertools.product(own, ("validation", "test")):
+        with contextlib.suppress(*([] if other in saved_splits(Path(name).expanduser()) else [ValueError])):
+            rows = open_source(name, split=other, **options).flatten()
+            held_out.update(zip(column(rows, "image_id"), column(rows, "image.path"), strict=True))
     sets: list[Any] = [open_source(name, split=split, **options) for name in names]
     for name, each in zip(names, sets, strict=True):
         if found := {"question", "second_image"}.intersection(each.column_names):
@@ -113,9 +113,17 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **optio
     sets = [each.select_columns(list(FEATURES)) for each in sets]
     joined: Any = concatenate_datasets([each if each.features == FEATURES else each.cast(FEATURES) for each in sets])
     columns = {name: column(joined, name) for name in ("source", "licence")}
-    first: dict[str, int] = {}
+    paths, first = arrow_table(joined.flatten(), ["image.path"])["image.path"], dict[str, int]()
     for row, (image_id, of_row) in enumerate(zip(column(joined, "image_id"), texts, strict=True)):
-        if image_id in held_out or of_row is None or first.setdefault(image_id, row) == row:
+        is_held_out = image_id in held_out
+        if not is_held_out and (of_row is None or first.setdefault(image_id, row) == row):
+            continue
+        both = {held_out[image_id] if is_held_out else paths[first[image_id]].as_py(), paths[row].as_py()}
+        files = [path for path in both if path and path.endswith(f"/{image_id}")]
+        if len(files) > 1 and Path(files[0]).resolve() != Path(files[1]).resolve():
+            advice = "give each a column image_id, or put both folders into one"
+            raise ValueError(f"two images are called {image_id}: {' and '.join(sorted(files))}; {advice}")
+        if is_held_out or of_row is None:
             continue
         for known, more in zip(texts[first[image_id]] or (), of_row, strict=True):
             known += more
