@@ -242,18 +242,21 @@ def test_bad_files_are_told_and_the_rest_goes_on(encoder, tmp_path):
         ("bomb.png", encoded(Image.new("1", (9000, 9000))), "81,000,000 pixels"),
         (os.fsdecode(latin), image, "not UTF-8"),
         ("x.tar", cut[: len(cut) // 4], "cannot be read any further"),
+        (os.fsdecode(b"latin \xfc.tar"), cut, "not UTF-8"),
     )
     for name, data, _ in files:
         (folder / name).write_bytes(data)
     report = build(encoder, folder, out=out)
     assert 4 < report.images < 8
+    assert build(encoder, folder, out=out).bad == report.bad
     reasons = {Path(line["path"]).name: line["reason"] for line in quarantine(out)}
     assert len(reasons) == report.bad == len(files)
     for name, _, reason in files:
         assert reason in reasons[name.encode(errors="backslashreplace").decode()]
     assert reasons["twin.jpg"] == reasons["text.jpg"].replace("text.jpg", "twin.jpg")
     (folder / "twin.jpg").unlink()
-    (folder / os.fsdecode(b"latin \xfc.png")).unlink()
+    for name in (b"latin \xfc.png", b"latin \xfc.tar"):
+        (folder / os.fsdecode(name)).unlink()
 
     (folder / "text.jpg").write_bytes(encoded(drawings()[8], "JPEG"))
     (folder / "x.tar").write_bytes(cut)
@@ -420,6 +423,25 @@ def test_index_that_is_locked_or_damaged_is_not_written(indexed, encoder):
     with pytest.raises(ValueError, match="the index is damaged"):
         build(encoder, out=out)
     assert any((out / "images.lance" / "data").iterdir())
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_run_whose_index_another_one_changes_meanwhile_undoes_nothing(
+    is_first, indexed, encoder, tmp_path, monkeypatch
+):
+    folder, out = indexed(range(2))
+    out = tmp_path / "first" if is_first else out
+    other, list_files = write_folder(tmp_path / "other", numbers=range(2, 4)), building._list
+
+    def list_late(*given, **settings):
+        monkeypatch.undo()
+        build(encoder, other, out=out)
+        return list_files(*given, **settings)
+
+    monkeypatch.setattr(building, "_list", list_late)
+    with pytest.raises(ValueError, match="another process has changed it meanwhile; run again"):
+        build(encoder, folder, out=out)
+    assert build(encoder, folder, out=out).images == 4
 
 
 def test_folder_of_something_else_is_left_alone(encoder, tmp_path):

@@ -1,4 +1,5 @@
 import io
+import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from PIL import Image
 from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.retrieval.toy_index import NAMES, NUM, build, encoded, rows, write_folder
 
-from vlmo.retrieval import Index, Searcher, store
+from vlmo.retrieval import Index, Searcher, build_index, store
 from vlmo.retrieval import index as index_module
 from vlmo.retrieval import search as search_module
 from vlmo.retrieval.sources import image_id
@@ -181,6 +182,23 @@ def test_another_index_in_the_folder_is_noticed(encoder, quick, asked, tmp_path)
     (tmp_path / "new").rename(tmp_path / "old")
     same_hits(index, Index(tmp_path / "old"), vectors(0), top=NUM)
     assert len(asked) == 1  # the second index reads no vectors into memory
+
+
+def test_index_of_another_model_in_the_folder_is_refused(gallery, tmp_path):
+    index = Index(shutil.copytree(gallery[1], tmp_path / "index"))
+    facts = json.loads((tmp_path / "index" / "index.json").read_text())
+    facts["model"]["fingerprint"] = "0" * 64
+    (tmp_path / "index" / "index.json").write_text(json.dumps(facts))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="is now an index of another model"):
+            index.nearest(vectors(0), top=1)
+
+
+def test_index_without_images_has_no_groups(indexed, encoder):
+    folder, out = indexed(range(1))
+    assert [group["name"] for group in Index(out).groups()["albums"]] == ["images"]
+    build_index(encoder, out=out, remove=[folder])
+    assert Index(out).groups() == {"albums": [], "months": []}
 
 
 def test_threads_search_beside_a_writer(indexed, encoder, quick, tmp_path):

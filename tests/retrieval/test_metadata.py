@@ -1,3 +1,4 @@
+import unicodedata
 from datetime import date
 from decimal import Decimal
 
@@ -35,6 +36,7 @@ def test_cells_of_a_column_are_read_alike(cells, values):
         ("tags", ["a", {"b": 1}], {"tags": '["a", {"b": 1}]'}),
         ("huge", 2**70, {"huge": str(2**70)}),
         ("!", "?", {"column": "?"}),
+        *((name, 2021, {name: "2021"}) for name in ("album", "camera", "ocr_text", "taken", "title")),
         *((name, value, {}) for name, value in (("raw", b"bytes"), ("nan", float("nan")), ("none", None))),
     ],
 )
@@ -53,6 +55,10 @@ def test_lines_about_one_image_add_up(tmp_path):
     assert table.about("a/1.png") == Annotation(("one", "two"), {"n": 2})
     assert table.about("deep/below/2.png") == Annotation((), {"n": 3})
     assert table.about("1.png") == Annotation()
+    for written_as, file in (("NFC", "NFD"), ("NFD", "NFC")):  # a Mac's files, and what people type
+        name, file = (unicodedata.normalize(form, "Café/é.png") for form in (written_as, file))
+        table = MetadataTable(written(tmp_path / "accents.csv", f"image,caption\n{name},one\n"))
+        assert table.about(file) == Annotation(("one",))
     path = written(tmp_path / "about.csv", "image,caption,n\n./1.png,one,1\n./1.png,two,2\n1.png ,three,3\n")
     assert MetadataTable(path).about("1.png") == Annotation(("one", "two", "three"), {"n": 3})
 

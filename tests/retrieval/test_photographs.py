@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import unicodedata
 from datetime import datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.retrieval.toy_index import NAMES, build, encoded, rows, write_folder, write_tar
 from tests.toy_heic import heic
 
-from vlmo.retrieval import Index, PhotoFilter, Searcher
+from vlmo.retrieval import Index, PhotoFilter, Searcher, metadata
 from vlmo.retrieval import index as index_module
 from vlmo.retrieval.index import MAX_BYTES
 
@@ -164,6 +165,12 @@ def test_distances_are_those_between_vectors_of_the_sphere():
         assert found.tolist() == [*(cosine >= math.cos(km / 6371.0088)), False]
 
 
+def test_albums_match_however_their_accents_are_written():
+    table = pa.table({"album": [unicodedata.normalize(form, "Café/Été") for form in ("NFC", "NFD")] + [None]})
+    for form in ("NFC", "NFD"):
+        assert PhotoFilter(album=unicodedata.normalize(form, "été")).passing(table).tolist() == [True, True, False]
+
+
 def test_heic_and_jpeg_give_the_same_first_hits(encoder, tmp_path):
     for kind in ("heic", "jpg"):
         (tmp_path / kind).mkdir()
@@ -206,18 +213,20 @@ def test_json_that_changes_changes_the_row_and_nothing_is_embedded_again(encoder
     assert build(encoder, out=out).bad == 0
 
 
-def test_index_without_these_columns_says_so(encoder, tmp_path):
+def test_index_without_these_columns_says_so(encoder, tmp_path, monkeypatch):
     build(encoder, write_tar(tmp_path / "a.tar"), out=tmp_path / "index")
     searcher = Searcher(encoder, tmp_path / "index")
     with pytest.raises(ValueError, match="has no column taken"):
         searcher.search("a red circle", photos=PhotoFilter(since="2021"))
     with pytest.raises(ValueError, match="has no column taken"):
         searcher.search(sort="date")
+    monkeypatch.setattr(metadata, "_TEXTS", frozenset())  # an index of an earlier version
     folder = write_folder(tmp_path / "images", table=False, numbers=range(1))
     (folder / "metadata.csv").write_text(f"image,taken\n{NAMES[0]},1999\n")
     build(encoder, folder, out=tmp_path / "numbers")
     with pytest.raises(ValueError, match="no column taken of a text"):
         Searcher(encoder, tmp_path / "numbers").search(sort="date")
+    assert Index(tmp_path / "numbers").groups() == {"albums": [], "months": []}
 
 
 def test_table_of_the_user_comes_first(encoder, tmp_path):

@@ -188,6 +188,7 @@ def test_parts_are_the_direction_of_their_weighted_sum(searcher, gallery):
     ("settings", "words"),
     [
         ({"query": " "}, "the query is empty"),
+        ({"query": "th\udce9"}, "the query is not valid UTF-8"),
         ({"top": 0, "rerank": 3}, "top is 0; give a number from 1 to 10000"),
         ({"top": 10**6}, "top is 1000000"),
         ({"rerank": -1}, "^rerank is -1; give a number from 0 to 10000"),

@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 
 import fsspec
@@ -89,6 +90,18 @@ def test_real_path_of_a_folder_wins_over_links_to_it(tmp_path):
     assert [found.path for found in find(str(tmp_path))] == expected
     found = [(found.path, found.root) for found in find(f"{tmp_path}/*")]
     assert found == [(path, str(tmp_path / "z")) for path in expected]
+
+
+def test_stamp_is_the_same_in_another_time_zone(tmp_path, monkeypatch):
+    touch(tmp_path / "1.jpg")
+    (found,), stamps = find(str(tmp_path)), set()
+    for zone in ("UTC", "XYZ-9"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        stamps.add(sources.Reader().stamp(found))
+    monkeypatch.undo()
+    time.tzset()
+    assert len(stamps) == 1
 
 
 def test_only_a_single_file_counts_as_deleted(tmp_path):

@@ -176,6 +176,8 @@ WRONG = {
         ({"text": "a", "sort": "size"}, "sort: Input should be 'date'"),
         ({"sort": "date", "image": "aGk=", "text": "a"}, "give a text or an image"),
         ({"image": "aGk=", "rerank": 5}, "the fusion encoder scores single texts"),
+        ({"text": "red", "mode": "words", "rerank": 5}, "not by words alone"),
+        ({"sort": "date", "rerank": 5}, "the fusion encoder scores single texts"),
         ({"image": "not base64!"}, "no base64"),
         ({"image": ""}, "empty"),
         ({"image": "data:,"}, "empty"),
@@ -254,7 +256,8 @@ def test_images_and_thumbnails_are_jpeg_of_that_image(client) -> None:
     for route in ("images", "thumbnails"):
         response = client.get(f"/v1/{route}/{first['id']}")
         assert response.headers["content-type"] == "image/jpeg"
-        assert response.headers["vary"] == "Authorization"  # a browser keeps it
+        assert response.headers["vary"] == "Authorization"
+        assert response.headers["cache-control"] == "private, max-age=60"  # a file may change
         shown = Image.open(io.BytesIO(response.content))
         assert (shown.format, shown.size) == ("JPEG", drawings()[14].size)
         difference = np.abs(np.asarray(shown, dtype=float) - np.asarray(drawings()[14], dtype=float))

@@ -105,11 +105,18 @@ def test_results_move_towards_and_away_from_images(client, index, parts, monkeyp
         ({"text": "a", "like": ["abc"] * 17}, 422, "at most 16"),
         ({"text": "a", "offset": 9701}, 422, "9700"),
         ({"text": "a", "offset": -1}, 422, "offset"),
+        ({"text": "a", "sort": "date", "offset": 8}, 422, "leave out offset"),
+        ({"like": ["abc"], "sort": "date", "offset": 8}, 422, "leave out offset"),
     ],
 )
 def test_wrong_requests_say_what_is_right(client, body, status, words) -> None:
     response = client.post("/v1/search", json=body)
     assert (response.status_code, words in response.json()["error"]["message"]) == (status, True)
+
+
+def test_images_like_one_by_date_have_no_pages(client) -> None:
+    response = client.post("/v1/similar", json={"id": "abc", "sort": "date", "offset": 8})
+    assert (response.status_code, "leave out offset" in response.json()["error"]["message"]) == (422, True)
 
 
 def test_groups_are_albums_and_months_with_their_newest_image(client, index) -> None:

@@ -143,6 +143,46 @@ def test_folder_that_cannot_be_watched_is_searched_all_the_same(encoder, tmp_pat
     assert all(words in caplog.text for words in (f"{folder} is not watched", "inotify watch limit reached"))
 
 
+def test_error_beside_an_index_is_logged_and_the_next_change_counts(encoder, tmp_path, monkeypatch, caplog) -> None:
+    folder, index = write_folder(tmp_path / "images", numbers=range(2)), tmp_path / "index"
+    building.build_index(encoder, [folder], out=index)
+    go, update, calls = threading.Event(), photos._Updates._update, []
+
+    def fail_once(thread) -> None:
+        calls.append(thread)
+        if len(calls) == 1:
+            go.wait(PATIENCE_S)
+            raise RuntimeError("out of order")
+        update(thread)
+
+    monkeypatch.setattr(photos._Updates, "_update", fail_once)
+    with updates(encoder, folder, index) as thread:
+        opened = thread.open_index()
+        go.set()
+        wait_until(lambda: "the index stays as it is: out of order" in caplog.text, within_s=PATIENCE_S)
+        drawings()[20].save(folder / "new.png")
+        wait_until(lambda: opened.num_images == 3, within_s=PATIENCE_S)
+
+
+def test_neither_the_index_nor_hidden_folders_are_changes_behind_a_link(encoder, tmp_path, monkeypatch) -> None:
+    folder = write_folder(tmp_path / "real" / "images", numbers=range(1))
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    changed = {"sub/new.png": True, ".thumbnails/new.png": False, "index/index.json": False, "sub": True}
+    monkeypatch.setattr(watchfiles, "watch", lambda root, **_: [[(1, f"{root}/{name}")] for name in changed])
+    index = tmp_path / "link" / "images" / ".." / "images" / "index"
+    for given in (folder, tmp_path / "link" / "images"):
+        assert list(photos._Updates(encoder, given, index, console=None)._watch()) == list(changed.values())
+
+
+def test_folder_with_the_longest_name_has_an_index(gallery, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(photos, "serve_photos", lambda *_, index, **__: index.mkdir(parents=True))
+    (tmp_path / ("ü" * 127)).mkdir()
+    main(["photos", str(tmp_path / ("ü" * 127)), "--model", str(gallery.model), "--port", "0"])
+    (index,) = (tmp_path / "cache" / "photos").iterdir()
+    assert index.name.startswith("ü" * 60 + "-")
+
+
 @pytest.mark.slow
 def test_command_serves_until_ctrl_c(gallery, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))

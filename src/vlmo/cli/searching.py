@@ -288,7 +288,7 @@ def photos(
     with bind(host, port) as bound:
         encoder = Encoder(_find_or_explain(model), **vars(engines))
         digest = hashlib.sha256(f"{folder.absolute()}\n{encoder.fingerprint}".encode("utf-8", "surrogatepass"))
-        cached = cache_folder() / "photos" / f"{folder.absolute().name}-{digest.hexdigest()[:12]}"
+        cached = cache_folder() / "photos" / f"{folder.absolute().name[:60]}-{digest.hexdigest()[:12]}"
         out = cached if index is None else index.expanduser()
         say(f"index: {out}", "No image is sent anywhere but to your browser. Ctrl-C ends; the same command goes on.")
         has_screen = sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())

@@ -135,7 +135,8 @@ class Bad:
 
     def line(self) -> dict[str, Any]:
         """Return its line of the quarantine file."""
-        return {"kind": self.kind, "row": self.index, "image_id": self.key, "path": self.shard, "reason": self.reason}
+        key, path = (name.encode(errors="backslashreplace").decode() for name in (self.key, self.shard))  # not UTF-8
+        return {"kind": self.kind, "row": self.index, "image_id": key, "path": path, "reason": self.reason}
 
 
 class QuarantineFile:

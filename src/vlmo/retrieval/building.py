@@ -140,6 +140,8 @@ def build_index(
             for each in _list(origin, before=facts["inputs"], progress=progress):
                 found.setdefault(each.path, each)
     with lock_folder(folder, work="writing this index"):
+        if _facts_of(folder) | {"created": ""} != facts | {"created": ""}:
+            raise ValueError(f"{folder}: another process has changed it meanwhile; run again")
         made_by = {"folder": str(encoder.folder.absolute()), "fingerprint": encoder.fingerprint, "dim": encoder.dim}
         facts |= {"version": VERSION, "model": made_by, "metric": "cosine", "inputs": origins, **settings}
         facts["complete"] = False

@@ -142,10 +142,8 @@ def embed_decoded(
         except ValueError as error:
             reasons[digest] = str(error)
     vectors = encoder.embed_pixels([pixels for pixels, _ in decoded.values()])
-    results = known | {
-        digest: {"vector": vector, **encoded}
-        for (digest, (_, encoded)), vector in zip(decoded.items(), vectors, strict=True)
-    }
+    pairs = zip(decoded.items(), vectors, strict=True)
+    results = known | {digest: {"vector": vector, **encoded} for (digest, (_, encoded)), vector in pairs}
     for row in (record.row for record in read.records):
         if row["hash"] in results:
             result = dict(results[row["hash"]])

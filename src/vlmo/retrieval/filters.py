@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -133,8 +134,9 @@ class PhotoFilter:
             passed &= np.asarray(pc.less_equal(images["taken"], f"{self.until}~").fill_null(fill_value=False))
         if self.album:  # compared once for each album of the images
             albums = images["album"].combine_chunks().dictionary_encode()
-            folders = "/".join(["", *filter(None, self.album.lower().split("/")), ""])
-            named = pc.binary_join_element_wise("/", pc.utf8_lower(albums.dictionary), "/", "")
+            folders = "/".join(["", *filter(None, unicodedata.normalize("NFC", self.album).lower().split("/")), ""])
+            names = pc.utf8_lower(pc.utf8_normalize(albums.dictionary, form="NFC"))
+            named = pc.binary_join_element_wise("/", names, "/", "")
             known = pc.match_substring(named, folders).take(albums.indices)
             passed &= np.asarray(known.fill_null(fill_value=False))
         if self.near:

@@ -86,10 +86,7 @@ NO_RANKING = Ranking(pa.table({"id": pa.array([], pa.string())}), np.arange(0), 
 
 def hit_of(row: Mapping[str, Any], similarity: float, words: float | None = None) -> Hit:
     """Return the image of a row of the table."""
-    metadata = {
-        name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, value in row.items()
-        if name not in _NO_METADATA
-    }
-    known = (tuple(row["captions"] or ()), metadata, row["width"], row["height"], row["hash"], words)
+    metadata = {name: value for name, value in row.items() if name not in _NO_METADATA}
+    whole = {name: int(value) for name, value in metadata.items() if isinstance(value, float) and value.is_integer()}
+    known = (tuple(row["captions"] or ()), metadata | whole, row["width"], row["height"], row["hash"], words)
     return Hit(row["id"], similarity, similarity, None, row["path"], *known)

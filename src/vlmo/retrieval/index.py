@@ -261,7 +261,7 @@ class Index:
     def groups(self) -> dict[str, list[dict[str, Any]]]:
         """The "albums" by their names and "months" from the last on: "name", "count" and the "id" of the newest."""
         found: dict[str, list[dict[str, Any]]] = {"albums": [], "months": []}
-        if self.columns.keys() >= {"album", "taken"}:
+        if self.num_images and self.columns.get("album") == self.columns.get("taken") == "text":
             images = pa.Table.from_batches(self._store.scan(["id", "album", "taken"])).sort_by("taken")
             months = pc.utf8_slice_codeunits(images["taken"], 0, 7)
             for key, names, order in (("albums", images["album"], "ascending"), ("months", months, "descending")):
@@ -284,6 +284,8 @@ class Index:
         facts = read_facts(self.folder)
         try:
             made_with, made = facts["model"], facts["approximate"]
+            if self._version and made_with["fingerprint"] != self.fingerprint:
+                raise DamagedError(f"{self.folder} is now an index of another model; open it again with that one")
             self.fingerprint, self.model_folder = made_with["fingerprint"], made_with["folder"]
             self.dim, self._complete = made_with["dim"], facts.get("complete", True)
             self._approximate = None if made is None else Approximate(**made["search"])

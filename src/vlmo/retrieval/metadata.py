@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, time
 from decimal import Decimal
@@ -21,7 +22,9 @@ from vlmo.retrieval.store import RESERVED
 
 _LARGEST = 2**53  # a column of numbers holds float64
 _TAKEOUT = re.compile(r"(.+?)(?:-edited)?(\(\d+\))?(\.\w+)?\Z", re.DOTALL)
+_composed = functools.partial(unicodedata.normalize, "NFC")  # a Mac writes letters and their accents apart
 _CUT, _MAX_JSON = 46, 1 << 20
+_TEXTS = frozenset(("album", "camera", "ocr_text", "taken", "title"))  # columns that are texts whatever stands there
 
 
 class Annotation(NamedTuple):
@@ -61,7 +64,7 @@ class MetadataTable:
 
     def about(self, name: str, path: str = "") -> Annotation:
         """Annotation of the image with this path below its folder, or this whole `path`; empty if there is none."""
-        names = name, path.removeprefix(self._folder), name.rpartition("/")[2]
+        names = map(_composed, (name, path.removeprefix(self._folder), name.rpartition("/")[2]))
         return next((self._rows[each] for each in names if each in self._rows), Annotation())
 
     def _add(self, record: Mapping[str, Any], *, where: str) -> None:
@@ -72,7 +75,7 @@ class MetadataTable:
             raise ValueError(f"{where}: no image is named; give its file in a column {' or '.join(IMAGE_COLUMNS)}")
         given = captions_of(record.get(caption_column or ""), where=where)
         columns = {name: value for name, value in record.items() if name not in (image_column, caption_column)}
-        name = image.strip().replace("\\", "/").removeprefix("./")
+        name = _composed(image.strip().replace("\\", "/").removeprefix("./"))
         before = self._rows.get(name, Annotation())
         captions = (*before.captions, *(caption for caption in given if caption.strip()))
         self._rows[name] = Annotation(captions, {**before.metadata, **clean_metadata(columns)})
@@ -86,11 +89,10 @@ def clean_metadata(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     cleaned: dict[str, Any] = {}
     for name, value in given.items():
-        plain = _plain(value)
-        if plain is not None:
+        if (plain := _plain(value)) is not None:
             column = re.sub(r"\W+", "_", str(name).lower()).strip("_") or "column"
             column = f"_{column}" if column[0].isdigit() else column
-            cleaned[f"{column}_" if column in RESERVED else column] = plain
+            cleaned[f"{column}_" if column in RESERVED else column] = str(plain) if column in _TEXTS else plain
     return cleaned
 
 

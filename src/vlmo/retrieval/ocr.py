@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -20,7 +21,10 @@ def read_text(image: Image.Image) -> str:
     """Return the text in an image, its lines from the top with | between them. Threads may share the models."""
     if max(image.size) < _SMALLEST:  # of letters that are a few pixels high, the detector misses many
         image = ImageOps.contain(image, (_SMALLEST, _SMALLEST))
-    return " | ".join(load_reader()(image).txts or ())
+    reader = load_reader()
+    with contextlib.suppress(Exception):  # it refuses images such as extremely narrow ones by errors of its own
+        return " | ".join(reader(image).txts or ())
+    return ""
 
 
 @functools.cache

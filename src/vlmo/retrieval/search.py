@@ -280,7 +280,10 @@ class Searcher:
                 break
             size = min(wanted, max(STEP, top - len(scored)), SEARCH_RERANK)
             batch, left = left[:size], left[size:]
-            pixels: list[Any] = self._kept_pixels(batch)
+            with self._lock:
+                kept = {(hit.id, hit.hash): self._pixels.pop((hit.id, hit.hash), None) for hit in batch}
+                self._pixels |= {key: each for key, each in kept.items() if each is not None}
+            pixels: list[Any] = list(kept.values())
             if missing := [hit for hit, each in zip(batch, pixels, strict=True) if each is None]:
                 ((loaders,),) = (yield {INDEX: [functools.partial(self._pixel_loaders, missing)]}).values()
                 loaded = iter((yield {LOAD: loaders})[LOAD])
@@ -296,12 +299,6 @@ class Searcher:
         scored.sort(key=lambda hit: -hit.score)  # equal scores in the order of the vectors
         others = sorted([*unreadable, *left], key=lambda hit: -hit.similarity)
         return replace(result, hits=[*scored, *others], num_reranked=len(scored), num_unreadable=len(unreadable))
-
-    def _kept_pixels(self, hits: Sequence[Hit]) -> list[Pixels | None]:
-        with self._lock:
-            found = {(hit.id, hit.hash): self._pixels.pop((hit.id, hit.hash), None) for hit in hits}
-            self._pixels |= {key: pixels for key, pixels in found.items() if pixels is not None}
-        return list(found.values())
 
     def _pixel_loaders(self, hits: Sequence[Hit]) -> list[Callable[[], Pixels | None]]:
         """Functions that read, resize and keep images, or return None."""
@@ -338,6 +335,8 @@ class Searcher:
 def _filled(query: str) -> str:
     if not query.strip():
         raise ValueError("the query is empty; give some words")
+    if query != query.encode(errors="ignore").decode():
+        raise ValueError("the query is not valid UTF-8; give a text in that encoding")
     return query
 
 

@@ -18,7 +18,7 @@ from vlmo.data import listing
 from vlmo.data.capture import captured, dated
 from vlmo.data.decoding import MAX_FILE_BYTES, read_info, read_path
 from vlmo.data.rows import SAVED_FILES, read_about
-from vlmo.data.stream.records import Bad, Sample, read_shard
+from vlmo.data.stream.records import Bad, Sample, read_saved, read_shard
 from vlmo.data.tables import find_table
 from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata, read_takeout
 
@@ -29,6 +29,7 @@ _VERSIONS = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated"
 _READERS = 8
 _LAYOUT = 2
 """Changes when rows get other columns, so that the next run reads, and does not embed, all images again."""
+_MISNAMED = "its name is not UTF-8; give it another one"
 _EXPECTED = "give a folder, an image, or a .tar or .parquet file"
 
 
@@ -232,15 +233,12 @@ class Reader:
 
     def read_shard(self, found: Found) -> Iterator[Record | Bad]:
         """Read a shard or saved data set from front to back; its last record may be a `Bad` of kind "shard"."""
-        if found.kind == "unreadable":
-            yield Bad("shard", found.path, 0, "", "the folder cannot be listed, or the state.json in it cannot be read")
+        if found.kind == "unreadable" or found.path != found.path.encode(errors="ignore").decode():
+            lost = "the folder cannot be listed, or the state.json in it cannot be read"
+            yield Bad("shard", found.path, 0, "", lost if found.kind == "unreadable" else _MISNAMED)
             return
-        if found.kind == "dataset":
-            from vlmo.data.stream.records import read_saved
-
-            samples = read_saved(Path(found.path))
-        else:
-            samples = (record for record, _ in read_shard(found.path, details=True))
+        records = (record for record, _ in read_shard(found.path, details=True))
+        samples = read_saved(Path(found.path)) if found.kind == "dataset" else records
         keys: set[str] = set()
         for sample in samples:
             if isinstance(sample, Bad):
@@ -265,20 +263,22 @@ class Reader:
         if found.changed is None:
             return about._replace(file=columns)
         beside = read_takeout(Path(found.path))
-        columns |= dated(found.changed, source="file") | dict(beside.metadata)
+        columns |= beside.metadata
         return Annotation(tuple(dict.fromkeys((*about.captions, *beside.captions))), about.metadata, columns)
 
     def _file(self, found: Found) -> Record | Bad:
-        if (readable := found.path.encode("utf-8", "backslashreplace").decode()) != found.path:
-            return Bad("row", readable, 0, readable, "its name is not UTF-8; give it another one")
+        if found.path != found.path.encode(errors="ignore").decode():
+            return Bad("row", found.path, 0, found.path, _MISNAMED)
         try:
             data = read_uri(found.path)
         except OSError as error:
             return Bad("row", found.path, 0, found.path, f"cannot be read: {error.strerror or error}")
         about = self._annotation(found)
         stamp = f"{found.stamp}-{_stamp(about, self.keep_bytes, self.ocr)}"
+        changed = {} if found.changed is None else dated(found.changed, source="file")  # in no stamp: zones differ
         # A table comes before EXIF data, and these before what else is known of the file.
-        about = about._replace(metadata={**about.file, **captured(read_info(data)), **about.metadata})
+        columns = {**about.file, **changed, **about.file, **captured(read_info(data)), **about.metadata}
+        about = about._replace(metadata=columns)
         return _record(found, found.path, data, about, stamp=stamp, path=found.path, keep_bytes=self.keep_bytes)
 
     def _sample(self, sample: Sample, found: Found, key: str) -> Record | Bad:

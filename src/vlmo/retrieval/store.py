@@ -262,5 +262,6 @@ class Store:
 
 
 def _among(column: str, values: Iterable[str]) -> str:
-    listed = "', '".join(value.replace("'", "''") for value in values)
+    # No row has a name that is not UTF-8.
+    listed = "', '".join(value.encode(errors="backslashreplace").decode().replace("'", "''") for value in values)
     return f"{column} in ('{listed}')"

@@ -150,12 +150,8 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
     app.mount("/static", StaticFiles(directory=_STATIC))
     app.add_middleware(Guard, settings=settings, metrics=state.metrics, stopping=lambda: state.stopping)
     if settings.cors_origin:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origin,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-        )
+        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origin, **allowed)
     return app
 
 
@@ -247,7 +243,7 @@ async def _disconnect(request: Request) -> None:
 
 
 def _jpeg(data: bytes) -> Response:
-    headers = {"Cache-Control": "private, max-age=3600", "Vary": "Authorization"}
+    headers = {"Cache-Control": "private, max-age=60", "Vary": "Authorization"}
     return Response(data, media_type="image/jpeg", headers=headers)
 
 

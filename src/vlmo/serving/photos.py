@@ -11,10 +11,11 @@ import time
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES
+from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES, is_visible
 from vlmo.data.tables import TABLE_SUFFIXES
 from vlmo.lazy import need_package
 from vlmo.retrieval import Encoder, Index, Searcher, build_index
@@ -75,6 +76,7 @@ class _Updates(threading.Thread):
             with contextlib.suppress(ValueError):
                 opened = Index(self._index, in_memory=True, growing=True)
                 if opened.num_images:
+                    self._has_run.set()  # from now on errors are logged
                     return opened
         if self._error is not None:
             raise self._error
@@ -86,15 +88,16 @@ class _Updates(threading.Thread):
 
     def run(self) -> None:
         due = 0.0  # when the index is updated: once the folder is watched, then a while after a change
-        with contextlib.ExitStack() as stack, contextlib.suppress(StoppedError):
+        with contextlib.ExitStack() as stack:
             stack.callback(self._has_run.set)
             for has_changed in self._watch():
                 due = min(due, time.monotonic() + _SETTLED_S) if has_changed else due
                 if time.monotonic() >= due:
                     due = math.inf
                     try:
-                        self._update()
-                    except (ValueError, OSError) as error:  # such as a disk that was taken out
+                        with contextlib.suppress(StoppedError):
+                            self._update()
+                    except Exception as error:  # noqa: BLE001 - such as a disk that was taken out
                         if not self._has_run.is_set():
                             self._error = error
                             break
@@ -105,24 +108,19 @@ class _Updates(threading.Thread):
         """Yield several times a second whether anything has changed that an index reads, until this is stopped."""
         from watchfiles import watch
 
-        index = self._index.absolute()
+        folder, index = self._folder.resolve(), self._index.resolve()
         logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each change
 
         def is_read(name: str) -> bool:
-            path = Path(name).absolute()  # of what may be gone, so that a folder is known by not being a file
-            return (path.suffix.lower() in _READ or not path.is_file()) and not path.is_relative_to(index)
+            path = Path(name)  # of what may be gone, so that a folder is known by not being a file
+            is_shown = is_visible(path, folder) and not path.is_relative_to(index)
+            return is_shown and (path.suffix.lower() in _READ or not path.is_file())
 
         try:
-            for changes in watch(
-                self._folder,
-                watch_filter=None,  # a filter would also hold back what tells that time has passed
-                stop_event=self._stopped,
-                step=_STEP_MS,
-                debounce=_STEP_MS,
-                rust_timeout=_STEP_MS,
-                yield_on_timeout=True,
-                ignore_permission_denied=True,
-            ):
+            # A filter would also hold back what tells that time has passed.
+            how: dict[str, Any] = {"watch_filter": None, "yield_on_timeout": True, "ignore_permission_denied": True}
+            how |= dict.fromkeys(("step", "debounce", "rust_timeout"), _STEP_MS)
+            for changes in watch(folder, stop_event=self._stopped, **how):
                 yield any(is_read(name) for _, name in changes)
         except (OSError, RuntimeError) as error:  # such as too many folders for the system
             _LOGGER.warning("%s is not watched, changes count at the next start: %s", self._folder, error)

@@ -60,10 +60,8 @@ def _check_one(first: object, second: object, *, names: str) -> None:
         raise ValueError(f"give {names}, one of them")
 
 
-_ABOUT_IMAGES = "An image file in base64 (a `data:` address will do)."
-ImageFile = Annotated[
-    bytes, BeforeValidator(read_image), WithJsonSchema({"type": "string", "description": _ABOUT_IMAGES})
-]
+_FILE = WithJsonSchema({"type": "string", "description": "An image file in base64 (a `data:` address will do)."})
+ImageFile = Annotated[bytes, BeforeValidator(read_image), _FILE]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_text)]
 Id = Annotated[str, Field(min_length=1, max_length=1000, description="Id of an indexed image, from a hit.")]
 Ids = Annotated[list[Id], Field(max_length=MAX_IMAGES)]
@@ -90,11 +88,14 @@ class Photos(Body):
     near: str | None = Field(default=None, max_length=60, description="Place and distance: `48.85,2.35,20km`.")
     album: str | None = Field(default=None, max_length=200, description="Folder of the files.")
     offset: int = Field(default=0, ge=0, le=MAX_OFFSET, description="Results that are left out before the first.")
-    sort: Literal["date"] | None = Field(default=None, description="The newest first, instead of the best.")
+    sort: Literal["date"] | None = Field(default=None, description="The newest first; with a query without offset.")
 
     @model_validator(mode="after")
     def _check_photos(self) -> Self:
         self.photos()
+        queries = (getattr(self, name, None) for name in ("text", "image", "like", "unlike", "id"))
+        if self.sort and self.offset and any(queries):
+            raise ValueError("the best by date are sorted as a whole; leave out offset, and ask for more by top")
         return self
 
     def photos(self) -> PhotoFilter:
@@ -140,8 +141,8 @@ class SearchRequest(Photos):
             raise ValueError("like and unlike go by vectors of whole images; leave out rerank and mode")
         if (self.sort is None and not self.like) or self.image is not None:
             _check_one(self.text, self.image, names="a text or an image")
-        if (self.image is not None or self.parts) and self.rerank:
-            raise ValueError("the fusion encoder scores single texts; leave out rerank, or search by a text alone")
+        if self.rerank and (self.text is None or self.parts or self.mode == "words"):
+            raise ValueError("the fusion encoder scores single texts, and not by words alone; leave out rerank")
         if self.parts and self.text is None and self.image is None and not self.like:
             raise ValueError("parts join a query; send a text, an image or like beside them")
         if self.mode in {"words", "hybrid"} and self.text is None:

@@ -122,7 +122,10 @@ class Service:
                 except ValueError as error:  # parts that cancel each other
                     raise ServiceError(422, str(error)) from error
         except StopIteration as end:
-            return _found(end.value, began=began, offset=request.offset)
+            result: SearchResult = end.value
+            facts = result.facts()
+            facts["seconds"]["total"] = round(time.perf_counter() - began, 6)
+            return {"hits": [_shown(hit) for hit in result.hits[request.offset :]], **facts}
 
     async def similar(self, request: schemas.SimilarRequest) -> dict[str, Any]:
         """Indexed images that are like one of them."""
@@ -339,12 +342,6 @@ async def _of_image(work: Awaitable[T]) -> T:
     except ValueError as error:  # its message may name a path of the server
         reason = "the index has no image of this id, or its file is gone"
         raise ServiceError(404, reason, hint="search again") from error
-
-
-def _found(result: SearchResult, *, began: float, offset: int) -> dict[str, Any]:
-    facts = result.facts()
-    facts["seconds"]["total"] = round(time.perf_counter() - began, 6)
-    return {"hits": [_shown(hit) for hit in result.hits[offset:]], **facts}
 
 
 def _shown(hit: Hit) -> dict[str, Any]:
