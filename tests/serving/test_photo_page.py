@@ -112,6 +112,7 @@ def test_large_view_steps_with_arrows_and_past_what_was_loaded(open_page, addres
     cards(page).first.click()
     expect(page.get_by_role("button", name="Previous image")).to_be_hidden()
     page.keyboard.press("Escape")
+    expect(cards(page).first).to_be_focused()  # given back a moment after the large view is closed
     cards(page).nth(44).focus()
     page.keyboard.press("Enter")
     title = page.locator("#detail-title")
