@@ -215,9 +215,8 @@ def main(
     if icons is not None and not (icons / design.ICONS / "pairs").is_dir():
         raise SystemExit(f"{icons} has no {design.ICONS}/pairs; python experiments/findings.py icons writes them")
     world = design.SCENES if icons is None else design.ICONS
-    known = (
-        json.loads(out.read_text()) if out.is_file() else {"seconds": seconds, "world": world, "step": {}, "runs": []}
-    )
+    known = {"seconds": seconds, "world": world, "step": {}, "runs": []}
+    known |= json.loads(out.read_text()) if out.is_file() else {}
     if (known["seconds"], known["world"]) != (seconds, world):
         raise SystemExit(f"{out} holds runs of {known['seconds']} s on {known['world']}; name another file by --out")
     if not known["step"]:

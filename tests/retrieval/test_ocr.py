@@ -50,12 +50,13 @@ def test_small_images_are_enlarged_and_lines_are_parted(monkeypatch):
     assert given == [(320, 240), (5, 320), (320, 100), (4000, 3000)]
 
 
-def test_image_that_the_reader_refuses_has_no_text(monkeypatch):
+def test_image_that_the_reader_refuses_has_no_text(monkeypatch, caplog):
     def refuse(_):
         raise RuntimeError("the width is 0")
 
     monkeypatch.setattr(ocr, "load_reader", lambda: refuse)
     assert ocr.read_text(Image.new("RGB", (1, 4000))) == ""
+    assert "1 x 4000 pixels counts as one without text: the width is 0" in caplog.text
 
 
 def test_missing_package_or_model_is_one_line(encoder, tmp_path, monkeypatch):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from vlmo.lazy import install_command
 
+_LOGGER = logging.getLogger(__name__)
 _SMALLEST, _LONGEST = 320, 1280
 """Longest sides in pixels that smaller images are enlarged to, and larger ones reduced."""
 
@@ -22,9 +23,11 @@ def read_text(image: Image.Image) -> str:
     if max(image.size) < _SMALLEST:  # of letters that are a few pixels high, the detector misses many
         image = ImageOps.contain(image, (_SMALLEST, _SMALLEST))
     reader = load_reader()
-    with contextlib.suppress(Exception):  # it refuses images such as extremely narrow ones by errors of its own
+    try:
         return " | ".join(reader(image).txts or ())
-    return ""
+    except Exception as error:  # noqa: BLE001 - it refuses images such as extremely narrow ones by errors of its own
+        _LOGGER.warning("an image of %d x %d pixels counts as one without text: %s", *image.size, error)
+        return ""
 
 
 @functools.cache

@@ -275,10 +275,9 @@ class Reader:
             return Bad("row", found.path, 0, found.path, f"cannot be read: {error.strerror or error}")
         about = self._annotation(found)
         stamp = f"{found.stamp}-{_stamp(about, self.keep_bytes, self.ocr)}"
-        changed = {} if found.changed is None else dated(found.changed, source="file")  # in no stamp: zones differ
-        # A table comes before EXIF data, and these before what else is known of the file.
-        columns = {**about.file, **changed, **about.file, **captured(read_info(data)), **about.metadata}
-        about = about._replace(metadata=columns)
+        file, day = about.file, {} if found.changed is None else dated(found.changed, source="file")  # zones differ
+        # A table comes before EXIF data, and these before what else is known of the file, whose columns come first.
+        about = about._replace(metadata={**file, **day, **file, **captured(read_info(data)), **about.metadata})
         return _record(found, found.path, data, about, stamp=stamp, path=found.path, keep_bytes=self.keep_bytes)
 
     def _sample(self, sample: Sample, found: Found, key: str) -> Record | Bad:

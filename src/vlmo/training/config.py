@@ -31,9 +31,8 @@ class TrainerConfig:
     max_steps: int
     """Number of optimizer updates, skipped ones included."""
     precision: Literal["float32", "bf16", "auto"] = "float32"
-    """Type of the activations (autocast); weights, losses and the optimizer, but for Muon's Newton-Schulz steps, are
-    float32. "auto": bf16 where the main process's device has instructions for it, else float32; the same run may go on
-    in the other one elsewhere."""
+    """Type of the activations (autocast); all else but Muon's steps is float32. "auto": bf16 where the main process's
+    device has instructions for it, else float32; the same run may go on in the other one elsewhere."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Distribution over processes, and what is traded for memory and time."""
     clip_norm: float | None = None
