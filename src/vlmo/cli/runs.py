@@ -54,7 +54,7 @@ class TrainOptions:
 def quickstart(
     run_dir: Path = Path("runs/quickstart"), *, scale: float = 1.0, seed: int = 0, fast: bool = False
 ) -> None:
-    """Train all stages on scenes of shapes in six to eight minutes on two cores; --fast: search with a ready model.
+    """Train all stages on scenes of shapes in six to fourteen minutes on two cores; --fast: search with a ready model.
 
     Args:
         run_dir: Folder for all runs and the report; interrupted work goes on where it was.
