@@ -69,13 +69,17 @@ _SCENES = replace(_PAIRS, weights=(0.25, 1.0, 1.0, 0.75, 1.5))
 _SHAPES = replace(_PAIRS, weights=(0.1, 0.4, 0.4, 4.0, 1.0))
 _MIXED = replace(_PAIRS, weights=(1.0, 4.0, 3.0, 0.5, 0.75))
 _NAMES = replace(_PAIRS, weights=(1.0, 4.0, 3.0, 0.25, 0.75))
+# A patch of 16 of the images' 64 pixels can hold a whole small shape, which is much for one linear layer. At 96 pixels
+# a shape spans several; position tables are resized, as in the paper's fine-tuning at larger images.
+_LARGER = replace(_FUSION, image_size=96)
+_LARGE = replace(_PAIRS, weights=(1.0, 4.0, 3.0, 0.25, 4.0), transform=replace(_PAIRS.transform, image_size=96))
 
 
 class Step(NamedTuple):
     """A run of the chain that ends with `vlmo-small`.
 
     Attributes:
-        start: Step whose model it starts from.
+        start: Step whose model it starts from; "names-mean" is the mean of the step `names` with three seeds.
         teacher: Step whose dual encoder is learnt too.
         steps: Steps, of which the first `warmup` raise the learning rate.
     """
@@ -101,6 +105,7 @@ _STAGE3 = VisionLanguageConfig(
 )
 # What the fusion encoder knows of relations is only to be kept.
 _LONG = replace(_STAGE3, mlm_stride=16, itm_stride=8)
+_LAST = replace(_LONG, mlm_weight=0.0)
 
 # fmt: off
 STEPS = {
@@ -112,8 +117,10 @@ STEPS = {
         _STAGE3, _SHAPES, _FUSION, "stage3", 2e-3, 1600, 60, 128, teacher="contrast"),
     "mixed": Step("All losses for a long time, with most names, relations beside them.",
         _LONG, _MIXED, _FUSION, "relations", 2e-3, 9500, 100, 256),
-    "released": Step("The same again in larger batches; released is the mean of the weights with seeds 0, 1 and 2.",
-        _LONG, _NAMES, replace(_FUSION, rerank_weight=0.3, rerank_min_words=4), "mixed", 2e-3, 5000, 60, 512,
+    "names": Step("The same again in larger batches, with seeds 0, 1 and 2, whose weights are averaged.",
+        _LONG, _NAMES, _FUSION, "mixed", 2e-3, 5000, 60, 512),
+    "released": Step("At 96 pixels, with more scenes and no masked words; released is a mean with what it starts from.",
+        _LAST, _LARGE, replace(_LARGER, rerank_weight=0.3, rerank_min_words=4), "names-mean", 1.5e-3, 1500, 60, 512,
         evaluate_on="data/icons"),
 }
 # fmt: on
@@ -137,9 +144,6 @@ def recipe_of(step: Step) -> Recipe:
     )
 
 
-# A patch of 16 of the images' 64 pixels can hold a whole small shape, which is much for one linear layer. At 96 pixels
-# a shape spans several; position tables are resized, as in the paper's fine-tuning at larger images.
-_LARGER = replace(_FUSION, image_size=96)
 _ENCODER = replace(_LARGER, num_fusion_layers=0, drop_path_rate=0.1)
 
 

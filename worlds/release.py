@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,15 +12,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from safetensors.torch import save_file
+from torch import Tensor
 
 from vlmo.checkpoints.loading import check_model_folder, load_model
 from vlmo.folder import WEIGHTS, file_in, read_config, write_modules
 from vlmo.folder.atomic import write_folder
 from vlmo.folder.card import CardContent, add_section, read_data, write_card
-from vlmo.model import VLMoForImageTextRetrieval
+from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
+from vlmo.model.embeddings import resize_absolute_positions
 from vlmo.released import SMALL
 from vlmo.tasks import TaskResult, VisionLanguageTask, evaluate, usage_of
 
+_POSITIONS = "vlmo.image_embeddings.positions"
 _FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 _ABOUT, _, SMALL_PACKAGES = (
     Path(__file__).with_name("card.md").read_text(encoding="utf-8").rstrip().partition("\n\n## Packages\n\n")
@@ -29,7 +33,7 @@ SMALL_CARD = CardContent(
     recipe=SMALL,
     about=_ABOUT,
     settings="`worlds/recipes.py` of the source",
-    start="`small-mixed`, the fourth of five steps from random weights on; mean of three seeds",
+    start="mean of three seeds of `small-names`, the fifth of six steps",
     licence="cc-by-sa-4.0",
     language="en",
 )
@@ -42,19 +46,22 @@ def write_release(
     *,
     card: CardContent,
     packages: str = "",
+    shares: Sequence[float] | None = None,
     measure: Sequence[tuple[str, str]] = (),
     console: Console | None = None,
 ) -> list[TaskResult]:
     """Write the dual encoder and matching head of runs as a new folder, and return the evaluation on each source.
 
-    Weights are the mean of all runs' ("Model soups", Wortsman et al. 2022), which differ in their seed alone. They are
-    stored as bfloat16 and computed with as float32, unless `from_pretrained` is given another `dtype`.
+    Weights are the mean of all runs' ("Model soups", Wortsman et al. 2022), which start from the same weights or from
+    one another. Position tables are resized to the images of the first. They are stored as bfloat16 and computed with
+    as float32, unless `from_pretrained` is given another `dtype`.
 
     Args:
         folders: Model folders that retrieve; all but the weights is the first one's.
         out: New folder; its name becomes the model's.
         card: Card of the new folder, which gets the name, the data of the first folder, and the results.
         packages: Packages that the data are from, a section of the card.
+        shares: Share of each folder in the mean, of which the sum is 1; by default all have the same.
         measure: Sources and splits that the stored weights are evaluated on.
 
     Raises:
@@ -65,8 +72,8 @@ def write_release(
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists; name a new folder")
-    # Of a model of stage 3, this class leaves out the heads that only training uses.
-    weights = mean([load_model(each, VLMoForImageTextRetrieval).state_dict() for each in folders])
+    grid = VLMoConfig.from_pretrained(folder).grid
+    weights = mean([_weights(each, grid=grid) for each in folders], shares=shares)
     # Single numbers, such as the temperature, keep their precision.
     halved = [name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel() > 1]
     weights |= {name: weights[name].to(torch.bfloat16) for name in halved}
@@ -90,15 +97,31 @@ def write_release(
     return results
 
 
-def mean(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Return the mean of each weight of several models.
+def _weights(folder: Path, *, grid: tuple[int, int]) -> dict[str, Tensor]:
+    # Of a model of stage 3, this class leaves out the heads that only training uses.
+    model = load_model(folder, VLMoForImageTextRetrieval)
+    weights = model.state_dict()
+    if _POSITIONS in weights:
+        table = weights[_POSITIONS]
+        weights[_POSITIONS] = resize_absolute_positions(table, source=model.config.grid, target=grid)
+    return weights
+
+
+def mean(states: Sequence[Mapping[str, Tensor]], *, shares: Sequence[float] | None = None) -> dict[str, Tensor]:
+    """Return the mean of each weight of several models, each with its share (by default the same).
 
     Raises:
-        ValueError: They differ in a name or shape.
+        ValueError: They differ in a name or shape, or `shares` is not one number a model with a sum of 1.
     """
     if len({tuple((name, tensor.shape) for name, tensor in state.items()) for state in states}) != 1:
         raise ValueError("models to average differ in their weights; name runs of one recipe")
-    return {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
+    shares = [1 / len(states)] * len(states) if shares is None else shares
+    if len(shares) != len(states) or not math.isclose(sum(shares), 1):
+        raise ValueError(f"the shares are {shares}; give one for each of {len(states)} models, with a sum of 1")
+    return {
+        name: torch.stack([state[name] * share for state, share in zip(states, shares, strict=True)]).sum(dim=0)
+        for name in states[0]
+    }
 
 
 def write_released_card(folder: Path, card: CardContent, *, packages: str = "") -> None:

@@ -105,7 +105,7 @@ def test_streams_are_fine_tuned_on_without_other_data(tmp_path, capsys) -> None:
 def test_recipe_follows_the_model_and_the_number_of_rows(tmp_path) -> None:
     captions(tmp_path)
     recipe = finetune_recipe("vlmo-small", str(tmp_path)).recipe
-    assert (recipe.model.image_size, recipe.model.hidden_size, recipe.text.max_length) == (64, 192, 24)
+    assert (recipe.model.image_size, recipe.model.hidden_size, recipe.text.max_length) == (96, 192, 24)
     assert (recipe.loader.global_batch_size, recipe.trainer.max_steps) == (16, 100)  # 16 <= 29 rows of 30, or fewer
 
 

@@ -45,9 +45,9 @@ def test_steps_form_a_chain_that_reads_nothing_about_held_out_concepts():
     # No drawing of the held-out concepts, and none that is kept for testing, stands in a training scene.
     assert read - prepared == {"shapes", "scenes", "english-text"}
     assert {recipe.data.split for recipe in recipes} == {"train"}
-    starts = (None, *(f"{RUN}/{folder}/model" for folder in list(STEPS)[:-1]))
+    starts = (None, *(f"{RUN}/{folder}/model" for folder in (*list(STEPS)[:-2], "names-mean")))
     assert tuple(recipe.init for recipe in recipes) == starts
-    assert [recipe.task.teacher for recipe in recipes] == [None, *[f"{RUN}/contrast/model"] * 2, None, None]
+    assert [recipe.task.teacher for recipe in recipes] == [None, *[f"{RUN}/contrast/model"] * 2, *[None] * 3]
     sizes = vars(recipes[-1].model) | {"vocab_size": recipes[-1].text.vocab_size}
     model = VLMoForImageTextRetrieval(VLMoConfig(**sizes))
     assert model.num_parameters() <= 10_000_000

@@ -107,9 +107,35 @@ def test_weights_of_several_runs_are_averaged():
     mean = release.mean(states)
     assert mean["a"].tolist() == [2.0, 1.0]
     assert mean["b"] == 3.0
+    weighted = release.mean(states, shares=(0.5, 0.25, 0.25))
+    assert weighted["a"].tolist() == [1.75, 1.75]
+    assert weighted["b"] == 2.5
+    for shares in ((0.5, 0.5), (0.5, 0.5, 0.5)):
+        with pytest.raises(ValueError, match="give one for each of 3 models, with a sum of 1"):
+            release.mean(states, shares=shares)
     for other in ({"a": torch.zeros(2)}, {"a": torch.zeros(3), "b": torch.tensor(1.0)}):
         with pytest.raises(ValueError, match="differ in their weights; name runs of one recipe"):
             release.mean([states[0], other])
+
+
+def test_a_mean_with_a_model_of_smaller_images_has_its_positions_resized(tmp_path):
+    options = {"position_embedding": "absolute", "patch_size": 16}
+    models = [toy(VLMoForImageTextRetrieval, image_size=size, **options) for size in (96, 64)]
+    for number, model in enumerate(models):
+        model.save_pretrained(tmp_path / f"{number}")
+        write_card(tmp_path / f"{number}", CardContent(recipe="toy", about="A toy."), usage_of(tmp_path / f"{number}"))
+    folders = [tmp_path / "0", tmp_path / "1"]
+    release.write_release(folders, tmp_path / "out", card=CardContent(), shares=(0.75, 0.25))
+    mean = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "out")
+    assert mean.config.image_size == 96
+    large, small, found = [each.vlmo.image_embeddings.positions.detach() for each in (*models, mean)]
+    patches = small[1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(patches, size=(6, 6), mode="bicubic").permute(0, 2, 3, 1).reshape(36, -1)
+    expected = 0.75 * large + 0.25 * torch.cat([small[:1], resized])
+    torch.testing.assert_close(found, expected, rtol=2**-8, atol=1e-6)
+    with pytest.raises(ValueError, match="the shares are"):
+        release.write_release(folders, tmp_path / "other", card=CardContent(), shares=(1.0,))
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_card_of_vlmo_small_is_what_the_template_writes(tmp_path):

@@ -41,7 +41,7 @@ def roots(tmp_path, found, monkeypatch):
 def tiny(recipe: Recipe) -> Recipe:
     """The recipe with its own data and start, on a tiny model, for two steps."""
     sizes = VLMoConfig.tiny(
-        image_size=64,
+        image_size=recipe.model.image_size,
         patch_size=16,
         position_embedding=recipe.model.position_embedding,
         num_fusion_layers=min(1, recipe.model.num_fusion_layers),
@@ -74,16 +74,20 @@ def test_it_goes_on_where_it_was(roots, tmp_path, monkeypatch):
     assert vlmo_small.rebuild(run, **options) is None
     out = vlmo_small.rebuild(run, **options)
     assert out == run / "vlmo-small"
-    runs = [*STEPS, "released-1", "released-2"]
+    runs = [*list(STEPS)[:-1], "names-1", "names-2", "released"]
     assert began == [*runs[:3], *runs[2:]]
     assert all(read_metrics(run / each)[-1]["step"] == 2 for each in runs)
-    weights = [load_file(run / each / "model" / "model.safetensors") for each in runs[-3:]]
-    mean = load_file(out / "model.safetensors")
-    for name in mean:
-        seeds = [each[name] for each in weights]
-        torch.testing.assert_close(mean[name].float(), sum(seeds) / 3, rtol=2**-8, atol=0)
+    weights = {name: load_file(run / name / "model" / "model.safetensors") for name in (*runs[-4:], "names-mean")}
+    last, start, released = weights["released"], weights["names-mean"], load_file(out / "model.safetensors")
+    assert start.keys() == released.keys()
+    for name in start:
+        seeds = [weights[each][name] for each in runs[-4:-1]]
+        torch.testing.assert_close(start[name].float(), sum(seeds) / 3, rtol=2**-8, atol=0)
+        if name != "vlmo.image_embeddings.positions":
+            expected = 0.75 * last[name] + 0.25 * start[name].float()
+            torch.testing.assert_close(released[name].float(), expected, rtol=2**-7, atol=1e-6)
     words = "vlmo.text_embeddings.words.weight"
-    assert not torch.equal(weights[0][words], weights[1][words])
+    assert not torch.equal(weights["names"][words], weights["names-1"][words])
     assert {each.dataset_name for each in read_results(out)} == {"icons", "scenes"}
     assert VLMoForImageTextRetrieval.from_pretrained(out).match_head is not None
     assert vlmo_small.rebuild(run, **options) == out
