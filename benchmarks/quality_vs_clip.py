@@ -32,7 +32,7 @@ from vlmo.data.sources import open_source
 from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import choose_device
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
-from vlmo.processing import TrainTransform, VLMoProcessor
+from vlmo.processing import TrainTransform, VLMoProcessor, image_processor_for
 from vlmo.recipes import Recipe, find_recipe
 from vlmo.run.start import model_settings
 from vlmo.tasks.pair_sets import PairSet
@@ -101,6 +101,7 @@ def difference(hits: dict[str, list[np.ndarray]]) -> tuple[float, float, float]:
 def compare(options: Options, *, console: Console) -> dict[str, Any]:
     """Chooses rates, trains both sides with each seed, and evaluates them."""
     recipe, processor, device = find_recipe(options.recipe), load_processor(options.vocabulary), choose_device()
+    processor.image_processor = image_processor_for(recipe.model.image_size)
     options.run.mkdir(parents=True, exist_ok=True)
     data = recipe.data
     rows = open_source(data.source, split=data.split, weights=data.weights)
