@@ -316,7 +316,7 @@ def attack_with_slow_clients(attack: Attack, server: ServerProcess, *, times: fl
     large = authorized("/v1/rerank", json.dumps(body).encode())
     kinds = {"head": (b"GET / HT", 1, 0), "body": (large[:600], 1, 0), "deaf": (large, 0, 0), "reader": (large, 0, 16)}
     before, wait = len([*descriptors.iterdir()]), max(60 * times, PATIENCE_S) + 3
-    memory = [memory_of(server, "VmRSS") >> 20]
+    memory, over = [memory_of(server, "VmRSS") >> 20], asyncio.Event()
 
     async def slow(sent: bytes, written: int, read: int) -> None:
         with socket.socket() as connection:
@@ -325,7 +325,7 @@ def attack_with_slow_clients(attack: Attack, server: ServerProcess, *, times: fl
             loop = asyncio.get_running_loop()
             await loop.sock_connect(connection, ("127.0.0.1", server.port))
             await loop.sock_sendall(connection, sent)
-            for _ in range(50):
+            while not over.is_set():
                 await asyncio.sleep(wait / 50)
                 with suppress(OSError):
                     connection.send(b"a" * written)
@@ -334,9 +334,12 @@ def attack_with_slow_clients(attack: Attack, server: ServerProcess, *, times: fl
     async def both() -> tuple[Answers, int]:
         slow_ones = [asyncio.create_task(slow(*kind)) for kind in kinds.values() for _ in range(8)]
         # Words alone: the slow ones have images, and may hold all of the queue's places for these.
-        answers = await load(server.port, clients=2, seconds=wait * 0.98, rate=10, watch=lambda _: None, images=0)
-        left = len([*descriptors.iterdir()]) - before
+        answers = await load(server.port, clients=2, seconds=wait, rate=10, watch=lambda _: None, images=0)
+        deadline = time.monotonic() + SLOWEST_S
+        while (left := len([*descriptors.iterdir()]) - before) > 0 and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
         memory.append(memory_of(server, "VmRSS") >> 20)
+        over.set()
         await asyncio.gather(*slow_ones)
         return answers, left
 

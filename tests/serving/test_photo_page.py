@@ -1,12 +1,14 @@
 """The page over a collection of photographs: it loads as one scrolls, steps through large images, refines, selects."""
 
 import re
+import time
 import zipfile
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.serving.conftest import PATIENCE_MS
 from tests.serving.test_page import ACCESSIBLE, FOCUS_IS_SHOWN, cards
 from tests.serving.toy_service import photo_folder, served
 from vlmo.retrieval import Index, build_index
@@ -41,7 +43,10 @@ def names(page: Page) -> list[str]:
 
 
 def load_all(page: Page, number: int = NUM) -> None:
-    while cards(page).count() < number:
+    until = time.monotonic() + PATIENCE_MS / 1000
+    while (shown := cards(page).count()) < number:
+        alerts = page.get_by_role("alert").all_inner_texts()
+        assert time.monotonic() < until, f"{shown} of {number} images, {alerts}"
         page.mouse.wheel(0, 20_000)
         page.wait_for_timeout(50)
 
@@ -90,6 +95,21 @@ def test_dates_go_back_month_by_month_and_can_be_entered_anywhere(open_page, add
     page.go_back()
     expect(page.locator("#grid h2").first).to_have_text("November 2021")
     assert cards(page).count() == NUM  # as it was left
+
+
+def test_images_go_on_loading_when_the_browser_tells_of_several_changes_at_once(open_page, address) -> None:
+    page = open_page("about:blank")
+    page.add_init_script(
+        """window.IntersectionObserver = class {
+          constructor(tell) { window.tell = (...all) => tell(all.map((isIntersecting) => ({ isIntersecting }))); }
+          observe() {}
+          unobserve() {}
+        };"""
+    )
+    page.goto(f"{address}/?sort=date")
+    expect(cards(page)).to_have_count(48)
+    page.evaluate("tell(false, true)")
+    expect(cards(page)).to_have_count(96)
 
 
 def test_albums_open_by_date(open_page, address) -> None:

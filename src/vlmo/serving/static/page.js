@@ -145,7 +145,8 @@ function add(found, byDate) {
   nearEnd.observe($("more"));
 }
 
-const nearEnd = new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && showMore(), { rootMargin: NEAR });
+// A slow machine tells of several changes at once, of which the last holds.
+const nearEnd = new IntersectionObserver((changes) => changes.at(-1).isIntersecting && showMore(), { rootMargin: NEAR });
 
 async function ask(want, { top, offset, signal }) {
   const body = { top, offset, where: filters.where, ...filters.photos };
