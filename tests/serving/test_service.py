@@ -1,3 +1,5 @@
+import asyncio
+import gc
 import logging
 import shutil
 import threading
@@ -17,6 +19,7 @@ from vlmo.retrieval import Encoder, Index, build_index, store
 from vlmo.serving.app import create_app
 from vlmo.serving.decoder import Decoders
 from vlmo.serving.parts import Parts
+from vlmo.serving.schemas import SearchRequest
 from vlmo.serving.settings import Settings
 
 READ_EVERY_S = 0.2  # until a reader looks for what a writer has done
@@ -86,6 +89,24 @@ def test_searches_by_words_wait_for_no_upload(parts, monkeypatch) -> None:
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert "images" in refused.json()["error"]["message"]
     assert found["num_reranked"] == 8
+
+
+def test_search_that_is_cancelled_after_any_step_leaves_nothing_that_was_never_awaited(parts) -> None:
+    app = create_app(parts)
+    with TestClient(app) as client:
+        (hit,) = client.post("/v1/search", json={"text": "a red circle", "top": 1}).json()["hits"]
+        request = SearchRequest(like=[hit["id"]])
+
+        async def search_and_leave(steps: int) -> asyncio.Task:
+            task = asyncio.ensure_future(app.state.vlmo.service.search(request))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            return task
+
+        assert all(asyncio.run(search_and_leave(steps)).cancelled() for steps in range(6))
+    gc.collect()  # pytest fails for a coroutine that is found then
 
 
 @pytest.mark.parametrize(("share_of_pixels", "share_of_time"), [(0.8, 0.0), (0.0, 0.8)])

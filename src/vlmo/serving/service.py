@@ -106,7 +106,7 @@ class Service:
         steps = self._searcher.steps(request.text, pixels, where=where, began=began, **options)
         work: dict[str, Callable[[Any], Awaitable[Any]]] = {
             INDEX: lambda call: self._ask_index(call, where=where),
-            STORED: lambda id: _of_image(asyncio.to_thread(self._index().vector, id)),  # noqa: A006
+            STORED: lambda id: _of_image(asyncio.to_thread, self._index().vector, id),  # noqa: A006
             LOAD: self._decode,
         }
 
@@ -179,12 +179,12 @@ class Service:
 
     async def thumbnail(self, number: str) -> bytes:
         """JPEG of an indexed image."""
-        return await _of_image(asyncio.to_thread(self._index().thumbnail, number))
+        return await _of_image(asyncio.to_thread, self._index().thumbnail, number)
 
     async def image(self, number: str) -> bytes:
         """An indexed image as JPEG, of at most 2048 pixels a side."""
         index = self._index()
-        return await _of_image(self._decode(lambda: _jpeg(index.image(number))))
+        return await _of_image(self._decode, lambda: _jpeg(index.image(number)))
 
     def archive(self, ids: Sequence[str]) -> Iterator[bytes]:
         """Yield a zip archive of indexed files as they are; ServiceError if that is not wanted, or there is none."""
@@ -305,7 +305,7 @@ class Service:
         if request.image is not None:
             return (await self._read([request.image], model.pixels))[0]
         index, number = self._index(), request.id or ""
-        return await _of_image(self._decode(lambda: model.pixels(index.image(number))))
+        return await _of_image(self._decode, lambda: model.pixels(index.image(number)))
 
     def _admit_upload(self) -> None:
         """Count the running task among those of requests with images until it ends; BusyError if they are too many."""
@@ -334,9 +334,9 @@ class Service:
         return await asyncio.to_thread(checked)
 
 
-async def _of_image(work: Awaitable[T]) -> T:
+async def _of_image(run: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     try:
-        return await work
+        return await run(*arguments)
     except DamagedError:
         raise
     except ValueError as error:  # its message may name a path of the server
