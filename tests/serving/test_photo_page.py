@@ -6,10 +6,10 @@ import zipfile
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.serving.conftest import PATIENCE_MS
-from tests.serving.test_page import ACCESSIBLE, FOCUS_IS_SHOWN, cards
+from tests.serving.test_page import ACCESSIBLE, FOCUS_IS_SHOWN, cards, search
 from tests.serving.toy_service import photo_folder, served
 from vlmo.retrieval import Index, build_index
 from vlmo.serving.app import create_app
@@ -110,6 +110,27 @@ def test_images_go_on_loading_when_the_browser_tells_of_several_changes_at_once(
     expect(cards(page)).to_have_count(48)
     page.evaluate("tell(false, true)")
     expect(cards(page)).to_have_count(96)
+
+
+@pytest.mark.parametrize("tab", ["Albums", "Dates"])
+def test_what_comes_late_for_an_earlier_wish_is_not_shown(open_page, address, tab) -> None:
+    page, held = open_page(address), []
+    expect(page.locator("#strip .card")).to_have_count(12)
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/groups", hold)
+    with page.expect_request("**/v1/groups"):
+        page.get_by_role("link", name=tab).click()
+    search(page, "a red circle")
+    shown, status = names(page), page.locator("#status").inner_text()
+    (late,) = held
+    late.fulfill(response=late.fetch())
+    page.wait_for_timeout(200)
+    assert names(page)[: len(shown)] == shown
+    assert page.locator("#status").inner_text() == status
+    assert page.locator("#months").is_hidden()
 
 
 def test_albums_open_by_date(open_page, address) -> None:

@@ -76,6 +76,7 @@ const wantsList = () => Object.keys(filters?.photos ?? {}).length > 0;
 // `typing`: what stands in the form is the user's, who was faster than the service.
 async function run({ typing = false } = {}) {
   running?.abort();
+  next = null;
   const mine = (running = new AbortController());
   const want = wanted();
   if (!typing) fillForm(want);
@@ -89,7 +90,7 @@ async function run({ typing = false } = {}) {
   setBusy(true);
   try {
     if (want.view === "map") await showTheMap(mine.signal);
-    else if (want.view) await showAllAlbums();
+    else if (want.view) await showAllAlbums(mine.signal);
     else await showFirst(want, mine.signal);
   } catch (problem) {
     if (problem.name === "AbortError") return;
@@ -107,6 +108,7 @@ async function showFirst(want, signal) {
   const whole = byDate && hasQuery(want); // the best by date, which are sorted as a whole
   const top = whole ? about.limits.top : Math.min(Math.max(history.state?.top ?? 0, STEP), about.limits.top);
   const found = await ask(want, { top, offset: 0, signal });
+  signal.throwIfAborted();
   clearGrid();
   hits = [];
   // What the fusion encoder has reordered stands on the first page, unless the order by words is mixed with it.
@@ -115,21 +117,23 @@ async function showFirst(want, signal) {
   add(found, byDate);
   showStatus(found, { seconds: (performance.now() - began) / 1000, more: next !== null });
   if (history.state?.y) window.scrollTo({ top: history.state.y });
-  if (byDate && !hasQuery(want)) await showDates(want);
+  if (byDate && !hasQuery(want)) await showDates(want, signal);
 }
 
 // Adds the next results. At most one call runs at a time.
 async function showMore() {
-  if (!next || next.busy) return;
-  const { want, offset, byDate } = next;
-  next.busy = true;
+  const mine = next;
+  if (!mine || mine.busy) return;
+  const { want, offset, byDate } = mine;
+  mine.busy = true;
   try {
     const found = await ask(want, { top: STEP, offset, signal: running.signal });
+    if (next !== mine) return; // something else is wanted by now
     next = found.hits.length < STEP || offset + 2 * STEP > MOST ? null : { want, offset: offset + STEP, byDate };
     add(found, byDate);
   } catch (problem) {
     if (problem.name === "AbortError") return;
-    next.busy = false;
+    mine.busy = false;
     showProblem(problem, { onRetry: () => clearProblem() || showMore() });
   }
 }
@@ -185,8 +189,9 @@ function showStart() {
   showNothing();
 }
 
-async function showAllAlbums() {
+async function showAllAlbums(signal) {
   groups ??= await call("/v1/groups");
+  signal.throwIfAborted();
   showNothing();
   const open = ({ name }) => {
     filters.values = { album: name, sort: "date" };
@@ -210,8 +215,9 @@ async function showTheMap(signal) {
   $("status").textContent = `${map.images.length.toLocaleString("en")} images on the map`;
 }
 
-async function showDates({ values }) {
+async function showDates({ values }, signal) {
   groups ??= await call("/v1/groups");
+  signal.throwIfAborted();
   const back = (month) => {
     const [year, number] = month.split("-").map(Number);
     filters.values = { ...filters.values, to: `${month}-${new Date(year, number, 0).getDate()}` };
