@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.serving.conftest import PATIENCE_MS
-from tests.serving.test_page import ACCESSIBLE, FOCUS_IS_SHOWN, cards, search
+from tests.serving.test_page import ACCESSIBLE, FOCUS_IS_SHOWN, ask, cards
 from tests.serving.toy_service import photo_folder, served
 from vlmo.retrieval import Index, build_index
 from vlmo.serving.app import create_app
@@ -123,7 +123,8 @@ def test_what_comes_late_for_an_earlier_wish_is_not_shown(open_page, address, ta
     page.route("**/v1/groups", hold)
     with page.expect_request("**/v1/groups"):
         page.get_by_role("link", name=tab).click()
-    search(page, "a red circle")
+    ask(page, "a red circle")
+    expect(page.locator("#status")).to_contain_text("reranked")
     shown, status = names(page), page.locator("#status").inner_text()
     (late,) = held
     late.fulfill(response=late.fetch())
