@@ -21,6 +21,7 @@ from rich.console import Console
 
 import worlds
 from vlmo.data.prepare import prepare
+from vlmo.folder.card import CardContent
 from vlmo.progress import Progress
 from vlmo.recipes import Recipe, describe, find_recipe
 from vlmo.recipes.schema import scaled
@@ -43,7 +44,7 @@ MEASURED_ON = (
 RUNS = (*((step, 0) for step in STEPS if step != "released"), ("names", 1), ("names", 2), ("released", 0))
 """Step and seed of each run. The last starts from the mean of the step `names` with its three seeds."""
 SHARES = (0.75, 0.25)
-"""Shares in the released weights of the last run and of the mean that it starts from, chosen on validation."""
+"""Shares of the last run and of its start in the release, chosen on `scenes-binding`, validation, and `clipart`."""
 
 
 def name_of(step: str) -> str:
@@ -100,7 +101,8 @@ def rebuild(
         if step == "released" and not start.exists():
             models = [run / folder_of("names", each) / "model" for each in range(3)]
             start.parent.mkdir(exist_ok=True)
-            write_release(models, start, card=SMALL_CARD)
+            about = "The mean of the weights of three seeds."
+            write_release(models, start, card=CardContent(recipe=name_of("names"), about=about))
         recipe = dataclasses.replace(moved(change(find_recipe(name)), folders), seed=seed)
         about = describe(name).splitlines()[0]
         if build(recipe, run_dir=folder, console=console, title=name, about=about).fit().status == "stopped":

@@ -93,7 +93,7 @@ async function run({ typing = false } = {}) {
     else if (want.view) await showAllAlbums(mine.signal);
     else await showFirst(want, mine.signal);
   } catch (problem) {
-    if (problem.name === "AbortError") return;
+    if (mine.signal.aborted) return;
     showNothing();
     if (want.image && UNUSABLE.includes(problem.status)) await go({ words: want.words }, { replace: true });
     showProblem(problem, { onRetry: () => run() });
@@ -132,7 +132,7 @@ async function showMore() {
     next = found.hits.length < STEP || offset + 2 * STEP > MOST ? null : { want, offset: offset + STEP, byDate };
     add(found, byDate);
   } catch (problem) {
-    if (problem.name === "AbortError") return;
+    if (next !== mine) return;
     mine.busy = false;
     showProblem(problem, { onRetry: () => clearProblem() || showMore() });
   }
