@@ -22,7 +22,14 @@ from tests.retrieval.toy_index import write_folder
 from tests.test_cli_tasks import refused
 from transformers import pipeline
 
-from vlmo import VLMoForImageTextRetrieval, VLMoForVisualQuestionAnswering, VLMoProcessor, model_path, progress
+from vlmo import (
+    VLMoConfig,
+    VLMoForImageTextRetrieval,
+    VLMoForVisualQuestionAnswering,
+    VLMoProcessor,
+    model_path,
+    progress,
+)
 from vlmo.cli import main
 from vlmo.released import download, find_model, notes_folder
 from vlmo.released.published import MODELS
@@ -58,6 +65,8 @@ def test_name_is_downloaded_and_converted_once_and_then_taken_from_the_cache(sit
     assert f"vlmo-base-f30k retrieval base, 384 MIT flickr30k test tr@1 92.3, test ir@1 79.3 {paper}" in lines
     assert f"beit3-base-in1k classification base, 224 MIT imagenet validation top1 85.4 {readme}" in lines
     assert "beit3-base backbone base, 224 MIT" in lines
+    small = VLMoConfig.from_pretrained("vlmo-small")
+    assert f"vlmo-small retrieval small, {small.image_size} CC-BY-SA-4.0 yes" in lines
     find_model("vlmo-base-vqa")
     assert site.requests[2:] == [(VQA, 0)]  # the vocabulary is here already
 

@@ -35,7 +35,7 @@ def models(names: Annotated[tuple[str, ...], tyro.conf.Positional] = (), *, labe
                 name_labels(folder, labels)
             say(f"{model.name}: {folder}")
         return
-    rows = [("name", "task", "size, pixels", "licence", "here", "published, percent")]
+    rows = [("name", "task", "size, pixels", "license", "here", "published, percent")]
     for model in MODELS.values():
         here = not model.address or (cached_model(model.name) / "config.json").is_file()
         size = f"{model.size.replace('_plus', '+')}, {model.image_size}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,9 @@ class NamedModel:
 
 
 def _read_table() -> dict[str, NamedModel]:
-    models = {"vlmo-small": NamedModel("vlmo-small", "retrieval", "small", 64, licence="CC-BY-SA-4.0")}
+    folder = Path(__file__).with_name("vlmo-small")
+    pixels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["image_size"]
+    models = {folder.name: NamedModel(folder.name, "retrieval", "small", pixels, licence="CC-BY-SA-4.0")}
     layout = address = ""
     for line in Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
