@@ -11,15 +11,16 @@ sys.path.insert(0, str(DOCS))
 
 from figures.chart import comparison  # noqa: E402
 from figures.routing import blocks  # noqa: E402
+from figures.svg import DARK, LIGHT, RULES, with_colors  # noqa: E402
 
-_STYLES = (DOCS / "stylesheets" / "figures.css").read_text(encoding="utf-8")
+# Converters take names of fonts alone, not "system-ui".
+_FONTS = "system-ui, Arial, Helvetica, Liberation Sans, DejaVu Sans, sans-serif"
 _GAP = 20
 
 
 def alone(*figures: str, title: str) -> str:
-    """Return figures side by side as one SVG that brings its colors for light and dark pages, and its background."""
-    light, dark = re.search(r":root \{(.*?)\}.*?slate\"\] \{(.*?)\}", _STYLES, flags=re.DOTALL).groups()
-    rules = "".join(re.findall(r"^svg\.vlmo[^{]*\{[^}]*\}\n", _STYLES, flags=re.MULTILINE))
+    """Return figures side by side as one SVG, with a background and a style for dark pages."""
+    dark = "\n".join(f"{selector} {{{with_colors(declarations, DARK)}}}" for selector, declarations in RULES)
     sizes = [tuple(map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', each).groups())) for each in figures]
     width = sum(size[0] for size in sizes) + _GAP * (len(sizes) + 1)
     height = max(size[1] for size in sizes) + 2 * _GAP
@@ -28,11 +29,11 @@ def alone(*figures: str, title: str) -> str:
         parts.append(figure.replace("<svg ", f'<svg x="{x:g}" y="{_GAP}" height="{high:g}" ', 1))
         x += wide + _GAP
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img">'
-        f"<title>{title}</title>\n<style>\n:root {{{light}}}\n"
-        f"@media (prefers-color-scheme: dark) {{ :root {{{dark}}} }}\n"
-        f"svg {{ font-family: system-ui, sans-serif; }}\n{rules}</style>\n"
-        f'<rect width="100%" height="100%" rx="10" fill="var(--fig-page)"/>\n{"".join(parts)}\n</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="vlmo" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+        f'font-family="{_FONTS}" role="img"><title>{title}</title>\n'
+        f"<style>\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n</style>\n"
+        f'<rect class="page" width="100%" height="100%" rx="10" fill="{LIGHT["--fig-page"]}"/>\n'
+        f"{''.join(parts)}\n</svg>\n"
     )
 
 

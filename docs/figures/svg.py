@@ -1,8 +1,43 @@
-"""SVG by hand: shapes and words whose colors are classes of docs/stylesheets/figures.css, for light and dark pages."""
+"""SVG by hand: shapes and words whose classes name rules of docs/stylesheets/figures.css.
+
+The rules also become attributes with the colors of light pages, for renderers that read no style sheet.
+"""
 
 from __future__ import annotations
 
+import re
 from html import escape
+from pathlib import Path
+from xml.etree import ElementTree
+
+_STYLES = (Path(__file__).resolve().parents[1] / "stylesheets" / "figures.css").read_text(encoding="utf-8")
+
+
+def _colors(selector: str) -> dict[str, str]:
+    block = re.search(rf"^{re.escape(selector)} \{{(.*?)\}}", _STYLES, flags=re.MULTILINE | re.DOTALL)[1]
+    return dict(re.findall(r"(--fig-[a-z]+): ([^;]+);", block))
+
+
+LIGHT, DARK = _colors(":root"), _colors('[data-md-color-scheme="slate"]')
+"""Values of the variables of figures.css on light and on dark pages."""
+RULES = re.findall(r"^(svg\.vlmo [^{]+) \{([^}]*)\}", _STYLES, flags=re.MULTILINE)
+"""Selectors and declarations of what stands in a figure."""
+
+
+def with_colors(declarations: str, colors: dict[str, str]) -> str:
+    """Return declarations with the values of their variables."""
+    return re.sub(r"var\((--fig-[a-z]+)\)", lambda variable: colors[variable[1]], declarations)
+
+
+def _set_attributes(element: ElementTree.Element) -> None:
+    """Set what the rules for an element declare; where two disagree the later rule wins."""
+    kinds = {"", *element.get("class", "").split()}
+    for selectors, declarations in RULES:
+        for selector in selectors.split(","):
+            tag, _, kind = selector.strip().removeprefix("svg.vlmo ").partition(".")
+            if tag in {"", element.tag} and kind in kinds:
+                for name, value in re.findall(r"([a-z-]+): ([^;]+);", with_colors(declarations, LIGHT)):
+                    element.set(name, value)
 
 
 class Canvas:
@@ -68,11 +103,15 @@ class Canvas:
         """The SVG; `about` tells those who do not see it what it shows."""
         width, height = self._size
         names = f"{self._name}-title {self._name}-about"
-        return (
+        text = (
             f'<svg class="vlmo" viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img" '
             f'aria-labelledby="{names}"><title id="{self._name}-title">{escape(self._title)}</title>'
             f'<desc id="{self._name}-about">{escape(about)}</desc>{"".join(self._parts)}</svg>'
         )
+        svg = ElementTree.fromstring(text)
+        for element in svg.iter():
+            _set_attributes(element)
+        return ElementTree.tostring(svg, encoding="unicode")
 
 
 def _attributes(facts: dict[str, object]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from PIL import Image
+from resvg_py import svg_to_bytes
 from tests.toy_model import BEIT3, pictures, texts, toy
 
 import figures
@@ -58,6 +61,21 @@ def test_pages_and_figures_name_each_other():
     assert sorted(named) == sorted(figures.FIGURES)
     with pytest.raises(ValueError, match="no figure 'block'"):
         figures.html("block")
+
+
+def test_committed_figures_show_their_colors_where_style_sheets_are_not_read():
+    # A fifth of the light page's blue, orange and violet over white; dots of blue and violet, the line of chance.
+    expected = {
+        "block.svg": {(210, 226, 240), (240, 221, 206), (229, 217, 240)},
+        "comparison.svg": {(31, 111, 178), (123, 63, 181), (194, 24, 91)},
+    }
+    assert {file.name for file in (DOCS / "images").glob("*.svg")} == set(expected)
+    for name, colors in expected.items():
+        svg = re.sub(r"<style>.*?</style>", "", (DOCS / "images" / name).read_text(), flags=re.DOTALL)
+        image = Image.open(io.BytesIO(bytes(svg_to_bytes(svg_string=svg, background="white")))).convert("RGB")
+        pixels = {color: count for count, color in image.getcolors(maxcolors=image.width * image.height)}
+        assert pixels[255, 255, 255] > 0.7 * image.width * image.height
+        assert all(pixels.get(color, 0) > 200 for color in colors), name
 
 
 @pytest.mark.parametrize("changes", CONFIGS)
