@@ -12,9 +12,12 @@ IMAGES = (".png", ".svg")
 
 
 def description() -> str:
-    """Return README.md with absolute links, below the address in `[project.urls]`."""
+    """Return README.md, with links below the repository's address in `[project.urls]` if there is one."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    repository = project["urls"]["Repository"]
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    repository = project["urls"].get("Repository")
+    if repository is None:
+        return text
 
     def absolute(link: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join("blob/main", link[1]))
@@ -22,7 +25,6 @@ def description() -> str:
             path = path.replace("blob/", "raw/", 1)
         return f"]({repository}/{path})"
 
-    text = (HERE / "README.md").read_text(encoding="utf-8")
     return re.sub(r"\]\((?![a-z]+:|#)([^()\s]+)\)", absolute, text)
 
 

@@ -67,9 +67,9 @@ def on_startup(*, command: str, dirty: bool) -> None:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Take the addresses of the site and of the repository from pyproject.toml."""
+    """Take the repository's address from pyproject.toml, where a release sets it."""
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
-    config.site_url, config.repo_url = f"{urls['Documentation']}/", urls["Repository"]
+    config.repo_url = urls.get("Repository")
     return config
 
 

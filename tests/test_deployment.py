@@ -123,11 +123,12 @@ def test_workflows_run_what_there_is_with_the_index_of_cpu_builds() -> None:
         ({}, "", False),
         ({}, "Registry.example", True),
         ({"CITATION.cff": "version: 9.8.7\n"}, "registry.example", False),
+        ({"pyproject.toml": 'version = "9.8.7"\n'}, "registry.example", False),
     ],
 )
 def test_release_starts_only_with_all_that_publishing_needs(files, registry, starts, tmp_path) -> None:
     texts = {
-        "pyproject.toml": 'version = "9.8.7"\n',
+        "pyproject.toml": 'version = "9.8.7"\nRepository = "https://github.com/Owner/vlmo"\n',
         "CITATION.cff": "version: 9.8.7\ndate-released: 2030-01-31\n",
         "CHANGELOG.md": "## [9.8.7]\n",
     }

@@ -78,6 +78,10 @@ def test_repository_holds_no_large_file() -> None:
 def test_wheel_brings_the_released_models(tmp_path) -> None:
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
+    repository = "https://github.com/someone/vlmo"
+    project = (tmp_path / "pyproject.toml").read_text()
+    released = project.replace("[project.urls]", f'[project.urls]\nRepository = "{repository}"')
+    (tmp_path / "pyproject.toml").write_text(released)
     kept = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=kept)
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
@@ -87,7 +91,7 @@ def test_wheel_brings_the_released_models(tmp_path) -> None:
         shipped = set(files.namelist())
         (metadata,) = (files.read(name).decode() for name in files.namelist() if name.endswith("/METADATA"))
     links = re.findall(r"\]\((?!#)([^)\s]+)\)", metadata)
-    assert f"{PROJECT['urls']['Repository']}/raw/main/docs/images/block.svg" in links
+    assert f"{repository}/raw/main/docs/images/block.svg" in links
     assert all(link.startswith("https://") for link in links)
     assert [model.name for model in MODELS.values() if not model.address] == [SMALL]
     names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "results.json")

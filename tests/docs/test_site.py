@@ -107,19 +107,23 @@ def test_commands_options_and_recipes_of_the_pages_exist(capsys):
     assert not faults, "\n".join(faults)
 
 
-def test_addresses_and_versions_agree():
+def test_version_of_the_citation_is_the_packages():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    repository, citation = project["urls"]["Repository"], yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert (citation["version"], citation["repository-code"]) == (project["version"], repository)
-    (security,) = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/config.yml").read_text())["contact_links"]
-    assert security["url"] == f"{repository}/security/advisories/new"
-    config = hooks.on_config(SimpleNamespace(site_url=None, repo_url=None))
-    assert config.repo_url == repository
-    # Pages have links that are relative; notebooks, which Colab opens, have the address.
-    assert not [page.name for page in [*PAGES, ROOT / "mkdocs.yml"] if repository in page.read_text()]
-    colab = repository.replace("https://github.com", "https://colab.research.google.com/github")
-    for file in (ROOT / "examples").glob("*.ipynb"):
-        assert f"{colab}/blob/main/examples/{file.name}" in file.read_text()
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == project["version"]
+
+
+@pytest.mark.parametrize("repository", [None, "https://github.com/someone/vlmo"])
+def test_site_takes_the_repository_from_the_project(repository, monkeypatch, tmp_path):
+    line = f'Repository = "{repository}"' if repository else ""
+    (tmp_path / "pyproject.toml").write_text(f"[project.urls]\n{line}\n")
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    assert hooks.on_config(SimpleNamespace(repo_url=None)).repo_url == repository
+
+
+def test_no_address_has_a_placeholder_for_the_owner():
+    files = [*PAGES, *(ROOT / "examples").iterdir(), *(ROOT / ".github").rglob("*.yml")]
+    files += [ROOT / name for name in ("pyproject.toml", "CITATION.cff", "SECURITY.md", "mkdocs.yml")]
+    assert not [file.name for file in files if file.is_file() and "github.com/OWNER" in file.read_text()]
 
 
 def test_files_modules_and_tests_that_pages_name_exist():
