@@ -28,6 +28,7 @@ OUTSIDE = {
     "benchmarks.md": "benchmarks/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "log.md": "experiments/log.md",
     "notebook-search.md": "examples/search_own_images.ipynb",
     "notebook-inside.md": "examples/inside.ipynb",
 }

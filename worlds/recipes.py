@@ -35,7 +35,7 @@ PREPARED = ("icons", "drawings", "clipart", "glosses")
 
 # Initial weights of 0.02 suit a width of 768; in a narrow model they hold contrast on a plateau for most of a short
 # run. The ITC branch of the vision-language experts is left out: it costs a quarter of the contrastive passes here.
-# With relative positions sides are never learnt (docs/log.md).
+# With relative positions sides are never learnt (experiments/log.md).
 _FUSION = model_config(
     VLMoConfig.small(
         hidden_size=192,
@@ -98,7 +98,7 @@ class Step(NamedTuple):
 
 
 # The fusion encoder takes part in few rows: most of the time goes to the contrast. Negatives are sampled softly: ITM
-# has learnt nothing from the paper's on drawings with short names (docs/log.md).
+# has learnt nothing from the paper's on drawings with short names (experiments/log.md).
 _CONTRAST = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0, itc_false_captions=True)
 _STAGE3 = VisionLanguageConfig(
     mlm_weight=1.0, mlm_stride=2, itm_stride=4, negative_sharpness=0.3, itc_false_captions=True
@@ -180,7 +180,8 @@ FINE_TUNED = {
     ),
     "scenes-statements": (
         "Sentences that are true or false of two scenes, as in NLVR2.",
-        # At 1e-3 the head's first gradients undo what the fusion encoder knows, and nothing is learnt (docs/log.md).
+        # At 1e-3 the head's first gradients undo what the fusion encoder knows, and nothing is learned
+        # (experiments/log.md).
         _fine_tuned(
             NLVR2Task(head_lr_scale=4.0),
             DataConfig(source="scenes-statements", transform=_SIDED),
@@ -213,7 +214,7 @@ FINE_TUNED = {
     ),
 }
 """Recipes from `vlmo-small` on, with what each trains."""
-_LOG = "see docs/log.md."
+_LOG = "see experiments/log.md."
 
 
 def entries() -> dict[str, Entry]:

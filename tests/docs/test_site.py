@@ -24,7 +24,7 @@ from vlmo.recipes import RECIPES, describe
 from vlmo.released.published import MODELS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "experiments" / "log.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,17 @@ def commands() -> list[tuple[str, list[str]]]:
         found += [(page.name, line) for line in lines]
     calls = [(page, re.match(r"(?:vlmo|\S*torchrun .*-m vlmo\.cli) ([a-z][^#]*)", line)) for page, line in found]
     return [(page, call[1].split()) for page, call in calls if call]
+
+
+def test_readme_starts_with_commands_that_a_clone_has():
+    block = re.search(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)[1]
+    first, *targets = [line.partition("#")[0].split() for line in block.splitlines()]
+    assert first == ["pip", "install", "'.[quickstart]'"]
+    assert {target for _, target in targets} == {"quickstart", "fast", "test"}
+    makefile = (ROOT / "Makefile").read_text()
+    for command, target in targets:
+        assert command == "make"
+        assert re.search(rf"^{target}: \$\(VENV\)/\.installed-", makefile, flags=re.MULTILINE), target
 
 
 def test_commands_options_and_recipes_of_the_pages_exist(capsys):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from tests.few_rows import few_rows
 from vlmo.cli import main
@@ -114,13 +114,10 @@ def test_python_runs(place, monkeypatch, capsys):
     assert next(csv.DictReader(blocks("csv")[0].splitlines())).keys() == {"image", "caption", "split"}
 
 
-def test_python_of_the_readme_finds_the_right_text(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    disc = Image.new("RGB", (72, 72), "white")
-    ImageDraw.Draw(disc).ellipse((6, 6, 66, 66), fill="#DD2E44")
-    disc.save("image.png")
+def test_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # no file is there
     (code,) = blocks("python", page=PAGE.parents[1] / "README.md")
-    exec(compile(code.replace("a red heart", "a red circle"), "README.md", "exec"), {})
+    exec(compile(code, "README.md", "exec"), {})
     first, second = ast.literal_eval(capsys.readouterr().out)
     assert first["label"] == "a red circle"
     assert first["score"] > 0.9 > second["score"]

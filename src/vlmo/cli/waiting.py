@@ -13,7 +13,7 @@ _SAMPLES, _PAUSE_S = 4, 0.005
 _BUSY_SHARE = 0.25
 _SPINS = "20000"
 """Rounds before a waiting thread sleeps. On an idle machine within 2 % of GNU OpenMP's own 300,000, and faster than
-that beside other programs that start later (docs/log.md)."""
+that beside other programs that start later (experiments/log.md)."""
 
 
 def choose_waiting(environment: MutableMapping[str, str] = os.environ) -> None:

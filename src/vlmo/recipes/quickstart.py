@@ -46,7 +46,7 @@ def _losses(name: str) -> str:
 
 # Initial weights of 0.02 suit a width of 768; at 128 they hold contrast on a plateau for most of a short run. The ITC
 # branch of the vision-language experts is left out: it costs a quarter of the contrastive passes here. Positions that
-# start as sines and cosines tell sides from the first step (docs/log.md).
+# start as sines and cosines tell sides from the first step (experiments/log.md).
 _MODEL = model_config(
     VLMoConfig.small(
         hidden_size=128,
@@ -107,7 +107,7 @@ _beit3 = replace(
     trainer=replace(_TRAINER, max_steps=800),
 )
 _contrast = Recipe(
-    # Alone and from large batches, it learns what stands where in half of the time or less (docs/log.md).
+    # Alone and from large batches, it learns what stands where in half of the time or less (experiments/log.md).
     task=VisionLanguageTask(losses=VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0, itc_false_captions=True)),
     model=replace(_MODEL, num_fusion_layers=0),
     text=_TEXT,
@@ -150,7 +150,7 @@ _questions = replace(
 )
 _statements = replace(
     _questions,
-    # At 1e-3 the head's first gradients undo what the fusion encoder knows, and nothing is learnt (docs/log.md).
+    # At 1e-3 the head's first gradients undo what the fusion encoder knows, and nothing is learnt (experiments/log.md).
     task=NLVR2Task(head_lr_scale=4.0),
     data=replace(_SHAPES, source="shapes-statements"),
     optimizer=replace(_ADAMW, lr=3e-4),

@@ -151,7 +151,8 @@ class Gallery:
 def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
     """Return true sentences that say where two things lie: by places, by their relation if one is clear, and by both.
 
-    Places stand in the order of the colors' names: in any order, the same steps teach a quarter less (docs/log.md).
+    Places stand in the order of the colors' names: in any order, the same steps teach a quarter less
+    (experiments/log.md).
     """
     placed = _by_color(list_of(scene, choices, words=functools.partial(phrase_of, placed=True), most=2))
     related = related_pair(scene, choices)
