@@ -19,7 +19,7 @@ ModelFolder = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(
         metavar="MODEL_FOLDER",
-        help="Folder that a run leaves under model/, a name that vlmo models lists, or hf://OWNER/NAME.",
+        help="Folder that a run leaves under model/, a name that vlmo models lists, or hf://USER/NAME.",
     ),
 ]
 Device = Annotated[

@@ -24,7 +24,7 @@ Name = TypeVar("Name", bound=str | PathLike)
 
 
 def find_model(name: Name) -> Name | Path:
-    """Return the folder of a model by its name (`MODELS`) or by `hf://OWNER/NAME`; anything else unchanged.
+    """Return the folder of a model by its name (`MODELS`) or by `hf://USER/NAME`; anything else unchanged.
 
     The first use of a published model downloads and converts it.
 
@@ -53,7 +53,7 @@ def find_model(name: Name) -> Name | Path:
 
 
 def model_path(name: str | PathLike) -> str:
-    """Return the path of a model by its name, `hf://OWNER/NAME` or folder, for libraries that know paths only.
+    """Return the path of a model by its name, `hf://USER/NAME` or folder, for libraries that know paths only.
 
     Raises:
         ValueError: There is no such model, or it cannot be downloaded.
