@@ -271,8 +271,8 @@ class VLMoForImageCaptioning(_MaskedWords):
     ) -> Int[Tensor, "batch tokens"]:
         """Return a caption of each image as ids of the `tokenizer`, padded; arguments are named as in transformers.
 
-        Keys and values are kept from word to word. Defaults are BEiT-3's. No images give an empty result. ValueError for
-        too small numbers.
+        Keys and values are kept from word to word. Defaults are BEiT-3's. No images give an empty
+        result. ValueError for too small numbers.
 
         Args:
             max_new_tokens: Longest caption, with `[SEP]`; no longer than there are text positions.
