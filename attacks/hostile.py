@@ -282,8 +282,14 @@ def _wrong_id(choose: random.Random, right: str) -> Hostile:
 
 def _wrong_head(choose: random.Random, right: str) -> Hostile:
     keys = ("a" * 20_000, "Basic a", "Bearer", "Bearer \xff", "Bearer " + "k" * 5000)
-    origins = ("https://evil.example", "null", "http://[", "a" * 9000, "\xff")
-    others = ("Content-Encoding: gzip", "Expect: 100-continue", "Upgrade: websocket", "Range: bytes=0-,0-,5-1")
+    origins = ("https://evil.example", "null", "http://[", "a" * 9000, "\xff", "http://localhost@evil.example")
+    others = (
+        "Sec-Fetch-Site: cross-site",
+        "Content-Encoding: gzip",
+        "Expect: 100-continue",
+        "Upgrade: websocket",
+        "Range: bytes=0-,0-,5-1",
+    )
     many = ("X: " + "a" * 200_000, "X: a\r\n" * 5000 + "X: a", "\r\n".join(["Cookie: a"] * 20))
     heads = (
         *("", *(f"Authorization: {value}\r\n" for value in keys)),
@@ -300,7 +306,10 @@ def _wrong_http(choose: random.Random, right: str) -> Hostile:
     if choose.random() < 0.3:
         short = (post + b"Content-Length: 99\r\n\r\n{}", chunked + b"\r\n9\r\n{}", post, post[:30])
         return Hostile(choose.choice(short), hangs_up=True)
-    hosts = (b"evil.example", b"", b"localhost:99999", b"[::1", b"a" * 5000, b"localhost\r\nHost: evil.example")
+    hosts = (
+        *(b"evil.example", b"", b"localhost:99999", b"[::1", b"a" * 5000, b"localhost\r\nHost: evil.example"),
+        *(b"localhost:80.evil.example", b"localhost:80@evil.example", b"[::1]evil.example", b"[::1%lo]"),
+    )
     lines = (
         b"GET / HTTP/9.9",
         b"GET /",

@@ -44,6 +44,7 @@ from tests.serving.toy_service import ServerProcess, make_gallery
 
 KEY = "k" * 20
 SLOWEST_S, GIVES_UP_S = 5.0, 120.0
+LONGEST_REFUSAL = 2000
 HEALTHY_S = 0.3  # of /healthz while hostile images are decoded, in a full attack
 PATIENCE_S = 5.0  # least of the service at a small scale, so that a busy machine is no slow client
 CLIENTS, HOSTILE_CLIENTS, QUEUE = 64, 8, 32
@@ -114,8 +115,10 @@ async def ask_all(port: int, requests: Iterator[Hostile], answers: Answers, *, c
     async def client() -> None:
         for each in requests:
             began = time.monotonic()
-            status, head, _ = await ask(port, each.sent, hangs_up=each.hangs_up)
+            status, head, body = await ask(port, each.sent, hangs_up=each.hangs_up)
             answers.note(each.sent, status, head, time.monotonic() - began, may_be_none=each.hangs_up)
+            if status is not None and status >= 400 and len(body) > LONGEST_REFUSAL:
+                answers.wrong.append(f"{status} with {len(body)} bytes: {each.sent[:300]!r}")
 
     await asyncio.gather(*(client() for _ in range(clients)))
 

@@ -66,6 +66,20 @@ MUTATIONS = (
         ("model/test_captioning.py",),
     ),
     Mutation(
+        "beams keep the keys and values of others",
+        "model/pretraining.py",
+        "                layer.reorder_cache(rows)\n",
+        "",
+        ("model/test_captioning.py",),
+    ),
+    Mutation(
+        "beam search stopped by the current length",
+        "model/pretraining.py",
+        "scores[:, 0] / longest**length_penalty",
+        "scores[:, 0] / length**length_penalty",
+        ("model/test_captioning.py",),
+    ),
+    Mutation(
         "experts swapped",
         "model/multiway.py",
         "both = [(LANGUAGE, self.num_text), (VISION, self.num_image)]",
@@ -96,6 +110,26 @@ MUTATIONS = (
         "excluded = same[rows[part]]",
         "excluded = rows[part][:, None] + distributed.rank() * len(same.own) == torch.arange(len(others))",
         ("losses/test_vision_language.py",),
+    ),
+    Mutation(
+        "false captions in the text-to-image direction",
+        "losses/itc.py",
+        "same=same, false=false)\n"
+        "    to_images = contrast_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same)",
+        "same=same)\n"
+        "    to_images = contrast_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same, false=false)",
+    ),
+    Mutation(
+        "false captions without temperature",
+        "losses/itc.py",
+        "further = logit_scale.float().exp() * (",
+        "further = (",
+    ),
+    Mutation(
+        "false captions misaligned in a later row block",
+        "losses/itc.py",
+        "vectors, found = (each[rows] for each in false)",
+        "vectors, found = (each[: len(logits)] for each in false)",
     ),
     Mutation(
         "negatives from the other ITC branch",
@@ -256,6 +290,24 @@ MUTATIONS = (
         ("losses/test_distillation.py",),
     ),
     Mutation(
+        "images and texts alone drawn with one seed",
+        "tasks/beit3.py",
+        'index=number, purpose="beside"',
+        'index=0, purpose="beside"',
+    ),
+    Mutation(
+        "recall of the search in memory at a half",
+        "retrieval/approximate.py",
+        "_ENOUGH_IN_MEMORY = 0.98",
+        "_ENOUGH_IN_MEMORY = 0.5",
+    ),
+    Mutation(
+        "kept pixels never found",
+        "retrieval/search.py",
+        "self._pixels[hit.id, hit.hash] = pixels",
+        "self._pixels[hit.id] = pixels",
+    ),
+    Mutation(
         "sum of image and text not normalised",
         "retrieval/search.py",
         "return total / norm",
@@ -288,8 +340,8 @@ MUTATIONS = (
     Mutation(
         "joined sources keep the images of validation splits",
         "data/sources.py",
-        'itertools.product(names, ("validation", "test"))',
-        'itertools.product(names, ("test",))',
+        'itertools.product(own, ("validation", "test"))',
+        'itertools.product(own, ("test",))',
         ("recipes/test_paper_data.py",),
     ),
     Mutation(
@@ -317,9 +369,7 @@ def main(words: tyro.conf.Positional[tuple[str, ...]] = (), /, *, check: bool = 
     """
     console = Console()
     chosen = [each for each in MUTATIONS if not words or any(word in each.name for word in words)]
-    files = {each.file: ROOT / "src" / "vlmo" / each.file for each in chosen}
-    texts = {name: file.read_text() if file.is_file() else "" for name, file in files.items()}
-    missing = [each for each in chosen if texts[each.file].count(each.old) != 1 or not _tests_exist(each)]
+    missing = [each for each in chosen if not applies(each)]
     for each in missing:
         fault = f"{each.name}: {each.file} does not hold its text once, or a file of {each.tests} is gone"
         console.print(fault, markup=False, highlight=False)
@@ -349,8 +399,11 @@ def main(words: tyro.conf.Positional[tuple[str, ...]] = (), /, *, check: bool = 
     sys.exit(survivors > 0)
 
 
-def _tests_exist(mutation: Mutation) -> bool:
-    return all((ROOT / "tests" / test).is_file() for test in mutation.tests)
+def applies(mutation: Mutation) -> bool:
+    """Return True if the file holds the text of a mutation once, and its tests are there."""
+    file = ROOT / "src" / "vlmo" / mutation.file
+    has_tests = all((ROOT / "tests" / test).is_file() for test in mutation.tests)
+    return has_tests and file.is_file() and file.read_text().count(mutation.old) == 1
 
 
 def _copy_checkout(target: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from vlmo.losses import gradient_cache
 from vlmo.losses.itc import caption_keys, contrast_logits, itc_loss, same_pairs
 
 ATOL = 1e-6  # float32 sums in another order
@@ -52,6 +53,29 @@ def test_false_caption_is_a_further_negative_of_its_image_alone():
     loss.backward()
     share = math.exp(0.6) / (math.exp(1) + 1 + math.exp(0.6))
     torch.testing.assert_close(false.grad, torch.tensor([[share / 4, 0], [0, 0]]))
+
+
+@pytest.mark.parametrize("rows_of_a_block", [2, 6])
+def test_false_captions_equal_plain_loops(rows_of_a_block, monkeypatch):
+    monkeypatch.setattr(gradient_cache, "_BLOCK_ELEMENTS", rows_of_a_block * 6)
+    images, texts, false = (embeds(seed=seed).requires_grad_() for seed in range(3))
+    found = torch.tensor([True, False, True, True, False, True])
+    scale = torch.tensor([1.5], requires_grad=True)
+    expected = torch.zeros(())
+    for row in range(6):
+        others = [other for other in range(6) if other == row or not SAME[row, other]]
+        to_texts = [(scale.exp() * images[row] @ texts[other]).exp() for other in others]
+        to_images = [(scale.exp() * texts[row] @ images[other]).exp() for other in others]
+        if found[row]:
+            to_texts.append((scale.exp() * images[row] @ false[row]).exp())
+        pair = scale.exp() * images[row] @ texts[row]
+        expected = expected + (sum(to_texts).log() + sum(to_images).log() - 2 * pair).squeeze() / 12
+    loss = itc_loss(images, texts, logit_scale=scale, same=SAME, false=(false, found))
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+    inputs = [images, texts, false, scale]
+    gradients = [torch.autograd.grad(value, inputs) for value in (loss, expected)]
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_itc_leaves_out_pairs_and_their_gradients():

@@ -33,6 +33,55 @@ def test_greedy_captions_are_those_of_whole_passes(variant, attention, size):
         assert row == words + [0] * (found.shape[1] - len(words))
 
 
+def beam_search(model, image, *, beams: int, penalty: float, longest: int) -> list[int]:
+    """The best caption by whole passes, which goes on to the greatest length in any case."""
+    alive, finished = [(0.0, [2])], []
+    while alive:
+        ids = torch.tensor([[*words, 4] for _, words in alive])
+        logits = model(ids, pixel_values=image.expand(len(ids), -1, -1, -1)).logits[:, -1]
+        candidates = [
+            (score + more, [*words, word])
+            for (score, words), odds in zip(alive, logits.log_softmax(dim=-1).tolist(), strict=True)
+            for word, more in enumerate(odds)
+        ]
+        alive = []
+        for score, words in sorted(candidates, reverse=True):
+            if words[-1] == 3 or len(words) == longest:
+                finished.append((score / len(words) ** penalty, words))
+            else:
+                alive.append((score, words))
+            if len(alive) == beams:
+                break
+    return max(finished)[1]
+
+
+@pytest.mark.parametrize("variant", ["relative", "separate"])
+@torch.no_grad()
+def test_beams_that_change_places_are_those_of_whole_passes(variant):
+    # Large weights, so that words depend on those before them and beams are reordered.
+    model, pixels = toy(VLMoForImageCaptioning, size=0.3, **VARIANTS[variant]), pictures(4)
+    model.mlm_head.decoder.bias[3] += 5.0
+    # A penalty by which longer captions of less likely words win, late.
+    found = model.generate(pixels, tokenizer=TOKENS, max_new_tokens=7, length_penalty=2.0).tolist()
+    best = [beam_search(model, image, beams=3, penalty=2.0, longest=8) for image in pixels]
+    assert found == [words + [0] * (8 - len(words)) for words in best]
+    assert {2, 8} == {*map(len, best)}
+
+
+@torch.no_grad()
+def test_captions_end_where_the_published_loop_does():
+    model = toy(VLMoForImageCaptioning)
+    model.mlm_head.decoder.bias[3] = -100.0  # none ends by itself
+    # Of 32 positions that loop fills 31, and drops the word in the last one.
+    assert model.generate(pictures(1), tokenizer=TOKENS).shape == (1, 31)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_no_images_have_no_captions(beams):
+    model = toy(VLMoForImageCaptioning)
+    assert model.generate(pictures(0), tokenizer=TOKENS, num_beams=beams).tolist() == []
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_words_see_the_image_and_the_words_before_them(variant):

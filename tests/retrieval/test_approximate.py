@@ -115,6 +115,21 @@ def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     assert made["search"] == {"partitions": 39, "nprobes": 39, "candidates": 3200}  # it tried all that there is
 
 
+def test_search_in_memory_is_widened_until_it_finds_98_of_100(tmp_path, monkeypatch):
+    monkeypatch.setattr(approximate, "MAX_BYTES", 0)
+    nearest = MemoryVectors.nearest
+
+    def loses_one_of_ten(self, vector, *, top, search):
+        positions, cosines = nearest(self, vector, top=top, search=search)
+        number = top if search.candidates >= 1600 else top - 1
+        return positions[:number], cosines[:number]
+
+    monkeypatch.setattr(MemoryVectors, "nearest", loses_one_of_ten)
+    memory = made_for(*filled(tmp_path, number=1200))["memory"]
+    assert memory["search"]["candidates"] == 1600
+    assert memory["recall"] >= 0.98
+
+
 def test_index_stays_until_the_table_has_doubled(tmp_path, monkeypatch):
     monkeypatch.setattr(approximate, "_QUERIES", 10)
     store, vectors = filled(tmp_path, number=1200)

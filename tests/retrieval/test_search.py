@@ -122,6 +122,12 @@ def test_fewer_scored_candidates_give_the_same_first_image(searcher):
         assert some.num_reranked < full.num_reranked == NUM_IMAGES
 
 
+def test_images_that_were_reranked_are_not_read_again(searcher, monkeypatch):
+    first = searcher.search(QUERY, rerank=4)
+    monkeypatch.setattr(searcher.index, "loaders", lambda *_, **__: pytest.fail("read again"))
+    assert searcher.search(QUERY, rerank=4).hits == first.hits
+
+
 def test_image_finds_itself_and_similar_leaves_it_out(searcher, gallery):
     file = gallery[0] / NAMES[5]
     result = searcher.search(file, top=4)

@@ -1,4 +1,5 @@
 import io
+import json
 import re
 import socket
 
@@ -237,6 +238,42 @@ def test_request_names_what_is_wrong_and_sends_nothing_back(client, path, body, 
     assert len(error["message"]) < 200
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"k" * 15_000_000: 1}, "k: Extra inputs are not permitted"),
+        ({"text": "a", "parts": [{"k" * 100_000: 1}]}, "k: Extra inputs are not permitted"),
+        ({"text": "a", "from": "k" * 1_000_000}, "the date is 'kkk"),
+        ({"text": "a", "where": "k" * 499 + "()"}, "String should have at most 500 characters"),
+        ({"text": "a", "where": "k" * 490 + "()"}, "kkk..."),
+    ],
+)
+def test_no_name_or_value_comes_back_whole(client, body, message) -> None:
+    response = client.post("/v1/search", json=body)
+    assert (response.status_code, message in response.json()["error"]["message"]) == (422, True), response.text[:400]
+    assert len(response.content) < 2000
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "fields"),
+    [
+        ("caption", {"text": "a"}, "send image, id;"),
+        ("search", {"text": "a", "start": "2021"}, "send from, to, near, "),
+        ("caption", {}, None),
+        ("search", {"text": "a", "top": 0}, None),
+        ("search", {"text": "a", "parts": [{"nonsense": 1}]}, None),  # another object's field
+        ("search", b"{", None),
+        ("embeddings", {}, None),
+    ],
+)
+def test_fields_are_listed_for_an_unknown_field_alone(client, path, body, fields) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    response = client.post(f"/v1/{path}", content=content, headers={"Content-Type": "application/json"})
+    detail = response.json()["detail"]
+    assert (response.status_code, "openapi.json" in detail) == (422, True)
+    assert detail.startswith(fields) if fields else "send" not in detail
+
+
 def test_text_of_any_script_is_taken_but_for_lone_surrogates(client) -> None:
     for text in ("赤い丸", "دائرة حمراء", "🔴" * 500, "a\x00b", "e\u0301" * 400, "\u202eabc", "\ufffe"):
         assert len(post(client, "/v1/search", text=text, top=2)["hits"]) == 2
@@ -324,7 +361,7 @@ def test_requests_for_what_is_missing_say_what_to_start(parts, gallery) -> None:
         assert client.get("/v1/thumbnails/a").status_code == 404
         assert error(client, "/v1/vqa", image=BAR, question="a")[1] == "this service answers no questions"
         assert error(client, "/v1/caption", image=BAR) == (404, "this service describes no images")
-        assert post(client, "/v1/embeddings", input="a")["model"] == parts.encoder.fingerprint
+        assert post(client, "/v1/embeddings", input="a")["model"] == gallery.model.name
         about = client.get("/v1/about").json()
         assert not any(about[f"can_{ability}"] for ability in ("search", "rerank", "answer", "caption"))
     with TestClient(create_app(Parts(answerer=parts.answerer))) as client:

@@ -14,6 +14,7 @@ from vlmo.serving.settings import Settings
 
 KEY = "a-secret"
 TOLERANCE = 1e-5  # rows of one call and of several differ by the order of sums
+MODEL = "model"  # the folder's name
 TEXTS = ["a yellow bar", "a red circle", "two"]
 IMAGES = [3, 14, 1, 8]  # a red cross, a yellow bar, a red circle and another
 FILES = [in_base64(encoded(drawings()[number])) for number in IMAGES]
@@ -69,7 +70,7 @@ def embed(client: TestClient, **body) -> list:
 
 def test_openai_client_lists_the_models(openai_client, gallery) -> None:
     first, *others = openai_client.models.list().data
-    assert (first.id, first.object, first.owned_by) == (gallery.model.name, "model", "vlmo")
+    assert (first.id, first.object, first.owned_by) == (MODEL, "model", "vlmo")
     assert first.created == int((gallery.model / "config.json").stat().st_mtime)
     assert [each.id for each in others] == [gallery.vqa.name, gallery.captioning.name]
 
@@ -77,14 +78,14 @@ def test_openai_client_lists_the_models(openai_client, gallery) -> None:
 def test_openai_client_gets_vectors_of_texts_and_of_images_by_address(openai_client, parts) -> None:
     encoder, create = parts.encoder, openai_client.embeddings.create
     expected = np.concatenate([encoder.embed_texts(TEXTS), encoder.embed_images([drawings()[IMAGES[0]]])])
-    answer = create(model="any", input=[*TEXTS, ADDRESSES[0]], dimensions=encoder.dim)  # asks for base64
+    answer = create(model=MODEL, input=[*TEXTS, ADDRESSES[0]], dimensions=encoder.dim)  # asks for base64
     np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=TOLERANCE)
     assert [each.index for each in answer.data] == [0, 1, 2, 3]
-    assert (answer.object, answer.data[0].object, answer.model) == ("list", "embedding", encoder.fingerprint)
-    usage = create(model="any", input=TEXTS).usage
+    assert (answer.object, answer.data[0].object, answer.model) == ("list", "embedding", MODEL)
+    usage = create(model=MODEL, input=TEXTS).usage
     assert usage.prompt_tokens == usage.total_tokens == sum(encoder.count_tokens(TEXTS))
     for alone, wanted in ((TEXTS[0], expected[0]), (ADDRESSES[0], expected[-1])):
-        (one,) = create(model="any", input=alone).data
+        (one,) = create(model=MODEL, input=alone).data
         np.testing.assert_allclose(one.embedding, wanted, atol=TOLERANCE)
 
 
@@ -93,22 +94,22 @@ def test_texts_and_images_in_jinas_form_come_back_in_their_order(client, parts) 
     text, *words = parts.encoder.embed_texts(["two", "see https://a.example", "https://a.example"])
     sent = [{"image": FILES[0]}, {"text": "two"}, {"image": ADDRESSES[1]}, "two"]
     sent += ["see https://a.example", {"text": "https://a.example"}]  # texts, although they contain or are addresses
-    found = embed(client, model="jina-clip-v2", input=sent, task="retrieval.query", normalized=True)
+    found = embed(client, model=MODEL, input=sent, task="retrieval.query", normalized=True)
     np.testing.assert_allclose(found, [image, text, other, text, *words], atol=TOLERANCE)
 
 
 def test_cohere_clients_get_images_in_the_models_order(cohere_client, parts, scores) -> None:
-    answer = cohere_client.rerank(model="any", query=TEXTS[0], documents=ADDRESSES)
+    answer = cohere_client.rerank(model=MODEL, query=TEXTS[0], documents=ADDRESSES)
     assert [each.index for each in answer.results] == list(np.argsort(-scores))
     given = [each.relevance_score for each in answer.results]
     np.testing.assert_allclose(given, sigmoid(np.sort(scores)[::-1]), atol=TOLERANCE)
-    best = cohere_client.rerank(model="any", query=TEXTS[0], documents=ADDRESSES, top_n=1).results
+    best = cohere_client.rerank(model=MODEL, query=TEXTS[0], documents=ADDRESSES, top_n=1).results
     assert [each.index for each in best] == [int(np.argmax(scores))]
 
 
 def test_cohere_client_gets_texts_for_an_image_with_the_documents(address, parts) -> None:
     with cohere.Client(api_key=KEY, base_url=address) as client:
-        answer = client.rerank(model="any", query=ADDRESSES[1], documents=TEXTS, return_documents=True)
+        answer = client.rerank(model=MODEL, query=ADDRESSES[1], documents=TEXTS, return_documents=True)
     scores = mixed(parts, IMAGES[1:2], TEXTS)
     assert [each.document.text for each in answer.results] == [TEXTS[index] for index in np.argsort(-scores)]
     given = [each.relevance_score for each in answer.results]
@@ -135,10 +136,10 @@ def test_texts_for_an_image_have_a_weight_of_their_own(client, parts, monkeypatc
 @pytest.mark.parametrize("query", [TEXTS[0], {"text": TEXTS[0]}])
 def test_images_are_ranked_in_jinas_form(client, parts, scores, query) -> None:
     documents = [{"image": file} for file in FILES]
-    found = rerank(client, model="jina-reranker-m0", query=query, documents=documents, top_n=3, max_chunks_per_doc=None)
+    found = rerank(client, model=MODEL, query=query, documents=documents, top_n=3, max_chunks_per_doc=None)
     assert [each["index"] for each in found["results"]] == list(np.argsort(-scores))[:3]
     assert all(each.keys() == {"index", "relevance_score"} for each in found["results"])
-    assert found["model"] == parts.encoder.fingerprint
+    assert found["model"] == MODEL
     assert found["usage"]["total_tokens"] == parts.encoder.count_tokens(TEXTS[:1])[0]
 
 
@@ -160,7 +161,7 @@ def test_images_are_ranked_in_vllms_form(client, scores) -> None:
     query = {"content": [{"type": "text", "text": TEXTS[0]}]}
     for documents in ({"content": parts}, [{"content": [part]} for part in parts], parts, ADDRESSES):
         for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
-            found = post(client, path, model="any", query=query, documents=documents, top_n=2)
+            found = post(client, path, model=MODEL, query=query, documents=documents, top_n=2)
             assert [each["index"] for each in found["results"]] == list(np.argsort(-scores))[:2]
             assert found["usage"]["total_tokens"] > 0
 
@@ -212,11 +213,26 @@ def test_rerank_takes_as_many_documents_as_search_reranks(client) -> None:
 
 def test_clients_raise_their_own_errors(openai_client, cohere_client) -> None:
     with pytest.raises(openai.UnprocessableEntityError, match="token ids are not accepted") as raised:
-        openai_client.embeddings.create(model="any", input=[[1, 2]])
+        openai_client.embeddings.create(model=MODEL, input=[[1, 2]])
     assert (raised.value.type, raised.value.code) == ("invalid_request_error", "422")
     with pytest.raises(cohere.UnprocessableEntityError) as refusal:
-        cohere_client.rerank(model="any", query="a", documents=["a dog"])
+        cohere_client.rerank(model=MODEL, query="a", documents=["a dog"])
     assert "are both texts" in refusal.value.body["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["text-embedding-3-small", "vqa", "", "a" * 10_000])
+def test_another_model_is_not_found(openai_client, cohere_client, client, name) -> None:
+    for path, body in (("embeddings", {"input": "a"}), ("rerank", {"query": "a", "documents": ADDRESSES[:1]})):
+        response = client.post(f"/v1/{path}", json=body | {"model": name})
+        error = response.json()["error"]
+        assert (response.status_code, len(error.pop("message")) < 200) == (404, True)
+        assert error == {"type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+        assert MODEL in response.json()["detail"]
+    with pytest.raises(openai.NotFoundError) as raised:
+        openai_client.embeddings.create(model=name, input="a")
+    assert (raised.value.param, raised.value.code) == ("model", "model_not_found")
+    with pytest.raises(cohere.NotFoundError):
+        cohere_client.rerank(model=name, query="a", documents=ADDRESSES[:1])
 
 
 def test_key_is_required(address) -> None:
@@ -224,10 +240,10 @@ def test_key_is_required(address) -> None:
         openai.OpenAI(base_url=f"{address}/v1", api_key="wrong") as client,
         pytest.raises(openai.AuthenticationError, match="the API key is missing or wrong"),
     ):
-        client.embeddings.create(model="any", input="a")
+        client.embeddings.create(model=MODEL, input="a")
     for kind in (cohere.Client, cohere.ClientV2):
         with kind(api_key="wrong", base_url=address) as client, pytest.raises(cohere.UnauthorizedError):
-            client.rerank(model="any", query="a", documents=["a"])
+            client.rerank(model=MODEL, query="a", documents=["a"])
 
 
 def test_full_queue_and_stopping_server_are_busy_to_clients(parts) -> None:
@@ -239,10 +255,10 @@ def test_full_queue_and_stopping_server_are_busy_to_clients(parts) -> None:
     ):
         app.state.vlmo.admitted = 1
         with pytest.raises(openai.InternalServerError, match="the queue is full") as raised:
-            openai_client.embeddings.create(model="any", input="a")
+            openai_client.embeddings.create(model=MODEL, input="a")
         app.state.vlmo.admitted, app.state.vlmo.stopping = 0, True
         with pytest.raises(cohere.ServiceUnavailableError):
-            cohere_client.rerank(model="any", query="a", documents=["a"])
+            cohere_client.rerank(model=MODEL, query="a", documents=["a"])
     assert (raised.value.status_code, raised.value.type) == (503, "server_error")
     assert int(raised.value.response.headers["retry-after"]) >= 1
 

@@ -1,15 +1,21 @@
 import asyncio
 import functools
+import itertools
 import logging
 import socket
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
+from fastapi.responses import PlainTextResponse
 from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.serving.toy_service import address_of, running
 from vlmo.serving.app import create_app
+from vlmo.serving.middleware import Guard, Metrics
 from vlmo.serving.parts import Parts
 from vlmo.serving.schemas import MAX_TEXTS
 from vlmo.serving.settings import Settings
@@ -55,15 +61,129 @@ def test_with_the_key_all_is_shown_and_page_and_health_need_none(guarded) -> Non
     assert KEY not in repr(Settings(api_key=KEY))
 
 
-@pytest.mark.parametrize(
-    ("origin", "status"),
-    [("http://testserver", 404), ("http://evil.example", 403), ("null", 403), ("http://[", 403), (None, 404)],
-)
-def test_posts_of_other_origins_are_refused(anybody, origin, status) -> None:
-    headers = {} if origin is None else {"origin": origin}
-    response = anybody.post("/v1/search", json={"text": "a"}, headers=headers)
-    assert response.status_code == status
-    assert "access-control-allow-origin" not in response.headers
+def status_of(path: str, *, settings: Settings, scheme: str = "http", method: str = "GET", **headers: str) -> int:
+    """Status of a request, from the middleware before an app that answers 200."""
+    statuses = []
+    guard = Guard(PlainTextResponse(""), settings=settings, metrics=METRICS, stopping=lambda: False)
+    raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": path, "scheme": scheme, "headers": raw}
+
+    async def receive() -> dict:
+        return {"type": "http.request"}
+
+    async def send(message: dict) -> None:
+        statuses.append(message.get("status"))
+
+    asyncio.run(guard(scope, receive, send))
+    return statuses[0]
+
+
+METRICS, JOB = Metrics(), "/v1/map"
+SEARCHED = settings(max_examples=300, derandomize=True, deadline=None, database=None)
+LOCAL = Settings(server_name=("localhost", "127.0.0.1", "::1", "photos.example"))
+OWN_HOSTS = "localhost localhost:8000 LocalHost:1 localhost:65535 127.0.0.1:80 [::1] [::1]:8000 photos.example:443"
+OTHER_HOSTS = """
+evil.example localhost.evil.example localhost:8000.evil.example localhost:8000@evil.example evil@localhost:8000
+a:b@localhost localhost:evil localhost: localhost:0 localhost:08000 localhost:65536 localhost:99999999 localhost:-1
+localhost:+80 localhost:8_000 localhost:8000:8000 localhost/ localhost:8000/path localhost#a localhost?a localhost.
+http://localhost localhost,evil.example localhost%00 ::1 [::1 ::1] [::1]evil.example [::1]:evil [::1]8000 [::1%25lo]
+[::1%lo]:8000 [127.0.0.1] [localhost] [[::1]] 127.1 2130706433 0x7f.1 127.0.0.1.evil.example 127.0.0.1\\@evil.example
+photos.example.evil.example xphotos.example loc\xe4lhost localhost:\xb2
+"""
+
+
+def test_names_of_the_server_are_compared_whole() -> None:
+    for host in OWN_HOSTS.split():
+        assert status_of("/", settings=LOCAL, host=host) == 200, host
+    for host in (*OTHER_HOSTS.split(), "", "localhost ", "localhost\t:80", "localhost\x00", "localhost evil.example"):
+        assert status_of("/", settings=LOCAL, host=host) == 421, host
+    assert status_of("/", settings=LOCAL) == 421
+    assert status_of("/", settings=Settings(), host="evil.example") == 200  # the settings have no names
+
+
+@SEARCHED
+@given(st.tuples(*[st.text(st.characters(max_codepoint=255), max_size=3)] * 3), st.sampled_from(OWN_HOSTS.split()))
+def test_no_other_text_beside_a_name_and_a_port_passes(parts, host) -> None:
+    before, between, behind = parts
+    place = host.rfind(":")
+    host = f"{before}{host[:place]}{between}{host[place:]}{behind}"
+    name, colon, port = host.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and port[0] != "0" and int(port) < 2**16
+    names = {"localhost", "127.0.0.1", "[::1]", "photos.example"}
+    is_own = host.lower() in names or (colon and is_port and name.lower() in names)
+    assert status_of("/", settings=LOCAL, host=host) == (200 if is_own else 421)
+
+
+# Scheme of the server, Host, Origin, Sec-Fetch-Site.
+OWN_PAGES = [
+    ("http", "localhost:8000", None, None),  # no browser
+    ("http", "localhost:8000", None, "none"),  # typed by a person
+    ("http", "localhost:8000", None, "same-origin"),
+    ("http", "localhost:8000", "http://localhost:8000", None),
+    ("http", "localhost:8000", "http://localhost:8000", "same-origin"),
+    ("http", "localhost", "http://localhost:80", None),
+    ("http", "[::1]:8000", "http://[::1]:8000", None),
+    ("https", "photos.example", "https://photos.example", None),
+    ("https", "photos.example:443", "https://photos.example", None),
+    ("http", "photos.example", "https://photos.example", "same-origin"),  # a proxy took the TLS away
+]
+OTHER_PAGES = [
+    ("http", "localhost:8000", None, "cross-site"),  # such as an image of another page
+    ("http", "localhost:8000", None, "same-site"),
+    ("http", "localhost:8000", None, "Same-Origin, cross-site"),
+    ("http", "localhost:8000", None, ""),
+    ("http", "localhost:8000", "http://localhost:8000", "cross-site"),
+    ("http", "localhost:8000", "https://evil.example", "same-origin"),  # which no browser sends
+    ("http", "photos.example", "https://photos.example", None),
+    ("http", "photos.example", "https://photos.example:80", "same-origin"),
+    ("https", "photos.example", "http://photos.example", None),
+    ("ws", "photos.example", "ws://photos.example", None),
+]
+OTHER_ORIGINS = """
+null http://evil.example http://localhost http://localhost:8001 https://localhost:8000 http://127.0.0.1:8000
+http://localhost:8000.evil.example http://localhost:8000@evil.example http://evil.example@localhost:8000
+http://a:b@localhost:8000 http://localhost:8000/ http://localhost:8000/path http://localhost:8000?a
+http://localhost:8000#a http://localhost:80000 http://localhost:08000 http://localhost:8000:8000 http://localhost.:8000
+http://[ http:/localhost:8000 http:localhost:8000 //localhost:8000 localhost:8000 ://localhost:8000
+http://localhost:8000,http://evil.example http://http://localhost:8000 http://[localhost]:8000 http://[::1%25lo]:8000
+file://localhost:8000 ftp://localhost:8000 blob:http://localhost:8000 javascript://localhost:8000
+chrome-extension://localhost:8000 http://localhost:8000\\evil http://evil\\@localhost:8000 http://localhost:\xb28000
+"""
+
+
+def test_pages_of_other_origins_start_no_work() -> None:
+    pages = [*OTHER_PAGES, *[("http", "localhost:8000", origin, None) for origin in ("", *OTHER_ORIGINS.split())]]
+    for expected, cases in ((200, OWN_PAGES), (403, pages)):
+        for case in cases:
+            scheme, host, origin, site = case
+            headers = {"host": host, "origin": origin, "sec_fetch_site": site}
+            headers = {name: value for name, value in headers.items() if value is not None}
+            for method in ("GET", "POST"):
+                status = status_of(JOB, settings=LOCAL, scheme=scheme, method=method, **headers)
+                assert status == expected, (method, case)
+            assert status_of("/", settings=LOCAL, scheme=scheme, **headers) == 200  # a link to the page
+            named = replace(LOCAL, cors_origin=("*",))
+            assert status_of(JOB, settings=named, scheme=scheme, **headers) == 200
+
+
+@SEARCHED
+@given(st.tuples(*[st.text(st.characters(max_codepoint=255), max_size=2)] * 4))
+def test_no_other_text_is_the_servers_origin(parts) -> None:
+    origin = "".join(itertools.chain(*zip(parts, ("http://", "localhost", ":8000", ""), strict=True)))
+    is_own = origin.startswith("http://") and origin.lower() == "http://localhost:8000"
+    status = status_of(JOB, settings=LOCAL, host="localhost:8000", origin=origin)
+    assert status == (200 if is_own else 403)
+
+
+def test_all_routes_that_work_are_closed_to_other_pages(anybody) -> None:
+    """Others show files of the package, or that the server runs."""
+    routes = anybody.get("/openapi.json").json()["paths"]
+    paths = {(path.format(id="a"), method) for path, methods in routes.items() for method in methods}
+    assert len(paths) > 15
+    for path, method in sorted({*paths, ("/metrics", "get")} - {("/healthz", "get")}):
+        response = anybody.request(method, path, headers={"Sec-Fetch-Site": "cross-site"})
+        assert response.status_code == 403, path
+        assert "access-control-allow-origin" not in response.headers
 
 
 def test_origins_that_were_named_may_call() -> None:

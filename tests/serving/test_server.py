@@ -268,6 +268,14 @@ def test_server_knows_this_machines_names_and_those_that_are_given(given, host, 
         *((name, 0, name) for name in ("queue", "max_batch", "max_pixels")),
         *(("max_request_mb", size, "max_request_mb") for size in (float("nan"), float("inf"))),
         *(("api_key", key, "one line of ASCII") for key in ("", "two\nlines", "ü")),
+        *(
+            ("cors_origin", (origin,), "cors_origin")
+            for origin in ("a.example", "https://a.example/", "https://A.example")
+        ),
+        *(
+            ("server_name", (name,), "server_name")
+            for name in ("", "a.example:80", "http://a.example", "[::1]", "[::1")
+        ),
     ],
 )
 def test_settings_name_what_is_wrong(name, value, words) -> None:

@@ -111,6 +111,12 @@ def test_a_step_has_the_asked_number_of_each_kind(recipe, tmp_path) -> None:
     assert (batch["texts.mlm_labels"] != -100).sum(1).max() <= 2
 
 
+def test_pairs_images_and_texts_are_drawn_with_seeds_of_their_own(recipe) -> None:
+    parts = recipe.task.beside(recipe)
+    assert parts.keys() == {"images", "texts"}
+    assert len({recipe.seed, parts["images"].seed, parts["texts"].seed}) == 3
+
+
 def test_pairs_serve_as_images_and_texts_in_another_order(recipe, tmp_path) -> None:
     recipe = replace(recipe, task=replace(recipe.task, images=AloneConfig(), texts=AloneConfig(per_pair=0)))
     (batch,) = next(iter(build(recipe, run_dir=tmp_path).loader(0)))

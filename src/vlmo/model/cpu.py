@@ -99,7 +99,7 @@ def _chunks(
     batch, length, _, heads, dim = qkv.shape
     exact = torch.float64 if qkv.dtype == torch.float64 else torch.float32
     aligned = length + -length % _ALIGNMENT
-    size = min(batch, max(1, _CHUNK_SCORES // (heads * aligned**2)))
+    size = max(1, min(batch, _CHUNK_SCORES // (heads * aligned**2)))
     added = qkv.new_full((size, heads, length, aligned), float("-inf"), dtype=exact)
     added[..., :length] = 0 if bias is None else bias
     added = added.flatten(0, 1)

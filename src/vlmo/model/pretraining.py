@@ -265,13 +265,14 @@ class VLMoForImageCaptioning(_MaskedWords):
         pixel_values: Float[Tensor, "batch 3 height width"],
         *,
         tokenizer: Any,
-        max_new_tokens: int = 31,
+        max_new_tokens: int = 30,
         num_beams: int = 3,
         length_penalty: float = 0.6,
     ) -> Int[Tensor, "batch tokens"]:
         """Return a caption of each image as ids of the `tokenizer`, padded; arguments are named as in transformers.
 
-        Keys and values are kept from word to word. Defaults are BEiT-3's. ValueError for too small numbers.
+        Keys and values are kept from word to word. Defaults are BEiT-3's. No images give an empty
+        result. ValueError for too small numbers.
 
         Args:
             max_new_tokens: Longest caption, with `[SEP]`; no longer than there are text positions.
@@ -282,6 +283,8 @@ class VLMoForImageCaptioning(_MaskedWords):
             given = max_new_tokens, num_beams, length_penalty
             raise ValueError(f"max_new_tokens, num_beams, length_penalty are {given}; give from 1, from 1, from 0 up")
         count, beams, pad = pixel_values.shape[0], num_beams, tokenizer.pad_token_id
+        if not count:
+            return torch.empty(0, 0, dtype=torch.long, device=pixel_values.device)
         grid, cache = self.vlmo.image_embeddings.grid_of(pixel_values), [DynamicLayer() for _ in self.vlmo.blocks]
         self.vlmo.encode(pixel_values, cache=cache)
         for layer in cache:

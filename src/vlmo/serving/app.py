@@ -49,6 +49,8 @@ _MAX_VALUES = 4000
 """Strings, commas and opening brackets of a body, several times those of the most texts. However small, each takes
 microseconds under Python's lock and hundreds of bytes."""
 _VALUES = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,]', re.DOTALL)
+_MAX_NAME = 60
+"""Characters of a name in a body that an error repeats."""
 _PARSERS = 2
 """Bodies that are parsed at a time: each takes several times its size."""
 
@@ -261,8 +263,10 @@ def _parse(body: bytes, kind: type[B]) -> B:
         return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part)[:_MAX_NAME] for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        names = [field.alias or name for name, field in kind.model_fields.items()]
-        fields = f"send {', '.join(names)}; {_HINT}"
-        raise ServiceError(422, f"{where}: {message}" if where else message, hint=fields) from None
+        hint = _HINT
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+            names = [field.alias or name for name, field in kind.model_fields.items()]
+            hint = f"send {', '.join(names)}; {_HINT}"
+        raise ServiceError(422, f"{place}: {message}" if place else message, hint=hint) from None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -27,6 +28,9 @@ _LOGGER = logging.getLogger(__name__)
 # Open without a key: these show nothing but files of the package, or that the server runs.
 _OPEN = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/favicon.ico"})
 _STATIC = "/static/"
+_PORTS = {"http": 80, "https": 443}
+_MAX_PORT = 65_535
+_ADDRESS = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:(?P<port>[1-9][0-9]{0,4}))?")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _METHODS = _READING | {"POST", "PUT", "PATCH", "DELETE"}
 _HEADERS = {
@@ -73,7 +77,8 @@ class Guard:
 
     def __init__(self, app: App, *, settings: Settings, metrics: Metrics, stopping: Callable[[], bool]) -> None:
         self._app, self.settings, self._metrics, self._stopping = app, settings, metrics, stopping
-        self._names = frozenset(name.lower() for name in settings.server_name)
+        # In brackets, as in the Host header, so that no other name in brackets is the same.
+        self._names = frozenset((f"[{name}]" if ":" in name else name).lower() for name in settings.server_name)
         self.buffered = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -83,7 +88,7 @@ class Guard:
             return
         exchange = _Exchange(scope, receive, send, guard=self)
         try:
-            self._check(scope["path"], scope["method"], Headers(scope=scope))
+            self._check(scope["path"], scope["scheme"], Headers(scope=scope))
             await self._app(scope, exchange.receive, exchange.send)
         except ServiceError as error:
             await exchange.fail(error)
@@ -109,26 +114,44 @@ class Guard:
             self._metrics.requests.labels(method, route, str(exchange.status or 499)).inc()
             self._metrics.latency.labels(route).observe(time.monotonic() - exchange.began)
 
-    def _check(self, path: str, method: str, headers: Headers) -> None:
-        host, settings = headers.get("host", ""), self.settings
-        name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
-        if self._names and name.lower() not in self._names:
+    def _check(self, path: str, scheme: str, headers: Headers) -> None:
+        address = _address(scheme, headers.get("host", ""))
+        if self._names and (address is None or address[1] not in self._names):
             # A page elsewhere can point its own name here; its requests then have that name.
             raise ServiceError(421, "this server has another name", hint="start it with --server-name and this one")
-        origin = headers.get("origin")
-        is_own = origin is None or {origin, "*"} & {*settings.cors_origin} or origin.partition("://")[2] == host
-        if method not in _READING and not is_own:
-            raise ServiceError(403, "pages of other origins may not call this service", hint="see --cors-origin")
         if not (path in _OPEN or path.startswith(_STATIC)):
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            given = given.strip() if scheme.lower() == "bearer" else ""
-            wanted = settings.api_key
-            if wanted is not None and not hmac.compare_digest(given.encode(), wanted.encode()):
+            if not self._is_own_or_named(scheme, headers):
+                raise ServiceError(403, "pages of other origins may not call this service", hint="see --cors-origin")
+            kind, _, key = headers.get("authorization", "").partition(" ")
+            key = key.strip() if kind.lower() == "bearer" else ""
+            wanted = self.settings.api_key
+            if wanted is not None and not hmac.compare_digest(key.encode(), wanted.encode()):
                 raise ServiceError(401, "the API key is missing or wrong", hint="send it as Authorization: Bearer KEY")
             if self._stopping() and path.startswith(("/v1/", "/v2/", "/rerank")):
                 raise StoppingError
         length = headers.get("content-length", "0")
         self.check_size(int(length) if length.isdecimal() else 0)
+
+    def _is_own_or_named(self, scheme: str, headers: Headers) -> bool:
+        """Return False for requests of pages of other origins, unless the settings name these.
+
+        A page can have the browser send a GET without an Origin header, as for an image. `Sec-Fetch-Site` tells then,
+        which browsers send to addresses with TLS and to this machine; other clients send neither.
+        """
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if {origin, "*"} & {*self.settings.cors_origin}:
+            return True
+        if site not in {None, "none", "same-origin"}:
+            return False
+        if origin is None:
+            return True
+        page_scheme, _, page = origin.partition("://")
+        if page_scheme not in _PORTS:
+            return False
+        # Behind a proxy with TLS only the browser knows the scheme.
+        scheme = page_scheme if site == "same-origin" else scheme
+        address = _address(scheme, headers.get("host", ""))
+        return address is not None and address == _address(page_scheme, page)
 
     def check_size(self, received: int) -> None:
         """Raise ServiceError if a request has too many bytes."""
@@ -136,6 +159,15 @@ class Guard:
         if received > limit:
             reason = f"the request has more than {limit:,} bytes"
             raise ServiceError(413, reason, hint="send less at a time, or smaller images")
+
+
+def _address(scheme: str, host: str) -> tuple[str, str, int] | None:
+    """Return scheme, name and port of a server; None if `host` is not a name or IP address, with a port or without."""
+    match = _ADDRESS.fullmatch(host.lower())
+    if match is None:
+        return None
+    port = int(match["port"] or _PORTS.get(scheme, 0))
+    return (scheme, match["name"], port) if port <= _MAX_PORT else None
 
 
 class _Exchange:

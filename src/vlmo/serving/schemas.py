@@ -32,6 +32,8 @@ MAX_RERANK = 128
 MAX_CHARACTERS, MAX_FILTER = 1000, 500
 """Characters of a text, of which the model reads the first 40 or 64 tokens, and of a filter: a few hundred terms nest
 less deeply than any parser minds."""
+_MAX_REASON = 300
+"""Characters of the reason of an error, which may repeat a name or value of the request."""
 
 
 def read_image(value: Any) -> bytes:
@@ -219,9 +221,11 @@ AnyContent = Annotated[Content, WithJsonSchema({"anyOf": [{"type": "string"}, *_
 
 
 class ClientBody(Body):
-    """Body whose other fields have no effect: clients name a model, and send settings of models that are not these."""
+    """Body whose other fields have no effect: clients send settings of models that are not these."""
 
     model_config = ConfigDict(extra="ignore")
+
+    model: str | None = Field(default=None, description="Name of the model, as `/v1/models` lists it; may be left out.")
 
 
 class EmbeddingsRequest(ClientBody):
@@ -276,23 +280,36 @@ class RerankRequest(ClientBody):
 class ErrorResponse(BaseModel):
     """Form of every error."""
 
-    error: dict[str, str] = Field(description="`message`, `type` and `code`, where OpenAI's clients read them.")
+    error: dict[str, str] = Field(description="`message`, `type`, `code` and `param`, as OpenAI's clients read them.")
     detail: str = Field(description="What to do, where Jina's clients read it.")
 
 
 class ServiceError(Exception):
-    """Becomes an `ErrorResponse` with this HTTP status; `headers` are by default those that the status asks for."""
+    """Becomes an `ErrorResponse` with this HTTP status.
 
-    def __init__(self, status: int, reason: str, *, hint: str = "", headers: Mapping[str, str] | None = None) -> None:
+    `headers` are by default those that the status asks for; `fields` are added to those that OpenAI's clients read.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        *,
+        hint: str = "",
+        headers: Mapping[str, str] | None = None,
+        fields: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(reason)
-        self.status, self.reason, self.hint = status, reason, hint
+        self.status, self.hint = status, hint
+        self.reason = reason if len(reason) <= _MAX_REASON else f"{reason[: _MAX_REASON - 3]}..."
+        self.fields = dict(fields or {})
         needed = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
         self.headers = dict(headers or needed.get(status, {}))
 
     def response(self) -> JSONResponse:
         """The error over HTTP."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": self.reason, "type": kind, "code": str(self.status)}
+        error = {"message": self.reason, "type": kind, "code": str(self.status)} | self.fields
         content = {"error": error, "detail": self.hint or self.reason}
         return JSONResponse(content, status_code=self.status, headers=self.headers)
 

@@ -72,8 +72,8 @@ class Service:
         self._upload_threads.shutdown()
 
     async def embeddings(self, request: schemas.EmbeddingsRequest) -> dict[str, Any]:
-        """L2-normalised vectors of texts and images, in the form of OpenAI; ServiceError for another size of them."""
-        encoder = self._encoder()
+        """L2-normalised vectors of texts and images, as OpenAI gives them; ServiceError for another model or size."""
+        encoder = self._encoder(request.model)
         if request.dimensions not in {None, encoder.dim}:
             reason = f"dimensions is {request.dimensions}, but the vectors here have {encoder.dim}"
             raise ServiceError(422, reason, hint="leave out dimensions")
@@ -87,7 +87,7 @@ class Service:
             is_coded = request.encoding_format == "base64"
             values = base64.b64encode(vector.astype("<f4").tobytes()).decode() if is_coded else vector.tolist()
             data.append({"object": "embedding", "index": index, "embedding": values})
-        return {"object": "list", "data": data, "model": encoder.fingerprint, "usage": usage}
+        return {"object": "list", "data": data, "model": _name(encoder), "usage": usage}
 
     async def search(self, request: schemas.SearchRequest) -> dict[str, Any]:
         """Indexed images that fit a text, or are like an image; ServiceError if the model cannot rerank but should."""
@@ -133,8 +133,11 @@ class Service:
         return await self.search(schemas.SearchRequest(like=[request.id], **others))
 
     async def rerank(self, request: schemas.RerankRequest) -> dict[str, Any] | list[dict[str, Any]]:
-        """Images in order for a text, or texts for an image, as Cohere or TEI gives them; ServiceError without head."""
-        encoder = self._encoder()
+        """Images in order for a text, or texts for an image, as Cohere or TEI gives them.
+
+        ServiceError for another model, or one without a matching head.
+        """
+        encoder = self._encoder(request.model)
         if not encoder.can_match:
             raise ServiceError(404, "this model has no matching head", hint="serve one that stage 3 has left")
         known = encoder.rerank_weight_image_to_text if request.query.text is None else encoder.rerank_weight
@@ -158,7 +161,7 @@ class Service:
             ranked[text] = next(iter(document.values())) if is_tei else document
         if is_tei:
             return results
-        return {"results": results, "model": encoder.fingerprint, "usage": usage}
+        return {"results": results, "model": _name(encoder), "usage": usage}
 
     async def answer(self, request: schemas.QuestionRequest) -> dict[str, Any]:
         """Answers to a question about an image, the best first; a score is the sigmoid of a logit."""
@@ -200,9 +203,11 @@ class Service:
     def models(self) -> dict[str, Any]:
         """Models of the service, in the form of OpenAI."""
         parts = self._parts.encoder, self._parts.answerer, self._parts.captioner
-        folders = [part.folder for part in parts if part is not None]
-        named = [(each.resolve().name, int((each / "config.json").stat().st_mtime)) for each in folders]
-        models = [{"id": name, "object": "model", "created": created, "owned_by": "vlmo"} for name, created in named]
+        models = []
+        for part in parts:
+            if part is not None:
+                created = int((part.folder / "config.json").stat().st_mtime)
+                models.append({"id": _name(part), "object": "model", "created": created, "owned_by": "vlmo"})
         return {"object": "list", "data": models}
 
     def about(self) -> dict[str, Any]:
@@ -244,9 +249,14 @@ class Service:
 
     # ------------------------------------------------------------------------------------------------------- the parts
 
-    def _encoder(self) -> Encoder:
+    def _encoder(self, name: str | None = None) -> Encoder:
+        """Return the model of images and texts; ServiceError if there is none, or if `name` is not its name."""
         reason = "this service's model does not compare images with texts"
-        return _need(self._parts.encoder, reason, hint="serve one that retrieves")
+        encoder = _need(self._parts.encoder, reason, hint="serve one that retrieves")
+        if name not in {None, _name(encoder)}:
+            reason, hint = f"the model {name!r:.80} does not exist", f"send {_name(encoder)!r}, or leave out model"
+            raise ServiceError(404, reason, hint=hint, fields={"param": "model", "code": "model_not_found"})
+        return encoder
 
     def _index(self) -> Index:
         hint = "start it with --index and a folder of vlmo index"
@@ -376,6 +386,10 @@ def _zipped(files: Sequence[tuple[str, str, Callable[[], bytes]]]) -> Iterator[b
             yield b"".join(sent)
             sent.clear()
     yield b"".join(sent)
+
+
+def _name(part: Encoder | ImageModel) -> str:
+    return part.folder.resolve().name
 
 
 def _need(part: T | None, reason: str, *, hint: str) -> T:

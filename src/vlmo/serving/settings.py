@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from dataclasses import dataclass, field
 
 from tyro.conf import FlagCreatePairsOff, Suppress
+
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,13 @@ class Settings:
         for name in ("queue", "max_batch", "max_request_mb", "max_pixels"):
             if not 0 < vars(self)[name] < 2**63:
                 raise ValueError(f"{name} is {vars(self)[name]}: expected a positive number")
+        for origin in self.cors_origin:
+            if not _ORIGIN.fullmatch(origin):
+                expected = "as browsers send it, such as https://example.org, in lower case and without a path"
+                raise ValueError(f"cors_origin is {origin!r}: expected an origin {expected}")
+        for name in self.server_name:
+            if not _is_host_name(name):
+                raise ValueError(f"server_name is {name!r}: expected a name without scheme and port, or an address")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             raise ValueError("the API key must be one line of ASCII characters: headers carry no others")
 
@@ -51,3 +62,11 @@ class Settings:
     def request_bytes(self) -> int:
         """Largest body of a request."""
         return int(self.max_request_mb * 2**20)
+
+
+def _is_host_name(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return re.fullmatch(r"[\w.-]+", name, re.ASCII) is not None
+    return True
