@@ -86,22 +86,22 @@ MUTATIONS = (
     Mutation(
         "same-image mask dropped in ITC",
         "tasks/vision_language.py",
-        "logit_scale=head.logit_scale, same=same",
-        "logit_scale=head.logit_scale, same=None",
+        "                same=same,\n                keys=keys[branch],",
+        "                same=None,\n                keys=keys[branch],",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
         "same-image mask dropped in ITM",
         "losses/itm.py",
-        "excluded = same[rows[part]]",
-        "excluded = rows[part][:, None] + distributed.rank() * len(same.own) == torch.arange(len(others))",
+        "excluded = same[anchors]",
+        "excluded = anchors[:, None] + distributed.rank() * len(queries) == global_rows",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
         "negatives from the other ITC branch",
         "tasks/vision_language.py",
-        "vectors[0], keys[0], logit_scale=scale",
-        "vectors[-1], keys[-1], logit_scale=scale",
+        "                    vectors[0],\n                    keys[0],",
+        "                    vectors[-1],\n                    keys[-1],",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
@@ -212,8 +212,8 @@ MUTATIONS = (
     Mutation(
         "negatives from transposed logits",
         "losses/itm.py",
-        "(text, text_found), (image, image_found) = map",
-        "(image, image_found), (text, text_found) = map",
+        "return HardNegatives(text, text_valid, image, image_valid)",
+        "return HardNegatives(image, image_valid, text, text_valid)",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
@@ -238,21 +238,21 @@ MUTATIONS = (
     Mutation(
         "distillation counts pairs by one direction",
         "losses/distillation.py",
-        "share = (known[0] + known[1]) / 2",
-        "share = known[0]",
+        "weight = ((-to_texts).exp() + (-to_images).exp()) / 2",
+        "weight = (-to_texts).exp()",
     ),
     Mutation(
         "teacher's contrast counts pairs of one image",
         "tasks/vision_language.py",
-        "logit_scale=teacher.contrast_head.logit_scale, same=same)",
-        "logit_scale=teacher.contrast_head.logit_scale, same=None)",
+        "targets, logit_scale=logit_scale, same=same)",
+        "targets, logit_scale=logit_scale, same=None)",
         ("losses/test_distillation.py",),
     ),
     Mutation(
         "teacher's contrast at the student's temperature",
         "tasks/vision_language.py",
-        "logit_scale=teacher.contrast_head.logit_scale, same",
-        "logit_scale=self.model.contrast_head.logit_scale, same",
+        "logit_scale = teacher.contrast_head.logit_scale",
+        "logit_scale = self.model.contrast_head.logit_scale",
         ("losses/test_distillation.py",),
     ),
     Mutation(
