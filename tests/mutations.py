@@ -54,8 +54,8 @@ MUTATIONS = (
     Mutation(
         "words of captions see the next one",
         "model/backbone.py",
-        "place > place[:, None]",
-        "place > place[:, None] + 1",
+        "position > position[:, None]",
+        "position > position[:, None] + 1",
         ("model/test_captioning.py",),
     ),
     Mutation(
@@ -68,8 +68,8 @@ MUTATIONS = (
     Mutation(
         "experts swapped",
         "model/multiway.py",
-        "both = [(LANGUAGE, self.num_text), (VISION, self.num_image)]",
-        "both = [(VISION, self.num_text), (LANGUAGE, self.num_image)]",
+        "parts = [then(modules[LANGUAGE](text)), then(modules[VISION](image))]",
+        "parts = [then(modules[VISION](text)), then(modules[LANGUAGE](image))]",
     ),
     Mutation(
         "fusion expert never used",
@@ -147,8 +147,8 @@ MUTATIONS = (
     Mutation(
         "VL-FFN branch skips a layer",
         "model/backbone.py",
-        ", layers[-self.config.num_fusion_layers :]",
-        ", layers[1 - self.config.num_fusion_layers :]",
+        "top = range(split, len(self.blocks))",
+        "top = range(split + 1, len(self.blocks))",
     ),
     Mutation(
         "words masked alike in each epoch",
@@ -288,8 +288,8 @@ MUTATIONS = (
     Mutation(
         "joined sources keep the images of validation splits",
         "data/sources.py",
-        'itertools.product(names, ("validation", "test"))',
-        'itertools.product(names, ("test",))',
+        'itertools.product(own, ("validation", "test"))',
+        'itertools.product(own, ("test",))',
         ("recipes/test_paper_data.py",),
     ),
     Mutation(

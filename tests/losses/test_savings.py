@@ -75,8 +75,8 @@ def compute_everything(monkeypatch) -> None:
     """Makes the last block compute all tokens; those that are wanted are taken out afterwards."""
     run = VLMoModel._run
 
-    def run_all(self, sequence, hidden, layers, *, queries=None, **options):
-        states = run(self, sequence, hidden, layers, **options)
+    def run_all(self, sequence, *, queries=None, **options):
+        states = run(self, sequence, **options)
         return states if queries is None else queries.select(states)
 
     monkeypatch.setattr(VLMoModel, "_run", run_all)

@@ -111,9 +111,8 @@ def test_loss_is_the_weighted_sum_of_the_parts(weights, parts):
 def itc_by_hand(objective: VisionLanguageObjective, batch: dict[str, Tensor]) -> Tensor:
     """Mean over both branches and both directions, from the projections and by nothing under test."""
     model, backbone = objective.model, objective.model.vlmo
-    options = {"fusion_branch": True}
-    images = backbone.encode(batch["pixel_values"], **options).firsts
-    texts = backbone.encode(None, batch["input_ids"], batch["attention_mask"], **options).firsts
+    images = backbone.encode_branches(batch["pixel_values"])
+    texts = backbone.encode_branches(None, batch["input_ids"], batch["attention_mask"])
     total = 0
     for head, i, t in zip((model.contrast_head, model.fusion_contrast_head), images, texts, strict=True):
         own = i @ head.image_projection.weight.T, t @ head.text_projection.weight.T
