@@ -118,7 +118,7 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
         torch.manual_seed(seed)
         if side == "vlmo":
             model: Any = VLMoForImageTextRetrieval(
-                VLMoConfig(**model_settings(dataclasses.replace(recipe, init=None), processor))
+                VLMoConfig(**model_settings(recipe, processor, None))
             )
             optimizer = recipe.optimizer
         else:

@@ -281,6 +281,12 @@ def lock_run(run_dir: Path) -> contextlib.AbstractContextManager[Any]:
     return lock_folder(run_dir, work="training in this run folder")
 
 
+def check_not_running(run_dir: Path) -> None:
+    """Raise ValueError if a run is going on in the folder, or nothing may be written there."""
+    with lock_run(run_dir):
+        pass  # given back at once: `Trainer.fit` takes it again
+
+
 def state_path(folder: Path, step: int) -> Path:
     """Return the folder of the state of a step."""
     return folder / f"step_{step:08d}"
