@@ -85,7 +85,7 @@ def comparisons(folder: Path) -> Iterator[tuple[str, str, Iterable[Case]]]:
 
 @torch.no_grad()
 def beit_cases(folder: Path, *, style: str, shared: bool) -> Iterator[Case]:
-    """Masked image modelling of random weights."""
+    """Masked image modeling of random weights."""
     torch.manual_seed(0)
     tables = {"use_relative_position_bias": not shared, "use_shared_relative_position_bias": shared}
     theirs = test_beit.random_beit(BeitForMaskedImageModeling, **tables)
@@ -102,7 +102,7 @@ def beit_cases(folder: Path, *, style: str, shared: bool) -> Iterator[Case]:
     pixels = test_beit.pictures()
     masked = torch.rand(2, test_beit.GRID**2) < 0.4
     logits = theirs(pixels, bool_masked_pos=masked).logits
-    yield "masked image modelling", ours(pixels, bool_masked_pos=masked).reconstruction, logits
+    yield "masked image modeling", ours(pixels, bool_masked_pos=masked).reconstruction, logits
     states = ours.vlmo(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
     yield "states", states, theirs.beit(pixels).last_hidden_state
 

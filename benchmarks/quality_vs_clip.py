@@ -117,9 +117,7 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
     def train(side: str, *, lr: float, seed: int) -> tuple[Any, dict[str, Any]]:
         torch.manual_seed(seed)
         if side == "vlmo":
-            model: Any = VLMoForImageTextRetrieval(
-                VLMoConfig(**model_settings(dataclasses.replace(recipe, init=None), processor))
-            )
+            model: Any = VLMoForImageTextRetrieval(VLMoConfig(**model_settings(recipe, processor, None)))
             optimizer = recipe.optimizer
         else:
             model = Peer(

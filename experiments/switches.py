@@ -83,13 +83,21 @@ class SigmoidObjective(VisionLanguageObjective):
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
         """Return the loss."""
-        texts, scale = (batch["input_ids"], batch["attention_mask"]), self.model.contrast_head.logit_scale
+        texts, scale = (
+            (batch["input_ids"], batch["attention_mask"]),
+            self.model.contrast_head.logit_scale,
+        )
         (images,), (vectors,) = self.encode_images(batch["pixel_values"]), self.encode_texts(*texts)
         same = same_pairs(batch["image_ids"], caption_keys(*texts))[slice(None)]
-        of_false, found = self._false_vectors(batch)[0] or (vectors, torch.zeros(len(images), dtype=torch.bool))
-        false = (scale.exp() * (images * of_false).sum(dim=1) + self.bias)[found]
+        false = torch.zeros(0)
+        if (captions := self._false_captions(batch)[0]) is not None:
+            false = (scale.exp() * (images * captions.embeds).sum(dim=1) + self.bias)[captions.valid]
         loss = sigmoid_loss(contrast_logits(images, vectors, logit_scale=scale) + self.bias, same=same, false=false)
-        return {"loss": loss, "temperature": (-scale.detach()).exp()[0], "bias": self.bias.detach()[0]}
+        return {
+            "loss": loss,
+            "temperature": (-scale.detach()).exp()[0],
+            "bias": self.bias.detach()[0],
+        }
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,13 @@ def recipe_of(arm: Arm, *, seed: int, steps: int, icons: Path | None = None) -> 
         known = design.stage3(design.ICONS, worlds=icons)
         losses = replace(base.task.losses, itc_false_captions=False)  # a name has none
         model = replace(known.model, num_fusion_layers=0)
-        base = replace(base, task=replace(base.task, losses=losses), model=model, text=known.text, data=known.data)
+        base = replace(
+            base,
+            task=replace(base.task, losses=losses),
+            model=model,
+            text=known.text,
+            data=known.data,
+        )
     return replace(
         base,
         task=SigmoidTask(losses=base.task.losses, bias=arm.bias) if arm.bias else base.task,
@@ -136,7 +150,13 @@ def averages(weights: list[Tensor], optimizer: torch.optim.Optimizer, *, decay: 
 
 
 def trial(
-    arms: Sequence[Arm], *, folder: Path, seed: int, steps: int, split: str, icons: Path | None = None
+    arms: Sequence[Arm],
+    *,
+    folder: Path,
+    seed: int,
+    steps: int,
+    split: str,
+    icons: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Train once and measure on a split, for arms that differ in the decay of the average alone."""
     shutil.rmtree(folder / "run", ignore_errors=True)  # of a command that was cut off, whose time is not known
@@ -149,7 +169,12 @@ def trial(
     if (done := built.fit()).status == "stopped":
         raise SystemExit("stopped; the same command goes on")
     step = float(np.quantile(np.diff(times[_UNTIMED:]), 0.1))  # of the quickest tenth, as other work only adds to it
-    about = {"seed": seed, "steps": steps, "seconds": round(times[-1] - times[0], 1), "step": round(step, 5)}
+    about = {
+        "seed": seed,
+        "steps": steps,
+        "seconds": round(times[-1] - times[0], 1),
+        "step": round(step, 5),
+    }
     for arm in arms:
         with torch.no_grad():
             for weight, mean in zip(weights, means.get(arm.decay, weights), strict=True):
@@ -165,7 +190,11 @@ def measure(model: Path, *, split: str, icons: Path | None) -> dict[str, float]:
     pairs, *binding = (evaluate(model, source=each, split=split, device="cpu", rerank=0).metrics for each in sources)
     values = (pairs["ir@10"] + pairs["tr@10"]) / 2, pairs["ir@10"], pairs["ir@1"]
     if binding:
-        values = (pairs["ir@1"] + pairs["tr@1"]) / 2, binding[0]["dual[relation]"], binding[0]["dual[swap]"]
+        values = (
+            (pairs["ir@1"] + pairs["tr@1"]) / 2,
+            binding[0]["dual[relation]"],
+            binding[0]["dual[swap]"],
+        )
     return dict(zip(METRICS[icons is not None], values, strict=True))
 
 
@@ -186,7 +215,10 @@ def report(runs: Sequence[Mapping[str, Any]]) -> str:
     rows = [f"| arm | chosen | steps | seconds of a core | {' | '.join(metrics)} | better than |"]
     rows.append("| --- " * 8 + "|")
     for name, other in OTHERS.items():
-        own = sorted((each for each in runs if each["name"] == name and each["seed"]), key=lambda each: each["seed"])
+        own = sorted(
+            (each for each in runs if each["name"] == name and each["seed"]),
+            key=lambda each: each["seed"],
+        )
         values[name] = np.array([[each[metric] for metric in metrics] for each in own])
         cells, verdict = [f"{mean:.1f}" for mean in 100 * values[name].mean(axis=0)], ""
         if other:
@@ -205,7 +237,11 @@ def _run_of(arm: Arm) -> Arm:
 
 
 def main(
-    folder: Path, *, icons: Path | None = None, seconds: float = 50, out: Path = Path("experiments/switches.json")
+    folder: Path,
+    *,
+    icons: Path | None = None,
+    seconds: float = 50,
+    out: Path = Path("experiments/switches.json"),
 ) -> None:
     """Train and measure what the file lacks, each run for so many seconds of a core, and show the table.
 
@@ -230,7 +266,10 @@ def main(
         done = [tuple(each[field] for field in Arm._fields) for each in known["runs"] if each["seed"] == seed]
         left = sorted((each for each in arms if each not in done), key=_run_of)
         for trained, group in itertools.groupby(left, key=_run_of):
-            steps, split = round(seconds / known["step"][trained.name]), "validation" if seed == 0 else "test"
+            steps, split = (
+                round(seconds / known["step"][trained.name]),
+                "validation" if seed == 0 else "test",
+            )
             known["runs"] += trial([*group], folder=folder, seed=seed, steps=steps, split=split, icons=icons)
             about = circumstances(folder)
             known |= {key: about[key] for key in ("date", "commit", "versions", "hardware")}

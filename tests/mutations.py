@@ -54,8 +54,8 @@ MUTATIONS = (
     Mutation(
         "words of captions see the next one",
         "model/backbone.py",
-        "place > place[:, None]",
-        "place > place[:, None] + 1",
+        "position > position[:, None]",
+        "position > position[:, None] + 1",
         ("model/test_captioning.py",),
     ),
     Mutation(
@@ -82,8 +82,8 @@ MUTATIONS = (
     Mutation(
         "experts swapped",
         "model/multiway.py",
-        "both = [(LANGUAGE, self.num_text), (VISION, self.num_image)]",
-        "both = [(VISION, self.num_text), (LANGUAGE, self.num_image)]",
+        "parts = [then(modules[LANGUAGE](text)), then(modules[VISION](image))]",
+        "parts = [then(modules[VISION](text)), then(modules[LANGUAGE](image))]",
     ),
     Mutation(
         "fusion expert never used",
@@ -100,42 +100,42 @@ MUTATIONS = (
     Mutation(
         "same-image mask dropped in ITC",
         "tasks/vision_language.py",
-        "logit_scale=head.logit_scale, same=same",
-        "logit_scale=head.logit_scale, same=None",
+        "                same=same,\n                keys=keys[branch],",
+        "                same=None,\n                keys=keys[branch],",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
         "same-image mask dropped in ITM",
         "losses/itm.py",
-        "excluded = same[rows[part]]",
-        "excluded = rows[part][:, None] + distributed.rank() * len(same.own) == torch.arange(len(others))",
+        "excluded = same[anchors]",
+        "excluded = anchors[:, None] + distributed.rank() * len(queries) == global_rows",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
         "false captions in the text-to-image direction",
         "losses/itc.py",
-        "same=same, false=false)\n"
-        "    to_images = contrast_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same)",
-        "same=same)\n"
-        "    to_images = contrast_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same, false=false)",
+        "text_to_image = contrast_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same)",
+        "text_to_image = contrast_losses(\n"
+        "        text_embeds, image_keys, logit_scale=logit_scale, same=same, false_captions=false_captions\n"
+        "    )",
     ),
     Mutation(
         "false captions without temperature",
         "losses/itc.py",
-        "further = logit_scale.float().exp() * (",
-        "further = (",
+        "false_logits = logit_scale.float().exp() * similarity",
+        "false_logits = similarity",
     ),
     Mutation(
         "false captions misaligned in a later row block",
         "losses/itc.py",
-        "vectors, found = (each[rows] for each in false)",
-        "vectors, found = (each[: len(logits)] for each in false)",
+        "false_captions.embeds[rows].float()",
+        "false_captions.embeds[: len(logits)].float()",
     ),
     Mutation(
         "negatives from the other ITC branch",
         "tasks/vision_language.py",
-        "vectors[0], keys[0], logit_scale=scale",
-        "vectors[-1], keys[-1], logit_scale=scale",
+        "                    vectors[0],\n                    keys[0],",
+        "                    vectors[-1],\n                    keys[-1],",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
@@ -181,8 +181,8 @@ MUTATIONS = (
     Mutation(
         "VL-FFN branch skips a layer",
         "model/backbone.py",
-        ", layers[-self.config.num_fusion_layers :]",
-        ", layers[1 - self.config.num_fusion_layers :]",
+        "top = range(split, len(self.blocks))",
+        "top = range(split + 1, len(self.blocks))",
     ),
     Mutation(
         "words masked alike in each epoch",
@@ -246,8 +246,8 @@ MUTATIONS = (
     Mutation(
         "negatives from transposed logits",
         "losses/itm.py",
-        "(text, text_found), (image, image_found) = map",
-        "(image, image_found), (text, text_found) = map",
+        "return HardNegatives(text, text_valid, image, image_valid)",
+        "return HardNegatives(image, image_valid, text, text_valid)",
         ("losses/test_vision_language.py",),
     ),
     Mutation(
@@ -272,21 +272,21 @@ MUTATIONS = (
     Mutation(
         "distillation counts pairs by one direction",
         "losses/distillation.py",
-        "share = (known[0] + known[1]) / 2",
-        "share = known[0]",
+        "weight = ((-to_texts).exp() + (-to_images).exp()) / 2",
+        "weight = (-to_texts).exp()",
     ),
     Mutation(
         "teacher's contrast counts pairs of one image",
         "tasks/vision_language.py",
-        "logit_scale=teacher.contrast_head.logit_scale, same=same)",
-        "logit_scale=teacher.contrast_head.logit_scale, same=None)",
+        "targets, logit_scale=logit_scale, same=same)",
+        "targets, logit_scale=logit_scale, same=None)",
         ("losses/test_distillation.py",),
     ),
     Mutation(
         "teacher's contrast at the student's temperature",
         "tasks/vision_language.py",
-        "logit_scale=teacher.contrast_head.logit_scale, same",
-        "logit_scale=self.model.contrast_head.logit_scale, same",
+        "logit_scale = teacher.contrast_head.logit_scale",
+        "logit_scale = self.model.contrast_head.logit_scale",
         ("losses/test_distillation.py",),
     ),
     Mutation(

@@ -31,7 +31,7 @@ class Batch(TypedDict, total=False):
     mlm_labels: Int[Tensor, "batch text"]
     """The true id where a prediction is asked for, -100 elsewhere."""
     bool_masked_pos: Bool[Tensor, "batch patch"]
-    """True where masked image modelling hides the patch."""
+    """True where masked image modeling hides the patch."""
     labels: Tensor
     """Targets of a downstream task: a class for each row, a score for each answer, or a class for each pixel."""
     image_ids: Int[Tensor, "batch"]

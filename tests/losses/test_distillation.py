@@ -24,7 +24,10 @@ def test_the_loss_is_the_squared_distance_weighted_by_what_the_teacher_knows():
     expected = sum(k * d for k, d in zip(known, distances, strict=True)) / sum(known)
     same = own_pairs(3, device=torch.device("cpu"))
     close(distillation_loss(own, (images, texts), logit_scale=scale, same=same), expected)
-    close(distillation_loss((images, texts), (images, texts), logit_scale=scale, same=same), torch.tensor(0.0))
+    close(
+        distillation_loss((images, texts), (images, texts), logit_scale=scale, same=same),
+        torch.tensor(0.0),
+    )
 
 
 def test_a_model_learns_the_vectors_of_a_frozen_teacher():
@@ -34,11 +37,17 @@ def test_a_model_learns_the_vectors_of_a_frozen_teacher():
     objective = VisionLanguageObjective(model, config=config, teacher=teacher).train()
     assert model.training
     assert not teacher.training  # drops nothing
-    batch, before = make_batch(), {name: each.clone() for name, each in teacher.state_dict().items()}
+    batch, before = (
+        make_batch(),
+        {name: each.clone() for name, each in teacher.state_dict().items()},
+    )
     first = objective(batch)["teacher"]
     vectors, own = embeds(teacher, batch), embeds(model, batch)
     same = same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
-    close(first, distillation_loss(own, vectors, logit_scale=teacher.contrast_head.logit_scale, same=same))
+    close(
+        first,
+        distillation_loss(own, vectors, logit_scale=teacher.contrast_head.logit_scale, same=same),
+    )
     train(objective, steps=30)
     last = objective(batch)
     assert last["teacher"] < first / 4

@@ -27,7 +27,11 @@ def assert_equal(actual: Results, expected: Results, *, atol: float = ATOL) -> N
             # Gradients of parameters that are read thousands of times are large, and so are their roundings.
             largest = max(1.0, float(value.abs().max()))
             torch.testing.assert_close(
-                found[name], value, atol=atol * largest, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+                found[name],
+                value,
+                atol=atol * largest,
+                rtol=0,
+                msg=lambda text, name=name: f"{name}: {text}",
             )
 
 
@@ -67,7 +71,8 @@ def random_parts(monkeypatch, *, cached: bool, device: str = "cpu") -> Results:
     batch = {name: value.to(device) for name, value in make_batch().items()}
     config = VLMoConfig.tiny(hidden_dropout_prob=0.3, drop_path_rate=0.5)
     objective = VisionLanguageObjective(
-        shaken(VLMoForPreTraining(config), size=0.1).train().to(device), config=VisionLanguageConfig(cache_chunk=2)
+        shaken(VLMoForPreTraining(config), size=0.1).train().to(device),
+        config=VisionLanguageConfig(cache_chunk=2),
     )
     with monkeypatch.context() as patch:
         if not cached:
@@ -171,7 +176,11 @@ def test_logits_of_all_pairs_are_never_in_memory(monkeypatch):
     logits = logits.masked_fill(same[:] & ~torch.eye(count, dtype=torch.bool), -torch.inf)
     expected = (F.cross_entropy(logits, torch.arange(count)) + F.cross_entropy(logits.T, torch.arange(count))) / 2
     expected.backward()
-    for actual, wanted in ((loss, expected), (leaf.grad, whole.grad), (scale.grad, whole_scale.grad)):
+    for actual, wanted in (
+        (loss, expected),
+        (leaf.grad, whole.grad),
+        (scale.grad, whole_scale.grad),
+    ):
         torch.testing.assert_close(actual, wanted, atol=1e-6, rtol=1e-5)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from vlmo.losses import gradient_cache
-from vlmo.losses.itc import caption_keys, contrast_logits, itc_loss, same_pairs
+from vlmo.losses.itc import FalseCaptions, caption_keys, contrast_logits, itc_loss, same_pairs
 
 ATOL = 1e-6  # float32 sums in another order
 
@@ -47,7 +47,7 @@ def test_false_caption_is_a_further_negative_of_its_image_alone():
     # Logits of image 0: 1 (its text), 0 (the other), 0.6 (its false caption); image 1 has none, texts have none.
     identity, found = torch.eye(2), torch.tensor([True, False])
     false = torch.tensor([[0.6, 0.8], [0.6, 0.8]], requires_grad=True)
-    loss = itc_loss(identity, identity, logit_scale=torch.zeros(1), false=(false, found))
+    loss = itc_loss(identity, identity, logit_scale=torch.zeros(1), false_captions=FalseCaptions(false, found))
     expected = (math.log(1 + math.exp(-1) + math.exp(0.6 - 1)) + 3 * math.log(1 + math.exp(-1))) / 4
     assert loss.item() == pytest.approx(expected)
     loss.backward()
@@ -70,7 +70,7 @@ def test_false_captions_equal_plain_loops(rows_of_a_block, monkeypatch):
             to_texts.append((scale.exp() * images[row] @ false[row]).exp())
         pair = scale.exp() * images[row] @ texts[row]
         expected = expected + (sum(to_texts).log() + sum(to_images).log() - 2 * pair).squeeze() / 12
-    loss = itc_loss(images, texts, logit_scale=scale, same=SAME, false=(false, found))
+    loss = itc_loss(images, texts, logit_scale=scale, same=SAME, false_captions=FalseCaptions(false, found))
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     inputs = [images, texts, false, scale]
     gradients = [torch.autograd.grad(value, inputs) for value in (loss, expected)]
@@ -107,7 +107,12 @@ def test_caption_keys_do_not_depend_on_padding():
 
 def test_same_pairs_share_a_picture_or_a_caption():
     images, captions = torch.tensor([1, 2, 1, 3]), torch.tensor([7, 8, 9, 8])
-    assert same_pairs(images, captions)[:].int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
+    assert same_pairs(images, captions)[:].int().tolist() == [
+        [1, 0, 1, 0],
+        [0, 1, 0, 1],
+        [1, 0, 1, 0],
+        [0, 1, 0, 1],
+    ]
 
 
 def test_logits_are_float32_under_autocast():

@@ -41,7 +41,11 @@ def test_negatives_follow_the_softmax_of_similarities():
 def test_negatives_are_allowed_whatever_the_similarities(uniform):
     rows, exclusions = [], []
     for values in itertools.product(EXTREMES, repeat=4):
-        for excluded in ((True, False, False, False), (False, False, False, True), (True, False, True, False)):
+        for excluded in (
+            (True, False, False, False),
+            (False, False, False, True),
+            (True, False, True, False),
+        ):
             rows.append(values)
             exclusions.append(excluded)
     excluded = torch.tensor(exclusions)
@@ -76,7 +80,9 @@ def test_rows_without_candidates_are_not_valid():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_similarities_that_are_not_finite_still_give_a_row(bad):
     drawn, _ = sample_hard_negatives(
-        torch.full((3, 4), bad), excluded=torch.eye(4, dtype=torch.bool)[:3], uniform=torch.tensor([0.0, 0.5, 0.9])
+        torch.full((3, 4), bad),
+        excluded=torch.eye(4, dtype=torch.bool)[:3],
+        uniform=torch.tensor([0.0, 0.5, 0.9]),
     )
     assert torch.all((drawn >= 0) & (drawn < 4))
 

@@ -75,8 +75,8 @@ def compute_everything(monkeypatch) -> None:
     """Makes the last block compute all tokens; those that are wanted are taken out afterwards."""
     run = VLMoModel._run
 
-    def run_all(self, sequence, hidden, layers, *, queries=None, **options):
-        states = run(self, sequence, hidden, layers, **options)
+    def run_all(self, sequence, *, queries=None, **options):
+        states = run(self, sequence, **options)
         return states if queries is None else queries.select(states)
 
     monkeypatch.setattr(VLMoModel, "_run", run_all)
@@ -84,7 +84,10 @@ def compute_everything(monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     ("task", "variant"),
-    [*product(("sum", "mim", "language"), VARIANTS), *product(("itc", "mlm", "itm", "retrieval"), ("base", "beit3"))],
+    [
+        *product(("sum", "mim", "language"), VARIANTS),
+        *product(("itc", "mlm", "itm", "retrieval"), ("base", "beit3")),
+    ],
 )
 def test_last_block_for_wanted_tokens_alone(task, variant, monkeypatch):
     objective = make_objective(task, variant)
@@ -113,7 +116,14 @@ def test_recomputed_activations_of_the_wanted_tokens_alone(variant):
 @pytest.mark.parametrize(
     ("task", "tokens"),
     # Eight rows of first tokens; beside them masked words or patches, filled up to eight of each row.
-    [("itc", {8}), ("itm", {3 * 8}), ("mlm", {8 * 9}), ("mim", {8 * 9}), ("language", {8 * 9}), ("sum", {8, 32 * 9})],
+    [
+        ("itc", {8}),
+        ("itm", {3 * 8}),
+        ("mlm", {8 * 9}),
+        ("mim", {8 * 9}),
+        ("language", {8 * 9}),
+        ("sum", {8, 32 * 9}),
+    ],
 )
 @torch.no_grad()
 def test_last_expert_sees_the_wanted_tokens_alone(task, tokens):

@@ -34,7 +34,10 @@ def test_loss_is_the_mean_over_masked_tokens():
 
 def test_worst_positions_are_left_out_and_labels_smoothed():
     # Losses log 2, log 4 and log 4/3: the largest of three is left out from a share of 1/3 on.
-    logits, labels = torch.tensor([[0.0, 0.0], [0.0, math.log(3)], [0.0, math.log(3)]]), torch.tensor([1, 0, 1])
+    logits, labels = (
+        torch.tensor([[0.0, 0.0], [0.0, math.log(3)], [0.0, math.log(3)]]),
+        torch.tensor([1, 0, 1]),
+    )
     assert masked_loss(logits, labels, drop_worst=0.34).item() == pytest.approx(math.log(4 / 3))
     assert masked_loss(logits, labels, drop_worst=0.3).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
     smooth = 0.9 * math.log(4 / 3) + 0.1 * (math.log(4 / 3) + math.log(4)) / 2
@@ -101,7 +104,11 @@ def test_language_stage_moves_only_the_text_side(attention):
     trained = [".experts.language.", "vlmo.text_embeddings.", "vlmo.modality_types.", "vlmo.norm."]
     trained += ["vlmo.position_bias.", "mlm_head."]
     if attention == "separate":
-        trained += [".norm1.language.", ".attention.qkv.language.", ".attention.projection.language."]
+        trained += [
+            ".norm1.language.",
+            ".attention.qkv.language.",
+            ".attention.projection.language.",
+        ]
         frozen = [part.replace(".norm1.", ".norm1.vision.") for part in frozen if part != ".attention."]
         frozen += [".attention.qkv.vision.", ".attention.projection.vision."]
     for name, parameter in objective.model.named_parameters():

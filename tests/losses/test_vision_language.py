@@ -8,7 +8,7 @@ from tests.toy_model import BEIT3, toy
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlmo.losses.itc import SamePairs, itc_loss
+from vlmo.losses.itc import FalseCaptions, SamePairs, itc_loss
 from vlmo.losses.itm import itm_loss, sample_hard_negatives, sample_uniform
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.tasks import vision_language
@@ -63,7 +63,10 @@ def test_itm_classifies_false_captions_beside_drawn_negatives():
 @torch.no_grad()
 def test_itc_reads_the_false_captions_that_there_are(lacking):
     settings = {"mlm_weight": 0, "itm_weight": 0, "itc_false_captions": True}
-    objective, batch = stage_3({"contrast_fusion_branch": False}, **settings), with_false_texts(make_batch())
+    objective, batch = (
+        stage_3({"contrast_fusion_branch": False}, **settings),
+        with_false_texts(make_batch()),
+    )
     batch["false_attention_mask"][2] = 1  # all rows but those below have one
     batch["false_attention_mask"][lacking] = 0
     model, false = objective.model, torch.zeros(8, 32)
@@ -77,7 +80,11 @@ def test_itc_reads_the_false_captions_that_there_are(lacking):
     )
     found = batch["false_attention_mask"].any(dim=1)
     scale = model.contrast_head.logit_scale
-    close(objective(batch)["itc"], itc_loss(*own, logit_scale=scale, same=SAME, false=(false, found)))
+    captions = FalseCaptions(false, found)
+    close(
+        objective(batch)["itc"],
+        itc_loss(*own, logit_scale=scale, same=SAME, false_captions=captions),
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,9 +111,8 @@ def test_loss_is_the_weighted_sum_of_the_parts(weights, parts):
 def itc_by_hand(objective: VisionLanguageObjective, batch: dict[str, Tensor]) -> Tensor:
     """Mean over both branches and both directions, from the projections and by nothing under test."""
     model, backbone = objective.model, objective.model.vlmo
-    options = {"fusion_branch": True}
-    images = backbone.encode(batch["pixel_values"], **options).firsts
-    texts = backbone.encode(None, batch["input_ids"], batch["attention_mask"], **options).firsts
+    images = backbone.encode_branches(batch["pixel_values"])
+    texts = backbone.encode_branches(None, batch["input_ids"], batch["attention_mask"])
     total = 0
     for head, i, t in zip((model.contrast_head, model.fusion_contrast_head), images, texts, strict=True):
         own = i @ head.image_projection.weight.T, t @ head.text_projection.weight.T
@@ -156,7 +162,11 @@ def test_retrieval_trains_without_masked_captions():
     batch = make_batch()
     del batch["mlm_input_ids"], batch["mlm_labels"]
     moved = {name for name, value in gradients(retrieval(itm_weight=1), batch).items() if value.any()}
-    assert {"match_head.classifier.weight", "contrast_head.logit_scale", "vlmo.pooler.dense.weight"} <= moved
+    assert {
+        "match_head.classifier.weight",
+        "contrast_head.logit_scale",
+        "vlmo.pooler.dense.weight",
+    } <= moved
     moved = {name for name, value in gradients(retrieval(), batch).items() if value.any()}
     assert not any(name.startswith(("match_head.", "vlmo.pooler.")) or ".vision_language." in name for name in moved)
 
@@ -193,7 +203,10 @@ def test_groups_are_where_negatives_are_drawn_from(monkeypatch):
 
 
 def test_losses_without_a_head_are_refused():
-    with pytest.raises(ValueError, match=r"mlm_weight is 0\.25, but VLMoForImageTextRetrieval has no head for words"):
+    with pytest.raises(
+        ValueError,
+        match=r"mlm_weight is 0\.25, but VLMoForImageTextRetrieval has no head for words",
+    ):
         VisionLanguageObjective(toy(VLMoForImageTextRetrieval))
     with pytest.raises(ValueError, match="itm_weight is 1, but the model has no matching head"):
         retrieval({"use_match_head": False}, itm_weight=1)
@@ -226,7 +239,9 @@ def test_itm_is_the_mean_over_each_true_pair_and_its_negatives(monkeypatch):
     sampled = []
     sample = vision_language.sample_negatives
     monkeypatch.setattr(
-        vision_language, "sample_negatives", lambda *a, **k: sampled.append(sample(*a, **k)) or sampled[-1]
+        vision_language,
+        "sample_negatives",
+        lambda *a, **k: sampled.append(sample(*a, **k)) or sampled[-1],
     )
     loss, model = objective(batch)["itm"], objective.model
     pairs = [(row, row) for row in (0, 4)]
@@ -264,7 +279,10 @@ def excluded_rows(objective: VisionLanguageObjective, batch: dict[str, Tensor], 
 @torch.no_grad()
 def test_rows_with_the_same_picture_or_caption_are_negatives_only_on_request(monkeypatch):
     batch = make_batch()
-    batch["input_ids"][7], batch["attention_mask"][7] = batch["input_ids"][1], batch["attention_mask"][1]
+    batch["input_ids"][7], batch["attention_mask"][7] = (
+        batch["input_ids"][1],
+        batch["attention_mask"][1],
+    )
     expected = SAME.clone()
     expected[1, 7] = expected[7, 1] = True
     for hidden in excluded_rows(stage_3(), batch, monkeypatch):

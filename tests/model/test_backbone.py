@@ -96,12 +96,11 @@ def test_itc_branches_differ_in_the_top_experts_alone(num_fusion_layers, modalit
     twin = copy.deepcopy(model)
     for block in twin.blocks[-num_fusion_layers:]:
         block.experts[modality].load_state_dict(block.experts["vision_language"].state_dict())
-    own, fusion = model.encode(**inputs, fusion_branch=True).firsts
+    own, fusion = model.encode_branches(**inputs)
     torch.testing.assert_close(own, model(**inputs).last_hidden_state[:, 0])
     torch.testing.assert_close(fusion, twin(**inputs).last_hidden_state[:, 0])
     assert not torch.allclose(own, fusion, atol=1e-3)
-    assert torch.equal(*twin.encode(**inputs, fusion_branch=True).firsts)
-    assert len(model.encode(**inputs).firsts) == 1
+    assert torch.equal(*twin.encode_branches(**inputs))
 
 
 @POSITIONS

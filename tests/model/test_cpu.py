@@ -13,12 +13,12 @@ from vlmo.model.multiway import attend
 BATCH, LENGTH, HEADS, DIM = 5, 19, 2, 4
 
 
-def whole(qkv: Tensor, *, bias: Tensor | None, hidden_keys: Tensor | None) -> Tensor:
+def whole(qkv: Tensor, *, bias: Tensor | None, attention_mask: Tensor | None) -> Tensor:
     query, key, value = qkv.permute(2, 0, 3, 1, 4)
     scores = query @ key.mT / DIM**0.5
     scores = scores if bias is None else scores + bias
-    if hidden_keys is not None:
-        scores = scores.masked_fill(hidden_keys[:, None, None], torch.finfo(scores.dtype).min)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask[:, None, None], torch.finfo(scores.dtype).min)
     return (scores.softmax(dim=-1) @ value).transpose(1, 2)
 
 
@@ -39,7 +39,7 @@ def test_chunks_equal_whole_matrices_in_value_and_gradient(given, rows_of_a_chun
     learnt = [qkv, bias] if "bias" in given or given == "both" else [qkv]
     options = {
         "bias": bias if len(learnt) == 2 else None,
-        "hidden_keys": hidden if given in ("hidden keys", "both") else None,
+        "attention_mask": ~hidden if given in ("hidden keys", "both") else None,
     }
     expected, actual = whole(qkv, **options), chunked_attention(qkv, **options)
     torch.testing.assert_close(actual, expected)
@@ -60,7 +60,7 @@ def test_no_rows_have_no_attention_and_no_gradient():
 def test_row_that_hides_everything_has_even_weights():
     qkv, bias, hidden = inputs(torch.float64)
     hidden[2] = True
-    attended = chunked_attention(qkv, bias=bias, hidden_keys=hidden)
+    attended = chunked_attention(qkv, bias=bias, attention_mask=~hidden)
     torch.testing.assert_close(attended[2], qkv[2, :, 2].mean(dim=0).expand(LENGTH, -1, -1))
     attended.sum().backward()
     assert torch.isfinite(qkv.grad).all()
@@ -71,8 +71,8 @@ def test_half_precision_keeps_scores_in_float32():
     qkv, bias, hidden = inputs(torch.bfloat16)
     reference = qkv.detach().float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        actual = chunked_attention(qkv, bias=bias.float(), hidden_keys=hidden)
-    expected = whole(reference, bias=bias.float(), hidden_keys=hidden)
+        actual = chunked_attention(qkv, bias=bias.float(), attention_mask=~hidden)
+    expected = whole(reference, bias=bias.float(), attention_mask=~hidden)
     assert actual.dtype == torch.bfloat16
     # Weights, values and the result are rounded to eight bits, scores are not.
     torch.testing.assert_close(actual.float(), expected, atol=0.02, rtol=0.01)
@@ -91,7 +91,7 @@ def test_nothing_of_the_size_of_scores_is_kept_for_the_backward_pass():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        chunked_attention(qkv, bias=bias, hidden_keys=None).sum().backward()
+        chunked_attention(qkv, bias=bias, attention_mask=None).sum().backward()
     assert sorted(kept) == sorted([qkv.numel(), bias.numel()])
 
 
@@ -102,13 +102,12 @@ def test_attention_with_a_bias_that_does_not_learn_is_that_of_whole_matrices(giv
     qkv, bias, hidden = inputs(dtype)
     options = {
         "bias": bias.detach() if given in ("bias", "both") else None,
-        "hidden_keys": hidden if given in ("hidden keys", "both") else None,
+        "attention_mask": ~hidden if given in ("hidden keys", "both") else None,
     }
     reference = qkv.detach().double().requires_grad_()
     expected = whole(reference, **options).flatten(2)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        mask = None if options["hidden_keys"] is None else ~hidden
-        actual, _ = attend(qkv, bias=options["bias"], attention_mask=mask, queries=None, eager=False)
+        actual, _ = attend(qkv, **options, queries=None, eager=False)
     assert actual.dtype == dtype
     torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=tolerance)
     (gradient,) = torch.autograd.grad(actual.sum(), qkv)

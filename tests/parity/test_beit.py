@@ -137,7 +137,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 @KEY_STYLES
 @SETTINGS
 @torch.no_grad()
-def test_masked_image_modelling_gives_the_same_logits_and_states(style, settings):
+def test_masked_image_modeling_gives_the_same_logits_and_states(style, settings):
     theirs = random_beit(BeitForMaskedImageModeling, **settings)
     conversion = converted(theirs, style=style)
     ours = load(conversion)

@@ -50,7 +50,13 @@ def test_pairs(tmp_path_factory) -> Path:
             pixels = np.full((40, 40, 3), 60 * number, dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.png")
             for caption in ("a square", "square"):
-                row = [f"{number}.png", f"{caption} {number}", "test", licence, "my pairs" if number else "museum"]
+                row = [
+                    f"{number}.png",
+                    f"{caption} {number}",
+                    "test",
+                    licence,
+                    "my pairs" if number else "museum",
+                ]
                 table.writerow(row)
     return folder
 
@@ -72,10 +78,17 @@ def chain(pictures, visual_tokenizer, test_pairs, tmp_path_factory) -> dict[int,
         title = f"shapes-stage{number}"
         original = find_recipe(title) if number == 2 else None
         trainer = build(
-            recipe, run_dir=root / f"stage{number}", title=title, about=f"About stage {number}.", original=original
+            recipe,
+            run_dir=root / f"stage{number}",
+            title=title,
+            about=f"About stage {number}.",
+            original=original,
         )
         begun = trainer.objective.state_dict()
-        save_file({name: value.clone() for name, value in begun.items()}, root / f"stage{number}" / "begun.safetensors")
+        save_file(
+            {name: value.clone() for name, value in begun.items()},
+            root / f"stage{number}" / "begun.safetensors",
+        )
         folders[number] = trainer.fit().model_dir
     return folders
 
@@ -103,14 +116,17 @@ def test_stage_3_starts_with_attention_and_experts_of_the_stages_before(chain):
 def test_card_names_recipe_settings_and_start(chain):
     assert "# shapes-stage3\n\nAbout stage 3.\n" in (chain[3] / "README.md").read_text()
     settings = f"`recipe.json` in the run folder; {STEPS} steps of 16 examples, seed 0"
-    assert section(chain[1], "Recipe").splitlines()[1:] == [f"- Settings: {settings}", "- Start: random weights"]
+    assert section(chain[1], "Recipe").splitlines()[1:] == [
+        f"- Settings: {settings}",
+        "- Start: random weights",
+    ]
     start = f"{chain[2].parents[1].name}/stage2/model"
     assert section(chain[3], "Recipe").splitlines() == [
         "- Recipe: `shapes-stage3`",
         f"- Settings: {settings}",
         f"- Start: `{start}`",
     ]
-    assert "Stage: stage 3, contrast, masked language modelling and matching" in section(chain[3], "What it is")
+    assert "Stage: stage 3, contrast, masked language modeling and matching" in section(chain[3], "What it is")
     assert 'pipeline("zero-shot-image-classification"' in section(chain[3], "How to use")
 
 
@@ -126,10 +142,13 @@ def test_card_gathers_the_data_of_all_stages(chain, pictures, visual_tokenizer):
     name = f"`{pictures.name}`"
     targets = "/".join(visual_tokenizer.parts[-3:])
     first = [
-        [name, "stage 1, masked image modelling; vocabulary", NOT_STATED],
+        [name, "stage 1, masked image modeling; vocabulary", NOT_STATED],
         [f"`{targets}`", f"whatever `{targets}` was trained on: its card does not say", NOT_STATED],
     ]
-    stage2, stage3 = "stage 2, masked language modelling", "stage 3, contrast, masked language modelling and matching"
+    stage2, stage3 = (
+        "stage 2, masked language modeling",
+        "stage 3, contrast, masked language modeling and matching",
+    )
     second = [[name, f"{stage2}; {first[0][1]}", NOT_STATED], first[1]]
     third = [[name, f"{stage3}; {second[0][1]}", NOT_STATED], first[1]]
     assert [cells(section(chain[number], "Data")) for number in (1, 2, 3)] == [first, second, third]
@@ -166,7 +185,10 @@ def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
     for metric, value in result.metrics.items():
         shown = rows[f"{metric.removeprefix('rerank_').upper()}, dual encoder"]
         assert shown[metric.startswith("rerank_")].startswith(f"{round(100 * value, 2)} %")
-        assert shown[2:] == [f"{round(100 * result.chance[metric], 2)} %", f"`vlmo evaluate`, {TODAY}"]
+        assert shown[2:] == [
+            f"{round(100 * result.chance[metric], 2)} %",
+            f"`vlmo evaluate`, {TODAY}",
+        ]
     assert {each.metric_type for each in read_results(folder)} == set(result.metrics)
     assert section(folder, "Data") == before
 

@@ -13,7 +13,7 @@ from vlmo.processing import image_processor_for
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import Recipe, TextConfig, model_config
 from vlmo.run import build
-from vlmo.run.start import build_processor
+from vlmo.run.start import Start, build_processor
 
 WORDS = ["a red green blue yellow square, number 0123456789"] * 2
 
@@ -42,29 +42,30 @@ def test_start_without_words_takes_those_of_the_recipe(recipe, tmp_path):
     processor = VLMoProcessor.from_pretrained(folder)
     assert (processor.image_size, processor.max_text_length) == (64, 16)
     assert processor.tokenizer.get_vocab() == given.tokenizer.get_vocab()
-    learning = dataclasses.replace(recipe.text, vocabulary="learn", vocab_size=90, learn_from=(recipe.data.source,))
-    assert build_processor(dataclasses.replace(recipe, text=learning)).vocab_size > given.vocab_size
+    text = dataclasses.replace(recipe.text, vocabulary="learn", vocab_size=90, learn_from=(recipe.data.source,))
+    learning = dataclasses.replace(recipe, text=text)
+    assert build_processor(learning, Start.of(learning)).vocab_size > given.vocab_size
 
 
 def test_vocabulary_is_learnt_once_for_the_same_texts(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("VLMO_CACHE", str(tmp_path))
     text = TextConfig(vocab_size=90, learn_from=(recipe.data.source,), max_length=16)
     recipe = dataclasses.replace(recipe, init=None, text=text)
-    learnt = build_processor(recipe)
+    learnt = build_processor(recipe, None)
     monkeypatch.delattr(VLMoProcessor, "train")
-    again = build_processor(recipe)
+    again = build_processor(recipe, None)
     assert again.tokenizer.get_vocab() == learnt.tokenizer.get_vocab()
     assert again(text="a red square")["input_ids"] == learnt(text="a red square")["input_ids"]
     assert again.max_text_length == 16
     with pytest.raises(AttributeError):
-        build_processor(dataclasses.replace(recipe, text=dataclasses.replace(text, vocab_size=91)))
+        build_processor(dataclasses.replace(recipe, text=dataclasses.replace(text, vocab_size=91)), None)
 
 
 def test_vocabulary_is_learnt_from_questions_too(recipe, tmp_path):
     rows = question_rows(8)
     rows.save_to_disk(str(tmp_path / "questions"))
     text = TextConfig(vocab_size=200, learn_from=(recipe.data.source, str(tmp_path / "questions")), max_length=16)
-    processor = build_processor(dataclasses.replace(recipe, init=None, text=text))
+    processor = build_processor(dataclasses.replace(recipe, init=None, text=text), None)
     for question in rows["question"]:
         assert processor.tokenizer.tokenize(question) == question.replace("?", " ?").lower().split()
 

@@ -16,7 +16,7 @@ from vlmo.processing.segmentation import SegmentTransformConfig
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import DataConfig
 from vlmo.run import build
-from vlmo.run.start import model_settings
+from vlmo.run.start import Start, model_settings
 from vlmo.tasks import ClassificationTask, SegmentationTask
 from vlmo.tasks.classification import ClassSet
 from vlmo.tasks.segmentation import with_shared_statistics
@@ -70,7 +70,7 @@ def test_text_side_follows_the_start_folder(make, folders) -> None:
     model, vocabulary = trainer.objective.model, processor().vocab_size
     assert model.config.vocab_size == vocabulary != 50
     stage1 = dataclasses.replace(find_recipe("shapes-stage1"), init=str(folders["retrieval"]))
-    assert model_settings(stage1, None)["vocab_size"] == vocabulary
+    assert model_settings(stage1, None, Start.of(stage1))["vocab_size"] == vocabulary
     begun = VLMoForImageTextRetrieval.from_pretrained(folders["retrieval"])
     assert torch.equal(model.vlmo.text_embeddings.words.weight, begun.vlmo.text_embeddings.words.weight)
     assert torch.equal(model.vlmo.blocks[0].experts.vision.fc1.weight, begun.vlmo.blocks[0].experts.vision.fc1.weight)

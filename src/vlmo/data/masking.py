@@ -1,4 +1,4 @@
-"""Masks for masked modelling: blocks of patches, and whole words."""
+"""Masks for masked modeling: blocks of patches, and whole words."""
 
 from __future__ import annotations
 

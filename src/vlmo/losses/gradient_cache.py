@@ -25,19 +25,20 @@ def row_slices(count: int, *, size: int) -> list[slice]:
 
 
 def cached(encode: Callable[..., Sequence[Tensor]], *, size: int | None) -> Callable[..., Sequence[Tensor]]:
-    """Return an encoder of `size` rows of its arguments at a time, each computed again in the backward pass.
+    """Return an encoder of `size` rows of its arguments at a time, computed again in the backward pass.
 
-    Keywords are the same for all rows. None returns `encode` as it is.
+    Keyword arguments are the same for all rows. A size of None returns `encode` as it is.
     """
+    if size is None:
+        return encode
 
-    def encode_in_chunks(*rows: Tensor, **same: Any) -> Sequence[Tensor]:
-        if size is None:
-            return encode(*rows, **same)
-        parts = [
-            recomputed(partial(encode, **same), *(each[part] for each in rows), device=rows[0].device)
-            for part in row_slices(len(rows[0]), size=size)
-        ]
-        return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
+    def encode_in_chunks(*inputs: Tensor, **constants: Any) -> Sequence[Tensor]:
+        encode_chunk = partial(encode, **constants)
+        outputs = []
+        for rows in row_slices(len(inputs[0]), size=size):
+            chunk = [tensor[rows] for tensor in inputs]
+            outputs.append(recomputed(encode_chunk, *chunk, device=inputs[0].device))
+        return [torch.cat(chunks) for chunks in zip(*outputs, strict=True)]
 
     return encode_in_chunks
 
@@ -46,9 +47,9 @@ def recomputed(function: Callable[..., Any], *args: Any, device: torch.device) -
     """Return `function(*args)` without keeping intermediate results: backward computes it again, dropout replayed.
 
     For the encoders of a contrastive batch this is the gradient cache ("Scaling Deep Contrastive Learning Batch Size
-    under Memory Limited Setup", Gao et al. 2021): first all embeddings, then the loss and its gradient for each
-    embedding, then chunk by chunk the encoder again with its backward pass. All of it happens in one ordinary
-    `backward()`, so data parallelism averages the gradients once, as ever.
+    under Memory Limited Setup", Gao et al. 2021): first all embeddings, then the loss and its
+    gradient for every embedding, then chunk by chunk the encoder again with its backward pass. All of
+    it happens in one ordinary `backward()`, so data parallelism averages the gradients once.
     """
 
     def run(*args: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,12 +17,15 @@ from vlmo.types import Batch
 
 
 def itm_loss(
-    logits: Float[Tensor, "pairs 2"], labels: Int[Tensor, "pairs"], *, valid: Bool[Tensor, "pairs"] | None = None
+    logits: Float[Tensor, "pairs 2"],
+    labels: Int[Tensor, "pairs"],
+    *,
+    valid: Bool[Tensor, "pairs"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy over matching and non-matching pairs of all processes (VLMo, "Image-Text Matching").
+    """Cross-entropy over pairs of all processes, matching or not (VLMo, "Image-Text Matching").
 
     Args:
-        valid: False for pairs that do not count (no negative could be found). None counts all.
+        valid: False for pairs that do not count (there was no negative to sample). None counts all.
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     weights = torch.ones_like(losses) if valid is None else valid.to(losses.dtype)
@@ -29,12 +33,12 @@ def itm_loss(
 
 
 class HardNegatives(NamedTuple):
-    """Global rows of the hard negatives of own rows, row by row; `found` is False where there was none to sample."""
+    """Global rows of the hard negatives of local rows; invalid where there was none to sample."""
 
     text: Int[Tensor, "negatives"]
-    text_found: Bool[Tensor, "negatives"]
+    text_valid: Bool[Tensor, "negatives"]
     image: Int[Tensor, "negatives"]
-    image_found: Bool[Tensor, "negatives"]
+    image_valid: Bool[Tensor, "negatives"]
 
 
 class FusedPairs(NamedTuple):
@@ -48,36 +52,68 @@ class FusedPairs(NamedTuple):
     valid: Bool[Tensor, "pairs"]  # True for pairs that count in ITM
 
 
+def join_pairs(parts: Sequence[FusedPairs]) -> FusedPairs:
+    """Return the pairs of all parts, one part after the other."""
+    return FusedPairs(*map(torch.cat, zip(*parts, strict=True)))
+
+
 def mlm_pairs(batch: Batch, *, rows: Int[Tensor, "rows"]) -> FusedPairs:
     """Return `rows` of the batch with masked words, which do not count in ITM."""
-    ids, mask, labels = (batch[name][rows] for name in ("mlm_input_ids", "attention_mask", "mlm_labels"))
-    return FusedPairs(rows, ids, mask, labels, torch.ones_like(rows), valid=torch.zeros_like(rows, dtype=torch.bool))
+    return FusedPairs(
+        images=rows,
+        input_ids=batch["mlm_input_ids"][rows],
+        attention_mask=batch["attention_mask"][rows],
+        mlm_labels=batch["mlm_labels"][rows],
+        targets=torch.ones_like(rows),
+        valid=torch.zeros_like(rows, dtype=torch.bool),
+    )
 
 
 def itm_pairs(
     batch: Batch, negatives: HardNegatives, *, rows: Int[Tensor, "rows"]
 ) -> tuple[Float[Tensor, "images 3 height width"], FusedPairs]:
-    """Return the images of ITM, those of the batch first, and its pairs (VLMo, "Image-Text Matching").
+    """Return the images of ITM, the batch's first, and its pairs (VLMo, "Image-Text Matching").
 
-    These are the true pairs of `rows`, each text with its negative images and each image with its negative texts, which
-    are fetched from their processes, and with its false caption where the batch has one.
+    The pairs are the true ones of `rows`, each text with its negative images, each image with its
+    negative texts, both fetched from their processes, and each image with its false caption if the
+    batch has one.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    again = rows.repeat_interleave(len(negatives.text) // len(rows))
-    pixels, images = distributed.append_rows(batch["pixel_values"], negatives.image)
-    other_ids, other_mask = distributed.exchange(torch.stack([ids, mask], dim=1), negatives.text).unbind(1)
-    no_match = torch.zeros_like(again)
-    pairs = [
-        (rows, ids[rows], mask[rows], torch.ones_like(rows), torch.ones_like(rows, dtype=torch.bool)),
-        (images, ids[again], mask[again], no_match, negatives.image_found),
-        (again, other_ids, other_mask, no_match, negatives.text_found),
+    pixels, negative_images = distributed.append_rows(batch["pixel_values"], negatives.image)
+    negative_texts = distributed.exchange(torch.stack([ids, mask], dim=1), negatives.text)
+    # The row of each negative: a row has several.
+    anchors = rows.repeat_interleave(len(negatives.text) // len(rows))
+    all_valid = torch.ones_like(rows, dtype=torch.bool)
+    parts = [
+        _unmasked_pairs(rows, ids[rows], mask[rows], target=1, valid=all_valid),
+        _unmasked_pairs(negative_images, ids[anchors], mask[anchors], target=0, valid=negatives.image_valid),
+        _unmasked_pairs(
+            anchors,
+            negative_texts[:, 0],
+            negative_texts[:, 1],
+            target=0,
+            valid=negatives.text_valid,
+        ),
     ]
     if "false_input_ids" in batch:
+        false_ids = batch["false_input_ids"][rows]
         false_mask = batch["false_attention_mask"][rows]
-        found = false_mask.any(dim=1)
-        pairs.append((rows, batch["false_input_ids"][rows], false_mask, torch.zeros_like(rows), found))
-    images, ids, mask, targets, valid = map(torch.cat, zip(*pairs, strict=True))
-    return pixels, FusedPairs(images, ids, mask, torch.full_like(ids, -100), targets, valid)
+        has_words = false_mask.any(dim=1)
+        parts.append(_unmasked_pairs(rows, false_ids, false_mask, target=0, valid=has_words))
+    return pixels, join_pairs(parts)
+
+
+def _unmasked_pairs(
+    images: Int[Tensor, "pairs"],
+    input_ids: Int[Tensor, "pairs text"],
+    attention_mask: Int[Tensor, "pairs text"],
+    *,
+    target: int,
+    valid: Bool[Tensor, "pairs"],
+) -> FusedPairs:
+    no_labels = torch.full_like(input_ids, -100)
+    targets = torch.full_like(images, target)
+    return FusedPairs(images, input_ids, attention_mask, no_labels, targets, valid)
 
 
 @torch.no_grad()
@@ -93,32 +129,43 @@ def sample_negatives(
     groups: int = 1,
     sharpness: float = 1.0,
 ) -> HardNegatives:
-    """Sample `count` texts and `count` images for each of the own `rows` by ITC logits times `sharpness`.
+    """Sample `count` texts and `count` images for each of the local `rows`.
 
     Args:
-        vectors: Of the own images and texts; `keys` are those of all processes.
+        vectors: Those of local images and texts; `keys` are those of all processes.
         same: Pairs that are no negatives.
-        groups: Groups of neighbouring global rows; a row's negatives come from its own group.
+        groups: Groups of neighboring global rows; a row's negatives come from its own group.
+        sharpness: Negatives are sampled by the softmax of ITC's logits times this.
     """
-    uniform = sample_uniform(seed, batch=len(vectors[0]), rounds=2 * count)[:, rows]
+    image_embeds, text_embeds = vectors
+    image_keys, text_keys = keys
+    global_rows = torch.arange(len(text_keys), device=rows.device)
+    group_size = len(text_keys) // groups
+    uniform = sample_uniform(seed, batch=len(image_embeds), rounds=2 * count)[:, rows]
+    # Rounds are the texts' first, then the images'; the negatives of a row stand together.
     uniform = uniform.view(2, count, len(rows)).transpose(1, 2).flatten(1)
-    rows, size = rows.repeat_interleave(count), len(keys[0]) // groups
+    rows = rows.repeat_interleave(count)
 
-    def sample(own: Tensor, others: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        chosen, found = [], []
-        for part in row_blocks(len(rows), width=len(others)):
-            excluded = same[rows[part]]
+    def sample(queries: Tensor, candidates: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        samples = []
+        valid = []
+        for block in row_blocks(len(rows), width=len(candidates)):
+            anchors = rows[block]
+            excluded = same[anchors]
             if groups > 1:
-                group = (distributed.rank() * len(same.own) + rows[part]) // size
-                excluded = excluded | (group[:, None] != torch.arange(len(others), device=rows.device) // size)
-            logits = contrast_logits(own[rows[part]], others, logit_scale=logit_scale) * sharpness
-            sampled, any_found = sample_hard_negatives(logits, excluded=excluded, uniform=numbers[part])
-            chosen.append(sampled)
-            found.append(any_found)
-        return torch.cat(chosen), torch.cat(found)
+                group = (distributed.rank() * len(queries) + anchors) // group_size
+                excluded = excluded | (group[:, None] != global_rows // group_size)
+            logits = contrast_logits(queries[anchors], candidates, logit_scale=logit_scale)
+            block_samples, block_valid = sample_hard_negatives(
+                logits * sharpness, excluded=excluded, uniform=numbers[block]
+            )
+            samples.append(block_samples)
+            valid.append(block_valid)
+        return torch.cat(samples), torch.cat(valid)
 
-    (text, text_found), (image, image_found) = map(sample, vectors, reversed(keys), uniform)
-    return HardNegatives(text, text_found, image, image_found)
+    text, text_valid = sample(image_embeds, text_keys, uniform[0])
+    image, image_valid = sample(text_embeds, image_keys, uniform[1])
+    return HardNegatives(text, text_valid, image, image_valid)
 
 
 def sample_hard_negatives(
@@ -127,11 +174,11 @@ def sample_hard_negatives(
     excluded: Bool[Tensor, "batch global"],
     uniform: Float[Tensor, "batch"],
 ) -> tuple[Int[Tensor, "batch"], Bool[Tensor, "batch"]]:
-    """Sample one global row for each row with probability softmax(similarity) among those not excluded.
+    """Sample a global row for each local row by the softmax of similarities that are not excluded.
 
     Args:
         similarities: ITC logits (temperature applied).
-        excluded: True where the global row is a true pair of the row; the row itself must be among them.
+        excluded: True where the global row is a true pair of the row; the row itself is among them.
         uniform: In [0, 1); the sample of row i is a pure function of `uniform[i]`.
 
     Returns:
@@ -141,17 +188,19 @@ def sample_hard_negatives(
     # The largest allowed logit is subtracted before exp, so that some weight is always 1: never all zero.
     logits = similarities.detach().float().masked_fill(excluded, float("-inf"))
     logits = torch.where(possible[:, None], logits, torch.zeros_like(logits))
-    exact = torch.device("cpu") if logits.device.type == "mps" else logits.device  # Apple's GPUs have no float64
+    # float64, which Apple's GPUs lack: a sum over many rows in float32 would never reach the last ones.
+    exact = torch.device("cpu") if logits.device.type == "mps" else logits.device
     cumulative = logits.softmax(dim=1).to(exact).double().cumsum(dim=1)
     target = uniform.to(exact).double()[:, None] * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, target, right=True)[:, 0].to(logits.device)
-    # Logits that are not finite would point past the end; their loss is not finite either, and the step is skipped.
+    # Logits that are not finite would point past the end; their loss is not finite either, and the
+    # step is skipped.
     chosen = chosen.clamp(max=logits.shape[1] - 1)
     return torch.where(possible, chosen, torch.zeros_like(chosen)), possible
 
 
 def sample_uniform(seed: Int[Tensor, ""], *, batch: int, rounds: int) -> Float[Tensor, "rounds batch"]:
-    """Return this process's share of uniform numbers that depend only on the seed and the row's global number."""
+    """Return uniform numbers of this process's rows, pure functions of the seed and the global row."""
     generator = torch.Generator().manual_seed(int(seed))
     numbers = torch.rand(rounds, batch * distributed.world_size(), generator=generator)
     start = distributed.rank() * batch

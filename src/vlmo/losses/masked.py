@@ -26,7 +26,10 @@ def masked_loss(
     losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
     count = torch.tensor(float(len(labels)), device=logits.device)
     if drop_worst:
-        total, longest = int(distributed.all_reduce(count)), int(distributed.all_reduce(count, op="max"))
+        total, longest = (
+            int(distributed.all_reduce(count)),
+            int(distributed.all_reduce(count, op="max")),
+        )
         everywhere = distributed.gather(F.pad(losses, (0, longest - len(losses)), value=torch.inf)).sort().values
         losses = losses[losses <= everywhere[max(1, int(total * (1 - drop_worst))) - 1]]
     return distributed.global_mean(losses.sum(), count.new_tensor(float(len(losses))))

@@ -16,9 +16,23 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from vlmo.folder import check_folder
 from vlmo.model.config import VLMoConfig
-from vlmo.model.embeddings import ImageEmbeddings, RelativePositionBias, TextEmbeddings, sincos_positions
+from vlmo.model.embeddings import (
+    ImageEmbeddings,
+    RelativePositionBias,
+    TextEmbeddings,
+    sincos_positions,
+)
 from vlmo.model.heads import ContrastHead, MaskedImageHead, Pooler
-from vlmo.model.multiway import LANGUAGE, VISION, MultiwayBlock, OutputTokens, QueryKeyValue, Route, TokenSequence
+from vlmo.model.multiway import (
+    LANGUAGE,
+    VISION,
+    MultiwayBlock,
+    OutputTokens,
+    QueryKeyValue,
+    Route,
+    TokenSequence,
+    layer_norms,
+)
 from vlmo.released import find_model
 
 TEXT_TYPE, IMAGE_TYPE, SECOND_IMAGE_TYPE = 0, 1, 2
@@ -47,20 +61,15 @@ class VLMoModelOutput(ModelOutput):
 
 
 class Encoded(NamedTuple):
-    """States after the final norm, of the tokens that `VLMoModel.encode` is asked for.
+    """States after the final norm of the tokens that `VLMoModel.encode` is asked for.
 
     Attributes:
-        firsts: Of the first token, (batch, dim); with `fusion_branch` again, after that branch.
-        tokens: Of the wanted words or patches, (wanted, dim), row by row.
+        first: That of the first token.
+        tokens: Those of the wanted words or patches, row by row.
     """
 
-    firsts: tuple[Tensor, ...]
-    tokens: Tensor
-
-    @property
-    def first(self) -> Float[Tensor, "batch dim"]:
-        """State of the first token."""
-        return self.firsts[0]
+    first: Float[Tensor, "batch dim"]
+    tokens: Float[Tensor, "wanted dim"]
 
 
 class VLMoPreTrainedModel(PreTrainedModel):
@@ -156,15 +165,15 @@ def _init_positions(table: nn.Parameter, config: VLMoConfig, *, grid: tuple[int,
     elif grid is not None:
         init.copy_(table, torch.cat([torch.zeros(1, dim), sincos_positions(*grid, dim=dim)]))
     else:
-        # As long as word vectors, with which they are normalised.
+        # As long as word vectors, with which they are normalized.
         init.copy_(table, 2**0.5 * config.initializer_range * sincos_positions(len(table), dim=dim))
 
 
 def _causal_bias(hidden: Float[Tensor, "batch seq dim"], *, words: slice) -> Float[Tensor, "1 seq seq"]:
-    """Return -inf where a token (row) does not see another: words see none that comes later, the image sees none."""
-    place = torch.arange(hidden.shape[1], device=hidden.device)
-    is_word = (place >= words.start) & (place < words.stop)
-    unseen = is_word & (~is_word[:, None] | (place > place[:, None]))
+    """Return -inf where a token (row) does not see a word: words see no later ones, the image sees none."""
+    position = torch.arange(hidden.shape[1], device=hidden.device)
+    is_word = (position >= words.start) & (position < words.stop)
+    unseen = is_word & (~is_word[:, None] | (position > position[:, None]))
     return hidden.new_zeros(1, 1, 1).masked_fill(unseen, -torch.inf)
 
 
@@ -189,8 +198,10 @@ class VLMoModel(VLMoPreTrainedModel):
             MultiwayBlock(config, has_fusion_expert=layer >= first_fused, drop_path=drop_path)
             for layer, drop_path in enumerate(drop_paths)
         )
-        norms = {name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in (VISION, LANGUAGE)}
-        self.norm = nn.ModuleDict(norms) if config.final_norm == "separate" else norms[VISION]
+        if config.final_norm == "separate":
+            self.norm = layer_norms(config, (VISION, LANGUAGE))
+        else:
+            self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = Pooler(config) if add_pooling_layer and config.use_pooler else None
         self.post_init()
 
@@ -206,64 +217,99 @@ class VLMoModel(VLMoPreTrainedModel):
         *,
         wanted: Bool[Tensor, "batch tokens"] | None = None,
         mask_token: Float[Tensor, "dim"] | None = None,
-        fusion_branch: bool = False,
         image_type: int = IMAGE_TYPE,
         image_rows: Int[Tensor, "pairs"] | None = None,
         causal: bool = False,
-        cache: list[DynamicLayer] | None = None,
     ) -> Encoded:
-        """Encode images, texts or pairs to the states of the first token and of `wanted` ones, for losses as for use.
+        """Encode images, texts or pairs to the states of the first token and of the `wanted` ones.
 
         The last block computes no others; `forward` returns those of all tokens.
 
         Args:
             wanted: True for some words, or for some patches of images alone.
             mask_token: Stands in place of the wanted patches.
-            fusion_branch: Of an image or a text, also return the first state after ITC's VL-FFN branch: it reruns the
-                top `num_fusion_layers` blocks with the `vision_language` expert, from the state below them (a detail of
-                the published code).
             image_type: Row of the modality table for the patches.
-            image_rows: The image of each text, for pairs that share images: each image is embedded once.
-            causal: Words see the image and the words before them, and the image sees itself alone (BEiT-3 on captions).
-            cache: Receives keys and values of images, which the words of `decode` see.
+            image_rows: The image of each text, for pairs that share images, which are embedded once.
+            causal: Words see the image and the words before them, and the image sees itself alone
+                (BEiT-3 on captions).
 
         Raises:
             ValueError: Neither images nor texts were given, or shapes do not fit.
         """
-        masked = {"bool_masked_pos": None if mask_token is None else wanted, "mask_token": mask_token}
-        text = input_ids, attention_mask
         sequence = self._embed(
-            pixel_values, *text, image_type=image_type, causal=causal, image_rows=image_rows, **masked
+            pixel_values,
+            input_ids,
+            attention_mask,
+            bool_masked_pos=None if mask_token is None else wanted,
+            mask_token=mask_token,
+            image_type=image_type,
+            image_rows=image_rows,
+            causal=causal,
         )
-        outputs, filled = sequence.outputs(wanted)
-        hidden, layers, runs = sequence.hidden, range(len(self.blocks)), [sequence.route.is_pair or cache is not None]
-        if fusion_branch:
-            below, layers = layers[: -self.config.num_fusion_layers], layers[-self.config.num_fusion_layers :]
-            hidden = self._run(sequence, hidden, below, fusion=False)
-            runs = [False, True]
-        states = [self._run(sequence, hidden, layers, fusion=each, queries=outputs, cache=cache) for each in runs]
-        firsts = tuple(self._final_norm(each[:, 0], sequence.route.leads) for each in states)
-        tokens = states[0][:, 1:].flatten(0, 1) if filled is None else states[0][:, 1:][filled]
-        return Encoded(firsts, self._final_norm(tokens, LANGUAGE if sequence.route.num_text else VISION))
+        outputs, is_wanted = sequence.outputs(wanted)
+        states = self._run(sequence, fusion=sequence.route.is_pair, queries=outputs)
+        tokens = states[:, 1:]
+        tokens = tokens.flatten(0, 1) if is_wanted is None else tokens[is_wanted]
+        first = self._final_norm(states[:, 0], sequence.route.leads)
+        return Encoded(first, self._final_norm(tokens, LANGUAGE if sequence.route.num_text else VISION))
+
+    def encode_branches(
+        self,
+        pixel_values: Float[Tensor, "batch 3 height width"] | None = None,
+        input_ids: Int[Tensor, "batch text"] | None = None,
+        attention_mask: Int[Tensor, "batch text"] | None = None,
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]]:
+        """Return states of the first token of images or texts in both ITC branches: unimodal and VL-FFN.
+
+        The VL-FFN branch runs the top `num_fusion_layers` blocks again with the `vision_language` expert,
+        from the state below them (a detail of the published code).
+        """
+        sequence = self._embed(pixel_values, input_ids, attention_mask)
+        outputs, _ = sequence.outputs(None)
+        split = len(self.blocks) - self.config.num_fusion_layers
+        hidden = self._run(sequence, fusion=False, layers=range(split))
+        below_top = replace(sequence, hidden=hidden)
+        top = range(split, len(self.blocks))
+        unimodal = self._run(below_top, fusion=False, layers=top, queries=outputs)
+        fused = self._run(below_top, fusion=True, layers=top, queries=outputs)
+        leads = sequence.route.leads
+        return self._final_norm(unimodal[:, 0], leads), self._final_norm(fused[:, 0], leads)
+
+    def prefill(self, pixel_values: Float[Tensor, "batch 3 height width"], cache: list[DynamicLayer]) -> None:
+        """Write the keys and values of images, which the words of `decode` see, into the cache of each block."""
+        sequence = self._embed(pixel_values, None, None)
+        outputs, _ = sequence.outputs(None)  # the last block, too, has to give no more than its cache
+        self._run(sequence, fusion=True, queries=outputs, cache=cache)
 
     def decode(
-        self, input_ids: Int[Tensor, "batch text"], cache: list[DynamicLayer], *, grid: tuple[int, int]
+        self,
+        input_ids: Int[Tensor, "batch text"],
+        cache: list[DynamicLayer],
+        *,
+        grid: tuple[int, int],
     ) -> Float[Tensor, "batch text dim"]:
-        """Return states of the next words of captions, as `encode` of pairs with `causal`; images have this `grid`.
+        """Return states of the next words of captions, as `encode` of pairs does with `causal`.
 
-        The `cache`, from `encode` and earlier calls, receives the keys and values of these words.
+        Args:
+            cache: From `prefill` and earlier calls; receives the keys and values of these words.
+            grid: Rows and columns of the images' patches.
         """
-        count, depth = input_ids.shape[1], len(self.blocks)
-        seen = cache[0].get_seq_length()
-        start = seen - 1 - grid[0] * grid[1]
-        hidden, length = self._with_type(self.text_embeddings(input_ids, start=start), TEXT_TYPE), start + count
-        unseen = nn.functional.pad(_causal_bias(hidden, words=slice(0, count)), (seen, 0))
-        bias = [unseen] * depth
-        if self.position_bias is not None:  # whose columns begin with the words; those of the cache with the image
-            tables = self.position_bias(num_text=length, grid=grid, rows=slice(start, length))
-            bias = [unseen + torch.cat([each[..., length:], each[..., :length]], dim=-1) for each in tables]
+        count = input_ids.shape[1]
+        cache_length = cache[0].get_seq_length()
+        start = cache_length - 1 - grid[0] * grid[1]  # number of words before these
+        length = start + count
+        hidden = self._with_type(self.text_embeddings(input_ids, start=start), TEXT_TYPE)
+        causal_bias = _causal_bias(hidden, words=slice(0, count))
+        causal_bias = nn.functional.pad(causal_bias, (cache_length, 0))
+        bias = [causal_bias] * len(self.blocks)
+        if self.position_bias is not None:
+            # Columns of the position bias begin with the words, those of the cache with the image.
+            position_bias = self.position_bias(num_text=length, grid=grid, rows=slice(start, length))
+            for layer, table in enumerate(position_bias):
+                reordered = torch.cat([table[..., length:], table[..., :length]], dim=-1)
+                bias[layer] = causal_bias + reordered
         sequence = TokenSequence(hidden, Route(count, 0), bias, None)
-        return self._final_norm(self._run(sequence, hidden, range(depth), fusion=True, cache=cache), LANGUAGE)
+        return self._final_norm(self._run(sequence, fusion=True, cache=cache), LANGUAGE)
 
     def _embed(
         self,
@@ -271,51 +317,77 @@ class VLMoModel(VLMoPreTrainedModel):
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         *,
-        image_type: int,
-        causal: bool,
+        bool_masked_pos: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        image_type: int = IMAGE_TYPE,
         image_rows: Tensor | None = None,
-        **masked: Tensor | None,
+        causal: bool = False,
     ) -> TokenSequence:
+        """Return the embedded tokens of images, texts or pairs, with their position bias and mask."""
         if pixel_values is None and input_ids is None:
             raise ValueError("VLMoModel got neither pixel_values nor input_ids; give an image, a text, or both.")
-        parts, mask, grid = [], None, None
-        num_text = num_image = 0
-        if pixel_values is not None:
-            image = self._with_type(self.image_embeddings(pixel_values, **masked), image_type)
-            parts.append(image if image_rows is None else image.index_select(0, image_rows))
-            grid, num_image = self.image_embeddings.grid_of(pixel_values), image.shape[1]
+        parts = []
+        num_text = 0
+        num_image = 0
+        grid = None
+        mask = None
+        image_first = self.config.token_order == "image_first"
         if input_ids is not None:
-            if parts and parts[0].shape[0] != input_ids.shape[0]:  # len() would fix the batch of an exported graph
-                raise ValueError(f"{parts[0].shape[0]} images and {len(input_ids)} texts; a pair needs one of each.")
             parts.append(self._with_type(self.text_embeddings(input_ids), TEXT_TYPE))
             num_text = input_ids.shape[1]
-        image_first = self.config.token_order == "image_first"
+        if pixel_values is not None:
+            image = self.image_embeddings(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=mask_token)
+            image = self._with_type(image, image_type)
+            if image_rows is not None:
+                image = image.index_select(0, image_rows)
+            # Not by len(), which would fix the batch of an exported graph.
+            if input_ids is not None and image.shape[0] != input_ids.shape[0]:
+                raise ValueError(f"{image.shape[0]} images and {input_ids.shape[0]} texts; a pair needs one of each.")
+            parts.insert(0 if image_first else len(parts), image)
+            grid = self.image_embeddings.grid_of(pixel_values)
+            num_image = image.shape[1]
         if input_ids is not None and attention_mask is not None:
             if attention_mask.shape != input_ids.shape:
-                given, expected = tuple(attention_mask.shape), tuple(input_ids.shape)
-                raise ValueError(f"attention_mask has shape {given}; expected {expected}, one entry for each token.")
+                raise ValueError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}; "
+                    f"expected {tuple(input_ids.shape)}, one entry for each token."
+                )
             padding = (num_image, 0) if image_first else (0, num_image)
             mask = nn.functional.pad(attention_mask.bool(), padding, value=True)
-        hidden = parts[0] if len(parts) == 1 else torch.cat(parts if image_first else parts[::-1], dim=1)
-        bias = None if self.position_bias is None else self.position_bias(num_text=num_text, grid=grid)
+        hidden = torch.cat(parts, dim=1)
+        bias = None
+        if self.position_bias is not None:
+            bias = self.position_bias(num_text=num_text, grid=grid)
         if causal:
-            start = num_image * image_first
-            unseen = _causal_bias(hidden, words=slice(start, start + num_text))
-            bias = [unseen] * len(self.blocks) if bias is None else [each + unseen for each in bias]
+            start = num_image if image_first else 0
+            causal_bias = _causal_bias(hidden, words=slice(start, start + num_text))
+            if bias is None:
+                bias = [causal_bias] * len(self.blocks)
+            else:
+                bias = [table + causal_bias for table in bias]
         return TokenSequence(hidden, Route(num_text, num_image, image_first), bias, mask)
 
     def _run(
         self,
         sequence: TokenSequence,
-        hidden: Float[Tensor, "batch seq dim"],
-        layers: range,
         *,
         fusion: bool,
+        layers: range | None = None,
         queries: OutputTokens | None = None,
         record: list[tuple[Tensor, Tensor | None]] | None = None,
         cache: list[DynamicLayer] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
-        """Return states before the final norm; with `fusion`, by the `vision_language` experts where there are any."""
+        """Return states after the `layers` (all by default), before the final norm.
+
+        Args:
+            fusion: Use the `vision_language` experts where there are any.
+            queries: Tokens that the last of the layers computes, all by default.
+            record: Receives the states after each block, and its attention weights.
+            cache: Keys and values of each block, which are attended to and extended.
+        """
+        if layers is None:
+            layers = range(len(self.blocks))
+        hidden = sequence.hidden
         route = replace(sequence.route, fusion=fusion)
         for layer in layers:
             hidden, weights = self.blocks[layer](
@@ -337,7 +409,9 @@ class VLMoModel(VLMoPreTrainedModel):
         return hidden + self.modality_types(torch.full((), kind, device=hidden.device))
 
     def _final_norm(self, states: Float[Tensor, "*tokens dim"], modality: str) -> Float[Tensor, "*tokens dim"]:
-        return self.norm[modality](states) if isinstance(self.norm, nn.ModuleDict) else self.norm(states)
+        if isinstance(self.norm, nn.ModuleDict):
+            return self.norm[modality](states)
+        return self.norm(states)
 
     @can_return_tuple
     def forward(
@@ -362,23 +436,33 @@ class VLMoModel(VLMoPreTrainedModel):
         """
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError("Attention weights need attn_implementation='eager' (model.set_attn_implementation).")
-        masked = {"bool_masked_pos": bool_masked_pos, "mask_token": mask_token}
-        sequence = self._embed(pixel_values, input_ids, attention_mask, image_type=image_type, causal=causal, **masked)
-        start: tuple[Tensor, Tensor | None] = (sequence.hidden, None)
-        record = [start] if output_hidden_states or output_attentions else None
-        route, norm = sequence.route, self.norm
-        hidden = self._run(sequence, sequence.hidden, range(len(self.blocks)), fusion=route.is_pair, record=record)
-        hidden = route(norm, hidden) if isinstance(norm, nn.ModuleDict) else norm(hidden)
-        if route.image_first:
-            image, text = hidden.split([route.num_image, route.num_text], dim=1)
+        sequence = self._embed(
+            pixel_values,
+            input_ids,
+            attention_mask,
+            bool_masked_pos=bool_masked_pos,
+            mask_token=mask_token,
+            image_type=image_type,
+            causal=causal,
+        )
+        route = sequence.route
+        record: list[tuple[Tensor, Tensor | None]] = [(sequence.hidden, None)]
+        hidden = self._run(
+            sequence,
+            fusion=route.is_pair,
+            record=record if output_hidden_states or output_attentions else None,
+        )
+        if isinstance(self.norm, nn.ModuleDict):
+            hidden = route(self.norm, hidden)
         else:
-            text, image = hidden.split([route.num_text, route.num_image], dim=1)
-        attentions = tuple(each for _, each in record or () if each is not None)
+            hidden = self.norm(hidden)
+        text, image = route.split(hidden)
+        attentions = tuple(weights for _, weights in record if weights is not None)
         return VLMoModelOutput(
             last_hidden_state=hidden,
             pooler_output=None if self.pooler is None else self.pooler(hidden),
             text_hidden_state=None if input_ids is None else text,
             image_hidden_state=None if pixel_values is None else image,
-            hidden_states=tuple(state for state, _ in record or ()) if output_hidden_states else None,
+            hidden_states=tuple(states for states, _ in record) if output_hidden_states else None,
             attentions=attentions if output_attentions else None,
         )

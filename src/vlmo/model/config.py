@@ -53,7 +53,7 @@ class VLMoConfig(PreTrainedConfig):
         experts: `"multiway"` or `"shared"` (a standard Transformer: one FFN for all tokens).
         attention: `"shared"`, or `"separate"` projections and first norm for each modality (attention joins them).
         contrast_fusion_branch: Give ITC a second branch, through the `vision_language` experts (VL-FFN).
-        num_visual_tokens: Size of the vocabulary of masked image modelling.
+        num_visual_tokens: Size of the vocabulary of masked image modeling.
         num_modality_types: Rows of the modality table: text, image and, for two images, second image; 0: no table.
         rerank_weight: Share of the matching score when a shortlist is reordered, between 0 and 1.
         rerank_weight_image_to_text: The same where texts are ranked for an image; None: `rerank_weight`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -45,26 +46,39 @@ class Route:
         *,
         then: Callable[[Tensor], Tensor] = lambda part: part,
     ) -> Float[Tensor, "batch seq new_dim"]:
-        """Send each token through the module of its modality, and what comes out through `then`."""
-        both = [(LANGUAGE, self.num_text), (VISION, self.num_image)]
-        parts = [part for part in (both[::-1] if self.image_first else both) if part[1]]
-        names = [name for name, _ in parts]
+        """Send the tokens through the modules of their modalities, and the outputs through `then`."""
         if SHARED in modules:
-            names = [SHARED]
-        elif self.fusion and VISION_LANGUAGE in modules:
-            names = [VISION_LANGUAGE]
-        if len(names) == 1:
-            return then(modules[names[0]](hidden))
-        split = zip(names, hidden.split([count for _, count in parts], dim=1), strict=True)
-        return torch.cat([then(modules[name](part)) for name, part in split], dim=1)
+            return then(modules[SHARED](hidden))
+        if self.fusion and VISION_LANGUAGE in modules:
+            return then(modules[VISION_LANGUAGE](hidden))
+        if not self.is_pair:
+            return then(modules[self.leads](hidden))
+        text, image = self.split(hidden)
+        # In the order of the sequence, by which stochastic depth samples its random numbers.
+        if self.image_first:
+            parts = [then(modules[VISION](image)), then(modules[LANGUAGE](text))]
+        else:
+            parts = [then(modules[LANGUAGE](text)), then(modules[VISION](image))]
+        return torch.cat(parts, dim=1)
+
+    def split(
+        self, hidden: Float[Tensor, "batch seq dim"]
+    ) -> tuple[Float[Tensor, "batch text dim"], Float[Tensor, "batch image dim"]]:
+        """Return the text tokens and the image tokens of a sequence."""
+        if self.image_first:
+            image, text = hidden.split([self.num_image, self.num_text], dim=1)
+        else:
+            text, image = hidden.split([self.num_text, self.num_image], dim=1)
+        return text, image
 
 
 @dataclass(frozen=True)
 class OutputTokens:
-    """The tokens whose states are wanted after the last block, equally many of each row; it computes no others.
+    """Tokens whose states are wanted after the last block, which computes no others.
 
     Attributes:
-        positions: In the sequence, in the order of its modalities; a token may be named more than once.
+        positions: In the sequence, in the order of its modalities, equally many in each row; a token may
+            be named more than once.
         num_text: Number of them that are text.
     """
 
@@ -82,7 +96,7 @@ class OutputTokens:
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """Embedded tokens with what every block reads."""
+    """Embedded tokens with what all blocks read."""
 
     hidden: Float[Tensor, "batch seq dim"]
     route: Route
@@ -91,26 +105,41 @@ class TokenSequence:
 
     def outputs(
         self, wanted: Bool[Tensor, "batch tokens"] | None
-    ) -> tuple[OutputTokens, Bool[Tensor, "batch filled"] | None]:
-        """Return the first token with `wanted` words beside it (patches of images alone), and which are no filling.
+    ) -> tuple[OutputTokens, Bool[Tensor, "batch columns"] | None]:
+        """Return the first token with the `wanted` ones beside it, and False where a token only fills up.
 
-        There are as many as the fullest row needs, rounded up to 8 so that compiled blocks meet few shapes. ValueError
-        if the shape does not fit.
+        There are as many as the fullest row needs, rounded up to 8 so that compiled blocks meet few
+        shapes.
+
+        Args:
+            wanted: True for some words, or for some patches of images alone.
+
+        Raises:
+            ValueError: Its shape does not fit.
         """
         route = self.route
-        leads_text = int(route.leads == LANGUAGE)
-        positions = torch.zeros(self.hidden.shape[0], 1, dtype=torch.long, device=self.hidden.device)
+        num_text = int(route.leads == LANGUAGE)
+        first = torch.zeros(self.hidden.shape[0], 1, dtype=torch.long, device=self.hidden.device)
         if wanted is None:
-            return OutputTokens(positions, num_text=leads_text), None
-        given, expected = tuple(wanted.shape), (len(self.hidden), route.num_text or route.num_image - 1)
-        if given != expected:
-            raise ValueError(f"wanted has shape {given}; expected {expected}, one entry for each word (or patch).")
-        columns = min(-(-int(wanted.sum(dim=1).amax()) // 8) * 8, wanted.shape[1]) if len(wanted) else 0
-        found = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :columns]
-        filled = wanted.gather(1, found)
-        start = route.num_image * route.image_first if route.num_text else 1
-        positions = torch.cat([positions, start + found.masked_fill(~filled, 0)], dim=1)
-        return OutputTokens(positions, num_text=leads_text + columns * (route.num_text > 0)), filled
+            return OutputTokens(first, num_text=num_text), None
+        shape = tuple(wanted.shape)
+        expected = (len(self.hidden), route.num_text or route.num_image - 1)
+        if shape != expected:
+            raise ValueError(f"wanted has shape {shape}; expected {expected}, one entry for a word (or patch).")
+        columns = 0
+        if len(wanted):
+            most = int(wanted.sum(dim=1).amax())
+            columns = min(8 * math.ceil(most / 8), wanted.shape[1])
+        tokens = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :columns]
+        is_wanted = wanted.gather(1, tokens)
+        tokens = tokens.masked_fill(~is_wanted, 0)
+        if route.num_text:
+            start = route.num_image if route.image_first else 0
+            num_text += columns
+        else:
+            start = 1  # after the class token
+        positions = torch.cat([first, start + tokens], dim=1)
+        return OutputTokens(positions, num_text=num_text), is_wanted
 
 
 def additive_mask(
@@ -120,17 +149,20 @@ def additive_mask(
     queries: OutputTokens | None,
     dtype: torch.dtype,
 ) -> Float[Tensor, "#batch #heads #queries seq"] | None:
-    """Return the bias of the queries, with padded keys at the lowest finite value: their softmax is exactly zero."""
-    rows = None if bias is None else bias[None]
-    if bias is not None and queries is not None:
-        # Looked up rather than indexed: with several threads, the gradient of an index sums in any order.
-        rows = F.embedding(queries.positions, bias.transpose(0, 1).flatten(1))
-        rows = rows.unflatten(-1, (len(bias), -1)).transpose(1, 2)
+    """Return the bias of the queries, with padded keys at the lowest finite value: no attention at all."""
+    if bias is None:
+        if attention_mask is None:
+            return None
+        query_bias = attention_mask.new_zeros(1, 1, 1, 1, dtype=dtype)
+    elif queries is None:
+        query_bias = bias[None]
+    else:
+        # Looked up, not indexed: with several threads, the gradient of an index sums in any order.
+        query_bias = F.embedding(queries.positions, bias.transpose(0, 1).flatten(1))
+        query_bias = query_bias.unflatten(-1, (len(bias), -1)).transpose(1, 2)
     if attention_mask is None:
-        return rows
-    if rows is None:
-        rows = attention_mask.new_zeros(1, 1, 1, 1, dtype=dtype)
-    return rows.masked_fill(~attention_mask[:, None, None, :], torch.finfo(dtype).min)
+        return query_bias
+    return query_bias.masked_fill(~attention_mask[:, None, None, :], torch.finfo(dtype).min)
 
 
 def attend(
@@ -142,25 +174,28 @@ def attend(
     cache: DynamicLayer | None = None,
     eager: bool,
 ) -> tuple[Float[Tensor, "batch queries heads*dim"], Float[Tensor, "batch heads queries seq"] | None]:
-    """Softmax attention from the `queries` (all tokens by default) by the fastest way there is; weights if `eager`."""
-    whole = queries is None and cache is None and not eager
-    if whole and bias is not None and bias.requires_grad and cpu.trains_on_cpu(qkv):
-        hidden_keys = None if attention_mask is None else ~attention_mask
-        return cpu.chunked_attention(qkv, bias=bias, hidden_keys=hidden_keys).flatten(2), None
-    query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
-    if cache is not None:
-        key, value = cache.update(key, value)
+    """Softmax attention of the `queries`, of all tokens by default, to all tokens.
+
+    Returns:
+        New states, and attention weights if `eager`.
+    """
+    query, key, value = qkv.transpose(1, 3).unbind(2)  # each (batch, heads, seq, dim)
     if queries is not None:
         query = queries.select(qkv[:, :, 0].flatten(2)).unflatten(-1, qkv.shape[3:]).transpose(1, 2)
-    mask = additive_mask(bias, attention_mask, queries=queries, dtype=query.dtype if bias is None else bias.dtype)
-    weights = None
+    if cache is not None:
+        key, value = cache.update(key, value)
+    dtype = query.dtype if bias is None else bias.dtype
+    mask = additive_mask(bias, attention_mask, queries=queries, dtype=dtype)
     if eager or cpu.prefers_matrices(query, key):
         logits = query @ key.mT * query.shape[-1] ** -0.5
-        exact = torch.promote_types(logits.dtype, torch.float32)
-        weights = (logits if mask is None else logits + mask).softmax(dim=-1, dtype=exact)
+        if mask is not None:
+            logits = logits + mask
+        weights = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         attended = weights.to(value.dtype) @ value
     else:
-        mask = None if mask is None else mask.to(query.dtype)
+        weights = None
+        if mask is not None:
+            mask = mask.to(query.dtype)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return attended.transpose(1, 2).flatten(2), weights if eager else None
 
@@ -174,7 +209,7 @@ class MultiwayBlock(GradientCheckpointingLayer):
         experts = (SHARED,) if config.experts == "shared" else (VISION, LANGUAGE)
         if has_fusion_expert and config.experts == "multiway":
             experts += (VISION_LANGUAGE,)
-        self.norm1 = _norms(config, norms)
+        self.norm1 = layer_norms(config, norms)
         self.attention = MultiwayAttention(config)
         self.experts = nn.ModuleDict({name: Expert(config) for name in experts})
         self.drop_path = drop_path
@@ -196,24 +231,35 @@ class MultiwayBlock(GradientCheckpointingLayer):
 
         Args:
             attention_mask: True for the tokens that are attended to.
-            cache: Of earlier tokens, which are attended to as well; gets those of these tokens.
+            cache: Keys and values of earlier tokens, which are attended to as well; gets the new ones.
         """
         normed = route(self.norm1, hidden)
-        given = {"bias": bias, "attention_mask": attention_mask, "queries": queries, "cache": cache}
-        attended, weights = self.attention(normed, route=route, **given)
+        attended, weights = self.attention(
+            normed,
+            route=route,
+            bias=bias,
+            attention_mask=attention_mask,
+            queries=queries,
+            cache=cache,
+        )
         if queries is not None:
-            hidden, route = queries.select(hidden), queries.route(route)
-        hidden = hidden + self._change(attended, self.gamma_1)
+            hidden = queries.select(hidden)
+            route = queries.route(route)
+        hidden = hidden + self._scale_and_drop(attended, self.gamma_1)
         # Below the fusion experts, text and image of a pair are dropped apart, as in the published code.
-        changes = route(self.experts, hidden, then=lambda part: self._change(part, self.gamma_2))
-        return hidden + changes, weights
+        residual = route(self.experts, hidden, then=lambda part: self._scale_and_drop(part, self.gamma_2))
+        return hidden + residual, weights
 
-    def _change(self, states: Float[Tensor, "batch seq dim"], gamma: Tensor | None) -> Float[Tensor, "batch seq dim"]:
-        states = states if gamma is None else gamma * states
+    def _scale_and_drop(
+        self, residual: Float[Tensor, "batch seq dim"], gamma: Tensor | None
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Apply LayerScale and stochastic depth, which drops the residual of whole rows."""
+        if gamma is not None:
+            residual = gamma * residual
         if not self.training or self.drop_path == 0:
-            return states
-        kept = states.new_empty(len(states), 1, 1).bernoulli_(1 - self.drop_path)
-        return states * kept.div_(1 - self.drop_path or 1)
+            return residual
+        kept = residual.new_empty(len(residual), 1, 1).bernoulli_(1 - self.drop_path)
+        return residual * kept.div_(1 - self.drop_path or 1)
 
 
 class MultiwayAttention(nn.Module):
@@ -224,7 +270,7 @@ class MultiwayAttention(nn.Module):
         self.config = config
         names = (SHARED,) if config.attention == "shared" else (VISION, LANGUAGE)
         self.qkv = nn.ModuleDict({name: QueryKeyValue(config) for name in names})
-        self.inner_norm = _norms(config, names) if config.inner_norm else None
+        self.inner_norm = layer_norms(config, names) if config.inner_norm else None
         self.projection = nn.ModuleDict({name: nn.Linear(config.hidden_size, config.hidden_size) for name in names})
 
     def forward(
@@ -237,19 +283,36 @@ class MultiwayAttention(nn.Module):
         queries: OutputTokens | None = None,
         cache: DynamicLayer | None = None,
     ) -> tuple[Float[Tensor, "batch queries dim"], Float[Tensor, "batch heads queries seq"] | None]:
-        """Attend from the `queries` (all by default) to tokens of `attention_mask` and `cache`; weights if eager."""
+        """Return the residual of the `queries` (all tokens by default), and attention weights if eager.
+
+        They attend to the tokens of `attention_mask` and of the `cache`.
+        """
         qkv = route(self.qkv, hidden).unflatten(-1, (3, self.config.num_attention_heads, -1))
         eager = self.config._attn_implementation == "eager"
-        given = {"bias": bias, "attention_mask": attention_mask, "queries": queries, "cache": cache}
-        attended, weights = attend(qkv, **given, eager=eager)
-        route = route if queries is None else queries.route(route)
+        is_plain = queries is None and cache is None and not eager
+        if is_plain and cpu.prefers_chunks(qkv, bias):
+            weights = None
+            attended = cpu.chunked_attention(qkv, bias=bias, attention_mask=attention_mask).flatten(2)
+        else:
+            attended, weights = attend(
+                qkv,
+                bias=bias,
+                attention_mask=attention_mask,
+                queries=queries,
+                cache=cache,
+                eager=eager,
+            )
+        if queries is not None:
+            route = queries.route(route)
         if self.inner_norm is not None:
             attended = route(self.inner_norm, attended)
         return route(self.projection, attended), weights
 
 
 class QueryKeyValue(nn.Linear):
-    """Joint projection to queries, keys and values; keys usually carry no bias (it would cancel in the softmax).
+    """Joint projection to queries, keys and values.
+
+    Keys usually have no bias: it would cancel in the softmax.
 
     A linear layer by type, so that adapters which look for linear layers (LoRA) find it.
     """
@@ -262,16 +325,22 @@ class QueryKeyValue(nn.Linear):
         self.value_bias = nn.Parameter(torch.zeros(dim))
 
     def reset_parameters(self) -> None:
-        """Do nothing: `_init_weights` fills the weight, and numbers sampled here would change all that come after."""
+        """Do nothing: `_init_weights` fills the weight.
+
+        Random numbers sampled here would change all that come after.
+        """
 
     def forward(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq 3*dim"]:
         """Return queries, keys and values, in this order."""
-        key_bias = torch.zeros_like(self.query_bias) if self.key_bias is None else self.key_bias
-        return F.linear(hidden, self.weight, torch.cat([self.query_bias, key_bias, self.value_bias]))
+        key_bias = self.key_bias
+        if key_bias is None:
+            key_bias = torch.zeros_like(self.query_bias)
+        bias = torch.cat([self.query_bias, key_bias, self.value_bias])
+        return F.linear(hidden, self.weight, bias)
 
 
 class Expert(nn.Module):
-    """Feed-forward network with its own norm in front, and with `inner_norm` another one before its second layer."""
+    """Feed-forward network with its norm in front, and with `inner_norm` another before its second layer."""
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
@@ -282,10 +351,13 @@ class Expert(nn.Module):
         self.fc2 = nn.Linear(intermediate_size, config.hidden_size)
 
     def forward(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        """Return the change that the block adds to `hidden`."""
-        active = F.gelu(self.fc1(self.norm(hidden)))
-        return self.fc2(active if self.inner_norm is None else self.inner_norm(active))
+        """Return the residual that the block adds to `hidden`."""
+        activations = F.gelu(self.fc1(self.norm(hidden)))
+        if self.inner_norm is not None:
+            activations = self.inner_norm(activations)
+        return self.fc2(activations)
 
 
-def _norms(config: VLMoConfig, names: tuple[str, ...]) -> nn.ModuleDict:
+def layer_norms(config: VLMoConfig, names: tuple[str, ...]) -> nn.ModuleDict:
+    """Return a norm for each modality of `names`."""
     return nn.ModuleDict({name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in names})

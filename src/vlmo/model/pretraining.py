@@ -77,17 +77,19 @@ class _DualEncoder(VLMoPreTrainedModel):
 
     def image_vectors(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch dim"]]:
         """Return L2-normalised vectors of images in each ITC branch."""
-        heads = self.contrast_heads
-        firsts = self.vlmo.encode(pixel_values, fusion_branch=len(heads) > 1).firsts
-        return [head.embed_image(first) for head, first in zip(heads, firsts, strict=True)]
+        if len(self.contrast_heads) == 1:
+            return [self.get_image_features(pixel_values)]
+        states = self.vlmo.encode_branches(pixel_values)
+        return [head.embed_image(first) for head, first in zip(self.contrast_heads, states, strict=True)]
 
     def text_vectors(
         self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
     ) -> list[Float[Tensor, "batch dim"]]:
         """Return L2-normalised vectors of texts in each ITC branch."""
-        heads, text = self.contrast_heads, (input_ids, attention_mask)
-        firsts = self.vlmo.encode(None, *text, fusion_branch=len(heads) > 1).firsts
-        return [head.embed_text(first) for head, first in zip(heads, firsts, strict=True)]
+        if len(self.contrast_heads) == 1:
+            return [self.get_text_features(input_ids, attention_mask)]
+        states = self.vlmo.encode_branches(None, input_ids, attention_mask)
+        return [head.embed_text(first) for head, first in zip(self.contrast_heads, states, strict=True)]
 
     def match(
         self,
@@ -286,7 +288,7 @@ class VLMoForImageCaptioning(_MaskedWords):
         if not count:
             return torch.empty(0, 0, dtype=torch.long, device=pixel_values.device)
         grid, cache = self.vlmo.image_embeddings.grid_of(pixel_values), [DynamicLayer() for _ in self.vlmo.blocks]
-        self.vlmo.encode(pixel_values, cache=cache)
+        self.vlmo.prefill(pixel_values, cache)
         for layer in cache:
             layer.batch_repeat_interleave(beams)
         images = torch.arange(count, device=pixel_values.device)

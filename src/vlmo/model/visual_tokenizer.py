@@ -1,4 +1,4 @@
-"""Visual tokenizers: images into discrete tokens, the targets of masked image modelling.
+"""Visual tokenizers: images into discrete tokens, the targets of masked image modeling.
 
 `VQVisualTokenizer` is small and trained here; `DalleVisualTokenizer` wraps DALL-E's published encoder, and
 `VQKDVisualTokenizer` is BEiT-2's. All read `pixel_values` as models do, and `tokenize` returns one of `num_tokens`

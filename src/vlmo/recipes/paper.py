@@ -99,7 +99,7 @@ def _epochs(epochs: int, warmup: int, *, examples: int, batch: int) -> tuple[int
 
 PAPER_TASKS = {
     "stage1": PaperTask(
-        "stage 1: masked image modelling with BEiT's settings",
+        "stage 1: masked image modeling with BEiT's settings",
         "ImageNet-22K as a folder of images, {source}; DALL-E's tokenizer (FlavaImageCodebook) in visual-tokenizer; "
         "BERT's vocabulary in bert-base-uncased.",
         task=tasks.VisionTask(visual_tokenizer="visual-tokenizer"),
@@ -114,7 +114,7 @@ PAPER_TASKS = {
         clip_norm=3.0,
     ),
     "stage2": PaperTask(
-        "stage 2: masked language modelling; attention and vision experts stay as stage 1 left them",
+        "stage 2: masked language modeling; attention and vision experts stay as stage 1 left them",
         "Wikipedia and BookCorpus, one sentence or document a line, {source}; BERT's vocabulary in bert-base-uncased.",
         task=tasks.LanguageTask(),
         source="data/text",
@@ -124,7 +124,7 @@ PAPER_TASKS = {
         text=replace(_BERT, max_length=192),
     ),
     "stage3": PaperTask(
-        "stage 3: contrast, masked language modelling and matching on pairs",
+        "stage 3: contrast, masked language modeling and matching on pairs",
         "COCO, Visual Genome, SBU and Conceptual Captions, {source}, by `vlmo data prepare` (docs/published-sets.md).",
         task=tasks.VisionLanguageTask(),
         source="data/coco+data/visual_genome+data/sbu+data/conceptual_captions",
@@ -214,7 +214,7 @@ PAPER_TASKS["coco-captioning"] = replace(
     every=(2000, 5000),
 )
 PAPER_TASKS["beit3"] = PaperTask(
-    "masked data modelling: 2,048 images, texts and pairs a step, with the settings of BEiT-3's paper for its giant",
+    "masked data modeling: 2,048 images, texts and pairs a step, with the settings of BEiT-3's paper for its giant",
     "pairs of {source}, by `vlmo data prepare` (CC12M as conceptual_captions), images of data/imagenet22k, texts of "
     "data/text; BEiT-3's SentencePiece in beit3.spm.",
     task=tasks.BEiT3Task(

@@ -173,11 +173,11 @@ QUICKSTART = {
         expect=_losses("shapes-tokenizer"),
     ),
     "shapes-stage1": _entry(
-        _stage1, "Stage 1 on scenes of shapes: masked image modelling.", expect=_losses("shapes-stage1")
+        _stage1, "Stage 1 on scenes of shapes: masked image modeling.", expect=_losses("shapes-stage1")
     ),
     "shapes-stage2": _entry(
         _stage2,
-        "Stage 2 on captions of scenes: masked language modelling; attention and vision experts are frozen.",
+        "Stage 2 on captions of scenes: masked language modeling; attention and vision experts are frozen.",
         expect=_losses("shapes-stage2"),
     ),
     "shapes-beit3": _entry(

@@ -34,8 +34,15 @@ from vlmo.run.start import Start, build_processor, check_start, model_settings
 from vlmo.tasks import Metric, RunContext, usage_of
 from vlmo.tasks.labels import check_names
 from vlmo.tasks.result import data_name
-from vlmo.training import Trainer, claim_run_folder, lock_run, read_metrics, report_progress
+from vlmo.training import (
+    Trainer,
+    check_not_running,
+    claim_run_folder,
+    read_metrics,
+    report_progress,
+)
 from vlmo.training.lora import add_adapters, save_adapter
+from vlmo.training.trainer import BatchLoader
 
 _QUARANTINE = "quarantine.jsonl"
 
@@ -60,61 +67,76 @@ def build(
     Raises:
         ValueError: Something in the recipe cannot be used; the message says what to change.
     """
-    run_dir, task = Path(run_dir), recipe.task
+    run_dir = Path(run_dir)
+    task = recipe.task
     check_recipe(recipe, processes=world_size())
-    claim_run_folder(run_dir, recipe_json=recipe.to_json(), write=False)  # before anything is written there
+    # Before anything is written there: another recipe, or a run that is going on, ends it here.
+    claim_run_folder(run_dir, recipe_json=recipe.to_json(), write=False)
     if missing := check_start(recipe, original):
         raise ValueError(" ".join(missing))
-    with lock_run(run_dir):
-        pass  # `fit` holds it; a second run of the folder, or one without the right to write, ends here
+    check_not_running(run_dir)
+
+    # Inputs: the start folder, the processor, and the rows of the run and of recipes that it reads beside.
+    start = Start.of(recipe)
+    image_processor = image_processor_for(
+        recipe.model.image_size,
+        aspect_patch_size=recipe.model.patch_size if recipe.data.transform.keep_aspect else None,
+    )
+    processor = None
+    if task.reads.text:
+        processor = build_processor(recipe, start)
+        processor.image_processor = image_processor
+    run = RunContext(
+        run_dir,
+        recipe.data,
+        _read_rows(recipe, run_dir=run_dir),
+        processor,
+        model_settings(recipe, processor, start),
+        init=recipe.init,
+        seed=recipe.seed,
+    )
+    beside: list[tuple[str, Recipe, RunContext]] = []
+    for name, part in task.beside(recipe).items():
+        beside.append((name, part, _run_beside(part, run, name)))
+
+    # Objective, with the initial weights of a recipe's seed.
     torch.manual_seed(recipe.seed)
-    aspect_patch_size = recipe.model.patch_size if recipe.data.transform.keep_aspect else None
-    images = image_processor_for(recipe.model.image_size, aspect_patch_size=aspect_patch_size)
-    processor = build_processor(recipe) if task.reads.text else None
-    if processor is not None:
-        processor.image_processor = images
-    rows = _read_rows(recipe, run_dir=run_dir)
-    settings = model_settings(recipe, processor)
-    run = RunContext(run_dir, recipe.data, rows, processor, settings, init=recipe.init, seed=recipe.seed)
-    beside = {name: (part, _run_beside(part, run, name)) for name, part in task.beside(recipe).items()}
     objective = task.objective(run)
     model = cast(PreTrainedModel, objective.get_submodule("model"))
-    start, adapted = recipe.init or "", recipe.lora.rank is not None
-    if start and Path(start).is_dir():
-        start = str(Path(start).absolute())
-    if adapted:
-        add_adapters(model, recipe.lora, start=start, missing=run.missing)
-    loader: Any = _loader(recipe, run)
-    if beside:
-        loader = JointLoader({"": loader} | {name: _loader(*of_part) for name, of_part in beside.items()})
-    evaluator = None if recipe.evaluate_on is None else Evaluator(recipe, run, processor or images)
+    if recipe.lora.rank is not None:
+        add_adapters(model, recipe.lora, start=_absolute(recipe.init), missing=run.missing)
+    evaluator = None
+    if recipe.evaluate_on is not None:
+        evaluator = Evaluator(recipe, run, processor or image_processor)
+
     # Before the training, so that a damaged card of the start folder is reported now.
-    changed = changed_settings(original or recipe, recipe)
+    changes = changed_settings(original or recipe, recipe)
+    rows_beside = [(part, context.rows) for _, part, context in beside]
     card = dataclasses.replace(
-        run_card(recipe, rows, beside=[(part, of_part.rows) for part, of_part in beside.values()]),
+        run_card(recipe, run.rows, start, beside=rows_beside),
         recipe=title,
-        about="" if changed else about,
-        changed=tuple(changed),
+        about="" if changes else about,
+        changed=tuple(changes),
     )
 
     def save_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
-        if adapted:
+        if recipe.lora.rank is None:
+            model.save_pretrained(folder, state_dict=weights)
+        else:
             model.config.architectures = [type(model).__name__]
             model.config.save_pretrained(folder)
-        else:
-            model.save_pretrained(folder, state_dict=weights)
         if processor is not None:
             processor.save_pretrained(folder)
         elif isinstance(model, VLMoPreTrainedModel):
-            images.save_pretrained(folder)
-        measured = () if evaluator is None else evaluator.measurements()
-        write_card(folder, dataclasses.replace(card, metrics=measured), usage_of(folder))
-        if adapted:
-            save_adapter(folder, model, weights, start=start)
+            image_processor.save_pretrained(folder)
+        metrics = () if evaluator is None else evaluator.measurements()
+        write_card(folder, dataclasses.replace(card, metrics=metrics), usage_of(folder))
+        if recipe.lora.rank is not None:
+            save_adapter(folder, model, weights, start=_absolute(recipe.init))
 
     trainer = Trainer(
         objective,
-        loader,
+        _loader(recipe, run, beside),
         run_dir=run_dir,
         recipe=recipe,
         save_model=save_model,
@@ -130,40 +152,58 @@ def build(
     return trainer
 
 
-class Evaluator:
-    """Measures the model in training on the rows that its recipe names.
+def _absolute(folder: str | None) -> str:
+    """Return a folder as an adapter remembers it; a name of released weights as it is, nothing as ""."""
+    if folder is not None and Path(folder).is_dir():
+        return str(Path(folder).absolute())
+    return folder or ""
 
-    What is known of the metrics is kept in the run folder for the model's card: a resumed run may not measure again.
+
+class Evaluator:
+    """Evaluation of the model in training on the rows that its recipe names.
+
+    The last metrics are kept in the run folder for the model's card: a resumed run may not measure again.
     """
 
     def __init__(self, recipe: Recipe, run: RunContext, processor: Any) -> None:
         evaluation: Any = recipe.task.evaluation
-        given = {"source": recipe.evaluate_on, "split": recipe.evaluate_split, "notes": run.folder}
-        self.rows = evaluation.read(processor=processor, **given)
-        if names := self.rows.names:
-            own = evaluation(run.rows, source=recipe.data.source, split="train").names
-            check_names(names, own, owner=f"evaluate_on {self.rows.source}", source=recipe.data.source)
-        self.run_dir, self.file = run.folder, run.folder / "measured.json"
+        self.rows = evaluation.read(
+            processor=processor,
+            source=recipe.evaluate_on,
+            split=recipe.evaluate_split,
+            notes=run.folder,
+        )
+        if self.rows.names:
+            source = recipe.data.source
+            trained_names = evaluation(run.rows, source=source, split="train").names
+            owner = f"evaluate_on {self.rows.source}"
+            check_names(self.rows.names, trained_names, owner=owner, source=source)
+        self.run_dir = run.folder
+        self.file = run.folder / "measured.json"
 
     def __call__(self, model: torch.nn.Module) -> dict[str, float]:
         """Return the metrics as "SPLIT/METRIC", without those of parts (`metric[part]`)."""
         metrics = self.rows.metrics(self.rows.outputs(model))
-        whole = [each for each in metrics if "[" not in each.name]
+        metrics = [metric for metric in metrics if "[" not in metric.name]
         if is_main():
-            write_file(self.file, json.dumps([asdict(each) for each in whole]))
-        return {f"{self.rows.split}/{each.name}": each.value for each in whole}
+            write_file(self.file, json.dumps([asdict(metric) for metric in metrics]))
+        return {f"{self.rows.split}/{metric.name}": metric.value for metric in metrics}
 
     def measurements(self) -> tuple[EvalResult, ...]:
         """Return the last metrics for the card; none if nothing was measured."""
-        steps = [line["step"] for line in read_metrics(self.run_dir) if any("/" in name for name in line)]
-        if not steps or not self.file.is_file():
+        last_step = None
+        for line in read_metrics(self.run_dir):
+            if any("/" in name for name in line):
+                last_step = line["step"]
+        if last_step is None or not self.file.is_file():
             return ()
-        result = self.rows.result_of([Metric(**facts) for facts in json.loads(self.file.read_text())])
-        return tuple(result.measurements(measured_by=f"last evaluation of the run, step {steps[-1]}"))
+        metrics = [Metric(**values) for values in json.loads(self.file.read_text())]
+        measured_by = f"last evaluation of the run, step {last_step}"
+        return tuple(self.rows.result_of(metrics).measurements(measured_by=measured_by))
 
 
 def _read_rows(recipe: Recipe, *, run_dir: Path) -> Dataset:
-    """Return the valid rows; invalid ones are listed in the run folder's quarantine.jsonl. Streams have no rows yet."""
+    """Return the valid rows, none for streams; invalid ones are listed in quarantine.jsonl of the run."""
     if recipe.data.streams.patterns:
         return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
     return filter_invalid_rows(
@@ -178,7 +218,9 @@ def _read_rows(recipe: Recipe, *, run_dir: Path) -> Dataset:
 
 def _run_beside(recipe: Recipe, run: RunContext, name: str) -> RunContext:
     """Return the context of rows or streams that a step of `run` reads beside its own, in a folder of their own."""
-    folder, data, rows = run.folder / name, recipe.data, run.rows
+    folder = run.folder / name
+    data = recipe.data
+    rows = run.rows
     if data.streams.patterns or data.source != run.data.source:
         try:
             rows = _read_rows(recipe, run_dir=folder)
@@ -187,7 +229,16 @@ def _run_beside(recipe: Recipe, run: RunContext, name: str) -> RunContext:
     return dataclasses.replace(run, folder=folder, data=data, rows=rows, seed=recipe.seed)
 
 
-def _loader(recipe: Recipe, run: RunContext) -> RowLoader | StreamLoader:
+def _loader(recipe: Recipe, run: RunContext, beside: Sequence[tuple[str, Recipe, RunContext]]) -> BatchLoader:
+    """Return the loader of a run, whose steps get batches of the recipes `beside` it too."""
+    loader = _loader_alone(recipe, run)
+    if not beside:
+        return loader
+    others = {name: _loader_alone(part, context) for name, part, context in beside}
+    return JointLoader({"": loader} | others)
+
+
+def _loader_alone(recipe: Recipe, run: RunContext) -> RowLoader | StreamLoader:
     data = recipe.data
     if not data.streams.patterns:
         return RowLoader(recipe.task.examples(run), config=recipe.loader, seed=recipe.seed)
@@ -202,25 +253,39 @@ def _loader(recipe: Recipe, run: RunContext) -> RowLoader | StreamLoader:
     )
 
 
-def run_card(recipe: Recipe, rows: Dataset, *, beside: Sequence[tuple[Recipe, Dataset]] = ()) -> CardContent:
-    """Return the card of a run's model: its stage, settings, start and data, with those that it reads `beside`.
+def run_card(
+    recipe: Recipe,
+    rows: Dataset,
+    start: Start | None,
+    *,
+    beside: Sequence[tuple[Recipe, Dataset]] = (),
+) -> CardContent:
+    """Return the card of a run's model: its stage, settings, start and data.
+
+    Args:
+        beside: Recipes that a step reads beside its own, with their rows.
 
     Raises:
         ValueError: The card of a folder that the run starts from cannot be read.
     """
-    task, data, start = recipe.task, list[DataSource](), Start.of(recipe)
-    for part, of_part in [(recipe, rows), *beside]:
-        streams = part.data.streams.patterns
-        # The end of a pattern: the folder of the shards and their names.
-        names = ["/".join(pattern.rsplit("://", maxsplit=1)[-1].split("/")[-2:]) for pattern in streams]
-        data += [DataSource(name, task.title, ()) for name in names]
-        data += [] if streams else [data_source(part.data.source, of_part, use=task.title)]
-    if task.reads.text and recipe.text.vocabulary == LEARN_VOCABULARY and not (start and start.has_vocabulary):
-        data += [data_source(name, open_source(name), use="vocabulary") for name in recipe.text.learn_from]
-    for folder in filter(None, (recipe.init, task.targets)):
-        name = _folder_name(folder)
-        unknown = DataSource(name, f"whatever `{name}` was trained on: its card does not say")
-        data += read_data(find_model(folder)) or [unknown]
+    task = recipe.task
+    text = recipe.text
+    data: list[DataSource] = []
+    for part, part_rows in [(recipe, rows), *beside]:
+        if not part.data.streams.patterns:
+            data.append(data_source(part.data.source, part_rows, use=task.title))
+        for pattern in part.data.streams.patterns:
+            # The end of a pattern: the folder of the shards and their names.
+            path = pattern.rsplit("://", maxsplit=1)[-1]
+            data.append(DataSource("/".join(path.split("/")[-2:]), task.title, ()))
+    has_vocabulary = start is not None and start.has_vocabulary
+    if task.reads.text and text.vocabulary == LEARN_VOCABULARY and not has_vocabulary:
+        data += [data_source(name, open_source(name), use="vocabulary") for name in text.learn_from]
+    for folder in (recipe.init, task.targets):
+        if folder is not None:
+            name = _folder_name(folder)
+            unknown = DataSource(name, f"whatever `{name}` was trained on: its card does not say")
+            data += read_data(find_model(folder)) or [unknown]
     return CardContent(
         stage=task.title,
         settings=f"`recipe.json` in the run folder; {recipe.trainer.max_steps} steps of "
@@ -231,18 +296,19 @@ def run_card(recipe: Recipe, rows: Dataset, *, beside: Sequence[tuple[Recipe, Da
 
 
 def data_source(source: str, rows: Dataset, *, use: str) -> DataSource:
-    """Return a source with the licences that its rows state, each with the sources of its rows if they name others."""
-    name, origins = data_name(source), dict[str, list[str]]()
+    """Return a source with the licenses that its rows state, and the rows' own sources if they name others."""
+    name = data_name(source)
     columns = ["licence", "source"]
+    origins_by_license: dict[str, list[str]] = {}
     pairs = arrow_table(rows, columns).group_by(columns).aggregate([]).to_pylist()
-    stated = [(each["licence"], each["source"]) for each in pairs if each["licence"] not in {None, "", "unknown"}]
-    for licence, origin in sorted(stated):
-        origins.setdefault(licence, []).append(origin)
-    licences = [
-        licence if set(names) <= {name, source} else f"{licence}: {', '.join(names)}"
-        for licence, names in origins.items()
-    ]
-    return DataSource(name, use, tuple(licences))
+    for pair in sorted(pairs, key=lambda pair: (pair["licence"] or "", pair["source"])):
+        if pair["licence"] not in {None, "", "unknown"}:
+            origins_by_license.setdefault(pair["licence"], []).append(pair["source"])
+    licenses = []
+    for license_name, origins in origins_by_license.items():
+        is_whole = set(origins) <= {name, source}
+        licenses.append(license_name if is_whole else f"{license_name}: {', '.join(origins)}")
+    return DataSource(name, use, tuple(licenses))
 
 
 def _folder_name(folder: str) -> str:

@@ -1,4 +1,4 @@
-"""The start of a run: its folder or none, the vocabulary, and the settings of the model that follow from both."""
+"""The start of a run: its folder, the vocabulary, and settings of the model that follow from both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.model.stages import start_from
 from vlmo.processing import VLMoProcessor
 from vlmo.progress import Progress
-from vlmo.recipes.schema import LEARN_VOCABULARY, Recipe
+from vlmo.recipes.schema import LEARN_VOCABULARY, Recipe, TextConfig
 from vlmo.released import find_model
 
 
@@ -49,7 +49,9 @@ def check_start(recipe: Recipe, original: Recipe | None = None) -> list[str]:
     Raises:
         ValueError: One does not fit, as the run would say, or is no model folder.
     """
-    lines, init, teacher = [], recipe.init, getattr(recipe.task, "teacher", None)
+    lines = []
+    init = recipe.init
+    teacher = getattr(recipe.task, "teacher", None)
     if original is not None:
         if teacher == getattr(original.task, "teacher", None) and _is_to_come(teacher):
             lines.append(f"Its teacher is {teacher}, which is not there yet: train that first, or give --task.teacher.")
@@ -62,9 +64,13 @@ def check_start(recipe: Recipe, original: Recipe | None = None) -> list[str]:
             check_model_folder(teacher, VLMoForImageTextRetrieval)
         except ValueError as error:
             raise ValueError(f"task.teacher: {error} Name another with --task.teacher, or None") from None
-    if init is not None and (start := Start.of(recipe)) is not None:
-        names = ("vocab_size", "id2label", *(() if recipe.task.reads.text else ("max_text_positions",)))
-        settings = asdict(recipe.model) | {name: start.config[name] for name in names if name in start.config}
+    start = None if init is None else Start.of(recipe)
+    if start is not None:
+        names = ["vocab_size", "id2label"]
+        if not recipe.task.reads.text:
+            names.append("max_text_positions")
+        settings = asdict(recipe.model)
+        settings |= {name: start.config[name] for name in names if name in start.config}
         with torch.device("meta"):
             model = recipe.task.build_model(settings)
         start_from(model, start.path)
@@ -75,20 +81,26 @@ def _is_to_come(model: str | None) -> bool:
     return model is not None and not Path(find_model(model)).exists()
 
 
-def build_processor(recipe: Recipe) -> VLMoProcessor:
+def build_processor(recipe: Recipe, start: Start | None) -> VLMoProcessor:
     """Return a processor with the start folder's vocabulary if it has one, else with the recipe's.
 
     Raises:
-        ValueError: The start folder or the vocabulary cannot be used.
+        ValueError: The vocabulary cannot be used.
     """
-    sizes = {"image_size": recipe.model.image_size, "max_text_length": recipe.text.max_length}
-    if (start := Start.of(recipe)) is not None and start.has_vocabulary:
-        return VLMoProcessor.from_pretrained(start.path).with_sizes(**sizes)
-    text, texts = recipe.text, list[str]()
-    if text.vocabulary.endswith(".spm"):
-        return VLMoProcessor.from_sentencepiece(text.vocabulary, **sizes)
-    if text.vocabulary != LEARN_VOCABULARY:
-        return VLMoProcessor.from_vocabulary(text.vocabulary, **sizes)
+    if start is not None and start.has_vocabulary:
+        processor = VLMoProcessor.from_pretrained(start.path)
+    elif recipe.text.vocabulary.endswith(".spm"):
+        processor = VLMoProcessor.from_sentencepiece(recipe.text.vocabulary)
+    elif recipe.text.vocabulary != LEARN_VOCABULARY:
+        processor = VLMoProcessor.from_vocabulary(recipe.text.vocabulary)
+    else:
+        processor = _learn_vocabulary(recipe.text)
+    return processor.with_sizes(image_size=recipe.model.image_size, max_text_length=recipe.text.max_length)
+
+
+def _learn_vocabulary(text: TextConfig) -> VLMoProcessor:
+    """Return a processor whose vocabulary is learned from data sources, once for the same texts."""
+    texts: list[str] = []
     for name in text.learn_from:
         try:
             rows = open_source(name)
@@ -97,26 +109,31 @@ def build_processor(recipe: Recipe) -> VLMoProcessor:
                 f"{error} The run learns its vocabulary from it: give other texts with --text.learn-from, a vocabulary "
                 "with --text.vocabulary, or a start that has one with --init"
             ) from error
-        texts += [each for captions in column(rows, "captions") for each in captions]
-        texts += column(rows, "question") if "question" in rows.column_names else []
-    file = cached_file("vocabularies", version("tokenizers"), text.vocab_size, texts)  # learnt once for the same texts
+        for captions in column(rows, "captions"):
+            texts += captions
+        if "question" in rows.column_names:
+            texts += column(rows, "question")
+    file = cached_file("vocabularies", version("tokenizers"), text.vocab_size, texts)
     if file.is_file():
-        return VLMoProcessor.from_vocabulary(file, **sizes)
+        return VLMoProcessor.from_vocabulary(file)
     with Progress.on_stderr() if is_main() else Progress(None) as bar:
         bar.update(f"learning a vocabulary from {len(texts):,} texts", 0, None)
-        processor = VLMoProcessor.train(texts, vocab_size=text.vocab_size, **sizes)
+        processor = VLMoProcessor.train(texts, vocab_size=text.vocab_size)
     ids = processor.tokenizer.get_vocab()
-    keep_file(file, lambda path: path.write_text("\n".join(sorted(ids, key=ids.__getitem__)) + "\n", encoding="utf-8"))
+    lines = "\n".join(sorted(ids, key=ids.__getitem__)) + "\n"
+    keep_file(file, lambda path: path.write_text(lines, encoding="utf-8"))
     return processor
 
 
-def model_settings(recipe: Recipe, processor: VLMoProcessor | None) -> dict[str, Any]:
+def model_settings(recipe: Recipe, processor: VLMoProcessor | None, start: Start | None) -> dict[str, Any]:
     """Return the recipe's settings of the model with those that follow from the vocabulary."""
-    settings, start = asdict(recipe.model), Start.of(recipe)
+    settings = asdict(recipe.model)
     config = {} if start is None else start.config
     if processor is None:  # the text side, which the task does not read, is the start folder's
-        names = ("vocab_size", "max_text_positions", "pad_token_id")
-        return settings | {name: config[name] for name in names if name in config}
+        for name in ("vocab_size", "max_text_positions", "pad_token_id"):
+            if name in config:
+                settings[name] = config[name]
+        return settings
     size = processor.vocab_size
     if start is not None and start.has_vocabulary:
         # The table may have more rows than there are tokens (BEiT-3: 64,010 for 64,002).

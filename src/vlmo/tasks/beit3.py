@@ -1,4 +1,4 @@
-"""BEiT-3's pre-training: masked data modelling of images, texts and pairs in one step (arXiv 2208.10442)."""
+"""BEiT-3's pre-training: masked data modeling of images, texts and pairs in one step (arXiv 2208.10442)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class AloneConfig:
 
 
 class BEiT3Objective(nn.Module):
-    """Masked data modelling (BEiT-3, "Pretraining Task: Masked Data Modeling"); ValueError as `VisionObjective`.
+    """Masked data modeling (BEiT-3, "Pretraining Task: Masked Data Modeling"); ValueError as `VisionObjective`.
 
     Images and texts go through their own experts, pairs through the fusion encoder. The paper does not say how the
     losses weigh: here each is the mean over its own masked tokens, and `loss` the sum.
@@ -87,7 +87,7 @@ class BEiT3Task(PatchesTask):
     """BEiT-3's pre-training; `loader.global_batch_size` counts pairs."""
 
     name: ClassVar[str] = "beit3"
-    title: ClassVar[str] = "masked data modelling of images, texts and pairs (BEiT-3)"
+    title: ClassVar[str] = "masked data modeling of images, texts and pairs (BEiT-3)"
     reads = Reads(caption=True, masks_words=True, streams=True)
     architectures = ("VLMoForMaskedDataModeling",)
     usage: ClassVar[Usage | None] = Usage(

@@ -1,4 +1,4 @@
-"""Stage 2: masked language modelling on text alone."""
+"""Stage 2: masked language modeling on text alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LanguageObjective(nn.Module):
-    """Stage 2: masked language modelling with attention and vision experts frozen (VLMo, "Stagewise Pre-Training")."""
+    """Stage 2: masked language modeling with attention and vision experts frozen (VLMo, "Stagewise Pre-Training")."""
 
     def __init__(self, model: VLMoForMaskedLM, *, freeze: bool = True) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ class LanguageObjective(nn.Module):
 
 @dataclass(frozen=True)
 class LanguageTask(Task):
-    """Stage 2, masked language modelling."""
+    """Stage 2, masked language modeling."""
 
     name: ClassVar[str] = "language"
-    title: ClassVar[str] = "stage 2, masked language modelling"
+    title: ClassVar[str] = "stage 2, masked language modeling"
     reads = Reads(image=False, caption=True, masks_words=True, streams=True)
     architectures = ("VLMoForMaskedLM",)
     usage: ClassVar[Usage | None] = Usage("fills in masked words", "fill-mask", '"a red [MASK]"')

@@ -41,7 +41,7 @@ class RetrievalTask(PairTask):
     """Weights and switches; with an itm_weight above 0 the model keeps its matching head. mlm_weight must be 0."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError if masked language modelling has a weight."""
+        """Raise ValueError if masked language modeling has a weight."""
         if self.losses.mlm_weight:
             raise ValueError(f"losses.mlm_weight is {self.losses.mlm_weight}; fine-tuning for retrieval masks no words")
 

@@ -1,4 +1,4 @@
-"""Stage 1: masked image modelling on images alone; and what BEiT-3's pre-training shares with it."""
+"""Stage 1: masked image modeling on images alone; and what BEiT-3's pre-training shares with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class VisionObjective(nn.Module):
-    """Stage 1: masked image modelling (VLMo, "Stagewise Pre-Training"); ValueError for more tokens than it predicts."""
+    """Stage 1: masked image modeling (VLMo, "Stagewise Pre-Training"); ValueError for more tokens than it predicts."""
 
     def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer | _OneToken) -> None:
         super().__init__()
@@ -100,10 +100,10 @@ class PatchesTask(Task):
 
 @dataclass(frozen=True)
 class VisionTask(PatchesTask):
-    """Stage 1, masked image modelling."""
+    """Stage 1, masked image modeling."""
 
     name: ClassVar[str] = "vision"
-    title: ClassVar[str] = "stage 1, masked image modelling"
+    title: ClassVar[str] = "stage 1, masked image modeling"
     reads = Reads(streams=True)
     architectures = ("VLMoForMaskedImageModeling",)
     usage: ClassVar[Usage | None] = Usage(

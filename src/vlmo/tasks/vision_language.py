@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,9 +19,9 @@ from vlmo.data.rows import false_captions
 from vlmo.distributed import gather_with_grad, global_mean
 from vlmo.folder.card import Usage
 from vlmo.losses.distillation import distillation_loss
-from vlmo.losses.gradient_cache import cached
-from vlmo.losses.itc import SamePairs, caption_keys, itc_loss, own_pairs, same_pairs
-from vlmo.losses.itm import FusedPairs, itm_loss, itm_pairs, mlm_pairs, sample_negatives
+from vlmo.losses.gradient_cache import cached, row_slices
+from vlmo.losses.itc import FalseCaptions, SamePairs, caption_keys, itc_loss, own_pairs, same_pairs
+from vlmo.losses.itm import FusedPairs, itm_loss, itm_pairs, join_pairs, mlm_pairs, sample_negatives
 from vlmo.losses.masked import accuracy
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.inputs import Reads
@@ -32,8 +32,19 @@ from vlmo.types import Batch
 if TYPE_CHECKING:
     from vlmo.model import VLMoForImageTextRetrieval, VLMoForPreTraining
 
-RETRIEVAL_PIPELINE = "zero-shot-image-classification", '"image.png", candidate_labels=["a red heart", "a sailing boat"]'
+RETRIEVAL_PIPELINE = (
+    "zero-shot-image-classification",
+    '"image.png", candidate_labels=["a red heart", "a sailing boat"]',
+)
 _PARTS = ("itc", "teacher", "mlm", "itm")
+_TEXT_TENSORS = (
+    "input_ids",
+    "attention_mask",
+    "false_input_ids",
+    "false_attention_mask",
+    "mlm_input_ids",
+    "mlm_labels",
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class VisionLanguageConfig:
         mlm_weight: 0.25 in the published code; a weight of 0 leaves the passes out.
         exclude_same: Rows that share an image or a caption are never each other's negatives.
         itc_false_captions: A row's false caption, if the data have one, is a further negative of its image in ITC.
-        negative_groups: Groups of equal size, of neighbouring rows, that the global batch is divided into for
+        negative_groups: Groups of equal size, of neighboring rows, that the global batch is divided into for
             sampling hard negatives: a row's come from its own group. 1, as in the paper, gives global negatives; the
             number of processes gives local ones, each process sampling from its own rows.
         negative_sharpness: Hard negatives are sampled by the softmax of ITC's logits times this. 1 as in the paper; 0
@@ -72,28 +83,36 @@ class VisionLanguageConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError if a number is too small or none, or all weights are 0."""
-        weights = self.itc_weight, self.mlm_weight, self.itm_weight
-        if not any(weights):
+        if not (self.itc_weight or self.mlm_weight or self.itm_weight):
             raise ValueError("itc_weight, mlm_weight and itm_weight are all 0; give one a weight")
-        for name in ("itc_weight", "mlm_weight", "itm_weight", "teacher_weight", "negative_sharpness"):
-            if not 0 <= (number := vars(self)[name]) < math.inf:
-                raise ValueError(f"{name} is {number}; give a number from 0 up")
+        for name in (
+            "itc_weight",
+            "mlm_weight",
+            "itm_weight",
+            "teacher_weight",
+            "negative_sharpness",
+        ):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; give a number from 0 up")
         for name in ("negative_groups", "negatives", "mlm_stride", "itm_stride", "cache_chunk"):
-            if (number := vars(self)[name]) is not None and number < 1:
-                raise ValueError(f"{name} is {number}; give 1 or more")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; give 1 or more")
 
-    def check_batch(self, rows: int, *, processes: int) -> None:
-        """Raise ValueError if the `rows` of each process and micro-batch do not fit the stride and the groups."""
+    def check_batch(self, micro_batch: int, *, processes: int) -> None:
+        """Raise ValueError if a micro-batch of this many pairs does not fit the strides and groups."""
         for name in ("mlm_stride", "itm_stride"):
-            if rows % vars(self)[name]:
-                raise ValueError(f"{name} {vars(self)[name]} does not divide the micro-batch of {rows} pairs.")
-        if self.itm_weight and rows * processes % self.negative_groups:
-            batch = rows * processes
+            stride = getattr(self, name)
+            if micro_batch % stride:
+                raise ValueError(f"{name} {stride} does not divide the micro-batch of {micro_batch} pairs.")
+        batch = micro_batch * processes
+        if self.itm_weight and batch % self.negative_groups:
             raise ValueError(f"negative_groups {self.negative_groups} does not divide the batch of {batch} pairs.")
 
 
 class VisionLanguageObjective(nn.Module):
-    """Image-text contrast, masked language modelling and matching with global hard negatives.
+    """Image-text contrast, masked language modeling and matching with global hard negatives.
 
     On `VLMoForPreTraining` this is stage 3. On `VLMoForImageTextRetrieval` it is fine-tuning for retrieval: contrast of
     the unimodal branch, which is what the dual encoder embeds with, and matching if there is a head for it. With a
@@ -115,15 +134,19 @@ class VisionLanguageObjective(nn.Module):
         self.teacher = teacher
         self.config = config or VisionLanguageConfig()
         if self.config.mlm_weight and not isinstance(model, models.VLMoForPreTraining):
-            name, weight = type(model).__name__, self.config.mlm_weight
-            raise ValueError(f"mlm_weight is {weight}, but {name} has no head for words; set the weight to 0.")
+            raise ValueError(
+                f"mlm_weight is {self.config.mlm_weight}, but {type(model).__name__} has no head for words; "
+                "set the weight to 0."
+            )
         if self.config.itm_weight and model.match_head is None:
-            weight = self.config.itm_weight
-            raise ValueError(f"itm_weight is {weight}, but the model has no matching head; set use_match_head to True.")
-        size = self.config.cache_chunk
-        self.encode_images = cached(model.image_vectors, size=size)
-        self.encode_texts = cached(model.text_vectors, size=size)
-        self.fuse = cached(self._fuse, size=size)
+            raise ValueError(
+                f"itm_weight is {self.config.itm_weight}, but the model has no matching head; "
+                "set use_match_head to True."
+            )
+        chunk = self.config.cache_chunk
+        self.encode_images = cached(model.image_vectors, size=chunk)
+        self.encode_texts = cached(model.text_vectors, size=chunk)
+        self.fuse = cached(self._fuse, size=chunk)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 (torch's)
         """Set the mode of the model; a teacher never drops anything."""
@@ -135,14 +158,19 @@ class VisionLanguageObjective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and its parts `itc`, `teacher`, `mlm`, `itm`, with accuracies.
 
-        Reads images, captions, masked captions and `step_seed`; false captions, if there are any, which ITM scores
-        beside the sampled negatives and ITC may (`itc_false_captions`); an empty one counts for nothing.
+        The batch holds images, captions, masked captions and `step_seed`. False captions are optional:
+        ITM scores them beside the sampled negatives, and ITC if `itc_false_captions`. An empty one
+        counts for nothing.
         """
-        config, model, losses, pairs = self.config, self.model, dict[str, Tensor](), list[FusedPairs]()
+        config = self.config
         config.check_batch(len(batch["input_ids"]), processes=distributed.world_size())
         batch = _pad_to_global_length(batch)
-        pixels, ids, mask = batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
-        rows, scale = torch.arange(len(ids), device=ids.device), model.contrast_head.logit_scale
+        pixels = batch["pixel_values"]
+        input_ids = batch["input_ids"]
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        logit_scale = self.model.contrast_head.logit_scale
+        losses: dict[str, Tensor] = {}
+        pairs: list[FusedPairs] = []
 
         # Pairs with masked words.
         if config.mlm_weight:
@@ -150,92 +178,159 @@ class VisionLanguageObjective(nn.Module):
 
         # Image-text contrast in each branch, with the vectors of all processes.
         if config.itc_weight or config.itm_weight or self.teacher is not None:
-            alone = own_pairs(len(ids), device=ids.device)
-            same = same_pairs(batch["image_ids"], caption_keys(ids, mask)) if config.exclude_same else alone
-            vectors = list(zip(self.encode_images(pixels), self.encode_texts(ids, mask), strict=True))
+            same = self._same_pairs(batch)
+            image_vectors = self.encode_images(pixels)
+            text_vectors = self.encode_texts(input_ids, batch["attention_mask"])
+            vectors = list(zip(image_vectors, text_vectors, strict=True))
             keys = [(gather_with_grad(images), gather_with_grad(texts)) for images, texts in vectors]
-            branches = zip(model.contrast_heads, vectors, keys, self._false_vectors(batch), strict=True)
-            contrasts = [
-                itc_loss(*own, logit_scale=head.logit_scale, same=same, keys=every, false=false)
-                for head, own, every, false in branches
-            ]
-            losses["itc"] = torch.stack(contrasts).mean()
+            if config.itc_weight:
+                losses["itc"] = self._itc_loss(batch, vectors, keys, same=same)
             if self.teacher is not None:
                 losses["teacher"] = self._distillation_loss(batch, vectors[0], same=same)
 
             # Pairs to match, with hard negatives by the similarities of the unimodal branch.
             if config.itm_weight:
-                matched, seed = rows[:: config.itm_stride], batch["step_seed"]
-                number, groups, sharpness = config.negatives, config.negative_groups, config.negative_sharpness
-                how: dict[str, Any] = {"count": number, "groups": groups, "sharpness": sharpness, "seed": seed}
-                negatives = sample_negatives(vectors[0], keys[0], logit_scale=scale, same=same, rows=matched, **how)
+                matched = rows[:: config.itm_stride]
+                negatives = sample_negatives(
+                    vectors[0],
+                    keys[0],
+                    logit_scale=logit_scale,
+                    same=same,
+                    rows=matched,
+                    seed=batch["step_seed"],
+                    count=config.negatives,
+                    groups=config.negative_groups,
+                    sharpness=config.negative_sharpness,
+                )
                 pixels, matching = itm_pairs(batch, negatives, rows=matched)
                 pairs.append(matching)
 
-        # Masked language modelling and image-text matching in one pass of the fusion encoder.
+        # Masked language modeling and image-text matching in one pass of the fusion encoder.
         if pairs:
-            fused = FusedPairs(*map(torch.cat, zip(*pairs, strict=True)))
-            logits, of_words, right = self.fuse(*fused[:4], pixels=pixels)
+            fused = join_pairs(pairs)
+            match_logits, word_losses, word_hits = self.fuse(
+                fused.images, fused.input_ids, fused.attention_mask, fused.mlm_labels, pixels=pixels
+            )
             if config.mlm_weight:
-                count = (fused.mlm_labels != -100).sum().float()
-                losses["mlm"], losses["mlm_accuracy"] = (global_mean(each.sum(), count) for each in (of_words, right))
+                num_words = (fused.mlm_labels != -100).sum().float()
+                losses["mlm"] = global_mean(word_losses.sum(), num_words)
+                losses["mlm_accuracy"] = global_mean(word_hits.sum(), num_words)
             if config.itm_weight:
-                losses["itm"] = itm_loss(logits, fused.targets, valid=fused.valid)
-                losses["itm_accuracy"] = accuracy(logits[fused.valid], fused.targets[fused.valid])
+                losses["itm"] = itm_loss(match_logits, fused.targets, valid=fused.valid)
+                losses["itm_accuracy"] = accuracy(match_logits[fused.valid], fused.targets[fused.valid])
 
-        weighted = [vars(config)[f"{name}_weight"] * losses[name] for name in _PARTS if name in losses]
-        named = {name: value.detach() for name, value in losses.items()}
-        return {"loss": torch.stack(weighted).sum()} | named | {"temperature": (-scale.detach()).exp()[0]}
+        weighted = [getattr(config, f"{name}_weight") * losses[name] for name in _PARTS if name in losses]
+        metrics = {name: value.detach() for name, value in losses.items()}
+        metrics["temperature"] = (-logit_scale.detach()).exp()[0]
+        return {"loss": torch.stack(weighted).sum(), **metrics}
 
-    def _false_vectors(self, batch: Batch) -> list[tuple[Tensor, Tensor] | None]:
-        """Return vectors of false captions in each branch, with False for rows without; None where ITC reads none."""
+    def _same_pairs(self, batch: Batch) -> SamePairs:
+        input_ids = batch["input_ids"]
+        if not self.config.exclude_same:
+            return own_pairs(len(input_ids), device=input_ids.device)
+        return same_pairs(batch["image_ids"], caption_keys(input_ids, batch["attention_mask"]))
+
+    def _itc_loss(
+        self,
+        batch: Batch,
+        vectors: list[tuple[Tensor, Tensor]],
+        keys: list[tuple[Tensor, Tensor]],
+        *,
+        same: SamePairs,
+    ) -> Float[Tensor, ""]:
+        """Return the mean of ITC's loss over its branches; `vectors` and `keys` are those of each."""
+        false_captions = self._false_captions(batch)
+        branch_losses = []
+        for branch, head in enumerate(self.model.contrast_heads):
+            images, texts = vectors[branch]
+            branch_loss = itc_loss(
+                images,
+                texts,
+                logit_scale=head.logit_scale,
+                same=same,
+                keys=keys[branch],
+                false_captions=false_captions[branch],
+            )
+            branch_losses.append(branch_loss)
+        return torch.stack(branch_losses).mean()
+
+    def _false_captions(self, batch: Batch) -> list[FalseCaptions | None]:
+        """Return the false captions of the batch in each branch; None where ITC reads none."""
         if not self.config.itc_false_captions or "false_input_ids" not in batch:
             return [None] * len(self.model.contrast_heads)
-        ids, mask = batch["false_input_ids"], batch["false_attention_mask"]
-        found = mask.any(dim=1)
-        # Other rows are left out, as far as all processes encode as many texts, and so as many chunks.
-        most = max(1, int(distributed.all_reduce(found.sum(), op="max")))
-        rows = found.int().argsort(descending=True, stable=True)[:most]
-        mask = torch.cat([mask[:, :1] | ~found[:, None], mask[:, 1:]], dim=1)[rows]
-        encoded = self.encode_texts(ids[rows], mask)
-        return [(each.new_zeros(len(ids), each.shape[1]).index_copy(0, rows, each), found) for each in encoded]
+        input_ids = batch["false_input_ids"]
+        attention_mask = batch["false_attention_mask"]
+        valid = attention_mask.any(dim=1)
+        # Rows without a false caption are left out, but every process must encode as many texts, and
+        # so as many chunks, as the others: those of the process with the most.
+        num_encoded = max(1, int(distributed.all_reduce(valid.sum(), op="max")))
+        rows = valid.int().argsort(descending=True, stable=True)[:num_encoded]
+        # A row that fills up attends to its first token.
+        attention_mask = attention_mask.clone()
+        attention_mask[:, 0] |= ~valid
+        false_captions: list[FalseCaptions | None] = []
+        for embeds in self.encode_texts(input_ids[rows], attention_mask[rows]):
+            all_rows = embeds.new_zeros(len(input_ids), embeds.shape[1])
+            false_captions.append(FalseCaptions(all_rows.index_copy(0, rows, embeds), valid))
+        return false_captions
 
-    def _distillation_loss(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Tensor:
-        teacher, size = cast("Any", self.teacher), self.config.cache_chunk or len(batch["input_ids"])
-        pixels, ids, mask = (batch[name].split(size) for name in ("pixel_values", "input_ids", "attention_mask"))
+    def _distillation_loss(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Float[Tensor, ""]:
+        teacher = self.teacher
+        assert teacher is not None  # its caller asks
+        num_pairs = len(batch["input_ids"])
+        image_embeds = []
+        text_embeds = []
         with torch.no_grad():
-            targets = map(teacher.get_image_features, pixels), map(teacher.get_text_features, ids, mask)
-            images, texts = (torch.cat([*parts]) for parts in targets)
-        return distillation_loss(vectors, (images, texts), logit_scale=teacher.contrast_head.logit_scale, same=same)
+            for rows in row_slices(num_pairs, size=self.config.cache_chunk or num_pairs):
+                images = teacher.get_image_features(batch["pixel_values"][rows])
+                texts = teacher.get_text_features(batch["input_ids"][rows], batch["attention_mask"][rows])
+                image_embeds.append(images)
+                text_embeds.append(texts)
+        targets = torch.cat(image_embeds), torch.cat(text_embeds)
+        logit_scale = teacher.contrast_head.logit_scale
+        return distillation_loss(vectors, targets, logit_scale=logit_scale, same=same)
 
     def _fuse(
-        self, images: Tensor, ids: Tensor, mask: Tensor, labels: Tensor, *, pixels: Tensor
+        self,
+        images: Int[Tensor, "pairs"],
+        input_ids: Int[Tensor, "pairs text"],
+        attention_mask: Int[Tensor, "pairs text"],
+        mlm_labels: Int[Tensor, "pairs text"],
+        *,
+        pixels: Float[Tensor, "images 3 height width"],
     ) -> tuple[Float[Tensor, "pairs 2"], Float[Tensor, "words"], Float[Tensor, "words"]]:
-        """Return match logits of pairs; loss of each masked word, and 1 where the prediction is right."""
-        model: Any = self.model
-        wanted = labels != -100
-        shown, rows = images.unique(return_inverse=True)
-        encoded = model.vlmo.encode(pixels.index_select(0, shown), ids, mask, wanted=wanted, image_rows=rows)
-        losses = right = encoded.first.new_zeros(0)
-        if self.config.mlm_weight:  # here, so that the gradient cache holds no logits over the vocabulary
-            words, targets = model.mlm_head(encoded.tokens), labels[wanted]
-            losses = F.cross_entropy(words.float(), targets, reduction="none")
-            right = (words.detach().argmax(dim=-1) == targets).float()
-        return model.match_logits(encoded.first), losses, right
+        """Return match logits of pairs; the loss of each masked word, and 1 where it was predicted."""
+        model = self.model
+        is_masked = mlm_labels != -100
+        # A chunk of the gradient cache embeds the images of its pairs alone, each of them once.
+        used_images, image_rows = images.unique(return_inverse=True)
+        encoded = model.vlmo.encode(
+            pixels.index_select(0, used_images),
+            input_ids,
+            attention_mask,
+            wanted=is_masked,
+            image_rows=image_rows,
+        )
+        word_losses = word_hits = encoded.first.new_zeros(0)
+        # Computed here, so that the gradient cache holds no logits over the vocabulary.
+        if isinstance(model, models.VLMoForPreTraining) and self.config.mlm_weight:
+            logits = model.mlm_head(encoded.tokens)
+            targets = mlm_labels[is_masked]
+            word_losses = F.cross_entropy(logits.float(), targets, reduction="none")
+            word_hits = (logits.detach().argmax(dim=-1) == targets).float()
+        return model.match_logits(encoded.first), word_losses, word_hits
 
 
 def _pad_to_global_length(batch: Batch) -> Batch:
-    """Pad texts to the longest of all processes, so that exchanged texts fit (padding changes no result)."""
-    names = ("input_ids", "attention_mask", "false_input_ids", "false_attention_mask", "mlm_input_ids", "mlm_labels")
-    texts = {name: batch[name] for name in names if name in batch}
-    length = max(text.shape[1] for text in texts.values())
-    longest = int(distributed.all_reduce(torch.tensor(length, device=batch["input_ids"].device), op="max"))
-    padded = {
-        name: F.pad(text, (0, longest - text.shape[1]), value=-100 if name == "mlm_labels" else 0)
-        for name, text in texts.items()
-        if text.shape[1] < longest
-    }
-    return cast("Batch", batch | padded)
+    """Pad texts to the longest of all processes, so that exchanged texts fit; results stay the same."""
+    texts = {name: batch[name] for name in _TEXT_TENSORS if name in batch}
+    local_length = max(text.shape[1] for text in texts.values())
+    device = batch["input_ids"].device
+    length = int(distributed.all_reduce(torch.tensor(local_length, device=device), op="max"))
+    for name, text in texts.items():
+        fill = -100 if name == "mlm_labels" else 0
+        texts[name] = F.pad(text, (0, length - text.shape[1]), value=fill)
+    return cast("Batch", batch | texts)
 
 
 @dataclass(frozen=True)
@@ -247,7 +342,7 @@ class PairTask(Task):
     losses: VisionLanguageConfig = VisionLanguageConfig()
     """Weights and switches."""
     teacher: str | None = None
-    """Folder or name of a model whose dual encoder is learnt too: distillation, see `losses.teacher-weight`."""
+    """Folder or name of a model whose dual encoder is learned too: distillation, see `losses.teacher-weight`."""
 
     @property
     def targets(self) -> str | None:
@@ -268,16 +363,19 @@ class PairTask(Task):
         if self.teacher is None:
             return objective
         teacher, processor = load_retrieval_model(self.teacher)
-        size, own = teacher.config.projection_size, objective.model.config.projection_size
-        most, length = teacher.config.max_text_positions, run.tokenizer.model_max_length
-        is_known = processor.tokenizer.get_vocab() == run.tokenizer.get_vocab()
-        for fits, fault in (
-            (is_known, "another vocabulary; start from a folder with the teacher's"),
-            (size == own, f"vectors of {size} dimensions, the model of {own}; set model.projection-size to {size}"),
-            (length <= most, f"{most} positions for text, the recipe {length}; set text.max-length to {most}"),
-        ):
-            if not fits:
-                raise ValueError(f"the teacher {self.teacher} has {fault}")
+        size = teacher.config.projection_size
+        student_size = objective.model.config.projection_size
+        positions = teacher.config.max_text_positions
+        max_length = run.tokenizer.model_max_length
+        fault = None
+        if processor.tokenizer.get_vocab() != run.tokenizer.get_vocab():
+            fault = "another vocabulary; start from a folder with the teacher's"
+        elif size != student_size:
+            fault = f"vectors of {size} dimensions, the model of {student_size}; set model.projection-size to {size}"
+        elif max_length > positions:
+            fault = f"{positions} positions for text, the recipe {max_length}; set text.max-length to {positions}"
+        if fault is not None:
+            raise ValueError(f"the teacher {self.teacher} has {fault}")
         objective.teacher = teacher.requires_grad_(requires_grad=False)
         return objective
 
@@ -287,17 +385,20 @@ class PairTask(Task):
 
     def examples(self, run: RunContext) -> RowExamples:
         """Return pairs, with the rows' `false_captions` if they have any and a loss reads them."""
-        false = false_captions(run.rows) if self.losses.itm_weight or self.losses.itc_false_captions else []
-        false = false if any(map(any, false)) else None
-        return RowExamples(run.rows, self.contents(run), unit=run.data.unit, false_texts=false)
+        false_texts = None
+        if self.losses.itm_weight or self.losses.itc_false_captions:
+            false_texts = false_captions(run.rows)
+            if not any(map(any, false_texts)):
+                false_texts = None
+        return RowExamples(run.rows, self.contents(run), unit=run.data.unit, false_texts=false_texts)
 
 
 @dataclass(frozen=True)
 class VisionLanguageTask(PairTask):
-    """Stage 3, contrast, masked language modelling and matching. Its models are measured as those for retrieval."""
+    """Stage 3, contrast, masked language modeling and matching. Its models are measured as those for retrieval."""
 
     name: ClassVar[str] = "vision-language"
-    title: ClassVar[str] = "stage 3, contrast, masked language modelling and matching"
+    title: ClassVar[str] = "stage 3, contrast, masked language modeling and matching"
     reads = Reads(caption=True, masks_words=True, streams=True)
     architectures = ("VLMoForPreTraining",)
     usage: ClassVar[Usage | None] = Usage(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from vlmo.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from vlmo.training.checkpoint import check_not_running as check_not_running
     from vlmo.training.checkpoint import claim_run_folder as claim_run_folder
     from vlmo.training.checkpoint import lock_run as lock_run
     from vlmo.training.config import EngineConfig as EngineConfig

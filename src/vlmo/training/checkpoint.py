@@ -81,7 +81,8 @@ class StateStore:
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+        self.folder = folder
+        self.keep = keep
         # A group of its own: what the background thread sends must not mix with what the training sends.
         self._group = None
         if world_size() > 1:
@@ -106,12 +107,16 @@ class StateStore:
     def wait(self) -> None:
         """Return when the last state is complete; TrainingError if it could not be written."""
         if self._writing is not None:
-            (writer, future), self._writing = self._writing, None
+            writer, future = self._writing
+            self._writing = None
             with writer.explained():
                 future.result()
 
     def last_saved(self, *, finish: bool) -> str:
-        """Return which state a run goes on from, for the end of a message; `finish` waits for one being written."""
+        """Return the end of a message that names the state that a run goes on from.
+
+        `finish` waits for a state that is being written.
+        """
         with contextlib.suppress(TrainingError, RuntimeError, OSError):
             if finish:
                 self.wait()
@@ -120,34 +125,49 @@ class StateStore:
         return f"{state} the same command goes on"
 
     def load(self, path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Load weights and optimizer from a state of any number of processes; TrainingError if its tensors differ."""
+        """Load weights and optimizer from a state that any number of processes wrote.
+
+        Raises:
+            TrainingError: It cannot be read, or its tensors are not those of this run.
+        """
         reader = HuggingFaceStorageReader(str(path))
+        param_groups = []
         try:
-            names = set(reader.read_metadata().state_dict_metadata)
+            saved_names = set(reader.read_metadata().state_dict_metadata)
             tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
-            groups = []
-            if any(name.startswith("optimizer.") for name in names):
+            names = {f"objective.{name}" for name in tensors["objective"]}
+            if any(name.startswith("optimizer.") for name in saved_names):
                 state = get_optimizer_state_dict(objective, optimizer)
-                groups, of_parameters = state["param_groups"], cast("dict[str, Any]", state["state"])
-                # What no step has used yet has no state, here as before.
-                tensors["optimizer"] = {n: of for n, of in of_parameters.items() if f"optimizer.{n}.{min(of)}" in names}
-            own = {f"objective.{n}" for n in tensors["objective"]}
-            own |= {f"optimizer.{n}.{moment}" for n, of in tensors.get("optimizer", {}).items() for moment in of}
-            if differing := sorted(names ^ own):
+                param_groups = state["param_groups"]
+                tensors["optimizer"] = {}
+                for parameter, moments in cast("dict[str, Any]", state["state"]).items():
+                    moment_names = {f"optimizer.{parameter}.{moment}" for moment in moments}
+                    # A parameter that no step has used yet has no moments, here as in the state.
+                    if min(moment_names) in saved_names:
+                        tensors["optimizer"][parameter] = moments
+                        names |= moment_names
+            if differing := sorted(saved_names ^ names):
+                place = "state" if differing[0] in saved_names else "run"
                 raise LookupError(
-                    f"its tensors are others than this run's, {len(differing)} of them, such as {differing[0]} (only in"
-                    f" the {'state' if differing[0] in names else 'run'})"
+                    f"its tensors are others than this run's, {len(differing)} of them, "
+                    f"such as {differing[0]} (only in the {place})"
                 )
             dcp.load(tensors, storage_reader=reader, process_group=self._group)
         except (CheckpointException, SafetensorError, LookupError, TypeError, ValueError) as error:
-            cause = min(error.failures.items())[1][0] if isinstance(error, CheckpointException) else error
+            cause = error
+            if isinstance(error, CheckpointException):
+                _, (cause, _) = min(error.failures.items())
             raise TrainingError(
                 f"training state {path} cannot be read: {cause}; give a new run folder, or the version that wrote it"
             ) from error
         set_model_state_dict(objective, tensors["objective"])
-        if groups:
-            moments, options = {"state": tensors["optimizer"], "param_groups": groups}, StateDictOptions(strict=False)
-            set_optimizer_state_dict(objective, optimizer, moments, options=options)
+        if param_groups:
+            set_optimizer_state_dict(
+                objective,
+                optimizer,
+                {"state": tensors["optimizer"], "param_groups": param_groups},
+                options=StateDictOptions(strict=False),
+            )
 
 
 def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -164,8 +184,8 @@ def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> 
 def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest undamaged state in `folder` and its progress, or None if there has never been one.
 
-    Newer states that are damaged are renamed to step_00001234.damaged, each with a warning. Leftovers of interrupted
-    saves are removed.
+    Newer states that are damaged are renamed to step_00001234.damaged, with a warning. Leftovers of
+    interrupted saves are removed.
 
     Raises:
         TrainingError: There are states, and all of them are damaged.
@@ -198,42 +218,62 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
         ValueError: The folder holds another recipe; the message names the settings that differ. Or a name that a run
             uses is a link, behind which files would be replaced, or a named pipe, which would be waited for.
     """
-    state = run_dir / "state"
-    for entry in (*map(run_dir.joinpath, _NAMES), *run_dir.glob(".*"), state, *state.glob("*")):
-        with contextlib.suppress(FileNotFoundError):  # or the main process has just renamed it
-            if stat.S_ISREG(mode := entry.lstat().st_mode) or stat.S_ISDIR(mode):
-                continue
-            # A disk for states is common; behind the link only states are replaced, and never those of another run.
-            if entry != state or not state.is_dir() or (state.resolve().parent / "recipe.json").exists():
-                raise ValueError(
-                    f"{entry} is a link or no regular file, and a run replaces it: put a copy there (state alone may be"
-                    " a link, to a folder that is not in a run folder)"
-                )
+    _check_no_links(run_dir)
     path = run_dir / "recipe.json"
     if path.exists():
         try:
-            before = read_json(path)
+            recipe_before = read_json(path)
         except ValueError as error:
             raise ValueError(f"{error}; restore it from a backup, or give a new run folder") from error
-        found = differences(before, json.loads(recipe_json))
-        others = [phrase for name, phrase in found if not name.startswith(MAY_DIFFER)]
-        if others:
+        changes = differences(recipe_before, json.loads(recipe_json))
+        refused = [phrase for name, phrase in changes if not name.startswith(MAY_DIFFER)]
+        if refused:
             raise ValueError(
-                f"run folder {run_dir} holds a run with another recipe: {'; '.join(others)};"
+                f"run folder {run_dir} holds a run with another recipe: {'; '.join(refused)};"
                 " give a new run folder, or the recipe of the run to resume it"
             )
-        if not found:
+        if not changes:
             return
         if write:
-            logger.info("%s goes on with other settings: %s", run_dir, "; ".join(phrase for _, phrase in found))
+            phrases = "; ".join(phrase for _, phrase in changes)
+            logger.info("%s goes on with other settings: %s", run_dir, phrases)
     if write:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_file(path, recipe_json)
 
 
+def _check_no_links(run_dir: Path) -> None:
+    """Raise ValueError if a name that a run uses is a link or a special file."""
+    state = run_dir / "state"
+    names = [run_dir / name for name in _NAMES]
+    for entry in (*names, *run_dir.glob(".*"), state, *state.glob("*")):
+        try:
+            mode = entry.lstat().st_mode
+        except FileNotFoundError:  # or the main process has just renamed it
+            continue
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            continue
+        # A disk for states is common; behind the link only states are replaced, and never those of
+        # another run.
+        is_states_disk = entry == state and state.is_dir()
+        if not is_states_disk or (state.resolve().parent / "recipe.json").exists():
+            raise ValueError(
+                f"{entry} is a link or no regular file, and a run replaces it: put a copy there "
+                "(state alone may be a link, to a folder that is not in a run folder)"
+            )
+
+
 def lock_run(run_dir: Path) -> contextlib.AbstractContextManager[Any]:
-    """Allow one run at a time in a run folder (else ValueError); the main process takes the lock."""
-    return lock_folder(run_dir, work="training in this run folder") if is_main() else contextlib.nullcontext()
+    """Allow one run at a time in a run folder, else ValueError; the main process takes the lock."""
+    if not is_main():
+        return contextlib.nullcontext()
+    return lock_folder(run_dir, work="training in this run folder")
+
+
+def check_not_running(run_dir: Path) -> None:
+    """Raise ValueError if a run is going on in the folder, or nothing may be written there."""
+    with lock_run(run_dir):
+        pass  # given back at once: `Trainer.fit` takes it again
 
 
 def state_path(folder: Path, step: int) -> Path:
@@ -246,7 +286,9 @@ class _StateWriter(HuggingFaceStorageWriter):
 
     def __init__(self, target: Path, *, progress: dict[str, Any], keep: int) -> None:
         super().__init__(str(path_aside(target)), save_distributed=True)
-        self.target, self.progress, self.keep = target, progress, keep
+        self.target = target
+        self.progress = progress
+        self.keep = keep
         self._folder = contextlib.ExitStack()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -262,13 +304,14 @@ class _StateWriter(HuggingFaceStorageWriter):
         results = super().write_data(plan, planner).wait()  # all in one file
         if results:
             name = results[0].storage_data.relative_path
-            results = [dataclasses.replace(results[0], storage_data=(name, _fingerprint(Path(self.path) / name)))]
+            checksum = _fingerprint(Path(self.path) / name)
+            results = [dataclasses.replace(results[0], storage_data=(name, checksum))]
         written: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
         written.set_result(results)
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:  # noqa: ARG002 (of the base)
-        files = dict(each.storage_data for of_process in results for each in of_process)
+        files = dict(result.storage_data for process_results in results for result in process_results)
         manifest: dict[str, Any] = {"files": files, "progress": self.progress}
         manifest["sha256"] = _digest_of(manifest)
         (Path(self.path) / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -304,11 +347,13 @@ def _states(folder: Path) -> list[Path]:
 
 def _verified_progress(path: Path) -> dict[str, Any]:
     manifest = dict(read_json(file_in(path, _MANIFEST)))
-    written, files = manifest.pop("sha256"), dict(manifest["files"])
-    if written != _digest_of(manifest):
+    digest = manifest.pop("sha256")
+    checksums = dict(manifest["files"])
+    if digest != _digest_of(manifest):
         raise ValueError(f"{_MANIFEST} is not what was written")
-    for name in ({each.name for each in path.iterdir()} | files.keys()) - {_MANIFEST}:
-        if name not in files or _fingerprint(file_in(path, name)) != files[name]:
+    names = checksums.keys() | {file.name for file in path.iterdir()}
+    for name in names - {_MANIFEST}:
+        if name not in checksums or _fingerprint(file_in(path, name)) != checksums[name]:
             raise ValueError(f"{name} is not what was written")
     return dict(manifest["progress"])
 
@@ -323,14 +368,14 @@ def _fingerprint(path: Path) -> str:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str]]:
-    """Return the dotted name of each leaf of nested dictionaries that differs, and a phrase that says how."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(old.keys() | new.keys()):
-            inner = f"{name}.{key}" if name else key
-            if key not in old or key not in new:
-                found.append((inner, f"{inner} is only in the {'new' if key in new else 'old'} one"))
-            else:
-                found += differences(old[key], new[key], inner)
-        return found
-    return [] if old == new else [(name, f"{name} was {old!r} and is now {new!r}")]
+    """Return the dotted names of leaves of nested dictionaries that differ, with phrases that say how."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [] if old == new else [(name, f"{name} was {old!r} and is now {new!r}")]
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        inner = f"{name}.{key}" if name else key
+        if key not in old or key not in new:
+            changes.append((inner, f"{inner} is only in the {'new' if key in new else 'old'} one"))
+        else:
+            changes += differences(old[key], new[key], inner)
+    return changes

@@ -20,9 +20,15 @@ from vlmo.training.parallel import from_main
 
 
 def matrices_of(module: nn.Module) -> dict[Tensor, int]:
-    """Return the weights of linear layers of blocks, and how many matrices each is: joint projections are three."""
-    within = [x for block in module.modules() if isinstance(block, MultiwayBlock) for x in block.modules()]
-    return {x.weight: 3 if isinstance(x, QueryKeyValue) else 1 for x in within if isinstance(x, nn.Linear)}
+    """Return the weights of the blocks' linear layers with their number of matrices: three in joint projections."""
+    counts: dict[Tensor, int] = {}
+    for block in module.modules():
+        if not isinstance(block, MultiwayBlock):
+            continue
+        for layer in block.modules():
+            if isinstance(layer, nn.Linear):
+                counts[layer.weight] = 3 if isinstance(layer, QueryKeyValue) else 1
+    return counts
 
 
 class MuonWithAdamW(Optimizer):
@@ -37,7 +43,7 @@ class MuonWithAdamW(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # noqa: ARG002 (of the base)
         """Update all parameters that have a gradient."""
-        # Taken anew each time, as loading a state replaces both.
+        # Read again at every step, as loading a state replaces both.
         self._adamw.param_groups = [group for group in self.param_groups if not group["parts"]]
         self._adamw.state = self.state
         self._adamw.step()
@@ -47,25 +53,32 @@ class MuonWithAdamW(Optimizer):
                     self._update(matrix, matrix.grad, group)
 
     def _update(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        if "momentum_buffer" not in (state := self.state[matrix]):
+        state = self.state[matrix]
+        if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(matrix)
         momentum = state["momentum_buffer"].lerp_(gradient, 0.05)
-        ahead = gradient.lerp(momentum, 0.95)  # Nesterov
-        whole = (ahead.full_tensor() if isinstance(ahead, DTensor) else ahead).to(self._dtype)
-        update = torch.cat([orthogonalize(part) for part in whole.chunk(group["parts"])])
+        direction = gradient.lerp(momentum, 0.95)  # Nesterov
+        if isinstance(direction, DTensor):
+            direction = direction.full_tensor()
+        parts = direction.to(self._dtype).chunk(group["parts"])
+        update = torch.cat([orthogonalize(part) for part in parts])
         if isinstance(matrix, DTensor):
             update = distribute_tensor(update, matrix.device_mesh, matrix.placements, src_data_rank=None)
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        scale = 0.2 * max(whole.shape[0] // group["parts"], whole.shape[1]) ** 0.5  # the root mean square of AdamW's
+        scale = 0.2 * max(parts[0].shape) ** 0.5  # updates as large as AdamW's in root mean square
         matrix.add_(update, alpha=-scale * group["lr"])
 
 
 def orthogonalize(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Return about the nearest matrix whose singular values are 1: five Newton-Schulz steps (Jordan et al. 2024)."""
+    """Return about the nearest matrix whose singular values are 1.
+
+    Five Newton-Schulz steps with the coefficients of Jordan et al. 2024.
+    """
     is_tall = matrix.shape[0] > matrix.shape[1]
-    near = matrix.T if is_tall else matrix
-    near = near / near.norm().clamp(min=1e-7)
+    result = matrix.T if is_tall else matrix
+    result = result / result.norm().clamp(min=1e-7)
     for _ in range(5):
-        gram = near @ near.T
-        near = torch.addmm(near, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), near, beta=3.4445)
-    return near.T if is_tall else near
+        gram = result @ result.T
+        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        result = torch.addmm(result, polynomial, result, beta=3.4445)
+    return result.T if is_tall else result

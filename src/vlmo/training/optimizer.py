@@ -76,30 +76,43 @@ def param_groups(
     lr_scale: Mapping[str, float] | None = None,
     matrices: Mapping[Tensor, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return optimizer groups of all trainable parameters; each group carries its `name` and its `lr_scale`.
+    """Return optimizer groups of all trainable parameters, with their `name` and `lr_scale`.
 
     Args:
         weight_decay: For parameters of two or more dimensions; others are never decayed.
-        no_weight_decay: Full names, as in `module.named_parameters()`, that are not decayed although they have more.
+        no_weight_decay: Full names, as in `module.named_parameters()`, that are not decayed although they
+            have more.
         lr_scale: Full name -> factor on the learning rate; 1 for names that are not there.
-        matrices: Parameters for groups of their own, with the number of matrices in each, which is the group's `parts`;
-            0 in all other groups.
+        matrices: Parameters for groups of their own, with the number of matrices that they hold, which is
+            the group's `parts`; 0 in all other groups.
 
     Raises:
         ValueError: A name in `no_weight_decay` or `lr_scale` is none of the module's, or nothing is trainable.
     """
-    lr_scale, matrices = lr_scale or {}, matrices or {}
-    named = dict(module.named_parameters())
-    if unknown := sorted({*no_weight_decay, *lr_scale} - named.keys()):
-        raise ValueError(f"no parameter is called {', '.join(unknown)}; give names such as {next(iter(named), 'none')}")
-    groups: dict[tuple[float, float, int], dict[str, Any]] = {}
-    for name, parameter in named.items():
-        if parameter.requires_grad:
-            decayed, parts = parameter.ndim > 1 and name not in no_weight_decay, matrices.get(parameter, 0)
-            decay, scale = weight_decay if decayed else 0.0, float(lr_scale.get(name, 1.0))
-            label = f"{'decay' if decayed else 'no_decay'}_x{scale:.4g}" + (f"_muon{parts}" if parts else "")
-            group = {"params": [], "name": label, "weight_decay": decay, "lr_scale": scale, "parts": parts}
-            groups.setdefault((decay, scale, parts), group)["params"].append(parameter)
+    lr_scale = lr_scale or {}
+    matrices = matrices or {}
+    parameters = dict(module.named_parameters())
+    if unknown := sorted({*no_weight_decay, *lr_scale} - parameters.keys()):
+        example = next(iter(parameters), "none")
+        raise ValueError(f"no parameter is called {', '.join(unknown)}; give names such as {example}")
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        if not parameter.requires_grad:
+            continue
+        is_decayed = parameter.ndim > 1 and name not in no_weight_decay
+        scale = float(lr_scale.get(name, 1.0))
+        parts = matrices.get(parameter, 0)
+        label = f"{'decay' if is_decayed else 'no_decay'}_x{scale:.4g}"
+        if parts:
+            label += f"_muon{parts}"
+        group = {
+            "params": [],
+            "name": label,
+            "weight_decay": weight_decay if is_decayed else 0.0,
+            "lr_scale": scale,
+            "parts": parts,
+        }
+        groups.setdefault(f"{label} {scale!r}", group)["params"].append(parameter)
     if not groups:
         raise ValueError("no parameter is trainable (all have requires_grad=False); unfreeze what this run is to train")
     return list(groups.values())
@@ -112,21 +125,28 @@ def build_optimizer(
     no_weight_decay: Collection[str] = (),
     lr_scale: Mapping[str, float] | None = None,
 ) -> Optimizer:
-    """Return AdamW, or Muon with AdamW, over the trainable parameters of `module`; see `param_groups` for the names.
+    """Return AdamW, or Muon with AdamW, over the trainable parameters; see `param_groups`.
 
     Raises:
         ValueError: Muon is asked for, but no block has a matrix to train.
     """
-    names: dict[str, Any] = {"no_weight_decay": no_weight_decay, "lr_scale": lr_scale}
-    if not config.muon:
-        return _adamw(param_groups(module, weight_decay=config.weight_decay, **names), config)
+    # Imported here, as Muon brings modules that only training needs.
     from vlmo.training.muon import MuonWithAdamW, matrices_of
 
-    groups = param_groups(module, weight_decay=config.weight_decay, matrices=matrices_of(module), **names)
-    matrices, others = [each for each in groups if each["parts"]], [each for each in groups if not each["parts"]]
-    if not matrices:
+    groups = param_groups(
+        module,
+        weight_decay=config.weight_decay,
+        no_weight_decay=no_weight_decay,
+        lr_scale=lr_scale,
+        matrices=matrices_of(module) if config.muon else None,
+    )
+    matrix_groups = [group for group in groups if group["parts"]]
+    adamw = _adamw([group for group in groups if not group["parts"]], config)
+    if not config.muon:
+        return adamw
+    if not matrix_groups:
         raise ValueError("optimizer.muon is True, but no block has a matrix to train; leave it out")
-    return MuonWithAdamW(matrices, _adamw(others, config), lr=config.lr)
+    return MuonWithAdamW(matrix_groups, adamw, lr=config.lr)
 
 
 def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> AdamW:

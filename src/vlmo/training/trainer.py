@@ -32,7 +32,16 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from vlmo.distributed import all_reduce, barrier, choose_device, gather_objects, is_main, keep_memory, rank, world_size
+from vlmo.distributed import (
+    all_reduce,
+    barrier,
+    choose_device,
+    gather_objects,
+    is_main,
+    keep_memory,
+    rank,
+    world_size,
+)
 from vlmo.folder.atomic import write_folder
 from vlmo.training.checkpoint import StateStore, claim_run_folder, lock_run, newest_state
 from vlmo.training.config import Precision, TrainerConfig
@@ -116,7 +125,7 @@ class Trainer:
     folder, which they must share.
 
     Args:
-        objective: `objective(batch)` returns named scalars, of which "loss" is minimised; it holds a module `model`,
+        objective: `objective(batch)` returns named scalars, of which "loss" is minimized; it holds a module `model`,
             whose `no_weight_decay()`, if it has one, names parameters of two or more dimensions that are not decayed.
         recipe: Settings of the run; `to_json()` returns all of them, and a run folder holds runs of one recipe only.
         save_model: Writes the files of the model folder into the empty folder it is given, with the weights it is
@@ -149,26 +158,37 @@ class Trainer:
         if self.device.type == "cpu":
             keep_memory()
         self.objective = objective.to(self.device).train()
-        self.recipe, self.config = recipe, recipe.trainer
+        self.recipe = recipe
+        self.config = recipe.trainer
         # One process chooses, and warns.
-        chosen = choose_precision(self.config.precision, device=self.device) if is_main() else None
-        self.precision: Precision = from_main(chosen)
+        self.precision: Precision = from_main(
+            choose_precision(self.config.precision, device=self.device) if is_main() else None
+        )
         self._engine = Engine(self.objective, config=self.config.engine, precision=self.precision)
-        self.loader, self.run_dir, self.save_model = loader, Path(run_dir), save_model
         model: Any = objective.get_submodule("model")
-        exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+        undecayed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
         self.optimizer = build_optimizer(
             self.objective,
             config=recipe.optimizer,
-            no_weight_decay={f"model.{name}" for name in exempt},
+            no_weight_decay={f"model.{name}" for name in undecayed},
             lr_scale=lr_scale,
         )
-        self.evaluate, self._workers = evaluate, workers
-        self.console, self.title = console, title
-        self.model_dir, self.state_dir = self.run_dir / "model", self.run_dir / "state"
+        self.loader = loader
+        self.save_model = save_model
+        self.evaluate = evaluate
+        self.console = console
+        self.title = title
+        self.run_dir = Path(run_dir)
+        self.model_dir = self.run_dir / "model"
+        self.state_dir = self.run_dir / "state"
+        self._workers = workers
         self._states = StateStore(self.state_dir, keep=self.config.keep_states)
-        self._counters, self._began, self._lr = _Counters(), 0.0, 0.0
-        self._unreported = 0, 0.0  # samples and seconds of training since the last line
+        self._counters = _Counters()
+        self._started_at = 0.0
+        self._lr = 0.0
+        # Since the last line of the log.
+        self._unreported_samples = 0
+        self._unreported_seconds = 0.0
 
     def fit(self) -> TrainingResult:
         """Train to the end, or until SIGTERM or SIGINT; the trained weights are then in the objective.
@@ -180,25 +200,42 @@ class Trainer:
             TrainingError: Ten updates in a row were skipped, every saved state is damaged, nothing can be written, data
                 or their workers are gone, or another process is.
         """
-        where = lambda: f"{self.title}: step {self._counters.step}"  # noqa: E731
-        with explained_faults(where, run_dir=self.run_dir, last_saved=self._states.last_saved), lock_run(self.run_dir):
+        with (
+            explained_faults(self._place, run_dir=self.run_dir, last_saved=self._states.last_saved),
+            lock_run(self.run_dir),
+        ):
             if self._restore():
                 logger.info("%s: %s has already finished", self.title, self.run_dir)
                 return self._result("already_finished")
             if self.config.precision == "auto":
                 logger.info("%s: computing in %s", self.title, self.precision)
-            how: dict[str, Any] = {"step": self._counters.step, "max_steps": self.config.max_steps, "title": self.title}
-            writer = Tracker(self.run_dir, console=self.console, **how) if is_main() else contextlib.nullcontext()
-            with StopSignal() as stop, writer as tracker, self._cores_for_workers():
+            with StopSignal() as stop, self._open_tracker() as tracker, self._cores_for_workers():
                 finished = self._train(tracker, stop)
                 if finished:
-                    report_progress(slow=True)
-                    weights = self._engine.weights()
-                    if is_main():
-                        with write_folder(self.model_dir) as aside:
-                            self.save_model(aside, weights)
-            barrier()  # every process finds the whole run folder when it returns
+                    self._write_model()
+            barrier()  # the run folder is complete when any process returns
             return self._result("finished" if finished else "stopped")
+
+    def _place(self) -> str:
+        return f"{self.title}: step {self._counters.step}"
+
+    def _open_tracker(self) -> contextlib.AbstractContextManager[Tracker | None]:
+        if not is_main():
+            return contextlib.nullcontext()
+        return Tracker(
+            self.run_dir,
+            console=self.console,
+            step=self._counters.step,
+            max_steps=self.config.max_steps,
+            title=self.title,
+        )
+
+    def _write_model(self) -> None:
+        report_progress(slow=True)
+        weights = self._engine.weights()
+        if is_main():
+            with write_folder(self.model_dir) as folder:
+                self.save_model(folder, weights)
 
     @contextlib.contextmanager
     def _cores_for_workers(self) -> Iterator[None]:
@@ -212,9 +249,12 @@ class Trainer:
             torch.set_num_threads(threads)
 
     def _train(self, tracker: Tracker | None, stop: StopSignal) -> bool:
-        counters, config = self._counters, self.config
+        """Run the steps that are left; return False if a signal stopped them."""
+        counters = self._counters
+        config = self.config
         self._evaluate_if_due(tracker)  # if it was cut off after the step was saved
-        batches, stopping = self.loader(counters.step), False
+        batches = self.loader(counters.step)
+        stopping = False
         while counters.step < config.max_steps and not stopping:
             stopping = self._train_step(batches, tracker, stop)
             if stopping or counters.step % config.save_every == 0 or counters.step == config.max_steps:
@@ -228,7 +268,10 @@ class Trainer:
         return not stopping
 
     def _train_step(self, batches: Iterator[list[Batch]], tracker: Tracker | None, stop: StopSignal) -> bool:
-        counters, config, began = self._counters, self.config, time.monotonic()
+        """Make one update; return True if any process was asked to stop."""
+        counters = self._counters
+        config = self.config
+        started_at = time.monotonic()
         report_progress()
         try:
             micro_batches = next(batches)
@@ -237,39 +280,54 @@ class Trainer:
                 raise ValueError(f"{str(error).rstrip('.')}; {self._states.last_saved(finish=True)}") from error
 
         losses = self._accumulate_gradients(micro_batches)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [
+            parameter
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
         grad_norm = gradient_norm(parameters)
 
-        # All processes do alike.
-        bad = not (losses["loss"].isfinite() & grad_norm.isfinite()).item()
-        rows = sum(len(batch["sample_ids"]) for batch in micro_batches)
-        flags = torch.tensor([int(bad), int(stop.requested), rows], device=self.device)
-        num_bad, num_stopping, num_rows = all_reduce(flags).tolist()
+        # One message tells all processes what any of them met, so that all do alike.
+        is_finite = bool(losses["loss"].isfinite() & grad_norm.isfinite())
+        num_samples = sum(len(batch["sample_ids"]) for batch in micro_batches)
+        flags = [int(not is_finite), int(stop.requested), num_samples]
+        num_bad, num_stopping, num_samples = all_reduce(torch.tensor(flags, device=self.device)).tolist()
         if num_bad:
-            counters.skipped, counters.bad_in_row = counters.skipped + 1, counters.bad_in_row + 1
+            counters.skipped += 1
+            counters.bad_in_row += 1
         else:
             counters.bad_in_row = 0
             if config.clip_norm is not None:
                 clip_grads_with_norm_(parameters, config.clip_norm, grad_norm)
-            base_lr, schedule = self.recipe.optimizer.lr, self.recipe.schedule
-            self._lr = lr_at(counters.step, base_lr=base_lr, max_steps=config.max_steps, config=schedule)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._lr * group["lr_scale"]
-            self.optimizer.step()
+            self._update()
         self.optimizer.zero_grad(set_to_none=True)
 
         counters.step += 1
-        counters.samples_seen += num_rows
-        self._unreported = self._unreported[0] + num_rows, self._unreported[1] + time.monotonic() - began
-        if counters.bad_in_row or counters.step % config.log_every == 0 or counters.step == config.max_steps:
+        counters.samples_seen += num_samples
+        self._unreported_samples += num_samples
+        self._unreported_seconds += time.monotonic() - started_at
+        is_last = counters.step == config.max_steps
+        if counters.bad_in_row or counters.step % config.log_every == 0 or is_last:
             self._report(tracker, micro_batches, losses, grad_norm)
         if tracker is not None:
             tracker.advance(counters.step)
         return num_stopping > 0
 
+    def _update(self) -> None:
+        self._lr = lr_at(
+            self._counters.step,
+            base_lr=self.recipe.optimizer.lr,
+            max_steps=self.config.max_steps,
+            config=self.recipe.schedule,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr * group["lr_scale"]
+        self.optimizer.step()
+
     def _accumulate_gradients(self, micro_batches: list[Batch]) -> dict[str, Float[Tensor, ""]]:
-        """Add up gradients of the mean loss over micro-batches and processes; return this process's mean losses."""
-        values = defaultdict(list)
+        """Add up gradients of the mean loss; return this process's losses, means over micro-batches."""
+        values: dict[str, list[Tensor]] = defaultdict(list)
         for micro, batch in enumerate(micro_batches):
             seed = forward_seed(self.recipe.seed, step=self._counters.step, micro=micro, rank=rank())
             torch.manual_seed(seed)  # its GPU generators too
@@ -286,44 +344,70 @@ class Trainer:
         return {name: torch.stack(parts).mean() for name, parts in values.items()}
 
     def _report(
-        self, tracker: Tracker | None, micro_batches: list[Batch], losses: dict[str, Tensor], grad_norm: Tensor
+        self,
+        tracker: Tracker | None,
+        micro_batches: list[Batch],
+        losses: dict[str, Tensor],
+        grad_norm: Tensor,
     ) -> None:
-        counters, step = self._counters, self._counters.step
-        means = (all_reduce(torch.stack(list(losses.values()))) / world_size()).tolist()
-        named, norm = dict(zip(losses, means, strict=True)), grad_norm.item()
-        own_ids = [batch["sample_ids"].tolist() for batch in micro_batches if "sample_ids" in batch]
-        # In the order of the global batch, which any number of processes cuts by micro-batch first.
-        ids = [n for parts in zip(*gather_objects(own_ids), strict=True) for part in parts for n in part]
+        """Log the losses of a step, means over processes; TrainingError after too many bad steps."""
+        counters = self._counters
+        step = counters.step
+        means = all_reduce(torch.stack(list(losses.values()))) / world_size()
+        mean_losses = dict(zip(losses, means.tolist(), strict=True))
+        norm = grad_norm.item()
+        sample_ids = self._global_sample_ids(micro_batches)
         if tracker is not None and counters.bad_in_row:
-            skipped = {"skipped": counters.skipped, "losses": named, "grad_norm": norm, "sample_ids": ids}
+            skipped = {
+                "skipped": counters.skipped,
+                "losses": mean_losses,
+                "grad_norm": norm,
+                "sample_ids": sample_ids,
+            }
             tracker.log(step, skipped, prefix="train/")
             logger.warning("%s: step %d was skipped: %s", self.title, step, skipped)
         elif tracker is not None:
-            (rows, seconds), self._unreported = self._unreported, (0, 0.0)
-            speed = rows / max(seconds, 1e-9)
-            numbers = {
+            speed = self._unreported_samples / max(self._unreported_seconds, 1e-9)
+            self._unreported_samples = 0
+            self._unreported_seconds = 0.0
+            line = mean_losses | {
                 "lr": self._lr,
                 "grad_norm": norm,
                 "samples_per_s": speed,
                 "seconds": self._seconds(),
                 "samples_seen": counters.samples_seen,
                 "precision": self.precision,
-                "sample_ids_digest": hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16],
+                "sample_ids_digest": hashlib.sha256(json.dumps(sample_ids).encode()).hexdigest()[:16],
             }
-            tracker.log(step, named | numbers, prefix="train/")
-            shown = " ".join(f"{name} {value:.4g}" for name, value in named.items())
+            tracker.log(step, line, prefix="train/")
+            shown = " ".join(f"{name} {value:.4g}" for name, value in mean_losses.items())
             tracker.losses = f"{shown} | {speed:.4g} samples/s"
         if counters.bad_in_row >= _MOST_BAD_STEPS:
             raise TrainingError(
-                f"the last {counters.bad_in_row} steps, up to step {step}, had a non-finite loss or gradient: losses "
-                f"{named}, gradient norm {norm}. Lower the rate, clip gradients, or look at the samples that "
-                f"{self.run_dir / 'metrics.jsonl'} names; {self._states.last_saved(finish=True)}"
+                f"the last {counters.bad_in_row} steps, up to step {step}, had a non-finite loss or "
+                f"gradient: losses {mean_losses}, gradient norm {norm}. Lower the rate, clip gradients, or "
+                f"look at the samples that {self.run_dir / 'metrics.jsonl'} names; "
+                f"{self._states.last_saved(finish=True)}"
             )
 
+    def _global_sample_ids(self, micro_batches: list[Batch]) -> list[int]:
+        """Return ids in the order of the global batch, which processes cut by micro-batch first."""
+        local_ids = [batch["sample_ids"].tolist() for batch in micro_batches if "sample_ids" in batch]
+        sample_ids: list[int] = []
+        for process_ids in zip(*gather_objects(local_ids), strict=True):
+            for ids in process_ids:
+                sample_ids += ids
+        return sample_ids
+
     def _evaluate_if_due(self, tracker: Tracker | None) -> None:
-        step, every = self._counters.step, self.config.eval_every
-        due = step == self.config.max_steps or (every is not None and step > 0 and step % every == 0)
-        if not due or self.evaluate is None or from_main(tracker and tracker.evaluated_step) == step:
+        step = self._counters.step
+        interval = self.config.eval_every
+        is_due = step == self.config.max_steps
+        if interval is not None and step > 0:
+            is_due = is_due or step % interval == 0
+        if not is_due or self.evaluate is None:
+            return
+        if from_main(tracker and tracker.evaluated_step) == step:
             return
         report_progress(slow=True)
         with self._engine.evaluation() as model:
@@ -340,7 +424,9 @@ class Trainer:
         report_progress(slow=True)
         if isinstance(self.loader, CursorLoader):
             parts = gather_objects(self.loader.cursor(counters.step))
-            counters.cursor = {name: value for part in parts for name, value in part.items()}
+            counters.cursor = {}
+            for part in parts:
+                counters.cursor |= part
         if tracker is not None:
             tracker.flush()  # first, so that a restored state never lacks lines
         self._states.save(self._engine.training_state(self.optimizer), progress=asdict(counters))
@@ -356,29 +442,35 @@ class Trainer:
             if isinstance(self.loader, CursorLoader):
                 self.loader.go_on_from(self._counters.step, self._counters.cursor or {})
             logger.info("%s: going on from %s", self.title, path)
-        self._began = time.monotonic() - self._counters.seconds
+        self._started_at = time.monotonic() - self._counters.seconds
         finished = self._counters.step >= self.config.max_steps and from_main(self.model_dir.exists())
         if not finished:  # else its settings stay those that it was trained with
             claim_run_folder(self.run_dir, recipe_json=recipe, write=is_main())
         return finished
 
     def _seconds(self) -> float:
-        return time.monotonic() - self._began
+        return time.monotonic() - self._started_at
 
     def _result(self, status: Literal["finished", "already_finished", "stopped"]) -> TrainingResult:
         counters = self._counters
+        newest_metrics: dict[str, Any] = {}
+        for line in read_metrics(self.run_dir):
+            newest_metrics |= line
         return TrainingResult(
             status=status,
             steps=counters.step,
             seconds=counters.seconds if status == "already_finished" else self._seconds(),
             samples_seen=counters.samples_seen,
             skipped=counters.skipped,
-            metrics={name: value for line in read_metrics(self.run_dir) for name, value in line.items()},
+            metrics=newest_metrics,
             model_dir=self.model_dir,
         )
 
 
 def forward_seed(seed: int, *, step: int, micro: int, rank: int) -> int:
-    """Return the seed of one forward, 0 to below 2^63: a hash, so that neighbouring steps have unrelated randomness."""
+    """Return the seed of one forward, 0 to below 2^63.
+
+    It is a hash, so that the random numbers of neighboring steps are unrelated.
+    """
     digest = hashlib.blake2b(f"{seed} {step} {micro} {rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
