@@ -51,7 +51,7 @@ def test_chunks_equal_whole_matrices_in_value_and_gradient(given, rows_of_a_chun
 
 def test_no_rows_have_no_attention_and_no_gradient():
     qkv = torch.zeros(0, LENGTH, 3, HEADS, DIM, requires_grad=True)
-    attended = chunked_attention(qkv, bias=None, hidden_keys=None)
+    attended = chunked_attention(qkv, bias=None, attention_mask=None)
     assert attended.shape == (0, LENGTH, HEADS, DIM)
     attended.sum().backward()
     assert qkv.grad.shape == qkv.shape
