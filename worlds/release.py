@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from vlmo.checkpoints.loading import check_model_folder, load_model
 from vlmo.folder import WEIGHTS, file_in, read_config, write_modules
 from vlmo.folder.atomic import write_folder
-from vlmo.folder.card import CardContent, add_section, read_data, write_card
+from vlmo.folder.card import CardContent, add_section, read_data, read_results, write_card
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval
 from vlmo.model.embeddings import resize_absolute_positions
 from vlmo.released import SMALL
-from vlmo.tasks import TaskResult, VisionLanguageTask, evaluate, usage_of
+from vlmo.tasks import VisionLanguageTask, evaluate, usage_of
+from vlmo.tasks.result import data_name
 
 _POSITIONS = "vlmo.image_embeddings.positions"
 _FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -47,10 +48,8 @@ def write_release(
     card: CardContent,
     packages: str = "",
     shares: Sequence[float] | None = None,
-    measure: Sequence[tuple[str, str]] = (),
-    console: Console | None = None,
-) -> list[TaskResult]:
-    """Write the dual encoder and matching head of runs as a new folder, and return the evaluation on each source.
+) -> None:
+    """Write the dual encoder and matching head of runs as a new folder.
 
     Weights are the mean of all runs' ("Model soups", Wortsman et al. 2022), which start from the same weights or from
     one another. Position tables are resized to the images of the first. They are stored as bfloat16 and computed with
@@ -59,14 +58,12 @@ def write_release(
     Args:
         folders: Model folders that retrieve; all but the weights is the first one's.
         out: New folder; its name becomes the model's.
-        card: Card of the new folder, which gets the name, the data of the first folder, and the results.
+        card: Card of the new folder, which gets the name and the data of the first folder.
         packages: Packages that the data are from, a section of the card.
         shares: Share of each folder in the mean, of which the sum is 1; by default all have the same.
-        measure: Sources and splits that the stored weights are evaluated on.
 
     Raises:
-        ValueError: A folder holds no model that retrieves, two differ in a shape, `out` exists, or a source cannot be
-            read; `out` is then written, and not measured.
+        ValueError: A folder holds no model that retrieves, two differ in a shape, or `out` exists.
     """
     folder, *_ = folders = [check_model_folder(each, VLMoForImageTextRetrieval)[0] for each in folders]
     out = Path(out)
@@ -88,13 +85,22 @@ def write_release(
             if (folder / name).is_file():
                 shutil.copyfile(file_in(folder, name), new / name)
         write_released_card(new, replace(card, title=out.name, data=read_data(folder)), packages=packages)
-    results = []
-    for source, split in measure:
-        results.append(evaluate(out, source=source, split=split, console=console))
-        results[-1].write_card(out, measured_by="`worlds.release`")
-        for file in out.glob("*.quarantine.jsonl"):  # which name files of this machine
+
+
+def measure(folder: Path, sources: Iterable[tuple[str, str]], *, console: Console | None = None) -> None:
+    """Evaluate the stored weights on sources and splits of which the folder has no results, and add these to its card.
+
+    Raises:
+        ValueError: A source cannot be read; results of those before it are kept.
+    """
+    measured = {(each.dataset_name, each.dataset_split) for each in read_results(folder)}
+    for source, split in sources:
+        if (data_name(source), split) in measured:
+            continue
+        result = evaluate(folder, source=source, split=split, console=console)
+        result.write_card(folder, measured_by="`worlds.release`")
+        for file in folder.glob("*.quarantine.jsonl"):  # which name files of this machine
             file.unlink()
-    return results
 
 
 def _weights(folder: Path, *, grid: tuple[int, int]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Scenes of shapes and drawings of emoji: captions, false captions, questions, statements, masks and kinds of drawings.
 
 Held out of training scenes are OpenMoji's drawings ("artist"), pairs of a color and a shape ("combinations"), and
-longer captions ("longer").
+longer captions ("longer", all of whose scenes have at least four different things).
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ NUM_BINDING, NUM_QUESTIONS, NUM_STATEMENTS = (
     known | {"artist": known["validation"]}
     for known in (shapes.NUM_BINDING, shapes.NUM_QUESTIONS, shapes.NUM_STATEMENTS)
 )
+NUM_BINDING |= {"longer": NUM_BINDING["validation"]}
 NUM_PIXELS = {"train": 5000, "validation": 500, "test": 500, "artist": 500}
 
 PIXEL_KINDS = ("background", SHAPE, *KINDS)

@@ -4,7 +4,7 @@
     apt install openclipart-svg wordnet-base
     python -m worlds.vlmo_small --run-dir runs/vlmo-small
 
-About eleven hours of two CPU cores. The same command goes on where it was.
+About eleven hours of two CPU cores. The same command goes on where it was, and measures what the results lack.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vlmo.recipes import Recipe, describe, find_recipe
 from vlmo.recipes.schema import scaled
 from vlmo.run import build
 from worlds.recipes import RUN, STEPS
-from worlds.release import SMALL_CARD, SMALL_PACKAGES, write_release
+from worlds.release import SMALL_CARD, SMALL_PACKAGES, measure, write_release
 
 ROOTS = {
     "icons": Path("raw/node_modules"),
@@ -35,16 +35,20 @@ ROOTS = {
     "clipart": Path("/usr/share/openclipart/svg"),
     "glosses": Path("/usr/share/wordnet"),
 }
+_SCENES = ("test", "artist", "combinations", "longer")
 MEASURED_ON = (
     *(("data/icons", split) for split in ("test", "new_names")),
-    *((source, "test") for source in ("lucide-icons", "emoji-pairs", "drawings-concepts", "scenes", "shapes")),
-    *((f"{source}-binding", "test") for source in ("scenes", "shapes")),
+    *((source, "test") for source in ("lucide-icons", "emoji-pairs", "drawings-concepts")),
+    *(("scenes", split) for split in _SCENES),
+    ("shapes", "test"),
+    *(("scenes-binding", split) for split in _SCENES),
+    ("shapes-binding", "test"),
 )
 """Sets and splits whose results stand in the card of the folder to share."""
 RUNS = (*((step, 0) for step in STEPS if step != "released"), ("names", 1), ("names", 2), ("released", 0))
 """Step and seed of each run. The last starts from the mean of the step `names` with its three seeds."""
 SHARES = (0.75, 0.25)
-"""Shares of the last run and of its start in the release, chosen on `scenes-binding`, validation, and `clipart`."""
+"""Shares of the last run and of its start in the release, chosen on `scenes-binding`, validation, and `clipart`, test."""
 
 
 def name_of(step: str) -> str:
@@ -82,6 +86,8 @@ def rebuild(
 ) -> Path | None:
     """Do what is not done yet, and return the folder to share; None where a signal stopped a run.
 
+    Of a folder to share that exists, it measures what the results lack, and trains nothing.
+
     Args:
         run: Folder of all runs.
         data: Folder of the prepared sets.
@@ -89,11 +95,23 @@ def rebuild(
         change: Makes another recipe of each, for trials.
     """
     console = console or Console(quiet=True)
-    for name in worlds.PREPARED:
-        with Progress(console) as progress:
-            prepare(name, root=roots[name], out=data / name, progress=progress)
+    out = run / "vlmo-small"
     folders = {"data": data, RUN: run}
-    start = run / "names-mean" / "model"
+    if not out.exists():
+        for name in worlds.PREPARED:
+            with Progress(console) as progress:
+                prepare(name, root=roots[name], out=data / name, progress=progress)
+        start = run / "names-mean" / "model"
+        if not _train(run, start, change=lambda recipe: moved(change(recipe), folders), console=console):
+            return None
+        models = [run / "released" / "model", start]
+        write_release(models, out, card=SMALL_CARD, packages=SMALL_PACKAGES, shares=SHARES)
+    measure(out, [(moved(source, folders), split) for source, split in MEASURED_ON], console=console)
+    return out
+
+
+def _train(run: Path, start: Path, *, change: Callable[[Recipe], Recipe], console: Console) -> bool:
+    """Do all runs, the last of which starts from the mean at `start`; return False where a signal stopped one."""
     for step, seed in RUNS:
         folder, name = run / folder_of(step, seed), name_of(step)
         if (folder / "model").is_dir():
@@ -103,23 +121,11 @@ def rebuild(
             start.parent.mkdir(exist_ok=True)
             about = "The mean of the weights of three seeds."
             write_release(models, start, card=CardContent(recipe=name_of("names"), about=about))
-        recipe = dataclasses.replace(moved(change(find_recipe(name)), folders), seed=seed)
+        recipe = dataclasses.replace(change(find_recipe(name)), seed=seed)
         about = describe(name).splitlines()[0]
         if build(recipe, run_dir=folder, console=console, title=name, about=about).fit().status == "stopped":
-            return None
-    out = run / "vlmo-small"
-    if not out.exists():
-        measured = [(moved(source, folders), split) for source, split in MEASURED_ON]
-        write_release(
-            [run / "released" / "model", start],
-            out,
-            card=SMALL_CARD,
-            packages=SMALL_PACKAGES,
-            shares=SHARES,
-            measure=measured,
-            console=console,
-        )
-    return out
+            return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -133,19 +133,17 @@ def test_card_shows_all_that_is_known(folder):
     assert (read_results(folder), read_data(folder)) == (list(metrics), DATA)
 
 
-def test_reranked_metrics_stand_beside_those_of_the_dual_encoder(folder):
-    both = (measurement(interval=[10.0, 15.0]), measurement("rerank_ir@1", value=0.5, interval=[45.0, 55.0]))
+def test_metrics_of_the_fusion_encoder_stand_beside_those_of_the_dual_encoder(folder):
+    found = (measurement(interval=[10.0, 15.0]), measurement("rerank_ir@1", value=0.5, interval=[45.0, 55.0]))
+    preferred = (measurement("dual[swap]"), measurement("dual"), measurement("fusion[swap]", value=0.75))
     end = "0.2 % | vlmo evaluate, 2026-02-03 |"
-    card = write_card(folder, CardContent(language="en", metrics=(*both, measurement("dual"))))
-    assert section(card, "Metrics").splitlines() == [
-        "| measured on | metric | value (95 % interval) | reranked | chance | source |",
+    card = write_card(folder, CardContent(language="en", metrics=(*found, *preferred)))
+    assert section(card, "Metrics").splitlines()[:5] == [
+        "| measured on | metric | value (95 % interval) | fusion encoder | chance | source |",
         "| --- | --- | --- | --- | --- | --- |",
         f"| `emoji-pairs`, test | IR@1, dual encoder | 12.34 % (10.0 to 15.0) | 50.0 % (45.0 to 55.0) | {end}",
+        f"| `emoji-pairs`, test | DUAL[SWAP], dual encoder | 12.34 % | 75.0 % | {end}",
         f"| `emoji-pairs`, test | DUAL, dual encoder | 12.34 % |  | {end}",
-        "",
-        "- IR@1, dual encoder: the right image comes first",
-        "- DUAL, dual encoder: the right image comes first",
-        "- reranked: after the fusion encoder has reordered the first candidates",
     ]
     assert metadata_load(card)["language"] == "en"
 
@@ -208,11 +206,15 @@ def test_damaged_files_are_named(folder, content):
 
 def test_long_cards_show_the_primary_results_and_licences_without_their_sources(folder):
     results = [measurement(metric, split=str(number)) for number in range(9) for metric in ("ir@1", "ir@5")]
-    data = (DataSource("a", "stage 3", ("MIT: " + ", ".join(map(str, range(99))), "CC0-1.0: x")),)
+    results += [measurement(f"{encoder}[{kind}]") for encoder in ("dual", "fusion") for kind in ("swap", "color")]
+    licences = [("MIT: " + ", ".join(map(str, range(count))), "CC0-1.0: x") for count in (99, 98)]
+    data = tuple(DataSource("a", use, terms) for terms, use in zip(licences, ("stage 3", "stage 3"), strict=True))
+    data += (DataSource("a", "stage 2", licences[1]),)
     card = write_card(folder, CardContent(metrics=tuple(results), data=data))
     assert section(card, "Metrics").count("| IR@1, dual") == 9
-    assert "IR@5" not in section(card, "Metrics")
-    assert "`results.json` has all 18 results." in section(card, "Metrics")
-    assert "| `a` | stage 3 | MIT, CC0-1.0 |" in section(card, "Data")
+    assert section(card, "Metrics").count("| DUAL[SWAP], dual") == 1
+    assert not re.search(r"IR@5|COLOR|FUSION", section(card, "Metrics"))
+    assert "`results.json` has all 22 results." in section(card, "Metrics")
+    assert section(card, "Data").splitlines()[2:-2] == ["| `a` | stage 3; stage 2 | MIT, CC0-1.0 |"]
     assert read_results(folder) == results
     assert read_data(folder) == data

@@ -39,7 +39,8 @@ def released(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("releases") / "toy-release"
     images = write_folder(tmp_path_factory.mktemp("gallery") / "images")
     card = CardContent(recipe="toy-recipe", about="A note.", licence="cc-by-sa-4.0")
-    release.write_release([folder], out, card=card, measure=[(str(images), "test")])
+    release.write_release([folder], out, card=card)
+    release.measure(out, [(str(images), "test")])
     return out
 
 

@@ -45,6 +45,15 @@ def test_scenes_show_drawings_that_models_train_on_alone():
     assert {f"openmoji/{codes_of(thing)}" for thing in pools["artist"].first} <= tested
 
 
+def test_splits_share_the_drawings_that_the_card_says_they_share():
+    pools = scenes.pools()
+    artist = pools.pop("artist").drawings
+    (shared,) = {pool.drawings for pool in pools.values()}
+    assert (len(shared), len(artist), len(pools["train"].shapes), len(pools["train"].unseen)) == (387, 115, 84, 16)
+    assert {(thing.name, codes_of(thing)) for thing in artist} < {(thing.name, codes_of(thing)) for thing in shared}
+    assert {thing.image.partition("/")[0] for thing in artist} == {"openmoji"}
+
+
 @pytest.mark.parametrize("split", ["train", "artist", "combinations", "longer"])
 def test_every_caption_is_true(split, pools):
     rows, shown = some_rows(split, pools[split], 60), []
@@ -79,7 +88,7 @@ def test_false_captions_are_false_of_their_scene(pools):
 
 DIGESTS = {
     "scenes": "76c8f21efc46a539",
-    "scenes-binding": "4e0f442d0f620662",
+    "scenes-binding": "47e8b6371f5959ff",
     "scenes-questions": "a13670d638500bf0",
     "scenes-statements": "80d201816d673dfe",
     "scenes-masks": "f903c38e7ebbc769",

@@ -15,8 +15,9 @@ from vlmo.folder.card import read_results
 from vlmo.model import VLMoConfig
 from vlmo.recipes import Recipe
 from vlmo.recipes.schema import model_config
+from vlmo.released import FOLDER, SMALL
 from vlmo.training import read_metrics
-from worlds import icons, vlmo_small
+from worlds import icons, scenes, vlmo_small
 from worlds.recipes import STEPS
 
 found = test_drawings.found  # a fixture: few emoji in toy styles
@@ -59,7 +60,8 @@ def tiny(recipe: Recipe) -> Recipe:
 @pytest.mark.slow
 def test_it_goes_on_where_it_was(roots, tmp_path, monkeypatch):
     def toy_set(name: str, *, split: str, **_: object) -> Dataset:
-        return Dataset.load_from_disk(str(tmp_path / "data" / "drawings" / split)).cast(FEATURES)
+        drawings = tmp_path / "data" / "drawings" / ("train" if split == "train" else "test")
+        return Dataset.load_from_disk(str(drawings)).cast(FEATURES)
 
     monkeypatch.setattr(builtin, "load", toy_set)
     monkeypatch.setattr(vlmo_small, "MEASURED_ON", (("data/icons", "test"), ("scenes", "test")))
@@ -90,5 +92,18 @@ def test_it_goes_on_where_it_was(roots, tmp_path, monkeypatch):
     assert not torch.equal(weights["names"][words], weights["names-1"][words])
     assert {each.dataset_name for each in read_results(out)} == {"icons", "scenes"}
     assert VLMoForImageTextRetrieval.from_pretrained(out).match_head is not None
+    monkeypatch.setattr(vlmo_small, "MEASURED_ON", (("data/icons", "test"), ("scenes", "test"), ("scenes", "artist")))
+    before = (out / "results.json").read_text()
     assert vlmo_small.rebuild(run, **options) == out
     assert len(began) == len(runs) + 1
+    assert (out / "results.json").read_text().startswith(before.removesuffix("\n]\n"))
+    assert read_results(out)[-1].dataset_split == "artist"
+
+
+def test_every_split_of_scenes_that_is_not_trained_on_or_chosen_by_is_measured():
+    for name in ("scenes", "scenes-binding"):
+        sizes = scenes.NUM_BINDING if name.endswith("binding") else scenes.NUM_SCENES
+        splits = [split for source, split in vlmo_small.MEASURED_ON if source == name]
+        assert sorted(splits) == sorted(set(sizes) - {"train", "validation"})
+    shipped = {(each.dataset_name, each.dataset_split) for each in read_results(FOLDER / SMALL)}
+    assert shipped == {(source.removeprefix("data/"), split) for source, split in vlmo_small.MEASURED_ON}

@@ -27,7 +27,7 @@ _SIZES = (
     "num_hidden_layers hidden_size num_attention_heads num_fusion_layers image_size patch_size vocab_size num_tokens"
 )
 _MOST_SHOWN, _MOST_LETTERS = 16, 200
-_PRIMARY = {"ir@1", "rerank_ir@1", "accuracy", "top1", "miou", "dual", "fusion"}
+_PRIMARY = {"ir@1", "accuracy", "top1", "miou", "dual", "dual[relation]", "dual[swap]"}
 _CODE = """\
 import vlmo
 from transformers import pipeline
@@ -114,8 +114,10 @@ def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None
         tags=["vlmo"],
     )
     total, entries = 0, dict[tuple[str, tuple[str, ...]], list[str]]()
+    table = dict[tuple[str, str], dict[str, None]]()  # entries may differ in what it does not show
     for source in card.data:
         entries.setdefault((source.name, source.licences), []).append(source.use)
+        table.setdefault((source.name, _terms(source.licences)), {})[source.use] = None
     data = [{"name": name, "use": uses, "licences": list(terms)} for (name, terms), uses in entries.items()]
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:  # headers alone
@@ -127,7 +129,7 @@ def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None
         usage=usage,
         sizes=", ".join(f"{name} {config[name]}" for name in _SIZES.split() if config.get(name)),
         parameters=f"{total / 1e6:.1f} million" if total else "",
-        data=[each | {"terms": _terms(each["licences"])} for each in data],
+        data=table,
         **_metrics(card.metrics),
     )
     write_file(folder / CARD, text)
@@ -181,16 +183,19 @@ def _terms(licences: Sequence[str]) -> str:
 
 
 def _metrics(results: Sequence[EvalResult]) -> dict[str, Any]:
-    primary = [each for each in results if each.metric_type in _PRIMARY] if len(results) > _MOST_SHOWN else []
+    primary = [each for each in results if _dual(each) in _PRIMARY] if len(results) > _MOST_SHOWN else []
     shown = primary or results
-    rows: dict[tuple[str, ...], list[EvalResult]] = {}  # with the reranked metric beside that of the dual encoder
+    rows: dict[tuple[str, ...], list[EvalResult]] = {}  # with the fusion encoder's beside that of the dual encoder
     for each in shown:
-        key = (each.dataset_name, str(each.dataset_split), each.metric_type.removeprefix("rerank_"))
-        rows.setdefault(key, []).append(each)
+        rows.setdefault((each.dataset_name, str(each.dataset_split), _dual(each)), []).append(each)
     meant = ((each.metric_name, (each.metric_args or {}).get("meaning")) for each, *_ in rows.values())
     meanings = list(dict.fromkeys(f"{name}: {meaning}" for name, meaning in meant if meaning))
     hidden = len(results) - len(shown)
     return {"results": results, "rows": list(rows.values()), "meanings": meanings, "hidden": hidden}
+
+
+def _dual(result: EvalResult) -> str:
+    return result.metric_type.removeprefix("rerank_").replace("fusion", "dual")
 
 
 def _read_list(path: Path, make: Callable[..., Entry]) -> list[Entry]:
