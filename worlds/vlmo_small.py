@@ -48,7 +48,7 @@ MEASURED_ON = (
 RUNS = (*((step, 0) for step in STEPS if step != "released"), ("names", 1), ("names", 2), ("released", 0))
 """Step and seed of each run. The last starts from the mean of the step `names` with its three seeds."""
 SHARES = (0.75, 0.25)
-"""Shares of the last run and of its start in the release, chosen on `scenes-binding`, validation, and `clipart`, test."""
+"""Shares of the last run and of its start, chosen on `scenes-binding`, validation, and `clipart`, test."""
 
 
 def name_of(step: str) -> str:
