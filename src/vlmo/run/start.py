@@ -11,7 +11,6 @@ import torch
 
 from vlmo.checkpoints.loading import check_model_folder
 from vlmo.data.rows import column
-from vlmo.data.sources import open_source
 from vlmo.distributed import is_main
 from vlmo.folder import read_config
 from vlmo.folder.atomic import cached_file, keep_file
@@ -84,6 +83,8 @@ def build_processor(recipe: Recipe) -> VLMoProcessor:
     sizes = {"image_size": recipe.model.image_size, "max_text_length": recipe.text.max_length}
     if (start := Start.of(recipe)) is not None and start.has_vocabulary:
         return VLMoProcessor.from_pretrained(start.path).with_sizes(**sizes)
+    from vlmo.data.sources import open_source  # as in build.py
+
     text, texts = recipe.text, list[str]()
     if text.vocabulary.endswith(".spm"):
         return VLMoProcessor.from_sentencepiece(text.vocabulary, **sizes)
