@@ -39,9 +39,10 @@ from torch import Tensor
 from webdataset.tariterators import tar_file_expander
 
 from surroundings import surroundings, write_result
+from vlmo.data.config import StreamConfig
 from vlmo.data.examples import Contents, StreamExamples
 from vlmo.data.loader import LoaderConfig
-from vlmo.data.stream.loader import Source, StreamConfig, StreamLoader
+from vlmo.data.stream.loader import Source, StreamLoader
 from vlmo.processing import TrainTransform, TransformConfig, VLMoProcessor
 from vlmo.types import normalize_pixels
 

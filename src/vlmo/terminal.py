@@ -1,8 +1,10 @@
 """Output on a terminal, which names and texts of others cannot control."""
 
+import difflib
 import json
 import re
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from rich.markup import escape
@@ -21,6 +23,13 @@ def without_controls(text: str) -> str:
 def escaped(text: str) -> str:
     """Return a text for one of rich's tables: no control characters, and no markup."""
     return escape(without_controls(text))
+
+
+def nearest(word: str, names: Collection[str]) -> str:
+    """Return the names, at most three, that hold a word that is none of them, or else the one most like it."""
+    near = [name for name in names if word.lower() in name.lower()]
+    near = near[:3] or difflib.get_close_matches(word, names, n=1, cutoff=0)
+    return " or ".join(map(repr, near))
 
 
 def say(*lines: str) -> None:

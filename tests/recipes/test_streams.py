@@ -15,7 +15,7 @@ from tests.killing import wait_until
 from tests.recipes.toy_recipes import shrunk, write_shards
 from tests.training.toy_run import curve
 
-from vlmo.data.stream.loader import StreamConfig
+from vlmo.data.config import StreamConfig
 from vlmo.folder.card import read_data
 from vlmo.recipes import find_recipe
 from vlmo.recipes.schema import without_void_defaults

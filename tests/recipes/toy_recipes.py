@@ -8,8 +8,8 @@ from typing import Any
 
 from tests.toy_shards import pack
 
+from vlmo.data.config import StreamConfig
 from vlmo.data.loader import LoaderConfig
-from vlmo.data.stream.loader import StreamConfig
 from vlmo.model import VLMoConfig
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
 from vlmo.tasks import BEiT3Task, SegmentationTask, Task, TokenizerTask, VisionTask, VisualTokenizerConfig

@@ -14,7 +14,7 @@ from tests.training.toy_run import curve
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlmo.data.stream.loader import StreamConfig
+from vlmo.data.config import StreamConfig
 from vlmo.folder.card import read_data
 from vlmo.model import VLMoForMaskedDataModeling
 from vlmo.recipes import Recipe, find_recipe

@@ -19,11 +19,10 @@ from tests.toy_questions import write_prepared
 
 from vlmo import VLMoForImageTextRetrieval
 from vlmo.checkpoints.loading import load_processor
-from vlmo.data.config import DataConfig
+from vlmo.data.config import DataConfig, StreamConfig
 from vlmo.data.examples import Contents, RowExamples
 from vlmo.data.loader import LoaderConfig, RowLoader
 from vlmo.data.sampler import shaped_batches
-from vlmo.data.stream.loader import StreamConfig
 from vlmo.export.onnx import write_onnx
 from vlmo.processing import EvalTransform, TrainTransform, TransformConfig, image_processor_for
 from vlmo.processing.transforms import by_shape, nearest_shapes, patch_shapes

@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from tyro.extras import SubcommandApp
 
 from vlmo.cli import folders, runs, searching, tasks
-from vlmo.cli.parsing import nearest, parse
+from vlmo.cli.parsing import parse
 from vlmo.cli.waiting import choose_waiting
-from vlmo.lazy import install_command
-from vlmo.terminal import without_controls
+from vlmo.lazy import install_command, need_package
+from vlmo.terminal import nearest, without_controls
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": runs.quickstart,
@@ -53,15 +53,14 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 """Function of each command: its arguments are the options, and its docstring the help."""
 _EXTRAS = {
-    **dict.fromkeys(("index", "search", "embed"), "retrieval"),
-    "serve": "serve",
-    "map": "map",
-    "photos": "photos",
-    "data": "train",
-    "caption": "train",
-    "export": "quickstart,onnx",
+    **dict.fromkeys(("finetune", "evaluate", "verify", "data"), ("train", "datasets")),
+    **dict.fromkeys(("index", "search", "embed"), ("retrieval", "lancedb")),
+    "serve": ("serve", "uvicorn"),
+    "map": ("map", "sklearn"),
+    "photos": ("photos", "watchfiles"),
+    "quickstart": ("quickstart", "emoji"),
 }
-"""Optional packages that a command needs; `quickstart` those that are not here."""
+"""Optional packages that a command cannot do without: the extra, and one of them that others do not bring."""
 
 
 class _Formatter(logging.Formatter):
@@ -91,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
     except ModuleNotFoundError as error:
-        hint = f". This needs more packages: {install_command(_EXTRAS.get(arguments[0], 'quickstart'))}"
+        extra, _ = _EXTRAS.get(arguments[0], ("train", ""))
+        hint = f". This needs more packages: {install_command(extra)}"
         _fail(str(error) if "pip install" in str(error) else f"{error}{hint}")
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
@@ -127,35 +127,51 @@ def _dispatch(arguments: list[str]) -> None:
     if arguments == ["--version"]:
         sys.stdout.write(f"vlmo {version('vlmo')}\n")
         return
-    command = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    words, others = [name.split()[0] for name in _COMMANDS], arguments[1:]
-    asks_help = bool({"-h", "--help"} & set(others))
-    if command is not None and command not in words:
-        raise ValueError(f"no command {command!r}; did you mean {nearest(command, words)!r}? All: vlmo --help")
-    if command == "train" and others and not others[0].startswith("-"):
-        runs.train(others[0], arguments=tuple(others[1:]))  # its options are the settings of the recipe
-    elif command == "train" and asks_help:
-        runs.train_help()
-    elif command == "finetune" and not asks_help:
-        if others and others[0].startswith("-"):
-            raise ValueError(f"{others[0]} stands before the model; expected vlmo finetune MODEL --data DATA [OPTIONS]")
-        parser = functools.partial(tyro.cli, _deferred(runs.finetune))
-        call, rest = parse(parser, others, prog="vlmo finetune", return_unknown_args=True)
-        call(arguments=tuple(rest))
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    words = arguments[:2] if arguments[:1] == ["data"] else arguments[:1]
+    name = " ".join(word for word in words if not word.startswith("-"))
+    others = arguments[len(name.split()) :]
+    if name in {"", "data"}:
+        parse(_app(name).cli, others or ["--help"], prog=f"vlmo {name}".strip())
+    elif name not in _COMMANDS:
+        raise ValueError(f"no command {name!r}; did you mean {nearest(name, _COMMANDS)}? All: vlmo --help")
     else:
-        if command == "search":  # "-people" is a part of the query, and no option
-            arguments = [f" {each}" if re.match("-(?!-|h$|$)", each) else each for each in arguments]
-        parse(_app(command).cli, arguments or ["--help"], prog="vlmo")()
+        call = _read_command(name, others)
+        if words[0] in _EXTRAS:  # checked before anything is downloaded or computed
+            extra, package = _EXTRAS[words[0]]
+            need_package(package, extra=extra, user=f"vlmo {name}")
+        call()
 
 
-def _app(command: str | None) -> SubcommandApp:
-    app, data = SubcommandApp(), SubcommandApp()
+def _read_command(name: str, others: list[str]) -> Callable[[], None]:
+    """Return the call that a command and the words after it stand for; ValueError if they cannot be read."""
+    asks_help = not {"-h", "--help"}.isdisjoint(others)
+    if name in {"train", "finetune"} and others and not asks_help and others[0].startswith("-"):
+        wanted = "finetune MODEL --data DATA" if name == "finetune" else "train RECIPE"
+        raise ValueError(f"{others[0]} stands where a name is expected: vlmo {wanted} [OPTIONS]")
+    if name == "train" and others and not others[0].startswith("-"):  # its options are the settings of the recipe
+        return functools.partial(runs.train, others[0], arguments=tuple(others[1:]))
+    if name == "train" and asks_help:
+        return runs.train_help
+    read = functools.partial(tyro.cli, _deferred(_COMMANDS[name]))
+    if name == "finetune" and not asks_help:
+        call, rest = parse(read, others, prog="vlmo finetune", return_unknown_args=True)
+        return functools.partial(call, arguments=tuple(rest))
+    if name == "search":  # "-people" is a part of the query, and no option
+        others = [f" {word}" if re.match("-(?!-|h$|$)", word) else word for word in others]
+    return parse(read, others, prog=f"vlmo {name}")
+
+
+def _app(group: str) -> SubcommandApp:
+    """Return the app that lists the commands, or those of a group."""
+    app = SubcommandApp()
     for name, function in _COMMANDS.items():
-        group, _, word = name.partition(" ")
-        if command in {None, group}:
-            (data if word else app).command(name=word or name)(_deferred(function))
-    if command in {None, "data"}:
-        app.command(data, name="data", help="Data sets: prepare published ones, make false captions.")
+        start, _, word = name.rpartition(" ")
+        if start == group:
+            app.command(name=word)(_deferred(function))
+    if not group:
+        app.command(_app("data"), name="data", help="Data sets: prepare published ones, make false captions.")
     return app
 
 

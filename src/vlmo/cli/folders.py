@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vlmo.cli.parsing import ModelFolder, nearest
+from vlmo.cli.parsing import ModelFolder
+from vlmo.lazy import need_package
 from vlmo.released import find_model, missing_model
 from vlmo.released.published import MODELS
-from vlmo.terminal import say
+from vlmo.terminal import nearest, say
 
 
 def models(names: Annotated[tuple[str, ...], tyro.conf.Positional] = (), *, labels: Path | None = None) -> None:
@@ -26,7 +27,7 @@ def models(names: Annotated[tuple[str, ...], tyro.conf.Positional] = (), *, labe
     if names:
         for name in names:
             if name not in MODELS:
-                raise ValueError(f"no model {name!r}; did you mean {nearest(name, MODELS)!r}? All: vlmo models")
+                raise ValueError(f"no model {name!r}; did you mean {nearest(name, MODELS)}? All: vlmo models")
         for model in map(MODELS.__getitem__, names):
             folder = fetch_model(model) if model.address else Path(find_model(model.name))
             if labels is not None:
@@ -106,6 +107,7 @@ def export(folder: ModelFolder, *, out: Path, to: Literal["official", "onnx"] = 
     if not (folder / "config.json").is_file():
         raise missing_model(folder)
     if to == "onnx":
+        need_package("onnxscript", extra="onnx", user="ONNX")
         from vlmo.retrieval.graphs_engine import export_graphs
 
         graphs = export_graphs(folder, out, int8=int8)["graphs"]

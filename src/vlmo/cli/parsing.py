@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import io
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    UnsupportedTypeAnnotationError,
+)
 
 ModelFolder = Annotated[
     Path,
@@ -47,27 +55,107 @@ class EngineOptions:
 Engines = Annotated[EngineOptions, tyro.conf.arg(name="")]
 
 
-def parse(cli: Callable[..., Any], arguments: Sequence[str], **settings: Any) -> Any:
+# Options as people type them, and ours for the same; of several, the first that the command has.
+_SYNONYMS = {
+    "after": "from",
+    "before": "to",
+    "since": "from",
+    "until": "to",
+    "filter": "where",
+    "limit": "top",
+    "k": "top",
+    "n": "top",
+    "top-k": "top",
+    "topk": "top",
+    "learning-rate": "lr",
+    "bs": "batch-size",
+    "dataset": "data",
+    "train-data": "data",
+    "cuda": "device",
+    "gpu": "device",
+    "out": "output-dir",
+    "output": "out output-dir",
+    "output-dir": "out",
+    "save": "out output-dir",
+    "save-dir": "out output-dir",
+    "format": "to",
+    "prompt": "question text",
+    "query": "question text",
+}
+_OPTIONS = ConstructorRegistry()
+
+
+@_OPTIONS.primitive_rule
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
+    """Show, read and refuse `X | None` as X, which then also takes the word None."""
+    kinds = get_args(info.type)
+    if len(kinds) != 2 or kinds[1] is not NoneType:
+        return None
+    inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kinds[0], info.markers))
+    if isinstance(inner, UnsupportedTypeAnnotationError):
+        return inner
+    return replace(
+        inner,
+        instance_from_str=lambda words: None if words == ["None"] else inner.instance_from_str(words),
+        is_instance=lambda value: value is None or inner.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else inner.str_from_instance(value),
+    )
+
+
+class UnknownOption(ValueError):  # noqa: N818 - it says which
+    """An option, or another word, that a command does not know."""
+
+
+def parse(
+    cli: Callable[..., Any], arguments: Sequence[str], *, prog: str, short_names: Iterable[str] = (), **settings: Any
+) -> Any:
     """Return what `cli`, tyro's or that of a tyro app, makes of `arguments`; `settings` go to it.
 
+    Args:
+        short_names: Names of options that were replaced before, to be suggested too.
+
     Raises:
-        ValueError: The arguments cannot be read; the message is tyro's, with the nearest options that exist.
+        UnknownOption: There is no such option; the message names the nearest that exists.
+        ValueError: The arguments cannot be read; the message is tyro's.
     """
+    read = functools.partial(
+        cli, prog=prog, config=(tyro.conf.PositionalMetavarFromFieldName,), registry=_OPTIONS, **settings
+    )
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return cli(args=arguments, config=(tyro.conf.PositionalMetavarFromFieldName,), **settings)
+            return read(args=arguments)
     except SystemExit as end:
         if not end.code:  # --help
             raise
     lines = [line.strip("│| ") for line in box.getvalue().splitlines()[1:]]  # without the frame that tyro draws
     parts = [line if line.strip("─-+╰╯") else ";" for line in lines]
-    raise ValueError(" ".join(parts).replace(" ;", ";").replace(".;", ";").strip("; "))
+    message = " ".join(parts).replace(" ;", ";").replace(".;", ";").strip("; ")
+    unknown = re.search(r"Unrecognized options: (-[^\s,;]*|[^,;]*)", message)
+    if unknown is None or "return_unknown_args" in settings:
+        raise ValueError(message)
+    raise UnknownOption(_about_unknown(unknown[1], prog=prog, read=read, short_names=short_names))
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the known word that is most like `word`."""
-    return difflib.get_close_matches(word, list(known), n=1, cutoff=0)[0]
+def _about_unknown(word: str, *, prog: str, read: Callable[..., Any], short_names: Iterable[str]) -> str:
+    """Return what to say of a word that a command does not know: of an option, the one that is meant.
+
+    That is a synonym of it, or one that is written nearly so; of a setting of a recipe, the last part is enough.
+    """
+    advice = f"All: {prog} --help"
+    if not word.startswith("-"):
+        return f"nothing is expected at {word!r}; is an option before it missing? {advice}"
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        read(args=["--help"])
+    options = [*short_names, *re.findall(r"^[^\w-]{1,3}(--[\w.-]+)", shown.getvalue(), re.MULTILINE)]
+    by_name = {option.rpartition(".")[2].lstrip("-"): option for option in reversed(options)}
+    by_name |= {option.lstrip("-"): option for option in options}
+    name = word.partition("=")[0].strip("-").replace("_", "-")
+    meant = [synonym for synonym in _SYNONYMS.get(name, "").split() if synonym in by_name]
+    meant += difflib.get_close_matches(name, by_name, n=1)
+    hint = f"; did you mean {by_name[meant[0]]}?" if meant else "."
+    return f"no option {word}{hint} {advice}"
 
 
 def check_new_file(file: Path | None, *, option: str, suffix: str = "") -> None:

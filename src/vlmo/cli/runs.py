@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from vlmo.cli.parsing import Device, ModelFolder, parse
+from vlmo.cli.parsing import Device, ModelFolder, UnknownOption, parse
 from vlmo.lazy import need_package
 from vlmo.terminal import say
 
@@ -120,6 +120,7 @@ def finetune(
     from vlmo.recipes.finetune import finetune_recipe
     from vlmo.tasks.result import data_name
 
+    _check_options(common, task=task)
     recipe, about = finetune_recipe(folder, data, task=task, streams=patterns)
     folder = folder.resolve()
     name = f"{folder.parent.name if folder.name == 'model' else folder.name}-{data_name(data or 'streams')}"
@@ -130,6 +131,30 @@ def finetune(
     _run(run, original=recipe, name=name, about=about)
 
 
+def _check_options(common: tuple[list[str], int | None], *, task: str | None) -> None:
+    """Raise ValueError for options that cannot be read, before the data are, which tell the task if nothing else does.
+
+    Options of a task are then taken if one of the tasks has them.
+    """
+    from vlmo.recipes import find_recipe
+    from vlmo.tasks.registry import evaluated_tasks, find_task
+
+    any_recipe = replace(find_recipe("shapes-stage3"), evaluate_on=None)
+    kinds = [*evaluated_tasks().values()] if task is None else [find_task(task)]
+    if not any(word.startswith("--task.") for word in common[0]):
+        kinds = kinds[:1]
+    faults = []
+    for kind in kinds:
+        recipe = replace(any_recipe, task=kind())
+        try:
+            _run_options(recipe, *common, prog="vlmo finetune", about="", run_dir=Path())
+        except UnknownOption as error:
+            faults.append(error)
+        else:
+            return
+    raise faults[0]
+
+
 def _run_options(
     recipe: Any, arguments: list[str], steps: int | None, *, prog: str, about: str, run_dir: Path
 ) -> TrainOptions:
@@ -137,7 +162,14 @@ def _run_options(
 
     shown = recipe if steps is None else scaled(recipe, scale=steps / recipe.trainer.max_steps)
     default = TrainOptions(recipe=shown, run_dir=run_dir)
-    options = parse(functools.partial(tyro.cli, TrainOptions), arguments, prog=prog, default=default, description=about)
+    options = parse(
+        functools.partial(tyro.cli, TrainOptions),
+        arguments,
+        prog=prog,
+        short_names=(*_COMMON, "--steps"),
+        default=default,
+        description=about,
+    )
     return replace(options, recipe=without_void_defaults(recipe, options.recipe))
 
 
@@ -145,6 +177,7 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
     if options.dry_run:
         _show_needs(options, original=original, name=name)
         return
+    need_package("datasets", extra="train", user="vlmo train")
     from vlmo.distributed import is_main
     from vlmo.run import build
     from vlmo.training import explained_faults, launch
@@ -192,6 +225,8 @@ def _common_options(arguments: Sequence[str]) -> tuple[list[str], int | None]:
     for word in rest:
         option, mark, value = word.partition("=")
         option = option.replace("_", "-")
+        if option.endswith("epochs"):
+            raise ValueError(f"{option}: a run is as long as --steps says; an epoch has rows / --batch-size of them")
         if option == "--lora.rank":
             need_package("peft", extra="lora", user="LoRA")
         if option != "--steps":
@@ -221,7 +256,8 @@ def recipes(name: Annotated[str | None, tyro.conf.Positional] = None) -> None:
 
     if name is None:
         say(*_listed())
-    else:
-        Console().print(f"[bold]{name}[/bold]", highlight=False)
-        say(*textwrap.indent(describe(name), "  ").split("\n"), "")
-        Console(soft_wrap=True).print(find_recipe(name).to_json(), markup=False)
+        return
+    settings = find_recipe(name).to_json()
+    Console().print(f"[bold]{name}[/bold]", highlight=False)
+    say(*textwrap.indent(describe(name), "  ").split("\n"), "")
+    Console(soft_wrap=True).print(settings, markup=False)

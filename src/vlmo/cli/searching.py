@@ -166,12 +166,12 @@ def search(
     more = [_read_part(part) for part in parts]
     from vlmo.retrieval import Encoder, Index, PhotoFilter, Searcher
 
+    photos = PhotoFilter(since=since, until=until, near=near, album=album)  # checked before the model is loaded
     index = Index(folder)
     model_folder = Path(index.model_folder) if model is None else Path(find_model(model))
     if model is None and not model_folder.is_dir():
         raise ValueError(f"the model of this index was in {model_folder}, which is gone; give --model with its folder")
     searcher = Searcher(Encoder(model_folder, **vars(engines)), index)
-    photos = PhotoFilter(since=since, until=until, near=near, album=album)
     options: dict[str, Any] = {"rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
     result = searcher.search(named or query or None, parts=more, top=top, mode=mode, **options)
     query = " ".join([query, *(part.strip() for part in parts)])
@@ -264,7 +264,7 @@ def photos(
     index: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
-    open: tyro.conf.FlagCreatePairsOff[bool] = True,  # noqa: A002 - the option's name
+    no_open: tyro.conf.FlagCreatePairsOff[bool] = False,
     engines: Engines = EngineOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Search the photographs in a folder on a web page, which follows its changes: vlmo photos DIR [--model NAME].
@@ -275,7 +275,7 @@ def photos(
         index: Folder of the index; by default one in the cache, which the output names.
         host: Address to listen on; by default only this machine reaches it. VLMO_API_KEY may hold a key.
         port: 0: any that is free; the log says which.
-        open: Do not show the page in a browser.
+        no_open: Do not show the page in a browser.
     """
     if not (folder := folder.expanduser()).is_dir():
         raise ValueError(f"{folder} is no folder; name the one that holds your photographs")
@@ -292,7 +292,7 @@ def photos(
         out = cached if index is None else index.expanduser()
         say(f"index: {out}", "No image is sent anywhere but to your browser. Ctrl-C ends; the same command goes on.")
         has_screen = sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
-        how: dict[str, Any] = {"console": _STDERR, "open_page": open and has_screen}
+        how: dict[str, Any] = {"console": _STDERR, "open_page": has_screen and not no_open}
         serve_photos(encoder, folder, index=out, bound=bound, settings=settings, **how)
 
 

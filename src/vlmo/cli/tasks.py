@@ -56,6 +56,8 @@ def evaluate(
         raise ValueError(f"{given} is a published model and stays as it is; copy {folder}, and evaluate the copy")
     check_new_file(out, option="--out")
     check_new_file(submission, option="--submission")
+    if not 0 <= (rerank_weight or 0) <= 1 or (rerank or 0) < 0:  # before the data are read
+        raise ValueError(f"--rerank is {rerank} and --rerank-weight {rerank_weight}; give 0 or more, and 0 to 1")
     from vlmo.distributed import is_main
     from vlmo.tasks import evaluate as measure
     from vlmo.tasks import write_submission

@@ -3,8 +3,31 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vlmo.data.stream.loader import StreamConfig
+from vlmo.data.loader import LoaderConfig
 from vlmo.processing import TransformConfig
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Shards that are read as streams, and their mixture."""
+
+    patterns: tuple[str, ...] = ()
+    """Tar shards or parquet files: paths, wildcards, braces, folders or fsspec URLs. Each pattern is a source."""
+    weights: tuple[float, ...] = ()
+    """Shares of the sources among the samples, relative to each other; equal ones if none are given."""
+    lanes: int = 8
+    """Rows of shards that are read side by side; a multiple of processes x accumulation. Where a source has
+    fewer shards, several lanes read one, and give some of its samples each."""
+    shuffle: int = 4096
+    """Samples that are kept in memory and shuffled, over all processes."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if a number is below 1, or the weights do not fit the patterns."""
+        if self.lanes < 1 or self.shuffle < 1:
+            raise ValueError(f"streams: lanes is {self.lanes} and shuffle {self.shuffle}; give 1 or more")
+        if self.weights and (len(self.weights) != len(self.patterns) or min(self.weights) <= 0):
+            number = len(self.patterns)
+            raise ValueError(f"streams: weights are {self.weights} for {number} patterns; give each a number above 0")
 
 
 @dataclass(frozen=True)
@@ -47,3 +70,15 @@ class DataConfig:
         for name in ("mlm_probability", "mask_only_share", "max_bad_share"):
             if not 0 <= (share := vars(self)[name]) <= 1 or (name == "mlm_probability" and not share):
                 raise ValueError(f"data.{name} is {share}; give a share, from 0 to 1 (of mlm_probability above 0)")
+
+
+def validate_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int) -> None:
+    """Raise ValueError unless lanes can be divided over processes and micro-steps, and rows of a batch over lanes."""
+    pieces, lanes, size = processes * loader.accumulation, config.lanes, loader.global_batch_size
+    if lanes % pieces:
+        raise ValueError(
+            f"streams.lanes is {lanes}, not a multiple of {processes} processes x {loader.accumulation} micro-steps: "
+            f"change it to a multiple of {pieces}"
+        )
+    if size % lanes:
+        raise ValueError(f"global_batch_size is {size}, not a multiple of {lanes} lanes (streams.lanes): change one")

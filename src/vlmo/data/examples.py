@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
@@ -31,12 +29,11 @@ from vlmo.processing.transforms import EvalTransform, Shape, TrainTransform, nea
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
     from transformers import BertTokenizer
 
     from vlmo.data.stream.records import Sample
-
-_compute: Any = pyarrow.compute  # its functions are made when it is imported
 
 _IDS = ("input_ids", "false_input_ids", "mlm_input_ids")
 _FILLS = {"mlm_labels": IGNORED, "attention_mask": 0, "false_attention_mask": 0}
@@ -255,14 +252,21 @@ class _Texts:
     """Texts of all rows, in Arrow's memory, which workers forked from here share."""
 
     def __init__(self, texts: pa.ChunkedArray | Sequence[Sequence[str]]) -> None:
+        import pyarrow as pa  # of an extra, and prediction goes without it
+        import pyarrow.compute
+
+        compute: Any = pyarrow.compute  # its functions are made when it is imported
         kind = pa.large_list(pa.large_string())
         lists = texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([pa.array(texts, kind)])
-        self._lengths = _compute.fill_null(_compute.list_value_length(lists), 0).to_numpy()
+        self._lengths = compute.fill_null(compute.list_value_length(lists), 0).to_numpy()
         self.first_of_row = np.cumsum([0, *self._lengths])
         self.texts = pa.concat_arrays([chunk.flatten().cast(pa.large_string()) for chunk in lists.chunks])
 
     def check(self) -> None:
-        sizes = _compute.fill_null(_compute.utf8_length(_compute.utf8_trim_whitespace(self.texts)), 0).to_numpy()
+        import pyarrow.compute
+
+        compute: Any = pyarrow.compute
+        sizes = compute.fill_null(compute.utf8_length(compute.utf8_trim_whitespace(self.texts)), 0).to_numpy()
         if empty := [*np.flatnonzero(self._lengths == 0), *map(self.row, np.flatnonzero(sizes == 0))]:
             raise ValueError(f"sample {min(empty)} has no text or an empty one")
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import fsspec
-from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
 HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
@@ -40,6 +39,8 @@ def has_wildcards(url: str, *, braces: bool = False) -> bool:
 
 def expand_braces(pattern: str) -> list[str]:
     """Return every path that braces such as {00000..00331} or {a,b} stand for; ValueError if they do not match."""
+    from braceexpand import braceexpand  # of an extra, and folders have no braces
+
     try:
         return list(braceexpand(pattern))
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Rows of data sets: columns, folders that `datasets` saved, and quarantine files, whose lines say what is unusable.
 
-This file does without `datasets`, which takes a second to import.
+This file does without `datasets`, which takes a second to import, and like `pyarrow` belongs to an extra.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import pyarrow as pa
-
 from vlmo.data.listing import regular_file
 from vlmo.data.sampler import stable_id
 from vlmo.data.tables import SPLITS
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 SUMMARY_FILE = "prepared.json"
@@ -28,7 +27,7 @@ SAVED_FILES = ("state.json", "dataset_dict.json")
 """Files that `save_to_disk` writes of a `Dataset` and of a `DatasetDict`; a folder with one is a saved set."""
 ADVICE = "save, copy or prepare the set again"
 _MAX_BYTES = 1 << 24  # of the files beside the rows
-# Other types and depths than expected, and what Arrow finds in the rows.
+# Other types and depths than expected.
 _ERRORS = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError, MemoryError)
 
 
@@ -118,7 +117,7 @@ def naming_damage(where: Path, *, advice: str) -> Iterator[None]:
     """Turn whatever reading a damaged file raises into a ValueError that names it and says what to do."""
     try:
         yield
-    except (OSError, pa.ArrowException, *_ERRORS) as error:
+    except Exception as error:  # those of Arrow too
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         raise ValueError(f"{where} is damaged ({kind}{error}); {advice}") from error
 

@@ -6,9 +6,10 @@ import csv
 import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 TABLE_STEMS = ("captions", "metadata")
@@ -31,7 +32,7 @@ def column_of(names: Collection[str], wanted: Sequence[str]) -> str | None:
 
 def file_columns(schema: pa.Schema) -> list[str]:
     """Return the columns that hold files (images, sounds) in the form of `datasets`: bytes and path."""
-    return [each.name for each in schema if pa.types.is_struct(each.type) and "bytes" in each.type.names]
+    return [each.name for each in schema if "bytes" in getattr(each.type, "names", ())]
 
 
 def image_column(schema: pa.Schema) -> str | None:

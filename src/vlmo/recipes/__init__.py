@@ -1,10 +1,9 @@
 """Recipes: names and numbers of runs."""
 
-import difflib
-
 from vlmo.recipes.paper import PAPER
 from vlmo.recipes.quickstart import QUICKSTART
 from vlmo.recipes.schema import Entry, Recipe
+from vlmo.terminal import nearest
 
 __all__ = ["RECIPES", "Entry", "Recipe", "describe", "find_recipe", "register"]
 
@@ -27,8 +26,7 @@ def find_recipe(name: str) -> Recipe:
     """Return the recipe called `name`; ValueError names the nearest if there is none."""
     if name in RECIPES:
         return RECIPES[name]
-    nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0)
-    raise ValueError(f"no recipe {name!r}; did you mean {nearest[0]!r}? All: vlmo recipes")
+    raise ValueError(f"no recipe {name!r}; did you mean {nearest(name, RECIPES)}? All: vlmo recipes")
 
 
 def describe(name: str) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmo import tasks
+from vlmo.data.config import StreamConfig
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.rows import column
 from vlmo.data.sources import open_source
-from vlmo.data.stream.loader import StreamConfig
 from vlmo.folder import read_json
 from vlmo.model import VLMoConfig
 from vlmo.processing import TransformConfig

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from vlmo import tasks
+from vlmo.data.config import StreamConfig
 from vlmo.data.loader import LoaderConfig
-from vlmo.data.stream.loader import StreamConfig
 from vlmo.model import VLMoConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config

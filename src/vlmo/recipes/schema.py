@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmo.data.config import DataConfig
+from vlmo.data.config import DataConfig, validate_lanes
 from vlmo.data.listing import source_names
 from vlmo.data.loader import LoaderConfig
-from vlmo.data.stream.loader import validate_lanes
 from vlmo.lazy import need_package
 from vlmo.model import VLMoConfig
 from vlmo.tasks import Task

@@ -1,4 +1,7 @@
-"""From a recipe to a trainer: data, objective, evaluation, model card."""
+"""From a recipe to a trainer: data, objective, evaluation, model card.
+
+What reads data sets is imported where it is used: the dry run beside this file goes without its packages.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from datasets import Dataset
 from huggingface_hub import EvalResult
 from rich.console import Console
 from transformers import PreTrainedModel
@@ -18,10 +20,6 @@ from transformers import PreTrainedModel
 from vlmo.data.examples import StreamExamples
 from vlmo.data.loader import JointLoader, RowLoader
 from vlmo.data.rows import arrow_table
-from vlmo.data.schema import FEATURES
-from vlmo.data.sources import open_source
-from vlmo.data.stream.loader import StreamLoader, open_sources
-from vlmo.data.validation import filter_invalid_rows
 from vlmo.distributed import is_main, world_size
 from vlmo.folder.atomic import write_file
 from vlmo.folder.card import CardContent, DataSource, read_data, write_card
@@ -43,6 +41,11 @@ from vlmo.training import (
 )
 from vlmo.training.lora import add_adapters, save_adapter
 from vlmo.training.trainer import BatchLoader
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from vlmo.data.stream.loader import StreamLoader
 
 _QUARANTINE = "quarantine.jsonl"
 
@@ -204,6 +207,12 @@ class Evaluator:
 
 def _read_rows(recipe: Recipe, *, run_dir: Path) -> Dataset:
     """Return the valid rows, none for streams; invalid ones are listed in quarantine.jsonl of the run."""
+    from datasets import Dataset
+
+    from vlmo.data.schema import FEATURES
+    from vlmo.data.sources import open_source
+    from vlmo.data.validation import filter_invalid_rows
+
     if recipe.data.streams.patterns:
         return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
     return filter_invalid_rows(
@@ -242,6 +251,8 @@ def _loader_alone(recipe: Recipe, run: RunContext) -> RowLoader | StreamLoader:
     data = recipe.data
     if not data.streams.patterns:
         return RowLoader(recipe.task.examples(run), config=recipe.loader, seed=recipe.seed)
+    from vlmo.data.stream.loader import StreamLoader, open_sources
+
     return StreamLoader(
         open_sources(data.streams.patterns, weights=data.streams.weights, folder=run.folder),
         StreamExamples(recipe.task.contents(run)),
@@ -280,6 +291,8 @@ def run_card(
             data.append(DataSource("/".join(path.split("/")[-2:]), task.title, ()))
     has_vocabulary = start is not None and start.has_vocabulary
     if task.reads.text and text.vocabulary == LEARN_VOCABULARY and not has_vocabulary:
+        from vlmo.data.sources import open_source
+
         data += [data_source(name, open_source(name), use="vocabulary") for name in text.learn_from]
     for folder in (recipe.init, task.targets):
         if folder is not None:

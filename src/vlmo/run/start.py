@@ -11,7 +11,6 @@ import torch
 
 from vlmo.checkpoints.loading import check_model_folder
 from vlmo.data.rows import column
-from vlmo.data.sources import open_source
 from vlmo.distributed import is_main
 from vlmo.folder import read_config
 from vlmo.folder.atomic import cached_file, keep_file
@@ -100,6 +99,8 @@ def build_processor(recipe: Recipe, start: Start | None) -> VLMoProcessor:
 
 def _learn_vocabulary(text: TextConfig) -> VLMoProcessor:
     """Return a processor whose vocabulary is learned from data sources, once for the same texts."""
+    from vlmo.data.sources import open_source  # as in build.py
+
     texts: list[str] = []
     for name in text.learn_from:
         try:

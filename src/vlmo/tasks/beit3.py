@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from vlmo.data.config import StreamConfig
 from vlmo.data.examples import Contents
 from vlmo.data.masking import IGNORED, WordMaskConfig
 from vlmo.data.sampler import sample_seed
-from vlmo.data.stream.loader import StreamConfig
 from vlmo.folder.card import Usage
 from vlmo.losses.masked import accuracy, masked_loss
 from vlmo.tasks.inputs import Reads

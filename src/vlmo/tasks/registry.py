@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from vlmo.tasks.tokenizer import TokenizerTask
 from vlmo.tasks.vision import VisionTask
 from vlmo.tasks.vision_language import VisionLanguageTask
 from vlmo.tasks.vqa import VQATask
-from vlmo.terminal import escaped
+from vlmo.terminal import escaped, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +71,8 @@ def find_task(name: str) -> type[Task]:
     """Return the task with this name, one that measures model folders; ValueError names the nearest."""
     known = evaluated_tasks()
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise ValueError(f"no task {name!r} for --task; did you mean {nearest!r}? All: {', '.join(known)}")
+        near = nearest(name, known)
+        raise ValueError(f"no task {name!r} for --task; did you mean {near}? All: {', '.join(known)}")
     return known[name]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from vlmo.released.download import read_sums
 from vlmo.released.published import MODELS
 from vlmo.tasks.registry import evaluate, write_submission
 from vlmo.tasks.result import circumstances, data_name
+from vlmo.terminal import nearest
 
 _ON_SERVERS = ("test_dev", "test_std")  # splits whose answers only an evaluation server has
 
@@ -47,8 +47,7 @@ def verify(
     """
     known = [each for each, model in MODELS.items() if model.reported]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise ValueError(f"no result of {name!r} is published; did you mean {near!r}? vlmo models lists all")
+        raise ValueError(f"no result of {name!r} is published; did you mean {nearest(name, known)}? All: vlmo models")
     model, prepared = MODELS[name], Path(source).expanduser() / SUMMARY_FILE
     if prepared.is_file() and (found := read_json(prepared).get("name")) != model.data:
         raise ValueError(f"{source} is {found}; the published results of {name} are on {model.data}: vlmo data prepare")

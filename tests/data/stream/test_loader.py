@@ -13,12 +13,13 @@ import torch
 from tests.processing.test_tokenizers import BERT_FOLDER
 from tests.toy_shards import picture, tar_bytes, write_parquet, write_tars
 
+from vlmo.data.config import StreamConfig
 from vlmo.data.examples import Contents, StreamExamples
 from vlmo.data.loader import LoaderConfig
 from vlmo.data.masking import BlockMaskConfig, WordMaskConfig
 from vlmo.data.rows import read_lines
 from vlmo.data.stream import loader
-from vlmo.data.stream.loader import Source, StreamConfig, StreamLoader, open_sources
+from vlmo.data.stream.loader import Source, StreamLoader, open_sources
 from vlmo.data.stream.records import read_shard, sample_id
 from vlmo.processing import TrainTransform, TransformConfig, VLMoProcessor
 

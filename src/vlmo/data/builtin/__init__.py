@@ -1,19 +1,23 @@
 """Small data sets, drawn by code or out of installed packages, built once and kept in a cache folder."""
 
+from __future__ import annotations
+
 import hashlib
 import importlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from datasets import Dataset
 from filelock import FileLock
 
-from vlmo.data import decoding, schema
 from vlmo.folder.atomic import write_folder
 from vlmo.lazy import install_command
 from vlmo.released.download import cache_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SETS: dict[str, str] = {}
 """Name of each set, and of the module that builds it."""
@@ -37,6 +41,8 @@ register(f"{__name__}.shapes", "shapes", "shapes-binding", "shapes-questions", "
 
 def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
     """Load rows of `split` of the built-in set `name`; ValueError if it has no such split, else as `build`."""
+    from datasets import Dataset
+
     folder = build(name, cache_dir=cache_dir)
     splits = sorted(entry.name for entry in folder.iterdir())
     if split not in splits:
@@ -68,7 +74,7 @@ def build(name: str, *, cache_dir: Path | None = None) -> Path:
     module, root = _builder(name), cache_dir or cache_folder()
     own = Path(str(module.__file__))
     files = {*Path(__file__).parent.glob("*.py"), *(own.parent.glob("*.py") if module.__package__ else [own])}
-    files |= {Path(str(shared.__file__)) for shared in (decoding, schema)}
+    files |= {Path(__file__).parents[1] / name for name in ("decoding.py", "schema.py")}
     digest = hashlib.sha256(platform.python_version().encode())
     for file in sorted(files):
         digest.update(file.read_bytes())
@@ -77,6 +83,8 @@ def build(name: str, *, cache_dir: Path | None = None) -> Path:
     folder = built_folder(root) / f"{name}-{digest.hexdigest()[:16]}"
     if folder.is_dir():
         return folder
+    from datasets import Dataset
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):  # others wait instead of building the same
         if not folder.is_dir():

@@ -23,6 +23,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vlmo import distributed
+from vlmo.data.config import StreamConfig, validate_lanes
 from vlmo.data.examples import Example, StreamExamples, merge
 from vlmo.data.listing import list_shards
 from vlmo.data.loader import LoaderConfig, start_workers
@@ -49,29 +50,6 @@ Cursor = tuple[Position, Position | None, tuple[int, int, int] | None]
 START: Cursor = ((0, 0, 0, 0), None, None)
 LaneStates = dict[str, Any]
 """State of each lane by its number, as text: ready for JSON."""
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """Shards that are read as streams, and their mixture."""
-
-    patterns: tuple[str, ...] = ()
-    """Tar shards or parquet files: paths, wildcards, braces, folders or fsspec URLs. Each pattern is a source."""
-    weights: tuple[float, ...] = ()
-    """Shares of the sources among the samples, relative to each other; equal ones if none are given."""
-    lanes: int = 8
-    """Rows of shards that are read side by side; a multiple of processes x accumulation. Where a source has
-    fewer shards, several lanes read one, and give some of its samples each."""
-    shuffle: int = 4096
-    """Samples that are kept in memory and shuffled, over all processes."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError if a number is below 1, or the weights do not fit the patterns."""
-        if self.lanes < 1 or self.shuffle < 1:
-            raise ValueError(f"streams: lanes is {self.lanes} and shuffle {self.shuffle}; give 1 or more")
-        if self.weights and (len(self.weights) != len(self.patterns) or min(self.weights) <= 0):
-            number = len(self.patterns)
-            raise ValueError(f"streams: weights are {self.weights} for {number} patterns; give each a number above 0")
 
 
 @dataclass(frozen=True)
@@ -393,15 +371,3 @@ class _LaneReader(IterableDataset):
                 yield {"batch": self.collate(examples), "lanes": states, "bad": bad}
         except (ValueError, OSError) as error:
             yield str(error)
-
-
-def validate_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int) -> None:
-    """Raise ValueError unless lanes can be divided over processes and micro-steps, and rows of a batch over lanes."""
-    pieces, lanes, size = processes * loader.accumulation, config.lanes, loader.global_batch_size
-    if lanes % pieces:
-        raise ValueError(
-            f"streams.lanes is {lanes}, not a multiple of {processes} processes x {loader.accumulation} micro-steps: "
-            f"change it to a multiple of {pieces}"
-        )
-    if size % lanes:
-        raise ValueError(f"global_batch_size is {size}, not a multiple of {lanes} lanes (streams.lanes): change one")
