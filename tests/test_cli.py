@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,12 +31,13 @@ def test_what_commands_say_controls_no_terminal(capsys) -> None:
     assert json.loads(rest) == {"red\x9b": "gr\u00fcn\x1b\x85\u202e\udcff"}
 
 
-def refused(arguments, capsys, *, code: int = 2) -> str:
+def refused(arguments, capsys, *, code: int = 2, output: str | None = None) -> str:
     """The line of a command that ends with exit code 2."""
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == code
-    error = capsys.readouterr().err
+    shown, error = capsys.readouterr()
+    assert output in {None, shown}
     assert "Traceback" not in error
     (line,) = [line for line in error.splitlines() if line.startswith("vlmo: ")]
     return line
@@ -46,10 +48,26 @@ def refused(arguments, capsys, *, code: int = 2) -> str:
     [
         ("trian", "did you mean 'train'"),
         ("train base-stag3", "did you mean 'base-stage3'"),
-        ("train shapes-stage3 --optimizer.lrr 1", "Perhaps you meant: --optimizer.lr FLOAT"),
-        ("train shapes-stage3 --task.losses.mlm_wieght 1", "Perhaps you meant: --task.losses.mlm-weight"),
-        ("quickstart --scalee 1", "Perhaps you meant: --scale FLOAT"),
-        ("data prepar", "Available subcommands: prepare"),
+        ("train shapes-stage3 --optimizer.lrr 1", "did you mean --optimizer.lr?"),
+        ("train shapes-stage3 --task.losses.mlm_wieght 1", "did you mean --task.losses.mlm-weight?"),
+        ("quickstart --scalee 1", "did you mean --scale?"),
+        ("train shapes-stage3 --learning-rate 1", "did you mean --lr?"),
+        ("train shapes-stage3 --warmup-steps=1", "did you mean --schedule.warmup-steps?"),
+        ("train shapes-stage3 --epochs 3", "--steps"),
+        ("train --recipe shapes-stage3", "vlmo train RECIPE"),
+        ("finetune vlmo-small --data nowhere --learning_rate 1", "did you mean --lr?"),  # before the data are read
+        ("finetune vlmo-small --data nowhere --lr x", "--optimizer.lr"),
+        ("finetune vlmo-small --data nowhere --task.head-lr-scale 5", "nowhere"),
+        ("finetune vlmo-small --data nowhere --task.head-lr-scal 5", "no option --task.head-lr-scal"),
+        ("finetune vlmo-small nowhere", "nothing is expected at 'nowhere'"),
+        ("search nowhere red --after 2020", "did you mean --from?"),
+        ("search nowhere red --filter year>2000", "did you mean --where?"),
+        ("search nowhere red --from 20x", "20x"),
+        ("search nowhere red --unheard-of", "no option --unheard-of. All: vlmo search --help"),
+        ("index vlmo-small . --output x", "did you mean --out?"),
+        ("evaluate vlmo-small --data nowhere --rerank-weight 5", "5.0"),
+        ("evaluate vlmo-small --data nowhere --rerank many", "Error parsing --rerank: invalid literal"),
+        ("data prepar", "did you mean 'data prepare'"),
         ("recipes shapes-stag3", "'shapes-stage3'"),
         ("train", "Missing from vlmo train: NAME"),
         ("evaluate", "Missing from vlmo evaluate: MODEL_FOLDER"),
@@ -113,6 +131,8 @@ def test_recipes_are_listed_or_shown_with_their_settings(capsys):
     shown = capsys.readouterr().out
     assert all(name in shown for name in RECIPES)
     assert len(shown.splitlines()) == len(RECIPES)
+    assert "'shapes-stage3'" in refused(["recipes", "shapes-stag3"], capsys, output="")
+    assert "'base-vqa'" in refused(["recipes", "vqa"], capsys)
     main(["recipes", "base-stage3"])
     assert '"lr": 0.0002' in capsys.readouterr().out
     main(["train", "--help"])
@@ -141,6 +161,10 @@ def test_short_names_of_options_are_understood():
         ("evaluate", "--rerank-weight"),
         ("predict", "--question"),
         ("data prepare", "--num-proc"),
+        ("data", "false-captions"),
+        ("search", "--model PATH --rerank INT {date}"),
+        ("photos", "--no-open False)"),
+        ("train base-stage3 --init x", "--init STR --lora.rank INT"),
     ],
 )
 def test_help_shows_options(command, words, capsys):
@@ -149,6 +173,15 @@ def test_help_shows_options(command, words, capsys):
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in words.split())
+    assert "None}" not in shown
+
+
+def test_none_is_a_value_of_options_that_may_be_without_one():
+    words = ["--init", "None", "--lora.rank", "4"]
+    recipe = RECIPES["base-vqa"]
+    assert recipe.init is not None
+    read = runs._run_options(recipe, words, None, prog="vlmo train", about="", run_dir=Path("run")).recipe
+    assert (read.init, read.lora.rank) == (None, 4)
 
 
 def test_import_and_export_print_what_they_found(tmp_path, capsys):
@@ -169,7 +202,7 @@ def test_import_and_export_print_what_they_found(tmp_path, capsys):
     ("options", "words"),
     [
         ("--image-size 100", "patch size"),
-        ("--imagesize 128", "Perhaps you meant: --image-size"),
+        ("--imagesize 128", "did you mean --image-size?"),
         ("", "reading it would run code"),
     ],
 )
@@ -198,8 +231,10 @@ def test_place_that_may_not_be_written_is_named(name, capsys, monkeypatch):
         ("index vlmo-small . --out y", "vlmo.retrieval", "retrieval"),
         ("search x words", "vlmo.retrieval", "retrieval"),
         ("serve vlmo-small", "vlmo.serving.parts", "serve"),
-        ("export vlmo-small --to onnx --out x", "vlmo.export.onnx", "quickstart,onnx"),
-        ("evaluate vlmo-small", "vlmo.tasks", "quickstart"),
+        ("export vlmo-small --to onnx --out x", "onnxscript", "onnx"),
+        ("evaluate vlmo-small", "vlmo.tasks", "train"),
+        ("verify beit3-base-vqa --data .", "datasets", "train"),  # before the model is downloaded
+        ("photos .", "watchfiles", "photos"),
     ],
 )
 def test_missing_packages_are_named_by_their_extra(arguments, module, extra, monkeypatch, capsys):

@@ -160,7 +160,7 @@ def test_images_are_captioned_one_by_one_and_by_folders(folders, picture, capsys
         ("index vlmo-smal PICTURE --out new", "Did you mean vlmo-small?"),
         ("predict RETRIEVAL --image PICTURE --question why?", "texts and a question"),
         ("predict CLASSIFICATION --image x.png", "x.png"),
-        ("predict VQA --image PICTURE --question why? --tpo 2", "Perhaps you meant: --top INT"),
+        ("predict VQA --image PICTURE --question why? --tpo 2", "did you mean --top?"),
         ("predict VQA --image PICTURE --question why? --save x.jpg", "a PNG file of the tasks"),
         ("evaluate VQA --task nlvr2 --data QUESTIONS --out new", "expected VLMoForVisualReasoning"),
         ("evaluate VQA --out new", "needs data: give --data"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.resources
+import json
 import re
 import shutil
 import subprocess
@@ -12,12 +13,17 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
 import torch
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
+from PIL import Image
 
 import vlmo
 import worlds  # noqa: F401  (registers the recipe of the released model)
+from tests.parity.cases import reference_file
+from tests.parity.plain_vlmo import write_vocabulary
 from vlmo import VLMoForImageTextRetrieval
 from vlmo.folder.card import read_data, read_results
 from vlmo.model import VLMoConfig
@@ -59,6 +65,106 @@ def test_requirements_are_ranges_that_admit_the_installed_versions() -> None:
         # The public part: a build for one kind of hardware adds a local label that is no matter of ours.
         installed = Version(importlib.metadata.version(each.name)).public
         assert each.specifier.contains(installed, prereleases=True), each
+
+
+def core_distributions() -> set[str]:
+    """The core's dependencies, and theirs."""
+    found: set[str] = set()
+    waiting = [Requirement(line) for line in PROJECT["dependencies"]]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(name)
+        waiting += map(Requirement, importlib.metadata.requires(name) or [])
+    return found
+
+
+# Runs commands in a process that finds no module of an extra.
+IN_CORE = """
+import json, sys
+
+lines, absent = json.load(sys.stdin)
+
+
+class Finder:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in absent else self.finder.find_spec(name, path, target)
+
+
+sys.meta_path[:] = map(Finder, sys.meta_path)
+
+import vlmo
+from transformers import pipeline
+from vlmo.cli import main
+
+match = pipeline("image-text-matching", model=vlmo.model_path("vlmo-small"))
+assert len(match("red.png", candidate_labels=["a red square", "a dog"])) == 2
+for line in lines:
+    print("$", line, flush=True)
+    try:
+        main(line.split())
+    except SystemExit as stopped:
+        print("exit", stopped.code, flush=True)
+"""
+WORK = [
+    "models",
+    "recipes",
+    "recipes shapes-stage3",
+    "train --help",
+    "train shapes-stage3 --help",
+    "train shapes-stage3 --init None --dry-run",
+    "predict vlmo-small --image red.png --text red blue",
+    "import FILE model --vocabulary vocab.txt --labels labels.json",
+    "predict model --image red.png --question red?",
+    "export model --out back.pt",
+]
+REFUSED = {
+    "train shapes-tokenizer": "train",
+    "finetune vlmo-small --data .": "train",
+    "evaluate vlmo-small": "train",
+    "verify beit3-base-vqa --data .": "train",
+    "data prepare text --root . --out x": "train",
+    "index vlmo-small . --out x": "retrieval",
+    "embed vlmo-small . --out x.parquet": "retrieval",
+    "search x red": "retrieval",
+    "map x --out x.html": "map",
+    "serve vlmo-small": "serve",
+    "photos .": "photos",
+    "export vlmo-small --to onnx --out x": "onnx",
+    "quickstart --fast": "quickstart",
+}
+"""The extra that each of these commands asks for."""
+
+
+@pytest.mark.slow
+def test_core_alone_does_all_that_needs_no_data_set_and_the_rest_names_its_extra(tmp_path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    write_vocabulary(tmp_path / "vocab.txt")
+    (tmp_path / "labels.json").write_text(json.dumps([f"answer {number}" for number in range(17)]))
+    core = core_distributions() | {"vlmo"}
+    modules = importlib.metadata.packages_distributions().items()
+    absent = [module for module, owners in modules if core.isdisjoint(map(canonicalize_name, owners))]
+    assert {"pyarrow", "datasets", "braceexpand", "lancedb", "onnxruntime"} < {*absent}
+    work = [line.replace("FILE", str(reference_file("vqa"))) for line in WORK]
+    command = [sys.executable, "-c", IN_CORE]
+    given = json.dumps([[*work, *REFUSED], absent])
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    ended = subprocess.run(command, input=given, cwd=tmp_path, timeout=600, check=False, **pipes)
+    assert ended.returncode == 0, ended.stdout
+    shown = dict(block.split("\n", 1) for block in ended.stdout.split("\n$ ")[1:])
+    assert shown.keys() == {*work, *REFUSED}
+    assert {line: said for line, said in shown.items() if line in work and re.search(r"exit [^0]|vlmo: ", said)} == {}
+    assert {line: said for line, said in shown.items() if f"'vlmo[{REFUSED.get(line)}]'\nexit 2" in said}.keys() == {
+        *REFUSED
+    }
 
 
 def test_repository_holds_no_large_file() -> None:
