@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 from tests.integrations.toy_gallery import drawings
-from tests.toy_heic import heic, tables
+from tests.toy_heic import Item, auxiliary, box, encoded_item, grid_of, heic, items_file, movie, overlay_of, tables
 
 # --------------------------------------------------------------------------------------------------------------- images
 
@@ -94,6 +94,27 @@ def _heic_larger_than_it_says() -> bytes:
     return heic(Image.new("RGB", (2048, 2048))).replace(said, struct.pack(">II", 64, 64))
 
 
+def _small_item() -> Item:
+    return encoded_item(Image.new("RGB", (64, 64)))
+
+
+def _heic_of(*items: Item) -> bytes:
+    """Return a HEIC in which each item is made of the next one, and the last one of a small image."""
+    references = [(b"dimg", number, [number + 1]) for number in range(1, len(items) + 1)]
+    return items_file(dict(enumerate((*items, _small_item()), start=1)), references)
+
+
+def _heic_of_transparent_tiles() -> bytes:
+    alpha = encoded_item(Image.new("L", (4992, 5000)), auxiliary(b"auxid:1"))
+    items = {1: grid_of(25, 40, 2560, 1600), 2: _small_item(), 3: alpha}
+    return items_file(items, [(b"dimg", 1, [2] * 1000), (b"auxl", 3, [2])])
+
+
+def _heic_of_rotations() -> bytes:
+    rotations = [box(b"irot", b"\1", bytes(number)) for number in range(50)]
+    return items_file({1: encoded_item(Image.new("RGB", (4992, 5000)), *rotations)})
+
+
 _WEB_PAGE, _ZIP = b"<html><script>alert(1)</script></html>", b"PK\x03\x04" + bytes(60)
 REFUSED: dict[str, Callable[[], bytes]] = {
     "png of 20,000 x 20,000": lambda: png_bomb(20_000, 20_000),
@@ -130,6 +151,18 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "heic of 900 images that share a description of 1 MB": lambda: tables(
         dict.fromkeys(range(1, 901), (8, 8)), references=[(b"cdsc", 900, range(1, 900))], data=bytes(2**20)
     ),
+    "heic of an overlay on 30,000 x 30,000": lambda: _heic_of(overlay_of((30_000, 30_000))),
+    "heic of an overlay of an overlay": lambda: _heic_of(overlay_of((64, 64)), overlay_of((30_000, 30_000))),
+    "heic of a grid of an overlay": lambda: _heic_of(grid_of(1, 1, 64, 64), overlay_of((30_000, 30_000))),
+    "heic of a copy of an overlay": lambda: _heic_of(Item(b"iden", (64, 64)), overlay_of((30_000, 30_000))),
+    "heic of 40 copies without a size": lambda: _heic_of(Item(b"iden", (5000, 4992)), *[Item(b"iden")] * 40),
+    "heic of 1,000 tiles that share a transparency of 4,992 x 5,000": _heic_of_transparent_tiles,
+    "heic of an image that is rotated 50 times": _heic_of_rotations,
+    "heic of metadata in 32 pieces, each of which is 1 MB": lambda: items_file(
+        {1: _small_item(), **dict.fromkeys(range(2, 22), Item(b"Exif", data=bytes(2**20), extents=32))},
+        [(b"cdsc", number, [1]) for number in range(2, 22)],
+    ),
+    "heic of a sequence of 18 million frames": lambda: items_file({1: _small_item()}, more=movie(18_000_000)),
     "heic that is larger than it says": _heic_larger_than_it_says,
     "cut heic": lambda: _cut(heic(drawings()[0])),
     "jpeg 2000": lambda: encoded(kind="JPEG2000"),

@@ -7,7 +7,19 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from tests.toy_heic import box, heic, tables
+from tests.toy_heic import (
+    Item,
+    auxiliary,
+    box,
+    encoded_item,
+    full_box,
+    grid_of,
+    heic,
+    items_file,
+    movie,
+    overlay_of,
+    tables,
+)
 
 from vlmo.data.decoding import COMMON_FORMATS, EncodedImage, decode_image, image_bytes
 
@@ -88,7 +100,45 @@ def png_profiles(number: int) -> bytes:
     return after_start(encoded("PNG"), profile * number, start=33)
 
 
+def part_of(kind: bytes, *parts: Item) -> bytes:
+    """A chain: the first item is made of the second, and so on."""
+    references = [(kind, number, [number + 1]) for number in range(1, len(parts))]
+    return items_file(dict(enumerate(parts, start=1)), references)
+
+
+def alpha_of_tiles() -> bytes:
+    """Tiles that all have one large image for their transparency."""
+    alpha = Item(size=(4000, 4000), properties=[auxiliary(b"auxid:1")])
+    items = {1: grid_of(1, 40, 2560, 64), 2: Item(size=(64, 64)), 3: alpha}
+    return items_file(items, [(b"dimg", 1, [2] * 40), (b"auxl", 3, [2])])
+
+
+def phone_photo() -> bytes:
+    """What phones write: a rotated grid, its brightness and depth, an HDR version as an alternative, and metadata."""
+    tile = encoded_item(Image.effect_noise((64, 64), 50).convert("RGB"))
+    turned = box(b"irot", b"\1")
+    grid = grid_of(1, 2, 128, 64)
+    gains = encoded_item(Image.new("L", (64, 32)), auxiliary(b"urn:com:apple:photo:2020:aux:hdrgainmap"))
+    depth = encoded_item(Image.new("L", (48, 48)), auxiliary(b"auxid:2"))
+    items = {
+        1: Item(b"grid", grid.size, grid.data, [turned]),
+        **dict.fromkeys((2, 3), tile),
+        4: gains,
+        5: depth,
+        6: Item(b"tmap", (128, 64), bytes(62), [turned]),
+        7: Item(b"Exif", data=b"\0\0\0\x06Exif\0\0" + tiff()),
+        8: Item(b"mime", data=b"<x:xmpmeta/>"),
+        9: encoded_item(Image.new("RGB", (32, 16))),
+    }
+    references = [(b"dimg", 1, [2, 3]), (b"dimg", 6, [1, 4]), (b"auxl", 4, [1]), (b"auxl", 5, [1]), (b"thmb", 9, [1])]
+    groups = box(b"grpl", full_box(b"altr", struct.pack(">IIII", 50, 2, 6, 1)))
+    video = box(b"mpvd", encoded("JPEG")) + movie(90)
+    return items_file(items, [*references, (b"cdsc", 7, [1, 6]), (b"cdsc", 8, [1])], groups=groups, more=video)
+
+
 MEGABYTE = 1 << 20
+LARGE_CANVAS = overlay_of((30_000, 30_000))
+SAME_TILE = [(b"dimg", 1, [2] * 99)]
 ONE, TWO = {1: (8, 8)}, {1: (8, 8), 2: (8, 8)}
 LARGE = [(1000 + number, 1, MEGABYTE, 8) for number in range(40)]
 """Tags that each name the same megabyte."""
@@ -125,12 +175,12 @@ HOSTILE = {
         "pixels are JPEG",
     ),
     "tags": (lambda: tiff(*LARGE, data=bytes(MEGABYTE)), "49 tags that name 41,943"),
-    "boxes of a heic": (lambda: tables(ONE) + box(b"free") * 5000, "more than 5000 boxes"),
-    "box that ends before it begins": (lambda: tables(ONE) + b"\0\0\0\4free", "or one of 4 bytes"),
+    "boxes of a heic": (lambda: tables(ONE) + box(b"free") * 20_000, "more than 20,000 boxes"),
+    "box that ends before it begins": (lambda: tables(ONE) + b"\0\0\0\4free", "a box of 4 bytes"),
     "item that is too large": (lambda: tables({1: (8, 8), 2: (60_000, 60_000)}), "an image of 3,600,000,000 pixels"),
     "grid of one tile": (
         lambda: tables({1: (4000, 4000), 2: (4000, 4000)}, references=[(b"dimg", 1, [2] * 1000)]),
-        "16,000,000 pixels that is made of 16,000,000,000",
+        "16,000,000 pixels that is made of 16,002,",
     ),
     "grid of grids": (
         lambda: tables(
@@ -147,7 +197,41 @@ HOSTILE = {
         lambda: tables(dict.fromkeys(range(40), (8, 8)), profile=bytes(MEGABYTE)),
         "items that name 41,9",
     ),
-    "references": (lambda: tables(ONE, references=[(b"dimg", 1, [2] * 5000)]), "more than 5000 properties"),
+    "references": (lambda: tables(ONE, references=[(b"dimg", 1, [2] * 20_000)]), "more than 20,000 boxes, properties"),
+    "overlay": (lambda: part_of(b"dimg", LARGE_CANVAS, Item(size=(64, 64))), "an item of type iovl"),
+    "overlay of an overlay": (lambda: part_of(b"dimg", overlay_of((64, 64)), LARGE_CANVAS), "an item of type iovl"),
+    "grid of an overlay": (lambda: part_of(b"dimg", grid_of(1, 1, 64, 64), LARGE_CANVAS), "an item of type iovl"),
+    "copy of an overlay": (lambda: part_of(b"dimg", Item(b"iden", (64, 64)), LARGE_CANVAS), "an item of type iovl"),
+    "tiled image": (lambda: part_of(b"dimg", Item(b"tili", (64, 64))), "an item of type tili"),
+    "copies without a size": (
+        lambda: part_of(b"dimg", Item(size=(4000, 4000)), *[Item(b"iden")] * 40, Item(size=(8, 8))),
+        "16,000,000 pixels that is made of",
+    ),
+    "long chain of images": (lambda: part_of(b"dimg", *[Item(size=(1, 1))] * 2000), "recursion"),
+    "transparency of transparency": (
+        lambda: part_of(b"auxl", *[Item(size=(4000, 4000), properties=[auxiliary(b"auxid:1")])] * 9),
+        "16,000,000 pixels that is made of",
+    ),
+    "transparency of tiles": (alpha_of_tiles, "163,840 pixels that is made of 640,"),
+    "rotations": (
+        lambda: items_file({1: Item(size=(8, 8), properties=[box(b"irot", b"\1", bytes(n)) for n in range(4)])}),
+        "turned 4 times",
+    ),
+    "pieces of an item": (
+        lambda: items_file({1: Item(size=(8, 8)), 2: Item(b"Exif", data=bytes(MEGABYTE), extents=30)}),
+        "an item of 31,457,280 bytes",
+    ),
+    "pieces of metadata": (
+        lambda: items_file(
+            {1: Item(size=(8, 8)), 2: Item(b"Exif", data=bytes(MEGABYTE), extents=30)}, [(b"cdsc", 2, [1])]
+        ),
+        "items that name 31,457,",
+    ),
+    "bytes of a tile": (
+        lambda: items_file({1: grid_of(1, 99, 6336, 64), 2: Item(size=(64, 64), data=bytes(MEGABYTE))}, SAME_TILE),
+        "405,504 pixels that is made of 104,",
+    ),
+    "frames": (lambda: items_file({1: Item(size=(8, 8))}, more=movie(1_000_001)), "a sequence of 1,000,001 frames"),
 }
 
 
@@ -174,6 +258,8 @@ USUAL = {
     "gif": lambda: encoded("GIF", comment=b"x" * 60_000),
     "side": lambda: encoded("PNG", size=(65_535, 1)),
     "heic": lambda: heic(Image.effect_noise((40, 24), 50).convert("RGB"), exif=b"Exif\0\0" + tiff()),
+    "transparent heic": lambda: heic(Image.new("RGBA", (64, 64), (9, 9, 9, 255))),
+    "photo of a phone": phone_photo,
     "avif": lambda: encoded("AVIF"),
 }
 

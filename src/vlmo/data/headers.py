@@ -1,8 +1,10 @@
 """Work that a small image file can cause, read from its headers before a decoder does it: parts, scans, tags, tiles."""
 
+import itertools
 import re
 import struct
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
@@ -18,6 +20,14 @@ _PROFILE_PARTS = 1000  # chunks that a color profile in a PNG counts for: a mega
 _MAX_STRIPS = 30_000  # Pillow reads them one by one too; programs write no more than there are rows
 _SPARE_BYTES = 1 << 24  # that tags may name beside the file's own, as those of some cameras do by mistake
 _MAX_TILE = 4096**2  # pixels, which a decoder holds even if the image has fewer
+
+# Of HEIC and AVIF files.
+_MAX_ENTRIES = 20_000  # of tables; 64 million pixels in tiles of 256 x 256 have some 7,000
+_MAX_FRAMES = 1_000_000  # libheif takes 64 bytes for each
+_MAX_TURNS = 3  # of an image: crop, rotation and mirror, once each (MIAF)
+_TURNS = {b"clap", b"irot", b"imir"}
+_CANVASES = {b"iovl", b"tili"}  # overlays and tiled images have their size in data that nothing else repeats
+_ALPHA = re.compile(rb"urn:mpeg:(mpegB:cicp:systems:auxiliary:alpha|(hevc|avc):2015:auxid:1)\0")
 
 _MARKER, _MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xfe]"), re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _ALONE = {*range(0x01, 0xC0), *range(0xD0, 0xDA)}  # those below 0xC0 mean nothing, and decoders skip two bytes
@@ -126,90 +136,167 @@ def check_directory(data: bytes, *, is_file: bool = False) -> None:
         raise ValueError(f"{number:,} tags that name {total:,} bytes, in {len(data):,}")
 
 
-def _boxes(data: bytes, part: range) -> list[tuple[bytes, range]]:
-    """Return kind and content of each box in a part of a HEIC or AVIF file."""
-    found: list[tuple[bytes, range]] = []
-    while len(part) >= 8:
-        at, head = part.start, 8
-        size, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
-        if size == 1:
-            size, head = int.from_bytes(data[at + 8 : at + 16]), 16
-        size = size or len(part)  # 0: up to the end
-        if size < head or len(found) == _MAX_PARTS:
-            raise ValueError(f"more than {_MAX_PARTS} boxes, or one of {size} bytes")
-        found.append((kind, part[head:size]))
-        part = part[size:]
-    return found
-
-
 class _Items:
     """Images and metadata of a HEIC or AVIF file: they share properties and parts, so that few may stand for many."""
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._at, self._entries, self._copied = data, 0, 0, 0
-        self._pixels, self._parts = Counter[int](), defaultdict[int, list[int]](list)  # of each image
+        self._data = data
+        self._at = 0
+        self._entries = 0
+        self._properties_size = 0
+        self._bytes = Counter[int]()  # these by item
+        self._pixels = Counter[int]()
+        self._turns = Counter[int]()
+        self._alphas = set[int]()
+        self._parts = defaultdict[int, list[int]](list)
+        self._work = dict[int, int]()
 
     def check(self) -> None:
-        """Check the numbers of entries, bytes that are copied, and pixels that are decoded."""
-        for kind, meta in _boxes(self._data, range(len(self._data))):
-            for inner, content in _boxes(self._data, meta[4:]) if kind == b"meta" else ():
-                if inner == b"iprp":
-                    self._read_properties(_boxes(self._data, content))
-                elif inner == b"iref":
-                    self._read_references(content)
-        if self._copied > 8 * len(self._data) + _SPARE_BYTES:
-            raise ValueError(f"items that name {self._copied:,} bytes, in {len(self._data):,}")
-        if (largest := max(self._pixels.values(), default=0)) > MAX_PIXELS:
+        """Check the numbers of entries, bytes that are copied, and pixels that are allocated and decoded."""
+        whole = range(len(self._data))
+        self._check_frames(whole)
+        references: list[tuple[bytes, int, list[int]]] = []
+        for meta in self._contents([whole], b"meta"):
+            for kind, content in self._boxes(meta[4:]):
+                if kind == b"iinf":
+                    self._check_types(content)
+                elif kind == b"iloc":
+                    self._read_places(content)
+                elif kind == b"iprp":
+                    self._read_properties(content)
+                elif kind == b"iref":
+                    references += self._read_references(content)
+        copied = self._properties_size
+        for kind, item, targets in references:
+            if kind == b"dimg":
+                self._parts[item] += targets
+            elif kind == b"auxl" and item in self._alphas:  # decoded with each image that it belongs to
+                for image in targets:
+                    self._parts[image].append(item)
+            elif kind == b"cdsc":  # metadata: each image gets a copy
+                copied += self._bytes[item] * len(targets)
+        if copied > 8 * len(self._data) + _SPARE_BYTES:
+            raise ValueError(f"items that name {copied:,} bytes, in {len(self._data):,}")
+        self._check_items()
+
+    def _check_items(self) -> None:
+        most_bytes = max(self._bytes.values(), default=0)
+        if most_bytes > len(self._data):
+            raise ValueError(f"an item of {most_bytes:,} bytes, in {len(self._data):,}")
+        turns = max(self._turns.values(), default=0)
+        if turns > _MAX_TURNS:
+            raise ValueError(f"an image that is turned {turns} times; at most {_MAX_TURNS} are allowed")
+        largest = max(self._pixels.values(), default=0)
+        if largest > MAX_PIXELS:
             raise ValueError(f"an image of {largest:,} pixels; at most {MAX_PIXELS:,} are allowed")
-        known: dict[int, int] = {}
         for item in list(self._parts):
-            self._decoded(item, known, largest)
+            self._check_parts(item, largest)
 
-    def _decoded(self, item: int, known: dict[int, int], largest: int) -> int:
-        """Return the pixels of an image and of its parts; ValueError if the parts are far more than it shows."""
-        if item not in known:
-            known[item] = -1
-            parts = [self._decoded(part, known, largest) for part in self._parts.get(item, ())]
-            own = self._pixels[item]
-            if min(parts, default=0) < 0 or sum(parts) > _MAX_TILE + 4 * (own or largest):
-                raise ValueError(f"an image of {own:,} pixels that is made of {sum(parts):,}, or of itself")
-            known[item] = own + sum(parts)
-        return known[item]
+    def _check_parts(self, item: int, largest: int) -> int:
+        """Return the pixels and bytes that an image and its parts cost; ValueError if it shows far fewer pixels."""
+        if item not in self._work:
+            self._work[item] = -1
+            parts = [self._check_parts(part, largest) for part in self._parts.get(item, ())]
+            pixels = self._pixels[item] or largest
+            if min(parts, default=0) < 0 or sum(parts) > _MAX_TILE + 4 * pixels:
+                raise ValueError(f"an image of {pixels:,} pixels that is made of {sum(parts):,}, or of itself")
+            self._work[item] = pixels * (1 + self._turns[item]) + self._bytes[item] + sum(parts)
+        return self._work[item]
 
-    def _read_properties(self, boxes: list[tuple[bytes, range]]) -> None:
+    def _check_frames(self, whole: range) -> None:
+        """Check the frames of image sequences: a decoder keeps a record of each, though only images are read."""
+        parts = [whole]
+        for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz"):
+            parts = self._contents(parts, kind)
+        frames = sum(int.from_bytes(self._data[part.start + 8 : part.start + 12]) for part in parts)
+        if frames > _MAX_FRAMES:
+            raise ValueError(f"a sequence of {frames:,} frames; at most {_MAX_FRAMES:,} are allowed")
+
+    def _check_types(self, table: range) -> None:
+        size = 4 if self._data[table.start] else 2  # of the number of entries, by the version
+        for _, content in self._boxes(table[4 + size :]):
+            at = content.start + (10 if self._data[content.start] == 3 else 8)
+            kind = self._data[at : at + 4]
+            if kind in _CANVASES:
+                raise ValueError(f"an item of type {kind.decode()}, which cameras do not write; save it as JPEG or PNG")
+
+    def _read_places(self, table: range) -> None:
+        self._at = table.start
+        version = self._take(1)
+        self._at += 3
+        sizes = self._take(2)
+        width = 4 if version > 1 else 2
+        base = sizes >> 4 & 15
+        head = (4 if version else 2) + base  # method, source and base
+        index = sizes & 15 if version else 0
+        for _ in self._count(width):
+            item = self._take(width)
+            self._at += head
+            for _ in self._count(2):
+                self._at += index + (sizes >> 12)
+                length = self._take(sizes >> 8 & 15) or len(self._data)  # 0: all of it
+                self._bytes[item] += min(length, len(self._data))
+
+    def _read_properties(self, part: range) -> None:
         properties = [(b"", range(0))]  # they count from one
-        properties += [each for kind, content in boxes if kind == b"ipco" for each in _boxes(self._data, content)]
-        for table in (content for kind, content in boxes if kind == b"ipma"):
+        for table in self._contents([part], b"ipco"):
+            properties += self._boxes(table)
+        for table in self._contents([part], b"ipma"):
             self._at = table.start
             version, flags = self._take(1), self._take(3)
             for _ in self._count(4):
                 item = self._take(4 if version else 2)
                 for _ in self._count(1):
                     kind, content = properties[self._take(2) & 0x7FFF if flags & 1 else self._take(1) & 0x7F]
-                    self._copied += len(content)
+                    self._properties_size += len(content)
                     if kind == b"ispe":
                         width, height = struct.unpack_from(">II", self._data, content.start + 4)
                         self._pixels[item] = max(self._pixels[item], width * height)
+                    elif kind in _TURNS:
+                        self._turns[item] += 1
+                    elif kind == b"auxC" and _ALPHA.match(self._data, content.start + 4):
+                        self._alphas.add(item)
 
-    def _read_references(self, table: range) -> None:
+    def _read_references(self, table: range) -> Iterator[tuple[bytes, int, list[int]]]:
+        """Yield kind, item and the items that it names."""
         size = 4 if self._data[table.start] else 2  # by the version
-        for kind, content in _boxes(self._data, table[4:]):
+        for kind, content in self._boxes(table[4:]):
             self._at = content.start
             item = self._take(size)
-            named = [self._take(size) for _ in self._count(2)]
-            if kind == b"dimg":
-                self._parts[item] += named
-            elif kind == b"cdsc":  # metadata: each image gets a copy, which is part of the file
-                self._copied += len(self._data) * len(named)
+            yield kind, item, [self._take(size) for _ in self._count(2)]
+
+    def _contents(self, parts: Sequence[range], kind: bytes) -> list[range]:
+        """Return the contents of all boxes of a kind in some parts of the file."""
+        boxes = itertools.chain.from_iterable(map(self._boxes, parts))
+        return [content for name, content in boxes if name == kind]
+
+    def _boxes(self, part: range) -> list[tuple[bytes, range]]:
+        """Return kind and content of each box in a part of the file."""
+        boxes: list[tuple[bytes, range]] = []
+        while len(part) >= 8:
+            at, head = part.start, 8
+            size, kind = int.from_bytes(self._data[at : at + 4]), self._data[at + 4 : at + 8]
+            if size == 1:
+                size, head = int.from_bytes(self._data[at + 8 : at + 16]), 16
+            size = size or len(part)  # 0: up to the end
+            if size < head:
+                raise ValueError(f"a box of {size} bytes")
+            self._add_entries(1)
+            boxes.append((kind, part[head:size]))
+            part = part[size:]
+        return boxes
 
     def _take(self, size: int) -> int:
         self._at += size
         return int.from_bytes(self._data[self._at - size : self._at])
 
     def _count(self, size: int) -> range:
-        """Read the number of the entries that follow; those of all tables are counted together."""
+        """Read the number of the entries that follow."""
         number = self._take(size)
-        self._entries += number
-        if self._entries > _MAX_PARTS:
-            raise ValueError(f"more than {_MAX_PARTS} properties and references")
+        self._add_entries(number)
         return range(number)
+
+    def _add_entries(self, number: int) -> None:
+        self._entries += number
+        if self._entries > _MAX_ENTRIES:
+            raise ValueError(f"more than {_MAX_ENTRIES:,} boxes, properties and references")
