@@ -157,15 +157,7 @@ class _Items:
         self._check_frames(whole)
         references: list[tuple[bytes, int, list[int]]] = []
         for meta in self._contents([whole], b"meta"):
-            for kind, content in self._boxes(meta[4:]):
-                if kind == b"iinf":
-                    self._check_types(content)
-                elif kind == b"iloc":
-                    self._read_places(content)
-                elif kind == b"iprp":
-                    self._read_properties(content)
-                elif kind == b"iref":
-                    references += self._read_references(content)
+            references += self._read_meta(meta)
         copied = self._properties_size
         for kind, item, targets in references:
             if kind == b"dimg":
@@ -178,6 +170,20 @@ class _Items:
         if copied > 8 * len(self._data) + _SPARE_BYTES:
             raise ValueError(f"items that name {copied:,} bytes, in {len(self._data):,}")
         self._check_items()
+
+    def _read_meta(self, meta: range) -> list[tuple[bytes, int, list[int]]]:
+        """Read the tables of items, and return the references between them."""
+        references: list[tuple[bytes, int, list[int]]] = []
+        for kind, content in self._boxes(meta[4:]):
+            if kind == b"iinf":
+                self._check_types(content)
+            elif kind == b"iloc":
+                self._read_places(content)
+            elif kind == b"iprp":
+                self._read_properties(content)
+            elif kind == b"iref":
+                references += self._read_references(content)
+        return references
 
     def _check_items(self) -> None:
         most_bytes = max(self._bytes.values(), default=0)
