@@ -3,9 +3,10 @@ from unittest.mock import Mock
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from tests.retrieval.toy_index import nested_folders
 from tests.toy_shards import tar_bytes, write_parquet, write_tars
 
-from vlmo.data.listing import list_shards
+from vlmo.data.listing import list_shards, walk
 from vlmo.data.prepare import labels_of
 from vlmo.data.rows import read_lines
 from vlmo.data.stream.loader import open_sources
@@ -82,6 +83,19 @@ def test_the_list_of_shards_is_kept_beside_the_run(tmp_path):
     assert only.shards == first[0].shards[:1]
     with pytest.raises(ValueError, match="named twice"):
         open_sources([pattern, f"{tmp_path}/shards"], weights=(), folder=tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["d", "d" * 200])  # whose path the system takes, and does not take
+def test_folders_nested_too_deep_are_lost_and_nothing_else_is(name, tmp_path):
+    (tmp_path / "z.png").touch()
+    lost = {}
+    with nested_folders(tmp_path, name=name, at=(0, 5, 1100)):
+        files = [str(file.relative_to(tmp_path)) for file in walk(tmp_path, lost=lost)]
+        with pytest.raises(OSError, match=r"nested more than 100 deep|File name too long"):
+            list(walk(tmp_path))
+    assert files == ["/".join([*[name] * 6, "x.png"]), f"{name}/x.png", "z.png"]
+    (reason,) = lost.values()
+    assert "the folder cannot be listed" in reason
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"7", b"\xff", b"[" * 100_000])

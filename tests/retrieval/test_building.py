@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import tarfile
+import tempfile
 import weakref
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tests.retrieval.toy_index import (
     NUM,
     build,
     encoded,
+    nested_folders,
     rows,
     write_folder,
     write_parquet,
@@ -31,10 +33,13 @@ from tests.retrieval.toy_index import (
     write_tar,
 )
 from tests.rights import ordinary_rights
+from tests.toy_shards import pack
 
 from vlmo import progress
+from vlmo.data import listing
 from vlmo.data.decoding import EncodedImage
 from vlmo.retrieval import Index, Searcher, build_index, building, embedding, store
+from vlmo.retrieval.index import Query
 from vlmo.retrieval.sources import Record, image_id
 from vlmo.retrieval.store import Store
 from vlmo.serving.parts import load_parts
@@ -97,6 +102,7 @@ def test_layout_on_the_disk_is_that_of_version_3(encoder, gallery):
         *own.split(), "album", "taken", "taken_from", "year", "kind"
     ]  # fmt: skip
     facts = json.loads((gallery[1] / "index.json").read_text())
+    assert facts.pop("folders").keys() == {str(gallery[0])}
     assert {facts.pop("created"), facts.pop("updated")}
     model = {"folder": str(encoder.folder), "fingerprint": encoder.fingerprint, "dim": encoder.dim}
     settings = {
@@ -106,6 +112,9 @@ def test_layout_on_the_disk_is_that_of_version_3(encoder, gallery):
         "store_bytes": False,
         "ocr": False,
         "approximate": None,
+        "bad": 0,
+        "skipped": {},
+        "mounts": [],
     }
     assert facts == {"model": model, "inputs": [str(gallery[0])], "images": NUM, "complete": True, **settings}
     assert {path.name for path in gallery[1].iterdir()} == {
@@ -349,6 +358,88 @@ def test_input_that_is_empty_or_gone_empties_nothing(indexed, encoder, tmp_path)
     with pytest.raises(ValueError, match=r"holds no image.*--remove"):
         build(encoder, out=out)
     assert len(rows(out)) == 3
+
+
+def test_folder_that_was_emptied_is_forgotten(indexed, encoder):
+    folder, out = indexed(range(3), table=False)
+    for file in [*folder.rglob("*.png")]:
+        file.unlink()
+    (folder / "raw.dng").touch()
+    report = build(encoder, out=out)
+    assert (report.images, report.deleted) == (0, 3)
+    assert Index(out, in_memory=True).num_images == Index(out).rank(Query(None, top=1)).places.size == 0
+    (folder / "new.png").write_bytes(encoded(drawings()[4]))
+    assert build(encoder, out=out).images == 1
+
+
+def test_images_of_a_disk_that_was_taken_out_stay(encoder, tmp_path):
+    """`/dev/shm` is another disk; a link to an empty folder here is what its mount point is without it."""
+    folder, out = write_folder(tmp_path / "images", table=False, numbers=range(2)), tmp_path / "index"
+    mount_point = tmp_path / "mount point"
+    mount_point.mkdir()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as disk:
+        write_folder(Path(disk) / "photos", table=False, numbers=range(2, 5))
+        (folder / "disk").symlink_to(disk)
+        assert build(encoder, folder, out=out).images == 5
+        for name in ("disk", "nowhere", "mount point"):
+            (folder / "disk").unlink()
+            (folder / "disk").symlink_to(disk if name == "disk" else tmp_path / name)
+            report = build(encoder, out=out)
+            assert (report.images, report.deleted, report.bad) == (5, 0, name != "disk")
+        assert "a disk of its own, which is not here" in quarantine(out)[0]["reason"]
+        (folder / "disk").unlink()
+        (folder / "disk").symlink_to(disk)
+        shutil.rmtree(f"{disk}/photos")  # which its owner deleted
+        assert (build(encoder, out=out).images, quarantine(out)) == (2, [])
+
+
+def test_folder_whose_disk_leaves_while_it_is_listed_loses_nothing(indexed, encoder, tmp_path, monkeypatch):
+    folder, out = indexed(range(3), table=False)
+    walk = listing.walk
+
+    def walk_and_leave(*given, **settings):
+        files = [*walk(*given, **settings)]
+        folder.rename(tmp_path / "elsewhere")
+        write_folder(folder, numbers=range(1))
+        yield from files
+
+    monkeypatch.setattr(listing, "walk", walk_and_leave)
+    with pytest.raises(ValueError, match="replaced while it was listed"):
+        build(encoder, out=out)
+    assert len(rows(out)) == 3
+
+
+def test_folder_nested_a_thousand_deep_is_listed_to_a_bound_and_told(encoder, tmp_path):
+    folder, out = write_folder(tmp_path / "images", numbers=range(3)), tmp_path / "index"
+    with nested_folders(folder / "sub", image=encoded(drawings()[5]), at=(97, 98, 99, 1199)):
+        report = build(encoder, folder, out=out)
+        with pytest.raises(ValueError, match="cannot be listed: folders are nested too deeply"):
+            build(encoder, f"{folder}/**/*.png", out=tmp_path / "other")
+    assert (report.images, report.bad) == (3 + 2, 1)  # below sub, which is one of the hundred
+    (told,) = Index(out).skipped(most=10)["files"]
+    assert told["name"] == "/".join(["sub", *["d"] * 100])
+    assert "nested more than 100 deep" in told["reason"]
+
+
+def test_what_is_left_out_is_counted_by_names_below_the_inputs(encoder, tmp_path):
+    folder, out = write_folder(tmp_path / "images", numbers=range(2)), tmp_path / "index"
+    for name in ("a.dng", "sub/b.DNG", "c.cr2"):
+        (folder / name).touch()
+    (folder / "sub" / "bad.png").write_bytes(b"no image")
+    tar = write_tar(tmp_path / "shards" / "x.tar", numbers=range(2))
+    tar.write_bytes(pack({"one.png": b"no image"}))
+    build(encoder, folder, tar, out=out)
+    index = Index(out)
+    told = index.skipped(most=10)
+    assert told["formats"] == {".dng": 2, ".cr2": 1}
+    assert {each["name"] for each in told["files"]} == {"sub/bad.png", "x.tar#one"}
+    assert not any(str(tmp_path) in each["reason"] for each in told["files"])
+    assert all("not an image" in each["reason"] for each in told["files"])
+    assert index.num_skipped == 5
+    assert len(index.skipped(most=1)["files"]) == 1
+    with (out / "quarantine.jsonl").open("a") as file:
+        file.write('{"kind": "ro')  # which a run is writing
+    assert index.skipped(most=10) == told
 
 
 def test_single_file_that_is_gone_leaves_the_index(encoder, tmp_path):

@@ -198,7 +198,7 @@ def test_index_without_images_has_no_groups(indexed, encoder):
     folder, out = indexed(range(1))
     assert [group["name"] for group in Index(out).groups()["albums"]] == ["images"]
     build_index(encoder, out=out, remove=[folder])
-    assert Index(out).groups() == {"albums": [], "months": []}
+    assert Index(out).groups() == {"albums": [], "months": [], "num_undated": 0}
 
 
 def test_threads_search_beside_a_writer(indexed, encoder, quick, tmp_path):

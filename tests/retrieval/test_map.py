@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
-from tests.integrations.toy_gallery import COLORS, NUM_IMAGES, SHAPES
+from tests.integrations.toy_gallery import COLORS, NUM_IMAGES, SHAPES, drawings
 from tests.retrieval.toy_index import build, write_folder
 from tests.test_cli_tasks import refused
 
 from vlmo.cli import main
 from vlmo.retrieval import Index
+from vlmo.retrieval.map import draw_map
 
 IMAGE = (
     r'<button data-x="([\d.e-]+)" data-y="([\d.e-]+)" title="([^"]+)">'
@@ -52,6 +53,17 @@ def test_index_without_words_takes_those_of_a_list_and_a_single_image_is_refused
     assert len(re.findall(IMAGE, (tmp_path / "map.html").read_text())) == 2
     build(encoder, write_folder(tmp_path / "one", table=False, numbers=range(1)), out=tmp_path / "index1")
     assert "the index has 1" in refused(["map", str(tmp_path / "index1"), "--out", str(tmp_path / "1.html")], capsys)
+
+
+def test_words_of_file_and_album_names_name_no_groups(encoder, tmp_path):
+    for number, image in enumerate(drawings()):  # each word in some of the names, as of two cameras and a journey
+        album = tmp_path / "images" / ("Rome" if number % 2 else "Backup")
+        album.mkdir(parents=True, exist_ok=True)
+        image.save(album / f"{('dsc', 'pxl', 'anna')[number % 3]} {number}.png")
+    build(encoder, tmp_path / "images", out=tmp_path / "index")
+    names = [word for name, *_ in draw_map(encoder, Index(tmp_path / "index")).groups for word in name.split(", ")]
+    assert len(names) >= 4
+    assert {*names}.isdisjoint({"rome", "backup", "dsc", "pxl", "anna"})
 
 
 @pytest.mark.browser

@@ -115,7 +115,7 @@ def test_filters_give_exactly_what_passes_them(photos, asked, expected, monkeypa
         searcher = Searcher(searcher.encoder, Index(searcher.index.folder))
         assert set(numbers(searcher.search("a red circle", rerank=0, **options))) == expected
         by_date = numbers(searcher.search(sort="date", **options))
-        assert by_date == [n for n in (0, 3, 2, 1, 5, 4, 6) if n in expected]
+        assert by_date == [n for n in (3, 2, 1, 5, 4, 6, 0) if n in expected]  # 0 has the date of its file alone
 
 
 def test_order_by_date_is_that_of_the_best(photos):
@@ -124,10 +124,24 @@ def test_order_by_date_is_that_of_the_best(photos):
     sorted_ = searcher.search(CAPTIONS[1][0], top=3, sort="date")
     assert {hit.id for hit in sorted_.hits} == {hit.id for hit in best.hits}
     times = [hit.metadata["taken"] for hit in sorted_.hits]
-    assert times == sorted(times, reverse=True)
-    assert numbers(searcher.search(sort="date", top=2)) == [0, 3]
+    assert times == [*sorted(times[:-1], reverse=True), "2022-03-04T05:06:07"]  # of the file alone
+    assert numbers(searcher.search(sort="date", top=2)) == [3, 2]
     with pytest.raises(ValueError, match="there is no query"):
         searcher.search(photos=PhotoFilter(since="2021"))
+
+
+def test_image_without_a_date_of_its_own_is_in_no_month_and_last_and_told(photos):
+    searcher, _ = photos
+    groups = searcher.index.groups()
+    assert groups["num_undated"] == 1
+    assert [(month["name"], month["count"]) for month in groups["months"]] == [
+        ("2021-07", 1), ("2021-06", 2), ("2020-01", 1), ("2019-01", 1), ("2018-12", 1)
+    ]  # fmt: skip
+    assert numbers(searcher.search("a red circle", top=7, sort="date"))[-1] == 0
+    late = searcher.search("a red circle", photos=PhotoFilter(since="2021-07"), rerank=0)
+    assert set(numbers(late)) == {0, 3}
+    assert (late.num_undated, "1 of 2 have no date of their own" in (late.note or "")) == (1, True)
+    assert searcher.search("a red circle", photos=PhotoFilter(album="Rome"), rerank=0).note is None
 
 
 @pytest.mark.parametrize(
@@ -226,7 +240,7 @@ def test_index_without_these_columns_says_so(encoder, tmp_path, monkeypatch):
     build(encoder, folder, out=tmp_path / "numbers")
     with pytest.raises(ValueError, match="no column taken of a text"):
         Searcher(encoder, tmp_path / "numbers").search(sort="date")
-    assert Index(tmp_path / "numbers").groups() == {"albums": [], "months": []}
+    assert Index(tmp_path / "numbers").groups() == {"albums": [], "months": [], "num_undated": 0}
 
 
 def test_table_of_the_user_comes_first(encoder, tmp_path):
@@ -234,4 +248,5 @@ def test_table_of_the_user_comes_first(encoder, tmp_path):
     (folder / "metadata.csv").write_text("image,taken,album\nItaly/Rome/1.jpg,1999-12-31,Home\n")
     build(encoder, folder, out=tmp_path / "index")
     row = rows(tmp_path / "index")[str(folder / "Italy/Rome/1.jpg")]
-    assert (row["taken"], row["album"], row["camera"]) == ("1999-12-31", "Home", "X100")
+    columns = ("taken", "taken_from", "album", "camera")
+    assert [row[name] for name in columns] == ["1999-12-31", "table", "Home", "X100"]

@@ -3,6 +3,10 @@
 import csv
 import io
 import json
+import os
+import subprocess
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,27 @@ def write_folder(folder: Path, *, table: bool = True, numbers: range = range(NUM
     if table:
         write_table(folder / "captions.csv", numbers=numbers)
     return folder
+
+
+@contextmanager
+def nested_folders(
+    folder: Path, *, name: str = "d", depth: int = 1200, image: bytes = b"", at: Collection[int] = ()
+) -> Iterator[None]:
+    """Folders in each other, with an image in some; what removes pytest's folders is recursive, so rm does it."""
+    place = os.open(folder, os.O_RDONLY)
+    for number in range(depth):
+        os.mkdir(name, dir_fd=place)
+        inner = os.open(name, os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = inner
+        if number in at:
+            with open(os.open("x.png", os.O_WRONLY | os.O_CREAT, dir_fd=place), "wb") as file:  # noqa: PTH123
+                file.write(image)
+    os.close(place)
+    try:
+        yield
+    finally:
+        subprocess.run(["rm", "-rf", folder / name], check=True)
 
 
 def write_table(path: Path, *, numbers: range = range(NUM), year: int = 2000) -> Path:

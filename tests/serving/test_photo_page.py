@@ -1,13 +1,16 @@
 """The page over a collection of photographs: it loads as one scrolls, steps through large images, refines, selects."""
 
+import os
 import re
 import time
 import zipfile
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from tests.integrations.toy_gallery import drawings
 from tests.serving.conftest import PATIENCE_MS
 from tests.serving.test_page import ACCESSIBLE, FOCUS_IS_SHOWN, ask, cards
 from tests.serving.toy_service import photo_folder, served
@@ -19,6 +22,7 @@ from vlmo.serving.settings import Settings
 pytestmark = pytest.mark.browser
 
 NUM = 110
+PHONE = {"width": 390, "height": 844, "is_mobile": True, "has_touch": True}
 ROWS = """[...document.querySelectorAll("#grid > li:not(.month, .rest)")].map((li) => {
   const [box, frame] = [li, li.querySelector(".frame")].map((each) => each.getBoundingClientRect());
   return [Math.round(box.top + scrollY), box.left, box.right, Math.round(frame.height)];
@@ -302,7 +306,6 @@ def test_page_counts_images_while_they_are_indexed(open_page, address, photos, m
     expect(page.locator("#collection")).to_have_text("110 images")
 
 
-PHONE = {"width": 390, "height": 844, "is_mobile": True, "has_touch": True}
 MOVED = "getComputedStyle(document.querySelector('#map .world')).transform"
 
 
@@ -381,6 +384,72 @@ def test_map_that_cannot_be_drawn_is_one_line(open_page, address) -> None:
     page.get_by_role("link", name="Map").click()
     expect(page.get_by_role("alert")).to_have_text("A map needs two images, and the index has 1.Add images to it.")
     expect(page.locator("#map")).to_be_hidden()
+
+
+@pytest.fixture(scope="module")
+def mixed(parts, tmp_path_factory) -> Parts:
+    """Two dated photographs of January 2021, two of which only the files have dates, and what cannot be used."""
+    folder = photo_folder(tmp_path_factory.mktemp("mixed"), number=2)
+    for number, day in enumerate((datetime(2021, 1, 30), datetime(2022, 3, 4))):
+        drawings()[number + 5].save(file := folder / f"copy {number}.png")
+        os.utime(file, (day.timestamp(), day.timestamp()))
+    for name in ("a.dng", "b.dng", "c.cr2"):
+        (folder / name).touch()
+    (folder / "Winter" / "bad.jpg").write_bytes(b"no image")
+    build_index(parts.encoder, [folder], out=folder / "index")
+    return Parts(parts.encoder, Index(folder / "index", in_memory=True), is_behind=lambda: True)
+
+
+def test_images_without_a_date_of_their_own_are_in_no_month_and_say_so(open_page, mixed) -> None:
+    with served(create_app(mixed)) as address:
+        page = open_page(f"{address}/?sort=date")
+        groups = ["January 2021", "Date unknown (file of March 2022)", "Date unknown (file of January 2021)"]
+        expect(page.locator("#grid h2")).to_have_text(groups)
+        assert names(page) == ["photo 001.png", "photo 000.png", "copy 1.png", "copy 0.png"]
+        expect(cards(page).last).to_contain_text("file of 2021-01-30 00:00")
+        expect(page.locator("#months option")).to_have_text(["January 2021 (2)", "Date unknown (2)"])
+        page.locator("#months select").select_option("Date unknown (2)")
+        expect(page.locator("#grid h2")).to_have_text(groups[1:])
+        expect(page.get_by_role("button", name="Remove the filter date unknown")).to_be_visible()
+        assert page.locator("#months select").evaluate("(e) => e.selectedOptions[0].text") == "Date unknown (2)"
+        cards(page).first.click()
+        expect(page.locator("#detail-facts")).to_contain_text("unknown (file of 2022-03-04 00:00)")
+        page.keyboard.press("Escape")
+        page.locator("#months select").select_option("January 2021 (2)")
+        expect(page.locator("#grid h2")).to_have_text([groups[0], groups[2]])
+        page.goto(f"{address}/?q=a+red+circle&from=2022-01-01")
+        expect(page.locator("#note")).to_contain_text("1 of 1 have no date of their own")
+        expect(cards(page).first).to_contain_text("file of 2022-03-04")
+        page.context.close()
+
+
+@pytest.mark.parametrize(("size", "scheme"), [({}, "light"), (PHONE, "dark")])
+def test_what_is_left_out_is_counted_with_reasons_a_click_away(open_page, mixed, address, size, scheme) -> None:
+    with served(create_app(mixed)) as mixed_address:
+        page = open_page(mixed_address, color_scheme=scheme, **size)
+        count = page.get_by_role("button", name="not up to date, 4 left out")
+        expect(page.locator(".collection")).to_contain_text("4 images")
+        count.focus()
+        assert page.evaluate(FOCUS_IS_SHOWN)
+        page.keyboard.press("Enter")
+        dialog = page.get_by_role("dialog", name="4 left out")
+        expect(dialog.get_by_role("listitem")).to_have_text(
+            [
+                re.compile("^2 .dngthis format is not read"),
+                re.compile("^1 .cr2this format is not read"),
+                re.compile("^Winter/bad.jpgnot an image"),
+            ]
+        )
+        expect(dialog).to_contain_text("The last update failed")
+        assert page.evaluate(ACCESSIBLE) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= size.get("width", 1200)
+        page.keyboard.press("Escape")
+        expect(dialog).to_be_hidden()
+        expect(count).to_be_focused()
+        page.goto(address)
+        expect(page.locator("#collection")).to_have_text("110 images")
+        expect(page.locator("#skipped")).to_be_hidden()  # where nothing is left out
+        page.context.close()
 
 
 def test_index_without_columns_of_photographs_has_the_map_alone(open_page, parts) -> None:

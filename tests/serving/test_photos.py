@@ -1,3 +1,5 @@
+import itertools
+import shutil
 import signal
 import threading
 import webbrowser
@@ -8,10 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 import watchfiles
+from PIL import Image, ImageDraw, ImageFont
 
 from tests.integrations.toy_gallery import drawings
 from tests.killing import wait_until
-from tests.retrieval.toy_index import NAMES, NUM, rows, write_folder
+from tests.retrieval.toy_index import NAMES, NUM, nested_folders, rows, write_folder
 from tests.serving.toy_service import ServerProcess
 from tests.test_cli_tasks import refused
 from vlmo.cli import main
@@ -28,8 +31,8 @@ def encoder(gallery) -> Encoder:
 
 
 @contextmanager
-def updates(encoder: Encoder, folder: Path, index: Path):
-    thread = photos._Updates(encoder, folder, index, console=None)
+def updates(encoder: Encoder, folder: Path, index: Path, *, ocr: bool = False):
+    thread = photos._Updates(encoder, folder, index, ocr=ocr, console=None)
     thread.start()
     try:
         yield thread
@@ -137,13 +140,24 @@ def test_folder_that_cannot_be_watched_is_searched_all_the_same(encoder, tmp_pat
             raise RuntimeError("inotify watch limit reached")
 
     monkeypatch.setattr(watchfiles.main, "RustNotify", Refused)
+    monkeypatch.setattr(photos, "_UNWATCHED_S", 1.0)
     folder = write_folder(tmp_path / "images", numbers=range(2))
+    names = [Path(name).name for name in NAMES[:2]]
     with updates(encoder, folder, tmp_path / "index") as thread:
         assert thread.open_index().num_images == 2
+        monkeypatch.undo()
+        monkeypatch.setattr(photos, "_SETTLED_S", 0.1)
+        drawings()[20].save(folder / "new.png")
+        wait_until(lambda: holds(tmp_path / "index", "new.png", *names), within_s=PATIENCE_S)
     assert all(words in caplog.text for words in (f"{folder} is not watched", "inotify watch limit reached"))
 
 
-def test_error_beside_an_index_is_logged_and_the_next_change_counts(encoder, tmp_path, monkeypatch, caplog) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, BaseException])  # a panic of Rust is no Exception
+@pytest.mark.parametrize("waits", [True, False])  # for a change, or else it is tried again after a while
+def test_error_beside_an_index_is_logged_and_the_next_update_runs(
+    kind, waits, encoder, tmp_path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(photos, "_AGAIN_S", 3600.0 if waits else 0.5)
     folder, index = write_folder(tmp_path / "images", numbers=range(2)), tmp_path / "index"
     building.build_index(encoder, [folder], out=index)
     go, update, calls = threading.Event(), photos._Updates._update, []
@@ -152,7 +166,8 @@ def test_error_beside_an_index_is_logged_and_the_next_change_counts(encoder, tmp
         calls.append(thread)
         if len(calls) == 1:
             go.wait(PATIENCE_S)
-            raise RuntimeError("out of order")
+        if len(calls) <= 2:
+            raise kind("out of order")
         update(thread)
 
     monkeypatch.setattr(photos._Updates, "_update", fail_once)
@@ -160,8 +175,69 @@ def test_error_beside_an_index_is_logged_and_the_next_change_counts(encoder, tmp
         opened = thread.open_index()
         go.set()
         wait_until(lambda: "the index stays as it is: out of order" in caplog.text, within_s=PATIENCE_S)
+        assert thread.problem == "out of order"
+        for number in range(2):
+            if waits:
+                drawings()[20].save(folder / f"new {number}.png")
+            wait_until(lambda: len(calls) >= 2 + number, within_s=PATIENCE_S)  # noqa: B023
+        wait_until(lambda: not thread.problem, within_s=PATIENCE_S)
+        assert opened.num_images == (4 if waits else 2)
+    assert caplog.text.count("out of order") == 1  # told once
+
+
+def test_folder_nested_a_thousand_deep_beside_others_stops_no_update(encoder, tmp_path, caplog) -> None:
+    folder, index = write_folder(tmp_path / "images", table=False, numbers=range(1)), tmp_path / "index"
+    with updates(encoder, folder, index) as thread:
+        opened = thread.open_index()
+        wait_until(lambda: opened.complete, within_s=PATIENCE_S)
+        with nested_folders(folder / "sub"):
+            drawings()[20].save(folder / "new.png")
+            wait_until(lambda: opened.num_images == 2 and opened.num_skipped == 1, within_s=PATIENCE_S)
+            drawings()[21].save(folder / "newer.png")
+            wait_until(lambda: opened.num_images == 3, within_s=PATIENCE_S)
+        wait_until(lambda: opened.num_skipped == 0, within_s=PATIENCE_S)
+    assert caplog.messages == []
+
+
+def test_emptied_folder_forgets_its_images_and_one_whose_disk_is_gone_keeps_them(encoder, tmp_path, caplog) -> None:
+    folder, index = write_folder(tmp_path / "images", table=False, numbers=range(3)), tmp_path / "index"
+    with updates(encoder, folder, index) as thread:
+        opened = thread.open_index()
+        wait_until(lambda: opened.complete, within_s=PATIENCE_S)
+        folder.rename(tmp_path / "elsewhere")  # as if its disk was taken out
+        wait_until(lambda: "its images stay in the index" in caplog.text, within_s=PATIENCE_S)
+        folder.mkdir()
+        wait_until(lambda: "its disk may not be mounted" in caplog.text, within_s=PATIENCE_S)
+        assert (opened.num_images, bool(thread.problem)) == (3, True)
+        assert "--remove" not in caplog.text  # which this command has not
+        assert str(index) in caplog.text
+        folder.rmdir()
+        (tmp_path / "elsewhere").rename(folder)  # it is back, and watched again
+        wait_until(lambda: not thread.problem, within_s=PATIENCE_S)
         drawings()[20].save(folder / "new.png")
-        wait_until(lambda: opened.num_images == 3, within_s=PATIENCE_S)
+        wait_until(lambda: opened.num_images == 4, within_s=PATIENCE_S)
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        wait_until(lambda: opened.num_images == 0, within_s=PATIENCE_S)
+        drawings()[21].save(folder / "newer.png")
+        wait_until(lambda: opened.num_images == 1, within_s=PATIENCE_S)
+
+
+def test_words_in_images_are_found_where_the_extra_is_installed(encoder, tmp_path, monkeypatch) -> None:
+    folder, asked = write_folder(tmp_path / "images", table=False, numbers=range(3)), []
+    monkeypatch.setattr(photos, "serve_photos", lambda *_, ocr, **__: asked.append(ocr))
+    line = ["photos", str(folder), "--model", str(encoder.folder), "--index", str(tmp_path / "index"), "--port", "0"]
+    for option in ([], ["--no-ocr"], ["--ocr"]):
+        main([*line, *option])
+    assert asked == [True, False, True]
+    bill = Image.new("RGB", (400, 200), "white")
+    font = ImageFont.load_default(40)
+    ImageDraw.Draw(bill).text((20, 20), "Invoice\nAcme Corp.", fill="black", font=font)
+    bill.save(folder / "scan 17.png")
+    with updates(encoder, folder, tmp_path / "index", ocr=True) as thread:
+        opened = thread.open_index()
+        wait_until(lambda: opened.complete, within_s=PATIENCE_S)
+        assert Path(Searcher(encoder, opened).search("Invoice Acme", top=1).hits[0].path).name == "scan 17.png"
 
 
 def test_neither_the_index_nor_hidden_folders_are_changes_behind_a_link(encoder, tmp_path, monkeypatch) -> None:
@@ -171,7 +247,8 @@ def test_neither_the_index_nor_hidden_folders_are_changes_behind_a_link(encoder,
     monkeypatch.setattr(watchfiles, "watch", lambda root, **_: [[(1, f"{root}/{name}")] for name in changed])
     index = tmp_path / "link" / "images" / ".." / "images" / "index"
     for given in (folder, tmp_path / "link" / "images"):
-        assert list(photos._Updates(encoder, given, index, console=None)._watch()) == list(changed.values())
+        seen = photos._Updates(encoder, given, index, ocr=False, console=None)._watch()
+        assert list(itertools.islice(seen, len(changed))) == list(changed.values())
 
 
 def test_folder_with_the_longest_name_has_an_index(gallery, tmp_path, monkeypatch) -> None:

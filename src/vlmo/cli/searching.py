@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ import tyro
 from rich.console import Console
 
 from vlmo.cli.parsing import EngineOptions, Engines, ModelFolder, check_given, check_new_file
+from vlmo.lazy import install_command
 from vlmo.released import SMALL, find_model
 from vlmo.released.published import MODELS, VOCABULARIES
 from vlmo.serving.settings import Settings
@@ -265,6 +267,7 @@ def photos(
     host: str = "127.0.0.1",
     port: int = 8000,
     no_open: tyro.conf.FlagCreatePairsOff[bool] = False,
+    ocr: bool = find_spec("rapidocr") is not None,
     engines: Engines = EngineOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Search the photographs in a folder on a web page, which follows its changes: vlmo photos DIR [--model NAME].
@@ -276,6 +279,7 @@ def photos(
         host: Address to listen on; by default only this machine reaches it. VLMO_API_KEY may hold a key.
         port: 0: any that is free; the log says which.
         no_open: Do not show the page in a browser.
+        ocr: Find images by text in them too; by default where the extra ocr is installed. Indexing takes longer.
     """
     if not (folder := folder.expanduser()).is_dir():
         raise ValueError(f"{folder} is no folder; name the one that holds your photographs")
@@ -292,8 +296,19 @@ def photos(
         out = cached if index is None else index.expanduser()
         say(f"index: {out}", "No image is sent anywhere but to your browser. Ctrl-C ends; the same command goes on.")
         has_screen = sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
-        how: dict[str, Any] = {"console": _STDERR, "open_page": has_screen and not no_open}
-        serve_photos(encoder, folder, index=out, bound=bound, settings=settings, **how)
+        if not ocr:
+            say(f"Text in images is not read; --ocr reads it ({install_command('ocr')}).")
+        open_page = has_screen and not no_open
+        serve_photos(
+            encoder,
+            folder,
+            index=out,
+            bound=bound,
+            settings=settings,
+            ocr=ocr,
+            console=_STDERR,
+            open_page=open_page,
+        )
 
 
 def _find_or_explain(name: str) -> Path:

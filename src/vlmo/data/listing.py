@@ -17,6 +17,8 @@ IMAGE_SUFFIXES = HEIC_SUFFIXES | {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bm
 UNREAD_SUFFIXES = frozenset((".jxl", ".jfif", ".jp2", ".svg", ".psd", ".ppm", ".tga", ".ico"))
 UNREAD_SUFFIXES |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef"}  # of cameras
 SHARD_SUFFIXES = (".tar", ".parquet")
+MAX_DEPTH = 100
+"""Folders between an input and a file: people nest no more, and deeper paths soon exceed the 4,096 bytes of Linux."""
 
 _WILDCARDS = frozenset("*?[")
 _LOGGER = logging.getLogger(__name__)
@@ -89,35 +91,65 @@ def regular_file(path: Path) -> os.stat_result:
     return status
 
 
-def walk(folder: Path, *, seen: set[tuple[int, int]] | None = None, lost: list[Path] | None = None) -> Iterator[Path]:
+def walk(
+    folder: Path,
+    *,
+    seen: set[tuple[int, int]] | None = None,
+    lost: dict[Path, str] | None = None,
+    mounts: set[Path] | None = None,
+) -> Iterator[Path]:
     """Yield the files below a folder of this machine, by name; hidden ones are passed over.
 
     Links to folders are followed; each real folder is visited once, and by its real path if that is below too: tables
-    name files by it. `seen` holds device and number of folders visited before, and gets those of this call; `lost`
-    takes folders below that cannot be listed, which are errors without it.
+    name files by it.
+
+    Args:
+        seen: Device and number of folders visited before; gets those of this call.
+        lost: Takes reasons by paths, of links that lead nowhere, and of folders below that the system refuses to list
+            or that are nested more than `MAX_DEPTH` deep. Without it such folders are errors.
+        mounts: Takes folders on another disk than the folder that holds them.
     """
     seen = set() if seen is None else seen
     root = folder.resolve()
+    levels = [iter([(folder, True)])]  # a loop, as Python bounds recursion
+    while levels:
+        path, is_folder = next(levels[-1], (None, False))
+        if path is None:
+            levels.pop()
+        elif not is_folder:
+            yield path
+        else:
+            try:
+                if len(levels) > MAX_DEPTH + 1:
+                    raise OSError(errno.ENAMETOOLONG, f"it is nested more than {MAX_DEPTH} deep", str(path))
+                if _is_new(path, seen, mounts):
+                    levels.append(iter([*_entries(path, root, lost)]))
+            except OSError as error:
+                if lost is None or path == folder:
+                    raise
+                lost[path] = f"the folder cannot be listed: {error.strerror or error}"
 
-    def below(path: Path) -> Iterator[Path]:
-        try:
-            status = path.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                return
-            seen.add((status.st_dev, status.st_ino))
-            inside = [(each, each.is_dir(), each.is_file()) for each in sorted(path.iterdir()) if each.name[0] != "."]
-        except OSError:
-            if lost is None or path == folder:
-                raise
-            lost.append(path)
-            return
-        for each, is_folder, is_file in inside:
-            if is_folder and not (each.is_symlink() and is_visible(each.resolve(), root)):
-                yield from below(each)
-            elif is_file:
-                yield each
 
-    yield from below(folder)
+def _is_new(folder: Path, seen: set[tuple[int, int]], mounts: set[Path] | None) -> bool:
+    status = folder.stat()
+    if (status.st_dev, status.st_ino) in seen:
+        return False
+    seen.add((status.st_dev, status.st_ino))
+    if mounts is not None and status.st_dev != folder.parent.stat().st_dev:
+        mounts.add(folder)
+    return True
+
+
+def _entries(folder: Path, root: Path, lost: dict[Path, str] | None) -> Iterator[tuple[Path, bool]]:
+    """Yield files and folders in a folder, the latter with True, without links to what is visible below `root`."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        is_folder = entry.is_dir()
+        if entry.is_file() or (is_folder and not (entry.is_symlink() and is_visible(entry.resolve(), root))):
+            yield entry, is_folder
+        elif lost is not None and not entry.exists():
+            lost[entry] = "the link leads nowhere"
 
 
 def is_visible(path: Path, root: Path) -> bool:

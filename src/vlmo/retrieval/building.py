@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,11 +25,12 @@ from vlmo.retrieval.encoder import BATCH, Encoder
 from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
 from vlmo.retrieval.metadata import MetadataTable
 from vlmo.retrieval.ocr import load_reader
-from vlmo.retrieval.sources import Found, Reader, as_origin, find, image_id, was_deleted
+from vlmo.retrieval.skipped import QUARANTINE_FILE
+from vlmo.retrieval.sources import Found, Reader, as_origin, find, folder_identity, image_id, was_deleted
 from vlmo.retrieval.store import Store
 from vlmo.retrieval.words import OCR_COLUMN
 
-SHARDS_FILE, QUARANTINE_FILE = "shards.json", "quarantine.jsonl"
+SHARDS_FILE = "shards.json"
 APPROXIMATE_FROM = 50_000
 """Images from which on an approximate index is built beside the exact search."""
 _WRITTEN_ROWS, _WRITTEN_BYTES, _WRITTEN_EVERY_S, _FIRST_WRITTEN_S = 4096, 128 << 20, 30.0, 2.0
@@ -36,12 +38,25 @@ _WRITTEN_ROWS, _WRITTEN_BYTES, _WRITTEN_EVERY_S, _FIRST_WRITTEN_S = 4096, 128 <<
 of LanceDB costs more than the one before, and a kill loses what is not written."""
 _LOOKUPS_FROM = 20_000
 """Images from which on the table's columns of ids and hashes are indexed."""
+_UNMOUNTED = "it was on a disk of its own, which is not here: its images stay in the index"
 _LISTED_EVERY, _TOGETHER, _DELETED_AT_ONCE = 1000, 512, 1024
 """Files between two updates of the progress; that are looked up and given to an executor, and deleted, at a time."""
 
 
 class StoppedError(Exception):
     """A run that was asked to end has done so; what it embedded is written."""
+
+
+class MissingInputError(ValueError):
+    """An input of an earlier run is gone, or empty and not the folder that it was: its disk may not be mounted.
+
+    Attributes:
+        reason: What is wrong, without what to do.
+    """
+
+    def __init__(self, reason: str, origin: str) -> None:
+        super().__init__(f"{reason}. The index keeps its images; --remove {origin} takes them out")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -134,27 +149,25 @@ def build_index(
             raise ModuleNotFoundError(f"{error}. Ray needs more packages: {install_command('ray')}") from error
         embed = functools.partial(embed_on_ray, workers=workers)
     reader = Reader(settings["store_bytes"], None if table is None else MetadataTable(Path(table)), settings["ocr"])
-    found: dict[str, Found] = {}  # by their paths: of two inputs that lead there, the first counts
     with Progress(console) as progress:
-        for origin in origins:
-            for each in _list(origin, before=facts["inputs"], progress=progress):
-                found.setdefault(each.path, each)
+        found, listed = _list_all(origins, facts, progress=progress)
     with lock_folder(folder, work="writing this index"):
         if _facts_of(folder) | {"created": ""} != facts | {"created": ""}:
             raise ValueError(f"{folder}: another process has changed it meanwhile; run again")
         made_by = {"folder": str(encoder.folder.absolute()), "fingerprint": encoder.fingerprint, "dim": encoder.dim}
-        facts |= {"version": VERSION, "model": made_by, "metric": "cosine", "inputs": origins, **settings}
+        facts |= {"version": VERSION, "model": made_by, "metric": "cosine", "inputs": origins, **settings, **listed}
         facts["complete"] = False
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
         store = Store(folder, dim=encoder.dim)
         with Progress(console, in_bytes=True) as progress:
-            update = _Update(store, reader, list(found.values()), progress, stop=stop)
+            update = _Update(store, reader, found, progress, stop=stop)
             counts = update.run(functools.partial(embed, encoder=encoder, reader=reader, batch=batch))
         images = store.table.count_rows()
         store.optimize(lookups=images >= _LOOKUPS_FROM)
         before = facts["approximate"]
         approximate = make_approximate(store, encoder, least=approximate_from, before=before, console=console)
-        facts |= {"complete": True, "images": images, "approximate": approximate, "updated": _now()}
+        facts |= {"complete": True, "images": images, "bad": counts["bad"]}
+        facts |= {"approximate": approximate, "updated": _now()}
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
     recall = None if approximate is None else approximate["recall"]
     return BuildReport(images=images, **counts, seconds=time.perf_counter() - start, recall=recall)
@@ -194,21 +207,55 @@ def _origins(facts: dict[str, Any], inputs: Sequence[str | Path], remove: Sequen
     return origins
 
 
-def _list(origin: str, *, before: Sequence[str], progress: Progress) -> list[Found]:
-    if origin in before and was_deleted(origin):
+def _list_all(
+    origins: Sequence[str], facts: Mapping[str, Any], *, progress: Progress
+) -> tuple[list[Found], dict[str, Any]]:
+    """List all inputs; return what is there, and facts that the next run compares with.
+
+    These are numbers of "skipped" files by suffix, identities of inputs that are "folders", and "mounts" in them.
+    """
+    found: dict[str, Found] = {}  # by their paths: of two inputs that lead there, the first counts
+    skipped, mounts, folders = Counter[str](), set[Path](), dict[str, str]()
+    for origin in origins:
+        identity = folder_identity(origin)
+        files = _list(origin, facts, skipped=skipped, mounts=mounts, progress=progress)
+        if identity != folder_identity(origin):
+            raise MissingInputError(f"{origin} was mounted, unmounted or replaced while it was listed", origin)
+        for file in files:
+            found.setdefault(file.path, file)
+        if identity is not None:
+            folders[origin] = identity
+    for path in {*map(Path, facts.get("mounts", ()))} - mounts:
+        is_below = any(path.is_relative_to(origin) for origin in folders)
+        if is_below and not any(name.startswith(f"{path}/") for name in found):
+            mounts.add(path)
+            found[str(path)] = Found(str(path), "unreadable", "", 0, str(path), reason=_UNMOUNTED)
+    return list(found.values()), {"skipped": skipped, "folders": folders, "mounts": sorted(map(str, mounts))}
+
+
+def _list(
+    origin: str, facts: Mapping[str, Any], *, skipped: Counter[str], mounts: set[Path], progress: Progress
+) -> list[Found]:
+    is_known = origin in facts["inputs"]
+    if is_known and was_deleted(origin):
         return []
     listed: list[Found] = []
     try:
-        for found in find(origin):
+        for found in find(origin, skipped=skipped, mounts=mounts):
             listed.append(found)
             if len(listed) % _LISTED_EVERY == 0:
                 progress.update(f"listing {origin}", len(listed), None)
     except ValueError as error:
-        if origin not in before:
+        if not is_known:
             raise
-        raise ValueError(f"{error}. The index has images of it; --remove {origin} takes them out") from error
+        raise MissingInputError(str(error), origin) from error
     if not listed:
-        raise ValueError(f"{origin} holds no image, .tar or .parquet file; if that is meant, give --remove {origin}")
+        reason = f"{origin} holds no image, .tar or .parquet file"
+        if not is_known:
+            raise ValueError(reason)
+        # A folder that was emptied is still the same one; an empty mount point is not that of its disk.
+        if facts.get("folders", {}).get(origin) != (folder_identity(origin) or ""):
+            raise MissingInputError(f"{reason}, and is another folder than before: its disk may not be mounted", origin)
     return listed
 
 

@@ -47,6 +47,11 @@ class Hit:
     hash: str = field(default="", compare=False, repr=False)
     words: float | None = None
 
+    @property
+    def is_dated(self) -> bool:
+        """False if nothing but the time of its file says when the image was taken."""
+        return bool(self.metadata.get("taken")) and self.metadata.get("taken_from") != "file"
+
 
 @dataclass(frozen=True)
 class Ranking:

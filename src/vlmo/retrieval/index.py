@@ -21,6 +21,7 @@ from vlmo.folder import read_json
 from vlmo.retrieval.filters import PHOTO_COLUMNS, PhotoFilter, check_filter, filter_error, is_filter_error
 from vlmo.retrieval.hits import NO_RANKING, Hit, Ranking, hit_of
 from vlmo.retrieval.in_memory import FILE, MemoryVectors, has_faiss
+from vlmo.retrieval.skipped import read_skipped
 from vlmo.retrieval.sources import read_uri
 from vlmo.retrieval.store import FILTERED, TABLE, Approximate, DamagedError, Store, one_line
 from vlmo.retrieval.words import OwnWords, Rows, found_share, join_rows
@@ -137,6 +138,20 @@ class Index:
             return self._store.table.count_rows()
 
     @property
+    def num_skipped(self) -> int:
+        """Number of files that the last run could not use."""
+        self._read_changed()
+        return self._num_bad + sum(self._formats.values())
+
+    def skipped(self, *, most: int) -> dict[str, Any]:
+        """Return "files" that the last run could not use, at most so many, and numbers of those of other "formats".
+
+        The files are those of `read_skipped`.
+        """
+        self._read_changed()
+        return {"files": read_skipped(self.folder, inputs=self._inputs, most=most), "formats": self._formats}
+
+    @property
     def columns(self) -> dict[str, str]:
         """Columns of metadata and their types, in words."""
         return self._store.columns()
@@ -244,9 +259,9 @@ class Index:
         return _load(self._row(id, ["path", "bytes"]), id)
 
     def sample(self, most: int) -> list[tuple[Hit, dict[str, Any]]]:
-        """At most so many images, evenly taken, each with its "thumbnail", "vector" and, if there, "full_text"."""
+        """At most so many images, evenly taken, each with its "thumbnail" and "vector"."""
         offsets = np.linspace(0, self.num_images - 1, min(most, self.num_images)).astype(int).tolist()
-        columns = [*self._visible(), "thumbnail", "vector", *["full_text"] * self._store.has_words]
+        columns = [*self._visible(), "thumbnail", "vector"]
         with one_line(self.folder):
             rows = self._store.table.take_offsets(offsets).select(columns).to_arrow().to_pylist()
         return [(hit_of(row, 0.0), row) for row in rows]
@@ -258,12 +273,20 @@ class Index:
         known = [each for each in dict.fromkeys(ids) if each in paths]
         return [(each, paths[each], lambda each=each: _read(read(each))) for each in known]
 
-    def groups(self) -> dict[str, list[dict[str, Any]]]:
-        """The "albums" by their names and "months" from the last on: "name", "count" and the "id" of the newest."""
-        found: dict[str, list[dict[str, Any]]] = {"albums": [], "months": []}
-        if self.num_images and self.columns.get("album") == self.columns.get("taken") == "text":
-            images = pa.Table.from_batches(self._store.scan(["id", "album", "taken"])).sort_by("taken")
-            months = pc.utf8_slice_codeunits(images["taken"], 0, 7)
+    def groups(self) -> dict[str, Any]:
+        """The "albums" by their names and "months" from the last on: "name", "count" and the "id" of the newest.
+
+        Images that have no date but that of their files are in no month; "num_undated" is their number.
+        """
+        found: dict[str, Any] = {"albums": [], "months": [], "num_undated": 0}
+        columns = [name for name in ("album", "taken", "taken_from") if self.columns.get(name) == "text"]
+        if self.num_images and {"album", "taken"} <= {*columns}:
+            images = pa.Table.from_batches(self._store.scan(["id", *columns]))
+            images = images.append_column("is_dated", _is_dated(images))
+            images = images.sort_by([("is_dated", "ascending"), ("taken", "ascending")])
+            is_dated = images["is_dated"].cast(pa.bool_())
+            found["num_undated"] = len(images) - pc.sum(images["is_dated"]).as_py()
+            months = pc.if_else(is_dated, pc.utf8_slice_codeunits(images["taken"], 0, 7), None)
             for key, names, order in (("albums", images["album"], "ascending"), ("months", months, "descending")):
                 named = pa.table({"name": names, "id": images["id"]}).drop_null().group_by("name", use_threads=False)
                 counts = named.aggregate([("id", "count"), ("id", "last")]).sort_by([("name", order)])
@@ -290,6 +313,9 @@ class Index:
             self.dim, self._complete = made_with["dim"], facts.get("complete", True)
             self._approximate = None if made is None else Approximate(**made["search"])
             self._coded: dict[str, Any] | None = None if made is None else made.get("memory")
+            self._inputs: list[str] = facts.get("inputs", [])
+            self._formats: dict[str, int] = facts.get("skipped", {})
+            self._num_bad: int = facts.get("bad", 0)
         except (KeyError, TypeError) as error:
             raise DamagedError(f"{self.folder}: the index is damaged, it lacks {error}; build it anew") from error
         self._version = version
@@ -366,13 +392,20 @@ def _passing(images: pa.Table, photos: PhotoFilter, ids: pa.Array | None) -> Boo
     return passed if ids is None else passed & np.asarray(pc.is_in(images["id"], value_set=ids))
 
 
+def _is_dated(images: pa.Table) -> pa.ChunkedArray:
+    """Return 0 for images whose date is that of the file alone, and 1 for all others."""
+    sources = images["taken_from"] if "taken_from" in images.schema.names else pa.nulls(len(images), pa.string())
+    return pc.not_equal(sources.cast(pa.string()), "file").fill_null(fill_value=True).cast(pa.int8())
+
+
 def _best(
     images: _Images, *, vector: Float32[np.ndarray, " dim"] | None, top: int, photos: PhotoFilter, ids: pa.Array | None
 ) -> Ranking:
     places = np.flatnonzero(_passing(images.table, photos, ids))
     if vector is None:
-        dates = images.table.select(["taken", "id"]).take(places)
-        best = np.asarray(pc.select_k_unstable(dates, top, [("taken", "descending"), ("id", "ascending")]))
+        dates = images.table.select(["taken", "id"]).append_column("is_dated", _is_dated(images.table)).take(places)
+        order = [("is_dated", "descending"), ("taken", "descending"), ("id", "ascending")]
+        best = np.asarray(pc.select_k_unstable(dates, top, order))
         return Ranking(images.table, places[best], np.zeros(len(best)))
     similar = _similarities(images.vectors, vector, places)
     best = np.argpartition(-similar, top - 1)[:top] if top < len(places) else np.arange(len(places))

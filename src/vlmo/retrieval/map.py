@@ -19,6 +19,7 @@ from vlmo.lazy import need_package
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.hits import Hit
 from vlmo.retrieval.index import Index
+from vlmo.retrieval.words import split_words
 
 _SIDE, _MOST_GROUPS, _MOST_WORDS = 72, 16, 400
 """Longest side of a thumbnail in pixels, and bounds of the number of groups and of words that may name them."""
@@ -40,8 +41,9 @@ def draw_map(
 ) -> Map:
     """Draw a map of at most so many images, taken evenly from the index.
 
-    t-SNE places the images, and k-means groups them. A group is named by two words, of captions and file names or, if
-    these have few, of `map_words.txt`, whose similarity to its center exceeds that to the other centers most.
+    t-SNE places the images, and k-means groups them. A group is named by two words, of captions or, if these have few,
+    of `map_words.txt`, whose similarity to its center exceeds that to the other centers most. Names of files and albums
+    tell when, where and by whom images were made (IMG, Rome, backup), and not what a group shows.
 
     Args:
         on_step: Called with what is being done, in words.
@@ -67,8 +69,8 @@ def draw_map(
     placed = TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0).fit_transform(vectors)
     placed = (placed - placed.min(0)) / np.maximum(np.ptp(placed, axis=0), 1e-6)
     on_step("naming the groups")
-    counts = Counter(word for _, row in rows for word in {*(row.get("full_text") or "").split()})
-    common = len(rows) / 2  # such as "img" of cameras' names
+    counts = Counter(word for hit, _ in rows for word in {*split_words(" ".join(hit.captions))})
+    common = len(rows) / 2
     words = [word for word, count in counts.most_common() if 1 < count <= common and len(word) > 2 and word.isalpha()]
     if len(words) < 2 * number:
         words += Path(__file__).with_name("map_words.txt").read_text().split()

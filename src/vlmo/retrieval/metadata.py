@@ -24,7 +24,7 @@ _LARGEST = 2**53  # a column of numbers holds float64
 _TAKEOUT = re.compile(r"(.+?)(?:-edited)?(\(\d+\))?(\.\w+)?\Z", re.DOTALL)
 _composed = functools.partial(unicodedata.normalize, "NFC")  # a Mac writes letters and their accents apart
 _CUT, _MAX_JSON = 46, 1 << 20
-_TEXTS = frozenset(("album", "camera", "ocr_text", "taken", "title"))  # columns that are texts whatever stands there
+_TEXTS = frozenset(("album", "camera", "ocr_text", "taken", "taken_from", "title"))  # whatever stands in these columns
 
 
 class Annotation(NamedTuple):

@@ -48,6 +48,7 @@ class SearchResult:
         num_unreadable: Candidates that it did not score, because their images are gone or damaged.
         seconds: Durations of "encode", "index" and "rerank".
         no_match: True if the model reads the query in pieces, as it does nonsense, and its words find nothing.
+        num_undated: Hits that pass a filter of dates by the time of their files alone.
     """
 
     hits: list[Hit]
@@ -55,6 +56,7 @@ class SearchResult:
     num_unreadable: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     no_match: bool = False
+    num_undated: int = 0
 
     @property
     def num_matched(self) -> int:
@@ -75,6 +77,8 @@ class SearchResult:
             notes.append("no match: the model does not know these words and reads them in pieces, as it does nonsense")
         if self.num_unreadable:
             notes.append(f"{self.num_unreadable} images could not be read and were not reranked")
+        if self.num_undated:
+            notes.append(f"{self.num_undated} of {len(self.hits)} have no date of their own: that of the file counts")
         return "; ".join(notes) or None
 
 
@@ -252,8 +256,9 @@ class Searcher:
         if shares:
             hits = [replace(hit, score=scores[hit.id], words=shares.get(hit.id)) for hit in hits]
         if sort == "date":  # the newest first, and last those without one
-            hits.sort(key=lambda hit: str(hit.metadata.get("taken") or ""), reverse=True)
-        return replace(result, hits=hits)
+            hits.sort(key=lambda hit: (hit.is_dated, str(hit.metadata.get("taken") or "")), reverse=True)
+        by_time = photos is not None and (photos.since or photos.until)
+        return replace(result, hits=hits, num_undated=sum(not hit.is_dated for hit in hits) if by_time else 0)
 
     def _check(
         self, text: str | None, mode: Mode, top: int, rerank: int, weight: float | None, *, by_text: bool

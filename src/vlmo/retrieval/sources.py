@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ Kind = Literal["file", "shard", "dataset", "unreadable", "skipped"]
 # What object stores call the time or the version of a file.
 _VERSIONS = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated", "generation", "created")
 _READERS = 8
-_LAYOUT = 2
+_LAYOUT = 3
 """Changes when rows get other columns, so that the next run reads, and does not embed, all images again."""
 _MISNAMED = "its name is not UTF-8; give it another one"
 _EXPECTED = "give a folder, an image, or a .tar or .parquet file"
@@ -42,6 +43,7 @@ class Found(NamedTuple):
         size: In bytes.
         root: The folder below which names count, for a table of metadata.
         changed: Time of a local file's last change in seconds since 1970.
+        reason: Why it is "unreadable".
     """
 
     path: str
@@ -50,6 +52,7 @@ class Found(NamedTuple):
     size: int
     root: str
     changed: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,27 +95,31 @@ def read_uri(path: str) -> bytes:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def find(origin: str) -> Iterator[Found]:
+def find(origin: str, *, skipped: Counter[str] | None = None, mounts: set[Path] | None = None) -> Iterator[Found]:
     """List everything below an input, in the order of names, then log what images are skipped.
 
     Args:
         origin: Result of `as_origin`: a folder, a file, a pattern of either, or a folder that `datasets` saved. Matches
             of a pattern that are no images or shards, or begin with a dot, are passed over, as in a folder.
+        skipped: Takes the numbers of images in formats that are not read, by their suffixes.
+        mounts: Takes folders on another disk than the folder that holds them.
 
     Raises:
         ValueError: There is nothing, or something that holds no images by its name.
         OSError: It is a pipe or a device.
     """
-    skipped = Counter[str]()
-    for found in _find_remote(origin) if listing.is_remote(origin) else _find_local(origin):
+    unread = Counter[str]()
+    for found in _find_remote(origin) if listing.is_remote(origin) else _find_local(origin, mounts):
         if found.kind == "skipped":
-            skipped[Path(found.path).suffix.lower()] += 1
+            unread[Path(found.path).suffix.lower()] += 1
         else:
             yield found
-    listing.warn_of_skipped(origin, skipped.items())
+    listing.warn_of_skipped(origin, unread.items())
+    if skipped is not None:
+        skipped.update(unread)
 
 
-def _find_local(origin: str) -> Iterator[Found]:
+def _find_local(origin: str, mounts: set[Path] | None) -> Iterator[Found]:
     given = Path(origin)
     if os.path.lexists(origin) or not listing.has_wildcards(origin, braces=True):
         if not given.exists():
@@ -120,7 +127,7 @@ def _find_local(origin: str) -> Iterator[Found]:
         listing.regular_file(given)
         kind = _kind(given.name.lstrip("."))  # it may begin with a dot, as it was given outright
         if given.is_dir():
-            yield from _below(given, seen=set())
+            yield from _below(given, seen=set(), mounts=mounts)
         elif kind is None or kind == "skipped":
             names = ", ".join((*sorted(listing.IMAGE_SUFFIXES), *listing.SHARD_SUFFIXES))
             raise ValueError(f"{given} is no image by its name, and no shard ({names})")
@@ -128,13 +135,16 @@ def _find_local(origin: str) -> Iterator[Found]:
             yield _local(given, kind, root=given.parent)
         return
     files, _ = listing.open_file_system(origin)
-    matches = {match for pattern in listing.expand_braces(origin) for match in files.glob(pattern)}
+    try:
+        matches = {match for pattern in listing.expand_braces(origin) for match in files.glob(pattern)}
+    except RecursionError as error:  # of fsspec, whose ** goes to any depth
+        raise ValueError(f"{origin} cannot be listed: folders are nested too deeply; give the folder itself") from error
     if not matches:
         raise ValueError(f"{origin} matches nothing; {_EXPECTED}")
     seen: set[tuple[int, int]] = set()
     for match in sorted(map(Path, matches), key=lambda path: (path.is_symlink(), str(path))):  # as in a folder
         if match.is_dir() and not match.name.startswith("."):
-            yield from _below(match, seen=seen)
+            yield from _below(match, seen=seen, mounts=mounts)
         elif match.is_file() and (kind := _kind(match.name, has_tar=match.with_suffix(".tar").is_file)) is not None:
             yield _local(match, kind, root=match.parent)
 
@@ -147,24 +157,35 @@ def was_deleted(origin: str) -> bool:
     return _kind(f"a{path.suffix}") is not None and path.parent.is_dir() and any(path.parent.iterdir())
 
 
-def _below(folder: Path, *, seen: set[tuple[int, int]]) -> Iterator[Found]:
-    lost: list[Path] = []
-    for path in listing.walk(folder, seen=seen, lost=lost):
+def folder_identity(origin: str) -> str | None:
+    """Return device and number of a folder, which an empty mount point does not share with its disk; else None."""
+    with contextlib.suppress(OSError, ValueError):
+        status = Path(origin).stat()
+        if stat.S_ISDIR(status.st_mode):
+            return f"{status.st_dev}-{status.st_ino}"
+    return None
+
+
+def _below(folder: Path, *, seen: set[tuple[int, int]], mounts: set[Path] | None) -> Iterator[Found]:
+    lost: dict[Path, str] = {}
+    for path in listing.walk(folder, seen=seen, lost=lost, mounts=mounts):
         if path.name in SAVED_FILES and path.is_file():
             # That of a split belongs to the whole, unless the split itself was given.
             if path.parent == folder or not (path.parent.parent / "dataset_dict.json").is_file():
                 saved = path.parent
                 try:
-                    size = sum(file.stat().st_size for file in saved.rglob("*.arrow") if file.is_file())
+                    files = [file for pattern in ("*.arrow", "*/*.arrow") for file in saved.glob(pattern)]
+                    size = sum(file.stat().st_size for file in files)
                     states = map(read_about, [path, *filter(Path.is_file, sorted(saved.glob("*/state.json")))])
                     stamp = _digest(b"\n".join(states), length=24)
                     yield Found(str(saved), "dataset", stamp, size, str(folder))
-                except OSError:
-                    lost.append(saved)
+                except OSError as error:
+                    lost[saved] = f"the state.json in it cannot be read: {error.strerror}"
         elif (kind := _kind(path.name, has_tar=path.with_suffix(".tar").is_file)) is not None:
             with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime
                 yield _local(path, kind, root=folder)
-    yield from (Found(str(path), "unreadable", "", 0, str(folder)) for path in lost)
+    for path, reason in lost.items():
+        yield Found(str(path), "unreadable", "", 0, str(folder), reason=reason)
 
 
 def _local(path: Path, kind: Kind, *, root: Path) -> Found:
@@ -234,8 +255,7 @@ class Reader:
     def read_shard(self, found: Found) -> Iterator[Record | Bad]:
         """Read a shard or saved data set from front to back; its last record may be a `Bad` of kind "shard"."""
         if found.kind == "unreadable" or found.path != found.path.encode(errors="ignore").decode():
-            lost = "the folder cannot be listed, or the state.json in it cannot be read"
-            yield Bad("shard", found.path, 0, "", lost if found.kind == "unreadable" else _MISNAMED)
+            yield Bad("shard", found.path, 0, "", found.reason or _MISNAMED)
             return
         records = (record for record, _ in read_shard(found.path, details=True))
         samples = read_saved(Path(found.path)) if found.kind == "dataset" else records
@@ -277,7 +297,8 @@ class Reader:
         stamp = f"{found.stamp}-{_stamp(about, self.keep_bytes, self.ocr)}"
         file, day = about.file, {} if found.changed is None else dated(found.changed, source="file")  # zones differ
         # A table comes before EXIF data, and these before what else is known of the file, whose columns come first.
-        about = about._replace(metadata={**file, **day, **file, **captured(read_info(data)), **about.metadata})
+        table = {"taken_from": "table", **about.metadata} if "taken" in about.metadata else about.metadata
+        about = about._replace(metadata={**file, **day, **file, **captured(read_info(data)), **table})
         return _record(found, found.path, data, about, stamp=stamp, path=found.path, keep_bytes=self.keep_bytes)
 
     def _sample(self, sample: Sample, found: Found, key: str) -> Record | Bad:

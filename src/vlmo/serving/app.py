@@ -160,6 +160,8 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
 def _add_routes(app: FastAPI, state: State) -> None:
     for path, body, work in _POSTS:
         _add_post(app, state, path, body=body, work=work)
+    for path, ask in (("/v1/groups", Service.groups), ("/v1/skipped", Service.skipped)):
+        _add_get(app, state, path, ask)
 
     @app.get("/v1/images/{id:path}", response_class=Response, responses=_JPEG)
     async def image(request: Request, id: str) -> Response:  # noqa: A002 - the path's name
@@ -170,11 +172,6 @@ def _add_routes(app: FastAPI, state: State) -> None:
     async def thumbnail(id: str) -> Response:  # noqa: A002
         """A small copy of an indexed image."""
         return _jpeg(await state.service.thumbnail(id))
-
-    @app.get("/v1/groups")
-    def groups() -> dict[str, Any]:
-        """Albums by their names, and months from the last on, each with its number of images and the newest of them."""
-        return state.service.groups()
 
     @app.get("/v1/map", response_class=Response, responses={200: {"content": {_JSON: {}}}})
     def map_() -> Response:
@@ -213,6 +210,13 @@ def _add_routes(app: FastAPI, state: State) -> None:
     files |= {f"/static/{name}": f"../../retrieval/{name}" for name in ("pan.js", "map.css")}  # of the map's file too
     for path, file in files.items():
         app.router.add_route(path, lambda _, file=file: FileResponse(_STATIC / file))
+
+
+def _add_get(app: FastAPI, state: State, path: str, ask: Callable[[Service], dict[str, Any]]) -> None:
+    def route() -> dict[str, Any]:  # no coroutine, so that it runs on a thread
+        return ask(state.service)
+
+    app.get(path, name=path.rpartition("/")[2], description=inspect.getdoc(ask))(route)
 
 
 def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], work: Work) -> None:

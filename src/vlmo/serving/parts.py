@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,17 @@ def answer_scores(
 
 @dataclass(frozen=True)
 class Parts:
-    """Models and index of a service; requests that need a missing one fail with a reason."""
+    """Models and index of a service; requests that need a missing one fail with a reason.
+
+    Attributes:
+        is_behind: Asked whether the last update of the index has failed, so that new images may be missing.
+    """
 
     encoder: Encoder | None = None
     index: Index | None = None
     answerer: ImageModel | None = None
     captioner: ImageModel | None = None
+    is_behind: Callable[[], bool] = lambda: False
 
 
 def load_parts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import socket
 import threading
 import time
@@ -19,13 +20,16 @@ from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES, is_visible
 from vlmo.data.tables import TABLE_SUFFIXES
 from vlmo.lazy import need_package
 from vlmo.retrieval import Encoder, Index, Searcher, build_index
-from vlmo.retrieval.building import StoppedError
+from vlmo.retrieval.building import MissingInputError, StoppedError
+from vlmo.retrieval.sources import folder_identity
 from vlmo.serving.parts import Parts
 from vlmo.serving.server import serve
 from vlmo.serving.settings import Settings
 
 _READ = frozenset((*IMAGE_SUFFIXES, *SHARD_SUFFIXES, *TABLE_SUFFIXES, ".json"))
 _SETTLED_S = 2.0  # after a change, until the index is updated
+_AGAIN_S = 60.0  # after an error, until it is tried again
+_UNWATCHED_S = 600.0  # between two updates for a folder that cannot be watched
 _STEP_MS = 100  # between two looks at what has changed
 _BATCH = 8  # images that a search on the same processor has to wait for
 _LOGGER = logging.getLogger(__name__)
@@ -38,17 +42,21 @@ def serve_photos(
     index: Path,
     bound: socket.socket,
     settings: Settings,
+    ocr: bool = False,
     console: Console | None = None,
     open_page: bool = False,
 ) -> None:
     """Index a folder and serve it, from its first images on, until SIGTERM or SIGINT.
 
+    Args:
+        ocr: Find images by text in them too.
+
     Raises:
         ValueError: There is nothing to index, or the index is of another model.
-        ModuleNotFoundError: watchfiles is missing.
+        ModuleNotFoundError: watchfiles is missing, or with `ocr` rapidocr.
     """
     need_package("watchfiles", extra="photos", user="vlmo photos")
-    updates = _Updates(encoder, folder, index, console=console)
+    updates = _Updates(encoder, folder, index, ocr=ocr, console=console)
     updates.start()
     try:
         opened = updates.open_index()
@@ -58,17 +66,19 @@ def serve_photos(
             host, port = bound.getsockname()[:2]
             name = "localhost" if host in {"0.0.0.0", "::"} else f"[{host}]" if ":" in host else host
             threading.Thread(target=webbrowser.open, args=[f"http://{name}:{port}/"], daemon=True).start()
-        serve(bound, Parts(encoder, opened), settings)
+        serve(bound, Parts(encoder, opened, is_behind=lambda: bool(updates.problem)), settings)
     finally:
         updates.stop()
 
 
 class _Updates(threading.Thread):
-    def __init__(self, encoder: Encoder, folder: Path, index: Path, *, console: Console | None) -> None:
+    def __init__(self, encoder: Encoder, folder: Path, index: Path, *, ocr: bool, console: Console | None) -> None:
         super().__init__(name="vlmo-index", daemon=True)
         self._encoder, self._folder, self._index, self._console = encoder, folder, index, console
+        self._ocr = ocr
         self._stopped, self._has_run = threading.Event(), threading.Event()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
+        self.problem = ""  # error of the last update
 
     def open_index(self) -> Index:
         """Open the index once it has images, or the first run has ended; raise the error that ended this."""
@@ -97,11 +107,15 @@ class _Updates(threading.Thread):
                     try:
                         with contextlib.suppress(StoppedError):
                             self._update()
-                    except Exception as error:  # noqa: BLE001 - such as a disk that was taken out
+                        self.problem = ""
+                    except BaseException as error:  # noqa: BLE001 - also panics of Rust, which no Exception is
                         if not self._has_run.is_set():
                             self._error = error
                             break
-                        _LOGGER.warning("the index stays as it is: %s", error)
+                        if str(error) != self.problem:
+                            _LOGGER.warning("the index stays as it is: %s", error)
+                        self.problem = str(error)
+                        due = time.monotonic() + _AGAIN_S
                     self._has_run.set()
 
     def _watch(self) -> Iterator[bool]:
@@ -114,24 +128,38 @@ class _Updates(threading.Thread):
         def is_read(name: str) -> bool:
             path = Path(name)  # of what may be gone, so that a folder is known by not being a file
             is_shown = is_visible(path, folder) and not path.is_relative_to(index)
-            return is_shown and (path.suffix.lower() in _READ or not path.is_file())
+            return is_shown and (path.suffix.lower() in _READ or not os.path.isfile(name))  # noqa: PTH113 (never raises)
 
-        try:
-            # A filter would also hold back what tells that time has passed.
-            how: dict[str, Any] = {"watch_filter": None, "yield_on_timeout": True, "ignore_permission_denied": True}
-            how |= dict.fromkeys(("step", "debounce", "rust_timeout"), _STEP_MS)
-            for changes in watch(folder, stop_event=self._stopped, **how):
-                yield any(is_read(name) for _, name in changes)
-        except (OSError, RuntimeError) as error:  # such as too many folders for the system
-            _LOGGER.warning("%s is not watched, changes count at the next start: %s", self._folder, error)
-            while not self._stopped.is_set():
-                yield False
-                self._stopped.wait(_SETTLED_S)
+        # A filter would also hold back what tells that time has passed.
+        how: dict[str, Any] = {"watch_filter": None, "yield_on_timeout": True, "ignore_permission_denied": True}
+        how |= dict.fromkeys(("step", "debounce", "rust_timeout"), _STEP_MS)
+        while True:
+            identity = folder_identity(str(folder))  # changes when its disk comes or goes, which no watch tells
+            try:
+                for changes in watch(folder, stop_event=self._stopped, **how):
+                    yield any(is_read(name) for _, name in changes)
+                    if folder_identity(str(folder)) != identity:
+                        break
+            except Exception as error:  # noqa: BLE001 - such as too many folders for the system
+                pause = f"changes are looked for every {_UNWATCHED_S / 60:.0f} minutes"
+                _LOGGER.warning("%s is not watched, %s: %s", self._folder, pause, error)
+                until = time.monotonic() + _UNWATCHED_S
+                while time.monotonic() < until and folder_identity(str(folder)) == identity:
+                    yield False
+                    if self._stopped.wait(_SETTLED_S):
+                        break
+            if self._stopped.is_set():
+                return
+            yield True
 
     def _update(self) -> None:
         batch = _BATCH if self._encoder.device == "cpu" else 8 * _BATCH
-        how = {"batch": batch, "console": self._console, "stop": self._stopped.is_set}
-        report = build_index(self._encoder, [self._folder], out=self._index, **how)
+        how = {"batch": batch, "ocr": self._ocr, "console": self._console, "stop": self._stopped.is_set}
+        try:
+            report = build_index(self._encoder, [self._folder], out=self._index, **how)
+        except MissingInputError as error:
+            kept = f"its images stay in the index; if they are gone for good, remove {self._index}"
+            raise ValueError(f"{error.reason.partition(';')[0]}; {kept}") from error
         counts = f"{report.encoded + report.reused} new, {report.deleted} gone"
         bad = f", {report.bad} unusable (reasons: {self._index / 'quarantine.jsonl'})" if report.bad else ""
         _LOGGER.info("%s images are indexed: %s%s", f"{report.images:,}", counts, bad)

@@ -224,6 +224,8 @@ class Service:
             "can_download": index is not None and limits.originals,
             "num_images": 0 if index is None else index.num_images,
             "complete": index is None or index.complete,
+            "is_behind": self._parts.is_behind(),
+            "num_skipped": 0 if index is None else index.num_skipped,
             "has_texts": index is not None and index.has_texts,
             "columns": {} if index is None else index.columns,
             "samples": [] if index is None else [_shown(hit) for hit, _ in index.sample(_SAMPLES)],
@@ -244,8 +246,12 @@ class Service:
         return {"images": images, "groups": [{"name": name, "x": x, "y": y} for name, x, y in found.groups]}
 
     def groups(self) -> dict[str, Any]:
-        """Albums by their names, and months from the last on, each with its number of images and one of them."""
+        """Albums by their names, and months from the last on, each with its number of images and the newest of them."""
         return self._index().groups()
+
+    def skipped(self) -> dict[str, Any]:
+        """Files that are not in the index: names and reasons of the first 1,000, and formats that are not read."""
+        return self._index().skipped(most=schemas.MAX_FILES)
 
     # ------------------------------------------------------------------------------------------------------- the parts
 

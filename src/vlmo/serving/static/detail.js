@@ -2,7 +2,7 @@
 
 import { Problem, addressOf, call, lead, prefetch, show } from "./api.js";
 import { $, make, percent } from "./dom.js";
-import { titleOf } from "./results.js";
+import { dateOf, titleOf } from "./results.js";
 
 const SWIPE = 50; // pixels
 let asked = null;
@@ -17,7 +17,9 @@ export function openHit(hit, { neighbour, onMore, onLess, selection, canAnswer }
   if (hit.similarity) facts.push(["similarity", hit.similarity.toFixed(3)]);
   if (hit.probability != null) facts.push(["fits the words", percent(hit.probability)]);
   facts.push(["file", hit.name], ["size", `${hit.width} × ${hit.height}`]);
-  facts.push(...Object.entries(hit.metadata).filter(([, value]) => value !== null && value !== ""));
+  const isUndated = hit.metadata.taken_from === "file";
+  const metadata = isUndated ? { ...hit.metadata, taken: `unknown (${dateOf(hit.metadata)})`, taken_from: "" } : hit.metadata;
+  facts.push(...Object.entries(metadata).filter(([, value]) => value !== null && value !== ""));
   showFacts(facts);
   const path = `/v1/images/${encodeURIComponent(hit.id)}`;
   show($("detail-image"), `/v1/thumbnails/${encodeURIComponent(hit.id)}`); // until the whole one is there

@@ -5,7 +5,8 @@ import { $, cross, make } from "./dom.js";
 const KINDS = { "true or false": "truth", number: "number", text: "text" };
 
 // Columns of photographs, which have fields of their own, and the names of these in the address of the page.
-const PHOTOS = ["taken", "taken_from", "latitude", "longitude", "album"];
+const PHOTOS = ["taken", "latitude", "longitude", "album"];
+export const SOURCE = "f.taken_from"; // its field: "file" where an image has no date of its own
 export const PHOTO_FIELDS = ["from", "to", "near", "album", "sort"];
 
 const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
@@ -76,7 +77,7 @@ export class Filters {
 
   chip(name, value) {
     const words = name.replace(/^f\./, "").replace(/\.from$/, " from").replace(/\.to$/, " to");
-    const shown = `${words}: ${value === "true" ? "yes" : value === "false" ? "no" : value}`;
+    const shown = name === SOURCE ? "date unknown" : `${words}: ${value === "true" ? "yes" : value === "false" ? "no" : value}`;
     const remove = () => {
       const rest = this.values;
       delete rest[name];
@@ -103,6 +104,10 @@ function photoFields(columns) {
 }
 
 function field([name, kind]) {
+  if (`f.${name}` === SOURCE) {
+    const options = [["", "any"], ["file", "unknown: of the file"]].map(([value, text]) => make("option", { value }, text));
+    return labelled("date", make("select", { name: SOURCE }, ...options));
+  }
   if (kind === "text") return labelled(name, make("input", { name: `f.${name}`, type: "text", maxLength: 100 }));
   if (kind === "truth") {
     const options = [["", "any"], ["true", "yes"], ["false", "no"]].map(([value, text]) => make("option", { value }, text));

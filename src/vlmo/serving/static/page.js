@@ -3,11 +3,12 @@
 import { Problem, addressOf, call, show } from "./api.js";
 import { listenForSteps, openHit, openOwn, showSteps } from "./detail.js";
 import { $, cross, make } from "./dom.js";
-import { Filters, PHOTO_FIELDS } from "./filters.js";
+import { Filters, PHOTO_FIELDS, SOURCE } from "./filters.js";
 import { loadMap, showMap } from "./map.js";
 import { hasParts, queryOf } from "./query.js";
 import { addResults, cards, clearGrid, clearProblem, showAlbums, showMonths, showProblem, showSamples, showStatus } from "./results.js";
 import { Selection, listenForKeys } from "./selection.js";
+import { showSkipped } from "./skipped.js";
 
 const STEP = 48;
 const MOST = 10_000; // results of a search
@@ -142,7 +143,8 @@ function add(found, byDate) {
   const known = new Set(hits.map(({ id }) => id)); // the index may have changed between two calls
   const others = found.hits.filter(({ id }) => !known.has(id));
   hits.push(...others);
-  addResults(others, { onOpen: openResult, selection, byDate });
+  const marksUndated = Boolean(filters.photos.from || filters.photos.to);
+  addResults(others, { onOpen: openResult, selection, byDate, marksUndated });
   showSteps();
   $("more").hidden = !next;
   nearEnd.unobserve($("more")); // so that it is looked at again
@@ -220,11 +222,14 @@ async function showDates({ values }, signal) {
   signal.throwIfAborted();
   const back = (month) => {
     const [year, number] = month.split("-").map(Number);
-    filters.values = { ...filters.values, to: `${month}-${new Date(year, number, 0).getDate()}` };
+    const asked = month ? { to: `${month}-${new Date(year, number, 0).getDate()}` } : { [SOURCE]: "file" };
+    const { to, [SOURCE]: source, ...others } = filters.values;
+    filters.values = { ...others, ...asked };
     goAgain();
   };
-  showMonths(groups.months, { chosen: values.to, onChange: back });
-  $("months").hidden = groups.months.length < 2;
+  const chosen = values[SOURCE] === "file" ? "" : values.to;
+  showMonths(groups, { chosen, onChange: back });
+  $("months").hidden = groups.months.length + (groups.num_undated > 0) < 2;
 }
 
 function showWanted(want) {
@@ -386,6 +391,7 @@ function listen() {
 
 function showAbout() {
   const number = about.num_images.toLocaleString("en");
+  showSkipped(about);
   $("rerank-option").hidden = !about.can_rerank;
   if (about.can_search) {
     showSamples(about.samples, { onOpen: (hit) => openResult(hit, { among: about.samples }) });
@@ -406,8 +412,8 @@ function showAbout() {
 // While images are being indexed, their number grows.
 async function learnAgain() {
   try {
-    const { num_images: number, complete, has_texts: texts, samples } = await call("/v1/about");
-    Object.assign(about, { num_images: number, complete, has_texts: texts, samples: about.samples.length ? about.samples : samples });
+    const { columns, ...now } = await call("/v1/about");
+    Object.assign(about, now, { samples: about.samples.length ? about.samples : now.samples });
     showAbout();
   } finally {
     if (!about.complete) setTimeout(learnAgain, AGAIN_MS);

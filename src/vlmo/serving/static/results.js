@@ -16,16 +16,18 @@ export function clearGrid() {
   delete $("grid").dataset.month;
 }
 
-// Adds cards of hits to the grid. With `byDate` a heading stands before the images of each month.
-export function addResults(hits, { onOpen, selection, byDate }) {
+// Adds cards of hits to the grid. With `byDate` a heading stands before the images of each month; with `marksUndated`
+// a card says when an image has no date but that of its file.
+export function addResults(hits, { onOpen, selection, byDate, marksUndated }) {
   for (const hit of hits) {
-    const month = monthOf(hit.metadata.taken);
+    const month = groupOf(hit.metadata);
     if (byDate && $("grid").dataset.month !== month) {
       if ($("grid").dataset.month) $("grid").append(make("li", { className: "rest", "aria-hidden": "true" }));
       $("grid").append(make("li", { className: "month" }, make("h2", {}, month)));
       $("grid").dataset.month = month;
     }
-    const item = card(hit, { position: cards().length, onOpen, below: [title(hit), byDate ? date(hit) : scores(hit)] });
+    const showsDate = byDate || (marksUndated && hit.metadata.taken_from === "file");
+    const item = card(hit, { position: cards().length, onOpen, below: [title(hit), showsDate ? date(hit) : scores(hit)] });
     item.style.setProperty("--ratio", Math.min(Math.max(hit.width / hit.height, LEAST), MOST));
     if (selection) item.append(selection.boxOf(hit));
     $("grid").append(item);
@@ -41,11 +43,12 @@ export function showAlbums(albums, { onOpen }) {
   }
 }
 
-export function showMonths(months, { chosen, onChange }) {
+export function showMonths({ months, num_undated: undated }, { chosen, onChange }) {
   const options = months.map(({ name, count }) => make("option", { value: name }, `${monthOf(name)} (${count})`));
+  if (undated) options.push(make("option", { value: "" }, `Date unknown (${undated})`));
   const select = $("months").querySelector("select");
   select.replaceChildren(...options);
-  select.value = (chosen || "").slice(0, 7) || months[0]?.name;
+  select.value = chosen?.slice(0, 7) ?? months[0]?.name ?? "";
   select.onchange = () => onChange(select.value);
 }
 
@@ -94,11 +97,20 @@ function card(hit, { position, onOpen, below }) {
 
 const title = (hit) => make("span", { className: "what" }, hit.captions ? titleOf(hit) : hit.name);
 
-function monthOf(taken) {
-  return taken ? new Date(`${taken.slice(0, 7)}-01T00:00`).toLocaleDateString("en", MONTH) : "Without a date";
+const monthOf = (taken) => new Date(`${taken.slice(0, 7)}-01T00:00`).toLocaleDateString("en", MONTH);
+
+// The month of an image, unless nothing but its file has a date, which may be that of a copy.
+function groupOf({ taken, taken_from: source }) {
+  if (!taken) return "Without a date";
+  return source === "file" ? `Date unknown (file of ${monthOf(taken)})` : monthOf(taken);
 }
 
-const date = (hit) => make("span", { className: "scores" }, (hit.metadata.taken ?? "").slice(0, 16).replace("T", " "));
+export function dateOf({ taken, taken_from: source }) {
+  const shown = (taken ?? "").slice(0, 16).replace("T", " ");
+  return source === "file" ? `file of ${shown}` : shown;
+}
+
+const date = (hit) => make("span", { className: "scores" }, dateOf(hit.metadata));
 
 function scores(hit) {
   const parts = [make("span", { title: "Cosine of the vectors of query and image" }, `similarity ${hit.similarity.toFixed(2)}`)];
