@@ -52,6 +52,12 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "EXIF texts of four bytes read elsewhere",
+        "data/capture.py",
+        "value if count > 4 else offset + 8",
+        "value if count >= 4 else offset + 8",
+    ),
+    Mutation(
         "words of captions see the next one",
         "model/backbone.py",
         "position > position[:, None]",

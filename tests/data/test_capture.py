@@ -74,11 +74,62 @@ def test_places_in_the_south_other_dates_and_damaged_data(data, expected) -> Non
 def test_xmp_is_read_where_exif_says_no_time(kind) -> None:
     xmp = XMP % b'exif:DateTimeOriginal="2019-08-07T06:05:04+02:00"'
     assert read(kind, xmp=xmp) == {"taken": "2019-08-07T06:05:04", "taken_from": "xmp"}
-    assert read(kind, xmp=xmp, exif=exif({CHANGED: "2022:01:02 03:04:05"}))["taken_from"] == "exif"
+    assert read(kind, xmp=xmp, exif=exif({CHANGED: "2022:01:02 03:04:05"}))["taken_from"] == "xmp"
+    assert read(kind, xmp=xmp, exif=exif({}, {0x9003: "2022:01:02 03:04:05"}))["taken_from"] == "exif"
     assert (
         captured({"xmp": b"<photoshop:DateCreated>2019-08-07</photoshop:DateCreated>"})["taken"]
         == "2019-08-07T00:00:00"
     )
+
+
+DATES = (
+    b'exif:DateTimeOriginal="2011-01-01"',
+    b"exif:DateTimeDigitized = '2012-01-01'",
+    b'xmp:CreateDate= "2013-01-01"',
+    b'xmp:ModifyDate ="2014-01-01"',
+)
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_original_date_comes_before_digitized_created_and_changed_in_any_order(first) -> None:
+    dates = DATES[first:]
+    for order in (dates, dates[::-1]):
+        assert captured({"xmp": XMP % b" ".join(order)})["taken"] == f"201{first + 1}-01-01T00:00:00"
+    tags = ({}, {0x9003: "2021:01:01"}), ({}, {0x9004: "2022:01:01"}), None, ({CHANGED: "2024:01:01"}, {})
+    if tags[first] is not None:  # as good as XMP's, EXIF's counts; a worse one does not
+        data = exif(*tags[first])
+        assert captured({"xmp": XMP % dates[0], "exif": data})["taken_from"] == "exif"
+        for better in DATES[:first]:
+            assert captured({"xmp": XMP % better, "exif": data})["taken_from"] == "xmp"
+
+
+def test_damaged_fields_leave_the_others() -> None:
+    good = {"camera": "Canon", "taken": "2021-06-14T10:33:00", "latitude": 48.856667}
+    data = exif({MAKE: "Canon", CHANGED: "2022:01:02 03:04:05"}, {0x9003: "2021:06:14 10:33:00"}, PARIS)
+    order = "little" if data[6:8] == b"II" else "big"
+
+    def without(tag: int, *, kind: int | None = None, value: int | None = None) -> dict:
+        """Read the data with another type or value of a tag."""
+        at = data.index(tag.to_bytes(2, order))
+        damaged = bytearray(data)
+        if kind is not None:
+            damaged[at + 2 : at + 4] = kind.to_bytes(2, order)
+        if value is not None:
+            damaged[at + 8 : at + 12] = value.to_bytes(4, order)
+        found = captured({"exif": bytes(damaged)})
+        return {name: found.get(name) for name in good}
+
+    far = 1 << 30
+    assert without(GPS, value=far) == good | {"latitude": None}
+    assert without(MAKE, kind=4) == good | {"camera": None}
+    assert without(MORE, value=far) == good | {"taken": "2022-01-02T03:04:05"}
+    xmp = XMP % DATES[0]
+    assert captured({"exif": data[:20], "xmp": xmp})["taken"] == "2011-01-01T00:00:00"
+
+
+def test_lower_case_sides_and_texts_of_four_bytes() -> None:
+    south = captured({"exif": exif({MODEL: "R5m"}, None, {1: "s", 2: (33.0, 0.0, 0.0), 3: "w", 4: (70.0, 0.0, 0.0)})})
+    assert south == {"camera": "R5m", "latitude": -33.0, "longitude": -70.0}
 
 
 def test_times_and_places_that_cannot_be() -> None:

@@ -10,27 +10,44 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 # Tags of EXIF (CIPA DC-008), of which two lead to other directories.
-_MAKE, _MODEL, _CHANGED, _MORE, _PLACE, _TAKEN, _DIGITIZED = 0x010F, 0x0110, 0x0132, 0x8769, 0x8825, 0x9003, 0x9004
+_MAKE, _MODEL, _CHANGED, _MORE, _PLACE, _ORIGINAL, _DIGITIZED = 0x010F, 0x0110, 0x0132, 0x8769, 0x8825, 0x9003, 0x9004
 _TEXT, _LONG, _FRACTIONS = 2, 4, 5  # types of values
 _MAX_TAGS, _MAX_TEXT = 1000, 100
-_XMP_DATE = re.compile(rb"(?:exif:DateTimeOriginal|photoshop:DateCreated|xmp:CreateDate)(?:=[\"']|>)([-\d:T]{10,19})")
+_XMP_DATE = re.compile(
+    rb"\b(exif:DateTimeOriginal|exif:DateTimeDigitized|photoshop:DateCreated|xmp:CreateDate|xmp:ModifyDate)"
+    rb"\s*(?:=\s*[\"']|>)\s*([-\d:T]{10,19})"
+)
+_PREFERENCE = {
+    "exif:DateTimeOriginal": 0,
+    "exif:DateTimeDigitized": 1,
+    "photoshop:DateCreated": 2,
+    "xmp:CreateDate": 2,
+    "xmp:ModifyDate": 3,
+}
+"""Original, digitized, created, changed: the first of them that a file has is its date."""
 _DATE = re.compile(r"(\d{4})[:-](\d\d)[:-](\d\d)(?:[ T](\d\d):(\d\d)(?::(\d\d))?)?")
 
 
 def captured(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what EXIF data, or else XMP, in the `info` of an image that Pillow has opened say.
+    """Return what EXIF data and XMP in the `info` of an image that Pillow has opened say.
 
-    `taken` is of ISO 8601, as the camera's clock showed it; `taken_from` is "exif" or "xmp"; `latitude` and `longitude`
-    are in degrees; `camera` is a text. What is not said is left out.
+    `taken` is of ISO 8601, as the camera's clock showed it: the original date, else that of digitizing, of creation or
+    of the last change, of equal ones EXIF's. `taken_from` is "exif" or "xmp"; `latitude` and `longitude` are in
+    degrees; `camera` is a text. What is not said, or damaged, is left out, and the rest is read.
     """
-    found: dict[str, Any] = {}
-    if exif := info.get("exif"):
-        with contextlib.suppress(struct.error, AttributeError, TypeError, ValueError):  # damaged
-            found = _read_exif(exif.removeprefix(b"Exif\0\0"))
-    xmp = info.get("xmp")
-    if "taken" not in found and isinstance(xmp, bytes) and (match := _XMP_DATE.search(xmp)) is not None:
-        found |= _date(match[1].decode(), source="xmp")
-    return found
+    columns: dict[str, Any] = {}
+    dates: list[tuple[int, dict[str, Any]]] = []
+    exif, xmp = info.get("exif"), info.get("xmp")
+    if isinstance(exif, bytes):
+        columns, dates = _read_exif(exif.removeprefix(b"Exif\0\0"))
+    if isinstance(xmp, bytes):
+        for name, text in _XMP_DATE.findall(xmp):
+            dates.append((_PREFERENCE[name.decode()], _date(text.decode(), source="xmp")))
+    dates = [date for date in dates if date[1]]
+    if dates:
+        _, taken = min(dates, key=lambda date: date[0])  # of equal ones the first: EXIF's
+        columns |= taken
+    return columns
 
 
 def position(north: float, east: float) -> dict[str, float]:
@@ -48,40 +65,61 @@ def dated(seconds: float, *, source: str, zone: tzinfo | None = None) -> dict[st
     return {"taken": taken.isoformat(), "taken_from": source}
 
 
-def _read_exif(exif: bytes) -> dict[str, Any]:
+def _read_exif(exif: bytes) -> tuple[dict[str, Any], list[tuple[int, dict[str, Any]]]]:
+    """Return columns, and dates with their places in the order of preference; each field fails alone."""
     order = "<" if exif[:2] == b"II" else ">"
-    (first,) = struct.unpack_from(f"{order}I", exif, 4)
-    main = _read_directory(exif, first, order)
-    more, place = (_read_directory(exif, main[tag], order) if tag in main else {} for tag in (_MORE, _PLACE))
-    dates = (_date(each or "", source="exif") for each in (more.get(_TAKEN), more.get(_DIGITIZED), main.get(_CHANGED)))
-    found: dict[str, Any] = next(filter(None, dates), {})
-    make, model = main.get(_MAKE, ""), main.get(_MODEL, "")
+    main = _read_directory(exif, int.from_bytes(exif[4:8], "little" if order == "<" else "big"), order)
+    more = _read_directory(exif, main.get(_MORE), order)
+    place = _read_directory(exif, main.get(_PLACE), order)
+    dates = [
+        (0, _date(more.get(_ORIGINAL), source="exif")),
+        (1, _date(more.get(_DIGITIZED), source="exif")),
+        (3, _date(main.get(_CHANGED), source="exif")),
+    ]
+    columns: dict[str, Any] = {}
+    make, model = (text if isinstance(text := main.get(tag), str) else "" for tag in (_MAKE, _MODEL))
     if camera := model if model.lower().startswith(make.lower()) else f"{make} {model}".strip():
-        found["camera"] = camera
-    if {1, 2, 3, 4} <= place.keys():  # side, degrees, minutes and seconds; the same to the east
-        north, east = (degrees + minutes / 60 + seconds / 3600 for degrees, minutes, seconds in (place[2], place[4]))
-        found |= position(-north if place[1] == "S" else north, -east if place[3] == "W" else east)
-    return found
+        columns["camera"] = camera
+    north = _degrees(place.get(2), side=place.get(1))
+    east = _degrees(place.get(4), side=place.get(3))
+    if north is not None and east is not None:
+        columns |= position(north, east)
+    return columns, dates
 
 
-def _read_directory(exif: bytes, start: int, order: str) -> dict[int, Any]:
-    """Return texts, whole numbers and triples of fractions by their tags."""
-    found: dict[int, Any] = {}
+def _degrees(parts: Any, *, side: Any) -> float | None:
+    """Return degrees, minutes and seconds as one number, below zero in the south and west; None without a side."""
+    if not isinstance(parts, list) or not isinstance(side, str) or side[:1].upper() not in {"N", "S", "E", "W"}:
+        return None
+    degrees, minutes, seconds = parts
+    value = degrees + minutes / 60 + seconds / 3600
+    return -value if side[0].upper() in {"S", "W"} else value
+
+
+def _read_directory(exif: bytes, start: Any, order: str) -> dict[int, Any]:
+    """Return texts, whole numbers and triples of fractions by their tags; what lies outside of the data is left out."""
+    values: dict[int, Any] = {}
+    if not isinstance(start, int) or start + 2 > len(exif):
+        return values
     (number,) = struct.unpack_from(f"{order}H", exif, start)
     for offset in range(start + 2, start + 2 + 12 * min(number, _MAX_TAGS), 12):
-        tag, kind, count, value = struct.unpack_from(f"{order}HHII", exif, offset)
-        if kind == _TEXT:
-            at = value if count > 4 else offset + 8
-            found[tag] = exif[at : at + min(count, _MAX_TEXT)].partition(b"\0")[0].decode(errors="replace").strip()
-        elif kind == _LONG:
-            found[tag] = value
-        elif kind == _FRACTIONS and count == 3:
-            numbers = struct.unpack_from(f"{order}6I", exif, value)
-            found[tag] = [above / (below or 1) for above, below in zip(numbers[::2], numbers[1::2], strict=True)]
-    return found
+        with contextlib.suppress(struct.error):  # a value, or the tag itself, is not in the data
+            tag, kind, count, value = struct.unpack_from(f"{order}HHII", exif, offset)
+            if kind == _TEXT:
+                at = value if count > 4 else offset + 8
+                text = exif[at : at + min(count, _MAX_TEXT)].partition(b"\0")[0]
+                values[tag] = text.decode(errors="replace").strip()
+            elif kind == _LONG:
+                values[tag] = value
+            elif kind == _FRACTIONS and count == 3:
+                numbers = struct.unpack_from(f"{order}6I", exif, value)
+                values[tag] = [numbers[part] / (numbers[part + 1] or 1) for part in (0, 2, 4)]
+    return values
 
 
-def _date(text: str, *, source: str) -> dict[str, Any]:
+def _date(text: Any, *, source: str) -> dict[str, Any]:
+    if not isinstance(text, str):
+        return {}
     with contextlib.suppress(ValueError):  # such as the zeros of a camera whose clock was never set
         if (match := _DATE.match(text)) is not None:
             year, month, day, hour, minute, second = map(int, match.groups("0"))
