@@ -140,12 +140,11 @@ def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None
 
 def add_metrics(folder: str | Path, metrics: Sequence[EvalResult]) -> Path:
     """Add metrics to the card of a folder, replacing those of the same metric on the same split of the same data."""
-    found = {(each.metric_type, each.dataset_name, each.dataset_split): each for each in read_results(folder)}
-    for each in metrics:
-        found[each.metric_type, each.dataset_name, each.dataset_split] = each
-    section = _TEMPLATE.blocks["metrics"](_TEMPLATE.new_context(_metrics(list(found.values()))))
+    results = [*read_results(folder), *metrics]
+    latest = list({(each.metric_type, each.dataset_name, each.dataset_split): each for each in results}.values())
+    section = _TEMPLATE.blocks["metrics"](_TEMPLATE.new_context(_metrics(latest)))
     add_section(folder, title="Metrics", body="".join(section))
-    _write_results(folder, found.values())
+    _write_results(folder, latest)
     return Path(folder) / CARD
 
 
