@@ -1,11 +1,13 @@
 """Photographs a second from JPEG files to vectors: an index by VLMo Base in int8, and open_clip's ViT-B-32.
 
-    python benchmarks/index_photos.py --out benchmarks/results/index-photos.json
+    python benchmarks/index_photos.py --wallpapers /usr/share/backgrounds --out benchmarks/results/index-photos.json
 
-Photographs of 12 million pixels are made: scikit-image's, enlarged, with noise as of a sensor. Weights are random, as
-they change no time. VLMo runs as `vlmo index --precision int8` does, thumbnails, EXIF data and the table included; and
-once more with JPEGs decoded whole. open_clip runs as programs that search with it do (Pillow, its own transform,
-batches of 8), in float32, bfloat16 and, with torch's dynamic quantisation, int8; the fastest counts. They take turns.
+Photographs of 12 million pixels are made: scikit-image's and quarters of wallpapers, enlarged, with noise as of a
+sensor (Debian's budgie-backgrounds, lomiri-wallpapers-16.04, lomiri-wallpapers-20.04 and mate-backgrounds have enough).
+Weights are random, as they change no time. VLMo runs as `vlmo index --precision int8` does, thumbnails, EXIF data and
+the table included; and once more with JPEGs decoded whole. open_clip runs as programs that search with it do (Pillow,
+its own transform, batches of 8), in float32, bfloat16 and, with torch's dynamic quantisation, int8; the fastest counts.
+They take turns.
 """
 
 import itertools
@@ -14,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +47,12 @@ _NAMES = ("astronaut", "coffee", "chelsea", "rocket")
 class Options:
     """Times an index of photographs."""
 
-    photos: int = 32
-    """Files."""
+    photos: int = 160
+    """Files, all of different photographs."""
+    wallpapers: tuple[Path, ...] = ()
+    """Folders whose JPEG files, of any depth, are photographs too, a quarter each."""
+    work: Path | None = None
+    """Folder of the photographs, which a later call finds there; by default a temporary one."""
     size: tuple[int, int] = (4000, 3000)
     """Width and height."""
     turns: int = 3
@@ -63,13 +69,27 @@ class Options:
     """JSON file for the result."""
 
 
+def scenes(wallpapers: Sequence[Path]) -> Iterator[Image.Image]:
+    """Yield scikit-image's photographs, then the quarters of the wallpapers."""
+    for name in _NAMES:
+        yield Image.fromarray(getattr(skimage.data, name)())
+    for file in sorted(file for folder in wallpapers for file in folder.rglob("*.jpg")):
+        with Image.open(file) as image:
+            width, height = image.width // 2, image.height // 2
+            for left, top in itertools.product((0, width), (0, height)):
+                yield image.convert("RGB").crop((left, top, left + width, top + height))
+
+
 def write_photos(folder: Path, options: Options) -> None:
-    """Write JPEG files as cameras do; no two are equal."""
-    random = np.random.default_rng(0)
-    for number in range(options.photos):
-        image = Image.fromarray(getattr(skimage.data, _NAMES[number % len(_NAMES)])()).resize(options.size)
-        noisy = np.asarray(image, np.float32) + random.normal(0, 4, (*options.size[::-1], 1)).astype(np.float32)
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:04}.jpg", quality=90)
+    """Write JPEG files as cameras do."""
+    random, count = np.random.default_rng(0), 0
+    for image in itertools.islice(scenes(options.wallpapers), options.photos):
+        pixels = np.asarray(image.resize(options.size), np.float32)
+        noisy = pixels + random.normal(0, 4, (*options.size[::-1], 1)).astype(np.float32)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{count:04}.jpg", quality=90)
+        count += 1
+    if count < options.photos:
+        raise SystemExit(f"{options.photos} photographs are asked for, there are {count}: name more --wallpapers")
 
 
 def write_model(folder: Path, preset: str) -> None:
@@ -109,10 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     with cores(options.threads), tempfile.TemporaryDirectory() as name:
         result = surroundings("index_photos.py", arguments, packages=packages)
         result["load_average"] = os.getloadavg()[0]
-        images, model, number = Path(name) / "images", Path(name) / "model", itertools.count()
+        images, model, number = options.work or Path(name) / "images", Path(name) / "model", itertools.count()
         own = f"vlmo, {options.precision}"
-        images.mkdir()
-        write_photos(images, options)
+        images.mkdir(parents=True, exist_ok=True)
+        if len(list(images.glob("*.jpg"))) != options.photos:
+            write_photos(images, options)
         write_model(model, options.preset)
         encoder, files = Encoder(model, precision=options.precision), sorted(images.glob("*.jpg"))
         encoder.pool = ThreadPoolExecutor(options.threads)

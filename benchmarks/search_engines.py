@@ -1,18 +1,26 @@
-"""Ways to search among vectors: tables and indexes of LanceDB, indexes of FAISS in memory, and the project's."""
+"""Indexes that search among the same vectors: the project's, FAISS's and usearch's.
+
+An index is built into a file and opened from it. Codes or a graph give candidates, whose vectors in half floats, those
+of the project's own file, decide. A search takes one thread.
+"""
 
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.request import urlopen
 
+import faiss
 import numpy as np
-import psutil
+import pyarrow as pa
 from jaxtyping import Float32, Int64
 from numpy import ndarray
+from usearch.index import Index as Graph
 
 from serving import Options as ServerOptions
 from serving import resident, running_server
@@ -20,26 +28,47 @@ from vectors import BLOCK, NEAREST, Vectors
 from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Index
 from vlmo.retrieval.approximate import make_approximate
-from vlmo.retrieval.in_memory import FILE
+from vlmo.retrieval.in_memory import FILE, MemoryVectors, write_memory
 from vlmo.retrieval.index import INDEX_FILE, VERSION
-from vlmo.retrieval.store import Store
+from vlmo.retrieval.store import Approximate, Store
 
 Vector = Float32[ndarray, "dim"]
-Found = Int64[ndarray, "found"]
+Positions = Int64[ndarray, "position"]
+FACTORIES = {
+    "FAISS RaBitQ": "IVF{partitions},RaBitQfs",
+    "FAISS 4 bits": "IVF{partitions},PQ{dim}x4fs",
+    "FAISS HNSW, SQ8": "HNSW32_SQ8",
+}
+"""FAISS's indexes. Four bits for each dimension are scanned like those of its IndexIVFSQFastScan, which 1.15 lacks."""
+USEARCH, OURS, PROJECT = "usearch HNSW, int8", "vlmo, in memory", "project"
+LINKS, EXPANSION = 32, 128
+"""Of both graphs: links of a vector, and candidates for them."""
+_TRAINED_WITH, _LEAST_EFFORT, _GROWTH, _WIDEST_GRAPH = 64, 8, 1.1, 4096
 
 
-class Engine(Protocol):
-    """One way to search."""
+@dataclass(frozen=True)
+class Setting:
+    """Partitions that a search reads, or width of its walk in a graph; and candidates that are compared exactly."""
 
-    figures: dict[str, Any]
-    """Parameters, seconds and bytes, known before the first query."""
+    effort: int
+    candidates: int
 
-    def search(self, query: Vector) -> Found:
-        """Positions of the nearest vectors."""
-        ...
 
-    def as_client(self) -> None:
-        """Called in the thread of each client before its first query."""
+class Engine(ABC):
+    """One way to search.
+
+    Args:
+        most: Largest effort; 0 for what has no settings.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        efforts = [round(_LEAST_EFFORT * _GROWTH**step) for step in range(100)]
+        self.efforts = [effort for effort in efforts if effort < most] + [most] * (most > 0)
+        self.setting = Setting(most, NEAREST)
+
+    @abstractmethod
+    def search(self, query: Vector) -> Positions:
+        """Return positions of the nearest vectors."""
 
 
 def work_of(call: Callable[[], object]) -> dict[str, float]:
@@ -47,18 +76,14 @@ def work_of(call: Callable[[], object]) -> dict[str, float]:
     before, began = os.times(), time.perf_counter()
     call()
     wall, after = time.perf_counter() - began, os.times()
-    own = after.user + after.system - before.user - before.system
-    return {"seconds": round(wall, 2), "cpu_seconds": round(own, 2)}
+    processor = after.user + after.system - before.user - before.system
+    return {"seconds": round(wall, 2), "cpu_seconds": round(processor, 2)}
 
 
-# ---------------------------------------------------------------------------------------------- LanceDB
-
-
-def index_parameters(rows: int) -> dict[str, int]:
-    """Partitions, how many of them a query reads, and how many times too many candidates get their exact distance."""
-    partitions = max(1, round(math.sqrt(rows)))
-    nprobes = min(partitions, max(20, round(4 * math.sqrt(partitions))))
-    return {"partitions": partitions, "nprobes": nprobes, "refine_factor": 20}
+def blocks_of(vectors: Vectors) -> Iterator[tuple[int, Vectors]]:
+    """Yield parts that fit into memory, with the position of their first vector."""
+    for start in range(0, len(vectors), BLOCK):
+        yield start, np.ascontiguousarray(vectors[start : start + BLOCK])
 
 
 def bytes_of(folder: Path) -> int:
@@ -66,109 +91,78 @@ def bytes_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-class LanceTable:
-    """A table of LanceDB with numbers and vectors of float32, searched row by row."""
-
-    def __init__(self, vectors: Vectors, *, folder: Path) -> None:
-        import lancedb
-        import pyarrow as pa
-
-        rows, dim = vectors.shape
-        schema = pa.schema([pa.field("row", pa.int64()), pa.field("vector", pa.list_(pa.float32(), dim))])
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for start in range(0, rows, BLOCK):
-                block = vectors[start : start + BLOCK]
-                column = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), dim)
-                yield pa.record_batch([pa.array(np.arange(start, start + len(block))), column], schema=schema)
-
-        def write() -> None:
-            self.table = lancedb.connect(folder).create_table("vectors", data=batches(), schema=schema)
-
-        self.folder = folder
-        self.figures = {"write": work_of(write), "bytes": {"vectors": bytes_of(folder)}}
-
-    def search(self, query: Vector) -> Found:
-        """Compares with every row."""
-        return self._rows(self._query(query).bypass_vector_index())
-
-    def _query(self, query: Vector) -> Any:
-        return self.table.search(query, vector_column_name="vector").distance_type("cosine").limit(NEAREST)
-
-    def _rows(self, query: Any) -> Found:
-        return query.select(["row", "_distance"]).to_arrow()["row"].to_numpy()
-
-    def as_client(self) -> None:
-        """Nothing to do."""
-
-
-class LanceIndex(LanceTable):
-    """The same table with an index of RaBitQ codes, one bit a dimension, whose candidates get their exact distance."""
-
-    def __init__(self, table: LanceTable) -> None:
-        from lancedb.index import IvfRq
-
-        self.table, before = table.table, table.figures["bytes"]["vectors"]
-        self.parameters = index_parameters(self.table.count_rows())
-        config = IvfRq(distance_type="cosine", num_partitions=self.parameters["partitions"])
-        built = work_of(lambda: self.table.create_index("vector", config=config))
-        held = {"vectors": before, "index": bytes_of(table.folder) - before}
-        self.figures = {"kind": "IVF_RQ", "parameters": self.parameters, "build": built, "bytes": held}
-
-    def search(self, query: Vector) -> Found:
-        """Reads some partitions of the index."""
-        nprobes, refine = self.parameters["nprobes"], self.parameters["refine_factor"]
-        return self._rows(self._query(query).nprobes(nprobes).refine_factor(refine))
-
-
 # ---------------------------------------------------------------------------------------------- the project
 
 
-class InMemory:
-    """An index folder as the service opens it, up to whole results: vectors by FAISS, columns in memory."""
+def build_project(vectors: Vectors, folder: Path) -> dict[str, Any]:
+    """Write an index folder as `vlmo index` does, of images without captions."""
+    store = Store(folder, dim=vectors.shape[1])
+    store.table.add_columns(pa.schema({"taken": pa.string()}))
+    schema = store.table.schema
+    for start, block in blocks_of(vectors):
+        names = [str(start + number) for number in range(len(block))]
+        columns: dict[str, Any] = {
+            "id": [f"{int(name):024x}" for name in names],
+            "hash": names,
+            "path": [f"/photos/2021/{name}.jpg" for name in names],
+            "taken": ["2021-06-14T12:00:00"] * len(names),
+            "width": [4000] * len(names),
+            "height": [3000] * len(names),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), block.shape[1]),
+        }
+        rows = [pa.array(columns.get(each.name, [None] * len(names)), each.type) for each in schema]
+        store.table.add(pa.table(rows, schema=schema))
+    store.optimize(lookups=False)
+    table_bytes, made = bytes_of(folder), list[Any]()
+    # Without captions no text is embedded.
+    whole = work_of(lambda: made.append(make_approximate(store, None, least=1, before=None, console=None)))
+    encoder = Encoder(SMALL)  # whose vectors these are not: only their index is searched
+    model = {"folder": SMALL, "fingerprint": encoder.fingerprint, "dim": store.dim}
+    facts = {"version": VERSION, "model": model, "inputs": [], "approximate": made[0]}
+    (folder / INDEX_FILE).write_text(json.dumps(facts))
+    index_bytes = bytes_of(folder) - table_bytes - (folder / FILE).stat().st_size
+    again = work_of(lambda: write_memory(store, partitions=made[0]["search"]["partitions"]))
+    codes = (folder / FILE).stat().st_size - 2 * vectors.size
+    return {"all": whole, "file": again, "table_bytes": table_bytes, "index_bytes": index_bytes, "code_bytes": codes}
 
-    def __init__(self, vectors: Vectors, *, folder: Path, serves: bool) -> None:
-        import pyarrow as pa
 
-        store, dim = Store(folder, dim=vectors.shape[1]), vectors.shape[1]
-        store.table.add_columns(pa.schema({"taken": pa.string()}))
-        schema = store.table.schema
-        for start in range(0, len(vectors), BLOCK):
-            block = vectors[start : start + BLOCK]
-            names = [str(start + number) for number in range(len(block))]
-            own: dict[str, Any] = {"id": [f"{int(name):024x}" for name in names], "hash": names}
-            own |= {
-                "path": [f"/photos/2021/{name}.jpg" for name in names],
-                "taken": ["2021-06-14T12:00:00"] * len(names),
-            }
-            own |= {"width": [4000] * len(names), "height": [3000] * len(names)}
-            columns = [pa.array(own.get(each.name, [None] * len(names)), each.type) for each in schema]
-            columns[schema.names.index("vector")] = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), dim)
-            store.table.add(pa.table(columns, schema=schema))
-        store.optimize(lookups=False)
-        # Without captions no text is embedded.
-        made: list[Any] = []
-        built = work_of(lambda: made.append(make_approximate(store, None, least=1, before=None, console=None)))
-        encoder = Encoder(SMALL)  # whose vectors these are not: only their index is searched
-        model = {"folder": SMALL, "fingerprint": encoder.fingerprint, "dim": vectors.shape[1]}
-        facts = {"version": VERSION, "model": model, "inputs": [], "approximate": made[0]}
-        (folder / INDEX_FILE).write_text(json.dumps(facts))
-        service = start_service(folder) if serves else {}
-        before, began = psutil.Process().memory_info().rss, time.perf_counter()
-        self.index = Index(folder, in_memory=True)
-        self.search(np.array(vectors[0]))
-        opened = {"open_seconds": round(time.perf_counter() - began, 2)}
-        grown = (psutil.Process().memory_info().rss - before) >> 20
-        sizes = {"index": sum(file.stat().st_size for file in folder.glob(FILE))}  # 0: searched exactly
-        self.figures = {"build": built, "service": service, **opened, "memory_mb": grown, "bytes": sizes}
-        self.figures["parameters"] = made[0].get("memory")
+class Stored(Engine):
+    """The project's table on disk, by LanceDB: its index, or with no settings every vector."""
 
-    def search(self, query: Vector) -> Found:
-        """Whole results."""
-        return np.array([int(hit.id, 16) for hit in self.index.nearest(query, top=NEAREST)])
+    def __init__(self, folder: Path, *, partitions: int = 0) -> None:
+        super().__init__(partitions)
+        self._store, self._partitions = Store(folder), partitions
 
-    def as_client(self) -> None:
-        """Nothing to do."""
+    def search(self, query: Vector) -> Positions:
+        """Ask LanceDB."""
+        how = Approximate(self._partitions, self.setting.effort, self.setting.candidates) if self._partitions else None
+        rows = self._store.nearest(query, top=NEAREST, columns=["id"], search=how)
+        return np.array([int(name, 16) for name in rows["id"].to_pylist()])
+
+
+class InMemory(Engine):
+    """The project's file of vectors, by FAISS."""
+
+    def __init__(self, folder: Path, *, partitions: int) -> None:
+        super().__init__(partitions)
+        self._vectors, self._partitions = MemoryVectors(folder), partitions
+
+    def search(self, query: Vector) -> Positions:
+        """Read some partitions."""
+        how = Approximate(self._partitions, self.setting.effort, self.setting.candidates)
+        return self._vectors.nearest(query, top=NEAREST, search=how)[0]
+
+
+class Results(Engine):
+    """Whole results of an index folder as the service gives them, with the settings that `vlmo index` chose."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._index = Index(folder, in_memory=True)
+
+    def search(self, query: Vector) -> Positions:
+        """Find images."""
+        return np.array([int(hit.id, 16) for hit in self._index.nearest(query, top=NEAREST)])
 
 
 def start_service(folder: Path) -> dict[str, float]:
@@ -181,76 +175,102 @@ def start_service(folder: Path) -> dict[str, float]:
         return {"start_seconds": round(seconds, 2), "resident_mb": resident(process) >> 20}
 
 
-# ---------------------------------------------------------------------------------------------- FAISS
+# ---------------------------------------------------------------------------------------------- peers
 
 
-class Faiss:
-    """An index of FAISS in memory."""
+def build_faiss(vectors: Vectors, file: Path, *, factory: str) -> dict[str, Any]:
+    """Write an index of FAISS, trained like the project's: on 64 vectors a partition, in ten iterations."""
+    partitions, dim = round(math.sqrt(len(vectors))), vectors.shape[1]
+    index = faiss.index_factory(dim, factory.format(partitions=partitions, dim=dim), faiss.METRIC_INNER_PRODUCT)
+    if isinstance(index, faiss.IndexHNSW):
+        index.hnsw.efConstruction = EXPANSION
+    else:
+        index.cp.niter, index.cp.max_points_per_centroid = 10, _TRAINED_WITH
+    sample = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), _TRAINED_WITH * partitions)).astype(int))
 
-    def __init__(self, index: Any, codes: Any = None, **figures: Any) -> None:
-        self.index, self.codes, self.figures = index, codes, figures
+    def build() -> None:
+        index.train(np.ascontiguousarray(vectors[sample]))
+        for _, block in blocks_of(vectors):
+            index.add(block)
 
-    def read_more(self) -> bool:
-        """Read a tenth more partitions of the codes for a query; False if all are read."""
-        nprobes = min(self.codes.nlist, math.ceil(1.1 * self.codes.nprobe))
-        more, self.codes.nprobe = nprobes > self.codes.nprobe, nprobes
-        self.figures["parameters"] = self.figures["parameters"] | {"nprobes": nprobes}
-        return more
+    built = work_of(build)
+    faiss.write_index(index, str(file))
+    return {"file": built, "code_bytes": file.stat().st_size}
 
-    def search(self, query: Vector) -> Found:
-        """As the index does it."""
-        return self.index.search(query[None], NEAREST)[1][0]
 
-    def as_client(self) -> None:
-        """Clients share the cores; FAISS counts its threads for each of them."""
-        import faiss
+class Faiss(Engine):
+    """An index of FAISS, whose candidates are compared in half floats."""
 
+    def __init__(self, file: Path, project: faiss.IndexRefine) -> None:
+        self._codes, self._project = faiss.read_index(str(file)), project  # both live as long as what refers to them
+        self._is_graph = isinstance(self._codes, faiss.IndexHNSW)
+        super().__init__(_WIDEST_GRAPH if self._is_graph else self._codes.nlist)
+        self._index = faiss.IndexRefine(self._codes, project.refine_index)
+
+    def search(self, query: Vector) -> Positions:
+        """Read some partitions, or walk in a graph."""
         faiss.omp_set_num_threads(1)
+        effort = self.setting.effort
+        if self._is_graph:
+            base = faiss.SearchParametersHNSW(efSearch=effort)
+        else:
+            base = faiss.SearchParametersIVF(nprobe=effort)
+        factor = self.setting.candidates / NEAREST
+        how = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=base)
+        return self._index.search(query[None], NEAREST, params=how)[1][0]
 
 
-def add(index: Any, vectors: Vectors) -> None:
-    """Adds vectors to an index of FAISS, block by block."""
-    for start in range(0, len(vectors), BLOCK):
-        index.add(np.ascontiguousarray(vectors[start : start + BLOCK]))
+def build_usearch(vectors: Vectors, file: Path) -> dict[str, Any]:
+    """Write usearch's graph of vectors in bytes."""
+    graph = Graph(ndim=vectors.shape[1], metric="cos", dtype="i8", connectivity=LINKS, expansion_add=EXPANSION)
+
+    def build() -> None:
+        for start, block in blocks_of(vectors):
+            graph.add(np.arange(start, start + len(block)), block, threads=os.cpu_count() or 1)
+
+    built = work_of(build)
+    graph.save(str(file))
+    return {"file": built, "code_bytes": file.stat().st_size}
 
 
-def faiss_engines(
-    vectors: Vectors, *, threads: int, graph: bool, wants: Callable[[str], bool]
-) -> Iterator[tuple[str, Faiss]]:
-    """Exact search, RaBitQ codes with exact distances of the candidates, and a graph; all in memory."""
-    import faiss
+class Usearch(Engine):
+    """usearch's graph, whose candidates are compared in half floats."""
 
-    faiss.omp_set_num_threads(threads)
-    rows, dim = vectors.shape
-    flat = faiss.IndexFlatIP(dim)
-    written = work_of(lambda: add(flat, vectors))
-    held = {"vectors": rows * dim * 4}
-    yield "faiss exact", Faiss(flat, build=written, bytes=held)
+    def __init__(self, file: Path, project: faiss.IndexRefine) -> None:
+        super().__init__(_WIDEST_GRAPH)
+        graph = Graph.restore(str(file))
+        assert graph is not None
+        self._graph, self._project = graph, project
 
-    parameters = index_parameters(rows)
-    for name, codes in (("faiss RaBitQ", "RaBitQfs"), ("faiss SQ8", "SQ8")):
-        if not wants(name):
-            continue
-        index = faiss.index_factory(dim, f"IVF{parameters['partitions']},{codes}", faiss.METRIC_INNER_PRODUCT)
-        built = work_of(lambda index=index: train_and_add(index, vectors))
-        index.nprobe = parameters["nprobes"]
-        refined = faiss.IndexRefine(index, flat)
-        refined.k_factor = parameters["refine_factor"]
-        sizes = held | {"index": len(faiss.serialize_index(index))}
-        yield name, Faiss(refined, index, kind=f"IVF, {codes}", parameters=parameters, build=built, bytes=sizes)
-
-    if graph and wants("faiss HNSW"):
-        index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction, index.hnsw.efSearch = 200, 128
-        built = work_of(lambda: add(index, vectors))
-        held = {"index": len(faiss.serialize_index(index))}
-        parameters = {"m": 32, "ef_construction": 200, "ef": 128}
-        yield "faiss HNSW", Faiss(index, kind="HNSW", parameters=parameters, build=built, bytes=held)
+    def search(self, query: Vector) -> Positions:
+        """Walk in the graph."""
+        self._graph.expansion_search = self.setting.effort
+        keys = self._graph.search(query, self.setting.candidates, threads=1).keys.astype(np.int64)
+        scores = self._project.refine_index.reconstruct_batch(keys) @ query
+        return keys[np.argsort(-scores)[:NEAREST]]
 
 
-def train_and_add(index: Any, vectors: Vectors) -> None:
-    """k-means on a random 256 vectors a partition, the most that FAISS takes by default, then adds all."""
-    count = min(len(vectors), index.cp.max_points_per_centroid * index.nlist)
-    rows = np.sort(np.random.default_rng(0).choice(len(vectors), size=count, replace=False))
-    index.train(np.ascontiguousarray(vectors[rows]))
-    add(index, vectors)
+# ---------------------------------------------------------------------------------------------- all
+
+
+def build_engine(name: str, vectors: Vectors, folder: Path) -> dict[str, Any]:
+    """Write what a peer reads, and return its bytes and the seconds."""
+    file = folder / f"{name}.index"
+    if name == USEARCH:
+        return build_usearch(vectors, file)
+    return build_faiss(vectors, file, factory=FACTORIES[name])
+
+
+def open_engines(folder: Path, peers: Sequence[str]) -> dict[str, Engine]:
+    """Open what was built, by name."""
+    index = folder / PROJECT
+    partitions = json.loads((index / INDEX_FILE).read_text())["approximate"]["search"]["partitions"]
+    whole = faiss.read_index(str(index / FILE), faiss.IO_FLAG_MMAP_IFC)
+    engines: dict[str, Engine] = {
+        "vlmo, exact on disk": Stored(index),
+        "vlmo, LanceDB's IVF_RQ on disk": Stored(index, partitions=partitions),
+        OURS: InMemory(index, partitions=partitions),
+    }
+    for name in peers:
+        engines[name] = (Usearch if name == USEARCH else Faiss)(folder / f"{name}.index", whole)
+    return engines

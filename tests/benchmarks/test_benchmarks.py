@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from tests.integrations.toy_gallery import drawings, trained_folder
 from tests.retrieval.toy_index import encoded
 
 import clip_peer
+import search
+import search_engines
 import stage3_step
+import surroundings
 import word_search
-from vectors import MadeVectors, Neighbours
+from vectors import MadeVectors, Neighbours, Questions
 from vlmo.processing import VLMoProcessor
 from vlmo.retrieval import Encoder
 
@@ -55,8 +59,8 @@ SMALLEST = {
         "sets/0: vlmo-small, emoji-pairs test/top 1/share_of_pairs",
     ),
     "search": (
-        "--sizes 600 300 --dim 64 --query-count 4 --seconds 60 --threads 1 --clients 3",
-        "in memory beside FAISS RaBitQ/recall@10",
+        "--size 600 --dim 64 --query-count 8 --turns 1 --threads 1 --clients 3",
+        "engines/usearch HNSW, int8/texts/recall@10",
     ),
     "serving": (
         "--vectors 300 --drawings 40 --clients 3 --rerank 4 --seconds 0.5 --soak 2",
@@ -91,9 +95,33 @@ def test_benchmark_writes_what_documents_quote(name, tmp_path, shared_folder, mo
 @pytest.mark.slow
 def test_drawn_words_are_found_among_other_images_by_words_alone(tmp_path) -> None:
     rows = [{"image": {"bytes": encoded(each)}} for each in drawings()[:6]]
-    options = word_search.Options(signs=4, sides=(400,))
+    options = word_search.Options(signs=4, sides=(400,), seeds=(3,))
     found = word_search.measure_signs(Encoder(trained_folder(tmp_path / "model", steps=1)), rows, options)
-    assert found["400 pixels"]["IR@1"]["words"]["mean"] == 100
+    assert found["400 pixels"]["seed 3"]["IR@1"]["words"]["mean"] == 100
+
+
+def test_search_gets_the_least_setting_that_reaches_the_recall() -> None:
+    class Steps(search_engines.Engine):
+        def search(self, query):
+            reached = self.setting.effort >= 40 and self.setting.candidates >= 100
+            return np.arange(10 if reached else 9)
+
+    questions = Questions(np.zeros((3, 2), np.float32), np.arange(10)[None].repeat(3, axis=0))
+    chosen = search.choose(Steps(most=500), questions, seconds=1)
+    assert chosen.effort == 40
+    assert chosen.candidates >= 100
+    assert search.choose(Steps(most=30), questions, seconds=1) == search_engines.Setting(30, 800)
+
+
+def test_results_of_a_changed_tree_are_refused(monkeypatch) -> None:
+    described = SimpleNamespace(stdout="0123-dirty\n")
+    monkeypatch.setattr(surroundings.subprocess, "run", lambda *_, **__: described)
+    published = surroundings.ROOT / "benchmarks" / "results" / "x.json"
+    with pytest.raises(SystemExit, match="commit"):
+        surroundings.surroundings("x.py", ["--out", str(published)], packages=())
+    assert surroundings.surroundings("x.py", ["--out", "x.json"], packages=())["commit"] == "0123-dirty"
+    described.stdout = "0123\n"
+    assert surroundings.surroundings("x.py", ["--out", str(published)], packages=())["commit"] == "0123"
 
 
 def test_neighbours_are_those_of_all_blocks_together() -> None:

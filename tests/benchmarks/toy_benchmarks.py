@@ -147,7 +147,7 @@ def word_search(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) 
 
 def search(_script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
     for module in (approximate, index):
-        patch.setattr(module, "MAX_BYTES", 100_000)  # less than the larger set, and more than the smaller one
+        patch.setattr(module, "MAX_BYTES", 100_000)  # less than the vectors take
     return ["--work", str(folder)]
 
 

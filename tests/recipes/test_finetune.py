@@ -119,7 +119,7 @@ def test_the_model_comes_first_and_is_checked_before_the_run(tmp_path, capsys, m
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "photos"
     captions(data)
-    assert "--data stands before the model" in refused(["finetune", "--data", str(data), "vlmo-small"], capsys)
+    assert "--data stands where a name is expected" in refused(["finetune", "--data", str(data), "vlmo-small"], capsys)
     line = ["finetune", "vlmo-small", "--data", str(data), "--dry-run"]
     assert "has shape" in refused([*line, "--model.patch-size", "32"], capsys)
     model = tmp_path / "animals" / "model"

@@ -135,7 +135,7 @@ def test_groups_are_albums_and_months_with_their_newest_image(client, index) -> 
 
 def test_index_without_columns_of_photographs_has_no_groups(parts, client, monkeypatch) -> None:
     monkeypatch.setattr(Index, "columns", {"year": "number"})
-    assert client.get("/v1/groups").json() == {"albums": [], "months": []}
+    assert client.get("/v1/groups").json() == {"albums": [], "months": [], "num_undated": 0}
 
 
 def test_archive_has_the_files_as_they_are_and_names_missing_ones(client, folder, index) -> None:

@@ -258,13 +258,16 @@ def test_filters_narrow_the_search_and_can_be_removed(page) -> None:
         expect(cards(page)).to_have_count(3)
 
 
+MONTHS = ["Date unknown (file of April 2020)", "Date unknown (file of March 2020)"]
+
+
 def test_photographs_are_listed_by_month_and_their_link_keeps_the_query(page) -> None:
     page.get_by_text("Filters", exact=True).click()
     page.locator("[name=from]").fill("2020-03-11")
     page.locator("[name=to]").fill("2020-04-30")
     page.get_by_role("button", name="Apply").click()
     expect(cards(page)).to_have_count(3)
-    expect(page.locator("#grid h2")).to_have_text(["April 2020", "March 2020"])
+    expect(page.locator("#grid h2")).to_have_text(MONTHS)
     expect(cards(page).last).to_contain_text("2020-03-11 12:00")
     assert page.url.endswith("?from=2020-03-11&to=2020-04-30")
     search(page, "a red circle")
@@ -273,17 +276,17 @@ def test_photographs_are_listed_by_month_and_their_link_keeps_the_query(page) ->
     page.locator("#filters summary").click()
     page.locator("[name=sort]").select_option("date")
     page.get_by_role("button", name="Apply").click()
-    expect(page.locator("#grid h2")).to_have_text(["April 2020", "March 2020"])
+    expect(page.locator("#grid h2")).to_have_text(MONTHS)
     expect(cards(page).first).to_contain_text("2020-04-11")
     page.goto(page.url)
-    expect(page.locator("#grid h2")).to_have_text(["April 2020", "March 2020"])
+    expect(page.locator("#grid h2")).to_have_text(MONTHS)
     assert page.evaluate(ACCESSIBLE) == []
     page.get_by_role("button", name="Remove the filter to: 2020-04-30").click()
     expect(cards(page)).to_have_count(19)
     page.locator("#grid .month").first.evaluate(
         "(heading) => heading.nextElementSibling.querySelector('button').click()"
     )
-    expect(page.get_by_role("dialog")).to_contain_text("2020-12-11T12:00:00")
+    expect(page.get_by_role("dialog")).to_contain_text("2020-12-11")
 
 
 def test_question_about_a_found_and_about_an_own_image(page) -> None:
