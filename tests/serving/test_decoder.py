@@ -24,7 +24,9 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on
 
 @pytest.fixture
 def decoders(request) -> Iterator[Decoders]:
-    with contextlib.closing(Decoders(1, **{"max_pixels": MANY_PIXELS} | getattr(request, "param", {}))) as made:
+    # Time enough on a machine whose processors others use, too.
+    settings = {"max_pixels": MANY_PIXELS, "cpu_seconds": 60} | getattr(request, "param", {})
+    with contextlib.closing(Decoders(1, **settings)) as made:
         yield made
 
 

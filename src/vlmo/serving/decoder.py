@@ -25,7 +25,7 @@ from PIL import AvifImagePlugin, Image
 from vlmo.data.decoding import COMMON_FORMATS, decode_image
 from vlmo.processing.images import register_heic, strips
 
-_USUAL_PIXELS, _USUAL_SECONDS = 25_000_000, 2.0
+_USUAL_PIXELS, _USUAL_SECONDS = 25_000_000, 4.0
 """Processor time that an image of so many pixels may take to decode; a larger one may take more, in proportion."""
 _IMAGE_BYTES, _OTHER_BYTES, _USUAL_BYTES = 4, 12, 300_000_000
 """Memory for each pixel of the image, and beside it; and what is always allowed beside it."""
@@ -50,7 +50,7 @@ class Decoders:
     Args:
         count: Number of processes, and of images that are decoded at a time.
         max_pixels: Largest width x height that is accepted.
-        cpu_seconds: Processor time that one image may take; None: 2 seconds, more if `max_pixels` is above 25 million.
+        cpu_seconds: Processor time that one image may take; None: 4 seconds, more if `max_pixels` is above 25 million.
         memory: Bytes that a process may take for one image, limited on Linux; None: 4 for each of `max_pixels`, and 300
             million or, if that is more, 12 for each.
     """
