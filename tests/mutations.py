@@ -310,8 +310,8 @@ MUTATIONS = (
     Mutation(
         "kept pixels never found",
         "retrieval/search.py",
-        "self._pixels[hit.id, hit.hash] = pixels",
-        "self._pixels[hit.id] = pixels",
+        "self._pixels[hit.id, hit.hash] = pixels\n",
+        "self._pixels[hit.id] = pixels\n",
     ),
     Mutation(
         "sum of image and text not normalised",

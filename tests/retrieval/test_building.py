@@ -39,7 +39,7 @@ from vlmo import progress
 from vlmo.data import listing
 from vlmo.data.decoding import EncodedImage
 from vlmo.retrieval import Index, Searcher, build_index, building, embedding, store
-from vlmo.retrieval.index import Query
+from vlmo.retrieval.index import IndexQuery
 from vlmo.retrieval.sources import Record, image_id
 from vlmo.retrieval.store import Store
 from vlmo.serving.parts import load_parts
@@ -367,7 +367,7 @@ def test_folder_that_was_emptied_is_forgotten(indexed, encoder):
     (folder / "raw.dng").touch()
     report = build(encoder, out=out)
     assert (report.images, report.deleted) == (0, 3)
-    assert Index(out, in_memory=True).num_images == Index(out).rank(Query(None, top=1)).places.size == 0
+    assert Index(out, in_memory=True).num_images == Index(out).rank(IndexQuery(None, top=1)).places.size == 0
     (folder / "new.png").write_bytes(encoded(drawings()[4]))
     assert build(encoder, out=out).images == 1
 

@@ -22,6 +22,7 @@ from vlmo.evaluation import evaluate_retrieval
 from vlmo.retrieval import Index, Searcher, SearchResult
 from vlmo.retrieval.hits import NO_RANKING, Ranking
 from vlmo.retrieval.results import as_json, as_table, write_sheet
+from vlmo.retrieval.search import SearchOptions, SearchQuery
 
 CLOSE = 1e-4  # sums in another order; scores are some units large
 QUERY, TITLE = CAPTIONS[8][0], "a red <b>square</b> [bold]"
@@ -109,8 +110,9 @@ def test_candidates_that_hardly_matter_are_not_scored(logits, scored, searcher):
         while True:
             wanted = steps.send({kind: answer(kind, rows) for kind, rows in wanted.items()})
 
+    options = SearchOptions(top=2, rerank=12, weight=0.5, mode="vectors")
     with pytest.raises(StopIteration) as end:
-        run(searcher.steps(QUERY, None, top=2, rerank=12, weight=0.5, mode="vectors"))
+        run(searcher.steps(SearchQuery(text=QUERY), options))
     assert sizes == scored
     assert [hit.id for hit in end.value.value.hits] == ["0", "1"]
 

@@ -11,7 +11,7 @@ from tests.retrieval.toy_index import NAMES, build, encoded, write_tar
 
 from vlmo.retrieval import Index, PhotoFilter, Searcher
 from vlmo.retrieval import index as index_module
-from vlmo.retrieval.search import _fuse
+from vlmo.retrieval.fusion import fuse_ranks
 from vlmo.retrieval.store import Store
 from vlmo.retrieval.words import image_texts, image_words, join_rows, own_words, query_words, split_words
 
@@ -103,19 +103,19 @@ def test_kept_words_find_what_lancedb_finds_also_with_filters_and_after_a_change
 
     def check():
         assert index.nearest(encoder.embed_texts(["a"])[0], top=1)  # sees the change
-        images = index._memory.images
+        images = index._memory.exact
         counts = set()
         for number, every in itertools.product(range(1, 5), (True, False)):
             for words in itertools.combinations(["red", "stars", "moon", "cities", "zyqx"], number):
                 wanted = store.matching(words, every=every, most=100, columns=["id"])
-                rows, scores, shares = join_rows([images.having(word) for word in words], every=every)
+                rows, scores, shares = join_rows([images.find_word(word) for word in words], every=every)
                 found = dict(zip(images.table["id"].take(rows).to_pylist(), scores, strict=True))
                 pairs = zip(wanted["id"].to_pylist(), wanted["_score"].to_pylist(), strict=True)
                 assert found == pytest.approx(dict(pairs), abs=1e-5)
                 assert set(shares) <= ({1.0} if every else {share / number for share in range(1, number + 1)})
                 counts.add(len(found))
         assert counts >= {0, 1, 2, 3, 4}
-        assert images.having.cache_info().currsize == 3
+        assert images.find_word.cache_info().currsize == 3
         for where, words in itertools.product([None, "path like '%d%'"], [["moon"], ["old", "red"], ["zyqx", "city"]]):
             vector = encoder.embed_texts(["moon"])[0]
             disk, memory = (
@@ -194,7 +194,7 @@ def test_orders_are_fused_by_reciprocal_ranks(mode, rerank, searcher):
 def test_images_without_words_keep_their_place_before_those_with_others(named, expected):
     words = {each: own_words(f"/{name}.jpg", (), {}) for each, name in named.items()}
     shares = {each: 1.0 for each, name in named.items() if "kite" in name}
-    assert "".join(_fuse("abcd", shares, ["kite"], words.__getitem__)) == expected
+    assert "".join(fuse_ranks("abcd", shares, ["kite"], words.__getitem__)) == expected
 
 
 @pytest.mark.parametrize("query", ["giraffe", "green giraffe", "the", "a zyqx"])

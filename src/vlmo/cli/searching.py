@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -174,8 +174,17 @@ def search(
     if model is None and not model_folder.is_dir():
         raise ValueError(f"the model of this index was in {model_folder}, which is gone; give --model with its folder")
     searcher = Searcher(Encoder(model_folder, **vars(engines)), index)
-    options: dict[str, Any] = {"rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
-    result = searcher.search(named or query or None, parts=more, top=top, mode=mode, **options)
+    result = searcher.search(
+        named or query or None,
+        parts=more,
+        top=top,
+        rerank=rerank,
+        weight=weight,
+        where=where,
+        photos=photos,
+        sort=sort,
+        mode=mode,
+    )
     query = " ".join([query, *(part.strip() for part in parts)])
     _show_result(query, result, is_json=json)  # before the images are drawn, which may fail
     if sheet is not None:

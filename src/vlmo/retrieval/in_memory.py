@@ -7,13 +7,16 @@ size, as the distances to a query are looked up in one table for all partitions 
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32, Int64
 
 from vlmo.folder.atomic import atomic_file
+from vlmo.retrieval.hits import Ranking
 from vlmo.retrieval.store import Approximate, Store, plain
 
 FILE = "vectors.faiss"
@@ -38,10 +41,20 @@ def write_memory(store: Store, *, partitions: int) -> None:
     sample = np.linspace(0, total - 1, min(total, _TRAINED_WITH * partitions)).astype(int)
     rows = store.table.take_offsets(np.unique(sample).tolist()).select(["vector"]).to_arrow()
     vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
-    codes: Any = faiss.index_factory(dim, f"IVF{partitions},PQ{dim // 4}x4fs", faiss.METRIC_INNER_PRODUCT)
-    codes.by_residual, codes.cp.niter, codes.cp.max_points_per_centroid = False, _ITERATIONS, _TRAINED_WITH
-    codes.cp.min_points_per_centroid = codes.pq.cp.min_points_per_centroid = 1  # no warnings of small sets
-    whole = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    codes: Any = faiss.index_factory(
+        dim, f"IVF{partitions},PQ{dim // 4}x4fs", faiss.METRIC_INNER_PRODUCT
+    )
+    codes.by_residual, codes.cp.niter, codes.cp.max_points_per_centroid = (
+        False,
+        _ITERATIONS,
+        _TRAINED_WITH,
+    )
+    codes.cp.min_points_per_centroid = codes.pq.cp.min_points_per_centroid = (
+        1  # no warnings of small sets
+    )
+    whole = faiss.IndexScalarQuantizer(
+        dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    )
     index = faiss.IndexRefine(codes, whole)
     index.train(vectors)
     for batch in store.scan(["vector"]):
@@ -50,7 +63,9 @@ def write_memory(store: Store, *, partitions: int) -> None:
         with atomic_file(store.folder / FILE) as aside:
             faiss.write_index(index, str(aside))
     except RuntimeError as error:
-        raise ValueError(f"{store.folder / FILE} cannot be written ({plain(error)}); free space, run again") from error
+        raise ValueError(
+            f"{store.folder / FILE} cannot be written ({plain(error)}); free space, run again"
+        ) from error
 
 
 class MemoryVectors:
@@ -73,11 +88,31 @@ class MemoryVectors:
 
     def nearest(
         self, vector: Float32[np.ndarray, " dim"], *, top: int, search: Approximate
-    ) -> tuple[Int64[np.ndarray, " found"], Float32[np.ndarray, " found"]]:
+    ) -> tuple[Int64[np.ndarray, " rank"], Float32[np.ndarray, " rank"]]:
         """Return positions of the most similar vectors, and their cosines in half precision, best first."""
-        base, factor = self._faiss.SearchParametersIVF(nprobe=search.nprobes), max(2, search.candidates / top)
-        how = self._faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=base)
-        self._faiss.omp_set_num_threads(1)  # of the calling thread: others search, or run the model, on the other cores
-        cosines, places = self._index.search(np.asarray(vector, np.float32)[None], min(top, len(self)), params=how)
-        found = places[0] >= 0
-        return places[0][found], cosines[0][found]
+        parameters = self._faiss.IndexRefineSearchParameters(
+            k_factor=max(2, search.candidates / top),
+            base_index_params=self._faiss.SearchParametersIVF(nprobe=search.nprobes),
+        )
+        # Of the calling thread: others search, or run the model, on the other cores.
+        self._faiss.omp_set_num_threads(1)
+        query = np.asarray(vector, np.float32)[None]
+        cosines, positions = self._index.search(query, min(top, len(self)), params=parameters)
+        is_valid = positions[0] >= 0  # -1 where there were too few
+        return positions[0][is_valid], cosines[0][is_valid]
+
+
+@dataclass(frozen=True)
+class CodedImages:
+    """Columns of images in memory, with FAISS's vectors of them and how these are searched."""
+
+    table: pa.Table
+    vectors: MemoryVectors
+    search: Approximate
+
+    def nearest(self, vector: Float32[np.ndarray, " dim"], *, top: int) -> Ranking | None:
+        """Return the most similar images; None if the partitions that are searched have too few."""
+        rows, similarities = self.vectors.nearest(vector, top=top, search=self.search)
+        if len(rows) < min(top, len(self.vectors)):
+            return None
+        return Ranking(self.table, rows, similarities)

@@ -21,21 +21,107 @@ from vlmo.export.sessions import Pixels
 from vlmo.model.reranking import SEARCH_RERANK, num_wanted, rerank_score
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.filters import PhotoFilter
+from vlmo.retrieval.fusion import fuse_ranks
 from vlmo.retrieval.hits import NO_RANKING, Hit, Ranking
-from vlmo.retrieval.index import MAX_TOP, Index, Query
-from vlmo.retrieval.words import Mode, OwnWords, query_words, singular
+from vlmo.retrieval.index import MAX_TOP, Index, IndexQuery
+from vlmo.retrieval.words import Mode, query_words
 
-TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD, STORED = "texts", "images", "tokens", "pairs", "index", "load", "stored"
+TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD, STORED = (
+    "texts",
+    "images",
+    "tokens",
+    "pairs",
+    "index",
+    "load",
+    "stored",
+)
 STEP = 8
 """Candidates that are reranked first, and then at a time, at most."""
-_FUSED, _RANK = 100, 60
-"""Images of each order, at least, that are fused; the constant of Cormack et al., "Reciprocal Rank Fusion outperforms
-Condorcet and Individual Rank Learning Methods", 2009."""
+_FUSED = 100
+"""Images of both orders, at least, that are fused."""
 _LIKE, _UNLIKE = 0.75, 0.15
-"""Weights of the mean of images to be like, and of each not to be like (Manning et al., "The Rocchio algorithm")."""
+"""Weights of the mean of images to be like, and of those not to be like (Manning et al., "The Rocchio
+algorithm")."""
 _NO_DIRECTION = 1e-4  # length of a sum of vectors below which its direction is rounding
 _PIXEL_BYTES = 2**28
 """Limit of the images that are kept as the model takes them, those that were reranked last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Options of a search, the same in Python, on the command line and over HTTP.
+
+    Attributes:
+        top: Number of results.
+        rerank: Most candidates that the fusion encoder scores, for single texts only; 0: none. None:
+            `SEARCH_RERANK`, but none for other queries, texts of fewer words than the model's
+            `rerank_min_words`, and models without a matching head.
+        weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
+        where: A filter in SQL over the columns of metadata.
+        photos: A filter by date, place and album.
+        sort: "date": the best are sorted by date, the newest first.
+        mode: "vectors"; "words": only images whose captions, file names, albums or texts in them have a
+            word of the text; "hybrid": the order by the model and that by words, fused by reciprocal
+            ranks; "auto": the same, where only images that have all words are found by words.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    top: int = 10
+    rerank: int | None = None
+    weight: float | None = None
+    where: str | None = None
+    photos: PhotoFilter = field(default_factory=PhotoFilter)
+    sort: Literal["date"] | None = None
+    mode: Mode = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("top", self.top, 1), ("rerank", self.rerank or 0, 0)):
+            if not least <= value <= MAX_TOP:
+                raise ValueError(f"{name} is {value}; give a number from {least} to {MAX_TOP}")
+        if self.weight is not None and not 0 <= self.weight <= 1:
+            raise ValueError(
+                f"weight is {self.weight}; give the share of the match score, from 0 to 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchQuery:
+    """What is searched for: the direction of the weighted sum of all vectors.
+
+    Attributes:
+        text: Words, with weight 1.
+        pixels: An image as the model takes it (`Encoder.pixels`), with weight 1.
+        parts: More texts and images with their weights; negative ones are subtracted.
+        like: Ids of indexed images that the query moves towards (Rocchio's relevance feedback), and that
+            are not results.
+        unlike: Ids of those that it moves away from.
+    """
+
+    text: str | None = None
+    pixels: Pixels | None = None
+    parts: Sequence[tuple[str | Pixels, float]] = ()
+    like: Sequence[str] = ()
+    unlike: Sequence[str] = ()
+
+    @property
+    def is_single_text(self) -> bool:
+        """True for a text alone, which the fusion encoder can match."""
+        others = self.parts or self.like or self.unlike
+        return self.text is not None and self.pixels is None and not others
+
+    @property
+    def texts(self) -> list[tuple[str, float]]:
+        """All texts with their weights."""
+        first = [] if self.text is None else [(self.text, 1.0)]
+        return first + [(part, weight) for part, weight in self.parts if isinstance(part, str)]
+
+    @property
+    def images(self) -> list[tuple[Pixels, float]]:
+        """All images with their weights."""
+        first = [] if self.pixels is None else [(self.pixels, 1.0)]
+        return first + [(part, weight) for part, weight in self.parts if not isinstance(part, str)]
 
 
 @dataclass(frozen=True)
@@ -74,20 +160,26 @@ class SearchResult:
         """Remarks on the result, in words; None if there are none."""
         notes = []
         if self.no_match:
-            notes.append("no match: the model does not know these words and reads them in pieces, as it does nonsense")
+            notes.append(
+                "no match: the model does not know these words and reads them in pieces, as it does nonsense"
+            )
         if self.num_unreadable:
             notes.append(f"{self.num_unreadable} images could not be read and were not reranked")
         if self.num_undated:
-            notes.append(f"{self.num_undated} of {len(self.hits)} have no date of their own: that of the file counts")
+            notes.append(
+                f"{self.num_undated} of {len(self.hits)} have no date of their own: that of the file counts"
+            )
         return "; ".join(notes) or None
 
 
-Asked: TypeAlias = dict[str, list[Any]]
-"""Rows for the encoder's functions by kind: `TEXTS`, `IMAGES` (as pixels), `TOKENS`, `PAIRS` (of pixels and text); ids
-of images whose vectors are in the index (`STORED`); or functions to call, which ask the index (`INDEX`), or read and
-resize an image (`LOAD`)."""
-Steps: TypeAlias = Generator[Asked, dict[str, Sequence[Any]], SearchResult]
-"""A search, which takes the results of what it asks for by kind, in the order of the rows."""
+Work: TypeAlias = dict[str, list[Any]]
+"""Rows for the encoder's functions by kind: `TEXTS`, `IMAGES` (as pixels), `TOKENS`, `PAIRS` (of pixels and
+text); ids of images whose vectors are in the index (`STORED`); or functions to call, which ask the index
+(`INDEX`), or read and resize an image (`LOAD`)."""
+Results: TypeAlias = Mapping[str, Sequence[Any] | np.ndarray]
+"""Results of the rows of a `Work`, in their order."""
+Steps: TypeAlias = Generator[Work, Results, SearchResult]
+"""A search as a generator: it yields the work that it needs, and is sent the results."""
 
 
 class Searcher:
@@ -106,20 +198,17 @@ class Searcher:
                 f"{self.index.fingerprint[:8]}) than {self.encoder.folder} ({self.encoder.fingerprint[:8]}): their "
                 "vectors cannot be compared. Use that model, or build an index with this one"
             )
-        self._lock, self._pixels = threading.Lock(), dict[Any, Pixels]()  # of images that were reranked last
+        self._lock = threading.Lock()
+        self._pixels: dict[
+            tuple[str, str], Pixels
+        ] = {}  # of images that were reranked last, by id and hash
 
     def search(
         self,
         query: str | Path | Image.Image | None = None,
         *,
         parts: Sequence[tuple[str | Path | Image.Image, float]] = (),
-        top: int = 10,
-        rerank: int | None = None,
-        weight: float | None = None,
-        where: str | None = None,
-        photos: PhotoFilter | None = None,
-        sort: Literal["date"] | None = None,
-        mode: Mode = "auto",
+        **options: Any,
     ) -> SearchResult:
         """Search images by a text or by an image.
 
@@ -130,180 +219,235 @@ class Searcher:
         It scores `top` of them, and more, `rerank` at most, until the others hardly matter (`num_wanted`).
 
         Args:
-            query: A text; an image, or the `Path` of an image file. A text that names a file is refused. None: with the
-                order by date, all images that pass the filters.
-            parts: More texts and images with their weights, such as ("people", -1.0): the query is the direction of the
-                weighted sum of all vectors, without reranking, and with "auto" without words if one is subtracted.
-            rerank: Most candidates that the fusion encoder scores, for texts only; 0: none. None: `SEARCH_RERANK`,
-                but none for other queries, texts of fewer words than `rerank_min_words`, and models without a matching
-                head.
-            weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
-            where: A filter in SQL over the columns of metadata.
-            sort: "date": the best are sorted by date, the newest first.
-            mode: "vectors"; "words": only images whose captions, file names, albums or texts in them have a word of the
-                text; "hybrid": the order by the model and that by words, fused by reciprocal ranks. "auto": the same,
-                where only images that have all words are found by words.
+            query: A text; an image, or the `Path` of an image file. A text that names a file is refused.
+                None: with the order by date, all images that pass the filters.
+            parts: More texts and images with their weights, such as ("people", -1.0), without reranking;
+                with "auto" also without words if one is subtracted.
+            options: Those of `SearchOptions`.
 
         Raises:
             ValueError: An argument is wrong; the message says what is right.
         """
-        began = time.perf_counter()
-        text = query if isinstance(query, str) else None
+        started_at = time.perf_counter()
         # Programs search for texts of strangers, who must not search by the program's files.
-        for each in [query, *(part for part, _ in parts)]:
-            if isinstance(each, str) and image_named(_filled(each)) is not None:
-                raise ValueError(f"{each} is an image file; give a Path or an image to search by it, or words")
-        least, of = self.encoder.least_side, self.encoder.pixels
-        more = [(part if isinstance(part, str) else of(_opened(part, least=least)), share) for part, share in parts]
-        pixels = None if query is None or text is not None else of(_opened(query, least=least))
-        options = {"top": top, "rerank": rerank, "weight": weight, "where": where, "photos": photos, "sort": sort}
-        return self._run(self.steps(text, pixels, more=more, began=began, mode=mode, **options))
+        for part in [query, *(part for part, _ in parts)]:
+            if isinstance(part, str) and image_named(_checked(part)) is not None:
+                raise ValueError(
+                    f"{part} is an image file; give a Path or an image to search by it, or words"
+                )
+        search_query = SearchQuery(
+            text=query if isinstance(query, str) else None,
+            pixels=None if query is None or isinstance(query, str) else self._open_pixels(query),
+            parts=[
+                (part if isinstance(part, str) else self._open_pixels(part), weight)
+                for part, weight in parts
+            ],
+        )
+        return self._run(self.steps(search_query, SearchOptions(**options), started_at=started_at))
 
-    def similar(
-        self,
-        id: str,  # noqa: A002
-        *,
-        top: int = 10,
-        where: str | None = None,
-        photos: PhotoFilter | None = None,
-        sort: Literal["date"] | None = None,
-    ) -> SearchResult:
-        """Search images like one of the index, without itself; ValueError if there is no such image."""
-        return self._run(self.steps(None, None, like=[id], top=top, where=where, photos=photos, sort=sort))
+    def similar(self, id: str, **options: Any) -> SearchResult:  # noqa: A002
+        """Search images like one of the index, without itself; `options` are those of `SearchOptions`.
+
+        Raises:
+            ValueError: There is no such image, or an option is wrong.
+        """
+        return self._run(self.steps(SearchQuery(like=[id]), SearchOptions(**options)))
 
     def warm_up(self) -> None:
         """Load the fusion encoder, so that the first search finds it ready."""
         if self.encoder.can_match:
             self.encoder.match([Image.new("RGB", (256, 256), "white")], ["an image"])
 
-    # ------------------------------------------------------------------------------ steps, for whoever shares the model
+    def _open_pixels(self, image: str | Path | Image.Image) -> Pixels:
+        if not isinstance(image, Image.Image):
+            cell = {"bytes": None, "path": str(Path(image).expanduser())}
+            image = EncodedImage(cell).decode_to(self.encoder.least_side)
+        return self.encoder.pixels(image)
+
+    # -------------------------------------------------- a search as steps, for callers that share the model
 
     def steps(
-        self,
-        text: str | None,
-        pixels: Pixels | None,
-        *,
-        more: Sequence[tuple[str | Pixels, float]] = (),
-        like: Sequence[str] = (),
-        unlike: Sequence[str] = (),
-        top: int = 10,
-        rerank: int | None = None,
-        weight: float | None = None,
-        where: str | None = None,
-        photos: PhotoFilter | None = None,
-        sort: Literal["date"] | None = None,
-        mode: Mode = "auto",
-        began: float | None = None,
+        self, query: SearchQuery, options: SearchOptions, *, started_at: float | None = None
     ) -> Steps:
-        """Search by a text, an image (`Encoder.pixels`), both or neither, as a generator that asks for all work.
+        """Search as a generator that asks for all work, by the model and by the index.
 
-        Arguments are those of `search`, `more` (its `parts`, with pixels), `like` and `unlike` (ids of images of the
-        index that the query moves towards and away from, by Rocchio's relevance feedback, and that are not found) and
-        `began` (time by `time.perf_counter` that durations count from; None: now). ValueError if one is wrong.
+        Args:
+            started_at: Time by `time.perf_counter` that durations count from; None: now.
+
+        Raises:
+            ValueError: Query and options do not fit each other, or the model.
         """
-        began, ids = time.perf_counter() if began is None else began, [*like, *unlike]
-        encoder, by_text = self.encoder, pixels is None and text is not None and not more and not ids
-        if rerank is None:
-            helps = by_text and encoder.can_match and mode != "words"
-            helps = helps and len((text or "").split()) >= encoder.rerank_min_words
-            rerank = SEARCH_RERANK if helps else 0
-        self._check(text, mode, top, rerank, weight, by_text=by_text)
-        given = [(part, share) for part, share in ((text, 1.0), (pixels, 1.0), *more) if part is not None]
-        if not given and not like and sort is None:
-            raise ValueError("there is no query; give words or an image, or the order by date")
-        texts = [(part, share) for part, share in given if isinstance(part, str)]
-        images = [(part, share) for part, share in given if not isinstance(part, str)]
-        by_words = not ids and (
-            mode in {"words", "hybrid"} or (mode == "auto" and all(share > 0 for _, share in given))
+        if started_at is None:
+            started_at = time.perf_counter()
+        rerank = self._num_candidates(query, options)
+        words = _words_to_look_up(query, options)
+
+        # 1. Encode the texts and images of the query.
+        vector, is_unknown = yield from self._encode(query)
+        encoded_at = time.perf_counter()
+
+        # 2. Rank images by the vector, and by words.
+        rank = functools.partial(
+            self._rank, query, options, vector=vector, words=words, rerank=rerank
         )
-        words = query_words(" ".join(part for part, share in texts if share > 0)) if by_words else []
-        asked: Asked = {IMAGES: [part for part, _ in images]} if images else {}
-        asked |= {TEXTS: [_filled(part) for part, _ in texts]} if texts else {}
-        answers = yield asked | ({TOKENS: [text]} if by_text else {})
-        no_match = TOKENS in answers and encoder.is_unknown(text or "", tokens=answers[TOKENS][0])
-        vectors = [*answers.get(TEXTS, ()), *answers.get(IMAGES, ())]
-        vector = weighted_direction(vectors, [share for _, share in (*texts, *images)]) if vectors else None
-        if ids:
-            known = (yield {STORED: ids})[STORED]
-            weights = [1.0] * (vector is not None) + [_LIKE / len(like) for _ in like] + [-_UNLIKE for _ in unlike]
-            vector = weighted_direction([*([] if vector is None else [vector]), *known], weights)
-        encoded = time.perf_counter()
+        ((by_words, by_vectors),) = (yield {INDEX: [rank]})[INDEX]
+        feedback = {*query.like, *query.unlike}
+        order = [image_id for image_id in by_vectors.ranks if image_id not in feedback]
+        ranked_at = time.perf_counter()
+        seconds = {"encode": encoded_at - started_at, "index": ranked_at - encoded_at}
 
-        def rank() -> tuple[Ranking, Ranking]:
-            query = Query(vector, max(top, _FUSED), where, photos or PhotoFilter(), words, mode == "auto")
-            matched = self.index.rank(query) if words else NO_RANKING
-            most = max(top + len(ids), rerank, _FUSED if matched.ranks else 1)
-            return matched, NO_RANKING if mode == "words" else self.index.rank(query._replace(top=most, words=None))
-
-        ((matched, ranked),) = (yield {INDEX: [rank]})[INDEX]
-        order, found = [each for each in ranked.ranks if each not in ids], time.perf_counter()
-        no_match = no_match and not matched.ranks
-        seconds = {"encode": encoded - began, "index": found - encoded}
-        result = SearchResult(ranked.hits({*order[:rerank]}), seconds=seconds, no_match=no_match)
+        # 3. Rerank the best candidates by the fusion encoder.
+        result = SearchResult(by_vectors.hits({*order[:rerank]}))
         if rerank:
-            weight = encoder.rerank_weight if weight is None else weight
-            result = yield from self._rerank(result, text or "", weight=weight, top=top)
-            result = replace(result, seconds={**seconds, "rerank": time.perf_counter() - found})
-        known = {hit.id: hit for hit in result.hits}
-        order = [*known, *order[rerank:]]
-        shares, scores = dict(zip(matched.ranks, matched.shares, strict=True)), dict[str, float]()
-        if shares:
-            scores = _fuse(order, shares, words, lambda each: (matched if each in shares else ranked).own_words(each))
-        best = list(scores or order)[:top]
-        for hit in ranked.hits({*best} - known.keys()) + matched.hits({*best} - ranked.ranks.keys()):
-            known[hit.id] = hit
-        hits = [known[id] for id in best]  # noqa: A001
-        if shares:
-            hits = [replace(hit, score=scores[hit.id], words=shares.get(hit.id)) for hit in hits]
-        if sort == "date":  # the newest first, and last those without one
-            hits.sort(key=lambda hit: (hit.is_dated, str(hit.metadata.get("taken") or "")), reverse=True)
-        by_time = photos is not None and (photos.since or photos.until)
-        return replace(result, hits=hits, num_undated=sum(not hit.is_dated for hit in hits) if by_time else 0)
+            weight = self.encoder.rerank_weight if options.weight is None else options.weight
+            result = yield from self._rerank(
+                result.hits, query.text or "", weight=weight, top=options.top
+            )
+            seconds["rerank"] = time.perf_counter() - ranked_at
+        order = [*(hit.id for hit in result.hits), *order[rerank:]]
 
-    def _check(
-        self, text: str | None, mode: Mode, top: int, rerank: int, weight: float | None, *, by_text: bool
-    ) -> None:
-        for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
-            if not least <= value <= MAX_TOP:
-                raise ValueError(f"{name} is {value}; give a number from {least} to {MAX_TOP}")
-        if weight is not None and not 0 <= weight <= 1:
-            raise ValueError(f"weight is {weight}; give the share of the match score, from 0 to 1")
-        if rerank and not self.encoder.can_match:
-            raise ValueError(f"{self.encoder.folder}: this model has no matching head; leave rerank at 0")
-        if rerank and not (by_text and mode != "words"):
-            raise ValueError("the fusion encoder scores single texts, and not by words alone; leave rerank at 0")
-        if text is None and mode in {"words", "hybrid"}:
-            raise ValueError(f"mode {mode} looks up words, but there is no text")
+        # 4. Fuse both orders, and show the best.
+        reranked = {hit.id: hit for hit in result.hits}
+        hits = _best_hits(order, reranked, by_vectors, by_words, words=words, top=options.top)
+        if options.sort == "date":  # the newest first, and last those without a date
+            hits.sort(
+                key=lambda hit: (hit.is_dated, str(hit.metadata.get("taken") or "")), reverse=True
+            )
+        num_undated = 0
+        if options.photos.since or options.photos.until:
+            num_undated = sum(not hit.is_dated for hit in hits)
+        return replace(
+            result,
+            hits=hits,
+            seconds=seconds,
+            no_match=is_unknown and not by_words.ranks,
+            num_undated=num_undated,
+        )
 
-    def _rerank(self, result: SearchResult, text: str, *, weight: float, top: int) -> Steps:
+    def _num_candidates(self, query: SearchQuery, options: SearchOptions) -> int:
+        """Return the number of candidates to rerank, after checking that query, options and model fit."""
+        if options.mode in {"words", "hybrid"} and query.text is None:
+            raise ValueError(f"mode {options.mode} looks up words, but there is no text")
+        if not (query.texts or query.images or query.like) and options.sort is None:
+            raise ValueError("there is no query; give words or an image, or the order by date")
+        can_rerank = query.is_single_text and options.mode != "words"
+        if options.rerank is None:
+            num_words = len((query.text or "").split())
+            helps = (
+                can_rerank and self.encoder.can_match and num_words >= self.encoder.rerank_min_words
+            )
+            return SEARCH_RERANK if helps else 0
+        if options.rerank and not self.encoder.can_match:
+            raise ValueError(
+                f"{self.encoder.folder}: this model has no matching head; leave rerank at 0"
+            )
+        if options.rerank and not can_rerank:
+            raise ValueError(
+                "the fusion encoder scores single texts, and not by words alone; leave rerank at 0"
+            )
+        return options.rerank
+
+    def _encode(
+        self, query: SearchQuery
+    ) -> Generator[Work, Results, tuple[Float32[np.ndarray, " dim"] | None, bool]]:
+        """Return the vector of a query, None if it has no parts, and True for words unknown to the model."""
+        texts = [_checked(text) for text, _ in query.texts]
+        images = [pixels for pixels, _ in query.images]
+        work: Work = {}
+        if images:
+            work[IMAGES] = images
+        if texts:
+            work[TEXTS] = texts
+        if query.is_single_text:
+            work[TOKENS] = texts
+        results = yield work
+        is_unknown = False
+        if query.is_single_text:
+            is_unknown = self.encoder.is_unknown(texts[0], tokens=results[TOKENS][0])
+        vectors = [*results.get(TEXTS, ()), *results.get(IMAGES, ())]
+        weights = [weight for _, weight in (*query.texts, *query.images)]
+        vector = weighted_direction(vectors, weights) if vectors else None
+        if query.like or query.unlike:
+            vectors = [] if vector is None else [vector]
+            vectors += (yield {STORED: [*query.like, *query.unlike]})[STORED]
+            weights = [] if vector is None else [1.0]
+            weights += [_LIKE / len(query.like)] * len(query.like)
+            weights += [-_UNLIKE] * len(query.unlike)
+            vector = weighted_direction(vectors, weights)
+        return vector, is_unknown
+
+    def _rank(
+        self,
+        query: SearchQuery,
+        options: SearchOptions,
+        *,
+        vector: Float32[np.ndarray, " dim"] | None,
+        words: Sequence[str],
+        rerank: int,
+    ) -> tuple[Ranking, Ranking]:
+        """Return the images that words find, and those that the vector finds."""
+        index_query = IndexQuery(
+            vector=vector,
+            top=max(options.top, _FUSED),
+            where=options.where,
+            photos=options.photos,
+            words=words,
+            every_word=options.mode == "auto",
+        )
+        by_words = self.index.rank(index_query) if words else NO_RANKING
+        if options.mode == "words":
+            return by_words, NO_RANKING
+        num_feedback = len(query.like) + len(
+            query.unlike
+        )  # they may be among the best, and are no results
+        top = max(options.top + num_feedback, rerank, _FUSED if by_words.ranks else 1)
+        return by_words, self.index.rank(index_query._replace(top=top, words=None))
+
+    def _rerank(self, candidates: Sequence[Hit], text: str, *, weight: float, top: int) -> Steps:
+        """Return the candidates in the order of the mixed score, as far as they could get among the best."""
         scored: list[Hit] = []
         unreadable: list[Hit] = []
-        left, scale = result.hits, self.encoder.inverse_temperature
+        left = list(candidates)
+        scale = self.encoder.inverse_temperature
         while left:
-            similarity, match = [hit.similarity for hit in [*scored, *left]], [hit.match or 0.0 for hit in scored]
-            if not (wanted := num_wanted(similarity, match, weight=weight, scale=scale, top=top)):
+            similarities = [hit.similarity for hit in [*scored, *left]]
+            matches = [hit.match or 0.0 for hit in scored]
+            wanted = num_wanted(similarities, matches, weight=weight, scale=scale, top=top)
+            if not wanted:
                 break
             size = min(wanted, max(STEP, top - len(scored)), SEARCH_RERANK)
             batch, left = left[:size], left[size:]
-            with self._lock:
-                kept = {(hit.id, hit.hash): self._pixels.pop((hit.id, hit.hash), None) for hit in batch}
-                self._pixels |= {key: each for key, each in kept.items() if each is not None}
-            pixels: list[Any] = list(kept.values())
-            if missing := [hit for hit, each in zip(batch, pixels, strict=True) if each is None]:
-                ((loaders,),) = (yield {INDEX: [functools.partial(self._pixel_loaders, missing)]}).values()
-                loaded = iter((yield {LOAD: loaders})[LOAD])
-                pixels = [next(loaded) if each is None else each for each in pixels]
-            odds = iter((yield {PAIRS: [(each, text) for each in pixels if each is not None]})[PAIRS])
-            for hit, each in zip(batch, pixels, strict=True):
-                if each is None:
-                    unreadable.append(hit)
-                    continue
-                match = float(next(odds))
+            pixels = yield from self._read_pixels(batch)
+            readable = [hit for hit in batch if hit.id in pixels]
+            unreadable += [hit for hit in batch if hit.id not in pixels]
+            log_odds = (yield {PAIRS: [(pixels[hit.id], text) for hit in readable]})[PAIRS]
+            for hit, match in zip(readable, map(float, log_odds), strict=True):
                 score = rerank_score(hit.similarity, match, weight=weight, scale=scale)
                 scored.append(replace(hit, score=score, match=match))
         scored.sort(key=lambda hit: -hit.score)  # equal scores in the order of the vectors
         others = sorted([*unreadable, *left], key=lambda hit: -hit.similarity)
-        return replace(result, hits=[*scored, *others], num_reranked=len(scored), num_unreadable=len(unreadable))
+        return SearchResult(
+            [*scored, *others], num_reranked=len(scored), num_unreadable=len(unreadable)
+        )
+
+    def _read_pixels(self, hits: Sequence[Hit]) -> Generator[Work, Results, dict[str, Pixels]]:
+        """Return the pixels of images by id, those that were read before from memory; without unreadable ones."""
+        pixels: dict[str, Pixels] = {}
+        missing = []
+        with self._lock:
+            for hit in hits:
+                kept = self._pixels.pop((hit.id, hit.hash), None)
+                if kept is None:
+                    missing.append(hit)
+                else:
+                    self._pixels[hit.id, hit.hash] = pixels[hit.id] = kept  # now the one used last
+        if missing:
+            (loaders,) = (yield {INDEX: [functools.partial(self._pixel_loaders, missing)]})[INDEX]
+            loaded = (yield {LOAD: loaders})[LOAD]
+            for hit, read in zip(missing, loaded, strict=True):
+                if read is not None:
+                    pixels[hit.id] = read
+        return pixels
 
     def _pixel_loaders(self, hits: Sequence[Hit]) -> list[Callable[[], Pixels | None]]:
         """Functions that read, resize and keep images, or return None."""
@@ -320,65 +464,91 @@ class Searcher:
             return pixels
 
         loaders = self.index.loaders([hit.id for hit in hits], least=self.encoder.least_side)
-        return [functools.partial(load_pixels, hit, load) for hit, load in zip(hits, loaders, strict=True)]
+        return [
+            functools.partial(load_pixels, hit, load)
+            for hit, load in zip(hits, loaders, strict=True)
+        ]
 
     def _run(self, steps: Steps) -> SearchResult:
+        """Do all work of a search here and now."""
         encoder = self.encoder
-        work: dict[str, Callable[[list[Any]], Any]] = {TEXTS: encoder.embed_texts, IMAGES: encoder.embed_pixels}
-        work |= {TOKENS: encoder.count_tokens, PAIRS: encoder.match_pairs}
-        work[INDEX] = lambda calls: [call() for call in calls]
-        work[STORED] = lambda ids: list(map(self.index.vector, ids))
-        work[LOAD] = lambda calls: list(encoder.pool.map(lambda call: call(), calls))
-        asked = next(steps)
+        functions: dict[str, Callable[[list[Any]], Sequence[Any] | np.ndarray]] = {
+            TEXTS: encoder.embed_texts,
+            IMAGES: encoder.embed_pixels,
+            TOKENS: encoder.count_tokens,
+            PAIRS: encoder.match_pairs,
+            INDEX: lambda calls: [call() for call in calls],
+            STORED: lambda ids: [self.index.vector(image_id) for image_id in ids],
+            LOAD: lambda calls: list(encoder.pool.map(lambda call: call(), calls)),
+        }
+        work = next(steps)
         while True:
             try:
-                asked = steps.send({kind: work[kind](rows) for kind, rows in asked.items()})
+                work = steps.send({kind: functions[kind](rows) for kind, rows in work.items()})
             except StopIteration as end:
                 return end.value
 
 
-def _filled(query: str) -> str:
-    if not query.strip():
+def _words_to_look_up(query: SearchQuery, options: SearchOptions) -> list[str]:
+    """Return the words of a query's texts; none where words do not count."""
+    weights = [weight for _, weight in (*query.texts, *query.images)]
+    is_subtracted = any(weight <= 0 for weight in weights)
+    if (
+        query.like
+        or query.unlike
+        or options.mode == "vectors"
+        or (options.mode == "auto" and is_subtracted)
+    ):
+        return []
+    return query_words(" ".join(text for text, weight in query.texts if weight > 0))
+
+
+def _best_hits(
+    order: Sequence[str],
+    reranked: Mapping[str, Hit],
+    by_vectors: Ranking,
+    by_words: Ranking,
+    *,
+    words: Sequence[str],
+    top: int,
+) -> list[Hit]:
+    """Return the best images of an order by vectors and scores, fused with that by words if there is one."""
+    shares = dict(zip(by_words.ranks, by_words.shares, strict=True))
+    scores: dict[str, float] = {}
+    if shares:
+        scores = fuse_ranks(
+            order,
+            shares,
+            words,
+            lambda image_id: (by_words if image_id in shares else by_vectors).own_words(image_id),
+        )
+    best = list(scores or order)[:top]
+    hits = dict(reranked)
+    missing = {*best} - hits.keys()
+    for hit in by_vectors.hits(missing) + by_words.hits(missing - by_vectors.ranks.keys()):
+        hits[hit.id] = hit
+    if not shares:
+        return [hits[image_id] for image_id in best]
+    return [
+        replace(hits[image_id], score=scores[image_id], words=shares.get(image_id))
+        for image_id in best
+    ]
+
+
+def _checked(text: str) -> str:
+    if not text.strip():
         raise ValueError("the query is empty; give some words")
-    if query != query.encode(errors="ignore").decode():
+    if text != text.encode(errors="ignore").decode():
         raise ValueError("the query is not valid UTF-8; give a text in that encoding")
-    return query
+    return text
 
 
-def weighted_direction(vectors: Sequence[np.ndarray], weights: Sequence[float]) -> Float32[np.ndarray, " dim"]:
+def weighted_direction(
+    vectors: Sequence[np.ndarray], weights: Sequence[float]
+) -> Float32[np.ndarray, " dim"]:
     """Return the direction of a weighted sum of vectors; ValueError if it has none."""
     total = np.asarray(weights, np.float32) @ np.stack(vectors)
-    if not _NO_DIRECTION < (norm := np.linalg.norm(total)) < math.inf:
+    norm = np.linalg.norm(total)
+    if not _NO_DIRECTION < norm < math.inf:
         raise ValueError("the parts of the query cancel each other, or have no finite weights")
     return total / norm
-
-
-def _opened(image: str | Path | Image.Image, *, least: int) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    return EncodedImage({"bytes": None, "path": str(Path(image).expanduser())}).decode_to(least)
-
-
-def _fuse(
-    order: Sequence[str], shares: Mapping[str, float], words: Sequence[str], own_words: Callable[[str], OwnWords]
-) -> dict[str, float]:
-    """Return the sums of the reciprocal ranks of images in two orders, by the model and by words, the best first.
-
-    Words count twice, times the square of the share of the query's words that an image has: one that has all of them
-    comes before those that only the model finds, and few of many words change little. They count three times where a
-    text of the image has no others. As words do not find images whose own texts have at most one (IMG), the best of
-    these comes before the best that words find among others, if the model has it before that; then the next of these.
-    """
-    ranks, wanted = {each: rank for rank, each in enumerate(order, start=1)}, singular(words)
-    full = (each for each, share in shares.items() if share == 1)
-    whole = {each for each in full if any(text <= wanted for text in own_words(each)[1])}
-    numbered = enumerate(shares.items(), start=1)
-    scores = {each: (2 + (each in whole)) * share**2 / (_RANK + rank) for rank, (each, share) in numbered}
-    for each, rank in ranks.items():
-        scores[each] = scores.get(each, 0) + 1 / (_RANK + rank)
-    nameless = [each for each in reversed(order) if each not in shares and own_words(each)[0] < 2]
-    for other in sorted(shares.keys() - whole, key=lambda each: (-scores[each], each)):
-        if nameless and ranks[nameless[-1]] < ranks.get(other, math.inf):
-            each = nameless.pop()
-            scores[each] = max(scores[each], scores[other])
-    return {each: scores[each] for each in sorted(scores, key=lambda each: (-scores[each], each in shares))}

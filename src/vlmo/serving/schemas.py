@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from vlmo.retrieval.filters import PhotoFilter
-from vlmo.retrieval.search import SEARCH_RERANK
+from vlmo.retrieval.search import SEARCH_RERANK, SearchOptions
 from vlmo.retrieval.words import Mode
 
 MAX_TEXTS, MAX_IMAGES, MAX_TOP, MAX_OFFSET, MAX_FILES = 256, 16, 200, 9700, 1000
@@ -150,6 +150,18 @@ class SearchRequest(Photos):
         if self.mode in {"words", "hybrid"} and self.text is None:
             raise ValueError(f"mode {self.mode} looks up words; send a text")
         return self
+
+    def options(self) -> SearchOptions:
+        """Return the options of the search, with the results before `offset`."""
+        return SearchOptions(
+            top=self.offset + self.top,
+            rerank=self.rerank,
+            weight=self.weight,
+            where=self.where or None,
+            photos=self.photos(),
+            sort=self.sort,
+            mode=self.mode,
+        )
 
 
 class SimilarRequest(Photos):

@@ -22,7 +22,7 @@ from vlmo.data.decoding import COMMON_FORMATS, image_bytes
 from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder, Hit, Index, Searcher, SearchResult
 from vlmo.retrieval.filters import check_filter
-from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, STORED, TEXTS, TOKENS
+from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, STORED, TEXTS, TOKENS, SearchQuery, Steps
 from vlmo.retrieval.store import DamagedError
 from vlmo.serving import schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
@@ -91,41 +91,53 @@ class Service:
 
     async def search(self, request: schemas.SearchRequest) -> dict[str, Any]:
         """Indexed images that fit a text, or are like an image; ServiceError if the model cannot rerank but should."""
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         self._index()
         encoder = self._encoder()
         if request.rerank and not encoder.can_match:
             raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
-        given = (request, *request.parts)
-        prepared = iter(await self._read([each.image for each in given if each.image is not None], encoder.pixels))
-        pixels = None if request.image is None else next(prepared)
-        more = [(next(prepared) if part.text is None else part.text, part.weight) for part in request.parts]
-        options = request.model_dump(include={"rerank", "weight", "sort", "mode", "like", "unlike"})
-        options |= {"more": more, "photos": request.photos(), "top": request.offset + request.top}
-        where = request.where or None
-        steps = self._searcher.steps(request.text, pixels, where=where, began=began, **options)
-        work: dict[str, Callable[[Any], Awaitable[Any]]] = {
-            INDEX: lambda call: self._ask_index(call, where=where),
-            STORED: lambda id: _of_image(asyncio.to_thread, self._index().vector, id),  # noqa: A006
-            LOAD: self._decode,
-        }
+        query = await self._search_query(request, encoder)
+        options = request.options()
+        steps = self._searcher.steps(query, options, started_at=started_at)
+        result = await self._run_steps(steps, where=options.where)
+        facts = result.facts()
+        facts["seconds"]["total"] = round(time.perf_counter() - started_at, 6)
+        return {"hits": [_shown(hit) for hit in result.hits[request.offset :]], **facts}
 
-        async def do(kind: str, rows: list[Any]) -> list[Any]:
-            return await asyncio.gather(*map(work[kind], rows)) if kind in work else await self._run(kind, rows)
+    async def _search_query(self, request: schemas.SearchRequest, encoder: Encoder) -> SearchQuery:
+        files = [part.image for part in (request, *request.parts) if part.image is not None]
+        pixels = iter(await self._read(files, encoder.pixels))
+        return SearchQuery(
+            text=request.text,
+            pixels=None if request.image is None else next(pixels),
+            parts=[(next(pixels) if part.text is None else part.text, part.weight) for part in request.parts],
+            like=request.like,
+            unlike=request.unlike,
+        )
+
+    async def _run_steps(self, steps: Steps, *, where: str | None) -> SearchResult:
+        """Do the work of a search: the model's in batches with that of others, all else in threads."""
+
+        async def do(kind: str, rows: list[Any]) -> Sequence[Any]:
+            if kind == INDEX:
+                return await asyncio.gather(*[self._ask_index(call, where=where) for call in rows])
+            if kind == STORED:
+                read = self._index().vector
+                return await asyncio.gather(*[_of_image(asyncio.to_thread, read, row) for row in rows])
+            if kind == LOAD:
+                return await asyncio.gather(*[self._decode(call) for call in rows])
+            return await self._run(kind, rows)
 
         try:
-            asked = next(steps)
+            work = next(steps)
             while True:
-                answers = await asyncio.gather(*[do(kind, rows) for kind, rows in asked.items()])
+                results = await asyncio.gather(*[do(kind, rows) for kind, rows in work.items()])
                 try:
-                    asked = steps.send(dict(zip(asked, answers, strict=True)))
+                    work = steps.send(dict(zip(work, results, strict=True)))
                 except ValueError as error:  # parts that cancel each other
                     raise ServiceError(422, str(error)) from error
         except StopIteration as end:
-            result: SearchResult = end.value
-            facts = result.facts()
-            facts["seconds"]["total"] = round(time.perf_counter() - began, 6)
-            return {"hits": [_shown(hit) for hit in result.hits[request.offset :]], **facts}
+            return end.value
 
     async def similar(self, request: schemas.SimilarRequest) -> dict[str, Any]:
         """Indexed images that are like one of them."""
