@@ -120,7 +120,7 @@ def test_images_of_a_request_share_a_limit(parts, monkeypatch, share_of_pixels, 
     with TestClient(create_app(parts, Settings(max_pixels=10_000))) as client:
         assert client.post("/v1/embeddings", json={"input": [IMAGE] * 4}).status_code == 200
         refused = client.post("/v1/embeddings", json={"input": [IMAGE] * 6})
-    assert (refused.status_code, "40,000 pixels, or 8 s" in refused.json()["error"]["message"]) == (422, True)
+    assert (refused.status_code, "40,000 pixels, or 16 s" in refused.json()["error"]["message"]) == (422, True)
 
 
 @pytest.mark.parametrize("damage", ["gone", "damaged"])

@@ -371,7 +371,7 @@ class Searcher:
             vectors = [] if vector is None else [vector]
             vectors += (yield {STORED: [*query.like, *query.unlike]})[STORED]
             weights = [] if vector is None else [1.0]
-            weights += [_LIKE / len(query.like)] * len(query.like)
+            weights += [_LIKE / len(query.like) for _ in query.like]
             weights += [-_UNLIKE] * len(query.unlike)
             vector = weighted_direction(vectors, weights)
         return vector, is_unknown
@@ -397,9 +397,7 @@ class Searcher:
         by_words = self.index.rank(index_query) if words else NO_RANKING
         if options.mode == "words":
             return by_words, NO_RANKING
-        num_feedback = len(query.like) + len(
-            query.unlike
-        )  # they may be among the best, and are no results
+        num_feedback = len({*query.like, *query.unlike})  # no results, but perhaps among the best
         top = max(options.top + num_feedback, rerank, _FUSED if by_words.ranks else 1)
         return by_words, self.index.rank(index_query._replace(top=top, words=None))
 
