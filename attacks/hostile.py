@@ -11,7 +11,18 @@ from dataclasses import dataclass
 
 from PIL import Image
 from tests.integrations.toy_gallery import drawings
-from tests.toy_heic import Item, auxiliary, box, encoded_item, grid_of, heic, items_file, movie, overlay_of, tables
+from tests.toy_heic import (
+    Item,
+    auxiliary,
+    box,
+    encoded_item,
+    grid_of,
+    heic,
+    items_file,
+    movie,
+    overlay_of,
+    tables,
+)
 
 # --------------------------------------------------------------------------------------------------------------- images
 
@@ -36,7 +47,12 @@ def png_bomb(width: int, height: int, *, bits: int = 1, color: int = 0) -> bytes
         rows += packer.compress(row)
     head = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     data = bytes(rows + packer.flush())
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", head)
+        + png_chunk(b"IDAT", data)
+        + png_chunk(b"IEND", b"")
+    )
 
 
 def _png_with(chunks: bytes) -> bytes:
@@ -55,8 +71,16 @@ def _jpeg_with_exif(exif: bytes) -> bytes:
 
 def tiff(*tags: tuple[int, int, int], following: int = 0, pixels: bytes = b"") -> bytes:
     """Return a TIFF with tags (number, count, value) of 32 bits, and then pixels."""
-    listed = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in sorted(tags))
-    return b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", len(tags)) + listed + struct.pack("<I", following) + pixels
+    listed = b"".join(
+        struct.pack("<HHII", tag, 4, count, value) for tag, count, value in sorted(tags)
+    )
+    return (
+        b"II*\x00\x08\x00\x00\x00"
+        + struct.pack("<H", len(tags))
+        + listed
+        + struct.pack("<I", following)
+        + pixels
+    )
 
 
 _LOOP = tiff((256, 1, 1), following=8)
@@ -77,7 +101,15 @@ def scans(number: int) -> bytes:
 def _tiff_of_jpeg(data: bytes) -> bytes:
     """Return a TIFF whose pixels are a JPEG of a drawing."""
     width, height = drawings()[0].size
-    tags = [(256, 1, width), (257, 1, height), (258, 1, 8), (259, 1, 7), (262, 1, 6), (277, 1, 3), (278, 1, height)]
+    tags = [
+        (256, 1, width),
+        (257, 1, height),
+        (258, 1, 8),
+        (259, 1, 7),
+        (262, 1, 6),
+        (277, 1, 3),
+        (278, 1, height),
+    ]
     return tiff(*tags, (273, 1, 8 + 2 + 9 * 12 + 4), (279, 1, len(data)), pixels=data)
 
 
@@ -85,7 +117,13 @@ def _run_length_bmp(width: int, height: int) -> bytes:
     """Return a BMP of 8 bits in which a run of a few bytes stands for all rows."""
     data = bytes((255, 1)) * 50 + b"\x00\x01"
     head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 1, 1, 256, 0)
-    return b"BM" + struct.pack("<IHHI", 54 + 1024 + len(data), 0, 0, 54 + 1024) + head + bytes(1024) + data
+    return (
+        b"BM"
+        + struct.pack("<IHHI", 54 + 1024 + len(data), 0, 0, 54 + 1024)
+        + head
+        + bytes(1024)
+        + data
+    )
 
 
 def _heic_larger_than_it_says() -> bytes:
@@ -132,16 +170,26 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "cut jpeg": lambda: _cut(encoded()),
     "cut webp": lambda: _cut(encoded(kind="WEBP")),
     "tiff whose list of images leads back to its start": lambda: _LOOP,
-    "tiff with a tile of 65,536 x 65,536": lambda: tiff(*_SMALL_TIFF, (322, 1, 2**16), (323, 1, 2**16), (324, 1, 8)),
+    "tiff with a tile of 65,536 x 65,536": lambda: tiff(
+        *_SMALL_TIFF, (322, 1, 2**16), (323, 1, 2**16), (324, 1, 8)
+    ),
     "tiff of tiles far larger than it": lambda: tiff(
-        (256, 1, 65_535), (257, 1, 16), *_SMALL_TIFF[2:], (322, 1, 16), (323, 1, 2**20), (324, 4096, 8), (325, 4096, 8)
+        (256, 1, 65_535),
+        (257, 1, 16),
+        *_SMALL_TIFF[2:],
+        (322, 1, 16),
+        (323, 1, 2**20),
+        (324, 4096, 8),
+        (325, 4096, 8),
     ),
     "png of 4,000 color profiles": lambda: _png_with(
         4000 * png_chunk(b"iCCP", b"a\x00\x00" + zlib.compress(bytes(10**6), 9))
     ),
     "tiff of a million strips": lambda: tiff(*_SMALL_TIFF, (273, 10**6, 8), (279, 10**6, 8)),
     "tiff of a jpeg of 80 scans": lambda: _tiff_of_jpeg(scans(80)),
-    "tiff that claims tags of 4 GB": lambda: tiff(*_SMALL_TIFF, *((tag, 2**32 - 1, 8) for tag in range(700, 3000))),
+    "tiff that claims tags of 4 GB": lambda: tiff(
+        *_SMALL_TIFF, *((tag, 2**32 - 1, 8) for tag in range(700, 3000))
+    ),
     "floats out of range": lambda: encoded(Image.new("F", (8, 8), 1e30), "TIFF"),
     "heic that claims 60,000 x 60,000": lambda: tables({1: (60_000, 60_000)}),
     "heic of a tile a thousand times": lambda: tables(
@@ -149,24 +197,41 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     ),
     "heic of an image of itself": lambda: tables({1: (8, 8)}, references=[(b"dimg", 1, [1])]),
     "heic of 900 images that share a description of 1 MB": lambda: tables(
-        dict.fromkeys(range(1, 901), (8, 8)), references=[(b"cdsc", 900, range(1, 900))], data=bytes(2**20)
+        dict.fromkeys(range(1, 901), (8, 8)),
+        references=[(b"cdsc", 900, range(1, 900))],
+        data=bytes(2**20),
     ),
     "heic of an overlay on 30,000 x 30,000": lambda: _heic_of(overlay_of((30_000, 30_000))),
-    "heic of an overlay of an overlay": lambda: _heic_of(overlay_of((64, 64)), overlay_of((30_000, 30_000))),
-    "heic of a grid of an overlay": lambda: _heic_of(grid_of(1, 1, 64, 64), overlay_of((30_000, 30_000))),
-    "heic of a copy of an overlay": lambda: _heic_of(Item(b"iden", (64, 64)), overlay_of((30_000, 30_000))),
-    "heic of 40 copies without a size": lambda: _heic_of(Item(b"iden", (5000, 4992)), *[Item(b"iden")] * 40),
+    "heic of an overlay of an overlay": lambda: _heic_of(
+        overlay_of((64, 64)), overlay_of((30_000, 30_000))
+    ),
+    "heic of a grid of an overlay": lambda: _heic_of(
+        grid_of(1, 1, 64, 64), overlay_of((30_000, 30_000))
+    ),
+    "heic of a copy of an overlay": lambda: _heic_of(
+        Item(b"iden", (64, 64)), overlay_of((30_000, 30_000))
+    ),
+    "heic of 40 copies without a size": lambda: _heic_of(
+        Item(b"iden", (5000, 4992)), *[Item(b"iden")] * 40
+    ),
     "heic of 1,000 tiles that share a transparency of 4,992 x 5,000": _heic_of_transparent_tiles,
     "heic of an image that is rotated 50 times": _heic_of_rotations,
     "heic of metadata in 32 pieces, each of which is 1 MB": lambda: items_file(
-        {1: _small_item(), **dict.fromkeys(range(2, 22), Item(b"Exif", data=bytes(2**20), extents=32))},
+        {
+            1: _small_item(),
+            **dict.fromkeys(range(2, 22), Item(b"Exif", data=bytes(2**20), extents=32)),
+        },
         [(b"cdsc", number, [1]) for number in range(2, 22)],
     ),
-    "heic of a sequence of 18 million frames": lambda: items_file({1: _small_item()}, more=movie(18_000_000)),
+    "heic of a sequence of 18 million frames": lambda: items_file(
+        {1: _small_item()}, more=movie(18_000_000)
+    ),
     "heic that is larger than it says": _heic_larger_than_it_says,
     "cut heic": lambda: _cut(heic(drawings()[0])),
     "jpeg 2000": lambda: encoded(kind="JPEG2000"),
-    "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "svg": lambda: (
+        b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
+    ),
     "html": lambda: _WEB_PAGE,
     "pdf": lambda: b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n",
     "postscript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) print\n",
@@ -185,7 +250,9 @@ TAKEN: dict[str, Callable[[], bytes]] = {
     "jpeg with a web page behind it": lambda: encoded() + _WEB_PAGE,
     "png with a zip behind it": lambda: encoded(kind="PNG") + _ZIP,
     "heic with a web page behind it": lambda: heic(drawings()[0]) + _WEB_PAGE,
-    "heic with 60 kB of nonsense as exif": lambda: heic(drawings()[0], exif=b"Exif\0\0" + b"\xff" * 60_000),
+    "heic with 60 kB of nonsense as exif": lambda: heic(
+        drawings()[0], exif=b"Exif\0\0" + b"\xff" * 60_000
+    ),
     "one pixel": lambda: encoded(Image.new("RGB", (1, 1)), "PNG"),
     "a line": lambda: encoded(Image.new("RGB", (20_000, 1)), "PNG"),
 }
@@ -217,7 +284,9 @@ class Hostile:
     """The client sends less than it announced, and ends the connection."""
 
 
-def request(method: str, path: str, body: bytes = b"", media: str = "application/json", *, heads: str = "") -> bytes:
+def request(
+    method: str, path: str, body: bytes = b"", media: str = "application/json", *, heads: str = ""
+) -> bytes:
     """Return a request; `heads` are more lines of its head, each with its end."""
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media}\r\n{heads}"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode("utf-8", "surrogateescape") + body
@@ -233,12 +302,27 @@ def hostile_requests(choose: random.Random, *, key: str) -> Iterator[Hostile]:
 
 _DRAWING = base64.b64encode(encoded()).decode()
 _BODIES = {
-    "/v1/search": {"text": "a red bar", "top": 3, "rerank": 4, "where": "number > 3", "weight": 0.5},
+    "/v1/search": {
+        "text": "a red bar",
+        "top": 3,
+        "rerank": 4,
+        "where": "number > 3",
+        "weight": 0.5,
+    },
     "/v1/similar": {"id": "a", "top": 3, "where": "even"},
     "/v1/vqa": {"question": "what color is it?", "image": _DRAWING, "top": 2},
     "/v1/caption": {"image": _DRAWING},
-    "/v1/embeddings": {"input": ["a", {"image": _DRAWING}], "encoding_format": "float", "dimensions": 64},
-    "/v1/rerank": {"query": "a red bar", "documents": [{"image": _DRAWING}], "top_n": 1, "return_documents": True},
+    "/v1/embeddings": {
+        "input": ["a", {"image": _DRAWING}],
+        "encoding_format": "float",
+        "dimensions": 64,
+    },
+    "/v1/rerank": {
+        "query": "a red bar",
+        "documents": [{"image": _DRAWING}],
+        "top_n": 1,
+        "return_documents": True,
+    },
 }
 
 
@@ -255,14 +339,58 @@ def many_keys(number: int) -> bytes:
 def proper_requests(*, key: str) -> Iterator[Hostile]:
     """Yield a request in the right form for each route; two name an image and a size that are not there."""
     for path, body in _BODIES.items():
-        yield Hostile(request("POST", path, json.dumps(body).encode(), heads=f"Authorization: Bearer {key}\r\n"))
+        yield Hostile(
+            request(
+                "POST", path, json.dumps(body).encode(), heads=f"Authorization: Bearer {key}\r\n"
+            )
+        )
 
 
 _VALUES = (
-    *(None, True, -1, 0, 10**30, 1e308, -1e-320, float("nan"), float("inf"), "", " ", "\x00", "\ud800", "\u202e"),
-    *("a" * 1000, "a" * 5000, "\U0001f4a9" * 999, "{}" * 200, [], {}, [[]] * 300, ["a"] * 300, {"image": "a"}, [None]),
-    *("data:image/png;base64,", "data:,", "====", "aGk", "aGk=\x00", "http://localhost/a.png", "file:///etc/passwd"),
-    *({"text": "a", "image": _DRAWING}, [_DRAWING] * 17, ["a", 1, None], "1" * 400, {"text": {"text": {}}}),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        10**30,
+        1e308,
+        -1e-320,
+        float("nan"),
+        float("inf"),
+        "",
+        " ",
+        "\x00",
+        "\ud800",
+        "\u202e",
+    ),
+    *(
+        "a" * 1000,
+        "a" * 5000,
+        "\U0001f4a9" * 999,
+        "{}" * 200,
+        [],
+        {},
+        [[]] * 300,
+        ["a"] * 300,
+        {"image": "a"},
+        [None],
+    ),
+    *(
+        "data:image/png;base64,",
+        "data:,",
+        "====",
+        "aGk",
+        "aGk=\x00",
+        "http://localhost/a.png",
+        "file:///etc/passwd",
+    ),
+    *(
+        {"text": "a", "image": _DRAWING},
+        [_DRAWING] * 17,
+        ["a", 1, None],
+        "1" * 400,
+        {"text": {"text": {}}},
+    ),
 )
 _COMPARISONS = """
 sleep(10) = 1; regexp_match(color, '(a+)+$'); number = (select 1); 1 = 1; now() > 1; even = lower(number); color = 'a;
@@ -272,12 +400,35 @@ cast(number as varchar) = '1'; number = 1 -- a; /* a */ even; arrow_typeof(id) =
 """
 _FILTERS = (
     *_COMPARISONS.split(";"),
-    *("(" * 250, "(" * 200 + "number" + ")" * 200, "not " * 120 + "even", "number = 1 or " * 35 + "even", "-" * 499),
+    *(
+        "(" * 250,
+        "(" * 200 + "number" + ")" * 200,
+        "not " * 120 + "even",
+        "number = 1 or " * 35 + "even",
+        "-" * 499,
+    ),
     "'; drop table images; --",
 )
 _IDS = (
-    *("../../etc/passwd", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "%00", "a" * 2000, "'%20or%20'1'='1", "%ff%fe", "//", "."),
-    *("%0d%0aX-A:%20b", "a;b?c#d", "%F0%9F%92%A9", "C:%5Cwindows", "..%5c..", "%252e%252e/", "a'%29%3b--"),
+    *(
+        "../../etc/passwd",
+        "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "%00",
+        "a" * 2000,
+        "'%20or%20'1'='1",
+        "%ff%fe",
+        "//",
+        ".",
+    ),
+    *(
+        "%0d%0aX-A:%20b",
+        "a;b?c#d",
+        "%F0%9F%92%A9",
+        "C:%5Cwindows",
+        "..%5c..",
+        "%252e%252e/",
+        "a'%29%3b--",
+    ),
 )
 
 
@@ -295,27 +446,59 @@ def _wrong_filter(choose: random.Random, right: str) -> Hostile:
 def _wrong_json(choose: random.Random, right: str) -> Hostile:
     whole, many = json.dumps(_BODIES["/v1/embeddings"]).encode(), 100_000
     bodies = (
-        *(b"", b"{", b"null", b"[]", b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00", b'{"text": "\xff"}', whole[:-3]),
-        *(b"[" * many, b'{"a":' * many, b'{"top": ' + b"9" * many + b"}", b'{"text": NaN}', b'"' * 1000),
+        *(
+            b"",
+            b"{",
+            b"null",
+            b"[]",
+            b"\xef\xbb\xbf{}",
+            b"\xff\xfe{\x00}\x00",
+            b'{"text": "\xff"}',
+            whole[:-3],
+        ),
+        *(
+            b"[" * many,
+            b'{"a":' * many,
+            b'{"top": ' + b"9" * many + b"}",
+            b'{"text": NaN}',
+            b'"' * 1000,
+        ),
         *(
             many_lists(many),
             many_keys(many),
             b'{"weight": 0.' + b"9" * 10 * many + b"}",
             b'{"text": "' + b'\\"' * 10 * many,
         ),
-        *(b'{"text": "a", "text": "b"}', b'{"texts": [' + b'"a",' * many + b'"a"]}', b'{"' + b"k" * many + b'": 1}'),
+        *(
+            b'{"text": "a", "text": "b"}',
+            b'{"texts": [' + b'"a",' * many + b'"a"]}',
+            b'{"' + b"k" * many + b'": 1}',
+        ),
     )
-    return Hostile(request("POST", choose.choice(list(_BODIES)), choose.choice(bodies), heads=right))
+    return Hostile(
+        request("POST", choose.choice(list(_BODIES)), choose.choice(bodies), heads=right)
+    )
 
 
 def _wrong_id(choose: random.Random, right: str) -> Hostile:
     path = choose.choice(("/v1/images/", "/v1/thumbnails/", "/static/", "/", "/v1/"))
-    return Hostile(request(choose.choice(("GET", "GET", "HEAD", "PUT")), path + choose.choice(_IDS), heads=right))
+    return Hostile(
+        request(
+            choose.choice(("GET", "GET", "HEAD", "PUT")), path + choose.choice(_IDS), heads=right
+        )
+    )
 
 
 def _wrong_head(choose: random.Random, right: str) -> Hostile:
     keys = ("a" * 20_000, "Basic a", "Bearer", "Bearer \xff", "Bearer " + "k" * 5000)
-    origins = ("https://evil.example", "null", "http://[", "a" * 9000, "\xff", "http://localhost@evil.example")
+    origins = (
+        "https://evil.example",
+        "null",
+        "http://[",
+        "a" * 9000,
+        "\xff",
+        "http://localhost@evil.example",
+    )
     others = (
         "Sec-Fetch-Site: cross-site",
         "Content-Encoding: gzip",
@@ -340,8 +523,20 @@ def _wrong_http(choose: random.Random, right: str) -> Hostile:
         short = (post + b"Content-Length: 99\r\n\r\n{}", chunked + b"\r\n9\r\n{}", post, post[:30])
         return Hostile(choose.choice(short), hangs_up=True)
     hosts = (
-        *(b"evil.example", b"", b"localhost:99999", b"[::1", b"a" * 5000, b"localhost\r\nHost: evil.example"),
-        *(b"localhost:80.evil.example", b"localhost:80@evil.example", b"[::1]evil.example", b"[::1%lo]"),
+        *(
+            b"evil.example",
+            b"",
+            b"localhost:99999",
+            b"[::1",
+            b"a" * 5000,
+            b"localhost\r\nHost: evil.example",
+        ),
+        *(
+            b"localhost:80.evil.example",
+            b"localhost:80@evil.example",
+            b"[::1]evil.example",
+            b"[::1%lo]",
+        ),
     )
     lines = (
         b"GET / HTTP/9.9",
@@ -354,9 +549,20 @@ def _wrong_http(choose: random.Random, right: str) -> Hostile:
     lengths = (b"-1", b"1e3", b"9" * 50, b"0x2", b"2, 3", b"2\r\nContent-Length: 3")
     whole = (
         *(b"GET / HTTP/1.1\r\nHost: " + host + end for host in hosts),
-        *(line + end for line in (*lines, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", post + b"X\x00: a", post + b" a")),
+        *(
+            line + end
+            for line in (
+                *lines,
+                b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+                post + b"X\x00: a",
+                post + b" a",
+            )
+        ),
         *(post + b"Content-Length: " + length + end + b"{}a" for length in lengths),
-        *(chunked + b"\r\n" + chunks for chunks in (b"x\r\n", b"-1\r\n{}\r\n", b"f" * 40 + b"\r\n")),
+        *(
+            chunked + b"\r\n" + chunks
+            for chunks in (b"x\r\n", b"-1\r\n{}\r\n", b"f" * 40 + b"\r\n")
+        ),
         chunked + b"Content-Length: 2\r\n\r\n0\r\n\r\n{}",
     )
     return Hostile(choose.choice(whole))

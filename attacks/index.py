@@ -53,7 +53,9 @@ def build_and_log(model: Path, images: list[Path], out: Path, log: Path, pause_s
     def logged(encoder, read, known, decoding):
         time.sleep(pause_s)
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit[1], limit[1]))  # the log is on another disk
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (limit[1], limit[1])
+        )  # the log is on another disk
         with log.open("a") as file:
             file.write("".join(digest + "\n" for digest in decoding))
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -61,7 +63,9 @@ def build_and_log(model: Path, images: list[Path], out: Path, log: Path, pause_s
 
     embedding.embed_decoded = logged
     sys.stdout = sys.stderr = Terminal()
-    cli.main(["index", str(model), *map(str, images), "--out", str(out), "--batch-size", str(BATCH)])
+    cli.main(
+        ["index", str(model), *map(str, images), "--out", str(out), "--batch-size", str(BATCH)]
+    )
 
 
 class Target:
@@ -94,12 +98,22 @@ class Target:
         if process.wait(SOON_S) != 0:
             return [f"{name}: {process.stderr[-500:]}"]
         found, twice = rows(self.folder / name), self.encoded(name).total() - NUM
-        faults = [f"{name}: {twice} images encoded twice after {kills} kills"] if twice > kills * BATCH else []
+        faults = (
+            [f"{name}: {twice} images encoded twice after {kills} kills"]
+            if twice > kills * BATCH
+            else []
+        )
         if found.keys() != self.expected.keys():
             return [*faults, f"{name}: {len(found)} rows"]
         for path, row in found.items():
-            same = all(row[column] == value for column, value in self.expected[path].items() if column != "vector")
-            if not same or not np.allclose(row["vector"], self.expected[path]["vector"], rtol=0, atol=CLOSE):
+            same = all(
+                row[column] == value
+                for column, value in self.expected[path].items()
+                if column != "vector"
+            )
+            if not same or not np.allclose(
+                row["vector"], self.expected[path]["vector"], rtol=0, atol=CLOSE
+            ):
                 faults.append(f"{name}: another row of {path}")
         if left := [path.name for path in (self.folder / name).iterdir() if "aside" in path.name]:
             faults.append(f"{name}: {left} are left")
@@ -118,12 +132,16 @@ def attack_with_kills(attack: Attack, target: Target, *, kills: int) -> None:
                 process.kill()
                 of_run += 1
                 whole = target.encoded(name).total() >= NUM
-                moments["writing" if whole else "encoding" if target.encoded(name) else "starting"] += 1
+                moments[
+                    "writing" if whole else "encoding" if target.encoded(name) else "starting"
+                ] += 1
             process.join()
             attack.progress.update("kills", done + of_run, kills)
         faults += target.faults(name, kills=of_run)
         done += of_run
-    attack.promise("kills", kept=not faults, kills=done, runs=runs, moments=dict(moments), faults=faults[:5])
+    attack.promise(
+        "kills", kept=not faults, kills=done, runs=runs, moments=dict(moments), faults=faults[:5]
+    )
 
 
 def attack_with_two_writers(attack: Attack, target: Target, *, pairs: int) -> None:
@@ -135,7 +153,11 @@ def attack_with_two_writers(attack: Attack, target: Target, *, pairs: int) -> No
         time.sleep(attack.choose.uniform(0, target.seconds / 2))
         second = target.build(name)
         codes = sorted((first.wait(SOON_S), second.wait(SOON_S)))
-        said = [each.stderr for each in (first, second) if "another process is writing this index" in each.stderr]
+        said = [
+            each.stderr
+            for each in (first, second)
+            if "another process is writing this index" in each.stderr
+        ]
         if codes != [0, 2] * (len(said) == 1) and codes != [0, 0]:
             faults.append(f"{name}: {codes} {first.stderr[-300:]} {second.stderr[-300:]}")
         faults += target.faults(name, kills=0)
@@ -154,11 +176,17 @@ def attack_with_full_disks(attack: Attack, target: Target, *, disks: int) -> Non
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
         code = process.wait(SOON_S)
         ended[str(code)] += 1
-        if code not in {0, 2} or "Traceback" in process.stderr or (code == 2 and name not in process.stderr):
+        if (
+            code not in {0, 2}
+            or "Traceback" in process.stderr
+            or (code == 2 and name not in process.stderr)
+        ):
             faults.append(f"{name}: {code} after {process.stderr[-500:]}")
         faults += target.faults(name, kills=1)
         attack.progress.update("full disks", number + 1, disks)
-    attack.promise("full disk", kept=not faults, disks=disks, exit_codes=dict(ended), faults=faults[:5])
+    attack.promise(
+        "full disk", kept=not faults, disks=disks, exit_codes=dict(ended), faults=faults[:5]
+    )
 
 
 def run(attack: Attack, folder: Path, scale: float) -> None:
@@ -171,7 +199,13 @@ def run(attack: Attack, folder: Path, scale: float) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Attack, print what was kept and broken, and write it with `--out`."""
-    run_attack(run, name="index", description=__doc__, packages=("vlmo", "torch", "lancedb"), arguments=arguments)
+    run_attack(
+        run,
+        name="index",
+        description=__doc__,
+        packages=("vlmo", "torch", "lancedb"),
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

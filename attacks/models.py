@@ -36,7 +36,22 @@ SOON_S = 60.0
 MOST_BYTES = 1_500_000_000
 """Of a process beyond what it had when it was forked; the models have a megabyte."""
 SECRET = "a secret that no output may hold"
-VALUES = (None, -1, 0, 1 << 20, 1 << 24, 10**9, float("nan"), "", "x", "(" * 30 + "a*" + ")*" * 30, "\0", [], {}, [[]])
+VALUES = (
+    None,
+    -1,
+    0,
+    1 << 20,
+    1 << 24,
+    10**9,
+    float("nan"),
+    "",
+    "x",
+    "(" * 30 + "a*" + ")*" * 30,
+    "\0",
+    [],
+    {},
+    [[]],
+)
 STEPS = 2
 
 
@@ -65,11 +80,17 @@ def pickles(folder: Path) -> list[bytes]:
     bare = [
         pickle.dumps({"state_dict": Runs(folder / "ran")}, 2),
         b"\x80\x02})q\x00" + pairs + b"K\x01s.",  # a key whose hash takes forever
-        b"\x80\x02}]q\x00" + pairs + b"R.",  # a function whose name does, in the message that refuses it
+        b"\x80\x02}]q\x00"
+        + pairs
+        + b"R.",  # a function whose name does, in the message that refuses it
         b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R.",
         b"\x80\x02cpathlib\nPath\nN}X\x06\x00\x00\x00existsK\x01s\x86b.",  # another method of a class
     ]
-    return [*bare, *map(zipped, bare), zipped(pickle.dumps({"w": bytes(10**9)}, 4), zipfile.ZIP_DEFLATED)]
+    return [
+        *bare,
+        *map(zipped, bare),
+        zipped(pickle.dumps({"w": bytes(10**9)}, 4), zipfile.ZIP_DEFLATED),
+    ]
 
 
 def changed(value: Any, choose: random.Random, names: list[str]) -> Any:
@@ -88,7 +109,11 @@ class Target:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.secret = folder, folder / "secret"
-        self.model, self.adapter, self.run = trained_folder(folder / "model"), folder / "adapter", folder / "run"
+        self.model, self.adapter, self.run = (
+            trained_folder(folder / "model"),
+            folder / "adapter",
+            folder / "run",
+        )
         self.secret.write_text(SECRET)
         self.adapter.mkdir()
         layer = "vlmo.blocks.0.experts.vision.fc1"
@@ -96,8 +121,18 @@ class Target:
         halves = {"lora_A": torch.ones(2, inputs), "lora_B": torch.ones(outputs, 2)}
         weights = {f"base_model.model.{layer}.{name}.weight": half for name, half in halves.items()}
         save_file(weights, self.adapter / "adapter_model.safetensors")
-        settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": str(self.model)}
-        settings |= {"target_modules": ["fc1"], "megatron_config": None, "rank_pattern": {}, "use_dora": False}
+        settings = {
+            "peft_type": "LORA",
+            "r": 2,
+            "lora_alpha": 4,
+            "base_model_name_or_path": str(self.model),
+        }
+        settings |= {
+            "target_modules": ["fc1"],
+            "megatron_config": None,
+            "rank_pattern": {},
+            "use_dora": False,
+        }
         (self.adapter / "adapter_config.json").write_text(json.dumps(settings))
         base = {"start": str(self.model)}
         base["config"] = json.loads((self.model / "config.json").read_text())
@@ -112,7 +147,13 @@ class Target:
             file.read_bytes(),
             choose.choice(["pipe", "link", "cut", "flip", "json", "json", "json", "deep"]),
         )
-        names = [str(self.secret), "../secret", str(self.model / "model.safetensors"), "hf://[", "/dev/zero"]
+        names = [
+            str(self.secret),
+            "../secret",
+            str(self.model / "model.safetensors"),
+            "hf://[",
+            "/dev/zero",
+        ]
         if kind in {"pipe", "link"}:
             file.unlink()
             os.mkfifo(file) if kind == "pipe" else file.symlink_to(self.secret)
@@ -169,7 +210,9 @@ def fault(target: Target, process: forkserver.Process, out: Path) -> str:
     return ""
 
 
-def attack_files(attack: Attack, target: Target, *, name: str, good: Path, files: int, use: Callable[..., Any]) -> None:
+def attack_files(
+    attack: Attack, target: Target, *, name: str, good: Path, files: int, use: Callable[..., Any]
+) -> None:
     """Harm a file of a copy of `good` in one way after the other, and use the copy."""
     kinds, ended, faults = Counter[str](), Counter[str](), []
     for number in range(files + 1):
@@ -177,12 +220,16 @@ def attack_files(attack: Attack, target: Target, *, name: str, good: Path, files
         for folder in (hostile, out):
             shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(good, hostile)
-        there = sorted(path for path in hostile.rglob("*") if path.is_file() and path.stat().st_size)
+        there = sorted(
+            path for path in hostile.rglob("*") if path.is_file() and path.stat().st_size
+        )
         file, kind = attack.choose.choice(there), "nothing"
         if number:  # the first is good, and must be used
             kinds[kind := target.harm(file, attack.choose)] += 1
         process = forkserver.start(within_bounds, *use(hostile, out))
-        if wrong := fault(target, process, out) or ("was refused" if not number and process.exitcode else ""):
+        if wrong := fault(target, process, out) or (
+            "was refused" if not number and process.exitcode else ""
+        ):
             faults.append(f"{kind} in {file.name}: {wrong}")
         ended[str(process.exitcode)] += 1
         attack.progress.update(name, number, files)
@@ -197,7 +244,9 @@ def attack_with_pickles(attack: Attack, target: Target) -> None:
     for number, content in enumerate(contents):
         file.write_bytes(content)
         process = forkserver.start(within_bounds, command, ["import", str(file), str(out)])
-        if wrong := fault(target, process, out) or ("" if process.exitcode == 2 else "was imported"):
+        if wrong := fault(target, process, out) or (
+            "" if process.exitcode == 2 else "was imported"
+        ):
             faults.append(f"pickle {number}: {wrong}")
         attack.progress.update("pickles", number + 1, len(contents))
     attack.promise("pickles", kept=not faults, files=len(contents), faults=faults[:5])
@@ -211,19 +260,33 @@ def run(attack: Attack, folder: Path, scale: float) -> None:
     uses: dict[str, tuple[Path, Callable[[Path, Path], tuple[Any, ...]]]] = {
         "model folders": (
             target.model,
-            lambda model, out: (command, ["index", str(model), str(image), "--out", str(out / "index")]),
+            lambda model, out: (
+                command,
+                ["index", str(model), str(image), "--out", str(out / "index")],
+            ),
         ),
-        "adapters": (target.adapter, lambda adapter, out: (command, ["merge", str(adapter), "--out", str(out)])),
+        "adapters": (
+            target.adapter,
+            lambda adapter, out: (command, ["merge", str(adapter), "--out", str(out)]),
+        ),
         "run folders": (target.run, lambda run, _: (train, run)),
     }
     for name, (good, use) in uses.items():
-        attack_files(attack, target, name=name, good=good, files=max(round(330 * scale), 1), use=use)
+        attack_files(
+            attack, target, name=name, good=good, files=max(round(330 * scale), 1), use=use
+        )
     attack_with_pickles(attack, target)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Attack, print what was kept and broken, and write it with `--out`."""
-    run_attack(run, name="models", description=__doc__, packages=("vlmo", "torch", "transformers"), arguments=arguments)
+    run_attack(
+        run,
+        name="models",
+        description=__doc__,
+        packages=("vlmo", "torch", "transformers"),
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

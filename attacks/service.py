@@ -67,18 +67,33 @@ class Answers:
     wrong: list[str] = field(default_factory=list)
     """Requests whose answer breaks a promise, with that answer."""
 
-    def note(self, sent: bytes, status: int | None, head: bytes, seconds: float, *, may_be_none: bool = False) -> None:
+    def note(
+        self,
+        sent: bytes,
+        status: int | None,
+        head: bytes,
+        seconds: float,
+        *,
+        may_be_none: bool = False,
+    ) -> None:
         """Count an answer."""
         self.statuses[str(status)] += 1
         self.seconds.append(seconds)
         refused = status == 503 and b"\r\nretry-after: " in head
-        if (status is None and not may_be_none) or (status is not None and status >= 500 and not refused):
+        if (status is None and not may_be_none) or (
+            status is not None and status >= 500 and not refused
+        ):
             self.wrong.append(f"{status} after {seconds:.2f} s: {sent[:300]!r}")
 
     def measured(self) -> dict:
         """Return the numbers for a result."""
         slowest, median = (round(of(self.seconds), 3) for of in (max, statistics.median))
-        return {"statuses": dict(self.statuses), "slowest_s": slowest, "median_s": median, "wrong": self.wrong[:5]}
+        return {
+            "statuses": dict(self.statuses),
+            "slowest_s": slowest,
+            "median_s": median,
+            "wrong": self.wrong[:5],
+        }
 
 
 @asynccontextmanager
@@ -109,14 +124,18 @@ async def ask(port: int, sent: bytes, *, hangs_up: bool = False) -> tuple[int | 
         return None, head, b""
 
 
-async def ask_all(port: int, requests: Iterator[Hostile], answers: Answers, *, clients: int) -> None:
+async def ask_all(
+    port: int, requests: Iterator[Hostile], answers: Answers, *, clients: int
+) -> None:
     """Send all requests, those of several clients at a time."""
 
     async def client() -> None:
         for each in requests:
             began = time.monotonic()
             status, head, body = await ask(port, each.sent, hangs_up=each.hangs_up)
-            answers.note(each.sent, status, head, time.monotonic() - began, may_be_none=each.hangs_up)
+            answers.note(
+                each.sent, status, head, time.monotonic() - began, may_be_none=each.hangs_up
+            )
             if status is not None and status >= 400 and len(body) > LONGEST_REFUSAL:
                 answers.wrong.append(f"{status} with {len(body)} bytes: {each.sent[:300]!r}")
 
@@ -177,7 +196,10 @@ def image_request(data: bytes) -> bytes:
 def usual(choose: random.Random, *, images: float = 0.1) -> Iterator[bytes]:
     """Yield requests of clients of good will, a share of them with images, without end."""
     while True:
-        body = {"text": f"a red {choose.choice(('bar', 'circle'))}", "rerank": choose.choice((0, 0, 0, 8))}
+        body = {
+            "text": f"a red {choose.choice(('bar', 'circle'))}",
+            "rerank": choose.choice((0, 0, 0, 8)),
+        }
         yield (
             image_request(encoded())
             if choose.random() < images
@@ -187,8 +209,15 @@ def usual(choose: random.Random, *, images: float = 0.1) -> Iterator[bytes]:
 
 def memory_of(server: ServerProcess, name: str) -> int:
     """Bytes of the server and its decoders by the system's record: VmRSS (now) or VmHWM (the most so far)."""
-    pids = [server.process.pid, *(each.pid for each in psutil.Process(server.process.pid).children())]
-    lines = [line.split() for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    pids = [
+        server.process.pid,
+        *(each.pid for each in psutil.Process(server.process.pid).children()),
+    ]
+    lines = [
+        line.split()
+        for pid in pids
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    ]
     return sum(int(line[1]) * 1024 for line in lines if line[0] == f"{name}:")
 
 
@@ -209,14 +238,20 @@ def attack_with_requests(attack: Attack, server: ServerProcess, *, scale: float)
     kept = not answers.wrong and max(answers.seconds) <= SLOWEST_S
     attack.promise("hostile requests", kept=kept, requests=number, **answers.measured())
 
-    names = {name: (make, 422) for name, make in REFUSED.items()} | {name: (make, 200) for name, make in TAKEN.items()}
+    names = {name: (make, 422) for name, make in REFUSED.items()} | {
+        name: (make, 200) for name, make in TAKEN.items()
+    }
     number = max(round(200 * scale), len(names) + 4)
     damage = itertools.repeat(("damaged", (lambda: damaged(choose), 0)))
     images = [
         (name, image_request(make()), expected)
-        for name, (make, expected) in itertools.islice(itertools.chain(names.items(), damage), number)
+        for name, (make, expected) in itertools.islice(
+            itertools.chain(names.items(), damage), number
+        )
     ]
-    large = [{"image": base64.b64encode(png_bomb(4992, 5000, bits=8, color=6)).decode()}] * 4  # decoded a few at a time
+    large = [
+        {"image": base64.b64encode(png_bomb(4992, 5000, bits=8, color=6)).decode()}
+    ] * 4  # decoded a few at a time
     large_request = authorized("/v1/embeddings", json.dumps({"input": large}).encode())
 
     async def send_all(port: int) -> tuple[list[str], list[float], list[float]]:
@@ -238,13 +273,21 @@ def attack_with_requests(attack: Attack, server: ServerProcess, *, scale: float)
     grown = memory_of(server, "VmHWM") - peak
     healthy = max(health) <= (HEALTHY_S if scale >= 1 else SLOWEST_S)
     kept = not wrong and max(seconds) <= SLOWEST_S and grown <= PEAK_BYTES and healthy
-    measured = {"slowest_s": max(seconds), "health_checks": len(health), "slowest_health_check_s": max(health)}
-    attack.promise("hostile images", kept=kept, images=number, **measured, wrong=wrong, peak_mb=grown >> 20)
+    measured = {
+        "slowest_s": max(seconds),
+        "health_checks": len(health),
+        "slowest_health_check_s": max(health),
+    }
+    attack.promise(
+        "hostile images", kept=kept, images=number, **measured, wrong=wrong, peak_mb=grown >> 20
+    )
 
 
 def attack_with_load(attack: Attack, server: ServerProcess, *, scale: float) -> None:
     """Ten minutes at twice the capacity, an hour at half of it, and SIGTERM in the middle of it all."""
-    full = asyncio.run(load(server.port, clients=16, seconds=max(60 * scale, 1), rate=None, watch=lambda _: None))
+    full = asyncio.run(
+        load(server.port, clients=16, seconds=max(60 * scale, 1), rate=None, watch=lambda _: None)
+    )
     capacity = len(full.seconds) / max(60 * scale, 1)
 
     def watched(title: str, seconds: float, memory: list[int]) -> Callable[[float], None]:
@@ -254,15 +297,35 @@ def attack_with_load(attack: Attack, server: ServerProcess, *, scale: float) -> 
 
         return watch
 
-    for title, clients, seconds, factor in (("overload", CLIENTS, 600, 2.0), ("half load", 16, 3600, 0.5)):
+    for title, clients, seconds, factor in (
+        ("overload", CLIENTS, 600, 2.0),
+        ("half load", 16, 3600, 0.5),
+    ):
         seconds, memory = max(seconds * scale, 1), []
         watch, rate = watched(title, seconds, memory), factor * capacity
-        answers = asyncio.run(load(server.port, clients=clients, seconds=seconds, rate=rate, watch=watch))
-        is_over, part = factor > 1, max(len(memory) // 6, 1)  # a refusal says when to come again: `note`
-        early, late = (round(statistics.median(each)) >> 20 for each in (memory[part : 2 * part], memory[-part:]))
+        answers = asyncio.run(
+            load(server.port, clients=clients, seconds=seconds, rate=rate, watch=watch)
+        )
+        is_over, part = (
+            factor > 1,
+            max(len(memory) // 6, 1),
+        )  # a refusal says when to come again: `note`
+        early, late = (
+            round(statistics.median(each)) >> 20
+            for each in (memory[part : 2 * part], memory[-part:])
+        )
         expected = {"200", "503"} if is_over else {"200"}
-        kept = not answers.wrong and set(answers.statuses) <= expected and (is_over or late <= MEMORY * early)
-        measured = {"capacity_per_s": round(capacity, 1), "seconds": seconds, "early_mb": early, "late_mb": late}
+        kept = (
+            not answers.wrong
+            and set(answers.statuses) <= expected
+            and (is_over or late <= MEMORY * early)
+        )
+        measured = {
+            "capacity_per_s": round(capacity, 1),
+            "seconds": seconds,
+            "early_mb": early,
+            "late_mb": late,
+        }
         attack.promise(title, kept=kept, **measured, **answers.measured())
 
 
@@ -271,7 +334,10 @@ def attack_with_costly_requests(attack: Attack, server: ServerProcess, *, scale:
     costly = [{"image": base64.b64encode(costly_image()).decode()}] * 16
     images = authorized("/v1/embeddings", json.dumps({"input": costly}).encode())
     size = min(max(round(1_300_000 * scale), 100_000), 1_300_000)  # of up to 16 MB
-    lists, keys = authorized("/v1/embeddings", many_lists(3 * size)), authorized("/v1/search", many_keys(size))
+    lists, keys = (
+        authorized("/v1/embeddings", many_lists(3 * size)),
+        authorized("/v1/search", many_keys(size)),
+    )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 2 * IDLE), hard), hard))
     for name, requests in {
@@ -281,12 +347,21 @@ def attack_with_costly_requests(attack: Attack, server: ServerProcess, *, scale:
     }.items():
         peak, seconds = memory_of(server, "VmHWM"), min(max(60 * scale, 1), 60)
         searches, others = asyncio.run(searches_beside(server.port, requests, seconds=seconds))
-        kept = set(searches.statuses) == {"200"} and max(searches.seconds) <= SLOWEST_S and not others.wrong
-        measured = {"others": dict(others.statuses), "grown_mb": (memory_of(server, "VmHWM") - peak) >> 20}
+        kept = (
+            set(searches.statuses) == {"200"}
+            and max(searches.seconds) <= SLOWEST_S
+            and not others.wrong
+        )
+        measured = {
+            "others": dict(others.statuses),
+            "grown_mb": (memory_of(server, "VmHWM") - peak) >> 20,
+        }
         attack.promise(name, kept=kept, requests=len(requests), **measured, **searches.measured())
 
 
-async def searches_beside(port: int, requests: Sequence[bytes], *, seconds: float) -> tuple[Answers, Answers]:
+async def searches_beside(
+    port: int, requests: Sequence[bytes], *, seconds: float
+) -> tuple[Answers, Answers]:
     """Send all requests and search by words, again and again, for some seconds; return the answers to both.
 
     500 requests a second are sent, so that these clients leave the searches time to be sent too.
@@ -300,7 +375,10 @@ async def searches_beside(port: int, requests: Sequence[bytes], *, seconds: floa
         others.note(sent, status, head, time.monotonic() - began, may_be_none=True)
 
     running = [asyncio.create_task(send(each, number)) for number, each in enumerate(requests)]
-    end, search = time.monotonic() + seconds, authorized("/v1/search", json.dumps({"text": "a red bar"}).encode())
+    end, search = (
+        time.monotonic() + seconds,
+        authorized("/v1/search", json.dumps({"text": "a red bar"}).encode()),
+    )
     while (began := time.monotonic()) < end:
         status, head, _ = await ask(port, search)
         searches.note(search, status, head, time.monotonic() - began)
@@ -314,10 +392,17 @@ async def searches_beside(port: int, requests: Sequence[bytes], *, seconds: floa
 def attack_with_slow_clients(attack: Attack, server: ServerProcess, *, times: float) -> None:
     """Clients that are slow to send or to read, beside others: these are answered, and those lose their connections."""
     descriptors = Path(f"/proc/{server.process.pid}/fd")
-    echoed = {"image": base64.b64encode(encoded() + bytes(4 << 20)).decode()}  # the answer has 5 MB too
+    echoed = {
+        "image": base64.b64encode(encoded() + bytes(4 << 20)).decode()
+    }  # the answer has 5 MB too
     body = {"query": "a red bar", "documents": [echoed], "return_documents": True}
     large = authorized("/v1/rerank", json.dumps(body).encode())
-    kinds = {"head": (b"GET / HT", 1, 0), "body": (large[:600], 1, 0), "deaf": (large, 0, 0), "reader": (large, 0, 16)}
+    kinds = {
+        "head": (b"GET / HT", 1, 0),
+        "body": (large[:600], 1, 0),
+        "deaf": (large, 0, 0),
+        "reader": (large, 0, 16),
+    }
     before, wait = len([*descriptors.iterdir()]), max(60 * times, PATIENCE_S) + 3
     memory, over = [memory_of(server, "VmRSS") >> 20], asyncio.Event()
 
@@ -337,8 +422,12 @@ def attack_with_slow_clients(attack: Attack, server: ServerProcess, *, times: fl
     async def both() -> tuple[Answers, int]:
         slow_ones = [asyncio.create_task(slow(*kind)) for kind in kinds.values() for _ in range(8)]
         # Words alone: the slow ones have images, and may hold all of the queue's places for these.
-        answers = await load(server.port, clients=2, seconds=wait * 0.98, rate=10, watch=lambda _: None, images=0)
-        deadline = time.monotonic() + (0 if times >= 1 else SLOWEST_S)  # a trial may run on a busy machine
+        answers = await load(
+            server.port, clients=2, seconds=wait * 0.98, rate=10, watch=lambda _: None, images=0
+        )
+        deadline = time.monotonic() + (
+            0 if times >= 1 else SLOWEST_S
+        )  # a trial may run on a busy machine
         while (left := len([*descriptors.iterdir()]) - before) > 0 and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
         memory.append(memory_of(server, "VmRSS") >> 20)
@@ -349,14 +438,22 @@ def attack_with_slow_clients(attack: Attack, server: ServerProcess, *, times: fl
     answers, left = asyncio.run(both())
     kept = set(answers.statuses) == {"200"} and max(answers.seconds) <= SLOWEST_S and left <= 0
     attack.promise(
-        "slow clients", kept=kept, clients=8 * len(kinds), connections_left=left, memory_mb=memory, **answers.measured()
+        "slow clients",
+        kept=kept,
+        clients=8 * len(kinds),
+        connections_left=left,
+        memory_mb=memory,
+        **answers.measured(),
     )
 
 
 def attack_with_sigterm(attack: Attack, server: ServerProcess) -> None:
     """SIGTERM, twice at once as from a launcher and a terminal, while all places are taken."""
     body = json.dumps({"text": "a red bar", "rerank": 24}).encode()
-    answers, metrics = Answers(), request("GET", "/metrics", heads=f"Authorization: Bearer {KEY}\r\n")
+    answers, metrics = (
+        Answers(),
+        request("GET", "/metrics", heads=f"Authorization: Bearer {KEY}\r\n"),
+    )
 
     async def client() -> None:
         began = time.monotonic()
@@ -379,9 +476,16 @@ def attack_with_sigterm(attack: Attack, server: ServerProcess) -> None:
 
     running, seconds = asyncio.run(stop())
     kept = (
-        running > 0 and set(answers.statuses) == {"200"} and server.process.exitcode == 0 and seconds <= STOPS_WITHIN_S
+        running > 0
+        and set(answers.statuses) == {"200"}
+        and server.process.exitcode == 0
+        and seconds <= STOPS_WITHIN_S
     )
-    measured = {"running": running, "seconds": round(seconds, 2), "exit_code": server.process.exitcode}
+    measured = {
+        "running": running,
+        "seconds": round(seconds, 2),
+        "exit_code": server.process.exitcode,
+    }
     attack.promise("SIGTERM under load", kept=kept, **measured, **answers.measured())
 
 
@@ -396,7 +500,9 @@ def serve_with_times(arguments: list[str], file: Path) -> None:
     names = ("header_seconds", "body_seconds", "answer_seconds")
 
     def changed(settings: Settings) -> Settings:
-        return replace(settings, **{name: max(times * vars(settings)[name], PATIENCE_S) for name in names})
+        return replace(
+            settings, **{name: max(times * vars(settings)[name], PATIENCE_S) for name in names}
+        )
 
     server.serve = lambda bound, parts, settings: plain(bound, parts, changed(settings))
     main(["serve", *arguments])
@@ -408,7 +514,17 @@ def run(attack: Attack, folder: Path, scale: float) -> None:
     key, times = folder / "key", max(scale, 0.05)
     key.write_text(KEY)
     (folder / "times").write_text(str(min(times, 1.0)))
-    words = (gallery.model, "--index", gallery.index, "--vqa", gallery.vqa, "--queue", QUEUE, "--api-key-file", key)
+    words = (
+        gallery.model,
+        "--index",
+        gallery.index,
+        "--vqa",
+        gallery.vqa,
+        "--queue",
+        QUEUE,
+        "--api-key-file",
+        key,
+    )
     with ServerProcess(*words, go=folder / "times", run=serve_with_times) as server:
         searches = (Hostile(sent) for sent in itertools.islice(usual(random.Random(0)), 200))
         warm_up = itertools.chain(searches, *(proper_requests(key=KEY) for _ in range(10)))
@@ -421,7 +537,12 @@ def run(attack: Attack, folder: Path, scale: float) -> None:
         while memory_of(server, "VmRSS") > MEMORY * before and time.monotonic() < deadline:
             time.sleep(0.2)
         after = memory_of(server, "VmRSS")
-        attack.promise("memory comes back", kept=after <= MEMORY * before, before_mb=before >> 20, after_mb=after >> 20)
+        attack.promise(
+            "memory comes back",
+            kept=after <= MEMORY * before,
+            before_mb=before >> 20,
+            after_mb=after >> 20,
+        )
         attack_with_load(attack, server, scale=scale)
         attack_with_sigterm(attack, server)
         logged = [line for line in server.process.stderr.splitlines() if "Traceback" in line]

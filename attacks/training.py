@@ -42,7 +42,8 @@ def outcome(folder: Path) -> tuple[Any, ...]:
     """Return all that a run leaves: its metrics without times, the last state, and the weights."""
     timing = {"seconds", "samples_per_s"}
     lines = [
-        {name: value for name, value in line.items() if name not in timing} for line in read_metrics(folder / "run")
+        {name: value for name, value in line.items() if name not in timing}
+        for line in read_metrics(folder / "run")
     ]
     state = saved_tensors(folder / "run" / "state" / f"step_{STEPS:08d}")
     return lines, state, load_file(folder / "run" / "model" / "model.safetensors")
@@ -61,11 +62,16 @@ def is_equal(a: Any, b: Any) -> bool:
 
 def killed_once(folder: Path, choose: random.Random, *, world_size: int, moment: Moment) -> bool:
     """Start or go on with a run and kill one of its processes; return False if it had nothing left to do there."""
-    saved = max((int(path.name[5:]) for path in (folder / "run" / "state").glob("step_????????")), default=0)
+    saved = max(
+        (int(path.name[5:]) for path in (folder / "run" / "state").glob("step_????????")), default=0
+    )
     if saved == STEPS:
         return False
     victim = choose.randrange(world_size)
-    step = {"forward": choose.randint(saved + 1, min(saved + 4, STEPS)), "evaluation": CONFIG.eval_every}.get(moment)
+    step = {
+        "forward": choose.randint(saved + 1, min(saved + 4, STEPS)),
+        "evaluation": CONFIG.eval_every,
+    }.get(moment)
     pause = None
     if moment != "any":
         step = step or min(saved + choose.choice((2, 4)), STEPS)
@@ -76,14 +82,19 @@ def killed_once(folder: Path, choose: random.Random, *, world_size: int, moment:
             time.sleep(choose.uniform(0, 1.0))
         else:
             wait_until(
-                lambda: (folder / "paused").exists() or not all(each.is_alive() for each in group.processes),
+                lambda: (
+                    (folder / "paused").exists()
+                    or not all(each.is_alive() for each in group.processes)
+                ),
                 within_s=SOON_S,
             )
         hit = group.processes[victim].is_alive()
         group.processes[victim].send_signal(signal.SIGKILL)
         with suppress(OSError):
             group.go_on()
-        group.codes(within_s=LEFT_ALONE_S)  # the others end by themselves, but not while the group is formed
+        group.codes(
+            within_s=LEFT_ALONE_S
+        )  # the others end by themselves, but not while the group is formed
         return hit and group.processes[victim].exitcode == -signal.SIGKILL
     finally:
         group.end()
@@ -93,22 +104,34 @@ def attack_with_kills(attack: Attack, folder: Path, *, kills: int) -> None:
     """Kill runs of one process and of two again and again, until they have ended all the same."""
     for world_size in (1, 2):
         whole = folder / f"whole-{world_size}"
-        assert set(toy_group.start(whole, world_size=world_size, config=CONFIG).codes(within_s=SOON_S)) == {0}
+        assert set(
+            toy_group.start(whole, world_size=world_size, config=CONFIG).codes(within_s=SOON_S)
+        ) == {0}
         expected, moments, runs, differing = outcome(whole), Counter[str](), 0, []
         wanted = max(kills // 2, 2)
         while moments.total() < wanted:
             runs, run = runs + 1, folder / f"killed-{world_size}-{runs}"
             for _ in range(attack.choose.randint(2, 5)):
                 moment = MOMENTS[(moments.total() + runs) % len(MOMENTS)]
-                moments[moment] += killed_once(run, attack.choose, world_size=world_size, moment=moment)
+                moments[moment] += killed_once(
+                    run, attack.choose, world_size=world_size, moment=moment
+                )
                 attack.progress.update(f"kills of {world_size} processes", moments.total(), wanted)
             group = toy_group.start(run, world_size=world_size, config=CONFIG)
             codes = group.codes(within_s=SOON_S)
             found = outcome(run) if set(codes) == {0} else (None,) * len(expected)
-            if unlike := [name for name, *both in zip(PARTS, found, expected, strict=True) if not is_equal(*both)]:
-                differing.append({"codes": codes, "unlike": unlike, "output": group.output(0)[-500:]})
+            if unlike := [
+                name
+                for name, *both in zip(PARTS, found, expected, strict=True)
+                if not is_equal(*both)
+            ]:
+                differing.append(
+                    {"codes": codes, "unlike": unlike, "output": group.output(0)[-500:]}
+                )
         name = f"kills of {world_size} {'processes' if world_size > 1 else 'process'}"
-        attack.promise(name, kept=not differing, kills=dict(moments), runs=runs, differing=differing)
+        attack.promise(
+            name, kept=not differing, kills=dict(moments), runs=runs, differing=differing
+        )
 
 
 def train_until_the_disk_is_full(folder: Path, write: int, room: int) -> None:
@@ -118,7 +141,9 @@ def train_until_the_disk_is_full(folder: Path, write: int, room: int) -> None:
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal opened
         if event == "open" and str(arguments[0]).startswith(str(folder / "run")):
-            writes = arguments[2] & (os.O_WRONLY | os.O_RDWR) if isinstance(arguments[2], int) else False
+            writes = (
+                arguments[2] & (os.O_WRONLY | os.O_RDWR) if isinstance(arguments[2], int) else False
+            )
             opened += bool(writes)
             if writes and opened == write:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
@@ -152,7 +177,9 @@ def attack_with_full_disks(attack: Attack, folder: Path, *, share: float) -> Non
             wrong.append(f"write {write}, {room} bytes: {code}: {said}")
         process = forkserver.start(train_until_the_disk_is_full, run, 0, 0)
         if process.wait(SOON_S) != 0 or not is_equal(outcome(run), expected):
-            wrong.append(f"after write {write}, {room} bytes: another outcome {process.stderr[-400:]}")
+            wrong.append(
+                f"after write {write}, {room} bytes: another outcome {process.stderr[-400:]}"
+            )
         attack.progress.update("full disks", done, number)
     attack.promise("full disk", kept=not wrong, writes=writes, tried=number, wrong=wrong[:5])
 
@@ -165,7 +192,9 @@ def run(attack: Attack, folder: Path, scale: float) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Attack, print what was kept and broken, and write it with `--out`."""
-    run_attack(run, name="training", description=__doc__, packages=("vlmo", "torch"), arguments=arguments)
+    run_attack(
+        run, name="training", description=__doc__, packages=("vlmo", "torch"), arguments=arguments
+    )
 
 
 if __name__ == "__main__":

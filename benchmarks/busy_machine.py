@@ -23,7 +23,11 @@ import tyro
 from surroundings import surroundings, write_result
 from vlmo.data.sources import decode_image, open_source
 
-VARIANTS = {"default": {"GOMP_SPINCOUNT": "300000"}, "chosen": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
+VARIANTS = {
+    "default": {"GOMP_SPINCOUNT": "300000"},
+    "chosen": {},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
 LOADS = {"alone": (0, "default"), "beside two busy loops": (2, "passive")}
 """Busy loops, and the variant that `chosen` is compared with."""
 _IMAGES = 2000
@@ -51,9 +55,29 @@ def commands(folder: Path, *, steps: int) -> dict[str, list[str]]:
     with (images / "metadata.jsonl").open("w") as file:
         for number, row in enumerate(rows):
             decode_image(row["image"]).save(images / f"{number:04}.png")
-            file.write(json.dumps({"file_name": f"{number:04}.png", "captions": row["captions"]}) + "\n")
-    train = ["train", "shapes-stage3", "--init", "None", "--trainer.max-steps", str(steps), "--run-dir", "OUT"]
-    finetune = ["finetune", "vlmo-small", "--data", str(images), "--steps", str(steps), "--output-dir", "OUT"]
+            file.write(
+                json.dumps({"file_name": f"{number:04}.png", "captions": row["captions"]}) + "\n"
+            )
+    train = [
+        "train",
+        "shapes-stage3",
+        "--init",
+        "None",
+        "--trainer.max-steps",
+        str(steps),
+        "--run-dir",
+        "OUT",
+    ]
+    finetune = [
+        "finetune",
+        "vlmo-small",
+        "--data",
+        str(images),
+        "--steps",
+        str(steps),
+        "--output-dir",
+        "OUT",
+    ]
     return {
         "train": train,
         "finetune": finetune,
@@ -87,7 +111,11 @@ def seconds_of(command: Sequence[str], environment: dict[str, str]) -> float:
 
 def compare(options: Options) -> dict[str, Any]:
     """Seconds by command, load and variant, and the speed of `chosen` by that of the other variant."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMP_", "GOMP_", "KMP_"))
+    }
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         known = commands(Path(folder), steps=options.steps)

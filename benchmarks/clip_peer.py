@@ -39,7 +39,9 @@ class Peer(nn.Module):
         layers: Of each tower.
     """
 
-    def __init__(self, processor: VLMoProcessor, *, patch_size: int, width: int, layers: int) -> None:
+    def __init__(
+        self, processor: VLMoProcessor, *, patch_size: int, width: int, layers: int
+    ) -> None:
         super().__init__()
         tokenizer = processor.tokenizer
         self.clip = CLIP(
@@ -68,7 +70,9 @@ class Peer(nn.Module):
         """Device of the inputs."""
         return self.clip.logit_scale.device
 
-    def get_image_features(self, *, pixel_values: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
+    def get_image_features(
+        self, *, pixel_values: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch dim"]:
         """L2-normalised image embeddings."""
         return self.clip.encode_image(pixel_values, normalize=True)
 
@@ -117,7 +121,9 @@ def train_dual(
     if state.exists():
         saved = torch.load(state, weights_only=True, map_location=device)
         if saved["settings"] != settings:
-            raise ValueError(f"{state} is of a run with other settings; give another folder with --run")
+            raise ValueError(
+                f"{state} is of a run with other settings; give another folder with --run"
+            )
         model.load_state_dict(saved["model"])
         adamw.load_state_dict(saved["optimizer"])
         steps, samples, before = saved["steps"], saved["samples"], saved["seconds"]
@@ -134,10 +140,16 @@ def train_dual(
         batches = loader(steps)
         while (elapsed := before + clock() - began) < seconds:
             batch = to_device(next(batches)[0], device)
-            same = same_pairs(batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"]))
+            same = same_pairs(
+                batch["image_ids"], caption_keys(batch["input_ids"], batch["attention_mask"])
+            )
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                images = model.get_image_features(pixel_values=normalize_pixels(batch["pixel_values"]))
-                texts = model.get_text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+                images = model.get_image_features(
+                    pixel_values=normalize_pixels(batch["pixel_values"])
+                )
+                texts = model.get_text_features(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+                )
             loss = itc_loss(images.float(), texts.float(), logit_scale=scale.reshape(1), same=same)
             loss.backward()
             for group in adamw.param_groups:

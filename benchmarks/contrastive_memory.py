@@ -73,7 +73,11 @@ def reset_peak() -> None:
 
 def peak() -> int:
     """Most bytes in memory since `reset_peak`."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    (line,) = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    ]
     return int(line.split()[1]) * 1024
 
 
@@ -97,14 +101,22 @@ def make_objective(options: Options) -> VisionLanguageObjective:
     recipe = find_recipe("base-coco-retrieval")
     assert isinstance(recipe.task, RetrievalTask)
     itm_weight = 1.0 if options.matching else 0.0
-    settings = asdict(recipe.model) | {"use_match_head": options.matching, "contrast_fusion_branch": False}
+    settings = asdict(recipe.model) | {
+        "use_match_head": options.matching,
+        "contrast_fusion_branch": False,
+    }
     if options.image_size is not None:
         settings["image_size"] = options.image_size
     if options.layers is not None:
-        settings |= {"num_hidden_layers": options.layers, "num_fusion_layers": min(2, options.layers)}
+        settings |= {
+            "num_hidden_layers": options.layers,
+            "num_fusion_layers": min(2, options.layers),
+        }
     losses = replace(recipe.task.losses, cache_chunk=options.chunk, itm_weight=itm_weight)
     torch.manual_seed(0)
-    return VisionLanguageObjective(VLMoForImageTextRetrieval(VLMoConfig(**settings)).train(), config=losses)
+    return VisionLanguageObjective(
+        VLMoForImageTextRetrieval(VLMoConfig(**settings)).train(), config=losses
+    )
 
 
 def measure(pairs: int, options: Options) -> dict[str, Any]:
@@ -113,7 +125,9 @@ def measure(pairs: int, options: Options) -> dict[str, Any]:
     recipe, objective = find_recipe("base-coco-retrieval"), make_objective(options)
     config = objective.model.config
     optimizer = build_optimizer(objective, config=recipe.optimizer)
-    batch = random_batch(pairs, image_size=config.image_size, text=options.text_length, vocabulary=config.vocab_size)
+    batch = random_batch(
+        pairs, image_size=config.image_size, text=options.text_length, vocabulary=config.vocab_size
+    )
     before = resident()
     reset_peak()
     start = time.perf_counter()
@@ -140,7 +154,11 @@ def measure(pairs: int, options: Options) -> dict[str, Any]:
 def in_own_process(pairs: int, arguments: Sequence[str]) -> dict[str, Any]:
     """Figures of one step in a fresh process."""
     command = [sys.executable, __file__, *arguments, "--only", str(pairs)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[
+            -1
+        ]
+    )
 
 
 def table(steps: Sequence[dict[str, Any]]) -> str:
@@ -150,7 +168,9 @@ def table(steps: Sequence[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for step in steps:
-        sizes = [step[name] / _GIB for name in ("image_bytes", "peak_above_state_bytes", "peak_bytes")]
+        sizes = [
+            step[name] / _GIB for name in ("image_bytes", "peak_above_state_bytes", "peak_bytes")
+        ]
         lines.append(
             f"| {step['pairs']:,} | {sizes[0]:.2f} | {sizes[1]:.2f} | {sizes[2]:.2f} | {step['seconds']:,.0f} |"
         )
@@ -166,13 +186,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     console = Console(stderr=True)
     torch.set_num_threads(options.threads)
-    result = surroundings("contrastive_memory.py", arguments, packages=("vlmo", "torch", "transformers"))
+    result = surroundings(
+        "contrastive_memory.py", arguments, packages=("vlmo", "torch", "transformers")
+    )
     result["load_average"] = os.getloadavg()[0]
     steps: list[dict[str, Any]] = []
     for pairs in options.batches:
         steps.append(in_own_process(pairs, arguments))
         console.print(f"{pairs} pairs: {steps[-1]['seconds']:,.0f} s", highlight=False)
-        growth = [step["peak_above_state_bytes"] / steps[0]["peak_above_state_bytes"] - 1 for step in steps]
+        growth = [
+            step["peak_above_state_bytes"] / steps[0]["peak_above_state_bytes"] - 1
+            for step in steps
+        ]
         result |= {"steps": steps, "growth_above_state": growth}
         write_result(result, options.out)  # after each, as a large one may take an hour
     console.print(table(steps), highlight=False)

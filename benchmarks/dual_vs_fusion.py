@@ -120,19 +120,32 @@ def measure(options: Options) -> dict[str, Any]:
     squares = [count**2 for count in counts]
     pairs = timed(lambda rows: model.match(pixels[:rows], ids[:rows]), marks=squares, **limits)
     products = {
-        count: product_seconds(count, width=config.projection_size, shortlist=options.shortlist) for count in counts
+        count: product_seconds(count, width=config.projection_size, shortlist=options.shortlist)
+        for count in counts
     }
     return {
-        "model": {"preset": options.preset, "parameters": sum(each.numel() for each in model.parameters())},
+        "model": {
+            "preset": options.preset,
+            "parameters": sum(each.numel() for each in model.parameters()),
+        },
         "seconds_each": {
             "image": images.each,
             "text": texts.each,
             "pair": pairs.each,
             "product": products[counts[-1]] / counts[-1] ** 2,
         },
-        "rows_measured": {"images": images.done[-1], "texts": texts.done[-1], "pairs": pairs.done[-1]},
+        "rows_measured": {
+            "images": images.done[-1],
+            "texts": texts.done[-1],
+            "pairs": pairs.done[-1],
+        },
         "rows": [
-            row(count, clocks=(images, texts, pairs), product=products[count], shortlist=options.shortlist)
+            row(
+                count,
+                clocks=(images, texts, pairs),
+                product=products[count],
+                shortlist=options.shortlist,
+            )
             for count in counts
         ],
         "crossings": crossings(
@@ -145,7 +158,9 @@ def measure(options: Options) -> dict[str, Any]:
     }
 
 
-def row(count: int, *, clocks: tuple[Clock, Clock, Clock], product: float, shortlist: int) -> dict[str, Any]:
+def row(
+    count: int, *, clocks: tuple[Clock, Clock, Clock], product: float, shortlist: int
+) -> dict[str, Any]:
     """Times for N = `count`."""
     images, texts, pairs = clocks
     (image_seconds, image_kind), (text_seconds, text_kind) = images.at(count), texts.at(count)
@@ -172,7 +187,9 @@ def row(count: int, *, clocks: tuple[Clock, Clock, Clock], product: float, short
     }
 
 
-def crossings(*, image: float, text: float, pair: float, product: float, shortlist: int) -> dict[str, Any]:
+def crossings(
+    *, image: float, text: float, pair: float, product: float, shortlist: int
+) -> dict[str, Any]:
     """From which N one way is faster than another; None for never."""
     embedding = image + text
     gain = pair - product
@@ -190,7 +207,10 @@ def crossings(*, image: float, text: float, pair: float, product: float, shortli
 
 def table(result: dict[str, Any]) -> str:
     """The same in Markdown; `~` marks what is extrapolated."""
-    lines = ["| N | dual encoder, s | fusion encoder, s | reranked, s | fusion by dual |", "|" + " --- |" * 5]
+    lines = [
+        "| N | dual encoder, s | fusion encoder, s | reranked, s | fusion by dual |",
+        "|" + " --- |" * 5,
+    ]
     for each in result["rows"]:
         times = (
             f"{'~' if each[way]['kind'] == 'extrapolated' else ''}{each[way]['seconds']:,.4g}"
@@ -204,7 +224,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a table, and writes the result with `--out`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = tyro.cli(Options, args=arguments)
-    if not options.counts or min(*options.counts, options.shortlist, options.batch, options.text_length) < 1:
+    if (
+        not options.counts
+        or min(*options.counts, options.shortlist, options.batch, options.text_length) < 1
+    ):
         raise SystemExit("--counts, --shortlist, --batch and --text-length must be 1 or more")
     torch.set_num_threads(options.threads)
     load = os.getloadavg()[0]

@@ -86,16 +86,22 @@ def write_photos(folder: Path, options: Options) -> None:
     for image in itertools.islice(scenes(options.wallpapers), options.photos):
         pixels = np.asarray(image.resize(options.size), np.float32)
         noisy = pixels + random.normal(0, 4, (*options.size[::-1], 1)).astype(np.float32)
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{count:04}.jpg", quality=90)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(
+            folder / f"{count:04}.jpg", quality=90
+        )
         count += 1
     if count < options.photos:
-        raise SystemExit(f"{options.photos} photographs are asked for, there are {count}: name more --wallpapers")
+        raise SystemExit(
+            f"{options.photos} photographs are asked for, there are {count}: name more --wallpapers"
+        )
 
 
 def write_model(folder: Path, preset: str) -> None:
     """Write a model with random weights."""
     config = getattr(VLMoConfig, preset)()
-    processor = VLMoProcessor.train([*_NAMES, "a photograph"], vocab_size=96, image_size=config.image_size)
+    processor = VLMoProcessor.train(
+        [*_NAMES, "a photograph"], vocab_size=96, image_size=config.image_size
+    )
     config.vocab_size = processor.tokenizer.vocab_size
     VLMoForImageTextRetrieval(config).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -106,7 +112,9 @@ def peer(options: Options, *, kind: str) -> Callable[[Sequence[Path]], torch.Ten
     model, _, transform = open_clip.create_model_and_transforms(options.clip)
     model.eval()
     if kind == "int8":
-        warnings.simplefilter("ignore", UserWarning)  # torch is about to move its quantisation elsewhere
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # torch is about to move its quantisation elsewhere
         model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
     @torch.inference_mode()
@@ -115,7 +123,10 @@ def peer(options: Options, *, kind: str) -> Callable[[Sequence[Path]], torch.Ten
             pixels = list(pool.map(lambda file: transform(Image.open(file)), files))
         with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bfloat16"):
             return torch.cat(
-                [model.encode_image(torch.stack(pixels[n : n + _BATCH])) for n in range(0, len(files), _BATCH)]
+                [
+                    model.encode_image(torch.stack(pixels[n : n + _BATCH]))
+                    for n in range(0, len(files), _BATCH)
+                ]
             )
 
     return embed
@@ -129,7 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     with cores(options.threads), tempfile.TemporaryDirectory() as name:
         result = surroundings("index_photos.py", arguments, packages=packages)
         result["load_average"] = os.getloadavg()[0]
-        images, model, number = options.work or Path(name) / "images", Path(name) / "model", itertools.count()
+        images, model, number = (
+            options.work or Path(name) / "images",
+            Path(name) / "model",
+            itertools.count(),
+        )
         own = f"vlmo, {options.precision}"
         images.mkdir(parents=True, exist_ok=True)
         if len(list(images.glob("*.jpg"))) != options.photos:

@@ -108,7 +108,9 @@ def write_tars(folder: Path, *, samples: int, long_side: int) -> dict[str, Any]:
                 image = _cut(sources[name], long_side=long_side, generator=generator)
                 buffer = io.BytesIO()
                 image.save(buffer, "JPEG", quality=int(generator.choice(_QUALITIES)))
-                caption = f"part number {number} of a photograph that shows: {name}, seen from the side"
+                caption = (
+                    f"part number {number} of a photograph that shows: {name}, seen from the side"
+                )
                 for suffix, data in (("jpg", buffer.getvalue()), ("txt", caption.encode())):
                     member = tarfile.TarInfo(f"{number:08d}.{suffix}")
                     member.size = len(data)
@@ -126,7 +128,10 @@ def write_tars(folder: Path, *, samples: int, long_side: int) -> dict[str, Any]:
 
 def _cut(image: Image.Image, *, long_side: int, generator: np.random.Generator) -> Image.Image:
     width, height = (round(side * generator.uniform(0.6, 1)) for side in image.size)
-    left, top = generator.integers(image.width - width + 1), generator.integers(image.height - height + 1)
+    left, top = (
+        generator.integers(image.width - width + 1),
+        generator.integers(image.height - height + 1),
+    )
     factor = long_side / max(width, height)
     size = (round(width * factor), round(height * factor))
     return image.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
@@ -154,7 +159,11 @@ def open_clip_pipeline(tars: list[Path], *, options: Options) -> Pipeline:
     # Newer releases of webdataset end each tar with an empty sample, which open_clip's grouping of files does not know.
     open_clip_data.tar_file_expander = functools.partial(tar_file_expander, eof_value=None)
     data = open_clip_data.get_wds_dataset(
-        arguments, transform, is_train=True, floor=True, tokenizer=open_clip.get_tokenizer("ViT-B-16")
+        arguments,
+        transform,
+        is_train=True,
+        floor=True,
+        tokenizer=open_clip.get_tokenizer("ViT-B-16"),
     )
 
     def run(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -197,7 +206,11 @@ def our_pipeline(
 
 def _captions(path: Path) -> list[str]:
     with tarfile.open(path) as tar:
-        return [tar.extractfile(member).read().decode() for member in tar if member.name.endswith(".txt")]
+        return [
+            tar.extractfile(member).read().decode()
+            for member in tar
+            if member.name.endswith(".txt")
+        ]
 
 
 def time_turn(pipeline: Pipeline, *, epoch: int) -> dict[str, float]:
@@ -205,7 +218,10 @@ def time_turn(pipeline: Pipeline, *, epoch: int) -> dict[str, float]:
     images, began, own = 0, time.perf_counter(), time.process_time()
     for batch, _ in pipeline(epoch):
         images += len(batch)
-    return {"wall": images / (time.perf_counter() - began), "by_cpu_time": images / (time.process_time() - own)}
+    return {
+        "wall": images / (time.perf_counter() - began),
+        "by_cpu_time": images / (time.process_time() - own),
+    }
 
 
 def check_same_work(pipelines: dict[str, Pipeline], *, options: Options) -> dict[str, list[float]]:
@@ -218,12 +234,20 @@ def check_same_work(pipelines: dict[str, Pipeline], *, options: Options) -> dict
     found = {}
     for name, pipeline in pipelines.items():
         images, _ = next(iter(pipeline(0)))
-        if images.dtype != torch.float32 or images.shape != (options.batch_size, 3, *[options.image_size] * 2):
+        if images.dtype != torch.float32 or images.shape != (
+            options.batch_size,
+            3,
+            *[options.image_size] * 2,
+        ):
             raise ValueError(f"{name} gives {tuple(images.shape)} of {images.dtype}")
         found[name] = [round(images.mean().item(), 3), round(images.std().item(), 3)]
-        apart = max(abs(own - peer) for own, peer in zip(found[name], found[OPEN_CLIP], strict=True))
+        apart = max(
+            abs(own - peer) for own, peer in zip(found[name], found[OPEN_CLIP], strict=True)
+        )
         if name != OURS_AUGMENTED and apart > _SAME:  # random colors change both figures
-            raise ValueError(f"{name} gives images of mean and deviation {found[name]}, {OPEN_CLIP} {found[OPEN_CLIP]}")
+            raise ValueError(
+                f"{name} gives images of mean and deviation {found[name]}, {OPEN_CLIP} {found[OPEN_CLIP]}"
+            )
     return found
 
 
@@ -233,7 +257,9 @@ def compare(options: Options, *, folder: Path) -> dict[str, Any]:
     tars = sorted(folder.glob("*.tar"))
     words = _captions(tars[0])
     tokenizer = VLMoProcessor.train(words, vocab_size=1000, image_size=options.image_size).tokenizer
-    ours = functools.partial(our_pipeline, tars, options=options, tokenizer=tokenizer, folder=folder)
+    ours = functools.partial(
+        our_pipeline, tars, options=options, tokenizer=tokenizer, folder=folder
+    )
     pipelines = {
         OPEN_CLIP: open_clip_pipeline(tars, options=options),
         OURS: ours(rand_augment_ops=0),
@@ -246,7 +272,11 @@ def compare(options: Options, *, folder: Path) -> dict[str, Any]:
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             turns[name].append(time_turn(pipelines[name], epoch=turn))
-    return {"data": data, "mean_and_deviation": figures, "pipelines": {name: _summary(name, turns) for name in names}}
+    return {
+        "data": data,
+        "mean_and_deviation": figures,
+        "pipelines": {name: _summary(name, turns) for name in names},
+    }
 
 
 def _summary(name: str, turns: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
@@ -256,7 +286,10 @@ def _summary(name: str, turns: dict[str, list[dict[str, float]]]) -> dict[str, A
         for clock in ("wall", "by_cpu_time")
         for figure, value in (
             ("images_per_second", round(statistics.median(own[clock] for own in turns[name]), 1)),
-            ("ratio_to_open_clip", round(statistics.median(own[clock] / peer[clock] for own, peer in pairs), 3)),
+            (
+                "ratio_to_open_clip",
+                round(statistics.median(own[clock] / peer[clock] for own, peer in pairs), 3),
+            ),
             ("turns", [round(own[clock], 1) for own in turns[name]]),
         )
     }
@@ -279,7 +312,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             os.sched_setaffinity(0, cores)
     packages = ["vlmo", "open_clip_torch", "webdataset", "torch", "torchvision", "pillow"]
     result = {
-        "surroundings": surroundings("input_pipeline.py", arguments, packages=packages) | {"load_average": load},
+        "surroundings": surroundings("input_pipeline.py", arguments, packages=packages)
+        | {"load_average": load},
         "options": asdict(replace(options, out=None)),
         "cores_used": 1,
         "reader": "StreamLoader, a lane for each tar",

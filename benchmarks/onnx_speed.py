@@ -33,7 +33,13 @@ from torch import Tensor, nn
 from surroundings import surroundings, write_result
 from vlmo.export.graphs import Graph, GraphModule, graphs_of
 from vlmo.export.onnx import load_for_export, noise, write_onnx
-from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, OnnxSession, OpenVinoSession, read_description
+from vlmo.export.sessions import (
+    FUSION_ENCODER,
+    IMAGE_ENCODER,
+    OnnxSession,
+    OpenVinoSession,
+    read_description,
+)
 from vlmo.model import VLMoConfig, VLMoForImageTextRetrieval, VLMoPreTrainedModel
 from vlmo.released import find_model
 from vlmo.retrieval.graphs_engine import export_graphs
@@ -89,7 +95,9 @@ def rate(call: Call, *, rows: int, seconds: float) -> float:
     return done / elapsed
 
 
-def rates_by_turns(calls: Mapping[str, Call], *, rows: int, turns: int, seconds: float) -> dict[str, list[float]]:
+def rates_by_turns(
+    calls: Mapping[str, Call], *, rows: int, turns: int, seconds: float
+) -> dict[str, list[float]]:
     """Rows a second of each program in each turn; in each turn another one is first."""
     rates: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
@@ -142,7 +150,9 @@ def open_clip_model(precision: str) -> CLIP:
     elif precision == "int8":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # announced for removal, but what its users have today
-            model.visual = torch.ao.quantization.quantize_dynamic(model.visual, {nn.Linear}, dtype=torch.qint8)
+            model.visual = torch.ao.quantization.quantize_dynamic(
+                model.visual, {nn.Linear}, dtype=torch.qint8
+            )
     return model
 
 
@@ -151,13 +161,25 @@ def peer_calls(graph: Graph, peers: dict[str, CLIP], *, batch: int, length: int)
     calls: dict[str, Call] = {}
     for precision, peer in peers.items() if graph.name != FUSION_ENCODER else ():
         if graph.name == IMAGE_ENCODER:
-            pixels = torch.randn(batch, 3, 224, 224, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
-            calls[f"open_clip {precision}"] = functools.partial(peer.encode_image, pixels, normalize=True)
+            pixels = torch.randn(
+                batch,
+                3,
+                224,
+                224,
+                dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
+            )
+            calls[f"open_clip {precision}"] = functools.partial(
+                peer.encode_image, pixels, normalize=True
+            )
         else:
-            ids = torch.randint(1, LAST_WORD, (batch, CONTEXT), generator=torch.Generator().manual_seed(0))
+            ids = torch.randint(
+                1, LAST_WORD, (batch, CONTEXT), generator=torch.Generator().manual_seed(0)
+            )
             ids[:, length - 1] = LAST_WORD
             ids[:, length:] = 0
-            calls[f"open_clip {precision}"] = functools.partial(peer.encode_text, ids, normalize=True)
+            calls[f"open_clip {precision}"] = functools.partial(
+                peer.encode_text, ids, normalize=True
+            )
     return calls
 
 
@@ -186,12 +208,21 @@ def time_graph(
         for name, session in sessions.items():
             calls[name] = lambda session=session, inputs=inputs: session(*inputs)
         calls |= peer_calls(graph, peers, batch=batch, length=length)
-        console.print(f"{graph.name}, batch {batch}: {len(calls)} engines, {options.turns} turns each", highlight=False)
-        timed[f"batch {batch}"] = by_turns(calls, rows=batch, turns=options.turns, seconds=options.seconds)
+        console.print(
+            f"{graph.name}, batch {batch}: {len(calls)} engines, {options.turns} turns each",
+            highlight=False,
+        )
+        timed[f"batch {batch}"] = by_turns(
+            calls, rows=batch, turns=options.turns, seconds=options.seconds
+        )
     inputs = full_inputs(graph, model.config, batch=NUM_SAMPLES, length=length)
     expected = module(*inputs)[0].flatten(1)
     cosines = {
-        name: float(torch.cosine_similarity(torch.from_numpy(session(*inputs)[0]).flatten(1), expected).min())
+        name: float(
+            torch.cosine_similarity(
+                torch.from_numpy(session(*inputs)[0]).flatten(1), expected
+            ).min()
+        )
         for name, session in sessions.items()
         if graph.name != FUSION_ENCODER
     }
@@ -210,7 +241,13 @@ def export(folder: Path, out: Path, options: Options) -> dict[str, Any]:
     model = load_for_export(folder)
     pair = next(graph for graph in graphs_of(model) if graph.name == FUSION_ENCODER)
     length = options.text_length or 40
-    samples = dict(zip(pair.inputs, noise(pair, model.config, batch=NUM_SAMPLES, length=length, seed=1), strict=True))
+    samples = dict(
+        zip(
+            pair.inputs,
+            noise(pair, model.config, batch=NUM_SAMPLES, length=length, seed=1),
+            strict=True,
+        )
+    )
     return write_onnx(folder, out, samples={name: each.numpy() for name, each in samples.items()})
 
 
@@ -218,7 +255,9 @@ def measure(folder: Path, options: Options, *, console: Console) -> dict[str, An
     """Exports a folder and times all of its graphs."""
     peers = {}
     if options.open_clip:
-        torch.backends.quantized.engine = "onednn"  # the fastest of torch's engines for the peer's int8
+        torch.backends.quantized.engine = (
+            "onednn"  # the fastest of torch's engines for the peer's int8
+        )
         peers = {each: open_clip_model(each) for each in PEERS}
     console.print("exporting", highlight=False)
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
@@ -235,7 +274,8 @@ def measure(folder: Path, options: Options, *, console: Console) -> dict[str, An
             "console": console,
         }
         graphs = {
-            graph.name: time_graph(model, graph, report["graphs"][graph.name], **given) for graph in graphs_of(model)
+            graph.name: time_graph(model, graph, report["graphs"][graph.name], **given)
+            for graph in graphs_of(model)
         }
     return {
         "model": {
@@ -251,14 +291,21 @@ def measure(folder: Path, options: Options, *, console: Console) -> dict[str, An
 
 def table(result: dict[str, Any]) -> str:
     """Ratios in Markdown, a line for each graph, batch size and engine."""
-    lines = ["| | batch | engine | rows a second | to PyTorch | to open_clip | cosine |", "|" + " --- |" * 7]
+    lines = [
+        "| | batch | engine | rows a second | to PyTorch | to open_clip | cosine |",
+        "|" + " --- |" * 7,
+    ]
     for name, graph in result["graphs"].items():
         for batch, engines in graph.items():
             for engine, found in engines.items() if batch.startswith("batch ") else ():
-                to_peer = f"{found['ratio_to_open_clip']:.2f} x" if "ratio_to_open_clip" in found else ""
+                to_peer = (
+                    f"{found['ratio_to_open_clip']:.2f} x" if "ratio_to_open_clip" in found else ""
+                )
                 cosine = f"{graph['cosine'][engine]:.5f}" if engine in graph["cosine"] else ""
                 rates = f"{found['rows_per_second']:,.1f} | {found['ratio_to_pytorch']:.2f} x"
-                lines.append(f"| {name} | {batch.removeprefix('batch ')} | {engine} | {rates} | {to_peer} | {cosine} |")
+                lines.append(
+                    f"| {name} | {batch.removeprefix('batch ')} | {engine} | {rates} | {to_peer} | {cosine} |"
+                )
     return "\n".join(lines)
 
 

@@ -39,7 +39,11 @@ from vlmo.model import (
     VLMoForMaskedImageModeling,
 )
 
-PUBLISHED, PLAIN, HUGGING_FACE = "outputs of the published code", "a plain implementation", "transformers"
+PUBLISHED, PLAIN, HUGGING_FACE = (
+    "outputs of the published code",
+    "a plain implementation",
+    "transformers",
+)
 STAGE_3 = ("pooler", "itc", "itc_vl", "itm", "mlm")
 # Linux counts the most memory that a process has held under this name.
 _IMPORT = """
@@ -71,15 +75,23 @@ def comparisons(folder: Path) -> Iterator[tuple[str, str, Iterable[Case]]]:
     for name, title in titles.items():
         yield f"VLMo, {title}", PUBLISHED, cases.checkpoint_cases(name, folder)
     (folder / "128").mkdir()
-    resized = imported(VLMoForImageTextRetrieval, reference_file("irtr"), folder / "128", image_size=128)
+    resized = imported(
+        VLMoForImageTextRetrieval, reference_file("irtr"), folder / "128", image_size=128
+    )
     yield "VLMo, retrieval, imported at 128 px", PUBLISHED, cases.resize_cases(resized)
     file = cases.write_absolute(folder)
-    absolute = imported(VLMoForImageTextRetrieval, file, folder, num_attention_heads=cases.ABSOLUTE.heads)
+    absolute = imported(
+        VLMoForImageTextRetrieval, file, folder, num_attention_heads=cases.ABSOLUTE.heads
+    )
     yield "VLMo with absolute positions (Base+)", PLAIN, cases.absolute_cases(absolute, file)
     for shared in (False, True):
         for style in ("published keys", "Hugging Face's folder"):
             table = "one table" if shared else "a table in each block"
-            yield f"BEiT, {style}, {table}", HUGGING_FACE, beit_cases(folder, style=style, shared=shared)
+            yield (
+                f"BEiT, {style}, {table}",
+                HUGGING_FACE,
+                beit_cases(folder, style=style, shared=shared),
+            )
     yield "BEiT-3, retrieval", PLAIN, beit3_cases()
 
 
@@ -92,7 +104,10 @@ def beit_cases(folder: Path, *, style: str, shared: bool) -> Iterator[Case]:
     source = folder / f"beit-{shared}-{style[0]}"
     if style == "published keys":
         source = source.with_suffix(".safetensors")
-        tensors = {key: tensor.clone().contiguous() for key, tensor in test_beit.published_keys(theirs).items()}
+        tensors = {
+            key: tensor.clone().contiguous()
+            for key, tensor in test_beit.published_keys(theirs).items()
+        }
         save_file(tensors, source)
     else:
         theirs.save_pretrained(source)
@@ -120,7 +135,9 @@ def beit3_cases() -> Iterator[Case]:
     yield "image vector", output.image_embeds, plain.image_vector(pixels)
     yield "text vector", output.text_embeds, plain.text_vector(ids, mask)
     pair = model.vlmo(pixel_values=pixels, input_ids=ids, attention_mask=mask).last_hidden_state
-    kept = torch.cat([torch.ones(3, pair.shape[1] - ids.shape[1], dtype=torch.bool), mask.bool()], dim=1)
+    kept = torch.cat(
+        [torch.ones(3, pair.shape[1] - ids.shape[1], dtype=torch.bool), mask.bool()], dim=1
+    )
     yield "fused states", pair[kept], plain.fused(pixels, ids, mask)[kept]
 
 
@@ -190,7 +207,9 @@ def import_cost(sizes: plain_vlmo.Sizes, *, repeats: int, threads: int) -> dict[
         }
 
 
-def main(arguments: Sequence[str] | None = None, *, sizes: plain_vlmo.Sizes = plain_vlmo.BASE) -> dict[str, Any]:
+def main(
+    arguments: Sequence[str] | None = None, *, sizes: plain_vlmo.Sizes = plain_vlmo.BASE
+) -> dict[str, Any]:
     """Prints the table and, with `--base`, what importing costs; returns all of it."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = tyro.cli(Options, args=arguments)

@@ -33,9 +33,16 @@ class _Tokens:
 
 def check_plain(config: VLMoConfig) -> None:
     """Raises ValueError for a variant of the model that is not written here."""
-    variant = (config.attention, config.experts, config.position_embedding, config.contrast_fusion_branch)
+    variant = (
+        config.attention,
+        config.experts,
+        config.position_embedding,
+        config.contrast_fusion_branch,
+    )
     if variant != ("shared", "multiway", "relative", True):
-        raise ValueError(f"the plain step knows VLMo-Base and -Large as published, not {variant}; choose base or large")
+        raise ValueError(
+            f"the plain step knows VLMo-Base and -Large as published, not {variant}; choose base or large"
+        )
 
 
 def plain_step(model: VLMoForPreTraining, batch: Batch) -> dict[str, Tensor]:
@@ -48,7 +55,9 @@ def plain_step(model: VLMoForPreTraining, batch: Batch) -> dict[str, Tensor]:
     ]
     texts = [
         head.embed_text(first)
-        for head, first in zip(heads, _endings(model, _tokens(model, ids=ids, mask=mask)), strict=True)
+        for head, first in zip(
+            heads, _endings(model, _tokens(model, ids=ids, mask=mask)), strict=True
+        )
     ]
     own = torch.arange(len(ids), device=ids.device)
     contrasts, first_logits = [], None
@@ -60,7 +69,9 @@ def plain_step(model: VLMoForPreTraining, batch: Batch) -> dict[str, Tensor]:
 
     masked = _fused(model, pixels=pixels, ids=batch["mlm_input_ids"], mask=mask)
     word_logits = model.mlm_head(masked[:, : ids.shape[1]])
-    mlm = F.cross_entropy(word_logits.flatten(0, 1).float(), batch["mlm_labels"].flatten(), ignore_index=-100)
+    mlm = F.cross_entropy(
+        word_logits.flatten(0, 1).float(), batch["mlm_labels"].flatten(), ignore_index=-100
+    )
 
     text_of_image, image_of_text = _negatives(first_logits, batch["step_seed"])
     pairs = [
@@ -71,7 +82,12 @@ def plain_step(model: VLMoForPreTraining, batch: Batch) -> dict[str, Tensor]:
     match_logits = torch.cat([model.match_head(model.vlmo.pooler(states)) for states in pairs])
     labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
     itm = F.cross_entropy(match_logits.float(), labels)
-    return {"loss": itc + MLM_WEIGHT * mlm + itm, "itc": itc.detach(), "mlm": mlm.detach(), "itm": itm.detach()}
+    return {
+        "loss": itc + MLM_WEIGHT * mlm + itm,
+        "itc": itc.detach(),
+        "mlm": mlm.detach(),
+        "itm": itm.detach(),
+    }
 
 
 def _negatives(
@@ -85,7 +101,11 @@ def _negatives(
 
 
 def _tokens(
-    model: VLMoForPreTraining, *, pixels: Tensor | None = None, ids: Tensor | None = None, mask: Tensor | None = None
+    model: VLMoForPreTraining,
+    *,
+    pixels: Tensor | None = None,
+    ids: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> _Tokens:
     backbone = model.vlmo
     parts, masks, grid, num_text = [], [], None, 0
@@ -101,8 +121,15 @@ def _tokens(
     index = relative_position_index(
         num_text=num_text, grid=grid, max_text=positions.max_text, table_grid=positions.grid
     ).to(parts[0].device)
-    bias = F.embedding(index, positions.table).permute(2, 0, 1).contiguous().chunk(len(backbone.blocks))
-    return _Tokens(torch.cat(parts, dim=1), num_text=num_text, mask=torch.cat(masks, dim=1), bias=list(bias))
+    bias = (
+        F.embedding(index, positions.table)
+        .permute(2, 0, 1)
+        .contiguous()
+        .chunk(len(backbone.blocks))
+    )
+    return _Tokens(
+        torch.cat(parts, dim=1), num_text=num_text, mask=torch.cat(masks, dim=1), bias=list(bias)
+    )
 
 
 def _endings(model: VLMoForPreTraining, tokens: _Tokens) -> list[Float[Tensor, "batch dim"]]:
@@ -111,27 +138,40 @@ def _endings(model: VLMoForPreTraining, tokens: _Tokens) -> list[Float[Tensor, "
     depth, fusion = len(backbone.blocks), backbone.config.num_fusion_layers
     below = _run(model, tokens, tokens.hidden, range(depth - fusion), fusion=False)
     top = range(depth - fusion, depth)
-    return [backbone.norm(_run(model, tokens, below, top, fusion=fused))[:, 0] for fused in (False, True)]
+    return [
+        backbone.norm(_run(model, tokens, below, top, fusion=fused))[:, 0]
+        for fused in (False, True)
+    ]
 
 
-def _fused(model: VLMoForPreTraining, *, pixels: Tensor, ids: Tensor, mask: Tensor) -> Float[Tensor, "batch seq dim"]:
+def _fused(
+    model: VLMoForPreTraining, *, pixels: Tensor, ids: Tensor, mask: Tensor
+) -> Float[Tensor, "batch seq dim"]:
     tokens = _tokens(model, pixels=pixels, ids=ids, mask=mask)
-    return model.vlmo.norm(_run(model, tokens, tokens.hidden, range(len(model.vlmo.blocks)), fusion=True))
+    return model.vlmo.norm(
+        _run(model, tokens, tokens.hidden, range(len(model.vlmo.blocks)), fusion=True)
+    )
 
 
-def _run(model: VLMoForPreTraining, tokens: _Tokens, hidden: Tensor, layers: range, *, fusion: bool) -> Tensor:
+def _run(
+    model: VLMoForPreTraining, tokens: _Tokens, hidden: Tensor, layers: range, *, fusion: bool
+) -> Tensor:
     for layer in layers:
         hidden = _block(model.vlmo.blocks[layer], hidden, tokens, tokens.bias[layer], fusion=fusion)
     return hidden
 
 
-def _block(block: MultiwayBlock, hidden: Tensor, tokens: _Tokens, bias: Tensor, *, fusion: bool) -> Tensor:
+def _block(
+    block: MultiwayBlock, hidden: Tensor, tokens: _Tokens, bias: Tensor, *, fusion: bool
+) -> Tensor:
     hidden = hidden + block.gamma_1 * _attention(block, block.norm1[SHARED](hidden), tokens, bias)
     if fusion and VISION_LANGUAGE in block.experts:
         changed = _expert(block.experts[VISION_LANGUAGE], hidden)
     else:
         text, image = hidden[:, : tokens.num_text], hidden[:, tokens.num_text :]
-        changed = torch.cat([_expert(block.experts[LANGUAGE], text), _expert(block.experts[VISION], image)], dim=1)
+        changed = torch.cat(
+            [_expert(block.experts[LANGUAGE], text), _expert(block.experts[VISION], image)], dim=1
+        )
     return hidden + block.gamma_2 * changed
 
 
@@ -143,7 +183,9 @@ def _expert(expert: Expert, hidden: Tensor) -> Tensor:
 def _attention(block: MultiwayBlock, hidden: Tensor, tokens: _Tokens, bias: Tensor) -> Tensor:
     attention = block.attention
     heads = attention.config.num_attention_heads
-    query, key, value = attention.qkv[SHARED](hidden).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    query, key, value = (
+        attention.qkv[SHARED](hidden).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    )
     with torch.autocast(hidden.device.type, enabled=False):
         scores = (query * query.shape[-1] ** -0.5).float() @ key.float().transpose(-2, -1)
         scores = scores + bias

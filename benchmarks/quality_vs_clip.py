@@ -75,11 +75,17 @@ class Options:
 
 def batches(rows: Dataset, recipe: Recipe, processor: VLMoProcessor, *, seed: int) -> RowLoader:
     """The batches of a recipe on pairs, without masked words."""
-    transform = TrainTransform(dataclasses.replace(recipe.data.transform, image_size=recipe.model.image_size))
+    transform = TrainTransform(
+        dataclasses.replace(recipe.data.transform, image_size=recipe.model.image_size)
+    )
     contents = Contents(seed=seed, transform=transform, tokenizer=processor.tokenizer)
     examples = RowExamples(rows, contents, unit=recipe.data.unit)
     # Without workers, whose seconds the clock of the process does not count.
-    return RowLoader(examples, config=dataclasses.replace(recipe.loader, accumulation=1, num_workers=0), seed=seed)
+    return RowLoader(
+        examples,
+        config=dataclasses.replace(recipe.loader, accumulation=1, num_workers=0),
+        seed=seed,
+    )
 
 
 def difference(hits: dict[str, list[np.ndarray]]) -> tuple[float, float, float]:
@@ -100,7 +106,11 @@ def difference(hits: dict[str, list[np.ndarray]]) -> tuple[float, float, float]:
 
 def compare(options: Options, *, console: Console) -> dict[str, Any]:
     """Chooses rates, trains both sides with each seed, and evaluates them."""
-    recipe, processor, device = find_recipe(options.recipe), load_processor(options.vocabulary), choose_device()
+    recipe, processor, device = (
+        find_recipe(options.recipe),
+        load_processor(options.vocabulary),
+        choose_device(),
+    )
     processor.image_processor = image_processor_for(recipe.model.image_size)
     options.run.mkdir(parents=True, exist_ok=True)
     data = recipe.data
@@ -108,7 +118,9 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
     rows = filter_invalid_rows(rows, quarantine=options.run / "quarantine.jsonl")
     held_out = range(0, len(rows), _HELD_OUT)
     training = rows.select([number for number in range(len(rows)) if number % _HELD_OUT])
-    validation = PairSet(rows.select(held_out), source=data.source, split="held out", processor=processor)
+    validation = PairSet(
+        rows.select(held_out), source=data.source, split="held out", processor=processor
+    )
     tests = {
         source: PairSet.read(source=source, split="test", processor=processor, notes=options.run)
         for source in options.tests
@@ -117,11 +129,16 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
     def train(side: str, *, lr: float, seed: int) -> tuple[Any, dict[str, Any]]:
         torch.manual_seed(seed)
         if side == "vlmo":
-            model: Any = VLMoForImageTextRetrieval(VLMoConfig(**model_settings(recipe, processor, None)))
+            model: Any = VLMoForImageTextRetrieval(
+                VLMoConfig(**model_settings(recipe, processor, None))
+            )
             optimizer = recipe.optimizer
         else:
             model = Peer(
-                processor, patch_size=recipe.model.patch_size, width=options.clip_width, layers=options.clip_layers
+                processor,
+                patch_size=recipe.model.patch_size,
+                width=options.clip_width,
+                layers=options.clip_layers,
             )
             optimizer = CLIP_OPTIMIZER
         trained = train_dual(
@@ -135,10 +152,14 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
             state=options.run / f"{side}-{lr:g}-{seed}-{options.seconds:g}s.pt",
             settings=f"{recipe.to_json()} {options.clip_width} {options.clip_layers} {options.bf16} {options.threads}",
         )
-        return model, trained | {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+        return model, trained | {
+            "parameters": sum(parameter.numel() for parameter in model.parameters())
+        }
 
     sides: dict[str, Any] = {}
-    hits: dict[str, dict[str, list[np.ndarray]]] = {source: {side: [] for side in SIDES} for source in tests}
+    hits: dict[str, dict[str, list[np.ndarray]]] = {
+        source: {side: [] for side in SIDES} for source in tests
+    }
     for side in SIDES:
         rates = {}
         for lr in options.lrs:
@@ -152,11 +173,20 @@ def compare(options: Options, *, console: Console) -> dict[str, Any]:
             for source, pairs in tests.items():
                 outputs = pairs.outputs(model, console=console)
                 run["metrics"][source] = outputs.metrics
-                hits[source][side].append((outputs.dual.text_to_image.ranks == 1).numpy().astype(float))
+                hits[source][side].append(
+                    (outputs.dual.text_to_image.ranks == 1).numpy().astype(float)
+                )
             runs.append(run)
-        sides[side] = {"validation_ir@1": {f"{lr:g}": value for lr, value in rates.items()}, "lr": best, "runs": runs}
+        sides[side] = {
+            "validation_ir@1": {f"{lr:g}": value for lr, value in rates.items()},
+            "lr": best,
+            "runs": runs,
+        }
     return {
-        "tests": {source: {"images": len(pairs.rows), "texts": len(pairs.captions)} for source, pairs in tests.items()},
+        "tests": {
+            source: {"images": len(pairs.rows), "texts": len(pairs.captions)}
+            for source, pairs in tests.items()
+        },
         **sides,
         "ir@1": {
             source: {side: float(np.mean(found)) for side, found in by_side.items()}

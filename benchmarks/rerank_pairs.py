@@ -48,7 +48,9 @@ class Options:
     """JSON file for the result."""
 
 
-def scored(similarity: Sequence[float], match: Sequence[float], *, weight: float, scale: float, top: int) -> int:
+def scored(
+    similarity: Sequence[float], match: Sequence[float], *, weight: float, scale: float, top: int
+) -> int:
     """Number of candidates that a search scores."""
     count = min(max(STEP, top), len(match))
     while wanted := num_wanted(similarity, match[:count], weight=weight, scale=scale, top=top):
@@ -63,7 +65,9 @@ def figures(model: Any, pairs: Any, *, tops: Sequence[int]) -> dict[str, Any]:
     images, texts = embed(model, own)
     similarity, found = chunked_topk(texts, images, k=SEARCH_RERANK)
     numbers = torch.arange(own.num_texts)[:, None].expand_as(found)
-    match = match_pairs(model, own, images=found.flatten(), texts=numbers.flatten()).view(found.shape)
+    match = match_pairs(model, own, images=found.flatten(), texts=numbers.flatten()).view(
+        found.shape
+    )
     right = (found == own.text_to_image[:, None]).numpy()
     similarity, match = similarity.double().numpy(), match.double().numpy()
     mixed = rerank_score(similarity, match, weight=weight, scale=scale)
@@ -102,7 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as notes:
         for number, (folder, data, split) in enumerate(each.split(":") for each in options.sets):
             model, processor = RetrievalTask.load(find_model(Path(folder)))
-            how: dict[str, Any] = {"processor": processor, "notes": Path(notes), "limit": options.limit}
+            how: dict[str, Any] = {
+                "processor": processor,
+                "notes": Path(notes),
+                "limit": options.limit,
+            }
             found = figures(model, PairSet.read(source=data, split=split, **how), tops=options.tops)
             shown = Path(folder).parent.name if Path(folder).is_absolute() else folder
             result["sets"][f"{number}: {shown}, {data} {split}"] = found

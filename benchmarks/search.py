@@ -89,7 +89,9 @@ class Options:
 
 def latency(seconds: Sequence[float]) -> dict[str, float]:
     """Median and 99th percentile in milliseconds."""
-    return {f"p{share}_ms": round(float(np.percentile(seconds, share)) * 1e3, 2) for share in (50, 99)}
+    return {
+        f"p{share}_ms": round(float(np.percentile(seconds, share)) * 1e3, 2) for share in (50, 99)
+    }
 
 
 def one_by_one(engine: Engine, asked: Questions, *, seconds: float) -> dict[str, float]:
@@ -105,7 +107,11 @@ def one_by_one(engine: Engine, asked: Questions, *, seconds: float) -> dict[str,
             break
     cpu = (time.process_time() - work) / len(taken)
     recall = hits / (len(taken) * asked.truth.shape[1])
-    return {"queries": len(taken), "recall@10": recall} | latency(taken) | {"cpu_ms": round(cpu * 1e3, 2)}
+    return (
+        {"queries": len(taken), "recall@10": recall}
+        | latency(taken)
+        | {"cpu_ms": round(cpu * 1e3, 2)}
+    )
 
 
 def at_once(engine: Engine, queries: Vectors, *, clients: int, seconds: float) -> dict[str, float]:
@@ -139,7 +145,9 @@ def choose(engine: Engine, asked: Questions, *, seconds: float) -> Setting:
 
     for candidates in CANDIDATES:
         reached = bisect.bisect_left(
-            engine.efforts, RECALL, key=lambda effort: measure(Setting(effort, candidates))["recall@10"]
+            engine.efforts,
+            RECALL,
+            key=lambda effort: measure(Setting(effort, candidates))["recall@10"],
         )
         if reached < len(engine.efforts):
             setting = Setting(engine.efforts[reached], candidates)
@@ -159,7 +167,9 @@ def median_of(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def write_vectors(source: MadeVectors | FileVectors, folder: Path, options: Options) -> None:
     """Write the vectors, the queries and their exact neighbors."""
     shape = (options.size, source.dim)
-    vectors = np.lib.format.open_memmap(folder / "vectors.npy", mode="w+", dtype=np.float32, shape=shape)
+    vectors = np.lib.format.open_memmap(
+        folder / "vectors.npy", mode="w+", dtype=np.float32, shape=shape
+    )
     queries = source.queries(options.query_count)
     neighbors, seen = {kind: Neighbours(each) for kind, each in queries.items()}, 0
     for block in source.blocks(options.size):
@@ -178,11 +188,14 @@ def source_of(options: Options) -> MadeVectors | FileVectors:
     if options.vectors is None:
         return MadeVectors(dim=options.dim)
     source = FileVectors(
-        read_vectors(options.vectors), asked=None if options.queries is None else read_vectors(options.queries)
+        read_vectors(options.vectors),
+        asked=None if options.queries is None else read_vectors(options.queries),
     )
     free = len(source.vectors) - (options.query_count if options.queries is None else 0)
     if options.size > free:
-        raise SystemExit(f"--size asks for {options.size:,} vectors; {options.vectors} has {free:,} to search")
+        raise SystemExit(
+            f"--size asks for {options.size:,} vectors; {options.vectors} has {free:,} to search"
+        )
     return source
 
 
@@ -193,8 +206,12 @@ def read_questions(folder: Path) -> tuple[dict[str, Questions], dict[str, Questi
         queries = {kind: arrays[f"{kind} queries"] for kind in kinds}
         truth = {kind: arrays[f"{kind} truth"] for kind in kinds}
     half = {kind: len(queries[kind]) // 2 for kind in kinds}
-    first = {kind: Questions(queries[kind][: half[kind]], truth[kind][: half[kind]]) for kind in kinds}
-    second = {kind: Questions(queries[kind][half[kind] :], truth[kind][half[kind] :]) for kind in kinds}
+    first = {
+        kind: Questions(queries[kind][: half[kind]], truth[kind][: half[kind]]) for kind in kinds
+    }
+    second = {
+        kind: Questions(queries[kind][half[kind] :], truth[kind][half[kind] :]) for kind in kinds
+    }
     return first, second
 
 
@@ -214,36 +231,50 @@ def prepare(folder: Path, options: Options) -> tuple[dict[str, Any], dict[str, A
     if not (folder / "queries.npz").exists():
         write_vectors(source_of(options), folder, options)
     vectors, (first, _) = np.load(folder / "vectors.npy", mmap_mode="r"), read_questions(folder)
-    built = {OURS: kept(folder / f"{OURS}.built.json", lambda: build_project(vectors, folder / PROJECT))}
+    built = {
+        OURS: kept(folder / f"{OURS}.built.json", lambda: build_project(vectors, folder / PROJECT))
+    }
     for name in options.peers:
-        built[name] = kept(folder / f"{name}.built.json", lambda name=name: build_engine(name, vectors, folder))
+        built[name] = kept(
+            folder / f"{name}.built.json", lambda name=name: build_engine(name, vectors, folder)
+        )
     settings = {}
     for name, engine in open_engines(folder, options.peers).items():
         if engine.efforts:
             settings[name] = kept(
                 folder / f"{name}.settings.json",
                 lambda engine=engine: {
-                    kind: asdict(choose(engine, each, seconds=options.seconds)) for kind, each in first.items()
+                    kind: asdict(choose(engine, each, seconds=options.seconds))
+                    for kind, each in first.items()
                 },
             )
     return built, settings
 
 
-def measure(folder: Path, settings: Mapping[str, Any], options: Options) -> dict[str, dict[str, Any]]:
+def measure(
+    folder: Path, settings: Mapping[str, Any], options: Options
+) -> dict[str, dict[str, Any]]:
     """Return recall and latency by engine and kind, the engines by turns."""
     _, asked = read_questions(folder)
     turns: dict[str, dict[str, list[dict[str, float]]]] = {}
-    engines = open_engines(folder, options.peers) | {"vlmo, whole results": Results(folder / PROJECT)}
+    engines = open_engines(folder, options.peers) | {
+        "vlmo, whole results": Results(folder / PROJECT)
+    }
     for turn in range(options.turns + 1):
         for name, engine in engines.items():
             for kind, each in asked.items():
                 if name in settings:
                     engine.setting = Setting(**settings[name][kind])
                 # The first turn warms up.
-                measured = one_by_one(engine, each, seconds=options.seconds if turn else options.seconds / 10)
+                measured = one_by_one(
+                    engine, each, seconds=options.seconds if turn else options.seconds / 10
+                )
                 if turn:
                     turns.setdefault(name, {}).setdefault(kind, []).append(measured)
-    return {name: {kind: median_of(each) for kind, each in kinds.items()} for name, kinds in turns.items()}
+    return {
+        name: {kind: median_of(each) for kind, each in kinds.items()}
+        for name, kinds in turns.items()
+    }
 
 
 def serve(folder: Path, options: Options) -> dict[str, Any]:
@@ -251,7 +282,9 @@ def serve(folder: Path, options: Options) -> dict[str, Any]:
     _, asked = read_questions(folder)
     mixed = np.concatenate([each.vectors for each in asked.values()])
     mixed = mixed[np.random.default_rng(0).permutation(len(mixed))]
-    clients = at_once(Results(folder / PROJECT), mixed, clients=options.clients, seconds=options.seconds)
+    clients = at_once(
+        Results(folder / PROJECT), mixed, clients=options.clients, seconds=options.seconds
+    )
     service = start_service(folder / PROJECT)
     met = clients["a_second"] >= A_SECOND and service["start_seconds"] < STARTED_SECONDS
     bars = {"a_second": A_SECOND, "start_seconds": STARTED_SECONDS}
@@ -268,7 +301,12 @@ def table_of(result: Mapping[str, Any]) -> str:
         built = result["built"].get(name, {"file": {"cpu_seconds": 0}, "code_bytes": 0})
         for kind, each in kinds.items():
             setting = result["settings"].get(name, {}).get(kind, {}).values()
-            cells = [name, f"{built['file']['cpu_seconds']:.0f}", f"{built['code_bytes'] / 1e6:.0f}", kind]
+            cells = [
+                name,
+                f"{built['file']['cpu_seconds']:.0f}",
+                f"{built['code_bytes'] / 1e6:.0f}",
+                kind,
+            ]
             cells += [" / ".join(map(str, setting)), f"{each['recall@10']:.4f}"]
             cells += [f"{each['p50_ms']:.2f}", f"{each['p99_ms']:.2f}"]
             lines.append(f"| {' | '.join(cells)} |")
@@ -294,7 +332,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = tyro.cli(Options, args=arguments, description=__doc__)
     os.environ.setdefault("LANCE_LOG", "error")
     packages = ("lancedb", "faiss-cpu", "usearch", "pyarrow", "numpy", "torch")
-    result = surroundings("search.py", arguments, packages=packages) | {"load_average": os.getloadavg()[0]}
+    result = surroundings("search.py", arguments, packages=packages) | {
+        "load_average": os.getloadavg()[0]
+    }
     with cores(options.threads), tempfile.TemporaryDirectory() as name:
         folder = options.work or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -307,7 +347,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "vectors": {
                 "source": "made by vectors.py" if options.vectors is None else options.vectors.name,
                 "dim": sample.shape[1],
-                f"hardness_among_{len(sample)}": {k: hardness(each.vectors, sample) for k, each in asked.items()},
+                f"hardness_among_{len(sample)}": {
+                    k: hardness(each.vectors, sample) for k, each in asked.items()
+                },
             },
             "recall": RECALL,
             "built": built,

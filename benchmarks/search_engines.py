@@ -108,14 +108,18 @@ def build_project(vectors: Vectors, folder: Path) -> dict[str, Any]:
             "taken": ["2021-06-14T12:00:00"] * len(names),
             "width": [4000] * len(names),
             "height": [3000] * len(names),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), block.shape[1]),
+            "vector": pa.FixedSizeListArray.from_arrays(
+                pa.array(block.reshape(-1)), block.shape[1]
+            ),
         }
         rows = [pa.array(columns.get(each.name, [None] * len(names)), each.type) for each in schema]
         store.table.add(pa.table(rows, schema=schema))
     store.optimize(lookups=False)
     table_bytes, made = bytes_of(folder), list[Any]()
     # Without captions no text is embedded.
-    whole = work_of(lambda: made.append(make_approximate(store, None, least=1, before=None, console=None)))
+    whole = work_of(
+        lambda: made.append(make_approximate(store, None, least=1, before=None, console=None))
+    )
     encoder = Encoder(SMALL)  # whose vectors these are not: only their index is searched
     model = {"folder": SMALL, "fingerprint": encoder.fingerprint, "dim": store.dim}
     facts = {"version": VERSION, "model": model, "inputs": [], "approximate": made[0]}
@@ -123,7 +127,13 @@ def build_project(vectors: Vectors, folder: Path) -> dict[str, Any]:
     index_bytes = bytes_of(folder) - table_bytes - (folder / FILE).stat().st_size
     again = work_of(lambda: write_memory(store, partitions=made[0]["search"]["partitions"]))
     codes = (folder / FILE).stat().st_size - 2 * vectors.size
-    return {"all": whole, "file": again, "table_bytes": table_bytes, "index_bytes": index_bytes, "code_bytes": codes}
+    return {
+        "all": whole,
+        "file": again,
+        "table_bytes": table_bytes,
+        "index_bytes": index_bytes,
+        "code_bytes": codes,
+    }
 
 
 class Stored(Engine):
@@ -135,7 +145,11 @@ class Stored(Engine):
 
     def search(self, query: Vector) -> Positions:
         """Ask LanceDB."""
-        how = Approximate(self._partitions, self.setting.effort, self.setting.candidates) if self._partitions else None
+        how = (
+            Approximate(self._partitions, self.setting.effort, self.setting.candidates)
+            if self._partitions
+            else None
+        )
         rows = self._store.nearest(query, top=NEAREST, columns=["id"], search=how)
         return np.array([int(name, 16) for name in rows["id"].to_pylist()])
 
@@ -169,7 +183,9 @@ def start_service(folder: Path) -> dict[str, float]:
     """Seconds until `vlmo serve` has answered from an index, and the memory that it has then."""
     began = time.perf_counter()
     with running_server(ServerOptions(model=Path(SMALL)), folder) as (port, process):
-        with urlopen(f"http://127.0.0.1:{port}/v1/about") as answer:  # whose samples are results of a search
+        with urlopen(
+            f"http://127.0.0.1:{port}/v1/about"
+        ) as answer:  # whose samples are results of a search
             assert json.load(answer)["samples"]
         seconds = time.perf_counter() - began
         return {"start_seconds": round(seconds, 2), "resident_mb": resident(process) >> 20}
@@ -181,12 +197,16 @@ def start_service(folder: Path) -> dict[str, float]:
 def build_faiss(vectors: Vectors, file: Path, *, factory: str) -> dict[str, Any]:
     """Write an index of FAISS, trained like the project's: on 64 vectors a partition, in ten iterations."""
     partitions, dim = round(math.sqrt(len(vectors))), vectors.shape[1]
-    index = faiss.index_factory(dim, factory.format(partitions=partitions, dim=dim), faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(
+        dim, factory.format(partitions=partitions, dim=dim), faiss.METRIC_INNER_PRODUCT
+    )
     if isinstance(index, faiss.IndexHNSW):
         index.hnsw.efConstruction = EXPANSION
     else:
         index.cp.niter, index.cp.max_points_per_centroid = 10, _TRAINED_WITH
-    sample = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), _TRAINED_WITH * partitions)).astype(int))
+    sample = np.unique(
+        np.linspace(0, len(vectors) - 1, min(len(vectors), _TRAINED_WITH * partitions)).astype(int)
+    )
 
     def build() -> None:
         index.train(np.ascontiguousarray(vectors[sample]))
@@ -202,7 +222,10 @@ class Faiss(Engine):
     """An index of FAISS, whose candidates are compared in half floats."""
 
     def __init__(self, file: Path, project: faiss.IndexRefine) -> None:
-        self._codes, self._project = faiss.read_index(str(file)), project  # both live as long as what refers to them
+        self._codes, self._project = (
+            faiss.read_index(str(file)),
+            project,
+        )  # both live as long as what refers to them
         self._is_graph = isinstance(self._codes, faiss.IndexHNSW)
         super().__init__(_WIDEST_GRAPH if self._is_graph else self._codes.nlist)
         self._index = faiss.IndexRefine(self._codes, project.refine_index)
@@ -222,7 +245,9 @@ class Faiss(Engine):
 
 def build_usearch(vectors: Vectors, file: Path) -> dict[str, Any]:
     """Write usearch's graph of vectors in bytes."""
-    graph = Graph(ndim=vectors.shape[1], metric="cos", dtype="i8", connectivity=LINKS, expansion_add=EXPANSION)
+    graph = Graph(
+        ndim=vectors.shape[1], metric="cos", dtype="i8", connectivity=LINKS, expansion_add=EXPANSION
+    )
 
     def build() -> None:
         for start, block in blocks_of(vectors):

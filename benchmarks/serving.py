@@ -89,8 +89,13 @@ class Options:
 
     def __post_init__(self) -> None:
         limits = (self.clients, 1, 256), (self.seconds, 0, 600), (self.soak, 0, 7200)
-        if any(not low <= value <= high for value, low, high in limits) or self.vectors < self.drawings:
-            raise SystemExit("clients are 1 to 256, seconds up to 600, soak up to 7200, vectors no fewer than drawings")
+        if (
+            any(not low <= value <= high for value, low, high in limits)
+            or self.vectors < self.drawings
+        ):
+            raise SystemExit(
+                "clients are 1 to 256, seconds up to 600, soak up to 7200, vectors no fewer than drawings"
+            )
 
 
 @dataclass
@@ -127,14 +132,20 @@ def make_index(options: Options, folder: Path, *, console: Console) -> dict[str,
         store = Store(folder, dim=encoder.dim)
         _grow(store, options.vectors)
         store.optimize(lookups=True)
-        made = make_approximate(store, encoder, least=APPROXIMATE_FROM, before=None, console=console)
+        made = make_approximate(
+            store, encoder, least=APPROXIMATE_FROM, before=None, console=console
+        )
         facts = read_facts(folder) | {
             "images": store.table.count_rows(),
             "approximate": made,
         }
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
     facts = read_facts(folder)
-    return {"images": facts["images"], "dim": facts["model"]["dim"], "approximate": facts["approximate"]}
+    return {
+        "images": facts["images"],
+        "dim": facts["model"]["dim"],
+        "approximate": facts["approximate"],
+    }
 
 
 def _write_drawings(folder: Path, *, number: int) -> None:
@@ -142,7 +153,9 @@ def _write_drawings(folder: Path, *, number: int) -> None:
     lines = []
     for place in range(min(number, len(rows))):
         (folder / f"{place:05}.png").write_bytes(rows[place]["image"]["bytes"])
-        lines.append(json.dumps({"image": f"{place:05}.png", "captions": list(rows[place]["captions"])}))
+        lines.append(
+            json.dumps({"image": f"{place:05}.png", "captions": list(rows[place]["captions"])})
+        )
     (folder / "captions.jsonl").write_text("\n".join(lines))
 
 
@@ -175,9 +188,19 @@ def running_server(options: Options, index: Path) -> Iterator[tuple[int, subproc
     """`vlmo serve` as a process of its own; its port. It must end with 0 when it is asked to."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    arguments = [str(options.model), "--index", str(index), "--port", str(port), "--queue", str(options.queue)]
+    arguments = [
+        str(options.model),
+        "--index",
+        str(index),
+        "--port",
+        str(port),
+        "--queue",
+        str(options.queue),
+    ]
     arguments += ["--engine", options.engine, "--precision", options.precision]
-    process = subprocess.Popen([sys.executable, "-m", "vlmo.cli", "serve", *arguments], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlmo.cli", "serve", *arguments], stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + _READY
         while not _is_ready(port):
@@ -224,7 +247,9 @@ def request(method: str, path: str, body: dict[str, Any] | None = None) -> bytes
     return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: bytes) -> tuple[str, bytes]:
+async def ask(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: bytes
+) -> tuple[str, bytes]:
     """Status and body of the answer."""
     writer.write(sent)
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -241,7 +266,14 @@ async def _ask_once(port: int, sent: bytes) -> tuple[str, bytes]:
 
 
 async def _client(
-    port: int, next_request: Callable[[], bytes], *, begin: float, end: float, every: float, delay: float, load: Load
+    port: int,
+    next_request: Callable[[], bytes],
+    *,
+    begin: float,
+    end: float,
+    every: float,
+    delay: float,
+    load: Load,
 ) -> None:
     await asyncio.sleep(delay)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -276,7 +308,10 @@ async def run_clients(
     """Keeps as many requests as clients under way; with `every`, each client sends one in so many seconds, in turn."""
     begin = time.monotonic() + warm_up
     times, apart = {"begin": begin, "end": begin + seconds, "every": every}, every / clients
-    parts = [_client(port, next_request, **times, delay=number * apart, load=load) for number in range(clients)]
+    parts = [
+        _client(port, next_request, **times, delay=number * apart, load=load)
+        for number in range(clients)
+    ]
     await asyncio.gather(*parts)
 
 
@@ -287,7 +322,11 @@ def requests_of(
     choose = random.Random(0)
 
     def text(rerank: int) -> bytes:
-        return request("POST", "/v1/search", {"text": choose.choice(texts), "top": top, "rerank": rerank, "mode": mode})
+        return request(
+            "POST",
+            "/v1/search",
+            {"text": choose.choice(texts), "top": top, "rerank": rerank, "mode": mode},
+        )
 
     def mixed() -> bytes:
         kind = choose.random()
@@ -304,7 +343,13 @@ def requests_of(
 
 
 def measure(
-    options: Options, port: int, process: subprocess.Popen[bytes], *, mode: str, rerank: int, warm_up: float
+    options: Options,
+    port: int,
+    process: subprocess.Popen[bytes],
+    *,
+    mode: str,
+    rerank: int,
+    warm_up: float,
 ) -> dict[str, Any]:
     """Figures of text search by a mode with `rerank` candidates."""
     texts = [row["captions"][0] for row in open_source("emoji-pairs", split="test")]
@@ -320,7 +365,9 @@ def measure(
             load=load,
         )
     )
-    rows, calls = (after - early for after, early in zip(_batch_rows(port), rows_before, strict=True))
+    rows, calls = (
+        after - early for after, early in zip(_batch_rows(port), rows_before, strict=True)
+    )
     return load.summary(wall=options.seconds) | {
         "mode": mode,
         "rerank": rerank,
@@ -379,7 +426,11 @@ def _batch_rows(port: int) -> tuple[float, float]:
     """Rows that went through a model so far, and calls."""
     _, text = asyncio.run(_ask_once(port, request("GET", "/metrics")))
     sums = [
-        [float(line.split()[-1]) for line in text.decode().splitlines() if line.startswith(f"vlmo_batch_rows_{part}{{")]
+        [
+            float(line.split()[-1])
+            for line in text.decode().splitlines()
+            if line.startswith(f"vlmo_batch_rows_{part}{{")
+        ]
         for part in ("sum", "count")
     ]
     return sum(sums[0]), sum(sums[1])
@@ -392,7 +443,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(stderr=True)
     load = os.getloadavg()[0]
     packages = ("vlmo", "torch", "onnxruntime", "openvino", "lancedb", "fastapi", "uvicorn")
-    result: dict[str, Any] = surroundings("serving.py", arguments, packages=packages) | {"load_average": load}
+    result: dict[str, Any] = surroundings("serving.py", arguments, packages=packages) | {
+        "load_average": load
+    }
     with tempfile.TemporaryDirectory() as name:
         index = options.index or Path(name) / "index"
         result |= {"index": make_index(options, index, console=console), "clients": options.clients}
@@ -406,7 +459,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(result["search"], indent=1))
             if options.soak:
                 result["soak"] = soak(options, port, process)
-                shown = {key: value for key, value in result["soak"].items() if key != "resident_mb"}
+                shown = {
+                    key: value for key, value in result["soak"].items() if key != "resident_mb"
+                }
                 print(json.dumps(shown, indent=1))
     write_result(result, options.out)
 

@@ -92,7 +92,9 @@ def make_batch(config: VLMoConfig, *, pairs: int, length: int | None = None) -> 
     chosen[:, 1] = True  # whole-word masking takes at least one word of each caption
     fill = (0, 0 if length is None else length - longest)
     return {
-        "pixel_values": torch.randn(pairs, 3, config.image_size, config.image_size, generator=generator),
+        "pixel_values": torch.randn(
+            pairs, 3, config.image_size, config.image_size, generator=generator
+        ),
         "input_ids": F.pad(ids, fill),
         "attention_mask": F.pad(mask.long(), fill),
         "mlm_input_ids": F.pad(ids.masked_fill(chosen, 4), fill),
@@ -125,9 +127,13 @@ def compare_gradients(model: VLMoForPreTraining, steps: dict[str, Step]) -> floa
     gradients = {}
     for side in SIDES:
         steps[side]()
-        gradients[side] = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+        gradients[side] = {
+            name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None
+        }
     model.zero_grad()
-    distance = sum(float((gradients[OURS][name] - g).square().sum()) for name, g in gradients[PLAIN].items())
+    distance = sum(
+        float((gradients[OURS][name] - g).square().sum()) for name, g in gradients[PLAIN].items()
+    )
     return (distance / sum(float(g.square().sum()) for g in gradients[PLAIN].values())) ** 0.5
 
 
@@ -158,7 +164,9 @@ def time_by_turns(steps: dict[str, Step], options: Options) -> dict[str, Any]:
             cpu[side].append(time.process_time() - began_cpu)
 
     def ratio(seconds: dict[str, list[float]]) -> float:
-        return statistics.median(ours / plain for ours, plain in zip(seconds[OURS], seconds[PLAIN], strict=True))
+        return statistics.median(
+            ours / plain for ours, plain in zip(seconds[OURS], seconds[PLAIN], strict=True)
+        )
 
     return {
         side: {
@@ -233,10 +241,16 @@ def measure(options: Options, *, console: Console) -> dict[str, Any]:
     model = make_model(options)
     console.print("counting operations")
     counts = count_operations(model, options)
-    result: dict[str, Any] = {"operations": counts, "operations_ratio": counts[OURS] / counts[PLAIN], "precisions": {}}
+    result: dict[str, Any] = {
+        "operations": counts,
+        "operations_ratio": counts[OURS] / counts[PLAIN],
+        "precisions": {},
+    }
     for precision in options.precisions:
         console.print(f"{precision}: losses, gradients")
-        steps = {side: make_step(side, model, precision=precision, options=options) for side in SIDES}
+        steps = {
+            side: make_step(side, model, precision=precision, options=options) for side in SIDES
+        }
         losses = {side: steps[side]() for side in SIDES}
         figures: dict[str, Any] = {
             "losses": losses,
@@ -249,9 +263,14 @@ def measure(options: Options, *, console: Console) -> dict[str, Any]:
     del model
     for precision in options.precisions:
         console.print(f"{precision}: peak memory")
-        peaks = {side: peak_memory_apart(side, precision=precision, options=options) for side in SIDES}
+        peaks = {
+            side: peak_memory_apart(side, precision=precision, options=options) for side in SIDES
+        }
         ratio = peaks[OURS] / peaks[PLAIN]
-        result["precisions"][precision] |= {"peak_bytes_above_the_model": peaks, "memory_ratio": ratio}
+        result["precisions"][precision] |= {
+            "peak_bytes_above_the_model": peaks,
+            "memory_ratio": ratio,
+        }
     return result
 
 
@@ -259,7 +278,9 @@ def summary(result: dict[str, Any]) -> str:
     """The ratios, a line for each precision."""
     lines = [f"operations: {result['operations_ratio']:.3f} of the plain step's"]
     for precision, figures in result["precisions"].items():
-        lines.append(f"{precision}: time {figures['time_ratio']:.3f}, memory {figures['memory_ratio']:.3f}")
+        lines.append(
+            f"{precision}: time {figures['time_ratio']:.3f}, memory {figures['memory_ratio']:.3f}"
+        )
     return "\n".join(lines)
 
 
@@ -280,7 +301,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         **surroundings("stage3_step.py", given, packages=["vlmo", "torch", "transformers"]),
         "device": device,
         "load_average": load,
-        "settings": {"preset": options.preset, "pairs": options.pairs, "captions": [SHORTEST, LONGEST]}
+        "settings": {
+            "preset": options.preset,
+            "pairs": options.pairs,
+            "captions": [SHORTEST, LONGEST],
+        }
         | {"plain_text_length": PLAIN_LENGTH, "rounds": options.rounds},
     } | result
     print(summary(result))

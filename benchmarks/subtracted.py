@@ -41,23 +41,31 @@ class Options:
 def measure(encoder: Encoder, scenes: Sequence[Any], weights: Sequence[float]) -> dict[str, int]:
     """Return the number of first hits that obey, by the weight of the color."""
     things = [[each.thing for each in scene.objects] for scene in scenes]
-    names, colors = ({getattr(each, kind) for scene in things for each in scene} for kind in ("name", "color"))
+    names, colors = (
+        {getattr(each, kind) for scene in things for each in scene} for kind in ("name", "color")
+    )
     counts = {"queries": 0} | dict.fromkeys(map(str, (0.0, *weights)), 0)
     for gallery in range(_GALLERIES):
         with tempfile.TemporaryDirectory() as folder:
             images = Path(folder) / "images"
             images.mkdir()
             for number, scene in list(enumerate(scenes))[gallery::_GALLERIES]:
-                compose(scene_row("shapes", scene, captions=[])["image"]["bytes"]).save(images / f"{number}.png")
+                compose(scene_row("shapes", scene, captions=[])["image"]["bytes"]).save(
+                    images / f"{number}.png"
+                )
             build_index(encoder, [images], out=Path(folder) / "index")
             searcher = Searcher(encoder, Index(Path(folder) / "index", in_memory=True))
             for name, color in itertools.product(sorted(names), sorted(colors)):
                 counts["queries"] += 1
                 for weight in (0.0, *weights):
                     parts = [(color, -weight)] if weight else []
-                    hit = searcher.search(f"a {name}", parts=parts, top=1, rerank=0, mode="vectors").hits[0]
+                    hit = searcher.search(
+                        f"a {name}", parts=parts, top=1, rerank=0, mode="vectors"
+                    ).hits[0]
                     shown = things[int(Path(hit.path).stem)]
-                    obeys = any(each.name == name for each in shown) and all(each.color != color for each in shown)
+                    obeys = any(each.name == name for each in shown) and all(
+                        each.color != color for each in shown
+                    )
                     counts[str(weight)] += obeys
     return counts
 

@@ -18,7 +18,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
-def surroundings(script: str, arguments: Sequence[str], *, packages: Sequence[str]) -> dict[str, Any]:
+def surroundings(
+    script: str, arguments: Sequence[str], *, packages: Sequence[str]
+) -> dict[str, Any]:
     """Date, command (of absolute paths the names), commit, versions of `packages` and machine, ready for JSON.
 
     SystemExit if the arguments name a file for results of a commit, and the tree has changes.
@@ -28,17 +30,24 @@ def surroundings(script: str, arguments: Sequence[str], *, packages: Sequence[st
     model = re.search(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else None
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     has_git = shutil.which("git") is not None
-    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False).stdout if has_git else ""
+    commit = (
+        subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+        if has_git
+        else ""
+    )
     commit = commit.strip() or "unknown"
     for word in arguments:
         is_published = Path(word).resolve().match(f"{ROOT}/*/results/*.json")
         if is_published and (commit == "unknown" or commit.endswith("-dirty")):
-            raise SystemExit(f"{word} is for results of a commit; commit the tree's changes, or give another --out")
+            raise SystemExit(
+                f"{word} is for results of a commit; commit the tree's changes, or give another --out"
+            )
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", f"benchmarks/{script}", *words]),
         "commit": commit,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in packages},
         "hardware": {
             "cpu": model[1] if model else platform.machine(),
             "cores": os.cpu_count(),

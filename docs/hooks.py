@@ -83,7 +83,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         pages[name] = text
         for path, content in images.items():
             files.append(File.generated(config, path, content=content))
-    pages |= {"recipe-cards.md": recipe_cards(), "reference/index.md": reference_index(), "scripts.md": scripts()}
+    pages |= {
+        "recipe-cards.md": recipe_cards(),
+        "reference/index.md": reference_index(),
+        "scripts.md": scripts(),
+    }
     pages |= {f"reference/{package}.md": reference_of(package) for package in REFERENCE}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
@@ -111,7 +115,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{words}({relative}{'#' + anchor if anchor else ''})"
 
     text = _LINK.sub(moved, _BADGES.sub("", markdown))
-    return _FIGURE.sub(lambda line: html(line["name"]), _TABLE.sub(lambda line: TABLES[line["name"]](), text))
+    return _FIGURE.sub(
+        lambda line: html(line["name"]), _TABLE.sub(lambda line: TABLES[line["name"]](), text)
+    )
 
 
 def page_of(path: str) -> tuple[str, str] | None:
@@ -126,15 +132,24 @@ def page_of(path: str) -> tuple[str, str] | None:
     parts = Path(path).parts
     if parts[0] == "examples" and path.endswith(".py"):
         return "scripts.md", Path(path).stem
-    if parts[:2] == ("src", "vlmo") and len(parts) > 3 and parts[2] in REFERENCE and path.endswith(".py"):
-        return f"reference/{parts[2]}.md", ".".join(parts[1:]).removesuffix(".py").removesuffix(".__init__")
+    if (
+        parts[:2] == ("src", "vlmo")
+        and len(parts) > 3
+        and parts[2] in REFERENCE
+        and path.endswith(".py")
+    ):
+        return f"reference/{parts[2]}.md", ".".join(parts[1:]).removesuffix(".py").removesuffix(
+            ".__init__"
+        )
     return None
 
 
 def notebook_pages(*, run: bool) -> dict[str, tuple[str, dict[str, bytes]]]:
     """Return the notebooks' pages, each with its images by path; with outputs if they are `run`."""
     sources = {name: ROOT / source for name, source in OUTSIDE.items() if source.endswith(".ipynb")}
-    books = notebooks.all_executed(sources.values()) if run else map(notebooks.read, sources.values())
+    books = (
+        notebooks.all_executed(sources.values()) if run else map(notebooks.read, sources.values())
+    )
     return {
         name: notebooks.page(book, name=name.removesuffix(".md"), file=source.name)
         for (name, source), book in zip(sources.items(), books, strict=True)
@@ -146,7 +161,14 @@ def scripts() -> str:
     about = "One for each task, with transformers' [`Trainer`](trainer.md), and one to search."
     lines = ["# Example scripts", "", about]
     for file in sorted((ROOT / "examples").glob("*.py")):
-        lines += ["", f"## {file.stem}", "", "```python", *file.read_text(encoding="utf-8").splitlines(), "```"]
+        lines += [
+            "",
+            f"## {file.stem}",
+            "",
+            "```python",
+            *file.read_text(encoding="utf-8").splitlines(),
+            "```",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -69,7 +69,9 @@ def page(book: NotebookNode, *, name: str, file: str) -> tuple[str, dict[str, by
             continue
         parts.append(f"```python\n{cell.source}\n```")
         # Printed lines arrive in pieces; what goes to stderr are bars and warnings.
-        printed = "".join(output.text for output in cell.outputs if output.get("name") == "stdout").strip("\n")
+        printed = "".join(
+            output.text for output in cell.outputs if output.get("name") == "stdout"
+        ).strip("\n")
         values = [output.data for output in cell.outputs if output.output_type == "execute_result"]
         if printed:
             parts.append(f"```text\n{printed}\n```")

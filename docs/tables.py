@@ -7,8 +7,19 @@ from pathlib import Path
 from vlmo.data.false_captions import false_caption
 from vlmo.released.published import MODELS, NamedModel
 
-_METRICS = {"tr@1": "TR@1", "ir@1": "IR@1", "accuracy": "accuracy", "top1": "top-1", "cider": "CIDEr"}
-_STARTS = {"pre-training": "coco-retrieval", "text": "stage3", "images": "stage2", "classification": "imagenet"}
+_METRICS = {
+    "tr@1": "TR@1",
+    "ir@1": "IR@1",
+    "accuracy": "accuracy",
+    "top1": "top-1",
+    "cider": "CIDEr",
+}
+_STARTS = {
+    "pre-training": "coco-retrieval",
+    "text": "stage3",
+    "images": "stage2",
+    "classification": "imagenet",
+}
 
 
 def command(model: NamedModel) -> str:
@@ -21,11 +32,19 @@ def command(model: NamedModel) -> str:
     if "nocaps" in name:
         return f"vlmo caption {name} PHOTOS --out PHOTOS/captions.jsonl"
     if model.data:
-        return f"vlmo evaluate {name} --data prepared/{model.data}" + " --split validation" * (model.data == "imagenet")
+        return f"vlmo evaluate {name} --data prepared/{model.data}" + " --split validation" * (
+            model.data == "imagenet"
+        )
     if model.task in _STARTS:
-        plain = " --model.position-embedding absolute --model.layer-scale-init None" * (name == "beit-base-pt1k-800ep")
+        plain = " --model.position-embedding absolute --model.layer-scale-init None" * (
+            name == "beit-base-pt1k-800ep"
+        )
         return f"vlmo train {size}-{_STARTS[model.task]} --init {name}{plain}"
-    return f"vlmo index {name} PHOTOS --out photos" if model.task == "retrieval" else f"vlmo models {name}"
+    return (
+        f"vlmo index {name} PHOTOS --out photos"
+        if model.task == "retrieval"
+        else f"vlmo models {name}"
+    )
 
 
 def published_models() -> str:
@@ -35,10 +54,23 @@ def published_models() -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model in MODELS.values():
-        file = f"[{model.address.rpartition('/')[2]}]({model.address})" if model.address else "in the package"
-        numbers = ", ".join(f"{split} {_METRICS[metric]} {percent:g}" for split, metric, percent in model.reported)
+        file = (
+            f"[{model.address.rpartition('/')[2]}]({model.address})"
+            if model.address
+            else "in the package"
+        )
+        numbers = ", ".join(
+            f"{split} {_METRICS[metric]} {percent:g}" for split, metric, percent in model.reported
+        )
         numbers = f"{model.data} {numbers}" if numbers else ""
-        cells = (model.task, str(model.image_size), file, numbers, model.source, f"`{command(model)}`")
+        cells = (
+            model.task,
+            str(model.image_size),
+            file,
+            numbers,
+            model.source,
+            f"`{command(model)}`",
+        )
         lines.append(f"| `{model.name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -71,7 +71,9 @@ class BrightnessSet(EvaluationSet):
         batch = examples.collate([examples[0, row] for row in range(len(rows))])
         values = model(batch["pixel_values"].to(model.device)).logits.tolist()
         found = zip(chosen["image_id"], values, batch["labels"].tolist(), strict=True)
-        return [{"image_id": name, "brightness": value, "label": label} for name, value, label in found]
+        return [
+            {"image_id": name, "brightness": value, "label": label} for name, value, label in found
+        ]
 
     def metrics(self, outputs: list[dict[str, Any]]) -> list[Metric]:
         """Return the share of images that are nearly right."""
@@ -109,7 +111,9 @@ class BrightnessTask(Task):
         return labelled(run.rows, size=run.model["image_size"])
 
     @classmethod
-    def answer(cls, model: Any, processor: Any, images: list[Image.Image], inputs: Inputs) -> list[dict[str, Any]]:
+    def answer(
+        cls, model: Any, processor: Any, images: list[Image.Image], inputs: Inputs
+    ) -> list[dict[str, Any]]:
         """Return the brightness of an image."""
         del processor, inputs
         pixels = EvalTransform(TransformConfig(image_size=model.config.image_size))(images[0])

@@ -38,7 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options, settings = parser.parse_args_into_dataclasses(arguments)
     train, test = (open_source(options.data, split=split) for split in ("train", "test"))
-    model = VLMoForImageClassification.from_pretrained(options.model, **label_settings(train.features["label"].names))
+    model = VLMoForImageClassification.from_pretrained(
+        options.model, **label_settings(train.features["label"].names)
+    )
     processor = image_processor_for(model.config.image_size)
     collator = DataCollatorForImageClassification(processor)
     trainer = Trainer(

@@ -37,8 +37,12 @@ def main(arguments: list[str] | None = None) -> None:
     options, settings = parser.parse_args_into_dataclasses(arguments)
     train, test = (open_source(options.data, split=split) for split in ("train", "test"))
     processor = VLMoProcessor.from_pretrained(options.model)
-    model = VLMoForVisualReasoning(VLMoConfig.from_pretrained(options.model, num_modality_types=3, num_labels=2))
-    start_from(model, options.model)  # as from_pretrained, and the second image starts with the type of the first one
+    model = VLMoForVisualReasoning(
+        VLMoConfig.from_pretrained(options.model, num_modality_types=3, num_labels=2)
+    )
+    start_from(
+        model, options.model
+    )  # as from_pretrained, and the second image starts with the type of the first one
     collator = DataCollatorForVisualReasoning(processor)
     trainer = Trainer(
         model,

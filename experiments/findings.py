@@ -31,7 +31,18 @@ from rich.console import Console
 import findings_design as design
 import icon_world
 import shape_world
-from findings_design import CLAIMS, FIRST, ICONS, MATCHING, PROBE, RECALL, SCENES, STARTS, TENTH, VARIANTS
+from findings_design import (
+    CLAIMS,
+    FIRST,
+    ICONS,
+    MATCHING,
+    PROBE,
+    RECALL,
+    SCENES,
+    STARTS,
+    TENTH,
+    VARIANTS,
+)
 from findings_report import publish, report
 from vlmo import VLMoForMaskedLM
 from vlmo.folder.atomic import write_file
@@ -65,7 +76,10 @@ class Job:
     @property
     def world(self) -> str:
         """Name of the world."""
-        return next((world for world, start in STARTS.items() if start == self.name), "") or VARIANTS[self.name].world
+        return (
+            next((world for world, start in STARTS.items() if start == self.name), "")
+            or VARIANTS[self.name].world
+        )
 
     @property
     def needs(self) -> Job | None:
@@ -83,11 +97,16 @@ class Job:
                 init = self.needs.folder / str(VARIANTS[self.name].start) / "model"
                 recipe = replace(recipe, init=str(init))
             recipes = {"stage3": recipe}
-        return {name: scaled(replace(each, seed=self.seed), scale=self.scale) for name, each in recipes.items()}
+        return {
+            name: scaled(replace(each, seed=self.seed), scale=self.scale)
+            for name, each in recipes.items()
+        }
 
     def settings(self) -> str:
         """Return a hash of all settings; the folder of all runs does not count."""
-        text = json.dumps({name: json.loads(recipe.to_json()) for name, recipe in self.recipes().items()})
+        text = json.dumps(
+            {name: json.loads(recipe.to_json()) for name, recipe in self.recipes().items()}
+        )
         return hashlib.sha256(text.replace(str(self.run), "").encode()).hexdigest()
 
     def result(self) -> dict[str, Any] | None:
@@ -97,14 +116,18 @@ class Job:
             return None
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["settings"] != self.settings():
-            raise ValueError(f"{file} was made with other settings; give another --run-dir, or remove {file.parent}")
+            raise ValueError(
+                f"{file} was made with other settings; give another --run-dir, or remove {file.parent}"
+            )
         return found
 
 
 def jobs_of(names: Sequence[str], *, seeds: int | None, run: Path, scale: float = 1.0) -> list[Job]:
     """Return the jobs of variants and worlds, at most `seeds` of a comparison, seed by seed; ValueError for others."""
     if unknown := sorted(set(names) - {*VARIANTS, *STARTS}):
-        raise ValueError(f"no variant {', '.join(unknown)}; there are {', '.join((*STARTS, *VARIANTS))}")
+        raise ValueError(
+            f"no variant {', '.join(unknown)}; there are {', '.join((*STARTS, *VARIANTS))}"
+        )
     jobs = [
         Job(name, seed, run, scale)
         for claim in CLAIMS
@@ -119,10 +142,15 @@ def run_job(job: Job) -> None:
     """Train and evaluate, and write the result; SystemExit if a signal stopped it."""
     start, recipes, name = time.process_time(), job.recipes(), ""
     if job.needs is not None and VARIANTS[job.name].start == design.SEPARATE:
-        separate_attention(job.needs.folder / "stage2" / "model", out=job.needs.folder / design.SEPARATE / "model")
+        separate_attention(
+            job.needs.folder / "stage2" / "model", out=job.needs.folder / design.SEPARATE / "model"
+        )
     for name, recipe in recipes.items():
         title = f"{job.name}, seed {job.seed}, {name}"
-        if build(recipe, run_dir=job.folder / name, console=Console(), title=title).fit().status == "stopped":
+        if (
+            build(recipe, run_dir=job.folder / name, console=Console(), title=title).fit().status
+            == "stopped"
+        ):
             sys.exit("stopped; the same command continues")
     folder = job.folder / name / "model"
     metrics, items = measure(folder, job, split="test") if job.name in VARIANTS else ({}, {})
@@ -134,7 +162,9 @@ def run_job(job: Job) -> None:
         "cpu_seconds": round(time.process_time() - start),
         "metrics": metrics,
         "items": items,
-        "circumstances": {name: around[name] for name in ("date", "commit", "versions", "hardware")},
+        "circumstances": {
+            name: around[name] for name in ("date", "commit", "versions", "hardware")
+        },
     }
     write_file(job.folder / RESULT, json.dumps(facts) + "\n")
 
@@ -142,7 +172,9 @@ def run_job(job: Job) -> None:
 def separate_attention(folder: Path, *, out: Path) -> None:
     """Write a model after stage 2 with two copies of its attention, one for images and one for texts."""
     shared = VLMoForMaskedLM.from_pretrained(folder)
-    separate = VLMoForMaskedLM(type(shared.config)(**shared.config.to_dict() | {"attention": "separate"}))
+    separate = VLMoForMaskedLM(
+        type(shared.config)(**shared.config.to_dict() | {"attention": "separate"})
+    )
     known = shared.state_dict()
     # Names differ in the modality alone; FFNs and norms of the experts have the same in both.
     found = {
@@ -154,7 +186,9 @@ def separate_attention(folder: Path, *, out: Path) -> None:
     separate.save_pretrained(out)
 
 
-def measure(folder: Path, job: Job, *, split: str) -> tuple[dict[str, float], dict[str, list[float]]]:
+def measure(
+    folder: Path, job: Job, *, split: str
+) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Return the metrics of a model, and those that are compared item by item.
 
     Of each scene, `recall` is the share of (its caption, its image) that the dual encoder finds first, `matching` the
@@ -167,22 +201,35 @@ def measure(folder: Path, job: Job, *, split: str) -> tuple[dict[str, float], di
     probed = probe(*(fused_states(folder, source=binding, split=each) for each in ("train", split)))
     items = {PROBE: probed.reshape(-1, 2).mean(axis=1)}
     if job.world == ICONS:
-        items |= {name: _hits(found, "rank", most=most)[0] for name, most in ((FIRST, 1), (TENTH, 10))}
+        items |= {
+            name: _hits(found, "rank", most=most)[0] for name, most in ((FIRST, 1), (TENTH, 10))
+        }
     else:
         items[RECALL] = _hits(found, "rank").mean(axis=0)
         if job.recipes()["stage3"].task.losses.itm_weight > 0:
-            few = evaluate(folder, source=pairs, split=split, limit=RERANKED, rerank=SHORTLIST, rerank_weight=1.0)
+            few = evaluate(
+                folder,
+                source=pairs,
+                split=split,
+                limit=RERANKED,
+                rerank=SHORTLIST,
+                rerank_weight=1.0,
+            )
             items[MATCHING] = _hits(few, "rerank_rank").mean(axis=0)
     return found.metrics, {name: values.tolist() for name, values in items.items()}
 
 
-def _hits(found: TaskResult, column: str, *, most: int = 1) -> Float[np.ndarray, "captions_images rows"]:
+def _hits(
+    found: TaskResult, column: str, *, most: int = 1
+) -> Float[np.ndarray, "captions_images rows"]:
     """Return 1 for each caption whose image has rank `most` or better, then for each image and its caption."""
     return np.array([row[column] <= most for row in found.predictions], dtype=float).reshape(2, -1)
 
 
 @torch.inference_mode()
-def fused_states(folder: Path, *, source: str, split: str) -> Float[torch.Tensor, "captions images features"]:
+def fused_states(
+    folder: Path, *, source: str, split: str
+) -> Float[torch.Tensor, "captions images features"]:
     """Return the fusion encoder's state of [T_CLS] and mean state of each image with its true, then false caption."""
     model, processor = RetrievalTask.load(folder)
     rows = PairSet.read(source=source, split=split, processor=processor, notes=folder.parent)
@@ -198,7 +245,8 @@ def fused_states(folder: Path, *, source: str, split: str) -> Float[torch.Tensor
 
 
 def probe(
-    train: Float[torch.Tensor, "captions images features"], test: Float[torch.Tensor, "captions images features"]
+    train: Float[torch.Tensor, "captions images features"],
+    test: Float[torch.Tensor, "captions images features"],
 ) -> Float[np.ndarray, " images"]:
     """Return 1 for each test image whose true caption a ridge regression on `train` prefers, 0.5 if none."""
     mean, std = train.flatten(0, 1).mean(dim=0), train.flatten(0, 1).std(dim=0) + 1e-6
@@ -250,9 +298,15 @@ def restore(file: Path, *, run: Path, scale: float = 1.0) -> None:
         job = Job(known["variant"], known["seed"], run, scale)
         if not (job.folder / RESULT).is_file():
             job.folder.mkdir(parents=True, exist_ok=True)
-            items = {name: [int(digit) / 2 for digit in digits] for name, digits in known["items"].items()}
+            items = {
+                name: [int(digit) / 2 for digit in digits]
+                for name, digits in known["items"].items()
+            }
             # Settings may have had other names when the file was written.
-            write_file(job.folder / RESULT, json.dumps(known | {"items": items, "settings": job.settings()}) + "\n")
+            write_file(
+                job.folder / RESULT,
+                json.dumps(known | {"items": items, "settings": job.settings()}) + "\n",
+            )
 
 
 @dataclass(frozen=True)

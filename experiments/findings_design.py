@@ -43,7 +43,11 @@ class Variant:
 _BRIEF: dict[str, Any] = {"steps": BRIEF_STEPS}
 _FEW, _FEWEST = {"source": "few", **_BRIEF}, {"source": "fewest", **_BRIEF}
 _ICONS: dict[str, Any] = {"steps": ICON_STEPS, "world": ICONS}
-_NO_EXPERT, _THIN, _SEPARATE = {"num_fusion_layers": 0}, {"intermediate_size": 128}, {"attention": "separate"}
+_NO_EXPERT, _THIN, _SEPARATE = (
+    {"num_fusion_layers": 0},
+    {"intermediate_size": 128},
+    {"attention": "separate"},
+)
 VARIANTS = {
     "plain": Variant(),
     "few": Variant(**_FEW),
@@ -97,11 +101,22 @@ CLAIMS = (
         for metric in (FIRST, TENTH, PROBE)
     ),
     Claim("three losses are better than ITC alone", "plain", "itc", PROBE),
-    Claim("hard negatives of the whole batch are better than local ones", "plain", "local-negatives", MATCHING),
+    Claim(
+        "hard negatives of the whole batch are better than local ones",
+        "plain",
+        "local-negatives",
+        MATCHING,
+    ),
     Claim("Multiway is better than a standard Transformer", "plain", "standard", RECALL),
     Claim(_EXPERTS, "plain", "no-fusion-expert", MATCHING),
     Claim(f"{_EXPERTS} narrow FFNs", "thin", "thin-no-fusion-expert", PROBE, range(6, 14)),
-    Claim(f"{_EXPERTS} after stages", "brief-stages", "brief-stages-no-fusion-expert", PROBE, range(11, 16)),
+    Claim(
+        f"{_EXPERTS} after stages",
+        "brief-stages",
+        "brief-stages-no-fusion-expert",
+        PROBE,
+        range(11, 16),
+    ),
     *(
         Claim(f"{_EXPERTS} after stages", "icons-stages", "icons-stages-no-fusion-expert", metric)
         for metric in (PROBE, FIRST, TENTH)
@@ -123,15 +138,23 @@ def stage3(variant: str, *, worlds: Path) -> Recipe:
     folder = worlds / known.world
     if known.world == SCENES:
         pixels, patches, layers, vocabulary, words, warmup = shape_world.PIXELS, 4, 4, 200, 16, 80
-        masks = {"mlm_probability": 0.5, "mask_only": shape_world.PLACE_WORDS, "mask_only_share": 0.4}
+        masks = {
+            "mlm_probability": 0.5,
+            "mask_only": shape_world.PLACE_WORDS,
+            "mask_only_share": 0.4,
+        }
         losses = VisionLanguageConfig(mlm_weight=1.0, itm_stride=4, negatives=3)
         optimizer, augmented = replace(base.optimizer, lr=1e-3, muon=False), {}
     else:
         pixels, patches, layers, vocabulary, words, warmup = icon_world.PIXELS, 3, 2, 4000, 24, 40
         masks, augmented = {"mlm_probability": 0.3, "mask_only": ()}, {"min_crop": 0.8}
-        losses = VisionLanguageConfig(mlm_weight=1.0, mlm_stride=2, itm_stride=16, negative_sharpness=0.3)
+        losses = VisionLanguageConfig(
+            mlm_weight=1.0, mlm_stride=2, itm_stride=16, negative_sharpness=0.3
+        )
         optimizer = replace(base.optimizer, lr=3e-3)
-    transform = TransformConfig(image_size=pixels, rand_augment_ops=0, horizontal_flip=0.0, **augmented)
+    transform = TransformConfig(
+        image_size=pixels, rand_augment_ops=0, horizontal_flip=0.0, **augmented
+    )
     model = {
         "num_attention_heads": 4,
         "num_hidden_layers": layers,
@@ -146,7 +169,9 @@ def stage3(variant: str, *, worlds: Path) -> Recipe:
         base,
         task=VisionLanguageTask(losses=replace(losses, **known.losses)),
         model=replace(base.model, **(model | known.model)),
-        text=TextConfig(vocab_size=vocabulary, learn_from=(str(folder / "texts"),), max_length=words),
+        text=TextConfig(
+            vocab_size=vocabulary, learn_from=(str(folder / "texts"),), max_length=words
+        ),
         data=replace(base.data, source=str(folder / known.source), transform=transform, **masks),
         loader=replace(base.loader, global_batch_size=64),
         optimizer=optimizer,
@@ -158,13 +183,19 @@ def stage3(variant: str, *, worlds: Path) -> Recipe:
 
 def stages_before(world: str, *, worlds: Path, folder: Path) -> dict[str, Recipe]:
     """Return the visual tokenizer, stage 1 on images and stage 2 on texts, which lie in `folder`."""
-    plain = stage3(next(name for name, each in VARIANTS.items() if each.world == world), worlds=worlds)
+    plain = stage3(
+        next(name for name, each in VARIANTS.items() if each.world == world), worlds=worlds
+    )
     model = replace(plain.model, num_fusion_layers=0)
     tokenizer = find_recipe("shapes-tokenizer")
     sizes = replace(tokenizer.task.tokenizer, patch_size=model.patch_size, num_tokens=256)
     found = {
         "tokenizer": (tokenizer, TokenizerTask(tokenizer=sizes), "images"),
-        "stage1": (find_recipe("shapes-stage1"), VisionTask(str(folder / "tokenizer" / "model")), "images"),
+        "stage1": (
+            find_recipe("shapes-stage1"),
+            VisionTask(str(folder / "tokenizer" / "model")),
+            "images",
+        ),
         "stage2": (find_recipe("shapes-stage2"), LanguageTask(), "texts"),
     }
     return {

@@ -49,7 +49,9 @@ def effect(better: Values, worse: Values) -> Effect:
     """Return the effect of paired values between 0 and 1 of two or more seeds."""
     differences = 100 * (better - worse)
     seeds = differences.mean(axis=1)
-    half = float(stats.t.ppf((1 + _LEVEL) / 2, len(seeds) - 1) * seeds.std(ddof=1) / len(seeds) ** 0.5)
+    half = float(
+        stats.t.ppf((1 + _LEVEL) / 2, len(seeds) - 1) * seeds.std(ddof=1) / len(seeds) ** 0.5
+    )
     items = differences.mean(axis=0)
     draws = np.random.default_rng(0).integers(len(items), size=(_DRAWS, len(items)))
     low, high = np.quantile(items[draws].mean(axis=1), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
@@ -59,11 +61,14 @@ def effect(better: Values, worse: Values) -> Effect:
 
 def effect_of(claim: Claim, results: Mapping[tuple[str, int], Mapping[str, Any]]) -> Effect | None:
     """Return the effect of a claim over those of its seeds that both variants have; None with fewer than two."""
-    seeds = [seed for seed in claim.seeds if {(claim.better, seed), (claim.worse, seed)} <= set(results)]
+    seeds = [
+        seed for seed in claim.seeds if {(claim.better, seed), (claim.worse, seed)} <= set(results)
+    ]
     if len(seeds) < 2:
         return None
     first, second = (
-        np.array([results[name, seed]["items"][claim.metric] for seed in seeds]) for name in (claim.better, claim.worse)
+        np.array([results[name, seed]["items"][claim.metric] for seed in seeds])
+        for name in (claim.better, claim.worse)
     )
     return effect(first, second)
 
@@ -78,7 +83,16 @@ def report(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
             row = "same" if any(title == row[0] for row in rows) else title
             verdict = found.verdict if number == len(claim.seeds) else f"none: {number} seeds"
             span = "{:+.1f} to {:+.1f}".format(*found.interval)
-            rows.append([row, VARIANTS[claim.better].world, claim.metric, f"**{found.mean:+.1f}**", span, verdict])
+            rows.append(
+                [
+                    row,
+                    VARIANTS[claim.better].world,
+                    claim.metric,
+                    f"**{found.mean:+.1f}**",
+                    span,
+                    verdict,
+                ]
+            )
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{len(results)} jobs, {len({seed for _, seed in results})} seeds. {_circumstances(results)}\n\n{table}\n"
 
@@ -103,4 +117,6 @@ def publish(results: Mapping[tuple[str, int], Mapping[str, Any]], *, page: Path,
 
 def _digits(items: Mapping[str, Sequence[float]]) -> dict[str, str]:
     """Return items of 0, 0.5 and 1 as digits 0 to 2."""
-    return {name: "".join(str(round(2 * value)) for value in values) for name, values in items.items()}
+    return {
+        name: "".join(str(round(2 * value)) for value in values) for name, values in items.items()
+    }

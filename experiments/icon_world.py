@@ -16,7 +16,16 @@ from vlmo.data.schema import COMPOSITION_FEATURES, FEATURES, hash_share
 from vlmo.data.sources import open_source
 
 PIXELS = 48
-_LINES = ("carbon", "clarity", "iconoir", "mingcute", "octicon", "pixelarticons", "tdesign", "teenyicons")
+_LINES = (
+    "carbon",
+    "clarity",
+    "iconoir",
+    "mingcute",
+    "octicon",
+    "pixelarticons",
+    "tdesign",
+    "teenyicons",
+)
 UNSEEN = frozenset((*_LINES, "healthicons", "marketeq"))
 """Sets that no training sees, for choices and for the probe to learn from; the split "test" has sets of its own."""
 SIZES = {"pairs": 20_000, "few": 10_000, "fewest": 2000}
@@ -55,12 +64,22 @@ def binding(rows: Sequence[dict[str, Any]]) -> Rows:
 def write(folder: Path, *, data: Path, scale: float = 1.0) -> None:
     """Write the sets of shape_world.write into a folder, with a share of the pairs; `data` has the prepared sets."""
     for path in (data / name for name in ("icons", "glosses") if not (data / name).is_dir()):
-        raise ValueError(f"no {path}; run vlmo data prepare {path.name} --import worlds (worlds/README.md)")
-    train, test = (list(map(small, open_source(str(data / "icons"), split=split))) for split in ("train", "test"))
-    seen, unseen = ([row for row in train if (row["source"] in UNSEEN) == each] for each in (False, True))
+        raise ValueError(
+            f"no {path}; run vlmo data prepare {path.name} --import worlds (worlds/README.md)"
+        )
+    train, test = (
+        list(map(small, open_source(str(data / "icons"), split=split)))
+        for split in ("train", "test")
+    )
+    seen, unseen = (
+        [row for row in train if (row["source"] in UNSEEN) == each] for each in (False, True)
+    )
     uses = Counter(row["captions"][0] for row in seen)
     names = {name for name, number in uses.items() if number >= KNOWN_FROM}
-    number, size = (round(GALLERY * scale), {part: max(SMALLEST, round(most * scale)) for part, most in SIZES.items()})
+    number, size = (
+        round(GALLERY * scale),
+        {part: max(SMALLEST, round(most * scale)) for part, most in SIZES.items()},
+    )
     named, test = ordered(seen, names=names), ordered(test, names=names, once=True)[:number]
     unseen = ordered(unseen, names=names, once=True)
     number = min(number, len(unseen) // 2)

@@ -52,7 +52,10 @@ class Options:
 
 def write_split(folder: Path, split: str, *, rounds: int, seed: int) -> None:
     """Write images of two drawings each, every drawing twice a round: half of them side by side."""
-    rows, generator = open_source("emoji-pairs", split=split), np.random.default_rng([seed, len(split)])
+    rows, generator = (
+        open_source("emoji-pairs", split=split),
+        np.random.default_rng([seed, len(split)]),
+    )
     lines = ["file_name,caption"]
     for number in range(rounds * len(rows)):
         if number % len(rows) == 0:
@@ -87,7 +90,9 @@ def compared(square: Path, shaped: Path, data: Path) -> dict[str, dict[str, floa
         rows = evaluate(folder, source=str(data), split="test", rerank=0, device="cpu").predictions
         found = {(row["query"], row["image_id"]): float(row["rank"] == 1) for row in rows}
         for query in ("image", "caption"):
-            hits[name, query] = np.array([hit for (kind, _), hit in sorted(found.items()) if kind == query])
+            hits[name, query] = np.array(
+                [hit for (kind, _), hit in sorted(found.items()) if kind == query]
+            )
     result: dict[str, dict[str, float | list[float]]] = {}
     for query, metric in (("image", "tr@1"), ("caption", "ir@1")):
         both = [100 * hits[name, query] for name in ("square", "keep_aspect")]
@@ -106,7 +111,9 @@ def finetuned(options: Options, data: Path, folder: Path, *, keep_aspect: bool) 
     recipe = replace(
         recipe,
         data=replace(recipe.data, transform=transform),
-        task=RetrievalTask(losses=VisionLanguageConfig(itm_weight=0.0, mlm_weight=0.0)),  # recall is the dual encoder's
+        task=RetrievalTask(
+            losses=VisionLanguageConfig(itm_weight=0.0, mlm_weight=0.0)
+        ),  # recall is the dual encoder's
         loader=replace(recipe.loader, global_batch_size=64),
         trainer=replace(recipe.trainer, max_steps=options.steps),
         schedule=replace(recipe.schedule, warmup_steps=options.steps // 10),
@@ -122,8 +129,12 @@ def main(options: Options) -> None:
         work = Path(temporary)
         write_split(work / "data", "test", rounds=1, seed=options.seed)
         model, kinds = Path(find_model(options.model)), {"square": False, "keep_aspect": True}
-        folders = {name: with_shapes(model, work / name, keep_aspect=keep) for name, keep in kinds.items()}
-        content = {"options": {"model": options.model, "steps": options.steps, "seed": options.seed}}
+        folders = {
+            name: with_shapes(model, work / name, keep_aspect=keep) for name, keep in kinds.items()
+        }
+        content = {
+            "options": {"model": options.model, "steps": options.steps, "seed": options.seed}
+        }
         content["as it is"] = compared(*folders.values(), work / "data")
         if options.steps:
             write_split(work / "data", "train", rounds=1, seed=options.seed)
@@ -132,7 +143,10 @@ def main(options: Options) -> None:
                 for name, keep in kinds.items()
             ]
             content["fine-tuned"] = compared(*trained, work / "data")
-        content |= {"test images": len(list((work / "data" / "test").glob("*.png"))), **circumstances(model)}
+        content |= {
+            "test images": len(list((work / "data" / "test").glob("*.png"))),
+            **circumstances(model),
+        }
     text = json.dumps(content, indent=1) + "\n"
     options.out.write_text(text)
     sys.stdout.write(text)

@@ -87,17 +87,25 @@ def without_false_captions(folder: Path, *, seed: int, scale: float) -> dict[str
     """Train contrast and stage 3 without false captions, from the stage 2 in `folder`; return both encoders' values."""
     data = folder / "without" / "data"
     if not data.exists():
-        DatasetDict(train=open_source("shapes", split="train").remove_columns("false_captions")).save_to_disk(data)
+        DatasetDict(
+            train=open_source("shapes", split="train").remove_columns("false_captions")
+        ).save_to_disk(data)
     recipes = quickstart_recipes(folder / "without", scale=scale, seed=seed)
     for name in (CONTRAST, STAGE3):
         recipe = replace(recipes[name], data=replace(recipes[name].data, source=str(data)))
         if name == CONTRAST:
             recipe = replace(recipe, init=str(folder / "shapes-stage2" / "model"))
-        model = build(recipe, run_dir=folder / "without" / name, console=Console(), title=name).fit().model_dir
+        model = (
+            build(recipe, run_dir=folder / "without" / name, console=Console(), title=name)
+            .fit()
+            .model_dir
+        )
     found = evaluate(model, source="shapes", split="test", rerank=SHORTLIST)
     rows = of_encoders(found, evaluate(model, source=BINDING, split="test"))
     columns = enumerate((quickstart.DUAL, quickstart.FUSION))
-    return {"seed": seed} | {name: {row: cells[number] for row, cells in rows.items()} for number, name in columns}
+    return {"seed": seed} | {
+        name: {row: cells[number] for row, cells in rows.items()} for number, name in columns
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,9 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: --without is {options.without}; give one of --seeds")
     tables: dict[str, Any] = {}
     stages, without = [], {}
-    for seed in sorted(options.seeds, key=lambda seed: (seed != options.without, seed)):  # the report reads both
+    for seed in sorted(
+        options.seeds, key=lambda seed: (seed != options.without, seed)
+    ):  # the report reads both
         folder = options.run_dir / f"seed-{seed}"
-        tables[str(seed)] = run_quickstart(folder, scale=options.scale, seed=seed, console=Console())
+        tables[str(seed)] = run_quickstart(
+            folder, scale=options.scale, seed=seed, console=Console()
+        )
         stages.append(stage_losses(folder))
         if seed == options.without:
             without = without_false_captions(folder, seed=seed, scale=options.scale)

@@ -18,7 +18,14 @@ PIXELS = 48
 PLACE_WORDS = ("left", "right", "top", "bottom")
 KINDS = ("color", "shape", "swap", "place")
 """Changes of a caption: one color or one shape replaced, two colors swapped, two objects in each other's place."""
-SIZES = {"train": 40_000, "few": 1000, "fewest": 200, "unpaired": 20_000, "validation": 2000, "test": 2000}
+SIZES = {
+    "train": 40_000,
+    "few": 1000,
+    "fewest": 200,
+    "unpaired": 20_000,
+    "validation": 2000,
+    "test": 2000,
+}
 """Scenes of each part; those of `few` are the first of `train`, those of `unpaired` are others."""
 BINDING = 250
 """Pairs of scenes of each kind in a split of `binding`."""
@@ -33,11 +40,16 @@ _QUARTER, _SIDES = 48, (32, 36, 40, 44)
 def make_scene(choices: Choices, *, alone: float = 0.0) -> Scene:
     """Return a scene of two objects of different shapes and colors; in a share `alone` of the cases of one."""
     number = 1 if choices.random() < alone else 2
-    colors, shapes, quarters = (choices.some_of(each, number) for each in (COLORS, SHAPES, range(4)))
+    colors, shapes, quarters = (
+        choices.some_of(each, number) for each in (COLORS, SHAPES, range(4))
+    )
     objects = []
     for color, shape, quarter in zip(colors, shapes, quarters, strict=True):
         side = choices.one_of(_SIDES)
-        left, top = (_QUARTER * half + 1 + choices.below(_QUARTER - side - 1) for half in (quarter % 2, quarter // 2))
+        left, top = (
+            _QUARTER * half + 1 + choices.below(_QUARTER - side - 1)
+            for half in (quarter % 2, quarter // 2)
+        )
         objects.append(Placed(Thing(shape, color, shape), left, top, side, paint(color, choices)))
     return Scene(tuple(objects), background(choices))
 
@@ -49,7 +61,8 @@ def caption_of(scene: Scene) -> str:
     """
     objects = sorted(scene.objects, key=lambda each: str(each.thing.color))
     return " and ".join(
-        f"{each.thing.color} {each.thing.name} {each.where.removeprefix('at the ')}" for each in objects
+        f"{each.thing.color} {each.thing.name} {each.where.removeprefix('at the ')}"
+        for each in objects
     )
 
 
@@ -71,7 +84,9 @@ def changed(scene: Scene, choices: Choices, *, kind: str) -> Scene:
 
 def _row(name: str, scene: Scene, caption: str, **columns: Any) -> dict[str, Any]:
     image = scene.cell(name, PIXELS)
-    return make_row(name, image=image, captions=[caption], source="shapes", licence="CC0-1.0", **columns)
+    return make_row(
+        name, image=image, captions=[caption], source="shapes", licence="CC0-1.0", **columns
+    )
 
 
 def _pairs(part: str, number: int) -> list[dict[str, Any]]:
@@ -108,7 +123,10 @@ def write(folder: Path, *, scale: float = 1.0) -> None:
     train, unpaired = _pairs("train", size["train"]), _pairs("unpaired", 2 * size["unpaired"])
     images, texts = unpaired[: size["unpaired"]], unpaired[size["unpaired"] :]
     galleries = {part: _gallery(part, size[part]) for part in ("validation", "test")}
-    binding = {part: list(_binding(part, max(8, round(BINDING * scale)))) for part in ("train", "validation", "test")}
+    binding = {
+        part: list(_binding(part, max(8, round(BINDING * scale))))
+        for part in ("train", "validation", "test")
+    }
     sets: dict[str, tuple[Features, dict[str, list[dict[str, Any]]]]] = {
         "pairs": (FEATURES, {"train": train} | galleries),
         "few": (FEATURES, {"train": train[: size["few"]]}),

@@ -59,7 +59,10 @@ TRIES = (
     *(Arm(ADAMW, *each) for each in ((1e-3, 0.05), (2e-3, 0.05), (1e-3, 0.5))),
     *(Arm(MUON, *each) for each in RATES),
     *(Arm(AVERAGE, *each, decay) for each in RATES for decay in (0.95, 0.98, 0.99)),
-    *(Arm(SIGMOID, *each, bias=bias) for each, bias in ((RATES[0], -5.0), (RATES[1], -10.0), (RATES[3], -5.0))),
+    *(
+        Arm(SIGMOID, *each, bias=bias)
+        for each, bias in ((RATES[0], -5.0), (RATES[1], -10.0), (RATES[3], -5.0))
+    ),
 )
 
 
@@ -91,8 +94,12 @@ class SigmoidObjective(VisionLanguageObjective):
         same = same_pairs(batch["image_ids"], caption_keys(*texts))[slice(None)]
         false = torch.zeros(0)
         if (captions := self._false_captions(batch)[0]) is not None:
-            false = (scale.exp() * (images * captions.embeds).sum(dim=1) + self.bias)[captions.valid]
-        loss = sigmoid_loss(contrast_logits(images, vectors, logit_scale=scale) + self.bias, same=same, false=false)
+            false = (scale.exp() * (images * captions.embeds).sum(dim=1) + self.bias)[
+                captions.valid
+            ]
+        loss = sigmoid_loss(
+            contrast_logits(images, vectors, logit_scale=scale) + self.bias, same=same, false=false
+        )
         return {
             "loss": loss,
             "temperature": (-scale.detach()).exp()[0],
@@ -128,7 +135,9 @@ def recipe_of(arm: Arm, *, seed: int, steps: int, icons: Path | None = None) -> 
     return replace(
         base,
         task=SigmoidTask(losses=base.task.losses, bias=arm.bias) if arm.bias else base.task,
-        loader=replace(base.loader, global_batch_size=128, num_workers=0),  # a worker's time would not be counted
+        loader=replace(
+            base.loader, global_batch_size=128, num_workers=0
+        ),  # a worker's time would not be counted
         optimizer=replace(base.optimizer, lr=arm.lr, muon=arm.name != ADAMW),
         schedule=replace(base.schedule, warmup_steps=steps // 20, min_ratio=arm.end),
         trainer=replace(base.trainer, max_steps=steps, save_every=10_000),
@@ -137,7 +146,9 @@ def recipe_of(arm: Arm, *, seed: int, steps: int, icons: Path | None = None) -> 
     )
 
 
-def averages(weights: list[Tensor], optimizer: torch.optim.Optimizer, *, decay: float) -> list[Tensor]:
+def averages(
+    weights: list[Tensor], optimizer: torch.optim.Optimizer, *, decay: float
+) -> list[Tensor]:
     """Return averages of the weights after each step of the optimizer, shares of earlier ones falling by `decay`."""
     means, steps = [each.detach().clone() for each in weights], itertools.count(1)
 
@@ -159,16 +170,24 @@ def trial(
     icons: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Train once and measure on a split, for arms that differ in the decay of the average alone."""
-    shutil.rmtree(folder / "run", ignore_errors=True)  # of a command that was cut off, whose time is not known
+    shutil.rmtree(
+        folder / "run", ignore_errors=True
+    )  # of a command that was cut off, whose time is not known
     recipe = recipe_of(arms[0], seed=seed, steps=steps, icons=icons)
     built = build(recipe, run_dir=folder / "run", title=f"{arms}, {seed}", device="cpu")
     model: Any = built.objective.get_submodule("model")
     weights, times, found = list(model.parameters()), [time.process_time()], []
-    means = {each.decay: averages(weights, built.optimizer, decay=each.decay) for each in arms if each.decay}
+    means = {
+        each.decay: averages(weights, built.optimizer, decay=each.decay)
+        for each in arms
+        if each.decay
+    }
     built.optimizer.register_step_post_hook(lambda *_: times.append(time.process_time()))
     if (done := built.fit()).status == "stopped":
         raise SystemExit("stopped; the same command goes on")
-    step = float(np.quantile(np.diff(times[_UNTIMED:]), 0.1))  # of the quickest tenth, as other work only adds to it
+    step = float(
+        np.quantile(np.diff(times[_UNTIMED:]), 0.1)
+    )  # of the quickest tenth, as other work only adds to it
     about = {
         "seed": seed,
         "steps": steps,
@@ -186,8 +205,13 @@ def trial(
 
 def measure(model: Path, *, split: str, icons: Path | None) -> dict[str, float]:
     """Return the metrics of a model, as fractions."""
-    sources = ("shapes", "shapes-binding") if icons is None else (str(icons / design.ICONS / "pairs"),)
-    pairs, *binding = (evaluate(model, source=each, split=split, device="cpu", rerank=0).metrics for each in sources)
+    sources = (
+        ("shapes", "shapes-binding") if icons is None else (str(icons / design.ICONS / "pairs"),)
+    )
+    pairs, *binding = (
+        evaluate(model, source=each, split=split, device="cpu", rerank=0).metrics
+        for each in sources
+    )
     values = (pairs["ir@10"] + pairs["tr@10"]) / 2, pairs["ir@10"], pairs["ir@1"]
     if binding:
         values = (
@@ -222,12 +246,22 @@ def report(runs: Sequence[Mapping[str, Any]]) -> str:
         values[name] = np.array([[each[metric] for metric in metrics] for each in own])
         cells, verdict = [f"{mean:.1f}" for mean in 100 * values[name].mean(axis=0)], ""
         if other:
-            found = [effect(*(values[each][:, [column]] for each in (name, other))) for column in range(3)]
-            cells = [f"{cell} ({x.mean:+.1f} ± {x.t[1] - x.mean:.1f})" for cell, x in zip(cells, found, strict=True)]
+            found = [
+                effect(*(values[each][:, [column]] for each in (name, other)))
+                for column in range(3)
+            ]
+            cells = [
+                f"{cell} ({x.mean:+.1f} ± {x.t[1] - x.mean:.1f})"
+                for cell, x in zip(cells, found, strict=True)
+            ]
             verdict = f"{other}: {found[0].verdict}"
-        settings = ", ".join(f"{x} {value:g}" for x, value in [*chosen(runs, name)._asdict().items()][1:] if value)
+        settings = ", ".join(
+            f"{x} {value:g}" for x, value in [*chosen(runs, name)._asdict().items()][1:] if value
+        )
         seconds = " to ".join(f"{pick(each['seconds'] for each in own):.0f}" for pick in (min, max))
-        rows.append(f"| {name} | {settings} | {own[0]['steps']:,} | {seconds} | {' | '.join(cells)} | {verdict} |")
+        rows.append(
+            f"| {name} | {settings} | {own[0]['steps']:,} | {seconds} | {' | '.join(cells)} | {verdict} |"
+        )
     return "\n".join(rows)
 
 
@@ -249,28 +283,44 @@ def main(
         icons: --run-dir of findings.py, which has the world of icons; by default scenes of shapes.
     """
     if icons is not None and not (icons / design.ICONS / "pairs").is_dir():
-        raise SystemExit(f"{icons} has no {design.ICONS}/pairs; python experiments/findings.py icons writes them")
+        raise SystemExit(
+            f"{icons} has no {design.ICONS}/pairs; python experiments/findings.py icons writes them"
+        )
     world = design.SCENES if icons is None else design.ICONS
     known = {"seconds": seconds, "world": world, "step": {}, "runs": []}
     known |= json.loads(out.read_text()) if out.is_file() else {}
     if (known["seconds"], known["world"]) != (seconds, world):
-        raise SystemExit(f"{out} holds runs of {known['seconds']} s on {known['world']}; name another file by --out")
+        raise SystemExit(
+            f"{out} holds runs of {known['seconds']} s on {known['world']}; name another file by --out"
+        )
     if not known["step"]:
-        firsts = 2 * [next(each for each in TRIES if each.name == name) for name in (ADAMW, AVERAGE, SIGMOID)]
-        timed = [
-            trial([arm], folder=folder, seed=0, steps=_TIMED, split="validation", icons=icons)[0] for arm in firsts
+        firsts = 2 * [
+            next(each for each in TRIES if each.name == name) for name in (ADAMW, AVERAGE, SIGMOID)
         ]
-        known["step"] = {arm.name: min(each["step"] for each in timed if each["name"] == arm.name) for arm in firsts}
+        timed = [
+            trial([arm], folder=folder, seed=0, steps=_TIMED, split="validation", icons=icons)[0]
+            for arm in firsts
+        ]
+        known["step"] = {
+            arm.name: min(each["step"] for each in timed if each["name"] == arm.name)
+            for arm in firsts
+        }
     for seed in range(6):
         arms = TRIES if seed == 0 else [chosen(known["runs"], name) for name in OTHERS]
-        done = [tuple(each[field] for field in Arm._fields) for each in known["runs"] if each["seed"] == seed]
+        done = [
+            tuple(each[field] for field in Arm._fields)
+            for each in known["runs"]
+            if each["seed"] == seed
+        ]
         left = sorted((each for each in arms if each not in done), key=_run_of)
         for trained, group in itertools.groupby(left, key=_run_of):
             steps, split = (
                 round(seconds / known["step"][trained.name]),
                 "validation" if seed == 0 else "test",
             )
-            known["runs"] += trial([*group], folder=folder, seed=seed, steps=steps, split=split, icons=icons)
+            known["runs"] += trial(
+                [*group], folder=folder, seed=seed, steps=steps, split=split, icons=icons
+            )
             about = circumstances(folder)
             known |= {key: about[key] for key in ("date", "commit", "versions", "hardware")}
             out.write_text(json.dumps(known, indent=1) + "\n")

@@ -44,7 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None):
-        shutil.rmtree(os.environ["VLMO_CACHE"], ignore_errors=True)  # a process that was killed may still write
+        shutil.rmtree(
+            os.environ["VLMO_CACHE"], ignore_errors=True
+        )  # a process that was killed may still write
 
 
 def pytest_collection_finish() -> None:
@@ -76,7 +78,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Tests that need a GPU are deselected on a machine without one.
     """
     if not torch.cuda.is_available():
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu")])
+        config.hook.pytest_deselected(
+            items=[item for item in items if item.get_closest_marker("gpu")]
+        )
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

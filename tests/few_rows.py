@@ -33,7 +33,11 @@ def few_rows(number: int) -> Iterator[None]:
             places[source].append(place)
         share = number // len(places)
         return rows.select(
-            sorted(place for own in places.values() for place in own[:: max(1, len(own) // share)][:share])
+            sorted(
+                place
+                for own in places.values()
+                for place in own[:: max(1, len(own) // share)][:share]
+            )
         )
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -52,5 +56,9 @@ def _few_scenes(rows: int) -> Iterator[None]:
             ("NUM_BINDING", 2 * len(shapes.BINDING_KINDS)),
         ):
             known = vars(shapes)[name]
-            patch.setattr(shapes, name, {split: min(count, rows // rows_of_each) for split, count in known.items()})
+            patch.setattr(
+                shapes,
+                name,
+                {split: min(count, rows // rows_of_each) for split, count in known.items()},
+            )
         yield

@@ -87,7 +87,14 @@ def _start(process: Process) -> None:
             os.environ["PYTHONPATH"] = before
 
 
-def _run(folder: Path, env: dict[str, str], cwd: str, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+def _run(
+    folder: Path,
+    env: dict[str, str],
+    cwd: str,
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+) -> None:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(file, descriptor)
@@ -119,7 +126,9 @@ def run_command(
 ) -> subprocess.CompletedProcess[str]:
     """Run `vlmo ARGUMENTS` to its end, like `subprocess.run` with captured output."""
     process = start_command(*arguments, **options)
-    return subprocess.CompletedProcess(arguments, process.wait(timeout), process.stdout, process.stderr)
+    return subprocess.CompletedProcess(
+        arguments, process.wait(timeout), process.stdout, process.stderr
+    )
 
 
 def group_environments(world_size: int, *, port: int | None = None) -> list[dict[str, str]]:
@@ -131,7 +140,9 @@ def group_environments(world_size: int, *, port: int | None = None) -> list[dict
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
-def start_group(function: Callable[..., Any], *args: Any, world_size: int = 2, **options: Any) -> list[Process]:
+def start_group(
+    function: Callable[..., Any], *args: Any, world_size: int = 2, **options: Any
+) -> list[Process]:
     """Start a function in processes that torchrun might have started; nothing joins them to a group."""
     return [start(function, *args, env=env, **options) for env in group_environments(world_size)]
 
@@ -157,13 +168,21 @@ def _worker(function: Callable[..., Any], args: Any, kwargs: Any) -> None:
 def run_processes(function: Callable[..., Any], *args: Any, world_size: int = 2) -> list[Any]:
     """Return the results of `function(*args)` on each of `world_size` processes of one gloo group, in rank order."""
     with tempfile.TemporaryDirectory() as folder:
-        processes = [start(_member, folder, rank, world_size, function, args) for rank in range(world_size)]
+        processes = [
+            start(_member, folder, rank, world_size, function, args) for rank in range(world_size)
+        ]
         finish(processes)
-        return [torch.load(Path(folder, f"{rank}.pt"), weights_only=True) for rank in range(world_size)]
+        return [
+            torch.load(Path(folder, f"{rank}.pt"), weights_only=True) for rank in range(world_size)
+        ]
 
 
-def _member(folder: str, rank: int, world_size: int, function: Callable[..., Any], args: Sequence[Any]) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+def _member(
+    folder: str, rank: int, world_size: int, function: Callable[..., Any], args: Sequence[Any]
+) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
+    )
     try:
         torch.save(function(*args), Path(folder, f"{rank}.pt"))
     finally:
@@ -175,9 +194,13 @@ def finish(processes: Sequence[Process], *, timeout: float = PATIENCE_S) -> None
     deadline = time.monotonic() + timeout
     try:
         while any(process.exitcode is None for process in processes):
-            multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], 1.0)
+            multiprocessing.connection.wait(
+                [process.sentinel for process in processes if process.is_alive()], 1.0
+            )
             failed = [process for process in processes if process.exitcode not in {None, 0}]
-            assert not failed, "\n".join(f"exit code {each.exitcode}:\n{each.stderr}" for each in failed)
+            assert not failed, "\n".join(
+                f"exit code {each.exitcode}:\n{each.stderr}" for each in failed
+            )
             assert time.monotonic() < deadline, "\n".join(process.stderr for process in processes)
     finally:
         for process in processes:

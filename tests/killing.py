@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], bool], *, within_s: float, meanwhile: Callable[[], bool] = lambda: True) -> None:
+def wait_until(
+    condition: Callable[[], bool], *, within_s: float, meanwhile: Callable[[], bool] = lambda: True
+) -> None:
     """Returns once the condition holds; fails after `within_s` seconds, or when `meanwhile` does not hold before."""
     deadline = time.monotonic() + within_s
     while not condition():

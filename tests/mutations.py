@@ -239,7 +239,7 @@ MUTATIONS = (
     Mutation(
         "captions reranked with the weight of the other direction",
         "serving/service.py",
-        "encoder.rerank_weight_image_to_text if request.query.text is None else encoder.rerank_weight",
+        "encoder.rerank_weight_image_to_text",
         "encoder.rerank_weight",
         ("serving/test_compatible.py",),
     ),
@@ -397,10 +397,15 @@ def main(words: tyro.conf.Positional[tuple[str, ...]] = (), /, *, check: bool = 
             file.write_text(text)
             caught = code == _TESTS_FAILED
             survivors += not caught
-            others = {0: "NOT CAUGHT", _TIMED_OUT: f"NOT CAUGHT: the tests took more than {_LIMIT_S} s"}
+            others = {
+                0: "NOT CAUGHT",
+                _TIMED_OUT: f"NOT CAUGHT: the tests took more than {_LIMIT_S} s",
+            }
             result = "caught" if caught else others.get(code, f"NOT TESTED (exit code {code})")
             console.print(f"{each.name}: {result}", highlight=False)
-            table.add_row(each.name, result, " ".join(each.tests), f"{time.monotonic() - began:.0f}")
+            table.add_row(
+                each.name, result, " ".join(each.tests), f"{time.monotonic() - began:.0f}"
+            )
     console.print(table)
     sys.exit(survivors > 0)
 
@@ -427,13 +432,28 @@ def _copy_checkout(target: Path) -> None:
 
 
 def _run(copy: Path, tests: tuple[str, ...] | list[str]) -> int:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not browser"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not browser",
+    ]
     # The copy comes before an installed package, in processes that tests start too.
     environment = os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     command += [f"tests/{test}" for test in tests]
     try:
         return subprocess.run(
-            command, cwd=copy, env=environment, stdout=subprocess.DEVNULL, timeout=_LIMIT_S, check=False
+            command,
+            cwd=copy,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            timeout=_LIMIT_S,
+            check=False,
         ).returncode
     except subprocess.TimeoutExpired:
         return _TIMED_OUT  # such as processes that wait for each other for ever

@@ -49,16 +49,25 @@ def refused(arguments, capsys, *, code: int = 2, output: str | None = None) -> s
         ("trian", "did you mean 'train'"),
         ("train base-stag3", "did you mean 'base-stage3'"),
         ("train shapes-stage3 --optimizer.lrr 1", "did you mean --optimizer.lr?"),
-        ("train shapes-stage3 --task.losses.mlm_wieght 1", "did you mean --task.losses.mlm-weight?"),
+        (
+            "train shapes-stage3 --task.losses.mlm_wieght 1",
+            "did you mean --task.losses.mlm-weight?",
+        ),
         ("quickstart --scalee 1", "did you mean --scale?"),
         ("train shapes-stage3 --learning-rate 1", "did you mean --lr?"),
         ("train shapes-stage3 --warmup-steps=1", "did you mean --schedule.warmup-steps?"),
         ("train shapes-stage3 --epochs 3", "--steps"),
         ("train --recipe shapes-stage3", "vlmo train RECIPE"),
-        ("finetune vlmo-small --data nowhere --learning_rate 1", "did you mean --lr?"),  # before the data are read
+        (
+            "finetune vlmo-small --data nowhere --learning_rate 1",
+            "did you mean --lr?",
+        ),  # before the data are read
         ("finetune vlmo-small --data nowhere --lr x", "--optimizer.lr"),
         ("finetune vlmo-small --data nowhere --task.head-lr-scale 5", "nowhere"),
-        ("finetune vlmo-small --data nowhere --task.head-lr-scal 5", "no option --task.head-lr-scal"),
+        (
+            "finetune vlmo-small --data nowhere --task.head-lr-scal 5",
+            "no option --task.head-lr-scal",
+        ),
         ("finetune vlmo-small nowhere", "nothing is expected at 'nowhere'"),
         ("search nowhere red --after 2020", "did you mean --from?"),
         ("search nowhere red --filter year>2000", "did you mean --where?"),
@@ -66,7 +75,10 @@ def refused(arguments, capsys, *, code: int = 2, output: str | None = None) -> s
         ("search nowhere red --unheard-of", "no option --unheard-of. All: vlmo search --help"),
         ("index vlmo-small . --output x", "did you mean --out?"),
         ("evaluate vlmo-small --data nowhere --rerank-weight 5", "5.0"),
-        ("evaluate vlmo-small --data nowhere --rerank many", "Error parsing --rerank: invalid literal"),
+        (
+            "evaluate vlmo-small --data nowhere --rerank many",
+            "Error parsing --rerank: invalid literal",
+        ),
         ("data prepar", "did you mean 'data prepare'"),
         ("recipes shapes-stag3", "'shapes-stage3'"),
         ("train", "Missing from vlmo train: NAME"),
@@ -85,20 +97,50 @@ def refused(arguments, capsys, *, code: int = 2, output: str | None = None) -> s
         ("train shapes-stage3 --text.max-length 128", "max_text_positions"),
         ("train shapes-stage3 --data.max-bad-share -1", "max_bad_share is -1"),
         ("train base-vqa --init vlmo-small --dry-run", "num_attention_heads 6"),
-        ("train base-stage3", "starts from runs/base-stage2/model, which is not there yet: train that first, or give"),
-        ("train shapes-stage3 --init vlmo-small --model.hidden-size 192 --model.num-attention-heads 6", "has shape"),
-        ("train shapes-stage3 --init None --task.teacher runs/none/model --dry-run", "teacher: runs/none/model is no"),
-        ("train shapes-stage3 --task.teacher nowhere --dry-run", "task.teacher: nowhere is no model folder"),
-        ("train base-stage3 --data.weights 1 1 1 --dry-run", "data.weights is (1.0, 1.0, 1.0) for 4 sources"),
-        ("train base-vqa --init vlmo-small --data.source nowhere", "num_attention_heads 6"),  # before the data are read
+        (
+            "train base-stage3",
+            "starts from runs/base-stage2/model, which is not there yet: train that first, or give",
+        ),
+        (
+            "train shapes-stage3 --init vlmo-small --model.hidden-size 192 --model.num-attention-heads 6",
+            "has shape",
+        ),
+        (
+            "train shapes-stage3 --init None --task.teacher runs/none/model --dry-run",
+            "teacher: runs/none/model is no",
+        ),
+        (
+            "train shapes-stage3 --task.teacher nowhere --dry-run",
+            "task.teacher: nowhere is no model folder",
+        ),
+        (
+            "train base-stage3 --data.weights 1 1 1 --dry-run",
+            "data.weights is (1.0, 1.0, 1.0) for 4 sources",
+        ),
+        (
+            "train base-vqa --init vlmo-small --data.source nowhere",
+            "num_attention_heads 6",
+        ),  # before the data are read
         ("train shapes-stage3 --init nowhere --dry-run", "nowhere is no model folder"),
         ("train shapes-stage1 --task.masked-share 2", "masked_share is 2"),
         ("train shapes-tokenizer --init somewhere", "starts from nothing"),
         ("train shapes-tokenizer --data.source emoji-pear", "emoji-pairs"),
-        ("train shapes-stage3 --processes -1 --dry-run", "processes is -1; give a number from 1 up"),
-        ("train large-plusplus-stage3 --processes 2048 --dry-run", "1024, not a multiple of 2048 processes"),
-        ("train shapes-stage3 --processes 96 --dry-run", "itm_stride 2 does not divide the micro-batch of 1 pairs"),
-        ("train shapes-stage3 --task.losses.negative-groups 5 --dry-run", "negative_groups 5 does not divide"),
+        (
+            "train shapes-stage3 --processes -1 --dry-run",
+            "processes is -1; give a number from 1 up",
+        ),
+        (
+            "train large-plusplus-stage3 --processes 2048 --dry-run",
+            "1024, not a multiple of 2048 processes",
+        ),
+        (
+            "train shapes-stage3 --processes 96 --dry-run",
+            "itm_stride 2 does not divide the micro-batch of 1 pairs",
+        ),
+        (
+            "train shapes-stage3 --task.losses.negative-groups 5 --dry-run",
+            "negative_groups 5 does not divide",
+        ),
         ("recipes --import .x", "--import .x: the 'package' argument is required"),
         ("quickstart --scale inf", "scale is inf"),
         ("quickstart --scale 0", "scale is 0"),
@@ -123,7 +165,10 @@ def test_what_cannot_be_done_is_one_line(arguments, words, capsys, tmp_path, mon
 def test_no_traceback_from_outside():
     command = [sys.executable, "-m", "vlmo.cli", "trian"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert (ended.returncode, ended.stderr) == (2, "vlmo: no command 'trian'; did you mean 'train'? All: vlmo --help\n")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "vlmo: no command 'trian'; did you mean 'train'? All: vlmo --help\n",
+    )
 
 
 def test_recipes_are_listed_or_shown_with_their_settings(capsys):
@@ -137,14 +182,18 @@ def test_recipes_are_listed_or_shown_with_their_settings(capsys):
     assert '"lr": 0.0002' in capsys.readouterr().out
     main(["train", "--help"])
     shown = capsys.readouterr().out
-    assert all(name in shown for name in (*RECIPES, "--lr", "--batch-size", "--steps", "--output-dir"))
+    assert all(
+        name in shown for name in (*RECIPES, "--lr", "--batch-size", "--steps", "--output-dir")
+    )
 
 
 def test_short_names_of_options_are_understood():
     line = "--lr=0.5 --batch_size 32 --steps 9 --output-dir my_runs/lr=1 --data mine"
     words, steps = runs._common_options(line.split())
     assert steps == 9
-    expected = "--optimizer.lr=0.5 --loader.global-batch-size 32 --run-dir my_runs/lr=1 --data.source mine"
+    expected = (
+        "--optimizer.lr=0.5 --loader.global-batch-size 32 --run-dir my_runs/lr=1 --data.source mine"
+    )
     assert words == expected.split()
     with pytest.raises(ValueError, match="steps is zero"):
         runs._common_options(["--steps", "zero"])
@@ -180,7 +229,9 @@ def test_none_is_a_value_of_options_that_may_be_without_one():
     words = ["--init", "None", "--lora.rank", "4"]
     recipe = RECIPES["base-vqa"]
     assert recipe.init is not None
-    read = runs._run_options(recipe, words, None, prog="vlmo train", about="", run_dir=Path("run")).recipe
+    read = runs._run_options(
+        recipe, words, None, prog="vlmo train", about="", run_dir=Path("run")
+    ).recipe
     assert (read.init, read.lora.rank) == (None, 4)
 
 
@@ -188,9 +239,26 @@ def test_import_and_export_print_what_they_found(tmp_path, capsys):
     vocabulary, answers = str(write_vocabulary(tmp_path / "vocab.txt")), tmp_path / "answers.json"
     answers.write_text(json.dumps([f"answer {number}" for number in range(17)]))
     file, folder = str(reference_file("vqa")), str(tmp_path / "model")
-    main(["import", file, folder, "--vocabulary", vocabulary, "--labels", str(answers), "--text-length", "24"])
+    main(
+        [
+            "import",
+            file,
+            folder,
+            "--vocabulary",
+            vocabulary,
+            "--labels",
+            str(answers),
+            "--text-length",
+            "24",
+        ]
+    )
     shown = capsys.readouterr().out
-    for words in ("VLMo, fine-tuned on VQA", "VLMoForVisualQuestionAnswering", "64 px", "24 tokens"):
+    for words in (
+        "VLMo, fine-tuned on VQA",
+        "VLMoForVisualQuestionAnswering",
+        "64 px",
+        "24 tokens",
+    ):
         assert words in shown
     assert "without a use: text_embeddings.position_ids" in shown
     main(["export", folder, "--to", "official", "--out", str(tmp_path / "back.pt")])

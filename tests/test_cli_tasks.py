@@ -20,7 +20,10 @@ from vlmo.tasks import TASKS
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return {name: str(folder) for name, folder in write_folders(tmp_path_factory.mktemp("folders")).items()}
+    return {
+        name: str(folder)
+        for name, folder in write_folders(tmp_path_factory.mktemp("folders")).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +50,24 @@ def picture(tmp_path_factory):
     return str(file)
 
 
-def test_evaluate_prints_a_table_and_writes_what_it_takes_to_score_again(folders, questions, capsys, tmp_path):
+def test_evaluate_prints_a_table_and_writes_what_it_takes_to_score_again(
+    folders, questions, capsys, tmp_path
+):
     out = tmp_path / "figures.json"
-    main(["evaluate", folders["vqa"], "--task", "vqa", "--data", questions, "--out", str(out), "--device", "cpu"])
+    main(
+        [
+            "evaluate",
+            folders["vqa"],
+            "--task",
+            "vqa",
+            "--data",
+            questions,
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+        ]
+    )
     shown = capsys.readouterr().out
     assert all(words in shown for words in ("vqa, asked test, 16 rows, percent", "accuracy"))
     read = json.loads(out.read_text())
@@ -77,7 +95,18 @@ def test_evaluate_writes_into_the_folder_and_its_card(folders, pairs, tmp_path):
 
 def test_submission_is_written_instead_of_figures(folders, questions, capsys, tmp_path):
     file = tmp_path / "answers.json"
-    main(["evaluate", folders["vqa"], "--data", questions, "--split", "test_dev", "--submission", str(file)])
+    main(
+        [
+            "evaluate",
+            folders["vqa"],
+            "--data",
+            questions,
+            "--split",
+            "test_dev",
+            "--submission",
+            str(file),
+        ]
+    )
     assert f"4 predictions in {file}" in capsys.readouterr().out
     assert [row["question_id"] for row in json.loads(file.read_text())] == [100, 101, 102, 103]
 
@@ -89,10 +118,22 @@ def test_answers_without_names_are_those_of_the_prepared_set_or_must_be_named(
     caplog.set_level("INFO")
     numbered = str(shutil.copytree(folders["vqa"], tmp_path / "numbered"))
     config = json.loads(Path(numbered, "config.json").read_text())
-    config |= {"id2label": {str(number): f"LABEL_{number}" for number in range(len(ANSWERS))}, "label2id": {}}
+    config |= {
+        "id2label": {str(number): f"LABEL_{number}" for number in range(len(ANSWERS))},
+        "label2id": {},
+    }
     Path(numbered, "config.json").write_text(json.dumps(config))
     for folder in (folders["vqa"], numbered):
-        main(["evaluate", folder, "--data", questions, "--out", str(tmp_path / f"{Path(folder).name}.json")])
+        main(
+            [
+                "evaluate",
+                folder,
+                "--data",
+                questions,
+                "--out",
+                str(tmp_path / f"{Path(folder).name}.json"),
+            ]
+        )
     found = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*.json"))]
     assert found[0]["predictions"] == found[1]["predictions"]
     assert f"the model's 6 answers have no names; they are those of {questions}" in caplog.messages
@@ -100,7 +141,9 @@ def test_answers_without_names_are_those_of_the_prepared_set_or_must_be_named(
     capsys.readouterr()
     main(ask)
     assert json.loads(capsys.readouterr().out)[0]["answer"].startswith("LABEL_")
-    assert any("has no names for its answers" in line and "--labels" in line for line in caplog.messages)
+    assert any(
+        "has no names for its answers" in line and "--labels" in line for line in caplog.messages
+    )
     more = shutil.copytree(questions, tmp_path / "more")
     (more / "prepared.json").write_text(json.dumps({"name": "more", "labels": [*ANSWERS, "maybe"]}))
     line = refused(["evaluate", numbered, "--data", str(more)], capsys)
@@ -108,14 +151,27 @@ def test_answers_without_names_are_those_of_the_prepared_set_or_must_be_named(
     name_labels(numbered, questions)
     main(ask)
     assert json.loads(capsys.readouterr().out)[0]["answer"] in ANSWERS
-    assert Path(numbered, "config.json").read_text() == Path(folders["vqa"], "config.json").read_text()
+    assert (
+        Path(numbered, "config.json").read_text() == Path(folders["vqa"], "config.json").read_text()
+    )
     with pytest.raises(ValueError, match="VLMoForVisualReasoning is no classifier"):
         name_labels(folders["nlvr2"], questions)
 
 
 def test_predict_answers_a_question_and_draws_what_it_looked_at(folders, picture, capsys, tmp_path):
     saved = tmp_path / "seen.png"
-    main(["predict", folders["vqa"], "--image", picture, "--question", "what color is it?", "--save", str(saved)])
+    main(
+        [
+            "predict",
+            folders["vqa"],
+            "--image",
+            picture,
+            "--question",
+            "what color is it?",
+            "--save",
+            str(saved),
+        ]
+    )
     shown = capsys.readouterr().out
     assert any(answer in shown for answer in ANSWERS)
     assert f"image {saved}" in shown
@@ -125,10 +181,32 @@ def test_predict_answers_a_question_and_draws_what_it_looked_at(folders, picture
 
 def test_predict_gives_json(folders, picture, capsys, tmp_path):
     other = str(shutil.copy(picture, tmp_path / "other.png"))
-    main(["predict", folders["nlvr2"], "--image", picture, picture, "--text", "both images are red", "--json"])
+    main(
+        [
+            "predict",
+            folders["nlvr2"],
+            "--image",
+            picture,
+            picture,
+            "--text",
+            "both images are red",
+            "--json",
+        ]
+    )
     rows = json.loads(capsys.readouterr().out)
     assert rows[0].keys() == {"prediction", "confidence"}
-    main(["predict", folders["retrieval"], "--image", picture, "--text", "is it red", "is it blue", "--json"])
+    main(
+        [
+            "predict",
+            folders["retrieval"],
+            "--image",
+            picture,
+            "--text",
+            "is it red",
+            "is it blue",
+            "--json",
+        ]
+    )
     assert [row["image"] for row in json.loads(capsys.readouterr().out)] == [picture, picture]
     main(["predict", folders["classification"], "--image", picture, other, "--top", "1", "--json"])
     assert [row["image"] for row in json.loads(capsys.readouterr().out)] == [picture, other]
@@ -144,10 +222,24 @@ def test_images_are_captioned_one_by_one_and_by_folders(folders, picture, capsys
     shutil.copy(picture, tmp_path)
     out = tmp_path / "captions.jsonl"
     for number in (1, 0):
-        main(["caption", model, str(tmp_path), "--out", str(out), "--num-beams", "2", "--device", "cpu"])
+        main(
+            [
+                "caption",
+                model,
+                str(tmp_path),
+                "--out",
+                str(out),
+                "--num-beams",
+                "2",
+                "--device",
+                "cpu",
+            ]
+        )
         assert f"{number} new captions in {out}" in capsys.readouterr().out
     assert json.loads(out.read_text())["image"] == "red.png"
-    assert "give a name that ends with .jsonl" in refused(["caption", model, picture, "--out", "captions.csv"], capsys)
+    assert "give a name that ends with .jsonl" in refused(
+        ["caption", model, picture, "--out", "captions.csv"], capsys
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,7 +270,9 @@ def test_images_are_captioned_one_by_one_and_by_folders(folders, picture, capsys
         ("data prepare coco --root . --out new", "dataset_coco.json"),
     ],
 )
-def test_bad_input_is_one_line(line, words, folders, pairs, questions, picture, capsys, monkeypatch, tmp_path):
+def test_bad_input_is_one_line(
+    line, words, folders, pairs, questions, picture, capsys, monkeypatch, tmp_path
+):
     given = {name.upper(): folder for name, folder in folders.items()}
     given |= {"PAIRS": pairs, "QUESTIONS": questions, "PICTURE": picture}
     monkeypatch.chdir(tmp_path)
@@ -203,10 +297,22 @@ def test_data_are_prepared(tmp_path, capsys):
             folder.mkdir(parents=True)
             for number in range(count):
                 Image.new("RGB", (20, 20), COLORS[color]).save(folder / f"{number}.png")
-    command = ["data", "prepare", "imagenet", "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]
+    command = [
+        "data",
+        "prepare",
+        "imagenet",
+        "--root",
+        str(tmp_path / "root"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     main(command)
     shown = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.splitlines() if "│" in line]
+    rows = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in shown.splitlines()
+        if "│" in line
+    ]
     assert [row[:2] for row in rows] == [["train", "6"], ["validation", "4"]]
     assert "licence: ImageNet" in shown
     assert (tmp_path / "out" / "prepared.json").is_file()
@@ -217,7 +323,18 @@ def test_data_are_prepared(tmp_path, capsys):
 def test_processes_print_one_table_and_write_one_file(folders, pairs, tmp_path):
     """Under torchrun with two processes; `tests/tasks/test_processes.py` compares their metrics with those of one."""
     out = tmp_path / "shared.json"
-    options = ["--data", pairs, "--batch-size", "2", "--rerank", "3", "--out", str(out), "--device", "cpu"]
+    options = [
+        "--data",
+        pairs,
+        "--batch-size",
+        "2",
+        "--rerank",
+        "3",
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     ended = run_command("evaluate", folders["retrieval"], *options, world_size=2)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("12 rows, percent") == 1
@@ -233,7 +350,9 @@ def test_folder_without_permission_is_refused_before_the_work(capsys, monkeypatc
 EXAMPLE = Path(__file__).parents[1] / "examples" / "add_task.py"
 
 
-def test_tasks_of_a_module_beside_the_user_are_trained_measured_and_asked(tmp_path, capsys, monkeypatch):
+def test_tasks_of_a_module_beside_the_user_are_trained_measured_and_asked(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     added = "\nimport sys\nsys.path.append('added by the module')\n"
@@ -247,10 +366,35 @@ def test_tasks_of_a_module_beside_the_user_are_trained_measured_and_asked(tmp_pa
     try:
         main([*line.split(), "--import", "my_task"])
         main(["recipes", "brightness", "--import=my_task"])
-        main(["evaluate", "runs/brightness/model", "--data", "photos", "--split", "train", "--import", "my_task"])
-        main(["predict", "runs/brightness/model", "--image", "photos/7.png", "--import", "my_task", "--json"])
+        main(
+            [
+                "evaluate",
+                "runs/brightness/model",
+                "--data",
+                "photos",
+                "--split",
+                "train",
+                "--import",
+                "my_task",
+            ]
+        )
+        main(
+            [
+                "predict",
+                "runs/brightness/model",
+                "--image",
+                "photos/7.png",
+                "--import",
+                "my_task",
+                "--json",
+            ]
+        )
     finally:
-        for known, name in ((TASKS, "brightness"), (RECIPES, "brightness"), (sys.modules, "my_task")):
+        for known, name in (
+            (TASKS, "brightness"),
+            (RECIPES, "brightness"),
+            (sys.modules, "my_task"),
+        ):
             known.pop(name, None)
     assert "added by the module" in sys.path
     assert str(tmp_path) not in sys.path

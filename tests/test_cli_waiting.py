@@ -11,15 +11,27 @@ from vlmo.cli import waiting
 @pytest.mark.parametrize(
     ("cores", "loadavg", "given", "chosen"),
     [
-        (2, "9.00 9.00 9.00 1/412 7646", {}, {"GOMP_SPINCOUNT": "20000"}),  # high averages of a moment ago do not count
+        (
+            2,
+            "9.00 9.00 9.00 1/412 7646",
+            {},
+            {"GOMP_SPINCOUNT": "20000"},
+        ),  # high averages of a moment ago do not count
         (2, "0.00 0.00 0.00 2/412 7646", {}, {"OMP_WAIT_POLICY": "PASSIVE"}),
         (16, "0.00 0.00 0.00 3/412 7646", {}, {"GOMP_SPINCOUNT": "20000"}),
         (2, "a system that does not say what runs", {}, {"GOMP_SPINCOUNT": "20000"}),
-        (2, "0.00 0.00 0.00 3/412 7646", {"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        (
+            2,
+            "0.00 0.00 0.00 3/412 7646",
+            {"OMP_WAIT_POLICY": "ACTIVE"},
+            {"OMP_WAIT_POLICY": "ACTIVE"},
+        ),
         (2, "0.00 0.00 0.00 3/412 7646", {"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
     ],
 )
-def test_threads_sleep_where_others_run_unless_the_user_chose(cores, loadavg, given, chosen, monkeypatch, tmp_path):
+def test_threads_sleep_where_others_run_unless_the_user_chose(
+    cores, loadavg, given, chosen, monkeypatch, tmp_path
+):
     (tmp_path / "loadavg").write_text(loadavg)
     monkeypatch.setattr(waiting, "_RUNNING", tmp_path / "loadavg")
     monkeypatch.setattr(waiting.os, "cpu_count", lambda: cores)

@@ -40,14 +40,18 @@ def test_dockerfile_copies_what_is_there_and_runs_without_rights(instructions) -
         for source in [] if rest.startswith("--from=") else shlex.split(rest)[:-1]:
             assert (ROOT / source).exists(), source
             assert f"!{source}" in ignored, source
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     (extra,) = re.findall(r"'\.\[(\w+)\]'", " ".join(values(instructions, "RUN")))
     assert extra in extras
     words = [name for name, _ in instructions]
     assert words.index("USER") < words.index("ENTRYPOINT")
     (user,) = values(instructions, "USER")
     assert user != "root"
-    assert any(f"useradd --uid 10001 --create-home {user}" in rest for rest in values(instructions, "RUN"))
+    assert any(
+        f"useradd --uid 10001 --create-home {user}" in rest for rest in values(instructions, "RUN")
+    )
     (check,) = values(instructions, "HEALTHCHECK")
     assert "/healthz" in check
     compile(json.loads(check.partition("CMD ")[2])[2], "health check", "exec")
@@ -61,7 +65,9 @@ def test_dockerfile_copies_what_is_there_and_runs_without_rights(instructions) -
         (["images"], [], ["index vlmo-small IMAGES --out INDEX", "serve vlmo-small --index INDEX"]),
     ],
 )
-def test_container_serves_icons_an_index_or_images(instructions, tmp_path, filled, words, expected) -> None:
+def test_container_serves_icons_an_index_or_images(
+    instructions, tmp_path, filled, words, expected
+) -> None:
     """The entry point in the system's shell, with a `vlmo` that writes down its arguments and makes an index."""
     (entry,) = values(instructions, "ENTRYPOINT")
     folders = {name.upper(): tmp_path / name for name in ("images", "index", "model")}
@@ -70,11 +76,18 @@ def test_container_serves_icons_an_index_or_images(instructions, tmp_path, fille
         (tmp_path / name).mkdir()
         if name in filled:
             (tmp_path / name / file).touch()
-    command = [re.sub(r"(?<![\w/])/(images|index|model)\b", rf"{tmp_path}/\1", word) for word in json.loads(entry)]
-    (tmp_path / "vlmo").write_text(f'#!/bin/sh\necho "$@"\n[ "$1" = serve ] || touch {tmp_path}/index/index.json\n')
+    command = [
+        re.sub(r"(?<![\w/])/(images|index|model)\b", rf"{tmp_path}/\1", word)
+        for word in json.loads(entry)
+    ]
+    (tmp_path / "vlmo").write_text(
+        f'#!/bin/sh\necho "$@"\n[ "$1" = serve ] || touch {tmp_path}/index/index.json\n'
+    )
     (tmp_path / "vlmo").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*command, *words], env=environment, capture_output=True, text=True, check=True
+    )
     lines = done.stdout.splitlines()
     for line, wanted in zip(lines, expected, strict=True):
         assert line.startswith(" ".join(str(folders.get(word, word)) for word in wanted.split()))
@@ -86,7 +99,9 @@ def test_container_serves_icons_an_index_or_images(instructions, tmp_path, fille
 
 def options_of(line: list[str]) -> dict[str, Any]:
     """What a command is called with."""
-    return parse(functools.partial(tyro.cli, _deferred(_COMMANDS[line[0]])), line[1:], prog=line[0]).keywords
+    return parse(
+        functools.partial(tyro.cli, _deferred(_COMMANDS[line[0]])), line[1:], prog=line[0]
+    ).keywords
 
 
 def test_icons_are_indexed_where_the_container_looks_for_them(instructions) -> None:
@@ -99,9 +114,15 @@ def test_icons_are_indexed_where_the_container_looks_for_them(instructions) -> N
 def test_compose_needs_no_file_and_publishes_on_loopback() -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     service = compose["services"]["vlmo"]
-    named = {re.sub(r"\$\{\w+:-(\w+)\}", r"\1", volume).split(":")[0] for volume in service["volumes"]}
+    named = {
+        re.sub(r"\$\{\w+:-(\w+)\}", r"\1", volume).split(":")[0] for volume in service["volumes"]
+    }
     assert named == set(compose["volumes"])
-    assert [volume.partition(":/")[2] for volume in service["volumes"]] == ["images:ro", "model:ro", "index"]
+    assert [volume.partition(":/")[2] for volume in service["volumes"]] == [
+        "images:ro",
+        "model:ro",
+        "index",
+    ]
     assert "secrets" not in compose
     assert service["read_only"]
     assert service["ports"] == ["127.0.0.1:8000:8000"]
@@ -112,9 +133,15 @@ def test_workflows_run_what_there_is_with_the_index_of_cpu_builds() -> None:
     for name in ("ci", "release", "scheduled"):
         workflow = yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text())
         assert "PIP_EXTRA_INDEX_URL" in workflow["env"], name
-        commands = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
-        assert {command.split()[1] for command in commands if command.startswith("make ")} <= targets, name
-        assert all((ROOT / command).is_file() for command in commands if command.startswith(".ci/")), name
+        commands = [
+            step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]
+        ]
+        assert {
+            command.split()[1] for command in commands if command.startswith("make ")
+        } <= targets, name
+        assert all(
+            (ROOT / command).is_file() for command in commands if command.startswith(".ci/")
+        ), name
 
 
 @pytest.mark.parametrize(
@@ -126,7 +153,9 @@ def test_workflows_run_what_there_is_with_the_index_of_cpu_builds() -> None:
         ({"pyproject.toml": 'version = "9.8.7"\n'}, "registry.example", False),
     ],
 )
-def test_release_starts_only_with_all_that_publishing_needs(files, registry, starts, tmp_path) -> None:
+def test_release_starts_only_with_all_that_publishing_needs(
+    files, registry, starts, tmp_path
+) -> None:
     texts = {
         "pyproject.toml": 'version = "9.8.7"\nRepository = "https://github.com/Owner/vlmo"\n',
         "CITATION.cff": "version: 9.8.7\ndate-released: 2030-01-31\n",
@@ -135,7 +164,9 @@ def test_release_starts_only_with_all_that_publishing_needs(files, registry, sta
     for name, text in (texts | files).items():
         (tmp_path / name).write_text(text)
     jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
-    (check,) = [step["run"] for step in jobs["build"]["steps"] if step.get("name", "").startswith("Check")]
+    (check,) = [
+        step["run"] for step in jobs["build"]["steps"] if step.get("name", "").startswith("Check")
+    ]
     (image,) = [step["run"] for step in jobs["image"]["steps"] if step.get("id") == "image"]
     out = tmp_path / "output"
     given = {
@@ -145,7 +176,11 @@ def test_release_starts_only_with_all_that_publishing_needs(files, registry, sta
         "GITHUB_OUTPUT": str(out),
     }
     done = subprocess.run(
-        ["bash", "-ec", f"{check}\n{image}"], check=False, cwd=tmp_path, env=os.environ | given, capture_output=True
+        ["bash", "-ec", f"{check}\n{image}"],
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | given,
+        capture_output=True,
     )
     assert (done.returncode == 0) == starts, done.stderr
     assert not starts or out.read_text() == "name=registry.example/owner/vlmo\n"

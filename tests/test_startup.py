@@ -12,22 +12,52 @@ from PIL import Image
 from vlmo.cli import main
 from vlmo.released import SMALL
 
-HEAVY = ("torch", "torchvision", "transformers", "datasets", "numpy", "PIL", "lancedb", "pyarrow", "ray")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "datasets",
+    "numpy",
+    "PIL",
+    "lancedb",
+    "pyarrow",
+    "ray",
+)
 
 
 def run(code: str, *arguments: Path) -> str:
     # Without what tests set in place of the commands.
-    given = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    given = {
+        name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"
+    }
     command = [sys.executable, "-c", code, *arguments]
-    ended = subprocess.run(command, env=given, capture_output=True, text=True, timeout=600, check=False)
+    ended = subprocess.run(
+        command, env=given, capture_output=True, text=True, timeout=600, check=False
+    )
     assert ended.returncode == 0, ended.stderr
-    assert not any(words in ended.stderr for words in ("it/s]", "a model of type"))  # bars and warnings of libraries
+    assert not any(
+        words in ended.stderr for words in ("it/s]", "a model of type")
+    )  # bars and warnings of libraries
     return ended.stdout
 
 
 MODELS = (
-    *("transformers.tokenization_utils_base", "transformers.modeling_utils", "transformers.image_utils", "torchvision"),
-    *("timm", "scipy", "sympy", "lancedb", "torch._dynamo", "torch.distributed.fsdp", "datasets", "pandas"),
+    *(
+        "transformers.tokenization_utils_base",
+        "transformers.modeling_utils",
+        "transformers.image_utils",
+        "torchvision",
+    ),
+    *(
+        "timm",
+        "scipy",
+        "sympy",
+        "lancedb",
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "datasets",
+        "pandas",
+    ),
 )
 HELP = """
 import os
@@ -73,7 +103,9 @@ check("train shapes-stage3 --help", 0, heavy=MODELS)
 
 def test_help_and_usage_errors_bring_nothing_heavy() -> None:
     shown = run(f"HEAVY, MODELS = {HEAVY}, {MODELS}\n{HELP}")
-    assert all(words in shown for words in ("usage: vlmo [-h]", "--rerank-weight", "--optimizer.lr"))
+    assert all(
+        words in shown for words in ("usage: vlmo [-h]", "--rerank-weight", "--optimizer.lr")
+    )
 
 
 SEARCH = """
@@ -84,7 +116,14 @@ found = [name for name in HEAVY if name in sys.modules]
 assert not found, found
 """
 TRAINING = (
-    *("datasets", "timm", "ray", "tensorboard", "transformers.pipelines", "torch.utils.tensorboard"),
+    *(
+        "datasets",
+        "timm",
+        "ray",
+        "tensorboard",
+        "transformers.pipelines",
+        "torch.utils.tensorboard",
+    ),
     *("vlmo.tasks", "vlmo.training", "vlmo.retrieval.building", "vlmo.integrations.pipelines"),
 )
 
@@ -130,7 +169,9 @@ def test_transformers_knows_the_models_once_a_name_was_used() -> None:
 
 
 def test_recipes_load_a_processor_without_a_warning() -> None:
-    run("import vlmo.recipes; from vlmo.processing import VLMoProcessor as P; P.from_pretrained('vlmo-small')")
+    run(
+        "import vlmo.recipes; from vlmo.processing import VLMoProcessor as P; P.from_pretrained('vlmo-small')"
+    )
 
 
 def test_public_names_are_the_classes_and_others_are_refused() -> None:

@@ -47,7 +47,11 @@ class Item:
 
 
 def items_file(
-    items: Mapping[int, Item], references: Sequence[Reference] = (), *, groups: bytes = b"", more: bytes = b""
+    items: Mapping[int, Item],
+    references: Sequence[Reference] = (),
+    *,
+    groups: bytes = b"",
+    more: bytes = b"",
 ) -> bytes:
     """A file of these items by number, of which the first is shown; `more` are boxes before the data."""
     brands = box(b"ftyp", b"heic", bytes(4), b"mif1heic")
@@ -60,7 +64,10 @@ def items_file(
 
 
 def _meta(
-    items: Mapping[int, Item], references: Sequence[Reference], places: Mapping[bytes, int], groups: bytes = b""
+    items: Mapping[int, Item],
+    references: Sequence[Reference],
+    places: Mapping[bytes, int],
+    groups: bytes = b"",
 ) -> bytes:
     number = struct.pack(">H", len(items))
     properties = list(dict.fromkeys(content for item in items.values() for content in item.boxes()))
@@ -71,13 +78,18 @@ def _meta(
         owned.append(struct.pack(f">HB{len(indices)}H", name, len(indices), *indices))
         extent = struct.pack(">II", places.get(item.data, 0), len(item.data))
         pieces.append(struct.pack(">HHH", name, 0, item.extents) + item.extents * extent)
-    named = [box(kind, struct.pack(f">HH{len(to)}H", name, len(to), *to)) for kind, name, to in references]
+    named = [
+        box(kind, struct.pack(f">HH{len(to)}H", name, len(to), *to))
+        for kind, name, to in references
+    ]
     return full_box(
         b"meta",
         full_box(b"hdlr", bytes(4), b"pict", bytes(13)),
         full_box(b"pitm", struct.pack(">H", next(iter(items)))),
         full_box(b"iinf", number, *kinds),
-        box(b"iprp", box(b"ipco", *properties), full_box(b"ipma", b"\0\0", number, *owned, flags=1)),
+        box(
+            b"iprp", box(b"ipco", *properties), full_box(b"ipma", b"\0\0", number, *owned, flags=1)
+        ),
         full_box(b"iloc", b"\x44\0", number, *pieces),
         full_box(b"iref", *named) if named else b"",
         groups,
@@ -94,7 +106,8 @@ def tables(
     """A file of images of these sizes, all of which have one profile and one `data`, and no pixels."""
     color = box(b"colr", b"prof", profile)
     return items_file(
-        {name: Item(size=size, data=data, properties=[color]) for name, size in sizes.items()}, references
+        {name: Item(size=size, data=data, properties=[color]) for name, size in sizes.items()},
+        references,
     )
 
 
@@ -117,18 +130,30 @@ def grid_of(rows: int, columns: int, width: int, height: int) -> Item:
     return Item(b"grid", (width, height), data)
 
 
-def overlay_of(canvas: tuple[int, int], *, size: tuple[int, int] = (64, 64), parts: int = 1) -> Item:
+def overlay_of(
+    canvas: tuple[int, int], *, size: tuple[int, int] = (64, 64), parts: int = 1
+) -> Item:
     """An overlay whose canvas is another than the size that the tables have."""
-    return Item(b"iovl", size, struct.pack(">BB4H2I", 0, 1, 0, 0, 0, 65535, *canvas) + bytes(8 * parts))
+    return Item(
+        b"iovl", size, struct.pack(">BB4H2I", 0, 1, 0, 0, 0, 65535, *canvas) + bytes(8 * parts)
+    )
 
 
 def movie(frames: int) -> bytes:
     """The table of an image sequence of so many frames, each of which has no more than a line in it."""
     unit = struct.pack(">9I", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
-    pixels = struct.pack(">HHIIIH", 64, 64, 72 << 16, 72 << 16, 0, 1) + bytes(32) + struct.pack(">Hh", 24, -1)
+    pixels = (
+        struct.pack(">HHIIIH", 64, 64, 72 << 16, 72 << 16, 0, 1)
+        + bytes(32)
+        + struct.pack(">Hh", 24, -1)
+    )
     settings = encoded_item(Image.new("RGB", (64, 64))).properties[0]
     tables = (
-        full_box(b"stsd", struct.pack(">I", 1), box(b"hvc1", bytes(6), b"\0\1", bytes(16), pixels, settings)),
+        full_box(
+            b"stsd",
+            struct.pack(">I", 1),
+            box(b"hvc1", bytes(6), b"\0\1", bytes(16), pixels, settings),
+        ),
         full_box(b"stts", struct.pack(">III", 1, frames, 1)),
         full_box(b"stsc", struct.pack(">IIII", 1, 1, frames, 1)),
         full_box(b"stsz", struct.pack(">II", 100, frames)),
@@ -140,7 +165,18 @@ def movie(frames: int) -> bytes:
         full_box(b"hdlr", bytes(4), b"pict", bytes(13)),
         box(b"minf", full_box(b"vmhd", bytes(8), flags=1), sources, box(b"stbl", *tables)),
     )
-    place = struct.pack(">IIIII", 0, 0, 1, 0, 1000) + bytes(16) + unit + struct.pack(">II", 64 << 16, 64 << 16)
-    head = struct.pack(">IIIIIH", 0, 0, 1000, 1000, 65536, 256) + bytes(10) + unit + bytes(24) + struct.pack(">I", 2)
+    place = (
+        struct.pack(">IIIII", 0, 0, 1, 0, 1000)
+        + bytes(16)
+        + unit
+        + struct.pack(">II", 64 << 16, 64 << 16)
+    )
+    head = (
+        struct.pack(">IIIIIH", 0, 0, 1000, 1000, 65536, 256)
+        + bytes(10)
+        + unit
+        + bytes(24)
+        + struct.pack(">I", 2)
+    )
     track = box(b"trak", full_box(b"tkhd", place, flags=7), box(b"mdia", *media))
     return box(b"moov", full_box(b"mvhd", head), track)

@@ -47,11 +47,16 @@ def pictures(count: int = 2, *, size: tuple[int, int] = (64, 64), seed: int = 0)
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
-def texts(lengths: Sequence[int], *, padded_to: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+def texts(
+    lengths: Sequence[int], *, padded_to: int | None = None, seed: int = 0
+) -> dict[str, Tensor]:
     """Texts of these lengths as `input_ids` and `attention_mask`; the words do not depend on the padding."""
     width = padded_to or max(lengths)
     ids = torch.zeros(len(lengths), width, dtype=torch.long)
     for row, length in enumerate(lengths):
         generator = torch.Generator().manual_seed(1000 * seed + row)
         ids[row, :length] = torch.randint(5, 96, (length,), generator=generator)
-    return {"input_ids": ids, "attention_mask": (torch.arange(width) < torch.tensor(lengths)[:, None]).long()}
+    return {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(width) < torch.tensor(lengths)[:, None]).long(),
+    }

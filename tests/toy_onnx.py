@@ -24,14 +24,22 @@ def words() -> list[str]:
 
 def dual_encoder(shared: Path) -> SimpleNamespace:
     """Return the model folder `source`, `folder` with graphs of both precisions, and the `report` of their export."""
-    source, folder, report = (shared / "onnx" / name for name in ("model", "exported", "report.pickle"))
+    source, folder, report = (
+        shared / "onnx" / name for name in ("model", "exported", "report.pickle")
+    )
     with FileLock(shared / "onnx.lock"):
         if not report.exists():
-            toy(VLMoForPreTraining, num_hidden_layers=2, max_text_positions=LONGEST).save_pretrained(source)
-            processor = VLMoProcessor.train(words() * 2, vocab_size=96, image_size=64, max_text_length=16)
+            toy(
+                VLMoForPreTraining, num_hidden_layers=2, max_text_positions=LONGEST
+            ).save_pretrained(source)
+            processor = VLMoProcessor.train(
+                words() * 2, vocab_size=96, image_size=64, max_text_length=16
+            )
             processor.save_pretrained(source)
             samples = dict(processor(images=drawings(), text=words()[::2], return_tensors="np"))
-            report.write_bytes(pickle.dumps(onnx_export.write_onnx(source, folder, samples=samples)))
+            report.write_bytes(
+                pickle.dumps(onnx_export.write_onnx(source, folder, samples=samples))
+            )
     return SimpleNamespace(source=source, folder=folder, report=pickle.loads(report.read_bytes()))
 
 

@@ -13,7 +13,12 @@ from PIL import Image
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES
 from vlmo.processing import VLMoProcessor
 
-COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (40, 60, 220),
+    "yellow": (230, 210, 40),
+}
 ANSWERS = [*COLORS, "yes", "no"]
 
 
@@ -25,7 +30,9 @@ def png(color: str) -> bytes:
 
 def processor() -> VLMoProcessor:
     corpus = [f"what color is it? is it {color}? both pictures are {color}" for color in COLORS]
-    return VLMoProcessor.train(corpus, vocab_size=90, min_frequency=1, image_size=64, max_text_length=16)
+    return VLMoProcessor.train(
+        corpus, vocab_size=90, min_frequency=1, image_size=64, max_text_length=16
+    )
 
 
 def question_row(number: int, *, known: bool = True, **changes: Any) -> dict[str, Any]:
@@ -44,7 +51,9 @@ def question_row(number: int, *, known: bool = True, **changes: Any) -> dict[str
         "question_type": "what color" if what else "is it",
         "answer_type": "other" if what else "yes/no",
         "answers": [answer] * 8 + ["no"] * 2 if what else [answer],
-        "answer_labels": [ANSWERS.index(answer), ANSWERS.index("no")] if what else [ANSWERS.index(answer)],
+        "answer_labels": [ANSWERS.index(answer), ANSWERS.index("no")]
+        if what
+        else [ANSWERS.index(answer)],
         "answer_scores": [1.0, 0.6] if what else [1.0],
     }
     unknown = {} if known else {"answers": [], "answer_labels": [], "answer_scores": []}

@@ -41,13 +41,17 @@ def pack(members: dict[str, bytes], **options: str) -> bytes:
     return buffer.getvalue()
 
 
-def write_tars(folder: Path, counts: list[int], *, broken: frozenset[str] = frozenset(), name: str = "") -> list[Path]:
+def write_tars(
+    folder: Path, counts: list[int], *, broken: frozenset[str] = frozenset(), name: str = ""
+) -> list[Path]:
     """A tar for each count; keys are SHARD-NUMBER."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for shard, count in enumerate(counts):
         paths.append(folder / f"{name}{shard:05d}.tar")
-        paths[-1].write_bytes(tar_bytes([f"{name}{shard}-{number}" for number in range(count)], broken=broken))
+        paths[-1].write_bytes(
+            tar_bytes([f"{name}{shard}-{number}" for number in range(count)], broken=broken)
+        )
     return paths
 
 

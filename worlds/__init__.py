@@ -8,7 +8,14 @@ builtin.register("worlds.emoji", "drawings-pairs", "drawings-concepts")
 builtin.register("worlds.english", "english-text")
 builtin.register(
     "worlds.scenes",
-    *("scenes", "scenes-binding", "scenes-questions", "scenes-statements", "scenes-masks", "scenes-kinds"),
+    *(
+        "scenes",
+        "scenes-binding",
+        "scenes-questions",
+        "scenes-statements",
+        "scenes-masks",
+        "scenes-kinds",
+    ),
 )
 for _name in PREPARED:
     prepare.register(_name, f"worlds.{_name}.open_set")

@@ -30,7 +30,9 @@ PIXELS = 96
 
 _ROW_LICENCE = "public domain"
 _LAYOUT = "the files of openclipart-svg (Debian: /usr/share/openclipart/svg)"
-_UNUSED = re.compile(r"shapes/(stars|jigsaw)|special|logos|unsorted|games/cards|computer/(icons/.*-theme|buttons)")
+_UNUSED = re.compile(
+    r"shapes/(stars|jigsaw)|special|logos|unsorted|games/cards|computer/(icons/.*-theme|buttons)"
+)
 """Folders of polygons, patterns, signs of companies, and icons of desktops with the names of programs."""
 _MOST_TITLES = 3
 """Files that may share a title; one that more share is that of a collection."""
@@ -110,11 +112,15 @@ def _read_work(file: Path) -> Work:
     if found is None:
         return Work("", "", (), is_free=True)
     creator, licence = found.find(f"{_DC}creator"), found.find("{*}license")
-    keywords = (" ".join((item.text or "").replace("_", " ").split()).lower() for item in found.iter(_ITEM))
+    keywords = (
+        " ".join((item.text or "").replace("_", " ").split()).lower() for item in found.iter(_ITEM)
+    )
     return Work(
         title=found.findtext(f"{_DC}title") or "",
         author="" if creator is None else " ".join("".join(creator.itertext()).split()),
-        keywords=tuple(dict.fromkeys(word for word in keywords if word and not _NO_KEYWORD.fullmatch(word))),
+        keywords=tuple(
+            dict.fromkeys(word for word in keywords if word and not _NO_KEYWORD.fullmatch(word))
+        ),
         is_free=licence is None or not any("GPL" in value for value in licence.attrib.values()),
     )
 
@@ -131,7 +137,9 @@ def _describe(works: Sequence[tuple[Path, str, Work]]) -> list[ClipArt]:
             title = " ".join(work.keywords[:1])
         if not title or not work.is_free:
             continue
-        split = "test" if hash_share(work.author or str(Path(name).parent)) < TEST_SHARE else "train"
+        split = (
+            "test" if hash_share(work.author or str(Path(name).parent)) < TEST_SHARE else "train"
+        )
         words = [word for word in work.keywords if word not in title][:_MOST_KEYWORDS]
         captions = (title, *([", ".join([title, *words])] if words and split == "train" else []))
         captions = with_article(captions, key=name) if split == "train" else captions
@@ -143,21 +151,29 @@ def _describe(works: Sequence[tuple[Path, str, Work]]) -> list[ClipArt]:
 
 def _plain(title: str) -> str:
     """Return a title in lower case, without underscores and the number at its end."""
-    return re.sub(r"[\s\d]+$", "", " ".join(re.sub(r"[_()-]+|(?i:^aiga)", " ", title).split())).lower()
+    return re.sub(
+        r"[\s\d]+$", "", " ".join(re.sub(r"[_()-]+|(?i:^aiga)", " ", title).split())
+    ).lower()
 
 
 def _without_author(name: str, author: str) -> str:
     """Return the name of a file without the author's names, which it may hold cut off."""
     names = [word for word in re.split(r"\W+", author.lower()) if len(word) > 1]
     parts = name.lower().replace("-", "_").split("_")
-    return " ".join(part for part in parts if not (len(part) > 2 and any(word.startswith(part) for word in names)))
+    return " ".join(
+        part
+        for part in parts
+        if not (len(part) > 2 and any(word.startswith(part) for word in names))
+    )
 
 
 def _draw(file: Path) -> Image.Image:
     """Return a drawing without its margin, in the middle of a square; ValueError where it cannot be drawn."""
     image = draw_svg(file.read_text(encoding="utf-8", errors="replace"), pixels=2 * PIXELS)
     box = image.getchannel("A").getbbox()
-    return ImageOps.pad(image if box is None else image.crop(box), (PIXELS, PIXELS), color=(0, 0, 0, 0))
+    return ImageOps.pad(
+        image if box is None else image.crop(box), (PIXELS, PIXELS), color=(0, 0, 0, 0)
+    )
 
 
 def _records(items: Sequence[Any], *, tested: Looks) -> Iterator[Record]:
@@ -180,5 +196,7 @@ def _records(items: Sequence[Any], *, tested: Looks) -> Iterator[Record]:
 
 def _row(art: ClipArt, image: Image.Image) -> Row:
     cell = encode_image(image, f"{art.name}.png")
-    row = make_row(art.name, image=cell, captions=art.captions, source="openclipart", licence=_ROW_LICENCE)
+    row = make_row(
+        art.name, image=cell, captions=art.captions, source="openclipart", licence=_ROW_LICENCE
+    )
     return Row(art.split, row)

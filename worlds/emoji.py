@@ -91,28 +91,39 @@ class Emoji(NamedTuple):
     @property
     def new(self) -> list[Drawing]:
         """Twemoji's drawings of the new concepts."""
-        return [self.twemoji[codes] for codes in self.concepts.distinct[NUM_TEST : NUM_TEST + NUM_NEW]]
+        return [
+            self.twemoji[codes] for codes in self.concepts.distinct[NUM_TEST : NUM_TEST + NUM_NEW]
+        ]
 
     def of_new(self, *styles: Mapping[str, Drawing]) -> list[Drawing]:
         """Return the drawings of the new concepts in all styles."""
-        return [drawings[new.codes] for drawings in styles for new in self.new if new.codes in drawings]
+        return [
+            drawings[new.codes] for drawings in styles for new in self.new if new.codes in drawings
+        ]
 
     @property
     def hidden_names(self) -> frozenset[str]:
         """All names of the new concepts and of their variants, as `plain_words`."""
         bases = {base_codes(drawing.codes) for drawing in self.new}
         return frozenset(
-            plain_words(name) for codes, known in self.names.items() if base_codes(codes) in bases for name in known
+            plain_words(name)
+            for codes, known in self.names.items()
+            if base_codes(codes) in bases
+            for name in known
         )
 
 
 def read_emoji() -> Emoji:
     """Return all that is installed."""
     names, twemoji, openmoji = emoji.english_names(), read_style(TWEMOJI), read_style(OPENMOJI)
-    return Emoji(names, twemoji, openmoji, choose_concepts(names, twemoji=twemoji, openmoji=openmoji))
+    return Emoji(
+        names, twemoji, openmoji, choose_concepts(names, twemoji=twemoji, openmoji=openmoji)
+    )
 
 
-_installed = functools.lru_cache(maxsize=1)(read_emoji)  # both sets are often built one after the other
+_installed = functools.lru_cache(maxsize=1)(
+    read_emoji
+)  # both sets are often built one after the other
 
 
 def drawings_pairs() -> Built:
@@ -121,7 +132,10 @@ def drawings_pairs() -> Built:
     named = [*concepts.codes, *(codes for codes in names if codes not in set(concepts.codes))]
     usable = unlike(twemoji, found.of_new(twemoji, openmoji))
     train = [twemoji[codes] for codes in named if codes in usable]
-    return FEATURES, {"train": rows_of(train, names=names), "test": rows_of(found.test, names=first_names(names))}
+    return FEATURES, {
+        "train": rows_of(train, names=names),
+        "test": rows_of(found.test, names=first_names(names)),
+    }
 
 
 def drawings_concepts() -> Built:
@@ -135,7 +149,9 @@ SETS = {"drawings-pairs": drawings_pairs, "drawings-concepts": drawings_concepts
 
 def base_codes(codes: str) -> str:
     """Return the code points that variants in skin tone, gender and direction of one drawing share."""
-    parts = "-".join(point for point in codes.split("-") if point not in _SKIN_TONES).split(f"-{_JOINER}-")
+    parts = "-".join(point for point in codes.split("-") if point not in _SKIN_TONES).split(
+        f"-{_JOINER}-"
+    )
     if len(parts) > 1:
         parts = [part for part in parts if part not in _NO_PARTS]
     if len(parts) > 1:
@@ -160,7 +176,9 @@ def first_names(names: Names) -> dict[str, tuple[str, ...]]:
     return {codes: known[:1] for codes, known in names.items()}
 
 
-def choose_concepts(names: Names, *, twemoji: Mapping[str, Drawing], openmoji: Mapping[str, Drawing]) -> Concepts:
+def choose_concepts(
+    names: Names, *, twemoji: Mapping[str, Drawing], openmoji: Mapping[str, Drawing]
+) -> Concepts:
     """Return the concepts, without variants in skin tone and "man ..." and "woman ..."."""
     concepts = [
         codes
@@ -180,7 +198,9 @@ def choose_concepts(names: Names, *, twemoji: Mapping[str, Drawing], openmoji: M
     return Concepts(tuple(concepts), tuple(apart.values()))
 
 
-def unlike(drawings: Mapping[str, Drawing], kept: Sequence[Drawing], *, variants: bool = True) -> frozenset[str]:
+def unlike(
+    drawings: Mapping[str, Drawing], kept: Sequence[Drawing], *, variants: bool = True
+) -> frozenset[str]:
     """Return code points of drawings that look like none in `kept`, and with `variants` are a variant of none."""
     bases = {base_codes(drawing.codes) for drawing in kept} if variants else set()
     others = [codes for codes in drawings if base_codes(codes) not in bases]
@@ -188,10 +208,14 @@ def unlike(drawings: Mapping[str, Drawing], kept: Sequence[Drawing], *, variants
         return frozenset(others)
     looks = np.stack([drawing.small for drawing in kept])
     seen = _same_look(np.stack([drawings[codes].small for codes in others]), looks)
-    return frozenset(codes for codes, alike_to in zip(others, seen, strict=True) if not alike_to.any())
+    return frozenset(
+        codes for codes, alike_to in zip(others, seen, strict=True) if not alike_to.any()
+    )
 
 
-def _same_look(left: Float[ndarray, "left small"], right: Float[ndarray, "right small"]) -> Bool[ndarray, "left right"]:
+def _same_look(
+    left: Float[ndarray, "left small"], right: Float[ndarray, "right small"]
+) -> Bool[ndarray, "left right"]:
     squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)[None] - 2 * left @ right.T
     return squares < _SAME_LOOK**2 * left.shape[1]
 
@@ -211,9 +235,13 @@ def read_drawings(style: str, pngs: Mapping[str, bytes]) -> dict[str, Drawing]:
     drawings = {}
     for codes in sorted(by_codes, key=lambda codes: (codes != base_codes(codes), codes)):
         image = decode_image({"bytes": by_codes[codes], "path": f"{style}/{codes}"})
-        image_id = first_ids.setdefault(hashlib.sha256(image.tobytes()).digest(), f"{style}/{codes}")
+        image_id = first_ids.setdefault(
+            hashlib.sha256(image.tobytes()).digest(), f"{style}/{codes}"
+        )
         small = image.resize((_SMALL_PIXELS, _SMALL_PIXELS), Image.Resampling.BOX)
-        drawings[codes] = Drawing(style, codes, image_id, by_codes[codes], np.asarray(small, dtype=np.float32).ravel())
+        drawings[codes] = Drawing(
+            style, codes, image_id, by_codes[codes], np.asarray(small, dtype=np.float32).ravel()
+        )
     return drawings
 
 
@@ -227,7 +255,17 @@ def rows_of(
     rows = []
     for image_id, group in groups.items():
         known = [names[drawing.codes] for drawing in group if drawing.codes in names]
-        captions = dict.fromkeys([*(texts[0] for texts in known), *(alias for texts in known for alias in texts[1:])])
+        captions = dict.fromkeys(
+            [*(texts[0] for texts in known), *(alias for texts in known for alias in texts[1:])]
+        )
         image, style = {"bytes": group[0].png, "path": f"{image_id}.png"}, group[0].style
-        rows.append(make_row(image_id, image=image, captions=list(captions), source=style, licence=licences[style]))
+        rows.append(
+            make_row(
+                image_id,
+                image=image,
+                captions=list(captions),
+                source=style,
+                licence=licences[style],
+            )
+        )
     return rows

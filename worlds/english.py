@@ -16,7 +16,9 @@ PACKAGES = ("easy-vqa",)
 SOURCE, LICENCE = "python", "PSF-2.0"
 _TEST_SHARE = 0.05
 
-_LEFT_OUT = frozenset(("site-packages", "dist-packages", "test", "tests", "idlelib", "pydoc_data", "encodings"))
+_LEFT_OUT = frozenset(
+    ("site-packages", "dist-packages", "test", "tests", "idlelib", "pydoc_data", "encodings")
+)
 """Folders of the standard library without prose of their own."""
 
 _MARK_UP = (
@@ -57,7 +59,9 @@ def prose_sentences(text: str) -> Iterator[str]:
     for paragraph in _PARAGRAPH_END.split(text):
         for pattern, replacement in _MARK_UP:
             paragraph = pattern.sub(replacement, paragraph)
-        yield from (sentence for sentence in _SENTENCE_END.split(paragraph.strip()) if _is_prose(sentence))
+        yield from (
+            sentence for sentence in _SENTENCE_END.split(paragraph.strip()) if _is_prose(sentence)
+        )
 
 
 def _is_prose(sentence: str) -> bool:

@@ -27,7 +27,10 @@ def open_set(root: Path) -> SetOnDisk:
     layout = f"{', '.join(_FILES)} (Debian: /usr/share/wordnet)"
     files = [find(root, name, layout=layout) for name in _FILES]
     return SetOnDisk(
-        lambda: (record for file in files for record in _rows(file)), LICENCE, chunk=_CHUNK, needs_image=False
+        lambda: (record for file in files for record in _rows(file)),
+        LICENCE,
+        chunk=_CHUNK,
+        needs_image=False,
     )
 
 
@@ -40,10 +43,17 @@ def _rows(file: Path) -> Iterator[Record]:
             try:
                 text = _text(line)
             except (ValueError, IndexError) as error:
-                yield BadRow("train", image_id, f"{file}:{number}: no line of WordNet's ({error!r})", path=str(file))
+                yield BadRow(
+                    "train",
+                    image_id,
+                    f"{file}:{number}: no line of WordNet's ({error!r})",
+                    path=str(file),
+                )
                 continue
             split = "test" if hash_share(text) < TEST_SHARE else "train"
-            yield Row(split, make_row(image_id, captions=[text], source="wordnet", licence=_ROW_LICENCE))
+            yield Row(
+                split, make_row(image_id, captions=[text], source="wordnet", licence=_ROW_LICENCE)
+            )
 
 
 def _text(line: str) -> str:

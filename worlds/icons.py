@@ -27,7 +27,9 @@ from worlds.emoji import Drawing, is_hidden, read_emoji
 from worlds.naming import TYPED, Naming, caption_of, category_of, is_brand, is_sign, with_article
 from worlds.svg import Looks, open_png, record_of
 
-LICENCE = "that of each icon's set; sets under the GPL, and for non-commercial use alone, are left out"
+LICENCE = (
+    "that of each icon's set; sets under the GPL, and for non-commercial use alone, are left out"
+)
 
 HELD_OUT = frozenset(("lucide", "lucide-lab", "game-icons", "icon-park"))
 """Sets for testing: lines, silhouettes, and drawings in color."""
@@ -91,7 +93,12 @@ _UNUSED = frozenset(
         *("circle-flags", "flag", "flagpack", "cif"),  # named by the codes of countries
         *("fxemoji", "picon"),  # namedwithoutspaces
         *("academicons", "svg-spinners"),  # signs of services; animations
-        *("icon-park-outline", "icon-park-solid", "icon-park-twotone", "feather"),  # of families that are held out
+        *(
+            "icon-park-outline",
+            "icon-park-solid",
+            "icon-park-twotone",
+            "feather",
+        ),  # of families that are held out
         *("openmoji", "twemoji"),  # one is kept for testing, the other built in
     )
 )
@@ -185,15 +192,24 @@ def _read_sets(folder: Path) -> list[IconSet]:
     try:
         facts = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         sets = [
-            IconSet(name, entry["license"].get("spdx", ""), entry.get("category", ""), folder / "json" / f"{name}.json")
+            IconSet(
+                name,
+                entry["license"].get("spdx", ""),
+                entry.get("category", ""),
+                folder / "json" / f"{name}.json",
+            )
             for name, entry in facts.items()
             if not entry.get("hidden")
         ]
     except (ValueError, LookupError, AttributeError) as error:
-        raise ValueError(f"{folder / _FILE} cannot be read ({error!r}); get the package again") from error
+        raise ValueError(
+            f"{folder / _FILE} cannot be read ({error!r}); get the package again"
+        ) from error
     used = [each for each in sets if each.is_used]
     if missing := [each.file for each in used if not each.file.is_file()]:
-        raise ValueError(f"{len(missing)} sets are missing, such as {missing[0]}; get the package again")
+        raise ValueError(
+            f"{len(missing)} sets are missing, such as {missing[0]}; get the package again"
+        )
     return used
 
 
@@ -212,7 +228,9 @@ def _read_icons(icon_set: IconSet, *, hidden: frozenset[str]) -> Iterator[Icon]:
     for category, keys in found.get("categories", {}).items():
         for key in keys:
             categories[key].append(category)
-    names: dict[str, list[str]] = {key: [key] for key, icon in found["icons"].items() if not icon.get("hidden")}
+    names: dict[str, list[str]] = {
+        key: [key] for key, icon in found["icons"].items() if not icon.get("hidden")
+    }
     for alias, entry in found.get("aliases", {}).items():
         is_shown = entry["parent"] in names and not entry.get("hidden") and _MOVES.isdisjoint(entry)
         if is_shown and not is_brand(alias):
@@ -220,8 +238,12 @@ def _read_icons(icon_set: IconSet, *, hidden: frozenset[str]) -> Iterator[Icon]:
     naming = Naming.of(found, categories)
     for key, known in names.items():
         own = categories.get(key, [])
-        captions = dict.fromkeys(filter(None, (caption_of(naming.bare(name, own)) for name in known)))
-        is_left_out = icon_set.name not in HELD_OUT and any(is_hidden(caption, hidden) for caption in captions)
+        captions = dict.fromkeys(
+            filter(None, (caption_of(naming.bare(name, own)) for name in known))
+        )
+        is_left_out = icon_set.name not in HELD_OUT and any(
+            is_hidden(caption, hidden) for caption in captions
+        )
         if captions and not is_left_out and not is_sign(key, own):
             digest = hashlib.sha256(_svg(found, key).encode()).digest()
             yield Icon(icon_set, key, tuple(captions), category_of(own), digest)
@@ -264,7 +286,10 @@ def _choose_tests(icons: Sequence[Icon], *, train: Sequence[Icon]) -> list[Icon]
     uses = Counter(caption for icon in train for caption in icon.captions)
     used = {*uses, *(icon.category for icon in train if icon.category is not None)}
     inside = {part for text in used for part in _word_sequences(text)}
-    queues: dict[str, dict[str, list[Icon]]] = {"test": defaultdict(list), "new_names": defaultdict(list)}
+    queues: dict[str, dict[str, list[Icon]]] = {
+        "test": defaultdict(list),
+        "new_names": defaultdict(list),
+    }
     named: set[str] = set()
     for icon in sorted(icons, key=lambda icon: hash_share(icon.image_id)):
         text = icon.captions[0]
@@ -314,7 +339,10 @@ def _row(icon: Icon, image: Image.Image, *, may_paint: bool) -> Row:
         captions = list(with_article(captions, key=icon.image_id))
     cell = encode_image(image, f"{icon.icon_set.name}/{icon.key}.png")
     licence, source = icon.icon_set.licence, icon.icon_set.name
-    return Row(icon.split, make_row(icon.image_id, image=cell, captions=captions, source=source, licence=licence))
+    return Row(
+        icon.split,
+        make_row(icon.image_id, image=cell, captions=captions, source=source, licence=licence),
+    )
 
 
 def paint(image: Image.Image, *, key: str) -> tuple[Image.Image, str | None]:
@@ -324,7 +352,11 @@ def paint(image: Image.Image, *, key: str) -> tuple[Image.Image, str | None]:
         return image, None
     grounds = list(COLORS) if kind == GROUND else ["white"]
     ground = grounds[int(hash_share(f"{key}/ground") * len(grounds))]
-    far = [name for name, rgb in COLORS.items() if np.linalg.norm(np.subtract(rgb, COLORS[ground])) >= _LEAST_CONTRAST]
+    far = [
+        name
+        for name, rgb in COLORS.items()
+        if np.linalg.norm(np.subtract(rgb, COLORS[ground])) >= _LEAST_CONTRAST
+    ]
     color = far[int(hash_share(f"{key}/color") * len(far))]
     painted = Image.new("RGBA", image.size, COLORS[color])
     painted.putalpha(image.getchannel("A"))
@@ -344,7 +376,9 @@ def _svg(found: Mapping[str, Any], key: str) -> str:
     """Return an icon in a square, black where it leaves the color open."""
     icon = found["icons"][key]
     places = (("left", 0), ("top", 0), ("width", 16), ("height", 16))
-    left, top, width, height = (icon.get(name, found.get(name, default)) for name, default in places)
+    left, top, width, height = (
+        icon.get(name, found.get(name, default)) for name, default in places
+    )
     side = max(width, height)
     box = f"{left - (side - width) / 2} {top - (side - height) / 2} {side} {side}"
     return f'<svg xmlns="http://www.w3.org/2000/svg" {_XLINK} viewBox="{box}">{icon["body"]}</svg>'

@@ -95,7 +95,9 @@ def bare_name(name: str, *, names: Collection[str], styles: Collection[str]) -> 
 def caption_of(bare: str) -> str | None:
     """Return the words of a bare name; None where there are none, as in "f053" or "x"."""
     words = [word for word in bare.lower().split("-") if word]
-    if not any(len(word) > 1 and word.isalpha() for word in words) or any(map(_CODE.fullmatch, words)):
+    if not any(len(word) > 1 and word.isalpha() for word in words) or any(
+        map(_CODE.fullmatch, words)
+    ):
         return None
     return " ".join(words)
 
@@ -141,7 +143,11 @@ class Naming:
         """Return the naming of a set as its file says, and as most of its names do."""
         names = icon_set["icons"].keys()
         suffixes, prefixes = (
-            tuple(form.format(style) for style in sorted(icon_set.get(key) or (), key=len, reverse=True) if style)
+            tuple(
+                form.format(style)
+                for style in sorted(icon_set.get(key) or (), key=len, reverse=True)
+                if style
+            )
             for key, form in _DECLARED
         )
         begun = sum(_without_category(name, found) != name for name, found in categories.items())
@@ -150,7 +156,9 @@ class Naming:
     def bare(self, name: str, categories: Iterable[str] = ()) -> str:
         """Return a name without style, size, serial number and category."""
         bare = _SKIN_TONE.sub("", _NOISE.sub("", name))
-        bare = bare.removeprefix(next((start for start in self.prefixes if bare.startswith(start)), ""))
+        bare = bare.removeprefix(
+            next((start for start in self.prefixes if bare.startswith(start)), "")
+        )
         bare = bare.removesuffix(next((end for end in self.suffixes if bare.endswith(end)), ""))
         bare = bare_name(bare, names=self.names, styles=self.styles)
         return _without_category(bare, categories) if self.by_category else bare

@@ -94,7 +94,9 @@ def draw(stem: str, side: int, *, style: str) -> Image.Image:
     return square
 
 
-DRAWINGS |= {style: functools.partial(draw, style=style) for style in (emoji.TWEMOJI, emoji.OPENMOJI)}
+DRAWINGS |= {
+    style: functools.partial(draw, style=style) for style in (emoji.TWEMOJI, emoji.OPENMOJI)
+}
 
 
 def codes_of(thing: Thing) -> str:
@@ -111,7 +113,10 @@ def _kinds() -> dict[Thing, str]:
     names, stems, known = emoji.english_names(), _stems(emoji.TWEMOJI), set[str]()
     things = {}
     for entry in sorted(json.loads(text), key=lambda entry: entry["unified"]):
-        codes, kind = emoji.plain_codes(entry["unified"]), kinds.get(entry["subcategory"].replace(" ", ""))
+        codes, kind = (
+            emoji.plain_codes(entry["unified"]),
+            kinds.get(entry["subcategory"].replace(" ", "")),
+        )
         name = names[codes][0].lower() if codes in names else ""
         if kind is None or codes not in stems or name in known or not _NAME.fullmatch(name):
             continue
@@ -129,7 +134,11 @@ def drawings() -> tuple[Thing, ...]:
 @functools.cache
 def kind_of(thing: Thing) -> str:
     """Return the kind of a shape or of one of `drawings`, in any style."""
-    return SHAPE if thing.color else next(kind for known, kind in _kinds().items() if known.name == thing.name)
+    return (
+        SHAPE
+        if thing.color
+        else next(kind for known, kind in _kinds().items() if known.name == thing.name)
+    )
 
 
 def by_openmoji(codes: Collection[str]) -> tuple[Thing, ...]:
@@ -216,7 +225,9 @@ class DrawnPool(Pool):
         known, share = [thing for thing in chosen if thing.color], choices.random()
         if known and share < 0.35:
             like = choices.one_of(known)
-            return choices.one_of([x for x in self.shapes if (x.name == like.name) != (x.color == like.color)])
+            return choices.one_of(
+                [x for x in self.shapes if (x.name == like.name) != (x.color == like.color)]
+            )
         return choices.one_of(self.shapes if share < 0.65 or not self.drawings else self.drawings)
 
     def place(self, things: Sequence[Thing], choices: Choices) -> Iterator[Placed]:
@@ -225,11 +236,17 @@ class DrawnPool(Pool):
         while True:
             placed: list[Placed] = []
             for thing in things:
-                is_large = choices.random() < 0.5 and sum(size_of(each) == "large" for each in placed) < most_large
+                is_large = (
+                    choices.random() < 0.5
+                    and sum(size_of(each) == "large" for each in placed) < most_large
+                )
                 smallest, largest = SIZES["large" if is_large else "small"]
                 side = smallest + 2 * choices.below((largest - smallest) // 2 + 1)
                 for _ in range(10):
-                    left, top = 1 + choices.below(UNITS - side - 1), 1 + choices.below(UNITS - side - 1)
+                    left, top = (
+                        1 + choices.below(UNITS - side - 1),
+                        1 + choices.below(UNITS - side - 1),
+                    )
                     if all(is_free(left, top, side, each) for each in placed):
                         placed.append(Placed(thing, left, top, side, paint(thing.color, choices)))
                         break
@@ -252,9 +269,14 @@ class DrawnPool(Pool):
         kinds = {kind_of(thing) for thing in shown}
         return [thing for thing in self.drawings if kind_of(thing) not in kinds]
 
-    def sentence(self, pair: Sequence[Placed], choices: Choices, *, sized: bool = False) -> Sentence:
+    def sentence(
+        self, pair: Sequence[Placed], choices: Choices, *, sized: bool = False
+    ) -> Sentence:
         """Return the relation of two objects, or a list of them."""
-        relation, phrases = pair[0].relation_to(pair[1]), [phrase_of([each], sized=sized) for each in pair]
+        relation, phrases = (
+            pair[0].relation_to(pair[1]),
+            [phrase_of([each], sized=sized) for each in pair],
+        )
         if relation is None or choices.random() < 0.5:
             return Sentence(tuple(phrases))
         return relate(phrases, relation, RELATED[0] % choices.one_of(WORDS[relation]))
@@ -273,7 +295,9 @@ class DrawnPool(Pool):
                 return None
             false = (replace(first, **{name: values[0]}), replace(second, **{name: values[1]}))
         if name == "color":
-            things = {each: each.thing._replace(color=thing.color) for each, thing in things.items()}
+            things = {
+                each: each.thing._replace(color=thing.color) for each, thing in things.items()
+            }
         return scene, sentence, scene.replaced(things, choices), sentence._replace(phrases=false)
 
 

@@ -59,7 +59,9 @@ _PAIRS = DataConfig(
     source="data/icons+data/drawings+data/clipart+shapes+scenes",
     unit="pair",
     weights=(1.0, 4.0, 3.0, 0.25, 0.5),
-    transform=TransformConfig(image_size=64, rand_augment_ops=0, affine=0.5, horizontal_flip=0.0, min_crop=0.9),
+    transform=TransformConfig(
+        image_size=64, rand_augment_ops=0, affine=0.5, horizontal_flip=0.0, min_crop=0.9
+    ),
     mlm_probability=0.3,
     mask_only=("left", "right", "above", "below", "under", "top", "bottom", "small", "large"),
     mask_only_share=0.8,
@@ -72,7 +74,9 @@ _NAMES = replace(_PAIRS, weights=(1.0, 4.0, 3.0, 0.25, 0.75))
 # A patch of 16 of the images' 64 pixels can hold a whole small shape, which is much for one linear layer. At 96 pixels
 # a shape spans several; position tables are resized, as in the paper's fine-tuning at larger images.
 _LARGER = replace(_FUSION, image_size=96)
-_LARGE = replace(_PAIRS, weights=(1.0, 4.0, 3.0, 0.25, 4.0), transform=replace(_PAIRS.transform, image_size=96))
+_LARGE = replace(
+    _PAIRS, weights=(1.0, 4.0, 3.0, 0.25, 4.0), transform=replace(_PAIRS.transform, image_size=96)
+)
 
 
 class Step(NamedTuple):
@@ -138,7 +142,9 @@ def recipe_of(step: Step) -> Recipe:
         loader=LoaderConfig(global_batch_size=step.batch, num_workers=1),
         optimizer=OptimizerConfig(lr=step.lr, betas=(0.9, 0.98), weight_decay=0.05, muon=True),
         schedule=ScheduleConfig(warmup_steps=step.warmup, kind="cosine", min_ratio=0.05),
-        trainer=TrainerConfig(max_steps=step.steps, precision="auto", clip_norm=3.0, save_every=500),
+        trainer=TrainerConfig(
+            max_steps=step.steps, precision="auto", clip_norm=3.0, save_every=500
+        ),
         init=None if step.start is None else f"{RUN}/{step.start}/model",
         evaluate_on=step.evaluate_on,
     )
@@ -148,7 +154,13 @@ _ENCODER = replace(_LARGER, num_fusion_layers=0, drop_path_rate=0.1)
 
 
 def _fine_tuned(
-    task: Task, data: DataConfig, *, model: Any = _LARGER, lr: float = 1e-3, init: str = "vlmo-small", **changes: Any
+    task: Task,
+    data: DataConfig,
+    *,
+    model: Any = _LARGER,
+    lr: float = 1e-3,
+    init: str = "vlmo-small",
+    **changes: Any,
 ) -> Recipe:
     """Return fine-tuning on questions and statements, with other settings where given."""
     known = Recipe(
@@ -159,7 +171,9 @@ def _fine_tuned(
         loader=LoaderConfig(global_batch_size=64, num_workers=0),
         optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.98), weight_decay=0.05),
         schedule=ScheduleConfig(warmup_steps=200),
-        trainer=TrainerConfig(max_steps=4000, precision="auto", clip_norm=3.0, log_every=50, save_every=1000),
+        trainer=TrainerConfig(
+            max_steps=4000, precision="auto", clip_norm=3.0, log_every=50, save_every=1000
+        ),
         init=init,
         evaluate_on=data.source,
         evaluate_split="validation",
@@ -176,7 +190,9 @@ _VISION = {
 FINE_TUNED = {
     "scenes-questions": (
         "Questions about scenes of shapes and drawings, 25 answers: colors, shapes, numbers, yes or no.",
-        _fine_tuned(VQATask(head_lr_scale=1.0), DataConfig(source="scenes-questions", transform=_SIDED)),
+        _fine_tuned(
+            VQATask(head_lr_scale=1.0), DataConfig(source="scenes-questions", transform=_SIDED)
+        ),
     ),
     "scenes-statements": (
         "Sentences that are true or false of two scenes, as in NLVR2.",
@@ -193,7 +209,9 @@ FINE_TUNED = {
         "Kinds of drawings (animals, dishes, tools, ...), fifteen classes.",
         _fine_tuned(
             ClassificationTask(losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8),
-            DataConfig(source="scenes-kinds", transform=TransformConfig(image_size=96, random_erasing=0.25)),
+            DataConfig(
+                source="scenes-kinds", transform=TransformConfig(image_size=96, random_erasing=0.25)
+            ),
             model=_ENCODER,
             schedule=ScheduleConfig(warmup_steps=50, kind="cosine"),
             trainer=TrainerConfig(max_steps=800, precision="auto", clip_norm=3.0, log_every=20),
@@ -203,12 +221,16 @@ FINE_TUNED = {
     "scenes-masks": (
         "Scenes with the kind of each pixel: fifteen kinds of drawings, shapes and the background.",
         _fine_tuned(
-            SegmentationTask(layer_decay=0.9, channels=64, augmentation=SegmentTransformConfig(scale=(0.75, 1.5))),
+            SegmentationTask(
+                layer_decay=0.9, channels=64, augmentation=SegmentTransformConfig(scale=(0.75, 1.5))
+            ),
             DataConfig(source="scenes-masks"),
             model=_ENCODER,
             loader=LoaderConfig(global_batch_size=16, num_workers=0),
             schedule=ScheduleConfig(warmup_steps=50),
-            trainer=TrainerConfig(max_steps=1000, precision="auto", clip_norm=3.0, log_every=20, save_every=250),
+            trainer=TrainerConfig(
+                max_steps=1000, precision="auto", clip_norm=3.0, log_every=20, save_every=250
+            ),
             **_VISION,
         ),
     ),
@@ -225,7 +247,9 @@ def entries() -> dict[str, Entry]:
         command = f"vlmo train {name} --import worlds --run-dir {RUN}/{folder}"
         found[name] = Entry(recipe_of(step), step.about, expect=_LOG, command=command)
     for name, (about, recipe) in FINE_TUNED.items():
-        found[name] = Entry(recipe, about, expect=_LOG, command=f"vlmo train {name} --import worlds")
+        found[name] = Entry(
+            recipe, about, expect=_LOG, command=f"vlmo train {name} --import worlds"
+        )
     found[SMALL] = replace(found[SMALL], expect=_measured())
     return found
 

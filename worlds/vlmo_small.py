@@ -45,7 +45,12 @@ MEASURED_ON = (
     ("shapes-binding", "test"),
 )
 """Sets and splits whose results stand in the card of the folder to share."""
-RUNS = (*((step, 0) for step in STEPS if step != "released"), ("names", 1), ("names", 2), ("released", 0))
+RUNS = (
+    *((step, 0) for step in STEPS if step != "released"),
+    ("names", 1),
+    ("names", 2),
+    ("released", 0),
+)
 """Step and seed of each run. The last starts from the mean of the step `names` with its three seeds."""
 SHARES = (0.75, 0.25)
 """Shares of the last run and of its start, chosen on `scenes-binding`, validation, and `clipart`, test."""
@@ -66,12 +71,18 @@ def moved(value: Any, folders: Mapping[str, Path]) -> Any:
     if isinstance(value, str):
         parts = value.split("+")
         for old, new in folders.items():
-            parts = [f"{new}{part.removeprefix(old)}" if part.startswith(f"{old}/") else part for part in parts]
+            parts = [
+                f"{new}{part.removeprefix(old)}" if part.startswith(f"{old}/") else part
+                for part in parts
+            ]
         return "+".join(parts)
     if isinstance(value, tuple):
         return tuple(moved(each, folders) for each in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = {each.name: moved(getattr(value, each.name), folders) for each in dataclasses.fields(value)}
+        changed = {
+            each.name: moved(getattr(value, each.name), folders)
+            for each in dataclasses.fields(value)
+        }
         return dataclasses.replace(value, **changed)
     return value
 
@@ -102,11 +113,15 @@ def rebuild(
             with Progress(console) as progress:
                 prepare(name, root=roots[name], out=data / name, progress=progress)
         start = run / "names-mean" / "model"
-        if not _train(run, start, change=lambda recipe: moved(change(recipe), folders), console=console):
+        if not _train(
+            run, start, change=lambda recipe: moved(change(recipe), folders), console=console
+        ):
             return None
         models = [run / "released" / "model", start]
         write_release(models, out, card=SMALL_CARD, packages=SMALL_PACKAGES, shares=SHARES)
-    measure(out, [(moved(source, folders), split) for source, split in MEASURED_ON], console=console)
+    measure(
+        out, [(moved(source, folders), split) for source, split in MEASURED_ON], console=console
+    )
     return out
 
 
@@ -123,7 +138,10 @@ def _train(run: Path, start: Path, *, change: Callable[[Recipe], Recipe], consol
             write_release(models, start, card=CardContent(recipe=name_of("names"), about=about))
         recipe = dataclasses.replace(change(find_recipe(name)), seed=seed)
         about = describe(name).splitlines()[0]
-        if build(recipe, run_dir=folder, console=console, title=name, about=about).fit().status == "stopped":
+        if (
+            build(recipe, run_dir=folder, console=console, title=name, about=about).fit().status
+            == "stopped"
+        ):
             return False
     return True
 

@@ -52,7 +52,9 @@ def maps() -> str:
     said = []
     for row, (name, each) in enumerate(zip(NAMES, found, strict=True)):
         y = row * (_HEAD + _TILE + _GAP)
-        heats = [heat_map(each.image, torch.from_numpy(weights), size=2 * _TILE) for weights in each.maps]
+        heats = [
+            heat_map(each.image, torch.from_numpy(weights), size=2 * _TILE) for weights in each.maps
+        ]
         heads, tiles = [name, *(f"“{word}”" for word in each.words)], [each.image, *heats]
         for column, (head, tile) in enumerate(zip(heads, tiles, strict=True)):
             x = column * (_TILE + _GAP)
@@ -60,6 +62,8 @@ def maps() -> str:
             canvas.image(data_uri(tile, size=2 * _TILE), x=x, y=y + _HEAD, side=_TILE)
         for word, weights in zip(each.words, each.maps, strict=True):
             down, right = np.unravel_index(weights.argmax(), weights.shape)
-            said.append(f"{name}: “{word}” has its largest weight at row {down + 1}, column {right + 1}")
+            said.append(
+                f"{name}: “{word}” has its largest weight at row {down + 1}, column {right + 1}"
+            )
     down, right = found[0].maps.shape[1:]
     return canvas.finished(about=f"Of {down} x {right} patches: {'; '.join(said)}.")

@@ -33,7 +33,9 @@ def comparison() -> str:
     runs = ranges()
     bottom = _TOP + len(ROWS) * _ROW
     width, height = _LEFT + 100 * _SCALE + _RIGHT, bottom + 48
-    canvas = Canvas(width, height, name="comparison", title="Dual and fusion encoder after the quickstart")
+    canvas = Canvas(
+        width, height, name="comparison", title="Dual and fusion encoder after the quickstart"
+    )
     x = _LEFT
     for name, kind in ENCODERS.items():
         canvas.circle(x + 6, 20, 6, kind=f"dot {kind}")
@@ -51,14 +53,30 @@ def comparison() -> str:
         chance = 100 * runs["summary"]["Chance"][row]["median"]
         canvas.path(f"M{_LEFT + chance * _SCALE:g} {y - 3}v32", kind="chance")
         for number, (name, kind) in enumerate(ENCODERS.items()):
-            low, middle, high = (100 * runs["summary"][name][row][key] for key in ("lowest", "median", "highest"))
+            low, middle, high = (
+                100 * runs["summary"][name][row][key] for key in ("lowest", "median", "highest")
+            )
             level = y + 5 + 15 * number
             facts = {"encoder": name, "row": row, "low": f"{low:.1f}", "high": f"{high:.1f}"}
-            canvas.path(f"M{_LEFT + low * _SCALE:g} {level}H{_LEFT + high * _SCALE:g}", kind=f"range {kind}-line")
-            canvas.circle(_LEFT + middle * _SCALE, level, 6, kind=f"dot {kind}", median=f"{middle:.1f}", **facts)
+            canvas.path(
+                f"M{_LEFT + low * _SCALE:g} {level}H{_LEFT + high * _SCALE:g}",
+                kind=f"range {kind}-line",
+            )
+            canvas.circle(
+                _LEFT + middle * _SCALE,
+                level,
+                6,
+                kind=f"dot {kind}",
+                median=f"{middle:.1f}",
+                **facts,
+            )
             sentences.append(f"{words}, {name.lower()}: {middle:.1f} % ({low:.1f} to {high:.1f}).")
     seeds = len(runs["seeds"])
     canvas.text(
-        f"dot: median of {seeds} seeds; bar: lowest to highest", x=_LEFT, y=bottom + 38, kind="small", anchor="start"
+        f"dot: median of {seeds} seeds; bar: lowest to highest",
+        x=_LEFT,
+        y=bottom + 38,
+        kind="small",
+        anchor="start",
     )
     return canvas.finished(about=" ".join(sentences))

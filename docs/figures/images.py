@@ -20,8 +20,13 @@ _GAP = 20
 
 def alone(*figures: str, title: str) -> str:
     """Return figures side by side as one SVG, with a background and a style for dark pages."""
-    dark = "\n".join(f"{selector} {{{with_colors(declarations, DARK)}}}" for selector, declarations in RULES)
-    sizes = [tuple(map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', each).groups())) for each in figures]
+    dark = "\n".join(
+        f"{selector} {{{with_colors(declarations, DARK)}}}" for selector, declarations in RULES
+    )
+    sizes = [
+        tuple(map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', each).groups()))
+        for each in figures
+    ]
     width = sum(size[0] for size in sizes) + _GAP * (len(sizes) + 1)
     height = max(size[1] for size in sizes) + 2 * _GAP
     x, parts = _GAP, []

@@ -68,7 +68,9 @@ def drawn() -> Drawn:
     for row, pair in enumerate(BATCH):
         numbers = [1 + words.index(word) for word in pair.caption.split()]
         ids[row, : len(numbers)] = torch.tensor(numbers)
-    same = same_pairs(torch.tensor([pair.image_id for pair in BATCH]), caption_keys(ids, (ids > 0).long()))
+    same = same_pairs(
+        torch.tensor([pair.image_id for pair in BATCH]), caption_keys(ids, (ids > 0).long())
+    )
     excluded = same[slice(None)]
     uniform = sample_uniform(torch.tensor(SEED), batch=len(BATCH), rounds=2)
     to_text = contrast_logits(images, texts, logit_scale=scale)
@@ -102,7 +104,10 @@ def matrix() -> str:
     found, number = drawn(), len(BATCH)
     side = number * _CELL
     canvas = Canvas(
-        _LEFT + side + 66, _TOP + side + 62, name="negatives", title="Hard negatives of a batch of eight pairs"
+        _LEFT + side + 66,
+        _TOP + side + 62,
+        name="negatives",
+        title="Hard negatives of a batch of eight pairs",
     )
     for place, pair in enumerate(BATCH):
         _image(canvas, pair, x=22, y=_TOP + place * _CELL + _CELL / 2)
@@ -111,9 +116,15 @@ def matrix() -> str:
         for column in range(number):
             _pair(canvas, found, row=row, column=column)
     _key(canvas, y=_TOP + side + 14)
-    texts = "; ".join(f"image {row + 1}: text {text + 1}" for row, text in enumerate(found.text.tolist()))
-    images = "; ".join(f"text {row + 1}: image {image + 1}" for row, image in enumerate(found.image.tolist()))
-    return canvas.finished(about=f"Texts sampled as negatives: {texts}. Images sampled as negatives: {images}.")
+    texts = "; ".join(
+        f"image {row + 1}: text {text + 1}" for row, text in enumerate(found.text.tolist())
+    )
+    images = "; ".join(
+        f"text {row + 1}: image {image + 1}" for row, image in enumerate(found.image.tolist())
+    )
+    return canvas.finished(
+        about=f"Texts sampled as negatives: {texts}. Images sampled as negatives: {images}."
+    )
 
 
 def _pair(canvas: Canvas, found: Drawn, *, row: int, column: int) -> None:
@@ -122,7 +133,9 @@ def _pair(canvas: Canvas, found: Drawn, *, row: int, column: int) -> None:
     middle = x + _BOX / 2
     if found.excluded[row, column]:
         own = row == column
-        canvas.box(x, y, _BOX, _BOX, kind="absent", radius=4, excluded="own" if own else "same", **facts)
+        canvas.box(
+            x, y, _BOX, _BOX, kind="absent", radius=4, excluded="own" if own else "same", **facts
+        )
         if own:
             canvas.text("pair", x=middle, y=y + _BOX / 2 + 4, kind="small faint")
         else:
@@ -136,7 +149,10 @@ def _pair(canvas: Canvas, found: Drawn, *, row: int, column: int) -> None:
     if found.image[column] == row:
         half = _BOX / 2
         canvas.shape(
-            f"M{middle:g} {y:g}l{half} {half}l-{half} {half}l-{half} -{half}", kind="diamond", drawn="image", **facts
+            f"M{middle:g} {y:g}l{half} {half}l-{half} {half}l-{half} -{half}",
+            kind="diamond",
+            drawn="image",
+            **facts,
         )
 
 
@@ -159,6 +175,8 @@ def _key(canvas: Canvas, *, y: float) -> None:
     x = 206
     canvas.box(x, y, 16, 16, kind="absent", radius=3)
     canvas.hatched(x, y, 16, 16)
-    canvas.text("same image or same text: never", x=x + 26, y=y + 12.5, kind="small", anchor="start")
+    canvas.text(
+        "same image or same text: never", x=x + 26, y=y + 12.5, kind="small", anchor="start"
+    )
     canvas.box(x, y + 24, 16, 16, kind="heat-6", radius=3)
     canvas.text("chance in percent, each row", x=x + 26, y=y + 36.5, kind="small", anchor="start")

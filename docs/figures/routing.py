@@ -13,7 +13,12 @@ from vlmo.model.multiway import LANGUAGE, SHARED, VISION, VISION_LANGUAGE
 
 WAYS = ("image", "text", "pair")
 _NUM_TEXT = 7
-_NAMES = {VISION: "vision", LANGUAGE: "language", VISION_LANGUAGE: "vision_language", SHARED: "shared"}
+_NAMES = {
+    VISION: "vision",
+    LANGUAGE: "language",
+    VISION_LANGUAGE: "vision_language",
+    SHARED: "shared",
+}
 _SHORT = {VISION: "V", LANGUAGE: "L", VISION_LANGUAGE: "VL", SHARED: "FFN"}
 
 
@@ -39,7 +44,10 @@ def routes(config: VLMoConfig) -> dict[str, list[Seen]]:
         model = VLMoModel(config, add_pooling_layer=False).eval()
         image = {"pixel_values": torch.zeros(1, 3, config.image_size, config.image_size)}
         text = {"input_ids": torch.zeros(1, _NUM_TEXT, dtype=torch.long)}
-        return {way: _watched(model, **inputs) for way, inputs in zip(WAYS, (image, text, image | text), strict=True)}
+        return {
+            way: _watched(model, **inputs)
+            for way, inputs in zip(WAYS, (image, text, image | text), strict=True)
+        }
 
 
 @torch.no_grad()
@@ -51,7 +59,9 @@ def _watched(model: VLMoModel, **inputs: Tensor) -> list[Seen]:
     for layer, block in zip(seen, model.blocks, strict=True):
         for name, expert in block.experts.items():
 
-            def note(_: nn.Module, given: tuple[Tensor, ...], name: str = name, layer: Seen = layer) -> None:
+            def note(
+                _: nn.Module, given: tuple[Tensor, ...], name: str = name, layer: Seen = layer
+            ) -> None:
                 layer.called[name] = kinds[given[0].shape[1]]
 
             hooks.append(expert.register_forward_pre_hook(note))
@@ -74,19 +84,31 @@ def layers(config: VLMoConfig | None = None) -> str:
     canvas = Canvas(_LEFT + 3 * _WAY, height, name="layers", title="Experts of every layer")
     for column, way in enumerate(WAYS):
         left = _LEFT + column * _WAY
-        canvas.text({"pair": "image-text pair"}.get(way, f"{way} alone"), x=left + 63, y=20, kind="strong")
+        canvas.text(
+            {"pair": "image-text pair"}.get(way, f"{way} alone"), x=left + 63, y=20, kind="strong"
+        )
         for layer, found in enumerate(seen[way]):
             y = _TOP + (depth - 1 - layer) * _ROW
             if column == 0:
-                canvas.text(f"layer {layer + 1}", x=_LEFT - 10, y=y + 15, kind="small", anchor="end")
+                canvas.text(
+                    f"layer {layer + 1}", x=_LEFT - 10, y=y + 15, kind="small", anchor="end"
+                )
             for place, name in enumerate(found.experts):
                 tokens = found.called.get(name)
                 kind = name if tokens else "absent"
                 facts = {"way": way, "layer": layer, "expert": name, "tokens": tokens or "none"}
-                canvas.box(left + place * (_CHIP + 4), y, _CHIP, _ROW - 4, kind=kind, radius=4, **facts)
+                canvas.box(
+                    left + place * (_CHIP + 4), y, _CHIP, _ROW - 4, kind=kind, radius=4, **facts
+                )
                 words = "small" if tokens else "faint"
-                canvas.text(_SHORT[name], x=left + place * (_CHIP + 4) + _CHIP / 2, y=y + 14.5, kind=words)
-    _key(canvas, [name for name in _SHORT if any(name in layer.experts for layer in seen["pair"])], y=height - 20)
+                canvas.text(
+                    _SHORT[name], x=left + place * (_CHIP + 4) + _CHIP / 2, y=y + 14.5, kind=words
+                )
+    _key(
+        canvas,
+        [name for name in _SHORT if any(name in layer.experts for layer in seen["pair"])],
+        y=height - 20,
+    )
     return canvas.finished(about=_described(seen))
 
 
@@ -94,7 +116,9 @@ def _key(canvas: Canvas, names: list[str], *, y: float) -> None:
     x = _LEFT
     for name in names:
         canvas.box(x, y, 14, 14, kind=name, radius=3)
-        canvas.text(f"{_SHORT[name]}  {_NAMES[name]}", x=x + 20, y=y + 11.5, kind="small", anchor="start")
+        canvas.text(
+            f"{_SHORT[name]}  {_NAMES[name]}", x=x + 20, y=y + 11.5, kind="small", anchor="start"
+        )
         x += 54 + 6.4 * len(_NAMES[name])
     canvas.box(x, y, 14, 14, kind="absent", radius=3)
     canvas.text("not called", x=x + 20, y=y + 11.5, kind="small", anchor="start")
@@ -107,7 +131,9 @@ def _described(seen: dict[str, list[Seen]]) -> str:
         start = 0
         for layer in range(1, len(found) + 1):
             if layer == len(found) or found[layer] != found[start]:
-                calls = " and ".join(f"{_NAMES[name]} ({tokens})" for name, tokens in found[start].called.items())
+                calls = " and ".join(
+                    f"{_NAMES[name]} ({tokens})" for name, tokens in found[start].called.items()
+                )
                 sentences.append(f"{way}, layers {start + 1} to {layer}: {calls}.")
                 start = layer
     return "Experts that are called, with the tokens that they see. " + " ".join(sentences)
@@ -124,7 +150,9 @@ def blocks(config: VLMoConfig | None = None) -> str:
     config = config or VLMoConfig.base()
     seen = routes(config)["pair"]
     lower = _block(seen[0], name="lower-block", title="A block of the lower layers")
-    return lower + _block(seen[-1], name="top-block", title=f"A block of the top {config.num_fusion_layers} layers")
+    return lower + _block(
+        seen[-1], name="top-block", title=f"A block of the top {config.num_fusion_layers} layers"
+    )
 
 
 def _block(seen: Seen, *, name: str, title: str) -> str:
@@ -138,14 +166,31 @@ def _block(seen: Seen, *, name: str, title: str) -> str:
     canvas.box(26, 228, _WIDTH - 52, 40, kind=SHARED)
     canvas.text("self-attention over all tokens", x=_WIDTH / 2, y=245)
     canvas.text("norm before, sum after, as for experts", x=_WIDTH / 2, y=260, kind="small")
-    order = sorted(seen.experts, key=[LANGUAGE, VISION, VISION_LANGUAGE, SHARED].index)  # as the tokens stand
+    order = sorted(
+        seen.experts, key=[LANGUAGE, VISION, VISION_LANGUAGE, SHARED].index
+    )  # as the tokens stand
     room = (_WIDTH - 52 - 8 * (len(order) - 1)) / sum(max(len(expert), 9) for expert in order)
     x = 26.0
     for expert in order:
         width, tokens = room * max(len(expert), 9), seen.called.get(expert)
-        canvas.box(x, _EXPERT_Y, width, 62, kind=expert if tokens else "absent", expert=expert, tokens=tokens or "none")
-        canvas.text(_NAMES[expert], x=x + width / 2, y=_EXPERT_Y + 27, kind="narrow" if tokens else "narrow faint")
-        canvas.text("FFN", x=x + width / 2, y=_EXPERT_Y + 44, kind="small" if tokens else "small faint")
+        canvas.box(
+            x,
+            _EXPERT_Y,
+            width,
+            62,
+            kind=expert if tokens else "absent",
+            expert=expert,
+            tokens=tokens or "none",
+        )
+        canvas.text(
+            _NAMES[expert],
+            x=x + width / 2,
+            y=_EXPERT_Y + 27,
+            kind="narrow" if tokens else "narrow faint",
+        )
+        canvas.text(
+            "FFN", x=x + width / 2, y=_EXPERT_Y + 44, kind="small" if tokens else "small faint"
+        )
         threads = [
             (start, end, kind)
             for kind in _TOKENS
@@ -172,7 +217,9 @@ def _token_row(canvas: Canvas, *, y: float, words: bool) -> dict[str, list[float
     return middles
 
 
-def _threads(canvas: Canvas, threads: list[tuple[float, float, str]], *, around: float, width: float) -> None:
+def _threads(
+    canvas: Canvas, threads: list[tuple[float, float, str]], *, around: float, width: float
+) -> None:
     """Lines from attention through an expert, and out of the block."""
     span = min(width - 24, 16 * len(threads))
     for number, (start, end, kind) in enumerate(threads):

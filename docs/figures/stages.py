@@ -36,7 +36,9 @@ _PARTS = (
 
 def objectives(config: VLMoConfig) -> dict[str, nn.Module]:
     """The objective of each stage, as the recipes make them."""
-    sizes = VQVisualTokenizerConfig(num_tokens=config.num_visual_tokens, patch_size=config.patch_size)
+    sizes = VQVisualTokenizerConfig(
+        num_tokens=config.num_visual_tokens, patch_size=config.patch_size
+    )
     tokenizer = VQVisualTokenizer(sizes)
     tokenizer.start_from(_batch(config)["pixel_values"])
     return {
@@ -62,7 +64,9 @@ def states(objective: nn.Module, config: VLMoConfig) -> dict[str, str]:
         found.setdefault(part_of(name, config), set()).add(state)
     mixed = {part: kinds for part, kinds in found.items() if len(kinds) > 1}
     if mixed:
-        raise ValueError(f"these parts are not of one state, so that the figure would be wrong: {mixed}")
+        raise ValueError(
+            f"these parts are not of one state, so that the figure would be wrong: {mixed}"
+        )
     return {part: next(iter(kinds)) for part, kinds in found.items()}
 
 
@@ -78,7 +82,9 @@ def part_of(parameter: str, config: VLMoConfig) -> str:
                 return part
             top = int(match[1]) >= config.num_hidden_layers - config.num_fusion_layers
             return f"{'top' if top else 'lower'} {match[2] if part == 'expert' else part}"
-    raise ValueError(f"the figure of the stages has no part for the parameter {parameter}; give it one")
+    raise ValueError(
+        f"the figure of the stages has no part for the parameter {parameter}; give it one"
+    )
 
 
 def _batch(config: VLMoConfig) -> Batch:
@@ -114,7 +120,9 @@ def stacks(config: VLMoConfig | None = None) -> str:
     """A model for each stage, its input below: what is trained, frozen, or reached by no loss."""
     config = config or VLMoConfig.tiny()
     torch.manual_seed(0)
-    drawn = [_stack(stage, states(objective, config)) for stage, objective in objectives(config).items()]
+    drawn = [
+        _stack(stage, states(objective, config)) for stage, objective in objectives(config).items()
+    ]
     return "".join(drawn) + _key()
 
 
@@ -126,21 +134,28 @@ def _stack(stage: str, found: dict[str, str]) -> str:
         width = (_WIDTH - 2 * left - 4 * (len(parts) - 1)) / len(parts)
         for place, (part, words) in enumerate(parts.items()):
             x = left + place * (width + 4)
-            _cell(canvas, x, y, width, height, state=found[part], words=words, stage=stage, part=part)
+            _cell(
+                canvas, x, y, width, height, state=found[part], words=words, stage=stage, part=part
+            )
 
     canvas.text(title, x=_WIDTH / 2, y=16, kind="strong")
     canvas.text(data, x=_WIDTH / 2, y=34, kind="small")
     heads = {part: f"{part} head" for part in ("MIM", "MLM", "ITC", "ITM") if part in found}
     row(48, heads)
     row(80, {"norm": "final norm"}, height=22)
-    for y, place, experts in ((112, "top", (VISION, LANGUAGE, VISION_LANGUAGE)), (216, "lower", (VISION, LANGUAGE))):
+    for y, place, experts in (
+        (112, "top", (VISION, LANGUAGE, VISION_LANGUAGE)),
+        (216, "lower", (VISION, LANGUAGE)),
+    ):
         canvas.box(1, y, _WIDTH - 2, 94, kind="frame", radius=8)
         canvas.text(f"{place} layers", x=_WIDTH / 2, y=y + 15, kind="small")
         row(y + 23, {f"{place} {expert}": _NAMES[expert] for expert in experts}, height=30, left=10)
         row(y + 57, {f"{place} attention": "attention"}, height=28, left=10)
     row(320, {"tables": "type and position tables"}, height=22)
     row(346, {"pixels": "pixels", "words": "words"})
-    lines = {state: [part for part in found if found[part] == state] for state in (TRAINED, FROZEN, IDLE)}
+    lines = {
+        state: [part for part in found if found[part] == state] for state in (TRAINED, FROZEN, IDLE)
+    }
     about = " ".join(f"{state}: {', '.join(parts) or 'nothing'}." for state, parts in lines.items())
     return canvas.finished(about=about)
 
@@ -161,7 +176,12 @@ def _cell(
     canvas.box(x, y, width, height, kind=state, radius=4, **facts)
     if state == FROZEN:
         canvas.hatched(x, y, width, height)
-    canvas.text(words, x=x + width / 2, y=y + height / 2 + 4.5, kind="narrow faint" if state == IDLE else "narrow")
+    canvas.text(
+        words,
+        x=x + width / 2,
+        y=y + height / 2 + 4.5,
+        kind="narrow faint" if state == IDLE else "narrow",
+    )
 
 
 def _key() -> str:

@@ -10,11 +10,15 @@ from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
 
-_STYLES = (Path(__file__).resolve().parents[1] / "stylesheets" / "figures.css").read_text(encoding="utf-8")
+_STYLES = (Path(__file__).resolve().parents[1] / "stylesheets" / "figures.css").read_text(
+    encoding="utf-8"
+)
 
 
 def _colors(selector: str) -> dict[str, str]:
-    block = re.search(rf"^{re.escape(selector)} \{{(.*?)\}}", _STYLES, flags=re.MULTILINE | re.DOTALL)[1]
+    block = re.search(
+        rf"^{re.escape(selector)} \{{(.*?)\}}", _STYLES, flags=re.MULTILINE | re.DOTALL
+    )[1]
     return dict(re.findall(r"(--fig-[a-z]+): ([^;]+);", block))
 
 
@@ -36,7 +40,9 @@ def _set_attributes(element: ElementTree.Element) -> None:
         for selector in selectors.split(","):
             tag, _, kind = selector.strip().removeprefix("svg.vlmo ").partition(".")
             if tag in {"", element.tag} and kind in kinds:
-                for name, value in re.findall(r"([a-z-]+): ([^;]+);", with_colors(declarations, LIGHT)):
+                for name, value in re.findall(
+                    r"([a-z-]+): ([^;]+);", with_colors(declarations, LIGHT)
+                ):
                     element.set(name, value)
 
 
@@ -54,7 +60,15 @@ class Canvas:
         self._parts: list[str] = []
 
     def box(
-        self, x: float, y: float, width: float, height: float, *, kind: str, radius: float = 5, **facts: object
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        *,
+        kind: str,
+        radius: float = 5,
+        **facts: object,
     ) -> None:
         """A rectangle with round corners; `facts` become `data-` attributes, which tests read."""
         self._parts.append(
@@ -62,15 +76,21 @@ class Canvas:
             f"{_attributes(facts)}/>"
         )
 
-    def text(self, words: str, *, x: float, y: float, kind: str = "", anchor: str = "middle") -> None:
+    def text(
+        self, words: str, *, x: float, y: float, kind: str = "", anchor: str = "middle"
+    ) -> None:
         """One line, `y` its base line."""
         css = f' class="{kind}"' if kind else ""
-        self._parts.append(f'<text{css} x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(words)}</text>')
+        self._parts.append(
+            f'<text{css} x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(words)}</text>'
+        )
 
     def slanted(self, words: str, *, x: float, y: float) -> None:
         """A line that rises to the right from its beginning."""
         place = f"translate({x:g} {y:g}) rotate(-50)"
-        self._parts.append(f'<text class="small" transform="{place}" text-anchor="start">{escape(words)}</text>')
+        self._parts.append(
+            f'<text class="small" transform="{place}" text-anchor="start">{escape(words)}</text>'
+        )
 
     def path(self, way: str, *, kind: str) -> None:
         """A line by SVG's letters."""
@@ -78,7 +98,9 @@ class Canvas:
 
     def circle(self, x: float, y: float, radius: float, *, kind: str, **facts: object) -> None:
         """A circle around a middle."""
-        self._parts.append(f'<circle class="{kind}" cx="{x:g}" cy="{y:g}" r="{radius:g}"{_attributes(facts)}/>')
+        self._parts.append(
+            f'<circle class="{kind}" cx="{x:g}" cy="{y:g}" r="{radius:g}"{_attributes(facts)}/>'
+        )
 
     def shape(self, way: str, *, kind: str, **facts: object) -> None:
         """A filled shape by SVG's letters."""
@@ -97,7 +119,9 @@ class Canvas:
 
     def image(self, address: str, *, x: float, y: float, side: float) -> None:
         """A square image by its `data:` address."""
-        self._parts.append(f'<image href="{escape(address)}" x="{x:g}" y="{y:g}" width="{side:g}" height="{side:g}"/>')
+        self._parts.append(
+            f'<image href="{escape(address)}" x="{x:g}" y="{y:g}" width="{side:g}" height="{side:g}"/>'
+        )
 
     def finished(self, *, about: str) -> str:
         """The SVG; `about` tells those who do not see it what it shows."""

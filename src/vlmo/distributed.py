@@ -44,8 +44,14 @@ def keep_until_exit(group: Any) -> None:
 
 def keep_memory() -> None:
     """Let glibc keep what one step frees for the next, which would get it from the system anew, page by page."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt") and libc.mallopt(-3, 1 << 30):
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never; before, M_MMAP_THRESHOLD, which old versions refuse
+    if (
+        sys.platform == "linux"
+        and hasattr(libc := ctypes.CDLL(None), "mallopt")
+        and libc.mallopt(-3, 1 << 30)
+    ):
+        libc.mallopt(
+            -1, -1
+        )  # M_TRIM_THRESHOLD: never; before, M_MMAP_THRESHOLD, which old versions refuse
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -67,7 +73,9 @@ def choose_device(name: str | None = None) -> torch.device:
     if device.type == "mps" and not has_mps:
         raise ValueError(f"device is {name!r}, but PyTorch sees no GPU of Apple here; give 'cpu'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here")
+        raise ValueError(
+            f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here"
+        )
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
@@ -111,13 +119,17 @@ def gather_with_grad(tensor: Float[Tensor, "batch *shape"]) -> Float[Tensor, "gl
     return tensor if world_size() == 1 else _Gather.apply(tensor)
 
 
-def exchange(tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen"]) -> Shaped[Tensor, "chosen *shape"]:
+def exchange(
+    tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen"]
+) -> Shaped[Tensor, "chosen *shape"]:
     """Return rows `wanted` (numbers in the global batch), fetched from the processes that own them.
 
     Only the chosen rows travel. Differentiable: the gradient of a fetched row returns to its owner.
     """
     if world_size() == 1:
-        return tensor.index_select(0, wanted)  # whose gradient sums in order, with any number of threads
+        return tensor.index_select(
+            0, wanted
+        )  # whose gradient sums in order, with any number of threads
     batch = tensor.shape[0]
     owners = wanted // batch
     order = torch.argsort(owners, stable=True)
@@ -127,7 +139,9 @@ def exchange(tensor: Shaped[Tensor, "batch *shape"], wanted: Int[Tensor, "chosen
     receive_splits, send_splits = receive.tolist(), send.tolist()
     requested = wanted.new_empty(sum(send_splits))
     dist.all_to_all_single(requested, wanted[order].contiguous(), send_splits, receive_splits)
-    rows = _Exchange.apply(tensor.index_select(0, requested - rank() * batch), receive_splits, send_splits)
+    rows = _Exchange.apply(
+        tensor.index_select(0, requested - rank() * batch), receive_splits, send_splits
+    )
     return rows[torch.argsort(order)]
 
 
@@ -138,7 +152,9 @@ def append_rows(
     if world_size() == 1:
         return tensor, wanted
     fetched = exchange(tensor, wanted)
-    return torch.cat([tensor, fetched]), len(tensor) + torch.arange(len(wanted), device=wanted.device)
+    return torch.cat([tensor, fetched]), len(tensor) + torch.arange(
+        len(wanted), device=wanted.device
+    )
 
 
 def global_mean(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -169,7 +185,9 @@ class _Gather(torch.autograd.Function):
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, receive_splits: list[int], send_splits: list[int]) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, receive_splits: list[int], send_splits: list[int]
+    ) -> Tensor:
         ctx.splits = receive_splits, send_splits
         received = rows.new_empty((sum(receive_splits), *rows.shape[1:]))
         dist.all_to_all_single(received, rows.contiguous(), receive_splits, send_splits)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
-import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +15,12 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
 
     These lines, which type checkers alone run, are the list of names.
     """
-    source = inspect.getsource(sys.modules[package])
-    homes = {name: module for module, name in re.findall(r"^ +from (\S+) import (\w+) as \2$", source, re.MULTILINE)}
+    homes: dict[str, str] = {}
+    for node in ast.walk(ast.parse(inspect.getsource(sys.modules[package]))):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if alias.asname == alias.name:  # the form that exports a name (PEP 484)
+                    homes[alias.name] = str(node.module)
 
     def import_name(name: str) -> Any:
         if name not in homes:
@@ -31,7 +35,9 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
 def need_package(package: str, *, extra: str, user: str) -> None:
     """Raise ModuleNotFoundError, with the command that installs the extra, unless a package is installed."""
     if importlib.util.find_spec(package) is None:
-        raise ModuleNotFoundError(f"{user} needs {package}, which is not installed: {install_command(extra)}")
+        raise ModuleNotFoundError(
+            f"{user} needs {package}, which is not installed: {install_command(extra)}"
+        )
 
 
 def install_command(extra: str) -> str:

@@ -8,7 +8,15 @@ from typing import Self
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
@@ -34,7 +42,9 @@ class Progress:
         in_bytes: Counts are numbers of bytes.
     """
 
-    def __init__(self, console: Console | None, *, in_bytes: bool = False, line_every_s: float | None = None) -> None:
+    def __init__(
+        self, console: Console | None, *, in_bytes: bool = False, line_every_s: float | None = None
+    ) -> None:
         self._lines = None if console is None or console.is_terminal else console
         self._in_bytes = in_bytes
         self._line_every_s = LINE_EVERY_S if line_every_s is None else line_every_s
@@ -76,6 +86,8 @@ class Progress:
         shown = decimal if self._in_bytes else str
         words = [f"{title}: {shown(done)}" + (f" of {shown(total)}" if total is not None else "")]
         words += [note] if note else []
-        if (left := self._bars.tasks[self._tasks[title]].time_remaining) is not None:  # by the speed of late
+        if (
+            left := self._bars.tasks[self._tasks[title]].time_remaining
+        ) is not None:  # by the speed of late
             words.append(f"{timedelta(seconds=left)} left")
         self._lines.print(", ".join(words), markup=False, highlight=False, soft_wrap=True)

@@ -52,16 +52,26 @@ def heat_map(
     return Image.fromarray((pale * (1 - alpha) + _HEAT * alpha).round().astype(np.uint8))
 
 
-def grid(heading: str, tiles: Sequence[tuple[Image.Image, str, str]], *, columns: int) -> Image.Image:
+def grid(
+    heading: str, tiles: Sequence[tuple[Image.Image, str, str]], *, columns: int
+) -> Image.Image:
     """Return images in a grid below a heading, each above a line in gray and two lines of a caption.
 
     Pillow's own font, which is the same everywhere, has few letters: accents are left out, others become "?".
     """
     height = _TILE + 3 * _LINE + _GAP
-    width, rows = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP, max(1, math.ceil(len(tiles) / columns))
+    width, rows = (
+        2 * _MARGIN + columns * (_TILE + _GAP) - _GAP,
+        max(1, math.ceil(len(tiles) / columns)),
+    )
     sheet = Image.new("RGB", (width, 2 * _MARGIN + _HEAD + rows * height - _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    draw.text((_MARGIN, _MARGIN), _lines(heading, width // 10, 1)[0], fill=_INK, font=ImageFont.load_default(20))
+    draw.text(
+        (_MARGIN, _MARGIN),
+        _lines(heading, width // 10, 1)[0],
+        fill=_INK,
+        font=ImageFont.load_default(20),
+    )
     if not tiles:
         draw.text((_MARGIN, _MARGIN + _HEAD), "nothing was found", fill=_GRAY, font=font)
     for number, (image, line, caption) in enumerate(tiles):
@@ -71,11 +81,20 @@ def grid(heading: str, tiles: Sequence[tuple[Image.Image, str, str]], *, columns
         image = ImageOps.contain(to_rgb(image), (_TILE - 18, _TILE - 18), Image.Resampling.LANCZOS)
         sheet.paste(image, (x + (_TILE - image.width) // 2, y + (_TILE - image.height) // 2))
         draw.text((x, y + _TILE + 4), _lines(line, _LETTERS, 1)[0], fill=_GRAY, font=font)
-        draw.multiline_text((x, y + _TILE + 4 + _LINE), "\n".join(_lines(caption, _LETTERS, 2)), fill=_INK, font=font)
+        draw.multiline_text(
+            (x, y + _TILE + 4 + _LINE),
+            "\n".join(_lines(caption, _LETTERS, 2)),
+            fill=_INK,
+            font=font,
+        )
     return sheet
 
 
 def _lines(text: str, letters: int, most: int) -> list[str]:
     plain = unicodedata.normalize("NFKD", text)
-    plain = "".join(letter for letter in plain if not unicodedata.combining(letter)).encode("ascii", "replace").decode()
+    plain = (
+        "".join(letter for letter in plain if not unicodedata.combining(letter))
+        .encode("ascii", "replace")
+        .decode()
+    )
     return textwrap.wrap(plain, letters, max_lines=most, placeholder=" ...") or [""]

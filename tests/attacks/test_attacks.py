@@ -19,7 +19,9 @@ from attacks import index
         ("training", "0.01", 3, {}),
     ],
 )
-def test_attack_finds_its_promises_kept(name, scale, promises, patience, tmp_path, monkeypatch, capsys) -> None:
+def test_attack_finds_its_promises_kept(
+    name, scale, promises, patience, tmp_path, monkeypatch, capsys
+) -> None:
     attack = importlib.import_module(f"attacks.{name}")
     for limit, seconds in patience.items():
         monkeypatch.setattr(attack, limit, seconds)
@@ -28,7 +30,9 @@ def test_attack_finds_its_promises_kept(name, scale, promises, patience, tmp_pat
 
 
 @pytest.mark.slow
-def test_killed_builds_two_writers_and_full_disks_leave_the_same_table(tmp_path, monkeypatch) -> None:
+def test_killed_builds_two_writers_and_full_disks_leave_the_same_table(
+    tmp_path, monkeypatch
+) -> None:
     monkeypatch.setattr(index, "PAUSE_S", 0.05)
     attack, target = Attack("index", [], packages=["vlmo"]), index.Target(tmp_path)
     index.attack_with_kills(attack, target, kills=2)
@@ -46,7 +50,9 @@ def test_broken_promise_ends_with_1_and_is_in_the_result(promises, tmp_path, cap
         attack.end(tmp_path / "result.json")
     assert end.value.code == 1
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["promises"] == {name: {"kept": kept, "number": 3} for name, kept in promises.items()}
+    assert result["promises"] == {
+        name: {"kept": kept, "number": 3} for name, kept in promises.items()
+    }
     assert result["broken"] == [name for name, kept in promises.items() if not kept]
     assert ("BROKEN b" in capsys.readouterr().out) == bool(promises)
     assert result["command"] == "python -m attacks.service --scale 2"

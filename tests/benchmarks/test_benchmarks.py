@@ -32,7 +32,10 @@ SMALLEST = {
         "--batches 4 --layers 1 --image-size 32 --text-length 4 --chunk 2 --threads 1 --matching",
         "steps/0/peak_above_state_bytes",
     ),
-    "dual_vs_fusion": ("--preset tiny --counts 2 3 5 --shortlist 2 --batch 4 --threads 1", "rows/2/rerank/seconds"),
+    "dual_vs_fusion": (
+        "--preset tiny --counts 2 3 5 --shortlist 2 --batch 4 --threads 1",
+        "rows/2/rerank/seconds",
+    ),
     "index_photos": (
         "--preset tiny --precision float32 --clip ViT-S-32-alt --photos 2 --size 64 48 --turns 1 --threads 1",
         "ratio",
@@ -69,12 +72,17 @@ SMALLEST = {
     "stage3_step": ("--preset tiny --pairs 4 --rounds 1 --threads 1", "precisions/bf16/time_ratio"),
     "word_search": ("", "files_with_names/half/named, IR@1/auto/mean"),
     "subtracted": ("--scenes 6 --weights 1.0", "first hits that obey, by weight/0/queries"),
-    "vision_tasks": ("--scale 0.001 --threads 1", "tasks/scenes-masks/models/class of each color/metrics/miou"),
+    "vision_tasks": (
+        "--scale 0.001 --threads 1",
+        "tasks/scenes-masks/models/class of each color/metrics/miou",
+    ),
 }
 
 
 # webdataset leaves its tars to be closed by the collector, and libraries call what is being phased out.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
@@ -82,7 +90,11 @@ def test_benchmark_writes_what_documents_quote(name, tmp_path, shared_folder, mo
     script = importlib.import_module(name)
     arguments, path = SMALLEST[name]
     more = MAKE_SMALL[name](script, monkeypatch, tmp_path, shared_folder) or []
-    out, cores, threads = tmp_path / "results" / "result.json", os.sched_getaffinity(0), torch.get_num_threads()
+    out, cores, threads = (
+        tmp_path / "results" / "result.json",
+        os.sched_getaffinity(0),
+        torch.get_num_threads(),
+    )
     script.main([*arguments.split(), *more, "--out", str(out)])
     torch.set_num_threads(threads)
     found = json.loads(out.read_text())
@@ -96,7 +108,9 @@ def test_benchmark_writes_what_documents_quote(name, tmp_path, shared_folder, mo
 def test_drawn_words_are_found_among_other_images_by_words_alone(tmp_path) -> None:
     rows = [{"image": {"bytes": encoded(each)}} for each in drawings()[:6]]
     options = word_search.Options(signs=4, sides=(400,), seeds=(3,))
-    found = word_search.measure_signs(Encoder(trained_folder(tmp_path / "model", steps=1)), rows, options)
+    found = word_search.measure_signs(
+        Encoder(trained_folder(tmp_path / "model", steps=1)), rows, options
+    )
     assert found["400 pixels"]["seed 3"]["IR@1"]["words"]["mean"] == 100
 
 
@@ -119,9 +133,15 @@ def test_results_of_a_changed_tree_are_refused(monkeypatch) -> None:
     published = surroundings.ROOT / "benchmarks" / "results" / "x.json"
     with pytest.raises(SystemExit, match="commit"):
         surroundings.surroundings("x.py", ["--out", str(published)], packages=())
-    assert surroundings.surroundings("x.py", ["--out", "x.json"], packages=())["commit"] == "0123-dirty"
+    assert (
+        surroundings.surroundings("x.py", ["--out", "x.json"], packages=())["commit"]
+        == "0123-dirty"
+    )
     described.stdout = "0123\n"
-    assert surroundings.surroundings("x.py", ["--out", str(published)], packages=())["commit"] == "0123"
+    assert (
+        surroundings.surroundings("x.py", ["--out", str(published)], packages=())["commit"]
+        == "0123"
+    )
 
 
 def test_neighbours_are_those_of_all_blocks_together() -> None:
@@ -129,25 +149,39 @@ def test_neighbours_are_those_of_all_blocks_together() -> None:
     neighbours = Neighbours(queries := MadeVectors(dim=32).queries(20)["texts"])
     for start, end in ((0, 4), (4, 200), (200, 500)):
         neighbours.see(among[start:end])
-    np.testing.assert_array_equal(neighbours.rows.numpy(), np.argsort(-(queries @ among.T), axis=1)[:, :10])
+    np.testing.assert_array_equal(
+        neighbours.rows.numpy(), np.argsort(-(queries @ among.T), axis=1)[:, :10]
+    )
 
 
 def test_both_sides_of_a_stage_3_step_have_the_same_losses_and_gradients() -> None:
     options = stage3_step.Options(preset="tiny", pairs=5)
     model = stage3_step.make_model(options).double()
     sides = (stage3_step.OURS, stage3_step.PLAIN)
-    steps = {side: stage3_step.make_step(side, model, precision="float32", options=options) for side in sides}
+    steps = {
+        side: stage3_step.make_step(side, model, precision="float32", options=options)
+        for side in sides
+    }
     ours, plain = (steps[side]() for side in sides)
     assert ours == pytest.approx(plain, abs=TOLERANCE)
     assert all(value > 0 for value in ours.values())
-    assert stage3_step.compare_gradients(model, steps) < TOLERANCE  # the plain step's scores are float32
+    assert (
+        stage3_step.compare_gradients(model, steps) < TOLERANCE
+    )  # the plain step's scores are float32
 
 
 @torch.inference_mode()
 def test_clip_pools_at_the_end_token_and_padding_changes_nothing() -> None:
-    processor = VLMoProcessor.train(["a big red line", "a small ellipse"] * 2, vocab_size=100, image_size=64)
-    peer, text = clip_peer.Peer(processor, patch_size=16, width=64, layers=2).eval(), ["a big red line", "a line"]
+    processor = VLMoProcessor.train(
+        ["a big red line", "a small ellipse"] * 2, vocab_size=100, image_size=64
+    )
+    peer, text = (
+        clip_peer.Peer(processor, patch_size=16, width=64, layers=2).eval(),
+        ["a big red line", "a line"],
+    )
     given = processor(text=text, return_tensors="pt")
     short = peer.get_text_features(**given)
     full = processor(text=text, padding="max_length", return_tensors="pt")["input_ids"]
-    torch.testing.assert_close(peer.clip.encode_text(full, normalize=True), short, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(
+        peer.clip.encode_text(full, normalize=True), short, rtol=0, atol=TOLERANCE
+    )

@@ -56,7 +56,11 @@ def input_pipeline(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Pa
 def onnx_speed(script, patch: pytest.MonkeyPatch, _folder: Path, shared: Path) -> list[str]:
     patch.setattr(script, "PAUSE", 0)
     exported = dual_encoder(shared)
-    patch.setattr(script, "export", lambda _, out, __: shutil.copytree(exported.folder, out) and exported.report)
+    patch.setattr(
+        script,
+        "export",
+        lambda _, out, __: shutil.copytree(exported.folder, out) and exported.report,
+    )
     return ["--folder", str(exported.source)]
 
 
@@ -83,13 +87,18 @@ def quality_vs_clip(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Pa
     with (images / "captions.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["image", "caption", "split"])
-        table.writerows([name, CAPTIONS[row][0], "test" if row % 3 else "train"] for row, name in enumerate(NAMES))
+        table.writerows(
+            [name, CAPTIONS[row][0], "test" if row % 3 else "train"]
+            for row, name in enumerate(NAMES)
+        )
     recipe = find_recipe("small-contrast")
     small = dataclasses.replace(
         recipe,
         data=dataclasses.replace(recipe.data, source=str(images), weights=()),
         loader=dataclasses.replace(recipe.loader, global_batch_size=4),
-        model=dataclasses.replace(recipe.model, hidden_size=32, num_attention_heads=2, num_hidden_layers=2),
+        model=dataclasses.replace(
+            recipe.model, hidden_size=32, num_attention_heads=2, num_hidden_layers=2
+        ),
     )
     patch.setattr(script, "find_recipe", lambda _: small)
     patch.setattr(script, "_HELD_OUT", 2)
@@ -107,14 +116,24 @@ def serving(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> l
         return process
 
     images = [encoded(Image.new("RGB", (72, 72), (5 * number, 0, 0))) for number in range(50)]
-    rows = [{"image": {"bytes": image}, "captions": [f"red {number}"]} for number, image in enumerate(images)]
+    rows = [
+        {"image": {"bytes": image}, "captions": [f"red {number}"]}
+        for number, image in enumerate(images)
+    ]
     patch.setattr(script, "open_source", lambda *_, **__: rows)
     patch.setattr(script, "subprocess", SimpleNamespace(Popen=serve, DEVNULL=subprocess.DEVNULL))
-    return ["--model", str(trained_folder(folder / "model", steps=1)), "--index", str(folder / "index")]
+    return [
+        "--model",
+        str(trained_folder(folder / "model", steps=1)),
+        "--index",
+        str(folder / "index"),
+    ]
 
 
 def stage3_step(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:
-    patch.setattr(script, "peak_memory_apart", lambda side, **_: {script.OURS: 3, script.PLAIN: 4}[side])
+    patch.setattr(
+        script, "peak_memory_apart", lambda side, **_: {script.OURS: 3, script.PLAIN: 4}[side]
+    )
 
 
 def subtracted(_script, _patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
@@ -122,25 +141,37 @@ def subtracted(_script, _patch: pytest.MonkeyPatch, folder: Path, _shared: Path)
 
 
 def vision_tasks(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
-    sets = {"scenes-kinds": write_class_set(folder / "kinds"), "scenes-masks": write_segment_set(folder / "masks")}
+    sets = {
+        "scenes-kinds": write_class_set(folder / "kinds"),
+        "scenes-masks": write_segment_set(folder / "masks"),
+    }
     toy(VLMoForPreTraining).save_pretrained(folder / "start")
-    VLMoProcessor.train(["a red square"], vocab_size=96, image_size=64).save_pretrained(folder / "start")
+    VLMoProcessor.train(["a red square"], vocab_size=96, image_size=64).save_pretrained(
+        folder / "start"
+    )
 
     def tiny(name: str):
         recipe = find_recipe(name)
-        task = dataclasses.replace(recipe.task, channels=8) if name == "scenes-masks" else recipe.task
+        task = (
+            dataclasses.replace(recipe.task, channels=8) if name == "scenes-masks" else recipe.task
+        )
         model = model_config(VLMoConfig.tiny(num_fusion_layers=0))
         data = dataclasses.replace(recipe.data, source=str(sets[name]))
         loader = dataclasses.replace(recipe.loader, global_batch_size=8)
         evaluated = {"evaluate_on": str(sets[name]), "evaluate_split": "test"}
-        return dataclasses.replace(recipe, task=task, model=model, data=data, loader=loader, **evaluated)
+        return dataclasses.replace(
+            recipe, task=task, model=model, data=data, loader=loader, **evaluated
+        )
 
     patch.setattr(script, "find_recipe", tiny)
     return ["--run", str(folder / "run"), "--start", str(folder / "start")]
 
 
 def word_search(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
-    rows = [{"image": {"bytes": encoded(drawings()[number])}, "captions": CAPTIONS[number]} for number in range(4)]
+    rows = [
+        {"image": {"bytes": encoded(drawings()[number])}, "captions": CAPTIONS[number]}
+        for number in range(4)
+    ]
     patch.setattr(script, "open_source", lambda *_, **__: rows)
     return ["--model", str(trained_folder(folder / "model", steps=1))]
 

@@ -79,7 +79,9 @@ def loaded(folder: Path) -> dict[str, Tensor]:
 
 
 def test_folder_holds_model_processor_and_card(tmp_path, vocabulary):
-    torch.save({"state_dict": load_file(reference_file("pretrain")), "epoch": 3}, tmp_path / "file.pt")
+    torch.save(
+        {"state_dict": load_file(reference_file("pretrain")), "epoch": 3}, tmp_path / "file.pt"
+    )
     (tmp_path / "out").mkdir()
     report = import_checkpoint(tmp_path / "file.pt", tmp_path / "out", vocabulary=vocabulary)
     model = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "out")
@@ -91,7 +93,10 @@ def test_folder_holds_model_processor_and_card(tmp_path, vocabulary):
     assert model.get_text_features(torch.tensor([tokens])).shape == (1, 32)
     assert "`file.pt`" in (tmp_path / "out" / "README.md").read_text()
     unused = report.tensors.unused
-    assert sorted(unused) == ["text_embeddings.position_embeddings.weight", "text_embeddings.position_ids"]
+    assert sorted(unused) == [
+        "text_embeddings.position_embeddings.weight",
+        "text_embeddings.position_ids",
+    ]
     assert (report.tensors.unknown, report.missing, report.notes) == ([], [], [])
     assert len(report.weights) + len(unused) == len(load_file(reference_file("pretrain")))
     assert all(key in "\n".join(report.lines()) for key in unused)
@@ -110,14 +115,23 @@ def test_labels_become_answers(tmp_path, take):
     assert [model.config.id2label[number] for number in range(17)] == answers
     assert model.config.label2id["answer 3"] == 3
     assert report.lines()[0].startswith("found: VLMo, fine-tuned on VQA, 0.")
-    assert report.lines()[1] == "model: VLMoForVisualQuestionAnswering for images of 64 px and texts of up to 40 tokens"
+    assert (
+        report.lines()[1]
+        == "model: VLMoForVisualQuestionAnswering for images of 64 px and texts of up to 40 tokens"
+    )
 
 
 def test_text_length_is_that_of_the_file_or_what_was_asked_for(tmp_path, take):
-    stage2 = random_checkpoint(Sizes(relative=True, fusion_layers=0, text_rows=196), "pooler", "mlm")
+    stage2 = random_checkpoint(
+        Sizes(relative=True, fusion_layers=0, text_rows=196), "pooler", "mlm"
+    )
     report = take(stage2)
     assert report.model_class is VLMoForMaskedLM
-    assert report.max_text_length == AutoProcessor.from_pretrained(tmp_path / "out").max_text_length == 192
+    assert (
+        report.max_text_length
+        == AutoProcessor.from_pretrained(tmp_path / "out").max_text_length
+        == 192
+    )
     weights = random_checkpoint(ABSOLUTE, "pooler", "itc")
     report = take(weights, "short", num_attention_heads=5, text_length=16)
     positions = loaded(tmp_path / "short")["vlmo.text_embeddings.positions"]
@@ -135,17 +149,26 @@ def test_text_length_is_that_of_the_file_or_what_was_asked_for(tmp_path, take):
 def test_absolute_image_positions_are_resized_bicubically_without_the_class_token(tmp_path, take):
     weights = random_checkpoint(ABSOLUTE, "itc")
     report = take(weights, num_attention_heads=5, image_size=40)
-    found, old = loaded(tmp_path / "out")["vlmo.image_embeddings.positions"], weights["transformer.pos_embed"][0]
+    found, old = (
+        loaded(tmp_path / "out")["vlmo.image_embeddings.positions"],
+        weights["transformer.pos_embed"][0],
+    )
     patches = old[1:].reshape(3, 3, 30).permute(2, 0, 1)[None]
-    resized = F.interpolate(patches, size=(5, 5), mode="bicubic")[0].permute(1, 2, 0).reshape(25, 30)
+    resized = (
+        F.interpolate(patches, size=(5, 5), mode="bicubic")[0].permute(1, 2, 0).reshape(25, 30)
+    )
     torch.testing.assert_close(found, torch.cat([old[:1], resized]))
     assert "positions are resized from the 24 px of the file" in report.notes
-    assert AutoProcessor.from_pretrained(tmp_path / "out").image_size == report.config.image_size == 40
+    assert (
+        AutoProcessor.from_pretrained(tmp_path / "out").image_size == report.config.image_size == 40
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [RELATIVE, ABSOLUTE], ids=["relative", "absolute"])
-def test_half_precision_stays_at_another_size_and_a_mixture_becomes_float32(tmp_path, take, dtype, sizes):
+def test_half_precision_stays_at_another_size_and_a_mixture_becomes_float32(
+    tmp_path, take, dtype, sizes
+):
     weights = {key: tensor.to(dtype) for key, tensor in random_checkpoint(sizes, "itc").items()}
     options = {"num_attention_heads": None if sizes.relative else 5, "image_size": 40}
     take(weights, **options)
@@ -153,7 +176,9 @@ def test_half_precision_stays_at_another_size_and_a_mixture_becomes_float32(tmp_
     model = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "out")
     assert torch.isfinite(model.get_image_features(torch.randn(1, 3, 40, 40).to(dtype))).all()
     weights["logit_scale"] = weights["logit_scale"].float()
-    assert any(", float32: all is float32" in note for note in take(weights, "mixed", **options).notes)
+    assert any(
+        ", float32: all is float32" in note for note in take(weights, "mixed", **options).notes
+    )
     assert {tensor.dtype for tensor in loaded(tmp_path / "mixed").values()} == {torch.float32}
 
 
@@ -167,7 +192,10 @@ def test_tensors_that_share_memory_in_the_file_are_both_saved(tmp_path, take):
 
 def test_partial_files_are_refused_with_their_keys_in_one_line(tmp_path, take):
     weights = random_checkpoint(RELATIVE, "pooler", "itc")
-    del weights["transformer.blocks.1.mlp_text.fc1.weight"], weights["transformer.blocks.2.mlp_text.fc1.weight"]
+    del (
+        weights["transformer.blocks.1.mlp_text.fc1.weight"],
+        weights["transformer.blocks.2.mlp_text.fc1.weight"],
+    )
     weights["ema.decay"] = torch.ones(1)
     names = r"ema\.decay.*transformer\.blocks\.\*\.mlp_text\.fc1\.weight \(2\)"
     with pytest.raises(ValueError, match=names) as refused:
@@ -185,7 +213,9 @@ def test_what_files_of_a_kind_never_hold_is_always_made_the_same(tmp_path, vocab
         assert torch.equal(torch.get_rng_state(), state)
     one, two = loaded(tmp_path / "one"), loaded(tmp_path / "two")
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert 0 < one["vlmo.blocks.1.experts.language.fc1.weight"].std() < 0.03  # as a new model, not as the file's
+    assert (
+        0 < one["vlmo.blocks.1.experts.language.fc1.weight"].std() < 0.03
+    )  # as a new model, not as the file's
     lines = "\n".join(report.lines())
     assert "not in the file, started anew: vlmo.blocks.*.experts.language.fc1.weight (3)" in lines
     assert "vlmo.blocks.*" in (tmp_path / "one" / "README.md").read_text()
@@ -197,10 +227,18 @@ FAILURES = {  # a reference file or its weights, tensors that are changed or lef
     "missing_key": ("irtr", {NORM: None}, {}, r"missing: transformer\.norm\.bias"),
     "other_head": ("vqa", {"itm_score.fc.bias": torch.ones(2)}, {}, "itm_score"),
     "wrong_shape": ("irtr", {NORM: torch.ones(31)}, {}, r"\(31,\), expected \(32,\)"),
-    "integers": ("irtr", {NORM: torch.ones(32, dtype=torch.int8)}, {}, r"int8; expected floating-point"),
+    "integers": (
+        "irtr",
+        {NORM: torch.ones(32, dtype=torch.int8)},
+        {},
+        r"int8; expected floating-point",
+    ),
     "other_model": (lambda: {"bert.weight": torch.ones(2)}, {}, {}, "in no layout of VLMo"),
     "both_positions": (
-        *(lambda: published_keys(random_beit(BeitForMaskedImageModeling)), {"pos_embed": torch.ones(1, 26, 32)}),
+        *(
+            lambda: published_keys(random_beit(BeitForMaskedImageModeling)),
+            {"pos_embed": torch.ones(1, 26, 32)},
+        ),
         *({"num_attention_heads": HEADS}, "does not have: .*relative_position_bias_table"),
     ),
     "wrong_heads": ("irtr", {}, {"num_attention_heads": 3}, "of 3 heads"),
@@ -238,7 +276,10 @@ def test_refusal_is_one_line_and_leaves_nothing(tmp_path, vocabulary, name):
 
 MUTATED: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, object]]] = {
     "vlmo": (lambda: load_file(reference_file("pretrain")), {}),
-    "vlmo_absolute": (lambda: random_checkpoint(ABSOLUTE, "pooler", "itc"), {"num_attention_heads": 5}),
+    "vlmo_absolute": (
+        lambda: random_checkpoint(ABSOLUTE, "pooler", "itc"),
+        {"num_attention_heads": 5},
+    ),
     "beit": (
         lambda: published_keys(random_beit(BeitForMaskedImageModeling)),
         {"vocabulary": None},
@@ -247,12 +288,18 @@ MUTATED: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, object]]] = 
         lambda: published_keys(random_beit(BeitForMaskedImageModeling, **ABSOLUTE_POSITIONS)),
         {"vocabulary": None, "num_attention_heads": HEADS},
     ),
-    "hf-beit": (lambda: hugging_face_keys(random_beit(BeitForImageClassification)), {"vocabulary": None}),
+    "hf-beit": (
+        lambda: hugging_face_keys(random_beit(BeitForImageClassification)),
+        {"vocabulary": None},
+    ),
     "hf-beit_shared": (
         lambda: hugging_face_keys(random_beit(BeitForImageClassification, **SHARED_TABLE)),
         {"vocabulary": None},
     ),
-    "beit3": (lambda: plain_beit3.random_weights(plain_beit3.Sizes(), contrast=True), {"num_attention_heads": 4}),
+    "beit3": (
+        lambda: plain_beit3.random_weights(plain_beit3.Sizes(), contrast=True),
+        {"num_attention_heads": 4},
+    ),
 }
 MUTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "no_axis": lambda _: torch.tensor(1.0),
@@ -271,7 +318,11 @@ STRIDE = 7  # prime to the number of mutations: nearly each tensor is met, and e
 
 def mutations(weights: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Names of cases, and the weights with one tensor of block 0 or outside of blocks in another shape or type."""
-    names = [name for name in weights if not re.search(r"\.(blocks|layers|layer)\.[1-9]|^blocks\.[1-9]", name)]
+    names = [
+        name
+        for name in weights
+        if not re.search(r"\.(blocks|layers|layer)\.[1-9]|^blocks\.[1-9]", name)
+    ]
     for name, label in list(itertools.product(names, MUTATIONS))[::STRIDE]:
         mutated = MUTATIONS[label](weights[name])
         if (mutated.shape, mutated.dtype) != (weights[name].shape, weights[name].dtype):
@@ -285,7 +336,9 @@ class AcceptedError(Exception):
 @pytest.mark.parametrize("kind", MUTATED)
 def test_tensor_of_any_other_shape_is_one_line(tmp_path, vocabulary, monkeypatch, capfd, kind):
     make, options = MUTATED[kind]
-    monkeypatch.setattr(importing, "_make_processor", lambda *_, **__: None)  # slow, and not what is asked here
+    monkeypatch.setattr(
+        importing, "_make_processor", lambda *_, **__: None
+    )  # slow, and not what is asked here
     monkeypatch.setattr(importing, "write_folder", Mock(side_effect=AcceptedError))
     cases = dict(mutations(make()))
     assert len(cases) > 12
@@ -310,7 +363,10 @@ def test_folder_that_is_not_empty_is_left_as_it_is(tmp_path, take):
 
 def test_vocabulary_must_be_that_of_the_word_table(vocabulary, take):
     tokens = vocabulary.read_text().splitlines()
-    changed = ((tokens[:-1], r"95 tokens.*96 rows"), (tokens[1:] + tokens[:1], "padding is number 95"))
+    changed = (
+        (tokens[:-1], r"95 tokens.*96 rows"),
+        (tokens[1:] + tokens[:1], "padding is number 95"),
+    )
     for others, message in changed:
         vocabulary.write_text("\n".join(others) + "\n")
         with pytest.raises(ValueError, match=message):
@@ -318,14 +374,18 @@ def test_vocabulary_must_be_that_of_the_word_table(vocabulary, take):
 
 
 def test_long_lists_of_names_are_cut_and_control_characters_written_out(take):
-    weights = load_file(reference_file("irtr")) | {f"who{number:04}": torch.ones(1) for number in range(2000)}
+    weights = load_file(reference_file("irtr")) | {
+        f"who{number:04}": torch.ones(1) for number in range(2000)
+    }
     with pytest.raises(ValueError, match="who0018 and 1981 more") as refused:
         take(weights | {"a\nb\x1b[31m": torch.ones(1)})
     assert r"a\nb\x1b[31m, who0000" in str(refused.value)
     assert len(str(refused.value)) < 1000
 
 
-def test_berts_vocabulary_comes_from_the_hub_or_the_refusal_is_one_line(tmp_path, take, monkeypatch):
+def test_berts_vocabulary_comes_from_the_hub_or_the_refusal_is_one_line(
+    tmp_path, take, monkeypatch
+):
     asked, weights = [], random_checkpoint(Sizes(relative=True, vocabulary=30522), "itc")
 
     def fetch(repository: str, file: str, **options: object) -> str:
@@ -359,8 +419,13 @@ def test_beit_without_a_vocabulary_gets_a_processor_of_images_only(tmp_path):
     assert loaded(tmp_path / "again")["vlmo.text_embeddings.words.weight"].shape == (96, 32)
     assert AutoProcessor.from_pretrained(tmp_path / "again").max_text_length == 24
     assert "vlmo.text_embeddings.words.weight" in report.missing
-    torch.save(published_keys(random_beit(BeitForMaskedImageModeling, **ABSOLUTE_POSITIONS)), tmp_path / "file.pth")
-    import_checkpoint(tmp_path / "file.pth", tmp_path / "absolute", num_attention_heads=HEADS, **options)
+    torch.save(
+        published_keys(random_beit(BeitForMaskedImageModeling, **ABSOLUTE_POSITIONS)),
+        tmp_path / "file.pth",
+    )
+    import_checkpoint(
+        tmp_path / "file.pth", tmp_path / "absolute", num_attention_heads=HEADS, **options
+    )
     assert loaded(tmp_path / "absolute")["vlmo.text_embeddings.positions"].shape == (24, 32)
 
 
@@ -389,7 +454,9 @@ def test_fine_tuned_beit3_is_whole(tmp_path, task):
     spm = train_sentencepiece(tmp_path / "toy.spm")
     sizes = plain_beit3.Sizes(vocabulary=VLMoProcessor.from_sentencepiece(spm).vocab_size)
     torch.save({"model": plain_beit3.fine_tuned_weights(sizes, task)}, tmp_path / "file.pth")
-    report = import_checkpoint(tmp_path / "file.pth", tmp_path / "out", vocabulary=spm, num_attention_heads=4)
+    report = import_checkpoint(
+        tmp_path / "file.pth", tmp_path / "out", vocabulary=spm, num_attention_heads=4
+    )
     assert (report.tensors.unknown, report.missing) == ([], [])
     model, loading = report.model_class.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not loading["missing_keys"]
@@ -400,11 +467,15 @@ def test_fine_tuned_beit3_is_whole(tmp_path, task):
     plain = report.model_class(model.config)
     plain.load_state_dict(report.weights)
     expected = plain.backbone.image_embeddings(normed(images, mean=norm[0], deviation=norm[1]))
-    torch.testing.assert_close(model.backbone.image_embeddings(images), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.backbone.image_embeddings(images), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def normed(images: Tensor, *, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
-    return (images / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
+    return (images / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[
+        :, None, None
+    ]
 
 
 @pytest.mark.parametrize(
@@ -416,12 +487,19 @@ def normed(images: Tensor, *, mean: tuple[float, ...], deviation: tuple[float, .
         ("beit_base_patch16_224_pt1k_800ep.pth", None, False, IMAGENET),
         ("beit", {}, False, ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))),
         ("beit", {"do_normalize": False}, False, ((0.0,) * 3, (1.0,) * 3)),
-        ("beit", {"image_mean": 0.4, "image_std": 0.25, "rescale_factor": 1 / 255}, False, ((0.4,) * 3, (0.25,) * 3)),
+        (
+            "beit",
+            {"image_mean": 0.4, "image_std": 0.25, "rescale_factor": 1 / 255},
+            False,
+            ((0.4,) * 3, (0.25,) * 3),
+        ),
         ("beit", {}, True, IMAGENET),
     ],
 )
 @torch.no_grad()
-def test_other_normalisation_of_pixels_moves_into_the_projection(tmp_path, name, settings, option, norm):
+def test_other_normalisation_of_pixels_moves_into_the_projection(
+    tmp_path, name, settings, option, norm
+):
     """The imported model sees an image as the file's own code, which norms it in another way."""
     file = tmp_path / "plain"
     if settings is None:

@@ -9,10 +9,26 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.checkpoints.toy_folder import folder_writer, text_processor
-from transformers import AutoConfig, AutoModelForVisualQuestionAnswering, AutoProcessor, PreTrainedModel, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+    PreTrainedModel,
+    pipeline,
+)
 
-from vlmo.checkpoints.loading import load_model, load_processor, load_retrieval_model, read_state_dict
-from vlmo.model import VLMoForImageTextRetrieval, VLMoForMaskedLM, VLMoForPreTraining, VLMoForVisualQuestionAnswering
+from vlmo.checkpoints.loading import (
+    load_model,
+    load_processor,
+    load_retrieval_model,
+    read_state_dict,
+)
+from vlmo.model import (
+    VLMoForImageTextRetrieval,
+    VLMoForMaskedLM,
+    VLMoForPreTraining,
+    VLMoForVisualQuestionAnswering,
+)
 from vlmo.model.stages import start_from
 from vlmo.retrieval import Encoder
 
@@ -27,7 +43,9 @@ def answering(write):
     return write(VLMoForVisualQuestionAnswering, num_labels=3)
 
 
-def edited(folder: str, to: Path, file: str = "config.json", *, without: str | None = None, **changes) -> Path:
+def edited(
+    folder: str, to: Path, file: str = "config.json", *, without: str | None = None, **changes
+) -> Path:
     """A copy whose JSON file differs."""
     if not to.exists():
         shutil.copytree(folder, to)
@@ -75,24 +93,51 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(answering, write, t
         (lacking.parent, "lacks 1 tensors of VLMoForVisualQuestionAnswering"),
         (cut.parent, "cannot be loaded"),
         (tmp_path / "empty", "cannot be loaded"),
-        (edited(folder, tmp_path / "wide", hidden_size=48), "other shapes than its config.json says"),
+        (
+            edited(folder, tmp_path / "wide", hidden_size=48),
+            "other shapes than its config.json says",
+        ),
         (edited(folder, tmp_path / "type", dtype="no type"), "cannot be loaded"),
         (edited(folder, tmp_path / "quantised", quantization_config=3), "cannot be loaded"),
-        (edited(folder, tmp_path / "labels", num_labels=10**12), "num_labels is 1000000000000; expected"),
-        (edited(folder, tmp_path / "names", num_labels=1 << 24), "num_labels is 16777216; expected"),
-        (edited(folder, tmp_path / "words", vocab_size=1 << 24), "vocab_size is 16777216; expected"),
-        (edited(folder, tmp_path / "layers", num_hidden_layers=10**7), "num_hidden_layers is 10000000; expected"),
-        (edited(folder, tmp_path / "kernel", _attn_implementation="a/b"), "_attn_implementation is 'a/b'; expected"),
+        (
+            edited(folder, tmp_path / "labels", num_labels=10**12),
+            "num_labels is 1000000000000; expected",
+        ),
+        (
+            edited(folder, tmp_path / "names", num_labels=1 << 24),
+            "num_labels is 16777216; expected",
+        ),
+        (
+            edited(folder, tmp_path / "words", vocab_size=1 << 24),
+            "vocab_size is 16777216; expected",
+        ),
+        (
+            edited(folder, tmp_path / "layers", num_hidden_layers=10**7),
+            "num_hidden_layers is 10000000; expected",
+        ),
+        (
+            edited(folder, tmp_path / "kernel", _attn_implementation="a/b"),
+            "_attn_implementation is 'a/b'; expected",
+        ),
     ):
         with pytest.raises(ValueError, match=words.replace(".", r"\.")) as raised:
             load_model(path, kind, hint="Train one.")
         assert "\n" not in str(raised.value), path
         assert str(path) in str(raised.value)
-    with pytest.raises(ValueError, match="VLMoForMaskedLM; expected VLMoForImageTextRetrieval or VLMoForPreTrain"):
+    with pytest.raises(
+        ValueError, match="VLMoForMaskedLM; expected VLMoForImageTextRetrieval or VLMoForPreTrain"
+    ):
         load_retrieval_model(other)
-    with pytest.raises(ValueError, match="holds SomebodyElse; expected a model folder of VLMoModel or"):
+    with pytest.raises(
+        ValueError, match="holds SomebodyElse; expected a model folder of VLMoModel or"
+    ):
         load_model(edited(folder, tmp_path / "else", architectures=["SomebodyElse"]))
-    for text in ("{", (Path(folder) / "tokenizer.json").read_text().replace('"model":', '"normalizer": 5, "model":')):
+    for text in (
+        "{",
+        (Path(folder) / "tokenizer.json")
+        .read_text()
+        .replace('"model":', '"normalizer": 5, "model":'),
+    ):
         (tmp_path / "unnamed" / "tokenizer.json").write_text(text)
         with pytest.raises(ValueError, match="cannot be loaded"):
             load_processor(tmp_path / "unnamed")
@@ -111,7 +156,11 @@ def test_nothing_is_read_of_what_a_folder_names_elsewhere(answering, tmp_path):
     weights = tmp_path / "secret" / "model.safetensors"
     shutil.copytree(answering[0], weights.parent)
     folder = edited(answering[0], tmp_path / "model")
-    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(weights.parent), "target_modules": ["fc1"]}
+    adapter = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": str(weights.parent),
+        "target_modules": ["fc1"],
+    }
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
     with pytest.raises(ValueError, match="holds an adapter and no model"):
         load_model(folder)
@@ -132,25 +181,42 @@ def test_links_of_the_cache_of_the_hub_are_followed(answering, tmp_path, inside)
     shutil.copytree(answering[0], folder)
     (tmp_path / "blobs").mkdir()
     (folder / "model.safetensors").rename(tmp_path / "blobs" / "digest")
-    (folder / "shard.safetensors").symlink_to(os.path.relpath(tmp_path / "blobs" / "digest", folder))
-    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(tmp_path / "blobs" / "digest"), "shard.safetensors")}
+    (folder / "shard.safetensors").symlink_to(
+        os.path.relpath(tmp_path / "blobs" / "digest", folder)
+    )
+    index = {
+        "metadata": {},
+        "weight_map": dict.fromkeys(load_file(tmp_path / "blobs" / "digest"), "shard.safetensors"),
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     load_model(folder)
 
 
 @pytest.mark.parametrize("size", ["vocab_size", "max_text_positions", "num_modality_types"])
 @pytest.mark.parametrize("there", [True, False])
-def test_no_memory_is_taken_for_sizes_that_the_weights_do_not_have(answering, tmp_path, monkeypatch, size, there):
+def test_no_memory_is_taken_for_sizes_that_the_weights_do_not_have(
+    answering, tmp_path, monkeypatch, size, there
+):
     folder = edited(answering[0], tmp_path / "model", **{size: 1 << 20})
     if not there:
-        kept = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if "embed" not in name}
+        kept = {
+            name: tensor
+            for name, tensor in load_file(folder / "model.safetensors").items()
+            if "embed" not in name
+        }
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("memory was taken"))
-    with pytest.raises(ValueError, match=r"other shapes than its config\.json says|it lacks \d+ tensors"):
+    monkeypatch.setattr(
+        PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("memory was taken")
+    )
+    with pytest.raises(
+        ValueError, match=r"other shapes than its config\.json says|it lacks \d+ tensors"
+    ):
         load_model(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "model-00001.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "model-00001.safetensors"]
+)
 def test_named_pipe_in_a_folder_is_not_waited_for(answering, tmp_path, name):
     folder = edited(answering[0], tmp_path / "model")
     (folder / name).unlink(missing_ok=True)
@@ -173,6 +239,13 @@ def test_code_of_a_folder_is_neither_run_nor_asked_about(answering, tmp_path, mo
     assert load_model(folder).config.num_labels == 3
     assert load_processor(folder).image_size == 64
     assert AutoConfig.from_pretrained(folder).model_type == "vlmo"
-    assert isinstance(AutoModelForVisualQuestionAnswering.from_pretrained(folder), VLMoForVisualQuestionAnswering)
+    assert isinstance(
+        AutoModelForVisualQuestionAnswering.from_pretrained(folder), VLMoForVisualQuestionAnswering
+    )
     assert AutoProcessor.from_pretrained(folder).image_size == 64
-    assert pipeline("visual-question-answering", model=str(folder), device="cpu").model.config.num_labels == 3
+    assert (
+        pipeline(
+            "visual-question-answering", model=str(folder), device="cpu"
+        ).model.config.num_labels
+        == 3
+    )

@@ -41,13 +41,18 @@ def on_meta(sizes: Sizes, *heads: str, classes: int = 2) -> dict[str, Tensor]:
     ],
 )
 def test_published_sizes_are_our_presets(sizes, preset, image_size):
-    conversion = official.convert(on_meta(dataclasses.replace(sizes, grid=image_size // 16), *STAGE_3))
+    conversion = official.convert(
+        on_meta(dataclasses.replace(sizes, grid=image_size // 16), *STAGE_3)
+    )
     changes = {} if sizes.relative else {"max_text_positions": 40}
     assert conversion.config.to_dict() == preset(image_size=image_size, **changes).to_dict()
     assert conversion.model_class is VLMoForPreTraining
     assert conversion.tensors.unknown == []
     with torch.device("meta"):
-        needed = {name: tensor.shape for name, tensor in VLMoForPreTraining(conversion.config).state_dict().items()}
+        needed = {
+            name: tensor.shape
+            for name, tensor in VLMoForPreTraining(conversion.config).state_dict().items()
+        }
     assert {name: tensor.shape for name, tensor in conversion.weights.items()} == needed
 
 
@@ -56,7 +61,11 @@ def test_published_sizes_are_our_presets(sizes, preset, image_size):
     [
         (STAGE_3, VLMoForPreTraining, {"contrast_fusion_branch": True, "use_match_head": True}),
         (("pooler", "itc", "itm", "mlm"), VLMoForPreTraining, {"contrast_fusion_branch": False}),
-        (("pooler", "itc"), VLMoForImageTextRetrieval, {"use_match_head": False, "use_pooler": True}),
+        (
+            ("pooler", "itc"),
+            VLMoForImageTextRetrieval,
+            {"use_match_head": False, "use_pooler": True},
+        ),
         (("pooler", "itc", "itm"), VLMoForImageTextRetrieval, {"use_match_head": True}),
         (("itc",), VLMoForImageTextRetrieval, {"use_match_head": False, "use_pooler": False}),
         (("pooler", "vqa"), VLMoForVisualQuestionAnswering, {"num_labels": 7, "use_pooler": True}),
@@ -68,7 +77,9 @@ def test_published_sizes_are_our_presets(sizes, preset, image_size):
 def test_heads_tell_the_task(heads, model_class, expected):
     conversion = official.convert(on_meta(BASE, *heads, classes=7))
     assert conversion.model_class is model_class
-    assert {name: vars(conversion.config).get(name, conversion.config.num_labels) for name in expected} == expected
+    assert {
+        name: vars(conversion.config).get(name, conversion.config.num_labels) for name in expected
+    } == expected
     assert conversion.tensors.unknown == []
 
 
@@ -95,18 +106,48 @@ NINE, TEN = (dataclasses.replace(BASE, layers=layers, fusion_layers=0) for layer
         (BASE, {"relative_position_bias_table": (1125, 144)}, {}, "1125 rows"),
         (BASE, {"relative_position_bias_table": (401, 144)}, {}, "401 rows"),
         (BASE, {"relative_position_bias_table": (3, 144)}, {}, "3 rows"),
-        (BASE, {"relative_position_bias_table": (1126, 145)}, {}, "145 columns, which do not fit 12 layers"),
-        (BASE, {}, {"num_attention_heads": 16}, "144 columns, which do not fit 12 layers of 16 heads"),
-        (NINE, {"relative_position_bias_table": (1126, 144)}, {}, "144 columns, which do not fit 9 layers of 12 heads"),
-        (TEN, {"relative_position_bias_table": (1126, 144)}, {}, "144 columns, which do not fit 10 layers of 12 heads"),
+        (
+            BASE,
+            {"relative_position_bias_table": (1126, 145)},
+            {},
+            "145 columns, which do not fit 12 layers",
+        ),
+        (
+            BASE,
+            {},
+            {"num_attention_heads": 16},
+            "144 columns, which do not fit 12 layers of 16 heads",
+        ),
+        (
+            NINE,
+            {"relative_position_bias_table": (1126, 144)},
+            {},
+            "144 columns, which do not fit 9 layers of 12 heads",
+        ),
+        (
+            TEN,
+            {"relative_position_bias_table": (1126, 144)},
+            {},
+            "144 columns, which do not fit 10 layers of 12 heads",
+        ),
         (BASE, {"relative_position_bias_table": None}, {}, "neither"),
         (BASE, {"text_embeddings.position_embeddings.weight": ()}, {}, "expected 2 axes"),
         (BASE_PLUS, {"transformer.pos_embed": (2, 197, 544)}, {}, "pos_embed has shape"),
         (BASE_PLUS, {"transformer.pos_embed": (1, 200, 544)}, {}, "200 rows"),
         (Sizes(), {}, {}, "--num-attention-heads"),
-        (BASE, {"transformer.patch_embed.proj.weight": None}, {}, r"patch_embed\.proj\.weight is not there"),
+        (
+            BASE,
+            {"transformer.patch_embed.proj.weight": None},
+            {},
+            r"patch_embed\.proj\.weight is not there",
+        ),
         (BASE, {"transformer.patch_embed.proj.weight": (768, 3, 16)}, {}, "expected 4 axes"),
-        (BASE, {"text_embeddings.word_embeddings.weight": None}, {}, r"word_embeddings\.weight is not there"),
+        (
+            BASE,
+            {"text_embeddings.word_embeddings.weight": None},
+            {},
+            r"word_embeddings\.weight is not there",
+        ),
         (BASE, {"transformer.blocks.13.norm1.weight": (768,)}, {}, "without gaps"),
         (BASE, {"transformer.blocks.3.mlp_vl.fc1.weight": (3072, 768)}, {}, "the top ones"),
     ],
@@ -131,4 +172,6 @@ def test_recognises_its_own_names_only():
     assert official.recognises(on_meta(BASE))
     assert official.recognises(on_meta(BASE_PLUS))
     assert not official.recognises({"transformer.resblocks.0.mlp.fc1.weight": torch.empty(1)})
-    assert not official.recognises({"blocks.0.mlp.fc1.weight": torch.empty(1), "cls_token": torch.empty(1)})
+    assert not official.recognises(
+        {"blocks.0.mlp.fc1.weight": torch.empty(1), "cls_token": torch.empty(1)}
+    )

@@ -14,7 +14,10 @@ from safetensors.torch import save_file
 
 from vlmo.checkpoints.loading import read_labels, read_state_dict
 
-WEIGHTS = {"first.weight": torch.arange(6.0).reshape(2, 3), "second": torch.tensor([7], dtype=torch.int64)}
+WEIGHTS = {
+    "first.weight": torch.arange(6.0).reshape(2, 3),
+    "second": torch.tensor([7], dtype=torch.int64),
+}
 
 
 class Leaves:
@@ -43,7 +46,11 @@ def test_safetensors_and_files_of_a_folder_are_read(tmp_path):
 
 LONG = (2**62).to_bytes(8, "little")
 # A dictionary whose key is a pair of pairs of pairs ..., each of them the same twice: its hash takes forever.
-NESTED = b"\x80\x02})q\x00" + b"".join(b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(60)) + b"K\x01s."
+NESTED = (
+    b"\x80\x02})q\x00"
+    + b"".join(b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(60))
+    + b"K\x01s."
+)
 NO_NUMBERS = r"odd\. Save them dense|cannot be read|would run code"
 REFUSED = {
     "empty": (b"", "no checkpoint"),
@@ -58,7 +65,10 @@ REFUSED = {
     "no tensors": ({"epoch": 3}, "no named tensors"),
     "none under its name": ({"state_dict": {}}, "no named tensors"),
     "a module": (torch.nn.Linear(2, 2), r"would run code \(torch\.nn\.modules\.linear\.Linear\)"),
-    "a path beside": ({"state_dict": WEIGHTS, "size": Path("here")}, r"would run code \(pathlib\.\w+\)"),
+    "a path beside": (
+        {"state_dict": WEIGHTS, "size": Path("here")},
+        r"would run code \(pathlib\.\w+\)",
+    ),
     "no file": (None, "no weights in"),
     "nested keys": (NESTED, "shared inside shared"),
     "nested keys and junk": (NESTED[:-1] + b"junk", "shared inside shared"),
@@ -68,7 +78,10 @@ REFUSED = {
     "sparse": (WEIGHTS | {"odd": torch.eye(3).to_sparse()}, NO_NUMBERS),
     "expanded": (WEIGHTS | {"odd": torch.zeros(1).expand(1 << 30)}, NO_NUMBERS),
     "meta": (WEIGHTS | {"odd": torch.empty(3, 3, device="meta")}, NO_NUMBERS),
-    "jagged": (WEIGHTS | {"odd": torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged)}, NO_NUMBERS),
+    "jagged": (
+        WEIGHTS | {"odd": torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged)},
+        NO_NUMBERS,
+    ),
 }
 
 
@@ -90,7 +103,11 @@ def test_what_holds_no_plain_weights_or_grows_when_read_is_refused_in_a_line(tmp
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_weights_are_found_under_every_wrapper(tmp_path, zipped, wrapper, prefix):
     weights = {f"{prefix}{name}": tensor for name, tensor in WEIGHTS.items()}
-    content = {wrapper: weights, "epoch": 3, "optimizer": {"state": {}}} if wrapper else {**weights, "epoch": 3}
+    content = (
+        {wrapper: weights, "epoch": 3, "optimizer": {"state": {}}}
+        if wrapper
+        else {**weights, "epoch": 3}
+    )
     file = tmp_path / "checkpoint.pt"
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     same(read_state_dict(file), WEIGHTS)

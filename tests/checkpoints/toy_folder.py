@@ -21,13 +21,16 @@ def drawings(count: int) -> list[Image.Image]:
     """Noise, of a different size each."""
     generator = np.random.default_rng(0)
     return [
-        Image.fromarray(generator.integers(0, 256, (40 + 8 * number, 50, 3), dtype=np.uint8)) for number in range(count)
+        Image.fromarray(generator.integers(0, 256, (40 + 8 * number, 50, 3), dtype=np.uint8))
+        for number in range(count)
     ]
 
 
 def text_processor() -> VLMoProcessor:
     """Knows the words of captions and questions."""
-    return VLMoProcessor.train(CAPTIONS + QUESTIONS, vocab_size=96, min_frequency=1, image_size=64, max_text_length=16)
+    return VLMoProcessor.train(
+        CAPTIONS + QUESTIONS, vocab_size=96, min_frequency=1, image_size=64, max_text_length=16
+    )
 
 
 def folder_writer(parent: Path, processor: VLMoProcessor) -> Callable[..., tuple[str, nn.Module]]:

@@ -22,9 +22,14 @@ def test_a_square_lies_where_the_text_says_in_its_color():
 
 
 def test_sides_and_places_grow_with_the_image():
-    small, large = pixels("scene:48|ffffff|circle,48,0,48,000000"), pixels("scene:192|ffffff|circle,48,0,48,000000")
+    small, large = (
+        pixels("scene:48|ffffff|circle,48,0,48,000000"),
+        pixels("scene:192|ffffff|circle,48,0,48,000000"),
+    )
     assert (small.shape[0], large.shape[0]) == (48, 192)
-    shrunk = np.asarray(Image.fromarray(large.astype(np.uint8)).resize((48, 48), Image.Resampling.BOX)).astype(int)
+    shrunk = np.asarray(
+        Image.fromarray(large.astype(np.uint8)).resize((48, 48), Image.Resampling.BOX)
+    ).astype(int)
     assert np.abs(small - shrunk).mean() < 3
 
 
@@ -51,7 +56,14 @@ def test_a_background_of_two_colors_runs_from_one_to_the_other(text, axis):
 
 
 @pytest.mark.parametrize(
-    "text", ["scene:96", "scene:x|ffffff", "scene:96|ffffff|blob,1,2,3", "scene:96|ffffff|star,1,2", "scene:96|nocolor"]
+    "text",
+    [
+        "scene:96",
+        "scene:x|ffffff",
+        "scene:96|ffffff|blob,1,2,3",
+        "scene:96|ffffff|star,1,2",
+        "scene:96|nocolor",
+    ],
 )
 def test_a_damaged_text_is_named(text):
     with pytest.raises(ValueError, match=r"broken\.png"):
@@ -63,7 +75,10 @@ LARGE = {
     "side": ("scene:96|ffffff|star,0,0,1100,d81e28", "star of 1100 pixels.*expected"),
     "objects": ("scene:96|ffffff" + "|star,0,0,24,d81e28" * 64, "expected"),
     "bytes": (f"scene:96|ffffff|{'x' * 70_000},0,0,24", "expected"),
-    "path": ("scene:96|ffffff|twemoji/../../../1f436,0,0,9", "no (shape or )?drawing"),  # worlds may be there
+    "path": (
+        "scene:96|ffffff|twemoji/../../../1f436,0,0,9",
+        "no (shape or )?drawing",
+    ),  # worlds may be there
 }
 
 

@@ -34,7 +34,9 @@ def smallest_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def names_without_variant(name: str) -> set[str]:
-    plain = re.sub(r" (medium-light|medium-dark|light|medium|dark) skin tone", "", name).removesuffix(" facing right")
+    plain = re.sub(
+        r" (medium-light|medium-dark|light|medium|dark) skin tone", "", name
+    ).removesuffix(" facing right")
     person = re.sub(r"^(man|woman) ", "person ", plain)
     # Hair by itself is a drawing of its own: "bald" is no person who is bald.
     role = "" if re.search("(bald|hair)$", plain) else re.sub(r"^(man|woman) ", "", plain)
@@ -80,7 +82,10 @@ def test_test_names_are_distinct_and_plain(pairs) -> None:
 
 def test_no_training_drawing_is_one_for_testing_or_looks_like_it_or_is_its_variant(pairs) -> None:
     assert not set(pairs["train"]["image_id"]) & set(pairs["test"]["image_id"])
-    assert smallest_distances(small_images(pairs["train"]), small_images(pairs["test"])).min() >= SAME_LOOK
+    assert (
+        smallest_distances(small_images(pairs["train"]), small_images(pairs["test"])).min()
+        >= SAME_LOOK
+    )
     # Variants by names, where the builder goes by code points.
     names, held_out = english_names(), {captions[0] for captions in pairs["test"]["captions"]}
     for image_id in pairs["train"]["image_id"]:
@@ -92,4 +97,7 @@ def test_no_training_drawing_is_one_for_testing_or_looks_like_it_or_is_its_varia
 def test_rows_have_images_of_their_own_and_flags_with_one_image_share_a_row(pairs) -> None:
     cells = [cell for rows in pairs.values() for cell in rows["image"][:]]
     assert len({decode_image(cell).tobytes() for cell in cells}) == len(cells)
-    assert any({"Norway", "Svalbard & Jan Mayen"} <= set(captions) for captions in pairs["train"]["captions"])
+    assert any(
+        {"Norway", "Svalbard & Jan Mayen"} <= set(captions)
+        for captions in pairs["train"]["captions"]
+    )

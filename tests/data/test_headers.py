@@ -34,7 +34,12 @@ def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
 
 def png_line() -> bytes:
     head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 70_000, 1, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(bytes(140_000))) + png_chunk(b"IEND")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + png_chunk(b"IDAT", zlib.compress(bytes(140_000)))
+        + png_chunk(b"IEND")
+    )
 
 
 def with_scans(number: int) -> bytes:
@@ -51,7 +56,14 @@ def with_sequential_scans(number: int) -> bytes:
 
 def runs(width: int, height: int, *, more: int = 0) -> bytes:
     head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, 2, 1, 1, 256, 0)
-    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + 1024) + head + bytes(1024) + b"\0\1" + bytes(more)
+    return (
+        b"BM"
+        + struct.pack("<IHHI", 0, 0, 0, 54 + 1024)
+        + head
+        + bytes(1024)
+        + b"\0\1"
+        + bytes(more)
+    )
 
 
 def after_start(data: bytes, more: bytes, *, start: int = 2) -> bytes:
@@ -60,15 +72,30 @@ def after_start(data: bytes, more: bytes, *, start: int = 2) -> bytes:
 
 def tiff(*tags: tuple[int, int, int, int], data: bytes = bytes(960), order: str = "<") -> bytes:
     """A grey image of 40 x 24, unless `tags` say something else."""
-    entries = {256: (4, 1, 40), 257: (4, 1, 24), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 273: (4, 1, 8)}
-    entries |= {277: (3, 1, 1), 278: (4, 1, 24), 279: (4, 1, 960)} | {tag: rest for tag, *rest in tags}
+    entries = {
+        256: (4, 1, 40),
+        257: (4, 1, 24),
+        258: (3, 1, 8),
+        259: (3, 1, 1),
+        262: (3, 1, 1),
+        273: (4, 1, 8),
+    }
+    entries |= {277: (3, 1, 1), 278: (4, 1, 24), 279: (4, 1, 960)} | {
+        tag: rest for tag, *rest in tags
+    }
     if order == ">":  # values of 16 bits stand on the left
         entries = {
-            tag: (kind, count, value << 16 if kind == 3 else value) for tag, (kind, count, value) in entries.items()
+            tag: (kind, count, value << 16 if kind == 3 else value)
+            for tag, (kind, count, value) in entries.items()
         }
     listed = [struct.pack(f"{order}HHII", tag, *entries[tag]) for tag in sorted(entries)]
     directory = struct.pack(f"{order}H", len(listed)) + b"".join(listed) + bytes(4)
-    return {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(data)) + data + directory
+    return (
+        {"<": b"II*\0", ">": b"MM\0*"}[order]
+        + struct.pack(f"{order}I", 8 + len(data))
+        + data
+        + directory
+    )
 
 
 def tiff_strips() -> bytes:
@@ -77,7 +104,13 @@ def tiff_strips() -> bytes:
 
 def tiff_tile(side: int) -> bytes:
     tile = zlib.compress(bytes(side * min(side, 256)))
-    tags = [(322, 4, 1, side), (323, 4, 1, side), (324, 4, 1, 8), (325, 4, 1, len(tile)), (259, 3, 1, 8)]
+    tags = [
+        (322, 4, 1, side),
+        (323, 4, 1, side),
+        (324, 4, 1, 8),
+        (325, 4, 1, len(tile)),
+        (259, 3, 1, 8),
+    ]
     return tiff(*tags, data=tile)
 
 
@@ -86,12 +119,27 @@ def with_hidden_scans(whole: bytes) -> bytes:
     return whole[:-2] + b"\xff\x02\x40\x00" + 33 * b"\xff\xda\x00\x02" + whole[-2:]
 
 
-def tiff_tiles(width: int, height: int, *more: tuple[int, int, int, int], tile: tuple[int, int]) -> bytes:
+def tiff_tiles(
+    width: int, height: int, *more: tuple[int, int, int, int], tile: tuple[int, int]
+) -> bytes:
     """Tiles that all lie at one place of the file."""
-    number, packed = -(-width // tile[0]) * -(-height // tile[1]), zlib.compress(bytes(tile[0] * tile[1]))
+    number, packed = (
+        -(-width // tile[0]) * -(-height // tile[1]),
+        zlib.compress(bytes(tile[0] * tile[1])),
+    )
     first = 8 + 8 * number
-    data = struct.pack(f"<{number}I", *[first] * number) + struct.pack(f"<{number}I", *[len(packed)] * number) + packed
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (322, 4, 1, tile[0]), (323, 4, 1, tile[1]), (259, 3, 1, 8)]
+    data = (
+        struct.pack(f"<{number}I", *[first] * number)
+        + struct.pack(f"<{number}I", *[len(packed)] * number)
+        + packed
+    )
+    tags = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (322, 4, 1, tile[0]),
+        (323, 4, 1, tile[1]),
+        (259, 3, 1, 8),
+    ]
     return tiff(*tags, (324, 4, number, 8), (325, 4, number, 8 + 4 * number), *more, data=data)
 
 
@@ -118,7 +166,9 @@ def phone_photo() -> bytes:
     tile = encoded_item(Image.effect_noise((64, 64), 50).convert("RGB"))
     turned = box(b"irot", b"\1")
     grid = grid_of(1, 2, 128, 64)
-    gains = encoded_item(Image.new("L", (64, 32)), auxiliary(b"urn:com:apple:photo:2020:aux:hdrgainmap"))
+    gains = encoded_item(
+        Image.new("L", (64, 32)), auxiliary(b"urn:com:apple:photo:2020:aux:hdrgainmap")
+    )
     depth = encoded_item(Image.new("L", (48, 48)), auxiliary(b"auxid:2"))
     items = {
         1: Item(b"grid", grid.size, grid.data, [turned]),
@@ -130,10 +180,18 @@ def phone_photo() -> bytes:
         8: Item(b"mime", data=b"<x:xmpmeta/>"),
         9: encoded_item(Image.new("RGB", (32, 16))),
     }
-    references = [(b"dimg", 1, [2, 3]), (b"dimg", 6, [1, 4]), (b"auxl", 4, [1]), (b"auxl", 5, [1]), (b"thmb", 9, [1])]
+    references = [
+        (b"dimg", 1, [2, 3]),
+        (b"dimg", 6, [1, 4]),
+        (b"auxl", 4, [1]),
+        (b"auxl", 5, [1]),
+        (b"thmb", 9, [1]),
+    ]
     groups = box(b"grpl", full_box(b"altr", struct.pack(">IIII", 50, 2, 6, 1)))
     video = box(b"mpvd", encoded("JPEG")) + movie(90)
-    return items_file(items, [*references, (b"cdsc", 7, [1, 6]), (b"cdsc", 8, [1])], groups=groups, more=video)
+    return items_file(
+        items, [*references, (b"cdsc", 7, [1, 6]), (b"cdsc", 8, [1])], groups=groups, more=video
+    )
 
 
 MEGABYTE = 1 << 20
@@ -146,17 +204,35 @@ HOSTILE = {
     "line": (png_line, "1 x 70000: a side has at most 65,535 pixels"),
     "scans": (lambda: with_scans(40), "32 scans"),
     "sequential scans": (lambda: with_sequential_scans(33), "32 scans"),
-    "comment": (lambda: after_start(encoded("GIF"), b"!\xfe" + 5001 * b"\1a" + b"\0", start=781), "5000 blocks"),
+    "comment": (
+        lambda: after_start(encoded("GIF"), b"!\xfe" + 5001 * b"\1a" + b"\0", start=781),
+        "5000 blocks",
+    ),
     "junk": (lambda: after_start(encoded("GIF"), bytes(5001), start=781), "more than 5000 blocks"),
     "runs": (lambda: runs(3000, 3000), "runs of 3000 x 3000 pixels"),
     "bytes of runs": (lambda: runs(30, 30, more=1 << 22), "runs of 30 x 30 pixels in 4,195,"),
-    "bulk": (lambda: after_start(encoded("PNG"), png_chunk(b"IDAT") * 100_001, start=33), "or 100,000 of pixels"),
-    "segments": (lambda: after_start(encoded("JPEG"), b"\xff\xfe\x00\x02" * 5001), "more than 5000 segments"),
-    "restarts": (lambda: after_start(encoded("JPEG"), b"\xff\xd0" * 5001), "more than 5000 segments"),
+    "bulk": (
+        lambda: after_start(encoded("PNG"), png_chunk(b"IDAT") * 100_001, start=33),
+        "or 100,000 of pixels",
+    ),
+    "segments": (
+        lambda: after_start(encoded("JPEG"), b"\xff\xfe\x00\x02" * 5001),
+        "more than 5000 segments",
+    ),
+    "restarts": (
+        lambda: after_start(encoded("JPEG"), b"\xff\xd0" * 5001),
+        "more than 5000 segments",
+    ),
     "padding": (lambda: after_start(encoded("JPEG"), b"\xff" * 50_000), "more than 5000 segments"),
-    "chunks": (lambda: after_start(encoded("PNG"), png_chunk(b"prVt") * 5001, start=33), "more than 5000 chunks"),
+    "chunks": (
+        lambda: after_start(encoded("PNG"), png_chunk(b"prVt") * 5001, start=33),
+        "more than 5000 chunks",
+    ),
     "tile": (lambda: tiff_tile(46_000), "1 tiles of 2,116,000,000 pixels for an image of 40 x 24"),
-    "tiles": (lambda: tiff_tiles(1600, 16, tile=(16, 1 << 20)), "100 tiles of 16,777,216 pixels .* 1600 x 16"),
+    "tiles": (
+        lambda: tiff_tiles(1600, 16, tile=(16, 1 << 20)),
+        "100 tiles of 16,777,216 pixels .* 1600 x 16",
+    ),
     "tiles of a rotated image": (
         lambda: tiff_tiles(1600, 16, (274, 3, 1, 6), tile=(16, 1 << 20)),
         "100 tiles of 16,777,216 pixels for an image of 16 x 1600",
@@ -166,29 +242,44 @@ HOSTILE = {
     "profiles": (lambda: png_profiles(6), "more than 5000 chunks"),
     "strips": (tiff_strips, "30,001 strips or tiles"),
     "another order": (lambda: b"II\0*" + tiff_strips()[4:], "30,001 strips or tiles"),
-    "jpeg in strips": (lambda: encoded("TIFF", compression="jpeg"), r"pixels are JPEG \(compression 7\)"),
-    "jpeg in a big tiff": (lambda: encoded("TIFF", compression="jpeg", big_tiff=True), "pixels are JPEG"),
+    "jpeg in strips": (
+        lambda: encoded("TIFF", compression="jpeg"),
+        r"pixels are JPEG \(compression 7\)",
+    ),
+    "jpeg in a big tiff": (
+        lambda: encoded("TIFF", compression="jpeg", big_tiff=True),
+        "pixels are JPEG",
+    ),
     "old jpeg, another order": (lambda: tiff((259, 3, 1, 6), order=">"), "pixels are JPEG"),
     "jpeg as a byte": (lambda: tiff((259, 1, 1, 7)), "pixels are JPEG"),
     "jpeg said second": (
-        lambda: tiff((260, 3, 1, 7)).replace(struct.pack("<HHI", 260, 3, 1), struct.pack("<HHI", 259, 3, 1)),
+        lambda: tiff((260, 3, 1, 7)).replace(
+            struct.pack("<HHI", 260, 3, 1), struct.pack("<HHI", 259, 3, 1)
+        ),
         "pixels are JPEG",
     ),
     "tags": (lambda: tiff(*LARGE, data=bytes(MEGABYTE)), "49 tags that name 41,943"),
     "boxes of a heic": (lambda: tables(ONE) + box(b"free") * 20_000, "more than 20,000 boxes"),
     "box that ends before it begins": (lambda: tables(ONE) + b"\0\0\0\4free", "a box of 4 bytes"),
-    "item that is too large": (lambda: tables({1: (8, 8), 2: (60_000, 60_000)}), "an image of 3,600,000,000 pixels"),
+    "item that is too large": (
+        lambda: tables({1: (8, 8), 2: (60_000, 60_000)}),
+        "an image of 3,600,000,000 pixels",
+    ),
     "grid of one tile": (
         lambda: tables({1: (4000, 4000), 2: (4000, 4000)}, references=[(b"dimg", 1, [2] * 1000)]),
         "16,000,000 pixels that is made of 16,002,",
     ),
     "grid of grids": (
         lambda: tables(
-            dict.fromkeys(range(1, 9), (4000, 4000)), references=[(b"dimg", n, [n + 1] * 3) for n in range(1, 8)]
+            dict.fromkeys(range(1, 9), (4000, 4000)),
+            references=[(b"dimg", n, [n + 1] * 3) for n in range(1, 8)],
         ),
         "16,000,000 pixels that is made of",
     ),
-    "image of itself": (lambda: tables(TWO, references=[(b"dimg", 1, [2]), (b"dimg", 2, [1])]), "or of itself"),
+    "image of itself": (
+        lambda: tables(TWO, references=[(b"dimg", 1, [2]), (b"dimg", 2, [1])]),
+        "or of itself",
+    ),
     "shared metadata": (
         lambda: tables(TWO, references=[(b"cdsc", 2, [1] * 40)], data=bytes(MEGABYTE)),
         "items that name 4",
@@ -197,11 +288,26 @@ HOSTILE = {
         lambda: tables(dict.fromkeys(range(40), (8, 8)), profile=bytes(MEGABYTE)),
         "items that name 41,9",
     ),
-    "references": (lambda: tables(ONE, references=[(b"dimg", 1, [2] * 20_000)]), "more than 20,000 boxes, properties"),
-    "overlay": (lambda: part_of(b"dimg", LARGE_CANVAS, Item(size=(64, 64))), "an item of type iovl"),
-    "overlay of an overlay": (lambda: part_of(b"dimg", overlay_of((64, 64)), LARGE_CANVAS), "an item of type iovl"),
-    "grid of an overlay": (lambda: part_of(b"dimg", grid_of(1, 1, 64, 64), LARGE_CANVAS), "an item of type iovl"),
-    "copy of an overlay": (lambda: part_of(b"dimg", Item(b"iden", (64, 64)), LARGE_CANVAS), "an item of type iovl"),
+    "references": (
+        lambda: tables(ONE, references=[(b"dimg", 1, [2] * 20_000)]),
+        "more than 20,000 boxes, properties",
+    ),
+    "overlay": (
+        lambda: part_of(b"dimg", LARGE_CANVAS, Item(size=(64, 64))),
+        "an item of type iovl",
+    ),
+    "overlay of an overlay": (
+        lambda: part_of(b"dimg", overlay_of((64, 64)), LARGE_CANVAS),
+        "an item of type iovl",
+    ),
+    "grid of an overlay": (
+        lambda: part_of(b"dimg", grid_of(1, 1, 64, 64), LARGE_CANVAS),
+        "an item of type iovl",
+    ),
+    "copy of an overlay": (
+        lambda: part_of(b"dimg", Item(b"iden", (64, 64)), LARGE_CANVAS),
+        "an item of type iovl",
+    ),
     "tiled image": (lambda: part_of(b"dimg", Item(b"tili", (64, 64))), "an item of type tili"),
     "copies without a size": (
         lambda: part_of(b"dimg", Item(size=(4000, 4000)), *[Item(b"iden")] * 40, Item(size=(8, 8))),
@@ -209,29 +315,41 @@ HOSTILE = {
     ),
     "long chain of images": (lambda: part_of(b"dimg", *[Item(size=(1, 1))] * 2000), "recursion"),
     "transparency of transparency": (
-        lambda: part_of(b"auxl", *[Item(size=(4000, 4000), properties=[auxiliary(b"auxid:1")])] * 9),
+        lambda: part_of(
+            b"auxl", *[Item(size=(4000, 4000), properties=[auxiliary(b"auxid:1")])] * 9
+        ),
         "16,000,000 pixels that is made of",
     ),
     "transparency of tiles": (alpha_of_tiles, "163,840 pixels that is made of 640,"),
     "rotations": (
-        lambda: items_file({1: Item(size=(8, 8), properties=[box(b"irot", b"\1", bytes(n)) for n in range(4)])}),
+        lambda: items_file(
+            {1: Item(size=(8, 8), properties=[box(b"irot", b"\1", bytes(n)) for n in range(4)])}
+        ),
         "turned 4 times",
     ),
     "pieces of an item": (
-        lambda: items_file({1: Item(size=(8, 8)), 2: Item(b"Exif", data=bytes(MEGABYTE), extents=30)}),
+        lambda: items_file(
+            {1: Item(size=(8, 8)), 2: Item(b"Exif", data=bytes(MEGABYTE), extents=30)}
+        ),
         "an item of 31,457,280 bytes",
     ),
     "pieces of metadata": (
         lambda: items_file(
-            {1: Item(size=(8, 8)), 2: Item(b"Exif", data=bytes(MEGABYTE), extents=30)}, [(b"cdsc", 2, [1])]
+            {1: Item(size=(8, 8)), 2: Item(b"Exif", data=bytes(MEGABYTE), extents=30)},
+            [(b"cdsc", 2, [1])],
         ),
         "items that name 31,457,",
     ),
     "bytes of a tile": (
-        lambda: items_file({1: grid_of(1, 99, 6336, 64), 2: Item(size=(64, 64), data=bytes(MEGABYTE))}, SAME_TILE),
+        lambda: items_file(
+            {1: grid_of(1, 99, 6336, 64), 2: Item(size=(64, 64), data=bytes(MEGABYTE))}, SAME_TILE
+        ),
         "405,504 pixels that is made of 104,",
     ),
-    "frames": (lambda: items_file({1: Item(size=(8, 8))}, more=movie(1_000_001)), "a sequence of 1,000,001 frames"),
+    "frames": (
+        lambda: items_file({1: Item(size=(8, 8))}, more=movie(1_000_001)),
+        "a sequence of 1,000,001 frames",
+    ),
 }
 
 
@@ -257,7 +375,9 @@ USUAL = {
     "big tiff": lambda: encoded("TIFF", big_tiff=True),
     "gif": lambda: encoded("GIF", comment=b"x" * 60_000),
     "side": lambda: encoded("PNG", size=(65_535, 1)),
-    "heic": lambda: heic(Image.effect_noise((40, 24), 50).convert("RGB"), exif=b"Exif\0\0" + tiff()),
+    "heic": lambda: heic(
+        Image.effect_noise((40, 24), 50).convert("RGB"), exif=b"Exif\0\0" + tiff()
+    ),
     "transparent heic": lambda: heic(Image.new("RGBA", (64, 64), (9, 9, 9, 255))),
     "photo of a phone": phone_photo,
     "avif": lambda: encoded("AVIF"),
@@ -268,11 +388,15 @@ USUAL = {
 def test_usual_file_is_decoded(name: str) -> None:
     data = USUAL[name]()
     expected = Image.open(io.BytesIO(data)).convert("RGB")
-    np.testing.assert_array_equal(np.asarray(decode_image({"bytes": data, "path": None})), np.asarray(expected))
+    np.testing.assert_array_equal(
+        np.asarray(decode_image({"bytes": data, "path": None})), np.asarray(expected)
+    )
 
 
 def test_orientation_is_not_looked_for_in_exif_that_names_more_than_it_holds() -> None:
-    def oriented(*tags: tuple[int, int, int, int]) -> bytes:  # also where it says how a thumbnail is compressed
+    def oriented(
+        *tags: tuple[int, int, int, int],
+    ) -> bytes:  # also where it says how a thumbnail is compressed
         exif = tiff((0x0112, 3, 1, 6), (259, 3, 1, 6), *tags, data=bytes(MEGABYTE))
         return after_start(encoded("PNG"), png_chunk(b"eXIf", exif), start=33)
 

@@ -74,7 +74,9 @@ def whole(pairs) -> list[list[dict]]:
 
 
 @pytest.mark.parametrize(("num_workers", "start"), [(0, 3), (0, 6), (1, 0), (2, 0), (2, 3), (2, 6)])
-def test_loader_gives_the_same_tensors_with_any_number_of_workers_from_any_step_on(pairs, whole, num_workers, start):
+def test_loader_gives_the_same_tensors_with_any_number_of_workers_from_any_step_on(
+    pairs, whole, num_workers, start
+):
     config = LoaderConfig(global_batch_size=8, accumulation=2, num_workers=num_workers)
     found = take(RowLoader(pairs, config=config, seed=7), start=start, count=7 - start)
     assert [len(step) for step in found] == [2] * (7 - start)
@@ -84,23 +86,36 @@ def test_loader_gives_the_same_tensors_with_any_number_of_workers_from_any_step_
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_loader_shares_the_same_samples_among_any_number_of_processes(pairs, world_size, accumulation):
+def test_loader_shares_the_same_samples_among_any_number_of_processes(
+    pairs, world_size, accumulation
+):
     config = LoaderConfig(global_batch_size=8, accumulation=accumulation, num_workers=0)
     whole = RowLoader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=7)
     shares = [
-        take(RowLoader(pairs, config=config, seed=7, rank=rank, world_size=world_size), start=1, count=3)
+        take(
+            RowLoader(pairs, config=config, seed=7, rank=rank, world_size=world_size),
+            start=1,
+            count=3,
+        )
         for rank in range(world_size)
     ]
     for number, (batch,) in enumerate(take(whole, start=1, count=3)):
-        parts = [share[number][micro_step] for micro_step in range(accumulation) for share in shares]
+        parts = [
+            share[number][micro_step] for micro_step in range(accumulation) for share in shares
+        ]
         for key in ("sample_ids", "image_ids", "pixel_values"):
             assert torch.equal(torch.cat([part[key] for part in parts]), batch[key])
         for key in ("input_ids", "mlm_input_ids", "mlm_labels", "attention_mask"):
             texts = [row for part in parts for row in part[key]]
-            for text, row in zip(texts, batch[key], strict=True):  # padding depends on who shares the micro-batch
+            for text, row in zip(
+                texts, batch[key], strict=True
+            ):  # padding depends on who shares the micro-batch
                 length = min(len(text), len(row))
                 assert torch.equal(text[:length], row[:length])
-        seeds = [{share[number][micro]["step_seed"].item() for share in shares} for micro in range(accumulation)]
+        seeds = [
+            {share[number][micro]["step_seed"].item() for share in shares}
+            for micro in range(accumulation)
+        ]
         assert all(len(own) == 1 for own in seeds)  # the same on every process
         assert len(set.union(*seeds)) == accumulation  # another one in every micro-step
 
@@ -133,7 +148,9 @@ def _sleeping_thread():
 
 
 def test_loader_workers_outlive_signals_of_others_and_obey_their_parent(pairs):
-    threads_at_fork = [1]  # as some libraries start them; a hook cannot be taken back, so it is emptied
+    threads_at_fork = [
+        1
+    ]  # as some libraries start them; a hook cannot be taken back, so it is emptied
     os.register_at_fork(after_in_child=lambda: [_sleeping_thread() for _ in threads_at_fork])
     iterator = RowLoader(pairs, config=LoaderConfig(global_batch_size=8, num_workers=2), seed=7)(0)
     for _ in range(2):  # a batch of each worker, so that both are past their start
@@ -179,7 +196,9 @@ def test_loader_names_a_sample_that_cannot_be_decoded(tokenizer, num_workers):
     images = [picture(row) for row in range(6)]
     images[3] = images[3][:60]
     examples = RowExamples(rows(images), Contents(0, EvalTransform(TRANSFORM), tokenizer=tokenizer))
-    loader = RowLoader(examples, config=LoaderConfig(global_batch_size=6, num_workers=num_workers), seed=0)
+    loader = RowLoader(
+        examples, config=LoaderConfig(global_batch_size=6, num_workers=num_workers), seed=0
+    )
     with pytest.raises(ValueError, match=r"^sample 3 \(image_id 'picture-1'\)"):
         take(loader, start=0, count=1)
 
@@ -190,7 +209,10 @@ def test_pairs_give_each_caption_an_example_of_its_own(pairs, dataset, tokenizer
     captions = [caption.strip() for row in dataset["captions"] for caption in row]
     assert len(each) == len(captions) > len(pairs)
     for epoch in range(2):
-        read = [tokenizer.decode(each[epoch, number]["input_ids"], skip_special_tokens=True) for number in range(6)]
+        read = [
+            tokenizer.decode(each[epoch, number]["input_ids"], skip_special_tokens=True)
+            for number in range(6)
+        ]
         assert read == captions[:6]
     shown = [each[0, number]["image_id"] for number in range(8)]
     assert shown == [pairs[0, row]["image_id"] for row in (0, 0, 1, 1, 2, 2, 3, 3)]
@@ -205,18 +227,26 @@ def test_false_texts_are_those_of_the_chosen_captions(dataset, tokenizer, unit):
     examples = RowExamples(dataset, Contents(7, tokenizer=tokenizer), unit=unit, false_texts=false)
     read = [examples[epoch, number] for epoch in range(4) for number in range(8)]
     for each in read:
-        texts = [tokenizer.decode(each[name], skip_special_tokens=True) for name in ("input_ids", "false_input_ids")]
+        texts = [
+            tokenizer.decode(each[name], skip_special_tokens=True)
+            for name in ("input_ids", "false_input_ids")
+        ]
         assert f"no {texts[0]}".startswith(texts[1])  # which a word may have made too long
         assert len(texts[1]) > 3
     none = [[""] * len(each) for each in false]
     without = RowExamples(dataset, Contents(7, tokenizer=tokenizer), false_texts=none)
-    assert without.collate([without[0, row] for row in range(4)])["false_attention_mask"].tolist() == [[0] * 8] * 4
+    assert (
+        without.collate([without[0, row] for row in range(4)])["false_attention_mask"].tolist()
+        == [[0] * 8] * 4
+    )
     batch = examples.collate(read)
     assert batch["false_attention_mask"].sum() == sum(len(each["false_input_ids"]) for each in read)
 
 
 def test_captions_and_masks_of_words_differ_by_epoch(pairs, dataset, tokenizer):
-    texts = RowExamples(dataset.remove_columns("image"), Contents(7, tokenizer=tokenizer, words=WordMaskConfig()))
+    texts = RowExamples(
+        dataset.remove_columns("image"), Contents(7, tokenizer=tokenizer, words=WordMaskConfig())
+    )
     for examples, row in itertools.product((pairs, texts), range(4)):
         masks = defaultdict(set)
         for epoch in range(20):
@@ -230,7 +260,10 @@ def test_captions_and_masks_of_words_differ_by_epoch(pairs, dataset, tokenizer):
 
 def test_pair_examples_vary_by_epoch_and_repeat_for_the_same_key(pairs, dataset, tokenizer):
     plain = RowExamples(dataset, Contents(7, TrainTransform(TRANSFORM), tokenizer=tokenizer))
-    assert plain[0, 5].keys() == pairs[0, 5].keys() - {"mlm_input_ids", "mlm_labels"}  # which change nothing else
+    assert plain[0, 5].keys() == pairs[0, 5].keys() - {
+        "mlm_input_ids",
+        "mlm_labels",
+    }  # which change nothing else
     assert np.array_equal(plain[0, 5]["input_ids"], pairs[0, 5]["input_ids"])
     assert torch.equal(plain[0, 5]["pixel_values"], pairs[0, 5]["pixel_values"])
     first, other = pairs[0, 5], pairs[1, 5]
@@ -247,17 +280,30 @@ def test_image_examples_hide_equally_many_patches(dataset):
     examples = RowExamples(dataset, Contents(1, TrainTransform(TRANSFORM), mask))
     loader = RowLoader(examples, config=LoaderConfig(global_batch_size=8, num_workers=0), seed=1)
     ((batch,),) = take(loader, start=0, count=1)
-    assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed", "step"}
+    assert batch.keys() == {
+        "pixel_values",
+        "bool_masked_pos",
+        "image_ids",
+        "sample_ids",
+        "step_seed",
+        "step",
+    }
     assert batch["bool_masked_pos"].shape == (8, 16)
     assert batch["bool_masked_pos"].sum(1).tolist() == [6] * 8
-    assert len({np.asarray(examples[epoch, 5]["bool_masked_pos"]).tobytes() for epoch in range(8)}) > 4
-    assert "bool_masked_pos" not in RowExamples(dataset, Contents(1, TrainTransform(TRANSFORM)))[0, 0]
+    assert (
+        len({np.asarray(examples[epoch, 5]["bool_masked_pos"]).tobytes() for epoch in range(8)}) > 4
+    )
+    assert (
+        "bool_masked_pos" not in RowExamples(dataset, Contents(1, TrainTransform(TRANSFORM)))[0, 0]
+    )
 
 
 def test_text_examples_are_cut_to_their_length(dataset, tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = 12
-    examples = RowExamples(dataset.remove_columns("image"), Contents(1, tokenizer=tokenizer, words=WordMaskConfig()))
+    examples = RowExamples(
+        dataset.remove_columns("image"), Contents(1, tokenizer=tokenizer, words=WordMaskConfig())
+    )
     loader = RowLoader(examples, config=LoaderConfig(global_batch_size=22, num_workers=0), seed=1)
     ((batch,),) = take(loader, start=0, count=1)
     texts = {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"}
@@ -271,7 +317,11 @@ def test_text_examples_are_cut_to_their_length(dataset, tokenizer):
 
 @pytest.mark.parametrize("captions", [[], [" "]])
 def test_text_examples_reject_rows_without_words(dataset, tokenizer, captions):
-    broken = dataset.select(range(3)).remove_columns("captions").add_column("captions", [["a"], captions, ["b"]])
+    broken = (
+        dataset.select(range(3))
+        .remove_columns("captions")
+        .add_column("captions", [["a"], captions, ["b"]])
+    )
     with pytest.raises(ValueError, match="sample 1 has no text or an empty one"):
         RowExamples(broken, Contents(0, tokenizer=tokenizer))
 

@@ -3,7 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, WordMaskConfig, whole_word_mask
+from vlmo.data.masking import (
+    IGNORED,
+    BlockMaskConfig,
+    MaskingVocabulary,
+    WordMaskConfig,
+    whole_word_mask,
+)
 
 VOCAB_SIZE, MASK, CLS, SEP, PAD = 1000, 4, 2, 3, 0
 # Ids 0 to 4 are special, odd ids from 501 on continue a word.
@@ -14,13 +20,18 @@ VOCABULARY = MaskingVocabulary(
 )
 
 
-def draw_text(generator: np.random.Generator, *, num_words: int, longest: int = 4) -> tuple[np.ndarray, list[range]]:
+def draw_text(
+    generator: np.random.Generator, *, num_words: int, longest: int = 4
+) -> tuple[np.ndarray, list[range]]:
     """A framed and padded text of words of 1 to `longest` pieces, and where its words lie."""
     ids, words = [CLS], []
     for _ in range(num_words):
         pieces = int(generator.integers(1, longest + 1))
         words.append(range(len(ids), len(ids) + pieces))
-        ids += [int(generator.integers(5, 500)), *(501 + 2 * generator.integers(0, 200, pieces - 1))]
+        ids += [
+            int(generator.integers(5, 500)),
+            *(501 + 2 * generator.integers(0, 200, pieces - 1)),
+        ]
     return np.array([*ids, SEP, PAD, PAD], dtype=np.int64), words
 
 
@@ -35,7 +46,10 @@ def test_whole_word_mask_takes_words_whole_and_never_special_tokens():
         assert np.array_equal(labels[chosen], input_ids[chosen])
         assert np.array_equal(corrupted[~chosen], input_ids[~chosen])
         assert not chosen[VOCABULARY.special[input_ids]].any()
-        assert all(chosen[word.start : word.stop].all() or not chosen[word.start : word.stop].any() for word in words)
+        assert all(
+            chosen[word.start : word.stop].all() or not chosen[word.start : word.stop].any()
+            for word in words
+        )
         assert chosen.any()
         replaced = corrupted[chosen & (corrupted != MASK)]
         assert not VOCABULARY.special[replaced].any()
@@ -62,7 +76,9 @@ def test_whole_word_mask_corrupts_80_10_10_per_token():
         now = corrupted[labels != IGNORED]
         fates += [(now == MASK).sum(), ((now != MASK) & (now != 7)).sum(), (now == 7).sum()]
     assert fates.sum() == 40 * 300
-    assert fates / fates.sum() == pytest.approx([0.8, 0.1, 0.1], abs=0.012)  # four standard deviations
+    assert fates / fates.sum() == pytest.approx(
+        [0.8, 0.1, 0.1], abs=0.012
+    )  # four standard deviations
 
 
 def test_whole_word_mask_decides_for_each_piece_of_a_word():
@@ -77,7 +93,9 @@ def test_whole_word_mask_decides_for_each_piece_of_a_word():
 
 
 def test_whole_word_mask_gives_long_words_of_short_texts_their_turn():
-    input_ids = np.array([CLS, 7, 8, 9, 10, 501, 503, SEP], dtype=np.int64)  # three short words and one of three pieces
+    input_ids = np.array(
+        [CLS, 7, 8, 9, 10, 501, 503, SEP], dtype=np.int64
+    )  # three short words and one of three pieces
     generator, lengths = np.random.default_rng(4), []
     for _ in range(3000):
         _, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=generator)
@@ -90,15 +108,23 @@ def test_whole_word_mask_gives_long_words_of_short_texts_their_turn():
 
 def test_whole_word_mask_of_texts_without_words_or_with_a_continuation_after_a_special_token():
     empty = np.array([CLS, SEP, PAD], dtype=np.int64)
-    corrupted, labels = whole_word_mask(empty, vocabulary=VOCABULARY, generator=np.random.default_rng(0))
+    corrupted, labels = whole_word_mask(
+        empty, vocabulary=VOCABULARY, generator=np.random.default_rng(0)
+    )
     assert np.array_equal(corrupted, empty)
     assert (labels == IGNORED).all()
-    nothing = MaskingVocabulary(special=np.ones(8, bool), continuation=np.zeros(8, bool), mask_token_id=4)
-    corrupted, _ = whole_word_mask(np.array([5]), vocabulary=nothing, generator=np.random.default_rng(0))
+    nothing = MaskingVocabulary(
+        special=np.ones(8, bool), continuation=np.zeros(8, bool), mask_token_id=4
+    )
+    corrupted, _ = whole_word_mask(
+        np.array([5]), vocabulary=nothing, generator=np.random.default_rng(0)
+    )
     assert corrupted == [5]
     input_ids = np.array([CLS, 501, 503, 1, 505, SEP], dtype=np.int64)  # 1 is the unknown token
     for seed in range(20):
-        _, labels = whole_word_mask(input_ids, vocabulary=VOCABULARY, generator=np.random.default_rng(seed))
+        _, labels = whole_word_mask(
+            input_ids, vocabulary=VOCABULARY, generator=np.random.default_rng(seed)
+        )
         assert tuple(np.flatnonzero(labels != IGNORED)) in {(1, 2), (4,)}
 
 
@@ -125,7 +151,10 @@ def test_words_named_are_masked_alone_in_their_share_of_texts():
 
 def test_tokens_of_captions_are_masked_one_by_one_with_their_end_and_never_their_start():
     """Of eleven tokens 0.7 * 11 + 0.5, cut: eight; every one but `[CLS]` equally often, parts of words apart."""
-    text, config = np.array([CLS, 20, 501, 21, 22, 502, 503, 23, 24, 25, SEP]), WordMaskConfig(0.7, of_captions=True)
+    text, config = (
+        np.array([CLS, 20, 501, 21, 22, 502, 503, 23, 24, 25, SEP]),
+        WordMaskConfig(0.7, of_captions=True),
+    )
     counts, generator = np.zeros(len(text)), np.random.default_rng(0)
     for _ in range(400):
         _, labels = whole_word_mask(text, vocabulary=VOCABULARY, config=config, generator=generator)
@@ -133,7 +162,9 @@ def test_tokens_of_captions_are_masked_one_by_one_with_their_end_and_never_their
         counts += labels != IGNORED
     assert counts[0] == 0
     assert counts[1:] / 400 == pytest.approx(np.full(10, 0.8), abs=0.08)
-    _, labels = whole_word_mask(np.array([CLS, SEP]), vocabulary=VOCABULARY, config=config, generator=generator)
+    _, labels = whole_word_mask(
+        np.array([CLS, SEP]), vocabulary=VOCABULARY, config=config, generator=generator
+    )
     assert labels.tolist() == [IGNORED, SEP]
 
 
@@ -147,7 +178,9 @@ def test_block_mask_hides_exactly_the_number_asked_for(num_masked):
         assert mask.sum() == num_masked
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (2, 2), (4, 4), (8, 8), (12, 20), (24, 24)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (1, 9), (2, 2), (4, 4), (8, 8), (12, 20), (24, 24)]
+)
 def test_block_mask_config_scales_to_other_grids(height, width):
     config = BlockMaskConfig.for_grid(height, width=width)
     mask = config.sample(np.random.default_rng(0))
@@ -166,7 +199,9 @@ def test_block_mask_is_blockwise():
 
 def test_block_mask_covers_the_grid_evenly_over_many_draws():
     generator = np.random.default_rng(0)
-    frequency = np.mean([BlockMaskConfig().sample(generator) for _ in range(1000)], axis=0).reshape(14, 14)
+    frequency = np.mean([BlockMaskConfig().sample(generator) for _ in range(1000)], axis=0).reshape(
+        14, 14
+    )
     assert frequency == pytest.approx(frequency[::-1, ::-1], abs=0.07)
     assert frequency.min() > 0.02  # few rectangles reach a corner
     assert frequency.mean() == pytest.approx(75 / 196)
@@ -191,4 +226,6 @@ def test_masks_reject_impossible_requests(wrong):
     with pytest.raises(ValueError, match=r"1\.5"):
         WordMaskConfig(1.5)
     with pytest.raises(ValueError, match="expected"):
-        BlockMaskConfig(**{"grid_height": 4, "grid_width": 4, "num_masked": 6, "min_block": 1} | wrong)
+        BlockMaskConfig(
+            **{"grid_height": 4, "grid_width": 4, "num_masked": 6, "min_block": 1} | wrong
+        )

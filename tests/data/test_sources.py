@@ -29,7 +29,9 @@ def everything(path: Path, **options) -> Dataset:
 
 
 def test_open_source_names_the_nearest_right_name() -> None:
-    with pytest.raises(ValueError, match=r"no data set 'emoji-pair'.*Did you mean 'emoji-pairs'\?") as caught:
+    with pytest.raises(
+        ValueError, match=r"no data set 'emoji-pair'.*Did you mean 'emoji-pairs'\?"
+    ) as caught:
         open_source("emoji-pair")
     assert all(name in str(caught.value) for name in SETS)
 
@@ -37,7 +39,9 @@ def test_open_source_names_the_nearest_right_name() -> None:
 def test_folder_of_pictures_is_image_only(pictures) -> None:
     (pictures / "notes.txt").write_text("not a caption")
     (pictures / ".hidden.png").write_bytes(b"left by a file manager")
-    (pictures / "c.png").write_bytes((pictures / "a" / "01.png").read_bytes())  # not every one is in a class
+    (pictures / "c.png").write_bytes(
+        (pictures / "a" / "01.png").read_bytes()
+    )  # not every one is in a class
     rows = everything(pictures)
     assert rows.features == FEATURES
     assert len(rows) == 41
@@ -51,13 +55,18 @@ def test_split_by_hash_is_a_fixed_partition(pictures, tmp_path, caplog) -> None:
     train = open_source(str(pictures), split="train", test_share=0.3)["image_id"][:]
     test = open_source(str(pictures), split="test", test_share=0.3)["image_id"][:]
     assert sorted([*train, *test]) == sorted(everything(pictures)["image_id"])
-    assert test == [image_id for image_id in everything(pictures)["image_id"] if hash_share(image_id) < 0.3]
+    assert test == [
+        image_id for image_id in everything(pictures)["image_id"] if hash_share(image_id) < 0.3
+    ]
     caplog.set_level("INFO")
     assert len(open_source(str(pictures), split="test")) == 8  # a fifth, as 5 % are two
     assert "takes 8 of 40 rows as test" in caplog.text
     lines = [f"{number}.png,a" for number in range(400)]
     (tmp_path / "captions.csv").write_text("\n".join(["image,caption", *lines]))
-    assert [len(open_source(str(tmp_path), split=split)) for split in ("train", "test")] == [350, 50]
+    assert [len(open_source(str(tmp_path), split=split)) for split in ("train", "test")] == [
+        350,
+        50,
+    ]
     assert 0 < len(test) < len(train)
     for split, share, message in (
         ("val", 0.05, "split 'val'"),
@@ -66,7 +75,9 @@ def test_split_by_hash_is_a_fixed_partition(pictures, tmp_path, caplog) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             open_source(str(pictures), split=split, test_share=share)
-    assert hash_share("a") == int("ca978112ca1bbdca", 16) / 2**64  # on every machine: sha256("a") starts so
+    assert (
+        hash_share("a") == int("ca978112ca1bbdca", 16) / 2**64
+    )  # on every machine: sha256("a") starts so
 
 
 def test_images_of_other_formats_are_counted_once(pictures, caplog) -> None:
@@ -80,7 +91,8 @@ def test_images_of_other_formats_are_counted_once(pictures, caplog) -> None:
 
 def test_csv_merges_rows_of_one_picture(pictures) -> None:
     (pictures / "captions.csv").write_text(
-        'image,caption\na/01.png,"one, dark"\nb/02.png,two\na/01.png,uno\nmissing.png,three\n', encoding="utf-8-sig"
+        'image,caption\na/01.png,"one, dark"\nb/02.png,two\na/01.png,uno\nmissing.png,three\n',
+        encoding="utf-8-sig",
     )
     for source in (pictures, pictures / "captions.csv"):
         rows = everything(source)
@@ -94,7 +106,13 @@ def test_csv_merges_rows_of_one_picture(pictures) -> None:
 
 def test_jsonl_takes_lists_and_further_columns(pictures) -> None:
     lines = [
-        {"file_name": "a/01.png", "captions": ["one", "uno"], "image_id": 7, "licence": "CC0", "source": "mine"},
+        {
+            "file_name": "a/01.png",
+            "captions": ["one", "uno"],
+            "image_id": 7,
+            "licence": "CC0",
+            "source": "mine",
+        },
         {"file_name": "b/02.png", "caption": "two"},
         {"file_name": "b/04.png", "captions": None},
     ]
@@ -120,31 +138,71 @@ def test_split_column_is_used(pictures) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("captions.csv", "picture,caption\na.png,x\n", "its columns are picture, caption; expected images"),
+        (
+            "captions.csv",
+            "picture,caption\na.png,x\n",
+            "its columns are picture, caption; expected images",
+        ),
         ("captions.csv", "image,words\na.png,x\n", "its columns are image, words; expected images"),
-        ("captions.csv", "image,caption\na.png,x,y\n", "2: not the 2 fields of the heading.*quotes"),
+        (
+            "captions.csv",
+            "image,caption\na.png,x,y\n",
+            "2: not the 2 fields of the heading.*quotes",
+        ),
         ("captions.csv", "image,caption\na.png\n", "2: not the 2 fields of the heading"),
         ("captions.csv", "image,caption\n ,x\n", "2: image is ' '; expected a text"),
         ("captions.csv", "image,caption\n", "no rows"),
         ("captions.csv", "", "no rows"),
         ("captions.csv", "image,caption\n../secret.png,x\n", r"2: '\.\./secret\.png' lies outside"),
         ("captions.csv", "image,caption\n/etc/hosts,x\n", "2: '/etc/hosts' lies outside"),
-        ("captions.csv", "image,caption,split\na,x,train\na,y,test\n", "3: a has split 'test', an earlier line"),
-        ("captions.csv", "image,caption,split\na,x,train\nb,y,\n", "1 images have no split, such as b"),
-        ("captions.csv", "image,caption,image_id\na,x,1\nb,y,1\n", "3: 1 has image .*b.*earlier line"),
+        (
+            "captions.csv",
+            "image,caption,split\na,x,train\na,y,test\n",
+            "3: a has split 'test', an earlier line",
+        ),
+        (
+            "captions.csv",
+            "image,caption,split\na,x,train\nb,y,\n",
+            "1 images have no split, such as b",
+        ),
+        (
+            "captions.csv",
+            "image,caption,image_id\na,x,1\nb,y,1\n",
+            "3: 1 has image .*b.*earlier line",
+        ),
         ("captions.jsonl", '{"image": "a.png", "caption": "x"}\n{"image":\n', "2: not JSON"),
         ("captions.jsonl", "[1]\n", "1: expected an object"),
-        ("captions.jsonl", '{"image": "a.png", "captions": [1]}\n', r"1: captions must be a text or a list.*\[1\]"),
+        (
+            "captions.jsonl",
+            '{"image": "a.png", "captions": [1]}\n',
+            r"1: captions must be a text or a list.*\[1\]",
+        ),
         ("captions.csv", "image,caption\nlink.png,x\n", r"link\.png' lies outside"),
-        ("captions.tsv", "image,caption\na.png,x\n", "its columns are image,caption; expected"),  # it is split at tabs
+        (
+            "captions.tsv",
+            "image,caption\na.png,x\n",
+            "its columns are image,caption; expected",
+        ),  # it is split at tabs
         ("captions.csv", "image,caption\na.png,x\udce9\n", r"not UTF-8.*save it as UTF-8"),
         ("a.txt", "\n \n", r"a\.txt hold no text"),
         ("captions.jsonl", '{"image": "a\\u0000.png", "captions": "x"}\n', "lies outside"),
-        ("captions.csv", "image,second_image,sentence,label\na,b,x,1\na,b,y,maybe\n", "3: label is 'maybe'"),
+        (
+            "captions.csv",
+            "image,second_image,sentence,label\na,b,x,1\na,b,y,maybe\n",
+            "3: label is 'maybe'",
+        ),
         ("captions.csv", "image,second_image,sentence,label\na,b,x,\n", "2: label is ''"),
-        ("captions.jsonl", '{"image": "a", "second_image": "b", "sentence": null, "label": 1}', "1: sentence is None"),
+        (
+            "captions.jsonl",
+            '{"image": "a", "second_image": "b", "sentence": null, "label": 1}',
+            "1: sentence is None",
+        ),
         ("captions.jsonl", '{"image": "a", "question": " ", "answer": "x"}', "1: question is ' '"),
-        ("captions.jsonl", '{"image": "a", "question": ["what?"], "answer": "x"}', "1: question is"),
+        (
+            "captions.jsonl",
+            '{"image": "a", "question": ["what?"], "answer": "x"}',
+            "1: question is",
+        ),
         ("captions.jsonl", '{"image": "a", "label": null}', "1: label is None"),
     ],
 )
@@ -194,7 +252,9 @@ def test_saved_data_set_opens_and_what_it_lacks_is_named(pictures, tmp_path) -> 
     assert len(open_source(str(tmp_path / "dict"), split="dev")) == 3
     wrong = rows.remove_columns(["captions", "label"]).add_column("words", ["red"] * 40)
     wrong.save_to_disk(str(tmp_path / "wrong"))
-    with pytest.raises(ValueError, match=r"columns are image, image_id, source, licence, area, words; expected"):
+    with pytest.raises(
+        ValueError, match=r"columns are image, image_id, source, licence, area, words; expected"
+    ):
         open_source(str(tmp_path / "wrong"))
     rows.save_to_disk(str(tmp_path / "shards"), num_shards=3)
     shard = sorted((tmp_path / "shards").glob("*.arrow"))[1]
@@ -203,9 +263,15 @@ def test_saved_data_set_opens_and_what_it_lacks_is_named(pictures, tmp_path) -> 
         open_source(str(tmp_path / "shards"))
 
 
-@pytest.mark.parametrize("file", ["dataset_dict.json", "train/state.json", "train/dataset_info.json"])
-@pytest.mark.parametrize("content", [b"{", b"[]", b"7", b"\xff", b"[" * 100_000, b'{"splits": 7}', b" " * (1 << 25)])
-def test_damaged_file_of_a_saved_set_is_named(pictures, tmp_path, file: str, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "file", ["dataset_dict.json", "train/state.json", "train/dataset_info.json"]
+)
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"7", b"\xff", b"[" * 100_000, b'{"splits": 7}', b" " * (1 << 25)]
+)
+def test_damaged_file_of_a_saved_set_is_named(
+    pictures, tmp_path, file: str, content: bytes
+) -> None:
     DatasetDict({"train": everything(pictures)}).save_to_disk(str(tmp_path / "saved"))
     (tmp_path / "saved" / file).write_bytes(content)
     with pytest.raises(ValueError, match=f"saved/{file.rpartition('/')[0]}.* is damaged"):
@@ -224,9 +290,14 @@ def test_pipes_are_not_read(pictures, tmp_path, file: str) -> None:
 def test_joined_sources_keep_false_captions_beside_their_captions(tmp_path) -> None:
     shared = {"image": None, "source": "x", "licence": "y"}
     contrast = [{**shared, "image_id": str(n), "captions": [f"a{n}", f"b{n}"]} for n in range(2)]
-    contrast = [row | {"false_captions": [f"not {text}" for text in row["captions"]]} for row in contrast]
+    contrast = [
+        row | {"false_captions": [f"not {text}" for text in row["captions"]]} for row in contrast
+    ]
     named = [{**shared, "image_id": str(n), "captions": [f"c{n}"]} for n in range(1, 3)]
-    for name, rows, features in (("contrast", contrast, CONTRAST_FEATURES), ("named", named, FEATURES)):
+    for name, rows, features in (
+        ("contrast", contrast, CONTRAST_FEATURES),
+        ("named", named, FEATURES),
+    ):
         Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / name))
     source = f"{tmp_path / 'contrast'}+{tmp_path / 'named'}"
     rows = open_source(source, weights=(2.0, 1.0))
@@ -238,8 +309,13 @@ def test_joined_sources_keep_false_captions_beside_their_captions(tmp_path) -> N
     ]
     assert "false_captions" not in open_source(str(tmp_path / "named"), weights=(1.0,)).column_names
     rows = open_source(source, weights=(1.5, 1.0))
-    kept = {pair for row in rows for pair in zip(row["captions"], row["false_captions"], strict=True)}
-    assert kept == {(text, f"not {text}") for text in ("a0", "b0", "a1", "b1")} | {("c1", ""), ("c2", "")}
+    kept = {
+        pair for row in rows for pair in zip(row["captions"], row["false_captions"], strict=True)
+    }
+    assert kept == {(text, f"not {text}") for text in ("a0", "b0", "a1", "b1")} | {
+        ("c1", ""),
+        ("c2", ""),
+    }
 
 
 def join(*sources: Path, **options) -> Dataset:
@@ -284,8 +360,13 @@ def test_images_that_a_joined_source_holds_out_are_left_out(pictures) -> None:
 
 @pytest.mark.parametrize("none", [None, [], [None], [" "]])
 def test_rows_without_false_captions_have_empty_ones(none) -> None:
-    rows = [{"captions": ["a"], "false_captions": none}, {"captions": ["b"], "false_captions": ["not b"]}]
+    rows = [
+        {"captions": ["a"], "false_captions": none},
+        {"captions": ["b"], "false_captions": ["not b"]},
+    ]
     assert false_captions(Dataset.from_list(rows)) == [[""], ["not b"]]
     rows[1]["false_captions"] = ["not b", "not c"]
-    with pytest.raises(ValueError, match="sample 1 has 1 captions and 2 false_captions; give as many or none"):
+    with pytest.raises(
+        ValueError, match="sample 1 has 1 captions and 2 false_captions; give as many or none"
+    ):
         false_captions(Dataset.from_list(rows))

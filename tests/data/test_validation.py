@@ -55,7 +55,16 @@ def test_filter_loses_no_row_without_a_line_that_says_why(tmp_path) -> None:
     assert good["captions"][:] == [["shade 0"], ["shade 2"], ["fine"], ["shade 10"]]
     assert good.features == FEATURES
     found = {line["row"]: line for line in read_lines(file)}
-    assert [line["row"] for line in found.values() if line["kind"] == "row"] == [1, 3, 5, 6, 7, 8, 9, 11]
+    assert [line["row"] for line in found.values() if line["kind"] == "row"] == [
+        1,
+        3,
+        5,
+        6,
+        7,
+        8,
+        9,
+        11,
+    ]
     assert found[1] == {
         "kind": "row",
         "row": 1,
@@ -83,21 +92,42 @@ SCENE = {"bytes": b"scene:8|ffffff", "path": None}
 @pytest.mark.parametrize(
     ("rows", "options", "kept"),
     [
-        ([row(0, captions=[""]), row(1, image_id="id0"), row(2, image_id="id0")], {}, [["shade 1"]]),
+        (
+            [row(0, captions=[""]), row(1, image_id="id0"), row(2, image_id="id0")],
+            {},
+            [["shade 1"]],
+        ),
         ([row(0), row(1, image_id="id0")], {"unique_ids": False}, [["shade 0"], ["shade 1"]]),
-        ([row(0, image=None), row(1, image=None)], {"needs_image": False}, [["shade 0"], ["shade 1"]]),
+        (
+            [row(0, image=None), row(1, image=None)],
+            {"needs_image": False},
+            [["shade 0"], ["shade 1"]],
+        ),
         ([row(0, captions=[]), row(1, captions=[])], {"needs_caption": False}, [[], []]),
-        ([row(0, image=SCENE), row(1, image=SCENE | {"bytes": b"scene:8|nocolor"})], {}, [["shade 0"]]),
+        (
+            [row(0, image=SCENE), row(1, image=SCENE | {"bytes": b"scene:8|nocolor"})],
+            {},
+            [["shade 0"]],
+        ),
     ],
 )
 def test_filter_keeps_what_a_task_can_use(tmp_path, rows, options, kept) -> None:
-    good = filter_invalid_rows(dataset(rows), quarantine=tmp_path / "q.jsonl", max_share=1.0, **options)
+    good = filter_invalid_rows(
+        dataset(rows), quarantine=tmp_path / "q.jsonl", max_share=1.0, **options
+    )
     assert good["captions"][:] == kept
 
 
 def test_filter_keeps_further_columns_and_takes_false_captions_along(tmp_path) -> None:
-    texts = {"captions": ["a star", " ", "a ring"], "false_captions": ["no star", "nothing", "no ring"]}
-    given = [row(0, **texts), row(1, image_id="id0", false_captions=["no"]), row(2, false_captions=["no shade"])]
+    texts = {
+        "captions": ["a star", " ", "a ring"],
+        "false_captions": ["no star", "nothing", "no ring"],
+    }
+    given = [
+        row(0, **texts),
+        row(1, image_id="id0", false_captions=["no"]),
+        row(2, false_captions=["no shade"]),
+    ]
     rows = Dataset.from_list(given, features=CONTRAST_FEATURES)
     rows = rows.add_column("answer", ["x", "y", "z"], feature=Value("string"))
     kept = filter_invalid_rows(rows, quarantine=tmp_path / "q.jsonl", max_share=0.5)
@@ -116,10 +146,16 @@ def test_first_three_kinds_of_reasons_are_said() -> None:
 
 def test_filter_stops_above_the_share_and_without_rows(tmp_path) -> None:
     rows = dataset([row(number, captions=[""] if number < 2 else ["x"]) for number in range(100)])
-    wrong = dataset([row(number, image={"bytes": b"x", "path": f"{number}.png"}) for number in range(5)])
+    wrong = dataset(
+        [row(number, image={"bytes": b"x", "path": f"{number}.png"}) for number in range(5)]
+    )
     file = tmp_path / "q.jsonl"
     for given, share, message in (
-        (rows, 0.01, rf"2 of 100 rows are invalid \(2\.00%\), more than the allowed 1\.00%.*{file}"),
+        (
+            rows,
+            0.01,
+            rf"2 of 100 rows are invalid \(2\.00%\), more than the allowed 1\.00%.*{file}",
+        ),
         (wrong, 0.01, r"0\.png: [^;]*\(and 4 more\)\. "),
         (rows.select([]), 1.0, "no rows"),
         (rows.select([0]), 1.0, "all 1 rows are invalid"),
@@ -129,15 +165,23 @@ def test_filter_stops_above_the_share_and_without_rows(tmp_path) -> None:
             filter_invalid_rows(given, quarantine=file, max_share=share)
     assert len(filter_invalid_rows(rows, quarantine=file, max_share=0.02)) == 98
     assert len(read_lines(file)) == 2
-    assert filter_invalid_rows(rows.select([7]), quarantine=file).to_list() == rows.select([7]).to_list()
+    assert (
+        filter_invalid_rows(rows.select([7]), quarantine=file).to_list()
+        == rows.select([7]).to_list()
+    )
     assert file.read_text() == ""
 
 
 def share_the_look(file: str) -> dict[str, object]:
     seen, updates = list[int](), list[None]()
-    validate, options = ImageValidator.__call__, {"shared": True, "progress": lambda: updates.append(None)}
+    validate, options = (
+        ImageValidator.__call__,
+        {"shared": True, "progress": lambda: updates.append(None)},
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImageValidator, "__call__", lambda self, row: seen.append(1) or validate(self, row))
+        patch.setattr(
+            ImageValidator, "__call__", lambda self, row: seen.append(1) or validate(self, row)
+        )
         good = filter_invalid_rows(mixed(), quarantine=Path(file), max_share=1.0, **options)
     return {"good": good.to_list(), "seen": len(seen), "updates": len(updates)}
 
@@ -157,7 +201,9 @@ def decoded(tmp_path, monkeypatch) -> list[str]:
     """Paths of images that are decoded from here on; the cache folder is empty."""
     monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
     paths, true = list[str](), validation.decode_image
-    monkeypatch.setattr(validation, "decode_image", lambda cell: paths.append(cell["path"]) or true(cell))
+    monkeypatch.setattr(
+        validation, "decode_image", lambda cell: paths.append(cell["path"]) or true(cell)
+    )
     return paths
 
 
@@ -193,7 +239,9 @@ def test_rows_of_a_saved_set_are_decoded_once_for_all_runs(tmp_path, decoded) ->
         ({"image": None}, 1, ["id0"]),
     ],
 )
-def test_rows_of_prepared_folders_are_decoded_where_they_do_not_tell(changes, count, ids, tmp_path, decoded) -> None:
+def test_rows_of_prepared_folders_are_decoded_where_they_do_not_tell(
+    changes, count, ids, tmp_path, decoded
+) -> None:
     rows = save(dataset([row(0), row(1, **changes)]), tmp_path / "set")
     (tmp_path / "set" / "prepared.json").write_text('{"layout": 1}')
     assert kept(rows, tmp_path) == ids
@@ -204,12 +252,16 @@ def test_rows_of_prepared_folders_are_decoded_where_they_do_not_tell(changes, co
     assert len(decoded) == 1
 
 
-def test_built_in_sets_and_their_mixtures_with_prepared_folders_are_not_decoded(tmp_path, decoded) -> None:
+def test_built_in_sets_and_their_mixtures_with_prepared_folders_are_not_decoded(
+    tmp_path, decoded
+) -> None:
     def recaptioned(rows: Dataset) -> Dataset:
         return rows.remove_columns("captions").add_column("captions", [["a"]] * len(rows))
 
     folders = (built_folder() / "drawn-0" / "drawn", tmp_path / "set", tmp_path / "own")
-    built, prepared, own = (save(dataset([row(number)]), folder) for number, folder in enumerate(folders))
+    built, prepared, own = (
+        save(dataset([row(number)]), folder) for number, folder in enumerate(folders)
+    )
     (tmp_path / "set" / "prepared.json").write_text('{"layout": 1}')
     mixture = concatenate_datasets([built, dataset([row(3)])])
     for rows, count in (
@@ -230,8 +282,12 @@ def test_files_beside_a_prepared_folder_are_decoded_each_time(tmp_path, decoded)
     file.write_bytes(png(1)["bytes"])
     saved = tmp_path / "set" / "train" / "data.arrow"
     saved.parent.mkdir(parents=True)
-    with ArrowWriter(path=str(saved), features=FEATURES) as writer:  # saved sets would hold the file
-        writer.write_batch(dataset([row(0), row(1, image={"bytes": None, "path": str(file)})]).to_dict())
+    with ArrowWriter(
+        path=str(saved), features=FEATURES
+    ) as writer:  # saved sets would hold the file
+        writer.write_batch(
+            dataset([row(0), row(1, image={"bytes": None, "path": str(file)})]).to_dict()
+        )
         writer.finalize()
     (tmp_path / "set" / "prepared.json").write_text('{"layout": 1}')
     rows = Dataset.from_file(str(saved))
@@ -251,18 +307,29 @@ def test_second_pictures_are_looked_at_too(tmp_path) -> None:
     good = filter_invalid_rows(pairs, quarantine=tmp_path / "q.jsonl", max_share=1.0)
     assert good["image_id"][:] == ["id0"]
     reasons = [line["reason"] for line in read_lines(tmp_path / "q.jsonl")]
-    assert reasons == ["right.png: not an image in a known format (1 bytes)", "the row has no second_image"]
+    assert reasons == [
+        "right.png: not an image in a known format (1 bytes)",
+        "the row has no second_image",
+    ]
 
 
-def test_image_of_many_rows_is_decoded_once_while_its_bytes_are_the_same(tmp_path, decoded, monkeypatch) -> None:
+def test_image_of_many_rows_is_decoded_once_while_its_bytes_are_the_same(
+    tmp_path, decoded, monkeypatch
+) -> None:
     file = tmp_path / "broken.jpg"
     file.write_bytes(b"no image")
     broken = {"bytes": None, "path": str(file)}
-    rows = [row(number, image=image) for number, image in enumerate([png(1), png(1), broken, broken, png(2), png(1)])]
+    rows = [
+        row(number, image=image)
+        for number, image in enumerate([png(1), png(1), broken, broken, png(2), png(1)])
+    ]
     good = filter_invalid_rows(dataset(rows), quarantine=tmp_path / "q.jsonl", max_share=0.5)
     assert good["image_id"][:] == ["id0", "id1", "id4", "id5"]
     assert decoded == ["1.png", str(file), "2.png"]
-    assert [line["row"] for line in read_lines(tmp_path / "q.jsonl")] == [2, 3]  # each row has a line of its own
+    assert [line["row"] for line in read_lines(tmp_path / "q.jsonl")] == [
+        2,
+        3,
+    ]  # each row has a line of its own
     monkeypatch.setattr(validation, "_REMEMBERED", 2)
     validator = ImageValidator(["image"])
     assert validator({"image": png(1) | {"path": "same.png"}}) == []

@@ -29,7 +29,11 @@ class Sent:
 
     def _all_to_all(self, output: Tensor, sent: Tensor, *splits: list[int]) -> None:
         self._originals[0](output, sent, *splits)
-        own = splits[1] if splits else [len(sent) // distributed.world_size()] * distributed.world_size()
+        own = (
+            splits[1]
+            if splits
+            else [len(sent) // distributed.world_size()] * distributed.world_size()
+        )
         self.exchanged[_kind(sent)] += (len(sent) - own[distributed.rank()]) * sent[:1].nbytes
 
     def _all_gather(self, output: Tensor, sent: Tensor) -> None:

@@ -33,7 +33,9 @@ def make_share() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(distributed.rank())
     ids = torch.randint(4, 96, (BATCH, TEXT), generator=generator)
     return {
-        "pixel_values": torch.randint(0, 256, (BATCH, 3, 64, 64), dtype=torch.uint8, generator=generator),
+        "pixel_values": torch.randint(
+            0, 256, (BATCH, 3, 64, 64), dtype=torch.uint8, generator=generator
+        ),
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "image_ids": torch.arange(BATCH) + BATCH * distributed.rank(),
@@ -77,9 +79,14 @@ def everything() -> dict[str, Any]:
         (fetched * weights(rank, len(wanted))).sum().backward()
         result["returned"] = sent.exchanged["float"] - result["sent"]
     result |= {"fetched": fetched.detach(), "fetched_gradient": leaf.grad}
-    result["fetched_numbers"] = distributed.exchange(10 * rank + torch.arange(SHARE)[:, None], wanted)
+    result["fetched_numbers"] = distributed.exchange(
+        10 * rank + torch.arange(SHARE)[:, None], wanted
+    )
 
-    for name, count in (("mean", float(2 * rank)), ("empty_mean", 0.0)):  # the first process has no rows
+    for name, count in (
+        ("mean", float(2 * rank)),
+        ("empty_mean", 0.0),
+    ):  # the first process has no rows
         total = torch.tensor(1.0 + rank if count else 0.0, requires_grad=True)
         mean = distributed.global_mean(total, torch.tensor(count))
         mean.backward()
@@ -105,10 +112,14 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 def test_gather_joins_rows_in_rank_order_and_returns_the_gradients_of_all(results):
     size = len(results)
-    assert [(r["rank"], r["world_size"], r["main"]) for r in results] == [(n, size, n == 0) for n in range(size)]
+    assert [(r["rank"], r["world_size"], r["main"]) for r in results] == [
+        (n, size, n == 0) for n in range(size)
+    ]
     for result in results:
         assert torch.equal(result["gathered"], rows(size))
-        assert result["gathered_numbers"].tolist() == [10 * rank + i for rank in range(size) for i in range(2)]
+        assert result["gathered_numbers"].tolist() == [
+            10 * rank + i for rank in range(size) for i in range(2)
+        ]
     expected = sum(weights(rank, size * SHARE) for rank in range(size))
     close(torch.cat([result["gathered_gradient"] for result in results]), expected)
 
@@ -118,14 +129,18 @@ def test_exchange_fetches_rows_in_the_wanted_order_and_returns_gradients_to_thei
     leaf = rows(size).requires_grad_()
     for rank, (result, wanted) in enumerate(zip(results, WANTED[size], strict=True)):
         assert torch.equal(result["fetched"], rows(size)[wanted])
-        assert result["fetched_numbers"].tolist() == [[10 * (row // SHARE) + row % SHARE] for row in wanted]
+        assert result["fetched_numbers"].tolist() == [
+            [10 * (row // SHARE) + row % SHARE] for row in wanted
+        ]
         total = total + (leaf[wanted] * weights(rank, len(wanted))).sum()
     total.backward()
     close(torch.cat([result["fetched_gradient"] for result in results]), leaf.grad)
 
 
 def test_exchange_sends_the_chosen_rows_only(results):
-    moved = [(row // SHARE, asks) for asks, wanted in enumerate(WANTED[len(results)]) for row in wanted]
+    moved = [
+        (row // SHARE, asks) for asks, wanted in enumerate(WANTED[len(results)]) for row in wanted
+    ]
     moved = [(owner, asks) for owner, asks in moved if owner != asks]
     for rank, result in enumerate(results):
         assert result["sent"] == 4 * WIDTH * sum(owner == rank for owner, _ in moved)

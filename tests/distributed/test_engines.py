@@ -21,7 +21,9 @@ from vlmo.training.engine import Engine
 from vlmo.training.errors import TrainingError
 
 ATOL = 1e-5  # float32 sums in another order
-BF16_ATOL = 0.05  # bf16 keeps 8 bits; on sharded blocks norms and scales have no more of them than matrices
+BF16_ATOL = (
+    0.05  # bf16 keeps 8 bits; on sharded blocks norms and scales have no more of them than matrices
+)
 MUON_ATOL = 1e-4  # Newton-Schulz steps are in bf16 and enlarge what rounds the other way; of updates up to 1.5e-3
 DDP, FSDP = EngineConfig(), EngineConfig(data_parallel="fsdp")
 CASES: dict[str, dict[str, Any]] = {
@@ -59,7 +61,9 @@ def failed_save(folder: Path) -> dict[str, str]:
     try:
         if rank() == 1:
             os.fsync = full_disk
-        store.save({name: torch.ones(4) for name in "ab"}, progress={"step": 1})  # one for each process
+        store.save(
+            {name: torch.ones(4) for name in "ab"}, progress={"step": 1}
+        )  # one for each process
         store.wait()
     except TrainingError as error:
         return {"message": str(error)}
@@ -74,7 +78,9 @@ def two_processes(folder: str) -> dict[str, dict[str, Any]]:
         result = run(Path(folder) / name, **settings, stops=True)
         assert (result.status, result.steps) == ("stopped", STOP_AFTER)
     updates = {name: one_update(**case) for name, case in CASES.items()}
-    updates["buffers"] = {name: buffers_of(engine) for name, engine in (("ddp", DDP), ("fsdp", FSDP))}
+    updates["buffers"] = {
+        name: buffers_of(engine) for name, engine in (("ddp", DDP), ("fsdp", FSDP))
+    }
     return updates | {"failed save": failed_save(Path(folder) / "failed")}
 
 
@@ -90,9 +96,15 @@ def buffers_of(engine: EngineConfig) -> dict[str, torch.Tensor]:
 
     found = {}
     for name, look in (
-        ("state", lambda: running.training_state(torch.optim.SGD(objective.parameters()))["objective"]),
+        (
+            "state",
+            lambda: running.training_state(torch.optim.SGD(objective.parameters()))["objective"],
+        ),
         ("evaluation", evaluated),
-        ("weights", lambda: {"model.statistic": running.weights().get("statistic", torch.zeros(1))}),
+        (
+            "weights",
+            lambda: {"model.statistic": running.weights().get("statistic", torch.zeros(1))},
+        ),
     ):
         objective.model.statistic.fill_(rank() + 1.0)
         found[name] = whole(look()["model.statistic"])
@@ -122,7 +134,9 @@ def alone(**changes: Any) -> dict[str, dict[str, Any]]:
 
 
 # Torch's compiler looks at this attribute of every input, and silences the warning unless warnings are errors.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning"
+)
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_update_as_one(case, processes) -> None:
     atol = BF16_ATOL if "bf16" in case else MUON_ATOL if "Muon" in case else ATOL
@@ -132,14 +146,18 @@ def test_two_processes_update_as_one(case, processes) -> None:
     assert sum(gradient.abs().sum() for gradient in expected["gradients"].values()) > 1
     for result in results:
         result.pop("weights", None)
-        torch.testing.assert_close(result["losses"]["loss"], expected["losses"]["loss"], atol=atol, rtol=0)
+        torch.testing.assert_close(
+            result["losses"]["loss"], expected["losses"]["loss"], atol=atol, rtol=0
+        )
         torch.testing.assert_close(result["after"], expected["after"], atol=atol, rtol=atol)
         rtol = 0.1 if "bf16" in case else 1e-4
         torch.testing.assert_close(result["gradients"], expected["gradients"], atol=atol, rtol=rtol)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
-def test_statistics_are_those_of_the_main_process_in_states_evaluations_and_models(processes, name) -> None:
+def test_statistics_are_those_of_the_main_process_in_states_evaluations_and_models(
+    processes, name
+) -> None:
     for process in processes:
         found = process["buffers"][name]
         assert (found["state"], found["evaluation"]) == (1.0, 1.0)
@@ -172,17 +190,27 @@ def whole_runs(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 4])
 @pytest.mark.parametrize("name", RUNS)
-def test_run_saved_by_two_processes_goes_on_with_another_number(resumed, whole_runs, name, world_size) -> None:
+def test_run_saved_by_two_processes_goes_on_with_another_number(
+    resumed, whole_runs, name, world_size
+) -> None:
     run_dir, whole_run = resumed[world_size] / name, whole_runs[name]
     atol, rel = (10 * MUON_ATOL, 1e-2) if "Muon" in name else (ATOL, 1e-4)  # six updates
     lines, expected = read_metrics(run_dir), read_metrics(whole_run)
-    assert [line["step"] for line in lines] == [line["step"] for line in expected] == [1, 2, 3, 4, 5, 6, 6]
+    assert (
+        [line["step"] for line in lines]
+        == [line["step"] for line in expected]
+        == [1, 2, 3, 4, 5, 6, 6]
+    )
     for line, other in zip(lines, expected, strict=True):
         for word in ("sample_ids_digest", "precision"):
             assert line.get(word) == other.get(word)
         for figure in line.keys() - {"seconds", "samples_per_s", "sample_ids_digest", "precision"}:
-            assert line[figure] == pytest.approx(other[figure], abs=atol, rel=rel if figure == "grad_norm" else 0)
-    weights, expected_weights = (load_file(folder / "model" / "model.safetensors") for folder in (run_dir, whole_run))
+            assert line[figure] == pytest.approx(
+                other[figure], abs=atol, rel=rel if figure == "grad_norm" else 0
+            )
+    weights, expected_weights = (
+        load_file(folder / "model" / "model.safetensors") for folder in (run_dir, whole_run)
+    )
     torch.testing.assert_close(weights, expected_weights, atol=atol, rtol=0)
 
 
@@ -193,12 +221,17 @@ def share_of(rank: int) -> str:
 def test_each_process_writes_its_share_of_a_state(processes, folder) -> None:
     for name in ("ddp", "fsdp"):
         state = folder / name / "state" / f"step_{STOP_AFTER:08d}"
-        assert {path.name for path in state.iterdir()} == {*map(share_of, range(2)), "manifest.json"}
+        assert {path.name for path in state.iterdir()} == {
+            *map(share_of, range(2)),
+            "manifest.json",
+        }
         shares = [(state / share_of(rank)).stat().st_size for rank in range(2)]
         assert min(shares) > max(shares) / 3
 
 
-def test_state_that_lacks_the_share_of_one_process_is_not_used(processes, folder, tmp_path, caplog) -> None:
+def test_state_that_lacks_the_share_of_one_process_is_not_used(
+    processes, folder, tmp_path, caplog
+) -> None:
     states = shutil.copytree(folder / "fsdp" / "state", tmp_path / "state")
     (states / f"step_{STOP_AFTER:08d}" / share_of(1)).unlink()
     with caplog.at_level(logging.WARNING):

@@ -8,7 +8,14 @@ from torch import Tensor
 
 from tests.distributed.gloo import run_processes
 from tests.losses.steps import note_draws
-from tests.toy_batch import GLOBAL_BATCH, FixedTokens, make_batch, own_share, with_false_texts, with_parts_alone
+from tests.toy_batch import (
+    GLOBAL_BATCH,
+    FixedTokens,
+    make_batch,
+    own_share,
+    with_false_texts,
+    with_parts_alone,
+)
 from vlmo import distributed
 from vlmo.model import (
     VLMoConfig,
@@ -44,13 +51,17 @@ TASKS = {
     "sum, same pictures kept": VisionLanguageConfig(exclude_same=False),
     "sum, false captions": VisionLanguageConfig(itm_stride=2, itc_false_captions=True),
     "sum, cached": VisionLanguageConfig(cache_chunk=3),
-    "sum, cached, every second row fused": VisionLanguageConfig(mlm_stride=2, itm_stride=2, negatives=2, cache_chunk=1),
+    "sum, cached, every second row fused": VisionLanguageConfig(
+        mlm_stride=2, itm_stride=2, negatives=2, cache_chunk=1
+    ),
 }
 RETRIEVAL = {
     "retrieval": VisionLanguageConfig(mlm_weight=0, itm_weight=0),
     "retrieval, with matching": VisionLanguageConfig(mlm_weight=0),
     "retrieval, cached": VisionLanguageConfig(mlm_weight=0, itm_weight=0, cache_chunk=2),
-    "retrieval, with a teacher": VisionLanguageConfig(mlm_weight=0, itm_weight=0, teacher_weight=2.0),
+    "retrieval, with a teacher": VisionLanguageConfig(
+        mlm_weight=0, itm_weight=0, teacher_weight=2.0
+    ),
     "retrieval, with a teacher, cached": VisionLanguageConfig(
         mlm_weight=0, itm_weight=0, teacher_weight=2.0, cache_chunk=3
     ),
@@ -82,7 +93,11 @@ OTHERS = {  # objective, model, and its settings; mixing stays inside a process
         VLMoForImageClassification,
         {},
     ),
-    "segmentation": (SegmentationObjective, VLMoForSemanticSegmentation, {"segmentation_channels": 8}),
+    "segmentation": (
+        SegmentationObjective,
+        VLMoForSemanticSegmentation,
+        {"segmentation_channels": 8},
+    ),
     "questions": (QuestionObjective, VLMoForVisualQuestionAnswering, {}),
     "sentences": (ReasoningObjective, VLMoForVisualReasoning, {"num_modality_types": 3}),
 }
@@ -98,7 +113,9 @@ def make_objective(task: str) -> torch.nn.Module:
         return objective(model(config)).train(task != "segmentation")
     if task in RETRIEVAL:
         model = VLMoForImageTextRetrieval(config)
-        teacher = VLMoForImageTextRetrieval(config).requires_grad_(False) if "teacher" in task else None
+        teacher = (
+            VLMoForImageTextRetrieval(config).requires_grad_(False) if "teacher" in task else None
+        )
         return VisionLanguageObjective(model, config=RETRIEVAL[task], teacher=teacher)
     return VisionLanguageObjective(VLMoForPreTraining(config), config=TASKS[task])
 
@@ -106,13 +123,20 @@ def make_objective(task: str) -> torch.nn.Module:
 def batch_of(task: str) -> dict[str, Tensor]:
     batch = make_batch()
     if task == "classification":
-        return {"pixel_values": batch["pixel_values"], "labels": torch.arange(GLOBAL_BATCH) % CLASSES}
+        return {
+            "pixel_values": batch["pixel_values"],
+            "labels": torch.arange(GLOBAL_BATCH) % CLASSES,
+        }
     if task == "segmentation":
-        labels = torch.randint(0, CLASSES, (GLOBAL_BATCH, 64, 64), generator=torch.Generator().manual_seed(0))
+        labels = torch.randint(
+            0, CLASSES, (GLOBAL_BATCH, 64, 64), generator=torch.Generator().manual_seed(0)
+        )
         labels[0] = labels[1, :60] = IGNORED  # the first process has fewer pixels that count
         return {"pixel_values": batch["pixel_values"], "labels": labels}
     if task == "questions":
-        return batch | {"labels": torch.rand(GLOBAL_BATCH, CLASSES, generator=torch.Generator().manual_seed(0))}
+        return batch | {
+            "labels": torch.rand(GLOBAL_BATCH, CLASSES, generator=torch.Generator().manual_seed(0))
+        }
     if task == "beit3":
         return with_parts_alone(batch)
     if task == "sentences":
@@ -124,7 +148,9 @@ def batch_of(task: str) -> dict[str, Tensor]:
 def losses_and_gradients(task: str) -> Result:
     """Losses, and gradients averaged over processes as data parallelism does."""
     objective = make_objective(task)
-    losses = objective(own_share(batch_of(task), rank=distributed.rank(), world_size=distributed.world_size()))
+    losses = objective(
+        own_share(batch_of(task), rank=distributed.rank(), world_size=distributed.world_size())
+    )
     losses["loss"].backward()
     gradients = {
         name: distributed.all_reduce(parameter.grad) / distributed.world_size()
@@ -132,7 +158,10 @@ def losses_and_gradients(task: str) -> Result:
         if parameter.grad is not None
     }
     if task in OWN_MEANS:
-        losses = {name: distributed.all_reduce(value) / distributed.world_size() for name, value in losses.items()}
+        losses = {
+            name: distributed.all_reduce(value) / distributed.world_size()
+            for name, value in losses.items()
+        }
     return {name: value.detach() for name, value in losses.items()}, gradients
 
 
@@ -148,7 +177,9 @@ def parallel_gradients(task: str) -> dict[str, Tensor]:
 def drawn_rows(*, groups: int) -> Tensor:
     """Global rows that this process draws as negatives, texts and images in turn, in twenty steps."""
     objective = make_objective("sum")
-    objective.config = VisionLanguageConfig(mlm_weight=0, negative_groups=groups, negative_sharpness=0)
+    objective.config = VisionLanguageConfig(
+        mlm_weight=0, negative_groups=groups, negative_sharpness=0
+    )
     batch = own_share(make_batch(), rank=distributed.rank(), world_size=distributed.world_size())
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         draws = note_draws(patch)
@@ -160,7 +191,11 @@ def drawn_rows(*, groups: int) -> Tensor:
 def everything() -> tuple[dict[str, Result], dict[str, Tensor], dict[str, Tensor]]:
     """All that a process is asked for: processes take seconds to start, so they start once."""
     drawn = {"local": drawn_rows(groups=2), "global": drawn_rows(groups=1)}
-    return {task: losses_and_gradients(task) for task in ALL_TASKS}, drawn, parallel_gradients("sum, cached")
+    return (
+        {task: losses_and_gradients(task) for task in ALL_TASKS},
+        drawn,
+        parallel_gradients("sum, cached"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -192,4 +227,6 @@ def test_negatives_come_from_all_processes_or_from_the_own_one(processes):
         seen = {"local": own, "global": set(range(GLOBAL_BATCH))}
         for kind, rows in drawn.items():
             for column, row in enumerate(sorted(own)):
-                assert set(rows[:, column].tolist()) == seen[kind] - {row} - {b for a, b in same if a == row}
+                assert set(rows[:, column].tolist()) == seen[kind] - {row} - {
+                    b for a, b in same if a == row
+                }

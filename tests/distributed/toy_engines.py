@@ -25,15 +25,23 @@ from vlmo.training.optimizer import build_optimizer
 from vlmo.types import Batch
 
 STEPS, STOP_AFTER = 6, 3
-OPTIMIZER = OptimizerConfig(lr=1e-3, eps=1e-4)  # a larger eps lets AdamW amplify the last bits of tiny gradients less
+OPTIMIZER = OptimizerConfig(
+    lr=1e-3, eps=1e-4
+)  # a larger eps lets AdamW amplify the last bits of tiny gradients less
 MUON = replace(OPTIMIZER, muon=True)
 
 
 def make_objective(
-    *, cache_chunk: int | None = None, false: bool = False, without: Sequence[str] = (), **changes: float
+    *,
+    cache_chunk: int | None = None,
+    false: bool = False,
+    without: Sequence[str] = (),
+    **changes: float,
 ) -> VisionLanguageObjective:
     torch.manual_seed(0)
-    config = VLMoConfig.tiny(**{"layer_scale_init": 1.0, "initializer_range": 0.2, "num_hidden_layers": 2} | changes)
+    config = VLMoConfig.tiny(
+        **{"layer_scale_init": 1.0, "initializer_range": 0.2, "num_hidden_layers": 2} | changes
+    )
     weights = {f"{loss}_weight": 0.0 for loss in without}
     settings = VisionLanguageConfig(cache_chunk=cache_chunk, itc_false_captions=false, **weights)
     return VisionLanguageObjective(VLMoForPreTraining(config), config=settings)
@@ -42,10 +50,15 @@ def make_objective(
 def micro_batches(step: int, *, accumulation: int = 1) -> list[Batch]:
     """This process's share of step `step`; the rows are those of `make_batch` in another order at each step."""
     order = torch.randperm(GLOBAL_BATCH, generator=torch.Generator().manual_seed(step))
-    batch = with_false_texts(make_batch()) | {"sample_ids": torch.arange(GLOBAL_BATCH) + step * GLOBAL_BATCH}
-    shares = order.chunk(accumulation * distributed.world_size())[distributed.rank() :: distributed.world_size()]
+    batch = with_false_texts(make_batch()) | {
+        "sample_ids": torch.arange(GLOBAL_BATCH) + step * GLOBAL_BATCH
+    }
+    shares = order.chunk(accumulation * distributed.world_size())[
+        distributed.rank() :: distributed.world_size()
+    ]
     return [
-        {name: value[rows] if value.ndim else torch.tensor(step) for name, value in batch.items()} for rows in shares
+        {name: value[rows] if value.ndim else torch.tensor(step) for name, value in batch.items()}
+        for rows in shares
     ]
 
 
@@ -66,7 +79,9 @@ def one_update(
     # The part of the compiler that makes graphs, forward and backward; a C++ compiler is not everywhere.
     with mock.patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
         running = Engine(objective, config=engine, precision=precision)
-    optimizer = build_optimizer(objective, config=config, lr_scale={"model.vlmo.image_embeddings.cls_token": 5.0})
+    optimizer = build_optimizer(
+        objective, config=config, lr_scale={"model.vlmo.image_embeddings.cls_token": 5.0}
+    )
     batches = micro_batches(0, accumulation=accumulation)
     losses = []
     for number, batch in enumerate(batches):
@@ -89,7 +104,9 @@ def one_update(
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         again = running(batches[0])["loss"]  # evaluation leaves nothing behind
     return {
-        "losses": {name: sum(part[name].detach() for part in losses) / len(losses) for name in losses[0]},
+        "losses": {
+            name: sum(part[name].detach() for part in losses) / len(losses) for name in losses[0]
+        },
         "gradients": gradients | {"norm": norm},
         "weights": {name: value.clone() for name, value in running.weights().items()},
         "after": {"embeds": torch.tensor(embeds), "loss": again.detach()},
@@ -118,7 +135,9 @@ def make_run(
         after_step=after_step,
         objective=objective,
         optimizer=optimizer,
-        save_model=lambda folder, weights: objective.model.save_pretrained(folder, state_dict=weights),
+        save_model=lambda folder, weights: objective.model.save_pretrained(
+            folder, state_dict=weights
+        ),
         evaluate=lambda model: {"image": mean_state(model)},
     )
     trainer.optimizer.register_step_post_hook(lambda *_: objective.model.clamp_logit_scale_())
@@ -126,11 +145,17 @@ def make_run(
 
 
 def mean_state(model: nn.Module) -> float:
-    return model.vlmo(pixel_values=torch.ones(1, 3, 64, 64)).last_hidden_state.square().mean().item()
+    return (
+        model.vlmo(pixel_values=torch.ones(1, 3, 64, 64)).last_hidden_state.square().mean().item()
+    )
 
 
 def run(
-    folder: Path, *, engine: EngineConfig, optimizer: OptimizerConfig = OPTIMIZER, stops: bool = False
+    folder: Path,
+    *,
+    engine: EngineConfig,
+    optimizer: OptimizerConfig = OPTIMIZER,
+    stops: bool = False,
 ) -> TrainingResult:
     """Trains in `folder`, to the end or until it is asked to stop after step 3."""
     updates = 0
@@ -138,7 +163,11 @@ def run(
     def after_step() -> None:
         nonlocal updates
         updates += 1
-        if stops and updates == STOP_AFTER - 1 and distributed.rank() == distributed.world_size() - 1:
+        if (
+            stops
+            and updates == STOP_AFTER - 1
+            and distributed.rank() == distributed.world_size() - 1
+        ):
             os.kill(os.getpid(), signal.SIGTERM)  # noticed by all at the end of the next step
 
     return make_run(folder, engine=engine, optimizer=optimizer, after_step=after_step).fit()

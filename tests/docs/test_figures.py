@@ -34,7 +34,11 @@ def cells(svgs: str, *, having: str) -> list[dict[str, str]]:
     """The `data-` attributes of all shapes that have this one."""
     elements = ElementTree.fromstring(f"<all>{svgs}</all>").iter()
     facts = [
-        {name.removeprefix("data-"): value for name, value in element.attrib.items() if name.startswith("data-")}
+        {
+            name.removeprefix("data-"): value
+            for name, value in element.attrib.items()
+            if name.startswith("data-")
+        }
         | {"class": element.get("class", "")}
         for element in elements
     ]
@@ -47,7 +51,9 @@ def test_figure_is_told_in_words_and_colored_by_the_style_sheet(name):
     assert "\n" not in html  # an empty line would end it for Markdown
     figure = ElementTree.fromstring(html.replace("data-search-exclude", 'data-search-exclude=""'))
     for svg in figure:
-        shown = {element.get("id"): element.text for element in svg if element.tag in {"title", "desc"}}
+        shown = {
+            element.get("id"): element.text for element in svg if element.tag in {"title", "desc"}
+        }
         assert list(shown) == svg.get("aria-labelledby").split()
         assert all(shown.values())
         assert svg.get("role") == "img"
@@ -57,7 +63,11 @@ def test_figure_is_told_in_words_and_colored_by_the_style_sheet(name):
 
 
 def test_pages_and_figures_name_each_other():
-    named = [name for page in DOCS.glob("*.md") for name in re.findall(r"<!-- figure: (\S+) -->", page.read_text())]
+    named = [
+        name
+        for page in DOCS.glob("*.md")
+        for name in re.findall(r"<!-- figure: (\S+) -->", page.read_text())
+    ]
     assert sorted(named) == sorted(figures.FIGURES)
     with pytest.raises(ValueError, match="no figure 'block'"):
         figures.html("block")
@@ -71,9 +81,15 @@ def test_committed_figures_show_their_colors_where_style_sheets_are_not_read():
     }
     assert {file.name for file in (DOCS / "images").glob("*.svg")} == set(expected)
     for name, colors in expected.items():
-        svg = re.sub(r"<style>.*?</style>", "", (DOCS / "images" / name).read_text(), flags=re.DOTALL)
-        image = Image.open(io.BytesIO(bytes(svg_to_bytes(svg_string=svg, background="white")))).convert("RGB")
-        pixels = {color: count for count, color in image.getcolors(maxcolors=image.width * image.height)}
+        svg = re.sub(
+            r"<style>.*?</style>", "", (DOCS / "images" / name).read_text(), flags=re.DOTALL
+        )
+        image = Image.open(
+            io.BytesIO(bytes(svg_to_bytes(svg_string=svg, background="white")))
+        ).convert("RGB")
+        pixels = {
+            color: count for count, color in image.getcolors(maxcolors=image.width * image.height)
+        }
         assert pixels[255, 255, 255] > 0.7 * image.width * image.height
         assert all(pixels.get(color, 0) > 200 for color in colors), name
 
@@ -86,7 +102,13 @@ def test_layers_show_the_experts_that_a_forward_pass_calls(changes):
     for way, inputs in (("image", image), ("text", text), ("pair", image | text)):
         for layer, block in enumerate(model.blocks):
             for name, expert in block.experts.items():
-                cell = {"way": way, "layer": str(layer), "expert": name, "tokens": "none", "class": "absent"}
+                cell = {
+                    "way": way,
+                    "layer": str(layer),
+                    "expert": name,
+                    "tokens": "none",
+                    "class": "absent",
+                }
                 expected.append(cell)
 
                 def note(_, given, cell=cell):
@@ -115,4 +137,6 @@ def test_frozen_cells_are_the_parameters_without_gradient(changes):
         assert (shown[part] == "frozen") is not parameter.requires_grad, name
     trained = {id(parameter) for parameter in language_stage_parameters(model)}
     for name, parameter in model.vlmo.named_parameters():
-        assert (shown[stages.part_of(f"vlmo.{name}", model.config)] == "trained") is (id(parameter) in trained)
+        assert (shown[stages.part_of(f"vlmo.{name}", model.config)] == "trained") is (
+            id(parameter) in trained
+        )

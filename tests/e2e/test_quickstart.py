@@ -23,7 +23,11 @@ STAGES = tuple(quickstart.STEPS)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("quickstart")
-    with few_rows(NUM_ROWS), pytest.MonkeyPatch.context() as patch, (folder / "shown.txt").open("w") as file:
+    with (
+        few_rows(NUM_ROWS),
+        pytest.MonkeyPatch.context() as patch,
+        (folder / "shown.txt").open("w") as file,
+    ):
         patch.setattr(tracking, "LINE_EVERY_S", 0.0)
         patch.setattr(quickstart, "SHORTLIST", TEST_ROWS // 2)
         with contextlib.redirect_stdout(file):
@@ -34,7 +38,9 @@ def run(tmp_path_factory) -> Iterator[Path]:
 def test_each_stage_shows_the_time_to_the_end_and_leaves_a_whole_folder(run):
     shown = (run / "shown.txt").read_text()
     for number, stage in enumerate(STAGES, start=1):
-        assert re.search(rf"^{number} of 7, {stage}: about 0:\d\d:\d\d to the end on two CPU cores$", shown, re.M)
+        assert re.search(
+            rf"^{number} of 7, {stage}: about 0:\d\d:\d\d to the end on two CPU cores$", shown, re.M
+        )
         assert (run / stage / "model" / "model.safetensors").is_file()
         for name in ("recipe.json", "metrics.jsonl", "quarantine.jsonl", "state", "tensorboard"):
             assert (run / stage / name).exists(), f"{stage}/{name}"
@@ -52,7 +58,9 @@ def test_figures_stand_beside_chance(run):
         assert all(0 <= value <= 1 for value in metrics.values())
     binding = json.loads((run / "shapes-binding.json").read_text())
     assert binding["num_predictions"] == TEST_ROWS // 2
-    assert {f"dual[{kind}]" for kind in ("object", "color", "relation", "swap")} < binding["metrics"].keys()
+    assert {f"dual[{kind}]" for kind in ("object", "color", "relation", "swap")} < binding[
+        "metrics"
+    ].keys()
 
 
 def test_cards_show_figures_data_and_licences(run):
@@ -77,7 +85,9 @@ def test_cards_show_figures_data_and_licences(run):
 
 def test_report_shows_images_and_attention(run):
     page = (run / "report.html").read_text()
-    assert all(words in page for words in ("data:image/", "Chance", "Text to image", "Attention of words"))
+    assert all(
+        words in page for words in ("data:image/", "Chance", "Text to image", "Attention of words")
+    )
     assert "What false captions teach" not in page  # which takes a whole run
 
 
@@ -99,6 +109,22 @@ def test_second_run_trains_nothing_again(run, capsys, monkeypatch):
 def test_evaluate_repeats_the_figures(run, tmp_path):
     out = tmp_path / "figures.json"
     model, limit = str(run / "shapes-stage3" / "model"), str(TEST_ROWS)
-    main(["evaluate", model, "--data", "shapes", "--rerank", "0", "--limit", limit, "--out", str(out)])
-    again, first = json.loads(out.read_text())["metrics"], json.loads((run / "shapes.json").read_text())["metrics"]
+    main(
+        [
+            "evaluate",
+            model,
+            "--data",
+            "shapes",
+            "--rerank",
+            "0",
+            "--limit",
+            limit,
+            "--out",
+            str(out),
+        ]
+    )
+    again, first = (
+        json.loads(out.read_text())["metrics"],
+        json.loads((run / "shapes.json").read_text())["metrics"],
+    )
     assert again == {name: first[name] for name in again}

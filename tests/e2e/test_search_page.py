@@ -42,7 +42,12 @@ def test_python_runs(place, monkeypatch, capsys):
 
 def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    commands = [line for block in blocks("sh", page=PAGE) for line in block.splitlines() if line.startswith("vlmo ")]
+    commands = [
+        line
+        for block in blocks("sh", page=PAGE)
+        for line in block.splitlines()
+        if line.startswith("vlmo ")
+    ]
     assert len(commands) == 9
     for command in commands:
         main(shlex.split(command, comments=True)[1:])

@@ -31,7 +31,11 @@ SH = "".join(blocks("sh", page=PAGE)).replace("\\\n", "")
 
 def lines(program: str) -> list[list[str]]:
     """Every line that starts so, as words."""
-    return [shlex.split(line, comments=True)[1:] for line in SH.splitlines() if line.startswith(f"{program} ")]
+    return [
+        shlex.split(line, comments=True)[1:]
+        for line in SH.splitlines()
+        if line.startswith(f"{program} ")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +106,15 @@ def _coded(file: str) -> str:
 
 
 def test_servers_start_with_what_the_page_says(services):
-    given = [{name for name, part in vars(parts).items() if part is not None} - {"is_behind"} for parts in services]
-    assert given == [{"encoder", "index"}, {"encoder", "index", "answerer", "captioner"}, {"answerer"}]
+    given = [
+        {name for name, part in vars(parts).items() if part is not None} - {"is_behind"}
+        for parts in services
+    ]
+    assert given == [
+        {"encoder", "index"},
+        {"encoder", "index", "answerer", "captioner"},
+        {"answerer"},
+    ]
 
 
 def test_requests_are_answered(place, client, monkeypatch):
@@ -137,6 +148,10 @@ def test_clients_of_other_services_work_as_they_are(place, services, monkeypatch
 
 def test_endpoints_of_the_table_are_those_of_the_service(client):
     there = {path.replace("{id}", "ID") for path in client.get("/openapi.json").json()["paths"]}
-    table = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith(("| `POST", "| `GET"))]
+    table = [
+        line.split("|")[1]
+        for line in PAGE.read_text().splitlines()
+        if line.startswith(("| `POST", "| `GET"))
+    ]
     described = {path for cell in table for path in re.findall(r"/[\w/]+", cell)}
     assert described == there

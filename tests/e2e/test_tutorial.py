@@ -21,20 +21,36 @@ pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 SCRIPT = Path(__file__).parents[2] / "examples" / "search_folder.py"
-COLORS = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (40, 60, 210), "yellow": (230, 210, 50)}
+COLORS = {
+    "red": (210, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (40, 60, 210),
+    "yellow": (230, 210, 50),
+}
 SHAPES = ("bar", "square", "corner")
 TRAINING = ("train", "finetune")
 
 
 def blocks(language: str, *, page: Path = PAGE) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE
+    )
 
 
 def commands() -> list[list[str]]:
     """Every command that starts with `vlmo`, in blocks and between words, in the order of the page."""
-    found = re.findall(r"^```sh\n(.*?)^```|`(vlmo [^`]+)`", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
-    lines = [line for block, words in found for line in (block.splitlines() or [words]) if line.startswith("vlmo ")]
-    return [words for line in lines if len(words := shlex.split(line)[1:]) > 1]  # a bare `vlmo evaluate` is a name
+    found = re.findall(
+        r"^```sh\n(.*?)^```|`(vlmo [^`]+)`", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    lines = [
+        line
+        for block, words in found
+        for line in (block.splitlines() or [words])
+        if line.startswith("vlmo ")
+    ]
+    return [
+        words for line in lines if len(words := shlex.split(line)[1:]) > 1
+    ]  # a bare `vlmo evaluate` is a name
 
 
 def shortened(words: list[str]) -> list[str]:
@@ -52,7 +68,9 @@ def write_images(folder: Path) -> None:
         for number in range(60):
             color, shape = list(COLORS)[number % 4], SHAPES[number % 3]
             pixels = np.full((48, 48, 3), 255, dtype=np.uint8)
-            pixels[4 : {"bar": 14, "square": 30, "corner": 44}[shape], 4 + number % 8 : 30] = COLORS[color]
+            pixels[4 : {"bar": 14, "square": 30, "corner": 44}[shape], 4 + number % 8 : 30] = (
+                COLORS[color]
+            )
             Image.fromarray(pixels).save(folder / f"{number}.png")
             split = "test" if number >= 48 else "validation" if number >= 36 else "train"
             table.writerow([f"{number}.png", f"a {color} {shape}, place {number}", split])
@@ -71,11 +89,26 @@ def place(tmp_path_factory) -> Path:
     write_images(folder / "images")
     for name in ("a.jpg", "b.jpg", "shape.png"):
         Image.new("RGB", (64, 64), "red").save(folder / name)
-    (folder / "sentences.txt").write_text("\n".join(f"This is sentence {number}, about a dog." for number in range(64)))
+    (folder / "sentences.txt").write_text(
+        "\n".join(f"This is sentence {number}, about a dog." for number in range(64))
+    )
     run = "runs/quickstart/shapes-questions"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        main(["train", "shapes-questions", "--run-dir", run, "--init", "None", "--steps", "2", "--batch-size", "32"])
+        main(
+            [
+                "train",
+                "shapes-questions",
+                "--run-dir",
+                run,
+                "--init",
+                "None",
+                "--steps",
+                "2",
+                "--batch-size",
+                "32",
+            ]
+        )
     return folder
 
 
@@ -83,7 +116,13 @@ def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     trained = [words for words in commands() if words[0] in TRAINING and "--help" not in words]
     assert len(trained) == 6
-    assert {words[0] for words in commands()} == {*TRAINING, "evaluate", "index", "search", "predict"}
+    assert {words[0] for words in commands()} == {
+        *TRAINING,
+        "evaluate",
+        "index",
+        "search",
+        "predict",
+    }
     for words in commands():
         if "--help" in words:
             continue
@@ -92,7 +131,11 @@ def test_commands_run(place, monkeypatch, capsys):
     assert re.search(r"retrieval, \S+ test, \d+ rows, percent", printed)
     assert "IR@1" in printed
     for words in trained:
-        (run,) = [words[place + 1] for place, word in enumerate(words) if word in ("--run-dir", "--output-dir")]
+        (run,) = [
+            words[place + 1]
+            for place, word in enumerate(words)
+            if word in ("--run-dir", "--output-dir")
+        ]
         assert (Path(run) / "model" / "model.safetensors").is_file()
     with Image.open("seen.png") as seen:
         assert seen.width > 0
@@ -111,7 +154,11 @@ def test_python_runs(place, monkeypatch, capsys):
     assert "36 of 36 images can be used" in capsys.readouterr().out
     for row in map(json.loads, "".join(blocks("json")).splitlines()):
         assert {"image", "captions"} <= set(row) or {"image_id", "reason"} <= set(row)
-    assert next(csv.DictReader(blocks("csv")[0].splitlines())).keys() == {"image", "caption", "split"}
+    assert next(csv.DictReader(blocks("csv")[0].splitlines())).keys() == {
+        "image",
+        "caption",
+        "split",
+    }
 
 
 def test_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):

@@ -27,7 +27,8 @@ def chance(metrics: list[Metric]) -> dict[str, float | None]:
 
 
 @pytest.mark.parametrize(
-    ("share", "count", "low", "high"), [(0.5, 10, 0.2366, 0.7634), (0, 10, 0, 0.2775), (0.134, 1903, 0.1194, 0.1500)]
+    ("share", "count", "low", "high"),
+    [(0.5, 10, 0.2366, 0.7634), (0, 10, 0, 0.2775), (0.134, 1903, 0.1194, 0.1500)],
 )
 def test_interval_is_that_of_the_score_test(share, count, low, high):
     """Both ends differ from the share by 1.96 standard errors at the end itself."""
@@ -61,7 +62,9 @@ def test_classes_that_cannot_be_scored_are_refused(logits, labels, message) -> N
         topk_accuracy(logits, labels)
 
 
-def question(name: str, answers: list[str], *, kind: str = "other", asked: str = "what is") -> Question:
+def question(
+    name: str, answers: list[str], *, kind: str = "other", asked: str = "what is"
+) -> Question:
     return Question(name, f"picture of {name}", "what is it?", asked, kind, tuple(answers))
 
 
@@ -91,7 +94,9 @@ def test_metrics_of_answers_are_means_over_all_and_over_parts():
 
 def test_chance_of_answers_is_the_most_frequent_one_of_each_part():
     answers = [("yes", "yes/no"), ("yes", "yes/no"), ("no", "yes/no"), ("cat", "other")]
-    questions = [question("1", [answer], kind=kind) for answer, kind in answers] + [question("5", [])]
+    questions = [question("1", [answer], kind=kind) for answer, kind in answers] + [
+        question("5", [])
+    ]
     expected = {"accuracy": 0.5, "accuracy[answer: yes/no]": 2 / 3, "accuracy[answer: other]": 1}
     found = chance(vqa_metrics(questions, ["yes"] * 5))
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=EXACT)
@@ -101,7 +106,12 @@ def test_chance_of_answers_is_the_most_frequent_one_of_each_part():
     ("groups", "right", "expected", "coin"),
     [
         ("aabbbc", [True, False, True, True, True, True], (5 / 6, 2 / 3), (0.25 + 0.125 + 0.5) / 3),
-        ("aabb", [True, None, False, None], (0.5, 0.5), 0.5),  # rows without a label count for nothing
+        (
+            "aabb",
+            [True, None, False, None],
+            (0.5, 0.5),
+            0.5,
+        ),  # rows without a label count for nothing
         ("aaab", [True, False, None, True], (2 / 3, 0.5), (0.25 + 0.5) / 2),
     ],
 )
@@ -117,9 +127,22 @@ def test_consistency_counts_groups_of_which_every_row_is_right(groups, right, ex
     ("counts", "expected"),
     [
         # Class 0: 3 of 4 right, one more called so: 3/5. Class 1: 1/3. Class 2: 1. Class 3 only where nothing counts.
-        ("by hand", {"miou": (0.6 + 1 / 3 + 1) / 3, "aacc": 5 / 7, "macc": 0.75, "a": 0.6, "b": 1 / 3, "c": 1.0}),
+        (
+            "by hand",
+            {
+                "miou": (0.6 + 1 / 3 + 1) / 3,
+                "aacc": 5 / 7,
+                "macc": 0.75,
+                "a": 0.6,
+                "b": 1 / 3,
+                "c": 1.0,
+            },
+        ),
         # A class that is only predicted counts for its intersection over union alone.
-        (torch.tensor([[2, 2], [0, 0]]), {"miou": 0.25, "aacc": 0.5, "macc": 0.5, "a": 0.5, "b": 0.0}),
+        (
+            torch.tensor([[2, 2], [0, 0]]),
+            {"miou": 0.25, "aacc": 0.5, "macc": 0.5, "a": 0.5, "b": 0.0},
+        ),
     ],
 )
 def test_pixels_by_hand(counts, expected) -> None:
@@ -135,11 +158,17 @@ def test_pixels_of_all_pictures_are_summed_before_they_are_divided() -> None:
     counts = torch.zeros(2, 2, dtype=torch.long)
     generator = torch.Generator().manual_seed(0)
     peer = MulticlassJaccardIndex(num_classes=2, ignore_index=IGNORED)
-    for predicted, target in [torch.randint(0, 2, (2, 5, 5), generator=generator) for _ in range(3)]:
+    for predicted, target in [
+        torch.randint(0, 2, (2, 5, 5), generator=generator) for _ in range(3)
+    ]:
         target[0] = IGNORED
         counts += count_pixels(predicted, target, num_classes=2)
         peer.update(predicted, target)
-    assert values(segmentation_metrics(counts, names="ab"))["miou"] == pytest.approx(peer.compute().item())
-    ignored = count_pixels(torch.zeros(2, 2, dtype=torch.long), torch.full((2, 2), IGNORED), num_classes=2)
+    assert values(segmentation_metrics(counts, names="ab"))["miou"] == pytest.approx(
+        peer.compute().item()
+    )
+    ignored = count_pixels(
+        torch.zeros(2, 2, dtype=torch.long), torch.full((2, 2), IGNORED), num_classes=2
+    )
     with pytest.raises(ValueError, match="no pixel counts"):
         segmentation_metrics(ignored, names="ab")

@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from vlmo.evaluation.retrieval import chance_metrics, chance_recall, chunked_ranks, chunked_topk, recall_metrics
+from vlmo.evaluation.retrieval import (
+    chance_metrics,
+    chance_recall,
+    chunked_ranks,
+    chunked_topk,
+    recall_metrics,
+)
 
 
 def recall_of(
@@ -29,7 +35,11 @@ def test_recall_of_several_captions_an_image() -> None:
 @pytest.mark.parametrize(
     ("scores", "labels", "rank"),
     [
-        ([0.9, 0.9, 0.8, 0.95], [0, 0, 0, 1], 2),  # other captions of the image never stand in front
+        (
+            [0.9, 0.9, 0.8, 0.95],
+            [0, 0, 0, 1],
+            2,
+        ),  # other captions of the image never stand in front
         ([0.5, 0.9, 0.5, 0.1], [0, 1, 2, 3], 3),  # a tie counts against the model
     ],
 )
@@ -40,7 +50,9 @@ def test_rank_by_hand(scores, labels, rank) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -math.inf])
 def test_constant_similarity_puts_the_right_one_last(value: float) -> None:
-    metrics = recall_of(torch.full((4, 1), value), torch.ones(4, 1), text_to_image=torch.arange(4), ks=(1, 3, 4))
+    metrics = recall_of(
+        torch.full((4, 1), value), torch.ones(4, 1), text_to_image=torch.arange(4), ks=(1, 3, 4)
+    )
     assert metrics == {"tr@1": 0.0, "tr@3": 0.0, "tr@4": 1.0, "ir@1": 0.0, "ir@3": 0.0, "ir@4": 1.0}
 
 
@@ -49,7 +61,9 @@ def test_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         chunked_topk(embeds, torch.eye(2), k=1)
     with pytest.raises(ValueError, match="NaN"):
-        chunked_ranks(torch.eye(2), embeds, query_labels=torch.arange(2), candidate_labels=torch.arange(2))
+        chunked_ranks(
+            torch.eye(2), embeds, query_labels=torch.arange(2), candidate_labels=torch.arange(2)
+        )
 
 
 def test_queries_without_a_right_candidate_are_refused() -> None:
@@ -68,21 +82,30 @@ def test_queries_without_a_right_candidate_are_refused() -> None:
         (3, 10, 1, 1.0),
     ],
 )
-def test_chance_of_a_random_order(num_candidates: int, k: int, num_positives: int, expected: float) -> None:
-    assert chance_recall(num_candidates, k=k, num_positives=num_positives) == pytest.approx(expected, abs=1e-12)
+def test_chance_of_a_random_order(
+    num_candidates: int, k: int, num_positives: int, expected: float
+) -> None:
+    assert chance_recall(num_candidates, k=k, num_positives=num_positives) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_chance_metrics_weigh_images_by_their_captions() -> None:
     # Image 0 has three of the four texts, image 1 one of them.
     chance = chance_metrics(torch.tensor([0, 0, 0, 1]), ks=(1, 2))
-    assert chance == pytest.approx({"tr@1": (3 / 4 + 1 / 4) / 2, "tr@2": (1 + 1 / 2) / 2, "ir@1": 0.5, "ir@2": 1.0})
+    assert chance == pytest.approx(
+        {"tr@1": (3 / 4 + 1 / 4) / 2, "tr@2": (1 + 1 / 2) / 2, "ir@1": 0.5, "ir@2": 1.0}
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 @pytest.mark.parametrize("k", [1, 5, 40])
 def test_chunked_topk_equals_the_full_product(chunk: int, k: int) -> None:
     # Float64 and random: products differ by more than any order of summation.
-    queries, candidates = torch.randn(11, 6, dtype=torch.float64), torch.randn(17, 6, dtype=torch.float64)
+    queries, candidates = (
+        torch.randn(11, 6, dtype=torch.float64),
+        torch.randn(17, 6, dtype=torch.float64),
+    )
     scores, indices = chunked_topk(queries, candidates, k=k, chunk=chunk)
     full = (queries @ candidates.T).topk(min(k, 17), dim=1)
     assert torch.equal(indices, full.indices)
@@ -107,7 +130,11 @@ def test_chunked_ranks_equal_the_ranks_of_the_full_product(chunk: int) -> None:
         (texts, images, text_to_image, torch.arange(9), similarity.T),
     ):
         ranks = chunked_ranks(
-            queries, candidates, chunk=chunk, query_labels=query_labels, candidate_labels=candidate_labels
+            queries,
+            candidates,
+            chunk=chunk,
+            query_labels=query_labels,
+            candidate_labels=candidate_labels,
         )
         for rank, label, scores in zip(ranks.tolist(), query_labels, full, strict=True):
             right = candidate_labels == label

@@ -83,20 +83,28 @@ def test_perfect_embeddings_have_recall_one() -> None:
     assert result.chance["ir@5"] == pytest.approx(5 / NUM_IMAGES)
     assert result.reranked is None
     assert torch.equal(result.dual.text_to_image.indices[:, 0], TEXT_TO_IMAGE)
-    assert (TEXT_TO_IMAGE[result.dual.image_to_text.indices[:, :2]] == torch.arange(NUM_IMAGES)[:, None]).all()
+    assert (
+        TEXT_TO_IMAGE[result.dual.image_to_text.indices[:, :2]] == torch.arange(NUM_IMAGES)[:, None]
+    ).all()
 
 
 @pytest.mark.parametrize("rerank", [0, 3, 100])
 def test_a_model_that_returns_constants_finds_nothing(rerank: int) -> None:
-    model = FakeModel(images=torch.eye(4)[[0] * NUM_IMAGES], texts=torch.eye(4)[[0] * NUM_IMAGES * CAPTIONS])
+    model = FakeModel(
+        images=torch.eye(4)[[0] * NUM_IMAGES], texts=torch.eye(4)[[0] * NUM_IMAGES * CAPTIONS]
+    )
     result = evaluate_retrieval(model, retrieval_set(), ks=(1, 5), rerank=rerank)
     assert set(result.metrics.values()) == {0.0}
 
 
 @pytest.mark.parametrize("shortlist", [1, 4, NUM_IMAGES, 1000])
 @pytest.mark.parametrize("batch", [5, 1000])
-def test_oracle_puts_the_right_one_first_if_it_is_on_the_shortlist(shortlist: int, batch: int) -> None:
-    result = evaluate_retrieval(fake("oracle"), retrieval_set(), ks=(1, shortlist), rerank=shortlist, batch=batch)
+def test_oracle_puts_the_right_one_first_if_it_is_on_the_shortlist(
+    shortlist: int, batch: int
+) -> None:
+    result = evaluate_retrieval(
+        fake("oracle"), retrieval_set(), ks=(1, shortlist), rerank=shortlist, batch=batch
+    )
     assert result.reranked is not None
     for dual, reranked in (
         (result.dual.image_to_text, result.reranked.image_to_text),
@@ -112,10 +120,14 @@ def test_oracle_puts_the_right_one_first_if_it_is_on_the_shortlist(shortlist: in
 
 
 def test_mixed_score_is_as_documented() -> None:
-    result = evaluate_retrieval(fake("oracle"), retrieval_set(), ks=(1,), rerank=NUM_IMAGES, rerank_weight=0.25)
+    result = evaluate_retrieval(
+        fake("oracle"), retrieval_set(), ks=(1,), rerank=NUM_IMAGES, rerank_weight=0.25
+    )
     assert result.reranked is not None
     dual, reranked = result.dual.text_to_image, result.reranked.text_to_image
-    similarity = torch.empty(NUM_IMAGES * CAPTIONS, NUM_IMAGES).scatter_(1, dual.indices, dual.scores)
+    similarity = torch.empty(NUM_IMAGES * CAPTIONS, NUM_IMAGES).scatter_(
+        1, dual.indices, dual.scores
+    )
     odds = torch.where(TEXT_TO_IMAGE[:, None] == torch.arange(NUM_IMAGES), 50.0, -50.0)
     expected = (0.75 * similarity / TEMPERATURE + 0.25 * odds).gather(1, reranked.indices)
     torch.testing.assert_close(reranked.scores, expected)
@@ -125,7 +137,9 @@ def test_each_direction_has_its_weight() -> None:
     model, weights = fake("oracle"), Weights(image_to_text=1.0, text_to_image=0.0)
     result = evaluate_retrieval(model, retrieval_set(), ks=(1, 3), rerank=4, rerank_weight=weights)
     alone = [
-        evaluate_retrieval(model, retrieval_set(), ks=(1, 3), rerank=4, rerank_weight=weight).metrics
+        evaluate_retrieval(
+            model, retrieval_set(), ks=(1, 3), rerank=4, rerank_weight=weight
+        ).metrics
         for weight in weights
     ]
     for direction, single in zip(("tr", "ir"), alone, strict=True):
@@ -138,7 +152,9 @@ def test_weight_for_sharper_or_softer_negatives_gives_the_true_order() -> None:
     # A query with three candidates. ITM has learnt log p / q for negatives drawn from the softmax of 0.3 x the logits.
     p, logits, sharpness = torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([[2.0, 1.0, 0.0]]), 0.3
     log_odds = (p / (sharpness * logits).softmax(1)).log()
-    dual = Ranking(indices=torch.tensor([[0, 1, 2]]), scores=logits * TEMPERATURE, ranks=torch.tensor([1]))
+    dual = Ranking(
+        indices=torch.tensor([[0, 1, 2]]), scores=logits * TEMPERATURE, ranks=torch.tensor([1])
+    )
     orders = {}
     for weight in (1 / (1 + sharpness), 0.5):
         found = _rerank(dual, log_odds, p == p.max(), weight=weight, scale=1 / TEMPERATURE)
@@ -154,8 +170,12 @@ def test_recall_by_weight_is_that_of_each_weight_and_scores_once() -> None:
     found = [rerank(Weights(weight, weight)).metrics((1, 3)) for weight in weights]
     assert len(model.pairs) == len(set(model.pairs))
     for weight, metrics in zip(weights, found, strict=True):
-        expected = evaluate_retrieval(model, retrieval_set(), ks=(1, 3), rerank=4, rerank_weight=weight)
-        assert metrics == {name: expected.metrics[f"rerank_{name}"] for name in ("tr@1", "tr@3", "ir@1", "ir@3")}
+        expected = evaluate_retrieval(
+            model, retrieval_set(), ks=(1, 3), rerank=4, rerank_weight=weight
+        )
+        assert metrics == {
+            name: expected.metrics[f"rerank_{name}"] for name in ("tr@1", "tr@3", "ir@1", "ir@3")
+        }
     assert found[0] != found[2]
     assert evaluate_retrieval(model, retrieval_set()).rerank is None
 
@@ -169,21 +189,32 @@ def test_each_pair_is_matched_once_and_with_little_padding() -> None:
     dual = evaluate_retrieval(model, retrieval_set(), **options).dual
     assert model.training
     assert not model.frozen.training
-    found_texts, found_images = dual.image_to_text.indices[:, :4].tolist(), dual.text_to_image.indices[:, :4].tolist()
+    found_texts, found_images = (
+        dual.image_to_text.indices[:, :4].tolist(),
+        dual.text_to_image.indices[:, :4].tolist(),
+    )
     asked = {(image, text) for image, texts in enumerate(found_texts) for text in texts}
     asked |= {(image, text) for text, images in enumerate(found_images) for image in images}
     assert len(model.pairs) == len(set(model.pairs))
     assert set(model.pairs) == asked
     assert set(model.widths) <= {8, 16, 20}
     assert min(model.widths) == 8
-    assert [state for state in seen if state[0] == "images"] == [("images", done, 12) for done in (5, 10, 12)]
-    for what, total in (("images", NUM_IMAGES), ("texts", NUM_IMAGES * CAPTIONS), ("pairs", len(asked))):
+    assert [state for state in seen if state[0] == "images"] == [
+        ("images", done, 12) for done in (5, 10, 12)
+    ]
+    for what, total in (
+        ("images", NUM_IMAGES),
+        ("texts", NUM_IMAGES * CAPTIONS),
+        ("pairs", len(asked)),
+    ):
         done = [event[1:] for event in seen if event[0] == what]
         assert done == sorted(done)
         assert done[-1] == (total, total)
 
 
-@pytest.mark.parametrize("options", [{"rerank": -1}, {"rerank": 1, "rerank_weight": 2}, {"batch": 0}, {"ks": ()}])
+@pytest.mark.parametrize(
+    "options", [{"rerank": -1}, {"rerank": 1, "rerank_weight": 2}, {"batch": 0}, {"ks": ()}]
+)
 def test_wrong_options_are_refused(options) -> None:
     with pytest.raises(ValueError, match="Expected ks >= 1"):
         evaluate_retrieval(fake(), retrieval_set(), **options)
@@ -214,7 +245,10 @@ def noise(read: Read) -> RetrievalSet:
 
     return RetrievalSet(
         read_images=read_images,
-        read_texts=lambda numbers: (ids[numbers.start : numbers.stop], mask[numbers.start : numbers.stop]),
+        read_texts=lambda numbers: (
+            ids[numbers.start : numbers.stop],
+            mask[numbers.start : numbers.stop],
+        ),
         text_to_image=torch.arange(11).repeat_interleave(2),
     )
 
@@ -227,15 +261,21 @@ def test_real_model_is_scored_as_pair_by_pair() -> None:
     for text in range(0, 22, 7):
         ids, mask = pairs.read_texts(range(text, text + 1))
         with torch.no_grad():
-            logits = torch.cat([model.match(pixels[[image]], ids, mask) for image in found.indices[text].tolist()])
+            logits = torch.cat(
+                [model.match(pixels[[image]], ids, mask) for image in found.indices[text].tolist()]
+            )
         # Batches of another size: 1e-5 covers the order of summation in float32.
-        torch.testing.assert_close(found.scores[text], logits[:, 1] - logits[:, 0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            found.scores[text], logits[:, 1] - logits[:, 0], atol=1e-5, rtol=0
+        )
 
 
 def evaluated(batch: int) -> tuple[dict[str, float], list[Tensor], Read]:
     """Figures, rankings and the images that this process read."""
     read: Read = []
-    result = evaluate_retrieval(toy(VLMoForImageTextRetrieval), noise(read), ks=(1, 3), rerank=4, batch=batch)
+    result = evaluate_retrieval(
+        toy(VLMoForImageTextRetrieval), noise(read), ks=(1, 3), rerank=4, batch=batch
+    )
     assert result.reranked is not None
     rankings = [
         tensor
@@ -283,7 +323,9 @@ def test_shares_are_all_batches(monkeypatch):
         for rank in range(world_size):
             monkeypatch.setattr("vlmo.distributed.rank", lambda number=rank: number)
             shares.append(own_batches(total, batch=3))
-        assert [number for share in shares for numbers in share for number in numbers] == list(range(total))
+        assert [number for share in shares for numbers in share for number in numbers] == list(
+            range(total)
+        )
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 

@@ -27,7 +27,9 @@ from vlmo.tasks import RetrievalTask
 
 
 def test_probe_finds_what_states_tell_and_nothing_else() -> None:
-    things = torch.eye(6, dtype=torch.bool).repeat(20, 1) | torch.eye(6, dtype=torch.bool).roll(1, 0).repeat(20, 1)
+    things = torch.eye(6, dtype=torch.bool).repeat(20, 1) | torch.eye(6, dtype=torch.bool).roll(
+        1, 0
+    ).repeat(20, 1)
     states = things.float() @ torch.randn(6, 8)
     assert probe((states, things), (states[:30], things[:30])) == 1
     noise = torch.randn(120, 8)
@@ -53,7 +55,9 @@ def test_arms_are_valid_recipes_of_one_world(world, source) -> None:
             assert (recipe.seed, recipe.data.source, recipe.loader.num_workers) == (3, source, 0)
             assert recipe.text is None or source in recipe.text.learn_from
             assert isinstance(recipe.task, RetrievalTask) == (name in (CONTRAST, CONTRAST_EQUAL))
-            assert recipe.task.architectures == (("Both",) if name == BOTH else recipe.task.architectures)
+            assert recipe.task.architectures == (
+                ("Both",) if name == BOTH else recipe.task.architectures
+            )
             assert steps is None or recipe.trainer.max_steps == steps
 
 
@@ -62,7 +66,12 @@ def test_icons_have_the_group_of_their_emoji() -> None:
     shown = things(rows, "icons")
     assert set(shown.sum(dim=1).tolist()) == {0, 1}
     groups = {rows[number]["captions"][0]: group for number, group in shown.nonzero().tolist()}
-    assert groups["rainbow flag"] == groups["triangular flag"] != groups["rhinoceros"] == groups["dolphin"]
+    assert (
+        groups["rainbow flag"]
+        == groups["triangular flag"]
+        != groups["rhinoceros"]
+        == groups["dolphin"]
+    )
 
 
 def test_report_has_paired_intervals() -> None:
@@ -70,13 +79,16 @@ def test_report_has_paired_intervals() -> None:
     names, same = ("probe", "ir@1", "tr@1", "ir@10"), {"steps": {"a": 1000, "b": 200}}
     seeds = {
         str(seed): {
-            arm: same | dict.fromkeys(names, each[seed]) | {"seconds": 9.6 + seed} for arm, each in values.items()
+            arm: same | dict.fromkeys(names, each[seed]) | {"seconds": 9.6 + seed}
+            for arm, each in values.items()
         }
         for seed in range(3)
     }
     shown = report(seeds, "icons")
     assert "| `masks` | 1,200 | 10 to 12 | 50.0 | 50.0 | 50.0 |" in shown
-    assert f"| `masks` - `stages` |{' -10.0 ± 5.0 |' * 3}" in shown  # deviation 2, 4.303 * 2 / sqrt(3)
+    assert (
+        f"| `masks` - `stages` |{' -10.0 ± 5.0 |' * 3}" in shown
+    )  # deviation 2, 4.303 * 2 / sqrt(3)
     assert f"| `masks and contrast` - `stages` |{' +0.0 ± 0.0 |' * 3}" in shown
 
 

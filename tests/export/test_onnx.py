@@ -70,15 +70,21 @@ def graph(exported):
 def test_threads_of_onnx_runtime_sleep_where_those_of_openmp_do(graph, monkeypatch):
     entry = "session.intra_op.allow_spinning"
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    assert graph("image_encoder").session.get_session_options().get_session_config_entry(entry) == "0"
+    assert (
+        graph("image_encoder").session.get_session_options().get_session_config_entry(entry) == "0"
+    )
     monkeypatch.delenv("OMP_WAIT_POLICY")
     options = graph("image_encoder").session.get_session_options()
     with pytest.raises(RuntimeError, match=entry):  # not set: ONNX Runtime's own choice
         options.get_session_config_entry(entry)
 
 
-def close(actual: Tensor | np.ndarray, expected: Tensor | np.ndarray, *, atol: float = CLOSE) -> None:
-    torch.testing.assert_close(torch.as_tensor(actual), torch.as_tensor(expected), atol=atol, rtol=0)
+def close(
+    actual: Tensor | np.ndarray, expected: Tensor | np.ndarray, *, atol: float = CLOSE
+) -> None:
+    torch.testing.assert_close(
+        torch.as_tensor(actual), torch.as_tensor(expected), atol=atol, rtol=0
+    )
 
 
 def text_of(lengths: list[int], *, padded_to: int | None = None) -> tuple[Tensor, Tensor]:
@@ -116,15 +122,24 @@ def test_folder_holds_all_that_is_needed(exported, processor):
     description = json.loads((exported.folder / "onnx.json").read_text())
     image = {"resample": "bicubic", "transparency": "on white", "mean": [0.5] * 3, "std": [0.5] * 3}
     assert description["image"] == {"size": [64, 64], "rescale": pytest.approx(1 / 255), **image}
-    text = {"max_positions": LONGEST, "pad_token_id": 0, "tokenizer": "tokenizer.json", "max_length": 16}
+    text = {
+        "max_positions": LONGEST,
+        "pad_token_id": 0,
+        "tokenizer": "tokenizer.json",
+        "max_length": 16,
+    }
     assert description["text"] == text
-    assert description["logit_scale"] == pytest.approx(float(exported.model.contrast_head.logit_scale.detach()))
+    assert description["logit_scale"] == pytest.approx(
+        float(exported.model.contrast_head.logit_scale.detach())
+    )
     assert (description["opset"], description["labels"]) == (23, None)
     assert description["model_class"] == "VLMoForPreTraining"
     assert list(description["graphs"]) == ["image_encoder", "text_encoder", "fusion_encoder"]
     for entry in description["graphs"].values():
         for variant in ("float32", "int8"):
-            assert (exported.folder / entry[variant]["file"]).stat().st_size == entry[variant]["num_bytes"]
+            assert (exported.folder / entry[variant]["file"]).stat().st_size == entry[variant][
+                "num_bytes"
+            ]
         assert 0 < entry["float32"]["largest_difference"] < CLOSE
     read = VLMoProcessor.from_pretrained(exported.folder)
     assert read(text=words())["input_ids"] == processor(text=words())["input_ids"]
@@ -137,12 +152,19 @@ def test_folder_holds_all_that_is_needed(exported, processor):
 @torch.no_grad()
 def test_int8_files_multiply_in_int8_and_agree_roughly(exported, processor):
     weights = onnx.load(exported.folder / "text_encoder.int8.onnx").graph.initializer
-    matrices = [each for each in weights if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2]
-    assert len(matrices) == 4 * exported.model.config.num_hidden_layers + 1  # four in each layer, and the projection
+    matrices = [
+        each for each in weights if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2
+    ]
+    assert (
+        len(matrices) == 4 * exported.model.config.num_hidden_layers + 1
+    )  # four in each layer, and the projection
     images, texts, pairs = (
-        OnnxSession(exported.folder / f"{name}_encoder.int8.onnx") for name in ("image", "text", "fusion")
+        OnnxSession(exported.folder / f"{name}_encoder.int8.onnx")
+        for name in ("image", "text", "fusion")
     )
-    given = processor(images=drawings()[1:8:2], text=words()[3:19:4], return_tensors="pt")  # alike to the samples
+    given = processor(
+        images=drawings()[1:8:2], text=words()[3:19:4], return_tensors="pt"
+    )  # alike to the samples
     pixels, text = given["pixel_values"], (given["input_ids"], given["attention_mask"])
     for actual, expected in (
         (images(pixels)[0], exported.model.get_image_features(pixels)),
@@ -152,7 +174,9 @@ def test_int8_files_multiply_in_int8_and_agree_roughly(exported, processor):
         assert INT8_COSINE < cosines.min() < 1 - CLOSE
     close(pairs(pixels, *text)[0], exported.model.match(pixels, *text), atol=INT8_LOGITS)
     graphs = exported.report["graphs"].values()
-    assert all(graph["int8"]["num_bytes"] < 0.75 * graph["float32"]["num_bytes"] for graph in graphs)
+    assert all(
+        graph["int8"]["num_bytes"] < 0.75 * graph["float32"]["num_bytes"] for graph in graphs
+    )
 
 
 def test_example_of_the_document_runs_without_pytorch(exported, processor, tmp_path):
@@ -162,11 +186,19 @@ def test_example_of_the_document_runs_without_pytorch(exported, processor, tmp_p
     (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
     check = "import sys\nassert not {'torch', 'transformers', 'vlmo'} & set(sys.modules)\n"
     done = subprocess.run(
-        [sys.executable, "-c", example + check], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", example + check],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    similarities = torch.tensor([float(number) for number in re.findall(r"-?\d\.\d+(?:e-\d+)?", done.stdout)])
-    inputs = processor(images=drawings()[:6:5], text=["a red square", "the green circle"], return_tensors="pt")
+    similarities = torch.tensor(
+        [float(number) for number in re.findall(r"-?\d\.\d+(?:e-\d+)?", done.stdout)]
+    )
+    inputs = processor(
+        images=drawings()[:6:5], text=["a red square", "the green circle"], return_tensors="pt"
+    )
     with torch.no_grad():
         output = exported.model(**inputs)
     # Pillow, which the example calls, and the processor resize these drawings to the same bits.
@@ -177,15 +209,24 @@ def test_example_of_the_document_runs_without_pytorch(exported, processor, tmp_p
 SMALL = {"num_hidden_layers": 1, "max_text_positions": LONGEST}
 
 
-def export(model_class, tmp_path: Path, **changes) -> tuple[torch.nn.Module, dict[str, OnnxSession]]:
+def export(
+    model_class, tmp_path: Path, **changes
+) -> tuple[torch.nn.Module, dict[str, OnnxSession]]:
     model = toy(model_class, **SMALL | changes)
     model.save_pretrained(tmp_path / "model")
     report = write_onnx(tmp_path / "model", tmp_path / "exported")
-    return model, {name: OnnxSession(tmp_path / "exported" / f"{name}.onnx") for name in report["graphs"]}
+    return model, {
+        name: OnnxSession(tmp_path / "exported" / f"{name}.onnx") for name in report["graphs"]
+    }
 
 
 # Together they have every part that a published VLMo and BEiT-3 do not have.
-UNUSUAL = {"position_embedding": "absolute", "layer_scale_init": None, "experts": "shared", "attention": "separate"}
+UNUSUAL = {
+    "position_embedding": "absolute",
+    "layer_scale_init": None,
+    "experts": "shared",
+    "attention": "separate",
+}
 
 
 @pytest.mark.slow
@@ -209,14 +250,18 @@ UNUSUAL = {"position_embedding": "absolute", "layer_scale_init": None, "experts"
 def test_graphs_of_every_class_give_what_pytorch_gives(tmp_path, model_class, changes, names):
     model, sessions = export(model_class, tmp_path, **changes)
     assert list(sessions) == names
-    given = dict(zip(("input_ids", "attention_mask"), text_of([4, 11]), strict=True)) | {"pixel_values": pictures(2)}
+    given = dict(zip(("input_ids", "attention_mask"), text_of([4, 11]), strict=True)) | {
+        "pixel_values": pictures(2)
+    }
     if model_class is VLMoForVisualReasoning:
         given["pixel_values"] = pictures(4).unflatten(0, (2, 2))
     for session in sessions.values():
         inputs = {name: given[name] for name in session.inputs}
         expected = model(**inputs)
         for name, actual in zip(session.outputs, session(*inputs.values()), strict=True):
-            close(actual, expected[name], atol=CLOSE * float(expected[name].abs().max().clamp(min=1)))
+            close(
+                actual, expected[name], atol=CLOSE * float(expected[name].abs().max().clamp(min=1))
+            )
     labels = json.loads((tmp_path / "exported" / "onnx.json").read_text())["labels"]
     assert labels is None or len(labels) == model.config.num_labels
     assert (labels is not None) == (model_class not in {VLMoModel, VLMoForImageCaptioning})
@@ -224,7 +269,9 @@ def test_graphs_of_every_class_give_what_pytorch_gives(tmp_path, model_class, ch
 
 def test_graphs_of_a_model_without_pooler_and_matching_head_are_those_of_its_parts():
     bare = {"use_pooler": False, "use_match_head": False}
-    backbone, dual = (graphs_of(toy(of, **SMALL | bare)) for of in (VLMoModel, VLMoForImageTextRetrieval))
+    backbone, dual = (
+        graphs_of(toy(of, **SMALL | bare)) for of in (VLMoModel, VLMoForImageTextRetrieval)
+    )
     assert [graph.outputs for graph in backbone] == [
         ("last_hidden_state",),
         ("last_hidden_state",),
@@ -241,7 +288,9 @@ def classifier_export(tmp_path_factory) -> SimpleNamespace:
     model.save_pretrained(folder / "model")
     image_processor_for(64).save_pretrained(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging.getLogger(), "handlers", [handler := logging.handlers.BufferingHandler(10_000)])
+        patch.setattr(
+            logging.getLogger(), "handlers", [handler := logging.handlers.BufferingHandler(10_000)]
+        )
         patch.setattr(onnx_export, "_MAX_SINGLE_FILE", 1000)
         samples = {"pixel_values": pictures(4).numpy()}
         report = write_onnx(folder / "model", folder / "exported", samples=samples)
@@ -256,16 +305,26 @@ def classifier(classifier_export, tmp_path, monkeypatch) -> Path:
     return shutil.copytree(classifier_export.folder / "model", tmp_path / "model")
 
 
-def test_a_difference_leaves_nothing_behind_and_an_earlier_export_as_it_was(classifier, tmp_path, monkeypatch):
+def test_a_difference_leaves_nothing_behind_and_an_earlier_export_as_it_was(
+    classifier, tmp_path, monkeypatch
+):
     steps = []
     write_onnx(classifier, tmp_path / "exported", report=lambda *step: steps.append(step))
     assert steps == [("exporting image_encoder", 0, 1)]
     before = {file.name: file.read_bytes() for file in (tmp_path / "exported").iterdir()}
-    assert set(before) == {"image_encoder.onnx", "image_encoder.onnx.data", "onnx.json", "preprocessor_config.json"}
+    assert set(before) == {
+        "image_encoder.onnx",
+        "image_encoder.onnx.data",
+        "onnx.json",
+        "preprocessor_config.json",
+    }
     for out in (tmp_path / "exported", tmp_path / "new"):
         with monkeypatch.context() as patch:
             patch.setattr(onnx_export, "TOLERANCE", -1.0)
-            with pytest.raises(ValueError, match=r"image_encoder\.onnx differs from PyTorch by .*, more than -1e\+00"):
+            with pytest.raises(
+                ValueError,
+                match=r"image_encoder\.onnx differs from PyTorch by .*, more than -1e\+00",
+            ):
                 write_onnx(classifier, out)
     assert {file.name: file.read_bytes() for file in (tmp_path / "exported").iterdir()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"model", "exported"}
@@ -286,7 +345,10 @@ def test_large_weights_lie_beside_the_graph(classifier_export, tmp_path):
         sizes = [(moved / f"{variant['file']}{suffix}").stat().st_size for suffix in ("", ".data")]
         assert sum(sizes) == variant["num_bytes"]
         assert np.isfinite(OnnxSession(moved / variant["file"])(pictures(2))[0]).all()
-    close(OnnxSession(moved / graph["float32"]["file"])(pictures(2))[0], classifier_export.model(pictures(2)).logits)
+    close(
+        OnnxSession(moved / graph["float32"]["file"])(pictures(2))[0],
+        classifier_export.model(pictures(2)).logits,
+    )
     assert len(json.loads((moved / "onnx.json").read_text())["labels"]) == 2
 
 
@@ -300,7 +362,9 @@ def test_folders_that_cannot_be_exported_are_named(classifier, exported, tmp_pat
     with pytest.raises(ValueError, match=r"has no file 'vocab\.txt'"):
         write_onnx(classifier, tmp_path / "exported")
     config = json.loads((classifier / "config.json").read_text())
-    (classifier / "config.json").write_text(json.dumps(config | {"architectures": ["SomebodyElse"]}))
+    (classifier / "config.json").write_text(
+        json.dumps(config | {"architectures": ["SomebodyElse"]})
+    )
     with pytest.raises(ValueError, match=r"holds SomebodyElse; expected .* VLMoFor"):
         write_onnx(classifier, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()

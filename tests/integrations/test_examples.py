@@ -20,7 +20,15 @@ CLASSES = {
     "segmentation": "VLMoForSemanticSegmentation",
     "vqa": "VLMoForVisualQuestionAnswering",
 }
-SHORT = ["--max-steps", "2", "--per-device-train-batch-size", "4", "--use-cpu", "--disable-tqdm", "true"]
+SHORT = [
+    "--max-steps",
+    "2",
+    "--per-device-train-batch-size",
+    "4",
+    "--use-cpu",
+    "--disable-tqdm",
+    "true",
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,4 +48,6 @@ def test_example_trains_evaluates_and_writes_a_model_folder(example, tmp_path, c
     assert AutoConfig.from_pretrained(tmp_path).architectures == [CLASSES[task]]
     _, report = getattr(vlmo, CLASSES[task]).from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
-    assert (tmp_path / "preprocessor_config.json").is_file() or (tmp_path / "processor_config.json").is_file()
+    assert (tmp_path / "preprocessor_config.json").is_file() or (
+        tmp_path / "processor_config.json"
+    ).is_file()

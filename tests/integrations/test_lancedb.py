@@ -21,7 +21,13 @@ def table(encoder, tmp_path_factory):
     """Drawings as LanceDB's users store them: bytes, a caption and a vector."""
     images = [encoded(drawing) for drawing in drawings()]
     captions, vectors = [caption for caption, _ in CAPTIONS], encoder.embed_images(drawings())
-    schema = pa.schema({"image": pa.binary(), "caption": pa.string(), "vector": pa.list_(pa.float32(), encoder.dim)})
+    schema = pa.schema(
+        {
+            "image": pa.binary(),
+            "caption": pa.string(),
+            "vector": pa.list_(pa.float32(), encoder.dim),
+        }
+    )
     rows = pa.table([images, captions, list(vectors)], schema=schema)
     table = lancedb.connect(tmp_path_factory.mktemp("lancedb")).create_table("drawings", rows)
     table.create_index("caption", config=FTS())
@@ -43,18 +49,29 @@ def vector_search(table, encoder):
     return table.search(encoder.embed_texts([QUERY])[0]).distance_type("cosine").limit(24)
 
 
-def test_results_of_a_vector_search_come_in_the_order_of_a_searcher(table, encoder, expected) -> None:
+def test_results_of_a_vector_search_come_in_the_order_of_a_searcher(
+    table, encoder, expected
+) -> None:
     found = vector_search(table, encoder).rerank(VLMoReranker(encoder), QUERY).to_arrow()
     assert found["caption"].to_pylist() == sorted(expected, key=expected.get, reverse=True)
     scores = found["_relevance_score"].to_pylist()
-    assert scores == pytest.approx([expected[caption] for caption in found["caption"].to_pylist()], abs=1e-3)
+    assert scores == pytest.approx(
+        [expected[caption] for caption in found["caption"].to_pylist()], abs=1e-3
+    )
     assert "_distance" not in found.column_names
 
 
 def test_words_alone_and_both_searches_are_reranked(table, encoder, expected) -> None:
-    found = table.search("circle", query_type="fts").limit(24).rerank(VLMoReranker(encoder)).to_arrow()
+    found = (
+        table.search("circle", query_type="fts").limit(24).rerank(VLMoReranker(encoder)).to_arrow()
+    )
     assert len(found) == 6
-    hybrid = table.search(query_type="hybrid").vector(encoder.embed_texts([QUERY])[0]).text(QUERY).limit(5)
+    hybrid = (
+        table.search(query_type="hybrid")
+        .vector(encoder.embed_texts([QUERY])[0])
+        .text(QUERY)
+        .limit(5)
+    )
     for how in ("relevance", "all"):
         found = hybrid.rerank(VLMoReranker(encoder, return_score=how)).to_arrow()
         assert found["caption"].to_pylist()[0] == max(expected, key=expected.get)
@@ -63,25 +80,36 @@ def test_words_alone_and_both_searches_are_reranked(table, encoder, expected) ->
         assert ("_distance" in found.column_names) is (how == "all")
 
 
-def test_images_of_an_index_are_read_from_their_paths_and_missing_ones_come_last(encoder, tmp_path) -> None:
+def test_images_of_an_index_are_read_from_their_paths_and_missing_ones_come_last(
+    encoder, tmp_path
+) -> None:
     for number, drawing in enumerate(drawings()[:4]):
         drawing.save(tmp_path / f"{number}.png")
     build_index(encoder, [tmp_path], out=tmp_path / "index")
     (tmp_path / "1.png").unlink()
     table = lancedb.connect(tmp_path / "index").open_table("images")
-    found = vector_search(table, encoder).rerank(VLMoReranker(encoder, column="path"), QUERY).to_arrow()
+    found = (
+        vector_search(table, encoder).rerank(VLMoReranker(encoder, column="path"), QUERY).to_arrow()
+    )
     assert found["path"].to_pylist()[-1].endswith("1.png")
     assert found["_relevance_score"].to_pylist()[-1] == -float("inf")
 
 
 def test_nothing_found_is_nothing_reranked(table, encoder) -> None:
-    found = vector_search(table, encoder).where("caption = 'none'").rerank(VLMoReranker(encoder), QUERY).to_arrow()
+    found = (
+        vector_search(table, encoder)
+        .where("caption = 'none'")
+        .rerank(VLMoReranker(encoder), QUERY)
+        .to_arrow()
+    )
     assert len(found) == 0
 
 
 def test_wrong_use_says_what_is_right(table, encoder, monkeypatch) -> None:
     with pytest.raises(ValueError, match="'picture'"):
-        vector_search(table, encoder).rerank(VLMoReranker(encoder, column="picture"), QUERY).to_arrow()
+        vector_search(table, encoder).rerank(
+            VLMoReranker(encoder, column="picture"), QUERY
+        ).to_arrow()
     with pytest.raises(ValueError, match="weight 2"):
         VLMoReranker(encoder, weight=2)
     monkeypatch.setattr(encoder, "can_match", False)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.checkpoints.toy_folder import CAPTIONS, QUESTIONS, drawings, folder_writer, logged_errors, text_processor
+from tests.checkpoints.toy_folder import (
+    CAPTIONS,
+    QUESTIONS,
+    drawings,
+    folder_writer,
+    logged_errors,
+    text_processor,
+)
 from torch import nn
 from transformers import BeitImageProcessor, pipeline
 
@@ -22,7 +29,9 @@ from vlmo.integrations.pipelines import (
 PROCESSOR = text_processor()
 CLASSES = {0: "wall", 1: "floor", 2: "sky", 3: "cat"}
 ANSWERS = {0: "red", 1: "green", 2: "blue", 3: "yes", 4: "no", 5: "one", 6: "two"}
-CLOSE = 1e-5  # other orders of float32 sums: single images and batches, and padding to other lengths
+CLOSE = (
+    1e-5  # other orders of float32 sums: single images and batches, and padding to other lengths
+)
 CLOSE_BFLOAT16 = 2e-2  # 8 bits: over 40 pairs of ten random models a score moved by 0.007 at most
 MATCHING, ANSWERING = "image-text-matching", "visual-question-answering"
 TASKS = {ANSWERING: vlmo.VLMoForVisualQuestionAnswering, MATCHING: vlmo.VLMoForPreTraining}
@@ -44,13 +53,20 @@ def no_errors():
 def asked(model: nn.Module, image: Image.Image, question: str) -> list[tuple[str, float]]:
     """Answers and scores by a direct call, best first."""
     with torch.no_grad():
-        scores = model(**PROCESSOR(images=image, text=question, return_tensors="pt")).logits[0].sigmoid().tolist()
+        scores = (
+            model(**PROCESSOR(images=image, text=question, return_tensors="pt"))
+            .logits[0]
+            .sigmoid()
+            .tolist()
+        )
     return sorted(zip(ANSWERS.values(), scores, strict=True), key=lambda pair: -pair[1])
 
 
 def check_answers(answers, expected: list[tuple[str, float]]) -> None:
     assert [entry["answer"] for entry in answers] == [answer for answer, _ in expected]
-    assert [entry["score"] for entry in answers] == pytest.approx([score for _, score in expected], abs=CLOSE)
+    assert [entry["score"] for entry in answers] == pytest.approx(
+        [score for _, score in expected], abs=CLOSE
+    )
 
 
 def test_questions_are_answered_as_by_the_model(make, no_errors):
@@ -65,11 +81,16 @@ def test_questions_are_answered_as_by_the_model(make, no_errors):
     check_answers(answer({"image": image, "question": question}, top_k=100), expected)
     own = VisualQuestionAnsweringPipeline(model, processor=PROCESSOR, device="cpu")
     check_answers(own(image, question=question), expected[:5])
-    pairs = [{"image": image, "question": question} for image in drawings(2) for question in QUESTIONS]
+    pairs = [
+        {"image": image, "question": question} for image in drawings(2) for question in QUESTIONS
+    ]
     expected = [asked(model, pair["image"], pair["question"])[:3] for pair in pairs]
     for batch_size in (1, 4):
         options = {"batch_size": batch_size, "top_k": 3}
-        for answers in (answer(pairs, **options), list(answer((pair for pair in pairs), **options))):
+        for answers in (
+            answer(pairs, **options),
+            list(answer((pair for pair in pairs), **options)),
+        ):
             for given, wanted in zip(answers, expected, strict=True):
                 check_answers(given, wanted)
 
@@ -77,7 +98,10 @@ def test_questions_are_answered_as_by_the_model(make, no_errors):
 def test_question_pipeline_in_bfloat16(make):
     folder, model = make(vlmo.VLMoForVisualQuestionAnswering, id2label=ANSWERS)
     answer = pipeline(ANSWERING, model=folder, device="cpu", dtype=torch.bfloat16)
-    scores = {entry["answer"]: entry["score"] for entry in answer(drawings(1)[0], question=QUESTIONS[0], top_k=7)}
+    scores = {
+        entry["answer"]: entry["score"]
+        for entry in answer(drawings(1)[0], question=QUESTIONS[0], top_k=7)
+    }
     expected = dict(asked(model, drawings(1)[0], QUESTIONS[0]))
     assert scores == pytest.approx(expected, abs=CLOSE_BFLOAT16)
 
@@ -89,7 +113,10 @@ def test_question_pipeline_in_bfloat16(make):
         (lambda pipe: pipe(question="what?"), "image is a NoneType: expected a PIL image"),
         (lambda pipe: pipe(drawings(1)), "expected an image with question"),
         (lambda pipe: pipe([{"image": drawings(1)[0]}]), "expected an image with question"),
-        (lambda pipe: pipe(drawings(1)[0], question=["what?", "why?", 3]), "must be a string or list of strings"),
+        (
+            lambda pipe: pipe(drawings(1)[0], question=["what?", "why?", 3]),
+            "must be a string or list of strings",
+        ),
     ],
 )
 def test_bad_questions_are_refused(call, message, make):
@@ -101,7 +128,11 @@ def test_bad_questions_are_refused(call, message, make):
 @torch.no_grad()
 def matched(model: nn.Module, image: Image.Image, text: str) -> float:
     """Share of class 1 by a direct call."""
-    return model.match(**PROCESSOR(images=image, text=text, return_tensors="pt")).softmax(dim=-1)[0, 1].item()
+    return (
+        model.match(**PROCESSOR(images=image, text=text, return_tensors="pt"))
+        .softmax(dim=-1)[0, 1]
+        .item()
+    )
 
 
 @pytest.mark.parametrize("model_class", [vlmo.VLMoForImageTextRetrieval, vlmo.VLMoForPreTraining])
@@ -116,10 +147,17 @@ def test_texts_are_matched_as_by_the_model(model_class, make, no_errors):
     wanted = zip(drawings(3), lists, strict=True)
     expected = [{text: matched(model, image, text) for text in given} for image, given in wanted]
     assert max(expected[0].values()) - min(expected[0].values()) > 100 * CLOSE
-    for answers in (match(pairs, batch_size=2), list(match((pair for pair in pairs), batch_size=8))):
+    for answers in (
+        match(pairs, batch_size=2),
+        list(match((pair for pair in pairs), batch_size=8)),
+    ):
         for scores, answer in zip(expected, answers, strict=True):
-            assert {entry["text"]: entry["score"] for entry in answer} == pytest.approx(scores, abs=CLOSE)
-            assert [entry["text"] for entry in answer] == sorted(scores, key=lambda text: -scores[text])
+            assert {entry["text"]: entry["score"] for entry in answer} == pytest.approx(
+                scores, abs=CLOSE
+            )
+            assert [entry["text"] for entry in answer] == sorted(
+                scores, key=lambda text: -scores[text]
+            )
     (one,) = match(image=drawings(1)[0], text=CAPTIONS[1])
     assert one["score"] == pytest.approx(expected[0][CAPTIONS[1]], abs=CLOSE)
 
@@ -147,7 +185,11 @@ def test_images_are_described_as_by_the_model(task, make, monkeypatch):
 
 def test_images_and_texts_of_other_models_go_to_the_library_s_own_pipeline(monkeypatch):
     made = []
-    monkeypatch.setattr(pipelines, "ImageTextToTextPipeline", lambda *given, **options: made.append((given, options)))
+    monkeypatch.setattr(
+        pipelines,
+        "ImageTextToTextPipeline",
+        lambda *given, **options: made.append((given, options)),
+    )
     ImageToTextPipeline(model := nn.Linear(1, 1), task="image-text-to-text")
     assert made == [((model,), {"task": "image-text-to-text"})]
 
@@ -203,7 +245,9 @@ def test_transparency_becomes_white(make, tmp_path):
     drawing = drawings(1)[0].convert("RGBA")
     drawing.putalpha(Image.linear_gradient("L").resize(drawing.size))
     drawing.save(tmp_path / "drawing.png")
-    on_white = Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing).convert("RGB")
+    on_white = Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing).convert(
+        "RGB"
+    )
     expected = matched(model, on_white, CAPTIONS[0])
     assert abs(expected - matched(model, drawing.convert("RGB"), CAPTIONS[0])) > 100 * CLOSE
     for given in (drawing, str(tmp_path / "drawing.png"), tmp_path / "drawing.png"):
@@ -220,13 +264,17 @@ def test_classes_of_images(name, make, no_errors):
     else:
         folder, model = make(vlmo.VLMoForImageTextRetrieval)
         labels, options = CAPTIONS, {"candidate_labels": CAPTIONS, "hypothesis_template": "{}"}
-        logits = model(**PROCESSOR(images=drawings(3), text=CAPTIONS, return_tensors="pt")).logits_per_image
+        logits = model(
+            **PROCESSOR(images=drawings(3), text=CAPTIONS, return_tensors="pt")
+        ).logits_per_image
     classify = pipeline(name, model=folder, device="cpu")
     for batch_size in (1, 2):
         answers = classify(drawings(3), batch_size=batch_size, **options)
         for answer, shares in zip(answers, logits.softmax(dim=-1), strict=True):
             scores = {entry["label"]: entry["score"] for entry in answer}
-            assert scores == pytest.approx(dict(zip(labels, shares.tolist(), strict=True)), abs=CLOSE)
+            assert scores == pytest.approx(
+                dict(zip(labels, shares.tolist(), strict=True)), abs=CLOSE
+            )
             assert answer[0]["score"] == max(scores.values())
 
 
@@ -234,12 +282,16 @@ def test_classes_of_images(name, make, no_errors):
 def test_image_feature_extraction(make, no_errors):
     folder, model = make(vlmo.VLMoModel)
     extract = pipeline("image-feature-extraction", model=folder, device="cpu")
-    expected = model(pixel_values=PROCESSOR(images=drawings(3), return_tensors="pt")["pixel_values"])
+    expected = model(
+        pixel_values=PROCESSOR(images=drawings(3), return_tensors="pt")["pixel_values"]
+    )
     for batch_size in (1, 2):
         states = torch.cat(extract(drawings(3), return_tensors=True, batch_size=batch_size))
         assert states.shape == (3, 17, 32)
         torch.testing.assert_close(states, expected.last_hidden_state, rtol=0, atol=CLOSE)
-        pooled = torch.cat(extract(drawings(3), return_tensors=True, pool=True, batch_size=batch_size))
+        pooled = torch.cat(
+            extract(drawings(3), return_tensors=True, pool=True, batch_size=batch_size)
+        )
         torch.testing.assert_close(pooled, expected.pooler_output, rtol=0, atol=CLOSE)
 
 
@@ -267,8 +319,12 @@ def test_fill_mask(make, no_errors):
             masked = encoded["input_ids"][0] == PROCESSOR.tokenizer.mask_token_id
             best = model(**encoded).logits[0, masked][0].softmax(dim=-1).topk(4)
             assert [answer["token"] for answer in answers] == best.indices.tolist()
-            assert [answer["score"] for answer in answers] == pytest.approx(best.values.tolist(), abs=CLOSE)
-            assert answers[0]["token_str"] == PROCESSOR.tokenizer.decode(best.indices[0]).replace(" ", "")
+            assert [answer["score"] for answer in answers] == pytest.approx(
+                best.values.tolist(), abs=CLOSE
+            )
+            assert answers[0]["token_str"] == PROCESSOR.tokenizer.decode(best.indices[0]).replace(
+                " ", ""
+            )
 
 
 @torch.no_grad()
@@ -285,10 +341,15 @@ def test_image_segmentation(make, no_errors):
     for batch_size in (1, 2):
         for number, answer in enumerate(segment(drawings(3), batch_size=batch_size)):
             width, height = drawings(3)[number].size
-            resized = nn.functional.interpolate(logits[number][None], size=(height, width), mode="bilinear")
+            resized = nn.functional.interpolate(
+                logits[number][None], size=(height, width), mode="bilinear"
+            )
             expected = resized[0].argmax(dim=0).numpy()
             masks = {entry["label"]: np.asarray(entry["mask"]) == 255 for entry in answer}
             assert masks.keys() == {CLASSES[label] for label in np.unique(expected)}
-            assert all(np.array_equal(masks[CLASSES[label]], expected == label) for label in np.unique(expected))
+            assert all(
+                np.array_equal(masks[CLASSES[label]], expected == label)
+                for label in np.unique(expected)
+            )
             seen |= masks.keys()
     assert len(seen) > 1

@@ -27,7 +27,10 @@ def captioned(count: int = 12) -> list[dict[str, Any]]:
     """Decoded images, as a data set with the feature `Image()` gives them."""
     names = list(COLORS)
     colors = [names[number % len(names)] for number in range(count)]
-    return [{"image": Image.new("RGB", (24, 20), COLORS[color]), "text": f"is it {color}?"} for color in colors]
+    return [
+        {"image": Image.new("RGB", (24, 20), COLORS[color]), "text": f"is it {color}?"}
+        for color in colors
+    ]
 
 
 COLLATORS = {
@@ -44,22 +47,42 @@ CASES = {
     "retrieval": (vlmo.VLMoForImageTextRetrieval, {}, captioned()),
     "vqa": (vlmo.VLMoForVisualQuestionAnswering, {"num_labels": len(ANSWERS)}, question_rows(12)),
     "nlvr2": (vlmo.VLMoForVisualReasoning, {"num_labels": 2, "num_modality_types": 3}, PAIRS),
-    "classification": (vlmo.VLMoForImageClassification, {"num_labels": len(NAMES)}, class_rows("train", 12)),
-    "segmentation": (vlmo.VLMoForSemanticSegmentation, {"num_labels": 4, "segmentation_channels": 16}, SEGMENTS),
+    "classification": (
+        vlmo.VLMoForImageClassification,
+        {"num_labels": len(NAMES)},
+        class_rows("train", 12),
+    ),
+    "segmentation": (
+        vlmo.VLMoForSemanticSegmentation,
+        {"num_labels": 4, "segmentation_channels": 16},
+        SEGMENTS,
+    ),
     "mlm": (vlmo.VLMoForMaskedLM, {}, captioned()),
 }
-SIZES = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 5}  # the last one has fewer rows
-OPTIONS = {"remove_unused_columns": False, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+SIZES = {
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 5,
+}  # the last one has fewer rows
+OPTIONS = {
+    "remove_unused_columns": False,
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
 
 
 def trainer(name: str, folder: Path) -> Trainer:
     model_class, settings, rows = CASES[name]
     torch.manual_seed(1)
     # Dropped paths and embeddings need the random state that a checkpoint keeps.
-    model = model_class(vlmo.VLMoConfig.tiny(drop_path_rate=0.1, hidden_dropout_prob=0.1, **settings))
+    model = model_class(
+        vlmo.VLMoConfig.tiny(drop_path_rate=0.1, hidden_dropout_prob=0.1, **settings)
+    )
     steps = {"max_steps": STEPS, "save_steps": SAVED, "logging_steps": 1, "learning_rate": 5e-3}
     arguments = TrainingArguments(str(folder), **steps, **SIZES, **OPTIONS)
-    return Trainer(model, arguments, data_collator=COLLATORS[name], train_dataset=rows, eval_dataset=rows)
+    return Trainer(
+        model, arguments, data_collator=COLLATORS[name], train_dataset=rows, eval_dataset=rows
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -102,7 +125,9 @@ def test_pixel_classes_keep_their_numbers(tmp_path):
     opened = Image.open(tmp_path / "mask.png")
     for mask in (str(tmp_path / "mask.png"), opened):
         assert torch.equal(collate([rows[0] | {"mask": mask}])["labels"], labels[:1])
-    with pytest.raises(ValueError, match=r"mask has shape \(8, 8\); expected that of its image, \(64, 80\)"):
+    with pytest.raises(
+        ValueError, match=r"mask has shape \(8, 8\); expected that of its image, \(64, 80\)"
+    ):
         collate([rows[0] | {"mask": png(np.zeros((8, 8), dtype=np.uint8))}])
 
 
@@ -140,15 +165,26 @@ def test_masks_depend_on_the_batch_and_the_seed_alone():
     assert "pixel_values" not in words([{"text": "is it red?"}])
 
 
-@pytest.mark.parametrize(("name", "sampled", "workers"), [("retrieval", "input_ids", 0), ("mlm", "labels", 1)])
-def test_one_row_a_batch_has_other_captions_and_masks_in_each_epoch(name, sampled, workers, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "sampled", "workers"), [("retrieval", "input_ids", 0), ("mlm", "labels", 1)]
+)
+def test_one_row_a_batch_has_other_captions_and_masks_in_each_epoch(
+    name, sampled, workers, tmp_path
+):
     model_class, settings, _ = CASES[name]
     row = captioned(1)[0] | {"text": ["is it red and round?", "is it blue and square?"]}
-    arguments = TrainingArguments(str(tmp_path), dataloader_num_workers=workers, **dict.fromkeys(SIZES, 1), **OPTIONS)
-    model, rows = model_class(vlmo.VLMoConfig.tiny(**settings)), {"train_dataset": [row], "eval_dataset": [row]}
+    arguments = TrainingArguments(
+        str(tmp_path), dataloader_num_workers=workers, **dict.fromkeys(SIZES, 1), **OPTIONS
+    )
+    model, rows = (
+        model_class(vlmo.VLMoConfig.tiny(**settings)),
+        {"train_dataset": [row], "eval_dataset": [row]},
+    )
     trains = Trainer(model, arguments, data_collator=COLLATORS[name], **rows)
     loaders = [trains.get_train_dataloader(), trains.get_train_dataloader()]
-    first, again = ([str(batch[sampled]) for _ in range(6) for batch in loader] for loader in loaders)
+    first, again = (
+        [str(batch[sampled]) for _ in range(6) for batch in loader] for loader in loaders
+    )
     assert first == again
     assert len(set(first)) > 1
     measured = [next(iter(trains.get_eval_dataloader()))[sampled] for _ in range(2)]
@@ -169,9 +205,15 @@ def test_each_caption_of_an_image_has_its_turn():
     [
         ({"img": 1, "text": "a"}, "the rows have img, text; expected image in each"),
         ({"image": None, "text": "a"}, "a row has no image; expected image in each"),
-        ({"image": png(np.zeros((9, 9, 3), dtype=np.uint8)), "label": 3}, "expected text or captions"),
+        (
+            {"image": png(np.zeros((9, 9, 3), dtype=np.uint8)), "label": 3},
+            "expected text or captions",
+        ),
         ({"image": "no/such.png", "text": "a"}, "no/such.png: cannot be read"),
-        ({"image": png(np.zeros((9, 9, 3), dtype=np.uint8)), "captions": []}, "an empty list of captions"),
+        (
+            {"image": png(np.zeros((9, 9, 3), dtype=np.uint8)), "captions": []},
+            "an empty list of captions",
+        ),
     ],
 )
 def test_rows_that_cannot_be_used_are_told(row, message):

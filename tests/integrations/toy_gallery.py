@@ -16,7 +16,11 @@ NUM_IMAGES = len(COLORS) * len(SHAPES)
 CAPTIONS = [[f"a {color} {shape}", f"{shape} in {color}"] for color in COLORS for shape in SHAPES]
 # At the published scale of weights, a model this small takes hundreds of steps to leave its start.
 LIVELY = {"initializer_range": 0.2, "layer_scale_init": None, "logit_scale_init": 2.0}
-_BOXES = {"square": [(16, 16, 48, 48)], "bar": [(4, 26, 60, 38)], "cross": [(4, 28, 60, 36), (28, 4, 36, 60)]}
+_BOXES = {
+    "square": [(16, 16, 48, 48)],
+    "bar": [(4, 26, 60, 38)],
+    "cross": [(4, 28, 60, 36), (28, 4, 36, 60)],
+}
 
 
 def drawings() -> list[Image.Image]:
@@ -54,7 +58,9 @@ def _trained(steps: int) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
     processor = VLMoProcessor.train(words * 2, vocab_size=90, image_size=64, max_text_length=16)
     model = VLMoForImageTextRetrieval(VLMoConfig.tiny(vocab_size=processor.vocab_size, **LIVELY))
     rows = range(0, NUM_IMAGES, 2)
-    inputs = processor(images=drawings()[::2], text=[CAPTIONS[row][0] for row in rows], return_tensors="pt")
+    inputs = processor(
+        images=drawings()[::2], text=[CAPTIONS[row][0] for row in rows], return_tensors="pt"
+    )
     pixel_values, tokens = inputs.pop("pixel_values"), dict(inputs)
     labels = torch.arange(len(rows))
     match_labels = torch.cat([torch.ones_like(labels), torch.zeros_like(labels)])
@@ -64,7 +70,9 @@ def _trained(steps: int) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
         others = pixel_values.roll(int(torch.randint(1, len(rows), ())), 0)
         twice = {name: torch.cat([part, part]) for name, part in tokens.items()}
         match_logits = model.match(torch.cat([pixel_values, others]), **twice)
-        loss = F.cross_entropy(output.logits_per_image, labels) + F.cross_entropy(output.logits_per_text, labels)
+        loss = F.cross_entropy(output.logits_per_image, labels) + F.cross_entropy(
+            output.logits_per_text, labels
+        )
         (loss + F.cross_entropy(match_logits, match_labels)).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -74,7 +82,9 @@ def _trained(steps: int) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
 def retrieval_set(processor: VLMoProcessor) -> RetrievalSet:
     """The whole gallery, as our own evaluation reads it."""
     pixel_values = processor(images=drawings(), return_tensors="pt")["pixel_values"]
-    tokens = processor(text=[caption for captions in CAPTIONS for caption in captions], return_tensors="pt")
+    tokens = processor(
+        text=[caption for captions in CAPTIONS for caption in captions], return_tensors="pt"
+    )
     return RetrievalSet(
         read_images=lambda numbers: pixel_values[numbers.start : numbers.stop],
         read_texts=lambda numbers: (

@@ -44,7 +44,9 @@ def results(objective: torch.nn.Module, batch: dict[str, Tensor]) -> Results:
     objective.zero_grad()
     losses = objective(batch)
     losses["loss"].backward()
-    gradients = {name: p.grad.clone() for name, p in objective.model.named_parameters() if p.grad is not None}
+    gradients = {
+        name: p.grad.clone() for name, p in objective.model.named_parameters() if p.grad is not None
+    }
     return {name: value.detach() for name, value in losses.items()}, gradients
 
 

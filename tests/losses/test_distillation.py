@@ -31,9 +31,13 @@ def test_the_loss_is_the_squared_distance_weighted_by_what_the_teacher_knows():
 
 
 def test_a_model_learns_the_vectors_of_a_frozen_teacher():
-    teacher = toy(VLMoForImageTextRetrieval, hidden_dropout_prob=0.5).requires_grad_(requires_grad=False)
+    teacher = toy(VLMoForImageTextRetrieval, hidden_dropout_prob=0.5).requires_grad_(
+        requires_grad=False
+    )
     model = toy(VLMoForImageTextRetrieval, size=0.1)
-    config = VisionLanguageConfig(itc_weight=0.0, mlm_weight=0.0, itm_weight=0.1, teacher_weight=1.0)
+    config = VisionLanguageConfig(
+        itc_weight=0.0, mlm_weight=0.0, itm_weight=0.1, teacher_weight=1.0
+    )
     objective = VisionLanguageObjective(model, config=config, teacher=teacher).train()
     assert model.training
     assert not teacher.training  # drops nothing

@@ -58,7 +58,9 @@ def test_cached_chunks_equal_the_whole_batch(make, model, config, cached):
 
 
 def test_cached_chunks_hold_false_captions_too():
-    whole, parts = (stage_3(itc_false_captions=True, **config) for config in ({}, {"cache_chunk": 3}))
+    whole, parts = (
+        stage_3(itc_false_captions=True, **config) for config in ({}, {"cache_chunk": 3})
+    )
     batch = with_false_texts(make_batch())
     assert_equal(results(parts, batch), results(whole, batch))
     for loss in ("itc", "itm"):
@@ -76,7 +78,9 @@ def random_parts(monkeypatch, *, cached: bool, device: str = "cpu") -> Results:
     )
     with monkeypatch.context() as patch:
         if not cached:
-            patch.setattr(gradient_cache, "recomputed", lambda function, *args, **_: function(*args))
+            patch.setattr(
+                gradient_cache, "recomputed", lambda function, *args, **_: function(*args)
+            )
         torch.manual_seed(5)
         found = results(objective, batch)
     assert abs(objective(batch)["loss"] - found[0]["loss"]) > 1e-3  # another draw, another loss
@@ -108,11 +112,16 @@ def test_gradients_of_chunks_are_summed_in_float32():
     def gradient(function: Callable[[Tensor], Tensor]) -> float:
         weight.grad = None
         with torch.autocast("cpu", torch.bfloat16):
-            total = torch.stack([function(factor).float() for factor in (*[small] * 16, torch.ones(1, 1))]).sum()
+            total = torch.stack(
+                [function(factor).float() for factor in (*[small] * 16, torch.ones(1, 1))]
+            ).sum()
         total.backward()
         return float(weight.grad)
 
-    assert gradient(lambda factor: recomputed(product, factor, device=factor.device)) == 1 + 16 * 2.0**-10
+    assert (
+        gradient(lambda factor: recomputed(product, factor, device=factor.device))
+        == 1 + 16 * 2.0**-10
+    )
     assert gradient(product) != 1 + 16 * 2.0**-10  # backward starts with the last
 
 
@@ -170,11 +179,16 @@ def test_logits_of_all_pairs_are_never_in_memory(monkeypatch):
     with Memory() as memory:
         loss = itc_loss(*leaf, logit_scale=scale, same=same)
         loss.backward()
-    assert memory.largest <= 8 * 2**10  # int64 numbers of one block, where all logits would take 4 * 2**16
+    assert (
+        memory.largest <= 8 * 2**10
+    )  # int64 numbers of one block, where all logits would take 4 * 2**16
     whole, whole_scale = leaf.detach().requires_grad_(), torch.tensor([2.0], requires_grad=True)
     logits = whole_scale.exp() * whole[0] @ whole[1].T
     logits = logits.masked_fill(same[:] & ~torch.eye(count, dtype=torch.bool), -torch.inf)
-    expected = (F.cross_entropy(logits, torch.arange(count)) + F.cross_entropy(logits.T, torch.arange(count))) / 2
+    expected = (
+        F.cross_entropy(logits, torch.arange(count))
+        + F.cross_entropy(logits.T, torch.arange(count))
+    ) / 2
     expected.backward()
     for actual, wanted in (
         (loss, expected),

@@ -16,7 +16,9 @@ def embeds(count: int = 6, *, seed: int = 0) -> torch.Tensor:
     return F.normalize(torch.randn(count, 5, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def loss_by_loops(images: torch.Tensor, texts: torch.Tensor, scale: float, same: list[list[bool]] | None) -> float:
+def loss_by_loops(
+    images: torch.Tensor, texts: torch.Tensor, scale: float, same: list[list[bool]] | None
+) -> float:
     """Mean over rows and both directions of -log(exp(s_ii) / sum_j exp(s_ij)), leaving out what is the same."""
     total = 0.0
     for queries, keys in ((images, texts), (texts, images)):
@@ -34,7 +36,9 @@ SAME = torch.eye(6, dtype=torch.bool)
 SAME[0, 3] = SAME[3, 0] = SAME[1, 2] = SAME[2, 1] = True
 
 
-@pytest.mark.parametrize("same", [None, SAME, torch.eye(6, dtype=torch.bool), torch.ones(6, 6, dtype=torch.bool)])
+@pytest.mark.parametrize(
+    "same", [None, SAME, torch.eye(6, dtype=torch.bool), torch.ones(6, 6, dtype=torch.bool)]
+)
 def test_itc_equals_plain_loops(same):
     images, texts = embeds(), embeds(seed=1)
     loss = itc_loss(images, texts, logit_scale=torch.tensor([2.0]), same=same)
@@ -47,7 +51,9 @@ def test_false_caption_is_a_further_negative_of_its_image_alone():
     # Logits of image 0: 1 (its text), 0 (the other), 0.6 (its false caption); image 1 has none, texts have none.
     identity, found = torch.eye(2), torch.tensor([True, False])
     false = torch.tensor([[0.6, 0.8], [0.6, 0.8]], requires_grad=True)
-    loss = itc_loss(identity, identity, logit_scale=torch.zeros(1), false_captions=FalseCaptions(false, found))
+    loss = itc_loss(
+        identity, identity, logit_scale=torch.zeros(1), false_captions=FalseCaptions(false, found)
+    )
     expected = (math.log(1 + math.exp(-1) + math.exp(0.6 - 1)) + 3 * math.log(1 + math.exp(-1))) / 4
     assert loss.item() == pytest.approx(expected)
     loss.backward()
@@ -70,7 +76,9 @@ def test_false_captions_equal_plain_loops(rows_of_a_block, monkeypatch):
             to_texts.append((scale.exp() * images[row] @ false[row]).exp())
         pair = scale.exp() * images[row] @ texts[row]
         expected = expected + (sum(to_texts).log() + sum(to_images).log() - 2 * pair).squeeze() / 12
-    loss = itc_loss(images, texts, logit_scale=scale, same=SAME, false_captions=FalseCaptions(false, found))
+    loss = itc_loss(
+        images, texts, logit_scale=scale, same=SAME, false_captions=FalseCaptions(false, found)
+    )
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     inputs = [images, texts, false, scale]
     gradients = [torch.autograd.grad(value, inputs) for value in (loss, expected)]
@@ -100,9 +108,13 @@ def keys(rows: list[list[int]], *, padded_to: int) -> list[int]:
 
 def test_caption_keys_do_not_depend_on_padding():
     captions = [[2, 7, 9, 3], [2, 3], [2, 50, 3]]
-    assert keys(captions, padded_to=4) == keys(captions, padded_to=8) == keys(captions, padded_to=40)
+    assert (
+        keys(captions, padded_to=4) == keys(captions, padded_to=8) == keys(captions, padded_to=40)
+    )
     ids, mask = torch.tensor([[2, 7, 3, 99], [2, 7, 3, 0]]), torch.tensor([[1, 1, 1, 0]] * 2)
-    assert caption_keys(ids, mask).unique().numel() == 1  # what stands in the padding does not count
+    assert (
+        caption_keys(ids, mask).unique().numel() == 1
+    )  # what stands in the padding does not count
 
 
 def test_same_pairs_share_a_picture_or_a_caption():
@@ -120,5 +132,7 @@ def test_logits_are_float32_under_autocast():
     scale = torch.tensor([4.6])  # logits up to 100, where bfloat16 counts in halves
     expected = itc_loss(images, texts, logit_scale=scale)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(itc_loss(images, texts, logit_scale=scale), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            itc_loss(images, texts, logit_scale=scale), expected, atol=1e-6, rtol=0
+        )
         assert contrast_logits(images, texts, logit_scale=scale).dtype == torch.float32

@@ -18,7 +18,9 @@ def test_itm_loss_by_hand():
     logits, labels = torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([1, 0])
     match, other = math.log(1 + math.e) - 1, math.log(1 + math.e)
     assert itm_loss(logits, labels).item() == pytest.approx((match + other) / 2)
-    assert itm_loss(logits, labels, valid=torch.tensor([True, False])).item() == pytest.approx(match)
+    assert itm_loss(logits, labels, valid=torch.tensor([True, False])).item() == pytest.approx(
+        match
+    )
     assert itm_loss(logits, labels, valid=torch.tensor([False, False])).item() == 0
     assert itm_loss(logits.bfloat16(), labels).dtype == torch.float32
 
@@ -30,11 +32,14 @@ def test_negatives_follow_the_softmax_of_similarities():
     drawn, valid = sample_hard_negatives(
         similarities.expand(count, -1),
         excluded=excluded.expand(count, -1),
-        uniform=(torch.arange(count) + 0.5) / count,  # evenly spread, so counts are exact up to one at each border
+        uniform=(torch.arange(count) + 0.5)
+        / count,  # evenly spread, so counts are exact up to one at each border
     )
     assert valid.all()
     expected = similarities.masked_fill(excluded, -torch.inf).softmax(dim=0)
-    torch.testing.assert_close(drawn.bincount(minlength=5) / count, expected, atol=2 / count, rtol=0)
+    torch.testing.assert_close(
+        drawn.bincount(minlength=5) / count, expected, atol=2 / count, rtol=0
+    )
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1e-8, 0.5, BELOW_ONE])
@@ -63,16 +68,22 @@ def test_negatives_survive_weights_that_underflow():
     assert similarities.softmax(dim=1)[~excluded].max() == 0
     counts = torch.zeros(2, 3)
     for uniform in torch.linspace(0, BELOW_ONE, 1000):
-        drawn, valid = sample_hard_negatives(similarities, excluded=excluded, uniform=uniform.expand(2))
+        drawn, valid = sample_hard_negatives(
+            similarities, excluded=excluded, uniform=uniform.expand(2)
+        )
         assert valid.all()
         counts[torch.arange(2), drawn] += 1
     # exp(0) against exp(-1), and exp(7) against exp(-200).
-    torch.testing.assert_close(counts / 1000, torch.tensor([[0.0, 0.731, 0.269], [0.0, 0.0, 1.0]]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        counts / 1000, torch.tensor([[0.0, 0.731, 0.269], [0.0, 0.0, 1.0]]), atol=2e-3, rtol=0
+    )
 
 
 def test_rows_without_candidates_are_not_valid():
     excluded = torch.tensor([[True, True, True], [True, True, False]])
-    drawn, valid = sample_hard_negatives(torch.randn(2, 3), excluded=excluded, uniform=torch.tensor([0.9, 0.9]))
+    drawn, valid = sample_hard_negatives(
+        torch.randn(2, 3), excluded=excluded, uniform=torch.tensor([0.9, 0.9])
+    )
     assert valid.tolist() == [False, True]
     assert drawn.tolist() == [0, 2]
 

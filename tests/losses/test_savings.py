@@ -68,7 +68,9 @@ def result(objective: nn.Module) -> Results:
 def check_equal(actual: Results, expected: Results) -> None:
     for part, wanted in zip(actual, expected, strict=True):
         for name, value in wanted.items():
-            torch.testing.assert_close(part.get(name, torch.zeros_like(value)), value, atol=1e-10, rtol=1e-9, msg=name)
+            torch.testing.assert_close(
+                part.get(name, torch.zeros_like(value)), value, atol=1e-10, rtol=1e-9, msg=name
+            )
 
 
 def compute_everything(monkeypatch) -> None:

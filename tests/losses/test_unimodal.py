@@ -39,7 +39,9 @@ def test_worst_positions_are_left_out_and_labels_smoothed():
         torch.tensor([1, 0, 1]),
     )
     assert masked_loss(logits, labels, drop_worst=0.34).item() == pytest.approx(math.log(4 / 3))
-    assert masked_loss(logits, labels, drop_worst=0.3).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
+    assert masked_loss(logits, labels, drop_worst=0.3).item() == pytest.approx(
+        (math.log(2) + math.log(4 / 3)) / 2
+    )
     smooth = 0.9 * math.log(4 / 3) + 0.1 * (math.log(4 / 3) + math.log(4)) / 2
     assert masked_loss(logits[2:], labels[2:], label_smoothing=0.1).item() == pytest.approx(smooth)
 
@@ -63,7 +65,9 @@ def test_loss_of_nothing_is_zero_with_a_gradient():
 )
 def test_images_may_be_8_bit(run):
     shape = make_batch()["pixel_values"].shape
-    levels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    levels = torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     assert torch.equal(run(levels), run((levels.float() - 127.5) / 127.5))
     assert not torch.equal(run(levels), run(levels.float()))
 
@@ -73,7 +77,9 @@ def test_vision_stage_predicts_tokens_at_masked_patches():
     objective, batch = stage_1(), make_batch()
     losses = objective(batch)
     tokens = FixedTokens().tokenize(batch["pixel_values"], grid=(4, 4))
-    full = objective.model(batch["pixel_values"], bool_masked_pos=batch["bool_masked_pos"], labels=tokens)
+    full = objective.model(
+        batch["pixel_values"], bool_masked_pos=batch["bool_masked_pos"], labels=tokens
+    )
     close(losses["loss"], full.loss)
     close(losses["mim"], full.loss)
     right = (full.reconstruction.argmax(dim=-1) == tokens)[batch["bool_masked_pos"]]
@@ -82,7 +88,9 @@ def test_vision_stage_predicts_tokens_at_masked_patches():
 
 def test_vision_stage_trains_the_image_side():
     objective = stage_1()
-    moved = {name for name, gradient in gradients(objective, make_batch()).items() if gradient.any()}
+    moved = {
+        name for name, gradient in gradients(objective, make_batch()).items() if gradient.any()
+    }
     text_side = ("vlmo.text_embeddings.", ".experts.language.", ".experts.vision_language.")
     every = {name for name, _ in objective.model.named_parameters()}
     assert moved == {name for name in every if not any(part in name for part in text_side)}
@@ -109,7 +117,9 @@ def test_language_stage_moves_only_the_text_side(attention):
             ".attention.qkv.language.",
             ".attention.projection.language.",
         ]
-        frozen = [part.replace(".norm1.", ".norm1.vision.") for part in frozen if part != ".attention."]
+        frozen = [
+            part.replace(".norm1.", ".norm1.vision.") for part in frozen if part != ".attention."
+        ]
         frozen += [".attention.qkv.vision.", ".attention.projection.vision."]
     for name, parameter in objective.model.named_parameters():
         is_frozen, is_trained = (any(part in name for part in parts) for parts in (frozen, trained))
@@ -122,10 +132,14 @@ def test_language_stage_moves_only_the_text_side(attention):
 def test_language_stage_computes_masked_positions_only(monkeypatch):
     objective, batch = LanguageObjective(toy(VLMoForMaskedLM)), make_batch()
     shapes = []
-    objective.model.mlm_head.register_forward_hook(lambda _, given, __: shapes.append(tuple(given[0].shape)))
+    objective.model.mlm_head.register_forward_hook(
+        lambda _, given, __: shapes.append(tuple(given[0].shape))
+    )
     losses = objective(batch)
     assert shapes == [(4, 32)]  # four masked words in the batch
-    full = objective.model(batch["mlm_input_ids"], batch["attention_mask"], labels=batch["mlm_labels"])
+    full = objective.model(
+        batch["mlm_input_ids"], batch["attention_mask"], labels=batch["mlm_labels"]
+    )
     close(losses["loss"], full.loss)
     chosen = batch["mlm_labels"] != -100
     right = full.logits.argmax(dim=-1)[chosen] == batch["mlm_labels"][chosen]
@@ -133,8 +147,12 @@ def test_language_stage_computes_masked_positions_only(monkeypatch):
 
 
 def test_tokenizer_loss_is_the_sum_of_its_parts() -> None:
-    config = VQVisualTokenizerConfig(patch_size=8, hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
-    losses = VisualTokenizerObjective(VQVisualTokenizer(config).train())({"pixel_values": pictures(16, size=(32, 32))})
+    config = VQVisualTokenizerConfig(
+        patch_size=8, hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4
+    )
+    losses = VisualTokenizerObjective(VQVisualTokenizer(config).train())(
+        {"pixel_values": pictures(16, size=(32, 32))}
+    )
     assert set(losses) == {"loss", "reconstruction", "commitment", "perplexity"}
     assert all(value.shape == () for value in losses.values())
     assert torch.allclose(losses["loss"], losses["reconstruction"] + losses["commitment"])

@@ -20,10 +20,14 @@ from vlmo.tasks.vision_language import VisionLanguageConfig, VisionLanguageObjec
 def test_mlm_logits_of_masked_positions_equal_the_full_computation(model):
     objective, batch = stage_3(model, itm_weight=0), make_batch()
     shapes = []
-    objective.model.mlm_head.register_forward_hook(lambda _, given, __: shapes.append(tuple(given[0].shape)))
+    objective.model.mlm_head.register_forward_hook(
+        lambda _, given, __: shapes.append(tuple(given[0].shape))
+    )
     losses = objective(batch)
     assert shapes == [(4, 32)]
-    logits = objective.model(batch["pixel_values"], batch["mlm_input_ids"], batch["attention_mask"]).mlm_logits
+    logits = objective.model(
+        batch["pixel_values"], batch["mlm_input_ids"], batch["attention_mask"]
+    ).mlm_logits
     close(losses["mlm"], F.cross_entropy(logits.flatten(0, 1), batch["mlm_labels"].flatten()))
 
 
@@ -54,9 +58,15 @@ def test_itm_classifies_pairs_and_drawn_negatives(variant):
 def test_itm_classifies_false_captions_beside_drawn_negatives():
     objective, batch = stage_3(mlm_weight=0, itm_stride=2), with_false_texts(make_batch())
     drawn = objective(make_batch())["itm"]
-    logits = objective.model.match(batch["pixel_values"], batch["false_input_ids"], batch["false_attention_mask"])[::2]
-    false = F.cross_entropy(logits[[0, 2, 3]], torch.zeros(3, dtype=torch.int64))  # the other row has none
-    close(objective(batch)["itm"], (12 * drawn + 3 * false) / 15)  # a true pair and two negatives for each of four rows
+    logits = objective.model.match(
+        batch["pixel_values"], batch["false_input_ids"], batch["false_attention_mask"]
+    )[::2]
+    false = F.cross_entropy(
+        logits[[0, 2, 3]], torch.zeros(3, dtype=torch.int64)
+    )  # the other row has none
+    close(
+        objective(batch)["itm"], (12 * drawn + 3 * false) / 15
+    )  # a true pair and two negatives for each of four rows
 
 
 @pytest.mark.parametrize("lacking", [[0], [2, 7], [*range(8)]])
@@ -114,7 +124,9 @@ def itc_by_hand(objective: VisionLanguageObjective, batch: dict[str, Tensor]) ->
     images = backbone.encode_branches(batch["pixel_values"])
     texts = backbone.encode_branches(None, batch["input_ids"], batch["attention_mask"])
     total = 0
-    for head, i, t in zip((model.contrast_head, model.fusion_contrast_head), images, texts, strict=True):
+    for head, i, t in zip(
+        (model.contrast_head, model.fusion_contrast_head), images, texts, strict=True
+    ):
         own = i @ head.image_projection.weight.T, t @ head.text_projection.weight.T
         own = [each / each.square().sum(dim=1, keepdim=True).sqrt() for each in own]
         odds = (head.logit_scale.exp() * own[0] @ own[1].T).exp()
@@ -149,7 +161,9 @@ def test_itc_is_the_mean_over_branches_and_directions(chunk):
 def test_contrast_is_of_what_the_model_embeds(make, model):
     objective, batch = make(model, mlm_weight=0, itm_weight=0), make_batch()
     passes = []
-    objective.model.vlmo.blocks[0].register_forward_hook(lambda _, given, __: passes.append(given[0].shape[0]))
+    objective.model.vlmo.blocks[0].register_forward_hook(
+        lambda _, given, __: passes.append(given[0].shape[0])
+    )
     losses = objective(batch)
     assert passes == [8, 8]  # pictures, texts: no fused pass, and no block of a second ending
     scale = objective.model.contrast_head.logit_scale
@@ -161,14 +175,19 @@ def test_contrast_is_of_what_the_model_embeds(make, model):
 def test_retrieval_trains_without_masked_captions():
     batch = make_batch()
     del batch["mlm_input_ids"], batch["mlm_labels"]
-    moved = {name for name, value in gradients(retrieval(itm_weight=1), batch).items() if value.any()}
+    moved = {
+        name for name, value in gradients(retrieval(itm_weight=1), batch).items() if value.any()
+    }
     assert {
         "match_head.classifier.weight",
         "contrast_head.logit_scale",
         "vlmo.pooler.dense.weight",
     } <= moved
     moved = {name for name, value in gradients(retrieval(), batch).items() if value.any()}
-    assert not any(name.startswith(("match_head.", "vlmo.pooler.")) or ".vision_language." in name for name in moved)
+    assert not any(
+        name.startswith(("match_head.", "vlmo.pooler.")) or ".vision_language." in name
+        for name in moved
+    )
 
 
 @torch.no_grad()
@@ -221,7 +240,9 @@ def test_strides_and_negatives_say_which_pairs_are_fused():
         lambda _, given, __: fused.append(len(given[0]))
     )
     losses = some(batch)
-    assert max(fused) == 4 + 2 * (1 + 3 + 3)  # MLM, then true pairs, negative images and negative texts of ITM
+    assert max(fused) == 4 + 2 * (
+        1 + 3 + 3
+    )  # MLM, then true pairs, negative images and negative texts of ITM
     close(losses["itc"], whole(batch)["itc"])
     rows = slice(0, None, 2)
     logits = some.model(
@@ -229,7 +250,9 @@ def test_strides_and_negatives_say_which_pairs_are_fused():
     ).mlm_logits
     close(losses["mlm"], F.cross_entropy(logits.flatten(0, 1), batch["mlm_labels"][rows].flatten()))
     for name in ("mlm_stride", "itm_stride"):
-        with pytest.raises(ValueError, match=f"{name} 3 does not divide the micro-batch of 8 pairs"):
+        with pytest.raises(
+            ValueError, match=f"{name} 3 does not divide the micro-batch of 8 pairs"
+        ):
             stage_3(**{name: 3})(batch)
 
 
@@ -249,7 +272,9 @@ def test_itm_is_the_mean_over_each_true_pair_and_its_negatives(monkeypatch):
     pairs += [(row, int(text)) for text, row in zip(sampled[0].text, (0, 0, 4, 4), strict=True)]
     assert all(image != text for image, text in pairs[2:])
     images, texts = (list(numbers) for numbers in zip(*pairs, strict=True))
-    logits = model.match(batch["pixel_values"][images], batch["input_ids"][texts], batch["attention_mask"][texts])
+    logits = model.match(
+        batch["pixel_values"][images], batch["input_ids"][texts], batch["attention_mask"][texts]
+    )
     close(loss, F.cross_entropy(logits, torch.tensor([1] * 2 + [0] * 8)))
 
 
@@ -263,7 +288,9 @@ def test_every_parameter_learns():
         assert torch.isfinite(learnt[name]).all(), name
 
 
-def excluded_rows(objective: VisionLanguageObjective, batch: dict[str, Tensor], monkeypatch) -> tuple[Tensor, Tensor]:
+def excluded_rows(
+    objective: VisionLanguageObjective, batch: dict[str, Tensor], monkeypatch
+) -> tuple[Tensor, Tensor]:
     """What the objective hides from ITC and from the draw of negatives."""
     seen, draws = [], note_draws(monkeypatch)
 
@@ -295,7 +322,9 @@ def test_batch_of_one_picture_trains_on_its_true_pairs():
     objective, batch = stage_3(itc_weight=0, mlm_weight=0), make_batch()
     batch["image_ids"][:] = 1
     losses = objective(batch)
-    logits = objective.model.match(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
+    logits = objective.model.match(
+        batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
+    )
     close(losses["itm"], F.cross_entropy(logits, torch.ones(8, dtype=torch.long)))
     close(losses["itm_accuracy"], (logits.argmax(dim=1) == 1).float().mean())
     assert all(torch.isfinite(gradient).all() for gradient in gradients(objective, batch).values())

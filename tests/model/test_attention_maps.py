@@ -17,7 +17,9 @@ from vlmo.model.attention_maps import attention_maps, maps_by_word
     ],
     ids=["text_first", "image_first"],
 )
-def test_maps_are_the_attention_of_text_to_patches_in_the_fusion_layers(changes, text, patches) -> None:
+def test_maps_are_the_attention_of_text_to_patches_in_the_fusion_layers(
+    changes, text, patches
+) -> None:
     given = {"pixel_values": pictures(), **texts([5, 8])}
     model = toy(VLMoForImageTextRetrieval, **changes, use_pooler=True)
     maps = attention_maps(model, **given)

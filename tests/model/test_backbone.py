@@ -111,7 +111,9 @@ def test_picture_sides_may_differ(positions):
     high = model(pixel_values=pictures(size=(96, 32)), **texts([5, 5])).image_hidden_state
     assert wide.shape == high.shape == (2, 1 + 12, 32)
     flipped = pictures(size=(96, 32)).transpose(2, 3)
-    assert not torch.allclose(model(pixel_values=flipped).last_hidden_state[:, 0], high[:, 0], atol=1e-3)
+    assert not torch.allclose(
+        model(pixel_values=flipped).last_hidden_state[:, 0], high[:, 0], atol=1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,11 +121,20 @@ def test_picture_sides_may_differ(positions):
     [
         ({}, "neither pixel_values nor input_ids"),
         ({"pixel_values": pictures(3), **texts([5, 5])}, "3 images and 2 texts"),
-        ({"pixel_values": pictures(size=(64, 60))}, r"\(2, 3, 64, 60\).*multiples of the patch size 16"),
+        (
+            {"pixel_values": pictures(size=(64, 60))},
+            r"\(2, 3, 64, 60\).*multiples of the patch size 16",
+        ),
         ({"pixel_values": pictures()[0]}, r"\(3, 64, 64\); expected \(batch, 3, height, width\)"),
-        ({"pixel_values": pictures()[:, :1]}, r"\(2, 1, 64, 64\); expected \(batch, 3, height, width\)"),
+        (
+            {"pixel_values": pictures()[:, :1]},
+            r"\(2, 1, 64, 64\); expected \(batch, 3, height, width\)",
+        ),
         ({"input_ids": texts([5])["input_ids"][0]}, r"\(5,\); expected \(batch, text\)"),
-        (texts([5, 5]) | {"attention_mask": torch.ones(2, 4)}, r"attention_mask has shape \(2, 4\); expected \(2, 5\)"),
+        (
+            texts([5, 5]) | {"attention_mask": torch.ones(2, 4)},
+            r"attention_mask has shape \(2, 4\); expected \(2, 5\)",
+        ),
         (texts([5]) | {"output_attentions": True}, "attn_implementation='eager'"),
     ],
 )
@@ -131,7 +142,9 @@ def test_wrong_inputs_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         model_with("sdpa")(**given)
     with pytest.raises(ValueError, match=r"\(2, 16\)"):
-        model_with("sdpa").encode(pictures(), wanted=torch.ones(2, 9).bool(), mask_token=torch.zeros(32))
+        model_with("sdpa").encode(
+            pictures(), wanted=torch.ones(2, 9).bool(), mask_token=torch.zeros(32)
+        )
 
 
 def test_position_tables_and_class_token_are_never_decayed():
@@ -145,7 +158,12 @@ def test_position_tables_and_class_token_are_never_decayed():
     assert toy(VLMoModel).no_weight_decay() == {"image_embeddings.cls_token", "position_bias.table"}
 
 
-OWN_PARTS = {"experts.language", "norm1.language", "attention.qkv.language", "attention.projection.language"}
+OWN_PARTS = {
+    "experts.language",
+    "norm1.language",
+    "attention.qkv.language",
+    "attention.projection.language",
+}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +173,10 @@ OWN_PARTS = {"experts.language", "norm1.language", "attention.qkv.language", "at
         ({"num_fusion_layers": 0}, {"experts.language"}),
         ({"experts": "shared"}, {"experts.shared"}),
         ({"attention": "separate"}, OWN_PARTS),
-        ({"attention": "separate", "inner_norm": True}, OWN_PARTS | {"attention.inner_norm.language"}),
+        (
+            {"attention": "separate", "inner_norm": True},
+            OWN_PARTS | {"attention.inner_norm.language"},
+        ),
     ],
 )
 def test_language_stage_trains_the_text_side(changes, block_parts):
@@ -163,6 +184,13 @@ def test_language_stage_trains_the_text_side(changes, block_parts):
     chosen = {id(parameter) for parameter in language_stage_parameters(model)}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in chosen}
     prefixes = [f"vlmo.blocks.{layer}.{part}." for layer in range(3) for part in block_parts]
-    prefixes += ["vlmo.text_embeddings.", "vlmo.modality_types.", "vlmo.norm.", "vlmo.position_bias."]
-    assert names == {name for name, _ in model.named_parameters() if name.startswith(tuple(prefixes))}
+    prefixes += [
+        "vlmo.text_embeddings.",
+        "vlmo.modality_types.",
+        "vlmo.norm.",
+        "vlmo.position_bias.",
+    ]
+    assert names == {
+        name for name, _ in model.named_parameters() if name.startswith(tuple(prefixes))
+    }
     assert all(any(name.startswith(prefix) for name in names) for prefix in prefixes)

@@ -17,7 +17,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize(("variant", "size"), [*((name, 64) for name in VARIANTS), ("relative", 96)])
+@pytest.mark.parametrize(
+    ("variant", "size"), [*((name, 64) for name in VARIANTS), ("relative", 96)]
+)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
 def test_greedy_captions_are_those_of_whole_passes(variant, attention, size):
@@ -109,7 +111,13 @@ def test_training_passes_have_the_gradients_of_whole_attention():
         model.set_attn_implementation(attention)
         model.zero_grad()
         model(**text, pixel_values=pictures(), labels=labels).loss.backward()
-        grads.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+        grads.append(
+            [
+                parameter.grad.clone()
+                for parameter in model.parameters()
+                if parameter.grad is not None
+            ]
+        )
     for own, other in zip(*grads, strict=True):
         torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-4)
 
@@ -119,4 +127,6 @@ def test_numbers_that_make_no_caption_are_refused():
     for wrong in ({"num_beams": 0}, {"max_new_tokens": 0}, {"length_penalty": -1.0}):
         with pytest.raises(ValueError, match="max_new_tokens, num_beams, length_penalty are"):
             model.generate(pictures(), tokenizer=TOKENS, **wrong)
-    assert model.generate(pictures(), tokenizer=TOKENS, max_new_tokens=999).shape[1] <= 64  # text positions
+    assert (
+        model.generate(pictures(), tokenizer=TOKENS, max_new_tokens=999).shape[1] <= 64
+    )  # text positions

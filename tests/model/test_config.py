@@ -9,7 +9,14 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from vlmo.model import VLMoConfig, VLMoForMaskedDataModeling, VLMoModel
 
 SIZES = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size"),
+    *(
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "image_size",
+        "patch_size",
+    ),
     *("num_channels", "vocab_size", "max_text_positions", "projection_size", "num_visual_tokens"),
 )
 
@@ -24,12 +31,18 @@ SIZES = (
         ("tiny", 3, 32, 2, 1, 4, 0),
     ],
 )
-def test_presets_have_the_published_shape_and_number_of_parameters(name, layers, width, heads, fusion, grid, millions):
+def test_presets_have_the_published_shape_and_number_of_parameters(
+    name, layers, width, heads, fusion, grid, millions
+):
     config = getattr(VLMoConfig, name)()
     with torch.device("meta"):
         model = VLMoModel(config, add_pooling_layer=False)
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
-    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (layers, width, heads)
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (
+        layers,
+        width,
+        heads,
+    )
     assert (config.num_fusion_layers, config.grid) == (fusion, (grid, grid))
     assert (config.intermediate_size, config.projection_size) == (4 * width, width)
     assert math.isclose(math.exp(-config.logit_scale_init), 0.07)
@@ -40,7 +53,11 @@ def test_giant_has_the_parameters_that_the_paper_of_beit3_counts():
         model = VLMoForMaskedDataModeling(VLMoConfig.beit3_giant())
     parts = {"vision": 692, "language": 692, "vision_language": 52, "attention": 317, "": 1949}
     for part, millions in parts.items():
-        counted = sum(weight.numel() for name, weight in model.named_parameters() if f".{part}." in name or not part)
+        counted = sum(
+            weight.numel()
+            for name, weight in model.named_parameters()
+            if f".{part}." in name or not part
+        )
         assert round(counted / 1e6) == millions, part
 
 

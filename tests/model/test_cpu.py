@@ -35,7 +35,9 @@ def inputs(dtype: torch.dtype, *, heads_of_bias: int = HEADS) -> tuple[Tensor, T
 @pytest.mark.parametrize("given", ["nothing", "bias", "bias of all heads", "hidden keys", "both"])
 def test_chunks_equal_whole_matrices_in_value_and_gradient(given, rows_of_a_chunk, monkeypatch):
     monkeypatch.setattr(cpu, "_CHUNK_SCORES", rows_of_a_chunk * HEADS * 32**2)
-    qkv, bias, hidden = inputs(torch.float64, heads_of_bias=1 if given == "bias of all heads" else HEADS)
+    qkv, bias, hidden = inputs(
+        torch.float64, heads_of_bias=1 if given == "bias of all heads" else HEADS
+    )
     learnt = [qkv, bias] if "bias" in given or given == "both" else [qkv]
     options = {
         "bias": bias if len(learnt) == 2 else None,
@@ -43,7 +45,9 @@ def test_chunks_equal_whole_matrices_in_value_and_gradient(given, rows_of_a_chun
     }
     expected, actual = whole(qkv, **options), chunked_attention(qkv, **options)
     torch.testing.assert_close(actual, expected)
-    probe = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    probe = torch.randn(
+        expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     gradients = [torch.autograd.grad(output, learnt, probe) for output in (expected, actual)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(other, one)
@@ -97,7 +101,9 @@ def test_nothing_of_the_size_of_scores_is_kept_for_the_backward_pass():
 
 @pytest.mark.parametrize("given", ["nothing", "bias", "hidden keys", "both"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.bfloat16, 0.02)])
-def test_attention_with_a_bias_that_does_not_learn_is_that_of_whole_matrices(given, dtype, tolerance, monkeypatch):
+def test_attention_with_a_bias_that_does_not_learn_is_that_of_whole_matrices(
+    given, dtype, tolerance, monkeypatch
+):
     monkeypatch.setattr(cpu, "chunked_attention", None)  # not called
     qkv, bias, hidden = inputs(dtype)
     options = {

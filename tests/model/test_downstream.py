@@ -56,7 +56,9 @@ def test_classes_are_learnt_and_every_trained_image_parameter_gets_a_gradient():
 
 @torch.no_grad()
 def test_segmentation_reads_the_states_after_its_layers_which_are_those_of_beit():
-    model = toy(VLMoForSemanticSegmentation, num_hidden_layers=6, num_labels=3, segmentation_channels=8)
+    model = toy(
+        VLMoForSemanticSegmentation, num_hidden_layers=6, num_labels=3, segmentation_channels=8
+    )
     states = model.vlmo(pixel_values=pictures(2), output_hidden_states=True).hidden_states
     for level, layers in zip(model.levels(pictures(2)), (2, 3, 4, 6), strict=True):
         expected = states[layers][:, 1:].reshape(2, 4, 4, 32).permute(0, 3, 1, 2)
@@ -66,7 +68,9 @@ def test_segmentation_reads_the_states_after_its_layers_which_are_those_of_beit(
 
 
 def test_segmentation_ignores_255_and_learns_where_things_are():
-    model = VLMoForSemanticSegmentation(VLMoConfig.tiny(num_hidden_layers=4, num_labels=2, segmentation_channels=16))
+    model = VLMoForSemanticSegmentation(
+        VLMoConfig.tiny(num_hidden_layers=4, num_labels=2, segmentation_channels=16)
+    )
     images = pictures(4)
     labels = torch.zeros(4, 64, 64, dtype=torch.long)
     labels[:2, :, 32:] = 1
@@ -92,10 +96,30 @@ def test_segmentation_ignores_255_and_learns_where_things_are():
 @pytest.mark.parametrize(
     ("kind", "changes", "inputs", "message"),
     [
-        (VLMoForVisualQuestionAnswering, {"use_pooler": False, "use_match_head": False}, None, "needs a pooler"),
-        (VLMoForVisualReasoning, {}, None, "num_modality_types is 2; VLMoForVisualReasoning needs 3"),
-        (VLMoForVisualReasoning, {"num_modality_types": 3}, (pictures(2), *TEXTS[2].values()), r"\(batch, 2, 3"),
-        (VLMoForSemanticSegmentation, {"num_labels": 256}, None, "num_labels is 256; segmentation needs 2 to 255"),
+        (
+            VLMoForVisualQuestionAnswering,
+            {"use_pooler": False, "use_match_head": False},
+            None,
+            "needs a pooler",
+        ),
+        (
+            VLMoForVisualReasoning,
+            {},
+            None,
+            "num_modality_types is 2; VLMoForVisualReasoning needs 3",
+        ),
+        (
+            VLMoForVisualReasoning,
+            {"num_modality_types": 3},
+            (pictures(2), *TEXTS[2].values()),
+            r"\(batch, 2, 3",
+        ),
+        (
+            VLMoForSemanticSegmentation,
+            {"num_labels": 256},
+            None,
+            "num_labels is 256; segmentation needs 2 to 255",
+        ),
     ],
 )
 def test_what_a_task_needs_is_named(kind, changes, inputs, message):

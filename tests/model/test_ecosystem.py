@@ -35,7 +35,9 @@ MERGED = 1e-5
 VARIANTS = {"vlmo": {}, "beit3": BEIT3}
 
 # Torch's compiler looks at this attribute of every input, and silences the warning unless warnings are errors.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning"
+)
 
 
 def pairs() -> dict[str, Tensor]:
@@ -48,7 +50,9 @@ def outputs(model: nn.Module) -> dict[str, Tensor]:
         return {**model(**pairs()), "match_logits": model.match(**pairs())}
 
 
-def check_equal(given: dict[str, Tensor], expected: dict[str, Tensor], *, atol: float = 0.0) -> None:
+def check_equal(
+    given: dict[str, Tensor], expected: dict[str, Tensor], *, atol: float = 0.0
+) -> None:
     assert given.keys() == expected.keys()
     for name, value in given.items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=atol, msg=name)
@@ -61,7 +65,9 @@ def match_loss(model: nn.Module) -> Tensor:
 def contrast_and_match_loss(model: nn.Module) -> Tensor:
     output = model(**pairs())
     own = torch.arange(3)
-    contrast = F.cross_entropy(output.logits_per_image, own) + F.cross_entropy(output.logits_per_text, own)
+    contrast = F.cross_entropy(output.logits_per_image, own) + F.cross_entropy(
+        output.logits_per_text, own
+    )
     return contrast + match_loss(model)
 
 
@@ -97,7 +103,9 @@ def test_blocks_compile_without_a_graph_break(name, variant):
     model = toy(VLMoModel, **{"num_hidden_layers": 2} | VARIANTS[variant])
     expected = model(**INPUTS[name]).last_hidden_state
     with compiled(model, backend="eager") as counters:
-        torch.testing.assert_close(model(**INPUTS[name]).last_hidden_state, expected, rtol=0, atol=COMPILED)
+        torch.testing.assert_close(
+            model(**INPUTS[name]).last_hidden_state, expected, rtol=0, atol=COMPILED
+        )
         # Blocks with and without a `vision_language` expert.
         assert counters["stats"]["unique_graphs"] == (2 if variant == "vlmo" else 1)
         assert not counters["graph_break"]
@@ -110,7 +118,9 @@ def test_compiled_blocks_have_the_same_gradients():
         check_equal(gradients(model, match_loss), expected, atol=COMPILED)
 
 
-@pytest.mark.parametrize("device_map", [{"vlmo": "disk", "contrast_head": "cpu", "match_head": "cpu"}, {"": "disk"}])
+@pytest.mark.parametrize(
+    "device_map", [{"vlmo": "disk", "contrast_head": "cpu", "match_head": "cpu"}, {"": "disk"}]
+)
 def test_model_runs_with_parts_on_disk(device_map, tmp_path):
     model = toy(VLMoForImageTextRetrieval)
     model.save_pretrained(tmp_path / "model")
@@ -126,11 +136,23 @@ BFLOAT16 = [
     (VLMoModel, pairs(), BEIT3),
     (VLMoForPreTraining, pairs(), {}),
     (VLMoForMaskedLM, texts([5, 8, 3]), {}),
-    (VLMoForMaskedImageModeling, {"pixel_values": pictures(3), "bool_masked_pos": torch.eye(3, 16).bool()}, {}),
+    (
+        VLMoForMaskedImageModeling,
+        {"pixel_values": pictures(3), "bool_masked_pos": torch.eye(3, 16).bool()},
+        {},
+    ),
     (VLMoForVisualQuestionAnswering, pairs(), {"num_labels": 7}),
-    (VLMoForVisualReasoning, {**pairs(), "pixel_values": pictures(6).unflatten(0, (3, 2))}, {"num_modality_types": 3}),
+    (
+        VLMoForVisualReasoning,
+        {**pairs(), "pixel_values": pictures(6).unflatten(0, (3, 2))},
+        {"num_modality_types": 3},
+    ),
     (VLMoForImageClassification, {"pixel_values": pictures(3)}, {"num_labels": 7}),
-    (VLMoForSemanticSegmentation, {"pixel_values": pictures(3)}, {"num_labels": 7, "segmentation_channels": 8}),
+    (
+        VLMoForSemanticSegmentation,
+        {"pixel_values": pictures(3)},
+        {"num_labels": 7, "segmentation_channels": 8},
+    ),
 ]
 
 
@@ -142,7 +164,10 @@ def test_bfloat16_stays_close_to_float32(model_class, inputs, changes, tmp_path)
     half = model_class.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     expected = model(**inputs)
-    given = {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs.items()}
+    given = {
+        name: value.bfloat16() if value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
     for name, value in half(**given).items():
         difference = (value.float() - expected[name]).abs().max()
         assert torch.isfinite(value).all()
@@ -175,16 +200,22 @@ def test_checkpointing_recomputes_blocks_and_keeps_gradients(variant):
     assert len(calls) == 2 * 3  # image, text and pair, each forward and again backward
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks for it
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # peft 0.21 asks for it
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_adapters_on_every_linear_layer_train_alone_and_merge(variant):
     before = toy(VLMoForImageTextRetrieval, **VARIANTS[variant])
-    model = get_peft_model(copy.deepcopy(before), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    model = get_peft_model(
+        copy.deepcopy(before), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    )
     check_equal(outputs(model.eval()), outputs(before))  # adapters start at zero
     linear = {name for name, module in before.named_modules() if isinstance(module, nn.Linear)}
     assert any(".attention.qkv." in name for name in linear)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert trained.keys() == {f"base_model.model.{name}.lora_{side}.default.weight" for name in linear for side in "AB"}
+    assert trained.keys() == {
+        f"base_model.model.{name}.lora_{side}.default.weight" for name in linear for side in "AB"
+    }
     optimizer, losses = torch.optim.AdamW(trained.values(), lr=3e-2), []
     for _ in range(12):
         loss = contrast_and_match_loss(model.train())

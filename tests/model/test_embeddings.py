@@ -42,10 +42,15 @@ def expected_row(query, key, *, grid: tuple[int, int], max_text: int) -> int:
 def test_index_names_the_row_of_each_pair_of_tokens(num_text, grid):
     tokens = [("text", position) for position in range(num_text)]
     if grid is not None:
-        tokens += [("image", None), *(("image", place) for place in itertools.product(range(grid[0]), range(grid[1])))]
+        tokens += [
+            ("image", None),
+            *(("image", place) for place in itertools.product(range(grid[0]), range(grid[1]))),
+        ]
     table_grid = (4, 4)
     index = relative_position_index(num_text=num_text, grid=grid, max_text=7, table_grid=table_grid)
-    expected = [[expected_row(q, k, grid=grid or table_grid, max_text=7) for k in tokens] for q in tokens]
+    expected = [
+        [expected_row(q, k, grid=grid or table_grid, max_text=7) for k in tokens] for q in tokens
+    ]
     assert index.tolist() == expected
 
 
@@ -63,7 +68,13 @@ def geometric_positions(source: int, target: int) -> np.ndarray:
     """0, +-1, +-(1 + q), ... with the last one at target // 2, as far as q between 1.01 and 1.5 allows."""
     steps = np.arange(source // 2)
     low, high = ((q**steps).sum() - target // 2 for q in (1.01, 1.5))
-    q = 1.01 if low > 0 else 1.5 if high < 0 else brentq(lambda q: (q**steps).sum() - target // 2, 1.01, 1.5)
+    q = (
+        1.01
+        if low > 0
+        else 1.5
+        if high < 0
+        else brentq(lambda q: (q**steps).sum() - target // 2, 1.01, 1.5)
+    )
     right = np.cumsum(q**steps)
     return np.concatenate([-right[::-1], [0], right])
 
@@ -75,7 +86,8 @@ def cubic(y: np.ndarray, x: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [((8, 8), (10, 10)), ((14, 14), (24, 24)), ((14, 14), (7, 7)), ((8, 14), (10, 5))]
+    ("source", "target"),
+    [((8, 8), (10, 10)), ((14, 14), (24, 24)), ((14, 14), (7, 7)), ((8, 14), (10, 5))],
 )
 def test_resized_table_is_exact_for_cubic_polynomials(source, target):
     sides = [(2 * s - 1, 2 * t - 1) for s, t in zip(source, target, strict=True)]
@@ -88,32 +100,49 @@ def test_resized_table_is_exact_for_cubic_polynomials(source, target):
 
 
 def test_an_axis_that_keeps_its_size_keeps_its_offsets():
-    down = torch.linspace(-1, 1, 27)[:, None].expand(27, 27).flatten()[:, None]  # depends on the first axis alone
-    resized = resize_bias_table(torch.cat([down, torch.zeros(9, 1)]), source=(14, 14), target=(14, 28))
+    down = (
+        torch.linspace(-1, 1, 27)[:, None].expand(27, 27).flatten()[:, None]
+    )  # depends on the first axis alone
+    resized = resize_bias_table(
+        torch.cat([down, torch.zeros(9, 1)]), source=(14, 14), target=(14, 28)
+    )
     expected = torch.linspace(-1, 1, 27)[:, None].expand(27, 55)
     torch.testing.assert_close(resized[: 27 * 55].view(27, 55), expected, atol=1e-6, rtol=0)
 
 
 def test_resized_table_repeats_its_edge_where_positions_fall_short():
     # From 7 offsets to 15: the farthest position is 1 + 1.5 + 2.25 = 4.75, the farthest target 7.
-    offsets = resize_bias_table(torch.randn(49 + 9, 1), source=(4, 4), target=(8, 8))[:225].view(15, 15)
+    offsets = resize_bias_table(torch.randn(49 + 9, 1), source=(4, 4), target=(8, 8))[:225].view(
+        15, 15
+    )
     centre = slice(3, 12)
-    for edge in (offsets[:3, centre], offsets[12:, centre], offsets[centre, :3].T, offsets[centre, 12:].T):
+    for edge in (
+        offsets[:3, centre],
+        offsets[12:, centre],
+        offsets[centre, :3].T,
+        offsets[centre, 12:].T,
+    ):
         torch.testing.assert_close(edge, edge[:1].expand_as(edge))
     assert not torch.allclose(offsets[2, centre], offsets[3, centre], atol=1e-3)
 
 
 def test_resized_absolute_positions_keep_the_class_token_and_the_rows():
     heights = torch.arange(4.0).repeat_interleave(4)  # row of each patch
-    positions = torch.stack([torch.full((17,), 7.0), torch.cat([torch.tensor([-5.0]), heights])], dim=1)
+    positions = torch.stack(
+        [torch.full((17,), 7.0), torch.cat([torch.tensor([-5.0]), heights])], dim=1
+    )
     resized = resize_absolute_positions(positions, source=(4, 4), target=(8, 3))
     assert resized.shape == (25, 2)
     assert torch.equal(resized[0], positions[0])
     torch.testing.assert_close(resized[1:, 0], torch.full((24,), 7.0))
     rows = resized[1:, 1].view(8, 3)
-    torch.testing.assert_close(rows, rows[:, :1].expand(8, 3))  # what depends on height alone still does
+    torch.testing.assert_close(
+        rows, rows[:, :1].expand(8, 3)
+    )  # what depends on height alone still does
     assert torch.all(rows[1:] > rows[:-1])
-    torch.testing.assert_close(rows + rows.flip(0), torch.full((8, 3), 3.0))  # 0 + 3 at mirrored places
+    torch.testing.assert_close(
+        rows + rows.flip(0), torch.full((8, 3), 3.0)
+    )  # 0 + 3 at mirrored places
 
 
 @pytest.mark.parametrize("kind", ["relative", "absolute"])
@@ -138,7 +167,9 @@ def test_sines_and_cosines_of_a_line_and_a_grid():
 
 
 def test_positions_may_start_as_sines_and_cosines_and_are_learnt():
-    config = VLMoConfig.small(position_embedding="absolute", position_init="sincos", initializer_range=0.1)
+    config = VLMoConfig.small(
+        position_embedding="absolute", position_init="sincos", initializer_range=0.1
+    )
     model = VLMoModel(config)
     images, words = model.image_embeddings, model.text_embeddings
     assert torch.equal(images.positions[1:], sincos_positions(*config.grid, dim=config.hidden_size))

@@ -45,15 +45,25 @@ def changed_tokens(model: VLMoModel, module: nn.Module, *, layer: int, way: str)
 def expected_experts(way: str, *, fused: bool) -> dict[str, set[str]]:
     if way != "pair":
         return {"image": {"vision": {"image"}}, "text": {"language": {"text"}}}[way]
-    return {"vision_language": {"text", "image"}} if fused else {"vision": {"image"}, "language": {"text"}}
+    return (
+        {"vision_language": {"text", "image"}}
+        if fused
+        else {"vision": {"image"}, "language": {"text"}}
+    )
 
 
 def test_drop_path_drops_text_and_image_of_a_pair_apart_below_the_fusion_experts():
-    block = toy(VLMoModel, num_fusion_layers=1, drop_path_rate=0.5, layer_scale_init=None).train().blocks[-1]
+    block = (
+        toy(VLMoModel, num_fusion_layers=1, drop_path_rate=0.5, layer_scale_init=None)
+        .train()
+        .blocks[-1]
+    )
     hidden = torch.randn(64, 12, block.experts["vision"].fc2.out_features)
     for fusion, kinds in ((False, 4), (True, 2)):
         route = Route(num_text=5, num_image=7, fusion=fusion)
-        with mock.patch.object(block.attention, "forward", lambda hidden, **_: (torch.zeros_like(hidden), None)):
+        with mock.patch.object(
+            block.attention, "forward", lambda hidden, **_: (torch.zeros_like(hidden), None)
+        ):
             changed = block(hidden, None, route=route)[0] != hidden
         text, image = changed[:, :5].any(dim=(1, 2)), changed[:, 5:].any(dim=(1, 2))
         # A part is dropped as a whole.
@@ -68,10 +78,14 @@ def test_experts_see_the_tokens_that_the_paper_gives_them(way, num_fusion_layers
     model = toy(VLMoModel, num_fusion_layers=num_fusion_layers)
     for layer, block in enumerate(model.blocks):
         top = layer >= 3 - num_fusion_layers
-        assert set(block.experts) == {"vision", "language"} | ({"vision_language"} if top else set())
+        assert set(block.experts) == {"vision", "language"} | (
+            {"vision_language"} if top else set()
+        )
         expected = expected_experts(way, fused=top)
         for name, expert in block.experts.items():
-            assert changed_tokens(model, expert, layer=layer, way=way) == expected.get(name, set()), (layer, name)
+            assert changed_tokens(model, expert, layer=layer, way=way) == expected.get(
+                name, set()
+            ), (layer, name)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -84,7 +98,10 @@ def test_shared_parts_equal_separate_parts_with_the_same_weights(way):
         copied = {key.replace(".shared.", f".{name}."): value for key, value in state.items()}
         separate.load_state_dict(copied, strict=False)
     torch.testing.assert_close(
-        separate(**inputs(way)).last_hidden_state, shared(**inputs(way)).last_hidden_state, atol=ATOL, rtol=ATOL
+        separate(**inputs(way)).last_hidden_state,
+        shared(**inputs(way)).last_hidden_state,
+        atol=ATOL,
+        rtol=ATOL,
     )
 
 
@@ -100,7 +117,11 @@ def test_drop_path_rises_with_depth_and_is_off_in_evaluation():
 def test_gradients_of_what_is_read_often_do_not_depend_on_threads():
     """With several threads, PyTorch adds up the gradient of an index in any order."""
     torch.set_num_threads(2)  # each test starts with one
-    bias, states, places = torch.randn(2, 17, 17), torch.randn(64, 17, 32), torch.randint(0, 17, (128, 16))
+    bias, states, places = (
+        torch.randn(2, 17, 17),
+        torch.randn(64, 17, 32),
+        torch.randint(0, 17, (128, 16)),
+    )
     queries, rows = OutputTokens(places, num_text=0), torch.randint(0, 64, (256,))
     upstream = torch.randn(128, 2, 16, 17), torch.randn(256, 17, 32)
 

@@ -79,7 +79,11 @@ def test_fusion_experts_start_from_the_language_expert(tmp_path):
     model = make(VLMoForPreTraining, seed=2, num_fusion_layers=2)
     report = start_from(model, tmp_path)
     state = model.state_dict()
-    filled = {name: name.replace(".vision_language.", ".language.") for name in state if ".vision_language." in name}
+    filled = {
+        name: name.replace(".vision_language.", ".language.")
+        for name in state
+        if ".vision_language." in name
+    }
     assert len(filled) == 2 * 6
     assert all(torch.equal(state[name], state[source]) for name, source in filled.items())
     assert report.filled == filled
@@ -100,7 +104,9 @@ def test_report_names_every_tensor_once_and_lists_what_was_not_simply_loaded(tmp
     expert = "vlmo.blocks.2.experts.vision_language.fc1.weight"
     assert f"filled: {expert} from {expert.replace('vision_language', 'language')}" in lines
     assert "not in the start folder, left random: match_head.classifier.bias" in lines
-    assert len(lines) == 1 + len(report.resized) + len(report.filled) + len(report.missing) + len(report.unused)
+    assert len(lines) == 1 + len(report.resized) + len(report.filled) + len(report.missing) + len(
+        report.unused
+    )
     final = make(VLMoForPreTraining, seed=3)  # with all that it needs, experts of fusion too
     model.save_pretrained(tmp_path / "whole")
     report = start_from(final, tmp_path / "whole")
@@ -147,20 +153,42 @@ def test_classifier_of_other_classes_and_word_table_without_a_vocabulary_are_lef
     assert set(report.unused) <= set(report.missing)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"words\.weight has shape \(50, 32\); expected \(96, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"words\.weight has shape \(50, 32\); expected \(96, 32\)"
+    ):
         start_from(model, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("start", "new", "message"),
     [
-        ({"position_embedding": "absolute", "num_attention_heads": 4}, {}, "num_attention_heads 4, the model 2"),
+        (
+            {"position_embedding": "absolute", "num_attention_heads": 4},
+            {},
+            "num_attention_heads 4, the model 2",
+        ),
         ({"token_order": "image_first"}, {}, "token_order 'image_first', the model 'text_first'"),
-        ({"layer_scale_init": None}, {"layer_scale_init": 0.1}, "give --model.layer-scale-init None"),
-        ({"layer_scale_init": 0.1}, {"layer_scale_init": None}, "give --model.layer-scale-init 0.1"),
-        ({"experts": "shared"}, {}, "experts 'shared', the model 'multiway'.*give --model.experts shared"),
+        (
+            {"layer_scale_init": None},
+            {"layer_scale_init": 0.1},
+            "give --model.layer-scale-init None",
+        ),
+        (
+            {"layer_scale_init": 0.1},
+            {"layer_scale_init": None},
+            "give --model.layer-scale-init 0.1",
+        ),
+        (
+            {"experts": "shared"},
+            {},
+            "experts 'shared', the model 'multiway'.*give --model.experts shared",
+        ),
         ({}, {"attention": "separate"}, "attention 'shared', the model 'separate'"),
-        ({"max_text_positions": 32}, {}, r"text_embeddings\.positions has shape \(32, 32\); expected \(64, 32\)"),
+        (
+            {"max_text_positions": 32},
+            {},
+            r"text_embeddings\.positions has shape \(32, 32\); expected \(64, 32\)",
+        ),
         (
             {"max_text_positions": 32, "position_embedding": "relative"},
             {"position_embedding": "relative"},
@@ -171,14 +199,18 @@ def test_classifier_of_other_classes_and_word_table_without_a_vocabulary_are_lef
 def test_shapes_and_settings_that_no_shape_shows_must_agree(tmp_path, start, new, message):
     saved(VLMoForMaskedLM, tmp_path, **{"position_embedding": "absolute"} | start)
     with pytest.raises(ValueError, match=message):
-        start_from(make(VLMoForMaskedLM, seed=2, **{"position_embedding": "absolute"} | new), tmp_path)
+        start_from(
+            make(VLMoForMaskedLM, seed=2, **{"position_embedding": "absolute"} | new), tmp_path
+        )
 
 
 def test_second_picture_starts_as_the_first(tmp_path):
     source = saved(VLMoForPreTraining, tmp_path)
     model = make(VLMoForVisualReasoning, seed=2, num_modality_types=3, num_labels=2)
     report = start_from(model, tmp_path)
-    old, new = (state["vlmo.modality_types.weight"] for state in (source.state_dict(), model.state_dict()))
+    old, new = (
+        state["vlmo.modality_types.weight"] for state in (source.state_dict(), model.state_dict())
+    )
     assert torch.equal(new, torch.stack([old[0], old[1], old[1]]))
     assert "vlmo.modality_types.weight" in report.resized
     assert copied(model, source, "vlmo.blocks.")
@@ -200,10 +232,17 @@ def test_layer_ids_of_a_classifier() -> None:
     parts = ("vlmo.image_embeddings.", "vlmo.text_embeddings.", "vlmo.modality_types.")
     assert {value for name, value in factors.items() if name.startswith(parts)} == {0.5**4}
     for block in range(3):
-        of_block = {value for name, value in factors.items() if name.startswith(f"vlmo.blocks.{block}.")}
+        of_block = {
+            value for name, value in factors.items() if name.startswith(f"vlmo.blocks.{block}.")
+        }
         assert of_block == {0.5 ** (3 - block)}
     assert factors["vlmo.blocks.0.gamma_1"] == 0.5**3
-    for name in ("vlmo.position_bias.table", "vlmo.norm.weight", "classifier_norm.weight", "classifier.bias"):
+    for name in (
+        "vlmo.position_bias.table",
+        "vlmo.norm.weight",
+        "classifier_norm.weight",
+        "classifier.bias",
+    ):
         assert factors[name] == 1.0
 
 

@@ -45,20 +45,28 @@ def pair() -> dict[str, torch.Tensor]:
 
 def equal_weights(model: torch.nn.Module, other: torch.nn.Module) -> bool:
     state, expected = model.state_dict(), other.state_dict()
-    return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
+    return state.keys() == expected.keys() and all(
+        torch.equal(state[name], expected[name]) for name in state
+    )
 
 
 @pytest.mark.parametrize("model_class", AUTO)
 @pytest.mark.parametrize(
-    "changes", [{}, {"position_embedding": "absolute", "layer_scale_init": None, "experts": "shared"}]
+    "changes",
+    [{}, {"position_embedding": "absolute", "layer_scale_init": None, "experts": "shared"}],
 )
 @torch.no_grad()
 def test_saved_model_comes_back_bit_by_bit(model_class, changes, tmp_path):
     model = toy(model_class, **changes)
     model.save_pretrained(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} - {"modules.json"} == {"config.json", "model.safetensors"}
+    assert {file.name for file in tmp_path.iterdir()} - {"modules.json"} == {
+        "config.json",
+        "model.safetensors",
+    }
     assert AutoConfig.from_pretrained(tmp_path).architectures == [model_class.__name__]
-    given = pair() if model_class is not VLMoForMaskedImageModeling else {"pixel_values": pictures()}
+    given = (
+        pair() if model_class is not VLMoForMaskedImageModeling else {"pixel_values": pictures()}
+    )
     for load in (model_class, AUTO[model_class]):
         loaded, info = load.from_pretrained(tmp_path, output_loading_info=True)
         assert not any(info.values())
@@ -78,7 +86,9 @@ def test_backbone_loads_from_a_task_folder_and_the_other_way_round(model_class, 
     loaded = model_class.from_pretrained(tmp_path / "backbone")
     assert equal_weights(backbone, task.vlmo)
     assert equal_weights(loaded.vlmo, backbone)
-    retrieval, info = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "task", output_loading_info=True)
+    retrieval, info = VLMoForImageTextRetrieval.from_pretrained(
+        tmp_path / "task", output_loading_info=True
+    )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]  # the heads that retrieval has no use for are expected
     with torch.no_grad():
@@ -114,12 +124,22 @@ def test_what_a_folder_lacks_starts_as_in_a_new_model(model_class, changes, tmp_
 
 @pytest.mark.parametrize("positions", ["relative", "absolute"])
 def test_new_model_starts_as_described(positions):
-    config = VLMoConfig.small(position_embedding=positions, layer_scale_init=0.25, logit_scale_init=2.0)
+    config = VLMoConfig.small(
+        position_embedding=positions, layer_scale_init=0.25, logit_scale_init=2.0
+    )
     model = VLMoForPreTraining(config)
     for name, parameter in model.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
         if ".norm" in name or name.endswith("logit_scale") or "gamma" in name:
-            value = 0.0 if leaf == "bias" else 2.0 if leaf == "logit_scale" else 0.25 if "gamma" in leaf else 1.0
+            value = (
+                0.0
+                if leaf == "bias"
+                else 2.0
+                if leaf == "logit_scale"
+                else 0.25
+                if "gamma" in leaf
+                else 1.0
+            )
             assert torch.all(parameter == value), name
         elif leaf.endswith("bias") or leaf == "table":
             assert torch.all(parameter == 0), name
@@ -186,10 +206,14 @@ def test_masked_image_loss_counts_masked_patches_only():
     output = model(pictures(), bool_masked_pos=masked, labels=labels)
     assert output.reconstruction.shape == (2, 16, 64)
     log_probabilities = output.reconstruction.log_softmax(dim=-1)
-    terms = [log_probabilities[row, patch, labels[row, patch]] for row, patch in ((0, 1), (0, 5), (1, 9))]
+    terms = [
+        log_probabilities[row, patch, labels[row, patch]] for row, patch in ((0, 1), (0, 5), (1, 9))
+    ]
     torch.testing.assert_close(output.loss, -sum(terms) / 3)
     everywhere = model(pictures(), labels=labels)
-    expected = torch.nn.functional.cross_entropy(everywhere.reconstruction.flatten(0, 1), labels.flatten())
+    expected = torch.nn.functional.cross_entropy(
+        everywhere.reconstruction.flatten(0, 1), labels.flatten()
+    )
     torch.testing.assert_close(everywhere.loss, expected)
     assert model(pictures()).loss is None
 
@@ -215,7 +239,10 @@ def test_loss_of_a_batch_is_clips():
     model = toy(VLMoForImageTextRetrieval)
     output = model(**pair(), return_loss=True)
     logits = output.logits_per_image
-    shares = [logits.log_softmax(dim=1).diagonal().mean(), logits.log_softmax(dim=0).diagonal().mean()]
+    shares = [
+        logits.log_softmax(dim=1).diagonal().mean(),
+        logits.log_softmax(dim=0).diagonal().mean(),
+    ]
     torch.testing.assert_close(output.loss, -(shares[0] + shares[1]) / 2)
     assert output.to_tuple()[0] is output.loss
     assert model(**pair()).loss is None

@@ -51,7 +51,10 @@ def test_tokenize_goes_row_by_row_on_oblong_images() -> None:
     # Without the network's correction a token depends on its own patch only, so a swap of patches swaps tokens.
     tokenizer, batch = started(), images(2, height=16, width=32)
     swapped = batch.clone()
-    swapped[:, :, 0:8, 24:32], swapped[:, :, 8:16, 0:8] = batch[:, :, 8:16, 0:8], batch[:, :, 0:8, 24:32]
+    swapped[:, :, 0:8, 24:32], swapped[:, :, 8:16, 0:8] = (
+        batch[:, :, 8:16, 0:8],
+        batch[:, :, 0:8, 24:32],
+    )
     order = [0, 1, 2, 4, 3, 5, 6, 7]
     expected = tokenizer.tokenize(batch, grid=(2, 4))[:, order]
     assert torch.equal(tokenizer.tokenize(swapped, grid=(2, 4)), expected)
@@ -75,7 +78,10 @@ def test_autocast_changes_no_token_and_leaves_losses_in_float32() -> None:
     (output.reconstruction_loss + output.commitment_loss).backward()
     assert output.reconstruction.dtype == output.reconstruction_loss.dtype == torch.float32
     assert output.commitment_loss.dtype == tokenizer.quantizer.codebook.dtype == torch.float32
-    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in tokenizer.parameters())
+    assert all(
+        parameter.grad is None or parameter.grad.isfinite().all()
+        for parameter in tokenizer.parameters()
+    )
     expected = tokenizer.eval().tokenize(images(), grid=(4, 4))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(tokenizer.tokenize(images(), grid=(4, 4)), expected)
@@ -99,9 +105,13 @@ def test_round_trip_keeps_every_tensor_and_token(tmp_path) -> None:
 
 def test_perplexity_by_hand() -> None:
     assert codebook_perplexity(torch.full((2, 3), 5), num_tokens=8).item() == pytest.approx(1.0)
-    assert codebook_perplexity(torch.arange(8).view(2, 4), num_tokens=8).item() == pytest.approx(8.0)
+    assert codebook_perplexity(torch.arange(8).view(2, 4), num_tokens=8).item() == pytest.approx(
+        8.0
+    )
     # Shares 1/2, 1/4, 1/4: entropy 1.5 bits.
-    assert codebook_perplexity(torch.tensor([0, 0, 1, 3]), num_tokens=8).item() == pytest.approx(2**1.5)
+    assert codebook_perplexity(torch.tensor([0, 0, 1, 3]), num_tokens=8).item() == pytest.approx(
+        2**1.5
+    )
 
 
 def test_wrong_images_and_untrained_tokenizers_are_refused(tmp_path) -> None:
@@ -123,7 +133,8 @@ def test_wrong_images_and_untrained_tokenizers_are_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_tokens": 0}, {"code_size": 193}, {"codebook_decay": 1.0}, {"dead_code_threshold": -1.0}]
+    "wrong",
+    [{"num_tokens": 0}, {"code_size": 193}, {"codebook_decay": 1.0}, {"dead_code_threshold": -1.0}],
 )
 def test_wrong_sizes_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -144,7 +155,9 @@ def test_dalle_tokens_are_those_of_the_codebook_on_its_own_pixels(tmp_path) -> N
     expected = FlavaImageCodebook.from_pretrained(tmp_path).get_codebook_indices(0.4 * batch + 0.5)
     assert torch.equal(tokens, expected.flatten(1))
     flat = torch.full((1, 3, 64, 64), 0.25)  # is resized to eight pixels a patch
-    assert torch.equal(tokenizer.tokenize(flat, grid=(4, 2)), tokenizer.tokenize(flat[..., :32, :16], grid=(4, 2)))
+    assert torch.equal(
+        tokenizer.tokenize(flat, grid=(4, 2)), tokenizer.tokenize(flat[..., :32, :16], grid=(4, 2))
+    )
     assert tokenizer.tokenize(images(3, height=64, width=64), grid=(4, 4)).shape == (3, 16)
     with pytest.raises(ValueError, match="rows and columns"):
         tokenizer.tokenize(flat, grid=(0, 4))
@@ -158,7 +171,9 @@ def test_wrong_incomplete_and_truncated_folders_are_refused(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match="model of type 'bert'"):
         load_visual_tokenizer(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(FlavaImageCodebookConfig(hidden_size=4).to_dict()))
+    (tmp_path / "config.json").write_text(
+        json.dumps(FlavaImageCodebookConfig(hidden_size=4).to_dict())
+    )
     with pytest.raises(ValueError, match="can be read"):
         load_visual_tokenizer(tmp_path)
     started().save_pretrained(tmp_path)
@@ -184,7 +199,9 @@ def train_wrapped() -> dict[str, torch.Tensor]:
     """State after a few steps of data parallelism, with codes that die and generators that differ."""
     rank, size = rank_and_size()
     torch.manual_seed(0)
-    tokenizer = VQVisualTokenizer(VQVisualTokenizerConfig(patch_size=8, dead_code_threshold=2.0, **SMALL)).train()
+    tokenizer = VQVisualTokenizer(
+        VQVisualTokenizerConfig(patch_size=8, dead_code_threshold=2.0, **SMALL)
+    ).train()
     wrapped = torch.nn.parallel.DistributedDataParallel(tokenizer)
     torch.manual_seed(rank)
     optimizer = torch.optim.SGD(tokenizer.parameters(), lr=0.01)
@@ -200,12 +217,22 @@ def start_and_follow() -> dict[str, torch.Tensor]:
     """State after a start and two steps of the codebook's moving averages, from codes that are given."""
     rank, size = rank_and_size()
     torch.manual_seed(0)
-    tokenizer = VQVisualTokenizer(VQVisualTokenizerConfig(patch_size=8, dead_code_threshold=0.0, **SMALL)).train()
+    tokenizer = VQVisualTokenizer(
+        VQVisualTokenizerConfig(patch_size=8, dead_code_threshold=0.0, **SMALL)
+    ).train()
     tokenizer.start_from(images()[rank::size])
-    tokenizer.patch_components.mul_(tokenizer.patch_components[:, :1].sign())  # the sign of a component is arbitrary
-    codes = torch.linspace(-1, 1, SMALL["num_tokens"] * SMALL["code_size"]).view(1, SMALL["num_tokens"], -1)
+    tokenizer.patch_components.mul_(
+        tokenizer.patch_components[:, :1].sign()
+    )  # the sign of a component is arbitrary
+    codes = torch.linspace(-1, 1, SMALL["num_tokens"] * SMALL["code_size"]).view(
+        1, SMALL["num_tokens"], -1
+    )
     state = tokenizer.quantizer.state_dict()
-    state |= {"_codebook.embed": codes, "_codebook.embed_avg": codes, "_codebook.cluster_size": codes[..., 0] * 0 + 1}
+    state |= {
+        "_codebook.embed": codes,
+        "_codebook.embed_avg": codes,
+        "_codebook.cluster_size": codes[..., 0] * 0 + 1,
+    }
     tokenizer.quantizer.load_state_dict(state)
     for seed in range(2):
         tokenizer(images(seed=seed)[rank::size])

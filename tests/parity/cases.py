@@ -70,12 +70,16 @@ def _pretraining(model: VLMoForPreTraining, known: dict[str, Tensor]) -> Found:
             torch.cat([mask, mask, mask[negative]]),
         ),
         "mlm.logits": model.mlm_head(
-            model.vlmo(pixel_values=pixels, input_ids=known["in.mlm_input_ids"], attention_mask=mask).text_hidden_state
+            model.vlmo(
+                pixel_values=pixels, input_ids=known["in.mlm_input_ids"], attention_mask=mask
+            ).text_hidden_state
         ),
     }
     vectors = zip(model.image_vectors(pixels), model.text_vectors(**text), strict=True)
     losses = []
-    for (image_vector, text_vector), head, name in zip(vectors, model.contrast_heads, ("itc", "itc_vl"), strict=True):
+    for (image_vector, text_vector), head, name in zip(
+        vectors, model.contrast_heads, ("itc", "itc_vl"), strict=True
+    ):
         found |= {f"image.{name}": image_vector, f"text.{name}": text_vector}
         losses.append(itc_loss(image_vector, text_vector, logit_scale=head.logit_scale))
     labels = known["in.mlm_labels"]
@@ -92,13 +96,17 @@ def _vqa(model: VLMoForVisualQuestionAnswering, known: dict[str, Tensor]) -> Fou
 
 
 def _nlvr2(model: VLMoForVisualReasoning, known: dict[str, Tensor]) -> Found:
-    pixels = torch.stack([known["nlvr2.in.pixel_values_0"], known["nlvr2.in.pixel_values_1"]], dim=1)
+    pixels = torch.stack(
+        [known["nlvr2.in.pixel_values_0"], known["nlvr2.in.pixel_values_1"]], dim=1
+    )
     return {"nlvr2.logits": model(pixels, **_text(known, "nlvr2.")).logits}
 
 
 def _retrieval(model: VLMoForImageTextRetrieval, known: dict[str, Tensor]) -> Found:
     output = model(pixel_values=known["in.pixel_values"], **_text(known))
-    loss = itc_loss(output.image_embeds, output.text_embeds, logit_scale=model.contrast_head.logit_scale)
+    loss = itc_loss(
+        output.image_embeds, output.text_embeds, logit_scale=model.contrast_head.logit_scale
+    )
     return {"irtr.image": output.image_embeds, "irtr.text": output.text_embeds, "irtr.loss": loss}
 
 
@@ -106,7 +114,9 @@ def _text(known: dict[str, Tensor], start: str = "") -> dict[str, Tensor]:
     return {name: known[f"{start}in.{name}"] for name in ("input_ids", "attention_mask")}
 
 
-CHECKPOINTS: dict[str, tuple[type[VLMoPreTrainedModel], Callable[[Any, dict[str, Tensor]], Found]]] = {
+CHECKPOINTS: dict[
+    str, tuple[type[VLMoPreTrainedModel], Callable[[Any, dict[str, Tensor]], Found]]
+] = {
     "pretrain": (VLMoForPreTraining, _pretraining),
     "vqa": (VLMoForVisualQuestionAnswering, _vqa),
     "nlvr2": (VLMoForVisualReasoning, _nlvr2),

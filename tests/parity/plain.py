@@ -37,7 +37,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, mask: Tenso
     for head in range(heads):
         part = slice(head * size, (head + 1) * size)
         logits = query[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(size)
-        logits = logits.masked_fill((mask if mask.ndim == 3 else mask[:, None, :]) == 0, float("-inf"))
+        logits = logits.masked_fill(
+            (mask if mask.ndim == 3 else mask[:, None, :]) == 0, float("-inf")
+        )
         outputs.append(logits.softmax(dim=-1) @ value[..., part])
     return torch.cat(outputs, dim=-1)
 
@@ -71,7 +73,10 @@ class Plain:
         """States of both, in the layout's order."""
         parts = [(self.embed_text(ids), self.TEXT, mask.bool())]
         image = self.embed_image(pixels)
-        parts.insert(0 if self.IMAGE_FIRST else 1, (image, self.IMAGE, torch.ones(image.shape[:2], dtype=torch.bool)))
+        parts.insert(
+            0 if self.IMAGE_FIRST else 1,
+            (image, self.IMAGE, torch.ones(image.shape[:2], dtype=torch.bool)),
+        )
         states, kinds, masks = zip(*parts, strict=True)
         kinds = [kind for part, kind, _ in parts for _ in range(part.shape[1])]
         return self.encode(torch.cat(states, dim=1), kinds, torch.cat(masks, dim=1))
@@ -87,17 +92,26 @@ class Plain:
     def patches(self, pixels: Tensor) -> Tensor:
         """The class token and the projected patches, without positions."""
         side, grid = self.sizes.patch, self.sizes.grid
-        kernel, bias = self.weights[f"{self.PATCHES}.weight"].flatten(1), self.weights[f"{self.PATCHES}.bias"]
+        kernel, bias = (
+            self.weights[f"{self.PATCHES}.weight"].flatten(1),
+            self.weights[f"{self.PATCHES}.bias"],
+        )
         tokens = [self.weights[self.CLASS_TOKEN][0].expand(len(pixels), -1)]
         for row in range(grid):
             for column in range(grid):
-                corner = pixels[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
+                corner = pixels[
+                    :, :, row * side : (row + 1) * side, column * side : (column + 1) * side
+                ]
                 tokens.append(corner.flatten(1) @ kernel.T + bias)
         return torch.stack(tokens, dim=1)
 
-    def each(self, layer: Callable[[Tensor, str], Tensor], states: Tensor, name: str, kinds: list[str]) -> Tensor:
+    def each(
+        self, layer: Callable[[Tensor, str], Tensor], states: Tensor, name: str, kinds: list[str]
+    ) -> Tensor:
         """Each token through the layer of its kind, which stands in the name."""
-        return torch.stack([layer(states[:, place], name.format(kind)) for place, kind in enumerate(kinds)], dim=1)
+        return torch.stack(
+            [layer(states[:, place], name.format(kind)) for place, kind in enumerate(kinds)], dim=1
+        )
 
     def linear(self, states: Tensor, name: str) -> Tensor:
         return states @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tests.parity.plain import Plain, Shapes, attend, gelu, linear_shapes, norm_shapes, random_tensors
+from tests.parity.plain import (
+    Plain,
+    Shapes,
+    attend,
+    gelu,
+    linear_shapes,
+    norm_shapes,
+    random_tensors,
+)
 from torch import Tensor
 
 POSITION_OFFSET = 2
@@ -27,7 +35,9 @@ class Sizes:
 
 
 BASE = Sizes(768, 12, 12, 3072, patch=16, grid=14, vocabulary=64010, text_rows=1024, projection=768)
-LARGE = Sizes(1024, 24, 16, 4096, patch=16, grid=14, vocabulary=64010, text_rows=1024, projection=1024)
+LARGE = Sizes(
+    1024, 24, 16, 4096, patch=16, grid=14, vocabulary=64010, text_rows=1024, projection=1024
+)
 
 
 def checkpoint_shapes(sizes: Sizes, *, contrast: bool) -> Shapes:
@@ -55,7 +65,9 @@ def checkpoint_shapes(sizes: Sizes, *, contrast: bool) -> Shapes:
             shapes |= norm_shapes(f"{start}final_layer_norm.{branch}", width)
         shapes |= norm_shapes(f"beit3.encoder.layer_norm.{branch}", width)
     if contrast:
-        shapes |= {f"{side}_head.weight": (sizes.projection, width) for side in ("vision", "language")}
+        shapes |= {
+            f"{side}_head.weight": (sizes.projection, width) for side in ("vision", "language")
+        }
         shapes |= {"logit_scale": ()}
     return shapes
 
@@ -68,16 +80,28 @@ def fine_tuned_weights(sizes: Sizes, task: str, *, labels: int = 7) -> dict[str,
     """A file for "vqa", "imagenet", "nlvr2" or "captions": the first two have no norm after the blocks."""
     width = sizes.width
     heads = {
-        "vqa": {"pooler.norm": (width,), "pooler.dense": (width, width), "head.0": (2 * width, width)}
+        "vqa": {
+            "pooler.norm": (width,),
+            "pooler.dense": (width, width),
+            "head.0": (2 * width, width),
+        }
         | {"head.1": (2 * width,), "head.3": (labels, 2 * width)},
         "imagenet": {"fc_norm": (width,), "head": (labels, width)},
-        "nlvr2": {"head.norm1": (4 * width,), "head.dense1": (2 * width, 4 * width), "head.norm2": (2 * width,)}
+        "nlvr2": {
+            "head.norm1": (4 * width,),
+            "head.dense1": (2 * width, 4 * width),
+            "head.norm2": (2 * width,),
+        }
         | {"head.dense2": (2, 2 * width)},
         "captions": {"mlm_head": (sizes.vocabulary, width)},
     }[task]
     weights = random_weights(sizes, contrast=False)
     if task in {"vqa", "imagenet"}:
-        weights = {key: tensor for key, tensor in weights.items() if not key.startswith("beit3.encoder.layer_norm.")}
+        weights = {
+            key: tensor
+            for key, tensor in weights.items()
+            if not key.startswith("beit3.encoder.layer_norm.")
+        }
     weights |= random_tensors({f"{name}.weight": shape for name, shape in heads.items()})
     return weights | random_tensors({f"{name}.bias": shape[:1] for name, shape in heads.items()})
 
@@ -92,21 +116,28 @@ class PlainBEiT3(Plain):
         return tokens + self._positions(self.IMAGE, tokens.shape[1])
 
     def embed_text(self, ids: Tensor) -> Tensor:
-        return self.weights["beit3.text_embed.weight"][ids] + self._positions(self.TEXT, ids.shape[1])
+        return self.weights["beit3.text_embed.weight"][ids] + self._positions(
+            self.TEXT, ids.shape[1]
+        )
 
     def _positions(self, branch: str, count: int) -> Tensor:
-        return self.weights[f"beit3.encoder.embed_positions.{branch}.weight"][torch.arange(count) + POSITION_OFFSET]
+        return self.weights[f"beit3.encoder.embed_positions.{branch}.weight"][
+            torch.arange(count) + POSITION_OFFSET
+        ]
 
     def encode(self, states: Tensor, kinds: list[str], mask: Tensor) -> Tensor:
         for layer in range(self.sizes.layers):
             start = f"beit3.encoder.layers.{layer}."
             normed = self.each(self.norm, states, f"{start}self_attn_layer_norm.{{}}", kinds)
             query, key, value = (
-                self.each(self.linear, normed, f"{start}self_attn.{part}_proj.{{}}", kinds) for part in "qkv"
+                self.each(self.linear, normed, f"{start}self_attn.{part}_proj.{{}}", kinds)
+                for part in "qkv"
             )
             attended = attend(query, key, value, heads=self.sizes.heads, mask=mask)
             attended = self.each(self.norm, attended, f"{start}self_attn.inner_attn_ln.{{}}", kinds)
-            states = states + self.each(self.linear, attended, f"{start}self_attn.out_proj.{{}}", kinds)
+            states = states + self.each(
+                self.linear, attended, f"{start}self_attn.out_proj.{{}}", kinds
+            )
             normed = self.each(self.norm, states, f"{start}final_layer_norm.{{}}", kinds)
             inner = gelu(self.each(self.linear, normed, f"{start}ffn.{{}}.fc1", kinds))
             inner = self.each(self.norm, inner, f"{start}ffn.{{}}.ffn_layernorm", kinds)
@@ -131,9 +162,13 @@ class PlainBEiT3(Plain):
     def next_words(self, pixels: Tensor, words: list[int], *, mask: int) -> Tensor:
         """Log-probabilities of the word after these of one image, without a cache."""
         ids = torch.tensor([[*words, mask]])
-        return self.caption_logits(pixels[None], ids, torch.ones_like(ids))[0, -1].log_softmax(dim=0)
+        return self.caption_logits(pixels[None], ids, torch.ones_like(ids))[0, -1].log_softmax(
+            dim=0
+        )
 
-    def greedy_caption(self, pixels: Tensor, *, first: int, last: int, mask: int, longest: int) -> list[int]:
+    def greedy_caption(
+        self, pixels: Tensor, *, first: int, last: int, mask: int, longest: int
+    ) -> list[int]:
         """The likeliest word each time, up to `last` or `longest` words in all."""
         words = [first]
         while words[-1] != last and len(words) < longest:
@@ -141,7 +176,15 @@ class PlainBEiT3(Plain):
         return words
 
     def beam_caption(
-        self, pixels: Tensor, *, first: int, last: int, mask: int, longest: int, beams: int, penalty: float
+        self,
+        pixels: Tensor,
+        *,
+        first: int,
+        last: int,
+        mask: int,
+        longest: int,
+        beams: int,
+        penalty: float,
     ) -> list[int]:
         """The best caption of a beam search that never stops early, as the published code keeps and scores them."""
         alive: list[tuple[float, list[int]]] = [(0.0, [first])]

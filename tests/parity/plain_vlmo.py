@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tests.parity.plain import Plain, Shapes, attend, gelu, linear_shapes, norm_shapes, random_tensors
+from tests.parity.plain import (
+    Plain,
+    Shapes,
+    attend,
+    gelu,
+    linear_shapes,
+    norm_shapes,
+    random_tensors,
+)
 from torch import Tensor
 
 TABLE_TEXT_LENGTH = 196
@@ -60,9 +68,15 @@ def checkpoint_shapes(sizes: Sizes, *heads: str, classes: int = 2) -> Shapes:
         shapes["transformer.pos_embed"] = (1, sizes.grid**2 + 1, width)
     for layer in range(sizes.layers):
         start = f"transformer.blocks.{layer}."
-        shapes |= norm_shapes(f"{start}norm1", width) | linear_shapes(f"{start}attn.proj", width, width)
+        shapes |= norm_shapes(f"{start}norm1", width) | linear_shapes(
+            f"{start}attn.proj", width, width
+        )
         shapes |= {f"{start}attn.qkv.weight": (3 * width, width)}
-        vectors = ("attn.q_bias", "attn.v_bias", *(("gamma_1", "gamma_2") if sizes.relative else ()))
+        vectors = (
+            "attn.q_bias",
+            "attn.v_bias",
+            *(("gamma_1", "gamma_2") if sizes.relative else ()),
+        )
         shapes |= {f"{start}{name}": (width,) for name in vectors}
         for expert in EXPERTS[: 3 if layer >= sizes.layers - sizes.fusion_layers else 2]:
             shapes |= norm_shapes(f"{start}norm2_{expert}", width)
@@ -71,14 +85,21 @@ def checkpoint_shapes(sizes: Sizes, *heads: str, classes: int = 2) -> Shapes:
     for head in heads:
         shapes |= {
             "pooler": linear_shapes("pooler.dense", width, width),
-            "itc": dict.fromkeys(("itc_image_proj.fc.weight", "itc_text_proj.fc.weight"), (width, width))
+            "itc": dict.fromkeys(
+                ("itc_image_proj.fc.weight", "itc_text_proj.fc.weight"), (width, width)
+            )
             | {"logit_scale": ()},
-            "itc_vl": dict.fromkeys(("itc_vl_image_proj.fc.weight", "itc_vl_text_proj.fc.weight"), (width, width))
+            "itc_vl": dict.fromkeys(
+                ("itc_vl_image_proj.fc.weight", "itc_vl_text_proj.fc.weight"), (width, width)
+            )
             | {"logit_vl_scale": ()},
             "itm": linear_shapes("itm_score.fc", 2, width),
             "mlm": linear_shapes("mlm_score.transform.dense", width, width)
             | norm_shapes("mlm_score.transform.LayerNorm", width)
-            | {"mlm_score.decoder.weight": (sizes.vocabulary, width), "mlm_score.bias": (sizes.vocabulary,)},
+            | {
+                "mlm_score.decoder.weight": (sizes.vocabulary, width),
+                "mlm_score.bias": (sizes.vocabulary,),
+            },
             "vqa": _classifier("vqa_classifier", classes, width, into=width),
             "nlvr2": _classifier("nlvr2_classifier", classes, width, into=2 * width),
         }[head]
@@ -90,10 +111,14 @@ def _classifier(name: str, classes: int, width: int, *, into: int) -> Shapes:
     return shapes | linear_shapes(f"{name}.3", classes, 2 * width)
 
 
-def random_checkpoint(sizes: Sizes, *heads: str, classes: int = 2, scale: float = 0.3) -> dict[str, Tensor]:
+def random_checkpoint(
+    sizes: Sizes, *heads: str, classes: int = 2, scale: float = 0.3
+) -> dict[str, Tensor]:
     """Random weights, with the ids of positions that published files hold."""
     shapes = checkpoint_shapes(sizes, *heads, classes=classes)
-    return random_tensors(shapes, scale=scale) | {"text_embeddings.position_ids": torch.arange(sizes.text_rows)[None]}
+    return random_tensors(shapes, scale=scale) | {
+        "text_embeddings.position_ids": torch.arange(sizes.text_rows)[None]
+    }
 
 
 def write_vocabulary(path: Path, *, size: int = 96) -> Path:
@@ -127,9 +152,14 @@ class PlainVLMo(Plain):
         for layer in range(self.sizes.layers):
             start = f"transformer.blocks.{layer}."
             normed = self.norm(states, f"{start}norm1")
-            parts = self.weights[f"{start}attn.qkv.weight"].reshape(3, self.sizes.width, self.sizes.width)
+            parts = self.weights[f"{start}attn.qkv.weight"].reshape(
+                3, self.sizes.width, self.sizes.width
+            )
             query, key, value = (normed @ part.T for part in parts)
-            query, value = query + self.weights[f"{start}attn.q_bias"], value + self.weights[f"{start}attn.v_bias"]
+            query, value = (
+                query + self.weights[f"{start}attn.q_bias"],
+                value + self.weights[f"{start}attn.v_bias"],
+            )
             attended = attend(query, key, value, heads=self.sizes.heads, mask=mask)
             states = states + self.linear(attended, f"{start}attn.proj")
             fused = len(set(kinds)) > 1 and layer >= self.sizes.layers - self.sizes.fusion_layers

@@ -96,8 +96,13 @@ def published_keys(model) -> dict[str, Tensor]:
             key = key.replace(theirs, original)
         renamed[key] = tensor
     for layer in range(DEPTH):
-        names = [f"blocks.{layer}.attention.attention.{part}.weight" for part in ("query", "key", "value")]
-        renamed[f"blocks.{layer}.attn.qkv.weight"] = torch.cat([renamed.pop(name) for name in names])
+        names = [
+            f"blocks.{layer}.attention.attention.{part}.weight"
+            for part in ("query", "key", "value")
+        ]
+        renamed[f"blocks.{layer}.attn.qkv.weight"] = torch.cat(
+            [renamed.pop(name) for name in names]
+        )
     return renamed
 
 
@@ -105,7 +110,10 @@ def hugging_face_keys(model) -> dict[str, Tensor]:
     """The weights of a Beit model under the keys of its folder, which are others than those in memory."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return {key: tensor.clone() for key, tensor in load_file(Path(folder) / "model.safetensors").items()}
+        return {
+            key: tensor.clone()
+            for key, tensor in load_file(Path(folder) / "model.safetensors").items()
+        }
 
 
 def converted(model, *, style: str = "hugging_face", **changes) -> Conversion:
@@ -145,7 +153,10 @@ def test_masked_image_modeling_gives_the_same_logits_and_states(style, settings)
     assert conversion.tensors.unused == []
     assert (conversion.config.layer_scale_init is None) == ("layer_scale_init_value" in settings)
     pixels, masked = pictures(), torch.rand(2, GRID * GRID) < 0.4
-    close(ours(pixels, bool_masked_pos=masked).reconstruction, theirs(pixels, bool_masked_pos=masked).logits)
+    close(
+        ours(pixels, bool_masked_pos=masked).reconstruction,
+        theirs(pixels, bool_masked_pos=masked).logits,
+    )
     states = ours.vlmo(pixel_values=pixels, output_hidden_states=True)
     theirs_states = theirs.beit(pixels).last_hidden_state
     close(states.hidden_states[-1], theirs_states)  # its mean pooling leaves the norm out
@@ -168,7 +179,9 @@ def test_image_classification_gives_the_same_logits(style, settings):
 @pytest.mark.parametrize("settings", [{}, SHARED_TABLE])
 @torch.no_grad()
 def test_data2vec_for_images_gives_the_same_logits(settings):
-    theirs = random_beit(Data2VecVisionForImageClassification, use_mask_token=False, num_labels=7, **settings)
+    theirs = random_beit(
+        Data2VecVisionForImageClassification, use_mask_token=False, num_labels=7, **settings
+    )
     assert any(key.startswith("data2vec_vision.encoder.") for key in hugging_face_keys(theirs))
     close(load(converted(theirs))(pixels := pictures()).logits, theirs(pixels).logits)
 
@@ -180,19 +193,29 @@ def test_backbone_alone_gives_the_same_states(style, mean_pooled):
     theirs = random_beit(BeitModel, use_mean_pooling=mean_pooled)
     conversion = converted(theirs, style=style)
     output = load(conversion).vlmo(pixel_values=(pixels := pictures()), output_hidden_states=True)
-    close(output.hidden_states[-1] if mean_pooled else output.last_hidden_state, theirs(pixels).last_hidden_state)
-    assert len(conversion.tensors.unused) == 2 * mean_pooled  # the norm of a classifier that is not there
+    close(
+        output.hidden_states[-1] if mean_pooled else output.last_hidden_state,
+        theirs(pixels).last_hidden_state,
+    )
+    assert (
+        len(conversion.tensors.unused) == 2 * mean_pooled
+    )  # the norm of a classifier that is not there
 
 
 @torch.no_grad()
 def test_absolute_positions_give_the_same_logits():
     theirs = random_beit(BeitForMaskedImageModeling, **ABSOLUTE_POSITIONS)
     conversion = converted(theirs, style="published", num_attention_heads=HEADS)
-    assert (conversion.config.position_embedding, conversion.config.layer_scale_init) == ("absolute", None)
+    assert (conversion.config.position_embedding, conversion.config.layer_scale_init) == (
+        "absolute",
+        None,
+    )
     close(load(conversion)(pixels := pictures()).reconstruction, theirs(pixels).logits)
 
 
-@pytest.mark.parametrize(("depth", "width", "preset"), [(12, 768, VLMoConfig.base), (24, 1024, VLMoConfig.large)])
+@pytest.mark.parametrize(
+    ("depth", "width", "preset"), [(12, 768, VLMoConfig.base), (24, 1024, VLMoConfig.large)]
+)
 @pytest.mark.parametrize("classes", [0, 21841])
 def test_released_sizes_become_our_presets(depth, width, preset, classes):
     with torch.device("meta"):
@@ -202,7 +225,9 @@ def test_released_sizes_become_our_presets(depth, width, preset, classes):
     labels = {"num_labels": classes} if classes else {}
     assert conversion.config.to_dict() == preset(num_fusion_layers=0, **labels).to_dict()
     assert {name: tensor.shape for name, tensor in conversion.weights.items()} == {
-        name: tensor.shape for name, tensor in ours.items() if not re.match(conversion.created, name)
+        name: tensor.shape
+        for name, tensor in ours.items()
+        if not re.match(conversion.created, name)
     }
 
 
@@ -221,13 +246,21 @@ def released_shapes(*, depth: int, width: int, heads: int, classes: int) -> dict
     shapes = {"patch_embed.proj.weight": (width, 3, 16, 16), "patch_embed.proj.bias": (width,)}
     shapes |= {"cls_token": (1, 1, width)}
     if classes:
-        block |= {"attn.relative_position_bias_table": table, "attn.relative_position_index": (197, 197)}
+        block |= {
+            "attn.relative_position_bias_table": table,
+            "attn.relative_position_index": (197, 197),
+        }
         shapes |= norm_shapes("fc_norm", width) | linear_shapes("head", classes, width)
     else:
         shapes |= norm_shapes("norm", width) | linear_shapes("lm_head", 8192, width)
         shapes |= {"mask_token": (1, 1, width)}
-        shapes |= {"rel_pos_bias.relative_position_bias_table": table, "rel_pos_bias.relative_position_index": ()}
-    shapes |= {f"blocks.{layer}.{name}": shape for layer in range(depth) for name, shape in block.items()}
+        shapes |= {
+            "rel_pos_bias.relative_position_bias_table": table,
+            "rel_pos_bias.relative_position_index": (),
+        }
+    shapes |= {
+        f"blocks.{layer}.{name}": shape for layer in range(depth) for name, shape in block.items()
+    }
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
@@ -238,13 +271,20 @@ def test_label_names_and_norm_constant_come_from_the_folder():
     assert ours.label2id == {"cat": 0, "dog": 1}
     assert ours.layer_norm_eps == 1e-11
     other = beit.convert(hugging_face_keys(theirs), config={"id2label": {"0": "cat"}}).config
-    assert (other.layer_norm_eps, other.id2label) == (BeitConfig().layer_norm_eps, {0: "LABEL_0", 1: "LABEL_1"})
+    assert (other.layer_norm_eps, other.id2label) == (
+        BeitConfig().layer_norm_eps,
+        {0: "LABEL_0", 1: "LABEL_1"},
+    )
 
 
 def test_layers_in_which_beit_2_trains_its_class_token_are_dropped_and_reported():
     theirs = random_beit(BeitForMaskedImageModeling)
     weights = published_keys(theirs)
-    extra = {key.replace("blocks.", "cls_pt_layers."): tensor for key, tensor in weights.items() if "blocks." in key}
+    extra = {
+        key.replace("blocks.", "cls_pt_layers."): tensor
+        for key, tensor in weights.items()
+        if "blocks." in key
+    }
     conversion = beit.convert(weights | extra | {"cls_pt_lm_head.weight": torch.zeros(23, WIDTH)})
     assert set(conversion.tensors.unused) == {*extra, "cls_pt_lm_head.weight"}
     assert conversion.config.num_hidden_layers == DEPTH
@@ -261,7 +301,9 @@ def test_leftovers_are_unused_and_strangers_unknown():
     assert found.unknown == ["decode_head.weight"]
     found = beit.convert(hugging_face_keys(theirs) | {"fpn1.0.weight": torch.zeros(3)}).tensors
     assert (found.unused, found.unknown) == (["beit.embeddings.mask_token"], ["fpn1.0.weight"])
-    conversion = converted(random_beit(BeitForImageClassification, use_mean_pooling=False, num_labels=7))
+    conversion = converted(
+        random_beit(BeitForImageClassification, use_mean_pooling=False, num_labels=7)
+    )
     load(conversion)  # a classifier that reads the class token has no place
     assert conversion.model_class is VLMoForMaskedImageModeling
     assert sorted(conversion.tensors.unused) == ["classifier.bias", "classifier.weight"]
@@ -269,7 +311,9 @@ def test_leftovers_are_unused_and_strangers_unknown():
 
 def test_recognises_beit_and_nothing_else():
     theirs = random_beit(BeitForMaskedImageModeling)
-    vit = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    vit = ViTModel(
+        ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    )
     other = published_keys(theirs) | {"blocks.0.attn.qkv.bias": torch.zeros(96)}
     assert beit.recognises(hugging_face_keys(theirs.beit))
     for keys in (
@@ -288,16 +332,30 @@ TABLE = "blocks.{}.attn.relative_position_bias_table"
     [
         ({TABLE.format(1): None}, {}, "2 of 3 blocks .* or pos_embed"),
         ({TABLE.format(layer): None for layer in range(DEPTH)}, {}, "0 of 3 blocks"),
-        ({TABLE.format(layer): torch.zeros(9 * 11 + 3, HEADS) for layer in range(DEPTH)}, {}, "102 rows"),
-        ({"pos_embed": torch.zeros(1, 27, WIDTH)}, {"num_attention_heads": HEADS}, "pos_embed has 27 rows"),
+        (
+            {TABLE.format(layer): torch.zeros(9 * 11 + 3, HEADS) for layer in range(DEPTH)},
+            {},
+            "102 rows",
+        ),
+        (
+            {"pos_embed": torch.zeros(1, 27, WIDTH)},
+            {"num_attention_heads": HEADS},
+            "pos_embed has 27 rows",
+        ),
         ({"patch_embed.proj.weight": None}, {}, r"patch_embed\.proj\.weight"),
-        ({}, {"num_attention_heads": HEADS + 1}, "12 columns, which do not fit 3 layers of 5 heads"),
+        (
+            {},
+            {"num_attention_heads": HEADS + 1},
+            "12 columns, which do not fit 3 layers of 5 heads",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_refused_by_name(changes, arguments, message):
     weights = published_keys(random_beit(BeitForMaskedImageModeling)) | changes
     with pytest.raises(ValueError, match=message):
-        beit.convert({key: tensor for key, tensor in weights.items() if tensor is not None}, **arguments)
+        beit.convert(
+            {key: tensor for key, tensor in weights.items() if tensor is not None}, **arguments
+        )
 
 
 @pytest.mark.parametrize(

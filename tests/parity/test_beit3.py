@@ -72,8 +72,14 @@ def test_states_and_retrieval_vectors_are_those_of_the_plain_implementation(leng
     pixels, (ids, mask) = pictures(len(lengths)), texts(lengths)
     kept = mask.bool()
     close(model.vlmo(pixel_values=pixels).last_hidden_state, plain.image(pixels))
-    close(model.vlmo(input_ids=ids, attention_mask=mask).last_hidden_state[kept], plain.text(ids, mask)[kept])
-    pair, expected = model.vlmo(pixel_values=pixels, input_ids=ids, attention_mask=mask), plain.fused(pixels, ids, mask)
+    close(
+        model.vlmo(input_ids=ids, attention_mask=mask).last_hidden_state[kept],
+        plain.text(ids, mask)[kept],
+    )
+    pair, expected = (
+        model.vlmo(pixel_values=pixels, input_ids=ids, attention_mask=mask),
+        plain.fused(pixels, ids, mask),
+    )
     num_image = SIZES.grid**2 + 1
     close(pair.image_hidden_state, expected[:, :num_image])
     close(pair.text_hidden_state[kept], expected[:, num_image:][kept])
@@ -95,7 +101,8 @@ def test_states_and_retrieval_vectors_are_those_of_the_plain_implementation(leng
 @pytest.mark.parametrize("contrast", [False, True])
 def test_released_sizes_are_our_presets(name, sizes, preset, contrast):
     tensors = {
-        key: torch.empty(shape, device="meta") for key, shape in checkpoint_shapes(sizes, contrast=contrast).items()
+        key: torch.empty(shape, device="meta")
+        for key, shape in checkpoint_shapes(sizes, contrast=contrast).items()
     }
     conversion = beit3.convert(tensors)
     assert conversion.config.to_dict() == preset().to_dict()
@@ -110,13 +117,17 @@ def test_released_sizes_are_our_presets(name, sizes, preset, contrast):
 
 
 def plain_answers(plain: PlainBEiT3, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    pooled = plain.linear(plain.norm(plain.fused(pixels, ids, mask)[:, 0], "pooler.norm"), "pooler.dense").tanh()
+    pooled = plain.linear(
+        plain.norm(plain.fused(pixels, ids, mask)[:, 0], "pooler.norm"), "pooler.dense"
+    ).tanh()
     return plain.linear(gelu(plain.norm(plain.linear(pooled, "head.0"), "head.1")), "head.3")
 
 
 def plain_statements(plain: PlainBEiT3, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     states = [plain.fused(one, ids, mask) for one in pixels.unbind(1)]
-    first = torch.cat([state[:, place] for state in states for place in (0, SIZES.grid**2 + 1)], dim=-1)
+    first = torch.cat(
+        [state[:, place] for state in states for place in (0, SIZES.grid**2 + 1)], dim=-1
+    )
     inner = plain.linear(plain.norm(first, "head.norm1"), "head.dense1")
     return plain.linear(gelu(plain.norm(inner, "head.norm2")), "head.dense2")
 
@@ -144,7 +155,12 @@ def test_logits_of_a_task_are_those_of_the_plain_implementation(task, model_clas
     close(model(*given).logits, plain(PlainBEiT3(weights, SIZES), *given))
 
 
-SPECIAL = {"cls_token_id": 0, "pad_token_id": 1, "sep_token_id": 2, "mask_token_id": SIZES.vocabulary - 1}
+SPECIAL = {
+    "cls_token_id": 0,
+    "pad_token_id": 1,
+    "sep_token_id": 2,
+    "mask_token_id": SIZES.vocabulary - 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +201,9 @@ def test_captions_are_those_of_the_plain_implementation_without_a_cache(captione
     for beams, penalty in ((2, 1.0), (3, 0.6), (4, 0.0)):
         options = {"num_beams": beams, "length_penalty": penalty, "max_new_tokens": 8}
         rows = model.generate(pixels[:2], tokenizer=tokenizer, **options).tolist()
-        best = [plain.beam_caption(each, beams=beams, penalty=penalty, **words) for each in pixels[:2]]
+        best = [
+            plain.beam_caption(each, beams=beams, penalty=penalty, **words) for each in pixels[:2]
+        ]
         assert rows == [each + [1] * (max(map(len, best)) - len(each)) for each in best]
 
 
@@ -204,11 +222,18 @@ def test_heads_without_a_counterpart_are_unused_and_strangers_unknown():
 
 def test_lost_tensors_are_not_made_up():
     weights = random_weights(SIZES, contrast=True)
-    without = {key: tensor for key, tensor in weights.items() if not key.startswith("beit3.encoder.layer_norm.")}
+    without = {
+        key: tensor
+        for key, tensor in weights.items()
+        if not key.startswith("beit3.encoder.layer_norm.")
+    }
     answers = fine_tuned_weights(SIZES, "vqa")
     del answers["pooler.norm.weight"]
     for file in (without, answers):
-        assert "vlmo.norm.vision.weight" not in beit3.convert(file, num_attention_heads=SIZES.heads).weights
+        assert (
+            "vlmo.norm.vision.weight"
+            not in beit3.convert(file, num_attention_heads=SIZES.heads).weights
+        )
     del weights["beit3.encoder.layers.1.self_attn.k_proj.B.weight"]
     made = beit3.convert(weights, num_attention_heads=SIZES.heads).weights
     assert "vlmo.blocks.1.attention.qkv.language.weight" not in made
@@ -218,7 +243,9 @@ def test_lost_tensors_are_not_made_up():
 def test_recognises_beit3_and_nothing_else():
     assert beit3.recognises(random_weights(SIZES, contrast=False))
     assert not beit3.recognises({"beit3.text_embed.weight": torch.zeros(3)})
-    assert not beit3.recognises({"cls_token": torch.zeros(3), "transformer.cls_token": torch.zeros(3)})
+    assert not beit3.recognises(
+        {"cls_token": torch.zeros(3), "transformer.cls_token": torch.zeros(3)}
+    )
 
 
 POSITIONS = "beit3.encoder.embed_positions.{}.weight"
@@ -248,6 +275,7 @@ def test_lost_blocks_of_a_published_width_are_said():
     for layers, said in ((12, False), (11, True)):
         sizes = Sizes(**vars(BASE) | {"layers": layers})
         tensors = {
-            key: torch.empty(shape, device="meta") for key, shape in checkpoint_shapes(sizes, contrast=False).items()
+            key: torch.empty(shape, device="meta")
+            for key, shape in checkpoint_shapes(sizes, contrast=False).items()
         }
         assert any("is it whole" in note for note in beit3.convert(tensors).notes) == said

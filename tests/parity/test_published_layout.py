@@ -19,7 +19,9 @@ def check(found: Iterable[Case]) -> set[str]:
     """Asserts each case and returns their names."""
     names = set()
     for name, actual, expected in found:
-        torch.testing.assert_close(actual, expected, atol=ATOL, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            actual, expected, atol=ATOL, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
         names.add(name)
     return names
 
@@ -43,6 +45,8 @@ def test_retrieval_checkpoint_imported_at_128_pixels(tmp_path):
 @ATTENTION
 def test_checkpoint_with_absolute_positions_equals_a_plain_implementation(tmp_path, attention):
     file = cases.write_absolute(tmp_path)
-    model = imported(VLMoForImageTextRetrieval, file, tmp_path, num_attention_heads=cases.ABSOLUTE.heads)
+    model = imported(
+        VLMoForImageTextRetrieval, file, tmp_path, num_attention_heads=cases.ABSOLUTE.heads
+    )
     model.set_attn_implementation(attention)
     check(cases.absolute_cases(model, file))

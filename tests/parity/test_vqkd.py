@@ -18,7 +18,16 @@ from vlmo.recipes import find_recipe
 from vlmo.released.published import MODELS
 from vlmo.run import build
 
-WIDTH, HEADS, DEPTH, INNER, PATCH, GRID, CODES, CODE = 768, 12, 2, 64, 16, 2, 24, 8  # the width tells the heads
+WIDTH, HEADS, DEPTH, INNER, PATCH, GRID, CODES, CODE = (
+    768,
+    12,
+    2,
+    64,
+    16,
+    2,
+    24,
+    8,
+)  # the width tells the heads
 NAME = "vqkd-base-3x768-clip"
 
 
@@ -46,11 +55,19 @@ def file_of_toy() -> dict[str, Tensor]:
         block = f"encoder.blocks.{layer}"
         shapes |= {**norm_shapes(f"{block}.norm1", WIDTH), **norm_shapes(f"{block}.norm2", WIDTH)}
         shapes |= {f"{block}.attn.{name}": (WIDTH,) for name in ("q_bias", "v_bias")}
-        shapes |= {f"{block}.attn.qkv.weight": (3 * WIDTH, WIDTH), **linear_shapes(f"{block}.attn.proj", WIDTH, WIDTH)}
-        shapes |= {**linear_shapes(f"{block}.mlp.fc1", INNER, WIDTH), **linear_shapes(f"{block}.mlp.fc2", WIDTH, INNER)}
+        shapes |= {
+            f"{block}.attn.qkv.weight": (3 * WIDTH, WIDTH),
+            **linear_shapes(f"{block}.attn.proj", WIDTH, WIDTH),
+        }
+        shapes |= {
+            **linear_shapes(f"{block}.mlp.fc1", INNER, WIDTH),
+            **linear_shapes(f"{block}.mlp.fc2", WIDTH, INNER),
+        }
     torch.manual_seed(0)
     weights = random_tensors(shapes, scale=0.05)
-    weights["quantize.embedding.weight"] *= torch.linspace(6, 8, CODES)[:, None]  # of different lengths
+    weights["quantize.embedding.weight"] *= torch.linspace(6, 8, CODES)[
+        :, None
+    ]  # of different lengths
     return weights
 
 
@@ -67,16 +84,32 @@ def plain_tokens(weights: dict[str, Tensor], pixels: Tensor) -> Tensor:
 
     found = []
     for image in pixels:
-        patches = image.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
+        patches = (
+            image.unfold(1, PATCH, PATCH)
+            .unfold(2, PATCH, PATCH)
+            .permute(1, 2, 0, 3, 4)
+            .flatten(2)
+            .flatten(0, 1)
+        )
         states = patches @ weights["encoder.patch_embed.proj.weight"].flatten(1).T
         states = states + weights["encoder.patch_embed.proj.bias"]
-        states = torch.cat([weights["encoder.cls_token"][0], states]) + weights["encoder.pos_embed"][0]
+        states = (
+            torch.cat([weights["encoder.cls_token"][0], states]) + weights["encoder.pos_embed"][0]
+        )
         states = states[None]
         for layer in range(DEPTH):
             block = f"encoder.blocks.{layer}"
-            bias = weights[f"{block}.attn.q_bias"], torch.zeros(WIDTH), weights[f"{block}.attn.v_bias"]
-            joint = norm(states, f"{block}.norm1") @ weights[f"{block}.attn.qkv.weight"].T + torch.cat(bias)
-            attended = attend(*joint.split(WIDTH, dim=-1), heads=HEADS, mask=torch.ones(1, 1 + GRID * GRID))
+            bias = (
+                weights[f"{block}.attn.q_bias"],
+                torch.zeros(WIDTH),
+                weights[f"{block}.attn.v_bias"],
+            )
+            joint = norm(states, f"{block}.norm1") @ weights[
+                f"{block}.attn.qkv.weight"
+            ].T + torch.cat(bias)
+            attended = attend(
+                *joint.split(WIDTH, dim=-1), heads=HEADS, mask=torch.ones(1, 1 + GRID * GRID)
+            )
             states = states + linear(attended, f"{block}.attn.proj")
             states = states + linear(
                 gelu(linear(norm(states, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2"
@@ -84,7 +117,9 @@ def plain_tokens(weights: dict[str, Tensor], pixels: Tensor) -> Tensor:
         states = norm(states[0, 1:], "encoder.fc_norm")
         vectors = linear(linear(states, "encode_task_layer.0").tanh(), "encode_task_layer.2")
         vectors = vectors / vectors.square().sum(-1, keepdim=True).sqrt()
-        found.append((vectors[:, None] - weights["quantize.embedding.weight"]).square().sum(-1).argmin(-1))
+        found.append(
+            (vectors[:, None] - weights["quantize.embedding.weight"]).square().sum(-1).argmin(-1)
+        )
     return torch.stack(found)
 
 
@@ -124,7 +159,9 @@ def test_stages_train_on_published_tokens_by_name(weights, pictures, tmp_path, m
     file.parent.mkdir(parents=True)
     torch.save({"model": weights}, file)
     recipe = shrunk(find_recipe("base-stage1"), source=pictures, visual_tokenizer=Path(NAME))
-    trainer = build(replace(recipe, trainer=replace(recipe.trainer, max_steps=2)), run_dir=tmp_path / "run")
+    trainer = build(
+        replace(recipe, trainer=replace(recipe.trainer, max_steps=2)), run_dir=tmp_path / "run"
+    )
     assert isinstance(trainer.objective.tokenizer, VQKDVisualTokenizer)
     assert trainer.objective.model.config.num_visual_tokens == CODES
     result = trainer.fit()

@@ -16,7 +16,9 @@ from vlmo.processing.segmentation import (
 )
 
 CROP = 48
-PLAIN = SegmentTransformConfig(scale=(1.0, 1.0), horizontal_flip=0.0, photometric=0.0, max_class_share=1.0)
+PLAIN = SegmentTransformConfig(
+    scale=(1.0, 1.0), horizontal_flip=0.0, photometric=0.0, max_class_share=1.0
+)
 
 
 def marked(width: int = 96, height: int = 64) -> tuple[Image.Image, np.ndarray]:
@@ -26,7 +28,9 @@ def marked(width: int = 96, height: int = 64) -> tuple[Image.Image, np.ndarray]:
     return Image.fromarray(pixels), mask
 
 
-def transformed(config: SegmentTransformConfig, *, seed: int = 0, crop_size: int = CROP, size=(96, 64)):
+def transformed(
+    config: SegmentTransformConfig, *, seed: int = 0, crop_size: int = CROP, size=(96, 64)
+):
     transform = SegmentTrainTransform(config, crop_size=crop_size)
     return transform(*marked(*size), np.random.default_rng(seed))
 
@@ -55,7 +59,9 @@ def test_small_pictures_are_filled_up_with_grey_that_does_not_count() -> None:
     assert (pixels[:, 24:] == 0).all()
     image, mask = marked()
     mask[:] = IGNORED_CLASS
-    _, labels = SegmentTrainTransform(SegmentTransformConfig(), crop_size=CROP)(image, mask, np.random.default_rng(0))
+    _, labels = SegmentTrainTransform(SegmentTransformConfig(), crop_size=CROP)(
+        image, mask, np.random.default_rng(0)
+    )
     assert (labels == IGNORED_CLASS).all()
 
 
@@ -86,14 +92,18 @@ def test_brightness_and_contrast_have_the_usual_strength() -> None:
     """On grey, saturation and hue change nothing: a level becomes (level + shift) x gain, in one order or the other."""
     grey = Image.new("RGB", (2, 2), (100, 100, 100))
     levels = [
-        np.asarray(change_colors(grey, probability=1.0, generator=np.random.default_rng(seed)))[0, 0, 0]
+        np.asarray(change_colors(grey, probability=1.0, generator=np.random.default_rng(seed)))[
+            0, 0, 0
+        ]
         for seed in range(300)
     ]
     assert min(levels) >= (100 - 32) * 0.5 - 1
     assert max(levels) <= (100 + 32) * 1.5 + 1
     assert min(levels) < 50
     assert max(levels) > 170
-    assert np.mean([not 68 <= level <= 132 for level in levels]) > 0.3  # contrast changes it in either order
+    assert (
+        np.mean([not 68 <= level <= 132 for level in levels]) > 0.3
+    )  # contrast changes it in either order
 
 
 def test_short_side_is_scaled_and_long_side_bounded() -> None:
@@ -107,7 +117,13 @@ def test_short_side_is_scaled_and_long_side_bounded() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"scale": (0.0, 1.0)}, {"scale": (2.0, 1.0)}, {"short_side": 0}, {"max_class_share": 1.5}, {"photometric": -0.1}],
+    [
+        {"scale": (0.0, 1.0)},
+        {"scale": (2.0, 1.0)},
+        {"short_side": 0},
+        {"max_class_share": 1.5},
+        {"photometric": -0.1},
+    ],
 )
 def test_wrong_strengths_are_refused(settings) -> None:
     with pytest.raises(ValueError, match="give"):

@@ -13,8 +13,22 @@ from vlmo import VLMoProcessor
 from vlmo.processing.tokenizers import continuation_flags, load_sentencepiece, special_flags
 
 COLORS = ("red", "green", "blue", "pale yellow", "Prussian blue", "dark-grey", "violet")
-THINGS = ["heart", "square", "café", "sailing boat", "日本語", "woman's hat", "number 12", "1½ apples"]
-CORPUS = [f"A {color} {thing} beside the {other}." for color in COLORS for thing in THINGS for other in THINGS]
+THINGS = [
+    "heart",
+    "square",
+    "café",
+    "sailing boat",
+    "日本語",
+    "woman's hat",
+    "number 12",
+    "1½ apples",
+]
+CORPUS = [
+    f"A {color} {thing} beside the {other}."
+    for color in COLORS
+    for thing in THINGS
+    for other in THINGS
+]
 TEXTS = [
     *CORPUS[::7],
     "A RED HEART, and two   hearts ",
@@ -35,9 +49,17 @@ KINDS = {
 
 
 def train(path: Path, **changes: object) -> Path:
-    options = {"vocab_size": 200, "hard_vocab_limit": False, "minloglevel": 2, "num_threads": 1, **changes}
+    options = {
+        "vocab_size": 200,
+        "hard_vocab_limit": False,
+        "minloglevel": 2,
+        "num_threads": 1,
+        **changes,
+    }
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=model, **options)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS), model_writer=model, **options
+    )
     path.write_bytes(model.getvalue())
     return path
 
@@ -61,14 +83,20 @@ def test_ids_are_those_of_sentencepiece_moved_by_one(tmp_path, kind):
     expected = [expected_ids(file, text) for text in texts]
     assert tokenizer(texts)["input_ids"] == expected
     unknown = {number for ids in expected for number in ids} & {3}
-    assert unknown == (set() if kind == "bytes" else {3}), "the texts hold characters that the file does not"
+    assert unknown == (set() if kind == "bytes" else {3}), (
+        "the texts hold characters that the file does not"
+    )
 
 
 def test_special_tokens_stand_where_the_model_expects_them(file):
     tokenizer = load_sentencepiece(file, max_text_length=64)
     size = sentencepiece.SentencePieceProcessor(model_file=str(file)).get_piece_size()
     assert (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1, 2)
-    assert (tokenizer.unk_token_id, tokenizer.mask_token_id, len(tokenizer)) == (3, size + 1, size + 2)
+    assert (tokenizer.unk_token_id, tokenizer.mask_token_id, len(tokenizer)) == (
+        3,
+        size + 1,
+        size + 2,
+    )
     assert tokenizer("a <mask> heart")["input_ids"].count(size + 1) == 1
     ids = tokenizer("A red heart.", "a hat")["input_ids"]
     assert [number for number in ids if number < 3] == [0, 2, 2, 2]
@@ -104,7 +132,11 @@ def test_processor_round_trips_through_a_folder(file, tmp_path):
     for auto in (VLMoProcessor, AutoProcessor):
         loaded = auto.from_pretrained(tmp_path / "model")
         assert type(loaded) is VLMoProcessor
-        assert (loaded.image_size, loaded.max_text_length, loaded.vocab_size) == (48, 24, original.vocab_size)
+        assert (loaded.image_size, loaded.max_text_length, loaded.vocab_size) == (
+            48,
+            24,
+            original.vocab_size,
+        )
         after = loaded(text=TEXTS, return_tensors="pt")
         assert all(torch.equal(before[key], after[key]) for key in before)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -140,6 +172,10 @@ def test_missing_package_says_what_to_install(file, monkeypatch):
     def missing() -> None:
         raise ImportError("protobuf")
 
-    monkeypatch.setattr(importlib.import_module("transformers.convert_slow_tokenizer"), "import_protobuf", missing)
-    with pytest.raises(ModuleNotFoundError, match=r"needs the package protobuf.*pip install .*\[beit3\]'"):
+    monkeypatch.setattr(
+        importlib.import_module("transformers.convert_slow_tokenizer"), "import_protobuf", missing
+    )
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs the package protobuf.*pip install .*\[beit3\]'"
+    ):
         VLMoProcessor.from_sentencepiece(file)

@@ -32,7 +32,9 @@ def pictures(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def visual_tokenizer(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("visual_tokenizer")
-    config = VQVisualTokenizerConfig(patch_size=16, hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
+    config = VQVisualTokenizerConfig(
+        patch_size=16, hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4
+    )
     torch.manual_seed(0)
     model = VQVisualTokenizer(config).train()
     model(torch.rand(16, 3, 64, 64) * 2 - 1)

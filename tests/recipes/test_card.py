@@ -69,7 +69,9 @@ def chain(pictures, visual_tokenizer, test_pairs, tmp_path_factory) -> dict[int,
     """
     root, folders = tmp_path_factory.mktemp("chain"), {}
     for number in (1, 2, 3):
-        recipe = shrunk(find_recipe(f"shapes-stage{number}"), source=pictures, visual_tokenizer=visual_tokenizer)
+        recipe = shrunk(
+            find_recipe(f"shapes-stage{number}"), source=pictures, visual_tokenizer=visual_tokenizer
+        )
         recipe = dataclasses.replace(
             recipe,
             init=str(folders[number - 1]) if folders else None,
@@ -110,7 +112,10 @@ def test_stage_3_starts_with_attention_and_experts_of_the_stages_before(chain):
     assert any(".vision_language." in name for name in begun)
     report = (run / "start.txt").read_text()
     assert "not in the start folder, left random: contrast_head.image_projection.weight" in report
-    assert "filled: vlmo.blocks.2.experts.vision_language.fc1.weight from vlmo.blocks.2.experts.language.fc1" in report
+    assert (
+        "filled: vlmo.blocks.2.experts.vision_language.fc1.weight from vlmo.blocks.2.experts.language.fc1"
+        in report
+    )
 
 
 def test_card_names_recipe_settings_and_start(chain):
@@ -126,7 +131,9 @@ def test_card_names_recipe_settings_and_start(chain):
         f"- Settings: {settings}",
         f"- Start: `{start}`",
     ]
-    assert "Stage: stage 3, contrast, masked language modeling and matching" in section(chain[3], "What it is")
+    assert "Stage: stage 3, contrast, masked language modeling and matching" in section(
+        chain[3], "What it is"
+    )
     assert 'pipeline("zero-shot-image-classification"' in section(chain[3], "How to use")
 
 
@@ -159,18 +166,26 @@ def test_card_shows_the_last_evaluation_beside_chance(chain, test_pairs):
     assert section(chain[1], "Metrics") == "Not measured."
     table, _, meanings = section(chain[3], "Metrics").partition("\n\n")
     rows = {row[1]: row for row in cells(table)}
-    assert {name: row[3] for name, row in rows.items()} == {
-        "TR@1, dual encoder": "25.0 %",
-        "TR@5, dual encoder": "89.29 %",  # two of eight captions are right: 1 - C(6, 5) / C(8, 5) = 1 - 6 / 56
-        "TR@10, dual encoder": "100.0 %",
-        "IR@1, dual encoder": "25.0 %",
-        "IR@5, dual encoder": "100.0 %",
-        "IR@10, dual encoder": "100.0 %",
-    }
+    assert (
+        {name: row[3] for name, row in rows.items()}
+        == {
+            "TR@1, dual encoder": "25.0 %",
+            "TR@5, dual encoder": "89.29 %",  # two of eight captions are right: 1 - C(6, 5) / C(8, 5) = 1 - 6 / 56
+            "TR@10, dual encoder": "100.0 %",
+            "IR@1, dual encoder": "25.0 %",
+            "IR@5, dual encoder": "100.0 %",
+            "IR@10, dual encoder": "100.0 %",
+        }
+    )
     measured_on, name, value, _, source = rows["IR@1, dual encoder"]
-    share, low, high = map(float, re.fullmatch(r"([\d.]+) % \(([\d.]+) to ([\d.]+)\)", value).groups())
+    share, low, high = map(
+        float, re.fullmatch(r"([\d.]+) % \(([\d.]+) to ([\d.]+)\)", value).groups()
+    )
     assert 0 <= low <= share <= high <= 100
-    assert f"- {name}: share of captions whose own image has rank 1 or better among all images of the split" in meanings
+    assert (
+        f"- {name}: share of captions whose own image has rank 1 or better among all images of the split"
+        in meanings
+    )
     assert measured_on == "`my pairs`, test"
     assert source == f"last evaluation of the run, step {STEPS}, {TODAY}"
     assert "private way" not in (chain[3] / "README.md").read_text()
@@ -199,9 +214,13 @@ def test_licences_are_those_of_the_rows(test_pairs):
     assert data_source(str(test_pairs), rows, use="testing") == expected
 
 
-def test_damaged_card_of_a_start_folder_is_named_before_training(chain, pictures, visual_tokenizer, tmp_path):
+def test_damaged_card_of_a_start_folder_is_named_before_training(
+    chain, pictures, visual_tokenizer, tmp_path
+):
     start = shutil.copytree(chain[2], tmp_path / "start")
     (start / "data_sources.json").write_text("[")
-    recipe = shrunk(find_recipe("shapes-stage3"), source=pictures, visual_tokenizer=visual_tokenizer)
+    recipe = shrunk(
+        find_recipe("shapes-stage3"), source=pictures, visual_tokenizer=visual_tokenizer
+    )
     with pytest.raises(ValueError, match=r"data_sources\.json"):
         build(dataclasses.replace(recipe, init=str(start)), run_dir=tmp_path / "run")

@@ -32,14 +32,17 @@ def draw(root: Path, *, folder: str = "", suffix: str = ".png") -> list[str]:
 
 def write_table(root: Path, *, header: str, line: str) -> None:
     lines = [
-        line.format(name=name, color=COLORS[number % 3], red=number % 3 == 0) for number, name in enumerate(draw(root))
+        line.format(name=name, color=COLORS[number % 3], red=number % 3 == 0)
+        for number, name in enumerate(draw(root))
     ]
     (root / "metadata.csv").write_text("\n".join([header, *lines]))
 
 
 captions = partial(write_table, header="file_name,text,licence", line="{name},{color},mine")
 questions = partial(write_table, header="image,question,answer", line="{name},what color?,{color}")
-sentences = partial(write_table, header="image,second_image,sentence,label", line="{name},0.png,both are red,{red}")
+sentences = partial(
+    write_table, header="image,second_image,sentence,label", line="{name},0.png,both are red,{red}"
+)
 
 
 def classes(root: Path) -> None:
@@ -59,7 +62,9 @@ def test_start_that_reads_no_texts_is_refused(tmp_path) -> None:
     captions(tmp_path / "images")
     folder = shutil.copytree(model_path(SMALL), tmp_path / "model")
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(ValueError, match="has no vocabulary, and fine-tuning for retrieval reads texts"):
+    with pytest.raises(
+        ValueError, match="has no vocabulary, and fine-tuning for retrieval reads texts"
+    ):
         finetune_recipe(folder, str(tmp_path / "images"))
 
 
@@ -76,7 +81,18 @@ def test_start_that_reads_no_texts_is_refused(tmp_path) -> None:
 def test_own_data_of_every_task_are_fine_tuned_on(write, kind, tmp_path, capsys) -> None:
     data, run = tmp_path / "photos", tmp_path / "run"
     write(data)
-    line = ["finetune", "vlmo-small", "--data", data, "--steps", "2", "--batch-size", "4", "--output-dir", run]
+    line = [
+        "finetune",
+        "vlmo-small",
+        "--data",
+        data,
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--output-dir",
+        run,
+    ]
     main([*map(str, line), "--device", "cpu"])
     shown = " ".join(capsys.readouterr().err.split())
     assert "Chosen: batches of 4, 2 steps, learning rate" in shown
@@ -96,7 +112,14 @@ def test_captions_are_trained_on_request(tmp_path) -> None:
 
 def test_streams_are_fine_tuned_on_without_other_data(tmp_path, capsys) -> None:
     write_tars(tmp_path / "shards", [9, 7])
-    line = ["finetune", "vlmo-small", "--data.streams.patterns", str(tmp_path / "shards"), "--steps", "1"]
+    line = [
+        "finetune",
+        "vlmo-small",
+        "--data.streams.patterns",
+        str(tmp_path / "shards"),
+        "--steps",
+        "1",
+    ]
     main([*line, "--batch-size", "8", "--output-dir", str(tmp_path / "run"), "--device", "cpu"])
     assert read_data(tmp_path / "run" / "model")[0].name.endswith("shards")
     assert "--data.streams.patterns" in refused(["finetune", "vlmo-small"], capsys)
@@ -105,21 +128,32 @@ def test_streams_are_fine_tuned_on_without_other_data(tmp_path, capsys) -> None:
 def test_recipe_follows_the_model_and_the_number_of_rows(tmp_path) -> None:
     captions(tmp_path)
     recipe = finetune_recipe("vlmo-small", str(tmp_path)).recipe
-    assert (recipe.model.image_size, recipe.model.hidden_size, recipe.text.max_length) == (96, 192, 24)
-    assert (recipe.loader.global_batch_size, recipe.trainer.max_steps) == (16, 100)  # 16 <= 29 rows of 30, or fewer
+    assert (recipe.model.image_size, recipe.model.hidden_size, recipe.text.max_length) == (
+        96,
+        192,
+        24,
+    )
+    assert (recipe.loader.global_batch_size, recipe.trainer.max_steps) == (
+        16,
+        100,
+    )  # 16 <= 29 rows of 30, or fewer
 
 
 def test_data_that_tell_no_task_are_refused(tmp_path, capsys) -> None:
     draw(tmp_path)
     assert "images alone" in refused(["finetune", "vlmo-small", "--data", str(tmp_path)], capsys)
-    assert "no task 'vqaa'" in refused(["finetune", "vlmo-small", "--data", str(tmp_path), "--task", "vqaa"], capsys)
+    assert "no task 'vqaa'" in refused(
+        ["finetune", "vlmo-small", "--data", str(tmp_path), "--task", "vqaa"], capsys
+    )
 
 
 def test_the_model_comes_first_and_is_checked_before_the_run(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "photos"
     captions(data)
-    assert "--data stands where a name is expected" in refused(["finetune", "--data", str(data), "vlmo-small"], capsys)
+    assert "--data stands where a name is expected" in refused(
+        ["finetune", "--data", str(data), "vlmo-small"], capsys
+    )
     line = ["finetune", "vlmo-small", "--data", str(data), "--dry-run"]
     assert "has shape" in refused([*line, "--model.patch-size", "32"], capsys)
     model = tmp_path / "animals" / "model"

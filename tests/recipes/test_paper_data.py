@@ -31,7 +31,9 @@ def sentences(source: str, image: int) -> list[str]:
 
 def write_publishers_files(root: Path) -> None:
     records = [
-        coco_record(number, "train", sentences=[{"raw": text} for text in sentences("coco", number)])
+        coco_record(
+            number, "train", sentences=[{"raw": text} for text in sentences("coco", number)]
+        )
         for number in range(IMAGES["coco"])
     ]
     # Visual Genome has an image of the test split, and one of the validation split.
@@ -42,9 +44,20 @@ def write_publishers_files(root: Path) -> None:
         write(root / "visual_genome" / "VG_100K" / f"{number}.jpg", jpeg(number))
         further = number - IMAGES["visual_genome"]
         coco_id = 200 + further if further >= 0 else number if number < SHARED else None
-        facts.append({"image_id": number, "url": f"https://example.org/VG_100K/{number}.jpg", "coco_id": coco_id})
+        facts.append(
+            {
+                "image_id": number,
+                "url": f"https://example.org/VG_100K/{number}.jpg",
+                "coco_id": coco_id,
+            }
+        )
         phrases = sentences("visual_genome", number) if further < 0 else ["seen in a test"]
-        regions.append({"id": number, "regions": [region(number, place, text) for place, text in enumerate(phrases)]})
+        regions.append(
+            {
+                "id": number,
+                "regions": [region(number, place, text) for place, text in enumerate(phrases)],
+            }
+        )
     (root / "visual_genome" / "VG_100K_2").mkdir()
     write(root / "visual_genome" / "image_data.json", json.dumps(facts))
     write(root / "visual_genome" / "region_descriptions.json", json.dumps(regions))
@@ -66,7 +79,10 @@ def work(tmp_path_factory) -> Path:
         assert summary.splits["train"]["rows"] == count + 2 * (name == "visual_genome")
     for number in range(16):
         write(work / "data" / "imagenet22k" / f"{number}.jpg", jpeg(number))
-    write(work / "data" / "text" / "lines.txt", "\n".join(f"line {number} of a text" for number in range(40)))
+    write(
+        work / "data" / "text" / "lines.txt",
+        "\n".join(f"line {number} of a text" for number in range(40)),
+    )
     return work
 
 
@@ -86,7 +102,9 @@ def test_an_epoch_has_the_pairs_of_every_source(source):
     examples = RowExamples(rows, Contents(0, tokenizer=tokenizer), unit="pair")
     assert len(examples) == sum(PAIRS.values())
     shown = Counter(
-        tokenizer.decode(examples[0, number]["input_ids"], skip_special_tokens=True).replace(" ", "")
+        tokenizer.decode(examples[0, number]["input_ids"], skip_special_tokens=True).replace(
+            " ", ""
+        )
         for number in range(len(examples))
     )
     assert shown == Counter(text.lower().replace(" ", "") for text in samples)
@@ -108,7 +126,13 @@ def test_images_of_validation_and_test_splits_are_left_out(source):
 
 
 def test_the_three_stages_run_on_it(source, visual_tokenizer, capsys):
-    sizes = {"hidden-size": 32, "num-hidden-layers": 2, "num-attention-heads": 2, "image-size": 32, "patch-size": 16}
+    sizes = {
+        "hidden-size": 32,
+        "num-hidden-layers": 2,
+        "num-attention-heads": 2,
+        "image-size": 32,
+        "patch-size": 16,
+    }
     options = {f"--model.{name}": str(value) for name, value in sizes.items()} | {
         "--text.vocabulary": "learn",
         "--text.vocab-size": "90",
@@ -121,7 +145,9 @@ def test_the_three_stages_run_on_it(source, visual_tokenizer, capsys):
     }
     for stage in (1, 2, 3):
         given = options | ({"--task.visual-tokenizer": str(visual_tokenizer)} if stage == 1 else {})
-        main(["train", f"base-stage{stage}", *(word for option in given.items() for word in option)])
+        main(
+            ["train", f"base-stage{stage}", *(word for option in given.items() for word in option)]
+        )
         assert "finished: 2 steps" in capsys.readouterr().out.replace("\n", " ")
     recipe = json.loads(Path("runs/base-stage3/recipe.json").read_text())
     assert (recipe["data"]["unit"], recipe["init"]) == ("pair", "runs/base-stage2/model")

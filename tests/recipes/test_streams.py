@@ -55,7 +55,8 @@ def quarantined(run_dir: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    "name", ["shapes-tokenizer", "shapes-stage1", "shapes-stage2", "base-stage3", "base-coco-retrieval"]
+    "name",
+    ["shapes-tokenizer", "shapes-stage1", "shapes-stage2", "base-stage3", "base-coco-retrieval"],
 )
 def test_every_stage_of_pre_training_reads_streams(make, name, tmp_path):
     result = build(make(name, steps=5), run_dir=tmp_path).fit()
@@ -105,13 +106,18 @@ def test_a_run_killed_in_the_middle_of_an_epoch_is_bit_equal_to_one_that_was_not
 
 
 def test_a_run_of_two_processes_goes_on_in_one_with_the_same_samples(make, tmp_path):
-    long, short = make("base-stage3", steps=6, save_every=3), make("base-stage3", steps=3, save_every=3)
+    long, short = (
+        make("base-stage3", steps=6, save_every=3),
+        make("base-stage3", steps=3, save_every=3),
+    )
     assert run_processes(fit, short, tmp_path / "two") == ["finished"] * 2
     # The same run, only longer: what a run of two processes has when it is cut off after step 3.
     (tmp_path / "two" / "recipe.json").unlink()
     for name in ("two", "one"):
         assert fit(long, tmp_path / name) == "finished"
-    digests = [[line["sample_ids_digest"] for line in curve(tmp_path / name)] for name in ("two", "one")]
+    digests = [
+        [line["sample_ids_digest"] for line in curve(tmp_path / name)] for name in ("two", "one")
+    ]
     assert digests[0] == digests[1]
     assert len(digests[0]) == 6
 

@@ -12,7 +12,14 @@ from vlmo.data.config import StreamConfig
 from vlmo.data.loader import LoaderConfig
 from vlmo.model import VLMoConfig
 from vlmo.recipes.schema import DataConfig, Recipe, TextConfig, model_config
-from vlmo.tasks import BEiT3Task, SegmentationTask, Task, TokenizerTask, VisionTask, VisualTokenizerConfig
+from vlmo.tasks import (
+    BEiT3Task,
+    SegmentationTask,
+    Task,
+    TokenizerTask,
+    VisionTask,
+    VisualTokenizerConfig,
+)
 from vlmo.tasks.beit3 import AloneConfig
 from vlmo.tasks.retrieval import PairTask
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
@@ -20,7 +27,9 @@ from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 STEPS = 10
 
 
-def shrunk(recipe: Recipe, *, source: Path, visual_tokenizer: Path, sets: Mapping[str, Path] | None = None) -> Recipe:
+def shrunk(
+    recipe: Recipe, *, source: Path, visual_tokenizer: Path, sets: Mapping[str, Path] | None = None
+) -> Recipe:
     """The recipe with its own stage, losses, optimizer and schedule, on a tiny model and tiny data.
 
     Args:
@@ -41,7 +50,9 @@ def shrunk(recipe: Recipe, *, source: Path, visual_tokenizer: Path, sets: Mappin
     if isinstance(task, BEiT3Task):
         task = dataclasses.replace(task, images=AloneConfig(), texts=AloneConfig())
     if isinstance(task, TokenizerTask):
-        small = VisualTokenizerConfig(hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4)
+        small = VisualTokenizerConfig(
+            hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4
+        )
         task = dataclasses.replace(task, tokenizer=small)
     if isinstance(task, PairTask):
         task = dataclasses.replace(task, teacher=None)
@@ -60,7 +71,9 @@ def shrunk(recipe: Recipe, *, source: Path, visual_tokenizer: Path, sets: Mappin
         loader=dataclasses.replace(recipe.loader, global_batch_size=16, num_workers=0),
         # A rate that moves the weights within these steps.
         schedule=dataclasses.replace(recipe.schedule, warmup_steps=2),
-        trainer=dataclasses.replace(recipe.trainer, max_steps=STEPS, log_every=1, precision="float32"),
+        trainer=dataclasses.replace(
+            recipe.trainer, max_steps=STEPS, log_every=1, precision="float32"
+        ),
         init=None,
         evaluate_on=None if recipe.evaluate_on is None else str(data),
         evaluate_split=recipe.evaluate_split if recipe.evaluate_on is None else "train",

@@ -41,7 +41,9 @@ def left(cache: Path) -> list[str]:
     return sorted(str(path.relative_to(cache)) for path in cache.glob("*/*"))
 
 
-def test_name_is_downloaded_and_converted_once_and_then_taken_from_the_cache(site, cache, tmp_path, capsys):
+def test_name_is_downloaded_and_converted_once_and_then_taken_from_the_cache(
+    site, cache, tmp_path, capsys
+):
     images = write_folder(tmp_path / "images", numbers=range(4))
     main(["index", "vlmo-base-coco", str(images), "--out", "photos"])
     main(["search", "photos", "word1 word2", "--top", "1", "--json"])
@@ -51,7 +53,9 @@ def test_name_is_downloaded_and_converted_once_and_then_taken_from_the_cache(sit
     assert Encoder("vlmo-base-coco").fingerprint == Encoder(folder).fingerprint
     model = VLMoForImageTextRetrieval.from_pretrained("vlmo-base-coco")
     source = load_file(reference_file("irtr"))
-    assert torch.equal(model.contrast_head.image_projection.weight, source["itc_image_proj.fc.weight"])
+    assert torch.equal(
+        model.contrast_head.image_projection.weight, source["itc_image_proj.fc.weight"]
+    )
     assert VLMoProcessor.from_pretrained("vlmo-base-coco").vocab_size == 96
     card = (folder / "README.md").read_text()
     assert "license: mit" in card
@@ -61,9 +65,18 @@ def test_name_is_downloaded_and_converted_once_and_then_taken_from_the_cache(sit
     main(["models"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     paper, readme = "(VLMo's paper, arXiv 2111.02358)", "(BEiT-3's README, unilm beit3/README.md)"
-    assert f"vlmo-base-coco retrieval base, 384 MIT yes coco test tr@1 74.8, test ir@1 57.2 {paper}" in lines
-    assert f"vlmo-base-f30k retrieval base, 384 MIT flickr30k test tr@1 92.3, test ir@1 79.3 {paper}" in lines
-    assert f"beit3-base-in1k classification base, 224 MIT imagenet validation top1 85.4 {readme}" in lines
+    assert (
+        f"vlmo-base-coco retrieval base, 384 MIT yes coco test tr@1 74.8, test ir@1 57.2 {paper}"
+        in lines
+    )
+    assert (
+        f"vlmo-base-f30k retrieval base, 384 MIT flickr30k test tr@1 92.3, test ir@1 79.3 {paper}"
+        in lines
+    )
+    assert (
+        f"beit3-base-in1k classification base, 224 MIT imagenet validation top1 85.4 {readme}"
+        in lines
+    )
     assert "beit3-base backbone base, 224 MIT" in lines
     small = VLMoConfig.from_pretrained("vlmo-small")
     assert f"vlmo-small retrieval small, {small.image_size} CC-BY-SA-4.0 yes" in lines
@@ -83,15 +96,21 @@ def test_download_goes_on_where_the_connection_broke(site, cache, published, mon
     assert json.loads((cache / "checksums.json").read_text())[COCO]["bytes"] == size
 
 
-@pytest.mark.parametrize("change", ["", "tag", "no ranges", "no tag", "weak tag", "shorter", "damaged state"])
-def test_interrupted_download_goes_on_in_the_next_call_unless_the_file_has_changed(site, cache, published, change):
+@pytest.mark.parametrize(
+    "change", ["", "tag", "no ranges", "no tag", "weak tag", "shorter", "damaged state"]
+)
+def test_interrupted_download_goes_on_in_the_next_call_unless_the_file_has_changed(
+    site, cache, published, change
+):
     """Of a file before, which is as long, nothing may be left: its first bytes are others."""
     right = site.files[COCO]
     site.files[COCO] = bytes(len(right)) if change else right
     site.tag = {"no tag": None, "weak tag": 'W/"first"'}.get(change, site.tag)
     site.cuts = [10_000, 0, 0, 0, 0]
     part = "" if change else "10,000 bytes .* "
-    with pytest.raises(ValueError, match=rf"{COCO} cannot be downloaded .* {part}put it into .*cache/files"):
+    with pytest.raises(
+        ValueError, match=rf"{COCO} cannot be downloaded .* {part}put it into .*cache/files"
+    ):
         find_model("vlmo-base-coco")
     site.requests.clear()
     site.files[COCO], partial = right, cache / "downloads" / f"{COCO}.partial"
@@ -107,17 +126,27 @@ def test_interrupted_download_goes_on_in_the_next_call_unless_the_file_has_chang
     assert change or site.requests[0] == (COCO, 10_000)
     source = load_file(reference_file("irtr"))
     model = VLMoForImageTextRetrieval.from_pretrained("vlmo-base-coco")
-    assert torch.equal(model.contrast_head.text_projection.weight, source["itc_text_proj.fc.weight"])
+    assert torch.equal(
+        model.contrast_head.text_projection.weight, source["itc_text_proj.fc.weight"]
+    )
 
 
 @pytest.mark.parametrize(
     ("headers", "problem"),
     [
-        pytest.param({"Content-Length": "9999999"}, "connection ended after", id="more than there is"),
-        pytest.param({"Content-Length": "5000"}, "truncated, damaged, no checkpoint", id="less than there is"),
+        pytest.param(
+            {"Content-Length": "9999999"}, "connection ended after", id="more than there is"
+        ),
+        pytest.param(
+            {"Content-Length": "5000"}, "truncated, damaged, no checkpoint", id="less than there is"
+        ),
         pytest.param({"Content-Length": ""}, "does not state the size", id="none"),
         pytest.param({"Content-Length": "12x"}, "does not state the size", id="no number"),
-        pytest.param({"Content-Length": str(10**17)}, "bytes left, .* needs 100,000,000", id="more than the disk"),
+        pytest.param(
+            {"Content-Length": str(10**17)},
+            "bytes left, .* needs 100,000,000",
+            id="more than the disk",
+        ),
         pytest.param({"Content-Type": "text/html"}, "web page instead of a file", id="a page"),
     ],
 )
@@ -140,7 +169,8 @@ def test_redirects_are_followed_and_give_no_file_name(site, cache):
 
 
 @pytest.mark.parametrize(
-    "elsewhere", ["http://example.org/x.pt", "ftp://127.0.0.1/x.pt", "file:///etc/passwd", "http://["]
+    "elsewhere",
+    ["http://example.org/x.pt", "ftp://127.0.0.1/x.pt", "file:///etc/passwd", "http://["],
 )
 def test_redirects_leave_neither_https_nor_the_mirror(site, elsewhere):
     site.moved = {f"/{COCO}": elsewhere}
@@ -178,7 +208,9 @@ def test_another_file_under_a_known_name_is_refused(site, cache, tmp_path):
     find_model("vlmo-base-coco")
     (cache / "models" / "vlmo-base-coco").rename(tmp_path / "gone")
     site.files[COCO] = site.files[VQA]
-    with pytest.raises(ValueError, match=rf"{COCO} is another file .* remove its entry from .*checksums\.json"):
+    with pytest.raises(
+        ValueError, match=rf"{COCO} is another file .* remove its entry from .*checksums\.json"
+    ):
         find_model("vlmo-base-coco")
     assert left(cache) == ["downloads/vocab.txt"]
 
@@ -200,7 +232,9 @@ def test_file_of_another_layout_or_with_code_is_refused_and_deleted(site, cache)
     assert not (cache / "checksums.json").exists()
 
 
-def test_without_a_network_one_line_says_where_to_put_the_file(cache, published, monkeypatch, capsys):
+def test_without_a_network_one_line_says_where_to_put_the_file(
+    cache, published, monkeypatch, capsys
+):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     monkeypatch.setenv("VLMO_WEIGHTS", f"http://127.0.0.1:{port}")
@@ -218,14 +252,22 @@ def test_mirror_may_be_a_folder_that_stays_as_it_is(cache, published, monkeypatc
     monkeypatch.setenv("VLMO_WEIGHTS", str(published))
     before = {file.name: file.stat().st_mtime_ns for file in published.iterdir()}
     answer = pipeline("visual-question-answering", model=model_path("vlmo-base-vqa"))
-    assert answer(image=Image.new("RGB", (64, 64)), question="word1")[0]["answer"] in answer.model.config.label2id
+    assert (
+        answer(image=Image.new("RGB", (64, 64)), question="word1")[0]["answer"]
+        in answer.model.config.label2id
+    )
     assert {file.name: file.stat().st_mtime_ns for file in published.iterdir()} == before
     assert left(cache) == ["models/vlmo-base-vqa"]
-    with pytest.raises(ValueError, match=r"holds no vlmo_large_patch16_480_vqa\.pt; it is published at https://github"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds no vlmo_large_patch16_480_vqa\.pt; it is published at https://github",
+    ):
         find_model("vlmo-large-vqa")
 
 
-def test_folder_of_the_hub_is_fetched_without_its_code(cache, toy_release, tmp_path, monkeypatch, capsys):
+def test_folder_of_the_hub_is_fetched_without_its_code(
+    cache, toy_release, tmp_path, monkeypatch, capsys
+):
     theirs = shutil.copytree(toy_release / "toy", tmp_path / "theirs")
     (theirs / "modeling.py").write_text("1 / 0")
 
@@ -240,11 +282,17 @@ def test_folder_of_the_hub_is_fetched_without_its_code(cache, toy_release, tmp_p
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     found = find_model("hf://someone/tiny")
-    assert {file.name for file in found.iterdir()} == {file.name for file in theirs.iterdir()} - {"modeling.py"}
-    assert Encoder(Path("hf://someone/tiny")).fingerprint == Encoder(toy_release / "toy").fingerprint
+    assert {file.name for file in found.iterdir()} == {file.name for file in theirs.iterdir()} - {
+        "modeling.py"
+    }
+    assert (
+        Encoder(Path("hf://someone/tiny")).fingerprint == Encoder(toy_release / "toy").fingerprint
+    )
     assert VLMoForImageTextRetrieval.from_pretrained("hf://someone/tiny").config.hidden_size == 32
     line = ["predict", "hf://someone/none", "--image", "x.png", "--text", "a"]
-    assert "hf://someone/none cannot be downloaded from the hub (no such repository)" in refused(line, capsys)
+    assert "hf://someone/none cannot be downloaded from the hub (no such repository)" in refused(
+        line, capsys
+    )
 
 
 def test_models_command_downloads_now_with_labels(site, cache, capsys):
@@ -253,7 +301,9 @@ def test_models_command_downloads_now_with_labels(site, cache, capsys):
     assert f"vlmo-base-coco: {cache / 'models' / 'vlmo-base-coco'}" in shown
     answers = [f"answer {number}" for number in range(17)]
     Path("few.txt").write_text("yes\nno\n")
-    assert "few.txt names 2 answers" in refused(["models", "vlmo-base-vqa", "--labels", "few.txt"], capsys)
+    assert "few.txt names 2 answers" in refused(
+        ["models", "vlmo-base-vqa", "--labels", "few.txt"], capsys
+    )
     requests = len(site.requests)
     Path("answers.txt").write_text("\n".join(answers))
     main(["models", "vlmo-base-vqa", "--labels", "answers.txt"])
@@ -280,7 +330,9 @@ def test_table_has_each_file_once_under_the_name_that_its_own_tells():
     assert len(set(addresses)) == len(addresses) == 74
     for model in MODELS.values():
         if model.address:
-            family, size = model.address.rpartition("/")[2].split("_patch16_")[0].split("_", maxsplit=1)
+            family, size = (
+                model.address.rpartition("/")[2].split("_patch16_")[0].split("_", maxsplit=1)
+            )
             assert model.name.startswith(family), model
             assert model.size in size
             assert model.address.startswith("https://github.com/")
@@ -314,7 +366,9 @@ def test_published_results_are_those_of_the_publications():
         for model in MODELS.values()
         for split, metric, percent in model.reported
     }
-    assert {key: percent for key, percent in found.items() if key[0].startswith("beit3")} == expected
+    assert {
+        key: percent for key, percent in found.items() if key[0].startswith("beit3")
+    } == expected
     rows = {  # BEiT's README and BEiT-2's guide, in the order of their tables
         "beit-base": (83.7, 85.2, 86.8),
         "beit-large": (86.0, 87.4, 88.4, 88.6),
@@ -322,6 +376,11 @@ def test_published_results_are_those_of_the_publications():
         "beitv2-large": (86.6, 87.3, 88.4),
     }
     for family, row in rows.items():
-        assert tuple(percent for (name, _), percent in found.items() if name.startswith(f"{family}-")) == row
+        assert (
+            tuple(percent for (name, _), percent in found.items() if name.startswith(f"{family}-"))
+            == row
+        )
     # Every model that was fine-tuned on a set has its results, and only such a one.
-    assert all(bool(model.data) == bool(model.reported) == bool(model.source) for model in MODELS.values())
+    assert all(
+        bool(model.data) == bool(model.reported) == bool(model.source) for model in MODELS.values()
+    )

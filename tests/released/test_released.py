@@ -55,14 +55,18 @@ def test_classes_load_by_name(released):
     assert VLMoProcessor.from_pretrained("toy").image_size == 64
     assert isinstance(VLMoForImageTextRetrieval.from_pretrained("toy"), VLMoForImageTextRetrieval)
     assert isinstance(VLMoModel.from_pretrained("toy"), VLMoModel)
-    with pytest.raises(ValueError, match=r"vlmo-smal is no model folder.* Did you mean vlmo-small\?"):
+    with pytest.raises(
+        ValueError, match=r"vlmo-smal is no model folder.* Did you mean vlmo-small\?"
+    ):
         VLMoModel.from_pretrained("vlmo-smal")
 
 
 def test_a_run_starts_from_a_name(released, tmp_path):
     images = write_folder(tmp_path / "images")
     recipe = shrunk(find_recipe("shapes-stage3"), source=images, visual_tokenizer=tmp_path)
-    recipe = dataclasses.replace(recipe, init="toy", trainer=dataclasses.replace(recipe.trainer, max_steps=1))
+    recipe = dataclasses.replace(
+        recipe, init="toy", trainer=dataclasses.replace(recipe.trainer, max_steps=1)
+    )
     result = build(recipe, run_dir=tmp_path / "run").fit()
     assert "tensors loaded" in (tmp_path / "run" / "start.txt").read_text()
     words = VLMoProcessor.from_pretrained("toy").tokenizer.get_vocab()
@@ -84,7 +88,20 @@ def test_commands_take_a_name(released, tmp_path, capsys):
 def test_evaluation_of_a_released_model_leaves_it_as_it_is(released, tmp_path, capsys):
     images = write_folder(tmp_path / "images")
     before = {file: file.stat().st_mtime_ns for file in released.iterdir()}
-    main(["evaluate", "toy", "--data", str(images), "--split", "train", "--rerank", "0", "--device", "cpu"])
+    main(
+        [
+            "evaluate",
+            "toy",
+            "--data",
+            str(images),
+            "--split",
+            "train",
+            "--rerank",
+            "0",
+            "--device",
+            "cpu",
+        ]
+    )
     assert notes_folder("toy") != released
     assert {file.name for file in (tmp_path / "here").glob("*.json*")} == {
         "evaluation_retrieval_images_train.json",
@@ -97,7 +114,13 @@ def test_evaluation_of_a_released_model_leaves_it_as_it_is(released, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    "line", [["index", "tos", ".", "--out", "i"], ["predict", "tos"], ["serve", "tos"], ["evaluate", "tos"]]
+    "line",
+    [
+        ["index", "tos", ".", "--out", "i"],
+        ["predict", "tos"],
+        ["serve", "tos"],
+        ["evaluate", "tos"],
+    ],
 )
 def test_commands_name_the_released_models_where_there_is_none(released, capsys, line):
     assert "tos is no model folder" in (shown := refused(line, capsys))

@@ -30,14 +30,20 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def pairs(folder: Path) -> Path:
     rows = [
-        {"image": png(np.asarray(drawings()[number])), "captions": CAPTIONS[number], "image_id": str(number)}
+        {
+            "image": png(np.asarray(drawings()[number])),
+            "captions": CAPTIONS[number],
+            "image_id": str(number),
+        }
         | {"source": "toy", "licence": "CC0-1.0"}
         for number in range(12)
     ]
     return write_prepared(folder, {"test": Dataset.from_list(rows)}, labels=None)
 
 
-def test_report_has_published_and_measured_results_and_what_they_depend_on(site, cache, tmp_path, capsys):
+def test_report_has_published_and_measured_results_and_what_they_depend_on(
+    site, cache, tmp_path, capsys
+):
     data = pairs(tmp_path / "coco")
     main(["verify", "vlmo-base-coco", "--data", str(data), "--device", "cpu", "--batch-size", "5"])
     shown = capsys.readouterr().out
@@ -46,14 +52,19 @@ def test_report_has_published_and_measured_results_and_what_they_depend_on(site,
     assert text in shown
     direct = evaluate("vlmo-base-coco", source=str(data), split="test", rerank=0)
     rows = read["results"]
-    assert [(row["split"], row["metric"], row["published"]) for row in rows] == list(MODELS["vlmo-base-coco"].reported)
+    assert [(row["split"], row["metric"], row["published"]) for row in rows] == list(
+        MODELS["vlmo-base-coco"].reported
+    )
     for row in rows:
         measured = 100 * direct.metrics[row["metric"]]
         assert row["measured"] == pytest.approx(measured)
         assert row["difference"] == pytest.approx(measured - row["published"])
         assert row["samples"] == 12 + sum(map(len, CAPTIONS[:12]))
         assert row["interval"][0] <= measured <= row["interval"][1]
-        assert f"| test | {row['metric']} | {row['published']:g} | {measured:.2f} | {row['difference']:+.2f} |" in text
+        assert (
+            f"| test | {row['metric']} | {row['published']:g} | {measured:.2f} | {row['difference']:+.2f} |"
+            in text
+        )
     assert read["file"] == {"name": COCO, **read_sums()[COCO]}
     assert read["file"]["sha256"] in text
     assert (read["device"], read["dtype"], read["data"]) == ("cpu", "float32", "coco")
@@ -65,13 +76,27 @@ def test_split_of_a_server_gets_its_file(site, cache, tmp_path):
     answers = [f"answer {number}" for number in range(17)]
     rows = question_rows(6, known=False)
     data = write_prepared(tmp_path / "vqav2", {"test_dev": rows, "test_std": rows}, labels=answers)
-    main(["verify", "vlmo-base-vqa", "--data", str(data), "--device", "cpu", "--out", "out/report.json"])
+    main(
+        [
+            "verify",
+            "vlmo-base-vqa",
+            "--data",
+            str(data),
+            "--device",
+            "cpu",
+            "--out",
+            "out/report.json",
+        ]
+    )
     found = json.loads(Path("out/report.json").read_text())["results"]
     assert [row["submission"] for row in found] == ["report_test_dev.json", "report_test_std.json"]
     assert all("measured" not in row and row["samples"] == 6 for row in found)
     given = json.loads(Path("out/report_test_dev.json").read_text())
     assert [row["question_id"] for row in given] == [100 + number for number in range(6)]
-    assert "76.64 | to be sent to the server: report_test_dev.json" in Path("out/report.md").read_text()
+    assert (
+        "76.64 | to be sent to the server: report_test_dev.json"
+        in Path("out/report.md").read_text()
+    )
 
 
 def test_classes_are_predicted_on_the_pixels_of_the_publication(site, cache, tmp_path):
@@ -82,30 +107,48 @@ def test_classes_are_predicted_on_the_pixels_of_the_publication(site, cache, tmp
     torch.save({"model": published_keys(theirs)}, file)
     site.files["beitv2_base_patch16_224_pt1k_ft1k.pth"] = file.read_bytes()
     noise = np.random.default_rng(0)
-    images = [noise.integers(0, 256, (30 + 4 * number, 70, 3), dtype=np.uint8) for number in range(6)]
+    images = [
+        noise.integers(0, 256, (30 + 4 * number, 70, 3), dtype=np.uint8) for number in range(6)
+    ]
     own = {"captions": [], "source": "toy", "licence": "CC0-1.0"}
-    rows = [{"image": png(each), "image_id": str(number), "label": 0} | own for number, each in enumerate(images)]
+    rows = [
+        {"image": png(each), "image_id": str(number), "label": 0} | own
+        for number, each in enumerate(images)
+    ]
     parts = {"validation": Dataset.from_list(rows, features=class_features(NAMES))}
     data = write_prepared(tmp_path / "imagenet", parts, labels=NAMES)
-    steps = [transforms.Resize(int(size / (224 / 256)), interpolation=3), transforms.CenterCrop(size)]
+    steps = [
+        transforms.Resize(int(size / (224 / 256)), interpolation=3),
+        transforms.CenterCrop(size),
+    ]
     prepare = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(*IMAGENET)])
     with torch.no_grad():
         logits = theirs(torch.stack([prepare(Image.fromarray(each)) for each in images])).logits
     result = evaluate("beitv2-base-pt1k-ft1k", source=str(data), split="validation", device="cpu")
     best = logits.softmax(dim=-1).max(dim=-1)
-    assert [row["prediction"] for row in result.predictions] == [NAMES[number] for number in best.indices]
-    assert [row["confidence"] for row in result.predictions] == pytest.approx(best.values.tolist(), abs=0.02)
+    assert [row["prediction"] for row in result.predictions] == [
+        NAMES[number] for number in best.indices
+    ]
+    assert [row["confidence"] for row in result.predictions] == pytest.approx(
+        best.values.tolist(), abs=0.02
+    )
     assert result.settings == {"center_crop": 0.875}
     main(["verify", "beitv2-base-pt1k-ft1k", "--data", str(data), "--device", "cpu"])
     row = json.loads(Path("verify_beitv2-base-pt1k-ft1k.json").read_text())["results"][0]
-    assert (row["published"], row["measured"]) == (85.5, pytest.approx(100 * result.metrics["top1"]))
+    assert (row["published"], row["measured"]) == (
+        85.5,
+        pytest.approx(100 * result.metrics["top1"]),
+    )
 
 
 def test_what_cannot_be_verified_is_one_line(site, cache, tmp_path, capsys):
     data = pairs(tmp_path / "flickr30k")
     for name, words in (
         ("vlmo-base", "no result of 'vlmo-base' is published; did you mean 'vlmo-base-"),
-        ("vlmo-base-coco", f"{data} is flickr30k; the published results of vlmo-base-coco are on coco"),
+        (
+            "vlmo-base-coco",
+            f"{data} is flickr30k; the published results of vlmo-base-coco are on coco",
+        ),
     ):
         assert words in refused(["verify", name, "--data", str(data)], capsys)
     assert not site.requests
@@ -114,5 +157,9 @@ def test_what_cannot_be_verified_is_one_line(site, cache, tmp_path, capsys):
     assert "goes before the published" in refused(
         ["verify", "vlmo-base-coco", "--data", str(pairs(tmp_path / "coco"))], capsys
     )
-    assert "nothing at none; give the folder" in refused(["verify", "vlmo-base-coco", "--data", "none"], capsys)
-    assert "ends with .json" in refused(["verify", "vlmo-base-coco", "--data", "x", "--out", "a.txt"], capsys)
+    assert "nothing at none; give the folder" in refused(
+        ["verify", "vlmo-base-coco", "--data", "none"], capsys
+    )
+    assert "ends with .json" in refused(
+        ["verify", "vlmo-base-coco", "--data", "x", "--out", "a.txt"], capsys
+    )

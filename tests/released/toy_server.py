@@ -70,15 +70,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
-        usual = {"Content-Type": "application/octet-stream", "Content-Length": str(len(content) - start)}
+        usual = {
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(len(content) - start),
+        }
         usual |= {"ETag": site.tag or ""}
         if start:
             usual["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        for header, value in (usual | (site.headers if name.endswith((".pt", ".pth")) else {})).items():
+        for header, value in (
+            usual | (site.headers if name.endswith((".pt", ".pth")) else {})
+        ).items():
             if value:
                 self.send_header(header, value)
         self.end_headers()
-        self.wfile.write(content[start : start + site.cuts.pop(0)] if site.cuts else content[start:])
+        self.wfile.write(
+            content[start : start + site.cuts.pop(0)] if site.cuts else content[start:]
+        )
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

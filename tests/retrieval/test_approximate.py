@@ -26,7 +26,9 @@ def filled(folder, *, number: int, captions: bool = False) -> tuple[Store, np.nd
     vectors = centres[generator.integers(0, 40, number)] + generator.standard_normal((number, DIM))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     store = Store(folder, dim=DIM)
-    rows = [{"id": f"{row:024x}", "path": f"{row}.png", "vector": vectors[row]} for row in range(number)]
+    rows = [
+        {"id": f"{row:024x}", "path": f"{row}.png", "vector": vectors[row]} for row in range(number)
+    ]
     for row, each in enumerate(rows):
         each |= {"captions": [f"caption {row}"] if captions else [], "metadata": {"half": row % 2}}
     store.write(rows)
@@ -34,7 +36,9 @@ def filled(folder, *, number: int, captions: bool = False) -> tuple[Store, np.nd
 
 
 def made_for(store: Store, vectors: np.ndarray, before: dict | None = None) -> dict:
-    encoder = SimpleNamespace(embed_texts=lambda texts: vectors[[int(text.removeprefix("caption ")) for text in texts]])
+    encoder = SimpleNamespace(
+        embed_texts=lambda texts: vectors[[int(text.removeprefix("caption ")) for text in texts]]
+    )
     made = make_approximate(store, encoder, least=1000, before=before, console=None)
     assert made is not None
     return made
@@ -46,7 +50,11 @@ def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_pat
     made = made_for(store, vectors)
     assert made["recall"]["asked_with"] == ("captions" if captions else "images")
     assert made["search"]["nprobes"] < 55  # not all partitions
-    facts = {"version": 3, "model": {"folder": "nowhere", "fingerprint": "x", "dim": DIM}, "approximate": made}
+    facts = {
+        "version": 3,
+        "model": {"folder": "nowhere", "fingerprint": "x", "dim": DIM},
+        "approximate": made,
+    }
     (tmp_path / "index.json").write_text(json.dumps(facts))
     index, found = Index(tmp_path), []
     for query in vectors[5::150]:
@@ -57,7 +65,9 @@ def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_pat
         found.append(len({int(hit.id, 16) for hit in nearly} & set(truth.tolist())) / 10)
         # Of what is found, the similarities are exact.
         for hit in nearly:
-            assert hit.similarity == pytest.approx(float(vectors[int(hit.id, 16)] @ query), abs=1e-5)
+            assert hit.similarity == pytest.approx(
+                float(vectors[int(hit.id, 16)] @ query), abs=1e-5
+            )
         halved = index.nearest(query, top=10, where="half = 1")  # those that pass are all compared
         odd = [row for row in np.argsort(-(vectors @ query)).tolist() if row % 2][:10]
         assert [int(hit.id, 16) for hit in halved] == odd
@@ -69,14 +79,22 @@ def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_pat
 def test_large_index_is_searched_in_memory_until_its_table_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "_READ_EVERY", timedelta(0))
     for module in (index_module, approximate):
-        monkeypatch.setattr(module, "MAX_BYTES", 400_000)  # of 3000 vectors in float32, or their columns
+        monkeypatch.setattr(
+            module, "MAX_BYTES", 400_000
+        )  # of 3000 vectors in float32, or their columns
     store, vectors = filled(tmp_path, number=3200)
     made = made_for(store, vectors)
     assert made["memory"]["recall"] >= 0.98
-    facts = {"version": 3, "model": {"folder": "nowhere", "fingerprint": "x", "dim": DIM}, "approximate": made}
+    facts = {
+        "version": 3,
+        "model": {"folder": "nowhere", "fingerprint": "x", "dim": DIM},
+        "approximate": made,
+    }
     (tmp_path / "index.json").write_text(json.dumps(facts))
     index, asked, nearest = Index(tmp_path, in_memory=True), [], Store.nearest
-    monkeypatch.setattr(Store, "nearest", lambda *a, **options: asked.append(a) or nearest(*a, **options))
+    monkeypatch.setattr(
+        Store, "nearest", lambda *a, **options: asked.append(a) or nearest(*a, **options)
+    )
     queries, found = vectors[5::200], 0
     for query in queries:
         hits, truth = index.nearest(query, top=10), np.argsort(-(vectors @ query))[:10].tolist()
@@ -84,7 +102,9 @@ def test_large_index_is_searched_in_memory_until_its_table_changes(tmp_path, mon
         assert rows[0] == truth[0]
         assert hits[0].path == f"{rows[0]}.png"
         found += len(set(rows) & set(truth))
-        np.testing.assert_allclose([hit.similarity for hit in hits], vectors[rows] @ query, atol=HALF)
+        np.testing.assert_allclose(
+            [hit.similarity for hit in hits], vectors[rows] @ query, atol=HALF
+        )
     assert found >= 0.95 * 10 * len(queries)
     assert not asked
     assert len(index.nearest(vectors[0], top=3200)) == 3200
@@ -108,11 +128,17 @@ def test_large_index_is_searched_in_memory_until_its_table_changes(tmp_path, mon
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     store, vectors = filled(tmp_path, number=1500)
     monkeypatch.setattr(
-        Store, "nearest", lambda *_, search, **__: pa.table({"id": ["nobody" if search else "somebody"]})
+        Store,
+        "nearest",
+        lambda *_, search, **__: pa.table({"id": ["nobody" if search else "somebody"]}),
     )
     made = made_for(store, vectors)
     assert made["recall"]["value"] == 0
-    assert made["search"] == {"partitions": 39, "nprobes": 39, "candidates": 3200}  # it tried all that there is
+    assert made["search"] == {
+        "partitions": 39,
+        "nprobes": 39,
+        "candidates": 3200,
+    }  # it tried all that there is
 
 
 def test_search_in_memory_is_widened_until_it_finds_98_of_100(tmp_path, monkeypatch):
@@ -147,7 +173,9 @@ def test_small_set_is_searched_exactly(encoder, tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "images", numbers=range(3))
     assert build(encoder, folder, out=tmp_path / "index").recall is None
     opened, asked, nearest = Index(tmp_path / "index"), [], Store.nearest
-    report = build(encoder, write_folder(tmp_path / "more"), out=tmp_path / "index", approximate_from=10)
+    report = build(
+        encoder, write_folder(tmp_path / "more"), out=tmp_path / "index", approximate_from=10
+    )
     facts = json.loads((tmp_path / "index" / "index.json").read_text())
     assert report.recall is not None
     assert facts["approximate"]["recall"]["value"] == report.recall["value"]
@@ -158,4 +186,6 @@ def test_small_set_is_searched_exactly(encoder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Store, "nearest", noted)
     assert len(opened.nearest(np.ones(32, dtype=np.float32), top=50)) == NUM + 3
-    assert asked[0] == Approximate(**facts["approximate"]["search"])  # a reader asks as the last writer says
+    assert asked[0] == Approximate(
+        **facts["approximate"]["search"]
+    )  # a reader asks as the last writer says

@@ -45,14 +45,18 @@ from vlmo.retrieval.store import Store
 from vlmo.serving.parts import load_parts
 
 CLOSE = 1e-5  # batches of other sizes add up in another order
-SCALED = 0.999  # cosine; a pixel of an eighth of a JPEG is the mean of 64, and the resize begins there
+SCALED = (
+    0.999  # cosine; a pixel of an eighth of a JPEG is the mean of 64, and the resize begins there
+)
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """Numbers of images that went through the model together."""
     counts, embed = [], embedding.embed_decoded
-    monkeypatch.setattr(embedding, "embed_decoded", lambda *batch: (counts.append(len(batch[-1])), embed(*batch))[1])
+    monkeypatch.setattr(
+        embedding, "embed_decoded", lambda *batch: (counts.append(len(batch[-1])), embed(*batch))[1]
+    )
     return counts
 
 
@@ -81,7 +85,9 @@ def test_photographs_are_decoded_at_a_smaller_scale(encoder, tmp_path, monkeypat
     photo = drawings()[8].resize((2600, 2200), Image.Resampling.BICUBIC)
     photo.save(file := tmp_path / "images" / "photo.jpg", quality=90)
     decoded, decode = [], EncodedImage.decode
-    monkeypatch.setattr(EncodedImage, "decode", lambda self, *by: (decoded.append(by), decode(self, *by))[1])
+    monkeypatch.setattr(
+        EncodedImage, "decode", lambda self, *by: (decoded.append(by), decode(self, *by))[1]
+    )
     build(encoder, tmp_path / "images", out=tmp_path / "index")
     searcher = Searcher(encoder, tmp_path / "index")
     (hit,) = searcher.search(file).hits
@@ -116,13 +122,21 @@ def test_layout_on_the_disk_is_that_of_version_3(encoder, gallery):
         "skipped": {},
         "mounts": [],
     }
-    assert facts == {"model": model, "inputs": [str(gallery[0])], "images": NUM, "complete": True, **settings}
+    assert facts == {
+        "model": model,
+        "inputs": [str(gallery[0])],
+        "images": NUM,
+        "complete": True,
+        **settings,
+    }
     assert {path.name for path in gallery[1].iterdir()} == {
         ".lock", "index.json", "images.lance", "quarantine.jsonl", "shards.json"
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["tar", "parquet", "parquet with paths", "dataset", "dataset with splits", "split"])
+@pytest.mark.parametrize(
+    "kind", ["tar", "parquet", "parquet with paths", "dataset", "dataset with splits", "split"]
+)
 def test_every_form_gives_the_same_vectors(kind, encoder, gallery, tmp_path):
     given = tmp_path / "given"
     if kind == "tar":
@@ -132,8 +146,12 @@ def test_every_form_gives_the_same_vectors(kind, encoder, gallery, tmp_path):
         write_parquet(given / "x.parquet", paths="paths" in kind)
     else:
         shard = str(write_parquet(tmp_path / "x.parquet"))
-        whole = Dataset.from_parquet(shard, cache_dir=str(tmp_path / "cache")).cast_column("image", Feature())
-        splits = DatasetDict({"train": whole.select(range(20)), "test": whole.select(range(20, NUM))})
+        whole = Dataset.from_parquet(shard, cache_dir=str(tmp_path / "cache")).cast_column(
+            "image", Feature()
+        )
+        splits = DatasetDict(
+            {"train": whole.select(range(20)), "test": whole.select(range(20, NUM))}
+        )
         other = DatasetDict({"train": whole, "test": whole.select(range(3))})
         {"dataset": whole, "dataset with splits": splits, "split": other}[kind].save_to_disk(given)
     inputs = given / {"parquet": "x.parquet", "split": "train"}.get(kind.split()[0], "")
@@ -182,7 +200,9 @@ def test_update_embeds_what_is_new_and_removes_what_is_gone(indexed, encoder, co
     assert (report.encoded, report.reused, report.unchanged, report.deleted) == (2, 2, 8, 2)
     assert sum(counted) == 2
     found = rows(out)
-    assert found.keys() == {str(folder / name) for name in [*NAMES[1:2], *NAMES[3:12], NAMES[20], "moved.png"]}
+    assert found.keys() == {
+        str(folder / name) for name in [*NAMES[1:2], *NAMES[3:12], NAMES[20], "moved.png"]
+    }
     expected = encoder.embed_images([drawings()[number] for number in (20, 21, 2)])
     actual = [found[str(folder / name)]["vector"] for name in (NAMES[1], NAMES[20], "moved.png")]
     np.testing.assert_allclose(actual, expected, atol=CLOSE)
@@ -197,7 +217,14 @@ def test_other_captions_and_columns_need_no_other_vector(indexed, encoder, count
     assert (report.encoded, report.reused) == (0, 8)
     found = rows(out)
     assert sum(len(row["captions"]) for row in found.values()) == 8
-    assert [found[str(folder / name)]["year"] for name in NAMES[:6]] == [1900, 1901, 1902, 1903, None, None]
+    assert [found[str(folder / name)]["year"] for name in NAMES[:6]] == [
+        1900,
+        1901,
+        1902,
+        1903,
+        None,
+        None,
+    ]
 
 
 def test_later_runs_go_by_what_the_first_was_given(encoder, tmp_path):
@@ -221,7 +248,9 @@ def test_later_runs_go_by_what_the_first_was_given(encoder, tmp_path):
     assert captions() == [CAPTIONS[0], [], [], []]
     assert not any(row["bytes"] for row in rows(out).values())
     other.unlink()
-    with pytest.raises(ValueError, match=r"other.csv, this index's table of metadata, is gone; .*--remove"):
+    with pytest.raises(
+        ValueError, match=r"other.csv, this index's table of metadata, is gone; .*--remove"
+    ):
         build(encoder, out=out)
     build_index(encoder, out=out, remove=[other])
     assert captions() == [[], [], [], []]
@@ -231,7 +260,9 @@ def test_value_that_does_not_fit_its_column_is_left_out(encoder, tmp_path, caplo
     folder = write_folder(tmp_path / "images", table=False, numbers=range(1))
     out, table = tmp_path / "index", tmp_path / "about.jsonl"
     for value, stored in ((1, 1), (0.5, 0.5), ("many", None)):
-        table.write_text(json.dumps({"image": NAMES[0], "n": value, "t": str(value)}), encoding="utf-8")
+        table.write_text(
+            json.dumps({"image": NAMES[0], "n": value, "t": str(value)}), encoding="utf-8"
+        )
         build(encoder, folder, out=out, metadata=table)
         assert Index(out).columns.items() >= {"n": "number", "t": "text"}.items()
         row = rows(out)[str(folder / NAMES[0])]
@@ -271,7 +302,12 @@ def test_bad_files_are_told_and_the_rest_goes_on(encoder, tmp_path):
     (folder / "x.tar").write_bytes(cut)
     (folder / NAMES[0]).write_bytes(b"now it is bad")
     report = build(encoder, out=out)
-    assert {Path(line["path"]).name for line in quarantine(out)} == {"empty.png", "cut.png", "bomb.png", NAMES[0]}
+    assert {Path(line["path"]).name for line in quarantine(out)} == {
+        "empty.png",
+        "cut.png",
+        "bomb.png",
+        NAMES[0],
+    }
     assert report.images == 3 + 1 + 4
     # What is said of a shard stays while the shard is not read again.
     write_tar(folder / "y.tar", numbers=range(9, 11))
@@ -294,7 +330,9 @@ def test_log_gets_lines_of_progress(encoder, tmp_path, monkeypatch):
     lines = console.file.getvalue().splitlines()
     size = sum((folder / name).stat().st_size for name in NAMES) / 1000
     assert f"listing {folder}: 20" in lines
-    assert any(line.startswith(f"indexing: {size:.1f} kB of {size:.1f} kB, {NUM} images") for line in lines)
+    assert any(
+        line.startswith(f"indexing: {size:.1f} kB of {size:.1f} kB, {NUM} images") for line in lines
+    )
 
 
 def test_unreadable_subfolders_and_saved_sets_are_told_and_known_images_stay(encoder, tmp_path):
@@ -323,11 +361,17 @@ def test_unreadable_subfolders_and_saved_sets_are_told_and_known_images_stay(enc
 def test_index_keeps_a_number_of_columns(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(store, "_MAX_COLUMNS", 3)
     table = store.Store(tmp_path / "index", dim=8)
-    assert table._fitting([{"a": 1, "b": 2}, {"c": "x", "d": "y"}]) == [{"a": 1, "b": 2}, {"c": "x"}]
+    assert table._fitting([{"a": 1, "b": 2}, {"c": "x", "d": "y"}]) == [
+        {"a": 1, "b": 2},
+        {"c": "x"},
+    ]
     assert table._fitting([{"a": 5, "d": 6}]) == [{"a": 5}]
     assert table.columns().keys() == {"a", "b", "c"}
     (message,) = caplog.messages
-    assert "left out is d = 'y', and maybe more: its column holds nothing: there are 3 columns" in message
+    assert (
+        "left out is d = 'y', and maybe more: its column holds nothing: there are 3 columns"
+        in message
+    )
 
 
 def test_stored_bytes_outlive_the_files(indexed):
@@ -367,14 +411,21 @@ def test_folder_that_was_emptied_is_forgotten(indexed, encoder):
     (folder / "raw.dng").touch()
     report = build(encoder, out=out)
     assert (report.images, report.deleted) == (0, 3)
-    assert Index(out, in_memory=True).num_images == Index(out).rank(IndexQuery(None, top=1)).places.size == 0
+    assert (
+        Index(out, in_memory=True).num_images
+        == Index(out).rank(IndexQuery(None, top=1)).places.size
+        == 0
+    )
     (folder / "new.png").write_bytes(encoded(drawings()[4]))
     assert build(encoder, out=out).images == 1
 
 
 def test_images_of_a_disk_that_was_taken_out_stay(encoder, tmp_path):
     """`/dev/shm` is another disk; a link to an empty folder here is what its mount point is without it."""
-    folder, out = write_folder(tmp_path / "images", table=False, numbers=range(2)), tmp_path / "index"
+    folder, out = (
+        write_folder(tmp_path / "images", table=False, numbers=range(2)),
+        tmp_path / "index",
+    )
     mount_point = tmp_path / "mount point"
     mount_point.mkdir()
     with tempfile.TemporaryDirectory(dir="/dev/shm") as disk:
@@ -393,7 +444,9 @@ def test_images_of_a_disk_that_was_taken_out_stay(encoder, tmp_path):
         assert (build(encoder, out=out).images, quarantine(out)) == (2, [])
 
 
-def test_folder_whose_disk_leaves_while_it_is_listed_loses_nothing(indexed, encoder, tmp_path, monkeypatch):
+def test_folder_whose_disk_leaves_while_it_is_listed_loses_nothing(
+    indexed, encoder, tmp_path, monkeypatch
+):
     folder, out = indexed(range(3), table=False)
     walk = listing.walk
 
@@ -460,7 +513,9 @@ def test_index_of_another_model_is_refused(gallery, encoder, tmp_path):
     with pytest.raises(ValueError, match=r"was made with another model .* name a new folder"):
         build(other, gallery[0], out=gallery[1])
     for load in (lambda: Searcher(other, gallery[1]), lambda: load_parts(other, index=gallery[1])):
-        with pytest.raises(ValueError, match=r"was made with another model .* their vectors cannot be compared"):
+        with pytest.raises(
+            ValueError, match=r"was made with another model .* their vectors cannot be compared"
+        ):
             load()
 
 
@@ -487,7 +542,9 @@ def test_images_go_through_a_few_at_a_time(kind, encoder, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Record, "__init__", note)
     monkeypatch.setattr(embedding, "embed_decoded", count)
-    monkeypatch.setattr(Store, "write", lambda self, rows: (written.append(len(rows)), write(self, rows)))
+    monkeypatch.setattr(
+        Store, "write", lambda self, rows: (written.append(len(rows)), write(self, rows))
+    )
     report = build_index(encoder, [given], out=tmp_path / "index", batch=2)
     assert report.images == NUM + 60
     assert max(alive) <= 4 * 2  # batches that are embedded, decoded and read; never all of them
@@ -561,7 +618,9 @@ def test_index_that_is_not_finished_says_so(encoder, tmp_path, monkeypatch, capl
     monkeypatch.setattr(embedding, "embed_decoded", cut_off)
     with pytest.raises(KeyboardInterrupt):
         build(encoder, folder, out=out)
-    with pytest.raises(ValueError, match=r"not finished: its first run was cut off.*run vlmo index again"):
+    with pytest.raises(
+        ValueError, match=r"not finished: its first run was cut off.*run vlmo index again"
+    ):
         Index(out)
     with pytest.raises(KeyboardInterrupt):
         build(encoder, folder, out=out)
@@ -581,11 +640,15 @@ def test_index_that_is_not_finished_says_so(encoder, tmp_path, monkeypatch, capl
     assert "has not ended, so that new images may be missing" in caplog.messages[0]
 
 
-def test_keys_that_repeat_after_numbering_leave_one_row_and_can_be_indexed_again(encoder, tmp_path) -> None:
+def test_keys_that_repeat_after_numbering_leave_one_row_and_can_be_indexed_again(
+    encoder, tmp_path
+) -> None:
     """A shard's second `a` becomes `a#INDEX`, which a hostile shard holds as a key of its own."""
     images = [encoded(drawings()[number]) for number in range(3)]
     for turn in range(2):
-        table = pa.table({"key": ["a#2", "a", "a"], "image": images, "caption": ["one", "two", f"three {turn}"]})
+        table = pa.table(
+            {"key": ["a#2", "a", "a"], "image": images, "caption": ["one", "two", f"three {turn}"]}
+        )
         pq.write_table(table, tmp_path / "s.parquet")
         build_index(encoder, [tmp_path / "s.parquet"], out=tmp_path / "index")
     ids = Store(tmp_path / "index", dim=encoder.dim).table.to_arrow()["id"].to_pylist()

@@ -27,10 +27,15 @@ def test_hit_holds_everything_of_an_image(index, gallery):
     (hit,) = index.nearest(np.array(row["vector"]), top=1)
     assert (hit.id, hit.path) == (row["id"], row["path"])
     assert hit.captions == tuple(CAPTIONS[3])
-    assert hit.metadata.items() >= {"year": 2003, "kind": "cross", "album": "sub", "taken_from": "file"}.items()
+    assert (
+        hit.metadata.items()
+        >= {"year": 2003, "kind": "cross", "album": "sub", "taken_from": "file"}.items()
+    )
     assert (hit.width, hit.height) == drawings()[3].size
     assert hit.similarity == pytest.approx(1, abs=1e-6)
-    np.testing.assert_array_equal(index.vector(row["id"]), np.array(row["vector"], dtype=np.float32))
+    np.testing.assert_array_equal(
+        index.vector(row["id"]), np.array(row["vector"], dtype=np.float32)
+    )
     np.testing.assert_array_equal(np.asarray(index.image(row["id"])), np.asarray(drawings()[3]))
     thumbnail = Image.open(io.BytesIO(index.thumbnail(row["id"])))
     assert (thumbnail.format, thumbnail.size) == ("JPEG", drawings()[3].size)
@@ -42,7 +47,9 @@ def test_nearest_is_in_the_order_of_the_cosine(index, gallery, encoder):
     cosines = {row["id"]: float(query @ np.array(row["vector"])) for row in found.values()}
     hits = index.nearest(query, top=NUM)
     assert [hit.id for hit in hits] == sorted(cosines, key=cosines.__getitem__, reverse=True)
-    np.testing.assert_allclose([hit.similarity for hit in hits], sorted(cosines.values(), reverse=True), atol=1e-6)
+    np.testing.assert_allclose(
+        [hit.similarity for hit in hits], sorted(cosines.values(), reverse=True), atol=1e-6
+    )
     assert len(index.nearest(query, top=10_000)) == NUM
 
 
@@ -76,7 +83,10 @@ def test_filter_that_is_no_condition_is_one_line(where, words, index):
 
 
 def test_long_lists_and_quoted_signs_pass(index):
-    for where in ("year in (" + "1, " * 6000 + "2000)", "`kind` != ';)repeat(' and \"kind\" != 'it''s ('"):
+    for where in (
+        "year in (" + "1, " * 6000 + "2000)",
+        "`kind` != ';)repeat(' and \"kind\" != 'it''s ('",
+    ):
         assert index.nearest(np.ones(32, dtype=np.float32), top=NUM, where=where)
 
 
@@ -86,7 +96,11 @@ def test_long_lists_and_quoted_signs_pass(index):
         ("index.json", None, "is no index"),
         ("index.json", "{", r"index\.json is no JSON .*build the index anew"),
         ("index.json", "[" * 100_000, r"index\.json is no JSON .*build the index anew"),
-        ("index.json", '{"version": 2}', "has version 2; this program reads 3. Index the images again"),
+        (
+            "index.json",
+            '{"version": 2}',
+            "has version 2; this program reads 3. Index the images again",
+        ),
         ("index.json", '{"version": 3}', "the index is damaged"),
         ("images.lance", None, "the index is damaged"),
         ("images.lance/_versions", None, "the index is damaged"),
@@ -128,7 +142,9 @@ def asked(monkeypatch) -> list[int]:
     tops: list[int] = []
     nearest = store.Store.nearest
     monkeypatch.setattr(
-        store.Store, "nearest", lambda self, *a, **k: (tops.append(k["top"]), nearest(self, *a, **k))[1]
+        store.Store,
+        "nearest",
+        lambda self, *a, **k: (tops.append(k["top"]), nearest(self, *a, **k))[1],
     )
     return tops
 
@@ -140,9 +156,13 @@ def vectors(number: int, dim: int = 32) -> np.ndarray:
 
 def same_hits(one: Index, other: Index, vector: np.ndarray, *, top: int) -> None:
     found, wanted = (index.nearest(vector, top=top) for index in (one, other))
-    same = [[(hit.id, hit.captions, hit.metadata, hit.path) for hit in hits] for hits in (found, wanted)]
+    same = [
+        [(hit.id, hit.captions, hit.metadata, hit.path) for hit in hits] for hits in (found, wanted)
+    ]
     assert same[0] == same[1]
-    np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-6)
+    np.testing.assert_allclose(
+        [hit.score for hit in found], [hit.score for hit in wanted], atol=1e-6
+    )
 
 
 def test_hits_are_those_of_the_table(gallery, asked):
@@ -162,7 +182,9 @@ def test_filters_are_exact_and_large_indexes_ask_the_table(gallery, asked, monke
     found = index.nearest(vectors(0), top=NUM, where="year < 2003")
     assert sorted(hit.metadata["year"] for hit in found) == [2000, 2001, 2002]
     assert index.nearest(vectors(0), top=NUM, where="year < 0") == asked == []
-    for count, size in enumerate([4 * 32 * NUM - 1, 4 * 32 * NUM], start=1):  # then the columns are too many
+    for count, size in enumerate(
+        [4 * 32 * NUM - 1, 4 * 32 * NUM], start=1
+    ):  # then the columns are too many
         monkeypatch.setattr(index_module, "MAX_BYTES", size)
         assert len(Index(gallery[1], in_memory=True).nearest(vectors(0), top=NUM)) == NUM
         assert len(asked) == count
@@ -175,7 +197,9 @@ def paths(index: Index) -> set[str]:
 def test_another_index_in_the_folder_is_noticed(encoder, quick, asked, tmp_path):
     """Built by the same steps, so that its table has the same versions and row ids."""
     for name, numbers in (("old", range(4)), ("new", range(4, 8))):
-        build(encoder, write_folder(tmp_path / f"{name} images", numbers=numbers), out=tmp_path / name)
+        build(
+            encoder, write_folder(tmp_path / f"{name} images", numbers=numbers), out=tmp_path / name
+        )
     index = Index(tmp_path / "old", in_memory=True)
     assert len(paths(index)) == 4
     (tmp_path / "old").rename(tmp_path / "gone")
@@ -231,14 +255,19 @@ def read(monkeypatch) -> list[str]:
     """Ids of images that were read."""
     read: list[str] = []
     loaders = Index.loaders
-    monkeypatch.setattr(Index, "loaders", lambda self, ids, **how: (read.extend(ids), loaders(self, ids, **how))[1])
+    monkeypatch.setattr(
+        Index, "loaders", lambda self, ids, **how: (read.extend(ids), loaders(self, ids, **how))[1]
+    )
     return read
 
 
 def test_pixels_have_a_limit(gallery, encoder, read, monkeypatch):
     monkeypatch.setattr(search_module, "_PIXEL_BYTES", 4 * 3 * 64 * 64)
     searcher = Searcher(encoder, gallery[1])
-    for wanted in (4, 8):  # the first two of five were dropped, and with each that is read again another one
+    for wanted in (
+        4,
+        8,
+    ):  # the first two of five were dropped, and with each that is read again another one
         searcher.search("a red circle", rerank=4)
         searcher.search("a blue square", rerank=4)
         assert len(searcher._pixels) == 4
@@ -246,7 +275,9 @@ def test_pixels_have_a_limit(gallery, encoder, read, monkeypatch):
 
 
 @pytest.mark.parametrize("store_bytes", [True, False])
-def test_images_are_read_again_when_they_change_in_the_index(store_bytes, indexed, encoder, quick, read, tmp_path):
+def test_images_are_read_again_when_they_change_in_the_index(
+    store_bytes, indexed, encoder, quick, read, tmp_path
+):
     folder, _ = indexed(range(4), store_bytes=store_bytes)
     searcher = Searcher(encoder, tmp_path / "index")
     before = {hit.id: hit.match for hit in searcher.search("a red circle", rerank=4).hits}

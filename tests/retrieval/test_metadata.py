@@ -36,8 +36,14 @@ def test_cells_of_a_column_are_read_alike(cells, values):
         ("tags", ["a", {"b": 1}], {"tags": '["a", {"b": 1}]'}),
         ("huge", 2**70, {"huge": str(2**70)}),
         ("!", "?", {"column": "?"}),
-        *((name, 2021, {name: "2021"}) for name in ("album", "camera", "ocr_text", "taken", "title")),
-        *((name, value, {}) for name, value in (("raw", b"bytes"), ("nan", float("nan")), ("none", None))),
+        *(
+            (name, 2021, {name: "2021"})
+            for name in ("album", "camera", "ocr_text", "taken", "title")
+        ),
+        *(
+            (name, value, {})
+            for name, value in (("raw", b"bytes"), ("nan", float("nan")), ("none", None))
+        ),
     ],
 )
 def test_metadata_becomes_plain(name, value, plain):
@@ -50,7 +56,10 @@ def written(path, text):
 
 
 def test_lines_about_one_image_add_up(tmp_path):
-    path = written(tmp_path / "about.tsv", "file_name\tcaption\tn\na/1.png\tone\t1\na/1.png\ttwo\t2\n2.png\t\t3\n")
+    path = written(
+        tmp_path / "about.tsv",
+        "file_name\tcaption\tn\na/1.png\tone\t1\na/1.png\ttwo\t2\n2.png\t\t3\n",
+    )
     table = MetadataTable(path)
     assert table.about("a/1.png") == Annotation(("one", "two"), {"n": 2})
     assert table.about("deep/below/2.png") == Annotation((), {"n": 3})
@@ -59,7 +68,9 @@ def test_lines_about_one_image_add_up(tmp_path):
         name, file = (unicodedata.normalize(form, "Café/é.png") for form in (written_as, file))
         table = MetadataTable(written(tmp_path / "accents.csv", f"image,caption\n{name},one\n"))
         assert table.about(file) == Annotation(("one",))
-    path = written(tmp_path / "about.csv", "image,caption,n\n./1.png,one,1\n./1.png,two,2\n1.png ,three,3\n")
+    path = written(
+        tmp_path / "about.csv", "image,caption,n\n./1.png,one,1\n./1.png,two,2\n1.png ,three,3\n"
+    )
     assert MetadataTable(path).about("1.png") == Annotation(("one", "two", "three"), {"n": 3})
 
 
@@ -68,7 +79,11 @@ def test_lines_about_one_image_add_up(tmp_path):
     [
         ("a.csv", "caption\nno image\n", "no image is named"),
         ("a.csv", "image,caption\n1.png,two, commas\n", "not the 2 fields"),
-        ("a.csv", 'image,caption\n1.png,"open\n2.png,two\n', r"a.csv:2: unexpected end of data; put quotes"),
+        (
+            "a.csv",
+            'image,caption\n1.png,"open\n2.png,two\n',
+            r"a.csv:2: unexpected end of data; put quotes",
+        ),
         ("a.jsonl", "[]\n", "expected an object"),
         ("a.jsonl", '{"image": "1.png", "captions": 3}\n', "captions must be a text"),
         ("a.txt", "", "expected a table"),

@@ -14,7 +14,10 @@ PAGE = " ".join((Path(__file__).parents[2] / "docs" / "search.md").read_text().s
 
 
 def made_up_word(choose: random.Random) -> str:
-    syllables = [choose.choice("bcdfghjklmnpqrstvwxyz") + choose.choice("aeiou") for _ in range(choose.randint(2, 4))]
+    syllables = [
+        choose.choice("bcdfghjklmnpqrstvwxyz") + choose.choice("aeiou")
+        for _ in range(choose.randint(2, 4))
+    ]
     return "".join(syllables) + choose.choice(["", "n", "x", "k"])
 
 
@@ -32,8 +35,16 @@ def test_nonsense_is_unknown_and_names_are_known(encoder) -> None:
     choose = random.Random(0)
     words = [made_up_word(choose) for _ in range(COUNT)]
     pairs = [f"{made_up_word(choose)} {made_up_word(choose)}" for _ in range(COUNT)]
-    letters = ["".join(choose.choices(string.ascii_lowercase, k=choose.randint(5, 10))) for _ in range(COUNT)]
-    names = sorted({row["captions"][0] for row in open_source("lucide-icons", split="test").select_columns("captions")})
+    letters = [
+        "".join(choose.choices(string.ascii_lowercase, k=choose.randint(5, 10)))
+        for _ in range(COUNT)
+    ]
+    names = sorted(
+        {
+            row["captions"][0]
+            for row in open_source("lucide-icons", split="test").select_columns("captions")
+        }
+    )
     found = [round(COUNT * share_unknown(encoder, texts)) for texts in (words, pairs, letters)]
     emoji = open_source("emoji-pairs", split="test").select_columns("captions")
     captions = sorted({text for row in emoji for text in row["captions"]})

@@ -62,7 +62,11 @@ def test_image_that_the_reader_refuses_has_no_text(monkeypatch, caplog):
 def test_missing_package_or_model_is_one_line(encoder, tmp_path, monkeypatch):
     drawings()[0].save(tmp_path / "a.png")
     ocr.load_reader.cache_clear()
-    monkeypatch.setattr(ocr, "find_spec", lambda _: SimpleNamespace(origin=str(tmp_path / "rapidocr" / "__init__.py")))
+    monkeypatch.setattr(
+        ocr,
+        "find_spec",
+        lambda _: SimpleNamespace(origin=str(tmp_path / "rapidocr" / "__init__.py")),
+    )
     with pytest.raises(ValueError, match=r"rapidocr.models has no \*_det_\*\.onnx"):
         build(encoder, tmp_path, out=tmp_path / "index", ocr=True)
     monkeypatch.setattr(ocr, "find_spec", lambda _: None)

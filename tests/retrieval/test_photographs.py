@@ -24,7 +24,10 @@ from vlmo.retrieval.index import MAX_BYTES
 PHOTO = ("taken", "taken_from", "latitude", "longitude", "camera", "album", "title")
 FILES = {  # by the number of a drawing: its path, and what it says
     0: ("loose.jpg", {}),
-    1: ("Italy/Rome/1.jpg", {"exif": exif({CHANGED: "2021:06:14 10:33:00", 0x0110: "X100"}, None, PARIS)}),
+    1: (
+        "Italy/Rome/1.jpg",
+        {"exif": exif({CHANGED: "2021:06:14 10:33:00", 0x0110: "X100"}, None, PARIS)},
+    ),
     2: ("Italy/Rome/2.heic", {"exif": exif({CHANGED: "2021:06:30 23:59:59"})}),
     3: ("Italy/Florence/3.jpg", {"xmp": b'<a xmp:CreateDate="2021-07-01T00:00:00"/>'}),
     4: ("Chile/4.webp", {"exif": exif({CHANGED: "2019:01:02 03:04:05"}, None, SANTIAGO)}),
@@ -45,11 +48,17 @@ def write_photos(folder: Path) -> Path:
         path, image = folder / name, drawings()[number].convert("RGB")
         path.parent.mkdir(parents=True, exist_ok=True)
         kind = KINDS.get(path.suffix)
-        path.write_bytes(heic(image, **options) if kind is None else encoded(image, kind, **options))
+        path.write_bytes(
+            heic(image, **options) if kind is None else encoded(image, kind, **options)
+        )
     moment = datetime(2022, 3, 4, 5, 6, 7).timestamp()
     os.utime(folder / "loose.jpg", (moment, moment))
     (folder / "Chile" / "5.jpg.supplemental-metadata.json").write_text(json.dumps(TAKEOUT))
-    other = TAKEOUT | {"title": "other.jpg", "description": "", "geoData": {"latitude": 0.0, "longitude": 0.0}}
+    other = TAKEOUT | {
+        "title": "other.jpg",
+        "description": "",
+        "geoData": {"latitude": 0.0, "longitude": 0.0},
+    }
     (folder / "Chile" / "5.jpg.supplemental-me(1).json").write_text(json.dumps(other))
     return folder
 
@@ -63,13 +72,19 @@ def photos(encoder, tmp_path_factory):
 
 
 def numbers(result) -> list[int]:
-    return [next(number for number, (name, _) in FILES.items() if hit.path.endswith(f"/{name}")) for hit in result.hits]
+    return [
+        next(number for number, (name, _) in FILES.items() if hit.path.endswith(f"/{name}"))
+        for hit in result.hits
+    ]
 
 
 def test_columns_are_those_of_the_files(photos):
     searcher, folder = photos
     table = rows(searcher.index.folder)
-    found = {n: [table[str(folder / name)].get(column) for column in PHOTO] for n, (name, _) in FILES.items()}
+    found = {
+        n: [table[str(folder / name)].get(column) for column in PHOTO]
+        for n, (name, _) in FILES.items()
+    }
     assert found == {
         0: ["2022-03-04T05:06:07", "file", None, None, None, "Pictures", None],
         1: ["2021-06-14T10:33:00", "exif", 48.856667, 2.352222, "X100", "Italy/Rome", None],
@@ -80,7 +95,10 @@ def test_columns_are_those_of_the_files(photos):
         6: ["2018-12-31T12:00:00", "exif", None, None, None, "Chile", "other.jpg"],
     }
     assert table[str(folder / FILES[5][0])]["captions"] == ["a lake"]
-    sizes = [(table[str(folder / name)]["width"], table[str(folder / name)]["height"]) for name, _ in FILES.values()]
+    sizes = [
+        (table[str(folder / name)]["width"], table[str(folder / name)]["height"])
+        for name, _ in FILES.values()
+    ]
     assert sizes == [drawings()[number].size for number in FILES]
 
 
@@ -108,14 +126,19 @@ def test_columns_are_those_of_the_files(photos):
 )
 def test_filters_give_exactly_what_passes_them(photos, asked, expected, monkeypatch):
     searcher, _ = photos
-    where, asked = asked.get("where"), {name: value for name, value in asked.items() if name != "where"}
+    where, asked = (
+        asked.get("where"),
+        {name: value for name, value in asked.items() if name != "where"},
+    )
     options = {"where": where, "photos": PhotoFilter(**asked)}
     for limit in (MAX_BYTES, 1):  # in memory, and while the table is read
         monkeypatch.setattr(index_module, "MAX_BYTES", limit)
         searcher = Searcher(searcher.encoder, Index(searcher.index.folder))
         assert set(numbers(searcher.search("a red circle", rerank=0, **options))) == expected
         by_date = numbers(searcher.search(sort="date", **options))
-        assert by_date == [n for n in (3, 2, 1, 5, 4, 6, 0) if n in expected]  # 0 has the date of its file alone
+        assert by_date == [
+            n for n in (3, 2, 1, 5, 4, 6, 0) if n in expected
+        ]  # 0 has the date of its file alone
 
 
 def test_order_by_date_is_that_of_the_best(photos):
@@ -164,25 +187,39 @@ def test_what_is_no_date_or_place_is_refused(asked, message):
 def test_distances_are_those_between_vectors_of_the_sphere():
     """Beside a formula that shares nothing with that of the filter, also around poles and the date line."""
     draw = np.random.default_rng(0)
-    degrees = np.stack([np.degrees(np.arcsin(draw.uniform(-1, 1, 2000))), draw.uniform(-180, 180, 2000)], axis=1).round(
-        6
-    )
+    degrees = np.stack(
+        [np.degrees(np.arcsin(draw.uniform(-1, 1, 2000))), draw.uniform(-180, 180, 2000)], axis=1
+    ).round(6)
     table = pa.table({"latitude": [*degrees[:, 0], None], "longitude": [*degrees[:, 1], None]})
 
     def on_sphere(places: np.ndarray) -> np.ndarray:
         north, east = np.radians(places).T
-        return np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=-1)
+        return np.stack(
+            [np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=-1
+        )
 
-    for north, east, km in ((48.85, 2.35, 500), (-89.5, 10, 2000), (90, 0, 1500), (12.5, 179.9, 3000), (0, 0, 12_000)):
+    for north, east, km in (
+        (48.85, 2.35, 500),
+        (-89.5, 10, 2000),
+        (90, 0, 1500),
+        (12.5, 179.9, 3000),
+        (0, 0, 12_000),
+    ):
         found = PhotoFilter(near=f"{north},{east},{km}km").passing(table)
         cosine = on_sphere(degrees) @ on_sphere(np.array([[north, east]]))[0]
         assert found.tolist() == [*(cosine >= math.cos(km / 6371.0088)), False]
 
 
 def test_albums_match_however_their_accents_are_written():
-    table = pa.table({"album": [unicodedata.normalize(form, "Café/Été") for form in ("NFC", "NFD")] + [None]})
+    table = pa.table(
+        {"album": [unicodedata.normalize(form, "Café/Été") for form in ("NFC", "NFD")] + [None]}
+    )
     for form in ("NFC", "NFD"):
-        assert PhotoFilter(album=unicodedata.normalize(form, "été")).passing(table).tolist() == [True, True, False]
+        assert PhotoFilter(album=unicodedata.normalize(form, "été")).passing(table).tolist() == [
+            True,
+            True,
+            False,
+        ]
 
 
 def test_heic_and_jpeg_give_the_same_first_hits(encoder, tmp_path):
@@ -203,7 +240,10 @@ def test_heic_and_jpeg_give_the_same_first_hits(encoder, tmp_path):
             tmp_path / "jpg" / f"{number:02d}.jpg",
         )
         for query in queries:
-            first, other = (Path(each.search(query, top=1, rerank=0).hits[0].path).stem for each in (heics, jpegs))
+            first, other = (
+                Path(each.search(query, top=1, rerank=0).hits[0].path).stem
+                for each in (heics, jpegs)
+            )
             same.append(first == other)
     assert all(same)
 
@@ -212,13 +252,20 @@ def test_json_that_changes_changes_the_row_and_nothing_is_embedded_again(encoder
     folder, out = write_photos(tmp_path / "Pictures"), tmp_path / "index"
     build(encoder, folder, out=out)
     assert build(encoder, out=out).unchanged == len(FILES)
-    sidecar, image = folder / "Chile" / "5.jpg.supplemental-metadata.json", str(folder / "Chile" / "5.jpg")
-    sidecar.write_text(json.dumps(TAKEOUT | {"title": "\ud800", "photoTakenTime": {"timestamp": "1000000000"}}))
+    sidecar, image = (
+        folder / "Chile" / "5.jpg.supplemental-metadata.json",
+        str(folder / "Chile" / "5.jpg"),
+    )
+    sidecar.write_text(
+        json.dumps(TAKEOUT | {"title": "\ud800", "photoTakenTime": {"timestamp": "1000000000"}})
+    )
     report = build(encoder, out=out)
     assert (report.encoded, report.reused, report.unchanged) == (0, 1, len(FILES) - 1)
     assert rows(out)[image]["taken"] == "2001-09-09T01:46:40"
     assert rows(out)[str(folder / FILES[1][0])]["camera"] == "X100"
-    for number, damage in enumerate((b"{", b"[" * 100_000, b"[]", b'{"photoTakenTime": 7}', b"\xff", b"{}")):
+    for number, damage in enumerate(
+        (b"{", b"[" * 100_000, b"[]", b'{"photoTakenTime": 7}', b"\xff", b"{}")
+    ):
         sidecar.write_bytes(damage)
         assert build(encoder, out=out).bad == 0
         assert rows(out)[image]["taken_from"] == "file", number

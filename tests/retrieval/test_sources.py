@@ -44,7 +44,16 @@ def test_patterns_name_files_and_folders(tmp_path):
 
 
 def test_pattern_passes_over_what_is_nothing_of_ours(tmp_path):
-    for name in ("a.png", ".hidden.png", "captions.csv", ".git/x.png", "b/c.png", "0.tar", "0.parquet", "R"):
+    for name in (
+        "a.png",
+        ".hidden.png",
+        "captions.csv",
+        ".git/x.png",
+        "b/c.png",
+        "0.tar",
+        "0.parquet",
+        "R",
+    ):
         touch(tmp_path / name)
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     assert below(f"{tmp_path}/*") == [("0.tar", "shard"), ("a.png", "file"), ("c.png", "file")]
@@ -85,7 +94,9 @@ def test_links_between_folders_lead_to_each_file_once(tmp_path):
 def test_real_path_of_a_folder_wins_over_links_to_it(tmp_path):
     for name in ("z/sub/1.png", "z/.hidden/2.png"):
         touch(tmp_path / name)
-    link(tmp_path, {"all": "z", "some": "z/sub", "z/found": "z/.hidden"})  # which has no path but this
+    link(
+        tmp_path, {"all": "z", "some": "z/sub", "z/found": "z/.hidden"}
+    )  # which has no path but this
     expected = [str(tmp_path / name) for name in ("z/found/2.png", "z/sub/1.png")]
     assert [found.path for found in find(str(tmp_path))] == expected
     found = [(found.path, found.root) for found in find(f"{tmp_path}/*")]
@@ -143,7 +154,11 @@ def test_files_of_an_object_store_are_read_up_to_a_limit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("origin", "words"),
-    [("nowhere", "there is nothing at"), ("file.txt", "is no image by its name"), ("ftpx://a/b", "cannot be listed")]
+    [
+        ("nowhere", "there is nothing at"),
+        ("file.txt", "is no image by its name"),
+        ("ftpx://a/b", "cannot be listed"),
+    ]
     + [(name, "no regular file") for name in ("pipe.png", "pipe.tar")],
 )
 def test_what_holds_no_images_is_refused(origin, words, tmp_path, monkeypatch):

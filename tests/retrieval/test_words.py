@@ -13,7 +13,14 @@ from vlmo.retrieval import Index, PhotoFilter, Searcher
 from vlmo.retrieval import index as index_module
 from vlmo.retrieval.fusion import fuse_ranks
 from vlmo.retrieval.store import Store
-from vlmo.retrieval.words import image_texts, image_words, join_rows, own_words, query_words, split_words
+from vlmo.retrieval.words import (
+    image_texts,
+    image_words,
+    join_rows,
+    own_words,
+    query_words,
+    split_words,
+)
 
 NAMED = {  # by the number of a drawing: its path; captions name color and shape
     0: "Rome/trevi_fountain-01.png",
@@ -31,7 +38,9 @@ def cities(encoder, tmp_path_factory):
     for number, name in NAMED.items():
         (base / "Pictures" / name).parent.mkdir(parents=True, exist_ok=True)
         (base / "Pictures" / name).write_bytes(encoded(drawings()[number]))
-    (base / "Pictures" / "captions.csv").write_text("image,caption,year\nIMG_0002.png,Room 101 in two cities,2001\n")
+    (base / "Pictures" / "captions.csv").write_text(
+        "image,caption,year\nIMG_0002.png,Room 101 in two cities,2001\n"
+    )
     build(encoder, base / "Pictures", out=base / "index")
     return base / "index"
 
@@ -61,9 +70,16 @@ def test_words_of_texts_and_names():
         "metadata": {"album": "Rome/2021"},
     }
     assert image_words(row) == "rome 2021 red star final two stars"
-    row |= {"path": "/a/00000.tar#sub/blueMoon", "shard": "/a/00000.tar", "captions": (), "metadata": {}}
+    row |= {
+        "path": "/a/00000.tar#sub/blueMoon",
+        "shard": "/a/00000.tar",
+        "captions": (),
+        "metadata": {},
+    }
     assert image_words(row) == "blue moon"
-    lines = image_texts("/a/b.tar#DSC1.png", ("A bakery",), {"album": "Rome", "ocr_text": "BAKERY | 24 hours"})
+    lines = image_texts(
+        "/a/b.tar#DSC1.png", ("A bakery",), {"album": "Rome", "ocr_text": "BAKERY | 24 hours"}
+    )
     assert lines == [["rome"], ["dsc"], ["bakery"], ["bakery"], ["24", "hours"]]
     assert image_texts("/a/red.TAR#blue/kite.png", (), {}) == image_texts("kite.png", (), {})
     assert image_texts("/a/red.TAR#kite.png", (), {}) == image_texts("kite.png", (), {})
@@ -92,10 +108,19 @@ def test_any_word_of_a_query_finds_names_captions_and_albums(query, expected, fo
     assert found(query) == expected
 
 
-def test_kept_words_find_what_lancedb_finds_also_with_filters_and_after_a_change(encoder, tmp_path, monkeypatch):
+def test_kept_words_find_what_lancedb_finds_also_with_filters_and_after_a_change(
+    encoder, tmp_path, monkeypatch
+):
     monkeypatch.setattr("vlmo.retrieval.store._READ_EVERY", timedelta(0))
     monkeypatch.setattr(index_module, "_KEPT_WORDS", 3)
-    names = ["redStar", "stars on a red moon", "MOON moon old", "Old city star", "oldRedCity moons", "blue"]
+    names = [
+        "redStar",
+        "stars on a red moon",
+        "MOON moon old",
+        "Old city star",
+        "oldRedCity moons",
+        "blue",
+    ]
     for name in names:
         (tmp_path / f"{name}.png").write_bytes(encoded(drawings()[len(name) % 24]))
     build(encoder, tmp_path, out=tmp_path / "index")
@@ -108,18 +133,27 @@ def test_kept_words_find_what_lancedb_finds_also_with_filters_and_after_a_change
         for number, every in itertools.product(range(1, 5), (True, False)):
             for words in itertools.combinations(["red", "stars", "moon", "cities", "zyqx"], number):
                 wanted = store.matching(words, every=every, most=100, columns=["id"])
-                rows, scores, shares = join_rows([images.find_word(word) for word in words], every=every)
+                rows, scores, shares = join_rows(
+                    [images.find_word(word) for word in words], every=every
+                )
                 found = dict(zip(images.table["id"].take(rows).to_pylist(), scores, strict=True))
                 pairs = zip(wanted["id"].to_pylist(), wanted["_score"].to_pylist(), strict=True)
                 assert found == pytest.approx(dict(pairs), abs=1e-5)
-                assert set(shares) <= ({1.0} if every else {share / number for share in range(1, number + 1)})
+                assert set(shares) <= (
+                    {1.0} if every else {share / number for share in range(1, number + 1)}
+                )
                 counts.add(len(found))
         assert counts >= {0, 1, 2, 3, 4}
         assert images.find_word.cache_info().currsize == 3
-        for where, words in itertools.product([None, "path like '%d%'"], [["moon"], ["old", "red"], ["zyqx", "city"]]):
+        for where, words in itertools.product(
+            [None, "path like '%d%'"], [["moon"], ["old", "red"], ["zyqx", "city"]]
+        ):
             vector = encoder.embed_texts(["moon"])[0]
             disk, memory = (
-                [(hit.id, hit.words) for hit in each.nearest(vector, top=4, where=where, words=words)]
+                [
+                    (hit.id, hit.words)
+                    for hit in each.nearest(vector, top=4, where=where, words=words)
+                ]
                 for each in (Index(tmp_path / "index"), index)
             )
             assert memory == disk
@@ -150,14 +184,20 @@ def test_words_that_the_index_leaves_out_are_not_looked_up():
 )
 def test_filters_hold_in_all_modes(mode, settings, passing, found):
     matching = set(found("old fountain", "words"))
-    assert found("old fountain", mode, **settings) == sorted(passing & matching if mode == "words" else passing)
+    assert found("old fountain", mode, **settings) == sorted(
+        passing & matching if mode == "words" else passing
+    )
 
 
 def test_order_by_words_is_the_share_of_rare_words_then_similarity(encoder, cities):
     hits = Searcher(encoder, cities).search("trevi fountain rome", mode="words").hits
     assert [round(hit.words, 2) for hit in hits] == [1.0, 0.33, 0.33, 0.33]
     assert number_of(hits[0]) == 0
-    same = [hit for hit in Searcher(encoder, cities).search("rome", mode="words").hits if number_of(hit) in {0, 1}]
+    same = [
+        hit
+        for hit in Searcher(encoder, cities).search("rome", mode="words").hits
+        if number_of(hit) in {0, 1}
+    ]
     assert same[0].similarity >= same[1].similarity
 
 
@@ -170,11 +210,17 @@ def test_orders_are_fused_by_reciprocal_ranks(mode, rerank, searcher):
     words = [hit for hit in words if mode == "hybrid" or hit.words == 1]
     assert {hit.captions for hit in words if hit.words == 1} == {tuple(CAPTIONS[5])}
     ranks = {hit.id: 2 * hit.words**2 / (60 + rank) for rank, hit in enumerate(words, start=1)}
-    ranks |= {hit.id: 3 / (60 + rank) for rank, hit in enumerate(words, start=1) if hit.words == 1}  # no other words
-    scores = {hit.id: 1 / (60 + rank) + ranks.get(hit.id, 0) for rank, hit in enumerate(plain, start=1)}
+    ranks |= {
+        hit.id: 3 / (60 + rank) for rank, hit in enumerate(words, start=1) if hit.words == 1
+    }  # no other words
+    scores = {
+        hit.id: 1 / (60 + rank) + ranks.get(hit.id, 0) for rank, hit in enumerate(plain, start=1)
+    }
     result = searcher.search(query, top=24, rerank=rerank, mode=mode)
     assert [hit.id for hit in result.hits] == sorted(scores, key=lambda each: -scores[each])
-    assert [hit.score for hit in result.hits] == pytest.approx(sorted(scores.values(), reverse=True))
+    assert [hit.score for hit in result.hits] == pytest.approx(
+        sorted(scores.values(), reverse=True)
+    )
     assert (result.num_matched, result.num_reranked) == (len(words), rerank)
 
 
@@ -187,7 +233,10 @@ def test_orders_are_fused_by_reciprocal_ranks(mode, rerank, searcher):
         ({"a": "big lake", "b": "red kite", "c": "the old town", "d": "blue kite"}, "bdac"),
         ({"a": "red kite", "b": "IMG_1", "c": "blue kite", "d": "IMG_2"}, "abcd"),
         ({"a": "red kite", "b": "IMG_1", "c": "IMG_2", "d": "blue kite"}, "abdc"),
-        ({"a": "IMG_1_HDR", "b": "red kite", "c": "WhatsApp Image 2 at 3", "d": "blue kite"}, "abcd"),
+        (
+            {"a": "IMG_1_HDR", "b": "red kite", "c": "WhatsApp Image 2 at 3", "d": "blue kite"},
+            "abcd",
+        ),
         ({"a": "8f14e45f-ceea-467e", "b": "red kite", "c": "PXL_1.MP", "d": "blue kite"}, "abcd"),
     ],
 )
@@ -219,7 +268,9 @@ def test_words_of_nonsense_that_are_found_are_a_match(encoder, tmp_path):
 def test_captions_of_shards_are_found(encoder, tmp_path):
     build(encoder, write_tar(tmp_path / "1.tar"), out=tmp_path / "index")
     hits = Searcher(encoder, tmp_path / "index").search("crosses", mode="words", top=24).hits
-    assert {hit.captions[0] for hit in hits} == {captions[0] for captions in CAPTIONS if "cross" in captions[0]}
+    assert {hit.captions[0] for hit in hits} == {
+        captions[0] for captions in CAPTIONS if "cross" in captions[0]
+    }
 
 
 def test_index_of_an_earlier_version_finds_words_after_its_next_run(encoder, indexed, monkeypatch):

@@ -42,7 +42,12 @@ def write_folder(folder: Path, *, table: bool = True, numbers: range = range(NUM
 
 @contextmanager
 def nested_folders(
-    folder: Path, *, name: str = "d", depth: int = 1200, image: bytes = b"", at: Collection[int] = ()
+    folder: Path,
+    *,
+    name: str = "d",
+    depth: int = 1200,
+    image: bytes = b"",
+    at: Collection[int] = (),
 ) -> Iterator[None]:
     """Folders in each other, with an image in some; what removes pytest's folders is recursive, so rm does it."""
     place = os.open(folder, os.O_RDONLY)
@@ -67,7 +72,9 @@ def write_table(path: Path, *, numbers: range = range(NUM), year: int = 2000) ->
         rows.writerow(["image", "caption", "Year", "kind"])
         for number in numbers:
             for caption in CAPTIONS[number]:
-                rows.writerow([NAMES[number], caption, year + number, CAPTIONS[number][0].split()[-1]])
+                rows.writerow(
+                    [NAMES[number], caption, year + number, CAPTIONS[number][0].split()[-1]]
+                )
     return path
 
 
@@ -76,7 +83,12 @@ def write_tar(path: Path, *, numbers: range = range(NUM)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     members = {}
     for number in numbers:
-        about = {"caption": CAPTIONS[number][0], "key": f"{number:05d}", "year": 2000 + number, "exif": {"a": 1}}
+        about = {
+            "caption": CAPTIONS[number][0],
+            "key": f"{number:05d}",
+            "year": 2000 + number,
+            "exif": {"a": 1},
+        }
         members[f"{number:05d}.png"] = encoded(drawings()[number])
         members[f"{number:05d}.txt"] = CAPTIONS[number][0].encode()
         members[f"{number:05d}.json"] = json.dumps(about).encode()
@@ -94,7 +106,9 @@ def write_parquet(path: Path, *, paths: bool = False, numbers: range = range(NUM
         for number in numbers:
             (path.parent / "files" / f"{number}.png").write_bytes(encoded(drawings()[number]))
     captions, score = [CAPTIONS[number] for number in numbers], [number / 2 for number in numbers]
-    pq.write_table(pa.table({"image": images, "captions": captions, "score": score}), path, row_group_size=7)
+    pq.write_table(
+        pa.table({"image": images, "captions": captions, "score": score}), path, row_group_size=7
+    )
     return path
 
 

@@ -30,9 +30,16 @@ PATCHES = 6 / 16
 def tiny(name: str, **losses: Any) -> Recipe:
     """A recipe of the sizes of the toy batch, on one process."""
     recipe = find_recipe(name)
-    task, sizes = replace(recipe.task, losses=replace(recipe.task.losses, **losses)) if losses else recipe.task, SIZES
+    task, sizes = (
+        replace(recipe.task, losses=replace(recipe.task.losses, **losses))
+        if losses
+        else recipe.task,
+        SIZES,
+    )
     if isinstance(task, BEiT3Task):  # patches that are not as many as words
-        task = replace(task, masked_share=PATCHES, text_mask_probability=WORDS, pair_mask_probability=WORDS)
+        task = replace(
+            task, masked_share=PATCHES, text_mask_probability=WORDS, pair_mask_probability=WORDS
+        )
         sizes = VLMoConfig.tiny(**WIDTH, patch_size=8)
     return replace(
         recipe,
@@ -63,7 +70,9 @@ def real_step(recipe: Recipe) -> tuple[nn.Module, int, int]:
         return tensor
 
     batch = with_parts_alone(make_batch())
-    batch |= {name: mask.repeat(1, 4) for name, mask in batch.items() if "masked_pos" in name}  # BEiT-3's, patches of 8
+    batch |= {
+        name: mask.repeat(1, 4) for name, mask in batch.items() if "masked_pos" in name
+    }  # BEiT-3's, patches of 8
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = objective(batch)["loss"]
@@ -71,28 +80,44 @@ def real_step(recipe: Recipe) -> tuple[nn.Module, int, int]:
     return objective.model, counter.get_total_flops(), sum(kept.values())
 
 
-@pytest.mark.parametrize("name", ["base-stage2", "base-stage3", "base-coco-retrieval", "base-beit3"])
+@pytest.mark.parametrize(
+    "name", ["base-stage2", "base-stage3", "base-coco-retrieval", "base-beit3"]
+)
 def test_needs_are_those_of_a_step_with_data(name) -> None:
     """Texts of the batch are shorter than they may be, and its last block runs for fewer tokens: upper bounds."""
     recipe = tiny(name)
     needs, (model, flops, kept) = estimate(recipe), real_step(recipe)
-    assert 0.999 * flops <= needs.flops_per_step <= 1.35 * flops  # the contrast of few rows grows with their square
+    assert (
+        0.999 * flops <= needs.flops_per_step <= 1.35 * flops
+    )  # the contrast of few rows grows with their square
     assert 0.999 * kept <= needs.activation_bytes <= 1.35 * kept
     assert needs.parameters == sum(p.numel() for p in model.parameters())
-    assert needs.trainable_parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert needs.trainable_parameters == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
     half = estimate(replace(recipe, trainer=replace(recipe.trainer, precision="bf16")))
     assert 0.5 * needs.activation_bytes < half.activation_bytes < needs.activation_bytes
     muon = estimate(replace(recipe, optimizer=replace(recipe.optimizer, muon=True)))
     matrices = [weight for weight in matrices_of(model) if weight.requires_grad]
-    assert needs.optimizer_bytes - muon.optimizer_bytes == 4 * sum(weight.numel() for weight in matrices) > 0
+    assert (
+        needs.optimizer_bytes - muon.optimizer_bytes
+        == 4 * sum(weight.numel() for weight in matrices)
+        > 0
+    )
     # Tensors without data are not handed on to a model that has some.
     assert model.vlmo.position_bias(num_text=TEXT, grid=None)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["shapes-tokenizer", "shapes-stage1", "shapes-statements", "tiny-vqa", "tiny-ade20k"])
+@pytest.mark.parametrize(
+    "name", ["shapes-tokenizer", "shapes-stage1", "shapes-statements", "tiny-vqa", "tiny-ade20k"]
+)
 def test_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = tiny(name.replace("tiny", "base")) if name.startswith("tiny") else shallow(find_recipe(name))
+    recipe = (
+        tiny(name.replace("tiny", "base"))
+        if name.startswith("tiny")
+        else shallow(find_recipe(name))
+    )
     one, two = (estimate(recipe, processes=processes) for processes in (1, 2))
     assert 0 < one.trainable_parameters <= one.parameters
     assert one.parameter_bytes == 4 * one.parameters
@@ -106,7 +131,9 @@ def test_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> No
 
 def test_sizes_of_the_paper() -> None:
     base = estimate(find_recipe("base-imagenet"), processes=8)
-    assert base.parameters == pytest.approx(166.7e6, rel=0.01)  # with language experts, which it keeps
+    assert base.parameters == pytest.approx(
+        166.7e6, rel=0.01
+    )  # with language experts, which it keeps
     assert base.micro_batch == 64
     # Three forward passes' worth; an image of 224 px alone costs ViT-B/16's 35.1 GFLOPs forward.
     assert base.flops_per_sample == pytest.approx(3 * 35.1e9, rel=0.015)
@@ -132,11 +159,19 @@ def test_web_scale_run_fits_the_machines_of_its_card() -> None:
     recipe, card = find_recipe("large-plusplus-stage3"), describe("large-plusplus-stage3")
     nodes, each = map(int, re.search(r"--nnodes (\d+) --nproc-per-node (\d+)", card).groups())
     needs = estimate(recipe, processes=nodes * each)
-    assert needs.parameter_bytes + needs.gradient_bytes + needs.optimizer_bytes + needs.activation_bytes < 16 * 2**30
+    assert (
+        needs.parameter_bytes
+        + needs.gradient_bytes
+        + needs.optimizer_bytes
+        + needs.activation_bytes
+        < 16 * 2**30
+    )
 
 
 def test_processes_that_cannot_share_the_batch_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"processes is 3; loader.global_batch_size 1024 must be a multiple"):
+    with pytest.raises(
+        ValueError, match=r"processes is 3; loader.global_batch_size 1024 must be a multiple"
+    ):
         estimate(find_recipe("base-stage3"), processes=3)
 
 
@@ -144,13 +179,25 @@ def test_start_teacher_and_data_that_are_missing_are_named(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
 
     def shown(*words: str) -> str:
-        few = ["--model.num-hidden-layers", "2", "--model.num-fusion-layers", "1"]  # each takes its time
+        few = [
+            "--model.num-hidden-layers",
+            "2",
+            "--model.num-fusion-layers",
+            "1",
+        ]  # each takes its time
         cli.main(["train", *words, *few, "--dry-run"])
         return capsys.readouterr().out
 
     start = find_recipe("shapes-stage3").init
     output = shown("shapes-stage3", "--processes", "4")
-    for part in (f"{start}, which is not there", "trained", "optimizer", "activations", "GFLOPs", "a sample"):
+    for part in (
+        f"{start}, which is not there",
+        "trained",
+        "optimizer",
+        "activations",
+        "GFLOPs",
+        "a sample",
+    ):
         assert part in output
     assert not list(tmp_path.iterdir())
     assert "not there" not in shown("shapes-stage3", "--init", "None")

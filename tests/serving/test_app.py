@@ -30,7 +30,9 @@ def error(client: TestClient, path: str, **body) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("options", [{"top": 5, "rerank": 0}, {}, {"top": 6, "rerank": 12, "weight": 0.7}])
+@pytest.mark.parametrize(
+    "options", [{"top": 5, "rerank": 0}, {}, {"top": 6, "rerank": 12, "weight": 0.7}]
+)
 def test_search_by_words_gives_what_the_searcher_gives(client, parts, options) -> None:
     found = post(client, "/v1/search", text="a red circle", **options)
     expected = Searcher(parts.encoder, parts.index).search("a red circle", **options)
@@ -42,7 +44,9 @@ def test_search_by_words_gives_what_the_searcher_gives(client, parts, options) -
     assert found["note"] is None
     assert found["seconds"].keys() >= {"encode", "index", "total"}
     for hit in found["hits"]:
-        assert hit["probability"] == (None if hit["match"] is None else pytest.approx(1 / (1 + np.exp(-hit["match"]))))
+        assert hit["probability"] == (
+            None if hit["match"] is None else pytest.approx(1 / (1 + np.exp(-hit["match"])))
+        )
     first = found["hits"][0]
     assert first["captions"] == ["a red circle", "circle in red"]
     assert (first["name"], first["width"], first["height"]) == ("a_red_circle.png", 72, 64)
@@ -105,10 +109,18 @@ def test_addresses_are_refused_and_never_fetched(client, monkeypatch) -> None:
 
 
 def test_search_keeps_to_its_filter(client) -> None:
-    found = post(client, "/v1/search", text="a red circle", top=24, where="color = 'blue' and number >= 9 and not even")
+    found = post(
+        client,
+        "/v1/search",
+        text="a red circle",
+        top=24,
+        where="color = 'blue' and number >= 9 and not even",
+    )
     assert sorted(hit["metadata"]["number"] for hit in found["hits"]) == [9, 11]
     assert post(client, "/v1/search", text="a red circle", where="color = 'mauve'")["hits"] == []
-    assert len(post(client, "/v1/search", text="a red circle", top=24, where="")["hits"]) == NUM_IMAGES
+    assert (
+        len(post(client, "/v1/search", text="a red circle", top=24, where="")["hits"]) == NUM_IMAGES
+    )
 
 
 def test_photographs_of_a_time_and_an_album_are_found_and_listed_by_date(client) -> None:
@@ -138,11 +150,22 @@ array_has(captions, 'a red circle') or width > 1 and height < 10000
 `number` between -1 and 30 and even is not null and color in ('red', 'blue')
 color = 'it''s; drop table images'
 """
-BAD = ("color = 'a'; drop table images", "1 = 1) or (1 = 1", "color = 1 and", "path like '/%'", "no = 1", "\x00")
+BAD = (
+    "color = 'a'; drop table images",
+    "1 = 1) or (1 = 1",
+    "color = 1 and",
+    "path like '/%'",
+    "no = 1",
+    "\x00",
+)
 
 
 def test_filters_that_pass_the_check_are_understood_by_the_index(client) -> None:
-    for where in (*GOOD.strip().splitlines(), "number = 1 or " * 33 + "even", "(" * 20 + "even" + ")" * 20):
+    for where in (
+        *GOOD.strip().splitlines(),
+        "number = 1 or " * 33 + "even",
+        "(" * 20 + "even" + ")" * 20,
+    ):
         post(client, "/v1/search", text="a red circle", where=where)
 
 
@@ -150,7 +173,11 @@ def test_filters_that_pass_the_check_are_understood_by_the_index(client) -> None
 def test_filters_that_are_none_are_refused_and_change_nothing(client, parts, where) -> None:
     response = client.post("/v1/search", json={"text": "a red circle", "where": where})
     reason = response.json()["error"]["message"]
-    assert (response.status_code, "\n" in reason, str(parts.index.folder) in reason) == (422, False, False)
+    assert (response.status_code, "\n" in reason, str(parts.index.folder) in reason) == (
+        422,
+        False,
+        False,
+    )
     assert response.json()["detail"].endswith(
         "there are album, captions, color, even, height, id, number, taken, taken_from, width"
     )
@@ -215,21 +242,31 @@ WRONG = {
         ({"query": "a", "documents": [NO_IMAGE] * (MAX_RERANK + 1)}, f"at most {MAX_RERANK}"),
         ({"query": "a", "documents": ["a red apple"]}, "query and document 0 are both texts"),
         ({"query": "a", "documents": ["http://127.0.0.1/x.png"]}, "addresses are not fetched"),
-        ({"query": "a", "documents": [{"image": "aGk="}, {"text": "b"}]}, "query and document 1 are both texts"),
+        (
+            {"query": "a", "documents": [{"image": "aGk="}, {"text": "b"}]},
+            "query and document 1 are both texts",
+        ),
         ({"query": {"image": "aGk="}, "documents": [{"image": "aGk="}]}, "are both images"),
         ({"query": "a", "documents": [NO_IMAGE]}, "no usable image"),
         ({"query": "a", "documents": [NO_IMAGE], "top_n": 0}, "top_n"),
         ({"query": "a", "documents": [NO_IMAGE], "weight": 1.5}, "weight"),
-        ({"query": "a", "documents": [NO_IMAGE], "return_documents": "perhaps"}, "return_documents"),
+        (
+            {"query": "a", "documents": [NO_IMAGE], "return_documents": "perhaps"},
+            "return_documents",
+        ),
         ({"query": 5, "documents": [NO_IMAGE]}, "expected a text or"),
     ],
 }
 
 
-@pytest.mark.parametrize(("path", "body", "reason"), [(path, *case) for path, cases in WRONG.items() for case in cases])
+@pytest.mark.parametrize(
+    ("path", "body", "reason"), [(path, *case) for path, cases in WRONG.items() for case in cases]
+)
 def test_request_names_what_is_wrong_and_sends_nothing_back(client, path, body, reason) -> None:
     response = client.post(f"/v1/{path}", json=body)
-    assert (response.status_code, response.json().keys()) == (422, {"error", "detail"}), response.text
+    assert (response.status_code, response.json().keys()) == (422, {"error", "detail"}), (
+        response.text
+    )
     error = response.json()["error"]
     assert (error.keys(), error["type"]) == ({"message", "type", "code"}, "invalid_request_error")
     assert error["code"] == "422"
@@ -250,7 +287,9 @@ def test_request_names_what_is_wrong_and_sends_nothing_back(client, path, body, 
 )
 def test_no_name_or_value_comes_back_whole(client, body, message) -> None:
     response = client.post("/v1/search", json=body)
-    assert (response.status_code, message in response.json()["error"]["message"]) == (422, True), response.text[:400]
+    assert (response.status_code, message in response.json()["error"]["message"]) == (422, True), (
+        response.text[:400]
+    )
     assert len(response.content) < 2000
 
 
@@ -268,16 +307,28 @@ def test_no_name_or_value_comes_back_whole(client, body, message) -> None:
 )
 def test_fields_are_listed_for_an_unknown_field_alone(client, path, body, fields) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body)
-    response = client.post(f"/v1/{path}", content=content, headers={"Content-Type": "application/json"})
+    response = client.post(
+        f"/v1/{path}", content=content, headers={"Content-Type": "application/json"}
+    )
     detail = response.json()["detail"]
     assert (response.status_code, "openapi.json" in detail) == (422, True)
     assert detail.startswith(fields) if fields else "send" not in detail
 
 
 def test_text_of_any_script_is_taken_but_for_lone_surrogates(client) -> None:
-    for text in ("赤い丸", "دائرة حمراء", "🔴" * 500, "a\x00b", "e\u0301" * 400, "\u202eabc", "\ufffe"):
+    for text in (
+        "赤い丸",
+        "دائرة حمراء",
+        "🔴" * 500,
+        "a\x00b",
+        "e\u0301" * 400,
+        "\u202eabc",
+        "\ufffe",
+    ):
         assert len(post(client, "/v1/search", text=text, top=2)["hits"]) == 2
-    response = client.post("/v1/search", content=b'{"text": "\\ud800"}', headers={"content-type": "application/json"})
+    response = client.post(
+        "/v1/search", content=b'{"text": "\\ud800"}', headers={"content-type": "application/json"}
+    )
     assert response.status_code == 422
 
 
@@ -297,7 +348,9 @@ def test_images_and_thumbnails_are_jpeg_of_that_image(client) -> None:
         assert response.headers["cache-control"] == "private, max-age=60"  # a file may change
         shown = Image.open(io.BytesIO(response.content))
         assert (shown.format, shown.size) == ("JPEG", drawings()[14].size)
-        difference = np.abs(np.asarray(shown, dtype=float) - np.asarray(drawings()[14], dtype=float))
+        difference = np.abs(
+            np.asarray(shown, dtype=float) - np.asarray(drawings()[14], dtype=float)
+        )
         assert difference.mean() < JPEG_NOISE
 
 
@@ -313,7 +366,9 @@ def test_unknown_ids_are_not_found(client, number) -> None:
     assert "id" in reason
 
 
-def test_image_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, parts, client) -> None:
+def test_image_whose_file_is_gone_is_not_found_and_its_path_not_told(
+    gallery, parts, client
+) -> None:
     hit = Searcher(parts.encoder, parts.index).search("a pink cross", top=1).hits[0]
     file = gallery.index.parent / "images" / hit.path.rsplit("/", maxsplit=1)[-1]
     aside = file.with_suffix(".aside")
@@ -321,7 +376,9 @@ def test_image_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, pa
     try:
         response = client.get(f"/v1/images/{hit.id}")
         with TestClient(create_app(parts)) as fresh:  # which has no pixels of it
-            searched = fresh.post("/v1/search", json={"text": "a pink cross", "rerank": NUM_IMAGES, "top": NUM_IMAGES})
+            searched = fresh.post(
+                "/v1/search", json={"text": "a pink cross", "rerank": NUM_IMAGES, "top": NUM_IMAGES}
+            )
     finally:
         aside.rename(file)
     assert response.status_code == 404
@@ -333,7 +390,9 @@ def test_image_whose_file_is_gone_is_not_found_and_its_path_not_told(gallery, pa
 
 def test_vqa_answers_as_the_pipeline_does(client, gallery, parts) -> None:
     question = "what color is it?"
-    expected = pipeline("visual-question-answering", model=str(gallery.vqa))(drawings()[14], question=question, top_k=3)
+    expected = pipeline("visual-question-answering", model=str(gallery.vqa))(
+        drawings()[14], question=question, top_k=3
+    )
     by_file = post(client, "/v1/vqa", image=BAR, question=question, top=3)["answers"]
     first = post(client, "/v1/search", image=BAR, top=1)["hits"][0]
     by_id = post(client, "/v1/vqa", id=first["id"], question=question, top=3)["answers"]
@@ -359,14 +418,22 @@ def test_requests_for_what_is_missing_say_what_to_start(parts, gallery) -> None:
         assert (status, reason) == (404, "this service has no index")
         assert error(client, "/v1/similar", id="a")[0] == 404
         assert client.get("/v1/thumbnails/a").status_code == 404
-        assert error(client, "/v1/vqa", image=BAR, question="a")[1] == "this service answers no questions"
+        assert (
+            error(client, "/v1/vqa", image=BAR, question="a")[1]
+            == "this service answers no questions"
+        )
         assert error(client, "/v1/caption", image=BAR) == (404, "this service describes no images")
         assert post(client, "/v1/embeddings", input="a")["model"] == gallery.model.name
         about = client.get("/v1/about").json()
-        assert not any(about[f"can_{ability}"] for ability in ("search", "rerank", "answer", "caption"))
+        assert not any(
+            about[f"can_{ability}"] for ability in ("search", "rerank", "answer", "caption")
+        )
     with TestClient(create_app(Parts(answerer=parts.answerer))) as client:
         assert error(client, "/v1/embeddings", input="a")[0] == 404
-        assert error(client, "/v1/rerank", query="a", documents=[f"data:image/png;base64,{BAR}"])[0] == 404
+        assert (
+            error(client, "/v1/rerank", query="a", documents=[f"data:image/png;base64,{BAR}"])[0]
+            == 404
+        )
         assert post(client, "/v1/vqa", image=BAR, question="what?")["answers"]
     with TestClient(create_app(load_parts(gallery.captioning))) as client:
         assert post(client, "/v1/caption", image=BAR).keys() == {"caption"}
@@ -376,18 +443,30 @@ def test_about_describes_the_index_and_the_limits(client, parts) -> None:
     about = client.get("/v1/about").json()
     assert (about["num_images"], about["model"]) == (NUM_IMAGES, parts.encoder.fingerprint)
     photo = dict.fromkeys(("album", "taken", "taken_from"), "text")
-    assert about["columns"] == {"color": "text", "even": "true or false", "number": "number", **photo}
+    assert about["columns"] == {
+        "color": "text",
+        "even": "true or false",
+        "number": "number",
+        **photo,
+    }
     assert all(about[f"can_{ability}"] for ability in ("search", "rerank", "answer", "caption"))
     assert len({sample["id"] for sample in about["samples"]}) == 12
     assert about["limits"] == {"request_bytes": 16 * 2**20, "pixels": 25_000_000, "top": MAX_TOP}
 
 
 def test_pages_and_description_are_served_without_others_help(client) -> None:
-    kinds = {"/": "text/html", "/docs": "text/html", "/static/page.js": "javascript", "/favicon.ico": "svg"}
+    kinds = {
+        "/": "text/html",
+        "/docs": "text/html",
+        "/static/page.js": "javascript",
+        "/favicon.ico": "svg",
+    }
     for path, kind in kinds.items():
         response = client.get(path)
         assert response.status_code == 200
         assert kind in response.headers["content-type"]
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", response.text)
-    body = client.get("/openapi.json").json()["paths"]["/v1/search"]["post"]["requestBody"]["content"]
+    body = client.get("/openapi.json").json()["paths"]["/v1/search"]["post"]["requestBody"][
+        "content"
+    ]
     assert body["application/json"]["schema"]["properties"]["top"]["maximum"] == 200

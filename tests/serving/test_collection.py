@@ -21,7 +21,9 @@ TEXT = "a red circle"
 @pytest.fixture(scope="module")
 def folder(parts, tmp_path_factory):
     folder = photo_folder(tmp_path_factory.mktemp("collection"), number=24)
-    (folder / "Winter" / "photo 000.png").write_bytes((folder / "Winter" / "photo 003.png").read_bytes())
+    (folder / "Winter" / "photo 000.png").write_bytes(
+        (folder / "Winter" / "photo 003.png").read_bytes()
+    )
     build_index(parts.encoder, [folder], out=folder / "index")
     return folder
 
@@ -68,22 +70,33 @@ def test_parts_of_a_result_follow_each_other(client, path, body) -> None:
 
 def test_results_move_towards_and_away_from_images(client, index, parts, monkeypatch) -> None:
     first, second, third = ids(post(client, "/v1/search", text=TEXT, top=3))
-    (text,), (image,) = parts.encoder.embed_texts([TEXT]), parts.encoder.embed_images([drawings()[2]])
+    (text,), (image,) = (
+        parts.encoder.embed_texts([TEXT]),
+        parts.encoder.embed_images([drawings()[2]]),
+    )
     a, b, c = map(index.vector, (first, second, third))
     upload = {"image": in_base64(encoded(drawings()[2]))}
     for body, vector in (
         ({"text": TEXT, "unlike": [first]}, text - 0.15 * a),
         ({"text": TEXT, "unlike": [first, second]}, text - 0.15 * a - 0.15 * b),
-        ({"text": TEXT, "like": [first, second], "unlike": [third]}, text + 0.75 * (a + b) / 2 - 0.15 * c),
+        (
+            {"text": TEXT, "like": [first, second], "unlike": [third]},
+            text + 0.75 * (a + b) / 2 - 0.15 * c,
+        ),
         ({"like": [second], "unlike": [third]}, 0.75 * b - 0.15 * c),
         ({**upload, "like": [first]}, image + 0.75 * a),
         ({"like": [first], "parts": [{"text": TEXT, "weight": -1}]}, 0.75 * a - text),
-        ({"text": TEXT, "parts": [{**upload, "weight": -1}], "unlike": [first]}, _unit(text - image) - 0.15 * a),
+        (
+            {"text": TEXT, "parts": [{**upload, "weight": -1}], "unlike": [first]},
+            _unit(text - image) - 0.15 * a,
+        ),
     ):
         found = post(client, "/v1/search", **body, top=24)
         given = [*body.get("like", []), *body.get("unlike", [])]
         expected = [hit for hit in index.nearest(_unit(vector), top=30) if hit.id not in given]
-        assert [hit["similarity"] for hit in found["hits"]] == pytest.approx([h.similarity for h in expected], abs=1e-5)
+        assert [hit["similarity"] for hit in found["hits"]] == pytest.approx(
+            [h.similarity for h in expected], abs=1e-5
+        )
         assert not set(ids(found)) & set(given)
         assert found["num_reranked"] == 0
     seen, known = list[str](), index.vector
@@ -116,12 +129,18 @@ def test_wrong_requests_say_what_is_right(client, body, status, words) -> None:
 
 def test_images_like_one_by_date_have_no_pages(client) -> None:
     response = client.post("/v1/similar", json={"id": "abc", "sort": "date", "offset": 8})
-    assert (response.status_code, "leave out offset" in response.json()["error"]["message"]) == (422, True)
+    assert (response.status_code, "leave out offset" in response.json()["error"]["message"]) == (
+        422,
+        True,
+    )
 
 
 def test_groups_are_albums_and_months_with_their_newest_image(client, index) -> None:
     groups = client.get("/v1/groups").json()
-    assert [(each["name"], each["count"]) for each in groups["albums"]] == [("Italy/Rome", 12), ("Winter", 13)]
+    assert [(each["name"], each["count"]) for each in groups["albums"]] == [
+        ("Italy/Rome", 12),
+        ("Winter", 13),
+    ]
     assert [(each["name"], each["count"]) for each in groups["months"]] == [
         ("2021-03", 4),
         ("2021-02", 10),
@@ -140,7 +159,11 @@ def test_index_without_columns_of_photographs_has_no_groups(parts, client, monke
 
 def test_archive_has_the_files_as_they_are_and_names_missing_ones(client, folder, index) -> None:
     hits = post(client, "/v1/search", sort="date", top=25)["hits"]
-    chosen = [hit["id"] for hit in hits if hit["name"] in {"photo 000.png", "photo 004.png", "photo 005.png"}]
+    chosen = [
+        hit["id"]
+        for hit in hits
+        if hit["name"] in {"photo 000.png", "photo 004.png", "photo 005.png"}
+    ]
     path = folder / "Winter" / "photo 005.png"
     data = path.read_bytes()
     path.unlink()
@@ -155,7 +178,10 @@ def test_archive_has_the_files_as_they_are_and_names_missing_ones(client, folder
         names = sorted(archive.namelist())
         assert names[0].endswith("-photo 000.png")  # there are two
         assert names[1:] == ["photo 000.png", "photo 004.png", "photo 005.png is missing.txt"]
-        assert archive.read("photo 004.png") == (folder / "Italy" / "Rome" / "photo 004.png").read_bytes()
+        assert (
+            archive.read("photo 004.png")
+            == (folder / "Italy" / "Rome" / "photo 004.png").read_bytes()
+        )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +189,9 @@ def test_archive_has_the_files_as_they_are_and_names_missing_ones(client, folder
     [(["nobody"], True, 404), ([], True, 404), (["a"] * 1001, True, 422), (["a"], False, 403)],
 )
 def test_archive_is_refused(parts, index, ids, originals, status) -> None:
-    with TestClient(create_app(Parts(parts.encoder, index), Settings(originals=originals))) as client:
+    with TestClient(
+        create_app(Parts(parts.encoder, index), Settings(originals=originals))
+    ) as client:
         response = client.get("/v1/archive", params={"id": ids})
         assert response.status_code == status
         assert response.json()["detail"]

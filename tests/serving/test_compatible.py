@@ -77,8 +77,12 @@ def test_openai_client_lists_the_models(openai_client, gallery) -> None:
 
 def test_openai_client_gets_vectors_of_texts_and_of_images_by_address(openai_client, parts) -> None:
     encoder, create = parts.encoder, openai_client.embeddings.create
-    expected = np.concatenate([encoder.embed_texts(TEXTS), encoder.embed_images([drawings()[IMAGES[0]]])])
-    answer = create(model=MODEL, input=[*TEXTS, ADDRESSES[0]], dimensions=encoder.dim)  # asks for base64
+    expected = np.concatenate(
+        [encoder.embed_texts(TEXTS), encoder.embed_images([drawings()[IMAGES[0]]])]
+    )
+    answer = create(
+        model=MODEL, input=[*TEXTS, ADDRESSES[0]], dimensions=encoder.dim
+    )  # asks for base64
     np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=TOLERANCE)
     assert [each.index for each in answer.data] == [0, 1, 2, 3]
     assert (answer.object, answer.data[0].object, answer.model) == ("list", "embedding", MODEL)
@@ -93,7 +97,10 @@ def test_texts_and_images_in_jinas_form_come_back_in_their_order(client, parts) 
     image, other = parts.encoder.embed_images([drawings()[number] for number in IMAGES[:2]])
     text, *words = parts.encoder.embed_texts(["two", "see https://a.example", "https://a.example"])
     sent = [{"image": FILES[0]}, {"text": "two"}, {"image": ADDRESSES[1]}, "two"]
-    sent += ["see https://a.example", {"text": "https://a.example"}]  # texts, although they contain or are addresses
+    sent += [
+        "see https://a.example",
+        {"text": "https://a.example"},
+    ]  # texts, although they contain or are addresses
     found = embed(client, model=MODEL, input=sent, task="retrieval.query", normalized=True)
     np.testing.assert_allclose(found, [image, text, other, text, *words], atol=TOLERANCE)
 
@@ -109,9 +116,13 @@ def test_cohere_clients_get_images_in_the_models_order(cohere_client, parts, sco
 
 def test_cohere_client_gets_texts_for_an_image_with_the_documents(address, parts) -> None:
     with cohere.Client(api_key=KEY, base_url=address) as client:
-        answer = client.rerank(model=MODEL, query=ADDRESSES[1], documents=TEXTS, return_documents=True)
+        answer = client.rerank(
+            model=MODEL, query=ADDRESSES[1], documents=TEXTS, return_documents=True
+        )
     scores = mixed(parts, IMAGES[1:2], TEXTS)
-    assert [each.document.text for each in answer.results] == [TEXTS[index] for index in np.argsort(-scores)]
+    assert [each.document.text for each in answer.results] == [
+        TEXTS[index] for index in np.argsort(-scores)
+    ]
     given = [each.relevance_score for each in answer.results]
     np.testing.assert_allclose(given, sigmoid(np.sort(scores)[::-1]), atol=TOLERANCE)
 
@@ -119,13 +130,17 @@ def test_cohere_client_gets_texts_for_an_image_with_the_documents(address, parts
 def test_texts_for_an_image_have_a_weight_of_their_own(client, parts, monkeypatch) -> None:
     def results(**body) -> list:
         asked = ((TEXTS[0], ADDRESSES), (ADDRESSES[1], TEXTS))
-        return [rerank(client, query=query, documents=each, **body)["results"] for query, each in asked]
+        return [
+            rerank(client, query=query, documents=each, **body)["results"] for query, each in asked
+        ]
 
     images, texts = results()
     monkeypatch.setattr(parts.encoder, "rerank_weight_image_to_text", 1.0)
     same, other = results()
     assert same == images
-    assert [each["relevance_score"] for each in other] != [each["relevance_score"] for each in texts]
+    assert [each["relevance_score"] for each in other] != [
+        each["relevance_score"] for each in texts
+    ]
     alone, again = results(weight=1)  # of the request
     assert again == other
     odds = parts.encoder.match([drawings()[number] for number in IMAGES], TEXTS[:1] * len(IMAGES))
@@ -136,7 +151,9 @@ def test_texts_for_an_image_have_a_weight_of_their_own(client, parts, monkeypatc
 @pytest.mark.parametrize("query", [TEXTS[0], {"text": TEXTS[0]}])
 def test_images_are_ranked_in_jinas_form(client, parts, scores, query) -> None:
     documents = [{"image": file} for file in FILES]
-    found = rerank(client, model=MODEL, query=query, documents=documents, top_n=3, max_chunks_per_doc=None)
+    found = rerank(
+        client, model=MODEL, query=query, documents=documents, top_n=3, max_chunks_per_doc=None
+    )
     assert [each["index"] for each in found["results"]] == list(np.argsort(-scores))[:3]
     assert all(each.keys() == {"index", "relevance_score"} for each in found["results"])
     assert found["model"] == MODEL
@@ -144,7 +161,10 @@ def test_images_are_ranked_in_jinas_form(client, parts, scores, query) -> None:
 
 
 def test_texts_are_ranked_in_the_form_of_text_embeddings_inference(client, parts, scores) -> None:
-    order, body = list(np.argsort(-scores)), {"query": TEXTS[0], "texts": ADDRESSES, "truncate": True}
+    order, body = (
+        list(np.argsort(-scores)),
+        {"query": TEXTS[0], "texts": ADDRESSES, "truncate": True},
+    )
     for options, wanted in (({}, sigmoid(scores)), ({"raw_scores": True}, scores)):
         found = post(client, "/rerank", **body, **options)
         assert [each["index"] for each in found] == order
@@ -159,7 +179,12 @@ def test_texts_are_ranked_in_the_form_of_text_embeddings_inference(client, parts
 def test_images_are_ranked_in_vllms_form(client, scores) -> None:
     parts = [{"type": "image_url", "image_url": {"url": address}} for address in ADDRESSES]
     query = {"content": [{"type": "text", "text": TEXTS[0]}]}
-    for documents in ({"content": parts}, [{"content": [part]} for part in parts], parts, ADDRESSES):
+    for documents in (
+        {"content": parts},
+        [{"content": [part]} for part in parts],
+        parts,
+        ADDRESSES,
+    ):
         for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
             found = post(client, path, model=MODEL, query=query, documents=documents, top_n=2)
             assert [each["index"] for each in found["results"]] == list(np.argsort(-scores))[:2]
@@ -184,17 +209,25 @@ def test_parts_that_cannot_be_ranked_are_refused(client, document) -> None:
 def test_order_is_that_of_a_search_that_reranks_the_same_images(client, parts) -> None:
     searcher = Searcher(parts.encoder, parts.index)
     everything = [f"data:image/png;base64,{in_base64(encoded(drawing))}" for drawing in drawings()]
-    for (query, _), chosen in zip(CAPTIONS[::4], ("number < 12", "even", "number >= 0") * 2, strict=True):
+    for (query, _), chosen in zip(
+        CAPTIONS[::4], ("number < 12", "even", "number >= 0") * 2, strict=True
+    ):
         hits = searcher.search(query, top=24, rerank=24, where=chosen, mode="vectors").hits
         numbers = sorted(hit.metadata["number"] for hit in hits)
-        found = rerank(client, query=query, documents=[everything[number] for number in numbers])["results"]
-        assert [numbers[each["index"]] for each in found] == [hit.metadata["number"] for hit in hits]
+        found = rerank(client, query=query, documents=[everything[number] for number in numbers])[
+            "results"
+        ]
+        assert [numbers[each["index"]] for each in found] == [
+            hit.metadata["number"] for hit in hits
+        ]
         given = [each["relevance_score"] for each in found]
         assert given == sorted(given, reverse=True)
 
 
 def test_order_of_sure_matches_is_that_of_their_log_odds(client, parts, monkeypatch) -> None:
-    monkeypatch.setattr(parts.encoder._engine, "match", lambda *_: np.asarray([40, 50, 45, 50], dtype=np.float32))
+    monkeypatch.setattr(
+        parts.encoder._engine, "match", lambda *_: np.asarray([40, 50, 45, 50], dtype=np.float32)
+    )
     monkeypatch.setattr(parts.encoder, "rerank_weight", 1.0)
     found = rerank(client, query=TEXTS[0], documents=ADDRESSES)["results"]
     assert [each["index"] for each in found] == [1, 3, 2, 0]
@@ -202,17 +235,24 @@ def test_order_of_sure_matches_is_that_of_their_log_odds(client, parts, monkeypa
 
 
 def test_images_are_sent_back_as_they_came(client) -> None:
-    found = rerank(client, query=TEXTS[0], documents=[{"image": FILES[0]}, ADDRESSES[1]], return_documents=True)
+    found = rerank(
+        client, query=TEXTS[0], documents=[{"image": FILES[0]}, ADDRESSES[1]], return_documents=True
+    )
     sent_back = {each["index"]: each["document"] for each in found["results"]}
     assert sent_back == {number: {"image": FILES[number]} for number in range(2)}
 
 
 def test_rerank_takes_as_many_documents_as_search_reranks(client) -> None:
-    assert len(rerank(client, query="two", documents=ADDRESSES[:1] * MAX_RERANK)["results"]) == MAX_RERANK
+    assert (
+        len(rerank(client, query="two", documents=ADDRESSES[:1] * MAX_RERANK)["results"])
+        == MAX_RERANK
+    )
 
 
 def test_clients_raise_their_own_errors(openai_client, cohere_client) -> None:
-    with pytest.raises(openai.UnprocessableEntityError, match="token ids are not accepted") as raised:
+    with pytest.raises(
+        openai.UnprocessableEntityError, match="token ids are not accepted"
+    ) as raised:
         openai_client.embeddings.create(model=MODEL, input=[[1, 2]])
     assert (raised.value.type, raised.value.code) == ("invalid_request_error", "422")
     with pytest.raises(cohere.UnprocessableEntityError) as refusal:
@@ -222,11 +262,18 @@ def test_clients_raise_their_own_errors(openai_client, cohere_client) -> None:
 
 @pytest.mark.parametrize("name", ["text-embedding-3-small", "vqa", "", "a" * 10_000])
 def test_another_model_is_not_found(openai_client, cohere_client, client, name) -> None:
-    for path, body in (("embeddings", {"input": "a"}), ("rerank", {"query": "a", "documents": ADDRESSES[:1]})):
+    for path, body in (
+        ("embeddings", {"input": "a"}),
+        ("rerank", {"query": "a", "documents": ADDRESSES[:1]}),
+    ):
         response = client.post(f"/v1/{path}", json=body | {"model": name})
         error = response.json()["error"]
         assert (response.status_code, len(error.pop("message")) < 200) == (404, True)
-        assert error == {"type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+        assert error == {
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
         assert MODEL in response.json()["detail"]
     with pytest.raises(openai.NotFoundError) as raised:
         openai_client.embeddings.create(model=name, input="a")
@@ -242,7 +289,10 @@ def test_key_is_required(address) -> None:
     ):
         client.embeddings.create(model=MODEL, input="a")
     for kind in (cohere.Client, cohere.ClientV2):
-        with kind(api_key="wrong", base_url=address) as client, pytest.raises(cohere.UnauthorizedError):
+        with (
+            kind(api_key="wrong", base_url=address) as client,
+            pytest.raises(cohere.UnauthorizedError),
+        ):
             client.rerank(model=MODEL, query="a", documents=["a"])
 
 
@@ -266,5 +316,8 @@ def test_full_queue_and_stopping_server_are_busy_to_clients(parts) -> None:
 def test_model_without_matching_head_says_so(client, parts, monkeypatch) -> None:
     monkeypatch.setattr(parts.encoder, "can_match", False)
     response = client.post("/v1/rerank", json={"query": "a", "documents": ADDRESSES[:1]})
-    assert (response.status_code, response.json()["error"]["message"]) == (404, "this model has no matching head")
+    assert (response.status_code, response.json()["error"]["message"]) == (
+        404,
+        "this model has no matching head",
+    )
     assert embed(client, input="a")

@@ -36,7 +36,11 @@ def test_api_keeps_to_its_description(description, path, method, mode) -> None:
     cases = description[path][method].as_strategy(generation_mode=mode)
 
     @hypothesis.settings(
-        max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=EXAMPLES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
     @hypothesis.given(case=cases)
     def keeps(case) -> None:

@@ -47,9 +47,13 @@ def search(page: Page, words: str) -> None:
     expect(page.get_by_role("status")).to_have_text(re.compile(r"\d+ images? in \d+\.\d\d s"))
 
 
-def upload(page: Page, image: int | bytes, *, name: str = "mine.png", kind: str = "image/png") -> None:
+def upload(
+    page: Page, image: int | bytes, *, name: str = "mine.png", kind: str = "image/png"
+) -> None:
     data = image if isinstance(image, bytes) else encoded(drawings()[image])
-    page.get_by_label("Search by an image of yours").set_input_files({"name": name, "mimeType": kind, "buffer": data})
+    page.get_by_label("Search by an image of yours").set_input_files(
+        {"name": name, "mimeType": kind, "buffer": data}
+    )
 
 
 def test_words_find_the_right_image_first_reranked_if_wanted(page) -> None:
@@ -58,7 +62,12 @@ def test_words_find_the_right_image_first_reranked_if_wanted(page) -> None:
     first = cards(page).first
     expect(first).to_contain_text("a red circle")
     expect(first).to_contain_text(re.compile(r"similarity 0\.\d\d"))
-    assert first.locator("img").evaluate("async (image) => { await image.decode(); return image.naturalWidth; }") > 0
+    assert (
+        first.locator("img").evaluate(
+            "async (image) => { await image.decode(); return image.naturalWidth; }"
+        )
+        > 0
+    )
     assert cards(page).count() == 24
     assert page.url.endswith("?q=a+red+circle")
     assert page.title().startswith("a red circle")
@@ -246,7 +255,9 @@ def test_filters_narrow_the_search_and_can_be_removed(page) -> None:
     page.get_by_role("button", name="Apply").click()
     expect(cards(page)).to_have_count(1)
     expect(cards(page).first).to_contain_text("a blue bar")
-    assert {"f.color=BLU", "f.number.from=9", "f.even=true"} <= set(page.url.partition("?")[2].split("&"))
+    assert {"f.color=BLU", "f.number.from=9", "f.even=true"} <= set(
+        page.url.partition("?")[2].split("&")
+    )
     page.get_by_role("button", name="Remove the filter even: yes").click()
     expect(cards(page)).to_have_count(3)
     page.reload()
@@ -314,7 +325,9 @@ def test_all_of_it_works_with_the_keyboard_alone(page) -> None:
     reached = []
     for _ in range(12):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
+        reached.append(
+            page.evaluate("document.activeElement.id || document.activeElement.className")
+        )
         assert page.evaluate(FOCUS_IS_SHOWN), f"nothing shows that {reached[-1]} has the focus"
         if reached[-1] == "card":
             break
@@ -324,7 +337,9 @@ def test_all_of_it_works_with_the_keyboard_alone(page) -> None:
     expect(page.get_by_role("dialog", name="a red circle")).to_be_visible()
     for _ in range(10):  # the focus stays within the dialog
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('#detail')")
+        assert page.evaluate(
+            "document.activeElement === document.body || !!document.activeElement.closest('#detail')"
+        )
     page.get_by_role("button", name="More like this").focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("status")).to_contain_text("23 images")
@@ -343,7 +358,9 @@ def test_phone_has_no_sideways_scroll(open_page, address, query) -> None:
     assert page.evaluate(narrow)
     if query:
         page.keyboard.press("Escape")
-        page.locator("#filters summary").evaluate("(summary) => (summary.parentElement.open = false)")
+        page.locator("#filters summary").evaluate(
+            "(summary) => (summary.parentElement.open = false)"
+        )
         cards(page).first.tap()
         expect(page.get_by_role("dialog")).to_be_visible()
     assert page.evaluate(narrow)
@@ -398,7 +415,10 @@ def test_texts_of_the_index_are_shown_as_text(open_page, address) -> None:
 
 def test_error_is_shown_with_its_hint_and_can_be_tried_again(page) -> None:
     refused = '{"error": {"message": "the queue is full"}, "detail": "try again in a second"}'
-    page.route("**/v1/search", lambda route: route.fulfill(status=503, content_type="application/json", body=refused))
+    page.route(
+        "**/v1/search",
+        lambda route: route.fulfill(status=503, content_type="application/json", body=refused),
+    )
     ask(page, "a red circle")
     expect(page.get_by_role("alert")).to_contain_text("The queue is full.Try again in a second.")
     expect(cards(page)).to_have_count(0)
@@ -416,11 +436,18 @@ def test_error_is_shown_with_its_hint_and_can_be_tried_again(page) -> None:
     [
         ("notes.txt", "text/plain", b"words", "That is no image."),
         ("a.heic", "", b"words", "No usable image"),
-        ("mine.png", "image/png", encoded(drawings()[0].resize((200, 200))), "at most 5,000 pixels"),
+        (
+            "mine.png",
+            "image/png",
+            encoded(drawings()[0].resize((200, 200))),
+            "at most 5,000 pixels",
+        ),
         ("mine.png", "image/png", b"x" * 200_000, "more than 104,857 bytes"),
     ],
 )
-def test_file_that_cannot_be_searched_by_is_refused(open_page, parts, name, kind, data, words) -> None:
+def test_file_that_cannot_be_searched_by_is_refused(
+    open_page, parts, name, kind, data, words
+) -> None:
     with served(create_app(parts, Settings(max_pixels=5000, max_request_mb=0.1))) as address:
         page = open_page(address)
         expect(page.locator("#collection")).to_have_text("24 images")
@@ -444,7 +471,9 @@ def test_results_without_a_match_are_marked(page, parts, monkeypatch) -> None:
     expect(cards(page)).to_have_count(24)
 
 
-def test_key_is_kept_when_the_service_has_taken_it_and_images_are_shown_with_it(open_page, parts) -> None:
+def test_key_is_kept_when_the_service_has_taken_it_and_images_are_shown_with_it(
+    open_page, parts
+) -> None:
     with served(create_app(parts, Settings(api_key="open sesame"))) as address:
         page = open_page(address)
         for key, words in (("schlüssel", "no other characters"), ("wrong", "That is not the key.")):

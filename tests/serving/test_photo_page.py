@@ -78,7 +78,8 @@ def test_grid_is_justified_and_grows_as_one_scrolls(open_page, address, width) -
         assert (row[0][0], row[-1][1]) == pytest.approx(grid, abs=1)
     assert last[-1][1] <= grid[1] + 1
     similarities = [
-        float(each) for each in re.findall(r"similarity (-?0\.\d\d|1\.00)", page.locator("#grid").inner_text())
+        float(each)
+        for each in re.findall(r"similarity (-?0\.\d\d|1\.00)", page.locator("#grid").inner_text())
     ]
     assert similarities == sorted(similarities, reverse=True)
 
@@ -101,7 +102,9 @@ def test_dates_go_back_month_by_month_and_can_be_entered_anywhere(open_page, add
     assert cards(page).count() == NUM  # as it was left
 
 
-def test_images_go_on_loading_when_the_browser_tells_of_several_changes_at_once(open_page, address) -> None:
+def test_images_go_on_loading_when_the_browser_tells_of_several_changes_at_once(
+    open_page, address
+) -> None:
     page = open_page("about:blank")
     page.add_init_script(
         """window.IntersectionObserver = class {
@@ -177,7 +180,9 @@ def test_large_view_steps_with_arrows_and_past_what_was_loaded(open_page, addres
     expect(cards(page).nth(49)).to_be_focused()
 
 
-def test_more_and_not_like_this_change_the_results_and_can_be_taken_back(open_page, address) -> None:
+def test_more_and_not_like_this_change_the_results_and_can_be_taken_back(
+    open_page, address
+) -> None:
     page = open_page(f"{address}/?q=a+red+circle")
     expect(cards(page)).to_have_count(48)
     first = names(page)[0]
@@ -207,7 +212,9 @@ def test_more_and_not_like_this_change_the_results_and_can_be_taken_back(open_pa
     expect(page.get_by_role("button", name="Not like this")).to_be_hidden()  # than what?
 
 
-def test_images_are_selected_and_downloaded_with_the_keyboard_alone(open_page, address, photos) -> None:
+def test_images_are_selected_and_downloaded_with_the_keyboard_alone(
+    open_page, address, photos
+) -> None:
     page = open_page(f"{address}/?sort=date")
     expect(cards(page)).to_have_count(48)
     cards(page).first.focus()
@@ -261,7 +268,12 @@ def test_a_service_that_gives_no_files_away_selects_none(open_page, photos) -> N
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone_shows_all_of_it(open_page, address, scheme) -> None:
     page = open_page(
-        f"{address}/?sort=date", width=390, height=844, is_mobile=True, has_touch=True, color_scheme=scheme
+        f"{address}/?sort=date",
+        width=390,
+        height=844,
+        is_mobile=True,
+        has_touch=True,
+        color_scheme=scheme,
     )
     expect(cards(page)).to_have_count(48)
     small = (
@@ -319,10 +331,17 @@ def test_map_is_drawn_and_goes_by_keys(open_page, photos, size, scheme) -> None:
         expect(page.get_by_role("link", name="Map")).to_have_attribute("aria-current", "page")
         images = page.locator("#map .world button")
         assert images.count() == NUM
-        assert images.last.locator("img").evaluate("(each) => each.decode().then(() => each.naturalWidth)") > 0
+        assert (
+            images.last.locator("img").evaluate(
+                "(each) => each.decode().then(() => each.naturalWidth)"
+            )
+            > 0
+        )
         assert page.evaluate("document.documentElement.scrollWidth") <= size.get("width", 1200)
         assert page.evaluate(ACCESSIBLE) == []
-        assert images.evaluate_all("(all) => all.every((each) => each.getBoundingClientRect().height >= 24)")
+        assert images.evaluate_all(
+            "(all) => all.every((each) => each.getBoundingClientRect().height >= 24)"
+        )
         places = [page.evaluate(MOVED)]
         page.locator("#map").focus()
         for key in ("ArrowRight", "+", "0"):
@@ -380,9 +399,14 @@ def test_map_moves_with_the_pointer_and_a_drag_opens_nothing(open_page, address)
 def test_map_that_cannot_be_drawn_is_one_line(open_page, address) -> None:
     page = open_page(address)
     refused = '{"error": {"message": "a map needs two images, and the index has 1"}, "detail": "add images to it"}'
-    page.route("**/v1/map", lambda route: route.fulfill(status=404, content_type="application/json", body=refused))
+    page.route(
+        "**/v1/map",
+        lambda route: route.fulfill(status=404, content_type="application/json", body=refused),
+    )
     page.get_by_role("link", name="Map").click()
-    expect(page.get_by_role("alert")).to_have_text("A map needs two images, and the index has 1.Add images to it.")
+    expect(page.get_by_role("alert")).to_have_text(
+        "A map needs two images, and the index has 1.Add images to it."
+    )
     expect(page.locator("#map")).to_be_hidden()
 
 
@@ -403,15 +427,24 @@ def mixed(parts, tmp_path_factory) -> Parts:
 def test_images_without_a_date_of_their_own_are_in_no_month_and_say_so(open_page, mixed) -> None:
     with served(create_app(mixed)) as address:
         page = open_page(f"{address}/?sort=date")
-        groups = ["January 2021", "Date unknown (file of March 2022)", "Date unknown (file of January 2021)"]
+        groups = [
+            "January 2021",
+            "Date unknown (file of March 2022)",
+            "Date unknown (file of January 2021)",
+        ]
         expect(page.locator("#grid h2")).to_have_text(groups)
         assert names(page) == ["photo 001.png", "photo 000.png", "copy 1.png", "copy 0.png"]
         expect(cards(page).last).to_contain_text("file of 2021-01-30 00:00")
-        expect(page.locator("#months option")).to_have_text(["January 2021 (2)", "Date unknown (2)"])
+        expect(page.locator("#months option")).to_have_text(
+            ["January 2021 (2)", "Date unknown (2)"]
+        )
         page.locator("#months select").select_option("Date unknown (2)")
         expect(page.locator("#grid h2")).to_have_text(groups[1:])
         expect(page.get_by_role("button", name="Remove the filter date unknown")).to_be_visible()
-        assert page.locator("#months select").evaluate("(e) => e.selectedOptions[0].text") == "Date unknown (2)"
+        assert (
+            page.locator("#months select").evaluate("(e) => e.selectedOptions[0].text")
+            == "Date unknown (2)"
+        )
         cards(page).first.click()
         expect(page.locator("#detail-facts")).to_contain_text("unknown (file of 2022-03-04 00:00)")
         page.keyboard.press("Escape")
@@ -424,7 +457,9 @@ def test_images_without_a_date_of_their_own_are_in_no_month_and_say_so(open_page
 
 
 @pytest.mark.parametrize(("size", "scheme"), [({}, "light"), (PHONE, "dark")])
-def test_what_is_left_out_is_counted_with_reasons_a_click_away(open_page, mixed, address, size, scheme) -> None:
+def test_what_is_left_out_is_counted_with_reasons_a_click_away(
+    open_page, mixed, address, size, scheme
+) -> None:
     with served(create_app(mixed)) as mixed_address:
         page = open_page(mixed_address, color_scheme=scheme, **size)
         count = page.get_by_role("button", name="not up to date, 4 left out")

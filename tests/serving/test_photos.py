@@ -52,7 +52,10 @@ def hasty(monkeypatch) -> None:
 
 
 def test_index_follows_new_changed_renamed_and_deleted_files(encoder, tmp_path, caplog) -> None:
-    folder, index = write_folder(tmp_path / "images", table=False, numbers=range(4)), tmp_path / "images" / "index"
+    folder, index = (
+        write_folder(tmp_path / "images", table=False, numbers=range(4)),
+        tmp_path / "images" / "index",
+    )
     first, second, third, fourth = NAMES[:4]
     with updates(encoder, folder, index) as thread:
         opened = thread.open_index()
@@ -77,7 +80,9 @@ def test_index_follows_new_changed_renamed_and_deleted_files(encoder, tmp_path, 
     assert "Traceback" not in caplog.text
 
 
-def test_first_images_are_found_while_others_are_embedded(encoder, tmp_path, monkeypatch, caplog) -> None:
+def test_first_images_are_found_while_others_are_embedded(
+    encoder, tmp_path, monkeypatch, caplog
+) -> None:
     monkeypatch.setattr(building, "_FIRST_WRITTEN_S", 0.0)
     monkeypatch.setattr(photos, "_BATCH", 4)
     go, embed, calls = threading.Event(), encoder.embed_pixels, []
@@ -111,11 +116,15 @@ def test_first_images_are_found_while_others_are_embedded(encoder, tmp_path, mon
 
 
 @pytest.mark.parametrize("name", ["movie.mp4", "0.png"])
-def test_folder_that_never_rests_is_indexed_all_the_same(name, encoder, tmp_path, monkeypatch, caplog) -> None:
+def test_folder_that_never_rests_is_indexed_all_the_same(
+    name, encoder, tmp_path, monkeypatch, caplog
+) -> None:
     caplog.set_level("INFO")
     folder, stop = write_folder(tmp_path / "images", numbers=range(2)), threading.Event()
     seen = list[bool]()
-    monkeypatch.setattr(photos._Updates, "_update", lambda _: seen.append((folder / "new.png").exists()))
+    monkeypatch.setattr(
+        photos._Updates, "_update", lambda _: seen.append((folder / "new.png").exists())
+    )
 
     def write() -> None:
         while not stop.wait(0.01):
@@ -134,7 +143,9 @@ def test_folder_that_never_rests_is_indexed_all_the_same(name, encoder, tmp_path
     assert caplog.messages == []
 
 
-def test_folder_that_cannot_be_watched_is_searched_all_the_same(encoder, tmp_path, monkeypatch, caplog) -> None:
+def test_folder_that_cannot_be_watched_is_searched_all_the_same(
+    encoder, tmp_path, monkeypatch, caplog
+) -> None:
     class Refused:
         def __init__(self, *_) -> None:
             raise RuntimeError("inotify watch limit reached")
@@ -149,11 +160,16 @@ def test_folder_that_cannot_be_watched_is_searched_all_the_same(encoder, tmp_pat
         monkeypatch.setattr(photos, "_SETTLED_S", 0.1)
         drawings()[20].save(folder / "new.png")
         wait_until(lambda: holds(tmp_path / "index", "new.png", *names), within_s=PATIENCE_S)
-    assert all(words in caplog.text for words in (f"{folder} is not watched", "inotify watch limit reached"))
+    assert all(
+        words in caplog.text
+        for words in (f"{folder} is not watched", "inotify watch limit reached")
+    )
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, BaseException])  # a panic of Rust is no Exception
-@pytest.mark.parametrize("waits", [True, False])  # for a change, or else it is tried again after a while
+@pytest.mark.parametrize(
+    "waits", [True, False]
+)  # for a change, or else it is tried again after a while
 def test_error_beside_an_index_is_logged_and_the_next_update_runs(
     kind, waits, encoder, tmp_path, monkeypatch, caplog
 ) -> None:
@@ -174,7 +190,9 @@ def test_error_beside_an_index_is_logged_and_the_next_update_runs(
     with updates(encoder, folder, index) as thread:
         opened = thread.open_index()
         go.set()
-        wait_until(lambda: "the index stays as it is: out of order" in caplog.text, within_s=PATIENCE_S)
+        wait_until(
+            lambda: "the index stays as it is: out of order" in caplog.text, within_s=PATIENCE_S
+        )
         assert thread.problem == "out of order"
         for number in range(2):
             if waits:
@@ -185,22 +203,34 @@ def test_error_beside_an_index_is_logged_and_the_next_update_runs(
     assert caplog.text.count("out of order") == 1  # told once
 
 
-def test_folder_nested_a_thousand_deep_beside_others_stops_no_update(encoder, tmp_path, caplog) -> None:
-    folder, index = write_folder(tmp_path / "images", table=False, numbers=range(1)), tmp_path / "index"
+def test_folder_nested_a_thousand_deep_beside_others_stops_no_update(
+    encoder, tmp_path, caplog
+) -> None:
+    folder, index = (
+        write_folder(tmp_path / "images", table=False, numbers=range(1)),
+        tmp_path / "index",
+    )
     with updates(encoder, folder, index) as thread:
         opened = thread.open_index()
         wait_until(lambda: opened.complete, within_s=PATIENCE_S)
         with nested_folders(folder / "sub"):
             drawings()[20].save(folder / "new.png")
-            wait_until(lambda: opened.num_images == 2 and opened.num_skipped == 1, within_s=PATIENCE_S)
+            wait_until(
+                lambda: opened.num_images == 2 and opened.num_skipped == 1, within_s=PATIENCE_S
+            )
             drawings()[21].save(folder / "newer.png")
             wait_until(lambda: opened.num_images == 3, within_s=PATIENCE_S)
         wait_until(lambda: opened.num_skipped == 0, within_s=PATIENCE_S)
     assert caplog.messages == []
 
 
-def test_emptied_folder_forgets_its_images_and_one_whose_disk_is_gone_keeps_them(encoder, tmp_path, caplog) -> None:
-    folder, index = write_folder(tmp_path / "images", table=False, numbers=range(3)), tmp_path / "index"
+def test_emptied_folder_forgets_its_images_and_one_whose_disk_is_gone_keeps_them(
+    encoder, tmp_path, caplog
+) -> None:
+    folder, index = (
+        write_folder(tmp_path / "images", table=False, numbers=range(3)),
+        tmp_path / "index",
+    )
     with updates(encoder, folder, index) as thread:
         opened = thread.open_index()
         wait_until(lambda: opened.complete, within_s=PATIENCE_S)
@@ -223,10 +253,21 @@ def test_emptied_folder_forgets_its_images_and_one_whose_disk_is_gone_keeps_them
         wait_until(lambda: opened.num_images == 1, within_s=PATIENCE_S)
 
 
-def test_words_in_images_are_found_where_the_extra_is_installed(encoder, tmp_path, monkeypatch) -> None:
+def test_words_in_images_are_found_where_the_extra_is_installed(
+    encoder, tmp_path, monkeypatch
+) -> None:
     folder, asked = write_folder(tmp_path / "images", table=False, numbers=range(3)), []
     monkeypatch.setattr(photos, "serve_photos", lambda *_, ocr, **__: asked.append(ocr))
-    line = ["photos", str(folder), "--model", str(encoder.folder), "--index", str(tmp_path / "index"), "--port", "0"]
+    line = [
+        "photos",
+        str(folder),
+        "--model",
+        str(encoder.folder),
+        "--index",
+        str(tmp_path / "index"),
+        "--port",
+        "0",
+    ]
     for option in ([], ["--no-ocr"], ["--ocr"]):
         main([*line, *option])
     assert asked == [True, False, True]
@@ -237,14 +278,26 @@ def test_words_in_images_are_found_where_the_extra_is_installed(encoder, tmp_pat
     with updates(encoder, folder, tmp_path / "index", ocr=True) as thread:
         opened = thread.open_index()
         wait_until(lambda: opened.complete, within_s=PATIENCE_S)
-        assert Path(Searcher(encoder, opened).search("Invoice Acme", top=1).hits[0].path).name == "scan 17.png"
+        assert (
+            Path(Searcher(encoder, opened).search("Invoice Acme", top=1).hits[0].path).name
+            == "scan 17.png"
+        )
 
 
-def test_neither_the_index_nor_hidden_folders_are_changes_behind_a_link(encoder, tmp_path, monkeypatch) -> None:
+def test_neither_the_index_nor_hidden_folders_are_changes_behind_a_link(
+    encoder, tmp_path, monkeypatch
+) -> None:
     folder = write_folder(tmp_path / "real" / "images", numbers=range(1))
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    changed = {"sub/new.png": True, ".thumbnails/new.png": False, "index/index.json": False, "sub": True}
-    monkeypatch.setattr(watchfiles, "watch", lambda root, **_: [[(1, f"{root}/{name}")] for name in changed])
+    changed = {
+        "sub/new.png": True,
+        ".thumbnails/new.png": False,
+        "index/index.json": False,
+        "sub": True,
+    }
+    monkeypatch.setattr(
+        watchfiles, "watch", lambda root, **_: [[(1, f"{root}/{name}")] for name in changed]
+    )
     index = tmp_path / "link" / "images" / ".." / "images" / "index"
     for given in (folder, tmp_path / "link" / "images"):
         seen = photos._Updates(encoder, given, index, ocr=False, console=None)._watch()
@@ -280,9 +333,20 @@ def test_page_is_opened_where_there_is_a_screen(encoder, tmp_path, monkeypatch, 
     caplog.set_level("INFO", photos.__name__)
     opened, served = [], []
     monkeypatch.setattr(webbrowser, "open", opened.append)
-    monkeypatch.setattr(photos, "serve", lambda _, parts, *__: served.append(parts.index.num_images))
+    monkeypatch.setattr(
+        photos, "serve", lambda _, parts, *__: served.append(parts.index.num_images)
+    )
     folder = write_folder(tmp_path / "images", numbers=range(2))
-    line = ["photos", str(folder), "--model", str(encoder.folder), "--index", str(tmp_path / "index"), "--port", "0"]
+    line = [
+        "photos",
+        str(folder),
+        "--model",
+        str(encoder.folder),
+        "--index",
+        str(tmp_path / "index"),
+        "--port",
+        "0",
+    ]
     for display, option, number in (("", [], 0), (":0", ["--no-open"], 0), (":0", [], 1)):
         monkeypatch.setenv("DISPLAY", display)
         monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
@@ -292,10 +356,15 @@ def test_page_is_opened_where_there_is_a_screen(encoder, tmp_path, monkeypatch, 
         wait_until(lambda: len(opened) == number, within_s=PATIENCE_S)  # noqa: B023
     assert opened[0].startswith("http://127.0.0.1:")
     assert served == [2, 2, 2]
-    assert [": 2 new" in each for each in caplog.messages][:2] == [True, False]  # the same command goes on
+    assert [": 2 new" in each for each in caplog.messages][:2] == [
+        True,
+        False,
+    ]  # the same command goes on
 
 
-def test_missing_network_names_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch, capsys) -> None:
+def test_missing_network_names_what_to_fetch_and_where_to_put_it(
+    tmp_path, monkeypatch, capsys
+) -> None:
     monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("VLMO_WEIGHTS", "http://127.0.0.1:9")  # where nobody listens
     monkeypatch.setattr(download, "_TRIES", 1)
@@ -304,7 +373,10 @@ def test_missing_network_names_what_to_fetch_and_where_to_put_it(tmp_path, monke
     first, second = capsys.readouterr().err.strip().splitlines()
     assert "cannot be downloaded" in first
     assert str(tmp_path / "cache" / "files") in first
-    assert all(words in second for words in ("vlmo_base_patch16_384_coco.pt", "vocab.txt", "--model vlmo-small"))
+    assert all(
+        words in second
+        for words in ("vlmo_base_patch16_384_coco.pt", "vocab.txt", "--model vlmo-small")
+    )
 
 
 def test_wrong_use_is_one_line(gallery, tmp_path, capsys) -> None:

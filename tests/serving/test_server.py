@@ -43,7 +43,9 @@ def slow(gallery, go: Path) -> Iterator[ServerProcess]:
 
 
 def search(server: ServerProcess) -> httpx.Response:
-    return httpx.post(f"{server.address}/v1/search", json={"text": "a red circle", "top": 1}, timeout=PATIENCE_S)
+    return httpx.post(
+        f"{server.address}/v1/search", json={"text": "a red circle", "top": 1}, timeout=PATIENCE_S
+    )
 
 
 def metrics(server: ServerProcess) -> str:
@@ -64,7 +66,9 @@ def test_client_that_goes_away_gives_its_place_back(slow, go) -> None:
     go.touch()
     assert search(slow).status_code == 200
     go.unlink()
-    assert 'vlmo_batch_rows_sum{kind="texts"} 1.0' in metrics(slow)  # the text of the one who left was not encoded
+    assert 'vlmo_batch_rows_sum{kind="texts"} 1.0' in metrics(
+        slow
+    )  # the text of the one who left was not encoded
 
 
 def test_full_queue_is_503_and_sigterm_finishes_what_runs_and_ends_with_0(slow, go) -> None:
@@ -111,14 +115,22 @@ def _serve_and_never_decode(arguments: list[str], begun: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "path", "exit_code"), [("POST", "search", 0), ("GET", "images/{}", 1)])
-def test_server_ends_in_time_whatever_it_decodes(gallery, tmp_path, method, path, exit_code) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "exit_code"), [("POST", "search", 0), ("GET", "images/{}", 1)]
+)
+def test_server_ends_in_time_whatever_it_decodes(
+    gallery, tmp_path, method, path, exit_code
+) -> None:
     begun = tmp_path / "begun"
     with (
-        ServerProcess(gallery.model, "--index", gallery.index, run=_serve_and_never_decode, go=begun) as stuck,
+        ServerProcess(
+            gallery.model, "--index", gallery.index, run=_serve_and_never_decode, go=begun
+        ) as stuck,
         concurrent.futures.ThreadPoolExecutor(1) as threads,
     ):
-        found = httpx.post(f"{stuck.address}/v1/search", json={"text": "a", "rerank": 0}).json()["hits"][0]["id"]
+        found = httpx.post(f"{stuck.address}/v1/search", json={"text": "a", "rerank": 0}).json()[
+            "hits"
+        ][0]["id"]
         address, options = (
             f"{stuck.address}/v1/{path.format(found)}",
             {"json": {"image": "aGk="}, "timeout": PATIENCE_S},
@@ -148,7 +160,9 @@ def hasty() -> Iterator[uvicorn.Server]:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    hasty = type("Hasty", (_Patient,), {"settings": Settings(header_seconds=HASTY_S), "most": CONNECTIONS})
+    hasty = type(
+        "Hasty", (_Patient,), {"settings": Settings(header_seconds=HASTY_S), "most": CONNECTIONS}
+    )
     with running(app, http=hasty, lifespan="off") as server:
         yield server
 
@@ -160,22 +174,31 @@ def test_head_that_never_ends_is_given_up(hasty) -> None:
             if began:
                 connection.sendall(began)
             assert connection.recv(1000) == b""
-        assert HASTY_S <= time.monotonic() - start + 0.05 < PATIENCE_S / 2  # clocks differ by little
+        assert (
+            HASTY_S <= time.monotonic() - start + 0.05 < PATIENCE_S / 2
+        )  # clocks differ by little
     with httpx.Client(base_url=f"http://127.0.0.1:{address_of(hasty)[1]}") as client:
         assert client.get("/").status_code == 204
         time.sleep(1.5 * HASTY_S)
-        assert client.get("/").status_code == 204  # of a connection that was kept, after more than the patience
+        assert (
+            client.get("/").status_code == 204
+        )  # of a connection that was kept, after more than the patience
 
 
 def test_idle_connections_make_room_for_requests(hasty, caplog) -> None:
     with contextlib.ExitStack() as opened:
-        connect = (socket.create_connection(address_of(hasty), timeout=PATIENCE_S) for _ in range(3 * CONNECTIONS))
+        connect = (
+            socket.create_connection(address_of(hasty), timeout=PATIENCE_S)
+            for _ in range(3 * CONNECTIONS)
+        )
         idle = [opened.enter_context(connection) for connection in connect]
         assert httpx.get(f"http://127.0.0.1:{address_of(hasty)[1]}").status_code == 204
         assert len(hasty.server_state.connections) <= CONNECTIONS
         with contextlib.suppress(ConnectionResetError):
             assert idle[0].recv(1) == b""  # the oldest
-    assert caplog.messages == [f"more than {CONNECTIONS} connections: closing those without a request"]
+    assert caplog.messages == [
+        f"more than {CONNECTIONS} connections: closing those without a request"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +228,9 @@ def test_far_too_few_open_files_are_an_error(monkeypatch) -> None:
 def test_answers_are_sent_without_delay(hasty) -> None:
     with httpx.Client(base_url=f"http://127.0.0.1:{address_of(hasty)[1]}") as client:
         assert client.get("/").status_code == 204
-        accepted = [each.transport.get_extra_info("socket") for each in hasty.server_state.connections]
+        accepted = [
+            each.transport.get_extra_info("socket") for each in hasty.server_state.connections
+        ]
         assert accepted
         assert all(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in accepted)
 
@@ -259,7 +284,9 @@ def test_server_knows_this_machines_names_and_those_that_are_given(given, host, 
     with TestClient(create_app(Parts(), settings)) as client:
         for name in ("127.0.0.1:8000", "[::1]:8000", "LOCALHOST", "a.example"):
             assert client.get("/healthz", headers={"host": name}).status_code == 200
-        assert client.get("/healthz", headers={"host": "evil.example"}).status_code == (421 if names else 200)
+        assert client.get("/healthz", headers={"host": "evil.example"}).status_code == (
+            421 if names else 200
+        )
 
 
 @pytest.mark.parametrize(

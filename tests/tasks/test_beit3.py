@@ -47,28 +47,43 @@ def test_loss_is_the_sum_of_the_means_over_masked_tokens() -> None:
     for head in (trained.model.mlm_head.decoder, trained.model.mim_head.decoder):
         head.weight.zero_()
         head.bias.zero_()
-    trained.model.mim_head.decoder.bias[32] = math.log(3)  # a share of 3 in 66 for token 32, else of 1 in 66
+    trained.model.mim_head.decoder.bias[32] = math.log(
+        3
+    )  # a share of 3 in 66 for token 32, else of 1 in 66
     losses = trained(BATCH)
     close(losses["pair_mlm"], torch.tensor(math.log(96)))
     close(losses["text_mlm"], torch.tensor(math.log(96)))
     for prefix, name in (("", "pair_mim"), ("images.", "image_mim")):
         masked = BATCH[f"{prefix}bool_masked_pos"]
-        share = (FixedTokens().tokenize(BATCH[f"{prefix}pixel_values"], grid=(4, 4)) == 32)[masked].float().mean()
+        share = (
+            (FixedTokens().tokenize(BATCH[f"{prefix}pixel_values"], grid=(4, 4)) == 32)[masked]
+            .float()
+            .mean()
+        )
         assert 0 < share < 1
         close(losses[name], math.log(66) - share * math.log(3))
-    close(losses["loss"], sum(losses[name] for name in ("pair_mlm", "pair_mim", "text_mlm", "image_mim")))
+    close(
+        losses["loss"],
+        sum(losses[name] for name in ("pair_mlm", "pair_mim", "text_mlm", "image_mim")),
+    )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("changes", [{}, BEIT3], ids=["shared", "beit3"])
 def test_losses_are_those_of_all_logits(changes) -> None:
-    trained, words, patches = objective(**changes), BATCH["mlm_labels"] != -100, BATCH["bool_masked_pos"]
+    trained, words, patches = (
+        objective(**changes),
+        BATCH["mlm_labels"] != -100,
+        BATCH["bool_masked_pos"],
+    )
     losses = trained(make_batch())
     assert set(losses) == {"loss", "pair_mlm", "pair_mim", "pair_mlm_accuracy", "pair_mim_accuracy"}
     masked = {"bool_masked_pos": patches, "mask_token": trained.model.mim_head.mask_token}
 
     def logits(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        states = trained.model.vlmo(pixels, BATCH["mlm_input_ids"], BATCH["attention_mask"], **masked)
+        states = trained.model.vlmo(
+            pixels, BATCH["mlm_input_ids"], BATCH["attention_mask"], **masked
+        )
         of_patches = trained.model.mim_head(states.image_hidden_state[:, 1:])
         return trained.model.mlm_head(states.text_hidden_state)[words], of_patches[patches]
 
@@ -88,7 +103,11 @@ def test_experts_learn_from_what_goes_through_them() -> None:
     """In the top layer pairs go through the vision-language expert, so the others learn from images or texts alone."""
     trained = objective()
     for given, expected in (((), set()), (("images.",), {"vision"}), (("texts.",), {"language"})):
-        batch = {name: value for name, value in BATCH.items() if not name.startswith(tuple({*ALONE} - {*given}))}
+        batch = {
+            name: value
+            for name, value in BATCH.items()
+            if not name.startswith(tuple({*ALONE} - {*given}))
+        }
         found = {name for name, gradient in gradients(trained, batch).items() if gradient.any()}
         top = {name.split(".")[4] for name in found if name.startswith("vlmo.blocks.2.experts.")}
         assert top == expected | {"vision_language"}
@@ -118,7 +137,9 @@ def test_pairs_images_and_texts_are_drawn_with_seeds_of_their_own(recipe) -> Non
 
 
 def test_pairs_serve_as_images_and_texts_in_another_order(recipe, tmp_path) -> None:
-    recipe = replace(recipe, task=replace(recipe.task, images=AloneConfig(), texts=AloneConfig(per_pair=0)))
+    recipe = replace(
+        recipe, task=replace(recipe.task, images=AloneConfig(), texts=AloneConfig(per_pair=0))
+    )
     (batch,) = next(iter(build(recipe, run_dir=tmp_path).loader(0)))
     assert "texts.input_ids" not in batch
     assert not torch.equal(batch["sample_ids"], batch["images.sample_ids"])

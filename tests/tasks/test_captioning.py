@@ -37,7 +37,9 @@ def images(tmp_path_factory) -> Path:
         (folder / color).mkdir(exist_ok=True)
         Image.new("RGB", (20 + number, 24), COLORS[color]).save(folder / name)
         captions = [f"a {color} {shape}" for shape in SHAPES]
-        lines.append({"image": name, "captions": captions, "split": "test" if number < 8 else "train"})
+        lines.append(
+            {"image": name, "captions": captions, "split": "test" if number < 8 else "train"}
+        )
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -47,7 +49,9 @@ def run(images, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     plain = DataConfig(str(images), transform=TransformConfig(rand_augment_ops=0))
     text = TextConfig(vocab_size=90, learn_from=(str(images),), max_length=16)
-    recipe = tiny(CaptioningTask(), images, sizes=LIVELY, steps=160, batch=16, lr=3e-3, data=plain, text=text)
+    recipe = tiny(
+        CaptioningTask(), images, sizes=LIVELY, steps=160, batch=16, lr=3e-3, data=plain, text=text
+    )
     assert build(recipe, run_dir=folder, device="cpu").fit().status == "finished"
     return folder / "model"
 
@@ -87,7 +91,9 @@ def test_folders_are_captioned_once_into_a_table_that_others_read(run, images, t
         assert table.about(below, str(tmp_path / line["image"])).captions == (line["caption"],)
         assert line["caption"] in {f"a {color} {shape}" for shape in SHAPES}
     with pytest.raises(ValueError, match=r"photos/red has no image, or is not in .*below"):
-        caption_files(run, [tmp_path / "photos" / "red"], tmp_path / "below" / "captions.jsonl", device="cpu")
+        caption_files(
+            run, [tmp_path / "photos" / "red"], tmp_path / "below" / "captions.jsonl", device="cpu"
+        )
 
 
 def test_metrics_by_hand():

@@ -33,10 +33,14 @@ def write_rows(path, *, captions=None, split="test"):
 def test_accuracies_are_those_of_the_scores_one_by_one(folders, tmp_path):
     result = evaluate(folders["retrieval"], source=write_rows(tmp_path / "set"), device="cpu")
     model, processor = load_retrieval_model(folders["retrieval"], device="cpu")
-    assert [(row["image_id"], row["kind"]) for row in result.predictions] == list(zip(COLORS, KINDS, strict=True))
+    assert [(row["image_id"], row["kind"]) for row in result.predictions] == list(
+        zip(COLORS, KINDS, strict=True)
+    )
     for row in result.predictions:
         texts = [row["caption"], row["false_caption"]]
-        encoded = processor(images=Image.new("RGB", (64, 64), row["image_id"]), text=texts, return_tensors="pt")
+        encoded = processor(
+            images=Image.new("RGB", (64, 64), row["image_id"]), text=texts, return_tensors="pt"
+        )
         with torch.inference_mode():
             output = model(**encoded)
             similarity = (output.text_embeds @ output.image_embeds.T)[:, 0]
@@ -60,7 +64,11 @@ def test_a_model_without_a_matching_head_is_measured_as_dual_encoder(folders, tm
 
 def test_rows_of_another_form_are_refused(folders, tmp_path):
     with pytest.raises(ValueError, match="red has 2 captions; expected one true caption"):
-        evaluate(folders["retrieval"], source=write_rows(tmp_path / "two", captions=["red", "a red one"]), device="cpu")
+        evaluate(
+            folders["retrieval"],
+            source=write_rows(tmp_path / "two", captions=["red", "a red one"]),
+            device="cpu",
+        )
     source = write_rows(tmp_path / "set", split="validation")
     with pytest.raises(ValueError, match="has false captions"):
         choose_rerank_weight(folders["retrieval"], source=source, split="validation", device="cpu")

@@ -31,7 +31,9 @@ def class_batch(count: int = 4):
 
 
 def classifier(config: ClassificationConfig | None = None) -> ClassificationObjective:
-    return ClassificationObjective(toy(VLMoForImageClassification, num_labels=CLASSES), config=config)
+    return ClassificationObjective(
+        toy(VLMoForImageClassification, num_labels=CLASSES), config=config
+    )
 
 
 class Listener:
@@ -83,7 +85,9 @@ def test_cutmix_labels_by_area() -> None:
     shares = set()
     for mixed, targets in listener.seen:
         foreign = (mixed[0] == batch["pixel_values"][3]).all(dim=0).float().mean().item()
-        assert ((mixed[0] == batch["pixel_values"][0]) | (mixed[0] == batch["pixel_values"][3])).all()
+        assert (
+            (mixed[0] == batch["pixel_values"][0]) | (mixed[0] == batch["pixel_values"][3])
+        ).all()
         torch.testing.assert_close(targets[0, 3].item(), 0.025 + 0.9 * foreign, atol=1e-6, rtol=0)
         shares.add(round(foreign, 3))
     assert len(shares) > 1
@@ -112,7 +116,8 @@ def test_mixing_repeats_with_the_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"mixup": -1.0}, {"cutmix": -0.1}, {"mix_probability": 2.0}, {"label_smoothing": 1.0}]
+    "settings",
+    [{"mixup": -1.0}, {"cutmix": -0.1}, {"mix_probability": 2.0}, {"label_smoothing": 1.0}],
 )
 def test_wrong_mixing_is_refused(settings) -> None:
     with pytest.raises(ValueError, match="give"):
@@ -170,7 +175,11 @@ def make_pair_batch(kind: str) -> dict[str, Tensor]:
 
 def with_logits(objective: torch.nn.Module, logits: Tensor) -> torch.nn.Module:
     """The objective with a head that gives these logits to each row, whatever it reads."""
-    head = objective.model.answer_head if isinstance(objective, QuestionObjective) else objective.model.reasoning_head
+    head = (
+        objective.model.answer_head
+        if isinstance(objective, QuestionObjective)
+        else objective.model.reasoning_head
+    )
     with torch.no_grad():
         head.classifier.weight.zero_()
         head.classifier.bias.copy_(logits)
@@ -204,6 +213,8 @@ def test_every_part_that_sees_a_pair_is_trained(kind):
     idle = {name for name, parameter in objective.named_parameters() if parameter.grad is None}
     # In the top block all tokens take the fusion expert.
     assert all(
-        name.startswith(("model.vlmo.blocks.2.experts.vision.", "model.vlmo.blocks.2.experts.language."))
+        name.startswith(
+            ("model.vlmo.blocks.2.experts.vision.", "model.vlmo.blocks.2.experts.language.")
+        )
         for name in idle
     )

@@ -50,11 +50,15 @@ def labelled(dataset: Dataset, **options) -> Examples:
 
 
 def segment_set(rows: list[dict] | None = None) -> Dataset:
-    return Dataset.from_list(segment_rows("train", 6) if rows is None else rows, features=SEGMENT_FEATURES)
+    return Dataset.from_list(
+        segment_rows("train", 6) if rows is None else rows, features=SEGMENT_FEATURES
+    )
 
 
 def segment_examples(dataset: Dataset, **settings) -> SegmentExamples:
-    return SegmentExamples(dataset, transform=SEGMENT_TRANSFORM, num_classes=len(PIXELS), seed=0, **settings)
+    return SegmentExamples(
+        dataset, transform=SEGMENT_TRANSFORM, num_classes=len(PIXELS), seed=0, **settings
+    )
 
 
 def test_labels_go_with_their_pictures() -> None:
@@ -74,7 +78,9 @@ def test_rows_without_a_class_are_named(label) -> None:
     rows = class_rows("train", 3)
     rows[1]["label"] = label
     dataset = Dataset.from_list(rows, features=class_features(NAMES))
-    with pytest.raises(ValueError, match=r"sample 1 \(image_id 'train/1'\) has label .*from 0 to 2"):
+    with pytest.raises(
+        ValueError, match=r"sample 1 \(image_id 'train/1'\) has label .*from 0 to 2"
+    ):
         checked_labels(dataset)
 
 
@@ -88,11 +94,15 @@ def test_masks_go_with_their_pictures() -> None:
     assert IGNORED in batch["labels"]
 
 
-@pytest.mark.parametrize("make", [lambda: labelled(class_set()), lambda: segment_examples(segment_set())])
+@pytest.mark.parametrize(
+    "make", [lambda: labelled(class_set()), lambda: segment_examples(segment_set())]
+)
 def test_augmentation_depends_on_epoch_and_row_alone(make) -> None:
     first, second = make(), make()
     for epoch in (3, 4):
-        for name in ("pixel_values", "labels") if "labels" in first[epoch, 2] else ("pixel_values",):
+        for name in (
+            ("pixel_values", "labels") if "labels" in first[epoch, 2] else ("pixel_values",)
+        ):
             assert torch.equal(first[epoch, 2][name], second[epoch, 2][name])
     assert not torch.equal(first[3, 2]["pixel_values"], first[4, 2]["pixel_values"])
 
@@ -100,7 +110,10 @@ def test_augmentation_depends_on_epoch_and_row_alone(make) -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.full((64, 80), 4, dtype=np.uint8), "classes up to 4; expected 80 x 64, and 0 to 3 or 255"),
+        (
+            np.full((64, 80), 4, dtype=np.uint8),
+            "classes up to 4; expected 80 x 64, and 0 to 3 or 255",
+        ),
         (np.zeros((64, 64), dtype=np.uint8), "the mask has 64 x 64 pixels and .* expected 80 x 64"),
         (np.zeros((64, 80, 3), dtype=np.uint8), "mode RGB"),
     ],
@@ -167,7 +180,9 @@ def test_question_pixels_and_ids_are_the_processors(words):
     assert torch.equal(batch["input_ids"], inputs["input_ids"])
     assert torch.equal(batch["attention_mask"], inputs["attention_mask"])
     # The processor rescales in floats, the transform resizes bytes: half a level of 255 apart, in units of 127.5.
-    torch.testing.assert_close(normalize_pixels(batch["pixel_values"]), inputs["pixel_values"], atol=1 / 127.5, rtol=0)
+    torch.testing.assert_close(
+        normalize_pixels(batch["pixel_values"]), inputs["pixel_values"], atol=1 / 127.5, rtol=0
+    )
 
 
 def test_questions_without_answers_can_be_read_but_not_trained_on(words):
@@ -179,9 +194,13 @@ def test_questions_without_answers_can_be_read_but_not_trained_on(words):
 
 def test_questions_without_an_answer_are_counted_and_left_out_of_training(words, caplog):
     caplog.set_level("INFO")
-    rows = Dataset.from_list([question_row(n, known=n > 0) for n in range(3)], features=QUESTION_FEATURES)
+    rows = Dataset.from_list(
+        [question_row(n, known=n > 0) for n in range(3)], features=QUESTION_FEATURES
+    )
     examples = questions(rows, words)
-    assert [examples[0, row]["labels"].argmax().item() for row in range(len(examples))] == [ANSWERS.index("yes")] * 2
+    assert [examples[0, row]["labels"].argmax().item() for row in range(len(examples))] == [
+        ANSWERS.index("yes")
+    ] * 2
     assert len(questions(rows, words, num_answers=None)) == 3
     assert caplog.messages == ["1 questions without an answer are left out of training"]
 
@@ -190,7 +209,10 @@ def test_questions_without_an_answer_are_counted_and_left_out_of_training(words,
 def test_answers_outside_the_list_are_named(numbers, words):
     wrong = question_row(1, answer_labels=numbers, answer_scores=[1.0] * len(numbers))
     rows = Dataset.from_list([question_row(0), wrong], features=QUESTION_FEATURES)
-    with pytest.raises(ValueError, match=r"question '101' has answer numbers .*; the set's list has 6 answers, 0 to 5"):
+    with pytest.raises(
+        ValueError,
+        match=r"question '101' has answer numbers .*; the set's list has 6 answers, 0 to 5",
+    ):
         questions(rows, words)
 
 
@@ -220,14 +242,18 @@ def test_reasoning_labels_must_be_known_for_training(words):
     assert "labels" not in sentences(rows, words, labelled=False)[0, 0]
     with pytest.raises(ValueError, match="the label of 'toy-0-0-0' is not known"):
         sentences(rows, words)
-    rows = Dataset.from_list([reasoning_row(0), reasoning_row(1, label=2)], features=REASONING_FEATURES)
+    rows = Dataset.from_list(
+        [reasoning_row(0), reasoning_row(1, label=2)], features=REASONING_FEATURES
+    )
     with pytest.raises(ValueError, match="the label of 'toy-0-1-0' is 2; expected 1"):
         sentences(rows, words)
 
 
 def test_a_missing_second_picture_is_named(words):
     rows = Dataset.from_list([reasoning_row(0, second_image=None)], features=REASONING_FEATURES)
-    with pytest.raises(ValueError, match=r"sample 0 \(image_id 'toy-0-0-0'\): the row holds no second_image"):
+    with pytest.raises(
+        ValueError, match=r"sample 0 \(image_id 'toy-0-0-0'\): the row holds no second_image"
+    ):
         sentences(rows, words)[0, 0]
 
 

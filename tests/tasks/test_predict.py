@@ -64,7 +64,9 @@ def test_each_task_answers(task, folders, files, tmp_path):
             assert (image.format, image.size) == ("PNG", (384, 288))
     if task in {"vqa", "classification"}:
         assert {row[name] for row in found.rows} == set(values)
-        assert [row["confidence"] for row in found.rows] == sorted((r["confidence"] for r in found.rows), reverse=True)
+        assert [row["confidence"] for row in found.rows] == sorted(
+            (r["confidence"] for r in found.rows), reverse=True
+        )
     with (console := Console(width=100)).capture() as shown:
         console.print(found.table())
     assert str(first[name])[:8] in shown.get()  # longer captions are wrapped
@@ -73,7 +75,11 @@ def test_each_task_answers(task, folders, files, tmp_path):
 
 def test_table_shows_no_control_characters_of_a_model() -> None:
     with (console := Console(width=100)).capture() as shown:
-        console.print(Predicted("vqa", rows=[{"answer": "red\x1b]0;title\x07\x9b2J", "image": "a\x1b[2J.png"}]).table())
+        console.print(
+            Predicted(
+                "vqa", rows=[{"answer": "red\x1b]0;title\x07\x9b2J", "image": "a\x1b[2J.png"}]
+            ).table()
+        )
     assert "red" in shown.get()
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown.get())
 
@@ -90,33 +96,55 @@ def test_pairs_are_those_of_the_model(folders, files):
         similarity = output.image_embeds @ output.text_embeds.T
     assert len(rows) == 6
     for image, of_image in enumerate((rows[:3], rows[3:])):
-        assert [row["similarity"] for row in of_image] == sorted((r["similarity"] for r in of_image), reverse=True)
+        assert [row["similarity"] for row in of_image] == sorted(
+            (r["similarity"] for r in of_image), reverse=True
+        )
         for row in of_image:
             text = given.texts.index(row["text"])
             assert row["image"] == str(given.images[image])
             assert row["similarity"] == pytest.approx(similarity[image, text].item(), abs=ATOL)
             with torch.no_grad():
                 logits = model.match(
-                    inputs["pixel_values"][[image]], inputs["input_ids"][[text]], inputs["attention_mask"][[text]]
+                    inputs["pixel_values"][[image]],
+                    inputs["input_ids"][[text]],
+                    inputs["attention_mask"][[text]],
                 )
             assert row["match"] == pytest.approx(logits.softmax(-1)[0, 1].item(), abs=ATOL)
 
 
 def test_one_text_finds_the_best_pictures(folders, files):
-    rows = predict(folders["dual"], Inputs(tuple(files.values()), texts=("is it red",), top=3), device="cpu").rows
+    rows = predict(
+        folders["dual"], Inputs(tuple(files.values()), texts=("is it red",), top=3), device="cpu"
+    ).rows
     assert len(rows) == 3
-    assert [row["similarity"] for row in rows] == sorted((row["similarity"] for row in rows), reverse=True)
+    assert [row["similarity"] for row in rows] == sorted(
+        (row["similarity"] for row in rows), reverse=True
+    )
     assert "match" not in rows[0]
 
 
 WRONG = [  # task, images, other inputs, and the refusal
-    *((task, 1, {"question": "why?"}, f"is for {task} and needs .* a question") for task in TASKS if task != "vqa"),
-    ("vqa", 1, {}, "is for vqa and needs one --image and a --question; given were 1 images, 0 texts and no"),
+    *(
+        (task, 1, {"question": "why?"}, f"is for {task} and needs .* a question")
+        for task in TASKS
+        if task != "vqa"
+    ),
+    (
+        "vqa",
+        1,
+        {},
+        "is for vqa and needs one --image and a --question; given were 1 images, 0 texts and no",
+    ),
     ("vqa", 2, {"question": "why?"}, "given were 2 images"),
     ("vqa", 1, {"question": " "}, "no empty texts"),
     ("nlvr2", 1, {"texts": (SENTENCE,)}, "needs two images after --image and one --text"),
     ("classification", 0, {}, "needs images after --image; given were 0 images"),
-    ("classification", 1, {"texts": ("red",)}, "needs images after --image; given were 1 images, 1 texts"),
+    (
+        "classification",
+        1,
+        {"texts": ("red",)},
+        "needs images after --image; given were 1 images, 1 texts",
+    ),
     ("segmentation", 2, {}, "needs one --image"),
     ("captioning", 1, {"texts": ("red",)}, "needs images after --image"),
     ("classification", 1, {"caption": True}, "is for classification and needs images"),
@@ -133,8 +161,12 @@ def test_inputs_that_do_not_fit_are_refused(folders, files):
 
 
 def test_other_mistakes_are_told(folders, files, tmp_path):
-    with pytest.raises(ValueError, match=r"a PNG file of the tasks vqa and segmentation; .* is for classification"):
-        predict(folders["classification"], inputs_for("classification", files, save=tmp_path / "x.png"))
+    with pytest.raises(
+        ValueError, match=r"a PNG file of the tasks vqa and segmentation; .* is for classification"
+    ):
+        predict(
+            folders["classification"], inputs_for("classification", files, save=tmp_path / "x.png")
+        )
     with pytest.raises(ValueError, match="top is 0"):
         predict(folders["vqa"], inputs_for("vqa", files, top=0))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")

@@ -33,10 +33,17 @@ def test_folder_tells_its_task(task, folders, sources, tmp_path):
     assert result.task == task_of(folders[task]).name == task
     assert next(iter(result.metrics)) == FIRST[task]
     assert set(result.chance) <= set(result.metrics)
-    values = [value for each in (result.metrics, result.chance) for name, value in each.items() if name != "cider"]
+    values = [
+        value
+        for each in (result.metrics, result.chance)
+        for name, value in each.items()
+        if name != "cider"
+    ]
     assert all(0 <= value <= 1 for value in values)
     assert result[FIRST[task]].meaning
-    read = json.loads(result.write_json(tmp_path / "figures.json", folder=folders[task]).read_text())
+    read = json.loads(
+        result.write_json(tmp_path / "figures.json", folder=folders[task]).read_text()
+    )
     assert read["metrics"] == result.metrics
     assert len(read["predictions"]) == read["num_predictions"] > 0
     assert read["published"] is None
@@ -52,13 +59,22 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_values_stand_beside_the_measured_ones(name, folders, sources, monkeypatch, tmp_path, capsys):
+def test_published_values_stand_beside_the_measured_ones(
+    name, folders, sources, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     model, file = MODELS[name], tmp_path / "figures.json"
     shutil.copytree(folders[model.task], tmp_path / "cache" / "models" / name)
-    line = ["--data", str(sources[model.task]), "--split", SPLITS.get(model.task, "test"), "--device", "cpu"]
+    line = [
+        "--data",
+        str(sources[model.task]),
+        "--split",
+        SPLITS.get(model.task, "test"),
+        "--device",
+        "cpu",
+    ]
     main(["evaluate", name, *line, "--out", str(file)])
     shown = capsys.readouterr().out
     cells = [[cell.strip() for cell in row.split("│")] for row in shown.splitlines()]
@@ -74,7 +90,9 @@ def test_published_values_stand_beside_the_measured_ones(name, folders, sources,
 
 
 def test_limit_reads_the_first_rows(folders, sources):
-    assert len(evaluated("retrieval", folders, sources, limit=3, batch_size=2).predictions) == 6  # captions, pictures
+    assert (
+        len(evaluated("retrieval", folders, sources, limit=3, batch_size=2).predictions) == 6
+    )  # captions, pictures
     assert len(evaluated("nlvr2", folders, sources, limit=3).predictions) == 3
     with pytest.raises(ValueError, match="limit is 0"):
         evaluated("vqa", folders, sources, limit=0)
@@ -88,9 +106,16 @@ def test_retrieval_can_be_scored_again_from_its_rows(folders, sources):
             ranks = [row[f"{prefix}rank"] for row in result.predictions if row["query"] == query]
             assert len(ranks) == 32
             for k in (1, 5, 10):
-                assert sum(rank <= k for rank in ranks) / 32 == result.metrics[f"{prefix}{direction}@{k}"]
+                assert (
+                    sum(rank <= k for rank in ranks) / 32
+                    == result.metrics[f"{prefix}{direction}@{k}"]
+                )
     for row in result.predictions:
-        right = row["image_id"] if row["query"] == "caption" else f"number {row['image_id'].partition('.')[0]}"
+        right = (
+            row["image_id"]
+            if row["query"] == "caption"
+            else f"number {row['image_id'].partition('.')[0]}"
+        )
         for prefix in ("", "rerank_"):
             found = row[f"{prefix}found"]
             places = [place for place, name in enumerate(found, 1) if name.endswith(right)]
@@ -118,7 +143,9 @@ def test_folder_of_another_task_is_refused(task, folders, sources):
 
 
 def test_folder_for_no_task_is_refused(folders, tmp_path):
-    with pytest.raises(ValueError, match="holds VLMoForMaskedLM, which is for none of the tasks retrieval, vqa"):
+    with pytest.raises(
+        ValueError, match="holds VLMoForMaskedLM, which is for none of the tasks retrieval, vqa"
+    ):
         evaluate(folders["words"])
     with pytest.raises(ValueError, match=r"is no model folder: it has no config\.json"):
         evaluate(tmp_path)

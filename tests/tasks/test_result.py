@@ -16,7 +16,12 @@ RESULT = TaskResult(
     split="test",
     measured=[
         Metric(
-            "accuracy", 0.75, 0.25, n=4, label="VQA accuracy", meaning="share of questions that get the right answer"
+            "accuracy",
+            0.75,
+            0.25,
+            n=4,
+            label="VQA accuracy",
+            meaning="share of questions that get the right answer",
         ),
         Metric("accuracy[other]", 0.5),
     ],
@@ -38,7 +43,13 @@ def test_table_shows_percent_chance_and_meaning():
         "25.0",
         "share of questions that get the right answer",
     ]
-    assert [cell.strip() for cell in lines[1].strip("│").split("│")] == ["accuracy[other]", "50.0", "", "", ""]
+    assert [cell.strip() for cell in lines[1].strip("│").split("│")] == [
+        "accuracy[other]",
+        "50.0",
+        "",
+        "",
+        "",
+    ]
     assert "vqa, questions test, 2 rows, percent" in shown.get()
     assert "private" not in shown.get()
 
@@ -53,14 +64,23 @@ def test_file_holds_what_it_takes_to_score_again(tmp_path):
     run = tmp_path / "runs" / "mine"
     (run / "model").mkdir(parents=True)
     (run / "recipe.json").write_text('{"seed": 3}')
-    lines = [{"step": 10, "loss": 1.0, "seconds": 2.5}, {"step": 20, "loss": 0.5, "seconds": 5.5}, {"step": 20}]
+    lines = [
+        {"step": 10, "loss": 1.0, "seconds": 2.5},
+        {"step": 20, "loss": 0.5, "seconds": 5.5},
+        {"step": 20},
+    ]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     file = RESULT.write_json(tmp_path / "new" / "figures.json", folder=run / "model")
     read = json.loads(file.read_text())
     assert read["predictions"] == RESULT.predictions
     assert read["metrics"] == RESULT.metrics
     assert read["chance"] == RESULT.chance
-    assert (read["task"], read["data"], read["split"], read["settings"]) == ("vqa", "questions", "test", {"top": 1})
+    assert (read["task"], read["data"], read["split"], read["settings"]) == (
+        "vqa",
+        "questions",
+        "test",
+        {"top": 1},
+    )
     assert read["recipe"] == {"seed": 3}
     assert read["training"] == {"step": 20, "seconds": 5.5}
     assert read["model"] == "runs/mine/model"
@@ -68,7 +88,11 @@ def test_file_holds_what_it_takes_to_score_again(tmp_path):
     assert read["hardware"]["cores"] > 0
     assert "private" not in file.read_text()
     assert '\n  {"question_id": "1", "answer": "café"},\n' in file.read_text()  # a line each
-    small = json.loads(RESULT.write_json(tmp_path / "small.json", folder=run / "model", predictions=False).read_text())
+    small = json.loads(
+        RESULT.write_json(
+            tmp_path / "small.json", folder=run / "model", predictions=False
+        ).read_text()
+    )
     assert small["num_predictions"] == 2
     assert "predictions" not in small
 
@@ -86,7 +110,9 @@ def test_commit_is_that_of_this_checkout():
 
 
 def test_numbers_that_are_none_are_refused(tmp_path):
-    bad = TaskResult(task="vqa", source="x", split="test", measured=[Metric("accuracy", float("nan"))])
+    bad = TaskResult(
+        task="vqa", source="x", split="test", measured=[Metric("accuracy", float("nan"))]
+    )
     with pytest.raises(ValueError, match="JSON"):
         bad.write_json(tmp_path / "figures.json", folder=tmp_path)
     assert not (tmp_path / "figures.json").exists()

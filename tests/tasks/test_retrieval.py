@@ -22,7 +22,9 @@ WITH_MATCHING = VisionLanguageConfig(mlm_weight=0.0, itm_weight=1.0)
 
 @pytest.fixture(scope="module")
 def recipe(pictures, visual_tokenizer, folders):
-    small = shrunk(find_recipe("base-coco-retrieval"), source=pictures, visual_tokenizer=visual_tokenizer)
+    small = shrunk(
+        find_recipe("base-coco-retrieval"), source=pictures, visual_tokenizer=visual_tokenizer
+    )
     return dataclasses.replace(small, init=str(folders["pretraining"]))
 
 
@@ -44,7 +46,11 @@ def test_starts_as_stage_3_left_it_and_drops_what_retrieval_does_not_use(contras
     before = load_file(folders["pretraining"] / "model.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in start.items())
     dropped = set(before) - set(start)
-    assert {name.split(".")[0] for name in dropped} == {"fusion_contrast_head", "match_head", "mlm_head"}
+    assert {name.split(".")[0] for name in dropped} == {
+        "fusion_contrast_head",
+        "match_head",
+        "mlm_head",
+    }
     model, _ = load_retrieval_model(folder)
     assert model.match_head is None
     report = (run_dir / "start.txt").read_text()
@@ -59,7 +65,9 @@ def test_contrast_alone_moves_the_dual_encoder_alone(contrast):
     assert all(".vision_language." in name or ".pooler." in name for name in still)
     assert any(".vision_language." in name for name in still)
     lines = [line for line in read_metrics(run_dir) if "loss" in line]
-    assert all(line["loss"] == line["itc"] and "itm" not in line and "mlm" not in line for line in lines)
+    assert all(
+        line["loss"] == line["itc"] and "itm" not in line and "mlm" not in line for line in lines
+    )
     assert "train/ir@1" in read_metrics(run_dir)[-1]
 
 
@@ -69,7 +77,9 @@ def test_a_teacher_is_learnt_and_no_part_of_the_model(recipe, contrast, tmp_path
     line = [line for line in read_metrics(tmp_path) if "loss" in line][-1]
     assert line["loss"] == pytest.approx(line["itc"] + 4 * line["teacher"], abs=1e-5)
     assert not any("teacher" in name for name in load_file(folder / "model.safetensors"))
-    assert not any("teacher" in name for name, _ in load_retrieval_model(folder)[0].named_parameters())
+    assert not any(
+        "teacher" in name for name, _ in load_retrieval_model(folder)[0].named_parameters()
+    )
 
 
 def test_a_teacher_that_does_not_fit_is_refused(recipe, contrast, tmp_path):
@@ -84,14 +94,27 @@ def test_a_teacher_that_does_not_fit_is_refused(recipe, contrast, tmp_path):
     words, file = processor().tokenizer.get_vocab(), tmp_path / "vocab.txt"
     file.write_text("\n".join(sorted(words, key=words.get)))
     text = dataclasses.replace(recipe.text, vocabulary=str(file))
-    refused(contrast[1], "has vectors of 32 dimensions, the model of 16; set", init=None, model=size, text=text)
+    refused(
+        contrast[1],
+        "has vectors of 32 dimensions, the model of 16; set",
+        init=None,
+        model=size,
+        text=text,
+    )
     model = dataclasses.replace(recipe.model, max_text_positions=304)
     longer = {"model": model, "text": dataclasses.replace(text, max_length=304)}
-    refused(contrast[1], "has 64 positions for text, the recipe 304; set text.max-length to 64", init=None, **longer)
+    refused(
+        contrast[1],
+        "has 64 positions for text, the recipe 304; set text.max-length to 64",
+        init=None,
+        **longer,
+    )
 
 
 def test_with_matching_the_fusion_encoder_is_trained_too(recipe, pictures, tmp_path):
-    start, folder = trained(dataclasses.replace(recipe, task=RetrievalTask(losses=WITH_MATCHING)), tmp_path)
+    start, folder = trained(
+        dataclasses.replace(recipe, task=RetrievalTask(losses=WITH_MATCHING)), tmp_path
+    )
     after = load_file(folder / "model.safetensors")
     moved = {name for name, value in start.items() if not torch.equal(value, after[name])}
     assert any(".vision_language." in name for name in moved)
@@ -105,17 +128,29 @@ def test_with_matching_the_fusion_encoder_is_trained_too(recipe, pictures, tmp_p
 
 def test_goes_on_from_a_folder_of_retrieval_at_another_size(recipe, contrast, tmp_path):
     folder = contrast[1]
-    larger = dataclasses.replace(recipe, init=str(folder), model=dataclasses.replace(recipe.model, image_size=96))
+    larger = dataclasses.replace(
+        recipe, init=str(folder), model=dataclasses.replace(recipe.model, image_size=96)
+    )
     start, again = trained(larger, tmp_path / "second")
-    resized = {line for line in (tmp_path / "second" / "start.txt").read_text().splitlines() if "resized" in line}
+    resized = {
+        line
+        for line in (tmp_path / "second" / "start.txt").read_text().splitlines()
+        if "resized" in line
+    }
     assert resized == {"resized: vlmo.position_bias.table"}
     before = load_file(folder / "model.safetensors")
-    assert all(torch.equal(value, before[n]) for n, value in start.items() if n != "vlmo.position_bias.table")
+    assert all(
+        torch.equal(value, before[n])
+        for n, value in start.items()
+        if n != "vlmo.position_bias.table"
+    )
     assert json.loads((again / "config.json").read_text())["image_size"] == 96
     assert load_retrieval_model(again)[1].image_size == 96
 
 
-def test_an_epoch_has_each_pair_or_each_image_with_another_caption_at_each_visit(recipe, tmp_path, pictures):
+def test_an_epoch_has_each_pair_or_each_image_with_another_caption_at_each_visit(
+    recipe, tmp_path, pictures
+):
     lines = (pictures / "captions.csv").read_text().splitlines()
     table = tmp_path / "captions.csv"
     more = [line.replace("a ", "one more ") for line in lines[1:]]
@@ -125,7 +160,10 @@ def test_an_epoch_has_each_pair_or_each_image_with_another_caption_at_each_visit
     assert recipe.data.unit == "pair"
     for unit, captions in (("pair", 1), ("image", 2)):
         data = dataclasses.replace(recipe.data, source=str(tmp_path), unit=unit)
-        trainer = build(dataclasses.replace(recipe, data=data, evaluate_on=str(tmp_path)), run_dir=tmp_path / unit)
+        trainer = build(
+            dataclasses.replace(recipe, data=data, evaluate_on=str(tmp_path)),
+            run_dir=tmp_path / unit,
+        )
         examples = trainer.loader._examples
         assert len(examples) == len(lines[1:]) * (2 if unit == "pair" else 1)
         seen = {tuple(examples[epoch, 0]["input_ids"].tolist()) for epoch in range(8)}
@@ -134,5 +172,7 @@ def test_an_epoch_has_each_pair_or_each_image_with_another_caption_at_each_visit
 
 
 def test_masked_words_are_refused():
-    with pytest.raises(ValueError, match=r"mlm_weight is 0\.25; fine-tuning for retrieval masks no words"):
+    with pytest.raises(
+        ValueError, match=r"mlm_weight is 0\.25; fine-tuning for retrieval masks no words"
+    ):
         RetrievalTask(losses=VisionLanguageConfig())

@@ -34,8 +34,26 @@ from vlmo.tasks import Inputs, VQATask, evaluate, predict
 from vlmo.types import normalize_pixels
 
 CLOSE = 1e-5
-SIZES = [(64, 64), (200, 50), (40, 160), (64, 60), (90, 45), (30, 61), (128, 64), (64, 64)]  # width, height
-SHAPES = [(64, 64), (32, 128), (128, 32), (64, 64), (48, 80), (80, 48), (48, 80), (64, 64)]  # with patches of 16
+SIZES = [
+    (64, 64),
+    (200, 50),
+    (40, 160),
+    (64, 60),
+    (90, 45),
+    (30, 61),
+    (128, 64),
+    (64, 64),
+]  # width, height
+SHAPES = [
+    (64, 64),
+    (32, 128),
+    (128, 32),
+    (64, 64),
+    (48, 80),
+    (80, 48),
+    (48, 80),
+    (64, 64),
+]  # with patches of 16
 
 
 def noise(size: tuple[int, int], seed: int) -> Image.Image:
@@ -54,7 +72,9 @@ def shaped(folders, tmp_path_factory) -> dict[str, Path]:
     """The toy folders of all tasks, whose processors keep the aspect ratio."""
     copies = {}
     for task in ("retrieval", "vqa", "classification", "captioning"):
-        copies[task] = Path(shutil.copytree(folders[task], tmp_path_factory.mktemp("shaped") / task))
+        copies[task] = Path(
+            shutil.copytree(folders[task], tmp_path_factory.mktemp("shaped") / task)
+        )
         images = image_processor_for(64, aspect_patch_size=16)
         if task == "classification":
             images.save_pretrained(copies[task])
@@ -91,7 +111,9 @@ def test_shapes_have_nearly_as_many_patches_as_the_square():
     assert patch_shapes(64, patch_size=16) == ((32, 128), (48, 80), (64, 64), (80, 48), (128, 32))
     for side in (3, 7, 14, 30):
         shapes = patch_shapes(16 * side, patch_size=16)
-        assert all(0.75 * side**2 < (height // 16) * (width // 16) <= side**2 for height, width in shapes)
+        assert all(
+            0.75 * side**2 < (height // 16) * (width // 16) <= side**2 for height, width in shapes
+        )
         assert [(width, height) for height, width in reversed(shapes)] == list(shapes)
     shapes = patch_shapes(64, patch_size=16)
     assert [shapes[number] for number in nearest_shapes(SIZES, shapes)] == SHAPES
@@ -102,7 +124,9 @@ def test_shapes_have_nearly_as_many_patches_as_the_square():
 def test_results_stay_in_order_whatever_the_shapes():
     calls = []
     items = [torch.full(shape, float(number)) for number, shape in enumerate(SHAPES)]
-    found = by_shape(items, lambda part: calls.append(len(part)) or torch.stack(part).mean(dim=(1, 2)))
+    found = by_shape(
+        items, lambda part: calls.append(len(part)) or torch.stack(part).mean(dim=(1, 2))
+    )
     assert [float(each) for each in found] == list(range(8))
     assert sorted(calls) == [1, 1, 1, 2, 3]
     assert by_shape([], lambda part: part) == []
@@ -112,10 +136,14 @@ def test_results_stay_in_order_whatever_the_shapes():
 def test_batches_of_mixed_shapes_give_what_each_image_gives_alone(task, shaped, data):
     where = {"source": str(data[task]), "split": "train", "device": "cpu", "limit": 8}
     options = {"rerank": 4} if task == "retrieval" else {}
-    alone, together = (evaluate(shaped[task], **where, **options, batch_size=size) for size in (1, 64))
+    alone, together = (
+        evaluate(shaped[task], **where, **options, batch_size=size) for size in (1, 64)
+    )
     for one, other in zip(alone.predictions, together.predictions, strict=True):
         numbers = [name for name in one if isinstance(one[name], float)]
-        assert [one.pop(name) for name in numbers] == pytest.approx([other.pop(name) for name in numbers], abs=2e-4)
+        assert [one.pop(name) for name in numbers] == pytest.approx(
+            [other.pop(name) for name in numbers], abs=2e-4
+        )
         assert one == other
     assert alone.metrics == pytest.approx(together.metrics)
 
@@ -129,16 +157,24 @@ def test_tasks_read_the_shape_of_the_processor(shaped, folders, tmp_path):
     asked = "what color is it?"
     inputs = processor(images=wide, text=asked, return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, 32, 128)
-    torch.testing.assert_close(inputs["pixel_values"][0], EvalTransform.of(processor)(wide), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        inputs["pixel_values"][0], EvalTransform.of(processor)(wide), atol=0.02, rtol=0
+    )
     for same in (wide.convert("L"), np.zeros((50, 200, 3), dtype=np.uint8)):
         assert processor(images=same, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 128)
     with torch.inference_mode():
         scores = model(**inputs).logits[0].sigmoid()
     best = max(scores.tolist())
-    found = predict(shaped["vqa"], Inputs((tmp_path / "wide.png",), question=asked), device="cpu").rows
+    found = predict(
+        shaped["vqa"], Inputs((tmp_path / "wide.png",), question=asked), device="cpu"
+    ).rows
     assert found[0]["confidence"] == pytest.approx(best, abs=1e-3)
-    square = predict(folders["vqa"], Inputs((tmp_path / "wide.png",), question=asked), device="cpu").rows
-    assert [row["confidence"] for row in square] != pytest.approx([row["confidence"] for row in found], abs=1e-3)
+    square = predict(
+        folders["vqa"], Inputs((tmp_path / "wide.png",), question=asked), device="cpu"
+    ).rows
+    assert [row["confidence"] for row in square] != pytest.approx(
+        [row["confidence"] for row in found], abs=1e-3
+    )
     answerer = ImageModel(VQATask, shaped["vqa"], device="cpu")
     mixed = [(answerer.pixels(noise(size, 0)), asked) for size in SIZES]
     one_by_one = torch.cat([answer_scores(answerer, [each]) for each in mixed])
@@ -146,7 +182,9 @@ def test_tasks_read_the_shape_of_the_processor(shaped, folders, tmp_path):
     both = [wide, noise((64, 64), 0)]
     with pytest.raises(ValueError, match="several shapes"):
         processor(images=both, return_tensors="pt")
-    pixels = processor(images=both, size={"height": 48, "width": 64}, return_tensors="pt")["pixel_values"]
+    pixels = processor(images=both, size={"height": 48, "width": 64}, return_tensors="pt")[
+        "pixel_values"
+    ]
     assert pixels.shape == (2, 3, 48, 64)
 
 
@@ -154,16 +192,22 @@ def test_predictions_compare_images_of_several_shapes(shaped, tmp_path):
     for number, size in enumerate(SIZES[:3]):
         noise(size, number).save(tmp_path / f"{number}.png")
     files = tuple(tmp_path / f"{number}.png" for number in range(3))
-    together = predict(shaped["retrieval"], Inputs(files, texts=("one", "two"), top=2), device="cpu").rows
+    together = predict(
+        shaped["retrieval"], Inputs(files, texts=("one", "two"), top=2), device="cpu"
+    ).rows
     alone = [
         row
         for file in files
-        for row in predict(shaped["retrieval"], Inputs((file,), texts=("one", "two"), top=2), device="cpu").rows
+        for row in predict(
+            shaped["retrieval"], Inputs((file,), texts=("one", "two"), top=2), device="cpu"
+        ).rows
     ]
     assert len(together) == 6
     for one, other in zip(alone, together, strict=True):
         assert {one["image"], one["text"]} == {other["image"], other["text"]}
-        assert [one["similarity"], one["match"]] == pytest.approx([other["similarity"], other["match"]], abs=2e-4)
+        assert [one["similarity"], one["match"]] == pytest.approx(
+            [other["similarity"], other["match"]], abs=2e-4
+        )
 
 
 @pytest.mark.parametrize("size", [None, (32, 96)])
@@ -175,17 +219,27 @@ def test_index_embeds_images_in_their_shape(shaped, folders, tmp_path, size):
         settings = json.loads((folder / "processor_config.json").read_text())
         settings["image_processor"]["size"] = {"height": size[0], "width": size[1]}
         (folder / "processor_config.json").write_text(json.dumps(settings))
-    encoder, images = Encoder(folder, device="cpu"), [noise(size, number) for number, size in enumerate(SIZES)]
+    encoder, images = (
+        Encoder(folder, device="cpu"),
+        [noise(size, number) for number, size in enumerate(SIZES)],
+    )
     assert [encoder.pixels(image).shape[1:] for image in images] == ([size] * 8 if size else SHAPES)
     model = VLMoForImageTextRetrieval.from_pretrained(folder).eval()
     texts = [f"number {number}" for number in range(8)]
     with torch.inference_mode():
-        values = [normalize_pixels(torch.from_numpy(encoder.pixels(image).copy()))[None] for image in images]
+        values = [
+            normalize_pixels(torch.from_numpy(encoder.pixels(image).copy()))[None]
+            for image in images
+        ]
         expected = torch.cat([model.get_image_features(each) for each in values]).numpy()
         words = [load_processor(folder)(text=[text], return_tensors="pt") for text in texts]
-        logits = torch.cat([model.match(each, **text) for each, text in zip(values, words, strict=True)])
+        logits = torch.cat(
+            [model.match(each, **text) for each, text in zip(values, words, strict=True)]
+        )
     np.testing.assert_allclose(encoder.embed_images(images), expected, atol=CLOSE)
-    np.testing.assert_allclose(encoder.match(images, texts), (logits[:, 1] - logits[:, 0]).numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        encoder.match(images, texts), (logits[:, 1] - logits[:, 0]).numpy(), atol=1e-4
+    )
     with pytest.raises(ValueError, match="no squares of 64 px"):
         write_onnx(folder, tmp_path / "graphs")
 
@@ -223,7 +277,10 @@ def test_steps_have_one_shape_and_epochs_each_row_once():
 
 def test_processes_share_steps_of_one_shape_and_rare_shapes_join_the_nearest():
     images = [cell(noise(size, number)) for number, size in enumerate([*SIZES[:3] * 4, (80, 48)])]
-    rows = [{"image": image, "image_id": str(number), "captions": []} for number, image in enumerate(images)]
+    rows = [
+        {"image": image, "image_id": str(number), "captions": []}
+        for number, image in enumerate(images)
+    ]
     transform = dataclasses.replace(TRANSFORM, image_size=64, min_crop=0.5, keep_aspect=True)
     contents = Contents(7, TrainTransform(transform), shapes=patch_shapes(64, patch_size=16))
     examples = RowExamples(Dataset.from_list(rows), contents)
@@ -248,7 +305,10 @@ def test_crops_of_a_shape_vary_about_the_aspect_ratio_of_the_image():
     left = Image.new("RGB", (300, 100), "black")
     left.paste("white", (0, 0, 150, 100))
     config = TransformConfig(image_size=64, min_crop=0.5, rand_augment_ops=0, horizontal_flip=0)
-    seen = [TrainTransform(config).pixels(left, np.random.default_rng(seed), shape=(32, 96)) for seed in range(20)]
+    seen = [
+        TrainTransform(config).pixels(left, np.random.default_rng(seed), shape=(32, 96))
+        for seed in range(20)
+    ]
     assert {each.shape for each in seen} == {(3, 32, 96)}
     assert len({each.float().mean().item() for each in seen}) > 10
     whole = TrainTransform(dataclasses.replace(config, min_crop=1.0))
@@ -258,7 +318,12 @@ def test_crops_of_a_shape_vary_about_the_aspect_ratio_of_the_image():
 
 @pytest.mark.parametrize("name", ["shapes-stage3", "shapes-questions"])
 def test_training_in_shapes_leaves_a_folder_that_keeps_them(name, data, tmp_path):
-    recipe = shrunk(find_recipe(name), source=data["retrieval"], visual_tokenizer=tmp_path, sets={"vqa": data["vqa"]})
+    recipe = shrunk(
+        find_recipe(name),
+        source=data["retrieval"],
+        visual_tokenizer=tmp_path,
+        sets={"vqa": data["vqa"]},
+    )
     source = dataclasses.replace(recipe.data, transform=TransformConfig(keep_aspect=True))
     recipe = dataclasses.replace(
         recipe,
@@ -272,7 +337,9 @@ def test_training_in_shapes_leaves_a_folder_that_keeps_them(name, data, tmp_path
     processor = load_processor(result.model_dir)
     assert processor.image_processor.aspect_patch_size == 16
     assert EvalTransform.of(processor).shape((200, 50)) == (32, 128)
-    assert evaluate(result.model_dir, source=recipe.data.source, split="train", device="cpu").metrics
+    assert evaluate(
+        result.model_dir, source=recipe.data.source, split="train", device="cpu"
+    ).metrics
 
 
 def test_what_cannot_keep_the_aspect_is_one_line(sources, data, tmp_path, visual_tokenizer):
@@ -280,8 +347,15 @@ def test_what_cannot_keep_the_aspect_is_one_line(sources, data, tmp_path, visual
     with pytest.raises(ValueError, match="keep_aspect needs to know all shapes"):
         DataConfig(streams=StreamConfig(patterns=("a.tar",)), transform=transform)
     for name in ("shapes-stage1", "shapes-statements"):
-        recipe = shrunk(find_recipe(name), source=data["retrieval"], visual_tokenizer=visual_tokenizer, sets=sources)
-        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, transform=transform))
+        recipe = shrunk(
+            find_recipe(name),
+            source=data["retrieval"],
+            visual_tokenizer=visual_tokenizer,
+            sets=sources,
+        )
+        recipe = dataclasses.replace(
+            recipe, data=dataclasses.replace(recipe.data, transform=transform)
+        )
         recipe = dataclasses.replace(recipe, evaluate_on=None)
         with pytest.raises(ValueError, match="keep_aspect is for one image without masked patches"):
             build(recipe, run_dir=tmp_path / name)

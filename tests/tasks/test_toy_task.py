@@ -49,7 +49,11 @@ def test_one_file_is_all_that_a_task_needs(task, pictures, tmp_path):
     assert "fine-tuning on brightness" in (folder / "README.md").read_text()
     card = huggingface_hub.ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == "image-feature-extraction"
-    for part in ("`VLMoForBrightness`, which tells how bright", 'run("image.png")', "less than 0.2 off"):
+    for part in (
+        "`VLMoForBrightness`, which tells how bright",
+        'run("image.png")',
+        "less than 0.2 off",
+    ):
         assert part in card.text
 
     measured: TaskResult = evaluate(folder, source=str(pictures), split="train", device="cpu")
@@ -58,7 +62,9 @@ def test_one_file_is_all_that_a_task_needs(task, pictures, tmp_path):
     assert len(measured.predictions) == 32
 
     found = predict(folder, Inputs((pictures / "0.png",)), device="cpu")
-    expected = next(row["brightness"] for row in measured.predictions if row["image_id"].startswith("0."))
+    expected = next(
+        row["brightness"] for row in measured.predictions if row["image_id"].startswith("0.")
+    )
     assert found.rows[0]["brightness"] == pytest.approx(expected, abs=1e-4)
     with (console := Console(width=80)).capture() as shown:
         console.print(found.table())

@@ -14,7 +14,10 @@ from vlmo.tasks.segmentation import segment
 
 
 def test_classifier_is_scored_on_its_predictions(folders, sets) -> None:
-    folder, where = folders["classification"], {"source": str(sets["classification"]), "split": "test"}
+    folder, where = (
+        folders["classification"],
+        {"source": str(sets["classification"]), "split": "test"},
+    )
     result = evaluate(folder, **where, batch_size=3)
     assert {each.n for each in result.measured} == {len(result.predictions)}
     assert list(result.metrics) == ["top1"]  # five of three classes would always be right
@@ -23,13 +26,18 @@ def test_classifier_is_scored_on_its_predictions(folders, sets) -> None:
     assert [row["image_id"] for row in rows] == [f"test/{number}" for number in range(8)]
     assert [row["label"] for row in rows] == [NAMES[number % 3] for number in range(8)]
     assert result.metrics["top1"] == np.mean([row["prediction"] == row["label"] for row in rows])
-    assert all(sorted(row["guesses"]) == sorted(NAMES) and row["guesses"][0] == row["prediction"] for row in rows)
+    assert all(
+        sorted(row["guesses"]) == sorted(NAMES) and row["guesses"][0] == row["prediction"]
+        for row in rows
+    )
     assert evaluate(folder, **where, limit=2).predictions == rows[:2]
 
 
 def test_segmentation_can_be_scored_again(folders, sets) -> None:
     result = evaluate(folders["segmentation"], source=str(sets["segmentation"]), split="test")
-    assert not any(each.n for each in result.measured)  # pixels of an image are no independent examples
+    assert not any(
+        each.n for each in result.measured
+    )  # pixels of an image are no independent examples
     assert list(result.metrics)[:3] == ["miou", "aacc", "macc"]
     assert {name for name in result.metrics if "[" in name} <= {f"iou[{name}]" for name in PIXELS}
     counts = torch.zeros(4, 4, dtype=torch.long)
@@ -50,7 +58,9 @@ def test_pixels_of_a_picture(folders, tmp_path) -> None:
     rows = predict(folders["segmentation"], Inputs((picture,), save=drawn)).rows
     with Image.open(picture) as opened:
         pixels = eval_pixel_values(opened, short_side=64)
-    classes = segment(VLMoForSemanticSegmentation.from_pretrained(folders["segmentation"]), pixels).argmax(dim=0)
+    classes = segment(
+        VLMoForSemanticSegmentation.from_pretrained(folders["segmentation"]), pixels
+    ).argmax(dim=0)
     assert classes.shape == (64, 80)
     counts = classes.flatten().bincount(minlength=len(PIXELS))
     assert rows[0]["class"] == PIXELS[int(counts.argmax())]
@@ -63,5 +73,7 @@ def test_pixels_of_a_picture(folders, tmp_path) -> None:
 
 def test_other_classes_are_refused(folders, tmp_path) -> None:
     other = write_class_set(tmp_path / "other", names=["cat", "dog", "cow"])
-    with pytest.raises(ValueError, match=r"the model has 3 classes \(red, .*\), .*other has 3 \(cat, "):
+    with pytest.raises(
+        ValueError, match=r"the model has 3 classes \(red, .*\), .*other has 3 \(cat, "
+    ):
         evaluate(folders["classification"], source=str(other), split="test", limit=2)

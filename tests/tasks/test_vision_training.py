@@ -10,7 +10,11 @@ from tests.toy_model import toy
 from tests.toy_questions import processor
 from torch import nn
 
-from vlmo.model import VLMoForImageClassification, VLMoForImageTextRetrieval, VLMoForSemanticSegmentation
+from vlmo.model import (
+    VLMoForImageClassification,
+    VLMoForImageTextRetrieval,
+    VLMoForSemanticSegmentation,
+)
 from vlmo.processing import TransformConfig
 from vlmo.processing.segmentation import SegmentTransformConfig
 from vlmo.recipes import find_recipe
@@ -30,8 +34,13 @@ def make(sets, folders, tmp_path):
     """Trainers of a task, from what pre-training leaves; `sizes` are of the model."""
 
     def trainer(task, *, sizes=None, **changes):
-        recipe = tiny(task, sets[task.name], sizes={"num_fusion_layers": 0} | (sizes or {}), steps=STEPS)
-        return build(dataclasses.replace(recipe, **{"init": str(folders["retrieval"])} | changes), run_dir=tmp_path)
+        recipe = tiny(
+            task, sets[task.name], sizes={"num_fusion_layers": 0} | (sizes or {}), steps=STEPS
+        )
+        return build(
+            dataclasses.replace(recipe, **{"init": str(folders["retrieval"])} | changes),
+            run_dir=tmp_path,
+        )
 
     return trainer
 
@@ -60,7 +69,11 @@ def test_segmenter_is_trained_and_measured(make, tmp_path) -> None:
     assert [model.config.id2label[number] for number in range(4)] == PIXELS
     assert model.config.segmentation_channels == 8
     (figures,) = [line for line in read_metrics(tmp_path) if "test/miou" in line]
-    assert {name for name in figures if name.startswith("test/")} == {"test/miou", "test/aacc", "test/macc"}
+    assert {name for name in figures if name.startswith("test/")} == {
+        "test/miou",
+        "test/aacc",
+        "test/macc",
+    }
     assert "miou" in (result.model_dir / "README.md").read_text()
 
 
@@ -72,14 +85,23 @@ def test_text_side_follows_the_start_folder(make, folders) -> None:
     stage1 = dataclasses.replace(find_recipe("shapes-stage1"), init=str(folders["retrieval"]))
     assert model_settings(stage1, None, Start.of(stage1))["vocab_size"] == vocabulary
     begun = VLMoForImageTextRetrieval.from_pretrained(folders["retrieval"])
-    assert torch.equal(model.vlmo.text_embeddings.words.weight, begun.vlmo.text_embeddings.words.weight)
-    assert torch.equal(model.vlmo.blocks[0].experts.vision.fc1.weight, begun.vlmo.blocks[0].experts.vision.fc1.weight)
+    assert torch.equal(
+        model.vlmo.text_embeddings.words.weight, begun.vlmo.text_embeddings.words.weight
+    )
+    assert torch.equal(
+        model.vlmo.blocks[0].experts.vision.fc1.weight,
+        begun.vlmo.blocks[0].experts.vision.fc1.weight,
+    )
 
 
 def test_learning_rates_fall_with_the_depth(make) -> None:
     trainer = make(ClassificationTask(layer_decay=0.5), init=None)
     names = {id(parameter): name for name, parameter in trainer.objective.named_parameters()}
-    scales = {names[id(p)]: group["lr_scale"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    scales = {
+        names[id(p)]: group["lr_scale"]
+        for group in trainer.optimizer.param_groups
+        for p in group["params"]
+    }
     assert scales["model.classifier.weight"] == 1.0
     assert scales["model.vlmo.blocks.2.experts.vision.fc1.weight"] == 0.5
     assert scales["model.vlmo.image_embeddings.projection.weight"] == 0.5**4
@@ -92,7 +114,9 @@ def test_crops_are_of_the_models_size(make) -> None:
 
 
 def test_settings_and_classes_that_do_not_fit_are_refused(make, sets, tmp_path) -> None:
-    data = DataConfig(source=str(sets["segmentation"]), transform=TransformConfig(horizontal_flip=0.0))
+    data = DataConfig(
+        source=str(sets["segmentation"]), transform=TransformConfig(horizontal_flip=0.0)
+    )
     with pytest.raises(ValueError, match=r"set task\.augmentation"):
         make(SegmentationTask(channels=8), data=data)
     other = write_class_set(tmp_path / "other", names=["cat", "dog", "cow"])

@@ -9,7 +9,14 @@ from datasets import Dataset
 from PIL import Image
 from tests.recipes.toy_recipes import tiny
 from tests.toy_model import toy
-from tests.toy_questions import ANSWERS, COLORS, processor, question_row, reasoning_row, write_prepared
+from tests.toy_questions import (
+    ANSWERS,
+    COLORS,
+    processor,
+    question_row,
+    reasoning_row,
+    write_prepared,
+)
 
 from vlmo.data import validation
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES
@@ -29,7 +36,9 @@ LIVELY = {"initializer_range": 0.2, "layer_scale_init": None}
 
 
 def recipe(task, source, **changes) -> Recipe:
-    plain = DataConfig(source=str(source), transform=TransformConfig(rand_augment_ops=0, horizontal_flip=0))
+    plain = DataConfig(
+        source=str(source), transform=TransformConfig(rand_augment_ops=0, horizontal_flip=0)
+    )
     return tiny(task, source, sizes=LIVELY, steps=STEPS, batch=16, lr=3e-3, data=plain, **changes)
 
 
@@ -48,7 +57,9 @@ def runs(start, sets, tmp_path_factory):
     done = {}
     for task, stage in stages.items():
         folder = tmp_path_factory.mktemp(task)
-        result = build(recipe(stage, sets[task], init=str(start)), run_dir=folder, title=task, **HERE).fit()
+        result = build(
+            recipe(stage, sets[task], init=str(start)), run_dir=folder, title=task, **HERE
+        ).fit()
         assert result.status == "finished"
         done[task] = folder
     return done
@@ -67,7 +78,9 @@ def test_training_learns_and_measures(task, figure, runs):
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])
 def test_figures_are_those_of_the_run_and_on_its_card(task, runs, sets):
-    result = evaluate(runs[task] / "model", source=str(sets[task]), split="test", batch_size=5, **HERE)
+    result = evaluate(
+        runs[task] / "model", source=str(sets[task]), split="test", batch_size=5, **HERE
+    )
     line = next(line for line in read_metrics(runs[task]) if "test/accuracy" in line)
     assert result.metrics["accuracy"] == line["test/accuracy"]
     assert result.metrics.keys() == result.chance.keys()
@@ -76,7 +89,9 @@ def test_figures_are_those_of_the_run_and_on_its_card(task, runs, sets):
     assert {each.name: each.n for each in result.measured if each.n} == {"accuracy": 16}
     figures = {figure.metric_type: figure for figure in read_results(runs[task] / "model")}
     assert (figures["accuracy"].task_type == "visual-question-answering") == (task == "vqa")
-    assert figures["accuracy"].metric_value == pytest.approx(100 * result.metrics["accuracy"], abs=PERCENT)
+    assert figures["accuracy"].metric_value == pytest.approx(
+        100 * result.metrics["accuracy"], abs=PERCENT
+    )
     json.dumps(result.predictions)
 
 
@@ -86,14 +101,21 @@ def test_head_has_a_learning_rate_of_its_own(start, sets, tmp_path):
         ("nlvr2", NLVR2Task(head_lr_scale=5), "reasoning_head"),
     ):
         trainer = build(recipe(stage, sets[task], init=str(start)), run_dir=tmp_path / task, **HERE)
-        scales = {id(p): group["lr_scale"] for group in trainer.optimizer.param_groups for p in group["params"]}
+        scales = {
+            id(p): group["lr_scale"]
+            for group in trainer.optimizer.param_groups
+            for p in group["params"]
+        }
         for name, parameter in trainer.objective.model.named_parameters():
             expected = stage.head_lr_scale if name.startswith(f"{head}.") else 1
             assert scales[id(parameter)] == expected, name
 
 
 def test_submissions_need_no_answers(runs, sets, tmp_path):
-    file, where = tmp_path / "new" / "vqa.json", {"source": str(sets["vqa"]), "split": "test_dev", **HERE}
+    file, where = (
+        tmp_path / "new" / "vqa.json",
+        {"source": str(sets["vqa"]), "split": "test_dev", **HERE},
+    )
     assert write_submission(runs["vqa"] / "model", file, **where) == 4
     rows = json.loads(file.read_text())
     assert [row["question_id"] for row in rows] == [100, 101, 102, 103]
@@ -111,7 +133,10 @@ def test_sentences_about_two_pictures_are_answered():
     for logits, prediction in (([1.0, 0.0], False), ([0.0, 1.0], True)):
         model.return_value.logits = torch.tensor([logits])
         (answered,) = NLVR2Task.answer(model, processor(), images, asked_of_two)
-        assert answered == {"prediction": prediction, "confidence": 0.7311}  # of the answer: e / (1 + e)
+        assert answered == {
+            "prediction": prediction,
+            "confidence": 0.7311,
+        }  # of the answer: e / (1 + e)
 
 
 def changed(folder, rows, *, kind, features):
@@ -123,16 +148,24 @@ def changed(folder, rows, *, kind, features):
     ("task", "change", "words"),
     [
         ("vqa", {"answers": ["yes", "no", "no"]}, r"question '101' has 3 answers \(yes, no, no\)"),
-        ("nlvr2", {"label": 7}, r"the label of 'toy-0-1-0' is 7; expected 1 \(true\) or 0 \(false\)"),
+        (
+            "nlvr2",
+            {"label": 7},
+            r"the label of 'toy-0-1-0' is 7; expected 1 \(true\) or 0 \(false\)",
+        ),
     ],
 )
-def test_labels_outside_the_range_are_named_before_any_work(task, change, words, runs, tmp_path, monkeypatch):
+def test_labels_outside_the_range_are_named_before_any_work(
+    task, change, words, runs, tmp_path, monkeypatch
+):
     make, features = {
         "vqa": (question_row, QUESTION_FEATURES),
         "nlvr2": (reasoning_row, REASONING_FEATURES),
     }[task]
     source = changed(tmp_path / "odd", [make(0), make(1, **change)], kind=task, features=features)
-    monkeypatch.setattr(validation, "filter_invalid_rows", lambda *_, **__: pytest.fail("pictures were looked at"))
+    monkeypatch.setattr(
+        validation, "filter_invalid_rows", lambda *_, **__: pytest.fail("pictures were looked at")
+    )
     with pytest.raises(ValueError, match=words):
         evaluate(runs[task] / "model", source=source, split="test", **HERE)
 

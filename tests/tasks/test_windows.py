@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from vlmo.model import VLMoForSemanticSegmentation
 from vlmo.tasks.segmentation import segment, window_starts
 
-BATCH_ATOL = 1e-4  # one window at a time or several in a batch: sums in another order, of logits around 14
+BATCH_ATOL = (
+    1e-4  # one window at a time or several in a batch: sums in another order, of logits around 14
+)
 
 
 class Painter(nn.Module):
@@ -24,12 +26,21 @@ class Painter(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
         self.seen.append(tuple(pixel_values.shape))
-        return SimpleNamespace(logits=torch.stack([torch.zeros_like(pixel_values[:, 0]), pixel_values[:, 0]], dim=1))
+        return SimpleNamespace(
+            logits=torch.stack([torch.zeros_like(pixel_values[:, 0]), pixel_values[:, 0]], dim=1)
+        )
 
 
 @pytest.mark.parametrize(
     ("length", "expected"),
-    [(32, [0]), (20, [0]), (33, [0, 1]), (53, [0, 21]), (54, [0, 21, 22]), (96, [0, 21, 42, 63, 64])],
+    [
+        (32, [0]),
+        (20, [0]),
+        (33, [0, 1]),
+        (53, [0, 21]),
+        (54, [0, 21, 22]),
+        (96, [0, 21, 42, 63, 64]),
+    ],
 )
 def test_windows_cover_the_side(length: int, expected: list[int]) -> None:
     assert window_starts(length, window=32) == expected
@@ -68,7 +79,9 @@ def test_one_window_is_the_model_and_batches_of_windows_change_nothing() -> None
         expected = model(pictures(1)).logits[0]
     torch.testing.assert_close(segment(model, pictures(1)[0]), expected)
     pixels = pictures(1, size=(80, 112))[0]
-    torch.testing.assert_close(segment(model, pixels, batch_size=1), segment(model, pixels), atol=BATCH_ATOL, rtol=0)
+    torch.testing.assert_close(
+        segment(model, pixels, batch_size=1), segment(model, pixels), atol=BATCH_ATOL, rtol=0
+    )
 
 
 def test_logits_come_at_the_size_that_is_asked_for_and_nan_is_refused() -> None:

@@ -30,9 +30,16 @@ def write_folders(root: Path) -> dict[str, Path]:
         "retrieval": toy(VLMoForImageTextRetrieval, **text),
         "dual": toy(VLMoForImageTextRetrieval, use_match_head=False, **text),
         "vqa": toy(VLMoForVisualQuestionAnswering, **text, **label_settings(ANSWERS)),
-        "nlvr2": toy(VLMoForVisualReasoning, num_modality_types=3, **text, **label_settings(["false", "true"])),
+        "nlvr2": toy(
+            VLMoForVisualReasoning,
+            num_modality_types=3,
+            **text,
+            **label_settings(["false", "true"]),
+        ),
         "classification": toy(VLMoForImageClassification, **label_settings(NAMES)),
-        "segmentation": toy(VLMoForSemanticSegmentation, segmentation_channels=16, **label_settings(PIXELS)),
+        "segmentation": toy(
+            VLMoForSemanticSegmentation, segmentation_channels=16, **label_settings(PIXELS)
+        ),
         "captioning": toy(VLMoForImageCaptioning, **text),
         "words": toy(VLMoForMaskedLM, **text),
         "pretraining": toy(VLMoForPreTraining, **text),

@@ -57,11 +57,16 @@ def segment_rows(split: str, count: int) -> list[dict]:
 
 def write_class_set(folder: Path, *, names: list[str] = NAMES) -> Path:
     features = class_features(names)
-    parts = {split: Dataset.from_list(class_rows(split, count), features=features) for split, count in COUNTS.items()}
+    parts = {
+        split: Dataset.from_list(class_rows(split, count), features=features)
+        for split, count in COUNTS.items()
+    }
     return write_prepared(folder, parts, labels=names)
 
 
 def write_segment_set(folder: Path) -> Path:
     rows = {split: segment_rows(split, count) for split, count in COUNTS.items()}
-    parts = {split: Dataset.from_list(part, features=SEGMENT_FEATURES) for split, part in rows.items()}
+    parts = {
+        split: Dataset.from_list(part, features=SEGMENT_FEATURES) for split, part in rows.items()
+    }
     return write_prepared(folder, parts, labels=PIXELS)

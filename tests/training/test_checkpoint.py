@@ -12,7 +12,13 @@ from torch import nn
 
 from vlmo.recipes import find_recipe
 from vlmo.training import TrainingError, checkpoint
-from vlmo.training.checkpoint import MAY_DIFFER, StateStore, claim_run_folder, newest_state, training_tensors
+from vlmo.training.checkpoint import (
+    MAY_DIFFER,
+    StateStore,
+    claim_run_folder,
+    newest_state,
+    training_tensors,
+)
 
 TENSORS = "shard-00001-model-00001-of-00001.safetensors"
 
@@ -77,7 +83,9 @@ def test_state_of_another_model_is_refused(tmp_path) -> None:
     store.save(training_tensors(*trained(steps=1)), progress={"step": 1})
     store.wait()
     module = nn.ModuleDict({"first": nn.Linear(3, 2)})
-    with pytest.raises(TrainingError, match=r"2 of them, such as objective\.second\.bias \(only in the state\)"):
+    with pytest.raises(
+        TrainingError, match=r"2 of them, such as objective\.second\.bias \(only in the state\)"
+    ):
         store.load(tmp_path / "step_00000001", module, torch.optim.AdamW(module.parameters()))
 
 
@@ -87,7 +95,9 @@ def test_save_that_fails_is_reported_by_the_next_one(tmp_path, monkeypatch) -> N
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
         store.save({"w": torch.zeros(3)}, progress={"step": 2})
-        with pytest.raises(TrainingError, match=r"No space left on device.*the newest one is .*step_00000001"):
+        with pytest.raises(
+            TrainingError, match=r"No space left on device.*the newest one is .*step_00000001"
+        ):
             store.save({"w": torch.zeros(3)}, progress={"step": 3})
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"], "nothing is left of it"
     store.save({"w": torch.full((3,), 4.0)}, progress={"step": 4})
@@ -104,15 +114,21 @@ def test_newest_states_are_kept(tmp_path) -> None:
 
 STAGES = [
     (Path, "write_text", 0),  # no manifest
-    *[(os, "fsync", call) for call in range(5)],  # tensors, all files and their folder, then the parent
+    *[
+        (os, "fsync", call) for call in range(5)
+    ],  # tensors, all files and their folder, then the parent
     (Path, "replace", 0),  # the new state
     (Path, "replace", 1),  # the oldest state, before it is removed
     (shutil, "rmtree", 0),  # the oldest state, half removed
 ]
 
 
-@pytest.mark.parametrize(("owner", "name", "call"), STAGES, ids=[f"{name}{call}" for _, name, call in STAGES])
-def test_crash_at_any_stage_of_a_save_leaves_a_loadable_state(tmp_path, monkeypatch, owner, name, call) -> None:
+@pytest.mark.parametrize(
+    ("owner", "name", "call"), STAGES, ids=[f"{name}{call}" for _, name, call in STAGES]
+)
+def test_crash_at_any_stage_of_a_save_leaves_a_loadable_state(
+    tmp_path, monkeypatch, owner, name, call
+) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
     real, count = getattr(owner, name), iter(range(10**6))
@@ -134,7 +150,9 @@ def test_crash_at_any_stage_of_a_save_leaves_a_loadable_state(tmp_path, monkeypa
 
 def test_half_written_state_is_not_used(tmp_path) -> None:
     path = save(tmp_path, 1)
-    half = tmp_path / ".step_00000002.vlmo-aside"  # what a kill leaves: one share of two, and no manifest
+    half = (
+        tmp_path / ".step_00000002.vlmo-aside"
+    )  # what a kill leaves: one share of two, and no manifest
     half.mkdir()
     shutil.copy(path / TENSORS, half)
     assert load(tmp_path) == (1, 1.0)
@@ -143,7 +161,10 @@ def test_half_written_state_is_not_used(tmp_path) -> None:
     (half / TENSORS.replace("1", "2", 1)).write_bytes(b"half")
     save(tmp_path, 2)  # a store that does not look for states first
     assert load(tmp_path) == (2, 2.0)
-    assert {path.name for path in (tmp_path / "step_00000002").iterdir()} == {TENSORS, "manifest.json"}
+    assert {path.name for path in (tmp_path / "step_00000002").iterdir()} == {
+        TENSORS,
+        "manifest.json",
+    }
 
 
 DAMAGES = {  # file, and what becomes of its content; None: it is gone
@@ -155,7 +176,10 @@ DAMAGES = {  # file, and what becomes of its content; None: it is gone
     "manifest of zeros": ("manifest.json", lambda content: b"\0" * len(content)),
     "manifest gone": ("manifest.json", None),
     "flipped step": ("manifest.json", lambda content: content.replace(b'"step": 2', b'"step": 3')),
-    "flipped name of a sum": ("manifest.json", lambda content: content.replace(b'"sha256": "', b'"sha257": "')),
+    "flipped name of a sum": (
+        "manifest.json",
+        lambda content: content.replace(b'"sha256": "', b'"sha257": "'),
+    ),
     "manifest is a list": ("manifest.json", lambda _: b"[]"),
     "manifest of numbers": ("manifest.json", lambda _: b'{"files": 1, "progress": 2, "sha256": 3}'),
     "deep manifest": ("manifest.json", lambda _: b"[" * 100_000),
@@ -163,7 +187,9 @@ DAMAGES = {  # file, and what becomes of its content; None: it is gone
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_state_falls_back_to_the_one_before_with_a_warning(tmp_path, caplog, damage) -> None:
+def test_damaged_state_falls_back_to_the_one_before_with_a_warning(
+    tmp_path, caplog, damage
+) -> None:
     save(tmp_path, 1)
     name, change = DAMAGES[damage]
     path = save(tmp_path, 2) / name
@@ -177,13 +203,19 @@ def test_damaged_state_falls_back_to_the_one_before_with_a_warning(tmp_path, cap
     # It is out of the way: neither counted among the states that are kept, nor in the way of a new one.
     save(tmp_path, 2)
     assert load(tmp_path) == (2, 2.0)
-    assert {path.name for path in tmp_path.iterdir()} == {"step_00000001", "step_00000002", "step_00000002.damaged"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "step_00000001",
+        "step_00000002",
+        "step_00000002.damaged",
+    }
 
 
 def test_run_whose_states_are_all_damaged_is_not_started_again_in_silence(tmp_path) -> None:
     (save(tmp_path, 1) / TENSORS).write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"every training state .* is damaged: step_00000001"):
+        with pytest.raises(
+            RuntimeError, match=r"every training state .* is damaged: step_00000001"
+        ):
             newest_state(tmp_path)
 
 
@@ -221,7 +253,10 @@ def test_damaged_recipe_is_named(tmp_path, content) -> None:
 
 def test_settings_that_change_no_result_may_change_and_are_kept(tmp_path, caplog) -> None:
     def claim(workers: int, *, size: int = 8, write: bool = True) -> int:
-        recipe = {"loader": {"num_workers": workers, "size": size}, "trainer": {"engine": {"compile": False}}}
+        recipe = {
+            "loader": {"num_workers": workers, "size": size},
+            "trainer": {"engine": {"compile": False}},
+        }
         claim_run_folder(tmp_path, recipe_json=json.dumps(recipe), write=write)
         return json.loads((tmp_path / "recipe.json").read_text())["loader"]["num_workers"]
 
@@ -251,7 +286,15 @@ def test_states_wait_longer_than_a_hang_takes_to_be_noticed(tmp_path, monkeypatc
 
 
 def test_run_folder_of_another_recipe_is_refused_by_the_names_of_what_differs(tmp_path) -> None:
-    claim_run_folder(tmp_path, recipe_json='{"optimizer": {"lr": 0.1, "eps": 1}, "seed": 1, "gone": 1}', write=True)
+    claim_run_folder(
+        tmp_path,
+        recipe_json='{"optimizer": {"lr": 0.1, "eps": 1}, "seed": 1, "gone": 1}',
+        write=True,
+    )
     differing = "gone is only in the old one; new is only in the new one; optimizer.lr was 0.1 and is now 0.2; give"
     with pytest.raises(ValueError, match=f"another recipe: {differing}"):
-        claim_run_folder(tmp_path, recipe_json='{"optimizer": {"lr": 0.2, "eps": 1}, "seed": 1, "new": 1}', write=True)
+        claim_run_folder(
+            tmp_path,
+            recipe_json='{"optimizer": {"lr": 0.2, "eps": 1}, "seed": 1, "new": 1}',
+            write=True,
+        )

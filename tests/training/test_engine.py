@@ -18,7 +18,10 @@ ATOL = 1e-6  # float32; a compiler may take sums in another order
 def test_checkpointed_blocks_give_the_same_update(drop_path) -> None:
     expected = one_update(EngineConfig(), drop_path_rate=drop_path)
     torch.testing.assert_close(
-        one_update(EngineConfig(activation_checkpointing=True), drop_path_rate=drop_path), expected, atol=ATOL, rtol=0
+        one_update(EngineConfig(activation_checkpointing=True), drop_path_rate=drop_path),
+        expected,
+        atol=ATOL,
+        rtol=0,
     )
 
 
@@ -50,9 +53,13 @@ def cpu_with(*instructions: str) -> dict[str, bool]:
     ("instructions", "there"),
     [(("avx512_f",), False), *[((name,), True) for name in ("avx512_bf16", "amx_bf16", "bf16")]],
 )
-def test_precision_follows_the_instructions_of_the_cpu(instructions, there, monkeypatch, caplog) -> None:
+def test_precision_follows_the_instructions_of_the_cpu(
+    instructions, there, monkeypatch, caplog
+) -> None:
     cpu = torch.device("cpu")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu_with(*instructions), raising=False)
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: cpu_with(*instructions), raising=False
+    )
     assert multiplies_in_bf16(cpu) == there
     assert choose_precision("auto", device=cpu) == ("bf16" if there else "float32")
     assert choose_precision("float32", device=cpu) == "float32"
@@ -62,11 +69,17 @@ def test_precision_follows_the_instructions_of_the_cpu(instructions, there, monk
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_run_computes_in_the_precision_that_was_chosen(there, tmp_path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu_with(*["avx512_bf16"] * there), raising=False)
+def test_run_computes_in_the_precision_that_was_chosen(
+    there, tmp_path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: cpu_with(*["avx512_bf16"] * there), raising=False
+    )
     config, calm, seen = TrainerConfig(max_steps=6, precision="auto"), Settings(dropout=0.0), set()
     trainer = make_trainer(tmp_path / "run", config=config, settings=calm)
-    trainer.objective.get_submodule("model.last").register_forward_hook(lambda *of: seen.add(of[-1].dtype))
+    trainer.objective.get_submodule("model.last").register_forward_hook(
+        lambda *of: seen.add(of[-1].dtype)
+    )
     with caplog.at_level("INFO"):
         loss = trainer.fit().metrics["loss"]
     assert seen == {torch.bfloat16 if there else torch.float32}
@@ -74,5 +87,7 @@ def test_run_computes_in_the_precision_that_was_chosen(there, tmp_path, monkeypa
     assert f"computing in {name}" in caplog.text
     assert read_metrics(tmp_path / "run")[-1]["precision"] == name
     assert {p.dtype for p in trainer.objective.parameters()} == {torch.float32}
-    exact = make_trainer(tmp_path / "exact", config=replace(config, precision="float32"), settings=calm).fit()
+    exact = make_trainer(
+        tmp_path / "exact", config=replace(config, precision="float32"), settings=calm
+    ).fit()
     assert loss == pytest.approx(exact.metrics["loss"], rel=0.05)

@@ -22,7 +22,14 @@ from tests.training.toy_group import Group, Pause
 from tests.training.toy_run import Settings, curve, is_same, make_trainer, saved_tensors
 
 from vlmo.cli.runs import TrainOptions
-from vlmo.training import TrainerConfig, TrainingError, explained_faults, launch, lock_run, report_progress
+from vlmo.training import (
+    TrainerConfig,
+    TrainingError,
+    explained_faults,
+    launch,
+    lock_run,
+    report_progress,
+)
 from vlmo.training.checkpoint import newest_state
 from vlmo.training.parallel import HANG_SECONDS, longest_wait
 from vlmo.types import Batch
@@ -63,7 +70,9 @@ def reported(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_either_process_killed_in_a_step_or_a_save_leaves_a_run_that_ends_with_the_same_bits(start, tmp_path) -> None:
+def test_either_process_killed_in_a_step_or_a_save_leaves_a_run_that_ends_with_the_same_bits(
+    start, tmp_path
+) -> None:
     folder = tmp_path / "killed"
     for victim, pause in (
         (0, Pause(rank=0, moment="forward", step=3)),
@@ -102,7 +111,9 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_0(start, alone, tmp_path
     assert start(folder, world_size=1).codes(within_s=SOON_S) == [0]
     assert curve(folder / "run") == curve(alone / "run")
     assert is_same(model(folder), model(alone))
-    states = (saved_tensors(each / "run" / "state" / f"step_{STEPS:08d}") for each in (folder, alone))
+    states = (
+        saved_tensors(each / "run" / "state" / f"step_{STEPS:08d}") for each in (folder, alone)
+    )
     assert is_same(*states)
 
 
@@ -143,12 +154,16 @@ def hangs(start, tmp_path_factory) -> dict[str, Group]:
         ("evaluation", 1, "in _stop_here"),
     ],
 )
-def test_hung_process_and_those_that_wait_for_it_end_with_their_stacks(hangs, name, code, stack) -> None:
+def test_hung_process_and_those_that_wait_for_it_end_with_their_stacks(
+    hangs, name, code, stack
+) -> None:
     group, rank = hangs[name], HANGS[name].rank
     seen = rank if code else 1 - rank
     group.processes[seen].join(SOON_S)
     group.processes[1 - rank].join(SOON_S)
-    assert (group.processes[rank].exitcode, group.processes[1 - rank].exitcode) == (code, 1), group.output(seen)
+    assert (group.processes[rank].exitcode, group.processes[1 - rank].exitcode) == (code, 1), (
+        group.output(seen)
+    )
     assert "Timeout (0:00:" in group.output(seen)
     assert stack in group.output(seen)
 
@@ -187,7 +202,10 @@ def close_folder(group: Group) -> None:
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
-        (fill_disk, r"step_00000004 could not be written by process 0 \(File too large\); the newest"),
+        (
+            fill_disk,
+            r"step_00000004 could not be written by process 0 \(File too large\); the newest",
+        ),
         (close_folder, r"step_00000004 could not be written by process 0 \(Permission denied\)"),
     ],
     ids=["full disk", "read-only folder"],
@@ -196,9 +214,13 @@ def test_save_that_the_disk_refuses_costs_nothing_that_was_saved(
     start, alone, tmp_path, fault: Callable[[Group], None], line: str
 ) -> None:
     folder = tmp_path / "run that the disk refuses"
-    group = start(folder, world_size=1, pause=Pause(rank=0, moment="forward", step=4), ordinary=True)
+    group = start(
+        folder, world_size=1, pause=Pause(rank=0, moment="forward", step=4), ordinary=True
+    )
     group.wait_for_pause()
-    wait_until((folder / "run" / "state" / "step_00000002").exists, within_s=SOON_S)  # it is written in the background
+    wait_until(
+        (folder / "run" / "state" / "step_00000002").exists, within_s=SOON_S
+    )  # it is written in the background
     fault(group)
     group.go_on()
     assert group.codes(within_s=SOON_S) == [1], group.output(0)
@@ -207,7 +229,9 @@ def test_save_that_the_disk_refuses_costs_nothing_that_was_saved(
     assert f"the newest one is {folder / 'run' / 'state' / 'step_00000002'}, " in said
     assert said.endswith("and the same command goes on")
     (folder / "run" / "state").chmod(0o755)
-    assert [path.name for path in (folder / "run" / "state").iterdir()] == ["step_00000002"], "no leftovers"
+    assert [path.name for path in (folder / "run" / "state").iterdir()] == ["step_00000002"], (
+        "no leftovers"
+    )
     assert start(folder, world_size=1).codes(within_s=SOON_S) == [0]
     assert curve(folder / "run") == curve(alone / "run")
     assert is_same(model(folder), model(alone))
@@ -223,7 +247,9 @@ def test_data_that_end_a_run_cost_no_state_that_is_being_written(tmp_path) -> No
     trainer = make_trainer(tmp_path / "run", settings=settings, load=fails_in_step_5)
     wait, waited = trainer._states.wait, []
     trainer._states.wait = lambda: waited.append(trainer._states._writing is not None) or wait()
-    with pytest.raises(ValueError, match="image 3 is gone: restore it; the last saved state is ") as caught:
+    with pytest.raises(
+        ValueError, match="image 3 is gone: restore it; the last saved state is "
+    ) as caught:
         trainer.fit()
     assert str(caught.value).endswith("step_00000004, and the same command goes on")
     assert waited[-1], "the state was still being written"
@@ -232,10 +258,14 @@ def test_data_that_end_a_run_cost_no_state_that_is_being_written(tmp_path) -> No
 
 def test_process_that_loses_another_before_the_first_step_says_so(tmp_path) -> None:
     def start(words: str) -> None:
-        with explained_faults(lambda: "base-stage3", run_dir=tmp_path, last_saved=lambda **_: "start again"):
+        with explained_faults(
+            lambda: "base-stage3", run_dir=tmp_path, last_saved=lambda **_: "start again"
+        ):
             raise RuntimeError(words)
 
-    with pytest.raises(TrainingError, match=r"base-stage3: process 0 has lost another, .*554.*; start again"):
+    with pytest.raises(
+        TrainingError, match=r"base-stage3: process 0 has lost another, .*554.*; start again"
+    ):
         start("[gloo/transport/tcp/pair.cc:554] Connection closed by peer")
     with pytest.raises(RuntimeError, match="shapes"):
         start("shapes do not fit")
@@ -248,10 +278,14 @@ def test_killed_worker_ends_the_run_with_a_line_and_the_run_goes_on_later(start,
     assert group.codes(within_s=SOON_S) == [1], group.output(0)
     (line,) = reported(group.output(0))
     seen = "killed by signal: Killed|exited unexpectedly"
-    assert re.search(rf"a worker that prepares batches is gone \(({seen})\), most often because memory", line), line
+    assert re.search(
+        rf"a worker that prepares batches is gone \(({seen})\), most often because memory", line
+    ), line
     assert "step_00000002" in line or "step_00000004" in line
     assert "Traceback" not in group.output(0)
-    assert start(folder, world_size=1, num_workers=0).codes(within_s=SOON_S) == [0]  # as the line advises
+    assert start(folder, world_size=1, num_workers=0).codes(within_s=SOON_S) == [
+        0
+    ]  # as the line advises
     assert start(tmp_path / "whole", world_size=1, num_workers=0).codes(within_s=SOON_S) == [0]
     assert curve(folder / "run") == curve(tmp_path / "whole" / "run")
 
@@ -261,7 +295,9 @@ def test_second_run_in_a_run_folder_is_refused_and_harms_nothing(tmp_path) -> No
     refused = []
 
     def start_again() -> None:
-        with pytest.raises(ValueError, match="another process is training in this run folder; wait for it") as caught:
+        with pytest.raises(
+            ValueError, match="another process is training in this run folder; wait for it"
+        ) as caught:
             make_trainer(tmp_path / "run").fit()
         refused.append(caught)
 
@@ -285,7 +321,9 @@ def test_worker_that_outlives_a_killed_run_does_not_keep_its_lock(tmp_path) -> N
     writer = os.open(pipe, os.O_RDWR)
     process = forkserver.start(hold_lock_beside_a_worker, tmp_path / "run", str(pipe))
     try:
-        wait_until((tmp_path / "run" / "held").exists, within_s=PATIENCE_S, meanwhile=process.is_alive)
+        wait_until(
+            (tmp_path / "run" / "held").exists, within_s=PATIENCE_S, meanwhile=process.is_alive
+        )
         process.kill()
         process.join()
         with lock_run(tmp_path / "run"):

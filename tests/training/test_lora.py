@@ -48,8 +48,29 @@ def run(start, sets, tmp_path_factory) -> Path:
 
 
 def fine_tune(start: Path, questions: Path, folder: Path) -> None:
-    options = ["--lora.rank", "4", "--steps", str(STEPS), "--device", "cpu", "--trainer.save-every", "2"]
-    main(["finetune", str(start), "--data", str(questions), "--output-dir", str(folder), "--batch-size", "8", *options])
+    options = [
+        "--lora.rank",
+        "4",
+        "--steps",
+        str(STEPS),
+        "--device",
+        "cpu",
+        "--trainer.save-every",
+        "2",
+    ]
+    main(
+        [
+            "finetune",
+            str(start),
+            "--data",
+            str(questions),
+            "--output-dir",
+            str(folder),
+            "--batch-size",
+            "8",
+            *options,
+        ]
+    )
 
 
 def pairs() -> dict[str, torch.Tensor]:
@@ -59,15 +80,32 @@ def pairs() -> dict[str, torch.Tensor]:
 
 def test_run_leaves_an_adapter_that_is_merged_on_request(run, start, sets, tmp_path, capsys):
     adapter, merged = run / "model", tmp_path / "merged"
-    assert {"adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", "tokenizer.json"} <= {
-        file.name for file in adapter.iterdir()
-    }
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "base.json",
+        "README.md",
+        "tokenizer.json",
+    } <= {file.name for file in adapter.iterdir()}
     assert not (adapter / "config.json").exists()
     held = load_file(adapter / "adapter_model.safetensors")
-    heads = ("base_model.model.answer_head.", "base_model.model.vlmo.pooler.", "base_model.model.vlmo.modality_types.")
-    assert all(".lora_A.weight" in name or ".lora_B.weight" in name or name.startswith(heads) for name in held)
-    assert json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"] == 8  # twice the rank
-    assert all(tensor.any() for name, tensor in held.items() if "lora_B" in name and "vision_language" in name)
+    heads = (
+        "base_model.model.answer_head.",
+        "base_model.model.vlmo.pooler.",
+        "base_model.model.vlmo.modality_types.",
+    )
+    assert all(
+        ".lora_A.weight" in name or ".lora_B.weight" in name or name.startswith(heads)
+        for name in held
+    )
+    assert (
+        json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"] == 8
+    )  # twice the rank
+    assert all(
+        tensor.any()
+        for name, tensor in held.items()
+        if "lora_B" in name and "vision_language" in name
+    )
     line = refused(["evaluate", str(adapter), "--data", str(sets["vqa"])], capsys)
     assert f"vlmo merge {adapter} --out" in line
     assert "vlmo merge" in (adapter / "README.md").read_text()
@@ -81,7 +119,9 @@ def test_run_leaves_an_adapter_that_is_merged_on_request(run, start, sets, tmp_p
     # Frozen: what no adapter is on, and no head.
     before, after = (load_file(folder / "model.safetensors") for folder in (start, merged))
     for name, tensor in after.items():
-        adapted = ".blocks." in name and name.endswith(("shared.weight", "fc1.weight", "fc2.weight"))
+        adapted = ".blocks." in name and name.endswith(
+            ("shared.weight", "fc1.weight", "fc2.weight")
+        )
         if name in before and not adapted and not f"base_model.model.{name}".startswith(heads):
             assert torch.equal(tensor, before[name]), name
     for changed in ("blocks.2.experts.vision_language.fc1", "pooler.dense", "modality_types"):
@@ -95,7 +135,9 @@ def test_run_that_was_cut_off_ends_with_the_same_adapter(run, start, sets, tmp_p
     shutil.rmtree(again / "model")
     shutil.rmtree(again / "state" / f"step_{STEPS:08d}")
     fine_tune(start, sets["vqa"], again)
-    expected, found = (load_file(folder / "model" / "adapter_model.safetensors") for folder in (run, again))
+    expected, found = (
+        load_file(folder / "model" / "adapter_model.safetensors") for folder in (run, again)
+    )
     assert is_same(expected, found)
 
 
@@ -103,29 +145,44 @@ def test_run_that_was_cut_off_ends_with_the_same_adapter(run, start, sets, tmp_p
     ("task", "name"),
     [
         ("vqa", "VLMoForVisualQuestionAnswering"),
-        ("nlvr2", "VLMoForVisualReasoning"),  # a table of types with a row more than in the start folder
+        (
+            "nlvr2",
+            "VLMoForVisualReasoning",
+        ),  # a table of types with a row more than in the start folder
         ("retrieval", "VLMoForImageTextRetrieval"),
         ("classification", "VLMoForImageClassification"),
         ("segmentation", "VLMoForSemanticSegmentation"),  # a head with running statistics
     ],
 )
 def test_merged_model_of_each_task_equals_the_trained_one(start, sources, tmp_path, task, name):
-    lora = LoraConfig(rank=2, alpha=8, dropout=0.1, targets=("qkv", "fc2")) if task == "vqa" else LoraConfig(rank=2)
+    lora = (
+        LoraConfig(rank=2, alpha=8, dropout=0.1, targets=("qkv", "fc2"))
+        if task == "vqa"
+        else LoraConfig(rank=2)
+    )
     recipe = finetune_recipe(start, str(sources[task])).recipe
     trainer_config = dataclasses.replace(recipe.trainer, max_steps=2, precision="float32")
     recipe = dataclasses.replace(recipe, lora=lora, trainer=trainer_config, evaluate_on=None)
     trainer = build(recipe, run_dir=tmp_path / "run", device="cpu")
     blocks = [module for module in trainer.objective.modules() if isinstance(module, MultiwayBlock)]
-    assert not any(p.requires_grad for block in blocks for n, p in block.named_parameters() if "lora_" not in n)
+    assert not any(
+        p.requires_grad for block in blocks for n, p in block.named_parameters() if "lora_" not in n
+    )
     adapter = trainer.fit().model_dir
     main(["merge", str(adapter), "--out", str(tmp_path / "merged")])
     merged = getattr(vlmo, name).from_pretrained(tmp_path / "merged").eval()
     inputs = pairs()
     if name == "VLMoForVisualReasoning":
         inputs["pixel_values"] = torch.stack([pictures(2), pictures(2, seed=1)], dim=1)
-    inputs = {key: value for key, value in inputs.items() if recipe.task.reads.text or key == "pixel_values"}
+    inputs = {
+        key: value
+        for key, value in inputs.items()
+        if recipe.task.reads.text or key == "pixel_values"
+    }
     with torch.no_grad():
-        expected, found = (model(**inputs).to_tuple() for model in (trainer.objective.model.eval(), merged))
+        expected, found = (
+            model(**inputs).to_tuple() for model in (trainer.objective.model.eval(), merged)
+        )
     torch.testing.assert_close(found, expected, atol=MERGED, rtol=0)
     if task == "vqa":
         assert merged.config.id2label == dict(enumerate(ANSWERS))
@@ -149,7 +206,11 @@ STRANGERS = {  # file of the adapter, what is written over it (settings: what th
     "no start": ("base.json", "{}", "cannot be loaded"),
     "a list": ("base.json", "[1]", "cannot be loaded"),
     "depth": ("base.json", "[" * 100_000, "base.json is no JSON"),
-    "no class": ("base.json", '{"config": {"architectures": ["nope"]}, "start": "x"}', "holds nope"),
+    "no class": (
+        "base.json",
+        '{"config": {"architectures": ["nope"]}, "start": "x"}',
+        "holds nope",
+    ),
     "damaged weights": ("adapter_model.safetensors", "damaged", "cannot be loaded"),
 }
 
@@ -158,8 +219,12 @@ STRANGERS = {  # file of the adapter, what is written over it (settings: what th
 def test_adapter_of_strangers_is_refused_in_a_line(run, tmp_path, name, capsys):
     file, content, words = STRANGERS[name]
     path = shutil.copytree(run / "model", tmp_path / "adapter") / file
-    path.write_text(content if isinstance(content, str) else json.dumps(json.loads(path.read_text()) | content))
-    assert words in refused(["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "x")], capsys)
+    path.write_text(
+        content if isinstance(content, str) else json.dumps(json.loads(path.read_text()) | content)
+    )
+    assert words in refused(
+        ["merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "x")], capsys
+    )
     assert not (tmp_path / "x").exists()
 
 
@@ -171,7 +236,9 @@ def test_merging_neither_follows_patterns_nor_copies_what_links_lead_to(run, tmp
     }
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     (adapter / "vocab.txt").symlink_to("/etc/hostname")
-    assert "no link to elsewhere" in refused(["merge", str(adapter), "--out", str(tmp_path / "x")], capsys)
+    assert "no link to elsewhere" in refused(
+        ["merge", str(adapter), "--out", str(tmp_path / "x")], capsys
+    )
     assert not (tmp_path / "x").exists()
     (adapter / "vocab.txt").unlink()
     main(["merge", str(adapter), "--out", str(tmp_path / "x")])
@@ -182,14 +249,22 @@ def test_start_that_lacks_what_adapters_freeze_is_refused(start):
     model = VLMoForImageTextRetrieval.from_pretrained(start)
     frozen = "vlmo.blocks.0.experts.vision_language.fc1.weight"
     with pytest.raises(ValueError, match=r"photos lacks 1 tensors.*vlmo\.blocks\.0"):
-        add_adapters(model, LoraConfig(rank=2), start="photos", missing=["match_head.weight", frozen])
+        add_adapters(
+            model, LoraConfig(rank=2), start="photos", missing=["match_head.weight", frozen]
+        )
     add_adapters(model, LoraConfig(rank=2), start="photos", missing=["match_head.weight"])
 
 
-def test_adapters_are_estimated_and_need_a_start_and_their_package(start, sets, tmp_path, monkeypatch):
-    recipe = dataclasses.replace(finetune_recipe(start, str(sets["vqa"])).recipe, lora=LoraConfig(rank=4))
+def test_adapters_are_estimated_and_need_a_start_and_their_package(
+    start, sets, tmp_path, monkeypatch
+):
+    recipe = dataclasses.replace(
+        finetune_recipe(start, str(sets["vqa"])).recipe, lora=LoraConfig(rank=4)
+    )
     whole = estimate(dataclasses.replace(recipe, lora=LoraConfig()))
-    needs, twice = (estimate(dataclasses.replace(recipe, lora=LoraConfig(rank=rank))) for rank in (4, 8))
+    needs, twice = (
+        estimate(dataclasses.replace(recipe, lora=LoraConfig(rank=rank))) for rank in (4, 8)
+    )
     adapters = needs.parameters - whole.parameters
     assert twice.trainable_parameters - needs.trainable_parameters == adapters > 0
     assert needs.trainable_parameters < whole.trainable_parameters

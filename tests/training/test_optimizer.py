@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from vlmo.model import VLMoConfig, VLMoForPreTraining
 from vlmo.training import EngineConfig
-from vlmo.training.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer, lr_at, param_groups
+from vlmo.training.optimizer import (
+    OptimizerConfig,
+    ScheduleConfig,
+    build_optimizer,
+    lr_at,
+    param_groups,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "parameter_groups"
 PRESETS = ("tiny", "small", "base")
@@ -28,19 +34,30 @@ PRESETS = ("tiny", "small", "base")
 def listing(module: nn.Module, **rules: Any) -> dict[str, list]:
     """Name -> [shape, weight decay, learning-rate scale]; frozen parameters have their shape only."""
     groups = param_groups(module, **rules)
-    settings = {id(p): [group["weight_decay"], group["lr_scale"]] for group in groups for p in group["params"]}
-    return {name: [list(p.shape), *settings.get(id(p), [])] for name, p in module.named_parameters()}
+    settings = {
+        id(p): [group["weight_decay"], group["lr_scale"]]
+        for group in groups
+        for p in group["params"]
+    }
+    return {
+        name: [list(p.shape), *settings.get(id(p), [])] for name, p in module.named_parameters()
+    }
 
 
 def preset_listing(preset: str) -> dict[str, list]:
     with torch.device("meta"):
         model = VLMoForPreTraining(getattr(VLMoConfig, preset)())
-    return listing(model, weight_decay=OptimizerConfig().weight_decay, no_weight_decay=model.no_weight_decay())
+    return listing(
+        model, weight_decay=OptimizerConfig().weight_decay, no_weight_decay=model.no_weight_decay()
+    )
 
 
 def as_text(groups: dict[str, list]) -> str:
     """JSON with a line for each parameter, so that a change shows by name."""
-    lines = [f"{json.dumps(name)}: {json.dumps(group, separators=(',', ':'))}" for name, group in groups.items()]
+    lines = [
+        f"{json.dumps(name)}: {json.dumps(group, separators=(',', ':'))}"
+        for name, group in groups.items()
+    ]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
@@ -54,14 +71,19 @@ class Model(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(5, 3)
         self.position_bias = nn.Parameter(torch.zeros(4, 2))
-        self.norm_weight_matrix = nn.Parameter(torch.zeros(3, 3))  # decayed: no rule looks into names
+        self.norm_weight_matrix = nn.Parameter(
+            torch.zeros(3, 3)
+        )  # decayed: no rule looks into names
         self.logit_scale = nn.Parameter(torch.zeros(()))
         self.frozen = nn.Linear(3, 3).requires_grad_(requires_grad=False)
         self.head = nn.Linear(3, 5)
 
 
 def test_groups_decay_matrices_only_and_not_those_named() -> None:
-    rules = {"no_weight_decay": {"position_bias"}, "lr_scale": {"head.bias": 20, "logit_scale": 0.5}}
+    rules = {
+        "no_weight_decay": {"position_bias"},
+        "lr_scale": {"head.bias": 20, "logit_scale": 0.5},
+    }
     assert listing(Model(), weight_decay=0.1, **rules) == {
         "embed.weight": [[5, 3], 0.1, 1.0],
         "position_bias": [[4, 2], 0.0, 1.0],
@@ -91,19 +113,27 @@ def test_groups_refuse_a_name_that_no_parameter_has(rule) -> None:
 )
 def test_lr_follows_the_curve_worked_out_by_hand(kind, min_ratio, expected) -> None:
     config = ScheduleConfig(warmup_steps=2, kind=kind, min_ratio=min_ratio)
-    assert [lr_at(step, base_lr=2.0, max_steps=6, config=config) for step in range(7)] == pytest.approx(expected)
+    assert [
+        lr_at(step, base_lr=2.0, max_steps=6, config=config) for step in range(7)
+    ] == pytest.approx(expected)
 
 
 def test_lr_of_a_run_shorter_than_its_warmup_only_rises() -> None:
     config = ScheduleConfig(warmup_steps=100)
-    assert [lr_at(step, base_lr=1.0, max_steps=3, config=config) for step in range(3)] == [0.01, 0.02, 0.03]
+    assert [lr_at(step, base_lr=1.0, max_steps=3, config=config) for step in range(3)] == [
+        0.01,
+        0.02,
+        0.03,
+    ]
 
 
 # Of an update: Muon's Newton-Schulz steps enlarge the roundings of bf16, which keeps 8 bits, and of float32.
 SHARES = {True: 0.05, False: 1e-4}
 
 
-def muon_by_hand(weight: Tensor, gradients: list[Tensor], *, lr: float, weight_decay: float) -> Tensor:
+def muon_by_hand(
+    weight: Tensor, gradients: list[Tensor], *, lr: float, weight_decay: float
+) -> Tensor:
     """Momentum 0.95 with Nesterov, five steps of the quintic iteration, 0.2 sqrt(larger side), in float64."""
     weight, momentum = weight.double(), torch.zeros(weight.shape, dtype=torch.float64)
     for gradient in gradients:
@@ -120,7 +150,10 @@ def muon_by_hand(weight: Tensor, gradients: list[Tensor], *, lr: float, weight_d
 @pytest.mark.parametrize("in_bf16", [True, False])
 def test_muon_updates_matrices_of_blocks_and_adamw_all_else(in_bf16: bool, monkeypatch) -> None:
     monkeypatch.setattr("vlmo.training.muon.multiplies_in_bf16", lambda _: in_bf16)
-    config, slow = OptimizerConfig(lr=0.01, weight_decay=0.1), "vlmo.blocks.0.attention.qkv.shared.weight"
+    config, slow = (
+        OptimizerConfig(lr=0.01, weight_decay=0.1),
+        "vlmo.blocks.0.attention.qkv.shared.weight",
+    )
     trained = {}
     for muon in (False, True):
         model = toy(VLMoForPreTraining, num_hidden_layers=2, num_fusion_layers=1)
@@ -141,16 +174,26 @@ def test_muon_updates_matrices_of_blocks_and_adamw_all_else(in_bf16: bool, monke
         assert torch.equal(unused, before[names[unused]])
         assert unused not in optimizer.state
     linear = re.compile(r"vlmo\.blocks\.\d\.(attention\.(qkv|projection)|experts)\..*weight")
-    matrices = {name for name, weight in before.items() if linear.fullmatch(name) and weight.ndim == 2}
-    assert len(matrices) == 2 * (2 + 2 * 2) + 2  # joint projection, projection, two experts; one more in the top block
+    matrices = {
+        name for name, weight in before.items() if linear.fullmatch(name) and weight.ndim == 2
+    }
+    assert (
+        len(matrices) == 2 * (2 + 2 * 2) + 2
+    )  # joint projection, projection, two experts; one more in the top block
     for name, weight in trained[True].items():
         if name not in matrices:
             assert torch.equal(weight, trained[False][name]), name
         elif name != names[unused]:
             parts = 3 if "qkv" in name else 1
-            rows = zip(before[name].chunk(parts), *(each.chunk(parts) for each in gradients[name]), strict=True)
+            rows = zip(
+                before[name].chunk(parts),
+                *(each.chunk(parts) for each in gradients[name]),
+                strict=True,
+            )
             lr = config.lr * (0.5 if name == slow else 1)
-            expected = torch.cat([muon_by_hand(own, list(of), lr=lr, weight_decay=0.1) for own, *of in rows])
+            expected = torch.cat(
+                [muon_by_hand(own, list(of), lr=lr, weight_decay=0.1) for own, *of in rows]
+            )
             error = (weight - expected).norm() / (expected - before[name]).norm()
             assert error < SHARES[in_bf16], (name, error)
 
@@ -166,7 +209,12 @@ def test_run_with_muon_resumes_with_the_same_bits(tmp_path) -> None:
     for name in ("stopped", "whole"):
         assert run(tmp_path / name, **settings).status == "finished"
     assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
-    assert is_same(*(load_file(tmp_path / name / "model" / "model.safetensors") for name in ("stopped", "whole")))
+    assert is_same(
+        *(
+            load_file(tmp_path / name / "model" / "model.safetensors")
+            for name in ("stopped", "whole")
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ PARTLY_USED = Settings(dropout=0.0, accumulation=2, bonus_in_first_micro_batch=T
 BAD_ON_ONE = Settings(bad_from=1, bad_to=2, bad_rank=1)
 
 
-def train(folder: Path, *, settings: Settings, config: TrainerConfig, stop_after: int | None = None) -> TrainingResult:
+def train(
+    folder: Path, *, settings: Settings, config: TrainerConfig, stop_after: int | None = None
+) -> TrainingResult:
     """Trains in `folder`, which all processes share."""
     updates = 0
 
@@ -50,7 +52,10 @@ def two_processes(folder: Path) -> None:
     assert result.skipped == 1
     train(folder / "whole", settings=Settings(), config=LONG)
     result = train(folder / "stopped", settings=Settings(), config=LONG, stop_after=2)
-    assert (result.status, result.steps) == ("stopped", 3)  # the signal came after the flags of step 2 were exchanged
+    assert (result.status, result.steps) == (
+        "stopped",
+        3,
+    )  # the signal came after the flags of step 2 were exchanged
     result = train(folder / "stopped", settings=Settings(), config=LONG)
     assert (result.status, result.steps) == ("finished", 6)
 
@@ -73,7 +78,9 @@ def test_two_processes_train_as_one_with_the_joined_batch(runs, tmp_path) -> Non
     trainer = make_trainer(tmp_path, settings=replace(PARTLY_USED, accumulation=4), config=SHORT)
     trainer.fit()
     expected = dict(trainer.objective.named_parameters())
-    torch.testing.assert_close(weights(runs / "partly_used" / "rank1.pt"), expected, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(
+        weights(runs / "partly_used" / "rank1.pt"), expected, rtol=0, atol=TOLERANCE
+    )
     for line, other in zip(curve(runs / "partly_used"), curve(tmp_path), strict=True):
         for name in other.keys() - {"sample_ids_digest"}:  # of rows in another order
             assert line[name] == pytest.approx(other[name], abs=1e-5)
@@ -88,7 +95,9 @@ def test_bad_loss_on_one_process_skips_the_update_on_all(runs) -> None:
 def test_signal_to_one_process_stops_all_and_the_run_resumes_exactly(runs) -> None:
     assert curve(runs / "stopped") == curve(runs / "whole")
     for number in range(2):
-        assert is_same(*(weights(runs / name / f"rank{number}.pt") for name in ("stopped", "whole")))
+        assert is_same(
+            *(weights(runs / name / f"rank{number}.pt") for name in ("stopped", "whole"))
+        )
 
 
 def test_processes_hold_the_same_weights(runs) -> None:
@@ -99,13 +108,18 @@ def test_processes_hold_the_same_weights(runs) -> None:
 
 def group_that_ends(folder: Path) -> None:
     def threads() -> int:
-        return sum("gloo" in task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir())
+        return sum(
+            "gloo" in task.joinpath("comm").read_text()
+            for task in Path("/proc/self/task").iterdir()
+        )
 
     with launch("cpu"):
         store = StateStore(folder / "state", keep=1)
         barrier()
         (folder / f"rank{rank()}").touch()
-        wait_until(lambda: threads() == 6, within_s=60)  # three for each of two groups; each names itself as it starts
+        wait_until(
+            lambda: threads() == 6, within_s=60
+        )  # three for each of two groups; each names itself as it starts
     del store
     assert not torch.distributed.is_initialized()
     assert threads() == 6
@@ -133,7 +147,10 @@ def test_second_interrupt_aborts() -> None:
 
 def test_seeds_differ_between_steps_micro_batches_processes_and_runs() -> None:
     draws = itertools.product(range(3), range(20), range(4), range(4))
-    seeds = {forward_seed(seed, step=step, micro=micro, rank=number) for seed, step, micro, number in draws}
+    seeds = {
+        forward_seed(seed, step=step, micro=micro, rank=number)
+        for seed, step, micro, number in draws
+    }
     assert len(seeds) == 3 * 20 * 4 * 4
     assert all(0 <= seed < 2**63 for seed in seeds)
     # Pinned: another hash would change what every run draws.

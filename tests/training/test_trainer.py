@@ -6,7 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.toy_run import Objective, Settings, is_same, make_loader, make_trainer, saved_tensors
+from tests.training.toy_run import (
+    Objective,
+    Settings,
+    is_same,
+    make_loader,
+    make_trainer,
+    saved_tensors,
+)
 from torch import nn
 
 from vlmo.training import LoraConfig, OptimizerConfig, ScheduleConfig, TrainerConfig, read_metrics
@@ -38,17 +45,27 @@ def test_training_is_a_plain_loop(tmp_path) -> None:
         nn.utils.clip_grad_norm_(objective.parameters(), 0.5)
         optimizer.step()
         optimizer.zero_grad()
-    torch.testing.assert_close(trainer.objective.state_dict(), objective.state_dict(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        trainer.objective.state_dict(), objective.state_dict(), rtol=0, atol=1e-6
+    )
 
 
 def test_result_tells_how_the_run_went_and_it_is_not_trained_again(tmp_path, caplog) -> None:
     result = make_trainer(tmp_path, evaluate=lambda _: {"toy/score": 0.5}).fit()
-    assert (result.status, result.steps, result.samples_seen, result.skipped) == ("finished", 6, 48, 0)
+    assert (result.status, result.steps, result.samples_seen, result.skipped) == (
+        "finished",
+        6,
+        48,
+        0,
+    )
     assert result.seconds > 0
     assert result.metrics["step"] == 6
     assert result.metrics["toy/score"] == 0.5
     assert result.model_dir == tmp_path / "model"
-    assert sorted(path.name for path in result.model_dir.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in result.model_dir.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
     kept = {".lock", "metrics.jsonl", "model", "recipe.json", "state", "tensorboard"}
     assert {path.name for path in tmp_path.iterdir()} == kept
     again = make_trainer(tmp_path)
@@ -63,7 +80,13 @@ def test_result_tells_how_the_run_went_and_it_is_not_trained_again(tmp_path, cap
 
 @pytest.mark.parametrize(
     ("workers", "variable", "precision", "expected"),
-    [(0, "", "bf16", 4), (1, "", "float32", 3), (9, "", "bf16", 1), (9, "", "float32", 2), (3, "4", "bf16", 4)],
+    [
+        (0, "", "bf16", 4),
+        (1, "", "float32", 3),
+        (9, "", "bf16", 1),
+        (9, "", "float32", 2),
+        (3, "4", "bf16", 4),
+    ],
 )
 def test_workers_of_the_loader_have_cores_of_their_own(
     tmp_path, monkeypatch, workers, variable, precision, expected
@@ -74,7 +97,10 @@ def test_workers_of_the_loader_have_cores_of_their_own(
     before, seen = torch.get_num_threads(), set()
     torch.set_num_threads(4)
     try:
-        config, seeing = replace(CONFIG, precision=precision), lambda: seen.add(torch.get_num_threads())
+        config, seeing = (
+            replace(CONFIG, precision=precision),
+            lambda: seen.add(torch.get_num_threads()),
+        )
         make_trainer(tmp_path, workers=workers, config=config, after_step=seeing).fit()
         assert (seen, torch.get_num_threads()) == ({expected}, 4)
     finally:
@@ -83,7 +109,9 @@ def test_workers_of_the_loader_have_cores_of_their_own(
 
 def test_accumulation_takes_the_mean_over_micro_batches(tmp_path) -> None:
     whole, parts = (
-        make_trainer(tmp_path / str(number), settings=replace(CALM, accumulation=number), config=CONFIG)
+        make_trainer(
+            tmp_path / str(number), settings=replace(CALM, accumulation=number), config=CONFIG
+        )
         for number in (1, 4)
     )
     whole.fit()
@@ -92,7 +120,9 @@ def test_accumulation_takes_the_mean_over_micro_batches(tmp_path) -> None:
     torch.testing.assert_close(trained, expected, rtol=0, atol=1e-6)
     for line, other in zip(read_metrics(tmp_path / "1"), read_metrics(tmp_path / "4"), strict=True):
         assert other["loss"] == pytest.approx(line["loss"], abs=1e-5)
-        assert other["grad_norm"] == pytest.approx(line["grad_norm"], rel=1e-4)  # AdamW itself ignores their scale
+        assert other["grad_norm"] == pytest.approx(
+            line["grad_norm"], rel=1e-4
+        )  # AdamW itself ignores their scale
         assert other["sample_ids_digest"] == line["sample_ids_digest"]
 
 
@@ -118,10 +148,16 @@ def test_bad_step_is_skipped_counted_and_named(tmp_path) -> None:
     assert lines[4]["losses"]["loss"] == "nan"
     assert lines[4]["grad_norm"] == "nan"
     # The schedule goes by step number, whatever was skipped.
-    assert lines[5]["lr"] == lr_at(4, base_lr=0.05, max_steps=6, config=ScheduleConfig(warmup_steps=2))
+    assert lines[5]["lr"] == lr_at(
+        4, base_lr=0.05, max_steps=6, config=ScheduleConfig(warmup_steps=2)
+    )
     states = [saved_tensors(path) for path in sorted((tmp_path / "state").iterdir())]
     weights = [
-        {name: x for name, x in state.items() if name.startswith("objective.") and not name.endswith("calls")}
+        {
+            name: x
+            for name, x in state.items()
+            if name.startswith("objective.") and not name.endswith("calls")
+        }
         for state in states
     ]
     assert [is_same(a, b) for a, b in pairwise(weights)] == [False, True, True, False, False]
@@ -130,7 +166,9 @@ def test_bad_step_is_skipped_counted_and_named(tmp_path) -> None:
 
 def test_gradient_that_is_not_finite_is_skipped_although_the_loss_is(tmp_path) -> None:
     trainer = make_trainer(tmp_path)
-    dict(trainer.objective.named_parameters())["bonus"].register_hook(lambda grad: grad * float("inf"))
+    dict(trainer.objective.named_parameters())["bonus"].register_hook(
+        lambda grad: grad * float("inf")
+    )
     result = trainer.fit()
     assert result.skipped == 3  # `bonus` is part of every other loss
     (line, *_) = [line for line in read_metrics(tmp_path) if "skipped" in line]
@@ -139,7 +177,10 @@ def test_gradient_that_is_not_finite_is_skipped_although_the_loss_is(tmp_path) -
 
 
 def test_bad_steps_in_a_row_end_the_run(tmp_path) -> None:
-    config, settings = TrainerConfig(max_steps=40, save_every=5, log_every=1), Settings(bad_from=7, lr=0.01)
+    config, settings = (
+        TrainerConfig(max_steps=40, save_every=5, log_every=1),
+        Settings(bad_from=7, lr=0.01),
+    )
     for _ in range(2):  # the same command comes to the same end
         with pytest.raises(RuntimeError, match="the last 10 steps, up to step 17") as caught:
             make_trainer(tmp_path, config=config, settings=settings).fit()
@@ -158,7 +199,9 @@ def test_evaluation_sees_the_model_in_evaluation_mode_and_leave_no_trace(tmp_pat
         seen.append(model)
         return {"toy/count": float(len(seen))}
 
-    trainer = make_trainer(tmp_path / "with", config=replace(CONFIG, eval_every=4), evaluate=evaluate)
+    trainer = make_trainer(
+        tmp_path / "with", config=replace(CONFIG, eval_every=4), evaluate=evaluate
+    )
     frozen = trainer.objective.get_submodule("model.norm")
     frozen.eval()
     trainer.fit()
@@ -191,7 +234,17 @@ def test_signal_lets_the_step_finish_and_the_run_go_on_later(tmp_path, number) -
     whole.fit()
     assert is_same(again.objective.state_dict(), whole.objective.state_dict())
     for name in ("stopped", "whole"):
-        assert [line["step"] for line in read_metrics(tmp_path / name)] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+        assert [line["step"] for line in read_metrics(tmp_path / name)] == [
+            1,
+            2,
+            2,
+            3,
+            4,
+            4,
+            5,
+            6,
+            6,
+        ]
 
 
 def test_run_that_died_while_the_model_folder_was_written_only_writes_it(tmp_path) -> None:
@@ -205,7 +258,10 @@ def test_run_that_died_while_the_model_folder_was_written_only_writes_it(tmp_pat
         make_trainer(tmp_path, save_model=fail, evaluate=evaluate).fit()
     assert not (tmp_path / "model").exists()
     assert make_trainer(tmp_path, evaluate=evaluate).fit().status == "finished"
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
     assert not (tmp_path / ".model.vlmo-aside").exists()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 6]
     assert len(evaluations) == 1

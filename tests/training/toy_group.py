@@ -118,7 +118,11 @@ def _train(
             _stop_here(folder)
         return {"toy/one": 1.0}
 
-    load = None if num_workers is None else _loader(num_workers=num_workers, kills_in_step=kills_worker_in_step)
+    load = (
+        None
+        if num_workers is None
+        else _loader(num_workers=num_workers, kills_in_step=kills_worker_in_step)
+    )
     rights = ordinary_rights() if ordinary else contextlib.nullcontext()
     with rights, launch("cpu", hang_seconds=hang_seconds):
         if pause is not None and pause.moment == "start" and pause.rank == rank:
@@ -147,9 +151,13 @@ class Rows:
 
 def _loader(*, num_workers: int, kills_in_step: int | None) -> RowLoader:
     rows = Rows()
-    loader = RowLoader(rows, config=LoaderConfig(global_batch_size=8, num_workers=num_workers), seed=0)
+    loader = RowLoader(
+        rows, config=LoaderConfig(global_batch_size=8, num_workers=num_workers), seed=0
+    )
     if kills_in_step is not None:
-        rows.trap = global_batch(kills_in_step - 1, num_samples=len(rows), batch_size=8, seed=0)[0][1]
+        rows.trap = global_batch(kills_in_step - 1, num_samples=len(rows), batch_size=8, seed=0)[0][
+            1
+        ]
     return loader
 
 

@@ -69,13 +69,20 @@ class Objective(nn.Module):
         self.settings = settings
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        error = (self.model(batch["pixel_values"]).squeeze(-1) - batch["pixel_values"].sum(-1)).square().mean()
+        error = (
+            (self.model(batch["pixel_values"]).squeeze(-1) - batch["pixel_values"].sum(-1))
+            .square()
+            .mean()
+        )
         bonus = self.bonus.square().mean()
         step = int(batch["step_seed"])
         first = int(batch["sample_ids"][0]) == step * self.settings.batch
         counts = first if self.settings.bonus_in_first_micro_batch else step % 2 == 0
         loss = error + 0.1 * bonus if counts else error
-        if self.settings.bad_from <= step < self.settings.bad_to and self.settings.bad_rank in {None, rank()}:
+        if self.settings.bad_from <= step < self.settings.bad_to and self.settings.bad_rank in {
+            None,
+            rank(),
+        }:
             loss = loss * float("nan")
         return {"loss": loss, "error": error, "bonus": bonus}
 
@@ -87,9 +94,18 @@ def make_loader(settings: Settings) -> Callable[[int], Iterator[list[Batch]]]:
             generator = torch.Generator().manual_seed(step)
             rows = torch.randn(settings.batch, 4, generator=generator)
             ids = torch.arange(settings.batch) + step * settings.batch
-            mine = slice(rank() * settings.batch // world_size(), (rank() + 1) * settings.batch // world_size())
-            parts = zip(rows[mine].chunk(settings.accumulation), ids[mine].chunk(settings.accumulation), strict=True)
-            yield [Batch(pixel_values=x, sample_ids=i, step_seed=torch.tensor(step)) for x, i in parts]
+            mine = slice(
+                rank() * settings.batch // world_size(),
+                (rank() + 1) * settings.batch // world_size(),
+            )
+            parts = zip(
+                rows[mine].chunk(settings.accumulation),
+                ids[mine].chunk(settings.accumulation),
+                strict=True,
+            )
+            yield [
+                Batch(pixel_values=x, sample_ids=i, step_seed=torch.tensor(step)) for x, i in parts
+            ]
             step += 1
 
     return load
@@ -117,7 +133,11 @@ def make_trainer(
     arguments = {"save_model": save_model, "device": "cpu"} | others
     recipe = Recipe(config, settings, schedule, seed, optimizer or OptimizerConfig(lr=settings.lr))
     trainer = Trainer(
-        objective or Objective(settings), load or make_loader(settings), run_dir=run_dir, recipe=recipe, **arguments
+        objective or Objective(settings),
+        load or make_loader(settings),
+        run_dir=run_dir,
+        recipe=recipe,
+        **arguments,
     )
     trainer.optimizer.register_step_post_hook(lambda *_: after_step())
     return trainer
@@ -126,7 +146,10 @@ def make_trainer(
 def curve(run_dir: Path) -> list[dict[str, Any]]:
     """Losses, learning rates, gradient norms and sample ids of each step, and evaluations; without times."""
     timing = {"seconds", "samples_per_s"}
-    return [{name: value for name, value in line.items() if name not in timing} for line in read_metrics(run_dir)]
+    return [
+        {name: value for name, value in line.items() if name not in timing}
+        for line in read_metrics(run_dir)
+    ]
 
 
 def is_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -136,6 +159,9 @@ def is_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def saved_tensors(path: Path) -> dict[str, Tensor]:
     """Whole tensors of a state by their dotted names, read without the run that wrote it."""
     contents = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
-    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in contents.items()}
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in contents.items()
+    }
     dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     return tensors

@@ -27,13 +27,19 @@ SHAPES = (
 )
 
 
-def art(title="", *keywords, author="Ann Bell", licence="PublicDomain", shape=0, height="100") -> str:
+def art(
+    title="", *keywords, author="Ann Bell", licence="PublicDomain", shape=0, height="100"
+) -> str:
     items = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
-    return FILE.format(title=title, items=items, author=author, licence=licence, body=SHAPES[shape], height=height)
+    return FILE.format(
+        title=title, items=items, author=author, licence=licence, body=SHAPES[shape], height=height
+    )
 
 
 FILES = {
-    "food/apple_ann_bell_01.svg": art("Red Apple 2", "fruit", "hash(0x1)", "food", "signs_and_symbols", "apple"),
+    "food/apple_ann_bell_01.svg": art(
+        "Red Apple 2", "fruit", "hash(0x1)", "food", "signs_and_symbols", "apple"
+    ),
     "food/menu_1.svg": art("My Collection", "food", shape=1, height="30mm"),
     "food/pear_annbell_x.svg": art("Clipart by Ann Bell - wrong_name", shape=2),
     "tools/saw.svg": art("Sega", "saw", author="Architetto Francesco Rollandin", shape=3),
@@ -60,7 +66,11 @@ def prepared(root: Path, files: dict[str, str], out: Path) -> dict[str, dict]:
 def test_titles_and_keywords_are_captions(shares, tmp_path):
     rows = prepared(tmp_path / "in", FILES, tmp_path / "out")
     assert {name: row["captions"] for name, row in rows.items()} == {
-        "food/apple_ann_bell_01": ["red apple", "red apple, fruit, food", "a picture of a red apple"],
+        "food/apple_ann_bell_01": [
+            "red apple",
+            "red apple, fruit, food",
+            "a picture of a red apple",
+        ],
         "food/menu_1": ["menu", "menu, food", "an icon of a menu"],
         "food/pear_annbell_x": ["pear annbell x", "an icon of a pear annbell x"],
         "tools/saw": ["saw", "a saw"],

@@ -31,18 +31,24 @@ def found(monkeypatch) -> worlds_emoji.Emoji:
     monkeypatch.setattr(worlds_emoji, "NUM_TEST", 1)
     monkeypatch.setattr(worlds_emoji, "NUM_NEW", 1)
     styles = {
-        style: worlds_emoji.read_drawings(style, {f"{codes}.png": drawing(style, codes) for codes in (*CODES, TONE)})
+        style: worlds_emoji.read_drawings(
+            style, {f"{codes}.png": drawing(style, codes) for codes in (*CODES, TONE)}
+        )
         for style in ("twemoji", "openmoji")
     }
     monkeypatch.setattr(worlds_emoji, "read_style", styles.__getitem__)
-    names = {codes: known for codes, known in emoji.english_names().items() if codes in {*CODES, TONE}}
+    names = {
+        codes: known for codes, known in emoji.english_names().items() if codes in {*CODES, TONE}
+    }
     monkeypatch.setattr(emoji, "english_names", lambda: names)
     return worlds_emoji.read_emoji()
 
 
 def packages(root: Path, *, fluent: bool = True) -> Path:
     for codes in (*CODES, TONE):
-        write(root / "emoji-datasource-google/img/google/64" / f"{codes}.png", drawing("noto", codes))
+        write(
+            root / "emoji-datasource-google/img/google/64" / f"{codes}.png", drawing("noto", codes)
+        )
         if fluent:
             file = root / "@lobehub/fluent-emoji-3d/assets" / f"{codes}-fe0f.webp"
             write(file, drawing("fluent", codes, kind="WEBP"))
@@ -54,9 +60,15 @@ def packages(root: Path, *, fluent: bool = True) -> Path:
 
 def test_drawings_of_further_styles_join_those_of_the_builtin_set_with_keywords(found, tmp_path):
     prepare("drawings", root=packages(tmp_path / "node_modules"), out=tmp_path / "out")
-    train, test, concepts = (open_source(str(tmp_path / "out"), split=part) for part in ("train", "test", "concepts"))
+    train, test, concepts = (
+        open_source(str(tmp_path / "out"), split=part) for part in ("train", "test", "concepts")
+    )
     (kept,), (new,) = ([drawing.codes for drawing in each] for each in (found.test, found.new))
-    known = {codes for codes in (*CODES, TONE) if worlds_emoji.base_codes(codes) != worlds_emoji.base_codes(new)}
+    known = {
+        codes
+        for codes in (*CODES, TONE)
+        if worlds_emoji.base_codes(codes) != worlds_emoji.base_codes(new)
+    }
     assert set(train["image_id"]) == {f"{style}/{codes}" for style in TRAINED for codes in known}
     assert test["image_id"][:] == [f"openmoji/{kept}"]
     assert concepts["image_id"][:] == [f"twemoji/{new}"]
@@ -90,7 +102,10 @@ def test_names_of_kept_concepts_are_no_captions(found, tmp_path):
     """Neither as a name nor among keywords, in any style."""
     root, (new,) = packages(tmp_path / "in"), [drawing.codes for drawing in found.new]
     hidden, other = found.names[new][0], next(codes for codes in CODES if codes != new)
-    write(root / "emojibase-data/en/data.json", json.dumps([{"hexcode": other, "tags": ["kept", hidden.upper()]}]))
+    write(
+        root / "emojibase-data/en/data.json",
+        json.dumps([{"hexcode": other, "tags": ["kept", hidden.upper()]}]),
+    )
     prepare("drawings", root=root, out=tmp_path / "out")
     captions = {text for texts in open_source(str(tmp_path / "out"))["captions"] for text in texts}
     assert "kept" in captions

@@ -28,9 +28,15 @@ def test_counts(sets) -> None:
         "drawings-concepts/test": 150,
     }
     assert sets["drawings-pairs/test"]["captions"][:] == sets["emoji-pairs/test"]["captions"][:]
-    concepts, pairs = (set(sets[f"{name}/train"]["image_id"]) for name in ("emoji-pairs", "drawings-pairs"))
+    concepts, pairs = (
+        set(sets[f"{name}/train"]["image_id"]) for name in ("emoji-pairs", "drawings-pairs")
+    )
     # One drawing of each new concept, and of others that look like them; no other artist's is in both.
-    assert 150 <= len({image_id for image_id in concepts - pairs if image_id.startswith("twemoji")}) < 170
+    assert (
+        150
+        <= len({image_id for image_id in concepts - pairs if image_id.startswith("twemoji")})
+        < 170
+    )
     assert set(sets["drawings-pairs/train"]["source"]) == {"twemoji"}
 
 
@@ -43,7 +49,11 @@ def test_the_package_keeps_the_same_drawings_for_testing() -> None:
 
 
 def test_new_concepts_are_absent_in_every_style_variant_and_look(sets) -> None:
-    names, train, new = english_names(), sets["drawings-pairs/train"], sets["drawings-concepts/test"]
+    names, train, new = (
+        english_names(),
+        sets["drawings-pairs/train"],
+        sets["drawings-concepts/test"],
+    )
     held_out = {caption for (caption,) in new["captions"]}
     for image_id in train["image_id"]:
         codes = image_id.split("/")[1]
@@ -51,12 +61,21 @@ def test_new_concepts_are_absent_in_every_style_variant_and_look(sets) -> None:
     hidden = _installed().hidden_names
     assert all(is_hidden(caption, hidden) for caption in held_out)
     # In both styles: `emoji-pairs` holds the drawings of the new concepts.
-    pairs, codes = sets["emoji-pairs/train"], {image_id.split("/")[1] for image_id in new["image_id"]}
-    drawn = [row for row, image_id in enumerate(pairs["image_id"]) if image_id.split("/")[1] in codes]
-    assert 290 < len(drawn) <= 300  # some of OpenMoji's look like its test drawings, and so are in no set
+    pairs, codes = (
+        sets["emoji-pairs/train"],
+        {image_id.split("/")[1] for image_id in new["image_id"]},
+    )
+    drawn = [
+        row for row, image_id in enumerate(pairs["image_id"]) if image_id.split("/")[1] in codes
+    ]
+    assert (
+        290 < len(drawn) <= 300
+    )  # some of OpenMoji's look like its test drawings, and so are in no set
     found = _installed()
     drawings = [*found.twemoji.values(), *found.openmoji.values()]
     looks = {f"{each.style}/{each.codes}": each.small for each in drawings}
     tested = [*(pairs[row]["image_id"] for row in drawn), *new["image_id"]]
-    trained, tested = (np.stack([looks[image_id] for image_id in ids]) for ids in (train["image_id"][:], tested))
+    trained, tested = (
+        np.stack([looks[image_id] for image_id in ids]) for ids in (train["image_id"][:], tested)
+    )
     assert smallest_distances(trained, tested).min() >= SAME_LOOK

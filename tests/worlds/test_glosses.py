@@ -8,8 +8,12 @@ NOTICE = "  1 A licence, at the head of each file.  \n"
 FILES = {
     "data.noun": NOTICE
     + '00000001 03 n 02 toy_dog 0 lap_dog 1 001 @ 00000002 n 0000 | a dog that fits on a lap; "the | bar"  \n',
-    "data.verb": NOTICE + "00000002 29 v 0b " + " ".join(f"w{n} 0" for n in range(11)) + " 000 00 | eleven words  \n",
-    "data.adj": NOTICE + "00000003 00 a 01 afraid(p) 0 000 | feeling fear  \nno line of this kind\n",
+    "data.verb": NOTICE
+    + "00000002 29 v 0b "
+    + " ".join(f"w{n} 0" for n in range(11))
+    + " 000 00 | eleven words  \n",
+    "data.adj": NOTICE
+    + "00000003 00 a 01 afraid(p) 0 000 | feeling fear  \nno line of this kind\n",
     "data.adv": NOTICE,
 }
 

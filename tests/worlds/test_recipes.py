@@ -21,12 +21,16 @@ OTHER_KINDS = {
 
 
 def test_settings_are_golden():
-    assert settings_table(RECIPES) == GOLDEN.read_text(), "if that is wanted: python -m tests.worlds.test_recipes"
+    assert settings_table(RECIPES) == GOLDEN.read_text(), (
+        "if that is wanted: python -m tests.worlds.test_recipes"
+    )
 
 
 @pytest.mark.parametrize("name", OTHER_KINDS.values())
 def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, sets, tmp_path):
-    recipe = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, sets=sets)
+    recipe = shrunk(
+        find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, sets=sets
+    )
     check_training(name, recipe, tmp_path)
 
 
@@ -38,16 +42,32 @@ def test_recipes_are_valid_and_described():
 
 
 def test_steps_form_a_chain_that_reads_nothing_about_held_out_concepts():
-    recipes = [find_recipe("vlmo-small" if name == "released" else f"small-{name}") for name in STEPS]
-    read = {name for recipe in recipes for name in (*recipe.data.source.split("+"), *recipe.text.learn_from)}
-    prepared = {name for name in read if name.startswith("data/")}  # their splits "train" hold nothing of the tests
-    assert prepared == {f"data/{name}" for name in worlds.PREPARED} <= {f"data/{name}" for name in PREPARERS}
+    recipes = [
+        find_recipe("vlmo-small" if name == "released" else f"small-{name}") for name in STEPS
+    ]
+    read = {
+        name
+        for recipe in recipes
+        for name in (*recipe.data.source.split("+"), *recipe.text.learn_from)
+    }
+    prepared = {
+        name for name in read if name.startswith("data/")
+    }  # their splits "train" hold nothing of the tests
+    assert (
+        prepared
+        == {f"data/{name}" for name in worlds.PREPARED}
+        <= {f"data/{name}" for name in PREPARERS}
+    )
     # No drawing of the held-out concepts, and none that is kept for testing, stands in a training scene.
     assert read - prepared == {"shapes", "scenes", "english-text"}
     assert {recipe.data.split for recipe in recipes} == {"train"}
     starts = (None, *(f"{RUN}/{folder}/model" for folder in (*list(STEPS)[:-2], "names-mean")))
     assert tuple(recipe.init for recipe in recipes) == starts
-    assert [recipe.task.teacher for recipe in recipes] == [None, *[f"{RUN}/contrast/model"] * 2, *[None] * 3]
+    assert [recipe.task.teacher for recipe in recipes] == [
+        None,
+        *[f"{RUN}/contrast/model"] * 2,
+        *[None] * 3,
+    ]
     sizes = vars(recipes[-1].model) | {"vocab_size": recipes[-1].text.vocab_size}
     model = VLMoForImageTextRetrieval(VLMoConfig(**sizes))
     assert model.num_parameters() <= 10_000_000

@@ -29,8 +29,15 @@ ONE_RANK = 1.5 / 48  # one of the 48 captions may change places
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = trained_folder(tmp_path_factory.mktemp("run") / "model")
-    data = (DataSource("emoji-pairs", "stage 3", ("twemoji: CC-BY-4.0",)), DataSource("mine", "stage 3"))
-    write_card(folder, CardContent(recipe="toy-recipe", about="What the recipe does.", data=data), usage_of(folder))
+    data = (
+        DataSource("emoji-pairs", "stage 3", ("twemoji: CC-BY-4.0",)),
+        DataSource("mine", "stage 3"),
+    )
+    write_card(
+        folder,
+        CardContent(recipe="toy-recipe", about="What the recipe does.", data=data),
+        usage_of(folder),
+    )
     return folder
 
 
@@ -45,9 +52,16 @@ def released(folder, tmp_path_factory):
 
 
 def test_release_stores_half_the_bytes_and_keeps_single_numbers(folder, released):
-    before, after = load_file(folder / "model.safetensors"), load_file(released / "model.safetensors")
+    before, after = (
+        load_file(folder / "model.safetensors"),
+        load_file(released / "model.safetensors"),
+    )
     assert before.keys() == after.keys()
-    kinds = {after[name].dtype for name, tensor in before.items() if tensor.is_floating_point() and tensor.numel() > 1}
+    kinds = {
+        after[name].dtype
+        for name, tensor in before.items()
+        if tensor.is_floating_point() and tensor.numel() > 1
+    }
     assert kinds == {torch.bfloat16}
     scale = "contrast_head.logit_scale"
     assert after[scale].dtype == torch.float32
@@ -58,10 +72,17 @@ def test_a_model_of_stage_3_is_released_for_retrieval(tmp_path):
     """Heads that only its training uses stay behind, a quarter of the weights of a small model."""
     stage3 = toy(VLMoForPreTraining)
     stage3.save_pretrained(tmp_path / "stage3")
-    write_card(tmp_path / "stage3", CardContent(recipe="toy", about="A toy."), usage_of(tmp_path / "stage3"))
+    write_card(
+        tmp_path / "stage3",
+        CardContent(recipe="toy", about="A toy."),
+        usage_of(tmp_path / "stage3"),
+    )
     release.write_release([tmp_path / "stage3"], tmp_path / "out", card=CardContent())
     assert architectures(tmp_path / "out") == ["VLMoForImageTextRetrieval"]
-    assert "Class: `VLMoForImageTextRetrieval`, which finds" in (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "Class: `VLMoForImageTextRetrieval`, which finds"
+        in (tmp_path / "out" / "README.md").read_text()
+    )
     weights, before = load_file(tmp_path / "out" / "model.safetensors"), stage3.state_dict()
     left_out = {name.split(".")[0] for name in set(before) - set(weights)}
     assert left_out == {"mlm_head", "fusion_contrast_head"}
@@ -124,14 +145,24 @@ def test_a_mean_with_a_model_of_smaller_images_has_its_positions_resized(tmp_pat
     models = [toy(VLMoForImageTextRetrieval, image_size=size, **options) for size in (96, 64)]
     for number, model in enumerate(models):
         model.save_pretrained(tmp_path / f"{number}")
-        write_card(tmp_path / f"{number}", CardContent(recipe="toy", about="A toy."), usage_of(tmp_path / f"{number}"))
+        write_card(
+            tmp_path / f"{number}",
+            CardContent(recipe="toy", about="A toy."),
+            usage_of(tmp_path / f"{number}"),
+        )
     folders = [tmp_path / "0", tmp_path / "1"]
     release.write_release(folders, tmp_path / "out", card=CardContent(), shares=(0.75, 0.25))
     mean = VLMoForImageTextRetrieval.from_pretrained(tmp_path / "out")
     assert mean.config.image_size == 96
-    large, small, found = [each.vlmo.image_embeddings.positions.detach() for each in (*models, mean)]
+    large, small, found = [
+        each.vlmo.image_embeddings.positions.detach() for each in (*models, mean)
+    ]
     patches = small[1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
-    resized = torch.nn.functional.interpolate(patches, size=(6, 6), mode="bicubic").permute(0, 2, 3, 1).reshape(36, -1)
+    resized = (
+        torch.nn.functional.interpolate(patches, size=(6, 6), mode="bicubic")
+        .permute(0, 2, 3, 1)
+        .reshape(36, -1)
+    )
     expected = 0.75 * large + 0.25 * torch.cat([small[:1], resized])
     torch.testing.assert_close(found, expected, rtol=2**-8, atol=1e-6)
     with pytest.raises(ValueError, match="the shares are"):
@@ -144,6 +175,8 @@ def test_the_card_of_vlmo_small_is_what_the_template_writes(tmp_path):
     shutil.copytree(shipped, folder)
     (folder / "README.md").unlink()
     facts = {"title": SMALL, "data": read_data(shipped), "metrics": tuple(read_results(shipped))}
-    release.write_released_card(folder, replace(release.SMALL_CARD, **facts), packages=release.SMALL_PACKAGES)
+    release.write_released_card(
+        folder, replace(release.SMALL_CARD, **facts), packages=release.SMALL_PACKAGES
+    )
     for name in ("README.md", "results.json", "data_sources.json"):
         assert (folder / name).read_text() == (shipped / name).read_text(), name

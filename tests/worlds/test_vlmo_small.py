@@ -79,8 +79,15 @@ def test_it_goes_on_where_it_was(roots, tmp_path, monkeypatch):
     runs = [*list(STEPS)[:-1], "names-1", "names-2", "released"]
     assert began == [*runs[:3], *runs[2:]]
     assert all(read_metrics(run / each)[-1]["step"] == 2 for each in runs)
-    weights = {name: load_file(run / name / "model" / "model.safetensors") for name in (*runs[-4:], "names-mean")}
-    last, start, released = weights["released"], weights["names-mean"], load_file(out / "model.safetensors")
+    weights = {
+        name: load_file(run / name / "model" / "model.safetensors")
+        for name in (*runs[-4:], "names-mean")
+    }
+    last, start, released = (
+        weights["released"],
+        weights["names-mean"],
+        load_file(out / "model.safetensors"),
+    )
     assert start.keys() == released.keys()
     for name in start:
         seeds = [weights[each][name] for each in runs[-4:-1]]
@@ -92,7 +99,11 @@ def test_it_goes_on_where_it_was(roots, tmp_path, monkeypatch):
     assert not torch.equal(weights["names"][words], weights["names-1"][words])
     assert {each.dataset_name for each in read_results(out)} == {"icons", "scenes"}
     assert VLMoForImageTextRetrieval.from_pretrained(out).match_head is not None
-    monkeypatch.setattr(vlmo_small, "MEASURED_ON", (("data/icons", "test"), ("scenes", "test"), ("scenes", "artist")))
+    monkeypatch.setattr(
+        vlmo_small,
+        "MEASURED_ON",
+        (("data/icons", "test"), ("scenes", "test"), ("scenes", "artist")),
+    )
     before = (out / "results.json").read_text()
     assert vlmo_small.rebuild(run, **options) == out
     assert len(began) == len(runs) + 1
@@ -106,4 +117,6 @@ def test_every_split_of_scenes_that_is_not_trained_on_or_chosen_by_is_measured()
         splits = [split for source, split in vlmo_small.MEASURED_ON if source == name]
         assert sorted(splits) == sorted(set(sizes) - {"train", "validation"})
     shipped = {(each.dataset_name, each.dataset_split) for each in read_results(FOLDER / SMALL)}
-    assert shipped == {(source.removeprefix("data/"), split) for source, split in vlmo_small.MEASURED_ON}
+    assert shipped == {
+        (source.removeprefix("data/"), split) for source, split in vlmo_small.MEASURED_ON
+    }

@@ -47,14 +47,20 @@ PUBLISHED = NameTable(NAMES, leftovers=_LEFTOVERS)
 HUGGING_FACE = NameTable(
     (
         ("embeddings.cls_token", _CLASS_TOKEN),
-        ("embeddings.patch_embeddings.projection.{kind}", "vlmo.image_embeddings.projection.{kind}"),
+        (
+            "embeddings.patch_embeddings.projection.{kind}",
+            "vlmo.image_embeddings.projection.{kind}",
+        ),
         ("layernorm.{kind}", "vlmo.norm.{kind}"),
         ("embeddings.mask_token", _MASK_TOKEN),
         ("lm_head.{kind}", "mim_head.decoder.{kind}"),
         ("pooler.layernorm.{kind}", "classifier_norm.{kind}"),
         ("classifier.{kind}", "classifier.{kind}"),
         (f"encoder.relative_position_bias.{_BIAS}", _SHARED),
-        (f"encoder.layer.{{layer}}.attention.attention.relative_position_bias.{_BIAS}", "layer_table.{layer}"),
+        (
+            f"encoder.layer.{{layer}}.attention.attention.relative_position_bias.{_BIAS}",
+            "layer_table.{layer}",
+        ),
         *(
             ("encoder.layer.{layer}." + theirs, _BLOCK + ours)
             for theirs, ours in (
@@ -76,7 +82,9 @@ HUGGING_FACE = NameTable(
     leftovers=_LEFTOVERS,
 )
 
-_CLASSIFIED = HeadTask("fine-tuned on classes", ("classifier_norm", "classifier"), models.VLMoForImageClassification)
+_CLASSIFIED = HeadTask(
+    "fine-tuned on classes", ("classifier_norm", "classifier"), models.VLMoForImageClassification
+)
 HEADS = (
     _CLASSIFIED,
     HeadTask("pre-trained", ("mim_head.decoder",), models.VLMoForMaskedImageModeling),
@@ -98,7 +106,10 @@ def _is_published(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def convert(
-    state_dict: Mapping[str, Tensor], *, config: Mapping[str, Any] | None = None, num_attention_heads: int | None = None
+    state_dict: Mapping[str, Tensor],
+    *,
+    config: Mapping[str, Any] | None = None,
+    num_attention_heads: int | None = None,
 ) -> Conversion:
     """Convert BEiT to a stage-1 model; with its classifier (`head` behind `fc_norm`), to an image classifier.
 
@@ -118,9 +129,13 @@ def convert(
     if (activation := config.get("hidden_act", "gelu")) != "gelu":
         raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
     if table is None:
-        grid = layout.grid_side("pos_embed", tensors.shape(layout.OUR_IMAGE_POSITIONS, axes=2)[0], num_fixed=1)
+        grid = layout.grid_side(
+            "pos_embed", tensors.shape(layout.OUR_IMAGE_POSITIONS, axes=2)[0], num_fixed=1
+        )
     else:
-        grid = layout.grid_side("the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS, relative=True)
+        grid = layout.grid_side(
+            "the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS, relative=True
+        )
     names = {str(number): str(name) for number, name in dict(config.get("id2label") or {}).items()}
     if task is _CLASSIFIED and names.keys() == set(map(str, range(settings["num_labels"]))):
         del settings["num_labels"]
@@ -137,7 +152,9 @@ def convert(
     )
     notes = layout.note_on_depth("BEiT", ours)
     # A truncated file must not pass for one whose last norm is that of the pooled vector.
-    mean_pooled = "classifier_norm.weight" in tensors.weights or config.get("use_mean_pooling", bool(config))
+    mean_pooled = "classifier_norm.weight" in tensors.weights or config.get(
+        "use_mean_pooling", bool(config)
+    )
     foreign = "mim_head." if task is _CLASSIFIED else "classifier"
     tensors.leave_out([name for name in tensors.weights if name.startswith(foreign)])
     weights, width, like = tensors.weights, ours.hidden_size, tensors.weights[_CLASS_TOKEN]
@@ -149,7 +166,9 @@ def convert(
     notes.append("BEiT has no modality types: they start at zero.")
     if mean_pooled and _NORM not in weights and _TOKEN_HEAD not in weights:
         weights |= {_NORM: like.new_ones(width), "vlmo.norm.bias": like.new_zeros(width)}
-        notes.append("It has no final norm: the norm starts as the identity (weight one, bias zero).")
+        notes.append(
+            "It has no final norm: the norm starts as the identity (weight one, bias zero)."
+        )
     created = [r"vlmo\.text_embeddings\.", r"vlmo\.blocks\.\d+\.experts\.language\."]
     if task is not _CLASSIFIED:
         created += [r"mim_head\.mask_token"] * (_MASK_TOKEN not in weights)
@@ -168,9 +187,15 @@ def _take_table(tensors: Tensors) -> Float[Tensor, "rows layers*heads"]:
     """Take the tables of all layers out of the weights and join them; a shared one is added to that of each layer."""
     depth = len({name.split(".")[2] for name in tensors.weights if name.startswith("vlmo.blocks.")})
     shared = tensors.weights.pop(_SHARED, None)
-    own = [tensors.weights.pop(name) for layer in range(depth) if (name := f"layer_table.{layer}") in tensors.weights]
+    own = [
+        tensors.weights.pop(name)
+        for layer in range(depth)
+        if (name := f"layer_table.{layer}") in tensors.weights
+    ]
     if len(own) != (depth if own or shared is None else 0):
-        raise ValueError(f"{len(own)} of {depth} blocks have a {_BIAS}; VLMo needs all, or pos_embed in their place.")
+        raise ValueError(
+            f"{len(own)} of {depth} blocks have a {_BIAS}; VLMo needs all, or pos_embed in their place."
+        )
     if shared is not None:
         own = [shared + table for table in own] or [shared] * depth
     return torch.cat(own, dim=1)

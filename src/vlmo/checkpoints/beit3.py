@@ -58,13 +58,26 @@ NAMES = NameTable(
     leftovers=r"beit3\.vision_embed\.mask_token|mim_head\..+|.*num_batches_tracked",
 )
 
-_ANSWERS = HeadTask("fine-tuned on VQA", ("answer_head",), models.VLMoForVisualQuestionAnswering, {"use_pooler": True})
-_CLASSES = HeadTask("fine-tuned on classes", ("classifier_norm", "classifier"), models.VLMoForImageClassification)
-_MASKED_WORDS = HeadTask("pre-trained, without its visual tokens' head", ("mlm_head.decoder",), models.VLMoForMaskedLM)
-_CAPTIONS = HeadTask("fine-tuned for captions", ("mlm_head.decoder",), models.VLMoForImageCaptioning)
+_ANSWERS = HeadTask(
+    "fine-tuned on VQA",
+    ("answer_head",),
+    models.VLMoForVisualQuestionAnswering,
+    {"use_pooler": True},
+)
+_CLASSES = HeadTask(
+    "fine-tuned on classes", ("classifier_norm", "classifier"), models.VLMoForImageClassification
+)
+_MASKED_WORDS = HeadTask(
+    "pre-trained, without its visual tokens' head", ("mlm_head.decoder",), models.VLMoForMaskedLM
+)
+_CAPTIONS = HeadTask(
+    "fine-tuned for captions", ("mlm_head.decoder",), models.VLMoForImageCaptioning
+)
 HEADS = (
     _ANSWERS,
-    HeadTask("fine-tuned on NLVR2", ("reasoning_head",), models.VLMoForVisualReasoning, layout.TRUE_FALSE),
+    HeadTask(
+        "fine-tuned on NLVR2", ("reasoning_head",), models.VLMoForVisualReasoning, layout.TRUE_FALSE
+    ),
     _CLASSES,
     HeadTask("with contrast heads", ("contrast_head",), models.VLMoForImageTextRetrieval),
     _CAPTIONS,
@@ -77,7 +90,9 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
     return {_IMAGE_POSITIONS, _WORDS} <= state_dict.keys()
 
 
-def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object) -> Conversion:
+def convert(
+    state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object
+) -> Conversion:
     """Convert BEiT-3, fine-tuned for a task, to that task's model; pre-trained to masked words, else to a backbone.
 
     Args:
@@ -96,10 +111,18 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     texts, images, words = (tensors.shape(name, axes=2)[0] for name in names)
     texts, images = texts - _NUM_UNUSED_POSITIONS, images - _NUM_UNUSED_POSITIONS
     if texts < 1 or words < 2:  # padding is number 1
-        raise ValueError(f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2.")
+        raise ValueError(
+            f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2."
+        )
     sizes = layout.common_sizes(tensors, columns=None, num_attention_heads=num_attention_heads)
-    sizes |= {"projection_size": sizes["hidden_size"], "vocab_size": words, "max_text_positions": texts}
-    sizes["image_size"] = sizes["patch_size"] * layout.grid_side(_IMAGE_POSITIONS, images, num_fixed=1)
+    sizes |= {
+        "projection_size": sizes["hidden_size"],
+        "vocab_size": words,
+        "max_text_positions": texts,
+    }
+    sizes["image_size"] = sizes["patch_size"] * layout.grid_side(
+        _IMAGE_POSITIONS, images, num_fixed=1
+    )
     config = models.VLMoConfig.beit3_base(**sizes | settings)
     weights, notes = tensors.weights, layout.note_on_depth("BEiT-3", config)
     if task in {_ANSWERS, _CLASSES}:
@@ -109,7 +132,9 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
             weights.setdefault(f"vlmo.norm.{side}.weight", like.new_ones(width))
             weights.setdefault(f"vlmo.norm.{side}.bias", like.new_zeros(width))
     elif task.model_class not in {models.VLMoForVisualReasoning, models.VLMoForImageCaptioning}:
-        notes.append("BEiT-3 has no matching head: it embeds images, texts and pairs, and scores no pair.")
+        notes.append(
+            "BEiT-3 has no matching head: it embeds images, texts and pairs, and scores no pair."
+        )
     for name in (layout.OUR_IMAGE_POSITIONS, layout.OUR_TEXT_POSITIONS):
         weights[name] = weights[name][_NUM_UNUSED_POSITIONS:]
     return Conversion(
@@ -117,7 +142,9 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
         tensors=tensors,
         model_class=task.model_class,
         config=config,
-        max_text_length=min(64, texts),  # `--num_max_bpe_tokens` of the published fine-tuning commands
+        max_text_length=min(
+            64, texts
+        ),  # `--num_max_bpe_tokens` of the published fine-tuning commands
         text="sentencepiece",
         # The published code: datasets.py, build_imagenet_transform; build_transform of every other task takes 0.5.
         imagenet_pixels=task is _CLASSES,

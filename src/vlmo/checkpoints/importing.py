@@ -41,7 +41,14 @@ LAYOUTS = (official, beit, beit3, vqkd)
 _SEED = 0
 _CLASSIFIERS = {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}
 # Errors of tensors whose shapes no check foresees.
-_UNFORESEEN = (LookupError, TypeError, RuntimeError, AssertionError, ArithmeticError, StrictDataclassError)
+_UNFORESEEN = (
+    LookupError,
+    TypeError,
+    RuntimeError,
+    AssertionError,
+    ArithmeticError,
+    StrictDataclassError,
+)
 # Mean and deviation of pixels from 0 to 1; docs/published.md lists which published file has which.
 _OURS = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -92,12 +99,18 @@ def import_checkpoint(
     config = read_config(path) if (path / "config.json").is_file() else {}
     try:
         if config.get("model_type") == models.VLMoConfig.model_type:
-            raise ValueError("this is a model folder of this project already; load it with from_pretrained")
+            raise ValueError(
+                "this is a model folder of this project already; load it with from_pretrained"
+            )
         layout = next((layout for layout in LAYOUTS if layout.recognises(state_dict)), None)
         if layout is None:
             first = ", ".join(map(printable, sorted(state_dict)[:3]))
-            raise ValueError(f"{len(state_dict)} tensors ({first}, ...) in no layout of VLMo, BEiT, BEiT-3 or VQ-KD")
-        conversion = layout.convert(state_dict, config=config, num_attention_heads=num_attention_heads)
+            raise ValueError(
+                f"{len(state_dict)} tensors ({first}, ...) in no layout of VLMo, BEiT, BEiT-3 or VQ-KD"
+            )
+        conversion = layout.convert(
+            state_dict, config=config, num_attention_heads=num_attention_heads
+        )
         notes = conversion.notes
         _resize_images(conversion, image_size)
         _fit_text(conversion, asked=text_length, vocabulary=vocabulary)
@@ -109,12 +122,16 @@ def import_checkpoint(
         norm = _pixel_norm(path, asked=imagenet_pixels, known=conversion.imagenet_pixels)
         if norm != _OURS:
             _fold_pixels(model, *norm)
-            notes.append(f"the file's normalisation of pixels (mean {norm[0]}) is now in its patch projection")
+            notes.append(
+                f"the file's normalisation of pixels (mean {norm[0]}) is now in its patch projection"
+            )
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
     except _UNFORESEEN as problem:
         reason = f"{type(problem).__name__}: {one_line(problem)}"
-        raise ValueError(f"{path}: its tensors do not make a model ({reason}). Is the file whole?") from None
+        raise ValueError(
+            f"{path}: its tensors do not make a model ({reason}). Is the file whole?"
+        ) from None
     with write_folder(out) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
@@ -122,7 +139,9 @@ def import_checkpoint(
             name_labels(partial, labels)
         limits = [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in notes]
         if conversion.missing:
-            limits.insert(0, f"Not in the file, random until it is trained: {listed(conversion.missing)}.")
+            limits.insert(
+                0, f"Not in the file, random until it is trained: {listed(conversion.missing)}."
+            )
         card = CardContent(
             title=conversion.kind,
             stage=conversion.kind,
@@ -141,21 +160,31 @@ def import_checkpoint(
 def _pixel_norm(path: Path, *, asked: bool, known: bool) -> tuple[list[float], list[float]]:
     file = path / "preprocessor_config.json"
     given = read_json(file) if file.is_file() and not asked else {}
-    if given.get("do_rescale") is False or not math.isclose(given.get("rescale_factor") or 1 / 255, 1 / 255):
-        raise ValueError(f"{file.name} does not rescale pixels by 1/255, which cannot be taken over; correct it")
+    if given.get("do_rescale") is False or not math.isclose(
+        given.get("rescale_factor") or 1 / 255, 1 / 255
+    ):
+        raise ValueError(
+            f"{file.name} does not rescale pixels by 1/255, which cannot be taken over; correct it"
+        )
     if given.get("do_normalize") is False:
         return [0.0] * 3, [1.0] * 3
     if None not in (mean := given.get("image_mean"), deviation := given.get("image_std")):
-        means, deviations = (each if isinstance(each, list) else [each] * 3 for each in (mean, deviation))
+        means, deviations = (
+            each if isinstance(each, list) else [each] * 3 for each in (mean, deviation)
+        )
         is_number = all(isinstance(each, int | float) for each in means + deviations)
         if not is_number or len(means) != 3 or len(deviations) != 3 or min(deviations) <= 0:
-            raise ValueError(f"{file.name} has image_mean {mean}, image_std {deviation}; expected 3 numbers, 3 above 0")
+            raise ValueError(
+                f"{file.name} has image_mean {mean}, image_std {deviation}; expected 3 numbers, 3 above 0"
+            )
         return means, deviations
     return _IMAGENET if asked or known or _IMAGENET_NAMES.match(path.name) else _OURS
 
 
 @torch.no_grad()
-def _fold_pixels(model: models.VLMoPreTrainedModel, mean: list[float], deviation: list[float]) -> None:
+def _fold_pixels(
+    model: models.VLMoPreTrainedModel, mean: list[float], deviation: list[float]
+) -> None:
     """Make the patch projection take pixels in [-1, 1], as every model of ours, instead of the file's."""
     projection = model.backbone.image_embeddings.projection
     weight, bias = projection.weight, cast("Tensor", projection.bias)
@@ -170,11 +199,16 @@ def _resize_images(conversion: Conversion, image_size: int | None) -> None:
     if image_size is None or image_size == config.image_size:
         return
     if image_size < config.patch_size or image_size % config.patch_size:
-        raise ValueError(f"image size {image_size} is no multiple of the patch size {config.patch_size}")
+        raise ValueError(
+            f"image size {image_size} is no multiple of the patch size {config.patch_size}"
+        )
     conversion.notes.append(f"positions are resized from the {config.image_size} px of the file")
     source = config.grid
     config.image_size = image_size
-    for name, resize in ((OUR_TABLE, resize_bias_table), (OUR_IMAGE_POSITIONS, resize_absolute_positions)):
+    for name, resize in (
+        (OUR_TABLE, resize_bias_table),
+        (OUR_IMAGE_POSITIONS, resize_absolute_positions),
+    ):
         if name in weights:
             weights[name] = resize(weights[name], source=source, target=config.grid)
 
@@ -184,13 +218,17 @@ def _fit_text(conversion: Conversion, *, asked: int | None, vocabulary: str | Pa
     config, weights = conversion.config, conversion.weights
     if conversion.text is None and vocabulary is None:
         if asked is not None:
-            raise ValueError("a text length was given, but this model has no text side; give --vocabulary too")
+            raise ValueError(
+                "a text length was given, but this model has no text side; give --vocabulary too"
+            )
         return
     if asked is None:
         length = min(conversion.max_text_length or DEFAULT_TEXT_LENGTH, config.max_text_positions)
         asked = length - length % PAD_MULTIPLE
     elif asked > config.max_text_positions:
-        raise ValueError(f"text length {asked} is longer than the {config.max_text_positions} positions of the model")
+        raise ValueError(
+            f"text length {asked} is longer than the {config.max_text_positions} positions of the model"
+        )
     elif config.position_embedding == "absolute":
         config.max_text_positions = asked
         if OUR_TEXT_POSITIONS in weights:
@@ -198,24 +236,35 @@ def _fit_text(conversion: Conversion, *, asked: int | None, vocabulary: str | Pa
     conversion.max_text_length = asked
 
 
-def _make_processor(conversion: Conversion, *, vocabulary: str | Path | None) -> VLMoProcessor | BeitImageProcessor:
+def _make_processor(
+    conversion: Conversion, *, vocabulary: str | Path | None
+) -> VLMoProcessor | BeitImageProcessor:
     config = conversion.config
     if conversion.max_text_length is None:
-        conversion.notes.append("no text side in the file and no --vocabulary: the processor takes images only")
+        conversion.notes.append(
+            "no text side in the file and no --vocabulary: the processor takes images only"
+        )
         return image_processor_for(config.image_size)
     sizes = {"image_size": config.image_size, "max_text_length": conversion.max_text_length}
     allowed = 0
     if conversion.text == "sentencepiece":
         if vocabulary is None:
-            raise ValueError("this model reads SentencePiece; give the file that came with it: --vocabulary beit3.spm")
+            raise ValueError(
+                "this model reads SentencePiece; give the file that came with it: --vocabulary beit3.spm"
+            )
         allowed = 8  # BEiT-3's table has 64,010 rows for the 64,002 tokens of its file
         processor = VLMoProcessor.from_sentencepiece(vocabulary, **sizes)
     else:
-        processor = VLMoProcessor.from_vocabulary(vocabulary or _hub_vocabulary(config.vocab_size), **sizes)
+        processor = VLMoProcessor.from_vocabulary(
+            vocabulary or _hub_vocabulary(config.vocab_size), **sizes
+        )
     padding = processor.tokenizer.pad_token_id
     if OUR_WORDS not in conversion.weights:
         config.vocab_size, config.pad_token_id = processor.vocab_size, padding
-    elif not 0 <= config.vocab_size - processor.vocab_size <= allowed or padding != config.pad_token_id:
+    elif (
+        not 0 <= config.vocab_size - processor.vocab_size <= allowed
+        or padding != config.pad_token_id
+    ):
         raise ValueError(
             f"the vocabulary has {processor.vocab_size} tokens, padding is number {padding}; the checkpoint's word"
             f" table has {config.vocab_size} rows, padding is number {config.pad_token_id}. Give the vocabulary of its"
@@ -226,7 +275,9 @@ def _make_processor(conversion: Conversion, *, vocabulary: str | Path | None) ->
 
 def _hub_vocabulary(num_words: int) -> str:
     if num_words != _BERT_SIZE:
-        raise ValueError(f"its word table has {num_words} rows, not BERT's {_BERT_SIZE}: give --vocabulary vocab.txt")
+        raise ValueError(
+            f"its word table has {num_words} rows, not BERT's {_BERT_SIZE}: give --vocabulary vocab.txt"
+        )
     try:
         return hf_hub_download(_BERT, "vocab.txt", etag_timeout=_HUB_TIMEOUT_S)
     except (OSError, HTTPError) as problem:
@@ -240,7 +291,9 @@ def name_labels(folder: str | Path, labels: str | Path) -> None:
     """Write names of answers or classes into a model folder (see `read_labels`); ValueError for no classifier."""
     folder, model_class = check_model_folder(folder)
     if model_class not in _CLASSIFIERS:
-        raise ValueError(f"labels were given ({labels}), but {model_class.__name__} is no classifier")
+        raise ValueError(
+            f"labels were given ({labels}), but {model_class.__name__} is no classifier"
+        )
     config = models.VLMoConfig.from_pretrained(folder)
     names = read_labels(labels, count=len(cast("dict[int, str]", config.id2label)))
     config.id2label = dict(enumerate(names))
@@ -266,19 +319,37 @@ def _build(conversion: Conversion) -> models.VLMoPreTrainedModel:
         model = conversion.model_class(conversion.config)
     prefix = "vlmo." if conversion.model_class is models.VLMoModel else ""
     shapes = {f"{prefix}{name}": tensor.shape for name, tensor in model.state_dict().items()}
-    weights, published, left_out = conversion.weights, conversion.tensors.names.published, conversion.tensors.unknown
+    weights, published, left_out = (
+        conversion.weights,
+        conversion.tensors.names.published,
+        conversion.tensors.unknown,
+    )
     conversion.missing = sorted(shapes.keys() - weights.keys())
     for name in sorted(weights.keys() - shapes.keys()):
         del weights[name]
         left_out.append(published(name) or name)
-    lost = [name for name in conversion.missing if not (conversion.created and re.match(conversion.created, name))]
-    problems = [f"keys that this kind ({conversion.kind}) does not have: {listed(left_out)}"] if left_out else []
-    problems += [f"keys that are missing: {listed(published(name) or name for name in lost)}"] if lost else []
+    lost = [
+        name
+        for name in conversion.missing
+        if not (conversion.created and re.match(conversion.created, name))
+    ]
+    problems = (
+        [f"keys that this kind ({conversion.kind}) does not have: {listed(left_out)}"]
+        if left_out
+        else []
+    )
+    problems += (
+        [f"keys that are missing: {listed(published(name) or name for name in lost)}"]
+        if lost
+        else []
+    )
     if problems:
         raise ValueError(f"{'; '.join(problems)}. Is the file whole?")
     if wrong := next((name for name in weights if weights[name].shape != shapes[name]), None):
         given, expected = tuple(weights[wrong].shape), tuple(shapes[wrong])
-        raise ValueError(f"{published(wrong) or wrong} has shape {given}, expected {expected}. Is the file whole?")
+        raise ValueError(
+            f"{published(wrong) or wrong} has shape {given}, expected {expected}. Is the file whole?"
+        )
     dtype = _common_dtype(weights, conversion.notes)
     state: dict[str, Tensor] = {}
     seen: set[int] = set()

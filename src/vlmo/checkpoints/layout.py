@@ -20,7 +20,10 @@ DEFAULT_TEXT_LENGTH = 40
 """Tokens of a text in every published stage but the second."""
 USUAL_SIZES = {768: (12, 12), 544: (16, 24), 1024: (16, 24)}
 """Heads and blocks by width: base, base_plus and large of VLMo, BEiT and BEiT-3."""
-OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS = "vlmo.image_embeddings.positions", "vlmo.text_embeddings.positions"
+OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS = (
+    "vlmo.image_embeddings.positions",
+    "vlmo.text_embeddings.positions",
+)
 OUR_TABLE, OUR_WORDS = "vlmo.position_bias.table", "vlmo.text_embeddings.words.weight"
 ATTENTION_NAMES = (
     ("norm1.{kind}", "norm1.shared.{kind}"),
@@ -74,15 +77,21 @@ class NameTable:
 
     def published(self, name: str) -> str | None:
         """Return the published key of one of our names, or None where the layout has no such tensor."""
-        return _translate(name, self._to_published, {ours: published for published, ours in self._experts.items()})
+        return _translate(
+            name, self._to_published, {ours: published for published, ours in self._experts.items()}
+        )
 
 
 def _compile(template: str, *, prefix: str = "") -> re.Pattern[str]:
-    parts = re.sub(r"\\{(\w+)\\}", lambda part: f"(?P<{part[1]}>{_PARTS[part[1]]})", re.escape(template))
+    parts = re.sub(
+        r"\\{(\w+)\\}", lambda part: f"(?P<{part[1]}>{_PARTS[part[1]]})", re.escape(template)
+    )
     return re.compile(f"({prefix})?{parts}")
 
 
-def _translate(name: str, rules: Iterable[tuple[re.Pattern[str], str]], experts: Mapping[str, str]) -> str | None:
+def _translate(
+    name: str, rules: Iterable[tuple[re.Pattern[str], str]], experts: Mapping[str, str]
+) -> str | None:
     for pattern, template in rules:
         if match := pattern.fullmatch(name):
             parts = match.groupdict()
@@ -116,10 +125,14 @@ class Tensors:
                 (self.unused if names.leftovers.fullmatch(key) else self.unknown).append(key)
                 continue
             if name in self.weights:
-                raise ValueError(f"{key} and {self._keys[name]} are two tensors for {name}; VLMo has one")
+                raise ValueError(
+                    f"{key} and {self._keys[name]} are two tensors for {name}; VLMo has one"
+                )
             if not tensor.is_floating_point():
                 raise ValueError(f"{key} holds {tensor.dtype}; expected floating-point numbers")
-            if (name.endswith("logit_scale") and tensor.numel() == 1) or name.endswith("mask_token"):
+            if (name.endswith("logit_scale") and tensor.numel() == 1) or name.endswith(
+                "mask_token"
+            ):
                 tensor = tensor.reshape(-1)
             elif name == OUR_IMAGE_POSITIONS and tensor.ndim == 3 and len(tensor) == 1:
                 tensor = tensor[0]
@@ -140,7 +153,9 @@ class Tensors:
         """Return a shape, by our name; ValueError if the tensor is missing, or has not `axes` axes, or an empty one."""
         shown = self._keys.get(name) or self.names.published(name) or name
         if name not in self.weights:
-            raise ValueError(f"{shown} is not there, and tells sizes of the model. Is the file whole?")
+            raise ValueError(
+                f"{shown} is not there, and tells sizes of the model. Is the file whole?"
+            )
         shape = tuple(self.weights[name].shape)
         if len(shape) != axes or 0 in shape:
             raise ValueError(f"{shown} has shape {shape}; expected {axes} axes, none of them empty")
@@ -181,8 +196,15 @@ class Conversion:
     def lines(self) -> list[str]:
         """Return kind and sizes, every key that was not simply loaded, and the notes."""
         config, numbers = self.config, sum(tensor.numel() for tensor in self.weights.values())
-        groups = {"in the file, without a use": self.tensors.unused, "not in the file, started anew": self.missing}
-        texts = "no texts" if self.max_text_length is None else f"texts of up to {self.max_text_length} tokens"
+        groups = {
+            "in the file, without a use": self.tensors.unused,
+            "not in the file, started anew": self.missing,
+        }
+        texts = (
+            "no texts"
+            if self.max_text_length is None
+            else f"texts of up to {self.max_text_length} tokens"
+        )
         return [
             f"found: {self.kind}, {numbers / 1e6:.1f} M parameters",
             f"model: {self.model_class.__name__} for images of {config.image_size} px and {texts}",
@@ -212,13 +234,19 @@ _SIZES_OF_HEADS = {
 
 def find_head(tasks: Sequence[HeadTask], tensors: Tensors) -> tuple[HeadTask, dict[str, Any]]:
     """Return the first task whose heads are all there, and the settings that the heads tell."""
-    there = {part for name in tensors.weights for part in (name.rpartition(".")[0], name.partition(".")[0])}
+    there = {
+        part
+        for name in tensors.weights
+        for part in (name.rpartition(".")[0], name.partition(".")[0])
+    }
     task = next(task for task in tasks if there.issuperset(task.heads))
     sizes = (_SIZES_OF_HEADS[head] for head in task.heads if head in _SIZES_OF_HEADS)
     return task, {**task.settings, **{size: tensors.shape(name, axes=2)[0] for size, name in sizes}}
 
 
-def common_sizes(tensors: Tensors, *, columns: int | None, num_attention_heads: int | None) -> dict[str, Any]:
+def common_sizes(
+    tensors: Tensors, *, columns: int | None, num_attention_heads: int | None
+) -> dict[str, Any]:
     """Return the settings of `VLMoConfig` that the tensors of every layout tell.
 
     Args:
@@ -228,14 +256,22 @@ def common_sizes(tensors: Tensors, *, columns: int | None, num_attention_heads: 
     Raises:
         ValueError: A tensor is missing, blocks are, or the number of heads is unknown or does not fit.
     """
-    width, channels, patch_size, _ = tensors.shape("vlmo.image_embeddings.projection.weight", axes=4)
+    width, channels, patch_size, _ = tensors.shape(
+        "vlmo.image_embeddings.projection.weight", axes=4
+    )
     blocks = {int(match[2]) for name in tensors.weights if (match := _BLOCK_NUMBER.search(name))}
     if not blocks or max(blocks) != len(blocks) - 1:
-        raise ValueError(f"blocks are numbered {sorted(blocks)}; expected 0 and on without gaps. Is the file whole?")
+        raise ValueError(
+            f"blocks are numbered {sorted(blocks)}; expected 0 and on without gaps. Is the file whole?"
+        )
     depth = len(blocks)
-    heads = num_attention_heads or USUAL_SIZES.get(width, (None,))[0] or (columns and columns // depth)
+    heads = (
+        num_attention_heads or USUAL_SIZES.get(width, (None,))[0] or (columns and columns // depth)
+    )
     if heads is None:
-        raise ValueError(f"no tensor tells the attention heads of a model of width {width}; --num-attention-heads")
+        raise ValueError(
+            f"no tensor tells the attention heads of a model of width {width}; --num-attention-heads"
+        )
     if columns not in {None, heads * depth}:
         raise ValueError(
             f"the position table has {columns} columns, which do not fit {depth} layers of {heads} heads. Is the file"
@@ -249,7 +285,9 @@ def common_sizes(tensors: Tensors, *, columns: int | None, num_attention_heads: 
         "patch_size": patch_size,
         "num_channels": channels,
         # Of BEiT's base and large; only a newly initialised model reads it.
-        "layer_scale_init": (0.1 if depth <= 12 else 1e-5) if "vlmo.blocks.0.gamma_1" in tensors.weights else None,
+        "layer_scale_init": (0.1 if depth <= 12 else 1e-5)
+        if "vlmo.blocks.0.gamma_1" in tensors.weights
+        else None,
     }
 
 
@@ -261,7 +299,9 @@ def grid_side(name: str, rows: int, *, num_fixed: int, relative: bool = False) -
     side = isqrt(max(rows - num_fixed, 0))
     if side == 0 or side * side != rows - num_fixed or (relative and side % 2 == 0):
         square = "(2w-1)^2" if relative else "w^2"
-        raise ValueError(f"{name} has {rows} rows; expected {square} + {num_fixed} for an image of w x w patches")
+        raise ValueError(
+            f"{name} has {rows} rows; expected {square} + {num_fixed} for an image of w x w patches"
+        )
     return (side + 1) // 2 if relative else side
 
 
@@ -270,7 +310,9 @@ def note_on_depth(model: str, config: VLMoConfig) -> list[str]:
     _, usual = USUAL_SIZES.get(config.hidden_size, (0, config.num_hidden_layers))
     if usual == config.num_hidden_layers:
         return []
-    return [f"The {model} of this width has {usual} blocks, this file {config.num_hidden_layers}: is it whole?"]
+    return [
+        f"The {model} of this width has {usual} blocks, this file {config.num_hidden_layers}: is it whole?"
+    ]
 
 
 def grouped(names: Iterable[str]) -> list[str]:
@@ -278,7 +320,10 @@ def grouped(names: Iterable[str]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name in map(printable, names):
         groups.setdefault(_BLOCK_NUMBER.sub(r"\1.*.", name), []).append(name)
-    return sorted(found[0] if len(found) == 1 else f"{group} ({len(found)})" for group, found in groups.items())
+    return sorted(
+        found[0] if len(found) == 1 else f"{group} ({len(found)})"
+        for group, found in groups.items()
+    )
 
 
 def listed(names: Iterable[str]) -> str:
@@ -290,7 +335,9 @@ def listed(names: Iterable[str]) -> str:
 
 def printable(name: str) -> str:
     """Return a name with control characters escaped."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name
+    )
 
 
 def one_line(problem: BaseException) -> str:

@@ -36,7 +36,9 @@ _WRAPPERS = ("state_dict", "module", "model")
 _PARALLEL_PREFIX = "module."
 _MOST_SHARED = 4  # times that a byte of a checkpoint may stand in tensors, as tied weights do
 _FOLDER_FILES = (WEIGHTS, "pytorch_model.bin")
-_CULPRIT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)|unrecognized function <?(?:[\w-]+ )*([\w.]+)")
+_CULPRIT = re.compile(
+    r"[Uu]nsupported (?:global: )?GLOBAL (\S+)|unrecognized function <?(?:[\w-]+ )*([\w.]+)"
+)
 
 
 def load_model(
@@ -63,7 +65,9 @@ def load_model(
     with one_line_errors(folder):
         _check_weights(folder, found)
         model = cast("Model", found.from_pretrained(folder, **options)).eval()
-    module: nn.Module = model  # transformers annotates its own `to` in a way that checkers do not read
+    module: nn.Module = (
+        model  # transformers annotates its own `to` in a way that checkers do not read
+    )
     module.to(choose_device(None if device is None else str(device)))
     return model
 
@@ -90,7 +94,9 @@ def load_retrieval_model(
     folder: str | Path, *, device: str | torch.device | None = "cpu"
 ) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
     """Load dual encoder (with the matching head, where the folder has one) and processor, as `load_model`."""
-    return load_model(folder, vlmo.model.VLMoForImageTextRetrieval, device=device), load_processor(folder)
+    return load_model(folder, vlmo.model.VLMoForImageTextRetrieval, device=device), load_processor(
+        folder
+    )
 
 
 def check_model_folder(
@@ -115,7 +121,9 @@ def named_class(folder: Path, kinds: Sequence[Any], *, hint: str = "") -> type[V
     """Return the model class that a folder names first; ValueError if it is none of ours."""
     found = getattr(vlmo.model, str(kinds[0]), None) if kinds else None
     if not isinstance(found, type) or not issubclass(found, vlmo.model.VLMoPreTrainedModel):
-        raise ValueError(f"{_held(folder, kinds)}; expected a model folder of VLMoModel or VLMoFor... {hint}".rstrip())
+        raise ValueError(
+            f"{_held(folder, kinds)}; expected a model folder of VLMoModel or VLMoFor... {hint}".rstrip()
+        )
     return found
 
 
@@ -132,13 +140,16 @@ def _check_weights(folder: Path, model_class: type[VLMoPreTrainedModel]) -> None
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             # A backbone alone does without "vlmo."
-            found |= {name.removeprefix("vlmo."): file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            for name in list(file.keys()):
+                found[name.removeprefix("vlmo.")] = file.get_slice(name).get_shape()
     if any(found.get(key, shape) != shape for key, (_, shape) in plain.items()):
         raise ValueError("its tensors have other shapes than its config.json says")
     missing = [name for key, (name, _) in plain.items() if found and key not in found]
     if missing:
         shown = ", ".join(sorted(missing)[:3])
-        raise ValueError(f"it lacks {len(missing)} tensors of {model_class.__name__} ({shown}, ...); is it whole?")
+        raise ValueError(
+            f"it lacks {len(missing)} tensors of {model_class.__name__} ({shown}, ...); is it whole?"
+        )
 
 
 @contextmanager
@@ -150,7 +161,9 @@ def one_line_errors(folder: str | Path) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # tokenizers raises this very class, torch AssertionError for a configuration
+    except (
+        Exception
+    ) as error:  # tokenizers raises this very class, torch AssertionError for a configuration
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{folder} cannot be loaded: {reason}") from error
     finally:
@@ -166,9 +179,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         ValueError: There is no such file, no weights in it, it is damaged, or reading it would run code.
     """
     path = Path(path)
-    files = weight_files(path, *_FOLDER_FILES) if path.is_dir() else [path] if path.is_file() else []
+    files = (
+        weight_files(path, *_FOLDER_FILES) if path.is_dir() else [path] if path.is_file() else []
+    )
     if not files:
-        raise ValueError(f"no weights in {path}: expected a file, or a folder with {' or '.join(_FOLDER_FILES)}")
+        raise ValueError(
+            f"no weights in {path}: expected a file, or a folder with {' or '.join(_FOLDER_FILES)}"
+        )
     weights: dict[str, Tensor] = {}
     for file in files:
         weights |= _unwrap(_read_file(file), file)
@@ -198,7 +215,9 @@ def read_labels(path: str | Path, *, count: int) -> list[str]:
             numbered = {row["label"]: row["answer"] for row in map(json.loads, names)}
             names = [numbered[number] for number in range(len(names))]
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise ValueError(f"{path} is no list of answers; expected JSON, JSON lines, or one answer a line") from None
+        raise ValueError(
+            f"{path} is no list of answers; expected JSON, JSON lines, or one answer a line"
+        ) from None
     if len(names) != count or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} names {len(names)} answers; the checkpoint has {count}")
     if len(set(names)) < count:
@@ -212,14 +231,20 @@ def _read_file(path: Path) -> object:
     if is_pickle:
         with path.open("rb") as file:
             check_pickles(file, path)
-            zipped = file.read(4) == b"PK\x03\x04"  # the form before torch 1.6 cannot be mapped into memory
+            zipped = (
+                file.read(4) == b"PK\x03\x04"
+            )  # the form before torch 1.6 cannot be mapped into memory
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the form of the pickle; an unreadable one fails below
+            warnings.simplefilter(
+                "ignore"
+            )  # about the form of the pickle; an unreadable one fails below
             if is_pickle:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
             return load_file(path)
-    except Exception as problem:  # of nearly every class: it depends on the byte where a damaged pickle breaks
+    except (
+        Exception
+    ) as problem:  # of nearly every class: it depends on the byte where a damaged pickle breaks
         culprit = _CULPRIT.search(str(problem))
         code = f" ({printable(culprit[1] or culprit[2])})" if culprit else ""
         raise ValueError(
@@ -230,11 +255,17 @@ def _read_file(path: Path) -> object:
 
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of named tensors")
-    content = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), content)
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}; expected a dictionary of named tensors"
+        )
+    content = next(
+        (content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), content
+    )
     weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not weights:
-        raise ValueError(f"{path} holds no named tensors, neither at the top nor under {', '.join(_WRAPPERS)}")
+        raise ValueError(
+            f"{path} holds no named tensors, neither at the top nor under {', '.join(_WRAPPERS)}"
+        )
     foreign = [
         key
         for key, tensor in weights.items()
@@ -248,9 +279,16 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} holds sparse, nested, expanded or quantised tensors: {listed(foreign)}. Save them dense"
         )
-    storages = {(storage := tensor.untyped_storage()).data_ptr(): storage.nbytes() for tensor in weights.values()}
-    if (claimed := sum(tensor.nbytes for tensor in weights.values())) > _MOST_SHARED * sum(storages.values()):
-        raise ValueError(f"{path} holds tensors of {claimed:,} bytes in {sum(storages.values()):,}. Save them apart")
+    storages = {
+        (storage := tensor.untyped_storage()).data_ptr(): storage.nbytes()
+        for tensor in weights.values()
+    }
+    if (claimed := sum(tensor.nbytes for tensor in weights.values())) > _MOST_SHARED * sum(
+        storages.values()
+    ):
+        raise ValueError(
+            f"{path} holds tensors of {claimed:,} bytes in {sum(storages.values()):,}. Save them apart"
+        )
     if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
         weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}
     return weights

@@ -56,7 +56,10 @@ NAMES = NameTable(
         ("mlm_score.bias", "mlm_head.decoder.bias"),
         *(
             (f"{published}.{number}.{{kind}}", f"{ours}.{part}.{{kind}}")
-            for published, ours in (("vqa_classifier", "answer_head"), ("nlvr2_classifier", "reasoning_head"))
+            for published, ours in (
+                ("vqa_classifier", "answer_head"),
+                ("nlvr2_classifier", "reasoning_head"),
+            )
             for number, part in ((0, "dense"), (1, "norm"), (3, "classifier"))
         ),
     ),
@@ -67,15 +70,30 @@ NAMES = NameTable(
 _FOR_PAIRS = {"use_pooler": True, "use_match_head": True}
 _LANGUAGE = HeadTask("pre-trained on text (stage 2)", ("mlm_head",), models.VLMoForMaskedLM)
 HEADS = (
-    HeadTask("fine-tuned on VQA", ("answer_head",), models.VLMoForVisualQuestionAnswering, {"use_pooler": True}),
+    HeadTask(
+        "fine-tuned on VQA",
+        ("answer_head",),
+        models.VLMoForVisualQuestionAnswering,
+        {"use_pooler": True},
+    ),
     HeadTask(
         "fine-tuned on NLVR2",
         ("reasoning_head",),
         models.VLMoForVisualReasoning,
         {"use_pooler": True, **layout.TRUE_FALSE},
     ),
-    HeadTask("pre-trained on pairs (stage 3)", ("contrast_head", "mlm_head"), models.VLMoForPreTraining, _FOR_PAIRS),
-    HeadTask("pre-trained on pairs (stage 3)", ("match_head", "mlm_head"), models.VLMoForPreTraining, _FOR_PAIRS),
+    HeadTask(
+        "pre-trained on pairs (stage 3)",
+        ("contrast_head", "mlm_head"),
+        models.VLMoForPreTraining,
+        _FOR_PAIRS,
+    ),
+    HeadTask(
+        "pre-trained on pairs (stage 3)",
+        ("match_head", "mlm_head"),
+        models.VLMoForPreTraining,
+        _FOR_PAIRS,
+    ),
     HeadTask("fine-tuned for retrieval", ("contrast_head",), models.VLMoForImageTextRetrieval),
     HeadTask("fine-tuned for retrieval", ("match_head",), models.VLMoForImageTextRetrieval),
     _LANGUAGE,
@@ -85,10 +103,14 @@ HEADS = (
 
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:
     """Return True for the keys of the published VLMo layout."""
-    return any(key.startswith("transformer.blocks.0.") and ".mlp_imag." in key for key in state_dict)
+    return any(
+        key.startswith("transformer.blocks.0.") and ".mlp_imag." in key for key in state_dict
+    )
 
 
-def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object) -> Conversion:
+def convert(
+    state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None = None, **_: object
+) -> Conversion:
     """Convert a published checkpoint; sizes, image size, text length and task are read from the tensors.
 
     `num_attention_heads` is needed only with absolute positions and sizes that were not published. ValueError if a
@@ -98,24 +120,36 @@ def convert(state_dict: Mapping[str, Tensor], *, num_attention_heads: int | None
     weights = tensors.weights
     task, settings = layout.find_head(HEADS, tensors)
     columns = tensors.shape(layout.OUR_TABLE, axes=2)[1] if layout.OUR_TABLE in weights else None
-    settings |= layout.common_sizes(tensors, columns=columns, num_attention_heads=num_attention_heads)
+    settings |= layout.common_sizes(
+        tensors, columns=columns, num_attention_heads=num_attention_heads
+    )
     depth = settings["num_hidden_layers"]
     fused = {int(name.split(".")[2]) for name in weights if ".vision_language." in name}
     if fused != set(range(depth - len(fused), depth)):
-        raise ValueError(f"of blocks 0-{depth - 1}, those with mlp_vl are {sorted(fused)}; expected the top ones")
+        raise ValueError(
+            f"of blocks 0-{depth - 1}, those with mlp_vl are {sorted(fused)}; expected the top ones"
+        )
     text_length = layout.DEFAULT_TEXT_LENGTH
     if layout.OUR_TEXT_POSITIONS in weights:
         text_length = tensors.shape(layout.OUR_TEXT_POSITIONS, axes=2)[0]
     if layout.OUR_TABLE in weights:
-        grid = layout.grid_side(TABLE, len(weights[layout.OUR_TABLE]), num_fixed=NUM_FIXED_ROWS, relative=True)
-        tensors.leave_out([layout.OUR_TEXT_POSITIONS])  # published files carry them, and never use them
+        grid = layout.grid_side(
+            TABLE, len(weights[layout.OUR_TABLE]), num_fixed=NUM_FIXED_ROWS, relative=True
+        )
+        tensors.leave_out(
+            [layout.OUR_TEXT_POSITIONS]
+        )  # published files carry them, and never use them
     elif layout.OUR_IMAGE_POSITIONS in weights:
         grid = layout.grid_side(
-            "transformer.pos_embed", tensors.shape(layout.OUR_IMAGE_POSITIONS, axes=2)[0], num_fixed=1
+            "transformer.pos_embed",
+            tensors.shape(layout.OUR_IMAGE_POSITIONS, axes=2)[0],
+            num_fixed=1,
         )
         settings["max_text_positions"] = tensors.shape(layout.OUR_TEXT_POSITIONS, axes=2)[0]
     else:
-        raise ValueError(f"neither {TABLE} nor transformer.pos_embed is there; expected one of them")
+        raise ValueError(
+            f"neither {TABLE} nor transformer.pos_embed is there; expected one of them"
+        )
     if task is _LANGUAGE:
         tensors.leave_out([name for name in weights if "pooler" in name])
     settings.setdefault("use_pooler", any(".pooler." in name for name in weights))
@@ -180,16 +214,25 @@ def export_official(folder: str | Path, file: str | Path) -> list[str]:
     ]
     if not config.num_modality_types:
         problems.append("no modality types")
-    if config.position_embedding == "relative" and config.max_text_positions > layout.MAX_TEXT_POSITIONS:
-        problems.append(f"{config.max_text_positions} text positions, where it has {layout.MAX_TEXT_POSITIONS}")
+    if (
+        config.position_embedding == "relative"
+        and config.max_text_positions > layout.MAX_TEXT_POSITIONS
+    ):
+        problems.append(
+            f"{config.max_text_positions} text positions, where it has {layout.MAX_TEXT_POSITIONS}"
+        )
     if problems:
-        raise ValueError(f"{folder}: the published VLMo layout cannot hold this model: {'; '.join(problems)}")
+        raise ValueError(
+            f"{folder}: the published VLMo layout cannot hold this model: {'; '.join(problems)}"
+        )
     if isinstance(model, models.VLMoModel):
         weights = {f"vlmo.{name}": tensor for name, tensor in weights.items()}
     named = {name: key for name in weights if (key := NAMES.published(name)) is not None}
     foreign = weights.keys() - named
     if not all(name.startswith("mim_head.") for name in foreign):
-        raise ValueError(f"{folder}: the published VLMo layout has no name for {layout.listed(foreign)}")
+        raise ValueError(
+            f"{folder}: the published VLMo layout has no name for {layout.listed(foreign)}"
+        )
     published = {key: weights[name] for name, key in named.items()}
     for name, key in named.items():
         if name.endswith("logit_scale"):
@@ -206,15 +249,23 @@ def export_official(folder: str | Path, file: str | Path) -> list[str]:
         published[POSITION_IDS] = torch.arange(config.max_text_positions)[None]
     else:
         has_texts = (folder / "tokenizer_config.json").is_file()
-        text_length = load_processor(folder).max_text_length if has_texts else config.max_text_positions
-        notes += _complete_table(published, config, text_length=min(text_length, config.max_text_positions))
+        text_length = (
+            load_processor(folder).max_text_length if has_texts else config.max_text_positions
+        )
+        notes += _complete_table(
+            published, config, text_length=min(text_length, config.max_text_positions)
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as partial, partial.open("wb") as stream:
-        torch.save({"state_dict": {key: tensor.contiguous() for key, tensor in published.items()}}, stream)
+        torch.save(
+            {"state_dict": {key: tensor.contiguous() for key, tensor in published.items()}}, stream
+        )
     return notes
 
 
-def _complete_table(published: dict[str, Tensor], config: models.VLMoConfig, *, text_length: int) -> list[str]:
+def _complete_table(
+    published: dict[str, Tensor], config: models.VLMoConfig, *, text_length: int
+) -> list[str]:
     """Add what published files hold beside a position table, and rows for texts of every length; return notes.
 
     The published code keeps a file's text positions, which it does not use, only where they are as many as its
@@ -225,7 +276,9 @@ def _complete_table(published: dict[str, Tensor], config: models.VLMoConfig, *, 
     notes, held, table = [], config.max_text_positions, published[TABLE]
     if held < layout.MAX_TEXT_POSITIONS:
         # Text rows: offsets around the middle, the class token's rows last.
-        above, offsets, classes = table.tensor_split([len(table) - 2 * held, len(table) - NUM_CLASS_ROWS])
+        above, offsets, classes = table.tensor_split(
+            [len(table) - 2 * held, len(table) - NUM_CLASS_ROWS]
+        )
         margin = table.new_zeros(layout.MAX_TEXT_POSITIONS - held, table.shape[1])
         published[TABLE] = torch.cat([above, margin, offsets, margin, classes])
         notes.append(
@@ -233,7 +286,10 @@ def _complete_table(published: dict[str, Tensor], config: models.VLMoConfig, *, 
         )
     length = max(text_length, layout.DEFAULT_TEXT_LENGTH)
     index = relative_position_index(
-        num_text=length, grid=config.grid, max_text=layout.MAX_TEXT_POSITIONS, table_grid=config.grid
+        num_text=length,
+        grid=config.grid,
+        max_text=layout.MAX_TEXT_POSITIONS,
+        table_grid=config.grid,
     )
     published |= {
         TEXT_POSITIONS: table.new_zeros(length, config.hidden_size),
@@ -242,4 +298,7 @@ def _complete_table(published: dict[str, Tensor], config: models.VLMoConfig, *, 
         "text_relative_position_index": index[:length, :length],
         "text_imag_relative_position_index": index,
     }
-    return [*notes, f"load it with max_text_len {length}: with another, the published code cannot resize its table"]
+    return [
+        *notes,
+        f"load it with max_text_len {length}: with another, the published code cannot resize its table",
+    ]

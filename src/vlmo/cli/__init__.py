@@ -72,17 +72,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors of the user are one line on stderr and exit code 2."""
     if arguments is None:  # a process of its own
         choose_waiting()
-        gc.set_threshold(20_000)  # imports leave no garbage, and looking for it takes a sixth of their time
+        gc.set_threshold(
+            20_000
+        )  # imports leave no garbage, and looking for it takes a sixth of their time
         # Looking for garbage among all that was imported would take seconds; not to look makes Triton list its leaks.
         atexit.register(lambda: "triton" in sys.modules or gc.freeze())
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     handler = RichHandler(console=Console(stderr=True), show_path=False)
     handler.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for noisy in ("httpx", "datasets", "transformers", "filelock", "fsspec", "onnxscript", "onnx_ir"):
+    for noisy in (
+        "httpx",
+        "datasets",
+        "transformers",
+        "filelock",
+        "fsspec",
+        "onnxscript",
+        "onnx_ir",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on files: those that cannot be read have a reason
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # "Loading weights" and the like, many times a run
+    warnings.filterwarnings(
+        "ignore", module=r"PIL\."
+    )  # remarks on files: those that cannot be read have a reason
+    os.environ.setdefault(
+        "HF_HUB_DISABLE_PROGRESS_BARS", "1"
+    )  # "Loading weights" and the like, many times a run
     if not sys.stderr.isatty():  # bars are for terminals; in a file they are noise
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -94,7 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f". This needs more packages: {install_command(extra)}"
         _fail(str(error) if "pip install" in str(error) else f"{error}{hint}")
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        _fail(
+            f"{error.filename}: {error.strerror}"
+            if error.filename
+            else error.strerror or str(error)
+        )
     except (ValueError, EOFError, SafetensorError) as error:
         _fail(str(error))
     except RuntimeError as error:
@@ -116,10 +134,18 @@ def _import_modules(arguments: list[str]) -> list[str]:
         sys.path.append(here := str(Path.cwd()))
         try:
             importlib.import_module(name)
-        except (ModuleNotFoundError, TypeError, ValueError) as error:  # of a relative name, of an empty one
-            raise ValueError(f"--import {name}: {error}; name a module that is installed or lies here") from error
+        except (
+            ModuleNotFoundError,
+            TypeError,
+            ValueError,
+        ) as error:  # of a relative name, of an empty one
+            raise ValueError(
+                f"--import {name}: {error}; name a module that is installed or lies here"
+            ) from error
         finally:
-            sys.path[:] = [entry for entry in sys.path if entry is not here]  # the module may have added others
+            sys.path[:] = [
+                entry for entry in sys.path if entry is not here
+            ]  # the module may have added others
     return others
 
 
@@ -135,7 +161,9 @@ def _dispatch(arguments: list[str]) -> None:
     if name in {"", "data"}:
         parse(_app(name).cli, others or ["--help"], prog=f"vlmo {name}".strip())
     elif name not in _COMMANDS:
-        raise ValueError(f"no command {name!r}; did you mean {nearest(name, _COMMANDS)}? All: vlmo --help")
+        raise ValueError(
+            f"no command {name!r}; did you mean {nearest(name, _COMMANDS)}? All: vlmo --help"
+        )
     else:
         call = _read_command(name, others)
         if words[0] in _EXTRAS:  # checked before anything is downloaded or computed
@@ -150,7 +178,9 @@ def _read_command(name: str, others: list[str]) -> Callable[[], None]:
     if name in {"train", "finetune"} and others and not asks_help and others[0].startswith("-"):
         wanted = "finetune MODEL --data DATA" if name == "finetune" else "train RECIPE"
         raise ValueError(f"{others[0]} stands where a name is expected: vlmo {wanted} [OPTIONS]")
-    if name == "train" and others and not others[0].startswith("-"):  # its options are the settings of the recipe
+    if (
+        name == "train" and others and not others[0].startswith("-")
+    ):  # its options are the settings of the recipe
         return functools.partial(runs.train, others[0], arguments=tuple(others[1:]))
     if name == "train" and asks_help:
         return runs.train_help
@@ -171,7 +201,11 @@ def _app(group: str) -> SubcommandApp:
         if start == group:
             app.command(name=word)(_deferred(function))
     if not group:
-        app.command(_app("data"), name="data", help="Data sets: prepare published ones, make false captions.")
+        app.command(
+            _app("data"),
+            name="data",
+            help="Data sets: prepare published ones, make false captions.",
+        )
     return app
 
 

@@ -14,7 +14,9 @@ from vlmo.released.published import MODELS
 from vlmo.terminal import nearest, say
 
 
-def models(names: Annotated[tuple[str, ...], tyro.conf.Positional] = (), *, labels: Path | None = None) -> None:
+def models(
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (), *, labels: Path | None = None
+) -> None:
     """List models with a name, and published results in percent; vlmo models NAME... downloads and converts these now.
 
     Args:
@@ -27,7 +29,9 @@ def models(names: Annotated[tuple[str, ...], tyro.conf.Positional] = (), *, labe
     if names:
         for name in names:
             if name not in MODELS:
-                raise ValueError(f"no model {name!r}; did you mean {nearest(name, MODELS)}? All: vlmo models")
+                raise ValueError(
+                    f"no model {name!r}; did you mean {nearest(name, MODELS)}? All: vlmo models"
+                )
         for model in map(MODELS.__getitem__, names):
             folder = fetch_model(model) if model.address else Path(find_model(model.name))
             if labels is not None:
@@ -40,7 +44,9 @@ def models(names: Annotated[tuple[str, ...], tyro.conf.Positional] = (), *, labe
     for model in MODELS.values():
         here = not model.address or (cached_model(model.name) / "config.json").is_file()
         size = f"{model.size.replace('_plus', '+')}, {model.image_size}"
-        numbers = ", ".join(f"{split} {metric} {percent:g}" for split, metric, percent in model.reported)
+        numbers = ", ".join(
+            f"{split} {metric} {percent:g}" for split, metric, percent in model.reported
+        )
         published = f"{model.data} {numbers} ({model.source})" if numbers else ""
         rows.append((model.name, model.task, size, model.licence, "yes" if here else "", published))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -93,7 +99,13 @@ def merge(adapter: Annotated[Path, tyro.conf.Positional], *, out: Path) -> None:
     say(f"model folder {out}")
 
 
-def export(folder: ModelFolder, *, out: Path, to: Literal["official", "onnx"] = "official", int8: bool = False) -> None:
+def export(
+    folder: ModelFolder,
+    *,
+    out: Path,
+    to: Literal["official", "onnx"] = "official",
+    int8: bool = False,
+) -> None:
     """Convert a model folder to another format: vlmo export MODEL_FOLDER --to official|onnx --out PATH.
 
     Args:
@@ -112,7 +124,9 @@ def export(folder: ModelFolder, *, out: Path, to: Literal["official", "onnx"] = 
 
         graphs = export_graphs(folder, out, int8=int8)["graphs"]
         difference = max(graph["float32"]["largest_difference"] for graph in graphs.values())
-        lines = [f"written: {', '.join(graphs)} in {out}; largest difference to PyTorch {difference:.1e}"]
+        lines = [
+            f"written: {', '.join(graphs)} in {out}; largest difference to PyTorch {difference:.1e}"
+        ]
     else:
         from vlmo.checkpoints.official import export_official
 

@@ -31,7 +31,10 @@ ModelFolder = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, tyro.conf.arg(help="cpu, cuda, cuda:N or mps; by default a GPU if there is one.", metavar="DEVICE")
+    str | None,
+    tyro.conf.arg(
+        help="cpu, cuda, cuda:N or mps; by default a GPU if there is one.", metavar="DEVICE"
+    ),
 ]
 
 
@@ -49,7 +52,9 @@ class EngineOptions:
     def __post_init__(self) -> None:
         """Validate before torch is imported."""
         if self.precision == "int8" and self.engine == "torch":
-            raise ValueError("--precision int8 belongs to the engines onnx and openvino; leave out --engine torch")
+            raise ValueError(
+                "--precision int8 belongs to the engines onnx and openvino; leave out --engine torch"
+            )
 
 
 Engines = Annotated[EngineOptions, tyro.conf.arg(name="")]
@@ -86,7 +91,9 @@ _OPTIONS = ConstructorRegistry()
 
 
 @_OPTIONS.primitive_rule
-def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
+def _optional(
+    info: PrimitiveTypeInfo,
+) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
     """Show, read and refuse `X | None` as X, which then also takes the word None."""
     kinds = get_args(info.type)
     if len(kinds) != 2 or kinds[1] is not NoneType:
@@ -96,9 +103,13 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | Unsupported
         return inner
     return replace(
         inner,
-        instance_from_str=lambda words: None if words == ["None"] else inner.instance_from_str(words),
+        instance_from_str=lambda words: (
+            None if words == ["None"] else inner.instance_from_str(words)
+        ),
         is_instance=lambda value: value is None or inner.is_instance(value),
-        str_from_instance=lambda value: ["None"] if value is None else inner.str_from_instance(value),
+        str_from_instance=lambda value: (
+            ["None"] if value is None else inner.str_from_instance(value)
+        ),
     )
 
 
@@ -107,7 +118,12 @@ class UnknownOption(ValueError):  # noqa: N818 - it says which
 
 
 def parse(
-    cli: Callable[..., Any], arguments: Sequence[str], *, prog: str, short_names: Iterable[str] = (), **settings: Any
+    cli: Callable[..., Any],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    short_names: Iterable[str] = (),
+    **settings: Any,
 ) -> Any:
     """Return what `cli`, tyro's or that of a tyro app, makes of `arguments`; `settings` go to it.
 
@@ -119,7 +135,11 @@ def parse(
         ValueError: The arguments cannot be read; the message is tyro's.
     """
     read = functools.partial(
-        cli, prog=prog, config=(tyro.conf.PositionalMetavarFromFieldName,), registry=_OPTIONS, **settings
+        cli,
+        prog=prog,
+        config=(tyro.conf.PositionalMetavarFromFieldName,),
+        registry=_OPTIONS,
+        **settings,
     )
     box = io.StringIO()
     try:
@@ -128,7 +148,9 @@ def parse(
     except SystemExit as end:
         if not end.code:  # --help
             raise
-    lines = [line.strip("│| ") for line in box.getvalue().splitlines()[1:]]  # without the frame that tyro draws
+    lines = [
+        line.strip("│| ") for line in box.getvalue().splitlines()[1:]
+    ]  # without the frame that tyro draws
     parts = [line if line.strip("─-+╰╯") else ";" for line in lines]
     message = " ".join(parts).replace(" ;", ";").replace(".;", ";").strip("; ")
     unknown = re.search(r"Unrecognized options: (-[^\s,;]*|[^,;]*)", message)
@@ -137,7 +159,9 @@ def parse(
     raise UnknownOption(_about_unknown(unknown[1], prog=prog, read=read, short_names=short_names))
 
 
-def _about_unknown(word: str, *, prog: str, read: Callable[..., Any], short_names: Iterable[str]) -> str:
+def _about_unknown(
+    word: str, *, prog: str, read: Callable[..., Any], short_names: Iterable[str]
+) -> str:
     """Return what to say of a word that a command does not know: of an option, the one that is meant.
 
     That is a synonym of it, or one that is written nearly so; of a setting of a recipe, the last part is enough.
@@ -148,7 +172,10 @@ def _about_unknown(word: str, *, prog: str, read: Callable[..., Any], short_name
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         read(args=["--help"])
-    options = [*short_names, *re.findall(r"^[^\w-]{1,3}(--[\w.-]+)", shown.getvalue(), re.MULTILINE)]
+    options = [
+        *short_names,
+        *re.findall(r"^[^\w-]{1,3}(--[\w.-]+)", shown.getvalue(), re.MULTILINE),
+    ]
     by_name = {option.rpartition(".")[2].lstrip("-"): option for option in reversed(options)}
     by_name |= {option.lstrip("-"): option for option in options}
     name = word.partition("=")[0].strip("-").replace("_", "-")
@@ -168,7 +195,9 @@ def check_new_file(file: Path | None, *, option: str, suffix: str = "") -> None:
         raise ValueError(f"{option} {file} is a folder; name a file")
     above = next(parent for parent in file.absolute().parents if parent.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise ValueError(f"{option} {file}: {above} is no folder, or there is no permission to write in it")
+        raise ValueError(
+            f"{option} {file}: {above} is no folder, or there is no permission to write in it"
+        )
 
 
 def check_given(files: Iterable[str | Path | None], *, expected: str) -> None:

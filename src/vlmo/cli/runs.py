@@ -52,7 +52,11 @@ class TrainOptions:
 
 
 def quickstart(
-    run_dir: Path = Path("runs/quickstart"), *, scale: float = 1.0, seed: int = 0, fast: bool = False
+    run_dir: Path = Path("runs/quickstart"),
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
+    fast: bool = False,
 ) -> None:
     """Train all stages on scenes of shapes in six to fourteen minutes on two cores; --fast: search with a ready model.
 
@@ -64,7 +68,9 @@ def quickstart(
             package.
     """
     if fast and scale != 1:
-        raise ValueError("--scale shortens the training, and --fast leaves it out; give one of them")
+        raise ValueError(
+            "--scale shortens the training, and --fast leaves it out; give one of them"
+        )
     if fast:
         from vlmo.demo.fast import run_fast_start
 
@@ -81,7 +87,9 @@ def train_help() -> None:
     say("usage: vlmo train NAME [OPTIONS]", "", *options, "", "Recipes:", *_listed())
 
 
-def train(name: tyro.conf.Positional[str], *, arguments: tyro.conf.Suppress[tuple[str, ...]] = ()) -> None:
+def train(
+    name: tyro.conf.Positional[str], *, arguments: tyro.conf.Suppress[tuple[str, ...]] = ()
+) -> None:
     """Train a recipe: vlmo train NAME [--init MODEL_FOLDER] [--run-dir FOLDER] [--optimizer.lr 1e-4 ...].
 
     Args:
@@ -94,7 +102,9 @@ def train(name: tyro.conf.Positional[str], *, arguments: tyro.conf.Suppress[tupl
     about, recipe = describe(name).splitlines()[0], find_recipe(name)
     description = f"{about} (The whole description: vlmo recipes {name}.)"
     folder = Path("runs") / name
-    options = _run_options(recipe, *common, prog=f"vlmo train {name}", about=description, run_dir=folder)
+    options = _run_options(
+        recipe, *common, prog=f"vlmo train {name}", about=description, run_dir=folder
+    )
     _run(options, original=recipe, name=name, about=about)
 
 
@@ -124,10 +134,14 @@ def finetune(
     recipe, about = finetune_recipe(folder, data, task=task, streams=patterns)
     folder = folder.resolve()
     name = f"{folder.parent.name if folder.name == 'model' else folder.name}-{data_name(data or 'streams')}"
-    run = _run_options(recipe, *common, prog="vlmo finetune", about=about, run_dir=Path("runs") / name)
+    run = _run_options(
+        recipe, *common, prog="vlmo finetune", about=about, run_dir=Path("runs") / name
+    )
     loader, trainer, rate = run.recipe.loader, run.recipe.trainer, run.recipe.optimizer.lr
     choice = f"batches of {loader.global_batch_size}, {trainer.max_steps:,} steps, learning rate {rate:g}"
-    Console(stderr=True, soft_wrap=True).print(f"{about} Chosen: {choice}.", markup=False, highlight=False)
+    Console(stderr=True, soft_wrap=True).print(
+        f"{about} Chosen: {choice}.", markup=False, highlight=False
+    )
     _run(run, original=recipe, name=name, about=about)
 
 
@@ -184,7 +198,9 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
 
     saved = lambda **_: "nothing was saved yet; the same command goes on"  # noqa: E731
     with launch(options.device, hang_seconds=options.hang_seconds):
-        with explained_faults(lambda: f"{name}: before the first step", run_dir=None, last_saved=saved):
+        with explained_faults(
+            lambda: f"{name}: before the first step", run_dir=None, last_saved=saved
+        ):
             trainer = build(
                 options.recipe,
                 run_dir=options.run_dir,
@@ -200,7 +216,10 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
         sys.exit(0)
     if writes:
         kind = "model" if options.recipe.lora.rank is None else "adapter"
-        Console().print(f"{result.status}: {result.steps} steps; {kind} folder {result.model_dir}", highlight=False)
+        Console().print(
+            f"{result.status}: {result.steps} steps; {kind} folder {result.model_dir}",
+            highlight=False,
+        )
 
 
 def _show_needs(options: TrainOptions, *, original: Any, name: str) -> None:
@@ -214,7 +233,9 @@ def _show_needs(options: TrainOptions, *, original: Any, name: str) -> None:
     whose = f"each of {processes:,} processes" if processes > 1 else "one process"
     Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
     if lost := [] if recipe.data.streams.patterns else missing_sources(recipe.data.source):
-        missing.append(f"Not there yet of its data: {', '.join(lost)}; see docs/published-sets.md, or give --data.")
+        missing.append(
+            f"Not there yet of its data: {', '.join(lost)}; see docs/published-sets.md, or give --data."
+        )
     say(*missing)
 
 
@@ -226,7 +247,9 @@ def _common_options(arguments: Sequence[str]) -> tuple[list[str], int | None]:
         option, mark, value = word.partition("=")
         option = option.replace("_", "-")
         if option.endswith("epochs"):
-            raise ValueError(f"{option}: a run is as long as --steps says; an epoch has rows / --batch-size of them")
+            raise ValueError(
+                f"{option}: a run is as long as --steps says; an epoch has rows / --batch-size of them"
+            )
         if option == "--lora.rank":
             need_package("peft", extra="lora", user="LoRA")
         if option != "--steps":

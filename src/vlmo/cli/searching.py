@@ -111,7 +111,11 @@ def embed(
     from vlmo.retrieval import Encoder
     from vlmo.retrieval.vectors import write_vectors
 
-    lines = [] if texts is None else [*filter(None, map(str.strip, texts.read_text(encoding="utf-8").splitlines()))]
+    lines = (
+        []
+        if texts is None
+        else [*filter(None, map(str.strip, texts.read_text(encoding="utf-8").splitlines()))]
+    )
     encoder = Encoder(folder, **vars(engines))
     number, bad = write_vectors(encoder, out, images=images, texts=lines, console=_STDERR)
     say(f"{number} vectors in {out}")
@@ -168,11 +172,15 @@ def search(
     more = [_read_part(part) for part in parts]
     from vlmo.retrieval import Encoder, Index, PhotoFilter, Searcher
 
-    photos = PhotoFilter(since=since, until=until, near=near, album=album)  # checked before the model is loaded
+    photos = PhotoFilter(
+        since=since, until=until, near=near, album=album
+    )  # checked before the model is loaded
     index = Index(folder)
     model_folder = Path(index.model_folder) if model is None else Path(find_model(model))
     if model is None and not model_folder.is_dir():
-        raise ValueError(f"the model of this index was in {model_folder}, which is gone; give --model with its folder")
+        raise ValueError(
+            f"the model of this index was in {model_folder}, which is gone; give --model with its folder"
+        )
     searcher = Searcher(Encoder(model_folder, **vars(engines)), index)
     result = searcher.search(
         named or query or None,
@@ -265,7 +273,11 @@ def serve(
 
     settings = replace(settings, api_key=read_key(api_key_file))
     with bind(host, port) as bound:
-        run(bound, load_parts(folder, index=index, vqa=vqa, captioning=captioning, **vars(engines)), settings)
+        run(
+            bound,
+            load_parts(folder, index=index, vqa=vqa, captioning=captioning, **vars(engines)),
+            settings,
+        )
 
 
 def photos(
@@ -300,11 +312,20 @@ def photos(
     settings = Settings(api_key=read_key(None), originals=True)
     with bind(host, port) as bound:
         encoder = Encoder(_find_or_explain(model), **vars(engines))
-        digest = hashlib.sha256(f"{folder.absolute()}\n{encoder.fingerprint}".encode("utf-8", "surrogatepass"))
-        cached = cache_folder() / "photos" / f"{folder.absolute().name[:60]}-{digest.hexdigest()[:12]}"
+        digest = hashlib.sha256(
+            f"{folder.absolute()}\n{encoder.fingerprint}".encode("utf-8", "surrogatepass")
+        )
+        cached = (
+            cache_folder() / "photos" / f"{folder.absolute().name[:60]}-{digest.hexdigest()[:12]}"
+        )
         out = cached if index is None else index.expanduser()
-        say(f"index: {out}", "No image is sent anywhere but to your browser. Ctrl-C ends; the same command goes on.")
-        has_screen = sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+        say(
+            f"index: {out}",
+            "No image is sent anywhere but to your browser. Ctrl-C ends; the same command goes on.",
+        )
+        has_screen = sys.platform != "linux" or bool(
+            {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+        )
         if not ocr:
             say(f"Text in images is not read; --ocr reads it ({install_command('ocr')}).")
         open_page = has_screen and not no_open
@@ -328,7 +349,9 @@ def _find_or_explain(name: str) -> Path:
         model = MODELS.get(name)
         if model is None or not model.address:
             raise
-        _STDERR.print(f"vlmo: {without_controls(str(error))}", markup=False, highlight=False, soft_wrap=True)
+        _STDERR.print(
+            f"vlmo: {without_controls(str(error))}", markup=False, highlight=False, soft_wrap=True
+        )
         files = " and ".join(filter(None, (model.address, VOCABULARIES.get(model.layout))))
         raise ValueError(
             f"{name} is made of {files}. Or name another model: --model FOLDER, or --model {SMALL}, which is here "
@@ -347,11 +370,15 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
         console.print(as_table(query, result))
         if query:
             ordered = _RERANKED if result.num_reranked else "similarity (cosine)"
-            say(f"score: {'sum of reciprocal ranks, by words and by the model' if result.num_matched else ordered}")
+            say(
+                f"score: {'sum of reciprocal ranks, by words and by the model' if result.num_matched else ordered}"
+            )
     else:
         say("nothing was found")
     parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
-    reranked = f"{result.num_reranked} reranked by the fusion encoder; " if result.num_reranked else ""
+    reranked = (
+        f"{result.num_reranked} reranked by the fusion encoder; " if result.num_reranked else ""
+    )
     say(f"{reranked}{parts}", *filter(None, [result.note]))
 
 
@@ -362,7 +389,9 @@ def _show_report(report: BuildReport, reasons: str, *, out: Path) -> None:
     say(f"{report.images} images in {out} ({report.seconds:.0f} s)")
     say(f"embedded {report.encoded}, {known}, gone {report.deleted}")
     if report.bad:
-        say(f"{report.bad} could not be used ({reasons}); all reasons are in {out / 'quarantine.jsonl'}")
+        say(
+            f"{report.bad} could not be used ({reasons}); all reasons are in {out / 'quarantine.jsonl'}"
+        )
     if (recall := report.recall) is None:
         say("search compares with every vector (exact)")
         return

@@ -53,11 +53,15 @@ def evaluate(
     """
     given, folder = folder, Path(find_model(folder))
     if is_released(folder) and (write_card or choose_rerank_weight):
-        raise ValueError(f"{given} is a published model and stays as it is; copy {folder}, and evaluate the copy")
+        raise ValueError(
+            f"{given} is a published model and stays as it is; copy {folder}, and evaluate the copy"
+        )
     check_new_file(out, option="--out")
     check_new_file(submission, option="--submission")
     if not 0 <= (rerank_weight or 0) <= 1 or (rerank or 0) < 0:  # before the data are read
-        raise ValueError(f"--rerank is {rerank} and --rerank-weight {rerank_weight}; give 0 or more, and 0 to 1")
+        raise ValueError(
+            f"--rerank is {rerank} and --rerank-weight {rerank_weight}; give 0 or more, and 0 to 1"
+        )
     from vlmo.distributed import is_main
     from vlmo.tasks import evaluate as measure
     from vlmo.tasks import write_submission
@@ -66,7 +70,11 @@ def evaluate(
 
     split = split or ("validation" if choose_rerank_weight else "test")
     with launch(device) as chosen:
-        where: dict[str, Any] = {"split": split, "device": str(chosen), "console": _STDERR if is_main() else None}
+        where: dict[str, Any] = {
+            "split": split,
+            "device": str(chosen),
+            "console": _STDERR if is_main() else None,
+        }
         if choose_rerank_weight:
             _choose(folder, data, limit=limit, rerank=rerank, batch_size=batch_size, **where)
             return
@@ -87,7 +95,11 @@ def evaluate(
         say(f"metrics and {len(result.predictions)} predictions in {out}")
         if write_card:
             options = {"split": split, **own, "limit": limit}
-            words = [f" --{name.replace('_', '-')} {value}" for name, value in options.items() if value is not None]
+            words = [
+                f" --{name.replace('_', '-')} {value}"
+                for name, value in options.items()
+                if value is not None
+            ]
             result.write_card(folder, measured_by=f"`vlmo evaluate{''.join(words)}`")
 
 
@@ -116,7 +128,9 @@ def verify(
 
     with launch(device) as chosen:
         console = _STDERR if is_main() else None
-        lines = measure(name, source=data, out=out, batch_size=batch_size, device=str(chosen), console=console)
+        lines = measure(
+            name, source=data, out=out, batch_size=batch_size, device=str(chosen), console=console
+        )
         if is_main():
             say(*lines, "", f"the same in {out} and {out.with_suffix('.md')}; send it as an issue")
 
@@ -164,7 +178,9 @@ def predict(
     from vlmo.tasks import Inputs
     from vlmo.tasks import predict as ask
 
-    found = ask(folder, Inputs(image, text, question, caption=caption, top=top, save=save), device=device)
+    found = ask(
+        folder, Inputs(image, text, question, caption=caption, top=top, save=save), device=device
+    )
     if json:
         say_json(found.rows)
         return
@@ -173,7 +189,9 @@ def predict(
         say(f"image {found.image}")
 
 
-def caption(folder: ModelFolder, images: _Images, *, out: Path, num_beams: int = 3, device: Device = None) -> None:
+def caption(
+    folder: ModelFolder, images: _Images, *, out: Path, num_beams: int = 3, device: Device = None
+) -> None:
     """Describe all images of folders: vlmo caption MODEL_FOLDER IMAGES... --out captions.jsonl.
 
     Args:
@@ -185,7 +203,9 @@ def caption(folder: ModelFolder, images: _Images, *, out: Path, num_beams: int =
     check_new_file(out, option="--out", suffix=".jsonl")
     from vlmo.tasks.captioning import caption_files
 
-    number, bad = caption_files(folder, images, out, device=device, console=_STDERR, num_beams=num_beams)
+    number, bad = caption_files(
+        folder, images, out, device=device, console=_STDERR, num_beams=num_beams
+    )
     say(f"{number} new captions in {out}", *(f"no caption: {reason}" for reason in bad))
 
 
@@ -212,7 +232,9 @@ def prepare(name: tyro.conf.Positional[str], *, root: Path, out: Path, num_proc:
     say(*summary.lines(), f"{out} is ready")
 
 
-def false_captions(source: tyro.conf.Positional[str], *, out: Path, split: str = "train", show: int = 10) -> None:
+def false_captions(
+    source: tyro.conf.Positional[str], *, out: Path, split: str = "train", show: int = 10
+) -> None:
     """Give captions false versions by rule, negatives of training: vlmo data false-captions SOURCE --out DIR.
 
     Args:
@@ -236,7 +258,11 @@ def false_captions(source: tyro.conf.Positional[str], *, out: Path, split: str =
     found = [pair for pair in pairs if pair[1]]
     with write_folder(out) as aside:
         DatasetDict({split: rows}).save_to_disk(aside)
-    say(*(f"{true}  ->  {false}" for true, false in found[:: -(-len(found) // show) or 1]) if show else ())
+    say(
+        *(f"{true}  ->  {false}" for true, false in found[:: -(-len(found) // show) or 1])
+        if show
+        else ()
+    )
     say(f"{len(found):,} of {len(pairs):,} captions have a false version; {out} is ready")
 
 

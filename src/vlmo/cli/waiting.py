@@ -36,7 +36,9 @@ def running_others() -> int:
         if sample:
             time.sleep(_PAUSE_S)
         try:
-            counts.append(int(_RUNNING.read_text(encoding="ascii").split()[3].partition("/")[0]) - 1)
+            counts.append(
+                int(_RUNNING.read_text(encoding="ascii").split()[3].partition("/")[0]) - 1
+            )
         except (OSError, ValueError, IndexError):
             return 0
     return max(0, min(counts))

@@ -10,7 +10,15 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 # Tags of EXIF (CIPA DC-008), of which two lead to other directories.
-_MAKE, _MODEL, _CHANGED, _MORE, _PLACE, _ORIGINAL, _DIGITIZED = 0x010F, 0x0110, 0x0132, 0x8769, 0x8825, 0x9003, 0x9004
+_MAKE, _MODEL, _CHANGED, _MORE, _PLACE, _ORIGINAL, _DIGITIZED = (
+    0x010F,
+    0x0110,
+    0x0132,
+    0x8769,
+    0x8825,
+    0x9003,
+    0x9004,
+)
 _TEXT, _LONG, _FRACTIONS = 2, 4, 5  # types of values
 _MAX_TAGS, _MAX_TEXT = 1000, 100
 _XMP_DATE = re.compile(
@@ -68,7 +76,9 @@ def dated(seconds: float, *, source: str, zone: tzinfo | None = None) -> dict[st
 def _read_exif(exif: bytes) -> tuple[dict[str, Any], list[tuple[int, dict[str, Any]]]]:
     """Return columns, and dates with their places in the order of preference; each field fails alone."""
     order = "<" if exif[:2] == b"II" else ">"
-    main = _read_directory(exif, int.from_bytes(exif[4:8], "little" if order == "<" else "big"), order)
+    main = _read_directory(
+        exif, int.from_bytes(exif[4:8], "little" if order == "<" else "big"), order
+    )
     more = _read_directory(exif, main.get(_MORE), order)
     place = _read_directory(exif, main.get(_PLACE), order)
     dates = [
@@ -77,7 +87,9 @@ def _read_exif(exif: bytes) -> tuple[dict[str, Any], list[tuple[int, dict[str, A
         (3, _date(main.get(_CHANGED), source="exif")),
     ]
     columns: dict[str, Any] = {}
-    make, model = (text if isinstance(text := main.get(tag), str) else "" for tag in (_MAKE, _MODEL))
+    make, model = (
+        text if isinstance(text := main.get(tag), str) else "" for tag in (_MAKE, _MODEL)
+    )
     if camera := model if model.lower().startswith(make.lower()) else f"{make} {model}".strip():
         columns["camera"] = camera
     north = _degrees(place.get(2), side=place.get(1))
@@ -89,7 +101,11 @@ def _read_exif(exif: bytes) -> tuple[dict[str, Any], list[tuple[int, dict[str, A
 
 def _degrees(parts: Any, *, side: Any) -> float | None:
     """Return degrees, minutes and seconds as one number, below zero in the south and west; None without a side."""
-    if not isinstance(parts, list) or not isinstance(side, str) or side[:1].upper() not in {"N", "S", "E", "W"}:
+    if (
+        not isinstance(parts, list)
+        or not isinstance(side, str)
+        or side[:1].upper() not in {"N", "S", "E", "W"}
+    ):
         return None
     degrees, minutes, seconds = parts
     value = degrees + minutes / 60 + seconds / 3600
@@ -123,5 +139,8 @@ def _date(text: Any, *, source: str) -> dict[str, Any]:
     with contextlib.suppress(ValueError):  # such as the zeros of a camera whose clock was never set
         if (match := _DATE.match(text)) is not None:
             year, month, day, hour, minute, second = map(int, match.groups("0"))
-            return {"taken": datetime(year, month, day, hour, minute, second).isoformat(), "taken_from": source}
+            return {
+                "taken": datetime(year, month, day, hour, minute, second).isoformat(),
+                "taken_from": source,
+            }
     return {}

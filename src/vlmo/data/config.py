@@ -24,10 +24,14 @@ class StreamConfig:
     def __post_init__(self) -> None:
         """Raise ValueError if a number is below 1, or the weights do not fit the patterns."""
         if self.lanes < 1 or self.shuffle < 1:
-            raise ValueError(f"streams: lanes is {self.lanes} and shuffle {self.shuffle}; give 1 or more")
+            raise ValueError(
+                f"streams: lanes is {self.lanes} and shuffle {self.shuffle}; give 1 or more"
+            )
         if self.weights and (len(self.weights) != len(self.patterns) or min(self.weights) <= 0):
             number = len(self.patterns)
-            raise ValueError(f"streams: weights are {self.weights} for {number} patterns; give each a number above 0")
+            raise ValueError(
+                f"streams: weights are {self.weights} for {number} patterns; give each a number above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,24 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Raise ValueError if no data are named, settings disagree, or a share is not from 0 to 1."""
         if not self.source and not self.streams.patterns:
-            raise ValueError("data.source is empty, and data.streams.patterns too; name the data to read")
+            raise ValueError(
+                "data.source is empty, and data.streams.patterns too; name the data to read"
+            )
         if self.weights and self.unit != "pair":
-            raise ValueError(f"data.weights is {self.weights}, which weighs pairs; set data.unit to pair")
+            raise ValueError(
+                f"data.weights is {self.weights}, which weighs pairs; set data.unit to pair"
+            )
         if self.transform.keep_aspect and self.streams.patterns:
-            raise ValueError("data.transform.keep_aspect needs to know all shapes; give data.source, not data.streams")
+            raise ValueError(
+                "data.transform.keep_aspect needs to know all shapes; give data.source, not data.streams"
+            )
         for name in ("mlm_probability", "mask_only_share", "max_bad_share"):
-            if not 0 <= (share := vars(self)[name]) <= 1 or (name == "mlm_probability" and not share):
-                raise ValueError(f"data.{name} is {share}; give a share, from 0 to 1 (of mlm_probability above 0)")
+            if not 0 <= (share := vars(self)[name]) <= 1 or (
+                name == "mlm_probability" and not share
+            ):
+                raise ValueError(
+                    f"data.{name} is {share}; give a share, from 0 to 1 (of mlm_probability above 0)"
+                )
 
 
 def validate_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int) -> None:
@@ -81,4 +95,6 @@ def validate_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int
             f"change it to a multiple of {pieces}"
         )
     if size % lanes:
-        raise ValueError(f"global_batch_size is {size}, not a multiple of {lanes} lanes (streams.lanes): change one")
+        raise ValueError(
+            f"global_batch_size is {size}, not a multiple of {lanes} lanes (streams.lanes): change one"
+        )

@@ -29,7 +29,15 @@ COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 """Formats that are read, of strangers too."""
 
 _ORIENTATION_TAG = 0x0112
-_TRANSPOSE = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
+_TRANSPOSE = (
+    T.FLIP_LEFT_RIGHT,
+    T.ROTATE_180,
+    T.FLIP_TOP_BOTTOM,
+    T.TRANSPOSE,
+    T.ROTATE_270,
+    T.TRANSVERSE,
+    T.ROTATE_90,
+)
 """Inverses of the orientations 2 to 8; images of those from 5 on lie on their side."""
 
 _RANGE = re.compile(r"(?P<file>.+)#bytes=(?P<start>\d+)\+(?P<length>\d+)", re.DOTALL)
@@ -80,9 +88,13 @@ def read_path(path: str) -> bytes:
     piece = _RANGE.fullmatch(path)
     file = Path(path if piece is None else piece["file"])
     status = regular_file(file)
-    start, length = (0, status.st_size) if piece is None else (int(piece["start"]), int(piece["length"]))
+    start, length = (
+        (0, status.st_size) if piece is None else (int(piece["start"]), int(piece["length"]))
+    )
     if length > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"{length:,} bytes; at most {MAX_FILE_BYTES:,} are read", str(file))
+        raise OSError(
+            errno.EFBIG, f"{length:,} bytes; at most {MAX_FILE_BYTES:,} are read", str(file)
+        )
     with file.open("rb") as opened:
         opened.seek(min(start, status.st_size))
         return opened.read(MAX_FILE_BYTES if piece is None else length)
@@ -98,7 +110,13 @@ class EncodedImage:
     size: tuple[int, int]
     """Width and height, EXIF orientation applied."""
 
-    def __init__(self, image: ImageCell, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        image: ImageCell,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        formats: Sequence[str] | None = None,
+    ) -> None:
         self._where = image["path"] or "bytes in memory"
         self._data = _read_bytes(image, where=self._where)
         with _naming_errors(self._where, self._data):
@@ -117,7 +135,9 @@ class EncodedImage:
         then about the mean of reduction x reduction pixels. ValueError for a file that is cut off or damaged.
         """
         with _naming_errors(self._where, self._data):
-            if reduction > 1 and self._image.format == "JPEG":  # others cannot be decoded at a smaller scale
+            if (
+                reduction > 1 and self._image.format == "JPEG"
+            ):  # others cannot be decoded at a smaller scale
                 width, height = self._image.size
                 self._image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
             with self._image as opened:
@@ -144,7 +164,9 @@ def read_info(data: bytes) -> dict[Any, Any]:
     return {}
 
 
-def decode_mask(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width"]:
+def decode_mask(
+    image: ImageCell, *, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "height width"]:
     """Return the stored numbers of an image with one channel: greyscale of 8 bits, or indices of a palette.
 
     ValueError as `decode_image`, and for an image with more channels or bits.
@@ -154,7 +176,9 @@ def decode_mask(image: ImageCell, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.n
     with _naming_errors(where, data), _open(data, max_pixels=max_pixels) as opened:
         opened.load()
         if opened.mode not in ("L", "P"):
-            raise ValueError(f"mode {opened.mode}; a mask needs one channel of 8 bits (mode L or P)")
+            raise ValueError(
+                f"mode {opened.mode}; a mask needs one channel of 8 bits (mode L or P)"
+            )
         return np.array(opened)
 
 
@@ -166,7 +190,9 @@ def _naming_errors(where: str, data: bytes) -> Iterator[None]:
         raise ValueError(f"{where}: not an image in a known format ({len(data)} bytes)") from error
     # Pillow's decoders raise many kinds of errors on damaged bytes (SyntaxError, struct.error, zlib.error, ...).
     except Exception as error:
-        raise ValueError(f"{where}: cannot be decoded: {str(error) or type(error).__name__}") from error
+        raise ValueError(
+            f"{where}: cannot be decoded: {str(error) or type(error).__name__}"
+        ) from error
 
 
 def _open(data: bytes, *, max_pixels: int, formats: Sequence[str] | None = None) -> Image.Image:
@@ -202,7 +228,9 @@ def _read_bytes(image: ImageCell, *, where: str) -> bytes:
         try:
             data = read_path(cast(str, image["path"]))
         except (OSError, ValueError) as error:  # the latter for a zero byte in the path
-            raise ValueError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            raise ValueError(
+                f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}"
+            ) from error
     if not data:
         raise ValueError(f"{where}: empty file (0 bytes)")
     return data
@@ -215,5 +243,14 @@ def _orientation(image: Image.Image) -> int:
         found: Any = image.getexif().get(_ORIENTATION_TAG)
         return int(found) if found in range(1, 9) else 1
     # A damaged EXIF block takes nothing from the pixels, which are what is asked for.
-    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error, UserWarning):
+    except (
+        SyntaxError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        OSError,
+        struct.error,
+        UserWarning,
+    ):
         return 1

@@ -21,7 +21,13 @@ from torch.utils.data import default_collate
 
 from vlmo.data.decoding import EncodedImage
 from vlmo.data.listing import is_remote
-from vlmo.data.masking import IGNORED, BlockMaskConfig, MaskingVocabulary, WordMaskConfig, whole_word_mask
+from vlmo.data.masking import (
+    IGNORED,
+    BlockMaskConfig,
+    MaskingVocabulary,
+    WordMaskConfig,
+    whole_word_mask,
+)
 from vlmo.data.rows import arrow_table, column
 from vlmo.data.sampler import Key, sample_generator, stable_id
 from vlmo.processing.tokenizers import PAD_MULTIPLE
@@ -75,7 +81,9 @@ class Contents:
     mask: BlockMaskConfig | None = None  # of patches
     tokenizer: BertTokenizer | None = None
     words: WordMaskConfig | None = None  # that are masked in a copy of the text
-    shapes: tuple[Shape, ...] = ()  # of images of rows that nearly keep their aspect ratio; () for squares
+    shapes: tuple[
+        Shape, ...
+    ] = ()  # of images of rows that nearly keep their aspect ratio; () for squares
 
 
 class _Examples:
@@ -85,7 +93,9 @@ class _Examples:
         self.contents, self.seed, tokenizer = contents, contents.seed, contents.tokenizer
         self.pad_token_id: int = 0 if tokenizer is None else tokenizer.pad_token_id
         if tokenizer is not None:
-            self._backend = copy.deepcopy(tokenizer.backend_tokenizer)  # half as slow as the tokenizer
+            self._backend = copy.deepcopy(
+                tokenizer.backend_tokenizer
+            )  # half as slow as the tokenizer
             self._backend.no_padding()
             self._backend.enable_truncation(tokenizer.model_max_length)
             if contents.words is not None:
@@ -101,7 +111,9 @@ class _Examples:
     def _choose_caption(self, count: int, *, epoch: int, index: int) -> int:
         if count == 1:
             return 0
-        return int(sample_generator(self.seed, epoch=epoch, index=index, purpose="caption").integers(count))
+        return int(
+            sample_generator(self.seed, epoch=epoch, index=index, purpose="caption").integers(count)
+        )
 
     def _add_masks(self, example: Example, *, epoch: int) -> Example:
         index = example["sample_id"]
@@ -145,14 +157,23 @@ class RowExamples(_Examples):
         labels: Callable[[int], Tensor] | None = None,
     ) -> None:
         super().__init__(contents)
-        self._labels, self._length, self._images, self._shapes = labels, len(dataset), [], list(contents.shapes)
+        self._labels, self._length, self._images, self._shapes = (
+            labels,
+            len(dataset),
+            [],
+            list(contents.shapes),
+        )
         if contents.shapes and (len(columns) > 1 or contents.mask is not None):
-            raise ValueError("data.transform.keep_aspect is for one image without masked patches; leave it out here")
+            raise ValueError(
+                "data.transform.keep_aspect is for one image without masked patches; leave it out here"
+            )
         self._texts = self._false = None
         if contents.transform is not None:
             self._images = [_Images(dataset, transform=contents.transform, name=c) for c in columns]
         if contents.tokenizer is not None:
-            self._texts = _Texts(arrow_table(dataset, ["captions"])["captions"] if texts is None else texts)
+            self._texts = _Texts(
+                arrow_table(dataset, ["captions"])["captions"] if texts is None else texts
+            )
             self._texts.check()
             self._false = None if false_texts is None else _Texts(false_texts)
         self._of_pairs = unit == "pair" and self._texts is not None
@@ -210,7 +231,9 @@ class StreamExamples(_Examples):
         if self.contents.tokenizer is not None:
             if not sample.captions:
                 raise ValueError("it has no caption, or an empty one")
-            text = sample.captions[self._choose_caption(len(sample.captions), epoch=epoch, index=number)]
+            text = sample.captions[
+                self._choose_caption(len(sample.captions), epoch=epoch, index=number)
+            ]
             example["input_ids"] = self._ids(text)
         if self.contents.transform is not None:
             if sample.image is None and (sample.path is None or is_remote(sample.shard)):
@@ -224,7 +247,9 @@ class StreamExamples(_Examples):
 
 
 class _Images:
-    def __init__(self, dataset: Dataset, *, transform: TrainTransform | EvalTransform, name: str) -> None:
+    def __init__(
+        self, dataset: Dataset, *, transform: TrainTransform | EvalTransform, name: str
+    ) -> None:
         self._names: list[str] = column(dataset, "image_id")
         self._rows, self._column, self._transform = dataset.select_columns([name]), name, transform
         self.image_ids = np.array([stable_id(each) for each in self._names], dtype=np.int64)
@@ -245,7 +270,9 @@ class _Images:
             return self._transform.pixels(EncodedImage(cell), generator, **options)
         except ValueError as error:
             advice = "Validate the data set before training: invalid rows go to quarantine.jsonl"
-            raise ValueError(f"sample {row} (image_id {self._names[row]!r}): {error}. {advice}") from error
+            raise ValueError(
+                f"sample {row} (image_id {self._names[row]!r}): {error}. {advice}"
+            ) from error
 
 
 class _Texts:
@@ -257,17 +284,28 @@ class _Texts:
 
         compute: Any = pyarrow.compute  # its functions are made when it is imported
         kind = pa.large_list(pa.large_string())
-        lists = texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([pa.array(texts, kind)])
+        lists = (
+            texts
+            if isinstance(texts, pa.ChunkedArray)
+            else pa.chunked_array([pa.array(texts, kind)])
+        )
         self._lengths = compute.fill_null(compute.list_value_length(lists), 0).to_numpy()
         self.first_of_row = np.cumsum([0, *self._lengths])
-        self.texts = pa.concat_arrays([chunk.flatten().cast(pa.large_string()) for chunk in lists.chunks])
+        self.texts = pa.concat_arrays(
+            [chunk.flatten().cast(pa.large_string()) for chunk in lists.chunks]
+        )
 
     def check(self) -> None:
         import pyarrow.compute
 
         compute: Any = pyarrow.compute
-        sizes = compute.fill_null(compute.utf8_length(compute.utf8_trim_whitespace(self.texts)), 0).to_numpy()
-        if empty := [*np.flatnonzero(self._lengths == 0), *map(self.row, np.flatnonzero(sizes == 0))]:
+        sizes = compute.fill_null(
+            compute.utf8_length(compute.utf8_trim_whitespace(self.texts)), 0
+        ).to_numpy()
+        if empty := [
+            *np.flatnonzero(self._lengths == 0),
+            *map(self.row, np.flatnonzero(sizes == 0)),
+        ]:
             raise ValueError(f"sample {min(empty)} has no text or an empty one")
 
     def row(self, text: int) -> int:
@@ -279,7 +317,9 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
 
     Padding is `pad_token_id` in ids, 0 in attention masks and -100 in `mlm_labels`.
     """
-    columns = {name: [cast(dict[str, Any], each)[name] for each in examples] for name in examples[0]}
+    columns = {
+        name: [cast(dict[str, Any], each)[name] for each in examples] for name in examples[0]
+    }
     for kind in ("", "false_"):
         if ids := columns.get(f"{kind}input_ids"):
             columns[f"{kind}attention_mask"] = [np.ones_like(text) for text in ids]
@@ -291,7 +331,9 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
             batch[f"{name}s"] = torch.tensor(values, dtype=torch.int64)
         elif name == "pixel_values" and values[0].dtype == torch.uint8:
             # As they lie in memory, channels last: normalising brings the channels forward in the same pass.
-            batch[name] = default_collate([image.movedim(-3, -1) for image in values]).movedim(-1, -3)
+            batch[name] = default_collate([image.movedim(-3, -1) for image in values]).movedim(
+                -1, -3
+            )
         else:
             batch[name] = default_collate(values)
     return cast(Batch, batch)
@@ -316,6 +358,8 @@ def merge(parts: list[Batch], *, pad_token_id: int = 0) -> Batch:
         if name in _IDS or name in _FILLS:
             longest = max(column.shape[1] for column in columns)
             value = _FILLS.get(name, pad_token_id)
-            columns = [pad_to(column, (0, longest - column.shape[1]), value=value) for column in columns]
+            columns = [
+                pad_to(column, (0, longest - column.shape[1]), value=value) for column in columns
+            ]
         merged[name] = torch.cat(columns)
     return cast(Batch, merged)

@@ -33,7 +33,12 @@ _COLORS = {
     "white": ("black", "brown", "red", "green"),
 }
 # Only more: where there are three dogs, there are two.
-_NUMBERS = {"two": ("three", "four"), "three": ("four", "five"), "four": ("five", "six"), "five": ("six", "eight")}
+_NUMBERS = {
+    "two": ("three", "four"),
+    "three": ("four", "five"),
+    "four": ("five", "six"),
+    "five": ("six", "eight"),
+}
 _QUALITIES = {
     "big": "small",
     "large": "small",
@@ -64,7 +69,9 @@ _RELATIONS = {*_PLACES, *_PLACES.values()}
 _WORDS = "|".join(sorted(_EXCHANGES, key=len, reverse=True))
 _WORD = re.compile(rf"\b({_WORDS})\b", re.IGNORECASE)
 _ARTICLE = re.compile(rf"\b(a)n?(?= ({_WORDS}|old)\b)", re.IGNORECASE)
-_VERBS = "sits|sitting|stands|standing|lies|lying|hangs|hanging|rests|resting|sleeps|sleeping|parked"
+_VERBS = (
+    "sits|sitting|stands|standing|lies|lying|hangs|hanging|rests|resting|sleeps|sleeping|parked"
+)
 _NOUN = r"(?!(?:is|are|[a-z]{2,}ing)\b)[a-z'-]+"
 _LAST_NOUN = rf"(?!(?:{'|'.join([*_COLORS, *_QUALITIES, *_QUALITIES.values()])})\b){_NOUN}"
 # Two things of which `a dog on a bed` is true and `a bed on a dog` is not. After `a` what ends in -s is a verb.
@@ -85,9 +92,14 @@ def with_false_captions(rows: Dataset) -> Dataset:
     """Return the rows with a column `false_captions`; ValueError if they have one, or no caption gets a false one."""
     if "false_captions" in rows.column_names:
         raise ValueError("the rows have false captions already")
-    false = [[false_caption(text or "") for text in captions or ()] for captions in column(rows, "captions")]
+    false = [
+        [false_caption(text or "") for text in captions or ()]
+        for captions in column(rows, "captions")
+    ]
     if not any(map(any, false)):
-        raise ValueError("no caption has a word of the rules: colors, numbers, sizes, sides, two things in a relation")
+        raise ValueError(
+            "no caption has a word of the rules: colors, numbers, sizes, sides, two things in a relation"
+        )
     feature = CONTRAST_FEATURES["false_captions"]
     values = pa.array(false, type=CONTRAST_FEATURES.arrow_schema.field("false_captions").type)
     return cast("Dataset", rows.add_column("false_captions", cast("list", values), feature=feature))
@@ -110,7 +122,9 @@ def false_captions(caption: str) -> list[list[str]]:
     changes = []
     pair = _PAIR.search(caption)
     first, second = (pair["first"], pair["second"]) if pair else ("", "")
-    same = pair and first.lower().split(" ", 1)[1] == second.lower().split(" ", 1)[1]  # but for the article
+    same = (
+        pair and first.lower().split(" ", 1)[1] == second.lower().split(" ", 1)[1]
+    )  # but for the article
     for match in _WORD.finditer(caption):
         word = match[0].lower()
         if same and word in _RELATIONS:
@@ -118,18 +132,30 @@ def false_captions(caption: str) -> list[list[str]]:
         before, after = caption[: match.start()], caption[match.end() :]
         if word in _COLORS and (_LISTED_BEFORE.search(before) or _LISTED_AFTER.match(after)):
             continue  # of a cat that is black and white, or a red, white and blue flag
-        if word == "orange" and not after.startswith(" ") and not before.endswith((" is ", " are ")):
+        if (
+            word == "orange"
+            and not after.startswith(" ")
+            and not before.endswith((" is ", " are "))
+        ):
             continue  # the fruit
         words = [_like(word=other, model=match[0]) for other in _EXCHANGES[word]]
         changes.append([_with_articles(before + other + after) for other in words])
     if pair and not same:
-        swapped = _like(word=second, model=first) + pair["between"] + _like(word=first, model=second)
+        swapped = (
+            _like(word=second, model=first) + pair["between"] + _like(word=first, model=second)
+        )
         changes.append([caption[: pair.start()] + swapped + caption[pair.end() :]])
     for one, other in itertools.pairwise(_COLORED.finditer(caption)):
         if one[1].lower() != other[1].lower() and one[2].lower() != other[2].lower():
             colors = _like(word=other[1], model=one[1]), _like(word=one[1], model=other[1])
             between = caption[one.end(1) : other.start(1)]
-            changes.append([_with_articles(caption[: one.start(1)] + between.join(colors) + caption[other.end(1) :])])
+            changes.append(
+                [
+                    _with_articles(
+                        caption[: one.start(1)] + between.join(colors) + caption[other.end(1) :]
+                    )
+                ]
+            )
     return changes
 
 

@@ -12,13 +12,19 @@ from vlmo.processing.images import MAX_PIXELS, check_pixels
 
 MAX_SIDE = 65_535
 """Longest side that is decoded, JPEG's own limit: rows of one pixel take many times the memory of the pixels."""
-_MAX_PARTS = 5000  # segments, chunks and blocks, which Pillow reads one by one; cameras write some tens
+_MAX_PARTS = (
+    5000  # segments, chunks and blocks, which Pillow reads one by one; cameras write some tens
+)
 _MAX_BULK = 100_000  # chunks of pixels, 8 KB each in usual files
 _MAX_SCANS = 32  # of a JPEG, each over the whole image; encoders write about ten
 _MAX_RUNS = 1 << 22  # bytes, and pixels, of a BMP of runs, which Pillow decodes in Python
-_PROFILE_PARTS = 1000  # chunks that a color profile in a PNG counts for: a megabyte may be compressed in it
+_PROFILE_PARTS = (
+    1000  # chunks that a color profile in a PNG counts for: a megabyte may be compressed in it
+)
 _MAX_STRIPS = 30_000  # Pillow reads them one by one too; programs write no more than there are rows
-_SPARE_BYTES = 1 << 24  # that tags may name beside the file's own, as those of some cameras do by mistake
+_SPARE_BYTES = (
+    1 << 24
+)  # that tags may name beside the file's own, as those of some cameras do by mistake
 _MAX_TILE = 4096**2  # pixels, which a decoder holds even if the image has fewer
 
 # Of HEIC and AVIF files.
@@ -26,18 +32,54 @@ _MAX_ENTRIES = 20_000  # of tables; 64 million pixels in tiles of 256 x 256 have
 _MAX_FRAMES = 1_000_000  # libheif takes 64 bytes for each
 _MAX_TURNS = 3  # of an image: crop, rotation and mirror, once each (MIAF)
 _TURNS = {b"clap", b"irot", b"imir"}
-_CANVASES = {b"iovl", b"tili"}  # overlays and tiled images have their size in data that nothing else repeats
+_CANVASES = {
+    b"iovl",
+    b"tili",
+}  # overlays and tiled images have their size in data that nothing else repeats
 _ALPHA = re.compile(rb"urn:mpeg:(mpegB:cicp:systems:auxiliary:alpha|(hevc|avc):2015:auxid:1)\0")
 
-_MARKER, _MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xfe]"), re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_ALONE = {*range(0x01, 0xC0), *range(0xD0, 0xDA)}  # those below 0xC0 mean nothing, and decoders skip two bytes
+_MARKER, _MARKER_IN_SCANS = (
+    re.compile(rb"\xff[\x01-\xfe]"),
+    re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]"),
+)
+_ALONE = {
+    *range(0x01, 0xC0),
+    *range(0xD0, 0xDA),
+}  # those below 0xC0 mean nothing, and decoders skip two bytes
 _SCAN, _END, _NEAR = 0xDA, 0xD9, _MAX_PARTS + 2
 _BULK = {b"IDAT", b"fdAT"}
-_TIFF = {b"II*\0", b"II\0*", b"MM\0*", b"MM*\0", b"II+\0", b"MM\0+"}  # all that Pillow takes for one
+_TIFF = {
+    b"II*\0",
+    b"II\0*",
+    b"MM\0*",
+    b"MM*\0",
+    b"II+\0",
+    b"MM\0+",
+}  # all that Pillow takes for one
 _WIDTH, _LENGTH, _STRIPS = 322, 323, {273, 324}
-_COMPRESSION, _JPEG = 259, {6, 7}  # old and new; each strip may be a JPEG of as many scans as it likes
+_COMPRESSION, _JPEG = (
+    259,
+    {6, 7},
+)  # old and new; each strip may be a JPEG of as many scans as it likes
 _NUMBERS = {3: "H", 4: "I"}
-_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 
 
 def check_parts(data: bytes) -> None:
@@ -48,10 +90,16 @@ def check_parts(data: bytes) -> None:
         _check_png(data)
     elif data.startswith((b"GIF87a", b"GIF89a")):
         _check_gif(data)
-    elif data.startswith(b"BM") and len(data) >= 34 and int.from_bytes(data[30:34], "little") in {1, 2}:
+    elif (
+        data.startswith(b"BM")
+        and len(data) >= 34
+        and int.from_bytes(data[30:34], "little") in {1, 2}
+    ):
         width, height = (abs(side) for side in struct.unpack_from("<ii", data, 18))
         if max(width * height, len(data)) > _MAX_RUNS:
-            raise ValueError(f"runs of {width} x {height} pixels in {len(data):,} bytes; at most {_MAX_RUNS:,} of both")
+            raise ValueError(
+                f"runs of {width} x {height} pixels in {len(data):,} bytes; at most {_MAX_RUNS:,} of both"
+            )
     elif data[:4] in _TIFF:
         check_directory(data, is_file=True)
     elif data[4:8] == b"ftyp":
@@ -63,18 +111,29 @@ def check_size(opened: Image.Image, *, max_pixels: int) -> None:
     width, height = opened.size
     check_pixels(opened, max_pixels=max_pixels)
     if max(width, height) > MAX_SIDE:
-        raise ValueError(f"{width} x {height}: a side has at most {MAX_SIDE:,} pixels, make it smaller")
+        raise ValueError(
+            f"{width} x {height}: a side has at most {MAX_SIDE:,} pixels, make it smaller"
+        )
     tags = getattr(opened, "tag_v2", {})
     stored = tags.get(256, width), tags.get(257, height)  # before a rotation
     across, down = tags.get(_WIDTH) or stored[0], tags.get(_LENGTH) or stored[1]
     tiles = -(-stored[0] // across) * -(-stored[1] // down)
-    if across * down > max(_MAX_TILE, width * height) or tiles * across * down > _MAX_TILE + 4 * width * height:
-        raise ValueError(f"{tiles:,} tiles of {across * down:,} pixels for an image of {width} x {height}")
+    if (
+        across * down > max(_MAX_TILE, width * height)
+        or tiles * across * down > _MAX_TILE + 4 * width * height
+    ):
+        raise ValueError(
+            f"{tiles:,} tiles of {across * down:,} pixels for an image of {width} x {height}"
+        )
 
 
 def _check_jpeg(data: bytes) -> None:
     offset, parts, scans = 2, 0, 0
-    while found := _MARKER_IN_SCANS.search(data, offset) if scans else _MARKER.search(data, offset, offset + _NEAR):
+    while (
+        found := _MARKER_IN_SCANS.search(data, offset)
+        if scans
+        else _MARKER.search(data, offset, offset + _NEAR)
+    ):
         parts += 1 if scans else 1 + found.start() - offset  # padding is read byte by byte
         offset, code = found.end(), data[found.end() - 1]
         scans += code == _SCAN
@@ -127,11 +186,15 @@ def check_directory(data: bytes, *, is_file: bool = False) -> None:
         total += min(count * _BYTES.get(kind, 1), len(data))
         if tag in _STRIPS and count > _MAX_STRIPS:
             raise ValueError(f"{count:,} strips or tiles; at most {_MAX_STRIPS:,} are read")
-        if is_file and tag == _COMPRESSION:  # every one: of several, Pillow and its decoder may go by different ones
+        if (
+            is_file and tag == _COMPRESSION
+        ):  # every one: of several, Pillow and its decoder may go by different ones
             at = offset + layout.size - (8 if is_big else 4)
             (value,) = struct.unpack_from(order + _NUMBERS.get(kind, "H"), data, at)
             if kind not in _NUMBERS or count != 1 or value in _JPEG:
-                raise ValueError(f"a TIFF whose pixels are JPEG (compression {value}); save it as JPEG or PNG")
+                raise ValueError(
+                    f"a TIFF whose pixels are JPEG (compression {value}); save it as JPEG or PNG"
+                )
     if number > _MAX_PARTS or total > 2 * len(data) + _SPARE_BYTES:
         raise ValueError(f"{number:,} tags that name {total:,} bytes, in {len(data):,}")
 
@@ -162,7 +225,9 @@ class _Items:
         for kind, item, targets in references:
             if kind == b"dimg":
                 self._parts[item] += targets
-            elif kind == b"auxl" and item in self._alphas:  # decoded with each image that it belongs to
+            elif (
+                kind == b"auxl" and item in self._alphas
+            ):  # decoded with each image that it belongs to
                 for image in targets:
                     self._parts[image].append(item)
             elif kind == b"cdsc":  # metadata: each image gets a copy
@@ -191,7 +256,9 @@ class _Items:
             raise ValueError(f"an item of {most_bytes:,} bytes, in {len(self._data):,}")
         turns = max(self._turns.values(), default=0)
         if turns > _MAX_TURNS:
-            raise ValueError(f"an image that is turned {turns} times; at most {_MAX_TURNS} are allowed")
+            raise ValueError(
+                f"an image that is turned {turns} times; at most {_MAX_TURNS} are allowed"
+            )
         largest = max(self._pixels.values(), default=0)
         if largest > MAX_PIXELS:
             raise ValueError(f"an image of {largest:,} pixels; at most {MAX_PIXELS:,} are allowed")
@@ -205,7 +272,9 @@ class _Items:
             parts = [self._check_parts(part, largest) for part in self._parts.get(item, ())]
             pixels = self._pixels[item] or largest
             if min(parts, default=0) < 0 or sum(parts) > _MAX_TILE + 4 * pixels:
-                raise ValueError(f"an image of {pixels:,} pixels that is made of {sum(parts):,}, or of itself")
+                raise ValueError(
+                    f"an image of {pixels:,} pixels that is made of {sum(parts):,}, or of itself"
+                )
             self._work[item] = pixels * (1 + self._turns[item]) + self._bytes[item] + sum(parts)
         return self._work[item]
 
@@ -216,7 +285,9 @@ class _Items:
             parts = self._contents(parts, kind)
         frames = sum(int.from_bytes(self._data[part.start + 8 : part.start + 12]) for part in parts)
         if frames > _MAX_FRAMES:
-            raise ValueError(f"a sequence of {frames:,} frames; at most {_MAX_FRAMES:,} are allowed")
+            raise ValueError(
+                f"a sequence of {frames:,} frames; at most {_MAX_FRAMES:,} are allowed"
+            )
 
     def _check_types(self, table: range) -> None:
         size = 4 if self._data[table.start] else 2  # of the number of entries, by the version
@@ -224,7 +295,9 @@ class _Items:
             at = content.start + (10 if self._data[content.start] == 3 else 8)
             kind = self._data[at : at + 4]
             if kind in _CANVASES:
-                raise ValueError(f"an item of type {kind.decode()}, which cameras do not write; save it as JPEG or PNG")
+                raise ValueError(
+                    f"an item of type {kind.decode()}, which cameras do not write; save it as JPEG or PNG"
+                )
 
     def _read_places(self, table: range) -> None:
         self._at = table.start
@@ -253,7 +326,9 @@ class _Items:
             for _ in self._count(4):
                 item = self._take(4 if version else 2)
                 for _ in self._count(1):
-                    kind, content = properties[self._take(2) & 0x7FFF if flags & 1 else self._take(1) & 0x7F]
+                    kind, content = properties[
+                        self._take(2) & 0x7FFF if flags & 1 else self._take(1) & 0x7F
+                    ]
                     self._properties_size += len(content)
                     if kind == b"ispe":
                         width, height = struct.unpack_from(">II", self._data, content.start + 4)

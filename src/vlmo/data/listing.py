@@ -13,9 +13,29 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
-IMAGE_SUFFIXES = HEIC_SUFFIXES | {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+IMAGE_SUFFIXES = HEIC_SUFFIXES | {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+}
 UNREAD_SUFFIXES = frozenset((".jxl", ".jfif", ".jp2", ".svg", ".psd", ".ppm", ".tga", ".ico"))
-UNREAD_SUFFIXES |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef"}  # of cameras
+UNREAD_SUFFIXES |= {
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".orf",
+    ".raf",
+    ".rw2",
+    ".pef",
+}  # of cameras
 SHARD_SUFFIXES = (".tar", ".parquet")
 MAX_DEPTH = 100
 """Folders between an input and a file: people nest no more, and deeper paths soon exceed the 4,096 bytes of Linux."""
@@ -61,7 +81,11 @@ def warn_of_skipped(folder: str | Path, counts: Iterable[tuple[str, int]]) -> No
     """Log how many files of a folder are images in formats that are not read, by their suffixes."""
     if skipped := sorted(counts, key=lambda each: -each[1]):
         found = ", ".join(f"{number} {suffix}" for suffix, number in skipped)
-        _LOGGER.warning("%s: %s files skipped: this format is not read; convert them to JPEG or PNG", folder, found)
+        _LOGGER.warning(
+            "%s: %s files skipped: this format is not read; convert them to JPEG or PNG",
+            folder,
+            found,
+        )
 
 
 def image_named(query: str, *, must_exist: bool = False) -> Path | None:
@@ -77,7 +101,9 @@ def image_named(query: str, *, must_exist: bool = False) -> Path | None:
     is_image = path.suffix.lower() in IMAGE_SUFFIXES
     if is_there and not is_image:
         formats = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise ValueError(f"{query} is a file, but no image that is read ({formats}); convert it, or give words")
+        raise ValueError(
+            f"{query} is a file, but no image that is read ({formats}); convert it, or give words"
+        )
     if must_exist and is_image and not is_there and (" " not in query.strip() or "/" in query):
         raise ValueError(f"there is no image {query}")
     return path if is_there else None
@@ -121,7 +147,9 @@ def walk(
         else:
             try:
                 if len(levels) > MAX_DEPTH + 1:
-                    raise OSError(errno.ENAMETOOLONG, f"it is nested more than {MAX_DEPTH} deep", str(path))
+                    raise OSError(
+                        errno.ENAMETOOLONG, f"it is nested more than {MAX_DEPTH} deep", str(path)
+                    )
                 if _is_new(path, seen, mounts):
                     levels.append(iter([*_entries(path, root, lost)]))
             except OSError as error:
@@ -146,7 +174,9 @@ def _entries(folder: Path, root: Path, lost: dict[Path, str] | None) -> Iterator
         if entry.name.startswith("."):
             continue
         is_folder = entry.is_dir()
-        if entry.is_file() or (is_folder and not (entry.is_symlink() and is_visible(entry.resolve(), root))):
+        if entry.is_file() or (
+            is_folder and not (entry.is_symlink() and is_visible(entry.resolve(), root))
+        ):
             yield entry, is_folder
         elif lost is not None and not entry.exists():
             lost[entry] = "the link leads nowhere"
@@ -154,7 +184,9 @@ def _entries(folder: Path, root: Path, lost: dict[Path, str] | None) -> Iterator
 
 def is_visible(path: Path, root: Path) -> bool:
     """Return True if a real path is below a real folder, and neither it nor a folder between them is hidden."""
-    return path.is_relative_to(root) and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    return path.is_relative_to(root) and not any(
+        part.startswith(".") for part in path.relative_to(root).parts
+    )
 
 
 def list_shards(pattern: str) -> tuple[str, ...]:
@@ -178,8 +210,15 @@ def list_shards(pattern: str) -> tuple[str, ...]:
         except Exception as error:
             raise ValueError(f"{pattern} cannot be listed: {error}") from error
         if not paths:
-            raise ValueError(f"{pattern} matches nothing; give shards that are there (.tar or .parquet)")
-        found += [str(path) if isinstance(files, LocalFileSystem) else files.unstrip_protocol(path) for path in paths]
+            raise ValueError(
+                f"{pattern} matches nothing; give shards that are there (.tar or .parquet)"
+            )
+        found += [
+            str(path) if isinstance(files, LocalFileSystem) else files.unstrip_protocol(path)
+            for path in paths
+        ]
     if others := [shard for shard in found if not shard.lower().endswith(SHARD_SUFFIXES)]:
-        raise ValueError(f"{pattern} names {others[0]}; shards end with {' or '.join(SHARD_SUFFIXES)}")
+        raise ValueError(
+            f"{pattern} names {others[0]}; shards end with {' or '.join(SHARD_SUFFIXES)}"
+        )
     return tuple(sorted(found))

@@ -38,7 +38,9 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         """Raise ValueError if a number is too small."""
         if self.accumulation < 1 or self.num_workers < 0 or self.global_batch_size < 1:
-            raise ValueError(f"expected global_batch_size and accumulation >= 1 and num_workers >= 0, got {self}")
+            raise ValueError(
+                f"expected global_batch_size and accumulation >= 1 and num_workers >= 0, got {self}"
+            )
 
 
 class RowLoader:
@@ -77,7 +79,11 @@ class RowLoader:
                 f"a batch would hold some of them twice; give --batch-size {len(examples)} or less"
             )
         # All samples of a step have one shape: hard negatives of one process may be images of another.
-        self._shapes = examples.fit_shapes(config.global_batch_size) if isinstance(examples, RowExamples) else None
+        self._shapes = (
+            examples.fit_shapes(config.global_batch_size)
+            if isinstance(examples, RowExamples)
+            else None
+        )
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
         """Yield without end the micro-batches of step `start_step`, then of the next one, and so on.
@@ -107,10 +113,17 @@ class RowLoader:
 
     def _micro_batch_keys(self, start_step: int) -> Iterator[list[Key]]:
         how: dict[str, int] = {"batch_size": self._config.global_batch_size, "seed": self._seed}
-        steps = (global_batch(step, num_samples=len(self._examples), **how) for step in itertools.count(start_step))
+        steps = (
+            global_batch(step, num_samples=len(self._examples), **how)
+            for step in itertools.count(start_step)
+        )
         if self._shapes is not None:
             steps = shaped_batches(start_step, shapes=self._shapes, **how)
-        share = {"rank": self._rank, "world_size": self._world_size, "accumulation": self._config.accumulation}
+        share = {
+            "rank": self._rank,
+            "world_size": self._world_size,
+            "accumulation": self._config.accumulation,
+        }
         for keys in steps:
             yield from micro_batches(keys, **share)
 
@@ -128,18 +141,30 @@ class JointLoader:
 
     def _join(self, parts: Sequence[Batch]) -> Batch:
         named = zip(self._loaders, parts, strict=True)
-        return cast("Batch", {f"{name}{key}": value for name, part in named for key, value in part.items()})
+        return cast(
+            "Batch", {f"{name}{key}": value for name, part in named for key, value in part.items()}
+        )
 
     def cursor(self, step: int) -> dict[str, Any]:
         """Return the cursors of those loaders that have one, as one."""
-        found = {name: loader.cursor(step) for name, loader in self._loaders.items() if hasattr(loader, "cursor")}
-        return {f"{name}{lane}": state for name, lanes in found.items() for lane, state in lanes.items()}
+        found = {
+            name: loader.cursor(step)
+            for name, loader in self._loaders.items()
+            if hasattr(loader, "cursor")
+        }
+        return {
+            f"{name}{lane}": state for name, lanes in found.items() for lane, state in lanes.items()
+        }
 
     def go_on_from(self, step: int, cursor: dict[str, Any]) -> None:
         """Set the start of those loaders: cursors of all processes, as one."""
         for name, loader in self._loaders.items():
             if hasattr(loader, "go_on_from"):
-                lanes = {lane.removeprefix(name): state for lane, state in cursor.items() if lane.startswith(name)}
+                lanes = {
+                    lane.removeprefix(name): state
+                    for lane, state in cursor.items()
+                    if lane.startswith(name)
+                }
                 loader.go_on_from(step, lanes)
 
 
@@ -160,7 +185,9 @@ class _Reader(Dataset):
             return str(error)
 
 
-def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | None = None, pin: bool = False) -> Any:
+def start_workers(
+    dataset: Dataset, *, num_workers: int, sampler: Iterator | None = None, pin: bool = False
+) -> Any:
     """Iterate over the items of `dataset`, in order, each made whole by one of the worker processes."""
     is_linux = sys.platform == "linux"
     loader = DataLoader(
@@ -183,7 +210,9 @@ def start_workers(dataset: Dataset, *, num_workers: int, sampler: Iterator | Non
         with warnings.catch_warnings():
             # From Python 3.12 on, any process with threads warns when it forks. A worker never enters what its
             # parent's threads may hold: PyTorch runs it on one thread, and it calls PIL, NumPy and small operations.
-            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            warnings.filterwarnings(
+                "ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning
+            )
             items = iter(loader)
     finally:
         if usual is not None:

@@ -35,12 +35,19 @@ class BlockMaskConfig:
     def for_grid(cls, height: int, *, width: int) -> BlockMaskConfig:
         """Scale BEiT's shares (75 and 16 of 196 patches) to a grid of another size."""
         patches = height * width
-        return cls(height, width, num_masked=round(patches * 75 / 196), min_block=max(1, round(patches * 16 / 196)))
+        return cls(
+            height,
+            width,
+            num_masked=round(patches * 75 / 196),
+            min_block=max(1, round(patches * 16 / 196)),
+        )
 
     def __post_init__(self) -> None:
         """Raise ValueError if the numbers describe no possible blocks."""
         if not 0 <= self.num_masked <= self.grid_height * self.grid_width or self.min_block < 1:
-            raise ValueError(f"{self}: expected 0 <= num_masked <= grid_height x grid_width, and min_block >= 1")
+            raise ValueError(
+                f"{self}: expected 0 <= num_masked <= grid_height x grid_width, and min_block >= 1"
+            )
 
     def sample(self, generator: np.random.Generator) -> Bool[np.ndarray, "patch"]:
         """Mask exactly `num_masked` patches, row by row, mostly in rectangles (BEiT, "Blockwise Masking").
@@ -62,7 +69,9 @@ class BlockMaskConfig:
             mask.flat[candidates[generator.integers(len(candidates))]] = True
         return mask.reshape(-1)
 
-    def _add_block(self, mask: Bool[np.ndarray, "height width"], *, limit: int, generator: np.random.Generator) -> int:
+    def _add_block(
+        self, mask: Bool[np.ndarray, "height width"], *, limit: int, generator: np.random.Generator
+    ) -> int:
         """Hide one block of at most `limit` new patches; return how many were new, 0 if none fitted in ten attempts."""
         for _ in range(10):
             # Near the end `limit` may be below `min_block`; BEiT then draws between the two just the same.
@@ -96,7 +105,9 @@ class WordMaskConfig:
     def __post_init__(self) -> None:
         """Raise ValueError if a share is not from 0 to 1."""
         if not 0 <= self.probability <= 1 or not 0 <= self.only_share <= 1:
-            raise ValueError(f"shares of masked words are {self.probability} and {self.only_share}; give 0 to 1")
+            raise ValueError(
+                f"shares of masked words are {self.probability} and {self.only_share}; give 0 to 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -118,8 +129,14 @@ class MaskingVocabulary:
     def of(cls, tokenizer: BertTokenizer, *, only: tuple[str, ...] = ()) -> MaskingVocabulary:
         """Read them from a tokenizer; words of `only` that it does not have whole are left out."""
         known = tokenizer.get_vocab()
-        named = np.isin(np.arange(len(known)), [known[word] for word in only if word in known]) if only else None
-        return cls(special_flags(tokenizer), continuation_flags(tokenizer), tokenizer.mask_token_id, named)
+        named = (
+            np.isin(np.arange(len(known)), [known[word] for word in only if word in known])
+            if only
+            else None
+        )
+        return cls(
+            special_flags(tokenizer), continuation_flags(tokenizer), tokenizer.mask_token_id, named
+        )
 
 
 def whole_word_mask(
@@ -140,8 +157,14 @@ def whole_word_mask(
     Args:
         input_ids: One text, special tokens included, padded or not (of captions: not).
     """
-    named = np.zeros(len(input_ids), dtype=bool) if vocabulary.only is None else vocabulary.only[input_ids]
-    named[:-1] &= ~vocabulary.continuation[input_ids[1:]]  # "under" that begins "underground" is another word
+    named = (
+        np.zeros(len(input_ids), dtype=bool)
+        if vocabulary.only is None
+        else vocabulary.only[input_ids]
+    )
+    named[:-1] &= ~vocabulary.continuation[
+        input_ids[1:]
+    ]  # "under" that begins "underground" is another word
     chosen = np.flatnonzero(named)
     if config.of_captions:
         number = max(1, int(config.probability * len(input_ids) + 0.5))
@@ -161,7 +184,10 @@ def whole_word_mask(
 
 
 def _choose_words(
-    input_ids: Int64[np.ndarray, "text"], vocabulary: MaskingVocabulary, probability: float, rng: np.random.Generator
+    input_ids: Int64[np.ndarray, "text"],
+    vocabulary: MaskingVocabulary,
+    probability: float,
+    rng: np.random.Generator,
 ) -> Int64[np.ndarray, "chosen"]:
     positions = np.flatnonzero(~vocabulary.special[input_ids])
     if len(positions) == 0 or probability == 0:

@@ -16,8 +16,23 @@ from datasets.exceptions import DatasetsError
 
 from vlmo.data.decoding import ImageCell, image_at, is_range
 from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES, regular_file, walk
-from vlmo.data.rows import ADVICE, Bad, column, is_saved, naming_damage, open_saved, read_about, saved_splits
-from vlmo.data.schema import FEATURES, QUESTION_FEATURES, REASONING_FEATURES, class_features, make_row
+from vlmo.data.rows import (
+    ADVICE,
+    Bad,
+    column,
+    is_saved,
+    naming_damage,
+    open_saved,
+    read_about,
+    saved_splits,
+)
+from vlmo.data.schema import (
+    FEATURES,
+    QUESTION_FEATURES,
+    REASONING_FEATURES,
+    class_features,
+    make_row,
+)
 from vlmo.data.stream.records import read_saved, read_shard
 from vlmo.data.tables import (
     CAPTION_COLUMNS,
@@ -37,7 +52,16 @@ CLASS_LIST = "classes.txt"
 """Names of the classes of masks, one a line, in the order of their numbers."""
 _TRUTH = dict.fromkeys(("true", "1", "yes"), 1) | dict.fromkeys(("false", "0", "no"), 0)
 _TASK_COLUMNS = (*CAPTION_COLUMNS, "question", "answer", "answers", "label")
-_FACTS = ("question_id", "question_type", "answer_type", "image_id", "source", "licence", "license", "split")
+_FACTS = (
+    "question_id",
+    "question_type",
+    "answer_type",
+    "image_id",
+    "source",
+    "licence",
+    "license",
+    "split",
+)
 _TEXT_COLUMNS = (*_TASK_COLUMNS, *_FACTS)
 _STORED = Features({"image": Image(decode=False), "cells": Value("string")})
 
@@ -62,7 +86,9 @@ class Record(NamedTuple):
     def text(self, *names: str) -> str:
         """Return the text of the first of these columns that is there; ValueError if there is none, or it is empty."""
         if (name := column_of(self.cells, names)) is None:
-            raise ValueError(f"{self.where}: no column {' or '.join(names)}; found {', '.join(self.cells)}")
+            raise ValueError(
+                f"{self.where}: no column {' or '.join(names)}; found {', '.join(self.cells)}"
+            )
         value = self.cells[name]
         text = "" if value is None or isinstance(value, list | dict) else str(value).strip()
         if not text:
@@ -74,8 +100,14 @@ class Record(NamedTuple):
         if self.held is not None:
             return self.held
         image = self.text(*names).replace("\\", "/")
-        if "\0" in image or is_range(image) or not (file := (self.folder / image).resolve()).is_relative_to(root):
-            raise ValueError(f"{self.where}: {image!r:.200} lies outside {root}; move the image or the table")
+        if (
+            "\0" in image
+            or is_range(image)
+            or not (file := (self.folder / image).resolve()).is_relative_to(root)
+        ):
+            raise ValueError(
+                f"{self.where}: {image!r:.200} lies outside {root}; move the image or the table"
+            )
         return image_at(file)
 
 
@@ -112,7 +144,9 @@ def own_labels(path: Path) -> list[str]:
     """Return the answers of a table of questions, or the classes of masks, by number; ValueError for data without."""
     listed = path / CLASS_LIST
     if listed.is_file():
-        return [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [
+            line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
     rows = open_own(path)
     if rows is None:
         rows = open_shards(path, list(walk(path)) if path.is_dir() else [path])
@@ -128,7 +162,9 @@ def own_labels(path: Path) -> list[str]:
 
 
 def _check_columns(names: Collection[str], *, image: str | None, path: Path) -> None:
-    if image is None or ({*names} - {image, *FEATURES, "split"} and not column_of(names, _TASK_COLUMNS)):
+    if image is None or (
+        {*names} - {image, *FEATURES, "split"} and not column_of(names, _TASK_COLUMNS)
+    ):
         raise ValueError(
             f"{path}: its columns are {', '.join(names)}; expected images (image) and beside them captions (one of "
             f"{', '.join(CAPTION_COLUMNS)}), question and answer or answers, or label; rename them"
@@ -136,7 +172,12 @@ def _check_columns(names: Collection[str], *, image: str | None, path: Path) -> 
 
 
 def _rows_of(
-    records: list[Record], *, path: Path, root: Path, images: Dataset | None = None, classes: list[str] | None = None
+    records: list[Record],
+    *,
+    path: Path,
+    root: Path,
+    images: Dataset | None = None,
+    classes: list[str] | None = None,
 ) -> Dataset:
     """Return the rows of records, of which `images` holds columns of images, one of each record."""
     if not records:
@@ -150,7 +191,10 @@ def _rows_of(
         labels = [record.text("label") for record in records]
         classes = classes or sorted(set(labels))
         numbers = {name: number for number, name in enumerate(classes)}
-        rows = [_row(each, root=root) | {"label": numbers[label]} for each, label in zip(records, labels, strict=True)]
+        rows = [
+            _row(each, root=root) | {"label": numbers[label]}
+            for each, label in zip(records, labels, strict=True)
+        ]
         features = class_features(classes)
     else:
         rows, features = _captioned(records, root), FEATURES
@@ -161,7 +205,11 @@ def _captioned(records: list[Record], root: Path) -> Rows:
     rows: dict[str, dict[str, Any]] = {}
     for record in records:
         given = column_of(record.cells, CAPTION_COLUMNS)
-        row = _row(record, root=root, captions=captions_of(given and record.cells[given], where=record.where))
+        row = _row(
+            record,
+            root=root,
+            captions=captions_of(given and record.cells[given], where=record.where),
+        )
         known = rows.setdefault(row["image_id"], row)
         if known is row:
             continue
@@ -175,7 +223,10 @@ def _captioned(records: list[Record], root: Path) -> Rows:
 
 def _questions(records: list[Record], root: Path) -> Rows:
     given = [_answers(record) for record in records]
-    numbers = {name: number for number, name in enumerate(sorted({answer for answers in given for answer in answers}))}
+    numbers = {
+        name: number
+        for number, name in enumerate(sorted({answer for answers in given for answer in answers}))
+    }
     rows = []
     for record, answers in zip(records, given, strict=True):
         labels, scores = soft_targets(answers, numbers=numbers)
@@ -187,7 +238,10 @@ def _questions(records: list[Record], root: Path) -> Rows:
             "answer_labels": labels,
             "answer_scores": [1.0] if len(answers) == 1 else scores,
         }
-        rows.append(row | {name: str(record.cells.get(name) or "") for name in ("question_type", "answer_type")})
+        rows.append(
+            row
+            | {name: str(record.cells.get(name) or "") for name in ("question_type", "answer_type")}
+        )
     return rows
 
 
@@ -195,7 +249,9 @@ def _answers(record: Record) -> list[str]:
     value = record.cells.get(column_of(record.cells, ("answer", "answers")) or "")
     if isinstance(value, list):  # the hub's VQAv2 has them with each one's confidence
         value = [each.get("answer") if isinstance(each, dict) else each for each in value]
-    given = captions_of(str(value) if isinstance(value, bool | int | float) else value, where=record.where)
+    given = captions_of(
+        str(value) if isinstance(value, bool | int | float) else value, where=record.where
+    )
     return [text for answer in given if (text := answer.strip())]
 
 
@@ -204,32 +260,51 @@ def _sentences(records: list[Record], root: Path) -> Rows:
     for record in records:
         sentence, label = record.text(*CAPTION_COLUMNS), record.text("label").lower()
         if label not in _TRUTH:
-            raise ValueError(f"{record.where}: label is {label!r}; expected one of {', '.join(_TRUTH)}")
+            raise ValueError(
+                f"{record.where}: label is {label!r}; expected one of {', '.join(_TRUTH)}"
+            )
         row = _row(record, root=root, captions=[sentence])
         row |= {"second_image": record.image(SECOND_IMAGE, root=root), "label": _TRUTH[label]}
-        rows.append(row | {"sentence_group": sentence, "image_id": f"{row['image_id']}#{record.number}"})
+        rows.append(
+            row | {"sentence_group": sentence, "image_id": f"{row['image_id']}#{record.number}"}
+        )
     return rows
 
 
 def _row(record: Record, *, root: Path, captions: Sequence[str] = ()) -> dict[str, Any]:
     image = record.image(*IMAGE_COLUMNS, root=root)
     name = "" if record.held else Path(cast(str, image["path"])).relative_to(root).as_posix()
-    row = make_row(name, image=image, captions=captions, source=root.name, licence="unknown", number=record.number)
+    row = make_row(
+        name,
+        image=image,
+        captions=captions,
+        source=root.name,
+        licence="unknown",
+        number=record.number,
+    )
     given = {key: record.cells.get(key) for key in ("image_id", "source", "licence", "split")}
     given["licence"] = given["licence"] or record.cells.get("license")
     return row | {key: str(value) for key, value in given.items() if value not in (None, "")}
 
 
-def to_dataset(rows: Rows, features: Features, *, path: Path, images: Dataset | None = None) -> Dataset:
+def to_dataset(
+    rows: Rows, features: Features, *, path: Path, images: Dataset | None = None
+) -> Dataset:
     """Return rows as a data set; columns of `images` join them by `number`; ValueError if only some have a split."""
     without = [row["image_id"] for row in rows if not row.get("split")]
     if without and len(without) < len(rows):
-        raise ValueError(f"{path}: {len(without)} images have no split, such as {without[0]}; give all one, or none")
+        raise ValueError(
+            f"{path}: {len(without)} images have no split, such as {without[0]}; give all one, or none"
+        )
     features = features if without else Features({**features, "split": Value("string")})
     if images is None:
-        return Dataset.from_list([{name: row[name] for name in features} for row in rows], features=features)
+        return Dataset.from_list(
+            [{name: row[name] for name in features} for row in rows], features=features
+        )
     # Columns are joined before rows are chosen: afterwards every image would be copied.
-    others = Features({name: feature for name, feature in features.items() if name not in images.column_names})
+    others = Features(
+        {name: feature for name, feature in features.items() if name not in images.column_names}
+    )
     lines: Rows = [{} for _ in range(len(images))]
     for row in rows:
         lines[row["number"]] = {name: row[name] for name in others}
@@ -257,9 +332,17 @@ def open_shards(path: Path, files: Sequence[Path]) -> Dataset | None:
 
 def _open_records(shards: Sequence[Path], path: Path) -> Dataset:
     """Return the rows of shards or a saved set; a copy of the images, or of where they are, is in the cache folder."""
-    files = [file for shard in shards for file in (sorted(shard.rglob("*")) if shard.is_dir() else [shard])]
+    files = [
+        file
+        for shard in shards
+        for file in (sorted(shard.rglob("*")) if shard.is_dir() else [shard])
+    ]
     stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    facts = {"shards": tuple(map(str, shards)), "path": str(path), "stamps": (version("vlmo"), *stamps)}
+    facts = {
+        "shards": tuple(map(str, shards)),
+        "path": str(path),
+        "stamps": (version("vlmo"), *stamps),
+    }
     features, shard = None, shards[0]
     try:
         if shard.is_dir():
@@ -269,30 +352,51 @@ def _open_records(shards: Sequence[Path], path: Path) -> Dataset:
         if features is not None:
             _check_columns(features, image=image_column(features.arrow_schema), path=path)
         cache = str(cache_folder() / "shards")
-        kept: Any = Dataset.from_generator(_stored_records, features=_STORED, cache_dir=cache, gen_kwargs=facts)
+        kept: Any = Dataset.from_generator(
+            _stored_records, features=_STORED, cache_dir=cache, gen_kwargs=facts
+        )
     except (DatasetsError, pa.ArrowException) as error:
         raise ValueError(str(error.__cause__ or f"{shard} cannot be read: {error}")) from error
     records = [
-        Record(number, f"{path}, row {number}", path, json.loads(cells), held={"bytes": None, "path": None})
+        Record(
+            number,
+            f"{path}, row {number}",
+            path,
+            json.loads(cells),
+            held={"bytes": None, "path": None},
+        )
         for number, cells in enumerate(column(kept, "cells"))
     ]
     label, classes = (features or {}).get("label"), None
     if isinstance(label, ClassLabel):
         classes = label.names
         for cells in (record.cells for record in records):
-            cells["label"] = classes[cells["label"]] if cells.get("label") in range(len(classes)) else None
+            cells["label"] = (
+                classes[cells["label"]] if cells.get("label") in range(len(classes)) else None
+            )
     root = path if path.is_dir() else path.parent
-    return _rows_of(records, path=path, root=root, images=kept.select_columns(["image"]), classes=classes)
+    return _rows_of(
+        records, path=path, root=root, images=kept.select_columns(["image"]), classes=classes
+    )
 
 
-def _stored_records(shards: tuple[str, ...], path: str, stamps: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
+def _stored_records(
+    shards: tuple[str, ...], path: str, stamps: tuple[Any, ...]
+) -> Iterator[dict[str, Any]]:
     """Yield image and other cells of all records; `stamps` only tell a copy of them from that of other files."""
     del stamps
     given, keys = Path(path), set[str]()
     root = given if given.is_dir() else given.parent
     for shard in map(Path, shards):
-        name, folder = shard.relative_to(given.parent).as_posix(), shard if shard.is_dir() else shard.parent
-        words = [*shard.relative_to(given).parts[:-1], *re.split(r"[-_.]", shard.name)[:1]] if shard != given else []
+        name, folder = (
+            shard.relative_to(given.parent).as_posix(),
+            shard if shard.is_dir() else shard.parent,
+        )
+        words = (
+            [*shard.relative_to(given).parts[:-1], *re.split(r"[-_.]", shard.name)[:1]]
+            if shard != given
+            else []
+        )
         split = next((SPLITS[word.lower()] for word in words if word.lower() in SPLITS), None)
         in_order = (record for record, _ in read_shard(str(shard), images="ranges", details=True))
         for record in read_saved(shard) if shard.is_dir() else in_order:
@@ -301,13 +405,23 @@ def _stored_records(shards: tuple[str, ...], path: str, stamps: tuple[Any, ...])
                 advice = f"Repair it, or train on streams, which list bad ones: --data.streams.patterns {path}"
                 raise ValueError(f"{shard}, record {record.index}: {reason}. {advice}")
             # With the name of the folder: others have a 00000.tar too.
-            key, stored = f"{name}#{record.key if shard.suffix.lower() == '.tar' else record.index}", record.path
+            key, stored = (
+                f"{name}#{record.key if shard.suffix.lower() == '.tar' else record.index}",
+                record.path,
+            )
             key = f"{key}#{record.index}" if key in keys else key
             keys.add(key)
             if record.path is not None and not is_range(record.path):
                 key = stored = str(file := (folder / record.path).resolve())
                 key = file.relative_to(root).as_posix() if file.is_relative_to(root) else key
             facts = {name: value for name, value in record.metadata.items() if value is not None}
-            facts = {"image_id": key, "split": split, "captions": list(record.captions) or None} | facts
+            facts = {
+                "image_id": key,
+                "split": split,
+                "captions": list(record.captions) or None,
+            } | facts
             cells = {name: facts[name] for name in _TEXT_COLUMNS if facts.get(name) is not None}
-            yield {"image": {"bytes": record.image, "path": stored}, "cells": json.dumps(cells, default=str)}
+            yield {
+                "image": {"bytes": record.image, "path": stored},
+                "cells": json.dumps(cells, default=str),
+            }

@@ -28,7 +28,15 @@ SAVED_FILES = ("state.json", "dataset_dict.json")
 ADVICE = "save, copy or prepare the set again"
 _MAX_BYTES = 1 << 24  # of the files beside the rows
 # Other types and depths than expected.
-_ERRORS = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError, MemoryError)
+_ERRORS = (
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
 
 
 def column(dataset: Dataset, name: str) -> list[Any]:
@@ -50,11 +58,20 @@ def select_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
 def false_captions(rows: Dataset) -> list[list[str]]:
     """Return a false version of each caption of each row, "" where there is none; ValueError for more or fewer."""
     counts = [len(texts or ()) for texts in column(rows, "captions")]
-    false = column(rows, "false_captions") if "false_captions" in rows.column_names else [None] * len(counts)
-    found = [[(text or "").strip() for text in own or [""] * count] for own, count in zip(false, counts, strict=True)]
+    false = (
+        column(rows, "false_captions")
+        if "false_captions" in rows.column_names
+        else [None] * len(counts)
+    )
+    found = [
+        [(text or "").strip() for text in own or [""] * count]
+        for own, count in zip(false, counts, strict=True)
+    ]
     for row, (own, count) in enumerate(zip(found, counts, strict=True)):
         if len(own) != count:
-            raise ValueError(f"sample {row} has {count} captions and {len(own)} false_captions; give as many or none")
+            raise ValueError(
+                f"sample {row} has {count} captions and {len(own)} false_captions; give as many or none"
+            )
     return found
 
 
@@ -80,7 +97,10 @@ def saved_splits(folder: Path) -> dict[str, Path]:
     if not kept:
         raise ValueError(f"{folder}: the set is empty, it has no row")
     named = [SPLITS.get(split.lower(), split) for split in kept]
-    return {split if named.count(name) > 1 else name: folder / split for split, name in zip(kept, named, strict=True)}
+    return {
+        split if named.count(name) > 1 else name: folder / split
+        for split, name in zip(kept, named, strict=True)
+    }
 
 
 def _is_empty(folder: Path) -> bool:
@@ -96,9 +116,16 @@ def open_saved(folder: Path) -> Dataset:
     if _is_empty(folder):
         raise ValueError(f"{folder}: the set is empty, it has no row")
     with naming_damage(folder, advice=ADVICE):
-        files = [each["filename"] for each in json.loads(read_about(folder / "state.json"))["_data_files"]]
-        if lost := [name for name in files if Path(name).name != name or not (folder / name).is_file()]:
-            raise ValueError(f"{len(lost)} of {len(files)} files are not in it, such as {lost[0]!r:.80}")
+        files = [
+            each["filename"]
+            for each in json.loads(read_about(folder / "state.json"))["_data_files"]
+        ]
+        if lost := [
+            name for name in files if Path(name).name != name or not (folder / name).is_file()
+        ]:
+            raise ValueError(
+                f"{len(lost)} of {len(files)} files are not in it, such as {lost[0]!r:.80}"
+            )
         read_about(folder / "dataset_info.json")  # `datasets` reads it whatever its size
         dataset = Dataset.load_from_disk(str(folder))
         dataset.data.table.validate(full=True)  # an offset outside the file would be read
@@ -134,8 +161,16 @@ class Bad:
 
     def line(self) -> dict[str, Any]:
         """Return its line of the quarantine file."""
-        key, path = (name.encode(errors="backslashreplace").decode() for name in (self.key, self.shard))  # not UTF-8
-        return {"kind": self.kind, "row": self.index, "image_id": key, "path": path, "reason": self.reason}
+        key, path = (
+            name.encode(errors="backslashreplace").decode() for name in (self.key, self.shard)
+        )  # not UTF-8
+        return {
+            "kind": self.kind,
+            "row": self.index,
+            "image_id": key,
+            "path": path,
+            "reason": self.reason,
+        }
 
 
 class QuarantineFile:
@@ -173,8 +208,12 @@ def first_reasons(lines: Iterable[Mapping[str, Any]]) -> str:
     """Return the first reasons for invalid rows in a sentence; those that are alike once."""
     found: dict[str, list[str]] = {}
     for line in (each for each in lines if each["kind"] != "caption"):
-        found.setdefault(line["reason"].removeprefix(f"{line['path']}: ").partition("(")[0], []).append(line["reason"])
-    reasons = [same[0] + (f" (and {len(same) - 1} more)" if same[1:] else "") for same in found.values()]
+        found.setdefault(
+            line["reason"].removeprefix(f"{line['path']}: ").partition("(")[0], []
+        ).append(line["reason"])
+    reasons = [
+        same[0] + (f" (and {len(same) - 1} more)" if same[1:] else "") for same in found.values()
+    ]
     return "; ".join(reasons[:3]) + ("; ..." if reasons[3:] else "")
 
 

@@ -21,7 +21,9 @@ Key = tuple[int, int]
 @lru_cache(maxsize=4)
 def order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
     """Return the permutation of row numbers that `epoch` reads, read-only."""
-    permutation = np.random.Generator(np.random.PCG64(_hash("order", seed, epoch))).permutation(num_samples)
+    permutation = np.random.Generator(np.random.PCG64(_hash("order", seed, epoch))).permutation(
+        num_samples
+    )
     permutation.setflags(write=False)
     return permutation
 
@@ -48,14 +50,20 @@ def shaped_batches(
     while True:
         rows = order(len(shapes), seed=seed, epoch=epoch)
         groups = [rows[shapes[rows] == shape] for shape in np.unique(shapes)]
-        batches = [part for rows in groups for part in np.split(rows, range(batch_size, len(rows), batch_size))]
+        batches = [
+            part
+            for rows in groups
+            for part in np.split(rows, range(batch_size, len(rows), batch_size))
+        ]
         whole = [part for part in batches if len(part) == batch_size]
         for number in order(len(whole), seed=seed, epoch=epoch)[first:]:
             yield [(epoch, row) for row in whole[number].tolist()]
         epoch, first = epoch + 1, 0
 
 
-def micro_batches(keys: list[Key], *, rank: int, world_size: int, accumulation: int) -> list[list[Key]]:
+def micro_batches(
+    keys: list[Key], *, rank: int, world_size: int, accumulation: int
+) -> list[list[Key]]:
     """Return this process's share of a global batch, one list for each micro-step.
 
     At each micro-step, the shares of all processes in rank order are a contiguous piece of `keys`.
@@ -72,7 +80,9 @@ def sample_seed(seed: int, *, epoch: int, index: int, purpose: str = "") -> int:
 
 def sample_generator(seed: int, *, epoch: int, index: int, purpose: str) -> np.random.Generator:
     """Return a generator seeded with `sample_seed`."""
-    return np.random.Generator(np.random.PCG64(sample_seed(seed, epoch=epoch, index=index, purpose=purpose)))
+    return np.random.Generator(
+        np.random.PCG64(sample_seed(seed, epoch=epoch, index=index, purpose=purpose))
+    )
 
 
 def batch_seed(seed: int, *, micro_step: int) -> int:

@@ -40,12 +40,19 @@ QUESTION_FEATURES = Features(
 set's list of answers, each with its soft score. All three are empty where the answer is not known."""
 
 REASONING_FEATURES = Features(
-    {**FEATURES, "second_image": Image(decode=False), "label": Value("int64"), "sentence_group": Value("string")}
+    {
+        **FEATURES,
+        "second_image": Image(decode=False),
+        "label": Value("int64"),
+        "sentence_group": Value("string"),
+    }
 )
 """A sentence (the only caption) about two images: `label` 1 true, 0 false, -1 not known. Rows of one `sentence_group`
 share their sentence."""
 
-COMPOSITION_FEATURES = Features({**FEATURES, "false_caption": Value("string"), "kind": Value("string")})
+COMPOSITION_FEATURES = Features(
+    {**FEATURES, "false_caption": Value("string"), "kind": Value("string")}
+)
 """An image with a true caption (the only one) and a false one; `kind` tells how they differ."""
 
 SEGMENT_FEATURES = Features({**FEATURES, "mask": Image(decode=False)})

@@ -19,8 +19,23 @@ from datasets import Dataset, concatenate_datasets
 from vlmo.data import builtin, listing
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image, image_at
 from vlmo.data.own import CLASS_LIST, open_own, open_shards, to_dataset
-from vlmo.data.rows import arrow_table, column, false_captions, is_saved, open_saved, saved_splits, select_rows
-from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, SEGMENT_FEATURES, class_features, hash_share, make_row
+from vlmo.data.rows import (
+    arrow_table,
+    column,
+    false_captions,
+    is_saved,
+    open_saved,
+    saved_splits,
+    select_rows,
+)
+from vlmo.data.schema import (
+    CONTRAST_FEATURES,
+    FEATURES,
+    SEGMENT_FEATURES,
+    class_features,
+    hash_share,
+    make_row,
+)
 from vlmo.data.tables import SPLITS, TABLE_STEMS
 
 __all__ = ["FEATURES", "MAX_PIXELS", "ImageCell", "decode_image", "open_source"]
@@ -30,7 +45,10 @@ logger = logging.getLogger(__name__)
 MAX_WORDS = 128
 """Longer lines of text are cut."""
 # A run opens a set several times, once for each of its splits.
-_warn_once, _log_once = functools.lru_cache(8)(listing.warn_of_skipped), functools.lru_cache(8)(logger.info)
+_warn_once, _log_once = (
+    functools.lru_cache(8)(listing.warn_of_skipped),
+    functools.lru_cache(8)(logger.info),
+)
 _TEST_ROWS = 50
 """Fewest rows of a test split: of fewer, one is more than two points of a metric. Small sets give a fifth."""
 _MASKS = ("masks", "annotations")
@@ -77,9 +95,13 @@ def open_source(
         near = difflib.get_close_matches(name, builtin.SETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         if listing.is_remote(name) or listing.has_wildcards(name, braces=True):
-            hint = f" Shards by pattern or URL are read as streams: --data.streams.patterns {name!r}."
+            hint = (
+                f" Shards by pattern or URL are read as streams: --data.streams.patterns {name!r}."
+            )
         known = f"Built-in names: {', '.join(builtin.SETS)}."
-        raise ValueError(f"no data set {name!r}: it is neither a built-in name nor a path that exists.{hint} {known}")
+        raise ValueError(
+            f"no data set {name!r}: it is neither a built-in name nor a path that exists.{hint} {known}"
+        )
     listing.regular_file(path)
     splits = saved_splits(path)
     if splits and split not in splits and (split := SPLITS.get(split, split)) not in splits:
@@ -87,42 +109,63 @@ def open_source(
     try:
         dataset = open_own(path)
         if dataset is None and is_saved(path):
-            dataset = cast(Dataset, open_saved(splits.get(split, path)).cast_column("image", FEATURES["image"]))
+            dataset = cast(
+                Dataset, open_saved(splits.get(split, path)).cast_column("image", FEATURES["image"])
+            )
             if splits:
                 return dataset
         dataset = _read(path) if dataset is None else dataset
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: a text or table in it is not UTF-8 ({error}); save it as UTF-8") from error
+        raise ValueError(
+            f"{path}: a text or table in it is not UTF-8 ({error}); save it as UTF-8"
+        ) from error
     return _choose_split(dataset, split=split, test_share=test_share, path=path)
 
 
 def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **options: Any) -> Dataset:
     if len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights):
-        raise ValueError(f"weights are {list(weights)} for {len(names)} sources; give a number above 0 for each")
+        raise ValueError(
+            f"weights are {list(weights)} for {len(names)} sources; give a number above 0 for each"
+        )
     held_out: dict[str, str | None] = {}
     own = [name for name in names if split == "train" and name not in builtin.SETS]
     for name, other in itertools.product(own, ("validation", "test")):
-        with contextlib.suppress(*([] if other in saved_splits(Path(name).expanduser()) else [ValueError])):
+        with contextlib.suppress(
+            *([] if other in saved_splits(Path(name).expanduser()) else [ValueError])
+        ):
             rows = open_source(name, split=other, **options).flatten()
             held_out.update(zip(column(rows, "image_id"), column(rows, "image.path"), strict=True))
     sets: list[Any] = [open_source(name, split=split, **options) for name in names]
     for name, each in zip(names, sets, strict=True):
         if found := {"question", "second_image"}.intersection(each.column_names):
-            raise ValueError(f"{name} has a column {found.pop()}; only sources of images and captions can be joined")
-    texts = [each for rows, weight in zip(sets, weights, strict=True) for each in _weighted(rows, weight=weight)]
+            raise ValueError(
+                f"{name} has a column {found.pop()}; only sources of images and captions can be joined"
+            )
+    texts = [
+        each
+        for rows, weight in zip(sets, weights, strict=True)
+        for each in _weighted(rows, weight=weight)
+    ]
     sets = [each.select_columns(list(FEATURES)) for each in sets]
-    joined: Any = concatenate_datasets([each if each.features == FEATURES else each.cast(FEATURES) for each in sets])
+    joined: Any = concatenate_datasets(
+        [each if each.features == FEATURES else each.cast(FEATURES) for each in sets]
+    )
     columns = {name: column(joined, name) for name in ("source", "licence")}
     paths, first = arrow_table(joined.flatten(), ["image.path"])["image.path"], dict[str, int]()
     for row, (image_id, of_row) in enumerate(zip(column(joined, "image_id"), texts, strict=True)):
         is_held_out = image_id in held_out
         if not is_held_out and (of_row is None or first.setdefault(image_id, row) == row):
             continue
-        both = {held_out[image_id] if is_held_out else paths[first[image_id]].as_py(), paths[row].as_py()}
+        both = {
+            held_out[image_id] if is_held_out else paths[first[image_id]].as_py(),
+            paths[row].as_py(),
+        }
         files = [path for path in both if path and path.endswith(f"/{image_id}")]
         if len(files) > 1 and Path(files[0]).resolve() != Path(files[1]).resolve():
             advice = "give each a column image_id, or put both folders into one"
-            raise ValueError(f"two images are called {image_id}: {' and '.join(sorted(files))}; {advice}")
+            raise ValueError(
+                f"two images are called {image_id}: {' and '.join(sorted(files))}; {advice}"
+            )
         if is_held_out or of_row is None:
             continue
         for known, more in zip(texts[first[image_id]] or (), of_row, strict=True):
@@ -134,7 +177,9 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **optio
     features = CONTRAST_FEATURES if any(any(false[row]) for row in first.values()) else FEATURES
     # Columns are replaced before rows are chosen: afterwards every image would be copied.
     joined = joined.remove_columns(list(columns))
-    for name, values in (columns | ({"false_captions": false} if features != FEATURES else {})).items():
+    for name, values in (
+        columns | ({"false_captions": false} if features != FEATURES else {})
+    ).items():
         # As Arrow: of a list, the fingerprint takes in each of a million texts by itself.
         values = pa.array(values, type=features.arrow_schema.field(name).type)
         joined = joined.add_column(name, values, feature=features[name])
@@ -152,7 +197,11 @@ def _weighted(rows: Dataset, *, weight: float) -> Iterator[tuple[list[str], list
             for number, pair in enumerate(zip(of_row or (), false, strict=True))
             for _ in range(whole + (hash_share(f"{image_id}:{number}") < weight - whole))
         ]
-        yield None if of_row and not pairs else ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        yield (
+            None
+            if of_row and not pairs
+            else ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        )
 
 
 def _read(path: Path) -> Dataset:
@@ -162,7 +211,9 @@ def _read(path: Path) -> Dataset:
     images = [file for file in files if file.suffix.lower() in listing.IMAGE_SUFFIXES]
     texts = [file for file in files if file.suffix.lower() == ".txt"]
     if path.is_dir():
-        unread = Counter(suffix for file in files if (suffix := file.suffix.lower()) in listing.UNREAD_SUFFIXES)
+        unread = Counter(
+            suffix for file in files if (suffix := file.suffix.lower()) in listing.UNREAD_SUFFIXES
+        )
         _warn_once(path, tuple(unread.items()))
         if images:
             return _read_images(path, images)
@@ -176,11 +227,23 @@ def _read(path: Path) -> Dataset:
 
 def _read_images(path: Path, images: Sequence[Path]) -> Dataset:
     for folder in (path / name for name in _MASKS if (path / "images").is_dir()):
-        if masks := {file.relative_to(folder).with_suffix(""): file for file in images if file.is_relative_to(folder)}:
-            return _masked(path, masks, [file for file in images if file.is_relative_to(path / "images")])
+        if masks := {
+            file.relative_to(folder).with_suffix(""): file
+            for file in images
+            if file.is_relative_to(folder)
+        }:
+            return _masked(
+                path, masks, [file for file in images if file.is_relative_to(path / "images")]
+            )
     splits, below = _split_folders([file.relative_to(path).parts for file in images])
-    rows = [_image_row(file, root=path) | {"split": split} for file, split in zip(images, splits, strict=True)]
-    classes = {name: number for number, name in enumerate(sorted({parts[0] for parts in below if len(parts) > 1}))}
+    rows = [
+        _image_row(file, root=path) | {"split": split}
+        for file, split in zip(images, splits, strict=True)
+    ]
+    classes = {
+        name: number
+        for number, name in enumerate(sorted({parts[0] for parts in below if len(parts) > 1}))
+    }
     if len(classes) < 2 or any(len(parts) == 1 for parts in below):
         return to_dataset(rows, FEATURES, path=path)
     labelled = [row | {"label": classes[parts[0]]} for row, parts in zip(rows, below, strict=True)]
@@ -189,20 +252,27 @@ def _read_images(path: Path, images: Sequence[Path]) -> Dataset:
 
 def _masked(path: Path, masks: dict[Path, Path], images: Sequence[Path]) -> Dataset:
     if not (path / CLASS_LIST).is_file():
-        raise ValueError(f"{path} has images and masks, but no {CLASS_LIST} with a name a line: class 0, class 1, ...")
+        raise ValueError(
+            f"{path} has images and masks, but no {CLASS_LIST} with a name a line: class 0, class 1, ..."
+        )
     names = [file.relative_to(path / "images") for file in images]
     if missing := [name for name in names if name.with_suffix("") not in masks]:
-        raise ValueError(f"{len(missing)} images of {path} have no mask of the same name, such as {missing[0]}")
+        raise ValueError(
+            f"{len(missing)} images of {path} have no mask of the same name, such as {missing[0]}"
+        )
     splits, _ = _split_folders([name.parts for name in names])
     rows = [
-        _image_row(file, root=path) | {"mask": image_at(masks[name.with_suffix("")]), "split": split}
+        _image_row(file, root=path)
+        | {"mask": image_at(masks[name.with_suffix("")]), "split": split}
         for file, name, split in zip(images, names, splits, strict=True)
     ]
     return to_dataset(rows, SEGMENT_FEATURES, path=path)
 
 
 def _image_row(file: Path, *, root: Path) -> dict[str, Any]:
-    return make_row(file.relative_to(root).as_posix(), image=image_at(file), source=root.name, licence="unknown")
+    return make_row(
+        file.relative_to(root).as_posix(), image=image_at(file), source=root.name, licence="unknown"
+    )
 
 
 def _split_folders(files: list[tuple[str, ...]]) -> tuple[list[str | None], list[tuple[str, ...]]]:
@@ -226,9 +296,16 @@ def _read_text(files: list[Path], *, root: Path) -> Dataset:
 def text_rows(line: str, *, image_id: str, source: str) -> list[dict[str, Any]]:
     """Return the rows of a line of text: one, more for a long line, none for an empty one."""
     words = line.split()
-    pieces = [" ".join(words[start : start + MAX_WORDS]) for start in range(0, len(words), MAX_WORDS)]
+    pieces = [
+        " ".join(words[start : start + MAX_WORDS]) for start in range(0, len(words), MAX_WORDS)
+    ]
     return [
-        make_row(image_id + (f":{part}" if part else ""), captions=[piece], source=source, licence="unknown")
+        make_row(
+            image_id + (f":{part}" if part else ""),
+            captions=[piece],
+            source=source,
+            licence="unknown",
+        )
         for part, piece in enumerate(pieces)
     ]
 
@@ -237,10 +314,14 @@ def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path
     if "split" in dataset.column_names:
         given = column(dataset, "split")
         if split not in given:
-            raise ValueError(f"{path}: no row has split {split!r}; found {', '.join(sorted(set(given)))}")
+            raise ValueError(
+                f"{path}: no row has split {split!r}; found {', '.join(sorted(set(given)))}"
+            )
         return select_rows(dataset, [row for row, value in enumerate(given) if value == split])
     if split not in ("train", "test"):
-        raise ValueError(f"{path}: split {split!r}; without a split column there are 'train' and 'test'")
+        raise ValueError(
+            f"{path}: split {split!r}; without a split column there are 'train' and 'test'"
+        )
     names: list[str] = column(dataset, "image_id")
     if "second_image" in dataset.column_names:  # sentences about one image stay together
         names = [name.rpartition("#")[0] or name for name in names]
@@ -252,7 +333,12 @@ def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path
     is_test = [share < test_share or share <= least for share in shares]
     if split == "test":
         rows, total = sum(is_test), len(names)
-        _log_once("%s: without a column split, a hash takes %s of %s rows as test", path, f"{rows:,}", f"{total:,}")
+        _log_once(
+            "%s: without a column split, a hash takes %s of %s rows as test",
+            path,
+            f"{rows:,}",
+            f"{total:,}",
+        )
     chosen = [row for row, found in enumerate(is_test) if found == (split == "test")]
     if not chosen:
         advice = f"add a split column or change test_share ({test_share})"

@@ -44,11 +44,16 @@ def image_column(schema: pa.Schema) -> str | None:
 def find_table(folder: Path) -> Path | None:
     """Return the table in a folder that names the images beside it, if any; ValueError for several of one name."""
     for stem in TABLE_STEMS:
-        found = [file for suffix in TABLE_SUFFIXES if (file := folder / f"{stem}{suffix}").is_file()]
+        found = [
+            file for suffix in TABLE_SUFFIXES if (file := folder / f"{stem}{suffix}").is_file()
+        ]
         if len(found) > 1:
             names = " and ".join(file.name for file in found)
             raise ValueError(f"{folder}: {names}; keep one, or name the file itself")
-        if found and (stem == "captions" or column_of(next(table_records(found[0]), (0, {}))[1], IMAGE_COLUMNS)):
+        if found and (
+            stem == "captions"
+            or column_of(next(table_records(found[0]), (0, {}))[1], IMAGE_COLUMNS)
+        ):
             return found[0]
     return None
 
@@ -59,12 +64,16 @@ def tables_of(path: Path) -> list[Path]:
         return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
     if table := find_table(path):
         return [table]
-    parts = [each for each in sorted(path.iterdir()) if each.name.lower() in SPLITS and each.is_dir()]
+    parts = [
+        each for each in sorted(path.iterdir()) if each.name.lower() in SPLITS and each.is_dir()
+    ]
     tables = {part: find_table(part) for part in parts}
     found = [table for table in tables.values() if table]
     if found and len(found) < len(parts):
         without = next(part for part, table in tables.items() if table is None)
-        raise ValueError(f"{without} has no table such as {found[0]} beside its images; add one, or move the folder")
+        raise ValueError(
+            f"{without} has no table such as {found[0]} beside its images; add one, or move the folder"
+        )
     return found
 
 
@@ -79,14 +88,18 @@ def table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         heading = file.readline()
         file.seek(0)
         delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;", key=heading.count)
-        advice = f"put quotes around captions that hold {delimiter!r}, and double quotes within them"
+        advice = (
+            f"put quotes around captions that hold {delimiter!r}, and double quotes within them"
+        )
         # Strict: an open quote would take all that follows for one caption.
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
             for record in reader:
                 if None in record or None in record.values():
                     number = len(reader.fieldnames or ())
-                    raise ValueError(f"{path}:{reader.line_num}: not the {number} fields of the heading; {advice}")
+                    raise ValueError(
+                        f"{path}:{reader.line_num}: not the {number} fields of the heading; {advice}"
+                    )
                 yield reader.line_num, record
         except csv.Error as error:
             raise ValueError(f"{path}:{reader.line_num + 1}: {error}; {advice}") from error
@@ -98,7 +111,9 @@ def _json_record(line: str, *, where: str) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON: {error}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected an object such as {{'image': ..., 'captions': [...]}}, found {line[:60]}")
+        raise ValueError(
+            f"{where}: expected an object such as {{'image': ..., 'captions': [...]}}, found {line[:60]}"
+        )
     return record
 
 

@@ -60,7 +60,11 @@ def _fault(name: str, path: str | None, data: bytes | None) -> str | None:
 
 def image_columns(features: Features) -> list[str]:
     """Return the columns of images that nothing has decoded yet, `image` first."""
-    found = [name for name, feature in features.items() if isinstance(feature, Image) and not feature.decode]
+    found = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, Image) and not feature.decode
+    ]
     return ["image", *(name for name in found if name != "image")]
 
 
@@ -92,11 +96,16 @@ def filter_invalid_rows(
         progress: Called every few rows, for who watches over long work.
     """
     if missing := FEATURES.keys() - {*dataset.column_names}:
-        raise ValueError(f"column(s) {', '.join(missing)} missing; found {', '.join(dataset.column_names)}")
+        raise ValueError(
+            f"column(s) {', '.join(missing)} missing; found {', '.join(dataset.column_names)}"
+        )
     if not len(dataset):
         raise ValueError("the data set has no rows; nothing can be trained or tested on it")
     faults = _image_faults(dataset, shared=shared, progress=progress) if needs_image else {}
-    filled = [[bool(text and text.strip()) for text in texts or ()] for texts in column(dataset, "captions")]
+    filled = [
+        [bool(text and text.strip()) for text in texts or ()]
+        for texts in column(dataset, "captions")
+    ]
     first: dict[str, int] = {}
     lines, valid, mixed = [], [], []
     for row, image_id in enumerate(column(dataset, "image_id")):
@@ -111,7 +120,9 @@ def filter_invalid_rows(
         valid.append(row)
         if not all(filled[row]):
             mixed.append(row)
-            lines.append(_line("caption", dataset, row, f"{filled[row].count(False)} empty captions removed"))
+            lines.append(
+                _line("caption", dataset, row, f"{filled[row].count(False)} empty captions removed")
+            )
     if is_main():
         quarantine.parent.mkdir(parents=True, exist_ok=True)
         write_file(quarantine, to_lines(lines))
@@ -125,7 +136,9 @@ def filter_invalid_rows(
             f"a larger share (--data.max-bad-share {math.ceil(100 * share) / 100})."
         )
     if not valid:
-        raise ValueError(f"all {total} rows are invalid, so nothing is left: {first_reasons(lines)}. See {quarantine}")
+        raise ValueError(
+            f"all {total} rows are invalid, so nothing is left: {first_reasons(lines)}. See {quarantine}"
+        )
     # Before rows are chosen: afterwards every image would be copied.
     dataset = _without_empty(dataset, {row: filled[row] for row in mixed}) if mixed else dataset
     return select_rows(dataset, valid) if invalid else dataset
@@ -145,11 +158,19 @@ def _without_empty(dataset: Dataset, filled: dict[int, list[bool]]) -> Dataset:
 def _line(kind: str, dataset: Dataset, number: int, reason: str) -> dict[str, Any]:
     row: dict[str, Any] = dataset[number]
     path = row["image"] and row["image"]["path"]
-    facts = {"kind": kind, "row": number, "image_id": row["image_id"], "path": path, "source": row["source"]}
+    facts = {
+        "kind": kind,
+        "row": number,
+        "image_id": row["image_id"],
+        "path": path,
+        "source": row["source"],
+    }
     return {**facts, "reason": reason}
 
 
-def _image_faults(dataset: Dataset, *, shared: bool, progress: Callable[[], None]) -> dict[int, list[str]]:
+def _image_faults(
+    dataset: Dataset, *, shared: bool, progress: Callable[[], None]
+) -> dict[int, list[str]]:
     """Return what is wrong with the images of rows, by the rows' numbers.
 
     Rows of a prepared folder have been validated, and images of built-in sets come from packages or are drawn from
@@ -163,7 +184,10 @@ def _image_faults(dataset: Dataset, *, shared: bool, progress: Callable[[], None
         if complete and all(map(_is_prepared, files)):
             known = {}
         elif file.is_file():
-            known = {int(row): faults for row, faults in json.loads(file.read_text(encoding="utf-8")).items()}
+            known = {
+                int(row): faults
+                for row, faults in json.loads(file.read_text(encoding="utf-8")).items()
+            }
     if None not in (kept := gather_objects(known) if shared else [known]):
         return kept[0]
     share, shares = (rank(), world_size()) if shared else (0, 1)
@@ -179,7 +203,9 @@ def _image_faults(dataset: Dataset, *, shared: bool, progress: Callable[[], None
             if faults := validate(row):
                 found[number] = faults
     if shared:
-        found = {number: faults for part in gather_objects(found) for number, faults in part.items()}
+        found = {
+            number: faults for part in gather_objects(found) for number, faults in part.items()
+        }
     if file is not None and is_main():
         keep_file(file, lambda path: path.write_text(json.dumps(found), encoding="utf-8"))
     return found
@@ -198,7 +224,10 @@ def _files_of(dataset: Dataset, images: list[str]) -> tuple[list[Path], bool]:
     """Return the files that hold the images, none if some lie elsewhere; and True if no row lacks one."""
     table, complete = dataset.data, True
     blocks = itertools.chain(*table.blocks) if isinstance(table, ConcatenationTable) else [table]
-    if any(isinstance(each, InMemoryTable) and not {*images}.isdisjoint(each.column_names) for each in blocks):
+    if any(
+        isinstance(each, InMemoryTable) and not {*images}.isdisjoint(each.column_names)
+        for each in blocks
+    ):
         return [], False
     rows = cast(Dataset, dataset.select_columns(images)).with_format("arrow")
     for batch in cast("Iterable[pa.Table]", rows.iter(batch_size=_BATCH)):

@@ -16,7 +16,16 @@ from vlmo.visualization import grid
 
 SOURCES = (("lucide-icons", "test"), ("emoji-pairs", "train"), ("emoji-pairs", "test"))
 """Sets and splits of 5,277 icons and drawings; training of `vlmo-small` left out the first and the last."""
-QUERIES = ("shopping cart", "bicycle", "umbrella", "camera", "calendar", "gift", "mountain", "red heart")
+QUERIES = (
+    "shopping cart",
+    "bicycle",
+    "umbrella",
+    "camera",
+    "calendar",
+    "gift",
+    "mountain",
+    "red heart",
+)
 _TOP, _NUM_CAPTIONS = 8, 3
 
 
@@ -41,12 +50,18 @@ def run_fast_start(run: Path, *, console: Console) -> None:
     for text in QUERIES:
         hits = searcher.search(text, top=_TOP).hits
         words = set(text.lower().split())
-        named = sum(any(words <= set(caption.lower().split()) for caption in hit.captions) for hit in hits)
+        named = sum(
+            any(words <= set(caption.lower().split()) for caption in hit.captions) for hit in hits
+        )
         captions = ", ".join(hit.captions[0] for hit in hits[:_NUM_CAPTIONS])
         table.add_row(escaped(text), str(named), escaped(captions))
         numbered = enumerate(hits, start=1)
-        tiles += [(searcher.index.image(hit.id), f"{text}, {n}", hit.captions[0]) for n, hit in numbered]
-    grid(f"Search among {report.images:,} images", tiles, columns=min(_TOP, report.images)).save(sheet)
+        tiles += [
+            (searcher.index.image(hit.id), f"{text}, {n}", hit.captions[0]) for n, hit in numbered
+        ]
+    grid(f"Search among {report.images:,} images", tiles, columns=min(_TOP, report.images)).save(
+        sheet
+    )
     console.print(table)
     lines = [
         f"search among {report.images:,} images, ready after {time.monotonic() - began:.0f} s; contact sheet {sheet}",

@@ -47,7 +47,12 @@ SHORTLIST = 32
 
 _NUM_SHOWN, _TOP = 6, 5
 _GROUP = 4  # statements with the same sentence stand together
-_KINDS = {"object": "another shape", "color": "another color", "relation": "the opposite side", "swap": "two swapped"}
+_KINDS = {
+    "object": "another shape",
+    "color": "another color",
+    "relation": "the opposite side",
+    "swap": "two swapped",
+}
 
 
 class Step(NamedTuple):
@@ -78,7 +83,9 @@ def quickstart_recipes(run: Path, *, scale: float = 1.0, seed: int = 0) -> dict[
         if isinstance(recipe.task, VisionTask):
             recipe = dataclasses.replace(recipe, task=VisionTask(str(run / TOKENIZER / "model")))
         if recipe.init is not None:
-            recipe = dataclasses.replace(recipe, init=str(run / Path(recipe.init).parent.name / "model"))
+            recipe = dataclasses.replace(
+                recipe, init=str(run / Path(recipe.init).parent.name / "model")
+            )
         recipes[name] = scaled(recipe, scale=scale)
     return recipes
 
@@ -104,13 +111,19 @@ def run_quickstart(
         console.print(f"scenes of {source}, built once", highlight=False)
         open_source(source)
     expected, took = [scale * step.seconds for step in STEPS.values()], 0.0
-    for number, (name, recipe) in enumerate(quickstart_recipes(run, scale=scale, seed=seed).items()):
+    for number, (name, recipe) in enumerate(
+        quickstart_recipes(run, scale=scale, seed=seed).items()
+    ):
         # By the speed of the stages before.
-        left = (sum(expected[number:]) + EVALUATION_SECONDS) * (took / sum(expected[:number]) if took else 1)
+        left = (sum(expected[number:]) + EVALUATION_SECONDS) * (
+            took / sum(expected[:number]) if took else 1
+        )
         about = f"about {timedelta(seconds=round(left))} to the end on two CPU cores"
         console.print(f"{number + 1} of {len(STEPS)}, {name}: {about}", highlight=False)
         original, what = find_recipe(name), describe(name).splitlines()[0]
-        trained = build(recipe, run_dir=run / name, console=console, title=name, about=what, original=original).fit()
+        trained = build(
+            recipe, run_dir=run / name, console=console, title=name, about=what, original=original
+        ).fit()
         if trained.status == "stopped":
             console.print("stopped; the same command goes on")
             sys.exit(0)
@@ -122,9 +135,13 @@ def run_quickstart(
     for header in metrics:
         table.add_column(header, justify="right")
     for row in metrics[CHANCE]:
-        table.add_row(row, *(f"{100 * cells[row]:.1f}" if row in cells else "" for cells in metrics.values()))
+        table.add_row(
+            row, *(f"{100 * cells[row]:.1f}" if row in cells else "" for cells in metrics.values())
+        )
     console.print(table)
-    console.print(f"Trained for {took:.0f} s. Model folder: {run / STAGE3 / 'model'}\nReport: {path}")
+    console.print(
+        f"Trained for {took:.0f} s. Model folder: {run / STAGE3 / 'model'}\nReport: {path}"
+    )
     return metrics
 
 
@@ -172,13 +189,19 @@ def _metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
     }
 
 
-def _write(run: Path, results: Mapping[str, TaskResult], *, metrics: Mapping[str, Mapping[str, float]]) -> Path:
+def _write(
+    run: Path, results: Mapping[str, TaskResult], *, metrics: Mapping[str, Mapping[str, float]]
+) -> Path:
     result, rows = results["shapes"], open_source("shapes", split="test")
     count = result["ir@1"].n
-    images = {name: decode_image(rows[number]["image"]) for number, name in enumerate(rows["image_id"])}
+    images = {
+        name: decode_image(rows[number]["image"]) for number, name in enumerate(rows["image_id"])
+    }
     encoder = Encoder(run / STAGE3 / "model")
     gained, lost, queries = examples(result.predictions, images=images)
-    decisions, shown = (each[:: max(1, len(each) // _NUM_SHOWN)][:_NUM_SHOWN] for each in (gained, queries))
+    decisions, shown = (
+        each[:: max(1, len(each) // _NUM_SHOWN)][:_NUM_SHOWN] for each in (gained, queries)
+    )
     return write_report(
         run / "report.html",
         title="VLMo quickstart",
@@ -209,7 +232,9 @@ def _write(run: Path, results: Mapping[str, TaskResult], *, metrics: Mapping[str
             f"{len(gained)} of {count:,} texts, the dual encoder alone for {lost}."
         ),
         text_to_image=shown,
-        attention=[(each["answer"], *encoder.attention(each["answer"], each["text"])) for each in shown[:3]],
+        attention=[
+            (each["answer"], *encoder.attention(each["answer"], each["text"])) for each in shown[:3]
+        ],
     )
 
 
@@ -218,7 +243,10 @@ def _comparison(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[st
     rows = [row for row in metrics[DUAL] if row in metrics[FUSION]]
     columns = {}
     for name in (DUAL, FUSION):
-        columns |= {f"{name.split()[0]}, without": WITHOUT_FALSE_CAPTIONS[name], name: metrics[name]}
+        columns |= {
+            f"{name.split()[0]}, without": WITHOUT_FALSE_CAPTIONS[name],
+            name: metrics[name],
+        }
     columns[CHANCE] = metrics[CHANCE]
     return {name: {row: values[row] for row in rows} for name, values in columns.items()}
 
@@ -237,7 +265,9 @@ def examples(
         found, right = row["rerank_found"][:_TOP], images[row["image_id"]]
         lost += row["rank"] == 1 < row["rerank_rank"]
         if row["rank"] > 1 == row["rerank_rank"]:
-            gained.append({"text": row["caption"], "dual": images[row["found"][0]], "fusion": right})
+            gained.append(
+                {"text": row["caption"], "dual": images[row["found"][0]], "fusion": right}
+            )
         correct = found.index(row["image_id"]) if row["image_id"] in found else None
         shown = {"images": [images[name] for name in found], "correct": correct, "answer": right}
         queries.append({"text": row["caption"], "rank": row["rerank_rank"], **shown})

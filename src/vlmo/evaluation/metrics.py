@@ -53,7 +53,9 @@ _TOP = {1: "share of images whose class is the model's first guess"}
 _TOP[5] = "share of images whose class is among the model's first five guesses"
 
 
-def topk_accuracy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]) -> list[Metric]:
+def topk_accuracy(
+    logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]
+) -> list[Metric]:
     """Return `top1` and `top5`, the share of rows whose class is among the likeliest; a tie counts against the model.
 
     `top5` of at most five classes is left out: it would always be 1. Chance is a guess among all classes.
@@ -68,7 +70,13 @@ def topk_accuracy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "ro
         raise ValueError("the logits contain NaN; check the weights of the model")
     ranks = (logits >= logits.gather(1, labels[:, None])).sum(dim=1)
     return [
-        Metric(f"top{k}", (ranks <= k).double().mean().item(), chance=k / classes, n=len(labels), meaning=meaning)
+        Metric(
+            f"top{k}",
+            (ranks <= k).double().mean().item(),
+            chance=k / classes,
+            n=len(labels),
+            meaning=meaning,
+        )
         for k, meaning in _TOP.items()
         if k < classes
     ]
@@ -110,22 +118,42 @@ def vqa_metrics(questions: Sequence[Question], answers: Sequence[str]) -> list[M
     Raises:
         ValueError: No question has a known answer, or lengths differ.
     """
-    known = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.answers]
+    known = [
+        (question, answer)
+        for question, answer in zip(questions, answers, strict=True)
+        if question.answers
+    ]
     if not known:
-        raise ValueError(f"none of {len(questions)} questions has a known answer; such a split is for submissions")
-    meaning = _TEN_ANSWERS if any(len(question.answers) > 1 for question, _ in known) else _ONE_ANSWER
+        raise ValueError(
+            f"none of {len(questions)} questions has a known answer; such a split is for submissions"
+        )
+    meaning = (
+        _TEN_ANSWERS if any(len(question.answers) > 1 for question, _ in known) else _ONE_ANSWER
+    )
     groups: dict[tuple[str, str], list[tuple[Question, str]]] = {("", ""): known}
     for of in ("answer", "question"):
         names = sorted({name for question, _ in known if (name := vars(question)[f"{of}_type"])})
-        groups |= {(of, name): [each for each in known if vars(each[0])[f"{of}_type"] == name] for name in names}
+        groups |= {
+            (of, name): [each for each in known if vars(each[0])[f"{of}_type"] == name]
+            for name in names
+        }
     found = []
     for (of, name), members in groups.items():
-        given = Counter(normalize_answer(answer) for question, _ in members for answer in question.answers)
+        given = Counter(
+            normalize_answer(answer) for question, _ in members for answer in question.answers
+        )
         most_frequent, count = given.most_common(1)[0][0], len(members)
         value = sum(question.score(answer) for question, answer in members) / count
         chance = sum(question.score(most_frequent) for question, _ in members) / count
         if of:
-            found.append(Metric(f"{ACCURACY}[{of}: {name}]", value, chance, meaning=f"of these, {of} type {name!r}"))
+            found.append(
+                Metric(
+                    f"{ACCURACY}[{of}: {name}]",
+                    value,
+                    chance,
+                    meaning=f"of these, {of} type {name!r}",
+                )
+            )
         else:
             meaning = f"{meaning}; chance is the most frequent answer"
             found.append(Metric(ACCURACY, value, chance, n=count, meaning=meaning))
@@ -150,7 +178,9 @@ def nlvr2_metrics(groups: Sequence[str], right: Sequence[bool | None]) -> list[M
         if is_right is not None:
             by_group[group].append(is_right)
     if not by_group:
-        raise ValueError(f"the label of none of {len(right)} sentences is known; such a split is for submissions alone")
+        raise ValueError(
+            f"the label of none of {len(right)} sentences is known; such a split is for submissions alone"
+        )
     known = [is_right for group in by_group.values() for is_right in group]
     chance = sum(0.5 ** len(group) for group in by_group.values()) / len(by_group)
     meanings = (
@@ -159,7 +189,12 @@ def nlvr2_metrics(groups: Sequence[str], right: Sequence[bool | None]) -> list[M
     )
     return [
         Metric(ACCURACY, sum(known) / len(known), chance=0.5, n=len(known), meaning=meanings[0]),
-        Metric("consistency", sum(map(all, by_group.values())) / len(by_group), chance=chance, meaning=meanings[1]),
+        Metric(
+            "consistency",
+            sum(map(all, by_group.values())) / len(by_group),
+            chance=chance,
+            meaning=meanings[1],
+        ),
     ]
 
 
@@ -182,7 +217,9 @@ def count_pixels(
     return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def segmentation_metrics(counts: Int[Tensor, "true predicted"], *, names: Sequence[str]) -> list[Metric]:
+def segmentation_metrics(
+    counts: Int[Tensor, "true predicted"], *, names: Sequence[str]
+) -> list[Metric]:
     """Return metrics from numbers of pixels by true and predicted class, as mmsegmentation counts.
 
     `miou` is the mean over classes of intersection over union, `aacc` the share of pixels that are right, `macc` the
@@ -199,14 +236,23 @@ def segmentation_metrics(counts: Int[Tensor, "true predicted"], *, names: Sequen
         counts = counts.double()
         right, true, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
         iou = right / (true + predicted - right)  # 0 / 0 is NaN: the class does not count
-        metrics = {"miou": iou.nanmean(), "aacc": right.sum() / counts.sum(), "macc": (right / true).nanmean()}
+        metrics = {
+            "miou": iou.nanmean(),
+            "aacc": right.sum() / counts.sum(),
+            "macc": (right / true).nanmean(),
+        }
         return {name: value.item() for name, value in metrics.items()}, iou.tolist()
 
     true, constant = counts.sum(dim=1), torch.zeros_like(counts)
     constant[:, true.argmax()] = true
     (metrics, by_class), (chance, _) = measured(counts), measured(constant)
-    found = [Metric(name, value, chance[name], meaning=_PIXEL_MEANINGS[name]) for name, value in metrics.items()]
-    return found + [Metric(f"iou[{name}]", iou) for name, iou in zip(names, by_class, strict=True) if iou == iou]
+    found = [
+        Metric(name, value, chance[name], meaning=_PIXEL_MEANINGS[name])
+        for name, value in metrics.items()
+    ]
+    return found + [
+        Metric(f"iou[{name}]", iou) for name, iou in zip(names, by_class, strict=True) if iou == iou
+    ]
 
 
 # ---- Captions
@@ -229,14 +275,25 @@ def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]
     from pycocoevalcap.cider.cider import Cider
 
     if not references or not all(references):
-        raise ValueError("an image has no true caption: nothing can be measured; give a split that has captions")
-    found, *true = [[" ".join(_WORD.findall(text.lower())) for text in texts] for texts in (captions, *references)]
+        raise ValueError(
+            "an image has no true caption: nothing can be measured; give a split that has captions"
+        )
+    found, *true = [
+        [" ".join(_WORD.findall(text.lower())) for text in texts]
+        for texts in (captions, *references)
+    ]
 
     def measured(found: Sequence[str]) -> tuple[float, ...]:
         pair = dict(enumerate(true)), {number: [text] for number, text in enumerate(found)}
         exact = sum(text in texts for text, texts in zip(found, true, strict=True)) / len(found)
-        return float(Cider().compute_score(*pair)[0]), Bleu(4).compute_score(*pair, verbose=0)[0][3], exact
+        return (
+            float(Cider().compute_score(*pair)[0]),
+            Bleu(4).compute_score(*pair, verbose=0)[0][3],
+            exact,
+        )
 
     (constant, _), *_ = Counter(text for texts in true for text in texts).most_common(1)
-    rows = zip(_CAPTION_MEANINGS.items(), measured(found), measured([constant] * len(found)), strict=True)
+    rows = zip(
+        _CAPTION_MEANINGS.items(), measured(found), measured([constant] * len(found)), strict=True
+    )
     return [Metric(name, value, chance, meaning=text) for (name, text), value, chance in rows]

@@ -48,7 +48,9 @@ class Rankings(NamedTuple):
 
     def metrics(self, ks: Sequence[int], *, prefix: str = "") -> dict[str, float]:
         """Return `tr@K` and `ir@K`, fractions."""
-        recalls = recall_metrics(text_ranks=self.image_to_text.ranks, image_ranks=self.text_to_image.ranks, ks=ks)
+        recalls = recall_metrics(
+            text_ranks=self.image_to_text.ranks, image_ranks=self.text_to_image.ranks, ks=ks
+        )
         return {prefix + name: value for name, value in recalls.items()}
 
 
@@ -109,8 +111,17 @@ def evaluate_retrieval(
     Raises:
         ValueError: If an option is out of range, the set's parts disagree or the model returns NaN.
     """
-    weights = rerank_weight if isinstance(rerank_weight, Weights) else Weights(rerank_weight, rerank_weight)
-    if rerank < 0 or not all(0 <= each <= 1 for each in weights) or batch < 1 or min(ks, default=0) < 1:
+    weights = (
+        rerank_weight
+        if isinstance(rerank_weight, Weights)
+        else Weights(rerank_weight, rerank_weight)
+    )
+    if (
+        rerank < 0
+        or not all(0 <= each <= 1 for each in weights)
+        or batch < 1
+        or min(ks, default=0) < 1
+    ):
         raise ValueError(
             f"Expected ks >= 1, rerank >= 0, 0 <= rerank_weight <= 1 and batch >= 1, given ks = {tuple(ks)}, "
             f"rerank = {rerank}, rerank_weight = {rerank_weight}, batch = {batch}."
@@ -128,14 +139,21 @@ def evaluate_retrieval(
     query_texts = torch.arange(pairs.num_texts)[:, None].expand_as(found_images)
     all_images = torch.cat([query_images.flatten(), found_images.flatten()])
     all_texts = torch.cat([found_texts.flatten(), query_texts.flatten()])
-    matches = match_pairs(model, pairs, images=all_images, texts=all_texts, batch=batch, progress=progress)
+    matches = match_pairs(
+        model, pairs, images=all_images, texts=all_texts, batch=batch, progress=progress
+    )
     scores = matches.split([found_texts.numel(), found_images.numel()])
     right = owners[found_texts] == query_images, found_images == owners[:, None]
     scale = float(model.contrast_head.logit_scale.detach().exp())
 
     def reranked_by(weights: Weights) -> Rankings:
         both = zip(dual, scores, right, weights, strict=True)
-        return Rankings(*(_rerank(one, flat.view_as(of), of, weight=w, scale=scale) for one, flat, of, w in both))
+        return Rankings(
+            *(
+                _rerank(one, flat.view_as(of), of, weight=w, scale=scale)
+                for one, flat, of, w in both
+            )
+        )
 
     reranked = reranked_by(weights)
     metrics = dual.metrics(ks) | reranked.metrics(ks, prefix="rerank_")
@@ -146,9 +164,13 @@ def _dual_rankings(images: Tensor, texts: Tensor, text_to_image: Tensor, *, top:
     text_labels = text_to_image.to(images.device)
     image_labels = torch.arange(len(images), device=images.device)
 
-    def ranking(queries: Tensor, candidates: Tensor, query_labels: Tensor, candidate_labels: Tensor) -> Ranking:
+    def ranking(
+        queries: Tensor, candidates: Tensor, query_labels: Tensor, candidate_labels: Tensor
+    ) -> Ranking:
         scores, indices = chunked_topk(queries, candidates, k=top)
-        ranks = chunked_ranks(queries, candidates, query_labels=query_labels, candidate_labels=candidate_labels)
+        ranks = chunked_ranks(
+            queries, candidates, query_labels=query_labels, candidate_labels=candidate_labels
+        )
         return Ranking(indices=indices.cpu(), scores=scores.cpu(), ranks=ranks.cpu())
 
     return Rankings(
@@ -157,14 +179,18 @@ def _dual_rankings(images: Tensor, texts: Tensor, text_to_image: Tensor, *, top:
     )
 
 
-def _rerank(dual: Ranking, scores: Tensor, positive: Tensor, *, weight: float, scale: float) -> Ranking:
+def _rerank(
+    dual: Ranking, scores: Tensor, positive: Tensor, *, weight: float, scale: float
+) -> Ranking:
     shortlist = scores.shape[1]
     similarity = dual.scores[:, :shortlist]
     mixed = rerank_score(similarity, scores, weight=weight, scale=scale)
     # The shortlist comes in the dual encoder's order, and a stable sort keeps it among equals.
     mixed, order = mixed.sort(dim=1, descending=True, stable=True)
     similarity, positive = similarity.gather(1, order), positive.gather(1, order)
-    indices = torch.cat([dual.indices[:, :shortlist].gather(1, order), dual.indices[:, shortlist:]], dim=1)
+    indices = torch.cat(
+        [dual.indices[:, :shortlist].gather(1, order), dual.indices[:, shortlist:]], dim=1
+    )
     padded = F.pad(mixed, (0, dual.scores.shape[1] - shortlist), value=-torch.inf)
 
     best = positive.int().argmax(dim=1, keepdim=True)
@@ -181,7 +207,11 @@ def recall_metrics(
 ) -> dict[str, float]:
     """Return `tr@K` from the rank of each image's best caption, `ir@K` from the rank of each text's image."""
     both = {"tr": text_ranks, "ir": image_ranks}
-    return {f"{name}@{k}": float((ranks <= k).double().mean()) for name, ranks in both.items() for k in ks}
+    return {
+        f"{name}@{k}": float((ranks <= k).double().mean())
+        for name, ranks in both.items()
+        for k in ks
+    }
 
 
 def chance_recall(num_candidates: int, *, k: int, num_positives: int = 1) -> float:
@@ -192,7 +222,9 @@ def chance_recall(num_candidates: int, *, k: int, num_positives: int = 1) -> flo
     return 1 - comb(num_candidates - num_positives, draws) / comb(num_candidates, draws)
 
 
-def chance_metrics(text_to_image: Int[Tensor, " text"], *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+def chance_metrics(
+    text_to_image: Int[Tensor, " text"], *, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
     """Return `tr@K` and `ir@K` of a random order; images may have different numbers of captions."""
     num_captions = torch.bincount(text_to_image)
     counts, shares = (each.tolist() for each in num_captions.unique(return_counts=True))
@@ -205,7 +237,11 @@ def chance_metrics(text_to_image: Int[Tensor, " text"], *, ks: Sequence[int] = (
 
 
 def chunked_topk(
-    queries: Float[Tensor, "query dim"], candidates: Float[Tensor, "candidate dim"], *, k: int, chunk: int = 1024
+    queries: Float[Tensor, "query dim"],
+    candidates: Float[Tensor, "candidate dim"],
+    *,
+    k: int,
+    chunk: int = 1024,
 ) -> tuple[Float[Tensor, "query top"], Int[Tensor, "query top"]]:
     """Return scores and indices of the k best candidates of each query by dot product, best first.
 
@@ -243,7 +279,9 @@ def chunked_ranks(
     """
     lost = (~torch.isin(query_labels, candidate_labels)).nonzero().flatten().tolist()
     if lost:
-        raise ValueError(f"{len(lost)} queries have no right candidate in the set (first: {lost[:5]})")
+        raise ValueError(
+            f"{len(lost)} queries have no right candidate in the set (first: {lost[:5]})"
+        )
     ranks = []
     for part, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
         scores = _scores(part, candidates)

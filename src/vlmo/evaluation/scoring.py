@@ -30,13 +30,17 @@ class RetrievalSet:
         text_to_image: Number of the image that each text describes. Every image needs at least one text.
     """
 
-    read_images: Callable[[range], Float[Tensor, "batch 3 height width"] | list[Float[Tensor, "3 height width"]]]
+    read_images: Callable[
+        [range], Float[Tensor, "batch 3 height width"] | list[Float[Tensor, "3 height width"]]
+    ]
     read_texts: Callable[[range], tuple[Int[Tensor, "batch text"], Int[Tensor, "batch text"]]]
     text_to_image: Int[Tensor, " num_texts"]
 
     def __post_init__(self) -> None:
         if not len(self.text_to_image) or not (self.text_to_image.bincount() > 0).all():
-            raise ValueError("text_to_image must use every image number from 0 on; drop the images without a text.")
+            raise ValueError(
+                "text_to_image must use every image number from 0 on; drop the images without a text."
+            )
 
     @property
     def num_texts(self) -> int:
@@ -56,7 +60,11 @@ def embed(
 
     def of_images(numbers: range) -> Tensor:
         def of_one_shape(part: list[Tensor]) -> Tensor:
-            return model.get_image_features(pixel_values=torch.stack(part).to(model.device)).float().cpu()
+            return (
+                model.get_image_features(pixel_values=torch.stack(part).to(model.device))
+                .float()
+                .cpu()
+            )
 
         return torch.stack(by_shape(list(pairs.read_images(numbers)), of_one_shape))
 
@@ -66,7 +74,9 @@ def embed(
 
     kinds = (of_images, pairs.num_images, "images"), (of_texts, pairs.num_texts, "texts")
     images, texts = (
-        torch.cat(map_batches(run, total, model=model, batch=batch, title=title, report=progress)).to(model.device)
+        torch.cat(
+            map_batches(run, total, model=model, batch=batch, title=title, report=progress)
+        ).to(model.device)
         for run, total, title in kinds
     )
     return images, texts
@@ -87,7 +97,9 @@ def match_pairs(
     are asked for the same pairs; each computes those of its own images and receives the others. ValueError for NaN.
     """
     starts = range(0, pairs.num_texts, batch)
-    texts_of = [pairs.read_texts(range(start, min(start + batch, pairs.num_texts))) for start in starts]
+    texts_of = [
+        pairs.read_texts(range(start, min(start + batch, pairs.num_texts))) for start in starts
+    ]
     longest = max(ids.shape[1] for ids, _ in texts_of)
     input_ids, attention_mask = (
         torch.cat([F.pad(part.cpu(), (0, longest - part.shape[1])) for part in parts])
@@ -119,8 +131,12 @@ def match_pairs(
             pixel_values = [image.to(device) for image in pairs.read_images(own)]
             # Neighbours in length share a batch, so little of it is padding.
             for part in rows[lengths[texts[rows]].argsort()].split(batch):
-                asked_of = [(row, pixel_values[int(images[row]) - own.start]) for row in part.tolist()]
-                scores[part] = torch.stack(by_shape(asked_of, log_odds, shape=lambda pair: pair[1].shape))
+                asked_of = [
+                    (row, pixel_values[int(images[row]) - own.start]) for row in part.tolist()
+                ]
+                scores[part] = torch.stack(
+                    by_shape(asked_of, log_odds, shape=lambda pair: pair[1].shape)
+                )
                 done += len(part)
                 if progress is not None:
                     progress("pairs", done, total)

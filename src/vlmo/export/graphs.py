@@ -43,7 +43,9 @@ class Graph:
     @property
     def dynamic_axes(self) -> tuple[dict[int, str], ...]:
         """Names of the axes of each input whose size is free."""
-        return tuple({0: "batch", 1: "text"} if name in _TEXT else {0: "batch"} for name in self.inputs)
+        return tuple(
+            {0: "batch", 1: "text"} if name in _TEXT else {0: "batch"} for name in self.inputs
+        )
 
 
 class GraphModule(nn.Module):
@@ -85,14 +87,20 @@ def graphs_of(model: models.VLMoPreTrainedModel) -> tuple[Graph, ...]:
                 Graph(TEXT_ENCODER, _TEXT, ("last_hidden_state", *pooled)),
                 Graph(FUSION_ENCODER, _PAIR, ("text_hidden_state", "image_hidden_state", *pooled)),
             )
-    raise ValueError(f"{type(model).__name__} has no ONNX form; export VLMoModel, or a retrieval or fine-tuned model")
+    raise ValueError(
+        f"{type(model).__name__} has no ONNX form; export VLMoModel, or a retrieval or fine-tuned model"
+    )
 
 
 def free_text_length(model: models.VLMoPreTrainedModel) -> None:
     """Replace the model's position bias by one that a graph can cut to any text length; its values stay the same."""
     backbone = model.backbone
     source = backbone.position_bias
-    bias = NoPositionBias(num_layers=len(backbone.blocks)) if source is None else AnyLengthPositionBias(source)
+    bias = (
+        NoPositionBias(num_layers=len(backbone.blocks))
+        if source is None
+        else AnyLengthPositionBias(source)
+    )
     backbone.position_bias = cast("RelativePositionBias", bias)
 
 
@@ -106,7 +114,9 @@ class NoPositionBias(nn.Module):
         self.num_layers = num_layers
         self.register_buffer("zero", torch.zeros(1, 1, 1), persistent=False)
 
-    def forward(self, *, num_text: int, grid: tuple[int, int] | None) -> list[Float[Tensor, "1 seq seq"]] | None:
+    def forward(
+        self, *, num_text: int, grid: tuple[int, int] | None
+    ) -> list[Float[Tensor, "1 seq seq"]] | None:
         """Return the same zeros for each layer; None without a text, as only texts are padded."""
         if num_text == 0:
             return None
@@ -128,15 +138,33 @@ class AnyLengthPositionBias(nn.Module):
         super().__init__()
         self.table, self.grid, self.longest = source.table, source.grid, source.max_text
         self.shape = (source.num_layers, source.num_heads)
-        sizes = {"num_text": self.longest, "max_text": self.longest, "grid": self.grid, "table_grid": self.grid}
+        sizes = {
+            "num_text": self.longest,
+            "max_text": self.longest,
+            "grid": self.grid,
+            "table_grid": self.grid,
+        }
         self.register_buffer("index", relative_position_index(**sizes), persistent=False)
 
-    def forward(self, *, num_text: int, grid: tuple[int, int] | None) -> list[Float[Tensor, "heads seq seq"]]:
+    def forward(
+        self, *, num_text: int, grid: tuple[int, int] | None
+    ) -> list[Float[Tensor, "heads seq seq"]]:
         """Return the bias of each layer, as `RelativePositionBias` does; ValueError for another `grid`."""
         if grid is not None and grid != self.grid:
-            raise ValueError(f"A grid of {grid} patches; this bias is for the configured one, {self.grid}.")
+            raise ValueError(
+                f"A grid of {grid} patches; this bias is for the configured one, {self.grid}."
+            )
         bias = F.embedding(self.index, self.table).permute(2, 0, 1)
         for dim in (1, 2):
-            text, image = bias.narrow(dim, 0, num_text), bias.narrow(dim, self.longest, bias.shape[dim] - self.longest)
-            bias = image if num_text == 0 else text if grid is None else torch.cat([text, image], dim=dim)
+            text, image = (
+                bias.narrow(dim, 0, num_text),
+                bias.narrow(dim, self.longest, bias.shape[dim] - self.longest),
+            )
+            bias = (
+                image
+                if num_text == 0
+                else text
+                if grid is None
+                else torch.cat([text, image], dim=dim)
+            )
         return list(bias.unflatten(0, self.shape).unbind(0))

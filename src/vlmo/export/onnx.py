@@ -40,7 +40,12 @@ _Case = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # inputs, and PyTorch's o
 # protobuf holds less than 2 GiB; larger weights go to a file beside the graph.
 _MAX_SINGLE_FILE = 1_500_000_000
 _PROCESSOR_FILES = (
-    *("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *(
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ),
     *("special_tokens_map.json", "added_tokens.json", "vocab.txt"),
 )
 _CLASSIFIERS = (
@@ -49,7 +54,13 @@ _CLASSIFIERS = (
     models.VLMoForVisualQuestionAnswering,
     models.VLMoForVisualReasoning,
 )
-_PIXELS = {"resample": "bicubic", "transparency": "on white", "rescale": 1 / 255, "mean": [0.5] * 3, "std": [0.5] * 3}
+_PIXELS = {
+    "resample": "bicubic",
+    "transparency": "on white",
+    "rescale": 1 / 255,
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+}
 """Preparation of pixels; `load_model` refuses folders with another one."""
 
 
@@ -106,12 +117,16 @@ def write_onnx(
         written = {}
         for done, graph in enumerate(graphs):
             report(f"exporting {graph.name}", done, len(graphs))
-            written[graph.name] = _write_graph(model, graph, cases[graph.name], folder=partial, samples=samples)
+            written[graph.name] = _write_graph(
+                model, graph, cases[graph.name], folder=partial, samples=samples
+            )
         for name in _PROCESSOR_FILES:
             if (folder / name).is_file():
                 shutil.copy2(file_in(folder, name), partial / name)
         description = _describe(model, folder) | {"graphs": written}
-        (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        (partial / DESCRIPTION).write_text(
+            json.dumps(description, indent=2) + "\n", encoding="utf-8"
+        )
     return description
 
 
@@ -126,7 +141,9 @@ def load_for_export(folder: str | Path) -> models.VLMoPreTrainedModel:
     return model.requires_grad_(requires_grad=False)
 
 
-def noise(graph: Graph, config: models.VLMoConfig, *, batch: int, length: int, seed: int) -> tuple[Tensor, ...]:
+def noise(
+    graph: Graph, config: models.VLMoConfig, *, batch: int, length: int, seed: int
+) -> tuple[Tensor, ...]:
     """Sample noise as `pixel_values` and random words; the last text is full, the others may be padded."""
     generator = torch.Generator().manual_seed(seed)
     images = (batch,) if graph.num_images == 1 else (batch, graph.num_images)
@@ -144,14 +161,26 @@ def noise(graph: Graph, config: models.VLMoConfig, *, batch: int, length: int, s
 
 
 def _write_graph(
-    model: models.VLMoPreTrainedModel, graph: Graph, cases: Sequence[_Case], *, folder: Path, samples: Samples | None
+    model: models.VLMoPreTrainedModel,
+    graph: Graph,
+    cases: Sequence[_Case],
+    *,
+    folder: Path,
+    samples: Samples | None,
 ) -> dict[str, Any]:
     file = folder / f"{graph.name}.onnx"
     large = _convert(model, graph, file)
     session = OnnxSession(file)
-    written: dict[str, Any] = {"inputs": session.inputs, "outputs": session.outputs, "float32": None, "int8": None}
+    written: dict[str, Any] = {
+        "inputs": session.inputs,
+        "outputs": session.outputs,
+        "float32": None,
+        "int8": None,
+    }
     written["float32"] = _compared(file, cases)
-    if not (difference := written["float32"]["largest_difference"]) <= TOLERANCE:  # NaN is not below either
+    if (
+        not (difference := written["float32"]["largest_difference"]) <= TOLERANCE
+    ):  # NaN is not below either
         raise ValueError(
             f"{file.name} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; check weights and "
             "versions of torch, onnxscript and onnxruntime."
@@ -171,21 +200,32 @@ def _compared(file: Path, cases: Sequence[_Case]) -> dict[str, Any]:
         for actual, expected in zip(session(*inputs), outputs, strict=True)
     ]
     size = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
-    return {"file": file.name, "num_bytes": size, "largest_difference": float(torch.stack(differences).max())}
+    return {
+        "file": file.name,
+        "num_bytes": size,
+        "largest_difference": float(torch.stack(differences).max()),
+    }
 
 
 def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> bool:
     """Write one graph of a model prepared by `free_text_length`; return True if its weights lie in a second file."""
     longest = model.config.max_text_positions
-    axes = {"batch": torch.export.Dim("batch", min=1), "text": torch.export.Dim("text", min=_MIN_TEXT, max=longest)}
+    axes = {
+        "batch": torch.export.Dim("batch", min=1),
+        "text": torch.export.Dim("text", min=_MIN_TEXT, max=longest),
+    }
     shapes = tuple({axis: axes[name] for axis, name in free.items()} for free in graph.dynamic_axes)
     # Sizes that stand for no other axis of the model by chance.
     example = noise(graph, model.config, batch=3, length=min(7, longest), seed=0)
     # Not strict, which is faster: the model must ask for `tensor.shape[0]`, as `len(tensor)` would fix the batch.
-    program = torch.export.export(GraphModule(model, graph).eval(), example, dynamic_shapes=(shapes,), strict=False)
+    program = torch.export.export(
+        GraphModule(model, graph).eval(), example, dynamic_shapes=(shapes,), strict=False
+    )
     with warnings.catch_warnings():
         # Between two parts of torch 2.13: its exporter copies what it has deprecated itself.
-        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning
+        )
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -197,7 +237,9 @@ def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> boo
     if exported is None:  # only where the older exporter writes a file itself
         raise TypeError("torch.onnx.export gave no program")
     if (opset := exported.model.opset_imports[""]) != OPSET:
-        raise ValueError(f"torch {torch.__version__} writes ONNX opset {opset}, not {OPSET}; install a newer torch.")
+        raise ValueError(
+            f"torch {torch.__version__} writes ONNX opset {opset}, not {OPSET}; install a newer torch."
+        )
     exported.model.ir_version = IR_VERSION
     _tidy(exported.model, graph)
     weights = [value.const_value for value in exported.model.graph.initializers.values()]
@@ -223,7 +265,9 @@ def _tidy(model: Any, graph: Graph) -> None:
     for value in values:
         for axis, size in enumerate(value.shape or ()):
             if not isinstance(size, int) and size.value is not None:
-                value.shape[axis] = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size.value)
+                value.shape[axis] = re.sub(
+                    r"\w+", lambda word: names.get(word[0], word[0]), size.value
+                )
 
 
 def _rows(graph: Graph, samples: Samples) -> list[dict[str, np.ndarray]]:
@@ -237,11 +281,15 @@ def _rows(graph: Graph, samples: Samples) -> list[dict[str, np.ndarray]]:
     return rows
 
 
-def _quantise(source: Path, target: Path, *, large: bool, rows: list[dict[str, np.ndarray]]) -> None:
+def _quantise(
+    source: Path, target: Path, *, large: bool, rows: list[dict[str, np.ndarray]]
+) -> None:
     from onnxruntime import quantization  # brings `onnx`, which takes a second
 
     remaining = iter(rows)
-    reader = type("Rows", (quantization.CalibrationDataReader,), {"get_next": lambda _: next(remaining, None)})
+    reader = type(
+        "Rows", (quantization.CalibrationDataReader,), {"get_next": lambda _: next(remaining, None)}
+    )
     # The library logs a line for each tensor, and the advice to optimise first, which its sessions do.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -265,10 +313,16 @@ def _quantise(source: Path, target: Path, *, large: bool, rows: list[dict[str, n
 
 def _describe(model: models.VLMoPreTrainedModel, folder: Path) -> dict[str, Any]:
     config = model.config
-    text: dict[str, Any] = {"max_positions": config.max_text_positions, "pad_token_id": config.pad_token_id}
+    text: dict[str, Any] = {
+        "max_positions": config.max_text_positions,
+        "pad_token_id": config.pad_token_id,
+    }
     if (folder / "processor_config.json").is_file():
         length = load_processor(folder).max_text_length
-        text |= {"tokenizer": "tokenizer.json", "max_length": min(length, config.max_text_positions)}
+        text |= {
+            "tokenizer": "tokenizer.json",
+            "max_length": min(length, config.max_text_positions),
+        }
     head: Any = getattr(model, "contrast_head", None)
     labels = {str(number): label for number, label in (config.id2label or {}).items()}
     return {

@@ -39,7 +39,9 @@ class OnnxSession:
         options.intra_op_num_threads = num_threads or _default_threads()
         if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            file, options, providers=["CPUExecutionProvider"]
+        )
         self.inputs, self.outputs = (
             {tensor.name: {"type": tensor.type, "shape": list(tensor.shape)} for tensor in tensors}
             for tensors in (self.session.get_inputs(), self.session.get_outputs())
@@ -61,9 +63,16 @@ class OpenVinoSession:
     """
 
     def __init__(
-        self, file: str | Path, *, num_threads: int | None = None, cache: Path | None = None, exact: bool = True
+        self,
+        file: str | Path,
+        *,
+        num_threads: int | None = None,
+        cache: Path | None = None,
+        exact: bool = True,
     ) -> None:
-        settings = {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_PRECISION_HINT": "f32"} if exact else {})
+        settings = {"PERFORMANCE_HINT": "LATENCY"} | (
+            {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
+        )
         settings["INFERENCE_NUM_THREADS"] = str(num_threads or _default_threads())
         if cache is not None:
             settings["CACHE_DIR"] = str(cache)
@@ -95,7 +104,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     """Return the description that `write_onnx` keeps in a folder; ValueError if there is none."""
     file = folder / DESCRIPTION
     if not file.is_file():
-        raise ValueError(f"{folder} is no ONNX export: it has no {DESCRIPTION}; write one with vlmo export.")
+        raise ValueError(
+            f"{folder} is no ONNX export: it has no {DESCRIPTION}; write one with vlmo export."
+        )
     return read_json(file)
 
 

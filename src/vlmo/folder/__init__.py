@@ -35,7 +35,9 @@ def file_in(folder: str | Path, name: object) -> Path:
     caches = (each.with_name("blobs") for each in root.parents if each.name == "snapshots")
     blobs = next(filter(Path.is_dir, caches), root)
     if path.name != str(name) or not path.is_file() or path.resolve().parent not in {root, blobs}:
-        raise ValueError(f"{folder} has no file {str(name)!r} (a name, no path and no link to elsewhere); is it whole?")
+        raise ValueError(
+            f"{folder} has no file {str(name)!r} (a name, no path and no link to elsewhere); is it whole?"
+        )
     return path
 
 
@@ -56,8 +58,14 @@ def weight_files(folder: str | Path, *names: str) -> list[Path]:
             shards = index.get("weight_map") if isinstance(index, dict) else None
             if not isinstance(shards, dict) or not shards:
                 raise ValueError(f"{file} has no weight_map; expected the index of a sharded model")
-            if others := [shard for shard in map(str, shards.values()) if Path(shard).suffix != Path(name).suffix]:
-                raise ValueError(f"{file} names {others[0]!r}; expected files that end in {Path(name).suffix}")
+            if others := [
+                shard
+                for shard in map(str, shards.values())
+                if Path(shard).suffix != Path(name).suffix
+            ]:
+                raise ValueError(
+                    f"{file} names {others[0]!r}; expected files that end in {Path(name).suffix}"
+                )
             return [file_in(folder, shard) for shard in sorted(set(shards.values()))]
     return []
 
@@ -105,13 +113,20 @@ def architectures(folder: str | Path) -> list[str]:
     """Return the classes that `config.json` of a model folder, or of a released model, names; ValueError as there."""
     named = read_config(folder).get("architectures") or []
     if not isinstance(named, list):
-        raise ValueError(f"{folder}/config.json: architectures is {named!r}; expected a list of names")
+        raise ValueError(
+            f"{folder}/config.json: architectures is {named!r}; expected a list of names"
+        )
     return [str(name) for name in named]
 
 
 def write_modules(folder: str | PathLike) -> None:
     """Write the file by which sentence-transformers finds the class that embeds by a model folder."""
-    module = {"idx": 0, "name": "0", "path": "", "type": "vlmo.integrations.sentence_transformers.VLMoEmbedder"}
+    module = {
+        "idx": 0,
+        "name": "0",
+        "path": "",
+        "type": "vlmo.integrations.sentence_transformers.VLMoEmbedder",
+    }
     (Path(folder) / "modules.json").write_text(json.dumps([module]) + "\n", encoding="utf-8")
 
 
@@ -126,7 +141,9 @@ def check_processor(folder: str | Path, *, image_size: int | None = None) -> Non
         if isinstance(settings, dict):
             settings = settings.get("image_processor") or settings
         if not isinstance(settings, dict):
-            raise ValueError(f"{file} holds {settings!r}; expected an object, the settings of a processor")
+            raise ValueError(
+                f"{file} holds {settings!r}; expected an object, the settings of a processor"
+            )
         for key, allowed in _PIXELS.items():
             if settings.get(key) not in allowed:
                 raise ValueError(
@@ -134,12 +151,29 @@ def check_processor(folder: str | Path, *, image_size: int | None = None) -> Non
                     "normalises pixels with mean and deviation 0.5: correct the file, or run the model by transformers'"
                     " own calls"
                 )
-        patch = found if type(found := read_config(folder).get("patch_size")) is int and found > 0 else 1
-        size, aspect = settings.get("size", {"height": patch, "width": patch}), settings.get("aspect_patch_size")
-        sides = [size.get(side) for side in ("height", "width")] if isinstance(size, dict) else [size, size]
+        patch = (
+            found
+            if type(found := read_config(folder).get("patch_size")) is int and found > 0
+            else 1
+        )
+        size, aspect = (
+            settings.get("size", {"height": patch, "width": patch}),
+            settings.get("aspect_patch_size"),
+        )
+        sides = (
+            [size.get(side) for side in ("height", "width")]
+            if isinstance(size, dict)
+            else [size, size]
+        )
         if any(type(side) is not int or side < 1 or side % patch for side in sides):
-            raise ValueError(f"{file}: size is {size!r}; expected height and width, multiples of {patch} pixels")
+            raise ValueError(
+                f"{file}: size is {size!r}; expected height and width, multiples of {patch} pixels"
+            )
         if aspect is not None and (aspect != patch or len({*sides}) > 1):
-            raise ValueError(f"{file}: aspect_patch_size is {aspect!r}, size {size!r}; expected {patch}, and a square")
+            raise ValueError(
+                f"{file}: aspect_patch_size is {aspect!r}, size {size!r}; expected {patch}, and a square"
+            )
         if image_size is not None and settings.get("size") and (aspect or {*sides} != {image_size}):
-            raise ValueError(f"{file}: images are no squares of {image_size} px, and an export needs these")
+            raise ValueError(
+                f"{file}: images are no squares of {image_size} px, and an export needs these"
+            )

@@ -78,9 +78,15 @@ def system_error(error: BaseException | None) -> OSError | None:
     while error is not None:
         if isinstance(error, OSError):
             return error if error.errno else None
-        if found := re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None:
+        if (
+            found := re.search(r"\(os error (\d+)\)", str(error))
+            if isinstance(error, SafetensorError)
+            else None
+        ):
             return OSError(int(found[1]), os.strerror(int(found[1])))
-        error = error.__context__ if isinstance(error, RuntimeError) else None  # torch.save notices what it left out
+        error = (
+            error.__context__ if isinstance(error, RuntimeError) else None
+        )  # torch.save notices what it left out
     return None
 
 

@@ -24,7 +24,14 @@ from vlmo.folder.atomic import write_file
 Entry = TypeVar("Entry")
 CARD, RESULTS_FILE, DATA_FILE = "README.md", "results.json", "data_sources.json"
 _SIZES = (
-    "num_hidden_layers hidden_size num_attention_heads num_fusion_layers image_size patch_size vocab_size num_tokens"
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_fusion_layers",
+    "image_size",
+    "patch_size",
+    "vocab_size",
+    "num_tokens",
 )
 _MOST_SHOWN, _MOST_LETTERS = 16, 200
 _PRIMARY = {"ir@1", "accuracy", "top1", "miou", "dual", "dual[relation]", "dual[swap]"}
@@ -36,7 +43,10 @@ folder = vlmo.model_path("path/to/this/folder")  # registers the class with tran
 run = pipeline("{pipeline}", model=folder)
 result = run({arguments})
 """
-_TEMPLATE = Template(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"), keep_trailing_newline=True)
+_TEMPLATE = Template(
+    Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"),
+    keep_trailing_newline=True,
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,10 @@ def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None
     for source in card.data:
         entries.setdefault((source.name, source.licences), []).append(source.use)
         table.setdefault((source.name, _terms(source.licences)), {})[source.use] = None
-    data = [{"name": name, "use": uses, "licences": list(terms)} for (name, terms), uses in entries.items()]
+    data = [
+        {"name": name, "use": uses, "licences": list(terms)}
+        for (name, terms), uses in entries.items()
+    ]
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:  # headers alone
             total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
@@ -127,7 +140,7 @@ def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None
         card=card,
         kind=next(iter(architectures(folder)), "not known"),
         usage=usage,
-        sizes=", ".join(f"{name} {config[name]}" for name in _SIZES.split() if config.get(name)),
+        sizes=", ".join(f"{name} {config[name]}" for name in _SIZES if config.get(name)),
         parameters=f"{total / 1e6:.1f} million" if total else "",
         data=table,
         **_metrics(card.metrics),
@@ -141,7 +154,11 @@ def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None
 def add_metrics(folder: str | Path, metrics: Sequence[EvalResult]) -> Path:
     """Add metrics to the card of a folder, replacing those of the same metric on the same split of the same data."""
     results = [*read_results(folder), *metrics]
-    latest = list({(each.metric_type, each.dataset_name, each.dataset_split): each for each in results}.values())
+    latest = list(
+        {
+            (each.metric_type, each.dataset_name, each.dataset_split): each for each in results
+        }.values()
+    )
     section = _TEMPLATE.blocks["metrics"](_TEMPLATE.new_context(_metrics(latest)))
     add_section(folder, title="Metrics", body="".join(section))
     _write_results(folder, latest)
@@ -151,8 +168,13 @@ def add_metrics(folder: str | Path, metrics: Sequence[EvalResult]) -> Path:
 def add_section(folder: str | Path, *, title: str, body: str) -> None:
     """Add a section to the card of a folder, replacing one with that title; a new one stands before the limits."""
     path = Path(folder) / CARD
-    text, section = path.read_text(encoding="utf-8") if path.exists() else "", f"## {title}\n\n{body}\n"
-    there = re.compile(rf"^## {re.escape(title)}[ \t]*\n.*?(?P<gap>\n(?=#{{1,2}} )|\Z)", re.MULTILINE | re.DOTALL)
+    text, section = (
+        path.read_text(encoding="utf-8") if path.exists() else "",
+        f"## {title}\n\n{body}\n",
+    )
+    there = re.compile(
+        rf"^## {re.escape(title)}[ \t]*\n.*?(?P<gap>\n(?=#{{1,2}} )|\Z)", re.MULTILINE | re.DOTALL
+    )
     if there.search(text):
         text = there.sub(lambda found: section + found["gap"], text, count=1)
     else:
@@ -178,16 +200,26 @@ def read_results(folder: str | Path) -> list[EvalResult]:
 def _terms(licences: Sequence[str]) -> str:
     text = ", ".join(licences) or "not stated: as its owner states"
     # A long list names, of "MIT: a, b", the licence without the sources that have it.
-    return text if len(text) <= _MOST_LETTERS else ", ".join(each.partition(":")[0] for each in licences)
+    return (
+        text
+        if len(text) <= _MOST_LETTERS
+        else ", ".join(each.partition(":")[0] for each in licences)
+    )
 
 
 def _metrics(results: Sequence[EvalResult]) -> dict[str, Any]:
-    primary = [each for each in results if _dual(each) in _PRIMARY] if len(results) > _MOST_SHOWN else []
+    primary = (
+        [each for each in results if _dual(each) in _PRIMARY] if len(results) > _MOST_SHOWN else []
+    )
     shown = primary or results
-    rows: dict[tuple[str, ...], list[EvalResult]] = {}  # with the fusion encoder's beside that of the dual encoder
+    rows: dict[
+        tuple[str, ...], list[EvalResult]
+    ] = {}  # with the fusion encoder's beside that of the dual encoder
     for each in shown:
         rows.setdefault((each.dataset_name, str(each.dataset_split), _dual(each)), []).append(each)
-    meant = ((each.metric_name, (each.metric_args or {}).get("meaning")) for each, *_ in rows.values())
+    meant = (
+        (each.metric_name, (each.metric_args or {}).get("meaning")) for each, *_ in rows.values()
+    )
     meanings = list(dict.fromkeys(f"{name}: {meaning}" for name, meaning in meant if meaning))
     hidden = len(results) - len(shown)
     return {"results": results, "rows": list(rows.values()), "meanings": meanings, "hidden": hidden}
@@ -205,12 +237,20 @@ def _read_list(path: Path, make: Callable[..., Entry]) -> list[Entry]:
 
 
 def _write_results(folder: str | Path, results: Iterable[EvalResult]) -> None:
-    entries = [{name: value for name, value in asdict(each).items() if value is not None} for each in results]
+    entries = [
+        {name: value for name, value in asdict(each).items() if value is not None}
+        for each in results
+    ]
     _write_list(Path(folder) / RESULTS_FILE, entries)
 
 
 def _write_list(path: Path, entries: Sequence[dict[str, Any]]) -> None:
     if entries:
-        write_file(path, "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n")
+        write_file(
+            path,
+            "[\n"
+            + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+            + "\n]\n",
+        )
     else:
         path.unlink(missing_ok=True)

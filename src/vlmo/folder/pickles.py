@@ -13,7 +13,10 @@ _MOST_TIMES, _FEW = 10, 1_000_000
 """A pickle stands for at most this many times what is written in it (shared tensors and settings: well below twice), or
 for a number of objects that takes no time."""
 _INTO_THE_FIRST = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
-_ALLOCATORS = {"builtins bytearray", "__builtin__ bytearray"}  # the only ones that torch calls and that write zeros
+_ALLOCATORS = {
+    "builtins bytearray",
+    "__builtin__ bytearray",
+}  # the only ones that torch calls and that write zeros
 _BARE_PICKLES = 5  # of the form before torch 1.6: a number, the version, the machine, the content, names of storages
 
 
@@ -36,8 +39,12 @@ def check_pickles(file: IO[bytes], name: object) -> None:
     else:
         with suppress(RuntimeError, OSError):  # of damage
             records = torch._C.PyTorchFileReader(file)
-            if sum(map(records.get_record_size, records.get_all_records())) > file.seek(0, io.SEEK_END):
-                raise ValueError(refused + "members of the zip are compressed, or lie upon each other")
+            if sum(map(records.get_record_size, records.get_all_records())) > file.seek(
+                0, io.SEEK_END
+            ):
+                raise ValueError(
+                    refused + "members of the zip are compressed, or lie upon each other"
+                )
             _check_pickle(io.BytesIO(records.get_record("data.pkl")), refused)
     file.seek(0)
 
@@ -61,7 +68,11 @@ def _check_pickle(file: IO[bytes], refused: str) -> None:
                 marks.append(len(stack))
             else:
                 marked = pickletools.markobject in taken
-                start = marks.pop() - taken.index(pickletools.markobject) if marked else len(stack) - len(taken)
+                start = (
+                    marks.pop() - taken.index(pickletools.markobject)
+                    if marked
+                    else len(stack) - len(taken)
+                )
                 objects = stack[start:]
                 del stack[start:]
                 if name in _INTO_THE_FIRST:

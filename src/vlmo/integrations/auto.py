@@ -12,7 +12,11 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from vlmo import model
-from vlmo.integrations.pipelines import ImageTextMatchingPipeline, ImageToTextPipeline, VisualQuestionAnsweringPipeline
+from vlmo.integrations.pipelines import (
+    ImageTextMatchingPipeline,
+    ImageToTextPipeline,
+    VisualQuestionAnsweringPipeline,
+)
 from vlmo.processing import VLMoProcessor
 
 AUTO_CLASSES = {
@@ -27,7 +31,10 @@ AUTO_CLASSES = {
     "AutoModelForSemanticSegmentation": model.VLMoForSemanticSegmentation,
 }
 PIPELINES = {
-    "visual-question-answering": (VisualQuestionAnsweringPipeline, AutoModelForVisualQuestionAnswering),
+    "visual-question-answering": (
+        VisualQuestionAnsweringPipeline,
+        AutoModelForVisualQuestionAnswering,
+    ),
     "image-text-matching": (ImageTextMatchingPipeline, AutoModelForZeroShotImageClassification),
     "image-text-to-text": (ImageToTextPipeline, AutoModelForImageTextToText),
 }

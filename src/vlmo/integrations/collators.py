@@ -47,19 +47,30 @@ class DataCollator(ABC):
 
     def texts(self, rows: Rows) -> list[str]:
         """Return the `text` of each row, or one of its `captions`; ValueError for a row without one."""
-        lists = [[value] if isinstance(value, str) else list(value) for value in _column(rows, "text", "captions")]
+        lists = [
+            [value] if isinstance(value, str) else list(value)
+            for value in _column(rows, "text", "captions")
+        ]
         if not all(map(all, lists)) or not all(lists):
-            raise ValueError("a row has an empty text, or an empty list of captions; leave such rows out")
+            raise ValueError(
+                "a row has an empty text, or an empty list of captions; leave such rows out"
+            )
         generator = self.generator(repr(lists).encode())
         return [texts[int(generator.integers(len(texts)))] for texts in lists]
 
-    def pixels(self, rows: Rows, *, name: str = "image") -> Float[Tensor, "row channel height width"]:
+    def pixels(
+        self, rows: Rows, *, name: str = "image"
+    ) -> Float[Tensor, "row channel height width"]:
         """Return `pixel_values` of the images of a column."""
-        return self.processor(images=self.images(rows, name=name), return_tensors="pt")["pixel_values"]
+        return self.processor(images=self.images(rows, name=name), return_tensors="pt")[
+            "pixel_values"
+        ]
 
     def generator(self, content: bytes) -> np.random.Generator:
         """Return a generator that depends on the seed, the epoch and the content of a batch."""
-        return np.random.default_rng([self.seed, _epoch(), *blake2b(content, digest_size=16).digest()])
+        return np.random.default_rng(
+            [self.seed, _epoch(), *blake2b(content, digest_size=16).digest()]
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,9 @@ class DataCollatorForRetrieval(DataCollator):
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Return images and texts, and `return_loss`."""
-        inputs = self.processor(images=self.images(rows), text=self.texts(rows), return_tensors="pt")
+        inputs = self.processor(
+            images=self.images(rows), text=self.texts(rows), return_tensors="pt"
+        )
         return {**inputs, "return_loss": True}
 
 
@@ -104,9 +117,15 @@ class DataCollatorForVisualReasoning(DataCollator):
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Return `pixel_values` of two images a row, the sentences, and `labels`."""
-        pixels = torch.stack([self.pixels(rows, name=name) for name in ("image", "second_image")], dim=1)
+        pixels = torch.stack(
+            [self.pixels(rows, name=name) for name in ("image", "second_image")], dim=1
+        )
         encoded = self.processor(text=self.texts(rows), return_tensors="pt")
-        return {"pixel_values": pixels, **encoded, "labels": torch.tensor(_column(rows, "label")).long()}
+        return {
+            "pixel_values": pixels,
+            **encoded,
+            "labels": torch.tensor(_column(rows, "label")).long(),
+        }
 
 
 @dataclass(frozen=True)
@@ -128,9 +147,15 @@ class DataCollatorForSemanticSegmentation(DataCollator):
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
         height, width = pixels.shape[-2:]
         for image, value in zip(images, _column(rows, "mask"), strict=True):
-            mask = np.asarray(value, dtype=np.int32) if (cell := _cell(value)) is None else decode_mask(cell)
+            mask = (
+                np.asarray(value, dtype=np.int32)
+                if (cell := _cell(value)) is None
+                else decode_mask(cell)
+            )
             if mask.shape != image.size[::-1]:
-                raise ValueError(f"a mask has shape {mask.shape}; expected that of its image, {image.size[::-1]}")
+                raise ValueError(
+                    f"a mask has shape {mask.shape}; expected that of its image, {image.size[::-1]}"
+                )
             resized = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
             masks.append(torch.from_numpy(np.array(resized)).long())
         return {"pixel_values": pixels, "labels": torch.stack(masks)}
@@ -145,7 +170,9 @@ class DataCollatorForMaskedLM(DataCollator):
     @cached_property
     def _vocabulary(self) -> MaskingVocabulary:
         if self.words.of_captions:
-            raise ValueError("words.of_captions is True, which is for captioning's recipes; leave it out")
+            raise ValueError(
+                "words.of_captions is True, which is for captioning's recipes; leave it out"
+            )
         return MaskingVocabulary.of(self.processor.tokenizer, only=self.words.only)
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
@@ -154,15 +181,25 @@ class DataCollatorForMaskedLM(DataCollator):
         inputs = self.processor(text=self.texts(rows), return_tensors="pt", **images)
         ids = inputs["input_ids"].numpy()
         generator = self.generator(ids.tobytes())
-        options: dict[str, Any] = {"vocabulary": self._vocabulary, "config": self.words, "generator": generator}
-        masked, labels = map(np.stack, zip(*(whole_word_mask(text, **options) for text in ids), strict=True))
+        options: dict[str, Any] = {
+            "vocabulary": self._vocabulary,
+            "config": self.words,
+            "generator": generator,
+        }
+        masked, labels = map(
+            np.stack, zip(*(whole_word_mask(text, **options) for text in ids), strict=True)
+        )
         return {**inputs, "input_ids": torch.from_numpy(masked), "labels": torch.from_numpy(labels)}
 
 
 def _column(rows: Rows, *names: str) -> list[Any]:
     name = next((name for name in names if name in rows[0]), None)
     if name is None or any(row.get(name) is None for row in rows):
-        given = f"the rows have {', '.join(rows[0]) or 'no columns'}" if name is None else f"a row has no {name}"
+        given = (
+            f"the rows have {', '.join(rows[0]) or 'no columns'}"
+            if name is None
+            else f"a row has no {name}"
+        )
         raise ValueError(
             f"{given}; expected {' or '.join(names)} in each: rename columns with rename_column, and give"
             " TrainingArguments(remove_unused_columns=False), without which the trainer drops them"
@@ -179,4 +216,8 @@ def _cell(value: Any) -> ImageCell | None:
 def _epoch() -> int:
     """Return the epoch of the data loader that accelerate, and so the `Trainer`, is reading; 0 for other loaders."""
     accelerate = sys.modules.get("accelerate.state")  # without which there is no trainer
-    return 0 if accelerate is None else getattr(accelerate.GradientState().active_dataloader, "iteration", 0)
+    return (
+        0
+        if accelerate is None
+        else getattr(accelerate.GradientState().active_dataloader, "iteration", 0)
+    )

@@ -40,7 +40,9 @@ class VLMoReranker(Reranker):
         self.encoder, self.column = model if isinstance(model, Encoder) else Encoder(model), column
         self.weight = self.encoder.rerank_weight if weight is None else weight
         if not self.encoder.can_match or not 0 <= self.weight <= 1:
-            raise ValueError(f"{self.encoder.folder} needs a matching head; weight {self.weight}: give 0 to 1")
+            raise ValueError(
+                f"{self.encoder.folder} needs a matching head; weight {self.weight}: give 0 to 1"
+            )
 
     def rerank_vector(self, query: str, vector_results: pa.Table) -> pa.Table:
         """Order results of a search by vector, or by words, for a text, the second argument of `rerank`."""
@@ -48,14 +50,18 @@ class VLMoReranker(Reranker):
 
     rerank_fts = rerank_vector
 
-    def rerank_hybrid(self, query: str, vector_results: pa.Table, fts_results: pa.Table) -> pa.Table:
+    def rerank_hybrid(
+        self, query: str, vector_results: pa.Table, fts_results: pa.Table
+    ) -> pa.Table:
         """Order the results of both searches together."""
         merge = self._merge_and_keep_scores if self.score == "all" else self.merge_results
         return self._rerank(query, merge(vector_results, fts_results))
 
     def _rerank(self, query: str, results: pa.Table) -> pa.Table:
         if not isinstance(query, str) or self.column not in results.column_names:
-            raise ValueError(f"the query is {query!r:.50}, and images are in {self.column!r}; give a text and a column")
+            raise ValueError(
+                f"the query is {query!r:.50}, and images are in {self.column!r}; give a text and a column"
+            )
         pixels = [self._pixels(value) for value in results[self.column].to_pylist()]
         read = [each for each in pixels if each is not None]
         similarity = self.encoder.embed_pixels(read) @ self.encoder.embed_texts([query])[0]

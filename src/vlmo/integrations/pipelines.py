@@ -20,7 +20,9 @@ _Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 class _OwnPipeline(Pipeline):
     _load_processor = True
-    _load_tokenizer = _load_image_processor = _load_feature_extractor = _load_video_processor = False
+    _load_tokenizer = _load_image_processor = _load_feature_extractor = _load_video_processor = (
+        False
+    )
 
     model: Any
     processor: Any
@@ -30,7 +32,9 @@ class _OwnPipeline(Pipeline):
         # What a folder held: a head that it lacks would have initial weights, and answer too.
         held = model.config.architectures or self.model_classes
         if not set(held) & set(self.model_classes):
-            raise ValueError(f"{type(self).__name__} got {', '.join(held)}: expected {' or '.join(self.model_classes)}")
+            raise ValueError(
+                f"{type(self).__name__} got {', '.join(held)}: expected {' or '.join(self.model_classes)}"
+            )
         super().__init__(model, **options)
 
 
@@ -44,14 +48,18 @@ class _PairPipeline(_OwnPipeline):
         of both; several are a list, generator or data set of these. ValueError without a text or an image.
         """
         text = options.pop(self.text_key, None)
-        return super().__call__(image if text is None else {"image": image, self.text_key: text}, **options)
+        return super().__call__(
+            image if text is None else {"image": image, self.text_key: text}, **options
+        )
 
     def _sanitize_parameters(self, *, top_k: int | None = None) -> _Parameters:
         return {}, {}, {} if top_k is None else {"top_k": top_k}
 
     def _open_pair(self, pair: Any) -> tuple[Image.Image, Any]:
         if not isinstance(pair, dict) or not {"image", self.text_key} <= pair.keys():
-            raise ValueError(f"got {pair!r:.120}: expected an image with {self.text_key}, or dictionaries with both")
+            raise ValueError(
+                f"got {pair!r:.120}: expected an image with {self.text_key}, or dictionaries with both"
+            )
         return open_image(pair["image"]), pair[self.text_key]
 
 
@@ -73,12 +81,17 @@ class VisualQuestionAnsweringPipeline(_PairPipeline):
     def _forward(self, model_inputs: BatchFeature) -> dict[str, torch.Tensor]:
         return {"logits": self.model(**model_inputs).logits}
 
-    def postprocess(self, model_outputs: dict[str, torch.Tensor], top_k: int = 5) -> list[dict[str, Any]]:
+    def postprocess(
+        self, model_outputs: dict[str, torch.Tensor], top_k: int = 5
+    ) -> list[dict[str, Any]]:
         """Return the best answers of one pair."""
         scores = model_outputs["logits"][0].float().sigmoid()
         best = scores.topk(min(top_k, len(scores)))
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [{"score": score, "answer": self.model.config.id2label[number]} for score, number in pairs]
+        return [
+            {"score": score, "answer": self.model.config.id2label[number]}
+            for score, number in pairs
+        ]
 
 
 class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
@@ -109,8 +122,14 @@ class ImageTextMatchingPipeline(_PairPipeline, ChunkPipeline):
 
     def postprocess(self, model_outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the texts of one image with their scores."""
-        pairs = ((output["text"], output["logits"][0].float().softmax(dim=-1)[1].item()) for output in model_outputs)
-        return sorted(({"text": text, "score": score} for text, score in pairs), key=lambda entry: -entry["score"])
+        pairs = (
+            (output["text"], output["logits"][0].float().softmax(dim=-1)[1].item())
+            for output in model_outputs
+        )
+        return sorted(
+            ({"text": text, "score": score} for text, score in pairs),
+            key=lambda entry: -entry["score"],
+        )
 
 
 class ImageToTextPipeline(_OwnPipeline):
@@ -135,7 +154,11 @@ class ImageToTextPipeline(_OwnPipeline):
         return self.processor(images=open_image(image), return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs: BatchFeature, **options: Any) -> dict[str, torch.Tensor]:
-        return {"ids": self.model.generate(**model_inputs, tokenizer=self.processor.tokenizer, **options)}
+        return {
+            "ids": self.model.generate(
+                **model_inputs, tokenizer=self.processor.tokenizer, **options
+            )
+        }
 
     def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> list[dict[str, str]]:
         """Return the caption of one image."""
@@ -153,6 +176,10 @@ def open_image(image: Image.Image | str | Path) -> Image.Image:
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image)
     if not isinstance(image, str | Path):
-        raise ValueError(f"image is a {type(image).__name__}: expected a PIL image, a path, an address or a data URI")
-    is_file = isinstance(image, Path) or not image.startswith(("http://", "https://", "data:image/"))
+        raise ValueError(
+            f"image is a {type(image).__name__}: expected a PIL image, a path, an address or a data URI"
+        )
+    is_file = isinstance(image, Path) or not image.startswith(
+        ("http://", "https://", "data:image/")
+    )
     return open_upright(image) if is_file else load_image(image)

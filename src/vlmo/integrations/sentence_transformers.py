@@ -28,7 +28,9 @@ try:
     from sentence_transformers.base.modality import infer_modality
     from sentence_transformers.base.modules import InputModule
 except ImportError as error:
-    raise ImportError(f"sentence-transformers 6 is needed here: {install_command('sentence-transformers')}") from error
+    raise ImportError(
+        f"sentence-transformers 6 is needed here: {install_command('sentence-transformers')}"
+    ) from error
 
 Features = dict[str, Any]
 """Tensors by name, handed from module to module."""
@@ -70,18 +72,31 @@ class _FolderModule(InputModule, ABC):
         ValueError for other models, backends and revisions.
         """
         if backend != "torch" or revision is not None:
-            raise ValueError(f"VLMo loads with backend 'torch' and without a revision; got {backend!r}, {revision!r}")
-        folder = model_name_or_path if Path(model_name_or_path).is_dir() else f"hf://{model_name_or_path}"
-        return cls(load_model(folder, VLMoForImageTextRetrieval, **dict(model_kwargs or {})), load_processor(folder))
+            raise ValueError(
+                f"VLMo loads with backend 'torch' and without a revision; got {backend!r}, {revision!r}"
+            )
+        folder = (
+            model_name_or_path
+            if Path(model_name_or_path).is_dir()
+            else f"hf://{model_name_or_path}"
+        )
+        return cls(
+            load_model(folder, VLMoForImageTextRetrieval, **dict(model_kwargs or {})),
+            load_processor(folder),
+        )
 
     def _features(self, images: Sequence[Any], texts: Sequence[str]) -> Features:
         features: Features = {}
         if images:
-            opened = [open_image(image) if isinstance(image, str | Path) else image for image in images]
+            opened = [
+                open_image(image) if isinstance(image, str | Path) else image for image in images
+            ]
             features |= self.processor(images=opened, return_tensors="pt")
         if texts:
             # A saved tokenizer remembers the length that it was last used with, and transformers prefers that.
-            features |= self.processor(text=list(texts), max_length=self.max_seq_length, return_tensors="pt")
+            features |= self.processor(
+                text=list(texts), max_length=self.max_seq_length, return_tensors="pt"
+            )
         return features
 
 
@@ -97,7 +112,9 @@ class VLMoEmbedder(_FolderModule):
         """Return the length of a vector."""
         return self.model.config.projection_size
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> Features:
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any
+    ) -> Features:
         """Return tokens of the strings, with the prompt in front, and pixel values of the images.
 
         Inputs are strings, images (PIL, arrays, tensors, paths, addresses), or `{"text": ...}` and `{"image": ...}`.
@@ -105,7 +122,10 @@ class VLMoEmbedder(_FolderModule):
         """
         _refuse(kwargs)
         kinds, values = zip(*(_classify(entry, prompt=prompt) for entry in inputs), strict=True)
-        rows = {kind: [row for row, given in enumerate(kinds) if given == kind] for kind in ("image", "text")}
+        rows = {
+            kind: [row for row, given in enumerate(kinds) if given == kind]
+            for kind in ("image", "text")
+        }
         images, texts = ([values[row] for row in rows[kind]] for kind in ("image", "text"))
         features = self._features(images, texts)
         if images and texts:
@@ -140,17 +160,23 @@ class VLMoPairScorer(_FolderModule):
         """An image with a string; neither alone. `text` lets two strings pass, of which one is the path of an image."""
         return ["text", ("image", "text")]
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> Features:
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any
+    ) -> Features:
         """Return pixel values and tokens of pairs; `image_rows` holds the number of each pair's image.
 
         Inputs are (string, image) or (image, string), or `{"text": ..., "image": ...}`; the first is the query.
         ValueError for other inputs and arguments.
         """
         _refuse(kwargs)
-        images: dict[int, Any] = {}  # rerankers score one image against many texts: it is resized once
+        images: dict[
+            int, Any
+        ] = {}  # rerankers score one image against many texts: it is resized once
         keys, texts, is_text_query = [], [], []
         for pair in inputs:
-            parts = [{kind: value} for kind, value in pair.items()] if isinstance(pair, dict) else pair
+            parts = (
+                [{kind: value} for kind, value in pair.items()] if isinstance(pair, dict) else pair
+            )
             found = dict(_classify(part, prompt=prompt) for part in parts)
             if len(parts) != 2 or len(found) != 2:
                 raise ValueError(f"Got {pair!r:.80}: expected one string and one image.")
@@ -168,7 +194,10 @@ class VLMoPairScorer(_FolderModule):
         model, rows = self.model, features["image_rows"]
         pixel_values = features["pixel_values"].to(model.dtype)
         tokens = features["input_ids"], features["attention_mask"]
-        images, texts = model.get_image_features(pixel_values)[rows], model.get_text_features(*tokens)
+        images, texts = (
+            model.get_image_features(pixel_values)[rows],
+            model.get_text_features(*tokens),
+        )
         logits = model.match(pixel_values[rows], *tokens).float()
         of_texts, of_images = model.config.rerank_weights
         scores = rerank_score(
@@ -180,13 +209,20 @@ class VLMoPairScorer(_FolderModule):
         return features | {"scores": scores[:, None]}
 
 
-def load_sentence_transformer(folder: str | Path, *, device: str | torch.device | None = None) -> SentenceTransformer:
+def load_sentence_transformer(
+    folder: str | Path, *, device: str | torch.device | None = None
+) -> SentenceTransformer:
     """Load the dual encoder of a model folder, or of one of `SentenceTransformer.save`; ValueError for other models."""
-    return cast("SentenceTransformer", _load(SentenceTransformer, VLMoEmbedder, folder, device=device))
+    return cast(
+        "SentenceTransformer", _load(SentenceTransformer, VLMoEmbedder, folder, device=device)
+    )
 
 
 def load_cross_encoder(
-    folder: str | Path, *, rerank_weight: float | None = None, device: str | torch.device | None = None
+    folder: str | Path,
+    *,
+    rerank_weight: float | None = None,
+    device: str | torch.device | None = None,
 ) -> CrossEncoder:
     """Load a model folder, or one of `CrossEncoder.save`, to score pairs as a search with reranking does.
 
@@ -203,20 +239,35 @@ def load_cross_encoder(
 
 
 def _load(
-    library_class: Any, module: type[_FolderModule], folder: str | Path, *, device: str | torch.device | None
+    library_class: Any,
+    module: type[_FolderModule],
+    folder: str | Path,
+    *,
+    device: str | torch.device | None,
 ) -> SentenceTransformer | CrossEncoder:
     folder, _ = check_model_folder(folder, VLMoForImageTextRetrieval)
     settings = folder / "config_sentence_transformers.json"
     options: dict[str, Any] = {"device": None if device is None else str(device)}
-    if settings.is_file() and read_json(settings).get("model_type", "SentenceTransformer") == library_class.__name__:
-        ours = {f"{each.__module__}.{each.__name__}": each for each in (VLMoEmbedder, VLMoPairScorer)}
-        return library_class._load_with_module_classes(str(folder), ours, local_files_only=True, **options)
+    if (
+        settings.is_file()
+        and read_json(settings).get("model_type", "SentenceTransformer") == library_class.__name__
+    ):
+        ours = {
+            f"{each.__module__}.{each.__name__}": each for each in (VLMoEmbedder, VLMoPairScorer)
+        }
+        return library_class._load_with_module_classes(
+            str(folder), ours, local_files_only=True, **options
+        )
     options |= {"activation_fn": nn.Identity()} if library_class is CrossEncoder else {}
     return library_class(modules=[module.load(str(folder))], **options)
 
 
 def _classify(entry: Any, *, prompt: str | None) -> tuple[str, Any]:
-    kind = "image" if isinstance(entry, Path) else infer_modality(entry, supported_modalities=["text", "image"])
+    kind = (
+        "image"
+        if isinstance(entry, Path)
+        else infer_modality(entry, supported_modalities=["text", "image"])
+    )
     value = entry[kind] if isinstance(entry, dict) and kind in {"image", "text"} else entry
     if kind == "text" and isinstance(value, str):
         return "text", (prompt or "") + value
@@ -226,5 +277,9 @@ def _classify(entry: Any, *, prompt: str | None) -> tuple[str, Any]:
 
 
 def _refuse(arguments: Mapping[str, Any]) -> None:
-    if given := sorted(name for name, value in arguments.items() if value is not None and name != "task"):
-        raise ValueError(f"Got {', '.join(given)}, which VLMo does not support: its processor decides.")
+    if given := sorted(
+        name for name, value in arguments.items() if value is not None and name != "task"
+    ):
+        raise ValueError(
+            f"Got {', '.join(given)}, which VLMo does not support: its processor decides."
+        )

@@ -35,8 +35,12 @@ def distillation_loss(
     image_embeds, text_embeds = vectors
     image_targets, text_targets = targets
     with torch.no_grad():
-        to_texts = contrast_losses(image_targets, distributed.gather(text_targets), logit_scale=logit_scale, same=same)
-        to_images = contrast_losses(text_targets, distributed.gather(image_targets), logit_scale=logit_scale, same=same)
+        to_texts = contrast_losses(
+            image_targets, distributed.gather(text_targets), logit_scale=logit_scale, same=same
+        )
+        to_images = contrast_losses(
+            text_targets, distributed.gather(image_targets), logit_scale=logit_scale, same=same
+        )
         # Cross-entropy of a pair is -log of its probability.
         weight = ((-to_texts).exp() + (-to_images).exp()) / 2
     image_distance = (image_embeds - image_targets).square().sum(dim=-1)

@@ -24,7 +24,9 @@ def row_slices(count: int, *, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
 
 
-def cached(encode: Callable[..., Sequence[Tensor]], *, size: int | None) -> Callable[..., Sequence[Tensor]]:
+def cached(
+    encode: Callable[..., Sequence[Tensor]], *, size: int | None
+) -> Callable[..., Sequence[Tensor]]:
     """Return an encoder of `size` rows of its arguments at a time, computed again in the backward pass.
 
     Keyword arguments are the same for all rows. A size of None returns `encode` as it is.
@@ -65,4 +67,6 @@ def recomputed(function: Callable[..., Any], *args: Any, device: torch.device) -
     # By tensors among the arguments `checkpoint` knows whose random numbers to replay: a GPU samples its own. What
     # its check of shapes remembers would grow with the number of chunks.
     here = torch.empty(0, device=device)
-    return checkpoint(lambda _, *args: run(*args), here, *args, use_reentrant=False, determinism_check="none")
+    return checkpoint(
+        lambda _, *args: run(*args), here, *args, use_reentrant=False, determinism_check="none"
+    )

@@ -109,7 +109,9 @@ def contrast_losses(
             logits = logits.masked_fill(excluded, float("-inf"))
         if false_captions is not None:
             with torch.autocast(queries.device.type, enabled=False):
-                similarity = (queries[rows].float() * false_captions.embeds[rows].float()).sum(dim=1)
+                similarity = (queries[rows].float() * false_captions.embeds[rows].float()).sum(
+                    dim=1
+                )
                 false_logits = logit_scale.float().exp() * similarity
             false_logits = false_logits.masked_fill(~false_captions.valid[rows], float("-inf"))
             logits = torch.cat([logits, false_logits[:, None]], dim=1)
@@ -128,7 +130,9 @@ def caption_keys(
     length = input_ids.shape[1]
     powers = torch.ones(length, dtype=torch.long, device=input_ids.device)
     if length > 1:
-        powers[1:] = 6364136223846793005  # an odd multiplier of a linear congruential generator (Knuth, MMIX)
+        powers[1:] = (
+            6364136223846793005  # an odd multiplier of a linear congruential generator (Knuth, MMIX)
+        )
     powers = powers.cumprod(0)  # wraps around, which is wanted
     return ((input_ids + 1) * attention_mask * powers).sum(dim=1)
 

@@ -86,7 +86,9 @@ def itm_pairs(
     all_valid = torch.ones_like(rows, dtype=torch.bool)
     parts = [
         _unmasked_pairs(rows, ids[rows], mask[rows], target=1, valid=all_valid),
-        _unmasked_pairs(negative_images, ids[anchors], mask[anchors], target=0, valid=negatives.image_valid),
+        _unmasked_pairs(
+            negative_images, ids[anchors], mask[anchors], target=0, valid=negatives.image_valid
+        ),
         _unmasked_pairs(
             anchors,
             negative_texts[:, 0],
@@ -199,7 +201,9 @@ def sample_hard_negatives(
     return torch.where(possible, chosen, torch.zeros_like(chosen)), possible
 
 
-def sample_uniform(seed: Int[Tensor, ""], *, batch: int, rounds: int) -> Float[Tensor, "rounds batch"]:
+def sample_uniform(
+    seed: Int[Tensor, ""], *, batch: int, rounds: int
+) -> Float[Tensor, "rounds batch"]:
     """Return uniform numbers of this process's rows, pure functions of the seed and the global row."""
     generator = torch.Generator().manual_seed(int(seed))
     numbers = torch.rand(rounds, batch * distributed.world_size(), generator=generator)

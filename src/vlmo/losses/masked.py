@@ -23,19 +23,29 @@ def masked_loss(
     Image Modeling"). `label_smoothing` is the share of a label that is spread over all words, `drop_worst` that of the
     positions, those of the largest losses, that is left out.
     """
-    losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
+    losses = F.cross_entropy(
+        logits.float(), labels, reduction="none", label_smoothing=label_smoothing
+    )
     count = torch.tensor(float(len(labels)), device=logits.device)
     if drop_worst:
         total, longest = (
             int(distributed.all_reduce(count)),
             int(distributed.all_reduce(count, op="max")),
         )
-        everywhere = distributed.gather(F.pad(losses, (0, longest - len(losses)), value=torch.inf)).sort().values
+        everywhere = (
+            distributed.gather(F.pad(losses, (0, longest - len(losses)), value=torch.inf))
+            .sort()
+            .values
+        )
         losses = losses[losses <= everywhere[max(1, int(total * (1 - drop_worst))) - 1]]
     return distributed.global_mean(losses.sum(), count.new_tensor(float(len(losses))))
 
 
-def accuracy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]) -> Float[Tensor, ""]:
+def accuracy(
+    logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]
+) -> Float[Tensor, ""]:
     """Share of right predictions over all processes, for the log."""
     right = (logits.detach().argmax(dim=-1) == labels).float()
-    return distributed.global_mean(right.sum(), torch.tensor(float(len(labels)), device=right.device))
+    return distributed.global_mean(
+        right.sum(), torch.tensor(float(len(labels)), device=right.device)
+    )

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from vlmo.model.config import VQVisualTokenizerConfig as VQVisualTokenizerConfig
     from vlmo.model.downstream import VLMoForImageClassification as VLMoForImageClassification
     from vlmo.model.downstream import VLMoForSemanticSegmentation as VLMoForSemanticSegmentation
-    from vlmo.model.downstream import VLMoForVisualQuestionAnswering as VLMoForVisualQuestionAnswering
+    from vlmo.model.downstream import (
+        VLMoForVisualQuestionAnswering as VLMoForVisualQuestionAnswering,
+    )
     from vlmo.model.downstream import VLMoForVisualReasoning as VLMoForVisualReasoning
     from vlmo.model.pretraining import VLMoForImageCaptioning as VLMoForImageCaptioning
     from vlmo.model.pretraining import VLMoForImageTextRetrieval as VLMoForImageTextRetrieval

@@ -29,10 +29,14 @@ def attention_maps(
     implementation = model.config._attn_implementation or "sdpa"
     model.set_attn_implementation("eager")  # the only one that returns its weights
     try:
-        attentions = backbone(pixel_values, input_ids, attention_mask, output_attentions=True).attentions
+        attentions = backbone(
+            pixel_values, input_ids, attention_mask, output_attentions=True
+        ).attentions
     finally:
         model.set_attn_implementation(implementation)
-    weights = torch.stack([each.float().mean(dim=1) for each in attentions[-num_layers:]]).mean(dim=0)
+    weights = torch.stack([each.float().mean(dim=1) for each in attentions[-num_layers:]]).mean(
+        dim=0
+    )
     num_text, num_image = input_ids.shape[1], weights.shape[-1] - input_ids.shape[1]
     if model.config.token_order == "image_first":
         weights = weights[:, num_image:, 1:num_image]
@@ -64,5 +68,9 @@ def maps_by_word(
             positions.append([position])
     found = [(word, pieces) for word, pieces in zip(words, positions, strict=True) if word]
     if len(maps) != len(tokens) or not found:
-        raise ValueError(f"Expected one map a token and a word among them, given {len(maps)} maps, tokens {tokens}.")
-    return [word for word, _ in found], torch.stack([maps[pieces].mean(dim=0) for _, pieces in found])
+        raise ValueError(
+            f"Expected one map a token and a word among them, given {len(maps)} maps, tokens {tokens}."
+        )
+    return [word for word, _ in found], torch.stack(
+        [maps[pieces].mean(dim=0) for _, pieces in found]
+    )

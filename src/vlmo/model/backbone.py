@@ -85,7 +85,9 @@ class VLMoPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *args: Any, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike | None, *args: Any, **kwargs: Any
+    ) -> Self:
         """Load a model folder, a model of the hub, or one by its name, such as "vlmo-base-coco"; OSError without it.
 
         Arguments are those of transformers. Weights are read from safetensors alone.
@@ -104,7 +106,10 @@ class VLMoPreTrainedModel(PreTrainedModel):
         """Fill every parameter: what a loaded folder lacks starts as raw memory otherwise."""
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
+        if (
+            isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+            and module.bias is not None
+        ):
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding) and module.padding_idx is not None:
             # transformers marks loaded tensors and skips them; a row of a loaded table must be left alone too.
@@ -158,7 +163,9 @@ class VLMoPreTrainedModel(PreTrainedModel):
         return {name for name, parameter in self.named_parameters() if id(parameter) in identities}
 
 
-def _init_positions(table: nn.Parameter, config: VLMoConfig, *, grid: tuple[int, int] | None) -> None:
+def _init_positions(
+    table: nn.Parameter, config: VLMoConfig, *, grid: tuple[int, int] | None
+) -> None:
     dim = config.hidden_size
     if config.position_init == "normal":
         init.trunc_normal_(table, std=config.initializer_range)
@@ -169,7 +176,9 @@ def _init_positions(table: nn.Parameter, config: VLMoConfig, *, grid: tuple[int,
         init.copy_(table, 2**0.5 * config.initializer_range * sincos_positions(len(table), dim=dim))
 
 
-def _causal_bias(hidden: Float[Tensor, "batch seq dim"], *, words: slice) -> Float[Tensor, "1 seq seq"]:
+def _causal_bias(
+    hidden: Float[Tensor, "batch seq dim"], *, words: slice
+) -> Float[Tensor, "1 seq seq"]:
     """Return -inf where a token (row) does not see a word: words see no later ones, the image sees none."""
     position = torch.arange(hidden.shape[1], device=hidden.device)
     is_word = (position >= words.start) & (position < words.stop)
@@ -190,7 +199,9 @@ class VLMoModel(VLMoPreTrainedModel):
         self.text_embeddings = TextEmbeddings(config)
         types = config.num_modality_types
         self.modality_types = nn.Embedding(types, config.hidden_size) if types else None
-        self.position_bias = RelativePositionBias(config) if config.position_embedding == "relative" else None
+        self.position_bias = (
+            RelativePositionBias(config) if config.position_embedding == "relative" else None
+        )
         depth = config.num_hidden_layers
         drop_paths = torch.linspace(0, config.drop_path_rate, depth, device="cpu").tolist()
         first_fused = depth - config.num_fusion_layers
@@ -251,7 +262,9 @@ class VLMoModel(VLMoPreTrainedModel):
         tokens = states[:, 1:]
         tokens = tokens.flatten(0, 1) if is_wanted is None else tokens[is_wanted]
         first = self._final_norm(states[:, 0], sequence.route.leads)
-        return Encoded(first, self._final_norm(tokens, LANGUAGE if sequence.route.num_text else VISION))
+        return Encoded(
+            first, self._final_norm(tokens, LANGUAGE if sequence.route.num_text else VISION)
+        )
 
     def encode_branches(
         self,
@@ -275,10 +288,14 @@ class VLMoModel(VLMoPreTrainedModel):
         leads = sequence.route.leads
         return self._final_norm(unimodal[:, 0], leads), self._final_norm(fused[:, 0], leads)
 
-    def prefill(self, pixel_values: Float[Tensor, "batch 3 height width"], cache: list[DynamicLayer]) -> None:
+    def prefill(
+        self, pixel_values: Float[Tensor, "batch 3 height width"], cache: list[DynamicLayer]
+    ) -> None:
         """Write the keys and values of images, which the words of `decode` see, into the cache of each block."""
         sequence = self._embed(pixel_values, None, None)
-        outputs, _ = sequence.outputs(None)  # the last block, too, has to give no more than its cache
+        outputs, _ = sequence.outputs(
+            None
+        )  # the last block, too, has to give no more than its cache
         self._run(sequence, fusion=True, queries=outputs, cache=cache)
 
     def decode(
@@ -304,7 +321,9 @@ class VLMoModel(VLMoPreTrainedModel):
         bias = [causal_bias] * len(self.blocks)
         if self.position_bias is not None:
             # Columns of the position bias begin with the words, those of the cache with the image.
-            position_bias = self.position_bias(num_text=length, grid=grid, rows=slice(start, length))
+            position_bias = self.position_bias(
+                num_text=length, grid=grid, rows=slice(start, length)
+            )
             for layer, table in enumerate(position_bias):
                 reordered = torch.cat([table[..., length:], table[..., :length]], dim=-1)
                 bias[layer] = causal_bias + reordered
@@ -325,7 +344,9 @@ class VLMoModel(VLMoPreTrainedModel):
     ) -> TokenSequence:
         """Return the embedded tokens of images, texts or pairs, with their position bias and mask."""
         if pixel_values is None and input_ids is None:
-            raise ValueError("VLMoModel got neither pixel_values nor input_ids; give an image, a text, or both.")
+            raise ValueError(
+                "VLMoModel got neither pixel_values nor input_ids; give an image, a text, or both."
+            )
         parts = []
         num_text = 0
         num_image = 0
@@ -336,13 +357,17 @@ class VLMoModel(VLMoPreTrainedModel):
             parts.append(self._with_type(self.text_embeddings(input_ids), TEXT_TYPE))
             num_text = input_ids.shape[1]
         if pixel_values is not None:
-            image = self.image_embeddings(pixel_values, bool_masked_pos=bool_masked_pos, mask_token=mask_token)
+            image = self.image_embeddings(
+                pixel_values, bool_masked_pos=bool_masked_pos, mask_token=mask_token
+            )
             image = self._with_type(image, image_type)
             if image_rows is not None:
                 image = image.index_select(0, image_rows)
             # Not by len(), which would fix the batch of an exported graph.
             if input_ids is not None and image.shape[0] != input_ids.shape[0]:
-                raise ValueError(f"{image.shape[0]} images and {input_ids.shape[0]} texts; a pair needs one of each.")
+                raise ValueError(
+                    f"{image.shape[0]} images and {input_ids.shape[0]} texts; a pair needs one of each."
+                )
             parts.insert(0 if image_first else len(parts), image)
             grid = self.image_embeddings.grid_of(pixel_values)
             num_image = image.shape[1]
@@ -402,13 +427,17 @@ class VLMoModel(VLMoPreTrainedModel):
                 record.append((hidden, weights))
         return hidden
 
-    def _with_type(self, hidden: Float[Tensor, "batch seq dim"], kind: int) -> Float[Tensor, "batch seq dim"]:
+    def _with_type(
+        self, hidden: Float[Tensor, "batch seq dim"], kind: int
+    ) -> Float[Tensor, "batch seq dim"]:
         if self.modality_types is None:
             return hidden
         # Called, not indexed, as in `TextEmbeddings`.
         return hidden + self.modality_types(torch.full((), kind, device=hidden.device))
 
-    def _final_norm(self, states: Float[Tensor, "*tokens dim"], modality: str) -> Float[Tensor, "*tokens dim"]:
+    def _final_norm(
+        self, states: Float[Tensor, "*tokens dim"], modality: str
+    ) -> Float[Tensor, "*tokens dim"]:
         if isinstance(self.norm, nn.ModuleDict):
             return self.norm[modality](states)
         return self.norm(states)
@@ -435,7 +464,9 @@ class VLMoModel(VLMoPreTrainedModel):
             ValueError: As `encode`; or attention weights were asked of the sdpa implementation.
         """
         if output_attentions and self.config._attn_implementation != "eager":
-            raise ValueError("Attention weights need attn_implementation='eager' (model.set_attn_implementation).")
+            raise ValueError(
+                "Attention weights need attn_implementation='eager' (model.set_attn_implementation)."
+            )
         sequence = self._embed(
             pixel_values,
             input_ids,

@@ -35,7 +35,11 @@ _BEIT3: dict[str, Any] = {
 # Largest numbers of a configuration, which may come from a stranger's file. Vocabularies have up to 262,144 words, sets
 # of images 81,313 classes, for each of which transformers makes a name.
 _MOST, _MOST_LAYERS, _MOST_LABELS = 1 << 20, 1000, 1 << 17
-_NO_SIZES = ("num_fusion_layers", "num_modality_types", "pad_token_id")  # the whole numbers that may be 0
+_NO_SIZES = (
+    "num_fusion_layers",
+    "num_modality_types",
+    "pad_token_id",
+)  # the whole numbers that may be 0
 
 
 @strict
@@ -129,9 +133,15 @@ class VLMoConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """Read settings of a file; ValueError for a wrong one, or if their attention is code of the hub."""
-        attention = config_dict.get("_attn_implementation") or config_dict.get("attn_implementation") or "sdpa"
+        attention = (
+            config_dict.get("_attn_implementation")
+            or config_dict.get("attn_implementation")
+            or "sdpa"
+        )
         if attention not in _ATTENTION:
-            raise ValueError(f"_attn_implementation is {attention!r}; expected one of {', '.join(_ATTENTION)}")
+            raise ValueError(
+                f"_attn_implementation is {attention!r}; expected one of {', '.join(_ATTENTION)}"
+            )
         if isinstance(labels := config_dict.get("num_labels"), int) and labels > _MOST_LABELS:
             raise ValueError(f"num_labels is {labels}; expected at most {_MOST_LABELS}")
         try:
@@ -145,21 +155,42 @@ class VLMoConfig(PreTrainedConfig):
                 raise ValueError(f"VLMoConfig.{name} is {value}; expected a number from 0 to 1.")
         for name, kind in VLMoConfig.__annotations__.items():
             most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
-            if kind in {int, int | None} and name not in _NO_SIZES and not 1 <= (value := vars(self)[name]) <= most:
-                raise ValueError(f"VLMoConfig.{name} is {value}; expected a number from 1 to {most}.")
+            if (
+                kind in {int, int | None}
+                and name not in _NO_SIZES
+                and not 1 <= (value := vars(self)[name]) <= most
+            ):
+                raise ValueError(
+                    f"VLMoConfig.{name} is {value}; expected a number from 1 to {most}."
+                )
         heads, patch, depth = self.num_attention_heads, self.patch_size, self.num_hidden_layers
         if self.hidden_size % heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}.")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}."
+            )
         if self.image_size % patch:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {patch}.")
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {patch}."
+            )
         if not 0 <= self.num_fusion_layers <= depth:
-            raise ValueError(f"num_fusion_layers is {self.num_fusion_layers}; expected 0 to {depth}, all layers.")
+            raise ValueError(
+                f"num_fusion_layers is {self.num_fusion_layers}; expected 0 to {depth}, all layers."
+            )
         if self.num_modality_types < 0 or self.num_modality_types == 1:
-            raise ValueError(f"num_modality_types is {self.num_modality_types}; expected 0 (no table), 2, or 3.")
-        if self.position_embedding == "relative" and (self.token_order, self.position_init) != ("text_first", "normal"):
-            raise ValueError("token_order 'image_first' and position_init 'sincos' need absolute positions.")
+            raise ValueError(
+                f"num_modality_types is {self.num_modality_types}; expected 0 (no table), 2, or 3."
+            )
+        if self.position_embedding == "relative" and (self.token_order, self.position_init) != (
+            "text_first",
+            "normal",
+        ):
+            raise ValueError(
+                "token_order 'image_first' and position_init 'sincos' need absolute positions."
+            )
         if self.use_match_head and not self.use_pooler:
-            raise ValueError("use_match_head needs use_pooler: the head reads the pooled first token.")
+            raise ValueError(
+                "use_match_head needs use_pooler: the head reads the pooled first token."
+            )
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
@@ -181,7 +212,11 @@ class VLMoConfig(PreTrainedConfig):
     @property
     def has_fusion_branch(self) -> bool:
         """True if ITC is also computed through the `vision_language` experts."""
-        return self.contrast_fusion_branch and self.num_fusion_layers > 0 and self.experts == "multiway"
+        return (
+            self.contrast_fusion_branch
+            and self.num_fusion_layers > 0
+            and self.experts == "multiway"
+        )
 
     @classmethod
     def base(cls, **changes: Any) -> Self:
@@ -214,20 +249,38 @@ class VLMoConfig(PreTrainedConfig):
 
         Without the norms inside attention and experts, with which an expert has 693M parameters, not 692M.
         """
-        sizes = {"hidden_size": 1408, "num_hidden_layers": 40, "num_attention_heads": 16, "intermediate_size": 6144}
-        parts = {"attention": "shared", "num_fusion_layers": 3, "key_bias": False, "inner_norm": False}
+        sizes = {
+            "hidden_size": 1408,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 16,
+            "intermediate_size": 6144,
+        }
+        parts = {
+            "attention": "shared",
+            "num_fusion_layers": 3,
+            "key_bias": False,
+            "inner_norm": False,
+        }
         return cls.beit3_base(**sizes | parts | {"patch_size": 14} | changes)
 
     @classmethod
     def small(cls, **changes: Any) -> Self:
         """6 layers of 192 at 64 pixels: trains on two CPU cores."""
-        sizes: dict[str, Any] = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3}
+        sizes: dict[str, Any] = {
+            "hidden_size": 192,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 3,
+        }
         return cls(**_64_PIXELS | sizes | {"vocab_size": 4000, "num_visual_tokens": 1024} | changes)
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
         """3 layers of 32 at 64 pixels: for tests."""
-        sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+        sizes: dict[str, Any] = {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+        }
         return cls(**_64_PIXELS | sizes | {"vocab_size": 96, "num_visual_tokens": 64} | changes)
 
 
@@ -263,10 +316,14 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
         sizes = ("patch_size", "hidden_size", "intermediate_size", "num_tokens", "code_size")
         for name in (*sizes, "num_hidden_layers", "dead_code_threshold"):
             if (value := vars(self)[name]) < (least := int(name in sizes)):
-                raise ValueError(f"VQVisualTokenizerConfig.{name} is {value}; give a number from {least} up.")
+                raise ValueError(
+                    f"VQVisualTokenizerConfig.{name} is {value}; give a number from {least} up."
+                )
         if self.code_size > self.patch_values or not 0 <= self.codebook_decay < 1:
             most, decay = self.patch_values, self.codebook_decay
-            raise ValueError(f"code_size {self.code_size}, codebook_decay {decay}; give at most {most}, 0 to below 1.")
+            raise ValueError(
+                f"code_size {self.code_size}, codebook_decay {decay}; give at most {most}, 0 to below 1."
+            )
 
     @property
     def patch_values(self) -> int:
@@ -274,4 +331,6 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
         return 3 * self.patch_size**2
 
 
-AutoConfig.register(VLMoConfig.model_type, VLMoConfig, exist_ok=True)  # AutoTokenizer reads a folder's config too
+AutoConfig.register(
+    VLMoConfig.model_type, VLMoConfig, exist_ok=True
+)  # AutoTokenizer reads a folder's config too

@@ -21,7 +21,9 @@ def trains_on_cpu(tensor: Shaped[Tensor, "*shape"]) -> bool:
     return tensor.device.type == "cpu" and is_training
 
 
-def prefers_chunks(qkv: Float[Tensor, "batch seq 3 heads dim"], bias: Float[Tensor, "#heads seq seq"] | None) -> bool:
+def prefers_chunks(
+    qkv: Float[Tensor, "batch seq 3 heads dim"], bias: Float[Tensor, "#heads seq seq"] | None
+) -> bool:
     """Return True where `chunked_attention` is faster than PyTorch's kernel: with a learned bias."""
     return bias is not None and bias.requires_grad and trains_on_cpu(qkv)
 
@@ -54,7 +56,9 @@ def chunked_attention(
 
 class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, bias: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, qkv: Tensor, bias: Tensor | None, attention_mask: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(qkv, bias, attention_mask)
         attended = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
         with torch.autocast("cpu", enabled=False):
@@ -123,7 +127,9 @@ def _chunks(
         chunk[..., :length, :] = qkv[rows].permute(2, 0, 3, 1, 4)
         query, key, value = chunk.flatten(1, 2)
         query = query[:, :length]
-        scores = torch.baddbmm(added[: len(query)], query.to(exact), key.to(exact).mT, alpha=dim**-0.5)
+        scores = torch.baddbmm(
+            added[: len(query)], query.to(exact), key.to(exact).mT, alpha=dim**-0.5
+        )
         if attention_mask is not None and any(has_padding[rows]):
             # Finite, so that a row that hides everything has even weights rather than none. Added, which
             # is several times quicker than to fill.

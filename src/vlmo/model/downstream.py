@@ -8,7 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_outputs import ImageClassifierOutput, SemanticSegmenterOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+    SequenceClassifierOutput,
+)
 from transformers.utils import can_return_tuple
 
 from vlmo.model.backbone import SECOND_IMAGE_TYPE, VLMoModel, VLMoPreTrainedModel
@@ -25,11 +29,15 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
 
     def __init__(self, config: VLMoConfig) -> None:
         if not config.use_pooler:
-            raise ValueError("VLMoForVisualQuestionAnswering needs a pooler; its configuration has use_pooler False.")
+            raise ValueError(
+                "VLMoForVisualQuestionAnswering needs a pooler; its configuration has use_pooler False."
+            )
         super().__init__(config)
         self.vlmo = VLMoModel(config)
         width = config.hidden_size
-        self.answer_head = TaskHead(width, width=2 * width, num_labels=cast("int", config.num_labels))
+        self.answer_head = TaskHead(
+            width, width=2 * width, num_labels=cast("int", config.num_labels)
+        )
         self.post_init()
 
     @can_return_tuple
@@ -46,12 +54,16 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
             labels: Score of each answer, 0 to 1 (VQAv2: from ten annotators), or the number of the one right answer,
                 which then scores 1. The loss is binary cross-entropy, summed over answers, mean over the batch.
         """
-        fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+        fused = self.vlmo(
+            pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask
+        )
         logits = self.answer_head(fused.pooler_output)
         loss = None
         if labels is not None:
             scores = F.one_hot(labels, logits.shape[1]) if labels.ndim == 1 else labels
-            loss = F.binary_cross_entropy_with_logits(logits.float(), scores.float(), reduction="sum") / len(logits)
+            loss = F.binary_cross_entropy_with_logits(
+                logits.float(), scores.float(), reduction="sum"
+            ) / len(logits)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
@@ -75,7 +87,9 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
         if config.use_pooler:
             self.reasoning_head = TaskHead(width, width=width, num_labels=num_labels)
         else:
-            self.reasoning_head = TaskHead(2 * width, width=width, num_labels=num_labels, norm_inputs=True)
+            self.reasoning_head = TaskHead(
+                2 * width, width=width, num_labels=num_labels, norm_inputs=True
+            )
         self.post_init()
 
     @can_return_tuple
@@ -89,9 +103,13 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
         """Return logits of false (0) and true (1); with `labels` the cross-entropy. ValueError without two images."""
         if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
             shape = tuple(pixel_values.shape)
-            raise ValueError(f"pixel_values have shape {shape}; expected (batch, 2, 3, height, width).")
+            raise ValueError(
+                f"pixel_values have shape {shape}; expected (batch, 2, 3, height, width)."
+            )
         vectors, text = [], (input_ids, attention_mask)
-        for image, kind in zip(pixel_values.unbind(1), (SECOND_IMAGE_TYPE - 1, SECOND_IMAGE_TYPE), strict=True):
+        for image, kind in zip(
+            pixel_values.unbind(1), (SECOND_IMAGE_TYPE - 1, SECOND_IMAGE_TYPE), strict=True
+        ):
             if self.vlmo.pooler is not None:
                 first = self.vlmo.encode(image, *text, image_type=kind).first
                 vectors.append(self.vlmo.pooler(first[:, None]))
@@ -142,10 +160,16 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
     auxiliary_weight = 0.4
 
     def __init__(self, config: VLMoConfig) -> None:
-        from transformers.models.upernet.modeling_upernet import UperNetConfig, UperNetFCNHead, UperNetHead
+        from transformers.models.upernet.modeling_upernet import (
+            UperNetConfig,
+            UperNetFCNHead,
+            UperNetHead,
+        )
 
         if not 2 <= cast("int", config.num_labels) <= IGNORED_CLASS:
-            raise ValueError(f"num_labels is {config.num_labels}; segmentation needs 2 to {IGNORED_CLASS} classes.")
+            raise ValueError(
+                f"num_labels is {config.num_labels}; segmentation needs 2 to {IGNORED_CLASS} classes."
+            )
         super().__init__(config)
         self.vlmo = VLMoModel(config, add_pooling_layer=False)
         self.pyramid = FeaturePyramid(config)
@@ -157,14 +181,21 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
         settings.num_labels = cast("int", config.num_labels)
         levels = [config.hidden_size] * len(config.feature_layers)
         self.decode_head = UperNetHead(settings, in_channels=levels)
-        self.auxiliary_head = UperNetFCNHead(settings, in_channels=levels, in_index=_AUXILIARY_LEVEL)
+        self.auxiliary_head = UperNetFCNHead(
+            settings, in_channels=levels, in_index=_AUXILIARY_LEVEL
+        )
         self.post_init()
 
-    def levels(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch dim h w"]]:
+    def levels(
+        self, pixel_values: Float[Tensor, "batch 3 height width"]
+    ) -> list[Float[Tensor, "batch dim h w"]]:
         """Return states of the patches after each of `config.feature_layers` blocks, on their grid."""
         grid = self.vlmo.image_embeddings.grid_of(pixel_values)
         states = self.vlmo(pixel_values, output_hidden_states=True).hidden_states
-        return [states[layer][:, 1:].transpose(1, 2).unflatten(2, grid) for layer in self.config.feature_layers]
+        return [
+            states[layer][:, 1:].transpose(1, 2).unflatten(2, grid)
+            for layer in self.config.feature_layers
+        ]
 
     @can_return_tuple
     def forward(
@@ -174,11 +205,17 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
     ) -> SemanticSegmenterOutput:
         """Return logits at the image's size; with `labels`, the loss (255 ignored)."""
         levels = self.pyramid(self.levels(pixel_values))
-        to_image: dict[str, Any] = {"size": pixel_values.shape[-2:], "mode": "bilinear", "align_corners": False}
+        to_image: dict[str, Any] = {
+            "size": pixel_values.shape[-2:],
+            "mode": "bilinear",
+            "align_corners": False,
+        }
         logits = F.interpolate(self.decode_head(levels), **to_image)
         loss = None
         if labels is not None:
             auxiliary = F.interpolate(self.auxiliary_head(levels), **to_image)
             loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_CLASS)
-            loss = loss + self.auxiliary_weight * F.cross_entropy(auxiliary.float(), labels, ignore_index=IGNORED_CLASS)
+            loss = loss + self.auxiliary_weight * F.cross_entropy(
+                auxiliary.float(), labels, ignore_index=IGNORED_CLASS
+            )
         return SemanticSegmenterOutput(loss=loss, logits=logits)

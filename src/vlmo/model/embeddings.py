@@ -27,7 +27,9 @@ class ImageEmbeddings(nn.Module):
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
         self.grid, self.patch_size = config.grid, (patch := config.patch_size)
-        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=patch, stride=patch
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.positions = _positions(1 + self.grid[0] * self.grid[1], config=config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -36,7 +38,11 @@ class ImageEmbeddings(nn.Module):
         """Return the patches along height and width; ValueError if these are no images of patches."""
         channels, patch = self.projection.in_channels, self.patch_size
         shape = tuple(pixel_values.shape)
-        if len(shape) != 4 or shape[1] != channels or any(side < patch or side % patch for side in shape[2:]):
+        if (
+            len(shape) != 4
+            or shape[1] != channels
+            or any(side < patch or side % patch for side in shape[2:])
+        ):
             raise ValueError(
                 f"pixel_values have shape {shape}; expected (batch, {channels}, height, width), sides that are "
                 f"multiples of the patch size {patch}."
@@ -57,12 +63,18 @@ class ImageEmbeddings(nn.Module):
         if bool_masked_pos is not None:
             if bool_masked_pos.shape != patches.shape[:2]:
                 given, expected = tuple(bool_masked_pos.shape), tuple(patches.shape[:2])
-                raise ValueError(f"bool_masked_pos has shape {given}; expected {expected}, one entry for each patch.")
+                raise ValueError(
+                    f"bool_masked_pos has shape {given}; expected {expected}, one entry for each patch."
+                )
             assert mask_token is not None  # it comes with the mask
             patches = torch.where(bool_masked_pos[..., None], mask_token.to(patches.dtype), patches)
-        hidden = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
+        hidden = torch.cat(
+            [self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1
+        )
         if self.positions is not None:
-            hidden = hidden + resize_absolute_positions(self.positions, source=self.grid, target=grid)
+            hidden = hidden + resize_absolute_positions(
+                self.positions, source=self.grid, target=grid
+            )
         return self.dropout(hidden)
 
 
@@ -72,18 +84,26 @@ class TextEmbeddings(nn.Module):
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
         self.max_text_positions = config.max_text_positions
-        self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.words = nn.Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
         plain = config.text_embedding == "plain"
         self.segments = None if plain else nn.Embedding(2, config.hidden_size)
         self.positions = _positions(config.max_text_positions, config=config)
-        self.norm = None if plain else nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
+        self.norm = (
+            None if plain else nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
+        )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Int[Tensor, "batch text"], *, start: int = 0) -> Float[Tensor, "batch text dim"]:
+    def forward(
+        self, input_ids: Int[Tensor, "batch text"], *, start: int = 0
+    ) -> Float[Tensor, "batch text dim"]:
         """Embed texts, from position `start` on; ValueError if they are longer than the position tables."""
         if input_ids.ndim != 2 or start + input_ids.shape[1] > self.max_text_positions:
             shape, longest = tuple(input_ids.shape), self.max_text_positions
-            raise ValueError(f"input_ids have shape {shape}; expected (batch, text) with at most {longest} tokens.")
+            raise ValueError(
+                f"input_ids have shape {shape}; expected (batch, text) with at most {longest} tokens."
+            )
         hidden = self.words(input_ids)
         if self.segments is not None:
             # Called, not indexed: what brings weights from disk (a device map) acts at a call.
@@ -94,7 +114,11 @@ class TextEmbeddings(nn.Module):
 
 
 def _positions(count: int, *, config: VLMoConfig) -> nn.Parameter | None:
-    return nn.Parameter(torch.zeros(count, config.hidden_size)) if config.position_embedding == "absolute" else None
+    return (
+        nn.Parameter(torch.zeros(count, config.hidden_size))
+        if config.position_embedding == "absolute"
+        else None
+    )
 
 
 def num_offset_rows(grid: tuple[int, int]) -> int:
@@ -125,13 +149,16 @@ def relative_position_index(
     if num_text:
         positions, first_row = arange(1, num_text), cross + NUM_CROSS_ROWS
         index[:num_text, :num_text] = _with_class_token(
-            first_row + max_text - 2 + positions - positions[:, None], first_class_row=first_row + 2 * max_text - 3
+            first_row + max_text - 2 + positions - positions[:, None],
+            first_class_row=first_row + 2 * max_text - 3,
         )
     if grid is not None:
         height, width = grid
         rows, columns = arange(height).repeat_interleave(width), arange(width).repeat(height)
         down, right = rows[:, None] - rows + height - 1, columns[:, None] - columns + width - 1
-        index[num_text:, num_text:] = _with_class_token(down * (2 * width - 1) + right, first_class_row=offsets)
+        index[num_text:, num_text:] = _with_class_token(
+            down * (2 * width - 1) + right, first_class_row=offsets
+        )
     return index
 
 
@@ -153,18 +180,30 @@ class RelativePositionBias(nn.Module):
         self.max_text = config.max_text_positions
         self.num_layers, self.num_heads = config.num_hidden_layers, config.num_attention_heads
         fixed = NUM_CLASS_ROWS + NUM_CROSS_ROWS + 2 * self.max_text
-        self.table = nn.Parameter(torch.zeros(num_offset_rows(self.grid) + fixed, self.num_layers * self.num_heads))
+        self.table = nn.Parameter(
+            torch.zeros(num_offset_rows(self.grid) + fixed, self.num_layers * self.num_heads)
+        )
 
     def forward(
         self, *, num_text: int, grid: tuple[int, int] | None, rows: slice = slice(None)
     ) -> list[Float[Tensor, "heads rows seq"]]:
         """Return the bias of each layer, of all `rows`. Another grid than the configured one reads a resized table."""
-        table = self.table if grid is None else resize_bias_table(self.table, source=self.grid, target=grid)
-        index = relative_position_index(num_text=num_text, grid=grid, max_text=self.max_text, table_grid=self.grid)
+        table = (
+            self.table
+            if grid is None
+            else resize_bias_table(self.table, source=self.grid, target=grid)
+        )
+        index = relative_position_index(
+            num_text=num_text, grid=grid, max_text=self.max_text, table_grid=self.grid
+        )
         index = index[rows]
         if table.device.type == "cpu" and not torch.compiler.is_compiling():
             # Column by column, which is read and written in order: several times as quick as to turn rows afterwards.
-            bias = table.T.contiguous().gather(1, index.flatten().expand(table.shape[1], -1)).unflatten(1, index.shape)
+            bias = (
+                table.T.contiguous()
+                .gather(1, index.flatten().expand(table.shape[1], -1))
+                .unflatten(1, index.shape)
+            )
         else:
             bias = F.embedding(index.to(table.device), table).permute(2, 0, 1).contiguous()
         return list(bias.unflatten(0, (self.num_layers, self.num_heads)).unbind(0))
@@ -222,7 +261,9 @@ def sincos_positions(*lengths: int, dim: int) -> Float[Tensor, "positions dim"]:
         ValueError: `dim` is not a multiple of twice the number of axes.
     """
     if dim % (2 * len(lengths)):
-        raise ValueError(f"dim is {dim}; sine and cosine of {len(lengths)} axes need a multiple of {2 * len(lengths)}")
+        raise ValueError(
+            f"dim is {dim}; sine and cosine of {len(lengths)} axes need a multiple of {2 * len(lengths)}"
+        )
     half = dim // (2 * len(lengths))
     table = torch.zeros(1, 0)
     for length in lengths:
@@ -240,5 +281,7 @@ def resize_absolute_positions(
     if source == target:
         return table
     patches = table[1:].T.unflatten(1, source)[None]
-    resized = F.interpolate(patches.float(), size=target, mode="bicubic", align_corners=False).to(table)
+    resized = F.interpolate(patches.float(), size=target, mode="bicubic", align_corners=False).to(
+        table
+    )
     return torch.cat([table[:1], resized[0].flatten(1).T])

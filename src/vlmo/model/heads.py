@@ -72,7 +72,9 @@ class MaskedLanguageHead(nn.Module):
         super().__init__()
         plain = config.text_embedding == "plain"
         self.dense = None if plain else nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = None if plain else nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
+        self.norm = (
+            None if plain else nn.LayerNorm(config.hidden_size, eps=config.text_layer_norm_eps)
+        )
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens vocab"]:
@@ -90,7 +92,9 @@ class MaskedImageHead(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
         self.decoder = nn.Linear(config.hidden_size, config.num_visual_tokens)
 
-    def forward(self, hidden: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens visual_vocab"]:
+    def forward(
+        self, hidden: Float[Tensor, "*tokens dim"]
+    ) -> Float[Tensor, "*tokens visual_vocab"]:
         """Return logits over visual tokens, from states after the final norm."""
         return self.decoder(hidden)
 
@@ -102,7 +106,9 @@ class TaskHead(nn.Module):
         norm_inputs: Start with a LayerNorm (BEiT-3's head for two images).
     """
 
-    def __init__(self, num_inputs: int, *, width: int, num_labels: int, norm_inputs: bool = False) -> None:
+    def __init__(
+        self, num_inputs: int, *, width: int, num_labels: int, norm_inputs: bool = False
+    ) -> None:
         super().__init__()
         self.input_norm = nn.LayerNorm(num_inputs) if norm_inputs else None
         self.dense = nn.Linear(num_inputs, width)
@@ -135,4 +141,9 @@ class FeaturePyramid(nn.Module):
     ) -> list[Float[Tensor, "batch dim level_height level_width"]]:
         """Return the levels from fine to coarse."""
         first, second, third, fourth = levels
-        return [self.finest(first), self.finer(second), third, F.max_pool2d(fourth, kernel_size=2, stride=2)]
+        return [
+            self.finest(first),
+            self.finer(second),
+            third,
+            F.max_pool2d(fourth, kernel_size=2, stride=2),
+        ]

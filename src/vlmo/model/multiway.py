@@ -91,7 +91,9 @@ class OutputTokens:
 
     def route(self, route: Route) -> Route:
         """Return the route of these tokens when all tokens go by `route`."""
-        return replace(route, num_text=self.num_text, num_image=self.positions.shape[1] - self.num_text)
+        return replace(
+            route, num_text=self.num_text, num_image=self.positions.shape[1] - self.num_text
+        )
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,9 @@ class TokenSequence:
         shape = tuple(wanted.shape)
         expected = (len(self.hidden), route.num_text or route.num_image - 1)
         if shape != expected:
-            raise ValueError(f"wanted has shape {shape}; expected {expected}, one entry for a word (or patch).")
+            raise ValueError(
+                f"wanted has shape {shape}; expected {expected}, one entry for a word (or patch)."
+            )
         columns = 0
         if len(wanted):
             most = int(wanted.sum(dim=1).amax())
@@ -173,7 +177,9 @@ def attend(
     queries: OutputTokens | None,
     cache: DynamicLayer | None = None,
     eager: bool,
-) -> tuple[Float[Tensor, "batch queries heads*dim"], Float[Tensor, "batch heads queries seq"] | None]:
+) -> tuple[
+    Float[Tensor, "batch queries heads*dim"], Float[Tensor, "batch heads queries seq"] | None
+]:
     """Softmax attention of the `queries`, of all tokens by default, to all tokens.
 
     Returns:
@@ -247,7 +253,9 @@ class MultiwayBlock(GradientCheckpointingLayer):
             route = queries.route(route)
         hidden = hidden + self._scale_and_drop(attended, self.gamma_1)
         # Below the fusion experts, text and image of a pair are dropped apart, as in the published code.
-        residual = route(self.experts, hidden, then=lambda part: self._scale_and_drop(part, self.gamma_2))
+        residual = route(
+            self.experts, hidden, then=lambda part: self._scale_and_drop(part, self.gamma_2)
+        )
         return hidden + residual, weights
 
     def _scale_and_drop(
@@ -271,7 +279,9 @@ class MultiwayAttention(nn.Module):
         names = (SHARED,) if config.attention == "shared" else (VISION, LANGUAGE)
         self.qkv = nn.ModuleDict({name: QueryKeyValue(config) for name in names})
         self.inner_norm = layer_norms(config, names) if config.inner_norm else None
-        self.projection = nn.ModuleDict({name: nn.Linear(config.hidden_size, config.hidden_size) for name in names})
+        self.projection = nn.ModuleDict(
+            {name: nn.Linear(config.hidden_size, config.hidden_size) for name in names}
+        )
 
     def forward(
         self,
@@ -292,7 +302,9 @@ class MultiwayAttention(nn.Module):
         is_plain = queries is None and cache is None and not eager
         if is_plain and cpu.prefers_chunks(qkv, bias):
             weights = None
-            attended = cpu.chunked_attention(qkv, bias=bias, attention_mask=attention_mask).flatten(2)
+            attended = cpu.chunked_attention(qkv, bias=bias, attention_mask=attention_mask).flatten(
+                2
+            )
         else:
             attended, weights = attend(
                 qkv,
@@ -347,7 +359,11 @@ class Expert(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         intermediate_size = cast("int", config.intermediate_size)
         self.fc1 = nn.Linear(config.hidden_size, intermediate_size)
-        self.inner_norm = nn.LayerNorm(intermediate_size, eps=config.layer_norm_eps) if config.inner_norm else None
+        self.inner_norm = (
+            nn.LayerNorm(intermediate_size, eps=config.layer_norm_eps)
+            if config.inner_norm
+            else None
+        )
         self.fc2 = nn.Linear(intermediate_size, config.hidden_size)
 
     def forward(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
@@ -360,4 +376,6 @@ class Expert(nn.Module):
 
 def layer_norms(config: VLMoConfig, names: tuple[str, ...]) -> nn.ModuleDict:
     """Return a norm for each modality of `names`."""
-    return nn.ModuleDict({name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in names})
+    return nn.ModuleDict(
+        {name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in names}
+    )

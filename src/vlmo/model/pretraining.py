@@ -19,7 +19,14 @@ from vlmo.losses.itc import itc_loss
 from vlmo.losses.masked import masked_loss
 from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
 from vlmo.model.config import VLMoConfig
-from vlmo.model.heads import MAX_LOGIT_SCALE, ContrastHead, MaskedImageHead, MaskedLanguageHead, MatchHead, Pooler
+from vlmo.model.heads import (
+    MAX_LOGIT_SCALE,
+    ContrastHead,
+    MaskedImageHead,
+    MaskedLanguageHead,
+    MatchHead,
+    Pooler,
+)
 
 
 @dataclass
@@ -65,31 +72,45 @@ class _DualEncoder(VLMoPreTrainedModel):
         heads = self.contrast_head, getattr(self, "fusion_contrast_head", None)
         return [head for head in heads if head is not None]
 
-    def get_image_features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+    def get_image_features(
+        self, pixel_values: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch dim"]:
         """Return L2-normalised vectors of images."""
         return self.contrast_head.embed_image(self.vlmo.encode(pixel_values).first)
 
     def get_text_features(
-        self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
+        self,
+        input_ids: Int[Tensor, "batch text"],
+        attention_mask: Int[Tensor, "batch text"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
         """Return L2-normalised vectors of texts."""
-        return self.contrast_head.embed_text(self.vlmo.encode(None, input_ids, attention_mask).first)
+        return self.contrast_head.embed_text(
+            self.vlmo.encode(None, input_ids, attention_mask).first
+        )
 
-    def image_vectors(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch dim"]]:
+    def image_vectors(
+        self, pixel_values: Float[Tensor, "batch 3 height width"]
+    ) -> list[Float[Tensor, "batch dim"]]:
         """Return L2-normalised vectors of images in each ITC branch."""
         if len(self.contrast_heads) == 1:
             return [self.get_image_features(pixel_values)]
         states = self.vlmo.encode_branches(pixel_values)
-        return [head.embed_image(first) for head, first in zip(self.contrast_heads, states, strict=True)]
+        return [
+            head.embed_image(first) for head, first in zip(self.contrast_heads, states, strict=True)
+        ]
 
     def text_vectors(
-        self, input_ids: Int[Tensor, "batch text"], attention_mask: Int[Tensor, "batch text"] | None = None
+        self,
+        input_ids: Int[Tensor, "batch text"],
+        attention_mask: Int[Tensor, "batch text"] | None = None,
     ) -> list[Float[Tensor, "batch dim"]]:
         """Return L2-normalised vectors of texts in each ITC branch."""
         if len(self.contrast_heads) == 1:
             return [self.get_text_features(input_ids, attention_mask)]
         states = self.vlmo.encode_branches(None, input_ids, attention_mask)
-        return [head.embed_text(first) for head, first in zip(self.contrast_heads, states, strict=True)]
+        return [
+            head.embed_text(first) for head, first in zip(self.contrast_heads, states, strict=True)
+        ]
 
     def match(
         self,
@@ -99,7 +120,9 @@ class _DualEncoder(VLMoPreTrainedModel):
     ) -> Float[Tensor, "batch 2"]:
         """Return matching logits of the fusion encoder, class 1 = match; ValueError without a matching head."""
         if self.match_head is None:
-            raise ValueError("This model has no matching head (use_match_head is False): it scores no pairs.")
+            raise ValueError(
+                "This model has no matching head (use_match_head is False): it scores no pairs."
+            )
         return self.match_logits(self.vlmo.encode(pixel_values, input_ids, attention_mask).first)
 
     def match_logits(self, first: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch 2"]:
@@ -124,7 +147,10 @@ class _DualEncoder(VLMoPreTrainedModel):
             return VLMoContrastOutput(image_embeds=images, text_embeds=texts)
         logits = self.contrast_head(images, texts)
         return VLMoContrastOutput(
-            image_embeds=images, text_embeds=texts, logits_per_image=logits, logits_per_text=logits.T
+            image_embeds=images,
+            text_embeds=texts,
+            logits_per_image=logits,
+            logits_per_text=logits.T,
         )
 
 
@@ -132,7 +158,10 @@ class VLMoForImageTextRetrieval(_DualEncoder):
     """Dual encoder with the fusion encoder's matching head for reranking. Images and texts may differ in number."""
 
     # What stage 3 leaves holds two heads more.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"mlm_head\.", r"fusion_contrast_head\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+        r"mlm_head\.",
+        r"fusion_contrast_head\.",
+    ]
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__(config)
@@ -155,7 +184,9 @@ class VLMoForImageTextRetrieval(_DualEncoder):
         if not return_loss:
             return output
         if pixel_values is None or input_ids is None or len(pixel_values) != len(input_ids):
-            raise ValueError("The loss of pairs needs pixel_values and input_ids, a text for each image.")
+            raise ValueError(
+                "The loss of pairs needs pixel_values and input_ids, a text for each image."
+            )
         scale = self.contrast_head.logit_scale
         loss = itc_loss(output["image_embeds"], output["text_embeds"], logit_scale=scale)
         return VLMoContrastOutput(loss=loss, **output)  # the first of a tuple
@@ -166,7 +197,9 @@ class VLMoForPreTraining(_DualEncoder):
 
     def __init__(self, config: VLMoConfig) -> None:
         if not config.use_match_head:
-            raise ValueError("VLMoForPreTraining trains the matching head; its configuration has use_match_head False.")
+            raise ValueError(
+                "VLMoForPreTraining trains the matching head; its configuration has use_match_head False."
+            )
         super().__init__(config)
         self.fusion_contrast_head = ContrastHead(config) if config.has_fusion_branch else None
         self.mlm_head = MaskedLanguageHead(config)
@@ -184,8 +217,14 @@ class VLMoForPreTraining(_DualEncoder):
         The losses of stage 3 are those of `vlmo.tasks.vision_language.VisionLanguageObjective`.
         """
         output = self._contrast(pixel_values, input_ids, attention_mask)
-        if pixel_values is not None and input_ids is not None and len(pixel_values) == len(input_ids):
-            fused = self.vlmo(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+        if (
+            pixel_values is not None
+            and input_ids is not None
+            and len(pixel_values) == len(input_ids)
+        ):
+            fused = self.vlmo(
+                pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask
+            )
             output["match_logits"] = self.match_logits(fused.last_hidden_state[:, 0])
             output["mlm_logits"] = self.mlm_head(fused.text_hidden_state)
         return output
@@ -212,7 +251,11 @@ class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
         logits = self.mim_head(self.vlmo(pixel_values, **masked).last_hidden_state[:, 1:])
         loss = None
         if labels is not None:
-            chosen = torch.ones_like(labels, dtype=torch.bool) if bool_masked_pos is None else bool_masked_pos
+            chosen = (
+                torch.ones_like(labels, dtype=torch.bool)
+                if bool_masked_pos is None
+                else bool_masked_pos
+            )
             loss = masked_loss(logits[chosen], labels[chosen])
         return MaskedImageModelingOutput(loss=loss, reconstruction=logits)
 
@@ -239,7 +282,9 @@ class _MaskedWords(VLMoPreTrainedModel):
         """Return logits over the vocabulary for every token; the loss where `labels` is not -100."""
         encoded = self.vlmo(pixel_values, input_ids, attention_mask, causal=self.causal)
         logits = self.mlm_head(encoded.text_hidden_state)
-        loss = None if labels is None else masked_loss(logits[labels != -100], labels[labels != -100])
+        loss = (
+            None if labels is None else masked_loss(logits[labels != -100], labels[labels != -100])
+        )
         return MaskedLMOutput(loss=loss, logits=logits)
 
 
@@ -283,11 +328,16 @@ class VLMoForImageCaptioning(_MaskedWords):
         """
         if min(max_new_tokens, num_beams) < 1 or length_penalty < 0:
             given = max_new_tokens, num_beams, length_penalty
-            raise ValueError(f"max_new_tokens, num_beams, length_penalty are {given}; give from 1, from 1, from 0 up")
+            raise ValueError(
+                f"max_new_tokens, num_beams, length_penalty are {given}; give from 1, from 1, from 0 up"
+            )
         count, beams, pad = pixel_values.shape[0], num_beams, tokenizer.pad_token_id
         if not count:
             return torch.empty(0, 0, dtype=torch.long, device=pixel_values.device)
-        grid, cache = self.vlmo.image_embeddings.grid_of(pixel_values), [DynamicLayer() for _ in self.vlmo.blocks]
+        grid, cache = (
+            self.vlmo.image_embeddings.grid_of(pixel_values),
+            [DynamicLayer() for _ in self.vlmo.blocks],
+        )
         self.vlmo.prefill(pixel_values, cache)
         for layer in cache:
             layer.batch_repeat_interleave(beams)
@@ -296,21 +346,43 @@ class VLMoForImageCaptioning(_MaskedWords):
         scores = torch.zeros(count, beams, device=images.device)
         scores[:, 1:] = -torch.inf  # all beams are alike at first
         longest = min(1 + max_new_tokens, self.config.max_text_positions)
-        best, lengths, done = scores.new_full((count,), -torch.inf), torch.ones_like(images), images < 0
+        best, lengths, done = (
+            scores.new_full((count,), -torch.inf),
+            torch.ones_like(images),
+            images < 0,
+        )
         captions = ids.new_full((count, longest), pad)
         for length in range(2, longest + 1):
             last = F.pad(ids[:, :, -1:], (0, 1), value=tokenizer.mask_token_id)
             states = self.vlmo.decode(last.flatten(0, 1), cache, grid=grid)
-            words = self.mlm_head(states[:, -1]).float().log_softmax(dim=-1).unflatten(0, (count, beams))
-            sums, flat = (scores[..., None] + words).flatten(1).topk(min(2 * beams, words[0].numel()))
+            words = (
+                self.mlm_head(states[:, -1])
+                .float()
+                .log_softmax(dim=-1)
+                .unflatten(0, (count, beams))
+            )
+            sums, flat = (
+                (scores[..., None] + words).flatten(1).topk(min(2 * beams, words[0].numel()))
+            )
             parents, tokens = flat // words.shape[-1], flat % words.shape[-1]
-            longer = torch.cat([ids.gather(1, parents[..., None].expand(-1, -1, length - 1)), tokens[..., None]], dim=2)
+            longer = torch.cat(
+                [ids.gather(1, parents[..., None].expand(-1, -1, length - 1)), tokens[..., None]],
+                dim=2,
+            )
             ends = tokens == tokenizer.sep_token_id
             # A caption ends before as many likelier ones go on as there are beams, or at the greatest length.
-            ended = ends & ((~ends).cumsum(1) < beams) if length < longest else torch.ones_like(ends)
-            score, number = (sums / length**length_penalty).masked_fill(~ended | done[:, None], -torch.inf).max(dim=1)
+            ended = (
+                ends & ((~ends).cumsum(1) < beams) if length < longest else torch.ones_like(ends)
+            )
+            score, number = (
+                (sums / length**length_penalty)
+                .masked_fill(~ended | done[:, None], -torch.inf)
+                .max(dim=1)
+            )
             better = score > best
-            captions[better] = F.pad(longer, (0, longest - length), value=pad)[images, number][better]
+            captions[better] = F.pad(longer, (0, longest - length), value=pad)[images, number][
+                better
+            ]
             best, lengths = torch.where(better, score, best), lengths.masked_fill(better, length)
             scores, kept = sums.masked_fill(ends, -torch.inf).topk(beams)
             ids = longer.gather(1, kept[..., None].expand(-1, -1, length))

@@ -27,7 +27,9 @@ def rerank_score(similarity: Any, match: Any, *, weight: Any, scale: Any) -> Any
     return (1 - weight) * scale * similarity + weight * match
 
 
-def num_wanted(similarity: Sequence[float], match: Sequence[float], *, weight: float, scale: float, top: int) -> int:
+def num_wanted(
+    similarity: Sequence[float], match: Sequence[float], *, weight: float, scale: float, top: int
+) -> int:
     """Return how many of the next candidates need a match score before the `top` best are certain enough; 0 if none.
 
     A candidate is the one that the query describes with a probability proportional to exp(scale * similarity + match):

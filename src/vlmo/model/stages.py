@@ -61,20 +61,29 @@ def start_from(model: VLMoPreTrainedModel, folder: str | Path) -> StartReport:
     weights, config = _read(folder, new=model.config)
     report, state = StartReport(), model.state_dict()
     has_words = (folder / "tokenizer_config.json").is_file()
-    if not has_words and _WORDS in state and _WORDS in weights and weights[_WORDS].shape != state[_WORDS].shape:
+    if (
+        not has_words
+        and _WORDS in state
+        and _WORDS in weights
+        and weights[_WORDS].shape != state[_WORDS].shape
+    ):
         # A model of images alone, such as an imported BEiT: its word table belongs to no words.
         report.unused.append(_WORDS)
         del weights[_WORDS]
     for name, tensor in list(weights.items()):
         # A classifier of another number of answers or classes belongs to another task.
-        if name not in state or ("classifier" in name.split(".") and tensor.shape != state[name].shape):
+        if name not in state or (
+            "classifier" in name.split(".") and tensor.shape != state[name].shape
+        ):
             report.unused.append(name)
             del weights[name]
             continue
         resized = _fit(name, tensor, like=state[name], source=config.grid, target=model.config.grid)
         if resized.shape != state[name].shape:
             given, expected = tuple(tensor.shape), tuple(state[name].shape)
-            raise ValueError(f"{folder}: {name} has shape {given}; expected {expected}, as the model's configuration.")
+            raise ValueError(
+                f"{folder}: {name} has shape {given}; expected {expected}, as the model's configuration."
+            )
         (report.loaded if resized is tensor else report.resized).append(name)
         state[name].copy_(resized)
     for name in state:
@@ -87,7 +96,9 @@ def start_from(model: VLMoPreTrainedModel, folder: str | Path) -> StartReport:
         else:
             report.missing.append(name)
     if not report.loaded and not report.resized:
-        raise ValueError(f"{folder} holds no tensor that this model has; it is a folder of another kind of model.")
+        raise ValueError(
+            f"{folder} holds no tensor that this model has; it is a folder of another kind of model."
+        )
     return report
 
 
@@ -110,7 +121,9 @@ def language_stage_parameters(model: VLMoPreTrainedModel) -> list[nn.Parameter]:
             attention = block.attention
             parts = (block.norm1, attention.qkv, attention.inner_norm, attention.projection)
             modules += [part[LANGUAGE] for part in parts if part is not None and LANGUAGE in part]
-    return [parameter for module in modules if module is not None for parameter in module.parameters()]
+    return [
+        parameter for module in modules if module is not None for parameter in module.parameters()
+    ]
 
 
 def layer_decay_factors(model: VLMoPreTrainedModel, *, decay: float) -> dict[str, float]:
@@ -121,15 +134,25 @@ def layer_decay_factors(model: VLMoPreTrainedModel, *, decay: float) -> dict[str
     blocks, the pooler and the table of relative positions, which serves all blocks.
     """
     if not 0 < decay <= 1:
-        raise ValueError(f"the layer decay is {decay}; give a number above 0, at most 1 (which leaves all rates equal)")
+        raise ValueError(
+            f"the layer decay is {decay}; give a number above 0, at most 1 (which leaves all rates equal)"
+        )
     backbone = model.backbone
     blocks = [block for block in backbone.blocks if isinstance(block, MultiwayBlock)]
     embeddings = (backbone.image_embeddings, backbone.text_embeddings, backbone.modality_types)
     layers: list[tuple[int, nn.Module | None]] = [(0, module) for module in embeddings]
     layers += [(number + 1, block) for number, block in enumerate(blocks)]
-    ids = {id(weight): layer for layer, module in layers if module is not None for weight in module.parameters()}
+    ids = {
+        id(weight): layer
+        for layer, module in layers
+        if module is not None
+        for weight in module.parameters()
+    }
     top = len(blocks) + 1
-    return {name: decay ** (top - ids.get(id(parameter), top)) for name, parameter in model.named_parameters()}
+    return {
+        name: decay ** (top - ids.get(id(parameter), top))
+        for name, parameter in model.named_parameters()
+    }
 
 
 def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConfig]:
@@ -137,26 +160,40 @@ def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConf
     if not files:
         raise ValueError(f"{folder} holds no weights: expected {WEIGHTS}")
     if kind != VLMoConfig.model_type:
-        raise ValueError(f"{folder} holds a model of type {kind!r}; expected {VLMoConfig.model_type!r}.")
+        raise ValueError(
+            f"{folder} holds a model of type {kind!r}; expected {VLMoConfig.model_type!r}."
+        )
     check_processor(folder)
     config = VLMoConfig.from_pretrained(folder)
     on_one_side = (config.layer_scale_init is None) != (new.layer_scale_init is None)
     for name in (*_MUST_AGREE, *["layer_scale_init"] * on_one_side):
         if (before := vars(config)[name]) != (after := vars(new)[name]):
-            option = f"--model.{name.replace('_', '-')} {before} or " if config.hidden_size == new.hidden_size else ""
+            option = (
+                f"--model.{name.replace('_', '-')} {before} or "
+                if config.hidden_size == new.hidden_size
+                else ""
+            )
             hint = f"give {option}another folder, or take its own sizes: vlmo finetune {folder} --data DATA"
             raise ValueError(f"{folder} has {name} {before!r}, the model {after!r}; {hint}")
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     if not any(name.startswith("vlmo.") for name in weights):  # a backbone alone
         weights = {f"vlmo.{name}": tensor for name, tensor in weights.items()}
-    spoilt = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    spoilt = [
+        name
+        for name, tensor in weights.items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
     if spoilt:
-        raise ValueError(f"{folder}: {', '.join(spoilt[:3])} hold numbers that are not finite; start from elsewhere.")
+        raise ValueError(
+            f"{folder}: {', '.join(spoilt[:3])} hold numbers that are not finite; start from elsewhere."
+        )
     return weights, config
 
 
 @torch.no_grad()
-def _fit(name: str, tensor: Tensor, *, like: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+def _fit(
+    name: str, tensor: Tensor, *, like: Tensor, source: tuple[int, int], target: tuple[int, int]
+) -> Tensor:
     if name == "vlmo.position_bias.table":
         return resize_bias_table(tensor, source=source, target=target)
     if name == _POSITIONS:

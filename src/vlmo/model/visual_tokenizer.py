@@ -18,7 +18,12 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import FlavaImageCodebook, FlavaImageCodebookConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    FlavaImageCodebook,
+    FlavaImageCodebookConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -29,7 +34,9 @@ from vlmo.released import find_model
 from vlmo.types import normalize_pixels
 
 DALLE_STRIDE = 8
-DALLE_EPSILON = 0.1  # DALL-E squeezes its pixels into [0.1, 0.9] (DALL-E, "The Logit-Laplace Distribution")
+DALLE_EPSILON = (
+    0.1  # DALL-E squeezes its pixels into [0.1, 0.9] (DALL-E, "The Logit-Laplace Distribution")
+)
 
 
 @dataclass
@@ -68,7 +75,9 @@ class MixingBlock(nn.Module):
         self.up = nn.Linear(width, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, width)
 
-    def forward(self, hidden: Float[Tensor, "batch height width dim"]) -> Float[Tensor, "batch height width dim"]:
+    def forward(
+        self, hidden: Float[Tensor, "batch height width dim"]
+    ) -> Float[Tensor, "batch height width dim"]:
         """Return the grid, each patch mixed with its neighbours."""
         mixed = self.mixing(self.norm_before_mixing(hidden).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         hidden = hidden + mixed
@@ -78,14 +87,18 @@ class MixingBlock(nn.Module):
 class GridNetwork(nn.Module):
     """Learnt correction to a linear map from a grid of vectors to another; zero at the start."""
 
-    def __init__(self, input_size: int, output_size: int, *, config: VQVisualTokenizerConfig) -> None:
+    def __init__(
+        self, input_size: int, output_size: int, *, config: VQVisualTokenizerConfig
+    ) -> None:
         super().__init__()
         self.input = nn.Linear(input_size, config.hidden_size)
         self.blocks = nn.Sequential(*(MixingBlock(config) for _ in range(config.num_hidden_layers)))
         self.norm = nn.LayerNorm(config.hidden_size)
         self.output = nn.Linear(config.hidden_size, output_size)
 
-    def forward(self, grid: Float[Tensor, "batch height width in"]) -> Float[Tensor, "batch height width out"]:
+    def forward(
+        self, grid: Float[Tensor, "batch height width in"]
+    ) -> Float[Tensor, "batch height width out"]:
         """Return the correction, in the precision of the autocast around the call."""
         return self.output(self.norm(self.blocks(self.input(grid))))
 
@@ -118,7 +131,8 @@ class VQVisualTokenizer(PreTrainedModel):
             kmeans_init=True,
             threshold_ema_dead_code=config.dead_code_threshold,
             rotation_trick=False,  # straight-through reconstructs better here: 0.111 against 0.114 after 120 steps
-            sync_codebook=_num_processes() > 1,  # the library's own guess is cached from its first call on
+            sync_codebook=_num_processes()
+            > 1,  # the library's own guess is cached from its first call on
         )
         self.register_buffer("patch_mean", torch.zeros(config.patch_values))
         self.register_buffer("patch_components", torch.zeros(config.code_size, config.patch_values))
@@ -127,7 +141,9 @@ class VQVisualTokenizer(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))  # torch's own default: small networks start at once
+            init.kaiming_uniform_(
+                module.weight, a=math.sqrt(5)
+            )  # torch's own default: small networks start at once
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
@@ -157,7 +173,11 @@ class VQVisualTokenizer(PreTrainedModel):
             count = _sum_over_processes(torch.tensor(float(len(patches)), device=patches.device))
             mean = _sum_over_processes(patches.sum(0)) / count
             scatter = _sum_over_processes((patches - mean).T @ (patches - mean))
-            components = torch.linalg.eigh(scatter).eigenvectors.T.flip(0)[: self.config.code_size].contiguous()
+            components = (
+                torch.linalg.eigh(scatter)
+                .eigenvectors.T.flip(0)[: self.config.code_size]
+                .contiguous()
+            )
             if _num_processes() > 1:  # the sign of a component is arbitrary
                 dist.broadcast(components, src=0)
             self.patch_mean.copy_(mean)
@@ -168,7 +188,9 @@ class VQVisualTokenizer(PreTrainedModel):
     def check_started(self) -> None:
         """Raise ValueError if there is no codebook yet."""
         if not self.started:
-            raise ValueError("this visual tokenizer has no codebook yet; train it, or load a trained one.")
+            raise ValueError(
+                "this visual tokenizer has no codebook yet; train it, or load a trained one."
+            )
 
     def tokenize(
         self, pixel_values: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
@@ -177,7 +199,9 @@ class VQVisualTokenizer(PreTrainedModel):
         pixels, size = _to_floats(pixel_values), self.config.patch_size
         if tuple(pixels.shape[-2:]) != (grid[0] * size, grid[1] * size):
             given, expected = tuple(pixels.shape[-2:]), f"{grid[0] * size} x {grid[1] * size}"
-            raise ValueError(f"images of {given} pixels; a grid of {grid} patches of {size} pixels needs {expected}.")
+            raise ValueError(
+                f"images of {given} pixels; a grid of {grid} patches of {size} pixels needs {expected}."
+            )
         self.check_started()
         with torch.no_grad(), _float32_math(pixels):
             codes = self._encode(pixels)
@@ -185,7 +209,9 @@ class VQVisualTokenizer(PreTrainedModel):
             _, indices, _ = self.quantizer(codes.flatten(1, 2), freeze_codebook=True)
         return indices
 
-    def forward(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> VQVisualTokenizerOutput:
+    def forward(
+        self, pixel_values: Float[Tensor, "batch 3 height width"]
+    ) -> VQVisualTokenizerOutput:
         """Return images encoded, quantised and decoded; in training the codebook follows. ValueError before it."""
         pixels = _to_floats(pixel_values)
         if self.training and not self.started:
@@ -206,10 +232,14 @@ class VQVisualTokenizer(PreTrainedModel):
             perplexity=codebook_perplexity(indices, num_tokens=self.num_tokens),
         )
 
-    def _patches(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch rows columns values"]:
+    def _patches(
+        self, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch rows columns values"]:
         size = self.config.patch_size
         if any(side % size for side in pixels.shape[2:]):
-            raise ValueError(f"images of {tuple(pixels.shape[2:])} pixels; expected multiples of patch_size {size}.")
+            raise ValueError(
+                f"images of {tuple(pixels.shape[2:])} pixels; expected multiples of patch_size {size}."
+            )
         return F.pixel_unshuffle(pixels, size).permute(0, 2, 3, 1)
 
     @property
@@ -220,13 +250,17 @@ class VQVisualTokenizer(PreTrainedModel):
     def _project(self, patches: Float[Tensor, "*shape values"]) -> Float[Tensor, "*shape code"]:
         return (patches - self.patch_mean) @ self.patch_components.T * self._scale
 
-    def _encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch rows columns code"]:
+    def _encode(
+        self, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch rows columns code"]:
         patches = self._patches(pixels)
         correction = self.encoder(patches).float()
         with _float32_math(patches):
             return self._project(patches) + correction
 
-    def _decode(self, codes: Float[Tensor, "batch rows columns code"]) -> Float[Tensor, "batch 3 height width"]:
+    def _decode(
+        self, codes: Float[Tensor, "batch rows columns code"]
+    ) -> Float[Tensor, "batch 3 height width"]:
         correction = self.decoder(codes).float()
         with _float32_math(codes):
             patches = self.patch_mean + codes @ self.patch_components / self._scale + correction
@@ -265,7 +299,10 @@ class VQKDVisualTokenizer(VLMoPreTrainedModel):
         self.vlmo = VLMoModel(config, add_pooling_layer=False)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         width = cast("int", config.projection_size)
-        self.projection, self.codebook = nn.Linear(config.hidden_size, width), nn.Embedding(self.num_tokens, width)
+        self.projection, self.codebook = (
+            nn.Linear(config.hidden_size, width),
+            nn.Embedding(self.num_tokens, width),
+        )
         self.post_init()
 
     @property
@@ -279,7 +316,9 @@ class VQKDVisualTokenizer(VLMoPreTrainedModel):
     ) -> Int[Tensor, "batch patch"]:
         """Return tokens of images resized to `patch_size` pixels per patch of `grid`, row by row."""
         with _float32_math(pixel_values):
-            pixels = _resized(_to_floats(pixel_values), grid, patch_size=self.config.patch_size).clamp(-1, 1)
+            pixels = _resized(
+                _to_floats(pixel_values), grid, patch_size=self.config.patch_size
+            ).clamp(-1, 1)
             states, codes = self.vlmo(pixels).last_hidden_state[:, 1:], self.codebook.weight
             vectors = F.normalize(self.projection(self.dense(states).tanh()), dim=-1)
             return (2 * vectors @ codes.T - codes.square().sum(dim=-1)).argmax(dim=-1)
@@ -302,15 +341,23 @@ def load_visual_tokenizer(name_or_folder: str | Path) -> VisualTokenizer:
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
         kind, known = config.get("model_type"), [VQKDVisualTokenizer.__name__]
-        if kind not in classes or (kind == VLMoConfig.model_type and config.get("architectures") != known):
-            raise ValueError(f"{name!r} holds a model of type {kind!r}, no visual tokenizer; expected {list(classes)}.")
+        if kind not in classes or (
+            kind == VLMoConfig.model_type and config.get("architectures") != known
+        ):
+            raise ValueError(
+                f"{name!r} holds a model of type {kind!r}, no visual tokenizer; expected {list(classes)}."
+            )
         check_folder(name, WEIGHTS, "pytorch_model.bin")
-        loaded: Any = classes[kind].from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+        loaded: Any = classes[kind].from_pretrained(
+            name, output_loading_info=True, dtype=torch.float32
+        )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"no visual tokenizer can be read at {name!r}: {error}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"the visual tokenizer at {name!r} lacks {len(missing)} weights, {missing[0]} among them.")
+        raise ValueError(
+            f"the visual tokenizer at {name!r} lacks {len(missing)} weights, {missing[0]} among them."
+        )
     if isinstance(model, VQVisualTokenizer):
         model.check_started()
     elif isinstance(model, FlavaImageCodebook):

@@ -14,7 +14,19 @@ MIN_ANNOTATORS = 4
 # Neither the apostrophe, which makes "girl's" differ from "girls", nor the colon, which stands in times of the day.
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _ARTICLES = frozenset(("a", "an", "the"))
-_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBER_WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+)
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBER_WORDS)}}
 
 # Forms that are other words without their apostrophe (she'd, we'll, it's, I'm) are not among the evaluation's.
@@ -71,7 +83,9 @@ def leave_one_out_score(answer: str, annotators: Sequence[str]) -> float:
     number = len(annotators)
     if number < MIN_ANNOTATORS:
         given = f"{number} annotators ({', '.join(annotators)})"
-        raise ValueError(f"{given}; the score needs at least {MIN_ANNOTATORS}: repeat a single answer ten times")
+        raise ValueError(
+            f"{given}; the score needs at least {MIN_ANNOTATORS}: repeat a single answer ten times"
+        )
     annotators = [_tidy(given) for given in annotators]
     answer = _tidy(answer)
     if len(set(annotators)) > 1:
@@ -93,11 +107,15 @@ def answer_list(majority_answers: Iterable[str]) -> list[str]:
     return [answer for answer, count in counts.items() if count >= MIN_COUNT]
 
 
-def soft_targets(annotators: Iterable[str], *, numbers: Mapping[str, int]) -> tuple[list[int], list[float]]:
+def soft_targets(
+    annotators: Iterable[str], *, numbers: Mapping[str, int]
+) -> tuple[list[int], list[float]]:
     """Return numbers and soft scores of those of the annotators' answers that are in the answer list.
 
     A soft score is what `leave_one_out_score` gives for ten annotators: 0.3, 0.6, 0.9, then 1. As in the published
     preparation the annotators' words are taken as they stand; only the answer list is normalised.
     """
     known = Counter(answer for answer in annotators if answer in numbers)
-    return [numbers[answer] for answer in known], [min(3 * count / 10, 1.0) for count in known.values()]
+    return [numbers[answer] for answer in known], [
+        min(3 * count / 10, 1.0) for count in known.values()
+    ]

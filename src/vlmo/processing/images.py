@@ -21,7 +21,9 @@ MAX_PIXELS = 64_000_000
 
 _ROWS_AT_ONCE = 256  # of an image that is converted or sent: copies of the whole would take several times its memory
 _START = 256  # bytes, which hold the brands of a file
-_HEIC = re.compile(rb".{4}ftyp(?:he[iv][cxms]|m[is]f1(?!.*avi[fs]))", re.DOTALL)  # not an AVIF file of a general brand
+_HEIC = re.compile(
+    rb".{4}ftyp(?:he[iv][cxms]|m[is]f1(?!.*avi[fs]))", re.DOTALL
+)  # not an AVIF file of a general brand
 
 
 def identify(file: IO[bytes], formats: Sequence[str] | None = None) -> Image.Image:
@@ -35,11 +37,15 @@ def identify(file: IO[bytes], formats: Sequence[str] | None = None) -> Image.Ima
         register_heic()
     for name in Image.ID if formats is None else [name for name in formats if name in Image.OPEN]:
         factory, accepts = Image.OPEN[name]
-        if accepts is None or accepts(start[:16]) is True:  # of a format that this build lacks, a text says so
+        if (
+            accepts is None or accepts(start[:16]) is True
+        ):  # of a format that this build lacks, a text says so
             file.seek(0)
             with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
                 return factory(file, "")
-    raise Image.UnidentifiedImageError(f"{getattr(file, 'name', 'bytes')}: not an image in a known format")
+    raise Image.UnidentifiedImageError(
+        f"{getattr(file, 'name', 'bytes')}: not an image in a known format"
+    )
 
 
 @functools.cache
@@ -48,14 +54,18 @@ def register_heic() -> None:
     need_package("pillow_heif", extra="photos", user="HEIC")
     import pillow_heif
 
-    pillow_heif.register_heif_opener(decode_threads=1)  # whoever reads many files has threads of its own
+    pillow_heif.register_heif_opener(
+        decode_threads=1
+    )  # whoever reads many files has threads of its own
 
 
 def check_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> None:
     """Check width x height; ValueError if it is too large."""
     width, height = image.size
     if width * height > max_pixels:
-        raise ValueError(f"{width} x {height} is {width * height:,} pixels; at most {max_pixels:,} are read, reduce it")
+        raise ValueError(
+            f"{width} x {height} is {width * height:,} pixels; at most {max_pixels:,} are read, reduce it"
+        )
 
 
 def open_upright(path: str | PathLike[str]) -> Image.Image:
@@ -96,7 +106,9 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     full = 1.0 if image.mode == "F" else 65535.0
     # Wider data have no agreed range: a guess would be wrong in silence.
     if not (values.min() >= 0 and values.max() <= full):
-        raise ValueError(f"mode {image.mode} with values {values.min():g} to {values.max():g}; expected 0 to {full:g}")
+        raise ValueError(
+            f"mode {image.mode} with values {values.min():g} to {values.max():g}; expected 0 to {full:g}"
+        )
     shades = np.empty(values.shape, np.uint8)
     for start in range(0, len(values), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)

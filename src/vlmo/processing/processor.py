@@ -28,14 +28,18 @@ from vlmo.released import find_model
 _TEXT_DEFAULTS = {"padding": True, "truncation": True, "pad_to_multiple_of": PAD_MULTIPLE}
 
 
-def image_processor_for(image_size: int, *, aspect_patch_size: int | None = None) -> BeitImageProcessor:
+def image_processor_for(
+    image_size: int, *, aspect_patch_size: int | None = None
+) -> BeitImageProcessor:
     """Return the image half of `VLMoProcessor`, for a model that reads no text; ValueError for a size below 1.
 
     With `aspect_patch_size`, the model's patch size, images nearly keep their aspect ratio (`patch_shapes`).
     """
     if image_size < 1:
         raise ValueError(f"image_size is {image_size}: expected a positive number of pixels")
-    own: dict[str, Any] = {} if aspect_patch_size is None else {"aspect_patch_size": aspect_patch_size}
+    own: dict[str, Any] = (
+        {} if aspect_patch_size is None else {"aspect_patch_size": aspect_patch_size}
+    )
     return BeitImageProcessor(  # ViT's does the same to images, but cannot make segments of logits
         do_convert_rgb=True,
         size={"height": image_size, "width": image_size},
@@ -68,14 +72,22 @@ class VLMoProcessor(ProcessorMixin):
     def __init__(self, image_processor: Any, tokenizer: Any) -> None:
         if (size := len(tokenizer)) <= len(tokenizer.all_special_tokens):
             missing = "its vocabulary (tokenizer.json or vocab.txt) is missing"
-            raise ValueError(f"the tokenizer knows no words beside its {size} special tokens; {missing}")
+            raise ValueError(
+                f"the tokenizer knows no words beside its {size} special tokens; {missing}"
+            )
         length = tokenizer.model_max_length
-        if length < 1 or length % PAD_MULTIPLE:  # padding could make a text longer than the model has positions for
-            raise ValueError(f"max_text_length is {length}: expected a multiple of {PAD_MULTIPLE} above 0")
+        if (
+            length < 1 or length % PAD_MULTIPLE
+        ):  # padding could make a text longer than the model has positions for
+            raise ValueError(
+                f"max_text_length is {length}: expected a multiple of {PAD_MULTIPLE} above 0"
+            )
         super().__init__(image_processor, tokenizer)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any
+    ) -> Self:
         """Load from a folder, the hub, or by a model's name, such as "vlmo-small"; OSError without such a model.
 
         Arguments are those of transformers. Code in the folder is not run unless `trust_remote_code=True` is given.
@@ -84,15 +96,22 @@ class VLMoProcessor(ProcessorMixin):
         return super().from_pretrained(find_model(pretrained_model_name_or_path), *args, **kwargs)
 
     @classmethod
-    def from_vocabulary(cls, path: str | Path, *, image_size: int = 224, max_text_length: int = 40) -> Self:
+    def from_vocabulary(
+        cls, path: str | Path, *, image_size: int = 224, max_text_length: int = 40
+    ) -> Self:
         """A processor with BERT's `vocab.txt`, given as a file or its folder; ValueError if it or a size is wrong."""
         tokenizer = build_tokenizer(load_vocabulary(path), max_text_length=max_text_length)
         return cls(image_processor_for(image_size), tokenizer)
 
     @classmethod
-    def from_sentencepiece(cls, path: str | Path, *, image_size: int = 224, max_text_length: int = 64) -> Self:
+    def from_sentencepiece(
+        cls, path: str | Path, *, image_size: int = 224, max_text_length: int = 64
+    ) -> Self:
         """A processor with BEiT-3's tokenizer (`load_sentencepiece`); ValueError for a wrong file or size."""
-        return cls(image_processor_for(image_size), load_sentencepiece(path, max_text_length=max_text_length))
+        return cls(
+            image_processor_for(image_size),
+            load_sentencepiece(path, max_text_length=max_text_length),
+        )
 
     @classmethod
     def train(
@@ -143,16 +162,27 @@ class VLMoProcessor(ProcessorMixin):
                 their aspect ratio have several shapes.
             OSError: A file cannot be read, or holds no image.
         """
-        if (images is None and text is None) or any(isinstance(each, list) and not each for each in (images, text)):
-            raise ValueError("got neither images nor text, or an empty list: give at least one of them")
+        if (images is None and text is None) or any(
+            isinstance(each, list) and not each for each in (images, text)
+        ):
+            raise ValueError(
+                "got neither images nor text, or an empty list: give at least one of them"
+            )
         images = [images] if isinstance(images, (str, PathLike, Image.Image)) else images
         if isinstance(images, (list, tuple)):
-            images = [open_upright(each) if isinstance(each, (str, PathLike)) else each for each in images]
+            images = [
+                open_upright(each) if isinstance(each, (str, PathLike)) else each for each in images
+            ]
             images = [to_rgb(each) if isinstance(each, Image.Image) else each for each in images]
-        keeps_aspect = getattr(self.image_processor, "aspect_patch_size", None) and "size" not in kwargs
+        keeps_aspect = (
+            getattr(self.image_processor, "aspect_patch_size", None) and "size" not in kwargs
+        )
         if images is not None and keeps_aspect:
             given = images if isinstance(images, (list, tuple)) else [images]
-            sizes = (i.size if isinstance(i, Image.Image) else get_image_size(np.asarray(i))[::-1] for i in given)
+            sizes = (
+                i.size if isinstance(i, Image.Image) else get_image_size(np.asarray(i))[::-1]
+                for i in given
+            )
             shape, *others = dict.fromkeys(map(EvalTransform.of(self).shape, sizes))
             if others:
                 raise ValueError(

@@ -42,9 +42,13 @@ class SegmentTransformConfig:
     def __post_init__(self) -> None:
         """Raise ValueError if a scale or side is not above 0, or a probability not from 0 to 1."""
         shares = (self.max_class_share, self.horizontal_flip, self.photometric)
-        sides = 0 < self.scale[0] <= self.scale[1] and (self.short_side is None or self.short_side >= 1)
+        sides = 0 < self.scale[0] <= self.scale[1] and (
+            self.short_side is None or self.short_side >= 1
+        )
         if not sides or not all(0 <= share <= 1 for share in shares):
-            raise ValueError(f"{self}; give two rising scales and a short_side above 0, and probabilities in [0, 1]")
+            raise ValueError(
+                f"{self}; give two rising scales and a short_side above 0, and probabilities in [0, 1]"
+            )
 
 
 class SegmentTrainTransform:
@@ -77,8 +81,12 @@ class SegmentTrainTransform:
     def _corner(self, mask: Mask, generator: np.random.Generator) -> tuple[int, int]:
         side, left, top = self.crop_size, 0, 0
         for _ in range(_CROP_TRIES):
-            left, top = (int(generator.integers(max(length - side, 0) + 1)) for length in mask.shape[::-1])
-            counts = np.bincount(mask[top : top + side, left : left + side].ravel(), minlength=IGNORED_CLASS + 1)
+            left, top = (
+                int(generator.integers(max(length - side, 0) + 1)) for length in mask.shape[::-1]
+            )
+            counts = np.bincount(
+                mask[top : top + side, left : left + side].ravel(), minlength=IGNORED_CLASS + 1
+            )
             counted = counts[:IGNORED_CLASS]
             if counted.max() <= self.config.max_class_share * counted.sum() and (counted > 0).any():
                 break
@@ -87,7 +95,9 @@ class SegmentTrainTransform:
 
 def eval_pixel_values(image: Image.Image, *, short_side: int) -> Float[Tensor, "3 height width"]:
     """Return the image at evaluation's size, proportions kept."""
-    return to_pixel_values(image.resize(scaled_size(image.size, short_side=short_side), Image.Resampling.BILINEAR))
+    return to_pixel_values(
+        image.resize(scaled_size(image.size, short_side=short_side), Image.Resampling.BILINEAR)
+    )
 
 
 def to_pixel_values(image: Image.Image) -> Float[Tensor, "3 height width"]:
@@ -103,7 +113,9 @@ def scaled_size(size: tuple[int, int], *, short_side: int, scale: float = 1.0) -
     return width, height
 
 
-def change_colors(image: Image.Image, *, probability: float, generator: np.random.Generator) -> Image.Image:
+def change_colors(
+    image: Image.Image, *, probability: float, generator: np.random.Generator
+) -> Image.Image:
     """Brightness, contrast (first or last), saturation and hue, each changed with this probability."""
     if probability == 0:
         return image

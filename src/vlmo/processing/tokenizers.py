@@ -28,17 +28,25 @@ def load_vocabulary(path: str | Path) -> dict[str, int]:
     path = Path(path)
     file = path / "vocab.txt" if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"no vocabulary at {path}: expected BERT's vocab.txt, or a folder that holds it")
+        raise ValueError(
+            f"no vocabulary at {path}: expected BERT's vocab.txt, or a folder that holds it"
+        )
     tokens = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
-        raise ValueError(f"{file} lists {len(tokens) - len(vocabulary)} tokens more than once: ids would be ambiguous")
+        raise ValueError(
+            f"{file} lists {len(tokens) - len(vocabulary)} tokens more than once: ids would be ambiguous"
+        )
     if missing := [token for token in SPECIAL_TOKENS if token not in vocabulary]:
-        raise ValueError(f"{file} lacks {', '.join(missing)}: expected a WordPiece vocabulary in BERT's form")
+        raise ValueError(
+            f"{file} lacks {', '.join(missing)}: expected a WordPiece vocabulary in BERT's form"
+        )
     return vocabulary
 
 
-def train_vocabulary(corpus: Iterable[str], *, vocab_size: int, min_frequency: int = 2) -> dict[str, int]:
+def train_vocabulary(
+    corpus: Iterable[str], *, vocab_size: int, min_frequency: int = 2
+) -> dict[str, int]:
     """A lower-cased WordPiece vocabulary, the same for the same corpus every time.
 
     Args:
@@ -56,14 +64,26 @@ def train_vocabulary(corpus: Iterable[str], *, vocab_size: int, min_frequency: i
     words = {
         word
         for text in texts
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
+            tokenizer.normalizer.normalize_str(text)
+        )
     }
     if not words:
-        raise ValueError(f"cannot train a vocabulary: the corpus of {len(texts)} texts holds no word")
-    continuations = sorted({CONTINUATION_PREFIX + character for word in words for character in word[1:]})
-    smallest = len(SPECIAL_TOKENS) + len(continuations) + len({character for word in words for character in word})
+        raise ValueError(
+            f"cannot train a vocabulary: the corpus of {len(texts)} texts holds no word"
+        )
+    continuations = sorted(
+        {CONTINUATION_PREFIX + character for word in words for character in word[1:]}
+    )
+    smallest = (
+        len(SPECIAL_TOKENS)
+        + len(continuations)
+        + len({character for word in words for character in word})
+    )
     if vocab_size < smallest:
-        raise ValueError(f"vocab_size is {vocab_size}, but special tokens and single characters alone are {smallest}")
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but special tokens and single characters alone are {smallest}"
+        )
     # The trainer numbers continuation characters in the order of a randomly seeded hash table and breaks ties by
     # number, so two runs differ. Declared as special tokens, they are numbered first, and nothing random is left.
     trainer = trainers.WordPieceTrainer(
@@ -137,7 +157,9 @@ def load_sentencepiece(path: str | Path, *, max_text_length: int) -> TokenizersB
 
 def _read_sentencepiece(path: Path) -> Any:
     if not path.is_file():
-        raise ValueError(f"no SentencePiece file at {path}: expected beit3.spm, which BEiT-3's authors publish")
+        raise ValueError(
+            f"no SentencePiece file at {path}: expected beit3.spm, which BEiT-3's authors publish"
+        )
     try:
         from google.protobuf.message import DecodeError
         from transformers.convert_slow_tokenizer import import_protobuf
@@ -145,22 +167,30 @@ def _read_sentencepiece(path: Path) -> Any:
         messages: Any = import_protobuf()  # a module whose classes are made when it is imported
     except ImportError as error:
         command = install_command("beit3")
-        raise ModuleNotFoundError(f"reading {path} needs the package protobuf. Install it with: {command}") from error
+        raise ModuleNotFoundError(
+            f"reading {path} needs the package protobuf. Install it with: {command}"
+        ) from error
     proto = messages.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
     except DecodeError as error:
-        raise ValueError(f"{path} is no SentencePiece file, or it is cut off; expected BEiT-3's beit3.spm") from error
+        raise ValueError(
+            f"{path} is no SentencePiece file, or it is cut off; expected BEiT-3's beit3.spm"
+        ) from error
     first, kind = [piece.piece for piece in proto.pieces[:3]], proto.trainer_spec.model_type
     if first != ["<unk>", "<s>", "</s>"] or kind != 1:
         found = f"model type {kind} and begins with {', '.join(first) or 'no piece'}"
-        raise ValueError(f"{path} has {found}; expected a unigram model (type 1) that begins with <unk>, <s>, </s>")
+        raise ValueError(
+            f"{path} has {found}; expected a unigram model (type 1) that begins with <unk>, <s>, </s>"
+        )
     return proto
 
 
 def continuation_flags(tokenizer: PreTrainedTokenizerBase) -> Bool[np.ndarray, "vocab"]:
     """True for ids whose token continues a word: `##...` of WordPiece, or no leading space mark of SentencePiece."""
-    from transformers import BertTokenizer  # slow to import, and the settings of a recipe are shown without it
+    from transformers import (
+        BertTokenizer,
+    )  # slow to import, and the settings of a recipe are shown without it
 
     is_wordpiece, flags = isinstance(tokenizer, BertTokenizer), np.zeros(len(tokenizer), dtype=bool)
     for token, number in tokenizer.get_vocab().items():

@@ -50,14 +50,23 @@ def patch_shapes(image_size: int, *, patch_size: int) -> tuple[Shape, ...]:
     return tuple((height * patch_size, width * patch_size) for height, width in both)
 
 
-def nearest_shapes(sizes: Sequence[tuple[int, int]], shapes: Sequence[Shape]) -> Int64[np.ndarray, "image"]:
+def nearest_shapes(
+    sizes: Sequence[tuple[int, int]], shapes: Sequence[Shape]
+) -> Int64[np.ndarray, "image"]:
     """Return for each size (width, height) the number of the shape whose aspect ratio is nearest."""
-    aspects, wanted = (np.log(np.array(each, dtype=np.float64).reshape(-1, 2)) for each in (sizes, shapes))
-    return np.abs((aspects[:, 0] - aspects[:, 1])[:, None] - (wanted[:, 1] - wanted[:, 0])).argmin(axis=1)
+    aspects, wanted = (
+        np.log(np.array(each, dtype=np.float64).reshape(-1, 2)) for each in (sizes, shapes)
+    )
+    return np.abs((aspects[:, 0] - aspects[:, 1])[:, None] - (wanted[:, 1] - wanted[:, 0])).argmin(
+        axis=1
+    )
 
 
 def by_shape(
-    items: Sequence[Any], run: Callable[[list[Any]], Any], *, shape: Callable[[Any], Any] = lambda item: item.shape
+    items: Sequence[Any],
+    run: Callable[[list[Any]], Any],
+    *,
+    shape: Callable[[Any], Any] = lambda item: item.shape,
 ) -> list[Any]:
     """Return a result for each item: `run` gets a list of all items of one shape, and gives as many results."""
     groups: dict[Any, list[int]] = {}
@@ -109,14 +118,30 @@ class TransformConfig:
     def __post_init__(self) -> None:
         """Raise ValueError if a size, a color, a magnitude, a crop or a probability is out of its range."""
         if self.image_size < 1 or self.rand_augment_ops < 0 or not 0 <= self.fill <= 255:
-            raise ValueError(f"image_size must be positive, rand_augment_ops >= 0, fill in 0 to 255; got {self}")
+            raise ValueError(
+                f"image_size must be positive, rand_augment_ops >= 0, fill in 0 to 255; got {self}"
+            )
         if self.rand_augment not in RAND_AUGMENT:
-            raise ValueError(f"rand_augment is {self.rand_augment!r}: expected one of {', '.join(RAND_AUGMENT)}")
-        for name in ["min_crop", "horizontal_flip", "color_jitter", "grayscale", "random_erasing", "affine", "blur"]:
+            raise ValueError(
+                f"rand_augment is {self.rand_augment!r}: expected one of {', '.join(RAND_AUGMENT)}"
+            )
+        for name in [
+            "min_crop",
+            "horizontal_flip",
+            "color_jitter",
+            "grayscale",
+            "random_erasing",
+            "affine",
+            "blur",
+        ]:
             if not 0 <= getattr(self, name) <= 1 or not self.min_crop:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected a number in [0, 1], of min_crop above 0")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: expected a number in [0, 1], of min_crop above 0"
+                )
         if not 0 <= self.rand_augment_magnitude <= MAX_MAGNITUDE:
-            raise ValueError(f"rand_augment_magnitude is {self.rand_augment_magnitude}: expected 0 to {MAX_MAGNITUDE}")
+            raise ValueError(
+                f"rand_augment_magnitude is {self.rand_augment_magnitude}: expected 0 to {MAX_MAGNITUDE}"
+            )
 
 
 class EvalTransform:
@@ -132,10 +157,16 @@ class EvalTransform:
     """
 
     def __init__(
-        self, config: TransformConfig, *, center_crop: float | None = None, shapes: Sequence[Shape] = ()
+        self,
+        config: TransformConfig,
+        *,
+        center_crop: float | None = None,
+        shapes: Sequence[Shape] = (),
     ) -> None:
         if center_crop is not None and not 0 < center_crop <= 1:
-            raise ValueError(f"center_crop is {center_crop}: expected a share above 0, at most 1, of the shorter side")
+            raise ValueError(
+                f"center_crop is {center_crop}: expected a share above 0, at most 1, of the shorter side"
+            )
         self.config, self.center_crop = config, center_crop
         self.shapes = shapes or [(config.image_size, config.image_size)]
 
@@ -143,7 +174,10 @@ class EvalTransform:
     def of(cls, processor: Any, **options: Any) -> Self:
         """Return the transform of a `VLMoProcessor` or its image processor, whose `aspect_patch_size` gives shapes."""
         images = getattr(processor, "image_processor", processor)
-        height, width, patch = *map(images.size.get, ("height", "width")), getattr(images, "aspect_patch_size", None)
+        height, width, patch = (
+            *map(images.size.get, ("height", "width")),
+            getattr(images, "aspect_patch_size", None),
+        )
         shapes = ((height, width),) if patch is None else patch_shapes(height, patch_size=patch)
         return cls(TransformConfig(image_size=height), shapes=shapes, **options)
 
@@ -151,7 +185,9 @@ class EvalTransform:
         """Return the shape that an image of this width and height gets."""
         return self.shapes[int(nearest_shapes([size], self.shapes)[0])]
 
-    def pixels(self, image: AnyImage, _: np.random.Generator | None = None) -> UInt8[Tensor, "3 height width"]:
+    def pixels(
+        self, image: AnyImage, _: np.random.Generator | None = None
+    ) -> UInt8[Tensor, "3 height width"]:
         """Apply all but the normalisation."""
         decoded = image if isinstance(image, Image.Image) else image.decode()
         pixels, size = _to_tensor(decoded), self.config.image_size
@@ -161,7 +197,9 @@ class EvalTransform:
 
         return center_crop(_resize(pixels, [int(size / self.center_crop)]), [size, size])
 
-    def __call__(self, image: AnyImage, _: np.random.Generator | None = None) -> Float[Tensor, "3 height width"]:
+    def __call__(
+        self, image: AnyImage, _: np.random.Generator | None = None
+    ) -> Float[Tensor, "3 height width"]:
         """Return pixel values in [-1, 1]."""
         return normalize_pixels(self.pixels(image))
 
@@ -183,11 +221,15 @@ class TrainTransform:
         box = None
         if config.min_crop < 1:
             square = (max(image.size), max(image.size))
-            box = crop_box(image.size if shape is None else square, config=config, generator=generator)
+            box = crop_box(
+                image.size if shape is None else square, config=config, generator=generator
+            )
             if shape is not None:  # a crop of the square, stretched as the image is
                 low, high = np.array(box).reshape(2, 2) * image.size // square
                 box = cast(Box, (*low.tolist(), *np.maximum(high, low + 1).tolist()))
-        pixels = _crop_and_resize(image, box=box, shape=shape or (config.image_size, config.image_size), config=config)
+        pixels = _crop_and_resize(
+            image, box=box, shape=shape or (config.image_size, config.image_size), config=config
+        )
         if generator.random() < config.horizontal_flip:
             pixels = pixels.flip(-1)
         before = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
@@ -199,12 +241,16 @@ class TrainTransform:
             _erase(pixels, generator=generator)
         return pixels
 
-    def __call__(self, image: AnyImage, generator: np.random.Generator) -> Float[Tensor, "3 height width"]:
+    def __call__(
+        self, image: AnyImage, generator: np.random.Generator
+    ) -> Float[Tensor, "3 height width"]:
         """Return pixel values in [-1, 1]: `pixels`, normalised."""
         return normalize_pixels(self.pixels(image, generator))
 
 
-def crop_box(size: tuple[int, int], *, config: TransformConfig, generator: np.random.Generator) -> Box:
+def crop_box(
+    size: tuple[int, int], *, config: TransformConfig, generator: np.random.Generator
+) -> Box:
     """Sample a part of an image of this width and height: area from `min_crop` to 1, aspect from 3/4 to 4/3, position.
 
     A box that does not fit is cut to the image. Where that leaves less than `min_crop` of an image longer than 4/3,
@@ -216,7 +262,10 @@ def crop_box(size: tuple[int, int], *, config: TransformConfig, generator: np.ra
         aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(_LONGEST)))
         wanted = max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
         crop_width, crop_height = min(width, wanted[0]), min(height, wanted[1])
-        too_small = (crop_width, crop_height) != wanted and crop_width * crop_height < config.min_crop * width * height
+        too_small = (
+            crop_width,
+            crop_height,
+        ) != wanted and crop_width * crop_height < config.min_crop * width * height
         if not too_small or max(size) <= _LONGEST * min(size):
             top = int(generator.integers(height - crop_height + 1))
             left = int(generator.integers(width - crop_width + 1))
@@ -236,7 +285,9 @@ def _to_tensor(image: Image.Image, *, box: Box | None = None) -> UInt8[Tensor, "
     return torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)
 
 
-def _resize(pixels: UInt8[Tensor, "3 height width"], size: list[int]) -> UInt8[Tensor, "3 new_height new_width"]:
+def _resize(
+    pixels: UInt8[Tensor, "3 height width"], size: list[int]
+) -> UInt8[Tensor, "3 new_height new_width"]:
     """Resize to height and width, or to one number of pixels on the shorter side."""
     from torchvision.transforms import InterpolationMode  # takes seconds
     from torchvision.transforms.v2.functional import resize
@@ -284,13 +335,17 @@ def _change_style_and_color(
         image = image.filter(ImageFilter.GaussianBlur(size * generator.uniform(0.005, 0.02)))
     if config.color_jitter > 0:
         for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            image = enhancer(image).enhance(1 + generator.uniform(-config.color_jitter, config.color_jitter))
+            image = enhancer(image).enhance(
+                1 + generator.uniform(-config.color_jitter, config.color_jitter)
+            )
     if generator.random() < config.grayscale:
         image = image.convert("L").convert("RGB")
     return image
 
 
-def _affine(image: Image.Image, *, degrees: float, scale: float, shift: tuple[float, float], fill: int) -> Image.Image:
+def _affine(
+    image: Image.Image, *, degrees: float, scale: float, shift: tuple[float, float], fill: int
+) -> Image.Image:
     """Turn clockwise and scale about the centre, then shift (pixels to the right and down)."""
     cos, sin = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
     x, y = image.width / 2, image.height / 2
@@ -304,12 +359,25 @@ def _erase(pixels: UInt8[Tensor, "3 rows columns"], *, generator: np.random.Gene
     """Replace a rectangle by normal noise of deviation 1 once pixels are normalised, cut to what 8 bits can hold."""
     rows, columns = pixels.shape[1:]
     for _ in range(_ATTEMPTS):
-        area, aspect = generator.uniform(0.02, 1 / 3), math.exp(generator.uniform(math.log(0.3), math.log(1 / 0.3)))
-        height, width = round(rows * math.sqrt(area * aspect)), round(columns * math.sqrt(area / aspect))
+        area, aspect = (
+            generator.uniform(0.02, 1 / 3),
+            math.exp(generator.uniform(math.log(0.3), math.log(1 / 0.3))),
+        )
+        height, width = (
+            round(rows * math.sqrt(area * aspect)),
+            round(columns * math.sqrt(area / aspect)),
+        )
         if height < rows and width < columns:
-            top, left = generator.integers(rows - height + 1), generator.integers(columns - width + 1)
-            noise = (127.5 + 127.5 * generator.standard_normal((3, height, width))).round().clip(0, 255)
-            pixels[:, top : top + height, left : left + width] = torch.from_numpy(noise.astype(np.uint8))
+            top, left = (
+                generator.integers(rows - height + 1),
+                generator.integers(columns - width + 1),
+            )
+            noise = (
+                (127.5 + 127.5 * generator.standard_normal((3, height, width))).round().clip(0, 255)
+            )
+            pixels[:, top : top + height, left : left + width] = torch.from_numpy(
+                noise.astype(np.uint8)
+            )
             return
 
 
@@ -325,17 +393,29 @@ _SHARED: dict[str, _Operation] = {
     "auto_contrast": lambda image, *_: ImageOps.autocontrast(image),
     "equalize": lambda image, *_: ImageOps.equalize(image),
     "rotate": lambda image, level, sign, options: image.rotate(30 * sign * level, **options),
-    "shear_x": lambda image, level, sign, options: _shift(image, (1, 0.3 * sign * level, 0, 0, 1, 0), options),
-    "shear_y": lambda image, level, sign, options: _shift(image, (1, 0, 0, 0.3 * sign * level, 1, 0), options),
+    "shear_x": lambda image, level, sign, options: _shift(
+        image, (1, 0.3 * sign * level, 0, 0, 1, 0), options
+    ),
+    "shear_y": lambda image, level, sign, options: _shift(
+        image, (1, 0, 0, 0.3 * sign * level, 1, 0), options
+    ),
 }
 RAND_AUGMENT: dict[str, dict[str, _Operation]] = {
     "vlmo": _SHARED
     | {
         "identity": lambda image, *_: image,
-        "brightness": lambda image, level, *_: ImageEnhance.Brightness(image).enhance(0.1 + 1.8 * level),
-        "sharpness": lambda image, level, *_: ImageEnhance.Sharpness(image).enhance(0.1 + 1.8 * level),
-        "translate_x": lambda image, level, sign, options: _shift(image, (1, 0, -10 * sign * level, 0, 1, 0), options),
-        "translate_y": lambda image, level, sign, options: _shift(image, (1, 0, 0, 0, 1, -10 * sign * level), options),
+        "brightness": lambda image, level, *_: ImageEnhance.Brightness(image).enhance(
+            0.1 + 1.8 * level
+        ),
+        "sharpness": lambda image, level, *_: ImageEnhance.Sharpness(image).enhance(
+            0.1 + 1.8 * level
+        ),
+        "translate_x": lambda image, level, sign, options: _shift(
+            image, (1, 0, -10 * sign * level, 0, 1, 0), options
+        ),
+        "translate_y": lambda image, level, sign, options: _shift(
+            image, (1, 0, 0, 0, 1, -10 * sign * level), options
+        ),
     },
     "timm": _SHARED
     | {
@@ -345,10 +425,18 @@ RAND_AUGMENT: dict[str, dict[str, _Operation]] = {
         "solarize_add": lambda image, level, *_: image.point(
             [value + int(110 * level) * (value < 128) for value in range(256)] * 3
         ),
-        "color": lambda image, level, sign, _: ImageEnhance.Color(image).enhance(1 + 0.9 * sign * level),
-        "contrast": lambda image, level, sign, _: ImageEnhance.Contrast(image).enhance(1 + 0.9 * sign * level),
-        "brightness": lambda image, level, sign, _: ImageEnhance.Brightness(image).enhance(1 + 0.9 * sign * level),
-        "sharpness": lambda image, level, sign, _: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * sign * level),
+        "color": lambda image, level, sign, _: ImageEnhance.Color(image).enhance(
+            1 + 0.9 * sign * level
+        ),
+        "contrast": lambda image, level, sign, _: ImageEnhance.Contrast(image).enhance(
+            1 + 0.9 * sign * level
+        ),
+        "brightness": lambda image, level, sign, _: ImageEnhance.Brightness(image).enhance(
+            1 + 0.9 * sign * level
+        ),
+        "sharpness": lambda image, level, sign, _: ImageEnhance.Sharpness(image).enhance(
+            1 + 0.9 * sign * level
+        ),
         "translate_x": lambda image, level, sign, options: _shift(
             image, (1, 0, 0.45 * sign * level * image.width, 0, 1, 0), options
         ),
@@ -360,7 +448,9 @@ RAND_AUGMENT: dict[str, dict[str, _Operation]] = {
 """Operations of each set by name."""
 
 
-def rand_augment(image: Image.Image, *, config: TransformConfig, generator: np.random.Generator) -> Image.Image:
+def rand_augment(
+    image: Image.Image, *, config: TransformConfig, generator: np.random.Generator
+) -> Image.Image:
     """Choose `rand_augment_ops` operations evenly and apply each with probability 0.5 (RandAugment, "Methods").
 
     Set "vlmo": the ten operations of VLMo's published code. AutoContrast and Equalize stretch each channel by itself,
@@ -376,6 +466,10 @@ def rand_augment(image: Image.Image, *, config: TransformConfig, generator: np.r
         level: float = config.rand_augment_magnitude
         if config.rand_augment == "timm":
             level = min(max(generator.normal(level, 0.5), 0), MAX_MAGNITUDE)
-            options["resample"] = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)[generator.integers(2)]
-        image = operation(image, level / MAX_MAGNITUDE, 1 if generator.random() < 0.5 else -1, options)
+            options["resample"] = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)[
+                generator.integers(2)
+            ]
+        image = operation(
+            image, level / MAX_MAGNITUDE, 1 if generator.random() < 0.5 else -1, options
+        )
     return image

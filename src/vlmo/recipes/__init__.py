@@ -26,7 +26,9 @@ def find_recipe(name: str) -> Recipe:
     """Return the recipe called `name`; ValueError names the nearest if there is none."""
     if name in RECIPES:
         return RECIPES[name]
-    raise ValueError(f"no recipe {name!r}; did you mean {nearest(name, RECIPES)}? All: vlmo recipes")
+    raise ValueError(
+        f"no recipe {name!r}; did you mean {nearest(name, RECIPES)}? All: vlmo recipes"
+    )
 
 
 def describe(name: str) -> str:

@@ -60,38 +60,63 @@ def finetune_recipe(
     folder = Path(model_path(model))
     config = VLMoConfig.from_pretrained(folder)
     if source is None and not streams:
-        raise ValueError("no data are given; name them with --data, or shards with --data.streams.patterns")
+        raise ValueError(
+            "no data are given; name them with --data, or shards with --data.streams.patterns"
+        )
     rows = None if source is None or streams else open_source(source)
     names = [] if rows is None else rows.column_names
-    of_rows = next((each for name, each in _TASK_OF_COLUMN.items() if name in names), tasks.RetrievalTask)
+    of_rows = next(
+        (each for name, each in _TASK_OF_COLUMN.items() if name in names), tasks.RetrievalTask
+    )
     found = of_rows if task is None else tasks.find_task(task)
-    if task is None and rows is not None and found is tasks.RetrievalTask and not any(column(rows, "captions")):
-        raise ValueError(f"{source} has images alone; add captions, questions, labels or masks (docs/data.md)")
+    if (
+        task is None
+        and rows is not None
+        and found is tasks.RetrievalTask
+        and not any(column(rows, "captions"))
+    ):
+        raise ValueError(
+            f"{source} has images alone; add captions, questions, labels or masks (docs/data.md)"
+        )
     if found.reads.text and not (folder / "tokenizer_config.json").is_file():
-        raise ValueError(f"{model} has no vocabulary, and {found.title} reads texts; start from a model that has one")
+        raise ValueError(
+            f"{model} has no vocabulary, and {found.title} reads texts; start from a model that has one"
+        )
     wide, batch = config.hidden_size >= _WIDE, 64
     lr, vision = 3e-5 if wide else 1e-3, False
     # Pixels may be answers and captions may tell sides, so images are neither mirrored nor recolored.
-    transform = TransformConfig(image_size=config.image_size, rand_augment_ops=0, horizontal_flip=0.0)
+    transform = TransformConfig(
+        image_size=config.image_size, rand_augment_ops=0, horizontal_flip=0.0
+    )
     trained: tasks.Task
     if found is tasks.RetrievalTask:
         trained, batch, lr = tasks.RetrievalTask(), 64 if wide else 128, 3e-5 if wide else 3e-4
         if config.use_match_head:
-            trained = tasks.RetrievalTask(losses=VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3))
+            trained = tasks.RetrievalTask(
+                losses=VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3)
+            )
     elif found is tasks.VQATask:
         trained = tasks.VQATask(head_lr_scale=20.0 if wide else 1.0)
     elif found is tasks.NLVR2Task:
         trained = tasks.NLVR2Task()
     elif found is tasks.ClassificationTask:
-        trained = tasks.ClassificationTask(losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8)
-        transform, vision, lr = TransformConfig(image_size=config.image_size), True, 5e-4 if wide else 1e-3
+        trained = tasks.ClassificationTask(
+            losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8
+        )
+        transform, vision, lr = (
+            TransformConfig(image_size=config.image_size),
+            True,
+            5e-4 if wide else 1e-3,
+        )
     elif found is tasks.SegmentationTask:
         trained, batch = tasks.SegmentationTask(channels=512 if wide else 64), 16
         transform, vision = TransformConfig(), True
     elif found is tasks.CaptioningTask:
         trained, lr = tasks.CaptioningTask(), 4e-5 if wide else 1e-3
     else:
-        raise ValueError(f"the task {found.name} is not fine-tuned this way; vlmo recipes lists recipes for it")
+        raise ValueError(
+            f"the task {found.name} is not fine-tuned this way; vlmo recipes lists recipes for it"
+        )
     steps = _STREAM_STEPS
     if rows is not None:
         batch = min(batch, 1 << (len(rows).bit_length() - 1))
@@ -104,7 +129,9 @@ def finetune_recipe(
         task=trained,
         model=replace(model_config(config), **{"num_fusion_layers": 0} if vision else {}),
         text=TextConfig(vocab_size=config.vocab_size, max_length=length),
-        data=DataConfig(source=source or "", transform=transform, streams=StreamConfig(patterns=tuple(streams))),
+        data=DataConfig(
+            source=source or "", transform=transform, streams=StreamConfig(patterns=tuple(streams))
+        ),
         loader=LoaderConfig(global_batch_size=batch, num_workers=2 if wide else 0),
         optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.98), weight_decay=0.05),
         schedule=ScheduleConfig(warmup_steps=steps // 10),

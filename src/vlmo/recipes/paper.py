@@ -24,7 +24,9 @@ _IMAGENET_1K = 1_281_167
 _VQA = 640_000  # questions, about: train2014 and most of val2014, those with an answer of the list
 _NLVR2 = 86_373  # sentences
 _BERT = TextConfig(vocabulary="bert-base-uncased", max_length=40)
-_PAIRS = TransformConfig(min_crop=0.5, fill=128)  # of the published code, for pre-training and every task on pairs
+_PAIRS = TransformConfig(
+    min_crop=0.5, fill=128
+)  # of the published code, for pre-training and every task on pairs
 _BEIT = OptimizerConfig(betas=(0.9, 0.999), weight_decay=0.05)
 _SIZES = {
     "base": ("VLMo-Base", VLMoConfig.base),
@@ -179,7 +181,11 @@ PAPER_TASKS = {
         fusion=False,
         text=TextConfig(),
         transform=TransformConfig(
-            rand_augment="timm", rand_augment_magnitude=9, min_crop=0.08, random_erasing=0.25, fill=128
+            rand_augment="timm",
+            rand_augment_magnitude=9,
+            min_crop=0.08,
+            random_erasing=0.25,
+            fill=128,
         ),
         optimizer=replace(_BEIT, weight_decay=1e-8),
         schedule="cosine",
@@ -218,7 +224,9 @@ PAPER_TASKS["beit3"] = PaperTask(
     "pairs of {source}, by `vlmo data prepare` (CC12M as conceptual_captions), images of data/imagenet22k, texts of "
     "data/text; BEiT-3's SentencePiece in beit3.spm.",
     task=tasks.BEiT3Task(
-        "vqkd-base-3x768-clip", images=AloneConfig("data/imagenet22k"), texts=AloneConfig("data/text")
+        "vqkd-base-3x768-clip",
+        images=AloneConfig("data/imagenet22k"),
+        texts=AloneConfig("data/text"),
     ),
     source=f"{PAPER_TASKS['stage3'].source}+data/cc12m",
     batch=2048,
@@ -252,7 +260,10 @@ _CITED = "{} with stage 3 after base-stage2-labels, quoted from a secondary sour
 _BEITS = "no number (BEiT-{}, after ImageNet-22K {} labels)"
 _GIANT = "after fine-tuning VQA test-dev 84.19, test-std 84.03, NLVR2 dev 91.51, test-P 92.58"
 # The published stage 2, and so every number of the paper, starts from BEiT after fine-tuning on ImageNet's labels.
-_LABELS = ("-labels", "from BEiT's weights after fine-tuning on ImageNet's labels, as the published ones")
+_LABELS = (
+    "-labels",
+    "from BEiT's weights after fine-tuning on ImageNet's labels, as the published ones",
+)
 _NO_LABELS = ("-self-supervised", "with BEiT's rates for a start that saw no labels")
 # fmt: off
 TABLE = [
@@ -307,8 +318,12 @@ def _entry(row: Row) -> Entry:
     title, config = (_BEIT3_SIZES if is_beit3 else _SIZES)[row.size]
     steps, warmup = row.length or task.length
     measured = task.task.evaluation is not None and row.task != "stage3"
-    sizes = {"image_size": task.px, "drop_path_rate": row.drop_path} | ({} if task.fusion else {"num_fusion_layers": 0})
-    transform = TransformConfig() if task.transform is None else replace(task.transform, image_size=task.px)
+    sizes = {"image_size": task.px, "drop_path_rate": row.drop_path} | (
+        {} if task.fusion else {"num_fusion_layers": 0}
+    )
+    transform = (
+        TransformConfig() if task.transform is None else replace(task.transform, image_size=task.px)
+    )
     recipe = Recipe(
         task=replace(task.task, **row.settings),
         model=model_config(config(**sizes)),
@@ -316,7 +331,9 @@ def _entry(row: Row) -> Entry:
         data=DataConfig(source=task.source, unit=task.unit, transform=transform),
         loader=LoaderConfig(global_batch_size=task.batch, num_workers=8),
         optimizer=replace(task.optimizer, lr=row.lr),
-        schedule=ScheduleConfig(warmup_steps=warmup, kind=task.schedule, min_ratio=task.min_lr / row.lr),
+        schedule=ScheduleConfig(
+            warmup_steps=warmup, kind=task.schedule, min_ratio=task.min_lr / row.lr
+        ),
         trainer=TrainerConfig(
             max_steps=steps,
             precision="bf16",
@@ -324,7 +341,9 @@ def _entry(row: Row) -> Entry:
             save_every=task.every[0],
             eval_every=task.every[1],
         ),
-        init=row.start if row.start is None or row.start in MODELS else f"runs/{row.size}-{row.start}/model",
+        init=row.start
+        if row.start is None or row.start in MODELS
+        else f"runs/{row.size}-{row.start}/model",
         evaluate_on=task.source if measured else None,
         evaluate_split="validation" if measured else "test",
     )
@@ -350,12 +369,16 @@ PAPER["large-plusplus-stage3"] = Entry(
             _large.data,
             source="",
             unit="image",
-            streams=StreamConfig(patterns=("data/noisy-pairs/{00000..99999}.tar",), lanes=1024, shuffle=262_144),
+            streams=StreamConfig(
+                patterns=("data/noisy-pairs/{00000..99999}.tar",), lanes=1024, shuffle=262_144
+            ),
             max_bad_share=0.1,
         ),
         loader=replace(_large.loader, global_batch_size=16_384),
         # A process has 64 pairs: 72 GiB without these, 11 with them, by a dry run.
-        trainer=replace(_large.trainer, engine=EngineConfig(data_parallel="fsdp", activation_checkpointing=True)),
+        trainer=replace(
+            _large.trainer, engine=EngineConfig(data_parallel="fsdp", activation_checkpointing=True)
+        ),
     ),
     "VLMo-Large++, stage 3: large-stage3 on a billion noisy pairs, 16,384 of them in each contrast, "
     "then of 32,768: --loader.global-batch-size 32768 --init runs/large-plusplus-stage3/model.",
@@ -370,15 +393,30 @@ ABLATIONS: dict[str, tuple[str, str | None, dict[str, Any], dict[str, Any]]] = {
     "stage1": ("from stage 1", "base-stage1", {}, {}),
     "stage2": ("from stages 1 and 2", "base-stage2", {}, {}),
     "standard": ("standard Transformer, one FFN for all", None, {"experts": "shared"}, {}),
-    "no-fusion-expert": ("Multiway without vision-language experts", None, {"num_fusion_layers": 0}, {}),
+    "no-fusion-expert": (
+        "Multiway without vision-language experts",
+        None,
+        {"num_fusion_layers": 0},
+        {},
+    ),
     # No loss of ITC alone reaches the vision-language experts, so it has none; fine-tuning starts them from the
     # language experts, as stage 3 does.
     "itc": ("ITC", None, {"num_fusion_layers": 0}, {"mlm_weight": 0.0, "itm_weight": 0.0}),
     "itc-mlm": ("ITC + MLM", None, {}, {"itm_weight": 0.0}),
     "itc-itm": ("ITC + ITM", None, {}, {"mlm_weight": 0.0}),
     "random-negatives": ("negatives sampled uniformly", None, {}, {"negative_sharpness": 0.0}),
-    "local-negatives": ("hard negatives from an eighth of the batch", None, {}, {"negative_groups": 8}),
-    "separate-attention": ("separate attention for each modality", None, {"attention": "separate"}, {}),
+    "local-negatives": (
+        "hard negatives from an eighth of the batch",
+        None,
+        {},
+        {"negative_groups": 8},
+    ),
+    "separate-attention": (
+        "separate attention for each modality",
+        None,
+        {"attention": "separate"},
+        {},
+    ),
 }
 """The paper's ablations at Base size: label, start, changes of the model and of the losses."""
 

@@ -11,7 +11,15 @@ from vlmo.data.loader import LoaderConfig
 from vlmo.model import VLMoConfig
 from vlmo.processing import TransformConfig
 from vlmo.recipes.schema import DataConfig, Entry, Recipe, TextConfig, model_config
-from vlmo.tasks import CaptioningTask, LanguageTask, NLVR2Task, TokenizerTask, VisionLanguageTask, VisionTask, VQATask
+from vlmo.tasks import (
+    CaptioningTask,
+    LanguageTask,
+    NLVR2Task,
+    TokenizerTask,
+    VisionLanguageTask,
+    VisionTask,
+    VQATask,
+)
 from vlmo.tasks.beit3 import BEiT3Task
 from vlmo.tasks.tokenizer import VisualTokenizerConfig
 from vlmo.tasks.vision_language import VisionLanguageConfig
@@ -20,11 +28,17 @@ from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 FILE = "quickstart.json"
 """Results over several seeds, as `experiments/quickstart_seeds.py` writes them."""
 DUAL, FUSION = "Dual encoder", "Fusion encoder"
-IMAGE_RECALL, TEXT_RECALL, SIDES = "Text to image R@1", "Image to text R@1", "Caption or one with the opposite side"
+IMAGE_RECALL, TEXT_RECALL, SIDES = (
+    "Text to image R@1",
+    "Image to text R@1",
+    "Caption or one with the opposite side",
+)
 QUESTION_ROW, STATEMENT_ROW = "Questions", "Two scenes, true or false"
 """Columns and rows of the quickstart's table."""
 
-_RUNS_OF_SEEDS: dict[str, Any] = json.loads(Path(__file__).with_name(FILE).read_text(encoding="utf-8"))
+_RUNS_OF_SEEDS: dict[str, Any] = json.loads(
+    Path(__file__).with_name(FILE).read_text(encoding="utf-8")
+)
 WITHOUT_FALSE_CAPTIONS: dict[str, Any] = _RUNS_OF_SEEDS["without_false_captions"]
 """Table of a run of `seed` without false captions: both encoders' values by row, as fractions."""
 WHICH_RUNS = f"median (lowest to highest) of {len(_RUNS_OF_SEEDS['seeds'])} seeds, {_RUNS_OF_SEEDS['hardware']['cpu']}"
@@ -34,13 +48,18 @@ WHICH_RUNS = f"median (lowest to highest) of {len(_RUNS_OF_SEEDS['seeds'])} seed
 def over_seeds(column: str, row: str) -> str:
     """Return a cell of the quickstart's table in percent as "MEDIAN (LOWEST to HIGHEST)"."""
     cell = _RUNS_OF_SEEDS["summary"][column][row]
-    median, lowest, highest = (f"{100 * cell[name]:.1f}" for name in ("median", "lowest", "highest"))
+    median, lowest, highest = (
+        f"{100 * cell[name]:.1f}" for name in ("median", "lowest", "highest")
+    )
     return f"{median} ({lowest} to {highest})"
 
 
 def _losses(name: str) -> str:
     cells = _RUNS_OF_SEEDS["stages"][name]
-    listed = ("{} {median:.3g} ({lowest:.3g} to {highest:.3g})".format(loss, **cell) for loss, cell in cells.items())
+    listed = (
+        "{} {median:.3g} ({lowest:.3g} to {highest:.3g})".format(loss, **cell)
+        for loss, cell in cells.items()
+    )
     return f"losses at the end: {', '.join(listed)}; {WHICH_RUNS}."
 
 
@@ -63,8 +82,13 @@ _MODEL = model_config(
     )
 )
 # Of questions and statements too: in a vocabulary of captions alone their words fall into letters and [UNK].
-_TEXT = TextConfig(vocab_size=300, learn_from=("shapes", "shapes-questions", "shapes-statements"), max_length=32)
-_SHAPES = DataConfig(source="shapes", transform=TransformConfig(image_size=48, rand_augment_ops=0, horizontal_flip=0.0))
+_TEXT = TextConfig(
+    vocab_size=300, learn_from=("shapes", "shapes-questions", "shapes-statements"), max_length=32
+)
+_SHAPES = DataConfig(
+    source="shapes",
+    transform=TransformConfig(image_size=48, rand_augment_ops=0, horizontal_flip=0.0),
+)
 _LOADER = LoaderConfig(global_batch_size=128, num_workers=1)
 _ADAMW = OptimizerConfig(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
 _MUON = replace(_ADAMW, lr=2e-3, muon=True)
@@ -108,7 +132,9 @@ _beit3 = replace(
 )
 _contrast = Recipe(
     # Alone and from large batches, it learns what stands where in half of the time or less (experiments/log.md).
-    task=VisionLanguageTask(losses=VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0, itc_false_captions=True)),
+    task=VisionLanguageTask(
+        losses=VisionLanguageConfig(mlm_weight=0.0, itm_weight=0.0, itc_false_captions=True)
+    ),
     model=replace(_MODEL, num_fusion_layers=0),
     text=_TEXT,
     data=_SHAPES,
@@ -121,7 +147,9 @@ _contrast = Recipe(
 _stage3 = replace(
     _contrast,
     task=VisionLanguageTask(
-        losses=VisionLanguageConfig(mlm_weight=1.0, itm_stride=2, negative_sharpness=0.2, itc_false_captions=True)
+        losses=VisionLanguageConfig(
+            mlm_weight=1.0, itm_stride=2, negative_sharpness=0.2, itc_false_captions=True
+        )
     ),
     model=replace(_MODEL, rerank_weight=0.3),
     # What stands where is learnt last, so words of places are often masked alone, beside words that are seen.
@@ -157,12 +185,22 @@ _statements = replace(
     evaluate_on="shapes-statements",
 )
 _captioning = replace(
-    _questions, task=CaptioningTask(), data=_SHAPES, trainer=replace(_TRAINER, max_steps=1500), evaluate_on="shapes"
+    _questions,
+    task=CaptioningTask(),
+    data=_SHAPES,
+    trainer=replace(_TRAINER, max_steps=1500),
+    evaluate_on="shapes",
 )
 
 
 def _entry(recipe: Recipe, about: str, *, expect: str, data: str = "{source}.") -> Entry:
-    return Entry(recipe, about, expect=expect, data=data, command=f"vlmo train {{name}} --run-dir {_RUNS}/{{name}}")
+    return Entry(
+        recipe,
+        about,
+        expect=expect,
+        data=data,
+        command=f"vlmo train {{name}} --run-dir {_RUNS}/{{name}}",
+    )
 
 
 QUICKSTART = {
@@ -173,7 +211,9 @@ QUICKSTART = {
         expect=_losses("shapes-tokenizer"),
     ),
     "shapes-stage1": _entry(
-        _stage1, "Stage 1 on scenes of shapes: masked image modeling.", expect=_losses("shapes-stage1")
+        _stage1,
+        "Stage 1 on scenes of shapes: masked image modeling.",
+        expect=_losses("shapes-stage1"),
     ),
     "shapes-stage2": _entry(
         _stage2,

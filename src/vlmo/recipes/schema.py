@@ -104,7 +104,9 @@ class Entry:
     def describe(self, name: str) -> str:
         """Return the description under the recipe's name: what it trains, data, start, command, numbers."""
         recipe = self.recipe
-        targets, teacher = (getattr(recipe.task, name, None) for name in ("visual_tokenizer", "teacher"))
+        targets, teacher = (
+            getattr(recipe.task, name, None) for name in ("visual_tokenizer", "teacher")
+        )
         source = recipe.data.source or recipe.data.streams.patterns[0]
         fields = {
             "Data:": self.data.format(source=source),
@@ -114,7 +116,9 @@ class Entry:
             "Run:": self.command.format(name=name),
             "Expect:": self.expect,
         }
-        wrap = textwrap.TextWrapper(119, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
+        wrap = textwrap.TextWrapper(
+            119, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False
+        )
         described = [wrap.fill(f"{field:<8} {value}") for field, value in fields.items() if value]
         return "\n".join([self.about, *described])
 
@@ -133,7 +137,11 @@ def changed_settings(original: Recipe, recipe: Recipe) -> list[str]:
     """Return dotted names of settings that differ, but for folders and the seed, which are on the card anyway."""
     from vlmo.training.checkpoint import differences
 
-    return [name for name, _ in differences(asdict(original), asdict(recipe)) if name not in _ON_CARD_ANYWAY]
+    return [
+        name
+        for name, _ in differences(asdict(original), asdict(recipe))
+        if name not in _ON_CARD_ANYWAY
+    ]
 
 
 def without_void_defaults(original: Recipe, recipe: Recipe) -> Recipe:
@@ -145,7 +153,10 @@ def without_void_defaults(original: Recipe, recipe: Recipe) -> Recipe:
     if (data.source, data.streams.patterns) == (before.source, before.streams.patterns):
         return recipe
     if measured is not None and measured == original.evaluate_on and missing_sources(measured):
-        logger.info("%s is not there, so the run is not measured on it; --evaluate-on names other data", measured)
+        logger.info(
+            "%s is not there, so the run is not measured on it; --evaluate-on names other data",
+            measured,
+        )
         measured = None
     data = dataclasses.replace(data, weights=() if data.weights == before.weights else data.weights)
     return dataclasses.replace(recipe, data=data, evaluate_on=measured)
@@ -155,7 +166,11 @@ def missing_sources(source: str) -> list[str]:
     """Return the parts of a data source that are no built-in set and not there."""
     from vlmo.data import builtin
 
-    return [name for name in source_names(source) if name not in builtin.SETS and not Path(name).expanduser().exists()]
+    return [
+        name
+        for name in source_names(source)
+        if name not in builtin.SETS and not Path(name).expanduser().exists()
+    ]
 
 
 def check_recipe(recipe: Recipe, *, processes: int) -> None:
@@ -178,9 +193,13 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
     if recipe.lora.rank is not None:
         need_package("peft", extra="lora", user="LoRA")
     if recipe.lora.rank is not None and (recipe.init is None or task.evaluation is None):
-        raise ValueError("lora.rank is given; adapters need a model to start from (init), and fine-tuning or stage 3")
+        raise ValueError(
+            "lora.rank is given; adapters need a model to start from (init), and fine-tuning or stage 3"
+        )
     if recipe.optimizer.muon and recipe.lora.rank is not None:
-        raise ValueError("optimizer.muon and lora.rank are given; Muon is for whole matrices: leave one of them out")
+        raise ValueError(
+            "optimizer.muon and lora.rank are given; Muon is for whole matrices: leave one of them out"
+        )
     if recipe.evaluate_on is not None and task.evaluation is None:
         raise ValueError(
             f"evaluate_on is given for {task.title}; only stage 3 and fine-tuning are measured, leave it out"
@@ -197,8 +216,14 @@ def _check_data(recipe: Recipe, *, processes: int) -> None:
     if data.streams.patterns:
         validate_lanes(data.streams, loader=recipe.loader, processes=processes)
     if data.streams.patterns and data.weights:
-        raise ValueError("data.weights is given, but data.streams are read; give data.streams.weights instead")
+        raise ValueError(
+            "data.weights is given, but data.streams are read; give data.streams.weights instead"
+        )
     if data.streams.patterns and not task.reads.streams:
-        raise ValueError(f"data.streams is given, but {task.title} does not read streams; name a data.source instead")
+        raise ValueError(
+            f"data.streams is given, but {task.title} does not read streams; name a data.source instead"
+        )
     if data.weights and len(data.weights) != sources:
-        raise ValueError(f"data.weights is {data.weights} for {sources} sources; give a number above 0 for each")
+        raise ValueError(
+            f"data.weights is {data.weights} for {sources} sources; give a number above 0 for each"
+        )

@@ -42,7 +42,9 @@ def find_model(name: Name) -> Name | Path:
 
         return fetch_hub_folder(hub[1])
     if (model := MODELS.get(str(name))) is None:
-        if not Path(name).exists() and difflib.get_close_matches(str(name), MODELS, n=1, cutoff=_MISSPELT):
+        if not Path(name).exists() and difflib.get_close_matches(
+            str(name), MODELS, n=1, cutoff=_MISSPELT
+        ):
             raise missing_model(name)
         return name
     if not model.address:
@@ -94,7 +96,9 @@ def missing_model(folder: str | PathLike) -> ValueError:
             f"{folder} holds an adapter and no model; merge it first: vlmo merge {folder} --out FOLDER "
             "(an adapter of another kind than LoRA: merge_and_unload of PEFT)"
         )
-    near = difflib.get_close_matches(str(folder), MODELS, n=1) if len(Path(folder).parts) == 1 else []
+    near = (
+        difflib.get_close_matches(str(folder), MODELS, n=1) if len(Path(folder).parts) == 1 else []
+    )
     hint = f"Did you mean {near[0]}? " if near else ""
     return ValueError(
         f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {hint}Models with a name: "

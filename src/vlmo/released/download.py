@@ -78,13 +78,20 @@ def fetch_hub_folder(repository: str) -> Path:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except (OSError, HubError, ValueError) as problem:
         reason = " ".join(str(problem).split())
-        raise ValueError(f"hf://{repository} cannot be downloaded from the hub ({reason})") from None
+        raise ValueError(
+            f"hf://{repository} cannot be downloaded from the hub ({reason})"
+        ) from None
 
 
 def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
     if folder.is_symlink():
-        raise ValueError(f"{folder} is a link to no model folder, and would be replaced behind the link; remove it")
-    addresses = [model.address, *([VOCABULARIES[model.layout]] if model.layout in VOCABULARIES else [])]
+        raise ValueError(
+            f"{folder} is a link to no model folder, and would be replaced behind the link; remove it"
+        )
+    addresses = [
+        model.address,
+        *([VOCABULARIES[model.layout]] if model.layout in VOCABULARIES else []),
+    ]
     files = [_fetch_file(address) for address in addresses]
     _LOGGER.info("converting %s", files[0].name)
     try:
@@ -100,7 +107,9 @@ def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
     except ValueError as problem:
         for file in files:
             _delete_download(file)
-        raise ValueError(f"{model.name}, which is published at {model.address}: {problem}") from None
+        raise ValueError(
+            f"{model.name}, which is published at {model.address}: {problem}"
+        ) from None
     sums = {file.name: _sum_of(file) for file in files} | read_sums()  # an earlier pin stays
     partial = _no_link(_sums_file().with_suffix(".partial"))
     partial.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
@@ -115,10 +124,14 @@ def _fetch_file(address: str) -> Path:
     name, mirror = address.rpartition("/")[2], os.environ.get(MIRROR, "")
     is_folder = bool(mirror) and "://" not in mirror
     folders = [cache_folder() / "files", *([Path(mirror).expanduser()] if is_folder else [])]
-    path = next((folder / name for folder in folders if (folder / name).is_file()), _downloads() / name)
+    path = next(
+        (folder / name for folder in folders if (folder / name).is_file()), _downloads() / name
+    )
     if not path.is_file():
         if is_folder:
-            raise ValueError(f"{mirror}, which {MIRROR} names, holds no {name}; it is published at {address}")
+            raise ValueError(
+                f"{mirror}, which {MIRROR} names, holds no {name}; it is published at {address}"
+            )
         _download(f"{mirror.rstrip('/')}/{name}" if mirror else address, path)
     found, pinned = _sum_of(path)["sha256"], read_sums().get(name, {}).get("sha256")
     if pinned not in {None, found}:
@@ -145,7 +158,10 @@ def _sums_file() -> Path:
 
 def _sum_of(file: Path) -> dict[str, str | int]:
     with file.open("rb") as stream:
-        return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
+        return {
+            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+            "bytes": file.stat().st_size,
+        }
 
 
 def read_sums() -> dict[str, dict[str, str | int]]:
@@ -153,9 +169,14 @@ def read_sums() -> dict[str, dict[str, str | int]]:
     if not _sums_file().is_file():
         return {}
     try:
-        return {name: dict(facts) for name, facts in json.loads(_sums_file().read_text(encoding="utf-8")).items()}
+        return {
+            name: dict(facts)
+            for name, facts in json.loads(_sums_file().read_text(encoding="utf-8")).items()
+        }
     except (ValueError, TypeError, AttributeError, RecursionError) as problem:
-        raise ValueError(f"{_sums_file()} is damaged ({problem}); restore it, or remove it to pin files anew") from None
+        raise ValueError(
+            f"{_sums_file()} is damaged ({problem}); restore it, or remove it to pin files anew"
+        ) from None
 
 
 # ---------------------------------------------------------------------------------------------- HTTP
@@ -163,7 +184,13 @@ def read_sums() -> dict[str, dict[str, str | int]]:
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
     ) -> urllib.request.Request | None:
         _check_address(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -172,7 +199,9 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
 def _check_address(address: str) -> None:
     parts, mirror = urlsplit(address), urlsplit(os.environ.get(MIRROR, ""))
     if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", mirror.hostname):
-        raise ValueError(f"{address} is refused: expected https, or http from the mirror that {MIRROR} names")
+        raise ValueError(
+            f"{address} is refused: expected https, or http from the mirror that {MIRROR} names"
+        )
 
 
 def _download(address: str, target: Path) -> None:
@@ -216,7 +245,9 @@ def _read_rest(address: str, partial: Path) -> None:
         raise ValueError(f"{address} leads elsewhere: {problem}") from None
     with response, Progress(Console(stderr=True), in_bytes=True) as progress:
         if response.headers.get_content_type() == "text/html":
-            raise ValueError(f"{address} gave a web page instead of a file; open it in a browser, or try again later")
+            raise ValueError(
+                f"{address} gave a web page instead of a file; open it in a browser, or try again later"
+            )
         start, total = _extent(response)
         found = response.headers.get("ETag", "")
         found = found if _TAG.fullmatch(found) else response.headers.get("Last-Modified", "")
@@ -224,7 +255,9 @@ def _read_rest(address: str, partial: Path) -> None:
             partial.unlink(missing_ok=True)
             raise OSError("the file has changed while it was downloaded")
         if (free := shutil.disk_usage(partial.parent).free) < total - start:
-            raise ValueError(f"{partial.parent} has {free:,} bytes left, {address} needs {total - start:,}")
+            raise ValueError(
+                f"{partial.parent} has {free:,} bytes left, {address} needs {total - start:,}"
+            )
         if not start:
             partial.unlink(missing_ok=True)
             _state_of(partial).write_text(found)
@@ -251,7 +284,11 @@ def _extent(response: HTTPResponse) -> tuple[int, int]:
 
 def _tag_of(partial: Path) -> str:
     """Return what the server must say again for the rest of a part; empty where there is none, or it may be damaged."""
-    tag = _state_of(partial).read_text(errors="replace") if partial.is_file() and _state_of(partial).is_file() else ""
+    tag = (
+        _state_of(partial).read_text(errors="replace")
+        if partial.is_file() and _state_of(partial).is_file()
+        else ""
+    )
     return tag if _TAG.fullmatch(tag) else ""
 
 

@@ -55,17 +55,23 @@ class NamedModel:
         """Options of `vlmo.tasks.evaluate` for images as its publication evaluates it: unilm, `build_transform`."""
         if self.task != "classification":
             return {}
-        return {"center_crop": 224 / 256 if self.layout == "beit" and self.image_size < 384 else 1.0}
+        return {
+            "center_crop": 224 / 256 if self.layout == "beit" and self.image_size < 384 else 1.0
+        }
 
     def published(self, metric: str) -> str:
         """Return the published values of a metric in percent, each with its split on a line; empty without any."""
-        return "\n".join(f"{split} {percent:g}" for split, name, percent in self.reported if name == metric)
+        return "\n".join(
+            f"{split} {percent:g}" for split, name, percent in self.reported if name == metric
+        )
 
 
 def _read_table() -> dict[str, NamedModel]:
     folder = Path(__file__).with_name("vlmo-small")
     pixels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["image_size"]
-    models = {folder.name: NamedModel(folder.name, "retrieval", "small", pixels, licence="CC-BY-SA-4.0")}
+    models = {
+        folder.name: NamedModel(folder.name, "retrieval", "small", pixels, licence="CC-BY-SA-4.0")
+    }
     layout = address = ""
     for line in Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
@@ -81,7 +87,10 @@ def _read_table() -> dict[str, NamedModel]:
                 address=address + file,
                 layout=layout,
                 data=next((_DATA[part] for part in name.split("-") if part in _DATA), ""),
-                reported=tuple((each[0], each[1] if each[2:] else "accuracy", float(each[-1])) for each in numbers),
+                reported=tuple(
+                    (each[0], each[1] if each[2:] else "accuracy", float(each[-1]))
+                    for each in numbers
+                ),
                 source=_SOURCES[name.partition("-")[0]] if numbers else "",
             )
     return models

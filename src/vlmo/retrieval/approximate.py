@@ -33,7 +33,12 @@ _GROWN = 2.0
 
 
 def make_approximate(
-    store: Store, encoder: Encoder, *, least: int, before: Mapping[str, Any] | None, console: Console | None
+    store: Store,
+    encoder: Encoder,
+    *,
+    least: int,
+    before: Mapping[str, Any] | None,
+    console: Console | None,
 ) -> dict[str, Any] | None:
     """Build an approximate index of the images, and measure its recall.
 
@@ -59,37 +64,58 @@ def make_approximate(
             if console is not None:
                 console.print(f"building the approximate index of {total} vectors", highlight=False)
             partitions = max(1, round(math.sqrt(total)))
-            store.table.create_index("vector", config=IvfRq(distance_type=DISTANCE, num_partitions=partitions))
-    search = Approximate(partitions, nprobes=min(partitions, max(20, round(4 * math.sqrt(partitions)))))
+            store.table.create_index(
+                "vector", config=IvfRq(distance_type=DISTANCE, num_partitions=partitions)
+            )
+    search = Approximate(
+        partitions, nprobes=min(partitions, max(20, round(4 * math.sqrt(partitions))))
+    )
     queries, asked_with = _queries(store, encoder)
     exact = _found(store, queries, None)
-    search, recall = _widen(search, exact, lambda search: _found(store, queries, search), enough=ENOUGH)
+    search, recall = _widen(
+        search, exact, lambda search: _found(store, queries, search), enough=ENOUGH
+    )
     measured = {"at": _AT, "value": recall, "queries": len(queries), "asked_with": asked_with}
     made: dict[str, Any] = {"search": asdict(search), "recall": measured}
-    if has_faiss() and store.dim % 4 == 0 and 4 * store.dim * total > MAX_BYTES:  # fewer are searched exactly
+    if (
+        has_faiss() and store.dim % 4 == 0 and 4 * store.dim * total > MAX_BYTES
+    ):  # fewer are searched exactly
         made["memory"] = _make_memory(store, queries, exact, partitions=partitions)
     return made
 
 
 def _make_memory(
-    store: Store, queries: Float32[np.ndarray, "query dim"], exact: list[set[str]], *, partitions: int
+    store: Store,
+    queries: Float32[np.ndarray, "query dim"],
+    exact: list[set[str]],
+    *,
+    partitions: int,
 ) -> dict[str, Any]:
     version = store.table.version
     write_memory(store, partitions=partitions)
     ids = pa.chunked_array([batch["id"] for batch in store.scan(["id"])])
     # Half as many partitions again as for captions alone: queries may be less like the images than those measured.
-    search = Approximate(partitions, min(partitions, max(20, round(6 * math.sqrt(partitions)))), 400)
+    search = Approximate(
+        partitions, min(partitions, max(20, round(6 * math.sqrt(partitions)))), 400
+    )
     vectors = MemoryVectors(store.folder)
 
     def find(search: Approximate) -> list[set[str]]:
-        return [set(ids.take(vectors.nearest(query, top=_AT, search=search)[0]).to_pylist()) for query in queries]
+        return [
+            set(ids.take(vectors.nearest(query, top=_AT, search=search)[0]).to_pylist())
+            for query in queries
+        ]
 
     search, recall = _widen(search, exact, find, enough=_ENOUGH_IN_MEMORY)
     return {"version": version, "search": asdict(search), "recall": recall}
 
 
 def _widen(
-    search: Approximate, exact: Sequence[set[str]], find: Callable[[Approximate], list[set[str]]], *, enough: float
+    search: Approximate,
+    exact: Sequence[set[str]],
+    find: Callable[[Approximate], list[set[str]]],
+    *,
+    enough: float,
 ) -> tuple[Approximate, float]:
     """Search more, as far as there is more, until the recall is enough; return the parameters and the recall."""
     while True:
@@ -97,7 +123,9 @@ def _widen(
         recall = float(np.mean([len(truth & found) / len(truth) for truth, found in pairs]))
         # Twice as much of each: one bit a number may be too coarse for a few candidates.
         nprobes = min(2 * search.nprobes, search.partitions)
-        wider = replace(search, nprobes=nprobes, candidates=min(2 * search.candidates, _MOST_CANDIDATES))
+        wider = replace(
+            search, nprobes=nprobes, candidates=min(2 * search.candidates, _MOST_CANDIDATES)
+        )
         if recall >= enough or wider == search:
             return search, recall
         search = wider
@@ -106,14 +134,18 @@ def _widen(
 def _queries(store: Store, encoder: Encoder) -> tuple[Float32[np.ndarray, "query dim"], str]:
     numbers = np.linspace(0, store.table.count_rows() - 1, _QUERIES).astype(int).tolist()
     with one_line(store.folder):
-        rows = store.table.take_offsets(sorted(set(numbers))).select(["captions", "vector"]).to_arrow()
+        rows = (
+            store.table.take_offsets(sorted(set(numbers))).select(["captions", "vector"]).to_arrow()
+        )
     captions = [each[0] for each in rows["captions"].to_pylist() if each]
     if len(captions) == len(rows):
         return encoder.embed_texts(captions), "captions"
     return np.array(rows["vector"].to_pylist(), dtype=np.float32), "images"
 
 
-def _found(store: Store, queries: Float32[np.ndarray, "query dim"], search: Approximate | None) -> list[set[str]]:
+def _found(
+    store: Store, queries: Float32[np.ndarray, "query dim"], search: Approximate | None
+) -> list[set[str]]:
     with one_line(store.folder):
         found = [store.nearest(query, top=_AT, columns=["id"], search=search) for query in queries]
     return [set(rows["id"].to_pylist()) for rows in found]

@@ -26,7 +26,15 @@ from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
 from vlmo.retrieval.metadata import MetadataTable
 from vlmo.retrieval.ocr import load_reader
 from vlmo.retrieval.skipped import QUARANTINE_FILE
-from vlmo.retrieval.sources import Found, Reader, as_origin, find, folder_identity, image_id, was_deleted
+from vlmo.retrieval.sources import (
+    Found,
+    Reader,
+    as_origin,
+    find,
+    folder_identity,
+    image_id,
+    was_deleted,
+)
 from vlmo.retrieval.store import Store
 from vlmo.retrieval.words import OCR_COLUMN
 
@@ -123,7 +131,11 @@ def build_index(
         StoppedError: `stop` said so.
         ValueError: Nothing to index, something that cannot be read, an index of another model, or a number below 1.
     """
-    for name, value in (("batch", batch), ("approximate_from", approximate_from), ("workers", workers)):
+    for name, value in (
+        ("batch", batch),
+        ("approximate_from", approximate_from),
+        ("workers", workers),
+    ):
         if value < 1:
             raise ValueError(f"{name} is {value}; give a number from 1 up")
     start, folder = time.perf_counter(), Path(out).expanduser()
@@ -146,26 +158,47 @@ def build_index(
         try:
             from vlmo.retrieval.ray_executor import embed_on_ray
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{error}. Ray needs more packages: {install_command('ray')}") from error
+            raise ModuleNotFoundError(
+                f"{error}. Ray needs more packages: {install_command('ray')}"
+            ) from error
         embed = functools.partial(embed_on_ray, workers=workers)
-    reader = Reader(settings["store_bytes"], None if table is None else MetadataTable(Path(table)), settings["ocr"])
+    reader = Reader(
+        settings["store_bytes"],
+        None if table is None else MetadataTable(Path(table)),
+        settings["ocr"],
+    )
     with Progress(console) as progress:
         found, listed = _list_all(origins, facts, progress=progress)
     with lock_folder(folder, work="writing this index"):
         if _facts_of(folder) | {"created": ""} != facts | {"created": ""}:
             raise ValueError(f"{folder}: another process has changed it meanwhile; run again")
-        made_by = {"folder": str(encoder.folder.absolute()), "fingerprint": encoder.fingerprint, "dim": encoder.dim}
-        facts |= {"version": VERSION, "model": made_by, "metric": "cosine", "inputs": origins, **settings, **listed}
+        made_by = {
+            "folder": str(encoder.folder.absolute()),
+            "fingerprint": encoder.fingerprint,
+            "dim": encoder.dim,
+        }
+        facts |= {
+            "version": VERSION,
+            "model": made_by,
+            "metric": "cosine",
+            "inputs": origins,
+            **settings,
+            **listed,
+        }
         facts["complete"] = False
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
         store = Store(folder, dim=encoder.dim)
         with Progress(console, in_bytes=True) as progress:
             update = _Update(store, reader, found, progress, stop=stop)
-            counts = update.run(functools.partial(embed, encoder=encoder, reader=reader, batch=batch))
+            counts = update.run(
+                functools.partial(embed, encoder=encoder, reader=reader, batch=batch)
+            )
         images = store.table.count_rows()
         store.optimize(lookups=images >= _LOOKUPS_FROM)
         before = facts["approximate"]
-        approximate = make_approximate(store, encoder, least=approximate_from, before=before, console=console)
+        approximate = make_approximate(
+            store, encoder, least=approximate_from, before=before, console=console
+        )
         facts |= {"complete": True, "images": images, "bad": counts["bad"]}
         facts |= {"approximate": approximate, "updated": _now()}
         write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
@@ -180,10 +213,18 @@ def _facts_of(folder: Path) -> dict[str, Any]:
         begun = {LOCK_FILE, f"{INDEX_FILE}.aside"}
         if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= begun:
             raise ValueError(f"{folder} holds something else than an index; name a new folder")
-    return {"created": _now(), "inputs": [], "metadata": None, "store_bytes": False, "approximate": None}
+    return {
+        "created": _now(),
+        "inputs": [],
+        "metadata": None,
+        "store_bytes": False,
+        "approximate": None,
+    }
 
 
-def _metadata_file(facts: dict[str, Any], given: str | Path | None, remove: Sequence[str | Path]) -> str | None:
+def _metadata_file(
+    facts: dict[str, Any], given: str | Path | None, remove: Sequence[str | Path]
+) -> str | None:
     before = facts["metadata"]
     if given is not None:
         return as_origin(str(given))
@@ -195,11 +236,15 @@ def _metadata_file(facts: dict[str, Any], given: str | Path | None, remove: Sequ
     return before
 
 
-def _origins(facts: dict[str, Any], inputs: Sequence[str | Path], remove: Sequence[str | Path]) -> list[str]:
+def _origins(
+    facts: dict[str, Any], inputs: Sequence[str | Path], remove: Sequence[str | Path]
+) -> list[str]:
     before = facts["inputs"]
     dropped = [origin for given in remove if (origin := as_origin(str(given))) != facts["metadata"]]
     if unknown := [origin for origin in dropped if origin not in before]:
-        raise ValueError(f"{unknown[0]} is no input of this index; its inputs are {', '.join(before) or 'none'}")
+        raise ValueError(
+            f"{unknown[0]} is no input of this index; its inputs are {', '.join(before) or 'none'}"
+        )
     kept = [origin for origin in before if origin not in dropped]
     origins = list(dict.fromkeys([*kept, *(as_origin(str(given)) for given in inputs)]))
     if not origins and not remove:
@@ -220,7 +265,9 @@ def _list_all(
         identity = folder_identity(origin)
         files = _list(origin, facts, skipped=skipped, mounts=mounts, progress=progress)
         if identity != folder_identity(origin):
-            raise MissingInputError(f"{origin} was mounted, unmounted or replaced while it was listed", origin)
+            raise MissingInputError(
+                f"{origin} was mounted, unmounted or replaced while it was listed", origin
+            )
         for file in files:
             found.setdefault(file.path, file)
         if identity is not None:
@@ -230,11 +277,20 @@ def _list_all(
         if is_below and not any(name.startswith(f"{path}/") for name in found):
             mounts.add(path)
             found[str(path)] = Found(str(path), "unreadable", "", 0, str(path), reason=_UNMOUNTED)
-    return list(found.values()), {"skipped": skipped, "folders": folders, "mounts": sorted(map(str, mounts))}
+    return list(found.values()), {
+        "skipped": skipped,
+        "folders": folders,
+        "mounts": sorted(map(str, mounts)),
+    }
 
 
 def _list(
-    origin: str, facts: Mapping[str, Any], *, skipped: Counter[str], mounts: set[Path], progress: Progress
+    origin: str,
+    facts: Mapping[str, Any],
+    *,
+    skipped: Counter[str],
+    mounts: set[Path],
+    progress: Progress,
 ) -> list[Found]:
     is_known = origin in facts["inputs"]
     if is_known and was_deleted(origin):
@@ -255,7 +311,9 @@ def _list(
             raise ValueError(reason)
         # A folder that was emptied is still the same one; an empty mount point is not that of its disk.
         if facts.get("folders", {}).get(origin) != (folder_identity(origin) or ""):
-            raise MissingInputError(f"{reason}, and is another folder than before: its disk may not be mounted", origin)
+            raise MissingInputError(
+                f"{reason}, and is another folder than before: its disk may not be mounted", origin
+            )
     return listed
 
 
@@ -265,9 +323,21 @@ def _now() -> str:
 
 class _Update:
     def __init__(
-        self, store: Store, reader: Reader, found: Sequence[Found], progress: Progress, *, stop: Callable[[], bool]
+        self,
+        store: Store,
+        reader: Reader,
+        found: Sequence[Found],
+        progress: Progress,
+        *,
+        stop: Callable[[], bool],
     ) -> None:
-        self._store, self._reader, self._found, self._progress, self._stop = store, reader, found, progress, stop
+        self._store, self._reader, self._found, self._progress, self._stop = (
+            store,
+            reader,
+            found,
+            progress,
+            stop,
+        )
         self._size, self._read = sum(each.size for each in found), 0
         self._counts = dict.fromkeys(("encoded", "reused", "unchanged", "deleted", "bad"), 0)
         self._rows: dict[str, dict[str, Any]] = {}  # by id: new ones, which are not written yet
@@ -275,10 +345,14 @@ class _Update:
         self._there: set[str] = set()  # ids of images that were seen
         shards, paths = store.folder / SHARDS_FILE, {each.path for each in found}
         done: dict[str, str] = read_json(shards) if shards.is_file() else {}
-        self._done = {path: stamp for path, stamp in done.items() if path in paths}  # shards that were read
+        self._done = {
+            path: stamp for path, stamp in done.items() if path in paths
+        }  # shards that were read
         self._finished: list[Found] = []  # shards whose last rows are not written yet
         self._unread: set[str] = set()  # shards that were done before and have not changed
-        self._broken: set[str] = set()  # shards that could not be read to their ends: images in the rest may exist
+        self._broken: set[str] = (
+            set()
+        )  # shards that could not be read to their ends: images in the rest may exist
 
     def run(self, embed: Callable[..., Iterator[Batch]]) -> dict[str, int]:
         """Embed new images and remove those that are gone; the table is valid whenever this is interrupted."""
@@ -337,7 +411,11 @@ class _Update:
             return {}
         rows = self._store.rows("hash", hashes, columns=["hash", *columns])
         # A row whose text was not read yet gives nothing.
-        return {row["hash"]: {name: row[name] for name in columns} for row in rows if row[columns[-1]] is not None}
+        return {
+            row["hash"]: {name: row[name] for name in columns}
+            for row in rows
+            if row[columns[-1]] is not None
+        }
 
     def _is_due(self) -> bool:
         size = sum(len(row["bytes"] or b"") + len(row["thumbnail"]) for row in self._rows.values())
@@ -369,11 +447,13 @@ class _Update:
         folders = tuple(f"{found.path}/" for found in self._found if found.kind == "unreadable")
         gone: list[str] = []
         for rows in self._store.scan(["id", "shard", "path"]):
-            for id, shard, path in zip(*(column.to_pylist() for column in rows.columns), strict=True):  # noqa: A001
-                if shard in self._unread:
+            for row in rows.to_pylist():
+                if row["shard"] in self._unread:
                     self._counts["unchanged"] += 1
-                elif not (id in self._there or shard in self._broken or path.startswith(folders)):
-                    gone.append(id)
+                elif row["id"] in self._there or row["shard"] in self._broken:
+                    continue
+                elif not row["path"].startswith(folders):
+                    gone.append(row["id"])
         for start in range(0, len(gone), _DELETED_AT_ONCE):
             self._store.delete(gone[start : start + _DELETED_AT_ONCE])
         self._counts["deleted"] = len(gone)

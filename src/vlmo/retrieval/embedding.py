@@ -72,7 +72,12 @@ _Decoded: TypeAlias = "tuple[Pixels, Encoded]"
 
 
 def embed_works(
-    works: Iterable[Work], encoder: Encoder, *, reader: Reader, batch: int, lookup: Lookup = lambda _: {}
+    works: Iterable[Work],
+    encoder: Encoder,
+    *,
+    reader: Reader,
+    batch: int,
+    lookup: Lookup = lambda _: {},
 ) -> Iterator[Batch]:
     """Read and embed images, `batch` at a time; the next ones are decoded while the model works on these.
 
@@ -85,7 +90,10 @@ def embed_works(
             images = {record.row["hash"]: record.data for record in read.records}
             known = lookup(list(images))
             new = [digest for digest in images if digest not in known]
-            futures = {digest: encoder.pool.submit(_decode, encoder, images[digest], ocr=reader.ocr) for digest in new}
+            futures = {
+                digest: encoder.pool.submit(_decode, encoder, images[digest], ocr=reader.ocr)
+                for digest in new
+            }
             ahead = read, known, futures
         if waiting is not None:
             yield embed_decoded(encoder, *waiting)
@@ -95,7 +103,11 @@ def embed_works(
 def _read(works: Iterable[Work], reader: Reader, *, batch: int) -> Iterator[Batch]:
     for work in works:
         part = Batch()
-        for record in _read_files(work.found, reader, batch) if work.shard is None else reader.read_shard(work.shard):
+        for record in (
+            _read_files(work.found, reader, batch)
+            if work.shard is None
+            else reader.read_shard(work.shard)
+        ):
             if isinstance(record, Bad):
                 part.bad.append(record)
                 continue
@@ -104,7 +116,11 @@ def _read(works: Iterable[Work], reader: Reader, *, batch: int) -> Iterator[Batc
             else:
                 part.records.append(record)
             part.size += len(record.data)
-            if len(part.records) >= batch or part.size >= _MAX_BYTES or len(part.unchanged) >= _MAX_UNCHANGED:
+            if (
+                len(part.records) >= batch
+                or part.size >= _MAX_BYTES
+                or len(part.unchanged) >= _MAX_UNCHANGED
+            ):
                 yield part
                 part = Batch()
         part.finished = work.shard
@@ -128,11 +144,19 @@ def _decode(encoder: Encoder, data: bytes, *, ocr: bool) -> _Decoded:
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2.0)
     thumbnail = image_bytes(small, "JPEG", quality=85)
     text = {OCR_COLUMN: read_text(image)} if ocr else {}
-    return encoder.pixels(image), {"thumbnail": thumbnail, "width": encoded.size[0], "height": encoded.size[1], **text}
+    return encoder.pixels(image), {
+        "thumbnail": thumbnail,
+        "width": encoded.size[0],
+        "height": encoded.size[1],
+        **text,
+    }
 
 
 def embed_decoded(
-    encoder: Encoder, read: Batch, known: dict[str, Encoded], decoding: Mapping[str, Future[_Decoded]]
+    encoder: Encoder,
+    read: Batch,
+    known: dict[str, Encoded],
+    decoding: Mapping[str, Future[_Decoded]],
 ) -> Batch:
     """Embed the images of a batch whose results are not known yet; those that cannot be decoded become `bad`."""
     decoded, reasons = {}, {}
@@ -143,7 +167,9 @@ def embed_decoded(
             reasons[digest] = str(error)
     vectors = encoder.embed_pixels([pixels for pixels, _ in decoded.values()])
     pairs = zip(decoded.items(), vectors, strict=True)
-    results = known | {digest: {"vector": vector, **encoded} for (digest, (_, encoded)), vector in pairs}
+    results = known | {
+        digest: {"vector": vector, **encoded} for (digest, (_, encoded)), vector in pairs
+    }
     for row in (record.row for record in read.records):
         if row["hash"] in results:
             result = dict(results[row["hash"]])

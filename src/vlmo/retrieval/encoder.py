@@ -31,9 +31,21 @@ BATCH = 64
 """Images or texts that go through the model at a time."""
 
 # Settings that do not change a vector: they may change while an index stays valid.
-_IRRELEVANT = ("rerank_weight", "rerank_weight_image_to_text", "rerank_min_words", "match_cutoff")  # the last is gone
+_IRRELEVANT = (
+    "rerank_weight",
+    "rerank_weight_image_to_text",
+    "rerank_min_words",
+    "match_cutoff",
+)  # the last is gone
 _IRRELEVANT += ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
-_FILES = ("*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.txt", "*.spm", "*.model")
+_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "vocab.txt",
+    "*.spm",
+    "*.model",
+)
 _UNKNOWN_PIECES, _UNKNOWN_LETTERS = 3, 2.3
 """Tokens a word from which on, and letters a token up to which, a text is taken for nonsense (docs/search.md)."""
 _LEARNT_VOCABULARY = 15_000
@@ -87,20 +99,28 @@ class Encoder:
         self._engine: TorchEngine | GraphsEngine
         if self.engine == "torch":
             if precision == "int8":
-                raise ValueError("precision int8 belongs to the engines onnx and openvino; choose one of them")
+                raise ValueError(
+                    "precision int8 belongs to the engines onnx and openvino; choose one of them"
+                )
             from vlmo.retrieval.torch_engine import TorchEngine
 
             self._engine = TorchEngine(self.folder, device=device)
         else:
             how: dict[str, Any] = {"engine": self.engine, "precision": precision, "device": device}
             self._engine = GraphsEngine(self.folder, self.fingerprint, **how)
-        self.dim, self.device, self.can_match = self._engine.dim, self._engine.device, self._engine.can_match
+        self.dim, self.device, self.can_match = (
+            self._engine.dim,
+            self._engine.device,
+            self._engine.can_match,
+        )
         self.inverse_temperature = self._engine.inverse_temperature
         settings = read_config(self.folder)
         self.least_side = max(THUMBNAIL, settings.get("image_size", THUMBNAIL))
         self._vocabulary_size = settings.get("vocab_size", math.inf)
         self.rerank_weight = self._weight(settings, "rerank_weight", 0.5)  # VLMoConfig's
-        self.rerank_weight_image_to_text = self._weight(settings, "rerank_weight_image_to_text", self.rerank_weight)
+        self.rerank_weight_image_to_text = self._weight(
+            settings, "rerank_weight_image_to_text", self.rerank_weight
+        )
         self.rerank_min_words = settings.get("rerank_min_words", 1)
         self._lock = threading.RLock()
         self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vlmo-decode")
@@ -113,14 +133,18 @@ class Encoder:
         """L2-normalised vectors of images, which may have any size and mode."""
         return self.embed_pixels(list(self.pool.map(self.pixels, images)))
 
-    def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
+    def match(
+        self, images: Sequence[Image.Image], texts: Sequence[str]
+    ) -> Float32[np.ndarray, " pair"]:
         """Log-odds that each text belongs to the image at the same position.
 
         Raises:
             ValueError: The model has no matching head, or there are not as many texts as images.
         """
         if len(images) != len(texts):
-            raise ValueError(f"given are {len(images)} images and {len(texts)} texts; expected pairs")
+            raise ValueError(
+                f"given are {len(images)} images and {len(texts)} texts; expected pairs"
+            )
         return self.match_pairs(list(zip(self.pool.map(self.pixels, images), texts, strict=True)))
 
     def pixels(self, image: Image.Image) -> Pixels:
@@ -133,7 +157,9 @@ class Encoder:
 
     def match_pairs(self, pairs: Sequence[tuple[Pixels, str]]) -> Float32[np.ndarray, " pair"]:
         """`match` of pairs of pixels and text."""
-        return self._in_batches(pairs, lambda part: self._engine.match(*zip(*part, strict=True)), ())
+        return self._in_batches(
+            pairs, lambda part: self._engine.match(*zip(*part, strict=True)), ()
+        )
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Numbers of tokens that the model reads of texts, special ones among them."""
@@ -149,9 +175,14 @@ class Encoder:
         if self._vocabulary_size > _LEARNT_VOCABULARY or not text.isascii():
             return False
         words, pieces = _WORD.findall(text), tokens - 2  # less [CLS] and [SEP]
-        return pieces >= _UNKNOWN_PIECES * len(words) and sum(map(len, words)) <= _UNKNOWN_LETTERS * pieces
+        return (
+            pieces >= _UNKNOWN_PIECES * len(words)
+            and sum(map(len, words)) <= _UNKNOWN_LETTERS * pieces
+        )
 
-    def attention(self, image: Image.Image, text: str) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:
+    def attention(
+        self, image: Image.Image, text: str
+    ) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:
         """The words of a text, and the attention of each to each patch of the image.
 
         Raises:
@@ -177,7 +208,9 @@ class Encoder:
     def _weight(self, settings: dict[str, Any], name: str, default: float) -> float:
         value = settings.get(name)
         if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
-            raise ValueError(f"{self.folder / 'config.json'}: {name} is {value!r}; expected a number from 0 to 1")
+            raise ValueError(
+                f"{self.folder / 'config.json'}: {name} is {value!r}; expected a number from 0 to 1"
+            )
         return default if value is None else value
 
 
@@ -195,5 +228,7 @@ def model_fingerprint(folder: Path) -> str:
             digest.update(f"{name} {json.dumps(settings, sort_keys=True)}\n".encode())
     for path in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
         with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digest.update(
+                f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
+            )
     return digest.hexdigest()[:32]

@@ -35,7 +35,9 @@ _TOKEN = re.compile(
 _MAX_DEPTH, _MAX_OPERATORS = 20, 100  # 500 in a row take LanceDB 12 s, thousands overflow its stack
 # Functions whose result is no longer than their arguments.
 _FUNCTIONS = frozenset(("lower", "upper", "contains", "starts_with", "ends_with", "array_has"))
-_WORDS = frozenset(("and", "or", "not", "in", "is", "null", "like", "ilike", "between", "true", "false"))
+_WORDS = frozenset(
+    ("and", "or", "not", "in", "is", "null", "like", "ilike", "between", "true", "false")
+)
 _NUMBER = r"\s*(-?\d{1,3}(?:\.\d+)?)\s*"
 _PLACE = re.compile(rf"{_NUMBER},{_NUMBER},\s*(\d{{1,5}}(?:\.\d+)?)\s*km\s*")
 _EARTH_KM = 6371.0088  # mean radius
@@ -49,8 +51,14 @@ def check_filter(where: str, *, columns: Collection[str], max_length: int = MAX_
     Raises:
         ValueError: It has something else in it, or is too long. LanceDB checks its meaning.
     """
-    fault = f"it has {len(where)} characters; at most {max_length} are allowed" if len(where) > max_length else None
-    if (fault := fault or _fault(where, columns={column.lower() for column in columns})) is not None:
+    fault = (
+        f"it has {len(where)} characters; at most {max_length} are allowed"
+        if len(where) > max_length
+        else None
+    )
+    if (
+        fault := fault or _fault(where, columns={column.lower() for column in columns})
+    ) is not None:
         raise filter_error(where, fault, columns=columns)
 
 
@@ -83,8 +91,12 @@ def filter_error(where: str, reason: str | Exception, *, columns: Collection[str
     """One line that names the existing columns."""
     if isinstance(reason, Exception):  # without LanceDB's list of all columns and its own query
         text = plain(reason).split(" Valid fields are")[0]
-        reason = re.sub(r"SELECT 1 FROM t WHERE .* \(sql parser error", "(sql parser error", text).rstrip(". ")
-    return ValueError(f"the filter {where!r:.200} cannot be used: {reason}. Columns: {', '.join(sorted(columns))}")
+        reason = re.sub(
+            r"SELECT 1 FROM t WHERE .* \(sql parser error", "(sql parser error", text
+        ).rstrip(". ")
+    return ValueError(
+        f"the filter {where!r:.200} cannot be used: {reason}. Columns: {', '.join(sorted(columns))}"
+    )
 
 
 def is_filter_error(error: Exception) -> bool:
@@ -129,19 +141,27 @@ class PhotoFilter:
         passed = np.ones(len(images), bool)
         # Texts of ISO 8601 are in the order of time, and ~ comes after all their characters.
         if self.since:
-            passed &= np.asarray(pc.greater_equal(images["taken"], self.since).fill_null(fill_value=False))
+            passed &= np.asarray(
+                pc.greater_equal(images["taken"], self.since).fill_null(fill_value=False)
+            )
         if self.until:
-            passed &= np.asarray(pc.less_equal(images["taken"], f"{self.until}~").fill_null(fill_value=False))
+            passed &= np.asarray(
+                pc.less_equal(images["taken"], f"{self.until}~").fill_null(fill_value=False)
+            )
         if self.album:  # compared once for each album of the images
             albums = images["album"].combine_chunks().dictionary_encode()
-            folders = "/".join(["", *filter(None, unicodedata.normalize("NFC", self.album).lower().split("/")), ""])
+            folders = "/".join(
+                ["", *filter(None, unicodedata.normalize("NFC", self.album).lower().split("/")), ""]
+            )
             names = pc.utf8_lower(pc.utf8_normalize(albums.dictionary, form="NFC"))
             named = pc.binary_join_element_wise("/", names, "/", "")
             known = pc.match_substring(named, folders).take(albums.indices)
             passed &= np.asarray(known.fill_null(fill_value=False))
         if self.near:
             north, east, angle = _read_circle(self.near)
-            latitude, longitude = (np.radians(images[name].to_numpy()) for name in ("latitude", "longitude"))
+            latitude, longitude = (
+                np.radians(images[name].to_numpy()) for name in ("latitude", "longitude")
+            )
             haversine = np.sin((latitude - north) / 2) ** 2
             haversine += math.cos(north) * np.cos(latitude) * np.sin((longitude - east) / 2) ** 2
             passed &= haversine <= math.sin(angle / 2) ** 2  # not where there is no place
@@ -161,5 +181,7 @@ def _read_circle(near: str) -> tuple[float, float, float]:
     match = _PLACE.fullmatch(near)
     north, east, distance = map(float, match.groups()) if match else (91.0, 0.0, 0.0)
     if abs(north) > 90 or abs(east) > 180:
-        raise ValueError(f"near is {near!r:.50}; give degrees and a distance: LATITUDE,LONGITUDE,20km")
+        raise ValueError(
+            f"near is {near!r:.50}; give degrees and a distance: LATITUDE,LONGITUDE,20km"
+        )
     return math.radians(north), math.radians(east), min(distance / _EARTH_KM, math.pi)

@@ -45,7 +45,9 @@ def default_engine(precision: Precision) -> EngineName:
     """Return torch for float32; for int8 the faster one of the engines for graphs that is installed."""
     if precision == "float32":
         return "torch"
-    return next((name for name, package in _PACKAGES.items() if importlib.util.find_spec(package)), "onnx")
+    return next(
+        (name for name, package in _PACKAGES.items() if importlib.util.find_spec(package)), "onnx"
+    )
 
 
 class GraphsEngine:
@@ -91,13 +93,17 @@ class GraphsEngine:
                 raise ValueError("this model has no matching head")
             file = file_in(written, graphs[name][precision]["file"])
             if engine == "openvino":
-                return OpenVinoSession(file, cache=written / "openvino", exact=precision == "float32")
+                return OpenVinoSession(
+                    file, cache=written / "openvino", exact=precision == "float32"
+                )
             return OnnxSession(file)
 
         self._session = session
         self._tokenizer = Tokenizer.from_file(str(file_in(written, text["tokenizer"])))
         self._tokenizer.enable_truncation(text["max_length"])
-        self._tokenizer.enable_padding(pad_id=text["pad_token_id"], pad_to_multiple_of=_PAD_MULTIPLE)
+        self._tokenizer.enable_padding(
+            pad_id=text["pad_token_id"], pad_to_multiple_of=_PAD_MULTIPLE
+        )
 
     def pixels(self, image: Image.Image) -> Pixels:
         """An RGB image at the model's size; beside torchvision's, levels differ by one or two here and there."""
@@ -122,8 +128,13 @@ class GraphsEngine:
         return logits[:, 1] - logits[:, 0]
 
     def _tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}  # pairs share a query's
-        encoded, rows = self._tokenizer.encode_batch(list(distinct)), [distinct[text] for text in texts]
+        distinct = {
+            text: number for number, text in enumerate(dict.fromkeys(texts))
+        }  # pairs share a query's
+        encoded, rows = (
+            self._tokenizer.encode_batch(list(distinct)),
+            [distinct[text] for text in texts],
+        )
         ids, mask = ([each.ids for each in encoded], [each.attention_mask for each in encoded])
         return np.array(ids, dtype=np.int64)[rows], np.array(mask, dtype=np.int64)[rows]
 
@@ -132,7 +143,9 @@ def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Pat
     """Return the folder in the cache that holds the graphs of a model; the first use writes it."""
     from vlmo.folder.atomic import cached_file
 
-    settings = folder / "tokenizer_config.json"  # it has the text length, which the fingerprint leaves out
+    settings = (
+        folder / "tokenizer_config.json"
+    )  # it has the text length, which the fingerprint leaves out
     length = settings.read_text(encoding="utf-8") if settings.is_file() else ""
     target = cached_file("engines", fingerprint, length, NUM_SAMPLES)
     if _has_graphs(target, precision):
@@ -178,7 +191,9 @@ def calibration_samples(folder: Path) -> dict[str, np.ndarray]:
     try:
         rows = open_source(CALIBRATION)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}. int8 needs {CALIBRATION}: {install_command('quickstart')}") from error
+        raise ModuleNotFoundError(
+            f"{error}. int8 needs {CALIBRATION}: {install_command('quickstart')}"
+        ) from error
     numbers = np.linspace(0, len(rows) - 1, min(NUM_SAMPLES, len(rows))).astype(int).tolist()
     images = [decode_image(rows[number]["image"]) for number in numbers]
     texts = [(rows[number]["captions"] or [""])[0] for number in numbers]

@@ -72,8 +72,14 @@ class Ranking:
     def hits(self, ids: Collection[str]) -> list[Hit]:
         """Return those of some ids, in this order."""
         ranks = [rank for id, rank in self.ranks.items() if id in ids]  # noqa: A001
-        shares, rows = self.shares or [None] * len(self.ranks), self.images.take(self.places[ranks]).to_pylist()
-        return [hit_of(row, float(self.similar[rank]), shares[rank]) for rank, row in zip(ranks, rows, strict=True)]
+        shares, rows = (
+            self.shares or [None] * len(self.ranks),
+            self.images.take(self.places[ranks]).to_pylist(),
+        )
+        return [
+            hit_of(row, float(self.similar[rank]), shares[rank])
+            for rank, row in zip(ranks, rows, strict=True)
+        ]
 
     def own_words(self, id: str) -> OwnWords:  # noqa: A002
         """`own_words` of an image."""
@@ -92,6 +98,17 @@ NO_RANKING = Ranking(pa.table({"id": pa.array([], pa.string())}), np.arange(0), 
 def hit_of(row: Mapping[str, Any], similarity: float, words: float | None = None) -> Hit:
     """Return the image of a row of the table."""
     metadata = {name: value for name, value in row.items() if name not in _NO_METADATA}
-    whole = {name: int(value) for name, value in metadata.items() if isinstance(value, float) and value.is_integer()}
-    known = (tuple(row["captions"] or ()), metadata | whole, row["width"], row["height"], row["hash"], words)
+    whole = {
+        name: int(value)
+        for name, value in metadata.items()
+        if isinstance(value, float) and value.is_integer()
+    }
+    known = (
+        tuple(row["captions"] or ()),
+        metadata | whole,
+        row["width"],
+        row["height"],
+        row["hash"],
+        words,
+    )
     return Hit(row["id"], similarity, similarity, None, row["path"], *known)

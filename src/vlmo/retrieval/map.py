@@ -37,7 +37,11 @@ class Map:
 
 
 def draw_map(
-    encoder: Encoder, index: Index, *, most: int = 2000, on_step: Callable[[str], object] = lambda _: None
+    encoder: Encoder,
+    index: Index,
+    *,
+    most: int = 2000,
+    on_step: Callable[[str], object] = lambda _: None,
 ) -> Map:
     """Draw a map of at most so many images, taken evenly from the index.
 
@@ -60,25 +64,42 @@ def draw_map(
     rows = index.sample(most)
     vectors = np.array([row["vector"] for _, row in rows], np.float32)
     if (different := len({vector.tobytes() for vector in vectors})) < 2:
-        raise ValueError(f"a map needs two images or more that differ, and the index has {different}")
+        raise ValueError(
+            f"a map needs two images or more that differ, and the index has {different}"
+        )
     on_step(f"grouping {len(rows):,} images")
     number = min(_MOST_GROUPS, max(2, round((len(rows) / 8) ** 0.5)), different)
     groups = KMeans(number, n_init=4, random_state=0).fit_predict(vectors)
     on_step(f"placing {len(rows):,} images")
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    placed = TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0).fit_transform(vectors)
+    placed = TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0).fit_transform(
+        vectors
+    )
     placed = (placed - placed.min(0)) / np.maximum(np.ptp(placed, axis=0), 1e-6)
     on_step("naming the groups")
     counts = Counter(word for hit, _ in rows for word in {*split_words(" ".join(hit.captions))})
     common = len(rows) / 2
-    words = [word for word, count in counts.most_common() if 1 < count <= common and len(word) > 2 and word.isalpha()]
+    words = [
+        word
+        for word, count in counts.most_common()
+        if 1 < count <= common and len(word) > 2 and word.isalpha()
+    ]
     if len(words) < 2 * number:
         words += Path(__file__).with_name("map_words.txt").read_text().split()
     words = list(dict.fromkeys(words))[:_MOST_WORDS]
-    similar = np.stack([vectors[groups == group].mean(0) for group in range(number)]) @ encoder.embed_texts(words).T
-    order, used, labels = np.argsort(similar.mean(0) - similar, axis=1), set[int](), list[tuple[str, float, float]]()
+    similar = (
+        np.stack([vectors[groups == group].mean(0) for group in range(number)])
+        @ encoder.embed_texts(words).T
+    )
+    order, used, labels = (
+        np.argsort(similar.mean(0) - similar, axis=1),
+        set[int](),
+        list[tuple[str, float, float]](),
+    )
     for group in range(number):
-        best = [each for each in order[group].tolist() if each not in used][:2] or order[group, :1].tolist()
+        best = [each for each in order[group].tolist() if each not in used][:2] or order[
+            group, :1
+        ].tolist()
         used.update(best)
         x, y = np.median(placed[groups == group], axis=0).tolist()
         labels.append((", ".join(words[each] for each in best), x, y))
@@ -94,4 +115,6 @@ def draw_map(
 def write_map(drawn: Map, file: Path) -> None:
     """Write a map as an HTML file that needs nothing else."""
     environment = Environment(loader=PackageLoader("vlmo.retrieval", "."), autoescape=True)
-    write_file(file, environment.get_template("map.html").render(images=drawn.images, groups=drawn.groups))
+    write_file(
+        file, environment.get_template("map.html").render(images=drawn.images, groups=drawn.groups)
+    )

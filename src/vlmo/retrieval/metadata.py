@@ -17,14 +17,25 @@ import numpy as np
 
 from vlmo.data.capture import dated, position
 from vlmo.data.listing import regular_file
-from vlmo.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, TABLE_SUFFIXES, captions_of, column_of, table_records
+from vlmo.data.tables import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    TABLE_SUFFIXES,
+    captions_of,
+    column_of,
+    table_records,
+)
 from vlmo.retrieval.store import RESERVED
 
 _LARGEST = 2**53  # a column of numbers holds float64
 _TAKEOUT = re.compile(r"(.+?)(?:-edited)?(\(\d+\))?(\.\w+)?\Z", re.DOTALL)
-_composed = functools.partial(unicodedata.normalize, "NFC")  # a Mac writes letters and their accents apart
+_composed = functools.partial(
+    unicodedata.normalize, "NFC"
+)  # a Mac writes letters and their accents apart
 _CUT, _MAX_JSON = 46, 1 << 20
-_TEXTS = frozenset(("album", "camera", "ocr_text", "taken", "taken_from", "title"))  # whatever stands in these columns
+_TEXTS = frozenset(
+    ("album", "camera", "ocr_text", "taken", "taken_from", "title")
+)  # whatever stands in these columns
 
 
 class Annotation(NamedTuple):
@@ -49,15 +60,24 @@ class MetadataTable:
 
     def __init__(self, path: Path) -> None:
         if path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file():
-            raise ValueError(f"{path}: expected a table of metadata, a {', '.join(sorted(TABLE_SUFFIXES))} file")
+            raise ValueError(
+                f"{path}: expected a table of metadata, a {', '.join(sorted(TABLE_SUFFIXES))} file"
+            )
         try:
             records = [record for _, record in table_records(path)]
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
-        if path.suffix.lower() != ".jsonl" and records:  # numbers where every cell of a column is one
-            names = set(records[0]) - {column_of(records[0], each) for each in (IMAGE_COLUMNS, CAPTION_COLUMNS)}
+        if (
+            path.suffix.lower() != ".jsonl" and records
+        ):  # numbers where every cell of a column is one
+            names = set(records[0]) - {
+                column_of(records[0], each) for each in (IMAGE_COLUMNS, CAPTION_COLUMNS)
+            }
             columns = {name: read_column([record[name] for record in records]) for name in names}
-            records = [{**record, **{name: columns[name][row] for name in names}} for row, record in enumerate(records)]
+            records = [
+                {**record, **{name: columns[name][row] for name in names}}
+                for row, record in enumerate(records)
+            ]
         self._rows, self._folder = dict[str, Annotation](), f"{path.absolute().parent}/"
         for number, record in enumerate(records, start=1):
             self._add(record, where=f"{path}, record {number}")
@@ -72,9 +92,15 @@ class MetadataTable:
         image_column = next((name for name in IMAGE_COLUMNS if record.get(name)), "")
         image = record.get(image_column)
         if not isinstance(image, str) or not image.strip():
-            raise ValueError(f"{where}: no image is named; give its file in a column {' or '.join(IMAGE_COLUMNS)}")
+            raise ValueError(
+                f"{where}: no image is named; give its file in a column {' or '.join(IMAGE_COLUMNS)}"
+            )
         given = captions_of(record.get(caption_column or ""), where=where)
-        columns = {name: value for name, value in record.items() if name not in (image_column, caption_column)}
+        columns = {
+            name: value
+            for name, value in record.items()
+            if name not in (image_column, caption_column)
+        }
         name = _composed(image.strip().replace("\\", "/").removeprefix("./"))
         before = self._rows.get(name, Annotation())
         captions = (*before.captions, *(caption for caption in given if caption.strip()))
@@ -92,14 +118,20 @@ def clean_metadata(given: Mapping[str, Any]) -> dict[str, Any]:
         if (plain := _plain(value)) is not None:
             column = re.sub(r"\W+", "_", str(name).lower()).strip("_") or "column"
             column = f"_{column}" if column[0].isdigit() else column
-            cleaned[f"{column}_" if column in RESERVED else column] = str(plain) if column in _TEXTS else plain
+            cleaned[f"{column}_" if column in RESERVED else column] = (
+                str(plain) if column in _TEXTS else plain
+            )
     return cleaned
 
 
 def _plain(value: Any) -> bool | int | float | str | None:
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or isinstance(value, bytes) or (isinstance(value, float) and not np.isfinite(value)):
+    if (
+        value is None
+        or isinstance(value, bytes)
+        or (isinstance(value, float) and not np.isfinite(value))
+    ):
         return None
     if isinstance(value, bool | float | str):
         return value
@@ -107,7 +139,11 @@ def _plain(value: Any) -> bool | int | float | str | None:
         return value if abs(value) <= _LARGEST else str(value)
     if isinstance(value, date | time):
         return value.isoformat()
-    return float(value) if isinstance(value, Decimal) else json.dumps(value, ensure_ascii=False, default=str)
+    return (
+        float(value)
+        if isinstance(value, Decimal)
+        else json.dumps(value, ensure_ascii=False, default=str)
+    )
 
 
 def read_column(cells: Sequence[str]) -> list[bool | int | float | str | None]:
@@ -117,7 +153,10 @@ def read_column(cells: Sequence[str]) -> list[bool | int | float | str | None]:
         read = {"true": True, "false": False}.get
     elif all(re.fullmatch(r"-?(0|[1-9]\d{0,14})", cell) for cell in filled):
         read = int
-    elif all(re.fullmatch(r"-?(?=[.\d])(0|[1-9]\d{0,14})?(\.\d+)?([eE][-+]?\d+)?", cell) for cell in filled):
+    elif all(
+        re.fullmatch(r"-?(?=[.\d])(0|[1-9]\d{0,14})?(\.\d+)?([eE][-+]?\d+)?", cell)
+        for cell in filled
+    ):
         read = float
     else:
         read = str
@@ -130,11 +169,18 @@ def read_takeout(image: Path) -> Annotation:
     Its name is that of the image as it was uploaded, with a suffix, cut, and a number if several have that name.
     """
     stem, number, suffix = _TAKEOUT.findall(image.name)[0]
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # damaged
+    with contextlib.suppress(
+        OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError
+    ):  # damaged
         for name, copy in ((image.name, ""), (f"{stem}{suffix}", number)):
             whole = f"{name}.supplemental-metadata"
-            given = (f"{whole[:length]}{copy}.json" for length in range(len(whole), min(len(name), _CUT) - 1, -1))
-            for each in _json_files(image.parent, image.parent.stat().st_mtime_ns).intersection(given):
+            given = (
+                f"{whole[:length]}{copy}.json"
+                for length in range(len(whole), min(len(name), _CUT) - 1, -1)
+            )
+            for each in _json_files(image.parent, image.parent.stat().st_mtime_ns).intersection(
+                given
+            ):
                 return _read_takeout(image.parent / each)
     return Annotation()
 
@@ -148,8 +194,13 @@ def _read_takeout(file: Path) -> Annotation:
     if regular_file(file).st_size > _MAX_JSON:
         raise ValueError("too large for one image")
     about = json.loads(file.read_bytes())
-    title, text = (str(about.get(name) or "").encode(errors="replace").decode() for name in ("title", "description"))
+    title, text = (
+        str(about.get(name) or "").encode(errors="replace").decode()
+        for name in ("title", "description")
+    )
     place = about.get("geoData", {})
     columns = dated(float(about["photoTakenTime"]["timestamp"]), source="takeout", zone=UTC)
     columns |= position(float(place.get("latitude", 0)), float(place.get("longitude", 0)))
-    return Annotation((text,) if text.strip() else (), columns | ({"title": title} if title else {}))
+    return Annotation(
+        (text,) if text.strip() else (), columns | ({"title": title} if title else {})
+    )

@@ -20,13 +20,17 @@ _SMALLEST, _LONGEST = 320, 1280
 
 def read_text(image: Image.Image) -> str:
     """Return the text in an image, its lines from the top with | between them. Threads may share the models."""
-    if max(image.size) < _SMALLEST:  # of letters that are a few pixels high, the detector misses many
+    if (
+        max(image.size) < _SMALLEST
+    ):  # of letters that are a few pixels high, the detector misses many
         image = ImageOps.contain(image, (_SMALLEST, _SMALLEST))
     reader = load_reader()
     try:
         return " | ".join(reader(image).txts or ())
     except Exception as error:  # noqa: BLE001 - it refuses images such as extremely narrow ones by errors of its own
-        _LOGGER.warning("an image of %d x %d pixels counts as one without text: %s", *image.size, error)
+        _LOGGER.warning(
+            "an image of %d x %d pixels counts as one without text: %s", *image.size, error
+        )
         return ""
 
 
@@ -40,12 +44,16 @@ def load_reader() -> Callable[[Image.Image], Any]:
     """
     spec = find_spec("rapidocr")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"reading text in images needs rapidocr: {install_command('ocr')}")
+        raise ModuleNotFoundError(
+            f"reading text in images needs rapidocr: {install_command('ocr')}"
+        )
     folder, models = Path(spec.origin).parent / "models", {}
     for part, name in (("Det", "det"), ("Rec", "rec")):
         found = sorted(folder.glob(f"*_{name}_*.onnx"))
         if not found:
-            raise ValueError(f"{folder} has no *_{name}_*.onnx; install rapidocr from its wheel, or put the file there")
+            raise ValueError(
+                f"{folder} has no *_{name}_*.onnx; install rapidocr from its wheel, or put the file there"
+            )
         models[f"{part}.model_path"] = str(found[0])
     from rapidocr import RapidOCR
 

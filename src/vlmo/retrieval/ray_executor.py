@@ -36,7 +36,11 @@ def embed_on_ray(
     if not items:
         return
     device = encoder.device.partition(":")[0]
-    settings: dict[str, Any] = {"engine": encoder.engine, "precision": encoder.precision, "device": device}
+    settings: dict[str, Any] = {
+        "engine": encoder.engine,
+        "precision": encoder.precision,
+        "device": device,
+    }
     settings |= {"folder": str(encoder.folder.absolute()), "reader": reader, "batch": batch}
     with _cluster(workers):
         batches = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(

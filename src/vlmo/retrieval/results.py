@@ -18,13 +18,17 @@ from vlmo.visualization import grid
 
 def as_json(query: str, result: SearchResult) -> dict[str, Any]:
     """Everything about a result, as JSON takes it."""
-    hits = [{name: value for name, value in vars(hit).items() if name != "hash"} for hit in result.hits]
+    hits = [
+        {name: value for name, value in vars(hit).items() if name != "hash"} for hit in result.hits
+    ]
     return {"query": query, "hits": hits, **result.facts()}
 
 
 def as_table(query: str, result: SearchResult) -> Table:
     """A row for each hit, with the match scores if any were reranked; no column is empty."""
-    table = Table(title=_headed(escaped(query), result), row_styles=["dim" if result.no_match else ""])
+    table = Table(
+        title=_headed(escaped(query), result), row_styles=["dim" if result.no_match else ""]
+    )
     numbers = {"": list(map(str, range(1, len(result.hits) + 1)))}
     if query:
         numbers["score"] = [f"{hit.score:.3f}" for hit in result.hits]
@@ -36,7 +40,9 @@ def as_table(query: str, result: SearchResult) -> Table:
     texts = {"image": [hit.path for hit in result.hits]}
     texts["caption"] = [hit.captions[0] if hit.captions else "" for hit in result.hits]
     texts["metadata"] = [
-        ", ".join(f"{name} {value}" for name, value in hit.metadata.items() if value not in (None, ""))
+        ", ".join(
+            f"{name} {value}" for name, value in hit.metadata.items() if value not in (None, "")
+        )
         for hit in result.hits
     ]
     texts = {name: column for name, column in texts.items() if any(column)}

@@ -18,7 +18,10 @@ def read_skipped(folder: Path, *, inputs: Sequence[str], most: int) -> list[dict
     Clients may see both: names are paths below the inputs, and reasons name no other folders.
     """
     files = list[dict[str, str]]()
-    with contextlib.suppress(OSError, ValueError), (folder / QUARANTINE_FILE).open(encoding="utf-8") as lines:
+    with (
+        contextlib.suppress(OSError, ValueError),
+        (folder / QUARANTINE_FILE).open(encoding="utf-8") as lines,
+    ):
         for line in itertools.islice(lines, most):  # the last one may be cut off
             files.append(_shown(json.loads(line), inputs))
     return files

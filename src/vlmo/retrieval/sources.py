@@ -26,7 +26,16 @@ from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata, r
 Kind = Literal["file", "shard", "dataset", "unreadable", "skipped"]
 
 # What object stores call the time or the version of a file.
-_VERSIONS = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated", "generation", "created")
+_VERSIONS = (
+    "etag",
+    "ETag",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "generation",
+    "created",
+)
 _READERS = 8
 _LAYOUT = 3
 """Changes when rows get other columns, so that the next run reads, and does not embed, all images again."""
@@ -84,10 +93,14 @@ def read_uri(path: str) -> bytes:
         return read_path(path)
     files, name = listing.open_file_system(path)
     try:
-        with cast("Any", files).open(name, "rb") as file:  # a store may send more than it has listed
+        with cast("Any", files).open(
+            name, "rb"
+        ) as file:  # a store may send more than it has listed
             data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
-            raise OSError(errno.EFBIG, f"it has more than the {MAX_FILE_BYTES:,} bytes that are read", path)
+            raise OSError(
+                errno.EFBIG, f"it has more than the {MAX_FILE_BYTES:,} bytes that are read", path
+            )
         return data
     except (OSError, ValueError):
         raise
@@ -95,7 +108,9 @@ def read_uri(path: str) -> bytes:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def find(origin: str, *, skipped: Counter[str] | None = None, mounts: set[Path] | None = None) -> Iterator[Found]:
+def find(
+    origin: str, *, skipped: Counter[str] | None = None, mounts: set[Path] | None = None
+) -> Iterator[Found]:
     """List everything below an input, in the order of names, then log what images are skipped.
 
     Args:
@@ -136,16 +151,25 @@ def _find_local(origin: str, mounts: set[Path] | None) -> Iterator[Found]:
         return
     files, _ = listing.open_file_system(origin)
     try:
-        matches = {match for pattern in listing.expand_braces(origin) for match in files.glob(pattern)}
+        matches = {
+            match for pattern in listing.expand_braces(origin) for match in files.glob(pattern)
+        }
     except RecursionError as error:  # of fsspec, whose ** goes to any depth
-        raise ValueError(f"{origin} cannot be listed: folders are nested too deeply; give the folder itself") from error
+        raise ValueError(
+            f"{origin} cannot be listed: folders are nested too deeply; give the folder itself"
+        ) from error
     if not matches:
         raise ValueError(f"{origin} matches nothing; {_EXPECTED}")
     seen: set[tuple[int, int]] = set()
-    for match in sorted(map(Path, matches), key=lambda path: (path.is_symlink(), str(path))):  # as in a folder
+    for match in sorted(
+        map(Path, matches), key=lambda path: (path.is_symlink(), str(path))
+    ):  # as in a folder
         if match.is_dir() and not match.name.startswith("."):
             yield from _below(match, seen=seen, mounts=mounts)
-        elif match.is_file() and (kind := _kind(match.name, has_tar=match.with_suffix(".tar").is_file)) is not None:
+        elif (
+            match.is_file()
+            and (kind := _kind(match.name, has_tar=match.with_suffix(".tar").is_file)) is not None
+        ):
             yield _local(match, kind, root=match.parent)
 
 
@@ -154,7 +178,9 @@ def was_deleted(origin: str) -> bool:
     path = Path(origin)
     if listing.is_remote(origin) or listing.has_wildcards(origin, braces=True) or path.exists():
         return False
-    return _kind(f"a{path.suffix}") is not None and path.parent.is_dir() and any(path.parent.iterdir())
+    return (
+        _kind(f"a{path.suffix}") is not None and path.parent.is_dir() and any(path.parent.iterdir())
+    )
 
 
 def folder_identity(origin: str) -> str | None:
@@ -166,7 +192,9 @@ def folder_identity(origin: str) -> str | None:
     return None
 
 
-def _below(folder: Path, *, seen: set[tuple[int, int]], mounts: set[Path] | None) -> Iterator[Found]:
+def _below(
+    folder: Path, *, seen: set[tuple[int, int]], mounts: set[Path] | None
+) -> Iterator[Found]:
     lost: dict[Path, str] = {}
     for path in listing.walk(folder, seen=seen, lost=lost, mounts=mounts):
         if path.name in SAVED_FILES and path.is_file():
@@ -174,9 +202,14 @@ def _below(folder: Path, *, seen: set[tuple[int, int]], mounts: set[Path] | None
             if path.parent == folder or not (path.parent.parent / "dataset_dict.json").is_file():
                 saved = path.parent
                 try:
-                    files = [file for pattern in ("*.arrow", "*/*.arrow") for file in saved.glob(pattern)]
+                    files = [
+                        file for pattern in ("*.arrow", "*/*.arrow") for file in saved.glob(pattern)
+                    ]
                     size = sum(file.stat().st_size for file in files)
-                    states = map(read_about, [path, *filter(Path.is_file, sorted(saved.glob("*/state.json")))])
+                    states = map(
+                        read_about,
+                        [path, *filter(Path.is_file, sorted(saved.glob("*/state.json")))],
+                    )
                     stamp = _digest(b"\n".join(states), length=24)
                     yield Found(str(saved), "dataset", stamp, size, str(folder))
                 except OSError as error:
@@ -190,7 +223,14 @@ def _below(folder: Path, *, seen: set[tuple[int, int]], mounts: set[Path] | None
 
 def _local(path: Path, kind: Kind, *, root: Path) -> Found:
     status = path.stat()
-    return Found(str(path), kind, f"{status.st_size}-{status.st_mtime_ns}", status.st_size, str(root), status.st_mtime)
+    return Found(
+        str(path),
+        kind,
+        f"{status.st_size}-{status.st_mtime_ns}",
+        status.st_size,
+        str(root),
+        status.st_mtime,
+    )
 
 
 def _find_remote(origin: str) -> Iterator[Found]:
@@ -226,7 +266,11 @@ def _kind(name: str, *, has_tar: Callable[[], bool] = lambda: False) -> Kind | N
         return "file"
     if suffix in listing.UNREAD_SUFFIXES:
         return "skipped"
-    return "shard" if suffix in listing.SHARD_SUFFIXES and not (suffix == ".parquet" and has_tar()) else None
+    return (
+        "shard"
+        if suffix in listing.SHARD_SUFFIXES and not (suffix == ".parquet" and has_tar())
+        else None
+    )
 
 
 @dataclass(frozen=True)
@@ -279,12 +323,16 @@ class Reader:
         about = Annotation() if table is None else table.about(below, found.path)
         if found.kind != "file":
             return about
-        columns: dict[str, Any] = {"album": below.rpartition("/")[0] or found.root.rstrip("/").rpartition("/")[2]}
+        columns: dict[str, Any] = {
+            "album": below.rpartition("/")[0] or found.root.rstrip("/").rpartition("/")[2]
+        }
         if found.changed is None:
             return about._replace(file=columns)
         beside = read_takeout(Path(found.path))
         columns |= beside.metadata
-        return Annotation(tuple(dict.fromkeys((*about.captions, *beside.captions))), about.metadata, columns)
+        return Annotation(
+            tuple(dict.fromkeys((*about.captions, *beside.captions))), about.metadata, columns
+        )
 
     def _file(self, found: Found) -> Record | Bad:
         if found.path != found.path.encode(errors="ignore").decode():
@@ -292,26 +340,43 @@ class Reader:
         try:
             data = read_uri(found.path)
         except OSError as error:
-            return Bad("row", found.path, 0, found.path, f"cannot be read: {error.strerror or error}")
+            return Bad(
+                "row", found.path, 0, found.path, f"cannot be read: {error.strerror or error}"
+            )
         about = self._annotation(found)
         stamp = f"{found.stamp}-{_stamp(about, self.keep_bytes, self.ocr)}"
-        file, day = about.file, {} if found.changed is None else dated(found.changed, source="file")  # zones differ
+        file, day = (
+            about.file,
+            {} if found.changed is None else dated(found.changed, source="file"),
+        )  # zones differ
         # A table comes before EXIF data, and these before what else is known of the file, whose columns come first.
-        table = {"taken_from": "table", **about.metadata} if "taken" in about.metadata else about.metadata
-        about = about._replace(metadata={**file, **day, **file, **captured(read_info(data)), **table})
-        return _record(found, found.path, data, about, stamp=stamp, path=found.path, keep_bytes=self.keep_bytes)
+        table = (
+            {"taken_from": "table", **about.metadata}
+            if "taken" in about.metadata
+            else about.metadata
+        )
+        about = about._replace(
+            metadata={**file, **day, **file, **captured(read_info(data)), **table}
+        )
+        return _record(
+            found, found.path, data, about, stamp=stamp, path=found.path, keep_bytes=self.keep_bytes
+        )
 
     def _sample(self, sample: Sample, found: Found, key: str) -> Record | Bad:
         name = path = f"{found.path}#{key}"
         data, keep_bytes = sample.image, True
         if data is None and sample.path is not None:
             path, keep_bytes = sample.path, self.keep_bytes
-            if not (listing.is_remote(path) or path[:1] == "/"):  # it counts from the folder of the parquet file
+            if not (
+                listing.is_remote(path) or path[:1] == "/"
+            ):  # it counts from the folder of the parquet file
                 path = f"{found.path.rpartition('/')[0]}/{path}"
             try:
                 data = read_uri(path)
             except (OSError, ValueError) as error:
-                return Bad("row", found.path, sample.index, sample.key, f"{path} cannot be read: {error}")
+                return Bad(
+                    "row", found.path, sample.index, sample.key, f"{path} cannot be read: {error}"
+                )
         if data is None:
             return Bad("row", found.path, sample.index, sample.key, "it has no image")
         about = Annotation(sample.captions, clean_metadata(sample.metadata))
@@ -320,7 +385,14 @@ class Reader:
 
 
 def _record(
-    found: Found, name: str, data: bytes, about: Annotation, *, stamp: str, path: str, keep_bytes: bool
+    found: Found,
+    name: str,
+    data: bytes,
+    about: Annotation,
+    *,
+    stamp: str,
+    path: str,
+    keep_bytes: bool,
 ) -> Record:
     row = {
         "id": image_id(name),

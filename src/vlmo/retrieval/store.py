@@ -47,7 +47,9 @@ _TYPES = {pa.bool_(): "true or false", pa.float64(): "number", pa.string(): "tex
 _LOGGER = logging.getLogger(__name__)
 _MAX_COLUMNS = 500  # of metadata; each makes every later write slower
 _FULL = r"\(os error (27|28|122)\)"  # EFBIG, ENOSPC, EDQUOT: a file may not grow, a disk or a quota is full
-_READ_EVERY = timedelta(seconds=1.6)  # how soon a reader sees the writes of others; `Store.version` a quarter later
+_READ_EVERY = timedelta(
+    seconds=1.6
+)  # how soon a reader sees the writes of others; `Store.version` a quarter later
 _OLD = timedelta(seconds=10)  # versions that no reader uses any more
 
 
@@ -76,8 +78,12 @@ def one_line(folder: Path) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
         if re.search(_FULL, str(error)):
-            raise ValueError(f"{folder}: the disk is full ({plain(error)}); free some space and run again") from error
-        raise DamagedError(f"{folder}: the index is damaged, or no index ({plain(error)}); build it anew") from error
+            raise ValueError(
+                f"{folder}: the disk is full ({plain(error)}); free some space and run again"
+            ) from error
+        raise DamagedError(
+            f"{folder}: the index is damaged, or no index ({plain(error)}); build it anew"
+        ) from error
 
 
 def plain(error: Exception) -> str:
@@ -109,10 +115,14 @@ class Store:
                 files = folder / f"{TABLE}.lance"
                 # A creation ends with a manifest, and a table that has held rows has data: neither is there if it was
                 # cut off.
-                if not existing or not (any(files.glob("_versions/*.manifest")) or (files / "data").exists()):
+                if not existing or not (
+                    any(files.glob("_versions/*.manifest")) or (files / "data").exists()
+                ):
                     if existing:
                         connection.drop_table(TABLE)
-                    connection.create_table(TABLE, schema=pa.schema({**_OWN, "vector": pa.list_(pa.float32(), dim)}))
+                    connection.create_table(
+                        TABLE, schema=pa.schema({**_OWN, "vector": pa.list_(pa.float32(), dim)})
+                    )
             self.table: Table = connection.open_table(TABLE)
             if dim is not None:
                 self._index_words()
@@ -141,12 +151,16 @@ class Store:
             search: Parameters of the approximate index; None compares with every vector.
             where: A filter in SQL; only rows that pass it are compared.
         """
-        asked = self.table.search(np.asarray(vector, np.float32), vector_column_name="vector", query_type="vector")
+        asked = self.table.search(
+            np.asarray(vector, np.float32), vector_column_name="vector", query_type="vector"
+        )
         query = cast("LanceVectorQueryBuilder", asked).distance_type(DISTANCE).limit(top)
         if search is None:
             query = query.bypass_vector_index()
         else:
-            query = query.nprobes(search.nprobes).refine_factor(max(2, -(-search.candidates // top)))
+            query = query.nprobes(search.nprobes).refine_factor(
+                max(2, -(-search.candidates // top))
+            )
         query = query.select([*columns, "_distance"])
         return (query if where is None else query.where(where, prefilter=True)).to_arrow()
 
@@ -157,7 +171,12 @@ class Store:
         if not self.has_words:  # made by an earlier version
             self.table.add_columns(pa.schema({"full_text": pa.string()}))
         if not any("full_text" in index.columns for index in self.table.list_indices()):
-            config = FTS(base_tokenizer="whitespace", lower_case=False, remove_stop_words=False, ascii_folding=False)
+            config = FTS(
+                base_tokenizer="whitespace",
+                lower_case=False,
+                remove_stop_words=False,
+                ascii_folding=False,
+            )
             self.table.create_index("full_text", config=config)
 
     @property
@@ -167,12 +186,20 @@ class Store:
             return "full_text" in self.table.schema.names
 
     def matching(
-        self, words: Sequence[str], *, every: bool, most: int, columns: list[str], where: str | None = None
+        self,
+        words: Sequence[str],
+        *,
+        every: bool,
+        most: int,
+        columns: list[str],
+        where: str | None = None,
     ) -> pa.Table:
         """Return columns, "_rowid" and "_score" (BM25) of the `most` images that match any word, or every one, best."""
         from lancedb.query import FullTextOperator, MatchQuery
 
-        match = MatchQuery(" ".join(words), "full_text", operator=FullTextOperator["AND" if every else "OR"])
+        match = MatchQuery(
+            " ".join(words), "full_text", operator=FullTextOperator["AND" if every else "OR"]
+        )
         query = self.table.search(match).limit(most).select([*columns, "_score"]).with_row_id(True)
         return (query if where is None else query.where(where, prefilter=True)).to_arrow()
 
@@ -182,14 +209,18 @@ class Store:
 
     def _types(self) -> dict[str, pa.DataType]:
         with one_line(self.folder):
-            return {field.name: field.type for field in self.table.schema if field.name not in RESERVED}
+            return {
+                field.name: field.type for field in self.table.schema if field.name not in RESERVED
+            }
 
     def known(self, column: str, values: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Return stamps and hashes, by their ids, of the images that have one of the values in a column."""
         rows = self.rows(column, values, columns=["id", "stamp", "hash"])
         return {row["id"]: (row["stamp"], row["hash"]) for row in rows}
 
-    def rows(self, column: str, values: Sequence[str], *, columns: list[str]) -> list[dict[str, Any]]:
+    def rows(
+        self, column: str, values: Sequence[str], *, columns: list[str]
+    ) -> list[dict[str, Any]]:
         """Columns of the images that have one of the values, in no order."""
         return self.select(column, values, columns=columns).to_pylist() if values else []
 
@@ -200,7 +231,14 @@ class Store:
 
     def ids(self, where: str, *, most: int | None = None) -> pa.Array:
         """Return the ids of (at most so many) images that pass a filter; LanceDB's own exceptions."""
-        return self.table.search().where(where).limit(most).select(["id"]).to_arrow()["id"].combine_chunks()
+        return (
+            self.table.search()
+            .where(where)
+            .limit(most)
+            .select(["id"])
+            .to_arrow()["id"]
+            .combine_chunks()
+        )
 
     def scan(self, columns: list[str], *, with_row_id: bool = False) -> Iterator[pa.RecordBatch]:
         """All images, maybe with "_rowid" of this version of the table."""
@@ -214,11 +252,20 @@ class Store:
             rows: Own columns of images by their names, "vector", and a dictionary "metadata". No id stands twice.
         """
         metadata = self._fitting([row["metadata"] for row in rows])
-        rows = [{**row, **about, "full_text": image_words(row)} for row, about in zip(rows, metadata, strict=True)]
+        rows = [
+            {**row, **about, "full_text": image_words(row)}
+            for row, about in zip(rows, metadata, strict=True)
+        ]
         with one_line(self.folder):
             schema = self.table.schema
-            columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
-            merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            columns = [
+                pa.array([row.get(field.name) for row in rows], field.type) for field in schema
+            ]
+            merge = (
+                self.table.merge_insert("id")
+                .when_matched_update_all()
+                .when_not_matched_insert_all()
+            )
             merge.execute(pa.table(columns, schema=schema))
 
     def _fitting(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -234,8 +281,17 @@ class Store:
                     fit[name] = value if types[name] == kind else str(value)
                 elif name not in self._has_warned:
                     self._has_warned.add(name)
-                    held = _TYPES[types[name]] if name in types else f"nothing: there are {_MAX_COLUMNS} columns"
-                    _LOGGER.warning("left out is %s = %.80r, and maybe more: its column holds %s", name, value, held)
+                    held = (
+                        _TYPES[types[name]]
+                        if name in types
+                        else f"nothing: there are {_MAX_COLUMNS} columns"
+                    )
+                    _LOGGER.warning(
+                        "left out is %s = %.80r, and maybe more: its column holds %s",
+                        name,
+                        value,
+                        held,
+                    )
         if new:
             with one_line(self.folder):
                 self.table.add_columns(pa.schema(new))
@@ -255,7 +311,9 @@ class Store:
 
         with one_line(self.folder):
             if lookups:
-                indexed = {column for index in self.table.list_indices() for column in index.columns}
+                indexed = {
+                    column for index in self.table.list_indices() for column in index.columns
+                }
                 for column in {"id", "hash"} - indexed:
                     self.table.create_index(column, config=BTree())
             self.table.optimize(cleanup_older_than=_OLD)
@@ -263,5 +321,7 @@ class Store:
 
 def _among(column: str, values: Iterable[str]) -> str:
     # No row has a name that is not UTF-8.
-    listed = "', '".join(value.encode(errors="backslashreplace").decode().replace("'", "''") for value in values)
+    listed = "', '".join(
+        value.encode(errors="backslashreplace").decode().replace("'", "''") for value in values
+    )
     return f"{column} in ('{listed}')"

@@ -46,7 +46,12 @@ class TorchEngine:
     @torch.inference_mode()
     def embed_images(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
         """L2-normalised vectors."""
-        return np.stack(by_shape(pixels, lambda part: _array(self._model.get_image_features(self._pixel_values(part)))))
+        return np.stack(
+            by_shape(
+                pixels,
+                lambda part: _array(self._model.get_image_features(self._pixel_values(part))),
+            )
+        )
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
@@ -66,17 +71,25 @@ class TorchEngine:
         return np.stack(by_shape(pairs, of_one_shape, shape=lambda pair: pair[0].shape))
 
     @torch.inference_mode()
-    def attention(self, pixels: Pixels, text: str) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:
+    def attention(
+        self, pixels: Pixels, text: str
+    ) -> tuple[list[str], Float32[np.ndarray, "word grid_h grid_w"]]:
         """Return the words of a text, and the attention of each to each patch; ValueError if no word is left."""
         tokens = self._tokens([text])
         values = self._pixel_values([pixels])
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
-        maps = attention_maps(self._model, pixel_values=values, input_ids=ids, attention_mask=mask)[0].cpu()
-        words, weights = maps_by_word(maps, tokens=self._processor.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
+        maps = attention_maps(self._model, pixel_values=values, input_ids=ids, attention_mask=mask)[
+            0
+        ].cpu()
+        words, weights = maps_by_word(
+            maps, tokens=self._processor.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+        )
         return words, weights.numpy()
 
     def _pixel_values(self, pixels: Sequence[Pixels]) -> Float[Tensor, "batch 3 height width"]:
-        return normalize_pixels(torch.from_numpy(np.stack(pixels)).to(self.device)).to(self._model.dtype)
+        return normalize_pixels(torch.from_numpy(np.stack(pixels)).to(self.device)).to(
+            self._model.dtype
+        )
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         encoded = self._processor(text=list(texts), return_tensors="pt")

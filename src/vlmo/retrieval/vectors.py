@@ -39,7 +39,9 @@ def write_vectors(
     out, bad, written = Path(out).expanduser(), list[Bad](), 0
     if out.suffix.lower() != ".parquet" or out.exists():
         raise ValueError(f"{out} exists, or is no .parquet file; name a new one")
-    found = list({each.path: each for given in images for each in find(as_origin(str(given)))}.values())
+    found = list(
+        {each.path: each for given in images for each in find(as_origin(str(given)))}.values()
+    )
     if not found and not texts:
         raise ValueError("there is nothing to embed; give images or texts")
 
@@ -48,16 +50,29 @@ def write_vectors(
             part = list(texts[start : start + BATCH])
             yield part, encoder.embed_texts(part)
         files = [each for each in found if each.kind == "file"]
-        works = [Work(part) for part in (files, *([each] for each in found if each.kind != "file")) if part]
+        works = [
+            Work(part)
+            for part in (files, *([each] for each in found if each.kind != "file"))
+            if part
+        ]
         for batch in embed_works(works, encoder, reader=Reader(), batch=BATCH):
             bad.extend(batch.bad)
             progress.update("embedding", written + len(bad), None)
             if batch.rows:
-                yield [row["path"] for row in batch.rows], np.stack([row["vector"] for row in batch.rows])
+                yield (
+                    [row["path"] for row in batch.rows],
+                    np.stack([row["vector"] for row in batch.rows]),
+                )
 
-    schema = pa.schema({"path" if found else "text": pa.string(), "vector": pa.list_(pa.float32(), encoder.dim)})
+    schema = pa.schema(
+        {"path" if found else "text": pa.string(), "vector": pa.list_(pa.float32(), encoder.dim)}
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with Progress(console) as progress, atomic_file(out) as aside, pq.ParquetWriter(aside, schema) as table:
+    with (
+        Progress(console) as progress,
+        atomic_file(out) as aside,
+        pq.ParquetWriter(aside, schema) as table,
+    ):
         for names, vectors in rows():
             column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), encoder.dim)
             table.write_table(pa.table([pa.array(names), column], schema=schema))

@@ -15,15 +15,23 @@ Mode = Literal["auto", "vectors", "words", "hybrid"]
 """Way to find images: vectors, words in their texts, or both; auto: both, with images alone that have all words."""
 OCR_COLUMN = "ocr_text"
 """Column of metadata that holds the text in an image, with | between its lines, empty where there is none."""
-_COMMON = frozenset(re.findall(r"\w+", "a an and are as at by for from in is it its of on or that the this to with"))
-_CAMERA = frozenset(re.findall(r"\w+", "img image dsc dscn dscf mvimg pxl hdr night portrait pano burst app vid"))
+_COMMON = frozenset(
+    re.findall(r"\w+", "a an and are as at by for from in is it its of on or that the this to with")
+)
+_CAMERA = frozenset(
+    re.findall(r"\w+", "img image dsc dscn dscf mvimg pxl hdr night portrait pano burst app vid")
+)
 _MAX_WORDS = 32  # of a query
 _MAX_BYTES = 39  # of a word: LanceDB's index leaves out longer ones
 
 
 def split_words(text: str) -> list[str]:
     """Return the words of a text in lower case, without accents and the commonest English ones."""
-    letters = (each for each in unicodedata.normalize("NFKD", text).casefold() if not unicodedata.combining(each))
+    letters = (
+        each
+        for each in unicodedata.normalize("NFKD", text).casefold()
+        if not unicodedata.combining(each)
+    )
     return [word for word in re.findall(r"[^\W_]+", "".join(letters)) if word not in _COMMON]
 
 
@@ -38,10 +46,15 @@ def image_texts(path: str, captions: Sequence[str], metadata: Mapping[str, Any])
 
     Names are split before capitals too (`redStar_02.png`: red star).
     """
-    name = re.sub(r".*(/|\.(tar|parquet)#)", "", path, flags=re.DOTALL | re.IGNORECASE)  # without folders and shard
+    name = re.sub(
+        r".*(/|\.(tar|parquet)#)", "", path, flags=re.DOTALL | re.IGNORECASE
+    )  # without folders and shard
     names = (metadata.get("album") or "", re.sub(r"\d+", " ", name.rpartition(".")[0] or name))
     names = [re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", each) for each in names]
-    return [split_words(each) for each in (*names, *captions, *(metadata.get(OCR_COLUMN) or "").split("|"))]
+    return [
+        split_words(each)
+        for each in (*names, *captions, *(metadata.get(OCR_COLUMN) or "").split("|"))
+    ]
 
 
 def image_words(row: Mapping[str, Any]) -> str:
@@ -83,4 +96,8 @@ def join_rows(found: Sequence[Rows], *, every: bool) -> tuple[*Rows, Float[np.nd
     first = np.flatnonzero(np.diff(rows[order], prepend=-1))
     counts = np.diff(first, append=len(rows))
     passed = counts >= (len(found) if every else 1)
-    return rows[order][first][passed], np.add.reduceat(scores[order], first)[passed], counts[passed] / len(found)
+    return (
+        rows[order][first][passed],
+        np.add.reduceat(scores[order], first)[passed],
+        counts[passed] / len(found),
+    )

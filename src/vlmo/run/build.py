@@ -238,7 +238,9 @@ def _run_beside(recipe: Recipe, run: RunContext, name: str) -> RunContext:
     return dataclasses.replace(run, folder=folder, data=data, rows=rows, seed=recipe.seed)
 
 
-def _loader(recipe: Recipe, run: RunContext, beside: Sequence[tuple[str, Recipe, RunContext]]) -> BatchLoader:
+def _loader(
+    recipe: Recipe, run: RunContext, beside: Sequence[tuple[str, Recipe, RunContext]]
+) -> BatchLoader:
     """Return the loader of a run, whose steps get batches of the recipes `beside` it too."""
     loader = _loader_alone(recipe, run)
     if not beside:

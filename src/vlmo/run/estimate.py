@@ -66,7 +66,12 @@ class Estimate:
 
     def table(self, *, title: str) -> Table:
         """Return the numbers for people."""
-        memory = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
+        memory = (
+            self.parameter_bytes
+            + self.gradient_bytes
+            + self.optimizer_bytes
+            + self.activation_bytes
+        )
         frozen = self.parameters - self.trainable_parameters
         rows = {
             "parameters": f"{self.trainable_parameters:,} trained, {frozen:,} frozen",
@@ -121,7 +126,10 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     losses: Any = getattr(recipe.task, "losses", None)
     strides = getattr(losses, "mlm_stride", 1), getattr(losses, "itm_stride", 1)
     chunk, rows = getattr(losses, "cache_chunk", None), max(2, math.lcm(*strides))
-    chunk_scores, cpu._CHUNK_SCORES = cpu._CHUNK_SCORES, sys.maxsize  # attention in one go: fewer operations
+    chunk_scores, cpu._CHUNK_SCORES = (
+        cpu._CHUNK_SCORES,
+        sys.maxsize,
+    )  # attention in one go: fewer operations
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             objective.to_empty(device="cpu").train()
@@ -131,13 +139,18 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
         cpu._CHUNK_SCORES = chunk_scores
         relative_position_index.cache_clear()  # which would hand tensors without data to the next model
     flops, more = operations / rows, min(micro, chunk or micro) / rows - 1
-    kept, in_blocks, block_inputs, largest_block = (a + (b - a) * more for a, b in zip(few, twice, strict=True))
+    kept, in_blocks, block_inputs, largest_block = (
+        a + (b - a) * more for a, b in zip(few, twice, strict=True)
+    )
     if engine.activation_checkpointing:
         kept += block_inputs + largest_block - in_blocks
     if chunk is not None:  # the images, of 8 bits, of the whole micro-batch
         kept += micro * recipe.model.num_channels * recipe.model.image_size**2
     shares = processes if engine.data_parallel == "fsdp" else 1
-    total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or each) for each in (True, False))
+    total, trained = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad or each)
+        for each in (True, False)
+    )
     matrices = matrices_of(model) if recipe.optimizer.muon else ()
     moments = 2 * trained - sum(p.numel() for p in matrices if p.requires_grad)  # Muon keeps one
     return Estimate(
@@ -187,16 +200,30 @@ def _step(
             loss.backward()
     for hook in hooks:
         hook.remove()
-    return without_data.flops, sum(kept.values()), sum(in_blocks), sum(inputs), max(in_blocks, default=0)
+    return (
+        without_data.flops,
+        sum(kept.values()),
+        sum(in_blocks),
+        sum(inputs),
+        max(in_blocks, default=0),
+    )
 
 
 def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _WithoutData]:
     task, size = recipe.task, recipe.model.image_size
-    patches, text = (size // recipe.model.patch_size) ** 2, -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
-    ids, masked = torch.ones(rows, text, dtype=torch.long), {patches: round(getattr(task, "masked_share", 0) * patches)}
+    patches, text = (
+        (size // recipe.model.patch_size) ** 2,
+        -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE,
+    )
+    ids, masked = (
+        torch.ones(rows, text, dtype=torch.long),
+        {patches: round(getattr(task, "masked_share", 0) * patches)},
+    )
     both, most = task.reads.masks_words and masked[patches] > 0, rows * masked[patches]
     if task.reads.masks_words:
-        masked[text] = max(1, round(getattr(task, "mask_probability", recipe.data.mlm_probability) * text))
+        masked[text] = max(
+            1, round(getattr(task, "mask_probability", recipe.data.mlm_probability) * text)
+        )
         most = rows // getattr(getattr(task, "losses", None), "mlm_stride", 1) * masked[text]
     batch: Batch = {
         "pixel_values": torch.zeros(rows, recipe.model.num_channels, size, size, dtype=torch.uint8),
@@ -211,7 +238,9 @@ def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _Wit
         "labels": torch.zeros(rows, dtype=torch.long),
     }
     longest = max(text, patches) if both else text if task.reads.caption else patches
-    without_data = _WithoutData(fake, rows=rows, longest=longest, masked=masked, most=None if both else most)
+    without_data = _WithoutData(
+        fake, rows=rows, longest=longest, masked=masked, most=None if both else most
+    )
     return task.batch_without_data(batch), without_data
 
 
@@ -223,12 +252,27 @@ class _WithoutData(TorchDispatchMode):
     """
 
     def __init__(
-        self, fake: FakeTensorMode, *, rows: int, longest: int, masked: dict[int, int], most: int | None
+        self,
+        fake: FakeTensorMode,
+        *,
+        rows: int,
+        longest: int,
+        masked: dict[int, int],
+        most: int | None,
     ) -> None:
         super().__init__()
-        self.fake, self.rows, self.longest, self.masked, self.most, self.flops = fake, rows, longest, masked, most, 0
+        self.fake, self.rows, self.longest, self.masked, self.most, self.flops = (
+            fake,
+            rows,
+            longest,
+            masked,
+            most,
+            0,
+        )
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         """Return what the function would, or its stand-in."""
         kwargs = kwargs or {}
         match function.__name__, *args:
@@ -237,21 +281,32 @@ class _WithoutData(TorchDispatchMode):
             case "_local_scalar_dense.default", _:
                 return self.longest
             case "_unique2.default", numbers, *_:
-                return numbers.new_empty(min(len(numbers), self.rows)), torch.zeros_like(numbers), numbers.new_empty(0)
+                return (
+                    numbers.new_empty(min(len(numbers), self.rows)),
+                    torch.zeros_like(numbers),
+                    numbers.new_empty(0),
+                )
             case "index.Tensor", tensor, [Tensor(dtype=torch.bool) as mask]:
                 count = len(mask)
                 if mask.ndim > 1:
                     count = min(mask.numel(), count * self.masked.get(mask.shape[1], 0))
                     count = count if self.most is None else min(count, self.most)
                 return tensor.new_empty(count, *tensor.shape[mask.ndim :])
-            case "index_put_.default" | "_index_put_impl_.default", tensor, [Tensor(dtype=torch.bool)], *_:
+            case "index_put_.default" | "_index_put_impl_.default", tensor, [
+                Tensor(dtype=torch.bool)
+            ], *_:
                 return tensor
         if {*types} == {FakeTensor} and kwargs.get("device") is None:
             # What the mode would do too, several times slower: its cache costs more than it saves here.
             with in_kernel_invocation_manager(self.fake):
                 result = function(*args, **kwargs)
-            fake = lambda x: x if isinstance(x, FakeTensor) else FakeTensor(self.fake, x, torch.device("cpu"))  # noqa: E731
-            result = tree_map_only(Tensor, fake, result)
+
+            def as_fake(tensor: Tensor) -> Tensor:
+                if isinstance(tensor, FakeTensor):
+                    return tensor
+                return FakeTensor(self.fake, tensor, torch.device("cpu"))
+
+            result = tree_map_only(Tensor, as_fake, result)
         else:
             result = function(*args, **kwargs)
         if count := _FLOPS.get(function._overloadpacket):

@@ -53,16 +53,22 @@ def check_start(recipe: Recipe, original: Recipe | None = None) -> list[str]:
     teacher = getattr(recipe.task, "teacher", None)
     if original is not None:
         if teacher == getattr(original.task, "teacher", None) and _is_to_come(teacher):
-            lines.append(f"Its teacher is {teacher}, which is not there yet: train that first, or give --task.teacher.")
+            lines.append(
+                f"Its teacher is {teacher}, which is not there yet: train that first, or give --task.teacher."
+            )
             teacher = None
         if init == original.init and _is_to_come(init):
-            lines.append(f"It starts from {init}, which is not there yet: train that first, or give --init.")
+            lines.append(
+                f"It starts from {init}, which is not there yet: train that first, or give --init."
+            )
             init = None
     if teacher is not None:
         try:
             check_model_folder(teacher, VLMoForImageTextRetrieval)
         except ValueError as error:
-            raise ValueError(f"task.teacher: {error} Name another with --task.teacher, or None") from None
+            raise ValueError(
+                f"task.teacher: {error} Name another with --task.teacher, or None"
+            ) from None
     start = None if init is None else Start.of(recipe)
     if start is not None:
         names = ["vocab_size", "id2label"]
@@ -94,7 +100,9 @@ def build_processor(recipe: Recipe, start: Start | None) -> VLMoProcessor:
         processor = VLMoProcessor.from_vocabulary(recipe.text.vocabulary)
     else:
         processor = _learn_vocabulary(recipe.text)
-    return processor.with_sizes(image_size=recipe.model.image_size, max_text_length=recipe.text.max_length)
+    return processor.with_sizes(
+        image_size=recipe.model.image_size, max_text_length=recipe.text.max_length
+    )
 
 
 def _learn_vocabulary(text: TextConfig) -> VLMoProcessor:
@@ -126,7 +134,9 @@ def _learn_vocabulary(text: TextConfig) -> VLMoProcessor:
     return processor
 
 
-def model_settings(recipe: Recipe, processor: VLMoProcessor | None, start: Start | None) -> dict[str, Any]:
+def model_settings(
+    recipe: Recipe, processor: VLMoProcessor | None, start: Start | None
+) -> dict[str, Any]:
     """Return the recipe's settings of the model with those that follow from the vocabulary."""
     settings = asdict(recipe.model)
     config = {} if start is None else start.config

@@ -33,7 +33,10 @@ from vlmo.serving.settings import Settings
 _STATIC = Path(__file__).parent / "static"
 _JSON = "application/json"
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": schemas.ErrorResponse, "description": "The request is wrong; the message says what is."},
+    "4XX": {
+        "model": schemas.ErrorResponse,
+        "description": "The request is wrong; the message says what is.",
+    },
     503: {
         "model": schemas.ErrorResponse,
         "description": "The queue is full, the server is stopping, or the index cannot be read; `Retry-After` says "
@@ -41,7 +44,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     },
 }
 _JPEG: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}, "description": "JPEG"}
+    200: {
+        "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
+        "description": "JPEG",
+    }
 }
 _ANY = TypeAdapter[Any](Any)
 _HINT = "GET /openapi.json describes every field"
@@ -101,7 +107,9 @@ class State:
         return await asyncio.get_running_loop().run_in_executor(self._parsers, _parse, body, kind)
 
     async def answer(
-        self, request: Request, work: Coroutine[Any, Any, dict[str, Any] | list[dict[str, Any]] | bytes]
+        self,
+        request: Request,
+        work: Coroutine[Any, Any, dict[str, Any] | list[dict[str, Any]] | bytes],
     ) -> Response:
         """Answer with the result of `work`, which is cancelled if the client goes away.
 
@@ -150,9 +158,14 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
     app.state.vlmo = state
     _add_routes(app, state)
     app.mount("/static", StaticFiles(directory=_STATIC))
-    app.add_middleware(Guard, settings=settings, metrics=state.metrics, stopping=lambda: state.stopping)
+    app.add_middleware(
+        Guard, settings=settings, metrics=state.metrics, stopping=lambda: state.stopping
+    )
     if settings.cors_origin:
-        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
+        allowed: dict[str, Any] = {
+            "allow_methods": ["GET", "POST"],
+            "allow_headers": ["Authorization", "Content-Type"],
+        }
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origin, **allowed)
     return app
 
@@ -204,15 +217,21 @@ def _add_routes(app: FastAPI, state: State) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Metrics in Prometheus's text format."""
-        return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4")
+        return Response(
+            generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4"
+        )
 
     files = {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "icon.svg"}
-    files |= {f"/static/{name}": f"../../retrieval/{name}" for name in ("pan.js", "map.css")}  # of the map's file too
+    files |= {
+        f"/static/{name}": f"../../retrieval/{name}" for name in ("pan.js", "map.css")
+    }  # of the map's file too
     for path, file in files.items():
         app.router.add_route(path, lambda _, file=file: FileResponse(_STATIC / file))
 
 
-def _add_get(app: FastAPI, state: State, path: str, ask: Callable[[Service], dict[str, Any]]) -> None:
+def _add_get(
+    app: FastAPI, state: State, path: str, ask: Callable[[Service], dict[str, Any]]
+) -> None:
     def route() -> dict[str, Any]:  # no coroutine, so that it runs on a thread
         return ask(state.service)
 
@@ -230,7 +249,9 @@ def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], work: 
         description=inspect.getdoc(work),
         response_class=JSONResponse,
         responses={200: {"model": dict[str, Any]}},
-        openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": _schema_of(body)}}}},
+        openapi_extra={
+            "requestBody": {"required": True, "content": {_JSON: {"schema": _schema_of(body)}}}
+        },
     )(route)
 
 
@@ -257,7 +278,9 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     hint = "GET /openapi.json lists all routes" if error.status_code in {404, 405} else _HINT
-    return ServiceError(error.status_code, str(error.detail), hint=hint, headers=error.headers).response()
+    return ServiceError(
+        error.status_code, str(error.detail), hint=hint, headers=error.headers
+    ).response()
 
 
 def _parse(body: bytes, kind: type[B]) -> B:

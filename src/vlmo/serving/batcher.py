@@ -38,7 +38,9 @@ class Batcher:
         observe: Called with kind, rows and seconds of each call.
     """
 
-    def __init__(self, calls: Mapping[str, Call], *, max_batch: int, observe: Observer | None = None) -> None:
+    def __init__(
+        self, calls: Mapping[str, Call], *, max_batch: int, observe: Observer | None = None
+    ) -> None:
         self._calls, self._max_batch, self._observe = dict(calls), max_batch, observe
         self._jobs: list[_Job] = []
         self._changed = threading.Condition()
@@ -85,7 +87,11 @@ class Batcher:
         return taken
 
     def _run_jobs(self, jobs: list[_Job]) -> None:
-        kind, rows, began = jobs[0].kind, [row for job in jobs for row in job.rows], time.monotonic()
+        kind, rows, began = (
+            jobs[0].kind,
+            [row for job in jobs for row in job.rows],
+            time.monotonic(),
+        )
         try:
             results = list(self._calls[kind](rows))
             if len(results) != len(rows):

@@ -56,9 +56,16 @@ class Decoders:
     """
 
     def __init__(
-        self, count: int, *, max_pixels: int, cpu_seconds: float | None = None, memory: int | None = None
+        self,
+        count: int,
+        *,
+        max_pixels: int,
+        cpu_seconds: float | None = None,
+        memory: int | None = None,
     ) -> None:
-        self.cpu_seconds = cpu_seconds or min(_LONGEST_S, _USUAL_SECONDS * max(1.0, max_pixels / _USUAL_PIXELS))
+        self.cpu_seconds = cpu_seconds or min(
+            _LONGEST_S, _USUAL_SECONDS * max(1.0, max_pixels / _USUAL_PIXELS)
+        )
         memory = memory or _IMAGE_BYTES * max_pixels + max(_USUAL_BYTES, _OTHER_BYTES * max_pixels)
         self._limits = {"max_pixels": max_pixels, "cpu_seconds": self.cpu_seconds, "memory": memory}
         self._is_closed = False
@@ -88,7 +95,9 @@ class Decoders:
                 if self._is_closed:
                     raise ClosedError from error
                 is_slow = process.returncode == -signal.SIGPROF
-                reason = f"takes more than {self.cpu_seconds:g} s" if is_slow else "ends the decoder"
+                reason = (
+                    f"takes more than {self.cpu_seconds:g} s" if is_slow else "ends the decoder"
+                )
                 raise ValueError(f"cannot be decoded: it {reason}") from error
             is_whole = True
         finally:
@@ -111,7 +120,9 @@ class Decoders:
         self._end(slot)
         command = [sys.executable, "-P", "-m", __name__, json.dumps(self._limits)]
         # In a group of its own, which no signal of the terminal reaches.
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
+        )
         self._processes[slot] = process
         if self._is_closed:  # by a thread that may not have seen this process
             raise ClosedError
@@ -125,7 +136,11 @@ class Decoders:
             write.write(_LENGTH.pack(len(data)) + data)
             write.flush()
             width, height, seconds = _ANSWER.unpack(_read_exactly(read, _ANSWER.size))
-            size, most = (3 * width * height, 3 * self._limits["max_pixels"]) if width else (height, _LONGEST_REASON)
+            size, most = (
+                (3 * width * height, 3 * self._limits["max_pixels"])
+                if width
+                else (height, _LONGEST_REASON)
+            )
             if size > most:
                 raise EOFError("an answer that is longer than any")
             return width, height, seconds, _read_exactly(read, size)
@@ -158,7 +173,9 @@ def memory_trimmer() -> Callable[[], object]:
     return functools.partial(libc.malloc_trim, 0)
 
 
-def _work(read: BinaryIO, write: BinaryIO, *, max_pixels: int, cpu_seconds: float, memory: int) -> None:
+def _work(
+    read: BinaryIO, write: BinaryIO, *, max_pixels: int, cpu_seconds: float, memory: int
+) -> None:
     """Answer each file until there are no more. SIGPROF ends the process when a file has taken its time."""
     Image.init()  # which would otherwise take its time from the first image
     with contextlib.suppress(ModuleNotFoundError):
@@ -180,10 +197,18 @@ def _work(read: BinaryIO, write: BinaryIO, *, max_pixels: int, cpu_seconds: floa
             image = decode_image({"bytes": data, "path": None}, **limits)
         except ValueError as error:
             too_large = isinstance(error.__cause__, MemoryError)
-            reason = ("cannot be decoded: it takes too much memory for its size" if too_large else str(error)).encode()
-        seconds = max(0.0, cpu_seconds - signal.setitimer(signal.ITIMER_PROF, 0)[0])  # the clock has coarse ticks
+            reason = (
+                "cannot be decoded: it takes too much memory for its size"
+                if too_large
+                else str(error)
+            ).encode()
+        seconds = max(
+            0.0, cpu_seconds - signal.setitimer(signal.ITIMER_PROF, 0)[0]
+        )  # the clock has coarse ticks
         if image is None:
-            write.write(_ANSWER.pack(0, len(reason[:_LONGEST_REASON]), seconds) + reason[:_LONGEST_REASON])
+            write.write(
+                _ANSWER.pack(0, len(reason[:_LONGEST_REASON]), seconds) + reason[:_LONGEST_REASON]
+            )
         else:
             write.write(_ANSWER.pack(*image.size, seconds))
             for _, strip in strips(image):
@@ -195,5 +220,7 @@ def _work(read: BinaryIO, write: BinaryIO, *, max_pixels: int, cpu_seconds: floa
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service's whole group may get it; the server ends this
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # a service's whole group may get it; the server ends this
     _work(sys.stdin.buffer, sys.stdout.buffer, **json.loads(sys.argv[1]))

@@ -31,11 +31,15 @@ class MapDrawer:
             if drawn is None or (is_old and (index.complete or drawn.exception() is not None)):
                 self._drawn = drawn = Future()
                 self._version, self._step = version, "starting"
-                threading.Thread(target=self._draw, args=[drawn, encoder, index], name="vlmo-map", daemon=True).start()
+                threading.Thread(
+                    target=self._draw, args=[drawn, encoder, index], name="vlmo-map", daemon=True
+                ).start()
         return drawn.result() if drawn.done() else self._step
 
     def _draw(self, drawn: Future[Map], encoder: Encoder, index: Index) -> None:
         try:
-            drawn.set_result(draw_map(encoder, index, on_step=lambda step: setattr(self, "_step", step)))
+            drawn.set_result(
+                draw_map(encoder, index, on_step=lambda step: setattr(self, "_step", step))
+            )
         except Exception as error:  # noqa: BLE001 - it belongs to whoever asks
             drawn.set_exception(error)

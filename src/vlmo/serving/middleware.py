@@ -56,12 +56,20 @@ class Metrics:
         self.registry = CollectorRegistry()
         own: Any = {"registry": self.registry}
         ProcessCollector(**own)
-        self.requests = Counter("vlmo_requests", "Requests by route and status", ["method", "route", "status"], **own)
+        self.requests = Counter(
+            "vlmo_requests", "Requests by route and status", ["method", "route", "status"], **own
+        )
         about = "Seconds from the head of a request to the end of its answer"
         self.latency = Histogram("vlmo_request_seconds", about, ["route"], **own)
-        self.queue = Gauge("vlmo_queue_length", "Requests that are admitted and not answered", **own)
-        self._rows = Histogram("vlmo_batch_rows", "Rows of a call of the model", ["kind"], buckets=_ROWS, **own)
-        self._batch = Histogram("vlmo_batch_seconds", "Seconds of a call of the model", ["kind"], **own)
+        self.queue = Gauge(
+            "vlmo_queue_length", "Requests that are admitted and not answered", **own
+        )
+        self._rows = Histogram(
+            "vlmo_batch_rows", "Rows of a call of the model", ["kind"], buckets=_ROWS, **own
+        )
+        self._batch = Histogram(
+            "vlmo_batch_seconds", "Seconds of a call of the model", ["kind"], **own
+        )
 
     def observe_batch(self, kind: str, rows: int, seconds: float) -> None:
         """Count a call of the model."""
@@ -75,10 +83,14 @@ class Guard:
     Starlette's own middlewares do not do: TrustedHostMiddleware knows no IPv6 addresses, and none limits bodies.
     """
 
-    def __init__(self, app: App, *, settings: Settings, metrics: Metrics, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: App, *, settings: Settings, metrics: Metrics, stopping: Callable[[], bool]
+    ) -> None:
         self._app, self.settings, self._metrics, self._stopping = app, settings, metrics, stopping
         # In brackets, as in the Host header, so that no other name in brackets is the same.
-        self._names = frozenset((f"[{name}]" if ":" in name else name).lower() for name in settings.server_name)
+        self._names = frozenset(
+            (f"[{name}]" if ":" in name else name).lower() for name in settings.server_name
+        )
         self.buffered = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -94,7 +106,9 @@ class Guard:
             await exchange.fail(error)
         except DamagedError as error:
             _LOGGER.warning("%s", error)  # it may name a path of the server
-            await exchange.fail(ServiceError(503, "the index cannot be read", hint="the server's log says why"))
+            await exchange.fail(
+                ServiceError(503, "the index cannot be read", hint="the server's log says why")
+            )
         except ClientDisconnect:
             pass
         except asyncio.CancelledError:
@@ -118,15 +132,25 @@ class Guard:
         address = _address(scheme, headers.get("host", ""))
         if self._names and (address is None or address[1] not in self._names):
             # A page elsewhere can point its own name here; its requests then have that name.
-            raise ServiceError(421, "this server has another name", hint="start it with --server-name and this one")
+            raise ServiceError(
+                421, "this server has another name", hint="start it with --server-name and this one"
+            )
         if not (path in _OPEN or path.startswith(_STATIC)):
             if not self._is_own_or_named(scheme, headers):
-                raise ServiceError(403, "pages of other origins may not call this service", hint="see --cors-origin")
+                raise ServiceError(
+                    403,
+                    "pages of other origins may not call this service",
+                    hint="see --cors-origin",
+                )
             kind, _, key = headers.get("authorization", "").partition(" ")
             key = key.strip() if kind.lower() == "bearer" else ""
             wanted = self.settings.api_key
             if wanted is not None and not hmac.compare_digest(key.encode(), wanted.encode()):
-                raise ServiceError(401, "the API key is missing or wrong", hint="send it as Authorization: Bearer KEY")
+                raise ServiceError(
+                    401,
+                    "the API key is missing or wrong",
+                    hint="send it as Authorization: Bearer KEY",
+                )
             if self._stopping() and path.startswith(("/v1/", "/v2/", "/rerank")):
                 raise StoppingError
         length = headers.get("content-length", "0")
@@ -185,7 +209,9 @@ class _Exchange:
             async with asyncio.timeout(max(self.began + seconds - time.monotonic(), 0)):
                 message = await self._receive()
         except TimeoutError:
-            raise ServiceError(408, f"the body took more than {seconds:g} seconds", hint="send it faster") from None
+            raise ServiceError(
+                408, f"the body took more than {seconds:g} seconds", hint="send it faster"
+            ) from None
         if message["type"] == "http.request":
             number = len(message.get("body", b""))
             self.received += number
@@ -202,8 +228,13 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
-            headers.setdefault("Cache-Control", "no-cache" if self._scope["path"].startswith(_STATIC) else "no-store")
-            if not self._complete and self._scope["method"] not in _READING:  # the rest of the body is not read
+            headers.setdefault(
+                "Cache-Control",
+                "no-cache" if self._scope["path"].startswith(_STATIC) else "no-store",
+            )
+            if (
+                not self._complete and self._scope["method"] not in _READING
+            ):  # the rest of the body is not read
                 headers["Connection"] = "close"
         await self._send(message)
 
@@ -218,7 +249,9 @@ class _Exchange:
         if is_last and self._scope["method"] not in _READING:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LINGER_S):
-                    while (rest := await self._receive())["type"] == "http.request" and rest.get("more_body"):
+                    while (rest := await self._receive())["type"] == "http.request" and rest.get(
+                        "more_body"
+                    ):
                         pass
         if is_last:
             await self.send({"type": "http.response.body"})

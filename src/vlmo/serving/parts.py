@@ -41,7 +41,12 @@ def answer_scores(
         pixels, texts = zip(*part, strict=True)
         inputs = answerer.processor(text=list(texts), return_tensors="pt")
         inputs["pixel_values"] = torch.stack(pixels)
-        return answerer.model(**inputs.to(answerer.model.device, answerer.model.dtype)).logits.float().sigmoid().cpu()
+        return (
+            answerer.model(**inputs.to(answerer.model.device, answerer.model.dtype))
+            .logits.float()
+            .sigmoid()
+            .cpu()
+        )
 
     return torch.stack(by_shape(questions, of_one_shape, shape=lambda question: question[0].shape))
 
@@ -79,7 +84,9 @@ def load_parts(
     opened = encoder = None
     if (task := task_of(folder)) in {VQATask, CaptioningTask}:
         if not (index is None and vqa is None and captioning is None and engine in {None, "torch"}):
-            raise ValueError(f"{folder} is for {task.name} and searches nothing; give it alone, or as --{task.name}")
+            raise ValueError(
+                f"{folder} is for {task.name} and searches nothing; give it alone, or as --{task.name}"
+            )
         vqa, captioning = (folder, None) if task is VQATask else (None, folder)
     else:
         opened = None if index is None else Index(index, in_memory=True)
@@ -87,5 +94,7 @@ def load_parts(
         if opened is not None:
             Searcher(encoder, opened)  # checks that they belong together
     answerer = None if vqa is None else ImageModel(VQATask, vqa, device=device)
-    captioner = None if captioning is None else ImageModel(CaptioningTask, captioning, device=device)
+    captioner = (
+        None if captioning is None else ImageModel(CaptioningTask, captioning, device=device)
+    )
     return Parts(encoder, opened, answerer, captioner)

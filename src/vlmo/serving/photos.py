@@ -64,15 +64,21 @@ def serve_photos(
         if open_page:
             bound.listen()  # the browser may come before the server, which answers then
             host, port = bound.getsockname()[:2]
-            name = "localhost" if host in {"0.0.0.0", "::"} else f"[{host}]" if ":" in host else host
-            threading.Thread(target=webbrowser.open, args=[f"http://{name}:{port}/"], daemon=True).start()
+            name = (
+                "localhost" if host in {"0.0.0.0", "::"} else f"[{host}]" if ":" in host else host
+            )
+            threading.Thread(
+                target=webbrowser.open, args=[f"http://{name}:{port}/"], daemon=True
+            ).start()
         serve(bound, Parts(encoder, opened, is_behind=lambda: bool(updates.problem)), settings)
     finally:
         updates.stop()
 
 
 class _Updates(threading.Thread):
-    def __init__(self, encoder: Encoder, folder: Path, index: Path, *, ocr: bool, console: Console | None) -> None:
+    def __init__(
+        self, encoder: Encoder, folder: Path, index: Path, *, ocr: bool, console: Console | None
+    ) -> None:
         super().__init__(name="vlmo-index", daemon=True)
         self._encoder, self._folder, self._index, self._console = encoder, folder, index, console
         self._ocr = ocr
@@ -131,10 +137,16 @@ class _Updates(threading.Thread):
             return is_shown and (path.suffix.lower() in _READ or not os.path.isfile(name))  # noqa: PTH113 (never raises)
 
         # A filter would also hold back what tells that time has passed.
-        how: dict[str, Any] = {"watch_filter": None, "yield_on_timeout": True, "ignore_permission_denied": True}
+        how: dict[str, Any] = {
+            "watch_filter": None,
+            "yield_on_timeout": True,
+            "ignore_permission_denied": True,
+        }
         how |= dict.fromkeys(("step", "debounce", "rust_timeout"), _STEP_MS)
         while True:
-            identity = folder_identity(str(folder))  # changes when its disk comes or goes, which no watch tells
+            identity = folder_identity(
+                str(folder)
+            )  # changes when its disk comes or goes, which no watch tells
             try:
                 for changes in watch(folder, stop_event=self._stopped, **how):
                     yield any(is_read(name) for _, name in changes)
@@ -154,12 +166,21 @@ class _Updates(threading.Thread):
 
     def _update(self) -> None:
         batch = _BATCH if self._encoder.device == "cpu" else 8 * _BATCH
-        how = {"batch": batch, "ocr": self._ocr, "console": self._console, "stop": self._stopped.is_set}
+        how = {
+            "batch": batch,
+            "ocr": self._ocr,
+            "console": self._console,
+            "stop": self._stopped.is_set,
+        }
         try:
             report = build_index(self._encoder, [self._folder], out=self._index, **how)
         except MissingInputError as error:
             kept = f"its images stay in the index; if they are gone for good, remove {self._index}"
             raise ValueError(f"{error.reason.partition(';')[0]}; {kept}") from error
         counts = f"{report.encoded + report.reused} new, {report.deleted} gone"
-        bad = f", {report.bad} unusable (reasons: {self._index / 'quarantine.jsonl'})" if report.bad else ""
+        bad = (
+            f", {report.bad} unusable (reasons: {self._index / 'quarantine.jsonl'})"
+            if report.bad
+            else ""
+        )
         _LOGGER.info("%s images are indexed: %s%s", f"{report.images:,}", counts, bad)

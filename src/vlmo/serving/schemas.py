@@ -43,7 +43,9 @@ def read_image(value: Any) -> bytes:
     if value[:8].lower().startswith(("http://", "https://")):
         raise ValueError("addresses are not fetched: send the image in base64")
     try:
-        data = base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)
+        data = base64.b64decode(
+            value.partition(",")[2] if value.startswith("data:") else value, validate=True
+        )
     except ValueError as error:
         raise ValueError(f"the image is no base64: {error}") from None
     if not data:
@@ -62,10 +64,16 @@ def _check_one(first: object, second: object, *, names: str) -> None:
         raise ValueError(f"give {names}, one of them")
 
 
-_FILE = WithJsonSchema({"type": "string", "description": "An image file in base64 (a `data:` address will do)."})
+_FILE = WithJsonSchema(
+    {"type": "string", "description": "An image file in base64 (a `data:` address will do)."}
+)
 ImageFile = Annotated[bytes, BeforeValidator(read_image), _FILE]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_text)]
-Id = Annotated[str, Field(min_length=1, max_length=1000, description="Id of an indexed image, from a hit.")]
+Text = Annotated[
+    str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_text)
+]
+Id = Annotated[
+    str, Field(min_length=1, max_length=1000, description="Id of an indexed image, from a hit.")
+]
 Ids = Annotated[list[Id], Field(max_length=MAX_IMAGES)]
 _ABOUT_FILTERS = "Filter on the index's columns, such as `year >= 2020 and album = 'Rome'`."
 Where = Annotated[str, Field(max_length=MAX_FILTER, description=_ABOUT_FILTERS)]
@@ -85,19 +93,31 @@ class Body(BaseModel):
 class Photos(Body):
     """Photographs of a time, a place and a folder, and their order."""
 
-    since: str | None = Field(default=None, alias="from", description="First date: 2021, 2021-06 or 2021-06-14.")
-    until: str | None = Field(default=None, alias="to", description="Last date; all of that year, month or day counts.")
-    near: str | None = Field(default=None, max_length=60, description="Place and distance: `48.85,2.35,20km`.")
+    since: str | None = Field(
+        default=None, alias="from", description="First date: 2021, 2021-06 or 2021-06-14."
+    )
+    until: str | None = Field(
+        default=None, alias="to", description="Last date; all of that year, month or day counts."
+    )
+    near: str | None = Field(
+        default=None, max_length=60, description="Place and distance: `48.85,2.35,20km`."
+    )
     album: str | None = Field(default=None, max_length=200, description="Folder of the files.")
-    offset: int = Field(default=0, ge=0, le=MAX_OFFSET, description="Results that are left out before the first.")
-    sort: Literal["date"] | None = Field(default=None, description="The newest first; with a query without offset.")
+    offset: int = Field(
+        default=0, ge=0, le=MAX_OFFSET, description="Results that are left out before the first."
+    )
+    sort: Literal["date"] | None = Field(
+        default=None, description="The newest first; with a query without offset."
+    )
 
     @model_validator(mode="after")
     def _check_photos(self) -> Self:
         self.photos()
         queries = (getattr(self, name, None) for name in ("text", "image", "like", "unlike", "id"))
         if self.sort and self.offset and any(queries):
-            raise ValueError("the best by date are sorted as a whole; leave out offset, and ask for more by top")
+            raise ValueError(
+                "the best by date are sorted as a whole; leave out offset, and ask for more by top"
+            )
         return self
 
     def photos(self) -> PhotoFilter:
@@ -128,23 +148,31 @@ class SearchRequest(Photos):
 
     text: Text | None = Field(default=None, description="Words that the image should fit.")
     image: ImageFile | None = None
-    parts: list[Part] = Field(default=[], max_length=MAX_PARTS, description="More texts and images, with weights.")
+    parts: list[Part] = Field(
+        default=[], max_length=MAX_PARTS, description="More texts and images, with weights."
+    )
     top: Top = 10
     rerank: int | None = Field(default=None, ge=0, le=MAX_RERANK, description=_ABOUT_RERANKING)
     weight: Weight = None
     where: Where | None = None
-    mode: Mode = Field(default="auto", description="By vectors, words, both, or both where images have all words.")
+    mode: Mode = Field(
+        default="auto", description="By vectors, words, both, or both where images have all words."
+    )
     like: Ids = Field(default=[], description="Images that the results are to be like.")
     unlike: Ids = Field(default=[], description="Images that they are not to be like.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.like or self.unlike) and (self.rerank or self.mode in {"words", "hybrid"}):
-            raise ValueError("like and unlike go by vectors of whole images; leave out rerank and mode")
+            raise ValueError(
+                "like and unlike go by vectors of whole images; leave out rerank and mode"
+            )
         if (self.sort is None and not self.like) or self.image is not None:
             _check_one(self.text, self.image, names="a text or an image")
         if self.rerank and (self.text is None or self.parts or self.mode == "words"):
-            raise ValueError("the fusion encoder scores single texts, and not by words alone; leave out rerank")
+            raise ValueError(
+                "the fusion encoder scores single texts, and not by words alone; leave out rerank"
+            )
         if self.parts and self.text is None and self.image is None and not self.like:
             raise ValueError("parts join a query; send a text, an image or like beside them")
         if self.mode in {"words", "hybrid"} and self.text is None:
@@ -193,7 +221,11 @@ class QuestionRequest(CaptionRequest):
 
 def _of_chats(value: dict[str, Any]) -> dict[str, Any]:
     """Return a part of a chat's message, alone or as vLLM has it in {"content": [PART]}, as a `text` or an `image`."""
-    if isinstance(parts := value.get("content"), list) and len(parts) == 1 and isinstance(parts[0], dict):
+    if (
+        isinstance(parts := value.get("content"), list)
+        and len(parts) == 1
+        and isinstance(parts[0], dict)
+    ):
         value = parts[0]
     kind, url = value.get("type"), value.get("image_url")
     if kind == "image_url":
@@ -210,15 +242,23 @@ class Content(Item):
         if isinstance(value, dict):
             return _of_chats(value)
         if not isinstance(value, str):
-            raise ValueError('expected a text or {"image": ...}; token ids are not accepted, send the text itself')
+            raise ValueError(
+                'expected a text or {"image": ...}; token ids are not accepted, send the text itself'
+            )
         if re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", value, re.IGNORECASE):
-            raise ValueError('addresses are not fetched: send the image in base64, or {"text": ...} to mean the words')
+            raise ValueError(
+                'addresses are not fetched: send the image in base64, or {"text": ...} to mean the words'
+            )
         return {"image" if value[:11].lower() == "data:image/" else "text": value}
 
     @property
     def document(self) -> dict[str, str]:
         """The object that a client sends, an image in base64."""
-        return {"image": base64.b64encode(self.image).decode()} if self.image is not None else {"text": self.text or ""}
+        return (
+            {"image": base64.b64encode(self.image).decode()}
+            if self.image is not None
+            else {"text": self.text or ""}
+        )
 
 
 def split(contents: Sequence[Content]) -> tuple[list[str], list[bytes]]:
@@ -227,9 +267,16 @@ def split(contents: Sequence[Content]) -> tuple[list[str], list[bytes]]:
     return texts, [content.image for content in contents if content.image is not None]
 
 
-_OBJECTS = [{"type": "object", "properties": {key: {"type": "string"}}, "required": [key]} for key in ("text", "image")]
-_ABOUT = 'A text, or an image as `{"image": "BASE64"}` or as a string that begins with `data:image/`.'
-AnyContent = Annotated[Content, WithJsonSchema({"anyOf": [{"type": "string"}, *_OBJECTS], "description": _ABOUT})]
+_OBJECTS = [
+    {"type": "object", "properties": {key: {"type": "string"}}, "required": [key]}
+    for key in ("text", "image")
+]
+_ABOUT = (
+    'A text, or an image as `{"image": "BASE64"}` or as a string that begins with `data:image/`.'
+)
+AnyContent = Annotated[
+    Content, WithJsonSchema({"anyOf": [{"type": "string"}, *_OBJECTS], "description": _ABOUT})
+]
 
 
 class ClientBody(Body):
@@ -237,19 +284,29 @@ class ClientBody(Body):
 
     model_config = ConfigDict(extra="ignore")
 
-    model: str | None = Field(default=None, description="Name of the model, as `/v1/models` lists it; may be left out.")
+    model: str | None = Field(
+        default=None, description="Name of the model, as `/v1/models` lists it; may be left out."
+    )
 
 
 class EmbeddingsRequest(ClientBody):
     """Texts and images to embed."""
 
-    input: Annotated[list[AnyContent], BeforeValidator(lambda value: value if isinstance(value, list) else [value])] = (
-        Field(min_length=1, max_length=MAX_TEXTS, description="Texts and images; a single one needs no list.")
+    input: Annotated[
+        list[AnyContent],
+        BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    ] = Field(
+        min_length=1,
+        max_length=MAX_TEXTS,
+        description="Texts and images; a single one needs no list.",
     )
     encoding_format: Literal["float", "base64"] | None = Field(
-        default="float", description="float: lists of numbers. base64: 32-bit floats, little-endian."
+        default="float",
+        description="float: lists of numbers. base64: 32-bit floats, little-endian.",
     )
-    dimensions: int | None = Field(default=None, description="Size of a vector; the model's, if given.")
+    dimensions: int | None = Field(
+        default=None, description="Size of a vector; the model's, if given."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -264,20 +321,33 @@ class RerankRequest(ClientBody):
 
     query: AnyContent
     documents: Annotated[
-        list[AnyContent], BeforeValidator(lambda value: value.get("content") if isinstance(value, dict) else value)
-    ] = Field(min_length=1, max_length=MAX_RERANK, description="Images for a text, texts for an image.")
-    texts: list[AnyContent] | None = Field(default=None, description="The documents, for an answer as TEI gives it.")
-    raw_scores: bool = Field(default=False, description="Scores of `texts` as they are, instead of from 0 to 1.")
+        list[AnyContent],
+        BeforeValidator(lambda value: value.get("content") if isinstance(value, dict) else value),
+    ] = Field(
+        min_length=1, max_length=MAX_RERANK, description="Images for a text, texts for an image."
+    )
+    texts: list[AnyContent] | None = Field(
+        default=None, description="The documents, for an answer as TEI gives it."
+    )
+    raw_scores: bool = Field(
+        default=False, description="Scores of `texts` as they are, instead of from 0 to 1."
+    )
     weight: Weight = None
     top_n: int | None = Field(default=None, ge=1, description="Number of results; by default all.")
-    return_documents: bool | None = Field(default=False, description="Send the documents back with the results.")
+    return_documents: bool | None = Field(
+        default=False, description="Send the documents back with the results."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _rename(cls, value: Any) -> Any:
         if not isinstance(value, dict) or "texts" not in value or "documents" in value:
             return value
-        named = {"documents": value["texts"], "texts": [], "return_documents": value.get("return_text")}
+        named = {
+            "documents": value["texts"],
+            "texts": [],
+            "return_documents": value.get("return_text"),
+        }
         return {**value, **named}
 
     @model_validator(mode="after")
@@ -285,14 +355,18 @@ class RerankRequest(ClientBody):
         for number, document in enumerate(self.documents):
             if (document.text is None) == (self.query.text is None):
                 kind = "images" if document.text is None else "texts"
-                raise ValueError(f"query and document {number} are both {kind}: send a text and images, or vice versa")
+                raise ValueError(
+                    f"query and document {number} are both {kind}: send a text and images, or vice versa"
+                )
         return self
 
 
 class ErrorResponse(BaseModel):
     """Form of every error."""
 
-    error: dict[str, str] = Field(description="`message`, `type`, `code` and `param`, as OpenAI's clients read them.")
+    error: dict[str, str] = Field(
+        description="`message`, `type`, `code` and `param`, as OpenAI's clients read them."
+    )
     detail: str = Field(description="What to do, where Jina's clients read it.")
 
 
@@ -330,11 +404,15 @@ class BusyError(ServiceError):
     """The queue is full."""
 
     def __init__(self, reason: str = "the queue is full") -> None:
-        super().__init__(503, reason, hint="try again in a second, or start the server with a longer --queue")
+        super().__init__(
+            503, reason, hint="try again in a second, or start the server with a longer --queue"
+        )
 
 
 class StoppingError(ServiceError):
     """No new work is accepted."""
 
     def __init__(self) -> None:
-        super().__init__(503, "the server is stopping", hint="try again when it has been started anew")
+        super().__init__(
+            503, "the server is stopping", hint="try again when it has been started anew"
+        )

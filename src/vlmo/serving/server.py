@@ -53,7 +53,9 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=round(settings.grace),
     )
-    engine = "torch" if parts.encoder is None else f"{parts.encoder.engine} {parts.encoder.precision}"
+    engine = (
+        "torch" if parts.encoder is None else f"{parts.encoder.engine} {parts.encoder.precision}"
+    )
     number = "no index" if parts.index is None else f"{parts.index.num_images:,} images"
     key = "no API key is needed" if settings.api_key is None else "requests need the API key"
     _LOGGER.info("serving on http://%s:%d/", f"[{host}]" if ":" in host else host, port)
@@ -79,7 +81,9 @@ def _connections() -> int:
     soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft <= _BACKLOG + _OTHER_FILES:
-        raise ValueError(f"only {soft} files may be open at a time (ulimit -n); the service needs {wanted}")
+        raise ValueError(
+            f"only {soft} files may be open at a time (ulimit -n); the service needs {wanted}"
+        )
     return soft - _BACKLOG - _OTHER_FILES
 
 
@@ -94,7 +98,9 @@ def read_key(file: Path | None) -> str | None:
     """Read the API key from a file, else from VLMO_API_KEY; None without either, ValueError if the file has no text."""
     if file is None:
         return os.environ.get("VLMO_API_KEY") or None
-    if not (key := file.read_text(encoding="utf-8", errors="replace").strip()):  # settings refuse what is no ASCII
+    if not (
+        key := file.read_text(encoding="utf-8", errors="replace").strip()
+    ):  # settings refuse what is no ASCII
         raise ValueError(f"--api-key-file {file} is empty; write the key into it")
     return key
 
@@ -102,9 +108,13 @@ def read_key(file: Path | None) -> str | None:
 def bind(host: str, port: int) -> socket.socket:
     """Bind a socket, so that a taken port is known before a model is loaded; ValueError or OSError if that fails."""
     if not 0 <= port <= _MAX_PORT:
-        raise ValueError(f"--port {port} is none: give a number from 1 to {_MAX_PORT}, or 0 for any that is free")
+        raise ValueError(
+            f"--port {port} is none: give a number from 1 to {_MAX_PORT}, or 0 for any that is free"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY
+    bound = socket.socket(
+        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # named, so that asyncio sets TCP_NODELAY
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
@@ -178,7 +188,9 @@ class _Patient(H11Protocol):
             silent.transport.abort()
             if self.heard > type(self).warned + _WARN_EVERY_S:
                 type(self).warned = self.heard
-                _LOGGER.warning("more than %d connections: closing those without a request", self.most)
+                _LOGGER.warning(
+                    "more than %d connections: closing those without a request", self.most
+                )
 
     def data_received(self, data: bytes) -> None:
         self.heard = self.loop.time()

@@ -22,7 +22,17 @@ from vlmo.data.decoding import COMMON_FORMATS, image_bytes
 from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder, Hit, Index, Searcher, SearchResult
 from vlmo.retrieval.filters import check_filter
-from vlmo.retrieval.search import IMAGES, INDEX, LOAD, PAIRS, STORED, TEXTS, TOKENS, SearchQuery, Steps
+from vlmo.retrieval.search import (
+    IMAGES,
+    INDEX,
+    LOAD,
+    PAIRS,
+    STORED,
+    TEXTS,
+    TOKENS,
+    SearchQuery,
+    Steps,
+)
 from vlmo.retrieval.store import DamagedError
 from vlmo.serving import schemas
 from vlmo.serving.batcher import Batcher, Call, Observer
@@ -50,14 +60,19 @@ T = TypeVar("T")
 class Service:
     """Answers requests; made when the server starts, in its event loop."""
 
-    def __init__(self, parts: Parts, settings: Settings, *, observe: Observer | None = None) -> None:
+    def __init__(
+        self, parts: Parts, settings: Settings, *, observe: Observer | None = None
+    ) -> None:
         self._parts, self._settings = parts, settings
         self._batcher = Batcher(_calls(parts), max_batch=settings.max_batch, observe=observe)
         # Uploads have threads of their own, and half of the queue, so that searches by words wait for none of them.
         self._threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-decoder")
         self._upload_threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-upload")
         self._uploads: set[asyncio.Task[Any]] = set()
-        self._decoders, self._map_drawer = Decoders(_DECODERS, max_pixels=settings.max_pixels), MapDrawer()
+        self._decoders, self._map_drawer = (
+            Decoders(_DECODERS, max_pixels=settings.max_pixels),
+            MapDrawer(),
+        )
 
     def warm_up(self) -> None:
         """Load the models, so that the first searches are as fast as others. Blocks."""
@@ -85,7 +100,11 @@ class Service:
         for index, content in enumerate(request.input):
             vector = (of_images if content.text is None else of_texts).pop(0)
             is_coded = request.encoding_format == "base64"
-            values = base64.b64encode(vector.astype("<f4").tobytes()).decode() if is_coded else vector.tolist()
+            values = (
+                base64.b64encode(vector.astype("<f4").tobytes()).decode()
+                if is_coded
+                else vector.tolist()
+            )
             data.append({"object": "embedding", "index": index, "embedding": values})
         return {"object": "list", "data": data, "model": _name(encoder), "usage": usage}
 
@@ -95,7 +114,9 @@ class Service:
         self._index()
         encoder = self._encoder()
         if request.rerank and not encoder.can_match:
-            raise ServiceError(422, "this model has no matching head, so it cannot rerank", hint="leave out rerank")
+            raise ServiceError(
+                422, "this model has no matching head, so it cannot rerank", hint="leave out rerank"
+            )
         query = await self._search_query(request, encoder)
         options = request.options()
         steps = self._searcher.steps(query, options, started_at=started_at)
@@ -110,7 +131,10 @@ class Service:
         return SearchQuery(
             text=request.text,
             pixels=None if request.image is None else next(pixels),
-            parts=[(next(pixels) if part.text is None else part.text, part.weight) for part in request.parts],
+            parts=[
+                (next(pixels) if part.text is None else part.text, part.weight)
+                for part in request.parts
+            ],
             like=request.like,
             unlike=request.unlike,
         )
@@ -123,7 +147,9 @@ class Service:
                 return await asyncio.gather(*[self._ask_index(call, where=where) for call in rows])
             if kind == STORED:
                 read = self._index().vector
-                return await asyncio.gather(*[_of_image(asyncio.to_thread, read, row) for row in rows])
+                return await asyncio.gather(
+                    *[_of_image(asyncio.to_thread, read, row) for row in rows]
+                )
             if kind == LOAD:
                 return await asyncio.gather(*[self._decode(call) for call in rows])
             return await self._run(kind, rows)
@@ -151,23 +177,39 @@ class Service:
         """
         encoder = self._encoder(request.model)
         if not encoder.can_match:
-            raise ServiceError(404, "this model has no matching head", hint="serve one that stage 3 has left")
-        known = encoder.rerank_weight_image_to_text if request.query.text is None else encoder.rerank_weight
-        weight = known if request.weight is None else request.weight
+            raise ServiceError(
+                404, "this model has no matching head", hint="serve one that stage 3 has left"
+            )
+        weight = request.weight
+        if weight is None and request.query.text is None:
+            weight = encoder.rerank_weight_image_to_text
+        elif weight is None:
+            weight = encoder.rerank_weight
         texts, images = schemas.split([request.query, *request.documents])
         pixels = await self._read(images, encoder.pixels)
-        pairs = [(image, text) for image in pixels for text in texts]  # there is one text, or one image
-        asked = self._run(TEXTS, texts), self._run(IMAGES, pixels), self._run(PAIRS, pairs), self._usage(texts)
+        pairs = [
+            (image, text) for image in pixels for text in texts
+        ]  # there is one text, or one image
+        asked = (
+            self._run(TEXTS, texts),
+            self._run(IMAGES, pixels),
+            self._run(PAIRS, pairs),
+            self._usage(texts),
+        )
         of_texts, of_images, odds, usage = await asyncio.gather(*asked)
         similarity = (np.stack(of_images) @ np.stack(of_texts).T).ravel()
         # Less the largest similarity, so that a logistic function does not round many scores to 1.
-        scores = rerank_score(similarity - 1, np.asarray(odds), weight=weight, scale=encoder.inverse_temperature)
+        scores = rerank_score(
+            similarity - 1, np.asarray(odds), weight=weight, scale=encoder.inverse_temperature
+        )
         # Not by the logistic function: that of sure matches is equal.
         order = np.argsort(-scores, kind="stable").tolist()[: request.top_n]
         is_tei = request.texts is not None
         score, text = ("score", "text") if is_tei else ("relevance_score", "document")
         shown = float if is_tei and request.raw_scores else expit
-        results: list[dict[str, Any]] = [{"index": each, score: float(shown(scores[each]))} for each in order]
+        results: list[dict[str, Any]] = [
+            {"index": each, score: float(shown(scores[each]))} for each in order
+        ]
         for ranked in results if request.return_documents else ():
             document = request.documents[ranked["index"]].document
             ranked[text] = next(iter(document.values())) if is_tei else document
@@ -205,11 +247,17 @@ class Service:
         """Yield a zip archive of indexed files as they are; ServiceError if that is not wanted, or there is none."""
         index = self._index()
         if not self._settings.originals:
-            raise ServiceError(403, "this service gives no files away", hint="start it with --originals")
+            raise ServiceError(
+                403, "this service gives no files away", hint="start it with --originals"
+            )
         if len(ids) > schemas.MAX_FILES:
-            raise ServiceError(422, f"{len(ids)} ids", hint=f"give at most {schemas.MAX_FILES} at a time")
+            raise ServiceError(
+                422, f"{len(ids)} ids", hint=f"give at most {schemas.MAX_FILES} at a time"
+            )
         if not (files := index.files(ids)):
-            raise ServiceError(404, "the index has no image of these ids", hint="give some, such as ?id=ID&id=ID")
+            raise ServiceError(
+                404, "the index has no image of these ids", hint="give some, such as ?id=ID&id=ID"
+            )
         return _zipped(files)
 
     def models(self) -> dict[str, Any]:
@@ -219,7 +267,9 @@ class Service:
         for part in parts:
             if part is not None:
                 created = int((part.folder / "config.json").stat().st_mtime)
-                models.append({"id": _name(part), "object": "model", "created": created, "owned_by": "vlmo"})
+                models.append(
+                    {"id": _name(part), "object": "model", "created": created, "owned_by": "vlmo"}
+                )
         return {"object": "list", "data": models}
 
     def about(self) -> dict[str, Any]:
@@ -241,7 +291,11 @@ class Service:
             "has_texts": index is not None and index.has_texts,
             "columns": {} if index is None else index.columns,
             "samples": [] if index is None else [_shown(hit) for hit, _ in index.sample(_SAMPLES)],
-            "limits": {"request_bytes": limits.request_bytes, "pixels": limits.max_pixels, "top": schemas.MAX_TOP},
+            "limits": {
+                "request_bytes": limits.request_bytes,
+                "pixels": limits.max_pixels,
+                "top": schemas.MAX_TOP,
+            },
         }
 
     def map(self) -> dict[str, Any]:
@@ -254,8 +308,13 @@ class Service:
             raise ServiceError(404, "there is no map", hint=str(error)) from error
         if isinstance(found, str):
             return {"step": found}
-        images = [{**_shown(hit), "x": x, "y": y, "thumbnail": data} for hit, x, y, data in found.images]
-        return {"images": images, "groups": [{"name": name, "x": x, "y": y} for name, x, y in found.groups]}
+        images = [
+            {**_shown(hit), "x": x, "y": y, "thumbnail": data} for hit, x, y, data in found.images
+        ]
+        return {
+            "images": images,
+            "groups": [{"name": name, "x": x, "y": y} for name, x, y in found.groups],
+        }
 
     def groups(self) -> dict[str, Any]:
         """Albums by their names, and months from the last on, each with its number of images and the newest of them."""
@@ -272,8 +331,13 @@ class Service:
         reason = "this service's model does not compare images with texts"
         encoder = _need(self._parts.encoder, reason, hint="serve one that retrieves")
         if name not in {None, _name(encoder)}:
-            reason, hint = f"the model {name!r:.80} does not exist", f"send {_name(encoder)!r}, or leave out model"
-            raise ServiceError(404, reason, hint=hint, fields={"param": "model", "code": "model_not_found"})
+            reason, hint = (
+                f"the model {name!r:.80} does not exist",
+                f"send {_name(encoder)!r}, or leave out model",
+            )
+            raise ServiceError(
+                404, reason, hint=hint, fields={"param": "model", "code": "model_not_found"}
+            )
         return encoder
 
     def _index(self) -> Index:
@@ -290,8 +354,15 @@ class Service:
 
     async def _run(self, kind: str, rows: Sequence[Any]) -> list[Any]:
         size = self._settings.max_batch
-        parts = [self._batcher.submit(kind, rows[start : start + size]) for start in range(0, len(rows), size)]
-        return [result for part in await asyncio.gather(*map(asyncio.wrap_future, parts)) for result in part]
+        parts = [
+            self._batcher.submit(kind, rows[start : start + size])
+            for start in range(0, len(rows), size)
+        ]
+        return [
+            result
+            for part in await asyncio.gather(*map(asyncio.wrap_future, parts))
+            for result in part
+        ]
 
     async def _usage(self, texts: Sequence[str]) -> dict[str, int]:
         tokens = sum(await self._run(TOKENS, texts))
@@ -309,7 +380,9 @@ class Service:
         def read(data: bytes) -> tuple[T, float]:
             try:
                 image = self._decoders.decode(data)
-                share = max(image.width * image.height / most_pixels, image.info["cpu_seconds"] / longest)
+                share = max(
+                    image.width * image.height / most_pixels, image.info["cpu_seconds"] / longest
+                )
                 return prepare(image), share
             except ClosedError as error:
                 raise StoppingError from error
@@ -320,7 +393,9 @@ class Service:
 
         prepared = []
         for data in files:
-            result, share = await asyncio.get_running_loop().run_in_executor(self._upload_threads, read, data)
+            result, share = await asyncio.get_running_loop().run_in_executor(
+                self._upload_threads, read, data
+            )
             prepared.append(result)
             cost += share
             if cost > _MOST_IMAGES:
@@ -348,7 +423,11 @@ class Service:
         def checked() -> T:
             try:
                 if where is not None:
-                    check_filter(where, columns=[*index.columns, *_OWN_COLUMNS], max_length=schemas.MAX_FILTER)
+                    check_filter(
+                        where,
+                        columns=[*index.columns, *_OWN_COLUMNS],
+                        max_length=schemas.MAX_FILTER,
+                    )
                 return work()
             except ValueError as error:
                 if not str(error).startswith(("the filter", "the index knows", "the parts")):
@@ -357,7 +436,9 @@ class Service:
                 reason = " ".join(str(error).split()).partition(". Columns: ")[0]
                 columns = ", ".join(sorted([*index.columns, *_OWN_COLUMNS]))
                 hint = f"a filter compares columns with numbers and 'texts'; there are {columns}"
-                raise ServiceError(422, reason, hint=hint if reason.startswith("the filter") else "") from error
+                raise ServiceError(
+                    422, reason, hint=hint if reason.startswith("the filter") else ""
+                ) from error
 
         return await asyncio.to_thread(checked)
 
@@ -374,9 +455,22 @@ async def _of_image(run: Callable[..., Awaitable[T]], *arguments: Any) -> T:
 
 def _shown(hit: Hit) -> dict[str, Any]:
     """Return the fields of a hit that clients may see: its file's name, and not where that lies on the server."""
-    names = ("id", "captions", "metadata", "width", "height", "score", "similarity", "match", "words")
+    names = (
+        "id",
+        "captions",
+        "metadata",
+        "width",
+        "height",
+        "score",
+        "similarity",
+        "match",
+        "words",
+    )
     probability = None if hit.match is None else float(expit(hit.match))
-    return {name: vars(hit)[name] for name in names} | {"name": PurePath(hit.path).name, "probability": probability}
+    return {name: vars(hit)[name] for name in names} | {
+        "name": PurePath(hit.path).name,
+        "probability": probability,
+    }
 
 
 class _Sent(list[bytes]):
@@ -392,7 +486,9 @@ class _Sent(list[bytes]):
 def _zipped(files: Sequence[tuple[str, str, Callable[[], bytes]]]) -> Iterator[bytes]:
     """Yield a zip archive of files, one in memory at a time; before a name that another file has, its id stands."""
     sent, used = _Sent(), set[str]()
-    with zipfile.ZipFile(cast("IO[bytes]", sent), "w") as archive:  # stored: images are compressed already
+    with zipfile.ZipFile(
+        cast("IO[bytes]", sent), "w"
+    ) as archive:  # stored: images are compressed already
         for key, path, read in files:
             name = PurePath(path).name
             try:
@@ -420,12 +516,18 @@ def _calls(parts: Parts) -> dict[str, Call]:
     calls: dict[str, Call] = {}
     encoder = parts.encoder
     if encoder is not None:
-        calls |= {TEXTS: encoder.embed_texts, IMAGES: encoder.embed_pixels, TOKENS: encoder.count_tokens}
+        calls |= {
+            TEXTS: encoder.embed_texts,
+            IMAGES: encoder.embed_pixels,
+            TOKENS: encoder.count_tokens,
+        }
         calls[PAIRS] = encoder.match_pairs
     if parts.answerer is not None:
         calls[QUESTIONS] = functools.partial(answer_scores, parts.answerer)
     if parts.captioner is not None:
-        calls[CAPTIONS] = functools.partial(describe, parts.captioner.model, parts.captioner.processor)
+        calls[CAPTIONS] = functools.partial(
+            describe, parts.captioner.model, parts.captioner.processor
+        )
     return calls
 
 

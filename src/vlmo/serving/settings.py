@@ -54,9 +54,15 @@ class Settings:
                 raise ValueError(f"cors_origin is {origin!r}: expected an origin {expected}")
         for name in self.server_name:
             if not _is_host_name(name):
-                raise ValueError(f"server_name is {name!r}: expected a name without scheme and port, or an address")
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
-            raise ValueError("the API key must be one line of ASCII characters: headers carry no others")
+                raise ValueError(
+                    f"server_name is {name!r}: expected a name without scheme and port, or an address"
+                )
+        if self.api_key is not None and not (
+            self.api_key.isascii() and self.api_key.isprintable() and self.api_key
+        ):
+            raise ValueError(
+                "the API key must be one line of ASCII characters: headers carry no others"
+            )
 
     @property
     def request_bytes(self) -> int:

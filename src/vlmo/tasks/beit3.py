@@ -52,7 +52,10 @@ class BEiT3Objective(nn.Module):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         # In a tuple, so that the model is no second time a part of this module.
-        self._alone = VisionObjective(model, tokenizer=tokenizer), LanguageObjective(model, freeze=False)
+        self._alone = (
+            VisionObjective(model, tokenizer=tokenizer),
+            LanguageObjective(model, freeze=False),
+        )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and its parts `pair_mlm`, `pair_mim`, `text_mlm`, `image_mim`, with accuracies.
@@ -63,22 +66,33 @@ class BEiT3Objective(nn.Module):
         found = {"pair": self._pair_losses(batch)}
         for kind, objective in zip(("image", "text"), self._alone, strict=True):
             start = f"{kind}s."
-            part = {name.removeprefix(start): value for name, value in batch.items() if name.startswith(start)}
+            part = {
+                name.removeprefix(start): value
+                for name, value in batch.items()
+                if name.startswith(start)
+            }
             if part:
                 found[kind] = objective(part)
         total = torch.stack([losses.pop("loss") for losses in found.values()]).sum()
-        return {"loss": total} | {f"{kind}_{name}": each for kind, of in found.items() for name, each in of.items()}
+        return {"loss": total} | {
+            f"{kind}_{name}": each for kind, of in found.items() for name, each in of.items()
+        }
 
     def _pair_losses(self, batch: Batch) -> dict[str, Tensor]:
         model, masked, words = self.model, batch["bool_masked_pos"], batch["mlm_labels"] != IGNORED
         pixels, labels = normalize_pixels(batch["pixel_values"]), batch["mlm_labels"][words]
         tokens = self._alone[0].tokens(pixels, masked)
         inputs = pixels, batch["mlm_input_ids"], batch["attention_mask"]
-        states: Any = model.vlmo(*inputs, bool_masked_pos=masked, mask_token=model.mim_head.mask_token)
+        states: Any = model.vlmo(
+            *inputs, bool_masked_pos=masked, mask_token=model.mim_head.mask_token
+        )
         of_words = model.mlm_head(states.text_hidden_state[words])
         of_patches = model.mim_head(states.image_hidden_state[:, 1:][masked])
         mlm, mim = masked_loss(of_words, labels), masked_loss(of_patches, tokens)
-        right = {"mlm_accuracy": accuracy(of_words, labels), "mim_accuracy": accuracy(of_patches, tokens)}
+        right = {
+            "mlm_accuracy": accuracy(of_words, labels),
+            "mim_accuracy": accuracy(of_patches, tokens),
+        }
         return {"loss": mlm + mim, "mlm": mlm.detach(), "mim": mim.detach()} | right
 
 
@@ -115,17 +129,24 @@ class BEiT3Task(PatchesTask):
 
     def contents(self, run: RunContext) -> Contents:
         """Return pairs with masked words and patches."""
-        words = WordMaskConfig(self.pair_mask_probability, run.data.mask_only, run.data.mask_only_share)
+        words = WordMaskConfig(
+            self.pair_mask_probability, run.data.mask_only, run.data.mask_only_share
+        )
         return replace(super().contents(run), words=words)
 
     def beside(self, recipe: Any) -> dict[str, Any]:
         """Return stages 1 and 2 for images and texts alone, in orders of their own; ValueError for a part of one."""
-        tasks = {"images": VisionTask(self.visual_tokenizer, self.masked_share), "texts": LanguageTask(freeze=False)}
+        tasks = {
+            "images": VisionTask(self.visual_tokenizer, self.masked_share),
+            "texts": LanguageTask(freeze=False),
+        }
         found, pairs = {}, recipe.loader.global_batch_size
         for number, (name, task) in enumerate(tasks.items()):
             alone, data = getattr(self, name), recipe.data
             if abs((count := round(alone.per_pair * pairs)) - alone.per_pair * pairs) > 1e-6:
-                raise ValueError(f"task.{name}.per_pair {alone.per_pair} of {pairs} pairs is no whole number")
+                raise ValueError(
+                    f"task.{name}.per_pair {alone.per_pair} of {pairs} pairs is no whole number"
+                )
             if alone.source or alone.streams.patterns:
                 data = replace(data, source=alone.source, streams=alone.streams, weights=())
             if name == "images":
@@ -146,5 +167,8 @@ class BEiT3Task(PatchesTask):
         rows = {name: value for name, value in found.items() if value.ndim}
         for kind, alone in (("images", self.images), ("texts", self.texts)):
             if count := round(alone.per_pair * len(rows["input_ids"])):
-                found |= {f"{kind}.{name}": value.new_zeros(count, *value.shape[1:]) for name, value in rows.items()}
+                found |= {
+                    f"{kind}.{name}": value.new_zeros(count, *value.shape[1:])
+                    for name, value in rows.items()
+                }
         return cast("Batch", found)

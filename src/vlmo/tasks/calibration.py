@@ -66,13 +66,23 @@ def choose_rerank_weight(
     given: dict[str, Any] = {"processor": processor, "notes": notes_folder(folder), "limit": limit}
     rows = PairSet.read(source=source, split=split, **given)
     if isinstance(rows, CompositionSet):
-        raise ValueError(f"{source} has false captions, which nothing is searched among; give pairs")
+        raise ValueError(
+            f"{source} has false captions, which nothing is searched among; give pairs"
+        )
     result = replace(rows, rerank=rerank).outputs(model, batch_size=batch_size, console=console)
     assert result.rerank is not None  # as there is a shortlist
     rates = {weight: result.rerank(Weights(weight, weight)).metrics(KS) for weight in WEIGHTS}
-    means = {name: [sum(each[f"{name}@{k}"] for k in KS) for each in rates.values()] for name in ("tr", "ir")}
-    chosen, before = Weights(*(middle_best(WEIGHTS, each) for each in means.values())), model.config.rerank_weights
-    table = Table("weight", title=escaped(f"Recall by rerank weight on {data_name(source)} {split}, percent"))
+    means = {
+        name: [sum(each[f"{name}@{k}"] for k in KS) for each in rates.values()]
+        for name in ("tr", "ir")
+    }
+    chosen, before = (
+        Weights(*(middle_best(WEIGHTS, each) for each in means.values())),
+        model.config.rerank_weights,
+    )
+    table = Table(
+        "weight", title=escaped(f"Recall by rerank weight on {data_name(source)} {split}, percent")
+    )
     for name in (*map(str.upper, rates[0.0]), ""):
         table.add_column(name, justify="right")
     for weight, metrics in rates.items():
@@ -95,4 +105,7 @@ def middle_best(values: tuple[float, ...], scores: list[float]) -> float:
 def write_settings(folder: Path, **settings: float) -> None:
     """Write settings into `config.json`, on the main process; all else stays as it is."""
     if is_main():
-        write_file(folder / "config.json", json.dumps(read_config(folder) | settings, indent=2, sort_keys=True) + "\n")
+        write_file(
+            folder / "config.json",
+            json.dumps(read_config(folder) | settings, indent=2, sort_keys=True) + "\n",
+        )

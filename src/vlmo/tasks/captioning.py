@@ -46,16 +46,23 @@ result = processor.batch_decode(ids, skip_special_tokens=True)[0]
 
 
 def describe(
-    model: Any, processor: Any, images: Sequence[Image.Image | Float[Tensor, "3 size size"]], **options: Any
+    model: Any,
+    processor: Any,
+    images: Sequence[Image.Image | Float[Tensor, "3 size size"]],
+    **options: Any,
 ) -> list[str]:
     """Return a caption of each image or its pixel values; `options`: of `VLMoForImageCaptioning.generate`."""
     transform = EvalTransform.of(processor)
 
     def of_one_shape(part: list[Tensor]) -> list[str]:
-        ids = model.generate(torch.stack(part).to(model.device), tokenizer=processor.tokenizer, **options)
+        ids = model.generate(
+            torch.stack(part).to(model.device), tokenizer=processor.tokenizer, **options
+        )
         return processor.batch_decode(ids, skip_special_tokens=True)
 
-    return by_shape([each if isinstance(each, Tensor) else transform(each) for each in images], of_one_shape)
+    return by_shape(
+        [each if isinstance(each, Tensor) else transform(each) for each in images], of_one_shape
+    )
 
 
 @dataclass(frozen=True)
@@ -94,11 +101,20 @@ class CaptioningObjective(nn.Module):
         """Return `loss` (= `caption`) and `caption_accuracy`, the share of masked words that are predicted rightly."""
         masked, task = batch["mlm_labels"] != IGNORED, self.task
         inputs = batch["pixel_values"], batch["mlm_input_ids"], batch["attention_mask"]
-        logits = self.model.mlm_head(self.model.vlmo.encode(*inputs, wanted=masked, causal=True).tokens)
-        labels, late = batch["mlm_labels"][masked], task.drop_worst > 0 and int(batch["step"]) > task.drop_worst_after
+        logits = self.model.mlm_head(
+            self.model.vlmo.encode(*inputs, wanted=masked, causal=True).tokens
+        )
+        labels, late = (
+            batch["mlm_labels"][masked],
+            task.drop_worst > 0 and int(batch["step"]) > task.drop_worst_after,
+        )
         options = {"label_smoothing": task.label_smoothing, "drop_worst": task.drop_worst * late}
         loss = masked_loss(logits, labels, **options)
-        return {"loss": loss, "caption": loss.detach(), "caption_accuracy": accuracy(logits, labels)}
+        return {
+            "loss": loss,
+            "caption": loss.detach(),
+            "caption_accuracy": accuracy(logits, labels),
+        }
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,9 @@ class CaptioningTask(Task):
     def __post_init__(self) -> None:
         """Raise ValueError if a share is not from 0 to below 1."""
         if not (0 <= self.label_smoothing < 1 and 0 <= self.drop_worst < 1):
-            raise ValueError(f"label_smoothing {self.label_smoothing}, drop_worst {self.drop_worst}; give 0 to below 1")
+            raise ValueError(
+                f"label_smoothing {self.label_smoothing}, drop_worst {self.drop_worst}; give 0 to below 1"
+            )
 
     def step(self, model: Any) -> nn.Module:
         """Return the loss of masked words."""
@@ -131,10 +149,14 @@ class CaptioningTask(Task):
 
     def contents(self, run: RunContext) -> Contents:
         """Return image and caption, of which single tokens and the end are masked."""
-        return replace(super().contents(run), words=WordMaskConfig(self.mask_probability, of_captions=True))
+        return replace(
+            super().contents(run), words=WordMaskConfig(self.mask_probability, of_captions=True)
+        )
 
     @classmethod
-    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
+    def answer(
+        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs
+    ) -> list[Prediction]:
         """Return a caption of each image."""
         found = zip(inputs.images, describe(model, processor, images), strict=True)
         return [{"image": str(file), "caption": text} for file, text in found]
@@ -154,11 +176,22 @@ def caption_files(
     The file is a table of captions for `open_source` and `build_index`, with paths from its own folder, below which all
     images lie; ValueError without such. Folders are read at any depth. `options` are those of `generate`.
     """
-    out, bad, names, batch = out.expanduser().absolute(), list[str](), list[str](), CaptionSet.batch_size
+    out, bad, names, batch = (
+        out.expanduser().absolute(),
+        list[str](),
+        list[str](),
+        CaptionSet.batch_size,
+    )
     for given in (image.expanduser().absolute() for image in images):
-        files = [file for file in (walk(given) if given.is_dir() else [given]) if file.suffix.lower() in IMAGE_SUFFIXES]
+        files = [
+            file
+            for file in (walk(given) if given.is_dir() else [given])
+            if file.suffix.lower() in IMAGE_SUFFIXES
+        ]
         if not files or not given.is_relative_to(out.parent):
-            raise ValueError(f"{given} has no image, or is not in {out.parent}, where {out.name} is to name images")
+            raise ValueError(
+                f"{given} has no image, or is not in {out.parent}, where {out.name} is to name images"
+            )
         names += [file.relative_to(out.parent).as_posix() for file in files]
     model, processor = CaptioningTask.load(folder, device=device)
     known = {line.get("image") for line in read_lines(out)}
@@ -172,7 +205,14 @@ def caption_files(
                 except ValueError as error:
                     bad.append(str(error))
             texts = describe(model, processor, list(read.values()), **options) if read else []
-            file.write(to_lines([{"image": name, "caption": text} for name, text in zip(read, texts, strict=True)]))
+            file.write(
+                to_lines(
+                    [
+                        {"image": name, "caption": text}
+                        for name, text in zip(read, texts, strict=True)
+                    ]
+                )
+            )
             file.flush()
             progress.update("captions", min(start + batch, len(left)), len(left))
     return len(left) - len(bad), bad

@@ -89,7 +89,9 @@ class ClassSet(EvaluationSet):
         transform = EvalTransform.of(self.processor, **self.settings)
         cells: Any = self.rows[rows.start : rows.stop]
         pixels = [transform(decode_image(cell)) for cell in cells["image"]]
-        logits = by_shape(pixels, lambda part: model(torch.stack(part).to(model.device)).logits.float().cpu())
+        logits = by_shape(
+            pixels, lambda part: model(torch.stack(part).to(model.device)).logits.float().cpu()
+        )
         return [row.clone() for row in logits]  # not all for each
 
     def outputs(self, model: Any, **how: Any) -> Float[Tensor, "rows classes"]:
@@ -133,16 +135,22 @@ class ClassificationConfig:
     def __post_init__(self) -> None:
         """Raise ValueError if mixing is below 0, or a share is not from 0 to 1."""
         if self.mixup < 0 or self.cutmix < 0:
-            raise ValueError(f"mixup is {self.mixup} and cutmix {self.cutmix}; give numbers from 0 up")
+            raise ValueError(
+                f"mixup is {self.mixup} and cutmix {self.cutmix}; give numbers from 0 up"
+            )
         shares = (self.mix_probability, self.label_smoothing)
         if not all(0 <= share <= 1 for share in shares) or self.label_smoothing == 1:
-            raise ValueError(f"mix_probability, label_smoothing are {shares}; give 0 to 1 (last below)")
+            raise ValueError(
+                f"mix_probability, label_smoothing are {shares}; give 0 to 1 (last below)"
+            )
 
 
 class ClassificationObjective(nn.Module):
     """Cross-entropy of classes, with mixup and cutmix while training (BEiT's recipe)."""
 
-    def __init__(self, model: VLMoForImageClassification, *, config: ClassificationConfig | None = None) -> None:
+    def __init__(
+        self, model: VLMoForImageClassification, *, config: ClassificationConfig | None = None
+    ) -> None:
         super().__init__()
         from torchvision.transforms import v2  # takes seconds
 
@@ -151,7 +159,9 @@ class ClassificationObjective(nn.Module):
         share = 0.5 if config.mixup and config.cutmix else float(config.cutmix > 0)
         # An alpha of 0 is refused even where it is never used.
         kinds = (v2.CutMix, config.cutmix), (v2.MixUp, config.mixup)
-        mixes = [kind(alpha=alpha or 1.0, num_classes=model.config.num_labels) for kind, alpha in kinds]
+        mixes = [
+            kind(alpha=alpha or 1.0, num_classes=model.config.num_labels) for kind, alpha in kinds
+        ]
         self._mix = v2.RandomChoice(mixes, p=[share, 1 - share])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -183,7 +193,9 @@ class ClassificationTask(Task):
     evaluation: ClassVar[type[EvaluationSet] | None] = ClassSet
     num_classes: ClassVar[int | None] = 1000
     architectures = ("VLMoForImageClassification",)
-    usage: ClassVar[Usage | None] = Usage("names the class of an image", "image-classification", '"image.png"')
+    usage: ClassVar[Usage | None] = Usage(
+        "names the class of an image", "image-classification", '"image.png"'
+    )
     accepts = Accepts("images after --image", images=(1, math.inf))
     losses: ClassificationConfig = ClassificationConfig()
     """Mixing of images and classes."""
@@ -204,15 +216,23 @@ class ClassificationTask(Task):
 
     def examples(self, run: RunContext) -> Examples:
         """Return images with their class."""
-        return RowExamples(run.rows, self.contents(run), labels=checked_labels(run.rows).__getitem__)
+        return RowExamples(
+            run.rows, self.contents(run), labels=checked_labels(run.rows).__getitem__
+        )
 
     @classmethod
-    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
+    def answer(
+        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs
+    ) -> list[Prediction]:
         """Return the likeliest classes of each image, each with its share."""
         transform = EvalTransform.of(processor)
         rows: list[Prediction] = []
         for file, image in zip(inputs.images, images, strict=True):
-            shares = model(transform(image)[None].to(model.device)).logits[0].float().softmax(dim=-1)
+            shares = (
+                model(transform(image)[None].to(model.device)).logits[0].float().softmax(dim=-1)
+            )
             whose = {"image": str(file)} if len(images) > 1 else {}
-            rows += [whose | row for row in best_labels(model, shares, top=inputs.top, kind="class")]
+            rows += [
+                whose | row for row in best_labels(model, shares, top=inputs.top, kind="class")
+            ]
         return rows

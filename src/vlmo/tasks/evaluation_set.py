@@ -44,7 +44,9 @@ class EvaluationSet(ABC):
     reads: ClassVar[Reads] = Reads()  # of valid rows
     default_data: ClassVar[str | None] = None  # measured on if no data are named
     options: ClassVar[tuple[str, ...]] = ()  # of `vlmo.tasks.evaluate`, see `with_options`
-    submission: ClassVar[Callable[[Sequence[Prediction]], str] | None] = None  # text of an evaluation server's file
+    submission: ClassVar[Callable[[Sequence[Prediction]], str] | None] = (
+        None  # text of an evaluation server's file
+    )
 
     @classmethod
     def check_rows(cls, rows: Dataset, source: str) -> None:
@@ -87,7 +89,13 @@ class EvaluationSet(ABC):
 
     @classmethod
     def read(
-        cls, *, source: str, split: str, notes: Path, processor: VLMoProcessor | None = None, limit: int | None = None
+        cls,
+        *,
+        source: str,
+        split: str,
+        notes: Path,
+        processor: VLMoProcessor | None = None,
+        limit: int | None = None,
     ) -> Self:
         """Return the valid rows of a split; invalid rows are listed in `SPLIT.quarantine.jsonl` of the folder `notes`.
 
@@ -100,7 +108,9 @@ class EvaluationSet(ABC):
         from vlmo.data.validation import filter_invalid_rows
 
         if limit is not None and limit < 1:
-            raise ValueError(f"limit is {limit}; give the number of rows to read, from 1 up, or none for all")
+            raise ValueError(
+                f"limit is {limit}; give the number of rows to read, from 1 up, or none for all"
+            )
         rows = open_source(source, split=split)
         rows = rows if limit is None else select_rows(rows, range(min(limit, len(rows))))
         cls.check_rows(rows, source)
@@ -110,17 +120,25 @@ class EvaluationSet(ABC):
             raise ValueError(f"{source}, {split}: no row is valid; see {quarantine}")
         return cls(rows, source=source, split=split, processor=processor)
 
-    def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> Any:
+    def outputs(
+        self, model: Any, *, batch_size: int | None = None, console: Console | None = None
+    ) -> Any:
         """Return the outputs of all rows, in order. The processes share the rows, and each returns all outputs."""
         batch = batch_size or self.batch_size
-        batches = self.map(lambda rows: self.predict(model, rows), model, batch=batch, console=console)
+        batches = self.map(
+            lambda rows: self.predict(model, rows), model, batch=batch, console=console
+        )
         return [output for outputs in batches for output in outputs]
 
-    def map(self, run: Callable[[range], Any], model: Any, *, batch: int, console: Console | None) -> list[Any]:
+    def map(
+        self, run: Callable[[range], Any], model: Any, *, batch: int, console: Console | None
+    ) -> list[Any]:
         """Return `run` of each batch of rows, in order, with a progress bar; see `map_batches`."""
         with Progress(console) as progress:
             title, total = f"evaluating {self.task}, {self.split}", len(self.rows)
-            return map_batches(run, total, model=model, batch=batch, title=title, report=progress.update)
+            return map_batches(
+                run, total, model=model, batch=batch, title=title, report=progress.update
+            )
 
     def result(self, outputs: Any) -> TaskResult:
         """Return metrics and predictions of such outputs, whichever model they are from."""
@@ -128,4 +146,11 @@ class EvaluationSet(ABC):
 
     def result_of(self, measured: list[Metric]) -> TaskResult:
         """Return a result with these metrics of the set."""
-        return TaskResult(self.task, self.source, self.split, measured, settings=self.settings, hub_task=self.hub_task)
+        return TaskResult(
+            self.task,
+            self.source,
+            self.split,
+            measured,
+            settings=self.settings,
+            hub_task=self.hub_task,
+        )

@@ -23,7 +23,11 @@ class Reads:
     @property
     def of_rows(self) -> dict[str, Any]:
         """Requirements of a valid row, as arguments of `filter_invalid_rows`."""
-        return {"needs_image": self.image, "needs_caption": self.caption, "unique_ids": self.unique_ids}
+        return {
+            "needs_image": self.image,
+            "needs_caption": self.caption,
+            "unique_ids": self.unique_ids,
+        }
 
 
 @dataclass(frozen=True)
@@ -58,4 +62,8 @@ class Accepts:
         """Return True if a prediction can be made from these inputs."""
         counts = (len(inputs.images), self.images), (len(inputs.texts), self.texts)
         numbers = all(few <= count <= most for count, (few, most) in counts)
-        return numbers and (inputs.question is not None) == self.question and self.caption >= inputs.caption
+        return (
+            numbers
+            and (inputs.question is not None) == self.question
+            and self.caption >= inputs.caption
+        )

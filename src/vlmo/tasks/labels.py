@@ -48,13 +48,18 @@ def are_numbers(names: Sequence[str]) -> bool:
 
 def label_settings(names: Sequence[str]) -> dict[str, Any]:
     """Return the settings of a model configuration that name its answers or classes."""
-    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
 
 
 def check_names(own: Sequence[str], names: Sequence[str], *, owner: str, source: str) -> None:
     """Raise ValueError unless the classes of `owner` (a model, or other data) are those of the data `source`."""
     if list(own) != list(names):
-        first, second = (f"{', '.join(each[:5])}{', ...' if len(each) > 5 else ''}" for each in (own, names))
+        first, second = (
+            f"{', '.join(each[:5])}{', ...' if len(each) > 5 else ''}" for each in (own, names)
+        )
         raise ValueError(
             f"{owner} has {len(own)} classes ({first}), {source} has {len(names)} ({second}); they must be the same, "
             "in the same order"
@@ -74,11 +79,16 @@ def check_task(dataset: Dataset, features: str | Iterable[str], *, task: str) ->
         )
 
 
-def best_labels(model: Any, shares: Float[Tensor, "classes"], *, top: int, kind: str) -> list[Prediction]:
+def best_labels(
+    model: Any, shares: Float[Tensor, "classes"], *, top: int, kind: str
+) -> list[Prediction]:
     """Return the `top` likeliest answers or classes of a model, under the name `kind`, each with its share."""
     best = shares.topk(min(top, len(shares)))
     pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    return [{kind: model.config.id2label[number], "confidence": round(share, 4)} for share, number in pairs]
+    return [
+        {kind: model.config.id2label[number], "confidence": round(share, 4)}
+        for share, number in pairs
+    ]
 
 
 def eval_contents(processor: VLMoProcessor | None) -> Contents:
@@ -99,7 +109,11 @@ def pair_logits(model: Any, examples: Examples) -> Float[Tensor, "rows classes"]
         ).logits
 
     rows = [examples[0, row] for row in range(len(examples))]
-    logits = torch.stack(by_shape(rows, of_one_shape, shape=lambda row: row["pixel_values"].shape)).float().cpu()
+    logits = (
+        torch.stack(by_shape(rows, of_one_shape, shape=lambda row: row["pixel_values"].shape))
+        .float()
+        .cpu()
+    )
     if logits.isnan().any():
         raise ValueError("the logits contain NaN; check the weights of the model")
     return logits

@@ -26,13 +26,18 @@ class LanguageObjective(nn.Module):
         self.model = model
         if freeze:
             model.requires_grad_(requires_grad=False)
-            for parameter in [*models.language_stage_parameters(model), *model.mlm_head.parameters()]:
+            for parameter in [
+                *models.language_stage_parameters(model),
+                *model.mlm_head.parameters(),
+            ]:
                 parameter.requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` (= `mlm`) and `mlm_accuracy`; reads `mlm_input_ids`, `attention_mask` and `mlm_labels`."""
         masked = batch["mlm_labels"] != -100
-        encoded = self.model.vlmo.encode(None, batch["mlm_input_ids"], batch["attention_mask"], wanted=masked)
+        encoded = self.model.vlmo.encode(
+            None, batch["mlm_input_ids"], batch["attention_mask"], wanted=masked
+        )
         logits, labels = self.model.mlm_head(encoded.tokens), batch["mlm_labels"][masked]
         loss = masked_loss(logits, labels)
         return {"loss": loss, "mlm": loss.detach(), "mlm_accuracy": accuracy(logits, labels)}

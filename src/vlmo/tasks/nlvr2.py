@@ -41,7 +41,9 @@ result = bool(model(**inputs).logits.argmax())
 """
 
 
-def reasoning_examples(dataset: Dataset, contents: Contents, *, labelled: bool = True) -> RowExamples:
+def reasoning_examples(
+    dataset: Dataset, contents: Contents, *, labelled: bool = True
+) -> RowExamples:
     """Return sentences about two images, which have augmentations of their own; `labels` 1 is true, 0 false.
 
     Raises:
@@ -59,7 +61,9 @@ def check_truth(dataset: Dataset, *, needs_all: bool = True) -> list[int]:
         if label not in ({0, 1} if needs_all else {0, 1, _UNKNOWN}):
             name = column(dataset, "image_id")[row]
             known = "is not known" if label == _UNKNOWN else f"is {label}"
-            raise ValueError(f"the label of {name!r} {known}; expected 1 (true) or 0 (false): give a part with labels")
+            raise ValueError(
+                f"the label of {name!r} {known}; expected 1 (true) or 0 (false): give a part with labels"
+            )
     return labels
 
 
@@ -80,14 +84,20 @@ class ReasoningSet(EvaluationSet):
     def predict(self, model: Any, rows: range) -> list[Prediction]:
         """Return whether each sentence is true; `confidence` is the answer's share of the softmax."""
         chosen = select_rows(self.rows, rows)
-        logits = pair_logits(model, reasoning_examples(chosen, eval_contents(self.processor), labelled=False))
+        logits = pair_logits(
+            model, reasoning_examples(chosen, eval_contents(self.processor), labelled=False)
+        )
         best, predictions = logits.softmax(dim=-1).max(dim=-1), list[Prediction]()
-        columns = [column(chosen, name) for name in ("image_id", "captions", "sentence_group", "label")]
+        columns = [
+            column(chosen, name) for name in ("image_id", "captions", "sentence_group", "label")
+        ]
         found = zip(*columns, best.values.tolist(), best.indices.tolist(), strict=True)
         for name, captions, group, label, share, number in found:
             row = {"identifier": name, "sentence": captions[0], "prediction": number == 1}
             row["confidence"] = round(share, 4)
-            predictions.append(row | ({"label": bool(label), "group": group} if label in {0, 1} else {}))
+            predictions.append(
+                row | ({"label": bool(label), "group": group} if label in {0, 1} else {})
+            )
         return predictions
 
     def metrics(self, outputs: list[Prediction]) -> list[Metric]:
@@ -105,9 +115,15 @@ class ReasoningObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` (= `nlvr2`) and `nlvr2_accuracy`; reads as `QuestionObjective`, with two images a row."""
-        output = self.model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], batch["labels"])
+        output = self.model(
+            batch["pixel_values"], batch["input_ids"], batch["attention_mask"], batch["labels"]
+        )
         right = output.logits.argmax(dim=-1) == batch["labels"]
-        return {"loss": output.loss, "nlvr2": output.loss.detach(), "nlvr2_accuracy": right.float().mean()}
+        return {
+            "loss": output.loss,
+            "nlvr2": output.loss.detach(),
+            "nlvr2_accuracy": right.float().mean(),
+        }
 
 
 @dataclass(frozen=True)
@@ -120,7 +136,9 @@ class NLVR2Task(Task):
     evaluation: ClassVar[type[EvaluationSet] | None] = ReasoningSet
     num_classes: ClassVar[int | None] = 2
     architectures = ("VLMoForVisualReasoning",)
-    usage: ClassVar[Usage | None] = Usage("tells whether a sentence about two images is true", snippet=_SNIPPET)
+    usage: ClassVar[Usage | None] = Usage(
+        "tells whether a sentence about two images is true", snippet=_SNIPPET
+    )
     accepts = Accepts("two images after --image and one --text", images=(2, 2), texts=(1, 1))
     head: ClassVar[str] = "reasoning_head"
     head_lr_scale: float = 1.0
@@ -144,9 +162,13 @@ class NLVR2Task(Task):
         return {**batch, "pixel_values": batch["pixel_values"][:, None].expand(-1, 2, -1, -1, -1)}
 
     @classmethod
-    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
+    def answer(
+        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs
+    ) -> list[Prediction]:
         """Return whether the sentence is true, with its share of the softmax."""
-        encoded: Any = processor(images=list(images), text=inputs.texts[0], return_tensors="pt").to(model.device)
+        encoded: Any = processor(images=list(images), text=inputs.texts[0], return_tensors="pt").to(
+            model.device
+        )
         encoded["pixel_values"] = encoded["pixel_values"][None]
         shares = model(**encoded).logits[0].float().softmax(dim=-1).tolist()
         return [{"prediction": shares[1] > shares[0], "confidence": round(max(shares), 4)}]

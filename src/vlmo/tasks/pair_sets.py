@@ -64,9 +64,13 @@ class PairSet(EvaluationSet):
         if "false_caption" not in found.rows.column_names:
             return found
         CompositionSet.check_rows(found.rows, source)
-        return CompositionSet(found.rows, source=source, split=found.split, processor=found.processor)
+        return CompositionSet(
+            found.rows, source=source, split=found.split, processor=found.processor
+        )
 
-    def with_options(self, model: Any, *, rerank: int | None = None, rerank_weight: float | None = None) -> Self:
+    def with_options(
+        self, model: Any, *, rerank: int | None = None, rerank_weight: float | None = None
+    ) -> Self:
         """Return the set with a shortlist (by default 16) and weight (the model's own for each direction).
 
         Raises:
@@ -75,7 +79,9 @@ class PairSet(EvaluationSet):
         if rerank is None:
             rerank = 0 if model.match_head is None else SHORTLIST
         if rerank and model.match_head is None:
-            raise ValueError("this model has no matching head, so that nothing can be reordered; give --rerank 0")
+            raise ValueError(
+                "this model has no matching head, so that nothing can be reordered; give --rerank 0"
+            )
         if rerank < 0 or (rerank_weight is not None and not (rerank and 0 <= rerank_weight <= 1)):
             raise ValueError(
                 f"rerank is {rerank} and rerank_weight {rerank_weight}; give a number of candidates from 0 up (without "
@@ -105,18 +111,28 @@ class PairSet(EvaluationSet):
 
         def pixels(numbers: range) -> list[Tensor]:
             cells: list[ImageCell] = self.rows[numbers.start : numbers.stop]["image"]
-            with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and resizing run beside each other
+            with ThreadPoolExecutor(
+                os.cpu_count()
+            ) as pool:  # decoding and resizing run beside each other
                 return list(pool.map(lambda cell: transform(decode_image(cell)), cells))
 
         def tokens(numbers: range) -> tuple[Tensor, Tensor]:
-            encoded = processor(text=self.captions[numbers.start : numbers.stop], return_tensors="pt")
+            encoded = processor(
+                text=self.captions[numbers.start : numbers.stop], return_tensors="pt"
+            )
             return encoded["input_ids"], encoded["attention_mask"]
 
         return RetrievalSet(read_images=pixels, read_texts=tokens, text_to_image=text_to_image)
 
-    def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> RetrievalResult:
+    def outputs(
+        self, model: Any, *, batch_size: int | None = None, console: Console | None = None
+    ) -> RetrievalResult:
         """Return recalls and rankings; the processes share images, texts and pairs."""
-        how = {"rerank": self.rerank, "rerank_weight": self.rerank_weight, "batch": batch_size or self.batch_size}
+        how = {
+            "rerank": self.rerank,
+            "rerank_weight": self.rerank_weight,
+            "batch": batch_size or self.batch_size,
+        }
         with Progress(console) as progress:
             return evaluate_retrieval(model, self.as_set(), **how, progress=progress.update)
 
@@ -131,7 +147,9 @@ class PairSet(EvaluationSet):
             if name != recall:
                 encoder, meaning = "reranked", f"{meaning}, reordered by the fusion encoder"
             facts = {"label": f"{recall.upper()}, {encoder}", "meaning": meaning}
-            found.append(Metric(name, value, chance=outputs.chance[recall], n=queries[direction], **facts))
+            found.append(
+                Metric(name, value, chance=outputs.chance[recall], n=queries[direction], **facts)
+            )
         return found
 
     def predictions(self, outputs: RetrievalResult) -> list[Prediction]:
@@ -139,9 +157,12 @@ class PairSet(EvaluationSet):
         image_ids = column(self.rows, "image_id")
         own = self.as_set().text_to_image.tolist()
         captions: list[Prediction] = [
-            {"query": "caption", "caption": text, "image_id": image_ids[own[n]]} for n, text in enumerate(self.captions)
+            {"query": "caption", "caption": text, "image_id": image_ids[own[n]]}
+            for n, text in enumerate(self.captions)
         ]
-        images: list[Prediction] = [{"query": "image", "image_id": image_id} for image_id in image_ids]
+        images: list[Prediction] = [
+            {"query": "image", "image_id": image_id} for image_id in image_ids
+        ]
         for prefix, rankings in (("", outputs.dual), (_RERANKED, outputs.reranked)):
             if rankings is None:
                 continue
@@ -169,9 +190,13 @@ class CompositionSet(PairSet):
     def check_rows(cls, rows: Any, source: str) -> None:
         """Raise ValueError for rows without a kind, or with another number of true captions than one."""
         check_task(rows, ["kind"], task="images with a true and a false caption")
-        for image_id, captions in zip(column(rows, "image_id"), column(rows, "captions"), strict=True):
+        for image_id, captions in zip(
+            column(rows, "image_id"), column(rows, "captions"), strict=True
+        ):
             if len(captions) != 1:
-                raise ValueError(f"{source}: {image_id} has {len(captions)} captions; expected one true caption")
+                raise ValueError(
+                    f"{source}: {image_id} has {len(captions)} captions; expected one true caption"
+                )
 
     def with_options(self, model: Any, **options: Any) -> Self:
         """Return the set itself: options are validated, but nothing is reranked."""
@@ -181,30 +206,43 @@ class CompositionSet(PairSet):
     @cached_property
     def captions(self) -> list[str]:
         """The true captions, then the false ones."""
-        return [captions[0] for captions in column(self.rows, "captions")] + column(self.rows, "false_caption")
+        return [captions[0] for captions in column(self.rows, "captions")] + column(
+            self.rows, "false_caption"
+        )
 
     def as_set(self) -> RetrievalSet:
         """Return the images with both captions."""
         return self._paired(torch.arange(len(self.rows)).repeat(2))
 
-    def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> list[Prediction]:
+    def outputs(
+        self, model: Any, *, batch_size: int | None = None, console: Console | None = None
+    ) -> list[Prediction]:
         """Return a row for each image; the processes share images, texts and pairs."""
         own, scores = self.as_set(), dict[str, Tensor]()
         with Progress(console) as progress:
-            how: dict[str, Any] = {"batch": batch_size or self.batch_size, "progress": progress.update}
+            how: dict[str, Any] = {
+                "batch": batch_size or self.batch_size,
+                "progress": progress.update,
+            }
             images, texts = embed(model, own, **how)
             scores["dual"] = (images.repeat(2, 1) * texts).sum(dim=1).cpu()
             if model.match_head is not None:
                 every = torch.arange(own.num_texts)
-                scores["fusion"] = match_pairs(model, own, images=own.text_to_image, texts=every, **how)
-        columns = [column(self.rows, name) for name in ("image_id", "kind", "captions", "false_caption")]
+                scores["fusion"] = match_pairs(
+                    model, own, images=own.text_to_image, texts=every, **how
+                )
+        columns = [
+            column(self.rows, name) for name in ("image_id", "kind", "captions", "false_caption")
+        ]
         outputs: list[Prediction] = [
             {"image_id": image, "kind": kind, "caption": true[0], "false_caption": false}
             for image, kind, true, false in zip(*columns, strict=True)
         ]
         for encoder, each in scores.items():
             true, false = each.view(2, -1)
-            for row, preferred in zip(outputs, (0.5 + 0.5 * (true - false).sign()).tolist(), strict=True):
+            for row, preferred in zip(
+                outputs, (0.5 + 0.5 * (true - false).sign()).tolist(), strict=True
+            ):
                 row[encoder] = preferred
         return outputs
 
@@ -214,9 +252,14 @@ class CompositionSet(PairSet):
         for encoder in _ENCODERS if "fusion" in outputs[0] else ("dual",):
             for kind in (None, *dict.fromkeys(row["kind"] for row in outputs)):
                 right = [row[encoder] for row in outputs if kind in (None, row["kind"])]
-                name, label = encoder + (f"[{kind}]" if kind else ""), f"{kind or 'all'}, {_ENCODERS[encoder]}"
+                name, label = (
+                    encoder + (f"[{kind}]" if kind else ""),
+                    f"{kind or 'all'}, {_ENCODERS[encoder]}",
+                )
                 facts = {"label": label, "meaning": "" if kind else _PREFERRED}
-                metrics.append(Metric(name, sum(right) / len(right), chance=0.5, n=len(right), **facts))
+                metrics.append(
+                    Metric(name, sum(right) / len(right), chance=0.5, n=len(right), **facts)
+                )
         return metrics
 
     def predictions(self, outputs: list[Prediction]) -> list[Prediction]:

@@ -52,7 +52,9 @@ _OWN = (
 )
 TASKS: dict[str, type[Task]] = {task.name: task for task in _OWN}
 """Every task by its name. Add one of your own with `register`."""
-_BACKBONE = Usage("gives states of images, texts or pairs", "image-feature-extraction", '"image.png"')
+_BACKBONE = Usage(
+    "gives states of images, texts or pairs", "image-feature-extraction", '"image.png"'
+)
 _PERCENT = ("confidence", "share", "match")
 
 
@@ -72,7 +74,9 @@ def find_task(name: str) -> type[Task]:
     known = evaluated_tasks()
     if name not in known:
         near = nearest(name, known)
-        raise ValueError(f"no task {name!r} for --task; did you mean {near}? All: {', '.join(known)}")
+        raise ValueError(
+            f"no task {name!r} for --task; did you mean {near}? All: {', '.join(known)}"
+        )
     return known[name]
 
 
@@ -122,15 +126,21 @@ def evaluate(
         ValueError: The folder or an option is for another task, or the data cannot be used.
     """
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; give the number of rows that go through the model, from 1 up")
+        raise ValueError(
+            f"batch_size is {batch_size}; give the number of rows that go through the model, from 1 up"
+        )
     found = task_of(folder) if task is None else find_task(task)
     published = published_model(folder)
     given = {name: value for name, value in options.items() if value is not None}
     if published is not None and published.task == found.name:
         given = published.options | given
-    if unread := [name for name in given if found.evaluation is None or name not in found.evaluation.options]:
+    if unread := [
+        name for name in given if found.evaluation is None or name not in found.evaluation.options
+    ]:
         raise ValueError(f"--{unread[0].replace('_', '-')} is no option of the task {found.name}")
-    model, rows = _load(folder, found, device=device, source=source, options=given, split=split, limit=limit)
+    model, rows = _load(
+        folder, found, device=device, source=source, options=given, split=split, limit=limit
+    )
     result = rows.result(rows.outputs(model, batch_size=batch_size, console=console))
     return replace(result, published=published)
 
@@ -148,7 +158,9 @@ def _load(
     assert task.evaluation is not None  # commands refuse other tasks
     source = source_of(source, task=task)
     model, processor = task.load(folder, device=device)
-    rows = task.evaluation.read(source=source, notes=notes_folder(folder), processor=processor, **read)
+    rows = task.evaluation.read(
+        source=source, notes=notes_folder(folder), processor=processor, **read
+    )
     rows = rows.with_options(model, **options)
     rows.check(model)
     return model, rows
@@ -167,7 +179,9 @@ def write_submission(
     """Write a split's predictions for its task's evaluation server (ValueError without one); return their number."""
     found = task_of(folder) if task is None else find_task(task)
     if found.evaluation is None or found.evaluation.submission is None:
-        able = " and ".join(name for name, each in TASKS.items() if each.evaluation and each.evaluation.submission)
+        able = " and ".join(
+            name for name, each in TASKS.items() if each.evaluation and each.evaluation.submission
+        )
         raise ValueError(f"a submission is for the task {able}; this is {found.name}")
     model, rows = _load(folder, found, device=device, source=source, options={}, split=split)
     predictions = rows.predictions(rows.outputs(model, console=console))
@@ -181,7 +195,9 @@ def source_of(source: str | None, *, task: type[Task]) -> str:
     """Return the data to measure a task on; ValueError if none are given, and the task has no default."""
     default = task.evaluation and task.evaluation.default_data
     if source is None and default is None:
-        raise ValueError(f"the task {task.name} needs data: give --data with a built-in name or a path (docs/data.md)")
+        raise ValueError(
+            f"the task {task.name} needs data: give --data with a built-in name or a path (docs/data.md)"
+        )
     return source or str(default)
 
 
@@ -199,7 +215,9 @@ class Predicted:
         names = list(self.rows[0]) if self.rows else []
         for name in names:
             numbers = all(isinstance(row[name], float) for row in self.rows)
-            table.add_column(f"{name}, %" if name in _PERCENT else name, justify="right" if numbers else "left")
+            table.add_column(
+                f"{name}, %" if name in _PERCENT else name, justify="right" if numbers else "left"
+            )
         for row in self.rows:
             table.add_row(*(_shown(name, row[name]) for name in names))
         return table
@@ -225,13 +243,23 @@ def predict(folder: str | Path, inputs: Inputs, *, device: str | None = None) ->
     if not accepts.fit(inputs):
         asks = "a" if inputs.question is not None else "no"
         given = f"{len(inputs.images)} images, {len(inputs.texts)} texts and {asks} question"
-        raise ValueError(f"the model of {folder} is for {task.name} and needs {accepts.words}; given were {given}")
+        raise ValueError(
+            f"the model of {folder} is for {task.name} and needs {accepts.words}; given were {given}"
+        )
     if save is not None and (not accepts.saves or save.suffix.lower() != ".png"):
-        able = " and ".join(name for name, each in TASKS.items() if each.accepts and each.accepts.saves)
-        raise ValueError(f"--save {save}: a PNG file of the tasks {able}; the model of {folder} is for {task.name}")
+        able = " and ".join(
+            name for name, each in TASKS.items() if each.accepts and each.accepts.saves
+        )
+        raise ValueError(
+            f"--save {save}: a PNG file of the tasks {able}; the model of {folder} is for {task.name}"
+        )
     if inputs.top < 1 or not all(text.strip() for text in texts):
-        raise ValueError(f"top is {inputs.top} and the texts are {texts}; give a number from 1 up, and no empty texts")
-    images = [decode_image({"bytes": None, "path": str(file.expanduser())}) for file in inputs.images]
+        raise ValueError(
+            f"top is {inputs.top} and the texts are {texts}; give a number from 1 up, and no empty texts"
+        )
+    images = [
+        decode_image({"bytes": None, "path": str(file.expanduser())}) for file in inputs.images
+    ]
     model, processor = task.load(folder, device=device)
     if task.num_classes is not None and are_numbers(names_of_model(model)):
         hint = "--labels of vlmo models NAME, or of vlmo import, names them"

@@ -36,7 +36,9 @@ def data_name(source: str) -> str:
     from vlmo.data import builtin
 
     parts = source_names(source)
-    return " + ".join(each if each in builtin.SETS else Path(each).expanduser().absolute().name for each in parts)
+    return " + ".join(
+        each if each in builtin.SETS else Path(each).expanduser().absolute().name for each in parts
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class TaskResult:
     def table(self) -> Table:
         """Return metrics in percent, with 95 % interval, published values, chance and meaning beside each."""
         rows = f"{len(self.predictions)} rows, percent"
-        table = Table("", title=escaped(f"{self.task}, {data_name(self.source)} {self.split}, {rows}"))
+        table = Table(
+            "", title=escaped(f"{self.task}, {data_name(self.source)} {self.split}, {rows}")
+        )
         model = self.published if self.published and self.published.reported else None
         for header in ("model", "95 %", *(["published"] if model else []), "chance"):
             table.add_column(header, justify="right")
@@ -87,7 +91,12 @@ class TaskResult:
         for each in self.measured:
             ends = " to ".join(f"{100 * end:.1f}" for end in each.interval or ())
             chance = "" if each.chance is None else f"{100 * each.chance:.1f}"
-            cells = [f"{100 * each.value:.1f}", ends, *([model.published(each.name)] if model else []), chance]
+            cells = [
+                f"{100 * each.value:.1f}",
+                ends,
+                *([model.published(each.name)] if model else []),
+                chance,
+            ]
             table.add_row(escaped(each.label or each.name), *cells, escaped(each.meaning))
         return table
 
@@ -111,8 +120,12 @@ class TaskResult:
         }
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         if predictions:
-            rows = ",\n  ".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in self.predictions)
-            text = text.removesuffix("\n}") + f',\n "predictions": [\n  {rows}\n ]\n}}'  # a row a line
+            rows = ",\n  ".join(
+                json.dumps(row, ensure_ascii=False, allow_nan=False) for row in self.predictions
+            )
+            text = (
+                text.removesuffix("\n}") + f',\n "predictions": [\n  {rows}\n ]\n}}'
+            )  # a row a line
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, text + "\n")
@@ -132,7 +145,11 @@ class TaskResult:
                 metric_value=round(100 * each.value, 2),
                 metric_args={
                     "unit": "percent",
-                    **({"interval": [round(100 * end, 1) for end in each.interval]} if each.interval else {}),
+                    **(
+                        {"interval": [round(100 * end, 1) for end in each.interval]}
+                        if each.interval
+                        else {}
+                    ),
                     **({} if each.chance is None else {"chance": round(100 * each.chance, 2)}),
                     "meaning": each.meaning,
                     "measured_by": measured_by,
@@ -160,7 +177,8 @@ def circumstances(folder: str | Path) -> dict[str, Any]:
         "training": {name: trained[-1][name] for name in ("step", "seconds")} if trained else None,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in _PACKAGES},
         "hardware": {
             "cpu": model[1] if model else platform.machine(),
             "cores": os.cpu_count(),
@@ -175,4 +193,9 @@ def _commit() -> str | None:
     if git is None or not (root / ".git").exists():
         return None
     describe = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    return subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False).stdout.strip() or None
+    return (
+        subprocess.run(
+            describe, cwd=root, capture_output=True, text=True, check=False
+        ).stdout.strip()
+        or None
+    )

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from vlmo.model import VLMoForSemanticSegmentation
 
 _WINDOWS = 16  # that go through the model at a time
-_STRIDE = 2 / 3  # of a window, between the beginnings of two, as mmsegmentation has it for ADE20K (341 of 512)
+_STRIDE = (
+    2 / 3
+)  # of a window, between the beginnings of two, as mmsegmentation has it for ADE20K (341 of 512)
 _PALETTE = np.random.default_rng(0).integers(256, size=(256, 3), dtype=np.uint8).tobytes()
 _SNIPPET = """\
 from PIL import Image
@@ -99,7 +101,9 @@ class SegmentRows:
 class SegmentExamples:
     """Images with the class of each pixel; `dataset`, `num_classes` and errors as in `SegmentRows`."""
 
-    def __init__(self, dataset: Dataset, *, transform: SegmentTrainTransform, num_classes: int, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, *, transform: SegmentTrainTransform, num_classes: int, seed: int
+    ) -> None:
         self._rows = SegmentRows(dataset, num_classes=num_classes)
         self._image_ids = [stable_id(name) for name in self._rows.names]
         self._transform, self._seed = transform, seed
@@ -112,7 +116,9 @@ class SegmentExamples:
         image, mask = self._rows[row]
         generator = sample_generator(self._seed, epoch=epoch, index=row, purpose="image")
         pixel_values, classes = self._transform(image, mask, generator)
-        return Example(sample_id=row, image_id=self._image_ids[row], pixel_values=pixel_values, labels=classes)
+        return Example(
+            sample_id=row, image_id=self._image_ids[row], pixel_values=pixel_values, labels=classes
+        )
 
     def collate(self, examples: list[Example]) -> Batch:
         """Return a batch of such examples; `labels` are (batch, height, width)."""
@@ -140,13 +146,17 @@ def segment(
     pixel_values, window = pixel_values.to(model.device), model.config.image_size
     height, width = pixel_values.shape[1:]
     padded = F.pad(pixel_values, (0, max(0, window - width), 0, max(0, window - height)))
-    corners = list(itertools.product(*(window_starts(side, window=window) for side in padded.shape[1:])))
+    corners = list(
+        itertools.product(*(window_starts(side, window=window) for side in padded.shape[1:]))
+    )
     with evaluating(model):
         total = padded.new_zeros(cast("int", model.config.num_labels), *padded.shape[1:])
         count = padded.new_zeros(padded.shape[1:])
         for start in range(0, len(corners), batch_size):
             chunk = corners[start : start + batch_size]
-            windows = torch.stack([padded[:, top : top + window, left : left + window] for top, left in chunk])
+            windows = torch.stack(
+                [padded[:, top : top + window, left : left + window] for top, left in chunk]
+            )
             for (top, left), logits in zip(chunk, model(windows).logits.float(), strict=True):
                 total[:, top : top + window, left : left + window] += logits
                 count[top : top + window, left : left + window] += 1
@@ -182,7 +192,9 @@ class SegmentSet(EvaluationSet):
         """The set's list."""
         return names_of_source(self.source)
 
-    def outputs(self, model: Any, *, batch_size: int | None = None, console: Console | None = None) -> list[Prediction]:
+    def outputs(
+        self, model: Any, *, batch_size: int | None = None, console: Console | None = None
+    ) -> list[Prediction]:
         """Return the counts of all images, at each mask's own size; `batch_size` is in windows."""
         num_classes = len(self.names)
         images = SegmentRows(self.rows, num_classes=num_classes)
@@ -191,9 +203,16 @@ class SegmentSet(EvaluationSet):
             (row,) = rows
             image, mask = images[row]
             pixels = eval_pixel_values(image, short_side=model.config.image_size)
-            logits = segment(model, pixels, size=(image.height, image.width), batch_size=batch_size or _WINDOWS)
-            counts = count_pixels(logits.argmax(dim=0), torch.from_numpy(mask), num_classes=num_classes)
-            cells = [[true, predicted, int(counts[true, predicted])] for true, predicted in counts.nonzero().tolist()]
+            logits = segment(
+                model, pixels, size=(image.height, image.width), batch_size=batch_size or _WINDOWS
+            )
+            counts = count_pixels(
+                logits.argmax(dim=0), torch.from_numpy(mask), num_classes=num_classes
+            )
+            cells = [
+                [true, predicted, int(counts[true, predicted])]
+                for true, predicted in counts.nonzero().tolist()
+            ]
             return {"image_id": images.names[row], "pixels": cells}
 
         return self.map(count, model, batch=1, console=console)
@@ -227,7 +246,9 @@ class SegmentationObjective(nn.Module):
         size, count = (labels.shape[1], labels.shape[2]), counted.sum().float()
 
         def of(head: nn.Module) -> tuple[Tensor, Tensor]:
-            logits = F.interpolate(head(levels).float(), size=size, mode="bilinear", align_corners=False)
+            logits = F.interpolate(
+                head(levels).float(), size=size, mode="bilinear", align_corners=False
+            )
             loss = F.cross_entropy(logits, labels, ignore_index=IGNORED_CLASS, reduction="sum")
             return logits.detach(), global_mean(loss, count)
 
@@ -248,7 +269,9 @@ class SegmentationTask(Task):
     evaluation: ClassVar[type[EvaluationSet] | None] = SegmentSet
     num_classes: ClassVar[int | None] = 150
     architectures = ("VLMoForSemanticSegmentation",)
-    usage: ClassVar[Usage | None] = Usage("names the class of each pixel", "image-segmentation", snippet=_SNIPPET)
+    usage: ClassVar[Usage | None] = Usage(
+        "names the class of each pixel", "image-segmentation", snippet=_SNIPPET
+    )
     accepts = Accepts("one --image", saves=True)
     layer_decay: float = 0.9
     """Factor on the learning rate from each layer to the one below it; 1 for equal rates."""
@@ -273,7 +296,9 @@ class SegmentationTask(Task):
         """Return images with masks; ValueError if the recipe sets `data.transform`, which is not read."""
         size = run.model["image_size"]
         if run.transform != TransformConfig(image_size=size):
-            raise ValueError("data.transform says nothing to segmentation; leave it out, and set task.augmentation")
+            raise ValueError(
+                "data.transform says nothing to segmentation; leave it out, and set task.augmentation"
+            )
         return SegmentExamples(
             run.rows,
             transform=SegmentTrainTransform(self.augmentation, crop_size=size),
@@ -286,7 +311,9 @@ class SegmentationTask(Task):
         return {**batch, "labels": batch["pixel_values"][:, 0].long()}
 
     @classmethod
-    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
+    def answer(
+        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs
+    ) -> list[Prediction]:
         """Return the classes of an image's pixels and the share of each, the largest first.
 
         The image that can be saved has the number of a class for each pixel, shown by a color.
@@ -304,7 +331,10 @@ class SegmentationTask(Task):
                 colored.save(aside, format="PNG")
         counts = np.bincount(classes.ravel(), minlength=len(names))
         order = [number for number in np.argsort(-counts, kind="stable").tolist() if counts[number]]
-        return [{"class": names[number], "share": round(float(counts[number] / counts.sum()), 4)} for number in order]
+        return [
+            {"class": names[number], "share": round(float(counts[number] / counts.sum()), 4)}
+            for number in order
+        ]
 
 
 def with_shared_statistics(model: VLMoForSemanticSegmentation) -> VLMoForSemanticSegmentation:
@@ -312,6 +342,10 @@ def with_shared_statistics(model: VLMoForSemanticSegmentation) -> VLMoForSemanti
 
     PyTorch offers it for GPUs only. Parameters and buffers keep their names.
     """
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "nccl":
+    if (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_backend() == "nccl"
+    ):
         return cast("VLMoForSemanticSegmentation", nn.SyncBatchNorm.convert_sync_batchnorm(model))
     return model

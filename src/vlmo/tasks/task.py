@@ -93,9 +93,13 @@ class Task(ABC):
 
     name: ClassVar[str]  # in `vlmo evaluate --task` and in files
     title: ClassVar[str]  # short description, for messages and model cards
-    architectures: ClassVar[tuple[str, ...]]  # classes that `config.json` may name; the first one is trained
+    architectures: ClassVar[
+        tuple[str, ...]
+    ]  # classes that `config.json` may name; the first one is trained
     usage: ClassVar[Usage | None] = None  # purpose and code of such models, for model cards
-    num_classes: ClassVar[int | None] = None  # answers or classes of the published set, for the dry run
+    num_classes: ClassVar[int | None] = (
+        None  # answers or classes of the published set, for the dry run
+    )
 
     # ---- Train
 
@@ -161,8 +165,12 @@ class Task(ABC):
         from vlmo.model.stages import layer_decay_factors
 
         if "layer_decay" in (settings := vars(self)):
-            return layer_decay_factors(cast("VLMoPreTrainedModel", model), decay=settings["layer_decay"])
-        named = model.get_submodule(self.head).named_parameters(prefix=self.head) if self.head else ()
+            return layer_decay_factors(
+                cast("VLMoPreTrainedModel", model), decay=settings["layer_decay"]
+            )
+        named = (
+            model.get_submodule(self.head).named_parameters(prefix=self.head) if self.head else ()
+        )
         return {name: settings["head_lr_scale"] for name, _ in named}
 
     def without_data(self) -> Task:
@@ -192,6 +200,8 @@ class Task(ABC):
     accepts: ClassVar[Accepts | None] = None  # None for a task that is for training only
 
     @classmethod
-    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
+    def answer(
+        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs
+    ) -> list[Prediction]:
         """Return predictions of a loaded model for the decoded images of `inputs`, the best first."""
         raise NotImplementedError

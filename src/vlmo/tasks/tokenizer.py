@@ -30,7 +30,9 @@ result = model.tokenize(inputs["pixel_values"], grid=(4, 4))  # a token for each
 """
 
 
-def plain_fields(config_class: type, *, leave_out: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
+def plain_fields(
+    config_class: type, *, leave_out: tuple[str, ...] = ()
+) -> list[tuple[str, Any, Any]]:
     """Return the fields that a Hugging Face configuration declares itself: (name, type, field with default)."""
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     return [
@@ -42,7 +44,10 @@ def plain_fields(config_class: type, *, leave_out: tuple[str, ...] = ()) -> list
 
 # Hugging Face configurations cannot be frozen, nor shown as options; a plain dataclass with their fields can.
 VisualTokenizerConfig: Any = dataclasses.make_dataclass(
-    "VisualTokenizerConfig", plain_fields(VQVisualTokenizerConfig), frozen=True, namespace={"__module__": __name__}
+    "VisualTokenizerConfig",
+    plain_fields(VQVisualTokenizerConfig),
+    frozen=True,
+    namespace={"__module__": __name__},
 )
 
 
@@ -72,7 +77,9 @@ class TokenizerTask(Task):
     title: ClassVar[str] = "visual tokenizer"
     reads = Reads(text=False, streams=True, start=False)
     architectures = ("VQVisualTokenizer",)
-    usage: ClassVar[Usage | None] = Usage("turns an image into visual tokens, the targets of stage 1", snippet=_SNIPPET)
+    usage: ClassVar[Usage | None] = Usage(
+        "turns an image into visual tokens, the targets of stage 1", snippet=_SNIPPET
+    )
     tokenizer: VisualTokenizerConfig = VisualTokenizerConfig()
     """Sizes of the tokenizer."""
 

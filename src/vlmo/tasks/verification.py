@@ -47,13 +47,19 @@ def verify(
     """
     known = [each for each, model in MODELS.items() if model.reported]
     if name not in known:
-        raise ValueError(f"no result of {name!r} is published; did you mean {nearest(name, known)}? All: vlmo models")
+        raise ValueError(
+            f"no result of {name!r} is published; did you mean {nearest(name, known)}? All: vlmo models"
+        )
     model, prepared = MODELS[name], Path(source).expanduser() / SUMMARY_FILE
     if prepared.is_file() and (found := read_json(prepared).get("name")) != model.data:
-        raise ValueError(f"{source} is {found}; the published results of {name} are on {model.data}: vlmo data prepare")
+        raise ValueError(
+            f"{source} is {found}; the published results of {name} are on {model.data}: vlmo data prepare"
+        )
     folder = Path(find_model(name))
     if published_model(folder) is None:
-        raise ValueError(f"{folder} lies here and goes before the published {name}; run this in another folder")
+        raise ValueError(
+            f"{folder} lies here and goes before the published {name}; run this in another folder"
+        )
     how: dict[str, Any] = {"source": source, "device": device, "console": console}
     rerank = 0 if model.task == "retrieval" else None  # published is what the dual encoder finds
     rows: list[dict[str, Any]] = []
@@ -61,14 +67,33 @@ def verify(
         reported = {metric: percent for part, metric, percent in model.reported if part == split}
         if split in _ON_SERVERS:
             file = out.with_name(f"{out.stem}_{split}.json")
-            facts = {"samples": write_submission(folder, file, split=split, **how), "submission": file.name}
-            rows += [{"split": split, "metric": each, "published": reported[each], **facts} for each in reported]
+            facts = {
+                "samples": write_submission(folder, file, split=split, **how),
+                "submission": file.name,
+            }
+            rows += [
+                {"split": split, "metric": each, "published": reported[each], **facts}
+                for each in reported
+            ]
             continue
         result = evaluate(folder, split=split, batch_size=batch_size, rerank=rerank, **how)
         for metric, percent in reported.items():
-            value, ends = 100 * result[metric].value, [100 * end for end in result[metric].interval or ()]
-            row = {"split": split, "metric": metric, "published": percent, "measured": value, "interval": ends}
-            row |= {"difference": value - percent, "settings": result.settings, "samples": len(result.predictions)}
+            value, ends = (
+                100 * result[metric].value,
+                [100 * end for end in result[metric].interval or ()],
+            )
+            row = {
+                "split": split,
+                "metric": metric,
+                "published": percent,
+                "measured": value,
+                "interval": ends,
+            }
+            row |= {
+                "difference": value - percent,
+                "settings": result.settings,
+                "samples": len(result.predictions),
+            }
             rows.append(row)
     file = model.address.rpartition("/")[2]
     content = {
@@ -90,22 +115,44 @@ def verify(
 
 
 def _lines(content: dict[str, Any]) -> list[str]:
-    heads = ("split", "metric", "published, %", "measured, %", "difference", "95 %", "samples", "settings")
+    heads = (
+        "split",
+        "metric",
+        "published, %",
+        "measured, %",
+        "difference",
+        "95 %",
+        "samples",
+        "settings",
+    )
     cells = [heads, ("---",) * len(heads)]
     for row in content["results"]:
-        numbers = ("to be sent to the server: " + row["submission"], "") if "submission" in row else ()
+        numbers = (
+            ("to be sent to the server: " + row["submission"], "") if "submission" in row else ()
+        )
         numbers = numbers or (f"{row['measured']:.2f}", f"{row['difference']:+.2f}")
         interval = " to ".join(f"{end:.1f}" for end in row.get("interval", ()))
         settings = ", ".join(f"{key} {value}" for key, value in row.get("settings", {}).items())
         known = (row["split"], row["metric"], f"{row['published']:g}")
         cells.append((*known, *numbers, interval, f"{row['samples']:,}", settings))
-    file, processor = content["file"], content["hardware"]["cpu" if "cpu" in str(content["device"]) else "gpu"]
+    file, processor = (
+        content["file"],
+        content["hardware"]["cpu" if "cpu" in str(content["device"]) else "gpu"],
+    )
     facts = {
         "file": f"{file['name']}, {file.get('bytes', 0):,} bytes, SHA-256 {file.get('sha256', 'unknown')}",
         "published in": content["published_in"],
         "device": f"{content['device']} ({processor}), {content['dtype']}",
-        "versions": ", ".join(f"{package} {number}" for package, number in content["versions"].items()),
+        "versions": ", ".join(
+            f"{package} {number}" for package, number in content["versions"].items()
+        ),
         "commit, date": f"{content['commit']}, {content['date']}",
     }
     table = [f"| {' | '.join(each)} |" for each in cells]
-    return [f"### {content['name']} on {content['data']}", "", *table, "", *(f"- {key}: {facts[key]}" for key in facts)]
+    return [
+        f"### {content['name']} on {content['data']}",
+        "",
+        *table,
+        "",
+        *(f"- {key}: {facts[key]}" for key in facts),
+    ]

@@ -26,11 +26,15 @@ if TYPE_CHECKING:
 class VisionObjective(nn.Module):
     """Stage 1: masked image modeling (VLMo, "Stagewise Pre-Training"); ValueError for more tokens than it predicts."""
 
-    def __init__(self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer | _OneToken) -> None:
+    def __init__(
+        self, model: VLMoForMaskedImageModeling, *, tokenizer: VisualTokenizer | _OneToken
+    ) -> None:
         super().__init__()
         if tokenizer.num_tokens > model.config.num_visual_tokens:
             found, expected = tokenizer.num_tokens, model.config.num_visual_tokens
-            raise ValueError(f"The tokenizer has {found} tokens, the model's head {expected} (num_visual_tokens).")
+            raise ValueError(
+                f"The tokenizer has {found} tokens, the model's head {expected} (num_visual_tokens)."
+            )
         self.model = model
         self.tokenizer = tokenizer
 
@@ -48,7 +52,9 @@ class VisionObjective(nn.Module):
         self, pixels: Float[Tensor, "batch 3 height width"], masked: Bool[Tensor, "batch patch"]
     ) -> Int[Tensor, "masked"]:
         """Return the visual tokens of masked patches."""
-        return self.tokenizer.tokenize(pixels, grid=self.model.vlmo.image_embeddings.grid_of(pixels))[masked]
+        return self.tokenizer.tokenize(
+            pixels, grid=self.model.vlmo.image_embeddings.grid_of(pixels)
+        )[masked]
 
 
 class _OneToken:
@@ -94,7 +100,10 @@ class PatchesTask(Task):
     def contents(self, run: RunContext) -> Contents:
         """Return what the task reads, with masks of patches."""
         side = run.model["image_size"] // run.model["patch_size"]
-        mask = replace(BlockMaskConfig.for_grid(side, width=side), num_masked=round(self.masked_share * side * side))
+        mask = replace(
+            BlockMaskConfig.for_grid(side, width=side),
+            num_masked=round(self.masked_share * side * side),
+        )
         return replace(super().contents(run), mask=mask)
 
 

@@ -105,10 +105,14 @@ class VisionLanguageConfig:
         for name in ("mlm_stride", "itm_stride"):
             stride = getattr(self, name)
             if micro_batch % stride:
-                raise ValueError(f"{name} {stride} does not divide the micro-batch of {micro_batch} pairs.")
+                raise ValueError(
+                    f"{name} {stride} does not divide the micro-batch of {micro_batch} pairs."
+                )
         batch = micro_batch * processes
         if self.itm_weight and batch % self.negative_groups:
-            raise ValueError(f"negative_groups {self.negative_groups} does not divide the batch of {batch} pairs.")
+            raise ValueError(
+                f"negative_groups {self.negative_groups} does not divide the batch of {batch} pairs."
+            )
 
 
 class VisionLanguageObjective(nn.Module):
@@ -182,7 +186,9 @@ class VisionLanguageObjective(nn.Module):
             image_vectors = self.encode_images(pixels)
             text_vectors = self.encode_texts(input_ids, batch["attention_mask"])
             vectors = list(zip(image_vectors, text_vectors, strict=True))
-            keys = [(gather_with_grad(images), gather_with_grad(texts)) for images, texts in vectors]
+            keys = [
+                (gather_with_grad(images), gather_with_grad(texts)) for images, texts in vectors
+            ]
             if config.itc_weight:
                 losses["itc"] = self._itc_loss(batch, vectors, keys, same=same)
             if self.teacher is not None:
@@ -217,9 +223,13 @@ class VisionLanguageObjective(nn.Module):
                 losses["mlm_accuracy"] = global_mean(word_hits.sum(), num_words)
             if config.itm_weight:
                 losses["itm"] = itm_loss(match_logits, fused.targets, valid=fused.valid)
-                losses["itm_accuracy"] = accuracy(match_logits[fused.valid], fused.targets[fused.valid])
+                losses["itm_accuracy"] = accuracy(
+                    match_logits[fused.valid], fused.targets[fused.valid]
+                )
 
-        weighted = [getattr(config, f"{name}_weight") * losses[name] for name in _PARTS if name in losses]
+        weighted = [
+            getattr(config, f"{name}_weight") * losses[name] for name in _PARTS if name in losses
+        ]
         metrics = {name: value.detach() for name, value in losses.items()}
         metrics["temperature"] = (-logit_scale.detach()).exp()[0]
         return {"loss": torch.stack(weighted).sum(), **metrics}
@@ -274,7 +284,9 @@ class VisionLanguageObjective(nn.Module):
             false_captions.append(FalseCaptions(all_rows.index_copy(0, rows, embeds), valid))
         return false_captions
 
-    def _distillation_loss(self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs) -> Float[Tensor, ""]:
+    def _distillation_loss(
+        self, batch: Batch, vectors: tuple[Tensor, Tensor], *, same: SamePairs
+    ) -> Float[Tensor, ""]:
         teacher = self.teacher
         assert teacher is not None  # its caller asks
         num_pairs = len(batch["input_ids"])
@@ -283,7 +295,9 @@ class VisionLanguageObjective(nn.Module):
         with torch.no_grad():
             for rows in row_slices(num_pairs, size=self.config.cache_chunk or num_pairs):
                 images = teacher.get_image_features(batch["pixel_values"][rows])
-                texts = teacher.get_text_features(batch["input_ids"][rows], batch["attention_mask"][rows])
+                texts = teacher.get_text_features(
+                    batch["input_ids"][rows], batch["attention_mask"][rows]
+                )
                 image_embeds.append(images)
                 text_embeds.append(texts)
         targets = torch.cat(image_embeds), torch.cat(text_embeds)
@@ -390,7 +404,9 @@ class PairTask(Task):
             false_texts = false_captions(run.rows)
             if not any(map(any, false_texts)):
                 false_texts = None
-        return RowExamples(run.rows, self.contents(run), unit=run.data.unit, false_texts=false_texts)
+        return RowExamples(
+            run.rows, self.contents(run), unit=run.data.unit, false_texts=false_texts
+        )
 
 
 @dataclass(frozen=True)

@@ -47,14 +47,20 @@ _LOGGER = logging.getLogger(__name__)
 _SHOWN_PIXELS = 384
 
 
-def question_examples(dataset: Dataset, contents: Contents, *, num_answers: int | None) -> RowExamples:
+def question_examples(
+    dataset: Dataset, contents: Contents, *, num_answers: int | None
+) -> RowExamples:
     """Return questions about images, with a score for each answer of the set (`num_answers`; None leaves `labels` out).
 
     Raises:
         ValueError: Rows of another task, no row with an answer, or an answer that is not in the list.
     """
     check_task(dataset, "QUESTION_FEATURES", task="questions about images")
-    answered = [row for row, answers in enumerate(column(dataset, "answers")) if answers or num_answers is None]
+    answered = [
+        row
+        for row, answers in enumerate(column(dataset, "answers"))
+        if answers or num_answers is None
+    ]
     if unknown := len(dataset) - len(answered):
         dataset = select_rows(dataset, answered)
         if is_main():
@@ -64,7 +70,9 @@ def question_examples(dataset: Dataset, contents: Contents, *, num_answers: int 
         return RowExamples(dataset, contents, texts=texts)
     numbers, scores = column(dataset, "answer_labels"), column(dataset, "answer_scores")
     if not any(numbers):
-        raise ValueError("no row has an answer of the set's list; give a part of the set that has answers")
+        raise ValueError(
+            "no row has an answer of the set's list; give a part of the set that has answers"
+        )
     for name, given in zip(column(dataset, "question_id"), numbers, strict=True):
         if given and not 0 <= min(given) <= max(given) < num_answers:
             known = f"the set's list has {num_answers} answers, 0 to {num_answers - 1}"
@@ -103,7 +111,9 @@ class QuestionSet(EvaluationSet):
         for name, answers in zip(column(rows, "question_id"), column(rows, "answers"), strict=True):
             if answers and 1 < len(answers) < MIN_ANNOTATORS:
                 expected = "expected ten of ten people, one that is right, or none"
-                raise ValueError(f"question {name!r} has {len(answers)} answers ({', '.join(answers)}); {expected}")
+                raise ValueError(
+                    f"question {name!r} has {len(answers)} answers ({', '.join(answers)}); {expected}"
+                )
 
     def check(self, model: Any) -> None:
         """Give a model whose answers are only numbered those of the set; ValueError if the set has not as many."""
@@ -120,7 +130,11 @@ class QuestionSet(EvaluationSet):
         for name, value in label_settings(names).items():
             setattr(model.config, name, value)
         if is_main():
-            _LOGGER.info("the model's %s answers have no names; they are those of %s", f"{len(own):,}", self.source)
+            _LOGGER.info(
+                "the model's %s answers have no names; they are those of %s",
+                f"{len(own):,}",
+                self.source,
+            )
 
     def predict(self, model: Any, rows: range) -> list[Prediction]:
         """Return the best answer to each question; with its score if the right answers are known."""
@@ -128,9 +142,13 @@ class QuestionSet(EvaluationSet):
         examples = question_examples(chosen, eval_contents(self.processor), num_answers=None)
         best, predictions = pair_logits(model, examples).sigmoid().max(dim=-1), list[Prediction]()
         questions = self.questions[rows.start : rows.stop]
-        for asked, share, number in zip(questions, best.values.tolist(), best.indices.tolist(), strict=True):
+        for asked, share, number in zip(
+            questions, best.values.tolist(), best.indices.tolist(), strict=True
+        ):
             answer = model.config.id2label[number]
-            row: Prediction = {name: vars(asked)[name] for name in ("question_id", "image_id", "question")}
+            row: Prediction = {
+                name: vars(asked)[name] for name in ("question_id", "image_id", "question")
+            }
             row |= {"answer": answer, "confidence": round(share, 4)}
             if asked.answers:
                 row |= {"annotators": list(asked.answers), "score": round(asked.score(answer), 4)}
@@ -145,7 +163,10 @@ class QuestionSet(EvaluationSet):
     def submission(predictions: Sequence[Prediction]) -> str:
         """Return JSON, a list of `{"question_id", "answer"}`; identifiers that are numbers are written as numbers."""
         rows = [
-            {"question_id": int(name) if (name := row["question_id"]).isdecimal() else name, "answer": row["answer"]}
+            {
+                "question_id": int(name) if (name := row["question_id"]).isdecimal() else name,
+                "answer": row["answer"],
+            }
             for row in predictions
         ]
         return json.dumps(rows, ensure_ascii=False) + "\n"
@@ -165,7 +186,9 @@ class QuestionObjective(nn.Module):
         the mean over processes of each value is that of the global batch.
         """
         labels = batch["labels"]
-        output = self.model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"], labels)
+        output = self.model(
+            batch["pixel_values"], batch["input_ids"], batch["attention_mask"], labels
+        )
         score = labels.gather(1, output.logits.argmax(dim=-1, keepdim=True)).mean()
         return {"loss": output.loss, "vqa": output.loss.detach(), "vqa_score": score}
 
@@ -208,18 +231,24 @@ class VQATask(Task):
         return {**batch, "labels": torch.zeros(len(batch["input_ids"]), self.num_classes or 0)}
 
     @classmethod
-    def answer(cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs) -> list[Prediction]:
+    def answer(
+        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs
+    ) -> list[Prediction]:
         """Return the best answers, each with its confidence, the sigmoid of its logit.
 
         The image that can be saved shows the attention of the question's first token, out of whose state the answer is
         read; the mean over the fusion layers.
         """
-        encoded: Any = processor(images=images[0], text=inputs.question, return_tensors="pt").to(model.device)
+        encoded: Any = processor(images=images[0], text=inputs.question, return_tensors="pt").to(
+            model.device
+        )
         scores = model(**encoded).logits[0].float().sigmoid()
         if inputs.save is not None:
             from vlmo.model.attention_maps import attention_maps
 
-            seen = heat_map(images[0], attention_maps(model, **encoded)[0, 0].float().cpu(), size=_SHOWN_PIXELS)
+            seen = heat_map(
+                images[0], attention_maps(model, **encoded)[0, 0].float().cpu(), size=_SHOWN_PIXELS
+            )
             with atomic_file(inputs.save) as aside:
                 seen.save(aside, format="PNG")
         return best_labels(model, scores, top=inputs.top, kind="answer")

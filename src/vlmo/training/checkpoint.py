@@ -57,7 +57,9 @@ from vlmo.training.parallel import longest_wait
 logger = logging.getLogger(__name__)
 
 # A run of one process has no process group, and needs none.
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+warnings.filterwarnings(
+    "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
+)
 
 MAY_DIFFER = (
     "data.max_bad_share",
@@ -86,7 +88,9 @@ class StateStore:
         # A group of its own: what the background thread sends must not mix with what the training sends.
         self._group = None
         if world_size() > 1:
-            self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=longest_wait()))
+            self._group = cast(
+                "dist.ProcessGroup", dist.new_group(backend="gloo", timeout=longest_wait())
+            )
             keep_until_exit(self._group)
         self._writing: tuple[_StateWriter, Future[Any]] | None = None
 
@@ -100,7 +104,9 @@ class StateStore:
             TrainingError: The state before this one could not be written.
         """
         self.wait()
-        writer = _StateWriter(state_path(self.folder, progress["step"]), progress=dict(progress), keep=self.keep)
+        writer = _StateWriter(
+            state_path(self.folder, progress["step"]), progress=dict(progress), keep=self.keep
+        )
         future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
         self._writing = writer, cast("Future[Any]", future)
 
@@ -196,7 +202,9 @@ def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return path, _verified_progress(path)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
-            logger.warning("training state %s is damaged (%s); going back to the one before it", path, problem)
+            logger.warning(
+                "training state %s is damaged (%s); going back to the one before it", path, problem
+            )
             renamed = path.with_name(f"{path.name}.damaged")
             if renamed.exists():
                 shutil.rmtree(renamed)
@@ -224,7 +232,9 @@ def claim_run_folder(run_dir: Path, *, recipe_json: str, write: bool) -> None:
         try:
             recipe_before = read_json(path)
         except ValueError as error:
-            raise ValueError(f"{error}; restore it from a backup, or give a new run folder") from error
+            raise ValueError(
+                f"{error}; restore it from a backup, or give a new run folder"
+            ) from error
         changes = differences(recipe_before, json.loads(recipe_json))
         refused = [phrase for name, phrase in changes if not name.startswith(MAY_DIFFER)]
         if refused:
@@ -299,7 +309,9 @@ class _StateWriter(HuggingFaceStorageWriter):
         self._folder.enter_context(write_folder(self.target))
         return super().prepare_global_plan(plans)
 
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+    def write_data(
+        self, plan: SavePlan, planner: SavePlanner
+    ) -> torch.futures.Future[list[WriteResult]]:
         """Write this process's file; the main process gets its name and checksum."""
         results = super().write_data(plan, planner).wait()  # all in one file
         if results:
@@ -311,7 +323,9 @@ class _StateWriter(HuggingFaceStorageWriter):
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:  # noqa: ARG002 (of the base)
-        files = dict(result.storage_data for process_results in results for result in process_results)
+        files = dict(
+            result.storage_data for process_results in results for result in process_results
+        )
         manifest: dict[str, Any] = {"files": files, "progress": self.progress}
         manifest["sha256"] = _digest_of(manifest)
         (Path(self.path) / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")

@@ -53,7 +53,9 @@ class TrainerConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; give 1 or more")
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; give a number above 0, or None not to clip")
+            raise ValueError(
+                f"clip_norm is {self.clip_norm}; give a number above 0, or None not to clip"
+            )
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,15 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError if a number is out of its range, or there is no such layer."""
-        if (self.rank is not None and self.rank < 1) or (self.alpha is not None and self.alpha <= 0):
-            raise ValueError(f"lora.rank is {self.rank} and lora.alpha {self.alpha}; give a rank from 1 up, alpha > 0")
+        if (self.rank is not None and self.rank < 1) or (
+            self.alpha is not None and self.alpha <= 0
+        ):
+            raise ValueError(
+                f"lora.rank is {self.rank} and lora.alpha {self.alpha}; give a rank from 1 up, alpha > 0"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout is {self.dropout}; give a share from 0 to below 1")
         if not self.targets or not set(self.targets) <= set(LORA_LAYERS):
-            raise ValueError(f"lora.targets is {list(self.targets)}; give one or more of {', '.join(LORA_LAYERS)}")
+            raise ValueError(
+                f"lora.targets is {list(self.targets)}; give one or more of {', '.join(LORA_LAYERS)}"
+            )

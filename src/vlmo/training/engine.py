@@ -48,8 +48,13 @@ def multiplies_in_bf16(device: torch.device) -> bool:
         return False
     if hasattr(torch.cpu, "get_capabilities"):
         found = torch.cpu.get_capabilities()
-        return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's
-    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        return any(
+            found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")
+        )  # the last is Arm's
+    return any(
+        getattr(torch.cpu, name, bool)()
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
 
 
 def choose_precision(name: Precision | Literal["auto"], *, device: torch.device) -> Precision:
@@ -57,7 +62,10 @@ def choose_precision(name: Precision | Literal["auto"], *, device: torch.device)
     if name == "auto":
         return "bf16" if multiplies_in_bf16(device) else "float32"
     if name == "bf16" and not multiplies_in_bf16(device):
-        logger.warning("bf16 on a %s that is not known to have instructions for it: float32 may be faster", device.type)
+        logger.warning(
+            "bf16 on a %s that is not known to have instructions for it: float32 may be faster",
+            device.type,
+        )
     return name
 
 
@@ -71,7 +79,10 @@ class _Step(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         values = self.objective(batch)
         # A logged value that kept its graph would make DDP wait for gradients that never come.
-        return {name: value.float() if name == "loss" else value.detach().float() for name, value in values.items()}
+        return {
+            name: value.float() if name == "loss" else value.detach().float()
+            for name, value in values.items()
+        }
 
 
 class Engine:
@@ -86,11 +97,17 @@ class Engine:
     """
 
     def __init__(
-        self, objective: nn.Module, *, config: EngineConfig | None = None, precision: Precision = "float32"
+        self,
+        objective: nn.Module,
+        *,
+        config: EngineConfig | None = None,
+        precision: Precision = "float32",
     ) -> None:
         config = config or EngineConfig()
         self.objective = objective
-        self._twin = None  # of the model, whole and without weights, where the model itself is sharded
+        self._twin = (
+            None  # of the model, whole and without weights, where the model itself is sharded
+        )
         shards = world_size() > 1 and config.data_parallel == "fsdp"
         if shards:
             _same_everywhere([*objective.parameters(), *objective.buffers()])
@@ -99,9 +116,15 @@ class Engine:
         if config.compile:
             limit = torch._dynamo.config.recompile_limit
             torch._dynamo.config.recompile_limit = max(limit, _GRAPHS_PER_BLOCK * len(blocks))
-        for block in blocks:  # `forward` itself is replaced, so that the hooks of sharding stay outside
-            forward: Callable[..., Any] = torch.compile(block.forward) if config.compile else block.forward
-            block.forward = partial(_checkpointed, forward) if config.activation_checkpointing else forward
+        for (
+            block
+        ) in blocks:  # `forward` itself is replaced, so that the hooks of sharding stay outside
+            forward: Callable[..., Any] = (
+                torch.compile(block.forward) if config.compile else block.forward
+            )
+            block.forward = (
+                partial(_checkpointed, forward) if config.activation_checkpointing else forward
+            )
         self._step: nn.Module = _Step(objective)
         if shards:
             _shard(self._step, blocks, precision=precision)
@@ -134,7 +157,9 @@ class Engine:
         _same_everywhere(model.buffers())
         with torch.no_grad():
             if self._twin is not None:
-                weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+                weights = get_model_state_dict(
+                    model, options=StateDictOptions(full_state_dict=True)
+                )
                 self._twin.load_state_dict(weights, assign=True)
                 try:
                     yield self._twin
@@ -154,7 +179,9 @@ class Engine:
         _same_everywhere(model.buffers())
         return cast(
             "dict[str, Tensor]",
-            get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)),
+            get_model_state_dict(
+                model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+            ),
         )
 
     def training_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -166,7 +193,9 @@ class Engine:
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Float[Tensor, ""]:
     """Return the norm of all gradients together, the same plain tensor on every process."""
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = get_total_norm(
+        [parameter.grad for parameter in parameters if parameter.grad is not None]
+    )
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
@@ -179,7 +208,11 @@ def _same_everywhere(tensors: Iterable[Tensor]) -> None:
 def _drop_weights(model: nn.Module) -> nn.Module:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
+            setattr(
+                module,
+                name,
+                nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False),
+            )
     return model
 
 
@@ -199,15 +232,26 @@ def _shard(step: nn.Module, blocks: Sequence[nn.Module], *, precision: Precision
     mesh = init_device_mesh(device.type, (world_size(),))
     inner = MixedPrecisionPolicy()
     if precision == "bf16":
-        inner = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for norm in (module for block in blocks for module in block.modules() if isinstance(module, nn.LayerNorm)):
+        inner = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        for norm in (
+            module
+            for block in blocks
+            for module in block.modules()
+            if isinstance(module, nn.LayerNorm)
+        ):
             norm.forward = partial(_norm_in_float32, norm)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=inner)
     fully_shard(step, mesh=mesh)
 
 
-def _norm_in_float32(norm: nn.LayerNorm, hidden: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens dim"]:
+def _norm_in_float32(
+    norm: nn.LayerNorm, hidden: Float[Tensor, "*tokens dim"]
+) -> Float[Tensor, "*tokens dim"]:
     """Layer norm as autocast computes it on a GPU; on a CPU it refuses a norm whose weights are bf16."""
-    weight, bias = (None if vector is None else vector.float() for vector in (norm.weight, norm.bias))
+    weight, bias = (
+        None if vector is None else vector.float() for vector in (norm.weight, norm.bias)
+    )
     return F.layer_norm(hidden.float(), norm.normalized_shape, weight, bias, norm.eps)

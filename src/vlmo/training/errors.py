@@ -13,7 +13,9 @@ import torch.distributed as dist
 from vlmo.distributed import rank
 from vlmo.training.parallel import uninterrupted
 
-_WORKER = re.compile(r"DataLoader worker \(pid.*\) (?:is )?(killed by signal: \w+|exited unexpectedly)")
+_WORKER = re.compile(
+    r"DataLoader worker \(pid.*\) (?:is )?(killed by signal: \w+|exited unexpectedly)"
+)
 _LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
 
 

@@ -33,7 +33,9 @@ _BESIDE = ("README.md", "data_sources.json", *_PROCESSOR)
 _SECTION = "Adapter"
 
 
-def add_adapters(model: nn.Module, config: LoraConfig, *, start: str, missing: Sequence[str] = ()) -> None:
+def add_adapters(
+    model: nn.Module, config: LoraConfig, *, start: str, missing: Sequence[str] = ()
+) -> None:
     """Put adapters, which change nothing yet, around the target layers, and freeze what is not trained.
 
     Args:
@@ -47,7 +49,9 @@ def add_adapters(model: nn.Module, config: LoraConfig, *, start: str, missing: S
     import peft
 
     assert config.rank is not None  # only then there are adapters
-    if lost := [name for name in missing if not name.startswith(tuple(f"{each}." for each in _whole(model)))]:
+    if lost := [
+        name for name in missing if not name.startswith(tuple(f"{each}." for each in _whole(model)))
+    ]:
         raise ValueError(
             f"{start} lacks {len(lost)} tensors that adapters leave as they are, such as {lost[0]}; start from a model "
             "that has them, or leave out --lora.rank"
@@ -69,7 +73,9 @@ def save_adapter(folder: Path, model: Any, weights: dict[str, Tensor], *, start:
     """Write the adapter of a model into a folder that holds its `config.json` and card."""
     whole = tuple(f"{name}." for name in _whole(model))
     kept = {
-        _PREFIX + re.sub(r"(lora_[AB])\.default\.", r"\1.", name): tensor.detach().cpu().contiguous()
+        _PREFIX + re.sub(r"(lora_[AB])\.default\.", r"\1.", name): tensor.detach()
+        .cpu()
+        .contiguous()
         for name, tensor in weights.items()
         if "lora_" in name or name.startswith(whole)
     }
@@ -78,7 +84,9 @@ def save_adapter(folder: Path, model: Any, weights: dict[str, Tensor], *, start:
     settings.modules_to_save, settings.inference_mode = _whole(model), True
     settings.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / BASE).write_text(json.dumps({"start": start, "config": config}, indent=2) + "\n", encoding="utf-8")
+    (folder / BASE).write_text(
+        json.dumps({"start": start, "config": config}, indent=2) + "\n", encoding="utf-8"
+    )
     (folder / "config.json").unlink()
     body = f"This folder holds a LoRA adapter of `{start}`. `vlmo merge FOLDER --out MODEL` makes a model folder of it."
     add_section(folder, title=_SECTION, body=body)
@@ -104,7 +112,9 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
         # All other settings say what was trained, which the names of the tensors say too.
         settings, base = read_json(folder / CONFIG), read_json(folder / BASE)
         if other := [name for name in _OTHER_KINDS if settings.get(name)]:
-            raise ValueError(f"{', '.join(other)} in {CONFIG} make it an adapter of another kind than plain LoRA")
+            raise ValueError(
+                f"{', '.join(other)} in {CONFIG} make it an adapter of another kind than plain LoRA"
+            )
         rank, scale = settings["r"], settings["lora_alpha"] / settings["r"]
         adapter = load_file(folder / WEIGHTS)
         config, start = VLMoConfig.from_dict(base["config"]), str(base["start"])
@@ -121,16 +131,27 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
 
 
 @torch.no_grad()
-def _add_to_weights(model: nn.Module, adapter: dict[str, Tensor], *, rank: int, scale: float) -> None:
+def _add_to_weights(
+    model: nn.Module, adapter: dict[str, Tensor], *, rank: int, scale: float
+) -> None:
     """Add the products of an adapter to the weights of its model, and replace what was trained whole."""
-    given = {name.removeprefix(_PREFIX).replace(".base_layer.", "."): tensor for name, tensor in adapter.items()}
+    given = {
+        name.removeprefix(_PREFIX).replace(".base_layer.", "."): tensor
+        for name, tensor in adapter.items()
+    }
     differing = []
     for name, weight in model.state_dict().items():
         new = given.pop(name, weight)
-        up, down = (given.pop(f"{name.removesuffix('.weight')}.lora_{side}.weight", None) for side in "BA")
+        up, down = (
+            given.pop(f"{name.removesuffix('.weight')}.lora_{side}.weight", None) for side in "BA"
+        )
         if up is not None and down is not None:
             fits = up.shape == (len(weight), rank) and down.shape == (rank, weight.shape[-1])
-            new = new.float() + scale * (up.float() @ down.float()) if fits else torch.full_like(weight, torch.nan)
+            new = (
+                new.float() + scale * (up.float() @ down.float())
+                if fits
+                else torch.full_like(weight, torch.nan)
+            )
         if new.shape != weight.shape or not new.isfinite().all() or (up is None) != (down is None):
             differing.append(name)
         elif new is not weight:
@@ -144,5 +165,9 @@ def _add_to_weights(model: nn.Module, adapter: dict[str, Tensor], *, rank: int, 
 
 def _whole(model: nn.Module) -> list[str]:
     heads = [name for name, _ in model.named_children() if name != "vlmo"]
-    own = [name for name in _TRAINED_WHOLE if getattr(model.get_submodule("vlmo"), name, None) is not None]
+    own = [
+        name
+        for name in _TRAINED_WHOLE
+        if getattr(model.get_submodule("vlmo"), name, None) is not None
+    ]
     return heads + [f"vlmo.{name}" for name in own]

@@ -63,7 +63,9 @@ class MuonWithAdamW(Optimizer):
         parts = direction.to(self._dtype).chunk(group["parts"])
         update = torch.cat([orthogonalize(part) for part in parts])
         if isinstance(matrix, DTensor):
-            update = distribute_tensor(update, matrix.device_mesh, matrix.placements, src_data_rank=None)
+            update = distribute_tensor(
+                update, matrix.device_mesh, matrix.placements, src_data_rank=None
+            )
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
         scale = 0.2 * max(parts[0].shape) ** 0.5  # updates as large as AdamW's in root mean square
         matrix.add_(update, alpha=-scale * group["lr"])

@@ -33,7 +33,9 @@ class OptimizerConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}; give two numbers from 0 to below 1")
         if self.eps <= 0 or self.weight_decay < 0:
-            raise ValueError(f"eps is {self.eps} and weight_decay {self.weight_decay}; give eps > 0, weight_decay >= 0")
+            raise ValueError(
+                f"eps is {self.eps} and weight_decay {self.weight_decay}; give eps > 0, weight_decay >= 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ def param_groups(
     parameters = dict(module.named_parameters())
     if unknown := sorted({*no_weight_decay, *lr_scale} - parameters.keys()):
         example = next(iter(parameters), "none")
-        raise ValueError(f"no parameter is called {', '.join(unknown)}; give names such as {example}")
+        raise ValueError(
+            f"no parameter is called {', '.join(unknown)}; give names such as {example}"
+        )
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
@@ -114,7 +118,9 @@ def param_groups(
         }
         groups.setdefault(f"{label} {scale!r}", group)["params"].append(parameter)
     if not groups:
-        raise ValueError("no parameter is trainable (all have requires_grad=False); unfreeze what this run is to train")
+        raise ValueError(
+            "no parameter is trainable (all have requires_grad=False); unfreeze what this run is to train"
+        )
     return list(groups.values())
 
 

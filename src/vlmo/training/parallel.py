@@ -29,11 +29,15 @@ _hang_seconds: float | None = None  # of the timer of this process; None: it has
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch on `device`; 8-bit images stay so, a fourth of what they will be."""
     tensors = cast(dict[str, Tensor], batch)
-    return cast(Batch, {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+    return cast(
+        Batch, {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    )
 
 
 @contextlib.contextmanager
-def launch(device: str | None = None, *, hang_seconds: float = HANG_SECONDS) -> Iterator[torch.device]:
+def launch(
+    device: str | None = None, *, hang_seconds: float = HANG_SECONDS
+) -> Iterator[torch.device]:
     """Yield this process's device, inside a process group if torchrun started several processes.
 
     Without a launcher there is no group, and nothing to set up. A group that is already there is used and left open. A
@@ -80,7 +84,9 @@ def report_progress(*, slow: bool = False) -> None:
 
 def longest_wait(hang_seconds: float | None = None) -> timedelta:
     """Return the timeout of collectives: long enough that the timer of a process that hangs ends it first."""
-    return timedelta(seconds=min(2 * _SLOW_FACTOR * (hang_seconds or _hang_seconds or HANG_SECONDS), _MAX_WAIT_S))
+    return timedelta(
+        seconds=min(2 * _SLOW_FACTOR * (hang_seconds or _hang_seconds or HANG_SECONDS), _MAX_WAIT_S)
+    )
 
 
 def from_main(value: Any) -> Any:

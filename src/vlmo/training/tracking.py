@@ -43,7 +43,9 @@ class _EventFile:
         # slow to import, and only there with the extra `train`
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        messages: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")  # made when it is imported
+        messages: Any = importlib.import_module(
+            "tensorboard.compat.proto.event_pb2"
+        )  # made when it is imported
         folder.mkdir(exist_ok=True)
         # TensorBoard reads files in the order of their names.
         self.file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("wb")
@@ -67,7 +69,9 @@ class Tracker:
         step: Finished steps in the state that the run goes on from.
     """
 
-    def __init__(self, run_dir: Path, *, step: int, max_steps: int, title: str, console: Console | None) -> None:
+    def __init__(
+        self, run_dir: Path, *, step: int, max_steps: int, title: str, console: Console | None
+    ) -> None:
         path = run_dir / METRICS
         kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
         run_dir.mkdir(parents=True, exist_ok=True)

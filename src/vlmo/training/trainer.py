@@ -257,17 +257,25 @@ class Trainer:
         stopping = False
         while counters.step < config.max_steps and not stopping:
             stopping = self._train_step(batches, tracker, stop)
-            if stopping or counters.step % config.save_every == 0 or counters.step == config.max_steps:
+            if (
+                stopping
+                or counters.step % config.save_every == 0
+                or counters.step == config.max_steps
+            ):
                 self._save(tracker)
             if not stopping:
                 self._evaluate_if_due(tracker)
         report_progress(slow=True)
         self._states.wait()
         if stopping:
-            logger.warning("%s: stopped after step %d; the same command goes on", self.title, counters.step)
+            logger.warning(
+                "%s: stopped after step %d; the same command goes on", self.title, counters.step
+            )
         return not stopping
 
-    def _train_step(self, batches: Iterator[list[Batch]], tracker: Tracker | None, stop: StopSignal) -> bool:
+    def _train_step(
+        self, batches: Iterator[list[Batch]], tracker: Tracker | None, stop: StopSignal
+    ) -> bool:
         """Make one update; return True if any process was asked to stop."""
         counters = self._counters
         config = self.config
@@ -277,7 +285,9 @@ class Trainer:
             micro_batches = next(batches)
         except ValueError as error:
             with uninterrupted():
-                raise ValueError(f"{str(error).rstrip('.')}; {self._states.last_saved(finish=True)}") from error
+                raise ValueError(
+                    f"{str(error).rstrip('.')}; {self._states.last_saved(finish=True)}"
+                ) from error
 
         losses = self._accumulate_gradients(micro_batches)
         parameters = [
@@ -292,7 +302,9 @@ class Trainer:
         is_finite = bool(losses["loss"].isfinite() & grad_norm.isfinite())
         num_samples = sum(len(batch["sample_ids"]) for batch in micro_batches)
         flags = [int(not is_finite), int(stop.requested), num_samples]
-        num_bad, num_stopping, num_samples = all_reduce(torch.tensor(flags, device=self.device)).tolist()
+        num_bad, num_stopping, num_samples = all_reduce(
+            torch.tensor(flags, device=self.device)
+        ).tolist()
         if num_bad:
             counters.skipped += 1
             counters.bad_in_row += 1
@@ -329,14 +341,18 @@ class Trainer:
         """Add up gradients of the mean loss; return this process's losses, means over micro-batches."""
         values: dict[str, list[Tensor]] = defaultdict(list)
         for micro, batch in enumerate(micro_batches):
-            seed = forward_seed(self.recipe.seed, step=self._counters.step, micro=micro, rank=rank())
+            seed = forward_seed(
+                self.recipe.seed, step=self._counters.step, micro=micro, rank=rank()
+            )
             torch.manual_seed(seed)  # its GPU generators too
             np.random.seed(seed % 2**32)
             random.seed(seed)
             batch = to_device(batch, self.device)
             report_progress()
             with self._engine.synchronized(last=micro == len(micro_batches) - 1):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+                ):
                     losses = self._engine(batch)
                 (losses["loss"] / len(micro_batches)).backward()
             for name, value in losses.items():
@@ -377,7 +393,9 @@ class Trainer:
                 "seconds": self._seconds(),
                 "samples_seen": counters.samples_seen,
                 "precision": self.precision,
-                "sample_ids_digest": hashlib.sha256(json.dumps(sample_ids).encode()).hexdigest()[:16],
+                "sample_ids_digest": hashlib.sha256(json.dumps(sample_ids).encode()).hexdigest()[
+                    :16
+                ],
             }
             tracker.log(step, line, prefix="train/")
             shown = " ".join(f"{name} {value:.4g}" for name, value in mean_losses.items())
@@ -392,7 +410,9 @@ class Trainer:
 
     def _global_sample_ids(self, micro_batches: list[Batch]) -> list[int]:
         """Return ids in the order of the global batch, which processes cut by micro-batch first."""
-        local_ids = [batch["sample_ids"].tolist() for batch in micro_batches if "sample_ids" in batch]
+        local_ids = [
+            batch["sample_ids"].tolist() for batch in micro_batches if "sample_ids" in batch
+        ]
         sample_ids: list[int] = []
         for process_ids in zip(*gather_objects(local_ids), strict=True):
             for ids in process_ids:
@@ -443,7 +463,9 @@ class Trainer:
                 self.loader.go_on_from(self._counters.step, self._counters.cursor or {})
             logger.info("%s: going on from %s", self.title, path)
         self._started_at = time.monotonic() - self._counters.seconds
-        finished = self._counters.step >= self.config.max_steps and from_main(self.model_dir.exists())
+        finished = self._counters.step >= self.config.max_steps and from_main(
+            self.model_dir.exists()
+        )
         if not finished:  # else its settings stay those that it was trained with
             claim_run_folder(self.run_dir, recipe_json=recipe, write=is_main())
         return finished

@@ -33,11 +33,23 @@ def root(tmp_path: Path) -> Path:
 
 def test_imagenet_classes_are_the_folders_in_order(root, tmp_path) -> None:
     lines = prepare("imagenet", root=root, out=tmp_path / "out").lines()
-    assert not [line for line in lines if line.startswith("warning")]  # nobody knows the size of such a set
+    assert not [
+        line for line in lines if line.startswith("warning")
+    ]  # nobody knows the size of such a set
     train = open_source(str(tmp_path / "out"))
     assert train.features == class_features(SYNSETS)
     assert train["label"][:] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert [decode_image(row["image"]).getpixel((0, 0))[0] for row in train] == [0, 1, 2, 10, 11, 12, 20, 21, 22]
+    assert [decode_image(row["image"]).getpixel((0, 0))[0] for row in train] == [
+        0,
+        1,
+        2,
+        10,
+        11,
+        12,
+        20,
+        21,
+        22,
+    ]
     assert train["captions"][0] == []
     assert train["image_id"][3] == "imagenet/train/n02012849/n02012849_0.JPEG"
     assert open_source(str(tmp_path / "out"), split="validation")["label"][:] == [0, 1, 2]
@@ -47,14 +59,27 @@ def test_imagenet_classes_are_the_folders_in_order(root, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("LOC_synset_mapping.txt", "".join(f"{s} {n}\n" for s, n in zip(SYNSETS, NAMES, strict=True))),
-        ("words.txt", "n00000001\tunused\n" + "".join(f"{s}\t{n}\n" for s, n in zip(SYNSETS, NAMES, strict=True))),
+        (
+            "LOC_synset_mapping.txt",
+            "".join(f"{s} {n}\n" for s, n in zip(SYNSETS, NAMES, strict=True)),
+        ),
+        (
+            "words.txt",
+            "n00000001\tunused\n"
+            + "".join(f"{s}\t{n}\n" for s, n in zip(SYNSETS, NAMES, strict=True)),
+        ),
     ],
 )
-def test_imagenet_names_come_from_the_files_that_people_have(root, tmp_path, name: str, text: str) -> None:
+def test_imagenet_names_come_from_the_files_that_people_have(
+    root, tmp_path, name: str, text: str
+) -> None:
     write(root / name, text)
     summary = prepare("imagenet", root=root, out=tmp_path / "out")
-    assert labels_of(tmp_path / "out") == ["tench, Tinca tinca", "crane (n02012849)", "crane (n03126707)"]
+    assert labels_of(tmp_path / "out") == [
+        "tench, Tinca tinca",
+        "crane (n02012849)",
+        "crane (n03126707)",
+    ]
     assert open_source(str(tmp_path / "out")).features["label"].names == SYNSETS
     assert "labels: 3" in summary.lines()
 
@@ -86,7 +111,10 @@ def mask_png(numbers: np.ndarray = ANNOTATION, *, mode: str = "L") -> bytes:
 
 def object_info(number_of_lines: int = 150) -> str:
     lines = ["Idx\tRatio\tTrain\tVal\tName"]
-    lines += [f"{number}  \t0.1576  \t11664\t1172\tthing {number}, item {number}" for number in range(1, 151)]
+    lines += [
+        f"{number}  \t0.1576  \t11664\t1172\tthing {number}, item {number}"
+        for number in range(1, 151)
+    ]
     return "\n".join(lines[: number_of_lines + 1]) + "\n"
 
 
@@ -100,16 +128,24 @@ def ade20k(root: Path) -> Path:
 
 
 @pytest.mark.parametrize(("mode", "place"), [("L", "."), ("P", "ADEChallengeData2016")])
-def test_ade20k_makes_a_row_of_each_image_and_counts_classes_from_zero(mode, place, tmp_path) -> None:
+def test_ade20k_makes_a_row_of_each_image_and_counts_classes_from_zero(
+    mode, place, tmp_path
+) -> None:
     root = ade20k(tmp_path / "root" / place)
     write(root / "annotations/validation/ADE_val_00000001.png", mask_png(mode=mode))
     summary = prepare("ade20k", root=tmp_path / "root", out=tmp_path / "out")
-    assert {split: counts["rows"] for split, counts in summary.splits.items()} == {"train": 3, "validation": 2}
+    assert {split: counts["rows"] for split, counts in summary.splits.items()} == {
+        "train": 3,
+        "validation": 2,
+    }
     assert "warning: train has 3 rows; the whole set has 20,210" in summary.lines()
     train = open_source(str(tmp_path / "out"), split="train")
     assert train.features == SEGMENT_FEATURES
     row = train[1]
-    assert row["image"] == {"bytes": None, "path": str(root / "images/training/ADE_train_00000002.jpg")}
+    assert row["image"] == {
+        "bytes": None,
+        "path": str(root / "images/training/ADE_train_00000002.jpg"),
+    }
     assert (row["image_id"], row["captions"], row["source"]) == ("ADE_train_00000002", [], "ade20k")
     mask = open_source(str(tmp_path / "out"), split="validation")[0]["mask"]
     with Image.open(io.BytesIO(mask["bytes"])) as opened:
@@ -125,7 +161,9 @@ def test_ade20k_items_are_read_in_other_processes_and_know_changed_files(tmp_pat
     before = list(found.items())
     assert list(pickle.loads(pickle.dumps(found.read))(before)) == list(found.read(before))
     write(root / "annotations/validation/ADE_val_00000002.png", mask_png(mode="RGB"))
-    assert [old == new for old, new in zip(before, open_ade20k(root).items(), strict=True)] == [True] * 4 + [False]
+    assert [old == new for old, new in zip(before, open_ade20k(root).items(), strict=True)] == [
+        True
+    ] * 4 + [False]
 
 
 def test_ade20k_quarantines_what_does_not_fit_together(tmp_path) -> None:
@@ -154,5 +192,7 @@ def test_ade20k_quarantines_what_does_not_fit_together(tmp_path) -> None:
     assert "cut_mask.png: cannot be decoded" in reasons["cut_mask"]
     assert reasons["other_size"].endswith("other_size.png: 6 x 4 pixels, its image has 5 x 4")
     assert reasons["class_151"].endswith("class_151.png: class 151; expected 0 (none) to 150")
-    assert "colored.png: cannot be decoded: mode RGB; a mask needs one channel" in reasons["colored"]
+    assert (
+        "colored.png: cannot be decoded: mode RGB; a mask needs one channel" in reasons["colored"]
+    )
     assert (summary.splits["train"]["rows"], summary.splits["train"]["quarantined"]) == (3, 7)

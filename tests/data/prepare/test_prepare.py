@@ -22,59 +22,130 @@ PUBLISHED = {
     "nlvr2": lambda root: Pairs().write(root),
 }
 VQA_QUESTIONS, VQA_ANNOTATIONS = (
-    f"v2_{name}.json" for name in ("OpenEnded_mscoco_train2014_questions", "mscoco_train2014_annotations")
+    f"v2_{name}.json"
+    for name in ("OpenEnded_mscoco_train2014_questions", "mscoco_train2014_annotations")
 )
 ONE_ANSWER = {"annotations": Questions().annotations["train2014"][:1]}
 WRONG = {
     "coco": [
-        ("dataset_coco.json", None, r"coco\.json is missing; --root must be a folder with train2014/, val2014/"),
-        ("train2014", None, "train2014 is missing; --root must be a folder with train2014/, val2014/"),
+        (
+            "dataset_coco.json",
+            None,
+            r"coco\.json is missing; --root must be a folder with train2014/, val2014/",
+        ),
+        (
+            "train2014",
+            None,
+            "train2014 is missing; --root must be a folder with train2014/, val2014/",
+        ),
         ("val2014", None, "val2014 is missing; --root must be a folder with train2014/, val2014/"),
         (
             "dataset_coco.json",
             {"images": [{"filename": "a.jpg"}]},
             r"images\[0\]: KeyError\('cocoid'\); is it the file",
         ),
-        ("dataset_coco.json", {"images": [coco_record(0, "train"), coco_record(1, "dev")]}, r"images\[1\]: Key.*'dev'"),
+        (
+            "dataset_coco.json",
+            {"images": [coco_record(0, "train"), coco_record(1, "dev")]},
+            r"images\[1\]: Key.*'dev'",
+        ),
     ],
-    "flickr30k": [("flickr30k-images", None, "flickr30k-images or flickr30k_images is missing; --root must be")],
+    "flickr30k": [
+        (
+            "flickr30k-images",
+            None,
+            "flickr30k-images or flickr30k_images is missing; --root must be",
+        )
+    ],
     "visual_genome": [
-        ("region_descriptions.json", [{"id": 1}], r"region_descriptions.json: \[0\]: KeyError\('regions'\)"),
-        ("region_descriptions.json", [{"id": 1, "regions": [{"phrase": None}]}], "TypeError.*None is no text"),
-        ("image_data.json", [{"image_id": 1}, {"id": 2}], r"image_data.json: \[1\]: KeyError\('image_id'\)"),
+        (
+            "region_descriptions.json",
+            [{"id": 1}],
+            r"region_descriptions.json: \[0\]: KeyError\('regions'\)",
+        ),
+        (
+            "region_descriptions.json",
+            [{"id": 1, "regions": [{"phrase": None}]}],
+            "TypeError.*None is no text",
+        ),
+        (
+            "image_data.json",
+            [{"image_id": 1}, {"id": 2}],
+            r"image_data.json: \[1\]: KeyError\('image_id'\)",
+        ),
         ("image_data.json", None, "or annotations/image_data.json is missing; --root must be"),
         ("region_descriptions.json", None, "or annotations/region_descriptions.json is missing"),
         ("VG_100K", None, "or images/VG_100K is missing"),
         ("VG_100K_2", None, "or images/VG_100K_2 is missing"),
     ],
     "imagenet": [
-        ("val/n99999999/a.JPEG", jpeg(0), "val: class 'n99999999' is none of the 3 classes of train"),
+        (
+            "val/n99999999/a.JPEG",
+            jpeg(0),
+            "val: class 'n99999999' is none of the 3 classes of train",
+        ),
         ("train", None, "train is missing; --root must be a folder with train/ and val/"),
-        ("words.txt", b"n01440764 tench\nn02012849\n", r"words\.txt: expected the names .* found 'n02012849'"),
+        (
+            "words.txt",
+            b"n01440764 tench\nn02012849\n",
+            r"words\.txt: expected the names .* found 'n02012849'",
+        ),
     ],
     "ade20k": [
-        ("annotations/validation", None, "annotations/validation is missing; --root must be a folder with images/"),
-        ("objectInfo150.txt", object_info(149).encode(), "objectInfo150.txt: 149 classes with 149 names; expected"),
+        (
+            "annotations/validation",
+            None,
+            "annotations/validation is missing; --root must be a folder with images/",
+        ),
+        (
+            "objectInfo150.txt",
+            object_info(149).encode(),
+            "objectInfo150.txt: 149 classes with 149 names; expected",
+        ),
     ],
     "vqav2": [
         ("v2_mscoco_val2014_annotations.json", None, "val2014_annotations.json is missing"),
         (VQA_QUESTIONS, None, "train2014_questions.json is missing"),
         ("test2015", None, "test2015 is missing"),
-        (VQA_ANNOTATIONS, {"annotations": [{"question_id": 1}]}, r"annotations.json: annotations\[0\]: .*'image_id'"),
-        (VQA_QUESTIONS, {"questions": [{"question_id": 1}]}, r"questions.json: questions\[0\]: KeyError\('image_id'"),
+        (
+            VQA_ANNOTATIONS,
+            {"annotations": [{"question_id": 1}]},
+            r"annotations.json: annotations\[0\]: .*'image_id'",
+        ),
+        (
+            VQA_QUESTIONS,
+            {"questions": [{"question_id": 1}]},
+            r"questions.json: questions\[0\]: KeyError\('image_id'",
+        ),
         (VQA_ANNOTATIONS, ONE_ANSWER, "no answer is given to 9 questions"),
     ],
     "nlvr2": [
         ("dev.json", b"\xff\xfe", "dev.json:1: expected sentence"),
         ("dev.json", {"identifier": "dev-1-1-1", "sentence": 5}, "dev.json:1: .*5 is no text"),
         ("dev.json", b"not JSON", "dev.json:1: expected sentence, label, identifier"),
-        ("dev.json", {"identifier": "dev-1-0-0", "label": "True"}, r"dev.json:1: .*KeyError\('sentence'\)"),
-        ("dev.json", {"identifier": "dev-1-0", "sentence": "Short."}, "dev.json:1: .*such as dev-850-0-1"),
+        (
+            "dev.json",
+            {"identifier": "dev-1-0-0", "label": "True"},
+            r"dev.json:1: .*KeyError\('sentence'\)",
+        ),
+        (
+            "dev.json",
+            {"identifier": "dev-1-0", "sentence": "Short."},
+            "dev.json:1: .*such as dev-850-0-1",
+        ),
         ("dev.json", ["dev-1-0-0"], "dev.json:1: expected sentence"),
     ],
     "sbu": [
-        ("list.parquet", parquet_bytes({"url": URL, "caption": "x"}), "no .parquet file with images in it.*img2data"),
-        ("list.parquet", parquet_bytes({"jpg": b"x", "url": URL}), "none of the columns .* TEXT, so there are no cap"),
+        (
+            "list.parquet",
+            parquet_bytes({"url": URL, "caption": "x"}),
+            "no .parquet file with images in it.*img2data",
+        ),
+        (
+            "list.parquet",
+            parquet_bytes({"jpg": b"x", "url": URL}),
+            "none of the columns .* TEXT, so there are no cap",
+        ),
         ("0.parquet", b"PAR1 cut off", "not a whole parquet file"),
     ],
     "text": [
@@ -85,7 +156,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "content", "message"), [(name, *wrong) for name, table in WRONG.items() for wrong in table]
+    ("name", "file", "content", "message"),
+    [(name, *wrong) for name, table in WRONG.items() for wrong in table],
 )
 def test_what_is_missing_or_wrong_is_named(name, file, content, message, tmp_path) -> None:
     root = tmp_path / "root"
@@ -115,19 +187,27 @@ def test_find_takes_the_first_that_exists(tmp_path: Path) -> None:
     write(tmp_path / "c.json", "")
     assert find(tmp_path, "c.json", "b/c.json", layout="c.json") == tmp_path / "c.json"
     os.mkfifo(tmp_path / "d.json")
-    with pytest.raises(ValueError, match=r"d\.json or e\.json is missing; --root must be a folder with d\.json"):
+    with pytest.raises(
+        ValueError, match=r"d\.json or e\.json is missing; --root must be a folder with d\.json"
+    ):
         find(tmp_path, "d.json", "e.json", layout="d.json")
 
 
 def test_unknown_name_gets_the_nearest(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"no data set 'flickr30' .*Did you mean 'flickr30k'\? All: coco, flickr30k"):
+    with pytest.raises(
+        ValueError,
+        match=r"no data set 'flickr30' .*Did you mean 'flickr30k'\? All: coco, flickr30k",
+    ):
         prepare("flickr30", root=tmp_path, out=tmp_path / "out")
     with pytest.raises(ValueError, match=r"no data set 'xyzzy' can be prepared\. All: coco"):
         prepare("xyzzy", root=tmp_path, out=tmp_path / "out")
 
 
 def test_labels_of_other_folders_is_an_error(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"no prepared\.json; expected a folder that `vlmo data prepare` has written"):
+    with pytest.raises(
+        ValueError,
+        match=r"no prepared\.json; expected a folder that `vlmo data prepare` has written",
+    ):
         labels_of(tmp_path)
     write(tmp_path / "prepared.json", '{"labels": null}')
     with pytest.raises(ValueError, match="no answers or classes"):
@@ -143,7 +223,13 @@ def test_records_are_those_of_json(tmp_path) -> None:
     file = tmp_path / "a.json"
     file.write_text(json.dumps(RECORDS, ensure_ascii=False), encoding="utf-8-sig")
     assert read_records(file, lambda record: record) == RECORDS
-    whole = {"info": {"images": [0]}, "number": 17, "others": [[1], 2], "images": RECORDS, "after": [3]}
+    whole = {
+        "info": {"images": [0]},
+        "number": 17,
+        "others": [[1], 2],
+        "images": RECORDS,
+        "after": [3],
+    }
     file.write_text(json.dumps(whole, indent=2))
     assert read_records(file, lambda record: record, key="images") == RECORDS
     assert read_records(file, lambda pair: pair[0]) == list(whole)
@@ -162,11 +248,17 @@ def test_records_are_those_of_json(tmp_path) -> None:
         (b"", "images", "is it cut off"),
         (b"[" * 100_000, None, "recursion depth"),
         (b'{"info": ' + b'{"a":' * 100_000, "images", "recursion depth"),
-        (b'{"images": [{"id": 1}, {"name": 2}]}', "images", r"images\[1\]: KeyError\('id'\); is it the file of anoth"),
+        (
+            b'{"images": [{"id": 1}, {"name": 2}]}',
+            "images",
+            r"images\[1\]: KeyError\('id'\); is it the file of anoth",
+        ),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, text: bytes, key: str | None, message: str) -> None:
     file = write(tmp_path / "a.json", text)
     with pytest.raises(ValueError, match=message) as caught:
-        read_records(file, lambda record: record["id"] if isinstance(record, dict) else record, key=key)
+        read_records(
+            file, lambda record: record["id"] if isinstance(record, dict) else record, key=key
+        )
     assert str(file) in str(caught.value)

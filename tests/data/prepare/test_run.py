@@ -23,7 +23,10 @@ CHUNK = 40
 
 
 def toy_row(number: int, split: str = "train", **changes) -> Row:
-    values = {"image": {"bytes": jpeg(number), "path": f"{number}.jpg"}, "captions": [f"c {number}"]}
+    values = {
+        "image": {"bytes": jpeg(number), "path": f"{number}.jpg"},
+        "captions": [f"c {number}"],
+    }
     values |= {"image_id": f"toy/{number}", "source": "toy", "licence": "CC0-1.0"}
     return Row(split, values | changes)
 
@@ -34,11 +37,15 @@ def ids(out: Path, split: str = "train") -> list[str]:
 
 def content(out: Path) -> dict[str, bytes]:
     """Every file but those with the fingerprints that `datasets` makes of paths and times."""
-    files = [file for file in sorted(out.rglob("*")) if file.is_file() and file.name != "state.json"]
+    files = [
+        file for file in sorted(out.rglob("*")) if file.is_file() and file.name != "state.json"
+    ]
     return {str(file.relative_to(out)): file.read_bytes() for file in files}
 
 
-def prepare_toy(records: Iterable[Record], tmp_path: Path, *, out: str = "out", **settings) -> Summary:
+def prepare_toy(
+    records: Iterable[Record], tmp_path: Path, *, out: str = "out", **settings
+) -> Summary:
     """Prepare a set whose records are given."""
     found = SetOnDisk(partial(list, records), "CC0-1.0", **{"chunk": 2, **settings})
     return prepare_set("toy", lambda _: found, root=tmp_path, out=tmp_path / out)
@@ -68,7 +75,10 @@ def test_nothing_is_lost_without_a_line(tmp_path) -> None:
     summary = prepare_toy(records, tmp_path)
     assert ids(tmp_path / "out") == ["toy/0", "toy/7"]
     assert open_source(str(tmp_path / "out"))["captions"][1] == ["c 7"]
-    lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    ]
     facts = {"split": "train", "source": "toy"}
     bad = {"image_id": "toy/1", "path": "list.json", "reason": "no such record"}
     assert lines[0] == {"kind": "row", **facts, **bad}
@@ -85,7 +95,15 @@ def test_nothing_is_lost_without_a_line(tmp_path) -> None:
 
 
 def test_repeats_of_bad_rows_and_of_other_splits_are_kept(tmp_path) -> None:
-    records = [toy_row(0, captions=[]), toy_row(0), toy_row(0, "test"), toy_row(1), toy_row(0), toy_row(2), toy_row(0)]
+    records = [
+        toy_row(0, captions=[]),
+        toy_row(0),
+        toy_row(0, "test"),
+        toy_row(1),
+        toy_row(0),
+        toy_row(2),
+        toy_row(0),
+    ]
     summary = prepare_toy(records, tmp_path)
     assert ids(tmp_path / "out") == ["toy/0", "toy/1", "toy/2"]
     assert ids(tmp_path / "out", "test") == ["toy/0"]
@@ -123,9 +141,14 @@ def test_prepared_folder_says_what_it_holds(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("records", "message"),
-    [([toy_row(0, image=None)] * 2, "can be used; the first one: the row has no image"), ([], "there are no rows")],
+    [
+        ([toy_row(0, image=None)] * 2, "can be used; the first one: the row has no image"),
+        ([], "there are no rows"),
+    ],
 )
-def test_nothing_good_is_an_error_with_the_first_reason_and_leaves_nothing(records, message, tmp_path) -> None:
+def test_nothing_good_is_an_error_with_the_first_reason_and_leaves_nothing(
+    records, message, tmp_path
+) -> None:
     with pytest.raises(ValueError, match=message):
         prepare_toy(records, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -157,7 +180,10 @@ def test_second_run_into_one_folder_is_refused_until_the_first_has_ended(tmp_pat
     ("name", "text", "message"),
     [
         ("thesis.txt", "years of work", "exists and is not empty; choose a new folder"),
-        *(("prepared.json", text, r"prepared\.json .*choose another --out") for text in ("{", "{}", "[]")),
+        *(
+            ("prepared.json", text, r"prepared\.json .*choose another --out")
+            for text in ("{", "{}", "[]")
+        ),
     ],
 )
 def test_folder_with_other_things_is_never_replaced(name, text, message, tmp_path) -> None:
@@ -168,9 +194,16 @@ def test_folder_with_other_things_is_never_replaced(name, text, message, tmp_pat
 
 
 def test_impossible_options_are_refused(tmp_path) -> None:
-    for more, message in (({"out": tmp_path}, "holds --root"), ({"num_proc": 0}, "num_proc 0 must be at least 1")):
+    for more, message in (
+        ({"out": tmp_path}, "holds --root"),
+        ({"num_proc": 0}, "num_proc 0 must be at least 1"),
+    ):
         with pytest.raises(ValueError, match=message):
-            prepare_set("toy", lambda _: None, **{"root": tmp_path / "root", "out": tmp_path / "new", **more})
+            prepare_set(
+                "toy",
+                lambda _: None,
+                **{"root": tmp_path / "root", "out": tmp_path / "new", **more},
+            )
 
 
 class InterruptedRunError(Exception):
@@ -206,9 +239,13 @@ def prepare_files(rows: list[Row], *, waits_for: str = "", **options) -> Summary
     read_path = decoding.read_path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            decoding, "read_path", lambda path: threading.Event().wait() if path == waits_for else read_path(path)
+            decoding,
+            "read_path",
+            lambda path: threading.Event().wait() if path == waits_for else read_path(path),
         )
-        return prepare_set("toy", lambda _: SetOnDisk(partial(list, rows), "CC0-1.0", chunk=CHUNK), **options)
+        return prepare_set(
+            "toy", lambda _: SetOnDisk(partial(list, rows), "CC0-1.0", chunk=CHUNK), **options
+        )
 
 
 def file_rows(root: Path, splits: list[str]) -> list[Row]:
@@ -221,7 +258,9 @@ def file_rows(root: Path, splits: list[str]) -> list[Row]:
 
 
 def descendants(number: int) -> list[int]:
-    children = [int(child) for child in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+    children = [
+        int(child) for child in Path(f"/proc/{number}/task/{number}/children").read_text().split()
+    ]
     return children + [further for child in children for further in descendants(child)]
 
 
@@ -232,7 +271,9 @@ def test_preparation_goes_on_after_kill_9(tmp_path) -> None:
     waits_for = rows[2 * CHUNK + 5].values["image"]["path"]
     process = start(prepare_files, rows, waits_for=waits_for, num_proc=2, **options)
     unfinished = tmp_path / "out.unfinished"
-    wait_until(lambda: any(unfinished.glob("0*.arrow")), within_s=SECONDS, meanwhile=process.is_alive)
+    wait_until(
+        lambda: any(unfinished.glob("0*.arrow")), within_s=SECONDS, meanwhile=process.is_alive
+    )
     started = descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     assert process.wait(SECONDS) == -signal.SIGKILL

@@ -51,4 +51,9 @@ def write_coco(root: Path, records: list[dict]) -> Path:
 
 def flickr_record(number: int, split: str) -> dict:
     sentences = [{"raw": f"Caption {number}."}]
-    return {"imgid": number, "sentences": sentences, "split": split, "filename": f"{1000 + number}.jpg"}
+    return {
+        "imgid": number,
+        "sentences": sentences,
+        "split": split,
+        "filename": f"{1000 + number}.jpg",
+    }

@@ -24,7 +24,9 @@ def stream(source, lane=0, *, lanes=LANES, block=4, seed=1, cursor=START):
 
 def epoch_of(records, epoch):
     records = itertools.dropwhile(lambda found: found[0] < epoch, records)
-    return [record for _, record, _ in itertools.takewhile(lambda found: found[0] == epoch, records)]
+    return [
+        record for _, record, _ in itertools.takewhile(lambda found: found[0] == epoch, records)
+    ]
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 7, 10])
@@ -32,14 +34,21 @@ def epoch_of(records, epoch):
 def test_lanes_of_an_epoch_share_out_its_records_each_once(source, lanes, epoch):
     own = [epoch_of(stream(source, lane, lanes=lanes), epoch) for lane in range(lanes)]
     found = Counter(record.key for records in own for record in records)
-    assert found == Counter(f"{shard}-{number}" for shard, count in enumerate(COUNTS) for number in range(count))
+    assert found == Counter(
+        f"{shard}-{number}" for shard, count in enumerate(COUNTS) for number in range(count)
+    )
     if lanes in {3, 7}:  # whole shards
-        assert all(sum(record.key.startswith("5-") for record in records) in {0, 12} for records in own)
+        assert all(
+            sum(record.key.startswith("5-") for record in records) in {0, 12} for records in own
+        )
 
 
 def test_epochs_deal_shards_anew_and_evenly(source):
     lanes = range(LANES)
-    pieces = [[source.of_lane(lane, lanes=LANES, epoch=epoch, seed=1) for lane in lanes] for epoch in lanes]
+    pieces = [
+        [source.of_lane(lane, lanes=LANES, epoch=epoch, seed=1) for lane in lanes]
+        for epoch in lanes
+    ]
     dealt = [[[shard for shard, _, _ in own] for own in of_epoch] for of_epoch in pieces]
     assert dealt[0] != dealt[1]
     assert [sum(len(epoch[lane]) for epoch in dealt) for lane in range(LANES)] == [7, 7, 7]
@@ -59,9 +68,15 @@ def test_order_is_shuffled_within_blocks_and_by_the_seed(source):
 @pytest.mark.parametrize("block", [1, 4, 100])
 def test_a_stream_goes_on_from_the_cursor_of_any_record(source, block):
     count, saved = 40, START  # more than an epoch of this lane
-    whole, running = list(itertools.islice(stream(source, block=block), count + 5)), stream(source, block=block)
+    whole, running = (
+        list(itertools.islice(stream(source, block=block), count + 5)),
+        stream(source, block=block),
+    )
     for number in range(count):
-        assert list(itertools.islice(stream(source, block=block, cursor=saved), 5)) == whole[number : number + 5]
+        assert (
+            list(itertools.islice(stream(source, block=block, cursor=saved), 5))
+            == whole[number : number + 5]
+        )
         found = next(running)
         assert found == whole[number]
         saved = tuple(part and tuple(part) for part in json.loads(json.dumps(found[2])))
@@ -120,11 +135,15 @@ def test_a_lane_without_any_good_sample_ends_with_a_reason(source, tmp_path, mon
         raise ValueError("no good")
 
     monkeypatch.setattr(loader, "_MAX_BAD_RECORDS", 100)
-    with pytest.raises(ValueError, match=r"lane 0 finds nothing .*, in 100 records; the last one is in .*: no good"):
+    with pytest.raises(
+        ValueError, match=r"lane 0 finds nothing .*, in 100 records; the last one is in .*: no good"
+    ):
         lane([source], read=read).next_example([])
     for count in (2, 200):  # before an epoch has gone by, too
         bad, missing = [], Source(tuple(str(tmp_path / f"{number}.tar") for number in range(count)))
-        with pytest.raises(ValueError, match=r"finds nothing that can be used, in 32 records.*No such file"):
+        with pytest.raises(
+            ValueError, match=r"finds nothing that can be used, in 32 records.*No such file"
+        ):
             lane([missing]).next_example(bad)
         assert len(bad) == 32
     empty = Source(tuple(map(str, write_tars(tmp_path / "empty", [0, 0]))))

@@ -55,12 +55,25 @@ def examples() -> StreamExamples:
     return StreamExamples(Contents(5, transform, tokenizer=tokenizer, words=WordMaskConfig()))
 
 
-def make(source, examples, tmp_path, *, workers=0, batch=8, accumulation=1, rank=0, world_size=1, **settings):
+def make(
+    source,
+    examples,
+    tmp_path,
+    *,
+    workers=0,
+    batch=8,
+    accumulation=1,
+    rank=0,
+    world_size=1,
+    **settings,
+):
     return StreamLoader(
         source if isinstance(source, list) else [source],
         examples,
         config=settings.pop("config", STREAMS),
-        loader=LoaderConfig(global_batch_size=batch, num_workers=workers, accumulation=accumulation),
+        loader=LoaderConfig(
+            global_batch_size=batch, num_workers=workers, accumulation=accumulation
+        ),
         seed=5,
         quarantine=tmp_path / "quarantine.jsonl",
         rank=rank,
@@ -103,9 +116,21 @@ def test_workers_change_no_tensor(whole, source, examples, tmp_path, workers):
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 2), (2, 2), (4, 1)])
-def test_processes_and_micro_steps_divide_the_same_samples(whole, source, examples, tmp_path, world_size, accumulation):
+def test_processes_and_micro_steps_divide_the_same_samples(
+    whole, source, examples, tmp_path, world_size, accumulation
+):
     shares = [
-        take(make(source, examples, tmp_path, accumulation=accumulation, rank=rank, world_size=world_size), 6)
+        take(
+            make(
+                source,
+                examples,
+                tmp_path,
+                accumulation=accumulation,
+                rank=rank,
+                world_size=world_size,
+            ),
+            6,
+        )
         for rank in range(world_size)
     ]
     for number, (batch,) in enumerate(whole[0][:6]):
@@ -116,14 +141,18 @@ def test_processes_and_micro_steps_divide_the_same_samples(whole, source, exampl
             assert len({share[number][micro]["step_seed"].item() for share in shares}) == 1
 
 
-def test_shards_that_cannot_be_read_are_logged_again_when_they_are_twice_as_many(examples, tmp_path, caplog):
+def test_shards_that_cannot_be_read_are_logged_again_when_they_are_twice_as_many(
+    examples, tmp_path, caplog
+):
     paths = write_tars(tmp_path, [4, 4])
     missing = [str(tmp_path / f"gone-{number}.tar") for number in range(7)]
     source = Source((str(paths[0]), *missing, str(paths[1])))
     one_lane = StreamConfig(patterns=("any",), lanes=1, shuffle=1)
     with caplog.at_level("WARNING"):
         take(make(source, examples, tmp_path, batch=8, config=one_lane), 1)  # all that is there
-    logged = [record.getMessage() for record in caplog.records if record.name == "vlmo.data.stream.loader"]
+    logged = [
+        record.getMessage() for record in caplog.records if record.name == "vlmo.data.stream.loader"
+    ]
     assert [line.rpartition("; ")[2].split()[0] for line in logged] == ["1", "2", "4"]
     assert all("gone-" in line and "No such file" in line for line in logged)
 
@@ -149,7 +178,9 @@ def test_an_epoch_is_every_good_sample_once_and_every_bad_one_in_quarantine(sour
     lines = quarantined(tmp_path)
     bad = {(name, row) for kind, row, name in lines if kind == "row"}
     ends = {name: row for kind, row, name in lines if kind == "shard"}
-    assert bad - {("00001.tar", ends["00001.tar"] - 1)} == {(f"{int(key[0]):05d}.tar", int(key[2:])) for key in BROKEN}
+    assert bad - {("00001.tar", ends["00001.tar"] - 1)} == {
+        (f"{int(key[0]):05d}.tar", int(key[2:])) for key in BROKEN
+    }
     assert ends.keys() == {"00001.tar", "00006.tar", "00007.tar"}
     assert 4 <= ends["00001.tar"] <= 6  # of 11, cut in the middle
     counts = {f"{number:05d}.tar": count for number, count in enumerate(COUNTS)} | ends
@@ -158,14 +189,28 @@ def test_an_epoch_is_every_good_sample_once_and_every_bad_one_in_quarantine(sour
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_goes_on_from_the_cursor_on_another_number_of_processes(whole, source, examples, tmp_path, workers):
-    loaders = [make(source, examples, tmp_path, rank=rank, world_size=2, workers=workers) for rank in range(2)]
+def test_a_run_goes_on_from_the_cursor_on_another_number_of_processes(
+    whole, source, examples, tmp_path, workers
+):
+    loaders = [
+        make(source, examples, tmp_path, rank=rank, world_size=2, workers=workers)
+        for rank in range(2)
+    ]
     for stream_loader in loaders:
         take(stream_loader, 5)
-    saved = json.loads(json.dumps({k: v for stream_loader in loaders for k, v in stream_loader.cursor(5).items()}))
+    saved = json.loads(
+        json.dumps({k: v for stream_loader in loaders for k, v in stream_loader.cursor(5).items()})
+    )
     for world_size, accumulation in ((1, 1), (4, 1), (1, 4)):
         rest = [
-            make(source, examples, tmp_path, rank=rank, world_size=world_size, accumulation=accumulation)
+            make(
+                source,
+                examples,
+                tmp_path,
+                rank=rank,
+                world_size=world_size,
+                accumulation=accumulation,
+            )
             for rank in range(world_size)
         ]
         for stream_loader in rest:
@@ -179,7 +224,9 @@ def test_a_run_goes_on_from_the_cursor_on_another_number_of_processes(whole, sou
 
 def test_a_start_without_its_cursor_is_refused(source, examples, tmp_path):
     stream_loader = make(source, examples, tmp_path)
-    with pytest.raises(ValueError, match="start_step is 3, but the cursor of this stream is that of 0"):
+    with pytest.raises(
+        ValueError, match="start_step is 3, but the cursor of this stream is that of 0"
+    ):
         next(stream_loader(3))
     with pytest.raises(ValueError, match="the saved cursor has no lane 0"):
         stream_loader.go_on_from(3, {})
@@ -213,8 +260,13 @@ def test_sources_of_other_file_systems_and_formats_mix(tmp_path, examples):
     for number in range(LANES):
         memory.pipe(f"/mix/{number}.tar", tar_bytes([f"m{number}-{sample}" for sample in range(6)]))
     write_parquet(tmp_path / "0.parquet", [f"p{number}" for number in range(40)])
-    sources = open_sources(["memory://mix/*.tar", f"{tmp_path}/*.parquet"], weights=(1, 3), folder=tmp_path)
-    found = {workers: ids(take(make(sources, examples, tmp_path, workers=workers), 10)) for workers in (0, 2)}
+    sources = open_sources(
+        ["memory://mix/*.tar", f"{tmp_path}/*.parquet"], weights=(1, 3), folder=tmp_path
+    )
+    found = {
+        workers: ids(take(make(sources, examples, tmp_path, workers=workers), 10))
+        for workers in (0, 2)
+    }
     assert found[0] == found[2]
     numbers = list(itertools.chain(*found[0]))
     of_memory = {sample_id(shard, index) for shard in sources[0].shards for index in range(6)}
@@ -241,7 +293,14 @@ def test_images_alone_and_texts_alone(source, examples, tmp_path):
     contents = examples.contents
     images = StreamExamples(Contents(5, contents.transform, BlockMaskConfig.for_grid(4, width=4)))
     ((batch,),) = take(make(source, images, tmp_path), 1)
-    assert batch.keys() == {"pixel_values", "bool_masked_pos", "image_ids", "sample_ids", "step_seed", "step"}
+    assert batch.keys() == {
+        "pixel_values",
+        "bool_masked_pos",
+        "image_ids",
+        "sample_ids",
+        "step_seed",
+        "step",
+    }
     texts = StreamExamples(Contents(5, tokenizer=contents.tokenizer, words=WordMaskConfig(0.5)))
     ((batch,),) = take(make(source, texts, tmp_path), 1)
     names = {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"}

@@ -18,7 +18,9 @@ from vlmo.data.sources import open_source
 from vlmo.data.stream import records
 from vlmo.data.stream.records import BEGIN, Bad, Sample, read_saved, read_shard
 
-KEYS = [f"long/folder/{'name' * 40}{number}" for number in range(7)]  # longer than a plain header holds
+KEYS = [
+    f"long/folder/{'name' * 40}{number}" for number in range(7)
+]  # longer than a plain header holds
 
 
 def read(shard, start=BEGIN, **settings):
@@ -67,7 +69,9 @@ def test_a_tar_that_is_cut_off_gives_what_is_whole_and_says_where_it_ends(tmp_pa
     assert "cannot be read any further than record" in end.reason
     pairs = list(read_shard(str(path)))
     for number, (_, after) in enumerate(pairs[:-1]):  # also where the cut begins
-        assert [record.index for record in read(path, after)] == [record.index for record in found[number + 1 :]]
+        assert [record.index for record in read(path, after)] == [
+            record.index for record in found[number + 1 :]
+        ]
 
 
 def test_what_is_no_shard_or_not_there_is_one_bad_record(tmp_path):
@@ -75,9 +79,15 @@ def test_what_is_no_shard_or_not_there_is_one_bad_record(tmp_path):
         (tmp_path / name).write_bytes(b"<html>not found</html>" * 100)
     pq.write_table(pa.table({"caption": ["x"], "other": ["y"]}), tmp_path / "1.parquet")
     data = (tmp_path / "1.parquet").read_bytes()
-    (tmp_path / "1.parquet").write_bytes(data.replace(b"other", b"\xffther"))  # a name that is no text
+    (tmp_path / "1.parquet").write_bytes(
+        data.replace(b"other", b"\xffther")
+    )  # a name that is no text
     os.mkfifo(tmp_path / "pipe.tar")
-    reasons = {"missing.tar": "No such file", "missing.parquet": "No such file", "pipe.tar": "it is no regular file"}
+    reasons = {
+        "missing.tar": "No such file",
+        "missing.parquet": "No such file",
+        "pipe.tar": "it is no regular file",
+    }
     for name in ("0.tar", "0.parquet", "1.parquet", *reasons):
         (bad,) = read(tmp_path / name, details=True)
         assert (bad.kind, bad.index) == ("shard", 0)
@@ -115,7 +125,9 @@ def test_remote_shards_are_opened_again_and_read_on_where_the_network_failed(mon
                 raise ConnectionResetError("reset by peer")
             return super().read(size)
 
-    monkeypatch.setattr(records.fsspec, "open", lambda shard, mode: Unsteady(plain(shard, mode).open().read()))
+    monkeypatch.setattr(
+        records.fsspec, "open", lambda shard, mode: Unsteady(plain(shard, mode).open().read())
+    )
     assert [record.key for record in read("memory://net/0.tar")] == keys
     assert (waits, breaks) == ([1.0, 4.0, 16.0], [])
 
@@ -143,16 +155,32 @@ def test_details_are_what_else_a_record_says(tmp_path):
     }
     (tmp_path / "0.tar").write_bytes(pack(members))
     first, second = read(tmp_path / "0.tar", details=True)
-    assert (first.metadata, first.captions, second.metadata) == ({"url": "u", "size": {"w": 3}}, ("a caption",), {})
+    assert (first.metadata, first.captions, second.metadata) == (
+        {"url": "u", "size": {"w": 3}},
+        ("a caption",),
+        {},
+    )
     assert read(tmp_path / "0.tar")[0].metadata == {}
     parquet = write_parquet(tmp_path / "0.parquet", KEYS)
-    table = pq.read_table(parquet).append_column("year", pa.array(range(7))).append_column("x", pa.array([None] * 7))
+    table = (
+        pq.read_table(parquet)
+        .append_column("year", pa.array(range(7)))
+        .append_column("x", pa.array([None] * 7))
+    )
     pq.write_table(table, parquet)
     assert read(parquet, details=True)[3].metadata == {"year": 3, "x": None}
     assert read(parquet)[3].metadata == {}
 
 
-OUTSIDE = ("/etc/passwd", "../secret.png", "a/../../b.png", "file:///etc/passwd", "zip::x", "a\0b.png", "out.png")
+OUTSIDE = (
+    "/etc/passwd",
+    "../secret.png",
+    "a/../../b.png",
+    "file:///etc/passwd",
+    "zip::x",
+    "a\0b.png",
+    "out.png",
+)
 INSIDE = ("in/here.png", "also.png")
 
 
@@ -161,7 +189,10 @@ def test_parquet_may_name_images_in_its_folder_instead_of_holding_them(tmp_path)
     (tmp_path / "shards" / "out.png").symlink_to(tmp_path / "secret.png")
     (tmp_path / "shards" / "also.png").symlink_to(tmp_path / "shards" / "in.png")
     paths = [*OUTSIDE, "out.png#bytes=0+3", *INSIDE]
-    mixed = [*({"bytes": None, "path": path} for path in paths), {"bytes": b"picture", "path": "b.png"}]
+    mixed = [
+        *({"bytes": None, "path": path} for path in paths),
+        {"bytes": b"picture", "path": "b.png"},
+    ]
     for cells in (paths, mixed):
         table = pa.table({"image": cells, "caption": ["x"] * len(cells)})
         pq.write_table(table, tmp_path / "shards" / "0.parquet")
@@ -170,14 +201,19 @@ def test_parquet_may_name_images_in_its_folder_instead_of_holding_them(tmp_path)
         expected = [(path, None) for path in INSIDE] + [(None, b"picture")] * (cells is mixed)
         assert [(record.path, record.image) for record in good] == expected
         assert [bad.index for bad in found[: len(OUTSIDE) + 1]] == list(range(len(OUTSIDE) + 1))
-        assert all("lies outside the shard's folder" in bad.reason for bad in found[: len(OUTSIDE) + 1])
+        assert all(
+            "lies outside the shard's folder" in bad.reason for bad in found[: len(OUTSIDE) + 1]
+        )
 
 
 def test_rows_that_have_no_image_or_no_python_value_are_passed_over_or_bad(tmp_path):
     status = ["success", "failed_to_download", "success"]  # as img2dataset writes it
     table = pa.table({"jpg": [b"1", None, b"3"], "caption": ["a", "b", "c"], "status": status})
     pq.write_table(table, tmp_path / "0.parquet")
-    assert [(record.index, record.key) for record in read(tmp_path / "0.parquet")] == [(0, "0"), (2, "2")]
+    assert [(record.index, record.key) for record in read(tmp_path / "0.parquet")] == [
+        (0, "0"),
+        (2, "2"),
+    ]
     own = table.set_column(2, "status", [["draft", "failed_to_download", "final"]])
     pq.write_table(own, tmp_path / "0.parquet")
     for images in (True, False):
@@ -194,11 +230,20 @@ def test_rows_that_have_no_image_or_no_python_value_are_passed_over_or_bad(tmp_p
 
 
 def test_hidden_members_are_passed_over(tmp_path):
-    members = {"d/._a.png": b"macOS", "d/a.png": b"picture", "d/._a.txt": b"\xff", "d/a.txt": b"a", ".DS_Store": b""}
+    members = {
+        "d/._a.png": b"macOS",
+        "d/a.png": b"picture",
+        "d/._a.txt": b"\xff",
+        "d/a.txt": b"a",
+        ".DS_Store": b"",
+    }
     (tmp_path / "0.tar").write_bytes(pack(members | {"b.png": b"last", "._b.png": b"macOS"}))
     for images in (True, False, "ranges"):
         found = read(tmp_path / "0.tar", images=images)
-        assert [(record.index, record.key, record.captions) for record in found] == [(0, "d/a", ("a",)), (1, "b", ())]
+        assert [(record.index, record.key, record.captions) for record in found] == [
+            (0, "d/a", ("a",)),
+            (1, "b", ()),
+        ]
     (_, after), *_ = read_shard(str(tmp_path / "0.tar"))
     assert [record.key for record in read(tmp_path / "0.tar", start=after)] == ["b"]
 
@@ -214,8 +259,14 @@ MEMBERS = {
     "list.json": (b"[1]", "list cannot be read"),
     "half.json": (b'{"caption": "\\ud800"}', "half cannot be read"),
     "fact.json": (b'{"caption": "x", "place": "\\ud800"}', "fact cannot be read"),
-    "captions.json": (json.dumps({"captions": ["x"] * 1001}).encode(), "at most 1,000 and 500 are read"),
-    "facts.json": (json.dumps({f"fact{number}": 1 for number in range(501)}).encode(), "at most 1,000 and 500"),
+    "captions.json": (
+        json.dumps({"captions": ["x"] * 1001}).encode(),
+        "at most 1,000 and 500 are read",
+    ),
+    "facts.json": (
+        json.dumps({f"fact{number}": 1 for number in range(501)}).encode(),
+        "at most 1,000 and 500",
+    ),
     "braces.json": (b'{"caption": "' + b"{" * 1000 + b'"}', None),
     "some.json": (b'{"captions": ["one", " ", "two"]}', None),
     "c\udcff.txt": (b"fine", None),
@@ -226,21 +277,36 @@ MEMBERS = {
 def test_member_that_cannot_be_used_costs_its_record_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "MAX_MEMBER_BYTES", 300_000)
     path = tmp_path / "0.tar"
-    path.write_bytes(pack({name: data for name, (data, _) in MEMBERS.items()}, errors="surrogateescape"))
+    path.write_bytes(
+        pack({name: data for name, (data, _) in MEMBERS.items()}, errors="surrogateescape")
+    )
     found = read(path, details=True)
     for (name, (_, reason)), record in zip(MEMBERS.items(), found, strict=True):
-        assert isinstance(record, Sample) if reason is None else record.kind == "row" and reason in record.reason, name
+        assert (
+            isinstance(record, Sample)
+            if reason is None
+            else record.kind == "row" and reason in record.reason
+        ), name
     good = {record.key: record.captions for record in found if isinstance(record, Sample)}
-    assert good == {"braces": ("{" * 1000,), "some": ("one", "two"), r"c\xff": ("fine",), "none": ()}
+    assert good == {
+        "braces": ("{" * 1000,),
+        "some": ("one", "two"),
+        r"c\xff": ("fine",),
+        "none": (),
+    }
 
 
 def test_saved_set_whose_texts_lie_outside_the_file_is_refused(tmp_path):
     rows = [make_row(number, captions=["abcdefgh"], source="s", licence="l") for number in "1234"]
-    Dataset.from_list(rows).select_columns(["captions", "image_id", "image"]).save_to_disk(tmp_path / "set")
+    Dataset.from_list(rows).select_columns(["captions", "image_id", "image"]).save_to_disk(
+        tmp_path / "set"
+    )
     (file,) = (tmp_path / "set").glob("*.arrow")
     whole, offsets = file.read_bytes(), struct.pack("<5i", 0, 8, 16, 24, 32)
     assert whole.count(offsets) == 1
-    file.write_bytes(whole.replace(offsets, struct.pack("<5i", 0, 8, 900_000_000, 900_000_008, 900_000_016)))
+    file.write_bytes(
+        whole.replace(offsets, struct.pack("<5i", 0, 8, 900_000_000, 900_000_008, 900_000_016))
+    )
     (bad,) = read_saved(tmp_path / "set")
     assert (bad.kind, bad.index) == ("shard", 0)
     with pytest.raises(ValueError, match="set is damaged"):
@@ -284,7 +350,10 @@ def facts(times: int = 1, **named: str) -> bytes:
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        (b"x" * 512 + tar_bytes(["c"]), "not a tar file, cut off or damaged"),  # and no end as it should be
+        (
+            b"x" * 512 + tar_bytes(["c"]),
+            "not a tar file, cut off or damaged",
+        ),  # and no end as it should be
         (long_name(6 << 30), "claims 6,442,450,944 bytes"),
         (facts(GNU_sparse_map="a,b", GNU_sparse_size="9"), "invalid literal"),
         (facts(GNU_sparse_size="zz"), "invalid literal"),
@@ -338,15 +407,23 @@ def test_saved_rows_are_read_with_everything_but_other_images(tmp_path):
     splits = {"train": saved_rows(1, 2), "val": saved_rows(1).select([]), "test": saved_rows(3)}
     DatasetDict(splits).save_to_disk(tmp_path / "sets")
     found = list(read_saved(tmp_path / "sets"))
-    assert [(each.index, each.metadata["split"]) for each in found] == [(0, "train"), (1, "train"), (2, "test")]
+    assert [(each.index, each.metadata["split"]) for each in found] == [
+        (0, "train"),
+        (1, "train"),
+        (2, "test"),
+    ]
 
 
 def test_saved_paths_other_names_and_sounds_are_understood(tmp_path):
-    Dataset.from_dict({"image": ["a.png"], "text": ["one"], "id": [7]}).save_to_disk(tmp_path / "set")
+    Dataset.from_dict({"image": ["a.png"], "text": ["one"], "id": [7]}).save_to_disk(
+        tmp_path / "set"
+    )
     (found,) = read_saved(tmp_path / "set")
     assert (found.path, found.image, found.captions, found.key) == ("a.png", None, ("one",), "7")
     sound = {"bytes": b"not decoded", "path": "a.mp3"}
-    Dataset.from_list([{"image": sound, "caption": "one", "sound": sound}]).save_to_disk(tmp_path / "sound")
+    Dataset.from_list([{"image": sound, "caption": "one", "sound": sound}]).save_to_disk(
+        tmp_path / "sound"
+    )
     about = tmp_path / "sound" / "dataset_info.json"
     facts = json.loads(about.read_text())
     facts["features"] |= {"image": {"_type": "Image"}, "sound": {"_type": "Audio"}}
@@ -365,7 +442,9 @@ def test_damaged_set_or_one_that_names_files_elsewhere_is_refused(tmp_path):
     state = json.loads(whole["state.json"])
     elsewhere = ["../set/data-00000-of-00001.arrow", "/dev/zero", "gone.arrow"]
     damages = {"state.json": ["{}", '{"_data_files": 7}'], "data-00000-of-00001.arrow": ["{}"]}
-    damages["state.json"] += [json.dumps(state | {"_data_files": [{"filename": name}]}) for name in elsewhere]
+    damages["state.json"] += [
+        json.dumps(state | {"_data_files": [{"filename": name}]}) for name in elsewhere
+    ]
     for name, contents in damages.items():
         for content in contents:
             (folder / name).write_text(content)
@@ -379,7 +458,13 @@ def test_damaged_set_or_one_that_names_files_elsewhere_is_refused(tmp_path):
 
 
 def test_saved_record_names_no_file_system_but_stores(tmp_path):
-    paths = ["file:///etc/a.png", "reference://a.png", "github://a.png", "memory://a.png", "s3://bucket/a.png"]
+    paths = [
+        "file:///etc/a.png",
+        "reference://a.png",
+        "github://a.png",
+        "memory://a.png",
+        "s3://bucket/a.png",
+    ]
     Dataset.from_dict({"image": paths, "text": [*"abcde"]}).save_to_disk(tmp_path / "set")
     *bad, good = read_saved(tmp_path / "set")
     assert all(each.kind == "row" and "is in no store" in each.reason for each in bad)

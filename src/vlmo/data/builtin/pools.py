@@ -70,7 +70,9 @@ class Pool:
         share = choices.random()
         if chosen and share < 0.35:
             like = choices.one_of(chosen)
-            return choices.one_of([x for x in self.shapes if (x.name == like.name) != (x.color == like.color)])
+            return choices.one_of(
+                [x for x in self.shapes if (x.name == like.name) != (x.color == like.color)]
+            )
         return choices.one_of(self.shapes)
 
     def place(self, things: Sequence[Thing], choices: Choices) -> Iterator[Placed]:
@@ -78,13 +80,19 @@ class Pool:
         for thing, quarter in zip(things, choices.some_of(range(4), len(things)), strict=True):
             side = choices.one_of(_SIDES)
             row, column = divmod(quarter, 2)
-            left, top = (_QUARTER * half + 1 + choices.below(_QUARTER - side - 1) for half in (column, row))
+            left, top = (
+                _QUARTER * half + 1 + choices.below(_QUARTER - side - 1) for half in (column, row)
+            )
             yield Placed(thing, left, top, side, paint(thing.color, choices))
 
     def alike(self, thing: Thing, *, kind: str) -> Sequence[Thing]:
         """Return shapes of the color of a thing ("object"), or those of its name ("color")."""
         same = "color" if kind == "object" else "name"
-        return [each for each in self.shapes + self.unseen if getattr(each, same) == getattr(thing, same)]
+        return [
+            each
+            for each in self.shapes + self.unseen
+            if getattr(each, same) == getattr(thing, same)
+        ]
 
     def absent(self, shown: Sequence[Thing], choices: Choices) -> Sequence[Thing]:
         """Return shapes that are not there, half of the times of a color and a name that are."""
@@ -102,9 +110,14 @@ class Pool:
         while True:
             scene = self.scene(choices)
             alone = scene.alone()
-            if len(alone) > 1 and (edited := edit(scene, choices.some_of(alone, 2), choices)) is not None:
+            if (
+                len(alone) > 1
+                and (edited := edit(scene, choices.some_of(alone, 2), choices)) is not None
+            ):
                 first, true, second, false = edited
-                truths = [each.truth(sentence) for each in (first, second) for sentence in (true, false)]
+                truths = [
+                    each.truth(sentence) for each in (first, second) for sentence in (true, false)
+                ]
                 if truths == [True, False, False, True]:
                     return edited
 
@@ -113,7 +126,11 @@ class Pool:
         relation = pair[0].relation_to(pair[1])
         if relation is None or choices.random() < 0.5:
             return Sentence(tuple(phrase_of([each], placed=True) for each in pair))
-        return relate((phrase_of([each]) for each in pair), relation, RELATED[0] % choices.one_of(WORDS[relation]))
+        return relate(
+            (phrase_of([each]) for each in pair),
+            relation,
+            RELATED[0] % choices.one_of(WORDS[relation]),
+        )
 
     def swapped(self, scene: Scene, pair: Sequence[Placed], choices: Choices) -> Edited | None:
         """Exchange two objects or their colors."""
@@ -121,11 +138,15 @@ class Pool:
         first, second = sentence.phrases
         things, false = {each: other.thing for each, other in (pair, pair[::-1])}, (second, first)
         if of_colors:
-            things = {each: each.thing._replace(color=thing.color) for each, thing in things.items()}
+            things = {
+                each: each.thing._replace(color=thing.color) for each, thing in things.items()
+            }
             false = (replace(first, color=second.color), replace(second, color=first.color))
         return scene, sentence, scene.replaced(things, choices), sentence._replace(phrases=false)
 
-    def _replaced(self, scene: Scene, pair: Sequence[Placed], choices: Choices, *, kind: str) -> Edited | None:
+    def _replaced(
+        self, scene: Scene, pair: Sequence[Placed], choices: Choices, *, kind: str
+    ) -> Edited | None:
         if not (alike := self.alike(pair[0].thing, kind=kind)):
             return None
         thing = choices.one_of(alike)
@@ -141,5 +162,12 @@ def _opposite(scene: Scene, pair: Sequence[Placed], choices: Choices) -> Edited 
         return None
     phrases = [phrase_of([each]) for each in pair]
     form, word = choices.one_of(RELATED), choices.below(2)
-    true, false = (relate(phrases, each, form % WORDS[each][word]) for each in (relation, OPPOSITE[relation]))
-    return scene, true, scene.replaced({each: other.thing for each, other in (pair, pair[::-1])}, choices), false
+    true, false = (
+        relate(phrases, each, form % WORDS[each][word]) for each in (relation, OPPOSITE[relation])
+    )
+    return (
+        scene,
+        true,
+        scene.replaced({each: other.thing for each, other in (pair, pair[::-1])}, choices),
+        false,
+    )

@@ -181,7 +181,13 @@ class Scene:
         """Return the image, a square of `size` pixels; `name` stands in messages about it."""
         parts = [str(size), self.background]
         for each in self.objects:
-            values = (each.thing.image, each.left, each.top, each.side, *([each.paint] if each.paint else []))
+            values = (
+                each.thing.image,
+                each.left,
+                each.top,
+                each.side,
+                *([each.paint] if each.paint else []),
+            )
             parts.append(",".join(map(str, values)))
         return {"bytes": PREFIX + "|".join(parts).encode(), "path": name}
 
@@ -207,12 +213,19 @@ class Scene:
 
     def truth(self, sentence: Sentence) -> bool | None:
         """Return whether a sentence is true; None where people could read it either way."""
-        found = [[each for each in self.objects if phrase.fits(each)] for phrase in sentence.phrases]
+        found = [
+            [each for each in self.objects if phrase.fits(each)] for phrase in sentence.phrases
+        ]
         if not all(found):
             return False
-        if any(len(each) != phrase.count for each, phrase in zip(found, sentence.phrases, strict=True)):
+        if any(
+            len(each) != phrase.count for each, phrase in zip(found, sentence.phrases, strict=True)
+        ):
             return None
-        seen = [(found[a][0].relation_to(found[b][0]), relation) for a, relation, b in sentence.relations]
+        seen = [
+            (found[a][0].relation_to(found[b][0]), relation)
+            for a, relation, b in sentence.relations
+        ]
         if any(actual == OPPOSITE[relation] for actual, relation in seen):
             return False
         return True if all(actual == relation for actual, relation in seen) else None
@@ -235,7 +248,11 @@ def relate(phrases: Iterable[Phrase], relation: str, form: str) -> Sentence:
 
 
 def list_of(
-    scene: Scene, choices: Choices, *, words: Callable[[Sequence[Placed]], Phrase] = phrase_of, most: int = 3
+    scene: Scene,
+    choices: Choices,
+    *,
+    words: Callable[[Sequence[Placed]], Phrase] = phrase_of,
+    most: int = 3,
 ) -> Sentence:
     """Return a list of up to so many things."""
     groups = scene.groups()
@@ -247,7 +264,12 @@ def related_pair(
 ) -> Sentence:
     """Return the relation of two things, or else a list."""
     groups = scene.groups()
-    pairs = [(a, b, relation) for a in groups for b in groups if a is not b and (relation := relation_of(a, b))]
+    pairs = [
+        (a, b, relation)
+        for a in groups
+        for b in groups
+        if a is not b and (relation := relation_of(a, b))
+    ]
     if not pairs:
         return list_of(scene, choices, words=words)
     *pair, relation = choices.one_of(pairs)

@@ -70,11 +70,15 @@ def pools(totals: tuple[int, ...] = (2,)) -> dict[str, Pool]:
     """Return what the scenes of each split are made of; each scene has one of `totals` things."""
     known, unseen = (shapes(held_out=each, names=_NAMES, colors=_COLORS) for each in (False, True))
     pool = Pool("shapes", known, unseen, totals=totals)
-    return dict.fromkeys(("train", "validation", "test"), pool) | {"combinations": replace(pool, first=unseen)}
+    return dict.fromkeys(("train", "validation", "test"), pool) | {
+        "combinations": replace(pool, first=unseen)
+    }
 
 
 def rows_by_split(
-    numbers: Mapping[str, int], pools: Mapping[str, Pool], rows: Callable[[str, int, Pool], Iterable[dict[str, Any]]]
+    numbers: Mapping[str, int],
+    pools: Mapping[str, Pool],
+    rows: Callable[[str, int, Pool], Iterable[dict[str, Any]]],
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of so many numbers of each split."""
     return {
@@ -107,15 +111,27 @@ def pair_rows(split: str, pool: Pool) -> Rows:
         if split == "train":
             true = list({str(each): each for each in true}.values())
             false = [false_sentence(scene, each, pool, choices) for each in true]
-            forms = [choices.one_of(_FORMS["verb" if " is " in str(each) else "no verb"]) for each in true[:2]] + ["{}"]
-            texts = [[form.format(each) for form, each in zip(forms, kind, strict=False)] for kind in (true, false)]
+            forms = [
+                choices.one_of(_FORMS["verb" if " is " in str(each) else "no verb"])
+                for each in true[:2]
+            ] + ["{}"]
+            texts = [
+                [form.format(each) for form, each in zip(forms, kind, strict=False)]
+                for kind in (true, false)
+            ]
         else:
-            chosen = [each for each in true[:2] if bool(each.relations) == bool(found % 2)] if true[1:] else []
+            chosen = (
+                [each for each in true[:2] if bool(each.relations) == bool(found % 2)]
+                if true[1:]
+                else []
+            )
             if not chosen or not gallery.add(scene, caption := choices.one_of(chosen)):
                 continue
             texts = [[str(caption)], []]
         found += 1
-        yield scene_row(f"{pool.name}/{split}/{number}", scene, captions=texts[0], false_captions=texts[1])
+        yield scene_row(
+            f"{pool.name}/{split}/{number}", scene, captions=texts[0], false_captions=texts[1]
+        )
 
 
 def make_scene(split: str, number: int, pool: Pool) -> tuple[Scene, Choices]:
@@ -154,12 +170,21 @@ def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
     Places stand in the order of the colors' names: in any order, the same steps teach a quarter less
     (experiments/log.md).
     """
-    placed = _by_color(list_of(scene, choices, words=functools.partial(phrase_of, placed=True), most=2))
+    placed = _by_color(
+        list_of(scene, choices, words=functools.partial(phrase_of, placed=True), most=2)
+    )
     related = related_pair(scene, choices)
     if not related.relations:
         return [placed]
-    where = {phrase: each.where for phrase in related.phrases for each in scene.objects if phrase.fits(each)}
-    both = related._replace(phrases=tuple(replace(each, where=where[each]) for each in related.phrases))
+    where = {
+        phrase: each.where
+        for phrase in related.phrases
+        for each in scene.objects
+        if phrase.fits(each)
+    }
+    both = related._replace(
+        phrases=tuple(replace(each, where=where[each]) for each in related.phrases)
+    )
     return [placed, related, both]
 
 
@@ -168,7 +193,9 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
 
     No word shows which one is false: a false caption is a true one of another scene.
     """
-    known = [next(each for each in scene.objects if phrase.fits(each)) for phrase in sentence.phrases]
+    known = [
+        next(each for each in scene.objects if phrase.fits(each)) for phrase in sentence.phrases
+    ]
     while True:
         objects, things = list(known), [each.thing for each in known]
         number, edit = choices.below(len(things)), choices.one_of(_EDITS)
@@ -176,10 +203,16 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
             things.reverse()
         elif edit == "exchange":
             edge = choices.one_of(("left", "top"))
-            objects[0] = objects[0]._replace(**{edge: UNITS - getattr(objects[0], edge) - objects[0].side})
+            objects[0] = objects[0]._replace(
+                **{edge: UNITS - getattr(objects[0], edge) - objects[0].side}
+            )
         else:
             old, same = things[number], (edit == "color", edit == "object")
-            alike = [x for x in pool.shapes if (x.name == old.name, x.color == old.color) == same and x not in things]
+            alike = [
+                x
+                for x in pool.shapes
+                if (x.name == old.name, x.color == old.color) == same and x not in things
+            ]
             if not alike:
                 continue
             things[number] = choices.one_of(alike)
@@ -199,15 +232,22 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
 
 
 def _by_color(sentence: Sentence) -> Sentence:
-    return Sentence(tuple(sorted(sentence.phrases, key=lambda phrase: (phrase.color or "", phrase.name))))
+    return Sentence(
+        tuple(sorted(sentence.phrases, key=lambda phrase: (phrase.color or "", phrase.name)))
+    )
 
 
 # ------------------------------------------------------------------------------------------- a true and a false caption
 
 
-def binding_by_split(numbers: Mapping[str, int], pools: Mapping[str, Pool]) -> dict[str, list[dict[str, Any]]]:
+def binding_by_split(
+    numbers: Mapping[str, int], pools: Mapping[str, Pool]
+) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each split of a set with false captions, kind after kind."""
-    kinds = [rows_by_split(numbers, pools, functools.partial(binding_rows, kind=kind)) for kind in BINDING_KINDS]
+    kinds = [
+        rows_by_split(numbers, pools, functools.partial(binding_rows, kind=kind))
+        for kind in BINDING_KINDS
+    ]
     return {split: [row for kind in kinds for row in kind[split]] for split in numbers}
 
 
@@ -217,7 +257,9 @@ def binding_rows(split: str, number: int, pool: Pool, *, kind: str) -> Rows:
     In `kind`, an object, a color or a relation is replaced by another one, or two objects or their colors are
     swapped.
     """
-    first, true, second, false = pool.edited_scene(Choices(f"scenes-binding/{split}/{kind}/{number}"), kind=kind)
+    first, true, second, false = pool.edited_scene(
+        Choices(f"scenes-binding/{split}/{kind}/{number}"), kind=kind
+    )
     for letter, scene, own, other in (("a", first, true, false), ("b", second, false, true)):
         name = f"{pool.name}-binding/{split}/{kind}-{number}{letter}"
         yield scene_row(name, scene, captions=[str(own)], false_caption=str(other), kind=kind)
@@ -242,7 +284,11 @@ def question_rows(split: str, number: int, pool: Pool) -> Rows:
         question=question,
         question_id=f"{pool.name}-questions/{split}/question-{number}",
         question_type=kind,
-        answer_type="yes/no" if answer in {"yes", "no"} else "number" if answer in COUNTS else "other",
+        answer_type="yes/no"
+        if answer in {"yes", "no"}
+        else "number"
+        if answer in COUNTS
+        else "other",
         answers=[answer],
         answer_labels=[ANSWERS.index(answer)],
         answer_scores=[1.0],
@@ -299,7 +345,10 @@ def _relation(scene: Scene, choices: Choices, *_: object) -> Asked:
         return None
     is_so = choices.random() < 0.5
     one, other = (each.thing.phrase().words() for each in (first, second))
-    return f"is the {one} {relation if is_so else OPPOSITE[relation]} the {other}?", "yes" if is_so else "no"
+    return (
+        f"is the {one} {relation if is_so else OPPOSITE[relation]} the {other}?",
+        "yes" if is_so else "no",
+    )
 
 
 QUESTIONS: dict[str, Callable[[Scene, Choices, Pool, int], Asked]] = {
@@ -315,7 +364,12 @@ QUESTIONS: dict[str, Callable[[Scene, Choices, Pool, int], Asked]] = {
 
 CLAIMS = {
     ("both pictures show {}", "there is {} in each picture"): ("11 01", "11 10"),
-    ("exactly one of the pictures shows {}", "only one picture shows {}"): ("10 11", "01 11", "10 00", "01 00"),
+    ("exactly one of the pictures shows {}", "only one picture shows {}"): (
+        "10 11",
+        "01 11",
+        "10 00",
+        "01 00",
+    ),
     ("neither picture shows {}", "no picture shows {}"): ("00 10", "00 01"),
     ("the left picture shows {}", "there is {} in the picture on the left"): ("11 01", "10 00"),
     ("the right picture shows {}", "there is {} in the picture on the right"): ("11 10", "01 00"),
@@ -340,9 +394,17 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
         """Return a scene of what the sentence names or what replaces it, of which it is true, or clearly false."""
         scene, other = (first, second) if sign == "1" else (second, first)
         pairs = zip(scene.objects, other.objects, strict=True)
-        wanted = [each.thing for each, instead in pairs if each.thing != instead.thing or each.thing.name in named]
+        wanted = [
+            each.thing
+            for each, instead in pairs
+            if each.thing != instead.thing or each.thing.name in named
+        ]
         while True:
-            others = [thing for thing in pool.things(choices) if thing.name not in {each.name for each in wanted}]
+            others = [
+                thing
+                for thing in pool.things(choices)
+                if thing.name not in {each.name for each in wanted}
+            ]
             rest = others[: max(0, choices.one_of(pool.totals) - len(wanted))]
             found = pool.scene(choices, [*wanted, *rest])
             if found.truth(shown) is (sign == "1"):
@@ -351,7 +413,11 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
     wordings = choices.one_of(list(CLAIMS))
     # "Both pictures show a star" and "both pictures show that a star is left of a ring".
     text = str(shown)
-    sentence = wordings[0].format(f"that {text}") if " is " in text else choices.one_of(wordings).format(text)
+    sentence = (
+        wordings[0].format(f"that {text}")
+        if " is " in text
+        else choices.one_of(wordings).format(text)
+    )
     names = (f"{group}-{number}" for number in itertools.count())
     for claim in choices.some_of(CLAIMS[wordings], 2):
         so, not_so = claim.split()
@@ -365,10 +431,19 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
 
 
 SETS: dict[str, Callable[[], Built]] = {
-    "shapes": lambda: (CONTRAST_FEATURES, {split: list(pair_rows(split, pool)) for split, pool in pools().items()}),
+    "shapes": lambda: (
+        CONTRAST_FEATURES,
+        {split: list(pair_rows(split, pool)) for split, pool in pools().items()},
+    ),
     "shapes-binding": lambda: (COMPOSITION_FEATURES, binding_by_split(NUM_BINDING, pools())),
     # Of three things there are more to count.
-    "shapes-questions": lambda: (QUESTION_FEATURES, rows_by_split(NUM_QUESTIONS, pools((2, 2, 3)), question_rows)),
-    "shapes-statements": lambda: (REASONING_FEATURES, rows_by_split(NUM_STATEMENTS, pools(), statement_rows)),
+    "shapes-questions": lambda: (
+        QUESTION_FEATURES,
+        rows_by_split(NUM_QUESTIONS, pools((2, 2, 3)), question_rows),
+    ),
+    "shapes-statements": lambda: (
+        REASONING_FEATURES,
+        rows_by_split(NUM_STATEMENTS, pools(), statement_rows),
+    ),
 }
 """Builders by the names of the sets."""

@@ -37,7 +37,9 @@ def register(name: str, function: str) -> None:
     PREPARERS[name] = function
 
 
-def prepare(name: str, *, root: Path, out: Path, num_proc: int = 1, progress: Progress | None = None) -> Summary:
+def prepare(
+    name: str, *, root: Path, out: Path, num_proc: int = 1, progress: Progress | None = None
+) -> Summary:
     """Read the set `name` below `root`, validate every row, and write the folder `out`.
 
     `open_source(out, split=...)` reads the folder. Invalid rows have a line in `quarantine.jsonl` there. The folder is
@@ -52,7 +54,9 @@ def prepare(name: str, *, root: Path, out: Path, num_proc: int = 1, progress: Pr
     if name not in PREPARERS:
         near = difflib.get_close_matches(name, PREPARERS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no data set {name!r} can be prepared.{hint} All: {', '.join(PREPARERS)}.")
+        raise ValueError(
+            f"no data set {name!r} can be prepared.{hint} All: {', '.join(PREPARERS)}."
+        )
     from vlmo.data.prepare.engine import prepare_set
 
     module, _, function = PREPARERS[name].rpartition(".")
@@ -64,9 +68,13 @@ def labels_of(folder: Path) -> list[str]:
     """Return the answers or classes of a prepared set by number; ValueError if it is none, or its set has none."""
     file = Path(folder) / SUMMARY_FILE
     if not file.is_file():
-        raise ValueError(f"{folder}: no {SUMMARY_FILE}; expected a folder that `vlmo data prepare` has written")
+        raise ValueError(
+            f"{folder}: no {SUMMARY_FILE}; expected a folder that `vlmo data prepare` has written"
+        )
     with naming_damage(file, advice="prepare the set anew"):
         labels = json.loads(file.read_text(encoding="utf-8")).get("labels")
     if not labels:
-        raise ValueError(f"{folder}: this set has no answers or classes; prepare one for the task that you want")
+        raise ValueError(
+            f"{folder}: this set has no answers or classes; prepare one for the task that you want"
+        )
     return labels

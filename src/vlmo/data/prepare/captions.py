@@ -46,26 +46,40 @@ def open_coco(root: Path) -> SetOnDisk:
         find(root, folder, layout=_COCO_LAYOUT)
     licence = "captions CC-BY-4.0; images under the Flickr terms of their owners"
     sizes = {"train": 113_287, "validation": 5_000, "test": 5_000}
-    return SetOnDisk(_karpathy(file, images=root, source="coco", licence=licence), licence, known_sizes=sizes)
+    return SetOnDisk(
+        _karpathy(file, images=root, source="coco", licence=licence), licence, known_sizes=sizes
+    )
 
 
 def open_flickr30k(root: Path) -> SetOnDisk:
     """Find one row an image of Flickr30K."""
-    file = find(root, "dataset_flickr30k.json", "karpathy/dataset_flickr30k.json", layout=_FLICKR_LAYOUT)
+    file = find(
+        root, "dataset_flickr30k.json", "karpathy/dataset_flickr30k.json", layout=_FLICKR_LAYOUT
+    )
     images = find(root, "flickr30k-images", "flickr30k_images", layout=_FLICKR_LAYOUT)
-    licence = "research and education, not commercial; images under the Flickr terms of their owners"
+    licence = (
+        "research and education, not commercial; images under the Flickr terms of their owners"
+    )
     sizes = {"train": 29_000, "validation": 1_014, "test": 1_000}
-    return SetOnDisk(_karpathy(file, images=images, source="flickr30k", licence=licence), licence, known_sizes=sizes)
+    return SetOnDisk(
+        _karpathy(file, images=images, source="flickr30k", licence=licence),
+        licence,
+        known_sizes=sizes,
+    )
 
 
-def _karpathy(file: Path, *, images: Path, source: str, licence: str) -> functools.partial[Iterator[Row]]:
+def _karpathy(
+    file: Path, *, images: Path, source: str, licence: str
+) -> functools.partial[Iterator[Row]]:
     """A row an image, with all its sentences. A record's `filepath`, if it has one, is a folder below `images`."""
 
     def row(record: dict[str, Any]) -> Row:
         image = images / record.get("filepath", "") / record["filename"]
         image_id = coco_image_id(record["cocoid"]) if source == "coco" else f"{source}/{image.stem}"
         captions = [text_of(sentence["raw"]) for sentence in record["sentences"]]
-        values = make_row(image_id, image=image_at(image), captions=captions, source=source, licence=licence)
+        values = make_row(
+            image_id, image=image_at(image), captions=captions, source=source, licence=licence
+        )
         return Row(_SPLITS[record["split"]], values)
 
     return functools.partial(iter, read_records(file, row, key="images"))
@@ -77,8 +91,12 @@ def open_visual_genome(root: Path) -> SetOnDisk:
         find(root, name, f"annotations/{name}", layout=_VG_LAYOUT)
         for name in ("region_descriptions.json", "image_data.json")
     )
-    folders = [find(root, name, f"images/{name}", layout=_VG_LAYOUT) for name in ("VG_100K", "VG_100K_2")]
-    coco_ids = dict(read_records(facts, lambda image: (int(image["image_id"]), image.get("coco_id"))))
+    folders = [
+        find(root, name, f"images/{name}", layout=_VG_LAYOUT) for name in ("VG_100K", "VG_100K_2")
+    ]
+    coco_ids = dict(
+        read_records(facts, lambda image: (int(image["image_id"]), image.get("coco_id")))
+    )
 
     def row(record: dict[str, Any]) -> Row:
         image_id = int(record["id"])
@@ -96,7 +114,9 @@ def open_visual_genome(root: Path) -> SetOnDisk:
 
     rows = read_records(regions, row)
     shared = sum(coco_id is not None for coco_id in coco_ids.values())
-    notes = [f"{shared:,} images are from COCO; train on them together with coco, which keeps its test images out"]
+    notes = [
+        f"{shared:,} images are from COCO; train on them together with coco, which keeps its test images out"
+    ]
     return SetOnDisk(lambda: rows, "CC-BY-4.0", notes=notes if shared else [])
 
 
@@ -108,7 +128,9 @@ def open_sbu(root: Path) -> SetOnDisk:
 
 def open_conceptual_captions(root: Path) -> SetOnDisk:
     """Find one row a pair of Conceptual Captions 3M or 12M; sets such as LAION have the same form."""
-    licence = "captions free to use, naming Google LLC as their source; images belong to their owners"
+    licence = (
+        "captions free to use, naming Google LLC as their source; images belong to their owners"
+    )
     return _open_shards(root, source="conceptual_captions", licence=licence)
 
 
@@ -123,9 +145,13 @@ def _open_shards(root: Path, *, source: str, licence: str) -> SetOnDisk:
     for file in walk(root):
         if file.suffix == ".tar":
             shards.append(file)
-        elif file.suffix == ".parquet" and not {*IMAGE_COLUMNS}.isdisjoint(names := read_table_schema(file).names):
+        elif file.suffix == ".parquet" and not {*IMAGE_COLUMNS}.isdisjoint(
+            names := read_table_schema(file).names
+        ):
             if {*CAPTION_COLUMNS}.isdisjoint(names):
-                raise ValueError(f"{file}: none of the columns {', '.join(CAPTION_COLUMNS)}, so there are no captions")
+                raise ValueError(
+                    f"{file}: none of the columns {', '.join(CAPTION_COLUMNS)}, so there are no captions"
+                )
             shards.append(file)
     if not shards:
         raise ValueError(
@@ -136,7 +162,9 @@ def _open_shards(root: Path, *, source: str, licence: str) -> SetOnDisk:
     return SetOnDisk(lambda: map(stamped, shards), licence, read=read, chunk=1)
 
 
-def _read_shards(shards: list[FileItem], *, root: Path, source: str, licence: str) -> Iterator[Record]:
+def _read_shards(
+    shards: list[FileItem], *, root: Path, source: str, licence: str
+) -> Iterator[Record]:
     for file, *_ in shards:
         prefix = "/".join((source, *file.relative_to(root).parent.parts))
         # Files that img2dataset has not written name no keys.
@@ -153,4 +181,6 @@ def _read_shards(shards: list[FileItem], *, root: Path, source: str, licence: st
             elif file.suffix == ".tar":
                 image = {"bytes": None, "path": record.path}
             facts = {"source": source, "licence": licence}
-            yield Row("train", make_row(f"{prefix}/{key}", image=image, captions=record.captions, **facts))
+            yield Row(
+                "train", make_row(f"{prefix}/{key}", image=image, captions=record.captions, **facts)
+            )

@@ -39,8 +39,16 @@ _SPLIT_ORDER = ("train", "validation", "test")
 _BATCH_ROWS = 64
 """Rows that are written together: Arrow's binary columns hold at most 2 GB in a batch."""
 _FILE_SIZE = "256MB"
-_IMAGE = {"bytes": Value("binary"), "path": Value("string")}  # `datasets` puts files into what is an `Image` to it
-_FACTS = {"_split": Value("string"), "_valid": Value("bool"), "_captions": Value("int32"), "_line": Value("string")}
+_IMAGE = {
+    "bytes": Value("binary"),
+    "path": Value("string"),
+}  # `datasets` puts files into what is an `Image` to it
+_FACTS = {
+    "_split": Value("string"),
+    "_valid": Value("bool"),
+    "_captions": Value("int32"),
+    "_line": Value("string"),
+}
 """Columns of a chunk beside those of the set; the last one is the record's line of the quarantine file."""
 
 
@@ -69,7 +77,9 @@ class Summary:
         try:
             return cls(**json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{file} is damaged ({error!r}); choose another --out, or remove it") from error
+            raise ValueError(
+                f"{file} is damaged ({error!r}); choose another --out, or remove it"
+            ) from error
 
     def lines(self) -> list[str]:
         """Return warnings, notes and the terms."""
@@ -105,17 +115,23 @@ def prepare_set(
     if (out / SUMMARY_FILE).is_file():
         done = Summary.read(out)
         if (done.name, done.source) != (name, str(root)):
-            raise ValueError(f"{out} holds {done.name} from {done.source}; choose another --out, or remove it")
+            raise ValueError(
+                f"{out} holds {done.name} from {done.source}; choose another --out, or remove it"
+            )
         shutil.rmtree(unfinished, ignore_errors=True)
         return done
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not empty; choose a new folder for --out, or remove it")
+        raise ValueError(
+            f"{out} exists and is not empty; choose a new folder for --out, or remove it"
+        )
     with lock_folder(unfinished, work=f"preparing {out}"):
         try:
             progress = progress or Progress(None)
             progress.update(name, 0, None)
             found = open_set(root)
-            files = _write_chunks(found, name=name, folder=unfinished, num_proc=num_proc, progress=progress)
+            files = _write_chunks(
+                found, name=name, folder=unfinished, num_proc=num_proc, progress=progress
+            )
             summary = _assemble(files, found, name=name, root=root, out=out)
         except BaseException:
             if [entry.name for entry in unfinished.iterdir()] == [LOCK_FILE]:
@@ -125,15 +141,29 @@ def prepare_set(
         return summary
 
 
-def _write_chunks(found: SetOnDisk, *, name: str, folder: Path, num_proc: int, progress: Progress) -> list[Path]:
+def _write_chunks(
+    found: SetOnDisk, *, name: str, folder: Path, num_proc: int, progress: Progress
+) -> list[Path]:
     """Return the chunks' files in order, each of them written now or by an interrupted run."""
     files: list[Path] = []
 
     def jobs() -> Iterator[tuple[Path, list[Any]]]:
         items = iter(found.items())
         while chunk := list(itertools.islice(items, found.chunk)):
-            facts = repr((LAYOUT, name, found.features, found.needs_image, found.needs_caption, found.key, chunk))
-            files.append(folder / f"{len(files):06}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.arrow")
+            facts = repr(
+                (
+                    LAYOUT,
+                    name,
+                    found.features,
+                    found.needs_image,
+                    found.needs_caption,
+                    found.key,
+                    chunk,
+                )
+            )
+            files.append(
+                folder / f"{len(files):06}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.arrow"
+            )
             yield files[-1], chunk
 
     total, records = math.ceil(sum(1 for _ in found.items()) / found.chunk), 0
@@ -168,10 +198,17 @@ class _ChunkWriter(torch.utils.data.Dataset):
     def _write(self, file: Path, chunk: list[Any]) -> None:
         features = self.found.features
         validate = ImageValidator(image_columns(features) if self.found.needs_image else [])
-        stored = {name: _IMAGE if isinstance(feature, Image) else feature for name, feature in features.items()}
+        stored = {
+            name: _IMAGE if isinstance(feature, Image) else feature
+            for name, feature in features.items()
+        }
         schema = Features({**stored, **_FACTS}).arrow_schema
         rows = (self._validated(record, validate) for record in self.found.read(chunk))
-        with atomic_file(file) as aside, aside.open("wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        with (
+            atomic_file(file) as aside,
+            aside.open("wb") as sink,
+            pa.ipc.new_stream(sink, schema) as writer,
+        ):
             while batch := list(itertools.islice(rows, _BATCH_ROWS)):
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 
@@ -179,20 +216,32 @@ class _ChunkWriter(torch.utils.data.Dataset):
         split = record.split
         if isinstance(record, BadRow):
             row = {"image_id": record.image_id, "image": {"path": record.path}, "source": self.name}
-            return {"_split": split, "_valid": False, "_line": _line("row", row, record.reason, split=split)}
+            return {
+                "_split": split,
+                "_valid": False,
+                "_line": _line("row", row, record.reason, split=split),
+            }
         row, expected = record.values, self.found.features.keys()
         if row.keys() != expected:
-            raise KeyError(f"row {row['image_id']} has columns {list(row)}; expected {list(expected)}")
+            raise KeyError(
+                f"row {row['image_id']} has columns {list(row)}; expected {list(expected)}"
+            )
         captions = [caption for caption in row["captions"] if caption and caption.strip()]
         faults = [] if row["image_id"] else ["image_id is empty"]
         faults += validate(row)
         if self.found.needs_caption and not captions:
             faults.append("every caption is empty" if row["captions"] else "the row has no caption")
         if faults:
-            return {"_split": split, "_valid": False, "_line": _line("row", row, "; ".join(faults), split=split)}
+            return {
+                "_split": split,
+                "_valid": False,
+                "_line": _line("row", row, "; ".join(faults), split=split),
+            }
         facts: dict[str, Any] = {"_split": split, "_valid": True, "_captions": len(captions)}
         if removed := len(row["captions"]) - len(captions):
-            facts["_line"] = _line("caption", row, f"{removed} empty captions removed, the row is kept", split=split)
+            facts["_line"] = _line(
+                "caption", row, f"{removed} empty captions removed, the row is kept", split=split
+            )
         return row | facts | {"captions": captions}
 
 
@@ -205,7 +254,9 @@ def _line(kind: str, row: dict[str, Any], reason: str, *, split: str) -> str:
 def _assemble(files: list[Path], found: SetOnDisk, *, name: str, root: Path, out: Path) -> Summary:
     rows: Any = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
     unique = found.unique
-    facts: Any = arrow_table(rows, [*_FACTS, *([unique] if unique else [])]).to_pandas(strings_to_categorical=True)
+    facts: Any = arrow_table(rows, [*_FACTS, *([unique] if unique else [])]).to_pandas(
+        strings_to_categorical=True
+    )
     kept, lines = facts["_valid"].copy(), facts["_line"].dropna().tolist()
     if unique:
         valid = facts[kept]
@@ -221,7 +272,10 @@ def _assemble(files: list[Path], found: SetOnDisk, *, name: str, root: Path, out
         raise ValueError(f"{root}: not one row of {name} can be used; {why}")
     names = {*facts["_split"].unique(), *found.known_sizes}
     summaries, splits = {}, {}
-    for split in [*(each for each in _SPLIT_ORDER if each in names), *sorted(names.difference(_SPLIT_ORDER))]:
+    for split in [
+        *(each for each in _SPLIT_ORDER if each in names),
+        *sorted(names.difference(_SPLIT_ORDER)),
+    ]:
         own = facts["_split"] == split
         chosen = facts[own & kept]
         summaries[split] = {
@@ -231,8 +285,12 @@ def _assemble(files: list[Path], found: SetOnDisk, *, name: str, root: Path, out
             "known": found.known_sizes.get(split, 0),
         }
         if len(chosen):
-            splits[split] = select_rows(rows.select_columns(list(found.features)), chosen.index.tolist())
-    summary = Summary(name, str(root), found.licence, summaries, labels=found.labels, notes=list(found.notes))
+            splits[split] = select_rows(
+                rows.select_columns(list(found.features)), chosen.index.tolist()
+            )
+    summary = Summary(
+        name, str(root), found.licence, summaries, labels=found.labels, notes=list(found.notes)
+    )
     with write_folder(out) as folder:
         DatasetDict(cast(Any, splits)).save_to_disk(str(folder), max_shard_size=_FILE_SIZE)
         for split in splits:

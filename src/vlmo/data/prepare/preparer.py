@@ -86,7 +86,9 @@ def find(root: Path, *candidates: str, layout: str) -> Path:
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; --root must be a folder with {layout}")
     if (found := first_of(root, *candidates)) is None:
-        raise ValueError(f"{root}: {' or '.join(candidates)} is missing; --root must be a folder with {layout}")
+        raise ValueError(
+            f"{root}: {' or '.join(candidates)} is missing; --root must be a folder with {layout}"
+        )
     return found
 
 
@@ -101,7 +103,9 @@ def read_table_schema(file: Path) -> pa.Schema:
     try:
         return pq.read_schema(file)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{file}: not a whole parquet file ({error}); remove it or download it again") from error
+        raise ValueError(
+            f"{file}: not a whole parquet file ({error}); remove it or download it again"
+        ) from error
 
 
 def text_of(value: Any) -> str:
@@ -111,7 +115,9 @@ def text_of(value: Any) -> str:
     return value
 
 
-def read_records(file: Path, read: Callable[[Any], Element], *, key: str | None = None) -> list[Element]:
+def read_records(
+    file: Path, read: Callable[[Any], Element], *, key: str | None = None
+) -> list[Element]:
     """Return `read` of each element of the JSON array or pair of the object in `file`, or of what stands under `key`.
 
     ValueError for other JSON, no element, or one that lacks what `read` needs: it names the file and the element.
@@ -129,5 +135,7 @@ def read_records(file: Path, read: Callable[[Any], Element], *, key: str | None 
         try:
             found.append(read(record))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{file}: {key or ''}[{number}]: {error!r}; is it the file of another set?") from error
+            raise ValueError(
+                f"{file}: {key or ''}[{number}]: {error!r}; is it the file of another set?"
+            ) from error
     return found

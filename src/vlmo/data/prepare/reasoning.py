@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 
 from vlmo.data.decoding import image_at
 from vlmo.data.prepare.captions import coco_image_id
-from vlmo.data.prepare.preparer import BadRow, Record, Row, SetOnDisk, find, first_of, read_records, text_of
+from vlmo.data.prepare.preparer import (
+    BadRow,
+    Record,
+    Row,
+    SetOnDisk,
+    find,
+    first_of,
+    read_records,
+    text_of,
+)
 from vlmo.data.schema import QUESTION_FEATURES, REASONING_FEATURES, hash_share, make_row
 from vlmo.processing.answers import MIN_COUNT, answer_list, soft_targets
 
@@ -50,13 +59,17 @@ def open_vqav2(root: Path) -> SetOnDisk:
     for folder in (*_LABELLED, *(["test2015"] if tests else [])):
         find(root, folder, layout=_VQA_LAYOUT)
     annotations = {
-        part: _read_annotations(find(root, f"v2_mscoco_{part}_annotations.json", layout=_VQA_LAYOUT))
+        part: _read_annotations(
+            find(root, f"v2_mscoco_{part}_annotations.json", layout=_VQA_LAYOUT)
+        )
         for part in _LABELLED
     }
     known = [annotation for of_part in annotations.values() for annotation in of_part.values()]
     answers = answer_list(annotation.majority for annotation in known)
     if not answers:
-        raise ValueError(f"{root}: no answer is given to {MIN_COUNT} questions; are these the whole annotations?")
+        raise ValueError(
+            f"{root}: no answer is given to {MIN_COUNT} questions; are these the whole annotations?"
+        )
     numbers = {answer: number for number, answer in enumerate(answers)}
     images = {annotation.image for annotation in annotations["val2014"].values()}
     ranked = sorted(images, key=lambda image: hash_share(coco_image_id(image)))
@@ -72,8 +85,14 @@ def open_vqav2(root: Path) -> SetOnDisk:
                 # An image has one number in all of COCO.
                 split = tests.get(part) or ("validation" if image in held_out else "train")
                 found = _UNKNOWN if part in tests else annotations[part].get(number)
-                if part not in tests and (found is None or found.image != image or len(found.answers) != _ANNOTATORS):
-                    fault = "none" if found is None else f"image {found.image}, {len(found.answers)} answers"
+                if part not in tests and (
+                    found is None or found.image != image or len(found.answers) != _ANNOTATORS
+                ):
+                    fault = (
+                        "none"
+                        if found is None
+                        else f"image {found.image}, {len(found.answers)} answers"
+                    )
                     needs = f"question {number} needs an annotation of its image with {_ANNOTATORS} answers: {fault}"
                     yield BadRow(split, coco_image_id(image), needs)
                     continue
@@ -96,7 +115,9 @@ def open_vqav2(root: Path) -> SetOnDisk:
                 )
                 yield Row(split, row)
 
-    outside = sum(each.image not in held_out and numbers.keys().isdisjoint(each.answers) for each in known)
+    outside = sum(
+        each.image not in held_out and numbers.keys().isdisjoint(each.answers) for each in known
+    )
     return SetOnDisk(
         rows,
         _VQA_TERMS,
@@ -118,7 +139,10 @@ def _read_annotations(file: Path) -> dict[int, _Annotation]:
         # The same few words come back millions of times; interned, they are kept once.
         return int(record["question_id"]), _Annotation(
             int(record["image_id"]),
-            *(sys.intern(record[name]) for name in ("question_type", "answer_type", "multiple_choice_answer")),
+            *(
+                sys.intern(record[name])
+                for name in ("question_type", "answer_type", "multiple_choice_answer")
+            ),
             answers=tuple(sys.intern(answer["answer"]) for answer in record["answers"]),
         )
 
@@ -127,7 +151,9 @@ def _read_annotations(file: Path) -> dict[int, _Annotation]:
 
 # ---------------------------------------------------------------------------------------------------------------- NLVR2
 
-_NLVR2_TERMS = "sentences CC-BY-4.0 (NLVR2); images of the web under the terms of their owners, for research"
+_NLVR2_TERMS = (
+    "sentences CC-BY-4.0 (NLVR2); images of the web under the terms of their owners, for research"
+)
 _NLVR2_SIZES = {"train": 86_373, "validation": 6_982, "test": 6_967}
 _SPLITS = {"train": "train", "dev": "validation", "test1": "test"}
 _LABELS = {"none": -1, "true": 1, "false": 0}
@@ -139,7 +165,9 @@ _NLVR2_LAYOUT = (
 
 def open_nlvr2(root: Path) -> SetOnDisk:
     """Find one row a sentence; its images are the left and the right one."""
-    names = {part: (f"{part}.json", f"data/{part}.json", f"nlvr2/data/{part}.json") for part in _SPLITS}
+    names = {
+        part: (f"{part}.json", f"data/{part}.json", f"nlvr2/data/{part}.json") for part in _SPLITS
+    }
     files = {part: file for part in _SPLITS if (file := first_of(root, *names[part]))}
     if not files:
         find(root, "train.json", "dev.json", "test1.json", layout=_NLVR2_LAYOUT)
@@ -163,13 +191,23 @@ def open_nlvr2(root: Path) -> SetOnDisk:
 def _sentence(line: bytes, *, where: str, part: str, folder: Path) -> Record:
     try:
         record = json.loads(line)
-        identifier, sentence, label = record["identifier"], text_of(record["sentence"]), str(record.get("label"))
+        identifier, sentence, label = (
+            record["identifier"],
+            text_of(record["sentence"]),
+            str(record.get("label")),
+        )
         of_part, images, pair, sentence_number = identifier.split("-")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where}: expected sentence, label, identifier (such as dev-850-0-1): {error!r}") from error
+        raise ValueError(
+            f"{where}: expected sentence, label, identifier (such as dev-850-0-1): {error!r}"
+        ) from error
     split = _SPLITS[part]
     if of_part != part or label.lower() not in _LABELS:
-        return BadRow(split, identifier, f"{where}: {of_part!r} with label {label!r}; expected {part!r}, True or False")
+        return BadRow(
+            split,
+            identifier,
+            f"{where}: {of_part!r} with label {label!r}; expected {part!r}, True or False",
+        )
     # Only the training images are in folders, by a number that their records have.
     folder = folder / str(record["directory"]) if "directory" in record else folder
     left, right = (image_at(folder / f"{part}-{images}-{pair}-img{side}.png") for side in (0, 1))

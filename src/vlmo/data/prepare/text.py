@@ -25,7 +25,9 @@ def open_text(root: Path) -> SetOnDisk:
     files = [root] if root.is_file() else sorted(root.rglob("*"))
     files = [file for file in files if file.suffix.lower() == ".txt" and file.is_file()]
     if not files:
-        raise ValueError(f"{root}: no text in it; --root must be a .txt file, or a folder with .txt files")
+        raise ValueError(
+            f"{root}: no text in it; --root must be a .txt file, or a folder with .txt files"
+        )
     return SetOnDisk(
         lambda: (block for file in files for block in _blocks(file)),
         "that of your own files, which is not known here",
@@ -55,7 +57,12 @@ def _read_blocks(blocks: list[Block], *, folder: Path) -> Iterator[Record]:
                 # The mark that some editors put at the start of a file.
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                yield BadRow("train", f"{name}:{number}", f"{file}:{number}: not UTF-8 ({error})", path=str(file))
+                yield BadRow(
+                    "train",
+                    f"{name}:{number}",
+                    f"{file}:{number}: not UTF-8 ({error})",
+                    path=str(file),
+                )
                 continue
             split = "test" if hash_share(text.strip()) < TEST_SHARE else "train"
             for row in text_rows(text, image_id=f"{name}:{number}", source=folder.name):

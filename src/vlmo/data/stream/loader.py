@@ -41,7 +41,9 @@ _MAX_EMPTY_EPOCHS = 16  # without a record
 # Without a good record between them, after which a lane gives up: a network that is down must not cost an epoch.
 _MAX_LOST_SHARDS = 32
 _MAX_BAD_RECORDS = 10_000
-_ENOUGH = 10_000  # samples that a process has met before the share of bad ones among them says anything
+_ENOUGH = (
+    10_000  # samples that a process has met before the share of bad ones among them says anything
+)
 
 Position = tuple[int, int, int, int]
 """Epoch, number among the lane's pieces of the epoch, and `Offset` in the shard, of a record."""
@@ -59,7 +61,9 @@ class Source:
     shards: tuple[str, ...]
     weight: float = 1.0
 
-    def of_lane(self, lane: int, *, lanes: int, epoch: int, seed: int) -> list[tuple[str, int, int]]:
+    def of_lane(
+        self, lane: int, *, lanes: int, epoch: int, seed: int
+    ) -> list[tuple[str, int, int]]:
         """Return the pieces that lane `lane` of `lanes` reads in `epoch`, in this order.
 
         A piece (shard, part, parts) is every `parts`-th record of a shard, from number `part` on; a whole shard where
@@ -68,12 +72,19 @@ class Source:
         """
         parts = -(-lanes // len(self.shards))
         num_pieces = parts * len(self.shards)
-        permutation = order(num_pieces, seed=sample_seed(seed, epoch=0, index=0, purpose="shards"), epoch=epoch)
+        permutation = order(
+            num_pieces, seed=sample_seed(seed, epoch=0, index=0, purpose="shards"), epoch=epoch
+        )
         first = (lane - epoch * (num_pieces % lanes)) % lanes
-        return [(self.shards[number // parts], number % parts, parts) for number in permutation[first::lanes].tolist()]
+        return [
+            (self.shards[number // parts], number % parts, parts)
+            for number in permutation[first::lanes].tolist()
+        ]
 
 
-def open_sources(patterns: Sequence[str], *, weights: Sequence[float], folder: Path) -> list[Source]:
+def open_sources(
+    patterns: Sequence[str], *, weights: Sequence[float], folder: Path
+) -> list[Source]:
     """Make a source of each pattern; the lists are kept in `folder`, and read there when the run goes on.
 
     So a shard that vanishes or arrives between two starts changes nobody's order. Lists of other patterns, from a start
@@ -85,13 +96,20 @@ def open_sources(patterns: Sequence[str], *, weights: Sequence[float], folder: P
     path = folder / LIST_FILE
     if distributed.is_main() and (not path.is_file() or _read_list(path)[0] != list(patterns)):
         lists = [list_shards(pattern) for pattern in patterns]
-        if twice := [shard for shard, count in Counter(itertools.chain(*lists)).items() if count > 1]:
-            raise ValueError(f"streams: {twice[0]} is named twice; each shard belongs to one pattern, and once")
+        if twice := [
+            shard for shard, count in Counter(itertools.chain(*lists)).items() if count > 1
+        ]:
+            raise ValueError(
+                f"streams: {twice[0]} is named twice; each shard belongs to one pattern, and once"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps({"patterns": list(patterns), "shards": lists}, indent=1))
     distributed.barrier()
     _, lists = _read_list(path)
-    return [Source(tuple(shards), weight) for shards, weight in zip(lists, weights or [1.0] * len(lists), strict=True)]
+    return [
+        Source(tuple(shards), weight)
+        for shards, weight in zip(lists, weights or [1.0] * len(lists), strict=True)
+    ]
 
 
 def _read_list(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -101,7 +119,14 @@ def _read_list(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def read_stream(
-    source: Source, *, lane: int, lanes: int, seed: int, block: int, cursor: Cursor = START, images: bool = True
+    source: Source,
+    *,
+    lane: int,
+    lanes: int,
+    seed: int,
+    block: int,
+    cursor: Cursor = START,
+    images: bool = True,
 ) -> Iterator[tuple[int, Record, Cursor]]:
     """Yield without end the records of one lane's share, each with its epoch and the cursor after it.
 
@@ -145,14 +170,18 @@ def _read(
     empty = 0
     for epoch in itertools.count(start[0]):
         empty += 1
-        for number, (shard, part, parts) in enumerate(source.of_lane(lane, lanes=lanes, epoch=epoch, seed=seed)):
+        for number, (shard, part, parts) in enumerate(
+            source.of_lane(lane, lanes=lanes, epoch=epoch, seed=seed)
+        ):
             if (epoch, number) < start[:2]:
                 continue
             offset = Offset(*start[2:]) if (epoch, number) == start[:2] else BEGIN
             for record, after in read_shard(shard, start=offset, images=images):
                 if record.index % parts == part:
                     empty = 0
-                    following = (epoch, number + 1, 0, 0) if after is None else (epoch, number, *after)
+                    following = (
+                        (epoch, number + 1, 0, 0) if after is None else (epoch, number, *after)
+                    )
                     yield (epoch, number, record.index, 0), record, following
         yield None
         if empty >= _MAX_EMPTY_EPOCHS:
@@ -188,19 +217,30 @@ class Lane:
         self._lane, self._seed, self._read = lane, seed, read
         state = state or {"drawn": 0, "bad": 0, "streams": [START] * len(sources)}
         self._num_good, self._num_bad = state["drawn"], state["bad"]
-        self._cursors: list[Any] = [tuple(part and tuple(part) for part in cursor) for cursor in state["streams"]]
+        self._cursors: list[Any] = [
+            tuple(part and tuple(part) for part in cursor) for cursor in state["streams"]
+        ]
         total = sum(source.weight for source in sources)
         self._until = list(itertools.accumulate(source.weight / total for source in sources))
         self._streams = []
         for number, (source, cursor) in enumerate(zip(sources, self._cursors, strict=True)):
             own_seed = sample_seed(seed, epoch=0, index=number, purpose="source")
             block = max(1, round(shuffle * (source.weight / total)))
-            options: Any = {"lane": lane, "lanes": lanes, "seed": own_seed, "block": block, "images": images}
+            options: Any = {
+                "lane": lane,
+                "lanes": lanes,
+                "seed": own_seed,
+                "block": block,
+                "images": images,
+            }
             self._streams.append(read_stream(source, cursor=cursor, **options))
 
     def next_example(self, bad: list[Bad]) -> Example:
         """Return the next good sample; bad ones before it go to `bad`, ValueError if there are far too many."""
-        chance = sample_seed(self._seed, epoch=self._lane, index=self._num_good, purpose="mixture") / 2**63
+        chance = (
+            sample_seed(self._seed, epoch=self._lane, index=self._num_good, purpose="mixture")
+            / 2**63
+        )
         source = min(bisect.bisect_right(self._until, chance), len(self._until) - 1)
         lost_shards = passed = 0
         while lost_shards < _MAX_LOST_SHARDS and passed < _MAX_BAD_RECORDS:
@@ -209,7 +249,13 @@ class Lane:
                 try:
                     example = self._read(record, epoch)
                 except (ValueError, MemoryError) as error:
-                    record = Bad("row", record.shard, record.index, record.key, str(error) or type(error).__name__)
+                    record = Bad(
+                        "row",
+                        record.shard,
+                        record.index,
+                        record.key,
+                        str(error) or type(error).__name__,
+                    )
                 else:
                     self._num_good += 1
                     return example
@@ -258,12 +304,19 @@ class StreamLoader:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        self._sources, self._examples, self._config, self._loader = sources, examples, config, loader
+        self._sources, self._examples, self._config, self._loader = (
+            sources,
+            examples,
+            config,
+            loader,
+        )
         self._seed, self._max_bad_share, self._lost_shards = seed, max_bad_share, 0
         rank = distributed.rank() if rank is None else rank
         world_size = distributed.world_size() if world_size is None else world_size
         validate_lanes(config, loader=loader, processes=world_size)
-        self._quarantine = QuarantineFile(quarantine.with_suffix(f".{rank}{quarantine.suffix}") if rank else quarantine)
+        self._quarantine = QuarantineFile(
+            quarantine.with_suffix(f".{rank}{quarantine.suffix}") if rank else quarantine
+        )
         count = config.lanes // (world_size * loader.accumulation)
         starts = [(micro * world_size + rank) * count for micro in range(loader.accumulation)]
         # This process's lanes, by micro-step.
@@ -279,7 +332,9 @@ class StreamLoader:
             ValueError: No sample can be used any more, or too many are bad.
         """
         if start_step != self._step:
-            raise ValueError(f"start_step is {start_step}, but the cursor of this stream is that of {self._step}")
+            raise ValueError(
+                f"start_step is {start_step}, but the cursor of this stream is that of {self._step}"
+            )
         num_parts = min(max(1, self._loader.num_workers), len(self._lanes[0]))
         rows = self._loader.global_batch_size // self._config.lanes
         lane = partial(self._open, states=self._states)
@@ -295,7 +350,9 @@ class StreamLoader:
                     found.append(part)
                     states |= part["lanes"]
                     self._note_bad(part["bad"])
-                batch: Any = merge([part["batch"] for part in found], pad_token_id=self._examples.pad_token_id)
+                batch: Any = merge(
+                    [part["batch"] for part in found], pad_token_id=self._examples.pad_token_id
+                )
                 if torch.cuda.is_available():
                     batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
                 number = step * self._loader.accumulation + micro
@@ -320,7 +377,9 @@ class StreamLoader:
         """Set the start: cursors of all processes after `step` steps, as one; ValueError for those of other streams."""
         own = {str(lane) for lanes in self._lanes for lane in lanes}
         if missing := own - cursor.keys():
-            raise ValueError(f"the saved cursor has no lane {min(missing)}: it is of a run with other streams")
+            raise ValueError(
+                f"the saved cursor has no lane {min(missing)}: it is of a run with other streams"
+            )
         self._step, self._states = step, {lane: cursor[lane] for lane in sorted(own, key=int)}
 
     def _open(self, number: int, *, states: LaneStates) -> Lane:
@@ -366,7 +425,9 @@ class _LaneReader(IterableDataset):
                 lanes.append({str(number): self.open(number) for number in micro[first:end]})
             for own in itertools.cycle(lanes):
                 bad: list[Bad] = []
-                examples = [lane.next_example(bad) for lane in own.values() for _ in range(self.rows)]
+                examples = [
+                    lane.next_example(bad) for lane in own.values() for _ in range(self.rows)
+                ]
                 states = {name: lane.state for name, lane in own.items()}
                 yield {"batch": self.collate(examples), "lanes": states, "bad": bad}
         except (ValueError, OSError) as error:

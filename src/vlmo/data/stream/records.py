@@ -32,7 +32,9 @@ MAX_MEMBER_BYTES = 1 << 28
 """Largest image in a tar or parquet file that is read."""
 _MAX_SKIPPED_BYTES = 1 << 36  # of a member that is no image, such as a video
 _MAX_TEXT_BYTES = 1 << 24  # of .txt and .json; JSON in memory takes twenty times its bytes
-_MAX_NAME_BYTES = 1 << 13  # of long names and other facts of a header, which older `tarfile` reads in quadratic time
+_MAX_NAME_BYTES = (
+    1 << 13
+)  # of long names and other facts of a header, which older `tarfile` reads in quadratic time
 _MAX_CAPTIONS, _MAX_FACTS = 1000, 500  # of a record
 _STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 """File systems that a record of a saved set may name; others read this machine or need more than a path."""
@@ -111,7 +113,9 @@ def read_shard(
     read = _tar_records if shard.lower().endswith(".tar") else _parquet_records
     waits = iter(_WAITS if is_remote(shard) else ())
     local = (OSError, EOFError, MemoryError, UnicodeDecodeError, pa.ArrowException)
-    errors = (Exception,) if is_remote(shard) else local  # clients of object stores have errors of their own
+    errors = (
+        (Exception,) if is_remote(shard) else local
+    )  # clients of object stores have errors of their own
     while True:
         try:
             if not is_remote(shard):
@@ -123,8 +127,16 @@ def read_shard(
             return
         except errors as error:
             if getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}:
-                raise ValueError(f"{shard}: too many open files; raise `ulimit -n` or lower streams.lanes") from error
-            is_final = (FileNotFoundError, PermissionError, MemoryError, ValueError, pa.ArrowException)
+                raise ValueError(
+                    f"{shard}: too many open files; raise `ulimit -n` or lower streams.lanes"
+                ) from error
+            is_final = (
+                FileNotFoundError,
+                PermissionError,
+                MemoryError,
+                ValueError,
+                pa.ArrowException,
+            )
             pause = None if isinstance(error, is_final) else next(waits, None)
             if pause is None:
                 yield _rest_is_lost(shard, start, error), None
@@ -134,11 +146,17 @@ def read_shard(
 
 def _rest_is_lost(shard: str, start: Offset, error: BaseException) -> Bad:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    how_far = "it cannot be read" if start.index == 0 else f"it cannot be read any further than record {start.index}"
+    how_far = (
+        "it cannot be read"
+        if start.index == 0
+        else f"it cannot be read any further than record {start.index}"
+    )
     return Bad("shard", shard, start.index, "", f"{how_far}: {reason}")
 
 
-def _sample(shard: str, index: int, key: str, image: Any, captions: Any, metadata: dict[str, Any]) -> Sample:
+def _sample(
+    shard: str, index: int, key: str, image: Any, captions: Any, metadata: dict[str, Any]
+) -> Sample:
     texts = [captions] if isinstance(captions, str) else [] if captions is None else captions
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"expected a text or a list of texts as captions, found {captions!r:.60}")
@@ -152,7 +170,9 @@ def _sample(shard: str, index: int, key: str, image: Any, captions: Any, metadat
     data = cell.get("bytes") if isinstance(cell.get("bytes"), bytes) else None
     path = cell.get("path") if data is None and isinstance(cell.get("path"), str) else None
     if data is not None and len(data) > MAX_MEMBER_BYTES:
-        raise ValueError(f"its image has {len(data):,} bytes; at most {MAX_MEMBER_BYTES:,} are read")
+        raise ValueError(
+            f"its image has {len(data):,} bytes; at most {MAX_MEMBER_BYTES:,} are read"
+        )
     return Sample(shard, index, key, data, texts, path=path, metadata=metadata)
 
 
@@ -178,7 +198,9 @@ class _Header(tarfile.TarInfo):
                 raise  # the end, as it should be
             raise tarfile.ReadError("not a tar file, cut off or damaged here") from error
         if header.type in _EXTENDED and header.size > _MAX_NAME_BYTES:
-            raise tarfile.ReadError(f"a header here claims {header.size:,} bytes; write the tar without xattrs")
+            raise tarfile.ReadError(
+                f"a header here claims {header.size:,} bytes; write the tar without xattrs"
+            )
         return header
 
     def _proc_gnusparse_10(self, next: tarfile.TarInfo, *_: Any) -> None:  # noqa: A002
@@ -207,7 +229,9 @@ def _tar_records(
         yield record, Offset(index, end)
 
 
-def _members(file: IO[bytes], shard: str, first: int, *, images: Images) -> Iterator[tuple[str | None, str, Any, int]]:
+def _members(
+    file: IO[bytes], shard: str, first: int, *, images: Images
+) -> Iterator[tuple[str | None, str, Any, int]]:
     """Yield key, suffix, content and end of each file: bytes, a path, or why it is not read. Last, None and an error.
 
     The key of its sample is the path up to the first dot of the file name.
@@ -229,11 +253,17 @@ def _members(file: IO[bytes], shard: str, first: int, *, images: Images) -> Iter
                 if suffix not in IMAGE_SUFFIXES and suffix not in _TEXTS:
                     content = b""
                 elif header.issparse():
-                    content = ValueError(f"{header.name} is a sparse file; write the tar without --sparse")
+                    content = ValueError(
+                        f"{header.name} is a sparse file; write the tar without --sparse"
+                    )
                 elif header.size > limit:
-                    content = ValueError(f"{header.name} claims {header.size:,} bytes; at most {limit:,} are read")
+                    content = ValueError(
+                        f"{header.name} claims {header.size:,} bytes; at most {limit:,} are read"
+                    )
                 elif suffix in IMAGE_SUFFIXES and images == "ranges":
-                    content = range_path(shard, start=first + header.offset_data, length=header.size)
+                    content = range_path(
+                        shard, start=first + header.offset_data, length=header.size
+                    )
                 else:
                     content = tar.extractfile(header).read()
                 yield key, suffix, content, end
@@ -242,15 +272,21 @@ def _members(file: IO[bytes], shard: str, first: int, *, images: Images) -> Iter
         yield None, "", error, end
 
 
-def _tar_sample(shard: str, index: int, key: str, parts: dict[str, Any], *, images: Images, details: bool) -> Sample:
-    if fault := next((content for content in parts.values() if isinstance(content, Exception)), None):
+def _tar_sample(
+    shard: str, index: int, key: str, parts: dict[str, Any], *, images: Images, details: bool
+) -> Sample:
+    if fault := next(
+        (content for content in parts.values() if isinstance(content, Exception)), None
+    ):
         raise fault
     image = next((content for suffix, content in parts.items() if suffix in IMAGE_SUFFIXES), None)
     if image is None and images == "ranges":
         raise ValueError(f"it has no image, only {', '.join(parts)}")
     text, encoded = parts.get(".txt"), parts.get(".json")
     facts = json.loads(encoded) if encoded is not None and (details or text is None) else {}
-    json.dumps(facts, ensure_ascii=False).encode()  # an error for half a character, which JSON may hold
+    json.dumps(
+        facts, ensure_ascii=False
+    ).encode()  # an error for half a character, which JSON may hold
     captions = facts.get("captions", facts.get("caption")) if text is None else text.decode()
     metadata = {name: value for name, value in facts.items() if details and name not in _OWN_NAMES}
     return _sample(shard, index, key, image, captions, metadata)
@@ -262,11 +298,15 @@ def _tar_sample(shard: str, index: int, key: str, parts: dict[str, Any], *, imag
 def _parquet_records(
     file: IO[bytes], shard: str, start: Offset, *, images: Images, details: bool
 ) -> Iterator[tuple[Record, Offset]]:
-    check_path = functools.partial(_check_confined, folder=None if is_remote(shard) else Path(shard).parent)
+    check_path = functools.partial(
+        _check_confined, folder=None if is_remote(shard) else Path(shard).parent
+    )
     with pq.ParquetFile(file) as opened:
         found, others = _columns(opened.schema_arrow, images=bool(images), details=details)
         batches = _batches(opened, [*found.values(), *others], start=start.index)
-        for record in _row_records(batches, found, others, shard=shard, start=start.index, check_path=check_path):
+        for record in _row_records(
+            batches, found, others, shard=shard, start=start.index, check_path=check_path
+        ):
             yield record, Offset(record.index + 1)
 
 
@@ -281,17 +321,29 @@ def read_saved(folder: Path) -> Iterator[Record]:
             table = open_saved(part).data.table
             found, others = _columns(table.schema, images=True, details=True)
             batches = table.to_batches(max_chunksize=_BATCH_ROWS)
-            for record in _row_records(batches, found, others, shard=shard, start=start, check_path=_check_store):
+            for record in _row_records(
+                batches, found, others, shard=shard, start=start, check_path=_check_store
+            ):
                 start = record.index + 1
                 named = isinstance(record, Sample) and split is not None
-                yield replace(record, metadata={**record.metadata, "split": split}) if named else record
+                yield (
+                    replace(record, metadata={**record.metadata, "split": split})
+                    if named
+                    else record
+                )
     except (OSError, *_RECORD_ERRORS) as error:
         yield _rest_is_lost(shard, Offset(start), error)
 
 
 def _columns(schema: pa.Schema, *, images: bool, details: bool) -> tuple[dict[str, str], list[str]]:
-    found = {"image": image_column(schema) if images else None, "status": column_of(schema.names, ("status",))}
-    found |= {"captions": column_of(schema.names, CAPTION_COLUMNS), "key": column_of(schema.names, _KEYS)}
+    found = {
+        "image": image_column(schema) if images else None,
+        "status": column_of(schema.names, ("status",)),
+    }
+    found |= {
+        "captions": column_of(schema.names, CAPTION_COLUMNS),
+        "key": column_of(schema.names, _KEYS),
+    }
     own = {found["image"], found["captions"], *file_columns(schema), *_OWN_NAMES}
     others = [name for name in schema.names if details and name not in own]
     return {role: name for role, name in found.items() if name is not None}, others
@@ -302,7 +354,9 @@ def _batches(opened: pq.ParquetFile, columns: list[str], *, start: int) -> Itera
     for group in range(opened.num_row_groups):
         end = first + opened.metadata.row_group(group).num_rows
         if end > start:
-            for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            for batch in opened.iter_batches(
+                _BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False
+            ):
                 yield batch.slice(min(len(batch), max(0, start - first)))
                 first += len(batch)
         first = end
@@ -328,7 +382,9 @@ def _row_records(
                 continue  # img2dataset keeps rows of images that could not be had
             key = key if values.get("key") is None else str(values["key"])
             metadata = {name: row[name] for name in others}
-            record = _sample(shard, index, key, values.get("image"), values.get("captions"), metadata)
+            record = _sample(
+                shard, index, key, values.get("image"), values.get("captions"), metadata
+            )
             if record.path is not None:
                 check_path(record.path)
         except _RECORD_ERRORS as error:
@@ -348,8 +404,18 @@ def _python_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Exception]:
 def _check_confined(path: str, *, folder: Path | None) -> None:
     """Check that a relative path stays in its folder (None: remote): no URL, no `..`, no link out of it."""
     parts = PurePosixPath(path)
-    leaves = parts.is_absolute() or ".." in parts.parts or is_remote(path) or is_range(path) or "::" in path
-    if leaves or "\0" in path or (folder and not (folder / path).resolve().is_relative_to(folder.resolve())):
+    leaves = (
+        parts.is_absolute()
+        or ".." in parts.parts
+        or is_remote(path)
+        or is_range(path)
+        or "::" in path
+    )
+    if (
+        leaves
+        or "\0" in path
+        or (folder and not (folder / path).resolve().is_relative_to(folder.resolve()))
+    ):
         raise ValueError(f"its image {path!r:.80} lies outside the shard's folder")
 
 
