@@ -26,7 +26,7 @@ from lancedb.query import ColumnOrdering
 from search import cores, latency
 from surroundings import surroundings, write_result
 from vlmo.retrieval import Index, PhotoFilter
-from vlmo.retrieval.index import INDEX_FILE, VERSION
+from vlmo.retrieval.facts import INDEX_FILE, VERSION
 from vlmo.retrieval.store import Store
 
 P99_BAR_MS = 50.0

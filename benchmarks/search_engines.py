@@ -28,8 +28,8 @@ from vectors import BLOCK, NEAREST, Vectors
 from vlmo.released import SMALL
 from vlmo.retrieval import Encoder, Index
 from vlmo.retrieval.approximate import make_approximate
+from vlmo.retrieval.facts import INDEX_FILE, VERSION
 from vlmo.retrieval.in_memory import FILE, MemoryVectors, write_memory
-from vlmo.retrieval.index import INDEX_FILE, VERSION
 from vlmo.retrieval.store import Approximate, Store
 
 Vector = Float32[ndarray, "dim"]

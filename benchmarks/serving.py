@@ -35,12 +35,11 @@ from rich.console import Console
 from surroundings import surroundings, write_result
 from vlmo.data.sources import open_source
 from vlmo.export.sessions import Precision
-from vlmo.folder.atomic import write_file
 from vlmo.retrieval import Encoder, build_index
 from vlmo.retrieval.approximate import make_approximate
 from vlmo.retrieval.building import APPROXIMATE_FROM
+from vlmo.retrieval.facts import INDEX_FILE, read_facts
 from vlmo.retrieval.graphs_engine import EngineName
-from vlmo.retrieval.index import INDEX_FILE, read_facts
 from vlmo.retrieval.store import Store
 
 _CHUNK = 5000
@@ -135,16 +134,15 @@ def make_index(options: Options, folder: Path, *, console: Console) -> dict[str,
         made = make_approximate(
             store, encoder, least=APPROXIMATE_FROM, before=None, console=console
         )
-        facts = read_facts(folder) | {
-            "images": store.table.count_rows(),
-            "approximate": made,
-        }
-        write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
+        facts = read_facts(folder)
+        facts.images = store.table.count_rows()
+        facts.approximate = made
+        facts.write(folder)
     facts = read_facts(folder)
     return {
-        "images": facts["images"],
-        "dim": facts["model"]["dim"],
-        "approximate": facts["approximate"],
+        "images": facts.images,
+        "dim": facts.model["dim"],
+        "approximate": facts.approximate,
     }
 
 

@@ -579,14 +579,14 @@ def test_run_whose_index_another_one_changes_meanwhile_undoes_nothing(
 ):
     folder, out = indexed(range(2))
     out = tmp_path / "first" if is_first else out
-    other, list_files = write_folder(tmp_path / "other", numbers=range(2, 4)), building._list
+    other, list_files = write_folder(tmp_path / "other", numbers=range(2, 4)), building._list_input
 
     def list_late(*given, **settings):
         monkeypatch.undo()
         build(encoder, other, out=out)
         return list_files(*given, **settings)
 
-    monkeypatch.setattr(building, "_list", list_late)
+    monkeypatch.setattr(building, "_list_input", list_late)
     with pytest.raises(ValueError, match="another process has changed it meanwhile; run again"):
         build(encoder, folder, out=out)
     assert build(encoder, folder, out=out).images == 4

@@ -7,8 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from vlmo.progress import Progress
 from vlmo.retrieval.approximate import make_approximate
 from vlmo.retrieval.embedding import ENCODED, Batch, Encoded, Work, embed_works
 from vlmo.retrieval.encoder import BATCH, Encoder
-from vlmo.retrieval.index import INDEX_FILE, VERSION, read_facts
+from vlmo.retrieval.facts import INDEX_FILE, IndexFacts, now, read_facts
 from vlmo.retrieval.metadata import MetadataTable
 from vlmo.retrieval.ocr import load_reader
 from vlmo.retrieval.skipped import QUARANTINE_FILE
@@ -131,298 +130,314 @@ def build_index(
         StoppedError: `stop` said so.
         ValueError: Nothing to index, something that cannot be read, an index of another model, or a number below 1.
     """
-    for name, value in (
-        ("batch", batch),
-        ("approximate_from", approximate_from),
-        ("workers", workers),
-    ):
+    for name, value in {
+        "batch": batch,
+        "approximate_from": approximate_from,
+        "workers": workers,
+    }.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; give a number from 1 up")
-    start, folder = time.perf_counter(), Path(out).expanduser()
-    facts = _facts_of(folder)
-    table = _metadata_file(facts, metadata, remove)
-    settings: dict[str, Any] = {"metadata": table}
-    for name, asked in (("store_bytes", store_bytes), ("ocr", ocr)):
-        settings[name] = facts.get(name, False) if asked is None else asked
-    if settings["ocr"]:
-        load_reader()  # raises if it is not installed
-    origins = _origins(facts, inputs, remove)
-    made_with = facts.get("model", {})
-    encoder = model if isinstance(model, Encoder) else Encoder(model)
-    if made_with and made_with["fingerprint"] != encoder.fingerprint:
-        other = f"{made_with['folder']}, fingerprint {made_with['fingerprint'][:8]}"
-        own = f"{encoder.folder} ({encoder.fingerprint[:8]}); name a new folder"
-        raise ValueError(f"{folder} was made with another model ({other}) than {own}")
-    embed: Callable[..., Iterator[Batch]] = embed_works
-    if executor == "ray":
-        try:
-            from vlmo.retrieval.ray_executor import embed_on_ray
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"{error}. Ray needs more packages: {install_command('ray')}"
-            ) from error
-        embed = functools.partial(embed_on_ray, workers=workers)
-    reader = Reader(
-        settings["store_bytes"],
-        None if table is None else MetadataTable(Path(table)),
-        settings["ocr"],
+    started_at = time.perf_counter()
+    folder = Path(out).expanduser()
+    before = _facts_of(folder)
+    facts = replace(
+        before,
+        metadata=_metadata_file(before, metadata, remove),
+        store_bytes=before.store_bytes if store_bytes is None else store_bytes,
+        ocr=before.ocr if ocr is None else ocr,
+        inputs=_inputs(before, inputs, remove),
+        complete=False,
     )
+    if facts.ocr:
+        load_reader()  # raises if it is not installed
+    encoder = model if isinstance(model, Encoder) else Encoder(model)
+    _check_model(encoder, before, folder)
+    facts.model = {
+        "folder": str(encoder.folder.absolute()),
+        "fingerprint": encoder.fingerprint,
+        "dim": encoder.dim,
+    }
+    embed = _embedder(executor, workers)
+    table = None if facts.metadata is None else MetadataTable(Path(facts.metadata))
+    reader = Reader(facts.store_bytes, table, facts.ocr)
     with Progress(console) as progress:
-        found, listed = _list_all(origins, facts, progress=progress)
+        files = _list_inputs(facts, before, progress=progress)
     with lock_folder(folder, work="writing this index"):
-        if _facts_of(folder) | {"created": ""} != facts | {"created": ""}:
+        if replace(_facts_of(folder), created=before.created) != before:
             raise ValueError(f"{folder}: another process has changed it meanwhile; run again")
-        made_by = {
-            "folder": str(encoder.folder.absolute()),
-            "fingerprint": encoder.fingerprint,
-            "dim": encoder.dim,
-        }
-        facts |= {
-            "version": VERSION,
-            "model": made_by,
-            "metric": "cosine",
-            "inputs": origins,
-            **settings,
-            **listed,
-        }
-        facts["complete"] = False
-        write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
+        facts.write(folder)
         store = Store(folder, dim=encoder.dim)
         with Progress(console, in_bytes=True) as progress:
-            update = _Update(store, reader, found, progress, stop=stop)
+            update = _Update(store, reader, files, progress, stop=stop)
             counts = update.run(
                 functools.partial(embed, encoder=encoder, reader=reader, batch=batch)
             )
-        images = store.table.count_rows()
-        store.optimize(lookups=images >= _LOOKUPS_FROM)
-        before = facts["approximate"]
-        approximate = make_approximate(
-            store, encoder, least=approximate_from, before=before, console=console
+        facts.images = store.table.count_rows()
+        store.optimize(lookups=facts.images >= _LOOKUPS_FROM)
+        facts.approximate = make_approximate(
+            store, encoder, least=approximate_from, before=before.approximate, console=console
         )
-        facts |= {"complete": True, "images": images, "bad": counts["bad"]}
-        facts |= {"approximate": approximate, "updated": _now()}
-        write_file(folder / INDEX_FILE, json.dumps(facts, indent=1))
-    recall = None if approximate is None else approximate["recall"]
-    return BuildReport(images=images, **counts, seconds=time.perf_counter() - start, recall=recall)
+        facts.bad = counts["bad"]
+        facts.complete = True
+        facts.updated = now()
+        facts.write(folder)
+    return BuildReport(
+        images=facts.images,
+        encoded=counts["encoded"],
+        reused=counts["reused"],
+        unchanged=counts["unchanged"],
+        deleted=counts["deleted"],
+        bad=counts["bad"],
+        seconds=time.perf_counter() - started_at,
+        recall=None if facts.approximate is None else facts.approximate["recall"],
+    )
 
 
-def _facts_of(folder: Path) -> dict[str, Any]:
+def _facts_of(folder: Path) -> IndexFacts:
+    """Return the facts of an index, or of a new one in a folder that is not there yet."""
     if (folder / INDEX_FILE).is_file():
         return read_facts(folder)
     if folder.exists():
         begun = {LOCK_FILE, f"{INDEX_FILE}.aside"}
         if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= begun:
             raise ValueError(f"{folder} holds something else than an index; name a new folder")
-    return {
-        "created": _now(),
-        "inputs": [],
-        "metadata": None,
-        "store_bytes": False,
-        "approximate": None,
-    }
+    return IndexFacts()
+
+
+def _check_model(encoder: Encoder, facts: IndexFacts, folder: Path) -> None:
+    if facts.model and facts.model["fingerprint"] != encoder.fingerprint:
+        raise ValueError(
+            f"{folder} was made with another model ({facts.model['folder']}, fingerprint "
+            f"{facts.model['fingerprint'][:8]}) than {encoder.folder} ({encoder.fingerprint[:8]}); "
+            "name a new folder"
+        )
+
+
+def _embedder(executor: Literal["local", "ray"], workers: int) -> Callable[..., Iterator[Batch]]:
+    """Return the function that embeds, in this process or in actors of Ray Data."""
+    if executor == "local":
+        return embed_works
+    try:
+        from vlmo.retrieval.ray_executor import embed_on_ray
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error}. Ray needs more packages: {install_command('ray')}"
+        ) from error
+    return functools.partial(embed_on_ray, workers=workers)
 
 
 def _metadata_file(
-    facts: dict[str, Any], given: str | Path | None, remove: Sequence[str | Path]
+    facts: IndexFacts, file: str | Path | None, remove: Sequence[str | Path]
 ) -> str | None:
-    before = facts["metadata"]
-    if given is not None:
-        return as_origin(str(given))
-    if before in [as_origin(str(each)) for each in remove]:
+    if file is not None:
+        return as_origin(str(file))
+    if facts.metadata is None or facts.metadata in [as_origin(str(path)) for path in remove]:
         return None
-    if before is not None and not Path(before).is_file():
-        way = f"give --metadata with its new path, or take it out with --remove {before}"
-        raise ValueError(f"{before}, this index's table of metadata, is gone; {way}")
-    return before
-
-
-def _origins(
-    facts: dict[str, Any], inputs: Sequence[str | Path], remove: Sequence[str | Path]
-) -> list[str]:
-    before = facts["inputs"]
-    dropped = [origin for given in remove if (origin := as_origin(str(given))) != facts["metadata"]]
-    if unknown := [origin for origin in dropped if origin not in before]:
+    if not Path(facts.metadata).is_file():
         raise ValueError(
-            f"{unknown[0]} is no input of this index; its inputs are {', '.join(before) or 'none'}"
+            f"{facts.metadata}, this index's table of metadata, is gone; give --metadata with its "
+            f"new path, or take it out with --remove {facts.metadata}"
         )
-    kept = [origin for origin in before if origin not in dropped]
-    origins = list(dict.fromkeys([*kept, *(as_origin(str(given)) for given in inputs)]))
+    return facts.metadata
+
+
+def _inputs(
+    facts: IndexFacts, inputs: Sequence[str | Path], remove: Sequence[str | Path]
+) -> list[str]:
+    """Return the inputs of an index: those of its facts and new ones, without some."""
+    removed = {as_origin(str(path)) for path in remove} - {facts.metadata}
+    for origin in sorted(removed.difference(facts.inputs)):
+        raise ValueError(
+            f"{origin} is no input of this index; its inputs are "
+            f"{', '.join(facts.inputs) or 'none'}"
+        )
+    origins = [origin for origin in facts.inputs if origin not in removed]
+    for path in inputs:
+        origin = as_origin(str(path))
+        if origin not in origins:
+            origins.append(origin)
     if not origins and not remove:
         raise ValueError("there is nothing to index; give folders, images, .tar or .parquet files")
     return origins
 
 
-def _list_all(
-    origins: Sequence[str], facts: Mapping[str, Any], *, progress: Progress
-) -> tuple[list[Found], dict[str, Any]]:
-    """List all inputs; return what is there, and facts that the next run compares with.
-
-    These are numbers of "skipped" files by suffix, identities of inputs that are "folders", and "mounts" in them.
-    """
-    found: dict[str, Found] = {}  # by their paths: of two inputs that lead there, the first counts
-    skipped, mounts, folders = Counter[str](), set[Path](), dict[str, str]()
-    for origin in origins:
+def _list_inputs(facts: IndexFacts, before: IndexFacts, *, progress: Progress) -> list[Found]:
+    """List all inputs, and put into `facts` what the next run compares with."""
+    files: dict[str, Found] = {}  # by path: of two inputs that lead there, the first counts
+    skipped = Counter[str]()
+    mounts = set[Path]()
+    facts.folders = {}
+    for origin in facts.inputs:
         identity = folder_identity(origin)
-        files = _list(origin, facts, skipped=skipped, mounts=mounts, progress=progress)
+        listed = _list_input(origin, before, skipped=skipped, mounts=mounts, progress=progress)
         if identity != folder_identity(origin):
             raise MissingInputError(
                 f"{origin} was mounted, unmounted or replaced while it was listed", origin
             )
-        for file in files:
-            found.setdefault(file.path, file)
+        for file in listed:
+            files.setdefault(file.path, file)
         if identity is not None:
-            folders[origin] = identity
-    for path in {*map(Path, facts.get("mounts", ()))} - mounts:
-        is_below = any(path.is_relative_to(origin) for origin in folders)
-        if is_below and not any(name.startswith(f"{path}/") for name in found):
+            facts.folders[origin] = identity
+    for path in {Path(mount) for mount in before.mounts} - mounts:
+        is_below = any(path.is_relative_to(origin) for origin in facts.folders)
+        if is_below and not any(name.startswith(f"{path}/") for name in files):
             mounts.add(path)
-            found[str(path)] = Found(str(path), "unreadable", "", 0, str(path), reason=_UNMOUNTED)
-    return list(found.values()), {
-        "skipped": skipped,
-        "folders": folders,
-        "mounts": sorted(map(str, mounts)),
-    }
+            files[str(path)] = Found(str(path), "unreadable", "", 0, str(path), reason=_UNMOUNTED)
+    facts.skipped = dict(skipped)
+    facts.mounts = sorted(str(path) for path in mounts)
+    return list(files.values())
 
 
-def _list(
+def _list_input(
     origin: str,
-    facts: Mapping[str, Any],
+    before: IndexFacts,
     *,
     skipped: Counter[str],
     mounts: set[Path],
     progress: Progress,
 ) -> list[Found]:
-    is_known = origin in facts["inputs"]
-    if is_known and was_deleted(origin):
+    is_new = origin not in before.inputs
+    if not is_new and was_deleted(origin):
         return []
     listed: list[Found] = []
     try:
-        for found in find(origin, skipped=skipped, mounts=mounts):
-            listed.append(found)
+        for file in find(origin, skipped=skipped, mounts=mounts):
+            listed.append(file)
             if len(listed) % _LISTED_EVERY == 0:
                 progress.update(f"listing {origin}", len(listed), None)
     except ValueError as error:
-        if not is_known:
+        if is_new:
             raise
         raise MissingInputError(str(error), origin) from error
-    if not listed:
-        reason = f"{origin} holds no image, .tar or .parquet file"
-        if not is_known:
-            raise ValueError(reason)
-        # A folder that was emptied is still the same one; an empty mount point is not that of its disk.
-        if facts.get("folders", {}).get(origin) != (folder_identity(origin) or ""):
-            raise MissingInputError(
-                f"{reason}, and is another folder than before: its disk may not be mounted", origin
-            )
-    return listed
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    if listed:
+        return listed
+    reason = f"{origin} holds no image, .tar or .parquet file"
+    if is_new:
+        raise ValueError(reason)
+    # A folder that was emptied is still the same one; an empty mount point is not that of its disk.
+    if before.folders.get(origin) != (folder_identity(origin) or ""):
+        raise MissingInputError(
+            f"{reason}, and is another folder than before: its disk may not be mounted", origin
+        )
+    return []
 
 
 class _Update:
+    """A run over files: images that are new or changed are written, those that are gone deleted.
+
+    The table is valid whenever the run is interrupted.
+    """
+
     def __init__(
         self,
         store: Store,
         reader: Reader,
-        found: Sequence[Found],
+        files: Sequence[Found],
         progress: Progress,
         *,
         stop: Callable[[], bool],
     ) -> None:
-        self._store, self._reader, self._found, self._progress, self._stop = (
-            store,
-            reader,
-            found,
-            progress,
-            stop,
-        )
-        self._size, self._read = sum(each.size for each in found), 0
+        self._store = store
+        self._reader = reader
+        self._files = files
+        self._progress = progress
+        self._stop = stop
+        self._num_bytes = sum(file.size for file in files)
+        self._num_read = 0
         self._counts = dict.fromkeys(("encoded", "reused", "unchanged", "deleted", "bad"), 0)
-        self._rows: dict[str, dict[str, Any]] = {}  # by id: new ones, which are not written yet
-        self._began = self._written_at = time.monotonic()
-        self._there: set[str] = set()  # ids of images that were seen
-        shards, paths = store.folder / SHARDS_FILE, {each.path for each in found}
-        done: dict[str, str] = read_json(shards) if shards.is_file() else {}
-        self._done = {
-            path: stamp for path, stamp in done.items() if path in paths
-        }  # shards that were read
+        self._rows: dict[str, dict[str, Any]] = {}  # new ones by id, which are not written yet
+        self._started_at = self._written_at = time.monotonic()
+        self._seen: set[str] = set()  # ids of images
+        self._done: dict[str, str] = {}  # stamps of shards that were read, by path
         self._finished: list[Found] = []  # shards whose last rows are not written yet
         self._unread: set[str] = set()  # shards that were done before and have not changed
-        self._broken: set[str] = (
-            set()
-        )  # shards that could not be read to their ends: images in the rest may exist
+        self._broken: set[str] = set()  # shards that were not read to their ends
+        shards = store.folder / SHARDS_FILE
+        if shards.is_file():
+            paths = {file.path for file in files}
+            stamps: dict[str, str] = read_json(shards)
+            self._done = {path: stamp for path, stamp in stamps.items() if path in paths}
 
     def run(self, embed: Callable[..., Iterator[Batch]]) -> dict[str, int]:
-        """Embed new images and remove those that are gone; the table is valid whenever this is interrupted."""
+        """Embed new images and remove those that are gone; return the counts of `BuildReport`."""
         self._advance(0, unchanged=0)  # a model may take minutes for the first batch
-        counts, quarantine_file = self._counts, self._store.folder / QUARANTINE_FILE
+        quarantine_file = self._store.folder / QUARANTINE_FILE
         quarantine = QuarantineFile(quarantine_file)
-        bad_before, bad_now = read_lines(quarantine_file), []
+        lines_before = read_lines(quarantine_file)
+        lines = []
         for batch in embed(self._works(), lookup=self._lookup):
-            self._rows |= {row["id"]: row for row in batch.rows}
-            self._there.update([row["id"] for row in batch.rows], batch.unchanged)
-            counts["encoded"] += batch.num_encoded
-            counts["reused"] += len(batch.rows) - batch.num_encoded
+            for row in batch.rows:
+                self._rows[row["id"]] = row
+                self._seen.add(row["id"])
+            self._seen.update(batch.unchanged)
+            self._counts["encoded"] += batch.num_encoded
+            self._counts["reused"] += len(batch.rows) - batch.num_encoded
             quarantine.add(batch.bad)
-            bad_now += [bad.line() for bad in batch.bad]
-            self._broken.update(bad.shard for bad in batch.bad if bad.kind == "shard")
+            for bad in batch.bad:
+                lines.append(bad.line())
+                if bad.kind == "shard":
+                    self._broken.add(bad.shard)
             if batch.finished is not None:
                 self._finished.append(batch.finished)
-            stopped = self._stop()
-            if stopped or self._is_due():
+            is_stopped = self._stop()
+            if is_stopped or self._is_due():
                 self._write()
-            if stopped:
+            if is_stopped:
                 raise StoppedError
             self._advance(batch.size, unchanged=len(batch.unchanged))
         self._write()
         self._delete()
         # Lines of this run, and older ones about shards that were not read again.
-        bad_before = [line for line in bad_before if line["path"] in self._unread | self._broken]
-        lines = list(dict.fromkeys(to_lines([line]) for line in [*bad_before, *bad_now]))
-        write_file(quarantine_file, "".join(lines))
-        counts["bad"] = len(lines)
-        return counts
+        kept = [line for line in lines_before if line["path"] in self._unread | self._broken]
+        texts = dict.fromkeys(to_lines([line]) for line in [*kept, *lines])
+        write_file(quarantine_file, "".join(texts))
+        self._counts["bad"] = len(texts)
+        return self._counts
 
     def _works(self) -> Iterator[Work]:
         """Yield what is new or may have changed; the rest counts as unchanged."""
-        for found in self._found:
-            if found.kind == "file":
+        for shard in self._files:
+            if shard.kind == "file":
                 continue
-            if self._done.get(found.path) == self._reader.stamp(found):
-                self._unread.add(found.path)
-                self._advance(found.size, unchanged=0)
+            if self._done.get(shard.path) == self._reader.stamp(shard):
+                self._unread.add(shard.path)
+                self._advance(shard.size, unchanged=0)
             else:
-                yield Work([found], self._store.known("shard", [found.path]))
-        files = [found for found in self._found if found.kind == "file"]
+                yield Work([shard], self._store.stamps("shard", [shard.path]))
+        files = [file for file in self._files if file.kind == "file"]
         for start in range(0, len(files), _TOGETHER):
-            some = {image_id(found.path): found for found in files[start : start + _TOGETHER]}
-            known = self._store.known("id", list(some))
-            same = {key for key in known if known[key][0] == self._reader.stamp(some[key])}
-            self._there |= same
-            self._advance(sum(some[key].size for key in same), unchanged=len(same))
-            if changed := [found for key, found in some.items() if key not in same]:
-                yield Work(changed, known)
+            files_by_id = {image_id(file.path): file for file in files[start : start + _TOGETHER]}
+            stamps = self._store.stamps("id", list(files_by_id))
+            changed = []
+            size = 0
+            for key, file in files_by_id.items():
+                if key in stamps and stamps[key][0] == self._reader.stamp(file):
+                    self._seen.add(key)
+                    size += file.size
+                else:
+                    changed.append(file)
+            self._advance(size, unchanged=len(files_by_id) - len(changed))
+            if changed:
+                yield Work(changed, stamps)
 
     def _lookup(self, hashes: Sequence[str]) -> dict[str, Encoded]:
+        """Return what was encoded before from the same bytes, by their hashes."""
         columns = [*ENCODED, OCR_COLUMN] if self._reader.ocr else ENCODED
         if not {*columns} <= {*ENCODED, *self._store.columns()}:
             return {}
-        rows = self._store.rows("hash", hashes, columns=["hash", *columns])
-        # A row whose text was not read yet gives nothing.
-        return {
-            row["hash"]: {name: row[name] for name in columns}
-            for row in rows
-            if row[columns[-1]] is not None
-        }
+        encoded = {}
+        for row in self._store.rows("hash", hashes, columns=["hash", *columns]):
+            if row[columns[-1]] is not None:  # a row whose text was not read yet gives nothing
+                encoded[row["hash"]] = {name: row[name] for name in columns}
+        return encoded
 
     def _is_due(self) -> bool:
+        """Return True if new rows wait for long enough, or are enough, to be written."""
         size = sum(len(row["bytes"] or b"") + len(row["thumbnail"]) for row in self._rows.values())
         # The first ones soon, for those who search meanwhile.
-        pause = min(_WRITTEN_EVERY_S, self._written_at - self._began + _FIRST_WRITTEN_S)
-        late = time.monotonic() - self._written_at >= pause
-        return late or len(self._rows) >= _WRITTEN_ROWS or size >= _WRITTEN_BYTES
+        pause = min(_WRITTEN_EVERY_S, self._written_at - self._started_at + _FIRST_WRITTEN_S)
+        is_late = time.monotonic() - self._written_at >= pause
+        return is_late or len(self._rows) >= _WRITTEN_ROWS or size >= _WRITTEN_BYTES
 
     def _write(self) -> None:
         """Write new rows, and then note the shards that end with them, which are not read again before they change."""
@@ -434,25 +449,26 @@ class _Update:
             if shard.path not in self._broken:
                 self._done[shard.path] = self._reader.stamp(shard)
         write_file(self._store.folder / SHARDS_FILE, json.dumps(self._done, indent=1))
-        self._finished, self._written_at = [], time.monotonic()
+        self._finished = []
+        self._written_at = time.monotonic()
 
     def _advance(self, size: int, *, unchanged: int) -> None:
         self._counts["unchanged"] += unchanged
-        self._read += size
+        self._num_read += size
         done = sum(self._counts[name] for name in ("encoded", "reused", "unchanged"))
-        self._progress.update("indexing", self._read, self._size, note=f"{done} images")
+        self._progress.update("indexing", self._num_read, self._num_bytes, note=f"{done} images")
 
     def _delete(self) -> None:
         """Remove images that were not seen, unless their shard or folder was not read."""
-        folders = tuple(f"{found.path}/" for found in self._found if found.kind == "unreadable")
+        unreadable = tuple(f"{file.path}/" for file in self._files if file.kind == "unreadable")
         gone: list[str] = []
         for rows in self._store.scan(["id", "shard", "path"]):
             for row in rows.to_pylist():
                 if row["shard"] in self._unread:
                     self._counts["unchanged"] += 1
-                elif row["id"] in self._there or row["shard"] in self._broken:
+                elif row["id"] in self._seen or row["shard"] in self._broken:
                     continue
-                elif not row["path"].startswith(folders):
+                elif not row["path"].startswith(unreadable):
                     gone.append(row["id"])
         for start in range(0, len(gone), _DELETED_AT_ONCE):
             self._store.delete(gone[start : start + _DELETED_AT_ONCE])

@@ -67,29 +67,27 @@ class Ranking:
     @functools.cached_property
     def ranks(self) -> dict[str, int]:
         """Ids in this order, and their ranks from 0 on."""
-        return {id: rank for rank, id in enumerate(self.images["id"].take(self.places).to_pylist())}  # noqa: A001
+        ids = self.images["id"].take(self.places).to_pylist()
+        return {image_id: rank for rank, image_id in enumerate(ids)}
 
     def hits(self, ids: Collection[str]) -> list[Hit]:
         """Return those of some ids, in this order."""
-        ranks = [rank for id, rank in self.ranks.items() if id in ids]  # noqa: A001
-        shares, rows = (
-            self.shares or [None] * len(self.ranks),
-            self.images.take(self.places[ranks]).to_pylist(),
-        )
-        return [
-            hit_of(row, float(self.similar[rank]), shares[rank])
-            for rank, row in zip(ranks, rows, strict=True)
-        ]
+        ranks = [rank for image_id, rank in self.ranks.items() if image_id in ids]
+        hits = []
+        for rank, row in zip(ranks, self.images.take(self.places[ranks]).to_pylist(), strict=True):
+            share = self.shares[rank] if self.shares else None
+            hits.append(hit_of(row, float(self.similar[rank]), share))
+        return hits
 
     def own_words(self, id: str) -> OwnWords:  # noqa: A002
         """`own_words` of an image."""
         place = int(self.places[self.ranks[id]])
-        if (found := self.own.get(place)) is None:
+        if place not in self.own:
             if len(self.own) >= _KEPT_TEXTS:
                 self.own.clear()
             (row,) = self.images.slice(place, 1).to_pylist()
-            self.own[place] = found = own_words(row["path"], row["captions"] or (), row)
-        return found
+            self.own[place] = own_words(row["path"], row["captions"] or (), row)
+        return self.own[place]
 
 
 NO_RANKING = Ranking(pa.table({"id": pa.array([], pa.string())}), np.arange(0), np.zeros(0))
@@ -97,18 +95,22 @@ NO_RANKING = Ranking(pa.table({"id": pa.array([], pa.string())}), np.arange(0), 
 
 def hit_of(row: Mapping[str, Any], similarity: float, words: float | None = None) -> Hit:
     """Return the image of a row of the table."""
-    metadata = {name: value for name, value in row.items() if name not in _NO_METADATA}
-    whole = {
-        name: int(value)
-        for name, value in metadata.items()
-        if isinstance(value, float) and value.is_integer()
-    }
-    known = (
-        tuple(row["captions"] or ()),
-        metadata | whole,
-        row["width"],
-        row["height"],
-        row["hash"],
-        words,
+    metadata = {}
+    for name, value in row.items():
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # columns of numbers hold floats
+        if name not in _NO_METADATA:
+            metadata[name] = value
+    return Hit(
+        id=row["id"],
+        score=similarity,
+        similarity=similarity,
+        match=None,
+        path=row["path"],
+        captions=tuple(row["captions"] or ()),
+        metadata=metadata,
+        width=row["width"],
+        height=row["height"],
+        hash=row["hash"],
+        words=words,
     )
-    return Hit(row["id"], similarity, similarity, None, row["path"], *known)

@@ -17,8 +17,8 @@ from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.data.decoding import MAX_PIXELS, EncodedImage
-from vlmo.folder import read_json
 from vlmo.retrieval.exact import ExactImages, is_dated
+from vlmo.retrieval.facts import INDEX_FILE, IndexFacts, read_facts
 from vlmo.retrieval.filters import (
     PHOTO_COLUMNS,
     PhotoFilter,
@@ -33,8 +33,6 @@ from vlmo.retrieval.sources import read_uri
 from vlmo.retrieval.store import FILTERED, TABLE, Approximate, DamagedError, Store, one_line
 from vlmo.retrieval.words import Rows, found_share
 
-INDEX_FILE = "index.json"
-VERSION = 3
 MAX_TOP = 10_000
 MAX_BYTES = 2**29
 """If vectors in memory take more, or columns, both stay on the disk; a million vectors of 128 dimensions fit."""
@@ -77,11 +75,6 @@ class _Memory(NamedTuple):
 class Index:
     """An index folder, open for reading; changes of a writer are seen a moment later.
 
-    Attributes:
-        fingerprint: Fingerprint of the model that made the vectors.
-        model_folder: Folder of that model.
-        dim: Size of a vector.
-
     Args:
         in_memory: Keep vectors and columns in memory from the start: searches are exact then, and faster, or of
             many vectors approximate, by FAISS. Else the first one with a filter of photographs, or by date, reads them.
@@ -96,9 +89,11 @@ class Index:
     ) -> None:
         self.folder = Path(folder).expanduser()
         self._version: tuple[int, ...] = ()
-        facts = self._read_changed()
-        if not self._complete:
-            if "updated" not in facts and not (self.folder / f"{TABLE}.lance" / "data").exists():
+        self._facts = IndexFacts()
+        self._read_changed()
+        if not self._facts.complete:
+            has_data = (self.folder / f"{TABLE}.lance" / "data").exists()
+            if self._facts.updated is None and not has_data:
                 raise ValueError(
                     f"{folder}: the index is not finished: its first run was cut off, or has no image yet. If none is "
                     "running, run vlmo index again with this folder as --out; it goes on where it stood"
@@ -106,18 +101,37 @@ class Index:
             if not growing:
                 unfinished = "a run of vlmo index has not ended, so that new images may be missing"
                 _LOGGER.warning("%s: %s; if none is running, run it again", folder, unfinished)
-        self._store, self._lock, self._in_memory = Store(self.folder), threading.Lock(), in_memory
+        self._store = Store(self.folder)
+        self._lock = threading.Lock()
+        self._in_memory = in_memory
         self._memory = self._read_memory() if in_memory else None
 
-    fingerprint: str
-    model_folder: str
-    dim: int
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model that made the vectors."""
+        return self._facts.model["fingerprint"]
+
+    @property
+    def model_folder(self) -> str:
+        """Folder of that model."""
+        return self._facts.model["folder"]
+
+    @property
+    def dim(self) -> int:
+        """Size of a vector."""
+        return self._facts.model["dim"]
+
+    @property
+    def _search(self) -> Approximate | None:
+        """Parameters of the approximate index, if there is one."""
+        approximate = self._facts.approximate
+        return None if approximate is None else Approximate(**approximate["search"])
 
     @property
     def complete(self) -> bool:
         """False while images are being added, and after a run that was cut off."""
         self._read_changed()
-        return self._complete
+        return self._facts.complete
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -136,7 +150,7 @@ class Index:
     def num_skipped(self) -> int:
         """Number of files that the last run could not use."""
         self._read_changed()
-        return self._num_bad + sum(self._formats.values())
+        return self._facts.bad + sum(self._facts.skipped.values())
 
     def skipped(self, *, most: int) -> dict[str, Any]:
         """Return "files" that the last run could not use, at most so many, and numbers of those of other "formats".
@@ -145,8 +159,8 @@ class Index:
         """
         self._read_changed()
         return {
-            "files": read_skipped(self.folder, inputs=self._inputs, most=most),
-            "formats": self._formats,
+            "files": read_skipped(self.folder, inputs=self._facts.inputs, most=most),
+            "formats": self._facts.skipped,
         }
 
     @property
@@ -216,7 +230,7 @@ class Index:
 
     def _rank_stored(self, query: IndexQuery, vector: Float32[np.ndarray, " dim"]) -> Ranking:
         """Compare images on the disk, by the approximate index if there is one and no filter."""
-        search = self._approximate if query.where is None else None
+        search = self._search if query.where is None else None
         columns = self._visible()
         rows = self._store.nearest(
             vector, top=query.top, columns=columns, where=query.where, search=search
@@ -351,32 +365,20 @@ class Index:
         rows = {row["id"]: row for row in self._rows(ids, ["id", "path", "bytes"])}
         return [functools.partial(_load, rows.get(id), id, least=least) for id in ids]  # noqa: A001
 
-    def _read_changed(self) -> dict[str, Any]:
+    def _read_changed(self) -> None:
+        """Read the facts of the index again if their file has changed."""
         path = self.folder / INDEX_FILE
         status = path.stat() if path.is_file() else None
-        version = (status.st_mtime_ns, status.st_ino) if status is not None else (0,)
+        version = (0,) if status is None else (status.st_mtime_ns, status.st_ino)
         if version == self._version:
-            return {}
+            return
         facts = read_facts(self.folder)
-        try:
-            made_with, made = facts["model"], facts["approximate"]
-            if self._version and made_with["fingerprint"] != self.fingerprint:
-                raise DamagedError(
-                    f"{self.folder} is now an index of another model; open it again with that one"
-                )
-            self.fingerprint, self.model_folder = made_with["fingerprint"], made_with["folder"]
-            self.dim, self._complete = made_with["dim"], facts.get("complete", True)
-            self._approximate = None if made is None else Approximate(**made["search"])
-            self._coded: dict[str, Any] | None = None if made is None else made.get("memory")
-            self._inputs: list[str] = facts.get("inputs", [])
-            self._formats: dict[str, int] = facts.get("skipped", {})
-            self._num_bad: int = facts.get("bad", 0)
-        except (KeyError, TypeError) as error:
+        if self._version and facts.model["fingerprint"] != self.fingerprint:
             raise DamagedError(
-                f"{self.folder}: the index is damaged, it lacks {error}; build it anew"
-            ) from error
+                f"{self.folder} is now an index of another model; open it again with that one"
+            )
+        self._facts = facts
         self._version = version
-        return facts
 
     def _current_memory(self) -> _Memory:
         with self._lock:
@@ -426,7 +428,8 @@ class Index:
         if not (self._in_memory and has_faiss() and (self.folder / FILE).is_file()):
             return None
         # A writer that changes the table writes the file anew at its end.
-        if self._coded is None or self._coded["version"] != version:
+        coded = (self._facts.approximate or {}).get("memory")
+        if coded is None or coded["version"] != version:
             return None
         vectors = MemoryVectors(self.folder)
         batches = []
@@ -439,7 +442,7 @@ class Index:
         table = pa.Table.from_batches(batches).combine_chunks()
         if len(table) != len(vectors):
             return None
-        return CodedImages(table, vectors, Approximate(**self._coded["search"]))
+        return CodedImages(table, vectors, Approximate(**coded["search"]))
 
     def _blocks(self) -> Iterator[ExactImages]:
         for batch in self._store.scan(["vector", *self._visible()], with_row_id=True):
@@ -476,22 +479,3 @@ def _read(row: Mapping[str, Any]) -> bytes:
         raise ValueError(
             f"{row['path']} is gone, or cannot be read: {error.strerror or error}"
         ) from error
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Read `index.json`; DamagedError if the folder is no index, or one of another version."""
-    path = folder / INDEX_FILE
-    if not path.is_file():
-        raise DamagedError(
-            f"{folder} is no index: it has no {INDEX_FILE}. Make one: vlmo index MODEL IMAGES --out DIR"
-        )
-    try:
-        facts = read_json(path)
-    except ValueError as error:
-        raise DamagedError(f"{error}; build the index anew") from error
-    version = facts.get("version") if isinstance(facts, dict) else None
-    if version != VERSION:
-        raise DamagedError(
-            f"{path} has version {version}; this program reads {VERSION}. Index the images again."
-        )
-    return facts

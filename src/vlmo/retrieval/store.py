@@ -29,7 +29,11 @@ DISTANCE = "cosine"
 """LanceDB's word for 1 - cosine."""
 
 _OWN = {
-    **dict.fromkeys(("id", "path", "shard", "stamp", "hash"), pa.string()),
+    "id": pa.string(),
+    "path": pa.string(),
+    "shard": pa.string(),
+    "stamp": pa.string(),
+    "hash": pa.string(),
     "bytes": pa.large_binary(),
     "captions": pa.list_(pa.string()),
     "full_text": pa.string(),
@@ -47,9 +51,8 @@ _TYPES = {pa.bool_(): "true or false", pa.float64(): "number", pa.string(): "tex
 _LOGGER = logging.getLogger(__name__)
 _MAX_COLUMNS = 500  # of metadata; each makes every later write slower
 _FULL = r"\(os error (27|28|122)\)"  # EFBIG, ENOSPC, EDQUOT: a file may not grow, a disk or a quota is full
-_READ_EVERY = timedelta(
-    seconds=1.6
-)  # how soon a reader sees the writes of others; `Store.version` a quarter later
+# How soon a reader sees the writes of others; `Store.version` a quarter later.
+_READ_EVERY = timedelta(seconds=1.6)
 _OLD = timedelta(seconds=10)  # versions that no reader uses any more
 
 
@@ -105,24 +108,26 @@ class Store:
     def __init__(self, folder: Path, *, dim: int | None = None) -> None:
         import lancedb  # brings pandas and clients of services, and takes a second
 
-        self.folder, self._has_warned = folder, set[str]()
-        self._version, self._read_at = 0, -math.inf
+        self.folder = folder
+        self._has_warned = set[str]()
+        self._version = 0
+        self._read_at = -math.inf
         with one_line(folder):
-            interval = _READ_EVERY if dim is None else timedelta(0)
-            connection = lancedb.connect(folder, read_consistency_interval=interval)
-            if dim is not None:
-                existing = TABLE in connection.list_tables().tables
+            if dim is None:
+                connection = lancedb.connect(folder, read_consistency_interval=_READ_EVERY)
+            else:
+                connection = lancedb.connect(folder, read_consistency_interval=timedelta(0))
+                has_table = TABLE in connection.list_tables().tables
                 files = folder / f"{TABLE}.lance"
-                # A creation ends with a manifest, and a table that has held rows has data: neither is there if it was
-                # cut off.
-                if not existing or not (
-                    any(files.glob("_versions/*.manifest")) or (files / "data").exists()
-                ):
-                    if existing:
-                        connection.drop_table(TABLE)
-                    connection.create_table(
-                        TABLE, schema=pa.schema({**_OWN, "vector": pa.list_(pa.float32(), dim)})
-                    )
+                # A creation ends with a manifest, and a table that has held rows has data: neither
+                # is there if it was cut off.
+                has_manifest = any(files.glob("_versions/*.manifest"))
+                is_cut_off = not has_manifest and not (files / "data").exists()
+                if has_table and is_cut_off:
+                    connection.drop_table(TABLE)
+                if not has_table or is_cut_off:
+                    schema = pa.schema({**_OWN, "vector": pa.list_(pa.float32(), dim)})
+                    connection.create_table(TABLE, schema=schema)
             self.table: Table = connection.open_table(TABLE)
             if dim is not None:
                 self._index_words()
@@ -132,7 +137,8 @@ class Store:
     def version(self) -> int:
         """Number of the table's state, asked for at most a few times a second: the answer comes from another thread."""
         if time.monotonic() - self._read_at >= _READ_EVERY.total_seconds() / 4:
-            self._version, self._read_at = self.table.version, time.monotonic()
+            self._version = self.table.version
+            self._read_at = time.monotonic()
         return self._version
 
     def nearest(
@@ -144,10 +150,10 @@ class Store:
         search: Approximate | None = None,
         where: str | None = None,
     ) -> pa.Table:
-        """Columns and "_distance" of the `top` rows whose vectors are most similar, best first.
+        """Return columns and "_distance" of the `top` rows whose vectors are most similar, best first.
 
         Args:
-            vector: L2-normalised.
+            vector: L2-normalized.
             search: Parameters of the approximate index; None compares with every vector.
             where: A filter in SQL; only rows that pass it are compared.
         """
@@ -158,11 +164,11 @@ class Store:
         if search is None:
             query = query.bypass_vector_index()
         else:
-            query = query.nprobes(search.nprobes).refine_factor(
-                max(2, -(-search.candidates // top))
-            )
-        query = query.select([*columns, "_distance"])
-        return (query if where is None else query.where(where, prefilter=True)).to_arrow()
+            factor = max(2, math.ceil(search.candidates / top))
+            query = query.nprobes(search.nprobes).refine_factor(factor)
+        if where is not None:
+            query = query.where(where, prefilter=True)
+        return query.select([*columns, "_distance"]).to_arrow()
 
     def _index_words(self) -> None:
         """Make the full-text index, whose words `split_words` has prepared."""
@@ -201,7 +207,9 @@ class Store:
             " ".join(words), "full_text", operator=FullTextOperator["AND" if every else "OR"]
         )
         query = self.table.search(match).limit(most).select([*columns, "_score"]).with_row_id(True)
-        return (query if where is None else query.where(where, prefilter=True)).to_arrow()
+        if where is not None:
+            query = query.where(where, prefilter=True)
+        return query.to_arrow()
 
     def columns(self) -> dict[str, str]:
         """Return the columns of metadata with their types, in words."""
@@ -209,11 +217,10 @@ class Store:
 
     def _types(self) -> dict[str, pa.DataType]:
         with one_line(self.folder):
-            return {
-                field.name: field.type for field in self.table.schema if field.name not in RESERVED
-            }
+            schema = self.table.schema
+        return {field.name: field.type for field in schema if field.name not in RESERVED}
 
-    def known(self, column: str, values: Sequence[str]) -> dict[str, tuple[str, str]]:
+    def stamps(self, column: str, values: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Return stamps and hashes, by their ids, of the images that have one of the values in a column."""
         rows = self.rows(column, values, columns=["id", "stamp", "hash"])
         return {row["id"]: (row["stamp"], row["hash"]) for row in rows}
@@ -221,8 +228,10 @@ class Store:
     def rows(
         self, column: str, values: Sequence[str], *, columns: list[str]
     ) -> list[dict[str, Any]]:
-        """Columns of the images that have one of the values, in no order."""
-        return self.select(column, values, columns=columns).to_pylist() if values else []
+        """Return columns of the images that have one of the values, in no order."""
+        if not values:
+            return []
+        return self.select(column, values, columns=columns).to_pylist()
 
     def select(self, column: str, values: Sequence[str], *, columns: list[str]) -> pa.Table:
         """`rows` as a table; there must be a value, or more."""
@@ -231,17 +240,11 @@ class Store:
 
     def ids(self, where: str, *, most: int | None = None) -> pa.Array:
         """Return the ids of (at most so many) images that pass a filter; LanceDB's own exceptions."""
-        return (
-            self.table.search()
-            .where(where)
-            .limit(most)
-            .select(["id"])
-            .to_arrow()["id"]
-            .combine_chunks()
-        )
+        rows = self.table.search().where(where).limit(most).select(["id"]).to_arrow()
+        return rows["id"].combine_chunks()
 
     def scan(self, columns: list[str], *, with_row_id: bool = False) -> Iterator[pa.RecordBatch]:
-        """All images, maybe with "_rowid" of this version of the table."""
+        """Yield all images, with `with_row_id` also "_rowid" of this version of the table."""
         with one_line(self.folder):
             yield from self.table.search().select(columns).with_row_id(with_row_id).to_batches(8192)
 
@@ -251,50 +254,44 @@ class Store:
         Args:
             rows: Own columns of images by their names, "vector", and a dictionary "metadata". No id stands twice.
         """
-        metadata = self._fitting([row["metadata"] for row in rows])
-        rows = [
-            {**row, **about, "full_text": image_words(row)}
-            for row, about in zip(rows, metadata, strict=True)
-        ]
+        types = self._types()
+        num_types = len(types)
+        complete_rows = []
+        for row in rows:
+            metadata = self._fit(row["metadata"], types)
+            complete_rows.append({**row, **metadata, "full_text": image_words(row)})
         with one_line(self.folder):
-            schema = self.table.schema
-            columns = [
-                pa.array([row.get(field.name) for row in rows], field.type) for field in schema
-            ]
-            merge = (
-                self.table.merge_insert("id")
-                .when_matched_update_all()
-                .when_not_matched_insert_all()
-            )
-            merge.execute(pa.table(columns, schema=schema))
-
-    def _fitting(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return metadata as the columns take it: the first value decides the type, others are left out."""
-        types, new = self._types(), dict[str, pa.DataType]()
-        fitting: list[dict[str, Any]] = [{} for _ in rows]
-        for fit, row in zip(fitting, rows, strict=True):
-            for name, value in row.items():
-                kind = {bool: pa.bool_(), str: pa.string()}.get(type(value), pa.float64())
-                if name not in types and len(types) < _MAX_COLUMNS:
-                    types[name] = new[name] = kind
-                if types.get(name) in {kind, pa.string()}:
-                    fit[name] = value if types[name] == kind else str(value)
-                elif name not in self._has_warned:
-                    self._has_warned.add(name)
-                    held = (
-                        _TYPES[types[name]]
-                        if name in types
-                        else f"nothing: there are {_MAX_COLUMNS} columns"
-                    )
-                    _LOGGER.warning(
-                        "left out is %s = %.80r, and maybe more: its column holds %s",
-                        name,
-                        value,
-                        held,
-                    )
-        if new:
-            with one_line(self.folder):
+            if len(types) > num_types:
+                new = list(types.items())[num_types:]
                 self.table.add_columns(pa.schema(new))
+            schema = self.table.schema
+            merge = self.table.merge_insert("id").when_matched_update_all()
+            merge = merge.when_not_matched_insert_all()
+            merge.execute(pa.Table.from_pylist(complete_rows, schema=schema))
+
+    def _fit(self, metadata: Mapping[str, Any], types: dict[str, pa.DataType]) -> dict[str, Any]:
+        """Return metadata as the columns take it: the first value decides the type, others are left out.
+
+        Args:
+            types: Types of the columns, to which new ones are added.
+        """
+        fitting = {}
+        for name, value in metadata.items():
+            value_type = {bool: pa.bool_(), str: pa.string()}.get(type(value), pa.float64())
+            if len(types) < _MAX_COLUMNS:
+                types.setdefault(name, value_type)
+            column_type = types.get(name)
+            if column_type == value_type:
+                fitting[name] = value
+            elif column_type == pa.string():
+                fitting[name] = str(value)
+            elif name not in self._has_warned:
+                self._has_warned.add(name)
+                content = f"nothing: there are {_MAX_COLUMNS} columns"
+                if column_type is not None:
+                    content = _TYPES[column_type]
+                message = "left out is %s = %.80r, and maybe more: its column holds %s"
+                _LOGGER.warning(message, name, value, content)
         return fitting
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -311,17 +308,16 @@ class Store:
 
         with one_line(self.folder):
             if lookups:
-                indexed = {
-                    column for index in self.table.list_indices() for column in index.columns
-                }
-                for column in {"id", "hash"} - indexed:
-                    self.table.create_index(column, config=BTree())
+                indices = self.table.list_indices()
+                for column in ("id", "hash"):
+                    if not any(column in index.columns for index in indices):
+                        self.table.create_index(column, config=BTree())
             self.table.optimize(cleanup_older_than=_OLD)
 
 
 def _among(column: str, values: Iterable[str]) -> str:
-    # No row has a name that is not UTF-8.
-    listed = "', '".join(
-        value.encode(errors="backslashreplace").decode().replace("'", "''") for value in values
-    )
-    return f"{column} in ('{listed}')"
+    literals = []
+    for value in values:
+        text = value.encode(errors="backslashreplace").decode()  # no row's name is not UTF-8
+        literals.append("'" + text.replace("'", "''") + "'")
+    return f"{column} in ({', '.join(literals)})"

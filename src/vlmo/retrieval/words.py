@@ -27,12 +27,9 @@ _MAX_BYTES = 39  # of a word: LanceDB's index leaves out longer ones
 
 def split_words(text: str) -> list[str]:
     """Return the words of a text in lower case, without accents and the commonest English ones."""
-    letters = (
-        each
-        for each in unicodedata.normalize("NFKD", text).casefold()
-        if not unicodedata.combining(each)
-    )
-    return [word for word in re.findall(r"[^\W_]+", "".join(letters)) if word not in _COMMON]
+    letters = unicodedata.normalize("NFKD", text).casefold()
+    letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return [word for word in re.findall(r"[^\W_]+", letters) if word not in _COMMON]
 
 
 def query_words(text: str) -> list[str]:
@@ -46,15 +43,13 @@ def image_texts(path: str, captions: Sequence[str], metadata: Mapping[str, Any])
 
     Names are split before capitals too (`redStar_02.png`: red star).
     """
-    name = re.sub(
-        r".*(/|\.(tar|parquet)#)", "", path, flags=re.DOTALL | re.IGNORECASE
-    )  # without folders and shard
-    names = (metadata.get("album") or "", re.sub(r"\d+", " ", name.rpartition(".")[0] or name))
-    names = [re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", each) for each in names]
-    return [
-        split_words(each)
-        for each in (*names, *captions, *(metadata.get(OCR_COLUMN) or "").split("|"))
-    ]
+    # Without folders and shard.
+    file = re.sub(r".*(/|\.(tar|parquet)#)", "", path, flags=re.DOTALL | re.IGNORECASE)
+    stem = file.rpartition(".")[0] or file
+    names = [metadata.get("album") or "", re.sub(r"\d+", " ", stem)]
+    names = [re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", " ", name) for name in names]
+    lines = (metadata.get(OCR_COLUMN) or "").split("|")
+    return [split_words(text) for text in (*names, *captions, *lines)]
 
 
 def image_words(row: Mapping[str, Any]) -> str:
