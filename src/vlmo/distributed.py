@@ -136,7 +136,8 @@ def exchange(
     receive = torch.bincount(owners, minlength=world_size())  # rows that come from each process
     send = torch.empty_like(receive)
     dist.all_to_all_single(send, receive)
-    receive_splits, send_splits = receive.tolist(), send.tolist()
+    receive_splits = receive.tolist()
+    send_splits = send.tolist()
     requested = wanted.new_empty(sum(send_splits))
     dist.all_to_all_single(requested, wanted[order].contiguous(), send_splits, receive_splits)
     rows = _Exchange.apply(

@@ -30,7 +30,8 @@ class _Note(TextColumn):
 
     def render(self, task: Task) -> Text:
         text = super().render(task)
-        text.no_wrap, text.overflow = True, "ellipsis"
+        text.no_wrap = True
+        text.overflow = "ellipsis"
         return text
 
 

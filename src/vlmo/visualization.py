@@ -19,16 +19,23 @@ from vlmo.processing.images import to_rgb
 if TYPE_CHECKING:
     from torch import Tensor
 
-_INK, _GRAY, _FRAME = "#1f2328", "#6e7681", "#dfe2e6"
+_INK = "#1f2328"
+_GRAY = "#6e7681"
+_FRAME = "#dfe2e6"
 _HEAT = np.array([196, 18, 96], dtype=np.float32)  # a red that few drawings use
-_TILE, _GAP, _MARGIN, _HEAD, _LINE = 200, 16, 28, 44, 18
+_TILE = 200
+_GAP = 16
+_MARGIN = 28
+_HEAD = 44
+_LINE = 18
 _LETTERS = 27
 """Letters of a line below a tile, in Pillow's own font."""
 
 
 def data_uri(image: Image.Image, *, size: int = 144) -> str:
     """Return the image as a `data:` address, at most `size` pixels wide and high, transparency on white."""
-    image, buffer = to_rgb(image).copy(), io.BytesIO()
+    image = to_rgb(image).copy()
+    buffer = io.BytesIO()
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
     image.save(buffer, format="webp", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -60,12 +67,11 @@ def grid(
     Pillow's own font, which is the same everywhere, has few letters: accents are left out, others become "?".
     """
     height = _TILE + 3 * _LINE + _GAP
-    width, rows = (
-        2 * _MARGIN + columns * (_TILE + _GAP) - _GAP,
-        max(1, math.ceil(len(tiles) / columns)),
-    )
+    width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
+    rows = max(1, math.ceil(len(tiles) / columns))
     sheet = Image.new("RGB", (width, 2 * _MARGIN + _HEAD + rows * height - _GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(13)
     draw.text(
         (_MARGIN, _MARGIN),
         _lines(heading, width // 10, 1)[0],
@@ -76,7 +82,8 @@ def grid(
         draw.text((_MARGIN, _MARGIN + _HEAD), "nothing was found", fill=_GRAY, font=font)
     for number, (image, line, caption) in enumerate(tiles):
         row, column = divmod(number, columns)
-        x, y = _MARGIN + column * (_TILE + _GAP), _MARGIN + _HEAD + row * height
+        x = _MARGIN + column * (_TILE + _GAP)
+        y = _MARGIN + _HEAD + row * height
         draw.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), outline=_FRAME)
         image = ImageOps.contain(to_rgb(image), (_TILE - 18, _TILE - 18), Image.Resampling.LANCZOS)
         sheet.paste(image, (x + (_TILE - image.width) // 2, y + (_TILE - image.height) // 2))

@@ -14,8 +14,10 @@ from vlmo.checkpoints import layout
 from vlmo.checkpoints.layout import Conversion, HeadTask, NameTable, Tensors
 from vlmo.model.embeddings import NUM_CLASS_ROWS, NUM_CROSS_ROWS
 
-_CLASS_TOKEN, _NORM = "vlmo.image_embeddings.cls_token", "vlmo.norm.weight"
-_MASK_TOKEN, _TOKEN_HEAD = "mim_head.mask_token", "mim_head.decoder.weight"
+_CLASS_TOKEN = "vlmo.image_embeddings.cls_token"
+_NORM = "vlmo.norm.weight"
+_MASK_TOKEN = "mim_head.mask_token"
+_TOKEN_HEAD = "mim_head.decoder.weight"
 _SHARED = "shared_table"  # which is joined with each `layer_table` into our table
 # Also the layers in which BEiT-2 pre-trains its class token.
 _LEFTOVERS = r"(.*\.)?(relative_position_index|num_batches_tracked)|cls_pt_(layers|lm_head)\..+"
@@ -120,7 +122,8 @@ def convert(
     Raises:
         ValueError: VLMo does not have the file's architecture, or its sizes do not fit together.
     """
-    config, is_published = config or {}, _is_published(state_dict)
+    config = config or {}
+    is_published = _is_published(state_dict)
     tensors = Tensors(state_dict, PUBLISHED if is_published else HUGGING_FACE)
     task, settings = layout.find_head(HEADS, tensors)
     table = None if layout.OUR_IMAGE_POSITIONS in tensors.weights else _take_table(tensors)
@@ -157,7 +160,9 @@ def convert(
     )
     foreign = "mim_head." if task is _CLASSIFIED else "classifier"
     tensors.leave_out([name for name in tensors.weights if name.startswith(foreign)])
-    weights, width, like = tensors.weights, ours.hidden_size, tensors.weights[_CLASS_TOKEN]
+    weights = tensors.weights
+    width = ours.hidden_size
+    like = tensors.weights[_CLASS_TOKEN]
     # What BEiT lacks, at values that change nothing.
     if table is not None:
         text_rows = table.new_zeros(NUM_CROSS_ROWS + 2 * layout.MAX_TEXT_POSITIONS, table.shape[1])

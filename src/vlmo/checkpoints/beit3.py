@@ -109,7 +109,8 @@ def convert(
         tensors.leave_out(("mlm_head.decoder.weight", "mlm_head.decoder.bias"))
     names = (layout.OUR_TEXT_POSITIONS, layout.OUR_IMAGE_POSITIONS, layout.OUR_WORDS)
     texts, images, words = (tensors.shape(name, axes=2)[0] for name in names)
-    texts, images = texts - _NUM_UNUSED_POSITIONS, images - _NUM_UNUSED_POSITIONS
+    texts = texts - _NUM_UNUSED_POSITIONS
+    images = images - _NUM_UNUSED_POSITIONS
     if texts < 1 or words < 2:  # padding is number 1
         raise ValueError(
             f"this BEiT-3 has {texts} text positions and {words} words; expected at least 1 and 2."
@@ -124,10 +125,12 @@ def convert(
         _IMAGE_POSITIONS, images, num_fixed=1
     )
     config = models.VLMoConfig.beit3_base(**sizes | settings)
-    weights, notes = tensors.weights, layout.note_on_depth("BEiT-3", config)
+    weights = tensors.weights
+    notes = layout.note_on_depth("BEiT-3", config)
     if task in {_ANSWERS, _CLASSES}:
         # The published code has no norm after the blocks in these tasks: it becomes the identity.
-        width, like = config.hidden_size, weights["vlmo.image_embeddings.cls_token"]
+        width = config.hidden_size
+        like = weights["vlmo.image_embeddings.cls_token"]
         for side in ("language",) if task is _ANSWERS else ("vision", "language"):
             weights.setdefault(f"vlmo.norm.{side}.weight", like.new_ones(width))
             weights.setdefault(f"vlmo.norm.{side}.bias", like.new_zeros(width))

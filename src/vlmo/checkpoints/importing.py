@@ -54,7 +54,9 @@ _OURS = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # BEiT and BEiT-2 took ImageNet's where they pre-trained on ImageNet-1K, which only names of their files tell.
 _IMAGENET_NAMES = re.compile(r"beit(v2)?_\w+_pt1k")
-_BERT, _BERT_SIZE, _HUB_TIMEOUT_S = "google-bert/bert-base-uncased", 30522, 5.0
+_BERT = "google-bert/bert-base-uncased"
+_BERT_SIZE = 30522
+_HUB_TIMEOUT_S = 5.0
 
 
 def import_checkpoint(
@@ -92,7 +94,8 @@ def import_checkpoint(
     Raises:
         ValueError: The file, or what was asked, cannot be used; nothing has been written.
     """
-    path, out = Path(path), Path(out).absolute()
+    path = Path(path)
+    out = Path(out).absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is no empty folder; give the name of a new folder")
     state_dict = read_state_dict(path)
@@ -187,7 +190,8 @@ def _fold_pixels(
 ) -> None:
     """Make the patch projection take pixels in [-1, 1], as every model of ours, instead of the file's."""
     projection = model.backbone.image_embeddings.projection
-    weight, bias = projection.weight, cast("Tensor", projection.bias)
+    weight = projection.weight
+    bias = cast("Tensor", projection.bias)
     means, deviations = (torch.tensor(numbers)[:, None, None] for numbers in (mean, deviation))
     shift = (weight.float() * (0.5 - means) / deviations).sum(dim=(1, 2, 3))
     projection.weight = nn.Parameter((weight.float() * 0.5 / deviations).to(weight.dtype))
@@ -195,7 +199,8 @@ def _fold_pixels(
 
 
 def _resize_images(conversion: Conversion, image_size: int | None) -> None:
-    config, weights = conversion.config, conversion.weights
+    config = conversion.config
+    weights = conversion.weights
     if image_size is None or image_size == config.image_size:
         return
     if image_size < config.patch_size or image_size % config.patch_size:
@@ -215,7 +220,8 @@ def _resize_images(conversion: Conversion, image_size: int | None) -> None:
 
 def _fit_text(conversion: Conversion, *, asked: int | None, vocabulary: str | Path | None) -> None:
     """Set the longest text of the processor, None without a text side; cut absolute positions to what is asked for."""
-    config, weights = conversion.config, conversion.weights
+    config = conversion.config
+    weights = conversion.weights
     if conversion.text is None and vocabulary is None:
         if asked is not None:
             raise ValueError(
@@ -260,7 +266,8 @@ def _make_processor(
         )
     padding = processor.tokenizer.pad_token_id
     if OUR_WORDS not in conversion.weights:
-        config.vocab_size, config.pad_token_id = processor.vocab_size, padding
+        config.vocab_size = processor.vocab_size
+        config.pad_token_id = padding
     elif (
         not 0 <= config.vocab_size - processor.vocab_size <= allowed
         or padding != config.pad_token_id
@@ -319,11 +326,9 @@ def _build(conversion: Conversion) -> models.VLMoPreTrainedModel:
         model = conversion.model_class(conversion.config)
     prefix = "vlmo." if conversion.model_class is models.VLMoModel else ""
     shapes = {f"{prefix}{name}": tensor.shape for name, tensor in model.state_dict().items()}
-    weights, published, left_out = (
-        conversion.weights,
-        conversion.tensors.names.published,
-        conversion.tensors.unknown,
-    )
+    weights = conversion.weights
+    published = conversion.tensors.names.published
+    left_out = conversion.tensors.unknown
     conversion.missing = sorted(shapes.keys() - weights.keys())
     for name in sorted(weights.keys() - shapes.keys()):
         del weights[name]
@@ -346,7 +351,8 @@ def _build(conversion: Conversion) -> models.VLMoPreTrainedModel:
     if problems:
         raise ValueError(f"{'; '.join(problems)}. Is the file whole?")
     if wrong := next((name for name in weights if weights[name].shape != shapes[name]), None):
-        given, expected = tuple(weights[wrong].shape), tuple(shapes[wrong])
+        given = tuple(weights[wrong].shape)
+        expected = tuple(shapes[wrong])
         raise ValueError(
             f"{published(wrong) or wrong} has shape {given}, expected {expected}. Is the file whole?"
         )

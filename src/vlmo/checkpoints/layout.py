@@ -20,11 +20,10 @@ DEFAULT_TEXT_LENGTH = 40
 """Tokens of a text in every published stage but the second."""
 USUAL_SIZES = {768: (12, 12), 544: (16, 24), 1024: (16, 24)}
 """Heads and blocks by width: base, base_plus and large of VLMo, BEiT and BEiT-3."""
-OUR_IMAGE_POSITIONS, OUR_TEXT_POSITIONS = (
-    "vlmo.image_embeddings.positions",
-    "vlmo.text_embeddings.positions",
-)
-OUR_TABLE, OUR_WORDS = "vlmo.position_bias.table", "vlmo.text_embeddings.words.weight"
+OUR_IMAGE_POSITIONS = "vlmo.image_embeddings.positions"
+OUR_TEXT_POSITIONS = "vlmo.text_embeddings.positions"
+OUR_TABLE = "vlmo.position_bias.table"
+OUR_WORDS = "vlmo.text_embeddings.words.weight"
 ATTENTION_NAMES = (
     ("norm1.{kind}", "norm1.shared.{kind}"),
     ("attn.qkv.weight", "attention.qkv.shared.weight"),
@@ -46,7 +45,8 @@ _PARTS = {
     "expert": r"\w+",
 }
 _BLOCK_NUMBER = re.compile(r"(blocks|layers|layer)\.(\d+)\.")
-_MAX_LISTED, _MAX_CHARACTERS = 20, 200
+_MAX_LISTED = 20
+_MAX_CHARACTERS = 200
 
 
 class NameTable:
@@ -136,7 +136,8 @@ class Tensors:
                 tensor = tensor.reshape(-1)
             elif name == OUR_IMAGE_POSITIONS and tensor.ndim == 3 and len(tensor) == 1:
                 tensor = tensor[0]
-            self.weights[name], self._keys[name] = tensor, key
+            self.weights[name] = tensor
+            self._keys[name] = key
         for name in [name for name in self.weights if ".attention.q." in name]:
             parts = [name.replace(".attention.q.", f".attention.{part}.") for part in "qkv"]
             if all(part in self.weights for part in parts):
@@ -195,7 +196,8 @@ class Conversion:
 
     def lines(self) -> list[str]:
         """Return kind and sizes, every key that was not simply loaded, and the notes."""
-        config, numbers = self.config, sum(tensor.numel() for tensor in self.weights.values())
+        config = self.config
+        numbers = sum(tensor.numel() for tensor in self.weights.values())
         groups = {
             "in the file, without a use": self.tensors.unused,
             "not in the file, started anew": self.missing,

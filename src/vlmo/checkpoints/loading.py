@@ -227,7 +227,8 @@ def read_labels(path: str | Path, *, count: int) -> list[str]:
 
 
 def _read_file(path: Path) -> object:
-    is_pickle, zipped = path.suffix != ".safetensors", False
+    is_pickle = path.suffix != ".safetensors"
+    zipped = False
     if is_pickle:
         with path.open("rb") as file:
             check_pickles(file, path)

@@ -16,11 +16,9 @@ from vlmo.folder.atomic import atomic_file
 from vlmo.model.embeddings import NUM_CLASS_ROWS, NUM_CROSS_ROWS, relative_position_index
 from vlmo.released import find_model
 
-TABLE, TEXT_POSITIONS, POSITION_IDS = (
-    "relative_position_bias_table",
-    "text_embeddings.position_embeddings.weight",
-    "text_embeddings.position_ids",
-)
+TABLE = "relative_position_bias_table"
+TEXT_POSITIONS = "text_embeddings.position_embeddings.weight"
+POSITION_IDS = "text_embeddings.position_ids"
 # Rows of a published table that do not depend on the image size.
 NUM_FIXED_ROWS = NUM_CLASS_ROWS + NUM_CROSS_ROWS + 2 * layout.MAX_TEXT_POSITIONS
 
@@ -200,13 +198,15 @@ def export_official(folder: str | Path, file: str | Path) -> list[str]:
         ValueError: The folder is broken, the layout cannot hold its model, or `file` exists; nothing has been written.
         OSError: `file` cannot be written; nothing is left of it.
     """
-    folder, file = Path(find_model(folder)), Path(file)
+    folder = Path(find_model(folder))
+    file = Path(file)
     if file.suffix != ".pt":
         raise ValueError(f"{file} ends in {file.suffix or 'nothing'}; expected .pt")
     if file.exists():
         raise ValueError(f"{file} exists; give another name")
     model = load_model(folder)
-    config, weights = model.config, model.state_dict()
+    config = model.config
+    weights = model.state_dict()
     problems = [
         f"{name} {value!r}, where it has {fixed!r}"
         for name, fixed in _FIXED.items()
@@ -273,7 +273,9 @@ def _complete_table(
     recipes ask for, or as our texts need. It computes the indices anew, but deletes them without a check when it
     resizes a table.
     """
-    notes, held, table = [], config.max_text_positions, published[TABLE]
+    notes = []
+    held = config.max_text_positions
+    table = published[TABLE]
     if held < layout.MAX_TEXT_POSITIONS:
         # Text rows: offsets around the middle, the class token's rows last.
         above, offsets, classes = table.tensor_split(

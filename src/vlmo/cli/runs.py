@@ -99,7 +99,8 @@ def train(
     common = _common_options(arguments)  # before the slow imports
     from vlmo.recipes import describe, find_recipe
 
-    about, recipe = describe(name).splitlines()[0], find_recipe(name)
+    about = describe(name).splitlines()[0]
+    recipe = find_recipe(name)
     description = f"{about} (The whole description: vlmo recipes {name}.)"
     folder = Path("runs") / name
     options = _run_options(
@@ -137,7 +138,9 @@ def finetune(
     run = _run_options(
         recipe, *common, prog="vlmo finetune", about=about, run_dir=Path("runs") / name
     )
-    loader, trainer, rate = run.recipe.loader, run.recipe.trainer, run.recipe.optimizer.lr
+    loader = run.recipe.loader
+    trainer = run.recipe.trainer
+    rate = run.recipe.optimizer.lr
     choice = f"batches of {loader.global_batch_size}, {trainer.max_steps:,} steps, learning rate {rate:g}"
     Console(stderr=True, soft_wrap=True).print(
         f"{about} Chosen: {choice}.", markup=False, highlight=False
@@ -227,7 +230,8 @@ def _show_needs(options: TrainOptions, *, original: Any, name: str) -> None:
     from vlmo.run.estimate import estimate
     from vlmo.run.start import check_start
 
-    recipe, processes = options.recipe, options.processes
+    recipe = options.recipe
+    processes = options.processes
     needs = estimate(recipe, processes=processes)  # which validates the recipe
     missing = check_start(recipe, original)
     whose = f"each of {processes:,} processes" if processes > 1 else "one process"
@@ -242,7 +246,8 @@ def _show_needs(options: TrainOptions, *, original: Any, name: str) -> None:
 def _common_options(arguments: Sequence[str]) -> tuple[list[str], int | None]:
     """Return arguments with the whole names of options, and the number of `--steps`, if it is given."""
     words: list[str] = []
-    steps, rest = None, iter(arguments)
+    steps = None
+    rest = iter(arguments)
     for word in rest:
         option, mark, value = word.partition("=")
         option = option.replace("_", "-")

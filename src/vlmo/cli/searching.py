@@ -61,7 +61,8 @@ def index(
         executor: Embed in this process, or with Ray Data.
         workers: ray: models that work side by side.
     """
-    folder, out = Path(find_model(folder)), out.expanduser()
+    folder = Path(find_model(folder))
+    out = out.expanduser()
     if not out.exists():  # else it may be an input of an earlier run
         check_given(images, expected="a folder, an image, or a .tar or .parquet file")
     from vlmo.data.rows import first_reasons, read_lines

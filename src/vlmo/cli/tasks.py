@@ -51,7 +51,8 @@ def evaluate(
             here if the model was given by a name.
         write_card: Put the metrics into the folder's README.md.
     """
-    given, folder = folder, Path(find_model(folder))
+    given = folder
+    folder = Path(find_model(folder))
     if is_released(folder) and (write_card or choose_rerank_weight):
         raise ValueError(
             f"{given} is a published model and stays as it is; copy {folder}, and evaluate the copy"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 _CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _RUNNING = Path("/proc/loadavg")
-_SAMPLES, _PAUSE_S = 4, 0.005
+_SAMPLES = 4
+_PAUSE_S = 0.005
 _BUSY_SHARE = 0.25
 _SPINS = "20000"
 """Rounds before a waiting thread sleeps. On an idle machine within 2 % of GNU OpenMP's own 300,000, and faster than

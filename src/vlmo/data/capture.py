@@ -10,17 +10,16 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 # Tags of EXIF (CIPA DC-008), of which two lead to other directories.
-_MAKE, _MODEL, _CHANGED, _MORE, _PLACE, _ORIGINAL, _DIGITIZED = (
-    0x010F,
-    0x0110,
-    0x0132,
-    0x8769,
-    0x8825,
-    0x9003,
-    0x9004,
-)
+_MAKE = 0x010F
+_MODEL = 0x0110
+_CHANGED = 0x0132
+_MORE = 0x8769
+_PLACE = 0x8825
+_ORIGINAL = 0x9003
+_DIGITIZED = 0x9004
 _TEXT, _LONG, _FRACTIONS = 2, 4, 5  # types of values
-_MAX_TAGS, _MAX_TEXT = 1000, 100
+_MAX_TAGS = 1000
+_MAX_TEXT = 100
 _XMP_DATE = re.compile(
     rb"\b(exif:DateTimeOriginal|exif:DateTimeDigitized|photoshop:DateCreated|xmp:CreateDate|xmp:ModifyDate)"
     rb"\s*(?:=\s*[\"']|>)\s*([-\d:T]{10,19})"
@@ -45,7 +44,8 @@ def captured(info: Mapping[str, Any]) -> dict[str, Any]:
     """
     columns: dict[str, Any] = {}
     dates: list[tuple[int, dict[str, Any]]] = []
-    exif, xmp = info.get("exif"), info.get("xmp")
+    exif = info.get("exif")
+    xmp = info.get("xmp")
     if isinstance(exif, bytes):
         columns, dates = _read_exif(exif.removeprefix(b"Exif\0\0"))
     if isinstance(xmp, bytes):

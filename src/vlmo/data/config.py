@@ -88,7 +88,9 @@ class DataConfig:
 
 def validate_lanes(config: StreamConfig, *, loader: LoaderConfig, processes: int) -> None:
     """Raise ValueError unless lanes can be divided over processes and micro-steps, and rows of a batch over lanes."""
-    pieces, lanes, size = processes * loader.accumulation, config.lanes, loader.global_batch_size
+    pieces = processes * loader.accumulation
+    lanes = config.lanes
+    size = loader.global_batch_size
     if lanes % pieces:
         raise ValueError(
             f"streams.lanes is {lanes}, not a multiple of {processes} processes x {loader.accumulation} micro-steps: "

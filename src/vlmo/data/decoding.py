@@ -142,7 +142,8 @@ class EncodedImage:
                 self._image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
             with self._image as opened:
                 opened.load()
-                orientation, image = _orientation(opened), to_rgb(opened)
+                orientation = _orientation(opened)
+                image = to_rgb(opened)
                 return image.transpose(_TRANSPOSE[orientation - 2]) if orientation > 1 else image
 
 

@@ -90,7 +90,9 @@ class _Examples:
     """Parts of an example by its `contents`."""
 
     def __init__(self, contents: Contents) -> None:
-        self.contents, self.seed, tokenizer = contents, contents.seed, contents.tokenizer
+        self.contents = contents
+        self.seed = contents.seed
+        tokenizer = contents.tokenizer
         self.pad_token_id: int = 0 if tokenizer is None else tokenizer.pad_token_id
         if tokenizer is not None:
             self._backend = copy.deepcopy(
@@ -157,12 +159,10 @@ class RowExamples(_Examples):
         labels: Callable[[int], Tensor] | None = None,
     ) -> None:
         super().__init__(contents)
-        self._labels, self._length, self._images, self._shapes = (
-            labels,
-            len(dataset),
-            [],
-            list(contents.shapes),
-        )
+        self._labels = labels
+        self._length = len(dataset)
+        self._images = []
+        self._shapes = list(contents.shapes)
         if contents.shapes and (len(columns) > 1 or contents.mask is not None):
             raise ValueError(
                 "data.transform.keep_aspect is for one image without masked patches; leave it out here"
@@ -187,7 +187,8 @@ class RowExamples(_Examples):
         """Choose shapes by the images' headers, of a batch or more each; return numbers by example, or None."""
         if not self.contents.shapes:
             return None
-        sizes, rows = self._images[0].sizes(), np.arange(self._length)
+        sizes = self._images[0].sizes()
+        rows = np.arange(self._length)
         if self._of_pairs:
             rows = np.searchsorted(cast(_Texts, self._texts).first_of_row, rows, side="right") - 1
         while True:
@@ -199,7 +200,8 @@ class RowExamples(_Examples):
 
     def __getitem__(self, key: Key) -> Example:
         epoch, index = key
-        example, row = Example(sample_id=index), index
+        example = Example(sample_id=index)
+        row = index
         if self._texts is not None:
             text = index
             if self._of_pairs:
@@ -251,7 +253,9 @@ class _Images:
         self, dataset: Dataset, *, transform: TrainTransform | EvalTransform, name: str
     ) -> None:
         self._names: list[str] = column(dataset, "image_id")
-        self._rows, self._column, self._transform = dataset.select_columns([name]), name, transform
+        self._rows = dataset.select_columns([name])
+        self._column = name
+        self._transform = transform
         self.image_ids = np.array([stable_id(each) for each in self._names], dtype=np.int64)
 
     def sizes(self) -> list[tuple[int, int]]:

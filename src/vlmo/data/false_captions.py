@@ -110,7 +110,8 @@ def false_caption(caption: str) -> str:
 
     Which change is taken depends on the caption alone.
     """
-    changes, number = false_captions(caption), zlib.crc32(caption.encode())
+    changes = false_captions(caption)
+    number = zlib.crc32(caption.encode())
     if not changes:
         return ""
     number, change = divmod(number, len(changes))
@@ -129,7 +130,8 @@ def false_captions(caption: str) -> list[list[str]]:
         word = match[0].lower()
         if same and word in _RELATIONS:
             continue  # a star above a star is a star below a star
-        before, after = caption[: match.start()], caption[match.end() :]
+        before = caption[: match.start()]
+        after = caption[match.end() :]
         if word in _COLORS and (_LISTED_BEFORE.search(before) or _LISTED_AFTER.match(after)):
             continue  # of a cat that is black and white, or a red, white and blue flag
         if (

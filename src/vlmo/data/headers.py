@@ -38,15 +38,15 @@ _CANVASES = {
 }  # overlays and tiled images have their size in data that nothing else repeats
 _ALPHA = re.compile(rb"urn:mpeg:(mpegB:cicp:systems:auxiliary:alpha|(hevc|avc):2015:auxid:1)\0")
 
-_MARKER, _MARKER_IN_SCANS = (
-    re.compile(rb"\xff[\x01-\xfe]"),
-    re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]"),
-)
+_MARKER = re.compile(rb"\xff[\x01-\xfe]")
+_MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _ALONE = {
     *range(0x01, 0xC0),
     *range(0xD0, 0xDA),
 }  # those below 0xC0 mean nothing, and decoders skip two bytes
-_SCAN, _END, _NEAR = 0xDA, 0xD9, _MAX_PARTS + 2
+_SCAN = 0xDA
+_END = 0xD9
+_NEAR = _MAX_PARTS + 2
 _BULK = {b"IDAT", b"fdAT"}
 _TIFF = {
     b"II*\0",
@@ -56,11 +56,11 @@ _TIFF = {
     b"II+\0",
     b"MM\0+",
 }  # all that Pillow takes for one
-_WIDTH, _LENGTH, _STRIPS = 322, 323, {273, 324}
-_COMPRESSION, _JPEG = (
-    259,
-    {6, 7},
-)  # old and new; each strip may be a JPEG of as many scans as it likes
+_WIDTH = 322
+_LENGTH = 323
+_STRIPS = {273, 324}
+_COMPRESSION = 259
+_JPEG = {6, 7}  # old and new; each strip may be a JPEG of as many scans as it likes
 _NUMBERS = {3: "H", 4: "I"}
 _BYTES = {
     1: 1,
@@ -116,7 +116,8 @@ def check_size(opened: Image.Image, *, max_pixels: int) -> None:
         )
     tags = getattr(opened, "tag_v2", {})
     stored = tags.get(256, width), tags.get(257, height)  # before a rotation
-    across, down = tags.get(_WIDTH) or stored[0], tags.get(_LENGTH) or stored[1]
+    across = tags.get(_WIDTH) or stored[0]
+    down = tags.get(_LENGTH) or stored[1]
     tiles = -(-stored[0] // across) * -(-stored[1] // down)
     if (
         across * down > max(_MAX_TILE, width * height)
@@ -128,14 +129,17 @@ def check_size(opened: Image.Image, *, max_pixels: int) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    offset, parts, scans = 2, 0, 0
+    offset = 2
+    parts = 0
+    scans = 0
     while (
         found := _MARKER_IN_SCANS.search(data, offset)
         if scans
         else _MARKER.search(data, offset, offset + _NEAR)
     ):
         parts += 1 if scans else 1 + found.start() - offset  # padding is read byte by byte
-        offset, code = found.end(), data[found.end() - 1]
+        offset = found.end()
+        code = data[found.end() - 1]
         scans += code == _SCAN
         if code == _END:  # what follows, such as the video of a moving photo, is not read
             return
@@ -148,10 +152,14 @@ def _check_jpeg(data: bytes) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    offset, parts, bulk = 8, 0, 0
+    offset = 8
+    parts = 0
+    bulk = 0
     while offset < len(data):
-        length, kind = int.from_bytes(data[offset : offset + 4]), data[offset + 4 : offset + 8]
-        offset, bulk = offset + 12 + length, bulk + (kind in _BULK)
+        length = int.from_bytes(data[offset : offset + 4])
+        kind = data[offset + 4 : offset + 8]
+        offset = offset + 12 + length
+        bulk = bulk + (kind in _BULK)
         parts += _PROFILE_PARTS if kind == b"iCCP" else kind not in _BULK
         if parts > _MAX_PARTS or bulk > _MAX_BULK:
             raise ValueError(f"more than {_MAX_PARTS} chunks, or {_MAX_BULK:,} of pixels")
@@ -159,13 +167,16 @@ def _check_png(data: bytes) -> None:
 
 def _check_gif(data: bytes) -> None:
     flags = data[10] if len(data) > 10 else 0
-    offset, parts = 13 + (6 << (flags & 7) if flags & 0x80 else 0), 0
+    offset = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
+    parts = 0
     while offset < len(data) and data[offset] not in b",;":
         if data[offset] == ord("!"):
             offset += 2
             while offset < len(data) and data[offset] and parts <= _MAX_PARTS:
-                offset, parts = offset + 1 + data[offset], parts + 1
-        offset, parts = offset + 1, parts + 1
+                offset = offset + 1 + data[offset]
+                parts = parts + 1
+        offset = offset + 1
+        parts = parts + 1
         if parts > _MAX_PARTS:
             raise ValueError(f"more than {_MAX_PARTS} blocks")
 
@@ -175,11 +186,13 @@ def check_directory(data: bytes, *, is_file: bool = False) -> None:
 
     ValueError for too many tags, strips or bytes, or a file whose pixels are JPEG; struct.error if it is missing.
     """
-    order, is_big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
+    order = "<" if data[:2] == b"II" else ">"
+    is_big = 43 in data[2:4]
     (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
     (number,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
     layout = struct.Struct(order + ("HHQ8x" if is_big else "HHI4x"))
-    first, total = start + (8 if is_big else 2), 0
+    first = start + (8 if is_big else 2)
+    total = 0
     end = min(first + number * layout.size, len(data) - layout.size + 1)
     for offset in range(first, end, layout.size)[:_MAX_PARTS]:
         tag, kind, count = layout.unpack_from(data, offset)
@@ -322,7 +335,8 @@ class _Items:
             properties += self._boxes(table)
         for table in self._contents([part], b"ipma"):
             self._at = table.start
-            version, flags = self._take(1), self._take(3)
+            version = self._take(1)
+            flags = self._take(3)
             for _ in self._count(4):
                 item = self._take(4 if version else 2)
                 for _ in self._count(1):
@@ -355,10 +369,13 @@ class _Items:
         """Return kind and content of each box in a part of the file."""
         boxes: list[tuple[bytes, range]] = []
         while len(part) >= 8:
-            at, head = part.start, 8
-            size, kind = int.from_bytes(self._data[at : at + 4]), self._data[at + 4 : at + 8]
+            at = part.start
+            head = 8
+            size = int.from_bytes(self._data[at : at + 4])
+            kind = self._data[at + 4 : at + 8]
             if size == 1:
-                size, head = int.from_bytes(self._data[at + 8 : at + 16]), 16
+                size = int.from_bytes(self._data[at + 8 : at + 16])
+                head = 16
             size = size or len(part)  # 0: up to the end
             if size < head:
                 raise ValueError(f"a box of {size} bytes")

@@ -21,7 +21,8 @@ from vlmo.data.examples import Examples, RowExamples
 from vlmo.data.sampler import Key, batch_seed, global_batch, micro_batches, shaped_batches
 from vlmo.types import Batch
 
-_LAST_WORD_S, _PARENT_CHECK_S = 5.0, 1.0
+_LAST_WORD_S = 5.0
+_PARENT_CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ class RowLoader:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        self._examples, self._config, self._seed = examples, config, seed
+        self._examples = examples
+        self._config = config
+        self._seed = seed
         self._rank = distributed.rank() if rank is None else rank
         self._world_size = distributed.world_size() if world_size is None else world_size
         pieces = self._world_size * config.accumulation

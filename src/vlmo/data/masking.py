@@ -77,7 +77,8 @@ class BlockMaskConfig:
             # Near the end `limit` may be below `min_block`; BEiT then draws between the two just the same.
             area = self.min_block + (limit - self.min_block) * generator.random()
             ratio = math.exp(_LOG_ASPECT - 2 * _LOG_ASPECT * generator.random())
-            height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            height = round(math.sqrt(area * ratio))
+            width = round(math.sqrt(area / ratio))
             if not (0 < height < self.grid_height and 0 < width < self.grid_width):
                 continue
             top = generator.integers(self.grid_height - height + 1)
@@ -171,7 +172,8 @@ def whole_word_mask(
         chosen = 1 + generator.permutation(len(input_ids) - 1)[:number]  # all but [CLS]
     elif len(chosen) == 0 or generator.random() >= config.only_share:
         chosen = _choose_words(input_ids, vocabulary, config.probability, generator)
-    corrupted, labels = input_ids.copy(), np.full_like(input_ids, IGNORED)
+    corrupted = input_ids.copy()
+    labels = np.full_like(input_ids, IGNORED)
     labels[chosen] = input_ids[chosen]
     fate = generator.random(len(chosen))
     corrupted[chosen[fate < 0.8]] = vocabulary.mask_token_id
@@ -198,7 +200,8 @@ def _choose_words(
     begins[1:] |= np.diff(positions) > 1
     words = np.split(positions, np.flatnonzero(begins)[1:])
     words = [words[turn] for turn in rng.permutation(len(words)).tolist()]
-    missing, chosen = max(1, round(probability * len(positions))), []
+    missing = max(1, round(probability * len(positions)))
+    chosen = []
     for word in words:
         if len(word) <= missing or rng.random() < missing / len(word):
             chosen.append(word)

@@ -182,11 +182,14 @@ def _rows_of(
     """Return the rows of records, of which `images` holds columns of images, one of each record."""
     if not records:
         raise ValueError(f"{path} has no rows")
-    names, root = set().union(*(record.cells for record in records)), root.resolve()
+    names = set().union(*(record.cells for record in records))
+    root = root.resolve()
     if "question" in names:
-        rows, features = _questions(records, root), QUESTION_FEATURES
+        rows = _questions(records, root)
+        features = QUESTION_FEATURES
     elif SECOND_IMAGE in names:
-        rows, features = _sentences(records, root), REASONING_FEATURES
+        rows = _sentences(records, root)
+        features = REASONING_FEATURES
     elif "label" in names and not column_of(names, CAPTION_COLUMNS):
         labels = [record.text("label") for record in records]
         classes = classes or sorted(set(labels))
@@ -197,7 +200,8 @@ def _rows_of(
         ]
         features = class_features(classes)
     else:
-        rows, features = _captioned(records, root), FEATURES
+        rows = _captioned(records, root)
+        features = FEATURES
     return to_dataset(rows, features, path=path, images=images)
 
 
@@ -258,7 +262,8 @@ def _answers(record: Record) -> list[str]:
 def _sentences(records: list[Record], root: Path) -> Rows:
     rows = []
     for record in records:
-        sentence, label = record.text(*CAPTION_COLUMNS), record.text("label").lower()
+        sentence = record.text(*CAPTION_COLUMNS)
+        label = record.text("label").lower()
         if label not in _TRUTH:
             raise ValueError(
                 f"{record.where}: label is {label!r}; expected one of {', '.join(_TRUTH)}"
@@ -343,7 +348,8 @@ def _open_records(shards: Sequence[Path], path: Path) -> Dataset:
         "path": str(path),
         "stamps": (version("vlmo"), *stamps),
     }
-    features, shard = None, shards[0]
+    features = None
+    shard = shards[0]
     try:
         if shard.is_dir():
             features = open_saved(next(iter(saved_splits(shard).values()), shard)).features
@@ -367,7 +373,8 @@ def _open_records(shards: Sequence[Path], path: Path) -> Dataset:
         )
         for number, cells in enumerate(column(kept, "cells"))
     ]
-    label, classes = (features or {}).get("label"), None
+    label = (features or {}).get("label")
+    classes = None
     if isinstance(label, ClassLabel):
         classes = label.names
         for cells in (record.cells for record in records):
@@ -385,13 +392,12 @@ def _stored_records(
 ) -> Iterator[dict[str, Any]]:
     """Yield image and other cells of all records; `stamps` only tell a copy of them from that of other files."""
     del stamps
-    given, keys = Path(path), set[str]()
+    given = Path(path)
+    keys = set[str]()
     root = given if given.is_dir() else given.parent
     for shard in map(Path, shards):
-        name, folder = (
-            shard.relative_to(given.parent).as_posix(),
-            shard if shard.is_dir() else shard.parent,
-        )
+        name = shard.relative_to(given.parent).as_posix()
+        folder = shard if shard.is_dir() else shard.parent
         words = (
             [*shard.relative_to(given).parts[:-1], *re.split(r"[-_.]", shard.name)[:1]]
             if shard != given

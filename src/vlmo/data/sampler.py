@@ -58,7 +58,8 @@ def shaped_batches(
         whole = [part for part in batches if len(part) == batch_size]
         for number in order(len(whole), seed=seed, epoch=epoch)[first:]:
             yield [(epoch, row) for row in whole[number].tolist()]
-        epoch, first = epoch + 1, 0
+        epoch = epoch + 1
+        first = 0
 
 
 def micro_batches(

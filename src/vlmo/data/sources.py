@@ -45,10 +45,8 @@ logger = logging.getLogger(__name__)
 MAX_WORDS = 128
 """Longer lines of text are cut."""
 # A run opens a set several times, once for each of its splits.
-_warn_once, _log_once = (
-    functools.lru_cache(8)(listing.warn_of_skipped),
-    functools.lru_cache(8)(logger.info),
-)
+_warn_once = functools.lru_cache(8)(listing.warn_of_skipped)
+_log_once = functools.lru_cache(8)(logger.info)
 _TEST_ROWS = 50
 """Fewest rows of a test split: of fewer, one is more than two points of a metric. Small sets give a fifth."""
 _MASKS = ("masks", "annotations")
@@ -151,7 +149,8 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **optio
         [each if each.features == FEATURES else each.cast(FEATURES) for each in sets]
     )
     columns = {name: column(joined, name) for name in ("source", "licence")}
-    paths, first = arrow_table(joined.flatten(), ["image.path"])["image.path"], dict[str, int]()
+    paths = arrow_table(joined.flatten(), ["image.path"])["image.path"]
+    first = dict[str, int]()
     for row, (image_id, of_row) in enumerate(zip(column(joined, "image_id"), texts, strict=True)):
         is_held_out = image_id in held_out
         if not is_held_out and (of_row is None or first.setdefault(image_id, row) == row):
@@ -171,7 +170,8 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], **optio
         for known, more in zip(texts[first[image_id]] or (), of_row, strict=True):
             known += more
         for values in columns.values():
-            known, other = values[first[image_id]], values[row]
+            known = values[first[image_id]]
+            other = values[row]
             values[first[image_id]] = known if other in known.split(" + ") else f"{known} + {other}"
     columns["captions"], false = ([each[part] if each else [] for each in texts] for part in (0, 1))
     features = CONTRAST_FEATURES if any(any(false[row]) for row in first.values()) else FEATURES
@@ -332,7 +332,8 @@ def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path
         least = -1.0
     is_test = [share < test_share or share <= least for share in shares]
     if split == "test":
-        rows, total = sum(is_test), len(names)
+        rows = sum(is_test)
+        total = len(names)
         _log_once(
             "%s: without a column split, a hash takes %s of %s rows as test",
             path,

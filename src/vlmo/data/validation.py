@@ -107,7 +107,9 @@ def filter_invalid_rows(
         for texts in column(dataset, "captions")
     ]
     first: dict[str, int] = {}
-    lines, valid, mixed = [], [], []
+    lines = []
+    valid = []
+    mixed = []
     for row, image_id in enumerate(column(dataset, "image_id")):
         reasons = [*([] if image_id else ["image_id is empty"]), *faults.get(row, ())]
         if needs_caption and not any(filled[row]):
@@ -128,7 +130,8 @@ def filter_invalid_rows(
         write_file(quarantine, to_lines(lines))
     if shared:
         barrier()  # the file that the error below names is then there
-    invalid, total = len(dataset) - len(valid), len(dataset)
+    invalid = len(dataset) - len(valid)
+    total = len(dataset)
     if (share := invalid / total) > max_share:
         raise ValueError(
             f"{invalid} of {total} rows are invalid ({share:.2%}), more than the allowed {max_share:.2%}: "
@@ -176,7 +179,9 @@ def _image_faults(
     Rows of a prepared folder have been validated, and images of built-in sets come from packages or are drawn from
     descriptions. Faults of other files of `datasets` are kept in the cache folder for the next time.
     """
-    images, file, known = image_columns(dataset.features), None, None
+    images = image_columns(dataset.features)
+    file = None
+    known = None
     files, complete = _files_of(dataset, images)
     if files:
         stamps = [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
@@ -192,7 +197,8 @@ def _image_faults(
         return kept[0]
     share, shares = (rank(), world_size()) if shared else (0, 1)
     own = range(len(dataset) * share // shares, len(dataset) * (share + 1) // shares)
-    validate, found = ImageValidator(images), {}
+    validate = ImageValidator(images)
+    found = {}
     # Never from a cache of `datasets`: the files behind the paths may have changed since the last pass.
     rows = cast("Iterable[dict[str, Any]]", cast(Any, dataset.select_columns(images)).select(own))
     with Progress.on_stderr() if is_main() else Progress(None) as bar:
@@ -222,7 +228,8 @@ def _is_prepared(file: Path) -> bool:
 
 def _files_of(dataset: Dataset, images: list[str]) -> tuple[list[Path], bool]:
     """Return the files that hold the images, none if some lie elsewhere; and True if no row lacks one."""
-    table, complete = dataset.data, True
+    table = dataset.data
+    complete = True
     blocks = itertools.chain(*table.blocks) if isinstance(table, ConcatenationTable) else [table]
     if any(
         isinstance(each, InMemoryTable) and not {*images}.isdisjoint(each.column_names)

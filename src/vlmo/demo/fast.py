@@ -26,7 +26,8 @@ QUERIES = (
     "mountain",
     "red heart",
 )
-_TOP, _NUM_CAPTIONS = 8, 3
+_TOP = 8
+_NUM_CAPTIONS = 3
 
 
 def run_fast_start(run: Path, *, console: Console) -> None:
@@ -39,8 +40,10 @@ def run_fast_start(run: Path, *, console: Console) -> None:
         ValueError: `run` holds the index of another model.
     """
     began = time.monotonic()
-    index, sheet = run / "index", run / "queries.png"
-    encoder, inputs = Encoder(SMALL), [builtin.build(name) / split for name, split in SOURCES]
+    index = run / "index"
+    sheet = run / "queries.png"
+    encoder = Encoder(SMALL)
+    inputs = [builtin.build(name) / split for name, split in SOURCES]
     report = build_index(encoder, inputs, out=index, console=console)
     searcher = Searcher(encoder, index)
     table = Table(title=f"Search among {report.images:,} images")

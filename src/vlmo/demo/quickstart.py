@@ -39,13 +39,18 @@ from vlmo.tasks import TaskResult, VisionTask, evaluate
 from vlmo.tasks.pair_sets import CompositionSet
 from vlmo.visualization import data_uri, heat_map
 
-TOKENIZER, STAGE3, BINDING = "shapes-tokenizer", "shapes-stage3", "shapes-binding"
-QUESTIONS, STATEMENTS = "shapes-questions", "shapes-statements"
-CONTRAST, CHANCE = "shapes-contrast", "Chance"
+TOKENIZER = "shapes-tokenizer"
+STAGE3 = "shapes-stage3"
+BINDING = "shapes-binding"
+QUESTIONS = "shapes-questions"
+STATEMENTS = "shapes-statements"
+CONTRAST = "shapes-contrast"
+CHANCE = "Chance"
 SHORTLIST = 32
 """Images that the fusion encoder orders."""
 
-_NUM_SHOWN, _TOP = 6, 5
+_NUM_SHOWN = 6
+_TOP = 5
 _GROUP = 4  # statements with the same sentence stand together
 _KINDS = {
     "object": "another shape",
@@ -106,11 +111,13 @@ def run_quickstart(
     """
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; give a number above 0")
-    run, console = Path(run), console or Console(quiet=True)
+    run = Path(run)
+    console = console or Console(quiet=True)
     for source in ("shapes", QUESTIONS, STATEMENTS):
         console.print(f"scenes of {source}, built once", highlight=False)
         open_source(source)
-    expected, took = [scale * step.seconds for step in STEPS.values()], 0.0
+    expected = [scale * step.seconds for step in STEPS.values()]
+    took = 0.0
     for number, (name, recipe) in enumerate(
         quickstart_recipes(run, scale=scale, seed=seed).items()
     ):
@@ -120,7 +127,8 @@ def run_quickstart(
         )
         about = f"about {timedelta(seconds=round(left))} to the end on two CPU cores"
         console.print(f"{number + 1} of {len(STEPS)}, {name}: {about}", highlight=False)
-        original, what = find_recipe(name), describe(name).splitlines()[0]
+        original = find_recipe(name)
+        what = describe(name).splitlines()[0]
         trained = build(
             recipe, run_dir=run / name, console=console, title=name, about=what, original=original
         ).fit()
@@ -148,14 +156,16 @@ def run_quickstart(
 def _evaluate(run: Path, *, scale: float, console: Console) -> dict[str, TaskResult]:
     results = {}
     for source, folder in {"shapes": STAGE3, QUESTIONS: QUESTIONS, STATEMENTS: STATEMENTS}.items():
-        model, rows = run / folder / "model", open_source(source, split="test")
+        model = run / folder / "model"
+        rows = open_source(source, split="test")
         options: dict[str, Any] = {"rerank": SHORTLIST} if source == "shapes" else {}
         if scale < 1:
             options["limit"] = max(2 * SHORTLIST, _GROUP * round(scale * len(rows) / _GROUP))
         results[source] = evaluate(model, source=source, split="test", console=console, **options)
         results[source].write_card(model, measured_by="`vlmo quickstart`")
         results[source].write_json(run / f"{source}.json", folder=model, predictions=False)
-    model, rows = run / STAGE3 / "model", open_source(BINDING, split="test")
+    model = run / STAGE3 / "model"
+    rows = open_source(BINDING, split="test")
     # Two rows each have the same captions, and stand kind after kind: at a small scale every n-th two are read.
     step = max(1, len(rows) // max(SHORTLIST, round(min(scale, 1) * len(rows))))
     rows = select_rows(rows, [row for row in range(len(rows)) if row // 2 % step == 0])
@@ -179,7 +189,8 @@ def of_encoders(found: TaskResult, binding: TaskResult) -> dict[str, tuple[float
 
 
 def _metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
-    questions, rows = results[QUESTIONS], of_encoders(results["shapes"], results[BINDING])
+    questions = results[QUESTIONS]
+    rows = of_encoders(results["shapes"], results[BINDING])
     accuracy = next(iter(questions.metrics))
     rows[QUESTION_ROW] = (None, questions.metrics[accuracy], questions.chance[accuracy])
     rows[STATEMENT_ROW] = (None, results[STATEMENTS].metrics["accuracy"], 0.5)
@@ -192,7 +203,8 @@ def _metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
 def _write(
     run: Path, results: Mapping[str, TaskResult], *, metrics: Mapping[str, Mapping[str, float]]
 ) -> Path:
-    result, rows = results["shapes"], open_source("shapes", split="test")
+    result = results["shapes"]
+    rows = open_source("shapes", split="test")
     count = result["ir@1"].n
     images = {
         name: decode_image(rows[number]["image"]) for number, name in enumerate(rows["image_id"])
@@ -258,11 +270,14 @@ def examples(
 
     Of all texts, with the first five images of the fusion encoder, and the number of the right one among them, if any.
     """
-    gained, lost, queries = [], 0, []
+    gained = []
+    lost = 0
+    queries = []
     for row in predictions:
         if row["query"] != "caption":
             continue
-        found, right = row["rerank_found"][:_TOP], images[row["image_id"]]
+        found = row["rerank_found"][:_TOP]
+        right = images[row["image_id"]]
         lost += row["rank"] == 1 < row["rerank_rank"]
         if row["rank"] > 1 == row["rerank_rank"]:
             gained.append(

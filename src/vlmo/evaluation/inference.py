@@ -36,7 +36,8 @@ def own_batches(total: int, *, batch: int) -> list[range]:
     same result.
     """
     batches = [range(start, min(start + batch, total)) for start in range(0, total, batch)]
-    rank, world_size = distributed.rank(), distributed.world_size()
+    rank = distributed.rank()
+    world_size = distributed.world_size()
     return batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size]
 
 
@@ -56,7 +57,9 @@ def map_batches(
     """
     if not total:
         raise ValueError("there are no rows: nothing can be predicted")
-    batches, results, done = own_batches(total, batch=batch), [], 0
+    batches = own_batches(total, batch=batch)
+    results = []
+    done = 0
     with evaluating(model):
         for rows in batches:
             results.append(run(rows))

@@ -142,7 +142,8 @@ def vqa_metrics(questions: Sequence[Question], answers: Sequence[str]) -> list[M
         given = Counter(
             normalize_answer(answer) for question, _ in members for answer in question.answers
         )
-        most_frequent, count = given.most_common(1)[0][0], len(members)
+        most_frequent = given.most_common(1)[0][0]
+        count = len(members)
         value = sum(question.score(answer) for question, answer in members) / count
         chance = sum(question.score(most_frequent) for question, _ in members) / count
         if of:
@@ -211,7 +212,8 @@ def count_pixels(
     predicted: Int[Tensor, "height width"], target: Int[Tensor, "height width"], *, num_classes: int
 ) -> Int[Tensor, "true predicted"]:
     """Return the numbers of pixels of an image by true and predicted class; pixels of class 255 do not count."""
-    predicted, target = predicted.cpu().long(), target.cpu().long()
+    predicted = predicted.cpu().long()
+    target = target.cpu().long()
     counted = target != IGNORED_CLASS
     cells = target[counted] * num_classes + predicted[counted]
     return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
@@ -234,7 +236,9 @@ def segmentation_metrics(
 
     def measured(counts: Tensor) -> tuple[dict[str, float], list[float]]:
         counts = counts.double()
-        right, true, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
+        right = counts.diag()
+        true = counts.sum(dim=1)
+        predicted = counts.sum(dim=0)
         iou = right / (true + predicted - right)  # 0 / 0 is NaN: the class does not count
         metrics = {
             "miou": iou.nanmean(),
@@ -243,7 +247,8 @@ def segmentation_metrics(
         }
         return {name: value.item() for name, value in metrics.items()}, iou.tolist()
 
-    true, constant = counts.sum(dim=1), torch.zeros_like(counts)
+    true = counts.sum(dim=1)
+    constant = torch.zeros_like(counts)
     constant[:, true.argmax()] = true
     (metrics, by_class), (chance, _) = measured(counts), measured(constant)
     found = [

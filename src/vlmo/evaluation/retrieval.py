@@ -187,14 +187,16 @@ def _rerank(
     mixed = rerank_score(similarity, scores, weight=weight, scale=scale)
     # The shortlist comes in the dual encoder's order, and a stable sort keeps it among equals.
     mixed, order = mixed.sort(dim=1, descending=True, stable=True)
-    similarity, positive = similarity.gather(1, order), positive.gather(1, order)
+    similarity = similarity.gather(1, order)
+    positive = positive.gather(1, order)
     indices = torch.cat(
         [dual.indices[:, :shortlist].gather(1, order), dual.indices[:, shortlist:]], dim=1
     )
     padded = F.pad(mixed, (0, dual.scores.shape[1] - shortlist), value=-torch.inf)
 
     best = positive.int().argmax(dim=1, keepdim=True)
-    best_mixed, best_similarity = mixed.gather(1, best), similarity.gather(1, best)
+    best_mixed = mixed.gather(1, best)
+    best_similarity = similarity.gather(1, best)
     tied = (mixed == best_mixed) & (similarity >= best_similarity)
     ranks = 1 + (((mixed > best_mixed) | tied) & ~positive).sum(dim=1)
     # A rank beyond the shortlist stays. That holds too where a tie at its edge let the right one in by luck.
@@ -249,7 +251,8 @@ def chunked_topk(
     candidates where that is smaller. Candidates with the same score come in the order of their index; which of them is
     kept where the list ends among them is not defined. ValueError for similarities that are no numbers.
     """
-    all_scores, all_indices = [], []
+    all_scores = []
+    all_indices = []
     for part in queries.split(chunk):
         best = _scores(part, candidates).topk(min(k, len(candidates)), dim=1)
         # By index first, then stably by score: equal scores stay in the order of their index.

@@ -107,11 +107,14 @@ def match_pairs(
     )
     lengths = (attention_mask * torch.arange(1, longest + 1)).amax(dim=1)
     numbers, asked = torch.unique(images * pairs.num_texts + texts, return_inverse=True)
-    images, texts = numbers // pairs.num_texts, numbers % pairs.num_texts
+    images = numbers // pairs.num_texts
+    texts = numbers % pairs.num_texts
     batches = own_batches(pairs.num_images, batch=batch)
     chosen = [((images >= own.start) & (images < own.stop)).nonzero().flatten() for own in batches]
     scores = torch.zeros(numbers.shape)
-    done, total, device = 0, sum(map(len, chosen)), model.device
+    done = 0
+    total = sum(map(len, chosen))
+    device = model.device
 
     def log_odds(asked_of: list[tuple[int, Tensor]]) -> Tensor:
         rows = torch.tensor([row for row, _ in asked_of])

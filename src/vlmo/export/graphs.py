@@ -14,7 +14,9 @@ from vlmo import model as models
 from vlmo.export.sessions import FUSION_ENCODER, IMAGE_ENCODER, TEXT_ENCODER
 from vlmo.model.embeddings import RelativePositionBias, relative_position_index
 
-_PIXELS, _IDS, _MASK = "pixel_values", "input_ids", "attention_mask"
+_PIXELS = "pixel_values"
+_IDS = "input_ids"
+_MASK = "attention_mask"
 _TEXT = (_IDS, _MASK)
 _PAIR = (_PIXELS, *_TEXT)
 _LOGITS = ("logits",)
@@ -53,7 +55,8 @@ class GraphModule(nn.Module):
 
     def __init__(self, model: models.VLMoPreTrainedModel, graph: Graph) -> None:
         super().__init__()
-        self.model, self.graph = model, graph
+        self.model = model
+        self.graph = graph
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs of the graph for inputs in the order of `Graph.inputs`."""
@@ -136,7 +139,9 @@ class AnyLengthPositionBias(nn.Module):
 
     def __init__(self, source: RelativePositionBias) -> None:
         super().__init__()
-        self.table, self.grid, self.longest = source.table, source.grid, source.max_text
+        self.table = source.table
+        self.grid = source.grid
+        self.longest = source.max_text
         self.shape = (source.num_layers, source.num_heads)
         sizes = {
             "num_text": self.longest,
@@ -156,10 +161,8 @@ class AnyLengthPositionBias(nn.Module):
             )
         bias = F.embedding(self.index, self.table).permute(2, 0, 1)
         for dim in (1, 2):
-            text, image = (
-                bias.narrow(dim, 0, num_text),
-                bias.narrow(dim, self.longest, bias.shape[dim] - self.longest),
-            )
+            text = bias.narrow(dim, 0, num_text)
+            image = bias.narrow(dim, self.longest, bias.shape[dim] - self.longest)
             bias = (
                 image
                 if num_text == 0

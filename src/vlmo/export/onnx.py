@@ -94,7 +94,8 @@ def write_onnx(
             than `TOLERANCE`. Nothing is kept then.
         ModuleNotFoundError: A package of the extra `onnx` is missing.
     """
-    folder, out = Path(folder), Path(out)
+    folder = Path(folder)
+    out = Path(out)
     if importlib.util.find_spec("onnxscript") is None:
         raise ModuleNotFoundError("No module named 'onnxscript'")
     if out.exists() and not (out / DESCRIPTION).is_file():
@@ -255,7 +256,8 @@ def _tidy(model: Any, graph: Graph) -> None:
         for value, free in zip(model.graph.inputs, graph.dynamic_axes, strict=True)
         for axis, name in free.items()
     }
-    nodes, weights = list(model.graph), list(model.graph.initializers.values())
+    nodes = list(model.graph)
+    weights = list(model.graph.initializers.values())
     values = [*model.graph.inputs, *(value for node in nodes for value in node.outputs)]
     for part in (model, model.graph, *nodes, *weights, *values):
         part.metadata_props.clear()

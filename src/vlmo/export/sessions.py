@@ -15,7 +15,9 @@ from jaxtyping import UInt8
 from vlmo.folder import read_json
 
 DESCRIPTION = "onnx.json"
-IMAGE_ENCODER, TEXT_ENCODER, FUSION_ENCODER = "image_encoder", "text_encoder", "fusion_encoder"
+IMAGE_ENCODER = "image_encoder"
+TEXT_ENCODER = "text_encoder"
+FUSION_ENCODER = "fusion_encoder"
 
 GraphEngine = Literal["onnx", "openvino"]
 Precision = Literal["float32", "int8"]

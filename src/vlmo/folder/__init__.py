@@ -31,7 +31,8 @@ def file_in(folder: str | Path, name: object) -> Path:
     ValueError if the name is a path, is none of a regular file (a named pipe would be waited for), or is a link to
     elsewhere. Links of the hub's cache, from folders in `snapshots` to `blobs` beside, are followed.
     """
-    root, path = Path(folder).resolve(), Path(folder) / str(name)
+    root = Path(folder).resolve()
+    path = Path(folder) / str(name)
     caches = (each.with_name("blobs") for each in root.parents if each.name == "snapshots")
     blobs = next(filter(Path.is_dir, caches), root)
     if path.name != str(name) or not path.is_file() or path.resolve().parent not in {root, blobs}:
@@ -156,10 +157,8 @@ def check_processor(folder: str | Path, *, image_size: int | None = None) -> Non
             if type(found := read_config(folder).get("patch_size")) is int and found > 0
             else 1
         )
-        size, aspect = (
-            settings.get("size", {"height": patch, "width": patch}),
-            settings.get("aspect_patch_size"),
-        )
+        size = settings.get("size", {"height": patch, "width": patch})
+        aspect = settings.get("aspect_patch_size")
         sides = (
             [size.get(side) for side in ("height", "width")]
             if isinstance(size, dict)

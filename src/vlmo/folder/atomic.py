@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 from vlmo.released.download import cache_folder
 
 LOCK_FILE = ".lock"
-_ASIDE, _REPLACED, _REMOVED = ".vlmo-aside", ".vlmo-replaced", ".vlmo-removed"
+_ASIDE = ".vlmo-aside"
+_REPLACED = ".vlmo-replaced"
+_REMOVED = ".vlmo-removed"
 
 
 @contextlib.contextmanager
@@ -32,7 +34,8 @@ def write_folder(target: Path) -> Iterator[Path]:
         OSError: The system refused a file in the block; the error names `target`.
     """
     target = target.resolve()  # a link to a folder stays a link
-    aside, replaced = path_aside(target), _hidden(target, _REPLACED)
+    aside = path_aside(target)
+    replaced = _hidden(target, _REPLACED)
     if replaced.exists() and not target.exists():
         replaced.replace(target)  # the last write ended between its two renames
     for leftover in (aside, replaced):

@@ -22,7 +22,9 @@ from vlmo.folder import architectures, read_config, read_json, weight_files
 from vlmo.folder.atomic import write_file
 
 Entry = TypeVar("Entry")
-CARD, RESULTS_FILE, DATA_FILE = "README.md", "results.json", "data_sources.json"
+CARD = "README.md"
+RESULTS_FILE = "results.json"
+DATA_FILE = "data_sources.json"
 _SIZES = (
     "num_hidden_layers",
     "hidden_size",
@@ -33,7 +35,8 @@ _SIZES = (
     "vocab_size",
     "num_tokens",
 )
-_MOST_SHOWN, _MOST_LETTERS = 16, 200
+_MOST_SHOWN = 16
+_MOST_LETTERS = 200
 _PRIMARY = {"ir@1", "accuracy", "top1", "miou", "dual", "dual[relation]", "dual[swap]"}
 _CODE = """\
 import vlmo
@@ -123,7 +126,8 @@ def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None
         pipeline_tag=usage.pipeline if usage else None,
         tags=["vlmo"],
     )
-    total, entries = 0, dict[tuple[str, tuple[str, ...]], list[str]]()
+    total = 0
+    entries = dict[tuple[str, tuple[str, ...]], list[str]]()
     table = dict[tuple[str, str], dict[str, None]]()  # entries may differ in what it does not show
     for source in card.data:
         entries.setdefault((source.name, source.licences), []).append(source.use)

@@ -9,7 +9,8 @@ from typing import IO, Any
 
 import torch
 
-_MOST_TIMES, _FEW = 10, 1_000_000
+_MOST_TIMES = 10
+_FEW = 1_000_000
 """A pickle stands for at most this many times what is written in it (shared tensors and settings: well below twice), or
 for a number of objects that takes no time."""
 _INTO_THE_FIRST = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
@@ -54,10 +55,12 @@ def _check_pickle(file: IO[bytes], refused: str) -> None:
     stack: list[list[Any]] = []
     marks: list[int] = []
     memo: dict[Any, list[Any]] = {}
-    written, allocates = 0, False
+    written = 0
+    allocates = False
     with suppress(ValueError, LookupError, OverflowError, MemoryError):  # of damage
         for operation, argument, _ in pickletools.genops(file):
-            name, taken = operation.name, operation.stack_before
+            name = operation.name
+            taken = operation.stack_before
             written += 1
             allocates |= name == "GLOBAL" and argument in _ALLOCATORS
             if name in {"GET", "BINGET", "LONG_BINGET"}:
@@ -81,7 +84,8 @@ def _check_pickle(file: IO[bytes], refused: str) -> None:
                 stack.append(objects)
     if allocates:
         raise ValueError(refused + "it holds a bytearray")
-    left, waiting = max(_MOST_TIMES * written, _FEW), stack
+    left = max(_MOST_TIMES * written, _FEW)
+    waiting = stack
     while waiting:
         inner = waiting.pop()
         left -= len(inner)

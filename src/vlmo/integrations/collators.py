@@ -102,7 +102,8 @@ class DataCollatorForVisualQuestionAnswering(DataCollator):
         labels = torch.zeros(len(rows), len(self.label2id))
         for row, target in zip(rows, labels, strict=True):
             if "answer_labels" in row:
-                numbers, scores = row["answer_labels"], row["answer_scores"]
+                numbers = row["answer_labels"]
+                scores = row["answer_scores"]
             else:
                 (answers,) = _column([row], "answers")
                 numbers, scores = soft_targets(answers, numbers=self.label2id)
@@ -143,7 +144,8 @@ class DataCollatorForSemanticSegmentation(DataCollator):
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Return images and `labels` of their pixels, both as squares of the processor's size."""
-        images, masks = self.images(rows), []
+        images = self.images(rows)
+        masks = []
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
         height, width = pixels.shape[-2:]
         for image, value in zip(images, _column(rows, "mask"), strict=True):

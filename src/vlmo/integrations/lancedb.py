@@ -37,7 +37,8 @@ class VLMoReranker(Reranker):
         return_score: str = "relevance",
     ) -> None:
         super().__init__(return_score)
-        self.encoder, self.column = model if isinstance(model, Encoder) else Encoder(model), column
+        self.encoder = model if isinstance(model, Encoder) else Encoder(model)
+        self.column = column
         self.weight = self.encoder.rerank_weight if weight is None else weight
         if not self.encoder.can_match or not 0 <= self.weight <= 1:
             raise ValueError(

@@ -135,7 +135,8 @@ class VLMoEmbedder(_FolderModule):
 
     def forward(self, features: Features) -> Features:
         """Add `sentence_embedding`, (batch, dim)."""
-        model, parts = self.model, []
+        model = self.model
+        parts = []
         if "pixel_values" in features:
             parts.append(model.get_image_features(features["pixel_values"].to(model.dtype)))
         if "input_ids" in features:
@@ -172,7 +173,9 @@ class VLMoPairScorer(_FolderModule):
         images: dict[
             int, Any
         ] = {}  # rerankers score one image against many texts: it is resized once
-        keys, texts, is_text_query = [], [], []
+        keys = []
+        texts = []
+        is_text_query = []
         for pair in inputs:
             parts = (
                 [{kind: value} for kind, value in pair.items()] if isinstance(pair, dict) else pair
@@ -191,13 +194,12 @@ class VLMoPairScorer(_FolderModule):
 
     def forward(self, features: Features) -> Features:
         """Add `scores`, (batch, 1), in nats."""
-        model, rows = self.model, features["image_rows"]
+        model = self.model
+        rows = features["image_rows"]
         pixel_values = features["pixel_values"].to(model.dtype)
         tokens = features["input_ids"], features["attention_mask"]
-        images, texts = (
-            model.get_image_features(pixel_values)[rows],
-            model.get_text_features(*tokens),
-        )
+        images = model.get_image_features(pixel_values)[rows]
+        texts = model.get_text_features(*tokens)
         logits = model.match(pixel_values[rows], *tokens).float()
         of_texts, of_images = model.config.rerank_weights
         scores = rerank_score(

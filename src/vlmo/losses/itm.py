@@ -78,7 +78,8 @@ def itm_pairs(
     negative texts, both fetched from their processes, and each image with its false caption if the
     batch has one.
     """
-    ids, mask = batch["input_ids"], batch["attention_mask"]
+    ids = batch["input_ids"]
+    mask = batch["attention_mask"]
     pixels, negative_images = distributed.append_rows(batch["pixel_values"], negatives.image)
     negative_texts = distributed.exchange(torch.stack([ids, mask], dim=1), negatives.text)
     # The row of each negative: a row has several.

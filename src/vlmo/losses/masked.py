@@ -28,10 +28,8 @@ def masked_loss(
     )
     count = torch.tensor(float(len(labels)), device=logits.device)
     if drop_worst:
-        total, longest = (
-            int(distributed.all_reduce(count)),
-            int(distributed.all_reduce(count, op="max")),
-        )
+        total = int(distributed.all_reduce(count))
+        longest = int(distributed.all_reduce(count, op="max"))
         everywhere = (
             distributed.gather(F.pad(losses, (0, longest - len(losses)), value=torch.inf))
             .sort()

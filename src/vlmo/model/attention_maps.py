@@ -25,7 +25,8 @@ def attention_maps(
 
     Of the last layer, if there are none.
     """
-    backbone, num_layers = model.backbone, max(1, model.config.num_fusion_layers)
+    backbone = model.backbone
+    num_layers = max(1, model.config.num_fusion_layers)
     implementation = model.config._attn_implementation or "sdpa"
     model.set_attn_implementation("eager")  # the only one that returns its weights
     try:
@@ -37,7 +38,8 @@ def attention_maps(
     weights = torch.stack([each.float().mean(dim=1) for each in attentions[-num_layers:]]).mean(
         dim=0
     )
-    num_text, num_image = input_ids.shape[1], weights.shape[-1] - input_ids.shape[1]
+    num_text = input_ids.shape[1]
+    num_image = weights.shape[-1] - input_ids.shape[1]
     if model.config.token_order == "image_first":
         weights = weights[:, num_image:, 1:num_image]
     else:

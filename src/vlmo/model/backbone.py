@@ -35,7 +35,9 @@ from vlmo.model.multiway import (
 )
 from vlmo.released import find_model
 
-TEXT_TYPE, IMAGE_TYPE, SECOND_IMAGE_TYPE = 0, 1, 2
+TEXT_TYPE = 0
+IMAGE_TYPE = 1
+SECOND_IMAGE_TYPE = 2
 
 
 @dataclass

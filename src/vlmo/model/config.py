@@ -34,7 +34,9 @@ _BEIT3: dict[str, Any] = {
 }
 # Largest numbers of a configuration, which may come from a stranger's file. Vocabularies have up to 262,144 words, sets
 # of images 81,313 classes, for each of which transformers makes a name.
-_MOST, _MOST_LAYERS, _MOST_LABELS = 1 << 20, 1000, 1 << 17
+_MOST = 1 << 20
+_MOST_LAYERS = 1000
+_MOST_LABELS = 1 << 17
 _NO_SIZES = (
     "num_fusion_layers",
     "num_modality_types",
@@ -163,7 +165,9 @@ class VLMoConfig(PreTrainedConfig):
                 raise ValueError(
                     f"VLMoConfig.{name} is {value}; expected a number from 1 to {most}."
                 )
-        heads, patch, depth = self.num_attention_heads, self.patch_size, self.num_hidden_layers
+        heads = self.num_attention_heads
+        patch = self.patch_size
+        depth = self.num_hidden_layers
         if self.hidden_size % heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}."
@@ -320,7 +324,8 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
                     f"VQVisualTokenizerConfig.{name} is {value}; give a number from {least} up."
                 )
         if self.code_size > self.patch_values or not 0 <= self.codebook_decay < 1:
-            most, decay = self.patch_values, self.codebook_decay
+            most = self.patch_values
+            decay = self.codebook_decay
             raise ValueError(
                 f"code_size {self.code_size}, codebook_decay {decay}; give at most {most}, 0 to below 1."
             )

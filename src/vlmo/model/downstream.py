@@ -21,7 +21,8 @@ from vlmo.model.heads import FeaturePyramid, TaskHead
 from vlmo.types import IGNORED_CLASS
 
 # Of mmsegmentation's UPerNet with BEiT: the auxiliary head reads the third level and weighs 0.4.
-_AUXILIARY_LEVEL, _AUXILIARY_CHANNELS = 2, 256
+_AUXILIARY_LEVEL = 2
+_AUXILIARY_CHANNELS = 256
 
 
 class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
@@ -83,7 +84,8 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
             raise ValueError(f"num_modality_types is {types}; VLMoForVisualReasoning needs 3.")
         super().__init__(config)
         self.vlmo = VLMoModel(config)
-        width, num_labels = 2 * config.hidden_size, cast("int", config.num_labels)
+        width = 2 * config.hidden_size
+        num_labels = cast("int", config.num_labels)
         if config.use_pooler:
             self.reasoning_head = TaskHead(width, width=width, num_labels=num_labels)
         else:
@@ -106,7 +108,8 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
             raise ValueError(
                 f"pixel_values have shape {shape}; expected (batch, 2, 3, height, width)."
             )
-        vectors, text = [], (input_ids, attention_mask)
+        vectors = []
+        text = (input_ids, attention_mask)
         for image, kind in zip(
             pixel_values.unbind(1), (SECOND_IMAGE_TYPE - 1, SECOND_IMAGE_TYPE), strict=True
         ):

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from vlmo.model.config import VLMoConfig
 from vlmo.types import normalize_pixels
 
-NUM_CLASS_ROWS, NUM_CROSS_ROWS = 3, 2
+NUM_CLASS_ROWS = 3
+NUM_CROSS_ROWS = 2
 """Rows of a position table for a class token (to any, any to it, to itself), and between the modalities."""
 
 
@@ -26,7 +27,9 @@ class ImageEmbeddings(nn.Module):
 
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
-        self.grid, self.patch_size = config.grid, (patch := config.patch_size)
+        self.grid = config.grid
+        patch = config.patch_size
+        self.patch_size = patch
         self.projection = nn.Conv2d(
             config.num_channels, config.hidden_size, kernel_size=patch, stride=patch
         )
@@ -36,7 +39,8 @@ class ImageEmbeddings(nn.Module):
 
     def grid_of(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> tuple[int, int]:
         """Return the patches along height and width; ValueError if these are no images of patches."""
-        channels, patch = self.projection.in_channels, self.patch_size
+        channels = self.projection.in_channels
+        patch = self.patch_size
         shape = tuple(pixel_values.shape)
         if (
             len(shape) != 4
@@ -62,7 +66,8 @@ class ImageEmbeddings(nn.Module):
         patches = self.projection(pixels).flatten(2).transpose(1, 2)
         if bool_masked_pos is not None:
             if bool_masked_pos.shape != patches.shape[:2]:
-                given, expected = tuple(bool_masked_pos.shape), tuple(patches.shape[:2])
+                given = tuple(bool_masked_pos.shape)
+                expected = tuple(patches.shape[:2])
                 raise ValueError(
                     f"bool_masked_pos has shape {given}; expected {expected}, one entry for each patch."
                 )
@@ -100,7 +105,8 @@ class TextEmbeddings(nn.Module):
     ) -> Float[Tensor, "batch text dim"]:
         """Embed texts, from position `start` on; ValueError if they are longer than the position tables."""
         if input_ids.ndim != 2 or start + input_ids.shape[1] > self.max_text_positions:
-            shape, longest = tuple(input_ids.shape), self.max_text_positions
+            shape = tuple(input_ids.shape)
+            longest = self.max_text_positions
             raise ValueError(
                 f"input_ids have shape {shape}; expected (batch, text) with at most {longest} tokens."
             )
@@ -147,15 +153,18 @@ def relative_position_index(
     index[:num_text, num_text:] = cross
     index[num_text:, :num_text] = cross + 1
     if num_text:
-        positions, first_row = arange(1, num_text), cross + NUM_CROSS_ROWS
+        positions = arange(1, num_text)
+        first_row = cross + NUM_CROSS_ROWS
         index[:num_text, :num_text] = _with_class_token(
             first_row + max_text - 2 + positions - positions[:, None],
             first_class_row=first_row + 2 * max_text - 3,
         )
     if grid is not None:
         height, width = grid
-        rows, columns = arange(height).repeat_interleave(width), arange(width).repeat(height)
-        down, right = rows[:, None] - rows + height - 1, columns[:, None] - columns + width - 1
+        rows = arange(height).repeat_interleave(width)
+        columns = arange(width).repeat(height)
+        down = rows[:, None] - rows + height - 1
+        right = columns[:, None] - columns + width - 1
         index[num_text:, num_text:] = _with_class_token(
             down * (2 * width - 1) + right, first_class_row=offsets
         )
@@ -178,7 +187,8 @@ class RelativePositionBias(nn.Module):
         super().__init__()
         self.grid = config.grid
         self.max_text = config.max_text_positions
-        self.num_layers, self.num_heads = config.num_hidden_layers, config.num_attention_heads
+        self.num_layers = config.num_hidden_layers
+        self.num_heads = config.num_attention_heads
         fixed = NUM_CLASS_ROWS + NUM_CROSS_ROWS + 2 * self.max_text
         self.table = nn.Parameter(
             torch.zeros(num_offset_rows(self.grid) + fixed, self.num_layers * self.num_heads)
@@ -240,7 +250,9 @@ def _spline_matrix(source: int, target: int) -> Float[Tensor, "target source"]:
 
 def _geometric_positions(source: int, target: int) -> np.ndarray:
     """Return positions 0, +-1, +-(1+q), ... whose last one reaches target // 2; q found by bisection as BEiT does."""
-    low, high, q = 1.01, 1.5, 1.0
+    low = 1.01
+    high = 1.5
+    q = 1.0
     while high - low > 1e-6:
         q = (low + high) / 2
         if sum(q**i for i in range(source // 2)) > target // 2:

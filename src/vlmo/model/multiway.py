@@ -17,7 +17,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from vlmo.model import cpu
 from vlmo.model.config import VLMoConfig
 
-SHARED, VISION, LANGUAGE, VISION_LANGUAGE = "shared", "vision", "language", "vision_language"
+SHARED = "shared"
+VISION = "vision"
+LANGUAGE = "language"
+VISION_LANGUAGE = "vision_language"
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,8 @@ class _DualEncoder(VLMoPreTrainedModel):
 
     def match_logits(self, first: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch 2"]:
         """Return matching logits from the first tokens of fused pairs, of a model that has the head."""
-        pooler, head = cast("Pooler", self.vlmo.pooler), cast("MatchHead", self.match_head)
+        pooler = cast("Pooler", self.vlmo.pooler)
+        head = cast("MatchHead", self.match_head)
         return head(pooler(first[:, None]))
 
     @torch.no_grad()
@@ -331,13 +332,13 @@ class VLMoForImageCaptioning(_MaskedWords):
             raise ValueError(
                 f"max_new_tokens, num_beams, length_penalty are {given}; give from 1, from 1, from 0 up"
             )
-        count, beams, pad = pixel_values.shape[0], num_beams, tokenizer.pad_token_id
+        count = pixel_values.shape[0]
+        beams = num_beams
+        pad = tokenizer.pad_token_id
         if not count:
             return torch.empty(0, 0, dtype=torch.long, device=pixel_values.device)
-        grid, cache = (
-            self.vlmo.image_embeddings.grid_of(pixel_values),
-            [DynamicLayer() for _ in self.vlmo.blocks],
-        )
+        grid = self.vlmo.image_embeddings.grid_of(pixel_values)
+        cache = [DynamicLayer() for _ in self.vlmo.blocks]
         self.vlmo.prefill(pixel_values, cache)
         for layer in cache:
             layer.batch_repeat_interleave(beams)
@@ -346,11 +347,9 @@ class VLMoForImageCaptioning(_MaskedWords):
         scores = torch.zeros(count, beams, device=images.device)
         scores[:, 1:] = -torch.inf  # all beams are alike at first
         longest = min(1 + max_new_tokens, self.config.max_text_positions)
-        best, lengths, done = (
-            scores.new_full((count,), -torch.inf),
-            torch.ones_like(images),
-            images < 0,
-        )
+        best = scores.new_full((count,), -torch.inf)
+        lengths = torch.ones_like(images)
+        done = images < 0
         captions = ids.new_full((count, longest), pad)
         for length in range(2, longest + 1):
             last = F.pad(ids[:, :, -1:], (0, 1), value=tokenizer.mask_token_id)
@@ -364,7 +363,8 @@ class VLMoForImageCaptioning(_MaskedWords):
             sums, flat = (
                 (scores[..., None] + words).flatten(1).topk(min(2 * beams, words[0].numel()))
             )
-            parents, tokens = flat // words.shape[-1], flat % words.shape[-1]
+            parents = flat // words.shape[-1]
+            tokens = flat % words.shape[-1]
             longer = torch.cat(
                 [ids.gather(1, parents[..., None].expand(-1, -1, length - 1)), tokens[..., None]],
                 dim=2,
@@ -383,7 +383,8 @@ class VLMoForImageCaptioning(_MaskedWords):
             captions[better] = F.pad(longer, (0, longest - length), value=pad)[images, number][
                 better
             ]
-            best, lengths = torch.where(better, score, best), lengths.masked_fill(better, length)
+            best = torch.where(better, score, best)
+            lengths = lengths.masked_fill(better, length)
             scores, kept = sums.masked_fill(ends, -torch.inf).topk(beams)
             ids = longer.gather(1, kept[..., None].expand(-1, -1, length))
             rows = (images[:, None] * beams + parents.gather(1, kept)).flatten()

@@ -43,7 +43,9 @@ def num_wanted(
         match: Log-odds of a match of the first of them.
         weight: Share of the match score, 0 to 1. With 1 nothing is certain without it, with 0 all is.
     """
-    similar, known, count = np.asarray(similarity), np.asarray(match), len(match)
+    similar = np.asarray(similarity)
+    known = np.asarray(match)
+    count = len(match)
     if weight in {0, 1} or count < top:
         return 0 if weight == 0 and count >= top else len(similar) - count
     logits = scale * similar + np.pad(known, (0, len(similar) - count))

@@ -59,7 +59,8 @@ def start_from(model: VLMoPreTrainedModel, folder: str | Path) -> StartReport:
     """
     folder = Path(find_model(folder))
     weights, config = _read(folder, new=model.config)
-    report, state = StartReport(), model.state_dict()
+    report = StartReport()
+    state = model.state_dict()
     has_words = (folder / "tokenizer_config.json").is_file()
     if (
         not has_words
@@ -80,7 +81,8 @@ def start_from(model: VLMoPreTrainedModel, folder: str | Path) -> StartReport:
             continue
         resized = _fit(name, tensor, like=state[name], source=config.grid, target=model.config.grid)
         if resized.shape != state[name].shape:
-            given, expected = tuple(tensor.shape), tuple(state[name].shape)
+            given = tuple(tensor.shape)
+            expected = tuple(state[name].shape)
             raise ValueError(
                 f"{folder}: {name} has shape {given}; expected {expected}, as the model's configuration."
             )
@@ -156,7 +158,8 @@ def layer_decay_factors(model: VLMoPreTrainedModel, *, decay: float) -> dict[str
 
 
 def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConfig]:
-    files, kind = weight_files(folder), read_config(folder).get("model_type")
+    files = weight_files(folder)
+    kind = read_config(folder).get("model_type")
     if not files:
         raise ValueError(f"{folder} holds no weights: expected {WEIGHTS}")
     if kind != VLMoConfig.model_type:

@@ -196,9 +196,11 @@ class VQVisualTokenizer(PreTrainedModel):
         self, pixel_values: Float[Tensor, "batch 3 height width"], *, grid: tuple[int, int]
     ) -> Int[Tensor, "batch patch"]:
         """Return tokens of each patch, row by row; ValueError without `grid` patches, or before training."""
-        pixels, size = _to_floats(pixel_values), self.config.patch_size
+        pixels = _to_floats(pixel_values)
+        size = self.config.patch_size
         if tuple(pixels.shape[-2:]) != (grid[0] * size, grid[1] * size):
-            given, expected = tuple(pixels.shape[-2:]), f"{grid[0] * size} x {grid[1] * size}"
+            given = tuple(pixels.shape[-2:])
+            expected = f"{grid[0] * size} x {grid[1] * size}"
             raise ValueError(
                 f"images of {given} pixels; a grid of {grid} patches of {size} pixels needs {expected}."
             )
@@ -299,10 +301,8 @@ class VQKDVisualTokenizer(VLMoPreTrainedModel):
         self.vlmo = VLMoModel(config, add_pooling_layer=False)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         width = cast("int", config.projection_size)
-        self.projection, self.codebook = (
-            nn.Linear(config.hidden_size, width),
-            nn.Embedding(self.num_tokens, width),
-        )
+        self.projection = nn.Linear(config.hidden_size, width)
+        self.codebook = nn.Embedding(self.num_tokens, width)
         self.post_init()
 
     @property
@@ -319,7 +319,8 @@ class VQKDVisualTokenizer(VLMoPreTrainedModel):
             pixels = _resized(
                 _to_floats(pixel_values), grid, patch_size=self.config.patch_size
             ).clamp(-1, 1)
-            states, codes = self.vlmo(pixels).last_hidden_state[:, 1:], self.codebook.weight
+            states = self.vlmo(pixels).last_hidden_state[:, 1:]
+            codes = self.codebook.weight
             vectors = F.normalize(self.projection(self.dense(states).tanh()), dim=-1)
             return (2 * vectors @ codes.T - codes.square().sum(dim=-1)).argmax(dim=-1)
 
@@ -340,7 +341,8 @@ def load_visual_tokenizer(name_or_folder: str | Path) -> VisualTokenizer:
     }
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
-        kind, known = config.get("model_type"), [VQKDVisualTokenizer.__name__]
+        kind = config.get("model_type")
+        known = [VQKDVisualTokenizer.__name__]
         if kind not in classes or (
             kind == VLMoConfig.model_type and config.get("architectures") != known
         ):

@@ -19,7 +19,10 @@ from vlmo.types import IGNORED_CLASS, normalize_pixels
 
 _LONGEST = 4  # times the wanted short side, for the long side of an image
 _CROP_TRIES = 10
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32, (0.5, 1.5), (0.5, 1.5), 18 / 360
+_BRIGHTNESS = 32
+_CONTRAST = (0.5, 1.5)
+_SATURATION = (0.5, 1.5)
+_HUE = 18 / 360
 
 Mask = UInt8[np.ndarray, "height width"]
 
@@ -62,15 +65,18 @@ class SegmentTrainTransform:
         self, image: Image.Image, mask: Mask, generator: np.random.Generator
     ) -> tuple[Float[Tensor, "3 crop crop"], Int64[Tensor, "crop crop"]]:
         """Pixel values in [-1, 1] and classes, a pure function of the arguments and the generator's state."""
-        config, scale = self.config, generator.uniform(*self.config.scale)
+        config = self.config
+        scale = generator.uniform(*self.config.scale)
         size = scaled_size(image.size, short_side=config.short_side or self.crop_size, scale=scale)
         image = image.resize(size, Image.Resampling.BILINEAR)
         mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         left, top = self._corner(mask, generator)
         box = (left, top, min(left + self.crop_size, size[0]), min(top + self.crop_size, size[1]))
-        image, mask = image.crop(box), mask[box[1] : box[3], box[0] : box[2]]
+        image = image.crop(box)
+        mask = mask[box[1] : box[3], box[0] : box[2]]
         if generator.random() < config.horizontal_flip:
-            image, mask = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mask[:, ::-1]
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            mask = mask[:, ::-1]
         image = change_colors(image, probability=config.photometric, generator=generator)
         missing = (0, self.crop_size - mask.shape[1], 0, self.crop_size - mask.shape[0])
         return (
@@ -79,7 +85,9 @@ class SegmentTrainTransform:
         )
 
     def _corner(self, mask: Mask, generator: np.random.Generator) -> tuple[int, int]:
-        side, left, top = self.crop_size, 0, 0
+        side = self.crop_size
+        left = 0
+        top = 0
         for _ in range(_CROP_TRIES):
             left, top = (
                 int(generator.integers(max(length - side, 0) + 1)) for length in mask.shape[::-1]

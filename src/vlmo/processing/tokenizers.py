@@ -125,7 +125,8 @@ def load_sentencepiece(path: str | Path, *, max_text_length: int) -> TokenizersB
     from transformers import TokenizersBackend
     from transformers.convert_slow_tokenizer import SpmConverter
 
-    proto, special = _read_sentencepiece(Path(path)), ("<s>", "<pad>", "</s>", "<unk>")
+    proto = _read_sentencepiece(Path(path))
+    special = ("<s>", "<pad>", "</s>", "<unk>")
     pieces = list(proto.pieces)[3:]
     del proto.pieces[:]
     for token in special:
@@ -177,7 +178,8 @@ def _read_sentencepiece(path: Path) -> Any:
         raise ValueError(
             f"{path} is no SentencePiece file, or it is cut off; expected BEiT-3's beit3.spm"
         ) from error
-    first, kind = [piece.piece for piece in proto.pieces[:3]], proto.trainer_spec.model_type
+    first = [piece.piece for piece in proto.pieces[:3]]
+    kind = proto.trainer_spec.model_type
     if first != ["<unk>", "<s>", "</s>"] or kind != 1:
         found = f"model type {kind} and begins with {', '.join(first) or 'no piece'}"
         raise ValueError(
@@ -192,7 +194,8 @@ def continuation_flags(tokenizer: PreTrainedTokenizerBase) -> Bool[np.ndarray, "
         BertTokenizer,
     )  # slow to import, and the settings of a recipe are shown without it
 
-    is_wordpiece, flags = isinstance(tokenizer, BertTokenizer), np.zeros(len(tokenizer), dtype=bool)
+    is_wordpiece = isinstance(tokenizer, BertTokenizer)
+    flags = np.zeros(len(tokenizer), dtype=bool)
     for token, number in tokenizer.get_vocab().items():
         is_piece = token.startswith(CONTINUATION_PREFIX) and token != CONTINUATION_PREFIX
         flags[number] = is_piece if is_wordpiece else not token.startswith(WORD_START)

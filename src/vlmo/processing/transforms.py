@@ -167,7 +167,8 @@ class EvalTransform:
             raise ValueError(
                 f"center_crop is {center_crop}: expected a share above 0, at most 1, of the shorter side"
             )
-        self.config, self.center_crop = config, center_crop
+        self.config = config
+        self.center_crop = center_crop
         self.shapes = shapes or [(config.image_size, config.image_size)]
 
     @classmethod
@@ -190,7 +191,8 @@ class EvalTransform:
     ) -> UInt8[Tensor, "3 height width"]:
         """Apply all but the normalisation."""
         decoded = image if isinstance(image, Image.Image) else image.decode()
-        pixels, size = _to_tensor(decoded), self.config.image_size
+        pixels = _to_tensor(decoded)
+        size = self.config.image_size
         if self.center_crop is None:
             return _resize(pixels, [*self.shape(decoded.size)])
         from torchvision.transforms.v2.functional import center_crop
@@ -261,7 +263,8 @@ def crop_box(
         area = height * width * generator.uniform(config.min_crop, 1)
         aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(_LONGEST)))
         wanted = max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
-        crop_width, crop_height = min(width, wanted[0]), min(height, wanted[1])
+        crop_width = min(width, wanted[0])
+        crop_height = min(height, wanted[1])
         too_small = (
             crop_width,
             crop_height,
@@ -271,8 +274,10 @@ def crop_box(
             left = int(generator.integers(width - crop_width + 1))
             return left, top, left + crop_width, top + crop_height
     longest = round(min(size) * _LONGEST)
-    crop_width, crop_height = min(width, longest), min(height, longest)
-    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    crop_width = min(width, longest)
+    crop_height = min(height, longest)
+    left = (width - crop_width) // 2
+    top = (height - crop_height) // 2
     return left, top, left + crop_width, top + crop_height
 
 
@@ -300,10 +305,12 @@ def _crop_and_resize(
 ) -> UInt8[Tensor, "3 height width"]:
     """Resize the part of the image in `box`, or all of it; decoded no larger than that needs."""
     if not isinstance(image, Image.Image):
-        reduction, reduced = 1, box
+        reduction = 1
+        reduced = box
         if config.reduced_decoding:
             reduction, reduced = _reduced(image.size, box=box, shape=shape)
-        whole, image = image.size, image.decode(reduction)
+        whole = image.size
+        image = image.decode(reduction)
         # Formats other than JPEG come whole, whatever they are asked for.
         box = reduced if image.size != whole else box
     return _resize(_to_tensor(image, box=box), [*shape])
@@ -328,7 +335,8 @@ def _change_style_and_color(
 ) -> Image.Image:
     size = config.image_size
     if generator.random() < config.affine:
-        degrees, scale = generator.uniform(-15, 15), generator.uniform(0.8, 1.2)
+        degrees = generator.uniform(-15, 15)
+        scale = generator.uniform(0.8, 1.2)
         shift = (size * generator.uniform(-0.1, 0.1), size * generator.uniform(-0.1, 0.1))
         image = _affine(image, degrees=degrees, scale=scale, shift=shift, fill=config.fill)
     if generator.random() < config.blur:
@@ -347,10 +355,13 @@ def _affine(
     image: Image.Image, *, degrees: float, scale: float, shift: tuple[float, float], fill: int
 ) -> Image.Image:
     """Turn clockwise and scale about the centre, then shift (pixels to the right and down)."""
-    cos, sin = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
-    x, y = image.width / 2, image.height / 2
+    cos = math.cos(math.radians(degrees)) / scale
+    sin = math.sin(math.radians(degrees)) / scale
+    x = image.width / 2
+    y = image.height / 2
     # PIL asks where an output pixel comes from, so this is the inverse map.
-    back_x, back_y = x + shift[0], y + shift[1]
+    back_x = x + shift[0]
+    back_y = y + shift[1]
     matrix = (cos, sin, x - cos * back_x - sin * back_y, -sin, cos, y + sin * back_x - cos * back_y)
     return _shift(image, matrix, {"resample": Image.Resampling.BILINEAR, "fillcolor": (fill,) * 3})
 
@@ -359,19 +370,13 @@ def _erase(pixels: UInt8[Tensor, "3 rows columns"], *, generator: np.random.Gene
     """Replace a rectangle by normal noise of deviation 1 once pixels are normalised, cut to what 8 bits can hold."""
     rows, columns = pixels.shape[1:]
     for _ in range(_ATTEMPTS):
-        area, aspect = (
-            generator.uniform(0.02, 1 / 3),
-            math.exp(generator.uniform(math.log(0.3), math.log(1 / 0.3))),
-        )
-        height, width = (
-            round(rows * math.sqrt(area * aspect)),
-            round(columns * math.sqrt(area / aspect)),
-        )
+        area = generator.uniform(0.02, 1 / 3)
+        aspect = math.exp(generator.uniform(math.log(0.3), math.log(1 / 0.3)))
+        height = round(rows * math.sqrt(area * aspect))
+        width = round(columns * math.sqrt(area / aspect))
         if height < rows and width < columns:
-            top, left = (
-                generator.integers(rows - height + 1),
-                generator.integers(columns - width + 1),
-            )
+            top = generator.integers(rows - height + 1)
+            left = generator.integers(columns - width + 1)
             noise = (
                 (127.5 + 127.5 * generator.standard_normal((3, height, width))).round().clip(0, 255)
             )

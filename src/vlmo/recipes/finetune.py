@@ -32,7 +32,9 @@ _TASK_OF_COLUMN: dict[str, type[tasks.Task]] = {
 }
 _WIDE = 384
 """Width from which on models are fine-tuned at the paper's rates; those of vlmo-small's recipes below."""
-_EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 20, 100, 5000
+_EPOCHS = 20
+_FEWEST_STEPS = 100
+_MOST_STEPS = 5000
 _STREAM_STEPS = 1000
 """Steps on streams, whose rows nobody has counted: 128,000 pairs, which a first run on a CPU can take."""
 
@@ -82,15 +84,19 @@ def finetune_recipe(
         raise ValueError(
             f"{model} has no vocabulary, and {found.title} reads texts; start from a model that has one"
         )
-    wide, batch = config.hidden_size >= _WIDE, 64
-    lr, vision = 3e-5 if wide else 1e-3, False
+    wide = config.hidden_size >= _WIDE
+    batch = 64
+    lr = 3e-5 if wide else 1e-3
+    vision = False
     # Pixels may be answers and captions may tell sides, so images are neither mirrored nor recolored.
     transform = TransformConfig(
         image_size=config.image_size, rand_augment_ops=0, horizontal_flip=0.0
     )
     trained: tasks.Task
     if found is tasks.RetrievalTask:
-        trained, batch, lr = tasks.RetrievalTask(), 64 if wide else 128, 3e-5 if wide else 3e-4
+        trained = tasks.RetrievalTask()
+        batch = 64 if wide else 128
+        lr = 3e-5 if wide else 3e-4
         if config.use_match_head:
             trained = tasks.RetrievalTask(
                 losses=VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3)
@@ -103,16 +109,17 @@ def finetune_recipe(
         trained = tasks.ClassificationTask(
             losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8
         )
-        transform, vision, lr = (
-            TransformConfig(image_size=config.image_size),
-            True,
-            5e-4 if wide else 1e-3,
-        )
+        transform = TransformConfig(image_size=config.image_size)
+        vision = True
+        lr = 5e-4 if wide else 1e-3
     elif found is tasks.SegmentationTask:
-        trained, batch = tasks.SegmentationTask(channels=512 if wide else 64), 16
-        transform, vision = TransformConfig(), True
+        trained = tasks.SegmentationTask(channels=512 if wide else 64)
+        batch = 16
+        transform = TransformConfig()
+        vision = True
     elif found is tasks.CaptioningTask:
-        trained, lr = tasks.CaptioningTask(), 4e-5 if wide else 1e-3
+        trained = tasks.CaptioningTask()
+        lr = 4e-5 if wide else 1e-3
     else:
         raise ValueError(
             f"the task {found.name} is not fine-tuned this way; vlmo recipes lists recipes for it"

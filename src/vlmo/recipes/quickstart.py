@@ -27,13 +27,13 @@ from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 FILE = "quickstart.json"
 """Results over several seeds, as `experiments/quickstart_seeds.py` writes them."""
-DUAL, FUSION = "Dual encoder", "Fusion encoder"
-IMAGE_RECALL, TEXT_RECALL, SIDES = (
-    "Text to image R@1",
-    "Image to text R@1",
-    "Caption or one with the opposite side",
-)
-QUESTION_ROW, STATEMENT_ROW = "Questions", "Two scenes, true or false"
+DUAL = "Dual encoder"
+FUSION = "Fusion encoder"
+IMAGE_RECALL = "Text to image R@1"
+TEXT_RECALL = "Image to text R@1"
+SIDES = "Caption or one with the opposite side"
+QUESTION_ROW = "Questions"
+STATEMENT_ROW = "Two scenes, true or false"
 """Columns and rows of the quickstart's table."""
 
 _RUNS_OF_SEEDS: dict[str, Any] = json.loads(

@@ -125,7 +125,8 @@ class Entry:
 
 def scaled(recipe: Recipe, *, scale: float) -> Recipe:
     """Return the recipe with a share of its steps, at least one, and of its warm-up."""
-    trainer, schedule = recipe.trainer, recipe.schedule
+    trainer = recipe.trainer
+    schedule = recipe.schedule
     return dataclasses.replace(
         recipe,
         trainer=dataclasses.replace(trainer, max_steps=max(1, round(trainer.max_steps * scale))),
@@ -149,7 +150,9 @@ def without_void_defaults(original: Recipe, recipe: Recipe) -> Recipe:
 
     Nobody gave them, so no error should ask to leave them out.
     """
-    data, before, measured = recipe.data, original.data, recipe.evaluate_on
+    data = recipe.data
+    before = original.data
+    measured = recipe.evaluate_on
     if (data.source, data.streams.patterns) == (before.source, before.streams.patterns):
         return recipe
     if measured is not None and measured == original.evaluate_on and missing_sources(measured):
@@ -180,7 +183,8 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         ValueError: They do not; the message says what to change.
         ModuleNotFoundError: PEFT, for adapters, is not installed.
     """
-    task, loader = recipe.task, recipe.loader
+    task = recipe.task
+    loader = recipe.loader
     for part in task.beside(recipe).values():
         check_recipe(part, processes=processes)
     _check_data(recipe, processes=processes)
@@ -212,7 +216,9 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
 
 
 def _check_data(recipe: Recipe, *, processes: int) -> None:
-    data, task, sources = recipe.data, recipe.task, len(source_names(recipe.data.source))
+    data = recipe.data
+    task = recipe.task
+    sources = len(source_names(recipe.data.source))
     if data.streams.patterns:
         validate_lanes(data.streams, loader=recipe.loader, processes=processes)
     if data.streams.patterns and data.weights:

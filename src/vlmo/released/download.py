@@ -29,7 +29,9 @@ CACHE = "VLMO_CACHE"
 """Environment variable: folder for downloads and model folders; by default ~/.cache/vlmo."""
 
 _LOGGER = logging.getLogger(__name__)
-_TRIES, _PAUSE_S, _TIMEOUT_S = 5, 1.0, 30.0
+_TRIES = 5
+_PAUSE_S = 1.0
+_TIMEOUT_S = 30.0
 _BLOCK = 2**20
 _TAG = re.compile(r'"[\x21\x23-\x7e]+"|[A-Z][a-z]{2}, [\w :]{21}GMT')
 """A strong ETag, or the date of Last-Modified: a download that has neither begins anew."""
@@ -121,7 +123,8 @@ def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
 
 
 def _fetch_file(address: str) -> Path:
-    name, mirror = address.rpartition("/")[2], os.environ.get(MIRROR, "")
+    name = address.rpartition("/")[2]
+    mirror = os.environ.get(MIRROR, "")
     is_folder = bool(mirror) and "://" not in mirror
     folders = [cache_folder() / "files", *([Path(mirror).expanduser()] if is_folder else [])]
     path = next(
@@ -133,7 +136,8 @@ def _fetch_file(address: str) -> Path:
                 f"{mirror}, which {MIRROR} names, holds no {name}; it is published at {address}"
             )
         _download(f"{mirror.rstrip('/')}/{name}" if mirror else address, path)
-    found, pinned = _sum_of(path)["sha256"], read_sums().get(name, {}).get("sha256")
+    found = _sum_of(path)["sha256"]
+    pinned = read_sums().get(name, {}).get("sha256")
     if pinned not in {None, found}:
         _delete_download(path)
         raise ValueError(
@@ -197,7 +201,8 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _check_address(address: str) -> None:
-    parts, mirror = urlsplit(address), urlsplit(os.environ.get(MIRROR, ""))
+    parts = urlsplit(address)
+    mirror = urlsplit(os.environ.get(MIRROR, ""))
     if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", mirror.hostname):
         raise ValueError(
             f"{address} is refused: expected https, or http from the mirror that {MIRROR} names"
@@ -208,7 +213,8 @@ def _download(address: str, target: Path) -> None:
     """Download a file; go on where an earlier try ended."""
     _check_address(address)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial, reason = _no_link(target.with_name(f"{target.name}.partial")), ""
+    partial = _no_link(target.with_name(f"{target.name}.partial"))
+    reason = ""
     for number in range(_TRIES):
         time.sleep(_PAUSE_S * number)
         try:
@@ -273,9 +279,11 @@ def _read_rest(address: str, partial: Path) -> None:
 
 def _extent(response: HTTPResponse) -> tuple[int, int]:
     if response.status == 206:
-        pattern, header = r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", "Content-Range"
+        pattern = r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})"
+        header = "Content-Range"
     else:
-        pattern, header = r"()([0-9]{1,18})", "Content-Length"
+        pattern = r"()([0-9]{1,18})"
+        header = "Content-Length"
     found = re.fullmatch(pattern, response.headers.get(header, ""))
     if found is None or not int(found[2]):
         raise ValueError(f"{response.url} does not state the size of the file; it was not read")

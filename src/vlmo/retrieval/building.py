@@ -40,13 +40,18 @@ from vlmo.retrieval.words import OCR_COLUMN
 SHARDS_FILE = "shards.json"
 APPROXIMATE_FROM = 50_000
 """Images from which on an approximate index is built beside the exact search."""
-_WRITTEN_ROWS, _WRITTEN_BYTES, _WRITTEN_EVERY_S, _FIRST_WRITTEN_S = 4096, 128 << 20, 30.0, 2.0
+_WRITTEN_ROWS = 4096
+_WRITTEN_BYTES = 128 << 20
+_WRITTEN_EVERY_S = 30.0
+_FIRST_WRITTEN_S = 2.0
 """New rows, their bytes, seconds since the last write, and until the first, from which on they are written: each write
 of LanceDB costs more than the one before, and a kill loses what is not written."""
 _LOOKUPS_FROM = 20_000
 """Images from which on the table's columns of ids and hashes are indexed."""
 _UNMOUNTED = "it was on a disk of its own, which is not here: its images stay in the index"
-_LISTED_EVERY, _TOGETHER, _DELETED_AT_ONCE = 1000, 512, 1024
+_LISTED_EVERY = 1000
+_TOGETHER = 512
+_DELETED_AT_ONCE = 1024
 """Files between two updates of the progress; that are looked up and given to an executor, and deleted, at a time."""
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from vlmo.export.sessions import Pixels
 
 ENCODED = ("vector", "thumbnail", "width", "height")
-_MAX_BYTES, _MAX_UNCHANGED = 64 << 20, 2048
+_MAX_BYTES = 64 << 20
+_MAX_UNCHANGED = 2048
 """Bytes of images, and images that have not changed, from which on a batch is full."""
 
 
@@ -159,7 +160,8 @@ def embed_decoded(
     decoding: Mapping[str, Future[_Decoded]],
 ) -> Batch:
     """Embed the images of a batch whose results are not known yet; those that cannot be decoded become `bad`."""
-    decoded, reasons = {}, {}
+    decoded = {}
+    reasons = {}
     for digest, future in decoding.items():
         try:
             decoded[digest] = future.result()
@@ -178,5 +180,6 @@ def embed_decoded(
         else:
             reason = reasons[row["hash"]].replace("bytes in memory", row["path"])
             read.bad.append(Bad("row", row["shard"] or row["path"], 0, row["path"], reason))
-    read.records, read.num_encoded = [], len(decoded)
+    read.records = []
+    read.num_encoded = len(decoded)
     return read

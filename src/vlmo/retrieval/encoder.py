@@ -46,7 +46,8 @@ _FILES = (
     "*.spm",
     "*.model",
 )
-_UNKNOWN_PIECES, _UNKNOWN_LETTERS = 3, 2.3
+_UNKNOWN_PIECES = 3
+_UNKNOWN_LETTERS = 2.3
 """Tokens a word from which on, and letters a token up to which, a text is taken for nonsense (docs/search.md)."""
 _LEARNT_VOCABULARY = 15_000
 """Largest vocabulary that is taken for one learnt on a model's own captions."""
@@ -95,7 +96,8 @@ class Encoder:
         self.fingerprint = model_fingerprint(self.folder)
         if precision not in {"float32", "int8"}:
             raise ValueError(f"precision is {precision!r}; expected float32 or int8")
-        self.engine, self.precision = engine or default_engine(precision), precision
+        self.engine = engine or default_engine(precision)
+        self.precision = precision
         self._engine: TorchEngine | GraphsEngine
         if self.engine == "torch":
             if precision == "int8":
@@ -108,11 +110,9 @@ class Encoder:
         else:
             how: dict[str, Any] = {"engine": self.engine, "precision": precision, "device": device}
             self._engine = GraphsEngine(self.folder, self.fingerprint, **how)
-        self.dim, self.device, self.can_match = (
-            self._engine.dim,
-            self._engine.device,
-            self._engine.can_match,
-        )
+        self.dim = self._engine.dim
+        self.device = self._engine.device
+        self.can_match = self._engine.can_match
         self.inverse_temperature = self._engine.inverse_temperature
         settings = read_config(self.folder)
         self.least_side = max(THUMBNAIL, settings.get("image_size", THUMBNAIL))
@@ -174,7 +174,8 @@ class Encoder:
         """
         if self._vocabulary_size > _LEARNT_VOCABULARY or not text.isascii():
             return False
-        words, pieces = _WORD.findall(text), tokens - 2  # less [CLS] and [SEP]
+        words = _WORD.findall(text)
+        pieces = tokens - 2  # less [CLS] and [SEP]
         return (
             pieces >= _UNKNOWN_PIECES * len(words)
             and sum(map(len, words)) <= _UNKNOWN_LETTERS * pieces

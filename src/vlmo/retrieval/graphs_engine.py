@@ -33,7 +33,8 @@ from vlmo.lazy import install_command, need_package
 from vlmo.progress import Progress
 
 EngineName = Literal["torch", "onnx", "openvino"]
-CALIBRATION, NUM_SAMPLES = "emoji-pairs", 200
+CALIBRATION = "emoji-pairs"
+NUM_SAMPLES = 200
 """Built-in set, and the number of its images and captions, that scales of int8 activations are taken from."""
 _PAD_MULTIPLE = 8  # as the processor; few lengths mean few plans of an engine
 _PACKAGES: dict[GraphEngine, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
@@ -81,7 +82,8 @@ class GraphsEngine:
 
         written = write_graphs(folder, fingerprint, precision=precision)
         about = read_description(written)
-        graphs, text = about["graphs"], about["text"]
+        graphs = about["graphs"]
+        text = about["text"]
         self._size: list[int] = about["image"]["size"]
         self.can_match = FUSION_ENCODER in graphs
         self.dim: int = graphs[IMAGE_ENCODER]["outputs"]["image_embeds"]["shape"][-1]
@@ -131,11 +133,10 @@ class GraphsEngine:
         distinct = {
             text: number for number, text in enumerate(dict.fromkeys(texts))
         }  # pairs share a query's
-        encoded, rows = (
-            self._tokenizer.encode_batch(list(distinct)),
-            [distinct[text] for text in texts],
-        )
-        ids, mask = ([each.ids for each in encoded], [each.attention_mask for each in encoded])
+        encoded = self._tokenizer.encode_batch(list(distinct))
+        rows = [distinct[text] for text in texts]
+        ids = [each.ids for each in encoded]
+        mask = [each.attention_mask for each in encoded]
         return np.array(ids, dtype=np.int64)[rows], np.array(mask, dtype=np.int64)[rows]
 
 

@@ -21,7 +21,8 @@ from vlmo.retrieval.store import Approximate, Store, plain
 
 FILE = "vectors.faiss"
 """Its name in the folder of an index."""
-_TRAINED_WITH, _ITERATIONS = 64, 10
+_TRAINED_WITH = 64
+_ITERATIONS = 10
 """Vectors a partition that k-means takes, and its iterations."""
 
 
@@ -37,18 +38,17 @@ def write_memory(store: Store, *, partitions: int) -> None:
     """
     import faiss
 
-    total, dim = store.table.count_rows(), store.dim
+    total = store.table.count_rows()
+    dim = store.dim
     sample = np.linspace(0, total - 1, min(total, _TRAINED_WITH * partitions)).astype(int)
     rows = store.table.take_offsets(np.unique(sample).tolist()).select(["vector"]).to_arrow()
     vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
     codes: Any = faiss.index_factory(
         dim, f"IVF{partitions},PQ{dim // 4}x4fs", faiss.METRIC_INNER_PRODUCT
     )
-    codes.by_residual, codes.cp.niter, codes.cp.max_points_per_centroid = (
-        False,
-        _ITERATIONS,
-        _TRAINED_WITH,
-    )
+    codes.by_residual = False
+    codes.cp.niter = _ITERATIONS
+    codes.cp.max_points_per_centroid = _TRAINED_WITH
     codes.cp.min_points_per_centroid = codes.pq.cp.min_points_per_centroid = (
         1  # no warnings of small sets
     )

@@ -21,7 +21,9 @@ from vlmo.retrieval.hits import Hit
 from vlmo.retrieval.index import Index
 from vlmo.retrieval.words import split_words
 
-_SIDE, _MOST_GROUPS, _MOST_WORDS = 72, 16, 400
+_SIDE = 72
+_MOST_GROUPS = 16
+_MOST_WORDS = 400
 """Longest side of a thumbnail in pixels, and bounds of the number of groups and of words that may name them."""
 
 
@@ -91,11 +93,9 @@ def draw_map(
         np.stack([vectors[groups == group].mean(0) for group in range(number)])
         @ encoder.embed_texts(words).T
     )
-    order, used, labels = (
-        np.argsort(similar.mean(0) - similar, axis=1),
-        set[int](),
-        list[tuple[str, float, float]](),
-    )
+    order = np.argsort(similar.mean(0) - similar, axis=1)
+    used = set[int]()
+    labels = list[tuple[str, float, float]]()
     for group in range(number):
         best = [each for each in order[group].tolist() if each not in used][:2] or order[
             group, :1

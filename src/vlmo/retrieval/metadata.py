@@ -32,7 +32,8 @@ _TAKEOUT = re.compile(r"(.+?)(?:-edited)?(\(\d+\))?(\.\w+)?\Z", re.DOTALL)
 _composed = functools.partial(
     unicodedata.normalize, "NFC"
 )  # a Mac writes letters and their accents apart
-_CUT, _MAX_JSON = 46, 1 << 20
+_CUT = 46
+_MAX_JSON = 1 << 20
 _TEXTS = frozenset(
     ("album", "camera", "ocr_text", "taken", "taken_from", "title")
 )  # whatever stands in these columns
@@ -78,7 +79,8 @@ class MetadataTable:
                 {**record, **{name: columns[name][row] for name in names}}
                 for row, record in enumerate(records)
             ]
-        self._rows, self._folder = dict[str, Annotation](), f"{path.absolute().parent}/"
+        self._rows = dict[str, Annotation]()
+        self._folder = f"{path.absolute().parent}/"
         for number, record in enumerate(records, start=1):
             self._add(record, where=f"{path}, record {number}")
 

@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 from vlmo.lazy import install_command
 
 _LOGGER = logging.getLogger(__name__)
-_SMALLEST, _LONGEST = 320, 1280
+_SMALLEST = 320
+_LONGEST = 1280
 """Longest sides in pixels that smaller images are enlarged to, and larger ones reduced."""
 
 
@@ -47,7 +48,8 @@ def load_reader() -> Callable[[Image.Image], Any]:
         raise ModuleNotFoundError(
             f"reading text in images needs rapidocr: {install_command('ocr')}"
         )
-    folder, models = Path(spec.origin).parent / "models", {}
+    folder = Path(spec.origin).parent / "models"
+    models = {}
     for part, name in (("Det", "det"), ("Rec", "rec")):
         found = sorted(folder.glob(f"*_{name}_*.onnx"))
         if not found:

@@ -66,7 +66,8 @@ def _cluster(workers: int) -> Iterator[None]:
             options |= {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, workers)}
         ray.init(**options)
     context = DataContext.get_current()
-    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    bars = context.enable_progress_bars
+    context.enable_progress_bars = False
     try:
         yield
     finally:
@@ -80,7 +81,9 @@ class _Actor:
         import torch
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
-        self._encoder, self._reader, self._batch = Encoder(folder, **settings), reader, batch
+        self._encoder = Encoder(folder, **settings)
+        self._reader = reader
+        self._batch = batch
 
     def __call__(self, row: pa.Table) -> Iterator[pa.Table]:
         """Yield the batches of a work."""

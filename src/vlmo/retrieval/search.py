@@ -26,20 +26,19 @@ from vlmo.retrieval.hits import NO_RANKING, Hit, Ranking
 from vlmo.retrieval.index import MAX_TOP, Index, IndexQuery
 from vlmo.retrieval.words import Mode, query_words
 
-TEXTS, IMAGES, TOKENS, PAIRS, INDEX, LOAD, STORED = (
-    "texts",
-    "images",
-    "tokens",
-    "pairs",
-    "index",
-    "load",
-    "stored",
-)
+TEXTS = "texts"
+IMAGES = "images"
+TOKENS = "tokens"
+PAIRS = "pairs"
+INDEX = "index"
+LOAD = "load"
+STORED = "stored"
 STEP = 8
 """Candidates that are reranked first, and then at a time, at most."""
 _FUSED = 100
 """Images of both orders, at least, that are fused."""
-_LIKE, _UNLIKE = 0.75, 0.15
+_LIKE = 0.75
+_UNLIKE = 0.15
 """Weights of the mean of images to be like, and of those not to be like (Manning et al., "The Rocchio
 algorithm")."""
 _NO_DIRECTION = 1e-4  # length of a sum of vectors below which its direction is rounding
@@ -414,7 +413,8 @@ class Searcher:
             if not wanted:
                 break
             size = min(wanted, max(STEP, top - len(scored)), SEARCH_RERANK)
-            batch, left = left[:size], left[size:]
+            batch = left[:size]
+            left = left[size:]
             pixels = yield from self._read_pixels(batch)
             readable = [hit for hit in batch if hit.id in pixels]
             unreadable += [hit for hit in batch if hit.id not in pixels]

@@ -28,7 +28,8 @@ def read_skipped(folder: Path, *, inputs: Sequence[str], most: int) -> list[dict
 
 
 def _shown(line: Mapping[str, str], inputs: Sequence[str]) -> dict[str, str]:
-    path, key = line["path"], line["image_id"]
+    path = line["path"]
+    key = line["image_id"]
     name = f"{path}#{key}" if key and not key.startswith(path) else key or path
     reason = line["reason"].removeprefix(f"{name}: ")
     # Longer inputs first, as others may hold them.

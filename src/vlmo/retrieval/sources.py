@@ -345,10 +345,8 @@ class Reader:
             )
         about = self._annotation(found)
         stamp = f"{found.stamp}-{_stamp(about, self.keep_bytes, self.ocr)}"
-        file, day = (
-            about.file,
-            {} if found.changed is None else dated(found.changed, source="file"),
-        )  # zones differ
+        file = about.file
+        day = {} if found.changed is None else dated(found.changed, source="file")  # zones differ
         # A table comes before EXIF data, and these before what else is known of the file, whose columns come first.
         table = (
             {"taken_from": "table", **about.metadata}
@@ -364,9 +362,11 @@ class Reader:
 
     def _sample(self, sample: Sample, found: Found, key: str) -> Record | Bad:
         name = path = f"{found.path}#{key}"
-        data, keep_bytes = sample.image, True
+        data = sample.image
+        keep_bytes = True
         if data is None and sample.path is not None:
-            path, keep_bytes = sample.path, self.keep_bytes
+            path = sample.path
+            keep_bytes = self.keep_bytes
             if not (
                 listing.is_remote(path) or path[:1] == "/"
             ):  # it counts from the folder of the parquet file

@@ -77,7 +77,8 @@ class TorchEngine:
         """Return the words of a text, and the attention of each to each patch; ValueError if no word is left."""
         tokens = self._tokens([text])
         values = self._pixel_values([pixels])
-        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        ids = tokens["input_ids"]
+        mask = tokens["attention_mask"]
         maps = attention_maps(self._model, pixel_values=values, input_ids=ids, attention_mask=mask)[
             0
         ].cpu()

@@ -36,7 +36,9 @@ def write_vectors(
     Raises:
         ValueError: Nothing to embed, another kind of file, or one that exists.
     """
-    out, bad, written = Path(out).expanduser(), list[Bad](), 0
+    out = Path(out).expanduser()
+    bad = list[Bad]()
+    written = 0
     if out.suffix.lower() != ".parquet" or out.exists():
         raise ValueError(f"{out} exists, or is no .parquet file; name a new one")
     found = list(

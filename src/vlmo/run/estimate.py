@@ -106,13 +106,16 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     if processes < 1:
         raise ValueError(f"processes is {processes}; give a number from 1 up")
     check_recipe(recipe, processes=processes)
-    pieces, batch = processes * recipe.loader.accumulation, recipe.loader.global_batch_size
+    pieces = processes * recipe.loader.accumulation
+    batch = recipe.loader.global_batch_size
     if batch % pieces:
         raise ValueError(
             f"processes is {processes}; loader.global_batch_size {batch} must be a multiple of processes x "
             f"loader.accumulation ({recipe.loader.accumulation})"
         )
-    micro, engine, settings = batch // pieces, recipe.trainer.engine, asdict(recipe.model)
+    micro = batch // pieces
+    engine = recipe.trainer.engine
+    settings = asdict(recipe.model)
     if recipe.task.reads.text:
         settings["vocab_size"] = recipe.text.vocab_size
     if (classes := recipe.task.num_classes) is not None:  # those of the published set
@@ -125,11 +128,10 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
             add_adapters(model, recipe.lora, start="")
     losses: Any = getattr(recipe.task, "losses", None)
     strides = getattr(losses, "mlm_stride", 1), getattr(losses, "itm_stride", 1)
-    chunk, rows = getattr(losses, "cache_chunk", None), max(2, math.lcm(*strides))
-    chunk_scores, cpu._CHUNK_SCORES = (
-        cpu._CHUNK_SCORES,
-        sys.maxsize,
-    )  # attention in one go: fewer operations
+    chunk = getattr(losses, "cache_chunk", None)
+    rows = max(2, math.lcm(*strides))
+    chunk_scores = cpu._CHUNK_SCORES
+    cpu._CHUNK_SCORES = sys.maxsize  # attention in one go: fewer operations
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             objective.to_empty(device="cpu").train()
@@ -138,7 +140,8 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     finally:
         cpu._CHUNK_SCORES = chunk_scores
         relative_position_index.cache_clear()  # which would hand tensors without data to the next model
-    flops, more = operations / rows, min(micro, chunk or micro) / rows - 1
+    flops = operations / rows
+    more = min(micro, chunk or micro) / rows - 1
     kept, in_blocks, block_inputs, largest_block = (
         a + (b - a) * more for a, b in zip(few, twice, strict=True)
     )
@@ -171,7 +174,10 @@ def _step(
     recipe: Recipe, objective: nn.Module, fake: FakeTensorMode, *, rows: int, backward: bool
 ) -> tuple[int, int, int, int, int]:
     """Return FLOPs, and bytes kept: in all, in blocks, of their inputs, in the largest block."""
-    kept, began, in_blocks, inputs = dict[int, int](), list[int](), list[int](), list[int]()
+    kept = dict[int, int]()
+    began = list[int]()
+    in_blocks = list[int]()
+    inputs = list[int]()
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -210,16 +216,14 @@ def _step(
 
 
 def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _WithoutData]:
-    task, size = recipe.task, recipe.model.image_size
-    patches, text = (
-        (size // recipe.model.patch_size) ** 2,
-        -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE,
-    )
-    ids, masked = (
-        torch.ones(rows, text, dtype=torch.long),
-        {patches: round(getattr(task, "masked_share", 0) * patches)},
-    )
-    both, most = task.reads.masks_words and masked[patches] > 0, rows * masked[patches]
+    task = recipe.task
+    size = recipe.model.image_size
+    patches = (size // recipe.model.patch_size) ** 2
+    text = -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
+    ids = torch.ones(rows, text, dtype=torch.long)
+    masked = {patches: round(getattr(task, "masked_share", 0) * patches)}
+    both = task.reads.masks_words and masked[patches] > 0
+    most = rows * masked[patches]
     if task.reads.masks_words:
         masked[text] = max(
             1, round(getattr(task, "mask_probability", recipe.data.mlm_probability) * text)
@@ -261,14 +265,12 @@ class _WithoutData(TorchDispatchMode):
         most: int | None,
     ) -> None:
         super().__init__()
-        self.fake, self.rows, self.longest, self.masked, self.most, self.flops = (
-            fake,
-            rows,
-            longest,
-            masked,
-            most,
-            0,
-        )
+        self.fake = fake
+        self.rows = rows
+        self.longest = longest
+        self.masked = masked
+        self.most = most
+        self.flops = 0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

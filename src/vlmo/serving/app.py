@@ -79,8 +79,11 @@ class State:
     """State of a running app; its service lives as long as the event loop."""
 
     def __init__(self, parts: Parts, settings: Settings) -> None:
-        self.parts, self.settings, self.metrics = parts, settings, Metrics()
-        self.admitted, self.stopping = 0, False
+        self.parts = parts
+        self.settings = settings
+        self.metrics = Metrics()
+        self.admitted = 0
+        self.stopping = False
         self._parsers = ThreadPoolExecutor(_PARSERS, thread_name_prefix="vlmo-parser")
 
     service: Service
@@ -121,7 +124,8 @@ class State:
             work.close()
             raise BusyError
         self._admit(1)
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(_disconnect(request))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
@@ -258,7 +262,8 @@ def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], work: 
 def _schema_of(body: type[Body]) -> dict[str, Any]:
     """Return a schema without references, which would be looked up from the root of the whole description."""
     schema = body.model_json_schema()
-    parts, text = schema.pop("$defs", {}), json.dumps(schema)
+    parts = schema.pop("$defs", {})
+    text = json.dumps(schema)
     for name, part in parts.items():
         text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(part))
     return json.loads(text)

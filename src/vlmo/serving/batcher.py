@@ -41,7 +41,9 @@ class Batcher:
     def __init__(
         self, calls: Mapping[str, Call], *, max_batch: int, observe: Observer | None = None
     ) -> None:
-        self._calls, self._max_batch, self._observe = dict(calls), max_batch, observe
+        self._calls = dict(calls)
+        self._max_batch = max_batch
+        self._observe = observe
         self._jobs: list[_Job] = []
         self._changed = threading.Condition()
         self._closing = False
@@ -76,7 +78,8 @@ class Batcher:
             return bool(self._jobs)
 
     def _take(self) -> list[_Job]:
-        taken, space = list[_Job](), self._max_batch
+        taken = list[_Job]()
+        space = self._max_batch
         with self._changed:
             for job in list(self._jobs):
                 if not taken or (job.kind == taken[0].kind and len(job.rows) <= space):
@@ -87,11 +90,9 @@ class Batcher:
         return taken
 
     def _run_jobs(self, jobs: list[_Job]) -> None:
-        kind, rows, began = (
-            jobs[0].kind,
-            [row for job in jobs for row in job.rows],
-            time.monotonic(),
-        )
+        kind = jobs[0].kind
+        rows = [row for job in jobs for row in job.rows]
+        began = time.monotonic()
         try:
             results = list(self._calls[kind](rows))
             if len(results) != len(rows):

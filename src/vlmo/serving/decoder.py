@@ -25,19 +25,24 @@ from PIL import AvifImagePlugin, Image
 from vlmo.data.decoding import COMMON_FORMATS, decode_image
 from vlmo.processing.images import register_heic, strips
 
-_USUAL_PIXELS, _USUAL_SECONDS = 25_000_000, 4.0
+_USUAL_PIXELS = 25_000_000
+_USUAL_SECONDS = 4.0
 """Processor time that an image of so many pixels may take to decode; a larger one may take more, in proportion."""
-_IMAGE_BYTES, _OTHER_BYTES, _USUAL_BYTES = 4, 12, 300_000_000
+_IMAGE_BYTES = 4
+_OTHER_BYTES = 12
+_USUAL_BYTES = 300_000_000
 """Memory for each pixel of the image, and beside it; and what is always allowed beside it."""
 _LONGEST_S = 60.0
 """Seconds after which a worker that is stopped or waits is ended, whatever processor time it took."""
 _LONGEST_REASON = 2**16
-_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 16 << 20  # Pillow's images are made of blocks of this size
+_M_MMAP_THRESHOLD = -3
+_LARGE_BLOCK = 16 << 20  # Pillow's images are made of blocks of this size
 _SIZE = Path("/proc/self/statm")
 
 # A file is sent as its length and its bytes; the answer is width, height, processor time and pixels, or 0, a length,
 # the time and a reason.
-_LENGTH, _ANSWER = struct.Struct("!Q"), struct.Struct("!IId")
+_LENGTH = struct.Struct("!Q")
+_ANSWER = struct.Struct("!IId")
 
 
 class ClosedError(RuntimeError):
@@ -83,7 +88,8 @@ class Decoders:
             ValueError: It is no usable image, or takes too much time or memory.
             ClosedError: `close` was called.
         """
-        slot, is_whole = self._idle.get(), False
+        slot = self._idle.get()
+        is_whole = False
         try:
             process = self._processes[slot]
             if process is None or process.poll() is not None:
@@ -129,7 +135,8 @@ class Decoders:
         return process
 
     def _ask(self, process: subprocess.Popen[bytes], data: bytes) -> tuple[int, int, float, bytes]:
-        write, read = cast("BinaryIO", process.stdin), cast("BinaryIO", process.stdout)
+        write = cast("BinaryIO", process.stdin)
+        read = cast("BinaryIO", process.stdout)
         timer = threading.Timer(_LONGEST_S, process.kill)
         timer.start()
         try:
@@ -148,7 +155,8 @@ class Decoders:
             timer.cancel()
 
     def _end(self, slot: int) -> None:
-        process, self._processes[slot] = self._processes[slot], None
+        process = self._processes[slot]
+        self._processes[slot] = None
         if process is not None:
             process.kill()
             process.wait()
@@ -191,7 +199,9 @@ def _work(
         resource.setrlimit(resource.RLIMIT_AS, (min(taken + memory, most), hard))
     limits: Any = {"max_pixels": max_pixels, "formats": COMMON_FORMATS}
     while length := read.read(_LENGTH.size):
-        data, image, reason = read.read(*_LENGTH.unpack(length)), None, b""
+        data = read.read(*_LENGTH.unpack(length))
+        image = None
+        reason = b""
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         try:
             image = decode_image({"bytes": data, "path": None}, **limits)

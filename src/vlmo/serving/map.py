@@ -13,7 +13,8 @@ class MapDrawer:
     """Draws one map at a time, on a thread that ends with the process, and keeps the last. Threads may share it."""
 
     def __init__(self) -> None:
-        self._lock, self._drawn = threading.Lock(), None
+        self._lock = threading.Lock()
+        self._drawn = None
         self._version: tuple[int, ...] = ()  # of the index, when that was begun
         self._step = ""
 
@@ -26,11 +27,13 @@ class MapDrawer:
             ValueError: As `draw_map`; ModuleNotFoundError too. The error stays until the index changes.
         """
         with self._lock:
-            drawn, version = self._drawn, index.version
+            drawn = self._drawn
+            version = index.version
             is_old = drawn is not None and drawn.done() and version != self._version
             if drawn is None or (is_old and (index.complete or drawn.exception() is not None)):
                 self._drawn = drawn = Future()
-                self._version, self._step = version, "starting"
+                self._version = version
+                self._step = "starting"
                 threading.Thread(
                     target=self._draw, args=[drawn, encoder, index], name="vlmo-map", daemon=True
                 ).start()

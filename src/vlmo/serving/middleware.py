@@ -86,7 +86,10 @@ class Guard:
     def __init__(
         self, app: App, *, settings: Settings, metrics: Metrics, stopping: Callable[[], bool]
     ) -> None:
-        self._app, self.settings, self._metrics, self._stopping = app, settings, metrics, stopping
+        self._app = app
+        self.settings = settings
+        self._metrics = metrics
+        self._stopping = stopping
         # In brackets, as in the Host header, so that no other name in brackets is the same.
         self._names = frozenset(
             (f"[{name}]" if ":" in name else name).lower() for name in settings.server_name
@@ -162,7 +165,8 @@ class Guard:
         A page can have the browser send a GET without an Origin header, as for an image. `Sec-Fetch-Site` tells then,
         which browsers send to addresses with TLS and to this machine; other clients send neither.
         """
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        origin = headers.get("origin")
+        site = headers.get("sec-fetch-site")
         if {origin, "*"} & {*self.settings.cors_origin}:
             return True
         if site not in {None, "none", "same-origin"}:
@@ -196,7 +200,10 @@ def _address(scheme: str, host: str) -> tuple[str, str, int] | None:
 
 class _Exchange:
     def __init__(self, scope: Message, receive: Receive, send: Send, *, guard: Guard) -> None:
-        self._scope, self._receive, self._send, self._guard = scope, receive, send, guard
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._guard = guard
         self._complete = False
         self.began = time.monotonic()
         self.received = self.status = 0

@@ -80,9 +80,13 @@ class _Updates(threading.Thread):
         self, encoder: Encoder, folder: Path, index: Path, *, ocr: bool, console: Console | None
     ) -> None:
         super().__init__(name="vlmo-index", daemon=True)
-        self._encoder, self._folder, self._index, self._console = encoder, folder, index, console
+        self._encoder = encoder
+        self._folder = folder
+        self._index = index
+        self._console = console
         self._ocr = ocr
-        self._stopped, self._has_run = threading.Event(), threading.Event()
+        self._stopped = threading.Event()
+        self._has_run = threading.Event()
         self._error: BaseException | None = None
         self.problem = ""  # error of the last update
 
@@ -128,7 +132,8 @@ class _Updates(threading.Thread):
         """Yield several times a second whether anything has changed that an index reads, until this is stopped."""
         from watchfiles import watch
 
-        folder, index = self._folder.resolve(), self._index.resolve()
+        folder = self._folder.resolve()
+        index = self._index.resolve()
         logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each change
 
         def is_read(name: str) -> bool:

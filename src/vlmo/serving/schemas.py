@@ -23,13 +23,18 @@ from vlmo.retrieval.filters import PhotoFilter
 from vlmo.retrieval.search import SEARCH_RERANK, SearchOptions
 from vlmo.retrieval.words import Mode
 
-MAX_TEXTS, MAX_IMAGES, MAX_TOP, MAX_OFFSET, MAX_FILES = 256, 16, 200, 9700, 1000
+MAX_TEXTS = 256
+MAX_IMAGES = 16
+MAX_TOP = 200
+MAX_OFFSET = 9700
+MAX_FILES = 1000
 """Texts, images and results of a request, results before these, and files of an archive."""
 MAX_PARTS = 8
 """Parts of a query beside the first."""
 MAX_RERANK = 128
 """Candidates of a request that the fusion encoder scores."""
-MAX_CHARACTERS, MAX_FILTER = 1000, 500
+MAX_CHARACTERS = 1000
+MAX_FILTER = 500
 """Characters of a text, of which the model reads the first 40 or 64 tokens, and of a filter: a few hundred terms nest
 less deeply than any parser minds."""
 _MAX_REASON = 300
@@ -227,7 +232,8 @@ def _of_chats(value: dict[str, Any]) -> dict[str, Any]:
         and isinstance(parts[0], dict)
     ):
         value = parts[0]
-    kind, url = value.get("type"), value.get("image_url")
+    kind = value.get("type")
+    url = value.get("image_url")
     if kind == "image_url":
         return {"image": url.get("url") if isinstance(url, dict) else url}
     return {"text": value.get("text")} if kind == "text" else value
@@ -386,7 +392,8 @@ class ServiceError(Exception):
         fields: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(reason)
-        self.status, self.hint = status, hint
+        self.status = status
+        self.hint = hint
         self.reason = reason if len(reason) <= _MAX_REASON else f"{reason[: _MAX_REASON - 3]}..."
         self.fields = dict(fields or {})
         needed = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}

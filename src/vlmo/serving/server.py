@@ -32,7 +32,9 @@ _CLOSING_S = 5.0
 _AT_ONCE_S = 1.0
 """Seconds in which more signals count as the first; a later one breaks off what runs."""
 _TRIM_EVERY_S = 10.0
-_CONNECTIONS, _BACKLOG, _OTHER_FILES = 1000, 100, 300
+_CONNECTIONS = 1000
+_BACKLOG = 100
+_OTHER_FILES = 300
 """Connections at a time; those that asyncio accepts before it looks at one; other open files, mostly of the index."""
 _WARN_EVERY_S = 60.0
 _LOGGER = logging.getLogger(__name__)
@@ -145,7 +147,9 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, *, seconds: float) -> None:
         super().__init__(config)
-        self._app, self._seconds, self._asked = app, seconds, 0.0
+        self._app = app
+        self._seconds = seconds
+        self._asked = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's own
         now = time.monotonic()

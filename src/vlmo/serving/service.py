@@ -43,7 +43,8 @@ from vlmo.serving.schemas import BusyError, ServiceError, StoppingError
 from vlmo.serving.settings import Settings
 from vlmo.tasks.captioning import describe
 
-QUESTIONS, CAPTIONS = "questions", "captions"
+QUESTIONS = "questions"
+CAPTIONS = "captions"
 _DECODERS = 2
 """Uploads, and images of the index, that are decoded and resized at a time."""
 _MOST_IMAGES = 4
@@ -63,16 +64,15 @@ class Service:
     def __init__(
         self, parts: Parts, settings: Settings, *, observe: Observer | None = None
     ) -> None:
-        self._parts, self._settings = parts, settings
+        self._parts = parts
+        self._settings = settings
         self._batcher = Batcher(_calls(parts), max_batch=settings.max_batch, observe=observe)
         # Uploads have threads of their own, and half of the queue, so that searches by words wait for none of them.
         self._threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-decoder")
         self._upload_threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="vlmo-upload")
         self._uploads: set[asyncio.Task[Any]] = set()
-        self._decoders, self._map_drawer = (
-            Decoders(_DECODERS, max_pixels=settings.max_pixels),
-            MapDrawer(),
-        )
+        self._decoders = Decoders(_DECODERS, max_pixels=settings.max_pixels)
+        self._map_drawer = MapDrawer()
 
     def warm_up(self) -> None:
         """Load the models, so that the first searches are as fast as others. Blocks."""
@@ -223,7 +223,8 @@ class Service:
         answerer = _need(self._parts.answerer, "this service answers no questions", hint=hint)
         pixels = await self._pixels(request, answerer)
         (scores,) = await self._run(QUESTIONS, [(pixels, request.question)])
-        best, names = scores.topk(min(request.top, len(scores))), answerer.model.config.id2label
+        best = scores.topk(min(request.top, len(scores)))
+        names = answerer.model.config.id2label
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return {"answers": [{"answer": names[number], "score": score} for number, score in pairs]}
 
@@ -274,7 +275,9 @@ class Service:
 
     def about(self) -> dict[str, Any]:
         """Abilities and limits of the service, and some images of its index, which it asks: it blocks."""
-        encoder, index, limits = self._parts.encoder, self._parts.index, self._settings
+        encoder = self._parts.encoder
+        index = self._parts.index
+        limits = self._settings
         return {
             "version": version("vlmo"),
             "model": None if encoder is None else encoder.fingerprint,
@@ -331,10 +334,8 @@ class Service:
         reason = "this service's model does not compare images with texts"
         encoder = _need(self._parts.encoder, reason, hint="serve one that retrieves")
         if name not in {None, _name(encoder)}:
-            reason, hint = (
-                f"the model {name!r:.80} does not exist",
-                f"send {_name(encoder)!r}, or leave out model",
-            )
+            reason = f"the model {name!r:.80} does not exist"
+            hint = f"send {_name(encoder)!r}, or leave out model"
             raise ServiceError(
                 404, reason, hint=hint, fields={"param": "model", "code": "model_not_found"}
             )
@@ -375,7 +376,9 @@ class Service:
         """Apply `prepare` to the image of each file in turn; ServiceError if one is no image, or all cost too much."""
         if files:
             self._admit_upload()
-        longest, most_pixels, cost = self._decoders.cpu_seconds, self._settings.max_pixels, 0.0
+        longest = self._decoders.cpu_seconds
+        most_pixels = self._settings.max_pixels
+        cost = 0.0
 
         def read(data: bytes) -> tuple[T, float]:
             try:
@@ -407,7 +410,8 @@ class Service:
     async def _pixels(self, request: schemas.CaptionRequest, model: ImageModel) -> Tensor:
         if request.image is not None:
             return (await self._read([request.image], model.pixels))[0]
-        index, number = self._index(), request.id or ""
+        index = self._index()
+        number = request.id or ""
         return await _of_image(self._decode, lambda: model.pixels(index.image(number)))
 
     def _admit_upload(self) -> None:
@@ -485,7 +489,8 @@ class _Sent(list[bytes]):
 
 def _zipped(files: Sequence[tuple[str, str, Callable[[], bytes]]]) -> Iterator[bytes]:
     """Yield a zip archive of files, one in memory at a time; before a name that another file has, its id stands."""
-    sent, used = _Sent(), set[str]()
+    sent = _Sent()
+    used = set[str]()
     with zipfile.ZipFile(
         cast("IO[bytes]", sent), "w"
     ) as archive:  # stored: images are compressed already
@@ -494,7 +499,8 @@ def _zipped(files: Sequence[tuple[str, str, Callable[[], bytes]]]) -> Iterator[b
             try:
                 data = read()
             except ValueError:
-                name, data = f"{name} is missing.txt", b""
+                name = f"{name} is missing.txt"
+                data = b""
             archive.writestr(f"{key}-{name}" if name in used else name, data)
             used.add(name)
             yield b"".join(sent)

@@ -50,7 +50,8 @@ class BEiT3Objective(nn.Module):
 
     def __init__(self, model: Any, *, tokenizer: VisualTokenizer) -> None:
         super().__init__()
-        self.model, self.tokenizer = model, tokenizer
+        self.model = model
+        self.tokenizer = tokenizer
         # In a tuple, so that the model is no second time a part of this module.
         self._alone = (
             VisionObjective(model, tokenizer=tokenizer),
@@ -79,8 +80,11 @@ class BEiT3Objective(nn.Module):
         }
 
     def _pair_losses(self, batch: Batch) -> dict[str, Tensor]:
-        model, masked, words = self.model, batch["bool_masked_pos"], batch["mlm_labels"] != IGNORED
-        pixels, labels = normalize_pixels(batch["pixel_values"]), batch["mlm_labels"][words]
+        model = self.model
+        masked = batch["bool_masked_pos"]
+        words = batch["mlm_labels"] != IGNORED
+        pixels = normalize_pixels(batch["pixel_values"])
+        labels = batch["mlm_labels"][words]
         tokens = self._alone[0].tokens(pixels, masked)
         inputs = pixels, batch["mlm_input_ids"], batch["attention_mask"]
         states: Any = model.vlmo(
@@ -88,7 +92,8 @@ class BEiT3Objective(nn.Module):
         )
         of_words = model.mlm_head(states.text_hidden_state[words])
         of_patches = model.mim_head(states.image_hidden_state[:, 1:][masked])
-        mlm, mim = masked_loss(of_words, labels), masked_loss(of_patches, tokens)
+        mlm = masked_loss(of_words, labels)
+        mim = masked_loss(of_patches, tokens)
         right = {
             "mlm_accuracy": accuracy(of_words, labels),
             "mim_accuracy": accuracy(of_patches, tokens),
@@ -140,9 +145,11 @@ class BEiT3Task(PatchesTask):
             "images": VisionTask(self.visual_tokenizer, self.masked_share),
             "texts": LanguageTask(freeze=False),
         }
-        found, pairs = {}, recipe.loader.global_batch_size
+        found = {}
+        pairs = recipe.loader.global_batch_size
         for number, (name, task) in enumerate(tasks.items()):
-            alone, data = getattr(self, name), recipe.data
+            alone = getattr(self, name)
+            data = recipe.data
             if abs((count := round(alone.per_pair * pairs)) - alone.per_pair * pairs) > 1e-6:
                 raise ValueError(
                     f"task.{name}.per_pair {alone.per_pair} of {pairs} pairs is no whole number"

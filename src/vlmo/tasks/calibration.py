@@ -76,10 +76,8 @@ def choose_rerank_weight(
         name: [sum(each[f"{name}@{k}"] for k in KS) for each in rates.values()]
         for name in ("tr", "ir")
     }
-    chosen, before = (
-        Weights(*(middle_best(WEIGHTS, each) for each in means.values())),
-        model.config.rerank_weights,
-    )
+    chosen = Weights(*(middle_best(WEIGHTS, each) for each in means.values()))
+    before = model.config.rerank_weights
     table = Table(
         "weight", title=escaped(f"Recall by rerank weight on {data_name(source)} {split}, percent")
     )

@@ -95,19 +95,19 @@ class CaptioningObjective(nn.Module):
 
     def __init__(self, model: VLMoForImageCaptioning, task: CaptioningTask) -> None:
         super().__init__()
-        self.model, self.task = model, task
+        self.model = model
+        self.task = task
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` (= `caption`) and `caption_accuracy`, the share of masked words that are predicted rightly."""
-        masked, task = batch["mlm_labels"] != IGNORED, self.task
+        masked = batch["mlm_labels"] != IGNORED
+        task = self.task
         inputs = batch["pixel_values"], batch["mlm_input_ids"], batch["attention_mask"]
         logits = self.model.mlm_head(
             self.model.vlmo.encode(*inputs, wanted=masked, causal=True).tokens
         )
-        labels, late = (
-            batch["mlm_labels"][masked],
-            task.drop_worst > 0 and int(batch["step"]) > task.drop_worst_after,
-        )
+        labels = batch["mlm_labels"][masked]
+        late = task.drop_worst > 0 and int(batch["step"]) > task.drop_worst_after
         options = {"label_smoothing": task.label_smoothing, "drop_worst": task.drop_worst * late}
         loss = masked_loss(logits, labels, **options)
         return {
@@ -176,12 +176,10 @@ def caption_files(
     The file is a table of captions for `open_source` and `build_index`, with paths from its own folder, below which all
     images lie; ValueError without such. Folders are read at any depth. `options` are those of `generate`.
     """
-    out, bad, names, batch = (
-        out.expanduser().absolute(),
-        list[str](),
-        list[str](),
-        CaptionSet.batch_size,
-    )
+    out = out.expanduser().absolute()
+    bad = list[str]()
+    names = list[str]()
+    batch = CaptionSet.batch_size
     for given in (image.expanduser().absolute() for image in images):
         files = [
             file

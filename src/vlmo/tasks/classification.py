@@ -50,7 +50,8 @@ def class_names(dataset: Dataset) -> list[str]:
 
 def checked_labels(dataset: Dataset) -> Int[Tensor, " rows"]:
     """Return the class numbers of all rows; ValueError for rows without classes, or a number that is none."""
-    num_classes, labels = len(class_names(dataset)), column(dataset, "label")
+    num_classes = len(class_names(dataset))
+    labels = column(dataset, "label")
     for row, label in enumerate(labels):
         if label is None or not 0 <= label < num_classes:
             name = column(dataset, "image_id")[row]
@@ -104,8 +105,10 @@ class ClassSet(EvaluationSet):
 
     def predictions(self, outputs: Float[Tensor, "rows classes"]) -> list[Prediction]:
         """Return the first guess of each row with its share, and the next ones in their order."""
-        names, best = self.names, outputs.softmax(dim=-1).topk(min(_GUESSES, outputs.shape[1]))
-        ids, labels = column(self.rows, "image_id"), column(self.rows, "label")
+        names = self.names
+        best = outputs.softmax(dim=-1).topk(min(_GUESSES, outputs.shape[1]))
+        ids = column(self.rows, "image_id")
+        labels = column(self.rows, "label")
         rows = zip(ids, best.values.tolist(), best.indices.tolist(), labels, strict=True)
         return [
             {
@@ -170,9 +173,11 @@ class ClassificationObjective(nn.Module):
         Every process has equally many rows, so the mean over processes of each value is that of the global batch.
         Mixed are rows of one micro-batch of one process, each with the one before it.
         """
-        pixels, labels = normalize_pixels(batch["pixel_values"]), batch["labels"]
+        pixels = normalize_pixels(batch["pixel_values"])
+        labels = batch["labels"]
         config = self.config
-        share, classes = config.label_smoothing, cast("int", self.model.config.num_labels)
+        share = config.label_smoothing
+        classes = cast("int", self.model.config.num_labels)
         targets = F.one_hot(labels, classes).float()
         mixes = self.training and (config.mixup > 0 or config.cutmix > 0)
         if mixes and float(torch.rand(())) < config.mix_probability:

@@ -135,7 +135,8 @@ class EvaluationSet(ABC):
     ) -> list[Any]:
         """Return `run` of each batch of rows, in order, with a progress bar; see `map_batches`."""
         with Progress(console) as progress:
-            title, total = f"evaluating {self.task}, {self.split}", len(self.rows)
+            title = f"evaluating {self.task}, {self.split}"
+            total = len(self.rows)
             return map_batches(
                 run, total, model=model, batch=batch, title=title, report=progress.update
             )

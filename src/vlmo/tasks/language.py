@@ -38,7 +38,8 @@ class LanguageObjective(nn.Module):
         encoded = self.model.vlmo.encode(
             None, batch["mlm_input_ids"], batch["attention_mask"], wanted=masked
         )
-        logits, labels = self.model.mlm_head(encoded.tokens), batch["mlm_labels"][masked]
+        logits = self.model.mlm_head(encoded.tokens)
+        labels = batch["mlm_labels"][masked]
         loss = masked_loss(logits, labels)
         return {"loss": loss, "mlm": loss.detach(), "mlm_accuracy": accuracy(logits, labels)}
 

@@ -87,7 +87,8 @@ class ReasoningSet(EvaluationSet):
         logits = pair_logits(
             model, reasoning_examples(chosen, eval_contents(self.processor), labelled=False)
         )
-        best, predictions = logits.softmax(dim=-1).max(dim=-1), list[Prediction]()
+        best = logits.softmax(dim=-1).max(dim=-1)
+        predictions = list[Prediction]()
         columns = [
             column(chosen, name) for name in ("image_id", "captions", "sentence_group", "label")
         ]

@@ -143,9 +143,11 @@ class PairSet(EvaluationSet):
         for name, value in outputs.metrics.items():
             recall = name.removeprefix(_RERANKED)
             direction, _, k = recall.partition("@")
-            encoder, meaning = "dual encoder", _MEANINGS[direction].format(k=k)
+            encoder = "dual encoder"
+            meaning = _MEANINGS[direction].format(k=k)
             if name != recall:
-                encoder, meaning = "reranked", f"{meaning}, reordered by the fusion encoder"
+                encoder = "reranked"
+                meaning = f"{meaning}, reordered by the fusion encoder"
             facts = {"label": f"{recall.upper()}, {encoder}", "meaning": meaning}
             found.append(
                 Metric(name, value, chance=outputs.chance[recall], n=queries[direction], **facts)
@@ -218,7 +220,8 @@ class CompositionSet(PairSet):
         self, model: Any, *, batch_size: int | None = None, console: Console | None = None
     ) -> list[Prediction]:
         """Return a row for each image; the processes share images, texts and pairs."""
-        own, scores = self.as_set(), dict[str, Tensor]()
+        own = self.as_set()
+        scores = dict[str, Tensor]()
         with Progress(console) as progress:
             how: dict[str, Any] = {
                 "batch": batch_size or self.batch_size,
@@ -252,10 +255,8 @@ class CompositionSet(PairSet):
         for encoder in _ENCODERS if "fusion" in outputs[0] else ("dual",):
             for kind in (None, *dict.fromkeys(row["kind"] for row in outputs)):
                 right = [row[encoder] for row in outputs if kind in (None, row["kind"])]
-                name, label = (
-                    encoder + (f"[{kind}]" if kind else ""),
-                    f"{kind or 'all'}, {_ENCODERS[encoder]}",
-                )
+                name = encoder + (f"[{kind}]" if kind else "")
+                label = f"{kind or 'all'}, {_ENCODERS[encoder]}"
                 facts = {"label": label, "meaning": "" if kind else _PREFERRED}
                 metrics.append(
                     Metric(name, sum(right) / len(right), chance=0.5, n=len(right), **facts)

@@ -82,7 +82,8 @@ def find_task(name: str) -> type[Task]:
 
 def task_of(folder: str | Path) -> type[Task]:
     """Return the task that the model of a folder is for; ValueError if it is none, or for no task."""
-    kinds, known = architectures(folder), evaluated_tasks()
+    kinds = architectures(folder)
+    known = evaluated_tasks()
     for kind in kinds:
         for task in known.values():
             if kind in task.architectures:
@@ -236,7 +237,8 @@ def predict(folder: str | Path, inputs: Inputs, *, device: str | None = None) ->
         ValueError: The folder is for no task, or for one that needs other inputs; a text is empty, or an image cannot
             be read.
     """
-    task, save = task_of(folder), inputs.save
+    task = task_of(folder)
+    save = inputs.save
     texts = [*inputs.texts, *([] if inputs.question is None else [inputs.question])]
     accepts = task.accepts
     assert accepts is not None  # as the task is one that predicts

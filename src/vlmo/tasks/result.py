@@ -133,7 +133,8 @@ class TaskResult:
 
     def measurements(self, *, measured_by: str) -> list[EvalResult]:
         """Return the metrics in the hub's form, as a model card shows them: in percent, dated today."""
-        data, today = data_name(self.source), datetime.date.today().isoformat()
+        data = data_name(self.source)
+        today = datetime.date.today().isoformat()
         return [
             EvalResult(
                 task_type=self.hub_task,
@@ -189,7 +190,8 @@ def circumstances(folder: str | Path) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    git, root = shutil.which("git"), Path(__file__).parents[3]
+    git = shutil.which("git")
+    root = Path(__file__).parents[3]
     if git is None or not (root / ".git").exists():
         return None
     describe = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -85,7 +85,8 @@ class SegmentRows:
     def __getitem__(self, row: int) -> tuple[Image.Image, Mask]:
         cells: Any = self._rows[row]
         try:
-            image, mask = decode_image(cells["image"]), decode_mask(cells["mask"])
+            image = decode_image(cells["image"])
+            mask = decode_mask(cells["mask"])
             highest = mask[mask != IGNORED_CLASS].max(initial=0)
             if image.size != mask.shape[::-1] or highest >= self._num_classes:
                 raise ValueError(
@@ -106,7 +107,8 @@ class SegmentExamples:
     ) -> None:
         self._rows = SegmentRows(dataset, num_classes=num_classes)
         self._image_ids = [stable_id(name) for name in self._rows.names]
-        self._transform, self._seed = transform, seed
+        self._transform = transform
+        self._seed = seed
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -143,7 +145,8 @@ def segment(
     Raises:
         ValueError: The model returns NaN.
     """
-    pixel_values, window = pixel_values.to(model.device), model.config.image_size
+    pixel_values = pixel_values.to(model.device)
+    window = model.config.image_size
     height, width = pixel_values.shape[1:]
     padded = F.pad(pixel_values, (0, max(0, window - width), 0, max(0, window - height)))
     corners = list(
@@ -240,10 +243,12 @@ class SegmentationObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and its parts `segmentation` and `auxiliary`, and `pixel_accuracy`; reads `labels`."""
-        labels, model = batch["labels"], self.model
+        labels = batch["labels"]
+        model = self.model
         levels = model.pyramid(model.levels(batch["pixel_values"]))
         counted = labels != IGNORED_CLASS
-        size, count = (labels.shape[1], labels.shape[2]), counted.sum().float()
+        size = (labels.shape[1], labels.shape[2])
+        count = counted.sum().float()
 
         def of(head: nn.Module) -> tuple[Tensor, Tensor]:
             logits = F.interpolate(

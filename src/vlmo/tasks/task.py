@@ -138,7 +138,8 @@ class Task(ABC):
 
     def contents(self, run: RunContext) -> Contents:
         """Return the contents of an example, of rows or of streams: by default what the task `reads`."""
-        data, reads = run.data, self.reads
+        data = run.data
+        reads = self.reads
         words = WordMaskConfig(data.mlm_probability, data.mask_only, data.mask_only_share)
         shapes: tuple[Shape, ...] = ()
         if data.transform.keep_aspect and reads.image:

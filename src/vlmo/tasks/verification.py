@@ -50,7 +50,8 @@ def verify(
         raise ValueError(
             f"no result of {name!r} is published; did you mean {nearest(name, known)}? All: vlmo models"
         )
-    model, prepared = MODELS[name], Path(source).expanduser() / SUMMARY_FILE
+    model = MODELS[name]
+    prepared = Path(source).expanduser() / SUMMARY_FILE
     if prepared.is_file() and (found := read_json(prepared).get("name")) != model.data:
         raise ValueError(
             f"{source} is {found}; the published results of {name} are on {model.data}: vlmo data prepare"
@@ -78,10 +79,8 @@ def verify(
             continue
         result = evaluate(folder, split=split, batch_size=batch_size, rerank=rerank, **how)
         for metric, percent in reported.items():
-            value, ends = (
-                100 * result[metric].value,
-                [100 * end for end in result[metric].interval or ()],
-            )
+            value = 100 * result[metric].value
+            ends = [100 * end for end in result[metric].interval or ()]
             row = {
                 "split": split,
                 "metric": metric,
@@ -135,10 +134,8 @@ def _lines(content: dict[str, Any]) -> list[str]:
         settings = ", ".join(f"{key} {value}" for key, value in row.get("settings", {}).items())
         known = (row["split"], row["metric"], f"{row['published']:g}")
         cells.append((*known, *numbers, interval, f"{row['samples']:,}", settings))
-    file, processor = (
-        content["file"],
-        content["hardware"]["cpu" if "cpu" in str(content["device"]) else "gpu"],
-    )
+    file = content["file"]
+    processor = content["hardware"]["cpu" if "cpu" in str(content["device"]) else "gpu"]
     facts = {
         "file": f"{file['name']}, {file.get('bytes', 0):,} bytes, SHA-256 {file.get('sha256', 'unknown')}",
         "published in": content["published_in"],

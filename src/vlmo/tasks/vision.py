@@ -31,7 +31,8 @@ class VisionObjective(nn.Module):
     ) -> None:
         super().__init__()
         if tokenizer.num_tokens > model.config.num_visual_tokens:
-            found, expected = tokenizer.num_tokens, model.config.num_visual_tokens
+            found = tokenizer.num_tokens
+            expected = model.config.num_visual_tokens
             raise ValueError(
                 f"The tokenizer has {found} tokens, the model's head {expected} (num_visual_tokens)."
             )
@@ -40,8 +41,10 @@ class VisionObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` (= `mim`) and `mim_accuracy`; reads `pixel_values` and `bool_masked_pos`."""
-        pixels, masked = normalize_pixels(batch["pixel_values"]), batch["bool_masked_pos"]
-        tokens, head = self.tokens(pixels, masked), self.model.mim_head
+        pixels = normalize_pixels(batch["pixel_values"])
+        masked = batch["bool_masked_pos"]
+        tokens = self.tokens(pixels, masked)
+        head = self.model.mim_head
         encoded = self.model.vlmo.encode(pixels, wanted=masked, mask_token=head.mask_token)
         logits = head(encoded.tokens)
         loss = masked_loss(logits, tokens)

@@ -68,7 +68,8 @@ def question_examples(
     texts = [[question] for question in column(dataset, "question")]
     if num_answers is None:
         return RowExamples(dataset, contents, texts=texts)
-    numbers, scores = column(dataset, "answer_labels"), column(dataset, "answer_scores")
+    numbers = column(dataset, "answer_labels")
+    scores = column(dataset, "answer_scores")
     if not any(numbers):
         raise ValueError(
             "no row has an answer of the set's list; give a part of the set that has answers"
@@ -117,7 +118,8 @@ class QuestionSet(EvaluationSet):
 
     def check(self, model: Any) -> None:
         """Give a model whose answers are only numbered those of the set; ValueError if the set has not as many."""
-        own, names = names_of_model(model), []
+        own = names_of_model(model)
+        names = []
         if not are_numbers(own):
             return
         with contextlib.suppress(ValueError):  # the set has no list
@@ -140,7 +142,8 @@ class QuestionSet(EvaluationSet):
         """Return the best answer to each question; with its score if the right answers are known."""
         chosen = select_rows(self.rows, rows)
         examples = question_examples(chosen, eval_contents(self.processor), num_answers=None)
-        best, predictions = pair_logits(model, examples).sigmoid().max(dim=-1), list[Prediction]()
+        best = pair_logits(model, examples).sigmoid().max(dim=-1)
+        predictions = list[Prediction]()
         questions = self.questions[rows.start : rows.stop]
         for asked, share, number in zip(
             questions, best.values.tolist(), best.indices.tolist(), strict=True

@@ -25,7 +25,9 @@ from vlmo.model.config import VLMoConfig
 from vlmo.model.stages import start_from
 from vlmo.training.config import LORA_LAYERS, LoraConfig
 
-BASE, CONFIG, WEIGHTS = "base.json", "adapter_config.json", "adapter_model.safetensors"
+BASE = "base.json"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT's
 _TRAINED_WHOLE = ("pooler", "modality_types")
 _PROCESSOR = ("preprocessor_config", "processor_config", "special_tokens", "tokenizer", "vocab")
@@ -81,7 +83,8 @@ def save_adapter(folder: Path, model: Any, weights: dict[str, Tensor], *, start:
     }
     save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
     settings = model.peft_config["default"]
-    settings.modules_to_save, settings.inference_mode = _whole(model), True
+    settings.modules_to_save = _whole(model)
+    settings.inference_mode = True
     settings.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / BASE).write_text(
@@ -103,21 +106,25 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
         ValueError: It is no such adapter, or does not fit the model that it names.
         FileExistsError: `out` exists.
     """
-    folder, out = Path(folder), Path(out)
+    folder = Path(folder)
+    out = Path(out)
     if not all((folder / name).is_file() for name in (BASE, CONFIG, WEIGHTS)):
         raise ValueError(f"{folder} is no adapter of vlmo: expected {BASE}, {CONFIG} and {WEIGHTS}")
     if out.exists():
         raise FileExistsError(17, "exists already", str(out))
     with one_line_errors(folder):
         # All other settings say what was trained, which the names of the tensors say too.
-        settings, base = read_json(folder / CONFIG), read_json(folder / BASE)
+        settings = read_json(folder / CONFIG)
+        base = read_json(folder / BASE)
         if other := [name for name in _OTHER_KINDS if settings.get(name)]:
             raise ValueError(
                 f"{', '.join(other)} in {CONFIG} make it an adapter of another kind than plain LoRA"
             )
-        rank, scale = settings["r"], settings["lora_alpha"] / settings["r"]
+        rank = settings["r"]
+        scale = settings["lora_alpha"] / settings["r"]
         adapter = load_file(folder / WEIGHTS)
-        config, start = VLMoConfig.from_dict(base["config"]), str(base["start"])
+        config = VLMoConfig.from_dict(base["config"])
+        start = str(base["start"])
         model = named_class(folder, base["config"]["architectures"])(config)
         start_from(model, start)
         _add_to_weights(model, adapter, rank=rank, scale=scale)

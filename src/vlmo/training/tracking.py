@@ -49,7 +49,8 @@ class _EventFile:
         folder.mkdir(exist_ok=True)
         # TensorBoard reads files in the order of their names.
         self.file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("wb")
-        self._record, self._event = RecordWriter(self.file), messages.Event
+        self._record = RecordWriter(self.file)
+        self._event = messages.Event
         self.add(file_version="brain.Event:2")
         self.add(step=step, session_log=messages.SessionLog(status=messages.SessionLog.START))
 
@@ -83,7 +84,8 @@ class Tracker:
         """Text about the last step that was logged, for the progress line."""
         self._file = path.open("a")
         self._tensorboard = _EventFile(run_dir / "tensorboard", step=step + 1)
-        self._title, self._max_steps = title, max_steps
+        self._title = title
+        self._max_steps = max_steps
         self._progress = Progress(console, line_every_s=LINE_EVERY_S)
         self.advance(step)
 

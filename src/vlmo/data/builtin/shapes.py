@@ -102,7 +102,8 @@ def pair_rows(split: str, pool: Pool) -> Rows:
     Those of the splits for evaluation have one, which is true of no other scene there; every second one is a relation.
     Training scenes have a false version of each caption.
     """
-    gallery, found = Gallery(), 0
+    gallery = Gallery()
+    found = 0
     for number in itertools.count():
         if found == NUM_SCENES[split]:
             return
@@ -197,8 +198,10 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
         next(each for each in scene.objects if phrase.fits(each)) for phrase in sentence.phrases
     ]
     while True:
-        objects, things = list(known), [each.thing for each in known]
-        number, edit = choices.below(len(things)), choices.one_of(_EDITS)
+        objects = list(known)
+        things = [each.thing for each in known]
+        number = choices.below(len(things))
+        edit = choices.one_of(_EDITS)
         if edit == "exchange" and len(things) > 1:
             things.reverse()
         elif edit == "exchange":
@@ -207,7 +210,8 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
                 **{edge: UNITS - getattr(objects[0], edge) - objects[0].side}
             )
         else:
-            old, same = things[number], (edit == "color", edit == "object")
+            old = things[number]
+            same = (edit == "color", edit == "object")
             alike = [
                 x
                 for x in pool.shapes
@@ -221,9 +225,11 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
             for each, thing, phrase in zip(objects, things, sentence.phrases, strict=True)
         ]
         if sentence.relations:
-            relation, form = sentence.relations[0][1], RELATED[" is " in sentence.form]
+            relation = sentence.relations[0][1]
+            form = RELATED[" is " in sentence.form]
             if edit == "exchange" and choices.below(2):  # the same in other words
-                phrases, relation = phrases[::-1], OPPOSITE[relation]
+                phrases = phrases[::-1]
+                relation = OPPOSITE[relation]
             false = relate(phrases, relation, form % choices.one_of(WORDS[relation]))
         else:
             false = _by_color(Sentence(tuple(phrases)))
@@ -308,9 +314,11 @@ def _color(scene: Scene, choices: Choices, *_: object) -> Asked:
 def _shape(scene: Scene, choices: Choices, *_: object) -> Asked:
     if not (alone := scene.alone()):
         return None
-    known, relation = choices.one_of(alone), choices.one_of(list(OPPOSITE))
+    known = choices.one_of(alone)
+    relation = choices.one_of(list(OPPOSITE))
     # A shape that people could think of must not stand beside the one that is asked for.
-    axis, sign = relation in {"above", "below"}, -1 if relation in {"left of", "above"} else 1
+    axis = relation in {"above", "below"}
+    sign = -1 if relation in {"left of", "above"} else 1
     others = (each for each in scene.objects if each is not known and each.thing.color)
     near = [each for each in others if sign * each.offset(known)[axis] > 0]
     if len(near) != 1 or near[0].relation_to(known) != relation:
@@ -329,7 +337,8 @@ def _count(scene: Scene, choices: Choices, _: Pool, turn: int) -> Asked:
 
 def _presence(scene: Scene, choices: Choices, pool: Pool, _: int) -> Asked:
     """Ask whether something is there, in seven of ten cases something with a color of its own."""
-    is_there, colored = choices.random() < 0.5, choices.random() < 0.7
+    is_there = choices.random() < 0.5
+    colored = choices.random() < 0.7
     shown = [each.thing for each in scene.objects if bool(each.thing.color) == colored]
     if not shown:
         return None
@@ -422,7 +431,8 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
     for claim in choices.some_of(CLAIMS[wordings], 2):
         so, not_so = claim.split()
         true = [scene_for(sign) for sign in so]
-        changed, false = int(so[0] == not_so[0]), [*true]
+        changed = int(so[0] == not_so[0])
+        false = [*true]
         false[changed] = scene_for(not_so[changed])
         for label, (left, right) in ((1, true), (0, false)):
             name = next(names)

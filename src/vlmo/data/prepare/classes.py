@@ -62,7 +62,8 @@ def open_imagenet(root: Path) -> SetOnDisk:
                     )
                 for file in (folder / name / each for each in files):
                     image_id = f"imagenet/{file.relative_to(root).as_posix()}"
-                    image, licence = image_at(file), _IMAGENET_TERMS
+                    image = image_at(file)
+                    licence = _IMAGENET_TERMS
                     yield Row(
                         split,
                         make_row(
@@ -193,7 +194,8 @@ def _read_masks(pairs: list[Pair]) -> Iterator[Record]:
             yield BadRow(split, name, str(error), path=str(image[0] if image else mask and mask[0]))
             continue
         renumbered = np.where(numbers == 0, _IGNORED, numbers - np.uint8(1)).astype(np.uint8)
-        cell, licence = encode_image(Image.fromarray(renumbered), mask[0].name), _ADE20K_TERMS
+        cell = encode_image(Image.fromarray(renumbered), mask[0].name)
+        licence = _ADE20K_TERMS
         yield Row(
             split,
             make_row(name, image=image_at(image[0]), source="ade20k", licence=licence, mask=cell),

@@ -108,7 +108,8 @@ def prepare_set(
     """Prepare the set that `open_set` finds below `root`; arguments and ValueError as `vlmo.data.prepare.prepare`."""
     if num_proc < 1:
         raise ValueError(f"num_proc {num_proc} must be at least 1")
-    root, out = Path(root).expanduser().absolute(), Path(out).expanduser().absolute()
+    root = Path(root).expanduser().absolute()
+    out = Path(out).expanduser().absolute()
     unfinished = out.with_name(f"{out.name}.unfinished")
     if root.is_relative_to(out):
         raise ValueError(f"--out {out} holds --root {root}; choose a new folder")
@@ -166,7 +167,8 @@ def _write_chunks(
             )
             yield files[-1], chunk
 
-    total, records = math.ceil(sum(1 for _ in found.items()) / found.chunk), 0
+    total = math.ceil(sum(1 for _ in found.items()) / found.chunk)
+    records = 0
     if not total:
         raise ValueError(f"there are no rows of {name} below --root")
     progress.update(name, 0, total)
@@ -221,7 +223,8 @@ class _ChunkWriter(torch.utils.data.Dataset):
                 "_valid": False,
                 "_line": _line("row", row, record.reason, split=split),
             }
-        row, expected = record.values, self.found.features.keys()
+        row = record.values
+        expected = self.found.features.keys()
         if row.keys() != expected:
             raise KeyError(
                 f"row {row['image_id']} has columns {list(row)}; expected {list(expected)}"
@@ -257,7 +260,8 @@ def _assemble(files: list[Path], found: SetOnDisk, *, name: str, root: Path, out
     facts: Any = arrow_table(rows, [*_FACTS, *([unique] if unique else [])]).to_pandas(
         strings_to_categorical=True
     )
-    kept, lines = facts["_valid"].copy(), facts["_line"].dropna().tolist()
+    kept = facts["_valid"].copy()
+    lines = facts["_line"].dropna().tolist()
     if unique:
         valid = facts[kept]
         repeats = valid.index[valid.duplicated(["_split", unique])].tolist()
@@ -271,7 +275,8 @@ def _assemble(files: list[Path], found: SetOnDisk, *, name: str, root: Path, out
         why = f"the first one: {json.loads(lines[0])['reason']}" if lines else "there are none"
         raise ValueError(f"{root}: not one row of {name} can be used; {why}")
     names = {*facts["_split"].unique(), *found.known_sizes}
-    summaries, splits = {}, {}
+    summaries = {}
+    splits = {}
     for split in [
         *(each for each in _SPLIT_ORDER if each in names),
         *sorted(names.difference(_SPLIT_ORDER)),

@@ -191,11 +191,9 @@ def open_nlvr2(root: Path) -> SetOnDisk:
 def _sentence(line: bytes, *, where: str, part: str, folder: Path) -> Record:
     try:
         record = json.loads(line)
-        identifier, sentence, label = (
-            record["identifier"],
-            text_of(record["sentence"]),
-            str(record.get("label")),
-        )
+        identifier = record["identifier"]
+        sentence = text_of(record["sentence"])
+        label = str(record.get("label"))
         of_part, images, pair, sentence_number = identifier.split("-")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(

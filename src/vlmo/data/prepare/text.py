@@ -39,11 +39,13 @@ def open_text(root: Path) -> SetOnDisk:
 
 
 def _blocks(file: Path) -> Iterator[Block]:
-    start, line = 0, 1
+    start = 0
+    line = 1
     with file.open("rb") as opened:
         while block := opened.read(_BLOCK_BYTES) + opened.readline():
             yield stamped(file), start, start + len(block), line
-            start, line = start + len(block), line + block.count(b"\n")
+            start = start + len(block)
+            line = line + block.count(b"\n")
 
 
 def _read_blocks(blocks: list[Block], *, folder: Path) -> Iterator[Record]:

@@ -160,7 +160,9 @@ def read_stream(
         while entries:
             key, epoch, record = entries.pop()
             yield epoch, record, (start, end, key) if entries else (end, None, None)
-        start, end, given = end, None, None
+        start = end
+        end = None
+        given = None
 
 
 def _read(
@@ -214,9 +216,12 @@ class Lane:
         images: bool = True,
         state: dict[str, Any] | None = None,
     ) -> None:
-        self._lane, self._seed, self._read = lane, seed, read
+        self._lane = lane
+        self._seed = seed
+        self._read = read
         state = state or {"drawn": 0, "bad": 0, "streams": [START] * len(sources)}
-        self._num_good, self._num_bad = state["drawn"], state["bad"]
+        self._num_good = state["drawn"]
+        self._num_bad = state["bad"]
         self._cursors: list[Any] = [
             tuple(part and tuple(part) for part in cursor) for cursor in state["streams"]
         ]
@@ -304,13 +309,13 @@ class StreamLoader:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        self._sources, self._examples, self._config, self._loader = (
-            sources,
-            examples,
-            config,
-            loader,
-        )
-        self._seed, self._max_bad_share, self._lost_shards = seed, max_bad_share, 0
+        self._sources = sources
+        self._examples = examples
+        self._config = config
+        self._loader = loader
+        self._seed = seed
+        self._max_bad_share = max_bad_share
+        self._lost_shards = 0
         rank = distributed.rank() if rank is None else rank
         world_size = distributed.world_size() if world_size is None else world_size
         validate_lanes(config, loader=loader, processes=world_size)
@@ -321,7 +326,8 @@ class StreamLoader:
         starts = [(micro * world_size + rank) * count for micro in range(loader.accumulation)]
         # This process's lanes, by micro-step.
         self._lanes = [range(start, start + count) for start in starts]
-        self._step, self._states = 0, LaneStates()
+        self._step = 0
+        self._states = LaneStates()
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
         """Yield without end the micro-batches of step `start_step`, which is 0 or that of `go_on_from`, and so on.
@@ -341,7 +347,8 @@ class StreamLoader:
         reader = _LaneReader(self._lanes, num_parts, rows, lane, self._examples.collate)
         parts = start_workers(reader, num_workers=min(self._loader.num_workers, num_parts))
         for step in itertools.count(start_step):
-            batches, states = [], dict(self._states)
+            batches = []
+            states = dict(self._states)
             for micro in range(self._loader.accumulation):
                 found: list[dict[str, Any]] = []
                 for part in itertools.islice(parts, num_parts):
@@ -365,7 +372,8 @@ class StreamLoader:
                     f"streams: {bad} of {bad + good} samples are bad, a larger share than {self._max_bad_share}; their"
                     " reasons are in the quarantine file: repair the data, or allow a larger share (max_bad_share)"
                 )
-            self._step, self._states = step + 1, states
+            self._step = step + 1
+            self._states = states
             yield batches
 
     def cursor(self, step: int) -> LaneStates:
@@ -380,7 +388,8 @@ class StreamLoader:
             raise ValueError(
                 f"the saved cursor has no lane {min(missing)}: it is of a run with other streams"
             )
-        self._step, self._states = step, {lane: cursor[lane] for lane in sorted(own, key=int)}
+        self._step = step
+        self._states = {lane: cursor[lane] for lane in sorted(own, key=int)}
 
     def _open(self, number: int, *, states: LaneStates) -> Lane:
         return Lane(

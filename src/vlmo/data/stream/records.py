@@ -35,7 +35,8 @@ _MAX_TEXT_BYTES = 1 << 24  # of .txt and .json; JSON in memory takes twenty time
 _MAX_NAME_BYTES = (
     1 << 13
 )  # of long names and other facts of a header, which older `tarfile` reads in quadratic time
-_MAX_CAPTIONS, _MAX_FACTS = 1000, 500  # of a record
+_MAX_CAPTIONS = 1000
+_MAX_FACTS = 500  # of a record
 _STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 """File systems that a record of a saved set may name; others read this machine or need more than a path."""
 
@@ -214,10 +215,12 @@ def _tar_records(
     if start.byte and file.seek(0, io.SEEK_END) == start.byte:
         return  # a tar may lack the blocks that say that it ends
     file.seek(start.byte)
-    index, members = start.index, _members(file, shard, start.byte, images=images)
+    index = start.index
+    members = _members(file, shard, start.byte, images=images)
     for key, group in itertools.groupby(members, lambda member: member[0]):
         own = list(group)
-        parts, end = {suffix: content for _, suffix, content, _ in own}, own[-1][3]
+        parts = {suffix: content for _, suffix, content, _ in own}
+        end = own[-1][3]
         if key is None:
             yield _rest_is_lost(shard, Offset(index, end), parts[""]), None
             return
@@ -236,7 +239,8 @@ def _members(
 
     The key of its sample is the path up to the first dot of the file name.
     """
-    end, options = first, {"tarinfo": _Header, "bufsize": _BUFFER, "errors": "backslashreplace"}
+    end = first
+    options = {"tarinfo": _Header, "bufsize": _BUFFER, "errors": "backslashreplace"}
     try:
         with cast(Any, tarfile).open(fileobj=file, mode="r|", **options) as tar:
             while (header := tar.next()) is not None:
@@ -282,7 +286,8 @@ def _tar_sample(
     image = next((content for suffix, content in parts.items() if suffix in IMAGE_SUFFIXES), None)
     if image is None and images == "ranges":
         raise ValueError(f"it has no image, only {', '.join(parts)}")
-    text, encoded = parts.get(".txt"), parts.get(".json")
+    text = parts.get(".txt")
+    encoded = parts.get(".json")
     facts = json.loads(encoded) if encoded is not None and (details or text is None) else {}
     json.dumps(
         facts, ensure_ascii=False
@@ -315,7 +320,8 @@ def read_saved(folder: Path) -> Iterator[Record]:
 
     Errors of the folder (OSError, ValueError) are a `Bad` of kind "shard", errors of a row one of kind "row".
     """
-    shard, start = str(folder), 0
+    shard = str(folder)
+    start = 0
     try:
         for split, part in (saved_splits(folder) or {None: folder}).items():
             table = open_saved(part).data.table
