@@ -121,10 +121,11 @@ def test_decode_ignores_odd_orientations_and_broken_exif_blocks(warnings_are: st
         assert EncodedImage(
             cell(Image.new("RGB", (3, 2)), file_format, exif=exif)
         ).decode().size == (3, 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter(warnings_are)
-        broken = pixels(cell(noise(), exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))
-    np.testing.assert_array_equal(broken, np.asarray(noise()))
+    for block in (b"II*\0\xff\xff\xff\xff", b"II+\0\x08\0\0\0" + 8 * b"\xff"):
+        with warnings.catch_warnings():
+            warnings.simplefilter(warnings_are)
+            broken = pixels(cell(noise(), exif=b"Exif\0\0" + block))
+        np.testing.assert_array_equal(broken, np.asarray(noise()))
 
 
 def test_decode_takes_the_first_frame() -> None:

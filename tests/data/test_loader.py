@@ -20,6 +20,7 @@ from vlmo.data.loader import LoaderConfig, RowLoader
 from vlmo.data.masking import BlockMaskConfig, MaskingVocabulary, WordMaskConfig
 from vlmo.data.sampler import batch_seed, global_batch
 from vlmo.data.schema import FEATURES, make_row
+from vlmo.data.tables import MAX_TEXT
 from vlmo.processing import EvalTransform, TrainTransform, TransformConfig, VLMoProcessor
 
 NUM_ROWS = 22
@@ -219,6 +220,12 @@ def test_pairs_give_each_caption_an_example_of_its_own(pairs, dataset, tokenizer
     first, second = each[0, 0], each[0, 1]
     assert (first["sample_id"], second["sample_id"]) == (0, 1)
     assert not torch.equal(first["pixel_values"], second["pixel_values"])
+
+
+def test_text_is_read_up_to_a_bound(tokenizer):
+    long = make_row("long", captions=["two" + MAX_TEXT * " " + "dogs"], source="", licence="")
+    examples = RowExamples(datasets.Dataset.from_list([long]), Contents(0, tokenizer=tokenizer))
+    assert tokenizer.decode(examples[0, 0]["input_ids"], skip_special_tokens=True) == "two …"
 
 
 @pytest.mark.parametrize("unit", ["image", "pair"])

@@ -35,6 +35,7 @@ def test_cells_of_a_column_are_read_alike(cells, values):
         ("day", date(2020, 1, 2), {"day": "2020-01-02"}),
         ("tags", ["a", {"b": 1}], {"tags": '["a", {"b": 1}]'}),
         ("huge", 2**70, {"huge": str(2**70)}),
+        ("long" * 1000, 1, {"long" * 25: 1}),
         ("!", "?", {"column": "?"}),
         *(
             (name, 2021, {name: "2021"})

@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import json
 import logging
 import shutil
 import threading
@@ -13,9 +14,10 @@ from PIL import Image
 
 from tests.integrations.toy_gallery import drawings
 from tests.killing import wait_until
-from tests.retrieval.toy_index import encoded
+from tests.retrieval.toy_index import encoded, rows
 from tests.serving.toy_service import in_base64
-from vlmo.retrieval import Encoder, Index, build_index, store
+from vlmo.data.tables import MAX_TEXT
+from vlmo.retrieval import Encoder, Index, build_index, building, embedding, store
 from vlmo.serving.app import create_app
 from vlmo.serving.decoder import Decoders
 from vlmo.serving.parts import Parts
@@ -51,6 +53,37 @@ def test_pairs_of_several_clients_are_scored_together(parts, monkeypatch) -> Non
     assert 'vlmo_requests_total{method="POST",route="/v1/search",status="200"} 5.0' in metrics
     assert 'vlmo_request_seconds_count{route="/v1/search"} 5.0' in metrics
     assert "vlmo_queue_length 0.0" in metrics
+
+
+@pytest.mark.parametrize("kind", ["takeout", "table", "words in images", "earlier index"])
+def test_answer_stays_small_however_long_the_texts_of_its_images_are(
+    kind, parts, tmp_path, monkeypatch
+) -> None:
+    long, names = "word " * 200_000, [f"{number}.png" for number in range(20)]
+    table = {"captions": ["a circle", long, *20_000 * ["ab"]], "note": long, long: 1}
+    takeout = {"description": long, "photoTakenTime": {"timestamp": "1577880000"}}
+    for name, image in zip(names, drawings(), strict=False):
+        image.save(tmp_path / name)
+        if kind == "takeout":
+            (tmp_path / f"{name}.json").write_text(json.dumps(takeout))
+    if kind in {"table", "earlier index"}:
+        lines = [json.dumps({"image": name, **table}) for name in names]
+        (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr(building, "load_reader", lambda: None)
+    monkeypatch.setattr(embedding, "read_text", lambda _: long)
+    if kind == "earlier index":
+        monkeypatch.setattr(embedding, "cut_texts", lambda *texts: texts)
+    build_index(parts.encoder, [tmp_path], out=tmp_path / "index", ocr=kind == "words in images")
+    with TestClient(create_app(Parts(parts.encoder, Index(tmp_path / "index")))) as client:
+        answer = client.post("/v1/search", json={"text": "a red circle", "top": 20})
+    hits = answer.json()["hits"]
+    assert len(answer.content) < 20 * 3 * MAX_TEXT
+    assert [hit["metadata"]["album"] for hit in hits] == 20 * [tmp_path.name]
+    for hit in hits:
+        texts = [*hit["captions"], *map(str, hit["metadata"].values())]
+        assert max(texts, key=len).endswith("…")
+    stored = sum(len(row["full_text"]) for row in rows(tmp_path / "index").values())
+    assert kind == "earlier index" or stored < 20 * 2 * MAX_TEXT
 
 
 def test_samples_are_those_of_the_index_as_it_is_now(parts, tmp_path, monkeypatch) -> None:

@@ -30,6 +30,7 @@ from vlmo.data.masking import (
 )
 from vlmo.data.rows import arrow_table, column
 from vlmo.data.sampler import Key, sample_generator, stable_id
+from vlmo.data.tables import cut_text
 from vlmo.processing.tokenizers import PAD_MULTIPLE
 from vlmo.processing.transforms import EvalTransform, Shape, TrainTransform, nearest_shapes
 from vlmo.types import Batch
@@ -108,7 +109,7 @@ class _Examples:
         return collate(examples, pad_token_id=self.pad_token_id)
 
     def _ids(self, text: str) -> Int64[np.ndarray, "text"]:
-        return np.array(self._backend.encode(text).ids if text else [], dtype=np.int64)
+        return np.array(self._backend.encode(cut_text(text)).ids if text else [], dtype=np.int64)
 
     def _choose_caption(self, count: int, *, epoch: int, index: int) -> int:
         if count == 1:

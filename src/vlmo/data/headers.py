@@ -189,6 +189,7 @@ def check_directory(data: bytes, *, is_file: bool = False) -> None:
     order = "<" if data[:2] == b"II" else ">"
     is_big = 43 in data[2:4]
     (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+    start = min(start, len(data))  # above 2**63 it is no offset for `struct`
     (number,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
     layout = struct.Struct(order + ("HHQ8x" if is_big else "HHI4x"))
     first = start + (8 if is_big else 2)

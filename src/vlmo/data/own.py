@@ -92,7 +92,7 @@ class Record(NamedTuple):
         value = self.cells[name]
         text = "" if value is None or isinstance(value, list | dict) else str(value).strip()
         if not text:
-            raise ValueError(f"{self.where}: {name} is {value!r}; expected a text")
+            raise ValueError(f"{self.where}: {name} is {value!r:.60}; expected a text")
         return text
 
     def image(self, *names: str, root: Path) -> ImageCell:
@@ -266,7 +266,7 @@ def _sentences(records: list[Record], root: Path) -> Rows:
         label = record.text("label").lower()
         if label not in _TRUTH:
             raise ValueError(
-                f"{record.where}: label is {label!r}; expected one of {', '.join(_TRUTH)}"
+                f"{record.where}: label is {label!r:.60}; expected one of {', '.join(_TRUTH)}"
             )
         row = _row(record, root=root, captions=[sentence])
         row |= {"second_image": record.image(SECOND_IMAGE, root=root), "label": _TRUTH[label]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,10 @@ SPLITS = {"training": "train", "val": "validation", "valid": "validation"} | {
     name: name for name in ("train", "validation", "test")
 }
 """Names of folders and files of splits."""
+MAX_TEXT = 10_000
+MAX_CAPTIONS = 1000
+"""Characters of a text, and captions of an image, that are read. In an index the captions of an image have so many
+characters together, and its columns too."""
 
 
 def column_of(names: Collection[str], wanted: Sequence[str]) -> str | None:
@@ -121,5 +125,33 @@ def captions_of(value: Any, *, where: str) -> list[str]:
     """Return a cell of captions as a list; ValueError if it is neither a text nor a list of texts."""
     captions = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"{where}: captions must be a text or a list of texts, found {value!r}")
+        raise ValueError(
+            f"{where}: captions must be a text or a list of texts, found {value!r:.60}"
+        )
     return captions
+
+
+def cut_text(text: str, most: int = MAX_TEXT) -> str:
+    """Return a text; of one with more characters the first, and an ellipsis at their end."""
+    return text if len(text) <= most else f"{text[: max(0, most - 1)]}…"[:most]
+
+
+def cut_texts(
+    captions: Sequence[str], columns: Mapping[str, Any]
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return captions and columns of an image whose texts have at most `MAX_TEXT` characters, of either together.
+
+    The longest are cut; captions for which no character is left are left out, and columns empty.
+    """
+    kept = tuple(filter(None, _cut_longest(captions[:MAX_CAPTIONS])))
+    return kept, dict(zip(columns, _cut_longest([*columns.values()]), strict=True))
+
+
+def _cut_longest(values: Sequence[Any]) -> list[Any]:
+    cut = list(values)
+    left = MAX_TEXT
+    texts = [place for place, value in enumerate(values) if isinstance(value, str)]
+    for place in sorted(texts, key=lambda place: len(values[place])):
+        cut[place] = cut_text(values[place], left)
+        left -= len(cut[place])
+    return cut

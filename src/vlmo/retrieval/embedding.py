@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlmo.data.decoding import EncodedImage, image_bytes
 from vlmo.data.rows import Bad
+from vlmo.data.tables import cut_texts
 from vlmo.retrieval.encoder import THUMBNAIL, Encoder
 from vlmo.retrieval.ocr import read_text
 from vlmo.retrieval.sources import Found, Reader, Record
@@ -176,7 +177,8 @@ def embed_decoded(
         if row["hash"] in results:
             result = dict(results[row["hash"]])
             text = {OCR_COLUMN: result.pop(OCR_COLUMN)} if OCR_COLUMN in result else {}
-            read.rows.append(row | result | {"metadata": {**row["metadata"], **text}})
+            captions, metadata = cut_texts(row["captions"], {**row["metadata"], **text})
+            read.rows.append(row | result | {"captions": captions, "metadata": metadata})
         else:
             reason = reasons[row["hash"]].replace("bytes in memory", row["path"])
             read.bad.append(Bad("row", row["shard"] or row["path"], 0, row["path"], reason))

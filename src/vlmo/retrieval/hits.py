@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int64
 
+from vlmo.data.tables import cut_texts
 from vlmo.retrieval.store import RESERVED
 from vlmo.retrieval.words import OwnWords, own_words
 
@@ -101,13 +102,15 @@ def hit_of(row: Mapping[str, Any], similarity: float, words: float | None = None
             value = int(value)  # columns of numbers hold floats
         if name not in _NO_METADATA:
             metadata[name] = value
+    # An earlier version may have written the row, without bounds.
+    captions, metadata = cut_texts(row["captions"] or (), metadata)
     return Hit(
         id=row["id"],
         score=similarity,
         similarity=similarity,
         match=None,
         path=row["path"],
-        captions=tuple(row["captions"] or ()),
+        captions=captions,
         metadata=metadata,
         width=row["width"],
         height=row["height"],

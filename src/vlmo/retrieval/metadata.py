@@ -34,6 +34,7 @@ _composed = functools.partial(
 )  # a Mac writes letters and their accents apart
 _CUT = 46
 _MAX_JSON = 1 << 20
+_MAX_NAME = 100  # characters of a column's name, which each hit repeats
 _TEXTS = frozenset(
     ("album", "camera", "ocr_text", "taken", "taken_from", "title")
 )  # whatever stands in these columns
@@ -113,12 +114,13 @@ def clean_metadata(given: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata of an image as plain values under names that SQL takes without quotes.
 
     Names become lower case, with `_` for everything but letters and digits; a name that the index uses gets a `_` at
-    its end. Dates become ISO texts, lists and dictionaries JSON. Missing values and bytes are left out.
+    its end, and a long one is cut. Dates become ISO texts, lists and dictionaries JSON. Missing values and bytes are
+    left out.
     """
     cleaned: dict[str, Any] = {}
     for name, value in given.items():
         if (plain := _plain(value)) is not None:
-            column = re.sub(r"\W+", "_", str(name).lower()).strip("_") or "column"
+            column = re.sub(r"\W+", "_", str(name)[:_MAX_NAME].lower()).strip("_") or "column"
             column = f"_{column}" if column[0].isdigit() else column
             cleaned[f"{column}_" if column in RESERVED else column] = (
                 str(plain) if column in _TEXTS else plain

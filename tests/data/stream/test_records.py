@@ -420,6 +420,10 @@ def test_saved_paths_other_names_and_sounds_are_understood(tmp_path):
     )
     (found,) = read_saved(tmp_path / "set")
     assert (found.path, found.image, found.captions, found.key) == ("a.png", None, ("one",), "7")
+    Dataset.from_dict({"image": ["a.png"], "text": ["one"], "id": ["7" * 2000]}).save_to_disk(
+        tmp_path / "long"
+    )
+    assert [record.key for record in read_saved(tmp_path / "long")] == ["7" * 1000]
     sound = {"bytes": b"not decoded", "path": "a.mp3"}
     Dataset.from_list([{"image": sound, "caption": "one", "sound": sound}]).save_to_disk(
         tmp_path / "sound"

@@ -26,7 +26,7 @@ from vlmo.data.decoding import is_range, range_path
 from vlmo.data.listing import IMAGE_SUFFIXES, is_remote, regular_file
 from vlmo.data.rows import Bad, open_saved, saved_splits
 from vlmo.data.sampler import stable_id
-from vlmo.data.tables import CAPTION_COLUMNS, column_of, file_columns, image_column
+from vlmo.data.tables import CAPTION_COLUMNS, MAX_CAPTIONS, column_of, file_columns, image_column
 
 MAX_MEMBER_BYTES = 1 << 28
 """Largest image in a tar or parquet file that is read."""
@@ -35,8 +35,8 @@ _MAX_TEXT_BYTES = 1 << 24  # of .txt and .json; JSON in memory takes twenty time
 _MAX_NAME_BYTES = (
     1 << 13
 )  # of long names and other facts of a header, which older `tarfile` reads in quadratic time
-_MAX_CAPTIONS = 1000
 _MAX_FACTS = 500  # of a record
+_MAX_KEY = 1000  # characters of a key in parquet, which names the image in an index; those that repeat get a number
 _STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 """File systems that a record of a saved set may name; others read this machine or need more than a path."""
 
@@ -164,8 +164,8 @@ def _sample(
     texts = tuple(text for text in texts if text.strip())
     # Each fact becomes a column of an index, each caption is encoded.
     facts = sum(value is not None for value in metadata.values())
-    if len(texts) > _MAX_CAPTIONS or facts > _MAX_FACTS:
-        most = f"at most {_MAX_CAPTIONS:,} and {_MAX_FACTS:,} are read"
+    if len(texts) > MAX_CAPTIONS or facts > _MAX_FACTS:
+        most = f"at most {MAX_CAPTIONS:,} and {_MAX_FACTS:,} are read"
         raise ValueError(f"{len(texts):,} captions and {facts:,} further facts; {most}")
     cell = image if isinstance(image, dict) else {"bytes": image, "path": image}
     data = cell.get("bytes") if isinstance(cell.get("bytes"), bytes) else None
@@ -386,7 +386,7 @@ def _row_records(
             values = {role: row[name] for role, name in found.items()}
             if values.get("image") is None and str(values.get("status")).startswith("failed"):
                 continue  # img2dataset keeps rows of images that could not be had
-            key = key if values.get("key") is None else str(values["key"])
+            key = key if values.get("key") is None else str(values["key"])[:_MAX_KEY]
             metadata = {name: row[name] for name in others}
             record = _sample(
                 shard, index, key, values.get("image"), values.get("captions"), metadata
