@@ -28,6 +28,7 @@ OUTSIDE = {
     "benchmarks.md": "benchmarks/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "effects.md": "experiments/findings.md",
     "log.md": "experiments/log.md",
     "notebook-search.md": "examples/search_own_images.ipynb",
     "notebook-inside.md": "examples/inside.ipynb",
@@ -53,6 +54,8 @@ REFERENCE = {
     "serving": "The service over HTTP and its page",
 }
 """Packages with a page in the reference, and its title."""
+LANGUAGES = {".py": "python", ".sh": "sh"}
+"""Suffixes of the example scripts, and what highlights them."""
 _FIGURE = re.compile(r"^<!-- figure: (?P<name>\S+) -->$", flags=re.MULTILINE)
 _TABLE = re.compile(r"^<!-- table: (?P<name>.+) -->$", flags=re.MULTILINE)
 _BADGES = re.compile(r"<!-- badges -->.*?<!-- /badges -->\n", flags=re.DOTALL)
@@ -130,7 +133,7 @@ def page_of(path: str) -> tuple[str, str] | None:
     if path.startswith("benchmarks/results/"):
         return f"results/{posixpath.basename(path)}", ""
     parts = Path(path).parts
-    if parts[0] == "examples" and path.endswith(".py"):
+    if parts[0] == "examples" and Path(path).suffix in LANGUAGES:
         return "scripts.md", Path(path).stem
     if (
         parts[:2] == ("src", "vlmo")
@@ -158,17 +161,12 @@ def notebook_pages(*, run: bool) -> dict[str, tuple[str, dict[str, bytes]]]:
 
 def scripts() -> str:
     """Return the page of the example scripts, each whole."""
-    about = "One for each task, with transformers' [`Trainer`](trainer.md), and one to search."
+    trainer = "[`Trainer`](interoperability.md#transformers-trainer)"
+    about = f"Training with transformers' {trainer}, search, ONNX, and a task of your own."
     lines = ["# Example scripts", "", about]
-    for file in sorted((ROOT / "examples").glob("*.py")):
-        lines += [
-            "",
-            f"## {file.stem}",
-            "",
-            "```python",
-            *file.read_text(encoding="utf-8").splitlines(),
-            "```",
-        ]
+    for file in sorted(file for file in (ROOT / "examples").iterdir() if file.suffix in LANGUAGES):
+        script = file.read_text(encoding="utf-8").rstrip("\n")
+        lines.append(f"\n## {file.stem}\n\n```{LANGUAGES[file.suffix]}\n{script}\n```")
     return "\n".join(lines) + "\n"
 
 

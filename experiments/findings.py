@@ -326,7 +326,7 @@ class Options:
     report: bool = False
     """Only show the report of the jobs that have finished."""
     publish: Path | None = None
-    """With --report: write all results into this JSON file, and the table into docs/findings.md."""
+    """With --report: write all results into this JSON file, and the table into experiments/findings.md."""
     results: Path | None = None
     """File of --publish; its jobs count as finished."""
 
@@ -345,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = {(job.name, job.seed): found for job in jobs if (found := job.result()) is not None}
     print(report(results))
     if options.publish is not None:
-        publish(results, page=ROOT / "docs" / "findings.md", out=options.publish)
+        publish(results, page=ROOT / "experiments" / "findings.md", out=options.publish)
     if failures:
         sys.exit("\n".join(["failed; the same command tries again:", *failures]))
 

@@ -1,4 +1,4 @@
-"""Figures as files of their own, for README: `python docs/figures/images.py` writes them into docs/images."""
+"""Figures as files of their own, for README and pages: `python docs/figures/images.py` writes them into docs/images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(DOCS))
 
+from figures import flow  # noqa: E402
 from figures.chart import comparison  # noqa: E402
+from figures.effects import forest  # noqa: E402
 from figures.routing import blocks  # noqa: E402
 from figures.svg import DARK, LIGHT, RULES, with_colors  # noqa: E402
 
@@ -43,11 +45,14 @@ def alone(*figures: str, title: str) -> str:
 
 
 def images() -> dict[str, str]:
-    """Return the files by their names: a Multiway block, and the chart of dual and fusion encoder."""
+    """Return the files by their names: a Multiway block, charts of results, and what follows what."""
     halves = re.findall(r"<svg.*?</svg>", blocks())
     return {
         "block.svg": alone(*halves, title="Multiway blocks of VLMo-Base with an image-text pair"),
         "comparison.svg": alone(comparison(), title="Dual and fusion encoder after the quickstart"),
+        "findings.svg": alone(forest(), title="Effects of the paper's claims at small size"),
+        "search-steps.svg": alone(flow.search(), title="How a query is answered"),
+        "tutorial.svg": alone(flow.tutorial(), title="From images with captions to search"),
     }
 
 

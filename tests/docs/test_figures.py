@@ -14,7 +14,7 @@ from resvg_py import svg_to_bytes
 from tests.toy_model import BEIT3, pictures, texts, toy
 
 import figures
-from figures import routing, stages
+from figures import effects, routing, stages
 from vlmo.model import VLMoConfig, VLMoForMaskedLM, VLMoModel, language_stage_parameters
 from vlmo.tasks.language import LanguageObjective
 
@@ -74,10 +74,14 @@ def test_pages_and_figures_name_each_other():
 
 
 def test_committed_figures_show_their_colors_where_style_sheets_are_not_read():
-    # A fifth of the light page's blue, orange and violet over white; dots of blue and violet, the line of chance.
+    # A fifth of the light page's blue, orange and violet over white; dots of blue and violet, the line of chance;
+    # dots of teal and gray.
     expected = {
         "block.svg": {(210, 226, 240), (240, 221, 206), (229, 217, 240)},
         "comparison.svg": {(31, 111, 178), (123, 63, 181), (194, 24, 91)},
+        "findings.svg": {(13, 127, 111), (140, 149, 159), (194, 24, 91)},
+        "search-steps.svg": {(210, 226, 240), (240, 221, 206), (229, 217, 240)},
+        "tutorial.svg": {(210, 226, 240), (240, 221, 206), (229, 217, 240)},
     }
     assert {file.name for file in (DOCS / "images").glob("*.svg")} == set(expected)
     for name, colors in expected.items():
@@ -92,6 +96,27 @@ def test_committed_figures_show_their_colors_where_style_sheets_are_not_read():
         }
         assert pixels[255, 255, 255] > 0.7 * image.width * image.height
         assert all(pixels.get(color, 0) > 200 for color in colors), name
+
+
+def test_figure_of_the_findings_has_every_row_of_their_table():
+    table = [line for line in effects.TABLE.read_text().splitlines() if line.startswith("| ")][1:]
+    drawn = cells(effects.forest(), having="verdict")
+    assert len(drawn) == len(table) - 1  # without the rule below the head
+    assert {fact["verdict"]: fact["class"] for fact in drawn} == {
+        "holds": "dot trained",
+        "reversed": "dot vision_language",
+        "unclear": "dot shared",
+    }
+    (three,) = [
+        row for row in effects.rows() if row.claim == "three losses are better than ITC alone"
+    ]
+    assert (three.world, three.metric, three.mean, three.low, three.high) == (
+        "scenes",
+        "probe",
+        29.3,
+        27.1,
+        31.5,
+    )
 
 
 @pytest.mark.parametrize("changes", CONFIGS)

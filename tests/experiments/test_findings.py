@@ -220,7 +220,7 @@ def test_jobs_run_once_and_are_published(prepared, tmp_path, monkeypatch, capsys
         )
 
     monkeypatch.setattr(findings_design, "stage3", tiny)
-    page = tmp_path / "docs" / "findings.md"
+    page = tmp_path / "experiments" / "findings.md"
     page.parent.mkdir()
     page.write_text(f"# Page\n\n{findings_report.MARK}\n\nold")
     monkeypatch.setattr(findings, "ROOT", tmp_path)

@@ -45,7 +45,7 @@ INT8_COSINE = 0.995
 # Logits of the same, which reach 1.4; measured: 0.053.
 INT8_LOGITS = 0.2
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_without_pytorch.py"
 
 
 @pytest.fixture(scope="module")
@@ -179,14 +179,13 @@ def test_int8_files_multiply_in_int8_and_agree_roughly(exported, processor):
     )
 
 
-def test_example_of_the_document_runs_without_pytorch(exported, processor, tmp_path):
+def test_example_runs_without_pytorch(exported, processor, tmp_path):
     for name, drawing in zip(("one", "two"), drawings()[::5], strict=False):
         drawing.save(tmp_path / f"{name}.png")
     (tmp_path / "exported").symlink_to(exported.folder)
-    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
     check = "import sys\nassert not {'torch', 'transformers', 'vlmo'} & set(sys.modules)\n"
     done = subprocess.run(
-        [sys.executable, "-c", example + check],
+        [sys.executable, "-c", EXAMPLE.read_text() + check],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -2,7 +2,7 @@
 
 An image is a PIL image, a path, or the bytes and path of a data set that does not decode. What is sampled (a caption,
 masks) is a pure function of `seed`, the trainer's epoch and the content of the batch: an evaluation repeats itself, and
-a run that is resumed goes on as it would have. Where the epoch is not known, see docs/trainer.md.
+a run that is resumed goes on as it would have. Where the epoch is not known, see docs/interoperability.md.
 """
 
 from __future__ import annotations

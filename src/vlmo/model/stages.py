@@ -202,6 +202,6 @@ def _fit(
     if name == _POSITIONS:
         return resize_absolute_positions(tensor, source=source, target=target)
     if name == "vlmo.modality_types.weight" and len(tensor) == SECOND_IMAGE_TYPE < len(like):
-        # The second image's row starts as the image's, as in the published code (docs/reproduction.md).
+        # The second image's row starts as the image's, as in the published code (docs/paper.md).
         return torch.cat([tensor, tensor[SECOND_IMAGE_TYPE - 1 :]])
     return tensor
