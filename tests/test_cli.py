@@ -77,8 +77,17 @@ def refused(arguments, capsys, *, code: int = 2, output: str | None = None) -> s
         ("evaluate vlmo-small --data nowhere --rerank-weight 5", "5.0"),
         (
             "evaluate vlmo-small --data nowhere --rerank many",
-            "Error parsing --rerank: invalid literal",
+            "--rerank is 'many'; expected INT. All: vlmo evaluate --help",
         ),
+        (
+            "train shapes-stage3 --data.weights 1 x",
+            "--data.weights is ['1', 'x']; expected FLOAT. All:",
+        ),
+        ("evaluate vlmo-small --data", "--data needs a value. All: vlmo evaluate --help"),
+        ("search --filter year>2000", "no option --filter; did you mean --where?"),
+        ("search nowhere red --filtr x", "did you mean --where?"),
+        ("predict vlmo-small --image .", "--image . is a folder; name the images in it"),
+        ("predict vlmo-small --image FILE --caption", "with --caption"),
         ("data prepar", "did you mean 'data prepare'"),
         ("recipes shapes-stag3", "'shapes-stage3'"),
         ("train", "Missing from vlmo train: NAME"),

@@ -87,6 +87,12 @@ _SYNONYMS = {
     "prompt": "question text",
     "query": "question text",
 }
+# Messages of Python and tyro, and ours for the same.
+_REWORDED = {
+    r"Error parsing (\S+): (?:invalid literal.* 10|could not convert.* float|Could not.* arguments): (.*?); "
+    r"Argument helptext: \S+ \W*(\w+).*; For full helptext, see (.*)": r"\1 is \2; expected \3. All: \4",
+    r"Missing value for argument '(.*?)'\. .*; For full helptext, run (.*)": r"\1 needs a value. All: \2",
+}
 _OPTIONS = ConstructorRegistry()
 
 
@@ -153,15 +159,48 @@ def parse(
     ]  # without the frame that tyro draws
     parts = [line if line.strip("─-+╰╯") else ";" for line in lines]
     message = " ".join(parts).replace(" ;", ";").replace(".;", ";").strip("; ")
-    unknown = re.search(r"Unrecognized options: (-[^\s,;]*|[^,;]*)", message)
-    if unknown is None or "return_unknown_args" in settings:
-        raise ValueError(message)
-    raise UnknownOption(_about_unknown(unknown[1], prog=prog, read=read, short_names=short_names))
+    if "return_unknown_args" not in settings:
+        match = re.search(r"Unrecognized options: (-[^\s,;]*|[^,;]*)", message)
+        options = _options_of(read, short_names)
+        word = match[1] if match else None
+        if message.startswith(
+            "Missing"
+        ):  # a name may seem to, as it stands after an unknown option
+            word = next((word for word in arguments if _is_unknown(word, options)), None)
+        if word is not None:
+            raise UnknownOption(_about_unknown(word, options=options, prog=prog))
+    for pattern, replacement in _REWORDED.items():
+        message = re.sub(pattern, replacement, message)
+    raise ValueError(message)
 
 
-def _about_unknown(
-    word: str, *, prog: str, read: Callable[..., Any], short_names: Iterable[str]
-) -> str:
+def _options_of(read: Callable[..., Any], short_names: Iterable[str]) -> dict[str, str]:
+    """Return the options of a command, by their names and by the last parts of these."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        read(args=["--help"])
+    options = [
+        *short_names,
+        *re.findall(r"^[^\w-]{1,3}(--\w[\w.-]*)", shown.getvalue(), re.MULTILINE),
+    ]
+    by_name = {option.rpartition(".")[2].lstrip("-"): option for option in reversed(options)}
+    return by_name | {option.lstrip("-"): option for option in options}
+
+
+def _name_of(word: str) -> str:
+    return word.partition("=")[0].strip("-").replace("_", "-")
+
+
+def _is_unknown(word: str, options: dict[str, str]) -> bool:
+    name = _name_of(word)
+    return (
+        word.startswith("--")
+        and name != "help"
+        and options.keys().isdisjoint({name, name.removeprefix("no-")})
+    )
+
+
+def _about_unknown(word: str, *, options: dict[str, str], prog: str) -> str:
     """Return what to say of a word that a command does not know: of an option, the one that is meant.
 
     That is a synonym of it, or one that is written nearly so; of a setting of a recipe, the last part is enough.
@@ -169,19 +208,13 @@ def _about_unknown(
     advice = f"All: {prog} --help"
     if not word.startswith("-"):
         return f"nothing is expected at {word!r}; is an option before it missing? {advice}"
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        read(args=["--help"])
-    options = [
-        *short_names,
-        *re.findall(r"^[^\w-]{1,3}(--[\w.-]+)", shown.getvalue(), re.MULTILINE),
-    ]
-    by_name = {option.rpartition(".")[2].lstrip("-"): option for option in reversed(options)}
-    by_name |= {option.lstrip("-"): option for option in options}
-    name = word.partition("=")[0].strip("-").replace("_", "-")
-    meant = [synonym for synonym in _SYNONYMS.get(name, "").split() if synonym in by_name]
-    meant += difflib.get_close_matches(name, by_name, n=1)
-    hint = f"; did you mean {by_name[meant[0]]}?" if meant else "."
+    name = _name_of(word)
+    known = dict(options)
+    for synonym, names in _SYNONYMS.items():
+        if meant := next((meant for meant in names.split() if meant in options), None):
+            known.setdefault(synonym, options[meant])
+    near = [name] if name in known else difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {known[near[0]]}?" if near else "."
     return f"no option {word}{hint} {advice}"
 
 

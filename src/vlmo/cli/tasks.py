@@ -175,6 +175,10 @@ def predict(
     """
     folder = Path(find_model(folder))
     check_given(image, expected="an image")
+    if files := [file for file in image if file.is_dir()]:
+        raise ValueError(
+            f"--image {files[0]} is a folder; name the images in it, such as {files[0]}/*.jpg"
+        )
     check_new_file(save, option="--save")
     from vlmo.tasks import Inputs
     from vlmo.tasks import predict as ask

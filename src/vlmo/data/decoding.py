@@ -8,7 +8,7 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, BinaryIO, TypedDict, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -81,23 +81,29 @@ def image_bytes(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def read_path(path: str) -> bytes:
-    """Read a file, or the piece of one that a `range_path` names.
+    """Read a file, or the piece of one that a `range_path` names; OSError as `open_piece`."""
+    file, start, length = open_piece(path)
+    with file:
+        file.seek(start)
+        return file.read(length)
+
+
+def open_piece(path: str) -> tuple[BinaryIO, int, int]:
+    """Open a file, or one that holds the piece of a `range_path`; return it, and the image's start and length.
 
     OSError if it cannot be read, has more than `MAX_FILE_BYTES`, or is a device or a pipe, which may never end.
     """
     piece = _RANGE.fullmatch(path)
     file = Path(path if piece is None else piece["file"])
-    status = regular_file(file)
+    size = regular_file(file).st_size
     start, length = (
-        (0, status.st_size) if piece is None else (int(piece["start"]), int(piece["length"]))
+        (0, size) if piece is None else (min(int(piece["start"]), size), int(piece["length"]))
     )
     if length > MAX_FILE_BYTES:
         raise OSError(
             errno.EFBIG, f"{length:,} bytes; at most {MAX_FILE_BYTES:,} are read", str(file)
         )
-    with file.open("rb") as opened:
-        opened.seek(min(start, status.st_size))
-        return opened.read(MAX_FILE_BYTES if piece is None else length)
+    return file.open("rb"), start, length
 
 
 class EncodedImage:

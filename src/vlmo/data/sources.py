@@ -18,6 +18,7 @@ from datasets import Dataset, concatenate_datasets
 
 from vlmo.data import builtin, listing
 from vlmo.data.decoding import MAX_PIXELS, ImageCell, decode_image, image_at
+from vlmo.data.held_out import is_held_out
 from vlmo.data.own import CLASS_LIST, open_own, open_shards, to_dataset
 from vlmo.data.rows import (
     arrow_table,
@@ -47,8 +48,6 @@ MAX_WORDS = 128
 # A run opens a set several times, once for each of its splits.
 _warn_once = functools.lru_cache(8)(listing.warn_of_skipped)
 _log_once = functools.lru_cache(8)(logger.info)
-_TEST_ROWS = 50
-"""Fewest rows of a test split: of fewer, one is more than two points of a metric. Small sets give a fifth."""
 _MASKS = ("masks", "annotations")
 
 
@@ -74,8 +73,7 @@ def open_source(
         weights: Of several sources, how often each caption stands in its row: 2 is twice; 0.5 leaves out a half, always
             the same one.
         cache_dir: Folder for built-in sets once built; by default `$VLMO_CACHE`, else `~/.cache/vlmo`.
-        test_share: Paths without a `split` column only: share of rows, chosen by a hash of `image_id`, that are "test",
-            if above 0 at least 50 rows or a fifth, whichever is less.
+        test_share: Paths without a `split` column only: share of images that are "test", as `is_held_out` chooses them.
 
     Raises:
         ValueError: Unknown name (the nearest right one is given), unknown split, or data in no known form.
@@ -322,18 +320,10 @@ def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path
         raise ValueError(
             f"{path}: split {split!r}; without a split column there are 'train' and 'test'"
         )
-    names: list[str] = column(dataset, "image_id")
-    if "second_image" in dataset.column_names:  # sentences about one image stay together
-        names = [name.rpartition("#")[0] or name for name in names]
-    shares = [hash_share(name) for name in names]
-    wanted = min(_TEST_ROWS, len(names) // 5) if test_share else 0
-    least = sorted(shares)[wanted - 1] if wanted else -1.0
-    if wanted and least == max(shares):  # all rows show one image
-        least = -1.0
-    is_test = [share < test_share or share <= least for share in shares]
+    is_test = is_held_out(dataset, test_share=test_share)
     if split == "test":
         rows = sum(is_test)
-        total = len(names)
+        total = len(is_test)
         _log_once(
             "%s: without a column split, a hash takes %s of %s rows as test",
             path,

@@ -245,6 +245,7 @@ def predict(folder: str | Path, inputs: Inputs, *, device: str | None = None) ->
     if not accepts.fit(inputs):
         asks = "a" if inputs.question is not None else "no"
         given = f"{len(inputs.images)} images, {len(inputs.texts)} texts and {asks} question"
+        given += ", with --caption" if inputs.caption else ""
         raise ValueError(
             f"the model of {folder} is for {task.name} and needs {accepts.words}; given were {given}"
         )
