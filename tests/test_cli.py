@@ -1,5 +1,6 @@
 """The command line: one-line errors, exit codes, and commands that do their work."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -319,3 +320,12 @@ def test_missing_packages_are_named_by_their_extra(arguments, module, extra, mon
     shown = refused(arguments.split(), capsys)
     assert "pip install" in shown
     assert f"[{extra}]" in shown
+
+
+def test_full_disk_is_a_line_with_its_name_and_what_to_do(monkeypatch, capsys) -> None:
+    def models() -> None:
+        """Write where there is no room."""
+        raise OSError(errno.ENOSPC, "No space left on device", "/disk/file")
+
+    monkeypatch.setitem(cli._COMMANDS, "models", models)
+    assert "/disk/file: No space left on device; free some space" in refused(["models"], capsys)

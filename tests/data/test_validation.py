@@ -6,11 +6,12 @@ from datasets import Dataset, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from PIL import Image
 from tests.distributed.gloo import run_processes
+from tests.folder.test_atomic import full_disk
 
 from vlmo.data import validation
 from vlmo.data.builtin import built_folder
 from vlmo.data.decoding import encode_image
-from vlmo.data.rows import first_reasons, read_lines
+from vlmo.data.rows import Bad, QuarantineFile, first_reasons, read_lines
 from vlmo.data.schema import CONTRAST_FEATURES, FEATURES, REASONING_FEATURES
 from vlmo.data.validation import ImageValidator, filter_invalid_rows
 
@@ -135,6 +136,21 @@ def test_filter_keeps_further_columns_and_takes_false_captions_along(tmp_path) -
     assert kept["answer"][:] == ["x", "z"]
     assert kept["captions"][:] == [["a star", "a ring"], ["shade 2"]]
     assert kept["false_captions"][:] == [["no star", "no ring"], ["no shade"]]
+
+
+def test_quarantine_that_the_disk_refuses_is_named_and_goes_on_whole(tmp_path) -> None:
+    file, bad = (
+        tmp_path / "quarantine.jsonl",
+        [Bad("row", "a.tar", number, str(number), "torn") for number in (0, 1)],
+    )
+    QuarantineFile(file).add(bad[:1])
+    with (
+        full_disk(file.stat().st_size + 10),
+        pytest.raises(OSError, match=r"File too large.+quarantine\.jsonl"),
+    ):
+        QuarantineFile(file).add(bad)
+    QuarantineFile(file).add(bad)
+    assert [line["row"] for line in read_lines(file)] == [0, 1]
 
 
 def test_first_three_kinds_of_reasons_are_said() -> None:

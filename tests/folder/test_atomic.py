@@ -16,12 +16,14 @@ from vlmo.folder.atomic import write_file, write_folder
 
 
 @contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """No file grows beyond a hundred bytes."""
+def full_disk(room: int = 100) -> Iterator[None]:
+    """No file grows beyond `room` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class CrashError(Exception):

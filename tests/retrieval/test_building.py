@@ -1,10 +1,10 @@
 import io
 import json
 import os
-import resource
 import shutil
 import tarfile
 import tempfile
+import threading
 import weakref
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from datasets import Image as Feature
 from filelock import FileLock
 from PIL import Image
 from rich.console import Console
+from tests.folder.test_atomic import full_disk
 from tests.integrations.toy_gallery import CAPTIONS, drawings, trained_folder
 from tests.retrieval.toy_index import (
     NAMES,
@@ -39,6 +40,7 @@ from vlmo import progress
 from vlmo.data import listing
 from vlmo.data.decoding import EncodedImage
 from vlmo.retrieval import Index, Searcher, build_index, building, embedding, store
+from vlmo.retrieval.building import StoppedError
 from vlmo.retrieval.index import IndexQuery
 from vlmo.retrieval.sources import Record, image_id
 from vlmo.retrieval.store import Store
@@ -551,14 +553,38 @@ def test_images_go_through_a_few_at_a_time(kind, encoder, tmp_path, monkeypatch)
     assert max(written) == 10
 
 
+def test_run_over_images_that_have_not_changed_can_be_stopped_and_loses_none(indexed, encoder):
+    folder, out = indexed(range(3))
+    with pytest.raises(StoppedError):
+        build_index(encoder, [folder], out=out, stop=lambda: True)
+    assert len(rows(out)) == 3
+    assert build_index(encoder, [folder], out=out).unchanged == 3
+
+
+def test_new_images_start_no_threads_of_their_own_and_ask_the_table_for_no_bytes(
+    encoder, tmp_path, monkeypatch
+):
+    asked, started, select, start = [], [], Store.select, threading.Thread.start
+    monkeypatch.setattr(
+        threading.Thread, "start", lambda self: (started.append(self.name), start(self))[1]
+    )
+    monkeypatch.setattr(
+        Store,
+        "select",
+        lambda self, column, *by, **how: (asked.append(column), select(self, column, *by, **how))[
+            1
+        ],
+    )
+    images = write_folder(tmp_path / "images")
+    assert build_index(encoder, [images], out=tmp_path / "index", batch=1).encoded == NUM
+    assert asked == ["id"]
+    assert len([name for name in started if name.startswith("ThreadPoolExecutor")]) < NUM
+
+
 def test_table_that_a_full_disk_left_half_made_is_made_again(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
-    try:
-        with pytest.raises(ValueError, match=r"the disk is full .* free some space and run again"):
-            Store(tmp_path / "index", dim=8)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    line = r"the disk is full, or that of temporary files, /.* free some space and run again"
+    with full_disk(0), pytest.raises(ValueError, match=line):
+        Store(tmp_path / "index", dim=8)
     assert [path.stem for path in sorted((tmp_path / "index").iterdir())] == ["images"]
     assert Store(tmp_path / "index", dim=8).table.count_rows() == 0
 

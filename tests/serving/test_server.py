@@ -22,7 +22,7 @@ from tests.test_cli import refused
 from vlmo.cli import main
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
-from vlmo.serving.server import _connections, _Patient, read_key, with_names
+from vlmo.serving.server import _connections, _Patient, _Server, bind, read_key, serve, with_names
 from vlmo.serving.settings import Settings
 
 PATIENCE_S = 60
@@ -183,6 +183,13 @@ def test_head_that_never_ends_is_given_up(hasty) -> None:
         assert (
             client.get("/").status_code == 204
         )  # of a connection that was kept, after more than the patience
+
+
+def test_connection_is_kept_open_for_longer_than_clients_and_proxies_reuse_it(monkeypatch) -> None:
+    configs = []
+    monkeypatch.setattr(_Server, "run", lambda self, **_: configs.append(self.config))
+    serve(bind("127.0.0.1", 0), Parts(), Settings())
+    assert configs[0].timeout_keep_alive > 60  # httpx and Node: 5, aiohttp: 15, proxies: 60
 
 
 def test_idle_connections_make_room_for_requests(hasty, caplog) -> None:

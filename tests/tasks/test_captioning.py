@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.folder.test_atomic import full_disk
 from tests.recipes.toy_recipes import tiny
 from tests.toy_questions import COLORS
 
@@ -74,8 +75,12 @@ def test_folders_are_captioned_once_into_a_table_that_others_read(run, images, t
     out = tmp_path / "captions.jsonl"
     number, bad = caption_files(run, [tmp_path / "photos" / "red"], out, device="cpu", num_beams=1)
     assert (number, bad) == (1, [])
-    with out.open("a") as file:
-        file.write('{"image": "photos/blu')  # a kill while it wrote
+    with (
+        full_disk(out.stat().st_size + 10),
+        pytest.raises(OSError, match=r"File too large.+captions\.jsonl"),
+    ):
+        caption_files(run, [tmp_path / "photos"], out, device="cpu")
+    assert not out.read_text().endswith("\n")  # half a line is left
     number, bad = caption_files(run, [tmp_path / "photos"], out, device="cpu")
     assert number == 1
     assert len(bad) == 1

@@ -90,13 +90,20 @@ def test_state_of_another_model_is_refused(tmp_path) -> None:
 
 
 def test_save_that_fails_is_reported_by_the_next_one(tmp_path, monkeypatch) -> None:
-    save(tmp_path, 1)
     store = StateStore(tmp_path, keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        store.save({"w": torch.zeros(3)}, progress={"step": 1})
+        with pytest.raises(
+            TrainingError, match=r"No space left on device.*nothing was saved yet; the same command"
+        ):
+            store.wait()
+    save(tmp_path, 1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
         store.save({"w": torch.zeros(3)}, progress={"step": 2})
         with pytest.raises(
-            TrainingError, match=r"No space left on device.*the newest one is .*step_00000001"
+            TrainingError, match=r"No space left on device.*the last saved state is .*step_00000001"
         ):
             store.save({"w": torch.zeros(3)}, progress={"step": 3})
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"], "nothing is left of it"

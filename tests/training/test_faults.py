@@ -204,7 +204,7 @@ def close_folder(group: Group) -> None:
     [
         (
             fill_disk,
-            r"step_00000004 could not be written by process 0 \(File too large\); the newest",
+            r"step_00000004 could not be written by process 0 \(File too large\); the last saved",
         ),
         (close_folder, r"step_00000004 could not be written by process 0 \(Permission denied\)"),
     ],
@@ -226,7 +226,7 @@ def test_save_that_the_disk_refuses_costs_nothing_that_was_saved(
     assert group.codes(within_s=SOON_S) == [1], group.output(0)
     (said,) = reported(group.output(0))
     assert re.search(line, said), said
-    assert f"the newest one is {folder / 'run' / 'state' / 'step_00000002'}, " in said
+    assert f"the last saved state is {folder / 'run' / 'state' / 'step_00000002'}, " in said
     assert said.endswith("and the same command goes on")
     (folder / "run" / "state").chmod(0o755)
     assert [path.name for path in (folder / "run" / "state").iterdir()] == ["step_00000002"], (
@@ -256,7 +256,9 @@ def test_data_that_end_a_run_cost_no_state_that_is_being_written(tmp_path) -> No
     assert make_trainer(tmp_path / "run", settings=settings).fit().status == "finished"
 
 
-def test_process_that_loses_another_before_the_first_step_says_so(tmp_path) -> None:
+def test_other_process_or_shared_memory_that_is_lost_before_the_first_step_is_a_line(
+    tmp_path,
+) -> None:
     def start(words: str) -> None:
         with explained_faults(
             lambda: "base-stage3", run_dir=tmp_path, last_saved=lambda **_: "start again"
@@ -269,6 +271,13 @@ def test_process_that_loses_another_before_the_first_step_says_so(tmp_path) -> N
         start("[gloo/transport/tcp/pair.cc:554] Connection closed by peer")
     with pytest.raises(RuntimeError, match="shapes"):
         start("shapes do not fit")
+    with pytest.raises(
+        TrainingError,
+        match=r"base-stage3: .*/dev/shm is full: .*loader\.num_workers to 0; start again",
+    ):
+        start(
+            "Caught RuntimeError in DataLoader worker process 0. unable to allocate shared memory(shm) for file <x>"
+        )
 
 
 @pytest.mark.slow

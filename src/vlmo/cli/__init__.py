@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import functools
 import gc
 import importlib
@@ -108,11 +109,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f". This needs more packages: {install_command(extra)}"
         _fail(str(error) if "pip install" in str(error) else f"{error}{hint}")
     except OSError as error:
-        _fail(
+        reason = (
             f"{error.filename}: {error.strerror}"
             if error.filename
             else error.strerror or str(error)
         )
+        is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        _fail(f"{reason}; free some space and run again" if is_full else reason)
     except (ValueError, EOFError, SafetensorError) as error:
         _fail(str(error))
     except RuntimeError as error:

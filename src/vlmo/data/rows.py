@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vlmo.data.listing import regular_file
 from vlmo.data.sampler import stable_id
 from vlmo.data.tables import SPLITS
+from vlmo.folder.atomic import naming_refusal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -188,7 +189,7 @@ class QuarantineFile:
         lines = {_identity(record.line()): record.line() for record in records}
         new = {name: line for name, line in lines.items() if name not in self._known}
         if new:
-            with self._path.open("a", encoding="utf-8") as file:
+            with naming_refusal(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(to_lines(list(new.values())))
             self._known.update(new)
 

@@ -43,7 +43,7 @@ def write_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(leftover)
     aside.mkdir(parents=True)
     try:
-        with _naming(target):
+        with naming_refusal(target):
             yield aside
         for path in [*aside.rglob("*"), aside]:
             _flush_to_disk(path)
@@ -66,7 +66,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     aside = target.with_name(f"{target.name}.aside")
     try:
         aside.unlink(missing_ok=True)  # a link of that name would be followed
-        with _naming(target):
+        with naming_refusal(target):
             yield aside
             _flush_to_disk(aside)
         aside.replace(target)
@@ -94,7 +94,7 @@ def system_error(error: BaseException | None) -> OSError | None:
 
 
 @contextlib.contextmanager
-def _naming(target: Path) -> Iterator[None]:
+def naming_refusal(target: Path) -> Iterator[None]:
     """Raise OSError with the name `target` where a write is refused: a full disk is reported without one."""
     try:
         yield

@@ -129,7 +129,7 @@ def build_index(
         executor: Embed in this process, or in actors of Ray Data.
         workers: Number of these actors.
         console: Takes a bar of progress, or a line every ten seconds where it is no terminal; None shows nothing.
-        stop: Asked after each batch; True ends the run, and the next one goes on from there.
+        stop: Asked after each batch, and each 512 files; True ends the run, and the next one goes on from there.
 
     Raises:
         StoppedError: `stop` said so.
@@ -353,6 +353,7 @@ class _Update:
         self._rows: dict[str, dict[str, Any]] = {}  # new ones by id, which are not written yet
         self._started_at = self._written_at = time.monotonic()
         self._seen: set[str] = set()  # ids of images
+        self._hashes: set[str] | None = None  # of the images in the table, once they are asked for
         self._done: dict[str, str] = {}  # stamps of shards that were read, by path
         self._finished: list[Found] = []  # shards whose last rows are not written yet
         self._unread: set[str] = set()  # shards that were done before and have not changed
@@ -370,26 +371,18 @@ class _Update:
         quarantine = QuarantineFile(quarantine_file)
         lines_before = read_lines(quarantine_file)
         lines = []
-        for batch in embed(self._works(), lookup=self._lookup):
-            for row in batch.rows:
-                self._rows[row["id"]] = row
-                self._seen.add(row["id"])
-            self._seen.update(batch.unchanged)
-            self._counts["encoded"] += batch.num_encoded
-            self._counts["reused"] += len(batch.rows) - batch.num_encoded
-            quarantine.add(batch.bad)
-            for bad in batch.bad:
-                lines.append(bad.line())
-                if bad.kind == "shard":
-                    self._broken.add(bad.shard)
-            if batch.finished is not None:
-                self._finished.append(batch.finished)
-            is_stopped = self._stop()
-            if is_stopped or self._is_due():
-                self._write()
-            if is_stopped:
-                raise StoppedError
-            self._advance(batch.size, unchanged=len(batch.unchanged))
+        try:
+            for batch in embed(self._works(), lookup=self._lookup):
+                self._add(batch)
+                quarantine.add(batch.bad)
+                lines += [bad.line() for bad in batch.bad]
+                self._check_stop()
+                if self._is_due():
+                    self._write()
+                self._advance(batch.size, unchanged=len(batch.unchanged))
+        except StoppedError:
+            self._write()
+            raise
         self._write()
         self._delete()
         # Lines of this run, and older ones about shards that were not read again.
@@ -398,6 +391,23 @@ class _Update:
         write_file(quarantine_file, "".join(texts))
         self._counts["bad"] = len(texts)
         return self._counts
+
+    def _add(self, batch: Batch) -> None:
+        for row in batch.rows:
+            self._rows[row["id"]] = row
+            self._seen.add(row["id"])
+        self._seen.update(batch.unchanged)
+        self._counts["encoded"] += batch.num_encoded
+        self._counts["reused"] += len(batch.rows) - batch.num_encoded
+        for bad in batch.bad:
+            if bad.kind == "shard":
+                self._broken.add(bad.shard)
+        if batch.finished is not None:
+            self._finished.append(batch.finished)
+
+    def _check_stop(self) -> None:
+        if self._stop():
+            raise StoppedError
 
     def _works(self) -> Iterator[Work]:
         """Yield what is new or may have changed; the rest counts as unchanged."""
@@ -411,6 +421,7 @@ class _Update:
                 yield Work([shard], self._store.stamps("shard", [shard.path]))
         files = [file for file in self._files if file.kind == "file"]
         for start in range(0, len(files), _TOGETHER):
+            self._check_stop()  # here too: files that have not changed make no batch
             files_by_id = {image_id(file.path): file for file in files[start : start + _TOGETHER]}
             stamps = self._store.stamps("id", list(files_by_id))
             changed = []
@@ -427,11 +438,17 @@ class _Update:
 
     def _lookup(self, hashes: Sequence[str]) -> dict[str, Encoded]:
         """Return what was encoded before from the same bytes, by their hashes."""
+        if self._hashes is None:
+            self._hashes = set()
+            for rows in self._store.scan(["hash"]):
+                self._hashes.update(rows["hash"].to_pylist())
+        # Most images are new: to ask the table about each batch would take longer as it grows.
+        stored = [*self._hashes.intersection(hashes)]
         columns = [*ENCODED, OCR_COLUMN] if self._reader.ocr else ENCODED
-        if not {*columns} <= {*ENCODED, *self._store.columns()}:
+        if not stored or not {*columns} <= {*ENCODED, *self._store.columns()}:
             return {}
         encoded = {}
-        for row in self._store.rows("hash", hashes, columns=["hash", *columns]):
+        for row in self._store.rows("hash", stored, columns=["hash", *columns]):
             if row[columns[-1]] is not None:  # a row whose text was not read yet gives nothing
                 encoded[row["hash"]] = {name: row[name] for name in columns}
         return encoded
@@ -448,6 +465,8 @@ class _Update:
         """Write new rows, and then note the shards that end with them, which are not read again before they change."""
         if self._rows:
             self._store.write(list(self._rows.values()))
+            if self._hashes is not None:
+                self._hashes.update(row["hash"] for row in self._rows.values())
         self._rows = {}
         for shard in self._finished:
             self._done.pop(shard.path, None)

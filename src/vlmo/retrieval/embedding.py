@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlmo.export.sessions import Pixels
 
 ENCODED = ("vector", "thumbnail", "width", "height")
+_READERS = 8
 _MAX_BYTES = 64 << 20
 _MAX_UNCHANGED = 2048
 """Bytes of images, and images that have not changed, from which on a batch is full."""
@@ -131,12 +132,15 @@ def _read(works: Iterable[Work], reader: Reader, *, batch: int) -> Iterator[Batc
 
 def _read_files(files: Sequence[Found], reader: Reader, batch: int) -> Iterator[Record | Bad]:
     waiting: list[Found] = []
-    for found in files:
-        waiting.append(found)
-        if len(waiting) >= batch or sum(each.size for each in waiting) >= _MAX_BYTES:
-            yield from reader.read_files(waiting)
-            waiting = []
-    yield from reader.read_files(waiting)
+    with ThreadPoolExecutor(
+        _READERS
+    ) as workers:  # of all batches: to start threads takes longer than small files
+        for found in files:
+            waiting.append(found)
+            if len(waiting) >= batch or sum(each.size for each in waiting) >= _MAX_BYTES:
+                yield from workers.map(reader.read_file, waiting)
+                waiting = []
+        yield from workers.map(reader.read_file, waiting)
 
 
 def _decode(encoder: Encoder, data: bytes, *, ocr: bool) -> _Decoded:

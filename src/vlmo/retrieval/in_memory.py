@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int64
 
 from vlmo.folder.atomic import atomic_file
 from vlmo.retrieval.hits import Ranking
-from vlmo.retrieval.store import Approximate, Store, plain
+from vlmo.retrieval.store import Approximate, Store
 
 FILE = "vectors.faiss"
 """Its name in the folder of an index."""
@@ -34,10 +34,9 @@ def has_faiss() -> bool:
 def write_memory(store: Store, *, partitions: int) -> None:
     """Write `FILE` of all vectors of a table, whose size is a multiple of 4; takes 1.6 GB for a million of 768.
 
-    ValueError if the system refuses it, as where the disk is full.
+    OSError if the system refuses it, as where the disk is full.
     """
-    import faiss
-
+    faiss: Any = importlib.import_module("faiss")
     total = store.table.count_rows()
     dim = store.dim
     sample = np.linspace(0, total - 1, min(total, _TRAINED_WITH * partitions)).astype(int)
@@ -59,13 +58,9 @@ def write_memory(store: Store, *, partitions: int) -> None:
     index.train(vectors)
     for batch in store.scan(["vector"]):
         index.add(batch["vector"].flatten().to_numpy().reshape(-1, dim))
-    try:
-        with atomic_file(store.folder / FILE) as aside:
-            faiss.write_index(index, str(aside))
-    except RuntimeError as error:
-        raise ValueError(
-            f"{store.folder / FILE} cannot be written ({plain(error)}); free space, run again"
-        ) from error
+    # Not by its name: FAISS does not look whether the last bytes have reached a full disk.
+    with atomic_file(store.folder / FILE) as aside, aside.open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
 class MemoryVectors:

@@ -9,8 +9,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -36,7 +35,6 @@ _VERSIONS = (
     "generation",
     "created",
 )
-_READERS = 8
 _LAYOUT = 3
 """Changes when rows get other columns, so that the next run reads, and does not embed, all images again."""
 _MISNAMED = "its name is not UTF-8; give it another one"
@@ -291,11 +289,6 @@ class Reader:
         """Return a text that changes when the file or its metadata may have changed."""
         return f"{found.stamp}-{_stamp(self._annotation(found), self.keep_bytes, self.ocr)}"
 
-    def read_files(self, files: Iterable[Found]) -> list[Record | Bad]:
-        """Read image files in parallel."""
-        with ThreadPoolExecutor(_READERS) as workers:
-            return list(workers.map(self._file, files))
-
     def read_shard(self, found: Found) -> Iterator[Record | Bad]:
         """Read a shard or saved data set from front to back; its last record may be a `Bad` of kind "shard"."""
         if found.kind == "unreadable" or found.path != found.path.encode(errors="ignore").decode():
@@ -334,7 +327,8 @@ class Reader:
             tuple(dict.fromkeys((*about.captions, *beside.captions))), about.metadata, columns
         )
 
-    def _file(self, found: Found) -> Record | Bad:
+    def read_file(self, found: Found) -> Record | Bad:
+        """Read an image file."""
         if found.path != found.path.encode(errors="ignore").decode():
             return Bad("row", found.path, 0, found.path, _MISNAMED)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,6 +52,8 @@ _TYPES = {pa.bool_(): "true or false", pa.float64(): "number", pa.string(): "tex
 _LOGGER = logging.getLogger(__name__)
 _MAX_COLUMNS = 500  # of metadata; each makes every later write slower
 _FULL = r"\(os error (27|28|122)\)"  # EFBIG, ENOSPC, EDQUOT: a file may not grow, a disk or a quota is full
+# LanceDB's folder, where it sorts; Python's would be another one with room.
+_TEMPORARY = os.environ.get("TMPDIR", "/tmp")
 # How soon a reader sees the writes of others; `Store.version` a quarter later.
 _READ_EVERY = timedelta(seconds=1.6)
 _OLD = timedelta(seconds=10)  # versions that no reader uses any more
@@ -81,8 +84,9 @@ def one_line(folder: Path) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
         if re.search(_FULL, str(error)):
+            where = f"the disk is full, or that of temporary files, {_TEMPORARY}"
             raise ValueError(
-                f"{folder}: the disk is full ({plain(error)}); free some space and run again"
+                f"{folder}: {where} ({plain(error)}); free some space and run again"
             ) from error
         raise DamagedError(
             f"{folder}: the index is damaged, or no index ({plain(error)}); build it anew"

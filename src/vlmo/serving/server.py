@@ -32,6 +32,9 @@ _CLOSING_S = 5.0
 _AT_ONCE_S = 1.0
 """Seconds in which more signals count as the first; a later one breaks off what runs."""
 _TRIM_EVERY_S = 10.0
+_KEPT_OPEN_S = 75
+"""Seconds without a request. Clients and proxies reuse connections for 5 to 60, and lose a request if
+it crosses the end of one: uvicorn's 5 is too little."""
 _CONNECTIONS = 1000
 _BACKLOG = 100
 _OTHER_FILES = 300
@@ -53,6 +56,7 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
         log_config=None,
         log_level="warning",
         server_header=False,
+        timeout_keep_alive=_KEPT_OPEN_S,
         timeout_graceful_shutdown=round(settings.grace),
     )
     engine = (

@@ -20,6 +20,7 @@ from vlmo.data.listing import IMAGE_SUFFIXES, walk
 from vlmo.data.masking import IGNORED, WordMaskConfig
 from vlmo.data.rows import column, read_lines, to_lines
 from vlmo.evaluation.metrics import Metric, caption_metrics
+from vlmo.folder.atomic import naming_refusal
 from vlmo.folder.card import Usage
 from vlmo.lazy import need_package
 from vlmo.losses.masked import accuracy, masked_loss
@@ -194,7 +195,12 @@ def caption_files(
     model, processor = CaptioningTask.load(folder, device=device)
     known = {line.get("image") for line in read_lines(out)}
     left = [name for name in dict.fromkeys(names) if name not in known]
-    with Progress(console) as progress, out.open("a", encoding="utf-8") as file:
+    with (
+        Progress(console) as progress,
+        naming_refusal(out),
+        out.open("a", encoding="utf-8") as file,
+    ):
+        progress.update("captions", 0, len(left))
         for start in range(0, len(left), batch):
             read = {}
             for name in left[start : start + batch]:

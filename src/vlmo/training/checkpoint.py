@@ -126,9 +126,7 @@ class StateStore:
         with contextlib.suppress(TrainingError, RuntimeError, OSError):
             if finish:
                 self.wait()
-        saved = max(_states(self.folder), default=None)
-        state = f"the last saved state is {saved}, and" if saved else "nothing was saved yet;"
-        return f"{state} the same command goes on"
+        return _last_saved(self.folder)
 
     def load(self, path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Load weights and optimizer from a state that any number of processes wrote.
@@ -348,11 +346,16 @@ class _StateWriter(HuggingFaceStorageWriter):
                 raise cause from None  # such as an interrupt
             refused = system_error(cause)
             reason = f"{type(cause).__name__}: {cause}" if refused is None else refused.strerror
-            newest = max(_states(self.target.parent), default=None)
             raise TrainingError(
-                f"training state {self.target} could not be written by process {process} ({reason}); the newest one is "
-                f"{newest}, and the same command goes on"
+                f"training state {self.target} could not be written by process {process} ({reason}); "
+                f"{_last_saved(self.target.parent)}"
             ) from cause
+
+
+def _last_saved(folder: Path) -> str:
+    newest = max(_states(folder), default=None)
+    state = f"the last saved state is {newest}, and" if newest else "nothing was saved yet;"
+    return f"{state} the same command goes on"
 
 
 def _states(folder: Path) -> list[Path]:

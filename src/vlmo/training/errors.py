@@ -54,8 +54,13 @@ def explained_faults(
                     f"a worker that prepares batches is gone ({worker[1]}), most often because memory ran out: give "
                     "the machine more, or lower loader.num_workers"
                 )
+            elif "shared memory" in text:
+                fault = (
+                    "workers hand over batches in shared memory, and /dev/shm is full: give it more (docker run "
+                    "--shm-size), or set loader.num_workers to 0"
+                )
             elif isinstance(error, OSError) and run_dir is not None:
-                fault = f"{error.filename or run_dir}: {error}"
+                fault = f"{error.filename or f'{run_dir}, or shared memory of workers'}: {error}"
             else:
                 raise
             # What the stopped frames hold is dropped: a loader left alive raises again at the end of each worker.

@@ -47,8 +47,11 @@ class _EventFile:
             "tensorboard.compat.proto.event_pb2"
         )  # made when it is imported
         folder.mkdir(exist_ok=True)
-        # TensorBoard reads files in the order of their names.
-        self.file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("wb")
+        # TensorBoard reads files in the order of their names, also where the clock was set back between two starts.
+        stamps = [file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")]
+        last = max((int(stamp) for stamp in stamps if stamp.isdecimal()), default=0)
+        stamp = max(time.time_ns(), last + 1)
+        self.file = (folder / f"events.out.tfevents.{stamp}.{os.getpid()}").open("wb")
         self._record = RecordWriter(self.file)
         self._event = messages.Event
         self.add(file_version="brain.Event:2")
