@@ -74,15 +74,15 @@ MUTATIONS = (
     Mutation(
         "beams keep the keys and values of others",
         "model/pretraining.py",
-        "                layer.reorder_cache(rows)\n",
+        '                layer.reorder_cache(cast("torch.LongTensor", rows))\n',
         "",
         ("model/test_captioning.py",),
     ),
     Mutation(
         "beam search stopped by the current length",
-        "model/pretraining.py",
-        "scores[:, 0] / longest**length_penalty",
-        "scores[:, 0] / length**length_penalty",
+        "model/beam.py",
+        "self.scores[:, 0] / self.max_length**self.length_penalty",
+        "self.scores[:, 0] / length**self.length_penalty",
         ("model/test_captioning.py",),
     ),
     Mutation(

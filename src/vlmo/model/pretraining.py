@@ -18,6 +18,7 @@ from vlmo.folder import write_modules
 from vlmo.losses.itc import itc_loss
 from vlmo.losses.masked import masked_loss
 from vlmo.model.backbone import VLMoModel, VLMoPreTrainedModel
+from vlmo.model.beam import BeamSearch
 from vlmo.model.config import VLMoConfig
 from vlmo.model.heads import (
     MAX_LOGIT_SCALE,
@@ -35,8 +36,8 @@ class VLMoContrastOutput(ModelOutput):
 
     Attributes:
         loss: Contrastive loss; with `return_loss`.
-        image_embeds: L2-normalised, (images, projection).
-        text_embeds: L2-normalised, (texts, projection).
+        image_embeds: L2-normalized, (images, projection).
+        text_embeds: L2-normalized, (texts, projection).
         logits_per_image: Similarities over temperature, (images, texts).
         logits_per_text: The transpose.
         match_logits: (batch, 2), class 1 = match; of `VLMoForPreTraining`.
@@ -69,13 +70,13 @@ class _DualEncoder(VLMoPreTrainedModel):
     @property
     def contrast_heads(self) -> list[ContrastHead]:
         """The head of each ITC branch: unimodal, and VL-FFN where the model has one."""
-        heads = self.contrast_head, getattr(self, "fusion_contrast_head", None)
-        return [head for head in heads if head is not None]
+        fusion_head = getattr(self, "fusion_contrast_head", None)
+        return [self.contrast_head] if fusion_head is None else [self.contrast_head, fusion_head]
 
     def get_image_features(
         self, pixel_values: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch dim"]:
-        """Return L2-normalised vectors of images."""
+        """Return L2-normalized vectors of images."""
         return self.contrast_head.embed_image(self.vlmo.encode(pixel_values).first)
 
     def get_text_features(
@@ -83,7 +84,7 @@ class _DualEncoder(VLMoPreTrainedModel):
         input_ids: Int[Tensor, "batch text"],
         attention_mask: Int[Tensor, "batch text"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        """Return L2-normalised vectors of texts."""
+        """Return L2-normalized vectors of texts."""
         return self.contrast_head.embed_text(
             self.vlmo.encode(None, input_ids, attention_mask).first
         )
@@ -91,26 +92,24 @@ class _DualEncoder(VLMoPreTrainedModel):
     def image_vectors(
         self, pixel_values: Float[Tensor, "batch 3 height width"]
     ) -> list[Float[Tensor, "batch dim"]]:
-        """Return L2-normalised vectors of images in each ITC branch."""
+        """Return L2-normalized vectors of images in each ITC branch."""
         if len(self.contrast_heads) == 1:
             return [self.get_image_features(pixel_values)]
-        states = self.vlmo.encode_branches(pixel_values)
-        return [
-            head.embed_image(first) for head, first in zip(self.contrast_heads, states, strict=True)
-        ]
+        unimodal, fused = self.vlmo.encode_branches(pixel_values)
+        heads = self.contrast_heads
+        return [heads[0].embed_image(unimodal), heads[1].embed_image(fused)]
 
     def text_vectors(
         self,
         input_ids: Int[Tensor, "batch text"],
         attention_mask: Int[Tensor, "batch text"] | None = None,
     ) -> list[Float[Tensor, "batch dim"]]:
-        """Return L2-normalised vectors of texts in each ITC branch."""
+        """Return L2-normalized vectors of texts in each ITC branch."""
         if len(self.contrast_heads) == 1:
             return [self.get_text_features(input_ids, attention_mask)]
-        states = self.vlmo.encode_branches(None, input_ids, attention_mask)
-        return [
-            head.embed_text(first) for head, first in zip(self.contrast_heads, states, strict=True)
-        ]
+        unimodal, fused = self.vlmo.encode_branches(None, input_ids, attention_mask)
+        heads = self.contrast_heads
+        return [heads[0].embed_text(unimodal), heads[1].embed_text(fused)]
 
     def match(
         self,
@@ -248,16 +247,15 @@ class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
         labels: Int[Tensor, "batch patch"] | None = None,
     ) -> MaskedImageModelingOutput:
         """Return logits over visual tokens for each patch; with `labels` (visual tokens) the loss at masked patches."""
-        masked = {"bool_masked_pos": bool_masked_pos, "mask_token": self.mim_head.mask_token}
-        logits = self.mim_head(self.vlmo(pixel_values, **masked).last_hidden_state[:, 1:])
+        encoded = self.vlmo(
+            pixel_values, bool_masked_pos=bool_masked_pos, mask_token=self.mim_head.mask_token
+        )
+        logits = self.mim_head(encoded.last_hidden_state[:, 1:])
         loss = None
-        if labels is not None:
-            chosen = (
-                torch.ones_like(labels, dtype=torch.bool)
-                if bool_masked_pos is None
-                else bool_masked_pos
-            )
-            loss = masked_loss(logits[chosen], labels[chosen])
+        if labels is not None and bool_masked_pos is None:
+            loss = masked_loss(logits.flatten(0, 1), labels.flatten())
+        elif labels is not None:
+            loss = masked_loss(logits[bool_masked_pos], labels[bool_masked_pos])
         return MaskedImageModelingOutput(loss=loss, reconstruction=logits)
 
 
@@ -283,9 +281,10 @@ class _MaskedWords(VLMoPreTrainedModel):
         """Return logits over the vocabulary for every token; the loss where `labels` is not -100."""
         encoded = self.vlmo(pixel_values, input_ids, attention_mask, causal=self.causal)
         logits = self.mlm_head(encoded.text_hidden_state)
-        loss = (
-            None if labels is None else masked_loss(logits[labels != -100], labels[labels != -100])
-        )
+        loss = None
+        if labels is not None:
+            is_labeled = labels != -100  # the field's mark of positions without a label
+            loss = masked_loss(logits[is_labeled], labels[is_labeled])
         return MaskedLMOutput(loss=loss, logits=logits)
 
 
@@ -328,71 +327,37 @@ class VLMoForImageCaptioning(_MaskedWords):
             length_penalty: Captions compare by log-probability over length, with `[CLS]` and `[SEP]`, to this power.
         """
         if min(max_new_tokens, num_beams) < 1 or length_penalty < 0:
-            given = max_new_tokens, num_beams, length_penalty
             raise ValueError(
-                f"max_new_tokens, num_beams, length_penalty are {given}; give from 1, from 1, from 0 up"
+                "max_new_tokens, num_beams, length_penalty are "
+                f"{(max_new_tokens, num_beams, length_penalty)}; give from 1, from 1, from 0 up"
             )
-        count = pixel_values.shape[0]
-        beams = num_beams
-        pad = tokenizer.pad_token_id
-        if not count:
+        num_images = len(pixel_values)
+        if num_images == 0:
             return torch.empty(0, 0, dtype=torch.long, device=pixel_values.device)
         grid = self.vlmo.image_embeddings.grid_of(pixel_values)
         cache = [DynamicLayer() for _ in self.vlmo.blocks]
         self.vlmo.prefill(pixel_values, cache)
         for layer in cache:
-            layer.batch_repeat_interleave(beams)
-        images = torch.arange(count, device=pixel_values.device)
-        ids = torch.full((count, beams, 1), tokenizer.cls_token_id, device=images.device)
-        scores = torch.zeros(count, beams, device=images.device)
-        scores[:, 1:] = -torch.inf  # all beams are alike at first
-        longest = min(1 + max_new_tokens, self.config.max_text_positions)
-        best = scores.new_full((count,), -torch.inf)
-        lengths = torch.ones_like(images)
-        done = images < 0
-        captions = ids.new_full((count, longest), pad)
-        for length in range(2, longest + 1):
-            last = F.pad(ids[:, :, -1:], (0, 1), value=tokenizer.mask_token_id)
+            layer.batch_repeat_interleave(num_beams)
+        search = BeamSearch(
+            num_images,
+            num_beams=num_beams,
+            max_length=min(1 + max_new_tokens, self.config.max_text_positions),
+            length_penalty=length_penalty,
+            start=tokenizer.cls_token_id,
+            end=tokenizer.sep_token_id,
+            pad=tokenizer.pad_token_id,
+            device=pixel_values.device,
+        )
+        for _ in range(search.max_length - 1):
+            # A mask after the last word takes the place of the next one, as in training.
+            last = F.pad(search.tokens[:, :, -1:], (0, 1), value=tokenizer.mask_token_id)
             states = self.vlmo.decode(last.flatten(0, 1), cache, grid=grid)
-            words = (
-                self.mlm_head(states[:, -1])
-                .float()
-                .log_softmax(dim=-1)
-                .unflatten(0, (count, beams))
-            )
-            sums, flat = (
-                (scores[..., None] + words).flatten(1).topk(min(2 * beams, words[0].numel()))
-            )
-            parents = flat // words.shape[-1]
-            tokens = flat % words.shape[-1]
-            longer = torch.cat(
-                [ids.gather(1, parents[..., None].expand(-1, -1, length - 1)), tokens[..., None]],
-                dim=2,
-            )
-            ends = tokens == tokenizer.sep_token_id
-            # A caption ends before as many likelier ones go on as there are beams, or at the greatest length.
-            ended = (
-                ends & ((~ends).cumsum(1) < beams) if length < longest else torch.ones_like(ends)
-            )
-            score, number = (
-                (sums / length**length_penalty)
-                .masked_fill(~ended | done[:, None], -torch.inf)
-                .max(dim=1)
-            )
-            better = score > best
-            captions[better] = F.pad(longer, (0, longest - length), value=pad)[images, number][
-                better
-            ]
-            best = torch.where(better, score, best)
-            lengths = lengths.masked_fill(better, length)
-            scores, kept = sums.masked_fill(ends, -torch.inf).topk(beams)
-            ids = longer.gather(1, kept[..., None].expand(-1, -1, length))
-            rows = (images[:, None] * beams + parents.gather(1, kept)).flatten()
+            log_probs = self.mlm_head(states[:, -1]).float().log_softmax(dim=-1)
+            rows = search.extend(log_probs.unflatten(0, (num_images, num_beams)))
             for layer in cache:
-                layer.crop(-1)  # the mask's
-                layer.reorder_cache(rows)
-            # No caption that goes on can come to more than its score over the greatest length.
-            done |= ends[:, 0] if beams == 1 else best >= scores[:, 0] / longest**length_penalty
-            if done.all():
+                layer.crop(-1)  # the mask's keys and values
+                layer.reorder_cache(cast("torch.LongTensor", rows))
+            if search.is_done.all():
                 break
-        return captions[:, : int(lengths.max())]
+        return search.captions()
