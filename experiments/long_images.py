@@ -5,7 +5,8 @@
 
 An image is two test drawings of `emoji-pairs` side by side (2:1) or one above the other (1:2), its caption both names.
 The model is `vlmo-small` as it is; with `--steps`, also after fine-tuning on such images of the training drawings, once
-as squares and once with `data.transform.keep_aspect`, else alike.
+as squares and once with `data.transform.keep_aspect`, else alike. A seed is one set of pairs of drawings, and
+one order of training; differences are paired by seed, with 95 % t-intervals over seeds.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
 from PIL import Image
 from rich.console import Console
+from scipy import stats
 
 from vlmo.checkpoints.loading import load_processor
 from vlmo.data.decoding import decode_image
@@ -33,7 +37,9 @@ from vlmo.tasks import RetrievalTask, evaluate
 from vlmo.tasks.result import circumstances
 from vlmo.tasks.vision_language import VisionLanguageConfig
 
-SIDE, RESAMPLES = 96, 10_000
+SIDE = 96
+KEEPS_ASPECT = {"square": False, "keep_aspect": True}
+METRICS = ("tr@1", "ir@1")
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,14 @@ class Options:
     """Model folder or name."""
     steps: int = 0
     """Steps of fine-tuning, 0 for none."""
-    seed: int = 0
-    """Of the pairs of drawings, and of the fine-tuning."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of the pairs of drawings and of the fine-tuning, two or more."""
     out: Path = Path("experiments/long_images.json")
     """JSON file."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.seeds)) < 2:
+            raise SystemExit(f"--seeds is {self.seeds}; give two or more, for an interval over seeds")
 
 
 def write_split(folder: Path, split: str, *, rounds: int, seed: int) -> None:
@@ -80,26 +90,31 @@ def with_shapes(model: Path, folder: Path, *, keep_aspect: bool) -> Path:
     return folder
 
 
-def compared(square: Path, shaped: Path, data: Path) -> dict[str, dict[str, float | list[float]]]:
-    """Return recall at 1 of both folders in percent, and the difference with a paired bootstrap interval of images."""
-    hits = {}
-    for name, folder in (("square", square), ("keep_aspect", shaped)):
-        rows = evaluate(folder, source=str(data), split="test", rerank=0, device="cpu").predictions
-        found = {(row["query"], row["image_id"]): float(row["rank"] == 1) for row in rows}
-        for query in ("image", "caption"):
-            hits[name, query] = np.array([hit for (kind, _), hit in sorted(found.items()) if kind == query])
-    result: dict[str, dict[str, float | list[float]]] = {}
-    for query, metric in (("image", "tr@1"), ("caption", "ir@1")):
-        both = [100 * hits[name, query] for name in ("square", "keep_aspect")]
-        chosen = np.random.default_rng(0).integers(len(both[0]), size=(RESAMPLES, len(both[0])))
-        ends = np.quantile((both[1] - both[0])[chosen].mean(axis=1), [0.025, 0.975])
-        means = [float(each.mean()) for each in both]
-        difference = {"difference": means[1] - means[0], "interval": ends.tolist()}
-        result[metric] = {"square": means[0], "keep_aspect": means[1], **difference}
+def recalls(folders: Mapping[str, Path], data: Path) -> dict[str, dict[str, float]]:
+    """Return recall at 1 of each model folder, in percent."""
+    result = {}
+    for name, folder in folders.items():
+        measured = evaluate(folder, source=str(data), split="test", rerank=0, device="cpu").metrics
+        result[name] = {metric: round(100 * measured[metric], 2) for metric in METRICS}
     return result
 
 
-def finetuned(options: Options, data: Path, folder: Path, *, keep_aspect: bool) -> Path:
+def summary(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Return means over seeds, and the mean difference with its 95 % t-interval."""
+    result = {}
+    for metric in METRICS:
+        values = {name: np.array([seed[name][metric] for seed in seeds]) for name in KEEPS_ASPECT}
+        differences = values["keep_aspect"] - values["square"]
+        mean = differences.mean()
+        half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(differences)
+        row = {name: round(float(recall.mean()), 2) for name, recall in values.items()}
+        row["difference"] = round(float(mean), 2)
+        row["interval"] = [round(float(mean - half), 2), round(float(mean + half), 2)]
+        result[metric] = row
+    return result
+
+
+def finetuned(options: Options, data: Path, folder: Path, *, keep_aspect: bool, seed: int) -> Path:
     """Fine-tune on the training images; return the model folder."""
     recipe = finetune_recipe(options.model, str(data)).recipe
     transform = replace(recipe.data.transform, keep_aspect=keep_aspect)
@@ -111,28 +126,40 @@ def finetuned(options: Options, data: Path, folder: Path, *, keep_aspect: bool) 
         trainer=replace(recipe.trainer, max_steps=options.steps),
         schedule=replace(recipe.schedule, warmup_steps=options.steps // 10),
         evaluate_on=None,
-        seed=options.seed,
+        seed=seed,
     )
     return build(recipe, run_dir=folder, console=Console(stderr=True)).fit().model_dir
 
 
+def run_seed(options: Options, model: Path, work: Path, *, seed: int) -> dict[str, Any]:
+    """Return recalls of the model as it is, and after fine-tuning."""
+    data = work / "data"
+    write_split(data, "test", rounds=1, seed=seed)
+    folders = {}
+    for name, keep_aspect in KEEPS_ASPECT.items():
+        folders[name] = with_shapes(model, work / name, keep_aspect=keep_aspect)
+    result = {"as it is": recalls(folders, data)}
+    if options.steps:
+        write_split(data, "train", rounds=1, seed=seed)
+        for name, keep_aspect in KEEPS_ASPECT.items():
+            run = work / f"run-{name}"
+            folders[name] = finetuned(options, data, run, keep_aspect=keep_aspect, seed=seed)
+        result["fine-tuned"] = recalls(folders, data)
+    return result
+
+
 def main(options: Options) -> None:
     """Write the result."""
-    with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        write_split(work / "data", "test", rounds=1, seed=options.seed)
-        model, kinds = Path(find_model(options.model)), {"square": False, "keep_aspect": True}
-        folders = {name: with_shapes(model, work / name, keep_aspect=keep) for name, keep in kinds.items()}
-        content = {"options": {"model": options.model, "steps": options.steps, "seed": options.seed}}
-        content["as it is"] = compared(*folders.values(), work / "data")
-        if options.steps:
-            write_split(work / "data", "train", rounds=1, seed=options.seed)
-            trained = [
-                finetuned(options, work / "data", work / f"run-{name}", keep_aspect=keep)
-                for name, keep in kinds.items()
-            ]
-            content["fine-tuned"] = compared(*trained, work / "data")
-        content |= {"test images": len(list((work / "data" / "test").glob("*.png"))), **circumstances(model)}
+    model = Path(find_model(options.model))
+    content: dict[str, Any] = {"model": options.model, "steps": options.steps}
+    content |= {name: circumstances(model)[name] for name in ("date", "commit", "versions", "hardware")}
+    seeds = {}
+    for seed in options.seeds:
+        with tempfile.TemporaryDirectory() as work:
+            seeds[seed] = run_seed(options, model, Path(work), seed=seed)
+    for part in seeds[options.seeds[0]]:
+        content[part] = summary([recall[part] for recall in seeds.values()])
+    content["seeds"] = seeds
     text = json.dumps(content, indent=1) + "\n"
     options.out.write_text(text)
     sys.stdout.write(text)

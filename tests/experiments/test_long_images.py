@@ -1,8 +1,4 @@
-"""Long and tall images hold two drawings, and the comparison of recalls is paired."""
-
-import json
-from pathlib import Path
-from types import SimpleNamespace
+"""Long and tall images hold two drawings, and recalls are compared over seeds."""
 
 import numpy as np
 import pytest
@@ -30,28 +26,18 @@ def test_images_are_two_drawings_side_by_side_or_stacked(tmp_path, monkeypatch):
     assert len(lines) == 6
 
 
-def test_difference_is_of_the_same_queries(monkeypatch):
-    ranks = {"square": (1, 2, 3, 1), "shaped": (1, 1, 3, 1)}
-
-    def evaluate(folder, **_):
-        rows = [
-            {"query": query, "image_id": str(number), "rank": rank}
-            for number, rank in enumerate(ranks[folder.name])
-            for query in ("image", "caption")
-        ]
-        return SimpleNamespace(predictions=rows)
-
-    monkeypatch.setattr(long_images, "evaluate", evaluate)
-    found = long_images.compared(Path("square"), Path("shaped"), Path("data"))
-    assert found["tr@1"] == found["ir@1"]
-    assert [found["tr@1"][name] for name in ("square", "keep_aspect", "difference")] == [50, 75, 25]
-    low, high = found["tr@1"]["interval"]
-    assert (low, high) == (0, 75)  # one of four queries is better, none worse
+def test_means_and_interval_are_over_seeds():
+    # differences 1, 2 and 3: standard error 1 / sqrt(3), t of two degrees of freedom 4.303
+    seeds = []
+    for square, shaped in ((10.0, 11.0), (10.0, 12.0), (13.0, 16.0)):
+        recalls = {"square": square, "keep_aspect": shaped}
+        seeds.append({name: {"tr@1": recall, "ir@1": 50.0} for name, recall in recalls.items()})
+    result = long_images.summary(seeds)
+    means = {"square": 11.0, "keep_aspect": 13.0, "difference": 2.0}
+    assert result["tr@1"] == means | {"interval": [-0.48, 4.48]}
+    assert result["ir@1"]["interval"] == [0.0, 0.0]
 
 
-def test_committed_result_has_both_models():
-    read = json.loads((Path(long_images.__file__).with_suffix(".json")).read_text())
-    for part in ("as it is", "fine-tuned"):
-        for each in read[part].values():
-            assert each["difference"] == pytest.approx(each["keep_aspect"] - each["square"])
-            assert each["interval"][0] <= each["difference"] <= each["interval"][1]
+def test_one_seed_is_refused():
+    with pytest.raises(SystemExit, match="--seeds"):
+        long_images.Options(seeds=(3,))
