@@ -79,7 +79,10 @@ def test_search_notebook_finds_what_it_says(run):
     shown, num_images = run("search_own_images.ipynb")
     assert "24 images; 24 were embedded in this run" in shown
     assert re.search(r"^(8|9|1[0-2]) were reranked", shown, flags=re.MULTILINE)
-    hits = re.findall(r"^ *-?\d+\.\d\d  \S+  (.*)$", shown, flags=re.MULTILINE)
+    lines = re.findall(r"^ *(-?\d+\.\d\d)  \S+  (.*)$", shown, flags=re.MULTILINE)
+    hits = [caption for _, caption in lines]
+    cosine, reranked_score = (float(lines[place][0]) for place in (0, 5))
+    assert 0.9 < cosine <= 1 < reranked_score
     words, reranked, picture, blue = hits[:5], hits[5:13], hits[13:17], hits[17:]
     assert words[0] == reranked[0] == "a red circle"
     assert picture[0] == "a green circle"
