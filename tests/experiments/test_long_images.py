@@ -1,5 +1,8 @@
 """Long and tall images hold two drawings, and recalls are compared over seeds."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -41,3 +44,11 @@ def test_means_and_interval_are_over_seeds():
 def test_one_seed_is_refused():
     with pytest.raises(SystemExit, match="--seeds"):
         long_images.Options(seeds=(3,))
+
+
+def test_committed_result_follows_from_its_seeds_and_names_a_commit():
+    result = json.loads((Path(long_images.__file__).with_suffix(".json")).read_text())
+    assert len(result["seeds"]) == 5
+    assert len(result["commit"]) == 40  # without "-dirty"
+    for part in ("as it is", "fine-tuned"):
+        assert result[part] == long_images.summary([seed[part] for seed in result["seeds"].values()])
