@@ -85,6 +85,8 @@ def pickles(folder: Path) -> list[bytes]:
         + b"R.",  # a function whose name does, in the message that refuses it
         b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R.",
         b"\x80\x02cpathlib\nPath\nN}X\x06\x00\x00\x00existsK\x01s\x86b.",  # another method of a class
+        b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s.",  # a key whose hash ends the process
+        b"\x80\x02}X\x01\x00\x00\x00wctorch\nTensor\nJ\x00\x00\x00\x10\x85Rs.",  # a gigabyte of memory as it is
     ]
     return [
         *bare,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -18,7 +18,7 @@ from transformers import logging
 
 import vlmo.model
 import vlmo.processing
-from vlmo.checkpoints.layout import listed, printable
+from vlmo.checkpoints.layout import listed
 from vlmo.distributed import choose_device
 from vlmo.folder import WEIGHTS, architectures, check_processor, read_config, weight_files
 from vlmo.folder.pickles import check_pickles
@@ -36,9 +36,6 @@ _WRAPPERS = ("state_dict", "module", "model")
 _PARALLEL_PREFIX = "module."
 _MOST_SHARED = 4  # times that a byte of a checkpoint may stand in tensors, as tied weights do
 _FOLDER_FILES = (WEIGHTS, "pytorch_model.bin")
-_CULPRIT = re.compile(
-    r"[Uu]nsupported (?:global: )?GLOBAL (\S+)|unrecognized function <?(?:[\w-]+ )*([\w.]+)"
-)
 
 
 def load_model(
@@ -241,55 +238,46 @@ def _read_file(path: Path) -> object:
                 "ignore"
             )  # about the form of the pickle; an unreadable one fails below
             if is_pickle:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+                place: Any = (
+                    "cpu" if zipped else _zeros
+                )  # which torch calls, and annotates otherwise
+                return torch.load(path, map_location=place, weights_only=True, mmap=zipped)
             return load_file(path)
     except (
         Exception
     ) as problem:  # of nearly every class: it depends on the byte where a damaged pickle breaks
-        culprit = _CULPRIT.search(str(problem))
-        code = f" ({printable(culprit[1] or culprit[2])})" if culprit else ""
         raise ValueError(
-            f"{path} was refused: it is truncated, damaged, no checkpoint of torch, or reading it would run code{code}."
-            " If you trust its author, re-save its weights alone: torch.save(model.state_dict(), FILE)"
+            f"{path} was refused: it is truncated, damaged, no checkpoint of torch, or reading it would"
+            " run code. If you trust its author, re-save its weights alone: torch.save(model.state_dict(), FILE)"
         ) from problem
 
 
+def _zeros(storage: torch.UntypedStorage, _location: str) -> torch.UntypedStorage:
+    """Return zeros, of fixed size, for memory as it was: a file may lack numbers that it names."""
+    return torch.from_numpy(np.zeros(storage.nbytes(), np.uint8)).untyped_storage()
+
+
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise ValueError(
             f"{path} holds a {type(content).__name__}; expected a dictionary of named tensors"
         )
-    content = next(
-        (content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), content
-    )
-    weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    # By the methods of the class: a pickle can put others into an OrderedDict.
+    wrapped = [dict.get(content, name) for name in _WRAPPERS]
+    inner = next((value for value in wrapped if isinstance(value, dict)), content)
+    weights = {str(key): value for key, value in dict.items(inner) if isinstance(value, Tensor)}
     if not weights:
         raise ValueError(
             f"{path} holds no named tensors, neither at the top nor under {', '.join(_WRAPPERS)}"
         )
-    foreign = [
-        key
-        for key, tensor in weights.items()
-        if tensor.layout is not torch.strided
-        or tensor.device.type != "cpu"
-        or tensor.is_nested
-        or tensor.is_quantized
-        or tensor.nbytes > tensor.untyped_storage().nbytes()  # one number that stands for gigabytes
+    expanded = [
+        key for key, tensor in weights.items() if tensor.nbytes > tensor.untyped_storage().nbytes()
     ]
-    if foreign:
-        raise ValueError(
-            f"{path} holds sparse, nested, expanded or quantised tensors: {listed(foreign)}. Save them dense"
-        )
-    storages = {
-        (storage := tensor.untyped_storage()).data_ptr(): storage.nbytes()
-        for tensor in weights.values()
-    }
-    if (claimed := sum(tensor.nbytes for tensor in weights.values())) > _MOST_SHARED * sum(
-        storages.values()
-    ):
-        raise ValueError(
-            f"{path} holds tensors of {claimed:,} bytes in {sum(storages.values()):,}. Save them apart"
-        )
+    if expanded:
+        raise ValueError(f"{path}: tensors in which a number stands for many: {listed(expanded)}")
+    size = path.stat().st_size
+    if (claimed := sum(tensor.nbytes for tensor in weights.values())) > _MOST_SHARED * size:
+        raise ValueError(f"{path} holds tensors of {claimed:,} bytes in {size:,}. Save them apart")
     if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
         weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}
     return weights

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickletools
+import re
+import tarfile
 from contextlib import suppress
 from typing import IO, Any
 
@@ -11,30 +14,40 @@ import torch
 
 _MOST_TIMES = 10
 _FEW = 1_000_000
-"""A pickle stands for at most this many times what is written in it (shared tensors and settings: well below twice), or
-for a number of objects that takes no time."""
+_DEEPEST = 100
+"""A pickle stands for at most this many times what is written in it (shared tensors and settings:
+well below twice), or for a number of objects that takes no time; it holds fewer than that number;
+and objects stand in each other at most this deep: Python hashes nested ones by recursion, which
+ends the process."""
 _INTO_THE_FIRST = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
-_ALLOCATORS = {
-    "builtins bytearray",
-    "__builtin__ bytearray",
-}  # the only ones that torch calls and that write zeros
+# Of what torch allows, the rest makes tensors without numbers, gives objects attributes, or grows
+# what it is given.
+_PLAIN = re.compile(
+    r"collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.set"
+    r"|torch\.(Size|device|bool|b?float\d+|u?int\d+)"
+    r"|torch\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)"
+)
 _BARE_PICKLES = 5  # of the form before torch 1.6: a number, the version, the machine, the content, names of storages
 
 
 def check_pickles(file: IO[bytes], name: object) -> None:
     """Refuse what `torch.load(weights_only=True)` reads, but not within any bounds; the file is left at its start.
 
-    Compressed members of a zip may hold gigabytes, a number makes a bytearray of that size, and objects inside objects
-    that are shared at each level make one hash or one message take forever. Damage is left to `torch.load`, which stops
-    at it.
+    Compressed members of a zip may hold gigabytes, a call of what torch allows makes memory of any
+    size, and objects inside objects that are shared at each level make one hash or one message take
+    forever. Damage is left to `torch.load`, which stops at it.
 
     Raises:
-        ValueError: The file is of this kind.
+        ValueError: The file is of this kind, or reading it would run code.
     """
-    refused = f"{name} was refused; save its weights alone again where it was made: "
-    is_zip = file.read(4) == b"PK\x03\x04"
+    refused = f"{name} was refused; re-save its weights alone where it was made: "
+    head = file.read(tarfile.BLOCKSIZE)
     file.seek(0)
-    if not is_zip:
+    if not head.startswith(b"PK\x03\x04"):
+        with suppress(tarfile.HeaderError):
+            tarfile.TarInfo.frombuf(head, "ascii", "replace")
+            raise ValueError(refused + "it is a tar file, whose headers may take forever")
         for _ in range(_BARE_PICKLES):
             _check_pickle(file, refused)
     else:
@@ -55,15 +68,22 @@ def _check_pickle(file: IO[bytes], refused: str) -> None:
     stack: list[list[Any]] = []
     marks: list[int] = []
     memo: dict[Any, list[Any]] = {}
+    tensor: list[Any] = []  # stands for each function that makes one
     written = 0
-    allocates = False
+    problem = ""
     with suppress(ValueError, LookupError, OverflowError, MemoryError):  # of damage
-        for operation, argument, _ in pickletools.genops(file):
+        for operation, argument, _ in itertools.islice(pickletools.genops(file), _FEW):
             name = operation.name
             taken = operation.stack_before
             written += 1
-            allocates |= name == "GLOBAL" and argument in _ALLOCATORS
-            if name in {"GET", "BINGET", "LONG_BINGET"}:
+            if name == "GLOBAL":
+                global_name = str(argument).replace(" ", ".")
+                stack.append(tensor if "_rebuild" in global_name else [])
+                if not _PLAIN.fullmatch(global_name):
+                    problem = "more than dense tensors and containers, or what would run code"
+                    problem += f" ({global_name!r:.80})"
+                    break
+            elif name in {"GET", "BINGET", "LONG_BINGET"}:
                 stack.append(memo[argument])
             elif name in {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}:
                 memo[len(memo) if argument is None else argument] = stack[-1]
@@ -81,14 +101,25 @@ def _check_pickle(file: IO[bytes], refused: str) -> None:
                 if name in _INTO_THE_FIRST:
                     objects[0].extend(objects[1:])
                     objects = objects[0]
+                is_call = name in {"REDUCE", "NEWOBJ"} and objects[0] is not tensor
+                if is_call and any(value and value[0] is tensor for value in objects[1]):
+                    problem = "a container made of a tensor, whose numbers may be endless"
+                    break
                 stack.append(objects)
-    if allocates:
-        raise ValueError(refused + "it holds a bytearray")
+    if problem:
+        raise ValueError(f"{refused}it holds {problem}")
+    _check_sizes(stack, written, refused)
+
+
+def _check_sizes(stack: list[list[Any]], written: int, refused: str) -> None:
     left = max(_MOST_TIMES * written, _FEW)
-    waiting = stack
-    while waiting:
-        inner = waiting.pop()
+    waiting = [(stack, 0)]
+    while waiting and written < _FEW:
+        inner, depth = waiting.pop()
         left -= len(inner)
-        if left < 0:
-            raise ValueError(refused + "its objects are shared inside shared objects")
-        waiting.extend(inner)
+        if left < 0 or depth > _DEEPEST:
+            problem = "its objects are shared inside shared objects, or nested too deep"
+            raise ValueError(refused + problem)
+        waiting.extend((part, depth + 1) for part in inner)
+    if waiting:
+        raise ValueError(f"{refused}it holds {_FEW:,} objects or more")

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from vlmo.progress import Progress
 from vlmo.released.published import VOCABULARIES, NamedModel
+from vlmo.terminal import without_controls
 
 MIRROR = "VLMO_WEIGHTS"
 """Environment variable: folder or address that has the published files, instead of their publishers."""
@@ -33,6 +34,9 @@ _TRIES = 5
 _PAUSE_S = 1.0
 _TIMEOUT_S = 30.0
 _BLOCK = 2**20
+_SLOWEST = 1000
+_LONGEST = 300
+"""Bytes of a read, bytes a second below which a try ends, and characters of a server's words."""
 _TAG = re.compile(r'"[\x21\x23-\x7e]+"|[A-Z][a-z]{2}, [\w :]{21}GMT')
 """A strong ETag, or the date of Last-Modified: a download that has neither begins anew."""
 
@@ -203,7 +207,7 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
 def _check_address(address: str) -> None:
     parts = urlsplit(address)
     mirror = urlsplit(os.environ.get(MIRROR, ""))
-    if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", mirror.hostname):
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts[:2] == mirror[:2]):
         raise ValueError(
             f"{address} is refused: expected https, or http from the mirror that {MIRROR} names"
         )
@@ -220,7 +224,7 @@ def _download(address: str, target: Path) -> None:
         try:
             _read_rest(address, partial)
         except (OSError, HTTPException) as problem:
-            reason = " ".join(str(problem).split()) or type(problem).__name__
+            reason = without_controls(f"{problem}"[:_LONGEST]).strip() or type(problem).__name__
             code = problem.code if isinstance(problem, HTTPError) else 0
             no_network = isinstance(problem, URLError) and not code and number == 0
             if code == 416:  # what is here is no beginning of this file
@@ -268,11 +272,14 @@ def _read_rest(address: str, partial: Path) -> None:
             partial.unlink(missing_ok=True)
             _state_of(partial).write_text(found)
         done = start
+        began = time.monotonic()
         with partial.open("ab") as file:
-            while done < total and (block := response.read(min(_BLOCK, total - done))):
+            while done < total and (block := response.read1(min(_BLOCK, total - done))):
                 file.write(block)
                 done += len(block)
                 progress.update(partial.stem, done, total)
+                if (done - start) / _SLOWEST < time.monotonic() - began - _TIMEOUT_S:
+                    raise OSError(f"it sends fewer than {_SLOWEST} bytes a second")
     if done < total:
         raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
 
