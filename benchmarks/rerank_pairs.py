@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from surroundings import surroundings, write_result
-from vlmo.evaluation.retrieval import chunked_topk
+from vlmo.evaluation.retrieval import rank_candidates
 from vlmo.evaluation.scoring import embed, match_pairs
 from vlmo.model.reranking import SEARCH_RERANK, num_wanted, rerank_score
 from vlmo.released import find_model
@@ -63,7 +63,10 @@ def figures(model: Any, pairs: Any, *, tops: Sequence[int]) -> dict[str, Any]:
     own, weight = pairs.as_set(), model.config.rerank_weights[1]
     scale = float(model.contrast_head.logit_scale.detach().exp())
     images, texts = embed(model, own)
-    similarity, found = chunked_topk(texts, images, k=SEARCH_RERANK)
+    ranking = rank_candidates(
+        texts, images, own.text_to_image, torch.arange(own.num_images), k=SEARCH_RERANK
+    )
+    similarity, found = ranking.scores, ranking.indices
     numbers = torch.arange(own.num_texts)[:, None].expand_as(found)
     match = match_pairs(model, own, images=found.flatten(), texts=numbers.flatten()).view(
         found.shape

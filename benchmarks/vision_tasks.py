@@ -39,7 +39,7 @@ from vlmo.recipes import Recipe, find_recipe
 from vlmo.released import SMALL
 from vlmo.run import build
 from vlmo.tasks import evaluate
-from vlmo.tasks.classification import ClassSet, checked_labels
+from vlmo.tasks.classification import ClassSet, class_numbers
 from vlmo.tasks.result import TaskResult
 from vlmo.tasks.segmentation import SegmentRows, SegmentSet
 from vlmo.training.checkpoint import newest_state
@@ -142,7 +142,7 @@ def classification(name: str, options: Options, *, console: Console) -> dict[str
     vectors = [mean_of_patches(each, encoder) for each in rows.values()]
     probe = logistic_regression(rows["train"], rows[tested], vectors)
     models["linear probe of the start, mean"] = figures(probe)
-    labels = {split: checked_labels(each.rows) for split, each in rows.items()}
+    labels = {split: class_numbers(each.rows) for split, each in rows.items()}
     frequent = (labels[tested] == labels["train"].bincount().argmax()).double().mean().item()
     models["most frequent class"] = {"metrics": {"top1": frequent}}
     return _result(source, rows, chance=baseline.chance, models=models)
@@ -175,7 +175,7 @@ def logistic_regression(
     train, tested = (each.double().numpy() for each in vectors)
     regression = LogisticRegression(C=100 / len(train), max_iter=1000)
     probe = make_pipeline(StandardScaler(), regression).fit(
-        train, checked_labels(train_rows.rows).numpy()
+        train, class_numbers(train_rows.rows).numpy()
     )
     method = {"method": "logistic regression", "l2": 0.01}
     return dataclasses.replace(test_rows, settings=method).result(

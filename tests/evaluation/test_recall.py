@@ -3,13 +3,7 @@ import math
 import pytest
 import torch
 
-from vlmo.evaluation.retrieval import (
-    chance_metrics,
-    chance_recall,
-    chunked_ranks,
-    chunked_topk,
-    recall_metrics,
-)
+from vlmo.evaluation.retrieval import chance_metrics, chance_recall, rank_candidates, recall_metrics
 
 
 def recall_of(
@@ -17,8 +11,8 @@ def recall_of(
 ) -> dict[str, float]:
     """Recall in both directions by the dot products of embeddings."""
     numbers = torch.arange(len(images))
-    text_ranks = chunked_ranks(images, texts, query_labels=numbers, candidate_labels=text_to_image)
-    image_ranks = chunked_ranks(texts, images, query_labels=text_to_image, candidate_labels=numbers)
+    text_ranks = rank_candidates(images, texts, numbers, text_to_image, k=1).ranks
+    image_ranks = rank_candidates(texts, images, text_to_image, numbers, k=1).ranks
     return recall_metrics(text_ranks=text_ranks, image_ranks=image_ranks, ks=ks)
 
 
@@ -44,8 +38,11 @@ def test_recall_of_several_captions_an_image() -> None:
     ],
 )
 def test_rank_by_hand(scores, labels, rank) -> None:
-    labels = {"query_labels": torch.tensor([0]), "candidate_labels": torch.tensor(labels)}
-    assert chunked_ranks(torch.tensor([scores]), torch.eye(4), **labels).tolist() == [rank]
+    ranking = rank_candidates(
+        torch.tensor([scores]), torch.eye(4), torch.tensor([0]), torch.tensor(labels), k=4
+    )
+    assert ranking.ranks.tolist() == [rank]
+    assert ranking.is_right[0].tolist() == [labels[number] == 0 for number in ranking.indices[0]]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -math.inf])
@@ -58,12 +55,9 @@ def test_constant_similarity_puts_the_right_one_last(value: float) -> None:
 
 def test_nan_is_refused() -> None:
     embeds = torch.tensor([[torch.nan, 0.0], [0.0, 1.0]])
-    with pytest.raises(ValueError, match="NaN"):
-        chunked_topk(embeds, torch.eye(2), k=1)
-    with pytest.raises(ValueError, match="NaN"):
-        chunked_ranks(
-            torch.eye(2), embeds, query_labels=torch.arange(2), candidate_labels=torch.arange(2)
-        )
+    for queries, candidates in ((embeds, torch.eye(2)), (torch.eye(2), embeds)):
+        with pytest.raises(ValueError, match="NaN"):
+            rank_candidates(queries, candidates, torch.arange(2), torch.arange(2), k=1)
 
 
 def test_queries_without_a_right_candidate_are_refused() -> None:
@@ -100,27 +94,29 @@ def test_chance_metrics_weigh_images_by_their_captions() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 @pytest.mark.parametrize("k", [1, 5, 40])
-def test_chunked_topk_equals_the_full_product(chunk: int, k: int) -> None:
+def test_best_candidates_equal_those_of_the_full_product(chunk: int, k: int) -> None:
     # Float64 and random: products differ by more than any order of summation.
     queries, candidates = (
         torch.randn(11, 6, dtype=torch.float64),
         torch.randn(17, 6, dtype=torch.float64),
     )
-    scores, indices = chunked_topk(queries, candidates, k=k, chunk=chunk)
+    all_right = torch.zeros(11), torch.zeros(17)
+    ranking = rank_candidates(queries, candidates, *all_right, k=k, chunk=chunk)
     full = (queries @ candidates.T).topk(min(k, 17), dim=1)
-    assert torch.equal(indices, full.indices)
-    torch.testing.assert_close(scores, full.values)
+    assert torch.equal(ranking.indices, full.indices)
+    torch.testing.assert_close(ranking.scores, full.values)
 
 
-def test_chunked_topk_keeps_equal_scores_in_order() -> None:
+def test_equal_scores_stay_in_order() -> None:
     candidates = torch.tensor([[1.0], [2.0], [1.0], [2.0], [1.0]])
-    scores, indices = chunked_topk(torch.ones(1, 1), candidates, k=5)
-    assert indices.tolist() == [[1, 3, 0, 2, 4]]
-    assert scores.tolist() == [[2.0, 2.0, 1.0, 1.0, 1.0]]
+    ranking = rank_candidates(torch.ones(1, 1), candidates, torch.zeros(1), torch.arange(5), k=5)
+    assert ranking.indices.tolist() == [[1, 3, 0, 2, 4]]
+    assert ranking.scores.tolist() == [[2.0, 2.0, 1.0, 1.0, 1.0]]
+    assert ranking.is_right.tolist() == [[False, False, True, False, False]]
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_chunked_ranks_equal_the_ranks_of_the_full_product(chunk: int) -> None:
+def test_ranks_equal_those_of_the_full_product(chunk: int) -> None:
     # Small whole numbers: exact products and many ties.
     images, texts = torch.randint(-2, 3, (9, 4)).float(), torch.randint(-2, 3, (27, 4)).float()
     text_to_image = torch.arange(9).repeat(3)
@@ -129,13 +125,9 @@ def test_chunked_ranks_equal_the_ranks_of_the_full_product(chunk: int) -> None:
         (images, texts, torch.arange(9), text_to_image, similarity),
         (texts, images, text_to_image, torch.arange(9), similarity.T),
     ):
-        ranks = chunked_ranks(
-            queries,
-            candidates,
-            chunk=chunk,
-            query_labels=query_labels,
-            candidate_labels=candidate_labels,
-        )
+        ranks = rank_candidates(
+            queries, candidates, query_labels, candidate_labels, k=1, chunk=chunk
+        ).ranks
         for rank, label, scores in zip(ranks.tolist(), query_labels, full, strict=True):
             right = candidate_labels == label
             assert rank == 1 + int((scores[~right] >= scores[right].max()).sum())

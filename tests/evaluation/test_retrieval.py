@@ -9,7 +9,7 @@ from tests.toy_model import toy
 from torch import Tensor, nn
 
 from vlmo.evaluation import RetrievalSet, Weights, evaluate_retrieval
-from vlmo.evaluation.inference import map_batches, own_batches
+from vlmo.evaluation.inference import local_batches, map_batches
 from vlmo.evaluation.retrieval import Ranking, _rerank
 from vlmo.model import VLMoForImageTextRetrieval
 
@@ -153,11 +153,11 @@ def test_weight_for_sharper_or_softer_negatives_gives_the_true_order() -> None:
     p, logits, sharpness = torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([[2.0, 1.0, 0.0]]), 0.3
     log_odds = (p / (sharpness * logits).softmax(1)).log()
     dual = Ranking(
-        indices=torch.tensor([[0, 1, 2]]), scores=logits * TEMPERATURE, ranks=torch.tensor([1])
+        torch.tensor([[0, 1, 2]]), logits * TEMPERATURE, torch.tensor([1]), is_right=p == p.max()
     )
     orders = {}
     for weight in (1 / (1 + sharpness), 0.5):
-        found = _rerank(dual, log_odds, p == p.max(), weight=weight, scale=1 / TEMPERATURE)
+        found = _rerank(dual, log_odds, weight=weight, scale=1 / TEMPERATURE)
         orders[weight] = found.indices[0].tolist()
     assert orders == {1 / (1 + sharpness): [1, 2, 0], 0.5: [1, 0, 2]}
 
@@ -322,7 +322,7 @@ def test_shares_are_all_batches(monkeypatch):
         shares = []
         for rank in range(world_size):
             monkeypatch.setattr("vlmo.distributed.rank", lambda number=rank: number)
-            shares.append(own_batches(total, batch=3))
+            shares.append(local_batches(total, batch=3))
         assert [number for share in shares for numbers in share for number in numbers] == list(
             range(total)
         )

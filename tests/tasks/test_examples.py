@@ -28,7 +28,7 @@ from vlmo.processing import EvalTransform, TrainTransform, TransformConfig
 from vlmo.processing.segmentation import SegmentTrainTransform, SegmentTransformConfig
 from vlmo.recipes import find_recipe
 from vlmo.tasks import ClassificationTask, RunContext
-from vlmo.tasks.classification import checked_labels, class_names
+from vlmo.tasks.classification import class_names, class_numbers
 from vlmo.tasks.labels import names_of_source
 from vlmo.tasks.nlvr2 import reasoning_examples
 from vlmo.tasks.segmentation import SegmentExamples
@@ -81,7 +81,7 @@ def test_rows_without_a_class_are_named(label) -> None:
     with pytest.raises(
         ValueError, match=r"sample 1 \(image_id 'train/1'\) has label .*from 0 to 2"
     ):
-        checked_labels(dataset)
+        class_numbers(dataset)
 
 
 def test_masks_go_with_their_pictures() -> None:
@@ -239,13 +239,13 @@ def test_reasoning_pictures_are_augmented_apart(words):
 
 def test_reasoning_labels_must_be_known_for_training(words):
     rows = reasoning_rows(2, known=False)
-    assert "labels" not in sentences(rows, words, labelled=False)[0, 0]
-    with pytest.raises(ValueError, match="the label of 'toy-0-0-0' is not known"):
+    assert "labels" not in sentences(rows, words, labeled=False)[0, 0]
+    with pytest.raises(ValueError, match=r"image_id 'toy-0-0-0'\) has label -1; expected 1"):
         sentences(rows, words)
     rows = Dataset.from_list(
         [reasoning_row(0), reasoning_row(1, label=2)], features=REASONING_FEATURES
     )
-    with pytest.raises(ValueError, match="the label of 'toy-0-1-0' is 2; expected 1"):
+    with pytest.raises(ValueError, match=r"image_id 'toy-0-1-0'\) has label 2; expected 1"):
         sentences(rows, words)
 
 

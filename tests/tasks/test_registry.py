@@ -161,7 +161,7 @@ def test_folder_for_no_task_is_refused(folders, tmp_path):
         ("vqa", "no questions about images: they lack question, "),
         ("nlvr2", "no sentences about two images: they lack second_image, "),
         ("classification", "these rows have no classes"),
-        ("segmentation", "these rows have no masks"),
+        ("segmentation", "no images with masks: they lack mask "),
         ("captioning", "16 of 16 rows are"),
     ],
 )

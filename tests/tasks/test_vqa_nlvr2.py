@@ -151,7 +151,7 @@ def changed(folder, rows, *, kind, features):
         (
             "nlvr2",
             {"label": 7},
-            r"the label of 'toy-0-1-0' is 7; expected 1 \(true\) or 0 \(false\)",
+            r"image_id 'toy-0-1-0'\) has label 7; expected 1 \(true\) or 0 \(false\)",
         ),
     ],
 )

@@ -1,11 +1,15 @@
-"""Metrics as pure functions: of classes, answers, statements, pixels and captions, each with its chance and meaning."""
+"""Metrics of classes, answers, statements, pixels and captions, with chance and meaning."""
 
 from __future__ import annotations
 
+import math
+import operator
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from statistics import fmean
 
 import torch
 from jaxtyping import Float, Int
@@ -17,12 +21,12 @@ from vlmo.processing.segmentation import IGNORED_CLASS
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric and what is known of it.
+    """A value with what a reader needs to judge it.
 
     Attributes:
         value: A fraction, or of CIDEr a number from 0 up.
         chance: The same of a guess that reads no input, where it is known.
-        n: Examples whose mean score, each in [0, 1], the value is; None for another metric.
+        n: Examples whose mean score, in [0, 1], the value is; None for another metric.
         label: Display name; by default the name.
     """
 
@@ -37,11 +41,14 @@ class Metric:
     def interval(self) -> tuple[float, float] | None:
         """95 % interval (Wilson's score interval of independent examples); None without `n`.
 
-        Too wide where examples may be partly right, too narrow where they share captions, sentences or images.
+        Too wide where examples may be partly right, too narrow where they share captions, sentences
+        or images.
         """
         if self.n is None:
             return None
+        # Two-sided 95 % of a normal distribution are within 1.96 standard deviations.
         spread = 1.959964**2 / self.n
+        # Center and half width of the interval.
         middle = (self.value + spread / 2) / (1 + spread)
         half = (spread * self.value * (1 - self.value) + spread**2 / 4) ** 0.5 / (1 + spread)
         return max(middle - half, 0.0), min(middle + half, 1.0)
@@ -49,50 +56,52 @@ class Metric:
 
 # ---- Classes of images
 
-_TOP = {1: "share of images whose class is the model's first guess"}
-_TOP[5] = "share of images whose class is among the model's first five guesses"
+_TOP_MEANINGS = {
+    1: "share of images whose class is the model's first guess",
+    5: "share of images whose class is among the model's first five guesses",
+}
 
 
 def topk_accuracy(
     logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]
 ) -> list[Metric]:
-    """Return `top1` and `top5`, the share of rows whose class is among the likeliest; a tie counts against the model.
+    """Return `top1` and `top5`, the share of rows whose class is among the likeliest.
 
-    `top5` of at most five classes is left out: it would always be 1. Chance is a guess among all classes.
+    A tie counts against the model. `top5` of at most five classes is left out: it would always be
+    1. Chance is a guess among all classes.
 
     Raises:
         ValueError: There are no rows, a label is no class, or the logits contain NaN.
     """
-    classes = logits.shape[1]
-    if not len(labels) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(f"expected at least one row, and labels from 0 to {classes - 1}")
+    num_classes = logits.shape[1]
+    if not len(labels) or not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(f"expected at least one row, and labels from 0 to {num_classes - 1}")
     if logits.isnan().any():
         raise ValueError("the logits contain NaN; check the weights of the model")
+    # Equal logits stand in front: a constant model is last.
     ranks = (logits >= logits.gather(1, labels[:, None])).sum(dim=1)
-    return [
-        Metric(
-            f"top{k}",
-            (ranks <= k).double().mean().item(),
-            chance=k / classes,
-            n=len(labels),
-            meaning=meaning,
-        )
-        for k, meaning in _TOP.items()
-        if k < classes
-    ]
+    metrics = []
+    for k, meaning in _TOP_MEANINGS.items():
+        if k < num_classes:
+            share = (ranks <= k).double().mean().item()
+            metrics.append(Metric(f"top{k}", share, k / num_classes, len(labels), meaning=meaning))
+    return metrics
 
 
 # ---- Answers
 
 ACCURACY = "accuracy"
-_ONE_ANSWER_STANDS_FOR = 10  # annotators, as many as VQA has
-_TEN_ANSWERS = "VQA's accuracy: an answer scores by how many of ten people gave it, mean over leaving out each of them"
+_NUM_ANNOTATORS = 10  # of VQA
+_TEN_ANSWERS = (
+    "VQA's accuracy: an answer scores by how many of ten people gave it, mean over leaving out "
+    "each of them"
+)
 _ONE_ANSWER = "share of questions that get the one right answer"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its annotators' answers: ten in VQA, one where a set has one right answer, or none."""
+    """A question with its annotators' answers: ten in VQA, one in sets with one, or none."""
 
     question_id: str
     image_id: str
@@ -106,69 +115,65 @@ class Question:
 
         ValueError if there are too few answers for VQA's accuracy, or none.
         """
-        times = _ONE_ANSWER_STANDS_FOR if len(self.answers) == 1 else 1
+        # A single answer stands for annotators who all agree.
+        times = _NUM_ANNOTATORS if len(self.answers) == 1 else 1
         return leave_one_out_score(answer, self.answers * times)
 
 
 def vqa_metrics(questions: Sequence[Question], answers: Sequence[str]) -> list[Metric]:
-    """Return `accuracy`, the mean over all questions with known answers, and that of each answer and question type.
+    """Return `accuracy`, over all questions with known answers, and that of their types.
 
-    Chance is the most frequent answer of each of them, for all its questions.
+    Chance is the most frequent answer of all, or of the type, given to all its questions.
 
     Raises:
         ValueError: No question has a known answer, or lengths differ.
     """
-    known = [
-        (question, answer)
-        for question, answer in zip(questions, answers, strict=True)
-        if question.answers
-    ]
-    if not known:
+    # By kind and name of the type; ("", "") holds all.
+    groups: dict[tuple[str, str], list[tuple[Question, str]]] = defaultdict(list)
+    for question, answer in zip(questions, answers, strict=True):
+        if question.answers:
+            groups["", ""].append((question, answer))
+            groups["answer", question.answer_type].append((question, answer))
+            groups["question", question.question_type].append((question, answer))
+    if not groups:
         raise ValueError(
-            f"none of {len(questions)} questions has a known answer; such a split is for submissions"
+            f"none of {len(questions)} questions has a known answer; "
+            "such a split is for submissions"
         )
-    meaning = (
-        _TEN_ANSWERS if any(len(question.answers) > 1 for question, _ in known) else _ONE_ANSWER
-    )
-    groups: dict[tuple[str, str], list[tuple[Question, str]]] = {("", ""): known}
-    for of in ("answer", "question"):
-        names = sorted({name for question, _ in known if (name := vars(question)[f"{of}_type"])})
-        groups |= {
-            (of, name): [each for each in known if vars(each[0])[f"{of}_type"] == name]
-            for name in names
-        }
-    found = []
-    for (of, name), members in groups.items():
-        given = Counter(
-            normalize_answer(answer) for question, _ in members for answer in question.answers
-        )
-        most_frequent = given.most_common(1)[0][0]
-        count = len(members)
-        value = sum(question.score(answer) for question, answer in members) / count
-        chance = sum(question.score(most_frequent) for question, _ in members) / count
-        if of:
-            found.append(
-                Metric(
-                    f"{ACCURACY}[{of}: {name}]",
-                    value,
-                    chance,
-                    meaning=f"of these, {of} type {name!r}",
-                )
-            )
+    metrics = []
+    # All questions first, then answer types, then question types.
+    for kind, name in sorted(groups):
+        if kind and not name:  # questions without a type
+            continue
+        members = groups[kind, name]
+        counts = Counter[str]()
+        for question, _ in members:
+            counts.update(map(normalize_answer, question.answers))
+        most_frequent = counts.most_common(1)[0][0]
+        value = fmean(question.score(answer) for question, answer in members)
+        chance = fmean(question.score(most_frequent) for question, _ in members)
+        if kind:
+            meaning = f"of these, {kind} type {name!r}"
+            metrics.append(Metric(f"{ACCURACY}[{kind}: {name}]", value, chance, meaning=meaning))
         else:
-            meaning = f"{meaning}; chance is the most frequent answer"
-            found.append(Metric(ACCURACY, value, chance, n=count, meaning=meaning))
-    return found
+            meaning = _TEN_ANSWERS if counts.total() > len(members) else _ONE_ANSWER
+            meaning += "; chance is the most frequent answer"
+            metrics.append(Metric(ACCURACY, value, chance, n=len(members), meaning=meaning))
+    return metrics
 
 
 # ---- Statements
 
+_CONSISTENT = "share of sentences that are called rightly of all pairs of images that share them"
+
 
 def nlvr2_metrics(groups: Sequence[str], right: Sequence[bool | None]) -> list[Metric]:
-    """Return `accuracy` of rows and `consistency`, the share of groups that are wholly right; chance is a coin.
+    """Return `accuracy` of rows and `consistency`, the share of groups that are entirely right.
+
+    Chance is a coin.
 
     Args:
-        groups: Group of each row; rows of a group share their sentence.
+        groups: Names of the rows' groups; rows of a group share their sentence.
         right: None where the label is not known.
 
     Raises:
@@ -180,21 +185,24 @@ def nlvr2_metrics(groups: Sequence[str], right: Sequence[bool | None]) -> list[M
             by_group[group].append(is_right)
     if not by_group:
         raise ValueError(
-            f"the label of none of {len(right)} sentences is known; such a split is for submissions alone"
+            f"the label of none of {len(right)} sentences is known; "
+            "such a split is for submissions alone"
         )
-    known = [is_right for group in by_group.values() for is_right in group]
-    chance = sum(0.5 ** len(group) for group in by_group.values()) / len(by_group)
-    meanings = (
-        "share of sentences that are rightly called true or false of their two images",
-        "share of sentences that are called rightly of all pairs of images that share them",
-    )
+    # Rows without a label count for nothing.
+    num_rows = sum(map(len, by_group.values()))
     return [
-        Metric(ACCURACY, sum(known) / len(known), chance=0.5, n=len(known), meaning=meanings[0]),
+        Metric(
+            ACCURACY,
+            sum(map(sum, by_group.values())) / num_rows,
+            chance=0.5,
+            n=num_rows,
+            meaning="share of sentences that are rightly called true or false of their two images",
+        ),
         Metric(
             "consistency",
-            sum(map(all, by_group.values())) / len(by_group),
-            chance=chance,
-            meaning=meanings[1],
+            fmean(map(all, by_group.values())),
+            chance=fmean(0.5 ** len(group) for group in by_group.values()),
+            meaning=_CONSISTENT,
         ),
     ]
 
@@ -211,12 +219,12 @@ _PIXEL_MEANINGS = {
 def count_pixels(
     predicted: Int[Tensor, "height width"], target: Int[Tensor, "height width"], *, num_classes: int
 ) -> Int[Tensor, "true predicted"]:
-    """Return the numbers of pixels of an image by true and predicted class; pixels of class 255 do not count."""
-    predicted = predicted.cpu().long()
+    """Return numbers of pixels by true and predicted class; pixels of class 255 do not count."""
     target = target.cpu().long()
-    counted = target != IGNORED_CLASS
-    cells = target[counted] * num_classes + predicted[counted]
-    return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+    # A number for a pair of classes, row by row of the matrix.
+    cells = target * num_classes + predicted.cpu()
+    counts = cells[target != IGNORED_CLASS].bincount(minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
 
 
 def segmentation_metrics(
@@ -224,81 +232,90 @@ def segmentation_metrics(
 ) -> list[Metric]:
     """Return metrics from numbers of pixels by true and predicted class, as mmsegmentation counts.
 
-    `miou` is the mean over classes of intersection over union, `aacc` the share of pixels that are right, `macc` the
-    mean over classes of the share of their pixels that are right, `iou[NAME]` the intersection over union of a class.
-    A class that neither occurs nor was predicted is left out. Chance is the most frequent class for every pixel.
+    `miou` is the mean over classes of intersection over union, `aacc` the share of pixels that are
+    right, `macc` the mean over classes of the share of their pixels that are right, `iou[NAME]` the
+    intersection over union of a class. A class that neither occurs nor was predicted is left out.
+    Chance is the most frequent class for every pixel.
 
     Raises:
         ValueError: There are no pixels.
     """
     if not int(counts.sum()):
         raise ValueError("no pixel counts: there are no images, or every pixel is ignored")
+    most_frequent = torch.zeros_like(counts)
+    # All pixels are called by the most frequent class.
+    most_frequent[:, counts.sum(dim=1).argmax()] = counts.sum(dim=1)
+    ious, *values = _pixel_metrics(counts)
+    _, *chances = _pixel_metrics(most_frequent)
+    metrics = []
+    for (name, meaning), value, chance in zip(
+        _PIXEL_MEANINGS.items(), values, chances, strict=True
+    ):
+        metrics.append(Metric(name, value.item(), chance.item(), meaning=meaning))
+    for name, iou in zip(names, ious.tolist(), strict=True):
+        if not math.isnan(iou):
+            metrics.append(Metric(f"iou[{name}]", iou))
+    return metrics
 
-    def measured(counts: Tensor) -> tuple[dict[str, float], list[float]]:
-        counts = counts.double()
-        right = counts.diag()
-        true = counts.sum(dim=1)
-        predicted = counts.sum(dim=0)
-        iou = right / (true + predicted - right)  # 0 / 0 is NaN: the class does not count
-        metrics = {
-            "miou": iou.nanmean(),
-            "aacc": right.sum() / counts.sum(),
-            "macc": (right / true).nanmean(),
-        }
-        return {name: value.item() for name, value in metrics.items()}, iou.tolist()
 
+def _pixel_metrics(counts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    counts = counts.double()
+    right = counts.diag()
     true = counts.sum(dim=1)
-    constant = torch.zeros_like(counts)
-    constant[:, true.argmax()] = true
-    (metrics, by_class), (chance, _) = measured(counts), measured(constant)
-    found = [
-        Metric(name, value, chance[name], meaning=_PIXEL_MEANINGS[name])
-        for name, value in metrics.items()
-    ]
-    return found + [
-        Metric(f"iou[{name}]", iou) for name, iou in zip(names, by_class, strict=True) if iou == iou
-    ]
+    # 0 / 0 is NaN: the class does not count.
+    iou = right / (true + counts.sum(dim=0) - right)
+    return iou, iou.nanmean(), right.sum() / counts.sum(), (right / true).nanmean()
 
 
 # ---- Captions
 
 _CAPTION_MEANINGS = {
-    "cider": "likeness to the true captions by weighted runs of one to four words (CIDEr; above 1 is possible)",
-    "bleu4": "share of runs of one to four words that a true caption has too, over the whole set (BLEU-4)",
+    "cider": "likeness to the true captions by weighted runs of one to four words (CIDEr; above 1 "
+    "is possible)",
+    "bleu4": "share of runs of one to four words that a true caption has too, over the whole set "
+    "(BLEU-4)",
     "exact": "share of captions that are one of the true ones, word by word",
 }
 _WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:[-/.]\w+)*|[&$%#@+=]")
 
 
 def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[Metric]:
-    """Return `cider`, `bleu4` (by pycocoevalcap) and `exact` of a caption of each image; ValueError without references.
+    """Return `cider`, `bleu4` (by pycocoevalcap) and `exact` of one caption per image.
 
-    Words are lower-cased and without punctuation, nearly as Stanford's tokenizer, which needs Java, makes them for
-    COCO. Chance is the most frequent true caption for all images. ModuleNotFoundError without the package.
+    Words are lower-cased and without punctuation, nearly as Stanford's tokenizer, which needs Java,
+    makes them for COCO. Chance is the most frequent true caption for all images.
+
+    Raises:
+        ValueError: An image has no reference.
+        ModuleNotFoundError: The package is not installed.
     """
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-
     if not references or not all(references):
         raise ValueError(
             "an image has no true caption: nothing can be measured; give a split that has captions"
         )
-    found, *true = [
-        [" ".join(_WORD.findall(text.lower())) for text in texts]
-        for texts in (captions, *references)
-    ]
+    true_captions = [_tokenized(texts) for texts in references]
+    most_frequent = Counter(chain.from_iterable(true_captions)).most_common(1)[0][0]
+    values = _caption_scores(_tokenized(captions), true_captions)
+    chances = _caption_scores([most_frequent] * len(captions), true_captions)
+    metrics = []
+    for name, meaning in _CAPTION_MEANINGS.items():
+        metrics.append(Metric(name, values[name], chances[name], meaning=meaning))
+    return metrics
 
-    def measured(found: Sequence[str]) -> tuple[float, ...]:
-        pair = dict(enumerate(true)), {number: [text] for number, text in enumerate(found)}
-        exact = sum(text in texts for text, texts in zip(found, true, strict=True)) / len(found)
-        return (
-            float(Cider().compute_score(*pair)[0]),
-            Bleu(4).compute_score(*pair, verbose=0)[0][3],
-            exact,
-        )
 
-    (constant, _), *_ = Counter(text for texts in true for text in texts).most_common(1)
-    rows = zip(
-        _CAPTION_MEANINGS.items(), measured(found), measured([constant] * len(found)), strict=True
-    )
-    return [Metric(name, value, chance, meaning=text) for (name, text), value, chance in rows]
+def _tokenized(texts: Sequence[str]) -> list[str]:
+    return [" ".join(_WORD.findall(text.lower())) for text in texts]
+
+
+def _caption_scores(captions: list[str], references: list[list[str]]) -> dict[str, float]:
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+
+    candidates = [[caption] for caption in captions]
+    by_number = dict(enumerate(references)), dict(enumerate(candidates))
+    # Both return the values of single captions too; BLEU those of 1 to 4 words.
+    cider, _ = Cider().compute_score(*by_number)
+    bleu, _ = Bleu(4).compute_score(*by_number, verbose=0)
+    # Words are compared, so case and punctuation do not count.
+    exact = fmean(map(operator.contains, references, captions))
+    return {"cider": float(cider), "bleu4": bleu[3], "exact": exact}

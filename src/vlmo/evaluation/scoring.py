@@ -1,33 +1,36 @@
 """Embeddings of a set of images and texts, and log-odds of chosen pairs.
 
-A model is any module with `device`, `get_image_features`, `get_text_features` and, to rerank, `match` and
-`contrast_head.logit_scale`, as `VLMoForImageTextRetrieval` has them.
+Models are `VLMoForImageTextRetrieval` or modules with the same `device`, `get_image_features`,
+`get_text_features` and, to rerank, `match` and `contrast_head.logit_scale`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from vlmo import distributed
-from vlmo.evaluation.inference import BATCH, Report, evaluating, map_batches, own_batches
+from vlmo.evaluation.inference import BATCH, Report, evaluating, local_batches, map_batches
 from vlmo.processing.transforms import by_shape
+
+if TYPE_CHECKING:
+    from vlmo.model import VLMoForImageTextRetrieval
 
 
 @dataclass(frozen=True, eq=False)
 class RetrievalSet:
-    """Images and texts to be found by each other; ValueError if there is no text, or an image without one.
+    """Images and texts to search among; ValueError without texts, or for an image without one.
 
     Attributes:
-        read_images: `pixel_values` of the images with these numbers; a list may have several shapes.
-        read_texts: `input_ids` and `attention_mask` of the texts with these numbers, padded at the end.
-        text_to_image: Number of the image that each text describes. Every image needs at least one text.
+        read_images: Returns `pixel_values` of images by number; a list may have several shapes.
+        read_texts: Returns `input_ids` and `attention_mask` of texts, padded at the end.
+        text_to_image: Number of the image that a text describes. All images need a text.
     """
 
     read_images: Callable[
@@ -39,7 +42,8 @@ class RetrievalSet:
     def __post_init__(self) -> None:
         if not len(self.text_to_image) or not (self.text_to_image.bincount() > 0).all():
             raise ValueError(
-                "text_to_image must use every image number from 0 on; drop the images without a text."
+                "text_to_image must use every image number from 0 on; "
+                "drop the images without a text."
             )
 
     @property
@@ -54,36 +58,41 @@ class RetrievalSet:
 
 
 def embed(
-    model: Any, pairs: RetrievalSet, *, batch: int = BATCH, progress: Report | None = None
+    model: VLMoForImageTextRetrieval,
+    pairs: RetrievalSet,
+    *,
+    batch: int = BATCH,
+    progress: Report | None = None,
 ) -> tuple[Float[Tensor, "num_images dim"], Float[Tensor, "num_texts dim"]]:
-    """Return L2-normalised embeddings of images and texts, float32, on the model's device; the processes share them."""
+    """Return L2-normalized embeddings of images and texts, float32, on the model's device.
 
-    def of_images(numbers: range) -> Tensor:
-        def of_one_shape(part: list[Tensor]) -> Tensor:
-            return (
-                model.get_image_features(pixel_values=torch.stack(part).to(model.device))
-                .float()
-                .cpu()
-            )
+    The processes share the work.
+    """
+    device = model.device
 
-        return torch.stack(by_shape(list(pairs.read_images(numbers)), of_one_shape))
+    def image_features(images: list[Tensor]) -> Tensor:
+        pixel_values = torch.stack(images).to(device)
+        return model.get_image_features(pixel_values=pixel_values).float().cpu()
 
-    def of_texts(numbers: range) -> Tensor:
-        ids, mask = (part.to(model.device) for part in pairs.read_texts(numbers))
-        return model.get_text_features(input_ids=ids, attention_mask=mask).float().cpu()
+    def embed_images(rows: range) -> Tensor:
+        return torch.stack(by_shape(list(pairs.read_images(rows)), image_features))
 
-    kinds = (of_images, pairs.num_images, "images"), (of_texts, pairs.num_texts, "texts")
-    images, texts = (
-        torch.cat(
-            map_batches(run, total, model=model, batch=batch, title=title, report=progress)
-        ).to(model.device)
-        for run, total, title in kinds
-    )
-    return images, texts
+    def embed_texts(rows: range) -> Tensor:
+        input_ids, attention_mask = pairs.read_texts(rows)
+        features = model.get_text_features(
+            input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)
+        )
+        return features.float().cpu()
+
+    # Vectors are gathered on the CPU, and compared on the device.
+    share = partial(map_batches, model=model, batch=batch, report=progress)
+    images = share(embed_images, pairs.num_images, title="images")
+    texts = share(embed_texts, pairs.num_texts, title="texts")
+    return torch.cat(images).to(device), torch.cat(texts).to(device)
 
 
 def match_pairs(
-    model: Any,
+    model: VLMoForImageTextRetrieval,
     pairs: RetrievalSet,
     *,
     images: Int[Tensor, " pair"],
@@ -91,60 +100,56 @@ def match_pairs(
     batch: int = BATCH,
     progress: Report | None = None,
 ) -> Float[Tensor, " pair"]:
-    """Return the fusion encoder's log-odds of a match for pairs; a pair that is given twice is computed once.
+    """Return the fusion encoder's log-odds of a match; a repeated pair is computed once.
 
-    Pairs are taken image batch by image batch, so that each image is decoded once and never kept. Several processes
-    are asked for the same pairs; each computes those of its own images and receives the others. ValueError for NaN.
+    Pairs are taken image batch by image batch, so that an image is decoded once and never kept.
+    Several processes get the same pairs; they compute those of their own images and receive the
+    others. ValueError for NaN.
     """
-    starts = range(0, pairs.num_texts, batch)
-    texts_of = [
-        pairs.read_texts(range(start, min(start + batch, pairs.num_texts))) for start in starts
-    ]
-    longest = max(ids.shape[1] for ids, _ in texts_of)
-    input_ids, attention_mask = (
-        torch.cat([F.pad(part.cpu(), (0, longest - part.shape[1])) for part in parts])
-        for parts in zip(*texts_of, strict=True)
-    )
-    lengths = (attention_mask * torch.arange(1, longest + 1)).amax(dim=1)
-    numbers, asked = torch.unique(images * pairs.num_texts + texts, return_inverse=True)
-    images = numbers // pairs.num_texts
-    texts = numbers % pairs.num_texts
-    batches = own_batches(pairs.num_images, batch=batch)
-    chosen = [((images >= own.start) & (images < own.stop)).nonzero().flatten() for own in batches]
-    scores = torch.zeros(numbers.shape)
-    done = 0
-    total = sum(map(len, chosen))
     device = model.device
+    input_ids, attention_mask = pairs.read_texts(range(pairs.num_texts))
+    lengths = (attention_mask.cpu() * torch.arange(1, input_ids.shape[1] + 1)).amax(dim=1)
+    # A number for a pair of image and text: sorted, they are in the order of the images.
+    pair_ids, inverse = torch.unique(images * pairs.num_texts + texts, return_inverse=True)
+    images = pair_ids // pairs.num_texts
+    texts = pair_ids % pairs.num_texts
+    batches = local_batches(pairs.num_images, batch=batch)
+    ends = torch.tensor([[rows.start, rows.stop] for rows in batches], dtype=torch.int64)
+    # First pair of an image batch and the first one after it.
+    edges = torch.searchsorted(images, ends).tolist()
+    scores = torch.zeros(pair_ids.shape)
 
-    def log_odds(asked_of: list[tuple[int, Tensor]]) -> Tensor:
-        rows = torch.tensor([row for row, _ in asked_of])
+    def log_odds(items: list[tuple[int, Tensor]]) -> Tensor:
+        text_rows = texts[[row for row, _ in items]]
         # Rounded up to 8, as in training: few different shapes, which compiled kernels like.
-        length = -(-int(lengths[texts[rows]].max()) // 8) * 8
+        length = -(-int(lengths[text_rows].max()) // 8) * 8
         logits = model.match(
-            pixel_values=torch.stack([image for _, image in asked_of]),
-            input_ids=input_ids[texts[rows], :length].to(device),
-            attention_mask=attention_mask[texts[rows], :length].to(device),
+            pixel_values=torch.stack([image for _, image in items]),
+            input_ids=input_ids[text_rows, :length].to(device),
+            attention_mask=attention_mask[text_rows, :length].to(device),
         ).float()
         return (logits[:, 1] - logits[:, 0]).cpu()
 
+    done = 0
     with evaluating(model):
-        for own, rows in zip(batches, chosen, strict=True):
-            if not len(rows):
+        for image_rows, (first, end) in zip(batches, edges, strict=True):
+            if first == end:
                 continue
-            pixel_values = [image.to(device) for image in pairs.read_images(own)]
-            # Neighbours in length share a batch, so little of it is padding.
-            for part in rows[lengths[texts[rows]].argsort()].split(batch):
-                asked_of = [
-                    (row, pixel_values[int(images[row]) - own.start]) for row in part.tolist()
-                ]
+            pixels = [image.to(device) for image in pairs.read_images(image_rows)]
+            pixel_rows = images - image_rows.start
+            # Neighbors in length share a batch, so little of it is padding.
+            rows = first + lengths[texts[first:end]].argsort()
+            for part in rows.split(batch):
+                items = [(row, pixels[pixel_rows[row]]) for row in part.tolist()]
                 scores[part] = torch.stack(
-                    by_shape(asked_of, log_odds, shape=lambda pair: pair[1].shape)
+                    by_shape(items, log_odds, shape=lambda item: item[1].shape)
                 )
                 done += len(part)
                 if progress is not None:
-                    progress("pairs", done, total)
-    # Pairs of the others hold 0, so that the sum is whole. It is taken on the device, where every backend can.
+                    progress("pairs", done, edges[-1][1] - edges[0][0])
+    # Pairs of the other processes hold 0, so that the sum is that of all. It is taken on the
+    # device, where every backend can.
     scores = distributed.all_reduce(scores.to(device)).cpu()
     if scores.isnan().any():
         raise ValueError("The matching logits contain NaN; check the weights of the model.")
-    return scores[asked]
+    return scores[inverse]

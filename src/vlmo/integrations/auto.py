@@ -41,20 +41,21 @@ PIPELINES = {
 
 
 def register() -> None:
-    """Let Auto classes and `pipeline` of transformers load model folders, and add the pipelines that it lacks."""
+    """Let Auto classes and `pipeline` of transformers load model folders; add pipelines."""
     config = model.VLMoConfig
     AutoProcessor.register(config, VLMoProcessor, exist_ok=True)
-    for name, own in AUTO_CLASSES.items():
-        getattr(modeling_auto, name).register(config, own, exist_ok=True)
-    # The segmentation pipeline reads a copy of this table, which lacks registered classes, and logs an error for ours
-    # although they work.
+    for name, model_class in AUTO_CLASSES.items():
+        getattr(modeling_auto, name).register(config, model_class, exist_ok=True)
+    # The segmentation pipeline reads a copy of this table, which lacks registered classes, and logs
+    # an error for ours although they work.
     names = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
     names[config.model_type] = model.VLMoForSemanticSegmentation.__name__
-    # transformers 5 has dropped a pipeline of this name, and refuses the name before it looks for a registered one.
+    # transformers 5 has dropped a pipeline of this name, and refuses the name before it looks for a
+    # registered one.
     vars(pipelines).get("REMOVED_TASKS", {}).pop("visual-question-answering", None)
-    # Not by `register_pipeline`: it makes `Pipeline.save_pretrained` copy this package's file into the folder, which
-    # then asks for `trust_remote_code`.
-    for task, (pipeline, loader) in PIPELINES.items():
-        entry = {"impl": pipeline, "pt": (loader,), "type": "multimodal"}
-        known = pipelines.PIPELINE_REGISTRY.supported_tasks
-        known[task] = known.get(task, {}) | entry
+    # Not by `register_pipeline`: it makes `Pipeline.save_pretrained` copy this package's file into
+    # the folder, which then asks for `trust_remote_code`.
+    for task, (pipeline, auto_class) in PIPELINES.items():
+        # A default model that the library has for the task stays.
+        entry = pipelines.PIPELINE_REGISTRY.supported_tasks.setdefault(task, {})
+        entry |= {"impl": pipeline, "pt": (auto_class,), "type": "multimodal"}

@@ -1,23 +1,24 @@
-"""Reranking in LanceDB: `table.search(vector).rerank(VLMoReranker("vlmo-small"), "a red umbrella")`."""
+"""Reranking in LanceDB: `table.search(vector).rerank(VLMoReranker("vlmo-small"), "a cat")`."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from lancedb.rerankers import Reranker
 
-from vlmo.data.decoding import decode_image
+from vlmo.data.decoding import ImageCell, decode_image
 from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder
 
 
 class VLMoReranker(Reranker):
-    """Orders images that LanceDB has found for a text by similarity and the fusion encoder's match, as `Searcher` does.
+    """Orders LanceDB's images for a text by similarity and the fusion encoder's match.
 
-    The column `_relevance_score` holds the mixed score; images that cannot be read come last, with minus infinity.
+    It is the order of `Searcher`. The column `_relevance_score` holds the mixed score; images that
+    cannot be read come last, with minus infinity.
 
     Args:
         column: Column with the bytes or paths of image files; "path" of an index of vlmo.
@@ -46,8 +47,40 @@ class VLMoReranker(Reranker):
             )
 
     def rerank_vector(self, query: str, vector_results: pa.Table) -> pa.Table:
-        """Order results of a search by vector, or by words, for a text, the second argument of `rerank`."""
-        return self._rerank(query, vector_results)
+        """Order results of a search by vector or words for the text that `rerank` was given.
+
+        ValueError for another query than a text, or results without the column.
+        """
+        if not isinstance(query, str) or self.column not in vector_results.column_names:
+            raise ValueError(
+                f"the query is {query!r:.50}, and images are in {self.column!r}; give a text and a "
+                "column"
+            )
+        values = vector_results[self.column].to_pylist()
+        rows = []
+        images = []
+        for row, value in enumerate(values):
+            cell: ImageCell = {"bytes": value, "path": None}
+            if isinstance(value, str):
+                cell = {"bytes": None, "path": value}
+            # Images that cannot be read have no pixels.
+            with contextlib.suppress(ValueError, OSError):
+                images.append(self.encoder.pixels(decode_image(cell)))
+                rows.append(row)
+        similarity = self.encoder.embed_pixels(images) @ self.encoder.embed_texts([query])[0]
+        log_odds = self.encoder.match_pairs([(image, query) for image in images])
+        # Images that cannot be read come last.
+        scores = np.full(len(values), -np.inf, dtype=np.float32)
+        scores[rows] = rerank_score(
+            similarity,
+            np.asarray(log_odds),
+            weight=self.weight,
+            scale=self.encoder.inverse_temperature,
+        )
+        # LanceDB reads the order of rows, and this column.
+        results = vector_results.append_column("_relevance_score", pa.array(scores))
+        results = results.sort_by([("_relevance_score", "descending")])
+        return self._keep_relevance_score(results)
 
     rerank_fts = rerank_vector
 
@@ -56,26 +89,4 @@ class VLMoReranker(Reranker):
     ) -> pa.Table:
         """Order the results of both searches together."""
         merge = self._merge_and_keep_scores if self.score == "all" else self.merge_results
-        return self._rerank(query, merge(vector_results, fts_results))
-
-    def _rerank(self, query: str, results: pa.Table) -> pa.Table:
-        if not isinstance(query, str) or self.column not in results.column_names:
-            raise ValueError(
-                f"the query is {query!r:.50}, and images are in {self.column!r}; give a text and a column"
-            )
-        pixels = [self._pixels(value) for value in results[self.column].to_pylist()]
-        read = [each for each in pixels if each is not None]
-        similarity = self.encoder.embed_pixels(read) @ self.encoder.embed_texts([query])[0]
-        odds = self.encoder.match_pairs([(each, query) for each in read])
-        mix = {"weight": self.weight, "scale": self.encoder.inverse_temperature}
-        found = iter(rerank_score(similarity, np.asarray(odds), **mix))
-        scores = [-math.inf if each is None else float(next(found)) for each in pixels]
-        scored = results.append_column("_relevance_score", pa.array(scores, pa.float32()))
-        return self._keep_relevance_score(scored.sort_by([("_relevance_score", "descending")]))
-
-    def _pixels(self, value: bytes | str | None) -> np.ndarray | None:
-        data, path = (None, value) if isinstance(value, str) else (value, None)
-        try:
-            return self.encoder.pixels(decode_image({"bytes": data, "path": path}))
-        except (ValueError, OSError):
-            return None
+        return self.rerank_vector(query, merge(vector_results, fts_results))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,13 +20,13 @@ from vlmo.tasks.result import data_name
 from vlmo.tasks.retrieval import RetrievalTask
 from vlmo.terminal import escaped
 
+# Measured weights: 0 is the dual encoder alone, 1 the fusion encoder alone.
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
-"""Weights that are measured: 0 (dual encoder alone) to 1 (fusion encoder alone)."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Weights that were chosen and written to `config.json`, those before, and recalls (fractions) by weight."""
+    """Weights that were written, those before, and recalls (fractions) by weight."""
 
     settings: dict[str, float]
     before: dict[str, float]
@@ -46,56 +45,70 @@ def choose_rerank_weight(
     device: str | None = None,
     console: Console | None = None,
 ) -> Choice:
-    """Measure recall with weights from 0 to 1 on a split, and write the best ones to the folder's `config.json`.
+    """Measure recall with weights from 0 to 1 on a split, and keep the best in `config.json`.
 
-    For each direction that is the weight with the largest mean of its recalls; of several, the one next to the middle
-    of them. Arguments as for `vlmo.tasks.evaluate`.
+    For a direction that is the weight with the largest mean of its recalls; of several, the one
+    next to the middle of them. Arguments as for `vlmo.tasks.evaluate`.
 
     Raises:
-        ValueError: The split is the one to be measured on afterwards, the model has no matching head, or the data
-            cannot be read.
+        ValueError: The split is the one to be measured on afterwards, the model has no matching
+            head, or the data cannot be read.
     """
+    # Weights must not be fitted to the rows that they are judged by.
     if split == "test" or rerank < 1:
         raise ValueError(
-            f"--split is {split} and --rerank {rerank}; weights are chosen on a part of the data that nothing is "
-            "measured on afterwards, so another than test, with candidates from 1 up"
+            f"--split is {split} and --rerank {rerank}; weights are chosen on a part of the data "
+            "that nothing is measured on afterwards, so another than test, with candidates from 1 "
+            "up"
         )
     model, processor = RetrievalTask.load(folder, device=device)
     if model.match_head is None:
         raise ValueError(f"{folder}: this model has no matching head, so that it scores no pairs")
-    given: dict[str, Any] = {"processor": processor, "notes": notes_folder(folder), "limit": limit}
-    rows = PairSet.read(source=source, split=split, **given)
-    if isinstance(rows, CompositionSet):
+    pairs = PairSet.read(
+        source=source, split=split, processor=processor, notes=notes_folder(folder), limit=limit
+    )
+    if isinstance(pairs, CompositionSet):
         raise ValueError(
             f"{source} has false captions, which nothing is searched among; give pairs"
         )
-    result = replace(rows, rerank=rerank).outputs(model, batch_size=batch_size, console=console)
+    result = replace(pairs, rerank=rerank).outputs(model, batch_size=batch_size, console=console)
     assert result.rerank is not None  # as there is a shortlist
+    # The pairs were scored once; weights only mix the scores.
     rates = {weight: result.rerank(Weights(weight, weight)).metrics(KS) for weight in WEIGHTS}
-    means = {
-        name: [sum(each[f"{name}@{k}"] for k in KS) for each in rates.values()]
-        for name in ("tr", "ir")
-    }
-    chosen = Weights(*(middle_best(WEIGHTS, each) for each in means.values()))
-    before = model.config.rerank_weights
-    table = Table(
-        "weight", title=escaped(f"Recall by rerank weight on {data_name(source)} {split}, percent")
-    )
-    for name in (*map(str.upper, rates[0.0]), ""):
-        table.add_column(name, justify="right")
-    for weight, metrics in rates.items():
-        of = [name for name, best in zip(("TR", "IR"), chosen, strict=True) if best == weight]
-        note = f"chosen for {' and '.join(of)}" if of else "before" if weight in before else ""
-        table.add_row(f"{weight:g}", *(f"{100 * value:.1f}" for value in metrics.values()), note)
-    names = ("rerank_weight_image_to_text", "rerank_weight")
-    settings, old = (dict(zip(names, each, strict=True)) for each in (chosen, before))
+    chosen = {}
+    for direction in ("tr", "ir"):
+        # Recalls at all K weigh alike.
+        sums = [sum(recalls[f"{direction}@{k}"] for k in KS) for recalls in rates.values()]
+        chosen[direction] = middle_best(WEIGHTS, sums)
+    # As `VLMoConfig` names them.
+    settings = {"rerank_weight_image_to_text": chosen["tr"], "rerank_weight": chosen["ir"]}
+    before = dict(zip(settings, model.config.rerank_weights, strict=True))
+    table = _recall_table(rates, chosen=chosen, before=list(before.values()))
+    table.title = escaped(f"Recall by rerank weight on {data_name(source)} {split}, percent")
     write_settings(Path(folder), **settings)
-    return Choice(settings, old, table, rates)
+    return Choice(settings, before, table, rates)
+
+
+def _recall_table(
+    rates: dict[float, dict[str, float]], *, chosen: dict[str, float], before: list[float]
+) -> Table:
+    table = Table("weight", *map(str.upper, rates[0.0]), "")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for weight, recalls in rates.items():
+        directions = [name.upper() for name, best in chosen.items() if best == weight]
+        note = "before" if weight in before else ""
+        if directions:
+            note = f"chosen for {' and '.join(directions)}"
+        cells = [f"{100 * value:.1f}" for value in recalls.values()]
+        table.add_row(f"{weight:g}", *cells, note)
+    return table
 
 
 def middle_best(values: tuple[float, ...], scores: list[float]) -> float:
-    """Return the value with the largest score; of several, the one next to the middle of them."""
+    """Return the value with the largest score; of several, the one next to their middle."""
     best = [value for value, score in zip(values, scores, strict=True) if score == max(scores)]
+    # The middle of equals is farthest from weights that are worse.
     middle = (best[0] + best[-1]) / 2
     return min(best, key=lambda value: abs(value - middle))
 
@@ -103,7 +116,5 @@ def middle_best(values: tuple[float, ...], scores: list[float]) -> float:
 def write_settings(folder: Path, **settings: float) -> None:
     """Write settings into `config.json`, on the main process; all else stays as it is."""
     if is_main():
-        write_file(
-            folder / "config.json",
-            json.dumps(read_config(folder) | settings, indent=2, sort_keys=True) + "\n",
-        )
+        config = read_config(folder) | settings
+        write_file(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")

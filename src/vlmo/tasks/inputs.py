@@ -1,4 +1,4 @@
-"""Requirements of a task: of rows and start folders (`Reads`), and of a prediction (`Accepts`, `Inputs`)."""
+"""Requirements of a task: of rows and start folders, and of a prediction and its inputs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Reads:
-    """Rows, streams and start folders that a task reads."""
+    """Rows, streams and start folders that a task reads.
 
-    image: bool = True  # rows without an image are invalid
-    caption: bool = False  # rows without a caption are invalid
-    unique_ids: bool = True  # rows that repeat an `image_id` are invalid
-    text: bool = True  # the model folder has a vocabulary
-    masks_words: bool = False  # examples hold a copy of the caption with masked words
-    streams: bool = False  # training may read `data.streams`
-    start: bool = True  # training may start from a model folder
+    Attributes:
+        image: Rows without an image are invalid.
+        caption: Rows without a caption are invalid.
+        unique_ids: Rows that repeat an `image_id` are invalid.
+        text: The model folder has a vocabulary.
+        masks_words: Examples hold a copy of the caption with masked words.
+        streams: Training may read `data.streams`.
+        start: Training may start from a model folder.
+    """
+
+    image: bool = True
+    caption: bool = False
+    unique_ids: bool = True
+    text: bool = True
+    masks_words: bool = False
+    streams: bool = False
+    start: bool = True
 
     @property
     def of_rows(self) -> dict[str, Any]:
@@ -36,7 +46,8 @@ class Inputs:
 
     Attributes:
         top: Answers, classes, or texts of an image that are returned.
-        save: PNG file for an image of the result: the attention of a question, or the classes of the pixels.
+        save: PNG file for an image of the result: the attention of a question, or the classes of
+            the pixels.
     """
 
     images: Sequence[Path] = ()
@@ -49,21 +60,30 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Accepts:
-    """Inputs that a task predicts from."""
+    """Inputs that a task predicts from.
 
-    words: str  # for messages, such as "one --image"
-    images: tuple[float, float] = (1, 1)  # fewest and most
+    Attributes:
+        words: For messages, such as "one --image".
+        images: Fewest and most.
+        question: There must be one.
+        saves: A prediction can be saved as an image.
+        caption: Captions may be asked for.
+    """
+
+    words: str
+    images: tuple[float, float] = (1, 1)
     texts: tuple[float, float] = (0, 0)
-    question: bool = False  # there must be one
-    saves: bool = False  # a prediction can be saved as an image
-    caption: bool = False  # captions may be asked for
+    question: bool = False
+    saves: bool = False
+    caption: bool = False
 
     def fit(self, inputs: Inputs) -> bool:
         """Return True if a prediction can be made from these inputs."""
-        counts = (len(inputs.images), self.images), (len(inputs.texts), self.texts)
-        numbers = all(few <= count <= most for count, (few, most) in counts)
+        fewest_images, most_images = self.images
+        fewest_texts, most_texts = self.texts
         return (
-            numbers
+            fewest_images <= len(inputs.images) <= most_images
+            and fewest_texts <= len(inputs.texts) <= most_texts
             and (inputs.question is not None) == self.question
             and self.caption >= inputs.caption
         )

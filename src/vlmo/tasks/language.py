@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from vlmo import model as models
+from vlmo.data.masking import IGNORED
 from vlmo.folder.card import Usage
 from vlmo.losses.masked import accuracy, masked_loss
 from vlmo.tasks.inputs import Reads
-from vlmo.tasks.task import Task
+from vlmo.tasks.task import Losses, Objective, Task
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
-    from vlmo.model import VLMoForMaskedLM
+    from vlmo.model import VLMoForMaskedDataModeling, VLMoForMaskedLM
 
 
-class LanguageObjective(nn.Module):
-    """Stage 2: masked language modeling with attention and vision experts frozen (VLMo, "Stagewise Pre-Training")."""
+class LanguageObjective(Objective):
+    """Stage 2: masked language modeling with attention and vision experts frozen.
 
-    def __init__(self, model: VLMoForMaskedLM, *, freeze: bool = True) -> None:
-        super().__init__()
-        self.model = model
+    VLMo, "Stagewise Pre-Training".
+    """
+
+    def __init__(
+        self, model: VLMoForMaskedLM | VLMoForMaskedDataModeling, *, freeze: bool = True
+    ) -> None:
+        super().__init__(model)
         if freeze:
+            # Attention and vision experts stay as images have trained them.
             model.requires_grad_(requires_grad=False)
-            for parameter in [
-                *models.language_stage_parameters(model),
-                *model.mlm_head.parameters(),
-            ]:
+            model.mlm_head.requires_grad_(requires_grad=True)
+            for parameter in models.language_stage_parameters(model):
                 parameter.requires_grad_(True)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return `loss` (= `mlm`) and `mlm_accuracy`; reads `mlm_input_ids`, `attention_mask` and `mlm_labels`."""
-        masked = batch["mlm_labels"] != -100
+    def forward(self, batch: Batch) -> Losses:
+        """Return `loss` (= `mlm`) and `mlm_accuracy`.
+
+        Reads `mlm_input_ids`, `attention_mask` and `mlm_labels`.
+        """
+        masked = batch["mlm_labels"] != IGNORED
+        # Masked words alone go through the head: (masked, vocabulary).
         encoded = self.model.vlmo.encode(
             None, batch["mlm_input_ids"], batch["attention_mask"], wanted=masked
         )
@@ -46,16 +54,19 @@ class LanguageObjective(nn.Module):
 
 @dataclass(frozen=True)
 class LanguageTask(Task):
-    """Stage 2, masked language modeling."""
+    """Stage 2, masked language modeling.
 
-    name: ClassVar[str] = "language"
-    title: ClassVar[str] = "stage 2, masked language modeling"
+    Attributes:
+        freeze: Keep attention and vision experts as stage 1 left them.
+    """
+
+    name = "language"
+    title = "stage 2, masked language modeling"
     reads = Reads(image=False, caption=True, masks_words=True, streams=True)
     architectures = ("VLMoForMaskedLM",)
-    usage: ClassVar[Usage | None] = Usage("fills in masked words", "fill-mask", '"a red [MASK]"')
+    usage = Usage("fills in masked words", "fill-mask", '"a red [MASK]"')
     freeze: bool = True
-    """Keep attention and vision experts as stage 1 left them."""
 
-    def step(self, model: Any) -> nn.Module:
+    def step(self, model: VLMoForMaskedLM) -> nn.Module:
         """Return the loss of masked words."""
         return LanguageObjective(model, freeze=self.freeze)

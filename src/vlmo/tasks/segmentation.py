@@ -1,15 +1,15 @@
-"""Semantic segmentation: fine-tuning as BEiT on ADE20K, and the classes of an image's pixels in sliding windows."""
+"""Semantic segmentation: fine-tuning as BEiT on ADE20K, and prediction in sliding windows."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, distributed, nn
@@ -34,9 +34,9 @@ from vlmo.processing.segmentation import (
 )
 from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.inputs import Accepts, Inputs, Reads
-from vlmo.tasks.labels import names_of_model, names_of_source
+from vlmo.tasks.labels import check_task, names_of_model, names_of_source
 from vlmo.tasks.result import Prediction
-from vlmo.tasks.task import RunContext, Task
+from vlmo.tasks.task import Losses, Objective, RunContext, Settings, Task
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -44,10 +44,11 @@ if TYPE_CHECKING:
 
     from vlmo.model import VLMoForSemanticSegmentation
 
-_WINDOWS = 16  # that go through the model at a time
-_STRIDE = (
-    2 / 3
-)  # of a window, between the beginnings of two, as mmsegmentation has it for ADE20K (341 of 512)
+# Windows that go through the model at a time.
+_WINDOWS = 16
+# Of a window, between the beginnings of two: mmsegmentation's for ADE20K (341 of 512).
+_STRIDE = 2 / 3
+# Random colors, the same in every run.
 _PALETTE = np.random.default_rng(0).integers(256, size=(256, 3), dtype=np.uint8).tobytes()
 _SNIPPET = """\
 from PIL import Image
@@ -63,18 +64,18 @@ result = model(**inputs).logits.argmax(1)  # a class for each pixel
 
 
 class SegmentRows:
-    """Decoded images with their masks by row number; ValueError for rows without masks, and for a mask that is damaged.
+    """Decoded images with their masks by row number.
 
     Args:
-        num_classes: Classes of the set; masks hold numbers below it, and 255 for pixels that do not count.
+        num_classes: Classes of the set; masks hold numbers below it, and 255 for pixels that do not
+            count.
+
+    Raises:
+        ValueError: The rows have no masks; of a row: its mask is damaged or does not fit.
     """
 
     def __init__(self, dataset: Dataset, *, num_classes: int) -> None:
-        if "mask" not in dataset.column_names:
-            raise ValueError(
-                f"these rows have no masks (their columns: {', '.join(dataset.column_names)}); give a set for "
-                "segmentation, such as ade20k (vlmo data prepare)"
-            )
+        check_task(dataset, "SEGMENT_FEATURES", task="images with masks")
         self.names: list[str] = column(dataset, "image_id")
         self._rows = dataset.select_columns(["image", "mask"])
         self._num_classes = num_classes
@@ -87,12 +88,13 @@ class SegmentRows:
         try:
             image = decode_image(cells["image"])
             mask = decode_mask(cells["mask"])
+            # A mask without pixels that count is valid.
             highest = mask[mask != IGNORED_CLASS].max(initial=0)
             if image.size != mask.shape[::-1] or highest >= self._num_classes:
                 raise ValueError(
-                    f"the mask has {mask.shape[1]} x {mask.shape[0]} pixels and classes up to {highest}; expected "
-                    f"{image.width} x {image.height}, and 0 to {self._num_classes - 1} or {IGNORED_CLASS}, which does "
-                    "not count"
+                    f"the mask has {mask.shape[1]} x {mask.shape[0]} pixels and classes up to "
+                    f"{highest}; expected {image.width} x {image.height}, and 0 to "
+                    f"{self._num_classes - 1} or {IGNORED_CLASS}, which does not count"
                 )
         except ValueError as error:
             raise ValueError(f"sample {row} (image_id {self.names[row]!r}): {error}") from error
@@ -100,13 +102,12 @@ class SegmentRows:
 
 
 class SegmentExamples:
-    """Images with the class of each pixel; `dataset`, `num_classes` and errors as in `SegmentRows`."""
+    """Images with the classes of their pixels; arguments and errors as in `SegmentRows`."""
 
     def __init__(
         self, dataset: Dataset, *, transform: SegmentTrainTransform, num_classes: int, seed: int
     ) -> None:
         self._rows = SegmentRows(dataset, num_classes=num_classes)
-        self._image_ids = [stable_id(name) for name in self._rows.names]
         self._transform = transform
         self._seed = seed
 
@@ -119,7 +120,10 @@ class SegmentExamples:
         generator = sample_generator(self._seed, epoch=epoch, index=row, purpose="image")
         pixel_values, classes = self._transform(image, mask, generator)
         return Example(
-            sample_id=row, image_id=self._image_ids[row], pixel_values=pixel_values, labels=classes
+            sample_id=row,
+            image_id=stable_id(self._rows.names[row]),
+            pixel_values=pixel_values,
+            labels=classes,
         )
 
     def collate(self, examples: list[Example]) -> Batch:
@@ -134,56 +138,60 @@ def segment(
     size: tuple[int, int] | None = None,
     batch_size: int = _WINDOWS,
 ) -> Float[Tensor, "classes out_height out_width"]:
-    """Return the logits of each pixel, on the model's device.
+    """Return the logits of all pixels, on the model's device.
 
-    Windows of the training crop's size begin every two thirds of one; logits are averaged where they overlap. An image
-    smaller than a window is padded with grey, as crops are in training.
-
-    Args:
-        size: Height and width of the result; by default the image's.
-
-    Raises:
-        ValueError: The model returns NaN.
+    Windows of the training crop's size begin every two thirds of one; logits are averaged where
+    they overlap. Smaller images are padded with gray, as crops are in training. `size` is the
+    result's height and width, by default the image's. ValueError for NaN.
     """
     pixel_values = pixel_values.to(model.device)
     window = model.config.image_size
     height, width = pixel_values.shape[1:]
+    # 0 is gray after normalization.
     padded = F.pad(pixel_values, (0, max(0, window - width), 0, max(0, window - height)))
-    corners = list(
-        itertools.product(*(window_starts(side, window=window) for side in padded.shape[1:]))
-    )
+    tops, lefts = [window_starts(side, window=window) for side in padded.shape[1:]]
+    # Indices of the windows, of images and logits alike.
+    areas = [
+        (..., slice(top, top + window), slice(left, left + window))
+        for top, left in itertools.product(tops, lefts)
+    ]
     with evaluating(model):
+        # Sum of the logits and number of windows of every pixel.
         total = padded.new_zeros(cast("int", model.config.num_labels), *padded.shape[1:])
         count = padded.new_zeros(padded.shape[1:])
-        for start in range(0, len(corners), batch_size):
-            chunk = corners[start : start + batch_size]
-            windows = torch.stack(
-                [padded[:, top : top + window, left : left + window] for top, left in chunk]
-            )
-            for (top, left), logits in zip(chunk, model(windows).logits.float(), strict=True):
-                total[:, top : top + window, left : left + window] += logits
-                count[top : top + window, left : left + window] += 1
-        logits = (total / count)[:, :height, :width]
+        for start in range(0, len(areas), batch_size):
+            chunk = areas[start : start + batch_size]
+            windows = torch.stack([padded[area] for area in chunk])
+            for area, logits in zip(chunk, model(windows).logits.float(), strict=True):
+                total[area] += logits
+                count[area] += 1
+        logits = (total / count)[None, :, :height, :width]
         if logits.isnan().any():
             raise ValueError("the logits contain NaN; check the weights of the model")
-        if size is not None and size != logits.shape[1:]:
-            logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
-        return logits
+        # Masks keep the size of the file, windows that of the resized image.
+        size = size or (height, width)
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
 
 
 def window_starts(length: int, *, window: int) -> list[int]:
     """Return the starts of windows on a side, every two thirds of one and one at its end."""
-    stride = max(1, int(window * _STRIDE))
-    count = max(0, -(-(length - window) // stride)) + 1
-    return [max(0, min(number * stride, length - window)) for number in range(count)]
+    last = max(0, length - window)
+    return [*range(0, last, max(1, int(window * _STRIDE))), last]
 
 
-@dataclass(frozen=True)
+def _classes_of_pixels(
+    model: VLMoForSemanticSegmentation, image: Image.Image, *, batch_size: int = _WINDOWS
+) -> Int[Tensor, "height width"]:
+    pixels = eval_pixel_values(image, short_side=model.config.image_size)
+    size = (image.height, image.width)
+    return segment(model, pixels, size=size, batch_size=batch_size).argmax(dim=0).cpu()
+
+
 class SegmentSet(EvaluationSet):
-    """Images of a split with the class of each pixel; outputs count pixels by true and predicted class."""
+    """Images with classes of pixels; outputs count pixels by true and predicted class."""
 
-    task: ClassVar[str] = "segmentation"
-    hub_task: ClassVar[str] = "image-segmentation"
+    task = "segmentation"
+    hub_task = "image-segmentation"
 
     @classmethod
     def check_rows(cls, rows: Dataset, source: str) -> None:
@@ -196,33 +204,31 @@ class SegmentSet(EvaluationSet):
         return names_of_source(self.source)
 
     def outputs(
-        self, model: Any, *, batch_size: int | None = None, console: Console | None = None
+        self,
+        model: VLMoForSemanticSegmentation,
+        *,
+        batch_size: int | None = None,
+        console: Console | None = None,
     ) -> list[Prediction]:
-        """Return the counts of all images, at each mask's own size; `batch_size` is in windows."""
+        """Return the counts of all images, at their masks' sizes; `batch_size` is in windows."""
         num_classes = len(self.names)
         images = SegmentRows(self.rows, num_classes=num_classes)
 
         def count(rows: range) -> Prediction:
-            (row,) = rows
-            image, mask = images[row]
-            pixels = eval_pixel_values(image, short_side=model.config.image_size)
-            logits = segment(
-                model, pixels, size=(image.height, image.width), batch_size=batch_size or _WINDOWS
-            )
-            counts = count_pixels(
-                logits.argmax(dim=0), torch.from_numpy(mask), num_classes=num_classes
-            )
-            cells = [
-                [true, predicted, int(counts[true, predicted])]
-                for true, predicted in counts.nonzero().tolist()
-            ]
-            return {"image_id": images.names[row], "pixels": cells}
+            # One image at a time: every mask has its own size.
+            image, mask = images[rows.start]
+            predicted = _classes_of_pixels(model, image, batch_size=batch_size or _WINDOWS)
+            counts = count_pixels(predicted, torch.from_numpy(mask), num_classes=num_classes)
+            # True class, predicted class and count, of the pairs that occur.
+            pixels = torch.column_stack([counts.nonzero(), counts[counts > 0]])
+            return {"image_id": images.names[rows.start], "pixels": pixels.tolist()}
 
         return self.map(count, model, batch=1, console=console)
 
     def metrics(self, outputs: Sequence[Prediction]) -> list[Metric]:
-        """Return mIoU, aAcc and mAcc, and `iou[NAME]` for each class that occurs or was predicted."""
+        """Return mIoU, aAcc and mAcc, and `iou[NAME]` of classes that occur or were predicted."""
         names = self.names
+        # Counts of images add up; their metrics do not.
         counts = torch.zeros(len(names), len(names), dtype=torch.int64)
         for row in outputs:
             for true, predicted, pixels in row["pixels"]:
@@ -230,62 +236,68 @@ class SegmentSet(EvaluationSet):
         return segmentation_metrics(counts, names=names)
 
 
-class SegmentationObjective(nn.Module):
-    """Cross-entropy of each pixel's class, in the main and the auxiliary head; pixels of class 255 do not count.
+class SegmentationObjective(Objective):
+    """Cross-entropy of the pixels' classes, in the main and the auxiliary head; 255 does not count.
 
-    Processes may have different numbers of pixels that count. Batch normalisation is over the rows of one process, and
-    over those of all on GPUs.
+    Processes may have different numbers of pixels that count. Batch normalization is over the rows
+    of one process, and over those of all on GPUs.
     """
 
-    def __init__(self, model: VLMoForSemanticSegmentation) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return `loss` and its parts `segmentation` and `auxiliary`, and `pixel_accuracy`; reads `labels`."""
-        labels = batch["labels"]
+    def forward(self, batch: Batch) -> Losses:
+        """Return `loss` and its parts `segmentation` and `auxiliary`, and `pixel_accuracy`."""
         model = self.model
+        labels = batch["labels"]
+        # Maps of 1/4, 1/8, 1/16 and 1/32 of the image for patches of 16 pixels.
         levels = model.pyramid(model.levels(batch["pixel_values"]))
-        counted = labels != IGNORED_CLASS
-        size = (labels.shape[1], labels.shape[2])
-        count = counted.sum().float()
+        is_counted = labels != IGNORED_CLASS
+        count = is_counted.sum().float()
+        logits, loss = _upsampled_loss(model.decode_head(levels), labels, count=count)
+        _, auxiliary = _upsampled_loss(model.auxiliary_head(levels), labels, count=count)
+        right = ((logits.argmax(dim=1) == labels) & is_counted).sum().float()
+        return {
+            "loss": loss + model.auxiliary_weight * auxiliary,
+            "segmentation": loss.detach(),
+            "auxiliary": auxiliary.detach(),
+            "pixel_accuracy": global_mean(right, count),
+        }
 
-        def of(head: nn.Module) -> tuple[Tensor, Tensor]:
-            logits = F.interpolate(
-                head(levels).float(), size=size, mode="bilinear", align_corners=False
-            )
-            loss = F.cross_entropy(logits, labels, ignore_index=IGNORED_CLASS, reduction="sum")
-            return logits.detach(), global_mean(loss, count)
 
-        (logits, loss), (_, auxiliary) = of(model.decode_head), of(model.auxiliary_head)
-        right = ((logits.argmax(dim=1) == labels) & counted).sum().to(count)
-        parts = {"segmentation": loss.detach(), "auxiliary": auxiliary.detach()}
-        loss = loss + model.auxiliary_weight * auxiliary
-        return {"loss": loss, **parts, "pixel_accuracy": global_mean(right, count)}
+def _upsampled_loss(logits: Tensor, labels: Tensor, *, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits at the size of the labels, and the mean loss over `count` pixels."""
+    # At the size of the labels, as in mmsegmentation.
+    size = labels.shape[1:]
+    logits = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORED_CLASS, reduction="sum")
+    return logits.detach(), global_mean(loss, count)
 
 
 @dataclass(frozen=True)
 class SegmentationTask(Task):
-    """Fine-tuning on classes of pixels, as BEiT on ADE20K. `data.transform` is not read: see `augmentation`."""
+    """Fine-tuning on classes of pixels, as BEiT on ADE20K.
 
-    name: ClassVar[str] = "segmentation"
-    title: ClassVar[str] = "fine-tuning on classes of pixels"
+    `data.transform` is not read: see `augmentation`.
+
+    Attributes:
+        layer_decay: Factor on the learning rate from each layer to the one below it; 1 for equal
+            rates.
+        augmentation: Augmentation of image and mask together; crops are of model.image_size.
+        channels: Width of the segmentation head.
+    """
+
+    name = "segmentation"
+    title = "fine-tuning on classes of pixels"
     reads = Reads(text=False)
-    evaluation: ClassVar[type[EvaluationSet] | None] = SegmentSet
-    num_classes: ClassVar[int | None] = 150
+    evaluation = SegmentSet
+    # ADE20K.
+    num_classes = 150
     architectures = ("VLMoForSemanticSegmentation",)
-    usage: ClassVar[Usage | None] = Usage(
-        "names the class of each pixel", "image-segmentation", snippet=_SNIPPET
-    )
+    usage = Usage("names the class of each pixel", "image-segmentation", snippet=_SNIPPET)
     accepts = Accepts("one --image", saves=True)
     layer_decay: float = 0.9
-    """Factor on the learning rate from each layer to the one below it; 1 for equal rates."""
     augmentation: SegmentTransformConfig = SegmentTransformConfig()
-    """Augmentation of image and mask together; crops are of model.image_size."""
     channels: int = 512
-    """Width of the segmentation head."""
 
-    def build_model(self, settings: dict[str, Any]) -> Any:
+    def build_model(self, settings: Settings) -> VLMoForSemanticSegmentation:
         """Return the image encoder with UPerNet's heads."""
         return super().build_model(settings | {"segmentation_channels": self.channels})
 
@@ -293,16 +305,17 @@ class SegmentationTask(Task):
         """Return the classes of the data's list."""
         return names_of_source(run.data.source)
 
-    def step(self, model: Any) -> nn.Module:
+    def step(self, model: VLMoForSemanticSegmentation) -> nn.Module:
         """Return the loss over all classes."""
         return SegmentationObjective(with_shared_statistics(model))
 
     def examples(self, run: RunContext) -> Examples:
-        """Return images with masks; ValueError if the recipe sets `data.transform`, which is not read."""
+        """Return images with masks; ValueError if the recipe sets `data.transform`."""
         size = run.model["image_size"]
         if run.transform != TransformConfig(image_size=size):
             raise ValueError(
-                "data.transform says nothing to segmentation; leave it out, and set task.augmentation"
+                "data.transform says nothing to segmentation; leave it out, and set "
+                "task.augmentation"
             )
         return SegmentExamples(
             run.rows,
@@ -312,45 +325,45 @@ class SegmentationTask(Task):
         )
 
     def batch_without_data(self, batch: Batch) -> Batch:
-        """Return images with a class of each pixel."""
+        """Return images with classes of pixels."""
         return {**batch, "labels": batch["pixel_values"][:, 0].long()}
 
     @classmethod
     def answer(
-        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs
+        cls,
+        model: VLMoForSemanticSegmentation,
+        _processor: object,
+        images: Sequence[Image.Image],
+        inputs: Inputs,
     ) -> list[Prediction]:
-        """Return the classes of an image's pixels and the share of each, the largest first.
+        """Return the classes of an image's pixels and their shares, the largest first.
 
-        The image that can be saved has the number of a class for each pixel, shown by a color.
+        The image that can be saved has the number of a class for every pixel, shown by a color.
         """
-        del processor
-        image = images[0]
-        pixels = eval_pixel_values(image, short_side=model.config.image_size)
-        logits = segment(model, pixels, size=(image.height, image.width))
-        classes = logits.argmax(dim=0).cpu().numpy().astype(np.uint8)
+        classes = _classes_of_pixels(model, images[0])
         names = names_of_model(model)
         if inputs.save is not None:
-            colored = Image.fromarray(classes)
+            colored = Image.fromarray(classes.numpy().astype(np.uint8))
+            # The file holds class numbers; the palette only shows them.
             colored.putpalette(_PALETTE)
             with atomic_file(inputs.save) as aside:
                 colored.save(aside, format="PNG")
-        counts = np.bincount(classes.ravel(), minlength=len(names))
-        order = [number for number in np.argsort(-counts, kind="stable").tolist() if counts[number]]
+        counts = classes.flatten().bincount().tolist()
+        pairs = sorted(zip(counts, names, strict=False), key=lambda pair: -pair[0])
         return [
-            {"class": names[number], "share": round(float(counts[number] / counts.sum()), 4)}
-            for number in order
+            {"class": name, "share": round(count / classes.numel(), 4)}
+            for count, name in pairs
+            if count
         ]
 
 
 def with_shared_statistics(model: VLMoForSemanticSegmentation) -> VLMoForSemanticSegmentation:
-    """Return the model with batch normalisation over the rows of all GPUs, as BEiT has it; unchanged on CPUs.
+    """Return the model with batch normalization over the rows of all GPUs, as BEiT has it.
 
-    PyTorch offers it for GPUs only. Parameters and buffers keep their names.
+    PyTorch offers it for GPUs only: on CPUs the model is unchanged. Names of parameters and buffers
+    stay.
     """
-    if (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_backend() == "nccl"
-    ):
+    is_parallel = distributed.is_available() and distributed.is_initialized()
+    if is_parallel and distributed.get_backend() == "nccl":
         return cast("VLMoForSemanticSegmentation", nn.SyncBatchNorm.convert_sync_batchnorm(model))
     return model

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from vlmo.folder.card import Usage
 from vlmo.model.config import VQVisualTokenizerConfig
 from vlmo.tasks.inputs import Reads
-from vlmo.tasks.task import Task
+from vlmo.tasks.task import Losses, Objective, Settings, Task
 from vlmo.types import Batch, normalize_pixels
 
 if TYPE_CHECKING:
@@ -33,16 +33,17 @@ result = model.tokenize(inputs["pixel_values"], grid=(4, 4))  # a token for each
 def plain_fields(
     config_class: type, *, leave_out: tuple[str, ...] = ()
 ) -> list[tuple[str, Any, Any]]:
-    """Return the fields that a Hugging Face configuration declares itself: (name, type, field with default)."""
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    """Return name, type and default of the fields that a Hugging Face configuration declares."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
     return [
-        (name, kind, dataclasses.field(default=fields[name].default))
+        (name, kind, dataclasses.field(default=defaults[name]))
         for name, kind in config_class.__annotations__.items()
-        if name in fields and name not in leave_out
+        if name in defaults and name not in leave_out
     ]
 
 
-# Hugging Face configurations cannot be frozen, nor shown as options; a plain dataclass with their fields can.
+# Hugging Face configurations cannot be frozen, nor shown as options; a plain dataclass with their
+# fields can.
 VisualTokenizerConfig: Any = dataclasses.make_dataclass(
     "VisualTokenizerConfig",
     plain_fields(VQVisualTokenizerConfig),
@@ -51,15 +52,11 @@ VisualTokenizerConfig: Any = dataclasses.make_dataclass(
 )
 
 
-class VisualTokenizerObjective(nn.Module):
+class VisualTokenizerObjective(Objective):
     """Reconstruction of images from their visual tokens (VQ-VAE, "Learning")."""
 
-    def __init__(self, model: VQVisualTokenizer) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return `loss` and its parts `reconstruction` and `commitment`, and `perplexity`; reads `pixel_values`."""
+    def forward(self, batch: Batch) -> Losses:
+        """Return `loss` and its parts `reconstruction` and `commitment`, and `perplexity`."""
         output = self.model(batch["pixel_values"])
         return {
             "loss": output.reconstruction_loss + output.commitment_loss,
@@ -71,23 +68,24 @@ class VisualTokenizerObjective(nn.Module):
 
 @dataclass(frozen=True)
 class TokenizerTask(Task):
-    """Trains the visual tokenizer whose tokens stage 1 predicts."""
+    """Trains the visual tokenizer whose tokens stage 1 predicts.
 
-    name: ClassVar[str] = "visual-tokenizer"
-    title: ClassVar[str] = "visual tokenizer"
+    Attributes:
+        tokenizer: Sizes of the tokenizer.
+    """
+
+    name = "visual-tokenizer"
+    title = "visual tokenizer"
     reads = Reads(text=False, streams=True, start=False)
     architectures = ("VQVisualTokenizer",)
-    usage: ClassVar[Usage | None] = Usage(
-        "turns an image into visual tokens, the targets of stage 1", snippet=_SNIPPET
-    )
+    usage = Usage("turns an image into visual tokens, the targets of stage 1", snippet=_SNIPPET)
     tokenizer: VisualTokenizerConfig = VisualTokenizerConfig()
-    """Sizes of the tokenizer."""
 
-    def build_model(self, _settings: dict[str, Any]) -> Any:
-        """Return the tokenizer; its sizes are its own."""
+    def build_model(self, _settings: Settings) -> VQVisualTokenizer:
+        """Return the tokenizer, which has sizes of its own."""
         return self.model_class()(VQVisualTokenizerConfig(**asdict(self.tokenizer)))
 
-    def step(self, model: Any) -> nn.Module:
+    def step(self, model: VQVisualTokenizer) -> nn.Module:
         """Return the tokenizer with its losses."""
         return VisualTokenizerObjective(model)
 
@@ -97,11 +95,12 @@ class TokenizerTask(Task):
 
 
 class _WithoutCodebook(TokenizerTask):
-    def step(self, model: Any) -> nn.Module:
+    def step(self, model: VQVisualTokenizer) -> nn.Module:
         return _Autoencoder(model)
 
 
-class _Autoencoder(VisualTokenizerObjective):
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+class _Autoencoder(Objective):
+    def forward(self, batch: Batch) -> Losses:
         pixels = normalize_pixels(batch["pixel_values"])
-        return {"loss": F.mse_loss(self.model._decode(self.model._encode(pixels)), pixels)}
+        decoded = self.model._decode(self.model._encode(pixels))
+        return {"loss": F.mse_loss(decoded, pixels)}

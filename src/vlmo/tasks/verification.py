@@ -1,10 +1,11 @@
-"""Published models measured on the data of their published results, as a report that can be sent (`vlmo verify`)."""
+"""Published models measured on the data of their published results, as a report (`vlmo verify`)."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -14,12 +15,13 @@ from vlmo.folder import read_config, read_json
 from vlmo.folder.atomic import write_file
 from vlmo.released import find_model, published_model
 from vlmo.released.download import read_sums
-from vlmo.released.published import MODELS
+from vlmo.released.published import MODELS, NamedModel
 from vlmo.tasks.registry import evaluate, write_submission
-from vlmo.tasks.result import circumstances, data_name
+from vlmo.tasks.result import Json, circumstances, data_name
 from vlmo.terminal import nearest
 
-_ON_SERVERS = ("test_dev", "test_std")  # splits whose answers only an evaluation server has
+# Splits whose answers only an evaluation server has.
+_ON_SERVERS = ("test_dev", "test_std")
 
 
 def verify(
@@ -31,9 +33,10 @@ def verify(
     device: str | None = None,
     console: Console | None = None,
 ) -> list[str]:
-    """Measure a published model on each split that it has published results on; write `out` and the same as text.
+    """Measure a published model on the splits of its published results; write `out` and a text.
 
-    Of a split whose answers are not public, the predictions for its evaluation server are written beside them.
+    Of a split whose answers are not public, the predictions for its evaluation server are written
+    beside them.
 
     Args:
         source: The set of the published results, as `vlmo data prepare` writes it.
@@ -43,61 +46,37 @@ def verify(
         The lines of the text.
 
     Raises:
-        ValueError: No result of the model is published, the data are of another set, or the model cannot be had.
+        ValueError: No result of the model is published, the data are of another set, or the model
+            cannot be had.
     """
-    known = [each for each, model in MODELS.items() if model.reported]
-    if name not in known:
+    names = [model.name for model in MODELS.values() if model.reported]
+    if name not in names:
         raise ValueError(
-            f"no result of {name!r} is published; did you mean {nearest(name, known)}? All: vlmo models"
+            f"no result of {name!r} is published; did you mean {nearest(name, names)}? "
+            "All: vlmo models"
         )
     model = MODELS[name]
-    prepared = Path(source).expanduser() / SUMMARY_FILE
-    if prepared.is_file() and (found := read_json(prepared).get("name")) != model.data:
+    # Before the model is downloaded.
+    summary = Path(source).expanduser() / SUMMARY_FILE
+    if summary.is_file() and read_json(summary).get("name") != model.data:
         raise ValueError(
-            f"{source} is {found}; the published results of {name} are on {model.data}: vlmo data prepare"
+            f"{source} is {read_json(summary).get('name')}; the published results of {name} are on "
+            f"{model.data}: vlmo data prepare"
         )
     folder = Path(find_model(name))
+    # A folder of this name in the working directory is found first.
     if published_model(folder) is None:
         raise ValueError(
             f"{folder} lies here and goes before the published {name}; run this in another folder"
         )
-    how: dict[str, Any] = {"source": source, "device": device, "console": console}
-    rerank = 0 if model.task == "retrieval" else None  # published is what the dual encoder finds
-    rows: list[dict[str, Any]] = []
-    for split in dict.fromkeys(split for split, _, _ in model.reported):
-        reported = {metric: percent for part, metric, percent in model.reported if part == split}
-        if split in _ON_SERVERS:
-            file = out.with_name(f"{out.stem}_{split}.json")
-            facts = {
-                "samples": write_submission(folder, file, split=split, **how),
-                "submission": file.name,
-            }
-            rows += [
-                {"split": split, "metric": each, "published": reported[each], **facts}
-                for each in reported
-            ]
-            continue
-        result = evaluate(folder, split=split, batch_size=batch_size, rerank=rerank, **how)
-        for metric, percent in reported.items():
-            value = 100 * result[metric].value
-            ends = [100 * end for end in result[metric].interval or ()]
-            row = {
-                "split": split,
-                "metric": metric,
-                "published": percent,
-                "measured": value,
-                "interval": ends,
-            }
-            row |= {
-                "difference": value - percent,
-                "settings": result.settings,
-                "samples": len(result.predictions),
-            }
-            rows.append(row)
-    file = model.address.rpartition("/")[2]
+    rows = _measure(
+        folder, model, source=source, out=out, batch_size=batch_size, device=device, console=console
+    )
+    # Size and checksum as the package lists them for the published file.
+    file_name = model.address.rpartition("/")[2]
     content = {
         "name": name,
-        "file": {"name": file, **read_sums().get(file, {})},
+        "file": {"name": file_name, **read_sums().get(file_name, {})},
         "data": data_name(source),
         "published_in": model.source,
         "results": rows,
@@ -113,43 +92,78 @@ def verify(
     return lines
 
 
-def _lines(content: dict[str, Any]) -> list[str]:
-    heads = (
-        "split",
-        "metric",
-        "published, %",
-        "measured, %",
-        "difference",
-        "95 %",
-        "samples",
-        "settings",
-    )
-    cells = [heads, ("---",) * len(heads)]
-    for row in content["results"]:
-        numbers = (
-            ("to be sent to the server: " + row["submission"], "") if "submission" in row else ()
-        )
-        numbers = numbers or (f"{row['measured']:.2f}", f"{row['difference']:+.2f}")
-        interval = " to ".join(f"{end:.1f}" for end in row.get("interval", ()))
-        settings = ", ".join(f"{key} {value}" for key, value in row.get("settings", {}).items())
-        known = (row["split"], row["metric"], f"{row['published']:g}")
-        cells.append((*known, *numbers, interval, f"{row['samples']:,}", settings))
-    file = content["file"]
-    processor = content["hardware"]["cpu" if "cpu" in str(content["device"]) else "gpu"]
-    facts = {
-        "file": f"{file['name']}, {file.get('bytes', 0):,} bytes, SHA-256 {file.get('sha256', 'unknown')}",
-        "published in": content["published_in"],
-        "device": f"{content['device']} ({processor}), {content['dtype']}",
-        "versions": ", ".join(
-            f"{package} {number}" for package, number in content["versions"].items()
-        ),
-        "commit, date": f"{content['commit']}, {content['date']}",
-    }
-    table = [f"| {' | '.join(each)} |" for each in cells]
-    return [
+def _measure(
+    folder: Path,
+    model: NamedModel,
+    *,
+    source: str,
+    out: Path,
+    batch_size: int | None,
+    device: str | None,
+    console: Console | None,
+) -> list[Json]:
+    """Return a row for every published result, with the measured one or the submission's file."""
+    # Published results of retrieval are those of the dual encoder.
+    rerank = 0 if model.task == "retrieval" else None
+    rows: list[Json] = []
+    for split, reported in itertools.groupby(model.reported, key=itemgetter(0)):
+        if split in _ON_SERVERS:
+            file = out.with_name(f"{out.stem}_{split}.json")
+            count = write_submission(
+                folder, file, source=source, split=split, device=device, console=console
+            )
+            result = None
+            common: Json = {"samples": count, "submission": file.name}
+        else:
+            result = evaluate(
+                folder,
+                source=source,
+                split=split,
+                batch_size=batch_size,
+                device=device,
+                console=console,
+                rerank=rerank,
+            )
+            common = {"samples": len(result.predictions), "settings": result.settings}
+        for _, metric, percent in reported:
+            row = {"split": split, "metric": metric, "published": percent} | common
+            if result is not None:
+                row["measured"] = 100 * result[metric].value
+                row["difference"] = row["measured"] - percent
+                row["interval"] = [100 * end for end in result[metric].interval or ()]
+            rows.append(row)
+    return rows
+
+
+def _lines(content: Json) -> list[str]:
+    lines = [
         f"### {content['name']} on {content['data']}",
         "",
-        *table,
+        "| split | metric | published, % | measured, % | difference | 95 % | samples | settings |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in content["results"]:
+        if "submission" in row:
+            numbers = f"to be sent to the server: {row['submission']} |  | "
+        else:
+            interval = " to ".join(f"{end:.1f}" for end in row["interval"])
+            numbers = f"{row['measured']:.2f} | {row['difference']:+.2f} | {interval}"
+        settings = ", ".join(f"{key} {value}" for key, value in row.get("settings", {}).items())
+        lines.append(
+            f"| {row['split']} | {row['metric']} | {row['published']:g} | {numbers} "
+            f"| {row['samples']:,} | {settings} |"
+        )
+    file = content["file"]
+    sha256 = file.get("sha256", "unknown")
+    # The processor that computed, by the name of the device.
+    processor = content["hardware"]["cpu" if "cpu" in str(content["device"]) else "gpu"]
+    versions = ", ".join(f"{package} {number}" for package, number in content["versions"].items())
+    return [
+        *lines,
         "",
-        *(f"- {key}: {facts[key]}" for key in facts),
+        f"- file: {file['name']}, {file.get('bytes', 0):,} bytes, SHA-256 {sha256}",
+        f"- published in: {content['published_in']}",
+        f"- device: {content['device']} ({processor}), {content['dtype']}",
+        f"- versions: {versions}",
+        f"- commit, date: {content['commit']}, {content['date']}",
     ]

@@ -1,20 +1,21 @@
-"""Stage 3, and what fine-tuning for retrieval shares with it: contrast, hard negatives, matching and masked words."""
+"""Stage 3: contrast, hard negatives, matching and masked words; shared with retrieval."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlmo import distributed
 from vlmo import model as models
 from vlmo.checkpoints.loading import load_retrieval_model
 from vlmo.data.examples import RowExamples
+from vlmo.data.masking import IGNORED
 from vlmo.data.rows import false_captions
 from vlmo.distributed import gather_with_grad, global_mean
 from vlmo.folder.card import Usage
@@ -23,10 +24,9 @@ from vlmo.losses.gradient_cache import cached, row_slices
 from vlmo.losses.itc import FalseCaptions, SamePairs, caption_keys, itc_loss, own_pairs, same_pairs
 from vlmo.losses.itm import FusedPairs, itm_loss, itm_pairs, join_pairs, mlm_pairs, sample_negatives
 from vlmo.losses.masked import accuracy
-from vlmo.tasks.evaluation_set import EvaluationSet
 from vlmo.tasks.inputs import Reads
 from vlmo.tasks.pair_sets import PairSet
-from vlmo.tasks.task import RunContext, Task
+from vlmo.tasks.task import Losses, Objective, RunContext, Task
 from vlmo.types import Batch
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ RETRIEVAL_PIPELINE = (
     "zero-shot-image-classification",
     '"image.png", candidate_labels=["a red heart", "a sailing boat"]',
 )
+# Losses that have a weight, in the order in which they are summed.
 _PARTS = ("itc", "teacher", "mlm", "itm")
 _TEXT_TENSORS = (
     "input_ids",
@@ -53,19 +54,24 @@ class VisionLanguageConfig:
 
     Attributes:
         mlm_weight: 0.25 in the published code; a weight of 0 leaves the passes out.
-        exclude_same: Rows that share an image or a caption are never each other's negatives.
-        itc_false_captions: A row's false caption, if the data have one, is a further negative of its image in ITC.
-        negative_groups: Groups of equal size, of neighboring rows, that the global batch is divided into for
-            sampling hard negatives: a row's come from its own group. 1, as in the paper, gives global negatives; the
-            number of processes gives local ones, each process sampling from its own rows.
-        negative_sharpness: Hard negatives are sampled by the softmax of ITC's logits times this. 1 as in the paper; 0
-            samples evenly. Softer ones are easier to tell from true pairs, for small data.
-        negatives: Negative images, and negative texts, of each true pair in ITM; 1 in the paper.
+        exclude_same: Rows that share an image or a caption are never negatives of one another.
+        itc_false_captions: A row's false caption, if the data have one, is a further negative of
+            its image in ITC.
+        negative_groups: Groups of equal size, of neighboring rows, that the global batch is divided
+            into for sampling hard negatives: a row's come from its own group. 1, as in the paper,
+            gives global negatives; the number of processes gives local ones, from a process's own
+            rows.
+        negative_sharpness: Hard negatives are sampled by the softmax of ITC's logits times this. 1
+            as in the paper; 0 samples evenly. Softer ones are easier to tell from true pairs, for
+            small data.
+        negatives: Negative images, and negative texts, of a true pair in ITM; 1 in the paper.
         mlm_stride: Every n-th row of the batch takes part in MLM; 1 = all rows.
         itm_stride: Every n-th row of the batch takes part in ITM; 1 = all rows.
-        teacher_weight: Of the distance to a teacher's vectors (`distillation_loss`), if there is one.
-        cache_chunk: Pairs that any encoder holds activations of; None = all. The contrast, and the choice of hard
-            negatives, are over the whole batch all the same: backward computes each chunk again (a gradient cache).
+        teacher_weight: Of the distance to a teacher's vectors (`distillation_loss`), if there is
+            one.
+        cache_chunk: Pairs that any encoder holds activations of; None = all. The contrast, and the
+            choice of hard negatives, are over the whole batch all the same: backward computes the
+            chunks again (a gradient cache).
     """
 
     itc_weight: float = 1.0
@@ -101,26 +107,30 @@ class VisionLanguageConfig:
                 raise ValueError(f"{name} is {value}; give 1 or more")
 
     def check_batch(self, micro_batch: int, *, processes: int) -> None:
-        """Raise ValueError if a micro-batch of this many pairs does not fit the strides and groups."""
+        """Raise ValueError if a micro-batch of this many pairs does not fit strides and groups."""
+        # Else processes and micro-batches would have different numbers of rows.
         for name in ("mlm_stride", "itm_stride"):
             stride = getattr(self, name)
             if micro_batch % stride:
                 raise ValueError(
                     f"{name} {stride} does not divide the micro-batch of {micro_batch} pairs."
                 )
+        # Groups divide the rows of all processes.
         batch = micro_batch * processes
         if self.itm_weight and batch % self.negative_groups:
             raise ValueError(
-                f"negative_groups {self.negative_groups} does not divide the batch of {batch} pairs."
+                f"negative_groups {self.negative_groups} does not divide the batch of "
+                f"{batch} pairs."
             )
 
 
-class VisionLanguageObjective(nn.Module):
+class VisionLanguageObjective(Objective):
     """Image-text contrast, masked language modeling and matching with global hard negatives.
 
-    On `VLMoForPreTraining` this is stage 3. On `VLMoForImageTextRetrieval` it is fine-tuning for retrieval: contrast of
-    the unimodal branch, which is what the dual encoder embeds with, and matching if there is a head for it. With a
-    frozen `teacher`, the vectors of this branch also learn to be the teacher's.
+    On `VLMoForPreTraining` this is stage 3. On `VLMoForImageTextRetrieval` it is fine-tuning for
+    retrieval: contrast of the unimodal branch, which the dual encoder embeds with, and matching if
+    there is a head for it. With a frozen `teacher`, the vectors of this branch also learn to be the
+    teacher's.
 
     Raises:
         ValueError: A loss has a weight, but the model lacks its head.
@@ -133,24 +143,24 @@ class VisionLanguageObjective(nn.Module):
         config: VisionLanguageConfig | None = None,
         teacher: VLMoForImageTextRetrieval | None = None,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
+        config = config or VisionLanguageConfig()
+        self.config = config
         self.teacher = teacher
-        self.config = config or VisionLanguageConfig()
-        if self.config.mlm_weight and not isinstance(model, models.VLMoForPreTraining):
+        if config.mlm_weight and not isinstance(model, models.VLMoForPreTraining):
             raise ValueError(
-                f"mlm_weight is {self.config.mlm_weight}, but {type(model).__name__} has no head for words; "
-                "set the weight to 0."
+                f"mlm_weight is {config.mlm_weight}, but {type(model).__name__} has no head for "
+                "words; set the weight to 0."
             )
-        if self.config.itm_weight and model.match_head is None:
+        if config.itm_weight and model.match_head is None:
             raise ValueError(
-                f"itm_weight is {self.config.itm_weight}, but the model has no matching head; "
+                f"itm_weight is {config.itm_weight}, but the model has no matching head; "
                 "set use_match_head to True."
             )
-        chunk = self.config.cache_chunk
-        self.encode_images = cached(model.image_vectors, size=chunk)
-        self.encode_texts = cached(model.text_vectors, size=chunk)
-        self.fuse = cached(self._fuse, size=chunk)
+        # Whole batches at once, or in chunks that are computed again in the backward pass.
+        self.encode_images = cached(model.image_vectors, size=config.cache_chunk)
+        self.encode_texts = cached(model.text_vectors, size=config.cache_chunk)
+        self.fuse = cached(self._fuse, size=config.cache_chunk)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 (torch's)
         """Set the mode of the model; a teacher never drops anything."""
@@ -159,12 +169,12 @@ class VisionLanguageObjective(nn.Module):
             self.teacher.eval()
         return self
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> Losses:
         """Return `loss` and its parts `itc`, `teacher`, `mlm`, `itm`, with accuracies.
 
-        The batch holds images, captions, masked captions and `step_seed`. False captions are optional:
-        ITM scores them beside the sampled negatives, and ITC if `itc_false_captions`. An empty one
-        counts for nothing.
+        The batch holds images, captions, masked captions and `step_seed`. False captions are
+        optional: ITM scores them beside the sampled negatives, and ITC if `itc_false_captions`. An
+        empty one counts for nothing.
         """
         config = self.config
         config.check_batch(len(batch["input_ids"]), processes=distributed.world_size())
@@ -173,7 +183,7 @@ class VisionLanguageObjective(nn.Module):
         input_ids = batch["input_ids"]
         rows = torch.arange(len(input_ids), device=input_ids.device)
         logit_scale = self.model.contrast_head.logit_scale
-        losses: dict[str, Tensor] = {}
+        losses: Losses = {}
         pairs: list[FusedPairs] = []
 
         # Pairs with masked words.
@@ -218,7 +228,7 @@ class VisionLanguageObjective(nn.Module):
                 fused.images, fused.input_ids, fused.attention_mask, fused.mlm_labels, pixels=pixels
             )
             if config.mlm_weight:
-                num_words = (fused.mlm_labels != -100).sum().float()
+                num_words = (fused.mlm_labels != IGNORED).sum().float()
                 losses["mlm"] = global_mean(word_losses.sum(), num_words)
                 losses["mlm_accuracy"] = global_mean(word_hits.sum(), num_words)
             if config.itm_weight:
@@ -248,7 +258,7 @@ class VisionLanguageObjective(nn.Module):
         *,
         same: SamePairs,
     ) -> Float[Tensor, ""]:
-        """Return the mean of ITC's loss over its branches; `vectors` and `keys` are those of each."""
+        """Return the mean of ITC's loss over its branches, which have `vectors` and `keys`."""
         false_captions = self._false_captions(batch)
         branch_losses = []
         for branch, head in enumerate(self.model.contrast_heads):
@@ -265,14 +275,14 @@ class VisionLanguageObjective(nn.Module):
         return torch.stack(branch_losses).mean()
 
     def _false_captions(self, batch: Batch) -> list[FalseCaptions | None]:
-        """Return the false captions of the batch in each branch; None where ITC reads none."""
+        """Return the false captions of the batch by branch; None where ITC reads none."""
         if not self.config.itc_false_captions or "false_input_ids" not in batch:
             return [None] * len(self.model.contrast_heads)
         input_ids = batch["false_input_ids"]
         attention_mask = batch["false_attention_mask"]
         valid = attention_mask.any(dim=1)
-        # Rows without a false caption are left out, but every process must encode as many texts, and
-        # so as many chunks, as the others: those of the process with the most.
+        # Rows without a false caption are left out, but processes must encode equally many texts,
+        # and so chunks: as many as the process with the most.
         num_encoded = max(1, int(distributed.all_reduce(valid.sum(), op="max")))
         rows = valid.int().argsort(descending=True, stable=True)[:num_encoded]
         # A row that fills up attends to its first token.
@@ -289,18 +299,16 @@ class VisionLanguageObjective(nn.Module):
     ) -> Float[Tensor, ""]:
         teacher = self.teacher
         assert teacher is not None  # its caller asks
-        num_pairs = len(batch["input_ids"])
-        image_embeds = []
-        text_embeds = []
+        input_ids = batch["input_ids"]
+        attention_mask = batch["attention_mask"]
+        # As many pairs at a time as the student encodes, for the same memory.
+        slices = row_slices(len(input_ids), size=self.config.cache_chunk or len(input_ids))
         with torch.no_grad():
-            for rows in row_slices(num_pairs, size=self.config.cache_chunk or num_pairs):
-                images = teacher.get_image_features(batch["pixel_values"][rows])
-                texts = teacher.get_text_features(
-                    batch["input_ids"][rows], batch["attention_mask"][rows]
-                )
-                image_embeds.append(images)
-                text_embeds.append(texts)
-        targets = torch.cat(image_embeds), torch.cat(text_embeds)
+            images = [teacher.get_image_features(batch["pixel_values"][rows]) for rows in slices]
+            texts = [
+                teacher.get_text_features(input_ids[rows], attention_mask[rows]) for rows in slices
+            ]
+        targets = torch.cat(images), torch.cat(texts)
         logit_scale = teacher.contrast_head.logit_scale
         return distillation_loss(vectors, targets, logit_scale=logit_scale, same=same)
 
@@ -313,10 +321,10 @@ class VisionLanguageObjective(nn.Module):
         *,
         pixels: Float[Tensor, "images 3 height width"],
     ) -> tuple[Float[Tensor, "pairs 2"], Float[Tensor, "words"], Float[Tensor, "words"]]:
-        """Return match logits of pairs; the loss of each masked word, and 1 where it was predicted."""
+        """Return match logits of pairs; losses of masked words, and 1 for those predicted."""
         model = self.model
-        is_masked = mlm_labels != -100
-        # A chunk of the gradient cache embeds the images of its pairs alone, each of them once.
+        is_masked = mlm_labels != IGNORED
+        # A chunk of the gradient cache embeds the images of its pairs alone, and once.
         used_images, image_rows = images.unique(return_inverse=True)
         encoded = model.vlmo.encode(
             pixels.index_select(0, used_images),
@@ -336,44 +344,48 @@ class VisionLanguageObjective(nn.Module):
 
 
 def _pad_to_global_length(batch: Batch) -> Batch:
-    """Pad texts to the longest of all processes, so that exchanged texts fit; results stay the same."""
+    """Pad texts to the longest of all processes, so that exchanged texts fit."""
     texts = {name: batch[name] for name in _TEXT_TENSORS if name in batch}
-    local_length = max(text.shape[1] for text in texts.values())
-    device = batch["input_ids"].device
-    length = int(distributed.all_reduce(torch.tensor(local_length, device=device), op="max"))
+    local_length = batch["input_ids"].new_tensor(max(text.shape[1] for text in texts.values()))
+    length = int(distributed.all_reduce(local_length, op="max"))
     for name, text in texts.items():
-        fill = -100 if name == "mlm_labels" else 0
+        fill = IGNORED if name == "mlm_labels" else 0
         texts[name] = F.pad(text, (0, length - text.shape[1]), value=fill)
     return cast("Batch", batch | texts)
 
 
 @dataclass(frozen=True)
 class PairTask(Task):
-    """A task that trains on pairs by contrast, and perhaps by masked words and matching."""
+    """A task that trains on pairs by contrast, and perhaps by masked words and matching.
 
-    reads: ClassVar[Reads] = Reads(caption=True, streams=True)
-    evaluation: ClassVar[type[EvaluationSet] | None] = PairSet
+    Attributes:
+        losses: Weights and switches.
+        teacher: Folder or name of a model whose dual encoder is learned too: distillation, see
+            `losses.teacher-weight`.
+    """
+
+    reads = Reads(caption=True, streams=True)
+    evaluation = PairSet
     losses: VisionLanguageConfig = VisionLanguageConfig()
-    """Weights and switches."""
     teacher: str | None = None
-    """Folder or name of a model whose dual encoder is learned too: distillation, see `losses.teacher-weight`."""
 
     @property
     def targets(self) -> str | None:
         """The teacher."""
         return self.teacher
 
-    def step(self, model: Any) -> VisionLanguageObjective:
+    def step(self, model: VLMoForPreTraining | VLMoForImageTextRetrieval) -> Objective:
         """Return all losses that have a weight."""
         return VisionLanguageObjective(model, config=self.losses)
 
-    def objective(self, run: RunContext) -> nn.Module:
+    def objective(self, run: RunContext) -> Objective:
         """Return the losses of a started model, with the teacher's if there is one.
 
         Raises:
-            ValueError: The teacher has another vocabulary, vectors of another size, or fewer positions for text.
+            ValueError: The teacher has another vocabulary, vectors of another size, or fewer
+                positions for text.
         """
-        objective: Any = super().objective(run)
+        objective = cast("VisionLanguageObjective", super().objective(run))
         if self.teacher is None:
             return objective
         teacher, processor = load_retrieval_model(self.teacher)
@@ -381,15 +393,23 @@ class PairTask(Task):
         student_size = objective.model.config.projection_size
         positions = teacher.config.max_text_positions
         max_length = run.tokenizer.model_max_length
+        # Its vectors become targets of the model, for the same tokens.
         fault = None
         if processor.tokenizer.get_vocab() != run.tokenizer.get_vocab():
             fault = "another vocabulary; start from a folder with the teacher's"
         elif size != student_size:
-            fault = f"vectors of {size} dimensions, the model of {student_size}; set model.projection-size to {size}"
+            fault = (
+                f"vectors of {size} dimensions, the model of {student_size}; set "
+                f"model.projection-size to {size}"
+            )
         elif max_length > positions:
-            fault = f"{positions} positions for text, the recipe {max_length}; set text.max-length to {positions}"
+            fault = (
+                f"{positions} positions for text, the recipe {max_length}; set text.max-length to "
+                f"{positions}"
+            )
         if fault is not None:
             raise ValueError(f"the teacher {self.teacher} has {fault}")
+        # Beside the model, so that it is not saved with it.
         objective.teacher = teacher.requires_grad_(requires_grad=False)
         return objective
 
@@ -399,25 +419,29 @@ class PairTask(Task):
 
     def examples(self, run: RunContext) -> RowExamples:
         """Return pairs, with the rows' `false_captions` if they have any and a loss reads them."""
+        # Tokens of captions that no loss reads would be made for nothing.
         false_texts = None
         if self.losses.itm_weight or self.losses.itc_false_captions:
             false_texts = false_captions(run.rows)
+            # Empty texts stand for rows without a false caption.
             if not any(map(any, false_texts)):
                 false_texts = None
-        return RowExamples(
-            run.rows, self.contents(run), unit=run.data.unit, false_texts=false_texts
-        )
+        contents = self.contents(run)
+        return RowExamples(run.rows, contents, unit=run.data.unit, false_texts=false_texts)
 
 
-@dataclass(frozen=True)
 class VisionLanguageTask(PairTask):
-    """Stage 3, contrast, masked language modeling and matching. Its models are measured as those for retrieval."""
+    """Stage 3, contrast, masked language modeling and matching.
 
-    name: ClassVar[str] = "vision-language"
-    title: ClassVar[str] = "stage 3, contrast, masked language modeling and matching"
+    Its models are measured as those for retrieval.
+    """
+
+    name = "vision-language"
+    title = "stage 3, contrast, masked language modeling and matching"
     reads = Reads(caption=True, masks_words=True, streams=True)
     architectures = ("VLMoForPreTraining",)
-    usage: ClassVar[Usage | None] = Usage(
-        "holds every head of stage 3: contrast, matching and masked words; most people use its retrieval part",
+    usage = Usage(
+        "holds every head of stage 3: contrast, matching and masked words; most people use its "
+        "retrieval part",
         *RETRIEVAL_PIPELINE,
     )

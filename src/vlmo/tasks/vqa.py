@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from vlmo.data.examples import Contents, Examples, RowExamples
-from vlmo.data.rows import column, select_rows
+from vlmo.data.rows import arrow_table, column, select_rows
 from vlmo.distributed import is_main
 from vlmo.evaluation.metrics import Metric, Question, vqa_metrics
 from vlmo.folder.atomic import atomic_file
@@ -34,7 +34,7 @@ from vlmo.tasks.labels import (
     pair_logits,
 )
 from vlmo.tasks.result import Prediction
-from vlmo.tasks.task import RunContext, Task
+from vlmo.tasks.task import Losses, Objective, RunContext, Task
 from vlmo.types import Batch
 from vlmo.visualization import heat_map
 
@@ -42,216 +42,249 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from vlmo.model import VLMoForVisualQuestionAnswering
+    from vlmo.processing import VLMoProcessor
 
 _LOGGER = logging.getLogger(__name__)
+# Longer side of the saved image.
 _SHOWN_PIXELS = 384
 
 
 def question_examples(
     dataset: Dataset, contents: Contents, *, num_answers: int | None
 ) -> RowExamples:
-    """Return questions about images, with a score for each answer of the set (`num_answers`; None leaves `labels` out).
+    """Return questions about images, with scores of all answers of the set as `labels`.
+
+    Questions without an answer are left out; `num_answers` of None keeps them, and has no labels.
 
     Raises:
-        ValueError: Rows of another task, no row with an answer, or an answer that is not in the list.
+        ValueError: Rows of another task, no row with an answer, or an answer that is not in the
+            list.
     """
     check_task(dataset, "QUESTION_FEATURES", task="questions about images")
-    answered = [
-        row
-        for row, answers in enumerate(column(dataset, "answers"))
-        if answers or num_answers is None
-    ]
-    if unknown := len(dataset) - len(answered):
+    labels = None
+    if num_answers is not None:
+        answered = [row for row, answers in enumerate(column(dataset, "answers")) if answers]
+        num_unanswered = len(dataset) - len(answered)
+        if num_unanswered and is_main():
+            _LOGGER.info(
+                "%s questions without an answer are left out of training", f"{num_unanswered:,}"
+            )
         dataset = select_rows(dataset, answered)
-        if is_main():
-            _LOGGER.info("%s questions without an answer are left out of training", f"{unknown:,}")
+        labels = _answer_scores(dataset, num_answers)
     texts = [[question] for question in column(dataset, "question")]
-    if num_answers is None:
-        return RowExamples(dataset, contents, texts=texts)
+    return RowExamples(dataset, contents, texts=texts, labels=labels)
+
+
+def _answer_scores(dataset: Dataset, num_answers: int) -> Callable[[int], Tensor]:
+    """Return a function from a row to the scores of all answers of the set."""
     numbers = column(dataset, "answer_labels")
     scores = column(dataset, "answer_scores")
     if not any(numbers):
         raise ValueError(
             "no row has an answer of the set's list; give a part of the set that has answers"
         )
-    for name, given in zip(column(dataset, "question_id"), numbers, strict=True):
-        if given and not 0 <= min(given) <= max(given) < num_answers:
-            known = f"the set's list has {num_answers} answers, 0 to {num_answers - 1}"
-            raise ValueError(f"question {name!r} has answer numbers {list(given)}; {known}")
+    for name, row_numbers in zip(column(dataset, "question_id"), numbers, strict=True):
+        if row_numbers and not 0 <= min(row_numbers) <= max(row_numbers) < num_answers:
+            raise ValueError(
+                f"question {name!r} has answer numbers {list(row_numbers)}; the set's list has "
+                f"{num_answers} answers, 0 to {num_answers - 1}"
+            )
 
-    def targets(row: int) -> Tensor:
-        values = torch.zeros(num_answers)
-        values[torch.tensor(numbers[row], dtype=torch.int64)] = torch.tensor(scores[row])
-        return values
+    def scores_of_row(row: int) -> Tensor:
+        indices = torch.tensor(numbers[row], dtype=torch.int64)
+        # Made when the row is read: kept, it would be 3,129 numbers a question.
+        return torch.zeros(num_answers).index_put_((indices,), torch.tensor(scores[row]))
 
-    return RowExamples(dataset, contents, texts=texts, labels=targets)
+    return scores_of_row
 
 
-@dataclass(frozen=True)
 class QuestionSet(EvaluationSet):
     """Questions of a split; an output is the prediction for a question."""
 
-    task: ClassVar[str] = "vqa"
-    hub_task: ClassVar[str] = "visual-question-answering"
+    task = "vqa"
+    hub_task = "visual-question-answering"
     reads = Reads(unique_ids=False)
 
     @cached_property
     def questions(self) -> list[Question]:
         """The questions with their known answers."""
-        names = ("question_id", "image_id", "question", "question_type", "answer_type", "answers")
-        rows = zip(*(column(self.rows, name) for name in names), strict=True)
+        # Types and answers are None where a set has none.
+        names = ["question_id", "image_id", "question", "question_type", "answer_type", "answers"]
         return [
-            Question(name, image, asked, kind or "", of or "", tuple(answers or ()))
-            for name, image, asked, kind, of, answers in rows
+            Question(
+                row["question_id"],
+                row["image_id"],
+                row["question"],
+                row["question_type"] or "",
+                row["answer_type"] or "",
+                tuple(row["answers"] or ()),
+            )
+            for row in arrow_table(self.rows, names).to_pylist()
         ]
 
     @classmethod
     def check_rows(cls, rows: Dataset, _source: str) -> None:
-        """Raise ValueError for rows that are no questions, and for answers that could not be scored afterwards."""
+        """Raise ValueError for rows that are no questions, or answers that cannot be scored."""
         check_task(rows, "QUESTION_FEATURES", task="questions about images")
-        for name, answers in zip(column(rows, "question_id"), column(rows, "answers"), strict=True):
-            if answers and 1 < len(answers) < MIN_ANNOTATORS:
-                expected = "expected ten of ten people, one that is right, or none"
+        for row in arrow_table(rows, ["question_id", "answers"]).to_pylist():
+            answers = row["answers"] or ()
+            if 1 < len(answers) < MIN_ANNOTATORS:
                 raise ValueError(
-                    f"question {name!r} has {len(answers)} answers ({', '.join(answers)}); {expected}"
+                    f"question {row['question_id']!r} has {len(answers)} answers "
+                    f"({', '.join(answers)}); expected ten of ten people, one that is right, "
+                    "or none"
                 )
 
-    def check(self, model: Any) -> None:
-        """Give a model whose answers are only numbered those of the set; ValueError if the set has not as many."""
-        own = names_of_model(model)
-        names = []
-        if not are_numbers(own):
+    def check(self, model: VLMoForVisualQuestionAnswering) -> None:
+        """Give a model whose answers are only numbered those of the set.
+
+        ValueError if the set has not as many.
+        """
+        # Published files number their answers and name none.
+        count = len(names_of_model(model))
+        if not are_numbers(names_of_model(model)):
             return
+        names = []
         with contextlib.suppress(ValueError):  # the set has no list
             names = names_of_source(self.source)
-        if len(names) != len(own):
+        if len(names) != count:
             raise ValueError(
-                f"the model's {len(own):,} answers have no names, and {self.source} lists {len(names):,}; name them in "
-                "the order of its training: --labels of vlmo import, or of vlmo models NAME"
+                f"the model's {count:,} answers have no names, and {self.source} lists "
+                f"{len(names):,}; name them in the order of its training: --labels of vlmo import, "
+                "or of vlmo models NAME"
             )
-        for name, value in label_settings(names).items():
-            setattr(model.config, name, value)
+        model.config.update(label_settings(names))
         if is_main():
             _LOGGER.info(
                 "the model's %s answers have no names; they are those of %s",
-                f"{len(own):,}",
+                f"{count:,}",
                 self.source,
             )
 
-    def predict(self, model: Any, rows: range) -> list[Prediction]:
-        """Return the best answer to each question; with its score if the right answers are known."""
-        chosen = select_rows(self.rows, rows)
-        examples = question_examples(chosen, eval_contents(self.processor), num_answers=None)
+    def predict(self, model: VLMoForVisualQuestionAnswering, rows: range) -> list[Prediction]:
+        """Return the best answers to questions, with scores if the right answers are known."""
+        dataset = select_rows(self.rows, rows)
+        examples = question_examples(dataset, eval_contents(self.processor), num_answers=None)
+        # Several answers may be right: training is by binary cross-entropy, not softmax.
         best = pair_logits(model, examples).sigmoid().max(dim=-1)
-        predictions = list[Prediction]()
-        questions = self.questions[rows.start : rows.stop]
-        for asked, share, number in zip(
-            questions, best.values.tolist(), best.indices.tolist(), strict=True
+        names = names_of_model(model)
+        predictions = []
+        for question, share, number in zip(
+            self.questions[rows.start : rows.stop],
+            best.values.tolist(),
+            best.indices.tolist(),
+            strict=True,
         ):
-            answer = model.config.id2label[number]
+            answer = names[number]
             row: Prediction = {
-                name: vars(asked)[name] for name in ("question_id", "image_id", "question")
+                "question_id": question.question_id,
+                "image_id": question.image_id,
+                "question": question.question,
+                "answer": answer,
+                "confidence": round(share, 4),
             }
-            row |= {"answer": answer, "confidence": round(share, 4)}
-            if asked.answers:
-                row |= {"annotators": list(asked.answers), "score": round(asked.score(answer), 4)}
+            if question.answers:
+                row["annotators"] = list(question.answers)
+                row["score"] = round(question.score(answer), 4)
             predictions.append(row)
         return predictions
 
     def metrics(self, outputs: list[Prediction]) -> list[Metric]:
         """Return VQA's accuracy: of all questions, and by answer type and question type."""
-        return vqa_metrics(self.questions, [prediction["answer"] for prediction in outputs])
+        return vqa_metrics(self.questions, [row["answer"] for row in outputs])
 
     @staticmethod
     def submission(predictions: Sequence[Prediction]) -> str:
-        """Return JSON, a list of `{"question_id", "answer"}`; identifiers that are numbers are written as numbers."""
-        rows = [
-            {
-                "question_id": int(name) if (name := row["question_id"]).isdecimal() else name,
-                "answer": row["answer"],
-            }
-            for row in predictions
-        ]
+        """Return JSON, a list of `{"question_id", "answer"}`; digits are written as a number."""
+        rows = []
+        for row in predictions:
+            name = row["question_id"]
+            number = int(name) if name.isdecimal() else name
+            rows.append({"question_id": number, "answer": row["answer"]})
         return json.dumps(rows, ensure_ascii=False) + "\n"
 
 
-class QuestionObjective(nn.Module):
-    """VQA: a score of every answer to a question (VLMo, "Vision-Language Classification")."""
+class QuestionObjective(Objective):
+    """VQA: scores of all answers to a question (VLMo, "Vision-Language Classification")."""
 
-    def __init__(self, model: VLMoForVisualQuestionAnswering) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> Losses:
         """Return `loss` (= `vqa`) and `vqa_score`, the labels' own score of the best answer.
 
-        Reads `pixel_values`, `input_ids`, `attention_mask` and `labels`. Every process has equally many rows, so that
-        the mean over processes of each value is that of the global batch.
+        Reads `pixel_values`, `input_ids`, `attention_mask` and `labels`. Processes have equally
+        many rows, so that the mean over processes of a value is that of the global batch.
         """
         labels = batch["labels"]
         output = self.model(
             batch["pixel_values"], batch["input_ids"], batch["attention_mask"], labels
         )
+        # (rows, 1): what the likeliest answers score.
         score = labels.gather(1, output.logits.argmax(dim=-1, keepdim=True)).mean()
         return {"loss": output.loss, "vqa": output.loss.detach(), "vqa_score": score}
 
 
 @dataclass(frozen=True)
 class VQATask(Task):
-    """Fine-tuning on questions, VQA."""
+    """Fine-tuning on questions, VQA.
 
-    name: ClassVar[str] = "vqa"
-    title: ClassVar[str] = "fine-tuning on questions (VQA)"
+    Attributes:
+        head_lr_scale: Factor on the learning rate of the answer head, which starts at random.
+    """
+
+    name = "vqa"
+    title = "fine-tuning on questions (VQA)"
     reads = Reads(unique_ids=False)
-    evaluation: ClassVar[type[EvaluationSet] | None] = QuestionSet
-    num_classes: ClassVar[int | None] = 3129
+    evaluation = QuestionSet
+    # Answers that occur nine times or more in VQAv2.
+    num_classes = 3129
     architectures = ("VLMoForVisualQuestionAnswering",)
-    usage: ClassVar[Usage | None] = Usage(
+    usage = Usage(
         "answers a question about an image with one of a fixed set of answers",
         "visual-question-answering",
         '"image.png", question="what color is it?"',
     )
     accepts = Accepts("one --image and a --question", question=True, saves=True)
-    head: ClassVar[str] = "answer_head"
+    head = "answer_head"
     head_lr_scale: float = 20.0
-    """Factor on the learning rate of the answer head, which starts at random."""
 
     def label_names(self, run: RunContext) -> list[str]:
         """Return the answers of the data's list."""
         return names_of_source(run.data.source)
 
-    def step(self, model: Any) -> nn.Module:
+    def step(self, model: VLMoForVisualQuestionAnswering) -> nn.Module:
         """Return the loss over all answers."""
         return QuestionObjective(model)
 
     def examples(self, run: RunContext) -> Examples:
-        """Return the questions that have an answer, with their images and the score of each answer."""
+        """Return the questions that have an answer, with their images and the answers' scores."""
+        # Questions are texts of their own: rows need no caption.
         contents = replace(self.contents(run), tokenizer=run.tokenizer)
         return question_examples(run.rows, contents, num_answers=len(self.label_names(run)))
 
     def batch_without_data(self, batch: Batch) -> Batch:
-        """Return questions with a score of each answer."""
+        """Return questions with scores of all answers."""
         return {**batch, "labels": torch.zeros(len(batch["input_ids"]), self.num_classes or 0)}
 
     @classmethod
     def answer(
-        cls, model: Any, processor: Any, images: Sequence[Image.Image], inputs: Inputs
+        cls,
+        model: VLMoForVisualQuestionAnswering,
+        processor: VLMoProcessor,
+        images: Sequence[Image.Image],
+        inputs: Inputs,
     ) -> list[Prediction]:
-        """Return the best answers, each with its confidence, the sigmoid of its logit.
+        """Return the best answers with their confidence, the sigmoid of the logit.
 
-        The image that can be saved shows the attention of the question's first token, out of whose state the answer is
-        read; the mean over the fusion layers.
+        The image that can be saved shows the attention of the question's first token, out of whose
+        state the answer is read; the mean over the fusion layers.
         """
-        encoded: Any = processor(images=images[0], text=inputs.question, return_tensors="pt").to(
-            model.device
-        )
+        encoded = processor(images=images[0], text=inputs.question, return_tensors="pt")
+        encoded = encoded.to(model.device)
         scores = model(**encoded).logits[0].float().sigmoid()
         if inputs.save is not None:
             from vlmo.model.attention_maps import attention_maps
 
-            seen = heat_map(
-                images[0], attention_maps(model, **encoded)[0, 0].float().cpu(), size=_SHOWN_PIXELS
-            )
+            # Of the one pair, and of its question's first token.
+            attention = attention_maps(model, **encoded)[0, 0].float().cpu()
             with atomic_file(inputs.save) as aside:
-                seen.save(aside, format="PNG")
+                heat_map(images[0], attention, size=_SHOWN_PIXELS).save(aside, format="PNG")
         return best_labels(model, scores, top=inputs.top, kind="answer")
