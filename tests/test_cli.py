@@ -13,7 +13,7 @@ from tests.parity.cases import reference_file
 from tests.parity.plain_vlmo import write_vocabulary
 from vlmo import cli
 from vlmo.cli import main, runs
-from vlmo.recipes import RECIPES
+from vlmo.recipes import RECIPES, task_table
 from vlmo.terminal import say, say_json
 
 
@@ -181,19 +181,30 @@ def test_no_traceback_from_outside():
     )
 
 
-def test_recipes_are_listed_or_shown_with_their_settings(capsys):
+def test_recipes_are_a_table_of_tasks_or_one_with_its_settings_and_the_papers(capsys):
     main(["recipes"])
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in RECIPES)
-    assert len(shown.splitlines()) == len(RECIPES)
+    lines = capsys.readouterr().out.splitlines()
+    rows = task_table()
+    assert len(lines) == len(rows) + 1
+    assert any(line.split()[:4] == ["vqa", "base,", "base-plus,", "large"] for line in lines)
+    names = {f"{size}-{task}".lstrip("-") for task, sizes, _ in rows for size in sizes.split(", ")}
+    assert names == set(RECIPES)
     assert "'shapes-stage3'" in refused(["recipes", "shapes-stag3"], capsys, output="")
     assert "'base-vqa'" in refused(["recipes", "vqa"], capsys)
-    main(["recipes", "base-stage3"])
-    assert '"lr": 0.0002' in capsys.readouterr().out
+    main(["recipes", "base-stage2"])
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["optimizer.lr", "0.0002", "0.0002"] in shown
+    assert ["text.max_length", "192", "196"] in shown  # a multiple of 8, where the paper has none
+    assert not any("seed" in words for words in shown)
+    main(["recipes", "base-stage2", "--all"])
+    assert ["seed", "0"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_train_lists_tasks_and_common_options(capsys):
     main(["train", "--help"])
     shown = capsys.readouterr().out
     assert all(
-        name in shown for name in (*RECIPES, "--lr", "--batch-size", "--steps", "--output-dir")
+        name in shown for name in ("stage3", "--lr", "--batch-size", "--steps", "--output-dir")
     )
 
 
@@ -281,7 +292,7 @@ def test_import_and_export_print_what_they_found(tmp_path, capsys):
     [
         ("--image-size 100", "patch size"),
         ("--imagesize 128", "did you mean --image-size?"),
-        ("", "reading it would run code"),
+        ("", "would run code"),
     ],
 )
 def test_refused_imports_are_one_line_and_leave_nothing(options, words, tmp_path, capsys):

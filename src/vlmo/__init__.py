@@ -10,8 +10,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from vlmo.lazy import lazy_names
+from vlmo.released.converter import register_converter
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vlmo.model import VLMoConfig as VLMoConfig
     from vlmo.model import VLMoForImageCaptioning as VLMoForImageCaptioning
     from vlmo.model import VLMoForImageClassification as VLMoForImageClassification
@@ -36,6 +39,19 @@ def _register() -> None:
     from vlmo.integrations.auto import register
 
     register()
+
+
+def _convert(path: Path, out: Path, *, vocabulary: Path | None, licence: str, address: str) -> None:
+    """Convert a published file, in the name of `vlmo.released`, which the packages that convert import themselves."""
+    from vlmo.checkpoints.importing import import_checkpoint
+    from vlmo.tasks import usage_of
+
+    import_checkpoint(
+        path, out, vocabulary=vocabulary, licence=licence, address=address, usage_of=usage_of
+    )
+
+
+register_converter(_convert)
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -30,6 +30,12 @@ def nearest(word: str, names: Collection[str]) -> str:
     near = [name for name in names if word.lower() in name.lower()]
     near = near[:3] or difflib.get_close_matches(word, names, n=1, cutoff=0)
     return " or ".join(map(repr, near))
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row, with columns that are as wide as their longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def say(*lines: str) -> None:

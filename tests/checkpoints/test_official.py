@@ -168,10 +168,10 @@ def test_number_of_heads_may_be_given():
     assert official.convert(state, num_attention_heads=16).config.num_attention_heads == 16
 
 
-def test_recognises_its_own_names_only():
-    assert official.recognises(on_meta(BASE))
-    assert official.recognises(on_meta(BASE_PLUS))
-    assert not official.recognises({"transformer.resblocks.0.mlp.fc1.weight": torch.empty(1)})
-    assert not official.recognises(
+def test_recognizes_its_own_names_only():
+    assert official.recognizes(on_meta(BASE))
+    assert official.recognizes(on_meta(BASE_PLUS))
+    assert not official.recognizes({"transformer.resblocks.0.mlp.fc1.weight": torch.empty(1)})
+    assert not official.recognizes(
         {"blocks.0.mlp.fc1.weight": torch.empty(1), "cls_token": torch.empty(1)}
     )

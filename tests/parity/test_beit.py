@@ -309,19 +309,19 @@ def test_leftovers_are_unused_and_strangers_unknown():
     assert sorted(conversion.tensors.unused) == ["classifier.bias", "classifier.weight"]
 
 
-def test_recognises_beit_and_nothing_else():
+def test_recognizes_beit_and_nothing_else():
     theirs = random_beit(BeitForMaskedImageModeling)
     vit = ViTModel(
         ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     )
     other = published_keys(theirs) | {"blocks.0.attn.qkv.bias": torch.zeros(96)}
-    assert beit.recognises(hugging_face_keys(theirs.beit))
+    assert beit.recognizes(hugging_face_keys(theirs.beit))
     for keys in (
         hugging_face_keys(vit),
         {f"transformer.{key}": tensor for key, tensor in published_keys(theirs).items()},
         {key: tensor for key, tensor in other.items() if not key.endswith("q_bias")},
     ):
-        assert not beit.recognises(keys)
+        assert not beit.recognizes(keys)
 
 
 TABLE = "blocks.{}.attn.relative_position_bias_table"

@@ -240,10 +240,10 @@ def test_lost_tensors_are_not_made_up():
     assert "vlmo.blocks.1.attention.qkv.vision.weight" in made
 
 
-def test_recognises_beit3_and_nothing_else():
-    assert beit3.recognises(random_weights(SIZES, contrast=False))
-    assert not beit3.recognises({"beit3.text_embed.weight": torch.zeros(3)})
-    assert not beit3.recognises(
+def test_recognizes_beit3_and_nothing_else():
+    assert beit3.recognizes(random_weights(SIZES, contrast=False))
+    assert not beit3.recognizes({"beit3.text_embed.weight": torch.zeros(3)})
+    assert not beit3.recognizes(
         {"cls_token": torch.zeros(3), "transformer.cls_token": torch.zeros(3)}
     )
 

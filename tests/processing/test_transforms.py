@@ -11,8 +11,14 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from vlmo.processing import EvalTransform, TrainTransform, TransformConfig, VLMoProcessor
-from vlmo.processing.transforms import RAND_AUGMENT, crop_box, rand_augment
+from vlmo.processing import (
+    EvalTransform,
+    TrainTransform,
+    TransformConfig,
+    VLMoProcessor,
+    transforms,
+)
+from vlmo.processing.transforms import RAND_AUGMENT, apply_operation, crop_box, rand_augment
 from vlmo.types import normalize_pixels
 
 PLAIN = {"horizontal_flip": 0.0, "rand_augment_ops": 0}
@@ -293,9 +299,16 @@ def reference_operation(
     ("kind", "name"), [(kind, name) for kind, names in RAND_AUGMENT.items() for name in names]
 )
 def test_rand_augment_operations_equal_those_of_others(kind, name, magnitude):
-    image, options = blocks(), {"resample": Image.Resampling.BILINEAR, "fillcolor": tuple(WHITE)}
+    image = blocks()
     for sign in (1, -1):
-        changed = RAND_AUGMENT[kind][name](image, magnitude / 10, sign, options)
+        changed = apply_operation(
+            image,
+            name,
+            sign * magnitude / 10,
+            operations=kind,
+            fill=255,
+            resample=Image.Resampling.BILINEAR,
+        )
         expected = reference_operation(kind, name, image, magnitude, sign)
         # Edges between pixels may round to the other side.
         wrong = np.abs(np.asarray(changed).astype(int) - np.asarray(expected)) > 1
@@ -304,22 +317,20 @@ def test_rand_augment_operations_equal_those_of_others(kind, name, magnitude):
 
 def test_strongest_posterize_keeps_one_bit():
     # timm asks Pillow for none, which Pillow refuses.
-    assert set(np.unique(np.asarray(RAND_AUGMENT["timm"]["posterize"](blocks(), 1.0, 1, {})))) == {
-        0,
-        128,
-    }
+    strongest = apply_operation(
+        blocks(), "posterize", 1.0, operations="timm", fill=255, resample=Image.Resampling.BILINEAR
+    )
+    assert set(np.unique(np.asarray(strongest))) == {0, 128}
 
 
 def test_rand_augment_chooses_evenly_and_applies_half(monkeypatch):
     image, done = blocks(), Counter()
-    for kind, names in RAND_AUGMENT.items():
-        noted = {
-            name: lambda image, level, sign, _, name=name: (
-                done.update([(name, level, sign)]) or image
-            )
-            for name in names
-        }
-        monkeypatch.setitem(RAND_AUGMENT, kind, noted)
+
+    def note(image, name, strength, **_):
+        done[name, abs(strength), 1 if strength > 0 else -1] += 1
+        return image
+
+    monkeypatch.setattr(transforms, "apply_operation", note)
     generator = np.random.default_rng(0)
     for _ in range(2000):
         assert rand_augment(image, config=TransformConfig(), generator=generator) is image

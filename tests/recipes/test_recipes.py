@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tests.recipes.toy_recipes import STEPS, shrunk
 
 from vlmo.model.heads import MAX_LOGIT_SCALE, ContrastHead
-from vlmo.recipes import Recipe, describe, find_recipe
+from vlmo.recipes import Recipe, describe, find_entry, find_recipe
 from vlmo.recipes.paper import PAPER as OF_PAPER
 from vlmo.recipes.quickstart import DUAL, FUSION, QUICKSTART, WHICH_RUNS, over_seeds
-from vlmo.recipes.schema import TextConfig, changed_settings, check_recipe
+from vlmo.recipes.schema import TextConfig, changed_settings, check_recipe, settings
 from vlmo.run import build
 from vlmo.tasks import TASKS, RetrievalTask, VisionLanguageTask
 from vlmo.training import LoraConfig, read_metrics
@@ -135,6 +135,19 @@ def test_descriptions_say_data_start_command_and_numbers():
         assert ("Targets:" in words) == hasattr(recipe.task, "visual_tokenizer"), name
         assert ("Teacher:" in words) == (getattr(recipe.task, "teacher", None) is not None), name
         assert f"train {name}" in describe(name)
+
+
+def test_recipes_have_the_settings_that_the_paper_gives() -> None:
+    """As transcribed apart from the recipes; lengths in words, such as "10 epochs", are not compared."""
+    different = set()
+    for name in OF_PAPER:
+        entry = find_entry(name)
+        values = json.loads(json.dumps(settings(entry.recipe, defaults=True)))
+        assert entry.paper.keys() <= values.keys()
+        for path, paper in entry.paper.items():
+            if values[path] != paper and not str(paper).startswith(("10 ", "150 ")):
+                different.add((path, values[path], paper))
+    assert different == {("text.max_length", 192, 196)}  # a multiple of 8
 
 
 def test_descriptions_have_the_quickstarts_numbers() -> None:

@@ -17,7 +17,7 @@ import vlmo.released
 from vlmo import VLMoConfig, VLMoForImageTextRetrieval, VLMoModel, VLMoProcessor, model_path
 from vlmo.cli import main
 from vlmo.recipes import find_recipe
-from vlmo.released import find_model, notes_folder
+from vlmo.released import SMALL, find_model, notes_folder
 from vlmo.released.published import MODELS, NamedModel
 from vlmo.run import build
 
@@ -40,6 +40,10 @@ def test_path_of_a_name_is_for_libraries_that_know_paths_only(released):
     assert AutoProcessor.from_pretrained(model_path("toy")).image_size == 64
     with pytest.raises(ValueError, match=r"tos is no model folder.*vlmo models"):
         model_path("tos")
+
+
+def test_model_in_the_package_has_the_size_that_the_table_says():
+    assert VLMoConfig.from_pretrained(SMALL).image_size == MODELS[SMALL].image_size
 
 
 def test_own_model_folder_goes_before_a_released_one(released, tmp_path):

@@ -14,73 +14,66 @@ from vlmo.checkpoints import layout
 from vlmo.checkpoints.layout import Conversion, HeadTask, NameTable, Tensors
 from vlmo.model.embeddings import NUM_CLASS_ROWS, NUM_CROSS_ROWS
 
-_CLASS_TOKEN = "vlmo.image_embeddings.cls_token"
 _NORM = "vlmo.norm.weight"
 _MASK_TOKEN = "mim_head.mask_token"
 _TOKEN_HEAD = "mim_head.decoder.weight"
-_SHARED = "shared_table"  # which is joined with each `layer_table` into our table
+# Joined with each `layer_table` into our table.
+_SHARED_TABLE = "shared_table"
+_TABLE = "relative_position_bias_table"
 # Also the layers in which BEiT-2 pre-trains its class token.
 _LEFTOVERS = r"(.*\.)?(relative_position_index|num_batches_tracked)|cls_pt_(layers|lm_head)\..+"
-_BIAS = "relative_position_bias_table"
-_BLOCK = "vlmo.blocks.{layer}."
 
-NAMES = (
-    ("cls_token", _CLASS_TOKEN),
-    ("patch_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
-    ("pos_embed", layout.OUR_IMAGE_POSITIONS),
-    ("norm.{kind}", "vlmo.norm.{kind}"),
-    ("mask_token", _MASK_TOKEN),
-    ("lm_head.{kind}", "mim_head.decoder.{kind}"),
-    ("fc_norm.{kind}", "classifier_norm.{kind}"),
-    ("head.{kind}", "classifier.{kind}"),
-    (f"rel_pos_bias.{_BIAS}", _SHARED),
-    (f"blocks.{{layer}}.attn.{_BIAS}", "layer_table.{layer}"),
-    *(
-        ("blocks.{layer}." + theirs, _BLOCK + ours)
-        for theirs, ours in (
-            *layout.ATTENTION_NAMES,
-            ("norm2.{kind}", "experts.vision.norm.{kind}"),
-            ("mlp.fc{number}.{kind}", "experts.vision.fc{number}.{kind}"),
-        )
-    ),
+NAMES = {
+    "cls_token": layout.OUR_CLASS_TOKEN,
+    "patch_embed.proj.{kind}": "vlmo.image_embeddings.projection.{kind}",
+    "pos_embed": layout.OUR_IMAGE_POSITIONS,
+    "norm.{kind}": "vlmo.norm.{kind}",
+    "mask_token": _MASK_TOKEN,
+    "lm_head.{kind}": "mim_head.decoder.{kind}",
+    "fc_norm.{kind}": "classifier_norm.{kind}",
+    "head.{kind}": "classifier.{kind}",
+    f"rel_pos_bias.{_TABLE}": _SHARED_TABLE,
+    f"blocks.{{layer}}.attn.{_TABLE}": "layer_table.{layer}",
+} | layout.in_blocks(
+    "blocks.{layer}.",
+    {
+        **layout.ATTENTION_NAMES,
+        "norm2.{kind}": "experts.vision.norm.{kind}",
+        "mlp.fc{number}.{kind}": "experts.vision.fc{number}.{kind}",
+    },
 )
 """Published names and ours."""
 PUBLISHED = NameTable(NAMES, leftovers=_LEFTOVERS)
 HUGGING_FACE = NameTable(
-    (
-        ("embeddings.cls_token", _CLASS_TOKEN),
-        (
-            "embeddings.patch_embeddings.projection.{kind}",
-            "vlmo.image_embeddings.projection.{kind}",
-        ),
-        ("layernorm.{kind}", "vlmo.norm.{kind}"),
-        ("embeddings.mask_token", _MASK_TOKEN),
-        ("lm_head.{kind}", "mim_head.decoder.{kind}"),
-        ("pooler.layernorm.{kind}", "classifier_norm.{kind}"),
-        ("classifier.{kind}", "classifier.{kind}"),
-        (f"encoder.relative_position_bias.{_BIAS}", _SHARED),
-        (
-            f"encoder.layer.{{layer}}.attention.attention.relative_position_bias.{_BIAS}",
-            "layer_table.{layer}",
-        ),
-        *(
-            ("encoder.layer.{layer}." + theirs, _BLOCK + ours)
-            for theirs, ours in (
-                ("layernorm_before.{kind}", "norm1.shared.{kind}"),
-                ("attention.attention.query.weight", "attention.q.shared.weight"),
-                ("attention.attention.key.weight", "attention.k.shared.weight"),
-                ("attention.attention.value.weight", "attention.v.shared.weight"),
-                ("attention.attention.query.bias", "attention.qkv.shared.query_bias"),
-                ("attention.attention.value.bias", "attention.qkv.shared.value_bias"),
-                ("attention.output.dense.{kind}", "attention.projection.shared.{kind}"),
-                ("lambda_{number}", "gamma_{number}"),
-                ("layernorm_after.{kind}", "experts.vision.norm.{kind}"),
-                ("intermediate.dense.{kind}", "experts.vision.fc1.{kind}"),
-                ("output.dense.{kind}", "experts.vision.fc2.{kind}"),
-            )
-        ),
+    {
+        "embeddings.cls_token": layout.OUR_CLASS_TOKEN,
+        "embeddings.patch_embeddings.projection.{kind}": "vlmo.image_embeddings.projection.{kind}",
+        "layernorm.{kind}": "vlmo.norm.{kind}",
+        "embeddings.mask_token": _MASK_TOKEN,
+        "lm_head.{kind}": "mim_head.decoder.{kind}",
+        "pooler.layernorm.{kind}": "classifier_norm.{kind}",
+        "classifier.{kind}": "classifier.{kind}",
+        f"encoder.relative_position_bias.{_TABLE}": _SHARED_TABLE,
+        f"encoder.layer.{{layer}}.attention.attention.relative_position_bias.{_TABLE}": "layer_table.{layer}",
+    }
+    | layout.in_blocks(
+        "encoder.layer.{layer}.",
+        {
+            "layernorm_before.{kind}": "norm1.shared.{kind}",
+            "attention.attention.query.weight": "attention.q.shared.weight",
+            "attention.attention.key.weight": "attention.k.shared.weight",
+            "attention.attention.value.weight": "attention.v.shared.weight",
+            "attention.attention.query.bias": "attention.qkv.shared.query_bias",
+            "attention.attention.value.bias": "attention.qkv.shared.value_bias",
+            "attention.output.dense.{kind}": "attention.projection.shared.{kind}",
+            "lambda_{number}": "gamma_{number}",
+            "layernorm_after.{kind}": "experts.vision.norm.{kind}",
+            "intermediate.dense.{kind}": "experts.vision.fc1.{kind}",
+            "output.dense.{kind}": "experts.vision.fc2.{kind}",
+        },
     ),
-    prefix=r"(beit|data2vec_vision)\.",  # Data2Vec for images (arXiv 2202.03555) is BEiT's network under another name
+    # Data2Vec for images (arXiv 2202.03555) is BEiT's network under another name.
+    prefix=r"(beit|data2vec_vision)\.",
     leftovers=_LEFTOVERS,
 )
 
@@ -94,13 +87,17 @@ HEADS = (
 )
 
 
-def recognises(state_dict: Mapping[str, Tensor]) -> bool:
+def recognizes(state_dict: Mapping[str, Tensor]) -> bool:
     """Return True for the keys of a BEiT, published or of Hugging Face; other vision Transformers have other biases."""
     if _is_published(state_dict):
         return {"cls_token", "blocks.0.norm2.weight"} <= state_dict.keys()
     names = {HUGGING_FACE.ours(key) for key in state_dict}
-    plain = any(key.endswith(".0.attention.attention.key.bias") for key in state_dict)
-    return {_CLASS_TOKEN, "vlmo.blocks.0.attention.q.shared.weight"} <= names and not plain
+    # ViT of Hugging Face has the same names, and a bias of the keys, which BEiT has not.
+    has_key_bias = any(key.endswith(".0.attention.attention.key.bias") for key in state_dict)
+    return {
+        layout.OUR_CLASS_TOKEN,
+        "vlmo.blocks.0.attention.q.shared.weight",
+    } <= names and not has_key_bias
 
 
 def _is_published(state_dict: Mapping[str, Tensor]) -> bool:
@@ -123,84 +120,100 @@ def convert(
         ValueError: VLMo does not have the file's architecture, or its sizes do not fit together.
     """
     config = config or {}
-    is_published = _is_published(state_dict)
-    tensors = Tensors(state_dict, PUBLISHED if is_published else HUGGING_FACE)
-    task, settings = layout.find_head(HEADS, tensors)
-    table = None if layout.OUR_IMAGE_POSITIONS in tensors.weights else _take_table(tensors)
-    columns = None if table is None else table.shape[1]
-    sizes = layout.common_sizes(tensors, columns=columns, num_attention_heads=num_attention_heads)
-    if (activation := config.get("hidden_act", "gelu")) != "gelu":
-        raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
-    if table is None:
-        grid = layout.grid_side(
-            "pos_embed", tensors.shape(layout.OUR_IMAGE_POSITIONS, axes=2)[0], num_fixed=1
-        )
+    if _is_published(state_dict):
+        publisher = "BEiT"
+        tensors = Tensors(state_dict, PUBLISHED)
+        norm_eps = 1e-6
     else:
+        publisher = "BEiT of Hugging Face"
+        tensors = Tensors(state_dict, HUGGING_FACE)
+        norm_eps = config.get("layer_norm_eps", 1e-12)
+    weights = tensors.weights
+    task, settings = layout.find_head(HEADS, tensors)
+    activation = config.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
+    if layout.OUR_IMAGE_POSITIONS in weights:
+        settings["position_embedding"] = "absolute"
+        rows = tensors.rows(layout.OUR_IMAGE_POSITIONS)
+        grid = layout.grid_side("pos_embed", rows, num_fixed=1)
+        settings |= layout.common_sizes(tensors, num_attention_heads=num_attention_heads)
+    else:
+        settings["position_embedding"] = "relative"
+        table = _take_table(tensors)
+        settings |= layout.common_sizes(
+            tensors, columns=table.shape[1], num_attention_heads=num_attention_heads
+        )
         grid = layout.grid_side(
             "the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS, relative=True
         )
-    names = {str(number): str(name) for number, name in dict(config.get("id2label") or {}).items()}
-    if task is _CLASSIFIED and names.keys() == set(map(str, range(settings["num_labels"]))):
+        # Rows for texts, which BEiT lacks, change nothing at zero.
+        text_rows = table.new_zeros(NUM_CROSS_ROWS + 2 * layout.MAX_TEXT_POSITIONS, table.shape[1])
+        weights[layout.OUR_TABLE] = torch.cat([table, text_rows])
+    names = {int(number): str(name) for number, name in dict(config.get("id2label") or {}).items()}
+    if task is _CLASSIFIED and names.keys() == set(range(settings["num_labels"])):
         del settings["num_labels"]
-        settings["id2label"] = {int(number): name for number, name in names.items()}
-        settings["label2id"] = {name: int(number) for number, name in names.items()}
+        settings["id2label"] = names
+        settings["label2id"] = {name: number for number, name in names.items()}
     ours = models.VLMoConfig(
-        num_fusion_layers=0,  # stage 3 adds them, from the expert that its recipe names
+        # Stage 3 adds them, from the expert that its recipe names.
+        num_fusion_layers=0,
         max_text_positions=layout.MAX_TEXT_POSITIONS,
-        image_size=sizes["patch_size"] * grid,
-        position_embedding="absolute" if table is None else "relative",
-        layer_norm_eps=1e-6 if is_published else config.get("layer_norm_eps", 1e-12),
-        **sizes,
+        image_size=settings["patch_size"] * grid,
+        layer_norm_eps=norm_eps,
         **settings,
     )
     notes = layout.note_on_depth("BEiT", ours)
+    # fc_norm is the norm of mean pooling, which takes the place of the final one.
     # A truncated file must not pass for one whose last norm is that of the pooled vector.
-    mean_pooled = "classifier_norm.weight" in tensors.weights or config.get(
+    mean_pooled = "classifier_norm.weight" in weights or config.get(
         "use_mean_pooling", bool(config)
     )
-    foreign = "mim_head." if task is _CLASSIFIED else "classifier"
-    tensors.leave_out([name for name in tensors.weights if name.startswith(foreign)])
-    weights = tensors.weights
-    width = ours.hidden_size
-    like = tensors.weights[_CLASS_TOKEN]
-    # What BEiT lacks, at values that change nothing.
-    if table is not None:
-        text_rows = table.new_zeros(NUM_CROSS_ROWS + 2 * layout.MAX_TEXT_POSITIONS, table.shape[1])
-        weights[layout.OUR_TABLE] = torch.cat([table, text_rows])
-    weights["vlmo.modality_types.weight"] = like.new_zeros(ours.num_modality_types, width)
-    notes.append("BEiT has no modality types: they start at zero.")
-    if mean_pooled and _NORM not in weights and _TOKEN_HEAD not in weights:
-        weights |= {_NORM: like.new_ones(width), "vlmo.norm.bias": like.new_zeros(width)}
-        notes.append(
-            "It has no final norm: the norm starts as the identity (weight one, bias zero)."
-        )
-    created = [r"vlmo\.text_embeddings\.", r"vlmo\.blocks\.\d+\.experts\.language\."]
-    if task is not _CLASSIFIED:
-        created += [r"mim_head\.mask_token"] * (_MASK_TOKEN not in weights)
-        created += [r"mim_head\.decoder\."] * (_TOKEN_HEAD not in weights)
+    tensors.leave_out("mim_head." if task is _CLASSIFIED else "classifier")
+    notes += _add_missing(weights, ours, mean_pooled=mean_pooled)
+    # Stage 2 trains the text side, which a model of images does not have.
+    created = r"vlmo\.text_embeddings\.|vlmo\.blocks\.\d+\.experts\.language\."
+    if task is not _CLASSIFIED and _MASK_TOKEN not in weights:
+        created += r"|mim_head\.mask_token"
+    if task is not _CLASSIFIED and _TOKEN_HEAD not in weights:
+        created += r"|mim_head\.decoder\."
     return Conversion(
-        kind=f"BEiT{'' if is_published else ' of Hugging Face'}, {task.title}",
+        kind=f"{publisher}, {task.title}",
         tensors=tensors,
         model_class=task.model_class,
         config=ours,
-        created="|".join(created),
+        created=created,
         notes=notes,
     )
+
+
+def _add_missing(
+    weights: dict[str, Tensor], config: models.VLMoConfig, *, mean_pooled: bool
+) -> list[str]:
+    """Add parameters that BEiT lacks, at values that change nothing; return notes."""
+    width = config.hidden_size
+    cls_token = weights[layout.OUR_CLASS_TOKEN]
+    weights["vlmo.modality_types.weight"] = cls_token.new_zeros(config.num_modality_types, width)
+    notes = ["BEiT has no modality types: they start at zero."]
+    if mean_pooled and _NORM not in weights and _TOKEN_HEAD not in weights:
+        weights[_NORM] = cls_token.new_ones(width)
+        weights["vlmo.norm.bias"] = cls_token.new_zeros(width)
+        notes.append(
+            "It has no final norm: the norm starts as the identity (weight one, bias zero)."
+        )
+    return notes
 
 
 def _take_table(tensors: Tensors) -> Float[Tensor, "rows layers*heads"]:
     """Take the tables of all layers out of the weights and join them; a shared one is added to that of each layer."""
     depth = len({name.split(".")[2] for name in tensors.weights if name.startswith("vlmo.blocks.")})
-    shared = tensors.weights.pop(_SHARED, None)
-    own = [
-        tensors.weights.pop(name)
-        for layer in range(depth)
-        if (name := f"layer_table.{layer}") in tensors.weights
-    ]
-    if len(own) != (depth if own or shared is None else 0):
-        raise ValueError(
-            f"{len(own)} of {depth} blocks have a {_BIAS}; VLMo needs all, or pos_embed in their place."
-        )
+    shared = tensors.weights.pop(_SHARED_TABLE, None)
+    names = [f"layer_table.{layer}" for layer in range(depth)]
+    tables = [tensors.weights.pop(name) for name in names if name in tensors.weights]
     if shared is not None:
-        own = [shared + table for table in own] or [shared] * depth
-    return torch.cat(own, dim=1)
+        tables = [shared + table for table in tables] or [shared] * depth
+    if len(tables) != depth:
+        raise ValueError(
+            f"{len(tables)} of {depth} blocks have a {_TABLE}; VLMo needs all, or pos_embed instead."
+        )
+    return torch.cat(tables, dim=1)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -36,7 +36,7 @@ from vlmo.processing import VLMoProcessor, image_processor_for
 from vlmo.processing.tokenizers import PAD_MULTIPLE
 
 LAYOUTS = (official, beit, beit3, vqkd)
-"""Modules that recognise the keys of a published layout, and convert its tensors."""
+"""Modules that recognize the keys of a published layout, and convert its tensors."""
 
 _SEED = 0
 _CLASSIFIERS = {models.VLMoForVisualQuestionAnswering, models.VLMoForImageClassification}
@@ -81,15 +81,16 @@ def import_checkpoint(
         image_size: Pixels; position tables are resized to it.
         text_length: Longest text in tokens, a multiple of 8; by default that of the file.
         num_attention_heads: Where the tensors do not tell it.
-        vocabulary: BERT's `vocab.txt` or a folder with it; for BEiT-3 its SentencePiece file. By default BERT's is
-            fetched from the model hub.
+        vocabulary: BERT's `vocab.txt` or a folder with it; for BEiT-3 its SentencePiece file. By
+            default BERT's is fetched from the model hub.
         labels: File with the names of answers or classes; see `read_labels`.
-        imagenet_pixels: The file takes pixels normalised by ImageNet's mean and deviation, whatever its
-            `preprocessor_config.json` says; known of BEiT and BEiT-2 by the file's name (`..._pt1k...`) and of BEiT-3's
-            classifiers of images.
+        imagenet_pixels: The file takes pixels normalized by ImageNet's mean and deviation, whatever
+            its `preprocessor_config.json` says; known of BEiT and BEiT-2 by the file's name
+            (`..._pt1k...`) and of BEiT-3's classifiers of images.
         address: Origin of the file, for the model card.
         licence: Of the weights, for the model card.
-        usage_of: Gives purpose and code of a folder's model for its card, such as `vlmo.tasks.usage_of`.
+        usage_of: Gives purpose and code of a folder's model for its card, such as
+            `vlmo.tasks.usage_of`.
 
     Raises:
         ValueError: The file, or what was asked, cannot be used; nothing has been written.
@@ -105,29 +106,21 @@ def import_checkpoint(
             raise ValueError(
                 "this is a model folder of this project already; load it with from_pretrained"
             )
-        layout = next((layout for layout in LAYOUTS if layout.recognises(state_dict)), None)
-        if layout is None:
-            first = ", ".join(map(printable, sorted(state_dict)[:3]))
-            raise ValueError(
-                f"{len(state_dict)} tensors ({first}, ...) in no layout of VLMo, BEiT, BEiT-3 or VQ-KD"
-            )
-        conversion = layout.convert(
-            state_dict, config=config, num_attention_heads=num_attention_heads
-        )
-        notes = conversion.notes
+        conversion = _convert(state_dict, config, num_attention_heads=num_attention_heads)
         _resize_images(conversion, image_size)
-        _fit_text(conversion, asked=text_length, vocabulary=vocabulary)
-        processor = _make_processor(conversion, vocabulary=vocabulary)
-        known = cast("dict[str, int]", conversion.config.label2id)
-        if labels is None and conversion.model_class in _CLASSIFIERS and "LABEL_0" in known:
-            notes.append(f"its {len(known)} classes are called LABEL_0 and on; --labels names them")
-        model = _build(conversion)
-        norm = _pixel_norm(path, asked=imagenet_pixels, known=conversion.imagenet_pixels)
-        if norm != _OURS:
-            _fold_pixels(model, *norm)
-            notes.append(
-                f"the file's normalisation of pixels (mean {norm[0]}) is now in its patch projection"
+        _fit_text(conversion, text_length, has_vocabulary=vocabulary is not None)
+        processor = _make_processor(conversion, vocabulary)
+        class_names = conversion.config.id2label or {}
+        if (
+            labels is None
+            and conversion.model_class in _CLASSIFIERS
+            and "LABEL_0" in class_names.values()
+        ):
+            conversion.notes.append(
+                f"its {len(class_names)} classes are called LABEL_0 and on; --labels names them"
             )
+        model = _build(conversion)
+        _fold_pixels(model, conversion, path, imagenet_pixels=imagenet_pixels)
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
     except _UNFORESEEN as problem:
@@ -140,67 +133,100 @@ def import_checkpoint(
         processor.save_pretrained(partial)
         if labels is not None:
             name_labels(partial, labels)
-        limits = [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in notes]
-        if conversion.missing:
-            limits.insert(
-                0, f"Not in the file, random until it is trained: {listed(conversion.missing)}."
-            )
-        card = CardContent(
-            title=conversion.kind,
-            stage=conversion.kind,
-            about=f"Imported from `{path.name}` by `vlmo import`.",
-            start=f"`{path.name}`" + (f" of <{address}>" if address else ""),
-            licence=licence,
-            limits=tuple(limits),
-        )
+        card = _card(conversion, path.name, address=address, licence=licence)
         write_card(partial, card, usage_of(partial))
-        usual = partial.stat().st_mode & 0o666
-        for file in partial.iterdir():  # safetensors gives its files to their owner alone
-            file.chmod(file.stat().st_mode | usual)
+        readable = partial.stat().st_mode & 0o666
+        # The library safetensors gives its files to their owner alone.
+        for file in partial.iterdir():
+            file.chmod(file.stat().st_mode | readable)
     return conversion
 
 
-def _pixel_norm(path: Path, *, asked: bool, known: bool) -> tuple[list[float], list[float]]:
-    file = path / "preprocessor_config.json"
-    given = read_json(file) if file.is_file() and not asked else {}
-    if given.get("do_rescale") is False or not math.isclose(
-        given.get("rescale_factor") or 1 / 255, 1 / 255
+def _card(
+    conversion: Conversion, file_name: str, *, address: str, licence: str | None
+) -> CardContent:
+    limits = [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in conversion.notes]
+    if conversion.missing:
+        limits.insert(
+            0, f"Not in the file, random until it is trained: {listed(conversion.missing)}."
+        )
+    return CardContent(
+        title=conversion.kind,
+        stage=conversion.kind,
+        about=f"Imported from `{file_name}` by `vlmo import`.",
+        start=f"`{file_name}` of <{address}>" if address else f"`{file_name}`",
+        licence=licence,
+        limits=tuple(limits),
+    )
+
+
+def _convert(
+    state_dict: dict[str, Tensor], config: dict[str, Any], *, num_attention_heads: int | None
+) -> Conversion:
+    for layout in LAYOUTS:
+        if layout.recognizes(state_dict):
+            return layout.convert(
+                state_dict, config=config, num_attention_heads=num_attention_heads
+            )
+    first = ", ".join(map(printable, sorted(state_dict)[:3]))
+    raise ValueError(
+        f"{len(state_dict)} tensors ({first}, ...) in no layout of VLMo, BEiT, BEiT-3 or VQ-KD"
+    )
+
+
+def _pixel_norm(file: Path) -> tuple[list[float], list[float]] | None:
+    """Return mean and deviation of pixels in a `preprocessor_config.json`, None if it does not tell them."""
+    settings = read_json(file)
+    if settings.get("do_rescale") is False or not math.isclose(
+        settings.get("rescale_factor") or 1 / 255, 1 / 255
     ):
         raise ValueError(
             f"{file.name} does not rescale pixels by 1/255, which cannot be taken over; correct it"
         )
-    if given.get("do_normalize") is False:
+    if settings.get("do_normalize") is False:
         return [0.0] * 3, [1.0] * 3
-    if None not in (mean := given.get("image_mean"), deviation := given.get("image_std")):
-        means, deviations = (
-            each if isinstance(each, list) else [each] * 3 for each in (mean, deviation)
+    mean = settings.get("image_mean")
+    deviation = settings.get("image_std")
+    if mean is None or deviation is None:
+        return None
+    means = mean if isinstance(mean, list) else [mean] * 3
+    deviations = deviation if isinstance(deviation, list) else [deviation] * 3
+    are_numbers = all(isinstance(number, int | float) for number in means + deviations)
+    if not are_numbers or len(means) != 3 or len(deviations) != 3 or min(deviations) <= 0:
+        raise ValueError(
+            f"{file.name} has image_mean {mean}, image_std {deviation}; expected 3 numbers, 3 above 0"
         )
-        is_number = all(isinstance(each, int | float) for each in means + deviations)
-        if not is_number or len(means) != 3 or len(deviations) != 3 or min(deviations) <= 0:
-            raise ValueError(
-                f"{file.name} has image_mean {mean}, image_std {deviation}; expected 3 numbers, 3 above 0"
-            )
-        return means, deviations
-    return _IMAGENET if asked or known or _IMAGENET_NAMES.match(path.name) else _OURS
+    return means, deviations
 
 
 @torch.no_grad()
 def _fold_pixels(
-    model: models.VLMoPreTrainedModel, mean: list[float], deviation: list[float]
+    model: models.VLMoPreTrainedModel, conversion: Conversion, path: Path, *, imagenet_pixels: bool
 ) -> None:
     """Make the patch projection take pixels in [-1, 1], as every model of ours, instead of the file's."""
+    file = path / "preprocessor_config.json"
+    norm = _pixel_norm(file) if file.is_file() and not imagenet_pixels else None
+    if norm is None and (
+        imagenet_pixels or conversion.imagenet_pixels or _IMAGENET_NAMES.match(path.name)
+    ):
+        norm = _IMAGENET
+    if norm is None or norm == _OURS:
+        return
+    conversion.notes.append(
+        f"the file's normalization of pixels (mean {norm[0]}) is now in its patch projection"
+    )
+    mean, deviation = torch.tensor(norm)[..., None, None]
     projection = model.backbone.image_embeddings.projection
-    weight = projection.weight
+    weight = projection.weight.float()
     bias = cast("Tensor", projection.bias)
-    means, deviations = (torch.tensor(numbers)[:, None, None] for numbers in (mean, deviation))
-    shift = (weight.float() * (0.5 - means) / deviations).sum(dim=(1, 2, 3))
-    projection.weight = nn.Parameter((weight.float() * 0.5 / deviations).to(weight.dtype))
+    # weight * (pixel - mean) / deviation, with pixel = 0.5 x + 0.5 for x in [-1, 1].
+    shift = (weight * (0.5 - mean) / deviation).sum(dim=(1, 2, 3))
+    projection.weight = nn.Parameter((weight * 0.5 / deviation).to(projection.weight.dtype))
     projection.bias = nn.Parameter((bias.float() + shift).to(bias.dtype))
 
 
 def _resize_images(conversion: Conversion, image_size: int | None) -> None:
     config = conversion.config
-    weights = conversion.weights
     if image_size is None or image_size == config.image_size:
         return
     if image_size < config.patch_size or image_size % config.patch_size:
@@ -214,67 +240,73 @@ def _resize_images(conversion: Conversion, image_size: int | None) -> None:
         (OUR_TABLE, resize_bias_table),
         (OUR_IMAGE_POSITIONS, resize_absolute_positions),
     ):
-        if name in weights:
-            weights[name] = resize(weights[name], source=source, target=config.grid)
+        if name in conversion.weights:
+            conversion.weights[name] = resize(
+                conversion.weights[name], source=source, target=config.grid
+            )
 
 
-def _fit_text(conversion: Conversion, *, asked: int | None, vocabulary: str | Path | None) -> None:
+def _fit_text(conversion: Conversion, text_length: int | None, *, has_vocabulary: bool) -> None:
     """Set the longest text of the processor, None without a text side; cut absolute positions to what is asked for."""
     config = conversion.config
-    weights = conversion.weights
-    if conversion.text is None and vocabulary is None:
-        if asked is not None:
+    positions = config.max_text_positions
+    if conversion.text is None and not has_vocabulary:
+        if text_length is not None:
             raise ValueError(
                 "a text length was given, but this model has no text side; give --vocabulary too"
             )
         return
-    if asked is None:
-        length = min(conversion.max_text_length or DEFAULT_TEXT_LENGTH, config.max_text_positions)
-        asked = length - length % PAD_MULTIPLE
-    elif asked > config.max_text_positions:
+    # Padding to a multiple of 8 must not go beyond the positions.
+    if text_length is None:
+        text_length = min(conversion.max_text_length or DEFAULT_TEXT_LENGTH, positions)
+        text_length -= text_length % PAD_MULTIPLE
+    elif text_length > positions:
         raise ValueError(
-            f"text length {asked} is longer than the {config.max_text_positions} positions of the model"
+            f"text length {text_length} is longer than the {positions} positions of the model"
         )
     elif config.position_embedding == "absolute":
-        config.max_text_positions = asked
-        if OUR_TEXT_POSITIONS in weights:
-            weights[OUR_TEXT_POSITIONS] = weights[OUR_TEXT_POSITIONS][:asked]
-    conversion.max_text_length = asked
+        config.max_text_positions = text_length
+        if OUR_TEXT_POSITIONS in conversion.weights:
+            conversion.weights[OUR_TEXT_POSITIONS] = conversion.weights[OUR_TEXT_POSITIONS][
+                :text_length
+            ]
+    conversion.max_text_length = text_length
 
 
 def _make_processor(
-    conversion: Conversion, *, vocabulary: str | Path | None
+    conversion: Conversion, vocabulary: str | Path | None
 ) -> VLMoProcessor | BeitImageProcessor:
     config = conversion.config
-    if conversion.max_text_length is None:
+    text_length = conversion.max_text_length
+    if text_length is None:
         conversion.notes.append(
             "no text side in the file and no --vocabulary: the processor takes images only"
         )
         return image_processor_for(config.image_size)
-    sizes = {"image_size": config.image_size, "max_text_length": conversion.max_text_length}
-    allowed = 0
     if conversion.text == "sentencepiece":
         if vocabulary is None:
             raise ValueError(
                 "this model reads SentencePiece; give the file that came with it: --vocabulary beit3.spm"
             )
-        allowed = 8  # BEiT-3's table has 64,010 rows for the 64,002 tokens of its file
-        processor = VLMoProcessor.from_sentencepiece(vocabulary, **sizes)
+        build_processor = VLMoProcessor.from_sentencepiece
+        # BEiT-3's table has 64,010 rows for the 64,002 tokens of its file.
+        spare_rows = 8
     else:
-        processor = VLMoProcessor.from_vocabulary(
-            vocabulary or _hub_vocabulary(config.vocab_size), **sizes
-        )
+        vocabulary = vocabulary or _hub_vocabulary(config.vocab_size)
+        build_processor = VLMoProcessor.from_vocabulary
+        spare_rows = 0
+    processor = build_processor(
+        vocabulary, image_size=config.image_size, max_text_length=text_length
+    )
+    words = processor.vocab_size
     padding = processor.tokenizer.pad_token_id
     if OUR_WORDS not in conversion.weights:
-        config.vocab_size = processor.vocab_size
+        config.vocab_size = words
         config.pad_token_id = padding
-    elif (
-        not 0 <= config.vocab_size - processor.vocab_size <= allowed
-        or padding != config.pad_token_id
-    ):
+    if not 0 <= config.vocab_size - words <= spare_rows or padding != config.pad_token_id:
         raise ValueError(
-            f"the vocabulary has {processor.vocab_size} tokens, padding is number {padding}; the checkpoint's word"
-            f" table has {config.vocab_size} rows, padding is number {config.pad_token_id}. Give the vocabulary of its"
+            f"the vocabulary has {words} tokens, padding is number {padding}; the checkpoint's word table has"
+            f" {config.vocab_size} rows, padding is number {config.pad_token_id}. Give the vocabulary of its"
             " training (--vocabulary)"
         )
     return processor
@@ -302,72 +334,81 @@ def name_labels(folder: str | Path, labels: str | Path) -> None:
             f"labels were given ({labels}), but {model_class.__name__} is no classifier"
         )
     config = models.VLMoConfig.from_pretrained(folder)
-    names = read_labels(labels, count=len(cast("dict[int, str]", config.id2label)))
+    names = read_labels(labels, count=len(config.id2label or {}))
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
     write_file(folder / "config.json", config.to_json_string())
 
 
-def _common_dtype(weights: dict[str, Tensor], notes: list[str]) -> torch.dtype:
+def _unify_dtype(conversion: Conversion) -> torch.dtype:
+    """Make the weights float32 if the file mixes dtypes; return the dtype that all have then."""
+    weights = conversion.weights
     dtypes = {tensor.dtype for tensor in weights.values()}
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
     if len(dtypes) > 1:
-        notes.append(f"the file mixes {names}: all is float32 now")
-        weights.update({name: tensor.float() for name, tensor in weights.items()})
+        conversion.notes.append(f"the file mixes {names}: all is float32 now")
+        for name, tensor in weights.items():
+            weights[name] = tensor.float()
         return torch.float32
     if dtypes != {torch.float32}:
-        notes.append(f"the weights are {names}, and so is the model that loads them")
+        conversion.notes.append(f"the weights are {names}, and so is the model that loads them")
     return dtypes.pop()
 
 
 def _build(conversion: Conversion) -> models.VLMoPreTrainedModel:
     """Return the model with its weights, without a copy; parameters that the file does not hold are new."""
+    # Without memory: the weights of the file are put in by `assign`.
     with torch.device("meta"):
         model = conversion.model_class(conversion.config)
     prefix = "vlmo." if conversion.model_class is models.VLMoModel else ""
     shapes = {f"{prefix}{name}": tensor.shape for name, tensor in model.state_dict().items()}
-    weights = conversion.weights
-    published = conversion.tensors.names.published
-    left_out = conversion.tensors.unknown
-    conversion.missing = sorted(shapes.keys() - weights.keys())
-    for name in sorted(weights.keys() - shapes.keys()):
-        del weights[name]
-        left_out.append(published(name) or name)
-    lost = [
-        name
-        for name in conversion.missing
-        if not (conversion.created and re.match(conversion.created, name))
-    ]
-    problems = (
-        [f"keys that this kind ({conversion.kind}) does not have: {listed(left_out)}"]
-        if left_out
-        else []
-    )
-    problems += (
-        [f"keys that are missing: {listed(published(name) or name for name in lost)}"]
-        if lost
-        else []
-    )
-    if problems:
-        raise ValueError(f"{'; '.join(problems)}. Is the file whole?")
-    if wrong := next((name for name in weights if weights[name].shape != shapes[name]), None):
-        given = tuple(weights[wrong].shape)
-        expected = tuple(shapes[wrong])
-        raise ValueError(
-            f"{published(wrong) or wrong} has shape {given}, expected {expected}. Is the file whole?"
-        )
-    dtype = _common_dtype(weights, conversion.notes)
+    _check_tensors(conversion, shapes)
+    dtype = _unify_dtype(conversion)
     state: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in weights.items():
+    addresses: set[int] = set()
+    for name, tensor in conversion.weights.items():
         tensor = tensor.detach().contiguous()
         # Of two tensors that share memory, only one would be saved.
-        state[name.removeprefix(prefix)] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
+        state[name.removeprefix(prefix)] = (
+            tensor.clone() if tensor.data_ptr() in addresses else tensor
+        )
+        addresses.add(tensor.data_ptr())
     if conversion.missing:
+        # The same file gives the same folder, and the caller's random numbers stay as they are.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
-            fresh = conversion.model_class(conversion.config).state_dict()
-        state |= {name: fresh[name].to(dtype) for name in fresh.keys() - state.keys()}
+            initialized = conversion.model_class(conversion.config).state_dict()
+        for name in conversion.missing:
+            name = name.removeprefix(prefix)
+            state[name] = initialized[name].to(dtype)
     model.load_state_dict(state, assign=True)
     return model
+
+
+def _check_tensors(conversion: Conversion, shapes: dict[str, torch.Size]) -> None:
+    """Validate names and shapes of the weights by those of the model, and drop what it has no place for."""
+    weights = conversion.weights
+
+    def key_of(name: str) -> str:
+        return conversion.tensors.names.published(name) or name
+
+    conversion.missing = sorted(shapes.keys() - weights.keys())
+    unknown = conversion.tensors.unknown
+    for name in sorted(weights.keys() - shapes.keys()):
+        del weights[name]
+        unknown.append(key_of(name))
+    created = re.compile(conversion.created or "$")
+    lost = [key_of(name) for name in conversion.missing if not created.match(name)]
+    problems = []
+    if unknown:
+        problems.append(f"keys that this kind ({conversion.kind}) does not have: {listed(unknown)}")
+    if lost:
+        problems.append(f"keys that are missing: {listed(lost)}")
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}. Is the file whole?")
+    for name, tensor in weights.items():
+        if tensor.shape != shapes[name]:
+            shape = tuple(tensor.shape)
+            raise ValueError(
+                f"{key_of(name)} has shape {shape}, expected {tuple(shapes[name])}. Is the file whole?"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,8 @@ Model = TypeVar("Model", bound="VLMoPreTrainedModel")
 
 _WRAPPERS = ("state_dict", "module", "model")
 _PARALLEL_PREFIX = "module."
-_MOST_SHARED = 4  # times that a byte of a checkpoint may stand in tensors, as tied weights do
+# Times that a byte of a checkpoint may stand in tensors, as tied weights do.
+_MOST_SHARED = 4
 _FOLDER_FILES = (WEIGHTS, "pytorch_model.bin")
 
 
@@ -58,13 +60,12 @@ def load_model(
     Raises:
         ValueError: The folder is no model folder, is damaged, or holds a model of another class.
     """
-    folder, found = check_model_folder(folder, model_class, hint=hint)
+    folder, folder_class = check_model_folder(folder, model_class, hint=hint)
     with one_line_errors(folder):
-        _check_weights(folder, found)
-        model = cast("Model", found.from_pretrained(folder, **options)).eval()
-    module: nn.Module = (
-        model  # transformers annotates its own `to` in a way that checkers do not read
-    )
+        _check_weights(folder, folder_class)
+        model = cast("Model", folder_class.from_pretrained(folder, **options)).eval()
+    # The library annotates its own `to` in a way that checkers do not read.
+    module: nn.Module = model
     module.to(choose_device(None if device is None else str(device)))
     return model
 
@@ -101,66 +102,71 @@ def check_model_folder(
 ) -> tuple[Path, type[VLMoPreTrainedModel]]:
     """Return path and model class of a folder, without loading its weights; ValueError as `load_model`."""
     folder = Path(find_model(folder))
-    kinds = architectures(folder)
+    names = architectures(folder)
     check_processor(folder)
     if model_class is None:
-        return folder, named_class(folder, kinds, hint=hint)
-    able = [model_class.__name__]
+        return folder, named_class(folder, names, hint=hint)
+    expected = [model_class.__name__]
     if model_class is vlmo.model.VLMoForImageTextRetrieval:
-        able.append("VLMoForPreTraining")  # which holds all of its weights
+        # A pre-trained model holds all of its weights.
+        expected.append("VLMoForPreTraining")
         hint = hint or "Retrieval needs one; stage 3 and fine-tuning for retrieval leave it."
-    if not set(able) & set(map(str, kinds)):
-        raise ValueError(f"{_held(folder, kinds)}; expected {' or '.join(able)}. {hint}".rstrip())
+    if not set(expected) & set(names):
+        raise _wrong_class(folder, names, expected=" or ".join(expected), hint=hint)
     return folder, model_class
 
 
-def named_class(folder: Path, kinds: Sequence[Any], *, hint: str = "") -> type[VLMoPreTrainedModel]:
+def named_class(folder: Path, names: Sequence[str], *, hint: str = "") -> type[VLMoPreTrainedModel]:
     """Return the model class that a folder names first; ValueError if it is none of ours."""
-    found = getattr(vlmo.model, str(kinds[0]), None) if kinds else None
-    if not isinstance(found, type) or not issubclass(found, vlmo.model.VLMoPreTrainedModel):
-        raise ValueError(
-            f"{_held(folder, kinds)}; expected a model folder of VLMoModel or VLMoFor... {hint}".rstrip()
-        )
-    return found
+    model_class = getattr(vlmo.model, str(names[0]), None) if names else None
+    if isinstance(model_class, type) and issubclass(model_class, vlmo.model.VLMoPreTrainedModel):
+        return model_class
+    raise _wrong_class(
+        folder, names, expected="a model folder of VLMoModel or VLMoFor...", hint=hint
+    )
 
 
-def _held(folder: Path, kinds: Sequence[Any]) -> str:
-    return f"{folder} holds {', '.join(map(str, kinds)) or 'no named class'}"
+def _wrong_class(folder: Path, names: Sequence[str], *, expected: str, hint: str) -> ValueError:
+    content = ", ".join(map(str, names)) or "no named class"
+    return ValueError(f"{folder} holds {content}; expected {expected}. {hint}".rstrip())
 
 
 def _check_weights(folder: Path, model_class: type[VLMoPreTrainedModel]) -> None:
     """Validate names and shapes of tensors before memory is taken for sizes that only the configuration claims."""
     with torch.device("meta"):
-        wanted = model_class(vlmo.model.VLMoConfig.from_pretrained(folder)).state_dict()
-    plain = {name.removeprefix("vlmo."): (name, [*tensor.shape]) for name, tensor in wanted.items()}
-    found: dict[str, list[int]] = {}
+        state = model_class(vlmo.model.VLMoConfig.from_pretrained(folder)).state_dict()
+    shapes: dict[str, list[int]] = {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
-            # A backbone alone does without "vlmo."
-            for name in list(file.keys()):
-                found[name.removeprefix("vlmo.")] = file.get_slice(name).get_shape()
-    if any(found.get(key, shape) != shape for key, (_, shape) in plain.items()):
-        raise ValueError("its tensors have other shapes than its config.json says")
-    missing = [name for key, (name, _) in plain.items() if found and key not in found]
-    if missing:
-        shown = ", ".join(sorted(missing)[:3])
+            for name in file.keys():  # noqa: SIM118
+                # A backbone alone does without "vlmo."
+                shapes[name.removeprefix("vlmo.")] = file.get_slice(name).get_shape()
+    missing = []
+    for name, tensor in state.items():
+        shape = shapes.get(name.removeprefix("vlmo."))
+        if shape is None:
+            missing.append(name)
+        elif shape != list(tensor.shape):
+            raise ValueError("its tensors have other shapes than its config.json says")
+    if shapes and missing:
+        examples = ", ".join(sorted(missing)[:3])
         raise ValueError(
-            f"it lacks {len(missing)} tensors of {model_class.__name__} ({shown}, ...); is it whole?"
+            f"it lacks {len(missing)} tensors of {model_class.__name__} ({examples}, ...); is it whole?"
         )
 
 
 @contextmanager
 def one_line_errors(folder: str | Path) -> Iterator[None]:
     """Turn errors of transformers, tokenizers and safetensors into a ValueError of one line; hide their reports."""
+    # transformers also reports missing keys, over many lines.
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # tokenizers raises this very class, torch AssertionError for a configuration
+    # The library tokenizers raises this very class, torch AssertionError for a configuration.
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{folder} cannot be loaded: {reason}") from error
     finally:
@@ -170,40 +176,42 @@ def one_line_errors(folder: str | Path) -> Iterator[None]:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Return the named tensors of a torch file, a safetensors file, or a folder with one of these, maybe in shards.
 
-    Tensors of large files stay on the disk until they are used; entries that are no tensors, such as "epoch", are left.
+    Tensors of large files stay on the disk until they are used; entries that are no tensors, such
+    as "epoch", are left.
 
     Raises:
-        ValueError: There is no such file, no weights in it, it is damaged, or reading it would run code.
+        ValueError: There is no such file, no weights in it, it is damaged, or reading it would run
+            code.
     """
     path = Path(path)
-    files = (
-        weight_files(path, *_FOLDER_FILES) if path.is_dir() else [path] if path.is_file() else []
-    )
-    if not files:
+    files = weight_files(path, *_FOLDER_FILES) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
         raise ValueError(
             f"no weights in {path}: expected a file, or a folder with {' or '.join(_FOLDER_FILES)}"
         )
     weights: dict[str, Tensor] = {}
     for file in files:
-        weights |= _unwrap(_read_file(file), file)
+        weights |= _named_tensors(_read_file(file), file)
     return weights
 
 
 def read_labels(path: str | Path, *, count: int) -> list[str]:
     """Return the names of `count` answers or classes, in the order of their numbers.
 
-    The file is a JSON list, JSON lines with `answer` and `label` as BEiT-3 writes them, or text with one name a line;
-    or the folder of a prepared set, whose `prepared.json` lists them.
+    The file is a JSON list, JSON lines with `answer` and `label` as BEiT-3 writes them, or text
+    with one name a line; or the folder of a prepared set, whose `prepared.json` lists them.
 
     Raises:
         ValueError: None of these forms, or not `count` different names.
     """
-    path = Path(path) / "prepared.json" if Path(path).is_dir() else Path(path)
+    path = Path(path)
+    if path.is_dir():
+        path /= "prepared.json"
     if not path.is_file():
         raise ValueError(f"no file {path}: expected a list of answers")
     try:
         text = path.read_text(encoding="utf-8")
-        names: Any = [line.strip() for line in text.splitlines() if line.strip()]
+        names = [line.strip() for line in text.splitlines() if line.strip()]
         if path.name == "prepared.json":
             names = list(json.loads(text)["labels"])
         elif text.startswith("["):
@@ -217,55 +225,57 @@ def read_labels(path: str | Path, *, count: int) -> list[str]:
         ) from None
     if len(names) != count or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} names {len(names)} answers; the checkpoint has {count}")
-    if len(set(names)) < count:
-        twice = listed(name for name in set(names) if names.count(name) > 1)
-        raise ValueError(f"{path} names {twice} more than once; give each answer a name of its own")
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise ValueError(
+            f"{path} names {listed(repeated)} more than once; give each answer a name of its own"
+        )
     return names
 
 
 def _read_file(path: Path) -> object:
     is_pickle = path.suffix != ".safetensors"
-    zipped = False
+    is_zip = False
     if is_pickle:
         with path.open("rb") as file:
             check_pickles(file, path)
-            zipped = (
-                file.read(4) == b"PK\x03\x04"
-            )  # the form before torch 1.6 cannot be mapped into memory
+            is_zip = file.read(4) == b"PK\x03\x04"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about the form of the pickle; an unreadable one fails below
-            if is_pickle:
-                place: Any = (
-                    "cpu" if zipped else _zeros
-                )  # which torch calls, and annotates otherwise
-                return torch.load(path, map_location=place, weights_only=True, mmap=zipped)
+        if not is_pickle:
             return load_file(path)
-    except (
-        Exception
-    ) as problem:  # of nearly every class: it depends on the byte where a damaged pickle breaks
+        with warnings.catch_warnings():
+            # Warnings are about the form of the pickle; an unreadable one fails below.
+            warnings.simplefilter("ignore")
+            # The form before torch 1.6, no zip, cannot be mapped into memory.
+            return torch.load(
+                path, map_location="cpu" if is_zip else _zeros, weights_only=True, mmap=is_zip
+            )
+    # The class depends on the byte where a damaged pickle breaks.
+    except Exception as problem:
         raise ValueError(
-            f"{path} was refused: it is truncated, damaged, no checkpoint of torch, or reading it would"
-            " run code. If you trust its author, re-save its weights alone: torch.save(model.state_dict(), FILE)"
+            f"{path} was refused: it is truncated, damaged, no checkpoint of torch, or reading it would run code."
+            " If you trust its author, re-save its weights alone: torch.save(model.state_dict(), FILE)"
         ) from problem
 
 
-def _zeros(storage: torch.UntypedStorage, _location: str) -> torch.UntypedStorage:
-    """Return zeros, of fixed size, for memory as it was: a file may lack numbers that it names."""
+def _zeros(storage: Any, _location: str) -> Any:
+    """Return zeros, of fixed size, in place of memory as it was: a file need not hold all numbers that it names."""
     return torch.from_numpy(np.zeros(storage.nbytes(), np.uint8)).untyped_storage()
 
 
-def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
+def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint's dictionary by name; ValueError for those that cannot be used."""
     if not isinstance(content, dict):
         raise ValueError(
             f"{path} holds a {type(content).__name__}; expected a dictionary of named tensors"
         )
     # By the methods of the class: a pickle can put others into an OrderedDict.
-    wrapped = [dict.get(content, name) for name in _WRAPPERS]
-    inner = next((value for value in wrapped if isinstance(value, dict)), content)
-    weights = {str(key): value for key, value in dict.items(inner) if isinstance(value, Tensor)}
+    for wrapper in _WRAPPERS:
+        inner = dict.get(content, wrapper)
+        if isinstance(inner, dict):
+            content = inner
+            break
+    weights = {str(key): value for key, value in dict.items(content) if isinstance(value, Tensor)}
     if not weights:
         raise ValueError(
             f"{path} holds no named tensors, neither at the top nor under {', '.join(_WRAPPERS)}"
@@ -274,10 +284,14 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
         key for key, tensor in weights.items() if tensor.nbytes > tensor.untyped_storage().nbytes()
     ]
     if expanded:
-        raise ValueError(f"{path}: tensors in which a number stands for many: {listed(expanded)}")
+        raise ValueError(
+            f"{path} holds expanded tensors, in which a number stands for many: {listed(expanded)}"
+        )
     size = path.stat().st_size
-    if (claimed := sum(tensor.nbytes for tensor in weights.values())) > _MOST_SHARED * size:
+    claimed = sum(tensor.nbytes for tensor in weights.values())
+    if claimed > _MOST_SHARED * size:
         raise ValueError(f"{path} holds tensors of {claimed:,} bytes in {size:,}. Save them apart")
+    # DistributedDataParallel puts its prefix in front of every key.
     if all(key.startswith(_PARALLEL_PREFIX) for key in weights):
-        weights = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}
+        return {key.removeprefix(_PARALLEL_PREFIX): value for key, value in weights.items()}
     return weights

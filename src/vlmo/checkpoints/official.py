@@ -23,45 +23,45 @@ POSITION_IDS = "text_embeddings.position_ids"
 NUM_FIXED_ROWS = NUM_CLASS_ROWS + NUM_CROSS_ROWS + 2 * layout.MAX_TEXT_POSITIONS
 
 NAMES = NameTable(
-    (
-        ("transformer.cls_token", "vlmo.image_embeddings.cls_token"),
-        ("transformer.patch_embed.proj.{kind}", "vlmo.image_embeddings.projection.{kind}"),
-        ("transformer.pos_embed", "vlmo.image_embeddings.positions"),
-        ("transformer.norm.{kind}", "vlmo.norm.{kind}"),
-        *(
-            ("transformer.blocks.{layer}." + published, "vlmo.blocks.{layer}." + ours)
-            for published, ours in (
-                *layout.ATTENTION_NAMES,
-                ("norm2_{expert}.{kind}", "experts.{expert}.norm.{kind}"),
-                ("mlp_{expert}.fc{number}.{kind}", "experts.{expert}.fc{number}.{kind}"),
-            )
+    layout.for_experts(
+        {
+            "transformer.cls_token": layout.OUR_CLASS_TOKEN,
+            "transformer.patch_embed.proj.{kind}": "vlmo.image_embeddings.projection.{kind}",
+            "transformer.pos_embed": layout.OUR_IMAGE_POSITIONS,
+            "transformer.norm.{kind}": "vlmo.norm.{kind}",
+            TABLE: layout.OUR_TABLE,
+            "text_embeddings.word_embeddings.weight": layout.OUR_WORDS,
+            "text_embeddings.token_type_embeddings.weight": "vlmo.text_embeddings.segments.weight",
+            TEXT_POSITIONS: layout.OUR_TEXT_POSITIONS,
+            "text_embeddings.LayerNorm.{kind}": "vlmo.text_embeddings.norm.{kind}",
+            "token_type_embeddings.weight": "vlmo.modality_types.weight",
+            "pooler.dense.{kind}": "vlmo.pooler.dense.{kind}",
+            "itc_{side}_proj.fc.weight": "contrast_head.{side}_projection.weight",
+            "itc_vl_{side}_proj.fc.weight": "fusion_contrast_head.{side}_projection.weight",
+            "logit_scale": "contrast_head.logit_scale",
+            "logit_vl_scale": "fusion_contrast_head.logit_scale",
+            "itm_score.fc.{kind}": "match_head.classifier.{kind}",
+            "mlm_score.transform.dense.{kind}": "mlm_head.dense.{kind}",
+            "mlm_score.transform.LayerNorm.{kind}": "mlm_head.norm.{kind}",
+            "mlm_score.decoder.weight": "mlm_head.decoder.weight",
+            "mlm_score.bias": "mlm_head.decoder.bias",
+            "vqa_classifier.0.{kind}": "answer_head.dense.{kind}",
+            "vqa_classifier.1.{kind}": "answer_head.norm.{kind}",
+            "vqa_classifier.3.{kind}": "answer_head.classifier.{kind}",
+            "nlvr2_classifier.0.{kind}": "reasoning_head.dense.{kind}",
+            "nlvr2_classifier.1.{kind}": "reasoning_head.norm.{kind}",
+            "nlvr2_classifier.3.{kind}": "reasoning_head.classifier.{kind}",
+        }
+        | layout.in_blocks(
+            "transformer.blocks.{layer}.",
+            {
+                **layout.ATTENTION_NAMES,
+                "norm2_{expert}.{kind}": "experts.{expert}.norm.{kind}",
+                "mlp_{expert}.fc{number}.{kind}": "experts.{expert}.fc{number}.{kind}",
+            },
         ),
-        (TABLE, "vlmo.position_bias.table"),
-        ("text_embeddings.word_embeddings.weight", "vlmo.text_embeddings.words.weight"),
-        ("text_embeddings.token_type_embeddings.weight", "vlmo.text_embeddings.segments.weight"),
-        (TEXT_POSITIONS, "vlmo.text_embeddings.positions"),
-        ("text_embeddings.LayerNorm.{kind}", "vlmo.text_embeddings.norm.{kind}"),
-        ("token_type_embeddings.weight", "vlmo.modality_types.weight"),
-        ("pooler.dense.{kind}", "vlmo.pooler.dense.{kind}"),
-        ("itc_{side}_proj.fc.weight", "contrast_head.{side}_projection.weight"),
-        ("itc_vl_{side}_proj.fc.weight", "fusion_contrast_head.{side}_projection.weight"),
-        ("logit_scale", "contrast_head.logit_scale"),
-        ("logit_vl_scale", "fusion_contrast_head.logit_scale"),
-        ("itm_score.fc.{kind}", "match_head.classifier.{kind}"),
-        ("mlm_score.transform.dense.{kind}", "mlm_head.dense.{kind}"),
-        ("mlm_score.transform.LayerNorm.{kind}", "mlm_head.norm.{kind}"),
-        ("mlm_score.decoder.weight", "mlm_head.decoder.weight"),
-        ("mlm_score.bias", "mlm_head.decoder.bias"),
-        *(
-            (f"{published}.{number}.{{kind}}", f"{ours}.{part}.{{kind}}")
-            for published, ours in (
-                ("vqa_classifier", "answer_head"),
-                ("nlvr2_classifier", "reasoning_head"),
-            )
-            for number, part in ((0, "dense"), (1, "norm"), (3, "classifier"))
-        ),
+        {"imag": "vision", "text": "language", "vl": "vision_language"},
     ),
-    experts={"imag": "vision", "text": "language", "vl": "vision_language"},
     leftovers=r"(transformer\.)?(text_|text_imag_)?relative_position_index|text_embeddings\.position_ids",
 )
 
@@ -99,7 +99,7 @@ HEADS = (
 )
 
 
-def recognises(state_dict: Mapping[str, Tensor]) -> bool:
+def recognizes(state_dict: Mapping[str, Tensor]) -> bool:
     """Return True for the keys of the published VLMo layout."""
     return any(
         key.startswith("transformer.blocks.0.") and ".mlp_imag." in key for key in state_dict
@@ -111,8 +111,8 @@ def convert(
 ) -> Conversion:
     """Convert a published checkpoint; sizes, image size, text length and task are read from the tensors.
 
-    `num_attention_heads` is needed only with absolute positions and sizes that were not published. ValueError if a
-    tensor that tells a size is missing, or sizes do not fit together.
+    `num_attention_heads` is needed only with absolute positions and sizes that were not published.
+    ValueError if a tensor that tells a size is missing, or sizes do not fit together.
     """
     tensors = Tensors(state_dict, NAMES)
     weights = tensors.weights
@@ -123,43 +123,41 @@ def convert(
     )
     depth = settings["num_hidden_layers"]
     fused = {int(name.split(".")[2]) for name in weights if ".vision_language." in name}
+    # Vision-language experts stand in the top blocks only (VLMo, "Multiway Transformer").
     if fused != set(range(depth - len(fused), depth)):
         raise ValueError(
             f"of blocks 0-{depth - 1}, those with mlp_vl are {sorted(fused)}; expected the top ones"
         )
     text_length = layout.DEFAULT_TEXT_LENGTH
     if layout.OUR_TEXT_POSITIONS in weights:
-        text_length = tensors.shape(layout.OUR_TEXT_POSITIONS, axes=2)[0]
-    if layout.OUR_TABLE in weights:
-        grid = layout.grid_side(
-            TABLE, len(weights[layout.OUR_TABLE]), num_fixed=NUM_FIXED_ROWS, relative=True
-        )
+        text_length = tensors.rows(layout.OUR_TEXT_POSITIONS)
+    if columns is not None:
+        rows = tensors.rows(layout.OUR_TABLE)
+        grid = layout.grid_side(TABLE, rows, num_fixed=NUM_FIXED_ROWS, relative=True)
         tensors.leave_out(
-            [layout.OUR_TEXT_POSITIONS]
+            layout.OUR_TEXT_POSITIONS
         )  # published files carry them, and never use them
     elif layout.OUR_IMAGE_POSITIONS in weights:
-        grid = layout.grid_side(
-            "transformer.pos_embed",
-            tensors.shape(layout.OUR_IMAGE_POSITIONS, axes=2)[0],
-            num_fixed=1,
-        )
-        settings["max_text_positions"] = tensors.shape(layout.OUR_TEXT_POSITIONS, axes=2)[0]
+        rows = tensors.rows(layout.OUR_IMAGE_POSITIONS)
+        grid = layout.grid_side("transformer.pos_embed", rows, num_fixed=1)
+        settings["max_text_positions"] = tensors.rows(layout.OUR_TEXT_POSITIONS)
     else:
         raise ValueError(
             f"neither {TABLE} nor transformer.pos_embed is there; expected one of them"
         )
+    # The published stage 2 has a pooler, which masked words do not use.
     if task is _LANGUAGE:
-        tensors.leave_out([name for name in weights if "pooler" in name])
-    settings.setdefault("use_pooler", any(".pooler." in name for name in weights))
-    settings.setdefault("use_match_head", any(name.startswith("match_head.") for name in weights))
+        tensors.leave_out("vlmo.pooler.")
+    settings.setdefault("use_pooler", "vlmo.pooler.dense.weight" in weights)
+    settings.setdefault("use_match_head", "match_head.classifier.weight" in weights)
     config = models.VLMoConfig(
         **settings,
         num_fusion_layers=len(fused),
         image_size=grid * settings["patch_size"],
-        vocab_size=tensors.shape(layout.OUR_WORDS, axes=2)[0],
+        vocab_size=tensors.rows(layout.OUR_WORDS),
         position_embedding="absolute" if columns is None else "relative",
         contrast_fusion_branch="fusion_contrast_head.image_projection.weight" in weights,
-        num_modality_types=tensors.shape("vlmo.modality_types.weight", axes=2)[0],
+        num_modality_types=tensors.rows("vlmo.modality_types.weight"),
     )
     return Conversion(
         kind=f"VLMo, {task.title}",
@@ -192,10 +190,12 @@ def export_official(folder: str | Path, file: str | Path) -> list[str]:
     Weights of a folder that was imported from such a file are those of the file, bit by bit.
 
     Returns:
-        Notes for people: what the file holds beside the model's tensors, and what of the model is not in it.
+        Notes for people: what the file holds beside the model's tensors, and what of the model is
+        not in it.
 
     Raises:
-        ValueError: The folder is broken, the layout cannot hold its model, or `file` exists; nothing has been written.
+        ValueError: The folder is broken, the layout cannot hold its model, or `file` exists;
+            nothing has been written.
         OSError: `file` cannot be written; nothing is left of it.
     """
     folder = Path(find_model(folder))
@@ -205,99 +205,96 @@ def export_official(folder: str | Path, file: str | Path) -> list[str]:
     if file.exists():
         raise ValueError(f"{file} exists; give another name")
     model = load_model(folder)
-    config = model.config
-    weights = model.state_dict()
-    problems = [
-        f"{name} {value!r}, where it has {fixed!r}"
-        for name, fixed in _FIXED.items()
-        if (value := vars(config)[name]) != fixed
-    ]
-    if not config.num_modality_types:
-        problems.append("no modality types")
-    if (
-        config.position_embedding == "relative"
-        and config.max_text_positions > layout.MAX_TEXT_POSITIONS
-    ):
-        problems.append(
-            f"{config.max_text_positions} text positions, where it has {layout.MAX_TEXT_POSITIONS}"
-        )
+    problems = _unlike_the_layout(model.config)
     if problems:
         raise ValueError(
             f"{folder}: the published VLMo layout cannot hold this model: {'; '.join(problems)}"
         )
-    if isinstance(model, models.VLMoModel):
-        weights = {f"vlmo.{name}": tensor for name, tensor in weights.items()}
-    named = {name: key for name in weights if (key := NAMES.published(name)) is not None}
-    foreign = weights.keys() - named
-    if not all(name.startswith("mim_head.") for name in foreign):
+    published: dict[str, Tensor] = {}
+    left_out = []
+    for name, tensor in model.state_dict().items():
+        key = NAMES.published(f"vlmo.{name}" if isinstance(model, models.VLMoModel) else name)
+        if key is None:
+            left_out.append(name)
+        elif name.endswith("logit_scale"):
+            published[key] = tensor.reshape(())
+        elif key == "transformer.pos_embed":
+            published[key] = tensor[None]
+        else:
+            published[key] = tensor.contiguous()
+    if not all(name.startswith("mim_head.") for name in left_out):
         raise ValueError(
-            f"{folder}: the published VLMo layout has no name for {layout.listed(foreign)}"
+            f"{folder}: the published VLMo layout has no name for {layout.listed(left_out)}"
         )
-    published = {key: weights[name] for name, key in named.items()}
-    for name, key in named.items():
-        if name.endswith("logit_scale"):
-            published[key] = published[key].reshape(())
-        elif name == layout.OUR_IMAGE_POSITIONS:
-            published[key] = published[key][None]
-    notes = [f"not in the layout, left out: {layout.listed(foreign)}"] if foreign else []
-    notes += [
-        f"the published code computes with {name} {fixed:g}; this model was made with {value:g}"
-        for name, fixed in _CONSTANTS.items()
-        if (value := vars(config)[name]) != fixed
-    ]
-    if config.position_embedding == "absolute":
-        published[POSITION_IDS] = torch.arange(config.max_text_positions)[None]
+    notes = [f"not in the layout, left out: {layout.listed(left_out)}"] if left_out else []
+    for name, constant in _CONSTANTS.items():
+        value = getattr(model.config, name)
+        if value != constant:
+            notes.append(
+                f"the published code computes with {name} {constant:g}; this model was made with {value:g}"
+            )
+    if model.config.position_embedding == "absolute":
+        published[POSITION_IDS] = torch.arange(model.config.max_text_positions)[None]
     else:
-        has_texts = (folder / "tokenizer_config.json").is_file()
-        text_length = (
-            load_processor(folder).max_text_length if has_texts else config.max_text_positions
-        )
-        notes += _complete_table(
-            published, config, text_length=min(text_length, config.max_text_positions)
-        )
+        notes += _complete_table(published, model.config, folder)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as partial, partial.open("wb") as stream:
-        torch.save(
-            {"state_dict": {key: tensor.contiguous() for key, tensor in published.items()}}, stream
-        )
+        torch.save({"state_dict": published}, stream)
     return notes
 
 
+def _unlike_the_layout(config: models.VLMoConfig) -> list[str]:
+    """Return the settings of a model that the layout cannot express."""
+    problems = []
+    for name, fixed in _FIXED.items():
+        value = getattr(config, name)
+        if value != fixed:
+            problems.append(f"{name} {value!r}, where it has {fixed!r}")
+    if not config.num_modality_types:
+        problems.append("no modality types")
+    positions = config.max_text_positions
+    if config.position_embedding == "relative" and positions > layout.MAX_TEXT_POSITIONS:
+        problems.append(f"{positions} text positions, where it has {layout.MAX_TEXT_POSITIONS}")
+    return problems
+
+
 def _complete_table(
-    published: dict[str, Tensor], config: models.VLMoConfig, *, text_length: int
+    published: dict[str, Tensor], config: models.VLMoConfig, folder: Path
 ) -> list[str]:
     """Add what published files hold beside a position table, and rows for texts of every length; return notes.
 
-    The published code keeps a file's text positions, which it does not use, only where they are as many as its
-    `max_text_len` or more, and then resizes a table only where they are just as many: so there are as many as its
-    recipes ask for, or as our texts need. It computes the indices anew, but deletes them without a check when it
-    resizes a table.
+    The published code keeps a file's text positions, which it does not use, only where they are as
+    many as its `max_text_len` or more, and then resizes a table only where they are just as many:
+    so there are as many as its recipes ask for, or as our texts need. It computes the indices anew,
+    but deletes them without a check when it resizes a table.
     """
     notes = []
-    held = config.max_text_positions
     table = published[TABLE]
-    if held < layout.MAX_TEXT_POSITIONS:
+    positions = config.max_text_positions
+    longest = layout.MAX_TEXT_POSITIONS
+    if positions < longest:
         # Text rows: offsets around the middle, the class token's rows last.
         above, offsets, classes = table.tensor_split(
-            [len(table) - 2 * held, len(table) - NUM_CLASS_ROWS]
+            [len(table) - 2 * positions, len(table) - NUM_CLASS_ROWS]
         )
-        margin = table.new_zeros(layout.MAX_TEXT_POSITIONS - held, table.shape[1])
+        margin = table.new_zeros(longest - positions, table.shape[1])
         published[TABLE] = torch.cat([above, margin, offsets, margin, classes])
         notes.append(
-            f"{TABLE}: rows for texts to {held} tokens, zeros for longer ones up to {layout.MAX_TEXT_POSITIONS}"
+            f"{TABLE}: rows for texts to {positions} tokens, zeros for longer ones up to {longest}"
         )
-    length = max(text_length, layout.DEFAULT_TEXT_LENGTH)
+    length = positions
+    if (folder / "tokenizer_config.json").is_file():
+        length = min(positions, load_processor(folder).max_text_length)
+    length = max(length, layout.DEFAULT_TEXT_LENGTH)
     index = relative_position_index(
-        num_text=length,
-        grid=config.grid,
-        max_text=layout.MAX_TEXT_POSITIONS,
-        table_grid=config.grid,
+        num_text=length, grid=config.grid, max_text=longest, table_grid=config.grid
     )
+    # Copies, as a slice would be saved with all of the index.
     published |= {
         TEXT_POSITIONS: table.new_zeros(length, config.hidden_size),
         POSITION_IDS: torch.arange(length)[None],
-        "relative_position_index": index[length:, length:],
-        "text_relative_position_index": index[:length, :length],
+        "relative_position_index": index[length:, length:].contiguous(),
+        "text_relative_position_index": index[:length, :length].contiguous(),
         "text_imag_relative_position_index": index,
     }
     return [

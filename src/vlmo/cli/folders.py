@@ -11,7 +11,7 @@ from vlmo.cli.parsing import ModelFolder
 from vlmo.lazy import need_package
 from vlmo.released import find_model, missing_model
 from vlmo.released.published import MODELS
-from vlmo.terminal import nearest, say
+from vlmo.terminal import nearest, say, table
 
 
 def models(
@@ -49,8 +49,7 @@ def models(
         )
         published = f"{model.data} {numbers} ({model.source})" if numbers else ""
         rows.append((model.name, model.task, size, model.licence, "yes" if here else "", published))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    say(*("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows))
+    say(*table(rows))
 
 
 def import_(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from vlmo.cli.parsing import Device, ModelFolder, UnknownOption, parse
 from vlmo.lazy import need_package
-from vlmo.terminal import say
+from vlmo.terminal import say, table
 
 _COMMON = {
     "--lr": "--optimizer.lr",
@@ -84,7 +85,7 @@ def quickstart(
 def train_help() -> None:
     """Show how `vlmo train` is called, the common options, and every recipe."""
     options = ["Options beside those of vlmo train NAME --help:", *_COMMON_HELP]
-    say("usage: vlmo train NAME [OPTIONS]", "", *options, "", "Recipes:", *_listed())
+    say("usage: vlmo train NAME [OPTIONS]", "", *options, "", "Recipes:", *_task_table())
 
 
 def train(
@@ -267,25 +268,36 @@ def _common_options(arguments: Sequence[str]) -> tuple[list[str], int | None]:
     return words, steps
 
 
-def _listed() -> list[str]:
-    from vlmo.recipes import RECIPES, describe
+def _task_table() -> list[str]:
+    from vlmo.recipes import task_table
 
-    width = max(map(len, RECIPES))
-    return [f"{name:<{width}}  {describe(name).splitlines()[0]}" for name in RECIPES]
+    return table([("task", "sizes: a recipe is called SIZE-TASK", "what it trains"), *task_table()])
 
 
-def recipes(name: Annotated[str | None, tyro.conf.Positional] = None) -> None:
-    """List the recipes; vlmo recipes NAME shows one with its settings.
+def recipes(
+    name: Annotated[str | None, tyro.conf.Positional] = None,
+    *,
+    defaults: Annotated[bool, tyro.conf.arg(name="all")] = False,
+) -> None:
+    """List the recipes by task; vlmo recipes NAME shows one with its settings, and those of the paper beside them.
 
     Args:
         name: Recipe to show; all by default.
+        defaults: Also show settings that are the defaults.
     """
-    from vlmo.recipes import describe, find_recipe
+    from vlmo.recipes import find_entry
+    from vlmo.recipes.schema import settings
 
     if name is None:
-        say(*_listed())
+        say(*_task_table())
         return
-    settings = find_recipe(name).to_json()
+    entry = find_entry(name)
+    values = settings(entry.recipe, defaults=True)
+    shown = settings(entry.recipe, defaults=defaults).keys() | entry.paper.keys()
+    rows = [("setting", "value", "in the paper" if entry.paper else "")]
+    for path, value in values.items():
+        if path in shown:
+            paper = entry.paper.get(path)
+            rows.append((path, json.dumps(value), "" if paper is None else str(paper)))
     Console().print(f"[bold]{name}[/bold]", highlight=False)
-    say(*textwrap.indent(describe(name), "  ").split("\n"), "")
-    Console(soft_wrap=True).print(settings, markup=False)
+    say(*textwrap.indent(entry.describe(name), "  ").split("\n"), "", *table(rows))

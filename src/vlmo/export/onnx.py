@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import re
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from vlmo import model as models
 from vlmo.checkpoints.loading import load_model, load_processor
-from vlmo.export.graphs import _IDS, _MASK, Graph, GraphModule, free_text_length, graphs_of
-from vlmo.export.sessions import DESCRIPTION, OnnxSession
+from vlmo.export.graphs import IDS, MASK, PIXELS, Graph, GraphModule, free_text_length, graphs_of
+from vlmo.export.sessions import DESCRIPTION, Description, OnnxSession
 from vlmo.folder import check_processor, file_in
 from vlmo.folder.atomic import write_folder
+from vlmo.lazy import need_package
 
 # Largest difference to PyTorch in float32; measured ones are around 1e-6.
 TOLERANCE = 1e-4
@@ -36,7 +36,8 @@ _MIN_TEXT = 2  # `[CLS]` and `[SEP]`
 _CASES = ((1, 2), (2, 8), (3, 13))
 Samples = Mapping[str, np.ndarray]
 """Inputs by their names, a row for each sample."""
-_Case = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # inputs, and PyTorch's outputs
+# Inputs, and PyTorch's outputs.
+_Case = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 # protobuf holds less than 2 GiB; larger weights go to a file beside the graph.
 _MAX_SINGLE_FILE = 1_500_000_000
 _PROCESSOR_FILES = (
@@ -70,49 +71,42 @@ def write_onnx(
     *,
     samples: Samples | None = None,
     report: Callable[[str, int, int], None] = lambda *_: None,
-) -> dict[str, Any]:
+) -> Description:
     """Write the encoders of a model folder as ONNX graphs, with the processor's files and a description.
 
-    Batch and text length are free, up to `max_text_positions`; the image size is the configured one. Every graph is run
-    in ONNX Runtime on several batches and lengths, with padding.
+    Batch and text length are free, up to `max_text_positions`; the image size is the configured
+    one. Every graph is run in ONNX Runtime on several batches and lengths, with padding.
 
     Args:
         folder: Model folder of a class that `graphs_of` knows.
         out: New folder, or one of an earlier export, which is replaced.
-        samples: Inputs of the model by name, a row for each sample. With them, variants are written too whose linear
-            layers are quantised to int8; the scales of activations are taken from the samples.
-        report: Called before each graph, with a title, the number of graphs that are done, and that of all.
+        samples: Inputs of the model by name, a row for each sample. With them, variants are written
+            too whose linear layers are quantized to int8; the scales of activations are taken from
+            the samples.
+        report: Called before each graph, with a title, the number of graphs that are done, and that
+            of all.
 
     Returns:
-        The description, as `onnx.json` holds it. Its "graphs" have, by name, "inputs" and "outputs" (types and shapes
-        as ONNX Runtime gives them), and "float32" and "int8" (None without samples): "file", "num_bytes" with weights,
-        which of large models lie in a second file with `.data` behind its name, and "largest_difference" of any output
-        value to PyTorch's, relative to the largest value of its tensor where that is above 1, as that of logits may be.
+        The description, as `onnx.json` holds it. Its "graphs" have, by name, "inputs" and "outputs"
+        (types and shapes as ONNX Runtime gives them), and "float32" and "int8" (None without
+        samples): "file", "num_bytes" with weights, which of large models lie in a second file with
+        `.data` behind its name, and "largest_difference" of any output value to PyTorch's, relative
+        to the largest value of its tensor where that is above 1, as that of logits may be.
 
     Raises:
-        ValueError: `folder` cannot be exported, `out` holds something else, or a graph differs from PyTorch by more
-            than `TOLERANCE`. Nothing is kept then.
+        ValueError: `folder` cannot be exported, `out` holds something else, or a graph differs from
+            PyTorch by more than `TOLERANCE`. Nothing is kept then.
         ModuleNotFoundError: A package of the extra `onnx` is missing.
     """
     folder = Path(folder)
     out = Path(out)
-    if importlib.util.find_spec("onnxscript") is None:
-        raise ModuleNotFoundError("No module named 'onnxscript'")
+    need_package("onnxscript", extra="onnx", user="ONNX")
     if out.exists() and not (out / DESCRIPTION).is_file():
         raise ValueError(f"{out} exists and is no ONNX export; give a new folder.")
     model = load_for_export(folder)
     graphs = graphs_of(model)
     # Before the model is changed for the exporter, so that the comparison sees that change too.
-    cases: dict[str, list[_Case]] = {}
-    longest = model.config.max_text_positions
-    with torch.inference_mode():
-        for graph in graphs:
-            sizes = [*_CASES, (1, longest)] if graph.reads_text else _CASES
-            inputs = [
-                noise(graph, model.config, batch=batch, length=min(length, longest), seed=seed)
-                for seed, (batch, length) in enumerate(sizes)
-            ]
-            cases[graph.name] = [(given, GraphModule(model, graph)(*given)) for given in inputs]
+    cases = {graph.name: _cases(model, graph) for graph in graphs}
     free_text_length(model)
     with write_folder(out) as partial:
         written = {}
@@ -138,8 +132,21 @@ def load_for_export(folder: str | Path) -> models.VLMoPreTrainedModel:
     """
     model = load_model(folder, dtype=torch.float32)
     check_processor(folder, image_size=model.config.image_size)
-    model.set_attn_implementation("sdpa")  # `eager` would spread attention over several operators
+    # `eager` would spread attention over several operators.
+    model.set_attn_implementation("sdpa")
     return model.requires_grad_(requires_grad=False)
+
+
+@torch.inference_mode()
+def _cases(model: models.VLMoPreTrainedModel, graph: Graph) -> list[_Case]:
+    longest = model.config.max_text_positions
+    sizes = [*_CASES, (1, longest)] if graph.reads_text else _CASES
+    module = GraphModule(model, graph)
+    cases = []
+    for seed, (batch, length) in enumerate(sizes):
+        inputs = noise(graph, model.config, batch=batch, length=min(length, longest), seed=seed)
+        cases.append((inputs, module(*inputs)))
+    return cases
 
 
 def noise(
@@ -153,12 +160,12 @@ def noise(
     lengths[-1] = length
     mask = torch.arange(length) < lengths
     ids = torch.randint(config.vocab_size, (batch, length), generator=generator)
-    made = {
-        "pixel_values": 2 * torch.rand(shape, generator=generator) - 1,
-        "input_ids": torch.where(mask, ids, config.pad_token_id or 0),
-        "attention_mask": mask.long(),
+    inputs = {
+        PIXELS: 2 * torch.rand(shape, generator=generator) - 1,
+        IDS: torch.where(mask, ids, config.pad_token_id or 0),
+        MASK: mask.long(),
     }
-    return tuple(made[name] for name in graph.inputs)
+    return tuple(inputs[name] for name in graph.inputs)
 
 
 def _write_graph(
@@ -168,44 +175,36 @@ def _write_graph(
     *,
     folder: Path,
     samples: Samples | None,
-) -> dict[str, Any]:
+) -> Description:
     file = folder / f"{graph.name}.onnx"
     large = _convert(model, graph, file)
     session = OnnxSession(file)
-    written: dict[str, Any] = {
-        "inputs": session.inputs,
-        "outputs": session.outputs,
-        "float32": None,
-        "int8": None,
-    }
-    written["float32"] = _compared(file, cases)
-    if (
-        not (difference := written["float32"]["largest_difference"]) <= TOLERANCE
-    ):  # NaN is not below either
+    float32 = _compared(file, cases)
+    difference = float32["largest_difference"]
+    if not difference <= TOLERANCE:  # NaN is not below either
         raise ValueError(
             f"{file.name} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; check weights and "
             "versions of torch, onnxscript and onnxruntime."
         )
+    int8 = None
     if samples is not None:
-        quantised = file.with_suffix(".int8.onnx")
-        _quantise(file, quantised, large=large, rows=_rows(graph, samples))
-        written["int8"] = _compared(quantised, cases)
-    return written
+        int8_file = file.with_suffix(".int8.onnx")
+        _quantize(file, int8_file, large=large, rows=_rows(graph, samples))
+        int8 = _compared(int8_file, cases)
+    return {"inputs": session.inputs, "outputs": session.outputs, "float32": float32, "int8": int8}
 
 
-def _compared(file: Path, cases: Sequence[_Case]) -> dict[str, Any]:
+def _compared(file: Path, cases: Sequence[_Case]) -> Description:
     session = OnnxSession(file)
-    differences = [
-        (torch.from_numpy(actual) - expected).abs().max() / expected.abs().max().clamp(min=1)
-        for inputs, outputs in cases
-        for actual, expected in zip(session(*inputs), outputs, strict=True)
-    ]
-    size = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
-    return {
-        "file": file.name,
-        "num_bytes": size,
-        "largest_difference": float(torch.stack(differences).max()),
-    }
+    differences = []
+    for inputs, outputs in cases:
+        for actual, expected in zip(session(*inputs), outputs, strict=True):
+            # Logits may be large: there the difference is relative.
+            scale = expected.abs().max().clamp(min=1)
+            differences.append((torch.from_numpy(actual) - expected).abs().max() / scale)
+    num_bytes = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
+    largest = float(torch.stack(differences).max())
+    return {"file": file.name, "num_bytes": num_bytes, "largest_difference": largest}
 
 
 def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> bool:
@@ -235,9 +234,11 @@ def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> boo
             output_names=list(graph.outputs),
             verbose=False,
         )
-    if exported is None:  # only where the older exporter writes a file itself
+    # The exporter gives none only where the older one writes a file itself.
+    if exported is None:
         raise TypeError("torch.onnx.export gave no program")
-    if (opset := exported.model.opset_imports[""]) != OPSET:
+    opset = exported.model.opset_imports[""]
+    if opset != OPSET:
         raise ValueError(
             f"torch {torch.__version__} writes ONNX opset {opset}, not {OPSET}; install a newer torch."
         )
@@ -251,18 +252,19 @@ def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> boo
 
 def _tidy(model: Any, graph: Graph) -> None:
     """Name the free axes, and drop the exporter's notes, which hold paths of this machine."""
-    names = {
-        str(value.shape[axis].value): name
-        for value, free in zip(model.graph.inputs, graph.dynamic_axes, strict=True)
-        for axis, name in free.items()
-    }
+    names = {}
+    for value, axes in zip(model.graph.inputs, graph.dynamic_axes, strict=True):
+        for axis, name in axes.items():
+            names[str(value.shape[axis].value)] = name
     nodes = list(model.graph)
     weights = list(model.graph.initializers.values())
-    values = [*model.graph.inputs, *(value for node in nodes for value in node.outputs)]
+    values = list(model.graph.inputs)
+    for node in nodes:
+        values += node.outputs
     for part in (model, model.graph, *nodes, *weights, *values):
         part.metadata_props.clear()
     for weight in weights:
-        # Redundant, and wrong once ONNX Runtime (1.26, for one) has transposed a matrix to quantise it.
+        # Redundant, and wrong once ONNX Runtime (1.26, for one) has transposed a matrix to quantize it.
         weight.shape = weight.type = None
     for value in values:
         for axis, size in enumerate(value.shape or ()):
@@ -276,23 +278,26 @@ def _rows(graph: Graph, samples: Samples) -> list[dict[str, np.ndarray]]:
     rows = []
     for number in range(len(next(iter(samples.values())))):
         row = {name: samples[name][number : number + 1] for name in graph.inputs}
+        # Samples are padded to the longest; the calibration reads their words alone.
         if graph.reads_text:
-            length = max(int(row[_MASK].sum()), _MIN_TEXT)
-            row |= {name: row[name][:, :length] for name in (_IDS, _MASK)}
+            length = max(int(row[MASK].sum()), _MIN_TEXT)
+            row[IDS] = row[IDS][:, :length]
+            row[MASK] = row[MASK][:, :length]
         rows.append(row)
     return rows
 
 
-def _quantise(
+def _quantize(
     source: Path, target: Path, *, large: bool, rows: list[dict[str, np.ndarray]]
 ) -> None:
-    from onnxruntime import quantization  # brings `onnx`, which takes a second
+    # This imports `onnx`, which takes a second.
+    from onnxruntime import quantization
 
     remaining = iter(rows)
     reader = type(
         "Rows", (quantization.CalibrationDataReader,), {"get_next": lambda _: next(remaining, None)}
     )
-    # The library logs a line for each tensor, and the advice to optimise first, which its sessions do.
+    # The library logs a line for each tensor, and the advice to optimize first, which its sessions do.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -313,9 +318,9 @@ def _quantise(
         logging.disable(before)
 
 
-def _describe(model: models.VLMoPreTrainedModel, folder: Path) -> dict[str, Any]:
+def _describe(model: models.VLMoPreTrainedModel, folder: Path) -> Description:
     config = model.config
-    text: dict[str, Any] = {
+    text: Description = {
         "max_positions": config.max_text_positions,
         "pad_token_id": config.pad_token_id,
     }

@@ -6,13 +6,18 @@ import functools
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from jaxtyping import UInt8
 
 from vlmo.folder import read_json
+
+if TYPE_CHECKING:
+    from onnxruntime import NodeArg
+    from torch import Tensor
 
 DESCRIPTION = "onnx.json"
 IMAGE_ENCODER = "image_encoder"
@@ -21,6 +26,8 @@ FUSION_ENCODER = "fusion_encoder"
 
 GraphEngine = Literal["onnx", "openvino"]
 Precision = Literal["float32", "int8"]
+Description = dict[str, Any]
+"""Part of `onnx.json`."""
 Pixels = UInt8[np.ndarray, "3 size size"]
 """Levels of an image at the model's size."""
 
@@ -31,7 +38,7 @@ class OnnxSession:
     """A graph in ONNX Runtime on the CPU.
 
     Args:
-        num_threads: Of one operation; by default `OMP_NUM_THREADS`, or one for each core.
+        num_threads: Of one operation; by default `OMP_NUM_THREADS`, or one a core.
     """
 
     def __init__(self, file: str | Path, *, num_threads: int | None = None) -> None:
@@ -44,15 +51,17 @@ class OnnxSession:
         self.session = onnxruntime.InferenceSession(
             file, options, providers=["CPUExecutionProvider"]
         )
-        self.inputs, self.outputs = (
-            {tensor.name: {"type": tensor.type, "shape": list(tensor.shape)} for tensor in tensors}
-            for tensors in (self.session.get_inputs(), self.session.get_outputs())
-        )
+        self.inputs = _description(self.session.get_inputs())
+        self.outputs = _description(self.session.get_outputs())
 
-    def __call__(self, *arrays: Any) -> list[np.ndarray]:
+    def __call__(self, *arrays: np.ndarray | Tensor) -> list[np.ndarray]:
         """Return the outputs for inputs (arrays, or tensors on the CPU) in the order of the graph."""
-        given = {name: np.asarray(array) for name, array in zip(self.inputs, arrays, strict=True)}
-        return [np.asarray(output) for output in self.session.run(None, given)]
+        feed = dict(zip(self.inputs, map(np.asarray, arrays), strict=True))
+        return list(map(np.asarray, self.session.run(None, feed)))
+
+
+def _description(tensors: Sequence[NodeArg]) -> dict[str, Description]:
+    return {tensor.name: {"type": tensor.type, "shape": list(tensor.shape)} for tensor in tensors}
 
 
 class OpenVinoSession:
@@ -60,8 +69,10 @@ class OpenVinoSession:
 
     Args:
         num_threads: As for `OnnxSession`.
-        cache: Folder that keeps what OpenVINO makes of the file, so that it loads faster the next time.
-        exact: Compute in float32 what is not int8 in the file. Otherwise in bfloat16, where the processor has it.
+        cache: Folder that keeps what OpenVINO makes of the file, so that it loads faster the next
+            time.
+        exact: Compute in float32 what is not int8 in the file. Otherwise in bfloat16, where the
+            processor has it.
     """
 
     def __init__(
@@ -72,28 +83,31 @@ class OpenVinoSession:
         cache: Path | None = None,
         exact: bool = True,
     ) -> None:
-        settings = {"PERFORMANCE_HINT": "LATENCY"} | (
-            {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
-        )
-        settings["INFERENCE_NUM_THREADS"] = str(num_threads or _default_threads())
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": str(num_threads or _default_threads()),
+        }
+        if exact:
+            settings["INFERENCE_PRECISION_HINT"] = "f32"
         if cache is not None:
             settings["CACHE_DIR"] = str(cache)
         with _CORE_LOCK:  # two threads may both be the first
             core = _openvino_core()
         self.model = core.compile_model(str(file), "CPU", settings)
 
-    def __call__(self, *arrays: Any) -> list[np.ndarray]:
+    def __call__(self, *arrays: np.ndarray | Tensor) -> list[np.ndarray]:
         """Return the outputs for inputs, as `OnnxSession` does."""
-        found = self.model([np.ascontiguousarray(array) for array in arrays])
-        return [found[output] for output in self.model.outputs]
+        outputs = self.model(list(map(np.ascontiguousarray, arrays)))
+        return [outputs[output] for output in self.model.outputs]
 
 
 @functools.cache
 def _openvino_core() -> Any:
     """Return OpenVINO's core, one for the life of the process.
 
-    Each sets an alternate signal stack and puts back the one before when it goes. Two that go in the order in which
-    they came leave the process with a stack that is freed, and the next signal that has a handler is its end.
+    Each sets an alternate signal stack and puts back the one before when it goes. Two that go in
+    the order in which they came leave the process with a stack that is freed, and the next signal
+    that has a handler is its end.
     """
     # Else the import reports itself over the network, in a process forked from this one and its threads.
     cast("dict[str, Any]", sys.modules).setdefault("openvino_telemetry", None)
@@ -102,7 +116,7 @@ def _openvino_core() -> Any:
     return openvino.Core()
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> Description:
     """Return the description that `write_onnx` keeps in a folder; ValueError if there is none."""
     file = folder / DESCRIPTION
     if not file.is_file():

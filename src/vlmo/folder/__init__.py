@@ -7,18 +7,17 @@ from typing import Any
 
 from vlmo.released import find_model, missing_model
 
-_HALF = 0.5, [0.5, 0.5, 0.5]
-# What an image processor may say: every part of this package prepares pixels so, and would get other vectors than the
-# processor otherwise. 3 is bicubic; None is left to transformers.
+# The settings that an image processor may have, or None: every part of this package prepares pixels so, and would get
+# other vectors than the processor otherwise. 3 is bicubic.
 _PIXELS = {
-    "do_resize": (None, True),
-    "do_center_crop": (None, False),
-    "do_rescale": (None, True),
-    "rescale_factor": (None, 1 / 255),
-    "do_normalize": (None, True),
-    "image_mean": (None, *_HALF),
-    "image_std": (None, *_HALF),
-    "resample": (None, 3),
+    "do_resize": [True],
+    "do_center_crop": [False],
+    "do_rescale": [True],
+    "rescale_factor": [1 / 255],
+    "do_normalize": [True],
+    "image_mean": [0.5, [0.5, 0.5, 0.5]],
+    "image_std": [0.5, [0.5, 0.5, 0.5]],
+    "resample": [3],
 }
 
 WEIGHTS = "model.safetensors"
@@ -28,14 +27,19 @@ _INDEX_SUFFIX = ".index.json"
 def file_in(folder: str | Path, name: object) -> Path:
     """Return a file of a folder by a name that another file of it may have given.
 
-    ValueError if the name is a path, is none of a regular file (a named pipe would be waited for), or is a link to
-    elsewhere. Links of the hub's cache, from folders in `snapshots` to `blobs` beside, are followed.
+    ValueError if the name is a path, is none of a regular file (a named pipe would be waited for),
+    or is a link to elsewhere. Links of the hub's cache, from folders in `snapshots` to `blobs`
+    beside, are followed.
     """
-    root = Path(folder).resolve()
     path = Path(folder) / str(name)
-    caches = (each.with_name("blobs") for each in root.parents if each.name == "snapshots")
-    blobs = next(filter(Path.is_dir, caches), root)
-    if path.name != str(name) or not path.is_file() or path.resolve().parent not in {root, blobs}:
+    root = Path(folder).resolve()
+    # Files of the hub's cache are links from `snapshots` to the `blobs` beside.
+    targets = {root}
+    for parent in root.parents:
+        if parent.name == "snapshots":
+            targets.add(parent.with_name("blobs"))
+    is_name = path.name == str(name)
+    if not is_name or not path.is_file() or path.resolve().parent not in targets:
         raise ValueError(
             f"{folder} has no file {str(name)!r} (a name, no path and no link to elsewhere); is it whole?"
         )
@@ -52,23 +56,25 @@ def weight_files(folder: str | Path, *names: str) -> list[Path]:
         ValueError: An index of shards cannot be read, or names what is no file of the folder.
     """
     for name in names or (WEIGHTS,):
-        if (file := Path(folder) / name).is_file():
+        file = Path(folder) / name
+        if file.is_file():
             return [file]
-        if (file := Path(folder) / f"{name}{_INDEX_SUFFIX}").is_file():
-            index = read_json(file)
-            shards = index.get("weight_map") if isinstance(index, dict) else None
-            if not isinstance(shards, dict) or not shards:
-                raise ValueError(f"{file} has no weight_map; expected the index of a sharded model")
-            if others := [
-                shard
-                for shard in map(str, shards.values())
-                if Path(shard).suffix != Path(name).suffix
-            ]:
-                raise ValueError(
-                    f"{file} names {others[0]!r}; expected files that end in {Path(name).suffix}"
-                )
-            return [file_in(folder, shard) for shard in sorted(set(shards.values()))]
+        index_file = Path(f"{file}{_INDEX_SUFFIX}")
+        if index_file.is_file():
+            return [file_in(folder, shard) for shard in _shards(index_file, suffix=file.suffix)]
     return []
+
+
+def _shards(index_file: Path, *, suffix: str) -> list[str]:
+    index = read_json(index_file)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{index_file} has no weight_map; expected the index of a sharded model")
+    names = sorted(set(map(str, shards.values())))
+    for name in names:
+        if Path(name).suffix != suffix:
+            raise ValueError(f"{index_file} names {name!r}; expected files that end in {suffix}")
+    return names
 
 
 def check_folder(folder: str | Path, *names: str) -> None:
@@ -78,14 +84,15 @@ def check_folder(folder: str | Path, *names: str) -> None:
         names: As for `weight_files`; others than safetensors are read as `check_pickles` says.
 
     Raises:
-        ValueError: It holds an adapter, whose model transformers would load, its index is none of files in it, or its
-            weights cannot be read within bounds.
+        ValueError: It holds an adapter, whose model transformers would load, its index is none of
+            files in it, or its weights cannot be read within bounds.
     """
     if (Path(folder) / "adapter_config.json").is_file():
         raise missing_model(folder)
     for path in weight_files(folder, *names):
         if path.suffix != Path(WEIGHTS).suffix:
-            from vlmo.folder.pickles import check_pickles  # which imports torch
+            # This module imports torch.
+            from vlmo.folder.pickles import check_pickles
 
             with path.open("rb") as file:
                 check_pickles(file, path)
@@ -95,7 +102,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """Return `config.json` of a model folder, or of a released model; ValueError if it is missing or damaged."""
     file = Path(find_model(folder)) / "config.json"
     if not file.is_file():
-        raise missing_model(folder)  # transformers would go on to look for the name on the hub
+        # Transformers would go on to look for the name on the hub.
+        raise missing_model(folder)
     config = read_json(file)
     if not isinstance(config, dict):
         raise ValueError(f"{file} holds no JSON object; expected the configuration of a model")
@@ -112,12 +120,12 @@ def read_json(path: Path) -> Any:
 
 def architectures(folder: str | Path) -> list[str]:
     """Return the classes that `config.json` of a model folder, or of a released model, names; ValueError as there."""
-    named = read_config(folder).get("architectures") or []
-    if not isinstance(named, list):
+    names = read_config(folder).get("architectures") or []
+    if not isinstance(names, list):
         raise ValueError(
-            f"{folder}/config.json: architectures is {named!r}; expected a list of names"
+            f"{folder}/config.json: architectures is {names!r}; expected a list of names"
         )
-    return [str(name) for name in named]
+    return [str(name) for name in names]
 
 
 def write_modules(folder: str | PathLike) -> None:
@@ -136,43 +144,50 @@ def check_processor(folder: str | Path, *, image_size: int | None = None) -> Non
 
     With `image_size`, it must give squares of this size.
     """
+    folder = Path(find_model(folder))
     for name in ("processor_config.json", "preprocessor_config.json"):
-        file = Path(find_model(folder)) / name
-        settings = read_json(file) if file.is_file() else {}
-        if isinstance(settings, dict):
-            settings = settings.get("image_processor") or settings
-        if not isinstance(settings, dict):
-            raise ValueError(
-                f"{file} holds {settings!r}; expected an object, the settings of a processor"
-            )
-        for key, allowed in _PIXELS.items():
-            if settings.get(key) not in allowed:
-                raise ValueError(
-                    f"{file}: {key} is {settings[key]}, but vlmo resizes the whole image bicubically (resample 3) and "
-                    "normalises pixels with mean and deviation 0.5: correct the file, or run the model by transformers'"
-                    " own calls"
-                )
-        patch = (
-            found
-            if type(found := read_config(folder).get("patch_size")) is int and found > 0
-            else 1
+        if (folder / name).is_file():
+            _check_pixels(folder / name, image_size=image_size)
+
+
+def _check_pixels(file: Path, *, image_size: int | None) -> None:
+    settings = read_json(file)
+    if isinstance(settings, dict):
+        settings = settings.get("image_processor") or settings
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"{file} holds {settings!r}; expected an object, the settings of a processor"
         )
-        size = settings.get("size", {"height": patch, "width": patch})
-        aspect = settings.get("aspect_patch_size")
-        sides = (
-            [size.get(side) for side in ("height", "width")]
-            if isinstance(size, dict)
-            else [size, size]
+    for key, allowed in _PIXELS.items():
+        value = settings.get(key)
+        if value is not None and value not in allowed:
+            raise ValueError(
+                f"{file}: {key} is {value}, but vlmo resizes the whole image bicubically (resample 3) and "
+                "normalizes pixels with mean and deviation 0.5: correct the file, or run the model by transformers'"
+                " own calls"
+            )
+    patch_size = read_config(file.parent).get("patch_size")
+    if type(patch_size) is not int or patch_size < 1:
+        patch_size = 1
+    size = settings.get("size", {"height": patch_size, "width": patch_size})
+    sides = [size, size]
+    if isinstance(size, dict):
+        sides = [size.get("height"), size.get("width")]
+    if any(type(side) is not int or side < 1 or side % patch_size for side in sides):
+        raise ValueError(
+            f"{file}: size is {size!r}; expected height and width, multiples of {patch_size} pixels"
         )
-        if any(type(side) is not int or side < 1 or side % patch for side in sides):
-            raise ValueError(
-                f"{file}: size is {size!r}; expected height and width, multiples of {patch} pixels"
-            )
-        if aspect is not None and (aspect != patch or len({*sides}) > 1):
-            raise ValueError(
-                f"{file}: aspect_patch_size is {aspect!r}, size {size!r}; expected {patch}, and a square"
-            )
-        if image_size is not None and settings.get("size") and (aspect or {*sides} != {image_size}):
-            raise ValueError(
-                f"{file}: images are no squares of {image_size} px, and an export needs these"
-            )
+    is_square = sides[0] == sides[1]
+    aspect = settings.get("aspect_patch_size")
+    if aspect is not None and not (aspect == patch_size and is_square):
+        raise ValueError(
+            f"{file}: aspect_patch_size is {aspect!r}, size {size!r}; expected {patch_size}, and a square"
+        )
+    if (
+        image_size is not None
+        and "size" in settings
+        and (aspect or sides != [image_size, image_size])
+    ):
+        raise ValueError(
+            f"{file}: images are no squares of {image_size} px, and an export needs these"
+        )

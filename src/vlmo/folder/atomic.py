@@ -27,8 +27,9 @@ _REMOVED = ".vlmo-removed"
 def write_folder(target: Path) -> Iterator[Path]:
     """Yield a new empty folder, which takes the name `target` when the block ends without an error.
 
-    A crash leaves `target` as it was, or, between the two renames by which one folder replaces another, missing until
-    the next write; names that it leaves beside begin with a dot. An exception leaves nothing beside `target`.
+    A crash leaves `target` as it was, or, between the two renames by which one folder replaces
+    another, missing until the next write; names that it leaves beside begin with a dot. An
+    exception leaves nothing beside `target`.
 
     Raises:
         OSError: The system refused a file in the block; the error names `target`.
@@ -37,7 +38,8 @@ def write_folder(target: Path) -> Iterator[Path]:
     aside = path_aside(target)
     replaced = _hidden(target, _REPLACED)
     if replaced.exists() and not target.exists():
-        replaced.replace(target)  # the last write ended between its two renames
+        # The last write ended between its two renames.
+        replaced.replace(target)
     for leftover in (aside, replaced):
         if leftover.exists():
             shutil.rmtree(leftover)
@@ -45,13 +47,16 @@ def write_folder(target: Path) -> Iterator[Path]:
     try:
         with naming_refusal(target):
             yield aside
+        # A rename may reach the disk before the content of the files.
         for path in [*aside.rglob("*"), aside]:
             _flush_to_disk(path)
         if target.exists():
-            target.replace(replaced)  # a folder that holds files cannot be replaced in one rename
+            # A folder that holds files cannot be replaced in one rename.
+            target.replace(replaced)
         aside.replace(target)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # it may have filled the disk
+        # What was written may have filled the disk.
+        shutil.rmtree(aside, ignore_errors=True)
         if replaced.exists() and not target.exists():
             replaced.replace(target)
         raise
@@ -65,7 +70,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
     """Yield the path of a file to write, which takes the name `target` when the block ends without an error."""
     aside = target.with_name(f"{target.name}.aside")
     try:
-        aside.unlink(missing_ok=True)  # a link of that name would be followed
+        # A link of that name would be followed.
+        aside.unlink(missing_ok=True)
         with naming_refusal(target):
             yield aside
             _flush_to_disk(aside)
@@ -81,15 +87,13 @@ def system_error(error: BaseException | None) -> OSError | None:
     while error is not None:
         if isinstance(error, OSError):
             return error if error.errno else None
-        if (
-            found := re.search(r"\(os error (\d+)\)", str(error))
-            if isinstance(error, SafetensorError)
-            else None
-        ):
-            return OSError(int(found[1]), os.strerror(int(found[1])))
-        error = (
-            error.__context__ if isinstance(error, RuntimeError) else None
-        )  # torch.save notices what it left out
+        if isinstance(error, SafetensorError):
+            match = re.search(r"\(os error (\d+)\)", str(error))
+            if match:
+                number = int(match[1])
+                return OSError(number, os.strerror(number))
+        # torch.save raises a RuntimeError of its own while the system's is handled.
+        error = error.__context__ if isinstance(error, RuntimeError) else None
     return None
 
 
@@ -113,6 +117,7 @@ def write_file(path: Path, text: str) -> None:
 
 def cached_file(kind: str, *facts: object) -> Path:
     """Return the file in the cache folder for a result that follows from these facts and this version alone."""
+    # Another version may compute something else from the same facts.
     digest = hashlib.sha256(repr((version("vlmo"), facts)).encode()).hexdigest()
     return cache_folder() / kind / digest[:32]
 

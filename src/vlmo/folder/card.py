@@ -1,16 +1,18 @@
 """The card of a model folder (`README.md`): description, usage, recipe, data and metrics.
 
-The front matter has fields of Hugging Face's hub. What is read back here lies beside the card: `results.json` has every
-result with interval, chance, meaning, source and date, `data_sources.json` the training data with their licences.
+The front matter has fields of Hugging Face's hub. What is read back here lies beside the card:
+`results.json` has every result with interval, chance, meaning, source and date, `data_sources.json`
+the training data with their licences.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,7 +120,41 @@ def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None
     Raises:
         ValueError: There is no `config.json`.
     """
-    folder, config = Path(folder), read_config(folder)
+    folder = Path(folder)
+    config = read_config(folder)
+    uses: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    uses_in_table: dict[
+        tuple[str, str], list[str]
+    ] = {}  # entries may differ in what it does not show
+    for source in card.data:
+        uses.setdefault((source.name, source.licences), []).append(source.use)
+        shown = uses_in_table.setdefault((source.name, _terms(source.licences)), [])
+        if source.use not in shown:
+            shown.append(source.use)
+    parameters = sum(map(_count_parameters, weight_files(folder)))
+    text = _TEMPLATE.render(
+        front=_front_matter(card, usage),
+        card=card,
+        kind=next(iter(architectures(folder)), "not known"),
+        usage=usage,
+        sizes=", ".join(f"{name} {config[name]}" for name in _SIZES if config.get(name)),
+        parameters=f"{parameters / 1e6:.1f} million" if parameters else "",
+        data=uses_in_table,
+        **_metrics(card.metrics),
+    )
+    write_file(folder / CARD, text)
+    _write_results(folder, card.metrics)
+    _write_list(
+        folder / DATA_FILE,
+        [
+            {"name": name, "use": use, "licences": licences}
+            for (name, licences), use in uses.items()
+        ],
+    )
+    return folder / CARD
+
+
+def _front_matter(card: CardContent, usage: Usage | None) -> str:
     front = ModelCardData(
         language=card.language,
         license=card.licence or "unknown",
@@ -126,61 +162,35 @@ def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None
         pipeline_tag=usage.pipeline if usage else None,
         tags=["vlmo"],
     )
-    total = 0
-    entries = dict[tuple[str, tuple[str, ...]], list[str]]()
-    table = dict[tuple[str, str], dict[str, None]]()  # entries may differ in what it does not show
-    for source in card.data:
-        entries.setdefault((source.name, source.licences), []).append(source.use)
-        table.setdefault((source.name, _terms(source.licences)), {})[source.use] = None
-    data = [
-        {"name": name, "use": uses, "licences": list(terms)}
-        for (name, terms), uses in entries.items()
-    ]
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:  # headers alone
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    text = _TEMPLATE.render(
-        front=front.to_yaml(),
-        card=card,
-        kind=next(iter(architectures(folder)), "not known"),
-        usage=usage,
-        sizes=", ".join(f"{name} {config[name]}" for name in _SIZES if config.get(name)),
-        parameters=f"{total / 1e6:.1f} million" if total else "",
-        data=table,
-        **_metrics(card.metrics),
-    )
-    write_file(folder / CARD, text)
-    _write_results(folder, card.metrics)
-    _write_list(folder / DATA_FILE, data)
-    return folder / CARD
+    return front.to_yaml()
+
+
+def _count_parameters(file: Path) -> int:
+    with safe_open(file, framework="pt") as tensors:  # headers alone
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def add_metrics(folder: str | Path, metrics: Sequence[EvalResult]) -> Path:
     """Add metrics to the card of a folder, replacing those of the same metric on the same split of the same data."""
-    results = [*read_results(folder), *metrics]
-    latest = list(
-        {
-            (each.metric_type, each.dataset_name, each.dataset_split): each for each in results
-        }.values()
-    )
-    section = _TEMPLATE.blocks["metrics"](_TEMPLATE.new_context(_metrics(latest)))
+    latest = {}
+    for result in (*read_results(folder), *metrics):
+        latest[result.metric_type, result.dataset_name, result.dataset_split] = result
+    results = list(latest.values())
+    section = _TEMPLATE.blocks["metrics"](_TEMPLATE.new_context(_metrics(results)))
     add_section(folder, title="Metrics", body="".join(section))
-    _write_results(folder, latest)
+    _write_results(folder, results)
     return Path(folder) / CARD
 
 
 def add_section(folder: str | Path, *, title: str, body: str) -> None:
     """Add a section to the card of a folder, replacing one with that title; a new one stands before the limits."""
     path = Path(folder) / CARD
-    text, section = (
-        path.read_text(encoding="utf-8") if path.exists() else "",
-        f"## {title}\n\n{body}\n",
-    )
-    there = re.compile(
-        rf"^## {re.escape(title)}[ \t]*\n.*?(?P<gap>\n(?=#{{1,2}} )|\Z)", re.MULTILINE | re.DOTALL
-    )
-    if there.search(text):
-        text = there.sub(lambda found: section + found["gap"], text, count=1)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    section = f"## {title}\n\n{body}\n"
+    pattern = rf"^## {re.escape(title)}[ \t]*\n.*?(?P<gap>\n(?=#{{1,2}} )|\Z)"
+    existing = re.search(pattern, text, re.MULTILINE | re.DOTALL)
+    if existing:
+        text = text[: existing.start()] + section + existing["gap"] + text[existing.end() :]
     else:
         above, limits, below = text.partition("\n## Limits\n")
         text = f"{above.rstrip()}\n\n{section}{limits}{below}".lstrip()
@@ -190,10 +200,10 @@ def add_section(folder: str | Path, *, title: str, body: str) -> None:
 def read_data(folder: str | Path) -> tuple[DataSource, ...]:
     """Return the training data of a folder's model, empty if it does not tell them; ValueError for a damaged file."""
 
-    def uses(*, name: str, use: list[str], licences: list[str]) -> list[DataSource]:
-        return [DataSource(name, each, tuple(licences)) for each in use]
+    def sources(*, name: str, use: list[str], licences: list[str]) -> list[DataSource]:
+        return [DataSource(name, purpose, tuple(licences)) for purpose in use]
 
-    return tuple(each for found in _read_list(Path(folder) / DATA_FILE, uses) for each in found)
+    return tuple(itertools.chain(*_read_list(Path(folder) / DATA_FILE, sources)))
 
 
 def read_results(folder: str | Path) -> list[EvalResult]:
@@ -203,58 +213,62 @@ def read_results(folder: str | Path) -> list[EvalResult]:
 
 def _terms(licences: Sequence[str]) -> str:
     text = ", ".join(licences) or "not stated: as its owner states"
-    # A long list names, of "MIT: a, b", the licence without the sources that have it.
-    return (
-        text
-        if len(text) <= _MOST_LETTERS
-        else ", ".join(each.partition(":")[0] for each in licences)
-    )
+    if len(text) <= _MOST_LETTERS:
+        return text
+    # Long lists make the table unreadable; `data_sources.json` has them whole.
+    # Of "MIT: a, b" the license without the sources that have it.
+    return ", ".join(licence.partition(":")[0] for licence in licences)
 
 
 def _metrics(results: Sequence[EvalResult]) -> dict[str, Any]:
-    primary = (
-        [each for each in results if _dual(each) in _PRIMARY] if len(results) > _MOST_SHOWN else []
-    )
-    shown = primary or results
-    rows: dict[
-        tuple[str, ...], list[EvalResult]
-    ] = {}  # with the fusion encoder's beside that of the dual encoder
-    for each in shown:
-        rows.setdefault((each.dataset_name, str(each.dataset_split), _dual(each)), []).append(each)
-    meant = (
-        (each.metric_name, (each.metric_args or {}).get("meaning")) for each, *_ in rows.values()
-    )
-    meanings = list(dict.fromkeys(f"{name}: {meaning}" for name, meaning in meant if meaning))
-    hidden = len(results) - len(shown)
-    return {"results": results, "rows": list(rows.values()), "meanings": meanings, "hidden": hidden}
+    """Return what the section of metrics shows: of many results the primary ones, both encoders' in one row."""
+    shown = results
+    if len(results) > _MOST_SHOWN:
+        shown = [result for result in results if _dual(result) in _PRIMARY] or results
+    # The value of the fusion encoder stands beside that of the dual encoder.
+    rows: dict[tuple[str, ...], list[EvalResult]] = {}
+    for result in shown:
+        rows.setdefault((result.dataset_name, str(result.dataset_split), _dual(result)), []).append(
+            result
+        )
+    meanings = {}
+    for result, *_ in rows.values():
+        meaning = (result.metric_args or {}).get("meaning")
+        if meaning:
+            meanings[f"{result.metric_name}: {meaning}"] = None
+    return {
+        "results": results,
+        "rows": list(rows.values()),
+        "meanings": list(meanings),
+        "hidden": len(results) - len(shown),
+    }
 
 
 def _dual(result: EvalResult) -> str:
+    """Return the metric's name for the dual encoder, under which that of the fusion encoder is shown."""
     return result.metric_type.removeprefix("rerank_").replace("fusion", "dual")
 
 
 def _read_list(path: Path, make: Callable[..., Entry]) -> list[Entry]:
+    if not path.exists():
+        return []
     try:
-        return [make(**entry) for entry in (read_json(path) if path.exists() else [])]
+        return [make(**entry) for entry in read_json(path)]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); mend or remove it") from error
 
 
 def _write_results(folder: str | Path, results: Iterable[EvalResult]) -> None:
     entries = [
-        {name: value for name, value in asdict(each).items() if value is not None}
-        for each in results
+        {name: value for name, value in vars(result).items() if value is not None}
+        for result in results
     ]
     _write_list(Path(folder) / RESULTS_FILE, entries)
 
 
 def _write_list(path: Path, entries: Sequence[dict[str, Any]]) -> None:
-    if entries:
-        write_file(
-            path,
-            "[\n"
-            + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
-            + "\n]\n",
-        )
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    if lines:
+        write_file(path, "[\n" + ",\n".join(lines) + "\n]\n")
     else:
         path.unlink(missing_ok=True)

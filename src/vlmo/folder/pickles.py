@@ -13,22 +13,23 @@ from typing import IO, Any
 import torch
 
 _MOST_TIMES = 10
+"""A pickle stands for at most this many times what is written in it: shared tensors and settings for below twice."""
 _FEW = 1_000_000
+"""Objects that a pickle may stand for in any case, as they take no time; also the most operations in it."""
 _DEEPEST = 100
-"""A pickle stands for at most this many times what is written in it (shared tensors and settings:
-well below twice), or for a number of objects that takes no time; it holds fewer than that number;
-and objects stand in each other at most this deep: Python hashes nested ones by recursion, which
-ends the process."""
+"""Levels of objects in objects: Python hashes and compares them by recursion, which may end the process."""
 _INTO_THE_FIRST = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
-# Of what torch allows, the rest makes tensors without numbers, gives objects attributes, or grows
-# what it is given.
+# Of what torch allows, the rest makes tensors without numbers, gives objects attributes, or grows what it is given.
 _PLAIN = re.compile(
-    r"collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.set"
-    r"|torch\.(Size|device|bool|b?float\d+|u?int\d+)"
+    r"collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.set|torch\.(Size|device|bool|b?float\d+|u?int\d+)"
     r"|torch\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
     r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)"
 )
-_BARE_PICKLES = 5  # of the form before torch 1.6: a number, the version, the machine, the content, names of storages
+# Pickles in a file of the form before torch 1.6: a number, the version, the machine, the content, names of storages.
+_BARE_PICKLES = 5
+
+Outline = list[Any]
+"""An object of a pickle, as the list of the objects in it."""
 
 
 def check_pickles(file: IO[bytes], name: object) -> None:
@@ -53,9 +54,8 @@ def check_pickles(file: IO[bytes], name: object) -> None:
     else:
         with suppress(RuntimeError, OSError):  # of damage
             records = torch._C.PyTorchFileReader(file)
-            if sum(map(records.get_record_size, records.get_all_records())) > file.seek(
-                0, io.SEEK_END
-            ):
+            num_bytes = sum(map(records.get_record_size, records.get_all_records()))
+            if num_bytes > file.seek(0, io.SEEK_END):
                 raise ValueError(
                     refused + "members of the zip are compressed, or lie upon each other"
                 )
@@ -65,23 +65,22 @@ def check_pickles(file: IO[bytes], name: object) -> None:
 
 def _check_pickle(file: IO[bytes], refused: str) -> None:
     """Follow the pickle with lists instead of its objects, then count what it stands for."""
-    stack: list[list[Any]] = []
+    stack: list[Outline] = []
     marks: list[int] = []
-    memo: dict[Any, list[Any]] = {}
-    tensor: list[Any] = []  # stands for each function that makes one
-    written = 0
+    memo: dict[object, Outline] = {}
+    tensor: Outline = []  # stands for all functions that make one
+    num_operations = 0
     problem = ""
-    with suppress(ValueError, LookupError, OverflowError, MemoryError):  # of damage
+    # Damage raises these; `torch.load` reports it.
+    with suppress(ValueError, LookupError, OverflowError, MemoryError):
         for operation, argument, _ in itertools.islice(pickletools.genops(file), _FEW):
+            num_operations += 1
             name = operation.name
-            taken = operation.stack_before
-            written += 1
             if name == "GLOBAL":
-                global_name = str(argument).replace(" ", ".")
-                stack.append(tensor if "_rebuild" in global_name else [])
-                if not _PLAIN.fullmatch(global_name):
-                    problem = "more than dense tensors and containers, or what would run code"
-                    problem += f" ({global_name!r:.80})"
+                called = str(argument).replace(" ", ".")
+                stack.append(tensor if "_rebuild" in called else [])
+                if not _PLAIN.fullmatch(called):
+                    problem = f"more than dense tensors and containers, or what would run code ({called!r:.80})"
                     break
             elif name in {"GET", "BINGET", "LONG_BINGET"}:
                 stack.append(memo[argument])
@@ -90,12 +89,9 @@ def _check_pickle(file: IO[bytes], refused: str) -> None:
             elif name == "MARK":
                 marks.append(len(stack))
             else:
-                marked = pickletools.markobject in taken
-                start = (
-                    marks.pop() - taken.index(pickletools.markobject)
-                    if marked
-                    else len(stack) - len(taken)
-                )
+                start = len(stack) - len(operation.stack_before)
+                if pickletools.markobject in operation.stack_before:
+                    start = marks.pop() - operation.stack_before.index(pickletools.markobject)
                 objects = stack[start:]
                 del stack[start:]
                 if name in _INTO_THE_FIRST:
@@ -108,18 +104,20 @@ def _check_pickle(file: IO[bytes], refused: str) -> None:
                 stack.append(objects)
     if problem:
         raise ValueError(f"{refused}it holds {problem}")
-    _check_sizes(stack, written, refused)
-
-
-def _check_sizes(stack: list[list[Any]], written: int, refused: str) -> None:
-    left = max(_MOST_TIMES * written, _FEW)
-    waiting = [(stack, 0)]
-    while waiting and written < _FEW:
-        inner, depth = waiting.pop()
-        left -= len(inner)
-        if left < 0 or depth > _DEEPEST:
-            problem = "its objects are shared inside shared objects, or nested too deep"
-            raise ValueError(refused + problem)
-        waiting.extend((part, depth + 1) for part in inner)
-    if waiting:
+    if num_operations == _FEW:
         raise ValueError(f"{refused}it holds {_FEW:,} objects or more")
+    _check_sizes(stack, refused, most=max(_MOST_TIMES * num_operations, _FEW))
+
+
+def _check_sizes(stack: list[Outline], refused: str, *, most: int) -> None:
+    """Raise ValueError if the objects, with those in them, are more than `most` or nested too deep."""
+    count = 0
+    waiting = [(stack, 0)]
+    while waiting:
+        objects, depth = waiting.pop()
+        count += len(objects)
+        if count > most or depth > _DEEPEST:
+            raise ValueError(
+                refused + "its objects are shared inside shared objects, or nested too deep"
+            )
+        waiting.extend((inner, depth + 1) for inner in objects)

@@ -27,7 +27,7 @@ _NUMBER_WORDS = (
     "nine",
     "ten",
 )
-_NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBER_WORDS)}}
+_NUMBERS = {"none": "0"} | dict(zip(_NUMBER_WORDS, map(str, range(11)), strict=True))
 
 # Forms that are other words without their apostrophe (she'd, we'll, it's, I'm) are not among the evaluation's.
 _CONTRACTED = """
@@ -39,13 +39,10 @@ there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've w
 what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't wouldn't
 wouldn't've would've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
-# Each form without one of its apostrophes.
-_CONTRACTIONS = {
-    word[:index] + word[index + 1 :]: word
-    for word in _CONTRACTED.split()
-    for index, letter in enumerate(word)
-    if letter == "'"
-}
+_CONTRACTIONS: dict[str, str] = {}
+for _word in _CONTRACTED.split():
+    for _apostrophe in re.finditer("'", _word):
+        _CONTRACTIONS[_word[: _apostrophe.start()] + _word[_apostrophe.end() :]] = _word
 # The official table has this one the other way round, and official scores depend on it.
 _CONTRACTIONS["somebody'd"] = "somebodyd"
 
@@ -56,8 +53,9 @@ _PERIOD = re.compile(r"\.(?!\d)")
 def normalize_answer(answer: str) -> str:
     """Return the form in which answers are compared: lower case, digits, no articles or marks, whole contractions.
 
-    A mark of punctuation becomes a space; all of its kind vanish instead where one of them is beside a space, or where
-    a comma stands between digits ("100,978" is "100978"). A period stays before a digit. "the" gives an empty text.
+    A mark of punctuation becomes a space; all of its kind vanish instead where one of them is
+    beside a space, or where a comma stands between digits ("100,978" is "100978"). A period stays
+    before a digit. "the" gives an empty text.
     """
     tidy = _tidy(answer)
     text = tidy
@@ -65,8 +63,12 @@ def normalize_answer(answer: str) -> str:
         vanishes = f"{mark} " in tidy or f" {mark}" in tidy or _THOUSANDS.search(tidy)
         text = text.replace(mark, "" if vanishes else " ")
     text = _PERIOD.sub("", text)
-    words = (_NUMBERS.get(word, word) for word in text.lower().split())
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    words = []
+    for word in text.lower().split():
+        word = _NUMBERS.get(word, word)
+        if word not in _ARTICLES:
+            words.append(_CONTRACTIONS.get(word, word))
+    return " ".join(words)
 
 
 def _tidy(answer: str) -> str:
@@ -76,20 +78,20 @@ def _tidy(answer: str) -> str:
 def leave_one_out_score(answer: str, annotators: Sequence[str]) -> float:
     """Return VQA's accuracy of one answer: min(matches / 3, 1), averaged over leaving out each annotator in turn.
 
-    As the official evaluation does, answers are normalised only where the annotators differ from each other; where all
-    say the same, nothing but white space at the ends is overlooked. ValueError for fewer than four annotators: no
-    answer could score 1.
+    As the official evaluation does, answers are normalized only where the annotators differ from
+    each other; where all say the same, nothing but white space at the ends is overlooked.
+    ValueError for fewer than four annotators: no answer could score 1.
     """
     number = len(annotators)
     if number < MIN_ANNOTATORS:
-        given = f"{number} annotators ({', '.join(annotators)})"
         raise ValueError(
-            f"{given}; the score needs at least {MIN_ANNOTATORS}: repeat a single answer ten times"
+            f"{number} annotators ({', '.join(annotators)}); the score needs at least {MIN_ANNOTATORS}:"
+            " repeat a single answer ten times"
         )
-    annotators = [_tidy(given) for given in annotators]
+    annotators = list(map(_tidy, annotators))
     answer = _tidy(answer)
     if len(set(annotators)) > 1:
-        annotators = [normalize_answer(given) for given in annotators]
+        annotators = list(map(normalize_answer, annotators))
         answer = normalize_answer(answer)
     matches = annotators.count(answer)
     with_match_left_out = min((matches - 1) / 3, 1) if matches else 0
@@ -97,13 +99,13 @@ def leave_one_out_score(answer: str, annotators: Sequence[str]) -> float:
 
 
 def answer_list(majority_answers: Iterable[str]) -> list[str]:
-    """Return normalised answers that occur at least `MIN_COUNT` times, in the order in which they first occur.
+    """Return normalized answers that occur at least `MIN_COUNT` times, in the order in which they first occur.
 
-    Given VQAv2's `multiple_choice_answer` of train2014, then of val2014, these are the published answers with their
-    published numbers, so that answer heads of published checkpoints fit. The empty answer can be among them ("a", the
-    letter, has it as its normal form).
+    Given VQAv2's `multiple_choice_answer` of train2014, then of val2014, these are the published
+    answers with their published numbers, so that answer heads of published checkpoints fit. The
+    empty answer can be among them ("a", the letter, has it as its normal form).
     """
-    counts = Counter(normalize_answer(answer) for answer in majority_answers)
+    counts = Counter(map(normalize_answer, majority_answers))
     return [answer for answer, count in counts.items() if count >= MIN_COUNT]
 
 
@@ -112,10 +114,10 @@ def soft_targets(
 ) -> tuple[list[int], list[float]]:
     """Return numbers and soft scores of those of the annotators' answers that are in the answer list.
 
-    A soft score is what `leave_one_out_score` gives for ten annotators: 0.3, 0.6, 0.9, then 1. As in the published
-    preparation the annotators' words are taken as they stand; only the answer list is normalised.
+    A soft score is what `leave_one_out_score` gives for ten annotators: 0.3, 0.6, 0.9, then 1. As
+    in the published preparation the annotators' words are taken as they stand; only the answer list
+    is normalized.
     """
-    known = Counter(answer for answer in annotators if answer in numbers)
-    return [numbers[answer] for answer in known], [
-        min(3 * count / 10, 1.0) for count in known.values()
-    ]
+    counts = Counter(answer for answer in annotators if answer in numbers)
+    scores = [min(3 * count / 10, 1.0) for count in counts.values()]
+    return [numbers[answer] for answer in counts], scores

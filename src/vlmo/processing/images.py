@@ -19,7 +19,8 @@ from vlmo.lazy import need_package
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded: above a camera's usual images, below a 100-megapixel bomb."""
 
-_ROWS_AT_ONCE = 256  # of an image that is converted or sent: copies of the whole would take several times its memory
+# Rows of an image that are converted or sent at once: copies of the whole take several times its memory.
+_ROWS_AT_ONCE = 256
 _START = 256  # bytes, which hold the brands of a file
 _HEIC = re.compile(
     rb".{4}ftyp(?:he[iv][cxms]|m[is]f1(?!.*avi[fs]))", re.DOTALL
@@ -29,20 +30,21 @@ _HEIC = re.compile(
 def identify(file: IO[bytes], formats: Sequence[str] | None = None) -> Image.Image:
     """Open an image of these formats, or any, as `Image.open` does, but without its bounds: it warns above one of them.
 
-    HEIC is read by pillow-heif. UnidentifiedImageError if it is no image, ModuleNotFoundError without that package.
+    HEIC is read by pillow-heif. UnidentifiedImageError if it is no image, ModuleNotFoundError
+    without that package.
     """
     Image.init()
     start = file.read(_START)
     if (formats is None or "HEIF" in formats) and _HEIC.match(start):
         register_heic()
-    for name in Image.ID if formats is None else [name for name in formats if name in Image.OPEN]:
-        factory, accepts = Image.OPEN[name]
-        if (
-            accepts is None or accepts(start[:16]) is True
-        ):  # of a format that this build lacks, a text says so
-            file.seek(0)
-            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
-                return factory(file, "")
+    for name in Image.ID if formats is None else formats:
+        factory, accepts = Image.OPEN.get(name, (None, None))
+        # Of a format that this build lacks, `accepts` gives a text.
+        if factory is None or (accepts is not None and accepts(start[:16]) is not True):
+            continue
+        file.seek(0)
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+            return factory(file, "")
     raise Image.UnidentifiedImageError(
         f"{getattr(file, 'name', 'bytes')}: not an image in a known format"
     )
@@ -79,7 +81,7 @@ def open_upright(path: str | PathLike[str]) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image in mode RGB, transparency on white, grey of 16 bits or floats scaled; ValueError for others."""
+    """Return an image in mode RGB, transparency on white, gray of 16 bits or floats scaled; ValueError for others."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
     if not image.has_transparency_data:
@@ -101,7 +103,7 @@ def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 bits (0 to 65535) or floats (0 to 1) in mode L."""
+    """Grayscale of 16 bits (0 to 65535) or floats (0 to 1) in mode L."""
     values = np.asarray(image)
     full = 1.0 if image.mode == "F" else 65535.0
     # Wider data have no agreed range: a guess would be wrong in silence.

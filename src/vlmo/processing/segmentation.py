@@ -1,6 +1,7 @@
 """Images together with the class of each pixel: augmentation for training, and the plain way for evaluation.
 
-The steps and their strengths are those with which BEiT is fine-tuned on ADE20K (mmsegmentation's usual ones).
+The steps and their strengths are those with which BEiT is fine-tuned on ADE20K (mmsegmentation's
+usual ones).
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import pad
 
 from vlmo.types import IGNORED_CLASS, normalize_pixels
 
-_LONGEST = 4  # times the wanted short side, for the long side of an image
+# Times the wanted short side, for the long side of an image.
+_LONGEST = 4
 _CROP_TRIES = 10
 _BRIGHTNESS = 32
-_CONTRAST = (0.5, 1.5)
-_SATURATION = (0.5, 1.5)
 _HUE = 18 / 360
 
 Mask = UInt8[np.ndarray, "height width"]
@@ -55,7 +55,7 @@ class SegmentTransformConfig:
 
 
 class SegmentTrainTransform:
-    """Random scale, crop, flip and colors, in this order; what a crop lacks is grey and ignored."""
+    """Random scale, crop, flip and colors, in this order; what a crop lacks is gray and ignored."""
 
     def __init__(self, config: SegmentTransformConfig, *, crop_size: int) -> None:
         self.config = config
@@ -66,37 +66,35 @@ class SegmentTrainTransform:
     ) -> tuple[Float[Tensor, "3 crop crop"], Int64[Tensor, "crop crop"]]:
         """Pixel values in [-1, 1] and classes, a pure function of the arguments and the generator's state."""
         config = self.config
-        scale = generator.uniform(*self.config.scale)
-        size = scaled_size(image.size, short_side=config.short_side or self.crop_size, scale=scale)
+        side = self.crop_size
+        scale = generator.uniform(*config.scale)
+        size = scaled_size(image.size, short_side=config.short_side or side, scale=scale)
         image = image.resize(size, Image.Resampling.BILINEAR)
         mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         left, top = self._corner(mask, generator)
-        box = (left, top, min(left + self.crop_size, size[0]), min(top + self.crop_size, size[1]))
-        image = image.crop(box)
-        mask = mask[box[1] : box[3], box[0] : box[2]]
+        mask = mask[top : top + side, left : left + side]
+        height, width = mask.shape
+        image = image.crop((left, top, left + width, top + height))
         if generator.random() < config.horizontal_flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             mask = mask[:, ::-1]
         image = change_colors(image, probability=config.photometric, generator=generator)
-        missing = (0, self.crop_size - mask.shape[1], 0, self.crop_size - mask.shape[0])
-        return (
-            functional.pad(to_pixel_values(image), missing),
-            functional.pad(torch.from_numpy(mask.astype(np.int64)), missing, value=IGNORED_CLASS),
-        )
+        # Crops of small images are filled to the right and below.
+        padding = (0, side - width, 0, side - height)
+        classes = torch.from_numpy(mask.astype(np.int64))
+        return pad(to_pixel_values(image), padding), pad(classes, padding, value=IGNORED_CLASS)
 
     def _corner(self, mask: Mask, generator: np.random.Generator) -> tuple[int, int]:
         side = self.crop_size
-        left = 0
-        top = 0
+        height, width = mask.shape
+        left = top = 0
         for _ in range(_CROP_TRIES):
-            left, top = (
-                int(generator.integers(max(length - side, 0) + 1)) for length in mask.shape[::-1]
-            )
-            counts = np.bincount(
-                mask[top : top + side, left : left + side].ravel(), minlength=IGNORED_CLASS + 1
-            )
-            counted = counts[:IGNORED_CLASS]
-            if counted.max() <= self.config.max_class_share * counted.sum() and (counted > 0).any():
+            left = int(generator.integers(max(width - side, 0) + 1))
+            top = int(generator.integers(max(height - side, 0) + 1))
+            crop = mask[top : top + side, left : left + side]
+            # Pixels without a class do not count.
+            counts = np.bincount(crop[crop != IGNORED_CLASS])
+            if counts.any() and counts.max() <= self.config.max_class_share * counts.sum():
                 break
         return left, top
 
@@ -116,7 +114,7 @@ def to_pixel_values(image: Image.Image) -> Float[Tensor, "3 height width"]:
 def scaled_size(size: tuple[int, int], *, short_side: int, scale: float = 1.0) -> tuple[int, int]:
     """Width and height with `short_side` x `scale` as the short side; a very long side is kept to four times that."""
     factor = min(short_side / min(size), _LONGEST * short_side / max(size)) * scale
-    # Halves up, where Python takes the even neighbour.
+    # Halves up, where Python takes the even neighbor.
     width, height = (max(1, math.floor(side * factor + 0.5)) for side in size)
     return width, height
 
@@ -127,17 +125,19 @@ def change_colors(
     """Brightness, contrast (first or last), saturation and hue, each changed with this probability."""
     if probability == 0:
         return image
+    # Contrast comes before or after the other colors, as in mmsegmentation.
     contrast_first = generator.random() < 0.5
     brightness, contrast, saturation, hue = generator.random(4) < probability
     shift = generator.uniform(-_BRIGHTNESS, _BRIGHTNESS) if brightness else 0.0
-    gain = generator.uniform(*_CONTRAST) if contrast else 1.0
-    more = generator.uniform(*_SATURATION) if saturation else 1.0
-    turn = generator.uniform(-_HUE, _HUE) if hue else 0.0
+    gain = generator.uniform(0.5, 1.5) if contrast else 1.0
+    saturation_gain = generator.uniform(0.5, 1.5) if saturation else 1.0
+    turn = round(256 * generator.uniform(-_HUE, _HUE)) if hue else 0
     image = _map_levels(image, gain=gain if contrast_first else 1.0, shift=shift)
     if saturation or hue:
-        angle, colorful, value = image.convert("HSV").split()
-        angle = angle.point([(level + round(256 * turn)) % 256 for level in range(256)])
-        image = Image.merge("HSV", (angle, _map_levels(colorful, gain=more), value)).convert("RGB")
+        angle, colorfulness, value = image.convert("HSV").split()
+        angle = angle.point([(level + turn) % 256 for level in range(256)])
+        colorfulness = _map_levels(colorfulness, gain=saturation_gain)
+        image = Image.merge("HSV", (angle, colorfulness, value)).convert("RGB")
     return image if contrast_first else _map_levels(image, gain=gain)
 
 

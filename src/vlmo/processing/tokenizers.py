@@ -37,7 +37,8 @@ def load_vocabulary(path: str | Path) -> dict[str, int]:
         raise ValueError(
             f"{file} lists {len(tokens) - len(vocabulary)} tokens more than once: ids would be ambiguous"
         )
-    if missing := [token for token in SPECIAL_TOKENS if token not in vocabulary]:
+    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    if missing:
         raise ValueError(
             f"{file} lacks {', '.join(missing)}: expected a WordPiece vocabulary in BERT's form"
         )
@@ -51,7 +52,8 @@ def train_vocabulary(
 
     Args:
         corpus: Texts; held in memory, because training reads them twice.
-        vocab_size: The most tokens to learn, special tokens included. A small corpus may yield fewer.
+        vocab_size: The most tokens to learn, special tokens included. A small corpus may yield
+            fewer.
         min_frequency: Pairs of pieces seen less often are not joined.
 
     Raises:
@@ -61,25 +63,18 @@ def train_vocabulary(
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    words = {
-        word
-        for text in texts
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
-            tokenizer.normalizer.normalize_str(text)
-        )
-    }
+    words = set()
+    for text in texts:
+        normalized = tokenizer.normalizer.normalize_str(text)
+        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
     if not words:
         raise ValueError(
             f"cannot train a vocabulary: the corpus of {len(texts)} texts holds no word"
         )
-    continuations = sorted(
-        {CONTINUATION_PREFIX + character for word in words for character in word[1:]}
-    )
-    smallest = (
-        len(SPECIAL_TOKENS)
-        + len(continuations)
-        + len({character for word in words for character in word})
-    )
+    first_characters = {word[0] for word in words}
+    later_characters = set().union(*(word[1:] for word in words))
+    continuations = sorted(CONTINUATION_PREFIX + character for character in later_characters)
+    smallest = len(SPECIAL_TOKENS) + len(continuations) + len(first_characters | later_characters)
     if vocab_size < smallest:
         raise ValueError(
             f"vocab_size is {vocab_size}, but special tokens and single characters alone are {smallest}"
@@ -113,10 +108,11 @@ def build_tokenizer(vocabulary: dict[str, int], *, max_text_length: int) -> Bert
 def load_sentencepiece(path: str | Path, *, max_text_length: int) -> TokenizersBackend:
     """BEiT-3's tokenizer from `beit3.spm`: `<s> pieces </s>`, cased, cut to `max_text_length` tokens with both.
 
-    Ids follow fairseq: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, then every other piece one above its number in the
-    file, and `<mask>` last. The file's 64,000 pieces give 64,002 tokens; BEiT-3's table has 64,010 rows, of which eight
-    were never used (microsoft/unilm, issue 1318). Texts are cut as the `sentencepiece` package does; `tokenizers` may
-    lose a combining mark behind a character that the file's normalisation replaces.
+    Ids follow fairseq: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, then every other piece one above
+    its number in the file, and `<mask>` last. The file's 64,000 pieces give 64,002 tokens; BEiT-3's
+    table has 64,010 rows, of which eight were never used (microsoft/unilm, issue 1318). Texts are
+    cut as the `sentencepiece` package does; `tokenizers` may lose a combining mark behind a
+    character that the file's normalization replaces.
 
     Raises:
         ValueError: No such file, or not a unigram model that begins with `<unk>`, `<s>`, `</s>`.
@@ -126,7 +122,8 @@ def load_sentencepiece(path: str | Path, *, max_text_length: int) -> TokenizersB
     from transformers.convert_slow_tokenizer import SpmConverter
 
     proto = _read_sentencepiece(Path(path))
-    special = ("<s>", "<pad>", "</s>", "<unk>")
+    # fairseq's order of the special tokens; the file has <unk>, <s>, </s> as its first pieces.
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
     pieces = list(proto.pieces)[3:]
     del proto.pieces[:]
     for token in special:
@@ -139,7 +136,7 @@ def load_sentencepiece(path: str | Path, *, max_text_length: int) -> TokenizersB
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
         pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[(token, special.index(token)) for token in ("<s>", "</s>")],
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
     return TokenizersBackend(
         tokenizer_object=tokenizer,
@@ -165,7 +162,8 @@ def _read_sentencepiece(path: Path) -> Any:
         from google.protobuf.message import DecodeError
         from transformers.convert_slow_tokenizer import import_protobuf
 
-        messages: Any = import_protobuf()  # a module whose classes are made when it is imported
+        # The classes of this module are made when it is imported.
+        messages: Any = import_protobuf()
     except ImportError as error:
         command = install_command("beit3")
         raise ModuleNotFoundError(
@@ -178,12 +176,12 @@ def _read_sentencepiece(path: Path) -> Any:
         raise ValueError(
             f"{path} is no SentencePiece file, or it is cut off; expected BEiT-3's beit3.spm"
         ) from error
-    first = [piece.piece for piece in proto.pieces[:3]]
     kind = proto.trainer_spec.model_type
+    first = [piece.piece for piece in proto.pieces[:3]]
     if first != ["<unk>", "<s>", "</s>"] or kind != 1:
-        found = f"model type {kind} and begins with {', '.join(first) or 'no piece'}"
         raise ValueError(
-            f"{path} has {found}; expected a unigram model (type 1) that begins with <unk>, <s>, </s>"
+            f"{path} has model type {kind} and begins with {', '.join(first) or 'no piece'}; expected a unigram "
+            "model (type 1) that begins with <unk>, <s>, </s>"
         )
     return proto
 
@@ -192,13 +190,16 @@ def continuation_flags(tokenizer: PreTrainedTokenizerBase) -> Bool[np.ndarray, "
     """True for ids whose token continues a word: `##...` of WordPiece, or no leading space mark of SentencePiece."""
     from transformers import (
         BertTokenizer,
-    )  # slow to import, and the settings of a recipe are shown without it
+        # This import is slow, and the settings of a recipe are shown without it.
+    )
 
     is_wordpiece = isinstance(tokenizer, BertTokenizer)
     flags = np.zeros(len(tokenizer), dtype=bool)
     for token, number in tokenizer.get_vocab().items():
-        is_piece = token.startswith(CONTINUATION_PREFIX) and token != CONTINUATION_PREFIX
-        flags[number] = is_piece if is_wordpiece else not token.startswith(WORD_START)
+        if is_wordpiece:
+            flags[number] = token.startswith(CONTINUATION_PREFIX) and token != CONTINUATION_PREFIX
+        else:
+            flags[number] = not token.startswith(WORD_START)
     return flags & ~special_flags(tokenizer)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vlmo import tasks
 from vlmo.data.config import StreamConfig
@@ -22,7 +23,7 @@ from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 if TYPE_CHECKING:
-    pass
+    from datasets import Dataset
 
 _TASK_OF_COLUMN: dict[str, type[tasks.Task]] = {
     "question": tasks.VQATask,
@@ -30,8 +31,25 @@ _TASK_OF_COLUMN: dict[str, type[tasks.Task]] = {
     "mask": tasks.SegmentationTask,
     "label": tasks.ClassificationTask,
 }
+_SMALL_RATES: dict[type[tasks.Task], tuple[float, int]] = {
+    tasks.RetrievalTask: (3e-4, 128),
+    tasks.VQATask: (1e-3, 64),
+    tasks.NLVR2Task: (1e-3, 64),
+    tasks.ClassificationTask: (1e-3, 64),
+    tasks.SegmentationTask: (1e-3, 16),
+    tasks.CaptioningTask: (1e-3, 64),
+}
+"""Learning rate and batch of vlmo-small's recipes by task."""
 _WIDE = 384
-"""Width from which on models are fine-tuned at the paper's rates; those of vlmo-small's recipes below."""
+"""Width from which on models are fine-tuned at the paper's rates instead."""
+_WIDE_RATES: dict[type[tasks.Task], tuple[float, int]] = {
+    tasks.RetrievalTask: (3e-5, 64),
+    tasks.VQATask: (3e-5, 64),
+    tasks.NLVR2Task: (3e-5, 64),
+    tasks.ClassificationTask: (5e-4, 64),
+    tasks.SegmentationTask: (3e-5, 16),
+    tasks.CaptioningTask: (4e-5, 64),
+}
 _EPOCHS = 20
 _FEWEST_STEPS = 100
 _MOST_STEPS = 5000
@@ -54,7 +72,8 @@ def finetune_recipe(
     Args:
         source: Data as in `open_source`.
         task: Name of the task, where the columns do not tell it.
-        streams: Patterns of shards to train on; `source`, if there is one, then only serves to measure.
+        streams: Patterns of shards to train on; `source`, if there is one, then only serves to
+            measure.
 
     Raises:
         ValueError: There is no such model or task, or the data cannot be read or tell no task.
@@ -66,75 +85,39 @@ def finetune_recipe(
             "no data are given; name them with --data, or shards with --data.streams.patterns"
         )
     rows = None if source is None or streams else open_source(source)
-    names = [] if rows is None else rows.column_names
-    of_rows = next(
-        (each for name, each in _TASK_OF_COLUMN.items() if name in names), tasks.RetrievalTask
-    )
-    found = of_rows if task is None else tasks.find_task(task)
-    if (
-        task is None
-        and rows is not None
-        and found is tasks.RetrievalTask
-        and not any(column(rows, "captions"))
-    ):
+    task_class = _task_of(rows, source) if task is None else tasks.find_task(task)
+    tokenizer_file = folder / "tokenizer_config.json"
+    if task_class.reads.text and not tokenizer_file.is_file():
         raise ValueError(
-            f"{source} has images alone; add captions, questions, labels or masks (docs/data.md)"
-        )
-    if found.reads.text and not (folder / "tokenizer_config.json").is_file():
-        raise ValueError(
-            f"{model} has no vocabulary, and {found.title} reads texts; start from a model that has one"
+            f"{model} has no vocabulary, and {task_class.title} reads texts; start from a model that has one"
         )
     wide = config.hidden_size >= _WIDE
-    batch = 64
-    lr = 3e-5 if wide else 1e-3
-    vision = False
-    # Pixels may be answers and captions may tell sides, so images are neither mirrored nor recolored.
-    transform = TransformConfig(
-        image_size=config.image_size, rand_augment_ops=0, horizontal_flip=0.0
-    )
-    trained: tasks.Task
-    if found is tasks.RetrievalTask:
-        trained = tasks.RetrievalTask()
-        batch = 64 if wide else 128
-        lr = 3e-5 if wide else 3e-4
-        if config.use_match_head:
-            trained = tasks.RetrievalTask(
-                losses=VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3)
-            )
-    elif found is tasks.VQATask:
-        trained = tasks.VQATask(head_lr_scale=20.0 if wide else 1.0)
-    elif found is tasks.NLVR2Task:
-        trained = tasks.NLVR2Task()
-    elif found is tasks.ClassificationTask:
-        trained = tasks.ClassificationTask(
-            losses=ClassificationConfig(mix_probability=0.5), layer_decay=0.8
-        )
-        transform = TransformConfig(image_size=config.image_size)
-        vision = True
-        lr = 5e-4 if wide else 1e-3
-    elif found is tasks.SegmentationTask:
-        trained = tasks.SegmentationTask(channels=512 if wide else 64)
-        batch = 16
-        transform = TransformConfig()
-        vision = True
-    elif found is tasks.CaptioningTask:
-        trained = tasks.CaptioningTask()
-        lr = 4e-5 if wide else 1e-3
-    else:
+    rates = _WIDE_RATES if wide else _SMALL_RATES
+    if task_class not in rates:
         raise ValueError(
-            f"the task {found.name} is not fine-tuned this way; vlmo recipes lists recipes for it"
+            f"the task {task_class.name} is not fine-tuned this way; vlmo recipes lists recipes for it"
         )
-    steps = _STREAM_STEPS
-    if rows is not None:
+    lr, batch = rates[task_class]
+    model_settings = model_config(config)
+    # Tasks of images alone use no vision-language experts.
+    if not task_class.reads.text:
+        model_settings = replace(model_settings, num_fusion_layers=0)
+    trained, transform = _task_settings(task_class, config)
+    if rows is None:
+        steps = _STREAM_STEPS
+        data = f"streams of {', '.join(streams)}"
+    else:
+        # At most the rows that there are, as a power of two.
         batch = min(batch, 1 << (len(rows).bit_length() - 1))
         steps = min(max(_EPOCHS * len(rows) // batch, _FEWEST_STEPS), _MOST_STEPS)
+        data = f"{len(rows):,} rows of {source}"
     split = None if source is None else _measured_split(source)
-    file = folder / "tokenizer_config.json"
-    settings: dict[str, Any] = read_json(file) if file.is_file() else {}
-    length = settings.get("model_max_length", TextConfig.max_length)
+    length = TextConfig.max_length
+    if tokenizer_file.is_file():
+        length = read_json(tokenizer_file).get("model_max_length", length)
     recipe = Recipe(
         task=trained,
-        model=replace(model_config(config), **{"num_fusion_layers": 0} if vision else {}),
+        model=model_settings,
         text=TextConfig(vocab_size=config.vocab_size, max_length=length),
         data=DataConfig(
             source=source or "", transform=transform, streams=StreamConfig(patterns=tuple(streams))
@@ -144,19 +127,51 @@ def finetune_recipe(
         schedule=ScheduleConfig(warmup_steps=steps // 10),
         trainer=TrainerConfig(max_steps=steps, precision="auto", clip_norm=3.0),
         init=str(model),
-        evaluate_on=None if split is None else source,
+        evaluate_on=source if split else None,
         evaluate_split=split or "test",
     )
-    measured = "no rows to measure on" if split is None else f"measured on its split {split}"
-    data = f"streams of {', '.join(streams)}" if rows is None else f"{len(rows):,} rows of {source}"
+    measured = f"measured on its split {split}" if split else "no rows to measure on"
     return Chosen(recipe, f"{trained.title} from {model} on {data}, {measured}.")
+
+
+def _task_settings(
+    task_class: type[tasks.Task], config: VLMoConfig
+) -> tuple[tasks.Task, TransformConfig]:
+    """Return the task with the settings that suit the model, and the augmentation of its images."""
+    wide = config.hidden_size >= _WIDE
+    # Pixels may be answers and captions may tell sides, so images are neither mirrored nor recolored.
+    plain = TransformConfig(image_size=config.image_size, rand_augment_ops=0, horizontal_flip=0.0)
+    if task_class is tasks.RetrievalTask and config.use_match_head:
+        losses = VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3)
+        return tasks.RetrievalTask(losses=losses), plain
+    if task_class is tasks.VQATask:
+        return tasks.VQATask(head_lr_scale=20.0 if wide else 1.0), plain
+    if task_class is tasks.ClassificationTask:
+        losses = ClassificationConfig(mix_probability=0.5)
+        task = tasks.ClassificationTask(losses=losses, layer_decay=0.8)
+        return task, TransformConfig(image_size=config.image_size)
+    if task_class is tasks.SegmentationTask:
+        return tasks.SegmentationTask(channels=512 if wide else 64), TransformConfig()
+    return task_class(), plain
+
+
+def _task_of(rows: Dataset | None, source: str | None) -> type[tasks.Task]:
+    """Return the task that the columns tell: retrieval without others; ValueError for images alone."""
+    if rows is None:
+        return tasks.RetrievalTask
+    for name, task in _TASK_OF_COLUMN.items():
+        if name in rows.column_names:
+            return task
+    if not any(column(rows, "captions")):
+        raise ValueError(
+            f"{source} has images alone; add captions, questions, labels or masks (docs/data.md)"
+        )
+    return tasks.RetrievalTask
 
 
 def _measured_split(source: str) -> str | None:
     for split in ("validation", "val", "test"):
-        try:
+        with contextlib.suppress(ValueError):  # there is none
             open_source(source, split=split)
-        except ValueError:  # there is none
-            continue
-        return split
+            return split
     return None

@@ -1,10 +1,13 @@
 """The paper's recipes: a table of tasks x sizes (VLMo, "Pre-Training Setup", "Fine-Tuning", and its appendix).
 
-What the paper leaves to BEiT has the settings of BEiT's published commands and configurations. For Base+ none are
-published: its vision tasks have Base's rates and, for its 24 blocks, Large's layer decay.
+What the paper leaves to BEiT has the settings of BEiT's published commands and configurations. For
+Base+ none are published: its vision tasks have Base's rates and, for its 24 blocks, Large's layer
+decay.
 """
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vlmo import tasks
@@ -21,7 +24,8 @@ from vlmo.training import EngineConfig, OptimizerConfig, ScheduleConfig, Trainer
 
 _IMAGENET_22K = 14_197_122  # images, as its site states
 _IMAGENET_1K = 1_281_167
-_VQA = 640_000  # questions, about: train2014 and most of val2014, those with an answer of the list
+# Questions, about: train2014 and most of val2014, those with an answer of the list.
+_VQA = 640_000
 _NLVR2 = 86_373  # sentences
 _BERT = TextConfig(vocabulary="bert-base-uncased", max_length=40)
 _PAIRS = TransformConfig(
@@ -38,6 +42,8 @@ _BEIT3_SIZES = {
     "large": ("BEiT-3 Large", VLMoConfig.beit3_large),
     "giant": ("BEiT-3 Giant", VLMoConfig.beit3_giant),
 }
+_SETTINGS = json.loads(Path(__file__).with_name("paper_settings.json").read_text(encoding="utf-8"))
+"""The settings that VLMo's paper gives (stage 1: BEiT's, beit3: BEiT-3's) by task, some by size."""
 _FROM_BEIT = "no number: this stage is that of BEiT's published weights"
 _STAGE3 = "after fine-tuning COCO TR@1 {} / IR@1 {}, Flickr30K {} / {}, VQA test-dev {}, NLVR2 {}"
 
@@ -80,7 +86,7 @@ class Row(NamedTuple):
         settings: Settings of the task that this size changes.
         length: Steps and warm-up steps, if they are not the task's.
         nodes: Machines of eight GPUs in the command.
-        variant: Suffix of the name, and what is different, for the description.
+        variant: Key of `_VARIANTS`, which the name ends in.
     """
 
     task: str
@@ -92,7 +98,7 @@ class Row(NamedTuple):
     settings: dict[str, Any] = {}
     length: tuple[int, int] | None = None
     nodes: int = 1
-    variant: tuple[str, str] = ("", "")
+    variant: str = ""
 
 
 def _epochs(epochs: int, warmup: int, *, examples: int, batch: int) -> tuple[int, int]:
@@ -260,11 +266,11 @@ _CITED = "{} with stage 3 after base-stage2-labels, quoted from a secondary sour
 _BEITS = "no number (BEiT-{}, after ImageNet-22K {} labels)"
 _GIANT = "after fine-tuning VQA test-dev 84.19, test-std 84.03, NLVR2 dev 91.51, test-P 92.58"
 # The published stage 2, and so every number of the paper, starts from BEiT after fine-tuning on ImageNet's labels.
-_LABELS = (
-    "-labels",
-    "from BEiT's weights after fine-tuning on ImageNet's labels, as the published ones",
-)
-_NO_LABELS = ("-self-supervised", "with BEiT's rates for a start that saw no labels")
+_VARIANTS = {
+    "": "",
+    "labels": ", from BEiT's weights after fine-tuning on ImageNet's labels, as the published ones",
+    "self-supervised": ", with BEiT's rates for a start that saw no labels",
+}
 # fmt: off
 TABLE = [
     # task, size, learning rate, drop path, start, reported
@@ -274,8 +280,8 @@ TABLE = [
     Row("stage2", "base", 2e-4, 0.1, "stage1"),
     Row("stage2", "base-plus", 2e-4, 0.1, "stage1"),
     Row("stage2", "large", 2e-4, 0.1, "stage1"),
-    Row("stage2", "base", 2e-4, 0.1, "beit-base-pt22k-ft22kto1k", variant=_LABELS),
-    Row("stage2", "large", 2e-4, 0.1, "beit-large-pt22k-ft22kto1k", variant=_LABELS),
+    Row("stage2", "base", 2e-4, 0.1, "beit-base-pt22k-ft22kto1k", variant="labels"),
+    Row("stage2", "large", 2e-4, 0.1, "beit-large-pt22k-ft22kto1k", variant="labels"),
     Row("stage3", "base", 2e-4, 0.1, "stage2", _STAGE3.format(74.8, 57.2, 92.3, 79.3, 76.64, "dev 82.77")),
     Row("stage3", "base-plus", 1e-4, 0.1, "stage2", _STAGE3.format(76.3, 58.6, 93.2, 81.8, 78.5, "test-P 85.1")),
     Row("stage3", "large", 5e-5, 0.1, "stage2", _STAGE3.format(78.2, 60.6, 95.3, 84.5, 79.94, "dev 85.64")),
@@ -301,7 +307,8 @@ TABLE = [
         {"layer_decay": 0.75}, _LARGE_IMAGENET),
     Row("ade20k", "base", 3e-5, 0.1, "stage3", _CITED.format("mIoU 53.4", 52.8), {"layer_decay": 0.9, "channels": 768}),
     Row("ade20k", "base-plus", 3e-5, 0.1, "stage3", settings={"layer_decay": 0.95, "channels": 544}),
-    Row("ade20k", "base", 7e-4, 0.1, "stage1", settings={"layer_decay": 0.65, "channels": 768}, variant=_NO_LABELS),
+    Row("ade20k", "base", 7e-4, 0.1, "stage1", settings={"layer_decay": 0.65, "channels": 768},
+        variant="self-supervised"),
     Row("ade20k", "large", 2e-5, 0.2, "stage3", settings={"layer_decay": 0.95, "channels": 1024}),
     Row("beit3", "base", 1e-3, 0.1, None, nodes=8),
     Row("beit3", "large", 1e-3, 0.1, None, nodes=16),
@@ -316,17 +323,23 @@ def _entry(row: Row) -> Entry:
     task = PAPER_TASKS[row.task]
     is_beit3 = isinstance(task.task, tasks.BEiT3Task | tasks.CaptioningTask)
     title, config = (_BEIT3_SIZES if is_beit3 else _SIZES)[row.size]
+    if row.task.startswith("stage"):
+        title += ","
+    model = model_config(config(image_size=task.px, drop_path_rate=row.drop_path))
+    # Stages 1 and 2 and tasks of images alone have no vision-language experts.
+    if not task.fusion:
+        model = replace(model, num_fusion_layers=0)
+    transform = TransformConfig()
+    if task.transform is not None:
+        transform = replace(task.transform, image_size=task.px)
     steps, warmup = row.length or task.length
-    measured = task.task.evaluation is not None and row.task != "stage3"
-    sizes = {"image_size": task.px, "drop_path_rate": row.drop_path} | (
-        {} if task.fusion else {"num_fusion_layers": 0}
-    )
-    transform = (
-        TransformConfig() if task.transform is None else replace(task.transform, image_size=task.px)
-    )
+    save_every, eval_every = task.every
+    init = row.start
+    if init is not None and init not in MODELS:
+        init = f"runs/{row.size}-{init}/model"
     recipe = Recipe(
         task=replace(task.task, **row.settings),
-        model=model_config(config(**sizes)),
+        model=model,
         text=task.text,
         data=DataConfig(source=task.source, unit=task.unit, transform=transform),
         loader=LoaderConfig(global_batch_size=task.batch, num_workers=8),
@@ -338,26 +351,36 @@ def _entry(row: Row) -> Entry:
             max_steps=steps,
             precision="bf16",
             clip_norm=task.clip_norm,
-            save_every=task.every[0],
-            eval_every=task.every[1],
+            save_every=save_every,
+            eval_every=eval_every,
         ),
-        init=row.start
-        if row.start is None or row.start in MODELS
-        else f"runs/{row.size}-{row.start}/model",
-        evaluate_on=task.source if measured else None,
-        evaluate_split="validation" if measured else "test",
+        init=init,
     )
-    comma = "," if row.task.startswith("stage") else ""
-    expect = f"not yet run; the paper reports {row.reported}."
-    about = f"{title}{comma} {task.about}{', ' if row.variant[1] else ''}{row.variant[1]}."
-    return Entry(recipe, about, expect=expect, data=task.data, command=_command(row.nodes))
+    if task.task.evaluation is not None and row.task != "stage3":
+        recipe = replace(recipe, evaluate_on=task.source, evaluate_split="validation")
+    return Entry(
+        recipe,
+        f"{task.about}{_VARIANTS[row.variant]}.",
+        expect=f"not yet run; the paper reports {row.reported}.",
+        data=task.data,
+        command=_command(row.nodes),
+        title=title,
+        paper=_paper_settings(row),
+    )
+
+
+def _paper_settings(row: Row) -> dict[str, object]:
+    values = {}
+    for setting, value in _SETTINGS.get(row.task, {}).items():
+        values[setting] = value[row.size] if isinstance(value, dict) else value
+    return values
 
 
 def _command(nodes: int) -> str:
     return f"torchrun {f'--nnodes {nodes} ' if nodes > 1 else ''}--nproc-per-node 8 -m vlmo.cli train {{name}}"
 
 
-PAPER = {f"{row.size}-{row.task}{row.variant[0]}": _entry(row) for row in TABLE}
+PAPER = {f"{row.size}-{row.task}-{row.variant}".rstrip("-"): _entry(row) for row in TABLE}
 """Recipes by name."""
 
 # A billion noisy pairs, and a much larger contrast: the paper names the data and the batch.
@@ -380,12 +403,13 @@ PAPER["large-plusplus-stage3"] = Entry(
             _large.trainer, engine=EngineConfig(data_parallel="fsdp", activation_checkpointing=True)
         ),
     ),
-    "VLMo-Large++, stage 3: large-stage3 on a billion noisy pairs, 16,384 of them in each contrast, "
+    "large-stage3 on a billion noisy pairs, 16,384 of them in each contrast, "
     "then of 32,768: --loader.global-batch-size 32768 --init runs/large-plusplus-stage3/model.",
     expect="not yet run; the paper names the data and the batch. Steps and learning rate are those of large-stage3.",
     data="a billion pairs of the web as img2dataset leaves them, 100,000 tars of 10,000 pairs, data/noisy-pairs; they "
     "are streams, so URLs will do: --data.streams.patterns 's3://bucket/{{00000..99999}}.tar'.",
     command=_command(32),
+    title="VLMo-Large++, stage 3:",
 )
 
 ABLATIONS: dict[str, tuple[str, str | None, dict[str, Any], dict[str, Any]]] = {
@@ -433,5 +457,7 @@ for _name, (_label, _start, _model, _losses) in ABLATIONS.items():
             init=None if _start is None else f"runs/{_start}/model",
         ),
         about=f"An ablation of base-stage3 with one contrastive loss: {_label}.",
+        title="",
+        paper={},
         expect="not yet run; experiments/findings.py compares the same in small.",
     )

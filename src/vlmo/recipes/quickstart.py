@@ -48,19 +48,15 @@ WHICH_RUNS = f"median (lowest to highest) of {len(_RUNS_OF_SEEDS['seeds'])} seed
 def over_seeds(column: str, row: str) -> str:
     """Return a cell of the quickstart's table in percent as "MEDIAN (LOWEST to HIGHEST)"."""
     cell = _RUNS_OF_SEEDS["summary"][column][row]
-    median, lowest, highest = (
-        f"{100 * cell[name]:.1f}" for name in ("median", "lowest", "highest")
-    )
-    return f"{median} ({lowest} to {highest})"
+    median, lowest, highest = (100 * cell[name] for name in ("median", "lowest", "highest"))
+    return f"{median:.1f} ({lowest:.1f} to {highest:.1f})"
 
 
 def _losses(name: str) -> str:
-    cells = _RUNS_OF_SEEDS["stages"][name]
-    listed = (
-        "{} {median:.3g} ({lowest:.3g} to {highest:.3g})".format(loss, **cell)
-        for loss, cell in cells.items()
-    )
-    return f"losses at the end: {', '.join(listed)}; {WHICH_RUNS}."
+    parts = []
+    for loss, cell in _RUNS_OF_SEEDS["stages"][name].items():
+        parts.append(f"{loss} {cell['median']:.3g} ({cell['lowest']:.3g} to {cell['highest']:.3g})")
+    return f"losses at the end: {', '.join(parts)}; {WHICH_RUNS}."
 
 
 # Initial weights of 0.02 suit a width of 768; at 128 they hold contrast on a plateau for most of a short run. The ITC
@@ -152,7 +148,7 @@ _stage3 = replace(
         )
     ),
     model=replace(_MODEL, rerank_weight=0.3),
-    # What stands where is learnt last, so words of places are often masked alone, beside words that are seen.
+    # What stands where is learned last, so words of places are often masked alone, beside words that are seen.
     data=replace(
         _SHAPES,
         mlm_probability=0.3,
@@ -178,7 +174,7 @@ _questions = replace(
 )
 _statements = replace(
     _questions,
-    # At 1e-3 the head's first gradients undo what the fusion encoder knows, and nothing is learnt (experiments/log.md).
+    # At 1e-3 the head's first gradients undo what the fusion encoder knows: nothing is learned (experiments/log.md).
     task=NLVR2Task(head_lr_scale=4.0),
     data=replace(_SHAPES, source="shapes-statements"),
     optimizer=replace(_ADAMW, lr=3e-4),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import textwrap
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ ModelConfig: Any = dataclasses.make_dataclass(
 def model_config(config: VLMoConfig) -> Any:
     """Return a preset in the form of recipes; sizes that follow from hidden_size stay unset."""
     settings = {field.name: vars(config)[field.name] for field in dataclasses.fields(ModelConfig)}
+    # They follow hidden_size when a run changes it.
     for name, factor in (("intermediate_size", 4), ("projection_size", 1)):
         if settings[name] == factor * config.hidden_size:
             settings[name] = None
@@ -49,9 +51,9 @@ class TextConfig:
     vocabulary: str = LEARN_VOCABULARY
     """`learn` (WordPiece, on `learn_from`), BERT's `vocab.txt` or a folder that holds it, or BEiT-3's `beit3.spm`."""
     vocab_size: int = 30522
-    """Size of a vocabulary that is learnt."""
+    """Size of a vocabulary that is learned."""
     learn_from: tuple[str, ...] = ()
-    """Data sets whose captions and questions a vocabulary is learnt on."""
+    """Data sets whose captions and questions a vocabulary is learned on."""
     max_length: int = 40
     """Most tokens of a text; longer ones are cut."""
 
@@ -89,10 +91,12 @@ class Entry:
     """A row of the tables of recipes.
 
     Attributes:
-        about: One sentence.
+        about: What it trains, in a sentence that follows `title`.
         expect: Numbers to expect with their conditions, or those that the paper reports.
         data: Note about the data; `{source}` stands for their name.
         command: The command that trains it; `{name}` stands for the recipe's.
+        title: Model that it trains, such as "VLMo-Base,"; empty where `about` says it.
+        paper: Values that the paper gives, by the path of the setting, such as "optimizer.lr".
     """
 
     recipe: Recipe
@@ -100,37 +104,51 @@ class Entry:
     expect: str = ""
     data: str = "{source}."
     command: str = "vlmo train {name}"
+    title: str = ""
+    paper: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def describe(self, name: str) -> str:
         """Return the description under the recipe's name: what it trains, data, start, command, numbers."""
         recipe = self.recipe
-        targets, teacher = (
-            getattr(recipe.task, name, None) for name in ("visual_tokenizer", "teacher")
-        )
         source = recipe.data.source or recipe.data.streams.patterns[0]
-        fields = {
-            "Data:": self.data.format(source=source),
-            "Targets:": targets and f"tokens of the visual tokenizer in {targets}.",
-            "Start:": recipe.init and f"the model folder {recipe.init}.",
-            "Teacher:": teacher and f"the model folder {teacher}.",
-            "Run:": self.command.format(name=name),
-            "Expect:": self.expect,
-        }
-        wrap = textwrap.TextWrapper(
+        fields = {"Data:": self.data.format(source=source)}
+        tokenizer = getattr(recipe.task, "visual_tokenizer", None)
+        if tokenizer:
+            fields["Targets:"] = f"tokens of the visual tokenizer in {tokenizer}."
+        if recipe.init:
+            fields["Start:"] = f"the model folder {recipe.init}."
+        teacher = getattr(recipe.task, "teacher", None)
+        if teacher:
+            fields["Teacher:"] = f"the model folder {teacher}."
+        fields |= {"Run:": self.command.format(name=name), "Expect:": self.expect}
+        wrapper = textwrap.TextWrapper(
             119, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False
         )
-        described = [wrap.fill(f"{field:<8} {value}") for field, value in fields.items() if value]
-        return "\n".join([self.about, *described])
+        lines = [wrapper.fill(f"{field:<8} {value}") for field, value in fields.items() if value]
+        return "\n".join([f"{self.title} {self.about}".lstrip(), *lines])
+
+
+def settings(part: Any, *, defaults: bool, prefix: str = "") -> dict[str, object]:
+    """Return a recipe's settings by their paths, such as "optimizer.lr"; without `defaults` those that are none."""
+    values: dict[str, object] = {}
+    for field in dataclasses.fields(part):
+        path = prefix + field.name
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= settings(value, defaults=defaults, prefix=f"{path}.")
+        elif defaults or value != field.default:
+            values[path] = value
+    return values
 
 
 def scaled(recipe: Recipe, *, scale: float) -> Recipe:
     """Return the recipe with a share of its steps, at least one, and of its warm-up."""
-    trainer = recipe.trainer
-    schedule = recipe.schedule
+    steps = max(1, round(recipe.trainer.max_steps * scale))
+    warmup_steps = round(recipe.schedule.warmup_steps * scale)
     return dataclasses.replace(
         recipe,
-        trainer=dataclasses.replace(trainer, max_steps=max(1, round(trainer.max_steps * scale))),
-        schedule=dataclasses.replace(schedule, warmup_steps=round(schedule.warmup_steps * scale)),
+        trainer=dataclasses.replace(recipe.trainer, max_steps=steps),
+        schedule=dataclasses.replace(recipe.schedule, warmup_steps=warmup_steps),
     )
 
 
@@ -152,16 +170,17 @@ def without_void_defaults(original: Recipe, recipe: Recipe) -> Recipe:
     """
     data = recipe.data
     before = original.data
-    measured = recipe.evaluate_on
-    if (data.source, data.streams.patterns) == (before.source, before.streams.patterns):
+    if data.source == before.source and data.streams.patterns == before.streams.patterns:
         return recipe
+    if data.weights == before.weights:
+        data = dataclasses.replace(data, weights=())
+    measured = recipe.evaluate_on
     if measured is not None and measured == original.evaluate_on and missing_sources(measured):
         logger.info(
             "%s is not there, so the run is not measured on it; --evaluate-on names other data",
             measured,
         )
         measured = None
-    data = dataclasses.replace(data, weights=() if data.weights == before.weights else data.weights)
     return dataclasses.replace(recipe, data=data, evaluate_on=measured)
 
 
@@ -184,23 +203,24 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
         ModuleNotFoundError: PEFT, for adapters, is not installed.
     """
     task = recipe.task
-    loader = recipe.loader
+    batch = recipe.loader.global_batch_size
+    has_adapters = recipe.lora.rank is not None
     for part in task.beside(recipe).values():
         check_recipe(part, processes=processes)
     _check_data(recipe, processes=processes)
     losses = getattr(task, "losses", None)
-    pieces = processes * loader.accumulation
-    if isinstance(losses, VisionLanguageConfig) and not loader.global_batch_size % pieces:
-        losses.check_batch(loader.global_batch_size // pieces, processes=processes)
+    pieces = processes * recipe.loader.accumulation
+    if isinstance(losses, VisionLanguageConfig) and not batch % pieces:
+        losses.check_batch(batch // pieces, processes=processes)
     if recipe.init is not None and not task.reads.start:
         raise ValueError(f"init is given, but a {task.title} starts from nothing; leave it out")
-    if recipe.lora.rank is not None:
+    if has_adapters:
         need_package("peft", extra="lora", user="LoRA")
-    if recipe.lora.rank is not None and (recipe.init is None or task.evaluation is None):
+    if has_adapters and (recipe.init is None or task.evaluation is None):
         raise ValueError(
             "lora.rank is given; adapters need a model to start from (init), and fine-tuning or stage 3"
         )
-    if recipe.optimizer.muon and recipe.lora.rank is not None:
+    if has_adapters and recipe.optimizer.muon:
         raise ValueError(
             "optimizer.muon and lora.rank are given; Muon is for whole matrices: leave one of them out"
         )
@@ -217,18 +237,17 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
 
 def _check_data(recipe: Recipe, *, processes: int) -> None:
     data = recipe.data
-    task = recipe.task
-    sources = len(source_names(recipe.data.source))
     if data.streams.patterns:
         validate_lanes(data.streams, loader=recipe.loader, processes=processes)
-    if data.streams.patterns and data.weights:
-        raise ValueError(
-            "data.weights is given, but data.streams are read; give data.streams.weights instead"
-        )
-    if data.streams.patterns and not task.reads.streams:
-        raise ValueError(
-            f"data.streams is given, but {task.title} does not read streams; name a data.source instead"
-        )
+        if data.weights:
+            raise ValueError(
+                "data.weights is given, but data.streams are read; give data.streams.weights instead"
+            )
+        if not recipe.task.reads.streams:
+            raise ValueError(
+                f"data.streams is given, but {recipe.task.title} does not read streams; name a data.source instead"
+            )
+    sources = len(source_names(data.source))
     if data.weights and len(data.weights) != sources:
         raise ValueError(
             f"data.weights is {data.weights} for {sources} sources; give a number above 0 for each"

@@ -17,8 +17,10 @@ SMALL = "vlmo-small"
 """The small model that `vlmo quickstart --fast` starts from."""
 
 FOLDER = Path(__file__).parent
-_HUB = re.compile(r"hf:/{1,2}([\w.-]+/[\w.-]+)")  # a path of pathlib has one slash
-_MISSPELT = 0.85  # likeness from which on a name that is none is a misspelt one
+# A path of pathlib has one slash.
+_HUB = re.compile(r"hf:/{1,2}([\w.-]+/[\w.-]+)")
+# Likeness from which on a name that is none is a misspelt one.
+_MISSPELT = 0.85
 
 Name = TypeVar("Name", bound=str | PathLike)
 
@@ -29,29 +31,33 @@ def find_model(name: Name) -> Name | Path:
     The first use of a published model downloads and converts it.
 
     Raises:
-        ValueError: It cannot be downloaded; the name is nearly that of a model; or the folder holds more than files and
-            folders: reading a named pipe would wait for a writer, reading a device never end.
+        ValueError: It cannot be downloaded; the name is nearly that of a model; or the folder holds
+            more than files and folders: reading a named pipe would wait for a writer, reading a
+            device never end.
     """
-    for path in Path(name).iterdir() if Path(name).is_dir() else ():
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise ValueError(f"{path} is no regular file; a model folder holds nothing else")
-    if (Path(name) / "config.json").is_file():
+    folder = Path(name)
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise ValueError(f"{path} is no regular file; a model folder holds nothing else")
+    if (folder / "config.json").is_file():
         return name
-    if hub := _HUB.fullmatch(str(name)):
+    hub_name = _HUB.fullmatch(str(name))
+    if hub_name:
         from vlmo.released.download import fetch_hub_folder
 
-        return fetch_hub_folder(hub[1])
-    if (model := MODELS.get(str(name))) is None:
-        if not Path(name).exists() and difflib.get_close_matches(
-            str(name), MODELS, n=1, cutoff=_MISSPELT
-        ):
-            raise missing_model(name)
-        return name
-    if not model.address:
-        return FOLDER / model.name
-    from vlmo.released.download import fetch_model
+        return fetch_hub_folder(hub_name[1])
+    model = MODELS.get(str(name))
+    if model is not None and model.address:
+        from vlmo.released.download import fetch_model
 
-    return fetch_model(model)
+        return fetch_model(model)
+    if model is not None:
+        return FOLDER / model.name
+    # transformers would look for a misspelt name on the hub, and say that it is no repository.
+    if not folder.exists() and difflib.get_close_matches(str(name), MODELS, n=1, cutoff=_MISSPELT):
+        raise missing_model(name)
+    return name
 
 
 def model_path(name: str | PathLike) -> str:
@@ -96,10 +102,10 @@ def missing_model(folder: str | PathLike) -> ValueError:
             f"{folder} holds an adapter and no model; merge it first: vlmo merge {folder} --out FOLDER "
             "(an adapter of another kind than LoRA: merge_and_unload of PEFT)"
         )
-    near = (
-        difflib.get_close_matches(str(folder), MODELS, n=1) if len(Path(folder).parts) == 1 else []
-    )
-    hint = f"Did you mean {near[0]}? " if near else ""
+    hint = ""
+    if len(Path(folder).parts) == 1:
+        for name in difflib.get_close_matches(str(folder), MODELS, n=1):
+            hint = f"Did you mean {name}? "
     return ValueError(
         f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {hint}Models with a name: "
         f"{SMALL} and others, which `vlmo models` lists."

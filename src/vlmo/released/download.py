@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from vlmo.progress import Progress
+from vlmo.released.converter import registered_converter
 from vlmo.released.published import VOCABULARIES, NamedModel
 from vlmo.terminal import without_controls
 
@@ -43,8 +43,8 @@ _TAG = re.compile(r'"[\x21\x23-\x7e]+"|[A-Z][a-z]{2}, [\w :]{21}GMT')
 
 def cache_folder() -> Path:
     """Return the folder of `downloads`, `models`, `checksums.json`, and of `files` that were put there by hand."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vlmo"
-    return Path(os.environ.get(CACHE) or usual).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get(CACHE) or f"{base}/vlmo").expanduser().absolute()
 
 
 def cached_model(name: str) -> Path:
@@ -55,17 +55,19 @@ def cached_model(name: str) -> Path:
 def fetch_model(model: NamedModel) -> Path:
     """Return the model folder of a published model; download and convert it first if it is not here.
 
-    Processes that ask for the same model wait for the first. The published file is deleted after the conversion.
+    Processes that ask for the same model wait for the first. The published file is deleted after
+    the conversion.
 
     Raises:
-        ValueError: The file cannot be had, is not the one that was pinned, or is no checkpoint of this layout.
+        ValueError: The file cannot be had, is not the one that was pinned, or is no checkpoint of
+            this layout.
     """
     folder = cached_model(model.name)
-    is_here = (folder / "config.json").is_file
-    if not is_here():
+    config = folder / "config.json"
+    if not config.is_file():
         cache_folder().mkdir(parents=True, exist_ok=True)
         with FileLock(cache_folder() / ".lock"):
-            if not is_here():
+            if not config.is_file():  # no other process was faster
                 _fetch_and_convert(model, folder)
     return folder
 
@@ -94,33 +96,34 @@ def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
         raise ValueError(
             f"{folder} is a link to no model folder, and would be replaced behind the link; remove it"
         )
-    addresses = [
-        model.address,
-        *([VOCABULARIES[model.layout]] if model.layout in VOCABULARIES else []),
-    ]
-    files = [_fetch_file(address) for address in addresses]
-    _LOGGER.info("converting %s", files[0].name)
+    file = _fetch_file(model.address)
+    files = [file]
+    vocabulary = None
+    if model.layout in VOCABULARIES:
+        vocabulary = _fetch_file(VOCABULARIES[model.layout])
+        files.append(vocabulary)
+    _LOGGER.info("converting %s", file.name)
+    convert = registered_converter()
     try:
-        # By their names: the conversion stands on the models, whose `from_pretrained` stands on this file.
-        importlib.import_module("vlmo.checkpoints.importing").import_checkpoint(
-            files[0],
+        convert(
+            file,
             folder,
-            vocabulary=files[1] if files[1:] else None,
+            vocabulary=vocabulary,
             licence=model.licence.lower(),
             address=model.address,
-            usage_of=importlib.import_module("vlmo.tasks").usage_of,
         )
     except ValueError as problem:
-        for file in files:
-            _delete_download(file)
+        for used in files:
+            _delete_download(used)
         raise ValueError(
             f"{model.name}, which is published at {model.address}: {problem}"
         ) from None
-    sums = {file.name: _sum_of(file) for file in files} | read_sums()  # an earlier pin stays
+    # An earlier pin stays.
+    sums = {used.name: _sum_of(used) for used in files} | read_sums()
     partial = _no_link(_sums_file().with_suffix(".partial"))
     partial.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     partial.replace(_sums_file())
-    _delete_download(files[0])  # other models need the vocabulary
+    _delete_download(file)  # other models need the vocabulary
 
 
 # ---------------------------------------------------------------------------------------------- files and sums
@@ -128,24 +131,28 @@ def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
 
 def _fetch_file(address: str) -> Path:
     name = address.rpartition("/")[2]
+    path = _downloads() / name
     mirror = os.environ.get(MIRROR, "")
-    is_folder = bool(mirror) and "://" not in mirror
-    folders = [cache_folder() / "files", *([Path(mirror).expanduser()] if is_folder else [])]
-    path = next(
-        (folder / name for folder in folders if (folder / name).is_file()), _downloads() / name
-    )
+    folders = [cache_folder() / "files"]
+    if mirror and "://" not in mirror:
+        folders.append(Path(mirror).expanduser())
+    for folder in folders:
+        if (folder / name).is_file():
+            path = folder / name
+            break
     if not path.is_file():
-        if is_folder:
+        if len(folders) > 1:
             raise ValueError(
                 f"{mirror}, which {MIRROR} names, holds no {name}; it is published at {address}"
             )
         _download(f"{mirror.rstrip('/')}/{name}" if mirror else address, path)
-    found = _sum_of(path)["sha256"]
-    pinned = read_sums().get(name, {}).get("sha256")
-    if pinned not in {None, found}:
+    digest = _sum_of(path)["sha256"]
+    # The first file that is used under a name pins it.
+    pinned = read_sums().get(name, {}).get("sha256", digest)
+    if pinned != digest:
         _delete_download(path)
         raise ValueError(
-            f"{name} is another file than the first that was used under this name: its SHA-256 is {found}, not"
+            f"{name} is another file than the first that was used under this name: its SHA-256 is {digest}, not"
             f" {pinned}. If its publisher has replaced it, remove its entry from {_sums_file()}"
         )
     return path
@@ -205,9 +212,10 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _check_address(address: str) -> None:
-    parts = urlsplit(address)
+    url = urlsplit(address)
     mirror = urlsplit(os.environ.get(MIRROR, ""))
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts[:2] == mirror[:2]):
+    is_mirror = url.scheme == "http" and (url.scheme, url.netloc) == (mirror.scheme, mirror.netloc)
+    if url.scheme != "https" and not is_mirror:
         raise ValueError(
             f"{address} is refused: expected https, or http from the mirror that {MIRROR} names"
         )
@@ -226,6 +234,7 @@ def _download(address: str, target: Path) -> None:
         except (OSError, HTTPException) as problem:
             reason = without_controls(f"{problem}"[:_LONGEST]).strip() or type(problem).__name__
             code = problem.code if isinstance(problem, HTTPError) else 0
+            # Without a network another try would fail as well; servers may be busy for a moment.
             no_network = isinstance(problem, URLError) and not code and number == 0
             if code == 416:  # what is here is no beginning of this file
                 partial.unlink(missing_ok=True)
@@ -235,7 +244,9 @@ def _download(address: str, target: Path) -> None:
             partial.replace(target)
             _state_of(partial).unlink(missing_ok=True)
             return
-    kept = f"; the {partial.stat().st_size:,} bytes that came are kept" if _tag_of(partial) else ""
+    kept = ""
+    if _tag_of(partial):
+        kept = f"; the {partial.stat().st_size:,} bytes that came are kept"
     raise ValueError(
         f"{address} cannot be downloaded ({reason}){kept}. Try again, or get it by other means and put it into"
         f" {cache_folder() / 'files'}, or into a folder that {MIRROR} names"
@@ -244,13 +255,15 @@ def _download(address: str, target: Path) -> None:
 
 def _read_rest(address: str, partial: Path) -> None:
     """Add to `partial` what it lacks; OSError where another try may help."""
-    done = partial.stat().st_size if partial.is_file() else 0
+    size = partial.stat().st_size if partial.is_file() else 0
+    tag = _tag_of(partial)
     headers = {"Accept-Encoding": "identity", "User-Agent": "vlmo"}
-    if tag := _tag_of(partial):
-        headers |= {"Range": f"bytes={done}-", "If-Range": tag}
+    if tag:
+        headers |= {"Range": f"bytes={size}-", "If-Range": tag}
     opener = urllib.request.build_opener(_CheckedRedirects)
     try:
-        response = opener.open(urllib.request.Request(address, headers=headers), timeout=_TIMEOUT_S)
+        request = urllib.request.Request(address, headers=headers)
+        response = opener.open(request, timeout=_TIMEOUT_S)
     except ValueError as problem:  # an address that is refused, or is none
         raise ValueError(f"{address} leads elsewhere: {problem}") from None
     with response, Progress(Console(stderr=True), in_bytes=True) as progress:
@@ -259,51 +272,56 @@ def _read_rest(address: str, partial: Path) -> None:
                 f"{address} gave a web page instead of a file; open it in a browser, or try again later"
             )
         start, total = _extent(response)
-        found = response.headers.get("ETag", "")
-        found = found if _TAG.fullmatch(found) else response.headers.get("Last-Modified", "")
-        if start not in {0, done} or (start and found != tag):
+        new_tag = response.headers.get("ETag", "")
+        if not _TAG.fullmatch(new_tag):
+            new_tag = response.headers.get("Last-Modified", "")
+        # The server may send the rest of another version of the file.
+        if start not in {0, size} or (start and new_tag != tag):
             partial.unlink(missing_ok=True)
             raise OSError("the file has changed while it was downloaded")
-        if (free := shutil.disk_usage(partial.parent).free) < total - start:
+        free = shutil.disk_usage(partial.parent).free
+        if free < total - start:
             raise ValueError(
                 f"{partial.parent} has {free:,} bytes left, {address} needs {total - start:,}"
             )
         if not start:
             partial.unlink(missing_ok=True)
-            _state_of(partial).write_text(found)
+            _state_of(partial).write_text(new_tag)
+        started_at = time.monotonic()
         done = start
-        began = time.monotonic()
         with partial.open("ab") as file:
-            while done < total and (block := response.read1(min(_BLOCK, total - done))):
+            while done < total:
+                block = response.read1(min(_BLOCK, total - done))
+                if not block:
+                    raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
                 file.write(block)
                 done += len(block)
                 progress.update(partial.stem, done, total)
-                if (done - start) / _SLOWEST < time.monotonic() - began - _TIMEOUT_S:
+                # A server that sends a byte now and then would never time out.
+                seconds = time.monotonic() - started_at
+                if (done - start) / _SLOWEST < seconds - _TIMEOUT_S:
                     raise OSError(f"it sends fewer than {_SLOWEST} bytes a second")
-    if done < total:
-        raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
 
 
 def _extent(response: HTTPResponse) -> tuple[int, int]:
+    """Return the first byte of a response in its file, and the file's size."""
+    pattern = r"()([0-9]{1,18})"
+    extent = response.headers.get("Content-Length", "")
     if response.status == 206:
         pattern = r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})"
-        header = "Content-Range"
-    else:
-        pattern = r"()([0-9]{1,18})"
-        header = "Content-Length"
-    found = re.fullmatch(pattern, response.headers.get(header, ""))
-    if found is None or not int(found[2]):
+        extent = response.headers.get("Content-Range", "")
+    match = re.fullmatch(pattern, extent)
+    if match is None or not int(match[2]):
         raise ValueError(f"{response.url} does not state the size of the file; it was not read")
-    return int(found[1] or 0), int(found[2])
+    return int(match[1] or 0), int(match[2])
 
 
 def _tag_of(partial: Path) -> str:
     """Return what the server must say again for the rest of a part; empty where there is none, or it may be damaged."""
-    tag = (
-        _state_of(partial).read_text(errors="replace")
-        if partial.is_file() and _state_of(partial).is_file()
-        else ""
-    )
+    state = _state_of(partial)
+    if not partial.is_file() or not state.is_file():
+        return ""
+    tag = state.read_text(errors="replace")
     return tag if _TAG.fullmatch(tag) else ""
 
 

@@ -1,12 +1,14 @@
 """The dry run: parameters, operations and memory of a run, from its recipe alone.
 
-The step of the task runs forward and backward on tensors without data, on a few rows and on twice as many: operations
-and what autograd keeps grow alike with each further row. Not counted: contrast and hard negatives beyond these rows, a
-frozen visual tokenizer or teacher, weights that FSDP gathers for a moment, evaluation, and fragmented memory. Texts are
-as long as they may be, and with a gradient cache a chunk goes through all encoders at once: upper bounds.
+The step of the task runs forward and backward on tensors without data, on a few rows and on twice
+as many: operations and what autograd keeps grow alike with each further row. Not counted: contrast
+and hard negatives beyond these rows, a frozen visual tokenizer or teacher, weights that FSDP
+gathers for a moment, evaluation, and fragmented memory. Texts are as long as they may be, and with
+a gradient cache a chunk goes through all encoders at once: upper bounds.
 
-torch's `MemTracker` gives the peak of one run, with temporary tensors of this machine's kernels. What autograd keeps,
-in all and by block, gives any micro-batch on any machine, with activation checkpointing or without.
+torch's `MemTracker` gives the peak of one run, with temporary tensors of this machine's kernels.
+What autograd keeps, in all and by block, gives any micro-batch on any machine, with activation
+checkpointing or without.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float64
 from rich.table import Table
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
@@ -47,7 +51,8 @@ class Estimate:
 
     Attributes:
         parameter_bytes: Weights, gradients and optimizer are shared by the processes with FSDP.
-        activation_bytes: Kept by one micro-batch for its backward pass, with the bf16 copies of the weights.
+        activation_bytes: Kept by one micro-batch for its backward pass, with the bf16 copies of the
+            weights.
         micro_batch: Samples of one process in one backward pass.
         flops_per_sample: Recomputation to save memory does not count.
         flops_per_step: The same for the global batch.
@@ -106,78 +111,95 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     if processes < 1:
         raise ValueError(f"processes is {processes}; give a number from 1 up")
     check_recipe(recipe, processes=processes)
-    pieces = processes * recipe.loader.accumulation
     batch = recipe.loader.global_batch_size
-    if batch % pieces:
+    accumulation = recipe.loader.accumulation
+    if batch % (processes * accumulation):
         raise ValueError(
             f"processes is {processes}; loader.global_batch_size {batch} must be a multiple of processes x "
-            f"loader.accumulation ({recipe.loader.accumulation})"
+            f"loader.accumulation ({accumulation})"
         )
-    micro = batch // pieces
+    micro_batch = batch // (processes * accumulation)
+    objective, model = _build_without_data(recipe)
+    chunk = getattr(getattr(recipe.task, "losses", None), "cache_chunk", None)
+    flops, kept = _measure(recipe, objective, rows=min(micro_batch, chunk or micro_batch))
+    activations, in_blocks, block_inputs, largest_block = kept
     engine = recipe.trainer.engine
-    settings = asdict(recipe.model)
-    if recipe.task.reads.text:
-        settings["vocab_size"] = recipe.text.vocab_size
-    if (classes := recipe.task.num_classes) is not None:  # those of the published set
-        settings["id2label"] = {number: str(number) for number in range(classes)}
-    with torch.device("meta"):
-        model = recipe.task.build_model(settings)
-    objective = recipe.task.without_data().step(model)
-    with torch.device("meta"):
-        if recipe.lora.rank is not None:
-            add_adapters(model, recipe.lora, start="")
-    losses: Any = getattr(recipe.task, "losses", None)
-    strides = getattr(losses, "mlm_stride", 1), getattr(losses, "itm_stride", 1)
-    chunk = getattr(losses, "cache_chunk", None)
-    rows = max(2, math.lcm(*strides))
-    chunk_scores = cpu._CHUNK_SCORES
-    cpu._CHUNK_SCORES = sys.maxsize  # attention in one go: fewer operations
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            objective.to_empty(device="cpu").train()
-            operations, *few = _step(recipe, objective, fake, rows=rows, backward=True)
-            _, *twice = _step(recipe, objective, fake, rows=2 * rows, backward=False)
-    finally:
-        cpu._CHUNK_SCORES = chunk_scores
-        relative_position_index.cache_clear()  # which would hand tensors without data to the next model
-    flops = operations / rows
-    more = min(micro, chunk or micro) / rows - 1
-    kept, in_blocks, block_inputs, largest_block = (
-        a + (b - a) * more for a, b in zip(few, twice, strict=True)
-    )
+    # Blocks keep their inputs, and one block at a time is recomputed whole.
     if engine.activation_checkpointing:
-        kept += block_inputs + largest_block - in_blocks
-    if chunk is not None:  # the images, of 8 bits, of the whole micro-batch
-        kept += micro * recipe.model.num_channels * recipe.model.image_size**2
-    shares = processes if engine.data_parallel == "fsdp" else 1
-    total, trained = (
-        sum(p.numel() for p in model.parameters() if p.requires_grad or each)
-        for each in (True, False)
-    )
-    matrices = matrices_of(model) if recipe.optimizer.muon else ()
-    moments = 2 * trained - sum(p.numel() for p in matrices if p.requires_grad)  # Muon keeps one
+        activations += block_inputs + largest_block - in_blocks
+    # The cache holds the images, of 8 bits, of the whole micro-batch.
+    if chunk is not None:
+        activations += micro_batch * recipe.model.num_channels * recipe.model.image_size**2
+    shards = processes if engine.data_parallel == "fsdp" else 1
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    total = sum(parameter.numel() for parameter in model.parameters())
+    num_trained = sum(parameter.numel() for parameter in trained)
+    moments = 2 * num_trained
+    if recipe.optimizer.muon:  # which keeps one moment of a matrix
+        moments -= sum(matrix.numel() for matrix in matrices_of(model) if matrix.requires_grad)
     return Estimate(
         parameters=total,
-        trainable_parameters=trained,
-        parameter_bytes=round(total * _FLOAT32 / shares),
-        gradient_bytes=round(trained * _FLOAT32 / shares),
-        optimizer_bytes=round(moments * _FLOAT32 / shares),
-        activation_bytes=round(kept),
-        micro_batch=micro,
+        trainable_parameters=num_trained,
+        parameter_bytes=round(total * _FLOAT32 / shards),
+        gradient_bytes=round(num_trained * _FLOAT32 / shards),
+        optimizer_bytes=round(moments * _FLOAT32 / shards),
+        activation_bytes=round(activations),
+        micro_batch=micro_batch,
         processes=processes,
         flops_per_sample=round(flops),
         flops_per_step=round(flops * batch),
     )
 
 
+def _build_without_data(recipe: Recipe) -> tuple[nn.Module, nn.Module]:
+    """Return the objective of a recipe and its model, without memory for weights."""
+    settings = asdict(recipe.model)
+    if recipe.task.reads.text:
+        settings["vocab_size"] = recipe.text.vocab_size
+    # A run takes the classes of its data, the published set has these.
+    if recipe.task.num_classes is not None:
+        settings["id2label"] = {number: str(number) for number in range(recipe.task.num_classes)}
+    with torch.device("meta"):
+        model = recipe.task.build_model(settings)
+    objective = recipe.task.without_data().step(model)
+    if recipe.lora.rank is not None:
+        with torch.device("meta"):
+            add_adapters(model, recipe.lora, start="")
+    return objective, model
+
+
+def _measure(
+    recipe: Recipe, objective: nn.Module, *, rows: int
+) -> tuple[float, Float64[np.ndarray, "4"]]:
+    """Return FLOPs of a sample, and the bytes of `_step` that these rows keep."""
+    losses: Any = getattr(recipe.task, "losses", None)
+    # Strides leave out rows, so few rows must be a multiple of both.
+    few = max(2, math.lcm(getattr(losses, "mlm_stride", 1), getattr(losses, "itm_stride", 1)))
+    chunk_scores = cpu._CHUNK_SCORES
+    # Attention in one go has fewer operations.
+    cpu._CHUNK_SCORES = sys.maxsize
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            objective.to_empty(device="cpu").train()
+            flops, kept = _step(recipe, objective, fake, rows=few, backward=True)
+            _, kept_of_twice = _step(recipe, objective, fake, rows=2 * few, backward=False)
+    finally:
+        cpu._CHUNK_SCORES = chunk_scores
+        # The cache would hand tensors without data to the next model.
+        relative_position_index.cache_clear()
+    # What autograd keeps grows alike with each further row.
+    return flops / few, kept + (kept_of_twice - kept) * (rows / few - 1)
+
+
 def _step(
     recipe: Recipe, objective: nn.Module, fake: FakeTensorMode, *, rows: int, backward: bool
-) -> tuple[int, int, int, int, int]:
+) -> tuple[int, Float64[np.ndarray, "4"]]:
     """Return FLOPs, and bytes kept: in all, in blocks, of their inputs, in the largest block."""
-    kept = dict[int, int]()
-    began = list[int]()
-    in_blocks = list[int]()
-    inputs = list[int]()
+    weights = {parameter.untyped_storage()._cdata for parameter in objective.parameters()}
+    kept: dict[int, int] = {}
+    kept_before_block: list[int] = []
+    kept_in_block: list[int] = []
+    block_inputs: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -185,74 +207,77 @@ def _step(
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    def enter(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        began.append(sum(kept.values()))
-        inputs.append(arguments[0].nbytes)
+    def enter_block(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        kept_before_block.append(sum(kept.values()))
+        block_inputs.append(arguments[0].nbytes)
 
-    def leave(*_: Any) -> None:
-        in_blocks.append(sum(kept.values()) - began.pop())
+    def leave_block(*_: object) -> None:
+        kept_in_block.append(sum(kept.values()) - kept_before_block.pop())
 
-    weights = {parameter.untyped_storage()._cdata for parameter in objective.parameters()}
-    blocks = [module for module in objective.modules() if isinstance(module, MultiwayBlock)]
-    hooks = [block.register_forward_pre_hook(enter) for block in blocks]
-    hooks += [block.register_forward_hook(leave) for block in blocks]
+    hooks = []
+    for module in objective.modules():
+        if isinstance(module, MultiwayBlock):
+            hooks.append(module.register_forward_pre_hook(enter_block))
+            hooks.append(module.register_forward_hook(leave_block))
     batch, without_data = _batch(recipe, rows, fake)
-    half = recipe.trainer.precision == "bf16"
+    bf16 = recipe.trainer.precision == "bf16"
     with without_data:
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with saved, torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with saved, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = objective(batch)["loss"]
         if backward:
             loss.backward()
+    # The objective goes through a second, larger step.
     for hook in hooks:
         hook.remove()
-    return (
-        without_data.flops,
+    sizes = [
         sum(kept.values()),
-        sum(in_blocks),
-        sum(inputs),
-        max(in_blocks, default=0),
-    )
+        sum(kept_in_block),
+        sum(block_inputs),
+        max(kept_in_block, default=0),
+    ]
+    return without_data.flops, np.array(sizes, dtype=np.float64)
 
 
 def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _WithoutData]:
     task = recipe.task
     size = recipe.model.image_size
-    patches = (size // recipe.model.patch_size) ** 2
-    text = -(-recipe.text.max_length // PAD_MULTIPLE) * PAD_MULTIPLE
-    ids = torch.ones(rows, text, dtype=torch.long)
-    masked = {patches: round(getattr(task, "masked_share", 0) * patches)}
-    both = task.reads.masks_words and masked[patches] > 0
-    most = rows * masked[patches]
+    num_patches = (size // recipe.model.patch_size) ** 2
+    num_text = PAD_MULTIPLE * math.ceil(recipe.text.max_length / PAD_MULTIPLE)
+    masked_patches = round(getattr(task, "masked_share", 0) * num_patches)
+    masked = {num_patches: masked_patches}
+    most: int | None = rows * masked_patches
+    longest = num_text if task.reads.caption else num_patches
     if task.reads.masks_words:
-        masked[text] = max(
-            1, round(getattr(task, "mask_probability", recipe.data.mlm_probability) * text)
-        )
-        most = rows // getattr(getattr(task, "losses", None), "mlm_stride", 1) * masked[text]
+        probability = getattr(task, "mask_probability", recipe.data.mlm_probability)
+        masked[num_text] = max(1, round(probability * num_text))
+        rows_of_words = rows // getattr(getattr(task, "losses", None), "mlm_stride", 1)
+        most = rows_of_words * masked[num_text]
+        if masked_patches:  # a batch has masks of both kinds
+            most = None
+            longest = max(num_text, num_patches)
+    ids = torch.ones(rows, num_text, dtype=torch.long)
     batch: Batch = {
         "pixel_values": torch.zeros(rows, recipe.model.num_channels, size, size, dtype=torch.uint8),
         "input_ids": ids,
         "attention_mask": ids,
         "mlm_input_ids": ids,
         "mlm_labels": ids,
-        "bool_masked_pos": torch.ones(rows, patches, dtype=torch.bool),
+        "bool_masked_pos": torch.ones(rows, num_patches, dtype=torch.bool),
         "image_ids": torch.arange(rows),
         "step_seed": torch.zeros((), dtype=torch.long),
         "step": torch.zeros((), dtype=torch.long),
         "labels": torch.zeros(rows, dtype=torch.long),
     }
-    longest = max(text, patches) if both else text if task.reads.caption else patches
-    without_data = _WithoutData(
-        fake, rows=rows, longest=longest, masked=masked, most=None if both else most
-    )
+    without_data = _WithoutData(fake, rows=rows, longest=longest, masked=masked, most=most)
     return task.batch_without_data(batch), without_data
 
 
 class _WithoutData(TorchDispatchMode):
     """Counts FLOPs, and stands in for numbers that tensors without data do not have.
 
-    Masks of tokens choose `masked` in a row, by the tokens of a row, and at `most` so many; masks of rows choose all;
-    each image is needed, and texts are `longest`.
+    Masks of tokens choose `masked` in a row, by the tokens of a row, and at `most` so many; masks
+    of rows choose all; each image is needed, and texts are `longest`.
     """
 
     def __init__(
@@ -292,7 +317,8 @@ class _WithoutData(TorchDispatchMode):
                 count = len(mask)
                 if mask.ndim > 1:
                     count = min(mask.numel(), count * self.masked.get(mask.shape[1], 0))
-                    count = count if self.most is None else min(count, self.most)
+                    if self.most is not None:
+                        count = min(count, self.most)
                 return tensor.new_empty(count, *tensor.shape[mask.ndim :])
             case "index_put_.default" | "_index_put_impl_.default", tensor, [
                 Tensor(dtype=torch.bool)
@@ -302,15 +328,15 @@ class _WithoutData(TorchDispatchMode):
             # What the mode would do too, several times slower: its cache costs more than it saves here.
             with in_kernel_invocation_manager(self.fake):
                 result = function(*args, **kwargs)
-
-            def as_fake(tensor: Tensor) -> Tensor:
-                if isinstance(tensor, FakeTensor):
-                    return tensor
-                return FakeTensor(self.fake, tensor, torch.device("cpu"))
-
-            result = tree_map_only(Tensor, as_fake, result)
+            result = tree_map_only(Tensor, self._fake, result)
         else:
             result = function(*args, **kwargs)
-        if count := _FLOPS.get(function._overloadpacket):
-            self.flops += count(*args, **kwargs, out_val=result)
+        count_flops = _FLOPS.get(function._overloadpacket)
+        if count_flops is not None:
+            self.flops += count_flops(*args, **kwargs, out_val=result)
         return result
+
+    def _fake(self, tensor: Tensor) -> FakeTensor:
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        return FakeTensor(self.fake, tensor, torch.device("cpu"))
