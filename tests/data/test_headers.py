@@ -202,31 +202,31 @@ LARGE = [(1000 + number, 1, MEGABYTE, 8) for number in range(40)]
 """Tags that each name the same megabyte."""
 HOSTILE = {
     "line": (png_line, "1 x 70000: a side has at most 65,535 pixels"),
-    "scans": (lambda: with_scans(40), "32 scans"),
-    "sequential scans": (lambda: with_sequential_scans(33), "32 scans"),
+    "scans": (lambda: with_scans(40), "33 scans; at most 32"),
+    "sequential scans": (lambda: with_sequential_scans(33), "33 scans"),
     "comment": (
         lambda: after_start(encoded("GIF"), b"!\xfe" + 5001 * b"\1a" + b"\0", start=781),
-        "5000 blocks",
+        "5,001 blocks; at most 5,000",
     ),
-    "junk": (lambda: after_start(encoded("GIF"), bytes(5001), start=781), "more than 5000 blocks"),
+    "junk": (lambda: after_start(encoded("GIF"), bytes(5001), start=781), "5,001 blocks"),
     "runs": (lambda: runs(3000, 3000), "runs of 3000 x 3000 pixels"),
     "bytes of runs": (lambda: runs(30, 30, more=1 << 22), "runs of 30 x 30 pixels in 4,195,"),
     "bulk": (
         lambda: after_start(encoded("PNG"), png_chunk(b"IDAT") * 100_001, start=33),
-        "or 100,000 of pixels",
+        "100,001 chunks of pixels",
     ),
     "segments": (
         lambda: after_start(encoded("JPEG"), b"\xff\xfe\x00\x02" * 5001),
-        "more than 5000 segments",
+        "segments; at most 5,000",
     ),
     "restarts": (
         lambda: after_start(encoded("JPEG"), b"\xff\xd0" * 5001),
-        "more than 5000 segments",
+        "segments; at most 5,000",
     ),
-    "padding": (lambda: after_start(encoded("JPEG"), b"\xff" * 50_000), "more than 5000 segments"),
+    "padding": (lambda: after_start(encoded("JPEG"), b"\xff" * 50_000), "segments; at most 5,000"),
     "chunks": (
         lambda: after_start(encoded("PNG"), png_chunk(b"prVt") * 5001, start=33),
-        "more than 5000 chunks",
+        "chunks; at most 5,000",
     ),
     "tile": (lambda: tiff_tile(46_000), "1 tiles of 2,116,000,000 pixels for an image of 40 x 24"),
     "tiles": (
@@ -237,9 +237,9 @@ HOSTILE = {
         lambda: tiff_tiles(1600, 16, (274, 3, 1, 6), tile=(16, 1 << 20)),
         "100 tiles of 16,777,216 pixels for an image of 16 x 1600",
     ),
-    "hidden scans": (lambda: with_hidden_scans(encoded("JPEG", progressive=True)), "32 scans"),
-    "hidden sequential scans": (lambda: with_hidden_scans(encoded("JPEG")), "32 scans"),
-    "profiles": (lambda: png_profiles(6), "more than 5000 chunks"),
+    "hidden scans": (lambda: with_hidden_scans(encoded("JPEG", progressive=True)), "33 scans"),
+    "hidden sequential scans": (lambda: with_hidden_scans(encoded("JPEG")), "33 scans"),
+    "profiles": (lambda: png_profiles(6), "chunks; at most 5,000"),
     "strips": (tiff_strips, "30,001 strips or tiles"),
     "another order": (lambda: b"II\0*" + tiff_strips()[4:], "30,001 strips or tiles"),
     "jpeg in strips": (
@@ -259,11 +259,11 @@ HOSTILE = {
         "pixels are JPEG",
     ),
     "tags": (lambda: tiff(*LARGE, data=bytes(MEGABYTE)), "49 tags that name 41,943"),
-    "boxes of a heic": (lambda: tables(ONE) + box(b"free") * 20_000, "more than 20,000 boxes"),
+    "boxes of a heic": (lambda: tables(ONE) + box(b"free") * 20_000, "20,001 boxes"),
     "box that ends before it begins": (lambda: tables(ONE) + b"\0\0\0\4free", "a box of 4 bytes"),
     "item that is too large": (
         lambda: tables({1: (8, 8), 2: (60_000, 60_000)}),
-        "an image of 3,600,000,000 pixels",
+        "3,600,000,000 pixels of an image",
     ),
     "grid of one tile": (
         lambda: tables({1: (4000, 4000), 2: (4000, 4000)}, references=[(b"dimg", 1, [2] * 1000)]),
@@ -290,7 +290,7 @@ HOSTILE = {
     ),
     "references": (
         lambda: tables(ONE, references=[(b"dimg", 1, [2] * 20_000)]),
-        "more than 20,000 boxes, properties",
+        "boxes, properties and references; at most 20,000",
     ),
     "overlay": (
         lambda: part_of(b"dimg", LARGE_CANVAS, Item(size=(64, 64))),
@@ -325,13 +325,13 @@ HOSTILE = {
         lambda: items_file(
             {1: Item(size=(8, 8), properties=[box(b"irot", b"\1", bytes(n)) for n in range(4)])}
         ),
-        "turned 4 times",
+        "4 turns of an image; at most 3",
     ),
     "pieces of an item": (
         lambda: items_file(
             {1: Item(size=(8, 8)), 2: Item(b"Exif", data=bytes(MEGABYTE), extents=30)}
         ),
-        "an item of 31,457,280 bytes",
+        "31,457,280 bytes of an item",
     ),
     "pieces of metadata": (
         lambda: items_file(
@@ -348,7 +348,7 @@ HOSTILE = {
     ),
     "frames": (
         lambda: items_file({1: Item(size=(8, 8))}, more=movie(1_000_001)),
-        "a sequence of 1,000,001 frames",
+        "1,000,001 frames of a sequence",
     ),
 }
 

@@ -95,10 +95,11 @@ def open_piece(path: str) -> tuple[BinaryIO, int, int]:
     """
     piece = _RANGE.fullmatch(path)
     file = Path(path if piece is None else piece["file"])
-    size = regular_file(file).st_size
-    start, length = (
-        (0, size) if piece is None else (min(int(piece["start"]), size), int(piece["length"]))
-    )
+    length = regular_file(file).st_size
+    start = 0
+    if piece is not None:
+        start = min(int(piece["start"]), length)
+        length = int(piece["length"])
     if length > MAX_FILE_BYTES:
         raise OSError(
             errno.EFBIG, f"{length:,} bytes; at most {MAX_FILE_BYTES:,} are read", str(file)
@@ -132,7 +133,8 @@ class EncodedImage:
 
     def decode_to(self, least: int) -> Image.Image:
         """Return the image as `decode`, at the smallest scale that leaves at least so many pixels each way."""
-        return self.decode(next((each for each in (8, 4, 2) if min(self.size) >= each * least), 1))
+        scales = [scale for scale in (8, 4, 2) if min(self.size) >= scale * least]
+        return self.decode(scales[0] if scales else 1)
 
     def decode(self, reduction: int = 1) -> Image.Image:
         """Return the image as `decode_image` does; a JPEG at 1 / `reduction` of its size (1, 2, 4 or 8), rounded up.
@@ -141,9 +143,7 @@ class EncodedImage:
         then about the mean of reduction x reduction pixels. ValueError for a file that is cut off or damaged.
         """
         with _naming_errors(self._where, self._data):
-            if (
-                reduction > 1 and self._image.format == "JPEG"
-            ):  # others cannot be decoded at a smaller scale
+            if reduction > 1 and self._image.format == "JPEG":  # others have no smaller scales
                 width, height = self._image.size
                 self._image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
             with self._image as opened:
@@ -156,7 +156,7 @@ class EncodedImage:
 def decode_image(
     image: ImageCell, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
 ) -> Image.Image:
-    """Decode to mode RGB: first frame, EXIF orientation applied, transparency on white, 16-bit grey scaled to 8 bits.
+    """Decode to mode RGB: first frame, EXIF orientation applied, transparency on white, 16-bit gray scaled to 8 bits.
 
     Color profiles are not applied. ValueError with file and reason: nothing to read, not an image, cut off, damaged,
     more than `max_pixels` pixels, or made so that it takes much more time or memory than its pixels.
@@ -174,13 +174,13 @@ def read_info(data: bytes) -> dict[Any, Any]:
 def decode_mask(
     image: ImageCell, *, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "height width"]:
-    """Return the stored numbers of an image with one channel: greyscale of 8 bits, or indices of a palette.
+    """Return the stored numbers of an image with one channel: grayscale of 8 bits, or indices of a palette.
 
     ValueError as `decode_image`, and for an image with more channels or bits.
     """
-    where = image["path"] or "bytes in memory"
-    data = _read_bytes(image, where=where)
-    with _naming_errors(where, data), _open(data, max_pixels=max_pixels) as opened:
+    encoded = EncodedImage(image, max_pixels=max_pixels)
+    opened = encoded._image
+    with _naming_errors(encoded._where, encoded._data), opened:
         opened.load()
         if opened.mode not in ("L", "P"):
             raise ValueError(
@@ -247,8 +247,8 @@ def _orientation(image: Image.Image) -> int:
     try:
         if exif := image.info.get("exif"):
             check_directory(exif.removeprefix(b"Exif\0\0"))
-        found: Any = image.getexif().get(_ORIENTATION_TAG)
-        return int(found) if found in range(1, 9) else 1
+        orientation: Any = image.getexif().get(_ORIENTATION_TAG)
+        return int(orientation) if orientation in range(1, 9) else 1
     # A damaged EXIF block takes nothing from the pixels, which are what is asked for.
     except (
         SyntaxError,

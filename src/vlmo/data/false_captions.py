@@ -92,10 +92,8 @@ def with_false_captions(rows: Dataset) -> Dataset:
     """Return the rows with a column `false_captions`; ValueError if they have one, or no caption gets a false one."""
     if "false_captions" in rows.column_names:
         raise ValueError("the rows have false captions already")
-    false = [
-        [false_caption(text or "") for text in captions or ()]
-        for captions in column(rows, "captions")
-    ]
+    captions = column(rows, "captions")
+    false = [[false_caption(text or "") for text in texts or ()] for texts in captions]
     if not any(map(any, false)):
         raise ValueError(
             "no caption has a word of the rules: colors, numbers, sizes, sides, two things in a relation"
@@ -115,50 +113,48 @@ def false_caption(caption: str) -> str:
     if not changes:
         return ""
     number, change = divmod(number, len(changes))
-    return changes[change][number % len(changes[change])]
+    alternatives = changes[change]
+    return alternatives[number % len(alternatives)]
 
 
 def false_captions(caption: str) -> list[list[str]]:
     """Return all captions that a change makes out of a true one, the alternatives of each change in a list."""
     changes = []
     pair = _PAIR.search(caption)
-    first, second = (pair["first"], pair["second"]) if pair else ("", "")
-    same = (
-        pair and first.lower().split(" ", 1)[1] == second.lower().split(" ", 1)[1]
-    )  # but for the article
+    is_same = False
+    if pair:
+        # But for the article: a star above a star is a star below a star.
+        is_same = len({_noun(pair["first"]), _noun(pair["second"])}) == 1
     for match in _WORD.finditer(caption):
         word = match[0].lower()
-        if same and word in _RELATIONS:
-            continue  # a star above a star is a star below a star
         before = caption[: match.start()]
         after = caption[match.end() :]
+        if is_same and word in _RELATIONS:
+            continue
+        # Of a cat that is black and white, or a red, white and blue flag.
         if word in _COLORS and (_LISTED_BEFORE.search(before) or _LISTED_AFTER.match(after)):
-            continue  # of a cat that is black and white, or a red, white and blue flag
-        if (
-            word == "orange"
-            and not after.startswith(" ")
-            and not before.endswith((" is ", " are "))
-        ):
-            continue  # the fruit
+            continue
+        is_adjective = after.startswith(" ") or before.endswith((" is ", " are "))
+        if word == "orange" and not is_adjective:  # the fruit
+            continue
         words = [_like(word=other, model=match[0]) for other in _EXCHANGES[word]]
         changes.append([_with_articles(before + other + after) for other in words])
-    if pair and not same:
-        swapped = (
-            _like(word=second, model=first) + pair["between"] + _like(word=first, model=second)
-        )
+    if pair and not is_same:
+        first = _like(word=pair["second"], model=pair["first"])
+        second = _like(word=pair["first"], model=pair["second"])
+        swapped = first + pair["between"] + second
         changes.append([caption[: pair.start()] + swapped + caption[pair.end() :]])
     for one, other in itertools.pairwise(_COLORED.finditer(caption)):
         if one[1].lower() != other[1].lower() and one[2].lower() != other[2].lower():
-            colors = _like(word=other[1], model=one[1]), _like(word=one[1], model=other[1])
+            first = caption[: one.start(1)] + _like(word=other[1], model=one[1])
             between = caption[one.end(1) : other.start(1)]
-            changes.append(
-                [
-                    _with_articles(
-                        caption[: one.start(1)] + between.join(colors) + caption[other.end(1) :]
-                    )
-                ]
-            )
+            second = _like(word=one[1], model=other[1]) + caption[other.end(1) :]
+            changes.append([_with_articles(first + between + second)])
     return changes
+
+
+def _noun(phrase: str) -> str:
+    return phrase.lower().partition(" ")[2]
 
 
 def _like(*, word: str, model: str) -> str:

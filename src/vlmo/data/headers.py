@@ -1,10 +1,12 @@
 """Work that a small image file can cause, read from its headers before a decoder does it: parts, scans, tags, tiles."""
 
+import contextlib
+import io
 import itertools
 import re
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from PIL import Image
 
@@ -12,74 +14,58 @@ from vlmo.processing.images import MAX_PIXELS, check_pixels
 
 MAX_SIDE = 65_535
 """Longest side that is decoded, JPEG's own limit: rows of one pixel take many times the memory of the pixels."""
-_MAX_PARTS = (
-    5000  # segments, chunks and blocks, which Pillow reads one by one; cameras write some tens
-)
-_MAX_BULK = 100_000  # chunks of pixels, 8 KB each in usual files
-_MAX_SCANS = 32  # of a JPEG, each over the whole image; encoders write about ten
-_MAX_RUNS = 1 << 22  # bytes, and pixels, of a BMP of runs, which Pillow decodes in Python
-_PROFILE_PARTS = (
-    1000  # chunks that a color profile in a PNG counts for: a megabyte may be compressed in it
-)
-_MAX_STRIPS = 30_000  # Pillow reads them one by one too; programs write no more than there are rows
-_SPARE_BYTES = (
-    1 << 24
-)  # that tags may name beside the file's own, as those of some cameras do by mistake
-_MAX_TILE = 4096**2  # pixels, which a decoder holds even if the image has fewer
+# Pillow reads segments, chunks and blocks one by one; cameras write some tens.
+_MAX_PARTS = 5000
+# Chunks of pixels, 8 KB in usual files.
+_MAX_BULK = 100_000
+# Scans of a JPEG, all of them over the whole image; encoders write about ten.
+_MAX_SCANS = 32
+# Bytes, and pixels, of a BMP of runs, which Pillow decodes in Python.
+_MAX_RUNS = 1 << 22
+# A color profile in a PNG counts for so many chunks: a megabyte may be compressed in it.
+_PROFILE_PARTS = 1000
+# Pillow reads strips one by one too; programs write no more than there are rows.
+_MAX_STRIPS = 30_000
+# Bytes that tags may name beside the file's own, as those of some cameras do by mistake.
+_SPARE_BYTES = 1 << 24
+# Pixels, which a decoder holds even if the image has fewer.
+_MAX_TILE = 4096**2
 
-# Of HEIC and AVIF files.
-_MAX_ENTRIES = 20_000  # of tables; 64 million pixels in tiles of 256 x 256 have some 7,000
-_MAX_FRAMES = 1_000_000  # libheif takes 64 bytes for each
-_MAX_TURNS = 3  # of an image: crop, rotation and mirror, once each (MIAF)
+# The tables of a HEIC or AVIF file; 64 million pixels in tiles of 256 x 256 have some 7,000.
+_MAX_ENTRIES = 20_000
+# libheif takes 64 bytes for a frame.
+_MAX_FRAMES = 1_000_000
+# An image is cropped, rotated and mirrored once at most (MIAF).
+_MAX_TURNS = 3
 _TURNS = {b"clap", b"irot", b"imir"}
-_CANVASES = {
-    b"iovl",
-    b"tili",
-}  # overlays and tiled images have their size in data that nothing else repeats
-_ALPHA = re.compile(rb"urn:mpeg:(mpegB:cicp:systems:auxiliary:alpha|(hevc|avc):2015:auxid:1)\0")
+# Overlays and tiled images have their size in data that nothing else repeats.
+_CANVASES = {b"iovl", b"tili"}
+_ALPHA = re.compile(
+    rb"urn:mpeg:(mpegB:cicp:systems:auxiliary:alpha|(hevc|avc):2015:auxid:1)(\0|\Z)"
+)
 
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")
 _MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_ALONE = {
-    *range(0x01, 0xC0),
-    *range(0xD0, 0xDA),
-}  # those below 0xC0 mean nothing, and decoders skip two bytes
+# Markers without a length; those below 0xC0 mean nothing, and decoders skip two bytes.
+_ALONE = {*range(0x01, 0xC0), *range(0xD0, 0xDA)}
 _SCAN = 0xDA
 _END = 0xD9
-_NEAR = _MAX_PARTS + 2
 _BULK = {b"IDAT", b"fdAT"}
-_TIFF = {
-    b"II*\0",
-    b"II\0*",
-    b"MM\0*",
-    b"MM*\0",
-    b"II+\0",
-    b"MM\0+",
-}  # all that Pillow takes for one
+
+# All that Pillow takes for a TIFF file.
+_TIFF = {b"II*\0", b"II\0*", b"MM\0*", b"MM*\0", b"II+\0", b"MM\0+"}
+# Bytes of an offset, and the codes of an offset, of the number of tags and of a tag.
+_SMALL_TIFF = (4, "I", "H", "HHI4x")
+_BIG_TIFF = (8, "Q", "Q", "HHQ8x")
 _WIDTH = 322
 _LENGTH = 323
 _STRIPS = {273, 324}
 _COMPRESSION = 259
-_JPEG = {6, 7}  # old and new; each strip may be a JPEG of as many scans as it likes
+# Old and new; a strip may be a JPEG of as many scans as it likes.
+_JPEG = {6, 7}
 _NUMBERS = {3: "H", 4: "I"}
-_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
+# Bytes of a value by its type.
+_BYTES = dict(enumerate((1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 1, 1, 8, 8, 8)))
 
 
 def check_parts(data: bytes) -> None:
@@ -90,20 +76,22 @@ def check_parts(data: bytes) -> None:
         _check_png(data)
     elif data.startswith((b"GIF87a", b"GIF89a")):
         _check_gif(data)
-    elif (
-        data.startswith(b"BM")
-        and len(data) >= 34
-        and int.from_bytes(data[30:34], "little") in {1, 2}
-    ):
-        width, height = (abs(side) for side in struct.unpack_from("<ii", data, 18))
-        if max(width * height, len(data)) > _MAX_RUNS:
+    elif data.startswith(b"BM") and data[30:34] in {b"\1\0\0\0", b"\2\0\0\0"}:  # of runs
+        width, height = struct.unpack_from("<ii", data, 18)
+        if max(abs(width * height), len(data)) > _MAX_RUNS:
             raise ValueError(
-                f"runs of {width} x {height} pixels in {len(data):,} bytes; at most {_MAX_RUNS:,} of both"
+                f"runs of {abs(width)} x {abs(height)} pixels in {len(data):,} bytes; "
+                f"at most {_MAX_RUNS:,} of both"
             )
     elif data[:4] in _TIFF:
         check_directory(data, is_file=True)
     elif data[4:8] == b"ftyp":
         _Items(data).check()
+
+
+def _check_number(number: int, most: int, noun: str) -> None:
+    if number > most:
+        raise ValueError(f"{number:,} {noun}; at most {most:,} are read")
 
 
 def check_size(opened: Image.Image, *, max_pixels: int) -> None:
@@ -115,40 +103,42 @@ def check_size(opened: Image.Image, *, max_pixels: int) -> None:
             f"{width} x {height}: a side has at most {MAX_SIDE:,} pixels, make it smaller"
         )
     tags = getattr(opened, "tag_v2", {})
-    stored = tags.get(256, width), tags.get(257, height)  # before a rotation
-    across = tags.get(_WIDTH) or stored[0]
-    down = tags.get(_LENGTH) or stored[1]
-    tiles = -(-stored[0] // across) * -(-stored[1] // down)
-    if (
-        across * down > max(_MAX_TILE, width * height)
-        or tiles * across * down > _MAX_TILE + 4 * width * height
-    ):
-        raise ValueError(
-            f"{tiles:,} tiles of {across * down:,} pixels for an image of {width} x {height}"
-        )
+    # Before a rotation.
+    stored_width = tags.get(256, width)
+    stored_height = tags.get(257, height)
+    across = tags.get(_WIDTH) or stored_width
+    down = tags.get(_LENGTH) or stored_height
+    tiles = -(-stored_width // across) * -(-stored_height // down)
+    pixels = width * height
+    tile = across * down
+    if tile > max(_MAX_TILE, pixels) or tiles * tile > _MAX_TILE + 4 * pixels:
+        raise ValueError(f"{tiles:,} tiles of {tile:,} pixels for an image of {width} x {height}")
 
 
 def _check_jpeg(data: bytes) -> None:
     offset = 2
     parts = 0
     scans = 0
-    while (
-        found := _MARKER_IN_SCANS.search(data, offset)
-        if scans
-        else _MARKER.search(data, offset, offset + _NEAR)
-    ):
-        parts += 1 if scans else 1 + found.start() - offset  # padding is read byte by byte
-        offset = found.end()
-        code = data[found.end() - 1]
-        scans += code == _SCAN
+    pattern = _MARKER
+    reach = _MAX_PARTS + 2
+    while marker := pattern.search(data, offset, offset + reach):
+        parts += 1
+        if not scans:
+            parts += marker.start() - offset  # padding is read byte by byte
+        offset = marker.end()
+        code = data[offset - 1]
         if code == _END:  # what follows, such as the video of a moving photo, is not read
             return
-        if parts > _MAX_PARTS or scans > _MAX_SCANS:
-            raise ValueError(f"more than {_MAX_PARTS} segments, or {_MAX_SCANS} scans")
+        if code == _SCAN:
+            scans += 1
+            pattern = _MARKER_IN_SCANS
+            reach = len(data)
+        _check_number(parts, _MAX_PARTS, "segments")
+        _check_number(scans, _MAX_SCANS, "scans")
         if code not in _ALONE:
             offset += int.from_bytes(data[offset : offset + 2])
-    if not scans and offset + _MAX_PARTS < len(data):
-        raise ValueError(f"more than {_MAX_PARTS} segments")
+    if not scans:
+        _check_number(len(data) - offset, _MAX_PARTS, "bytes before the next of the segments")
 
 
 def _check_png(data: bytes) -> None:
@@ -156,29 +146,32 @@ def _check_png(data: bytes) -> None:
     parts = 0
     bulk = 0
     while offset < len(data):
-        length = int.from_bytes(data[offset : offset + 4])
         kind = data[offset + 4 : offset + 8]
-        offset = offset + 12 + length
-        bulk = bulk + (kind in _BULK)
-        parts += _PROFILE_PARTS if kind == b"iCCP" else kind not in _BULK
-        if parts > _MAX_PARTS or bulk > _MAX_BULK:
-            raise ValueError(f"more than {_MAX_PARTS} chunks, or {_MAX_BULK:,} of pixels")
+        offset += 12 + int.from_bytes(data[offset : offset + 4])
+        if kind in _BULK:
+            bulk += 1
+        else:
+            parts += _PROFILE_PARTS if kind == b"iCCP" else 1
+        _check_number(parts, _MAX_PARTS, "chunks")
+        _check_number(bulk, _MAX_BULK, "chunks of pixels")
 
 
 def _check_gif(data: bytes) -> None:
-    flags = data[10] if len(data) > 10 else 0
-    offset = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
-    parts = 0
-    while offset < len(data) and data[offset] not in b",;":
-        if data[offset] == ord("!"):
-            offset += 2
-            while offset < len(data) and data[offset] and parts <= _MAX_PARTS:
-                offset = offset + 1 + data[offset]
-                parts = parts + 1
-        offset = offset + 1
-        parts = parts + 1
-        if parts > _MAX_PARTS:
-            raise ValueError(f"more than {_MAX_PARTS} blocks")
+    with contextlib.suppress(IndexError):  # the file ends
+        offset = 13
+        if data[10] & 0x80:
+            offset += 6 << (data[10] & 7)  # a palette
+        blocks = 0
+        while data[offset] not in b",;":
+            if data[offset] == ord("!"):
+                offset += 2
+                while data[offset]:
+                    offset += 1 + data[offset]
+                    blocks += 1
+                    _check_number(blocks, _MAX_PARTS, "blocks")
+            offset += 1
+            blocks += 1
+            _check_number(blocks, _MAX_PARTS, "blocks")
 
 
 def check_directory(data: bytes, *, is_file: bool = False) -> None:
@@ -187,23 +180,22 @@ def check_directory(data: bytes, *, is_file: bool = False) -> None:
     ValueError for too many tags, strips or bytes, or a file whose pixels are JPEG; struct.error if it is missing.
     """
     order = "<" if data[:2] == b"II" else ">"
-    is_big = 43 in data[2:4]
-    (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+    size, *codes = _BIG_TIFF if 43 in data[2:4] else _SMALL_TIFF
+    offsets, numbers, layout = (struct.Struct(f"{order}{code}") for code in codes)
+    (start,) = offsets.unpack_from(data, size)
     start = min(start, len(data))  # above 2**63 it is no offset for `struct`
-    (number,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
-    layout = struct.Struct(order + ("HHQ8x" if is_big else "HHI4x"))
-    first = start + (8 if is_big else 2)
+    (number,) = numbers.unpack_from(data, start)
+    first = start + numbers.size
     total = 0
     end = min(first + number * layout.size, len(data) - layout.size + 1)
     for offset in range(first, end, layout.size)[:_MAX_PARTS]:
         tag, kind, count = layout.unpack_from(data, offset)
         total += min(count * _BYTES.get(kind, 1), len(data))
-        if tag in _STRIPS and count > _MAX_STRIPS:
-            raise ValueError(f"{count:,} strips or tiles; at most {_MAX_STRIPS:,} are read")
-        if (
-            is_file and tag == _COMPRESSION
-        ):  # every one: of several, Pillow and its decoder may go by different ones
-            at = offset + layout.size - (8 if is_big else 4)
+        if tag in _STRIPS:
+            _check_number(count, _MAX_STRIPS, "strips or tiles")
+        # All of them: of several, Pillow and its decoder may go by different ones.
+        if is_file and tag == _COMPRESSION:
+            at = offset + layout.size - size
             (value,) = struct.unpack_from(order + _NUMBERS.get(kind, "H"), data, at)
             if kind not in _NUMBERS or count != 1 or value in _JPEG:
                 raise ValueError(
@@ -217,65 +209,50 @@ class _Items:
     """Images and metadata of a HEIC or AVIF file: they share properties and parts, so that few may stand for many."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
+        self._data = memoryview(data)
         self._entries = 0
         self._properties_size = 0
-        self._bytes = Counter[int]()  # these by item
+        # These by item.
+        self._bytes = Counter[int]()
         self._pixels = Counter[int]()
         self._turns = Counter[int]()
         self._alphas = set[int]()
         self._parts = defaultdict[int, list[int]](list)
         self._work = dict[int, int]()
+        # Kind, item and the items that it names.
+        self._references: list[tuple[bytes, int, list[int]]] = []
 
     def check(self) -> None:
         """Check the numbers of entries, bytes that are copied, and pixels that are allocated and decoded."""
-        whole = range(len(self._data))
-        self._check_frames(whole)
-        references: list[tuple[bytes, int, list[int]]] = []
-        for meta in self._contents([whole], b"meta"):
-            references += self._read_meta(meta)
+        # A decoder keeps a record of every frame of a sequence, though only images are read.
+        samples = self._find(self._data, b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz")
+        frames = sum(int.from_bytes(table[8:12]) for table in samples)
+        _check_number(frames, _MAX_FRAMES, "frames of a sequence")
+        readers = {
+            b"iinf": self._check_types,
+            b"iloc": self._read_places,
+            b"iprp": self._read_properties,
+            b"iref": self._read_references,
+        }
+        for meta in self._find(self._data, b"meta"):
+            for kind, content in self._boxes(meta[4:]):
+                if kind in readers:
+                    readers[kind](content)
         copied = self._properties_size
-        for kind, item, targets in references:
+        for kind, item, targets in self._references:
             if kind == b"dimg":
                 self._parts[item] += targets
-            elif (
-                kind == b"auxl" and item in self._alphas
-            ):  # decoded with each image that it belongs to
-                for image in targets:
+            elif kind == b"auxl" and item in self._alphas:
+                for image in targets:  # the transparency is decoded with all of these
                     self._parts[image].append(item)
-            elif kind == b"cdsc":  # metadata: each image gets a copy
+            elif kind == b"cdsc":  # metadata, of which all these images get a copy
                 copied += self._bytes[item] * len(targets)
         if copied > 8 * len(self._data) + _SPARE_BYTES:
             raise ValueError(f"items that name {copied:,} bytes, in {len(self._data):,}")
-        self._check_items()
-
-    def _read_meta(self, meta: range) -> list[tuple[bytes, int, list[int]]]:
-        """Read the tables of items, and return the references between them."""
-        references: list[tuple[bytes, int, list[int]]] = []
-        for kind, content in self._boxes(meta[4:]):
-            if kind == b"iinf":
-                self._check_types(content)
-            elif kind == b"iloc":
-                self._read_places(content)
-            elif kind == b"iprp":
-                self._read_properties(content)
-            elif kind == b"iref":
-                references += self._read_references(content)
-        return references
-
-    def _check_items(self) -> None:
-        most_bytes = max(self._bytes.values(), default=0)
-        if most_bytes > len(self._data):
-            raise ValueError(f"an item of {most_bytes:,} bytes, in {len(self._data):,}")
-        turns = max(self._turns.values(), default=0)
-        if turns > _MAX_TURNS:
-            raise ValueError(
-                f"an image that is turned {turns} times; at most {_MAX_TURNS} are allowed"
-            )
         largest = max(self._pixels.values(), default=0)
-        if largest > MAX_PIXELS:
-            raise ValueError(f"an image of {largest:,} pixels; at most {MAX_PIXELS:,} are allowed")
+        _check_number(largest, MAX_PIXELS, "pixels of an image")
+        _check_number(max(self._bytes.values(), default=0), len(self._data), "bytes of an item")
+        _check_number(max(self._turns.values(), default=0), _MAX_TURNS, "turns of an image")
         for item in list(self._parts):
             self._check_parts(item, largest)
 
@@ -292,110 +269,96 @@ class _Items:
             self._work[item] = pixels * (1 + self._turns[item]) + self._bytes[item] + sum(parts)
         return self._work[item]
 
-    def _check_frames(self, whole: range) -> None:
-        """Check the frames of image sequences: a decoder keeps a record of each, though only images are read."""
-        parts = [whole]
-        for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz"):
-            parts = self._contents(parts, kind)
-        frames = sum(int.from_bytes(self._data[part.start + 8 : part.start + 12]) for part in parts)
-        if frames > _MAX_FRAMES:
-            raise ValueError(
-                f"a sequence of {frames:,} frames; at most {_MAX_FRAMES:,} are allowed"
-            )
-
-    def _check_types(self, table: range) -> None:
-        size = 4 if self._data[table.start] else 2  # of the number of entries, by the version
+    def _check_types(self, table: memoryview) -> None:
+        size = 4 if table[0] else 2  # of the number of entries, by the version
         for _, content in self._boxes(table[4 + size :]):
-            at = content.start + (10 if self._data[content.start] == 3 else 8)
-            kind = self._data[at : at + 4]
+            at = 10 if content[0] == 3 else 8
+            kind = bytes(content[at : at + 4])
             if kind in _CANVASES:
                 raise ValueError(
                     f"an item of type {kind.decode()}, which cameras do not write; save it as JPEG or PNG"
                 )
 
-    def _read_places(self, table: range) -> None:
-        self._at = table.start
-        version = self._take(1)
-        self._at += 3
-        sizes = self._take(2)
+    def _read_places(self, table: memoryview) -> None:
+        stream = io.BytesIO(table)
+        version = _take(stream, 4) >> 24
+        sizes = _take(stream, 2)
         width = 4 if version > 1 else 2
-        base = sizes >> 4 & 15
-        head = (4 if version else 2) + base  # method, source and base
+        head = (4 if version else 2) + (sizes >> 4 & 15)  # method, source and base
         index = sizes & 15 if version else 0
-        for _ in self._count(width):
-            item = self._take(width)
-            self._at += head
-            for _ in self._count(2):
-                self._at += index + (sizes >> 12)
-                length = self._take(sizes >> 8 & 15) or len(self._data)  # 0: all of it
+        for _ in self._count(stream, width):
+            item = _take(stream, width)
+            stream.read(head)
+            for _ in self._count(stream, 2):
+                stream.read(index + (sizes >> 12))
+                length = _take(stream, sizes >> 8 & 15) or len(self._data)  # 0: all of it
                 self._bytes[item] += min(length, len(self._data))
 
-    def _read_properties(self, part: range) -> None:
-        properties = [(b"", range(0))]  # they count from one
-        for table in self._contents([part], b"ipco"):
+    def _read_properties(self, part: memoryview) -> None:
+        properties = [(b"", part[:0])]  # they count from one
+        for table in self._find(part, b"ipco"):
             properties += self._boxes(table)
-        for table in self._contents([part], b"ipma"):
-            self._at = table.start
-            version = self._take(1)
-            flags = self._take(3)
-            for _ in self._count(4):
-                item = self._take(4 if version else 2)
-                for _ in self._count(1):
-                    kind, content = properties[
-                        self._take(2) & 0x7FFF if flags & 1 else self._take(1) & 0x7F
-                    ]
+        for table in self._find(part, b"ipma"):
+            stream = io.BytesIO(table)
+            version = _take(stream, 1)
+            width = 2 if _take(stream, 3) & 1 else 1
+            for _ in self._count(stream, 4):
+                item = _take(stream, 4 if version else 2)
+                for _ in self._count(stream, 1):
+                    # The first bit says whether a decoder must know the property.
+                    number = _take(stream, width) & (0x7FFF if width == 2 else 0x7F)
+                    kind, content = properties[number]
                     self._properties_size += len(content)
                     if kind == b"ispe":
-                        width, height = struct.unpack_from(">II", self._data, content.start + 4)
-                        self._pixels[item] = max(self._pixels[item], width * height)
+                        pixels = int.from_bytes(content[4:8]) * int.from_bytes(content[8:12])
+                        self._pixels[item] = max(self._pixels[item], pixels)
                     elif kind in _TURNS:
                         self._turns[item] += 1
-                    elif kind == b"auxC" and _ALPHA.match(self._data, content.start + 4):
+                    elif kind == b"auxC" and _ALPHA.match(content, 4):
                         self._alphas.add(item)
 
-    def _read_references(self, table: range) -> Iterator[tuple[bytes, int, list[int]]]:
-        """Yield kind, item and the items that it names."""
-        size = 4 if self._data[table.start] else 2  # by the version
+    def _read_references(self, table: memoryview) -> None:
+        size = 4 if table[0] else 2  # by the version
         for kind, content in self._boxes(table[4:]):
-            self._at = content.start
-            item = self._take(size)
-            yield kind, item, [self._take(size) for _ in self._count(2)]
+            stream = io.BytesIO(content)
+            item = _take(stream, size)
+            targets = [_take(stream, size) for _ in self._count(stream, 2)]
+            self._references.append((kind, item, targets))
 
-    def _contents(self, parts: Sequence[range], kind: bytes) -> list[range]:
-        """Return the contents of all boxes of a kind in some parts of the file."""
-        boxes = itertools.chain.from_iterable(map(self._boxes, parts))
-        return [content for name, content in boxes if name == kind]
+    def _find(self, part: memoryview, *kinds: bytes) -> list[memoryview]:
+        """Return the contents of all boxes of the last kind, which lie in boxes of the kinds before it."""
+        parts = [part]
+        for kind in kinds:
+            boxes = itertools.chain.from_iterable(map(self._boxes, parts))
+            parts = [content for name, content in boxes if name == kind]
+        return parts
 
-    def _boxes(self, part: range) -> list[tuple[bytes, range]]:
-        """Return kind and content of each box in a part of the file."""
-        boxes: list[tuple[bytes, range]] = []
+    def _boxes(self, part: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+        """Yield kind and content of all boxes in a part of the file."""
         while len(part) >= 8:
-            at = part.start
             head = 8
-            size = int.from_bytes(self._data[at : at + 4])
-            kind = self._data[at + 4 : at + 8]
+            size = int.from_bytes(part[:4])
+            kind = bytes(part[4:8])
             if size == 1:
-                size = int.from_bytes(self._data[at + 8 : at + 16])
+                size = int.from_bytes(part[8:16])
                 head = 16
             size = size or len(part)  # 0: up to the end
             if size < head:
                 raise ValueError(f"a box of {size} bytes")
             self._add_entries(1)
-            boxes.append((kind, part[head:size]))
+            yield kind, part[head:size]
             part = part[size:]
-        return boxes
 
-    def _take(self, size: int) -> int:
-        self._at += size
-        return int.from_bytes(self._data[self._at - size : self._at])
-
-    def _count(self, size: int) -> range:
+    def _count(self, stream: io.BytesIO, size: int) -> range:
         """Read the number of the entries that follow."""
-        number = self._take(size)
+        number = _take(stream, size)
         self._add_entries(number)
         return range(number)
 
     def _add_entries(self, number: int) -> None:
         self._entries += number
-        if self._entries > _MAX_ENTRIES:
-            raise ValueError(f"more than {_MAX_ENTRIES:,} boxes, properties and references")
+        _check_number(self._entries, _MAX_ENTRIES, "boxes, properties and references")
+
+
+def _take(stream: io.BytesIO, size: int) -> int:
+    return int.from_bytes(stream.read(size))

@@ -57,10 +57,13 @@ class BlockMaskConfig:
         """
         mask = np.zeros((self.grid_height, self.grid_width), dtype=bool)
         missing = self.num_masked
-        while missing > 0 and (added := self._add_block(mask, limit=missing, generator=generator)):
+        added = 1
+        while missing > 0 and added > 0:
+            added = self._add_block(mask, limit=missing, generator=generator)
             missing -= added
         for _ in range(missing):
-            near = np.zeros_like(mask)  # shares a side with a hidden patch
+            # Patches that share a side with a hidden one.
+            near = np.zeros_like(mask)
             near[1:] |= mask[:-1]
             near[:-1] |= mask[1:]
             near[:, 1:] |= mask[:, :-1]
@@ -101,7 +104,10 @@ class WordMaskConfig:
     """Words that are masked alone, all that a text has of them, in a share `only_share` of the texts that have any."""
     only_share: float = 0.0
     of_captions: bool = False
-    """Mask single tokens rather than words, `[SEP]` among them, so that the end of a caption is learnt too (BEiT-3)."""
+    """Mask single tokens rather than words, `[SEP]` among them.
+
+    The end of a caption is thus learned too (BEiT-3).
+    """
 
     def __post_init__(self) -> None:
         """Raise ValueError if a share is not from 0 to 1."""
@@ -118,25 +124,23 @@ class MaskingVocabulary:
     Attributes:
         special: True for ids that are never hidden nor used as a random replacement.
         continuation: True for ids that continue a word.
-        only: True for ids of the words of `WordMaskConfig.only`; None without any.
+        only: Ids of the words of `WordMaskConfig.only`.
     """
 
     special: Bool[np.ndarray, "vocab"]
     continuation: Bool[np.ndarray, "vocab"]
     mask_token_id: int
-    only: Bool[np.ndarray, "vocab"] | None = None
+    only: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, tokenizer: BertTokenizer, *, only: tuple[str, ...] = ()) -> MaskingVocabulary:
         """Read them from a tokenizer; words of `only` that it does not have whole are left out."""
-        known = tokenizer.get_vocab()
-        named = (
-            np.isin(np.arange(len(known)), [known[word] for word in only if word in known])
-            if only
-            else None
-        )
+        vocabulary = tokenizer.get_vocab()
         return cls(
-            special_flags(tokenizer), continuation_flags(tokenizer), tokenizer.mask_token_id, named
+            special_flags(tokenizer),
+            continuation_flags(tokenizer),
+            tokenizer.mask_token_id,
+            tuple(vocabulary[word] for word in only if word in vocabulary),
         )
 
 
@@ -153,19 +157,14 @@ def whole_word_mask(
     word too long for what is still missing is taken with the probability of the share that fits, so long words of short
     texts get their turn and the expected number of tokens stays near the target; BERT's code never takes it. Or, see
     `WordMaskConfig`, certain words alone are chosen. A chosen token becomes `[MASK]` (80 %), a random token (10 %) or
-    stays (10 %), each token for itself.
+    stays (10 %), independently of the others.
 
     Args:
         input_ids: One text, special tokens included, padded or not (of captions: not).
     """
-    named = (
-        np.zeros(len(input_ids), dtype=bool)
-        if vocabulary.only is None
-        else vocabulary.only[input_ids]
-    )
-    named[:-1] &= ~vocabulary.continuation[
-        input_ids[1:]
-    ]  # "under" that begins "underground" is another word
+    named = np.isin(input_ids, vocabulary.only)
+    # "under" that begins "underground" is another word.
+    named[:-1] &= ~vocabulary.continuation[input_ids[1:]]
     chosen = np.flatnonzero(named)
     if config.of_captions:
         number = max(1, int(config.probability * len(input_ids) + 0.5))
@@ -179,8 +178,9 @@ def whole_word_mask(
     corrupted[chosen[fate < 0.8]] = vocabulary.mask_token_id
     for position in chosen[(fate >= 0.8) & (fate < 0.9)]:
         # Special ids are few, so that sampling again is faster than listing the others.
-        while vocabulary.special[token := int(generator.integers(len(vocabulary.special)))]:
-            continue
+        token = generator.integers(len(vocabulary.special))
+        while vocabulary.special[token]:
+            token = generator.integers(len(vocabulary.special))
         corrupted[position] = token
     return corrupted, labels
 
@@ -199,14 +199,15 @@ def _choose_words(
     begins[0] = True
     begins[1:] |= np.diff(positions) > 1
     words = np.split(positions, np.flatnonzero(begins)[1:])
-    words = [words[turn] for turn in rng.permutation(len(words)).tolist()]
+    words = [words[turn] for turn in rng.permutation(len(words))]
     missing = max(1, round(probability * len(positions)))
     chosen = []
     for word in words:
-        if len(word) <= missing or rng.random() < missing / len(word):
+        is_taken = len(word) <= missing or rng.random() < missing / len(word)
+        if is_taken:
             chosen.append(word)
             missing -= len(word)
         # Going on after a refusal would give the next word another chance, and mask too much on average.
-        if missing <= 0 or (chosen and chosen[-1] is not word):
+        if missing <= 0 or (chosen and not is_taken):
             break
     return np.concatenate(chosen or words[:1])

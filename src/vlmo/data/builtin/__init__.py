@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SETS: dict[str, str] = {}
-"""Name of each set, and of the module that builds it."""
+"""Modules that build the sets, by the names of the sets."""
 
 
 def register(module: str, *names: str) -> None:
     """Make the sets of a module known by their names.
 
     Args:
-        module: Dotted name of a module with `SETS`, a function without arguments by the name of each set, which
-            returns its features and the rows of each split; `PACKAGES`, the distributions that it reads; and `LABELS`,
+        module: Dotted name of a module with `SETS`, a function without arguments by the name of a set, which
+            returns its features and the rows by split; `PACKAGES`, the distributions that it reads; and `LABELS`,
             the answers or classes of sets that have them, by name.
     """
     SETS.update(dict.fromkeys(names, module))
@@ -52,10 +52,10 @@ def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:
 
 def labels(name: str) -> list[str]:
     """Return the answers or classes of the built-in set `name`, in the order of their numbers; ValueError without."""
-    found = getattr(_builder(name), "LABELS", {})
-    if name not in found:
+    labels = getattr(_builder(name), "LABELS", {})
+    if name not in labels:
         raise ValueError(f"the built-in set {name} has no answers or classes; name data that have")
-    return list(found[name])
+    return list(labels[name])
 
 
 def built_folder(root: Path | None = None) -> Path:
@@ -64,7 +64,7 @@ def built_folder(root: Path | None = None) -> Path:
 
 
 def build(name: str, *, cache_dir: Path | None = None) -> Path:
-    """Return the folder of the built-in set `name`, with a saved data set for each split.
+    """Return the folder of the built-in set `name`, with a saved data set for all its splits.
 
     It is built (seconds) where the cache does not hold it yet, and anew where code or packages have changed.
 
@@ -73,12 +73,12 @@ def build(name: str, *, cache_dir: Path | None = None) -> Path:
     """
     module = _builder(name)
     root = cache_dir or cache_folder()
-    own = Path(str(module.__file__))
-    files = {
-        *Path(__file__).parent.glob("*.py"),
-        *(own.parent.glob("*.py") if module.__package__ else [own]),
-    }
-    files |= {Path(__file__).parents[1] / name for name in ("decoding.py", "schema.py")}
+    data = Path(__file__).parents[1]
+    builder = Path(str(module.__file__))
+    # All that rows depend on: the builders' code, and that of the cells and features.
+    files = {builder, data / "decoding.py", data / "schema.py", *data.glob("builtin/*.py")}
+    if module.__package__:
+        files.update(builder.parent.glob("*.py"))
     digest = hashlib.sha256(platform.python_version().encode())
     for file in sorted(files):
         digest.update(file.read_bytes())

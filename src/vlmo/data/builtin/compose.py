@@ -1,7 +1,7 @@
 """Images composed on the fly: the bytes of an image cell describe the image, instead of its pixels.
 
-They are `scene:SIZE|BACKGROUND|OBJECT|OBJECT...`. `scene:96|eef4ff|star,50,12,24,d81e28|twemoji/1f436,8,40,40` is a
-square of 96 pixels with a red star and a drawing; left and top edge and the side of each count 96ths of the image.
+The form is `scene:SIZE|BACKGROUND|OBJECT|OBJECT...`. `scene:96|eef4ff|star,50,12,24,d81e28|twemoji/1f436,8,40,40` is a
+square of 96 pixels with a red star and a drawing; left and top edge and the side are counted in 96ths of the image.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ DRAWINGS: dict[str, Callable[[str, int], Image.Image]] = {}
 # Bytes may come from strangers.
 _MAX_BYTES = 1 << 16
 _MAX_PARTS = 64
-_MAX_SIDE = 1024  # of an image and of an object in it
+# Of an image and of an object in it.
+_MAX_SIDE = 1024
+# Shapes are drawn finer, and then reduced: their edges are smooth.
 _FINER = 4
+_STAR = [(radius, math.pi * k / 5) for k, radius in enumerate([0.53, 0.22] * 5)]
+_HEART = [math.tau * k / 48 for k in range(48)]
 _CORNERS: dict[str, list[tuple[float, float]]] = {
-    "square": [(0.06, 0.06), (0.94, 0.06), (0.94, 0.94), (0.06, 0.94)],
     "triangle": [(0.5, 0.04), (1.0, 0.94), (0.0, 0.94)],
-    "star": [
-        (0.5 + radius * math.sin(math.pi * k / 5), 0.53 - radius * math.cos(math.pi * k / 5))
-        for k, radius in enumerate([0.53, 0.22] * 5)
-    ],
+    "star": [(0.5 + r * math.sin(angle), 0.53 - r * math.cos(angle)) for r, angle in _STAR],
     "heart": [
         (
             0.5 + math.sin(t) ** 3 / 2,
             0.45 - (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t)) / 32,
         )
-        for t in (math.tau * k / 48 for k in range(48))
-    ],
-    "cross": [
-        *((0.34, 0.0), (0.66, 0.0), (0.66, 0.34), (1.0, 0.34), (1.0, 0.66), (0.66, 0.66)),
-        *((0.66, 1.0), (0.34, 1.0), (0.34, 0.66), (0.0, 0.66), (0.0, 0.34), (0.34, 0.34)),
+        for t in _HEART
     ],
     "diamond": [(0.5, 0.0), (0.88, 0.5), (0.5, 1.0), (0.12, 0.5)],
     "drop": [(0.5, 0.0), (0.79, 0.5), (0.21, 0.5)],
 }
-_OVALS: dict[str, list[tuple[float, float, float, float, int]]] = {
+_BARS = {
+    "square": [(0.06, 0.06, 0.94, 0.94)],
+    "cross": [(0.34, 0.0, 0.66, 1.0), (0.0, 0.34, 1.0, 0.66)],
+}
+_OVALS = {
     "circle": [(0.02, 0.02, 0.98, 0.98, 255)],
     "ring": [(0.0, 0.0, 1.0, 1.0, 255), (0.27, 0.27, 0.73, 0.73, 0)],
     "moon": [(0.0, 0.0, 1.0, 1.0, 255), (0.34, -0.1, 1.24, 0.8, 0)],
@@ -83,12 +83,10 @@ def compose(data: bytes) -> Image.Image:
         raise ValueError(f"a scene of {pixels} pixels a side; expected 1 to {_MAX_SIDE}")
     image = _background(background, size=pixels)
     for text in objects:
-        name, *edges = text.split(",")
-        left, top, side = (round(int(number) * pixels / UNITS) for number in edges[:3])
+        name, left, top, side, *paint = text.split(",")
+        left, top, side = (round(int(number) * pixels / UNITS) for number in (left, top, side))
         drawing = cutout(name, side)
-        image.paste(
-            ImageColor.getrgb(f"#{edges[3]}") if len(edges) > 3 else drawing, (left, top), drawing
-        )
+        image.paste(f"#{paint[0]}" if paint else drawing, (left, top), drawing)
     return image
 
 
@@ -100,9 +98,8 @@ def cutout(name: str, side: int) -> Image.Image:
     """
     if not 0 < side <= _MAX_SIDE:
         raise ValueError(f"{name:.40} of {side} pixels; expected 1 to {_MAX_SIDE}")
-    return (_kept_cutout if side <= UNITS else _cutout)(
-        name, side
-    )  # large ones would fill the memory
+    draw = _kept_cutout if side <= UNITS else _cutout  # large ones would fill the memory
+    return draw(name, side)
 
 
 def _cutout(name: str, side: int) -> Image.Image:
@@ -114,10 +111,12 @@ def _cutout(name: str, side: int) -> Image.Image:
     canvas = Image.new("L", (side * _FINER, side * _FINER))
     draw = ImageDraw.Draw(canvas)
     scale = side * _FINER - 1
-    if corners := _CORNERS.get(name):
-        draw.polygon([(x * scale, y * scale) for x, y in corners], fill=255)
-    for *box, shade in _OVALS.get(name, []):
-        draw.ellipse([edge * scale for edge in box], fill=shade)
+    if name in _CORNERS:
+        draw.polygon([(x * scale, y * scale) for x, y in _CORNERS[name]], fill=255)
+    for edges in _BARS.get(name, ()):
+        draw.rectangle([edge * scale for edge in edges], fill=255)
+    for *edges, shade in _OVALS.get(name, ()):
+        draw.ellipse([edge * scale for edge in edges], fill=shade)
     return canvas.reduce(_FINER)
 
 
@@ -126,13 +125,10 @@ _kept_cutout = functools.lru_cache(maxsize=16384)(_cutout)
 
 def _background(text: str, *, size: int) -> Image.Image:
     """Return one color, or two with all between them, from left to right ("a>b") or from top to bottom ("a/b")."""
-    for sign in ">/":
-        if sign in text:
-            ends = np.array(
-                [ImageColor.getrgb(f"#{end}") for end in text.split(sign)], dtype=np.float32
-            )
-            line = np.linspace(ends[0], ends[1], size).astype(np.uint8)
-            return Image.fromarray(
-                line[None].repeat(size, 0) if sign == ">" else line[:, None].repeat(size, 1)
-            )
-    return Image.new("RGB", (size, size), f"#{text}")
+    first, sign, second = text.partition(">" if ">" in text else "/")
+    if not sign:
+        return Image.new("RGB", (size, size), f"#{text}")
+    ends = [ImageColor.getrgb(f"#{end}") for end in (first, second)]
+    line = np.linspace(*np.array(ends, dtype=np.float32), num=size).astype(np.uint8)
+    rows = np.tile(line, (size, 1, 1))
+    return Image.fromarray(rows if sign == ">" else rows.swapaxes(0, 1))

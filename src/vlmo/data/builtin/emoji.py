@@ -5,9 +5,8 @@ other are kept for testing: the training split holds no drawing that looks like 
 drawings of OpenMoji's, and Twemoji's of these concepts (docs/data.md).
 """
 
-import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -41,46 +40,47 @@ Names = Mapping[str, tuple[str, ...]]
 
 
 def emoji_pairs() -> Built:
-    """Return both drawings of each concept with its names, and the drawings for testing with one name."""
+    """Return both drawings of all concepts with their names, and the drawings for testing with one name."""
     names = english_names()
-    stems = {style: {plain_codes(stem): stem for stem in stems_of(style)} for style in LICENCES}
-    concepts = [
-        code
-        for code in names
-        if is_concept(names[code][0]) and all(code in known for known in stems.values())
-    ]
+    drawn = _stems(TWEMOJI).keys() & _stems(OPENMOJI).keys()
+    concepts = [codes for codes in names if codes in drawn and is_concept(names[codes][0])]
     concepts.sort(key=lambda codes: hash_share(f"emoji/{codes}"))
-
-    def rows(
-        style: str, chosen: Iterable[str], *, most_names: int | None = None
-    ) -> list[dict[str, Any]]:
-        """Return a row an image: files with equal pixels (Norway, Svalbard) are one row with the names of all."""
-        groups: dict[bytes, dict[str, bytes]] = defaultdict(dict)
-        for codes in chosen:
-            png = png_of(style, stems[style][codes])
-            pixels = decode_image({"bytes": png, "path": codes}).tobytes()
-            groups[hashlib.sha256(pixels).digest()][codes] = png
-        found = []
-        for group in groups.values():
-            known = [names[codes][:most_names] for codes in group]
-            captions = dict.fromkeys(
-                [*(texts[0] for texts in known), *(each for texts in known for each in texts[1:])]
-            )
-            image_id = f"{style}/{min(group)}"
-            image = {"bytes": next(iter(group.values())), "path": f"{image_id}.png"}
-            row = make_row(
-                image_id,
-                image=image,
-                captions=list(captions),
-                source=style,
-                licence=LICENCES[style],
-            )
-            found.append(row)
-        return found
-
     trained = [codes for codes in concepts if codes not in LOOK_ALIKES.union(TEST)]
-    train = rows(TWEMOJI, concepts) + rows(OPENMOJI, trained)
-    return FEATURES, {"train": train, "test": rows(OPENMOJI, TEST, most_names=1)}
+    train = _rows(TWEMOJI, {codes: names[codes] for codes in concepts})
+    train += _rows(OPENMOJI, {codes: names[codes] for codes in trained})
+    return FEATURES, {
+        "train": train,
+        "test": _rows(OPENMOJI, {codes: names[codes][:1] for codes in TEST}),
+    }
+
+
+def _rows(style: str, names: Names) -> list[dict[str, Any]]:
+    """Return a row an image: files with equal pixels (Norway, Svalbard) are one row with the names of all."""
+    stems = _stems(style)
+    files_by_pixels: dict[bytes, dict[str, bytes]] = defaultdict(dict)
+    for codes in names:
+        png = png_of(style, stems[codes])
+        pixels = decode_image({"bytes": png, "path": codes}).tobytes()
+        files_by_pixels[pixels][codes] = png
+    rows = []
+    for pngs in files_by_pixels.values():
+        captions = [names[codes][0] for codes in pngs]
+        for codes in pngs:
+            captions += names[codes][1:]
+        image_id = f"{style}/{min(pngs)}"
+        row = make_row(
+            image_id,
+            image={"bytes": next(iter(pngs.values())), "path": f"{image_id}.png"},
+            captions=list(dict.fromkeys(captions)),
+            source=style,
+            licence=LICENCES[style],
+        )
+        rows.append(row)
+    return rows
+
+
+def _stems(style: str) -> dict[str, str]:
+    return {plain_codes(stem): stem for stem in stems_of(style)}
 
 
 SETS = {"emoji-pairs": emoji_pairs}
@@ -103,28 +103,24 @@ def english_names() -> dict[str, tuple[str, ...]]:
     words = str.maketrans("_\u2019\u201c\u201d", ' \'""')
     for characters, entry in emoji.EMOJI_DATA.items():
         codes = plain_codes("-".join(f"{ord(character):x}" for character in characters))
-        known = (
-            name.strip(":").translate(words) for name in (entry["en"], *entry.get("alias", ()))
+        texts = (entry["en"], *entry.get("alias", ()))
+        names.setdefault(
+            codes, tuple(dict.fromkeys(text.strip(":").translate(words) for text in texts))
         )
-        names.setdefault(codes, tuple(dict.fromkeys(known)))
-    uses = Counter(
-        name.lower() for known in names.values() for name in {name.lower() for name in known}
-    )
-    return {
-        codes: (
-            name,
-            *(each for each in aliases if uses[each.lower()] == 1 and each.lower() != name.lower()),
-        )
-        for codes, (name, *aliases) in names.items()
-    }
+    uses = Counter[str]()
+    for texts in names.values():
+        uses.update({text.lower() for text in texts})
+        uses[texts[0].lower()] += 1  # no alias is a name, not that of its own emoji either
+    for codes, (name, *aliases) in names.items():
+        names[codes] = (name, *(alias for alias in aliases if uses[alias.lower()] == 1))
+    return names
 
 
 def stems_of(style: str) -> list[str]:
     """Return the names of the files of an installed style, without their suffix."""
     folder, suffix = _folder(style)
-    return sorted(
-        entry.name.removesuffix(suffix) for entry in folder.iterdir() if entry.name.endswith(suffix)
-    )
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
 
 
 def png_of(style: str, stem: str) -> bytes:

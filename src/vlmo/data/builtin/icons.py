@@ -26,7 +26,7 @@ _PIXELS = 64
 
 
 def lucide_icons() -> Built:
-    """Return a row for each icon, black on transparent, in the order of names."""
+    """Return a row an icon, black on transparent, in the order of names."""
     with (
         as_file(files("lucide") / "data" / "lucide-icons.db") as file,
         closing(sqlite3.connect(file)) as database,

@@ -29,7 +29,7 @@ _QUARTER = UNITS // 2
 _SIDES = range(32, 45, 2)
 
 Edited = tuple[Scene, Sentence, Scene, Sentence]
-"""A scene and its caption, and the least change of both: each caption is false of the other scene."""
+"""A scene and its caption, and the least change of both: a caption is false of the other scene."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Pool:
         name: First part of the ids of rows, by which joined sources know equal images.
         shapes: Shapes of training.
         unseen: Shapes that no training scene shows.
-        first: Things of which each scene shows one; none, and any will do.
+        first: Things of which a scene must show one, if there are any.
         totals: Numbers of things, one of which is taken.
     """
 
@@ -77,23 +77,20 @@ class Pool:
         return choices.one_of(self.shapes)
 
     def place(self, things: Sequence[Thing], choices: Choices) -> Iterator[Placed]:
-        """Yield up to four things, each somewhere in a quarter of the image: none covers another."""
+        """Yield up to four things, in quarters of the image: none covers another."""
         for thing, quarter in zip(things, choices.some_of(range(4), len(things)), strict=True):
             side = choices.one_of(_SIDES)
             row, column = divmod(quarter, 2)
-            left, top = (
-                _QUARTER * half + 1 + choices.below(_QUARTER - side - 1) for half in (column, row)
-            )
+            space = _QUARTER - side - 1
+            left = _QUARTER * column + 1 + choices.below(space)
+            top = _QUARTER * row + 1 + choices.below(space)
             yield Placed(thing, left, top, side, paint(thing.color, choices))
 
     def alike(self, thing: Thing, *, kind: str) -> Sequence[Thing]:
         """Return shapes of the color of a thing ("object"), or those of its name ("color")."""
         same = "color" if kind == "object" else "name"
-        return [
-            each
-            for each in self.shapes + self.unseen
-            if getattr(each, same) == getattr(thing, same)
-        ]
+        shapes = self.shapes + self.unseen
+        return [shape for shape in shapes if getattr(shape, same) == getattr(thing, same)]
 
     def absent(self, shown: Sequence[Thing], choices: Choices) -> Sequence[Thing]:
         """Return shapes that are not there, half of the times of a color and a name that are."""
@@ -112,41 +109,37 @@ class Pool:
         while True:
             scene = self.scene(choices)
             alone = scene.alone()
-            if (
-                len(alone) > 1
-                and (edited := edit(scene, choices.some_of(alone, 2), choices)) is not None
-            ):
-                first, true, second, false = edited
-                truths = [
-                    each.truth(sentence) for each in (first, second) for sentence in (true, false)
-                ]
-                if truths == [True, False, False, True]:
-                    return edited
+            edited = edit(scene, choices.some_of(alone, 2), choices) if len(alone) > 1 else None
+            if edited is None:
+                continue
+            first, caption, second, other = edited
+            if (first.truth(caption), second.truth(other)) != (True, True):
+                continue
+            if (first.truth(other), second.truth(caption)) == (False, False):
+                return edited
 
     def sentence(self, pair: Sequence[Placed], choices: Choices) -> Sentence:
         """Return the relation of two objects, or a list of them with their places."""
-        relation = pair[0].relation_to(pair[1])
+        first, second = pair
+        relation = first.relation_to(second)
         if relation is None or choices.random() < 0.5:
-            return Sentence(tuple(phrase_of([each], placed=True) for each in pair))
-        return relate(
-            (phrase_of([each]) for each in pair),
-            relation,
-            RELATED[0] % choices.one_of(WORDS[relation]),
-        )
+            return Sentence((phrase_of([first], placed=True), phrase_of([second], placed=True)))
+        form = RELATED[0] % choices.one_of(WORDS[relation])
+        return relate((phrase_of([first]), phrase_of([second])), relation, form)
 
     def swapped(self, scene: Scene, pair: Sequence[Placed], choices: Choices) -> Edited | None:
         """Exchange two objects or their colors."""
-        of_colors = choices.below(2)
+        is_of_colors = choices.below(2)
         sentence = self.sentence(pair, choices)
+        one, two = pair
         first, second = sentence.phrases
-        things = {each: other.thing for each, other in (pair, pair[::-1])}
-        false = (second, first)
-        if of_colors:
-            things = {
-                each: each.thing._replace(color=thing.color) for each, thing in things.items()
-            }
-            false = (replace(first, color=second.color), replace(second, color=first.color))
-        return scene, sentence, scene.replaced(things, choices), sentence._replace(phrases=false)
+        things = {one: two.thing, two: one.thing}
+        phrases = (second, first)
+        if is_of_colors:
+            for placed, thing in things.items():
+                things[placed] = placed.thing._replace(color=thing.color)
+            phrases = (replace(first, color=second.color), replace(second, color=first.color))
+        return scene, sentence, scene.replaced(things, choices), sentence._replace(phrases=phrases)
 
     def _replaced(
         self, scene: Scene, pair: Sequence[Placed], choices: Choices, *, kind: str
@@ -163,17 +156,15 @@ class Pool:
 
 
 def _opposite(scene: Scene, pair: Sequence[Placed], choices: Choices) -> Edited | None:
-    if (relation := pair[0].relation_to(pair[1])) is None:
+    first, second = pair
+    relation = first.relation_to(second)
+    if relation is None:
         return None
-    phrases = [phrase_of([each]) for each in pair]
+    opposite = OPPOSITE[relation]
+    phrases = (phrase_of([first]), phrase_of([second]))
     form = choices.one_of(RELATED)
     word = choices.below(2)
-    true, false = (
-        relate(phrases, each, form % WORDS[each][word]) for each in (relation, OPPOSITE[relation])
-    )
-    return (
-        scene,
-        true,
-        scene.replaced({each: other.thing for each, other in (pair, pair[::-1])}, choices),
-        false,
-    )
+    caption = relate(phrases, relation, form % WORDS[relation][word])
+    other = relate(phrases, opposite, form % WORDS[opposite][word])
+    changed = scene.replaced({first: second.thing, second: first.thing}, choices)
+    return scene, caption, changed, other

@@ -7,6 +7,7 @@ images.
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -132,12 +133,17 @@ class Placed(NamedTuple):
     @property
     def where(self) -> str:
         """The words for its place in the scene."""
-        x, y = (2 * edge + self.side - UNITS for edge in (self.left, self.top))
-        row = "" if abs(y) < _APART else "top" if y < 0 else "bottom"
-        column = "" if abs(x) < _APART else "left" if x < 0 else "right"
+        row = self._side_of_middle(self.top, "top", "bottom")
+        column = self._side_of_middle(self.left, "left", "right")
         if row:
             return f"at the {row} {column}".strip()
         return f"on the {column}" if column else "in the middle"
+
+    def _side_of_middle(self, edge: int, before: str, after: str) -> str:
+        offset = 2 * edge + self.side - UNITS
+        if abs(offset) < _APART:
+            return ""
+        return before if offset < 0 else after
 
     def offset(self, other: Placed) -> tuple[int, int]:
         """Return how far the center lies to the right of and below another one, in half units."""
@@ -156,7 +162,7 @@ class Placed(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """Phrases, relations between two of them (by number), and a text with a field for each phrase; else a list."""
+    """Phrases, relations between two of them (by number), and a text with fields for the phrases; else a list."""
 
     phrases: tuple[Phrase, ...]
     relations: tuple[tuple[int, str, int], ...] = ()
@@ -180,23 +186,24 @@ class Scene:
     def cell(self, name: str, size: int = UNITS) -> ImageCell:
         """Return the image, a square of `size` pixels; `name` stands in messages about it."""
         parts = [str(size), self.background]
-        for each in self.objects:
-            values = (
-                each.thing.image,
-                each.left,
-                each.top,
-                each.side,
-                *([each.paint] if each.paint else []),
-            )
-            parts.append(",".join(map(str, values)))
+        for thing, *values in self.objects:
+            parts.append(",".join(map(str, (thing.image, *values))).rstrip(","))
         return {"bytes": PREFIX + "|".join(parts).encode(), "path": name}
+
+    def things(self) -> list[Thing]:
+        """Return all things, equal ones too."""
+        return [placed.thing for placed in self.objects]
 
     def groups(self) -> list[list[Placed]]:
         """Return the objects, equal things together."""
-        found: dict[Thing, list[Placed]] = {}
-        for each in self.objects:
-            found.setdefault(each.thing, []).append(each)
-        return list(found.values())
+        groups: dict[Thing, list[Placed]] = {}
+        for placed in self.objects:
+            groups.setdefault(placed.thing, []).append(placed)
+        return list(groups.values())
+
+    def fitting(self, phrase: Phrase) -> list[Placed]:
+        """Return the objects that the words of a phrase are true of."""
+        return [placed for placed in self.objects if phrase.fits(placed)]
 
     def alone(self) -> list[Placed]:
         """Return the objects that have no equal here."""
@@ -205,30 +212,28 @@ class Scene:
     def replaced(self, changed: dict[Placed, Thing], choices: Choices) -> Scene:
         """Return the scene with other things in the places of some objects."""
         objects = []
-        for each in self.objects:
-            thing = changed.get(each, each.thing)
-            color = each.paint if thing.color == each.thing.color else paint(thing.color, choices)
-            objects.append(each._replace(thing=thing, paint=color))
+        for placed in self.objects:
+            thing = changed.get(placed, placed.thing)
+            if thing.color != placed.thing.color:
+                placed = placed._replace(paint=paint(thing.color, choices))
+            objects.append(placed._replace(thing=thing))
         return Scene(tuple(objects), self.background)
 
     def truth(self, sentence: Sentence) -> bool | None:
         """Return whether a sentence is true; None where people could read it either way."""
-        found = [
-            [each for each in self.objects if phrase.fits(each)] for phrase in sentence.phrases
-        ]
-        if not all(found):
+        fitting = [self.fitting(phrase) for phrase in sentence.phrases]
+        if not all(fitting):
             return False
-        if any(
-            len(each) != phrase.count for each, phrase in zip(found, sentence.phrases, strict=True)
-        ):
+        if list(map(len, fitting)) != [phrase.count for phrase in sentence.phrases]:
             return None
-        seen = [
-            (found[a][0].relation_to(found[b][0]), relation)
-            for a, relation, b in sentence.relations
-        ]
-        if any(actual == OPPOSITE[relation] for actual, relation in seen):
-            return False
-        return True if all(actual == relation for actual, relation in seen) else None
+        truth: bool | None = True
+        for first, relation, second in sentence.relations:
+            actual = fitting[first][0].relation_to(fitting[second][0])
+            if actual == OPPOSITE[relation]:
+                return False
+            if actual != relation:
+                truth = None
+        return truth
 
 
 def phrase_of(group: Sequence[Placed], *, placed: bool = False) -> Phrase:
@@ -263,18 +268,15 @@ def related_pair(
     scene: Scene, choices: Choices, *, words: Callable[[Sequence[Placed]], Phrase] = phrase_of
 ) -> Sentence:
     """Return the relation of two things, or else a list."""
-    groups = scene.groups()
-    pairs = [
-        (a, b, relation)
-        for a in groups
-        for b in groups
-        if a is not b and (relation := relation_of(a, b))
-    ]
+    pairs = []
+    for first, second in itertools.permutations(scene.groups(), 2):
+        if relation := relation_of(first, second):
+            pairs.append((first, second, relation))
     if not pairs:
         return list_of(scene, choices, words=words)
-    *pair, relation = choices.one_of(pairs)
+    first, second, relation = choices.one_of(pairs)
     form = choices.one_of(RELATED) % choices.one_of(WORDS[relation])
-    return relate(map(words, pair), relation, form)
+    return relate((words(first), words(second)), relation, form)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from vlmo.data.builtin.scenes import (
     RELATED,
     WORDS,
     Choices,
+    Placed,
     Scene,
     Sentence,
     Thing,
@@ -42,10 +44,10 @@ from vlmo.data.schema import (
 PACKAGES: tuple[str, ...] = ()
 NUM_SCENES = {"train": 50_000, "validation": 1000, "test": 1000, "combinations": 1000}
 NUM_BINDING = {"validation": 250, "test": 250, "combinations": 250}
-"""Pairs of rows of each kind."""
+"""Pairs of rows of a kind."""
 NUM_QUESTIONS = {"train": 40_000, "validation": 1000, "test": 2000, "combinations": 1000}
 NUM_STATEMENTS = {"train": 5000, "validation": 250, "test": 500, "combinations": 250}
-"""Sentences, with four rows each."""
+"""Sentences, of which one has four rows."""
 
 COUNTS = ("1", "2", "3")
 ANSWERS = (*COLORS, *SHAPES, *COUNTS, "no", "yes")
@@ -54,40 +56,48 @@ LABELS = {"shapes-questions": ANSWERS}
 _NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 _COLORS = ("red", "yellow", "green", "blue", "pink", "black")
 _ALONE = 0.2
-"""Share of training scenes of one object, from which its place is learnt first."""
-_EDITS = ("exchange",) * 6 + ("color", "object")
-"""Changes of a false caption, each as likely: places are learnt last, and from exchanges alone."""
+"""Share of training scenes of one object, from which its place is learned first."""
+_EDITS = ("exchange",) * 6 + ("name", "color")
+"""Changes of a false caption: an exchange of places, or another thing that has the same name or the same color.
+
+Places are learned last, and from exchanges alone, so exchanges are the most likely.
+"""
 _FORMS = {
     "no verb": ("{}", "{}", "the picture shows {}", "there is {} in the picture"),
     "verb": ("{}", "the picture shows that {}"),
 }
 """Wordings of training captions, by whether the caption has a verb. Statements about two scenes use the same words."""
 
-Rows = Iterator[dict[str, Any]]
+_ANSWER_TYPES = dict.fromkeys(("yes", "no"), "yes/no") | dict.fromkeys(COUNTS, "number")
+
+Row = dict[str, Any]
+Rows = Iterator[Row]
+Splits = dict[str, list[Row]]
 
 
 def pools(totals: tuple[int, ...] = (2,)) -> dict[str, Pool]:
-    """Return what the scenes of each split are made of; each scene has one of `totals` things."""
-    known, unseen = (shapes(held_out=each, names=_NAMES, colors=_COLORS) for each in (False, True))
-    pool = Pool("shapes", known, unseen, totals=totals)
-    return dict.fromkeys(("train", "validation", "test"), pool) | {
-        "combinations": replace(pool, first=unseen)
-    }
+    """Return what scenes are made of by split; a scene has one of `totals` things."""
+    trained = shapes(held_out=False, names=_NAMES, colors=_COLORS)
+    unseen = shapes(held_out=True, names=_NAMES, colors=_COLORS)
+    pool = Pool("shapes", trained, unseen, totals=totals)
+    usual = dict.fromkeys(("train", "validation", "test"), pool)
+    return usual | {"combinations": replace(pool, first=unseen)}
 
 
 def rows_by_split(
     numbers: Mapping[str, int],
     pools: Mapping[str, Pool],
-    rows: Callable[[str, int, Pool], Iterable[dict[str, Any]]],
-) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of so many numbers of each split."""
-    return {
-        split: [row for number in range(total) for row in rows(split, number, pools[split])]
-        for split, total in numbers.items()
-    }
+    rows: Callable[[str, int, Pool], Iterable[Row]],
+) -> Splits:
+    """Return the rows of so many numbers of all splits."""
+    splits: Splits = {}
+    for split, total in numbers.items():
+        made = (rows(split, number, pools[split]) for number in range(total))
+        splits[split] = list(itertools.chain.from_iterable(made))
+    return splits
 
 
-def scene_row(name: str, scene: Scene, **columns: Any) -> dict[str, Any]:
+def scene_row(name: str, scene: Scene, **columns: Any) -> Row:
     """Return a row with the image of a scene; the name begins with that of the set."""
     source = name.partition("/")[0].partition("-")[0]
     return make_row(name, image=scene.cell(name), source=source, licence="CC0-1.0", **columns)
@@ -97,42 +107,45 @@ def scene_row(name: str, scene: Scene, **columns: Any) -> dict[str, Any]:
 
 
 def pair_rows(split: str, pool: Pool) -> Rows:
-    """Yield scenes with their captions.
+    """Return scenes with their captions.
 
-    Those of the splits for evaluation have one, which is true of no other scene there; every second one is a relation.
-    Training scenes have a false version of each caption.
+    Those of the splits for evaluation have one, which is true of no other scene there; every second
+    one is a relation. Training scenes have a false version of all their captions.
     """
-    gallery = Gallery()
-    found = 0
+    rows = _training_rows(pool) if split == "train" else _gallery_rows(split, pool)
+    return itertools.islice(rows, NUM_SCENES[split])
+
+
+def _training_rows(pool: Pool) -> Rows:
     for number in itertools.count():
-        if found == NUM_SCENES[split]:
-            return
-        scene, choices = make_scene(split, number, pool)
-        true = sentences(scene, choices)
-        if split == "train":
-            true = list({str(each): each for each in true}.values())
-            false = [false_sentence(scene, each, pool, choices) for each in true]
-            forms = [
-                choices.one_of(_FORMS["verb" if " is " in str(each) else "no verb"])
-                for each in true[:2]
-            ] + ["{}"]
-            texts = [
-                [form.format(each) for form, each in zip(forms, kind, strict=False)]
-                for kind in (true, false)
-            ]
-        else:
-            chosen = (
-                [each for each in true[:2] if bool(each.relations) == bool(found % 2)]
-                if true[1:]
-                else []
-            )
-            if not chosen or not gallery.add(scene, caption := choices.one_of(chosen)):
-                continue
-            texts = [[str(caption)], []]
-        found += 1
+        scene, choices = make_scene("train", number, pool)
+        true = list({str(sentence): sentence for sentence in sentences(scene, choices)}.values())
+        false = [false_sentence(scene, sentence, pool, choices) for sentence in true]
+        kinds = ["verb" if " is " in str(sentence) else "no verb" for sentence in true[:2]]
+        # A third sentence, which says the most, stands as it is.
+        forms = [*(choices.one_of(_FORMS[kind]) for kind in kinds), "{}"]
         yield scene_row(
-            f"{pool.name}/{split}/{number}", scene, captions=texts[0], false_captions=texts[1]
+            f"{pool.name}/train/{number}",
+            scene,
+            captions=list(map(str.format, forms, true)),
+            false_captions=list(map(str.format, forms, false)),
         )
+
+
+def _gallery_rows(split: str, pool: Pool) -> Rows:
+    gallery = Gallery()
+    is_relation = False
+    for number in itertools.count():
+        scene, choices = make_scene(split, number, pool)
+        listed, *related = sentences(scene, choices)
+        if not related:
+            continue
+        caption = related[0] if is_relation else listed
+        if gallery.add(scene, caption):
+            is_relation = not is_relation
+            yield scene_row(
+                f"{pool.name}/{split}/{number}", scene, captions=[str(caption)], false_captions=[]
+            )
 
 
 def make_scene(split: str, number: int, pool: Pool) -> tuple[Scene, Choices]:
@@ -147,17 +160,23 @@ class Gallery:
     """Scenes with captions that are true of one alone."""
 
     def __init__(self) -> None:
-        self._known: dict[frozenset[Thing], list[tuple[Scene, Sentence]]] = {}
+        self._shown: dict[frozenset[Thing], list[tuple[Scene, Sentence]]] = defaultdict(list)
 
     def add(self, scene: Scene, sentence: Sentence) -> bool:
-        """Add a scene unless its caption is true of another one, or another's of it; return whether it was added."""
-        things = {each.thing for each in scene.objects}
-        pairs = [frozenset(pair) for pair in itertools.combinations(things, 2)]
-        for other, of_other in (each for pair in pairs for each in self._known.get(pair, [])):
-            if self.mistakes(other, sentence) or self.mistakes(scene, of_other):
-                return False
+        """Add a scene unless its caption is true of another one, or another's of it.
+
+        Returns:
+            Whether it was added.
+        """
+        things = set(scene.things())
+        # A caption names two things at least, so only scenes that share two of them can clash.
+        pairs = list(map(frozenset, itertools.combinations(things, 2)))
         for pair in pairs:
-            self._known.setdefault(pair, []).append((scene, sentence))
+            for other, caption in self._shown[pair]:
+                if self.mistakes(other, sentence) or self.mistakes(scene, caption):
+                    return False
+        for pair in pairs:
+            self._shown[pair].append((scene, sentence))
         return True
 
     def mistakes(self, scene: Scene, sentence: Sentence) -> bool:
@@ -166,27 +185,19 @@ class Gallery:
 
 
 def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
-    """Return true sentences that say where two things lie: by places, by their relation if one is clear, and by both.
+    """Return true sentences that say where two things lie.
 
-    Places stand in the order of the colors' names: in any order, the same steps teach a quarter less
+    One says it by places, and where a relation is clear, one by it and one by both. Places stand in
+    the order of the colors' names: in any order, the same steps teach a quarter less
     (experiments/log.md).
     """
-    placed = _by_color(
-        list_of(scene, choices, words=functools.partial(phrase_of, placed=True), most=2)
-    )
+    with_place = functools.partial(phrase_of, placed=True)
+    listed = _by_color(list_of(scene, choices, words=with_place, most=2))
     related = related_pair(scene, choices)
     if not related.relations:
-        return [placed]
-    where = {
-        phrase: each.where
-        for phrase in related.phrases
-        for each in scene.objects
-        if phrase.fits(each)
-    }
-    both = related._replace(
-        phrases=tuple(replace(each, where=where[each]) for each in related.phrases)
-    )
-    return [placed, related, both]
+        return [listed]
+    phrases = tuple(with_place(scene.fitting(phrase)) for phrase in related.phrases)
+    return [listed, related, related._replace(phrases=phrases)]
 
 
 def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choices) -> Sentence:
@@ -194,41 +205,30 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
 
     No word shows which one is false: a false caption is a true one of another scene.
     """
-    known = [
-        next(each for each in scene.objects if phrase.fits(each)) for phrase in sentence.phrases
-    ]
+    objects = [scene.fitting(phrase)[0] for phrase in sentence.phrases]
+    things = [placed.thing for placed in objects]
     while True:
-        objects = list(known)
-        things = [each.thing for each in known]
-        number = choices.below(len(things))
+        phrases = list(sentence.phrases)
+        number = choices.below(len(phrases))
         edit = choices.one_of(_EDITS)
-        if edit == "exchange" and len(things) > 1:
-            things.reverse()
-        elif edit == "exchange":
-            edge = choices.one_of(("left", "top"))
-            objects[0] = objects[0]._replace(
-                **{edge: UNITS - getattr(objects[0], edge) - objects[0].side}
-            )
-        else:
-            old = things[number]
-            same = (edit == "color", edit == "object")
-            alike = [
-                x
-                for x in pool.shapes
-                if (x.name == old.name, x.color == old.color) == same and x not in things
-            ]
+        if edit != "exchange":
+            kept = getattr(things[number], edit)
+            others = [shape for shape in pool.shapes if shape not in things]
+            alike = [shape for shape in others if getattr(shape, edit) == kept]
             if not alike:
                 continue
-            things[number] = choices.one_of(alike)
-        phrases = [
-            replace(phrase, name=thing.name, color=thing.color, where=phrase.where and each.where)
-            for each, thing, phrase in zip(objects, things, sentence.phrases, strict=True)
-        ]
+            thing = choices.one_of(alike)
+            phrases[number] = replace(phrases[number], name=thing.name, color=thing.color)
+        elif len(phrases) > 1:
+            first, second = phrases
+            phrases = [replace(second, where=first.where), replace(first, where=second.where)]
+        else:
+            phrases = [replace(phrases[0], where=_mirrored(objects[0], choices).where)]
         if sentence.relations:
             relation = sentence.relations[0][1]
             form = RELATED[" is " in sentence.form]
             if edit == "exchange" and choices.below(2):  # the same in other words
-                phrases = phrases[::-1]
+                phrases.reverse()
                 relation = OPPOSITE[relation]
             false = relate(phrases, relation, form % choices.one_of(WORDS[relation]))
         else:
@@ -237,24 +237,29 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
             return false
 
 
+def _mirrored(placed: Placed, choices: Choices) -> Placed:
+    """Return a thing on the other side of the image, from left to right or from top to bottom."""
+    if choices.one_of(("left", "top")) == "left":
+        return placed._replace(left=UNITS - placed.left - placed.side)
+    return placed._replace(top=UNITS - placed.top - placed.side)
+
+
 def _by_color(sentence: Sentence) -> Sentence:
-    return Sentence(
-        tuple(sorted(sentence.phrases, key=lambda phrase: (phrase.color or "", phrase.name)))
-    )
+    phrases = sorted(sentence.phrases, key=lambda phrase: (phrase.color or "", phrase.name))
+    return Sentence(tuple(phrases))
 
 
 # ------------------------------------------------------------------------------------------- a true and a false caption
 
 
-def binding_by_split(
-    numbers: Mapping[str, int], pools: Mapping[str, Pool]
-) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of each split of a set with false captions, kind after kind."""
-    kinds = [
-        rows_by_split(numbers, pools, functools.partial(binding_rows, kind=kind))
-        for kind in BINDING_KINDS
-    ]
-    return {split: [row for kind in kinds for row in kind[split]] for split in numbers}
+def binding_by_split(numbers: Mapping[str, int], pools: Mapping[str, Pool]) -> Splits:
+    """Return the rows of all splits of a set with false captions, kind after kind."""
+    splits: Splits = {split: [] for split in numbers}
+    for kind in BINDING_KINDS:
+        rows_of_kind = rows_by_split(numbers, pools, functools.partial(binding_rows, kind=kind))
+        for split, rows in rows_of_kind.items():
+            splits[split] += rows
+    return splits
 
 
 def binding_rows(split: str, number: int, pool: Pool, *, kind: str) -> Rows:
@@ -263,12 +268,13 @@ def binding_rows(split: str, number: int, pool: Pool, *, kind: str) -> Rows:
     In `kind`, an object, a color or a relation is replaced by another one, or two objects or their colors are
     swapped.
     """
-    first, true, second, false = pool.edited_scene(
-        Choices(f"scenes-binding/{split}/{kind}/{number}"), kind=kind
+    choices = Choices(f"scenes-binding/{split}/{kind}/{number}")
+    first, caption, second, other = pool.edited_scene(choices, kind=kind)
+    name = f"{pool.name}-binding/{split}/{kind}-{number}"
+    yield scene_row(f"{name}a", first, captions=[str(caption)], false_caption=str(other), kind=kind)
+    yield scene_row(
+        f"{name}b", second, captions=[str(other)], false_caption=str(caption), kind=kind
     )
-    for letter, scene, own, other in (("a", first, true, false), ("b", second, false, true)):
-        name = f"{pool.name}-binding/{split}/{kind}-{number}{letter}"
-        yield scene_row(name, scene, captions=[str(own)], false_caption=str(other), kind=kind)
 
 
 # ----------------------------------------------------------------------------------------------------------- questions
@@ -277,12 +283,13 @@ Asked = tuple[str, str] | None
 
 
 def question_rows(split: str, number: int, pool: Pool) -> Rows:
-    """Yield a question about a scene of its own; its kind is the next one for each number."""
-    turn, which = divmod(number, len(QUESTIONS))
-    kind, ask = list(QUESTIONS.items())[which]
+    """Yield a question about a scene of its own; its kind is the next one for the next number."""
+    turn, position = divmod(number, len(QUESTIONS))
+    kind, ask = list(QUESTIONS.items())[position]
     choices = Choices(f"scenes-questions/{split}/{number}")
-    while (asked := ask(scene := pool.scene(choices), choices, pool, turn)) is None:
-        continue
+    scene = pool.scene(choices)
+    while (asked := ask(scene, choices, pool, turn)) is None:
+        scene = pool.scene(choices)
     question, answer = asked
     yield scene_row(
         f"{pool.name}-questions/{split}/{number}",
@@ -290,11 +297,7 @@ def question_rows(split: str, number: int, pool: Pool) -> Rows:
         question=question,
         question_id=f"{pool.name}-questions/{split}/question-{number}",
         question_type=kind,
-        answer_type="yes/no"
-        if answer in {"yes", "no"}
-        else "number"
-        if answer in COUNTS
-        else "other",
+        answer_type=_ANSWER_TYPES.get(answer, "other"),
         answers=[answer],
         answer_labels=[ANSWERS.index(answer)],
         answer_scores=[1.0],
@@ -302,7 +305,7 @@ def question_rows(split: str, number: int, pool: Pool) -> Rows:
 
 
 def _color(scene: Scene, choices: Choices, *_: object) -> Asked:
-    shown = [each.thing for each in scene.objects if each.thing.color]
+    shown = [thing for thing in scene.things() if thing.color]
     names = [thing.name for thing in shown]
     alone = [thing for thing in shown if names.count(thing.name) == 1]
     if not alone:
@@ -312,34 +315,37 @@ def _color(scene: Scene, choices: Choices, *_: object) -> Asked:
 
 
 def _shape(scene: Scene, choices: Choices, *_: object) -> Asked:
-    if not (alone := scene.alone()):
+    alone = scene.alone()
+    if not alone:
         return None
-    known = choices.one_of(alone)
+    named = choices.one_of(alone)
     relation = choices.one_of(list(OPPOSITE))
     # A shape that people could think of must not stand beside the one that is asked for.
     axis = relation in {"above", "below"}
     sign = -1 if relation in {"left of", "above"} else 1
-    others = (each for each in scene.objects if each is not known and each.thing.color)
-    near = [each for each in others if sign * each.offset(known)[axis] > 0]
-    if len(near) != 1 or near[0].relation_to(known) != relation:
+    shapes = [placed for placed in scene.objects if placed.thing.color]
+    near = [placed for placed in shapes if sign * placed.offset(named)[axis] > 0]
+    if len(near) != 1 or near[0].relation_to(named) != relation:
         return None
-    return f"what shape is {relation} the {known.thing.phrase().words()}?", near[0].thing.name
+    return f"what shape is {relation} the {named.thing.phrase().words()}?", near[0].thing.name
 
 
 def _count(scene: Scene, choices: Choices, _: Pool, turn: int) -> Asked:
-    answer = turn % len(COUNTS) + 1  # each number is asked for as often
-    things = [each.thing for each in scene.objects]
-    found = [f"how many {plural(thing.name)} are there?" for thing in things]
-    found += [f"how many {thing.color} shapes are there?" for thing in things if thing.color]
-    asked = sorted({question for question in found if found.count(question) == answer})
+    # All numbers are asked for as often.
+    answer = turn % len(COUNTS) + 1
+    questions = Counter(f"how many {plural(thing.name)} are there?" for thing in scene.things())
+    for thing in scene.things():
+        if thing.color:
+            questions[f"how many {thing.color} shapes are there?"] += 1
+    asked = sorted(question for question in questions if questions[question] == answer)
     return (choices.one_of(asked), str(answer)) if asked else None
 
 
 def _presence(scene: Scene, choices: Choices, pool: Pool, _: int) -> Asked:
     """Ask whether something is there, in seven of ten cases something with a color of its own."""
     is_there = choices.random() < 0.5
-    colored = choices.random() < 0.7
-    shown = [each.thing for each in scene.objects if bool(each.thing.color) == colored]
+    is_colored = choices.random() < 0.7
+    shown = [thing for thing in scene.things() if bool(thing.color) == is_colored]
     if not shown:
         return None
     thing = choices.one_of(shown if is_there else pool.absent(shown, choices))
@@ -347,17 +353,19 @@ def _presence(scene: Scene, choices: Choices, pool: Pool, _: int) -> Asked:
 
 
 def _relation(scene: Scene, choices: Choices, *_: object) -> Asked:
-    if len(alone := scene.alone()) < 2:
+    alone = scene.alone()
+    if len(alone) < 2:
         return None
     first, second = choices.some_of(alone, 2)
-    if (relation := first.relation_to(second)) is None:
+    relation = first.relation_to(second)
+    if relation is None:
         return None
-    is_so = choices.random() < 0.5
-    one, other = (each.thing.phrase().words() for each in (first, second))
-    return (
-        f"is the {one} {relation if is_so else OPPOSITE[relation]} the {other}?",
-        "yes" if is_so else "no",
-    )
+    answer = "yes"
+    if choices.random() >= 0.5:
+        answer = "no"
+        relation = OPPOSITE[relation]
+    words = first.thing.phrase().words()
+    return f"is the {words} {relation} the {second.thing.phrase().words()}?", answer
 
 
 QUESTIONS: dict[str, Callable[[Scene, Choices, Pool, int], Asked]] = {
@@ -383,7 +391,7 @@ CLAIMS = {
     ("the left picture shows {}", "there is {} in the picture on the left"): ("11 01", "10 00"),
     ("the right picture shows {}", "there is {} in the picture on the right"): ("11 10", "01 00"),
 }
-"""Wordings of a claim, and pairs of images of which it is true, each with one of which it is false.
+"""Wordings of a claim, and pairs of images of which it is true, with one of which it is false.
 
 1 stands for an image that shows what the sentence speaks of.
 """
@@ -396,48 +404,46 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
     """
     group = f"{pool.name}-statements/{split}/{number}"
     choices = Choices(f"scenes-statements/{split}/{number}")
-    first, shown, second, _ = pool.edited_scene(choices, kind=choices.one_of(BINDING_KINDS))
-    named = {phrase.name for phrase in shown.phrases}
+    first, claimed, second, _ = pool.edited_scene(choices, kind=choices.one_of(BINDING_KINDS))
+    named = {phrase.name for phrase in claimed.phrases}
 
     def scene_for(sign: str) -> Scene:
         """Return a scene of what the sentence names or what replaces it, of which it is true, or clearly false."""
-        scene, other = (first, second) if sign == "1" else (second, first)
-        pairs = zip(scene.objects, other.objects, strict=True)
-        wanted = [
-            each.thing
-            for each, instead in pairs
-            if each.thing != instead.thing or each.thing.name in named
-        ]
+        scene, instead = (first, second) if sign == "1" else (second, first)
+        pairs = zip(scene.things(), instead.things(), strict=True)
+        wanted = [thing for thing, other in pairs if thing != other or thing.name in named]
+        names = {thing.name for thing in wanted}
         while True:
-            others = [
-                thing
-                for thing in pool.things(choices)
-                if thing.name not in {each.name for each in wanted}
-            ]
-            rest = others[: max(0, choices.one_of(pool.totals) - len(wanted))]
-            found = pool.scene(choices, [*wanted, *rest])
-            if found.truth(shown) is (sign == "1"):
-                return found
+            others = [thing for thing in pool.things(choices) if thing.name not in names]
+            missing = max(0, choices.one_of(pool.totals) - len(wanted))
+            scene = pool.scene(choices, [*wanted, *others[:missing]])
+            if scene.truth(claimed) is (sign == "1"):
+                return scene
 
-    wordings = choices.one_of(list(CLAIMS))
     # "Both pictures show a star" and "both pictures show that a star is left of a ring".
-    text = str(shown)
-    sentence = (
-        wordings[0].format(f"that {text}")
-        if " is " in text
-        else choices.one_of(wordings).format(text)
-    )
-    names = (f"{group}-{number}" for number in itertools.count())
+    wordings = choices.one_of(list(CLAIMS))
+    text = str(claimed)
+    if " is " in text:
+        sentence = wordings[0].format(f"that {text}")
+    else:
+        sentence = choices.one_of(wordings).format(text)
+    names = (f"{group}-{position}" for position in itertools.count())
     for claim in choices.some_of(CLAIMS[wordings], 2):
-        so, not_so = claim.split()
-        true = [scene_for(sign) for sign in so]
-        changed = int(so[0] == not_so[0])
+        true_signs, false_signs = claim.split()
+        true = [scene_for(sign) for sign in true_signs]
+        changed = int(true_signs[0] == false_signs[0])
         false = [*true]
-        false[changed] = scene_for(not_so[changed])
+        false[changed] = scene_for(false_signs[changed])
         for label, (left, right) in ((1, true), (0, false)):
             name = next(names)
-            columns = {"captions": [sentence], "label": label, "sentence_group": group}
-            yield scene_row(name, left, second_image=right.cell(f"{name}-right"), **columns)
+            yield scene_row(
+                name,
+                left,
+                second_image=right.cell(f"{name}-right"),
+                captions=[sentence],
+                label=label,
+                sentence_group=group,
+            )
 
 
 SETS: dict[str, Callable[[], Built]] = {

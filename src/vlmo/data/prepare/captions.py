@@ -145,10 +145,11 @@ def _open_shards(root: Path, *, source: str, licence: str) -> SetOnDisk:
     for file in walk(root):
         if file.suffix == ".tar":
             shards.append(file)
-        elif file.suffix == ".parquet" and not {*IMAGE_COLUMNS}.isdisjoint(
-            names := read_table_schema(file).names
-        ):
-            if {*CAPTION_COLUMNS}.isdisjoint(names):
+        elif file.suffix == ".parquet":
+            names = read_table_schema(file).names
+            if set(IMAGE_COLUMNS).isdisjoint(names):
+                continue
+            if set(CAPTION_COLUMNS).isdisjoint(names):
                 raise ValueError(
                     f"{file}: none of the columns {', '.join(CAPTION_COLUMNS)}, so there are no captions"
                 )
@@ -180,7 +181,11 @@ def _read_shards(
                 image = {"bytes": record.image, "path": f"{file.name}/{key}"}
             elif file.suffix == ".tar":
                 image = {"bytes": None, "path": record.path}
-            facts = {"source": source, "licence": licence}
-            yield Row(
-                "train", make_row(f"{prefix}/{key}", image=image, captions=record.captions, **facts)
+            row = make_row(
+                f"{prefix}/{key}",
+                image=image,
+                captions=record.captions,
+                source=source,
+                licence=licence,
             )
+            yield Row("train", row)

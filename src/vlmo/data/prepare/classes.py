@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,55 +37,52 @@ def open_imagenet(root: Path) -> SetOnDisk:
     """Find one row an image; classes are the folders of the training split, by name; ValueError if there are none."""
     find(root, ".", layout=_IMAGENET_LAYOUT)
     folders = {"train": root}
-    if (root / "train").is_dir() or (root / "val").is_dir():
-        folders = {"train": find(root, "train", layout=_IMAGENET_LAYOUT)}
-        folders |= {"validation": root / "val"} if (root / "val").is_dir() else {}
-    found = {split: _class_folders(folder) for split, folder in folders.items()}
-    classes = found["train"]
-    for split, names in found.items():
-        if not names:
+    has_validation = (root / "val").is_dir()
+    if has_validation or (root / "train").is_dir():
+        folders["train"] = find(root, "train", layout=_IMAGENET_LAYOUT)
+    if has_validation:
+        folders["validation"] = root / "val"
+    classes = _class_folders(folders["train"])
+    names = {split: _class_folders(folder) for split, folder in folders.items()}
+    for split, folder in folders.items():
+        if not names[split]:
             raise ValueError(
-                f"{folders[split]}: no folder of a class; --root must be a folder with {_IMAGENET_LAYOUT}"
+                f"{folder}: no folder of a class; --root must be a folder with {_IMAGENET_LAYOUT}"
             )
-        if unknown := set(names).difference(classes):
+        if unknown := set(names[split]).difference(classes):
             raise ValueError(
-                f"{folders[split]}: class {min(unknown)!r} is none of the {len(classes)} classes of train"
+                f"{folder}: class {min(unknown)!r} is none of the {len(classes)} classes of train"
             )
 
     def rows() -> Iterator[Row]:
         for split, folder in folders.items():
-            for name in found[split]:
+            for name in names[split]:
                 label = classes.index(name)
-                with os.scandir(folder / name) as entries:
-                    files = sorted(
-                        entry.name for entry in entries if not entry.name.startswith(".")
+                for file in sorted((folder / name).iterdir()):
+                    if file.name.startswith("."):
+                        continue
+                    row = make_row(
+                        f"imagenet/{file.relative_to(root).as_posix()}",
+                        image=image_at(file),
+                        source="imagenet",
+                        licence=_IMAGENET_TERMS,
+                        label=label,
                     )
-                for file in (folder / name / each for each in files):
-                    image_id = f"imagenet/{file.relative_to(root).as_posix()}"
-                    image = image_at(file)
-                    licence = _IMAGENET_TERMS
-                    yield Row(
-                        split,
-                        make_row(
-                            image_id, image=image, source="imagenet", licence=licence, label=label
-                        ),
-                    )
+                    yield Row(split, row)
 
-    is_1k = len(classes) == 1_000 and all(
-        name.startswith("n") and name[1:].isdigit() for name in classes
-    )
-    known = _read_names(root)
-    labels = [known.get(name, name) for name in classes]
-    uses = Counter(labels)
+    words = _read_names(root)
+    uses = Counter(words.get(name, name) for name in classes)
+    labels = []
+    for name in classes:
+        label = words.get(name, name)
+        # ImageNet has two classes "crane".
+        labels.append(label if uses[label] == 1 else f"{label} ({name})")
+    is_1k = len(classes) == 1_000 and all(re.fullmatch(r"n\d+", name) for name in classes)
     return SetOnDisk(
         rows,
         _IMAGENET_TERMS,
         features=class_features(classes),
-        # ImageNet has two classes "crane".
-        labels=[
-            each if uses[each] == 1 else f"{each} ({name})"
-            for each, name in zip(labels, classes, strict=True)
-        ],
+        labels=labels,
         unique=None,
         needs_caption=False,
         known_sizes={split: _IMAGENET_SIZES[split] for split in folders} if is_1k else {},
@@ -94,27 +91,27 @@ def open_imagenet(root: Path) -> SetOnDisk:
 
 def _class_folders(folder: Path) -> list[str]:
     """Return the names of the folders but hidden ones, and those that `--out` has become or is about to become."""
-    paths = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted(
-        path.name
-        for path in paths
-        if path.suffix != ".unfinished" and not (path / SUMMARY_FILE).is_file()
-    )
+    names = []
+    for path in sorted(folder.iterdir()):
+        is_output = path.suffix == ".unfinished" or (path / SUMMARY_FILE).is_file()
+        if path.is_dir() and not path.name.startswith(".") and not is_output:
+            names.append(path.name)
+    return names
 
 
 def _read_names(root: Path) -> dict[str, str]:
-    if (file := first_of(root, *_NAME_FILES)) is None:
-        return {}
-    lines = [
-        line.split(maxsplit=1)
-        for line in file.read_text(encoding="utf-8-sig").splitlines()
-        if line.strip()
-    ]
-    if short := [words for words in lines if len(words) < 2]:
-        raise ValueError(
-            f"{file}: expected the names of a folder and of its class in a line, found {short[0][0]!r}"
-        )
-    return {folder: name.strip() for folder, name in lines}
+    """Return the names of classes by folder, as far as a file beside the folders gives them."""
+    file = first_of(root, *_NAME_FILES)
+    lines = file.read_text(encoding="utf-8-sig").splitlines() if file else []
+    names = {}
+    for line in filter(str.strip, lines):
+        folder, *rest = line.split(maxsplit=1)
+        if not rest:
+            raise ValueError(
+                f"{file}: expected the names of a folder and of its class in a line, found {folder!r}"
+            )
+        names[folder] = rest[0].strip()
+    return names
 
 
 # --------------------------------------------------------------------------------------------------------------- ADE20K
@@ -139,17 +136,10 @@ def open_ade20k(root: Path) -> SetOnDisk:
     base = find(root, "images", "ADEChallengeData2016/images", layout=_ADE20K_LAYOUT).parent
     pairs: list[Pair] = []
     for folder, split in {"training": "train", "validation": "validation"}.items():
-        images, masks = (
-            {
-                file.stem: stamped(file)
-                for file in find(base, each, layout=_ADE20K_LAYOUT).glob(f"*.{suffix}")
-            }
-            for each, suffix in ((f"images/{folder}", "jpg"), (f"annotations/{folder}", "png"))
-        )
-        pairs += [
-            (split, name, images.get(name), masks.get(name))
-            for name in sorted(images.keys() | masks.keys())
-        ]
+        images = _by_stem(find(base, f"images/{folder}", layout=_ADE20K_LAYOUT), "*.jpg")
+        masks = _by_stem(find(base, f"annotations/{folder}", layout=_ADE20K_LAYOUT), "*.png")
+        names = sorted(images.keys() | masks.keys())
+        pairs += [(split, name, images.get(name), masks.get(name)) for name in names]
     return SetOnDisk(
         lambda: pairs,
         _ADE20K_TERMS,
@@ -162,18 +152,24 @@ def open_ade20k(root: Path) -> SetOnDisk:
     )
 
 
+def _by_stem(folder: Path, pattern: str) -> dict[str, FileItem]:
+    return {file.stem: stamped(file) for file in folder.glob(pattern)}
+
+
 def _pixel_classes(file: Path) -> list[str]:
-    lines = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
-    found = {int(cells[0]): cells[-1].strip() for cells in lines if cells[0].strip().isdecimal()}
-    if (
-        sorted(found) != list(range(1, _NUM_CLASSES + 1))
-        or len(set(found.values())) != _NUM_CLASSES
-    ):
+    names = {}
+    for line in file.read_text(encoding="utf-8").splitlines()[1:]:
+        number, *_ = line.split("\t")
+        if number.strip().isdecimal():
+            names[int(number)] = line.rpartition("\t")[2].strip()
+    numbers = range(1, _NUM_CLASSES + 1)
+    different = len(set(names.values()))
+    if sorted(names) != list(numbers) or different != _NUM_CLASSES:
         raise ValueError(
-            f"{file}: {len(found)} classes with {len(set(found.values()))} names; expected a heading, then "
+            f"{file}: {len(names)} classes with {different} names; expected a heading, then "
             f"{_NUM_CLASSES} lines of fields with tabs between: first the number, last the name"
         )
-    return [found[number] for number in sorted(found)]
+    return [names[number] for number in numbers]
 
 
 def _read_masks(pairs: list[Pair]) -> Iterator[Record]:
@@ -194,9 +190,11 @@ def _read_masks(pairs: list[Pair]) -> Iterator[Record]:
             yield BadRow(split, name, str(error), path=str(image[0] if image else mask and mask[0]))
             continue
         renumbered = np.where(numbers == 0, _IGNORED, numbers - np.uint8(1)).astype(np.uint8)
-        cell = encode_image(Image.fromarray(renumbered), mask[0].name)
-        licence = _ADE20K_TERMS
-        yield Row(
-            split,
-            make_row(name, image=image_at(image[0]), source="ade20k", licence=licence, mask=cell),
+        row = make_row(
+            name,
+            image=image_at(image[0]),
+            source="ade20k",
+            licence=_ADE20K_TERMS,
+            mask=encode_image(Image.fromarray(renumbered), mask[0].name),
         )
+        yield Row(split, row)

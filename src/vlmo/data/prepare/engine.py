@@ -1,6 +1,6 @@
-"""Runs a preparer: reads its items in several processes, validates each row, and writes the prepared folder.
+"""Run a preparer: read its items in several processes, validate all rows, and write the prepared folder.
 
-Each chunk of items becomes one Arrow file in `OUT.unfinished`, with all its records, bad ones too. A run that was
+A chunk of items becomes one Arrow file in `OUT.unfinished`, with all its records, bad ones too. A run that was
 interrupted goes on with the chunks that are not there yet. At the end `OUT` is written of these files.
 
 `Dataset.from_generator(num_proc=)` starts anew after an interruption, and `filter` drops a row without a line in the
@@ -17,11 +17,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import torch
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, DatasetInfo, Features, Value, concatenate_datasets
 
 from vlmo.data.loader import start_workers
 from vlmo.data.prepare.preparer import BadRow, Record, SetOnDisk
@@ -35,21 +35,19 @@ MANY_BAD = 0.01
 """Share of quarantined rows above which the report warns; `filter_invalid_rows` stops a run at the same share."""
 QUARANTINE_FILE = "quarantine.jsonl"
 
-_SPLIT_ORDER = ("train", "validation", "test")
+_SPLIT_RANKS = {"train": 0, "validation": 1, "test": 2}
+"""Order of the splits; others stand after them."""
 _BATCH_ROWS = 64
 """Rows that are written together: Arrow's binary columns hold at most 2 GB in a batch."""
 _FILE_SIZE = "256MB"
-_IMAGE = {
-    "bytes": Value("binary"),
-    "path": Value("string"),
-}  # `datasets` puts files into what is an `Image` to it
-_FACTS = {
-    "_split": Value("string"),
-    "_valid": Value("bool"),
-    "_captions": Value("int32"),
-    "_line": Value("string"),
-}
-"""Columns of a chunk beside those of the set; the last one is the record's line of the quarantine file."""
+# `datasets` puts files into what is an `Image` to it.
+_IMAGE = {"bytes": Value("binary"), "path": Value("string")}
+_FACTS = {"_split": Value("string"), "_captions": Value("int32"), "_line": Value("string")}
+"""Columns of a chunk beside those of the set.
+
+`_captions` is the number of captions that a row has, and missing where a record is quarantined;
+`_line` is the record's line of the quarantine file.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,8 @@ class Summary:
 
     Attributes:
         source: The folder that it was read from.
-        splits: Of each split, how many rows, captions and quarantined records there are, and how many rows are known
-            from the publication; 0 if nothing is known.
+        splits: Numbers of rows, captions and quarantined records by split, and the number of rows
+            that is known from the publication; 0 if nothing is known.
     """
 
     name: str
@@ -92,8 +90,9 @@ class Summary:
                 share = f"{quarantined / (rows + quarantined):.1%}"
                 warnings.append(f"{share} of {split} cannot be used; {QUARANTINE_FILE} says why")
         labels = [f"labels: {len(self.labels):,}"] if self.labels else []
-        parts = {"warning": warnings, "note": self.notes, "licence": [self.licence]}
-        return labels + [f"{kind}: {text}" for kind, texts in parts.items() for text in texts]
+        warnings = [f"warning: {text}" for text in warnings]
+        notes = [f"note: {text}" for text in self.notes]
+        return [*labels, *warnings, *notes, f"licence: {self.licence}"]
 
 
 def prepare_set(
@@ -129,11 +128,11 @@ def prepare_set(
         try:
             progress = progress or Progress(None)
             progress.update(name, 0, None)
-            found = open_set(root)
+            source = open_set(root)
             files = _write_chunks(
-                found, name=name, folder=unfinished, num_proc=num_proc, progress=progress
+                source, name=name, folder=unfinished, num_proc=num_proc, progress=progress
             )
-            summary = _assemble(files, found, name=name, root=root, out=out)
+            summary = _assemble(files, source, name=name, root=root, out=out)
         except BaseException:
             if [entry.name for entry in unfinished.iterdir()] == [LOCK_FILE]:
                 shutil.rmtree(unfinished)  # no work to keep
@@ -143,36 +142,25 @@ def prepare_set(
 
 
 def _write_chunks(
-    found: SetOnDisk, *, name: str, folder: Path, num_proc: int, progress: Progress
+    source: SetOnDisk, *, name: str, folder: Path, num_proc: int, progress: Progress
 ) -> list[Path]:
-    """Return the chunks' files in order, each of them written now or by an interrupted run."""
+    """Return the chunks' files in order, all of them written now or by an interrupted run."""
+    total = math.ceil(sum(1 for _ in source.items()) / source.chunk)
+    if not total:
+        raise ValueError(f"there are no rows of {name} below --root")
     files: list[Path] = []
 
     def jobs() -> Iterator[tuple[Path, list[Any]]]:
-        items = iter(found.items())
-        while chunk := list(itertools.islice(items, found.chunk)):
-            facts = repr(
-                (
-                    LAYOUT,
-                    name,
-                    found.features,
-                    found.needs_image,
-                    found.needs_caption,
-                    found.key,
-                    chunk,
-                )
-            )
-            files.append(
-                folder / f"{len(files):06}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.arrow"
-            )
+        rules = (LAYOUT, name, source.features, source.needs_image, source.needs_caption)
+        items = iter(source.items())
+        while chunk := list(itertools.islice(items, source.chunk)):
+            digest = hashlib.sha256(repr((rules, source.key, chunk)).encode()).hexdigest()
+            files.append(folder / f"{len(files):06}-{digest[:16]}.arrow")
             yield files[-1], chunk
 
-    total = math.ceil(sum(1 for _ in found.items()) / found.chunk)
     records = 0
-    if not total:
-        raise ValueError(f"there are no rows of {name} below --root")
     progress.update(name, 0, total)
-    writer = _ChunkWriter(name, replace(found, items=list))  # as it is sent to other processes
+    writer = _ChunkWriter(name, replace(source, items=list))  # as it is sent to other processes
     results = start_workers(writer, sampler=jobs(), num_workers=num_proc if num_proc > 1 else 0)
     for done, result in enumerate(results, start=1):
         if isinstance(result, Exception):
@@ -185,27 +173,26 @@ def _write_chunks(
 @dataclass(frozen=True)
 class _ChunkWriter(torch.utils.data.Dataset):
     name: str
-    found: SetOnDisk
+    source: SetOnDisk
 
     def __getitem__(self, job: tuple[Path, list[Any]]) -> int | Exception:
+        """Return the number of records of a chunk, or the error that reading its items gives."""
         file, chunk = job
         try:
             if not file.exists():
                 self._write(file, chunk)
             with pa.memory_map(str(file)) as source:
-                return sum(batch.num_rows for batch in pa.ipc.open_stream(source))
+                return pa.ipc.open_stream(source).read_all().num_rows
         except (ValueError, OSError, LookupError) as error:
             return error
 
     def _write(self, file: Path, chunk: list[Any]) -> None:
-        features = self.found.features
-        validate = ImageValidator(image_columns(features) if self.found.needs_image else [])
-        stored = {
-            name: _IMAGE if isinstance(feature, Image) else feature
-            for name, feature in features.items()
-        }
-        schema = Features({**stored, **_FACTS}).arrow_schema
-        rows = (self._validated(record, validate) for record in self.found.read(chunk))
+        features = self.source.features
+        images = image_columns(features)
+        validate = ImageValidator(images if self.source.needs_image else [])
+        stored = {**features, **dict.fromkeys(images, _IMAGE), **_FACTS}
+        schema = Features(stored).arrow_schema
+        rows = (self._validated(record, validate) for record in self.source.read(chunk))
         with (
             atomic_file(file) as aside,
             aside.open("wb") as sink,
@@ -215,37 +202,38 @@ class _ChunkWriter(torch.utils.data.Dataset):
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 
     def _validated(self, record: Record, validate: ImageValidator) -> dict[str, Any]:
-        split = record.split
+        """Return the row of a chunk for a record."""
         if isinstance(record, BadRow):
-            row = {"image_id": record.image_id, "image": {"path": record.path}, "source": self.name}
-            return {
-                "_split": split,
-                "_valid": False,
-                "_line": _line("row", row, record.reason, split=split),
-            }
-        row = record.values
-        expected = self.found.features.keys()
+            image = {"path": record.path}
+            row = {"image_id": record.image_id, "image": image, "source": self.name}
+            faults = [record.reason]
+            captions = []
+        else:
+            row = record.values
+            captions = [caption for caption in row["captions"] if caption and caption.strip()]
+            faults = self._faults(row, captions, validate)
+        split = record.split
+        if faults:
+            return {"_split": split, "_line": _line("row", row, "; ".join(faults), split=split)}
+        facts = {"captions": captions, "_split": split, "_captions": len(captions)}
+        if removed := len(row["captions"]) - len(captions):
+            reason = f"{removed} empty captions removed, the row is kept"
+            facts["_line"] = _line("caption", row, reason, split=split)
+        return row | facts
+
+    def _faults(
+        self, row: dict[str, Any], captions: list[str], validate: ImageValidator
+    ) -> list[str]:
+        expected = self.source.features.keys()
         if row.keys() != expected:
             raise KeyError(
                 f"row {row['image_id']} has columns {list(row)}; expected {list(expected)}"
             )
-        captions = [caption for caption in row["captions"] if caption and caption.strip()]
         faults = [] if row["image_id"] else ["image_id is empty"]
         faults += validate(row)
-        if self.found.needs_caption and not captions:
+        if self.source.needs_caption and not captions:
             faults.append("every caption is empty" if row["captions"] else "the row has no caption")
-        if faults:
-            return {
-                "_split": split,
-                "_valid": False,
-                "_line": _line("row", row, "; ".join(faults), split=split),
-            }
-        facts: dict[str, Any] = {"_split": split, "_valid": True, "_captions": len(captions)}
-        if removed := len(row["captions"]) - len(captions):
-            facts["_line"] = _line(
-                "caption", row, f"{removed} empty captions removed, the row is kept", split=split
-            )
-        return row | facts | {"captions": captions}
+        return faults
 
 
 def _line(kind: str, row: dict[str, Any], reason: str, *, split: str) -> str:
@@ -254,53 +242,48 @@ def _line(kind: str, row: dict[str, Any], reason: str, *, split: str) -> str:
     return to_lines([{**facts, "path": path, "source": row["source"], "reason": reason}])
 
 
-def _assemble(files: list[Path], found: SetOnDisk, *, name: str, root: Path, out: Path) -> Summary:
+def _assemble(files: list[Path], source: SetOnDisk, *, name: str, root: Path, out: Path) -> Summary:
+    """Write the prepared folder of the chunks' files, without quarantined records."""
     rows: Any = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
-    unique = found.unique
-    facts: Any = arrow_table(rows, [*_FACTS, *([unique] if unique else [])]).to_pandas(
-        strings_to_categorical=True
-    )
-    kept = facts["_valid"].copy()
+    columns = [*_FACTS, source.unique] if source.unique else list(_FACTS)
+    facts: Any = arrow_table(rows, columns).to_pandas(strings_to_categorical=True)
+    kept = facts["_captions"].notna()
     lines = facts["_line"].dropna().tolist()
-    if unique:
+    if source.unique:
         valid = facts[kept]
-        repeats = valid.index[valid.duplicated(["_split", unique])].tolist()
+        repeats = valid.index[valid.duplicated(["_split", source.unique])].tolist()
         kept[repeats] = False
         for row in rows.select(repeats):
-            reason = f"{unique} {row[unique]} repeats that of an earlier row"
+            reason = f"{source.unique} {row[source.unique]} repeats that of an earlier row"
             lines.append(_line("row", row, reason, split=row["_split"]))
     if not kept.any():
         for file in files:  # what is bad may be repaired
             file.unlink()
-        why = f"the first one: {json.loads(lines[0])['reason']}" if lines else "there are none"
-        raise ValueError(f"{root}: not one row of {name} can be used; {why}")
-    names = {*facts["_split"].unique(), *found.known_sizes}
-    summaries = {}
-    splits = {}
-    for split in [
-        *(each for each in _SPLIT_ORDER if each in names),
-        *sorted(names.difference(_SPLIT_ORDER)),
-    ]:
-        own = facts["_split"] == split
-        chosen = facts[own & kept]
-        summaries[split] = {
-            "rows": len(chosen),
-            "captions": int(chosen["_captions"].sum()),
-            "quarantined": int((own & ~kept).sum()),
-            "known": found.known_sizes.get(split, 0),
+        reason = f"the first one: {json.loads(lines[0])['reason']}" if lines else "there are none"
+        raise ValueError(f"{root}: not one row of {name} can be used; {reason}")
+    rows = rows.select_columns(list(source.features))
+    counts = {}
+    splits: Any = DatasetDict()
+    names = {*facts["_split"].unique(), *source.known_sizes}
+    for split in sorted(names, key=lambda name: (_SPLIT_RANKS.get(name, 3), name)):
+        is_here = facts["_split"] == split
+        captions = facts["_captions"][is_here & kept]
+        counts[split] = {
+            "rows": len(captions),
+            "captions": int(captions.sum()),
+            "quarantined": int((is_here & ~kept).sum()),
+            "known": source.known_sizes.get(split, 0),
         }
-        if len(chosen):
-            splits[split] = select_rows(
-                rows.select_columns(list(found.features)), chosen.index.tolist()
-            )
+        if len(captions):
+            splits[split] = select_rows(rows, captions.index.tolist())
     summary = Summary(
-        name, str(root), found.licence, summaries, labels=found.labels, notes=list(found.notes)
+        name, str(root), source.licence, counts, labels=source.labels, notes=list(source.notes)
     )
     with write_folder(out) as folder:
-        DatasetDict(cast(Any, splits)).save_to_disk(str(folder), max_shard_size=_FILE_SIZE)
+        splits.save_to_disk(str(folder), max_shard_size=_FILE_SIZE)
         for split in splits:
-            DatasetInfo(features=found.features).write_to_directory(str(folder / split))
+            DatasetInfo(features=source.features).write_to_directory(str(folder / split))
         (folder / QUARANTINE_FILE).write_text("".join(lines), encoding="utf-8")
         text = json.dumps(asdict(summary), indent=2, ensure_ascii=False)
-        (folder / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / SUMMARY_FILE).write_text(f"{text}\n", encoding="utf-8")
     return summary

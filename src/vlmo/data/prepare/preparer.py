@@ -47,12 +47,12 @@ class SetOnDisk:
     """The contents of `--root`.
 
     Attributes:
-        items: Lists what rows are made of, the same at each call: rows themselves, or what is cheap to list.
+        items: Lists what rows are made of, the same at every call: rows themselves, or what is cheap to list.
         licence: One line about the terms.
         read: Makes records of some items, perhaps in another process.
         chunk: Items that are read and validated as one piece of work, which is kept when a later one fails; about ten
             seconds of one process.
-        features: Columns of every split; each column of images is decoded once.
+        features: Columns of every split; a column of images is decoded once.
         labels: Names of answers or classes, for tasks that have them.
         unique: Text column whose values may occur once in a split; the later row of two is quarantined. None where rows
             are different by their making, such as files of a folder.
@@ -85,11 +85,12 @@ def find(root: Path, *candidates: str, layout: str) -> Path:
     """Return the first of `candidates`, paths relative to `root`, that exists; ValueError with the `layout` if none."""
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; --root must be a folder with {layout}")
-    if (found := first_of(root, *candidates)) is None:
+    path = first_of(root, *candidates)
+    if path is None:
         raise ValueError(
             f"{root}: {' or '.join(candidates)} is missing; --root must be a folder with {layout}"
         )
-    return found
+    return path
 
 
 def first_of(root: Path, *candidates: str) -> Path | None:
@@ -118,7 +119,7 @@ def text_of(value: Any) -> str:
 def read_records(
     file: Path, read: Callable[[Any], Element], *, key: str | None = None
 ) -> list[Element]:
-    """Return `read` of each element of the JSON array or pair of the object in `file`, or of what stands under `key`.
+    """Return `read` of the elements of the JSON array or pair of the object in `file`, or of what stands under `key`.
 
     ValueError for other JSON, no element, or one that lacks what `read` needs: it names the file and the element.
     """
@@ -126,16 +127,17 @@ def read_records(
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: it is no JSON in UTF-8 ({error}); is it cut off?") from error
-    records = content if key is None else content.get(key) if isinstance(content, dict) else None
-    records = list(records.items()) if isinstance(records, dict) else records
+    if key is not None:
+        content = content.get(key) if isinstance(content, dict) else None
+    records = list(content.items()) if isinstance(content, dict) else content
     if not isinstance(records, list) or not records:
         raise ValueError(f"{file}: it holds no list{f' {key!r}' if key else ''}, or an empty one")
-    found = []
+    elements = []
     for number, record in enumerate(records):
         try:
-            found.append(read(record))
+            elements.append(read(record))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{file}: {key or ''}[{number}]: {error!r}; is it the file of another set?"
             ) from error
-    return found
+    return elements

@@ -28,9 +28,10 @@ HELD_OUT_IMAGES = 1000
 chance there; here a hash of the image's number decides. Of fewer than 2,000 images, half are kept."""
 
 _VQA_TERMS = "questions and answers CC-BY-4.0 (VQA Consortium); images under the Flickr terms of their owners (COCO)"
-_LABELLED = ("train2014", "val2014")
+_LABELED = ("train2014", "val2014")
+_QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
 _TESTS = {"test-dev2015": "test_dev", "test2015": "test_std"}
-_TEST_SIZES = {"test_dev": 107_394, "test_std": 447_793}
+_TEST_SIZES = {"test-dev2015": 107_394, "test2015": 447_793}
 """The number of questions that are trained on depends on the images that are held out."""
 _KNOWN_ANSWERS = 3_129
 _ANNOTATORS = 10
@@ -53,25 +54,22 @@ _UNKNOWN = _Annotation(0, "", "", "", ())
 
 def open_vqav2(root: Path) -> SetOnDisk:
     """Find a row a question; those of val2014 are for training, but for held-out images. ValueError without answers."""
-    names = {part: f"v2_OpenEnded_mscoco_{part}_questions.json" for part in (*_LABELLED, *_TESTS)}
-    tests = {part: split for part, split in _TESTS.items() if first_of(root, names[part])}
-    files = {part: find(root, names[part], layout=_VQA_LAYOUT) for part in (*_LABELLED, *tests)}
-    for folder in (*_LABELLED, *(["test2015"] if tests else [])):
-        find(root, folder, layout=_VQA_LAYOUT)
-    annotations = {
-        part: _read_annotations(
-            find(root, f"v2_mscoco_{part}_annotations.json", layout=_VQA_LAYOUT)
-        )
-        for part in _LABELLED
+    parts = [part for part in _TESTS if first_of(root, _QUESTIONS.format(part))]
+    files = {
+        part: find(root, _QUESTIONS.format(part), layout=_VQA_LAYOUT)
+        for part in (*_LABELED, *parts)
     }
-    known = [annotation for of_part in annotations.values() for annotation in of_part.values()]
-    answers = answer_list(annotation.majority for annotation in known)
+    for folder in (*_LABELED, *(["test2015"] if parts else [])):
+        find(root, folder, layout=_VQA_LAYOUT)
+    trained, validated = (_read_annotations(root, part) for part in _LABELED)
+    annotations = trained | validated
+    answers = answer_list(annotation.majority for annotation in annotations.values())
     if not answers:
         raise ValueError(
             f"{root}: no answer is given to {MIN_COUNT} questions; are these the whole annotations?"
         )
     numbers = {answer: number for number, answer in enumerate(answers)}
-    images = {annotation.image for annotation in annotations["val2014"].values()}
+    images = {annotation.image for annotation in validated.values()}
     ranked = sorted(images, key=lambda image: hash_share(coco_image_id(image)))
     held_out = frozenset(ranked[: min(HELD_OUT_IMAGES, len(ranked) // 2)])
 
@@ -80,24 +78,21 @@ def open_vqav2(root: Path) -> SetOnDisk:
 
     def rows() -> Iterator[Record]:
         for part, file in files.items():
-            folder = "test2015" if part in tests else part
+            is_test = part in _TESTS
+            folder = "test2015" if is_test else part
             for number, image, question in read_records(file, read, key="questions"):
                 # An image has one number in all of COCO.
-                split = tests.get(part) or ("validation" if image in held_out else "train")
-                found = _UNKNOWN if part in tests else annotations[part].get(number)
-                if part not in tests and (
-                    found is None or found.image != image or len(found.answers) != _ANNOTATORS
-                ):
+                split = _TESTS.get(part) or ("validation" if image in held_out else "train")
+                annotation = _UNKNOWN if is_test else annotations.get(number, _UNKNOWN)
+                annotators = len(annotation.answers)
+                if not is_test and (annotation.image, annotators) != (image, _ANNOTATORS):
                     fault = (
-                        "none"
-                        if found is None
-                        else f"image {found.image}, {len(found.answers)} answers"
+                        f"image {annotation.image}, {annotators} answers" if annotators else "none"
                     )
-                    needs = f"question {number} needs an annotation of its image with {_ANNOTATORS} answers: {fault}"
-                    yield BadRow(split, coco_image_id(image), needs)
+                    reason = f"needs an annotation of its image with {_ANNOTATORS} answers: {fault}"
+                    yield BadRow(split, coco_image_id(image), f"question {number} {reason}")
                     continue
-                assert found is not None
-                labels, scores = soft_targets(found.answers, numbers=numbers)
+                labels, scores = soft_targets(annotation.answers, numbers=numbers)
                 if split == "train" and not labels:
                     continue
                 row = make_row(
@@ -107,17 +102,19 @@ def open_vqav2(root: Path) -> SetOnDisk:
                     licence=_VQA_TERMS,
                     question=question,
                     question_id=str(number),
-                    question_type=found.question_type,
-                    answer_type=found.answer_type,
-                    answers=list(found.answers),
+                    question_type=annotation.question_type,
+                    answer_type=annotation.answer_type,
+                    answers=list(annotation.answers),
                     answer_labels=labels,
                     answer_scores=scores,
                 )
                 yield Row(split, row)
 
-    outside = sum(
-        each.image not in held_out and numbers.keys().isdisjoint(each.answers) for each in known
-    )
+    outside = 0
+    for annotation in annotations.values():
+        outside += annotation.image not in held_out and numbers.keys().isdisjoint(
+            annotation.answers
+        )
     return SetOnDisk(
         rows,
         _VQA_TERMS,
@@ -125,7 +122,7 @@ def open_vqav2(root: Path) -> SetOnDisk:
         labels=answers,
         unique="question_id",
         needs_caption=False,
-        known_sizes={split: _TEST_SIZES[split] for split in tests.values()},
+        known_sizes={_TESTS[part]: _TEST_SIZES[part] for part in parts},
         notes=[
             f"{len(answers):,} answers are given to {MIN_COUNT} questions or more; whole: {_KNOWN_ANSWERS:,}",
             f"{outside:,} questions with none of these answers are left out of training",
@@ -134,18 +131,19 @@ def open_vqav2(root: Path) -> SetOnDisk:
     )
 
 
-def _read_annotations(file: Path) -> dict[int, _Annotation]:
+def _read_annotations(root: Path, part: str) -> dict[int, _Annotation]:
     def read(record: dict[str, Any]) -> tuple[int, _Annotation]:
         # The same few words come back millions of times; interned, they are kept once.
-        return int(record["question_id"]), _Annotation(
+        annotation = _Annotation(
             int(record["image_id"]),
-            *(
-                sys.intern(record[name])
-                for name in ("question_type", "answer_type", "multiple_choice_answer")
-            ),
+            question_type=sys.intern(record["question_type"]),
+            answer_type=sys.intern(record["answer_type"]),
+            majority=sys.intern(record["multiple_choice_answer"]),
             answers=tuple(sys.intern(answer["answer"]) for answer in record["answers"]),
         )
+        return int(record["question_id"]), annotation
 
+    file = find(root, f"v2_mscoco_{part}_annotations.json", layout=_VQA_LAYOUT)
     return dict(read_records(file, read, key="annotations"))
 
 
@@ -165,10 +163,11 @@ _NLVR2_LAYOUT = (
 
 def open_nlvr2(root: Path) -> SetOnDisk:
     """Find one row a sentence; its images are the left and the right one."""
-    names = {
-        part: (f"{part}.json", f"data/{part}.json", f"nlvr2/data/{part}.json") for part in _SPLITS
-    }
-    files = {part: file for part in _SPLITS if (file := first_of(root, *names[part]))}
+    files = {}
+    for part in _SPLITS:
+        name = f"{part}.json"
+        if file := first_of(root, name, f"data/{name}", f"nlvr2/data/{name}"):
+            files[part] = file
     if not files:
         find(root, "train.json", "dev.json", "test1.json", layout=_NLVR2_LAYOUT)
     folders = {part: find(root, f"images/{part}", part, layout=_NLVR2_LAYOUT) for part in files}
@@ -194,28 +193,24 @@ def _sentence(line: bytes, *, where: str, part: str, folder: Path) -> Record:
         identifier = record["identifier"]
         sentence = text_of(record["sentence"])
         label = str(record.get("label"))
-        of_part, images, pair, sentence_number = identifier.split("-")
+        named_part, images, pair, sentence_number = identifier.split("-")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{where}: expected sentence, label, identifier (such as dev-850-0-1): {error!r}"
         ) from error
     split = _SPLITS[part]
-    if of_part != part or label.lower() not in _LABELS:
-        return BadRow(
-            split,
-            identifier,
-            f"{where}: {of_part!r} with label {label!r}; expected {part!r}, True or False",
-        )
+    if named_part != part or label.lower() not in _LABELS:
+        reason = f"{named_part!r} with label {label!r}; expected {part!r}, True or False"
+        return BadRow(split, identifier, f"{where}: {reason}")
     # Only the training images are in folders, by a number that their records have.
-    folder = folder / str(record["directory"]) if "directory" in record else folder
-    left, right = (image_at(folder / f"{part}-{images}-{pair}-img{side}.png") for side in (0, 1))
+    name = folder / str(record.get("directory", "")) / f"{part}-{images}-{pair}-img"
     row = make_row(
         identifier,
-        image=left,
+        image=image_at(Path(f"{name}0.png")),
         captions=[sentence],
         source="nlvr2",
         licence=_NLVR2_TERMS,
-        second_image=right,
+        second_image=image_at(Path(f"{name}1.png")),
         label=_LABELS[label.lower()],
         # As the official metric does it: a sentence was written for the four pairs of one set of images.
         sentence_group=f"{part}-{images}-{sentence_number}",
