@@ -193,8 +193,8 @@ MUTATIONS = (
     Mutation(
         "words masked alike in each epoch",
         "data/examples.py",
-        'epoch=epoch, index=index, purpose="words"',
-        'epoch=0, index=index, purpose="words"',
+        'self._generator(example, epoch, "words")',
+        'self._generator(example, 0, "words")',
         ("data/test_loader.py",),
     ),
     Mutation(
@@ -213,8 +213,8 @@ MUTATIONS = (
     Mutation(
         "one sample repeated after a resume",
         "data/stream/loader.py",
-        "key > given",
-        "key >= given",
+        "key > last",
+        "key >= last",
         ("data/stream/test_lanes.py",),
     ),
     Mutation(
@@ -232,8 +232,8 @@ MUTATIONS = (
     Mutation(
         "later captions of a row get the next image",
         "data/examples.py",
-        'np.searchsorted(self.first_of_row, text, side="right")) - 1',
-        'np.searchsorted(self.first_of_row, text, side="left"))',
+        'np.searchsorted(self.first_of_row, text, side="right") - 1',
+        'np.searchsorted(self.first_of_row, text, side="left")',
         ("data/test_loader.py",),
     ),
     Mutation(
@@ -346,8 +346,8 @@ MUTATIONS = (
     Mutation(
         "joined sources keep the images of validation splits",
         "data/sources.py",
-        'itertools.product(own, ("validation", "test"))',
-        'itertools.product(own, ("test",))',
+        'itertools.product(own_names, ("validation", "test"))',
+        'itertools.product(own_names, ("test",))',
         ("recipes/test_paper_data.py",),
     ),
     Mutation(

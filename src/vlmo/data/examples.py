@@ -10,13 +10,12 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
-from torch.nn.functional import pad as pad_to
 from torch.utils.data import default_collate
 
 from vlmo.data.decoding import EncodedImage
@@ -82,9 +81,7 @@ class Contents:
     mask: BlockMaskConfig | None = None  # of patches
     tokenizer: BertTokenizer | None = None
     words: WordMaskConfig | None = None  # that are masked in a copy of the text
-    shapes: tuple[
-        Shape, ...
-    ] = ()  # of images of rows that nearly keep their aspect ratio; () for squares
+    shapes: tuple[Shape, ...] = ()  # of rows' images that nearly keep their aspect; () for squares
 
 
 class _Examples:
@@ -111,24 +108,26 @@ class _Examples:
     def _ids(self, text: str) -> Int64[np.ndarray, "text"]:
         return np.array(self._backend.encode(cut_text(text)).ids if text else [], dtype=np.int64)
 
+    def _generator(self, example: Example, epoch: int, purpose: str) -> np.random.Generator:
+        index = example["sample_id"]
+        return sample_generator(self.seed, epoch=epoch, index=index, purpose=purpose)
+
     def _choose_caption(self, count: int, *, epoch: int, index: int) -> int:
         if count == 1:
             return 0
-        return int(
-            sample_generator(self.seed, epoch=epoch, index=index, purpose="caption").integers(count)
-        )
+        generator = sample_generator(self.seed, epoch=epoch, index=index, purpose="caption")
+        return int(generator.integers(count))
 
     def _add_masks(self, example: Example, *, epoch: int) -> Example:
-        index = example["sample_id"]
         if self.contents.words is not None:
             example["mlm_input_ids"], example["mlm_labels"] = whole_word_mask(
                 example["input_ids"],
                 vocabulary=self._vocabulary,
                 config=self.contents.words,
-                generator=sample_generator(self.seed, epoch=epoch, index=index, purpose="words"),
+                generator=self._generator(example, epoch, "words"),
             )
         if self.contents.mask is not None:
-            generator = sample_generator(self.seed, epoch=epoch, index=index, purpose="patches")
+            generator = self._generator(example, epoch, "patches")
             example["bool_masked_pos"] = self.contents.mask.sample(generator)
         return example
 
@@ -137,10 +136,10 @@ class RowExamples(_Examples):
     """Images, texts, or images with one of their captions, by (epoch, number).
 
     Args:
-        unit: "image": an example a row, with another of its captions in each epoch. "pair": an example a caption, as in
+        unit: "image": an example a row, with another of its captions every epoch. "pair": an example a caption, as in
             VLMo's published code; an image with five is then seen five times an epoch.
-        texts: Texts of each row; by default its captions.
-        false_texts: A false version of each text, "" where there is none; None leaves them out.
+        texts: Texts of the rows; by default their captions.
+        false_texts: False versions of the texts, "" where there is none; None leaves them out.
         columns: Columns of images. Several, which have augmentations of their own, are stacked.
         labels: Returns the label of a row; None leaves labels out.
 
@@ -162,36 +161,37 @@ class RowExamples(_Examples):
         super().__init__(contents)
         self._labels = labels
         self._length = len(dataset)
-        self._images = []
+        self._images: list[_Images] = []
+        self._texts: Any = None
+        self._false_texts: Any = None
+        self._by_pair = unit == "pair" and contents.tokenizer is not None
         self._shapes = list(contents.shapes)
         if contents.shapes and (len(columns) > 1 or contents.mask is not None):
             raise ValueError(
                 "data.transform.keep_aspect is for one image without masked patches; leave it out here"
             )
-        self._texts = self._false = None
         if contents.transform is not None:
-            self._images = [_Images(dataset, transform=contents.transform, name=c) for c in columns]
+            self._images = [_Images(dataset, contents.transform, name) for name in columns]
         if contents.tokenizer is not None:
-            self._texts = _Texts(
-                arrow_table(dataset, ["captions"])["captions"] if texts is None else texts
-            )
+            captions = arrow_table(dataset, ["captions"])["captions"]
+            self._texts = _Texts(captions if texts is None else texts)
             self._texts.check()
-            self._false = None if false_texts is None else _Texts(false_texts)
-        self._of_pairs = unit == "pair" and self._texts is not None
-        if self._of_pairs:
-            self._length = len(cast(_Texts, self._texts).texts)
+            if self._by_pair:
+                self._length = len(self._texts.texts)
+            if false_texts is not None:
+                self._false_texts = _Texts(false_texts)
 
     def __len__(self) -> int:
         return self._length
 
     def fit_shapes(self, batch_size: int) -> Int64[np.ndarray, "example"] | None:
-        """Choose shapes by the images' headers, of a batch or more each; return numbers by example, or None."""
+        """Choose shapes that have a batch or more, by the images' headers; return numbers by example, or None."""
         if not self.contents.shapes:
             return None
         sizes = self._images[0].sizes()
         rows = np.arange(self._length)
-        if self._of_pairs:
-            rows = np.searchsorted(cast(_Texts, self._texts).first_of_row, rows, side="right") - 1
+        if self._by_pair:
+            rows = self._texts.row(rows)
         while True:
             self._shape_of_row = nearest_shapes(sizes, self._shapes)
             counts = np.bincount(self._shape_of_row[rows], minlength=len(self._shapes))
@@ -205,18 +205,20 @@ class RowExamples(_Examples):
         row = index
         if self._texts is not None:
             text = index
-            if self._of_pairs:
-                row = self._texts.row(text)
+            if self._by_pair:
+                row = int(self._texts.row(text))
             else:
                 first, end = self._texts.first_of_row[row : row + 2].tolist()
                 text = first + self._choose_caption(end - first, epoch=epoch, index=row)
             example["input_ids"] = self._ids(self._texts.texts[text].as_py())
-            if self._false is not None:
-                example["false_input_ids"] = self._ids(self._false.texts[text].as_py())
+            if self._false_texts is not None:
+                example["false_input_ids"] = self._ids(self._false_texts.texts[text].as_py())
         if self._images:
-            how: dict[str, Any] = {"epoch": epoch, "index": index, "seed": self.seed}
-            how |= {"shape": self._shapes[self._shape_of_row[row]]} if self.contents.shapes else {}
-            pixels = [images.pixel_values(row, **how) for images in self._images]
+            shape = self._shapes[self._shape_of_row[row]] if self._shapes else None
+            pixels = []
+            for images in self._images:
+                generator = self._generator(example, epoch, images.column)
+                pixels.append(images.pixel_values(row, generator, shape))
             example["image_id"] = int(self._images[0].image_ids[row])
             example["pixel_values"] = pixels[0] if len(pixels) == 1 else torch.stack(pixels)
         if self._labels is not None:
@@ -234,49 +236,48 @@ class StreamExamples(_Examples):
         if self.contents.tokenizer is not None:
             if not sample.captions:
                 raise ValueError("it has no caption, or an empty one")
-            text = sample.captions[
-                self._choose_caption(len(sample.captions), epoch=epoch, index=number)
-            ]
-            example["input_ids"] = self._ids(text)
+            choice = self._choose_caption(len(sample.captions), epoch=epoch, index=number)
+            example["input_ids"] = self._ids(sample.captions[choice])
         if self.contents.transform is not None:
             if sample.image is None and (sample.path is None or is_remote(sample.shard)):
                 raise ValueError("it has no image")
             path = None if sample.path is None else str(Path(sample.shard).parent / sample.path)
-            generator = sample_generator(self.seed, epoch=epoch, index=number, purpose="image")
-            example["image_id"] = number
             image = EncodedImage({"bytes": sample.image, "path": path})
+            generator = self._generator(example, epoch, "image")
+            example["image_id"] = number
             example["pixel_values"] = self.contents.transform.pixels(image, generator)
         return self._add_masks(example, epoch=epoch)
 
 
 class _Images:
     def __init__(
-        self, dataset: Dataset, *, transform: TrainTransform | EvalTransform, name: str
+        self, dataset: Dataset, transform: TrainTransform | EvalTransform, column_name: str
     ) -> None:
+        self.column = column_name
         self._names: list[str] = column(dataset, "image_id")
-        self._rows = dataset.select_columns([name])
-        self._column = name
-        self._transform = transform
-        self.image_ids = np.array([stable_id(each) for each in self._names], dtype=np.int64)
+        self._rows: Any = dataset.select_columns([column_name])
+        self._transform: Any = transform
+        self.image_ids = np.array(list(map(stable_id, self._names)), dtype=np.int64)
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Width and height of each row's image."""
-        return [EncodedImage(columns[self._column]).size for columns in cast(Any, self._rows)]
+        """Return width and height of all images."""
+        return [EncodedImage(row[self.column]).size for row in self._rows]
 
     def pixel_values(
-        self, row: int, *, epoch: int, index: int, seed: int, **options: Shape
+        self, row: int, generator: np.random.Generator, shape: Shape | None
     ) -> UInt8[Tensor, "3 height width"]:
-        """Return the row's image as it looks in the example `index` of `epoch`, not yet normalised."""
-        generator = sample_generator(seed, epoch=epoch, index=index, purpose=self._column)
-        columns: Any = self._rows[row]
+        """Return the row's image as the generator augments it, not yet normalized."""
+        cell = self._rows[row][self.column]
         try:
-            if (cell := columns[self._column]) is None:
-                raise ValueError(f"the row holds no {self._column}")
-            return self._transform.pixels(EncodedImage(cell), generator, **options)
+            if cell is None:
+                raise ValueError(f"the row holds no {self.column}")
+            if shape is None:
+                return self._transform.pixels(EncodedImage(cell), generator)
+            return self._transform.pixels(EncodedImage(cell), generator, shape=shape)
         except ValueError as error:
-            advice = "Validate the data set before training: invalid rows go to quarantine.jsonl"
             raise ValueError(
-                f"sample {row} (image_id {self._names[row]!r}): {error}. {advice}"
+                f"sample {row} (image_id {self._names[row]!r}): {error}. "
+                "Validate the data set before training: invalid rows go to quarantine.jsonl"
             ) from error
 
 
@@ -288,33 +289,29 @@ class _Texts:
         import pyarrow.compute
 
         compute: Any = pyarrow.compute  # its functions are made when it is imported
-        kind = pa.large_list(pa.large_string())
-        lists = (
-            texts
-            if isinstance(texts, pa.ChunkedArray)
-            else pa.chunked_array([pa.array(texts, kind)])
-        )
-        self._lengths = compute.fill_null(compute.list_value_length(lists), 0).to_numpy()
+        lists: Any = texts
+        if not isinstance(texts, pa.ChunkedArray):
+            lists = pa.chunked_array([pa.array(texts, pa.large_list(pa.large_string()))])
+        lengths = compute.list_value_length(lists)
+        self._lengths = compute.fill_null(lengths, 0).to_numpy()
         self.first_of_row = np.cumsum([0, *self._lengths])
-        self.texts = pa.concat_arrays(
-            [chunk.flatten().cast(pa.large_string()) for chunk in lists.chunks]
-        )
+        flat = [chunk.flatten().cast(pa.large_string()) for chunk in lists.chunks]
+        self.texts = pa.concat_arrays(flat)
 
     def check(self) -> None:
+        """Raise ValueError if a row has no text, or an empty one."""
         import pyarrow.compute
 
         compute: Any = pyarrow.compute
-        sizes = compute.fill_null(
-            compute.utf8_length(compute.utf8_trim_whitespace(self.texts)), 0
-        ).to_numpy()
-        if empty := [
-            *np.flatnonzero(self._lengths == 0),
-            *map(self.row, np.flatnonzero(sizes == 0)),
-        ]:
-            raise ValueError(f"sample {min(empty)} has no text or an empty one")
+        trimmed = compute.utf8_length(compute.utf8_trim_whitespace(self.texts))
+        empty_texts = np.flatnonzero(compute.fill_null(trimmed, 0).to_numpy() == 0)
+        rows = [*np.flatnonzero(self._lengths == 0), *self.row(empty_texts)]
+        if rows:
+            raise ValueError(f"sample {min(rows)} has no text or an empty one")
 
-    def row(self, text: int) -> int:
-        return int(np.searchsorted(self.first_of_row, text, side="right")) - 1
+    def row(self, text: int | np.ndarray) -> np.ndarray:
+        """Return the row of a text, or of several, by their numbers."""
+        return np.searchsorted(self.first_of_row, text, side="right") - 1
 
 
 def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
@@ -322,29 +319,28 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
 
     Padding is `pad_token_id` in ids, 0 in attention masks and -100 in `mlm_labels`.
     """
-    columns = {
-        name: [cast(dict[str, Any], each)[name] for each in examples] for name in examples[0]
-    }
+    rows: list[Any] = list(examples)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
     for kind in ("", "false_"):
-        if ids := columns.get(f"{kind}input_ids"):
+        if f"{kind}input_ids" in columns:
+            ids = columns[f"{kind}input_ids"]
             columns[f"{kind}attention_mask"] = [np.ones_like(text) for text in ids]
-    batch: dict[str, Tensor] = {}
+    batch: Any = {}
     for name, values in columns.items():
         if name in _IDS or name in _FILLS:
             batch[name] = pad(values, value=_FILLS.get(name, pad_token_id))
         elif name in ("sample_id", "image_id"):
             batch[f"{name}s"] = torch.tensor(values, dtype=torch.int64)
         elif name == "pixel_values" and values[0].dtype == torch.uint8:
-            # As they lie in memory, channels last: normalising brings the channels forward in the same pass.
-            batch[name] = default_collate([image.movedim(-3, -1) for image in values]).movedim(
-                -1, -3
-            )
+            # As they lie in memory, channels last: normalizing brings the channels forward in the same pass.
+            channels_last = default_collate([image.movedim(-3, -1) for image in values])
+            batch[name] = channels_last.movedim(-1, -3)
         else:
             batch[name] = default_collate(values)
-    return cast(Batch, batch)
+    return batch
 
 
-def pad(rows: list[Int64[np.ndarray, "text"]], *, value: int) -> Int64[Tensor, "batch longest"]:
+def pad(rows: Sequence[Int64[np.ndarray, "text"]], *, value: int) -> Int64[Tensor, "batch longest"]:
     """Fill rows up on the right with `value`, to the longest one's length rounded up to 8, and 8 at least."""
     longest = max(1, *map(len, rows))
     padded = np.full((len(rows), -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE), value, dtype=np.int64)
@@ -357,14 +353,13 @@ def merge(parts: list[Batch], *, pad_token_id: int = 0) -> Batch:
     """Join the rows of several batches, padded to the longest text."""
     if len(parts) == 1:
         return parts[0]
-    merged: dict[str, Tensor] = {}
-    for name in parts[0]:
-        columns = [cast(dict[str, Tensor], part)[name] for part in parts]
+    batches: list[Any] = list(parts)
+    merged: Any = {}
+    for name in batches[0]:
+        columns = [batch[name] for batch in batches]
         if name in _IDS or name in _FILLS:
-            longest = max(column.shape[1] for column in columns)
-            value = _FILLS.get(name, pad_token_id)
-            columns = [
-                pad_to(column, (0, longest - column.shape[1]), value=value) for column in columns
-            ]
-        merged[name] = torch.cat(columns)
-    return cast(Batch, merged)
+            rows = [row for column in columns for row in column.numpy()]
+            merged[name] = pad(rows, value=_FILLS.get(name, pad_token_id))
+        else:
+            merged[name] = torch.cat(columns)
+    return merged

@@ -79,12 +79,13 @@ def open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def warn_of_skipped(folder: str | Path, counts: Iterable[tuple[str, int]]) -> None:
     """Log how many files of a folder are images in formats that are not read, by their suffixes."""
-    if skipped := sorted(counts, key=lambda each: -each[1]):
-        found = ", ".join(f"{number} {suffix}" for suffix, number in skipped)
+    skipped = dict(counts)
+    suffixes = sorted(skipped, key=skipped.__getitem__, reverse=True)
+    if skipped:
         _LOGGER.warning(
             "%s: %s files skipped: this format is not read; convert them to JPEG or PNG",
             folder,
-            found,
+            ", ".join(f"{skipped[suffix]} {suffix}" for suffix in suffixes),
         )
 
 
@@ -126,7 +127,7 @@ def walk(
 ) -> Iterator[Path]:
     """Yield the files below a folder of this machine, by name; hidden ones are passed over.
 
-    Links to folders are followed; each real folder is visited once, and by its real path if that is below too: tables
+    Links to folders are followed; real folders are visited once, and by its real path if that is below too: tables
     name files by it.
 
     Args:
@@ -193,12 +194,12 @@ def list_shards(pattern: str) -> tuple[str, ...]:
     """Return the shards that a pattern names, sorted; ValueError if nothing matches, or something that is no shard.
 
     A pattern is a path or an fsspec URL of .tar or .parquet files, with braces ({00000..00331}, {a,b}) and wildcards
-    (*, ?, [0-9], **), or a folder. Files that braces name are not looked for: a missing shard is found when it is read,
+    (*, ?, [0-9], **), or a folder. Files that braces name are not looked for: a missing shard shows when it is read,
     and goes to the quarantine. Of a folder, tar files are taken, or else parquet files.
     """
     urls = expand_braces(pattern)
     files, _ = open_file_system(urls[0])  # one for all: there may be a hundred thousand of them
-    found: list[str] = []
+    shards: list[str] = []
     for path in (str(files._strip_protocol(url)) for url in urls):
         try:
             if has_wildcards(path):
@@ -213,12 +214,12 @@ def list_shards(pattern: str) -> tuple[str, ...]:
             raise ValueError(
                 f"{pattern} matches nothing; give shards that are there (.tar or .parquet)"
             )
-        found += [
-            str(path) if isinstance(files, LocalFileSystem) else files.unstrip_protocol(path)
-            for path in paths
-        ]
-    if others := [shard for shard in found if not shard.lower().endswith(SHARD_SUFFIXES)]:
-        raise ValueError(
-            f"{pattern} names {others[0]}; shards end with {' or '.join(SHARD_SUFFIXES)}"
-        )
-    return tuple(sorted(found))
+        if not isinstance(files, LocalFileSystem):
+            paths = map(files.unstrip_protocol, paths)
+        shards += map(str, paths)
+    for shard in shards:
+        if not shard.lower().endswith(SHARD_SUFFIXES):
+            raise ValueError(
+                f"{pattern} names {shard}; shards end with {' or '.join(SHARD_SUFFIXES)}"
+            )
+    return tuple(sorted(shards))

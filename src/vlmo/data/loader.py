@@ -11,7 +11,8 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -34,7 +35,7 @@ class LoaderConfig:
     accumulation: int = 1
     """Micro-steps (forward and backward passes) of one step."""
     num_workers: int = 2
-    """Worker processes for each training process; 0 prepares batches in the training process itself."""
+    """Worker processes of every training process; 0 prepares batches in the training process itself."""
 
     def __post_init__(self) -> None:
         """Raise ValueError if a number is too small."""
@@ -45,7 +46,7 @@ class LoaderConfig:
 
 
 class RowLoader:
-    """Micro-batches of each step, a pure function of (examples, configuration, seed, step).
+    """Micro-batches of steps, a pure function of (examples, configuration, seed, step).
 
     Neither workers nor restarts change a tensor, and the number of processes only decides who gets which part.
 
@@ -109,26 +110,34 @@ class RowLoader:
                 if isinstance(batch, str):
                     raise ValueError(batch)
                 number = step * self._config.accumulation + micro
-                batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=number))
-                batch["step"] = torch.tensor(step)
-                batches.append(batch)
+                batches.append(add_step(batch, step=step, micro_step=number, seed=self._seed))
             yield batches
 
     def _micro_batch_keys(self, start_step: int) -> Iterator[list[Key]]:
-        how: dict[str, int] = {"batch_size": self._config.global_batch_size, "seed": self._seed}
-        steps = (
-            global_batch(step, num_samples=len(self._examples), **how)
-            for step in itertools.count(start_step)
-        )
-        if self._shapes is not None:
-            steps = shaped_batches(start_step, shapes=self._shapes, **how)
-        share = {
-            "rank": self._rank,
-            "world_size": self._world_size,
-            "accumulation": self._config.accumulation,
-        }
+        size = self._config.global_batch_size
+        if self._shapes is None:
+            draw = partial(
+                global_batch, num_samples=len(self._examples), batch_size=size, seed=self._seed
+            )
+            steps = map(draw, itertools.count(start_step))
+        else:
+            steps = shaped_batches(
+                start_step, shapes=self._shapes, batch_size=size, seed=self._seed
+            )
         for keys in steps:
-            yield from micro_batches(keys, **share)
+            yield from micro_batches(
+                keys,
+                rank=self._rank,
+                world_size=self._world_size,
+                accumulation=self._config.accumulation,
+            )
+
+
+def add_step(batch: Batch, *, step: int, micro_step: int, seed: int) -> Batch:
+    """Return a batch with its step, and the seed of what the model draws at random in it."""
+    batch["step_seed"] = torch.tensor(batch_seed(seed, micro_step=micro_step))
+    batch["step"] = torch.tensor(step)
+    return batch
 
 
 class JointLoader:
@@ -138,37 +147,30 @@ class JointLoader:
         self._loaders = {f"{name}." if name else "": loader for name, loader in loaders.items()}
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
-        """Yield without end the micro-batches of step `start_step`, and so on, as each loader does."""
+        """Yield without end the micro-batches of step `start_step`, and so on, as the loaders do."""
         for step in zip(*(loader(start_step) for loader in self._loaders.values()), strict=True):
             yield [self._join(parts) for parts in zip(*step, strict=True)]
 
     def _join(self, parts: Sequence[Batch]) -> Batch:
-        named = zip(self._loaders, parts, strict=True)
-        return cast(
-            "Batch", {f"{name}{key}": value for name, part in named for key, value in part.items()}
-        )
+        joined: Any = {}
+        for name, part in zip(self._loaders, parts, strict=True):
+            joined |= {f"{name}{key}": tensor for key, tensor in part.items()}
+        return joined
 
     def cursor(self, step: int) -> dict[str, Any]:
         """Return the cursors of those loaders that have one, as one."""
-        found = {
-            name: loader.cursor(step)
-            for name, loader in self._loaders.items()
-            if hasattr(loader, "cursor")
-        }
-        return {
-            f"{name}{lane}": state for name, lanes in found.items() for lane, state in lanes.items()
-        }
+        lanes: dict[str, Any] = {}
+        for name, loader in self._loaders.items():
+            if hasattr(loader, "cursor"):
+                lanes |= {f"{name}{lane}": state for lane, state in loader.cursor(step).items()}
+        return lanes
 
     def go_on_from(self, step: int, cursor: dict[str, Any]) -> None:
         """Set the start of those loaders: cursors of all processes, as one."""
         for name, loader in self._loaders.items():
             if hasattr(loader, "go_on_from"):
-                lanes = {
-                    lane.removeprefix(name): state
-                    for lane, state in cursor.items()
-                    if lane.startswith(name)
-                }
-                loader.go_on_from(step, lanes)
+                lanes = [lane for lane in cursor if lane.startswith(name)]
+                loader.go_on_from(step, {lane.removeprefix(name): cursor[lane] for lane in lanes})
 
 
 @dataclass(eq=False)
@@ -191,7 +193,7 @@ class _Reader(Dataset):
 def start_workers(
     dataset: Dataset, *, num_workers: int, sampler: Iterator | None = None, pin: bool = False
 ) -> Any:
-    """Iterate over the items of `dataset`, in order, each made whole by one of the worker processes."""
+    """Iterate over the items of `dataset`, in order, all made whole by one of the worker processes."""
     is_linux = sys.platform == "linux"
     loader = DataLoader(
         dataset,
@@ -245,7 +247,7 @@ def _leave_signals_to_the_trainer(_: int) -> None:
 
 def _end_with_the_parent(parent: int) -> None:
     while os.getppid() == parent:
-        found = signal.sigtimedwait({signal.SIGTERM}, _PARENT_CHECK_S)
-        if found is not None and found.si_pid == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, _PARENT_CHECK_S)
+        if received is not None and received.si_pid == parent:
             break
     os._exit(0)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
 from datasets.exceptions import DatasetsError
 
-from vlmo.data.decoding import ImageCell, image_at, is_range
+from vlmo.data.decoding import image_at, is_range
 from vlmo.data.listing import IMAGE_SUFFIXES, SHARD_SUFFIXES, regular_file, walk
 from vlmo.data.rows import (
     ADVICE,
     Bad,
+    arrow_table,
     column,
     is_saved,
     naming_damage,
@@ -31,7 +32,6 @@ from vlmo.data.schema import (
     QUESTION_FEATURES,
     REASONING_FEATURES,
     class_features,
-    make_row,
 )
 from vlmo.data.stream.records import read_saved, read_shard
 from vlmo.data.tables import (
@@ -50,9 +50,12 @@ from vlmo.released.download import cache_folder
 
 CLASS_LIST = "classes.txt"
 """Names of the classes of masks, one a line, in the order of their numbers."""
-_TRUTH = dict.fromkeys(("true", "1", "yes"), 1) | dict.fromkeys(("false", "0", "no"), 0)
-_TASK_COLUMNS = (*CAPTION_COLUMNS, "question", "answer", "answers", "label")
-_FACTS = (
+_TRUTH = {"true": 1, "1": 1, "yes": 1, "false": 0, "0": 0, "no": 0}
+_ANSWER_COLUMNS = ("answer", "answers")
+_TASK_COLUMNS = (*CAPTION_COLUMNS, *_ANSWER_COLUMNS, "question", "label")
+_TEXTS = (
+    "label",
+    "question",
     "question_id",
     "question_type",
     "answer_type",
@@ -62,53 +65,15 @@ _FACTS = (
     "license",
     "split",
 )
-_TEXT_COLUMNS = (*_TASK_COLUMNS, *_FACTS)
-_STORED = Features({"image": Image(decode=False), "cells": Value("string")})
+_LIST = List(Value("string"))
+_STORED = Features(
+    {"image": Image(decode=False), "captions": _LIST, "answers": _LIST}
+    | dict.fromkeys(_TEXTS, Value("string"))
+)
+"""Columns of shards and saved sets as they lie in the cache folder."""
 
-Rows = list[dict[str, Any]]
-
-
-class Record(NamedTuple):
-    """A line of a table, or a row of a shard or saved set.
-
-    Attributes:
-        where: The table and the line, for errors.
-        folder: Folder that paths of images are relative to.
-        held: The image, if it needs no path: `to_dataset` is given it.
-    """
-
-    number: int
-    where: str
-    folder: Path
-    cells: dict[str, Any]
-    held: ImageCell | None = None
-
-    def text(self, *names: str) -> str:
-        """Return the text of the first of these columns that is there; ValueError if there is none, or it is empty."""
-        if (name := column_of(self.cells, names)) is None:
-            raise ValueError(
-                f"{self.where}: no column {' or '.join(names)}; found {', '.join(self.cells)}"
-            )
-        value = self.cells[name]
-        text = "" if value is None or isinstance(value, list | dict) else str(value).strip()
-        if not text:
-            raise ValueError(f"{self.where}: {name} is {value!r:.60}; expected a text")
-        return text
-
-    def image(self, *names: str, root: Path) -> ImageCell:
-        """Return the image of the first of these columns: a file in `root`, relative to the table; else ValueError."""
-        if self.held is not None:
-            return self.held
-        image = self.text(*names).replace("\\", "/")
-        if (
-            "\0" in image
-            or is_range(image)
-            or not (file := (self.folder / image).resolve()).is_relative_to(root)
-        ):
-            raise ValueError(
-                f"{self.where}: {image!r:.200} lies outside {root}; move the image or the table"
-            )
-        return image_at(file)
+Row = dict[str, Any]
+"""A line of a table or a stored record. `where` names it in errors; `number` counts from 0."""
 
 
 def open_own(path: Path) -> Dataset | None:
@@ -129,24 +94,33 @@ def open_own(path: Path) -> Dataset | None:
     tables = tables_of(path)
     if not tables:
         return None
-    several = path.is_dir() and tables[0].parent != path  # each in a folder of its split
-    records = []
+    by_split = path.is_dir() and tables[0].parent != path
+    root = (path if by_split else tables[0].parent).resolve()
+    rows: list[Row] = []
+    columns: Row = {}
     for table in tables:
-        own = {"split": SPLITS.get(table.parent.name.lower())} if several else {}
+        split = SPLITS.get(table.parent.name.lower()) if by_split else None
         for line, cells in table_records(table):
-            records.append(Record(len(records), f"{table}:{line}", table.parent, own | cells))
-    if names := dict.fromkeys(name for record in records for name in record.cells):
-        _check_columns(names, image=column_of(names, IMAGE_COLUMNS), path=path)
-    return _rows_of(records, path=path, root=path if several else tables[0].parent)
+            columns |= cells
+            where = f"{table}:{line}"
+            rows.append({"split": split, **cells, "where": where, "folder": table.parent})
+    if columns:
+        _check_columns(columns, image=column_of(columns, IMAGE_COLUMNS), path=path)
+    for row in rows:
+        image = _image_file(row, *IMAGE_COLUMNS, root=root)
+        row["image"] = image_at(image)
+        row["image_id"] = _value(row, "image_id", image.relative_to(root).as_posix())
+        if SECOND_IMAGE in columns:
+            row[SECOND_IMAGE] = image_at(_image_file(row, SECOND_IMAGE, root=root))
+    return _open_rows(rows, path=path, source=root.name)
 
 
 def own_labels(path: Path) -> list[str]:
     """Return the answers of a table of questions, or the classes of masks, by number; ValueError for data without."""
-    listed = path / CLASS_LIST
-    if listed.is_file():
-        return [
-            line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
+    class_list = path / CLASS_LIST
+    if class_list.is_file():
+        names = map(str.strip, class_list.read_text(encoding="utf-8").splitlines())
+        return list(filter(None, names))
     rows = open_own(path)
     if rows is None:
         rows = open_shards(path, list(walk(path)) if path.is_dir() else [path])
@@ -155,145 +129,155 @@ def own_labels(path: Path) -> list[str]:
             f"{path} has no answers or classes: expected a folder of vlmo data prepare, a table with the columns "
             f"question and answer, or images and masks with {CLASS_LIST}"
         )
-    return sorted({answer for answers in column(rows, "answers") for answer in answers})
-
-
-# ---------------------------------------------------------------------------------------------- from records to rows
+    return sorted(set().union(*column(rows, "answers")))
 
 
 def _check_columns(names: Collection[str], *, image: str | None, path: Path) -> None:
-    if image is None or (
-        {*names} - {image, *FEATURES, "split"} and not column_of(names, _TASK_COLUMNS)
-    ):
+    others = {*names} - {image, *FEATURES, "split"}
+    if image is None or (others and not column_of(names, _TASK_COLUMNS)):
         raise ValueError(
             f"{path}: its columns are {', '.join(names)}; expected images (image) and beside them captions (one of "
             f"{', '.join(CAPTION_COLUMNS)}), question and answer or answers, or label; rename them"
         )
 
 
-def _rows_of(
-    records: list[Record],
+# ------------------------------------------------------------------------------------------------ cells of one record
+
+
+def _text(row: Row, *names: str) -> str:
+    """Return the text of the first of these columns; ValueError where it is missing or empty."""
+    name = column_of(row, names) or names[0]
+    text = _plain(row.get(name))
+    if not text:
+        raise ValueError(f"{row['where']}: {name} is {row.get(name)!r:.60}; expected a text")
+    return text
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None or isinstance(value, list | dict) else str(value).strip()
+
+
+def _value(row: Row, name: str, default: str) -> str:
+    value = row.get(name)
+    return default if value in (None, "") else str(value)
+
+
+def _image_file(row: Row, *names: str, root: Path) -> Path:
+    """Return the image file that the first of these columns names; ValueError unless it lies in `root`."""
+    image = _text(row, *names).replace("\\", "/")
+    # A null character is an error of the file system, so it must not get there.
+    file = Path("/") if "\0" in image or is_range(image) else (row["folder"] / image).resolve()
+    if not file.is_relative_to(root):
+        raise ValueError(
+            f"{row['where']}: {image!r:.200} lies outside {root}; move the image or the table"
+        )
+    return file
+
+
+def _captions(cells: Mapping[str, Any], *, where: str) -> list[str]:
+    return captions_of(cells.get(column_of(cells, CAPTION_COLUMNS) or ""), where=where)
+
+
+def _answers(cells: Mapping[str, Any], *, where: str) -> list[str]:
+    value = cells.get(column_of(cells, _ANSWER_COLUMNS) or "")
+    if isinstance(value, list):  # the hub's VQAv2 has dictionaries, with the confidence beside it
+        value = [answer["answer"] if isinstance(answer, dict) else answer for answer in value]
+    elif isinstance(value, bool | int | float):
+        value = str(value)
+    return list(filter(None, map(str.strip, captions_of(value, where=where))))
+
+
+# -------------------------------------------------------------------------------------------------- rows of tasks
+
+
+def _open_rows(
+    rows: list[Row],
     *,
     path: Path,
-    root: Path,
+    source: str,
     images: Dataset | None = None,
-    classes: list[str] | None = None,
+    classes: Sequence[str] = (),
 ) -> Dataset:
-    """Return the rows of records, of which `images` holds columns of images, one of each record."""
-    if not records:
+    """Return the data set of rows; `images` holds their images if they do not, and `classes` the labels' order."""
+    if not rows:
         raise ValueError(f"{path} has no rows")
-    names = set().union(*(record.cells for record in records))
-    root = root.resolve()
-    if "question" in names:
-        rows = _questions(records, root)
+    columns = set().union(*rows)
+    for number, row in enumerate(rows):
+        row["number"] = number
+        row["source"] = _value(row, "source", source)
+        row["licence"] = _value(row, "licence", _value(row, "license", "unknown"))
+        row["split"] = _value(row, "split", "")
+    if "question" in columns:
+        _make_questions(rows)
         features = QUESTION_FEATURES
-    elif SECOND_IMAGE in names:
-        rows = _sentences(records, root)
+    elif SECOND_IMAGE in columns:
+        _make_sentences(rows)
         features = REASONING_FEATURES
-    elif "label" in names and not column_of(names, CAPTION_COLUMNS):
-        labels = [record.text("label") for record in records]
+    elif "label" in columns and not column_of(columns, CAPTION_COLUMNS):
+        labels = [_text(row, "label") for row in rows]
         classes = classes or sorted(set(labels))
         numbers = {name: number for number, name in enumerate(classes)}
-        rows = [
-            _row(each, root=root) | {"label": numbers[label]}
-            for each, label in zip(records, labels, strict=True)
-        ]
+        for row, label in zip(rows, labels, strict=True):
+            row["captions"] = []
+            row["label"] = numbers[label]
         features = class_features(classes)
     else:
-        rows = _captioned(records, root)
+        rows = _merge_captions(rows)
         features = FEATURES
     return to_dataset(rows, features, path=path, images=images)
 
 
-def _captioned(records: list[Record], root: Path) -> Rows:
-    rows: dict[str, dict[str, Any]] = {}
-    for record in records:
-        given = column_of(record.cells, CAPTION_COLUMNS)
-        row = _row(
-            record,
-            root=root,
-            captions=captions_of(given and record.cells[given], where=record.where),
-        )
-        known = rows.setdefault(row["image_id"], row)
-        if known is row:
+def _merge_captions(rows: list[Row]) -> list[Row]:
+    """Return the first rows of images, with the captions of all rows; ValueError if they disagree about the image."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        captions = _captions(row, where=row["where"])
+        before = first.setdefault(row["image_id"], row)
+        if before is row:
+            row["captions"] = list(captions)
             continue
-        for key in ("split",) if record.held else ("image", "split"):
-            if known.get(key) != row.get(key):
-                values = f"{key} {row.get(key)!r}, an earlier line said {known.get(key)!r}"
-                raise ValueError(f"{record.where}: {row['image_id']} has {values}")
-        known["captions"] += row["captions"]
-    return list(rows.values())
+        for key in ("image", "split"):
+            if before.get(key) != row.get(key):
+                raise ValueError(
+                    f"{row['where']}: {row['image_id']} has {key} {row.get(key)!r}, "
+                    f"an earlier line said {before.get(key)!r}"
+                )
+        before["captions"] += captions
+    return list(first.values())
 
 
-def _questions(records: list[Record], root: Path) -> Rows:
-    given = [_answers(record) for record in records]
-    numbers = {
-        name: number
-        for number, name in enumerate(sorted({answer for answers in given for answer in answers}))
-    }
-    rows = []
-    for record, answers in zip(records, given, strict=True):
-        labels, scores = soft_targets(answers, numbers=numbers)
-        name = record.cells.get("question_id")
-        row = _row(record, root=root) | {
-            "question": record.text("question"),
-            "question_id": str(record.number if name in (None, "") else name),
-            "answers": answers,
-            "answer_labels": labels,
-            "answer_scores": [1.0] if len(answers) == 1 else scores,
-        }
-        rows.append(
-            row
-            | {name: str(record.cells.get(name) or "") for name in ("question_type", "answer_type")}
-        )
-    return rows
+def _make_questions(rows: list[Row]) -> None:
+    for row in rows:
+        row["answers"] = _answers(row, where=row["where"])
+    names = set().union(*(row["answers"] for row in rows))
+    numbers = {name: number for number, name in enumerate(sorted(names))}
+    for row in rows:
+        row["captions"] = []
+        row["question"] = _text(row, "question")
+        row["question_id"] = _value(row, "question_id", str(row["number"]))
+        row["question_type"] = _value(row, "question_type", "")
+        row["answer_type"] = _value(row, "answer_type", "")
+        row["answer_labels"], scores = soft_targets(row["answers"], numbers=numbers)
+        # A single answer is certain; VQA's score counts how many of ten people gave it.
+        row["answer_scores"] = [1.0] if len(row["answers"]) == 1 else scores
 
 
-def _answers(record: Record) -> list[str]:
-    value = record.cells.get(column_of(record.cells, ("answer", "answers")) or "")
-    if isinstance(value, list):  # the hub's VQAv2 has them with each one's confidence
-        value = [each.get("answer") if isinstance(each, dict) else each for each in value]
-    given = captions_of(
-        str(value) if isinstance(value, bool | int | float) else value, where=record.where
-    )
-    return [text for answer in given if (text := answer.strip())]
-
-
-def _sentences(records: list[Record], root: Path) -> Rows:
-    rows = []
-    for record in records:
-        sentence = record.text(*CAPTION_COLUMNS)
-        label = record.text("label").lower()
+def _make_sentences(rows: list[Row]) -> None:
+    for row in rows:
+        sentence = _text(row, *CAPTION_COLUMNS)
+        label = _text(row, "label").lower()
         if label not in _TRUTH:
             raise ValueError(
-                f"{record.where}: label is {label!r:.60}; expected one of {', '.join(_TRUTH)}"
+                f"{row['where']}: label is {label!r:.60}; expected one of {', '.join(_TRUTH)}"
             )
-        row = _row(record, root=root, captions=[sentence])
-        row |= {"second_image": record.image(SECOND_IMAGE, root=root), "label": _TRUTH[label]}
-        rows.append(
-            row | {"sentence_group": sentence, "image_id": f"{row['image_id']}#{record.number}"}
-        )
-    return rows
-
-
-def _row(record: Record, *, root: Path, captions: Sequence[str] = ()) -> dict[str, Any]:
-    image = record.image(*IMAGE_COLUMNS, root=root)
-    name = "" if record.held else Path(cast(str, image["path"])).relative_to(root).as_posix()
-    row = make_row(
-        name,
-        image=image,
-        captions=captions,
-        source=root.name,
-        licence="unknown",
-        number=record.number,
-    )
-    given = {key: record.cells.get(key) for key in ("image_id", "source", "licence", "split")}
-    given["licence"] = given["licence"] or record.cells.get("license")
-    return row | {key: str(value) for key, value in given.items() if value not in (None, "")}
+        row["label"] = _TRUTH[label]
+        row["captions"] = [sentence]
+        row["sentence_group"] = sentence
+        row["image_id"] = f"{row['image_id']}#{row['number']}"
 
 
 def to_dataset(
-    rows: Rows, features: Features, *, path: Path, images: Dataset | None = None
+    rows: list[Row], features: Features, *, path: Path, images: Dataset | None = None
 ) -> Dataset:
     """Return rows as a data set; columns of `images` join them by `number`; ValueError if only some have a split."""
     without = [row["image_id"] for row in rows if not row.get("split")]
@@ -301,19 +285,19 @@ def to_dataset(
         raise ValueError(
             f"{path}: {len(without)} images have no split, such as {without[0]}; give all one, or none"
         )
-    features = features if without else Features({**features, "split": Value("string")})
+    if not without:
+        features = Features({**features, "split": Value("string")})
     if images is None:
-        return Dataset.from_list(
-            [{name: row[name] for name in features} for row in rows], features=features
-        )
+        rows = [{name: row[name] for name in features} for row in rows]
+        return Dataset.from_list(rows, features=features)
     # Columns are joined before rows are chosen: afterwards every image would be copied.
-    others = Features(
-        {name: feature for name, feature in features.items() if name not in images.column_names}
-    )
-    lines: Rows = [{} for _ in range(len(images))]
+    others = Features({name: features[name] for name in features if name != "image"})
+    columns: list[Row] = [{} for _ in range(len(images))]
     for row in rows:
-        lines[row["number"]] = {name: row[name] for name in others}
-    joined: Any = concatenate_datasets([images, Dataset.from_list(lines, features=others)], axis=1)
+        columns[row["number"]] = {name: row[name] for name in others}
+    joined: Any = concatenate_datasets(
+        [images, Dataset.from_list(columns, features=others)], axis=1
+    )
     return joined.select_columns(list(features)).select([row["number"] for row in rows])
 
 
@@ -327,107 +311,102 @@ def open_shards(path: Path, files: Sequence[Path]) -> Dataset | None:
     be what shards were unpacked to, neither is. A folder, or the first word of a file's name, tells the split:
     `train/0.tar`, `test-00000-of-00001.parquet`. ValueError as `open_own`.
     """
-    suffixes = [file.suffix.lower() for file in files]
-    if not IMAGE_SUFFIXES.isdisjoint(suffixes):
+    files_by_suffix: dict[str, list[Path]] = {}
+    for file in files:
+        files_by_suffix.setdefault(file.suffix.lower(), []).append(file)
+    suffix = column_of(files_by_suffix, SHARD_SUFFIXES)
+    if suffix is None or not IMAGE_SUFFIXES.isdisjoint(files_by_suffix):
         return None
-    kind = next((kind for kind in SHARD_SUFFIXES if kind in suffixes), None)
-    shards = [file for file, suffix in zip(files, suffixes, strict=True) if suffix == kind]
-    return _open_records(shards, path) if shards else None
+    return _open_records(files_by_suffix[suffix], path)
 
 
 def _open_records(shards: Sequence[Path], path: Path) -> Dataset:
     """Return the rows of shards or a saved set; a copy of the images, or of where they are, is in the cache folder."""
-    files = [
-        file
-        for shard in shards
-        for file in (sorted(shard.rglob("*")) if shard.is_dir() else [shard])
-    ]
-    stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    facts = {
-        "shards": tuple(map(str, shards)),
-        "path": str(path),
-        "stamps": (version("vlmo"), *stamps),
-    }
-    features = None
+    files = list(shards)
+    if is_saved(path):
+        files = sorted(path.rglob("*"))
+    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    features = Features()
     shard = shards[0]
     try:
         if shard.is_dir():
             features = open_saved(next(iter(saved_splits(shard).values()), shard)).features
         elif regular_file(shard) and shard.suffix.lower() == ".parquet":
             features = Features.from_arrow_schema(pq.read_schema(shard))
-        if features is not None:
+        if features:
             _check_columns(features, image=image_column(features.arrow_schema), path=path)
-        cache = str(cache_folder() / "shards")
-        kept: Any = Dataset.from_generator(
-            _stored_records, features=_STORED, cache_dir=cache, gen_kwargs=facts
+        label = features.get("label")
+        classes = tuple(label.names) if isinstance(label, ClassLabel) else ()
+        stored: Any = Dataset.from_generator(
+            _stored_rows,
+            features=_STORED,
+            cache_dir=str(cache_folder() / "shards"),
+            gen_kwargs={
+                "shards": tuple(map(str, shards)),
+                "path": str(path),
+                "classes": classes,
+                "stamps": (version("vlmo"), *stamps),
+            },
         )
     except (DatasetsError, pa.ArrowException) as error:
         raise ValueError(str(error.__cause__ or f"{shard} cannot be read: {error}")) from error
-    records = [
-        Record(
-            number,
-            f"{path}, row {number}",
-            path,
-            json.loads(cells),
-            held={"bytes": None, "path": None},
-        )
-        for number, cells in enumerate(column(kept, "cells"))
-    ]
-    label = (features or {}).get("label")
-    classes = None
-    if isinstance(label, ClassLabel):
-        classes = label.names
-        for cells in (record.cells for record in records):
-            cells["label"] = (
-                classes[cells["label"]] if cells.get("label") in range(len(classes)) else None
-            )
-    root = path if path.is_dir() else path.parent
-    return _rows_of(
-        records, path=path, root=root, images=kept.select_columns(["image"]), classes=classes
-    )
+    rows = []
+    texts = arrow_table(stored, [name for name in _STORED if name != "image"])
+    for number, cells in enumerate(texts.to_pylist()):
+        row: Row = {name: value for name, value in cells.items() if value is not None}
+        rows.append(row | {"where": f"{path}, row {number}"})
+    source = path.name if path.is_dir() else path.parent.name
+    images = stored.select_columns(["image"])
+    return _open_rows(rows, path=path, source=source, images=images, classes=classes)
 
 
-def _stored_records(
-    shards: tuple[str, ...], path: str, stamps: tuple[Any, ...]
-) -> Iterator[dict[str, Any]]:
-    """Yield image and other cells of all records; `stamps` only tell a copy of them from that of other files."""
+def _stored_rows(
+    shards: tuple[str, ...], path: str, classes: tuple[str, ...], stamps: tuple[Any, ...]
+) -> Iterator[Row]:
+    """Yield the columns `_STORED` of all records; `stamps` only tell a copy of them from that of other files."""
     del stamps
-    given = Path(path)
+    source = Path(path)
+    root = source if source.is_dir() else source.parent
+    class_names = dict(enumerate(classes))
     keys = set[str]()
-    root = given if given.is_dir() else given.parent
     for shard in map(Path, shards):
-        name = shard.relative_to(given.parent).as_posix()
         folder = shard if shard.is_dir() else shard.parent
-        words = (
-            [*shard.relative_to(given).parts[:-1], *re.split(r"[-_.]", shard.name)[:1]]
-            if shard != given
-            else []
-        )
-        split = next((SPLITS[word.lower()] for word in words if word.lower() in SPLITS), None)
-        in_order = (record for record, _ in read_shard(str(shard), images="ranges", details=True))
-        for record in read_saved(shard) if shard.is_dir() else in_order:
+        split = _split_of(shard, source)
+        records = (record for record, _ in read_shard(str(shard), images="ranges", details=True))
+        for record in read_saved(shard) if shard.is_dir() else records:
+            where = f"{shard}, record {record.index}"
             if isinstance(record, Bad) or (record.image is None and record.path is None):
                 reason = record.reason if isinstance(record, Bad) else "it has no image"
                 advice = f"Repair it, or train on streams, which list bad ones: --data.streams.patterns {path}"
-                raise ValueError(f"{shard}, record {record.index}: {reason}. {advice}")
+                raise ValueError(f"{where}: {reason}. {advice}")
             # With the name of the folder: others have a 00000.tar too.
-            key, stored = (
-                f"{name}#{record.key if shard.suffix.lower() == '.tar' else record.index}",
-                record.path,
-            )
-            key = f"{key}#{record.index}" if key in keys else key
-            keys.add(key)
-            if record.path is not None and not is_range(record.path):
-                key = stored = str(file := (folder / record.path).resolve())
-                key = file.relative_to(root).as_posix() if file.is_relative_to(root) else key
+            key = record.key if shard.suffix.lower() == ".tar" else record.index
+            image_id = f"{shard.relative_to(source.parent).as_posix()}#{key}"
+            if image_id in keys:
+                image_id = f"{image_id}#{record.index}"
+            keys.add(image_id)
+            stored_path = record.path
+            if stored_path is not None and not is_range(stored_path):
+                file = (folder / stored_path).resolve()
+                stored_path = str(file)
+                image_id = stored_path
+                if file.is_relative_to(root):
+                    image_id = file.relative_to(root).as_posix()
             facts = {name: value for name, value in record.metadata.items() if value is not None}
-            facts = {
-                "image_id": key,
-                "split": split,
-                "captions": list(record.captions) or None,
-            } | facts
-            cells = {name: facts[name] for name in _TEXT_COLUMNS if facts.get(name) is not None}
-            yield {
-                "image": {"bytes": record.image, "path": stored},
-                "cells": json.dumps(cells, default=str),
-            }
+            row: Row = dict.fromkeys(_STORED) | {"image_id": image_id, "split": split}
+            row["image"] = {"bytes": record.image, "path": stored_path}
+            row["captions"] = list(record.captions) or _captions(facts, where=where) or None
+            if "question" in facts:
+                row["answers"] = _answers(facts, where=where)
+            if class_names and "label" in facts:
+                facts["label"] = class_names.get(facts["label"])  # -1 where it is not known
+            yield row | {name: _plain(facts[name]) for name in _TEXTS if name in facts}
+
+
+def _split_of(shard: Path, source: Path) -> str | None:
+    """Return the split that a folder below the source, or the first word of the shard's name, tells."""
+    if shard == source:
+        return None
+    first_word = re.split(r"[-_.]", shard.name)[0]
+    words = (*shard.relative_to(source).parts[:-1], first_word)
+    return next((SPLITS[word.lower()] for word in words if word.lower() in SPLITS), None)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,23 +59,18 @@ def select_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
 
 
 def false_captions(rows: Dataset) -> list[list[str]]:
-    """Return a false version of each caption of each row, "" where there is none; ValueError for more or fewer."""
+    """Return the false versions of the captions of all rows, "" where there is none; ValueError for more or fewer."""
     counts = [len(texts or ()) for texts in column(rows, "captions")]
-    false = (
-        column(rows, "false_captions")
-        if "false_captions" in rows.column_names
-        else [None] * len(counts)
-    )
-    found = [
-        [(text or "").strip() for text in own or [""] * count]
-        for own, count in zip(false, counts, strict=True)
-    ]
-    for row, (own, count) in enumerate(zip(found, counts, strict=True)):
-        if len(own) != count:
+    if "false_captions" not in rows.column_names:
+        return [[""] * count for count in counts]
+    false = []
+    for row, (texts, count) in enumerate(zip(column(rows, "false_captions"), counts, strict=True)):
+        false.append([(text or "").strip() for text in texts or [""] * count])
+        if len(false[row]) != count:
             raise ValueError(
-                f"sample {row} has {count} captions and {len(own)} false_captions; give as many or none"
+                f"sample {row} has {count} captions and {len(false[row])} false_captions; give as many or none"
             )
-    return found
+    return false
 
 
 def is_saved(folder: Path) -> bool:
@@ -105,7 +102,7 @@ def saved_splits(folder: Path) -> dict[str, Path]:
 
 
 def _is_empty(folder: Path) -> bool:
-    with contextlib.suppress(OSError, *_ERRORS):  # damage is found by whoever opens this split
+    with contextlib.suppress(OSError, *_ERRORS):  # whoever opens this split reports damage
         return json.loads(read_about(folder / "state.json"))["_data_files"] == []
     return False
 
@@ -117,15 +114,12 @@ def open_saved(folder: Path) -> Dataset:
     if _is_empty(folder):
         raise ValueError(f"{folder}: the set is empty, it has no row")
     with naming_damage(folder, advice=ADVICE):
-        files = [
-            each["filename"]
-            for each in json.loads(read_about(folder / "state.json"))["_data_files"]
-        ]
-        if lost := [
-            name for name in files if Path(name).name != name or not (folder / name).is_file()
-        ]:
+        state = json.loads(read_about(folder / "state.json"))
+        names = [file["filename"] for file in state["_data_files"]]
+        lost = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+        if lost:
             raise ValueError(
-                f"{len(lost)} of {len(files)} files are not in it, such as {lost[0]!r:.80}"
+                f"{len(lost)} of {len(names)} files are not in it, such as {lost[0]!r:.80}"
             )
         read_about(folder / "dataset_info.json")  # `datasets` reads it whatever its size
         dataset = Dataset.load_from_disk(str(folder))
@@ -162,16 +156,17 @@ class Bad:
 
     def line(self) -> dict[str, Any]:
         """Return its line of the quarantine file."""
-        key, path = (
-            name.encode(errors="backslashreplace").decode() for name in (self.key, self.shard)
-        )  # not UTF-8
         return {
             "kind": self.kind,
             "row": self.index,
-            "image_id": key,
-            "path": path,
+            "image_id": _as_utf8(self.key),
+            "path": _as_utf8(self.shard),
             "reason": self.reason,
         }
+
+
+def _as_utf8(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
 
 
 class QuarantineFile:
@@ -182,7 +177,7 @@ class QuarantineFile:
         self._known: set[int] | None = None
 
     def add(self, records: Iterable[Bad]) -> None:
-        """Append a line for each new one."""
+        """Append a line a record, unless it has one."""
         if self._known is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._known = {_identity(line) for line in read_lines(self._path)}
@@ -207,15 +202,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def first_reasons(lines: Iterable[Mapping[str, Any]]) -> str:
     """Return the first reasons for invalid rows in a sentence; those that are alike once."""
-    found: dict[str, list[str]] = {}
-    for line in (each for each in lines if each["kind"] != "caption"):
-        found.setdefault(
-            line["reason"].removeprefix(f"{line['path']}: ").partition("(")[0], []
-        ).append(line["reason"])
-    reasons = [
-        same[0] + (f" (and {len(same) - 1} more)" if same[1:] else "") for same in found.values()
-    ]
-    return "; ".join(reasons[:3]) + ("; ..." if reasons[3:] else "")
+    reasons: dict[str, str] = {}
+    counts = Counter[str]()
+    for line in lines:
+        if line["kind"] != "caption":
+            start = line["reason"].removeprefix(f"{line['path']}: ").partition("(")[0]
+            reasons.setdefault(start, line["reason"])
+            counts[start] += 1
+    parts = []
+    for start, reason in itertools.islice(reasons.items(), 3):
+        parts.append(f"{reason} (and {counts[start] - 1} more)" if counts[start] > 1 else reason)
+    if len(reasons) > 3:
+        parts.append("...")
+    return "; ".join(parts)
 
 
 def to_lines(lines: Sequence[dict[str, Any]]) -> str:

@@ -1,6 +1,6 @@
 """Which samples make up which step: pure functions of (seed, step), so the step number is the only state.
 
-A data set is read in an endless row of epochs, each in an order of its own. A global batch is a window of that row, so
+A data set is read in an endless row of epochs, all in orders of their own. A global batch is a window of that row, so
 no sample is lost or repeated within an epoch; a batch may hold the end of one epoch and the start of the next.
 Processes and accumulation only cut the window into pieces.
 """
@@ -21,9 +21,8 @@ Key = tuple[int, int]
 @lru_cache(maxsize=4)
 def order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
     """Return the permutation of row numbers that `epoch` reads, read-only."""
-    permutation = np.random.Generator(np.random.PCG64(_hash("order", seed, epoch))).permutation(
-        num_samples
-    )
+    generator = np.random.Generator(np.random.PCG64(_hash("order", seed, epoch)))
+    permutation = generator.permutation(num_samples)
     permutation.setflags(write=False)
     return permutation
 
@@ -42,32 +41,30 @@ def global_batch(step: int, *, num_samples: int, batch_size: int, seed: int) -> 
 def shaped_batches(
     start_step: int, *, shapes: Int64[np.ndarray, "sample"], batch_size: int, seed: int
 ) -> Iterator[list[Key]]:
-    """Yield without end the keys of steps, of samples with one number in `shapes` each.
+    """Yield without end the keys of steps, whose samples have one number in `shapes`.
 
-    An epoch leaves out the rows that fill no batch: of each shape fewer than a batch, others in each epoch.
+    An epoch leaves out the rows that fill no batch: of every shape fewer than a batch, others in every epoch.
     """
     epoch, first = divmod(start_step, int((np.bincount(shapes) // batch_size).sum()))
     while True:
         rows = order(len(shapes), seed=seed, epoch=epoch)
         groups = [rows[shapes[rows] == shape] for shape in np.unique(shapes)]
-        batches = [
-            part
-            for rows in groups
-            for part in np.split(rows, range(batch_size, len(rows), batch_size))
-        ]
-        whole = [part for part in batches if len(part) == batch_size]
-        for number in order(len(whole), seed=seed, epoch=epoch)[first:]:
-            yield [(epoch, row) for row in whole[number].tolist()]
-        epoch = epoch + 1
+        batches = []
+        for group in groups:
+            whole = len(group) // batch_size
+            batches += np.split(group[: whole * batch_size], whole) if whole else []
+        for number in order(len(batches), seed=seed, epoch=epoch)[first:]:
+            yield [(epoch, row) for row in batches[number].tolist()]
+        epoch += 1
         first = 0
 
 
 def micro_batches(
     keys: list[Key], *, rank: int, world_size: int, accumulation: int
 ) -> list[list[Key]]:
-    """Return this process's share of a global batch, one list for each micro-step.
+    """Return this process's share of a global batch, one list a micro-step.
 
-    At each micro-step, the shares of all processes in rank order are a contiguous piece of `keys`.
+    At a micro-step, the shares of all processes in rank order are a contiguous piece of `keys`.
     """
     size = len(keys) // (world_size * accumulation)
     starts = [(micro_step * world_size + rank) * size for micro_step in range(accumulation)]
@@ -75,7 +72,7 @@ def micro_batches(
 
 
 def sample_seed(seed: int, *, epoch: int, index: int, purpose: str = "") -> int:
-    """Return 63 bits for one visit to one sample; each purpose has its own, so a change to one leaves the others."""
+    """Return 63 bits for one visit to one sample. Purposes have seeds apart: a change to one leaves the others."""
     return _hash("sample", purpose, seed, epoch, index)
 
 

@@ -36,7 +36,7 @@ def column_of(names: Collection[str], wanted: Sequence[str]) -> str | None:
 
 def file_columns(schema: pa.Schema) -> list[str]:
     """Return the columns that hold files (images, sounds) in the form of `datasets`: bytes and path."""
-    return [each.name for each in schema if "bytes" in getattr(each.type, "names", ())]
+    return [field.name for field in schema if "bytes" in getattr(field.type, "names", ())]
 
 
 def image_column(schema: pa.Schema) -> str | None:
@@ -48,17 +48,16 @@ def image_column(schema: pa.Schema) -> str | None:
 def find_table(folder: Path) -> Path | None:
     """Return the table in a folder that names the images beside it, if any; ValueError for several of one name."""
     for stem in TABLE_STEMS:
-        found = [
-            file for suffix in TABLE_SUFFIXES if (file := folder / f"{stem}{suffix}").is_file()
-        ]
-        if len(found) > 1:
-            names = " and ".join(file.name for file in found)
+        files = [folder / f"{stem}{suffix}" for suffix in TABLE_SUFFIXES]
+        tables = list(filter(Path.is_file, files))
+        if len(tables) > 1:
+            names = " and ".join(table.name for table in tables)
             raise ValueError(f"{folder}: {names}; keep one, or name the file itself")
-        if found and (
-            stem == "captions"
-            or column_of(next(table_records(found[0]), (0, {}))[1], IMAGE_COLUMNS)
-        ):
-            return found[0]
+        for table in tables:
+            _, columns = next(table_records(table), (0, {}))
+            # A file called metadata may be about anything.
+            if stem == "captions" or column_of(columns, IMAGE_COLUMNS):
+                return table
     return None
 
 
@@ -68,21 +67,24 @@ def tables_of(path: Path) -> list[Path]:
         return [path] if path.suffix.lower() in TABLE_SUFFIXES else []
     if table := find_table(path):
         return [table]
-    parts = [
-        each for each in sorted(path.iterdir()) if each.name.lower() in SPLITS and each.is_dir()
-    ]
-    tables = {part: find_table(part) for part in parts}
-    found = [table for table in tables.values() if table]
-    if found and len(found) < len(parts):
-        without = next(part for part, table in tables.items() if table is None)
+    tables = []
+    without = []
+    for folder in sorted(path.iterdir()):
+        if folder.name.lower() in SPLITS and folder.is_dir():
+            table = find_table(folder)
+            if table is None:
+                without.append(folder)
+            else:
+                tables.append(table)
+    if tables and without:
         raise ValueError(
-            f"{without} has no table such as {found[0]} beside its images; add one, or move the folder"
+            f"{without[0]} has no table such as {tables[0]} beside its images; add one, or move the folder"
         )
-    return found
+    return tables
 
 
 def table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number and columns of each record of a .csv, .tsv or .jsonl file; ValueError for a broken line."""
+    """Yield line number and columns of the records of a .csv, .tsv or .jsonl file; ValueError for a broken line."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() == ".jsonl":
             for number, line in enumerate(file, start=1):

@@ -1,4 +1,4 @@
-"""Validation of every row before a run: valid rows go on, each invalid one leaves a line in the quarantine file."""
+"""Validation of every row before a run: valid rows go on, invalid ones leave a line in the quarantine file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
-import pyarrow.compute
 from datasets import Dataset, Features, Image
 from datasets.table import ConcatenationTable, InMemoryTable
 
@@ -23,8 +21,6 @@ from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
 from vlmo.folder.atomic import cached_file, keep_file, write_file
 from vlmo.progress import Progress
 
-_compute: Any = pyarrow.compute  # its functions are made when it is imported
-
 _PROGRESS_EVERY = 64  # rows
 _BATCH = 10_000
 _REMEMBERED = 16  # images: rows about one stand together, or nearly so
@@ -34,7 +30,7 @@ class ImageValidator:
     """Decodes the columns `images` of rows, and says what is wrong with them.
 
     The results of the last images are remembered, as several rows of questions show the same one. Make a new validator
-    for each pass over a data set: files may have been repaired since.
+    for every pass over a data set: files may have been repaired since.
     """
 
     def __init__(self, images: Sequence[str]) -> None:
@@ -42,10 +38,12 @@ class ImageValidator:
         self._fault = functools.lru_cache(_REMEMBERED)(_fault)
 
     def __call__(self, row: dict[str, Any]) -> list[str]:
-        """Return a line for each image that is missing or cannot be decoded."""
-        cells = {name: row[name] or {"bytes": None, "path": None} for name in self._images}
-        found = (self._fault(name, cell["path"], cell["bytes"]) for name, cell in cells.items())
-        return [fault for fault in found if fault]
+        """Return a line about every image that is missing or cannot be decoded."""
+        faults = []
+        for name in self._images:
+            cell = row[name] or {}
+            faults.append(self._fault(name, cell.get("path"), cell.get("bytes")))
+        return list(filter(None, faults))
 
 
 def _fault(name: str, path: str | None, data: bytes | None) -> str | None:
@@ -60,12 +58,11 @@ def _fault(name: str, path: str | None, data: bytes | None) -> str | None:
 
 def image_columns(features: Features) -> list[str]:
     """Return the columns of images that nothing has decoded yet, `image` first."""
-    found = [
-        name
-        for name, feature in features.items()
-        if isinstance(feature, Image) and not feature.decode
-    ]
-    return ["image", *(name for name in found if name != "image")]
+    others = []
+    for name, feature in features.items():
+        if name != "image" and isinstance(feature, Image) and not feature.decode:
+            others.append(name)
+    return ["image", *others]
 
 
 def filter_invalid_rows(
@@ -87,52 +84,53 @@ def filter_invalid_rows(
     Args:
         quarantine: File to write, JSON lines; an older one is replaced.
         max_share: Share of invalid rows, 0 to 1, above which ValueError is raised (after the file is written).
-        needs_image: Decode each column of images (second images and masks too), and drop rows where one is missing
+        needs_image: Decode all columns of images (second images and masks too), and drop rows where one is missing
             or cannot be read.
         needs_caption: Drop rows that have no caption left.
         unique_ids: Drop rows whose `image_id` an earlier valid row has; off for sets with several rows an image.
-        shared: All processes of the group call this for the same rows: each decodes a share of them, and the main one
+        shared: All processes of the group call this for the same rows: they decode a share of them, and the main one
             writes the file.
         progress: Called every few rows, for who watches over long work.
     """
-    if missing := FEATURES.keys() - {*dataset.column_names}:
+    missing = FEATURES.keys() - {*dataset.column_names}
+    if missing:
         raise ValueError(
             f"column(s) {', '.join(missing)} missing; found {', '.join(dataset.column_names)}"
         )
-    if not len(dataset):
+    total = len(dataset)
+    if not total:
         raise ValueError("the data set has no rows; nothing can be trained or tested on it")
     faults = _image_faults(dataset, shared=shared, progress=progress) if needs_image else {}
-    filled = [
-        [bool(text and text.strip()) for text in texts or ()]
-        for texts in column(dataset, "captions")
-    ]
-    first: dict[str, int] = {}
+    captions = column(dataset, "captions")
+    first_rows: dict[str, int] = {}
     lines = []
     valid = []
-    mixed = []
+    filled: dict[int, list[bool]] = {}  # of rows that lose some captions
     for row, image_id in enumerate(column(dataset, "image_id")):
-        reasons = [*([] if image_id else ["image_id is empty"]), *faults.get(row, ())]
-        if needs_caption and not any(filled[row]):
-            reasons.append("every caption is empty" if filled[row] else "the row has no caption")
-        if unique_ids and not reasons and first.setdefault(image_id, row) != row:
-            reasons.append(f"image_id repeats that of row {first[image_id]}")
+        texts = captions[row] or ()
+        is_filled = [bool(text and text.strip()) for text in texts]
+        reasons = [] if image_id else ["image_id is empty"]
+        reasons += faults.get(row, ())
+        if needs_caption and not any(is_filled):
+            reasons.append("every caption is empty" if texts else "the row has no caption")
+        if unique_ids and not reasons and first_rows.setdefault(image_id, row) != row:
+            reasons.append(f"image_id repeats that of row {first_rows[image_id]}")
         if reasons:
             lines.append(_line("row", dataset, row, "; ".join(reasons)))
             continue
         valid.append(row)
-        if not all(filled[row]):
-            mixed.append(row)
-            lines.append(
-                _line("caption", dataset, row, f"{filled[row].count(False)} empty captions removed")
-            )
+        if not all(is_filled):
+            filled[row] = is_filled
+            reason = f"{is_filled.count(False)} empty captions removed"
+            lines.append(_line("caption", dataset, row, reason))
     if is_main():
         quarantine.parent.mkdir(parents=True, exist_ok=True)
         write_file(quarantine, to_lines(lines))
     if shared:
         barrier()  # the file that the error below names is then there
-    invalid = len(dataset) - len(valid)
-    total = len(dataset)
-    if (share := invalid / total) > max_share:
+    invalid = total - len(valid)
+    share = invalid / total
+    if share > max_share:
         raise ValueError(
             f"{invalid} of {total} rows are invalid ({share:.2%}), more than the allowed {max_share:.2%}: "
             f"{first_reasons(lines)}. Each has a line with its reason in {quarantine}: repair or remove them, or allow "
@@ -143,11 +141,13 @@ def filter_invalid_rows(
             f"all {total} rows are invalid, so nothing is left: {first_reasons(lines)}. See {quarantine}"
         )
     # Before rows are chosen: afterwards every image would be copied.
-    dataset = _without_empty(dataset, {row: filled[row] for row in mixed}) if mixed else dataset
+    dataset = _without_empty(dataset, filled)
     return select_rows(dataset, valid) if invalid else dataset
 
 
 def _without_empty(dataset: Dataset, filled: dict[int, list[bool]]) -> Dataset:
+    if not filled:
+        return dataset
     names = dataset.column_names
     for name in {"captions", "false_captions"}.intersection(names):
         texts = column(dataset, name)
@@ -160,61 +160,60 @@ def _without_empty(dataset: Dataset, filled: dict[int, list[bool]]) -> Dataset:
 
 def _line(kind: str, dataset: Dataset, number: int, reason: str) -> dict[str, Any]:
     row: dict[str, Any] = dataset[number]
-    path = row["image"] and row["image"]["path"]
-    facts = {
+    return {
         "kind": kind,
         "row": number,
         "image_id": row["image_id"],
-        "path": path,
+        "path": row["image"] and row["image"]["path"],
         "source": row["source"],
+        "reason": reason,
     }
-    return {**facts, "reason": reason}
 
 
 def _image_faults(
     dataset: Dataset, *, shared: bool, progress: Callable[[], None]
 ) -> dict[int, list[str]]:
-    """Return what is wrong with the images of rows, by the rows' numbers.
+    """Return the faults of the images of rows, by the rows' numbers.
 
     Rows of a prepared folder have been validated, and images of built-in sets come from packages or are drawn from
     descriptions. Faults of other files of `datasets` are kept in the cache folder for the next time.
     """
     images = image_columns(dataset.features)
-    file = None
-    known = None
+    cache = None
+    stored = None
     files, complete = _files_of(dataset, images)
     if files:
-        stamps = [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
-        file = cached_file("validated", dataset._fingerprint, stamps, images)
+        stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        cache = cached_file("validated", dataset._fingerprint, stamps, images)
         if complete and all(map(_is_prepared, files)):
-            known = {}
-        elif file.is_file():
-            known = {
-                int(row): faults
-                for row, faults in json.loads(file.read_text(encoding="utf-8")).items()
-            }
-    if None not in (kept := gather_objects(known) if shared else [known]):
-        return kept[0]
-    share, shares = (rank(), world_size()) if shared else (0, 1)
-    own = range(len(dataset) * share // shares, len(dataset) * (share + 1) // shares)
+            stored = {}
+        elif cache.is_file():
+            lines = json.loads(cache.read_text(encoding="utf-8"))
+            stored = {int(row): reasons for row, reasons in lines.items()}
+    # Processes may see caches of their own machines: all must take the same way.
+    stored_faults = gather_objects(stored) if shared else [stored]
+    if None not in stored_faults:
+        return stored_faults[0]
+    share = rank() if shared else 0
+    shares = world_size() if shared else 1
+    numbers = range(len(dataset) * share // shares, len(dataset) * (share + 1) // shares)
     validate = ImageValidator(images)
-    found = {}
+    faults: dict[int, list[str]] = {}
     # Never from a cache of `datasets`: the files behind the paths may have changed since the last pass.
-    rows = cast("Iterable[dict[str, Any]]", cast(Any, dataset.select_columns(images)).select(own))
+    rows: Any = dataset.select_columns(images)
     with Progress.on_stderr() if is_main() else Progress(None) as bar:
-        for done, (number, row) in enumerate(zip(own, rows, strict=True)):
+        for done, (number, row) in enumerate(zip(numbers, rows.select(numbers), strict=True)):
             if done % _PROGRESS_EVERY == 0:
-                bar.update("validating rows", done, len(own))
+                bar.update("validating rows", done, len(numbers))
                 progress()
-            if faults := validate(row):
-                found[number] = faults
+            if reasons := validate(row):
+                faults[number] = reasons
     if shared:
-        found = {
-            number: faults for part in gather_objects(found) for number, faults in part.items()
-        }
-    if file is not None and is_main():
-        keep_file(file, lambda path: path.write_text(json.dumps(found), encoding="utf-8"))
-    return found
+        for part in gather_objects(faults):
+            faults |= part
+    if cache is not None and is_main():
+        keep_file(cache, lambda path: path.write_text(json.dumps(faults), encoding="utf-8"))
+    return faults
 
 
 def _is_prepared(file: Path) -> bool:
@@ -229,18 +228,16 @@ def _is_prepared(file: Path) -> bool:
 def _files_of(dataset: Dataset, images: list[str]) -> tuple[list[Path], bool]:
     """Return the files that hold the images, none if some lie elsewhere; and True if no row lacks one."""
     table = dataset.data
-    complete = True
     blocks = itertools.chain(*table.blocks) if isinstance(table, ConcatenationTable) else [table]
-    if any(
-        isinstance(each, InMemoryTable) and not {*images}.isdisjoint(each.column_names)
-        for each in blocks
-    ):
-        return [], False
-    rows = cast(Dataset, dataset.select_columns(images)).with_format("arrow")
-    for batch in cast("Iterable[pa.Table]", rows.iter(batch_size=_BATCH)):
+    for block in blocks:
+        if isinstance(block, InMemoryTable) and not {*images}.isdisjoint(block.column_names):
+            return [], False
+    complete = True
+    rows: Any = dataset.select_columns(images)
+    for batch in rows.with_format("arrow").iter(batch_size=_BATCH):
         for name in images:
-            data, path = (_compute.struct_field(batch[name], part) for part in ("bytes", "path"))
+            data, path = batch[name].combine_chunks().flatten()
             complete = complete and not data.null_count
-            if path.filter(data.is_null()).drop_null().length():
+            if path.filter(data.is_null()).drop_null():
                 return [], False
-    return [Path(each["filename"]) for each in dataset.cache_files], complete
+    return [Path(file["filename"]) for file in dataset.cache_files], complete

@@ -34,7 +34,7 @@ _composed = functools.partial(
 )  # a Mac writes letters and their accents apart
 _CUT = 46
 _MAX_JSON = 1 << 20
-_MAX_NAME = 100  # characters of a column's name, which each hit repeats
+_MAX_NAME = 100  # characters of a column's name, which all hits repeat
 _TEXTS = frozenset(
     ("album", "camera", "ocr_text", "taken", "taken_from", "title")
 )  # whatever stands in these columns
@@ -69,26 +69,24 @@ class MetadataTable:
             records = [record for _, record in table_records(path)]
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
-        if (
-            path.suffix.lower() != ".jsonl" and records
-        ):  # numbers where every cell of a column is one
-            names = set(records[0]) - {
-                column_of(records[0], each) for each in (IMAGE_COLUMNS, CAPTION_COLUMNS)
-            }
-            columns = {name: read_column([record[name] for record in records]) for name in names}
-            records = [
-                {**record, **{name: columns[name][row] for name in names}}
-                for row, record in enumerate(records)
-            ]
+        if path.suffix.lower() != ".jsonl" and records:
+            texts = (column_of(records[0], IMAGE_COLUMNS), column_of(records[0], CAPTION_COLUMNS))
+            # Numbers where all cells of a column are numbers.
+            for name in records[0].keys() - texts:
+                values = read_column([record[name] for record in records])
+                for record, value in zip(records, values, strict=True):
+                    record[name] = value
         self._rows = dict[str, Annotation]()
         self._folder = f"{path.absolute().parent}/"
         for number, record in enumerate(records, start=1):
             self._add(record, where=f"{path}, record {number}")
 
     def about(self, name: str, path: str = "") -> Annotation:
-        """Annotation of the image with this path below its folder, or this whole `path`; empty if there is none."""
-        names = map(_composed, (name, path.removeprefix(self._folder), name.rpartition("/")[2]))
-        return next((self._rows[each] for each in names if each in self._rows), Annotation())
+        """Return the annotation of the image with this path below its folder, or this whole `path`; empty without."""
+        for key in (name, path.removeprefix(self._folder), name.rpartition("/")[2]):
+            if _composed(key) in self._rows:
+                return self._rows[_composed(key)]
+        return Annotation()
 
     def _add(self, record: Mapping[str, Any], *, where: str) -> None:
         caption_column = column_of(record, CAPTION_COLUMNS)
@@ -98,27 +96,27 @@ class MetadataTable:
             raise ValueError(
                 f"{where}: no image is named; give its file in a column {' or '.join(IMAGE_COLUMNS)}"
             )
-        given = captions_of(record.get(caption_column or ""), where=where)
-        columns = {
-            name: value
-            for name, value in record.items()
-            if name not in (image_column, caption_column)
-        }
+        captions = captions_of(record.get(caption_column or ""), where=where)
+        columns = dict(record)
+        columns.pop(image_column)
+        columns.pop(caption_column or "", None)
         name = _composed(image.strip().replace("\\", "/").removeprefix("./"))
         before = self._rows.get(name, Annotation())
-        captions = (*before.captions, *(caption for caption in given if caption.strip()))
-        self._rows[name] = Annotation(captions, {**before.metadata, **clean_metadata(columns)})
+        self._rows[name] = Annotation(
+            (*before.captions, *filter(str.strip, captions)),
+            {**before.metadata, **clean_metadata(columns)},
+        )
 
 
-def clean_metadata(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata of an image as plain values under names that SQL takes without quotes.
+def clean_metadata(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata of an image as plain values under names that SQL takes without quotes.
 
     Names become lower case, with `_` for everything but letters and digits; a name that the index uses gets a `_` at
     its end, and a long one is cut. Dates become ISO texts, lists and dictionaries JSON. Missing values and bytes are
     left out.
     """
     cleaned: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in columns.items():
         if (plain := _plain(value)) is not None:
             column = re.sub(r"\W+", "_", str(name)[:_MAX_NAME].lower()).strip("_") or "column"
             column = f"_{column}" if column[0].isdigit() else column
@@ -151,7 +149,7 @@ def _plain(value: Any) -> bool | int | float | str | None:
 
 
 def read_column(cells: Sequence[str]) -> list[bool | int | float | str | None]:
-    """Values of a column of texts: true/false, numbers, or texts (also digits with a leading zero). Empty: None."""
+    """Return a column of texts as true/false, numbers, or texts (also digits after a leading zero). Empty: None."""
     filled = [cell.strip() for cell in cells if cell.strip()]
     if all(cell in {"true", "false"} for cell in filled):
         read = {"true": True, "false": False}.get
@@ -178,14 +176,11 @@ def read_takeout(image: Path) -> Annotation:
     ):  # damaged
         for name, copy in ((image.name, ""), (f"{stem}{suffix}", number)):
             whole = f"{name}.supplemental-metadata"
-            given = (
-                f"{whole[:length]}{copy}.json"
-                for length in range(len(whole), min(len(name), _CUT) - 1, -1)
-            )
-            for each in _json_files(image.parent, image.parent.stat().st_mtime_ns).intersection(
-                given
-            ):
-                return _read_takeout(image.parent / each)
+            beside = _json_files(image.parent, image.parent.stat().st_mtime_ns)
+            for length in range(len(whole), min(len(name), _CUT) - 1, -1):
+                file_name = f"{whole[:length]}{copy}.json"
+                if file_name in beside:
+                    return _read_takeout(image.parent / file_name)
     return Annotation()
 
 
@@ -198,13 +193,16 @@ def _read_takeout(file: Path) -> Annotation:
     if regular_file(file).st_size > _MAX_JSON:
         raise ValueError("too large for one image")
     about = json.loads(file.read_bytes())
-    title, text = (
-        str(about.get(name) or "").encode(errors="replace").decode()
-        for name in ("title", "description")
-    )
+    title = _text(about, "title")
+    text = _text(about, "description")
     place = about.get("geoData", {})
     columns = dated(float(about["photoTakenTime"]["timestamp"]), source="takeout", zone=UTC)
     columns |= position(float(place.get("latitude", 0)), float(place.get("longitude", 0)))
-    return Annotation(
-        (text,) if text.strip() else (), columns | ({"title": title} if title else {})
-    )
+    if title:
+        columns["title"] = title
+    return Annotation((text,) if text.strip() else (), columns)
+
+
+def _text(about: Mapping[str, Any], name: str) -> str:
+    # JSON may hold half a character, which no text of an index can.
+    return str(about.get(name) or "").encode(errors="replace").decode()

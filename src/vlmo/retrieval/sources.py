@@ -71,14 +71,14 @@ class Record:
 
 
 def image_id(path: str) -> str:
-    """The id of the image of a file, or of a record "SHARD#KEY"."""
+    """Return the id of the image of a file, or of a record "SHARD#KEY"."""
     return _digest(path.encode("utf-8", "surrogatepass"), length=24)
 
 
-def as_origin(given: str) -> str:
-    """An input as it is remembered: a URI, or an absolute path, which may hold wildcards."""
-    given = given.removeprefix("file://")
-    return given if listing.is_remote(given) else os.path.abspath(Path(given).expanduser())  # noqa: PTH100 (links stay)
+def as_origin(path: str) -> str:
+    """Return an input as it is remembered: a URI, or an absolute path, which may hold wildcards."""
+    path = path.removeprefix("file://")
+    return path if listing.is_remote(path) else os.path.abspath(Path(path).expanduser())  # noqa: PTH100 (links stay)
 
 
 def read_uri(path: str) -> bytes:
@@ -122,30 +122,31 @@ def find(
         OSError: It is a pipe or a device.
     """
     unread = Counter[str]()
-    for found in _find_remote(origin) if listing.is_remote(origin) else _find_local(origin, mounts):
-        if found.kind == "skipped":
-            unread[Path(found.path).suffix.lower()] += 1
+    sources = _find_remote(origin) if listing.is_remote(origin) else _find_local(origin, mounts)
+    for source in sources:
+        if source.kind == "skipped":
+            unread[Path(source.path).suffix.lower()] += 1
         else:
-            yield found
+            yield source
     listing.warn_of_skipped(origin, unread.items())
     if skipped is not None:
         skipped.update(unread)
 
 
 def _find_local(origin: str, mounts: set[Path] | None) -> Iterator[Found]:
-    given = Path(origin)
+    path = Path(origin)
     if os.path.lexists(origin) or not listing.has_wildcards(origin, braces=True):
-        if not given.exists():
-            raise ValueError(f"there is nothing at {given}; {_EXPECTED}")
-        listing.regular_file(given)
-        kind = _kind(given.name.lstrip("."))  # it may begin with a dot, as it was given outright
-        if given.is_dir():
-            yield from _below(given, seen=set(), mounts=mounts)
+        if not path.exists():
+            raise ValueError(f"there is nothing at {path}; {_EXPECTED}")
+        listing.regular_file(path)
+        kind = _kind(path.name.lstrip("."))  # a file that is named outright may be hidden
+        if path.is_dir():
+            yield from _below(path, seen=set(), mounts=mounts)
         elif kind is None or kind == "skipped":
             names = ", ".join((*sorted(listing.IMAGE_SUFFIXES), *listing.SHARD_SUFFIXES))
-            raise ValueError(f"{given} is no image by its name, and no shard ({names})")
+            raise ValueError(f"{path} is no image by its name, and no shard ({names})")
         else:
-            yield _local(given, kind, root=given.parent)
+            yield _local(path, kind, root=path.parent)
         return
     files, _ = listing.open_file_system(origin)
     try:
@@ -172,7 +173,7 @@ def _find_local(origin: str, mounts: set[Path] | None) -> Iterator[Found]:
 
 
 def was_deleted(origin: str) -> bool:
-    """True if an input of an earlier run was one file, and only this file is gone, not the disk that it was on."""
+    """Return True if an earlier input was one file, and only this file is gone, not the disk that it was on."""
     path = Path(origin)
     if listing.is_remote(origin) or listing.has_wildcards(origin, braces=True) or path.exists():
         return False
@@ -236,10 +237,11 @@ def _find_remote(origin: str) -> Iterator[Found]:
     files: Any = opened
     try:
         if listing.has_wildcards(path, braces=True):
-            matches = [files.glob(each, detail=True) for each in listing.expand_braces(path)]
+            details = {}
+            for pattern in listing.expand_braces(path):
+                details |= files.glob(pattern, detail=True)
         else:
-            matches = [files.find(path, detail=True)]
-        details = {name: info for match in matches for name, info in match.items()}
+            details = files.find(path, detail=True)
     except Exception as error:
         raise ValueError(f"{origin} cannot be listed: {error}") from error
     names = sorted(name for name, info in details.items() if info.get("type", "file") == "file")
@@ -277,7 +279,7 @@ class Reader:
 
     Attributes:
         keep_bytes: The index is to hold the bytes of files too; those of records in shards it holds in any case.
-        table: A table about the images of all folders; None: that of each folder, if it has one.
+        table: A table about the images of all folders; None: that of the folder that is listed, if it has one.
     """
 
     keep_bytes: bool = False
@@ -285,17 +287,20 @@ class Reader:
     ocr: bool = False
     _tables: dict[str, MetadataTable | None] = field(default_factory=dict, repr=False)
 
-    def stamp(self, found: Found) -> str:
+    def stamp(self, source: Found) -> str:
         """Return a text that changes when the file or its metadata may have changed."""
-        return f"{found.stamp}-{_stamp(self._annotation(found), self.keep_bytes, self.ocr)}"
+        return f"{source.stamp}-{_stamp(self._annotation(source), self.keep_bytes, self.ocr)}"
 
-    def read_shard(self, found: Found) -> Iterator[Record | Bad]:
+    def read_shard(self, source: Found) -> Iterator[Record | Bad]:
         """Read a shard or saved data set from front to back; its last record may be a `Bad` of kind "shard"."""
-        if found.kind == "unreadable" or found.path != found.path.encode(errors="ignore").decode():
-            yield Bad("shard", found.path, 0, "", found.reason or _MISNAMED)
+        if (
+            source.kind == "unreadable"
+            or source.path != source.path.encode(errors="ignore").decode()
+        ):
+            yield Bad("shard", source.path, 0, "", source.reason or _MISNAMED)
             return
-        records = (record for record, _ in read_shard(found.path, details=True))
-        samples = read_saved(Path(found.path)) if found.kind == "dataset" else records
+        records = (record for record, _ in read_shard(source.path, details=True))
+        samples = read_saved(Path(source.path)) if source.kind == "dataset" else records
         keys: set[str] = set()
         for sample in samples:
             if isinstance(sample, Bad):
@@ -303,95 +308,89 @@ class Reader:
                 continue
             key = sample.key if sample.key not in keys else f"{sample.key}#{sample.index}"
             keys.add(key)
-            yield self._sample(sample, found, key)
+            yield self._sample(sample, source, key)
 
-    def _annotation(self, found: Found) -> Annotation:
+    def _annotation(self, source: Found) -> Annotation:
         table = self.table
-        if table is None and not listing.is_remote(found.path):
-            if found.root not in self._tables:
-                file = find_table(Path(found.root))
-                self._tables[found.root] = None if file is None else MetadataTable(file)
-            table = self._tables[found.root]
-        below = found.path.removeprefix(found.root).lstrip("/")
-        about = Annotation() if table is None else table.about(below, found.path)
-        if found.kind != "file":
+        if table is None and not listing.is_remote(source.path):
+            if source.root not in self._tables:
+                file = find_table(Path(source.root))
+                self._tables[source.root] = None if file is None else MetadataTable(file)
+            table = self._tables[source.root]
+        below = source.path.removeprefix(source.root).lstrip("/")
+        about = Annotation() if table is None else table.about(below, source.path)
+        if source.kind != "file":
             return about
         columns: dict[str, Any] = {
-            "album": below.rpartition("/")[0] or found.root.rstrip("/").rpartition("/")[2]
+            "album": below.rpartition("/")[0] or source.root.rstrip("/").rpartition("/")[2]
         }
-        if found.changed is None:
+        if source.changed is None:
             return about._replace(file=columns)
-        beside = read_takeout(Path(found.path))
+        beside = read_takeout(Path(source.path))
         columns |= beside.metadata
         return Annotation(
             tuple(dict.fromkeys((*about.captions, *beside.captions))), about.metadata, columns
         )
 
-    def read_file(self, found: Found) -> Record | Bad:
+    def read_file(self, source: Found) -> Record | Bad:
         """Read an image file."""
-        if found.path != found.path.encode(errors="ignore").decode():
-            return Bad("row", found.path, 0, found.path, _MISNAMED)
+        if source.path != source.path.encode(errors="ignore").decode():
+            return Bad("row", source.path, 0, source.path, _MISNAMED)
         try:
-            data = read_uri(found.path)
+            data = read_uri(source.path)
         except OSError as error:
             return Bad(
-                "row", found.path, 0, found.path, f"cannot be read: {error.strerror or error}"
+                "row", source.path, 0, source.path, f"cannot be read: {error.strerror or error}"
             )
-        about = self._annotation(found)
-        stamp = f"{found.stamp}-{_stamp(about, self.keep_bytes, self.ocr)}"
-        file = about.file
-        day = {} if found.changed is None else dated(found.changed, source="file")  # zones differ
-        # A table comes before EXIF data, and these before what else is known of the file, whose columns come first.
-        table = (
-            {"taken_from": "table", **about.metadata}
-            if "taken" in about.metadata
-            else about.metadata
-        )
-        about = about._replace(
-            metadata={**file, **day, **file, **captured(read_info(data)), **table}
-        )
-        return _record(
-            found, found.path, data, about, stamp=stamp, path=found.path, keep_bytes=self.keep_bytes
-        )
+        about = self._annotation(source)
+        stamp = f"{source.stamp}-{_stamp(about, self.keep_bytes, self.ocr)}"
+        # Later ones replace earlier ones: the file's date is the last resort, a table knows best. Columns that only the
+        # file gives come first.
+        columns = dict(about.file)
+        if source.changed is not None:  # outside of the stamp, as zones differ
+            columns |= {**dated(source.changed, source="file"), **about.file}
+        columns |= captured(read_info(data))
+        if "taken" in about.metadata:
+            columns["taken_from"] = "table"
+        about = about._replace(metadata={**columns, **about.metadata})
+        return _record(source, source.path, data, about, stamp=stamp, keep_bytes=self.keep_bytes)
 
-    def _sample(self, sample: Sample, found: Found, key: str) -> Record | Bad:
-        name = path = f"{found.path}#{key}"
+    def _sample(self, sample: Sample, source: Found, key: str) -> Record | Bad:
+        name = path = f"{source.path}#{key}"
         data = sample.image
         keep_bytes = True
         if data is None and sample.path is not None:
             path = sample.path
             keep_bytes = self.keep_bytes
-            if not (
-                listing.is_remote(path) or path[:1] == "/"
-            ):  # it counts from the folder of the parquet file
-                path = f"{found.path.rpartition('/')[0]}/{path}"
+            # A relative path counts from the folder of the parquet file.
+            if not listing.is_remote(path) and not path.startswith("/"):
+                path = f"{source.path.rpartition('/')[0]}/{path}"
             try:
                 data = read_uri(path)
             except (OSError, ValueError) as error:
-                return Bad(
-                    "row", found.path, sample.index, sample.key, f"{path} cannot be read: {error}"
-                )
+                return sample.bad(f"{path} cannot be read: {error}")
         if data is None:
-            return Bad("row", found.path, sample.index, sample.key, "it has no image")
+            return sample.bad("it has no image")
         about = Annotation(sample.captions, clean_metadata(sample.metadata))
         stamp = _stamp(about, keep_bytes, self.ocr)
-        return _record(found, name, data, about, stamp=stamp, path=path, keep_bytes=keep_bytes)
+        record = _record(source, name, data, about, stamp=stamp, keep_bytes=keep_bytes)
+        record.row["path"] = path
+        return record
 
 
 def _record(
-    found: Found,
+    source: Found,
     name: str,
     data: bytes,
     about: Annotation,
     *,
     stamp: str,
-    path: str,
     keep_bytes: bool,
 ) -> Record:
     row = {
         "id": image_id(name),
-        "path": path,
-        "shard": None if found.kind == "file" else found.path,
+        "path": name,
+        "shard": None if source.kind == "file" else source.path,
         "stamp": stamp,
         "hash": _digest(data, length=32),
         "bytes": data if keep_bytes else None,

@@ -1,6 +1,6 @@
 """Endless batches out of streams, made in worker processes, with a cursor that goes on exactly.
 
-A run has a fixed number of lanes, whoever reads them: processes and workers only divide them. In every epoch each shard
+A run has a fixed number of lanes, whoever reads them: processes and workers only divide them. In an epoch a shard
 belongs to one lane. A lane reads its shards one after another in blocks, and gives the samples of a block in the order
 of a hash of (seed, epoch, sample). The hash is what makes the cursor exact: "the block from here to there, after this
 hash" names what is left of it, whatever became of the other samples.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -26,9 +26,9 @@ from vlmo import distributed
 from vlmo.data.config import StreamConfig, validate_lanes
 from vlmo.data.examples import Example, StreamExamples, merge
 from vlmo.data.listing import list_shards
-from vlmo.data.loader import LoaderConfig, start_workers
+from vlmo.data.loader import LoaderConfig, add_step, start_workers
 from vlmo.data.rows import Bad, QuarantineFile, naming_damage
-from vlmo.data.sampler import batch_seed, order, sample_seed
+from vlmo.data.sampler import order, sample_seed
 from vlmo.data.stream.records import BEGIN, Offset, Record, Sample, read_shard, sample_id
 from vlmo.folder.atomic import write_file
 from vlmo.types import Batch
@@ -41,17 +41,29 @@ _MAX_EMPTY_EPOCHS = 16  # without a record
 # Without a good record between them, after which a lane gives up: a network that is down must not cost an epoch.
 _MAX_LOST_SHARDS = 32
 _MAX_BAD_RECORDS = 10_000
-_ENOUGH = (
-    10_000  # samples that a process has met before the share of bad ones among them says anything
-)
+_ENOUGH = 10_000  # samples of a process before the share of bad ones among them says anything
 
-Position = tuple[int, int, int, int]
-"""Epoch, number among the lane's pieces of the epoch, and `Offset` in the shard, of a record."""
-Cursor = tuple[Position, Position | None, tuple[int, int, int] | None]
-"""First record of a block; the record after it (once the block is begun); hash, piece and index of what came last."""
-START: Cursor = ((0, 0, 0, 0), None, None)
+
+class Position(NamedTuple):
+    """Place of a record among all that a lane reads: epoch, piece of the epoch, and `Offset` in the piece's shard."""
+
+    epoch: int = 0
+    piece: int = 0
+    index: int = 0
+    byte: int = 0
+
+
+class Cursor(NamedTuple):
+    """Place in a stream: `last` is hash, piece and index of the record that came last out of a shuffled block."""
+
+    start: Position = Position()
+    end: Position | None = None  # the record after the block, once the block is begun
+    last: tuple[int, int, int] | None = None
+
+
+START = Cursor()
 LaneStates = dict[str, Any]
-"""State of each lane by its number, as text: ready for JSON."""
+"""States of lanes by their numbers, as text: ready for JSON."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +78,15 @@ class Source:
     ) -> list[tuple[str, int, int]]:
         """Return the pieces that lane `lane` of `lanes` reads in `epoch`, in this order.
 
-        A piece (shard, part, parts) is every `parts`-th record of a shard, from number `part` on; a whole shard where
-        there are enough of them. Each epoch deals all pieces anew, so that over the epochs every lane gets as many as
-        the others.
+        A piece (shard, part, parts) has the records of a shard whose number modulo `parts` is `part`; it is a whole
+        shard if there are enough of them. Every epoch deals all pieces anew, so that over the epochs all lanes get
+        equally many.
         """
         parts = -(-lanes // len(self.shards))
         num_pieces = parts * len(self.shards)
-        permutation = order(
-            num_pieces, seed=sample_seed(seed, epoch=0, index=0, purpose="shards"), epoch=epoch
-        )
+        shards_seed = sample_seed(seed, epoch=0, index=0, purpose="shards")
+        permutation = order(num_pieces, seed=shards_seed, epoch=epoch)
+        # Which lanes get one piece more moves on with the epochs.
         first = (lane - epoch * (num_pieces % lanes)) % lanes
         return [
             (self.shards[number // parts], number % parts, parts)
@@ -85,7 +97,7 @@ class Source:
 def open_sources(
     patterns: Sequence[str], *, weights: Sequence[float], folder: Path
 ) -> list[Source]:
-    """Make a source of each pattern; the lists are kept in `folder`, and read there when the run goes on.
+    """Make sources of patterns; the lists are kept in `folder`, and read there when the run goes on.
 
     So a shard that vanishes or arrives between two starts changes nobody's order. Lists of other patterns, from a start
     that came to nothing, are made anew. All processes call this; the main one writes.
@@ -96,20 +108,16 @@ def open_sources(
     path = folder / LIST_FILE
     if distributed.is_main() and (not path.is_file() or _read_list(path)[0] != list(patterns)):
         lists = [list_shards(pattern) for pattern in patterns]
-        if twice := [
-            shard for shard, count in Counter(itertools.chain(*lists)).items() if count > 1
-        ]:
-            raise ValueError(
-                f"streams: {twice[0]} is named twice; each shard belongs to one pattern, and once"
-            )
+        for shard, count in Counter(itertools.chain.from_iterable(lists)).items():
+            if count > 1:
+                raise ValueError(
+                    f"streams: {shard} is named twice; each shard belongs to one pattern, and once"
+                )
         folder.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps({"patterns": list(patterns), "shards": lists}, indent=1))
     distributed.barrier()
     _, lists = _read_list(path)
-    return [
-        Source(tuple(shards), weight)
-        for shards, weight in zip(lists, weights or [1.0] * len(lists), strict=True)
-    ]
+    return list(map(Source, map(tuple, lists), weights or [1.0] * len(lists)))
 
 
 def _read_list(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -128,65 +136,68 @@ def read_stream(
     cursor: Cursor = START,
     images: bool = True,
 ) -> Iterator[tuple[int, Record, Cursor]]:
-    """Yield without end the records of one lane's share, each with its epoch and the cursor after it.
+    """Yield without end the records of one lane's share, with their epoch and the cursor after it.
 
     Arguments are as in `Lane`; `block` records are shuffled with each other and kept in memory.
     """
-    start, end, given = cursor
+    start = Position(*cursor[0])
+    end = Position(*cursor[1]) if cursor[1] else None
+    last = tuple(cursor[2]) if cursor[2] else None
     read = partial(_read, source, lane=lane, lanes=lanes, seed=seed, images=images)
-    reading = read(start)
+    stored = read(start)
     while True:
-        found: list[tuple[Position, Record, Position]] = []
-        for each in reading:
-            if each is None and found:
-                break
-            if each is not None and end is not None and each[0][:3] >= end[:3]:
-                break
-            found += [] if each is None else [each]
-            if end is None and len(found) == block:
-                break
-        if end is None:
-            end = found[-1][2]
-        else:  # the block of the cursor was read again, and the first record after it
-            reading = read(end)
+        after = end or start
         entries = []
-        for (epoch, piece, index, _), record, _ in found:
-            number = sample_id(record.shard, index)
-            key = (sample_seed(seed, epoch=epoch, index=number, purpose="order"), piece, index)
-            if given is None or key > given:
-                entries.append((key, epoch, record))
+        for item in stored:
+            if item is None and entries:
+                break
+            if item is None:
+                continue
+            position, record, following = item
+            # A tar's byte is not known of a record that a cursor names as the next one.
+            if end is not None and position[:3] >= end[:3]:
+                break
+            number = sample_id(record.shard, position.index)
+            order_key = sample_seed(seed, epoch=position.epoch, index=number, purpose="order")
+            entries.append(((order_key, position.piece, position.index), position.epoch, record))
+            after = end or following
+            if end is None and len(entries) == block:
+                break
+        if end is not None:  # the block of the cursor was read again, and the first record after it
+            stored = read(end)
         entries.sort(reverse=True)  # no two keys are equal
-        del found
         while entries:
             key, epoch, record = entries.pop()
-            yield epoch, record, (start, end, key) if entries else (end, None, None)
-        start = end
+            if last is None or key > last:
+                is_whole = not entries
+                yield epoch, record, Cursor(after) if is_whole else Cursor(start, after, key)
+        start = after
         end = None
-        given = None
+        last = None
 
 
 def _read(
     source: Source, start: Position, *, lane: int, lanes: int, seed: int, images: bool
 ) -> Iterator[tuple[Position, Record, Position] | None]:
-    """Yield without end each record of the lane, from `start` on, with the position after it; None ends an epoch."""
-    empty = 0
-    for epoch in itertools.count(start[0]):
-        empty += 1
-        for number, (shard, part, parts) in enumerate(
-            source.of_lane(lane, lanes=lanes, epoch=epoch, seed=seed)
-        ):
-            if (epoch, number) < start[:2]:
+    """Yield without end the records of the lane, from `start` on, with the position after them; None ends an epoch."""
+    empty_epochs = 0
+    for epoch in itertools.count(start.epoch):
+        empty_epochs += 1
+        pieces = source.of_lane(lane, lanes=lanes, epoch=epoch, seed=seed)
+        for number, (shard, part, parts) in enumerate(pieces):
+            piece = (epoch, number)
+            if piece < start[:2]:
                 continue
-            offset = Offset(*start[2:]) if (epoch, number) == start[:2] else BEGIN
+            offset = Offset(*start[2:]) if piece == start[:2] else BEGIN
             for record, after in read_shard(shard, start=offset, images=images):
                 if record.index % parts == part:
-                    empty = 0
-                    following = (
-                        (epoch, number + 1, 0, 0) if after is None else (epoch, number, *after)
-                    )
-                    yield (epoch, number, record.index, 0), record, following
+                    empty_epochs = 0
+                    following = Position(epoch, number + 1)
+                    if after is not None:
+                        following = Position(epoch, number, *after)
+                    yield Position(epoch, number, record.index), record, following
         yield None
-        if empty >= _MAX_EMPTY_EPOCHS:
+        if empty_epochs >= _MAX_EMPTY_EPOCHS:
             raise ValueError(
                 f"streams: lane {lane} of {lanes} finds no record in its share of {len(source.shards)} shards, such as "
                 f"{source.shards[0]}; use fewer lanes (streams.lanes) or more data"
@@ -194,7 +205,7 @@ def _read(
 
 
 class Lane:
-    """Endless good samples of a lane; for each one a seeded choice by weight says from which source.
+    """Endless good samples of a lane; a seeded choice by weight says from which source the next one comes.
 
     A source that runs out begins its next epoch, so the weights hold for ever; small sources are seen more often.
 
@@ -222,45 +233,37 @@ class Lane:
         state = state or {"drawn": 0, "bad": 0, "streams": [START] * len(sources)}
         self._num_good = state["drawn"]
         self._num_bad = state["bad"]
-        self._cursors: list[Any] = [
-            tuple(part and tuple(part) for part in cursor) for cursor in state["streams"]
-        ]
+        self._cursors = list(state["streams"])
         total = sum(source.weight for source in sources)
-        self._until = list(itertools.accumulate(source.weight / total for source in sources))
-        self._streams = []
-        for number, (source, cursor) in enumerate(zip(sources, self._cursors, strict=True)):
-            own_seed = sample_seed(seed, epoch=0, index=number, purpose="source")
-            block = max(1, round(shuffle * (source.weight / total)))
-            options: Any = {
-                "lane": lane,
-                "lanes": lanes,
-                "seed": own_seed,
-                "block": block,
-                "images": images,
-            }
-            self._streams.append(read_stream(source, cursor=cursor, **options))
+        shares = [source.weight / total for source in sources]
+        self._until = list(itertools.accumulate(shares))
+        self._streams = [
+            read_stream(
+                source,
+                lane=lane,
+                lanes=lanes,
+                seed=sample_seed(seed, epoch=0, index=number, purpose="source"),
+                block=max(1, round(shuffle * shares[number])),
+                cursor=self._cursors[number],
+                images=images,
+            )
+            for number, source in enumerate(sources)
+        ]
 
     def next_example(self, bad: list[Bad]) -> Example:
         """Return the next good sample; bad ones before it go to `bad`, ValueError if there are far too many."""
-        chance = (
-            sample_seed(self._seed, epoch=self._lane, index=self._num_good, purpose="mixture")
-            / 2**63
-        )
-        source = min(bisect.bisect_right(self._until, chance), len(self._until) - 1)
-        lost_shards = passed = 0
+        mixture = sample_seed(self._seed, epoch=self._lane, index=self._num_good, purpose="mixture")
+        # The sum of the shares may be a little below 1.
+        source = min(bisect.bisect_right(self._until, mixture / 2**63), len(self._until) - 1)
+        lost_shards = 0
+        passed = 0
         while lost_shards < _MAX_LOST_SHARDS and passed < _MAX_BAD_RECORDS:
             epoch, record, self._cursors[source] = next(self._streams[source])
-            if not isinstance(record, Bad):
+            if isinstance(record, Sample):
                 try:
                     example = self._read(record, epoch)
                 except (ValueError, MemoryError) as error:
-                    record = Bad(
-                        "row",
-                        record.shard,
-                        record.index,
-                        record.key,
-                        str(error) or type(error).__name__,
-                    )
+                    record = record.bad(str(error) or type(error).__name__)
                 else:
                     self._num_good += 1
                     return example
@@ -280,7 +283,7 @@ class Lane:
 
 
 class StreamLoader:
-    """Micro-batches of each step out of streams.
+    """Micro-batches of steps out of streams.
 
     The samples of a step depend on (sources, configuration, seed) alone: not on the workers, the processes, or where
     the run was cut off. A row of the global batch comes from the lane that its number says; processes and micro-steps
@@ -342,39 +345,45 @@ class StreamLoader:
                 f"start_step is {start_step}, but the cursor of this stream is that of {self._step}"
             )
         num_parts = min(max(1, self._loader.num_workers), len(self._lanes[0]))
-        rows = self._loader.global_batch_size // self._config.lanes
-        lane = partial(self._open, states=self._states)
-        reader = _LaneReader(self._lanes, num_parts, rows, lane, self._examples.collate)
+        reader = _LaneReader(
+            self._lanes,
+            num_parts,
+            self._loader.global_batch_size // self._config.lanes,
+            partial(self._open, states=self._states),
+            self._examples.collate,
+        )
         parts = start_workers(reader, num_workers=min(self._loader.num_workers, num_parts))
         for step in itertools.count(start_step):
-            batches = []
             states = dict(self._states)
+            batches = []
             for micro in range(self._loader.accumulation):
-                found: list[dict[str, Any]] = []
-                for part in itertools.islice(parts, num_parts):
-                    if isinstance(part, str):
-                        raise ValueError(part)
-                    found.append(part)
-                    states |= part["lanes"]
-                    self._note_bad(part["bad"])
-                batch: Any = merge(
-                    [part["batch"] for part in found], pad_token_id=self._examples.pad_token_id
-                )
-                if torch.cuda.is_available():
-                    batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+                batch: Any = self._next_batch(itertools.islice(parts, num_parts), states)
                 number = step * self._loader.accumulation + micro
-                batch["step_seed"] = torch.tensor(batch_seed(self._seed, micro_step=number))
-                batch["step"] = torch.tensor(step)
-                batches.append(batch)
-            bad, good = (sum(state[name] for state in states.values()) for name in ("bad", "drawn"))
-            if bad + good >= _ENOUGH and bad > self._max_bad_share * (bad + good):
+                batches.append(add_step(batch, step=step, micro_step=number, seed=self._seed))
+            bad = sum(state["bad"] for state in states.values())
+            samples = bad + sum(state["drawn"] for state in states.values())
+            if samples >= _ENOUGH and bad > self._max_bad_share * samples:
                 raise ValueError(
-                    f"streams: {bad} of {bad + good} samples are bad, a larger share than {self._max_bad_share}; their"
+                    f"streams: {bad} of {samples} samples are bad, a larger share than {self._max_bad_share}; their"
                     " reasons are in the quarantine file: repair the data, or allow a larger share (max_bad_share)"
                 )
             self._step = step + 1
             self._states = states
             yield batches
+
+    def _next_batch(self, parts: Iterator[Any], states: LaneStates) -> Batch:
+        """Return the batch of the parts that workers made of it, and bring `states` up to date."""
+        batches = []
+        for part in parts:
+            if isinstance(part, str):
+                raise ValueError(part)
+            batches.append(part["batch"])
+            states |= part["lanes"]
+            self._note_bad(part["bad"])
+        batch: Any = merge(batches, pad_token_id=self._examples.pad_token_id)
+        if torch.cuda.is_available():
+            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        return batch
 
     def cursor(self, step: int) -> LaneStates:
         """Return the states of this process's lanes after the first `step` steps; `step` is that of the newest item."""
@@ -383,13 +392,14 @@ class StreamLoader:
 
     def go_on_from(self, step: int, cursor: LaneStates) -> None:
         """Set the start: cursors of all processes after `step` steps, as one; ValueError for those of other streams."""
-        own = {str(lane) for lanes in self._lanes for lane in lanes}
-        if missing := own - cursor.keys():
+        lanes = list(map(str, itertools.chain.from_iterable(self._lanes)))
+        missing = set(lanes) - cursor.keys()
+        if missing:
             raise ValueError(
                 f"the saved cursor has no lane {min(missing)}: it is of a run with other streams"
             )
         self._step = step
-        self._states = {lane: cursor[lane] for lane in sorted(own, key=int)}
+        self._states = {lane: cursor[lane] for lane in lanes}
 
     def _open(self, number: int, *, states: LaneStates) -> Lane:
         return Lane(
@@ -409,13 +419,13 @@ class StreamLoader:
         for record in bad:
             self._lost_shards += record.kind == "shard"
             if record.kind == "shard" and self._lost_shards.bit_count() == 1:
-                warning = "streams: %s: %s; %d such so far in this process, each named in the quarantine file"
+                warning = "streams: %s: %s; %d such so far in this process, all named in the quarantine file"
                 logger.warning(warning, record.shard, record.reason, self._lost_shards)
 
 
 @dataclass(eq=False)
 class _LaneReader(IterableDataset):
-    """Yields, in a worker, for each micro-step the samples of its lanes, or as a string why there are none."""
+    """Yields, in a worker, micro-step by micro-step the samples of its lanes, or as a string why there are none."""
 
     lanes: Sequence[Sequence[int]]
     num_parts: int
@@ -428,16 +438,17 @@ class _LaneReader(IterableDataset):
         part = 0 if worker is None else worker.id
         try:
             lanes = []
-            for micro in self.lanes:
+            for numbers in self.lanes:
                 # A contiguous share, so that the order of rows does not tell how many workers there are.
-                first, end = (len(micro) * number // self.num_parts for number in (part, part + 1))
-                lanes.append({str(number): self.open(number) for number in micro[first:end]})
-            for own in itertools.cycle(lanes):
+                first = len(numbers) * part // self.num_parts
+                end = len(numbers) * (part + 1) // self.num_parts
+                lanes.append({str(number): self.open(number) for number in numbers[first:end]})
+            for micro_lanes in itertools.cycle(lanes):
                 bad: list[Bad] = []
-                examples = [
-                    lane.next_example(bad) for lane in own.values() for _ in range(self.rows)
-                ]
-                states = {name: lane.state for name, lane in own.items()}
+                examples = []
+                for lane in micro_lanes.values():
+                    examples += [lane.next_example(bad) for _ in range(self.rows)]
+                states = {name: lane.state for name, lane in micro_lanes.items()}
                 yield {"batch": self.collate(examples), "lanes": states, "bad": bad}
         except (ValueError, OSError) as error:
             yield str(error)

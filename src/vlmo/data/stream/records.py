@@ -32,9 +32,8 @@ MAX_MEMBER_BYTES = 1 << 28
 """Largest image in a tar or parquet file that is read."""
 _MAX_SKIPPED_BYTES = 1 << 36  # of a member that is no image, such as a video
 _MAX_TEXT_BYTES = 1 << 24  # of .txt and .json; JSON in memory takes twenty times its bytes
-_MAX_NAME_BYTES = (
-    1 << 13
-)  # of long names and other facts of a header, which older `tarfile` reads in quadratic time
+# Of long names and other facts of a header, which older `tarfile` reads in quadratic time.
+_MAX_NAME_BYTES = 1 << 13
 _MAX_FACTS = 500  # of a record
 _MAX_KEY = 1000  # characters of a key in parquet, which names the image in an index; those that repeat get a number
 _STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
@@ -86,6 +85,10 @@ class Sample:
         """The same number wherever and whenever the record is read."""
         return sample_id(self.shard, self.index)
 
+    def bad(self, reason: str) -> Bad:
+        """Return the same record as one that cannot be used."""
+        return Bad("row", self.shard, self.index, self.key, reason)
+
 
 Record = Sample | Bad
 
@@ -98,7 +101,7 @@ def sample_id(shard: str, index: int) -> int:
 def read_shard(
     shard: str, *, start: Offset = BEGIN, images: Images = True, details: bool = False
 ) -> Iterator[tuple[Record, Offset | None]]:
-    """Yield each record from `start` on, with the offset of the one after it; None where nothing more can be read.
+    """Yield the records from `start` on, with the offset of the one after it; None where nothing more can be read.
 
     Remote shards are opened again, a few times, where the network fails.
 
@@ -114,9 +117,8 @@ def read_shard(
     read = _tar_records if shard.lower().endswith(".tar") else _parquet_records
     waits = iter(_WAITS if is_remote(shard) else ())
     local = (OSError, EOFError, MemoryError, UnicodeDecodeError, pa.ArrowException)
-    errors = (
-        (Exception,) if is_remote(shard) else local
-    )  # clients of object stores have errors of their own
+    # Clients of object stores have errors of their own.
+    errors = (Exception,) if is_remote(shard) else local
     while True:
         try:
             if not is_remote(shard):
@@ -147,12 +149,8 @@ def read_shard(
 
 def _rest_is_lost(shard: str, start: Offset, error: BaseException) -> Bad:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    how_far = (
-        "it cannot be read"
-        if start.index == 0
-        else f"it cannot be read any further than record {start.index}"
-    )
-    return Bad("shard", shard, start.index, "", f"{how_far}: {reason}")
+    further = f" any further than record {start.index}" if start.index else ""
+    return Bad("shard", shard, start.index, "", f"it cannot be read{further}: {reason}")
 
 
 def _sample(
@@ -162,7 +160,7 @@ def _sample(
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"expected a text or a list of texts as captions, found {captions!r:.60}")
     texts = tuple(text for text in texts if text.strip())
-    # Each fact becomes a column of an index, each caption is encoded.
+    # Facts become columns of an index, and captions are encoded.
     facts = sum(value is not None for value in metadata.values())
     if len(texts) > MAX_CAPTIONS or facts > _MAX_FACTS:
         most = f"at most {MAX_CAPTIONS:,} and {_MAX_FACTS:,} are read"
@@ -218,9 +216,9 @@ def _tar_records(
     index = start.index
     members = _members(file, shard, start.byte, images=images)
     for key, group in itertools.groupby(members, lambda member: member[0]):
-        own = list(group)
-        parts = {suffix: content for _, suffix, content, _ in own}
-        end = own[-1][3]
+        files = list(group)
+        parts = {suffix: content for _, suffix, content, _ in files}
+        end = files[-1][3]
         if key is None:
             yield _rest_is_lost(shard, Offset(index, end), parts[""]), None
             return
@@ -235,7 +233,7 @@ def _tar_records(
 def _members(
     file: IO[bytes], shard: str, first: int, *, images: Images
 ) -> Iterator[tuple[str | None, str, Any, int]]:
-    """Yield key, suffix, content and end of each file: bytes, a path, or why it is not read. Last, None and an error.
+    """Yield key, suffix, content and end of files: bytes, a path, or why it is not read. Last, None and an error.
 
     The key of its sample is the path up to the first dot of the file name.
     """
@@ -279,19 +277,19 @@ def _members(
 def _tar_sample(
     shard: str, index: int, key: str, parts: dict[str, Any], *, images: Images, details: bool
 ) -> Sample:
-    if fault := next(
-        (content for content in parts.values() if isinstance(content, Exception)), None
-    ):
-        raise fault
-    image = next((content for suffix, content in parts.items() if suffix in IMAGE_SUFFIXES), None)
+    image = None
+    for suffix, content in parts.items():
+        if isinstance(content, Exception):
+            raise content
+        if suffix in IMAGE_SUFFIXES and image is None:
+            image = content
     if image is None and images == "ranges":
         raise ValueError(f"it has no image, only {', '.join(parts)}")
     text = parts.get(".txt")
     encoded = parts.get(".json")
     facts = json.loads(encoded) if encoded is not None and (details or text is None) else {}
-    json.dumps(
-        facts, ensure_ascii=False
-    ).encode()  # an error for half a character, which JSON may hold
+    # An error for half a character, which JSON may hold.
+    json.dumps(facts, ensure_ascii=False).encode()
     captions = facts.get("captions", facts.get("caption")) if text is None else text.decode()
     metadata = {name: value for name, value in facts.items() if details and name not in _OWN_NAMES}
     return _sample(shard, index, key, image, captions, metadata)
@@ -307,16 +305,16 @@ def _parquet_records(
         _check_confined, folder=None if is_remote(shard) else Path(shard).parent
     )
     with pq.ParquetFile(file) as opened:
-        found, others = _columns(opened.schema_arrow, images=bool(images), details=details)
-        batches = _batches(opened, [*found.values(), *others], start=start.index)
+        columns, others = _columns(opened.schema_arrow, images=bool(images), details=details)
+        batches = _batches(opened, [*columns.values(), *others], start=start.index)
         for record in _row_records(
-            batches, found, others, shard=shard, start=start.index, check_path=check_path
+            batches, columns, others, shard=shard, start=start.index, check_path=check_path
         ):
             yield record, Offset(record.index + 1)
 
 
 def read_saved(folder: Path) -> Iterator[Record]:
-    """Yield each row of a folder that `save_to_disk` wrote, of all its splits; the split is among the metadata.
+    """Yield the rows of a folder that `save_to_disk` wrote, of all its splits; the split is among the metadata.
 
     Errors of the folder (OSError, ValueError) are a `Bad` of kind "shard", errors of a row one of kind "row".
     """
@@ -325,34 +323,31 @@ def read_saved(folder: Path) -> Iterator[Record]:
     try:
         for split, part in (saved_splits(folder) or {None: folder}).items():
             table = open_saved(part).data.table
-            found, others = _columns(table.schema, images=True, details=True)
+            columns, others = _columns(table.schema, images=True, details=True)
             batches = table.to_batches(max_chunksize=_BATCH_ROWS)
             for record in _row_records(
-                batches, found, others, shard=shard, start=start, check_path=_check_store
+                batches, columns, others, shard=shard, start=start, check_path=_check_store
             ):
                 start = record.index + 1
-                named = isinstance(record, Sample) and split is not None
-                yield (
-                    replace(record, metadata={**record.metadata, "split": split})
-                    if named
-                    else record
-                )
+                if isinstance(record, Sample) and split is not None:
+                    yield replace(record, metadata={**record.metadata, "split": split})
+                else:
+                    yield record
     except (OSError, *_RECORD_ERRORS) as error:
         yield _rest_is_lost(shard, Offset(start), error)
 
 
 def _columns(schema: pa.Schema, *, images: bool, details: bool) -> tuple[dict[str, str], list[str]]:
-    found = {
+    """Return the columns of what a sample holds, by its role, and those of its metadata."""
+    columns = {
         "image": image_column(schema) if images else None,
         "status": column_of(schema.names, ("status",)),
-    }
-    found |= {
         "captions": column_of(schema.names, CAPTION_COLUMNS),
         "key": column_of(schema.names, _KEYS),
     }
-    own = {found["image"], found["captions"], *file_columns(schema), *_OWN_NAMES}
-    others = [name for name in schema.names if details and name not in own]
-    return {role: name for role, name in found.items() if name is not None}, others
+    used = {columns["image"], columns["captions"], *file_columns(schema), *_OWN_NAMES}
+    others = [name for name in schema.names if details and name not in used]
+    return {role: name for role, name in columns.items() if name is not None}, others
 
 
 def _batches(opened: pq.ParquetFile, columns: list[str], *, start: int) -> Iterator[pa.RecordBatch]:
@@ -370,7 +365,7 @@ def _batches(opened: pq.ParquetFile, columns: list[str], *, start: int) -> Itera
 
 def _row_records(
     batches: Iterable[pa.RecordBatch],
-    found: dict[str, str],
+    columns: dict[str, str],
     others: list[str],
     *,
     shard: str,
@@ -383,7 +378,7 @@ def _row_records(
         try:
             if isinstance(row, Exception):
                 raise row
-            values = {role: row[name] for role, name in found.items()}
+            values = {role: row[name] for role, name in columns.items()}
             if values.get("image") is None and str(values.get("status")).startswith("failed"):
                 continue  # img2dataset keeps rows of images that could not be had
             key = key if values.get("key") is None else str(values["key"])[:_MAX_KEY]
