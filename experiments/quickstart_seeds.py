@@ -27,9 +27,9 @@ from vlmo.demo.quickstart import (
     SHORTLIST,
     STAGE3,
     STEPS,
-    of_encoders,
     quickstart_recipes,
     run_quickstart,
+    scores_by_row,
 )
 from vlmo.recipes import quickstart
 from vlmo.run.build import build
@@ -101,7 +101,7 @@ def without_false_captions(folder: Path, *, seed: int, scale: float) -> dict[str
             .model_dir
         )
     found = evaluate(model, source="shapes", split="test", rerank=SHORTLIST)
-    rows = of_encoders(found, evaluate(model, source=BINDING, split="test"))
+    rows = scores_by_row(found, evaluate(model, source=BINDING, split="test"))
     columns = enumerate((quickstart.DUAL, quickstart.FUSION))
     return {"seed": seed} | {
         name: {row: cells[number] for row, cells in rows.items()} for number, name in columns

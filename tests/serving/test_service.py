@@ -123,7 +123,9 @@ def test_searches_by_words_wait_for_no_upload(parts, monkeypatch) -> None:
             uploads = [threads.submit(client.post, "/v1/search", json=IMAGE) for _ in range(3)]
             assert begun.acquire(timeout=PATIENCE_S)
             assert begun.acquire(timeout=PATIENCE_S)
-            wait_until(lambda: len(app.state.vlmo.service._uploads) == 3, within_s=PATIENCE_S)
+            wait_until(
+                lambda: len(app.state.vlmo.service._uploads.running) == 3, within_s=PATIENCE_S
+            )
             refused = client.post("/v1/embeddings", json={"input": [IMAGE]})
             found = client.post("/v1/search", json={"text": "a red circle", "rerank": 8}).json()
         finally:

@@ -54,14 +54,30 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 """Function of each command: its arguments are the options, and its docstring the help."""
 _EXTRAS = {
-    **dict.fromkeys(("finetune", "evaluate", "verify", "data"), ("train", "datasets")),
-    **dict.fromkeys(("index", "search", "embed"), ("retrieval", "lancedb")),
+    "finetune": ("train", "datasets"),
+    "evaluate": ("train", "datasets"),
+    "verify": ("train", "datasets"),
+    "data": ("train", "datasets"),
+    "index": ("retrieval", "lancedb"),
+    "search": ("retrieval", "lancedb"),
+    "embed": ("retrieval", "lancedb"),
     "serve": ("serve", "uvicorn"),
     "map": ("map", "sklearn"),
     "photos": ("photos", "watchfiles"),
     "quickstart": ("quickstart", "emoji"),
 }
 """Optional packages that a command cannot do without: the extra, and one of them that others do not bring."""
+
+
+_NOISY_LOGGERS = (
+    "httpx",
+    "datasets",
+    "transformers",
+    "filelock",
+    "fsspec",
+    "onnxscript",
+    "onnx_ir",
+)
 
 
 class _Formatter(logging.Formatter):
@@ -71,55 +87,43 @@ class _Formatter(logging.Formatter):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors of the user are one line on stderr and exit code 2."""
-    if arguments is None:  # a process of its own
-        choose_waiting()
-        gc.set_threshold(
-            20_000
-        )  # imports leave no garbage, and looking for it takes a sixth of their time
-        # Looking for garbage among all that was imported would take seconds; not to look makes Triton list its leaks.
-        atexit.register(lambda: "triton" in sys.modules or gc.freeze())
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+        _tune_process()
     handler = RichHandler(console=Console(stderr=True), show_path=False)
     handler.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for noisy in (
-        "httpx",
-        "datasets",
-        "transformers",
-        "filelock",
-        "fsspec",
-        "onnxscript",
-        "onnx_ir",
-    ):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    warnings.filterwarnings(
-        "ignore", module=r"PIL\."
-    )  # remarks on files: those that cannot be read have a reason
-    os.environ.setdefault(
-        "HF_HUB_DISABLE_PROGRESS_BARS", "1"
-    )  # "Loading weights" and the like, many times a run
-    if not sys.stderr.isatty():  # bars are for terminals; in a file they are noise
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Remarks on files: those that cannot be read have a reason.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    # "Loading weights" and the like, many times a run.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Bars are for terminals; in a file they are noise.
+    if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
-        _dispatch(_import_modules(arguments))
+        _dispatch(_import_modules(list(arguments)))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
     except ModuleNotFoundError as error:
         extra, _ = _EXTRAS.get(arguments[0], ("train", ""))
-        hint = f". This needs more packages: {install_command(extra)}"
-        _fail(str(error) if "pip install" in str(error) else f"{error}{hint}")
+        message = str(error)
+        if "pip install" not in message:
+            message += f". This needs more packages: {install_command(extra)}"
+        _fail(message)
     except OSError as error:
-        reason = (
-            f"{error.filename}: {error.strerror}"
-            if error.filename
-            else error.strerror or str(error)
-        )
-        is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        _fail(f"{reason}; free some space and run again" if is_full else reason)
+        message = error.strerror or str(error)
+        if error.filename:
+            message = f"{error.filename}: {message}"
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            message += "; free some space and run again"
+        _fail(message)
     except (ValueError, EOFError, SafetensorError) as error:
         _fail(str(error))
     except RuntimeError as error:
-        from vlmo.training import TrainingError  # beside torch, which takes seconds to import
+        # It lies beside torch, which takes seconds to import.
+        from vlmo.training import TrainingError
 
         if not isinstance(error, TrainingError):
             raise
@@ -128,27 +132,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail("interrupted", code=130)
 
 
+def _tune_process() -> None:
+    """Make start and end of a process of its own faster."""
+    choose_waiting()
+    # Imports leave no garbage, and looking for it takes a sixth of their time.
+    gc.set_threshold(20_000)
+    # Looking for garbage among all that was imported would take seconds; not to look makes Triton list its leaks.
+    atexit.register(lambda: "triton" in sys.modules or gc.freeze())
+
+
 def _import_modules(arguments: list[str]) -> list[str]:
     """Import the modules that `--import MODULE` names, which may lie in the working directory; return the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--import", action="append", default=[], dest="modules", metavar="MODULE")
-    known, others = parser.parse_known_args(arguments)
-    for name in known.modules:
-        sys.path.append(here := str(Path.cwd()))
+    options, others = parser.parse_known_args(arguments)
+    for name in options.modules:
+        folder = str(Path.cwd())
+        sys.path.append(folder)
         try:
             importlib.import_module(name)
-        except (
-            ModuleNotFoundError,
-            TypeError,
-            ValueError,
-        ) as error:  # of a relative name, of an empty one
+        # TypeError and ValueError are those of relative and empty names.
+        except (ModuleNotFoundError, TypeError, ValueError) as error:
             raise ValueError(
                 f"--import {name}: {error}; name a module that is installed or lies here"
             ) from error
         finally:
-            sys.path[:] = [
-                entry for entry in sys.path if entry is not here
-            ]  # the module may have added others
+            # The module may have added others.
+            sys.path[:] = [entry for entry in sys.path if entry is not folder]
     return others
 
 
@@ -169,7 +179,8 @@ def _dispatch(arguments: list[str]) -> None:
         )
     else:
         call = _read_command(name, others)
-        if words[0] in _EXTRAS:  # checked before anything is downloaded or computed
+        # Checked before anything is downloaded or computed.
+        if words[0] in _EXTRAS:
             extra, package = _EXTRAS[words[0]]
             need_package(package, extra=extra, user=f"vlmo {name}")
         call()
@@ -181,9 +192,8 @@ def _read_command(name: str, others: list[str]) -> Callable[[], None]:
     if name in {"train", "finetune"} and others and not asks_help and others[0].startswith("-"):
         wanted = "finetune MODEL --data DATA" if name == "finetune" else "train RECIPE"
         raise ValueError(f"{others[0]} stands where a name is expected: vlmo {wanted} [OPTIONS]")
-    if (
-        name == "train" and others and not others[0].startswith("-")
-    ):  # its options are the settings of the recipe
+    # The options of a recipe are its settings.
+    if name == "train" and others and not others[0].startswith("-"):
         return functools.partial(runs.train, others[0], arguments=tuple(others[1:]))
     if name == "train" and asks_help:
         return runs.train_help
@@ -191,7 +201,8 @@ def _read_command(name: str, others: list[str]) -> Callable[[], None]:
     if name == "finetune" and not asks_help:
         call, rest = parse(read, others, prog="vlmo finetune", return_unknown_args=True)
         return functools.partial(call, arguments=tuple(rest))
-    if name == "search":  # "-people" is a part of the query, and no option
+    # "-people" is a part of the query, and no option.
+    if name == "search":
         others = [f" {word}" if re.match("-(?!-|h$|$)", word) else word for word in others]
     return parse(read, others, prog=f"vlmo {name}")
 

@@ -26,29 +26,31 @@ def models(
     """
     from vlmo.released.download import cached_model, fetch_model
 
-    if names:
-        for name in names:
-            if name not in MODELS:
-                raise ValueError(
-                    f"no model {name!r}; did you mean {nearest(name, MODELS)}? All: vlmo models"
-                )
-        for model in map(MODELS.__getitem__, names):
-            folder = fetch_model(model) if model.address else Path(find_model(model.name))
-            if labels is not None:
-                from vlmo.checkpoints.importing import name_labels
+    for name in names:
+        if name not in MODELS:
+            raise ValueError(
+                f"no model {name!r}; did you mean {nearest(name, MODELS)}? All: vlmo models"
+            )
+    for name in names:
+        folder = fetch_model(MODELS[name]) if MODELS[name].address else Path(find_model(name))
+        if labels is not None:
+            from vlmo.checkpoints.importing import name_labels
 
-                name_labels(folder, labels)
-            say(f"{model.name}: {folder}")
+            name_labels(folder, labels)
+        say(f"{name}: {folder}")
+    if names:
         return
     rows = [("name", "task", "size, pixels", "license", "here", "published, percent")]
     for model in MODELS.values():
-        here = not model.address or (cached_model(model.name) / "config.json").is_file()
+        is_here = not model.address or (cached_model(model.name) / "config.json").is_file()
         size = f"{model.size.replace('_plus', '+')}, {model.image_size}"
         numbers = ", ".join(
             f"{split} {metric} {percent:g}" for split, metric, percent in model.reported
         )
         published = f"{model.data} {numbers} ({model.source})" if numbers else ""
-        rows.append((model.name, model.task, size, model.licence, "yes" if here else "", published))
+        rows.append(
+            (model.name, model.task, size, model.licence, "yes" if is_here else "", published)
+        )
     say(*table(rows))
 
 
@@ -74,14 +76,14 @@ def import_(
         vocabulary: BERT's vocab.txt or a folder with it, by default from the model hub; for BEiT-3 its SentencePiece
             file.
         labels: Names of the answers or classes: a JSON list, JSON lines, one a line, or a prepared set.
-        imagenet_pixels: The file takes pixels normalised by ImageNet's mean and deviation; known of published files and
-            of folders.
+        imagenet_pixels: The file takes pixels normalized by ImageNet's mean and deviation; by default as
+            published files and folders need it.
     """
-    given = dict(locals())
+    options = dict(locals())
     from vlmo.checkpoints.importing import import_checkpoint
     from vlmo.tasks import usage_of
 
-    report = import_checkpoint(**given, usage_of=usage_of)
+    report = import_checkpoint(**options, usage_of=usage_of)
     say(*report.lines(), f"model folder {out}")
 
 
@@ -110,7 +112,7 @@ def export(
     Args:
         out: New file (official: .pt) or new folder (onnx).
         to: The published VLMo layout, or ONNX.
-        int8: onnx: also write variants with int8 quantisation; models that retrieve are calibrated on emoji-pairs.
+        int8: onnx: also write variants with int8 quantization; models that retrieve are calibrated on emoji-pairs.
     """
     if to != "onnx" and int8:
         raise ValueError("--int8 belongs to --to onnx")
@@ -123,11 +125,10 @@ def export(
 
         graphs = export_graphs(folder, out, int8=int8)["graphs"]
         difference = max(graph["float32"]["largest_difference"] for graph in graphs.values())
-        lines = [
+        say(
             f"written: {', '.join(graphs)} in {out}; largest difference to PyTorch {difference:.1e}"
-        ]
+        )
     else:
         from vlmo.checkpoints.official import export_official
 
-        lines = [*(f"note: {note}" for note in export_official(folder, out)), f"written: {out}"]
-    say(*lines)
+        say(*(f"note: {note}" for note in export_official(folder, out)), f"written: {out}")

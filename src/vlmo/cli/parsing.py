@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 from tyro.constructors import (
@@ -21,6 +21,9 @@ from tyro.constructors import (
     PrimitiveTypeInfo,
     UnsupportedTypeAnnotationError,
 )
+
+if TYPE_CHECKING:
+    from vlmo.retrieval import Encoder
 
 ModelFolder = Annotated[
     Path,
@@ -55,6 +58,12 @@ class EngineOptions:
             raise ValueError(
                 "--precision int8 belongs to the engines onnx and openvino; leave out --engine torch"
             )
+
+    def encoder(self, folder: str | Path) -> Encoder:
+        """Return the encoder of a model folder; ValueError if it has none."""
+        from vlmo.retrieval import Encoder
+
+        return Encoder(folder, engine=self.engine, precision=self.precision, device=self.device)
 
 
 Engines = Annotated[EngineOptions, tyro.conf.arg(name="")]
@@ -152,23 +161,20 @@ def parse(
         with contextlib.redirect_stderr(box):
             return read(args=arguments)
     except SystemExit as end:
-        if not end.code:  # --help
+        if not end.code:  # after --help
             raise
-    lines = [
-        line.strip("│| ") for line in box.getvalue().splitlines()[1:]
-    ]  # without the frame that tyro draws
-    parts = [line if line.strip("─-+╰╯") else ";" for line in lines]
-    message = " ".join(parts).replace(" ;", ";").replace(".;", ";").strip("; ")
+    # Without the frame that tyro draws, whose horizontal lines separate sentences.
+    lines = [line.strip("│| ") for line in box.getvalue().splitlines()[1:]]
+    message = " ".join(line if line.strip("─-+╰╯") else ";" for line in lines)
+    message = message.replace(" ;", ";").replace(".;", ";").strip("; ")
     if "return_unknown_args" not in settings:
-        match = re.search(r"Unrecognized options: (-[^\s,;]*|[^,;]*)", message)
         options = _options_of(read, short_names)
-        word = match[1] if match else None
-        if message.startswith(
-            "Missing"
-        ):  # a name may seem to, as it stands after an unknown option
-            word = next((word for word in arguments if _is_unknown(word, options)), None)
-        if word is not None:
-            raise UnknownOption(_about_unknown(word, options=options, prog=prog))
+        unknown = re.findall(r"Unrecognized options: (-[^\s,;]*|[^,;]*)", message)
+        # A name seems to be, after an unknown option.
+        if message.startswith("Missing"):
+            unknown = [word for word in arguments if _is_unknown(word, options)]
+        if unknown:
+            raise UnknownOption(_about_unknown(unknown[0], options=options, prog=prog))
     for pattern, replacement in _REWORDED.items():
         message = re.sub(pattern, replacement, message)
     raise ValueError(message)
@@ -179,10 +185,8 @@ def _options_of(read: Callable[..., Any], short_names: Iterable[str]) -> dict[st
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         read(args=["--help"])
-    options = [
-        *short_names,
-        *re.findall(r"^[^\w-]{1,3}(--\w[\w.-]*)", shown.getvalue(), re.MULTILINE),
-    ]
+    listed = re.findall(r"^[^\w-]{1,3}(--\w[\w.-]*)", shown.getvalue(), re.MULTILINE)
+    options = [*short_names, *listed]
     by_name = {option.rpartition(".")[2].lstrip("-"): option for option in reversed(options)}
     return by_name | {option.lstrip("-"): option for option in options}
 
@@ -193,11 +197,8 @@ def _name_of(word: str) -> str:
 
 def _is_unknown(word: str, options: dict[str, str]) -> bool:
     name = _name_of(word)
-    return (
-        word.startswith("--")
-        and name != "help"
-        and options.keys().isdisjoint({name, name.removeprefix("no-")})
-    )
+    names = {"help", *options}
+    return word.startswith("--") and names.isdisjoint({name, name.removeprefix("no-")})
 
 
 def _about_unknown(word: str, *, options: dict[str, str], prog: str) -> str:
@@ -208,13 +209,13 @@ def _about_unknown(word: str, *, options: dict[str, str], prog: str) -> str:
     advice = f"All: {prog} --help"
     if not word.startswith("-"):
         return f"nothing is expected at {word!r}; is an option before it missing? {advice}"
-    name = _name_of(word)
-    known = dict(options)
+    options_by_name = dict(options)
     for synonym, names in _SYNONYMS.items():
-        if meant := next((meant for meant in names.split() if meant in options), None):
-            known.setdefault(synonym, options[meant])
-    near = [name] if name in known else difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {known[near[0]]}?" if near else "."
+        for name in names.split():
+            if name in options:
+                options_by_name.setdefault(synonym, options[name])
+    near = difflib.get_close_matches(_name_of(word), options_by_name, n=1)
+    hint = f"; did you mean {options_by_name[near[0]]}?" if near else "."
     return f"no option {word}{hint} {advice}"
 
 
@@ -238,7 +239,5 @@ def check_given(files: Iterable[str | Path | None], *, expected: str) -> None:
     for file in files:
         if file is None or re.search(r"[*?\[{]|://|::", str(file)):
             continue
-        with contextlib.suppress(RuntimeError):  # "~" and no name of a user
-            if Path(file).expanduser().exists():
-                continue
-        raise ValueError(f"there is nothing at {file}; give {expected}")
+        if not os.path.exists(os.path.expanduser(file)):  # noqa: PTH110, PTH111 - no error for "~nobody"
+            raise ValueError(f"there is nothing at {file}; give {expected}")

@@ -47,7 +47,8 @@ class TrainOptions:
     """Only say what the run will need: memory and operations."""
     processes: int = 1
     """With dry_run: number of processes."""
-    hang_seconds: float = 1800.0  # vlmo.training.parallel.HANG_SECONDS, which lives beside torch
+    # The same as vlmo.training.parallel.HANG_SECONDS, which lies beside torch.
+    hang_seconds: float = 1800.0
     """With several processes: after how long without progress in a step a process prints its stacks and ends. Reading
     the data, an evaluation and a save may take four times as long."""
 
@@ -97,7 +98,8 @@ def train(
         name: Recipe; vlmo recipes lists them, and vlmo train NAME --help every setting with its default.
         arguments: The other words; every setting of the recipe is an option.
     """
-    common = _common_options(arguments)  # before the slow imports
+    # Wrong options are refused before the slow imports.
+    common = _common_options(arguments)
     from vlmo.recipes import describe, find_recipe
 
     about = describe(name).splitlines()[0]
@@ -135,7 +137,9 @@ def finetune(
     _check_options(common, task=task)
     recipe, about = finetune_recipe(folder, data, task=task, streams=patterns)
     folder = folder.resolve()
-    name = f"{folder.parent.name if folder.name == 'model' else folder.name}-{data_name(data or 'streams')}"
+    # A run leaves its model in a folder of that name.
+    base = folder.parent if folder.name == "model" else folder
+    name = f"{base.name}-{data_name(data or 'streams')}"
     run = _run_options(
         recipe, *common, prog="vlmo finetune", about=about, run_dir=Path("runs") / name
     )
@@ -233,20 +237,23 @@ def _show_needs(options: TrainOptions, *, original: Any, name: str) -> None:
 
     recipe = options.recipe
     processes = options.processes
-    needs = estimate(recipe, processes=processes)  # which validates the recipe
+    # The estimate validates the recipe.
+    needs = estimate(recipe, processes=processes)
     missing = check_start(recipe, original)
     whose = f"each of {processes:,} processes" if processes > 1 else "one process"
     Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
-    if lost := [] if recipe.data.streams.patterns else missing_sources(recipe.data.source):
-        missing.append(
-            f"Not there yet of its data: {', '.join(lost)}; see docs/published-sets.md, or give --data."
-        )
+    if not recipe.data.streams.patterns:
+        absent = ", ".join(missing_sources(recipe.data.source))
+        if absent:
+            missing.append(
+                f"Not there yet of its data: {absent}; see docs/published-sets.md, or give --data."
+            )
     say(*missing)
 
 
 def _common_options(arguments: Sequence[str]) -> tuple[list[str], int | None]:
     """Return arguments with the whole names of options, and the number of `--steps`, if it is given."""
-    words: list[str] = []
+    words = []
     steps = None
     rest = iter(arguments)
     for word in rest:
@@ -258,13 +265,15 @@ def _common_options(arguments: Sequence[str]) -> tuple[list[str], int | None]:
             )
         if option == "--lora.rank":
             need_package("peft", extra="lora", user="LoRA")
-        if option != "--steps":
-            words.append(f"{_COMMON[option]}{mark}{value}" if option in _COMMON else word)
-            continue
-        given = value if mark else next(rest, "")
-        if not given.isdecimal() or not int(given):
-            raise ValueError(f"--steps is {given or 'empty'}; give a number from 1 up")
-        steps = int(given)
+        if option in _COMMON:
+            words.append(f"{_COMMON[option]}{mark}{value}")
+        elif option != "--steps":
+            words.append(word)
+        else:
+            number = value if mark else next(rest, "")
+            if not number.isdecimal() or not int(number):
+                raise ValueError(f"--steps is {number or 'empty'}; give a number from 1 up")
+            steps = int(number)
     return words, steps
 
 

@@ -63,13 +63,14 @@ def index(
     """
     folder = Path(find_model(folder))
     out = out.expanduser()
-    if not out.exists():  # else it may be an input of an earlier run
+    # In an index, an input of an earlier run may be gone.
+    if not out.exists():
         check_given(images, expected="a folder, an image, or a .tar or .parquet file")
     from vlmo.data.rows import first_reasons, read_lines
-    from vlmo.retrieval import Encoder, build_index
+    from vlmo.retrieval import build_index
 
     report = build_index(
-        Encoder(folder, **vars(engines)),
+        engines.encoder(folder),
         images,
         out=out,
         store_bytes=store_bytes or None,
@@ -109,19 +110,17 @@ def embed(
     check_new_file(out, option="--out", suffix=".parquet")
     check_given([*images, texts], expected="images, or a file of texts")
     from vlmo.data.rows import first_reasons
-    from vlmo.retrieval import Encoder
     from vlmo.retrieval.vectors import write_vectors
 
-    lines = (
-        []
-        if texts is None
-        else [*filter(None, map(str.strip, texts.read_text(encoding="utf-8").splitlines()))]
+    lines: list[str] = []
+    if texts is not None:
+        lines = [*filter(None, map(str.strip, texts.read_text(encoding="utf-8").splitlines()))]
+    number, bad = write_vectors(
+        engines.encoder(folder), out, images=images, texts=lines, console=_STDERR
     )
-    encoder = Encoder(folder, **vars(engines))
-    number, bad = write_vectors(encoder, out, images=images, texts=lines, console=_STDERR)
     say(f"{number} vectors in {out}")
     if bad:
-        say(f"{len(bad)} images could not be used: {first_reasons(each.line() for each in bad)}")
+        say(f"{len(bad)} images could not be used: {first_reasons(row.line() for row in bad)}")
 
 
 def search(
@@ -169,23 +168,21 @@ def search(
     from vlmo.data.listing import image_named
 
     check_new_file(sheet, option="--sheet", suffix=".png")
-    named = image_named(query, must_exist=True) if query else None
-    more = [_read_part(part) for part in parts]
-    from vlmo.retrieval import Encoder, Index, PhotoFilter, Searcher
+    image = image_named(query, must_exist=True) if query else None
+    weighted_parts = [_read_part(part) for part in parts]
+    from vlmo.retrieval import Index, PhotoFilter, Searcher
 
-    photos = PhotoFilter(
-        since=since, until=until, near=near, album=album
-    )  # checked before the model is loaded
+    # Checked before the model is loaded.
+    photos = PhotoFilter(since=since, until=until, near=near, album=album)
     index = Index(folder)
-    model_folder = Path(index.model_folder) if model is None else Path(find_model(model))
-    if model is None and not model_folder.is_dir():
+    if model is None and not Path(index.model_folder).is_dir():
         raise ValueError(
-            f"the model of this index was in {model_folder}, which is gone; give --model with its folder"
+            f"the model of this index was in {index.model_folder}, which is gone; give --model with its folder"
         )
-    searcher = Searcher(Encoder(model_folder, **vars(engines)), index)
+    searcher = Searcher(engines.encoder(model or index.model_folder), index)
     result = searcher.search(
-        named or query or None,
-        parts=more,
+        image or query or None,
+        parts=weighted_parts,
         top=top,
         rerank=rerank,
         weight=weight,
@@ -195,7 +192,8 @@ def search(
         mode=mode,
     )
     query = " ".join([query, *(part.strip() for part in parts)])
-    _show_result(query, result, is_json=json)  # before the images are drawn, which may fail
+    # Printed before the images are drawn, which may fail.
+    _show_result(query, result, is_json=json)
     if sheet is not None:
         from vlmo.retrieval.results import write_sheet
 
@@ -233,11 +231,11 @@ def map_(
         images: Images on the map, at most, taken evenly.
     """
     check_new_file(out, option="--out", suffix=".html")
-    from vlmo.retrieval import Encoder, Index
+    from vlmo.retrieval import Index
     from vlmo.retrieval.map import draw_map, write_map
 
     index = Index(folder)
-    encoder = Encoder(model or index.model_folder, **vars(engines))
+    encoder = engines.encoder(model or index.model_folder)
     with _STDERR.status("") as status:
         drawn = draw_map(encoder, index, most=images, on_step=status.update)
     write_map(drawn, out)
@@ -274,11 +272,16 @@ def serve(
 
     settings = replace(settings, api_key=read_key(api_key_file))
     with bind(host, port) as bound:
-        run(
-            bound,
-            load_parts(folder, index=index, vqa=vqa, captioning=captioning, **vars(engines)),
-            settings,
+        parts = load_parts(
+            folder,
+            index=index,
+            vqa=vqa,
+            captioning=captioning,
+            engine=engines.engine,
+            precision=engines.precision,
+            device=engines.device,
         )
+        run(bound, parts, settings)
 
 
 def photos(
@@ -303,42 +306,37 @@ def photos(
         no_open: Do not show the page in a browser.
         ocr: Find images by text in them too; by default where the extra ocr is installed. Indexing takes longer.
     """
-    if not (folder := folder.expanduser()).is_dir():
+    folder = folder.expanduser()
+    if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name the one that holds your photographs")
     from vlmo.released.download import cache_folder
-    from vlmo.retrieval import Encoder
     from vlmo.serving.photos import serve_photos
     from vlmo.serving.server import bind, read_key
 
     settings = Settings(api_key=read_key(None), originals=True)
     with bind(host, port) as bound:
-        encoder = Encoder(_find_or_explain(model), **vars(engines))
-        digest = hashlib.sha256(
-            f"{folder.absolute()}\n{encoder.fingerprint}".encode("utf-8", "surrogatepass")
-        )
-        cached = (
-            cache_folder() / "photos" / f"{folder.absolute().name[:60]}-{digest.hexdigest()[:12]}"
-        )
-        out = cached if index is None else index.expanduser()
+        encoder = engines.encoder(_find_or_explain(model))
+        if index is None:
+            source = f"{folder.absolute()}\n{encoder.fingerprint}"
+            digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+            index = cache_folder() / "photos" / f"{folder.absolute().name[:60]}-{digest[:12]}"
+        index = index.expanduser()
         say(
-            f"index: {out}",
+            f"index: {index}",
             "No image is sent anywhere but to your browser. Ctrl-C ends; the same command goes on.",
-        )
-        has_screen = sys.platform != "linux" or bool(
-            {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
         )
         if not ocr:
             say(f"Text in images is not read; --ocr reads it ({install_command('ocr')}).")
-        open_page = has_screen and not no_open
+        has_screen = sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
         serve_photos(
             encoder,
             folder,
-            index=out,
+            index=index,
             bound=bound,
             settings=settings,
             ocr=ocr,
             console=_STDERR,
-            open_page=open_page,
+            open_page=bool(has_screen) and not no_open,
         )
 
 
@@ -367,37 +365,43 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
         say_json(as_json(query, result))
         return
     if result.hits:
-        console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
-        console.print(as_table(query, result))
+        width = None if sys.stdout.isatty() else _WIDTH
+        Console(soft_wrap=True, width=width).print(as_table(query, result))
         if query:
-            ordered = _RERANKED if result.num_reranked else "similarity (cosine)"
-            say(
-                f"score: {'sum of reciprocal ranks, by words and by the model' if result.num_matched else ordered}"
-            )
+            score = _RERANKED if result.num_reranked else "similarity (cosine)"
+            if result.num_matched:
+                score = "sum of reciprocal ranks, by words and by the model"
+            say(f"score: {score}")
     else:
         say("nothing was found")
-    parts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
-    reranked = (
-        f"{result.num_reranked} reranked by the fusion encoder; " if result.num_reranked else ""
-    )
-    say(f"{reranked}{parts}", *filter(None, [result.note]))
+    facts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())
+    if result.num_reranked:
+        facts = f"{result.num_reranked} reranked by the fusion encoder; {facts}"
+    say(facts, *filter(None, [result.note]))
 
 
 def _show_report(report: BuildReport, reasons: str, *, out: Path) -> None:
     from vlmo.retrieval.approximate import ENOUGH
 
-    known = f"with bytes that were known {report.reused}, unchanged {report.unchanged}"
-    say(f"{report.images} images in {out} ({report.seconds:.0f} s)")
-    say(f"embedded {report.encoded}, {known}, gone {report.deleted}")
+    say(
+        f"{report.images} images in {out} ({report.seconds:.0f} s)",
+        f"embedded {report.encoded}, with bytes that were known {report.reused}, "
+        f"unchanged {report.unchanged}, gone {report.deleted}",
+    )
     if report.bad:
         say(
             f"{report.bad} could not be used ({reasons}); all reasons are in {out / 'quarantine.jsonl'}"
         )
-    if (recall := report.recall) is None:
+    recall = report.recall
+    if recall is None:
         say("search compares with every vector (exact)")
         return
-    share = f"recall@{recall['at']} {100 * recall['value']:.1f} % against exact search"
-    say(f"approximate index: {share}, {recall['queries']} queries by {recall['asked_with']}")
+    say(
+        f"approximate index: recall@{recall['at']} {100 * recall['value']:.1f} % against exact search, "
+        f"{recall['queries']} queries by {recall['asked_with']}"
+    )
     if recall["value"] < ENOUGH:
-        every = f"--ann-threshold {report.images + 1} makes it compare with every vector"
-        say(f"this recall is low: search misses some of the nearest. {every}")
+        say(
+            "this recall is low: search misses some of the nearest. "
+            f"--ann-threshold {report.images + 1} makes it compare with every vector"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -51,15 +53,16 @@ def evaluate(
             here if the model was given by a name.
         write_card: Put the metrics into the folder's README.md.
     """
-    given = folder
+    model = folder
     folder = Path(find_model(folder))
     if is_released(folder) and (write_card or choose_rerank_weight):
         raise ValueError(
-            f"{given} is a published model and stays as it is; copy {folder}, and evaluate the copy"
+            f"{model} is a published model and stays as it is; copy {folder}, and evaluate the copy"
         )
     check_new_file(out, option="--out")
     check_new_file(submission, option="--submission")
-    if not 0 <= (rerank_weight or 0) <= 1 or (rerank or 0) < 0:  # before the data are read
+    # Refused before the data are read.
+    if not 0 <= (rerank_weight or 0) <= 1 or (rerank or 0) < 0:
         raise ValueError(
             f"--rerank is {rerank} and --rerank-weight {rerank_weight}; give 0 or more, and 0 to 1"
         )
@@ -71,13 +74,10 @@ def evaluate(
 
     split = split or ("validation" if choose_rerank_weight else "test")
     with launch(device) as chosen:
-        where: dict[str, Any] = {
-            "split": split,
-            "device": str(chosen),
-            "console": _STDERR if is_main() else None,
-        }
+        console = _STDERR if is_main() else None
+        where: dict[str, Any] = {"split": split, "device": str(chosen), "console": console}
         if choose_rerank_weight:
-            _choose(folder, data, limit=limit, rerank=rerank, batch_size=batch_size, **where)
+            _choose(folder, data, rerank=rerank, limit=limit, batch_size=batch_size, **where)
             return
         where |= {"task": task, "source": data}
         if submission is not None:
@@ -85,23 +85,21 @@ def evaluate(
             if is_main():
                 say(f"{number} predictions in {submission}")
             return
-        own = {"rerank": rerank, "rerank_weight": rerank_weight}
-        result = measure(folder, **where, **own, limit=limit, batch_size=batch_size)
+        options = {"rerank": rerank, "rerank_weight": rerank_weight, "limit": limit}
+        result = measure(folder, batch_size=batch_size, **where, **options)
         if not is_main():
             return
         Console().print(result.table())
-        parts = [result.task, _plain(data_name(result.source)), _plain(result.split)]
-        out = out or notes_folder(folder) / f"evaluation_{'_'.join(parts)}.json"
+        names = [result.task, _plain(data_name(result.source)), _plain(result.split)]
+        out = out or notes_folder(folder) / f"evaluation_{'_'.join(names)}.json"
         result.write_json(out, folder=folder)
         say(f"metrics and {len(result.predictions)} predictions in {out}")
         if write_card:
-            options = {"split": split, **own, "limit": limit}
-            words = [
-                f" --{name.replace('_', '-')} {value}"
-                for name, value in options.items()
-                if value is not None
-            ]
-            result.write_card(folder, measured_by=f"`vlmo evaluate{''.join(words)}`")
+            words = [f"vlmo evaluate --split {split}"]
+            for name, value in options.items():
+                if value is not None:
+                    words.append(f"--{name.replace('_', '-')} {value}")
+            result.write_card(folder, measured_by=f"`{' '.join(words)}`")
 
 
 def verify(
@@ -136,14 +134,15 @@ def verify(
             say(*lines, "", f"the same in {out} and {out.with_suffix('.md')}; send it as an issue")
 
 
-def _choose(folder: Path, data: str | None, **options: Any) -> None:
+def _choose(folder: Path, data: str | None, *, rerank: int | None, **options: Any) -> None:
     from vlmo.distributed import is_main
     from vlmo.tasks import RetrievalTask
     from vlmo.tasks.calibration import choose_rerank_weight
     from vlmo.tasks.registry import source_of
 
-    given = {name: value for name, value in options.items() if value is not None}
-    choice = choose_rerank_weight(folder, source=source_of(data, task=RetrievalTask), **given)
+    if rerank is not None:
+        options["rerank"] = rerank
+    choice = choose_rerank_weight(folder, source=source_of(data, task=RetrievalTask), **options)
     if is_main():
         Console(soft_wrap=True).print(choice.table)
         for name, value in choice.settings.items():
@@ -175,23 +174,23 @@ def predict(
     """
     folder = Path(find_model(folder))
     check_given(image, expected="an image")
-    if files := [file for file in image if file.is_dir()]:
-        raise ValueError(
-            f"--image {files[0]} is a folder; name the images in it, such as {files[0]}/*.jpg"
-        )
+    for file in image:
+        if file.is_dir():
+            raise ValueError(
+                f"--image {file} is a folder; name the images in it, such as {file}/*.jpg"
+            )
     check_new_file(save, option="--save")
     from vlmo.tasks import Inputs
     from vlmo.tasks import predict as ask
 
-    found = ask(
-        folder, Inputs(image, text, question, caption=caption, top=top, save=save), device=device
-    )
+    inputs = Inputs(image, text, question, caption=caption, top=top, save=save)
+    answer = ask(folder, inputs, device=device)
     if json:
-        say_json(found.rows)
+        say_json(answer.rows)
         return
-    Console(soft_wrap=True).print(found.table())
-    if found.image is not None:
-        say(f"image {found.image}")
+    Console(soft_wrap=True).print(answer.table())
+    if answer.image is not None:
+        say(f"image {answer.image}")
 
 
 def caption(
@@ -258,17 +257,16 @@ def false_captions(
     if out.exists():
         raise ValueError(f"{out} exists; give the name of a new folder")
     rows = with_false_captions(open_source(source, split=split))
-    both = [column(rows, name) for name in ("captions", "false_captions")]
-    pairs = [pair for texts in zip(*both, strict=True) for pair in zip(*texts, strict=True)]
-    found = [pair for pair in pairs if pair[1]]
+    captions = itertools.chain(*column(rows, "captions"))
+    false_captions = itertools.chain(*column(rows, "false_captions"))
+    pairs = list(zip(captions, false_captions, strict=True))
+    changed = [pair for pair in pairs if pair[1]]
     with write_folder(out) as aside:
         DatasetDict({split: rows}).save_to_disk(aside)
-    say(
-        *(f"{true}  ->  {false}" for true, false in found[:: -(-len(found) // show) or 1])
-        if show
-        else ()
-    )
-    say(f"{len(found):,} of {len(pairs):,} captions have a false version; {out} is ready")
+    if show:
+        step = math.ceil(len(changed) / show) or 1
+        say(*(f"{true}  ->  {false}" for true, false in changed[::step]))
+    say(f"{len(changed):,} of {len(pairs):,} captions have a false version; {out} is ready")
 
 
 def _plain(name: str) -> str:

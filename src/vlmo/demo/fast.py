@@ -39,7 +39,7 @@ def run_fast_start(run: Path, *, console: Console) -> None:
     Raises:
         ValueError: `run` holds the index of another model.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     index = run / "index"
     sheet = run / "queries.png"
     encoder = Encoder(SMALL)
@@ -53,25 +53,23 @@ def run_fast_start(run: Path, *, console: Console) -> None:
     for text in QUERIES:
         hits = searcher.search(text, top=_TOP).hits
         words = set(text.lower().split())
-        named = sum(
-            any(words <= set(caption.lower().split()) for caption in hit.captions) for hit in hits
-        )
+        num_named = 0
+        for number, hit in enumerate(hits, start=1):
+            num_named += any(words <= set(caption.lower().split()) for caption in hit.captions)
+            tiles.append((searcher.index.image(hit.id), f"{text}, {number}", hit.captions[0]))
         captions = ", ".join(hit.captions[0] for hit in hits[:_NUM_CAPTIONS])
-        table.add_row(escaped(text), str(named), escaped(captions))
-        numbered = enumerate(hits, start=1)
-        tiles += [
-            (searcher.index.image(hit.id), f"{text}, {n}", hit.captions[0]) for n, hit in numbered
-        ]
-    grid(f"Search among {report.images:,} images", tiles, columns=min(_TOP, report.images)).save(
-        sheet
-    )
+        table.add_row(escaped(text), str(num_named), escaped(captions))
+    grid(str(table.title), tiles, columns=min(_TOP, report.images)).save(sheet)
     console.print(table)
-    lines = [
-        f"search among {report.images:,} images, ready after {time.monotonic() - began:.0f} s; contact sheet {sheet}",
-        "The model knows drawings and icons, and no photographs. Try next (where vlmo is not found, after",
-        "`. .venv/bin/activate`):",
-        f'  vlmo search {index} "red heart" --sheet hearts.png',
-        f"  vlmo serve {SMALL} --index {index}",
+    seconds = time.monotonic() - started_at
+    console.print(
+        f"search among {report.images:,} images, ready after {seconds:.0f} s; contact sheet {sheet}\n"
+        "The model knows drawings and icons, and no photographs. Try next (where vlmo is missing, after\n"
+        "`. .venv/bin/activate`):\n"
+        f'  vlmo search {index} "red heart" --sheet hearts.png\n'
+        f"  vlmo serve {SMALL} --index {index}\n"
         f"  vlmo index {SMALL} YOUR_IMAGES --out my-index",
-    ]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from jinja2 import Environment, PackageLoader
 from PIL import Image
@@ -46,8 +46,7 @@ QUESTIONS = "shapes-questions"
 STATEMENTS = "shapes-statements"
 CONTRAST = "shapes-contrast"
 CHANCE = "Chance"
-SHORTLIST = 32
-"""Images that the fusion encoder orders."""
+SHORTLIST = 32  # images that the fusion encoder orders
 
 _NUM_SHOWN = 6
 _TOP = 5
@@ -116,26 +115,7 @@ def run_quickstart(
     for source in ("shapes", QUESTIONS, STATEMENTS):
         console.print(f"scenes of {source}, built once", highlight=False)
         open_source(source)
-    expected = [scale * step.seconds for step in STEPS.values()]
-    took = 0.0
-    for number, (name, recipe) in enumerate(
-        quickstart_recipes(run, scale=scale, seed=seed).items()
-    ):
-        # By the speed of the stages before.
-        left = (sum(expected[number:]) + EVALUATION_SECONDS) * (
-            took / sum(expected[:number]) if took else 1
-        )
-        about = f"about {timedelta(seconds=round(left))} to the end on two CPU cores"
-        console.print(f"{number + 1} of {len(STEPS)}, {name}: {about}", highlight=False)
-        original = find_recipe(name)
-        what = describe(name).splitlines()[0]
-        trained = build(
-            recipe, run_dir=run / name, console=console, title=name, about=what, original=original
-        ).fit()
-        if trained.status == "stopped":
-            console.print("stopped; the same command goes on")
-            sys.exit(0)
-        took += trained.seconds
+    seconds = _train(run, scale=scale, seed=seed, console=console)
     results = _evaluate(run, scale=scale, console=console)
     metrics = _metrics(results)
     path = _write(run, results, metrics=metrics)
@@ -143,14 +123,45 @@ def run_quickstart(
     for header in metrics:
         table.add_column(header, justify="right")
     for row in metrics[CHANCE]:
+        columns = metrics.values()
         table.add_row(
-            row, *(f"{100 * cells[row]:.1f}" if row in cells else "" for cells in metrics.values())
+            row, *(f"{100 * values[row]:.1f}" if row in values else "" for values in columns)
         )
     console.print(table)
     console.print(
-        f"Trained for {took:.0f} s. Model folder: {run / STAGE3 / 'model'}\nReport: {path}"
+        f"Trained for {seconds:.0f} s. Model folder: {run / STAGE3 / 'model'}\nReport: {path}"
     )
     return metrics
+
+
+def _train(run: Path, *, scale: float, seed: int, console: Console) -> float:
+    """Train all stages, and return the seconds that they took; exit if one was stopped."""
+    seconds = 0.0
+    expected = 0.0  # for the stages that are done
+    remaining = scale * sum(step.seconds for step in STEPS.values()) + EVALUATION_SECONDS
+    recipes = quickstart_recipes(run, scale=scale, seed=seed)
+    for number, (name, recipe) in enumerate(recipes.items(), start=1):
+        pace = seconds / expected if seconds else 1.0
+        left = timedelta(seconds=round(remaining * pace))
+        console.print(
+            f"{number} of {len(STEPS)}, {name}: about {left} to the end on two CPU cores",
+            highlight=False,
+        )
+        result = build(
+            recipe,
+            run_dir=run / name,
+            console=console,
+            title=name,
+            about=describe(name).splitlines()[0],
+            original=find_recipe(name),
+        ).fit()
+        if result.status == "stopped":
+            console.print("stopped; the same command goes on")
+            sys.exit(0)
+        seconds += result.seconds
+        expected += scale * STEPS[name].seconds
+        remaining -= scale * STEPS[name].seconds
+    return seconds
 
 
 def _evaluate(run: Path, *, scale: float, console: Console) -> dict[str, TaskResult]:
@@ -158,15 +169,22 @@ def _evaluate(run: Path, *, scale: float, console: Console) -> dict[str, TaskRes
     for source, folder in {"shapes": STAGE3, QUESTIONS: QUESTIONS, STATEMENTS: STATEMENTS}.items():
         model = run / folder / "model"
         rows = open_source(source, split="test")
-        options: dict[str, Any] = {"rerank": SHORTLIST} if source == "shapes" else {}
+        limit = None
         if scale < 1:
-            options["limit"] = max(2 * SHORTLIST, _GROUP * round(scale * len(rows) / _GROUP))
-        results[source] = evaluate(model, source=source, split="test", console=console, **options)
+            limit = max(2 * SHORTLIST, _GROUP * round(scale * len(rows) / _GROUP))
+        results[source] = evaluate(
+            model,
+            source=source,
+            split="test",
+            console=console,
+            rerank=SHORTLIST if source == "shapes" else None,
+            limit=limit,
+        )
         results[source].write_card(model, measured_by="`vlmo quickstart`")
         results[source].write_json(run / f"{source}.json", folder=model, predictions=False)
     model = run / STAGE3 / "model"
     rows = open_source(BINDING, split="test")
-    # Two rows each have the same captions, and stand kind after kind: at a small scale every n-th two are read.
+    # Pairs of rows have the same captions, and stand kind after kind: a small scale reads pairs at equal distances.
     step = max(1, len(rows) // max(SHORTLIST, round(min(scale, 1) * len(rows))))
     rows = select_rows(rows, [row for row in range(len(rows)) if row // 2 % step == 0])
     loaded, processor = load_retrieval_model(model, device=None)
@@ -176,28 +194,34 @@ def _evaluate(run: Path, *, scale: float, console: Console) -> dict[str, TaskRes
     return results
 
 
-def of_encoders(found: TaskResult, binding: TaskResult) -> dict[str, tuple[float | None, ...]]:
-    """Return the values of dual encoder, fusion encoder and chance by row, from retrieval and pairs of captions."""
-    rows: dict[str, tuple[float | None, ...]] = {
-        row: (found.metrics[metric], found.metrics[f"rerank_{metric}"], found.chance[metric])
-        for row, metric in {IMAGE_RECALL: "ir@1", TEXT_RECALL: "tr@1"}.items()
-    }
+Scores: TypeAlias = tuple[float | None, float, float]
+"""Values of dual encoder, fusion encoder and chance."""
+
+
+def scores_by_row(retrieval: TaskResult, binding: TaskResult) -> dict[str, Scores]:
+    """Return the scores of both encoders and chance by row, from retrieval and pairs of captions."""
+    rows: dict[str, Scores] = {}
+    metrics = retrieval.metrics
+    for row, metric in {IMAGE_RECALL: "ir@1", TEXT_RECALL: "tr@1"}.items():
+        rows[row] = (metrics[metric], metrics[f"rerank_{metric}"], retrieval.chance[metric])
     for kind, meaning in _KINDS.items():
-        scores = (binding.metrics[f"{encoder}[{kind}]"] for encoder in ("dual", "fusion"))
-        rows[f"Caption or one with {meaning}"] = (*scores, 0.5)
+        dual = binding.metrics[f"dual[{kind}]"]
+        rows[f"Caption or one with {meaning}"] = (dual, binding.metrics[f"fusion[{kind}]"], 0.5)
     return rows
 
 
 def _metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
     questions = results[QUESTIONS]
-    rows = of_encoders(results["shapes"], results[BINDING])
+    rows = scores_by_row(results["shapes"], results[BINDING])
     accuracy = next(iter(questions.metrics))
     rows[QUESTION_ROW] = (None, questions.metrics[accuracy], questions.chance[accuracy])
     rows[STATEMENT_ROW] = (None, results[STATEMENTS].metrics["accuracy"], 0.5)
-    return {
-        name: {row: value for row, cells in rows.items() if (value := cells[number]) is not None}
-        for number, name in enumerate((DUAL, FUSION, CHANCE))
-    }
+    columns: dict[str, dict[str, float]] = {DUAL: {}, FUSION: {}, CHANCE: {}}
+    for row, scores in rows.items():
+        for column, score in zip(columns.values(), scores, strict=True):
+            if score is not None:
+                column[row] = score
+    return columns
 
 
 def _write(
@@ -211,9 +235,7 @@ def _write(
     }
     encoder = Encoder(run / STAGE3 / "model")
     gained, lost, queries = examples(result.predictions, images=images)
-    decisions, shown = (
-        each[:: max(1, len(each) // _NUM_SHOWN)][:_NUM_SHOWN] for each in (gained, queries)
-    )
+    shown = _spread(queries)
     return write_report(
         run / "report.html",
         title="VLMo quickstart",
@@ -226,28 +248,34 @@ def _write(
         ),
         comparison=_comparison(metrics) if count == len(rows) else None,
         comparison_note=(
-            "In training each caption stands beside a false one, in which two things have changed places or one is "
+            "In training a caption stands beside a false one, in which two things have changed places or one is "
             f"another. Without them (a run of seed {WITHOUT_FALSE_CAPTIONS['seed']}), both encoders learn less of "
             "what lies where."
         ),
         metrics=metrics,
         metrics_note=(
-            f"Recall among {count:,} new images with as many captions, each true of one alone; most captions stand "
+            f"Recall among {count:,} new images with as many captions, all true of one alone; most captions stand "
             "word for word in training, beside other images. The fusion encoder reorders the "
             f"{result.settings['rerank']} best of the dual encoder. Of a scene's own caption and one with a change, "
-            "the encoder prefers the right one. Each caption is true of one scene and false of another, each statement "
+            "the encoder prefers the right one. A caption is true of one scene and false of another, a statement "
             "true of two pairs of scenes and false of two others, so the text alone does not help."
         ),
-        decisions=decisions,
+        decisions=_spread(gained),
         decisions_note=(
             f"Texts for which the two encoders put different images first. The fusion encoder alone is right for "
             f"{len(gained)} of {count:,} texts, the dual encoder alone for {lost}."
         ),
         text_to_image=shown,
         attention=[
-            (each["answer"], *encoder.attention(each["answer"], each["text"])) for each in shown[:3]
+            (query["answer"], *encoder.attention(query["answer"], query["text"]))
+            for query in shown[:3]
         ],
     )
+
+
+def _spread(examples: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Return a few examples at equal distances."""
+    return examples[:: max(1, len(examples) // _NUM_SHOWN)][:_NUM_SHOWN]
 
 
 def _comparison(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -255,10 +283,8 @@ def _comparison(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[st
     rows = [row for row in metrics[DUAL] if row in metrics[FUSION]]
     columns = {}
     for name in (DUAL, FUSION):
-        columns |= {
-            f"{name.split()[0]}, without": WITHOUT_FALSE_CAPTIONS[name],
-            name: metrics[name],
-        }
+        columns[f"{name.split()[0]}, without"] = WITHOUT_FALSE_CAPTIONS[name]
+        columns[name] = metrics[name]
     columns[CHANCE] = metrics[CHANCE]
     return {name: {row: values[row] for row in rows} for name, values in columns.items()}
 
@@ -276,16 +302,23 @@ def examples(
     for row in predictions:
         if row["query"] != "caption":
             continue
-        found = row["rerank_found"][:_TOP]
-        right = images[row["image_id"]]
-        lost += row["rank"] == 1 < row["rerank_rank"]
+        names = row["rerank_found"][:_TOP]
+        image = images[row["image_id"]]
+        if row["rank"] == 1 < row["rerank_rank"]:
+            lost += 1
         if row["rank"] > 1 == row["rerank_rank"]:
             gained.append(
-                {"text": row["caption"], "dual": images[row["found"][0]], "fusion": right}
+                {"text": row["caption"], "dual": images[row["found"][0]], "fusion": image}
             )
-        correct = found.index(row["image_id"]) if row["image_id"] in found else None
-        shown = {"images": [images[name] for name in found], "correct": correct, "answer": right}
-        queries.append({"text": row["caption"], "rank": row["rerank_rank"], **shown})
+        queries.append(
+            {
+                "text": row["caption"],
+                "rank": row["rerank_rank"],
+                "images": [images[name] for name in names],
+                "correct": names.index(row["image_id"]) if row["image_id"] in names else None,
+                "answer": image,
+            }
+        )
     return gained, lost, queries
 
 

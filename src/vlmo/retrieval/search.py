@@ -87,7 +87,7 @@ class SearchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchQuery:
-    """What is searched for: the direction of the weighted sum of all vectors.
+    """Query of a search: the direction of the weighted sum of all vectors.
 
     Attributes:
         text: Words, with weight 1.

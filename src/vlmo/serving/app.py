@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
@@ -27,42 +27,46 @@ from vlmo.serving import schemas
 from vlmo.serving.middleware import Guard, Metrics
 from vlmo.serving.parts import Parts
 from vlmo.serving.schemas import Body, BusyError, ServiceError
-from vlmo.serving.service import Service
+from vlmo.serving.service import Answer, Service
 from vlmo.serving.settings import Settings
 
 _STATIC = Path(__file__).parent / "static"
+_FILES = {
+    "/": "index.html",
+    "/docs": "docs.html",
+    "/favicon.ico": "icon.svg",
+    # The file of a map that `vlmo map` writes has these too.
+    "/static/pan.js": "../../retrieval/pan.js",
+    "/static/map.css": "../../retrieval/map.css",
+}
 _JSON = "application/json"
-_ERRORS: dict[int | str, dict[str, Any]] = {
+Responses: TypeAlias = dict[int | str, Answer]
+_ERRORS: Responses = {
     "4XX": {
         "model": schemas.ErrorResponse,
         "description": "The request is wrong; the message says what is.",
     },
     503: {
         "model": schemas.ErrorResponse,
-        "description": "The queue is full, the server is stopping, or the index cannot be read; `Retry-After` says "
-        "when to try.",
+        "description": "The queue is full, the server is stopping, or the index cannot be read; "
+        "`Retry-After` says when to try.",
     },
 }
-_JPEG: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
-        "description": "JPEG",
-    }
-}
+_FILE_SCHEMA = {"schema": {"type": "string", "format": "binary"}}
+_JPEG: Responses = {200: {"content": {"image/jpeg": _FILE_SCHEMA}, "description": "JPEG"}}
 _ANY = TypeAdapter[Any](Any)
 _HINT = "GET /openapi.json describes every field"
+# Strings, commas and opening brackets of a body, several times those of the most texts. However small,
+# each takes microseconds under Python's lock and hundreds of bytes.
 _MAX_VALUES = 4000
-"""Strings, commas and opening brackets of a body, several times those of the most texts. However small, each takes
-microseconds under Python's lock and hundreds of bytes."""
 _VALUES = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,]', re.DOTALL)
-_MAX_NAME = 60
-"""Characters of a name in a body that an error repeats."""
-_PARSERS = 2
-"""Bodies that are parsed at a time: each takes several times its size."""
+_MAX_NAME = 60  # characters of a name in a body that an error repeats
+_PARSERS = 2  # bodies that are parsed at a time: each takes several times its size
 
 B = TypeVar("B", bound=Body)
-Work = Callable[[Service, Any], Coroutine[Any, Any, dict[str, Any] | list[dict[str, Any]]]]
-_POSTS: tuple[tuple[str, type[Body], Work], ...] = (
+Work: TypeAlias = Coroutine[Any, Any, Answer | list[Answer] | bytes]
+# Path, body, and the method that answers it; its docstring is the description.
+_POSTS: tuple[tuple[str, type[Body], Callable[[Service, Any], Work]], ...] = (
     ("/v1/search", schemas.SearchRequest, Service.search),
     ("/v1/similar", schemas.SimilarRequest, Service.similar),
     ("/v1/vqa", schemas.QuestionRequest, Service.answer),
@@ -72,11 +76,12 @@ _POSTS: tuple[tuple[str, type[Body], Work], ...] = (
     ("/v1/rerank", schemas.RerankRequest, Service.rerank),
     ("/v2/rerank", schemas.RerankRequest, Service.rerank),
 )
-"""Path, body, and the method that answers it; its docstring is the description."""
 
 
 class State:
     """State of a running app; its service lives as long as the event loop."""
+
+    service: Service
 
     def __init__(self, parts: Parts, settings: Settings) -> None:
         self.parts = parts
@@ -85,8 +90,6 @@ class State:
         self.admitted = 0
         self.stopping = False
         self._parsers = ThreadPoolExecutor(_PARSERS, thread_name_prefix="vlmo-parser")
-
-    service: Service
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -98,22 +101,18 @@ class State:
         finally:
             await asyncio.to_thread(self.service.close)
 
-    async def parse(self, request: Request, kind: type[B]) -> B:
+    async def parse(self, request: Request, body: type[B]) -> B:
         """Read and validate the body of a request; ServiceError if it is wrong, or the queue is full."""
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != _JSON:
             raise ServiceError(415, f"content type {media!r:.80}", hint=f"send {_JSON}")
-        body = await request.body()
+        data = await request.body()
         # It does not count in the queue: only now is known whether it brings images, which may have half of them.
         if self.admitted >= self.settings.queue:
             raise BusyError
-        return await asyncio.get_running_loop().run_in_executor(self._parsers, _parse, body, kind)
+        return await asyncio.get_running_loop().run_in_executor(self._parsers, _parse, data, body)
 
-    async def answer(
-        self,
-        request: Request,
-        work: Coroutine[Any, Any, dict[str, Any] | list[dict[str, Any]] | bytes],
-    ) -> Response:
+    async def answer(self, request: Request, work: Work) -> Response:
         """Answer with the result of `work`, which is cancelled if the client goes away.
 
         Raises:
@@ -154,31 +153,31 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
         version=version("vlmo"),
         summary="Search images by words or by image, and score how well words fit.",
         lifespan=state.lifespan,
-        docs_url=None,  # FastAPI's pages fetch their scripts from other servers
+        # FastAPI's pages fetch their scripts from other servers.
+        docs_url=None,
         redoc_url=None,
-        exception_handlers={HTTPException: _http_error},
         responses=_ERRORS,
     )
     app.state.vlmo = state
     _add_routes(app, state)
+    _add_facts(app, state)
     app.mount("/static", StaticFiles(directory=_STATIC))
     app.add_middleware(
         Guard, settings=settings, metrics=state.metrics, stopping=lambda: state.stopping
     )
     if settings.cors_origin:
-        allowed: dict[str, Any] = {
-            "allow_methods": ["GET", "POST"],
-            "allow_headers": ["Authorization", "Content-Type"],
-        }
-        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origin, **allowed)
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origin,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
     return app
 
 
 def _add_routes(app: FastAPI, state: State) -> None:
     for path, body, work in _POSTS:
         _add_post(app, state, path, body=body, work=work)
-    for path, ask in (("/v1/groups", Service.groups), ("/v1/skipped", Service.skipped)):
-        _add_get(app, state, path, ask)
 
     @app.get("/v1/images/{id:path}", response_class=Response, responses=_JPEG)
     async def image(request: Request, id: str) -> Response:  # noqa: A002 - the path's name
@@ -190,25 +189,50 @@ def _add_routes(app: FastAPI, state: State) -> None:
         """A small copy of an indexed image."""
         return _jpeg(await state.service.thumbnail(id))
 
-    @app.get("/v1/map", response_class=Response, responses={200: {"content": {_JSON: {}}}})
+    @app.get("/v1/archive", response_class=StreamingResponse)
+    def archive(request: Request) -> StreamingResponse:
+        """Zip archive of the files of indexed images, as they are: `?id=ID&id=ID`."""
+        return StreamingResponse(
+            state.service.archive(request.query_params.getlist("id")),
+            media_type="application/zip",
+            headers={"Content-Disposition": 'attachment; filename="images.zip"'},
+        )
+
+    for path, file in _FILES.items():
+        app.router.add_route(path, lambda _, file=file: FileResponse(_STATIC / file))
+
+    @app.exception_handler(HTTPException)
+    async def show_error(_request: Request, error: HTTPException) -> Response:
+        status = error.status_code
+        hint = "GET /openapi.json lists all routes" if status in {404, 405} else _HINT
+        return ServiceError(status, error.detail, hint=hint, headers=error.headers).response()
+
+
+def _add_facts(app: FastAPI, state: State) -> None:
+    # What asks the index blocks, and is no coroutine therefore: such a function runs on a thread.
+
+    @app.get("/v1/groups")
+    def groups() -> Answer:
+        """Albums by their names, and months from the last on, with their number of images and the newest of them."""
+        return state.service.index().groups()
+
+    @app.get("/v1/skipped")
+    def skipped() -> Answer:
+        """Files that are not in the index: names and reasons of the first 1,000, and formats that are not read."""
+        return state.service.index().skipped(most=schemas.MAX_FILES)
+
+    @app.get("/v1/map", response_class=JSONResponse, responses={200: {"model": Answer}})
     def map_() -> Response:
         """The map: images and groups with places; or the `step` that is being done for it, to be asked for again."""
         return Response(_ANY.dump_json(state.service.map()), media_type=_JSON)
 
-    @app.get("/v1/archive", response_class=StreamingResponse)
-    def archive(request: Request) -> StreamingResponse:
-        """Zip archive of the files of indexed images, as they are: `?id=ID&id=ID`."""
-        name = {"Content-Disposition": 'attachment; filename="images.zip"'}
-        files = state.service.archive(request.query_params.getlist("id"))
-        return StreamingResponse(files, media_type="application/zip", headers=name)
-
     @app.get("/v1/models")
-    def models() -> dict[str, Any]:
+    def models() -> Answer:
         """Models of this service, as OpenAI's clients list them."""
         return state.service.models()
 
     @app.get("/v1/about")
-    def about() -> dict[str, Any]:  # no coroutine, so that it runs on a thread
+    def about() -> Answer:
         """Abilities of this service: columns that filters may name, limits of requests, some images of the index."""
         return state.service.about()
 
@@ -221,45 +245,29 @@ def _add_routes(app: FastAPI, state: State) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Metrics in Prometheus's text format."""
-        return Response(
-            generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4"
-        )
-
-    files = {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "icon.svg"}
-    files |= {
-        f"/static/{name}": f"../../retrieval/{name}" for name in ("pan.js", "map.css")
-    }  # of the map's file too
-    for path, file in files.items():
-        app.router.add_route(path, lambda _, file=file: FileResponse(_STATIC / file))
+        text = generate_latest(state.metrics.registry)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
 
-def _add_get(
-    app: FastAPI, state: State, path: str, ask: Callable[[Service], dict[str, Any]]
+def _add_post(
+    app: FastAPI, state: State, path: str, *, body: type[Body], work: Callable[[Service, Any], Work]
 ) -> None:
-    def route() -> dict[str, Any]:  # no coroutine, so that it runs on a thread
-        return ask(state.service)
-
-    app.get(path, name=path.rpartition("/")[2], description=inspect.getdoc(ask))(route)
-
-
-def _add_post(app: FastAPI, state: State, path: str, *, body: type[Body], work: Work) -> None:
     async def route(request: Request) -> Response:
-        read = await state.parse(request, body)
-        return await state.answer(request, work(state.service, read))
+        parsed = await state.parse(request, body)
+        return await state.answer(request, work(state.service, parsed))
 
+    content = {_JSON: {"schema": _schema_of(body)}}
     app.post(
         path,
         name=path.rpartition("/")[2],
         description=inspect.getdoc(work),
         response_class=JSONResponse,
-        responses={200: {"model": dict[str, Any]}},
-        openapi_extra={
-            "requestBody": {"required": True, "content": {_JSON: {"schema": _schema_of(body)}}}
-        },
+        responses={200: {"model": Answer}},
+        openapi_extra={"requestBody": {"required": True, "content": content}},
     )(route)
 
 
-def _schema_of(body: type[Body]) -> dict[str, Any]:
+def _schema_of(body: type[Body]) -> Answer:
     """Return a schema without references, which would be looked up from the root of the whole description."""
     schema = body.model_json_schema()
     parts = schema.pop("$defs", {})
@@ -269,36 +277,27 @@ def _schema_of(body: type[Body]) -> dict[str, Any]:
     return json.loads(text)
 
 
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 def _jpeg(data: bytes) -> Response:
     headers = {"Cache-Control": "private, max-age=60", "Vary": "Authorization"}
     return Response(data, media_type="image/jpeg", headers=headers)
 
 
-async def _http_error(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    hint = "GET /openapi.json lists all routes" if error.status_code in {404, 405} else _HINT
-    return ServiceError(
-        error.status_code, str(error.detail), hint=hint, headers=error.headers
-    ).response()
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
-def _parse(body: bytes, kind: type[B]) -> B:
-    if next(itertools.islice(_VALUES.finditer(body), _MAX_VALUES, None), None) is not None:
+def _parse(data: bytes, body: type[B]) -> B:
+    if next(itertools.islice(_VALUES.finditer(data), _MAX_VALUES, None), None) is not None:
         raise ServiceError(422, f"the body has more than {_MAX_VALUES:,} values", hint=_HINT)
     try:
-        return kind.model_validate_json(body)
+        return body.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part)[:_MAX_NAME] for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part)[:_MAX_NAME] for part in fault["loc"])
+        reason = fault["msg"].removeprefix("Value error, ")
         hint = _HINT
-        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-            names = [field.alias or name for name, field in kind.model_fields.items()]
+        if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
+            names = [field.alias or name for name, field in body.model_fields.items()]
             hint = f"send {', '.join(names)}; {_HINT}"
-        raise ServiceError(422, f"{place}: {message}" if place else message, hint=hint) from None
+        raise ServiceError(422, f"{place}: {reason}" if place else reason, hint=hint) from None

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, TypeAlias
 
 from numpy import ndarray
 from torch import Tensor
 
 from vlmo.serving.schemas import StoppingError
 
-Call = Callable[[list[Any]], Sequence[Any] | ndarray | Tensor]
-Observer = Callable[[str, int, float], None]
+Call: TypeAlias = Callable[[list[Any]], Sequence[Any] | ndarray | Tensor]
+Observer: TypeAlias = Callable[[str, int, float], None]
 
 
 @dataclass(eq=False)
@@ -41,10 +41,10 @@ class Batcher:
     def __init__(
         self, calls: Mapping[str, Call], *, max_batch: int, observe: Observer | None = None
     ) -> None:
-        self._calls = dict(calls)
+        self._calls = calls
         self._max_batch = max_batch
         self._observe = observe
-        self._jobs: list[_Job] = []
+        self._jobs = list[_Job]()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="vlmo-batcher", daemon=True)
@@ -68,31 +68,31 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
-        while self._wait():
-            if jobs := self._take():
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._closing)
+                if not self._jobs:
+                    return
+                jobs = self._take()
+            if jobs:
                 self._run_jobs(jobs)
 
-    def _wait(self) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closing)
-            return bool(self._jobs)
-
     def _take(self) -> list[_Job]:
+        """Return the jobs of the next call, with the lock held; none if they were cancelled."""
         taken = list[_Job]()
         space = self._max_batch
-        with self._changed:
-            for job in list(self._jobs):
-                if not taken or (job.kind == taken[0].kind and len(job.rows) <= space):
-                    self._jobs.remove(job)
-                    if job.future.set_running_or_notify_cancel():
-                        taken.append(job)
-                        space -= len(job.rows)
+        for job in list(self._jobs):
+            if not taken or (job.kind == taken[0].kind and len(job.rows) <= space):
+                self._jobs.remove(job)
+                if job.future.set_running_or_notify_cancel():
+                    taken.append(job)
+                    space -= len(job.rows)
         return taken
 
     def _run_jobs(self, jobs: list[_Job]) -> None:
         kind = jobs[0].kind
         rows = [row for job in jobs for row in job.rows]
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
             results = list(self._calls[kind](rows))
             if len(results) != len(rows):
@@ -105,7 +105,7 @@ class Batcher:
                     self._run_jobs([job])
             return
         if self._observe is not None:
-            self._observe(kind, len(rows), time.monotonic() - began)
-        found = iter(results)
+            self._observe(kind, len(rows), time.monotonic() - started_at)
+        remaining = iter(results)
         for job in jobs:
-            job.future.set_result(list(itertools.islice(found, len(job.rows))))
+            job.future.set_result(list(islice(remaining, len(job.rows))))

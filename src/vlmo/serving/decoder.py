@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import json
 import queue
 import signal
 import struct
@@ -18,22 +17,21 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from PIL import AvifImagePlugin, Image
 
 from vlmo.data.decoding import COMMON_FORMATS, decode_image
 from vlmo.processing.images import register_heic, strips
 
+# Processor time that an image of so many pixels may take; a larger one may take more, in proportion.
 _USUAL_PIXELS = 25_000_000
 _USUAL_SECONDS = 4.0
-"""Processor time that an image of so many pixels may take to decode; a larger one may take more, in proportion."""
-_IMAGE_BYTES = 4
-_OTHER_BYTES = 12
-_USUAL_BYTES = 300_000_000
-"""Memory for each pixel of the image, and beside it; and what is always allowed beside it."""
+_IMAGE_BYTES = 4  # memory for a pixel of the image
+_OTHER_BYTES = 12  # and beside the image
+_USUAL_BYTES = 300_000_000  # always allowed beside the image
+# Until a worker that is stopped or waits is ended, whatever processor time it took.
 _LONGEST_S = 60.0
-"""Seconds after which a worker that is stopped or waits is ended, whatever processor time it took."""
 _LONGEST_REASON = 2**16
 _M_MMAP_THRESHOLD = -3
 _LARGE_BLOCK = 16 << 20  # Pillow's images are made of blocks of this size
@@ -68,14 +66,14 @@ class Decoders:
         cpu_seconds: float | None = None,
         memory: int | None = None,
     ) -> None:
-        self.cpu_seconds = cpu_seconds or min(
-            _LONGEST_S, _USUAL_SECONDS * max(1.0, max_pixels / _USUAL_PIXELS)
-        )
-        memory = memory or _IMAGE_BYTES * max_pixels + max(_USUAL_BYTES, _OTHER_BYTES * max_pixels)
-        self._limits = {"max_pixels": max_pixels, "cpu_seconds": self.cpu_seconds, "memory": memory}
+        usual_seconds = _USUAL_SECONDS * max(1.0, max_pixels / _USUAL_PIXELS)
+        usual_memory = _IMAGE_BYTES * max_pixels + max(_USUAL_BYTES, _OTHER_BYTES * max_pixels)
+        self.cpu_seconds = cpu_seconds or min(_LONGEST_S, usual_seconds)
+        self._max_pixels = max_pixels
+        self._memory = memory or usual_memory
         self._is_closed = False
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
-        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._idle = queue.SimpleQueue[int]()
         for slot in range(count):
             self._idle.put(slot)
 
@@ -89,7 +87,6 @@ class Decoders:
             ClosedError: `close` was called.
         """
         slot = self._idle.get()
-        is_whole = False
         try:
             process = self._processes[slot]
             if process is None or process.poll() is not None:
@@ -100,15 +97,15 @@ class Decoders:
                 self._end(slot)
                 if self._is_closed:
                     raise ClosedError from error
-                is_slow = process.returncode == -signal.SIGPROF
-                reason = (
-                    f"takes more than {self.cpu_seconds:g} s" if is_slow else "ends the decoder"
-                )
+                reason = "ends the decoder"
+                if process.returncode == -signal.SIGPROF:
+                    reason = f"takes more than {self.cpu_seconds:g} s"
                 raise ValueError(f"cannot be decoded: it {reason}") from error
-            is_whole = True
+        except BaseException:
+            # What is left of an answer must not be the next caller's.
+            self._end(slot)
+            raise
         finally:
-            if not is_whole:  # what is left of an answer must not be the next caller's
-                self._end(slot)
             self._idle.put(slot)
         if not width:
             raise ValueError(content.decode(errors="replace"))
@@ -124,33 +121,33 @@ class Decoders:
 
     def _start(self, slot: int) -> subprocess.Popen[bytes]:
         self._end(slot)
-        command = [sys.executable, "-P", "-m", __name__, json.dumps(self._limits)]
-        # In a group of its own, which no signal of the terminal reaches.
+        limits = map(str, (self._max_pixels, self.cpu_seconds, self._memory))
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
+            [sys.executable, "-P", "-m", __name__, *limits],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # No signal of the terminal reaches a group of its own.
+            process_group=0,
         )
         self._processes[slot] = process
-        if self._is_closed:  # by a thread that may not have seen this process
+        # A thread may have closed this, and not have seen the process.
+        if self._is_closed:
             raise ClosedError
         return process
 
     def _ask(self, process: subprocess.Popen[bytes], data: bytes) -> tuple[int, int, float, bytes]:
-        write = cast("BinaryIO", process.stdin)
-        read = cast("BinaryIO", process.stdout)
+        stdin = cast("BinaryIO", process.stdin)
+        stdout = cast("BinaryIO", process.stdout)
         timer = threading.Timer(_LONGEST_S, process.kill)
         timer.start()
         try:
-            write.write(_LENGTH.pack(len(data)) + data)
-            write.flush()
-            width, height, seconds = _ANSWER.unpack(_read_exactly(read, _ANSWER.size))
-            size, most = (
-                (3 * width * height, 3 * self._limits["max_pixels"])
-                if width
-                else (height, _LONGEST_REASON)
-            )
-            if size > most:
+            stdin.write(_LENGTH.pack(len(data)) + data)
+            stdin.flush()
+            width, height, seconds = _ANSWER.unpack(_read_exactly(stdout, _ANSWER.size))
+            size = 3 * width * height if width else height
+            if size > (3 * self._max_pixels if width else _LONGEST_REASON):
                 raise EOFError("an answer that is longer than any")
-            return width, height, seconds, _read_exactly(read, size)
+            return width, height, seconds, _read_exactly(stdout, size)
         finally:
             timer.cancel()
 
@@ -160,9 +157,10 @@ class Decoders:
         if process is not None:
             process.kill()
             process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):  # what was not sent is lost
-                    cast("BinaryIO", pipe).close()
+            # What was not sent is lost.
+            with contextlib.suppress(OSError):
+                cast("BinaryIO", process.stdin).close()
+            cast("BinaryIO", process.stdout).close()
 
 
 def _read_exactly(pipe: BinaryIO, size: int) -> bytes:
@@ -176,61 +174,65 @@ def memory_trimmer() -> Callable[[], object]:
     """Return a function that gives freed memory of large images and bodies to the system; glibc would keep it."""
     libc = ctypes.CDLL(None)
     if sys.platform != "linux" or not hasattr(libc, "malloc_trim"):
-        return lambda: None  # another libc returns more by itself
+        # Another libc returns more by itself.
+        return lambda: None
     libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
     return functools.partial(libc.malloc_trim, 0)
 
 
 def _work(
-    read: BinaryIO, write: BinaryIO, *, max_pixels: int, cpu_seconds: float, memory: int
+    stdin: BinaryIO, stdout: BinaryIO, *, max_pixels: int, cpu_seconds: float, memory: int
 ) -> None:
     """Answer each file until there are no more. SIGPROF ends the process when a file has taken its time."""
-    Image.init()  # which would otherwise take its time from the first image
+    # It would otherwise take its time from the first image.
+    Image.init()
     with contextlib.suppress(ModuleNotFoundError):
         register_heic()
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # pyrefly: ignore[bad-assignment] - each takes address space
     trim = memory_trimmer()
-    if _SIZE.exists():  # the limit is on what the process takes more than now
+    # The limit is on what the process takes more than now.
+    if _SIZE.exists():
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         taken = int(_SIZE.read_text().split()[0]) * resource.getpagesize()
         most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
         resource.setrlimit(resource.RLIMIT_AS, (min(taken + memory, most), hard))
-    limits: Any = {"max_pixels": max_pixels, "formats": COMMON_FORMATS}
-    while length := read.read(_LENGTH.size):
-        data = read.read(*_LENGTH.unpack(length))
+    while length := stdin.read(_LENGTH.size):
+        data = stdin.read(*_LENGTH.unpack(length))
         image = None
-        reason = b""
+        reason = ""
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         try:
-            image = decode_image({"bytes": data, "path": None}, **limits)
+            cell = {"bytes": data, "path": None}
+            image = decode_image(cell, max_pixels=max_pixels, formats=COMMON_FORMATS)
         except ValueError as error:
-            too_large = isinstance(error.__cause__, MemoryError)
-            reason = (
-                "cannot be decoded: it takes too much memory for its size"
-                if too_large
-                else str(error)
-            ).encode()
-        seconds = max(
-            0.0, cpu_seconds - signal.setitimer(signal.ITIMER_PROF, 0)[0]
-        )  # the clock has coarse ticks
+            reason = str(error)
+            if isinstance(error.__cause__, MemoryError):
+                reason = "cannot be decoded: it takes too much memory for its size"
+        # The clock has coarse ticks, and may show more than all of the time left.
+        seconds = max(0.0, cpu_seconds - signal.setitimer(signal.ITIMER_PROF, 0)[0])
         if image is None:
-            write.write(
-                _ANSWER.pack(0, len(reason[:_LONGEST_REASON]), seconds) + reason[:_LONGEST_REASON]
-            )
-        else:
-            write.write(_ANSWER.pack(*image.size, seconds))
-            for _, strip in strips(image):
-                write.write(strip.tobytes())
-        write.flush()
-        if image is not None and _IMAGE_BYTES * image.width * image.height > _LARGE_BLOCK:
+            content = reason.encode()[:_LONGEST_REASON]
+            stdout.write(_ANSWER.pack(0, len(content), seconds) + content)
+            stdout.flush()
+            continue
+        stdout.write(_ANSWER.pack(*image.size, seconds))
+        for _, strip in strips(image):
+            stdout.write(strip.tobytes())
+        stdout.flush()
+        if _IMAGE_BYTES * image.width * image.height > _LARGE_BLOCK:
             del image
             trim()
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # a service's whole group may get it; the server ends this
-    _work(sys.stdin.buffer, sys.stdout.buffer, **json.loads(sys.argv[1]))
+    # A service's whole group may get SIGTERM; the server ends this process.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _work(
+        sys.stdin.buffer,
+        sys.stdout.buffer,
+        max_pixels=int(sys.argv[1]),
+        cpu_seconds=float(sys.argv[2]),
+        memory=int(sys.argv[3]),
+    )

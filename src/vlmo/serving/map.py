@@ -14,11 +14,10 @@ class MapDrawer:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._drawn = None
-        self._version: tuple[int, ...] = ()  # of the index, when that was begun
+        self._drawn: Future[Map] | None = None
+        # Version of the index when the map was begun.
+        self._version: tuple[int, ...] = ()
         self._step = ""
-
-    _drawn: Future[Map] | None
 
     def ask(self, encoder: Encoder, index: Index) -> Map | str:
         """Return the map, or what is being done for it. While an index grows, its map stays.

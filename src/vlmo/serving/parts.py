@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from vlmo.folder import architectures
 from vlmo.processing.transforms import by_shape
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.graphs_engine import EngineName, Precision
-from vlmo.tasks import CaptioningTask, Task, VQATask, task_of
+from vlmo.retrieval.search import IMAGES, PAIRS, TEXTS, TOKENS
+from vlmo.serving.batcher import Call
+
+if TYPE_CHECKING:
+    from vlmo.tasks import Task
+
+QUESTIONS = "questions"
+CAPTIONS = "captions"
+_RETRIEVAL_MODELS = {"VLMoForImageTextRetrieval", "VLMoForPreTraining"}
 
 
 class ImageModel:
@@ -23,11 +33,10 @@ class ImageModel:
 
     def __init__(self, task: type[Task], folder: str | Path, *, device: str | None = None) -> None:
         self.folder = Path(folder)
-        loaded: Any = task.load(folder, device=device)
-        self.model, self.processor = loaded
+        self.model, self.processor = task.load(folder, device=device)
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        """An image as the model has it; from any thread."""
+        """Return an image as the model takes it; from any thread."""
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
 
 
@@ -35,20 +44,16 @@ class ImageModel:
 def answer_scores(
     answerer: ImageModel, questions: Sequence[tuple[Float[Tensor, "3 height width"], str]]
 ) -> Float[Tensor, "question answer"]:
-    """Score of each answer of a model (sigmoid of its logit) to questions about images from `pixels`."""
+    """Return the scores of a model's answers (sigmoid of the logits) to questions about images from `pixels`."""
 
-    def of_one_shape(part: list[tuple[Tensor, str]]) -> Tensor:
-        pixels, texts = zip(*part, strict=True)
+    def score(same_shape: list[tuple[Tensor, str]]) -> Tensor:
+        pixels, texts = zip(*same_shape, strict=True)
         inputs = answerer.processor(text=list(texts), return_tensors="pt")
         inputs["pixel_values"] = torch.stack(pixels)
-        return (
-            answerer.model(**inputs.to(answerer.model.device, answerer.model.dtype))
-            .logits.float()
-            .sigmoid()
-            .cpu()
-        )
+        outputs = answerer.model(**inputs.to(answerer.model.device, answerer.model.dtype))
+        return outputs.logits.float().sigmoid().cpu()
 
-    return torch.stack(by_shape(questions, of_one_shape, shape=lambda question: question[0].shape))
+    return torch.stack(by_shape(questions, score, shape=lambda question: question[0].shape))
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,22 @@ class Parts:
     answerer: ImageModel | None = None
     captioner: ImageModel | None = None
     is_behind: Callable[[], bool] = lambda: False
+
+    def calls(self) -> dict[str, Call]:
+        """Return functions of the models, from rows to results, by the kind of the rows."""
+        calls: dict[str, Call] = {}
+        if self.encoder is not None:
+            calls[TEXTS] = self.encoder.embed_texts
+            calls[IMAGES] = self.encoder.embed_pixels
+            calls[TOKENS] = self.encoder.count_tokens
+            calls[PAIRS] = self.encoder.match_pairs
+        if self.answerer is not None:
+            calls[QUESTIONS] = partial(answer_scores, self.answerer)
+        if self.captioner is not None:
+            from vlmo.tasks.captioning import describe
+
+            calls[CAPTIONS] = partial(describe, self.captioner.model, self.captioner.processor)
+        return calls
 
 
 def load_parts(
@@ -81,20 +102,30 @@ def load_parts(
     Raises:
         ValueError: A folder is of another kind, or model and index do not belong together.
     """
-    opened = encoder = None
-    if (task := task_of(folder)) in {VQATask, CaptioningTask}:
-        if not (index is None and vqa is None and captioning is None and engine in {None, "torch"}):
+
+    def load(task: str, model: str | Path | None) -> ImageModel | None:
+        if model is None:
+            return None
+        from vlmo.tasks import find_task
+
+        return ImageModel(find_task(task), model, device=device)
+
+    task = "retrieval"
+    if _RETRIEVAL_MODELS.isdisjoint(architectures(folder)):
+        # Tasks import training, which a service for search does not need.
+        from vlmo.tasks import task_of
+
+        task = task_of(folder).name
+    if task in {"vqa", "captioning"}:
+        if index or vqa or captioning or engine not in {None, "torch"}:
             raise ValueError(
-                f"{folder} is for {task.name} and searches nothing; give it alone, or as --{task.name}"
+                f"{folder} is for {task} and searches nothing; give it alone, or as --{task}"
             )
-        vqa, captioning = (folder, None) if task is VQATask else (None, folder)
-    else:
-        opened = None if index is None else Index(index, in_memory=True)
-        encoder = Encoder(folder, engine=engine, precision=precision, device=device)
-        if opened is not None:
-            Searcher(encoder, opened)  # checks that they belong together
-    answerer = None if vqa is None else ImageModel(VQATask, vqa, device=device)
-    captioner = (
-        None if captioning is None else ImageModel(CaptioningTask, captioning, device=device)
-    )
-    return Parts(encoder, opened, answerer, captioner)
+        model = load(task, folder)
+        return Parts(answerer=model) if task == "vqa" else Parts(captioner=model)
+    opened = None if index is None else Index(index, in_memory=True)
+    encoder = Encoder(folder, engine=engine, precision=precision, device=device)
+    if opened is not None:
+        # It checks that they belong together.
+        Searcher(encoder, opened)
+    return Parts(encoder, opened, load("vqa", vqa), load("captioning", captioning))

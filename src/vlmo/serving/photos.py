@@ -12,7 +12,6 @@ import time
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -26,7 +25,7 @@ from vlmo.serving.parts import Parts
 from vlmo.serving.server import serve
 from vlmo.serving.settings import Settings
 
-_READ = frozenset((*IMAGE_SUFFIXES, *SHARD_SUFFIXES, *TABLE_SUFFIXES, ".json"))
+_READ = {*IMAGE_SUFFIXES, *SHARD_SUFFIXES, *TABLE_SUFFIXES, ".json"}
 _SETTLED_S = 2.0  # after a change, until the index is updated
 _AGAIN_S = 60.0  # after an error, until it is tried again
 _UNWATCHED_S = 600.0  # between two updates for a folder that cannot be watched
@@ -60,22 +59,32 @@ def serve_photos(
     updates.start()
     try:
         opened = updates.open_index()
-        Searcher(encoder, opened)  # checks that they belong together
+        # It checks that they belong together.
+        Searcher(encoder, opened)
         if open_page:
-            bound.listen()  # the browser may come before the server, which answers then
-            host, port = bound.getsockname()[:2]
-            name = (
-                "localhost" if host in {"0.0.0.0", "::"} else f"[{host}]" if ":" in host else host
+            # The browser may come before the server, which answers then.
+            bound.listen()
+            page = threading.Thread(
+                target=webbrowser.open, args=[_page_address(bound)], daemon=True
             )
-            threading.Thread(
-                target=webbrowser.open, args=[f"http://{name}:{port}/"], daemon=True
-            ).start()
+            page.start()
         serve(bound, Parts(encoder, opened, is_behind=lambda: bool(updates.problem)), settings)
     finally:
         updates.stop()
 
 
+def _page_address(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    if host in {"0.0.0.0", "::"}:
+        host = "localhost"
+    elif ":" in host:
+        host = f"[{host}]"
+    return f"http://{host}:{port}/"
+
+
 class _Updates(threading.Thread):
+    """Thread that updates the index after changes of the folder."""
+
     def __init__(
         self, encoder: Encoder, folder: Path, index: Path, *, ocr: bool, console: Console | None
     ) -> None:
@@ -94,10 +103,11 @@ class _Updates(threading.Thread):
         """Open the index once it has images, or the first run has ended; raise the error that ended this."""
         while not self._has_run.wait(0.1):
             with contextlib.suppress(ValueError):
-                opened = Index(self._index, in_memory=True, growing=True)
-                if opened.num_images:
-                    self._has_run.set()  # from now on errors are logged
-                    return opened
+                index = Index(self._index, in_memory=True, growing=True)
+                if index.num_images:
+                    # From now on errors are logged.
+                    self._has_run.set()
+                    return index
         if self._error is not None:
             raise self._error
         return Index(self._index, in_memory=True)
@@ -107,59 +117,67 @@ class _Updates(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        due = 0.0  # when the index is updated: once the folder is watched, then a while after a change
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._has_run.set)
+        # The first update begins as soon as the folder is watched, later ones a while after a change.
+        due_at = 0.0
+        try:
             for has_changed in self._watch():
-                due = min(due, time.monotonic() + _SETTLED_S) if has_changed else due
-                if time.monotonic() >= due:
-                    due = math.inf
-                    try:
-                        with contextlib.suppress(StoppedError):
-                            self._update()
-                        self.problem = ""
-                    except BaseException as error:  # noqa: BLE001 - also panics of Rust, which no Exception is
-                        if not self._has_run.is_set():
-                            self._error = error
-                            break
-                        if str(error) != self.problem:
-                            _LOGGER.warning("the index stays as it is: %s", error)
-                        self.problem = str(error)
-                        due = time.monotonic() + _AGAIN_S
-                    self._has_run.set()
+                if has_changed:
+                    due_at = min(due_at, time.monotonic() + _SETTLED_S)
+                if time.monotonic() >= due_at:
+                    due_at = time.monotonic() + self._update_or_log()
+                if self._error is not None:
+                    return
+        finally:
+            self._has_run.set()
+
+    def _update_or_log(self) -> float:
+        """Update the index, and return the seconds until it is tried again; an error of the first run is kept."""
+        try:
+            with contextlib.suppress(StoppedError):
+                self._update()
+        except BaseException as error:  # noqa: BLE001 - also panics of Rust, which no Exception is
+            if not self._has_run.is_set():
+                self._error = error
+            elif str(error) != self.problem:
+                _LOGGER.warning("the index stays as it is: %s", error)
+            self.problem = str(error)
+            return _AGAIN_S
+        self.problem = ""
+        self._has_run.set()
+        return math.inf
 
     def _watch(self) -> Iterator[bool]:
         """Yield several times a second whether anything has changed that an index reads, until this is stopped."""
         from watchfiles import watch
 
         folder = self._folder.resolve()
-        index = self._index.resolve()
-        logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each change
-
-        def is_read(name: str) -> bool:
-            path = Path(name)  # of what may be gone, so that a folder is known by not being a file
-            is_shown = is_visible(path, folder) and not path.is_relative_to(index)
-            return is_shown and (path.suffix.lower() in _READ or not os.path.isfile(name))  # noqa: PTH113 (never raises)
-
-        # A filter would also hold back what tells that time has passed.
-        how: dict[str, Any] = {
-            "watch_filter": None,
-            "yield_on_timeout": True,
-            "ignore_permission_denied": True,
-        }
-        how |= dict.fromkeys(("step", "debounce", "rust_timeout"), _STEP_MS)
+        # It logs all changes otherwise.
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
         while True:
-            identity = folder_identity(
-                str(folder)
-            )  # changes when its disk comes or goes, which no watch tells
+            # It changes when a disk comes or goes, which no watch reports.
+            identity = folder_identity(str(folder))
             try:
-                for changes in watch(folder, stop_event=self._stopped, **how):
-                    yield any(is_read(name) for _, name in changes)
+                for changes in watch(
+                    folder,
+                    # A filter would hold back the empty sets of time-outs too.
+                    watch_filter=None,
+                    yield_on_timeout=True,
+                    ignore_permission_denied=True,
+                    step=_STEP_MS,
+                    debounce=_STEP_MS,
+                    rust_timeout=_STEP_MS,
+                    stop_event=self._stopped,
+                ):
+                    yield any(self._is_read(name, folder) for _, name in changes)
                     if folder_identity(str(folder)) != identity:
                         break
             except Exception as error:  # noqa: BLE001 - such as too many folders for the system
-                pause = f"changes are looked for every {_UNWATCHED_S / 60:.0f} minutes"
-                _LOGGER.warning("%s is not watched, %s: %s", self._folder, pause, error)
+                _LOGGER.warning(
+                    "%s is not watched, changes are looked for every %.0f minutes: %s",
+                    self._folder,
+                    _UNWATCHED_S / 60,
+                    error,
+                )
                 until = time.monotonic() + _UNWATCHED_S
                 while time.monotonic() < until and folder_identity(str(folder)) == identity:
                     yield False
@@ -169,23 +187,31 @@ class _Updates(threading.Thread):
                 return
             yield True
 
+    def _is_read(self, name: str, folder: Path) -> bool:
+        """Return True for a file that an index reads, and for what is no file, such as a folder that is gone."""
+        path = Path(name)
+        if path.is_relative_to(self._index.resolve()) or not is_visible(path, folder):
+            return False
+        return path.suffix.lower() in _READ or not os.path.isfile(name)  # noqa: PTH113 (never raises)
+
     def _update(self) -> None:
         batch = _BATCH if self._encoder.device == "cpu" else 8 * _BATCH
-        how = {
-            "batch": batch,
-            "ocr": self._ocr,
-            "console": self._console,
-            "stop": self._stopped.is_set,
-        }
         try:
-            report = build_index(self._encoder, [self._folder], out=self._index, **how)
+            report = build_index(
+                self._encoder,
+                [self._folder],
+                out=self._index,
+                batch=batch,
+                ocr=self._ocr,
+                console=self._console,
+                stop=self._stopped.is_set,
+            )
         except MissingInputError as error:
-            kept = f"its images stay in the index; if they are gone for good, remove {self._index}"
-            raise ValueError(f"{error.reason.partition(';')[0]}; {kept}") from error
+            reason = error.reason.partition(";")[0]
+            raise ValueError(
+                f"{reason}; its images stay in the index; if they are gone for good, remove {self._index}"
+            ) from error
         counts = f"{report.encoded + report.reused} new, {report.deleted} gone"
-        bad = (
-            f", {report.bad} unusable (reasons: {self._index / 'quarantine.jsonl'})"
-            if report.bad
-            else ""
-        )
-        _LOGGER.info("%s images are indexed: %s%s", f"{report.images:,}", counts, bad)
+        if report.bad:
+            counts += f", {report.bad} unusable (reasons: {self._index / 'quarantine.jsonl'})"
+        _LOGGER.info("%s images are indexed: %s", f"{report.images:,}", counts)

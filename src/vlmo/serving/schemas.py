@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from fastapi.responses import JSONResponse
+from jaxtyping import Float
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,27 +20,24 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from scipy.special import expit
 
 from vlmo.retrieval.filters import PhotoFilter
 from vlmo.retrieval.search import SEARCH_RERANK, SearchOptions
 from vlmo.retrieval.words import Mode
 
-MAX_TEXTS = 256
+MAX_TEXTS = 256  # of a request
 MAX_IMAGES = 16
-MAX_TOP = 200
-MAX_OFFSET = 9700
-MAX_FILES = 1000
-"""Texts, images and results of a request, results before these, and files of an archive."""
-MAX_PARTS = 8
-"""Parts of a query beside the first."""
-MAX_RERANK = 128
-"""Candidates of a request that the fusion encoder scores."""
-MAX_CHARACTERS = 1000
-MAX_FILTER = 500
-"""Characters of a text, of which the model reads the first 40 or 64 tokens, and of a filter: a few hundred terms nest
-less deeply than any parser minds."""
-_MAX_REASON = 300
-"""Characters of the reason of an error, which may repeat a name or value of the request."""
+MAX_TOP = 200  # results
+MAX_OFFSET = 9700  # results before these
+MAX_FILES = 1000  # of an archive
+MAX_PARTS = 8  # of a query beside the first
+MAX_RERANK = 128  # candidates of a request that the fusion encoder scores
+MAX_CHARACTERS = 1000  # of a text, of which the model reads the first 40 or 64 tokens
+MAX_FILTER = 500  # characters: a few hundred terms nest less deeply than any parser minds
+_MAX_REASON = 300  # characters of an error, which may repeat a name or value of the request
+# Headers that an error of a status needs (RFC 9110).
+_ERROR_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
 
 
 def read_image(value: Any) -> bytes:
@@ -47,10 +46,10 @@ def read_image(value: Any) -> bytes:
         raise ValueError("an image is a string: a file in base64")
     if value[:8].lower().startswith(("http://", "https://")):
         raise ValueError("addresses are not fetched: send the image in base64")
+    if value.startswith("data:"):
+        value = value.partition(",")[2]
     try:
-        data = base64.b64decode(
-            value.partition(",")[2] if value.startswith("data:") else value, validate=True
-        )
+        data = base64.b64decode(value, validate=True)
     except ValueError as error:
         raise ValueError(f"the image is no base64: {error}") from None
     if not data:
@@ -92,28 +91,26 @@ Weight = Annotated[float | None, Field(ge=0, le=1, description=_ABOUT_WEIGHTS)]
 class Body(BaseModel):
     """Body of a request."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
 
 class Photos(Body):
     """Photographs of a time, a place and a folder, and their order."""
 
-    since: str | None = Field(
-        default=None, alias="from", description="First date: 2021, 2021-06 or 2021-06-14."
-    )
-    until: str | None = Field(
-        default=None, alias="to", description="Last date; all of that year, month or day counts."
-    )
-    near: str | None = Field(
-        default=None, max_length=60, description="Place and distance: `48.85,2.35,20km`."
-    )
-    album: str | None = Field(default=None, max_length=200, description="Folder of the files.")
-    offset: int = Field(
-        default=0, ge=0, le=MAX_OFFSET, description="Results that are left out before the first."
-    )
-    sort: Literal["date"] | None = Field(
-        default=None, description="The newest first; with a query without offset."
-    )
+    since: str | None = Field(None, alias="from")
+    """First date: 2021, 2021-06 or 2021-06-14."""
+    until: str | None = Field(None, alias="to")
+    """Last date; all of that year, month or day counts."""
+    near: str | None = Field(None, max_length=60)
+    """Place and distance: `48.85,2.35,20km`."""
+    album: str | None = Field(None, max_length=200)
+    """Folder of the files."""
+    offset: int = Field(0, ge=0, le=MAX_OFFSET)
+    """Results that are left out before the first."""
+    sort: Literal["date"] | None = None
+    """The newest first; with a query without offset."""
 
     @model_validator(mode="after")
     def _check_photos(self) -> Self:
@@ -145,26 +142,28 @@ class Item(Body):
 class Part(Item):
     """A text or an image that is added to a query, or subtracted."""
 
-    weight: float = Field(default=1, ge=-10, le=10, description="Subtracts if it is negative.")
+    weight: float = Field(1, ge=-10, le=10)
+    """Subtracts if it is negative."""
 
 
 class SearchRequest(Photos):
     """A text or an image to search by; neither, for all photographs by date."""
 
-    text: Text | None = Field(default=None, description="Words that the image should fit.")
+    text: Text | None = None
+    """Words that the image should fit."""
     image: ImageFile | None = None
-    parts: list[Part] = Field(
-        default=[], max_length=MAX_PARTS, description="More texts and images, with weights."
-    )
+    parts: list[Part] = Field([], max_length=MAX_PARTS)
+    """More texts and images, with weights."""
     top: Top = 10
-    rerank: int | None = Field(default=None, ge=0, le=MAX_RERANK, description=_ABOUT_RERANKING)
+    rerank: int | None = Field(None, ge=0, le=MAX_RERANK, description=_ABOUT_RERANKING)
     weight: Weight = None
     where: Where | None = None
-    mode: Mode = Field(
-        default="auto", description="By vectors, words, both, or both where images have all words."
-    )
-    like: Ids = Field(default=[], description="Images that the results are to be like.")
-    unlike: Ids = Field(default=[], description="Images that they are not to be like.")
+    mode: Mode = "auto"
+    """By vectors, words, both, or both where images have all words."""
+    like: Ids = []
+    """Images that the results are to be like."""
+    unlike: Ids = []
+    """Images that they are not to be like."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -220,23 +219,24 @@ class CaptionRequest(Body):
 class QuestionRequest(CaptionRequest):
     """A question about an image, given as a file or by its id in the index."""
 
-    question: Text = Field(description="Question about the image.")
-    top: int = Field(default=5, ge=1, le=20, description="Number of answers.")
+    question: Text
+    """Question about the image."""
+    top: int = Field(5, ge=1, le=20)
+    """Number of answers."""
 
 
-def _of_chats(value: dict[str, Any]) -> dict[str, Any]:
+def _read_chat_part(value: dict[str, Any]) -> dict[str, Any]:
     """Return a part of a chat's message, alone or as vLLM has it in {"content": [PART]}, as a `text` or an `image`."""
-    if (
-        isinstance(parts := value.get("content"), list)
-        and len(parts) == 1
-        and isinstance(parts[0], dict)
-    ):
-        value = parts[0]
-    kind = value.get("type")
-    url = value.get("image_url")
-    if kind == "image_url":
-        return {"image": url.get("url") if isinstance(url, dict) else url}
-    return {"text": value.get("text")} if kind == "text" else value
+    match value.get("content"):
+        case [dict(part)]:
+            value = part
+    match value:
+        case {"type": "image_url", **rest}:
+            url = rest.get("image_url")
+            return {"image": url.get("url") if isinstance(url, dict) else url}
+        case {"type": "text", **rest}:
+            return {"text": rest.get("text")}
+    return value
 
 
 class Content(Item):
@@ -246,7 +246,7 @@ class Content(Item):
     @classmethod
     def _wrap(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            return _of_chats(value)
+            return _read_chat_part(value)
         if not isinstance(value, str):
             raise ValueError(
                 'expected a text or {"image": ...}; token ids are not accepted, send the text itself'
@@ -260,11 +260,9 @@ class Content(Item):
     @property
     def document(self) -> dict[str, str]:
         """The object that a client sends, an image in base64."""
-        return (
-            {"image": base64.b64encode(self.image).decode()}
-            if self.image is not None
-            else {"text": self.text or ""}
-        )
+        if self.image is not None:
+            return {"image": base64.b64encode(self.image).decode()}
+        return {"text": self.text or ""}
 
 
 def split(contents: Sequence[Content]) -> tuple[list[str], list[bytes]]:
@@ -290,9 +288,8 @@ class ClientBody(Body):
 
     model_config = ConfigDict(extra="ignore")
 
-    model: str | None = Field(
-        default=None, description="Name of the model, as `/v1/models` lists it; may be left out."
-    )
+    model: str | None = None
+    """Name of the model, as `/v1/models` lists it; may be left out."""
 
 
 class EmbeddingsRequest(ClientBody):
@@ -301,18 +298,12 @@ class EmbeddingsRequest(ClientBody):
     input: Annotated[
         list[AnyContent],
         BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
-    ] = Field(
-        min_length=1,
-        max_length=MAX_TEXTS,
-        description="Texts and images; a single one needs no list.",
-    )
-    encoding_format: Literal["float", "base64"] | None = Field(
-        default="float",
-        description="float: lists of numbers. base64: 32-bit floats, little-endian.",
-    )
-    dimensions: int | None = Field(
-        default=None, description="Size of a vector; the model's, if given."
-    )
+    ] = Field(min_length=1, max_length=MAX_TEXTS)
+    """Texts and images; a single one needs no list."""
+    encoding_format: Literal["float", "base64"] | None = "float"
+    """float: lists of numbers. base64: 32-bit floats, little-endian."""
+    dimensions: int | None = None
+    """Size of a vector; the model's, if given."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -329,32 +320,28 @@ class RerankRequest(ClientBody):
     documents: Annotated[
         list[AnyContent],
         BeforeValidator(lambda value: value.get("content") if isinstance(value, dict) else value),
-    ] = Field(
-        min_length=1, max_length=MAX_RERANK, description="Images for a text, texts for an image."
-    )
-    texts: list[AnyContent] | None = Field(
-        default=None, description="The documents, for an answer as TEI gives it."
-    )
-    raw_scores: bool = Field(
-        default=False, description="Scores of `texts` as they are, instead of from 0 to 1."
-    )
+    ] = Field(min_length=1, max_length=MAX_RERANK)
+    """Images for a text, texts for an image."""
+    texts: list[AnyContent] | None = None
+    """The documents, for an answer as TEI gives it."""
+    raw_scores: bool = False
+    """Scores of `texts` as they are, instead of from 0 to 1."""
     weight: Weight = None
-    top_n: int | None = Field(default=None, ge=1, description="Number of results; by default all.")
-    return_documents: bool | None = Field(
-        default=False, description="Send the documents back with the results."
-    )
+    top_n: int | None = Field(None, ge=1)
+    """Number of results; by default all."""
+    return_documents: bool | None = False
+    """Send the documents back with the results."""
 
     @model_validator(mode="before")
     @classmethod
     def _rename(cls, value: Any) -> Any:
         if not isinstance(value, dict) or "texts" not in value or "documents" in value:
             return value
-        named = {
+        return value | {
             "documents": value["texts"],
             "texts": [],
             "return_documents": value.get("return_text"),
         }
-        return {**value, **named}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -366,14 +353,33 @@ class RerankRequest(ClientBody):
                 )
         return self
 
+    def ranked(self, scores: Float[np.ndarray, " document"]) -> list[dict[str, Any]]:
+        """Return the documents in the order of their scores, as Cohere gives them, or TEI for `texts`."""
+        is_tei = self.texts is not None
+        shown_scores = scores if is_tei and self.raw_scores else expit(scores)
+        results = []
+        # Not in the order of the logistic function, which is 1 for all sure matches.
+        for index in np.argsort(-scores, kind="stable").tolist()[: self.top_n]:
+            score = float(shown_scores[index])
+            result = {"index": index, "score" if is_tei else "relevance_score": score}
+            document = self.documents[index].document
+            if self.return_documents and is_tei:
+                result["text"] = next(iter(document.values()))
+            elif self.return_documents:
+                result["document"] = document
+            results.append(result)
+        return results
+
 
 class ErrorResponse(BaseModel):
-    """Form of every error."""
+    """Form of all errors."""
 
-    error: dict[str, str] = Field(
-        description="`message`, `type`, `code` and `param`, as OpenAI's clients read them."
-    )
-    detail: str = Field(description="What to do, where Jina's clients read it.")
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    error: dict[str, str]
+    """`message`, `type`, `code` and `param`, as OpenAI's clients read them."""
+    detail: str
+    """Advice, where Jina's clients read it."""
 
 
 class ServiceError(Exception):
@@ -395,14 +401,13 @@ class ServiceError(Exception):
         self.status = status
         self.hint = hint
         self.reason = reason if len(reason) <= _MAX_REASON else f"{reason[: _MAX_REASON - 3]}..."
-        self.fields = dict(fields or {})
-        needed = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
-        self.headers = dict(headers or needed.get(status, {}))
+        self.fields = fields or {}
+        self.headers = headers or _ERROR_HEADERS.get(status)
 
     def response(self) -> JSONResponse:
         """The error over HTTP."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": self.reason, "type": kind, "code": str(self.status)} | self.fields
+        error = {"message": self.reason, "type": kind, "code": str(self.status), **self.fields}
         content = {"error": error, "detail": self.hint or self.reason}
         return JSONResponse(content, status_code=self.status, headers=self.headers)
 

@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import h11
 import uvicorn
@@ -27,18 +28,15 @@ from vlmo.serving.settings import Settings
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _MAX_PORT = 65_535
-_CLOSING_S = 5.0
-"""Seconds that closing may take after the last request."""
-_AT_ONCE_S = 1.0
-"""Seconds in which more signals count as the first; a later one breaks off what runs."""
+_CLOSING_S = 5.0  # that closing may take after the last request
+_AT_ONCE_S = 1.0  # in which more signals count as the first; a later one breaks off what runs
 _TRIM_EVERY_S = 10.0
+# Seconds without a request. Clients and proxies reuse connections for 5 to 60, and lose a request
+# if it crosses the end of one: uvicorn's 5 is too little.
 _KEPT_OPEN_S = 75
-"""Seconds without a request. Clients and proxies reuse connections for 5 to 60, and lose a request if
-it crosses the end of one: uvicorn's 5 is too little."""
-_CONNECTIONS = 1000
-_BACKLOG = 100
-_OTHER_FILES = 300
-"""Connections at a time; those that asyncio accepts before it looks at one; other open files, mostly of the index."""
+_CONNECTIONS = 1000  # at a time
+_BACKLOG = 100  # connections that asyncio accepts before it looks at one
+_OTHER_FILES = 300  # open files that are no connections, mostly of the index
 _WARN_EVERY_S = 60.0
 _LOGGER = logging.getLogger(__name__)
 
@@ -59,9 +57,9 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
         timeout_keep_alive=_KEPT_OPEN_S,
         timeout_graceful_shutdown=round(settings.grace),
     )
-    engine = (
-        "torch" if parts.encoder is None else f"{parts.encoder.engine} {parts.encoder.precision}"
-    )
+    engine = "torch"
+    if parts.encoder is not None:
+        engine = f"{parts.encoder.engine} {parts.encoder.precision}"
     number = "no index" if parts.index is None else f"{parts.index.num_images:,} images"
     key = "no API key is needed" if settings.api_key is None else "requests need the API key"
     _LOGGER.info("serving on http://%s:%d/", f"[{host}]" if ":" in host else host, port)
@@ -76,7 +74,8 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
 
 def _connections() -> int:
     """Raise the limit on open files if it is low, and return how many connections it allows; ValueError for none."""
-    if sys.platform == "win32":  # which has no such limit
+    # Windows has no such limit.
+    if sys.platform == "win32":
         return _CONNECTIONS
     import resource
 
@@ -104,9 +103,10 @@ def read_key(file: Path | None) -> str | None:
     """Read the API key from a file, else from VLMO_API_KEY; None without either, ValueError if the file has no text."""
     if file is None:
         return os.environ.get("VLMO_API_KEY") or None
-    if not (
-        key := file.read_text(encoding="utf-8", errors="replace").strip()
-    ):  # settings refuse what is no ASCII
+    key = file.read_text(
+        encoding="utf-8", errors="replace"
+    ).strip()  # settings refuse other than ASCII
+    if not key:
         raise ValueError(f"--api-key-file {file} is empty; write the key into it")
     return key
 
@@ -118,9 +118,8 @@ def bind(host: str, port: int) -> socket.socket:
             f"--port {port} is none: give a number from 1 to {_MAX_PORT}, or 0 for any that is free"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(
-        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
-    )  # named, so that asyncio sets TCP_NODELAY
+    # The protocol is named, so that asyncio sets TCP_NODELAY.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
@@ -139,8 +138,8 @@ def with_names(settings: Settings, *, host: str) -> Settings:
     address = ipaddress.ip_address(host)
     if not settings.server_name and not address.is_loopback:
         return settings
-    own = () if address.is_unspecified else (host,)
-    return replace(settings, server_name=(*_LOOPBACK_NAMES, *own, *settings.server_name))
+    names = _LOOPBACK_NAMES if address.is_unspecified else (*_LOOPBACK_NAMES, host)
+    return replace(settings, server_name=(*names, *settings.server_name))
 
 
 class _Server(uvicorn.Server):
@@ -157,13 +156,14 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's own
         now = time.monotonic()
-        if not self._app.state.vlmo.stopping:
+        state = self._app.state.vlmo
+        if not state.stopping:
+            state.stopping = True
             self._asked = now
             # What runs in a thread, such as the decoding of an image, cannot be stopped in another way.
-            last = threading.Timer(self._seconds, os._exit, [1])
-            last.daemon = True
-            last.start()
-        self._app.state.vlmo.stopping = True
+            deadline = threading.Timer(self._seconds, os._exit, [1])
+            deadline.daemon = True
+            deadline.start()
         # A launcher and the terminal's group may both send the first one.
         self.force_exit = now > self._asked + _AT_ONCE_S
         self.should_exit = True
@@ -184,15 +184,20 @@ class _Patient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        transport.set_write_buffer_limits(0)  # writing is paused until all has been sent
+        # Writing is paused until all has been sent.
+        transport.set_write_buffer_limits(0)
         self.heard = self.loop.time()
         self._watch()
         if len(self.connections) > self.most:
             # The newest is among them if all others have sent a request.
-            mine = [each for each in self.connections if isinstance(each, _Patient)]
-            waiting = [each for each in mine if each.conn.their_state in {h11.IDLE, h11.SEND_BODY}]
-            silent = min(waiting, key=lambda each: each.heard)
-            self.connections.discard(silent)  # it is lost a moment later
+            waiting = [
+                other
+                for other in cast("set[_Patient]", self.connections)
+                if other.conn.their_state in {h11.IDLE, h11.SEND_BODY}
+            ]
+            silent = min(waiting, key=lambda other: other.heard)
+            # It is lost a moment later.
+            self.connections.discard(silent)
             silent.transport.abort()
             if self.heard > type(self).warned + _WARN_EVERY_S:
                 type(self).warned = self.heard
@@ -215,8 +220,9 @@ class _Patient(H11Protocol):
             self._writing.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in filter(None, (self._reading, self._writing)):
-            timer.cancel()
+        for timer in (self._reading, self._writing):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
