@@ -85,6 +85,16 @@ class _Formatter(logging.Formatter):
         return without_controls(super().formatMessage(record))
 
 
+def _system_message(error: OSError) -> str:
+    """Return an error of the system in one line, with what to do where a disk is full."""
+    message = error.strerror or str(error)
+    if error.filename:
+        message = f"{error.filename}: {message}"
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        message += "; free some space and run again"
+    return message
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; errors of the user are one line on stderr and exit code 2."""
     if arguments is None:
@@ -113,12 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             message += f". This needs more packages: {install_command(extra)}"
         _fail(message)
     except OSError as error:
-        message = error.strerror or str(error)
-        if error.filename:
-            message = f"{error.filename}: {message}"
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            message += "; free some space and run again"
-        _fail(message)
+        _fail(_system_message(error))
     except (ValueError, EOFError, SafetensorError) as error:
         _fail(str(error))
     except RuntimeError as error:
