@@ -127,7 +127,7 @@ def walk(
 ) -> Iterator[Path]:
     """Yield the files below a folder of this machine, by name; hidden ones are passed over.
 
-    Links to folders are followed; real folders are visited once, and by its real path if that is below too: tables
+    Links to folders are followed; real folders are visited once, and by their real paths if those are below too: tables
     name files by it.
 
     Args:

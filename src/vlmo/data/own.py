@@ -166,12 +166,13 @@ def _image_file(row: Row, *names: str, root: Path) -> Path:
     """Return the image file that the first of these columns names; ValueError unless it lies in `root`."""
     image = _text(row, *names).replace("\\", "/")
     # A null character is an error of the file system, so it must not get there.
-    file = Path("/") if "\0" in image or is_range(image) else (row["folder"] / image).resolve()
-    if not file.is_relative_to(root):
-        raise ValueError(
-            f"{row['where']}: {image!r:.200} lies outside {root}; move the image or the table"
-        )
-    return file
+    if "\0" not in image and not is_range(image):
+        file = (row["folder"] / image).resolve()
+        if file.is_relative_to(root):
+            return file
+    raise ValueError(
+        f"{row['where']}: {image!r:.200} lies outside {root}; move the image or the table"
+    )
 
 
 def _captions(cells: Mapping[str, Any], *, where: str) -> list[str]:
@@ -181,7 +182,7 @@ def _captions(cells: Mapping[str, Any], *, where: str) -> list[str]:
 def _answers(cells: Mapping[str, Any], *, where: str) -> list[str]:
     value = cells.get(column_of(cells, _ANSWER_COLUMNS) or "")
     if isinstance(value, list):  # the hub's VQAv2 has dictionaries, with the confidence beside it
-        value = [answer["answer"] if isinstance(answer, dict) else answer for answer in value]
+        value = [answer.get("answer") if isinstance(answer, dict) else answer for answer in value]
     elif isinstance(value, bool | int | float):
         value = str(value)
     return list(filter(None, map(str.strip, captions_of(value, where=where))))
@@ -355,9 +356,9 @@ def _open_records(shards: Sequence[Path], path: Path) -> Dataset:
     for number, cells in enumerate(texts.to_pylist()):
         row: Row = {name: value for name, value in cells.items() if value is not None}
         rows.append(row | {"where": f"{path}, row {number}"})
-    source = path.name if path.is_dir() else path.parent.name
+    root = path if path.is_dir() else path.parent
     images = stored.select_columns(["image"])
-    return _open_rows(rows, path=path, source=source, images=images, classes=classes)
+    return _open_rows(rows, path=path, source=root.resolve().name, images=images, classes=classes)
 
 
 def _stored_rows(

@@ -266,40 +266,40 @@ def _read(path: Path) -> Dataset:
 
 def _read_images(path: Path, images: Sequence[Path]) -> Dataset:
     for folder in _MASKS:
-        masks = _by_name(images, path / folder)
-        if masks and (path / "images").is_dir():
-            return _read_masked(path, _by_name(images, path / "images"), masks)
+        files = [file for file in images if file.is_relative_to(path / folder)]
+        if files and (path / "images").is_dir():
+            # An image and its mask have one path but for the suffix.
+            masks = {file.relative_to(path / folder).with_suffix(""): file for file in files}
+            return _read_masked(path, images, masks)
     splits, parts = _split_folders([file.relative_to(path) for file in images])
     rows = [_image_row(file, split, root=path) for file, split in zip(images, splits, strict=True)]
     names = sorted({part[0] for part in parts if len(part) > 1})
     features = FEATURES
     if len(names) > 1 and all(len(part) > 1 for part in parts):
         features = class_features(names)
+        numbers = {name: number for number, name in enumerate(names)}
         for row, part in zip(rows, parts, strict=True):
-            row["label"] = names.index(part[0])
+            row["label"] = numbers[part[0]]
     return to_dataset(rows, features, path=path)
 
 
-def _by_name(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Return the files in a folder by their paths in it without suffix, which an image and its mask share."""
-    below = [file for file in files if file.is_relative_to(folder)]
-    return {file.relative_to(folder).with_suffix(""): file for file in below}
-
-
-def _read_masked(path: Path, images: dict[Path, Path], masks: dict[Path, Path]) -> Dataset:
+def _read_masked(path: Path, files: Sequence[Path], masks: dict[Path, Path]) -> Dataset:
     if not (path / CLASS_LIST).is_file():
         raise ValueError(
             f"{path} has images and masks, but no {CLASS_LIST} with a name a line: class 0, class 1, ..."
         )
-    missing = [file.name for name, file in images.items() if name not in masks]
+    images = [file for file in files if file.is_relative_to(path / "images")]
+    names = [file.relative_to(path / "images") for file in images]
+    missing = [name for name in names if name.with_suffix("") not in masks]
     if missing:
         raise ValueError(
             f"{len(missing)} images of {path} have no mask of the same name, such as {missing[0]}"
         )
-    splits, _ = _split_folders(list(images))
+    splits, _ = _split_folders(names)
     rows = []
-    for (name, file), split in zip(images.items(), splits, strict=True):
-        rows.append(_image_row(file, split, root=path) | {"mask": image_at(masks[name])})
+    for file, name, split in zip(images, names, splits, strict=True):
+        mask = image_at(masks[name.with_suffix("")])
+        rows.append(_image_row(file, split, root=path) | {"mask": mask})
     return to_dataset(rows, SEGMENT_FEATURES, path=path)
 
 
