@@ -1,7 +1,7 @@
 """When, where and with which camera a photograph was taken, as its file says.
 
-Pillow's own reader of EXIF data is not used: of a directory that is damaged in one place it may lose
-all, and it keeps whatever all of its tags name, which may be many times the file.
+Pillow's own reader of EXIF data is not used: of data that are damaged in one place it reads fewer of
+the other fields, all or nothing of some directories, and it warns of every tag that it leaves out.
 """
 
 from __future__ import annotations
