@@ -363,11 +363,19 @@ def test_unreadable_subfolders_and_saved_sets_are_told_and_known_images_stay(enc
 def test_index_keeps_a_number_of_columns(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(store, "_MAX_COLUMNS", 3)
     table = store.Store(tmp_path / "index", dim=8)
-    assert table._fitting([{"a": 1, "b": 2}, {"c": "x", "d": "y"}]) == [
-        {"a": 1, "b": 2},
-        {"c": "x"},
+    metadata = [{"a": 1, "b": 2}, {"c": "x", "d": "y"}, {"a": 5, "d": 6}]
+    empty = {"shard": "", "captions": [], "thumbnail": b"", "vector": [1.0] * 8}
+    table.write(
+        [
+            {"id": str(row), "path": f"/{row}.png", "metadata": columns, **empty}
+            for row, columns in enumerate(metadata)
+        ]
+    )
+    assert table.rows("id", ["0", "1", "2"], columns=["a", "b", "c"]) == [
+        {"a": 1, "b": 2, "c": None},
+        {"a": None, "b": None, "c": "x"},
+        {"a": 5, "b": None, "c": None},
     ]
-    assert table._fitting([{"a": 5, "d": 6}]) == [{"a": 5}]
     assert table.columns().keys() == {"a", "b", "c"}
     (message,) = caplog.messages
     assert (
