@@ -14,20 +14,17 @@ from tests.benchmarks.toy_benchmarks import MAKE_SMALL
 from tests.integrations.toy_gallery import drawings, trained_folder
 from tests.retrieval.toy_index import encoded
 
-import clip_peer
 import search
 import search_engines
 import stage3_step
 import surroundings
 import word_search
 from vectors import MadeVectors, Neighbours, Questions
-from vlmo.processing import VLMoProcessor
 from vlmo.retrieval import Encoder
 
 TOLERANCE = 1e-5  # sums in another order
 # Options, and the keys that lead to a number of the result.
 SMALLEST = {
-    "busy_machine": ("--turns 1", "commands/index/beside two busy loops/seconds"),
     "contrastive_memory": (
         "--batches 4 --layers 1 --image-size 32 --text-length 4 --chunk 2 --threads 1 --matching",
         "steps/0/peak_above_state_bytes",
@@ -53,14 +50,6 @@ SMALLEST = {
         "--count 40 --dim 8 --queries 2 --by-lancedb 1 --threads 1",
         "filters/all times/list by date/LanceDB/p50_ms",
     ),
-    "quality_vs_clip": (
-        "--seeds 0 5 --clip-width 64 --clip-layers 1 --lrs 1e-3 5e-4 --seconds 0.3",
-        "clip/runs/1/metrics",
-    ),
-    "rerank_pairs": (
-        "--sets vlmo-small:emoji-pairs:test --limit 12 --tops 1",
-        "sets/0: vlmo-small, emoji-pairs test/top 1/share_of_pairs",
-    ),
     "search": (
         "--size 600 --dim 64 --query-count 8 --turns 1 --threads 1 --clients 3",
         "engines/usearch HNSW, int8/texts/recall@10",
@@ -72,10 +61,6 @@ SMALLEST = {
     "stage3_step": ("--preset tiny --pairs 4 --rounds 1 --threads 1", "precisions/bf16/time_ratio"),
     "word_search": ("", "files_with_names/half/named, IR@1/auto/mean"),
     "subtracted": ("--scenes 6 --weights 1.0", "first hits that obey, by weight/0/queries"),
-    "vision_tasks": (
-        "--scale 0.001 --threads 1",
-        "tasks/scenes-masks/models/class of each color/metrics/miou",
-    ),
 }
 
 
@@ -168,20 +153,3 @@ def test_both_sides_of_a_stage_3_step_have_the_same_losses_and_gradients() -> No
     assert (
         stage3_step.compare_gradients(model, steps) < TOLERANCE
     )  # the plain step's scores are float32
-
-
-@torch.inference_mode()
-def test_clip_pools_at_the_end_token_and_padding_changes_nothing() -> None:
-    processor = VLMoProcessor.train(
-        ["a big red line", "a small ellipse"] * 2, vocab_size=100, image_size=64
-    )
-    peer, text = (
-        clip_peer.Peer(processor, patch_size=16, width=64, layers=2).eval(),
-        ["a big red line", "a line"],
-    )
-    given = processor(text=text, return_tensors="pt")
-    short = peer.get_text_features(**given)
-    full = processor(text=text, padding="max_length", return_tensors="pt")["input_ids"]
-    torch.testing.assert_close(
-        peer.clip.encode_text(full, normalize=True), short, rtol=0, atol=TOLERANCE
-    )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
 import io
 import itertools
 import shutil
@@ -20,22 +18,10 @@ from PIL import Image
 from tests.forkserver import start, start_command
 from tests.integrations.toy_gallery import drawings, trained_folder
 from tests.parity.plain_vlmo import Sizes
-from tests.retrieval.toy_index import CAPTIONS, NAMES, encoded, write_folder
-from tests.tasks.toy_vision import write_class_set, write_segment_set
-from tests.toy_model import toy
+from tests.retrieval.toy_index import CAPTIONS, encoded
 from tests.toy_onnx import dual_encoder
 
-from vlmo.model import VLMoConfig, VLMoForPreTraining
-from vlmo.processing import VLMoProcessor
-from vlmo.recipes import find_recipe
-from vlmo.recipes.schema import model_config
 from vlmo.retrieval import approximate, index
-
-
-def busy_machine(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:
-    patch.setattr(script, "seconds_of", lambda *_: 1.0)
-    patch.setattr(script, "busy_loops", contextlib.nullcontext)
-    patch.setattr(script, "_IMAGES", 3)
 
 
 def contrastive_memory(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:
@@ -82,29 +68,6 @@ def parity(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> N
     patch.setattr(script, "main", lambda arguments: main(arguments, sizes=Sizes(relative=True)))
 
 
-def quality_vs_clip(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
-    images = write_folder(folder / "images", table=False)
-    with (images / "captions.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["image", "caption", "split"])
-        table.writerows(
-            [name, CAPTIONS[row][0], "test" if row % 3 else "train"]
-            for row, name in enumerate(NAMES)
-        )
-    recipe = find_recipe("small-contrast")
-    small = dataclasses.replace(
-        recipe,
-        data=dataclasses.replace(recipe.data, source=str(images), weights=()),
-        loader=dataclasses.replace(recipe.loader, global_batch_size=4),
-        model=dataclasses.replace(
-            recipe.model, hidden_size=32, num_attention_heads=2, num_hidden_layers=2
-        ),
-    )
-    patch.setattr(script, "find_recipe", lambda _: small)
-    patch.setattr(script, "_HELD_OUT", 2)
-    return ["--tests", str(images), "--run", str(folder / "run")]
-
-
 def serving(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
     """Fifty images, `vlmo serve` in a process that has imported torch, and a clock that requests move on."""
     clock = itertools.count(0.0, 0.01)
@@ -140,33 +103,6 @@ def subtracted(_script, _patch: pytest.MonkeyPatch, folder: Path, _shared: Path)
     return ["--models", str(trained_folder(folder / "model", steps=1))]
 
 
-def vision_tasks(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
-    sets = {
-        "scenes-kinds": write_class_set(folder / "kinds"),
-        "scenes-masks": write_segment_set(folder / "masks"),
-    }
-    toy(VLMoForPreTraining).save_pretrained(folder / "start")
-    VLMoProcessor.train(["a red square"], vocab_size=96, image_size=64).save_pretrained(
-        folder / "start"
-    )
-
-    def tiny(name: str):
-        recipe = find_recipe(name)
-        task = (
-            dataclasses.replace(recipe.task, channels=8) if name == "scenes-masks" else recipe.task
-        )
-        model = model_config(VLMoConfig.tiny(num_fusion_layers=0))
-        data = dataclasses.replace(recipe.data, source=str(sets[name]))
-        loader = dataclasses.replace(recipe.loader, global_batch_size=8)
-        evaluated = {"evaluate_on": str(sets[name]), "evaluate_split": "test"}
-        return dataclasses.replace(
-            recipe, task=task, model=model, data=data, loader=loader, **evaluated
-        )
-
-    patch.setattr(script, "find_recipe", tiny)
-    return ["--run", str(folder / "run"), "--start", str(folder / "start")]
-
-
 def word_search(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
     rows = [
         {"image": {"bytes": encoded(drawings()[number])}, "captions": CAPTIONS[number]}
@@ -186,11 +122,10 @@ MAKE_SMALL: dict[str, Callable[..., list[str] | None]] = {
     "dual_vs_fusion": lambda *_: None,  # small by its options
     "index_photos": lambda *_: None,
     "photo_filters": lambda *_: None,
-    "rerank_pairs": lambda *_: None,
 } | {
     each.__name__: each
     for each in (
-        busy_machine, contrastive_memory, input_pipeline, onnx_speed, parity, quality_vs_clip, search, serving,
-        stage3_step, subtracted, vision_tasks, word_search,
+        contrastive_memory, input_pipeline, onnx_speed, parity, search, serving,
+        stage3_step, subtracted, word_search,
     )
 }  # fmt: skip

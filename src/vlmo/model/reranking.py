@@ -11,8 +11,8 @@ import numpy as np
 SEARCH_RERANK = 32
 """Candidates that a search reranks by default, at most."""
 _LOST = 0.005
-"""Probability that may be left of losing the right image; chosen on the validation splits of
-`benchmarks/rerank_pairs.py`."""
+"""Probability that may be left of losing the right image; chosen on validation splits
+(experiments/log.md, "Candidates that are not scored")."""
 
 
 def rerank_score(similarity: Any, match: Any, *, weight: Any, scale: Any) -> Any:
