@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -67,6 +68,11 @@ def test_report_has_published_and_measured_results_and_what_they_depend_on(
         )
     assert read["file"] == {"name": COCO, **read_sums()[COCO]}
     assert read["file"]["sha256"] in text
+    folder = cache / "models" / "vlmo-base-coco"
+    for name in ("config.json", "model.safetensors"):
+        digits = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        assert read["measured"][name] == digits
+        assert f"- measured: {name}, SHA-256 {digits}" in text
     assert (read["device"], read["dtype"], read["data"]) == ("cpu", "float32", "coco")
     assert {"torch", "transformers", "vlmo", "python"} <= read["versions"].keys()
     assert (cache / "models" / "vlmo-base-coco" / "config.json").is_file()

@@ -128,3 +128,41 @@ def test_fingerprint_follows_content_and_not_place(encoder, model, tmp_path):
         weights[:-4] + bytes(4 if weights[-4:] != bytes(4) else b"\0\0\0?")
     )
     assert Encoder(copy).fingerprint != encoder.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "is_same"),
+    [
+        ("tokenizer_config.json", {"do_lower_case": False}, False),
+        ("tokenizer_config.json", {"truncation_side": "left"}, False),
+        ("tokenizer_config.json", {"cls_token": "[SEP]"}, False),
+        ("tokenizer_config.json", {"is_local": True, "strip_accents": None}, True),
+        ("special_tokens_map.json", {"unk_token": "red"}, False),
+    ],
+)
+def test_fingerprint_follows_settings_that_change_tokens(
+    encoder, model, tmp_path, file, settings, is_same
+):
+    path = shutil.copytree(model, tmp_path / "copy") / file
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(before | settings))
+    other = Encoder(path.parent)
+    assert (other.fingerprint == encoder.fingerprint) is is_same
+    text = ["A red circle on the left of two blue squares, and a green star under all of it"]
+    assert np.allclose(other.embed_texts(text), encoder.embed_texts(text), atol=CLOSE) is is_same
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model_input_names": ["input_ids"]}, "lacks input_ids or attention_mask"),
+        ({"extra_special_tokens": ["no word"]}, "its tokenizer has"),
+        ([], "holds no JSON object"),
+    ],
+)
+def test_tokenizer_that_does_not_fit_the_model_is_refused(model, tmp_path, settings, words):
+    path = shutil.copytree(model, tmp_path / "copy") / "tokenizer_config.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps(before | settings if settings else []))
+    with pytest.raises(ValueError, match=words):
+        Encoder(path.parent)

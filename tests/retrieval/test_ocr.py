@@ -50,6 +50,18 @@ def test_small_images_are_enlarged_and_lines_are_parted(monkeypatch):
     assert given == [(320, 240), (5, 320), (320, 100), (4000, 3000)]
 
 
+def test_text_without_control_characters_is_kept(encoder, tmp_path, monkeypatch):
+    drawings()[0].save(tmp_path / "a.png")
+    lines = ("\x1b[31mred\x00", "\u202eleft", "half \ud800", "<b>", "long " * 200_000)
+    reader = lambda _: SimpleNamespace(txts=lines)  # noqa: E731
+    monkeypatch.setattr(ocr, "load_reader", lambda: reader)
+    monkeypatch.setattr("vlmo.retrieval.building.load_reader", lambda: reader)
+    build(encoder, tmp_path, out=tmp_path / "index", ocr=True)
+    text = rows(tmp_path / "index")[str(tmp_path / "a.png")]["ocr_text"]
+    assert text.startswith(" [31mred  |  left | half   | <b> | long long ")
+    assert len(text) < 10_000
+
+
 def test_image_that_the_reader_refuses_has_no_text(monkeypatch, caplog):
     def refuse(_):
         raise RuntimeError("the width is 0")

@@ -11,6 +11,7 @@ from tests.integrations.toy_gallery import drawings
 from tests.retrieval.toy_index import encoded
 from tests.serving.toy_service import in_base64, photo_folder, post
 from vlmo.retrieval import Index, build_index
+from vlmo.retrieval.sources import image_id
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Settings
@@ -182,6 +183,35 @@ def test_archive_has_the_files_as_they_are_and_names_missing_ones(client, folder
             archive.read("photo 004.png")
             == (folder / "Italy" / "Rome" / "photo 004.png").read_bytes()
         )
+
+
+def test_archive_has_plain_names_and_no_file_that_is_no_image(parts, tmp_path) -> None:
+    data = encoded(drawings()[0])
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    second = image_id(str(folder / "sub" / "same.png"))
+    names = ("a\\..\\up.png", "C:\u202ea\n.png", "same.png", "sub/same.png", "link.png")
+    for name in (*names, f"{second}-same.png"):
+        (folder / name).write_bytes(data)
+    build_index(parts.encoder, [folder], out=tmp_path / "index")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "link.png").unlink()
+    (folder / "link.png").symlink_to(tmp_path / "secret")
+    index = Index(tmp_path / "index")
+    chosen = [image_id(str(folder / name)) for name in (f"{second}-same.png", *names)]
+    with TestClient(create_app(Parts(parts.encoder, index), Settings(originals=True))) as client:
+        response = client.get("/v1/archive", params={"id": chosen})
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+        sizes = {file.filename: file.file_size for file in archive.infolist()}
+        assert len(archive.namelist()) == len(chosen)
+    assert sizes == {
+        f"{second}-same.png": len(data),
+        "a_.._up.png": len(data),
+        "C_ a .png": len(data),
+        "same.png": len(data),
+        f"{second}-{second}-same.png": len(data),
+        "link.png is missing.txt": 0,
+    }
 
 
 @pytest.mark.parametrize(

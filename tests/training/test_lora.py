@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.test_cli import refused
 from tests.toy_model import pictures, texts
 from tests.toy_questions import ANSWERS
@@ -242,6 +242,21 @@ def test_merging_neither_follows_patterns_nor_copies_what_links_lead_to(run, tmp
     assert not (tmp_path / "x").exists()
     (adapter / "vocab.txt").unlink()
     main(["merge", str(adapter), "--out", str(tmp_path / "x")])
+
+
+def test_adapter_without_its_head_or_with_a_link_is_refused(run, tmp_path, capsys):
+    for name in ("headless", "linked"):
+        shutil.copytree(run / "model", tmp_path / name)
+    file = "adapter_model.safetensors"
+    tensors = load_file(run / "model" / file)
+    kept = {key: tensor for key, tensor in tensors.items() if "answer_head" not in key}
+    save_file(kept, tmp_path / "headless" / file)
+    (tmp_path / "linked" / file).rename(tmp_path / "elsewhere.safetensors")
+    (tmp_path / "linked" / file).symlink_to(tmp_path / "elsewhere.safetensors")
+    for name, words in (("headless", "holds answer_head"), ("linked", "no link to elsewhere")):
+        line = refused(["merge", str(tmp_path / name), "--out", str(tmp_path / "x")], capsys)
+        assert words in line
+        assert not (tmp_path / "x").exists()
 
 
 def test_start_that_lacks_what_adapters_freeze_is_refused(start):

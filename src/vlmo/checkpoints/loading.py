@@ -74,7 +74,12 @@ def load_processor(folder: str | Path) -> VLMoProcessor:
     """Load the processor of a model folder or a released model; ValueError if files are missing or damaged."""
     folder = find_model(folder)
     with one_line_errors(folder):
-        return vlmo.processing.VLMoProcessor.from_pretrained(folder)
+        processor = vlmo.processing.VLMoProcessor.from_pretrained(folder)
+        num_tokens = len(processor.tokenizer)
+        num_words = read_config(folder).get("vocab_size", num_tokens)
+        if num_tokens > num_words:
+            raise ValueError(f"its tokenizer has {num_tokens} tokens, its word table {num_words}")
+        return processor
 
 
 def load_image_processor(folder: str | Path) -> BeitImageProcessor:

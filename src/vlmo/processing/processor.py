@@ -87,6 +87,8 @@ class VLMoProcessor(ProcessorMixin):
             raise ValueError(
                 f"max_text_length is {length}: expected a multiple of {PAD_MULTIPLE} above 0"
             )
+        if not {"input_ids", "attention_mask"} <= {*tokenizer.model_input_names}:
+            raise ValueError("model_input_names lacks input_ids or attention_mask")
         super().__init__(image_processor, tokenizer)
 
     @classmethod

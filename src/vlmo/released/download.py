@@ -119,7 +119,7 @@ def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
             f"{model.name}, which is published at {model.address}: {problem}"
         ) from None
     # An earlier pin stays.
-    sums = {used.name: _sum_of(used) for used in files} | read_sums()
+    sums = {used.name: sum_of(used) for used in files} | read_sums()
     partial = _no_link(_sums_file().with_suffix(".partial"))
     partial.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     partial.replace(_sums_file())
@@ -146,7 +146,7 @@ def _fetch_file(address: str) -> Path:
                 f"{mirror}, which {MIRROR} names, holds no {name}; it is published at {address}"
             )
         _download(f"{mirror.rstrip('/')}/{name}" if mirror else address, path)
-    digest = _sum_of(path)["sha256"]
+    digest = sum_of(path)["sha256"]
     # The first file that is used under a name pins it.
     pinned = read_sums().get(name, {}).get("sha256", digest)
     if pinned != digest:
@@ -171,7 +171,8 @@ def _sums_file() -> Path:
     return cache_folder() / "checksums.json"
 
 
-def _sum_of(file: Path) -> dict[str, str | int]:
+def sum_of(file: Path) -> dict[str, str | int]:
+    """Return SHA-256 and number of bytes of a file."""
     with file.open("rb") as stream:
         return {
             "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),

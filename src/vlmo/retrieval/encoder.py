@@ -45,7 +45,24 @@ _FILES = (
     "vocab.txt",
     "*.spm",
     "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
 )
+# Settings of tokenizer_config.json that change no word of a text, and the others' usual values.
+_WORDLESS = ("backend", "clean_up_tokenization_spaces", "is_local", "local_files_only")
+_WORDLESS += ("model_input_names", "model_max_length", "processor_class", "tokenizer_class")
+_USUAL = {
+    "do_lower_case": [True],
+    "strip_accents": [None],
+    "tokenize_chinese_chars": [True],
+    "bos_token": ["<s>"],
+    "eos_token": ["</s>"],
+    "cls_token": ["[CLS]", "<s>"],
+    "sep_token": ["[SEP]", "</s>"],
+    "unk_token": ["[UNK]", "<unk>"],
+    "pad_token": ["[PAD]", "<pad>"],
+    "mask_token": ["[MASK]", "<mask>"],
+}
 _UNKNOWN_PIECES = 3
 _UNKNOWN_LETTERS = 2.3
 """Tokens a word from which on, and letters a token up to which, a text is taken for nonsense (docs/search.md)."""
@@ -216,7 +233,7 @@ class Encoder:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Return 32 hexadecimal digits that change with weights, sizes, vocabulary or image size, and with nothing else.
+    """Return 32 hexadecimal digits that change with weights, sizes, vocabulary, tokenizer or image size, and with nothing else.
 
     Copies of a folder have the same fingerprint, wherever they lie.
     """
@@ -227,9 +244,24 @@ def model_fingerprint(folder: Path) -> str:
             if name == "config.json":
                 settings = {key: value for key, value in settings.items() if key not in _IRRELEVANT}
             digest.update(f"{name} {json.dumps(settings, sort_keys=True)}\n".encode())
+    if words := _unusual_words(folder):
+        digest.update(f"{json.dumps(words, sort_keys=True)}\n".encode())
     for path in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
         with path.open("rb") as file:
             digest.update(
                 f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
             )
     return digest.hexdigest()[:32]
+
+
+def _unusual_words(folder: Path) -> dict[str, Any]:
+    """Return the settings of a tokenizer by which its vocabulary gives other tokens than usual."""
+    file = folder / "tokenizer_config.json"
+    settings = read_json(file) if file.is_file() else {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} holds no JSON object; expected the settings of a tokenizer")
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in _WORDLESS and value not in _USUAL.get(name, [])
+    }

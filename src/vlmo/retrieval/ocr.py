@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from vlmo.lazy import install_command
+from vlmo.terminal import without_controls
 
 _LOGGER = logging.getLogger(__name__)
 _SMALLEST = 320
@@ -27,7 +28,7 @@ def read_text(image: Image.Image) -> str:
         image = ImageOps.contain(image, (_SMALLEST, _SMALLEST))
     reader = load_reader()
     try:
-        return " | ".join(reader(image).txts or ())
+        return without_controls(" | ".join(reader(image).txts or ()))
     except Exception as error:  # noqa: BLE001 - it refuses images such as extremely narrow ones by errors of its own
         _LOGGER.warning(
             "an image of %d x %d pixels counts as one without text: %s", *image.size, error

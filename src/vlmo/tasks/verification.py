@@ -11,10 +11,10 @@ from rich.console import Console
 
 from vlmo.data.rows import SUMMARY_FILE
 from vlmo.distributed import is_main
-from vlmo.folder import read_config, read_json
+from vlmo.folder import read_config, read_json, weight_files
 from vlmo.folder.atomic import write_file
 from vlmo.released import find_model, published_model
-from vlmo.released.download import read_sums
+from vlmo.released.download import read_sums, sum_of
 from vlmo.released.published import MODELS, NamedModel
 from vlmo.tasks.registry import evaluate, write_submission
 from vlmo.tasks.result import Json, circumstances, data_name
@@ -77,6 +77,11 @@ def verify(
     content = {
         "name": name,
         "file": {"name": file_name, **read_sums().get(file_name, {})},
+        # The folder may have been edited since it was converted.
+        "measured": {
+            path.name: sum_of(path)["sha256"]
+            for path in (folder / "config.json", *weight_files(folder))
+        },
         "data": data_name(source),
         "published_in": model.source,
         "results": rows,
@@ -162,6 +167,7 @@ def _lines(content: Json) -> list[str]:
         *lines,
         "",
         f"- file: {file['name']}, {file.get('bytes', 0):,} bytes, SHA-256 {sha256}",
+        *[f"- measured: {name}, SHA-256 {digits}" for name, digits in content["measured"].items()],
         f"- published in: {content['published_in']}",
         f"- device: {content['device']} ({processor}), {content['dtype']}",
         f"- versions: {versions}",

@@ -114,19 +114,22 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
         raise FileExistsError(17, "exists already", str(out))
     with one_line_errors(folder):
         # All other settings say what was trained, which the names of the tensors say too.
-        settings = read_json(folder / CONFIG)
-        base = read_json(folder / BASE)
+        settings = read_json(file_in(folder, CONFIG))
+        base = read_json(file_in(folder, BASE))
         if other := [name for name in _OTHER_KINDS if settings.get(name)]:
             raise ValueError(
                 f"{', '.join(other)} in {CONFIG} make it an adapter of another kind than plain LoRA"
             )
         rank = settings["r"]
         scale = settings["lora_alpha"] / settings["r"]
-        adapter = load_file(folder / WEIGHTS)
+        adapter = load_file(file_in(folder, WEIGHTS))
         config = VLMoConfig.from_dict(base["config"])
         start = str(base["start"])
         model = named_class(folder, base["config"]["architectures"])(config)
-        start_from(model, start)
+        report = start_from(model, start)
+        # Else it would stay random.
+        if lost := [name for name in report.missing if _PREFIX + name not in adapter]:
+            raise ValueError(f"neither the adapter nor {start} holds {lost[0]}; is it whole?")
         _add_to_weights(model, adapter, rank=rank, scale=scale)
     with write_folder(out) as aside:
         model.save_pretrained(aside)
