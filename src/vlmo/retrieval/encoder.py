@@ -233,7 +233,7 @@ class Encoder:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Return 32 hexadecimal digits that change with weights, sizes, vocabulary, tokenizer or image size, and with nothing else.
+    """Return 32 hexadecimal digits that change with weights, sizes, vocabulary, tokenizer or image size alone.
 
     Copies of a folder have the same fingerprint, wherever they lie.
     """
