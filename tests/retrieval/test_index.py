@@ -102,6 +102,12 @@ def test_long_lists_and_quoted_signs_pass(index):
             "has version 2; this program reads 3. Index the images again",
         ),
         ("index.json", '{"version": 3}', "the index is damaged"),
+        ("index.json", '{"version": 3, "model": 3}', "the index is damaged"),
+        (
+            "index.json",
+            '{"version": 3, "model": {"fingerprint": "", "folder": "", "dim": 8}, "approximate": {}}',
+            "the index is damaged",
+        ),
         ("images.lance", None, "the index is damaged"),
         ("images.lance/_versions", None, "the index is damaged"),
     ],

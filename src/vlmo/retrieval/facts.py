@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmo.folder import read_json
 from vlmo.folder.atomic import write_file
-from vlmo.retrieval.store import DamagedError
+from vlmo.retrieval.store import Approximate, DamagedError
 
 INDEX_FILE = "index.json"
 VERSION = 3
@@ -84,7 +84,15 @@ def read_facts(folder: Path) -> IndexFacts:
         raise DamagedError(
             f"{path} has version {version}; this program reads {VERSION}. Index the images again."
         )
-    if not {"fingerprint", "folder", "dim"} <= {*content.get("model", {})}:
-        raise DamagedError(f"{folder}: the index is damaged, it names no model; build it anew")
-    names = {field.name for field in fields(IndexFacts)}
-    return IndexFacts(**{name: value for name, value in content.items() if name in names})
+    names = {column.name for column in fields(IndexFacts)}
+    facts = IndexFacts(**{name: value for name, value in content.items() if name in names})
+    try:
+        for name in ("fingerprint", "folder", "dim"):
+            facts.model[name]
+        if facts.approximate is not None:
+            Approximate(**facts.approximate["search"])
+    except (KeyError, TypeError) as error:
+        raise DamagedError(
+            f"{folder}: the index is damaged, it lacks {error}; build it anew"
+        ) from error
+    return facts

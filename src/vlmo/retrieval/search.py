@@ -198,9 +198,8 @@ class Searcher:
                 "vectors cannot be compared. Use that model, or build an index with this one"
             )
         self._lock = threading.Lock()
-        self._pixels: dict[
-            tuple[str, str], Pixels
-        ] = {}  # of images that were reranked last, by id and hash
+        # Of images that were reranked last, by id and hash.
+        self._pixels: dict[tuple[str, str], Pixels] = {}
 
     def search(
         self,
