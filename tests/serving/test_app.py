@@ -13,7 +13,7 @@ from tests.integrations.toy_gallery import CAPTIONS, NUM_IMAGES, drawings
 from tests.retrieval.toy_index import encoded
 from tests.serving.toy_service import in_base64, post
 from tests.toy_heic import heic
-from vlmo.retrieval import Searcher
+from vlmo.retrieval import Index, Searcher
 from vlmo.retrieval.store import Store
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts, load_parts
@@ -133,6 +133,15 @@ def test_photographs_of_a_time_and_an_album_are_found_and_listed_by_date(client)
     (last,) = post(client, "/v1/search", sort="date", top=1)["hits"]
     similar = post(client, "/v1/similar", id=last["id"], sort="date", **time)["hits"]
     assert [hit["metadata"]["taken"] for hit in similar] == times
+
+
+def test_filter_of_photographs_names_the_columns_of_an_index_without_dates(
+    client, monkeypatch
+) -> None:
+    monkeypatch.setattr(Index, "columns", {"year": "number"})
+    answer = client.post("/v1/search", json={"text": "a red circle", "from": "2020"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].endswith("there are captions, height, id, width, year")
 
 
 @pytest.mark.parametrize("kind", ["heic", "avif"])

@@ -390,7 +390,6 @@ class Service:
         index = self.index()
 
         def checked() -> T:
-            columns = list[str]()
             try:
                 if where is not None:
                     columns = [*index.columns, *_COLUMNS]
@@ -403,7 +402,7 @@ class Service:
                 reason = " ".join(str(error).split()).partition(". Columns: ")[0]
                 hint = ""
                 if reason.startswith("the filter"):
-                    names = ", ".join(sorted(columns))
+                    names = ", ".join(sorted([*index.columns, *_COLUMNS]))
                     hint = f"a filter compares columns with numbers and 'texts'; there are {names}"
                 raise ServiceError(422, reason, hint=hint) from error
 
