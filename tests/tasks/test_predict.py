@@ -169,6 +169,8 @@ def test_other_mistakes_are_told(folders, files, tmp_path):
         )
     with pytest.raises(ValueError, match="top is 0"):
         predict(folders["vqa"], inputs_for("vqa", files, top=0))
+    with pytest.raises(ValueError, match=r"^the texts are \[' '\]; give words, and no empty texts"):
+        predict(folders["vqa"], inputs_for("vqa", files, question=" "))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     for name in ("broken.png", "missing.png"):
         with pytest.raises(ValueError, match=name):

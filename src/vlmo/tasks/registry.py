@@ -299,8 +299,7 @@ def _check_inputs(inputs: Inputs, *, task: type[Task], folder: str | Path) -> No
     texts = [*inputs.texts]
     if inputs.question is not None:
         texts.append(inputs.question)
-    if inputs.top < 1 or not all(map(str.strip, texts)):
-        raise ValueError(
-            f"top is {inputs.top} and the texts are {texts}; give a number from 1 up, and no empty "
-            "texts"
-        )
+    if inputs.top < 1:
+        raise ValueError(f"top is {inputs.top}; give a number from 1 up")
+    if not all(map(str.strip, texts)):
+        raise ValueError(f"the texts are {texts}; give words, and no empty texts")

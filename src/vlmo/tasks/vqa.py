@@ -81,7 +81,8 @@ def _answer_scores(dataset: Dataset, num_answers: int) -> Callable[[int], Tensor
     scores = column(dataset, "answer_scores")
     if not any(numbers):
         raise ValueError(
-            "no row has an answer of the set's list; give a part of the set that has answers"
+            "no row has an answer of the set's list; give a part of the set that has answers "
+            "(in a table of your own a column answer or answers)"
         )
     for name, row_numbers in zip(column(dataset, "question_id"), numbers, strict=True):
         if row_numbers and not 0 <= min(row_numbers) <= max(row_numbers) < num_answers:
