@@ -472,10 +472,20 @@ def test_folder_whose_disk_leaves_while_it_is_listed_loses_nothing(
     assert len(rows(out)) == 3
 
 
-def test_folder_nested_a_thousand_deep_is_listed_to_a_bound_and_told(encoder, tmp_path):
+class EndlessFiles:
+    """Files whose folders never end, whatever limit of recursion the process has."""
+
+    def glob(self, pattern: str) -> list[str]:
+        return self.glob(f"{pattern}/*")
+
+
+def test_folder_nested_a_thousand_deep_is_listed_to_a_bound_and_told(
+    encoder, tmp_path, monkeypatch
+):
     folder, out = write_folder(tmp_path / "images", numbers=range(3)), tmp_path / "index"
     with nested_folders(folder / "sub", image=encoded(drawings()[5]), at=(97, 98, 99, 1199)):
         report = build(encoder, folder, out=out)
+        monkeypatch.setattr(listing, "open_file_system", lambda origin: (EndlessFiles(), origin))
         with pytest.raises(ValueError, match="cannot be listed: folders are nested too deeply"):
             build(encoder, f"{folder}/**/*.png", out=tmp_path / "other")
     assert (report.images, report.bad) == (3 + 2, 1)  # below sub, which is one of the hundred
