@@ -56,8 +56,8 @@ REFERENCE = {
 """Packages with a page in the reference, and its title."""
 LANGUAGES = {".py": "python", ".sh": "sh"}
 """Suffixes of the example scripts, and what highlights them."""
-_FIGURE = re.compile(r"^<!-- figure: (?P<name>\S+) -->$", flags=re.MULTILINE)
-_TABLE = re.compile(r"^<!-- table: (?P<name>.+) -->$", flags=re.MULTILINE)
+_FIGURE = re.compile(r"^\*Figure: (?P<name>\S+) \(drawn by `make docs`\)\*$", flags=re.MULTILINE)
+_TABLE = re.compile(r"^\*Table: (?P<name>.+) \(written by `make docs`\)\*$", flags=re.MULTILINE)
 _BADGES = re.compile(r"<!-- badges -->.*?<!-- /badges -->\n", flags=re.DOTALL)
 _LINK = re.compile(r"(?P<words>!?\[(?:[^\]\[]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)")
 

@@ -83,4 +83,4 @@ def false_captions() -> str:
 
 
 TABLES = {"published models": published_models, "false captions": false_captions}
-"""Tables by the name in a page's line `<!-- table: NAME -->`."""
+"""Tables by the name in a page's line "Table: NAME"."""

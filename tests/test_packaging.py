@@ -26,6 +26,7 @@ from tests.parity.cases import reference_file
 from tests.parity.plain_vlmo import write_vocabulary
 from vlmo import VLMoForImageTextRetrieval
 from vlmo.folder.card import read_data, read_results
+from vlmo.lazy import install_command
 from vlmo.model import VLMoConfig
 from vlmo.recipes import find_recipe
 from vlmo.released import SMALL
@@ -168,9 +169,25 @@ def test_core_alone_does_all_that_needs_no_data_set_and_the_rest_names_its_extra
         for line, said in shown.items()
         if line in work and re.search(r"^(exit [^0]|vlmo: )", said, re.MULTILINE)
     } == {}
-    assert {
-        line: said for line, said in shown.items() if f"'vlmo[{REFUSED.get(line)}]'\nexit 2" in said
-    }.keys() == {*REFUSED}
+    commands = {line: f"{install_command(extra)}\nexit 2" for line, extra in REFUSED.items()}
+    assert {line for line, command in commands.items() if command in shown[line]} == {*REFUSED}
+
+
+@pytest.mark.parametrize(
+    ("url", "command"),
+    [
+        (None, "pip install 'vlmo[map]'"),
+        ('{"url": "file:///home/me/vlmo"}', "pip install '.[map]' in your clone of vlmo"),
+    ],
+)
+def test_extras_are_installed_from_where_the_package_came_from(tmp_path, monkeypatch, url, command):
+    facts = tmp_path / "vlmo-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Name: vlmo\nVersion: 1.0\n")
+    if url:
+        (facts / "direct_url.json").write_text(url)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert install_command("map") == command
 
 
 def test_repository_holds_no_large_file() -> None:

@@ -16,7 +16,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "negatives": matrix,
     "attention": maps,
 }
-"""Figures by the name in a page's line `<!-- figure: NAME -->`."""
+"""Figures by the name in a page's line "Figure: NAME"."""
 
 
 def html(name: str) -> str:

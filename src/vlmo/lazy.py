@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from importlib.metadata import distributions
 from typing import Any
 
 
@@ -41,5 +42,9 @@ def need_package(package: str, *, extra: str, user: str) -> None:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs the packages of an extra, wherever this package was installed from."""
-    return f"pip install 'vlmo[{extra}]'"
+    """Return the command that installs the packages of an extra from where this package came from."""
+    # pip writes this file (PEP 610) for what it installed from a folder or an address, not an index.
+    sources = [package.read_text("direct_url.json") for package in distributions(name="vlmo")]
+    if sources == [None]:
+        return f"pip install 'vlmo[{extra}]'"
+    return f"pip install '.[{extra}]' in your clone of vlmo"

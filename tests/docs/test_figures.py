@@ -66,7 +66,7 @@ def test_pages_and_figures_name_each_other():
     named = [
         name
         for page in DOCS.glob("*.md")
-        for name in re.findall(r"<!-- figure: (\S+) -->", page.read_text())
+        for name in re.findall(r"^\*Figure: (\S+) ", page.read_text(), re.MULTILINE)
     ]
     assert sorted(named) == sorted(figures.FIGURES)
     with pytest.raises(ValueError, match="no figure 'block'"):

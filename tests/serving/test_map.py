@@ -100,6 +100,6 @@ def test_what_cannot_be_drawn_is_said_in_one_line_until_the_index_changes(
         importlib.util, "find_spec", lambda name: None if name == "sklearn" else find(name)
     )
     with TestClient(create_app(parts)) as client:
-        assert "pip install 'vlmo[map]'" in reason(client)
+        assert "pip install '.[map]'" in reason(client)
     with TestClient(create_app(Parts(answerer=parts.answerer))) as client:
         assert client.get("/v1/map").status_code == 404
