@@ -11,24 +11,16 @@ import numpy as np
 import pytest
 import torch
 from tests.benchmarks.toy_benchmarks import MAKE_SMALL
-from tests.integrations.toy_gallery import drawings, trained_folder
-from tests.retrieval.toy_index import encoded
 
 import search
 import search_engines
 import stage3_step
 import surroundings
-import word_search
 from vectors import MadeVectors, Neighbours, Questions
-from vlmo.retrieval import Encoder
 
 TOLERANCE = 1e-5  # sums in another order
 # Options, and the keys that lead to a number of the result.
 SMALLEST = {
-    "contrastive_memory": (
-        "--batches 4 --layers 1 --image-size 32 --text-length 4 --chunk 2 --threads 1 --matching",
-        "steps/0/peak_above_state_bytes",
-    ),
     "dual_vs_fusion": (
         "--preset tiny --counts 2 3 5 --shortlist 2 --batch 4 --threads 1",
         "rows/2/rerank/seconds",
@@ -46,10 +38,6 @@ SMALLEST = {
         "graphs/fusion_encoder/batch 3/onnxruntime/rows_per_second",
     ),
     "parity": ("--base --repeats 1 --threads 1", "import_base/peak_gib"),
-    "photo_filters": (
-        "--count 40 --dim 8 --queries 2 --by-lancedb 1 --threads 1",
-        "filters/all times/list by date/LanceDB/p50_ms",
-    ),
     "search": (
         "--size 600 --dim 64 --query-count 8 --turns 1 --threads 1 --clients 3",
         "engines/usearch HNSW, int8/texts/recall@10",
@@ -59,8 +47,6 @@ SMALLEST = {
         "soak/resident_mb_of_the_last_fifth",
     ),
     "stage3_step": ("--preset tiny --pairs 4 --rounds 1 --threads 1", "precisions/bf16/time_ratio"),
-    "word_search": ("", "files_with_names/half/named, IR@1/auto/mean"),
-    "subtracted": ("--scenes 6 --weights 1.0", "first hits that obey, by weight/0/queries"),
 }
 
 
@@ -87,16 +73,6 @@ def test_benchmark_writes_what_documents_quote(name, tmp_path, shared_folder, mo
         found = found[int(key) if isinstance(found, list) else key]
     assert found
     assert os.sched_getaffinity(0) == cores
-
-
-@pytest.mark.slow
-def test_drawn_words_are_found_among_other_images_by_words_alone(tmp_path) -> None:
-    rows = [{"image": {"bytes": encoded(each)}} for each in drawings()[:6]]
-    options = word_search.Options(signs=4, sides=(400,), seeds=(3,))
-    found = word_search.measure_signs(
-        Encoder(trained_folder(tmp_path / "model", steps=1)), rows, options
-    )
-    assert found["400 pixels"]["seed 3"]["IR@1"]["words"]["mean"] == 100
 
 
 def test_search_gets_the_least_setting_that_reaches_the_recall() -> None:

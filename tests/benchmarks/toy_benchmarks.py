@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import shutil
 import subprocess
@@ -16,23 +14,12 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 from tests.forkserver import start, start_command
-from tests.integrations.toy_gallery import drawings, trained_folder
+from tests.integrations.toy_gallery import trained_folder
 from tests.parity.plain_vlmo import Sizes
-from tests.retrieval.toy_index import CAPTIONS, encoded
+from tests.retrieval.toy_index import encoded
 from tests.toy_onnx import dual_encoder
 
 from vlmo.retrieval import approximate, index
-
-
-def contrastive_memory(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:
-    """The script, which starts itself in a process of its own, is run in this one."""
-
-    def run(command: list[str], **_) -> SimpleNamespace:
-        with contextlib.redirect_stdout(printed := io.StringIO()):
-            script.main(command[2:])
-        return SimpleNamespace(stdout=printed.getvalue())
-
-    patch.setattr(script, "subprocess", SimpleNamespace(run=run, PIPE=subprocess.PIPE))
 
 
 def input_pipeline(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:
@@ -99,19 +86,6 @@ def stage3_step(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path)
     )
 
 
-def subtracted(_script, _patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
-    return ["--models", str(trained_folder(folder / "model", steps=1))]
-
-
-def word_search(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
-    rows = [
-        {"image": {"bytes": encoded(drawings()[number])}, "captions": CAPTIONS[number]}
-        for number in range(4)
-    ]
-    patch.setattr(script, "open_source", lambda *_, **__: rows)
-    return ["--model", str(trained_folder(folder / "model", steps=1))]
-
-
 def search(_script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> list[str]:
     for module in (approximate, index):
         patch.setattr(module, "MAX_BYTES", 100_000)  # less than the vectors take
@@ -121,11 +95,7 @@ def search(_script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> l
 MAKE_SMALL: dict[str, Callable[..., list[str] | None]] = {
     "dual_vs_fusion": lambda *_: None,  # small by its options
     "index_photos": lambda *_: None,
-    "photo_filters": lambda *_: None,
 } | {
-    each.__name__: each
-    for each in (
-        contrastive_memory, input_pipeline, onnx_speed, parity, search, serving,
-        stage3_step, subtracted, word_search,
-    )
-}  # fmt: skip
+    script.__name__: script
+    for script in (input_pipeline, onnx_speed, parity, search, serving, stage3_step)
+}
