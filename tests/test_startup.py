@@ -124,7 +124,7 @@ TRAINING = (
         "transformers.pipelines",
         "torch.utils.tensorboard",
     ),
-    *("vlmo.tasks", "vlmo.training", "vlmo.retrieval.building", "vlmo.integrations.pipelines"),
+    *("vlmo.tasks", "vlmo.training", "vlmo.retrieval.building"),
 )
 
 
@@ -153,11 +153,10 @@ for use in USES:
         continue
     assert "transformers" not in sys.modules
     exec(use)
-    from transformers import AutoConfig, AutoModelForVisualQuestionAnswering, pipelines
+    from transformers import AutoConfig, AutoModelForVisualQuestionAnswering
     config = AutoConfig.for_model("vlmo")
     assert type(config).__module__ == "vlmo.model.config", type(config)
     assert type(config) in AutoModelForVisualQuestionAnswering._model_mapping
-    assert "image-text-matching" in pipelines.PIPELINE_REGISTRY.supported_tasks
     os._exit(0)
 for process, use in started.items():
     assert os.waitpid(process, 0)[1] == 0, use

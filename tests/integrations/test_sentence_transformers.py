@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -23,6 +24,7 @@ from vlmo.integrations.sentence_transformers import (
     VLMoPairScorer,
     load_cross_encoder,
     load_sentence_transformer,
+    open_image,
 )
 from vlmo.retrieval import Encoder, Searcher, build_index
 from vlmo.tasks.calibration import write_settings
@@ -329,3 +331,16 @@ def test_missing_package_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "vlmo.integrations.sentence_transformers")
     with pytest.raises(ImportError, match=r"pip install .*\[sentence-transformers\]'"):
         importlib.import_module("vlmo.integrations.sentence_transformers")
+
+
+def test_images_come_upright_from_paths_and_strings(tmp_path):
+    exif, path = Image.Exif(), tmp_path / "turned.png"
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    drawings()[0].save(path, exif=exif)
+    expected = np.asarray(drawings()[0].transpose(Image.Transpose.ROTATE_270))
+    text = base64.b64encode(path.read_bytes()).decode()
+    for image in (path, str(path), f"data:image/png;base64,{text}"):
+        assert np.array_equal(np.asarray(open_image(image)), expected)
+    for missing in (Path("nowhere.png"), "nowhere.png"):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+            open_image(missing)

@@ -1,1 +1,1 @@
-"""Registration with transformers, pipelines and data collators; sentence-transformers."""
+"""Registration with transformers, data collators; sentence-transformers."""

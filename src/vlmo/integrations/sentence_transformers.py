@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.image_utils import load_image
 
 from vlmo.checkpoints.loading import check_model_folder, load_model, load_processor
 from vlmo.folder import read_json
-from vlmo.integrations.pipelines import open_image
 from vlmo.lazy import install_command
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.model.reranking import rerank_score
 from vlmo.processing import VLMoProcessor
+from vlmo.processing.images import open_upright
 
 try:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -34,6 +36,18 @@ except ImportError as error:
 
 Features = dict[str, Tensor]
 """Tensors by name, handed from module to module."""
+
+
+def open_image(image: str | Path) -> Image.Image:
+    """Open the image of a path, an address or a data URI, and turn it upright.
+
+    Raises:
+        ValueError: It is a file of more than 64 million pixels.
+        OSError: The file cannot be read, or holds no image.
+    """
+    if str(image).startswith(("http://", "https://", "data:image/")):
+        return load_image(str(image))
+    return open_upright(image)
 
 
 class _FolderModule(InputModule, ABC):

@@ -44,6 +44,17 @@ if TYPE_CHECKING:
     from vlmo.model import VLMoForVisualQuestionAnswering
     from vlmo.processing import VLMoProcessor
 
+_SNIPPET = """\
+from PIL import Image
+from vlmo import VLMoForVisualQuestionAnswering, VLMoProcessor
+
+folder = "path/to/this/folder"
+model = VLMoForVisualQuestionAnswering.from_pretrained(folder).eval()
+processor = VLMoProcessor.from_pretrained(folder)
+image = Image.open("image.png")
+inputs = processor(images=image, text="what color is it?", return_tensors="pt")
+result = model.config.id2label[int(model(**inputs).logits.argmax())]
+"""
 _LOGGER = logging.getLogger(__name__)
 # Longer side of the saved image.
 _SHOWN_PIXELS = 384
@@ -239,9 +250,7 @@ class VQATask(Task):
     num_classes = 3129
     architectures = ("VLMoForVisualQuestionAnswering",)
     usage = Usage(
-        "answers a question about an image with one of a fixed set of answers",
-        "visual-question-answering",
-        '"image.png", question="what color is it?"',
+        "answers a question about an image with one of a fixed set of answers", snippet=_SNIPPET
     )
     accepts = Accepts("one --image and a --question", question=True, saves=True)
     head = "answer_head"
