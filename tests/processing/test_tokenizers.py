@@ -35,11 +35,12 @@ def test_load_vocabulary_reads_bert_from_file_and_folder():
         (None, "no vocabulary at"),
         ("\n".join([*SPECIAL_TOKENS, "a", "a"]), "more than once"),
         ("[PAD]\n[UNK]\na\n", r"lacks \[CLS\], \[SEP\], \[MASK\]"),
+        ("\udcff", r"vocab\.txt is not text in UTF-8"),
     ],
 )
 def test_load_vocabulary_says_what_is_wrong(tmp_path, content, message):
     if content is not None:
-        (tmp_path / "vocab.txt").write_text(content)
+        (tmp_path / "vocab.txt").write_text(content, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         load_vocabulary(tmp_path)
 

@@ -31,7 +31,10 @@ def load_vocabulary(path: str | Path) -> dict[str, int]:
         raise ValueError(
             f"no vocabulary at {path}: expected BERT's vocab.txt, or a folder that holds it"
         )
-    tokens = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    try:
+        tokens = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8: {error}") from error
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise ValueError(
