@@ -32,17 +32,15 @@ def inputs(dtype: torch.dtype, *, heads_of_bias: int = HEADS) -> tuple[Tensor, T
 
 
 @pytest.mark.parametrize("rows_of_a_chunk", [1, 2, 5])
-@pytest.mark.parametrize("given", ["nothing", "bias", "bias of all heads", "hidden keys", "both"])
-def test_chunks_equal_whole_matrices_in_value_and_gradient(given, rows_of_a_chunk, monkeypatch):
-    monkeypatch.setattr(cpu, "_CHUNK_SCORES", rows_of_a_chunk * HEADS * 32**2)
-    qkv, bias, hidden = inputs(
-        torch.float64, heads_of_bias=1 if given == "bias of all heads" else HEADS
-    )
-    learnt = [qkv, bias] if "bias" in given or given == "both" else [qkv]
-    options = {
-        "bias": bias if len(learnt) == 2 else None,
-        "attention_mask": ~hidden if given in ("hidden keys", "both") else None,
-    }
+@pytest.mark.parametrize("heads_of_bias", [1, HEADS])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_chunks_equal_whole_matrices_in_value_and_gradient(
+    is_padded, heads_of_bias, rows_of_a_chunk, monkeypatch
+):
+    monkeypatch.setattr(cpu, "_CHUNK_SCORES", rows_of_a_chunk * HEADS * LENGTH**2)
+    qkv, bias, hidden = inputs(torch.float64, heads_of_bias=heads_of_bias)
+    learnt = [qkv, bias]
+    options = {"bias": bias, "attention_mask": ~hidden if is_padded else None}
     expected, actual = whole(qkv, **options), chunked_attention(qkv, **options)
     torch.testing.assert_close(actual, expected)
     probe = torch.randn(
@@ -55,7 +53,7 @@ def test_chunks_equal_whole_matrices_in_value_and_gradient(given, rows_of_a_chun
 
 def test_no_rows_have_no_attention_and_no_gradient():
     qkv = torch.zeros(0, LENGTH, 3, HEADS, DIM, requires_grad=True)
-    attended = chunked_attention(qkv, bias=None, attention_mask=None)
+    attended = chunked_attention(qkv, bias=inputs(qkv.dtype)[1], attention_mask=None)
     assert attended.shape == (0, LENGTH, HEADS, DIM)
     attended.sum().backward()
     assert qkv.grad.shape == qkv.shape

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vlmo.losses.gradient_cache import row_slices
+
 _CHUNK_SCORES = 2**19  # 2 MiB of float32, so that scores, weights and their gradients stay in cache
 _FEW_TOKENS = 128  # beyond, the matrices cost more memory than they save time
-_ALIGNMENT = 16  # lines of whole 64 bytes, without which float32 products are a third slower
 
 
 def trains_on_cpu(tensor: Shaped[Tensor, "*shape"]) -> bool:
@@ -22,23 +22,27 @@ def trains_on_cpu(tensor: Shaped[Tensor, "*shape"]) -> bool:
 
 
 def prefers_chunks(
-    qkv: Float[Tensor, "batch seq 3 heads dim"], bias: Float[Tensor, "#heads seq seq"] | None
+    qkv: Float[Tensor, "batch seq 3 heads dim"], bias: Float[Tensor, "#heads seq seq"]
 ) -> bool:
-    """Return True where `chunked_attention` is faster than PyTorch's kernel: with a learned bias."""
-    return bias is not None and bias.requires_grad and trains_on_cpu(qkv)
+    """Return True where `chunked_attention` is the fastest: many tokens with a learned bias."""
+    return bias.requires_grad and qkv.shape[1] > _FEW_TOKENS and trains_on_cpu(qkv)
 
 
 def prefers_matrices(
-    query: Float[Tensor, "batch heads queries dim"], key: Float[Tensor, "batch heads seq dim"]
+    query: Float[Tensor, "batch heads queries dim"],
+    key: Float[Tensor, "batch heads seq dim"],
+    mask: Float[Tensor, "#batch #heads #queries seq"] | None,
 ) -> bool:
-    """Return True where whole score matrices are several times as fast: few tokens in bfloat16."""
-    return trains_on_cpu(query) and query.dtype == torch.bfloat16 and key.shape[2] <= _FEW_TOKENS
+    """Return True where whole score matrices are the fastest: few tokens, in bfloat16 or with a learned bias."""
+    is_learned = mask is not None and mask.requires_grad
+    is_slow = is_learned or query.dtype == torch.bfloat16  # in PyTorch's kernels
+    return is_slow and key.shape[2] <= _FEW_TOKENS and trains_on_cpu(query)
 
 
 def chunked_attention(
     qkv: Float[Tensor, "batch seq 3 heads dim"],
     *,
-    bias: Float[Tensor, "#heads seq seq"] | None,
+    bias: Float[Tensor, "#heads seq seq"],
     attention_mask: Bool[Tensor, "batch seq"] | None,
 ) -> Float[Tensor, "batch seq heads dim"]:
     """Softmax attention a few rows at a time, with the gradient of a learned bias.
@@ -56,93 +60,53 @@ def chunked_attention(
 
 class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, qkv: Tensor, bias: Tensor | None, attention_mask: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor, attention_mask: Tensor | None) -> Tensor:
         ctx.save_for_backward(qkv, bias, attention_mask)
         attended = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
         with torch.autocast("cpu", enabled=False):
-            for chunk in _chunks(qkv, bias, attention_mask):
-                _fill(attended[chunk.rows], chunk.weights.to(qkv.dtype) @ chunk.value)
+            for rows in _chunks(qkv):
+                value = qkv[rows, :, 2].transpose(1, 2)
+                weights = _weights(qkv, bias, attention_mask, rows=rows)
+                attended[rows] = (weights.to(value.dtype) @ value).transpose(1, 2)
         return attended
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         qkv, bias, attention_mask = ctx.saved_tensors
-        _, length, _, heads, dim = qkv.shape
-        scale = dim**-0.5
         grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-        grad_bias = None
+        grad_bias = torch.zeros_like(bias)
         with torch.autocast("cpu", enabled=False):
-            for rows, query, key, value, weights in _chunks(qkv, bias, attention_mask):
-                grad_attended = grad[rows].transpose(1, 2).flatten(0, 1)
+            for rows in _chunks(qkv):
+                query, key, value = qkv[rows].transpose(1, 3).unbind(2)
+                weights = _weights(qkv, bias, attention_mask, rows=rows)
+                grad_attended = grad[rows].transpose(1, 2)
                 grad_weights = (grad_attended @ value.mT).to(weights.dtype)
                 grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-                if ctx.needs_input_grad[1]:
-                    if grad_bias is None:
-                        grad_bias = torch.zeros_like(grad_scores)
-                    grad_bias[: len(grad_scores)] += grad_scores  # the last chunk may be shorter
-                grad_scores = grad_scores.to(qkv.dtype)
-                _fill(grad_qkv[rows, :, 0], grad_scores @ key, scale=scale)
-                _fill(grad_qkv[rows, :, 1], grad_scores.mT @ query, scale=scale)
-                _fill(grad_qkv[rows, :, 2], weights.to(qkv.dtype).mT @ grad_attended)
-        if grad_bias is not None:
-            grad_bias = grad_bias[..., :length].unflatten(0, (-1, heads)).sum(dim=0)
-            grad_bias = grad_bias.sum_to_size(bias.shape).to(bias.dtype)
+                grad_bias += grad_scores.sum_to_size(1, *bias.shape)[0]
+                grad_scores = (qkv.shape[-1] ** -0.5 * grad_scores).to(qkv.dtype)
+                grad_qkv[rows, :, 0] = (grad_scores @ key).transpose(1, 2)
+                grad_qkv[rows, :, 1] = (grad_scores.mT @ query).transpose(1, 2)
+                grad_qkv[rows, :, 2] = (weights.to(qkv.dtype).mT @ grad_attended).transpose(1, 2)
         return grad_qkv, grad_bias, None
 
 
-class _Chunk(NamedTuple):
-    """Some rows, with their heads in one dimension; keys and values are filled up with zeros."""
-
-    rows: slice
-    query: Float[Tensor, "chunk*heads seq dim"]
-    key: Float[Tensor, "chunk*heads aligned dim"]
-    value: Float[Tensor, "chunk*heads aligned dim"]
-    weights: Float[Tensor, "chunk*heads seq aligned"]
+def _chunks(qkv: Float[Tensor, "batch seq 3 heads dim"]) -> list[slice]:
+    batch, length, _, heads, _ = qkv.shape
+    return row_slices(batch, size=max(1, _CHUNK_SCORES // (heads * length**2)))
 
 
-def _chunks(
+def _weights(
     qkv: Float[Tensor, "batch seq 3 heads dim"],
-    bias: Float[Tensor, "#heads seq seq"] | None,
+    bias: Float[Tensor, "#heads seq seq"],
     attention_mask: Bool[Tensor, "batch seq"] | None,
-) -> Iterator[_Chunk]:
-    """Yield all rows with their attention weights; the next chunk overwrites a chunk's tensors."""
-    batch, length, _, heads, dim = qkv.shape
-    exact = torch.float64 if qkv.dtype == torch.float64 else torch.float32
-    aligned = length + -length % _ALIGNMENT
-    size = max(1, min(batch, _CHUNK_SCORES // (heads * aligned**2)))
-    # The bias, with the keys that fill up hidden.
-    added = qkv.new_full((size, heads, length, aligned), float("-inf"), dtype=exact)
-    added[..., :length] = 0 if bias is None else bias
-    added = added.flatten(0, 1)
-    has_padding = [False] * batch
-    if attention_mask is not None:
-        has_padding = (~attention_mask).any(dim=1).tolist()
-    parts = qkv.new_zeros(3, size, heads, aligned, dim)
-    for start in range(0, batch, size):
-        rows = slice(start, min(start + size, batch))
-        chunk = parts[:, : rows.stop - start]
-        chunk[..., :length, :] = qkv[rows].permute(2, 0, 3, 1, 4)
-        query, key, value = chunk.flatten(1, 2)
-        query = query[:, :length]
-        scores = torch.baddbmm(
-            added[: len(query)], query.to(exact), key.to(exact).mT, alpha=dim**-0.5
-        )
-        if attention_mask is not None and any(has_padding[rows]):
-            # Finite, so that a row that hides everything has even weights rather than none. Added, which
-            # is several times quicker than to fill.
-            lowest = (~attention_mask[rows, None, None]).to(exact).mul_(torch.finfo(exact).min)
-            scores.unflatten(0, (-1, heads))[..., :length].add_(lowest)
-        yield _Chunk(rows, query, key, value, scores.softmax(dim=-1))
-
-
-def _fill(
-    target: Float[Tensor, "chunk seq heads dim"],
-    part: Float[Tensor, "chunk*heads aligned dim"],
     *,
-    scale: float = 1.0,
-) -> None:
-    part = part[:, : target.shape[1]].unflatten(0, (len(target), -1))
-    torch.mul(part.transpose(1, 2), scale, out=target)
+    rows: slice,
+) -> Float[Tensor, "rows heads seq seq"]:
+    exact = torch.promote_types(qkv.dtype, torch.float32)
+    query, key, _ = qkv[rows].transpose(1, 3).to(exact).unbind(2)  # (rows, heads, seq, dim)
+    scores = (qkv.shape[-1] ** -0.5 * query @ key.mT).add_(bias)
+    if attention_mask is not None:
+        # Finite, so that a row that hides everything has even weights rather than none.
+        scores.masked_fill_(~attention_mask[rows, None, None], torch.finfo(exact).min)
+    return scores.softmax(dim=-1)

@@ -195,7 +195,7 @@ def attend(
         key, value = cache.update(key, value)
     dtype = query.dtype if bias is None else bias.dtype
     mask = additive_mask(bias, attention_mask, queries=queries, dtype=dtype)
-    if eager or cpu.prefers_matrices(query, key):
+    if eager or cpu.prefers_matrices(query, key, mask):
         logits = query @ key.mT * query.shape[-1] ** -0.5
         if mask is not None:
             logits = logits + mask
@@ -302,12 +302,11 @@ class MultiwayAttention(nn.Module):
         """
         qkv = route(self.qkv, hidden).unflatten(-1, (3, self.config.num_attention_heads, -1))
         eager = self.config._attn_implementation == "eager"
+        weights = None
         is_plain = queries is None and cache is None and not eager
-        if is_plain and cpu.prefers_chunks(qkv, bias):
-            weights = None
-            attended = cpu.chunked_attention(qkv, bias=bias, attention_mask=attention_mask).flatten(
-                2
-            )
+        if bias is not None and is_plain and cpu.prefers_chunks(qkv, bias):
+            attended = cpu.chunked_attention(qkv, bias=bias, attention_mask=attention_mask)
+            attended = attended.flatten(2)
         else:
             attended, weights = attend(
                 qkv,
