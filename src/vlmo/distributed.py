@@ -44,14 +44,10 @@ def keep_until_exit(group: Any) -> None:
 
 def keep_memory() -> None:
     """Let glibc keep what one step frees for the next, which would get it from the system anew, page by page."""
-    if (
-        sys.platform == "linux"
-        and hasattr(libc := ctypes.CDLL(None), "mallopt")
-        and libc.mallopt(-3, 1 << 30)
-    ):
-        libc.mallopt(
-            -1, -1
-        )  # M_TRIM_THRESHOLD: never; before, M_MMAP_THRESHOLD, which old versions refuse
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    # M_MMAP_THRESHOLD, which old versions refuse, then M_TRIM_THRESHOLD: never.
+    if hasattr(libc, "mallopt") and libc.mallopt(-3, 1 << 30):
+        libc.mallopt(-1, -1)
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -127,9 +123,8 @@ def exchange(
     Only the chosen rows travel. Differentiable: the gradient of a fetched row returns to its owner.
     """
     if world_size() == 1:
-        return tensor.index_select(
-            0, wanted
-        )  # whose gradient sums in order, with any number of threads
+        # Its gradient sums in order, with any number of threads.
+        return tensor.index_select(0, wanted)
     batch = tensor.shape[0]
     owners = wanted // batch
     order = torch.argsort(owners, stable=True)

@@ -29,7 +29,6 @@ from vlmo.recipes.quickstart import (
     STATEMENT_ROW,
     TEXT_RECALL,
     WHICH_RUNS,
-    WITHOUT_FALSE_CAPTIONS,
     over_seeds,
 )
 from vlmo.recipes.schema import Recipe, scaled
@@ -246,12 +245,6 @@ def _write(
             f"caption and one with the other side, the dual encoder finds the true one in {over_seeds(DUAL, SIDES)} %, "
             f"the fusion encoder in {over_seeds(FUSION, SIDES)} % ({WHICH_RUNS}; chance 50)."
         ),
-        comparison=_comparison(metrics) if count == len(rows) else None,
-        comparison_note=(
-            "In training a caption stands beside a false one, in which two things have changed places or one is "
-            f"another. Without them (a run of seed {WITHOUT_FALSE_CAPTIONS['seed']}), both encoders learn less of "
-            "what lies where."
-        ),
         metrics=metrics,
         metrics_note=(
             f"Recall among {count:,} new images with as many captions, all true of one alone; most captions stand "
@@ -276,17 +269,6 @@ def _write(
 def _spread(examples: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     """Return a few examples at equal distances."""
     return examples[:: max(1, len(examples) // _NUM_SHOWN)][:_NUM_SHOWN]
-
-
-def _comparison(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Return both encoders of this run beside those of one without false captions, and chance."""
-    rows = [row for row in metrics[DUAL] if row in metrics[FUSION]]
-    columns = {}
-    for name in (DUAL, FUSION):
-        columns[f"{name.split()[0]}, without"] = WITHOUT_FALSE_CAPTIONS[name]
-        columns[name] = metrics[name]
-    columns[CHANCE] = metrics[CHANCE]
-    return {name: {row: values[row] for row in rows} for name, values in columns.items()}
 
 
 def examples(

@@ -39,8 +39,6 @@ STATEMENT_ROW = "Two scenes, true or false"
 _RUNS_OF_SEEDS: dict[str, Any] = json.loads(
     Path(__file__).with_name(FILE).read_text(encoding="utf-8")
 )
-WITHOUT_FALSE_CAPTIONS: dict[str, Any] = _RUNS_OF_SEEDS["without_false_captions"]
-"""Table of a run of `seed` without false captions: both encoders' values by row, as fractions."""
 WHICH_RUNS = f"median (lowest to highest) of {len(_RUNS_OF_SEEDS['seeds'])} seeds, {_RUNS_OF_SEEDS['hardware']['cpu']}"
 """Seeds and machine of the numbers, such as "median (lowest to highest) of 5 seeds, Intel Xeon"."""
 
