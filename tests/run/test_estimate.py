@@ -80,9 +80,7 @@ def real_step(recipe: Recipe) -> tuple[nn.Module, int, int]:
     return objective.model, counter.get_total_flops(), sum(kept.values())
 
 
-@pytest.mark.parametrize(
-    "name", ["base-stage2", "base-stage3", "base-coco-retrieval", "base-beit3"]
-)
+@pytest.mark.parametrize("name", ["base-stage3", "base-beit3"])
 def test_needs_are_those_of_a_step_with_data(name) -> None:
     """Texts of the batch are shorter than they may be, and its last block runs for fewer tokens: upper bounds."""
     recipe = tiny(name)
@@ -95,6 +93,15 @@ def test_needs_are_those_of_a_step_with_data(name) -> None:
     assert needs.trainable_parameters == sum(
         p.numel() for p in model.parameters() if p.requires_grad
     )
+    # Tensors without data are not handed on to a model that has some.
+    assert model.vlmo.position_bias(num_text=TEXT, grid=None)[0].isfinite().all()
+
+
+def test_half_precision_and_muon_take_less() -> None:
+    recipe = tiny("base-stage2")
+    needs = estimate(recipe)
+    model = recipe.task.build_model(asdict(recipe.model))
+    recipe.task.step(model)  # which freezes what stage 2 does not train
     half = estimate(replace(recipe, trainer=replace(recipe.trainer, precision="bf16")))
     assert 0.5 * needs.activation_bytes < half.activation_bytes < needs.activation_bytes
     muon = estimate(replace(recipe, optimizer=replace(recipe.optimizer, muon=True)))
@@ -104,12 +111,10 @@ def test_needs_are_those_of_a_step_with_data(name) -> None:
         == 4 * sum(weight.numel() for weight in matrices)
         > 0
     )
-    # Tensors without data are not handed on to a model that has some.
-    assert model.vlmo.position_bias(num_text=TEXT, grid=None)[0].isfinite().all()
 
 
 @pytest.mark.parametrize(
-    "name", ["shapes-tokenizer", "shapes-stage1", "shapes-statements", "tiny-vqa", "tiny-ade20k"]
+    "name", ["shapes-tokenizer", "shapes-stage1", "shapes-statements", "tiny-ade20k"]
 )
 def test_recipe_is_estimated_without_its_data(name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -151,7 +156,9 @@ def test_chunks_checkpoints_and_shards_take_less() -> None:
     assert shards.activation_bytes < 0.35 * plain.activation_bytes
     assert shards.optimizer_bytes == round(plain.optimizer_bytes / 64)
     assert shards.parameters == plain.parameters
-    assert cached.flops_per_sample == plain.flops_per_sample == shards.flops_per_sample
+    # But for the contrast, which has fewer columns in a chunk.
+    assert cached.flops_per_sample == pytest.approx(plain.flops_per_sample, rel=1e-3)
+    assert shards.flops_per_sample == plain.flops_per_sample
 
 
 @pytest.mark.slow

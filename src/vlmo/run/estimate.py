@@ -1,10 +1,9 @@
 """The dry run: parameters, operations and memory of a run, from its recipe alone.
 
-The step of the task runs forward and backward on tensors without data, on a few rows and on twice
-as many: operations and what autograd keeps grow alike with each further row. Not counted: contrast
-and hard negatives beyond these rows, a frozen visual tokenizer or teacher, weights that FSDP
-gathers for a moment, evaluation, and fragmented memory. Texts are as long as they may be, and with
-a gradient cache a chunk goes through all encoders at once: upper bounds.
+The step of the task runs forward and backward on tensors without data, on the rows of one process.
+Not counted: hard negatives of other processes, a frozen visual tokenizer or teacher, weights that
+FSDP gathers for a moment, evaluation, and fragmented memory. Texts are as long as they may be, and
+with a gradient cache a chunk goes through all encoders at once: upper bounds.
 
 torch's `MemTracker` gives the peak of one run, with temporary tensors of this machine's kernels.
 What autograd keeps, in all and by block, gives any micro-batch on any machine, with activation
@@ -23,9 +22,8 @@ import torch
 from jaxtyping import Float64
 from rich.table import Table
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 from vlmo.model import cpu
@@ -65,7 +63,6 @@ class Estimate:
     optimizer_bytes: int
     activation_bytes: int
     micro_batch: int
-    processes: int
     flops_per_sample: int
     flops_per_step: int
 
@@ -145,7 +142,6 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
         optimizer_bytes=round(moments * _FLOAT32 / shards),
         activation_bytes=round(activations),
         micro_batch=micro_batch,
-        processes=processes,
         flops_per_sample=round(flops),
         flops_per_step=round(flops * batch),
     )
@@ -172,27 +168,22 @@ def _measure(
     recipe: Recipe, objective: nn.Module, *, rows: int
 ) -> tuple[float, Float64[np.ndarray, "4"]]:
     """Return FLOPs of a sample, and the bytes of `_step` that these rows keep."""
-    losses: Any = getattr(recipe.task, "losses", None)
-    # Strides leave out rows, so few rows must be a multiple of both.
-    few = max(2, math.lcm(getattr(losses, "mlm_stride", 1), getattr(losses, "itm_stride", 1)))
     chunk_scores = cpu._CHUNK_SCORES
     # Attention in one go has fewer operations.
     cpu._CHUNK_SCORES = sys.maxsize
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             objective.to_empty(device="cpu").train()
-            flops, kept = _step(recipe, objective, fake, rows=few, backward=True)
-            _, kept_of_twice = _step(recipe, objective, fake, rows=2 * few, backward=False)
+            flops, kept = _step(recipe, objective, fake, rows=rows)
     finally:
         cpu._CHUNK_SCORES = chunk_scores
         # The cache would hand tensors without data to the next model.
         relative_position_index.cache_clear()
-    # What autograd keeps grows alike with each further row.
-    return flops / few, kept + (kept_of_twice - kept) * (rows / few - 1)
+    return flops / rows, kept
 
 
 def _step(
-    recipe: Recipe, objective: nn.Module, fake: FakeTensorMode, *, rows: int, backward: bool
+    recipe: Recipe, objective: nn.Module, fake: FakeTensorMode, *, rows: int
 ) -> tuple[int, Float64[np.ndarray, "4"]]:
     """Return FLOPs, and bytes kept: in all, in blocks, of their inputs, in the largest block."""
     weights = {parameter.untyped_storage()._cdata for parameter in objective.parameters()}
@@ -225,11 +216,7 @@ def _step(
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with saved, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = objective(batch)["loss"]
-        if backward:
-            loss.backward()
-    # The objective goes through a second, larger step.
-    for hook in hooks:
-        hook.remove()
+        loss.backward()
     sizes = [
         sum(kept.values()),
         sum(kept_in_block),
@@ -324,19 +311,8 @@ class _WithoutData(TorchDispatchMode):
                 Tensor(dtype=torch.bool)
             ], *_:
                 return tensor
-        if {*types} == {FakeTensor} and kwargs.get("device") is None:
-            # What the mode would do too, several times slower: its cache costs more than it saves here.
-            with in_kernel_invocation_manager(self.fake):
-                result = function(*args, **kwargs)
-            result = tree_map_only(Tensor, self._fake, result)
-        else:
-            result = function(*args, **kwargs)
+        result = function(*args, **kwargs)
         count_flops = _FLOPS.get(function._overloadpacket)
         if count_flops is not None:
             self.flops += count_flops(*args, **kwargs, out_val=result)
         return result
-
-    def _fake(self, tensor: Tensor) -> FakeTensor:
-        if isinstance(tensor, FakeTensor):
-            return tensor
-        return FakeTensor(self.fake, tensor, torch.device("cpu"))

@@ -51,9 +51,8 @@ def add_adapters(
     import peft
 
     assert config.rank is not None  # only then there are adapters
-    if lost := [
-        name for name in missing if not name.startswith(tuple(f"{each}." for each in _whole(model)))
-    ]:
+    trained_whole = tuple(f"{name}." for name in _whole(model))
+    if lost := [name for name in missing if not name.startswith(trained_whole)]:
         raise ValueError(
             f"{start} lacks {len(lost)} tensors that adapters leave as they are, such as {lost[0]}; start from a model "
             "that has them, or leave out --lora.rank"
@@ -145,39 +144,32 @@ def _add_to_weights(
     model: nn.Module, adapter: dict[str, Tensor], *, rank: int, scale: float
 ) -> None:
     """Add the products of an adapter to the weights of its model, and replace what was trained whole."""
-    given = {
-        name.removeprefix(_PREFIX).replace(".base_layer.", "."): tensor
-        for name, tensor in adapter.items()
-    }
-    differing = []
-    for name, weight in model.state_dict().items():
-        new = given.pop(name, weight)
-        up, down = (
-            given.pop(f"{name.removesuffix('.weight')}.lora_{side}.weight", None) for side in "BA"
-        )
-        if up is not None and down is not None:
-            fits = up.shape == (len(weight), rank) and down.shape == (rank, weight.shape[-1])
-            new = (
-                new.float() + scale * (up.float() @ down.float())
-                if fits
-                else torch.full_like(weight, torch.nan)
+    weights = model.state_dict()
+    for full_name, tensor in adapter.items():
+        name = full_name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        if full_name.replace(".lora_B.", ".lora_A.") in adapter.keys() - {full_name}:
+            continue  # it is added with its A
+        if ".lora_A." in name:
+            name = name.replace(".lora_A.", ".")
+            up = adapter[full_name.replace(".lora_A.", ".lora_B.")]
+            weight = weights.get(name, tensor)
+            # Before the product, which may be of any size.
+            if up.shape == (len(weight), rank) and tensor.shape == (rank, weight.shape[-1]):
+                tensor = weight.float() + scale * (up.float() @ tensor.float())
+        if (
+            name not in weights
+            or tensor.shape != weights[name].shape
+            or not tensor.isfinite().all()
+        ):
+            raise ValueError(
+                f"the adapter does not fit its model: {name} is none of it, or has another shape or rank, or "
+                "numbers that are not finite"
             )
-        if new.shape != weight.shape or not new.isfinite().all() or (up is None) != (down is None):
-            differing.append(name)
-        elif new is not weight:
-            weight.copy_(new)
-    if differing := sorted([*differing, *given]):
-        raise ValueError(
-            f"the adapter does not fit its model: {differing[0]} is none of it, or has another shape or rank, or "
-            "numbers that are not finite"
-        )
+        weights[name].copy_(tensor)
 
 
 def _whole(model: nn.Module) -> list[str]:
     heads = [name for name, _ in model.named_children() if name != "vlmo"]
-    own = [
-        name
-        for name in _TRAINED_WHOLE
-        if getattr(model.get_submodule("vlmo"), name, None) is not None
-    ]
-    return heads + [f"vlmo.{name}" for name in own]
+    backbone = model.get_submodule("vlmo")
+    parts = [name for name in _TRAINED_WHOLE if getattr(backbone, name, None) is not None]
+    return heads + [f"vlmo.{name}" for name in parts]
