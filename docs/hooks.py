@@ -43,7 +43,7 @@ REFERENCE = {
     "processing": "Images and texts to tensors",
     "checkpoints": "Published layouts in and out; loading model folders",
     "export": "ONNX",
-    "integrations": "Registration with transformers, data collators, sentence-transformers",
+    "integrations": "Registration with transformers, examples for its Trainer, sentence-transformers",
     "tasks": "One file a task: objective, examples, evaluation, prediction",
     "recipes": "Names and numbers of whole runs",
     "run": "From a recipe to its trainer; the dry run",

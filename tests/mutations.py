@@ -352,9 +352,9 @@ MUTATIONS = (
     ),
     Mutation(
         "masks of transformers' Trainer alike in each epoch",
-        "integrations/collators.py",
-        "[self.seed, _epoch(), *",
-        "[self.seed, 0, *",
+        "integrations/trainer.py",
+        "self.examples[_epoch(), index]",
+        "self.examples[0, index]",
         ("integrations/test_trainer.py",),
     ),
     Mutation(

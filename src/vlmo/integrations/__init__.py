@@ -1,1 +1,1 @@
-"""Registration with transformers, data collators; sentence-transformers."""
+"""Registration with transformers, examples for its Trainer, sentence-transformers and LanceDB."""
