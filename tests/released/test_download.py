@@ -15,14 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from tests import forkserver
 from tests.parity.cases import reference_file
 from tests.released.toy_server import COCO, VQA
 from tests.retrieval.toy_index import write_folder
 from tests.test_cli_tasks import refused
-from transformers import pipeline
 
 from vlmo import (
     VLMoConfig,
@@ -280,11 +278,7 @@ def test_without_a_network_one_line_says_where_to_put_the_file(
 def test_mirror_may_be_a_folder_that_stays_as_it_is(cache, published, monkeypatch, tmp_path):
     monkeypatch.setenv("VLMO_WEIGHTS", str(published))
     before = {file.name: file.stat().st_mtime_ns for file in published.iterdir()}
-    answer = pipeline("visual-question-answering", model=model_path("vlmo-base-vqa"))
-    assert (
-        answer(image=Image.new("RGB", (64, 64)), question="word1")[0]["answer"]
-        in answer.model.config.label2id
-    )
+    assert Path(model_path("vlmo-base-vqa")) == cache / "models" / "vlmo-base-vqa"
     assert {file.name: file.stat().st_mtime_ns for file in published.iterdir()} == before
     assert left(cache) == ["models/vlmo-base-vqa"]
     with pytest.raises(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -209,6 +208,9 @@ def _compared(file: Path, cases: Sequence[_Case]) -> Description:
 
 def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> bool:
     """Write one graph of a model prepared by `free_text_length`; return True if its weights lie in a second file."""
+    # This imports `onnxscript`, which takes a second.
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     longest = model.config.max_text_positions
     axes = {
         "batch": torch.export.Dim("batch", min=1),
@@ -217,18 +219,19 @@ def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> boo
     shapes = tuple({axis: axes[name] for axis, name in free.items()} for free in graph.dynamic_axes)
     # Sizes that stand for no other axis of the model by chance.
     example = noise(graph, model.config, batch=3, length=min(7, longest), seed=0)
-    # Not strict, which is faster: the model must ask for `tensor.shape[0]`, as `len(tensor)` would fix the batch.
-    program = torch.export.export(
-        GraphModule(model, graph).eval(), example, dynamic_shapes=(shapes,), strict=False
-    )
     with warnings.catch_warnings():
         # Between two parts of torch 2.13: its exporter copies what it has deprecated itself.
         warnings.filterwarnings(
             "ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning
         )
+        # The batch of each input is one axis, named once.
+        warnings.filterwarnings("ignore", message="# The axis name: (batch|text) will not be used")
+        # The model must ask for `tensor.shape[0]`, as `len(tensor)` would fix the batch.
         exported = torch.onnx.export(
-            program,
+            GraphModule(model, graph).eval(),
+            example,
             dynamo=True,
+            dynamic_shapes=(shapes,),
             opset_version=OPSET,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
@@ -243,35 +246,15 @@ def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> boo
             f"torch {torch.__version__} writes ONNX opset {opset}, not {OPSET}; install a newer torch."
         )
     exported.model.ir_version = IR_VERSION
-    _tidy(exported.model, graph)
+    # The exporter's notes hold paths of this machine.
+    ClearMetadataAndDocStringPass()(exported.model)
+    for weight in exported.model.graph.initializers.values():
+        # Redundant, and wrong once ONNX Runtime (1.26, for one) has transposed a matrix to quantize it.
+        weight.shape = weight.type = None
     weights = [value.const_value for value in exported.model.graph.initializers.values()]
     large = sum(weight.nbytes for weight in weights if weight is not None) > _MAX_SINGLE_FILE
     exported.save(file, external_data=large)
     return large
-
-
-def _tidy(model: Any, graph: Graph) -> None:
-    """Name the free axes, and drop the exporter's notes, which hold paths of this machine."""
-    names = {}
-    for value, axes in zip(model.graph.inputs, graph.dynamic_axes, strict=True):
-        for axis, name in axes.items():
-            names[str(value.shape[axis].value)] = name
-    nodes = list(model.graph)
-    weights = list(model.graph.initializers.values())
-    values = list(model.graph.inputs)
-    for node in nodes:
-        values += node.outputs
-    for part in (model, model.graph, *nodes, *weights, *values):
-        part.metadata_props.clear()
-    for weight in weights:
-        # Redundant, and wrong once ONNX Runtime (1.26, for one) has transposed a matrix to quantize it.
-        weight.shape = weight.type = None
-    for value in values:
-        for axis, size in enumerate(value.shape or ()):
-            if not isinstance(size, int) and size.value is not None:
-                value.shape[axis] = re.sub(
-                    r"\w+", lambda word: names.get(word[0], word[0]), size.value
-                )
 
 
 def _rows(graph: Graph, samples: Samples) -> list[dict[str, np.ndarray]]:
