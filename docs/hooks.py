@@ -41,7 +41,7 @@ REFERENCE = {
     "training": "The loop",
     "evaluation": "Metrics and reports",
     "processing": "Images and texts to tensors",
-    "checkpoints": "Published layouts in and out; loading model folders",
+    "checkpoints": "Import of published layouts; loading model folders",
     "export": "ONNX",
     "integrations": "Registration with transformers, examples for its Trainer, sentence-transformers",
     "tasks": "One file a task: objective, examples, evaluation, prediction",

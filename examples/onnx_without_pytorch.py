@@ -1,7 +1,7 @@
 """Compare texts with images by the ONNX graphs of a dual encoder: no PyTorch is imported.
 
 Run `python examples/onnx_without_pytorch.py` beside one.png and two.png.
-`vlmo export MODEL --to onnx --out exported` writes the graphs. Put transparent images on white first.
+`vlmo export MODEL --out exported` writes the graphs. Put transparent images on white first.
 """
 
 import json

@@ -139,7 +139,7 @@ REFUSED = {
     "map x --out x.html": "map",
     "serve vlmo-small": "serve",
     "photos .": "photos",
-    "export vlmo-small --to onnx --out x": "onnx",
+    "export vlmo-small --out x": "onnx",
     "quickstart --fast": "quickstart",
 }
 """The extra that each of these commands asks for."""

@@ -90,7 +90,7 @@ for line in ("--help", "--version", "finetune --help", "quickstart --help", "eva
 for line in ("train", "evaluate", "predict", "index", "search",
              "index vlmo-small nowhere --out x", "serve vlmo-small --index nowhere", "photos nowhere",
              "predict vlmo-small --image nowhere --text a",
-             "import", "export nowhere --to onnx --out x",
+             "import", "export nowhere --out x",
              "train shapes-stage3 --steps 0", "finetune vlmo-small --data x --steps=0",
              "train shapes-stage3 --lora.rank 4", "finetune vlmo-small --data x --lora.rank=4",
              *(f"{line} --precision int8 --engine torch" for line in (

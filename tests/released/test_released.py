@@ -86,7 +86,6 @@ def test_commands_take_a_name(released, tmp_path, capsys):
     capsys.readouterr()
     main(["predict", "toy", "--image", "red.png", "--text", "a red square", "a blue bar", "--json"])
     assert len(json.loads(capsys.readouterr().out)) == 2
-    main(["export", "toy", "--out", "toy.pt"])
 
 
 def test_evaluation_of_a_released_model_leaves_it_as_it_is(released, tmp_path, capsys):

@@ -1,1 +1,1 @@
-"""Published checkpoint layouts in and out, and loading of model folders."""
+"""Import of published checkpoint layouts, and loading of model folders."""

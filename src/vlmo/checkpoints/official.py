@@ -1,24 +1,17 @@
-"""Layout of the published VLMo checkpoints: names, sizes and task read from the tensors, and export into it."""
+"""Layout of the published VLMo checkpoints: names, sizes and task read from the tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from vlmo import model as models
 from vlmo.checkpoints import layout
 from vlmo.checkpoints.layout import Conversion, HeadTask, NameTable, Tensors
-from vlmo.checkpoints.loading import load_model, load_processor
-from vlmo.folder.atomic import atomic_file
-from vlmo.model.embeddings import NUM_CLASS_ROWS, NUM_CROSS_ROWS, relative_position_index
-from vlmo.released import find_model
+from vlmo.model.embeddings import NUM_CLASS_ROWS, NUM_CROSS_ROWS
 
 TABLE = "relative_position_bias_table"
-TEXT_POSITIONS = "text_embeddings.position_embeddings.weight"
-POSITION_IDS = "text_embeddings.position_ids"
 # Rows of a published table that do not depend on the image size.
 NUM_FIXED_ROWS = NUM_CLASS_ROWS + NUM_CROSS_ROWS + 2 * layout.MAX_TEXT_POSITIONS
 
@@ -32,7 +25,7 @@ NAMES = NameTable(
             TABLE: layout.OUR_TABLE,
             "text_embeddings.word_embeddings.weight": layout.OUR_WORDS,
             "text_embeddings.token_type_embeddings.weight": "vlmo.text_embeddings.segments.weight",
-            TEXT_POSITIONS: layout.OUR_TEXT_POSITIONS,
+            "text_embeddings.position_embeddings.weight": layout.OUR_TEXT_POSITIONS,
             "text_embeddings.LayerNorm.{kind}": "vlmo.text_embeddings.norm.{kind}",
             "token_type_embeddings.weight": "vlmo.modality_types.weight",
             "pooler.dense.{kind}": "vlmo.pooler.dense.{kind}",
@@ -168,136 +161,3 @@ def convert(
         text="wordpiece",
         notes=layout.note_on_depth("VLMo", config),
     )
-
-
-# Settings that the layout cannot express, and the value that it always has.
-_FIXED = {
-    "experts": "multiway",
-    "attention": "shared",
-    "token_order": "text_first",
-    "final_norm": "shared",
-    "text_embedding": "bert",
-    "key_bias": False,
-    "inner_norm": False,
-}
-# Constants of the published code that no tensor tells.
-_CONSTANTS = {"layer_norm_eps": 1e-6, "text_layer_norm_eps": 1e-12}
-
-
-def export_official(folder: str | Path, file: str | Path) -> list[str]:
-    """Write a model folder as one file of torch in the published layout, under `state_dict`.
-
-    Weights of a folder that was imported from such a file are those of the file, bit by bit.
-
-    Returns:
-        Notes for people: what the file holds beside the model's tensors, and what of the model is
-        not in it.
-
-    Raises:
-        ValueError: The folder is broken, the layout cannot hold its model, or `file` exists;
-            nothing has been written.
-        OSError: `file` cannot be written; nothing is left of it.
-    """
-    folder = Path(find_model(folder))
-    file = Path(file)
-    if file.suffix != ".pt":
-        raise ValueError(f"{file} ends in {file.suffix or 'nothing'}; expected .pt")
-    if file.exists():
-        raise ValueError(f"{file} exists; give another name")
-    model = load_model(folder)
-    problems = _unlike_the_layout(model.config)
-    if problems:
-        raise ValueError(
-            f"{folder}: the published VLMo layout cannot hold this model: {'; '.join(problems)}"
-        )
-    published: dict[str, Tensor] = {}
-    left_out = []
-    for name, tensor in model.state_dict().items():
-        key = NAMES.published(f"vlmo.{name}" if isinstance(model, models.VLMoModel) else name)
-        if key is None:
-            left_out.append(name)
-        elif name.endswith("logit_scale"):
-            published[key] = tensor.reshape(())
-        elif key == "transformer.pos_embed":
-            published[key] = tensor[None]
-        else:
-            published[key] = tensor.contiguous()
-    if not all(name.startswith("mim_head.") for name in left_out):
-        raise ValueError(
-            f"{folder}: the published VLMo layout has no name for {layout.listed(left_out)}"
-        )
-    notes = [f"not in the layout, left out: {layout.listed(left_out)}"] if left_out else []
-    for name, constant in _CONSTANTS.items():
-        value = getattr(model.config, name)
-        if value != constant:
-            notes.append(
-                f"the published code computes with {name} {constant:g}; this model was made with {value:g}"
-            )
-    if model.config.position_embedding == "absolute":
-        published[POSITION_IDS] = torch.arange(model.config.max_text_positions)[None]
-    else:
-        notes += _complete_table(published, model.config, folder)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(file) as partial, partial.open("wb") as stream:
-        torch.save({"state_dict": published}, stream)
-    return notes
-
-
-def _unlike_the_layout(config: models.VLMoConfig) -> list[str]:
-    """Return the settings of a model that the layout cannot express."""
-    problems = []
-    for name, fixed in _FIXED.items():
-        value = getattr(config, name)
-        if value != fixed:
-            problems.append(f"{name} {value!r}, where it has {fixed!r}")
-    if not config.num_modality_types:
-        problems.append("no modality types")
-    positions = config.max_text_positions
-    if config.position_embedding == "relative" and positions > layout.MAX_TEXT_POSITIONS:
-        problems.append(f"{positions} text positions, where it has {layout.MAX_TEXT_POSITIONS}")
-    return problems
-
-
-def _complete_table(
-    published: dict[str, Tensor], config: models.VLMoConfig, folder: Path
-) -> list[str]:
-    """Add what published files hold beside a position table, and rows for texts of every length; return notes.
-
-    The published code keeps a file's text positions, which it does not use, only where they are as
-    many as its `max_text_len` or more, and then resizes a table only where they are just as many:
-    so there are as many as its recipes ask for, or as our texts need. It computes the indices anew,
-    but deletes them without a check when it resizes a table.
-    """
-    notes = []
-    table = published[TABLE]
-    positions = config.max_text_positions
-    longest = layout.MAX_TEXT_POSITIONS
-    if positions < longest:
-        # Text rows: offsets around the middle, the class token's rows last.
-        above, offsets, classes = table.tensor_split(
-            [len(table) - 2 * positions, len(table) - NUM_CLASS_ROWS]
-        )
-        margin = table.new_zeros(longest - positions, table.shape[1])
-        published[TABLE] = torch.cat([above, margin, offsets, margin, classes])
-        notes.append(
-            f"{TABLE}: rows for texts to {positions} tokens, zeros for longer ones up to {longest}"
-        )
-    length = positions
-    if (folder / "tokenizer_config.json").is_file():
-        length = min(positions, load_processor(folder).max_text_length)
-    length = max(length, layout.DEFAULT_TEXT_LENGTH)
-    index = relative_position_index(
-        num_text=length, grid=config.grid, max_text=longest, table_grid=config.grid
-    )
-    # Copies, as a slice would be saved with all of the index.
-    published |= {
-        TEXT_POSITIONS: table.new_zeros(length, config.hidden_size),
-        POSITION_IDS: torch.arange(length)[None],
-        "relative_position_index": index[length:, length:].contiguous(),
-        "text_relative_position_index": index[:length, :length].contiguous(),
-        "text_imag_relative_position_index": index,
-    }
-    return [
-        *notes,
-        f"load it with max_text_len {length}: with another, the published code cannot resize its table",
-    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -100,35 +100,19 @@ def merge(adapter: Annotated[Path, tyro.conf.Positional], *, out: Path) -> None:
     say(f"model folder {out}")
 
 
-def export(
-    folder: ModelFolder,
-    *,
-    out: Path,
-    to: Literal["official", "onnx"] = "official",
-    int8: bool = False,
-) -> None:
-    """Convert a model folder to another format: vlmo export MODEL_FOLDER --to official|onnx --out PATH.
+def export(folder: ModelFolder, *, out: Path, int8: bool = False) -> None:
+    """Convert a model folder to ONNX: vlmo export MODEL_FOLDER --out FOLDER.
 
     Args:
-        out: New file (official: .pt) or new folder (onnx).
-        to: The published VLMo layout, or ONNX.
-        int8: onnx: also write variants with int8 quantization; models that retrieve are calibrated on emoji-pairs.
+        out: New folder.
+        int8: Also write variants with int8 quantization; models that retrieve are calibrated on emoji-pairs.
     """
-    if to != "onnx" and int8:
-        raise ValueError("--int8 belongs to --to onnx")
     folder = Path(find_model(folder))
     if not (folder / "config.json").is_file():
         raise missing_model(folder)
-    if to == "onnx":
-        need_package("onnxscript", extra="onnx", user="ONNX")
-        from vlmo.retrieval.graphs_engine import export_graphs
+    need_package("onnxscript", extra="onnx", user="ONNX")
+    from vlmo.retrieval.graphs_engine import export_graphs
 
-        graphs = export_graphs(folder, out, int8=int8)["graphs"]
-        difference = max(graph["float32"]["largest_difference"] for graph in graphs.values())
-        say(
-            f"written: {', '.join(graphs)} in {out}; largest difference to PyTorch {difference:.1e}"
-        )
-    else:
-        from vlmo.checkpoints.official import export_official
-
-        say(*(f"note: {note}" for note in export_official(folder, out)), f"written: {out}")
+    graphs = export_graphs(folder, out, int8=int8)["graphs"]
+    difference = max(graph["float32"]["largest_difference"] for graph in graphs.values())
+    say(f"written: {', '.join(graphs)} in {out}; largest difference to PyTorch {difference:.1e}")
