@@ -1,7 +1,4 @@
-"""What the page asks a collection for beside a search: further results, images to be like or not, groups, archives."""
-
-import io
-import zipfile
+"""What the page asks a collection for beside a search: further results, images to be like or not, groups."""
 
 import numpy as np
 import pytest
@@ -11,10 +8,8 @@ from tests.integrations.toy_gallery import drawings
 from tests.retrieval.toy_index import encoded
 from tests.serving.toy_service import in_base64, photo_folder, post
 from vlmo.retrieval import Index, build_index
-from vlmo.retrieval.sources import image_id
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
-from vlmo.serving.settings import Settings
 
 TEXT = "a red circle"
 
@@ -36,7 +31,7 @@ def index(folder) -> Index:
 
 @pytest.fixture(scope="module")
 def client(parts, index):
-    with TestClient(create_app(Parts(parts.encoder, index), Settings(originals=True))) as client:
+    with TestClient(create_app(Parts(parts.encoder, index))) as client:
         yield client
 
 
@@ -147,82 +142,11 @@ def test_groups_are_albums_and_months_with_their_newest_image(client, index) -> 
         ("2021-02", 10),
         ("2021-01", 11),
     ]
-    ((_, path, _),) = index.files([groups["albums"][0]["id"]])
-    assert path.endswith("photo 022.png")
-    ((_, path, _),) = index.files([groups["months"][2]["id"]])
-    assert path.endswith("photo 009.png")
+    paths = {hit.id: hit.path for hit, _ in index.sample(25)}
+    assert paths[groups["albums"][0]["id"]].endswith("photo 022.png")
+    assert paths[groups["months"][2]["id"]].endswith("photo 009.png")
 
 
 def test_index_without_columns_of_photographs_has_no_groups(parts, client, monkeypatch) -> None:
     monkeypatch.setattr(Index, "columns", {"year": "number"})
     assert client.get("/v1/groups").json() == {"albums": [], "months": [], "num_undated": 0}
-
-
-def test_archive_has_the_files_as_they_are_and_names_missing_ones(client, folder, index) -> None:
-    hits = post(client, "/v1/search", sort="date", top=25)["hits"]
-    chosen = [
-        hit["id"]
-        for hit in hits
-        if hit["name"] in {"photo 000.png", "photo 004.png", "photo 005.png"}
-    ]
-    path = folder / "Winter" / "photo 005.png"
-    data = path.read_bytes()
-    path.unlink()
-    try:
-        response = client.get("/v1/archive", params={"id": [*chosen, "nobody", chosen[0]]})
-    finally:
-        path.write_bytes(data)
-    assert response.headers["content-type"] == "application/zip"
-    assert "images.zip" in response.headers["content-disposition"]
-    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
-        assert archive.testzip() is None
-        names = sorted(archive.namelist())
-        assert names[0].endswith("-photo 000.png")  # there are two
-        assert names[1:] == ["photo 000.png", "photo 004.png", "photo 005.png is missing.txt"]
-        assert (
-            archive.read("photo 004.png")
-            == (folder / "Italy" / "Rome" / "photo 004.png").read_bytes()
-        )
-
-
-def test_archive_has_plain_names_and_no_file_that_is_no_image(parts, tmp_path) -> None:
-    data = encoded(drawings()[0])
-    folder = tmp_path / "images"
-    (folder / "sub").mkdir(parents=True)
-    second = image_id(str(folder / "sub" / "same.png"))
-    names = ("a\\..\\up.png", "C:\u202ea\n.png", "same.png", "sub/same.png", "link.png")
-    for name in (*names, f"{second}-same.png"):
-        (folder / name).write_bytes(data)
-    build_index(parts.encoder, [folder], out=tmp_path / "index")
-    (tmp_path / "secret").write_text("secret")
-    (folder / "link.png").unlink()
-    (folder / "link.png").symlink_to(tmp_path / "secret")
-    index = Index(tmp_path / "index")
-    chosen = [image_id(str(folder / name)) for name in (f"{second}-same.png", *names)]
-    with TestClient(create_app(Parts(parts.encoder, index), Settings(originals=True))) as client:
-        response = client.get("/v1/archive", params={"id": chosen})
-    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
-        sizes = {file.filename: file.file_size for file in archive.infolist()}
-        assert len(archive.namelist()) == len(chosen)
-    assert sizes == {
-        f"{second}-same.png": len(data),
-        "a_.._up.png": len(data),
-        "C_ a .png": len(data),
-        "same.png": len(data),
-        f"{second}-{second}-same.png": len(data),
-        "link.png is missing.txt": 0,
-    }
-
-
-@pytest.mark.parametrize(
-    ("ids", "originals", "status"),
-    [(["nobody"], True, 404), ([], True, 404), (["a"] * 1001, True, 422), (["a"], False, 403)],
-)
-def test_archive_is_refused(parts, index, ids, originals, status) -> None:
-    with TestClient(
-        create_app(Parts(parts.encoder, index), Settings(originals=originals))
-    ) as client:
-        response = client.get("/v1/archive", params={"id": ids})
-        assert response.status_code == status
-        assert response.json()["detail"]
-        assert client.get("/v1/about").json()["can_download"] is originals

@@ -160,49 +160,17 @@ def test_images_are_ranked_in_jinas_form(client, parts, scores, query) -> None:
     assert found["usage"]["total_tokens"] == parts.encoder.count_tokens(TEXTS[:1])[0]
 
 
-def test_texts_are_ranked_in_the_form_of_text_embeddings_inference(client, parts, scores) -> None:
-    order, body = (
-        list(np.argsort(-scores)),
-        {"query": TEXTS[0], "texts": ADDRESSES, "truncate": True},
-    )
-    for options, wanted in (({}, sigmoid(scores)), ({"raw_scores": True}, scores)):
-        found = post(client, "/rerank", **body, **options)
-        assert [each["index"] for each in found] == order
-        np.testing.assert_allclose([each["score"] for each in found], wanted[order], atol=TOLERANCE)
-        assert all(each.keys() == {"index", "score"} for each in found)
-    found = post(client, "/rerank", query=ADDRESSES[1], texts=TEXTS, return_text=True)
-    assert [each["text"] for each in found] == [TEXTS[each["index"]] for each in found]
-    wrong = client.post("/rerank", json={"query": "a", "texts": ["a dog"]})
-    assert (wrong.status_code, "both texts" in wrong.json()["error"]["message"]) == (422, True)
-
-
-def test_images_are_ranked_in_vllms_form(client, scores) -> None:
-    parts = [{"type": "image_url", "image_url": {"url": address}} for address in ADDRESSES]
-    query = {"content": [{"type": "text", "text": TEXTS[0]}]}
-    for documents in (
-        {"content": parts},
-        [{"content": [part]} for part in parts],
-        parts,
-        ADDRESSES,
-    ):
-        for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
-            found = post(client, path, model=MODEL, query=query, documents=documents, top_n=2)
-            assert [each["index"] for each in found["results"]] == list(np.argsort(-scores))[:2]
-            assert found["usage"]["total_tokens"] > 0
-
-
 @pytest.mark.parametrize(
     "document",
     [
-        {"content": [{"type": "image_url", "image_url": {"url": "https://a.example/b.png"}}]},
-        {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-        {"content": []},
-        {"type": "image_url", "image_url": None},
+        {"image": "https://a.example/b.png"},
+        {"text": "a", "image": FILES[0]},
+        {},
         {"type": "video_url", "video_url": {"url": "data:"}},
     ],
 )
-def test_parts_that_cannot_be_ranked_are_refused(client, document) -> None:
-    response = client.post("/rerank", json={"query": "a", "documents": [document]})
+def test_documents_that_cannot_be_ranked_are_refused(client, document) -> None:
+    response = client.post("/v1/rerank", json={"query": "a", "documents": [document]})
     assert response.status_code == 422
 
 

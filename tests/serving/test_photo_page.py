@@ -1,9 +1,8 @@
-"""The page over a collection of photographs: it loads as one scrolls, steps through large images, refines, selects."""
+"""The page over a collection of photographs: it loads as one scrolls, steps through large images, refines."""
 
 import os
 import re
 import time
-import zipfile
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -17,7 +16,6 @@ from tests.serving.toy_service import photo_folder, served
 from vlmo.retrieval import Index, build_index
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
-from vlmo.serving.settings import Settings
 
 pytestmark = pytest.mark.browser
 
@@ -38,7 +36,7 @@ def photos(parts, tmp_path_factory) -> Parts:
 
 @pytest.fixture(scope="module")
 def address(photos) -> Iterator[str]:
-    with served(create_app(photos, Settings(originals=True))) as address:
+    with served(create_app(photos)) as address:
         yield address
 
 
@@ -212,57 +210,20 @@ def test_more_and_not_like_this_change_the_results_and_can_be_taken_back(
     expect(page.get_by_role("button", name="Not like this")).to_be_hidden()  # than what?
 
 
-def test_images_are_selected_and_downloaded_with_the_keyboard_alone(
-    open_page, address, photos
-) -> None:
+def test_keys_go_from_image_to_image(open_page, address) -> None:
     page = open_page(f"{address}/?sort=date")
     expect(cards(page)).to_have_count(48)
     cards(page).first.focus()
-    chosen = []
-    for keys in (
-        "x",
-        "ArrowRight x",
-        "ArrowDown x",
-        "ArrowUp ArrowLeft Enter ArrowRight ArrowRight x Escape",
-        "End Home",
-    ):
-        for each in keys.split():
-            page.keyboard.press(each)
-            assert page.evaluate(FOCUS_IS_SHOWN) or each in {"Enter", "ArrowRight"}, each
-            if each == "x":
-                now = page.locator("#detail[open]").count()
-                chosen.append(
-                    page.evaluate(
-                        "document.querySelector('#detail[open]')?.dataset.id ?? document.activeElement.dataset.id"
-                    )
-                )
-                assert not now or page.get_by_label("Select", exact=True).is_checked()
-    expect(page.locator("#selected")).to_have_text("4 selected")
-    assert len(set(chosen)) == 4
-    assert page.evaluate(ACCESSIBLE) == []
-    page.get_by_role("link", name="Download").focus()
-    with page.expect_download() as downloading:
-        page.keyboard.press("Enter")
-    assert downloading.value.suggested_filename == "images.zip"
-    with zipfile.ZipFile(downloading.value.path()) as archive:
-        sizes = [archive.read(name) for name in archive.namelist()]
-    wanted = [read() for _, _, read in photos.index.files(chosen)]
-    assert sizes == wanted
-    page.get_by_role("button", name="Clear").click()
-    expect(page.locator("#selection")).to_be_hidden()
-
-
-def test_a_service_that_gives_no_files_away_selects_none(open_page, photos) -> None:
-    with served(create_app(photos)) as address:
-        page = open_page(f"{address}/?sort=date")
-        expect(cards(page)).to_have_count(48)
-        assert page.locator(".select").count() == 0
-        cards(page).first.focus()
-        page.keyboard.press("x")
-        expect(page.locator("#selection")).to_be_hidden()
-        cards(page).first.click()
-        expect(page.locator("#detail-select")).to_be_hidden()
-        page.context.close()
+    place = "[...document.querySelectorAll('#grid .card')].indexOf(document.activeElement)"
+    seen = []
+    for key in ("ArrowRight", "ArrowDown", "ArrowUp", "ArrowLeft", "End", "Home"):
+        page.keyboard.press(key)
+        assert page.evaluate(FOCUS_IS_SHOWN), key
+        seen.append(page.evaluate(place))
+    right, below, above, left, last, first = seen
+    assert (right, left, last, first) == (1, 0, 47, 0)
+    assert below > right
+    assert above in {0, right}  # whichever middle is nearer
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -277,7 +238,7 @@ def test_phone_shows_all_of_it(open_page, address, scheme) -> None:
     )
     expect(cards(page)).to_have_count(48)
     small = (
-        "[...document.querySelectorAll('button, summary, .switch, .upload, select, .select, .tabs a, #selection a')]"
+        "[...document.querySelectorAll('button, summary, .switch, .upload, select, .tabs a')]"
         ".filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 24).map((e) => e.outerHTML)"
     )
 
@@ -286,9 +247,6 @@ def test_phone_shows_all_of_it(open_page, address, scheme) -> None:
         assert page.evaluate(small) == []
         assert page.evaluate(ACCESSIBLE) == []
 
-    check()
-    page.locator(".select").first.tap()
-    expect(page.locator("#selected")).to_have_text("1 selected")
     check()
     cards(page).nth(1).tap()
     title = page.locator("#detail-title")

@@ -313,7 +313,7 @@ def photos(
     from vlmo.serving.photos import serve_photos
     from vlmo.serving.server import bind, read_key
 
-    settings = Settings(api_key=read_key(None), originals=True)
+    settings = Settings(api_key=read_key(None))
     with bind(host, port) as bound:
         encoder = engines.encoder(_find_or_explain(model))
         if index is None:

@@ -322,13 +322,6 @@ class Index:
             rows = self._store.table.take_offsets(offsets).select(columns).to_arrow().to_pylist()
         return [(hit_of(row, 0.0), row) for row in rows]
 
-    def files(self, ids: Sequence[str]) -> list[tuple[str, str, Callable[[], bytes]]]:
-        """Id, path and a function that reads the file, or raises ValueError, of those images that the index has."""
-        paths = {row["id"]: row["path"] for row in self._rows(ids, ["id", "path"])}
-        read = functools.partial(self._row, columns=["path", "bytes"])
-        known = [each for each in dict.fromkeys(ids) if each in paths]
-        return [(each, paths[each], lambda each=each: _read(read(each))) for each in known]
-
     def groups(self) -> dict[str, Any]:
         """The "albums" by their names and "months" from the last on: "name", "count" and the "id" of the newest.
 

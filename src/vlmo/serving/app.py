@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
@@ -64,7 +64,7 @@ _MAX_NAME = 60  # characters of a name in a body that an error repeats
 _PARSERS = 2  # bodies that are parsed at a time: each takes several times its size
 
 B = TypeVar("B", bound=Body)
-Work: TypeAlias = Coroutine[Any, Any, Answer | list[Answer] | bytes]
+Work: TypeAlias = Coroutine[Any, Any, Answer | bytes]
 # Path, body, and the method that answers it; its docstring is the description.
 _POSTS: tuple[tuple[str, type[Body], Callable[[Service, Any], Work]], ...] = (
     ("/v1/search", schemas.SearchRequest, Service.search),
@@ -72,7 +72,6 @@ _POSTS: tuple[tuple[str, type[Body], Callable[[Service, Any], Work]], ...] = (
     ("/v1/vqa", schemas.QuestionRequest, Service.answer),
     ("/v1/caption", schemas.CaptionRequest, Service.caption),
     ("/v1/embeddings", schemas.EmbeddingsRequest, Service.embeddings),
-    ("/rerank", schemas.RerankRequest, Service.rerank),
     ("/v1/rerank", schemas.RerankRequest, Service.rerank),
     ("/v2/rerank", schemas.RerankRequest, Service.rerank),
 )
@@ -188,15 +187,6 @@ def _add_routes(app: FastAPI, state: State) -> None:
     async def thumbnail(id: str) -> Response:  # noqa: A002
         """A small copy of an indexed image."""
         return _jpeg(await state.service.thumbnail(id))
-
-    @app.get("/v1/archive", response_class=StreamingResponse)
-    def archive(request: Request) -> StreamingResponse:
-        """Zip archive of the files of indexed images, as they are: `?id=ID&id=ID`."""
-        return StreamingResponse(
-            state.service.archive(request.query_params.getlist("id")),
-            media_type="application/zip",
-            headers={"Content-Disposition": 'attachment; filename="images.zip"'},
-        )
 
     for path, file in _FILES.items():
         app.router.add_route(path, lambda _, file=file: FileResponse(_STATIC / file))

@@ -148,7 +148,7 @@ class Guard:
         self._access.check_host(scheme, headers)
         if path not in _OPEN and not path.startswith(_STATIC):
             self._access.check_client(scheme, headers)
-            if self._stopping() and path.startswith(("/v1/", "/v2/", "/rerank")):
+            if self._stopping() and path.startswith(("/v1/", "/v2/")):
                 raise StoppingError
         length = headers.get("content-length", "")
         if length.isdecimal():

@@ -30,7 +30,7 @@ MAX_TEXTS = 256  # of a request
 MAX_IMAGES = 16
 MAX_TOP = 200  # results
 MAX_OFFSET = 9700  # results before these
-MAX_FILES = 1000  # of an archive
+MAX_FILES = 1000  # that are not in the index, of an answer
 MAX_PARTS = 8  # of a query beside the first
 MAX_RERANK = 128  # candidates of a request that the fusion encoder scores
 MAX_CHARACTERS = 1000  # of a text, of which the model reads the first 40 or 64 tokens
@@ -225,20 +225,6 @@ class QuestionRequest(CaptionRequest):
     """Number of answers."""
 
 
-def _read_chat_part(value: dict[str, Any]) -> dict[str, Any]:
-    """Return a part of a chat's message, alone or as vLLM has it in {"content": [PART]}, as a `text` or an `image`."""
-    match value.get("content"):
-        case [dict(part)]:
-            value = part
-    match value:
-        case {"type": "image_url", **rest}:
-            url = rest.get("image_url")
-            return {"image": url.get("url") if isinstance(url, dict) else url}
-        case {"type": "text", **rest}:
-            return {"text": rest.get("text")}
-    return value
-
-
 class Content(Item):
     """A text or an image. A string is a text, unless it begins with `data:image/`; an address alone is refused."""
 
@@ -246,7 +232,7 @@ class Content(Item):
     @classmethod
     def _wrap(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            return _read_chat_part(value)
+            return value
         if not isinstance(value, str):
             raise ValueError(
                 'expected a text or {"image": ...}; token ids are not accepted, send the text itself'
@@ -317,31 +303,13 @@ class RerankRequest(ClientBody):
     """A text with images, or an image with texts."""
 
     query: AnyContent
-    documents: Annotated[
-        list[AnyContent],
-        BeforeValidator(lambda value: value.get("content") if isinstance(value, dict) else value),
-    ] = Field(min_length=1, max_length=MAX_RERANK)
+    documents: list[AnyContent] = Field(min_length=1, max_length=MAX_RERANK)
     """Images for a text, texts for an image."""
-    texts: list[AnyContent] | None = None
-    """The documents, for an answer as TEI gives it."""
-    raw_scores: bool = False
-    """Scores of `texts` as they are, instead of from 0 to 1."""
     weight: Weight = None
     top_n: int | None = Field(None, ge=1)
     """Number of results; by default all."""
     return_documents: bool | None = False
     """Send the documents back with the results."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _rename(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "texts" not in value or "documents" in value:
-            return value
-        return value | {
-            "documents": value["texts"],
-            "texts": [],
-            "return_documents": value.get("return_text"),
-        }
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -354,19 +322,14 @@ class RerankRequest(ClientBody):
         return self
 
     def ranked(self, scores: Float[np.ndarray, " document"]) -> list[dict[str, Any]]:
-        """Return the documents in the order of their scores, as Cohere gives them, or TEI for `texts`."""
-        is_tei = self.texts is not None
-        shown_scores = scores if is_tei and self.raw_scores else expit(scores)
-        results = []
+        """Return the documents in the order of their scores, as Cohere gives them."""
+        probabilities = expit(scores)
+        results: list[dict[str, Any]] = []
         # Not in the order of the logistic function, which is 1 for all sure matches.
         for index in np.argsort(-scores, kind="stable").tolist()[: self.top_n]:
-            score = float(shown_scores[index])
-            result = {"index": index, "score" if is_tei else "relevance_score": score}
-            document = self.documents[index].document
-            if self.return_documents and is_tei:
-                result["text"] = next(iter(document.values()))
-            elif self.return_documents:
-                result["document"] = document
+            result = {"index": index, "relevance_score": float(probabilities[index])}
+            if self.return_documents:
+                result["document"] = self.documents[index].document
             results.append(result)
         return results
 

@@ -7,7 +7,7 @@ import base64
 import functools
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import PurePath
@@ -34,7 +34,6 @@ from vlmo.retrieval.search import (
 )
 from vlmo.retrieval.store import DamagedError
 from vlmo.serving import schemas
-from vlmo.serving.archive import zip_files
 from vlmo.serving.batcher import Batcher, Observer
 from vlmo.serving.map import MapDrawer
 from vlmo.serving.parts import CAPTIONS, QUESTIONS, ImageModel, Parts
@@ -172,8 +171,8 @@ class Service:
         options = request.model_dump(by_alias=True, exclude={"id"})
         return await self.search(schemas.SearchRequest(like=[request.id], **options))
 
-    async def rerank(self, request: schemas.RerankRequest) -> Answer | list[Answer]:
-        """Images in order for a text, or texts for an image, as Cohere or TEI gives them.
+    async def rerank(self, request: schemas.RerankRequest) -> Answer:
+        """Images in order for a text, or texts for an image, as Cohere gives them.
 
         ServiceError for another model, or one without a matching head.
         """
@@ -205,10 +204,11 @@ class Service:
             weight=weight,
             scale=encoder.inverse_temperature,
         )
-        ranked = request.ranked(scores)
-        if request.texts is not None:
-            return ranked
-        return {"results": ranked, "model": encoder.folder.resolve().name, "usage": usage}
+        return {
+            "results": request.ranked(scores),
+            "model": encoder.folder.resolve().name,
+            "usage": usage,
+        }
 
     async def answer(self, request: schemas.QuestionRequest) -> Answer:
         """Answers to a question about an image, the best first; a score is the sigmoid of a logit."""
@@ -249,24 +249,6 @@ class Service:
 
         return await _of_image(self._decode, read)
 
-    def archive(self, ids: Sequence[str]) -> Iterator[bytes]:
-        """Yield a zip archive of indexed files as they are; ServiceError if that is not wanted, or there is none."""
-        index = self.index()
-        if not self._settings.originals:
-            raise ServiceError(
-                403, "this service gives no files away", hint="start it with --originals"
-            )
-        if len(ids) > schemas.MAX_FILES:
-            raise ServiceError(
-                422, f"{len(ids)} ids", hint=f"give at most {schemas.MAX_FILES} at a time"
-            )
-        files = index.files(ids)
-        if not files:
-            raise ServiceError(
-                404, "the index has no image of these ids", hint="give some, such as ?id=ID&id=ID"
-            )
-        return zip_files(files)
-
     def models(self) -> Answer:
         """Models of the service, in the form of OpenAI."""
         models = []
@@ -291,7 +273,6 @@ class Service:
             "can_rerank": self._can_search and getattr(encoder, "can_match", False),
             "can_answer": self._parts.answerer is not None,
             "can_caption": self._parts.captioner is not None,
-            "can_download": index is not None and self._settings.originals,
             "is_behind": self._parts.is_behind(),
             "limits": {
                 "request_bytes": self._settings.request_bytes,

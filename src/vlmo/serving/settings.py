@@ -6,7 +6,7 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 
-from tyro.conf import FlagCreatePairsOff, Suppress
+from tyro.conf import Suppress
 
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:[0-9]+)?")
 
@@ -25,8 +25,6 @@ class Settings:
     """Width x height of an image in a request; the default is above that of phones."""
     cors_origin: tuple[str, ...] = ()
     """Origins of other pages that may call the service, such as https://example.org."""
-    originals: FlagCreatePairsOff[bool] = False
-    """Let clients download the files of indexed images, with the places in their EXIF data."""
     server_name: tuple[str, ...] = ()
     """Names that requests may call this server by, beside localhost; without it, any on an address that is not
     loopback."""

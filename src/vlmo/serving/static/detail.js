@@ -10,7 +10,7 @@ let step = null; // goes to another image
 export let showSteps = () => {}; // shows whether there are others
 
 // `neighbour` gives the hit some steps on, if there is one; without `onLess` there is no query to change.
-export function openHit(hit, { neighbour, onMore, onLess, selection, canAnswer }) {
+export function openHit(hit, { neighbour, onMore, onLess, canAnswer }) {
   $("detail-title").textContent = titleOf(hit);
   $("detail-captions").replaceChildren(...hit.captions.slice(1).map((caption) => make("li", {}, caption)));
   const facts = [];
@@ -35,14 +35,10 @@ export function openHit(hit, { neighbour, onMore, onLess, selection, canAnswer }
       run(hit);
     };
   }
-  const box = $("detail-select").querySelector("input");
-  $("detail-select").hidden = !selection;
-  box.checked = Boolean(selection?.ids.has(hit.id));
-  box.onchange = () => selection.toggle(hit.id, box.checked);
   $("detail-unlike").hidden = !onLess;
   step = (by) => {
     const next = neighbour(hit, by);
-    if (next) openHit(next, { neighbour, onMore, onLess, selection, canAnswer });
+    if (next) openHit(next, { neighbour, onMore, onLess, canAnswer });
   };
   showSteps = () => {
     for (const [name, by] of [["previous", -1], ["next", 1]]) $(name).hidden = !neighbour(hit, by);
@@ -73,7 +69,6 @@ export function listenForSteps() {
     if (event.target === $("question") || event.altKey || event.ctrlKey || event.metaKey) return;
     if (event.key === "ArrowLeft") step?.(-1);
     if (event.key === "ArrowRight") step?.(1);
-    if (event.key.toLowerCase() === "x" && !$("detail-select").hidden) $("detail-select").querySelector("input").click();
   });
   let from = null;
   const touched = $("detail").querySelector(".detail-image");

@@ -10,7 +10,6 @@ const EXAMPLES = {
   "/v1/vqa": { id: "ID", question: "what color is it?" },
   "/v1/caption": { id: "ID" },
   "/v1/embeddings": { input: ["a red umbrella", { image: "BASE64" }] },
-  "/rerank": { query: "a red umbrella", texts: ["data:image/jpeg;base64,BASE64"], raw_scores: true },
   "/v1/rerank": { query: "a red umbrella", documents: [{ image: "BASE64" }], top_n: 5 },
   "/v2/rerank": { query: "a red umbrella", documents: ["data:image/jpeg;base64,BASE64"], top_n: 5 },
 };

@@ -7,7 +7,7 @@ import { Filters, PHOTO_FIELDS, SOURCE } from "./filters.js";
 import { loadMap, showMap } from "./map.js";
 import { hasParts, queryOf } from "./query.js";
 import { addResults, cards, clearGrid, clearProblem, showAlbums, showMonths, showProblem, showSamples, showStatus } from "./results.js";
-import { Selection, listenForKeys } from "./selection.js";
+import { listenForKeys } from "./keys.js";
 import { showSkipped } from "./skipped.js";
 
 const STEP = 48;
@@ -18,7 +18,6 @@ const UNUSABLE = [413, 422]; // statuses of an upload that never will be taken
 
 let about = null;
 let filters = null;
-let selection = null;
 let running = null;
 let ready = null; // true when it is known what the service can do; what a quick user does before waits for it
 let groups = null; // albums and months, once asked for
@@ -144,7 +143,7 @@ function add(found, byDate) {
   const others = found.hits.filter(({ id }) => !known.has(id));
   hits.push(...others);
   const marksUndated = Boolean(filters.photos.from || filters.photos.to);
-  addResults(others, { onOpen: openResult, selection, byDate, marksUndated });
+  addResults(others, { onOpen: openResult, byDate, marksUndated });
   showSteps();
   $("more").hidden = !next;
   nearEnd.unobserve($("more")); // so that it is looked at again
@@ -281,7 +280,6 @@ function openResult(hit, { among = hits } = {}) {
     neighbour,
     onMore: refine("like"),
     onLess: hasQuery(wanted()) ? refine("unlike") : null,
-    selection,
     canAnswer: about.can_answer,
   });
 }
@@ -385,7 +383,7 @@ function listen() {
     if (id) [...document.querySelectorAll(`.card[data-id="${CSS.escape(id)}"], #map [data-id="${CSS.escape(id)}"]`)].find((each) => each.checkVisibility())?.focus();
   });
   listenForSteps();
-  listenForKeys(() => selection);
+  listenForKeys();
   listenForImages();
 }
 
@@ -428,7 +426,6 @@ async function learn() {
     return false;
   }
   filters = new Filters(about.columns, { onChange: () => goAgain() });
-  selection = about.can_download ? new Selection() : null;
   showAbout();
   if (about.can_search) run({ typing: true });
   if (!about.complete) setTimeout(learnAgain, AGAIN_MS);

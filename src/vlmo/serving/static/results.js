@@ -18,7 +18,7 @@ export function clearGrid() {
 
 // Adds cards of hits to the grid. With `byDate` a heading stands before the images of each month; with `marksUndated`
 // a card says when an image has no date but that of its file.
-export function addResults(hits, { onOpen, selection, byDate, marksUndated }) {
+export function addResults(hits, { onOpen, byDate, marksUndated }) {
   for (const hit of hits) {
     const month = groupOf(hit.metadata);
     if (byDate && $("grid").dataset.month !== month) {
@@ -29,7 +29,6 @@ export function addResults(hits, { onOpen, selection, byDate, marksUndated }) {
     const showsDate = byDate || (marksUndated && hit.metadata.taken_from === "file");
     const item = card(hit, { position: cards().length, onOpen, below: [title(hit), showsDate ? date(hit) : scores(hit)] });
     item.style.setProperty("--ratio", Math.min(Math.max(hit.width / hit.height, LEAST), MOST));
-    if (selection) item.append(selection.boxOf(hit));
     $("grid").append(item);
   }
   if (!cards().length) $("grid").append(nothing());
