@@ -49,8 +49,6 @@ def test_report_has_published_and_measured_results_and_what_they_depend_on(
     main(["verify", "vlmo-base-coco", "--data", str(data), "--device", "cpu", "--batch-size", "5"])
     shown = capsys.readouterr().out
     read = json.loads(Path("verify_vlmo-base-coco.json").read_text())
-    text = Path("verify_vlmo-base-coco.md").read_text()
-    assert text in shown
     direct = evaluate("vlmo-base-coco", source=str(data), split="test", rerank=0)
     rows = read["results"]
     assert [(row["split"], row["metric"], row["published"]) for row in rows] == list(
@@ -62,17 +60,13 @@ def test_report_has_published_and_measured_results_and_what_they_depend_on(
         assert row["difference"] == pytest.approx(measured - row["published"])
         assert row["samples"] == 12 + sum(map(len, CAPTIONS[:12]))
         assert row["interval"][0] <= measured <= row["interval"][1]
-        assert (
-            f"| test | {row['metric']} | {row['published']:g} | {measured:.2f} | {row['difference']:+.2f} |"
-            in text
-        )
+        assert f"{measured:.2f}" in shown
+        assert f"{row['difference']:+.2f}" in shown
     assert read["file"] == {"name": COCO, **read_sums()[COCO]}
-    assert read["file"]["sha256"] in text
     folder = cache / "models" / "vlmo-base-coco"
     for name in ("config.json", "model.safetensors"):
         digits = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         assert read["measured"][name] == digits
-        assert f"- measured: {name}, SHA-256 {digits}" in text
     assert (read["device"], read["dtype"], read["data"]) == ("cpu", "float32", "coco")
     assert {"torch", "transformers", "vlmo", "python"} <= read["versions"].keys()
     assert (cache / "models" / "vlmo-base-coco" / "config.json").is_file()
@@ -82,27 +76,12 @@ def test_split_of_a_server_gets_its_file(site, cache, tmp_path):
     answers = [f"answer {number}" for number in range(17)]
     rows = question_rows(6, known=False)
     data = write_prepared(tmp_path / "vqav2", {"test_dev": rows, "test_std": rows}, labels=answers)
-    main(
-        [
-            "verify",
-            "vlmo-base-vqa",
-            "--data",
-            str(data),
-            "--device",
-            "cpu",
-            "--out",
-            "out/report.json",
-        ]
-    )
+    main(f"verify vlmo-base-vqa --data {data} --device cpu --out out/report.json".split())
     found = json.loads(Path("out/report.json").read_text())["results"]
     assert [row["submission"] for row in found] == ["report_test_dev.json", "report_test_std.json"]
     assert all("measured" not in row and row["samples"] == 6 for row in found)
     given = json.loads(Path("out/report_test_dev.json").read_text())
     assert [row["question_id"] for row in given] == [100 + number for number in range(6)]
-    assert (
-        "76.64 | to be sent to the server: report_test_dev.json"
-        in Path("out/report.md").read_text()
-    )
 
 
 def test_classes_are_predicted_on_the_pixels_of_the_publication(site, cache, tmp_path):

@@ -115,7 +115,7 @@ def verify(
     Args:
         name: One of vlmo models with published results; the first use downloads it.
         data: The set of these results, a folder of vlmo data prepare.
-        out: JSON file; the same as text goes beside it, into a file that ends in .md. By default verify_NAME.json here.
+        out: JSON file; by default verify_NAME.json here.
         batch_size: Rows that go through the model at a time; by default the task's.
     """
     out = out or Path(f"verify_{_plain(name)}.json")
@@ -127,11 +127,12 @@ def verify(
 
     with launch(device) as chosen:
         console = _STDERR if is_main() else None
-        lines = measure(
+        results = measure(
             name, source=data, out=out, batch_size=batch_size, device=str(chosen), console=console
         )
         if is_main():
-            say(*lines, "", f"the same in {out} and {out.with_suffix('.md')}; send it as an issue")
+            Console(soft_wrap=True).print(results)
+            say(f"these and what they depend on in {out}; send it as an issue")
 
 
 def _choose(folder: Path, data: str | None, *, rerank: int | None, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Published models measured on the data of their published results, as a report (`vlmo verify`)."""
+"""Published models measured on the data of their published results (`vlmo verify`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from vlmo.data.rows import SUMMARY_FILE
 from vlmo.distributed import is_main
@@ -32,18 +33,18 @@ def verify(
     batch_size: int | None = None,
     device: str | None = None,
     console: Console | None = None,
-) -> list[str]:
-    """Measure a published model on the splits of its published results; write `out` and a text.
+) -> Table:
+    """Measure a published model on the splits of its published results; write `out`.
 
     Of a split whose answers are not public, the predictions for its evaluation server are written
     beside them.
 
     Args:
         source: The set of the published results, as `vlmo data prepare` writes it.
-        out: JSON file; the text is Markdown, in a file of this name that ends in .md.
+        out: JSON file.
 
     Returns:
-        The lines of the text.
+        The results as a table, in percent.
 
     Raises:
         ValueError: No result of the model is published, the data are of another set, or the model
@@ -89,12 +90,10 @@ def verify(
         "dtype": read_config(folder).get("dtype"),
         **circumstances(folder),
     }
-    lines = _lines(content)
     if is_main():
         out.parent.mkdir(parents=True, exist_ok=True)
         write_file(out, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        write_file(out.with_suffix(".md"), "\n".join(lines) + "\n")
-    return lines
+    return _results_table(rows, title=f"{name} on {model.data}, percent")
 
 
 def _measure(
@@ -140,36 +139,19 @@ def _measure(
     return rows
 
 
-def _lines(content: Json) -> list[str]:
-    lines = [
-        f"### {content['name']} on {content['data']}",
-        "",
-        "| split | metric | published, % | measured, % | difference | 95 % | samples | settings |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in content["results"]:
-        if "submission" in row:
-            numbers = f"to be sent to the server: {row['submission']} |  | "
-        else:
-            interval = " to ".join(f"{end:.1f}" for end in row["interval"])
-            numbers = f"{row['measured']:.2f} | {row['difference']:+.2f} | {interval}"
-        settings = ", ".join(f"{key} {value}" for key, value in row.get("settings", {}).items())
-        lines.append(
-            f"| {row['split']} | {row['metric']} | {row['published']:g} | {numbers} "
-            f"| {row['samples']:,} | {settings} |"
+def _results_table(rows: list[Json], *, title: str) -> Table:
+    headings = "split", "metric", "published", "measured", "difference", "95 %", "samples"
+    table = Table(*headings, title=title)
+    for row in rows:
+        numbers = (
+            [f"for the server: {row['submission']}", "", ""]
+            if "submission" in row
+            else [
+                f"{row['measured']:.2f}",
+                f"{row['difference']:+.2f}",
+                " to ".join(f"{end:.1f}" for end in row["interval"]),
+            ]
         )
-    file = content["file"]
-    sha256 = file.get("sha256", "unknown")
-    # The processor that computed, by the name of the device.
-    processor = content["hardware"]["cpu" if "cpu" in str(content["device"]) else "gpu"]
-    versions = ", ".join(f"{package} {number}" for package, number in content["versions"].items())
-    return [
-        *lines,
-        "",
-        f"- file: {file['name']}, {file.get('bytes', 0):,} bytes, SHA-256 {sha256}",
-        *[f"- measured: {name}, SHA-256 {digits}" for name, digits in content["measured"].items()],
-        f"- published in: {content['published_in']}",
-        f"- device: {content['device']} ({processor}), {content['dtype']}",
-        f"- versions: {versions}",
-        f"- commit, date: {content['commit']}, {content['date']}",
-    ]
+        cells = row["split"], row["metric"], f"{row['published']:g}"
+        table.add_row(*cells, *numbers, f"{row['samples']:,}")
+    return table
