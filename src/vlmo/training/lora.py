@@ -147,7 +147,7 @@ def _add_to_weights(
     weights = model.state_dict()
     for full_name, tensor in adapter.items():
         name = full_name.removeprefix(_PREFIX).replace(".base_layer.", ".")
-        if full_name.replace(".lora_B.", ".lora_A.") in adapter.keys() - {full_name}:
+        if ".lora_B." in name and full_name.replace(".lora_B.", ".lora_A.") in adapter:
             continue  # it is added with its A
         if ".lora_A." in name:
             name = name.replace(".lora_A.", ".")
