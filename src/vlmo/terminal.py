@@ -25,11 +25,14 @@ def escaped(text: str) -> str:
     return escape(without_controls(text))
 
 
-def nearest(word: str, names: Collection[str]) -> str:
-    """Return the names, at most three, that hold a word that is none of them, or else the one most like it."""
+def suggestion(word: str, names: Collection[str]) -> str:
+    """Return "; did you mean NAME?" with the names, at most three, that hold a word or else are most like it.
+
+    A full stop if none is close.
+    """
     near = [name for name in names if word.lower() in name.lower()]
-    near = near[:3] or difflib.get_close_matches(word, names, n=1, cutoff=0)
-    return " or ".join(map(repr, near))
+    near = near[:3] or difflib.get_close_matches(word, names, n=1)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

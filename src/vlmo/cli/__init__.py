@@ -28,7 +28,7 @@ from vlmo.cli import folders, runs, searching, tasks
 from vlmo.cli.parsing import parse
 from vlmo.cli.waiting import choose_waiting
 from vlmo.lazy import install_command, need_package
-from vlmo.terminal import nearest, without_controls
+from vlmo.terminal import suggestion, without_controls
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": runs.quickstart,
@@ -179,9 +179,7 @@ def _dispatch(arguments: list[str]) -> None:
     if name in {"", "data"}:
         parse(_app(name).cli, others or ["--help"], prog=f"vlmo {name}".strip())
     elif name not in _COMMANDS:
-        raise ValueError(
-            f"no command {name!r}; did you mean {nearest(name, _COMMANDS)}? All: vlmo --help"
-        )
+        raise ValueError(f"no command {name!r}{suggestion(name, _COMMANDS)} All: vlmo --help")
     else:
         call = _read_command(name, others)
         # Checked before anything is downloaded or computed.

@@ -11,7 +11,7 @@ from vlmo.cli.parsing import ModelFolder
 from vlmo.lazy import need_package
 from vlmo.released import find_model, missing_model
 from vlmo.released.published import MODELS
-from vlmo.terminal import nearest, say, table
+from vlmo.terminal import say, suggestion, table
 
 
 def models(
@@ -28,9 +28,7 @@ def models(
 
     for name in names:
         if name not in MODELS:
-            raise ValueError(
-                f"no model {name!r}; did you mean {nearest(name, MODELS)}? All: vlmo models"
-            )
+            raise ValueError(f"no model {name!r}{suggestion(name, MODELS)} All: vlmo models")
     for name in names:
         folder = fetch_model(MODELS[name]) if MODELS[name].address else Path(find_model(name))
         if labels is not None:

@@ -3,7 +3,7 @@
 from vlmo.recipes.paper import PAPER
 from vlmo.recipes.quickstart import QUICKSTART
 from vlmo.recipes.schema import Entry, Recipe
-from vlmo.terminal import nearest
+from vlmo.terminal import suggestion
 
 __all__ = [
     "RECIPES",
@@ -37,9 +37,7 @@ def find_entry(name: str) -> Entry:
     """Return the recipe called `name` with its description; ValueError names the nearest if there is none."""
     if name in RECIPES:
         return _ENTRIES[name]
-    raise ValueError(
-        f"no recipe {name!r}; did you mean {nearest(name, RECIPES)}? All: vlmo recipes"
-    )
+    raise ValueError(f"no recipe {name!r}{suggestion(name, RECIPES)} All: vlmo recipes")
 
 
 def find_recipe(name: str) -> Recipe:

@@ -33,7 +33,7 @@ from vlmo.tasks.tokenizer import TokenizerTask
 from vlmo.tasks.vision import VisionTask
 from vlmo.tasks.vision_language import VisionLanguageTask
 from vlmo.tasks.vqa import VQATask
-from vlmo.terminal import escaped, nearest
+from vlmo.terminal import escaped, suggestion
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +79,7 @@ def find_task(name: str) -> type[Task]:
     tasks = evaluated_tasks()
     if name not in tasks:
         raise ValueError(
-            f"no task {name!r} for --task; did you mean {nearest(name, tasks)}? "
-            f"All: {', '.join(tasks)}"
+            f"no task {name!r} for --task{suggestion(name, tasks)} All: {', '.join(tasks)}"
         )
     return tasks[name]
 

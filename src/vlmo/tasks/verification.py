@@ -19,7 +19,7 @@ from vlmo.released.download import read_sums, sum_of
 from vlmo.released.published import MODELS, NamedModel
 from vlmo.tasks.registry import evaluate, write_submission
 from vlmo.tasks.result import Json, circumstances, data_name
-from vlmo.terminal import nearest
+from vlmo.terminal import suggestion
 
 # Splits whose answers only an evaluation server has.
 _ON_SERVERS = ("test_dev", "test_std")
@@ -53,8 +53,7 @@ def verify(
     names = [model.name for model in MODELS.values() if model.reported]
     if name not in names:
         raise ValueError(
-            f"no result of {name!r} is published; did you mean {nearest(name, names)}? "
-            "All: vlmo models"
+            f"no result of {name!r} is published{suggestion(name, names)} All: vlmo models"
         )
     model = MODELS[name]
     # Before the model is downloaded.
