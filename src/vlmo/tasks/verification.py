@@ -142,15 +142,11 @@ def _results_table(rows: list[Json], *, title: str) -> Table:
     headings = "split", "metric", "published", "measured", "difference", "95 %", "samples"
     table = Table(*headings, title=title)
     for row in rows:
-        numbers = (
-            [f"for the server: {row['submission']}", "", ""]
-            if "submission" in row
-            else [
-                f"{row['measured']:.2f}",
-                f"{row['difference']:+.2f}",
-                " to ".join(f"{end:.1f}" for end in row["interval"]),
-            ]
-        )
+        if "submission" in row:
+            numbers = [f"for the server: {row['submission']}", "", ""]
+        else:
+            interval = " to ".join(f"{end:.1f}" for end in row["interval"])
+            numbers = [f"{row['measured']:.2f}", f"{row['difference']:+.2f}", interval]
         cells = row["split"], row["metric"], f"{row['published']:g}"
         table.add_row(*cells, *numbers, f"{row['samples']:,}")
     return table
