@@ -69,6 +69,33 @@ class EngineOptions:
 Engines = Annotated[EngineOptions, tyro.conf.arg(name="")]
 
 
+# Options as people type them, and ours for the same; of several, the first that the command has.
+_SYNONYMS = {
+    "after": "from",
+    "before": "to",
+    "since": "from",
+    "until": "to",
+    "filter": "where",
+    "limit": "top",
+    "k": "top",
+    "n": "top",
+    "top-k": "top",
+    "topk": "top",
+    "learning-rate": "lr",
+    "bs": "batch-size",
+    "dataset": "data",
+    "train-data": "data",
+    "cuda": "device",
+    "gpu": "device",
+    "out": "output-dir",
+    "output": "out output-dir",
+    "output-dir": "out",
+    "save": "out output-dir",
+    "save-dir": "out output-dir",
+    "format": "to",
+    "prompt": "question text",
+    "query": "question text",
+}
 # Messages of Python and tyro, and ours for the same.
 _REWORDED = {
     r"Error parsing (\S+): (?:invalid literal.* 10|could not convert.* float|Could not.* arguments): (.*?); "
@@ -175,15 +202,20 @@ def _is_unknown(word: str, options: dict[str, str]) -> bool:
 
 
 def _about_unknown(word: str, *, options: dict[str, str], prog: str) -> str:
-    """Return what to say of a word that a command does not know: of an option, one that is written nearly so.
+    """Return what to say of a word that a command does not know: of an option, the one that is meant.
 
-    Of a setting of a recipe, the last part of its name is enough.
+    That is a synonym of it, or one that is written nearly so; of a setting of a recipe, the last part is enough.
     """
     advice = f"All: {prog} --help"
     if not word.startswith("-"):
         return f"nothing is expected at {word!r}; is an option before it missing? {advice}"
-    near = difflib.get_close_matches(_name_of(word), options, n=1)
-    hint = f"; did you mean {options[near[0]]}?" if near else "."
+    options_by_name = dict(options)
+    for synonym, names in _SYNONYMS.items():
+        for name in names.split():
+            if name in options:
+                options_by_name.setdefault(synonym, options[name])
+    near = difflib.get_close_matches(_name_of(word), options_by_name, n=1)
+    hint = f"; did you mean {options_by_name[near[0]]}?" if near else "."
     return f"no option {word}{hint} {advice}"
 
 
