@@ -37,7 +37,7 @@ from tests.rights import ordinary_rights
 from tests.toy_shards import pack
 
 from vlmo import progress
-from vlmo.data import inputs, listing
+from vlmo.data import listing
 from vlmo.data.decoding import EncodedImage
 from vlmo.retrieval import Index, Searcher, build_index, building, embedding, store
 from vlmo.retrieval.building import StoppedError
@@ -458,7 +458,7 @@ def test_folder_whose_disk_leaves_while_it_is_listed_loses_nothing(
     indexed, encoder, tmp_path, monkeypatch
 ):
     folder, out = indexed(range(3), table=False)
-    walk = inputs.walk
+    walk = listing.walk
 
     def walk_and_leave(*given, **settings):
         files = [*walk(*given, **settings)]
@@ -466,7 +466,7 @@ def test_folder_whose_disk_leaves_while_it_is_listed_loses_nothing(
         write_folder(folder, numbers=range(1))
         yield from files
 
-    monkeypatch.setattr(inputs, "walk", walk_and_leave)
+    monkeypatch.setattr(listing, "walk", walk_and_leave)
     with pytest.raises(ValueError, match="replaced while it was listed"):
         build(encoder, out=out)
     assert len(rows(out)) == 3
