@@ -1,3 +1,5 @@
+import time
+
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vlmo.training.tracking import Tracker, read_metrics
@@ -31,3 +33,11 @@ def test_each_step_is_there_once_after_a_resume(tmp_path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in events.Scalars("test/retrieval/ir_at_1")] == [2, 4, 6]
+
+
+def test_clock_that_is_set_back_between_two_starts_hides_no_step(tmp_path, monkeypatch) -> None:
+    track(tmp_path, step=0, upto=3)
+    monkeypatch.setattr(time, "time_ns", lambda: 10**18)
+    track(tmp_path, step=3, upto=6)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,42 @@ LINE_EVERY_S = 30.0
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics.jsonl, oldest first, up to one that a crash cut off, or that is none."""
     path = Path(run_dir) / METRICS
-    text = path.read_text(errors="replace") if path.exists() else ""
     lines = []
-    for line in text.split("\n"):
+    for line in path.read_text(errors="replace").split("\n") if path.exists() else []:
         try:
-            values = json.loads(line)
+            found = json.loads(line)
         except (ValueError, RecursionError):
             break
-        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        if not isinstance(found, dict) or not isinstance(found.get("step"), int):
             break
-        lines.append(values)
+        lines.append(found)
     return lines
+
+
+class _EventFile:
+    """TensorBoard's file of a run, written without its thread: a full disk is an error of the write itself."""
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        # slow to import, and only there with the extra `train`
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        messages: Any = importlib.import_module(
+            "tensorboard.compat.proto.event_pb2"
+        )  # made when it is imported
+        folder.mkdir(exist_ok=True)
+        # TensorBoard reads files in the order of their names, also where the clock was set back between two starts.
+        stamps = [file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")]
+        last = max((int(stamp) for stamp in stamps if stamp.isdecimal()), default=0)
+        stamp = max(time.time_ns(), last + 1)
+        self.file = (folder / f"events.out.tfevents.{stamp}.{os.getpid()}").open("wb")
+        self._record = RecordWriter(self.file)
+        self._event = messages.Event
+        self.add(file_version="brain.Event:2")
+        self.add(step=step, session_log=messages.SessionLog(status=messages.SessionLog.START))
+
+    def add(self, **fields: Any) -> None:
+        self._record.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self.file.flush()
 
 
 class Tracker:
@@ -49,9 +76,6 @@ class Tracker:
     def __init__(
         self, run_dir: Path, *, step: int, max_steps: int, title: str, console: Console | None
     ) -> None:
-        # Slow to import, and only there with the extra `train`.
-        from torch.utils.tensorboard import SummaryWriter
-
         path = run_dir / METRICS
         kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -62,7 +86,7 @@ class Tracker:
         self.losses = ""
         """Text about the last step that was logged, for the progress line."""
         self._file = path.open("a")
-        self._tensorboard = SummaryWriter(run_dir / "tensorboard", purge_step=step + 1)
+        self._tensorboard = _EventFile(run_dir / "tensorboard", step=step + 1)
         self._title = title
         self._max_steps = max_steps
         self._progress = Progress(console, line_every_s=LINE_EVERY_S)
@@ -75,7 +99,7 @@ class Tracker:
     def __exit__(self, *_: object) -> None:
         self._progress.__exit__()
         self._file.close()
-        self._tensorboard.close()
+        self._tensorboard.file.close()
 
     def advance(self, step: int) -> None:
         """Show how many steps are finished."""
@@ -85,10 +109,12 @@ class Tracker:
         """Write the line of a step or of an evaluation; TensorBoard's names have `prefix` before them."""
         self._file.write(json.dumps({"step": step, **_for_json(values)}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._tensorboard.add_scalar(prefix + name, value, step)
-        self._tensorboard.flush()
+        scalars = [
+            {"tag": prefix + name, "simple_value": value}
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        ]
+        self._tensorboard.add(step=step, summary={"value": scalars})
         if any("/" in name for name in values):
             self.evaluated_step = step
 
@@ -100,5 +126,5 @@ class Tracker:
 
 def _for_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _for_json(part) for name, part in value.items()}
+        return {name: _for_json(each) for name, each in value.items()}
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
