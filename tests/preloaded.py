@@ -6,7 +6,7 @@ import importlib
 # Without what starts threads when it is imported, such as lancedb: a fork has none of them. Most of the time of its
 # import goes into lance_namespace, which starts none.
 _MODULES = """
-    tests.forkserver pytest datasets pandas torch.utils.tensorboard torch.distributed.fsdp torch.distributed.checkpoint
+    tests.forkserver pytest datasets pandas tensorboard.summary torch.distributed.fsdp torch.distributed.checkpoint
     torch._dynamo torchvision.transforms.v2 transformers.modeling_utils scipy.optimize fastapi uvicorn lance_namespace
     tyro vlmo.cli vlmo.evaluation vlmo.integrations.auto vlmo.processing.processor vlmo.run
 """
