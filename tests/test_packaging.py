@@ -125,7 +125,6 @@ WORK = [
     "predict vlmo-small --image red.png --text red blue",
     "import FILE model --vocabulary vocab.txt --labels labels.json",
     "predict model --image red.png --question red?",
-    "export model --out back.pt",
 ]
 REFUSED = {
     "train shapes-tokenizer": "train",
