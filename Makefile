@@ -48,7 +48,7 @@ check: $(VENV)/.installed-dev  ## format, lint, types, import contract, spelling
 LOWEST_WITHOUT ?=
 LOWEST_TESTS ?= tests/model tests/losses tests/processing tests/folder tests/training/test_trainer.py tests/serving \
   tests/data/test_headers.py tests/data/test_decoding.py \
-  tests/test_cli.py::test_recipes_are_listed_or_shown_with_their_settings
+  tests/test_cli.py::test_recipes_are_a_table_of_tasks_or_one_with_its_settings_and_the_papers
 
 lowest: $(VENV)/.installed-dev  ## tests with the lowest versions of the core's packages and of those that read requests
 	rm -rf build/lowest

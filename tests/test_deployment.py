@@ -184,3 +184,12 @@ def test_release_starts_only_with_all_that_publishing_needs(
     )
     assert (done.returncode == 0) == starts, done.stderr
     assert not starts or out.read_text() == "name=registry.example/owner/vlmo\n"
+
+
+def test_makefile_names_tests_that_exist() -> None:
+    named = re.findall(r"tests/[\w/]+(?:\.py)?(?:::\w+)?", (ROOT / "Makefile").read_text())
+    assert len(named) > 5
+    for name in named:
+        path, _, test = name.partition("::")
+        assert (ROOT / path).exists(), name
+        assert not test or f"def {test}(" in (ROOT / path).read_text(), name
