@@ -140,8 +140,8 @@ MUTATIONS = (
     Mutation(
         "negatives from the other ITC branch",
         "tasks/vision_language.py",
-        "                    vectors[0],\n                    keys[0],",
-        "                    vectors[-1],\n                    keys[-1],",
+        "self._matching_pairs(batch, vectors[0], keys[0]",
+        "self._matching_pairs(batch, vectors[-1], keys[-1]",
         ("losses/test_vision_language.py",),
     ),
     Mutation(

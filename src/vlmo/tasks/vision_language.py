@@ -172,30 +172,28 @@ class VisionLanguageObjective(Objective):
     def forward(self, batch: Batch) -> Losses:
         """Return `loss` and its parts `itc`, `teacher`, `mlm`, `itm`, with accuracies.
 
-        The batch holds images, captions, masked captions and `step_seed`. False captions are
-        optional: ITM scores them beside the sampled negatives, and ITC if `itc_false_captions`. An
-        empty one counts for nothing.
+        The batch holds images, captions, masked captions and `step_seed`. False captions, if there
+        are any, are negatives of ITM and, with `itc_false_captions`, of ITC; empty ones are none.
         """
         config = self.config
         config.check_batch(len(batch["input_ids"]), processes=distributed.world_size())
         batch = _pad_to_global_length(batch)
         pixels = batch["pixel_values"]
-        input_ids = batch["input_ids"]
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        logit_scale = self.model.contrast_head.logit_scale
         losses: Losses = {}
         pairs: list[FusedPairs] = []
 
-        # Pairs with masked words.
         if config.mlm_weight:
-            pairs.append(mlm_pairs(batch, rows=rows[:: config.mlm_stride]))
+            rows = torch.arange(0, len(pixels), config.mlm_stride, device=pixels.device)
+            pairs.append(mlm_pairs(batch, rows=rows))
 
-        # Image-text contrast in each branch, with the vectors of all processes.
+        # Matching needs contrast too, whose similarities choose its hard negatives.
         if config.itc_weight or config.itm_weight or self.teacher is not None:
             same = self._same_pairs(batch)
+            # By branch, the unimodal one first: images and texts, each (batch, dim).
             image_vectors = self.encode_images(pixels)
-            text_vectors = self.encode_texts(input_ids, batch["attention_mask"])
+            text_vectors = self.encode_texts(batch["input_ids"], batch["attention_mask"])
             vectors = list(zip(image_vectors, text_vectors, strict=True))
+            # Those of all processes: (global, dim).
             keys = [
                 (gather_with_grad(images), gather_with_grad(texts)) for images, texts in vectors
             ]
@@ -203,45 +201,23 @@ class VisionLanguageObjective(Objective):
                 losses["itc"] = self._itc_loss(batch, vectors, keys, same=same)
             if self.teacher is not None:
                 losses["teacher"] = self._distillation_loss(batch, vectors[0], same=same)
-
-            # Pairs to match, with hard negatives by the similarities of the unimodal branch.
             if config.itm_weight:
-                matched = rows[:: config.itm_stride]
-                negatives = sample_negatives(
-                    vectors[0],
-                    keys[0],
-                    logit_scale=logit_scale,
-                    same=same,
-                    rows=matched,
-                    seed=batch["step_seed"],
-                    count=config.negatives,
-                    groups=config.negative_groups,
-                    sharpness=config.negative_sharpness,
-                )
-                pixels, matching = itm_pairs(batch, negatives, rows=matched)
+                pixels, matching = self._matching_pairs(batch, vectors[0], keys[0], same=same)
                 pairs.append(matching)
 
         # Masked language modeling and image-text matching in one pass of the fusion encoder.
         if pairs:
-            fused = join_pairs(pairs)
-            match_logits, word_losses, word_hits = self.fuse(
-                fused.images, fused.input_ids, fused.attention_mask, fused.mlm_labels, pixels=pixels
-            )
-            if config.mlm_weight:
-                num_words = (fused.mlm_labels != IGNORED).sum().float()
-                losses["mlm"] = global_mean(word_losses.sum(), num_words)
-                losses["mlm_accuracy"] = global_mean(word_hits.sum(), num_words)
-            if config.itm_weight:
-                losses["itm"] = itm_loss(match_logits, fused.targets, valid=fused.valid)
-                losses["itm_accuracy"] = accuracy(
-                    match_logits[fused.valid], fused.targets[fused.valid]
-                )
+            losses |= self._fusion_losses(join_pairs(pairs), pixels=pixels)
+        return self._with_total(losses)
 
-        weighted = [
-            getattr(config, f"{name}_weight") * losses[name] for name in _PARTS if name in losses
-        ]
+    def _with_total(self, losses: Losses) -> Losses:
+        """Return the weighted sum of the losses as `loss`, beside the losses and temperature."""
+        weighted = []
+        for name in _PARTS:
+            if name in losses:
+                weighted.append(getattr(self.config, f"{name}_weight") * losses[name])
         metrics = {name: value.detach() for name, value in losses.items()}
-        metrics["temperature"] = (-logit_scale.detach()).exp()[0]
+        metrics["temperature"] = (-self.model.contrast_head.logit_scale.detach()).exp()[0]
         return {"loss": torch.stack(weighted).sum(), **metrics}
 
     def _same_pairs(self, batch: Batch) -> SamePairs:
@@ -311,6 +287,49 @@ class VisionLanguageObjective(Objective):
         targets = torch.cat(images), torch.cat(texts)
         logit_scale = teacher.contrast_head.logit_scale
         return distillation_loss(vectors, targets, logit_scale=logit_scale, same=same)
+
+    def _matching_pairs(
+        self,
+        batch: Batch,
+        vectors: tuple[Tensor, Tensor],
+        keys: tuple[Tensor, Tensor],
+        *,
+        same: SamePairs,
+    ) -> tuple[Float[Tensor, "images 3 height width"], FusedPairs]:
+        """Return images and pairs of ITM, with hard negatives by the similarity of `vectors`."""
+        config = self.config
+        input_ids = batch["input_ids"]
+        rows = torch.arange(0, len(input_ids), config.itm_stride, device=input_ids.device)
+        negatives = sample_negatives(
+            vectors,
+            keys,
+            logit_scale=self.model.contrast_head.logit_scale,
+            same=same,
+            rows=rows,
+            seed=batch["step_seed"],
+            count=config.negatives,
+            groups=config.negative_groups,
+            sharpness=config.negative_sharpness,
+        )
+        return itm_pairs(batch, negatives, rows=rows)
+
+    def _fusion_losses(
+        self, pairs: FusedPairs, *, pixels: Float[Tensor, "images 3 height width"]
+    ) -> Losses:
+        """Return the losses of MLM and ITM, with accuracies, over the pairs of all processes."""
+        match_logits, word_losses, word_hits = self.fuse(
+            pairs.images, pairs.input_ids, pairs.attention_mask, pairs.mlm_labels, pixels=pixels
+        )
+        losses: Losses = {}
+        if self.config.mlm_weight:
+            num_words = (pairs.mlm_labels != IGNORED).sum().float()
+            losses["mlm"] = global_mean(word_losses.sum(), num_words)
+            losses["mlm_accuracy"] = global_mean(word_hits.sum(), num_words)
+        if self.config.itm_weight:
+            valid = pairs.valid
+            losses["itm"] = itm_loss(match_logits, pairs.targets, valid=valid)
+            losses["itm_accuracy"] = accuracy(match_logits[valid], pairs.targets[valid])
+        return losses
 
     def _fuse(
         self,
