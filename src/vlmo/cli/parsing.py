@@ -163,10 +163,7 @@ def parse(
     except SystemExit as end:
         if not end.code:  # after --help
             raise
-    # Without the frame that tyro draws, whose horizontal lines separate sentences.
-    lines = [line.strip("│| ") for line in box.getvalue().splitlines()[1:]]
-    message = " ".join(line if line.strip("─-+╰╯") else ";" for line in lines)
-    message = message.replace(" ;", ";").replace(".;", ";").strip("; ")
+    message = _without_frame(box.getvalue())
     if "return_unknown_args" not in settings:
         options = _options_of(read, short_names)
         unknown = re.findall(r"Unrecognized options: (-[^\s,;]*|[^,;]*)", message)
@@ -178,6 +175,13 @@ def parse(
     for pattern, replacement in _REWORDED.items():
         message = re.sub(pattern, replacement, message)
     raise ValueError(message)
+
+
+def _without_frame(text: str) -> str:
+    """Return a message of tyro in one line; the horizontal lines of its frame separate sentences."""
+    lines = [line.strip("│| ") for line in text.splitlines()[1:]]
+    message = " ".join(line if line.strip("─-+╰╯") else ";" for line in lines)
+    return message.replace(" ;", ";").replace(".;", ";").strip("; ")
 
 
 def _options_of(read: Callable[..., Any], short_names: Iterable[str]) -> dict[str, str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -20,86 +21,145 @@ _STDERR = Console(stderr=True)
 _Images = tyro.conf.Positional[tuple[Path, ...]]
 
 
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Task and rows that a model is measured on."""
+
+    task: str | None = None
+    """retrieval, vqa, nlvr2, classification, segmentation or captioning; by default the model's."""
+    data: str | None = None
+    """A built-in name or a path (docs/data.md), such as a folder of vlmo data prepare; retrieval: emoji-pairs."""
+    split: str | None = None
+    """Part of the data; by default test, and to choose the weight validation."""
+    limit: int | None = None
+    """Read the first rows only."""
+    batch_size: int | None = None
+    """Rows that go through the model at a time; by default the task's."""
+
+
+@dataclass(frozen=True)
+class RerankOptions:
+    """Share of the fusion encoder in the order of candidates."""
+
+    rerank: int | None = None
+    """retrieval: candidates of each query that the fusion encoder reorders (16; 0 leaves it out)."""
+    rerank_weight: float | None = None
+    """retrieval: share of the matching score in the new order, 0 to 1; by default the model's."""
+    choose_rerank_weight: bool = False
+    """retrieval: measure recall by weight on a split that was neither trained on nor is measured on afterwards, and
+    keep the best of each direction in config.json."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError before the data are read."""
+        if not 0 <= (self.rerank_weight or 0) <= 1 or (self.rerank or 0) < 0:
+            raise ValueError(
+                f"--rerank is {self.rerank} and --rerank-weight {self.rerank_weight}; give 0 or more, and 0 to 1"
+            )
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """Files that a measurement writes."""
+
+    submission: Path | None = None
+    """vqa: write the file that the evaluation server takes instead of measuring."""
+    out: Path | None = None
+    """JSON file for metrics and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or here
+    if the model was given by a name."""
+    write_card: bool = False
+    """Put the metrics into the folder's README.md."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a file that cannot be written."""
+        check_new_file(self.out, option="--out")
+        check_new_file(self.submission, option="--submission")
+
+
 def evaluate(
     folder: ModelFolder,
     *,
-    task: str | None = None,
-    data: str | None = None,
-    split: str | None = None,
-    limit: int | None = None,
-    batch_size: int | None = None,
-    rerank: int | None = None,
-    rerank_weight: float | None = None,
-    choose_rerank_weight: bool = False,
-    submission: Path | None = None,
+    rows: Annotated[MeasureOptions, tyro.conf.arg(name="")] = MeasureOptions(),  # noqa: B008 - frozen
+    reranking: Annotated[RerankOptions, tyro.conf.arg(name="")] = RerankOptions(),  # noqa: B008
+    results: Annotated[ResultOptions, tyro.conf.arg(name="")] = ResultOptions(),  # noqa: B008
     device: Device = None,
-    out: Path | None = None,
-    write_card: bool = False,
 ) -> None:
-    """Measure a model: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME].
-
-    Args:
-        task: retrieval, vqa, nlvr2, classification, segmentation or captioning; by default the model's.
-        data: A built-in name or a path (docs/data.md), such as a folder of vlmo data prepare; retrieval: emoji-pairs.
-        split: Part of the data; by default test, and to choose the weight validation.
-        limit: Read the first rows only.
-        batch_size: Rows that go through the model at a time; by default the task's.
-        rerank: retrieval: candidates of each query that the fusion encoder reorders (16; 0 leaves it out).
-        rerank_weight: retrieval: share of the matching score in the new order, 0 to 1; by default the model's.
-        choose_rerank_weight: retrieval: measure recall by weight on a split that was neither trained on nor is measured
-            on afterwards, and keep the best of each direction in config.json.
-        submission: vqa: write the file that the evaluation server takes instead of measuring.
-        out: JSON file for metrics and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or
-            here if the model was given by a name.
-        write_card: Put the metrics into the folder's README.md.
-    """
+    """Measure a model: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME]."""
     model = folder
     folder = Path(find_model(folder))
-    if is_released(folder) and (write_card or choose_rerank_weight):
+    chooses = reranking.choose_rerank_weight
+    if is_released(folder) and (results.write_card or chooses):
         raise ValueError(
             f"{model} is a published model and stays as it is; copy {folder}, and evaluate the copy"
         )
-    check_new_file(out, option="--out")
-    check_new_file(submission, option="--submission")
-    # Refused before the data are read.
-    if not 0 <= (rerank_weight or 0) <= 1 or (rerank or 0) < 0:
-        raise ValueError(
-            f"--rerank is {rerank} and --rerank-weight {rerank_weight}; give 0 or more, and 0 to 1"
-        )
     from vlmo.distributed import is_main
-    from vlmo.tasks import evaluate as measure
     from vlmo.tasks import write_submission
-    from vlmo.tasks.result import data_name
     from vlmo.training import launch
 
-    split = split or ("validation" if choose_rerank_weight else "test")
+    split = rows.split or ("validation" if chooses else "test")
     with launch(device) as chosen:
         console = _STDERR if is_main() else None
-        where: dict[str, Any] = {"split": split, "device": str(chosen), "console": console}
-        if choose_rerank_weight:
-            _choose(folder, data, rerank=rerank, limit=limit, batch_size=batch_size, **where)
-            return
-        where |= {"task": task, "source": data}
-        if submission is not None:
-            number = write_submission(folder, submission, **where)
+        if chooses:
+            _choose(folder, rows, reranking, split=split, device=str(chosen), console=console)
+        elif results.submission is not None:
+            number = write_submission(
+                folder,
+                results.submission,
+                task=rows.task,
+                source=rows.data,
+                split=split,
+                device=str(chosen),
+                console=console,
+            )
             if is_main():
-                say(f"{number} predictions in {submission}")
-            return
-        options = {"rerank": rerank, "rerank_weight": rerank_weight, "limit": limit}
-        result = measure(folder, batch_size=batch_size, **where, **options)
-        if not is_main():
-            return
-        Console().print(result.table())
-        names = [result.task, _plain(data_name(result.source)), _plain(result.split)]
-        out = out or notes_folder(folder) / f"evaluation_{'_'.join(names)}.json"
-        result.write_json(out, folder=folder)
-        say(f"metrics and {len(result.predictions)} predictions in {out}")
-        if write_card:
-            words = [f"vlmo evaluate --split {split}"]
-            for name, value in options.items():
-                if value is not None:
-                    words.append(f"--{name.replace('_', '-')} {value}")
-            result.write_card(folder, measured_by=f"`{' '.join(words)}`")
+                say(f"{number} predictions in {results.submission}")
+        else:
+            _measure(
+                folder, rows, reranking, results, split=split, device=str(chosen), console=console
+            )
+
+
+def _measure(
+    folder: Path,
+    rows: MeasureOptions,
+    reranking: RerankOptions,
+    results: ResultOptions,
+    *,
+    split: str,
+    device: str,
+    console: Console | None,
+) -> None:
+    """Measure a model; print its metrics, and write them with the predictions."""
+    from vlmo.distributed import is_main
+    from vlmo.tasks import evaluate as measure
+    from vlmo.tasks.result import data_name
+
+    result = measure(
+        folder,
+        task=rows.task,
+        source=rows.data,
+        split=split,
+        limit=rows.limit,
+        batch_size=rows.batch_size,
+        device=device,
+        console=console,
+        rerank=reranking.rerank,
+        rerank_weight=reranking.rerank_weight,
+    )
+    if not is_main():
+        return
+    Console().print(result.table())
+    names = [result.task, _plain(data_name(result.source)), _plain(result.split)]
+    out = results.out or notes_folder(folder) / f"evaluation_{'_'.join(names)}.json"
+    result.write_json(out, folder=folder)
+    say(f"metrics and {len(result.predictions)} predictions in {out}")
+    if results.write_card:
+        # Options that the metrics depend on, so that a reader of the card can repeat them.
+        words = [f"vlmo evaluate --split {split}"]
+        for options, name in ((reranking, "rerank"), (reranking, "rerank_weight"), (rows, "limit")):
+            value = getattr(options, name)
+            if value is not None:
+                words.append(f"--{name.replace('_', '-')} {value}")
+        result.write_card(folder, measured_by=f"`{' '.join(words)}`")
 
 
 def verify(
@@ -135,15 +195,28 @@ def verify(
             say(f"these and what they depend on in {out}; send it as an issue")
 
 
-def _choose(folder: Path, data: str | None, *, rerank: int | None, **options: Any) -> None:
+def _choose(
+    folder: Path,
+    rows: MeasureOptions,
+    reranking: RerankOptions,
+    *,
+    split: str,
+    device: str,
+    console: Console | None,
+) -> None:
     from vlmo.distributed import is_main
-    from vlmo.tasks import RetrievalTask
     from vlmo.tasks.calibration import choose_rerank_weight
-    from vlmo.tasks.registry import source_of
 
-    if rerank is not None:
-        options["rerank"] = rerank
-    choice = choose_rerank_weight(folder, source=source_of(data, task=RetrievalTask), **options)
+    choice = choose_rerank_weight(
+        folder,
+        source=rows.data,
+        split=split,
+        rerank=reranking.rerank,
+        batch_size=rows.batch_size,
+        limit=rows.limit,
+        device=device,
+        console=console,
+    )
     if is_main():
         Console(soft_wrap=True).print(choice.table)
         for name, value in choice.settings.items():

@@ -9,7 +9,7 @@ as the image has captions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import comb
 from statistics import fmean
@@ -65,7 +65,13 @@ class Rankings(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Weights of the fusion encoder in both directions, 0 to 1."""
+    """Weights of the fusion encoder in both directions, 0 to 1.
+
+    0.5 weighs both encoders alike, which is what the training makes them mean: ITC learns q(c) ~
+    exp(similarity / temperature), ITM to tell the true pair from negatives drawn from q, so
+    log-odds of log p(c) / q(c). With negatives from the softmax of s times the logits
+    (`negative_sharpness`) a weight of 1 / (1 + s) does that.
+    """
 
     image_to_text: float
     text_to_image: float
@@ -103,25 +109,14 @@ def evaluate_retrieval(
 ) -> RetrievalResult:
     """Return the recall of the dual encoder and, with `rerank` > 0, after the fusion encoder.
 
-    The fusion encoder scores the `rerank` best candidates of a query and only these change places:
-
-        mixed = (1 - rerank_weight) * similarity / temperature + rerank_weight * log-odds of a match
-
-    The default weighs both alike, which is what the training makes them mean: ITC learns q(c) ~
-    exp(similarity / temperature), ITM to tell the true pair from negatives drawn from q, so
-    log-odds of log p(c) / q(c). With negatives from the softmax of s times the logits
-    (`negative_sharpness`) a weight of 1 / (1 + s) does that. Candidates with equal mixed scores
-    keep the order of the dual encoder. Several processes share the work; all return one result.
+    The fusion encoder scores the `rerank` best candidates of a query, and only these change places
+    (`rerank_score`). Candidates with equal scores keep the order of the dual encoder. Several
+    processes share the work. ValueError for an option out of range, a set that disagrees, or NaN.
 
     Args:
         model: Put in evaluation mode and back again; see `vlmo.evaluation.scoring`.
         pairs: Read once, and once more for the shortlist: images are decoded again, not kept.
-        rerank: Length of the shortlist of a query; 0 for the dual encoder alone.
-        rerank_weight: Weight of the fusion encoder, 0 to 1; or one for each direction.
         progress: Called with "images", "texts" and "pairs".
-
-    Raises:
-        ValueError: If an option is out of range, the set's parts disagree or the model returns NaN.
     """
     weights = rerank_weight
     if not isinstance(weights, Weights):
@@ -132,21 +127,58 @@ def evaluate_retrieval(
             "Expected ks >= 1, rerank >= 0, 0 <= rerank_weight <= 1 and batch >= 1, given ks = "
             f"{tuple(ks)}, rerank = {rerank}, rerank_weight = {rerank_weight}, batch = {batch}."
         )
-    images, texts = embed(model, pairs, batch=batch, progress=progress)
+    dual = _rank_both(
+        *embed(model, pairs, batch=batch, progress=progress), pairs, k=max(*ks, rerank)
+    )
+    result = RetrievalResult(dual.metrics(ks), chance_metrics(pairs.text_to_image, ks=ks), dual)
+    if not rerank:
+        return result
+    rerank_both = _reranker(model, pairs, dual, rerank=rerank, batch=batch, progress=progress)
+    reranked = rerank_both(weights)
+    metrics = result.metrics | reranked.metrics(ks, prefix="rerank_")
+    return replace(result, metrics=metrics, reranked=reranked, rerank=rerank_both)
+
+
+def _rank_both(
+    images: Float[Tensor, "image dim"],
+    texts: Float[Tensor, "text dim"],
+    pairs: RetrievalSet,
+    *,
+    k: int,
+) -> Rankings:
     text_labels = pairs.text_to_image
     image_labels = torch.arange(pairs.num_images)
-    top = max(*ks, rerank)
-    dual = Rankings(
-        image_to_text=rank_candidates(images, texts, image_labels, text_labels, k=top),
-        text_to_image=rank_candidates(texts, images, text_labels, image_labels, k=top),
+    return Rankings(
+        image_to_text=rank_candidates(images, texts, image_labels, text_labels, k=k),
+        text_to_image=rank_candidates(texts, images, text_labels, image_labels, k=k),
     )
-    chance = chance_metrics(text_labels, ks=ks)
-    if not rerank:
-        return RetrievalResult(dual.metrics(ks), chance, dual)
 
-    text_odds, image_odds = _shortlist_odds(
-        model, pairs, dual, rerank=rerank, batch=batch, progress=progress
+
+def _reranker(
+    model: VLMoForImageTextRetrieval,
+    pairs: RetrievalSet,
+    dual: Rankings,
+    *,
+    rerank: int,
+    batch: int,
+    progress: Report | None,
+) -> Callable[[Weights], Rankings]:
+    """Return a function from weights to rankings; the fusion encoder scores the pairs once."""
+    texts = dual.image_to_text.indices[:, :rerank]  # (image, shortlist)
+    images = dual.text_to_image.indices[:, :rerank]  # (text, shortlist)
+    image_queries = torch.arange(pairs.num_images)[:, None].expand_as(texts)
+    text_queries = torch.arange(pairs.num_texts)[:, None].expand_as(images)
+    # Both directions in one call, as they share many pairs.
+    odds = match_pairs(
+        model,
+        pairs,
+        images=torch.cat([image_queries.flatten(), images.flatten()]),
+        texts=torch.cat([texts.flatten(), text_queries.flatten()]),
+        batch=batch,
+        progress=progress,
     )
+    text_odds = odds[: texts.numel()].view_as(texts)
+    image_odds = odds[texts.numel() :].view_as(images)
     scale = float(model.contrast_head.logit_scale.detach().exp())
 
     def rerank_both(weights: Weights) -> Rankings:
@@ -156,35 +188,7 @@ def evaluate_retrieval(
             text_to_image=_rerank(dual.text_to_image, image_odds, weight=to_image, scale=scale),
         )
 
-    reranked = rerank_both(weights)
-    metrics = dual.metrics(ks) | reranked.metrics(ks, prefix="rerank_")
-    return RetrievalResult(metrics, chance, dual, reranked, rerank_both)
-
-
-def _shortlist_odds(
-    model: VLMoForImageTextRetrieval,
-    pairs: RetrievalSet,
-    dual: Rankings,
-    *,
-    rerank: int,
-    batch: int,
-    progress: Report | None,
-) -> list[Float[Tensor, "query shortlist"]]:
-    """Return log-odds of a match for the shortlists of images, then for those of texts."""
-    texts = dual.image_to_text.indices[:, :rerank]
-    images = dual.text_to_image.indices[:, :rerank]
-    image_queries = torch.arange(pairs.num_images)[:, None].expand_as(texts)
-    text_queries = torch.arange(pairs.num_texts)[:, None].expand_as(images)
-    # The fusion encoder scores both directions in one call, as they share many pairs.
-    odds = match_pairs(
-        model,
-        pairs,
-        images=torch.cat([image_queries.flatten(), images.flatten()]),
-        texts=torch.cat([texts.flatten(), text_queries.flatten()]),
-        batch=batch,
-        progress=progress,
-    )
-    return [odds[: texts.numel()].view_as(texts), odds[texts.numel() :].view_as(images)]
+    return rerank_both
 
 
 def _rerank(

@@ -106,9 +106,8 @@ def match_pairs(
     Several processes get the same pairs; they compute those of their own images and receive the
     others. ValueError for NaN.
     """
-    device = model.device
     input_ids, attention_mask = pairs.read_texts(range(pairs.num_texts))
-    lengths = (attention_mask.cpu() * torch.arange(1, input_ids.shape[1] + 1)).amax(dim=1)
+    lengths = _text_lengths(attention_mask.cpu())
     # A number for a pair of image and text: sorted, they are in the order of the images.
     pair_ids, inverse = torch.unique(images * pairs.num_texts + texts, return_inverse=True)
     images = pair_ids // pairs.num_texts
@@ -118,38 +117,51 @@ def match_pairs(
     # First pair of an image batch and the first one after it.
     edges = torch.searchsorted(images, ends).tolist()
     scores = torch.zeros(pair_ids.shape)
-
-    def log_odds(items: list[tuple[int, Tensor]]) -> Tensor:
-        text_rows = texts[[row for row, _ in items]]
-        # Rounded up to 8, as in training: few different shapes, which compiled kernels like.
-        length = -(-int(lengths[text_rows].max()) // 8) * 8
-        logits = model.match(
-            pixel_values=torch.stack([image for _, image in items]),
-            input_ids=input_ids[text_rows, :length].to(device),
-            attention_mask=attention_mask[text_rows, :length].to(device),
-        ).float()
-        return (logits[:, 1] - logits[:, 0]).cpu()
-
     done = 0
     with evaluating(model):
         for image_rows, (first, end) in zip(batches, edges, strict=True):
             if first == end:
                 continue
-            pixels = [image.to(device) for image in pairs.read_images(image_rows)]
-            pixel_rows = images - image_rows.start
+            pixels = [image.to(model.device) for image in pairs.read_images(image_rows)]
             # Neighbors in length share a batch, so little of it is padding.
-            rows = first + lengths[texts[first:end]].argsort()
-            for part in rows.split(batch):
-                items = [(row, pixels[pixel_rows[row]]) for row in part.tolist()]
-                scores[part] = torch.stack(
-                    by_shape(items, log_odds, shape=lambda item: item[1].shape)
-                )
+            order = first + lengths[texts[first:end]].argsort()
+            for part in order.split(batch):
+                shown = [pixels[image - image_rows.start] for image in images[part].tolist()]
+                rows = texts[part]
+                scores[part] = _log_odds(model, shown, input_ids[rows], attention_mask[rows])
                 done += len(part)
                 if progress is not None:
                     progress("pairs", done, edges[-1][1] - edges[0][0])
     # Pairs of the other processes hold 0, so that the sum is that of all. It is taken on the
     # device, where every backend can.
-    scores = distributed.all_reduce(scores.to(device)).cpu()
+    scores = distributed.all_reduce(scores.to(model.device)).cpu()
     if scores.isnan().any():
         raise ValueError("The matching logits contain NaN; check the weights of the model.")
     return scores[inverse]
+
+
+def _text_lengths(attention_mask: Int[Tensor, "batch text"]) -> Int[Tensor, " batch"]:
+    """Return the numbers of tokens up to the last one that is attended to."""
+    return (attention_mask * torch.arange(1, attention_mask.shape[1] + 1)).amax(dim=1)
+
+
+def _log_odds(
+    model: VLMoForImageTextRetrieval,
+    images: list[Float[Tensor, "3 height width"]],
+    input_ids: Int[Tensor, "pair text"],
+    attention_mask: Int[Tensor, "pair text"],
+) -> Float[Tensor, " pair"]:
+    """Return the log-odds of a match of images, which may have several shapes, and texts."""
+
+    def of_shape(rows: list[int]) -> Tensor:
+        # Rounded up to 8, as in training: few different shapes, which compiled kernels like.
+        length = -(-int(_text_lengths(attention_mask[rows].cpu()).max()) // 8) * 8
+        logits = model.match(
+            pixel_values=torch.stack([images[row] for row in rows]),
+            input_ids=input_ids[rows, :length].to(model.device),
+            attention_mask=attention_mask[rows, :length].to(model.device),
+        ).float()
+        return (logits[:, 1] - logits[:, 0]).cpu()
+
+    rows = range(len(images))
+    return torch.stack(by_shape(rows, of_shape, shape=lambda row: images[row].shape))

@@ -50,6 +50,7 @@ _WIDE_RATES: dict[type[tasks.Task], tuple[float, int]] = {
     tasks.SegmentationTask: (3e-5, 16),
     tasks.CaptioningTask: (4e-5, 64),
 }
+_TOKENIZER_FILE = "tokenizer_config.json"
 _EPOCHS = 20
 _FEWEST_STEPS = 100
 _MOST_STEPS = 5000
@@ -79,59 +80,80 @@ def finetune_recipe(
         ValueError: There is no such model or task, or the data cannot be read or tell no task.
     """
     folder = Path(model_path(model))
-    config = VLMoConfig.from_pretrained(folder)
     if source is None and not streams:
         raise ValueError(
             "no data are given; name them with --data, or shards with --data.streams.patterns"
         )
     rows = None if source is None or streams else open_source(source)
     task_class = _task_of(rows, source) if task is None else tasks.find_task(task)
-    tokenizer_file = folder / "tokenizer_config.json"
-    if task_class.reads.text and not tokenizer_file.is_file():
+    if task_class.reads.text and not (folder / _TOKENIZER_FILE).is_file():
         raise ValueError(
             f"{model} has no vocabulary, and {task_class.title} reads texts; start from a model that has one"
         )
+    recipe = _recipe(folder, task_class, rows=rows, source=source or "", streams=streams)
+    measured = "no rows to measure on"
+    if recipe.evaluate_on is not None:
+        measured = f"measured on its split {recipe.evaluate_split}"
+    data = f"streams of {', '.join(streams)}"
+    if rows is not None:
+        data = f"{len(rows):,} rows of {source}"
+    about = f"{recipe.task.title} from {model} on {data}, {measured}."
+    return Chosen(replace(recipe, init=str(model)), about)
+
+
+def _recipe(
+    folder: Path,
+    task_class: type[tasks.Task],
+    *,
+    rows: Dataset | None,
+    source: str,
+    streams: Sequence[str],
+) -> Recipe:
+    config = VLMoConfig.from_pretrained(folder)
     wide = config.hidden_size >= _WIDE
+    lr, batch, steps = _rate_and_length(task_class, rows, wide=wide)
+    model = model_config(config)
+    # Tasks of images alone use no vision-language experts.
+    if not task_class.reads.text:
+        model = replace(model, num_fusion_layers=0)
+    task, transform = _task_settings(task_class, config)
+    length = TextConfig.max_length
+    if (folder / _TOKENIZER_FILE).is_file():
+        length = read_json(folder / _TOKENIZER_FILE).get("model_max_length", length)
+    split = _measured_split(source) if source else None
+    return Recipe(
+        task=task,
+        model=model,
+        text=TextConfig(vocab_size=config.vocab_size, max_length=length),
+        data=DataConfig(
+            source=source, transform=transform, streams=StreamConfig(patterns=tuple(streams))
+        ),
+        loader=LoaderConfig(global_batch_size=batch, num_workers=2 if wide else 0),
+        # The paper's betas, and BEiT's weight decay (the paper has 0.01).
+        optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.98), weight_decay=0.05),
+        schedule=ScheduleConfig(warmup_steps=steps // 10),
+        trainer=TrainerConfig(max_steps=steps, precision="auto", clip_norm=3.0),
+        evaluate_on=source if split else None,
+        evaluate_split=split or "test",
+    )
+
+
+def _rate_and_length(
+    task_class: type[tasks.Task], rows: Dataset | None, *, wide: bool
+) -> tuple[float, int, int]:
+    """Return learning rate, batch and number of steps; ValueError for a task without a rate."""
     rates = _WIDE_RATES if wide else _SMALL_RATES
     if task_class not in rates:
         raise ValueError(
             f"the task {task_class.name} is not fine-tuned this way; vlmo recipes lists recipes for it"
         )
     lr, batch = rates[task_class]
-    model_settings = model_config(config)
-    # Tasks of images alone use no vision-language experts.
-    if not task_class.reads.text:
-        model_settings = replace(model_settings, num_fusion_layers=0)
-    trained, transform = _task_settings(task_class, config)
     if rows is None:
-        steps = _STREAM_STEPS
-        data = f"streams of {', '.join(streams)}"
-    else:
-        # At most the rows that there are, as a power of two.
-        batch = min(batch, 1 << (len(rows).bit_length() - 1))
-        steps = min(max(_EPOCHS * len(rows) // batch, _FEWEST_STEPS), _MOST_STEPS)
-        data = f"{len(rows):,} rows of {source}"
-    split = None if source is None else _measured_split(source)
-    length = TextConfig.max_length
-    if tokenizer_file.is_file():
-        length = read_json(tokenizer_file).get("model_max_length", length)
-    recipe = Recipe(
-        task=trained,
-        model=model_settings,
-        text=TextConfig(vocab_size=config.vocab_size, max_length=length),
-        data=DataConfig(
-            source=source or "", transform=transform, streams=StreamConfig(patterns=tuple(streams))
-        ),
-        loader=LoaderConfig(global_batch_size=batch, num_workers=2 if wide else 0),
-        optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.98), weight_decay=0.05),
-        schedule=ScheduleConfig(warmup_steps=steps // 10),
-        trainer=TrainerConfig(max_steps=steps, precision="auto", clip_norm=3.0),
-        init=str(model),
-        evaluate_on=source if split else None,
-        evaluate_split=split or "test",
-    )
-    measured = f"measured on its split {split}" if split else "no rows to measure on"
-    return Chosen(recipe, f"{trained.title} from {model} on {data}, {measured}.")
+        return lr, batch, _STREAM_STEPS
+    # At most the rows that there are, as a power of two.
+    batch = min(batch, 1 << (len(rows).bit_length() - 1))
+    steps = _EPOCHS * len(rows) // batch
+    return lr, batch, min(max(steps, _FEWEST_STEPS), _MOST_STEPS)
 
 
 def _task_settings(

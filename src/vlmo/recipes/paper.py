@@ -6,7 +6,8 @@ decay.
 """
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -56,6 +57,7 @@ class PaperTask:
         data: Note for the description; `{source}` stands for `source`.
         length: Steps and warm-up steps.
         every: Steps between training states, and between evaluations.
+        sizes: Title and configuration of its models by size.
     """
 
     about: str
@@ -74,6 +76,9 @@ class PaperTask:
     min_lr: float = 0.0
     clip_norm: float | None = None
     every: tuple[int, int | None] = (5000, None)
+    sizes: Mapping[str, tuple[str, Callable[..., VLMoConfig]]] = field(
+        default_factory=lambda: _SIZES
+    )
 
 
 class Row(NamedTuple):
@@ -224,6 +229,7 @@ PAPER_TASKS["coco-captioning"] = replace(
     schedule="cosine",
     min_lr=1e-6,
     every=(2000, 5000),
+    sizes=_BEIT3_SIZES,
 )
 PAPER_TASKS["beit3"] = PaperTask(
     "masked data modeling: 2,048 images, texts and pairs a step, with the settings of BEiT-3's paper for its giant",
@@ -243,6 +249,7 @@ PAPER_TASKS["beit3"] = PaperTask(
     optimizer=OptimizerConfig(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.05),
     schedule="cosine",
     clip_norm=3.0,
+    sizes=_BEIT3_SIZES,
 )
 PAPER_TASKS["flickr30k-retrieval"] = replace(
     PAPER_TASKS["coco-retrieval"],
@@ -321,14 +328,25 @@ TABLE = [
 
 def _entry(row: Row) -> Entry:
     task = PAPER_TASKS[row.task]
-    is_beit3 = isinstance(task.task, tasks.BEiT3Task | tasks.CaptioningTask)
-    title, config = (_BEIT3_SIZES if is_beit3 else _SIZES)[row.size]
+    title, config = task.sizes[row.size]
     if row.task.startswith("stage"):
         title += ","
-    model = model_config(config(image_size=task.px, drop_path_rate=row.drop_path))
+    return Entry(
+        _recipe(row, task, model=config(image_size=task.px, drop_path_rate=row.drop_path)),
+        f"{task.about}{_VARIANTS[row.variant]}.",
+        expect=f"not yet run; the paper reports {row.reported}.",
+        data=task.data,
+        command=_command(row.nodes),
+        title=title,
+        paper=_paper_settings(row),
+    )
+
+
+def _recipe(row: Row, task: PaperTask, *, model: VLMoConfig) -> Recipe:
+    settings = model_config(model)
     # Stages 1 and 2 and tasks of images alone have no vision-language experts.
     if not task.fusion:
-        model = replace(model, num_fusion_layers=0)
+        settings = replace(settings, num_fusion_layers=0)
     transform = TransformConfig()
     if task.transform is not None:
         transform = replace(task.transform, image_size=task.px)
@@ -337,9 +355,10 @@ def _entry(row: Row) -> Entry:
     init = row.start
     if init is not None and init not in MODELS:
         init = f"runs/{row.size}-{init}/model"
-    recipe = Recipe(
+    is_measured = task.task.evaluation is not None and row.task != "stage3"
+    return Recipe(
         task=replace(task.task, **row.settings),
-        model=model,
+        model=settings,
         text=task.text,
         data=DataConfig(source=task.source, unit=task.unit, transform=transform),
         loader=LoaderConfig(global_batch_size=task.batch, num_workers=8),
@@ -355,17 +374,8 @@ def _entry(row: Row) -> Entry:
             eval_every=eval_every,
         ),
         init=init,
-    )
-    if task.task.evaluation is not None and row.task != "stage3":
-        recipe = replace(recipe, evaluate_on=task.source, evaluate_split="validation")
-    return Entry(
-        recipe,
-        f"{task.about}{_VARIANTS[row.variant]}.",
-        expect=f"not yet run; the paper reports {row.reported}.",
-        data=task.data,
-        command=_command(row.nodes),
-        title=title,
-        paper=_paper_settings(row),
+        evaluate_on=task.source if is_measured else None,
+        evaluate_split="validation" if is_measured else "test",
     )
 
 

@@ -14,8 +14,8 @@ from vlmo.evaluation import Weights
 from vlmo.evaluation.retrieval import KS
 from vlmo.folder import read_config
 from vlmo.folder.atomic import write_file
-from vlmo.released import notes_folder
 from vlmo.tasks.pair_sets import SHORTLIST, CompositionSet, PairSet
+from vlmo.tasks.registry import load_evaluation
 from vlmo.tasks.result import data_name
 from vlmo.tasks.retrieval import RetrievalTask
 from vlmo.terminal import escaped
@@ -37,9 +37,9 @@ class Choice:
 def choose_rerank_weight(
     folder: str | Path,
     *,
-    source: str,
+    source: str | None = None,
     split: str,
-    rerank: int = SHORTLIST,
+    rerank: int | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
     device: str | None = None,
@@ -47,13 +47,13 @@ def choose_rerank_weight(
 ) -> Choice:
     """Measure recall with weights from 0 to 1 on a split, and keep the best in `config.json`.
 
-    For a direction that is the weight with the largest mean of its recalls; of several, the one
-    next to the middle of them. Arguments as for `vlmo.tasks.evaluate`.
+    Arguments as for `vlmo.tasks.evaluate`.
 
     Raises:
         ValueError: The split is the one to be measured on afterwards, the model has no matching
             head, or the data cannot be read.
     """
+    rerank = SHORTLIST if rerank is None else rerank
     # Weights must not be fitted to the rows that they are judged by.
     if split == "test" or rerank < 1:
         raise ValueError(
@@ -61,32 +61,34 @@ def choose_rerank_weight(
             "that nothing is measured on afterwards, so another than test, with candidates from 1 "
             "up"
         )
-    model, processor = RetrievalTask.load(folder, device=device)
+    model, pairs = load_evaluation(
+        folder, RetrievalTask, source=source, split=split, limit=limit, device=device, options={}
+    )
     if model.match_head is None:
         raise ValueError(f"{folder}: this model has no matching head, so that it scores no pairs")
-    pairs = PairSet.read(
-        source=source, split=split, processor=processor, notes=notes_folder(folder), limit=limit
-    )
+    assert isinstance(pairs, PairSet)  # the task's
     if isinstance(pairs, CompositionSet):
         raise ValueError(
-            f"{source} has false captions, which nothing is searched among; give pairs"
+            f"{pairs.source} has false captions, which nothing is searched among; give pairs"
         )
     result = replace(pairs, rerank=rerank).outputs(model, batch_size=batch_size, console=console)
     assert result.rerank is not None  # as there is a shortlist
     # The pairs were scored once; weights only mix the scores.
     rates = {weight: result.rerank(Weights(weight, weight)).metrics(KS) for weight in WEIGHTS}
-    chosen = {}
-    for direction in ("tr", "ir"):
-        # Recalls at all K weigh alike.
-        sums = [sum(recalls[f"{direction}@{k}"] for k in KS) for recalls in rates.values()]
-        chosen[direction] = middle_best(WEIGHTS, sums)
+    chosen = {direction: _best_weight(rates, direction=direction) for direction in ("tr", "ir")}
     # As `VLMoConfig` names them.
     settings = {"rerank_weight_image_to_text": chosen["tr"], "rerank_weight": chosen["ir"]}
     before = dict(zip(settings, model.config.rerank_weights, strict=True))
     table = _recall_table(rates, chosen=chosen, before=list(before.values()))
-    table.title = escaped(f"Recall by rerank weight on {data_name(source)} {split}, percent")
+    table.title = escaped(f"Recall by rerank weight on {data_name(pairs.source)} {split}, percent")
     write_settings(Path(folder), **settings)
     return Choice(settings, before, table, rates)
+
+
+def _best_weight(rates: dict[float, dict[str, float]], *, direction: str) -> float:
+    """Return the weight with the largest mean of its recalls at all K; of several, the middle."""
+    sums = [sum(recalls[f"{direction}@{k}"] for k in KS) for recalls in rates.values()]
+    return middle_best(tuple(rates), sums)
 
 
 def _recall_table(

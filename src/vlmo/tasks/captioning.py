@@ -212,6 +212,17 @@ def _image_names(paths: Sequence[Path], table: Path) -> list[str]:
     return names
 
 
+def _decoded(names: Sequence[str], folder: Path, *, errors: list[str]) -> dict[str, Image.Image]:
+    """Return the images of a folder by name; those that cannot be read are added to `errors`."""
+    images = {}
+    for name in names:
+        try:
+            images[name] = decode_image(image_at(folder / name))
+        except ValueError as error:
+            errors.append(str(error))
+    return images
+
+
 def caption_files(
     folder: str | Path,
     images: Sequence[Path],
@@ -236,7 +247,7 @@ def caption_files(
     written = {line.get("image") for line in read_lines(out)}
     # Folders and files may name an image twice.
     names = [name for name in dict.fromkeys(names) if name not in written]
-    errors = []
+    errors: list[str] = []
     with (
         Progress(console) as progress,
         naming_refusal(out),
@@ -245,12 +256,7 @@ def caption_files(
         progress.update("captions", 0, len(names))
         for start in range(0, len(names), CaptionSet.batch_size):
             batch = names[start : start + CaptionSet.batch_size]
-            decoded = {}
-            for name in batch:
-                try:
-                    decoded[name] = decode_image(image_at(out.parent / name))
-                except ValueError as error:
-                    errors.append(str(error))
+            decoded = _decoded(batch, out.parent, errors=errors)
             captions = describe(model, processor, list(decoded.values()), **options)
             file.write(to_lines(_caption_rows(decoded, captions)))
             # A command that is stopped keeps what it has written.

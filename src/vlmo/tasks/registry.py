@@ -142,22 +142,22 @@ def evaluate(
     if published is not None and published.task == task_class.name:
         # Else its published result would be missed by another preparation of images.
         settings = published.options | settings
-    model, rows = _load(
+    model, rows = load_evaluation(
         folder, task_class, source=source, split=split, limit=limit, device=device, options=settings
     )
     result = rows.result(rows.outputs(model, batch_size=batch_size, console=console))
     return replace(result, published=published)
 
 
-def _load(
+def load_evaluation(
     folder: str | Path,
     task: type[Task],
     *,
     source: str | None,
     split: str,
-    limit: int | None,
-    device: str | None,
     options: dict[str, float],
+    limit: int | None = None,
+    device: str | None = None,
 ) -> tuple[Any, EvaluationSet]:
     """Return the model of a folder and the rows to measure it on; ValueError if they do not fit."""
     assert task.evaluation is not None  # commands refuse other tasks
@@ -197,8 +197,8 @@ def write_submission(
     if not _has_submission(task_class):
         able = " and ".join(name for name, other in TASKS.items() if _has_submission(other))
         raise ValueError(f"a submission is for the task {able}; this is {task_class.name}")
-    model, rows = _load(
-        folder, task_class, source=source, split=split, limit=None, device=device, options={}
+    model, rows = load_evaluation(
+        folder, task_class, source=source, split=split, device=device, options={}
     )
     predictions = rows.predictions(rows.outputs(model, console=console))
     # All processes predict, one writes.

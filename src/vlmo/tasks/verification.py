@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -50,25 +51,7 @@ def verify(
         ValueError: No result of the model is published, the data are of another set, or the model
             cannot be had.
     """
-    names = [model.name for model in MODELS.values() if model.reported]
-    if name not in names:
-        raise ValueError(
-            f"no result of {name!r} is published{suggestion(name, names)} All: vlmo models"
-        )
-    model = MODELS[name]
-    # Before the model is downloaded.
-    summary = Path(source).expanduser() / SUMMARY_FILE
-    if summary.is_file() and read_json(summary).get("name") != model.data:
-        raise ValueError(
-            f"{source} is {read_json(summary).get('name')}; the published results of {name} are on "
-            f"{model.data}: vlmo data prepare"
-        )
-    folder = Path(find_model(name))
-    # A folder of this name in the working directory is found first.
-    if published_model(folder) is None:
-        raise ValueError(
-            f"{folder} lies here and goes before the published {name}; run this in another folder"
-        )
+    model, folder = _find_published(name, source=source)
     rows = _measure(
         folder, model, source=source, out=out, batch_size=batch_size, device=device, console=console
     )
@@ -95,6 +78,30 @@ def verify(
     return _results_table(rows, title=f"{name} on {model.data}, percent")
 
 
+def _find_published(name: str, *, source: str) -> tuple[NamedModel, Path]:
+    """Return a model with published results on a set, and its folder, downloaded if need be."""
+    names = [model.name for model in MODELS.values() if model.reported]
+    if name not in names:
+        raise ValueError(
+            f"no result of {name!r} is published{suggestion(name, names)} All: vlmo models"
+        )
+    model = MODELS[name]
+    # Before the model is downloaded.
+    summary = Path(source).expanduser() / SUMMARY_FILE
+    if summary.is_file() and read_json(summary).get("name") != model.data:
+        raise ValueError(
+            f"{source} is {read_json(summary).get('name')}; the published results of {name} are on "
+            f"{model.data}: vlmo data prepare"
+        )
+    folder = Path(find_model(name))
+    # A folder of this name in the working directory is found first.
+    if published_model(folder) is None:
+        raise ValueError(
+            f"{folder} lies here and goes before the published {name}; run this in another folder"
+        )
+    return model, folder
+
+
 def _measure(
     folder: Path,
     model: NamedModel,
@@ -108,6 +115,7 @@ def _measure(
     """Return a row for every published result, with the measured one or the submission's file."""
     # Published results of retrieval are those of the dual encoder.
     rerank = 0 if model.task == "retrieval" else None
+    measured = partial(evaluate, folder, batch_size=batch_size, rerank=rerank)
     rows: list[Json] = []
     for split, reported in itertools.groupby(model.reported, key=itemgetter(0)):
         if split in _ON_SERVERS:
@@ -118,15 +126,7 @@ def _measure(
             result = None
             common: Json = {"samples": count, "submission": file.name}
         else:
-            result = evaluate(
-                folder,
-                source=source,
-                split=split,
-                batch_size=batch_size,
-                device=device,
-                console=console,
-                rerank=rerank,
-            )
+            result = measured(source=source, split=split, device=device, console=console)
             common = {"samples": len(result.predictions), "settings": result.settings}
         for _, metric, percent in reported:
             row = {"split": split, "metric": metric, "published": percent} | common

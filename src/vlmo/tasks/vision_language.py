@@ -212,10 +212,8 @@ class VisionLanguageObjective(Objective):
 
     def _with_total(self, losses: Losses) -> Losses:
         """Return the weighted sum of the losses as `loss`, beside the losses and temperature."""
-        weighted = []
-        for name in _PARTS:
-            if name in losses:
-                weighted.append(getattr(self.config, f"{name}_weight") * losses[name])
+        weights = {name: getattr(self.config, f"{name}_weight") for name in _PARTS}
+        weighted = [weights[name] * losses[name] for name in _PARTS if name in losses]
         metrics = {name: value.detach() for name, value in losses.items()}
         metrics["temperature"] = (-self.model.contrast_head.logit_scale.detach()).exp()[0]
         return {"loss": torch.stack(weighted).sum(), **metrics}
