@@ -142,12 +142,8 @@ def parse(
 ) -> Any:
     """Return what `cli`, tyro's or that of a tyro app, makes of `arguments`; `settings` go to it.
 
-    Args:
-        short_names: Names of options that were replaced before, to be suggested too.
-
-    Raises:
-        UnknownOption: There is no such option; the message names the nearest that exists.
-        ValueError: The arguments cannot be read; the message is tyro's.
+    UnknownOption names the nearest option that exists, `short_names` of options that were replaced before among them.
+    ValueError for other arguments that cannot be read has tyro's message.
     """
     read = functools.partial(
         cli,

@@ -78,18 +78,17 @@ class ResultOptions:
 def evaluate(
     folder: ModelFolder,
     *,
-    rows: Annotated[MeasureOptions, tyro.conf.arg(name="")] = MeasureOptions(),  # noqa: B008 - frozen
-    reranking: Annotated[RerankOptions, tyro.conf.arg(name="")] = RerankOptions(),  # noqa: B008
-    results: Annotated[ResultOptions, tyro.conf.arg(name="")] = ResultOptions(),  # noqa: B008
+    rows: Annotated[MeasureOptions, tyro.conf.arg(name="")] = MeasureOptions(),
+    reranking: Annotated[RerankOptions, tyro.conf.arg(name="")] = RerankOptions(),
+    results: Annotated[ResultOptions, tyro.conf.arg(name="")] = ResultOptions(),
     device: Device = None,
 ) -> None:
     """Measure a model: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME]."""
-    model = folder
-    folder = Path(find_model(folder))
+    path = Path(find_model(folder))
     chooses = reranking.choose_rerank_weight
-    if is_released(folder) and (results.write_card or chooses):
+    if is_released(path) and (results.write_card or chooses):
         raise ValueError(
-            f"{model} is a published model and stays as it is; copy {folder}, and evaluate the copy"
+            f"{folder} is a published model and stays as it is; copy {path}, and evaluate the copy"
         )
     from vlmo.distributed import is_main
     from vlmo.tasks import write_submission
@@ -99,10 +98,10 @@ def evaluate(
     with launch(device) as chosen:
         console = _STDERR if is_main() else None
         if chooses:
-            _choose(folder, rows, reranking, split=split, device=str(chosen), console=console)
+            _choose(path, rows, reranking, split=split, device=str(chosen), console=console)
         elif results.submission is not None:
             number = write_submission(
-                folder,
+                path,
                 results.submission,
                 task=rows.task,
                 source=rows.data,
@@ -114,7 +113,7 @@ def evaluate(
                 say(f"{number} predictions in {results.submission}")
         else:
             _measure(
-                folder, rows, reranking, results, split=split, device=str(chosen), console=console
+                path, rows, reranking, results, split=split, device=str(chosen), console=console
             )
 
 
@@ -153,13 +152,21 @@ def _measure(
     result.write_json(out, folder=folder)
     say(f"metrics and {len(result.predictions)} predictions in {out}")
     if results.write_card:
-        # Options that the metrics depend on, so that a reader of the card can repeat them.
-        words = [f"vlmo evaluate --split {split}"]
-        for options, name in ((reranking, "rerank"), (reranking, "rerank_weight"), (rows, "limit")):
-            value = getattr(options, name)
-            if value is not None:
-                words.append(f"--{name.replace('_', '-')} {value}")
-        result.write_card(folder, measured_by=f"`{' '.join(words)}`")
+        result.write_card(folder, measured_by=f"`{_command(rows, reranking, split=split)}`")
+
+
+def _command(rows: MeasureOptions, reranking: RerankOptions, *, split: str) -> str:
+    """Return the command with the options that metrics depend on, for those who repeat it."""
+    words = [f"vlmo evaluate --split {split}"]
+    options = {
+        "--rerank": reranking.rerank,
+        "--rerank-weight": reranking.rerank_weight,
+        "--limit": rows.limit,
+    }
+    for name, value in options.items():
+        if value is not None:
+            words.append(f"{name} {value}")
+    return " ".join(words)
 
 
 def verify(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +20,9 @@ from vlmo.tasks.registry import load_evaluation
 from vlmo.tasks.result import data_name
 from vlmo.tasks.retrieval import RetrievalTask
 from vlmo.terminal import escaped
+
+if TYPE_CHECKING:
+    from vlmo.model import VLMoForImageTextRetrieval
 
 # Measured weights: 0 is the dual encoder alone, 1 the fusion encoder alone.
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
@@ -47,11 +51,8 @@ def choose_rerank_weight(
 ) -> Choice:
     """Measure recall with weights from 0 to 1 on a split, and keep the best in `config.json`.
 
-    Arguments as for `vlmo.tasks.evaluate`.
-
-    Raises:
-        ValueError: The split is the one to be measured on afterwards, the model has no matching
-            head, or the data cannot be read.
+    Arguments as for `vlmo.tasks.evaluate`. ValueError for the split that is measured on afterwards,
+    a model without a matching head, or data that cannot be read.
     """
     rerank = SHORTLIST if rerank is None else rerank
     # Weights must not be fitted to the rows that they are judged by.
@@ -61,16 +62,7 @@ def choose_rerank_weight(
             "that nothing is measured on afterwards, so another than test, with candidates from 1 "
             "up"
         )
-    model, pairs = load_evaluation(
-        folder, RetrievalTask, source=source, split=split, limit=limit, device=device, options={}
-    )
-    if model.match_head is None:
-        raise ValueError(f"{folder}: this model has no matching head, so that it scores no pairs")
-    assert isinstance(pairs, PairSet)  # the task's
-    if isinstance(pairs, CompositionSet):
-        raise ValueError(
-            f"{pairs.source} has false captions, which nothing is searched among; give pairs"
-        )
+    model, pairs = _load_pairs(folder, source=source, split=split, limit=limit, device=device)
     result = replace(pairs, rerank=rerank).outputs(model, batch_size=batch_size, console=console)
     assert result.rerank is not None  # as there is a shortlist
     # The pairs were scored once; weights only mix the scores.
@@ -83,6 +75,23 @@ def choose_rerank_weight(
     table.title = escaped(f"Recall by rerank weight on {data_name(pairs.source)} {split}, percent")
     write_settings(Path(folder), **settings)
     return Choice(settings, before, table, rates)
+
+
+def _load_pairs(
+    folder: str | Path, *, source: str | None, split: str, limit: int | None, device: str | None
+) -> tuple[VLMoForImageTextRetrieval, PairSet]:
+    """Return a model that can rerank, and pairs to search among; ValueError for others."""
+    model, pairs = load_evaluation(
+        folder, RetrievalTask, source=source, split=split, limit=limit, device=device, options={}
+    )
+    if model.match_head is None:
+        raise ValueError(f"{folder}: this model has no matching head, so that it scores no pairs")
+    assert isinstance(pairs, PairSet)  # the task's
+    if isinstance(pairs, CompositionSet):
+        raise ValueError(
+            f"{pairs.source} has false captions, which nothing is searched among; give pairs"
+        )
+    return model, pairs
 
 
 def _best_weight(rates: dict[float, dict[str, float]], *, direction: str) -> float:

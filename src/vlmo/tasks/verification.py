@@ -35,21 +35,12 @@ def verify(
     device: str | None = None,
     console: Console | None = None,
 ) -> Table:
-    """Measure a published model on the splits of its published results; write `out`.
+    """Measure a published model on the splits of its published results, and write `out` (JSON).
 
     Of a split whose answers are not public, the predictions for its evaluation server are written
-    beside them.
-
-    Args:
-        source: The set of the published results, as `vlmo data prepare` writes it.
-        out: JSON file.
-
-    Returns:
-        The results as a table, in percent.
-
-    Raises:
-        ValueError: No result of the model is published, the data are of another set, or the model
-            cannot be had.
+    beside it. `source` is the set of the published results, as `vlmo data prepare` writes it.
+    Return the results as a table, in percent. ValueError without published results, for data of
+    another set, or a model that cannot be had.
     """
     model, folder = _find_published(name, source=source)
     rows = _measure(
