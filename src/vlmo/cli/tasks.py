@@ -94,11 +94,11 @@ def evaluate(
     from vlmo.tasks import write_submission
     from vlmo.training import launch
 
+    # A weight must not be chosen on the rows that the model is measured on.
     split = rows.split or ("validation" if chooses else "test")
     with launch(device) as chosen:
-        console = _STDERR if is_main() else None
         if chooses:
-            _choose(path, rows, reranking, split=split, device=str(chosen), console=console)
+            _choose(path, rows, reranking, split=split, device=str(chosen))
         elif results.submission is not None:
             number = write_submission(
                 path,
@@ -107,14 +107,19 @@ def evaluate(
                 source=rows.data,
                 split=split,
                 device=str(chosen),
-                console=console,
+                console=_progress_console(),
             )
             if is_main():
                 say(f"{number} predictions in {results.submission}")
         else:
-            _measure(
-                path, rows, reranking, results, split=split, device=str(chosen), console=console
-            )
+            _measure(path, rows, reranking, results, split=split, device=str(chosen))
+
+
+def _progress_console() -> Console | None:
+    """Return where progress is shown: one process of several shows it."""
+    from vlmo.distributed import is_main
+
+    return _STDERR if is_main() else None
 
 
 def _measure(
@@ -125,7 +130,6 @@ def _measure(
     *,
     split: str,
     device: str,
-    console: Console | None,
 ) -> None:
     """Measure a model; print its metrics, and write them with the predictions."""
     from vlmo.distributed import is_main
@@ -140,7 +144,7 @@ def _measure(
         limit=rows.limit,
         batch_size=rows.batch_size,
         device=device,
-        console=console,
+        console=_progress_console(),
         rerank=reranking.rerank,
         rerank_weight=reranking.rerank_weight,
     )
@@ -193,7 +197,7 @@ def verify(
     from vlmo.training import launch
 
     with launch(device) as chosen:
-        console = _STDERR if is_main() else None
+        console = _progress_console()
         results = measure(
             name, source=data, out=out, batch_size=batch_size, device=str(chosen), console=console
         )
@@ -209,7 +213,6 @@ def _choose(
     *,
     split: str,
     device: str,
-    console: Console | None,
 ) -> None:
     from vlmo.distributed import is_main
     from vlmo.tasks.calibration import choose_rerank_weight
@@ -222,7 +225,7 @@ def _choose(
         batch_size=rows.batch_size,
         limit=rows.limit,
         device=device,
-        console=console,
+        console=_progress_console(),
     )
     if is_main():
         Console(soft_wrap=True).print(choice.table)
