@@ -69,6 +69,7 @@ _EXTRAS = {
 """Optional packages that a command cannot do without: the extra, and one of them that others do not bring."""
 
 
+# They log requests, downloads and steps of an export at the level INFO.
 _NOISY_LOGGERS = (
     "httpx",
     "datasets",
@@ -134,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(str(error), code=1)
     except KeyboardInterrupt:
+        # As shells report it: 128 and the number of SIGINT.
         _fail("interrupted", code=130)
 
 
@@ -153,6 +155,7 @@ def _import_modules(arguments: list[str]) -> list[str]:
     options, others = parser.parse_known_args(arguments)
     for name in options.modules:
         folder = str(Path.cwd())
+        # Behind all others, so that a file here shadows no package.
         sys.path.append(folder)
         try:
             importlib.import_module(name)
@@ -173,6 +176,7 @@ def _dispatch(arguments: list[str]) -> None:
         return
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
+    # The commands of `vlmo data` have two words.
     words = arguments[:2] if arguments[:1] == ["data"] else arguments[:1]
     name = " ".join(word for word in words if not word.startswith("-"))
     others = arguments[len(name.split()) :]
@@ -201,6 +205,7 @@ def _read_command(name: str, others: list[str]) -> Callable[[], None]:
     if name == "train" and asks_help:
         return runs.train_help
     read = functools.partial(tyro.cli, _deferred(_COMMANDS[name]))
+    # The other words are read once the data have told the task, and so the recipe.
     if name == "finetune" and not asks_help:
         call, rest = parse(read, others, prog="vlmo finetune", return_unknown_args=True)
         return functools.partial(call, arguments=tuple(rest))
@@ -236,6 +241,8 @@ def _deferred(function: Callable[..., None]) -> Callable[..., Callable[..., None
     return deferred
 
 
+# 2 is argparse's code for wrong arguments; failed runs have 1.
 def _fail(message: str, *, code: int = 2) -> None:
+    # One line, whatever line ends the message has.
     sys.stderr.write(f"vlmo: {' '.join(without_controls(message).split())}\n")
     sys.exit(code)

@@ -26,6 +26,7 @@ def models(
     """
     from vlmo.released.download import cached_model, fetch_model
 
+    # All names are checked before the first download.
     for name in names:
         if name not in MODELS:
             raise ValueError(f"no model {name!r}{suggestion(name, MODELS)} All: vlmo models")
@@ -40,6 +41,7 @@ def models(
         return
     rows = [("name", "task", "size, pixels", "license", "here", "published, percent")]
     for model in MODELS.values():
+        # A model without an address comes with the package.
         is_here = not model.address or (cached_model(model.name) / "config.json").is_file()
         size = f"{model.size.replace('_plus', '+')}, {model.image_size}"
         numbers = ", ".join(
@@ -77,6 +79,7 @@ def import_(
         imagenet_pixels: The file takes pixels normalized by ImageNet's mean and deviation; by default as
             published files and folders need it.
     """
+    # The arguments alone: no other name is bound yet.
     options = dict(locals())
     from vlmo.checkpoints.importing import import_checkpoint
     from vlmo.tasks import usage_of
@@ -112,5 +115,6 @@ def export(folder: ModelFolder, *, out: Path, int8: bool = False) -> None:
     from vlmo.retrieval.graphs_engine import export_graphs
 
     graphs = export_graphs(folder, out, int8=int8)["graphs"]
+    # Exported graphs are compared with the model when they are written.
     difference = max(graph["float32"]["largest_difference"] for graph in graphs.values())
     say(f"written: {', '.join(graphs)} in {out}; largest difference to PyTorch {difference:.1e}")

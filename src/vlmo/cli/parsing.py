@@ -61,6 +61,7 @@ class EngineOptions:
 
     def encoder(self, folder: str | Path) -> Encoder:
         """Return the encoder of a model folder; ValueError if it has none."""
+        # It imports torch, which takes seconds and no wrong option should wait for.
         from vlmo.retrieval import Encoder
 
         return Encoder(folder, engine=self.engine, precision=self.precision, device=self.device)
@@ -111,6 +112,7 @@ def _optional(
 ) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
     """Show, read and refuse `X | None` as X, which then also takes the word None."""
     kinds = get_args(info.type)
+    # Other unions keep the form that tyro gives them.
     if len(kinds) != 2 or kinds[1] is not NoneType:
         return None
     inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kinds[0], info.markers))
@@ -154,12 +156,14 @@ def parse(
     )
     box = io.StringIO()
     try:
+        # tyro prints its errors before it exits.
         with contextlib.redirect_stderr(box):
             return read(args=arguments)
     except SystemExit as end:
         if not end.code:  # after --help
             raise
     message = _without_frame(box.getvalue())
+    # Who asks for unknown words reads them as options of a recipe.
     if "return_unknown_args" not in settings:
         options = _options_of(read, short_names)
         unknown = re.findall(r"Unrecognized options: (-[^\s,;]*|[^,;]*)", message)
@@ -182,11 +186,13 @@ def _without_frame(text: str) -> str:
 
 def _options_of(read: Callable[..., Any], short_names: Iterable[str]) -> dict[str, str]:
     """Return the options of a command, by their names and by the last parts of these."""
+    # tyro keeps its parser to itself; its help lists the options, one a line.
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         read(args=["--help"])
     listed = re.findall(r"^[^\w-]{1,3}(--\w[\w.-]*)", shown.getvalue(), re.MULTILINE)
     options = [*short_names, *listed]
+    # Of options that end alike the first counts, as short names do.
     by_name = {option.rpartition(".")[2].lstrip("-"): option for option in reversed(options)}
     return by_name | {option.lstrip("-"): option for option in options}
 
@@ -213,6 +219,7 @@ def _about_unknown(word: str, *, options: dict[str, str], prog: str) -> str:
     for synonym, names in _SYNONYMS.items():
         for name in names.split():
             if name in options:
+                # An option that is really called so goes before the synonym.
                 options_by_name.setdefault(synonym, options[name])
     near = difflib.get_close_matches(_name_of(word), options_by_name, n=1)
     hint = f"; did you mean {options_by_name[near[0]]}?" if near else "."
@@ -227,6 +234,7 @@ def check_new_file(file: Path | None, *, option: str, suffix: str = "") -> None:
         raise ValueError(f"{option} {file}: give a name that ends with {suffix}")
     if file.is_dir():
         raise ValueError(f"{option} {file} is a folder; name a file")
+    # Folders between that one and the file are made when it is written.
     above = next(parent for parent in file.absolute().parents if parent.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise ValueError(

@@ -135,6 +135,7 @@ def finetune(
     from vlmo.tasks.result import data_name
 
     _check_options(common, task=task)
+    # Opens the data, whose columns tell the task.
     recipe, about = finetune_recipe(folder, data, task=task, streams=patterns)
     folder = folder.resolve()
     # A run leaves its model in a folder of that name.
@@ -161,8 +162,10 @@ def _check_options(common: tuple[list[str], int | None], *, task: str | None) ->
     from vlmo.recipes import find_recipe
     from vlmo.tasks.registry import evaluated_tasks, find_task
 
+    # Any recipe will do: these options are those that all recipes share.
     any_recipe = replace(find_recipe("shapes-stage3"), evaluate_on=None)
     kinds = [*evaluated_tasks().values()] if task is None else [find_task(task)]
+    # Without options of a task, all tasks take the same ones.
     if not any(word.startswith("--task.") for word in common[0]):
         kinds = kinds[:1]
     faults = []
@@ -182,6 +185,7 @@ def _run_options(
 ) -> TrainOptions:
     from vlmo.recipes.schema import scaled, without_void_defaults
 
+    # The warm-up keeps its share of the steps.
     shown = recipe if steps is None else scaled(recipe, scale=steps / recipe.trainer.max_steps)
     default = TrainOptions(recipe=shown, run_dir=run_dir)
     options = parse(
@@ -204,6 +208,7 @@ def _run(options: TrainOptions, *, original: Any, name: str, about: str) -> None
     from vlmo.run import build
     from vlmo.training import explained_faults, launch
 
+    # A run that fails here has no training state to name.
     saved = lambda **_: "nothing was saved yet; the same command goes on"  # noqa: E731
     with launch(options.device, hang_seconds=options.hang_seconds):
         with explained_faults(
@@ -242,6 +247,7 @@ def _show_needs(options: TrainOptions, *, original: Any, name: str) -> None:
     missing = check_start(recipe, original)
     whose = f"each of {processes:,} processes" if processes > 1 else "one process"
     Console().print(needs.table(title=f"{name}: needs of {whose}"), highlight=False)
+    # Shards may be URLs, which only a run opens.
     if not recipe.data.streams.patterns:
         absent = ", ".join(missing_sources(recipe.data.source))
         if absent:
@@ -270,6 +276,7 @@ def _common_options(arguments: Sequence[str]) -> tuple[list[str], int | None]:
         elif option != "--steps":
             words.append(word)
         else:
+            # Both `--steps 100` and `--steps=100` are in use.
             number = value if mark else next(rest, "")
             if not number.isdecimal() or not int(number):
                 raise ValueError(f"--steps is {number or 'empty'}; give a number from 1 up")
@@ -302,6 +309,7 @@ def recipes(
         return
     entry = find_entry(name)
     values = settings(entry.recipe, defaults=True)
+    # What the paper gives is shown beside the recipe's value, even if that is the default.
     shown = settings(entry.recipe, defaults=defaults).keys() | entry.paper.keys()
     rows = [("setting", "value", "in the paper" if entry.paper else "")]
     for path, value in values.items():

@@ -84,6 +84,7 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure a model: vlmo evaluate MODEL_FOLDER [--task NAME] [--data NAME|DIR] [--split NAME]."""
+    # A published model lies in the cache, for all commands that use it by its name.
     path = Path(find_model(folder))
     chooses = reranking.choose_rerank_weight
     if is_released(path) and (results.write_card or chooses):
@@ -148,6 +149,7 @@ def _measure(
         rerank=reranking.rerank,
         rerank_weight=reranking.rerank_weight,
     )
+    # All processes measure, one writes.
     if not is_main():
         return
     Console().print(result.table())
@@ -190,6 +192,7 @@ def verify(
         batch_size: Rows that go through the model at a time; by default the task's.
     """
     out = out or Path(f"verify_{_plain(name)}.json")
+    # Refused before the model is downloaded.
     check_new_file(out, option="--out", suffix=".json")
     check_given([data], expected="the folder of a prepared set")
     from vlmo.distributed import is_main
@@ -287,6 +290,7 @@ def caption(
         out: .jsonl file above the images, a table for vlmo index and vlmo finetune; its images are passed over.
         num_beams: Captions of an image that are held at a time; 1 is fastest.
     """
+    # Refused before torch is imported.
     check_given(images, expected="a folder or an image")
     check_new_file(out, option="--out", suffix=".jsonl")
     from vlmo.tasks.captioning import caption_files
@@ -344,14 +348,17 @@ def false_captions(
     captions = itertools.chain(*column(rows, "captions"))
     false_captions = itertools.chain(*column(rows, "false_captions"))
     pairs = list(zip(captions, false_captions, strict=True))
+    # A caption that no rule fits has an empty version.
     changed = [pair for pair in pairs if pair[1]]
     with write_folder(out) as aside:
         DatasetDict({split: rows}).save_to_disk(aside)
     if show:
+        # Spread over all rows, which may be sorted.
         step = math.ceil(len(changed) / show) or 1
         say(*(f"{true}  ->  {false}" for true, false in changed[::step]))
     say(f"{len(changed):,} of {len(pairs):,} captions have a false version; {out} is ready")
 
 
 def _plain(name: str) -> str:
+    # Part of a file name: a source may be a path, or several joined by "+".
     return re.sub(r"[^\w.-]+", "-", Path(name).name)

@@ -8,7 +8,9 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 _CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+# Its fourth field is RUNNING/ALL, of threads (proc(5)).
 _RUNNING = Path("/proc/loadavg")
+# Busy at each of four looks, 5 ms apart: a single look may meet a short burst.
 _SAMPLES = 4
 _PAUSE_S = 0.005
 _BUSY_SHARE = 0.25
@@ -37,6 +39,7 @@ def running_others() -> int:
         if sample:
             time.sleep(_PAUSE_S)
         try:
+            # Without this thread, which runs too.
             counts.append(
                 int(_RUNNING.read_text(encoding="ascii").split()[3].partition("/")[0]) - 1
             )

@@ -131,6 +131,7 @@ def _recipe(
         loader=LoaderConfig(global_batch_size=batch, num_workers=2 if wide else 0),
         # The paper's betas, and BEiT's weight decay (the paper has 0.01).
         optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.98), weight_decay=0.05),
+        # 10 %, as in the paper's fine-tuning.
         schedule=ScheduleConfig(warmup_steps=steps // 10),
         trainer=TrainerConfig(max_steps=steps, precision="auto", clip_norm=3.0),
         evaluate_on=source if split else None,
@@ -164,9 +165,11 @@ def _task_settings(
     # Pixels may be answers and captions may tell sides, so images are neither mirrored nor recolored.
     plain = TransformConfig(image_size=config.image_size, rand_augment_ops=0, horizontal_flip=0.0)
     if task_class is tasks.RetrievalTask and config.use_match_head:
+        # Softer hard negatives than the paper's, since own data are mostly small.
         losses = VisionLanguageConfig(mlm_weight=0.0, negative_sharpness=0.3)
         return tasks.RetrievalTask(losses=losses), plain
     if task_class is tasks.VQATask:
+        # Wide models have the published code's factor for a new head.
         return tasks.VQATask(head_lr_scale=20.0 if wide else 1.0), plain
     if task_class is tasks.ClassificationTask:
         losses = ClassificationConfig(mix_probability=0.5)
@@ -181,6 +184,7 @@ def _task_of(rows: Dataset | None, source: str | None) -> type[tasks.Task]:
     """Return the task that the columns tell: retrieval without others; ValueError for images alone."""
     if rows is None:
         return tasks.RetrievalTask
+    # Captions come last: rows of every task may have them too.
     for name, task in _TASK_OF_COLUMN.items():
         if name in rows.column_names:
             return task
@@ -192,6 +196,7 @@ def _task_of(rows: Dataset | None, source: str | None) -> type[tasks.Task]:
 
 
 def _measured_split(source: str) -> str | None:
+    # Prepared sets say validation, folders of others often val.
     for split in ("validation", "val", "test"):
         with contextlib.suppress(ValueError):  # there is none
             open_source(source, split=split)

@@ -118,8 +118,10 @@ PAPER_TASKS = {
         task=tasks.VisionTask(visual_tokenizer="visual-tokenizer"),
         source="data/imagenet22k",
         batch=2048,
+        # 150 epochs, as BEiT on ImageNet-22K.
         length=(150 * _IMAGENET_22K // 2048, 10_000),
         fusion=False,
+        # Crops and color jitter of BEiT, instead of RandAugment.
         transform=TransformConfig(rand_augment_ops=0, min_crop=0.08, color_jitter=0.4, fill=128),
         optimizer=_BEIT,
         schedule="cosine",
@@ -149,6 +151,7 @@ PAPER_TASKS = {
     "vqa": PaperTask(
         "on VQAv2: 3,129 answers, ten epochs at 480 pixels",
         "`vlmo data prepare vqav2 --root DIR --out {source}`.",
+        # Factor of the published code.
         task=tasks.VQATask(head_lr_scale=20.0),
         source="data/vqav2",
         px=480,
@@ -192,12 +195,14 @@ PAPER_TASKS = {
         fusion=False,
         text=TextConfig(),
         transform=TransformConfig(
+            # timm's rand-m9 and erased areas, as BEiT fine-tunes.
             rand_augment="timm",
             rand_augment_magnitude=9,
             min_crop=0.08,
             random_erasing=0.25,
             fill=128,
         ),
+        # BEiT's for a start that saw labels.
         optimizer=replace(_BEIT, weight_decay=1e-8),
         schedule="cosine",
         min_lr=1e-6,
@@ -223,6 +228,7 @@ PAPER_TASKS["coco-captioning"] = replace(
     task=tasks.CaptioningTask(),
     px=480,
     batch=256,
+    # Captions of Karpathy's training split.
     length=_epochs(10, 1, examples=566_747, batch=256),
     text=TextConfig(vocab_size=64010, max_length=32),
     optimizer=_BEIT,
@@ -329,6 +335,7 @@ TABLE = [
 def _entry(row: Row) -> Entry:
     task = PAPER_TASKS[row.task]
     title, config = task.sizes[row.size]
+    # Stages describe themselves: "VLMo-Base, stage 1"; tasks go on with "on".
     if row.task.startswith("stage"):
         title += ","
     return Entry(
@@ -353,6 +360,7 @@ def _recipe(row: Row, task: PaperTask, *, model: VLMoConfig) -> Recipe:
     steps, warmup = row.length or task.length
     save_every, eval_every = task.every
     init = row.start
+    # Stages of this size leave their models below runs/.
     if init is not None and init not in MODELS:
         init = f"runs/{row.size}-{init}/model"
     is_measured = task.task.evaluation is not None and row.task != "stage3"

@@ -79,6 +79,7 @@ _MODEL = model_config(
 _TEXT = TextConfig(
     vocab_size=300, learn_from=("shapes", "shapes-questions", "shapes-statements"), max_length=32
 )
+# Captions tell left from right and name colors, so images are neither mirrored nor recolored.
 _SHAPES = DataConfig(
     source="shapes",
     transform=TransformConfig(image_size=48, rand_augment_ops=0, horizontal_flip=0.0),
@@ -89,6 +90,7 @@ _MUON = replace(_ADAMW, lr=2e-3, muon=True)
 _TRAINER = TrainerConfig(max_steps=1, precision="auto", clip_norm=3.0, log_every=10)
 _RUNS = "runs/quickstart"
 
+# Images alone: the tokenizer reads no texts, and has sizes of its own.
 _tokenizer = Recipe(
     task=TokenizerTask(tokenizer=VisualTokenizerConfig(patch_size=12, num_tokens=256)),
     model=_MODEL,

@@ -172,6 +172,7 @@ def without_void_defaults(original: Recipe, recipe: Recipe) -> Recipe:
     before = original.data
     if data.source == before.source and data.streams.patterns == before.streams.patterns:
         return recipe
+    # Weights are one for each source, and these sources are others.
     if data.weights == before.weights:
         data = dataclasses.replace(data, weights=())
     measured = recipe.evaluate_on
@@ -205,11 +206,13 @@ def check_recipe(recipe: Recipe, *, processes: int) -> None:
     task = recipe.task
     batch = recipe.loader.global_batch_size
     has_adapters = recipe.lora.rank is not None
+    # BEiT-3's images and texts alone are recipes of their own.
     for part in task.beside(recipe).values():
         check_recipe(part, processes=processes)
     _check_data(recipe, processes=processes)
     losses = getattr(task, "losses", None)
     pieces = processes * recipe.loader.accumulation
+    # A batch that cannot be divided is refused where the processes are known.
     if isinstance(losses, VisionLanguageConfig) and not batch % pieces:
         losses.check_batch(batch // pieces, processes=processes)
     if recipe.init is not None and not task.reads.start:
@@ -247,6 +250,7 @@ def _check_data(recipe: Recipe, *, processes: int) -> None:
             raise ValueError(
                 f"data.streams is given, but {recipe.task.title} does not read streams; name a data.source instead"
             )
+    # Sources are joined by "+".
     sources = len(source_names(data.source))
     if data.weights and len(data.weights) != sources:
         raise ValueError(

@@ -99,6 +99,7 @@ class BEiT3Objective(Objective):
             bool_masked_pos=masked_patches,
             mask_token=model.mim_head.mask_token,
         )
+        # (masked words, vocabulary)
         word_logits = model.mlm_head(states.text_hidden_state[masked_words])
         words = batch["mlm_labels"][masked_words]
         # The class token comes first.

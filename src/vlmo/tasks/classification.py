@@ -104,6 +104,7 @@ class ClassSet(EvaluationSet):
     def predictions(self, outputs: Float[Tensor, "rows classes"]) -> list[Prediction]:
         """Return the first guess of a row with its share, and the next ones in their order."""
         names = self.names
+        # Shares and class numbers, both (rows, guesses).
         best = outputs.softmax(dim=-1).topk(min(_NUM_GUESSES, outputs.shape[1]))
         predictions = []
         for image_id, label, shares, numbers in zip(

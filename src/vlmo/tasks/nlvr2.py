@@ -81,6 +81,7 @@ class ReasoningSet(EvaluationSet):
         """Return whether the sentences are true; `confidence` is the answer's share."""
         dataset = select_rows(self.rows, rows)
         examples = reasoning_examples(dataset, eval_contents(self.processor), labeled=False)
+        # Shares and labels of the likelier answer, both (rows,).
         best = pair_logits(model, examples).softmax(dim=-1).max(dim=-1)
         columns = ["image_id", "captions", "sentence_group", "label"]
         predictions = []
@@ -159,6 +160,7 @@ class NLVR2Task(Task):
 
     def batch_without_data(self, batch: Batch) -> Batch:
         """Return sentences with two images."""
+        # Both images of a row: (rows, 2, channel, height, width).
         return {**batch, "pixel_values": batch["pixel_values"][:, None].expand(-1, 2, -1, -1, -1)}
 
     @classmethod

@@ -271,6 +271,7 @@ class CompositionSet(PairSet):
         for row in outputs:
             row["caption"] = row.pop("captions")[0]
         for encoder, values in scores.items():
+            # Both (images,).
             true, false = values.chunk(2)
             for row, sign in zip(outputs, (true - false).sign().tolist(), strict=True):
                 # 1 for the true caption, 0 for the false one, 0.5 for a tie.

@@ -82,6 +82,7 @@ class RetrievalTask(PairTask):
             encoded = processor(images=image, return_tensors="pt").to(model.device)
             pixels.append(encoded["pixel_values"][0])
         vectors = by_shape(pixels, lambda part: model.get_image_features(torch.stack(part)))
+        # Vectors have length 1: cosine similarity, (images, texts).
         similarity = torch.stack(vectors) @ model.get_text_features(**tokens).T
         predictions = []
         for image, text in _best_pairs(similarity, top=inputs.top):

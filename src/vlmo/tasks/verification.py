@@ -109,6 +109,7 @@ def _measure(
     measured = partial(evaluate, folder, batch_size=batch_size, rerank=rerank)
     rows: list[Json] = []
     for split, reported in itertools.groupby(model.reported, key=itemgetter(0)):
+        # Nothing can be measured here: the server takes the predictions.
         if split in _ON_SERVERS:
             file = out.with_name(f"{out.stem}_{split}.json")
             count = write_submission(

@@ -234,6 +234,7 @@ class VisionLanguageObjective(Objective):
     ) -> Float[Tensor, ""]:
         """Return the mean of ITC's loss over its branches, which have `vectors` and `keys`."""
         false_captions = self._false_captions(batch)
+        # The published code has a second branch, through the vision-language experts.
         branch_losses = []
         for branch, head in enumerate(self.model.contrast_heads):
             images, texts = vectors[branch]
@@ -320,6 +321,7 @@ class VisionLanguageObjective(Objective):
         )
         losses: Losses = {}
         if self.config.mlm_weight:
+            # Processes mask different numbers of words, and all words weigh alike.
             num_words = (pairs.mlm_labels != IGNORED).sum().float()
             losses["mlm"] = global_mean(word_losses.sum(), num_words)
             losses["mlm_accuracy"] = global_mean(word_hits.sum(), num_words)
@@ -353,6 +355,7 @@ class VisionLanguageObjective(Objective):
         word_losses = word_hits = encoded.first.new_zeros(0)
         # Computed here, so that the gradient cache holds no logits over the vocabulary.
         if isinstance(model, models.VLMoForPreTraining) and self.config.mlm_weight:
+            # Of masked words alone: (words, vocabulary).
             logits = model.mlm_head(encoded.tokens)
             targets = mlm_labels[is_masked]
             word_losses = F.cross_entropy(logits.float(), targets, reduction="none")
