@@ -135,8 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(str(error), code=1)
     except KeyboardInterrupt:
-        # As shells report it: 128 and the number of SIGINT.
-        _fail("interrupted", code=130)
+        _fail("interrupted", code=130)  # as shells report SIGINT
 
 
 def _tune_process() -> None:

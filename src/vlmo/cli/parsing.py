@@ -156,7 +156,6 @@ def parse(
     )
     box = io.StringIO()
     try:
-        # tyro prints its errors before it exits.
         with contextlib.redirect_stderr(box):
             return read(args=arguments)
     except SystemExit as end:

@@ -261,17 +261,13 @@ def predict(
     """
     folder = Path(find_model(folder))
     check_given(image, expected="an image")
-    for file in image:
-        if file.is_dir():
-            raise ValueError(
-                f"--image {file} is a folder; name the images in it, such as {file}/*.jpg"
-            )
+    for file in filter(Path.is_dir, image):
+        raise ValueError(f"--image {file} is a folder; name the images in it, such as {file}/*.jpg")
     check_new_file(save, option="--save")
-    from vlmo.tasks import Inputs
-    from vlmo.tasks import predict as ask
+    from vlmo import tasks
 
-    inputs = Inputs(image, text, question, caption=caption, top=top, save=save)
-    answer = ask(folder, inputs, device=device)
+    inputs = tasks.Inputs(image, text, question, caption=caption, top=top, save=save)
+    answer = tasks.predict(folder, inputs, device=device)
     if json:
         say_json(answer.rows)
         return

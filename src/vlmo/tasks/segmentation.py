@@ -165,7 +165,6 @@ def segment(
             for area, logits in zip(chunk, model(windows).logits.float(), strict=True):
                 total[area] += logits
                 count[area] += 1
-        # (1, classes, height, width), as `interpolate` takes it.
         logits = (total / count)[None, :, :height, :width]
         if logits.isnan().any():
             raise ValueError("the logits contain NaN; check the weights of the model")

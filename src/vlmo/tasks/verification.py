@@ -37,10 +37,9 @@ def verify(
 ) -> Table:
     """Measure a published model on the splits of its published results, and write `out` (JSON).
 
-    Of a split whose answers are not public, the predictions for its evaluation server are written
-    beside it. `source` is the set of the published results, as `vlmo data prepare` writes it.
-    Return the results as a table, in percent. ValueError without published results, for data of
-    another set, or a model that cannot be had.
+    Return the results as a table, in percent. Of a split whose answers are not public, predictions
+    for its evaluation server are written beside `out`. `source` is a set of `vlmo data prepare`.
+    ValueError without published results, for data of another set, or a model that cannot be had.
     """
     model, folder = _find_published(name, source=source)
     rows = _measure(
