@@ -31,7 +31,11 @@ def models(
         if name not in MODELS:
             raise ValueError(f"no model {name!r}{suggestion(name, MODELS)} All: vlmo models")
     for name in names:
-        folder = fetch_model(MODELS[name]) if MODELS[name].address else Path(find_model(name))
+        # A model without an address comes with the package, and is downloaded from nowhere.
+        if MODELS[name].address:
+            folder = fetch_model(MODELS[name])
+        else:
+            folder = Path(find_model(name))
         if labels is not None:
             from vlmo.checkpoints.importing import name_labels
 
@@ -41,7 +45,6 @@ def models(
         return
     rows = [("name", "task", "size, pixels", "license", "here", "published, percent")]
     for model in MODELS.values():
-        # A model without an address comes with the package.
         is_here = not model.address or (cached_model(model.name) / "config.json").is_file()
         size = f"{model.size.replace('_plus', '+')}, {model.image_size}"
         numbers = ", ".join(

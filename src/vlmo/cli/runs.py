@@ -164,7 +164,9 @@ def _check_options(common: tuple[list[str], int | None], *, task: str | None) ->
 
     # Any recipe will do: these options are those that all recipes share.
     any_recipe = replace(find_recipe("shapes-stage3"), evaluate_on=None)
-    kinds = [*evaluated_tasks().values()] if task is None else [find_task(task)]
+    kinds = [*evaluated_tasks().values()]
+    if task is not None:
+        kinds = [find_task(task)]
     # Without options of a task, all tasks take the same ones.
     if not any(word.startswith("--task.") for word in common[0]):
         kinds = kinds[:1]
@@ -185,9 +187,10 @@ def _run_options(
 ) -> TrainOptions:
     from vlmo.recipes.schema import scaled, without_void_defaults
 
+    default = TrainOptions(recipe=recipe, run_dir=run_dir)
     # The warm-up keeps its share of the steps.
-    shown = recipe if steps is None else scaled(recipe, scale=steps / recipe.trainer.max_steps)
-    default = TrainOptions(recipe=shown, run_dir=run_dir)
+    if steps is not None:
+        default = replace(default, recipe=scaled(recipe, scale=steps / recipe.trainer.max_steps))
     options = parse(
         functools.partial(tyro.cli, TrainOptions),
         arguments,
