@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from datasets import Dataset, Features, Image
 from datasets.table import ConcatenationTable, InMemoryTable
@@ -24,6 +24,9 @@ from vlmo.progress import Progress
 _PROGRESS_EVERY = 64  # rows
 _BATCH = 10_000
 _REMEMBERED = 16  # images: rows about one stand together, or nearly so
+
+QuarantineLine: TypeAlias = dict[str, Any]
+"""Line of a quarantine file, as `filter_invalid_rows` describes it."""
 
 
 class ImageValidator:
@@ -97,28 +100,19 @@ def filter_invalid_rows(
         raise ValueError(
             f"column(s) {', '.join(missing)} missing; found {', '.join(dataset.column_names)}"
         )
-    total = len(dataset)
-    if not total:
+    if not len(dataset):
         raise ValueError("the data set has no rows; nothing can be trained or tested on it")
     faults = _image_faults(dataset, shared=shared, progress=progress) if needs_image else {}
-    captions = column(dataset, "captions")
-    first_rows: dict[str, int] = {}
+    faults = _row_faults(dataset, faults, needs_caption=needs_caption, unique_ids=unique_ids)
     lines = []
     valid = []
     filled: dict[int, list[bool]] = {}  # of rows that lose some captions
-    for row, image_id in enumerate(column(dataset, "image_id")):
-        texts = captions[row] or ()
-        is_filled = [bool(text and text.strip()) for text in texts]
-        reasons = [] if image_id else ["image_id is empty"]
-        reasons += faults.get(row, ())
-        if needs_caption and not any(is_filled):
-            reasons.append("every caption is empty" if texts else "the row has no caption")
-        if unique_ids and not reasons and first_rows.setdefault(image_id, row) != row:
-            reasons.append(f"image_id repeats that of row {first_rows[image_id]}")
-        if reasons:
-            lines.append(_line("row", dataset, row, "; ".join(reasons)))
+    for row, texts in enumerate(column(dataset, "captions")):
+        if row in faults:
+            lines.append(_line("row", dataset, row, "; ".join(faults[row])))
             continue
         valid.append(row)
+        is_filled = _are_filled(texts)
         if not all(is_filled):
             filled[row] = is_filled
             reason = f"{is_filled.count(False)} empty captions removed"
@@ -127,8 +121,46 @@ def filter_invalid_rows(
         quarantine.parent.mkdir(parents=True, exist_ok=True)
         write_file(quarantine, to_lines(lines))
     if shared:
-        barrier()  # the file that the error below names is then there
-    invalid = total - len(valid)
+        barrier()  # the file that the errors below name is then there
+    _check_share(lines, num_valid=len(valid), max_share=max_share, quarantine=quarantine)
+    # Before rows are chosen: afterwards every image would be copied.
+    dataset = _without_empty(dataset, filled)
+    return select_rows(dataset, valid) if faults else dataset
+
+
+def _row_faults(
+    dataset: Dataset,
+    image_faults: dict[int, list[str]],
+    *,
+    needs_caption: bool,
+    unique_ids: bool,
+) -> dict[int, list[str]]:
+    """Return the faults of invalid rows, those of their images among them, by the rows' numbers."""
+    captions = column(dataset, "captions")
+    first_rows: dict[str, int] = {}  # by image id, of valid rows
+    faults: dict[int, list[str]] = {}
+    for row, image_id in enumerate(column(dataset, "image_id")):
+        reasons = [] if image_id else ["image_id is empty"]
+        reasons += image_faults.get(row, ())
+        if needs_caption and not any(_are_filled(captions[row])):
+            reasons.append("every caption is empty" if captions[row] else "the row has no caption")
+        if unique_ids and not reasons and first_rows.setdefault(image_id, row) != row:
+            reasons.append(f"image_id repeats that of row {first_rows[image_id]}")
+        if reasons:
+            faults[row] = reasons
+    return faults
+
+
+def _are_filled(captions: Sequence[str | None] | None) -> list[bool]:
+    return [bool(caption and caption.strip()) for caption in captions or ()]
+
+
+def _check_share(
+    lines: Sequence[QuarantineLine], *, num_valid: int, max_share: float, quarantine: Path
+) -> None:
+    """Raise ValueError if too many rows are invalid, or all."""
+    invalid = sum(line["kind"] == "row" for line in lines)
+    total = num_valid + invalid
     share = invalid / total
     if share > max_share:
         raise ValueError(
@@ -136,13 +168,10 @@ def filter_invalid_rows(
             f"{first_reasons(lines)}. Each has a line with its reason in {quarantine}: repair or remove them, or allow "
             f"a larger share (--data.max-bad-share {math.ceil(100 * share) / 100})."
         )
-    if not valid:
+    if not num_valid:
         raise ValueError(
             f"all {total} rows are invalid, so nothing is left: {first_reasons(lines)}. See {quarantine}"
         )
-    # Before rows are chosen: afterwards every image would be copied.
-    dataset = _without_empty(dataset, filled)
-    return select_rows(dataset, valid) if invalid else dataset
 
 
 def _without_empty(dataset: Dataset, filled: dict[int, list[bool]]) -> Dataset:
@@ -158,7 +187,7 @@ def _without_empty(dataset: Dataset, filled: dict[int, list[bool]]) -> Dataset:
     return cast(Dataset, dataset.select_columns(names))
 
 
-def _line(kind: str, dataset: Dataset, number: int, reason: str) -> dict[str, Any]:
+def _line(kind: str, dataset: Dataset, number: int, reason: str) -> QuarantineLine:
     row: dict[str, Any] = dataset[number]
     return {
         "kind": kind,
@@ -194,8 +223,19 @@ def _image_faults(
     stored_faults = gather_objects(stored) if shared else [stored]
     if None not in stored_faults:
         return stored_faults[0]
+    faults = _decode_all(dataset, images, shared=shared, progress=progress)
+    if cache is not None and is_main():
+        keep_file(cache, lambda path: path.write_text(json.dumps(faults), encoding="utf-8"))
+    return faults
+
+
+def _decode_all(
+    dataset: Dataset, images: list[str], *, shared: bool, progress: Callable[[], None]
+) -> dict[int, list[str]]:
+    """Decode the images of all rows, here or as a share by all processes; return their faults by row."""
     share = rank() if shared else 0
     shares = world_size() if shared else 1
+    # Contiguous shares: rows that show one image stand together.
     numbers = range(len(dataset) * share // shares, len(dataset) * (share + 1) // shares)
     validate = ImageValidator(images)
     faults: dict[int, list[str]] = {}
@@ -211,8 +251,6 @@ def _image_faults(
     if shared:
         for part in gather_objects(faults):
             faults |= part
-    if cache is not None and is_main():
-        keep_file(cache, lambda path: path.write_text(json.dumps(faults), encoding="utf-8"))
     return faults
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
@@ -45,11 +46,7 @@ def draw_map(
     most: int = 2000,
     on_step: Callable[[str], object] = lambda _: None,
 ) -> Map:
-    """Draw a map of at most so many images, taken evenly from the index.
-
-    t-SNE places the images, and k-means groups them. A group is named by two words, of captions or, if these have few,
-    of `map_words.txt`, whose similarity to its center exceeds that to the other centers most. Names of files and albums
-    tell when, where and by whom images were made (IMG, Rome, backup), and not what a group shows.
+    """Draw a map of at most so many images, taken evenly from the index: t-SNE places them, k-means groups them.
 
     Args:
         on_step: Called with what is being done, in words.
@@ -65,51 +62,70 @@ def draw_map(
     on_step("reading the images")
     rows = index.sample(most)
     vectors = np.array([row["vector"] for _, row in rows], np.float32)
-    if (different := len({vector.tobytes() for vector in vectors})) < 2:
+    different = len({vector.tobytes() for vector in vectors})
+    if different < 2:
         raise ValueError(
             f"a map needs two images or more that differ, and the index has {different}"
         )
     on_step(f"grouping {len(rows):,} images")
+    # About eight images a group in small sets, and never more groups than k-means can fill.
     number = min(_MOST_GROUPS, max(2, round((len(rows) / 8) ** 0.5)), different)
     groups = KMeans(number, n_init=4, random_state=0).fit_predict(vectors)
     on_step(f"placing {len(rows):,} images")
+    # scikit-learn's default is 30; it must be below the number of images.
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    placed = TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0).fit_transform(
-        vectors
-    )
-    placed = (placed - placed.min(0)) / np.maximum(np.ptp(placed, axis=0), 1e-6)
+    tsne = TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0)
+    places = tsne.fit_transform(vectors)  # (image, 2)
+    places = (places - places.min(0)) / np.maximum(np.ptp(places, axis=0), 1e-6)
     on_step("naming the groups")
-    counts = Counter(word for hit, _ in rows for word in {*split_words(" ".join(hit.captions))})
-    common = len(rows) / 2
-    words = [
-        word
-        for word, count in counts.most_common()
-        if 1 < count <= common and len(word) > 2 and word.isalpha()
-    ]
-    if len(words) < 2 * number:
-        words += Path(__file__).with_name("map_words.txt").read_text().split()
-    words = list(dict.fromkeys(words))[:_MOST_WORDS]
-    similar = (
-        np.stack([vectors[groups == group].mean(0) for group in range(number)])
-        @ encoder.embed_texts(words).T
-    )
-    order = np.argsort(similar.mean(0) - similar, axis=1)
-    used = set[int]()
-    labels = list[tuple[str, float, float]]()
-    for group in range(number):
-        best = [each for each in order[group].tolist() if each not in used][:2] or order[
-            group, :1
-        ].tolist()
-        used.update(best)
-        x, y = np.median(placed[groups == group], axis=0).tolist()
-        labels.append((", ".join(words[each] for each in best), x, y))
+    means = np.stack([vectors[groups == group].mean(0) for group in range(number)])
+    words = _naming_words([hit for hit, _ in rows], least=2 * number)
+    names = _name_groups(means @ encoder.embed_texts(words).T, words)
+    # Medians: a few images that t-SNE places far away do not move a name.
+    middles = [np.median(places[groups == group], axis=0).tolist() for group in range(number)]
     images = []
-    for at in np.argsort(groups, kind="stable"):
-        hit, row = rows[at]
-        (small := Image.open(io.BytesIO(row["thumbnail"]))).thumbnail((_SIDE, _SIDE))
-        data = base64.b64encode(image_bytes(small, "JPEG", quality=70)).decode()
-        images.append((hit, *placed[at].tolist(), f"data:image/jpeg;base64,{data}"))
-    return Map(images, labels)
+    for row in np.argsort(groups, kind="stable"):
+        hit, columns = rows[row]
+        images.append((hit, *places[row].tolist(), _data_address(columns["thumbnail"])))
+    return Map(images, [(name, x, y) for name, (x, y) in zip(names, middles, strict=True)])
+
+
+def _naming_words(hits: Sequence[Hit], *, least: int) -> list[str]:
+    """Return words that may name groups: of captions, and of `map_words.txt` if these have fewer than `least`.
+
+    Names of files and albums tell when, where and by whom images were made (IMG, Rome, backup), not what they show.
+    """
+    counts = Counter(word for hit in hits for word in {*split_words(" ".join(hit.captions))})
+    words = []
+    for word, count in counts.most_common():
+        # A word of one image names no group, and one of most images ("a", "the") tells none apart.
+        if 1 < count <= len(hits) / 2 and len(word) > 2 and word.isalpha():
+            words.append(word)
+    if len(words) < least:
+        words += Path(__file__).with_name("map_words.txt").read_text().split()
+    return list(dict.fromkeys(words))[:_MOST_WORDS]
+
+
+def _name_groups(
+    similarities: Float32[np.ndarray, "group word"], words: Sequence[str]
+) -> list[str]:
+    """Name groups by two words, whose similarity to the center exceeds that to the other centers most."""
+    order = np.argsort(similarities.mean(0) - similarities, axis=1)
+    used = set[int]()
+    names = []
+    for ranked in order.tolist():
+        # No word names two groups, but where all are used up.
+        best = [word for word in ranked if word not in used][:2] or ranked[:1]
+        used.update(best)
+        names.append(", ".join(words[word] for word in best))
+    return names
+
+
+def _data_address(thumbnail: bytes) -> str:
+    image = Image.open(io.BytesIO(thumbnail))
+    image.thumbnail((_SIDE, _SIDE))
+    data = base64.b64encode(image_bytes(image, "JPEG", quality=70)).decode()
+    return f"data:image/jpeg;base64,{data}"
 
 
 def write_map(drawn: Map, file: Path) -> None:

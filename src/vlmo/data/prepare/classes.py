@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -56,37 +57,45 @@ def open_imagenet(root: Path) -> SetOnDisk:
 
     def rows() -> Iterator[Row]:
         for split, folder in folders.items():
-            for name in names[split]:
-                label = classes.index(name)
-                for file in sorted((folder / name).iterdir()):
-                    if file.name.startswith("."):
-                        continue
-                    row = make_row(
-                        f"imagenet/{file.relative_to(root).as_posix()}",
-                        image=image_at(file),
-                        source="imagenet",
-                        licence=_IMAGENET_TERMS,
-                        label=label,
-                    )
-                    yield Row(split, row)
+            for label, name in enumerate(classes):
+                # A class of train may have no folder in val.
+                files = sorted((folder / name).iterdir()) if name in names[split] else []
+                for file in files:
+                    if not file.name.startswith("."):
+                        yield Row(split, _image_row(file, root=root, label=label))
 
-    words = _read_names(root)
-    uses = Counter(words.get(name, name) for name in classes)
-    labels = []
-    for name in classes:
-        label = words.get(name, name)
-        # ImageNet has two classes "crane".
-        labels.append(label if uses[label] == 1 else f"{label} ({name})")
     is_1k = len(classes) == 1_000 and all(re.fullmatch(r"n\d+", name) for name in classes)
     return SetOnDisk(
         rows,
         _IMAGENET_TERMS,
         features=class_features(classes),
-        labels=labels,
+        labels=_label_names(root, classes),
         unique=None,
         needs_caption=False,
         known_sizes={split: _IMAGENET_SIZES[split] for split in folders} if is_1k else {},
     )
+
+
+def _image_row(file: Path, *, root: Path, label: int) -> dict[str, Any]:
+    return make_row(
+        f"imagenet/{file.relative_to(root).as_posix()}",
+        image=image_at(file),
+        source="imagenet",
+        licence=_IMAGENET_TERMS,
+        label=label,
+    )
+
+
+def _label_names(root: Path, classes: Sequence[str]) -> list[str]:
+    """Return a different name of each class, as far as a file says one; else that of its folder."""
+    words = _read_names(root)
+    names = [words.get(folder, folder) for folder in classes]
+    uses = Counter(names)
+    # ImageNet has two classes "crane".
+    return [
+        name if uses[name] == 1 else f"{name} ({folder})"
+        for name, folder in zip(names, classes, strict=True)
+    ]
 
 
 def _class_folders(folder: Path) -> list[str]:

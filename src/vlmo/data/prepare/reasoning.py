@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ chance there; here a hash of the image's number decides. Of fewer than 2,000 ima
 
 _VQA_TERMS = "questions and answers CC-BY-4.0 (VQA Consortium); images under the Flickr terms of their owners (COCO)"
 _LABELED = ("train2014", "val2014")
+# Questions of test-dev are a part of those of test, about the same images.
+_TEST_IMAGES = "test2015"
 _QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
 _TESTS = {"test-dev2015": "test_dev", "test2015": "test_std"}
 _TEST_SIZES = {"test-dev2015": 107_394, "test2015": 447_793}
@@ -52,6 +55,70 @@ class _Annotation(NamedTuple):
 _UNKNOWN = _Annotation(0, "", "", "", ())
 
 
+@dataclass(frozen=True)
+class _Questions:
+    """Question files by part, and what their rows are made with.
+
+    Attributes:
+        annotations: Annotations of both labeled parts, by the number of the question.
+        held_out: Images of val2014 whose questions are for validation.
+        labels: Numbers of the answers.
+    """
+
+    root: Path
+    files: dict[str, Path]
+    annotations: dict[int, _Annotation]
+    held_out: frozenset[int]
+    labels: dict[str, int]
+
+    def __call__(self) -> Iterator[Record]:
+        """Read the records of all parts."""
+        for part, file in self.files.items():
+            for number, image, question in read_records(file, _read_question, key="questions"):
+                record = self._record(part, number, image, question)
+                if record is not None:
+                    yield record
+
+    def _record(self, part: str, number: int, image: int, question: str) -> Record | None:
+        """Return the record of a question; None for one to train on that has none of the answers."""
+        is_test = part in _TESTS
+        # An image has one number in all of COCO.
+        split = _TESTS.get(part) or ("validation" if image in self.held_out else "train")
+        annotation = _UNKNOWN if is_test else self.annotations.get(number, _UNKNOWN)
+        annotators = len(annotation.answers)
+        if not is_test and (annotation.image, annotators) != (image, _ANNOTATORS):
+            fault = f"image {annotation.image}, {annotators} answers" if annotators else "none"
+            reason = f"needs an annotation of its image with {_ANNOTATORS} answers: {fault}"
+            return BadRow(split, coco_image_id(image), f"question {number} {reason}")
+        labels, scores = soft_targets(annotation.answers, numbers=self.labels)
+        if split == "train" and not labels:
+            return None
+        folder = _TEST_IMAGES if is_test else part
+        row = make_row(
+            coco_image_id(image),
+            image=image_at(self.root / folder / f"COCO_{folder}_{image:012}.jpg"),
+            source="vqav2",
+            licence=_VQA_TERMS,
+            question=question,
+            question_id=str(number),
+            question_type=annotation.question_type,
+            answer_type=annotation.answer_type,
+            answers=list(annotation.answers),
+            answer_labels=labels,
+            answer_scores=scores,
+        )
+        return Row(split, row)
+
+    @property
+    def num_left_out(self) -> int:
+        """Questions to train on that have none of the answers."""
+        unlabeled = 0
+        for annotation in self.annotations.values():
+            is_trained = annotation.image not in self.held_out
+            unlabeled += is_trained and self.labels.keys().isdisjoint(annotation.answers)
+        return unlabeled
+
+
 def open_vqav2(root: Path) -> SetOnDisk:
     """Find a row a question; those of val2014 are for training, but for held-out images. ValueError without answers."""
     parts = [part for part in _TESTS if first_of(root, _QUESTIONS.format(part))]
@@ -59,7 +126,7 @@ def open_vqav2(root: Path) -> SetOnDisk:
         part: find(root, _QUESTIONS.format(part), layout=_VQA_LAYOUT)
         for part in (*_LABELED, *parts)
     }
-    for folder in (*_LABELED, *(["test2015"] if parts else [])):
+    for folder in (*_LABELED, *([_TEST_IMAGES] if parts else [])):
         find(root, folder, layout=_VQA_LAYOUT)
     trained, validated = (_read_annotations(root, part) for part in _LABELED)
     annotations = trained | validated
@@ -68,55 +135,13 @@ def open_vqav2(root: Path) -> SetOnDisk:
         raise ValueError(
             f"{root}: no answer is given to {MIN_COUNT} questions; are these the whole annotations?"
         )
-    numbers = {answer: number for number, answer in enumerate(answers)}
     images = {annotation.image for annotation in validated.values()}
     ranked = sorted(images, key=lambda image: hash_share(coco_image_id(image)))
     held_out = frozenset(ranked[: min(HELD_OUT_IMAGES, len(ranked) // 2)])
-
-    def read(record: dict[str, Any]) -> tuple[int, int, str]:
-        return int(record["question_id"]), int(record["image_id"]), text_of(record["question"])
-
-    def rows() -> Iterator[Record]:
-        for part, file in files.items():
-            is_test = part in _TESTS
-            folder = "test2015" if is_test else part
-            for number, image, question in read_records(file, read, key="questions"):
-                # An image has one number in all of COCO.
-                split = _TESTS.get(part) or ("validation" if image in held_out else "train")
-                annotation = _UNKNOWN if is_test else annotations.get(number, _UNKNOWN)
-                annotators = len(annotation.answers)
-                if not is_test and (annotation.image, annotators) != (image, _ANNOTATORS):
-                    fault = (
-                        f"image {annotation.image}, {annotators} answers" if annotators else "none"
-                    )
-                    reason = f"needs an annotation of its image with {_ANNOTATORS} answers: {fault}"
-                    yield BadRow(split, coco_image_id(image), f"question {number} {reason}")
-                    continue
-                labels, scores = soft_targets(annotation.answers, numbers=numbers)
-                if split == "train" and not labels:
-                    continue
-                row = make_row(
-                    coco_image_id(image),
-                    image=image_at(root / folder / f"COCO_{folder}_{image:012}.jpg"),
-                    source="vqav2",
-                    licence=_VQA_TERMS,
-                    question=question,
-                    question_id=str(number),
-                    question_type=annotation.question_type,
-                    answer_type=annotation.answer_type,
-                    answers=list(annotation.answers),
-                    answer_labels=labels,
-                    answer_scores=scores,
-                )
-                yield Row(split, row)
-
-    outside = 0
-    for annotation in annotations.values():
-        outside += annotation.image not in held_out and numbers.keys().isdisjoint(
-            annotation.answers
-        )
+    labels = {answer: number for number, answer in enumerate(answers)}
+    questions = _Questions(root, files, annotations, held_out, labels)
     return SetOnDisk(
-        rows,
+        questions,
         _VQA_TERMS,
         features=QUESTION_FEATURES,
         labels=answers,
@@ -125,10 +150,14 @@ def open_vqav2(root: Path) -> SetOnDisk:
         known_sizes={_TESTS[part]: _TEST_SIZES[part] for part in parts},
         notes=[
             f"{len(answers):,} answers are given to {MIN_COUNT} questions or more; whole: {_KNOWN_ANSWERS:,}",
-            f"{outside:,} questions with none of these answers are left out of training",
+            f"{questions.num_left_out:,} questions with none of these answers are left out of training",
             f"the questions about {len(held_out):,} images of val2014 are for validation, others for training",
         ],
     )
+
+
+def _read_question(record: dict[str, Any]) -> tuple[int, int, str]:
+    return int(record["question_id"]), int(record["image_id"]), text_of(record["question"])
 
 
 def _read_annotations(root: Path, part: str) -> dict[int, _Annotation]:
