@@ -9,9 +9,9 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
@@ -91,6 +91,11 @@ def open_source(
             f"no data set {name!r}: it is neither a built-in name nor a path that exists."
             f"{_hint(name)} Built-in names: {', '.join(builtin.SETS)}."
         )
+    return _open_path(path, split=split, test_share=test_share)
+
+
+def _open_path(path: Path, *, split: str, test_share: float) -> Dataset:
+    """Open a split of people's own files."""
     listing.regular_file(path)
     splits = saved_splits(path)
     if splits and split not in splits:
@@ -151,14 +156,20 @@ def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path
 # ------------------------------------------------------------------------------------------------------ joined sources
 
 
-def _join(names: Sequence[str], *, split: str, weights: Sequence[float], open_one: Any) -> Dataset:
+Pairs: TypeAlias = list[tuple[str, str]]
+"""Captions of a row, with their false versions."""
+
+
+def _join(
+    names: Sequence[str], *, split: str, weights: Sequence[float], open_one: Callable[..., Dataset]
+) -> Dataset:
     """Return the rows of several sources, one an image, with the captions of all of them."""
     if len(weights) != len(names) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(
             f"weights are {list(weights)} for {len(names)} sources; give a number above 0 for each"
         )
     held_out = _held_out_paths(names, open_one) if split == "train" else {}
-    pairs: list[Any] = []  # of each row; None where its weight leaves none
+    pairs: list[Pairs | None] = []  # of all rows; None where the weight leaves none
     sets = []
     for name, weight in zip(names, weights, strict=True):
         rows = open_one(name, split=split)
@@ -171,39 +182,57 @@ def _join(names: Sequence[str], *, split: str, weights: Sequence[float], open_on
         rows = rows.select_columns(list(FEATURES))
         # A cast writes all images again.
         sets.append(rows if rows.features == FEATURES else rows.cast(FEATURES))
-    joined: Any = concatenate_datasets(sets)
-    facts = [column(joined, name) for name in ("source", "licence")]
-    paths = column(joined.flatten(), "image.path")
+    joined = concatenate_datasets(sets)
+    facts = {name: column(joined, name) for name in ("source", "licence")}
+    first_rows = _merge_rows(joined, pairs, facts, held_out=held_out)
+    columns = facts | {"captions": [[caption for caption, _ in row or ()] for row in pairs]}
+    false = [[text for _, text in row or ()] for row in pairs]
+    features = FEATURES
+    if any(any(false[row]) for row in first_rows):
+        features = CONTRAST_FEATURES
+        columns["false_captions"] = false
+    # Columns are replaced before rows are chosen: afterwards every image would be copied.
+    rows: Any = joined.remove_columns([name for name in columns if name in FEATURES])
+    for name, values in columns.items():
+        # As Arrow: of a list, the fingerprint takes in a million texts one by one.
+        array = pa.array(values, type=features.arrow_schema.field(name).type)
+        rows = rows.add_column(name, array, feature=features[name])
+    return rows.select_columns(list(features)).select(first_rows)
+
+
+def _merge_rows(
+    joined: Dataset,
+    pairs: list[Pairs | None],
+    facts: Mapping[str, list[str]],
+    *,
+    held_out: Mapping[str, str | None],
+) -> list[int]:
+    """Merge the pairs and facts of an image's rows into its first row; return these rows, without held-out images."""
+    paths = column(cast("Dataset", joined.flatten()), "image.path")
     first_rows: dict[str, int] = {}
     for row, image_id in enumerate(column(joined, "image_id")):
         if image_id in held_out:
             _check_one_file(image_id, {held_out[image_id], paths[row]})
             continue
-        if pairs[row] is None or first_rows.setdefault(image_id, row) == row:
+        row_pairs = pairs[row]
+        if row_pairs is None:
             continue
-        first = first_rows[image_id]
+        first = first_rows.setdefault(image_id, row)
+        first_pairs = pairs[first]
+        if first == row or first_pairs is None:
+            continue
         _check_one_file(image_id, {paths[first], paths[row]})
-        pairs[first] += pairs[row]
-        for values in facts:
+        first_pairs += row_pairs
+        # One image may come from several sources, with a licence from each.
+        for values in facts.values():
             if values[row] not in values[first].split(" + "):
                 values[first] += f" + {values[row]}"
-    captions = [[caption for caption, _ in row_pairs or ()] for row_pairs in pairs]
-    false = [[text for _, text in row_pairs or ()] for row_pairs in pairs]
-    columns = dict(zip(("source", "licence", "captions"), (*facts, captions), strict=True))
-    # Columns are replaced before rows are chosen: afterwards every image would be copied.
-    joined = joined.remove_columns(list(columns))
-    features = FEATURES
-    if any(any(false[row]) for row in first_rows.values()):
-        features = CONTRAST_FEATURES
-        columns["false_captions"] = false
-    for name, values in columns.items():
-        # As Arrow: of a list, the fingerprint takes in a million texts one by one.
-        array = pa.array(values, type=features.arrow_schema.field(name).type)
-        joined = joined.add_column(name, array, feature=features[name])
-    return joined.select_columns(list(features)).select(list(first_rows.values()))
+    return list(first_rows.values())
 
 
-def _held_out_paths(names: Sequence[str], open_one: Any) -> dict[str, str | None]:
+def _held_out_paths(
+    names: Sequence[str], open_one: Callable[..., Dataset]
+) -> dict[str, str | None]:
     """Return the paths of images in the sources' validation and test splits, by the images' ids."""
     paths: dict[str, str | None] = {}
     own_names = [name for name in names if name not in builtin.SETS]
@@ -226,7 +255,7 @@ def _check_one_file(image_id: str, paths: set[str | None]) -> None:
         )
 
 
-def _weighted_pairs(rows: Dataset, *, weight: float) -> Iterator[list[tuple[str, str]] | None]:
+def _weighted_pairs(rows: Dataset, *, weight: float) -> Iterator[Pairs | None]:
     """Yield the captions of rows, with their false versions, as often as `weight` says; None if it leaves none."""
     whole = int(weight)
     ids = column(rows, "image_id")

@@ -115,18 +115,7 @@ class Encoder:
             raise ValueError(f"precision is {precision!r}; expected float32 or int8")
         self.engine = engine or default_engine(precision)
         self.precision = precision
-        self._engine: TorchEngine | GraphsEngine
-        if self.engine == "torch":
-            if precision == "int8":
-                raise ValueError(
-                    "precision int8 belongs to the engines onnx and openvino; choose one of them"
-                )
-            from vlmo.retrieval.torch_engine import TorchEngine
-
-            self._engine = TorchEngine(self.folder, device=device)
-        else:
-            how: dict[str, Any] = {"engine": self.engine, "precision": precision, "device": device}
-            self._engine = GraphsEngine(self.folder, self.fingerprint, **how)
+        self._engine = self._open_engine(device)
         self.dim = self._engine.dim
         self.device = self._engine.device
         self.can_match = self._engine.can_match
@@ -141,6 +130,24 @@ class Encoder:
         self.rerank_min_words = settings.get("rerank_min_words", 1)
         self._lock = threading.RLock()
         self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vlmo-decode")
+
+    def _open_engine(self, device: str | None) -> TorchEngine | GraphsEngine:
+        if self.engine != "torch":
+            return GraphsEngine(
+                self.folder,
+                self.fingerprint,
+                engine=self.engine,
+                precision=self.precision,
+                device=device,
+            )
+        if self.precision == "int8":
+            raise ValueError(
+                "precision int8 belongs to the engines onnx and openvino; choose one of them"
+            )
+        # A service on exported graphs imports no torch.
+        from vlmo.retrieval.torch_engine import TorchEngine
+
+        return TorchEngine(self.folder, device=device)
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
         """L2-normalised vectors of texts; a text that is too long is cut."""
@@ -218,10 +225,10 @@ class Encoder:
         for start in range(0, len(rows), BATCH):
             with self._lock:
                 results.append(run(rows[start : start + BATCH]))
-        found = np.concatenate(results)
-        if np.isnan(found).any():
+        joined = np.concatenate(results)
+        if np.isnan(joined).any():
             raise ValueError(f"{self.folder}: the model gives NaN; check its weights")
-        return found
+        return joined
 
     def _weight(self, settings: dict[str, Any], name: str, default: float) -> float:
         value = settings.get(name)

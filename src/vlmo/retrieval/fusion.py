@@ -37,23 +37,35 @@ def fuse_ranks(
         if share == 1 and any(text <= query_words for text in own_words(image_id)[1]):
             titles.add(image_id)
     scores: dict[str, float] = {}
+    # By words: rank + 60 in the denominator, so that the first few ranks do not decide alone.
     for rank, (image_id, share) in enumerate(shares.items(), start=1):
         weight = 3 if image_id in titles else 2
         scores[image_id] = weight * share**2 / (_RANK + rank)
     for image_id, rank in rank_by_vectors.items():
         scores[image_id] = scores.get(image_id, 0) + 1 / (_RANK + rank)
-
-    # Words cannot find images that have none of their own, such as IMG_1.jpg. So the best of these comes
-    # before the best of the others that words find, if the model has it before that; then the next.
     nameless = [
         image_id for image_id in by_vectors if image_id not in shares and own_words(image_id)[0] < 2
     ]
-    nameless.reverse()  # the best is taken from the end
-    for named in sorted(shares.keys() - titles, key=lambda image_id: (-scores[image_id], image_id)):
-        rank = rank_by_vectors.get(named, math.inf)
-        if nameless and rank_by_vectors[nameless[-1]] < rank:
-            image_id = nameless.pop()
-            scores[image_id] = max(scores[image_id], scores[named])
+    named = sorted(shares.keys() - titles, key=lambda image_id: (-scores[image_id], image_id))
+    _raise_nameless(scores, nameless, named, rank_by_vectors)
     # Of equal scores, those without words come first.
     order = sorted(scores, key=lambda image_id: (-scores[image_id], image_id in shares))
     return {image_id: scores[image_id] for image_id in order}
+
+
+def _raise_nameless(
+    scores: dict[str, float],
+    nameless: list[str],
+    named: Sequence[str],
+    rank_by_vectors: Mapping[str, int],
+) -> None:
+    """Raise the scores of images without words of their own, such as IMG_1.jpg, which words cannot find.
+
+    The best of these comes before the best of those that words find, if the model has it before that; then the next.
+    """
+    nameless.reverse()  # the best is taken from the end
+    for image_id in named:
+        rank = rank_by_vectors.get(image_id, math.inf)
+        if nameless and rank_by_vectors[nameless[-1]] < rank:
+            raised = nameless.pop()
+            scores[raised] = max(scores[raised], scores[image_id])

@@ -180,6 +180,16 @@ def memory_trimmer() -> Callable[[], object]:
     return functools.partial(libc.malloc_trim, 0)
 
 
+def _limit_memory(memory: int) -> None:
+    """Let this process take so many bytes more than it has, on Linux."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    taken = int(_SIZE.read_text().split()[0]) * resource.getpagesize()
+    most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_AS, (min(taken + memory, most), hard))
+
+
 def _work(
     stdin: BinaryIO, stdout: BinaryIO, *, max_pixels: int, cpu_seconds: float, memory: int
 ) -> None:
@@ -190,14 +200,9 @@ def _work(
         register_heic()
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # pyrefly: ignore[bad-assignment] - each takes address space
     trim = memory_trimmer()
-    # The limit is on what the process takes more than now.
+    # After the formats are loaded: the limit is on what the process takes more than now.
     if _SIZE.exists():
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        taken = int(_SIZE.read_text().split()[0]) * resource.getpagesize()
-        most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
-        resource.setrlimit(resource.RLIMIT_AS, (min(taken + memory, most), hard))
+        _limit_memory(memory)
     while length := stdin.read(_LENGTH.size):
         data = stdin.read(*_LENGTH.unpack(length))
         image = None

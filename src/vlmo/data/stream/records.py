@@ -50,6 +50,9 @@ _WAITS = (1.0, 4.0, 16.0)  # seconds before a remote shard is opened again
 # Hostile JSON nests too deep, a hostile header claims gigabytes, another type stands where a text is expected.
 _RECORD_ERRORS = (ValueError, AttributeError, TypeError, OverflowError, RecursionError, MemoryError)
 
+# Opening again does not help; other errors of a remote shard may be the network's.
+_FINAL_ERRORS = (FileNotFoundError, PermissionError, MemoryError, ValueError, pa.ArrowException)
+
 Images = bool | Literal["ranges"]
 
 
@@ -126,6 +129,7 @@ def read_shard(
             with cast(Any, fsspec.open(shard, "rb")) as file:
                 for record, after in read(file, shard, start, images=images, details=details):
                     yield record, after
+                    # After an error in the middle, the shard is read on from here.
                     start = after or start
             return
         except errors as error:
@@ -133,14 +137,7 @@ def read_shard(
                 raise ValueError(
                     f"{shard}: too many open files; raise `ulimit -n` or lower streams.lanes"
                 ) from error
-            is_final = (
-                FileNotFoundError,
-                PermissionError,
-                MemoryError,
-                ValueError,
-                pa.ArrowException,
-            )
-            pause = None if isinstance(error, is_final) else next(waits, None)
+            pause = None if isinstance(error, _FINAL_ERRORS) else next(waits, None)
             if pause is None:
                 yield _rest_is_lost(shard, start, error), None
                 return
@@ -251,27 +248,28 @@ def _members(
                     continue
                 key = f"{folder}{slash}{name.split('.')[0]}"
                 suffix = header.name[len(key) :].lower()
-                limit = _MAX_TEXT_BYTES if suffix in _TEXTS else MAX_MEMBER_BYTES
-                if suffix not in IMAGE_SUFFIXES and suffix not in _TEXTS:
+                is_image = suffix in IMAGE_SUFFIXES
+                content = _refusal(header, limit=MAX_MEMBER_BYTES if is_image else _MAX_TEXT_BYTES)
+                if not is_image and suffix not in _TEXTS:
                     content = b""
-                elif header.issparse():
-                    content = ValueError(
-                        f"{header.name} is a sparse file; write the tar without --sparse"
-                    )
-                elif header.size > limit:
-                    content = ValueError(
-                        f"{header.name} claims {header.size:,} bytes; at most {limit:,} are read"
-                    )
-                elif suffix in IMAGE_SUFFIXES and images == "ranges":
-                    content = range_path(
-                        shard, start=first + header.offset_data, length=header.size
-                    )
-                else:
+                elif content is None and is_image and images == "ranges":
+                    start = first + header.offset_data
+                    content = range_path(shard, start=start, length=header.size)
+                elif content is None:
                     content = tar.extractfile(header).read()
                 yield key, suffix, content, end
     # tarfile lets through what it finds in facts of a header.
     except (tarfile.TarError, IndexError, *_RECORD_ERRORS) as error:
         yield None, "", error, end
+
+
+def _refusal(header: tarfile.TarInfo, *, limit: int) -> ValueError | None:
+    """Return why a member is not read; None for one that is."""
+    if header.issparse():
+        return ValueError(f"{header.name} is a sparse file; write the tar without --sparse")
+    if header.size > limit:
+        return ValueError(f"{header.name} claims {header.size:,} bytes; at most {limit:,} are read")
+    return None
 
 
 def _tar_sample(
