@@ -37,9 +37,9 @@ from vlmo.data.sources import open_source
 from vlmo.export.sessions import Precision
 from vlmo.retrieval import Encoder, build_index
 from vlmo.retrieval.approximate import make_approximate
-from vlmo.retrieval.building import APPROXIMATE_FROM
 from vlmo.retrieval.facts import INDEX_FILE, read_facts
 from vlmo.retrieval.graphs_engine import EngineName
+from vlmo.retrieval.options import APPROXIMATE_FROM
 from vlmo.retrieval.store import Store
 
 _CHUNK = 5000

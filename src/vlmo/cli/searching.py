@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,15 +18,29 @@ from vlmo.cli.parsing import EngineOptions, Engines, ModelFolder, check_given, c
 from vlmo.lazy import install_command
 from vlmo.released import SMALL, find_model
 from vlmo.released.published import MODELS, VOCABULARIES
+from vlmo.retrieval.options import IndexOptions
 from vlmo.serving.settings import Settings
 from vlmo.terminal import say, say_json, without_controls
 
 if TYPE_CHECKING:
-    from vlmo.retrieval import BuildReport, SearchResult
+    from vlmo.retrieval import BuildReport, Encoder, SearchResult
 
 _STDERR = Console(stderr=True)
 _WIDTH = 200  # of a table that goes into a file
 _RERANKED = "(1 - weight) x similarity / temperature + weight x match (log-odds); where match is empty, the similarity"
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """Address that a server listens on."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; by default only this machine reaches it. 0.0.0.0: all that do."""
+    port: int = 8000
+    """0: any that is free; the log says which."""
+
+
+Address = Annotated[ServerAddress, tyro.conf.arg(name="")]
 
 
 def index(
@@ -34,14 +48,9 @@ def index(
     images: tyro.conf.Positional[tuple[str, ...]] = (),
     *,
     out: Path,
-    metadata: Path | None = None,
     store_bytes: tyro.conf.FlagCreatePairsOff[bool] = False,
     ocr: tyro.conf.FlagCreatePairsOff[bool] = False,
-    batch: Annotated[int, tyro.conf.arg(name="batch-size")] = 64,
-    approximate_from: Annotated[int, tyro.conf.arg(name="ann-threshold")] = 50_000,
-    remove: tuple[str, ...] = (),
-    executor: Literal["local", "ray"] = "local",
-    workers: int = 2,
+    options: Annotated[IndexOptions, tyro.conf.arg(name="")] = IndexOptions(),  # noqa: B008
     engines: Engines = EngineOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Build or update an index of own images: vlmo index MODEL_FOLDER IMAGES... --out DIR.
@@ -50,16 +59,9 @@ def index(
         images: Folders, image files, .tar and .parquet files, saved data sets, patterns or URIs of these; what earlier
             runs were given is looked at in any case.
         out: Folder of the index.
-        metadata: Table (.csv, .tsv, .jsonl) of captions and columns by the names of image files; later runs go by it
-            too.
         store_bytes: Keep the bytes of image files in the index, in later runs too; those of shards are kept in any
             case.
         ocr: Find images by text in them too, in later runs too (extra ocr).
-        batch: Images that go through the model at a time.
-        approximate_from: Number of images from which on an approximate index is built.
-        remove: Inputs of earlier runs whose images leave the index, or their table of metadata.
-        executor: Embed in this process, or with Ray Data.
-        workers: ray: models that work side by side.
     """
     folder = Path(find_model(folder))
     out = out.expanduser()
@@ -73,15 +75,8 @@ def index(
         engines.encoder(folder),
         images,
         out=out,
-        store_bytes=store_bytes or None,
-        ocr=ocr or None,
-        metadata=metadata,
-        remove=remove,
-        batch=batch,
-        approximate_from=approximate_from,
-        executor=executor,
-        workers=workers,
         console=_STDERR,
+        **vars(replace(options, store_bytes=store_bytes or None, ocr=ocr or None)),
     )
     reasons = first_reasons(read_lines(out / "quarantine.jsonl")) if report.bad else ""
     if report.bad and not report.images:
@@ -248,8 +243,7 @@ def serve(
     index: Path | None = None,
     vqa: Path | None = None,
     captioning: Path | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    address: Address = ServerAddress(),
     engines: Engines = EngineOptions(),  # noqa: B008 - frozen
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings(),  # noqa: B008
     api_key_file: Path | None = None,
@@ -260,8 +254,6 @@ def serve(
         index: Index that vlmo index has made with this model; without it nothing is searched.
         vqa: Folder of another model, which answers questions about images.
         captioning: Folder of another model, which describes images.
-        host: Address to listen on; by default only this machine reaches it. 0.0.0.0: all that do.
-        port: 0: any that is free; the log says which.
         api_key_file: File with the key that clients must send; by default the environment's VLMO_API_KEY, or none.
     """
     folder = Path(find_model(folder))
@@ -271,7 +263,7 @@ def serve(
     from vlmo.serving.server import serve as run
 
     settings = replace(settings, api_key=read_key(api_key_file))
-    with bind(host, port) as bound:
+    with bind(address.host, address.port) as bound:
         parts = load_parts(
             folder,
             index=index,
@@ -289,38 +281,32 @@ def photos(
     *,
     model: Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER")] = "vlmo-base-coco",
     index: Path | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    address: Address = ServerAddress(),
     no_open: tyro.conf.FlagCreatePairsOff[bool] = False,
     ocr: bool = find_spec("rapidocr") is not None,
     engines: Engines = EngineOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Search the photographs in a folder on a web page, which follows its changes: vlmo photos DIR [--model NAME].
 
+    The environment's VLMO_API_KEY may hold a key that clients must send.
+
     Args:
         folder: Folder with photographs, also in folders below it.
         model: A name that vlmo models lists, or a model folder.
         index: Folder of the index; by default one in the cache, which the output names.
-        host: Address to listen on; by default only this machine reaches it. VLMO_API_KEY may hold a key.
-        port: 0: any that is free; the log says which.
         no_open: Do not show the page in a browser.
         ocr: Find images by text in them too; by default where the extra ocr is installed. Indexing takes longer.
     """
     folder = folder.expanduser()
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name the one that holds your photographs")
-    from vlmo.released.download import cache_folder
     from vlmo.serving.photos import serve_photos
     from vlmo.serving.server import bind, read_key
 
     settings = Settings(api_key=read_key(None))
-    with bind(host, port) as bound:
+    with bind(address.host, address.port) as bound:
         encoder = engines.encoder(_find_or_explain(model))
-        if index is None:
-            source = f"{folder.absolute()}\n{encoder.fingerprint}"
-            digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
-            index = cache_folder() / "photos" / f"{folder.absolute().name[:60]}-{digest[:12]}"
-        index = index.expanduser()
+        index = (index or _cached_index(folder, encoder)).expanduser()
         say(
             f"index: {index}",
             "No image is sent anywhere but to your browser. Ctrl-C ends; the same command goes on.",
@@ -338,6 +324,15 @@ def photos(
             console=_STDERR,
             open_page=bool(has_screen) and not no_open,
         )
+
+
+def _cached_index(folder: Path, encoder: Encoder) -> Path:
+    """Return the folder in the cache for the index of a folder by a model: another model needs another index."""
+    from vlmo.released.download import cache_folder
+
+    source = f"{folder.absolute()}\n{encoder.fingerprint}"
+    digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+    return cache_folder() / "photos" / f"{folder.absolute().name[:60]}-{digest[:12]}"
 
 
 def _find_or_explain(name: str) -> Path:

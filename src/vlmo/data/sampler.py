@@ -21,8 +21,10 @@ Key = tuple[int, int]
 @lru_cache(maxsize=4)
 def order(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "sample"]:
     """Return the permutation of row numbers that `epoch` reads, read-only."""
+    # PCG64 by name: `default_rng` may become another generator in a later NumPy.
     generator = np.random.Generator(np.random.PCG64(_hash("order", seed, epoch)))
     permutation = generator.permutation(num_samples)
+    # The cache hands the same array to all callers.
     permutation.setflags(write=False)
     return permutation
 
@@ -32,6 +34,7 @@ def global_batch(step: int, *, num_samples: int, batch_size: int, seed: int) -> 
     keys: list[Key] = []
     position = step * batch_size
     while len(keys) < batch_size:
+        # A batch that is larger than the data set goes through several epochs.
         epoch, first = divmod(position + len(keys), num_samples)
         rows = order(num_samples, seed=seed, epoch=epoch)[first : first + batch_size - len(keys)]
         keys += [(epoch, row) for row in rows.tolist()]
@@ -45,14 +48,17 @@ def shaped_batches(
 
     An epoch leaves out the rows that fill no batch: of every shape fewer than a batch, others in every epoch.
     """
+    # Steps of an epoch: whole batches of each shape. All epochs have as many.
     epoch, first = divmod(start_step, int((np.bincount(shapes) // batch_size).sum()))
     while True:
         rows = order(len(shapes), seed=seed, epoch=epoch)
+        # In the order of the epoch, so that other rows fill no batch every time.
         groups = [rows[shapes[rows] == shape] for shape in np.unique(shapes)]
         batches = []
         for group in groups:
             whole = len(group) // batch_size
             batches += np.split(group[: whole * batch_size], whole) if whole else []
+        # Batches of all shapes are mixed; else an epoch would show one shape after another.
         for number in order(len(batches), seed=seed, epoch=epoch)[first:]:
             yield [(epoch, row) for row in batches[number].tolist()]
         epoch += 1
@@ -66,6 +72,7 @@ def micro_batches(
 
     At a micro-step, the shares of all processes in rank order are a contiguous piece of `keys`.
     """
+    # The recipe has checked that the global batch divides evenly.
     size = len(keys) // (world_size * accumulation)
     starts = [(micro_step * world_size + rank) * size for micro_step in range(accumulation)]
     return [keys[start : start + size] for start in starts]

@@ -170,7 +170,7 @@ def _join(
         )
     held_out = _held_out_paths(names, open_one) if split == "train" else {}
     pairs: list[Pairs | None] = []  # of all rows; None where the weight leaves none
-    sets = []
+    sets: list[Dataset] = []
     for name, weight in zip(names, weights, strict=True):
         rows = open_one(name, split=split)
         others = {"question", "second_image"}.intersection(rows.column_names)
@@ -179,9 +179,10 @@ def _join(
                 f"{name} has a column {others.pop()}; only sources of images and captions can be joined"
             )
         pairs += _weighted_pairs(rows, weight=weight)
-        rows = rows.select_columns(list(FEATURES))
-        # A cast writes all images again.
-        sets.append(rows if rows.features == FEATURES else rows.cast(FEATURES))
+        rows = cast("Dataset", rows.select_columns(list(FEATURES)))
+        if rows.features != FEATURES:
+            rows = rows.cast(FEATURES)  # writes all images again
+        sets.append(rows)
     joined = concatenate_datasets(sets)
     facts = {name: column(joined, name) for name in ("source", "licence")}
     first_rows = _merge_rows(joined, pairs, facts, held_out=held_out)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
@@ -20,10 +20,11 @@ from vlmo.lazy import install_command
 from vlmo.progress import Progress
 from vlmo.retrieval.approximate import make_approximate
 from vlmo.retrieval.embedding import ENCODED, Batch, Encoded, Work, embed_works
-from vlmo.retrieval.encoder import BATCH, Encoder
+from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.facts import INDEX_FILE, IndexFacts, now, read_facts
 from vlmo.retrieval.metadata import MetadataTable
 from vlmo.retrieval.ocr import load_reader
+from vlmo.retrieval.options import IndexOptions
 from vlmo.retrieval.skipped import QUARANTINE_FILE
 from vlmo.retrieval.sources import (
     Found,
@@ -38,8 +39,6 @@ from vlmo.retrieval.store import Store
 from vlmo.retrieval.words import OCR_COLUMN
 
 SHARDS_FILE = "shards.json"
-APPROXIMATE_FROM = 50_000
-"""Images from which on an approximate index is built beside the exact search."""
 _WRITTEN_ROWS = 4096
 _WRITTEN_BYTES = 128 << 20
 _WRITTEN_EVERY_S = 30.0
@@ -98,16 +97,9 @@ def build_index(
     inputs: Sequence[str | Path] = (),
     *,
     out: str | Path,
-    store_bytes: bool | None = None,
-    metadata: str | Path | None = None,
-    ocr: bool | None = None,
-    remove: Sequence[str | Path] = (),
-    batch: int = BATCH,
-    approximate_from: int = APPROXIMATE_FROM,
-    executor: Literal["local", "ray"] = "local",
-    workers: int = 2,
     console: Console | None = None,
     stop: Callable[[], bool] = lambda: False,
+    **options: Any,
 ) -> BuildReport:
     """Make the folder `out` an index of all images in `inputs`, and in the inputs of earlier runs.
 
@@ -118,43 +110,19 @@ def build_index(
         inputs: Folders, image files, .tar and .parquet files, folders that `datasets` saved, or patterns and URIs of
             these.
         out: Folder of the index, on this machine's disk.
-        store_bytes: Keep the bytes of image files in the index; those of shards are kept in any case. None: as in the
-            last run, and not in the first one.
-        metadata: Table of captions and columns for files, by their names. None: that of the last run; without one,
-            `captions.csv` and the like in the folders themselves.
-        ocr: Read text in the images too, into the column "ocr_text" and the full-text index. None: as in the last run,
-            and not in the first one.
-        remove: Inputs of earlier runs whose images leave the index, or the table of metadata that they were given.
-        approximate_from: Number of images from which on an approximate index is built beside the exact search.
-        executor: Embed in this process, or in actors of Ray Data.
-        workers: Number of these actors.
         console: Takes a bar of progress, or a line every ten seconds where it is no terminal; None shows nothing.
         stop: Asked after each batch, and each 512 files; True ends the run, and the next one goes on from there.
+        options: Those of `IndexOptions`.
 
     Raises:
         StoppedError: `stop` said so.
         ValueError: Nothing to index, something that cannot be read, an index of another model, or a number below 1.
     """
-    for name, value in {
-        "batch": batch,
-        "approximate_from": approximate_from,
-        "workers": workers,
-    }.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; give a number from 1 up")
+    index_options = IndexOptions(**options)
     started_at = time.perf_counter()
     folder = Path(out).expanduser()
     before = _facts_of(folder)
-    facts = replace(
-        before,
-        metadata=_metadata_file(before, metadata, remove),
-        store_bytes=before.store_bytes if store_bytes is None else store_bytes,
-        ocr=before.ocr if ocr is None else ocr,
-        inputs=_inputs(before, inputs, remove),
-        complete=False,
-    )
-    if facts.ocr:
-        load_reader()  # raises if it is not installed
+    facts = _next_facts(before, inputs, index_options)
     encoder = model if isinstance(model, Encoder) else Encoder(model)
     _check_model(encoder, before, folder)
     facts.model = {
@@ -162,12 +130,12 @@ def build_index(
         "fingerprint": encoder.fingerprint,
         "dim": encoder.dim,
     }
-    embed = _embedder(executor, workers)
-    table = None if facts.metadata is None else MetadataTable(Path(facts.metadata))
-    reader = Reader(facts.store_bytes, table, facts.ocr)
+    embed = _embedder(index_options)
+    reader = _open_reader(facts)
     with Progress(console) as progress:
         files = _list_inputs(facts, before, progress=progress)
     with lock_folder(folder, work="writing this index"):
+        # Listing takes minutes, and another run may have begun and ended in them.
         if replace(_facts_of(folder), created=before.created) != before:
             raise ValueError(f"{folder}: another process has changed it meanwhile; run again")
         facts.write(folder)
@@ -175,14 +143,19 @@ def build_index(
         with Progress(console, in_bytes=True) as progress:
             update = _Update(store, reader, files, progress, stop=stop)
             counts = update.run(
-                functools.partial(embed, encoder=encoder, reader=reader, batch=batch)
+                functools.partial(embed, encoder=encoder, reader=reader, batch=index_options.batch)
             )
         facts.images = store.table.count_rows()
         store.optimize(lookups=facts.images >= _LOOKUPS_FROM)
         facts.approximate = make_approximate(
-            store, encoder, least=approximate_from, before=before.approximate, console=console
+            store,
+            encoder,
+            least=index_options.approximate_from,
+            before=before.approximate,
+            console=console,
         )
         facts.bad = counts["bad"]
+        # Last: an index is complete once all of it is written.
         facts.complete = True
         facts.updated = now()
         facts.write(folder)
@@ -209,6 +182,27 @@ def _facts_of(folder: Path) -> IndexFacts:
     return IndexFacts()
 
 
+def _next_facts(
+    before: IndexFacts, inputs: Sequence[str | Path], options: IndexOptions
+) -> IndexFacts:
+    """Return the facts of a run that begins: those of the last run, as far as nothing else is asked for."""
+    return replace(
+        before,
+        metadata=_metadata_file(before, options),
+        store_bytes=before.store_bytes if options.store_bytes is None else options.store_bytes,
+        ocr=before.ocr if options.ocr is None else options.ocr,
+        inputs=_inputs(before, inputs, options.remove),
+        complete=False,
+    )
+
+
+def _open_reader(facts: IndexFacts) -> Reader:
+    if facts.ocr:
+        load_reader()  # raises if it is not installed
+    table = None if facts.metadata is None else MetadataTable(Path(facts.metadata))
+    return Reader(facts.store_bytes, table, facts.ocr)
+
+
 def _check_model(encoder: Encoder, facts: IndexFacts, folder: Path) -> None:
     if facts.model and facts.model["fingerprint"] != encoder.fingerprint:
         raise ValueError(
@@ -218,9 +212,9 @@ def _check_model(encoder: Encoder, facts: IndexFacts, folder: Path) -> None:
         )
 
 
-def _embedder(executor: Literal["local", "ray"], workers: int) -> Callable[..., Iterator[Batch]]:
+def _embedder(options: IndexOptions) -> Callable[..., Iterator[Batch]]:
     """Return the function that embeds, in this process or in actors of Ray Data."""
-    if executor == "local":
+    if options.executor == "local":
         return embed_works
     try:
         from vlmo.retrieval.ray_executor import embed_on_ray
@@ -228,15 +222,14 @@ def _embedder(executor: Literal["local", "ray"], workers: int) -> Callable[..., 
         raise ModuleNotFoundError(
             f"{error}. Ray needs more packages: {install_command('ray')}"
         ) from error
-    return functools.partial(embed_on_ray, workers=workers)
+    return functools.partial(embed_on_ray, workers=options.workers)
 
 
-def _metadata_file(
-    facts: IndexFacts, file: str | Path | None, remove: Sequence[str | Path]
-) -> str | None:
-    if file is not None:
-        return as_origin(str(file))
-    if facts.metadata is None or facts.metadata in [as_origin(str(path)) for path in remove]:
+def _metadata_file(facts: IndexFacts, options: IndexOptions) -> str | None:
+    if options.metadata is not None:
+        return as_origin(str(options.metadata))
+    removed = [as_origin(str(path)) for path in options.remove]
+    if facts.metadata is None or facts.metadata in removed:
         return None
     if not Path(facts.metadata).is_file():
         raise ValueError(

@@ -114,7 +114,7 @@ class Encoder:
         if precision not in {"float32", "int8"}:
             raise ValueError(f"precision is {precision!r}; expected float32 or int8")
         self.engine = engine or default_engine(precision)
-        self.precision = precision
+        self.precision: Precision = precision
         self._engine = self._open_engine(device)
         self.dim = self._engine.dim
         self.device = self._engine.device

@@ -233,6 +233,7 @@ class Searcher:
                 raise ValueError(
                     f"{part} is an image file; give a Path or an image to search by it, or words"
                 )
+        # Images are decoded and resized in the caller's thread, before the model is waited for.
         search_query = SearchQuery(
             text=query if isinstance(query, str) else None,
             pixels=None if query is None or isinstance(query, str) else self._open_pixels(query),
@@ -281,6 +282,7 @@ class Searcher:
         words = _words_to_look_up(query, options)
 
         # 1. Encode the texts and images of the query.
+        # (dim,), L2-normalized: its dot product with an image's vector is their cosine.
         vector, is_unknown = yield from self._encode(query)
         encoded_at = time.perf_counter()
 
@@ -289,6 +291,7 @@ class Searcher:
             self._rank, query, options, vector=vector, words=words, rerank=rerank
         )
         ((by_words, by_vectors),) = (yield {INDEX: [rank]})[INDEX]
+        # The user has seen the images of the feedback already.
         feedback = {*query.like, *query.unlike}
         order = [image_id for image_id in by_vectors.ranks if image_id not in feedback]
         ranked_at = time.perf_counter()
@@ -298,10 +301,12 @@ class Searcher:
         result = SearchResult(by_vectors.hits({*order[:rerank]}))
         if rerank:
             weight = self.encoder.rerank_weight if options.weight is None else options.weight
+            # Paper, retrieval with ITC + ITM: the fusion encoder reranks the dual encoder's top k.
             result = yield from self._rerank(
                 result.hits, query.text or "", weight=weight, top=options.top
             )
             seconds["rerank"] = time.perf_counter() - ranked_at
+        # Those that were not scored follow in the order of their vectors.
         order = [*(hit.id for hit in result.hits), *order[rerank:]]
 
         # 4. Fuse both orders, and show the best.
@@ -328,6 +333,7 @@ class Searcher:
             raise ValueError(f"mode {options.mode} looks up words, but there is no text")
         if not (query.texts or query.images or query.like) and options.sort is None:
             raise ValueError("there is no query; give words or an image, or the order by date")
+        # The matching head was trained on whole captions, not on sums of texts and images.
         can_rerank = query.is_single_text and options.mode != "words"
         if options.rerank is None:
             num_words = len((query.text or "").split())
@@ -357,6 +363,7 @@ class Searcher:
         if texts:
             work[TEXTS] = texts
         if query.is_single_text:
+            # Only to tell a query that the model reads as nonsense.
             work[TOKENS] = texts
         results = yield work
         is_unknown = False
@@ -364,12 +371,15 @@ class Searcher:
             is_unknown = self.encoder.is_unknown(texts[0], tokens=results[TOKENS][0])
         vectors = [*results.get(TEXTS, ()), *results.get(IMAGES, ())]
         weights = [weight for _, weight in (*query.texts, *query.images)]
+        # Length 1 again: similarities stay cosines, whatever the number of parts.
         vector = weighted_direction(vectors, weights) if vectors else None
         if query.like or query.unlike:
             vectors = [] if vector is None else [vector]
             vectors += (yield {STORED: [*query.like, *query.unlike]})[STORED]
             weights = [] if vector is None else [1.0]
+            # Rocchio's mean of the images to be like has one weight, however many there are.
             weights += [_LIKE / len(query.like) for _ in query.like]
+            # Those not to be like count one by one: every one of them is to be left.
             weights += [-_UNLIKE] * len(query.unlike)
             vector = weighted_direction(vectors, weights)
         return vector, is_unknown
@@ -392,6 +402,7 @@ class Searcher:
             words=words,
             every_word=options.mode == "auto",
         )
+        # Words rank first: whether they find anything decides how many images are fused.
         by_words = self.index.rank(index_query) if words else NO_RANKING
         if options.mode == "words":
             return by_words, NO_RANKING
@@ -411,12 +422,14 @@ class Searcher:
             wanted = num_wanted(similarities, matches, weight=weight, scale=scale, top=top)
             if not wanted:
                 break
+            # Few at a time: their scores may show that no other candidate can get among the best.
             size = min(wanted, max(STEP, top - len(scored)), SEARCH_RERANK)
             batch = left[:size]
             left = left[size:]
             pixels = yield from self._read_pixels(batch)
             readable = [hit for hit in batch if hit.id in pixels]
             unreadable += [hit for hit in batch if hit.id not in pixels]
+            # (pair,): logit of a match less that of no match, by the ITM head.
             log_odds = (yield {PAIRS: [(pixels[hit.id], text) for hit in readable]})[PAIRS]
             for hit, match in zip(readable, map(float, log_odds), strict=True):
                 score = rerank_score(hit.similarity, match, weight=weight, scale=scale)
@@ -456,6 +469,7 @@ class Searcher:
                 return None
             with self._lock:
                 self._pixels[hit.id, hit.hash] = pixels
+                # All images have the model's size, and so the same number of bytes.
                 while len(self._pixels) * pixels.nbytes > _PIXEL_BYTES:
                     del self._pixels[next(iter(self._pixels))]  # which was used least lately
             return pixels
@@ -478,6 +492,7 @@ class Searcher:
             STORED: lambda ids: [self.index.vector(image_id) for image_id in ids],
             LOAD: lambda calls: list(encoder.pool.map(lambda call: call(), calls)),
         }
+        # A generator ends with StopIteration, whose value is what it returns.
         work = next(steps)
         while True:
             try:
@@ -544,6 +559,7 @@ def weighted_direction(
     vectors: Sequence[np.ndarray], weights: Sequence[float]
 ) -> Float32[np.ndarray, " dim"]:
     """Return the direction of a weighted sum of vectors; ValueError if it has none."""
+    # Weights (part,) times vectors (part, dim).
     total = np.asarray(weights, np.float32) @ np.stack(vectors)
     norm = np.linalg.norm(total)
     if not _NO_DIRECTION < norm < math.inf:

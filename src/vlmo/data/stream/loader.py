@@ -82,8 +82,10 @@ class Source:
         shard if there are enough of them. Every epoch deals all pieces anew, so that over the epochs all lanes get
         equally many.
         """
+        # Enough pieces for all lanes, where there are fewer shards than lanes.
         parts = -(-lanes // len(self.shards))
         num_pieces = parts * len(self.shards)
+        # The same for all lanes, so that together they read all pieces once.
         shards_seed = sample_seed(seed, epoch=0, index=0, purpose="shards")
         permutation = order(num_pieces, seed=shards_seed, epoch=epoch)
         # Which lanes get one piece more moves on with the epochs.
@@ -159,8 +161,10 @@ def read_stream(
                 break
             number = sample_id(record.shard, position.index)
             order_key = sample_seed(seed, epoch=position.epoch, index=number, purpose="order")
+            # The piece and the index only tell apart records whose hashes are equal.
             entries.append(((order_key, position.piece, position.index), position.epoch, record))
             after = end or following
+            # A block ends early with its epoch: samples of two epochs are never mixed.
             if end is None and len(entries) == block:
                 break
         if end is not None:  # the block of the cursor was read again, and the first record after it
@@ -168,6 +172,7 @@ def read_stream(
         entries.sort(reverse=True)  # no two keys are equal
         while entries:
             key, epoch, record = entries.pop()
+            # What came before the cursor in this block is left out, by its key alone.
             if last is None or key > last:
                 is_whole = not entries
                 yield epoch, record, Cursor(after) if is_whole else Cursor(start, after, key)
@@ -243,6 +248,7 @@ class Lane:
                 lane=lane,
                 lanes=lanes,
                 seed=sample_seed(seed, epoch=0, index=number, purpose="source"),
+                # All sources' blocks together hold `shuffle` samples in memory.
                 block=max(1, round(shuffle * shares[number])),
                 cursor=self._cursors[number],
                 images=images,
@@ -325,7 +331,9 @@ class StreamLoader:
         self._quarantine = QuarantineFile(
             quarantine.with_suffix(f".{rank}{quarantine.suffix}") if rank else quarantine
         )
+        # Lanes of one micro-step in this process.
         count = config.lanes // (world_size * loader.accumulation)
+        # As `micro_batches` cuts a global batch: a micro-step's lanes in the order of ranks.
         starts = [(micro * world_size + rank) * count for micro in range(loader.accumulation)]
         # This process's lanes, by micro-step.
         self._lanes = [range(start, start + count) for start in starts]
@@ -344,6 +352,7 @@ class StreamLoader:
             raise ValueError(
                 f"start_step is {start_step}, but the cursor of this stream is that of {self._step}"
             )
+        # A lane cannot be cut, so there are at most as many workers at work as lanes.
         num_parts = min(max(1, self._loader.num_workers), len(self._lanes[0]))
         reader = _LaneReader(
             self._lanes,
@@ -354,6 +363,7 @@ class StreamLoader:
         )
         parts = start_workers(reader, num_workers=min(self._loader.num_workers, num_parts))
         for step in itertools.count(start_step):
+            # A copy: the cursor moves on when the whole step is there.
             states = dict(self._states)
             batches = []
             for micro in range(self._loader.accumulation):
@@ -362,6 +372,7 @@ class StreamLoader:
                 batches.append(add_step(batch, step=step, micro_step=number, seed=self._seed))
             bad = sum(state["bad"] for state in states.values())
             samples = bad + sum(state["drawn"] for state in states.values())
+            # One bad sample among the first few says nothing about the share.
             if samples >= _ENOUGH and bad > self._max_bad_share * samples:
                 raise ValueError(
                     f"streams: {bad} of {samples} samples are bad, a larger share than {self._max_bad_share}; their"
@@ -382,6 +393,7 @@ class StreamLoader:
             self._note_bad(part["bad"])
         batch: Any = merge(batches, pad_token_id=self._examples.pad_token_id)
         if torch.cuda.is_available():
+            # Pinned memory is copied to the GPU while it computes.
             batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
         return batch
 

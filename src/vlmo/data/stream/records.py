@@ -126,6 +126,7 @@ def read_shard(
         try:
             if not is_remote(shard):
                 regular_file(Path(shard))
+            # One reader for local files and all object stores.
             with cast(Any, fsspec.open(shard, "rb")) as file:
                 for record, after in read(file, shard, start, images=images, details=details):
                     yield record, after
@@ -156,6 +157,7 @@ def _sample(
     texts = [captions] if isinstance(captions, str) else [] if captions is None else captions
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"expected a text or a list of texts as captions, found {captions!r:.60}")
+    # Captions that are empty would be invalid examples.
     texts = tuple(text for text in texts if text.strip())
     # Facts become columns of an index, and captions are encoded.
     facts = sum(value is not None for value in metadata.values())
@@ -212,6 +214,7 @@ def _tar_records(
     file.seek(start.byte)
     index = start.index
     members = _members(file, shard, start.byte, images=images)
+    # webdataset's layout: files of a sample stand together, and share their key.
     for key, group in itertools.groupby(members, lambda member: member[0]):
         files = list(group)
         parts = {suffix: content for _, suffix, content, _ in files}
@@ -356,6 +359,7 @@ def _batches(opened: pq.ParquetFile, columns: list[str], *, start: int) -> Itera
             for batch in opened.iter_batches(
                 _BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False
             ):
+                # Parquet is read by row groups: rows before the start are dropped.
                 yield batch.slice(min(len(batch), max(0, start - first)))
                 first += len(batch)
         first = end
