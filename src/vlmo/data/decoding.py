@@ -129,10 +129,12 @@ class EncodedImage:
         with _naming_errors(self._where, self._data):
             self._image = _open(self._data, max_pixels=max_pixels, formats=formats)
             width, height = self._image.size
+            # Orientations 5 to 8 lie on their side.
             self.size = (height, width) if _orientation(self._image) > 4 else (width, height)
 
     def decode_to(self, least: int) -> Image.Image:
         """Return the image as `decode`, at the smallest scale that leaves at least so many pixels each way."""
+        # The scales of libjpeg's decoder, the smallest image first.
         scales = [scale for scale in (8, 4, 2) if min(self.size) >= scale * least]
         return self.decode(scales[0] if scales else 1)
 
@@ -182,6 +184,7 @@ def decode_mask(
     opened = encoded._image
     with _naming_errors(encoded._where, encoded._data), opened:
         opened.load()
+        # Decoded without RGB: the numbers are classes, not colors.
         if opened.mode not in ("L", "P"):
             raise ValueError(
                 f"mode {opened.mode}; a mask needs one channel of 8 bits (mode L or P)"

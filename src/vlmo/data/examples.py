@@ -116,6 +116,7 @@ class _Examples:
         if count == 1:
             return 0
         generator = sample_generator(self.seed, epoch=epoch, index=index, purpose="caption")
+        # Uniform over the captions, another one at every visit.
         return int(generator.integers(count))
 
     def _add_masks(self, example: Example, *, epoch: int) -> Example:
@@ -164,6 +165,7 @@ class RowExamples(_Examples):
         self._images: list[_Images] = []
         self._texts: Any = None
         self._false_texts: Any = None
+        # Without texts there are no pairs: an example is an image.
         self._by_pair = unit == "pair" and contents.tokenizer is not None
         self._shapes = list(contents.shapes)
         if contents.shapes and (len(columns) > 1 or contents.mask is not None):
@@ -208,6 +210,7 @@ class RowExamples(_Examples):
             if self._by_pair:
                 row = int(self._texts.row(text))
             else:
+                # Texts of a row stand together in the flat array of all texts.
                 first, end = self._texts.first_of_row[row : row + 2].tolist()
                 text = first + self._choose_caption(end - first, epoch=epoch, index=row)
             example["input_ids"] = self._ids(self._texts.texts[text].as_py())
@@ -217,6 +220,7 @@ class RowExamples(_Examples):
             shape = self._shapes[self._shape_of_row[row]] if self._shapes else None
             pixels = []
             for images in self._images:
+                # By column: two images of a row are augmented independently (NLVR2).
                 generator = self._generator(example, epoch, images.column)
                 pixels.append(images.pixel_values(row, generator, shape))
             example["image_id"] = int(self._images[0].image_ids[row])
@@ -257,6 +261,7 @@ class _Images:
         self._names: list[str] = column(dataset, "image_id")
         self._rows: Any = dataset.select_columns([column_name])
         self._transform: Any = transform
+        # Equal images have equal ids: ITC and ITM take them for positives, not negatives.
         self.image_ids = np.array(list(map(stable_id, self._names)), dtype=np.int64)
 
     def sizes(self) -> list[tuple[int, int]]:
@@ -294,6 +299,7 @@ class _Texts:
             lists = pa.chunked_array([pa.array(texts, pa.large_list(pa.large_string()))])
         lengths = compute.list_value_length(lists)
         self._lengths = compute.fill_null(lengths, 0).to_numpy()
+        # (row + 1,): texts of row i are those from first_of_row[i] up to first_of_row[i + 1].
         self.first_of_row = np.cumsum([0, *self._lengths])
         flat = [chunk.flatten().cast(pa.large_string()) for chunk in lists.chunks]
         self.texts = pa.concat_arrays(flat)
@@ -343,6 +349,7 @@ def collate(examples: list[Example], *, pad_token_id: int = 0) -> Batch:
 def pad(rows: Sequence[Int64[np.ndarray, "text"]], *, value: int) -> Int64[Tensor, "batch longest"]:
     """Fill rows up on the right with `value`, to the longest one's length rounded up to 8, and 8 at least."""
     longest = max(1, *map(len, rows))
+    # A multiple of 8: few lengths for compiled kernels, and whole tiles of tensor cores.
     padded = np.full((len(rows), -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE), value, dtype=np.int64)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row

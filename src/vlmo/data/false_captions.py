@@ -109,9 +109,11 @@ def false_caption(caption: str) -> str:
     Which change is taken depends on the caption alone.
     """
     changes = false_captions(caption)
+    # A checksum, as `hash` differs from one start of Python to the next.
     number = zlib.crc32(caption.encode())
     if not changes:
         return ""
+    # The remainder chooses the change, and the quotient its alternative.
     number, change = divmod(number, len(changes))
     alternatives = changes[change]
     return alternatives[number % len(alternatives)]

@@ -108,6 +108,7 @@ def check_size(opened: Image.Image, *, max_pixels: int) -> None:
     stored_height = tags.get(257, height)
     across = tags.get(_WIDTH) or stored_width
     down = tags.get(_LENGTH) or stored_height
+    # Tiles at the edges are decoded whole.
     tiles = -(-stored_width // across) * -(-stored_height // down)
     pixels = width * height
     tile = across * down
@@ -135,6 +136,7 @@ def _check_jpeg(data: bytes) -> None:
             reach = len(data)
         _check_number(parts, _MAX_PARTS, "segments")
         _check_number(scans, _MAX_SCANS, "scans")
+        # Two bytes of length, which count themselves.
         if code not in _ALONE:
             offset += int.from_bytes(data[offset : offset + 2])
     if not scans:
@@ -147,6 +149,7 @@ def _check_png(data: bytes) -> None:
     bulk = 0
     while offset < len(data):
         kind = data[offset + 4 : offset + 8]
+        # A chunk is its length (4 bytes), its kind (4), the data and a checksum (4).
         offset += 12 + int.from_bytes(data[offset : offset + 4])
         if kind in _BULK:
             bulk += 1
@@ -161,6 +164,7 @@ def _check_gif(data: bytes) -> None:
         offset = 13
         if data[10] & 0x80:
             offset += 6 << (data[10] & 7)  # a palette
+        # The signature (6 bytes) and the screen (7) stand before a palette of 3 bytes a color.
         blocks = 0
         while data[offset] not in b",;":
             if data[offset] == ord("!"):
@@ -179,6 +183,7 @@ def check_directory(data: bytes, *, is_file: bool = False) -> None:
 
     ValueError for too many tags, strips or bytes, or a file whose pixels are JPEG; struct.error if it is missing.
     """
+    # Intel (II) or Motorola (MM); 43 is BigTIFF, 42 the usual one.
     order = "<" if data[:2] == b"II" else ">"
     size, *codes = _BIG_TIFF if 43 in data[2:4] else _SMALL_TIFF
     offsets, numbers, layout = (struct.Struct(f"{order}{code}") for code in codes)
@@ -238,6 +243,7 @@ class _Items:
             for kind, content in self._boxes(meta[4:]):
                 if kind in readers:
                     readers[kind](content)
+        # Small parts that many items share are copied for each of them.
         copied = self._properties_size
         for kind, item, targets in self._references:
             if kind == b"dimg":
@@ -259,6 +265,7 @@ class _Items:
     def _check_parts(self, item: int, largest: int) -> int:
         """Return the pixels and bytes that an image and its parts cost; ValueError if it shows far fewer pixels."""
         if item not in self._work:
+            # Marks an item that is being looked at: meeting it again is a circle.
             self._work[item] = -1
             parts = [self._check_parts(part, largest) for part in self._parts.get(item, ())]
             pixels = self._pixels[item] or largest

@@ -30,6 +30,7 @@ def is_held_out(dataset: Dataset, *, test_share: float) -> list[bool]:
     are chosen, if above 0 at least `_TEST_IMAGES` or a fifth, whichever is less; of two or more at least one is, and
     one is not.
     """
+    # A hash in place of a shuffle: the order of the rows does not count.
     shares = [hash_share(key) for key in _content_keys(dataset)]
     images = sorted(set(shares))
     if not test_share or len(images) < 2:
@@ -73,6 +74,7 @@ def _file_key(data: pa.Buffer | None, path: str, name: str) -> str:
         )
         digest = hashlib.sha256(str(length).encode())
         with file:
+            # First, middle and last: headers alone may be equal.
             for offset in (0, (length - _PIECE) // 2, length - _PIECE):
                 file.seek(start + max(0, offset))
                 digest.update(file.read(min(_PIECE, length)))

@@ -71,6 +71,7 @@ class RowLoader:
         self._seed = seed
         self._rank = distributed.rank() if rank is None else rank
         self._world_size = distributed.world_size() if world_size is None else world_size
+        # Pieces of equal size: the mean over processes is then the mean over samples.
         pieces = self._world_size * config.accumulation
         if config.global_batch_size % pieces:
             raise ValueError(
@@ -109,6 +110,7 @@ class RowLoader:
                 batch = next(items)
                 if isinstance(batch, str):
                     raise ValueError(batch)
+                # Micro-steps are counted over the run, so that no two of them have one seed.
                 number = step * self._config.accumulation + micro
                 batches.append(add_step(batch, step=step, micro_step=number, seed=self._seed))
             yield batches
@@ -169,6 +171,7 @@ class JointLoader:
         """Set the start of those loaders: cursors of all processes, as one."""
         for name, loader in self._loaders.items():
             if hasattr(loader, "go_on_from"):
+                # One cursor holds the lanes of all loaders, by the loader's name before the lane's.
                 lanes = [lane for lane in cursor if lane.startswith(name)]
                 loader.go_on_from(step, {lane.removeprefix(name): cursor[lane] for lane in lanes})
 

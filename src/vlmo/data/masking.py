@@ -38,6 +38,7 @@ class BlockMaskConfig:
         return cls(
             height,
             width,
+            # BEiT: 75 patches of 14 x 14 are hidden (about 40 %), in blocks of 16 or more.
             num_masked=round(patches * 75 / 196),
             min_block=max(1, round(patches * 16 / 196)),
         )
@@ -59,6 +60,7 @@ class BlockMaskConfig:
         missing = self.num_masked
         added = 1
         while missing > 0 and added > 0:
+            # A block that fits nowhere ends the loop, as in BEiT's code.
             added = self._add_block(mask, limit=missing, generator=generator)
             missing -= added
         for _ in range(missing):
@@ -79,6 +81,7 @@ class BlockMaskConfig:
         for _ in range(10):
             # Near the end `limit` may be below `min_block`; BEiT then draws between the two just the same.
             area = self.min_block + (limit - self.min_block) * generator.random()
+            # Log-uniform from 0.3 to 1 / 0.3: flat and steep blocks are equally likely.
             ratio = math.exp(_LOG_ASPECT - 2 * _LOG_ASPECT * generator.random())
             height = round(math.sqrt(area * ratio))
             width = round(math.sqrt(area / ratio))
@@ -87,6 +90,7 @@ class BlockMaskConfig:
             top = generator.integers(self.grid_height - height + 1)
             left = generator.integers(self.grid_width - width + 1)
             block = mask[top : top + height, left : left + width]
+            # Blocks may overlap; only patches that were not hidden before count.
             new = height * width - int(np.count_nonzero(block))
             if 0 < new <= limit:
                 block[...] = True
@@ -140,6 +144,7 @@ class MaskingVocabulary:
             special_flags(tokenizer),
             continuation_flags(tokenizer),
             tokenizer.mask_token_id,
+            # A word of several pieces could not be told from others that begin alike.
             tuple(vocabulary[word] for word in only if word in vocabulary),
         )
 
@@ -167,6 +172,7 @@ def whole_word_mask(
     named[:-1] &= ~vocabulary.continuation[input_ids[1:]]
     chosen = np.flatnonzero(named)
     if config.of_captions:
+        # Rounded half up, where Python's `round` takes the even neighbor.
         number = max(1, int(config.probability * len(input_ids) + 0.5))
         chosen = 1 + generator.permutation(len(input_ids) - 1)[:number]  # all but [CLS]
     elif len(chosen) == 0 or generator.random() >= config.only_share:
@@ -174,6 +180,7 @@ def whole_word_mask(
     corrupted = input_ids.copy()
     labels = np.full_like(input_ids, IGNORED)
     labels[chosen] = input_ids[chosen]
+    # BERT, "Masked LM": a model that only ever saw [MASK] would not fit texts without it.
     fate = generator.random(len(chosen))
     corrupted[chosen[fate < 0.8]] = vocabulary.mask_token_id
     for position in chosen[(fate >= 0.8) & (fate < 0.9)]:
@@ -200,6 +207,7 @@ def _choose_words(
     begins[1:] |= np.diff(positions) > 1
     words = np.split(positions, np.flatnonzero(begins)[1:])
     words = [words[turn] for turn in rng.permutation(len(words))]
+    # Tokens, not words: BERT's share is one of tokens too.
     missing = max(1, round(probability * len(positions)))
     chosen = []
     for word in words:

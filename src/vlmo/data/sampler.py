@@ -72,7 +72,7 @@ def micro_batches(
 
     At a micro-step, the shares of all processes in rank order are a contiguous piece of `keys`.
     """
-    # The recipe has checked that the global batch divides evenly.
+    # The loader has checked that the global batch divides evenly.
     size = len(keys) // (world_size * accumulation)
     starts = [(micro_step * world_size + rank) * size for micro_step in range(accumulation)]
     return [keys[start : start + size] for start in starts]

@@ -265,6 +265,7 @@ def _weighted_pairs(rows: Dataset, *, weight: float) -> Iterator[Pairs | None]:
     ):
         pairs = []
         for number, pair in enumerate(zip(captions or (), false, strict=True)):
+            # By a hash: the same captions are left out in every run and on every process.
             is_once_more = hash_share(f"{image_id}:{number}") < weight - whole
             pairs += [pair] * (whole + is_once_more)
         yield None if captions and not pairs else pairs

@@ -61,9 +61,11 @@ def make_approximate(
     partitions = 0 if before is None else before["search"]["partitions"]
     with one_line(store.folder):
         has_index = any("vector" in index.columns for index in store.table.list_indices())
+        # The number of partitions is the square root of the rows that they were made of.
         if total > _GROWN * partitions**2 or not has_index:
             if console is not None:
                 console.print(f"building the approximate index of {total} vectors", highlight=False)
+            # The usual rule for inverted files: as many partitions as images in one.
             partitions = max(1, round(math.sqrt(total)))
             store.table.create_index(
                 "vector", config=IvfRq(distance_type=DISTANCE, num_partitions=partitions)
@@ -121,6 +123,7 @@ def _widen(
     """Search more, as far as there is more, until the recall is enough; return the parameters and the recall."""
     while True:
         pairs = zip(exact, find(search), strict=True)
+        # Recall at 10: the share of the truly nearest ten among the ten that were found.
         recall = float(np.mean([len(truth & found) / len(truth) for truth, found in pairs]))
         # Twice as much of each: one bit a number may be too coarse for a few candidates.
         nprobes = min(2 * search.nprobes, search.partitions)
@@ -133,6 +136,7 @@ def _widen(
 
 
 def _queries(store: Store, encoder: Encoder) -> tuple[Float32[np.ndarray, "query dim"], str]:
+    # Evenly over the table, as it is in the order of folders.
     numbers = np.linspace(0, store.table.count_rows() - 1, _QUERIES).astype(int).tolist()
     with one_line(store.folder):
         rows = (

@@ -268,6 +268,7 @@ def _list_inputs(facts: IndexFacts, before: IndexFacts, *, progress: Progress) -
     for origin in facts.inputs:
         identity = folder_identity(origin)
         listed = _list_input(origin, before, skipped=skipped, mounts=mounts, progress=progress)
+        # A disk that comes or goes meanwhile would make its images look deleted.
         if identity != folder_identity(origin):
             raise MissingInputError(
                 f"{origin} was mounted, unmounted or replaced while it was listed", origin
@@ -277,6 +278,7 @@ def _list_inputs(facts: IndexFacts, before: IndexFacts, *, progress: Progress) -
         if identity is not None:
             facts.folders[origin] = identity
     for path in {Path(mount) for mount in before.mounts} - mounts:
+        # A disk within an input that was there last time: its images are not gone.
         is_below = any(path.is_relative_to(origin) for origin in facts.folders)
         if is_below and not any(name.startswith(f"{path}/") for name in files):
             mounts.add(path)
@@ -411,6 +413,7 @@ class _Update:
                 self._unread.add(shard.path)
                 self._advance(shard.size, unchanged=0)
             else:
+                # The whole shard is read again; what has not changed in it is not embedded.
                 yield Work([shard], self._store.stamps("shard", [shard.path]))
         files = [file for file in self._files if file.kind == "file"]
         for start in range(0, len(files), _TOGETHER):
@@ -462,6 +465,7 @@ class _Update:
                 self._hashes.update(row["hash"] for row in self._rows.values())
         self._rows = {}
         for shard in self._finished:
+            # Noted after its rows: after a kill in between, the shard is only read once more.
             self._done.pop(shard.path, None)
             if shard.path not in self._broken:
                 self._done[shard.path] = self._reader.stamp(shard)
@@ -477,6 +481,7 @@ class _Update:
 
     def _delete(self) -> None:
         """Remove images that were not seen, unless their shard or folder was not read."""
+        # A folder that cannot be listed may still hold its images.
         unreadable = tuple(f"{file.path}/" for file in self._files if file.kind == "unreadable")
         gone: list[str] = []
         for rows in self._store.scan(["id", "shard", "path"]):

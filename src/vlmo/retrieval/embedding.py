@@ -86,10 +86,12 @@ def embed_works(
 
     Images whose bytes the lookup knows are not embedded again.
     """
+    # One batch ahead: processors decode it while the model works on the one before.
     waiting: tuple[Batch, dict[str, Encoded], dict[str, Future[_Decoded]]] | None = None
     for read in chain(_read(works, reader, batch=batch), [None]):
         ahead = None
         if read is not None:
+            # By hash: equal files in a batch are decoded and embedded once.
             images = {record.row["hash"]: record.data for record in read.records}
             known = lookup(list(images))
             new = [digest for digest in images if digest not in known]
@@ -145,8 +147,10 @@ def _read_files(files: Sequence[Found], reader: Reader, batch: int) -> Iterator[
 
 def _decode(encoder: Encoder, data: bytes, *, ocr: bool) -> _Decoded:
     encoded = EncodedImage({"bytes": data, "path": None})
+    # Text is read at full size; the model and thumbnails need far fewer pixels.
     image = encoded.decode() if ocr else encoded.decode_to(encoder.least_side)
     small = image.copy()
+    # reducing_gap: a cheap reduction to twice the size comes before the filter.
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2.0)
     thumbnail = image_bytes(small, "JPEG", quality=85)
     text = {OCR_COLUMN: read_text(image)} if ocr else {}

@@ -198,6 +198,7 @@ class Encoder:
         """
         if self._vocabulary_size > _LEARNT_VOCABULARY or not text.isascii():
             return False
+        # As BERT's pre-tokenizer splits: words, and punctuation marks one by one.
         words = _WORD.findall(text)
         pieces = tokens - 2  # less [CLS] and [SEP]
         return (
@@ -250,6 +251,7 @@ def model_fingerprint(folder: Path) -> str:
             settings = read_json(folder / name)
             if name == "config.json":
                 settings = {key: value for key, value in settings.items() if key not in _IRRELEVANT}
+            # Sorted keys: a file that was written again has the same fingerprint.
             digest.update(f"{name} {json.dumps(settings, sort_keys=True)}\n".encode())
     if words := _unusual_words(folder):
         digest.update(f"{json.dumps(words, sort_keys=True)}\n".encode())

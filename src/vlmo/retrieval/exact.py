@@ -54,10 +54,12 @@ class ExactImages:
         if vector is None:
             return self._newest(rows, top=top)
         similarities = self._similarities(vector, rows)
+        # A partial sort first: a full one takes longer than the similarities themselves.
         if top < len(rows):
             best = np.argpartition(-similarities, top - 1)[:top]
         else:
             best = np.arange(len(rows))
+        # Stable, so that equal similarities keep their order.
         best = best[np.argsort(-similarities[best], kind="stable")]
         return Ranking(self.table, rows[best], similarities[best], own=self.own_words)
 
@@ -90,6 +92,7 @@ class ExactImages:
         """Return rows that words have found by their BM25 scores in steps, and within a step by similarity."""
         similarities = self._similarities(vector, rows)
         step = -np.ceil(_BM25_STEPS * scores / scores.max(initial=0))
+        # lexsort goes by its last key first.
         best = np.lexsort((-similarities, step))[:top]
         shown_shares = shares[best].tolist()
         return Ranking(self.table, rows[best], similarities[best], shown_shares, self.own_words)
@@ -103,6 +106,7 @@ class ExactImages:
 
     def _newest(self, rows: Int64[np.ndarray, " row"], *, top: int) -> Ranking:
         dates = self.table.select(["taken", "id"]).append_column("is_dated", is_dated(self.table))
+        # The id at last, so that the order is the same at every call.
         order = [("is_dated", "descending"), ("taken", "descending"), ("id", "ascending")]
         best = np.asarray(pc.select_k_unstable(dates.take(rows), top, order))
         return Ranking(self.table, rows[best], np.zeros(len(best)))

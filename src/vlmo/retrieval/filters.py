@@ -163,6 +163,7 @@ class PhotoFilter:
             latitude, longitude = (
                 np.radians(images[name].to_numpy()) for name in ("latitude", "longitude")
             )
+            # Haversine formula: also exact for near places, where the law of cosines is not.
             haversine = np.sin((latitude - north) / 2) ** 2
             haversine += math.cos(north) * np.cos(latitude) * np.sin((longitude - east) / 2) ** 2
             passed &= haversine <= math.sin(angle / 2) ** 2  # not where there is no place

@@ -31,6 +31,7 @@ def fuse_ranks(
         own_words: Words of an image's own texts.
     """
     rank_by_vectors = {image_id: rank for rank, image_id in enumerate(by_vectors, start=1)}
+    # Singular: the plural of a query is no other word.
     query_words = singular(words)
     titles = set()  # images of which a text has no words but the query's
     for image_id, share in shares.items():

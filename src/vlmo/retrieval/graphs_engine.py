@@ -87,6 +87,7 @@ class GraphsEngine:
         self._size: list[int] = about["image"]["size"]
         self.can_match = FUSION_ENCODER in graphs
         self.dim: int = graphs[IMAGE_ENCODER]["outputs"]["image_embeds"]["shape"][-1]
+        # `logit_scale` is the logarithm of 1 / temperature, as the model learns it.
         self.inverse_temperature = float(np.exp(about["logit_scale"]))
 
         @functools.cache  # a graph is loaded when it is first run
@@ -109,6 +110,7 @@ class GraphsEngine:
 
     def pixels(self, image: Image.Image) -> Pixels:
         """An RGB image at the model's size; beside torchvision's, levels differ by one or two here and there."""
+        # PIL's bicubic filter widens when it shrinks, as torchvision's with antialiasing does.
         resized = image.resize((self._size[1], self._size[0]), Image.Resampling.BICUBIC)
         return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
@@ -126,6 +128,7 @@ class GraphsEngine:
 
     def match(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> Float32[np.ndarray, " pair"]:
         """Log-odds that each text belongs to its image."""
+        # (pair, 2): no match, match.
         logits = self._session(FUSION_ENCODER)(_pixel_values(pixels), *self._tokens(texts))[0]
         return logits[:, 1] - logits[:, 0]
 
@@ -207,5 +210,6 @@ def _has_graphs(folder: Path, precision: Precision) -> bool:
 
 
 def _pixel_values(pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image 3 height width"]:
+    # Mean and standard deviation are 0.5 as in training, on levels from 0 to 255.
     values = np.subtract(np.stack(pixels), 127.5, dtype=np.float32)
     return np.divide(values, 127.5, out=values)

@@ -39,18 +39,21 @@ def write_memory(store: Store, *, partitions: int) -> None:
     faiss: Any = importlib.import_module("faiss")
     total = store.table.count_rows()
     dim = store.dim
+    # Evenly over the table: images of one folder stand together, and look alike.
     sample = np.linspace(0, total - 1, min(total, _TRAINED_WITH * partitions)).astype(int)
     rows = store.table.take_offsets(np.unique(sample).tolist()).select(["vector"]).to_arrow()
     vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
     codes: Any = faiss.index_factory(
         dim, f"IVF{partitions},PQ{dim // 4}x4fs", faiss.METRIC_INNER_PRODUCT
     )
+    # Codes of the vectors themselves: one look-up table a query serves all partitions.
     codes.by_residual = False
     codes.cp.niter = _ITERATIONS
     codes.cp.max_points_per_centroid = _TRAINED_WITH
     codes.cp.min_points_per_centroid = codes.pq.cp.min_points_per_centroid = (
         1  # no warnings of small sets
     )
+    # Half floats of the best candidates are compared again: codes alone are too coarse.
     whole = faiss.IndexScalarQuantizer(
         dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )
@@ -92,6 +95,7 @@ class MemoryVectors:
         # Of the calling thread: others search, or run the model, on the other cores.
         self._faiss.omp_set_num_threads(1)
         query = np.asarray(vector, np.float32)[None]
+        # Both (1, top).
         cosines, positions = self._index.search(query, min(top, len(self)), params=parameters)
         is_valid = positions[0] >= 0  # -1 where there were too few
         return positions[0][is_valid], cosines[0][is_valid]

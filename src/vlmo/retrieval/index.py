@@ -202,6 +202,7 @@ class Index:
                 raise
 
     def _rank(self, query: IndexQuery, memory: _Memory | None) -> Ranking:
+        # Words first, then exact in memory, FAISS's codes, and at last the table on the disk.
         exact = None if memory is None else memory.exact
         if query.words is not None and query.vector is not None:
             return self._rank_by_words(query, query.vector, exact)
@@ -220,6 +221,7 @@ class Index:
             tables = []
             vectors = []
             for block in self._blocks():
+                # The best of all are among the best of the blocks.
                 best = block.nearest(query.vector, top=query.top, photos=query.photos, ids=ids)
                 tables.append(block.table.take(best.places))
                 vectors.append(block.vectors[best.places])
@@ -239,6 +241,7 @@ class Index:
             query.top, self.num_images
         ):  # too few in its partitions
             rows = self._store.nearest(vector, top=query.top, columns=columns, where=query.where)
+        # LanceDB's distance is 1 - cosine.
         return Ranking(rows, np.arange(len(rows)), 1 - np.asarray(rows["_distance"]))
 
     def _rank_by_words(
@@ -257,6 +260,7 @@ class Index:
                 passing=exact.passing(query.photos, ids),
             )
         columns = ["id"] if query.every_word else ["id", "full_text"]
+        # More than are shown: among equal matches the vectors decide.
         most = max(_MATCHED, query.top)
         matches = self._store.matching(
             query.words, every=query.every_word, most=most, columns=columns, where=query.where
@@ -362,6 +366,7 @@ class Index:
         """Read the facts of the index again if their file has changed."""
         path = self.folder / INDEX_FILE
         status = path.stat() if path.is_file() else None
+        # Time and inode: a file that was replaced within one tick of the clock differs too.
         version = (0,) if status is None else (status.st_mtime_ns, status.st_ino)
         if version == self._version:
             return
@@ -383,6 +388,7 @@ class Index:
         version = self.version
         with one_line(self.folder):
             count = self._store.table.count_rows()
+            # Four bytes a number, float32.
             if not 0 < 4 * self.dim * count <= MAX_BYTES:
                 return _Memory(version, coded=self._read_coded(version[-1]))
             tables = []

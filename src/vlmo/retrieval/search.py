@@ -379,7 +379,7 @@ class Searcher:
             weights = [] if vector is None else [1.0]
             # Rocchio's mean of the images to be like has one weight, however many there are.
             weights += [_LIKE / len(query.like) for _ in query.like]
-            # Those not to be like count one by one: every one of them is to be left.
+            # Those not to be like count one by one.
             weights += [-_UNLIKE] * len(query.unlike)
             vector = weighted_direction(vectors, weights)
         return vector, is_unknown

@@ -244,6 +244,7 @@ def _find_remote(origin: str) -> Iterator[Found]:
             details = files.find(path, detail=True)
     except Exception as error:
         raise ValueError(f"{origin} cannot be listed: {error}") from error
+    # Stores list in an order of their own; two runs must see the same one.
     names = sorted(name for name, info in details.items() if info.get("type", "file") == "file")
     if not names:
         raise ValueError(f"there is nothing at {origin}; {_EXPECTED}")
@@ -306,6 +307,7 @@ class Reader:
             if isinstance(sample, Bad):
                 yield sample
                 continue
+            # Keys name images in the index, so that two records need two.
             key = sample.key if sample.key not in keys else f"{sample.key}#{sample.index}"
             keys.add(key)
             yield self._sample(sample, source, key)

@@ -166,8 +166,10 @@ class Store:
         )
         query = cast("LanceVectorQueryBuilder", asked).distance_type(DISTANCE).limit(top)
         if search is None:
+            # Exact, also where there is an approximate index.
             query = query.bypass_vector_index()
         else:
+            # LanceDB compares top x factor candidates again, by their whole vectors.
             factor = max(2, math.ceil(search.candidates / top))
             query = query.nprobes(search.nprobes).refine_factor(factor)
         if where is not None:
@@ -182,6 +184,7 @@ class Store:
             self.table.add_columns(pa.schema({"full_text": pa.string()}))
         if not any("full_text" in index.columns for index in self.table.list_indices()):
             config = FTS(
+                # `split_words` has lower-cased, split and folded the words already.
                 base_tokenizer="whitespace",
                 lower_case=False,
                 remove_stop_words=False,
@@ -269,6 +272,7 @@ class Store:
                 new = list(types.items())[num_types:]
                 self.table.add_columns(pa.schema(new))
             schema = self.table.schema
+            # One write: a reader sees either the old row of an image or the new one.
             merge = self.table.merge_insert("id").when_matched_update_all()
             merge = merge.when_not_matched_insert_all()
             merge.execute(pa.Table.from_pylist(complete_rows, schema=schema))
@@ -281,6 +285,7 @@ class Store:
         """
         fitting = {}
         for name, value in metadata.items():
+            # Booleans first by type: in Python they are integers too.
             value_type = {bool: pa.bool_(), str: pa.string()}.get(type(value), pa.float64())
             if len(types) < _MAX_COLUMNS:
                 types.setdefault(name, value_type)
@@ -323,5 +328,6 @@ def _among(column: str, values: Iterable[str]) -> str:
     literals = []
     for value in values:
         text = value.encode(errors="backslashreplace").decode()  # no row's name is not UTF-8
+        # A quote within a text of SQL is written twice.
         literals.append("'" + text.replace("'", "''") + "'")
     return f"{column} in ({', '.join(literals)})"

@@ -27,12 +27,15 @@ class TorchEngine:
         chosen = choose_device(device)
         model, self._processor = load_retrieval_model(folder)
         module: nn.Module = model
+        # No gradients: the weights are never changed here.
         module.to(chosen).requires_grad_(requires_grad=False)
         self._model = model
         self._transform = EvalTransform.of(self._processor)
         self.device = str(model.device)
+        # Width of the ITC projection, not that of the backbone.
         self.dim: int = model.contrast_head.image_projection.out_features
         self.can_match = model.match_head is not None
+        # `logit_scale` is the logarithm of 1 / temperature, as the model learns it.
         self.inverse_temperature = float(model.contrast_head.logit_scale.exp())
 
     def pixels(self, image: Image.Image) -> Pixels:
@@ -64,6 +67,7 @@ class TorchEngine:
 
         def of_one_shape(pairs: list[tuple[Pixels, str]]) -> np.ndarray:
             images, words = zip(*pairs, strict=True)
+            # (pair, 2): no match, match.
             logits = self._model.match(self._pixel_values(images), **self._tokens(words)).float()
             return _array(logits[:, 1] - logits[:, 0])
 

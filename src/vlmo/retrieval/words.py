@@ -27,6 +27,7 @@ _MAX_BYTES = 39  # of a word: LanceDB's index leaves out longer ones
 
 def split_words(text: str) -> list[str]:
     """Return the words of a text in lower case, without accents and the commonest English ones."""
+    # Accents become characters of their own, which are then left out.
     letters = unicodedata.normalize("NFKD", text).casefold()
     letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
     return [word for word in re.findall(r"[^\W_]+", letters) if word not in _COMMON]
@@ -87,8 +88,10 @@ Rows: TypeAlias = "tuple[Int64[np.ndarray, ' row'], Float[np.ndarray, ' row']]"
 def join_rows(found: Sequence[Rows], *, every: bool) -> tuple[*Rows, Float[np.ndarray, " row"]]:
     """Return the rows that have any word, or every one, their scores, which add up, and the shares of words in them."""
     rows, scores = map(np.concatenate, zip(*found, strict=True))
+    # Rows that several words have stand together after the sort.
     order = np.argsort(rows, kind="stable")
     first = np.flatnonzero(np.diff(rows[order], prepend=-1))
+    # Words of the query that a row has.
     counts = np.diff(first, append=len(rows))
     passed = counts >= (len(found) if every else 1)
     return (

@@ -82,8 +82,10 @@ class Batcher:
         taken = list[_Job]()
         space = self._max_batch
         for job in list(self._jobs):
+            # The oldest job goes in any case, even one of more rows than a batch.
             if not taken or (job.kind == taken[0].kind and len(job.rows) <= space):
                 self._jobs.remove(job)
+                # From here on the client cannot cancel it.
                 if job.future.set_running_or_notify_cancel():
                     taken.append(job)
                     space -= len(job.rows)
@@ -92,6 +94,7 @@ class Batcher:
     def _run_jobs(self, jobs: list[_Job]) -> None:
         kind = jobs[0].kind
         rows = [row for job in jobs for row in job.rows]
+        # The lock is not held: callers submit while the model runs.
         started_at = time.monotonic()
         try:
             results = list(self._calls[kind](rows))

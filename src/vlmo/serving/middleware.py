@@ -185,6 +185,7 @@ class Access:
         kind, _, key = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer":
             key = ""
+        # Compared in constant time, which does not tell how much of a wrong key is right.
         api_key = self._settings.api_key
         if api_key is not None and not hmac.compare_digest(key.strip().encode(), api_key.encode()):
             raise ServiceError(
@@ -265,6 +266,7 @@ class _Exchange:
         settings = self._buffer.settings
         seconds = settings.body_seconds
         try:
+            # From the head of the request on: a body that trickles in holds memory and a place.
             async with asyncio.timeout(max(self.began + seconds - time.monotonic(), 0)):
                 message = await self._receive()
         except TimeoutError:

@@ -102,14 +102,6 @@ def load_parts(
     Raises:
         ValueError: A folder is of another kind, or model and index do not belong together.
     """
-
-    def load(task: str, model: str | Path | None) -> ImageModel | None:
-        if model is None:
-            return None
-        from vlmo.tasks import find_task
-
-        return ImageModel(find_task(task), model, device=device)
-
     task = "retrieval"
     if _RETRIEVAL_MODELS.isdisjoint(architectures(folder)):
         # Tasks import training, which a service for search does not need.
@@ -121,11 +113,26 @@ def load_parts(
             raise ValueError(
                 f"{folder} is for {task} and searches nothing; give it alone, or as --{task}"
             )
-        model = load(task, folder)
+        model = _load_image_model(task, folder, device=device)
         return Parts(answerer=model) if task == "vqa" else Parts(captioner=model)
     opened = None if index is None else Index(index, in_memory=True)
     encoder = Encoder(folder, engine=engine, precision=precision, device=device)
     if opened is not None:
         # It checks that they belong together.
         Searcher(encoder, opened)
-    return Parts(encoder, opened, load("vqa", vqa), load("captioning", captioning))
+    return Parts(
+        encoder,
+        opened,
+        answerer=_load_image_model("vqa", vqa, device=device),
+        captioner=_load_image_model("captioning", captioning, device=device),
+    )
+
+
+def _load_image_model(
+    task: str, folder: str | Path | None, *, device: str | None
+) -> ImageModel | None:
+    if folder is None:
+        return None
+    from vlmo.tasks import find_task
+
+    return ImageModel(find_task(task), folder, device=device)

@@ -46,6 +46,7 @@ class Uploads:
         """
         if not files:
             return []
+        # The other half is left to requests without images, which take milliseconds.
         if len(self.running) >= max(1, self._settings.queue // 2):
             raise BusyError("too many requests with images are waiting")
         task = asyncio.current_task()

@@ -153,6 +153,7 @@ class Placed(NamedTuple):
     def relation_to(self, other: Placed) -> str | None:
         """Return the relation of this object to another one; None where it lies in between two."""
         x, y = self.offset(other)
+        # Clear of the diagonal, and far enough apart for people to agree.
         near, far = sorted((abs(x), abs(y)))
         if far < 2 * _APART or 3 * near > 2 * far:
             return None
@@ -224,6 +225,7 @@ class Scene:
         fitting = [self.fitting(phrase) for phrase in sentence.phrases]
         if not all(fitting):
             return False
+        # Three stars and "two stars": people disagree whether it is true.
         if list(map(len, fitting)) != [phrase.count for phrase in sentence.phrases]:
             return None
         truth: bool | None = True

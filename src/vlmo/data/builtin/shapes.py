@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -288,6 +288,7 @@ def question_rows(split: str, number: int, pool: Pool) -> Rows:
     kind, ask = list(QUESTIONS.items())[position]
     choices = Choices(f"scenes-questions/{split}/{number}")
     scene = pool.scene(choices)
+    # A scene may have nothing that this kind of question can ask for without doubt.
     while (asked := ask(scene, choices, pool, turn)) is None:
         scene = pool.scene(choices)
     question, answer = asked
@@ -343,6 +344,7 @@ def _count(scene: Scene, choices: Choices, _: Pool, turn: int) -> Asked:
 
 def _presence(scene: Scene, choices: Choices, pool: Pool, _: int) -> Asked:
     """Ask whether something is there, in seven of ten cases something with a color of its own."""
+    # As many "yes" as "no": the answer does not show in the question.
     is_there = choices.random() < 0.5
     is_colored = choices.random() < 0.7
     shown = [thing for thing in scene.things() if bool(thing.color) == is_colored]
@@ -420,17 +422,13 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
             if scene.truth(claimed) is (sign == "1"):
                 return scene
 
-    # "Both pictures show a star" and "both pictures show that a star is left of a ring".
     wordings = choices.one_of(list(CLAIMS))
-    text = str(claimed)
-    if " is " in text:
-        sentence = wordings[0].format(f"that {text}")
-    else:
-        sentence = choices.one_of(wordings).format(text)
+    sentence = _claim_text(claimed, wordings, choices)
     names = (f"{group}-{position}" for position in itertools.count())
     for claim in choices.some_of(CLAIMS[wordings], 2):
         true_signs, false_signs = claim.split()
         true = [scene_for(sign) for sign in true_signs]
+        # The side on which the true and the false pair differ.
         changed = int(true_signs[0] == false_signs[0])
         false = [*true]
         false[changed] = scene_for(false_signs[changed])
@@ -444,6 +442,14 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
                 label=label,
                 sentence_group=group,
             )
+
+
+def _claim_text(claimed: Sentence, wordings: Sequence[str], choices: Choices) -> str:
+    """Return "both pictures show a star", or "both pictures show that a star is left of a ring"."""
+    text = str(claimed)
+    if " is " in text:
+        return wordings[0].format(f"that {text}")
+    return choices.one_of(wordings).format(text)
 
 
 SETS: dict[str, Callable[[], Built]] = {

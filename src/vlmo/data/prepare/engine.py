@@ -79,6 +79,13 @@ class Summary:
                 f"{file} is damaged ({error!r}); choose another --out, or remove it"
             ) from error
 
+    def check_origin(self, folder: Path, *, name: str, root: Path) -> None:
+        """Raise ValueError if the folder was prepared of another set, or from elsewhere."""
+        if (self.name, self.source) != (name, str(root)):
+            raise ValueError(
+                f"{folder} holds {self.name} from {self.source}; choose another --out, or remove it"
+            )
+
     def lines(self) -> list[str]:
         """Return warnings, notes and the terms."""
         warnings = []
@@ -114,10 +121,7 @@ def prepare_set(
         raise ValueError(f"--out {out} holds --root {root}; choose a new folder")
     if (out / SUMMARY_FILE).is_file():
         done = Summary.read(out)
-        if (done.name, done.source) != (name, str(root)):
-            raise ValueError(
-                f"{out} holds {done.name} from {done.source}; choose another --out, or remove it"
-            )
+        done.check_origin(out, name=name, root=root)
         shutil.rmtree(unfinished, ignore_errors=True)
         return done
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -154,6 +158,7 @@ def _write_chunks(
         rules = (LAYOUT, name, source.features, source.needs_image, source.needs_caption)
         items = iter(source.items())
         while chunk := list(itertools.islice(items, source.chunk)):
+            # A chunk whose items or rules have changed gets another name, and is read again.
             digest = hashlib.sha256(repr((rules, source.key, chunk)).encode()).hexdigest()
             files.append(folder / f"{len(files):06}-{digest[:16]}.arrow")
             yield files[-1], chunk
@@ -247,10 +252,12 @@ def _assemble(files: list[Path], source: SetOnDisk, *, name: str, root: Path, ou
     rows: Any = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
     columns = [*_FACTS, source.unique] if source.unique else list(_FACTS)
     facts: Any = arrow_table(rows, columns).to_pandas(strings_to_categorical=True)
+    # Only rows that go into the set have a number of captions.
     kept = facts["_captions"].notna()
     lines = facts["_line"].dropna().tolist()
     if source.unique:
         valid = facts[kept]
+        # The first row of equal ones is kept; a repeat in another split is none.
         repeats = valid.index[valid.duplicated(["_split", source.unique])].tolist()
         kept[repeats] = False
         for row in rows.select(repeats):
@@ -263,7 +270,7 @@ def _assemble(files: list[Path], source: SetOnDisk, *, name: str, root: Path, ou
         raise ValueError(f"{root}: not one row of {name} can be used; {reason}")
     rows = rows.select_columns(list(source.features))
     counts = {}
-    splits: Any = DatasetDict()
+    splits = DatasetDict()
     names = {*facts["_split"].unique(), *source.known_sizes}
     for split in sorted(names, key=lambda name: (_SPLIT_RANKS.get(name, 3), name)):
         is_here = facts["_split"] == split
@@ -279,11 +286,19 @@ def _assemble(files: list[Path], source: SetOnDisk, *, name: str, root: Path, ou
     summary = Summary(
         name, str(root), source.licence, counts, labels=source.labels, notes=list(source.notes)
     )
+    _write_prepared(out, splits, summary, features=source.features, lines=lines)
+    return summary
+
+
+def _write_prepared(
+    out: Path, splits: DatasetDict, summary: Summary, *, features: Features, lines: list[str]
+) -> None:
+    """Write a prepared folder: its splits, the quarantine file and the summary."""
     with write_folder(out) as folder:
         splits.save_to_disk(str(folder), max_shard_size=_FILE_SIZE)
         for split in splits:
-            DatasetInfo(features=source.features).write_to_directory(str(folder / split))
+            # Without what `datasets` notes of its cache files, which are those of one machine.
+            DatasetInfo(features=features).write_to_directory(str(folder / str(split)))
         (folder / QUARANTINE_FILE).write_text("".join(lines), encoding="utf-8")
         text = json.dumps(asdict(summary), indent=2, ensure_ascii=False)
         (folder / SUMMARY_FILE).write_text(f"{text}\n", encoding="utf-8")
-    return summary

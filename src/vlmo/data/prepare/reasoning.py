@@ -130,12 +130,14 @@ def open_vqav2(root: Path) -> SetOnDisk:
         find(root, folder, layout=_VQA_LAYOUT)
     trained, validated = (_read_annotations(root, part) for part in _LABELED)
     annotations = trained | validated
+    # Answers of both parts, as both are trained on in the published code.
     answers = answer_list(annotation.majority for annotation in annotations.values())
     if not answers:
         raise ValueError(
             f"{root}: no answer is given to {MIN_COUNT} questions; are these the whole annotations?"
         )
     images = {annotation.image for annotation in validated.values()}
+    # The published code holds out images, not questions: no image is on both sides.
     ranked = sorted(images, key=lambda image: hash_share(coco_image_id(image)))
     held_out = frozenset(ranked[: min(HELD_OUT_IMAGES, len(ranked) // 2)])
     labels = {answer: number for number, answer in enumerate(answers)}
