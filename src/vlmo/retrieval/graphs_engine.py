@@ -10,7 +10,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -31,6 +31,9 @@ from vlmo.export.sessions import (
 from vlmo.folder import file_in
 from vlmo.lazy import install_command, need_package
 from vlmo.progress import Progress
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 EngineName = Literal["torch", "onnx", "openvino"]
 CALIBRATION = "emoji-pairs"
@@ -78,12 +81,9 @@ class GraphsEngine:
         if device not in {None, "cpu"}:
             raise ValueError(f"engine {engine} runs on the CPU; leave out the device")
         need_package(_PACKAGES[engine], extra=engine, user="the engine")
-        from tokenizers import Tokenizer
-
         written = write_graphs(folder, fingerprint, precision=precision)
         about = read_description(written)
         graphs = about["graphs"]
-        text = about["text"]
         self._size: list[int] = about["image"]["size"]
         self.can_match = FUSION_ENCODER in graphs
         self.dim: int = graphs[IMAGE_ENCODER]["outputs"]["image_embeds"]["shape"][-1]
@@ -102,11 +102,7 @@ class GraphsEngine:
             return OnnxSession(file)
 
         self._session = session
-        self._tokenizer = Tokenizer.from_file(str(file_in(written, text["tokenizer"])))
-        self._tokenizer.enable_truncation(text["max_length"])
-        self._tokenizer.enable_padding(
-            pad_id=text["pad_token_id"], pad_to_multiple_of=_PAD_MULTIPLE
-        )
+        self._tokenizer = _load_tokenizer(written, about["text"])
 
     def pixels(self, image: Image.Image) -> Pixels:
         """An RGB image at the model's size; beside torchvision's, levels differ by one or two here and there."""
@@ -207,6 +203,15 @@ def calibration_samples(folder: Path) -> dict[str, np.ndarray]:
 def _has_graphs(folder: Path, precision: Precision) -> bool:
     graphs = read_description(folder)["graphs"] if (folder / DESCRIPTION).is_file() else {}
     return bool(graphs) and all(graph[precision] is not None for graph in graphs.values())
+
+
+def _load_tokenizer(folder: Path, about: dict[str, Any]) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file_in(folder, about["tokenizer"])))
+    tokenizer.enable_truncation(about["max_length"])
+    tokenizer.enable_padding(pad_id=about["pad_token_id"], pad_to_multiple_of=_PAD_MULTIPLE)
+    return tokenizer
 
 
 def _pixel_values(pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image 3 height width"]:

@@ -221,10 +221,7 @@ class Searcher:
                 None: with the order by date, all images that pass the filters.
             parts: More texts and images with their weights, such as ("people", -1.0), without reranking;
                 with "auto" also without words if one is subtracted.
-            options: Those of `SearchOptions`.
-
-        Raises:
-            ValueError: An argument is wrong; the message says what is right.
+            options: Those of `SearchOptions`; ValueError if one is wrong.
         """
         started_at = time.perf_counter()
         # Programs search for texts of strangers, who must not search by the program's files.
@@ -276,8 +273,7 @@ class Searcher:
         Raises:
             ValueError: Query and options do not fit each other, or the model.
         """
-        if started_at is None:
-            started_at = time.perf_counter()
+        started_at = started_at or time.perf_counter()
         rerank = self._num_candidates(query, options)
         words = _words_to_look_up(query, options)
 
@@ -300,11 +296,7 @@ class Searcher:
         # 3. Rerank the best candidates by the fusion encoder.
         result = SearchResult(by_vectors.hits({*order[:rerank]}))
         if rerank:
-            weight = self.encoder.rerank_weight if options.weight is None else options.weight
-            # Paper, retrieval with ITC + ITM: the fusion encoder reranks the dual encoder's top k.
-            result = yield from self._rerank(
-                result.hits, query.text or "", weight=weight, top=options.top
-            )
+            result = yield from self._rerank(result.hits, query.text or "", options)
             seconds["rerank"] = time.perf_counter() - ranked_at
         # Those that were not scored follow in the order of their vectors.
         order = [*(hit.id for hit in result.hits), *order[rerank:]]
@@ -313,18 +305,14 @@ class Searcher:
         reranked = {hit.id: hit for hit in result.hits}
         hits = _best_hits(order, reranked, by_vectors, by_words, words=words, top=options.top)
         if options.sort == "date":  # the newest first, and last those without a date
-            hits.sort(
-                key=lambda hit: (hit.is_dated, str(hit.metadata.get("taken") or "")), reverse=True
-            )
-        num_undated = 0
-        if options.photos.since or options.photos.until:
-            num_undated = sum(not hit.is_dated for hit in hits)
+            hits.sort(key=_date_of, reverse=True)
+        by_date = options.photos.since or options.photos.until
         return replace(
             result,
             hits=hits,
             seconds=seconds,
             no_match=is_unknown and not by_words.ranks,
-            num_undated=num_undated,
+            num_undated=sum(not hit.is_dated for hit in hits) if by_date else 0,
         )
 
     def _num_candidates(self, query: SearchQuery, options: SearchOptions) -> int:
@@ -410,8 +398,13 @@ class Searcher:
         top = max(options.top + num_feedback, rerank, _FUSED if by_words.ranks else 1)
         return by_words, self.index.rank(index_query._replace(top=top, words=None))
 
-    def _rerank(self, candidates: Sequence[Hit], text: str, *, weight: float, top: int) -> Steps:
-        """Return the candidates in the order of the mixed score, as far as they could get among the best."""
+    def _rerank(self, candidates: Sequence[Hit], text: str, options: SearchOptions) -> Steps:
+        """Return the candidates in the order of the mixed score, as far as they could get among the best.
+
+        VLMo, retrieval with ITC and ITM: the fusion encoder reranks the dual encoder's top k.
+        """
+        top = options.top
+        weight = self.encoder.rerank_weight if options.weight is None else options.weight
         scored: list[Hit] = []
         unreadable: list[Hit] = []
         left = list(candidates)
@@ -545,6 +538,10 @@ def _best_hits(
         replace(hits[image_id], score=scores[image_id], words=shares.get(image_id))
         for image_id in best
     ]
+
+
+def _date_of(hit: Hit) -> tuple[bool, str]:
+    return hit.is_dated, str(hit.metadata.get("taken") or "")
 
 
 def _checked(text: str) -> str:

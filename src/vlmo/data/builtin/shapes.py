@@ -407,20 +407,10 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
     group = f"{pool.name}-statements/{split}/{number}"
     choices = Choices(f"scenes-statements/{split}/{number}")
     first, claimed, second, _ = pool.edited_scene(choices, kind=choices.one_of(BINDING_KINDS))
-    named = {phrase.name for phrase in claimed.phrases}
 
     def scene_for(sign: str) -> Scene:
-        """Return a scene of what the sentence names or what replaces it, of which it is true, or clearly false."""
-        scene, instead = (first, second) if sign == "1" else (second, first)
-        pairs = zip(scene.things(), instead.things(), strict=True)
-        wanted = [thing for thing, other in pairs if thing != other or thing.name in named]
-        names = {thing.name for thing in wanted}
-        while True:
-            others = [thing for thing in pool.things(choices) if thing.name not in names]
-            missing = max(0, choices.one_of(pool.totals) - len(wanted))
-            scene = pool.scene(choices, [*wanted, *others[:missing]])
-            if scene.truth(claimed) is (sign == "1"):
-                return scene
+        scene, other = (first, second) if sign == "1" else (second, first)
+        return _scene_like(scene, other, claimed, pool, choices, is_true=sign == "1")
 
     wordings = choices.one_of(list(CLAIMS))
     sentence = _claim_text(claimed, wordings, choices)
@@ -442,6 +432,31 @@ def statement_rows(split: str, number: int, pool: Pool) -> Rows:
                 label=label,
                 sentence_group=group,
             )
+
+
+def _scene_like(
+    scene: Scene,
+    other: Scene,
+    claimed: Sentence,
+    pool: Pool,
+    choices: Choices,
+    *,
+    is_true: bool,
+) -> Scene:
+    """Return a scene of the things that a sentence names, or of what replaces them in `other`, and perhaps more.
+
+    The sentence is true of it, or clearly false.
+    """
+    named = {phrase.name for phrase in claimed.phrases}
+    pairs = zip(scene.things(), other.things(), strict=True)
+    wanted = [thing for thing, replaced in pairs if thing != replaced or thing.name in named]
+    names = {thing.name for thing in wanted}
+    while True:
+        others = [thing for thing in pool.things(choices) if thing.name not in names]
+        missing = max(0, choices.one_of(pool.totals) - len(wanted))
+        filled = pool.scene(choices, [*wanted, *others[:missing]])
+        if filled.truth(claimed) is is_true:
+            return filled
 
 
 def _claim_text(claimed: Sentence, wordings: Sequence[str], choices: Choices) -> str:

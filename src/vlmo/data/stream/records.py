@@ -50,6 +50,7 @@ _WAITS = (1.0, 4.0, 16.0)  # seconds before a remote shard is opened again
 # Hostile JSON nests too deep, a hostile header claims gigabytes, another type stands where a text is expected.
 _RECORD_ERRORS = (ValueError, AttributeError, TypeError, OverflowError, RecursionError, MemoryError)
 
+_LOCAL_ERRORS = (OSError, EOFError, MemoryError, UnicodeDecodeError, pa.ArrowException)
 # Opening again does not help; other errors of a remote shard may be the network's.
 _FINAL_ERRORS = (FileNotFoundError, PermissionError, MemoryError, ValueError, pa.ArrowException)
 
@@ -119,14 +120,12 @@ def read_shard(
     """
     read = _tar_records if shard.lower().endswith(".tar") else _parquet_records
     waits = iter(_WAITS if is_remote(shard) else ())
-    local = (OSError, EOFError, MemoryError, UnicodeDecodeError, pa.ArrowException)
     # Clients of object stores have errors of their own.
-    errors = (Exception,) if is_remote(shard) else local
+    errors = (Exception,) if is_remote(shard) else _LOCAL_ERRORS
     while True:
         try:
             if not is_remote(shard):
                 regular_file(Path(shard))
-            # One reader for local files and all object stores.
             with cast(Any, fsspec.open(shard, "rb")) as file:
                 for record, after in read(file, shard, start, images=images, details=details):
                     yield record, after
