@@ -172,7 +172,6 @@ def whole_word_mask(
     named[:-1] &= ~vocabulary.continuation[input_ids[1:]]
     chosen = np.flatnonzero(named)
     if config.of_captions:
-        # Rounded half up, where Python's `round` takes the even neighbor.
         number = max(1, int(config.probability * len(input_ids) + 0.5))
         chosen = 1 + generator.permutation(len(input_ids) - 1)[:number]  # all but [CLS]
     elif len(chosen) == 0 or generator.random() >= config.only_share:

@@ -153,7 +153,7 @@ def _text(row: Row, *names: str) -> str:
     return text
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return "" if value is None or isinstance(value, list | dict) else str(value).strip()
 
 
@@ -362,7 +362,7 @@ def _open_records(shards: Sequence[Path], path: Path) -> Dataset:
 
 
 def _stored_rows(
-    shards: tuple[str, ...], path: str, classes: tuple[str, ...], stamps: tuple[Any, ...]
+    shards: tuple[str, ...], path: str, classes: tuple[str, ...], stamps: tuple[object, ...]
 ) -> Iterator[Row]:
     """Yield the columns `_STORED` of all records; `stamps` only tell a copy of them from that of other files."""
     del stamps

@@ -10,10 +10,10 @@ import errno
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from vlmo.data.listing import regular_file
 from vlmo.data.sampler import stable_id
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
+QuarantineLine: TypeAlias = dict[str, Any]
+"""Line of a quarantine file, as `filter_invalid_rows` and `Bad.line` describe it."""
 SUMMARY_FILE = "prepared.json"
 """The summary of a prepared folder, beside the folders of its splits."""
 SAVED_FILES = ("state.json", "dataset_dict.json")
@@ -154,7 +156,7 @@ class Bad:
     key: str
     reason: str
 
-    def line(self) -> dict[str, Any]:
+    def line(self) -> QuarantineLine:
         """Return its line of the quarantine file."""
         return {
             "kind": self.kind,
@@ -189,7 +191,7 @@ class QuarantineFile:
             self._known.update(new)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[QuarantineLine]:
     """Read the lines of an earlier run; half a line, left by a kill, is removed. A missing file is made."""
     with path.open("a+b") as file:
         file.seek(0)
@@ -200,7 +202,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [{**json.loads(line)} for line in whole.splitlines()]
 
 
-def first_reasons(lines: Iterable[Mapping[str, Any]]) -> str:
+def first_reasons(lines: Iterable[QuarantineLine]) -> str:
     """Return the first reasons for invalid rows in a sentence; those that are alike once."""
     reasons: dict[str, str] = {}
     counts = Counter[str]()
@@ -217,10 +219,10 @@ def first_reasons(lines: Iterable[Mapping[str, Any]]) -> str:
     return "; ".join(parts)
 
 
-def to_lines(lines: Sequence[dict[str, Any]]) -> str:
+def to_lines(lines: Sequence[QuarantineLine]) -> str:
     """Return the text of a quarantine file."""
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def _identity(line: dict[str, Any]) -> int:
+def _identity(line: QuarantineLine) -> int:
     return stable_id(f"{line['kind']} {line['row']} {line['image_id']} {line['path']}")

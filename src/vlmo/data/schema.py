@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import ClassLabel, Features, Image, List, Value
 
 from vlmo.data.decoding import ImageCell
 
-Built = tuple[Features, dict[str, list[dict[str, Any]]]]
+RowValues: TypeAlias = dict[str, Any]
+"""A row of a data set: values by the names of columns."""
+Built = tuple[Features, dict[str, list[RowValues]]]
 """A built-in set: its features, and the rows of each split."""
 
 FEATURES = Features(
@@ -77,7 +79,7 @@ def make_row(
     image: ImageCell | None = None,
     captions: Sequence[str] = (),
     **columns: Any,
-) -> dict[str, Any]:
+) -> RowValues:
     """Return a row with the columns of `FEATURES`, and further `columns`."""
     facts = {"image_id": image_id, "source": source, "licence": licence}
     return {"image": image, "captions": list(captions), **facts, **columns}

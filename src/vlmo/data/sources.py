@@ -60,17 +60,15 @@ def open_source(
 ) -> Dataset:
     """Open rows with the columns of `FEATURES` (and perhaps more), not yet validated; see `filter_invalid_rows`.
 
-    A path may be a folder that `datasets` saved; a table (.csv, .tsv or .jsonl) or a folder with one beside its images;
-    parquet or tar files; a folder of images alone, by class or with masks; a `.txt` file or a folder of them, one
-    sentence or document a line, of which lines of more than `MAX_WORDS` words become several rows: docs/data.md.
+    A path may be a folder that `datasets` saved, a table or a folder with one beside its images, parquet or tar files,
+    a folder of images alone, by class or with masks, or text, a sentence or document a line: docs/data.md.
 
     Args:
         name: A built-in name (`vlmo.data.builtin.SETS`), a path, or several with "+" between them, such as
             `data/coco+data/sbu`. Rows of one image (equal `image_id`) become one row with all captions; from the split
             "train", images are left out that a source has in its "validation" or "test".
         split: "train" or "test"; for data with a `split` column, any value of it.
-        weights: Of several sources, how often a caption stands in its row: 2 is twice; 0.5 leaves out a half, always
-            the same one.
+        weights: Of several sources, how often a caption stands in its row: 0.5 leaves out a half, always the same one.
         cache_dir: Folder for built-in sets once built; by default `$VLMO_CACHE`, else `~/.cache/vlmo`.
         test_share: Paths without a `split` column only: share of images that are "test", as `is_held_out` chooses them.
 

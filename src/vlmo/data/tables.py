@@ -123,7 +123,7 @@ def _json_record(line: str, *, where: str) -> dict[str, Any]:
     return record
 
 
-def captions_of(value: Any, *, where: str) -> list[str]:
+def captions_of(value: object, *, where: str) -> list[str]:
     """Return a cell of captions as a list; ValueError if it is neither a text nor a list of texts."""
     captions = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):

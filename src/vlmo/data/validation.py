@@ -8,14 +8,21 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from datasets import Dataset, Features, Image
 from datasets.table import ConcatenationTable, InMemoryTable
 
 from vlmo.data.builtin import built_folder
 from vlmo.data.decoding import decode_image
-from vlmo.data.rows import SUMMARY_FILE, column, first_reasons, select_rows, to_lines
+from vlmo.data.rows import (
+    SUMMARY_FILE,
+    QuarantineLine,
+    column,
+    first_reasons,
+    select_rows,
+    to_lines,
+)
 from vlmo.data.schema import FEATURES
 from vlmo.distributed import barrier, gather_objects, is_main, rank, world_size
 from vlmo.folder.atomic import cached_file, keep_file, write_file
@@ -24,9 +31,6 @@ from vlmo.progress import Progress
 _PROGRESS_EVERY = 64  # rows
 _BATCH = 10_000
 _REMEMBERED = 16  # images: rows about one stand together, or nearly so
-
-QuarantineLine: TypeAlias = dict[str, Any]
-"""Line of a quarantine file, as `filter_invalid_rows` describes it."""
 
 
 class ImageValidator:

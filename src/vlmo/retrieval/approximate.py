@@ -59,17 +59,7 @@ def make_approximate(
     if total < least:
         return None
     partitions = 0 if before is None else before["search"]["partitions"]
-    with one_line(store.folder):
-        has_index = any("vector" in index.columns for index in store.table.list_indices())
-        # The number of partitions is the square root of the rows that they were made of.
-        if total > _GROWN * partitions**2 or not has_index:
-            if console is not None:
-                console.print(f"building the approximate index of {total} vectors", highlight=False)
-            # The usual rule for inverted files: as many partitions as images in one.
-            partitions = max(1, round(math.sqrt(total)))
-            store.table.create_index(
-                "vector", config=IvfRq(distance_type=DISTANCE, num_partitions=partitions)
-            )
+    partitions = _build_partitions(store, total, partitions, console=console)
     search = Approximate(
         partitions, nprobes=min(partitions, max(20, round(4 * math.sqrt(partitions))))
     )
@@ -80,11 +70,26 @@ def make_approximate(
     )
     measured = {"at": _AT, "value": recall, "queries": len(queries), "asked_with": asked_with}
     made: dict[str, Any] = {"search": asdict(search), "recall": measured}
-    if (
-        has_faiss() and store.dim % 4 == 0 and 4 * store.dim * total > MAX_BYTES
-    ):  # fewer are searched exactly
+    # Four bytes a number, and codes of four numbers; vectors that fit into memory are searched exactly.
+    if has_faiss() and store.dim % 4 == 0 and 4 * store.dim * total > MAX_BYTES:
         made["memory"] = _make_memory(store, queries, exact, partitions=partitions)
     return made
+
+
+def _build_partitions(store: Store, total: int, partitions: int, *, console: Console | None) -> int:
+    """Make the partitions anew if there are none, or the table has outgrown them; return their number."""
+    with one_line(store.folder):
+        has_index = any("vector" in index.columns for index in store.table.list_indices())
+        # Their number is the square root of the number of rows that they were made of.
+        if has_index and total <= _GROWN * partitions**2:
+            return partitions
+        if console is not None:
+            console.print(f"building the approximate index of {total} vectors", highlight=False)
+        # The usual rule for inverted files: as many partitions as images in one.
+        partitions = max(1, round(math.sqrt(total)))
+        config = IvfRq(distance_type=DISTANCE, num_partitions=partitions)
+        store.table.create_index("vector", config=config)
+        return partitions
 
 
 def _make_memory(

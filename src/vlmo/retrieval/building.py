@@ -36,7 +36,7 @@ from vlmo.retrieval.sources import (
     was_deleted,
 )
 from vlmo.retrieval.store import Store
-from vlmo.retrieval.words import OCR_COLUMN
+from vlmo.retrieval.words import OCR_COLUMN, ImageRow
 
 SHARDS_FILE = "shards.json"
 _WRITTEN_ROWS = 4096
@@ -345,7 +345,7 @@ class _Update:
         self._num_bytes = sum(file.size for file in files)
         self._num_read = 0
         self._counts = dict.fromkeys(("encoded", "reused", "unchanged", "deleted", "bad"), 0)
-        self._rows: dict[str, dict[str, Any]] = {}  # new ones by id, which are not written yet
+        self._rows: dict[str, ImageRow] = {}  # new ones by id, which are not written yet
         self._started_at = self._written_at = time.monotonic()
         self._seen: set[str] = set()  # ids of images
         self._hashes: set[str] | None = None  # of the images in the table, once they are asked for

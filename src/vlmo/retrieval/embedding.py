@@ -16,7 +16,7 @@ from vlmo.data.tables import cut_texts
 from vlmo.retrieval.encoder import THUMBNAIL, Encoder
 from vlmo.retrieval.ocr import read_text
 from vlmo.retrieval.sources import Found, Reader, Record
-from vlmo.retrieval.words import OCR_COLUMN
+from vlmo.retrieval.words import OCR_COLUMN, ImageRow
 
 if TYPE_CHECKING:
     from vlmo.export.sessions import Pixels
@@ -59,7 +59,7 @@ class Batch:
     """
 
     records: list[Record] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[ImageRow] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
     size: int = 0

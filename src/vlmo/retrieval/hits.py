@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 
 from vlmo.data.tables import cut_texts
 from vlmo.retrieval.store import RESERVED
-from vlmo.retrieval.words import OwnWords, own_words
+from vlmo.retrieval.words import ImageRow, OwnWords, own_words
 
 _NO_METADATA = RESERVED | {"_distance", "_rowid"}
 _KEPT_TEXTS = 2**16
@@ -94,7 +94,7 @@ class Ranking:
 NO_RANKING = Ranking(pa.table({"id": pa.array([], pa.string())}), np.arange(0), np.zeros(0))
 
 
-def hit_of(row: Mapping[str, Any], similarity: float, words: float | None = None) -> Hit:
+def hit_of(row: ImageRow, similarity: float, words: float | None = None) -> Hit:
     """Return the image of a row of the table."""
     metadata = {}
     for name, value in row.items():

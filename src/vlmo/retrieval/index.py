@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from vlmo.retrieval.in_memory import FILE, CodedImages, MemoryVectors, has_faiss
 from vlmo.retrieval.skipped import read_skipped
 from vlmo.retrieval.sources import read_uri
 from vlmo.retrieval.store import FILTERED, TABLE, Approximate, DamagedError, Store, one_line
-from vlmo.retrieval.words import Rows, found_share
+from vlmo.retrieval.words import ImageRow, Rows, found_share
 
 MAX_TOP = 10_000
 MAX_BYTES = 2**29
@@ -316,7 +316,7 @@ class Index:
         """An image at its full size; ValueError if there is no such image, or its file is gone or damaged."""
         return _load(self._row(id, ["path", "bytes"]), id)
 
-    def sample(self, most: int) -> list[tuple[Hit, dict[str, Any]]]:
+    def sample(self, most: int) -> list[tuple[Hit, ImageRow]]:
         """At most so many images, evenly taken, each with its "thumbnail" and "vector"."""
         offsets = (
             np.linspace(0, self.num_images - 1, min(most, self.num_images)).astype(int).tolist()
@@ -454,22 +454,22 @@ class Index:
     def _visible(self) -> list[str]:
         return [*_SHOWN, *self._store.columns()]
 
-    def _rows(self, ids: Sequence[str], columns: list[str]) -> list[dict[str, Any]]:
+    def _rows(self, ids: Sequence[str], columns: list[str]) -> list[ImageRow]:
         return self._store.rows("id", [id for id in ids if id.isalnum()], columns=columns)  # noqa: A001
 
-    def _row(self, id: str, columns: list[str]) -> dict[str, Any]:  # noqa: A002
+    def _row(self, id: str, columns: list[str]) -> ImageRow:  # noqa: A002
         for row in self._rows([id], columns):
             return row
         raise ValueError(f"{self.folder}: no image has the id {id!r}")
 
 
-def _load(row: Mapping[str, Any] | None, id: str, *, least: int = MAX_PIXELS) -> Image.Image:  # noqa: A002
+def _load(row: ImageRow | None, id: str, *, least: int = MAX_PIXELS) -> Image.Image:  # noqa: A002
     if row is None:
         raise ValueError(f"no image has the id {id!r}")
     return EncodedImage({"bytes": _read(row), "path": row["path"]}).decode_to(least)
 
 
-def _read(row: Mapping[str, Any]) -> bytes:
+def _read(row: ImageRow) -> bytes:
     if row["bytes"] is not None:
         return row["bytes"]
     try:

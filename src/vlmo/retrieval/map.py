@@ -57,7 +57,6 @@ def draw_map(
     """
     need_package("sklearn", extra="map", user="the map")
     from sklearn.cluster import KMeans
-    from sklearn.manifold import TSNE
 
     on_step("reading the images")
     rows = index.sample(most)
@@ -72,11 +71,7 @@ def draw_map(
     number = min(_MOST_GROUPS, max(2, round((len(rows) / 8) ** 0.5)), different)
     groups = KMeans(number, n_init=4, random_state=0).fit_predict(vectors)
     on_step(f"placing {len(rows):,} images")
-    # scikit-learn's default is 30; it must be below the number of images.
-    perplexity = min(30.0, (len(rows) - 1) / 3)
-    tsne = TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0)
-    places = tsne.fit_transform(vectors)  # (image, 2)
-    places = (places - places.min(0)) / np.maximum(np.ptp(places, axis=0), 1e-6)
+    places = _place(vectors)
     on_step("naming the groups")
     means = np.stack([vectors[groups == group].mean(0) for group in range(number)])
     words = _naming_words([hit for hit, _ in rows], least=2 * number)
@@ -88,6 +83,19 @@ def draw_map(
         hit, columns = rows[row]
         images.append((hit, *places[row].tolist(), _data_address(columns["thumbnail"])))
     return Map(images, [(name, x, y) for name, (x, y) in zip(names, middles, strict=True)])
+
+
+def _place(
+    vectors: Float32[np.ndarray, "image dim"],
+) -> Float32[np.ndarray, "image 2"]:
+    """Return the places of images by t-SNE, from 0 to 1 in both directions."""
+    from sklearn.manifold import TSNE
+
+    # scikit-learn's default is 30; it must be below the number of images.
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    tsne = TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0)
+    places = tsne.fit_transform(vectors)
+    return (places - places.min(0)) / np.maximum(np.ptp(places, axis=0), 1e-6)
 
 
 def _naming_words(hits: Sequence[Hit], *, least: int) -> list[str]:

@@ -126,7 +126,7 @@ def clean_metadata(columns: Mapping[str, Any]) -> dict[str, Any]:
     return cleaned
 
 
-def _plain(value: Any) -> bool | int | float | str | None:
+def _plain(value: object) -> bool | int | float | str | None:
     if isinstance(value, np.generic):
         value = value.item()
     if (

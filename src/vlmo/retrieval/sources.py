@@ -21,6 +21,7 @@ from vlmo.data.rows import SAVED_FILES, read_about
 from vlmo.data.stream.records import Bad, Sample, read_saved, read_shard
 from vlmo.data.tables import find_table
 from vlmo.retrieval.metadata import Annotation, MetadataTable, clean_metadata, read_takeout
+from vlmo.retrieval.words import ImageRow
 
 Kind = Literal["file", "shard", "dataset", "unreadable", "skipped"]
 
@@ -66,7 +67,7 @@ class Found(NamedTuple):
 class Record:
     """An image as it was read: the bytes of its file, and the columns of its row that are known without decoding it."""
 
-    row: dict[str, Any]
+    row: ImageRow
     data: bytes = field(repr=False)
 
 
@@ -406,5 +407,5 @@ def _digest(data: bytes, *, length: int) -> str:
     return hashlib.sha256(data).hexdigest()[:length]
 
 
-def _stamp(*parts: Any) -> str:
+def _stamp(*parts: object) -> str:
     return _digest(json.dumps((_LAYOUT, *parts), sort_keys=True).encode(), length=16)

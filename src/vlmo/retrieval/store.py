@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 
-from vlmo.retrieval.words import image_words
+from vlmo.retrieval.words import ImageRow, image_words
 
 if TYPE_CHECKING:
     from lancedb.query import LanceVectorQueryBuilder
@@ -232,9 +232,7 @@ class Store:
         rows = self.rows(column, values, columns=["id", "stamp", "hash"])
         return {row["id"]: (row["stamp"], row["hash"]) for row in rows}
 
-    def rows(
-        self, column: str, values: Sequence[str], *, columns: list[str]
-    ) -> list[dict[str, Any]]:
+    def rows(self, column: str, values: Sequence[str], *, columns: list[str]) -> list[ImageRow]:
         """Return columns of the images that have one of the values, in no order."""
         if not values:
             return []
@@ -255,7 +253,7 @@ class Store:
         with one_line(self.folder):
             yield from self.table.search().select(columns).with_row_id(with_row_id).to_batches(8192)
 
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write(self, rows: Sequence[ImageRow]) -> None:
         """Put images into the table at once, in place of older rows of the same ids.
 
         Args:

@@ -31,12 +31,9 @@ def write_vectors(
     texts: Sequence[str] = (),
     console: Console | None = None,
 ) -> tuple[int, list[Bad]]:
-    """Write a parquet file with the columns `path` (or `text`) and `vector`; return its rows, and images without one.
+    """Write a new parquet file with the columns `path` (or `text`) and `vector`, of images or else of texts.
 
-    Args:
-        out: New .parquet file.
-        images: Inputs as `build_index` takes them, or else
-        texts: Texts.
+    Images are inputs as `build_index` takes them. Return the number of rows, and the images without one.
 
     Raises:
         ValueError: Nothing to embed, another kind of file, or one that exists.

@@ -13,6 +13,8 @@ from jaxtyping import Float, Int64
 
 Mode = Literal["auto", "vectors", "words", "hybrid"]
 """Way to find images: vectors, words in their texts, or both; auto: both, with images alone that have all words."""
+ImageRow: TypeAlias = dict[str, Any]
+"""Columns of an image in the table, or those that were asked for, by their names."""
 OCR_COLUMN = "ocr_text"
 """Column of metadata that holds the text in an image, with | between its lines, empty where there is none."""
 _COMMON = frozenset(
@@ -53,7 +55,7 @@ def image_texts(path: str, captions: Sequence[str], metadata: Mapping[str, Any])
     return [split_words(text) for text in (*names, *captions, *lines)]
 
 
-def image_words(row: Mapping[str, Any]) -> str:
+def image_words(row: ImageRow) -> str:
     """Return the words that find an image: those of all its texts."""
     return " ".join(itertools.chain(*image_texts(row["path"], row["captions"], row["metadata"])))
 

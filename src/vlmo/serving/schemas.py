@@ -40,7 +40,7 @@ _MAX_REASON = 300  # characters of an error, which may repeat a name or value of
 _ERROR_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
 
 
-def read_image(value: Any) -> bytes:
+def read_image(value: object) -> bytes:
     """Decode base64, alone or in a `data:` address; ValueError if it is something else, or empty."""
     if not isinstance(value, str):
         raise ValueError("an image is a string: a file in base64")

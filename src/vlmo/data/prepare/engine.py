@@ -26,6 +26,7 @@ from datasets import Dataset, DatasetDict, DatasetInfo, Features, Value, concate
 from vlmo.data.loader import start_workers
 from vlmo.data.prepare.preparer import BadRow, Record, SetOnDisk
 from vlmo.data.rows import SUMMARY_FILE, arrow_table, select_rows, to_lines
+from vlmo.data.schema import RowValues
 from vlmo.data.validation import ImageValidator, image_columns
 from vlmo.folder.atomic import LOCK_FILE, atomic_file, lock_folder, write_folder
 from vlmo.progress import Progress
@@ -206,7 +207,7 @@ class _ChunkWriter(torch.utils.data.Dataset):
             while batch := list(itertools.islice(rows, _BATCH_ROWS)):
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 
-    def _validated(self, record: Record, validate: ImageValidator) -> dict[str, Any]:
+    def _validated(self, record: Record, validate: ImageValidator) -> RowValues:
         """Return the row of a chunk for a record."""
         if isinstance(record, BadRow):
             image = {"path": record.path}
@@ -226,9 +227,7 @@ class _ChunkWriter(torch.utils.data.Dataset):
             facts["_line"] = _line("caption", row, reason, split=split)
         return row | facts
 
-    def _faults(
-        self, row: dict[str, Any], captions: list[str], validate: ImageValidator
-    ) -> list[str]:
+    def _faults(self, row: RowValues, captions: list[str], validate: ImageValidator) -> list[str]:
         expected = self.source.features.keys()
         if row.keys() != expected:
             raise KeyError(
@@ -241,7 +240,7 @@ class _ChunkWriter(torch.utils.data.Dataset):
         return faults
 
 
-def _line(kind: str, row: dict[str, Any], reason: str, *, split: str) -> str:
+def _line(kind: str, row: RowValues, reason: str, *, split: str) -> str:
     facts = {"kind": kind, "split": split, "image_id": row["image_id"]}
     path = row["image"]["path"] if row["image"] else None
     return to_lines([{**facts, "path": path, "source": row["source"], "reason": reason}])
@@ -252,7 +251,6 @@ def _assemble(files: list[Path], source: SetOnDisk, *, name: str, root: Path, ou
     rows: Any = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
     columns = [*_FACTS, source.unique] if source.unique else list(_FACTS)
     facts: Any = arrow_table(rows, columns).to_pandas(strings_to_categorical=True)
-    # Only rows that go into the set have a number of captions.
     kept = facts["_captions"].notna()
     lines = facts["_line"].dropna().tolist()
     if source.unique:

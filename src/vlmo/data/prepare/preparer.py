@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
-from vlmo.data.schema import FEATURES
+from vlmo.data.schema import FEATURES, RowValues
 
 Element = TypeVar("Element")
 FileItem = tuple[Path, int, int]
@@ -26,7 +26,7 @@ class Row:
     """One row of a split, with the columns of the set's features, not yet validated."""
 
     split: str
-    values: dict[str, Any]
+    values: RowValues
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def read_table_schema(file: Path) -> pa.Schema:
         ) from error
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """Return the text that a record gives; TypeError where it gives something else."""
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")

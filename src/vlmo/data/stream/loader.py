@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -61,8 +61,14 @@ class Cursor(NamedTuple):
     last: tuple[int, int, int] | None = None
 
 
+StoredRecord: TypeAlias = tuple[Position, Record, Position]
+"""A record, its position and the one after it."""
+Entry: TypeAlias = tuple[tuple[int, int, int], int, Record]
+"""A record of a block with its key (hash, piece, index), which tells the order, and its epoch."""
 START = Cursor()
-LaneStates = dict[str, Any]
+LaneState: TypeAlias = dict[str, Any]
+"""Progress of a lane: samples "drawn", "bad" ones, and the cursors of its "streams"."""
+LaneStates: TypeAlias = dict[str, LaneState]
 """States of lanes by their numbers, as text: ready for JSON."""
 
 
@@ -148,28 +154,10 @@ def read_stream(
     read = partial(_read, source, lane=lane, lanes=lanes, seed=seed, images=images)
     stored = read(start)
     while True:
-        after = end or start
-        entries = []
-        for item in stored:
-            if item is None and entries:
-                break
-            if item is None:
-                continue
-            position, record, following = item
-            # A tar's byte is not known of a record that a cursor names as the next one.
-            if end is not None and position[:3] >= end[:3]:
-                break
-            number = sample_id(record.shard, position.index)
-            order_key = sample_seed(seed, epoch=position.epoch, index=number, purpose="order")
-            # The piece and the index only tell apart records whose hashes are equal.
-            entries.append(((order_key, position.piece, position.index), position.epoch, record))
-            after = end or following
-            # A block ends early with its epoch: samples of two epochs are never mixed.
-            if end is None and len(entries) == block:
-                break
+        entries, after = _read_block(stored, end, size=block, seed=seed)
+        after = after or start
         if end is not None:  # the block of the cursor was read again, and the first record after it
             stored = read(end)
-        entries.sort(reverse=True)  # no two keys are equal
         while entries:
             key, epoch, record = entries.pop()
             # What came before the cursor in this block is left out, by its key alone.
@@ -181,9 +169,39 @@ def read_stream(
         last = None
 
 
+def _read_block(
+    stored: Iterator[StoredRecord | None], end: Position | None, *, size: int, seed: int
+) -> tuple[list[Entry], Position | None]:
+    """Read `size` records, fewer at the end of an epoch, or those up to `end`.
+
+    Return them with the last in their order first, and the position after them, None if there are none.
+    """
+    entries: list[Entry] = []
+    after = end
+    for item in stored:
+        # A block ends early with its epoch: samples of two epochs are never mixed.
+        if item is None and entries:
+            break
+        if item is None:
+            continue
+        position, record, following = item
+        # A tar's byte is not known of a record that a cursor names as the next one.
+        if end is not None and position[:3] >= end[:3]:
+            break
+        number = sample_id(record.shard, position.index)
+        order_key = sample_seed(seed, epoch=position.epoch, index=number, purpose="order")
+        # The piece and the index only tell apart records whose hashes are equal.
+        entries.append(((order_key, position.piece, position.index), position.epoch, record))
+        after = end or following
+        if end is None and len(entries) == size:
+            break
+    entries.sort(reverse=True)  # no two keys are equal
+    return entries, after
+
+
 def _read(
     source: Source, start: Position, *, lane: int, lanes: int, seed: int, images: bool
-) -> Iterator[tuple[Position, Record, Position] | None]:
+) -> Iterator[StoredRecord | None]:
     """Yield without end the records of the lane, from `start` on, with the position after them; None ends an epoch."""
     empty_epochs = 0
     for epoch in itertools.count(start.epoch):
@@ -230,7 +248,7 @@ class Lane:
         shuffle: int,
         read: Callable[[Sample, int], Example],
         images: bool = True,
-        state: dict[str, Any] | None = None,
+        state: LaneState | None = None,
     ) -> None:
         self._lane = lane
         self._seed = seed
@@ -283,7 +301,7 @@ class Lane:
         )
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> LaneState:
         """Progress, ready for JSON; goes on after what was given last."""
         return {"drawn": self._num_good, "bad": self._num_bad, "streams": list(self._cursors)}
 
@@ -372,7 +390,6 @@ class StreamLoader:
                 batches.append(add_step(batch, step=step, micro_step=number, seed=self._seed))
             bad = sum(state["bad"] for state in states.values())
             samples = bad + sum(state["drawn"] for state in states.values())
-            # One bad sample among the first few says nothing about the share.
             if samples >= _ENOUGH and bad > self._max_bad_share * samples:
                 raise ValueError(
                     f"streams: {bad} of {samples} samples are bad, a larger share than {self._max_bad_share}; their"
