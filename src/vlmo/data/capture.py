@@ -97,6 +97,7 @@ def dated(seconds: float, *, source: str, zone: tzinfo | None = None) -> Columns
 
 def _read_exif(exif: bytes) -> tuple[Columns, list[Date]]:
     """Return columns and dates; a field that is damaged leaves the others."""
+    # Intel (II) or Motorola (MM), as in TIFF.
     order = "<" if exif[:2] == b"II" else ">"
     header = struct.Struct(f"{order}4xI")
     if len(exif) < header.size:
@@ -133,6 +134,7 @@ class _Directory:
                 tag, kind, count, value = struct.unpack_from(f"{order}HHII", exif, offset)
                 if kind == _TEXT:
                     at = value if count > 4 else offset + 8
+                    # Texts of up to four bytes stand in the entry itself, in place of the offset.
                     text = exif[at : at + min(count, _MAX_TEXT)].partition(b"\0")[0]
                     self.texts[tag] = text.decode(errors="replace").strip()
                 elif kind == _LONG:

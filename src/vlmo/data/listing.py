@@ -46,6 +46,7 @@ _LOGGER = logging.getLogger(__name__)
 
 def source_names(source: str) -> list[str]:
     """Return the names or paths of a data source, which may be several with "+" between them."""
+    # A path may hold a "+" of its own.
     return [source] if Path(source).expanduser().exists() else source.split("+")
 
 
@@ -137,6 +138,7 @@ def walk(
         mounts: Takes folders on another disk than the folder that holds them.
     """
     seen = set() if seen is None else seen
+    # Real paths: a link may lead to a folder that is below anyway.
     root = folder.resolve()
     levels = [iter([(folder, True)])]  # a loop, as Python bounds recursion
     while levels:
@@ -207,6 +209,7 @@ def list_shards(pattern: str) -> tuple[str, ...]:
             elif path.lower().endswith(SHARD_SUFFIXES):
                 paths = [path]
             else:
+                # Tars first: beside them, img2dataset leaves parquet files without images.
                 paths = files.glob(f"{path}/**/*.tar") or files.glob(f"{path}/**/*.parquet")
         except Exception as error:
             raise ValueError(f"{pattern} cannot be listed: {error}") from error

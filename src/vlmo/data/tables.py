@@ -85,12 +85,14 @@ def tables_of(path: Path) -> list[Path]:
 
 def table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line number and columns of the records of a .csv, .tsv or .jsonl file; ValueError for a broken line."""
+    # Spreadsheets put a mark of byte order in front, which is no part of the first name.
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() == ".jsonl":
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, _json_record(line, where=f"{path}:{number}")
             return
+        # Spreadsheets of many countries separate the fields of a .csv by semicolons.
         heading = file.readline()
         file.seek(0)
         delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;", key=heading.count)
@@ -153,6 +155,7 @@ def _cut_longest(values: Sequence[Any]) -> list[Any]:
     cut = list(values)
     left = MAX_TEXT
     texts = [place for place, value in enumerate(values) if isinstance(value, str)]
+    # From the shortest on, so that only long texts lose characters.
     for place in sorted(texts, key=lambda place: len(values[place])):
         cut[place] = cut_text(values[place], left)
         left -= len(cut[place])

@@ -83,6 +83,7 @@ class MetadataTable:
 
     def about(self, name: str, path: str = "") -> Annotation:
         """Return the annotation of the image with this path below its folder, or this whole `path`; empty without."""
+        # The most specific name first.
         for key in (name, path.removeprefix(self._folder), name.rpartition("/")[2]):
             if _composed(key) in self._rows:
                 return self._rows[_composed(key)]
@@ -138,6 +139,7 @@ def _plain(value: object) -> bool | int | float | str | None:
     if isinstance(value, bool | float | str):
         return value
     if isinstance(value, int):
+        # Larger integers would be rounded, such as ids of posts.
         return value if abs(value) <= _LARGEST else str(value)
     if isinstance(value, date | time):
         return value.isoformat()
@@ -153,6 +155,7 @@ def read_column(cells: Sequence[str]) -> list[bool | int | float | str | None]:
     filled = [cell.strip() for cell in cells if cell.strip()]
     if all(cell in {"true", "false"} for cell in filled):
         read = {"true": True, "false": False}.get
+    # Up to 15 digits, which float64 holds exactly.
     elif all(re.fullmatch(r"-?(0|[1-9]\d{0,14})", cell) for cell in filled):
         read = int
     elif all(
@@ -177,6 +180,7 @@ def read_takeout(image: Path) -> Annotation:
         for name, copy in ((image.name, ""), (f"{stem}{suffix}", number)):
             whole = f"{name}.supplemental-metadata"
             beside = _json_files(image.parent, image.parent.stat().st_mtime_ns)
+            # Takeout cuts long names, at a length that has changed over the years.
             for length in range(len(whole), min(len(name), _CUT) - 1, -1):
                 file_name = f"{whole[:length]}{copy}.json"
                 if file_name in beside:

@@ -43,6 +43,7 @@ def embed_on_ray(
     }
     settings |= {"folder": str(encoder.folder.absolute()), "reader": reader, "batch": batch}
     with _cluster(workers):
+        # A block a work, so that a shard goes to whichever actor is free.
         batches = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Actor,
             batch_size=1,
@@ -80,6 +81,7 @@ class _Actor:
     def __init__(self, *, folder: str, reader: Reader, batch: int, **settings: Any) -> None:
         import torch
 
+        # Several actors share a machine: more threads would only wait for each other.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
         self._encoder = Encoder(folder, **settings)
         self._reader = reader

@@ -49,6 +49,7 @@ def serve(bound: socket.socket, parts: Parts, settings: Settings) -> None:
         app,
         http=type("Patient", (_Patient,), {"settings": settings, "most": _connections()}),
         backlog=_BACKLOG,
+        # There are no web sockets here.
         ws="none",
         access_log=False,
         log_config=None,
@@ -121,6 +122,7 @@ def bind(host: str, port: int) -> socket.socket:
     # The protocol is named, so that asyncio sets TCP_NODELAY.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
+        # A restarted service takes its port again at once.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
     except OSError as error:
@@ -226,6 +228,7 @@ class _Patient(H11Protocol):
         super().connection_lost(exc)
 
     def _watch(self) -> None:
+        # Idle: no head of a request has arrived in full.
         waiting = self.conn.their_state is h11.IDLE
         if waiting and self._reading is None:
             self._reading = self.loop.call_later(self.settings.header_seconds, self.transport.close)

@@ -108,6 +108,7 @@ def _cutout(name: str, side: int) -> Image.Image:
         return DRAWINGS[style](rest, side)
     if name not in SHAPES:
         raise ValueError(f"no shape or drawing {name!r:.40}; shapes are {', '.join(SHAPES)}")
+    # Gray is opacity here: 255 where the shape is.
     canvas = Image.new("L", (side * _FINER, side * _FINER))
     draw = ImageDraw.Draw(canvas)
     scale = side * _FINER - 1
@@ -129,6 +130,7 @@ def _background(text: str, *, size: int) -> Image.Image:
     if not sign:
         return Image.new("RGB", (size, size), f"#{text}")
     ends = [ImageColor.getrgb(f"#{end}") for end in (first, second)]
+    # (size, 3): a color a pixel.
     line = np.linspace(*np.array(ends, dtype=np.float32), num=size).astype(np.uint8)
     rows = np.tile(line, (size, 1, 1))
     return Image.fromarray(rows if sign == ">" else rows.swapaxes(0, 1))

@@ -70,6 +70,7 @@ class Pool:
         """Return a shape, often one with the name or the color of a chosen one: they must be bound."""
         share = choices.random()
         if chosen and share < 0.35:
+            # Equal in one of both alone: only together do name and color tell the two apart.
             like = choices.one_of(chosen)
             return choices.one_of(
                 [x for x in self.shapes if (x.name == like.name) != (x.color == like.color)]
@@ -81,6 +82,7 @@ class Pool:
         for thing, quarter in zip(things, choices.some_of(range(4), len(things)), strict=True):
             side = choices.one_of(_SIDES)
             row, column = divmod(quarter, 2)
+            # A margin of one unit: things in neighboring quarters never touch.
             space = _QUARTER - side - 1
             left = _QUARTER * column + 1 + choices.below(space)
             top = _QUARTER * row + 1 + choices.below(space)
@@ -115,6 +117,7 @@ class Pool:
             first, caption, second, other = edited
             if (first.truth(caption), second.truth(other)) != (True, True):
                 continue
+            # Clearly false: None would be open to two readings.
             if (first.truth(other), second.truth(caption)) == (False, False):
                 return edited
 
@@ -162,6 +165,7 @@ def _opposite(scene: Scene, pair: Sequence[Placed], choices: Choices) -> Edited 
         return None
     opposite = OPPOSITE[relation]
     phrases = (phrase_of([first]), phrase_of([second]))
+    # Both captions in the same words, but for the relation.
     form = choices.one_of(RELATED)
     word = choices.below(2)
     caption = relate(phrases, relation, form % WORDS[relation][word])

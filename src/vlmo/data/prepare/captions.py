@@ -45,6 +45,7 @@ def open_coco(root: Path) -> SetOnDisk:
     for folder in ("train2014", "val2014"):
         find(root, folder, layout=_COCO_LAYOUT)
     licence = "captions CC-BY-4.0; images under the Flickr terms of their owners"
+    # Karpathy and Fei-Fei, "Deep Visual-Semantic Alignments": 82,783 + 30,504 for training.
     sizes = {"train": 113_287, "validation": 5_000, "test": 5_000}
     return SetOnDisk(
         _karpathy(file, images=root, source="coco", licence=licence), licence, known_sizes=sizes
@@ -60,6 +61,7 @@ def open_flickr30k(root: Path) -> SetOnDisk:
     licence = (
         "research and education, not commercial; images under the Flickr terms of their owners"
     )
+    # Karpathy and Fei-Fei, "Deep Visual-Semantic Alignments".
     sizes = {"train": 29_000, "validation": 1_014, "test": 1_000}
     return SetOnDisk(
         _karpathy(file, images=images, source="flickr30k", licence=licence),
@@ -106,6 +108,7 @@ def open_visual_genome(root: Path) -> SetOnDisk:
             # The same image has the same name in both sets: it is no negative of itself.
             f"visual_genome/{image_id}" if coco_id is None else coco_image_id(coco_id),
             image=image_at(next(filter(Path.is_file, files), files[0])),
+            # All descriptions of regions are captions of the whole image, as in the published code.
             captions=[text_of(region["phrase"]) for region in record["regions"]],
             source="visual_genome",
             licence="CC-BY-4.0",

@@ -66,6 +66,7 @@ def _read_blocks(blocks: list[Block], *, folder: Path) -> Iterator[Record]:
                     path=str(file),
                 )
                 continue
+            # By a hash: a line that is there twice is not both trained on and tested.
             split = "test" if hash_share(text.strip()) < TEST_SHARE else "train"
             for row in text_rows(text, image_id=f"{name}:{number}", source=folder.name):
                 yield Row(split, row)
