@@ -389,8 +389,7 @@ def _stored_rows(
             stored_path = record.path
             if stored_path is not None and not is_range(stored_path):
                 file = (folder / stored_path).resolve()
-                stored_path = str(file)
-                image_id = stored_path
+                image_id = stored_path = str(file)
                 if file.is_relative_to(root):
                     image_id = file.relative_to(root).as_posix()
             facts = {name: value for name, value in record.metadata.items() if value is not None}

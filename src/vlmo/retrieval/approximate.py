@@ -60,13 +60,12 @@ def make_approximate(
         return None
     partitions = 0 if before is None else before["search"]["partitions"]
     partitions = _build_partitions(store, total, partitions, console=console)
-    search = Approximate(
-        partitions, nprobes=min(partitions, max(20, round(4 * math.sqrt(partitions))))
-    )
+    nprobes = min(partitions, max(20, round(4 * math.sqrt(partitions))))
+    search = Approximate(partitions, nprobes)
     queries, asked_with = _queries(store, encoder)
-    exact = _found(store, queries, None)
+    exact = _nearest_ids(store, queries, None)
     search, recall = _widen(
-        search, exact, lambda search: _found(store, queries, search), enough=ENOUGH
+        search, exact, lambda search: _nearest_ids(store, queries, search), enough=ENOUGH
     )
     measured = {"at": _AT, "value": recall, "queries": len(queries), "asked_with": asked_with}
     made: dict[str, Any] = {"search": asdict(search), "recall": measured}
@@ -103,9 +102,8 @@ def _make_memory(
     write_memory(store, partitions=partitions)
     ids = pa.chunked_array([batch["id"] for batch in store.scan(["id"])])
     # Half as many partitions again as for captions alone: queries may be less like the images than those measured.
-    search = Approximate(
-        partitions, min(partitions, max(20, round(6 * math.sqrt(partitions)))), 400
-    )
+    nprobes = min(partitions, max(20, round(6 * math.sqrt(partitions))))
+    search = Approximate(partitions, nprobes, candidates=400)
     vectors = MemoryVectors(store.folder)
 
     def find(search: Approximate) -> list[set[str]]:
@@ -129,7 +127,7 @@ def _widen(
     while True:
         pairs = zip(exact, find(search), strict=True)
         # Recall at 10: the share of the truly nearest ten among the ten that were found.
-        recall = float(np.mean([len(truth & found) / len(truth) for truth, found in pairs]))
+        recall = float(np.mean([len(truth & nearest) / len(truth) for truth, nearest in pairs]))
         # Twice as much of each: one bit a number may be too coarse for a few candidates.
         nprobes = min(2 * search.nprobes, search.partitions)
         wider = replace(
@@ -147,15 +145,15 @@ def _queries(store: Store, encoder: Encoder) -> tuple[Float32[np.ndarray, "query
         rows = (
             store.table.take_offsets(sorted(set(numbers))).select(["captions", "vector"]).to_arrow()
         )
-    captions = [each[0] for each in rows["captions"].to_pylist() if each]
+    captions = [texts[0] for texts in rows["captions"].to_pylist() if texts]
     if len(captions) == len(rows):
         return encoder.embed_texts(captions), "captions"
     return np.array(rows["vector"].to_pylist(), dtype=np.float32), "images"
 
 
-def _found(
+def _nearest_ids(
     store: Store, queries: Float32[np.ndarray, "query dim"], search: Approximate | None
 ) -> list[set[str]]:
     with one_line(store.folder):
-        found = [store.nearest(query, top=_AT, columns=["id"], search=search) for query in queries]
-    return [set(rows["id"].to_pylist()) for rows in found]
+        tables = [store.nearest(query, top=_AT, columns=["id"], search=search) for query in queries]
+    return [set(rows["id"].to_pylist()) for rows in tables]

@@ -137,9 +137,9 @@ def _read_files(files: Sequence[Found], reader: Reader, batch: int) -> Iterator[
     with ThreadPoolExecutor(
         _READERS
     ) as workers:  # of all batches: to start threads takes longer than small files
-        for found in files:
-            waiting.append(found)
-            if len(waiting) >= batch or sum(each.size for each in waiting) >= _MAX_BYTES:
+        for file in files:
+            waiting.append(file)
+            if len(waiting) >= batch or sum(file.size for file in waiting) >= _MAX_BYTES:
                 yield from workers.map(reader.read_file, waiting)
                 waiting = []
         yield from workers.map(reader.read_file, waiting)

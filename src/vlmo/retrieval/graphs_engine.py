@@ -134,8 +134,8 @@ class GraphsEngine:
         }  # pairs share a query's
         encoded = self._tokenizer.encode_batch(list(distinct))
         rows = [distinct[text] for text in texts]
-        ids = [each.ids for each in encoded]
-        mask = [each.attention_mask for each in encoded]
+        ids = [encoding.ids for encoding in encoded]
+        mask = [encoding.attention_mask for encoding in encoded]
         return np.array(ids, dtype=np.int64)[rows], np.array(mask, dtype=np.int64)[rows]
 
 
