@@ -35,12 +35,14 @@ def attention_maps(
         ).attentions
     finally:
         model.set_attn_implementation(implementation)
+    # (batch, seq, seq): query by key, mean over heads and layers
     weights = torch.stack([each.float().mean(dim=1) for each in attentions[-num_layers:]]).mean(
         dim=0
     )
     num_text = input_ids.shape[1]
     num_image = weights.shape[-1] - input_ids.shape[1]
     if model.config.token_order == "image_first":
+        # Text queries, image keys without the class token.
         weights = weights[:, num_image:, 1:num_image]
     else:
         weights = weights[:, :num_text, num_text + 1 :]

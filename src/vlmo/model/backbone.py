@@ -35,6 +35,7 @@ from vlmo.model.multiway import (
 )
 from vlmo.released import find_model
 
+# Rows of the modality table; the published code adds the third one for NLVR2.
 TEXT_TYPE = 0
 IMAGE_TYPE = 1
 SECOND_IMAGE_TYPE = 2
@@ -83,6 +84,7 @@ class VLMoPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
+    # What a device map (accelerate) keeps on one device.
     _no_split_modules = ["MultiwayBlock", "ImageEmbeddings", "TextEmbeddings"]
     _supports_sdpa = True
 
@@ -101,12 +103,14 @@ class VLMoPreTrainedModel(PreTrainedModel):
         if name is not None:
             name = find_model(name)
             check_folder(str(name))
+        # A pickled weights file could run code when it is read.
         return super().from_pretrained(name, *args, **kwargs | {"use_safetensors": True})
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Fill every parameter: what a loaded folder lacks starts as raw memory otherwise."""
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding):
+            # BERT's and BEiT's first weights: normal, std 0.02, cut off.
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         if (
             isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
@@ -134,6 +138,7 @@ class VLMoPreTrainedModel(PreTrainedModel):
                 if bias is not None:
                     init.zeros_(bias)
         elif isinstance(module, RelativePositionBias):
+            # No bias at first: all positions are alike, as in BEiT.
             init.zeros_(module.table)
         elif isinstance(module, ImageEmbeddings | TextEmbeddings):
             if isinstance(module, ImageEmbeddings):
@@ -155,6 +160,7 @@ class VLMoPreTrainedModel(PreTrainedModel):
 
     def no_weight_decay(self) -> set[str]:
         """Return names of parameters that weight decay leaves alone although they have two dimensions or more."""
+        # BEiT's list: class token and position tables, which are no matrices of a layer.
         undecayed: list[nn.Parameter | None] = [self.backbone.image_embeddings.cls_token]
         for module in self.modules():
             if isinstance(module, RelativePositionBias):
@@ -172,6 +178,7 @@ def _init_positions(
     if config.position_init == "normal":
         init.trunc_normal_(table, std=config.initializer_range)
     elif grid is not None:
+        # The class token's position has no place on the grid: zeros.
         init.copy_(table, torch.cat([torch.zeros(1, dim), sincos_positions(*grid, dim=dim)]))
     else:
         # As long as word vectors, with which they are normalized.
@@ -183,7 +190,9 @@ def _causal_bias(
 ) -> Float[Tensor, "1 seq seq"]:
     """Return -inf where a token (row) does not see a word: words see no later ones, the image sees none."""
     position = torch.arange(hidden.shape[1], device=hidden.device)
+    # (seq): True for columns of words, whatever stands before or after them
     is_word = (position >= words.start) & (position < words.stop)
+    # (query, key)
     unseen = is_word & (~is_word[:, None] | (position > position[:, None]))
     return hidden.new_zeros(1, 1, 1).masked_fill(unseen, -torch.inf)
 
@@ -205,6 +214,8 @@ class VLMoModel(VLMoPreTrainedModel):
             RelativePositionBias(config) if config.position_embedding == "relative" else None
         )
         depth = config.num_hidden_layers
+        # Rates of stochastic depth grow linearly with depth, as in BEiT. On the CPU also where the
+        # model is made without numbers (`torch.device("meta")`).
         drop_paths = torch.linspace(0, config.drop_path_rate, depth, device="cpu").tolist()
         first_fused = depth - config.num_fusion_layers
         self.blocks = nn.ModuleList(
@@ -260,8 +271,10 @@ class VLMoModel(VLMoPreTrainedModel):
             causal=causal,
         )
         outputs, is_wanted = sequence.outputs(wanted)
+        # (batch, 1 + columns, dim), the first token in front
         states = self._run(sequence, fusion=sequence.route.is_pair, queries=outputs)
         tokens = states[:, 1:]
+        # (wanted, dim): columns that only fill up a row are left out
         tokens = tokens.flatten(0, 1) if is_wanted is None else tokens[is_wanted]
         first = self._final_norm(states[:, 0], sequence.route.leads)
         return Encoded(
@@ -320,6 +333,7 @@ class VLMoModel(VLMoPreTrainedModel):
         hidden = self._with_type(self.text_embeddings(input_ids, start=start), TEXT_TYPE)
         causal_bias = _causal_bias(hidden, words=slice(0, count))
         causal_bias = nn.functional.pad(causal_bias, (cache_length, 0))
+        # Words attend to all of the cache: (1, words, cache + words).
         bias = [causal_bias] * len(self.blocks)
         if self.position_bias is not None:
             # Columns of the position bias begin with the words, those of the cache with the image.

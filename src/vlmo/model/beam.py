@@ -62,15 +62,18 @@ class BeamSearch:
         sums = (self.scores[..., None] + log_probs).flatten(1)
         # Twice as many as beams: one word of each ends its caption, so that enough go on.
         sums, indices = sums.topk(min(2 * num_beams, sums.shape[1]))
+        # (images, 2 * beams): the caption that goes on, and its new word
         parents = indices // vocab
         words = indices % vocab
         length = self.tokens.shape[2] + 1
         prefixes = self.tokens.gather(1, parents[..., None].expand(-1, -1, length - 1))
+        # (images, 2 * beams, length)
         longer = torch.cat([prefixes, words[..., None]], dim=2)
         ends = words == self.end
         self._finish(longer, sums, ends)
         self.scores, kept = sums.masked_fill(ends, -torch.inf).topk(num_beams)
         self.tokens = longer.gather(1, kept[..., None].expand(-1, -1, length))
+        # Greedy: the first word that ends the caption ends the search, whatever its penalty.
         if num_beams == 1:
             self.is_done |= ends[:, 0]
         else:
@@ -96,6 +99,7 @@ class BeamSearch:
             # A caption ends before as many likelier ones go on as there are beams.
             num_likelier = (~ends).cumsum(1)
             has_ended = ends & (num_likelier < self.scores.shape[1])
+        # Google's length normalization without its offset, as in transformers and BEiT-3.
         scores = (sums / length**self.length_penalty).masked_fill(
             ~has_ended | self.is_done[:, None], -torch.inf
         )

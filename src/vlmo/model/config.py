@@ -12,6 +12,7 @@ from vlmo.released import find_model
 
 _ATTENTION = ("eager", "sdpa", "flex_attention")
 _SHARES = ("drop_path_rate", "hidden_dropout_prob", "rerank_weight", "rerank_weight_image_to_text")
+# Depth of VLMo-Large and Base+ (VLMo, "Pre-Training Setup"), and of BEiT-3 Large.
 _DEEP: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
 _ABSOLUTE: dict[str, Any] = {"position_embedding": "absolute", "layer_scale_init": None}
 _64_PIXELS: dict[str, Any] = {"num_fusion_layers": 1, "image_size": 64, "max_text_positions": 64}
@@ -135,6 +136,7 @@ class VLMoConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """Read settings of a file; ValueError for a wrong one, or if their attention is code of the hub."""
+        # transformers would load "owner/repository" as code.
         attention = (
             config_dict.get("_attn_implementation")
             or config_dict.get("attn_implementation")
@@ -184,6 +186,7 @@ class VLMoConfig(PreTrainedConfig):
             raise ValueError(
                 f"num_modality_types is {self.num_modality_types}; expected 0 (no table), 2, or 3."
             )
+        # The table of offsets is built for text first, and starts at zero.
         if self.position_embedding == "relative" and (self.token_order, self.position_init) != (
             "text_first",
             "normal",
@@ -199,6 +202,7 @@ class VLMoConfig(PreTrainedConfig):
     @property
     def feature_layers(self) -> tuple[int, ...]:
         """Numbers of blocks after which the levels of segmentation are taken, BEiT's: (4, 6, 8, 12) with twelve."""
+        # A third, a half, two thirds and all of the depth: BEiT's out_indices 3, 5, 7, 11 of Base.
         depth = self.num_hidden_layers
         return (max(1, depth // 3), max(1, depth // 2), max(1, 2 * depth // 3), depth)
 

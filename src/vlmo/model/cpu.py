@@ -62,7 +62,9 @@ class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, attention_mask: Tensor | None) -> Tensor:
         ctx.save_for_backward(qkv, bias, attention_mask)
+        # (batch, seq, heads, dim)
         attended = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
+        # Types are chosen here; autocast would cast the float32 scores.
         with torch.autocast("cpu", enabled=False):
             for rows in _chunks(qkv):
                 value = qkv[rows, :, 2].transpose(1, 2)
@@ -82,8 +84,12 @@ class _ChunkedAttention(torch.autograd.Function):
                 weights = _weights(qkv, bias, attention_mask, rows=rows)
                 grad_attended = grad[rows].transpose(1, 2)
                 grad_weights = (grad_attended @ value.mT).to(weights.dtype)
+                # Softmax: grad_scores = weights * (grad_weights - sum(weights * grad_weights)).
                 grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+                # Rows share the bias, so their gradients add up: (rows, heads, seq, seq) -> (heads,
+                # seq, seq).
                 grad_bias += grad_scores.sum_to_size(1, *bias.shape)[0]
+                # The bias is added after the scale, which only queries and keys see.
                 grad_scores = (qkv.shape[-1] ** -0.5 * grad_scores).to(qkv.dtype)
                 grad_qkv[rows, :, 0] = (grad_scores @ key).transpose(1, 2)
                 grad_qkv[rows, :, 1] = (grad_scores.mT @ query).transpose(1, 2)

@@ -36,6 +36,7 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
         super().__init__(config)
         self.vlmo = VLMoModel(config)
         width = config.hidden_size
+        # The published head: twice the width, as ViLT's.
         self.answer_head = TaskHead(
             width, width=2 * width, num_labels=cast("int", config.num_labels)
         )
@@ -61,7 +62,10 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
         logits = self.answer_head(fused.pooler_output)
         loss = None
         if labels is not None:
+            # (batch, answers)
             scores = F.one_hot(labels, logits.shape[1]) if labels.ndim == 1 else labels
+            # Summed, not averaged, over the 3,129 answers: a mean would give gradients a thousandth
+            # as large.
             loss = F.binary_cross_entropy_with_logits(
                 logits.float(), scores.float(), reduction="sum"
             ) / len(logits)
@@ -114,11 +118,13 @@ class VLMoForVisualReasoning(VLMoPreTrainedModel):
             pixel_values.unbind(1), (SECOND_IMAGE_TYPE - 1, SECOND_IMAGE_TYPE), strict=True
         ):
             if self.vlmo.pooler is not None:
+                # A modality type tells the second image from the first.
                 first = self.vlmo.encode(image, *text, image_type=kind).first
                 vectors.append(self.vlmo.pooler(first[:, None]))
             else:
                 fused = self.vlmo(image, *text, image_type=kind)
                 vectors += [fused.image_hidden_state[:, 0], fused.text_hidden_state[:, 0]]
+        # (batch, 2 * dim), or (batch, 4 * dim) without a pooler
         logits = self.reasoning_head(torch.cat(vectors, dim=-1))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -145,6 +151,7 @@ class VLMoForImageClassification(VLMoPreTrainedModel):
         labels: Int[Tensor, "batch"] | Float[Tensor, "batch classes"] | None = None,
     ) -> ImageClassifierOutput:
         """Return logits of each class; with `labels` (class numbers, or shares as from mixup) the cross-entropy."""
+        # Without the class token (BEiT's `use_mean_pooling`).
         patches = self.vlmo(pixel_values, output_hidden_states=True).hidden_states[-1][:, 1:]
         logits = self.classifier(self.classifier_norm(patches.mean(dim=1)))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
@@ -169,6 +176,7 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
             UperNetHead,
         )
 
+        # Labels are levels of 8-bit images, of which 255 marks pixels that do not count.
         if not 2 <= cast("int", config.num_labels) <= IGNORED_CLASS:
             raise ValueError(
                 f"num_labels is {config.num_labels}; segmentation needs 2 to {IGNORED_CLASS} classes."
@@ -196,6 +204,7 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
         grid = self.vlmo.image_embeddings.grid_of(pixel_values)
         states = self.vlmo(pixel_values, output_hidden_states=True).hidden_states
         return [
+            # (batch, 1 + patch, dim) -> (batch, dim, rows, columns)
             states[layer][:, 1:].transpose(1, 2).unflatten(2, grid)
             for layer in self.config.feature_layers
         ]
@@ -213,6 +222,7 @@ class VLMoForSemanticSegmentation(VLMoPreTrainedModel):
             "mode": "bilinear",
             "align_corners": False,
         }
+        # Levels begin at a fourth of the size: logits are brought to that of the labels.
         logits = F.interpolate(self.decode_head(levels), **to_image)
         loss = None
         if labels is not None:

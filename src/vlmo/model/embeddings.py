@@ -63,6 +63,7 @@ class ImageEmbeddings(nn.Module):
         """Embed images (floats in [-1, 1], or uint8), masked patches as `mask_token`; ValueError for another grid."""
         grid = self.grid_of(pixel_values)
         pixels = normalize_pixels(pixel_values).to(self.projection.weight.dtype)
+        # (batch, dim, rows, columns) -> (batch, patch, dim)
         patches = self.projection(pixels).flatten(2).transpose(1, 2)
         if bool_masked_pos is not None:
             if bool_masked_pos.shape != patches.shape[:2]:
@@ -71,11 +72,13 @@ class ImageEmbeddings(nn.Module):
                 raise ValueError(
                     f"bool_masked_pos has shape {given}; expected {expected}, one entry for each patch."
                 )
+            # Replaced before the positions are added, which tell where a masked patch is (BEiT).
             assert mask_token is not None  # it comes with the mask
             patches = torch.where(bool_masked_pos[..., None], mask_token.to(patches.dtype), patches)
         hidden = torch.cat(
             [self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1
         )
+        # A relative bias tells positions in attention instead.
         if self.positions is not None:
             hidden = hidden + resize_absolute_positions(
                 self.positions, source=self.grid, target=grid
@@ -89,10 +92,12 @@ class TextEmbeddings(nn.Module):
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
         self.max_text_positions = config.max_text_positions
+        # The row of padding stays zero and gets no gradient.
         self.words = nn.Embedding(
             config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
         )
         plain = config.text_embedding == "plain"
+        # All texts are segment 0: kept for published weights, which have both rows.
         self.segments = None if plain else nn.Embedding(2, config.hidden_size)
         self.positions = _positions(config.max_text_positions, config=config)
         self.norm = (
@@ -150,9 +155,11 @@ def relative_position_index(
     num_image = 0 if grid is None else 1 + grid[0] * grid[1]
     arange = partial(torch.arange, device="cpu")
     index = torch.empty(num_text + num_image, num_text + num_image, dtype=torch.long, device="cpu")
+    # One row for all patches: a text has no place on the grid of an image.
     index[:num_text, num_text:] = cross
     index[num_text:, :num_text] = cross + 1
     if num_text:
+        # Offsets between words, from -(max_text - 2) up; position 0 is `[T_CLS]`.
         positions = arange(1, num_text)
         first_row = cross + NUM_CROSS_ROWS
         index[:num_text, :num_text] = _with_class_token(
@@ -163,6 +170,7 @@ def relative_position_index(
         height, width = grid
         rows = arange(height).repeat_interleave(width)
         columns = arange(width).repeat(height)
+        # (patch, patch) offsets, moved to start at 0, as in Swin and BEiT
         down = rows[:, None] - rows + height - 1
         right = columns[:, None] - columns + width - 1
         index[num_text:, num_text:] = _with_class_token(
@@ -189,6 +197,7 @@ class RelativePositionBias(nn.Module):
         self.max_text = config.max_text_positions
         self.num_layers = config.num_hidden_layers
         self.num_heads = config.num_attention_heads
+        # Text offsets: 2 * max_text - 3 of words, 3 of the class token.
         fixed = NUM_CLASS_ROWS + NUM_CROSS_ROWS + 2 * self.max_text
         self.table = nn.Parameter(
             torch.zeros(num_offset_rows(self.grid) + fixed, self.num_layers * self.num_heads)
@@ -206,6 +215,7 @@ class RelativePositionBias(nn.Module):
         index = relative_position_index(
             num_text=num_text, grid=grid, max_text=self.max_text, table_grid=self.grid
         )
+        # (rows, seq)
         index = index[rows]
         if table.device.type == "cpu" and not torch.compiler.is_compiling():
             # Column by column, which is read and written in order: several times as quick as to turn rows afterwards.
@@ -215,7 +225,9 @@ class RelativePositionBias(nn.Module):
                 .unflatten(1, index.shape)
             )
         else:
+            # (rows, seq, layers * heads) -> (layers * heads, rows, seq)
             bias = F.embedding(index.to(table.device), table).permute(2, 0, 1).contiguous()
+        # (layers, heads, rows, seq), one table for a block
         return list(bias.unflatten(0, (self.num_layers, self.num_heads)).unbind(0))
 
 
@@ -231,6 +243,8 @@ def resize_bias_table(
     offsets = precise.unflatten(0, (2 * source[0] - 1, 2 * source[1] - 1))
     down = _spline_matrix(2 * source[0] - 1, 2 * target[0] - 1).to(offsets)
     right = _spline_matrix(2 * source[1] - 1, 2 * target[1] - 1).to(offsets)
+    # (source rows, source columns, heads) -> (target rows, target columns, heads), where `heads`
+    # are those of all layers.
     resized = torch.einsum("ys,xt,stc->yxc", down, right, offsets).to(table)
     return torch.cat([resized.flatten(0, 1), table[count:]])
 
@@ -250,6 +264,7 @@ def _spline_matrix(source: int, target: int) -> Float[Tensor, "target source"]:
 
 def _geometric_positions(source: int, target: int) -> np.ndarray:
     """Return positions 0, +-1, +-(1+q), ... whose last one reaches target // 2; q found by bisection as BEiT does."""
+    # BEiT's bounds and tolerance, so that published tables resize to the same numbers.
     low = 1.01
     high = 1.5
     q = 1.0
@@ -279,9 +294,11 @@ def sincos_positions(*lengths: int, dim: int) -> Float[Tensor, "positions dim"]:
     half = dim // (2 * len(lengths))
     table = torch.zeros(1, 0)
     for length in lengths:
+        # float64, as the slowest angles of long axes differ by little.
         steps = torch.arange(half, dtype=torch.float64) / half
         angles = 2 * torch.arange(length, dtype=torch.float64)[:, None] * float(length) ** -steps
         axis = torch.cat([angles.sin(), angles.cos()], dim=1).float()
+        # The last axis runs fastest: cells row by row.
         table = torch.cat([table.repeat_interleave(length, 0), axis.repeat(len(table), 1)], dim=1)
     return table
 
@@ -292,6 +309,7 @@ def resize_absolute_positions(
     """Return absolute image positions for another patch grid: bicubic, the class token's row kept."""
     if source == target:
         return table
+    # (1 + patch, dim) -> (1, dim, rows, columns)
     patches = table[1:].T.unflatten(1, source)[None]
     resized = F.interpolate(patches.float(), size=target, mode="bicubic", align_corners=False).to(
         table

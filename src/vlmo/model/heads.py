@@ -128,6 +128,7 @@ class FeaturePyramid(nn.Module):
     def __init__(self, config: VLMoConfig) -> None:
         super().__init__()
         dim = config.hidden_size
+        # As BEiT's `fpn1` and `fpn2`.
         self.finest = nn.Sequential(
             nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2),
             nn.BatchNorm2d(dim),
@@ -140,6 +141,7 @@ class FeaturePyramid(nn.Module):
         self, levels: list[Float[Tensor, "batch dim height width"]]
     ) -> list[Float[Tensor, "batch dim level_height level_width"]]:
         """Return the levels from fine to coarse."""
+        # Of 14 x 14 patches: 56 x 56, 28 x 28, 14 x 14 and 7 x 7, strides 4 to 32 of the image.
         first, second, third, fourth = levels
         return [
             self.finest(first),

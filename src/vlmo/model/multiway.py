@@ -52,10 +52,12 @@ class Route:
         """Send the tokens through the modules of their modalities, and the outputs through `then`."""
         if SHARED in modules:
             return then(modules[SHARED](hidden))
+        # Top blocks of a pair: one expert for all tokens (VLMo, "Multiway Transformer").
         if self.fusion and VISION_LANGUAGE in modules:
             return then(modules[VISION_LANGUAGE](hidden))
         if not self.is_pair:
             return then(modules[self.leads](hidden))
+        # Blocks below them: text and image go to their own experts.
         text, image = self.split(hidden)
         # In the order of the sequence, by which stochastic depth samples its random numbers.
         if self.image_first:
@@ -90,6 +92,7 @@ class OutputTokens:
 
     def select(self, states: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch queries dim"]:
         """Return the states of these tokens."""
+        # (batch, seq, dim) -> (batch, queries, dim)
         return states.gather(1, self.positions[..., None].expand(-1, -1, states.shape[-1]))
 
     def route(self, route: Route) -> Route:
@@ -135,8 +138,10 @@ class TokenSequence:
             )
         columns = 0
         if len(wanted):
+            # One synchronization with the device for a batch, whatever its size.
             most = int(wanted.sum(dim=1).amax())
             columns = min(8 * math.ceil(most / 8), wanted.shape[1])
+        # The wanted ones first; stable, so that they keep their order.
         tokens = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :columns]
         is_wanted = wanted.gather(1, tokens)
         tokens = tokens.masked_fill(~is_wanted, 0)
@@ -160,12 +165,15 @@ def additive_mask(
     if bias is None:
         if attention_mask is None:
             return None
+        # Broadcasts to (batch, 1, 1, seq) with the mask of keys.
         query_bias = attention_mask.new_zeros(1, 1, 1, 1, dtype=dtype)
     elif queries is None:
         query_bias = bias[None]
     else:
         # Looked up, not indexed: with several threads, the gradient of an index sums in any order.
+        # (heads, seq, seq) -> a table of seq rows, (seq, heads * seq), one for a query.
         query_bias = F.embedding(queries.positions, bias.transpose(0, 1).flatten(1))
+        # (batch, queries, heads * seq) -> (batch, heads, queries, seq)
         query_bias = query_bias.unflatten(-1, (len(bias), -1)).transpose(1, 2)
     if attention_mask is None:
         return query_bias
@@ -190,15 +198,20 @@ def attend(
     """
     query, key, value = qkv.transpose(1, 3).unbind(2)  # each (batch, heads, seq, dim)
     if queries is not None:
+        # qkv[:, :, 0] is (batch, seq, heads, dim); heads are joined while rows are selected.
         query = queries.select(qkv[:, :, 0].flatten(2)).unflatten(-1, qkv.shape[3:]).transpose(1, 2)
     if cache is not None:
         key, value = cache.update(key, value)
     dtype = query.dtype if bias is None else bias.dtype
     mask = additive_mask(bias, attention_mask, queries=queries, dtype=dtype)
+    # Written out, as "Attention Is All You Need", 3.2.1, has it; the fused kernel returns no
+    # weights.
     if eager or cpu.prefers_matrices(query, key, mask):
+        # (batch, heads, queries, seq)
         logits = query @ key.mT * query.shape[-1] ** -0.5
         if mask is not None:
             logits = logits + mask
+        # In float32 at least: bfloat16 rounds a weight to three digits.
         weights = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         attended = weights.to(value.dtype) @ value
     else:
@@ -206,6 +219,7 @@ def attend(
         if mask is not None:
             mask = mask.to(query.dtype)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    # (batch, heads, queries, dim) -> (batch, queries, heads * dim)
     return attended.transpose(1, 2).flatten(2), weights if eager else None
 
 
@@ -214,6 +228,7 @@ class MultiwayBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: VLMoConfig, *, has_fusion_expert: bool, drop_path: float) -> None:
         super().__init__()
+        # BEiT-3 norms and projects text and image apart; VLMo shares both.
         norms = (SHARED,) if config.attention == "shared" else (VISION, LANGUAGE)
         experts = (SHARED,) if config.experts == "shared" else (VISION, LANGUAGE)
         if has_fusion_expert and config.experts == "multiway":
@@ -222,6 +237,7 @@ class MultiwayBlock(GradientCheckpointingLayer):
         self.attention = MultiwayAttention(config)
         self.experts = nn.ModuleDict({name: Expert(config) for name in experts})
         self.drop_path = drop_path
+        # LayerScale (CaiT, arXiv 2103.17239), as in BEiT; `_init_weights` fills in its first value.
         scaled = config.layer_scale_init is not None
         self.gamma_1 = nn.Parameter(torch.ones(config.hidden_size)) if scaled else None
         self.gamma_2 = nn.Parameter(torch.ones(config.hidden_size)) if scaled else None
@@ -269,7 +285,9 @@ class MultiwayBlock(GradientCheckpointingLayer):
             residual = gamma * residual
         if not self.training or self.drop_path == 0:
             return residual
+        # One number a row, as timm samples it; what is kept grows, so that the mean stays.
         kept = residual.new_empty(len(residual), 1, 1).bernoulli_(1 - self.drop_path)
+        # With a rate of 1 nothing is kept, and there is nothing to scale.
         return residual * kept.div_(1 - self.drop_path or 1)
 
 
@@ -300,6 +318,7 @@ class MultiwayAttention(nn.Module):
 
         They attend to the tokens of `attention_mask` and of the `cache`.
         """
+        # (batch, seq, 3 * hidden) -> (batch, seq, 3, heads, dim)
         qkv = route(self.qkv, hidden).unflatten(-1, (3, self.config.num_attention_heads, -1))
         eager = self.config._attn_implementation == "eager"
         weights = None
@@ -318,6 +337,7 @@ class MultiwayAttention(nn.Module):
             )
         if queries is not None:
             route = queries.route(route)
+        # Sub-layer norm of Magneto (arXiv 2210.06423), which BEiT-3 uses.
         if self.inner_norm is not None:
             attended = route(self.inner_norm, attended)
         return route(self.projection, attended), weights
@@ -349,6 +369,7 @@ class QueryKeyValue(nn.Linear):
         key_bias = self.key_bias
         if key_bias is None:
             key_bias = torch.zeros_like(self.query_bias)
+        # (3 * dim), one matrix product for all three
         bias = torch.cat([self.query_bias, key_bias, self.value_bias])
         return F.linear(hidden, self.weight, bias)
 

@@ -95,6 +95,7 @@ class _DualEncoder(VLMoPreTrainedModel):
         """Return L2-normalized vectors of images in each ITC branch."""
         if len(self.contrast_heads) == 1:
             return [self.get_image_features(pixel_values)]
+        # One pass through the shared lower blocks for both.
         unimodal, fused = self.vlmo.encode_branches(pixel_values)
         heads = self.contrast_heads
         return [heads[0].embed_image(unimodal), heads[1].embed_image(fused)]
@@ -128,6 +129,7 @@ class _DualEncoder(VLMoPreTrainedModel):
         """Return matching logits from the first tokens of fused pairs, of a model that has the head."""
         pooler = cast("Pooler", self.vlmo.pooler)
         head = cast("MatchHead", self.match_head)
+        # The pooler reads the first token of a sequence: (batch, 1, dim).
         return head(pooler(first[:, None]))
 
     @torch.no_grad()
@@ -250,6 +252,7 @@ class VLMoForMaskedImageModeling(VLMoPreTrainedModel):
         encoded = self.vlmo(
             pixel_values, bool_masked_pos=bool_masked_pos, mask_token=self.mim_head.mask_token
         )
+        # Behind the class token: (batch, patch, visual_vocab).
         logits = self.mim_head(encoded.last_hidden_state[:, 1:])
         loss = None
         if labels is not None and bool_masked_pos is None:
@@ -337,6 +340,8 @@ class VLMoForImageCaptioning(_MaskedWords):
         grid = self.vlmo.image_embeddings.grid_of(pixel_values)
         cache = [DynamicLayer() for _ in self.vlmo.blocks]
         self.vlmo.prefill(pixel_values, cache)
+        # Beams of an image share its keys and values: (images * beams, heads, seq, dim), an image's
+        # beams together.
         for layer in cache:
             layer.batch_repeat_interleave(num_beams)
         search = BeamSearch(
@@ -353,6 +358,7 @@ class VLMoForImageCaptioning(_MaskedWords):
             # A mask after the last word takes the place of the next one, as in training.
             last = F.pad(search.tokens[:, :, -1:], (0, 1), value=tokenizer.mask_token_id)
             states = self.vlmo.decode(last.flatten(0, 1), cache, grid=grid)
+            # The last of the two tokens is the mask: (images * beams, vocab).
             log_probs = self.mlm_head(states[:, -1]).float().log_softmax(dim=-1)
             rows = search.extend(log_probs.unflatten(0, (num_images, num_beams)))
             for layer in cache:

@@ -48,10 +48,14 @@ def num_wanted(
     count = len(match)
     if weight in {0, 1} or count < top:
         return 0 if weight == 0 and count >= top else len(similar) - count
+    # Log-odds of 0 where they are not known, which is even.
     logits = scale * similar + np.pad(known, (0, len(similar) - count))
     shares = np.exp(logits - logits.max())
+    # The score of the last of the best, which a candidate has to reach,
     least = np.sort(rerank_score(similar[:count], known, weight=weight, scale=scale))[-top]
+    # the log-odds that it takes, less the largest known ones,
     above = (least - (1 - weight) * scale * similar[count:]) / weight - known.max()
     spread = max(known.std().item(), 1e-6) * math.sqrt(2)
+    # and the probability of more in a normal distribution: half the complementary error function.
     lost = shares[count:] / shares.sum() * [math.erfc(each / spread) / 2 for each in above.tolist()]
     return int((~(lost[::-1].cumsum() < _LOST)).sum())  # where a score is not a number, all

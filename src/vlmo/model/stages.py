@@ -16,6 +16,7 @@ from vlmo.model.embeddings import resize_absolute_positions, resize_bias_table
 from vlmo.model.multiway import LANGUAGE, SHARED, MultiwayBlock
 from vlmo.released import find_model
 
+# Settings that change what the numbers of a weight mean, though its shape may fit.
 _MUST_AGREE = ("num_attention_heads", "token_order", "experts", "attention")
 _WORDS = "vlmo.text_embeddings.words.weight"
 _POSITIONS = "vlmo.image_embeddings.positions"
@@ -91,6 +92,7 @@ def start_from(model: VLMoPreTrainedModel, folder: str | Path) -> StartReport:
     for name in state:
         if name in weights:
             continue
+        # As the published code does at stage 3; attention and norms were loaded above.
         source = name.replace(".vision_language.", ".language.")
         if source in weights:
             state[name].copy_(state[source])
@@ -150,6 +152,7 @@ def layer_decay_factors(model: VLMoPreTrainedModel, *, decay: float) -> dict[str
         if module is not None
         for weight in module.parameters()
     }
+    # BEiT's `get_num_layer_for_vit`.
     top = len(blocks) + 1
     return {
         name: decay ** (top - ids.get(id(parameter), top))

@@ -59,6 +59,7 @@ class VQVisualTokenizerOutput(ModelOutput):
 
 def codebook_perplexity(indices: Int[Tensor, "*shape"], *, num_tokens: int) -> Float[Tensor, ""]:
     """Return exp of the entropy of token use: 1 if all tokens are one, `num_tokens` if all are used alike."""
+    # (num_tokens)
     shares = torch.bincount(indices.flatten(), minlength=num_tokens).float() / indices.numel()
     return torch.special.entr(shares).sum().exp()
 
@@ -79,6 +80,7 @@ class MixingBlock(nn.Module):
         self, hidden: Float[Tensor, "batch height width dim"]
     ) -> Float[Tensor, "batch height width dim"]:
         """Return the grid, each patch mixed with its neighbours."""
+        # Convolutions want channels first.
         mixed = self.mixing(self.norm_before_mixing(hidden).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         hidden = hidden + mixed
         return hidden + self.down(F.gelu(self.up(self.norm_before_mlp(hidden))))
@@ -172,7 +174,9 @@ class VQVisualTokenizer(PreTrainedModel):
             patches = self._patches(_to_floats(pixel_values)).flatten(0, 2)
             count = _sum_over_processes(torch.tensor(float(len(patches)), device=patches.device))
             mean = _sum_over_processes(patches.sum(0)) / count
+            # (values, values), the covariance times the count
             scatter = _sum_over_processes((patches - mean).T @ (patches - mean))
+            # eigh sorts by rising eigenvalue; the largest come first here: (code, values).
             components = (
                 torch.linalg.eigh(scatter)
                 .eigenvectors.T.flip(0)[: self.config.code_size]
@@ -242,6 +246,7 @@ class VQVisualTokenizer(PreTrainedModel):
             raise ValueError(
                 f"images of {tuple(pixels.shape[2:])} pixels; expected multiples of patch_size {size}."
             )
+        # (batch, 3 * size * size, rows, columns) -> (batch, rows, columns, values)
         return F.pixel_unshuffle(pixels, size).permute(0, 2, 3, 1)
 
     @property
@@ -288,6 +293,7 @@ class DalleVisualTokenizer(nn.Module):
         """Return tokens of images resized to 8 pixels per patch of `grid`, row by row; ValueError if it is empty."""
         pixels = _to_floats(pixel_values)
         with _float32_math(pixels):
+            # [-1, 1] -> [0, 1], of which DALL-E takes the inner 80 %.
             pixels = _resized(0.5 * pixels + 0.5, grid, patch_size=DALLE_STRIDE)
             pixels = (1 - 2 * DALLE_EPSILON) * pixels.clamp(0, 1) + DALLE_EPSILON
             return self.codebook.get_codebook_indices(pixels).flatten(1)
@@ -319,9 +325,11 @@ class VQKDVisualTokenizer(VLMoPreTrainedModel):
             pixels = _resized(
                 _to_floats(pixel_values), grid, patch_size=self.config.patch_size
             ).clamp(-1, 1)
+            # Behind the class token: (batch, patch, dim).
             states = self.vlmo(pixels).last_hidden_state[:, 1:]
             codes = self.codebook.weight
             vectors = F.normalize(self.projection(self.dense(states).tanh()), dim=-1)
+            # Nearest code: -|v - c|^2 without the |v|^2 that all codes share.
             return (2 * vectors @ codes.T - codes.square().sum(dim=-1)).argmax(dim=-1)
 
 
@@ -355,6 +363,7 @@ def load_visual_tokenizer(name_or_folder: str | Path) -> VisualTokenizer:
         )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"no visual tokenizer can be read at {name!r}: {error}") from error
+    # transformers fills missing weights at random with a warning only.
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
