@@ -75,6 +75,24 @@ class Encoded(NamedTuple):
     tokens: Float[Tensor, "wanted dim"]
 
 
+class ImageOptions(NamedTuple):
+    """Choices in how images are embedded.
+
+    Attributes:
+        bool_masked_pos: True for patches that `mask_token` replaces.
+        image_type: Row of the modality table for the patches.
+        image_rows: The image of each text, for pairs that share images, which are embedded once.
+    """
+
+    bool_masked_pos: Bool[Tensor, "images patch"] | None = None
+    mask_token: Float[Tensor, "dim"] | None = None
+    image_type: int = IMAGE_TYPE
+    image_rows: Int[Tensor, "pairs"] | None = None
+
+
+_PLAIN_IMAGES = ImageOptions()
+
+
 class VLMoPreTrainedModel(PreTrainedModel):
     """Loading, saving and initial weights of every VLMo model."""
 
@@ -192,9 +210,22 @@ def _causal_bias(
     position = torch.arange(hidden.shape[1], device=hidden.device)
     # (seq): True for columns of words, whatever stands before or after them
     is_word = (position >= words.start) & (position < words.stop)
-    # (query, key)
+    # (query, key): the image's rows see no word, words see themselves and those before.
     unseen = is_word & (~is_word[:, None] | (position > position[:, None]))
     return hidden.new_zeros(1, 1, 1).masked_fill(unseen, -torch.inf)
+
+
+def _sequence_mask(
+    attention_mask: Tensor, input_ids: Int[Tensor, "batch text"], route: Route
+) -> Bool[Tensor, "batch seq"]:
+    """Return True for the tokens that are attended to: words of the mask, and all patches."""
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; "
+            f"expected {tuple(input_ids.shape)}, one entry for each token."
+        )
+    padding = (route.num_image, 0) if route.image_first else (0, route.num_image)
+    return nn.functional.pad(attention_mask.bool(), padding, value=True)
 
 
 class VLMoModel(VLMoPreTrainedModel):
@@ -245,30 +276,20 @@ class VLMoModel(VLMoPreTrainedModel):
         image_rows: Int[Tensor, "pairs"] | None = None,
         causal: bool = False,
     ) -> Encoded:
-        """Encode images, texts or pairs to the states of the first token and of the `wanted` ones.
-
-        The last block computes no others; `forward` returns those of all tokens.
+        """Encode images, texts or pairs to the states of the first token and of the `wanted` ones alone.
 
         Args:
             wanted: True for some words, or for some patches of images alone.
-            mask_token: Stands in place of the wanted patches.
-            image_type: Row of the modality table for the patches.
-            image_rows: The image of each text, for pairs that share images, which are embedded once.
-            causal: Words see the image and the words before them, and the image sees itself alone
-                (BEiT-3 on captions).
+            mask_token: Stands in place of the wanted patches; with `image_type` and `image_rows` see `ImageOptions`.
+            causal: Words see the image and the words before them, the image itself alone (BEiT-3 on captions).
 
         Raises:
             ValueError: Neither images nor texts were given, or shapes do not fit.
         """
+        masked = None if mask_token is None else wanted
+        images = ImageOptions(masked, mask_token, image_type, image_rows)
         sequence = self._embed(
-            pixel_values,
-            input_ids,
-            attention_mask,
-            bool_masked_pos=None if mask_token is None else wanted,
-            mask_token=mask_token,
-            image_type=image_type,
-            image_rows=image_rows,
-            causal=causal,
+            pixel_values, input_ids, attention_mask, images=images, causal=causal
         )
         outputs, is_wanted = sequence.outputs(wanted)
         # (batch, 1 + columns, dim), the first token in front
@@ -352,10 +373,7 @@ class VLMoModel(VLMoPreTrainedModel):
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         *,
-        bool_masked_pos: Tensor | None = None,
-        mask_token: Tensor | None = None,
-        image_type: int = IMAGE_TYPE,
-        image_rows: Tensor | None = None,
+        images: ImageOptions = _PLAIN_IMAGES,
         causal: bool = False,
     ) -> TokenSequence:
         """Return the embedded tokens of images, texts or pairs, with their position bias and mask."""
@@ -367,18 +385,13 @@ class VLMoModel(VLMoPreTrainedModel):
         num_text = 0
         num_image = 0
         grid = None
-        mask = None
         image_first = self.config.token_order == "image_first"
+        # Texts first, even if images stand before them: dropout samples in this order.
         if input_ids is not None:
             parts.append(self._with_type(self.text_embeddings(input_ids), TEXT_TYPE))
             num_text = input_ids.shape[1]
         if pixel_values is not None:
-            image = self.image_embeddings(
-                pixel_values, bool_masked_pos=bool_masked_pos, mask_token=mask_token
-            )
-            image = self._with_type(image, image_type)
-            if image_rows is not None:
-                image = image.index_select(0, image_rows)
+            image = self._embed_images(pixel_values, images)
             # Not by len(), which would fix the batch of an exported graph.
             if input_ids is not None and image.shape[0] != input_ids.shape[0]:
                 raise ValueError(
@@ -387,26 +400,43 @@ class VLMoModel(VLMoPreTrainedModel):
             parts.insert(0 if image_first else len(parts), image)
             grid = self.image_embeddings.grid_of(pixel_values)
             num_image = image.shape[1]
-        if input_ids is not None and attention_mask is not None:
-            if attention_mask.shape != input_ids.shape:
-                raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}; "
-                    f"expected {tuple(input_ids.shape)}, one entry for each token."
-                )
-            padding = (num_image, 0) if image_first else (0, num_image)
-            mask = nn.functional.pad(attention_mask.bool(), padding, value=True)
         hidden = torch.cat(parts, dim=1)
+        route = Route(num_text, num_image, image_first)
+        bias = self._bias(hidden, route, grid, causal=causal)
+        mask = None
+        if input_ids is not None and attention_mask is not None:
+            mask = _sequence_mask(attention_mask, input_ids, route)
+        return TokenSequence(hidden, route, bias, mask)
+
+    def _embed_images(
+        self, pixel_values: Float[Tensor, "images 3 height width"], options: ImageOptions
+    ) -> Float[Tensor, "batch 1+patch dim"]:
+        """Return class token and patches, of each image or of those of `image_rows`."""
+        image = self.image_embeddings(
+            pixel_values, bool_masked_pos=options.bool_masked_pos, mask_token=options.mask_token
+        )
+        image = self._with_type(image, options.image_type)
+        return image if options.image_rows is None else image.index_select(0, options.image_rows)
+
+    def _bias(
+        self,
+        hidden: Float[Tensor, "batch seq dim"],
+        route: Route,
+        grid: tuple[int, int] | None,
+        *,
+        causal: bool,
+    ) -> list[Float[Tensor, "#heads seq seq"]] | None:
+        """Return what is added to the attention logits of each block: positions, and words that are not seen."""
         bias = None
         if self.position_bias is not None:
-            bias = self.position_bias(num_text=num_text, grid=grid)
-        if causal:
-            start = num_image if image_first else 0
-            causal_bias = _causal_bias(hidden, words=slice(start, start + num_text))
-            if bias is None:
-                bias = [causal_bias] * len(self.blocks)
-            else:
-                bias = [table + causal_bias for table in bias]
-        return TokenSequence(hidden, Route(num_text, num_image, image_first), bias, mask)
+            bias = self.position_bias(num_text=route.num_text, grid=grid)
+        if not causal:
+            return bias
+        start = route.num_image if route.image_first else 0
+        causal_bias = _causal_bias(hidden, words=slice(start, start + route.num_text))
+        if bias is None:
+            return [causal_bias] * len(self.blocks)
+        return [table + causal_bias for table in bias]
 
     def _run(
         self,
@@ -472,33 +502,22 @@ class VLMoModel(VLMoPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> VLMoModelOutput:
-        """Encode images, texts or pairs, all tokens of them; patches of `bool_masked_pos` become `mask_token`.
+        """Encode images, texts or pairs, all tokens of them; see `ImageOptions` and, for `causal`, `encode`.
 
-        With `causal` as `encode`.
-
-        Raises:
-            ValueError: As `encode`; or attention weights were asked of the sdpa implementation.
+        ValueError as there, and if attention weights are asked of the sdpa implementation.
         """
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError(
                 "Attention weights need attn_implementation='eager' (model.set_attn_implementation)."
             )
+        images = ImageOptions(bool_masked_pos, mask_token, image_type)
         sequence = self._embed(
-            pixel_values,
-            input_ids,
-            attention_mask,
-            bool_masked_pos=bool_masked_pos,
-            mask_token=mask_token,
-            image_type=image_type,
-            causal=causal,
+            pixel_values, input_ids, attention_mask, images=images, causal=causal
         )
         route = sequence.route
         record: list[tuple[Tensor, Tensor | None]] = [(sequence.hidden, None)]
-        hidden = self._run(
-            sequence,
-            fusion=route.is_pair,
-            record=record if output_hidden_states or output_attentions else None,
-        )
+        keeps_blocks = output_hidden_states or output_attentions
+        hidden = self._run(sequence, fusion=route.is_pair, record=record if keeps_blocks else None)
         if isinstance(self.norm, nn.ModuleDict):
             hidden = route(self.norm, hidden)
         else:

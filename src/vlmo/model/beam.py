@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
 
 class BeamSearch:
@@ -28,22 +29,21 @@ class BeamSearch:
         num_beams: int,
         max_length: int,
         length_penalty: float,
-        start: int,
-        end: int,
-        pad: int,
+        tokenizer: PreTrainedTokenizerBase,
         device: torch.device,
     ) -> None:
         self.max_length = max_length
         self.length_penalty = length_penalty
-        self.end = end
-        self.pad = pad
+        start: int = tokenizer.cls_token_id
+        self.end: int = tokenizer.sep_token_id
+        self.pad: int = tokenizer.pad_token_id
         self.images = torch.arange(num_images, device=device)
         shape = (num_images, num_beams, 1)
         self.tokens: Int[Tensor, "images beams length"] = torch.full(shape, start, device=device)
         self.scores: Float[Tensor, "images beams"] = torch.zeros(shape[:2], device=device)
         self.scores[:, 1:] = -torch.inf  # all beams are alike at first
         self.best: Int[Tensor, "images max_length"] = self.tokens.new_full(
-            (num_images, max_length), pad
+            (num_images, max_length), self.pad
         )
         self.is_done: Bool[Tensor, " images"] = self.images < 0
         self._best_scores = self.scores.new_full((num_images,), -torch.inf)
@@ -67,7 +67,6 @@ class BeamSearch:
         words = indices % vocab
         length = self.tokens.shape[2] + 1
         prefixes = self.tokens.gather(1, parents[..., None].expand(-1, -1, length - 1))
-        # (images, 2 * beams, length)
         longer = torch.cat([prefixes, words[..., None]], dim=2)
         ends = words == self.end
         self._finish(longer, sums, ends)

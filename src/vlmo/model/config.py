@@ -154,6 +154,7 @@ class VLMoConfig(PreTrainedConfig):
             raise ValueError(" ".join(str(error).split())) from error
 
     def _check(self) -> None:
+        """Raise ValueError for a number out of its range, or settings that do not go together."""
         for name in _SHARES:
             if (value := vars(self)[name]) is not None and not 0 <= value <= 1:
                 raise ValueError(f"VLMoConfig.{name} is {value}; expected a number from 0 to 1.")
@@ -167,6 +168,10 @@ class VLMoConfig(PreTrainedConfig):
                 raise ValueError(
                     f"VLMoConfig.{name} is {value}; expected a number from 1 to {most}."
                 )
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Raise ValueError for settings that do not go together."""
         heads = self.num_attention_heads
         patch = self.patch_size
         depth = self.num_hidden_layers

@@ -62,7 +62,6 @@ class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, attention_mask: Tensor | None) -> Tensor:
         ctx.save_for_backward(qkv, bias, attention_mask)
-        # (batch, seq, heads, dim)
         attended = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
         # Types are chosen here; autocast would cast the float32 scores.
         with torch.autocast("cpu", enabled=False):

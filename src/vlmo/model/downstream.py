@@ -62,10 +62,9 @@ class VLMoForVisualQuestionAnswering(VLMoPreTrainedModel):
         logits = self.answer_head(fused.pooler_output)
         loss = None
         if labels is not None:
-            # (batch, answers)
+            # One right answer scores 1, as ten annotators who agree do.
             scores = F.one_hot(labels, logits.shape[1]) if labels.ndim == 1 else labels
-            # Summed, not averaged, over the 3,129 answers: a mean would give gradients a thousandth
-            # as large.
+            # Summed over answers: the published code multiplies its mean by their number, 3,129.
             loss = F.binary_cross_entropy_with_logits(
                 logits.float(), scores.float(), reduction="sum"
             ) / len(logits)

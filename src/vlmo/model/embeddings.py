@@ -215,7 +215,7 @@ class RelativePositionBias(nn.Module):
         index = relative_position_index(
             num_text=num_text, grid=grid, max_text=self.max_text, table_grid=self.grid
         )
-        # (rows, seq)
+        # A query's row of (rows, seq): words that `decode` adds need no others.
         index = index[rows]
         if table.device.type == "cpu" and not torch.compiler.is_compiling():
             # Column by column, which is read and written in order: several times as quick as to turn rows afterwards.

@@ -116,8 +116,7 @@ class TokenSequence:
     ) -> tuple[OutputTokens, Bool[Tensor, "batch columns"] | None]:
         """Return the first token with the `wanted` ones beside it, and False where a token only fills up.
 
-        There are as many as the fullest row needs, rounded up to 8 so that compiled blocks meet few
-        shapes.
+        There are as many as the fullest row needs, rounded up to 8 so that compiled blocks meet few shapes.
 
         Args:
             wanted: True for some words, or for some patches of images alone.
@@ -204,10 +203,9 @@ def attend(
         key, value = cache.update(key, value)
     dtype = query.dtype if bias is None else bias.dtype
     mask = additive_mask(bias, attention_mask, queries=queries, dtype=dtype)
-    # Written out, as "Attention Is All You Need", 3.2.1, has it; the fused kernel returns no
-    # weights.
+    # Written out, since fused kernels return no weights.
     if eager or cpu.prefers_matrices(query, key, mask):
-        # (batch, heads, queries, seq)
+        # Logits and weights: (batch, heads, queries, seq).
         logits = query @ key.mT * query.shape[-1] ** -0.5
         if mask is not None:
             logits = logits + mask

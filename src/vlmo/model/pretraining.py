@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import MaskedImageModelingOutput, MaskedLMOutput
 from transformers.utils import ModelOutput, can_return_tuple
@@ -314,7 +315,7 @@ class VLMoForImageCaptioning(_MaskedWords):
         self,
         pixel_values: Float[Tensor, "batch 3 height width"],
         *,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         max_new_tokens: int = 30,
         num_beams: int = 3,
         length_penalty: float = 0.6,
@@ -338,20 +339,13 @@ class VLMoForImageCaptioning(_MaskedWords):
         if num_images == 0:
             return torch.empty(0, 0, dtype=torch.long, device=pixel_values.device)
         grid = self.vlmo.image_embeddings.grid_of(pixel_values)
-        cache = [DynamicLayer() for _ in self.vlmo.blocks]
-        self.vlmo.prefill(pixel_values, cache)
-        # Beams of an image share its keys and values: (images * beams, heads, seq, dim), an image's
-        # beams together.
-        for layer in cache:
-            layer.batch_repeat_interleave(num_beams)
+        cache = self._image_cache(pixel_values, num_beams=num_beams)
         search = BeamSearch(
             num_images,
             num_beams=num_beams,
             max_length=min(1 + max_new_tokens, self.config.max_text_positions),
             length_penalty=length_penalty,
-            start=tokenizer.cls_token_id,
-            end=tokenizer.sep_token_id,
-            pad=tokenizer.pad_token_id,
+            tokenizer=tokenizer,
             device=pixel_values.device,
         )
         for _ in range(search.max_length - 1):
@@ -367,3 +361,13 @@ class VLMoForImageCaptioning(_MaskedWords):
             if search.is_done.all():
                 break
         return search.captions()
+
+    def _image_cache(
+        self, pixel_values: Float[Tensor, "batch 3 height width"], *, num_beams: int
+    ) -> list[DynamicLayer]:
+        """Return keys and values of images for each block: (images * beams, heads, seq, dim)."""
+        cache = [DynamicLayer() for _ in self.vlmo.blocks]
+        self.vlmo.prefill(pixel_values, cache)
+        for layer in cache:
+            layer.batch_repeat_interleave(num_beams)  # beams of an image stand together
+        return cache

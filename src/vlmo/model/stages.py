@@ -63,20 +63,8 @@ def start_from(model: VLMoPreTrainedModel, folder: str | Path) -> StartReport:
     report = StartReport()
     state = model.state_dict()
     has_words = (folder / "tokenizer_config.json").is_file()
-    if (
-        not has_words
-        and _WORDS in state
-        and _WORDS in weights
-        and weights[_WORDS].shape != state[_WORDS].shape
-    ):
-        # A model of images alone, such as an imported BEiT: its word table belongs to no words.
-        report.unused.append(_WORDS)
-        del weights[_WORDS]
     for name, tensor in list(weights.items()):
-        # A classifier of another number of answers or classes belongs to another task.
-        if name not in state or (
-            "classifier" in name.split(".") and tensor.shape != state[name].shape
-        ):
+        if not _is_used(name, tensor, state=state, has_words=has_words):
             report.unused.append(name)
             del weights[name]
             continue
@@ -92,7 +80,6 @@ def start_from(model: VLMoPreTrainedModel, folder: str | Path) -> StartReport:
     for name in state:
         if name in weights:
             continue
-        # As the published code does at stage 3; attention and norms were loaded above.
         source = name.replace(".vision_language.", ".language.")
         if source in weights:
             state[name].copy_(state[source])
@@ -104,6 +91,19 @@ def start_from(model: VLMoPreTrainedModel, folder: str | Path) -> StartReport:
             f"{folder} holds no tensor that this model has; it is a folder of another kind of model."
         )
     return report
+
+
+def _is_used(name: str, tensor: Tensor, *, state: dict[str, Tensor], has_words: bool) -> bool:
+    """Return False for a tensor that the model lacks, or whose other shape shows that it means other things."""
+    if name not in state:
+        return False
+    if tensor.shape == state[name].shape:
+        return True
+    # A classifier of another number of answers or classes belongs to another task.
+    if "classifier" in name.split("."):
+        return False
+    # A model of images alone, such as an imported BEiT: its word table belongs to no words.
+    return has_words or name != _WORDS
 
 
 def language_stage_parameters(model: VLMoPreTrainedModel) -> list[nn.Parameter]:

@@ -59,7 +59,6 @@ class VQVisualTokenizerOutput(ModelOutput):
 
 def codebook_perplexity(indices: Int[Tensor, "*shape"], *, num_tokens: int) -> Float[Tensor, ""]:
     """Return exp of the entropy of token use: 1 if all tokens are one, `num_tokens` if all are used alike."""
-    # (num_tokens)
     shares = torch.bincount(indices.flatten(), minlength=num_tokens).float() / indices.numel()
     return torch.special.entr(shares).sum().exp()
 
