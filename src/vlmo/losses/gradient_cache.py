@@ -40,6 +40,7 @@ def cached(
         for rows in row_slices(len(inputs[0]), size=size):
             chunk = [tensor[rows] for tensor in inputs]
             outputs.append(recomputed(encode_chunk, *chunk, device=inputs[0].device))
+        # Outputs of the encoder may be several: a list of chunks -> whole outputs.
         return [torch.cat(chunks) for chunks in zip(*outputs, strict=True)]
 
     return encode_in_chunks

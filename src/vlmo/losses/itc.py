@@ -27,6 +27,7 @@ class SamePairs:
     global_ids: Int[Tensor, "global ids"]
 
     def __getitem__(self, rows: slice | Int[Tensor, "rows"]) -> Bool[Tensor, "rows global"]:
+        # (rows, 1, ids) against (global, ids) -> (rows, global)
         return (self.local_ids[rows, None] == self.global_ids).any(dim=-1)
 
 
@@ -74,6 +75,8 @@ def itc_loss(
         image_embeds, text_keys, logit_scale=logit_scale, same=same, false_captions=false_captions
     )
     text_to_image = contrast_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same)
+    # Divided by the pairs of all processes: the published code gives the encoders 1/W of this
+    # gradient with W processes, so that its balance of losses depends on their number.
     count = torch.tensor(float(len(image_embeds)), device=image_embeds.device)
     return distributed.global_mean((image_to_text.sum() + text_to_image.sum()) / 2, count)
 
@@ -105,18 +108,22 @@ def contrast_losses(
     def losses_of_rows(rows: slice) -> Float[Tensor, "rows"]:
         logits = contrast_logits(queries[rows], keys, logit_scale=logit_scale)
         if same is not None:
+            # A row shares all ids with itself, which is the label and stays.
             excluded = same[rows].scatter(1, targets[rows, None], value=False)
             logits = logits.masked_fill(excluded, float("-inf"))
         if false_captions is not None:
             with torch.autocast(queries.device.type, enabled=False):
+                # With its own false caption alone: (rows).
                 similarity = (queries[rows].float() * false_captions.embeds[rows].float()).sum(
                     dim=1
                 )
                 false_logits = logit_scale.float().exp() * similarity
             false_logits = false_logits.masked_fill(~false_captions.valid[rows], float("-inf"))
+            # (rows, global + 1)
             logits = torch.cat([logits, false_logits[:, None]], dim=1)
         return F.cross_entropy(logits, targets[rows], reduction="none")
 
+    # A block that is alone is kept for the backward pass: nothing is computed twice.
     blocks = row_blocks(len(queries), width=len(keys))
     if len(blocks) == 1:
         return losses_of_rows(blocks[0])
@@ -134,11 +141,13 @@ def caption_keys(
             6364136223846793005  # an odd multiplier of a linear congruential generator (Knuth, MMIX)
         )
     powers = powers.cumprod(0)  # wraps around, which is wanted
+    # Padding adds 0, and an id of 0 does not.
     return ((input_ids + 1) * attention_mask * powers).sum(dim=1)
 
 
 def same_pairs(image_ids: Int[Tensor, "batch"], captions: Int[Tensor, "batch"]) -> SamePairs:
     """Return pairs of rows that share image or caption, over the global batch; a row with itself too."""
+    # (batch, 2), of which one in common is enough
     ids = torch.stack([image_ids, captions], dim=1)
     return SamePairs(ids, distributed.gather(ids))
 

@@ -27,6 +27,7 @@ def itm_loss(
     Args:
         valid: False for pairs that do not count (there was no negative to sample). None counts all.
     """
+    # In float32, also where autocast made the logits bfloat16.
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     weights = torch.ones_like(losses) if valid is None else valid.to(losses.dtype)
     return distributed.global_mean((losses * weights).sum(), weights.sum())
@@ -64,6 +65,7 @@ def mlm_pairs(batch: Batch, *, rows: Int[Tensor, "rows"]) -> FusedPairs:
         input_ids=batch["mlm_input_ids"][rows],
         attention_mask=batch["attention_mask"][rows],
         mlm_labels=batch["mlm_labels"][rows],
+        # Without meaning: `valid` is False.
         targets=torch.ones_like(rows),
         valid=torch.zeros_like(rows, dtype=torch.bool),
     )
@@ -80,7 +82,10 @@ def itm_pairs(
     """
     ids = batch["input_ids"]
     mask = batch["attention_mask"]
+    # Only the sampled images travel. The published code gathers all of them, 602 KB each at 224
+    # pixels, on every device.
     pixels, negative_images = distributed.append_rows(batch["pixel_values"], negatives.image)
+    # (negatives, 2, text): ids and mask travel together.
     negative_texts = distributed.exchange(torch.stack([ids, mask], dim=1), negatives.text)
     # The row of each negative: a row has several.
     anchors = rows.repeat_interleave(len(negatives.text) // len(rows))
@@ -190,11 +195,14 @@ def sample_hard_negatives(
     possible = ~excluded.all(dim=1)
     # The largest allowed logit is subtracted before exp, so that some weight is always 1: never all zero.
     logits = similarities.detach().float().masked_fill(excluded, float("-inf"))
+    # A row of -inf alone would have a softmax of NaN.
     logits = torch.where(possible[:, None], logits, torch.zeros_like(logits))
     # float64, which Apple's GPUs lack: a sum over many rows in float32 would never reach the last ones.
     exact = torch.device("cpu") if logits.device.type == "mps" else logits.device
     cumulative = logits.softmax(dim=1).to(exact).double().cumsum(dim=1)
     target = uniform.to(exact).double()[:, None] * cumulative[:, -1:]
+    # Inverse transform sampling, the first row whose cumulative weight exceeds the number; the
+    # published code samples row by row with `multinomial`.
     chosen = torch.searchsorted(cumulative, target, right=True)[:, 0].to(logits.device)
     # Logits that are not finite would point past the end; their loss is not finite either, and the
     # step is skipped.
@@ -206,6 +214,7 @@ def sample_uniform(
     seed: Int[Tensor, ""], *, batch: int, rounds: int
 ) -> Float[Tensor, "rounds batch"]:
     """Return uniform numbers of this process's rows, pure functions of the seed and the global row."""
+    # On the CPU, whose numbers are the same with every device and number of processes.
     generator = torch.Generator().manual_seed(int(seed))
     numbers = torch.rand(rounds, batch * distributed.world_size(), generator=generator)
     start = distributed.rank() * batch

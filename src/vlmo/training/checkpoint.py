@@ -103,6 +103,7 @@ class StateStore:
         Raises:
             TrainingError: The state before this one could not be written.
         """
+        # One state at a time: a second copy of weights and moments might not fit the memory.
         self.wait()
         writer = _StateWriter(
             state_path(self.folder, progress["step"]), progress=dict(progress), keep=self.keep
@@ -137,6 +138,7 @@ class StateStore:
         reader = HuggingFaceStorageReader(str(path))
         param_groups = []
         try:
+            # The metadata lies in the headers of the files: no tensor is read yet.
             saved_names = set(reader.read_metadata().state_dict_metadata)
             tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
             names = {f"objective.{name}" for name in tensors["objective"]}
@@ -164,6 +166,7 @@ class StateStore:
             raise TrainingError(
                 f"training state {path} cannot be read: {cause}; give a new run folder, or the version that wrote it"
             ) from error
+        # Only when all was read: a damaged file leaves the run untouched.
         set_model_state_dict(objective, tensors["objective"])
         if param_groups:
             set_optimizer_state_dict(
@@ -196,6 +199,7 @@ def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """
     remove_leftovers(folder)
     damaged = sorted(folder.glob("*.damaged"))
+    # Names of states sort by their steps.
     for path in reversed(_states(folder)):
         try:
             return path, _verified_progress(path)
@@ -315,6 +319,8 @@ class _StateWriter(HuggingFaceStorageWriter):
         if results:
             name = results[0].storage_data.relative_path
             checksum = _fingerprint(Path(self.path) / name)
+            # The main process needs no more for the manifest, and PyTorch's own index is not
+            # written.
             results = [dataclasses.replace(results[0], storage_data=(name, checksum))]
         written: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
         written.set_result(results)
@@ -328,6 +334,7 @@ class _StateWriter(HuggingFaceStorageWriter):
         manifest["sha256"] = _digest_of(manifest)
         (Path(self.path) / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         self._folder.close()
+        # Only when the new state is complete.
         for old in _states(self.target.parent)[: -self.keep]:
             remove_folder(old)  # half a state must not look like a damaged one
 
@@ -366,6 +373,7 @@ def _verified_progress(path: Path) -> dict[str, Any]:
     manifest = dict(read_json(file_in(path, _MANIFEST)))
     digest = manifest.pop("sha256")
     checksums = dict(manifest["files"])
+    # The manifest first: its checksums decide about all other files.
     if digest != _digest_of(manifest):
         raise ValueError(f"{_MANIFEST} is not what was written")
     names = checksums.keys() | {file.name for file in path.iterdir()}

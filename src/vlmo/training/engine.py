@@ -111,9 +111,11 @@ class Engine:
         shards = world_size() > 1 and config.data_parallel == "fsdp"
         if shards:
             _same_everywhere([*objective.parameters(), *objective.buffers()])
+            # Before the model is sharded: a copy of sharded parameters would be sharded, too.
             self._twin = _drop_weights(copy.deepcopy(objective.get_submodule("model")).eval())
         blocks = [module for module in objective.modules() if isinstance(module, MultiwayBlock)]
         if config.compile:
+            # Beyond its limit PyTorch runs a block uncompiled, without a word.
             limit = torch._dynamo.config.recompile_limit
             torch._dynamo.config.recompile_limit = max(limit, _GRAPHS_PER_BLOCK * len(blocks))
         for (
@@ -129,6 +131,7 @@ class Engine:
         if shards:
             _shard(self._step, blocks, precision=precision)
         elif world_size() > 1:
+            # Routes leave out experts: a step of images alone gives those of texts no gradient.
             self._step = DistributedDataParallel(self._step, find_unused_parameters=True)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
@@ -139,6 +142,7 @@ class Engine:
     def synchronized(self, *, last: bool) -> Iterator[None]:
         """Context of one micro-batch's forward and backward; gradients are averaged over processes in the last one."""
         if isinstance(self._step, FSDPModule):
+            # Until then gradients add up on each process, at the size of whole parameters.
             self._step.set_requires_gradient_sync(last)
         if isinstance(self._step, DistributedDataParallel) and not last:
             with self._step.no_sync():
@@ -196,6 +200,7 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Float[Tensor, ""]:
     norm = get_total_norm(
         [parameter.grad for parameter in parameters if parameter.grad is not None]
     )
+    # A sharded norm is a partial sum, which `full_tensor` reduces.
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
@@ -217,6 +222,7 @@ def _drop_weights(model: nn.Module) -> nn.Module:
 
 
 def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # Nothing to save: `checkpoint` would only warn.
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
@@ -243,6 +249,7 @@ def _shard(step: nn.Module, blocks: Sequence[nn.Module], *, precision: Precision
         ):
             norm.forward = partial(_norm_in_float32, norm)
     for block in blocks:
+        # Blocks first, as FSDP2 wants it: from the leaves to the root.
         fully_shard(block, mesh=mesh, mp_policy=inner)
     fully_shard(step, mesh=mesh)
 

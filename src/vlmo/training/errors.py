@@ -40,9 +40,11 @@ def explained_faults(
         raise
     except (OSError, EOFError, RuntimeError) as error:
         text = str(error)
+        # Gloo and NCCL raise plain RuntimeErrors, whose words alone tell them apart.
         words = isinstance(error, RuntimeError) and any(word in text for word in _LOST)
         lost = words or isinstance(error, dist.DistError)
         with uninterrupted():
+            # A state that is being written needs the processes that are gone.
             saved = last_saved(finish=not lost)
             if lost:
                 fault = (

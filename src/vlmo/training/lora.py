@@ -73,6 +73,7 @@ def add_adapters(
 def save_adapter(folder: Path, model: Any, weights: dict[str, Tensor], *, start: str) -> None:
     """Write the adapter of a model into a folder that holds its `config.json` and card."""
     whole = tuple(f"{name}." for name in _whole(model))
+    # PEFT's files do not hold the adapter's name, `default`.
     kept = {
         _PREFIX + re.sub(r"(lora_[AB])\.default\.", r"\1.", name): tensor.detach()
         .cpu()
@@ -109,6 +110,7 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
     out = Path(out)
     if not all((folder / name).is_file() for name in (BASE, CONFIG, WEIGHTS)):
         raise ValueError(f"{folder} is no adapter of vlmo: expected {BASE}, {CONFIG} and {WEIGHTS}")
+    # Before the model is read, which may take minutes.
     if out.exists():
         raise FileExistsError(17, "exists already", str(out))
     with one_line_errors(folder):
@@ -119,6 +121,7 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
             raise ValueError(
                 f"{', '.join(other)} in {CONFIG} make it an adapter of another kind than plain LoRA"
             )
+        # Plain LoRA: W + alpha / r * B A ("Low-Rank Parametrized Update Matrices").
         rank = settings["r"]
         scale = settings["lora_alpha"] / settings["r"]
         adapter = load_file(file_in(folder, WEIGHTS))

@@ -56,16 +56,20 @@ class MuonWithAdamW(Optimizer):
         state = self.state[matrix]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(matrix)
+        # Momentum 0.95 (Jordan et al. 2024).
         momentum = state["momentum_buffer"].lerp_(gradient, 0.05)
         direction = gradient.lerp(momentum, 0.95)  # Nesterov
         if isinstance(direction, DTensor):
             direction = direction.full_tensor()
+        # Query, key and value are matrices of their own: orthogonalized together they would share
+        # singular values.
         parts = direction.to(self._dtype).chunk(group["parts"])
         update = torch.cat([orthogonalize(part) for part in parts])
         if isinstance(matrix, DTensor):
             update = distribute_tensor(
                 update, matrix.device_mesh, matrix.placements, src_data_rank=None
             )
+        # Decoupled, as AdamW's.
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
         scale = 0.2 * max(parts[0].shape) ** 0.5  # updates as large as AdamW's in root mean square
         matrix.add_(update, alpha=-scale * group["lr"])
@@ -77,7 +81,10 @@ def orthogonalize(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows 
     Five Newton-Schulz steps with the coefficients of Jordan et al. 2024.
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
+    # The smaller Gram matrix of the two.
     result = matrix.T if is_tall else matrix
+    # The largest singular value is at most the Frobenius norm, so none is above 1: the steps
+    # converge.
     result = result / result.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = result @ result.T

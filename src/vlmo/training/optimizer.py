@@ -15,6 +15,7 @@ from torch.optim import AdamW, Optimizer
 class OptimizerConfig:
     """AdamW; the defaults are the paper's for vision-language pre-training."""
 
+    # VLMo, "Pre-Training Setup".
     lr: float = 2e-4
     """Full learning rate, reached after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -103,9 +104,12 @@ def param_groups(
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
+        # By dimension: the published code skips by parts of names, and decays the norms of its
+        # experts.
         is_decayed = parameter.ndim > 1 and name not in no_weight_decay
         scale = float(lr_scale.get(name, 1.0))
         parts = matrices.get(parameter, 0)
+        # A readable name; the key below tells rates apart that it rounds to the same.
         label = f"{'decay' if is_decayed else 'no_decay'}_x{scale:.4g}"
         if parts:
             label += f"_muon{parts}"

@@ -59,10 +59,12 @@ def launch(
         torch.cuda.set_device(found)
     starts_group = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if starts_group:
+        # Gloo for CPUs alone: it copies GPU tensors through memory.
         backend = "nccl" if found.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=longest_wait(hang_seconds))
     try:
         if world_size() > 1:
+            # A single process waits for no other, so it cannot wait in vain.
             _hang_seconds = hang_seconds
             report_progress(slow=True)
         yield found
@@ -79,6 +81,7 @@ def report_progress(*, slow: bool = False) -> None:
     """Start the timer of `launch` anew; `slow` for what may take four times as long as a step, such as a save."""
     if _hang_seconds is not None:
         seconds = min(_hang_seconds * (_SLOW_FACTOR if slow else 1), _MAX_WAIT_S)
+        # In a thread of C: it fires also while a collective holds the interpreter.
         faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
 

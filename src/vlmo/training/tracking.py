@@ -77,6 +77,7 @@ class Tracker:
         self, run_dir: Path, *, step: int, max_steps: int, title: str, console: Console | None
     ) -> None:
         path = run_dir / METRICS
+        # Lines of steps that the newest state lacks will be written again.
         kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
         run_dir.mkdir(parents=True, exist_ok=True)
         write_file(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -127,4 +128,5 @@ class Tracker:
 def _for_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _for_json(each) for name, each in value.items()}
+    # JSON has no NaN and no infinity.
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -54,6 +54,7 @@ from vlmo.types import Batch
 
 logger = logging.getLogger(__name__)
 
+# A spike of a few steps passes by itself; after ten the weights are spoilt, or the data.
 _MOST_BAD_STEPS = 10
 """Skipped updates in a row that end the run."""
 
@@ -157,6 +158,7 @@ class Trainer:
         self.device = choose_device(device)
         if self.device.type == "cpu":
             keep_memory()
+        # Moved before the optimizer takes its parameters.
         self.objective = objective.to(self.device).train()
         self.recipe = recipe
         self.config = recipe.trainer
@@ -164,6 +166,7 @@ class Trainer:
         self.precision: Precision = from_main(
             choose_precision(self.config.precision, device=self.device) if is_main() else None
         )
+        # Before the optimizer, since sharding replaces the parameters.
         self._engine = Engine(self.objective, config=self.config.engine, precision=self.precision)
         model: Any = objective.get_submodule("model")
         undecayed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
@@ -204,6 +207,7 @@ class Trainer:
             explained_faults(self._place, run_dir=self.run_dir, last_saved=self._states.last_saved),
             lock_run(self.run_dir),
         ):
+            # Before anything is written, so that a refused run leaves the folder as it is.
             if self._restore():
                 logger.info("%s: %s has already finished", self.title, self.run_dir)
                 return self._result("already_finished")
@@ -290,6 +294,7 @@ class Trainer:
                 ) from error
 
         losses = self._accumulate_gradients(micro_batches)
+        # What a step leaves unused has no gradient, and no part in the norm.
         parameters = [
             parameter
             for group in self.optimizer.param_groups
@@ -306,11 +311,13 @@ class Trainer:
             torch.tensor(flags, device=self.device)
         ).tolist()
         if num_bad:
+            # The rate and the optimizer stay as they are: one bad batch must not spoil its moments.
             counters.skipped += 1
             counters.bad_in_row += 1
         else:
             counters.bad_in_row = 0
             if config.clip_norm is not None:
+                # By the norm of all processes, which is known already.
                 clip_grads_with_norm_(parameters, config.clip_norm, grad_norm)
             self._update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -334,6 +341,7 @@ class Trainer:
             config=self.recipe.schedule,
         )
         for group in self.optimizer.param_groups:
+            # A group's factor is its layer-wise decay, or 20 for the head of VQA (published code).
             group["lr"] = self._lr * group["lr_scale"]
         self.optimizer.step()
 
@@ -354,6 +362,7 @@ class Trainer:
                     self.device.type, torch.bfloat16, enabled=self.precision == "bf16"
                 ):
                     losses = self._engine(batch)
+                # Gradients add up, so that their sum is that of the mean over micro-batches.
                 (losses["loss"] / len(micro_batches)).backward()
             for name, value in losses.items():
                 values[name].append(value.detach())
@@ -369,6 +378,7 @@ class Trainer:
         """Log the losses of a step, means over processes; TrainingError after too many bad steps."""
         counters = self._counters
         step = counters.step
+        # One message for all losses: (losses) in the order of their names.
         means = all_reduce(torch.stack(list(losses.values()))) / world_size()
         mean_losses = dict(zip(losses, means.tolist(), strict=True))
         norm = grad_norm.item()
@@ -393,6 +403,7 @@ class Trainer:
                 "seconds": self._seconds(),
                 "samples_seen": counters.samples_seen,
                 "precision": self.precision,
+                # Two runs that saw the same samples have the same digests.
                 "sample_ids_digest": hashlib.sha256(json.dumps(sample_ids).encode()).hexdigest()[
                     :16
                 ],
@@ -427,6 +438,7 @@ class Trainer:
             is_due = is_due or step % interval == 0
         if not is_due or self.evaluate is None:
             return
+        # A run that was cut off after this evaluation does not repeat it.
         if from_main(tracker and tracker.evaluated_step) == step:
             return
         report_progress(slow=True)
@@ -462,6 +474,7 @@ class Trainer:
             if isinstance(self.loader, CursorLoader):
                 self.loader.go_on_from(self._counters.step, self._counters.cursor or {})
             logger.info("%s: going on from %s", self.title, path)
+        # As if the run had never been interrupted: earlier starts count.
         self._started_at = time.monotonic() - self._counters.seconds
         finished = self._counters.step >= self.config.max_steps and from_main(
             self.model_dir.exists()
@@ -495,4 +508,5 @@ def forward_seed(seed: int, *, step: int, micro: int, rank: int) -> int:
     It is a hash, so that the random numbers of neighboring steps are unrelated.
     """
     digest = hashlib.blake2b(f"{seed} {step} {micro} {rank}".encode(), digest_size=8).digest()
+    # Generators of PyTorch take 63 bits.
     return int.from_bytes(digest, "big") >> 1
